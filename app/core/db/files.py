@@ -1,0 +1,87 @@
+"""Every query on files."""
+
+from datetime import datetime
+
+from sqlalchemy import Select, or_, select, update
+
+from app.core.db.models import DEFAULT_PROJECT_ID, File, Job
+from app.core.db.pages import Order, Page, fetch_page
+from app.core.db.session import Session
+from app.core.errors import NotFoundError
+from app.core.job_status import JobStatus
+
+_UNFINISHED = [status for status in JobStatus if not status.is_terminal]
+
+
+class FileRepository:
+    """The files of one project. An expired file is as good as gone."""
+
+    def __init__(self, session: Session, project_id: str = DEFAULT_PROJECT_ID) -> None:
+        self._session = session
+        self._project_id = project_id
+
+    def add(self, file: File) -> None:
+        file.project_id = self._project_id
+        self._session.add(file)
+        self._session.flush()
+
+    def get(self, file_id: str, *, now: datetime, param: str | None = None) -> File:
+        """The file with this id.
+
+        Raises:
+            NotFoundError: there is none; `param` names the field that asked for it.
+        """
+        file = self._session.scalar(self._visible(now).where(File.id == file_id))
+        if file is None:
+            raise NotFoundError(f"No such file: {file_id:.80}", code="file_not_found", param=param)
+        return file
+
+    def get_for_job(self, file_id: str) -> File:
+        """The file with this id, also if it has expired: a job that was accepted may read it.
+
+        Raises:
+            NotFoundError: there is none.
+        """
+        file = self._session.get(File, file_id)
+        if file is None or file.project_id != self._project_id:
+            raise NotFoundError(f"No such file: {file_id:.80}", code="file_not_found")
+        return file
+
+    def list_page(
+        self, *, now: datetime, after: str | None, limit: int, order: Order, purpose: str | None
+    ) -> Page[File]:
+        query = self._visible(now)
+        if purpose is not None:
+            query = query.where(File.purpose == purpose)
+        return fetch_page(self._session, query, File.id, after=after, limit=limit, order=order)
+
+    def unfinished_job_using(self, file_id: str) -> str | None:
+        """The id of a job that has yet to read this file, or None."""
+        return self._session.scalar(
+            select(Job.id)
+            .where(or_(Job.training_file_id == file_id, Job.validation_file_id == file_id))
+            .where(Job.status.in_(_UNFINISHED))
+            .limit(1)
+        )
+
+    def delete(self, file: File) -> None:
+        """Forget a file; a job that names it as its result names none from then on."""
+        self._session.execute(
+            update(Job).where(Job.result_file_id == file.id).values(result_file_id=None)
+        )
+        self._session.delete(file)
+
+    def list_expired(self, *, now: datetime, limit: int) -> list[File]:
+        """Files whose time is over, of every project, less those a job has yet to read."""
+        still_read = select(Job.id).where(
+            Job.status.in_(_UNFINISHED),
+            or_(Job.training_file_id == File.id, Job.validation_file_id == File.id),
+        )
+        query = select(File).where(File.expires_at <= now, ~still_read.exists()).limit(limit)
+        return list(self._session.scalars(query))
+
+    def _visible(self, now: datetime) -> Select[File]:
+        return select(File).where(
+            File.project_id == self._project_id,
+            or_(File.expires_at.is_(None), File.expires_at > now),
+        )

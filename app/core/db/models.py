@@ -1,0 +1,241 @@
+"""Tables. What must hold for every row is a constraint here, not a habit elsewhere."""
+
+from datetime import UTC, datetime
+from typing import Any, ClassVar
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    CheckConstraint,
+    DateTime,
+    Dialect,
+    Enum,
+    ForeignKey,
+    Index,
+    MetaData,
+    TypeDecorator,
+    UniqueConstraint,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+
+from app.core.job_status import JobStatus
+
+DEFAULT_PROJECT_ID = "proj-default"
+"""The one project there is so far; every row names it, so that more need no new columns."""
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """An aware UTC datetime. SQLite forgets the zone, PostgreSQL answers in the session's own."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is not None and value.utcoffset() is None:
+            raise ValueError("A naive datetime has no place in the database.")
+        return value and value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is not None and value.tzinfo is None:
+            return value.replace(tzinfo=UTC)
+        return value and value.astimezone(UTC)
+
+
+class Base(DeclarativeBase):
+    metadata = MetaData(
+        naming_convention={
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s",
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "pk": "pk_%(table_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        }
+    )
+    type_annotation_map: ClassVar[dict[Any, Any]] = {
+        datetime: UtcDateTime,
+        dict[str, Any]: JSON(none_as_null=True),
+        JobStatus: Enum(
+            JobStatus, native_enum=False, length=20, create_constraint=True, values_callable=list
+        ),
+    }
+
+
+_TERMINAL = ", ".join(f"'{status}'" for status in JobStatus if status.is_terminal)
+
+
+class Project(Base):
+    __tablename__ = "projects"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    created_at: Mapped[datetime]
+
+
+class _OwnedByProject:
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"), default=DEFAULT_PROJECT_ID)
+
+
+class File(_OwnedByProject, Base):
+    """Bytes in the blob store: an upload, or something that a job made."""
+
+    __tablename__ = "files"
+    __table_args__ = (Index(None, "project_id", "id"),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    purpose: Mapped[str]
+    filename: Mapped[str]
+    """What the client called it; never part of a path."""
+    bytes: Mapped[int] = mapped_column(BigInteger)
+    sha256: Mapped[str]
+    crc32: Mapped[int] = mapped_column(BigInteger)
+    """What a zip archive needs to know of a file before it comes to its bytes."""
+    blob_key: Mapped[str] = mapped_column(unique=True)
+    created_at: Mapped[datetime]
+    expires_at: Mapped[datetime | None]
+    format: Mapped[str | None]
+    """Of a data set: text, prompt_completion or messages; null for what a job made."""
+    examples: Mapped[int | None]
+    uses_tools: Mapped[bool] = mapped_column(default=False)
+    job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"), index=True)
+    """The job that made it; null for an upload."""
+    checkpoint_id: Mapped[str | None] = mapped_column(ForeignKey("checkpoints.id"), index=True)
+
+
+class Job(_OwnedByProject, Base):
+    __tablename__ = "jobs"
+    __table_args__ = (
+        CheckConstraint(f"(finished_at IS NOT NULL) = (status IN ({_TERMINAL}))", "finished"),
+        CheckConstraint("(lease_expires_at IS NOT NULL) = (status = 'running')", "leased"),
+        CheckConstraint("(error IS NOT NULL) = (status = 'failed')", "error"),
+        CheckConstraint(
+            "(result_checkpoint_id IS NOT NULL) <= (status = 'succeeded')", "result_of_success"
+        ),
+        Index(None, "status", "id"),
+        Index(None, "project_id", "id"),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    status: Mapped[JobStatus]
+    created_at: Mapped[datetime]
+    started_at: Mapped[datetime | None]
+    """When its first attempt began."""
+    finished_at: Mapped[datetime | None]
+    cancel_requested_at: Mapped[datetime | None]
+    base_model: Mapped[str]
+    training_file_id: Mapped[str] = mapped_column(index=True)
+    """No foreign key: an ended job outlives the files it was made from."""
+    validation_file_id: Mapped[str | None] = mapped_column(index=True)
+    suffix: Mapped[str | None]
+    config: Mapped[dict[str, Any]]
+    """A `TrainingConfig`: every knob, resolved."""
+    learning_rate_multiplier: Mapped[float | None]
+    """As the caller gave it, or as it follows from the learning rate; `config` has it in it."""
+    fine_tuned_model: Mapped[str]
+    """The name the tuned model has, or will have."""
+    attempt: Mapped[int] = mapped_column(default=0)
+    """The newest attempt; older ones may write nothing more."""
+    worker_id: Mapped[str | None]
+    lease_expires_at: Mapped[datetime | None]
+    total_steps: Mapped[int | None]
+    trained_steps: Mapped[int] = mapped_column(default=0)
+    epoch: Mapped[float | None]
+    train_loss: Mapped[float | None]
+    """Of the last step."""
+    valid_loss: Mapped[float | None]
+    """Of the last evaluation."""
+    tokens_per_second: Mapped[float | None]
+    estimated_finish_at: Mapped[datetime | None]
+    trained_tokens: Mapped[int | None] = mapped_column(BigInteger)
+    result_checkpoint_id: Mapped[str | None]
+    result_file_id: Mapped[str | None]
+    error: Mapped[dict[str, Any] | None]
+    """`code`, `message`, `param` and, of a bad data set, `errors`."""
+
+    metadata_items: Mapped[list["JobMetadata"]] = relationship(
+        lazy="selectin", order_by="JobMetadata.key"
+    )
+
+
+class JobMetadata(Base):
+    """The caller's own labels; a table, so that a list can be filtered by them."""
+
+    __tablename__ = "job_metadata"
+    __table_args__ = (Index(None, "key", "value"),)
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    key: Mapped[str] = mapped_column(primary_key=True)
+    value: Mapped[str]
+
+
+class Attempt(Base):
+    """One try at running a job, and how it ended."""
+
+    __tablename__ = "attempts"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    attempt: Mapped[int] = mapped_column(primary_key=True)
+    worker_id: Mapped[str]
+    started_at: Mapped[datetime]
+    ended_at: Mapped[datetime | None]
+    outcome: Mapped[str | None]
+    """succeeded, failed, cancelled, released or lost; null while it runs."""
+
+
+class StepRow(Base):
+    """One row of a job's loss log; `metrics` is a `StepMetrics`."""
+
+    __tablename__ = "steps"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    step: Mapped[int] = mapped_column(primary_key=True)
+    attempt: Mapped[int]
+    metrics: Mapped[dict[str, Any]]
+
+
+class Event(_OwnedByProject, Base):
+    __tablename__ = "events"
+    __table_args__ = (
+        CheckConstraint("level IN ('info', 'warn', 'error')", "level"),
+        CheckConstraint("type IN ('message', 'metrics')", "type"),
+        Index(None, "job_id", "id"),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    created_at: Mapped[datetime]
+    level: Mapped[str]
+    type: Mapped[str]
+    message: Mapped[str]
+    data: Mapped[dict[str, Any] | None]
+
+
+class Checkpoint(_OwnedByProject, Base):
+    """A whole, verified checkpoint; its files are the rows of `files` that name it."""
+
+    __tablename__ = "checkpoints"
+    __table_args__ = (UniqueConstraint("job_id", "step"),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    attempt: Mapped[int]
+    step: Mapped[int]
+    created_at: Mapped[datetime]
+    metrics: Mapped[dict[str, Any]]
+    """The `StepMetrics` of its step."""
+    manifest_sha256: Mapped[str]
+
+    files: Mapped[list[File]] = relationship(lazy="selectin", order_by=File.filename)
+
+
+class TunedModel(_OwnedByProject, Base):
+    """A result that can be asked for by name, until it is deleted."""
+
+    __tablename__ = "tuned_models"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    checkpoint_id: Mapped[str] = mapped_column(ForeignKey("checkpoints.id"))
+    base_model: Mapped[str]
+    created_at: Mapped[datetime]
+
+    checkpoint: Mapped[Checkpoint] = relationship(lazy="joined")

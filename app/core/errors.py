@@ -1,0 +1,97 @@
+"""Every error somebody can act on.
+
+ServiceError                      the caller acts; the API answers with its status and code
+├── InvalidRequestError           400  the request cannot be granted as it stands
+│   ├── InvalidFileError          400  an upload has bad lines; `problems` says which
+│   └── StateConflictError        400  not in the job's present state (409 would be retried)
+├── NotFoundError                 404
+├── PayloadTooLargeError          413
+├── UnsupportedMediaTypeError     415
+└── DatabaseBusyError             503  nothing was done; the same request may be sent again
+LeaseLostError                    the worker acts; no caller ever sees it
+BlobNotFoundError                 the service or the worker acts
+
+To add one: subclass the class whose status fits, or pass a new `code`, and list the code in
+`docs/errors.md` (`tests/contracts/test_documented.py` checks that).
+"""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from app.core.training_events import DataProblem
+
+
+class ServiceError(Exception):
+    """Base class. `code` is stable and machine-readable; the message is for people.
+
+    Args:
+        message: what is wrong, where, and how to mend it.
+        param: the field of the request that is to blame, as `method.supervised.batch_size`.
+        problems: every single thing that is wrong, where there may be several.
+        problem_count: how many there are when `problems` holds only the first of them.
+    """
+
+    status_code: ClassVar[int] = 500
+    code = "internal_error"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        problems: Sequence[DataProblem] = (),
+        problem_count: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.code = code or type(self).code
+        self.param = param
+        self.problems = tuple(problems)
+        self.problem_count = len(self.problems) if problem_count is None else problem_count
+
+
+class InvalidRequestError(ServiceError):
+    status_code = 400
+    code = "invalid_value"
+
+
+class InvalidFileError(InvalidRequestError):
+    code = "invalid_file"
+
+
+class StateConflictError(InvalidRequestError):
+    code = "invalid_state"
+
+
+class NotFoundError(ServiceError):
+    status_code = 404
+    code = "not_found"
+
+
+class PayloadTooLargeError(ServiceError):
+    status_code = 413
+    code = "payload_too_large"
+
+
+class UnsupportedMediaTypeError(ServiceError):
+    status_code = 415
+    code = "unsupported_media_type"
+
+
+class DatabaseBusyError(ServiceError):
+    status_code = 503
+    code = "database_busy"
+
+
+class LeaseLostError(Exception):
+    """A newer attempt owns the job, or it has ended; drop everything this one had to write."""
+
+    def __init__(self, job_id: str, attempt: int) -> None:
+        super().__init__(f"Attempt {attempt} of job {job_id} no longer holds its lease.")
+
+
+class BlobNotFoundError(Exception):
+    """The database names a blob that the store does not have."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(f"No blob has the key {key!r}.")

@@ -1,0 +1,94 @@
+"""`manifest.json`: what a checkpoint consists of, so that it is whole or known not to be.
+
+The child writes it last, before it gives the checkpoint's directory its name; the parent verifies
+it before it publishes anything.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+MANIFEST_NAME = "manifest.json"
+
+
+class ManifestFile(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    bytes: int
+    sha256: str
+
+
+class Manifest(BaseModel):
+    """Every file beside it, and where they came from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    job_id: str
+    attempt: int
+    step: int
+    files: dict[str, ManifestFile]
+    """By name; the manifest itself is not among them."""
+    provenance: dict[str, Any]
+    """Base model, data set and validation set with their sha256, settings, seed, library
+    versions."""
+
+
+class ManifestError(Exception):
+    """A directory is not what its manifest says; the message names the first difference."""
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as source:
+        return hashlib.file_digest(source, "sha256").hexdigest()
+
+
+def describe_files(directory: Path) -> dict[str, ManifestFile]:
+    """Size and sha256 of every regular file directly in `directory`, less the manifest."""
+    return {
+        path.name: ManifestFile(bytes=path.stat().st_size, sha256=sha256_of(path))
+        for path in sorted(directory.iterdir())
+        if path.is_file() and not path.is_symlink() and path.name != MANIFEST_NAME
+    }
+
+
+def verify(directory: Path) -> Manifest:
+    """Read the manifest of `directory` and check every file against it.
+
+    Raises:
+        ManifestError: there is no readable manifest, or a file is missing, additional or changed.
+    """
+    manifest = read(directory)
+    names = {path.name for path in directory.iterdir()} - {MANIFEST_NAME}
+    files = describe_files(directory)
+    if names != files.keys():
+        raise ManifestError(f"not regular files: {sorted(names - files.keys())}")
+    check(manifest, files)
+    return manifest
+
+
+def read(directory: Path) -> Manifest:
+    """The manifest of `directory`, which is not checked.
+
+    Raises:
+        ManifestError: there is none that can be read.
+    """
+    try:
+        return Manifest.model_validate_json((directory / MANIFEST_NAME).read_bytes())
+    except (OSError, ValueError) as error:
+        raise ManifestError(f"{directory.name}: no readable {MANIFEST_NAME}: {error}") from error
+
+
+def check(manifest: Manifest, files: dict[str, ManifestFile]) -> None:
+    """Check what was found against what was promised.
+
+    Raises:
+        ManifestError: a file is missing, additional or changed.
+    """
+    if files.keys() != manifest.files.keys():
+        difference = sorted(files.keys() ^ manifest.files.keys())
+        raise ManifestError(f"step {manifest.step}: files missing or additional: {difference}")
+    for name, promised in manifest.files.items():
+        if files[name] != promised:
+            raise ManifestError(f"step {manifest.step}: {name} is not the file that was written")

@@ -1,0 +1,70 @@
+"""Every setting, its default and its unit; `docs/settings.md` is checked against this file."""
+
+import os
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Read from the environment, as `TUNERY_PORT`, or from a file `.env`; the environment wins."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="TUNERY_",
+        env_file=".env",
+        frozen=True,
+        extra="ignore",  # `.env` may hold what other programs read
+        use_attribute_docstrings=True,
+    )
+
+    data_dir: Path = Path("data")
+    """Where everything is kept: the database, uploaded and made files, base models."""
+
+    database_url: str = ""
+    """SQLAlchemy URL of the database; empty for SQLite in `data_dir`."""
+
+    host: str = "127.0.0.1"
+    """Address the API listens on. There is no authentication yet: see docs/deployment.md."""
+
+    port: int = Field(default=8000, ge=0, le=65535)
+    """TCP port the API listens on."""
+
+    max_upload_bytes: int = Field(default=512 * 1024 * 1024, ge=1)
+    """Largest file that may be uploaded, in bytes."""
+
+    organization: str = Field(default="tunery", pattern=r"^[a-z0-9-]{1,32}$")
+    """The part of a tuned model's name that says whose it is: `ft:BASE:ORGANIZATION:SUFFIX:ID`."""
+
+    poll_interval_s: float = Field(default=0.5, gt=0, le=60)
+    """Seconds an idle worker waits before it looks for work again."""
+
+    lease_s: float = Field(default=60.0, ge=5, le=3600)
+    """Seconds a claimed job stays claimed without a sign of life from its worker."""
+
+    training_threads: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1, le=1024)
+    """Processor threads one training job uses; all of the machine's, unless set."""
+
+    install_default_model: bool = True
+    """Whether a starting worker installs the embedded base model when it is missing."""
+
+    log_level: str = Field(default="info", pattern=r"^(debug|info|warning|error)$")
+    """Least severe messages that are logged: debug, info, warning or error."""
+
+    @property
+    def resolved_database_url(self) -> str:
+        return self.database_url or f"sqlite:///{self.data_dir / 'tunery.db'}"
+
+    @property
+    def blobs_dir(self) -> Path:
+        return self.data_dir / "blobs"
+
+    @property
+    def work_dir(self) -> Path:
+        """Where workers keep the job directories of running attempts."""
+        return self.data_dir / "work"
+
+    @property
+    def workers_dir(self) -> Path:
+        """Where each worker touches a file while it is alive."""
+        return self.data_dir / "workers"

@@ -1,0 +1,59 @@
+"""Blobs as files below one directory."""
+
+import os
+import secrets
+from pathlib import Path
+from typing import BinaryIO
+
+from app.core.errors import BlobNotFoundError
+
+_SCRATCH = ".incoming"
+
+
+class LocalBlobStore:
+    """A `BlobStore` in a directory of a local file system."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        (root / _SCRATCH).mkdir(parents=True, exist_ok=True)
+
+    def scratch_file(self) -> Path:
+        return self._root / _SCRATCH / secrets.token_hex(16)
+
+    def put(self, key: str, scratch: Path) -> None:
+        target = self._path(key)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _sync(scratch)  # the bytes must be on disk before the name that promises them
+        scratch.replace(target)
+        _sync(target.parent)
+
+    def open(self, key: str) -> BinaryIO:
+        try:
+            return self._path(key).open("rb")
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+            raise BlobNotFoundError(key) from error
+
+    def delete(self, key: str) -> None:
+        path = self._path(key)
+        path.unlink(missing_ok=True)
+        for directory in path.parents:  # leave no empty directory behind
+            if directory.parent == self._root:
+                return  # another process may be about to put something into it
+            try:
+                directory.rmdir()
+            except OSError:
+                return
+
+    def _path(self, key: str) -> Path:
+        path = self._root / key
+        if not path.is_relative_to(self._root) or ".." in path.parts:
+            raise ValueError(f"{key!r} leaves the store.")
+        return path
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,78 @@
+"""JSON as RFC 8259 has it, and nothing that another reader would take differently.
+
+`json.loads` accepts NaN, infinities (also as 1e999), repeated keys, lone surrogates and NUL
+characters; each of them breaks something later: a database binding, a tokenizer, another
+language's parser. Here they are refused where they come in.
+"""
+
+import json
+import math
+from typing import Any, NoReturn, cast
+
+
+class StrictJsonError(ValueError):
+    """The text is not JSON that every reader understands alike; the message says why."""
+
+
+def loads(raw: bytes) -> Any:
+    """Parse UTF-8 JSON.
+
+    Raises:
+        StrictJsonError: it is not UTF-8, not JSON, or not the same to every reader.
+    """
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise StrictJsonError(f"not UTF-8: {error.reason} at byte {error.start}") from error
+    try:
+        value = json.loads(
+            text,
+            object_pairs_hook=_unique_keys,
+            parse_constant=_refuse_constant,
+            parse_float=_finite_float,
+        )
+        if "\\u" in text:  # the only way to write either of them
+            _refuse_bad_characters(value)
+    except json.JSONDecodeError as error:
+        raise StrictJsonError(f"{error.msg} at column {error.pos + 1}") from error
+    except RecursionError as error:
+        raise StrictJsonError("nested too deeply") from error
+    except StrictJsonError:
+        raise
+    except ValueError as error:  # an integer of more digits than Python converts
+        raise StrictJsonError("a number has too many digits") from error
+    return value
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        seen: set[str] = set()
+        repeated = next(key for key, _ in pairs if key in seen or seen.add(key))
+        raise StrictJsonError(f"the key {repeated[:80]!r} is given twice")
+    return result
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise StrictJsonError(f"{name} is not JSON")
+
+
+def _finite_float(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise StrictJsonError(f"{text[:40]} is too large for a number")
+    return number
+
+
+def _refuse_bad_characters(value: Any) -> None:
+    if isinstance(value, str):
+        if "\0" in value:
+            raise StrictJsonError("a string contains the character U+0000")
+        if any("\ud800" <= character <= "\udfff" for character in value):
+            raise StrictJsonError("a string contains half of a surrogate pair")
+    elif isinstance(value, dict):
+        for pair in cast("dict[str, Any]", value).items():
+            _refuse_bad_characters(list(pair))
+    elif isinstance(value, list):
+        for item in cast("list[Any]", value):
+            _refuse_bad_characters(item)

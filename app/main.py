@@ -1,0 +1,66 @@
+"""Builds the HTTP application: the only place where its parts are joined."""
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI
+
+from app.api import health
+from app.api.deps import Services
+from app.api.errors import install_error_handlers
+from app.api.requests import RequestContext
+from app.api.v1 import files, fine_tuning_jobs, job_results, models
+from app.core.base_models import load_catalogue
+from app.core.db.migrate import upgrade
+from app.core.db.session import Database
+from app.core.settings import Settings
+from app.core.storage.local import LocalBlobStore
+from app.schemas.pages import ErrorRead
+
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorRead, "description": description}
+    for status, description in {
+        400: "The request cannot be granted as it stands",
+        404: "There is no such thing",
+        413: "The body is too large",
+        415: "The body is of the wrong media type",
+        500: "The server failed",
+        503: "The database is busy; try again",
+    }.items()
+}
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """The API on the data directory and the database of `settings`."""
+    settings = settings or Settings()
+    services = Services(
+        settings=settings,
+        database=Database(settings.resolved_database_url),
+        store=LocalBlobStore(settings.blobs_dir),
+        catalogue=load_catalogue(settings.data_dir),
+    )
+    app = FastAPI(
+        title="Tunery",
+        version="0.1.0",
+        description="Fine-tune language models over REST: OpenAI's fine-tuning API, self-hosted.",
+        license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        lifespan=_lifespan,
+        redirect_slashes=False,
+        responses=_ERRORS,
+    )
+    app.state.services = services
+    install_error_handlers(app)
+    app.include_router(health.router)
+    for module in (files, fine_tuning_jobs, job_results, models):
+        app.include_router(module.router, prefix="/v1")
+    app.add_middleware(RequestContext)
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
+    services: Services = app.state.services
+    upgrade(services.database)
+    yield
+    services.database.dispose()

@@ -1,0 +1,192 @@
+"""Wire format of fine-tuning jobs, their events and checkpoints: OpenAI's fields, then ours."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationInfo,
+    field_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from app.core.job_status import JobStatus
+from app.schemas.hyperparameters import Hyperparameters
+from app.schemas.strict import RequestBody
+
+MAX_LABELS = 16
+"""Pairs of metadata that a job may have."""
+
+_MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+_MetadataValue = Annotated[str, StringConstraints(max_length=512)]
+
+
+class SupervisedMethod(RequestBody):
+    hyperparameters: Hyperparameters | None = None
+
+
+class MethodCreate(RequestBody):
+    type: str
+    """`supervised`."""
+    supervised: SupervisedMethod | None = None
+    dpo: Any = None
+    """Not offered."""
+    reinforcement: Any = None
+    """Not offered."""
+
+    @field_validator("dpo", "reinforcement")
+    @classmethod
+    def _must_be_absent(cls, value: Any, checked: ValidationInfo) -> Any:
+        if value is not None and "type" in checked.data:  # else its type says it all
+            raise PydanticCustomError(
+                "unsupported_method", "This method is not offered here; use 'supervised'"
+            )
+        return value
+
+    @field_validator("type")
+    @classmethod
+    def _must_be_offered(cls, value: str) -> str:
+        if value != "supervised":
+            raise PydanticCustomError(
+                "unsupported_method",
+                "The method {method} is not offered here; use 'supervised'",
+                {"method": repr(value[:40])},
+            )
+        return value
+
+
+class JobCreate(RequestBody):
+    model: str = Field(min_length=1, max_length=256)
+    """A base model: its id in the catalogue, or its hub repository."""
+    training_file: str
+    """Id of an uploaded file."""
+    validation_file: str | None = None
+    """Id of an uploaded file on which the loss is measured, never learned."""
+    suffix: str | None = Field(default=None, min_length=1, max_length=64)
+    """Becomes part of the tuned model's name."""
+    seed: int | None = Field(default=None, ge=0, le=2**31 - 1)
+    """The same seed and data give the same adapter, on one machine; chosen when absent."""
+    metadata: dict[_MetadataKey, _MetadataValue] | None = Field(default=None, max_length=MAX_LABELS)
+    """Labels of your own; the list of jobs can be filtered by them."""
+    method: MethodCreate | None = None
+    hyperparameters: Hyperparameters | None = None
+    """The older place of `method.supervised.hyperparameters`, which wins where both give a knob."""
+    integrations: list[Any] | None = None
+    """None is offered; empty or absent."""
+
+    @field_validator("integrations")
+    @classmethod
+    def _must_be_empty(cls, value: list[Any] | None) -> list[Any] | None:
+        if value:
+            raise PydanticCustomError(
+                "unsupported_integration", "No integration is offered here; leave the list empty"
+            )
+        return value
+
+    def knobs(self) -> dict[str, Any]:
+        """The hyperparameters that were given a value."""
+        supervised = self.method and self.method.supervised
+        places = (self.hyperparameters, supervised and supervised.hyperparameters)
+        given = [place.model_dump(exclude_none=True) for place in places if place is not None]
+        return {name: value for knobs in given for name, value in knobs.items()}
+
+
+class _Read(BaseModel):
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+
+class JobErrorRead(_Read):
+    code: str
+    message: str
+    param: str | None
+    errors: list[dict[str, Any]] = []
+    """Of a bad data set, its first 50 problems: line, path, code and message."""
+
+
+class JobRead(_Read):
+    id: str
+    object: Literal["fine_tuning.job"] = "fine_tuning.job"
+    created_at: int
+    finished_at: int | None
+    estimated_finish: int | None
+    """Unix time at which a running job will end, by its speed so far."""
+    status: JobStatus
+    model: str
+    """The base model's id in the catalogue."""
+    fine_tuned_model: str | None
+    organization_id: str
+    training_file: str
+    validation_file: str | None
+    result_files: list[str]
+    """Of a succeeded job, one file: the loss log as CSV."""
+    trained_tokens: int | None
+    seed: int
+    error: JobErrorRead | None
+    hyperparameters: dict[str, Any]
+    """Every knob with the value it has; nothing is `auto` here."""
+    method: dict[str, Any]
+    integrations: list[Any] = []
+    metadata: dict[str, str] | None
+    user_provided_suffix: str | None
+
+    # From here on, ours.
+    started_at: int | None
+    cancel_requested_at: int | None
+    """Set as soon as a running job was asked to stop; its status follows within seconds."""
+    attempt: int
+    """How often a worker has begun with the job."""
+    queue_position: int | None
+    """1 for the job that is next; null once a worker has taken it."""
+    trained_steps: int
+    total_steps: int | None
+    """Optimizer steps in all; null until model and data are loaded."""
+    progress: float
+    """Fraction of all steps done, 0 to 1."""
+    epoch: float | None
+    train_loss: float | None
+    """Of the last step, in nats per learned token."""
+    valid_loss: float | None
+    """Newest loss on the validation file."""
+    tokens_per_second: float | None
+    """Real tokens, never padding, over the training loop so far."""
+
+
+class EventRead(_Read):
+    id: str
+    object: Literal["fine_tuning.job.event"] = "fine_tuning.job.event"
+    created_at: int
+    level: Literal["info", "warn", "error"]
+    message: str
+    type: Literal["message", "metrics"]
+    data: dict[str, Any] | None
+
+
+class CheckpointMetricsRead(_Read):
+    step: int
+    train_loss: float
+    train_mean_token_accuracy: float
+    valid_loss: float | None = None
+    valid_mean_token_accuracy: float | None = None
+    full_valid_loss: float | None = None
+    full_valid_mean_token_accuracy: float | None = None
+
+
+class CheckpointRead(_Read):
+    id: str
+    object: Literal["fine_tuning.job.checkpoint"] = "fine_tuning.job.checkpoint"
+    created_at: int
+    fine_tuning_job_id: str
+    fine_tuned_model_checkpoint: str
+    step_number: int
+    metrics: CheckpointMetricsRead
+    result_files: list[str]
+    """Ids of the adapter's files; `GET /v1/files/{id}` gives a file's name."""
+
+
+class MetricsRead(_Read):
+    object: Literal["list"] = "list"
+    data: list[dict[str, float | int | None]]
+    """The loss log: one row per optimizer step."""
+    has_more: Literal[False] = False

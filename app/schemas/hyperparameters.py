@@ -1,0 +1,117 @@
+"""The knobs of a job on the wire: OpenAI's three and ours, each a value or `"auto"`.
+
+Ranges, defaults and descriptions are those of `TrainingConfig`, read from there; this module only
+gives the fields the names that users of such services know.
+"""
+
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import AliasChoices, BaseModel, BeforeValidator, Field, create_model
+
+from app.core.training_config import LoraShape, TrainingConfig
+from app.schemas.strict import RequestBody
+
+WIRE_NAMES = MappingProxyType(
+    {
+        "n_epochs": "epochs",
+        "batch_size": "batch_size",
+        "learning_rate": "learning_rate",
+        "lr_scheduler": "lr_scheduler",
+        "warmup_ratio": "warmup_ratio",
+        "weight_decay": "weight_decay",
+        "max_grad_norm": "max_grad_norm",
+        "max_steps": "max_steps",
+        "context_length": "max_sequence_tokens",
+        "overlong_row_behavior": "overlong_row_behavior",
+        "train_on_inputs": "train_on_inputs",
+        "logging_steps": "logging_steps",
+        "checkpoint_steps": "checkpoint_steps",
+        "n_evals": "n_evals",
+        "early_stopping_patience": "early_stopping_patience",
+    }
+)
+"""Field of `TrainingConfig` by its name on the wire."""
+
+LORA_WIRE_NAMES = MappingProxyType(
+    {"lora_r": "rank", "lora_alpha": "alpha", "lora_dropout": "dropout"}
+)
+"""Field of `LoraShape` by its name on the wire."""
+
+_ALIASES = {"lora_r": "lora_rank", "context_length": "max_seq_length"}
+
+
+def _auto_is_none(value: Any) -> Any:
+    return None if value == "auto" else value
+
+
+def _allow_auto(schema: dict[str, Any]) -> None:
+    """Tell the OpenAPI document about `"auto"`, which the validator turns into null."""
+    schema["anyOf"].append({"type": "string", "const": "auto"})
+
+
+def _field(default: Any = None, **options: Any) -> Any:
+    return Field(default=default, json_schema_extra=_allow_auto, **options)
+
+
+class OwnKnobs(RequestBody):
+    """The knobs that are not simply a field of `TrainingConfig`."""
+
+    learning_rate_multiplier: Annotated[float | None, BeforeValidator(_auto_is_none)] = _field(
+        gt=0, le=10_000
+    )
+    """OpenAI's way to set the learning rate: a factor on the default of 2e-4. Not together with
+    `learning_rate`."""
+
+    gradient_accumulation_steps: Annotated[int | None, BeforeValidator(_auto_is_none)] = _field(
+        ge=1, le=256
+    )
+    """For those who count as trainers do: an optimizer step takes `batch_size` (1 unless given)
+    times this many examples."""
+
+    lora_target_modules: Annotated[
+        list[str] | Literal["all-linear"] | None, BeforeValidator(_auto_is_none)
+    ] = _field()
+    """Names of the linear layers that get an adapter, or `all-linear` for every one that the base
+    model offers."""
+
+    packing: Annotated[Literal[False] | None, BeforeValidator(_auto_is_none)] = _field()
+    """Only `false`: examples are never joined into one sequence. They are not padded to a common
+    length either, which is what packing would save."""
+
+
+def _knob(model: type[BaseModel], name: str, wire_name: str) -> tuple[Any, Any]:
+    """A field like `model.name`, which may also be absent, null or `"auto"`."""
+    field = model.model_fields[name]
+    annotation = Annotated[field.annotation, Field(), *field.metadata]  # pyright: ignore[reportInvalidTypeForm]
+    alias = _ALIASES.get(wire_name)
+    options = {} if alias is None else {"validation_alias": AliasChoices(wire_name, alias)}
+    return (
+        Annotated[annotation | None, BeforeValidator(_auto_is_none)],  # pyright: ignore[reportInvalidTypeForm]
+        _field(description=field.description, **options),
+    )
+
+
+_fields: dict[str, Any] = {
+    **{wire: _knob(TrainingConfig, name, wire) for wire, name in WIRE_NAMES.items()},
+    **{wire: _knob(LoraShape, name, wire) for wire, name in LORA_WIRE_NAMES.items()},
+}
+
+if TYPE_CHECKING:
+    Hyperparameters = OwnKnobs
+else:
+    Hyperparameters = create_model(
+        "Hyperparameters",
+        __base__=OwnKnobs,
+        __doc__='Each may be left out, null or "auto": the job shows the value it then has.',
+        **_fields,
+    )
+
+
+def as_hyperparameters(config: TrainingConfig, multiplier: float | None) -> dict[str, Any]:
+    """The resolved settings under their names on the wire."""
+    shown: dict[str, Any] = {wire: getattr(config, name) for wire, name in WIRE_NAMES.items()}
+    shown |= {wire: getattr(config.lora, name) for wire, name in LORA_WIRE_NAMES.items()}
+    shown["lora_target_modules"] = list(config.lora.target_modules)
+    shown["learning_rate_multiplier"] = multiplier
+    return shown

@@ -1,0 +1,41 @@
+"""What all request bodies share: nothing is guessed, converted or ignored."""
+
+from difflib import get_close_matches
+from typing import Any
+
+from pydantic import AliasChoices, BaseModel, ConfigDict
+
+
+class RequestBody(BaseModel):
+    """A JSON object whose fields are of exactly the types they are documented with."""
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+def nearest_field(model: type[BaseModel], path: tuple[Any, ...], name: str) -> str | None:
+    """The field of the object at `path` within `model` that looks most like `name`."""
+    for part in path:
+        field = model.model_fields.get(str(part))
+        nested = None if field is None else _model_in(field.annotation)
+        if nested is None:
+            return None
+        model = nested
+    return next(iter(get_close_matches(name, _names(model), n=1)), None)
+
+
+def _names(model: type[BaseModel]) -> list[str]:
+    names = list(model.model_fields)
+    for field in model.model_fields.values():
+        if isinstance(field.validation_alias, AliasChoices):
+            names += [str(choice) for choice in field.validation_alias.choices]
+    return names
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """The model in `Model | None`."""
+    candidates = getattr(annotation, "__args__", (annotation,))
+    return next(
+        (one for one in candidates if isinstance(one, type) and issubclass(one, BaseModel)), None
+    )

@@ -1,0 +1,157 @@
+"""What a caller may ask of files. The caller owns the transaction."""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import TypeGuard
+
+from app.core.dataset_checker import DatasetSummary
+from app.core.db.files import FileRepository
+from app.core.db.models import File
+from app.core.db.session import Session
+from app.core.errors import InvalidFileError, InvalidRequestError, StateConflictError
+from app.core.ids import IdPrefix, new_id
+from app.core.storage.base import BlobStore
+
+MAX_FILENAME_LENGTH = 255
+EXPIRES_AFTER_S = range(3600, 2_592_000 + 1)
+"""OpenAI's range: an hour to thirty days."""
+
+_MAX_DIGITS = 18
+"""Of a number in a form; far more would take long to convert, or be refused by Python."""
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """A request body that has been read to its end; the file is in the store's scratch space."""
+
+    path: Path
+    filename: str
+    bytes: int
+    sha256: str
+    crc32: int
+    summary: DatasetSummary
+    fields: dict[str, str]
+    """The other fields of the form."""
+
+
+def create_file(session: Session, store: BlobStore, upload: Upload, *, now: datetime) -> File:
+    """Publish an uploaded data set.
+
+    The blob is in the store before its row is: a crash between the two leaves bytes that nothing
+    names, never a name without bytes.
+
+    Raises:
+        InvalidRequestError: a field of the form is missing or not allowed.
+        InvalidFileError: the file is not a data set; every problem is listed.
+    """
+    _check_purpose(upload.fields.get("purpose"))
+    expires_at = _expiry(upload.fields, now=now)
+    _check_content(upload)
+    file_id = new_id(IdPrefix.FILE)
+    blob_key = f"files/{file_id}"
+    store.put(blob_key, upload.path)
+    file = File(
+        id=file_id,
+        purpose="fine-tune",
+        filename=_plain_name(upload.filename),
+        bytes=upload.bytes,
+        sha256=upload.sha256,
+        crc32=upload.crc32,
+        blob_key=blob_key,
+        created_at=now,
+        expires_at=expires_at,
+        format=upload.summary.format,
+        examples=upload.summary.examples,
+        uses_tools=upload.summary.uses_tools,
+    )
+    try:
+        FileRepository(session).add(file)
+    except Exception:  # such as a busy database
+        store.delete(blob_key)
+        raise
+    return file
+
+
+def delete_file(session: Session, file_id: str, *, now: datetime) -> str:
+    """Forget a file. Returns the key of the blob to free once the transaction is committed.
+
+    Raises:
+        NotFoundError: no file has this id.
+        StateConflictError: a job has yet to read it, or it is part of a checkpoint.
+    """
+    files = FileRepository(session)
+    file = files.get(file_id, now=now)
+    if file.checkpoint_id is not None:
+        raise StateConflictError(
+            f"{file_id} is part of the checkpoint {file.checkpoint_id}, which would be no adapter "
+            "without it. Delete the tuned model to free the files of its adapter.",
+            code="file_in_use",
+        )
+    job_id = files.unfinished_job_using(file_id)
+    if job_id is not None:
+        raise StateConflictError(
+            f"{file_id} is needed by the job {job_id}. Cancel that job, or wait for its end.",
+            code="file_in_use",
+        )
+    files.delete(file)
+    return file.blob_key
+
+
+def _plain_name(filename: str) -> str:
+    """What the client called the file, less directories and what no file's name can have."""
+    name = filename.replace("\\", "/").rpartition("/")[2]
+    printable = "".join(character for character in name if character.isprintable())
+    return printable[:MAX_FILENAME_LENGTH] if printable.strip(". ") else "upload"
+
+
+def _check_purpose(purpose: str | None) -> None:
+    if purpose is None:
+        raise InvalidRequestError(
+            "The field 'purpose' is missing; it must be 'fine-tune'.",
+            code="missing_required_parameter",
+            param="purpose",
+        )
+    if purpose != "fine-tune":
+        raise InvalidRequestError(
+            f"The purpose {purpose[:40]!r} is not offered here; it must be 'fine-tune'.",
+            code="unsupported_purpose",
+            param="purpose",
+        )
+
+
+def _expiry(fields: dict[str, str], *, now: datetime) -> datetime | None:
+    anchor, seconds = fields.get("expires_after[anchor]"), fields.get("expires_after[seconds]")
+    if anchor is None and seconds is None:
+        return None
+    if anchor != "created_at":
+        raise InvalidRequestError(
+            "'expires_after[anchor]' must be 'created_at'.", param="expires_after[anchor]"
+        )
+    if not _is_whole_number(seconds) or int(seconds) not in EXPIRES_AFTER_S:
+        raise InvalidRequestError(
+            f"'expires_after[seconds]' must be a whole number from {EXPIRES_AFTER_S.start} to "
+            f"{EXPIRES_AFTER_S.stop - 1}.",
+            param="expires_after[seconds]",
+        )
+    return now + timedelta(seconds=int(seconds))
+
+
+def _is_whole_number(text: str | None) -> TypeGuard[str]:
+    return text is not None and len(text) <= _MAX_DIGITS and text.isdecimal()
+
+
+def _check_content(upload: Upload) -> None:
+    summary = upload.summary
+    if not summary.problem_count:
+        return
+    first = summary.problems[0]
+    where = f"line {first.line}" + (f", {first.path}" if first.path else "")
+    more = summary.problem_count - 1
+    others = f" And {more} more; see 'errors'." if more else ""
+    raise InvalidFileError(
+        f"The file is not a data set. In {where}: {first.message}{others}",
+        param="file",
+        problems=summary.problems,
+        problem_count=summary.problem_count,
+    )

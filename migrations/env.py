@@ -1,0 +1,13 @@
+"""Runs migrations on the connection that `app.core.db.migrate` hands in, in its transaction."""
+
+from alembic import context
+
+from app.core.db.models import Base
+
+context.configure(
+    connection=context.config.attributes["connection"],
+    target_metadata=Base.metadata,
+    transactional_ddl=True,  # also on SQLite: see the `begin` listener in app/core/db/session.py
+    render_as_batch=True,
+)
+context.run_migrations()

@@ -1,0 +1,88 @@
+"""One service for all of these tests, with a base model small enough to train in seconds."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import openai
+import pytest
+from openai.types.fine_tuning import FineTuningJob
+
+from app.core.base_models import CATALOGUE_NAME, load_catalogue
+from tests.acceptance.processes import ServiceProcesses
+from tests.builders import build_chat_file
+from tests.tiny import write_tiny_model
+from worker.model_store.install import install_model
+
+CATALOGUE = """
+[[model]]
+id = "tiny"
+name = "Two layers"
+source.kind = "directory"
+source.path = "{source}"
+licence = "Apache-2.0"
+context_length = 512
+target_modules = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+"""
+
+
+@pytest.fixture(scope="session")
+def tiny_data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data directory with one installed base model, `tiny`."""
+    source = tmp_path_factory.mktemp("hub") / "our-tiny"
+    write_tiny_model(source)
+    data_dir = tmp_path_factory.mktemp("service") / "data"
+    data_dir.mkdir()
+    (data_dir / CATALOGUE_NAME).write_text(CATALOGUE.format(source=source))
+    catalogue = load_catalogue(data_dir)
+    entry = catalogue.find("tiny")
+    assert entry is not None
+    install_model(entry, catalogue)
+    return data_dir
+
+
+@pytest.fixture(scope="session")
+def service(tiny_data_dir: Path) -> Iterator[ServiceProcesses]:
+    # More threads than one gain nothing on so small a model, and much is lost on a busy machine.
+    with ServiceProcesses(tiny_data_dir, training_threads="1") as service:
+        yield service
+
+
+@pytest.fixture(params=["lenient", "strict"])
+def client(request: pytest.FixtureRequest, service: ServiceProcesses) -> Iterator[openai.OpenAI]:
+    """The stock client in both of its modes."""
+    with service.client(strict=request.param == "strict") as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def finished_job(service: ServiceProcesses) -> FineTuningJob:
+    """A job of 24 steps with a validation file and every label a job can have; read only."""
+    with service.client() as client:
+        training = client.files.create(
+            file=("train.jsonl", build_chat_file(48)), purpose="fine-tune"
+        )
+        validation = client.files.create(
+            file=("valid.jsonl", build_chat_file(8, first=100)), purpose="fine-tune"
+        )
+        job = client.fine_tuning.jobs.create(
+            model="tiny",
+            training_file=training.id,
+            validation_file=validation.id,
+            suffix="My Suffix",
+            seed=42,
+            metadata={"team": "red", "run": "1"},
+            method={
+                "type": "supervised",
+                "supervised": {
+                    "hyperparameters": {
+                        "n_epochs": 2,
+                        "batch_size": "auto",
+                        "learning_rate_multiplier": 1.8,
+                        "checkpoint_steps": 10,  # pyright: ignore[reportArgumentType] - ours
+                        "logging_steps": 5,
+                        "lora_rank": 8,
+                    }
+                },
+            },
+        )
+        return service.wait_for_end(client, job.id)

@@ -1,0 +1,133 @@
+"""The service as its users meet it: two processes and an address."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Self
+
+import openai
+from openai.types.fine_tuning import FineTuningJob
+
+from tests.waiting import wait_until
+
+ROOT = Path(__file__).parents[2]
+START_S = 60
+"""Longest time a process may take to be ready; generous, as machines that test are busy."""
+
+STOP_S = 20
+JOB_S = 180
+ENDED = ("succeeded", "failed", "cancelled")
+
+
+class ServiceProcesses:
+    """`python -m app` and `python -m worker` on one data directory, on a port of their own.
+
+    Args:
+        settings: more settings, by their names without the prefix, as `lease_s="5"`.
+    """
+
+    def __init__(self, data_dir: Path, **settings: str) -> None:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        self.data_dir = data_dir
+        named = {
+            "data_dir": str(data_dir),
+            "port": "0",
+            "poll_interval_s": "0.05",
+            "training_threads": "2",
+            "install_default_model": "false",
+        }
+        self._environment = {
+            **{name: value for name, value in os.environ.items() if "TUNERY" not in name},
+            **{f"TUNERY_{name.upper()}": value for name, value in (named | settings).items()},
+            "PYTHONPATH": str(ROOT),
+        }
+        self._api: subprocess.Popen[bytes] | None = None
+        self._worker: subprocess.Popen[bytes] | None = None
+        self.base_url = ""
+        """With the `/v1` that every client is given."""
+
+    def __enter__(self) -> Self:
+        self._api = self._start("app")
+        match = wait_until(
+            lambda: re.search(r"running on (http://\S+)", self.log("app")), within_s=START_S
+        )
+        self.base_url = f"{match[1]}/v1"
+        self.start_worker()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in (self._worker, self._api):
+            if process is not None:
+                self._end(process, signal.SIGTERM)
+
+    def client(self, *, strict: bool = True, **options: Any) -> openai.OpenAI:
+        """The stock client, which is told nothing but where the service is."""
+        return openai.OpenAI(
+            base_url=self.base_url,
+            api_key="unused",
+            max_retries=0,
+            _strict_response_validation=strict,
+            **options,
+        )
+
+    def wait_for_end(self, client: openai.OpenAI, job_id: str) -> FineTuningJob:
+        """Wait until the job has ended, however it does."""
+
+        def look() -> FineTuningJob | None:
+            job = client.fine_tuning.jobs.retrieve(job_id)
+            return job if job.status in ENDED else None
+
+        return wait_until(look, within_s=JOB_S)
+
+    def start_worker(self) -> None:
+        """Start a worker and wait until it looks for jobs."""
+        ready_before = self.log("worker").count("worker ready")
+        self._worker = self._start("worker")
+        wait_until(
+            lambda: self.log("worker").count("worker ready") > ready_before, within_s=START_S
+        )
+
+    def stop_worker(self, how: signal.Signals = signal.SIGTERM) -> int:
+        """Send the worker a signal and wait for its end. Returns its exit code."""
+        assert self._worker is not None
+        worker, self._worker = self._worker, None
+        return self._end(worker, how)
+
+    def find_child(self, job_id: str) -> int | None:
+        """Process id of the child that trains this job; None when there is none."""
+        for entry in Path("/proc").glob("[0-9]*"):
+            try:
+                command = (entry / "cmdline").read_bytes()
+            except OSError:
+                continue  # it has just ended
+            if b"worker.train" in command and job_id.encode() in command:
+                return int(entry.name)
+        return None
+
+    def log(self, process: str) -> str:
+        """What `app` or `worker` has written to standard error."""
+        path = self._log_file(process)
+        return path.read_text("utf-8", "replace") if path.exists() else ""
+
+    def _start(self, module: str) -> "subprocess.Popen[bytes]":
+        with self._log_file(module).open("ab") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", module],
+                cwd=self.data_dir,
+                env=self._environment,
+                stderr=log,
+            )
+
+    def _log_file(self, process: str) -> Path:
+        return self.data_dir / f"{process}.log"
+
+    @staticmethod
+    def _end(process: "subprocess.Popen[bytes]", how: signal.Signals) -> int:
+        process.send_signal(how)
+        try:
+            return process.wait(STOP_S)
+        finally:
+            process.kill()

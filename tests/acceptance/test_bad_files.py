@@ -1,0 +1,478 @@
+"""Uploads that are refused, each with its whole answer; and those that only look bad."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.acceptance.lab import MAX_UPLOAD_BYTES, Lab, Send, bad_file, envelope, open_lab
+from tests.builders import CHAT_LINE, TEXT_LINE
+
+NOT_JSON = "This line is not valid JSON: "
+NO_OBJECT = 'A line must be a JSON object, such as {"text": "..."}.'
+NO_FORMAT = 'A line must have "messages", "prompt" and "completion", or "text".'
+TWO_FORMATS = (
+    "This line is in the messages format, those before it are in the text format; one file has one "
+    "format."
+)
+NO_EXAMPLE = "The file has no example in it."
+NO_FORM = "Send the file as multipart/form-data, with the fields 'purpose' and 'file'."
+BAD_FORM = "The body is not well-formed multipart/form-data: "
+BAD_EXPIRY = "'expires_after[seconds]' must be a whole number from 3600 to 2592000."
+OVERLONG = "This line is longer than the 8 MiB a line may have."
+FILE_PART = b'--X\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n' + TEXT_LINE
+PURPOSE_PART = b'--X\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nfine-tune\r\n'
+END = b"\r\n--X--\r\n"
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    with open_lab(tmp_path_factory.mktemp("lab")) as lab:
+        yield lab
+
+
+def message(*roles: str, **changes: Any) -> bytes:
+    """A line of messages with these roles; `changes` are made to the last one."""
+    messages: list[dict[str, Any]] = [{"role": role, "content": "Hi"} for role in roles]
+    messages[-1] |= changes
+    return json.dumps({"messages": messages}).encode() + b"\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "error"),
+    [
+        pytest.param(
+            b'{"text": NaN}\n',
+            bad_file((1, "", "invalid_json", f"{NOT_JSON}NaN is not JSON.")),
+            id="NaN",
+        ),
+        pytest.param(
+            TEXT_LINE + b'{"text": [Infinity]}\n',
+            bad_file((2, "", "invalid_json", f"{NOT_JSON}Infinity is not JSON.")),
+            id="Infinity",
+        ),
+        pytest.param(
+            b'{"text": 1e999}\n',
+            bad_file((1, "", "invalid_json", f"{NOT_JSON}1e999 is too large for a number.")),
+            id="1e999",
+        ),
+        pytest.param(
+            b'{"text": ' + b"1" * 5000 + b"}\n",
+            bad_file((1, "", "invalid_json", f"{NOT_JSON}a number has too many digits.")),
+            id="5,000 digits",
+        ),
+        pytest.param(
+            b'{"text": "a", "text": "b"}\n',
+            bad_file((1, "", "invalid_json", f"{NOT_JSON}the key 'text' is given twice.")),
+            id="repeated key",
+        ),
+        pytest.param(
+            b'{"text": "\\ud800"}\n',
+            bad_file(
+                (1, "", "invalid_json", f"{NOT_JSON}a string contains half of a surrogate pair.")
+            ),
+            id="lone surrogate",
+        ),
+        pytest.param(
+            b'{"text": "\\u0000"}\n',
+            bad_file((1, "", "invalid_json", f"{NOT_JSON}a string contains the character U+0000.")),
+            id="NUL",
+        ),
+        pytest.param(
+            b'{"text": "\xff"}\n',
+            bad_file((1, "", "not_utf8", f"{NOT_JSON}not UTF-8: invalid start byte at byte 10.")),
+            id="not UTF-8",
+        ),
+        pytest.param(
+            '{"text": "a"}'.encode("utf-16"),
+            bad_file((1, "", "not_utf8", f"{NOT_JSON}not UTF-8: invalid start byte at byte 0.")),
+            id="UTF-16",
+        ),
+        pytest.param(
+            b'{"text": ' + b"[" * 100_000 + b"\n",
+            bad_file((1, "", "invalid_json", f"{NOT_JSON}nested too deeply.")),
+            id="deep",
+        ),
+        pytest.param(
+            b'{"text": "a"\n',
+            bad_file((1, "", "invalid_json", f"{NOT_JSON}Expecting ',' delimiter at column 13.")),
+            id="cut off",
+        ),
+        pytest.param(b'["a"]\n', bad_file((1, "", "not_an_object", NO_OBJECT)), id="array"),
+        pytest.param(b"", bad_file((1, "", "empty_file", NO_EXAMPLE)), id="empty"),
+        pytest.param(b"\n \r\n\n", bad_file((1, "", "empty_file", NO_EXAMPLE)), id="blank"),
+        pytest.param(
+            TEXT_LINE + b"\n\n" + TEXT_LINE,
+            bad_file((2, "", "blank_line", "A blank line between examples.")),
+            id="blank line in the middle",
+        ),
+        pytest.param(
+            TEXT_LINE + CHAT_LINE,
+            bad_file(
+                (
+                    2,
+                    "",
+                    "mixed_formats",
+                    TWO_FORMATS,
+                )
+            ),
+            id="two formats in a file",
+        ),
+        pytest.param(
+            b'{"text": "a", "messages": []}\n',
+            bad_file(
+                (
+                    1,
+                    "",
+                    "unknown_format",
+                    "This line mixes the formats text and messages; keep one.",
+                )
+            ),
+            id="two formats in a line",
+        ),
+        pytest.param(
+            b'{"input": "a", "output": "b"}\n',
+            bad_file(
+                (
+                    1,
+                    "",
+                    "unknown_format",
+                    f"{NO_FORMAT} Its keys: 'input', 'output'.",
+                )
+            ),
+            id="no format",
+        ),
+        pytest.param(
+            b'{"text": "a", "label": 1}\n',
+            bad_file(
+                (
+                    1,
+                    "label",
+                    "unknown_field",
+                    "'label' is not a field of the text format. Remove it.",
+                )
+            ),
+            id="unknown key",
+        ),
+        pytest.param(
+            b'{"prompt": "a"}\n',
+            bad_file((1, "completion", "missing_field", "'completion' is missing.")),
+            id="no completion",
+        ),
+        pytest.param(
+            b'{"messages": [{"content": "Hi"}]}\n',
+            bad_file(
+                (
+                    1,
+                    "messages[0].role",
+                    "bad_role",
+                    "The role must be one of system, developer, user, assistant, tool.",
+                )
+            ),
+            id="no role",
+        ),
+        pytest.param(
+            message("user", "robot"),
+            bad_file(
+                (
+                    1,
+                    "messages[1].role",
+                    "bad_role",
+                    "The role must be one of system, developer, user, assistant, tool.",
+                )
+            ),
+            id="bad role",
+        ),
+        pytest.param(
+            message("user", "assistant", weight=2),
+            bad_file((1, "messages[1].weight", "bad_weight", "The weight must be 0 or 1.")),
+            id="weight 2",
+        ),
+        pytest.param(
+            message("assistant", "user", weight=1),
+            bad_file(
+                (
+                    1,
+                    "messages[1].weight",
+                    "bad_weight",
+                    "Only an assistant message may have a weight.",
+                )
+            ),
+            id="weight on a user's message",
+        ),
+        pytest.param(
+            message("user", "assistant", weight=0),
+            bad_file(
+                (
+                    1,
+                    "messages",
+                    "no_trainable_tokens",
+                    "Every assistant message has weight 0, so there is nothing to learn.",
+                )
+            ),
+            id="every weight 0",
+        ),
+        pytest.param(
+            message("system", "user"),
+            bad_file(
+                (
+                    1,
+                    "messages",
+                    "no_assistant_message",
+                    "No message has the role 'assistant', so there is nothing to learn.",
+                )
+            ),
+            id="no answer",
+        ),
+        pytest.param(
+            message("user", "assistant", content=""),
+            bad_file((1, "messages[1].content", "empty_field", "An assistant message is empty.")),
+            id="empty answer",
+        ),
+        pytest.param(
+            message("assistant", "user", content=[{"type": "image_url", "image_url": {}}]),
+            bad_file(
+                (
+                    1,
+                    "messages[1].content[0]",
+                    "unsupported_content",
+                    'Only text can be learned: a part must be {"type": "text", "text": "..."}.',
+                )
+            ),
+            id="image",
+        ),
+        pytest.param(
+            TEXT_LINE + b'{"text": "' + b"x" * 2**23 + b'"}\n' + b'{"text": 1}\n',
+            bad_file(
+                (2, "", "line_too_long", OVERLONG),
+                (3, "text", "wrong_type", "'text' must be a string."),
+            ),
+            id="overlong line",
+        ),
+    ],
+)
+def test_a_file_that_is_no_data_set_is_refused(
+    lab: Lab, content: bytes, error: dict[str, Any]
+) -> None:
+    answer = lab.upload(content)
+
+    assert answer.json() == error
+    assert answer.status_code == 400
+
+
+def test_the_first_fifty_problems_are_listed_and_all_are_counted(lab: Lab) -> None:
+    answer = lab.upload(b"[]\n" * 60)
+
+    error = bad_file(*((line, "", "not_an_object", NO_OBJECT) for line in range(1, 51)))["error"]
+    error["message"] = error["message"].replace("49 more", "59 more")
+    assert answer.json() == {"error": error | {"error_count": 60}}
+    assert answer.status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("send", "status", "error"),
+    [
+        pytest.param(
+            lambda lab: lab.post(
+                "/files", data={"purpose": "fine-tune"}, files={"data": ("a", TEXT_LINE)}
+            ),
+            400,
+            envelope("missing_required_parameter", "The field 'file' is missing.", "file"),
+            id="no file",
+        ),
+        pytest.param(
+            lambda lab: lab.post("/files", files={"file": ("a", TEXT_LINE)}),
+            400,
+            envelope(
+                "missing_required_parameter",
+                "The field 'purpose' is missing; it must be 'fine-tune'.",
+                "purpose",
+            ),
+            id="no purpose",
+        ),
+        pytest.param(
+            lambda lab: lab.upload(TEXT_LINE, purpose="assistants"),
+            400,
+            envelope(
+                "unsupported_purpose",
+                "The purpose 'assistants' is not offered here; it must be 'fine-tune'.",
+                "purpose",
+            ),
+            id="another purpose",
+        ),
+        pytest.param(
+            lambda lab: lab.post(
+                "/files",
+                data={"purpose": "fine-tune"},
+                files=[("file", ("a", TEXT_LINE)), ("file", ("b", TEXT_LINE))],
+            ),
+            400,
+            envelope("invalid_value", "Send one file in a request.", "file"),
+            id="two files",
+        ),
+        pytest.param(
+            lambda lab: lab.upload(b"x" * (MAX_UPLOAD_BYTES + 1)),
+            413,
+            envelope(
+                "file_too_large",
+                "A file may have at most 20,000,000 bytes here. Split it, or raise "
+                "TUNERY_MAX_UPLOAD_BYTES.",
+                "file",
+            ),
+            id="too large",
+        ),
+        pytest.param(
+            lambda lab: lab.send_form(PURPOSE_PART + FILE_PART + END + b"x" * 23_000_000),
+            413,
+            envelope(
+                "file_too_large",
+                "A file may have at most 20,000,000 bytes here. Split it, or raise "
+                "TUNERY_MAX_UPLOAD_BYTES.",
+                "file",
+            ),
+            id="more after the end",
+        ),
+        pytest.param(
+            lambda lab: lab.post("/files", json={"purpose": "fine-tune"}),
+            415,
+            envelope("unsupported_media_type", NO_FORM),
+            id="JSON",
+        ),
+        pytest.param(
+            lambda lab: lab.post("/files", data={"purpose": "fine-tune"}),
+            415,
+            envelope("unsupported_media_type", NO_FORM),
+            id="form without parts",
+        ),
+        pytest.param(
+            lambda lab: lab.send_form(b"", boundary=""),
+            415,
+            envelope("unsupported_media_type", NO_FORM),
+            id="no boundary",
+        ),
+        pytest.param(
+            lambda lab: lab.send_form(b"", boundary="x" * 257),
+            400,
+            envelope("invalid_multipart", f"{BAD_FORM}Boundary length 257 exceeds maximum of 256."),
+            id="long boundary",
+        ),
+        pytest.param(
+            lambda lab: lab.send_form(b"nonsense"),
+            400,
+            envelope(
+                "invalid_multipart",
+                f"{BAD_FORM}Expected boundary character 45, got 110 at index 2.",
+            ),
+            id="nonsense",
+        ),
+        pytest.param(
+            lambda lab: lab.send_form(b""),
+            400,
+            envelope("invalid_multipart", f"{BAD_FORM}its closing boundary is missing."),
+            id="nothing",
+        ),
+        pytest.param(
+            lambda lab: lab.send_form(PURPOSE_PART + FILE_PART),
+            400,
+            envelope("invalid_multipart", f"{BAD_FORM}its closing boundary is missing."),
+            id="cut off",
+        ),
+        pytest.param(
+            lambda lab: lab.send_form(PURPOSE_PART * 21 + FILE_PART + END),
+            400,
+            envelope("invalid_multipart", f"{BAD_FORM}it has more than 20 parts."),
+            id="many parts",
+        ),
+        pytest.param(
+            lambda lab: lab.send_form(b"--X\r\nContent-Disposition: " + b"a" * 5000 + END),
+            400,
+            envelope("invalid_multipart", f"{BAD_FORM}Maximum header size exceeded."),
+            id="long header of a part",
+        ),
+        pytest.param(
+            lambda lab: lab.upload(TEXT_LINE, note="x" * 65_537),
+            400,
+            envelope("invalid_value", "A field of the form is too long."),
+            id="long field",
+        ),
+        pytest.param(
+            lambda lab: lab.upload(TEXT_LINE, **{"expires_after[seconds]": "3600"}),
+            400,
+            envelope(
+                "invalid_value",
+                "'expires_after[anchor]' must be 'created_at'.",
+                "expires_after[anchor]",
+            ),
+            id="expiry without anchor",
+        ),
+        *(
+            pytest.param(
+                lambda lab, seconds=seconds: lab.upload(
+                    TEXT_LINE,
+                    **{"expires_after[anchor]": "created_at", "expires_after[seconds]": seconds},
+                ),
+                400,
+                envelope("invalid_value", BAD_EXPIRY, "expires_after[seconds]"),
+                id=f"expiry of {seconds[:10]}",
+            )
+            for seconds in ("3599", "2592001", "-1", "1e5", "soon", "9" * 5000)
+        ),
+    ],
+)
+def test_a_bad_upload_is_refused(lab: Lab, send: Send, status: int, error: dict[str, Any]) -> None:
+    answer = send(lab)
+
+    assert answer.json() == error
+    assert answer.status_code == status
+    assert answer.headers["x-request-id"].startswith("req_")
+
+
+@pytest.mark.parametrize(
+    ("content", "format_", "examples"),
+    [
+        pytest.param(b"\xef\xbb\xbf" + TEXT_LINE, "text", 1, id="byte order mark"),
+        pytest.param(b'{"text": "a"}\r\n{"text": "b"}\r\n', "text", 2, id="carriage returns"),
+        pytest.param(CHAT_LINE + b"\n \n\r\n", "messages", 1, id="trailing blank lines"),
+        pytest.param(b'{"prompt": "", "completion": "b"}', "prompt_completion", 1, id="no end"),
+    ],
+)
+def test_what_only_looks_bad_is_accepted(
+    lab: Lab, content: bytes, format_: str, examples: int
+) -> None:
+    answer = lab.upload(content)
+
+    assert answer.status_code == 200
+    assert (answer.json()["format"], answer.json()["examples"]) == (format_, examples)
+    assert lab.get(f"/files/{answer.json()['id']}/content").text.encode() == content
+
+
+@pytest.mark.parametrize(
+    ("sent", "shown"),
+    [
+        ("../../etc/passwd", "passwd"),
+        ("C:\\data\\train.jsonl", "train.jsonl"),
+        ("train\x01\x7f.jsonl", "train.jsonl"),
+        ("", "upload"),
+        ("..", "upload"),
+        ("x" * 300, "x" * 255),
+        ("données.jsonl", "données.jsonl"),
+    ],
+)
+def test_a_filename_is_only_a_name(lab: Lab, sent: str, shown: str) -> None:
+    part = FILE_PART.replace(b'filename="a"', f'filename="{sent}"'.encode())
+
+    answer = lab.send_form(PURPOSE_PART + part + END)
+
+    assert answer.json()["filename"] == shown
+
+
+def test_a_refused_upload_leaves_nothing_behind(lab: Lab) -> None:
+    blobs = lab.client.app.state.services.settings.blobs_dir  # pyright: ignore[reportAttributeAccessIssue] - FastAPI's
+    before = sorted(blobs.rglob("*"))
+
+    lab.upload(b"[]\n")
+    lab.send_form(PURPOSE_PART + FILE_PART)
+    lab.upload(b"x" * (MAX_UPLOAD_BYTES + 1))
+
+    assert sorted(blobs.rglob("*")) == before

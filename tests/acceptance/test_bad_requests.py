@@ -1,0 +1,719 @@
+"""Requests that are refused, each with its whole answer; and those that only look bad."""
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from tests.acceptance.lab import Lab, Send, bad_value, envelope, open_lab, problems
+
+Body = dict[str, dict[str, Any]]
+
+BAD_JSON = "The body is not valid JSON: "
+NO_OBJECT = "The body must be a JSON object."
+NO_JSON = "Send the body as JSON, with the header 'Content-Type: application/json'."
+NO_ROUTE = "No such route; the API's routes start with /v1."
+TARGETS = "q_proj, k_proj, v_proj, o_proj"
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    with open_lab(tmp_path_factory.mktemp("lab")) as lab:
+        yield lab
+
+
+def check(lab: Lab, send: Send, status: int, error: Body) -> None:
+    answer = send(lab)
+
+    assert answer.json() == error
+    assert answer.status_code == status
+    assert answer.headers["x-request-id"].startswith("req_")
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "error"),
+    [
+        pytest.param(b"", 400, problems(("", "missing_required_parameter", NO_OBJECT)), id="none"),
+        pytest.param(b"[]", 400, problems(("", "invalid_value", NO_OBJECT)), id="array"),
+        pytest.param(b"null", 400, problems(("", "invalid_value", NO_OBJECT)), id="null"),
+        pytest.param(
+            b"{'model': 'tiny'}",
+            400,
+            envelope(
+                "invalid_json",
+                f"{BAD_JSON}Expecting property name enclosed in double quotes at column 2.",
+            ),
+            id="Python",
+        ),
+        pytest.param(
+            b'{"seed": NaN}', 400, envelope("invalid_json", f"{BAD_JSON}NaN is not JSON."), id="NaN"
+        ),
+        pytest.param(
+            b'{"seed": -Infinity}',
+            400,
+            envelope("invalid_json", f"{BAD_JSON}-Infinity is not JSON."),
+            id="Infinity",
+        ),
+        pytest.param(
+            b'{"seed": 1e400}',
+            400,
+            envelope("invalid_json", f"{BAD_JSON}1e400 is too large for a number."),
+            id="1e400",
+        ),
+        pytest.param(
+            b'{"seed": ' + b"9" * 4301 + b"}",
+            400,
+            envelope("invalid_json", f"{BAD_JSON}a number has too many digits."),
+            id="4,301 digits",
+        ),
+        pytest.param(
+            b'{"model": "a", "model": "b"}',
+            400,
+            envelope("invalid_json", f"{BAD_JSON}the key 'model' is given twice."),
+            id="repeated key",
+        ),
+        pytest.param(
+            b'{"suffix": "\\ud800"}',
+            400,
+            envelope("invalid_json", f"{BAD_JSON}a string contains half of a surrogate pair."),
+            id="lone surrogate",
+        ),
+        pytest.param(
+            b'{"suffix": "\\u0000"}',
+            400,
+            envelope("invalid_json", f"{BAD_JSON}a string contains the character U+0000."),
+            id="NUL",
+        ),
+        pytest.param(
+            b'{"model": "\xff"}',
+            400,
+            envelope("invalid_json", f"{BAD_JSON}not UTF-8: invalid start byte at byte 11."),
+            id="not UTF-8",
+        ),
+        pytest.param(
+            '{"model": "a"}'.encode("utf-16"),
+            400,
+            envelope("invalid_json", f"{BAD_JSON}not UTF-8: invalid start byte at byte 0."),
+            id="UTF-16",
+        ),
+        pytest.param(
+            b"[" * 100_000,
+            400,
+            envelope("invalid_json", f"{BAD_JSON}nested too deeply."),
+            id="deep",
+        ),
+        pytest.param(
+            b'{"model": "' + b"x" * 2**21 + b'"}',
+            413,
+            envelope("payload_too_large", "The body is larger than 1 MiB."),
+            id="2 MiB",
+        ),
+    ],
+)
+def test_a_body_that_is_no_json_object_is_refused(
+    lab: Lab, body: bytes, status: int, error: Body
+) -> None:
+    check(lab, lambda lab: lab.send_json(body), status, error)
+
+
+@pytest.mark.parametrize("content_type", ["", "text/plain", "multipart/form-data; boundary=X"])
+def test_a_body_must_be_declared_as_json(lab: Lab, content_type: str) -> None:
+    error = envelope("unsupported_media_type", NO_JSON)
+
+    check(lab, lambda lab: lab.send_json(b"{}", content_type), 415, error)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        pytest.param(
+            {"model": "gpt-4o-mini"},
+            envelope(
+                "model_not_available",
+                "There is no base model 'gpt-4o-mini'. Installed: tiny, hub-tiny.",
+                "model",
+            ),
+            id="unknown model",
+        ),
+        pytest.param(
+            {"model": "us/absent"},
+            envelope(
+                "model_not_available",
+                "The base model absent is not installed. Run: make model MODEL=absent",
+                "model",
+            ),
+            id="model that is not installed",
+        ),
+        pytest.param(
+            {"model": 5}, bad_value("model", "Input should be a valid string"), id="model of 5"
+        ),
+        pytest.param(
+            {"training_file": None},
+            bad_value("training_file", "Input should be a valid string"),
+            id="no training file",
+        ),
+        pytest.param(
+            {"trainin_file": "x"},
+            problems(
+                (
+                    "trainin_file",
+                    "unknown_parameter",
+                    "Unknown parameter: 'trainin_file'. Did you mean 'training_file'?",
+                )
+            ),
+            id="misspelt parameter",
+        ),
+        pytest.param(
+            {"zzz": 1},
+            problems(("zzz", "unknown_parameter", "Unknown parameter: 'zzz'.")),
+            id="unknown parameter",
+        ),
+        pytest.param(
+            {"method": {"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.1}}}},
+            bad_value(
+                "method.type",
+                "The method 'dpo' is not offered here; use 'supervised'",
+                "unsupported_method",
+            ),
+            id="dpo",
+        ),
+        pytest.param(
+            {"method": {"supervised": {}}},
+            problems(
+                (
+                    "method.type",
+                    "missing_required_parameter",
+                    "Missing required parameter: 'method.type'.",
+                )
+            ),
+            id="method without type",
+        ),
+        pytest.param(
+            {"integrations": [{"type": "wandb", "wandb": {"project": "p"}}]},
+            bad_value(
+                "integrations",
+                "No integration is offered here; leave the list empty",
+                "unsupported_integration",
+            ),
+            id="integration",
+        ),
+        pytest.param(
+            {"metadata": {str(number): "x" for number in range(17)}},
+            bad_value(
+                "metadata", "Dictionary should have at most 16 items after validation, not more"
+            ),
+            id="17 labels",
+        ),
+        pytest.param(
+            {"metadata": {"k" * 65: "x"}},
+            problems(
+                (
+                    "metadata",
+                    "invalid_value",
+                    "Invalid key in 'metadata': String should have at most 64 characters.",
+                )
+            ),
+            id="long label",
+        ),
+        pytest.param(
+            {"metadata": {"": "x"}},
+            problems(
+                (
+                    "metadata",
+                    "invalid_value",
+                    "Invalid key in 'metadata': String should have at least 1 character.",
+                )
+            ),
+            id="empty label",
+        ),
+        pytest.param(
+            {"metadata": {"run": "x" * 513}},
+            bad_value("metadata.run", "String should have at most 512 characters"),
+            id="long value of a label",
+        ),
+        pytest.param(
+            {"metadata": {"run": 5}},
+            bad_value("metadata.run", "Input should be a valid string"),
+            id="label of 5",
+        ),
+        pytest.param(
+            {"seed": -1},
+            bad_value("seed", "Input should be greater than or equal to 0"),
+            id="seed -1",
+        ),
+        pytest.param(
+            {"seed": 2**70},
+            bad_value("seed", "Input should be less than or equal to 2147483647"),
+            id="huge seed",
+        ),
+        pytest.param(
+            {"suffix": "x" * 65},
+            bad_value("suffix", "String should have at most 64 characters"),
+            id="long suffix",
+        ),
+        pytest.param(
+            {"suffix": "", "seed": True},
+            problems(
+                (
+                    "suffix",
+                    "invalid_value",
+                    "Invalid value for 'suffix': String should have at least 1 character.",
+                ),
+                (
+                    "seed",
+                    "invalid_value",
+                    "Invalid value for 'seed': Input should be a valid integer.",
+                ),
+            ),
+            id="two at once",
+        ),
+    ],
+)
+def test_a_bad_parameter_of_a_job_is_refused(
+    lab: Lab, changes: dict[str, Any], error: Body
+) -> None:
+    check(lab, lambda lab: lab.create_job(**changes), 400, error)
+
+
+@pytest.mark.parametrize(
+    ("knob", "value", "why"),
+    [
+        ("n_epochs", True, "Input should be a valid integer"),
+        ("n_epochs", "8", "Input should be a valid integer"),
+        ("n_epochs", 1.5, "Input should be a valid integer"),
+        ("n_epochs", [3], "Input should be a valid integer"),
+        ("n_epochs", 0, "Input should be greater than or equal to 1"),
+        ("n_epochs", 51, "Input should be less than or equal to 50"),
+        ("batch_size", 0, "Input should be greater than or equal to 1"),
+        ("batch_size", 257, "Input should be less than or equal to 256"),
+        ("batch_size", 2**63, "Input should be less than or equal to 256"),
+        ("learning_rate", "2e-4", "Input should be a valid number"),
+        ("learning_rate", 0, "Input should be greater than 0"),
+        ("learning_rate", 1.01, "Input should be less than or equal to 1"),
+        ("learning_rate_multiplier", -1, "Input should be greater than 0"),
+        ("learning_rate_multiplier", 10_001, "Input should be less than or equal to 10000"),
+        ("gradient_accumulation_steps", 0, "Input should be greater than or equal to 1"),
+        ("gradient_accumulation_steps", 257, "Input should be less than or equal to 256"),
+        ("lora_r", 0, "Input should be greater than or equal to 1"),
+        ("lora_r", 257, "Input should be less than or equal to 256"),
+        ("lora_alpha", 0, "Input should be greater than 0"),
+        ("lora_alpha", 1025, "Input should be less than or equal to 1024"),
+        ("lora_dropout", -0.1, "Input should be greater than or equal to 0"),
+        ("lora_dropout", 1, "Input should be less than 1"),
+        ("context_length", 15, "Input should be greater than or equal to 16"),
+        ("context_length", 131_073, "Input should be less than or equal to 131072"),
+        (
+            "lr_scheduler",
+            "exponential",
+            "Input should be 'linear', 'cosine', 'constant' or 'constant_with_warmup'",
+        ),
+        ("overlong_row_behavior", "skip", "Input should be 'truncate', 'error' or 'drop'"),
+        ("packing", True, "Input should be False"),
+        ("train_on_inputs", "yes", "Input should be a valid boolean"),
+        ("warmup_ratio", -0.1, "Input should be greater than or equal to 0"),
+        ("warmup_ratio", 1.1, "Input should be less than or equal to 1"),
+        ("weight_decay", -1, "Input should be greater than or equal to 0"),
+        ("weight_decay", 1.1, "Input should be less than or equal to 1"),
+        ("max_grad_norm", 0, "Input should be greater than 0"),
+        ("max_grad_norm", 1001, "Input should be less than or equal to 1000"),
+        ("max_steps", 0, "Input should be greater than or equal to 1"),
+        ("max_steps", 1_000_001, "Input should be less than or equal to 1000000"),
+        ("logging_steps", 0, "Input should be greater than or equal to 1"),
+        ("checkpoint_steps", 0, "Input should be greater than or equal to 1"),
+        ("n_evals", 1001, "Input should be less than or equal to 1000"),
+        ("early_stopping_patience", 0, "Input should be greater than or equal to 1"),
+    ],
+)
+def test_a_knob_out_of_range_is_refused_wherever_it_is_given(
+    lab: Lab, knob: str, value: Any, why: str
+) -> None:
+    method = {"type": "supervised", "supervised": {"hyperparameters": {knob: value}}}
+
+    check(
+        lab,
+        lambda lab: lab.with_knobs(**{knob: value}),
+        400,
+        bad_value(f"hyperparameters.{knob}", why),
+    )
+    check(
+        lab,
+        lambda lab: lab.create_job(method=method),
+        400,
+        bad_value(f"method.supervised.hyperparameters.{knob}", why),
+    )
+
+
+@pytest.mark.parametrize(
+    ("knobs", "param", "message"),
+    [
+        pytest.param(
+            {"learning_rate": 1e-4, "learning_rate_multiplier": 2},
+            "learning_rate_multiplier",
+            "Give either 'learning_rate' or 'learning_rate_multiplier', not both.",
+            id="two learning rates",
+        ),
+        pytest.param(
+            {"learning_rate_multiplier": 6000},
+            "learning_rate",
+            "'learning_rate' becomes 1.2. Input should be less than or equal to 1.",
+            id="learning rate by multiplication",
+        ),
+        pytest.param(
+            {"batch_size": 200, "gradient_accumulation_steps": 2},
+            "batch_size",
+            "'batch_size' becomes 400. Input should be less than or equal to 256.",
+            id="batch size by multiplication",
+        ),
+        pytest.param(
+            {"lora_r": 65}, "lora_r", "The highest rank for tiny is 64.", id="rank for this model"
+        ),
+        pytest.param(
+            {"context_length": 513},
+            "context_length",
+            "tiny reads at most 512 tokens.",
+            id="context of this model",
+        ),
+        pytest.param(
+            {"lora_target_modules": ["q_proj", "qproj"]},
+            "lora_target_modules",
+            f"'qproj' is not a module that LoRA may target here: {TARGETS}.",
+            id="unknown module",
+        ),
+        pytest.param(
+            {"lora_target_modules": []},
+            "lora_target_modules",
+            f"Name at least one module that LoRA may target here: {TARGETS}.",
+            id="no module",
+        ),
+        pytest.param(
+            {"n_evals": 3},
+            "n_evals",
+            "'n_evals' needs a validation_file to evaluate on.",
+            id="evaluations of nothing",
+        ),
+        pytest.param(
+            {"early_stopping_patience": 3},
+            "early_stopping_patience",
+            "'early_stopping_patience' needs a validation_file to evaluate on.",
+            id="early stopping by nothing",
+        ),
+    ],
+)
+def test_knobs_that_do_not_fit_the_job_are_refused(
+    lab: Lab, knobs: dict[str, Any], param: str, message: str
+) -> None:
+    error = envelope("invalid_value", message, f"hyperparameters.{param}")
+
+    check(lab, lambda lab: lab.with_knobs(**knobs), 400, error)
+
+
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [
+        pytest.param(
+            "q_proj",
+            [
+                ("lora_target_modules", "Input should be a valid list"),
+                ("lora_target_modules", "Input should be 'all-linear'"),
+            ],
+            id="a name",
+        ),
+        pytest.param(
+            ["q_proj", 5],
+            [
+                ("lora_target_modules[1]", "Input should be a valid string"),
+                ("lora_target_modules", "Input should be 'all-linear'"),
+            ],
+            id="a number in the list",
+        ),
+    ],
+)
+def test_a_knob_of_two_kinds_says_what_each_of_them_is(
+    lab: Lab, value: Any, found: list[tuple[str, str]]
+) -> None:
+    error = problems(
+        *(
+            (
+                f"hyperparameters.{path}",
+                "invalid_value",
+                f"Invalid value for 'hyperparameters.{path}': {why}.",
+            )
+            for path, why in found
+        )
+    )
+
+    check(lab, lambda lab: lab.with_knobs(lora_target_modules=value), 400, error)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("lora_rnak", "Unknown parameter: 'hyperparameters.lora_rnak'. Did you mean 'lora_rank'?"),
+        ("epochs", "Unknown parameter: 'hyperparameters.epochs'. Did you mean 'n_epochs'?"),
+        ("beta", "Unknown parameter: 'hyperparameters.beta'."),
+        ("lora_rank", "'hyperparameters.lora_rank' is given twice, under two names."),
+    ],
+)
+def test_an_unknown_knob_is_refused_with_the_nearest_known_one(
+    lab: Lab, name: str, message: str
+) -> None:
+    error = problems((f"hyperparameters.{name}", "unknown_parameter", message))
+
+    check(lab, lambda lab: lab.with_knobs(**{"lora_r": 8, name: 8}), 400, error)
+
+
+@pytest.mark.parametrize(
+    ("send", "status", "error"),
+    [
+        pytest.param(
+            lambda lab: lab.create_job(training_file="file-nope"),
+            404,
+            lambda _: envelope("file_not_found", "No such file: file-nope", "training_file"),
+            id="unknown training file",
+        ),
+        pytest.param(
+            lambda lab: lab.create_job(validation_file="x" * 100_000),
+            404,
+            lambda _: envelope("file_not_found", f"No such file: {'x' * 80}", "validation_file"),
+            id="unknown validation file",
+        ),
+        pytest.param(
+            lambda lab: lab.create_job(validation_file=lab.text_file),
+            400,
+            lambda _: envelope(
+                "invalid_value",
+                "The validation file must be another file than the training file.",
+                "validation_file",
+            ),
+            id="same file twice",
+        ),
+        pytest.param(
+            lambda lab: lab.create_job(training_file=lab.tools_file),
+            400,
+            lambda lab: envelope(
+                "tools_not_supported",
+                f"{lab.tools_file} has tools in it, and the chat template of tiny cannot show "
+                "them.",
+                "training_file",
+            ),
+            id="tools",
+        ),
+        pytest.param(
+            lambda lab: lab.post(f"/fine_tuning/jobs/{lab.queued_job}/pause"),
+            404,
+            lambda _: envelope("unknown_url", NO_ROUTE),
+            id="pause",
+        ),
+        pytest.param(
+            lambda lab: lab.delete(f"/files/{lab.text_file}"),
+            400,
+            lambda lab: envelope(
+                "file_in_use",
+                f"{lab.text_file} is needed by the job {lab.queued_job}. Cancel that job, or wait "
+                "for its end.",
+            ),
+            id="delete a file in use",
+        ),
+        pytest.param(
+            lambda lab: lab.delete("/models/tiny"),
+            400,
+            lambda _: envelope(
+                "model_not_deletable",
+                "tiny is a base model; only tuned models can be deleted here.",
+                "model",
+            ),
+            id="delete a base model",
+        ),
+        pytest.param(
+            lambda lab: lab.delete("/models/us%2Fabsent"),
+            400,
+            lambda _: envelope(
+                "model_not_deletable",
+                "us/absent is a base model; only tuned models can be deleted here.",
+                "model",
+            ),
+            id="delete a base model by its repository",
+        ),
+        pytest.param(
+            lambda lab: lab.delete("/models/ft:tiny:tunery::nope"),
+            404,
+            lambda _: envelope("model_not_found", "No such model: ft:tiny:tunery::nope", "model"),
+            id="delete an unknown model",
+        ),
+        pytest.param(
+            lambda lab: lab.get("/models/absent"),
+            404,
+            lambda _: envelope("model_not_found", "No such model: absent", "model"),
+            id="model that is not installed",
+        ),
+        pytest.param(
+            lambda lab: lab.get(f"/fine_tuning/jobs/{lab.queued_job}/adapter"),
+            400,
+            lambda lab: envelope(
+                "adapter_not_ready",
+                f"Job {lab.queued_job} is queued, so it has no final adapter. A checkpoint that it "
+                "has made can be asked for with ?checkpoint=STEP.",
+            ),
+            id="adapter of a queued job",
+        ),
+        pytest.param(
+            lambda lab: lab.get(f"/fine_tuning/jobs/{lab.queued_job}/adapter?checkpoint=7"),
+            404,
+            lambda lab: envelope(
+                "checkpoint_not_found", f"Job {lab.queued_job} has no checkpoint 7.", "checkpoint"
+            ),
+            id="unknown checkpoint",
+        ),
+        pytest.param(
+            lambda lab: lab.get(
+                f"/fine_tuning/jobs/{lab.queued_job}/adapter?checkpoint={'9' * 5000}"
+            ),
+            404,
+            lambda lab: envelope(
+                "checkpoint_not_found",
+                f"Job {lab.queued_job} has no checkpoint {'9' * 80}.",
+                "checkpoint",
+            ),
+            id="checkpoint of 5,000 digits",
+        ),
+        pytest.param(
+            lambda lab: lab.get(f"/fine_tuning/jobs/{lab.queued_job}/metrics?step_from={'9' * 20}"),
+            400,
+            lambda _: bad_value("step_from", "Input should be less than or equal to 1000000000"),
+            id="step that no database can hold",
+        ),
+        pytest.param(
+            lambda lab: lab.get("/fine_tuning/jobs?after=file-1"),
+            400,
+            lambda _: envelope(
+                "invalid_cursor",
+                "'after' must be the id of an item of this list; they start with ftjob-",
+                "after",
+            ),
+            id="cursor of another list",
+        ),
+        pytest.param(
+            lambda lab: lab.get(f"/fine_tuning/jobs/{lab.queued_job}/events?limit=0"),
+            400,
+            lambda _: bad_value("limit", "Input should be greater than or equal to 1"),
+            id="limit 0",
+        ),
+        pytest.param(
+            lambda lab: lab.get("/files?limit=10001"),
+            400,
+            lambda _: bad_value("limit", "Input should be less than or equal to 10000"),
+            id="huge limit",
+        ),
+        pytest.param(
+            lambda lab: lab.get("/files?order=up"),
+            400,
+            lambda _: bad_value("order", "Input should be 'asc' or 'desc'"),
+            id="unknown order",
+        ),
+        pytest.param(
+            lambda lab: lab.get("/files/%00%ff"),
+            404,
+            lambda _: envelope("file_not_found", "No such file: \0\N{REPLACEMENT CHARACTER}"),
+            id="unprintable id",
+        ),
+        *(
+            pytest.param(
+                lambda lab, path=path: lab.get(path),
+                404,
+                lambda _: envelope("job_not_found", "No such fine-tuning job: ftjob-nope"),
+                id=f"unknown job: {path}",
+            )
+            for path in (
+                "/fine_tuning/jobs/ftjob-nope",
+                "/fine_tuning/jobs/ftjob-nope/events",
+                "/fine_tuning/jobs/ftjob-nope/checkpoints",
+                "/fine_tuning/jobs/ftjob-nope/metrics",
+                "/fine_tuning/jobs/ftjob-nope/adapter",
+            )
+        ),
+        pytest.param(
+            lambda lab: lab.post("/fine_tuning/jobs/ftjob-nope/cancel"),
+            404,
+            lambda _: envelope("job_not_found", "No such fine-tuning job: ftjob-nope"),
+            id="cancel an unknown job",
+        ),
+        pytest.param(
+            lambda lab: lab.get("/fine_tuning/jobs/"),
+            404,
+            lambda _: envelope("unknown_url", NO_ROUTE),
+            id="slash at the end",
+        ),
+        pytest.param(
+            lambda lab: lab.client.get("/admin"),
+            404,
+            lambda _: envelope("unknown_url", NO_ROUTE),
+            id="unknown route",
+        ),
+        pytest.param(
+            lambda lab: lab.client.put("/v1/files"),
+            405,
+            lambda _: envelope("method_not_allowed", "This route does not have this method."),
+            id="wrong method",
+        ),
+    ],
+)
+def test_what_cannot_be_granted_is_refused(
+    lab: Lab, send: Send, status: int, error: Callable[[Lab], Body]
+) -> None:
+    check(lab, send, status, error(lab))
+
+
+def test_a_wrong_method_is_told_the_right_ones(lab: Lab) -> None:
+    assert lab.client.put("/v1/models/tiny").headers["allow"] in {"GET", "DELETE", "DELETE, GET"}
+
+
+def test_cancelling_again_is_no_error(lab: Lab) -> None:
+    answer = lab.post(f"/fine_tuning/jobs/{lab.cancelled_job}/cancel")
+
+    assert (answer.status_code, answer.json()["status"]) == (200, "cancelled")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param(
+            dict.fromkeys(
+                [
+                    "validation_file",
+                    "suffix",
+                    "seed",
+                    "metadata",
+                    "method",
+                    "hyperparameters",
+                    "integrations",
+                ]
+            ),
+            id="nulls",
+        ),
+        pytest.param({"metadata": {}, "integrations": [], "hyperparameters": {}}, id="empty"),
+        pytest.param({"method": {"type": "supervised"}}, id="method without settings"),
+        pytest.param(
+            {"hyperparameters": dict.fromkeys(["n_epochs", "batch_size", "lora_r"], "auto")},
+            id="auto",
+        ),
+        pytest.param({"hyperparameters": {"learning_rate": 1}}, id="whole number for a float"),
+        pytest.param({"hyperparameters": {"lora_target_modules": "all-linear"}}, id="all-linear"),
+    ],
+)
+def test_what_only_looks_bad_is_accepted(lab: Lab, changes: dict[str, Any]) -> None:
+    answer = lab.create_job(**changes)
+
+    assert answer.status_code == 200, answer.text
+
+
+def test_an_empty_cursor_is_none(lab: Lab) -> None:
+    assert lab.get("/files?after=").json()["data"] == lab.get("/files").json()["data"]
+
+
+def test_a_body_in_another_charset_is_still_read_as_utf8(lab: Lab) -> None:
+    body = json.dumps({"model": "tiny", "training_file": lab.text_file, "suffix": "é"})
+
+    answer = lab.send_json(body.encode(), "application/json; charset=latin-1")
+
+    assert answer.json()["user_provided_suffix"] == "é"

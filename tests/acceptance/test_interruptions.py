@@ -1,0 +1,228 @@
+"""What stops a job half-way: its user, a signal, the end of its worker."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from openai.types.fine_tuning import FineTuningJob
+
+from tests.acceptance.processes import JOB_S, ServiceProcesses
+from tests.builders import build_chat_file
+from tests.waiting import wait_until
+
+CANCEL_S = 5.0
+"""The promise: so long after the request at most, the child has ended."""
+
+FOREVER = {"n_epochs": 50, "batch_size": 1, "checkpoint_steps": 2}
+"""Thousands of steps: a job that is still running whenever a test looks."""
+
+
+@pytest.fixture(scope="module")
+def client(service: ServiceProcesses) -> Iterator[openai.OpenAI]:
+    with service.client() as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def training_file(client: openai.OpenAI) -> str:
+    return client.files.create(file=build_chat_file(200), purpose="fine-tune").id
+
+
+def create_job(client: openai.OpenAI, training_file: str, **knobs: Any) -> FineTuningJob:
+    return client.fine_tuning.jobs.create(
+        model="tiny", training_file=training_file, hyperparameters=knobs
+    )
+
+
+def extra(job: FineTuningJob) -> dict[str, Any]:
+    """The fields that are ours."""
+    return job.model_extra or {}
+
+
+def wait_for_checkpoint(client: openai.OpenAI, job_id: str) -> None:
+    wait_until(lambda: client.fine_tuning.jobs.checkpoints.list(job_id).data, within_s=JOB_S)
+
+
+def messages(client: openai.OpenAI, job_id: str) -> list[str]:
+    return [event.message for event in client.fine_tuning.jobs.list_events(job_id)]
+
+
+def steps(client: openai.OpenAI, job_id: str) -> list[int]:
+    log: Any = client.get(f"/fine_tuning/jobs/{job_id}/metrics", cast_to=object)
+    return [row["step"] for row in log["data"]]
+
+
+@dataclass(frozen=True)
+class Cancellation:
+    """Two jobs as they were before they were cancelled, in the answer to that, and in the end."""
+
+    waiting: FineTuningJob
+    waiting_answer: FineTuningJob
+    running: FineTuningJob
+    running_answer: FineTuningJob
+    ended: FineTuningJob
+    """The one that had been running."""
+    took_s: float
+    """Seconds from that request to the end of its child."""
+
+
+@pytest.fixture(scope="module")
+def cancellation(
+    client: openai.OpenAI, training_file: str, service: ServiceProcesses
+) -> Cancellation:
+    """A job is cancelled while it trains, and, before that, the one that waits behind it."""
+    jobs = client.fine_tuning.jobs
+    running = create_job(client, training_file, **FOREVER)
+    waiting = create_job(client, training_file)
+    wait_for_checkpoint(client, running.id)
+    before = [jobs.retrieve(waiting.id), jobs.retrieve(running.id)]
+    waiting_answer = jobs.cancel(waiting.id)
+    assert service.find_child(running.id) is not None
+    asked_s = time.monotonic()
+    running_answer = jobs.cancel(running.id)
+    wait_until(lambda: service.find_child(running.id) is None, within_s=2 * CANCEL_S)
+    took_s = time.monotonic() - asked_s
+    ended = service.wait_for_end(client, running.id)
+    return Cancellation(before[0], waiting_answer, before[1], running_answer, ended, took_s)
+
+
+def test_a_waiting_job_is_cancelled_at_once(cancellation: Cancellation) -> None:
+    before, after = cancellation.waiting, cancellation.waiting_answer
+
+    assert (before.status, extra(before)["queue_position"]) == ("queued", 1)
+    assert (after.status, extra(after)["queue_position"]) == ("cancelled", None)
+    assert after.finished_at is not None
+
+
+def test_a_running_job_shows_when_it_will_end(cancellation: Cancellation) -> None:
+    assert cancellation.running.estimated_finish is not None
+    assert cancellation.running.estimated_finish >= cancellation.running.created_at
+    assert cancellation.running.trained_tokens is None
+    assert 0 < extra(cancellation.running)["progress"] < 1
+
+
+def test_a_running_job_is_cancelled_within_five_seconds(cancellation: Cancellation) -> None:
+    answer, ended = cancellation.running_answer, cancellation.ended
+
+    assert cancellation.took_s < CANCEL_S
+    assert answer.status == "running"
+    assert extra(answer)["cancel_requested_at"] is not None
+    assert (ended.status, ended.error, ended.fine_tuned_model) == ("cancelled", None, None)
+    assert ended.estimated_finish is None
+
+
+def test_a_cancelled_job_keeps_its_log_and_its_checkpoints(
+    client: openai.OpenAI, service: ServiceProcesses, cancellation: Cancellation
+) -> None:
+    job = cancellation.ended
+
+    found = list(client.fine_tuning.jobs.checkpoints.list(job.id, limit=100))
+    log = steps(client, job.id)
+    assert found[-1].step_number == 2
+    assert log == list(range(1, len(log) + 1))
+    assert len(log) >= found[0].step_number
+    assert messages(client, job.id)[0] == "Fine-tuning job cancelled"
+    url = f"{service.base_url}/fine_tuning/jobs/{job.id}/adapter"
+    assert httpx.get(url).json()["error"]["code"] == "adapter_not_ready"
+    assert httpx.get(url, params={"checkpoint": 2}).status_code == 200
+
+
+@pytest.fixture(scope="module")
+def killed_job(
+    client: openai.OpenAI, training_file: str, service: ServiceProcesses
+) -> FineTuningJob:
+    """A job whose child was killed by the machine."""
+    job = create_job(client, training_file, **FOREVER)
+    wait_for_checkpoint(client, job.id)
+    child = service.find_child(job.id)
+    assert child is not None
+    os.kill(child, signal.SIGKILL)
+    return service.wait_for_end(client, job.id)
+
+
+def test_a_child_that_dies_leaves_a_failed_job_with_the_reason(
+    client: openai.OpenAI, killed_job: FineTuningJob
+) -> None:
+    assert (killed_job.status, killed_job.fine_tuned_model) == ("failed", None)
+    assert killed_job.error is not None
+    assert killed_job.error.code == "training_crashed"
+    assert killed_job.error.message.startswith(
+        "The training process was killed, most likely because the machine ran out of memory."
+    )
+    assert messages(client, killed_job.id)[0] == f"The job failed: {killed_job.error.message}"
+    assert steps(client, killed_job.id)[:2] == [1, 2]
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """What became of a job whose worker was stopped while it trained, and then replaced."""
+
+    exit_code: int
+    """Of the first worker."""
+    orphan: int | None
+    """Process id of a child that the first worker has left behind."""
+    between: FineTuningJob
+    """The job while there was no worker."""
+    ended: FineTuningJob
+
+
+@pytest.fixture(scope="module")
+def recovery(
+    client: openai.OpenAI, training_file: str, service: ServiceProcesses, killed_job: FineTuningJob
+) -> Recovery:
+    """The job comes after the killed one: the same worker takes both."""
+    job = create_job(client, training_file, n_epochs=2, batch_size=4, checkpoint_steps=5)
+    wait_for_checkpoint(client, job.id)
+    exit_code = service.stop_worker(signal.SIGTERM)
+    orphan = service.find_child(job.id)
+    between = client.fine_tuning.jobs.retrieve(job.id)
+    service.start_worker()
+    return Recovery(exit_code, orphan, between, service.wait_for_end(client, job.id))
+
+
+def test_a_stopped_worker_ends_well_and_puts_its_job_back(recovery: Recovery) -> None:
+    assert (recovery.exit_code, recovery.orphan) == (0, None)
+    assert recovery.between.status == "queued"
+    assert extra(recovery.between)["queue_position"] == 1
+
+
+def test_the_next_worker_finishes_the_job(client: openai.OpenAI, recovery: Recovery) -> None:
+    job = recovery.ended
+
+    assert (job.status, extra(job)["attempt"]) == ("succeeded", 2)
+    assert steps(client, job.id) == list(range(1, 101))
+    told = messages(client, job.id)
+    assert "The worker was stopped; the job is back in the queue" in told
+    assert told.count("Fine-tuning job started") == 2
+    found = client.fine_tuning.jobs.checkpoints.list(job.id, limit=100).data
+    assert [one.step_number for one in found] == list(range(100, 0, -5))
+
+
+def test_a_deleted_model_frees_its_adapter_and_leaves_its_job(
+    client: openai.OpenAI, service: ServiceProcesses, recovery: Recovery
+) -> None:
+    job = recovery.ended
+    name = job.fine_tuned_model
+    assert name is not None
+    (last, *_) = client.fine_tuning.jobs.checkpoints.list(job.id).data
+    blobs = service.data_dir / "blobs" / "jobs" / job.id / "attempt-2"
+    assert (blobs / "step-100").is_dir()
+
+    deleted = client.models.delete(name)
+
+    assert deleted.model_dump() == {"id": name, "object": "model", "deleted": True}
+    assert not (blobs / "step-100").exists()
+    assert (blobs / "step-95").is_dir()
+    assert name not in [model.id for model in client.models.list()]
+    with pytest.raises(openai.NotFoundError):
+        client.files.retrieve((last.model_extra or {})["result_files"][0])
+    answer = httpx.get(f"{service.base_url}/fine_tuning/jobs/{job.id}/adapter")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "adapter_deleted")
+    assert client.fine_tuning.jobs.retrieve(job.id).status == "succeeded"
+    assert client.files.content(job.result_files[0]).text.startswith("step,")

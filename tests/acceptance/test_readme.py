@@ -1,0 +1,90 @@
+"""The README's walk-through, run as it stands: with curl, with the stock client, with peft."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.acceptance.processes import ServiceProcesses
+from tests.models import link_embedded_model
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text("utf-8")
+
+
+def block(name: str) -> str:
+    """The code block behind the comment that gives it this name."""
+    found = re.search(rf"<!-- walk-through: {name} -->\n```\w+\n(.*?)```", README, re.DOTALL)
+    assert found, f"The README has no walk-through named {name}."
+    return found[1]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory that looks like a fresh checkout to the commands."""
+    directory = tmp_path_factory.mktemp("readme")
+    (directory / "examples").symlink_to(ROOT / "examples")
+    link_embedded_model(directory / "data")
+    return directory
+
+
+@pytest.fixture(scope="module")
+def service(place: Path) -> Iterator[ServiceProcesses]:
+    with ServiceProcesses(place / "data") as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
+def curl_output(place: Path, service: ServiceProcesses) -> str:
+    script = "set -euo pipefail\n" + block("curl")
+    environment = os.environ | {"TUNERY_URL": service.base_url}
+    done = subprocess.run(
+        ["bash", "-c", script],
+        cwd=place,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def client_output(place: Path, service: ServiceProcesses) -> str:
+    return run_python(block("python").replace("http://127.0.0.1:8000/v1", service.base_url), place)
+
+
+def run_python(program: str, place: Path) -> str:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program],
+        cwd=place,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_curl_walk_through_ends_with_the_adapter(curl_output: str, place: Path) -> None:
+    assert "The job has successfully completed" in curl_output
+    assert "adapter_model.safetensors" in curl_output
+    assert curl_output.count("\n10,") == 1, "the loss log has every step"
+    assert (place / "adapter.zip").stat().st_size > 1_000_000
+
+
+def test_the_client_walk_through_ends_with_the_adapter(client_output: str, place: Path) -> None:
+    assert client_output.startswith("succeeded ft:smollm2-135m-instruct:tunery:")
+    assert (place / "adapter" / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.usefixtures("client_output")
+def test_peft_loads_the_adapter_as_the_readme_says(place: Path) -> None:
+    shown = run_python(block("peft") + "\nprint(type(tuned).__name__)", place)
+
+    assert shown.strip() == "PeftModelForCausalLM"

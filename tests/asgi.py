@@ -1,0 +1,49 @@
+"""Requests handed straight to an ASGI application, for what no client lets a test see."""
+
+import asyncio
+import json
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from fastapi import FastAPI
+
+
+class Answer(NamedTuple):
+    status: int
+    body: Any
+    bytes_taken: int
+    """How much of the request's body the application has read."""
+
+
+def post_in_chunks(app: FastAPI, path: str, chunks: Iterable[bytes], content_type: str) -> Answer:
+    """Send a body of unknown length, whose chunks are made only as they are asked for."""
+    remaining = iter(chunks)
+    taken = 0
+    sent: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        nonlocal taken
+        chunk = next(remaining, None)
+        taken += len(chunk or b"")
+        return {"type": "http.request", "body": chunk or b"", "more_body": chunk is not None}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": "POST",
+        "scheme": "http",
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "root_path": "",
+        "headers": [(b"content-type", content_type.encode())],
+        "client": ("127.0.0.1", 1),
+        "server": ("127.0.0.1", 80),
+    }
+    asyncio.run(app(scope, receive, send))
+    body = b"".join(message.get("body", b"") for message in sent[1:])
+    return Answer(sent[0]["status"], json.loads(body), taken)

@@ -1,0 +1,304 @@
+"""Valid things with every default filled in; a test names only what matters to it."""
+
+import hashlib
+import json
+import zlib
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from app.core.base_models import CATALOGUE_NAME, RECORD_NAME, InstalledModel
+from app.core.db.checkpoints import CheckpointRepository, TunedModelRepository
+from app.core.db.events import EventRepository
+from app.core.db.files import FileRepository
+from app.core.db.jobs import JobRepository
+from app.core.db.leases import Lease, LeaseRepository
+from app.core.db.models import Base, Checkpoint, File, Job, TunedModel
+from app.core.db.session import Database
+from app.core.ids import IdPrefix, new_id
+from app.core.job_status import JobStatus
+from app.core.loss_log import StepMetrics
+from app.core.manifest import MANIFEST_NAME, Manifest, describe_files
+from app.core.storage.base import BlobStore
+from app.core.storage.local import LocalBlobStore
+from app.core.training_config import TrainingConfig
+
+NOW = datetime(2030, 1, 1, tzinfo=UTC)
+MINUTE = timedelta(minutes=1)
+
+TEXT_LINE = b'{"text": "To be, or not to be."}\n'
+CHAT_LINE = (
+    b'{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]}\n'
+)
+
+_CATALOGUE = """
+[[model]]
+id = "tiny"
+name = "Tiny"
+source.kind = "directory"
+source.path = "/models/our-tiny"
+licence = "MIT"
+context_length = 512
+target_modules = ["q_proj", "k_proj", "v_proj", "o_proj"]
+max_lora_rank = 64
+
+[[model]]
+id = "absent"
+name = "Known, and not installed"
+source.kind = "hub"
+source.repo = "us/absent"
+licence = "MIT"
+context_length = 512
+target_modules = ["q_proj"]
+
+[[model]]
+id = "hub-tiny"
+name = "Tiny, from a hub"
+source.kind = "hub"
+source.repo = "us/hub-tiny"
+licence = "Apache-2.0"
+context_length = 32768
+target_modules = ["q_proj", "v_proj"]
+supports_tools = true
+"""
+
+
+def build_chat_file(examples: int, *, first: int = 0) -> bytes:
+    """A data set of questions that all have the same kind of answer, each of them different."""
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": f"What comes after {number}?"},
+                {"role": "assistant", "content": f"After {number} comes {number + 1}."},
+            ]
+        }
+        for number in range(first, first + examples)
+    ]
+    return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+
+
+def write_catalogue(data_dir: Path) -> None:
+    """A catalogue with `tiny` and `hub-tiny`, which are installed (in name), and `absent`."""
+    data_dir.mkdir(parents=True, exist_ok=True)
+    (data_dir / CATALOGUE_NAME).write_text(_CATALOGUE)
+    for model_id, repo in {"tiny": "our-tiny", "hub-tiny": "us/hub-tiny"}.items():
+        record = InstalledModel(
+            id=model_id,
+            repo=repo,
+            revision=None if "/" not in repo else "1" * 40,
+            licence="MIT",
+            files={},
+            sha256="0" * 64,
+            installed_at=1_700_000_000,
+        )
+        directory = data_dir / "models" / model_id
+        directory.mkdir(parents=True)
+        (directory / RECORD_NAME).write_text(record.model_dump_json())
+
+
+def build_config(**changes: Any) -> TrainingConfig:
+    return TrainingConfig(**({"seed": 7} | changes))
+
+
+def build_job(**changes: Any) -> Job:
+    """A job that waits in the queue."""
+    job_id = new_id(IdPrefix.JOB)
+    values: dict[str, Any] = {
+        "id": job_id,
+        "status": JobStatus.QUEUED,
+        "created_at": NOW,
+        "base_model": "tiny",
+        "training_file_id": "file-training",
+        "config": build_config().model_dump(mode="json"),
+        "fine_tuned_model": f"ft:tiny:tunery::{job_id[-12:]}",
+    }
+    return Job(**(values | changes))
+
+
+def build_file(content: bytes = TEXT_LINE, **changes: Any) -> File:
+    """The row of an uploaded data set; `add_file` stores its bytes as well."""
+    file_id = new_id(IdPrefix.FILE)
+    values: dict[str, Any] = {
+        "id": file_id,
+        "purpose": "fine-tune",
+        "filename": "train.jsonl",
+        "bytes": len(content),
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "crc32": zlib.crc32(content),
+        "blob_key": f"files/{file_id}",
+        "created_at": NOW,
+        "format": "text",
+        "examples": content.count(b"\n"),
+    }
+    return File(**(values | changes))
+
+
+def build_metrics(step: int = 1, **changes: Any) -> StepMetrics:
+    values: dict[str, Any] = {
+        "step": step,
+        "epoch": step / 10,
+        "train_loss": 3.0 / step,
+        "train_mean_token_accuracy": 0.5,
+        "learning_rate": 2e-4,
+        "grad_norm": 1.5,
+        "tokens_seen": 100 * step,
+        "elapsed_s": 0.5 * step,
+    }
+    return StepMetrics(**(values | changes))
+
+
+def build_checkpoint(job: Job, step: int = 1, **changes: Any) -> Checkpoint:
+    values: dict[str, Any] = {
+        "id": new_id(IdPrefix.CHECKPOINT),
+        "job_id": job.id,
+        "attempt": 1,
+        "step": step,
+        "created_at": NOW,
+        "metrics": build_metrics(step).model_dump(),
+        "manifest_sha256": hashlib.sha256(str(step).encode()).hexdigest(),
+    }
+    return Checkpoint(**(values | changes))
+
+
+def put_blob(store: BlobStore, key: str, content: bytes) -> None:
+    scratch = store.scratch_file()
+    scratch.write_bytes(content)
+    store.put(key, scratch)
+
+
+def add_file(
+    database: Database, store: BlobStore, content: bytes = TEXT_LINE, **changes: Any
+) -> File:
+    """A file whose bytes are in the store and whose row is in the database."""
+    file = build_file(content, **changes)
+    put_blob(store, file.blob_key, content)
+    with database.writing() as session:
+        FileRepository(session).add(file)
+    return file
+
+
+def add_job(database: Database, **changes: Any) -> Job:
+    """A job in the queue of the database."""
+    job = build_job(**changes)
+    with database.writing() as session:
+        JobRepository(session).add(job)
+    return job
+
+
+def get_job(database: Database, job_id: str) -> Job:
+    with database.reading() as session:
+        return JobRepository(session).get(job_id)
+
+
+def claim(database: Database, worker_id: str = "worker-1", now: datetime = NOW) -> Lease:
+    """A lease of one minute on the oldest job in the queue."""
+    with database.writing() as session:
+        lease = LeaseRepository(session).claim(worker_id=worker_id, now=now, lease_for=MINUTE)
+    assert lease is not None
+    return lease
+
+
+def add_succeeded_job(
+    database: Database, store: BlobStore, *, steps: tuple[int, ...] = (1,)
+) -> Job:
+    """A job that has ended well: a loss log, a checkpoint at each of these steps, and a model."""
+    job = add_job(database)
+    lease = claim(database)
+    result = add_result_file(database, store, job, "step_metrics.csv")
+    checkpoints = [build_checkpoint(job, step) for step in steps]
+    for checkpoint in checkpoints:
+        checkpoint.files = [
+            build_result_file(store, job, name, f"{name} of step {checkpoint.step}\n" * 1000)
+            for name in ("adapter_model.safetensors", "manifest.json")
+        ]
+    with database.writing() as session:
+        leases = LeaseRepository(session)
+        log = [build_metrics(step) for step in range(1, steps[-1] + 1)]
+        leases.record_steps(lease, log, tokens_per_second=200.0, estimated_finish_at=None)
+        for checkpoint in checkpoints:
+            CheckpointRepository(session).add(checkpoint)
+        TunedModelRepository(session).add(
+            TunedModel(
+                id=job.fine_tuned_model,
+                job_id=job.id,
+                checkpoint_id=checkpoints[-1].id,
+                base_model=job.base_model,
+                created_at=NOW + MINUTE,
+            )
+        )
+        leases.finish(
+            lease,
+            JobStatus.SUCCEEDED,
+            now=NOW + MINUTE,
+            trained_tokens=1234,
+            result_checkpoint_id=checkpoints[-1].id,
+            result_file_id=result.id,
+        )
+    return get_job(database, job.id)
+
+
+def build_result_file(store: BlobStore, job: Job, name: str, content: str) -> File:
+    """Something that a job has made, with its bytes in the store."""
+    file = build_file(
+        content.encode(),
+        filename=name,
+        purpose="fine-tune-results",
+        format=None,
+        examples=None,
+        job_id=job.id,
+    )
+    put_blob(store, file.blob_key, content.encode())
+    return file
+
+
+def add_result_file(database: Database, store: BlobStore, job: Job, name: str) -> File:
+    file = build_result_file(store, job, name, "step,train_loss\n1,3.0\n")
+    with database.writing() as session:
+        FileRepository(session).add(file)
+    return file
+
+
+def write_checkpoint(directory: Path, step: int, **changes: Any) -> None:
+    """What a training child leaves in `out/step-N`: some files and their manifest."""
+    checkpoint = directory / "out" / f"step-{step}"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "adapter_model.safetensors").write_bytes(bytes([step]) * 5000)
+    (checkpoint / "adapter_config.json").write_text('{"r": 64}')
+    spec = json.loads((directory / "job.json").read_bytes())
+    values: dict[str, Any] = {
+        "job_id": spec["job_id"],
+        "attempt": spec["attempt"],
+        "step": step,
+        "files": describe_files(checkpoint),
+        "provenance": {},
+    }
+    (checkpoint / MANIFEST_NAME).write_text(Manifest(**(values | changes)).model_dump_json())
+
+
+def dump_tables(database: Database) -> dict[str, list[tuple[Any, ...]]]:
+    """Every row of every table: what must be the same when nothing was written."""
+    with database.reading() as session:
+        return {
+            table.name: sorted(map(tuple, session.execute(table.select())), key=repr)
+            for table in Base.metadata.sorted_tables
+        }
+
+
+def list_messages(database: Database, job_id: str) -> list[str]:
+    """What its user was told, from the first to the last."""
+    with database.reading() as session:
+        page = EventRepository(session).list_page(job_id, after=None, limit=1000)
+        return [event.message for event in reversed(page.rows)]
+
+
+def list_checkpoints(database: Database, job_id: str) -> list[Checkpoint]:
+    """Its checkpoints, from the first to the last."""
+    with database.reading() as session:
+        page = CheckpointRepository(session).list_page(job_id, after=None, limit=1000)
+        return list(reversed(page.rows))
+
+
+def list_blobs(store: LocalBlobStore) -> list[str]:
+    """The keys of all blobs, and whatever is left in the scratch space."""
+    root = store.scratch_file().parents[1]
+    return sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())

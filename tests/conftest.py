@@ -1,0 +1,92 @@
+"""What tests share. A fixture makes a thing; a builder in `builders.py` makes it different."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fastapi import FastAPI
+from hypothesis import settings as hypothesis_settings
+from starlette.testclient import TestClient
+
+from app.core.base_models import Catalogue, load_catalogue
+from app.core.db.migrate import upgrade
+from app.core.db.session import Database
+from app.core.settings import Settings
+from app.core.storage.local import LocalBlobStore
+from app.main import create_app
+from tests.builders import write_catalogue
+from tests.fakes import FrozenClock
+from tests.models import embedded_model_dir
+
+__all__ = ["embedded_model_dir"]
+
+for name in [
+    name for name in os.environ if name.startswith("TUNERY_") and name != "TUNERY_TEST_CACHE"
+]:
+    del os.environ[name]  # a developer's own settings must not decide a test
+
+# The same examples on every run, and no data base of old ones: a test that fails, fails again.
+hypothesis_settings.register_profile("tunery", derandomize=True, database=None, deadline=None)
+hypothesis_settings.load_profile("tunery")
+
+
+@pytest.fixture
+def data_dir(tmp_path: Path) -> Path:
+    """A data directory whose catalogue has `tiny` (installed), `absent` and `small`."""
+    directory = tmp_path / "data"
+    write_catalogue(directory)
+    return directory
+
+
+@pytest.fixture
+def settings(data_dir: Path) -> Settings:
+    return Settings(_env_file=None, data_dir=data_dir, poll_interval_s=0.01, training_threads=1)  # pyright: ignore[reportCallIssue] - pydantic-settings takes it
+
+
+@pytest.fixture(scope="session")
+def migrated_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty database with every migration applied; copied, because migrating is slower."""
+    path = tmp_path_factory.mktemp("database") / "empty.db"
+    database = Database(f"sqlite:///{path}")
+    upgrade(database)
+    database.dispose()
+    return path
+
+
+@pytest.fixture
+def database(settings: Settings, migrated_file: Path) -> Iterator[Database]:
+    shutil.copy(migrated_file, settings.data_dir / "tunery.db")
+    database = Database(settings.resolved_database_url)
+    yield database
+    database.dispose()
+
+
+@pytest.fixture
+def store(settings: Settings) -> LocalBlobStore:
+    return LocalBlobStore(settings.blobs_dir)
+
+
+@pytest.fixture
+def catalogue(data_dir: Path) -> Catalogue:
+    return load_catalogue(data_dir)
+
+
+@pytest.fixture
+def clock() -> FrozenClock:
+    return FrozenClock()
+
+
+@pytest.fixture
+def app(settings: Settings, database: Database) -> FastAPI:
+    """On the same database file as `database`, and the same store as `store`."""
+    assert database.engine.url.database == str(settings.data_dir / "tunery.db")
+    return create_app(settings)
+
+
+@pytest.fixture
+def client(app: FastAPI) -> Iterator[TestClient]:
+    """Plain HTTP, as a hostile or careless client would speak it."""
+    with TestClient(app, raise_server_exceptions=False) as client:
+        yield client

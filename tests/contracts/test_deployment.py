@@ -1,0 +1,270 @@
+"""The deployment files name what exists, agree with each other, and their commands work."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import yaml
+
+from app.core.settings import Settings
+
+PROJECT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+DOCKERFILE = (PROJECT / "Dockerfile").read_text("utf-8")
+COMPOSE = yaml.safe_load((PROJECT / "docker-compose.yml").read_text("utf-8"))
+DEPLOYMENT_GUIDE = (PROJECT / "docs" / "deployment.md").read_text("utf-8")
+IMAGES = ("app", "worker")
+
+
+class Instruction(NamedTuple):
+    name: str
+    arguments: str
+
+
+def read_stages() -> dict[str, list[Instruction]]:
+    """The instructions of every stage of the Dockerfile; a stage begins with its parent's."""
+    without_comments = re.sub(r"^\s*#.*\n", "", DOCKERFILE, flags=re.MULTILINE)
+    stages: dict[str, list[Instruction]] = {}
+    name = ""
+    for line in without_comments.replace("\\\n", " ").splitlines():
+        instruction = Instruction(*line.split(maxsplit=1)) if line.strip() else None
+        if instruction and instruction.name == "FROM":
+            parent, _, name = instruction.arguments.split()
+            stages[name] = list(stages.get(parent, []))
+        elif instruction:
+            stages[name].append(instruction)
+    return stages
+
+
+STAGES = read_stages()
+
+
+def arguments_of(image: str, name: str) -> list[str]:
+    return [one.arguments for one in STAGES[image] if one.name == name]
+
+
+def environment_of(image: str) -> dict[str, str]:
+    pairs = (pair for line in arguments_of(image, "ENV") for pair in shlex.split(line))
+    return dict(pair.split("=", 1) for pair in pairs)
+
+
+def copied_to(image: str) -> list[tuple[str, str]]:
+    """Source and target of everything that the image takes from the checkout."""
+    copies = [line.split() for line in arguments_of(image, "COPY")]
+    return [(source, words[-1]) for words in copies for source in words[:-1]]
+
+
+def command_of(image: str, name: str) -> list[str]:
+    """The words of the last CMD or HEALTHCHECK, with this test's Python as `python`."""
+    words = json.loads(re.search(r"\[.*\]$", arguments_of(image, name)[-1])[0])
+    return [sys.executable if word == "python" else word for word in words]
+
+
+def lay_out(image: str, root: Path) -> Path:
+    """Put into `root` what the image's working directory holds."""
+    for source, target in copied_to(image):
+        if (PROJECT / source).is_dir():
+            ignored = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(PROJECT / source, root / target, ignore=ignored)
+        else:
+            place = root / target
+            place = place / source if target.endswith("/") else place
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(PROJECT / source, place)
+    return root
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def is_healthy(image: str, environment: dict[str, str]) -> bool:
+    check = subprocess.run(
+        command_of(image, "HEALTHCHECK"), env=environment, capture_output=True, check=False
+    )
+    return check.returncode == 0
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    """That of a container, as far as it can be had outside of one."""
+    (tmp_path / "data").mkdir()
+    changed = {
+        "TUNERY_DATA_DIR": str(tmp_path / "data"),
+        "TUNERY_PORT": str(free_port()),
+        "TUNERY_INSTALL_DEFAULT_MODEL": "false",  # it would be downloaded
+    }
+    return os.environ | environment_of("app") | {"HOME": str(tmp_path)} | changed
+
+
+def test_hadolint_has_nothing_to_say() -> None:
+    lint = subprocess.run(
+        [BIN / "hadolint", PROJECT / "Dockerfile"], capture_output=True, text=True, check=False
+    )
+
+    assert (lint.stdout, lint.returncode) == ("", 0)
+
+
+def test_the_compose_file_follows_its_schema() -> None:
+    schema = "vendor.compose-spec"
+    subprocess.run(
+        [BIN / "check-jsonschema", "--builtin-schema", schema, PROJECT / "docker-compose.yml"],
+        stdout=subprocess.DEVNULL,
+        check=True,
+    )
+
+
+@pytest.mark.parametrize("image", IMAGES)
+def test_a_container_starts_becomes_healthy_and_stops(
+    image: str, environment: dict[str, str], tmp_path: Path
+) -> None:
+    directory = lay_out(image, tmp_path / "image")
+    log = tmp_path / "log"
+    assert not is_healthy(image, environment)
+
+    with (
+        log.open("wb") as sink,
+        subprocess.Popen(
+            command_of(image, "CMD"), cwd=directory, env=environment, stdout=sink, stderr=sink
+        ) as process,
+    ):
+        became_healthy = await_health(image, environment, process)
+        process.terminate()
+
+    assert became_healthy, log.read_text()
+    # uvicorn, once it has shut down in good order, ends by the signal that asked it to.
+    assert process.returncode in (0, -signal.SIGTERM), log.read_text()
+    assert "Traceback" not in log.read_text()
+
+
+def await_health(
+    image: str, environment: dict[str, str], process: subprocess.Popen[bytes], within_s: float = 60
+) -> bool:
+    deadline = time.monotonic() + within_s
+    while process.poll() is None and time.monotonic() < deadline:
+        if is_healthy(image, environment):
+            return True
+    return False
+
+
+@pytest.mark.parametrize(
+    ("age_s", "healthy"), [pytest.param(5, True, id="alive"), pytest.param(90, False, id="silent")]
+)
+def test_a_worker_is_unhealthy_once_it_is_silent(
+    age_s: int, *, healthy: bool, environment: dict[str, str]
+) -> None:
+    alive = Path(environment["TUNERY_DATA_DIR"], "workers", "worker-1.alive")
+    alive.parent.mkdir()
+    alive.touch()
+    touched_at = time.time() - age_s
+    os.utime(alive, (touched_at, touched_at))
+
+    assert is_healthy("worker", environment) is healthy
+
+
+def test_the_app_image_has_neither_torch_nor_the_worker() -> None:
+    copied = {source for source, _ in copied_to("app")}
+    installed = " ".join(arguments_of("app", "RUN"))
+
+    assert "worker/" not in copied
+    assert "--group worker" not in installed
+    assert "torch" not in installed
+
+
+@pytest.mark.parametrize("image", IMAGES)
+def test_dependencies_are_those_of_the_lock_and_of_a_group(image: str) -> None:
+    installs = [
+        command.split()
+        for line in arguments_of(image, "RUN")
+        for command in line.split("&&")
+        if "pip install" in command
+    ]
+    pip, *rest = installs
+    groups = tomllib.loads((PROJECT / "pyproject.toml").read_text("utf-8"))["dependency-groups"]
+    locked = (PROJECT / "requirements.lock").read_text("utf-8").splitlines()
+
+    assert pip[-1] in locked
+    assert all("-c requirements.lock" in " ".join(words) for words in rest)
+    named = [words[words.index("--group") + 1] for words in rest if "--group" in words]
+    assert named == [image]
+    assert image in groups
+
+
+@pytest.mark.parametrize("image", IMAGES)
+def test_what_is_copied_is_sent_to_the_builder(image: str) -> None:
+    ignore = (PROJECT / ".dockerignore").read_text("utf-8").split("\n")
+    allowed = {line.removeprefix("!") for line in ignore if line.startswith("!")}
+
+    for source, _ in copied_to(image):
+        assert (PROJECT / source).exists()
+        assert Path(source).parts[0] in allowed
+
+
+@pytest.mark.parametrize("image", IMAGES)
+def test_a_container_runs_as_an_ordinary_user_on_a_read_only_system(image: str) -> None:
+    service = COMPOSE["services"][image]
+
+    assert arguments_of(image, "USER") == ["10001:10001"]
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert service["restart"] == "unless-stopped"
+
+
+@pytest.mark.parametrize("image", IMAGES)
+def test_compose_builds_the_image_and_mounts_its_data_directory(image: str) -> None:
+    service = COMPOSE["services"][image]
+    data_dir = environment_of(image)["TUNERY_DATA_DIR"]
+
+    assert service["build"]["target"] == image
+    assert arguments_of(image, "VOLUME") == [data_dir]
+    assert service["volumes"] == [f"data:{data_dir}"]
+    assert "data" in COMPOSE["volumes"]
+
+
+def test_the_port_is_one_and_is_published_on_this_machine_alone() -> None:
+    port = environment_of("app")["TUNERY_PORT"]
+
+    assert arguments_of("app", "EXPOSE") == [port]
+    (published,) = COMPOSE["services"]["app"]["ports"]
+    assert published.startswith("127.0.0.1:")
+    assert published.endswith(f":{port}")
+
+
+def test_the_worker_waits_for_an_app_that_is_healthy() -> None:
+    worker = COMPOSE["services"]["worker"]
+
+    assert worker["depends_on"] == {"app": {"condition": "service_healthy"}}
+    assert worker["stop_grace_period"] == "40s"
+    assert "TimeoutStopSec=40" in DEPLOYMENT_GUIDE
+
+
+@pytest.mark.parametrize(
+    "text", [pytest.param(DOCKERFILE, id="Dockerfile"), pytest.param(DEPLOYMENT_GUIDE, id="guide")]
+)
+def test_every_setting_that_is_named_exists(text: str) -> None:
+    named = {name.lower() for name in re.findall(r"\bTUNERY_([A-Z_]+)\b", text)}
+
+    assert named
+    assert named <= Settings.model_fields.keys()
+
+
+def test_the_units_in_the_guide_run_the_two_processes() -> None:
+    started = re.findall(r"^ExecStart=\S+/python -m (\w+)$", DEPLOYMENT_GUIDE, re.MULTILINE)
+
+    assert started == ["app", "worker"]
+    for name in started:
+        assert (PROJECT / name / "__main__.py").exists()

@@ -1,0 +1,64 @@
+"""Every route that there is answers every error in OpenAI's form; a new route is tested unasked."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from starlette.testclient import TestClient
+
+from app.core.settings import Settings
+from app.schemas.pages import ErrorRead
+
+DOCUMENT = json.loads((Path(__file__).parents[2] / "openapi.json").read_bytes())
+OPERATIONS = [
+    (method.upper(), path) for path, methods in DOCUMENT["paths"].items() for method in methods
+]
+"""Method and path; `test_openapi.py` sees to it that they are those of the application."""
+
+PATHS = sorted(DOCUMENT["paths"])
+
+
+def check(answer: Any, status: int) -> None:
+    assert answer.status_code == status, answer.text
+    assert answer.headers["x-request-id"].startswith("req_")
+    error = ErrorRead.model_validate(answer.json()).error
+    assert error.type == ("server_error" if status >= 500 else "invalid_request_error")
+    assert error.message
+    assert error.code
+
+
+@pytest.mark.parametrize(("method", "path"), [one for one in OPERATIONS if "{" in one[1]])
+def test_what_does_not_exist_is_a_404(client: TestClient, method: str, path: str) -> None:
+    check(client.request(method, re.sub(r"\{.*?\}", "nope", path)), 404)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_method_that_a_route_does_not_have_is_a_405(client: TestClient, path: str) -> None:
+    answer = client.request("PATCH", re.sub(r"\{.*?\}", "nope", path))
+
+    check(answer, 405)
+    assert answer.headers["allow"]
+
+
+@pytest.fixture
+def lost_disk(client: TestClient, app: FastAPI, settings: Settings) -> None:
+    """From now on there is neither a database nor a place for files."""
+    assert client.get("/readyz").status_code == 200
+    app.state.services.database.dispose()
+    shutil.rmtree(settings.blobs_dir)
+    (settings.data_dir / "tunery.db").unlink()
+    (settings.data_dir / "tunery.db").mkdir()
+
+
+@pytest.mark.usefixtures("lost_disk")
+@pytest.mark.parametrize(("method", "path"), [one for one in OPERATIONS if one[1] != "/healthz"])
+def test_a_failure_of_the_service_is_a_500(client: TestClient, method: str, path: str) -> None:
+    body: dict[str, Any] = {"json": {"model": "tiny", "training_file": "file-1"}}
+    if path == "/v1/files":
+        body = {"files": {"file": ("a.jsonl", b'{"text": "a"}')}, "data": {"purpose": "fine-tune"}}
+
+    check(client.request(method, re.sub(r"\{.*?\}", "nope", path), **body), 500)

@@ -1,0 +1,51 @@
+"""Four worker processes and one queue: each job is claimed once, and nobody is told to wait."""
+
+import multiprocessing
+from collections import Counter
+from datetime import timedelta
+
+from app.core.clock import utc_now
+from app.core.db.jobs import JobRepository
+from app.core.db.leases import LeaseRepository
+from app.core.db.session import Database
+from app.core.job_status import JobStatus
+from app.core.settings import Settings
+from tests.builders import build_job
+
+JOBS = 200
+WORKERS = 4
+
+
+def claim_until_empty(url: str, worker_id: str) -> list[str]:
+    database = Database(url)
+    claimed: list[str] = []
+    while True:
+        with database.writing() as session:
+            lease = LeaseRepository(session).claim(
+                worker_id=worker_id, now=utc_now(), lease_for=timedelta(minutes=1)
+            )
+        if lease is None:
+            return claimed
+        claimed.append(lease.job_id)
+        with database.writing() as session:
+            LeaseRepository(session).finish(lease, JobStatus.CANCELLED, now=utc_now())
+
+
+def test_every_job_is_claimed_exactly_once(database: Database, settings: Settings) -> None:
+    with database.writing() as session:
+        jobs = [build_job(created_at=utc_now()) for _ in range(JOBS)]
+        for job in jobs:
+            JobRepository(session).add(job)
+    database.dispose()
+
+    with multiprocessing.get_context("spawn").Pool(WORKERS) as pool:
+        url = settings.resolved_database_url
+        claimed = pool.starmap(
+            claim_until_empty, [(url, f"worker-{number}") for number in range(WORKERS)]
+        )
+
+    assert Counter(job_id for ids in claimed for job_id in ids) == Counter(job.id for job in jobs)
+    assert all(ids == sorted(ids) for ids in claimed), "the oldest job comes first"
+    with database.reading() as session:
+        page = JobRepository(session).list_page(after=None, limit=JOBS, metadata={})
+        assert {(job.status, job.attempt) for job in page.rows} == {(JobStatus.CANCELLED, 1)}

@@ -1,0 +1,292 @@
+"""Whole jobs on a tiny model, in this process."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from app.core.dataset_format import ChatExample
+from app.core.manifest import verify
+from app.core.training_events import (
+    Checkpointed,
+    Failed,
+    Finished,
+    Noted,
+    Started,
+    Stepped,
+    TrainingEvent,
+)
+from tests.tiny import build_tokenizer, chat_row, write_job, write_tiny_model
+from worker.training.data import IGNORE_INDEX
+from worker.training.encoding import Encoder
+from worker.training.recipe import run_job
+
+ROWS = [chat_row(f"What is {i}?", f"It is {i * 'x'}.") for i in range(10)]
+
+RunJob = Callable[..., list[TrainingEvent]]
+
+
+@pytest.fixture(scope="module")
+def base_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("models") / "tiny"
+    write_tiny_model(directory)
+    return directory
+
+
+@pytest.fixture
+def run(base_model: Path, tmp_path: Path) -> Iterator[RunJob]:
+    """Runs a job in `tmp_path/NAME` and returns its events."""
+
+    def run_in(
+        name: str = "job", rows: list[dict[str, Any]] = ROWS, **settings: Any
+    ) -> list[TrainingEvent]:
+        settings = {"learning_rate": 1e-2, **settings}
+        write_job(tmp_path / name, rows, base_model=base_model, **settings)
+        events: list[TrainingEvent] = []
+        run_job(tmp_path / name, events.append)
+        return events
+
+    yield run_in
+    torch.use_deterministic_algorithms(mode=False)
+
+
+def steps(events: list[TrainingEvent]) -> list[Stepped]:
+    return [event for event in events if isinstance(event, Stepped)]
+
+
+def checkpoints(events: list[TrainingEvent]) -> list[int]:
+    return [event.step for event in events if isinstance(event, Checkpointed)]
+
+
+def evaluations(events: list[TrainingEvent]) -> dict[int, float]:
+    rows = (event.metrics for event in steps(events))
+    return {row.step: row.valid_loss for row in rows if row.valid_loss is not None}
+
+
+def messages(events: list[TrainingEvent]) -> list[str]:
+    return [event.message for event in events if isinstance(event, Noted)]
+
+
+def failure(events: list[TrainingEvent]) -> Failed:
+    assert isinstance(events[-1], Failed)
+    return events[-1]
+
+
+def test_a_job_reports_its_data_its_parameters_its_steps_and_its_end(run: RunJob) -> None:
+    events = run(epochs=2, validation=ROWS[:3])
+
+    data, validation, parameters = messages(events)
+    assert data.startswith("train.jsonl: 10 examples, 425 tokens, ")
+    assert validation.startswith("validation.jsonl: 3 examples, ")
+    assert parameters.startswith("trainable params: 896 || all params: 27,776 || trainable%: ")
+    assert Started(total_steps=6) in events
+    assert [event.metrics.step for event in steps(events)] == [1, 2, 3, 4, 5, 6]
+    assert [event.metrics.epoch for event in steps(events)] == [0.4, 0.8, 1.0, 1.4, 1.8, 2.0]
+    assert checkpoints(events) == [3, 6]
+    assert list(evaluations(events)) == [3, 6]
+    assert events[-1] == Finished(step=6, trained_tokens=2 * 425)
+    assert steps(events)[-1].metrics.tokens_seen == 2 * 425
+
+
+def test_the_clock_of_the_loop_only_moves_forward(run: RunJob) -> None:
+    clock = [event.metrics.elapsed_s for event in steps(run())]
+
+    assert clock == sorted(clock)
+    assert clock[0] > 0
+
+
+def test_the_same_job_gives_the_same_bits_twice(run: RunJob, tmp_path: Path) -> None:
+    settings = {"epochs": 2, "lora": {"rank": 4, "dropout": 0.1}}
+
+    first, second = run("first", **settings), run("second", **settings)
+
+    def without_time(events: list[TrainingEvent]) -> list[Any]:
+        return [event.metrics.model_copy(update={"elapsed_s": 0}) for event in steps(events)]
+
+    assert without_time(first) == without_time(second)
+    for name in ("adapter_model.safetensors", "adapter_config.json", "training_config.json"):
+        one, other = (tmp_path / job / "out" / "step-6" / name for job in ("first", "second"))
+        assert one.read_bytes() == other.read_bytes(), name
+
+
+def test_another_seed_gives_another_adapter(run: RunJob, tmp_path: Path) -> None:
+    run("first", epochs=1, seed=1)
+    run("second", epochs=1, seed=2)
+
+    one, other = (
+        (tmp_path / job / "out" / "step-3" / "adapter_model.safetensors").read_bytes()
+        for job in ("first", "second")
+    )
+    assert one != other
+
+
+def test_a_directory_that_is_run_again_starts_over(run: RunJob, tmp_path: Path) -> None:
+    run(epochs=1)
+    events: list[TrainingEvent] = []
+
+    run_job(tmp_path / "job", events.append)
+
+    assert isinstance(events[-1], Finished)
+    assert [path.name for path in (tmp_path / "job" / "out").iterdir()] == ["step-3"]
+
+
+def test_checkpoints_and_evaluations_come_when_they_are_asked_for(run: RunJob) -> None:
+    events = run(max_steps=5, checkpoint_steps=2, n_evals=5, validation=ROWS[:2])
+
+    assert checkpoints(events) == [2, 3, 4, 5]
+    assert list(evaluations(events)) == [1, 2, 3, 4, 5]
+
+
+def run_until_worse(run: RunJob, *, patience: int) -> tuple[list[TrainingEvent], int, int]:
+    """A job whose validation loss soon rises: its events, its best step and its last."""
+    events = run(
+        rows=[chat_row("Say a", "aaaaaaaaaaaa")] * 32,
+        validation=[UNLIKE],
+        epochs=3,
+        n_evals=24,
+        learning_rate=0.1,
+        early_stopping_patience=patience,
+    )
+    losses = evaluations(events)
+    return events, min(losses, key=lambda step: losses[step]), max(losses)
+
+
+UNLIKE = chat_row("Say z", "zzzzzzzzzzzz")
+
+
+def test_a_job_that_gets_worse_stops_early_and_its_best_adapter_is_the_result(
+    run: RunJob, base_model: Path, tmp_path: Path
+) -> None:
+    events, best, last = run_until_worse(run, patience=2)
+
+    assert last == best + 2 < 24
+    assert events[-1] == Finished(step=best, trained_tokens=steps(events)[-1].metrics.tokens_seen)
+    assert checkpoints(events)[-2:] == [last, best]
+    assert messages(events)[-1].startswith(f"Stopped after step {last} of 24: ")
+    result = tmp_path / "job" / "out" / f"step-{best}"
+    assert verify(result).step == best
+    assert plain_loss(base_model, result) == pytest.approx(evaluations(events)[best], abs=1e-4)
+
+
+def test_a_job_that_may_stop_early_but_does_not_still_has_its_best_adapter_as_result(
+    run: RunJob,
+) -> None:
+    events, best, last = run_until_worse(run, patience=24)
+
+    assert last == 24
+    assert best < 24
+    assert isinstance(events[-1], Finished)
+    assert events[-1].step == best
+    assert messages(events)[-1].startswith(f"The adapter of step {best}, ")
+
+
+def plain_loss(base_model: Path, adapter: Path) -> float:
+    """The loss on `UNLIKE` as plain transformers and peft compute it."""
+    base = AutoModelForCausalLM.from_pretrained(base_model, dtype=torch.float32)
+    model = PeftModel.from_pretrained(base, str(adapter)).eval()
+    encoder = Encoder(build_tokenizer(), train_on_inputs=False)
+    row = encoder.encode(ChatExample(UNLIKE["messages"], [False, True]))
+    input_ids = torch.tensor([row.input_ids])
+    labels = input_ids.masked_fill(~torch.tensor([row.is_learned]), IGNORE_INDEX)
+    with torch.no_grad():
+        return model(input_ids=input_ids, labels=labels).loss.item()
+
+
+def test_a_loss_that_is_not_finite_fails_the_job_with_its_step(tmp_path: Path) -> None:
+    write_tiny_model(tmp_path / "model")
+    weights = load_file(tmp_path / "model" / "model.safetensors")
+    weights["model.norm.weight"].fill_(1e38)
+    save_file(weights, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
+    write_job(tmp_path / "job", ROWS, base_model=tmp_path / "model", learning_rate=0.5)
+    events: list[TrainingEvent] = []
+
+    run_job(tmp_path / "job", events.append)
+
+    assert failure(events).code == "loss_not_finite"
+    assert failure(events).param == "hyperparameters.learning_rate"
+    assert "diverged at step 1 (" in failure(events).message
+    assert "which is 0.5" in failure(events).message
+
+
+def test_a_learning_rate_that_is_too_low_fails_at_the_end(run: RunJob) -> None:
+    events = run(learning_rate=1e-30, epochs=1)
+
+    assert failure(events).code == "adapter_has_no_effect"
+    assert "learning_rate=1e-30 is too low" in failure(events).message
+    assert checkpoints(events) == [3]
+
+
+@pytest.mark.parametrize(
+    ("settings", "code", "param"),
+    [
+        pytest.param(
+            {"rows": [chat_row("long " * 99, "x")], "max_sequence_tokens": 16},
+            "no_trainable_tokens",
+            "training_file",
+            id="nothing-to-learn",
+        ),
+        pytest.param(
+            {"validation": [chat_row("long " * 99, "x")], "max_sequence_tokens": 64},
+            "no_trainable_tokens",
+            "validation_file",
+            id="nothing-to-evaluate",
+        ),
+        pytest.param(
+            {"max_sequence_tokens": 16, "overlong_row_behavior": "error"},
+            "row_too_long",
+            "training_file",
+            id="too-long",
+        ),
+        pytest.param(
+            {"lora": {"target_modules": ("wq",)}},
+            "unknown_target_module",
+            "hyperparameters.lora_target_modules",
+            id="unknown-layer",
+        ),
+    ],
+)
+def test_what_a_user_can_mend_is_said(
+    run: RunJob, settings: dict[str, Any], code: str, param: str
+) -> None:
+    failed = failure(run(**settings))
+
+    assert (failed.code, failed.param) == (code, param)
+
+
+def test_a_job_that_does_not_fit_in_memory_says_what_to_change(
+    base_model: Path, tmp_path: Path
+) -> None:
+    write_job(tmp_path / "job", ROWS, base_model=base_model)
+    events: list[TrainingEvent] = []
+
+    def report(event: TrainingEvent) -> None:
+        if isinstance(event, Started):
+            torch.empty(2**55)  # as the first step would ask for
+        events.append(event)
+
+    run_job(tmp_path / "job", report)
+
+    assert failure(events).code == "out_of_memory"
+    assert "Lower context_length" in failure(events).message
+
+
+def test_a_fault_of_ours_is_not_blamed_on_the_user(base_model: Path, tmp_path: Path) -> None:
+    write_job(tmp_path / "job", ROWS, base_model=base_model)
+    (tmp_path / "job" / "train.jsonl").unlink()
+
+    with pytest.raises(FileNotFoundError):
+        run_job(tmp_path / "job", lambda _: None)
+
+
+def test_a_base_model_without_safetensors_is_not_loaded(tmp_path: Path) -> None:
+    write_tiny_model(tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").rename(tmp_path / "model" / "pytorch_model.bin")
+    write_job(tmp_path / "job", ROWS, base_model=tmp_path / "model")
+
+    with pytest.raises(OSError, match="safetensors"):
+        run_job(tmp_path / "job", lambda _: None)

@@ -1,0 +1,49 @@
+"""`python -m tests.stand_in_child DIR`: a child that does what DIR/script.json says, in order.
+
+Each step is a list of a word and what belongs to it:
+
+    ["say", TEXT]       write a line to standard output
+    ["blurt", TEXT]     write to standard output, without an end
+    ["log", TEXT]       write a line to standard error
+    ["ignore", NAME]    ignore this signal from now on
+    ["environment"]     write the names of its environment variables to DIR/environment
+    ["leave-behind"]    start a process that keeps standard output open, and write its id to DIR/pid
+    ["wait"]            wait for ever
+    ["raise", NAME]     send itself a signal
+    ["exit", CODE]      end
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+
+def main(directory: Path) -> None:
+    def leave_behind() -> None:
+        waiting = [sys.executable, "-c", "import signal; signal.pause()"]
+        (directory / "pid").write_text(str(subprocess.Popen(waiting).pid))
+
+    def wait() -> None:
+        while True:
+            signal.pause()
+
+    words = {
+        "say": lambda text: print(text, flush=True),  # noqa: T201 - what it is for
+        "blurt": lambda text: print(text, end="", flush=True),  # noqa: T201 - as above
+        "log": lambda text: print(text, file=sys.stderr, flush=True),  # noqa: T201 - as above
+        "ignore": lambda name: signal.signal(signal.Signals[name], signal.SIG_IGN),
+        "environment": lambda: (directory / "environment").write_text("\n".join(os.environ)),
+        "leave-behind": leave_behind,
+        "wait": wait,
+        "raise": lambda name: signal.raise_signal(signal.Signals[name]),
+        "exit": sys.exit,
+    }
+    for word, *rest in json.loads((directory / "script.json").read_text()):
+        words[word](*rest)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,167 @@
+"""Models and tokenizers made in code, small enough to train in a test: no network, no files.
+
+A tiny random model with a frozen head cannot be overfitted at transformers' usual
+`initializer_range` of 0.02, because its logits are too small; hence 0.3.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+from app.core.training_config import (
+    BASE_MODEL_NAME,
+    JOB_SPEC_NAME,
+    TRAINING_DATA_NAME,
+    VALIDATION_DATA_NAME,
+    BaseModelRef,
+    DatasetRef,
+    JobSpec,
+    LoraShape,
+    TrainingConfig,
+)
+from worker.training.model import attach_adapter
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""ChatML, without a default system prompt."""
+
+END_OF_TURN = "<|im_end|>"
+SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", END_OF_TURN)
+VOCABULARY = 256 + len(SPECIAL_TOKENS)
+
+BASE_MODEL = BaseModelRef(
+    id="tiny", repo="org/tiny", revision="c" * 40, licence="Apache-2.0", sha256="b" * 64
+)
+
+
+torch.set_num_threads(1)  # tensors this small gain nothing from threads but waiting for each other
+
+
+def build_tokenizer(chat_template: str | None = CHAT_TEMPLATE) -> PreTrainedTokenizerFast:
+    """One token per byte of UTF-8, and three special ones; any text can be written in it."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([AddedToken(t, special=True) for t in SPECIAL_TOKENS])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token=SPECIAL_TOKENS[0], eos_token=END_OF_TURN
+    )
+    tokenizer.chat_template = chat_template
+    return tokenizer
+
+
+def build_model(model_type: str = "llama", *, seed: int = 0, **changes: Any) -> PreTrainedModel:
+    """A two-layer model of one architecture, with random weights that depend on `seed` alone."""
+    settings: dict[str, Any] = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "max_position_embeddings": 512,
+        "initializer_range": 0.3,
+        "tie_word_embeddings": True,
+        "bos_token_id": 256,
+        "eos_token_id": 258,
+        "pad_token_id": None,
+    }
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        config = AutoConfig.for_model(model_type, **(settings | changes))
+        return AutoModelForCausalLM.from_config(config)
+
+
+def write_tiny_model(directory: Path, *, chat_template: str | None = CHAT_TEMPLATE) -> None:
+    """Write a base model as it is on a hub: configuration, tokenizer, safetensors."""
+    directory.mkdir(parents=True, exist_ok=True)
+    build_model().save_pretrained(directory)
+    build_tokenizer(chat_template).save_pretrained(directory)
+
+
+def build_peft_model(
+    model_type: str = "llama",
+    *,
+    target_modules: tuple[str, ...] = ("q_proj", "v_proj"),
+    dropout: float = 0.0,
+    is_trained: bool = True,
+    seed: int = 0,
+) -> PeftModel:
+    """A tiny model with an adapter, in training mode; a trained one is not the identity."""
+    base = build_model(model_type, seed=seed)
+    shape = LoraShape(rank=4, alpha=8, dropout=dropout, target_modules=target_modules)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = attach_adapter(base, shape, BASE_MODEL)
+        for name, parameter in model.named_parameters():
+            if is_trained and "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.05)
+    return model.train()
+
+
+def write_job(
+    directory: Path,
+    rows: Sequence[dict[str, Any]],
+    *,
+    base_model: Path,
+    validation: Sequence[dict[str, Any]] | None = None,
+    **settings: Any,
+) -> JobSpec:
+    """Fill a job directory as the worker does. `settings` are of the `TrainingConfig`."""
+    directory.mkdir(parents=True)
+    (directory / BASE_MODEL_NAME).symlink_to(base_model)
+    spec = JobSpec(
+        job_id="ftjob-1",
+        attempt=1,
+        fine_tuned_model="ft:tiny:org:suffix:1",
+        base_model=BASE_MODEL,
+        training_file=_write_rows(directory / TRAINING_DATA_NAME, rows),
+        validation_file=(
+            None
+            if validation is None
+            else _write_rows(directory / VALIDATION_DATA_NAME, validation)
+        ),
+        config=TrainingConfig(**{"seed": 7, "lora": LoraShape(rank=4), **settings}),
+        threads=1,
+    )
+    (directory / JOB_SPEC_NAME).write_text(spec.model_dump_json(), encoding="utf-8")
+    return spec
+
+
+def _write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> DatasetRef:
+    content = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    path.write_bytes(content)
+    return DatasetRef(
+        file_id=f"file-{path.stem}",
+        filename=path.name,
+        sha256=hashlib.sha256(content).hexdigest(),
+        bytes=len(content),
+        examples=len(rows),
+    )
+
+
+def chat_row(question: str, answer: str) -> dict[str, Any]:
+    return {
+        "messages": [
+            {"role": "user", "content": question},
+            {"role": "assistant", "content": answer},
+        ]
+    }

@@ -1,0 +1,147 @@
+"""Every list, as the stock client pages through it."""
+
+from collections.abc import Iterator
+
+import openai
+import pytest
+from starlette.testclient import TestClient
+
+from app.core.db.events import EventRepository
+from app.core.db.models import JobMetadata
+from app.core.db.session import Database
+from app.core.storage.local import LocalBlobStore
+from tests.builders import NOW, add_file, add_job, add_succeeded_job
+
+
+@pytest.fixture(params=["lenient", "strict"])
+def stock(request: pytest.FixtureRequest, client: TestClient) -> Iterator[openai.OpenAI]:
+    """The stock client in both of its modes, talking to the application in this process."""
+    with openai.OpenAI(
+        base_url="http://testserver/v1",
+        api_key="unused",
+        http_client=client,
+        max_retries=0,
+        _strict_response_validation=request.param == "strict",
+    ) as stock:
+        yield stock
+
+
+@pytest.fixture
+def requests_sent(client: TestClient) -> list[str]:
+    """The address of every request, so that a client that asks for ever is noticed."""
+    sent: list[str] = []
+    client.event_hooks["request"].append(lambda request: sent.append(str(request.url)))
+    return sent
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 4, 5])
+def test_the_client_reads_each_job_once_and_stops(
+    stock: openai.OpenAI, database: Database, requests_sent: list[str], limit: int
+) -> None:
+    made = [add_job(database).id for _ in range(4)]
+
+    found = [job.id for job in stock.fine_tuning.jobs.list(limit=limit)]
+
+    assert found == made[::-1]
+    assert len(requests_sent) == -(-len(made) // limit)
+
+
+def test_an_empty_list_is_one_request(stock: openai.OpenAI, requests_sent: list[str]) -> None:
+    assert list(stock.fine_tuning.jobs.list()) == []
+    assert len(requests_sent) == 1
+
+
+def test_a_page_has_the_clients_default_size(stock: openai.OpenAI, database: Database) -> None:
+    for _ in range(21):
+        add_job(database)
+
+    page = stock.fine_tuning.jobs.list()
+
+    assert (len(page.data), page.has_more) == (20, True)
+
+
+def test_what_is_added_meanwhile_shifts_nothing(stock: openai.OpenAI, database: Database) -> None:
+    old = [add_job(database).id for _ in range(4)]
+
+    page = stock.fine_tuning.jobs.list(limit=2)
+    add_job(database)
+    following = page.get_next_page()
+
+    assert [job.id for job in [*page.data, *following.data]] == old[::-1]
+
+
+def test_the_cursor_need_not_exist_any_more(
+    stock: openai.OpenAI, database: Database, store: LocalBlobStore
+) -> None:
+    kept, deleted = add_file(database, store).id, add_file(database, store).id
+
+    stock.files.delete(deleted)
+
+    assert [file.id for file in stock.files.list(after=deleted)] == [kept]
+
+
+def test_files_are_filtered_by_purpose(
+    stock: openai.OpenAI, database: Database, store: LocalBlobStore
+) -> None:
+    uploaded = add_file(database, store)
+    add_succeeded_job(database, store)
+
+    made = list(stock.files.list(purpose="fine-tune-results"))
+
+    assert {file.filename for file in made} == {
+        "adapter_model.safetensors",
+        "manifest.json",
+        "step_metrics.csv",
+    }
+    assert [file.id for file in stock.files.list(purpose="fine-tune")] == [uploaded.id]
+    assert list(stock.files.list(purpose="vision")) == []
+
+
+def test_jobs_are_filtered_by_label(stock: openai.OpenAI, database: Database) -> None:
+    red = add_job(database, metadata_items=[JobMetadata(key="team", value="red")])
+    empty = add_job(database, metadata_items=[JobMetadata(key="team", value="")])
+    plain = add_job(database)
+
+    def ids(**options: object) -> list[str]:
+        return [job.id for job in stock.fine_tuning.jobs.list(limit=1, **options)]  # pyright: ignore[reportArgumentType]
+
+    assert ids() == [plain.id, empty.id, red.id]
+    assert ids(metadata={"team": "red"}) == [red.id]
+    assert ids(metadata={"team": ""}) == [empty.id]
+    assert ids(metadata={"team": "red", "run": "1"}) == []
+    assert ids(extra_query={"metadata": "null"}) == [plain.id]
+    assert ids(metadata=None) == [plain.id, empty.id, red.id]
+
+
+def test_events_are_paged_newest_first(stock: openai.OpenAI, database: Database) -> None:
+    job, other = add_job(database), add_job(database)
+    with database.writing() as session:
+        for number in range(50):
+            for job_id in (job.id, other.id):
+                EventRepository(session).add(job_id, f"Event {number}", now=NOW)
+
+    found = [event.message for event in stock.fine_tuning.jobs.list_events(job.id)]
+
+    assert found[:50] == [f"Event {number}" for number in reversed(range(50))]
+    assert len(found) == 53
+
+
+def test_checkpoints_are_paged_newest_first(
+    stock: openai.OpenAI, database: Database, store: LocalBlobStore
+) -> None:
+    job = add_succeeded_job(database, store, steps=tuple(range(1, 26)))
+
+    page = stock.fine_tuning.jobs.checkpoints.list(job.id)
+
+    assert [one.step_number for one in page.data] == list(range(25, 15, -1))
+    assert [one.step_number for one in page] == list(range(25, 0, -1))
+    assert (page.model_extra or {})["first_id"] == page.data[0].id
+    assert (page.model_extra or {})["last_id"] == page.data[-1].id
+
+
+def test_more_labels_than_a_job_can_have_are_refused(client: TestClient) -> None:
+    query = "&".join(f"metadata[k{number}]=v" for number in range(1100))
+
+    answer = client.get(f"/v1/fine_tuning/jobs?{query}")
+
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "metadata")

@@ -1,0 +1,131 @@
+"""What holds for every request, whatever it asks for."""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+from fastapi import FastAPI
+from starlette.testclient import TestClient
+
+from app.api import requests
+from app.core.db.session import Database
+from app.core.settings import Settings
+from app.core.storage.local import LocalBlobStore
+from tests.asgi import post_in_chunks
+from tests.builders import TEXT_LINE, add_file, add_job, get_job
+
+
+def test_every_answer_has_an_id_of_its_own(client: TestClient) -> None:
+    answers = [client.get(path) for path in ("/healthz", "/v1/files", "/v1/files/nope", "/nope")]
+
+    ids = [answer.headers["x-request-id"] for answer in answers]
+    assert len(set(ids)) == len(ids)
+    assert all(one.startswith("req_") for one in ids)
+
+
+def test_a_crash_is_an_envelope_whose_id_is_in_the_log(
+    client: TestClient, app: FastAPI, caplog: pytest.LogCaptureFixture
+) -> None:
+    app.state.services = None  # whatever a route does now is a crash
+
+    answer = client.get("/v1/files")
+
+    request_id = answer.headers["x-request-id"]
+    assert answer.status_code == 500
+    assert answer.json() == {
+        "error": {
+            "message": f"The server failed on this request. Its log says why under {request_id}.",
+            "type": "server_error",
+            "param": None,
+            "code": "internal_error",
+        }
+    }
+    (record,) = [one for one in caplog.records if one.name == requests.__name__]
+    assert record.levelno == logging.ERROR
+    assert vars(record)["request_id"] == request_id
+    assert record.exc_info is not None
+
+
+def test_bytes_that_are_lost_are_an_error_and_not_an_empty_file(
+    client: TestClient, database: Database, store: LocalBlobStore
+) -> None:
+    file = add_file(database, store)
+    store.delete(file.blob_key)
+
+    answer = client.get(f"/v1/files/{file.id}/content")
+
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "file_not_found")
+
+
+@pytest.fixture
+def locked(
+    client: TestClient, app: FastAPI, settings: Settings, database: Database
+) -> Iterator[Database]:
+    """A process that has the database for itself, while the API waits for nobody."""
+    assert client.get("/readyz").status_code == 200
+    impatient = Database(settings.resolved_database_url, busy_timeout_s=0)
+    app.state.services = replace(app.state.services, database=impatient)
+    with database.writing() as session:
+        session.connection()
+        yield database
+    impatient.dispose()
+
+
+def test_a_busy_database_is_a_503_that_says_when_to_come_back(
+    client: TestClient, database: Database, request: pytest.FixtureRequest
+) -> None:
+    job = add_job(database)
+    request.getfixturevalue("locked")
+
+    answer = client.post(f"/v1/fine_tuning/jobs/{job.id}/cancel")
+
+    assert answer.status_code == 503
+    assert answer.headers["retry-after"] == "2"
+    assert answer.json() == {
+        "error": {
+            "message": "The database is busy. Nothing was done; send the request again in a "
+            "moment.",
+            "type": "server_error",
+            "param": None,
+            "code": "database_busy",
+        }
+    }
+
+
+@pytest.mark.usefixtures("locked")
+def test_an_upload_into_a_busy_database_leaves_nothing(
+    client: TestClient, settings: Settings
+) -> None:
+    files = {"file": ("a.jsonl", TEXT_LINE)}
+
+    answer = client.post("/v1/files", files=files, data={"purpose": "fine-tune"})
+
+    assert answer.status_code == 503
+    assert [path for path in settings.blobs_dir.rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.usefixtures("locked")
+def test_reading_goes_on_while_the_database_is_busy(client: TestClient) -> None:
+    assert client.get("/v1/files").status_code == 200
+    assert client.get("/readyz").status_code == 200
+
+
+def test_a_json_body_is_refused_before_it_fills_the_memory(app: FastAPI) -> None:
+    chunks = (b"x" * 65_536 for _ in range(1000))
+
+    answer = post_in_chunks(app, "/v1/fine_tuning/jobs", chunks, "application/json")
+
+    assert answer.status == 413
+    assert answer.bytes_taken < 2 * requests.MAX_JSON_BYTES
+
+
+def test_cancelling_needs_no_body_and_no_content_type(
+    client: TestClient, database: Database
+) -> None:
+    job = add_job(database)
+
+    answer = client.post(f"/v1/fine_tuning/jobs/{job.id}/cancel")
+
+    assert answer.status_code == 200
+    assert get_job(database, job.id).status == "cancelled"

@@ -1,0 +1,154 @@
+"""What a job has made: how it is found, and how it is deleted."""
+
+import io
+import zipfile
+
+import pytest
+from starlette.testclient import TestClient
+
+from app.core.db.models import Job
+from app.core.db.session import Database
+from app.core.settings import Settings
+from app.core.storage.local import LocalBlobStore
+from tests.builders import add_job, add_succeeded_job, claim
+
+
+@pytest.fixture
+def job(database: Database, store: LocalBlobStore) -> Job:
+    """A job with checkpoints at the steps 2 and 4, of which the last is its result."""
+    return add_succeeded_job(database, store, steps=(2, 4))
+
+
+def test_a_job_that_has_succeeded_names_its_results(client: TestClient, job: Job) -> None:
+    shown = client.get(f"/v1/fine_tuning/jobs/{job.id}").json()
+
+    assert shown["status"] == "succeeded"
+    assert shown["fine_tuned_model"] == job.fine_tuned_model
+    assert (shown["result_files"], shown["trained_tokens"]) == ([job.result_file_id], 1234)
+
+
+@pytest.mark.parametrize("is_running", [False, True])
+def test_a_job_that_has_not_ended_names_no_results(
+    client: TestClient, database: Database, *, is_running: bool
+) -> None:
+    job = add_job(database)
+    if is_running:
+        claim(database)
+
+    shown = client.get(f"/v1/fine_tuning/jobs/{job.id}").json()
+
+    assert (shown["fine_tuned_model"], shown["result_files"]) == (None, [])
+    assert (shown["trained_tokens"], shown["finished_at"], shown["error"]) == (None, None, None)
+
+
+def test_the_file_of_a_checkpoint_cannot_be_deleted_alone(client: TestClient, job: Job) -> None:
+    (last, _) = client.get(f"/v1/fine_tuning/jobs/{job.id}/checkpoints").json()["data"]
+    file_id = last["result_files"][0]
+
+    answer = client.delete(f"/v1/files/{file_id}")
+
+    assert answer.status_code == 400
+    assert answer.json()["error"] == {
+        "message": f"{file_id} is part of the checkpoint {last['id']}, which would be no adapter "
+        "without it. Delete the tuned model to free the files of its adapter.",
+        "type": "invalid_request_error",
+        "param": None,
+        "code": "file_in_use",
+    }
+
+
+def test_the_loss_log_of_an_ended_job_can_be_deleted(client: TestClient, job: Job) -> None:
+    assert client.delete(f"/v1/files/{job.result_file_id}").status_code == 200
+    assert client.get(f"/v1/files/{job.result_file_id}").status_code == 404
+    assert len(client.get(f"/v1/fine_tuning/jobs/{job.id}/metrics").json()["data"]) == 4
+
+
+def test_the_data_of_an_ended_job_can_be_deleted(
+    client: TestClient, database: Database, settings: Settings
+) -> None:
+    files = {"file": ("a.jsonl", b'{"text": "a"}\n')}
+    uploaded = client.post("/v1/files", files=files, data={"purpose": "fine-tune"}).json()["id"]
+    job = add_job(database, training_file_id=uploaded)
+    client.post(f"/v1/fine_tuning/jobs/{job.id}/cancel")
+
+    answer = client.delete(f"/v1/files/{uploaded}")
+
+    assert answer.json() == {"id": uploaded, "object": "file", "deleted": True}
+    assert not (settings.blobs_dir / "files" / uploaded).exists()
+    assert client.get(f"/v1/fine_tuning/jobs/{job.id}").json()["training_file"] == uploaded
+
+
+def test_a_deleted_model_takes_its_adapter_with_it_and_nothing_else(
+    client: TestClient, job: Job, settings: Settings
+) -> None:
+    blobs_before = sum(path.is_file() for path in settings.blobs_dir.rglob("*"))
+
+    answer = client.delete(f"/v1/models/{job.fine_tuned_model}")
+
+    assert answer.json() == {"id": job.fine_tuned_model, "object": "model", "deleted": True}
+    assert sum(path.is_file() for path in settings.blobs_dir.rglob("*")) == blobs_before - 2
+    assert client.get(f"/v1/models/{job.fine_tuned_model}").status_code == 404
+    gone = client.get(f"/v1/fine_tuning/jobs/{job.id}/adapter")
+    assert (gone.status_code, gone.json()["error"]["code"]) == (404, "adapter_deleted")
+    assert gone.json()["error"]["message"] == (
+        f"The adapter of job {job.id} was deleted, with its model {job.fine_tuned_model}."
+    )
+    (left,) = client.get(f"/v1/fine_tuning/jobs/{job.id}/checkpoints").json()["data"]
+    assert left["step_number"] == 2
+    kept = client.get(f"/v1/fine_tuning/jobs/{job.id}/adapter?checkpoint=2")
+    with zipfile.ZipFile(io.BytesIO(kept.content)) as archive:
+        assert archive.testzip() is None
+
+
+def test_a_model_cannot_be_deleted_twice(client: TestClient, job: Job) -> None:
+    client.delete(f"/v1/models/{job.fine_tuned_model}")
+
+    assert client.delete(f"/v1/models/{job.fine_tuned_model}").status_code == 404
+
+
+def test_a_checkpoint_of_another_job_is_not_found(
+    client: TestClient, job: Job, database: Database, store: LocalBlobStore
+) -> None:
+    other = add_succeeded_job(database, store)
+
+    for checkpoint in (other.result_checkpoint_id, "1"):
+        answer = client.get(f"/v1/fine_tuning/jobs/{job.id}/adapter?checkpoint={checkpoint}")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (404, "checkpoint_not_found")
+
+
+def test_the_same_adapter_has_the_same_etag_and_another_one_another(
+    client: TestClient, job: Job
+) -> None:
+    url = f"/v1/fine_tuning/jobs/{job.id}/adapter"
+
+    final, named, earlier = [
+        client.get(url + query).headers["etag"] for query in ("", "?checkpoint=4", "?checkpoint=2")
+    ]
+
+    assert final == named != earlier
+
+
+@pytest.mark.parametrize(
+    ("accept", "media_type"),
+    [
+        ("application/json", "application/json"),
+        ("*/*", "application/json"),
+        ("text/csv", "text/csv; charset=utf-8"),
+        ("text/csv, */*;q=0.1", "text/csv; charset=utf-8"),
+        ("application/x-ndjson", "application/x-ndjson"),
+    ],
+)
+def test_the_loss_log_comes_in_the_form_asked_for(
+    client: TestClient, job: Job, accept: str, media_type: str
+) -> None:
+    answer = client.get(f"/v1/fine_tuning/jobs/{job.id}/metrics", headers={"accept": accept})
+
+    assert answer.headers["content-type"] == media_type
+
+
+def test_the_loss_log_of_a_job_that_waits_is_empty(client: TestClient, database: Database) -> None:
+    url = f"/v1/fine_tuning/jobs/{add_job(database).id}/metrics"
+
+    assert client.get(url).json() == {"object": "list", "data": [], "has_more": False}
+    assert client.get(url, headers={"accept": "text/csv"}).text.startswith("step,train_loss,")
+    assert client.get(url, headers={"accept": "application/x-ndjson"}).text == ""

@@ -1,0 +1,183 @@
+"""How a multipart body is read: in any pieces, in little memory, and not at all when broken."""
+
+import asyncio
+import hashlib
+import itertools
+import re
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi import Request
+from starlette.testclient import TestClient
+
+from app.api import uploads
+from app.api.uploads import MAX_FIELD_BYTES, MAX_PARTS, receive_upload
+from app.core.errors import (
+    InvalidRequestError,
+    PayloadTooLargeError,
+    UnsupportedMediaTypeError,
+)
+from app.core.storage.local import LocalBlobStore
+from app.services.files import Upload
+from tests.builders import TEXT_LINE, list_blobs
+
+BOUNDARY = "a-boundary"
+FORM = f"multipart/form-data; boundary={BOUNDARY}"
+# It has in it what is nearly, but not quite, the boundary.
+CONTENT = TEXT_LINE + b'{"text": "\\r\\n--a-bound"}\r\n--a-bound\n' + TEXT_LINE
+NO_LIMIT = 10**9
+
+
+def part(name: str, content: bytes, *, filename: str | None = None) -> bytes:
+    of_file = f'; filename="{filename}"\r\ncontent-type: text/plain' if filename else ""
+    head = f'content-disposition: form-data; name="{name}"{of_file}'
+    return b"--%b\r\n%b\r\n\r\n%b\r\n" % (BOUNDARY.encode(), head.encode(), content)
+
+
+END = f"--{BOUNDARY}--\r\n".encode()
+PURPOSE = part("purpose", b"fine-tune")
+FILE = part("file", CONTENT, filename="größe.jsonl")
+WHOLE = PURPOSE + FILE + END
+
+
+def receive(
+    directory: Path,
+    chunks: Iterable[bytes],
+    *,
+    content_type: str = FORM,
+    max_bytes: int = NO_LIMIT,
+    is_cut_off: bool = False,
+) -> tuple[Upload, bytes]:
+    """What is understood of a body that comes in these chunks, and the file that it leaves."""
+    more = ({"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks)
+    end = {"type": "http.disconnect"} if is_cut_off else {"type": "http.request", "body": b""}
+    remaining: Iterator[dict[str, Any]] = itertools.chain(more, [end])
+
+    async def next_message() -> dict[str, Any]:
+        return next(remaining)
+
+    scope = {"type": "http", "headers": [(b"content-type", content_type.encode())]}
+    scratch = directory / "scratch"
+    try:
+        request = Request(scope, next_message)
+        upload = asyncio.run(receive_upload(request, scratch=scratch, max_bytes=max_bytes))
+        return upload, scratch.read_bytes()
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def test_a_body_is_understood(tmp_path: Path) -> None:
+    upload, content = receive(tmp_path, [WHOLE])
+
+    assert content == CONTENT
+    assert (upload.filename, upload.fields) == ("größe.jsonl", {"purpose": "fine-tune"})
+    assert (upload.bytes, upload.crc32) == (len(CONTENT), zlib.crc32(CONTENT))
+    assert upload.sha256 == hashlib.sha256(CONTENT).hexdigest()
+
+
+@pytest.fixture
+def unbatched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every chunk reaches the parser as it came."""
+    monkeypatch.setattr(uploads, "_BATCH_BYTES", 1)
+
+
+@pytest.mark.usefixtures("unbatched")
+def test_it_does_not_matter_where_a_body_is_cut(tmp_path: Path) -> None:
+    expected = receive(tmp_path, [WHOLE])
+
+    differing = [
+        cut
+        for cut in range(1, len(WHOLE))
+        if receive(tmp_path, [WHOLE[:cut], WHOLE[cut:]]) != expected
+    ]
+
+    assert differing == []
+
+
+@pytest.mark.usefixtures("unbatched")
+def test_a_body_may_come_byte_by_byte(tmp_path: Path) -> None:
+    single = [WHOLE[at : at + 1] for at in range(len(WHOLE))]
+
+    assert receive(tmp_path, single) == receive(tmp_path, [WHOLE])
+
+
+def test_the_purpose_may_come_after_the_file(tmp_path: Path) -> None:
+    upload, content = receive(tmp_path, [FILE + PURPOSE + END])
+
+    assert (upload.fields, content) == ({"purpose": "fine-tune"}, CONTENT)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param(b"", id="empty"),
+        pytest.param(b"no form at all", id="garbage"),
+        pytest.param(PURPOSE + FILE, id="no-end"),
+        pytest.param(WHOLE[: len(PURPOSE) + 40], id="cut-in-a-header"),
+        pytest.param(WHOLE.replace(b"a-boundary", b"b-boundary"), id="another-boundary"),
+        pytest.param(b"--a-boundary\r\n: nothing\r\n\r\n\r\n" + END, id="nameless-header"),
+        pytest.param(part("x", b"") * MAX_PARTS + FILE + END, id="too-many-parts"),
+    ],
+)
+def test_a_broken_body_is_said_to_be_broken(tmp_path: Path, body: bytes) -> None:
+    with pytest.raises(InvalidRequestError, match="not well-formed") as refusal:
+        receive(tmp_path, [body])
+
+    assert refusal.value.code == "invalid_multipart"
+
+
+def test_a_connection_that_breaks_off_is_no_end(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequestError, match="closed before its end"):
+        receive(tmp_path, [PURPOSE + FILE[:100]], is_cut_off=True)
+
+
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        pytest.param(PURPOSE + END, "'file' is missing", id="no-file"),
+        pytest.param(FILE + FILE + END, "Send one file", id="two-files"),
+        pytest.param(
+            part("x", b"y" * (MAX_FIELD_BYTES + 1)) + FILE + END, "too long", id="long-field"
+        ),
+    ],
+)
+def test_a_form_that_cannot_be_meant_is_refused(tmp_path: Path, body: bytes, why: str) -> None:
+    with pytest.raises(InvalidRequestError, match=why):
+        receive(tmp_path, [body])
+
+
+@pytest.mark.parametrize(
+    "content_type", ["", "application/json", "multipart/form-data", "multipart/mixed; boundary=a"]
+)
+def test_a_body_that_is_no_form_is_not_read(tmp_path: Path, content_type: str) -> None:
+    with pytest.raises(UnsupportedMediaTypeError):
+        receive(tmp_path, [], content_type=content_type)
+
+
+def test_a_file_of_the_largest_size_is_taken_and_one_more_byte_is_not(tmp_path: Path) -> None:
+    assert receive(tmp_path, [WHOLE], max_bytes=len(CONTENT))[1] == CONTENT
+
+    with pytest.raises(PayloadTooLargeError, match=re.escape(f"at most {len(CONTENT) - 1:,}")):
+        receive(tmp_path, [WHOLE], max_bytes=len(CONTENT) - 1)
+
+
+def test_what_follows_the_end_is_not_read_for_ever(tmp_path: Path) -> None:
+    endless = itertools.chain([WHOLE], itertools.repeat(b"x" * 65_536))
+
+    with pytest.raises(PayloadTooLargeError):
+        receive(tmp_path, endless, max_bytes=len(CONTENT))
+
+
+@pytest.mark.parametrize(
+    "body", [PURPOSE + FILE, PURPOSE + END, FILE + END, WHOLE], ids=["cut", "none", "why", "bad"]
+)
+def test_a_refused_upload_leaves_nothing_on_disk(
+    client: TestClient, store: LocalBlobStore, body: bytes
+) -> None:
+    answer = client.post("/v1/files", content=body, headers={"content-type": FORM})
+
+    assert answer.status_code == 400
+    assert list_blobs(store) == []

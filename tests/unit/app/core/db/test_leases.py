@@ -1,0 +1,276 @@
+"""Who may write what about a job, and when: the fence, the rescue, the races with a cancel."""
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import select
+
+from app.core.db.checkpoints import CheckpointRepository
+from app.core.db.events import EventRepository
+from app.core.db.jobs import JobRepository
+from app.core.db.leases import Lease, LeaseRepository
+from app.core.db.models import Attempt
+from app.core.db.session import Database
+from app.core.errors import LeaseLostError
+from app.core.job_status import JobStatus
+from tests.builders import (
+    MINUTE,
+    NOW,
+    add_job,
+    build_checkpoint,
+    build_metrics,
+    claim,
+    get_job,
+)
+
+Write = Callable[[LeaseRepository, Lease], Any]
+
+WRITES: dict[str, Write] = {
+    "renew": lambda leases, lease: leases.renew(lease, until=NOW + 2 * MINUTE),
+    "start": lambda leases, lease: leases.start(lease, total_steps=10),
+    "record_steps": lambda leases, lease: leases.record_steps(
+        lease, [build_metrics()], tokens_per_second=1.0, estimated_finish_at=None
+    ),
+    "hold": lambda leases, lease: leases.hold(lease),
+    "finish": lambda leases, lease: leases.finish(lease, JobStatus.SUCCEEDED, now=NOW),
+    "release": lambda leases, lease: leases.release(lease, now=NOW),
+}
+
+
+def write(database: Database, name: str, lease: Lease) -> Any:
+    with database.writing() as session:
+        return WRITES[name](LeaseRepository(session), lease)
+
+
+def rescue(database: Database, *, after: timedelta) -> list[str]:
+    with database.writing() as session:
+        return LeaseRepository(session).rescue(now=NOW + after)
+
+
+def request_cancel(database: Database, job_id: str) -> None:
+    with database.writing() as session:
+        JobRepository(session).request_cancel(job_id, now=NOW)
+
+
+def attempts(database: Database, job_id: str) -> list[tuple[int, str, str | None]]:
+    with database.reading() as session:
+        rows = session.scalars(select(Attempt).where(Attempt.job_id == job_id))
+        return [(row.attempt, row.worker_id, row.outcome) for row in rows]
+
+
+def messages(database: Database, job_id: str) -> list[str]:
+    with database.reading() as session:
+        page = EventRepository(session).list_page(job_id, after=None, limit=100)
+        return [event.message for event in page.rows]
+
+
+def dump_job(database: Database, job_id: str) -> list[Any]:
+    """All that a worker's write could change."""
+    job = get_job(database, job_id)
+    columns = {column.key: getattr(job, column.key) for column in job.__table__.columns}
+    with database.reading() as session:
+        steps = JobRepository(session).list_steps(job_id)
+    return [columns, steps, attempts(database, job_id), messages(database, job_id)]
+
+
+def test_every_write_of_the_repository_is_in_the_table_above() -> None:
+    """A new method must be fenced too, or be one of those that need no lease."""
+    public = {name for name in vars(LeaseRepository) if not name.startswith("_")}
+
+    assert public - WRITES.keys() == {"claim", "rescue", "note"}
+
+
+def test_the_oldest_job_is_claimed_first(database: Database) -> None:
+    first, second = add_job(database), add_job(database)
+
+    assert [claim(database).job_id, claim(database).job_id] == [first.id, second.id]
+    with database.writing() as session:
+        assert LeaseRepository(session).claim(worker_id="w", now=NOW, lease_for=MINUTE) is None
+
+
+def test_a_claim_starts_the_job(database: Database) -> None:
+    job = add_job(database)
+
+    lease = claim(database, "worker-7")
+
+    job = get_job(database, job.id)
+    assert (lease.attempt, lease.config.seed, lease.base_model) == (1, 7, "tiny")
+    assert (job.status, job.worker_id, job.started_at) == (JobStatus.RUNNING, "worker-7", NOW)
+    assert job.lease_expires_at == NOW + MINUTE
+    assert messages(database, job.id)[0] == "Fine-tuning job started"
+    assert attempts(database, job.id) == [(1, "worker-7", None)]
+
+
+@pytest.mark.parametrize("name", WRITES)
+def test_the_owner_of_the_newest_attempt_may_write(database: Database, name: str) -> None:
+    add_job(database)
+
+    write(database, name, claim(database))
+
+
+@pytest.mark.parametrize("name", WRITES)
+def test_a_newer_attempt_fences_out_the_older(database: Database, name: str) -> None:
+    job = add_job(database)
+    old = claim(database, "worker-1")
+    rescue(database, after=2 * MINUTE)
+    claim(database, "worker-2", now=NOW + 2 * MINUTE)
+    before = dump_job(database, job.id)
+
+    with pytest.raises(LeaseLostError):
+        write(database, name, old)
+
+    assert dump_job(database, job.id) == before
+
+
+@pytest.mark.parametrize("name", WRITES)
+def test_the_same_worker_is_fenced_out_of_its_own_older_attempt(
+    database: Database, name: str
+) -> None:
+    add_job(database)
+    old = claim(database)
+    rescue(database, after=2 * MINUTE)
+    claim(database, now=NOW + 2 * MINUTE)
+
+    with pytest.raises(LeaseLostError):
+        write(database, name, old)
+
+
+@pytest.mark.parametrize("name", WRITES)
+@pytest.mark.parametrize("status", [JobStatus.SUCCEEDED, JobStatus.CANCELLED])
+def test_nobody_writes_to_a_job_that_has_ended(
+    database: Database, name: str, status: JobStatus
+) -> None:
+    job = add_job(database)
+    lease = claim(database)
+    with database.writing() as session:
+        LeaseRepository(session).finish(lease, status, now=NOW)
+    before = dump_job(database, job.id)
+
+    with pytest.raises(LeaseLostError):
+        write(database, name, lease)
+
+    assert dump_job(database, job.id) == before
+
+
+@pytest.mark.parametrize("name", WRITES)
+def test_nobody_writes_to_a_job_that_was_rescued(database: Database, name: str) -> None:
+    add_job(database)
+    lease = claim(database)
+    rescue(database, after=2 * MINUTE)
+
+    with pytest.raises(LeaseLostError):
+        write(database, name, lease)
+
+
+def test_what_follows_a_lost_hold_is_rolled_back(database: Database) -> None:
+    job = add_job(database)
+    lease = claim(database)
+    rescue(database, after=2 * MINUTE)
+
+    def publish() -> None:
+        with database.writing() as session:
+            CheckpointRepository(session).add(build_checkpoint(job))
+            LeaseRepository(session).hold(lease)
+
+    with pytest.raises(LeaseLostError):
+        publish()
+
+    with database.reading() as session:
+        page = CheckpointRepository(session).list_page(job.id, after=None, limit=10)
+    assert page.rows == []
+
+
+def test_a_renewal_tells_whether_the_user_wants_the_job_cancelled(database: Database) -> None:
+    job = add_job(database)
+    lease = claim(database)
+
+    before = write(database, "renew", lease)
+    request_cancel(database, job.id)
+    after = write(database, "renew", lease)
+
+    assert (before, after) == (False, True)
+    assert get_job(database, job.id).lease_expires_at == NOW + 2 * MINUTE
+
+
+def test_a_lease_that_has_not_run_out_is_left_alone(database: Database) -> None:
+    add_job(database)
+    claim(database)
+
+    assert rescue(database, after=timedelta(seconds=59)) == []
+
+
+def test_a_lost_job_goes_back_to_its_old_place_in_the_queue(database: Database) -> None:
+    lost, waiting = add_job(database), add_job(database)
+    claim(database)
+
+    assert rescue(database, after=2 * MINUTE) == [lost.id]
+
+    job = get_job(database, lost.id)
+    assert (job.status, job.lease_expires_at, job.attempt) == (JobStatus.QUEUED, None, 1)
+    assert messages(database, lost.id)[0] == (
+        "Its worker worker-1 gave no sign of life; the job is back in the queue"
+    )
+    assert attempts(database, lost.id) == [(1, "worker-1", "lost")]
+    assert [claim(database).job_id, claim(database).job_id] == [lost.id, waiting.id]
+
+
+def test_a_released_job_goes_back_to_its_old_place_in_the_queue(database: Database) -> None:
+    job = add_job(database)
+
+    write(database, "release", claim(database))
+
+    assert get_job(database, job.id).status is JobStatus.QUEUED
+    assert messages(database, job.id)[0] == ("The worker was stopped; the job is back in the queue")
+    assert attempts(database, job.id) == [(1, "worker-1", "released")]
+    assert claim(database).attempt == 2
+
+
+@pytest.mark.parametrize("how", ["rescued", "released"])
+def test_a_job_that_was_to_be_cancelled_does_not_go_back_into_the_queue(
+    database: Database, how: str
+) -> None:
+    job = add_job(database)
+    lease = claim(database)
+    request_cancel(database, job.id)
+
+    if how == "released":
+        write(database, "release", lease)
+    else:
+        rescue(database, after=2 * MINUTE)
+
+    job = get_job(database, job.id)
+    assert job.status is JobStatus.CANCELLED
+    assert job.finished_at is not None
+    assert messages(database, job.id)[0] == "Fine-tuning job cancelled"
+
+
+def test_a_new_attempt_begins_an_empty_loss_log(database: Database) -> None:
+    job = add_job(database)
+    write(database, "record_steps", claim(database))
+    rescue(database, after=2 * MINUTE)
+
+    claim(database)
+
+    with database.reading() as session:
+        assert JobRepository(session).list_steps(job.id) == []
+    job = get_job(database, job.id)
+    assert (job.trained_steps, job.train_loss, job.epoch) == (0, None, None)
+
+
+def test_the_job_shows_its_last_step_and_its_newest_validation_loss(database: Database) -> None:
+    job = add_job(database)
+    lease = claim(database)
+    rows = [build_metrics(1, valid_loss=2.5), build_metrics(2)]
+
+    with database.writing() as session:
+        LeaseRepository(session).record_steps(
+            lease, rows, tokens_per_second=200.0, estimated_finish_at=NOW + MINUTE
+        )
+
+    job = get_job(database, job.id)
+    assert (job.trained_steps, job.train_loss, job.valid_loss) == (2, 1.5, 2.5)
+    assert (job.tokens_per_second, job.estimated_finish_at) == (200.0, NOW + MINUTE)
+    with database.reading() as session:
+        assert JobRepository(session).list_steps(job.id) == rows

@@ -1,0 +1,42 @@
+import json
+
+import pytest
+from pydantic import ValidationError
+
+from app.core.training_events import Checkpointed, Failed, Noted, Started, Stepped, parse_event
+from tests.builders import build_metrics
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        Noted(message="trainable params: 1 || all params: 2 || trainable%: 50.0"),
+        Started(total_steps=3),
+        Stepped(metrics=build_metrics()),
+        Checkpointed(step=3, directory="out/step-3"),
+        Failed(code="loss_diverged", message="The loss is not a number any more."),
+    ],
+    ids=lambda event: event.kind,
+)
+def test_what_a_child_writes_is_what_its_parent_reads(event: Noted) -> None:
+    assert parse_event(event.model_dump_json().encode()) == event
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"",
+        b"Loading weights: 100%",
+        b"[]",
+        b'{"kind": "exploded"}',
+        b'{"kind": "started", "total_steps": 0}',
+        b'{"kind": "started", "total_steps": 1, "more": 1}',
+        b'{"kind": "checkpointed", "step": 1, "directory": "out/../../etc"}',
+        b'{"kind": "checkpointed", "step": 1, "directory": "out/step-1\\n"}',
+        json.dumps({"kind": "noted", "message": "x" * 10_001}).encode(),
+        json.dumps({"kind": "noted", "level": "error", "message": "x"}).encode(),
+    ],
+)
+def test_anything_else_is_not_an_event(line: bytes) -> None:
+    with pytest.raises(ValidationError):
+        parse_event(line)

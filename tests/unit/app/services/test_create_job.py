@@ -1,0 +1,213 @@
+"""How a request becomes a job with every setting resolved."""
+
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from app.core.base_models import Catalogue, CatalogueEntry, HubSource
+from app.core.db.session import Database
+from app.core.storage.local import LocalBlobStore
+from app.services.jobs import resolve_config
+from tests.builders import add_file, build_config, get_job
+
+
+@pytest.fixture
+def training_file(database: Database, store: LocalBlobStore) -> str:
+    return add_file(database, store).id
+
+
+@pytest.fixture
+def entry(catalogue: Catalogue) -> CatalogueEntry:
+    found = catalogue.find("tiny")
+    assert found is not None
+    return found
+
+
+def create(client: TestClient, training_file: str, **more: Any) -> dict[str, Any]:
+    body = {"model": "tiny", "training_file": training_file} | more
+    answer = client.post("/v1/fine_tuning/jobs", json=body)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def warnings(client: TestClient, job: dict[str, Any]) -> list[str]:
+    events = client.get(f"/v1/fine_tuning/jobs/{job['id']}/events").json()["data"]
+    return [event["message"] for event in events if event["level"] == "warn"]
+
+
+def test_the_defaults_are_those_of_the_reference_script(entry: CatalogueEntry) -> None:
+    config = resolve_config({}, entry, seed=7)
+
+    assert config == build_config()
+    assert (config.lora.rank, config.lora.alpha, config.lora.dropout) == (64, 16.0, 0.05)
+    assert config.lora.target_modules == ("q_proj", "v_proj")
+    assert (config.epochs, config.batch_size, config.learning_rate) == (3, 4, 2e-4)
+    assert (config.lr_scheduler, config.max_sequence_tokens) == ("linear", 512)
+    assert (config.logging_steps, config.checkpoint_steps) == (10, 500)
+
+
+def test_the_defaults_fit_a_base_model_that_allows_less() -> None:
+    small = CatalogueEntry(
+        id="small",
+        name="Small",
+        source=HubSource(kind="hub", repo="us/small"),
+        licence="MIT",
+        context_length=256,
+        target_modules=("c_attn", "c_proj"),
+        max_lora_rank=16,
+    )
+
+    config = resolve_config({}, small, seed=1)
+
+    assert (config.max_sequence_tokens, config.lora.rank) == (256, 16)
+    assert config.lora.target_modules == ("c_attn", "c_proj")
+
+
+@pytest.mark.parametrize(
+    ("asked", "targets"),
+    [
+        ("all-linear", ("q_proj", "k_proj", "v_proj", "o_proj")),
+        (["o_proj", "q_proj", "o_proj"], ("o_proj", "q_proj")),
+    ],
+)
+def test_the_target_modules_are_those_asked_for(
+    entry: CatalogueEntry, asked: Any, targets: tuple[str, ...]
+) -> None:
+    assert (
+        resolve_config({"lora_target_modules": asked}, entry, seed=1).lora.target_modules == targets
+    )
+
+
+@pytest.mark.parametrize(
+    ("knobs", "batch_size"),
+    [
+        ({"batch_size": 2}, 2),
+        ({"gradient_accumulation_steps": 4}, 4),
+        ({"batch_size": 2, "gradient_accumulation_steps": 4}, 8),
+    ],
+)
+def test_the_batch_is_what_one_step_learns_from_however_it_is_counted(
+    entry: CatalogueEntry, knobs: dict[str, int], batch_size: int
+) -> None:
+    assert resolve_config(knobs, entry, seed=1).batch_size == batch_size
+
+
+def test_a_seed_is_chosen_when_none_is_given(entry: CatalogueEntry) -> None:
+    seeds = {resolve_config({}, entry, seed=None).seed for _ in range(5)}
+
+    assert len(seeds) > 1
+    assert all(0 <= seed < 2**31 for seed in seeds)
+
+
+@pytest.mark.parametrize("multiplier", [0.01, 0.1, 0.22, 0.37, 1.8, 2])
+def test_a_multiplier_is_shown_as_it_was_given(
+    client: TestClient, training_file: str, multiplier: float
+) -> None:
+    job = create(client, training_file, hyperparameters={"learning_rate_multiplier": multiplier})
+
+    assert job["hyperparameters"]["learning_rate_multiplier"] == multiplier
+    assert job["hyperparameters"]["learning_rate"] == pytest.approx(2e-4 * multiplier)
+    assert warnings(client, job) == []
+
+
+def test_a_learning_rate_is_also_shown_as_a_multiplier(
+    client: TestClient, training_file: str
+) -> None:
+    job = create(client, training_file, hyperparameters={"learning_rate": 4e-4})
+
+    assert job["hyperparameters"]["learning_rate"] == 4e-4
+    assert job["hyperparameters"]["learning_rate_multiplier"] == 2.0
+
+
+def test_a_multiplier_that_looks_like_a_learning_rate_is_warned_about(
+    client: TestClient, training_file: str
+) -> None:
+    job = create(client, training_file, hyperparameters={"learning_rate_multiplier": 2e-5})
+
+    (warning,) = warnings(client, job)
+    assert warning == (
+        "learning_rate_multiplier=2e-05 is a factor on 0.0002, so the learning rate is only 4e-09. "
+        "To set the learning rate itself, use 'learning_rate'."
+    )
+
+
+def test_the_newer_place_of_a_setting_wins_over_the_older(
+    client: TestClient, training_file: str
+) -> None:
+    method = {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 5}}}
+
+    job = create(
+        client, training_file, method=method, hyperparameters={"n_epochs": 9, "batch_size": 9}
+    )
+
+    assert (job["hyperparameters"]["n_epochs"], job["hyperparameters"]["batch_size"]) == (5, 9)
+    assert job["method"]["supervised"]["hyperparameters"] == job["hyperparameters"]
+
+
+@pytest.mark.parametrize("name", ["dpo", "reinforcement"])
+def test_a_method_that_is_not_offered_is_never_ignored(
+    client: TestClient, training_file: str, name: str
+) -> None:
+    method = {"type": "supervised", name: {"hyperparameters": {"beta": 0.1}}}
+    body = {"model": "tiny", "training_file": training_file, "method": method}
+
+    error = client.post("/v1/fine_tuning/jobs", json=body).json()["error"]
+
+    assert (error["code"], error["param"]) == ("unsupported_method", f"method.{name}")
+
+
+@pytest.mark.parametrize("value", ["auto", None])
+def test_a_setting_may_be_left_to_the_service(
+    client: TestClient, training_file: str, value: str | None
+) -> None:
+    knobs = dict.fromkeys(
+        ["n_epochs", "learning_rate", "learning_rate_multiplier", "packing", "train_on_inputs"],
+        value,
+    )
+
+    shown = create(client, training_file, hyperparameters=knobs)["hyperparameters"]
+
+    assert (shown["n_epochs"], shown["learning_rate"], shown["train_on_inputs"]) == (3, 2e-4, False)
+
+
+def test_each_alias_sets_what_it_stands_for(client: TestClient, training_file: str) -> None:
+    knobs = {"lora_rank": 8, "max_seq_length": 64}
+
+    shown = create(client, training_file, hyperparameters=knobs)["hyperparameters"]
+
+    assert (shown["lora_r"], shown["context_length"]) == (8, 64)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "part"),
+    [
+        (None, ""),
+        ("My Model!", "my-model"),
+        ("über/../1", "ber-..-1"),
+        ("v1.2_final", "v1.2_final"),
+        ("日本", ""),
+    ],
+)
+def test_the_models_name_has_the_suffix_and_never_a_slash(
+    client: TestClient, training_file: str, database: Database, suffix: str | None, part: str
+) -> None:
+    job = create(client, training_file, suffix=suffix)
+
+    name = get_job(database, job["id"]).fine_tuned_model
+    assert name == f"ft:tiny:tunery:{part}:{job['id'][-12:]}"
+    assert job["user_provided_suffix"] == suffix
+
+
+def test_a_base_model_may_be_named_by_its_repository(
+    client: TestClient, training_file: str
+) -> None:
+    assert create(client, training_file, model="us/hub-tiny")["model"] == "hub-tiny"
+
+
+def test_labels_come_back_as_they_were_given(client: TestClient, training_file: str) -> None:
+    assert create(client, training_file, metadata={"a": "1", "b": ""})["metadata"] == {
+        "a": "1",
+        "b": "",
+    }
+    assert create(client, training_file, metadata={})["metadata"] is None

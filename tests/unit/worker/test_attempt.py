@@ -1,0 +1,200 @@
+"""An attempt whose database is busy: nothing is lost, and the lease says how long that may last."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from datetime import timedelta
+
+import pytest
+from sqlalchemy import event
+
+from app.core.db.jobs import JobRepository
+from app.core.db.leases import Lease
+from app.core.db.models import Job
+from app.core.db.session import Database
+from app.core.errors import LeaseLostError
+from app.core.job_status import JobStatus
+from app.core.settings import Settings
+from app.core.storage.local import LocalBlobStore
+from app.core.training_events import Failed, Noted, Started, Stepped
+from tests.builders import NOW, add_job, build_metrics, claim, get_job
+from tests.fakes import FrozenClock
+from worker import attempt as attempt_module
+from worker.attempt import Attempt
+from worker.launcher import Ending
+from worker.workspace import Workspace
+
+ENDED_WELL = Ending(0, was_stopped=False, log_tail="")
+
+
+class OtherProcess:
+    """Something else that writes to the database, for as long as it likes."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._held = ExitStack()
+
+    def hold(self) -> None:
+        """Take the database's only write lock."""
+        self._held.enter_context(self._database.writing()).connection()
+
+    def let_go(self) -> None:
+        self._held.close()
+
+
+@pytest.fixture
+def other(database: Database) -> Iterator[OtherProcess]:
+    other = OtherProcess(database)
+    yield other
+    other.let_go()
+
+
+@pytest.fixture
+def job(database: Database) -> Job:
+    return add_job(database)
+
+
+@pytest.fixture
+def impatient(database: Database, settings: Settings) -> Iterator[Database]:
+    """The same database, for a process that waits for no lock."""
+    impatient = Database(settings.resolved_database_url, busy_timeout_s=0)
+    yield impatient
+    impatient.dispose()
+
+
+@pytest.fixture
+def is_refused(impatient: Database) -> threading.Event:
+    """Set once that process was told that the database is busy."""
+    is_refused = threading.Event()
+    event.listen(impatient.engine, "handle_error", lambda _: is_refused.set())
+    return is_refused
+
+
+@pytest.fixture
+def lease(job: Job, database: Database) -> Lease:
+    lease = claim(database)
+    assert lease.job_id == job.id
+    return lease
+
+
+@pytest.fixture
+def make(
+    lease: Lease,
+    impatient: Database,
+    settings: Settings,
+    store: LocalBlobStore,
+    clock: FrozenClock,
+) -> Callable[..., Attempt]:
+    """An attempt at the job, in that process."""
+
+    def make(lease_for: timedelta = timedelta(minutes=1)) -> Attempt:
+        return Attempt(
+            lease,
+            Workspace(settings.work_dir, lease),
+            database=impatient,
+            store=store,
+            clock=clock,
+            lease_for=lease_for,
+            is_stopping=lambda: False,
+        )
+
+    return make
+
+
+@pytest.fixture
+def no_pause_between_flushes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attempt_module, "FLUSH_INTERVAL_S", 0.0)
+
+
+def steps(database: Database, job: Job) -> list[int]:
+    with database.reading() as session:
+        return [row.step for row in JobRepository(session).list_steps(job.id)]
+
+
+def step(number: int) -> Stepped:
+    return Stepped(metrics=build_metrics(number))
+
+
+@pytest.mark.usefixtures("no_pause_between_flushes")
+def test_steps_that_a_busy_database_refused_are_written_later(
+    make: Callable[..., Attempt], other: OtherProcess, database: Database, job: Job
+) -> None:
+    attempt = make()
+    attempt.on_event(step(1))
+
+    other.hold()
+    attempt.on_event(step(2))
+    assert attempt.tick() is False
+    other.let_go()
+    attempt.on_event(step(3))
+    attempt.tick()
+
+    assert steps(database, job) == [1, 2, 3]
+
+
+def test_an_event_waits_until_the_database_is_free(
+    make: Callable[..., Attempt],
+    other: OtherProcess,
+    is_refused: threading.Event,
+    database: Database,
+    job: Job,
+) -> None:
+    attempt = make()
+    other.hold()
+    waiting = threading.Thread(target=attempt.on_event, args=(Started(total_steps=5),))
+
+    waiting.start()
+    assert is_refused.wait(30)
+    other.let_go()
+    waiting.join(30)
+
+    assert get_job(database, job.id).total_steps == 5
+
+
+def test_a_job_is_settled_once_the_database_is_free(
+    make: Callable[..., Attempt],
+    other: OtherProcess,
+    is_refused: threading.Event,
+    database: Database,
+    job: Job,
+) -> None:
+    attempt = make()
+    attempt.on_event(Failed(code="no_trainable_tokens", message="Nothing is learned."))
+    other.hold()
+    settling = threading.Thread(target=attempt.settle, args=(ENDED_WELL,))
+
+    settling.start()
+    assert is_refused.wait(30)
+    other.let_go()
+    settling.join(30)
+
+    assert get_job(database, job.id).status is JobStatus.FAILED
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        pytest.param(lambda attempt: attempt.tick(), id="tick"),
+        pytest.param(lambda attempt: attempt.on_event(Noted(message="x")), id="event"),
+        pytest.param(lambda attempt: attempt.settle(ENDED_WELL), id="settle"),
+        pytest.param(lambda attempt: attempt.fail(code="x", message="y"), id="fail"),
+    ],
+)
+def test_a_worker_gives_its_job_up_before_another_may_take_it(
+    make: Callable[..., Attempt], other: OtherProcess, write: Callable[[Attempt], object]
+) -> None:
+    attempt = make(lease_for=timedelta(0))
+    other.hold()
+
+    with pytest.raises(LeaseLostError):
+        write(attempt)
+
+
+def test_a_tick_renews_the_lease(
+    make: Callable[..., Attempt], database: Database, job: Job, clock: FrozenClock
+) -> None:
+    clock.advance(timedelta(seconds=30))
+
+    make().tick()
+
+    assert get_job(database, job.id).lease_expires_at == NOW + timedelta(seconds=90)

@@ -1,0 +1,97 @@
+from datetime import timedelta
+
+import pytest
+
+from app.core.db.files import FileRepository
+from app.core.db.session import Database
+from app.core.errors import BlobNotFoundError, NotFoundError
+from app.core.job_status import JobStatus
+from app.core.storage.local import LocalBlobStore
+from tests.builders import MINUTE, NOW, add_file, add_job, claim, get_job
+from tests.fakes import FrozenClock
+from worker import janitor as janitor_module
+from worker.janitor import Janitor
+
+
+@pytest.fixture
+def janitor(database: Database, store: LocalBlobStore, clock: FrozenClock) -> Janitor:
+    return Janitor(database, store, clock=clock)
+
+
+def test_a_job_without_a_sign_of_life_goes_back_into_the_queue(
+    janitor: Janitor, database: Database, clock: FrozenClock
+) -> None:
+    job = add_job(database)
+    claim(database)
+    clock.advance(2 * MINUTE)
+
+    janitor.run_if_due()
+
+    assert get_job(database, job.id).status is JobStatus.QUEUED
+
+
+def test_an_expired_file_is_deleted_with_its_bytes(
+    janitor: Janitor, database: Database, store: LocalBlobStore, clock: FrozenClock
+) -> None:
+    expired = add_file(database, store, expires_at=NOW + MINUTE)
+    kept = add_file(database, store, expires_at=NOW + timedelta(days=1))
+    clock.advance(2 * MINUTE)
+
+    janitor.run_if_due()
+
+    with pytest.raises(BlobNotFoundError):
+        store.open(expired.blob_key)
+    with database.reading() as session:
+        files = FileRepository(session)
+        assert files.get_for_job(kept.id).id == kept.id
+        with pytest.raises(NotFoundError):
+            files.get_for_job(expired.id)
+
+
+def test_the_data_of_a_waiting_job_outlives_its_time(
+    janitor: Janitor, database: Database, store: LocalBlobStore, clock: FrozenClock
+) -> None:
+    expired = add_file(database, store, expires_at=NOW + MINUTE)
+    add_job(database, training_file_id=expired.id)
+    clock.advance(2 * MINUTE)
+
+    janitor.run_if_due()
+
+    store.open(expired.blob_key).close()
+
+
+def test_many_expired_files_are_freed_turn_by_turn(
+    janitor: Janitor,
+    database: Database,
+    store: LocalBlobStore,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(janitor_module, "BATCH", 2)
+    for _ in range(3):
+        add_file(database, store, expires_at=NOW)
+    left: list[int] = []
+
+    for _ in range(2):
+        janitor.delete_expired_files()
+        with database.reading() as session:
+            left.append(len(FileRepository(session).list_expired(now=NOW, limit=10)))
+
+    assert left == [1, 0]
+
+
+def test_the_chores_are_done_now_and_then(
+    janitor: Janitor, database: Database, store: LocalBlobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = [1000.0]
+    monkeypatch.setattr(janitor_module.time, "monotonic", lambda: seconds[0])
+    janitor.run_if_due()
+    file = add_file(database, store, expires_at=NOW)
+
+    seconds[0] += janitor_module.INTERVAL_S - 1
+    janitor.run_if_due()
+    store.open(file.blob_key).close()
+    seconds[0] += 1
+    janitor.run_if_due()
+
+    with pytest.raises(BlobNotFoundError):
+        store.open(file.blob_key)

@@ -1,0 +1,578 @@
+"""One turn of the worker at a time: what becomes of a job, for every way its child can end."""
+
+import json
+import threading
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import event
+
+from app.core.base_models import Catalogue
+from app.core.db.checkpoints import CheckpointRepository, TunedModelRepository
+from app.core.db.events import EventRepository
+from app.core.db.files import FileRepository
+from app.core.db.jobs import JobRepository
+from app.core.db.leases import LeaseRepository
+from app.core.db.models import Checkpoint, Job
+from app.core.db.session import Database
+from app.core.job_status import JobStatus
+from app.core.settings import Settings
+from app.core.storage.local import LocalBlobStore
+from app.core.training_events import Checkpointed, Failed, Finished, Noted, Started, Stepped
+from tests.builders import (
+    NOW,
+    TEXT_LINE,
+    add_file,
+    add_job,
+    build_metrics,
+    get_job,
+    write_checkpoint,
+)
+from tests.fakes import Act, FakeLauncher, FrozenClock, Waiting
+from tests.waiting import wait_until
+from worker import attempt as attempt_module
+from worker.loop import Worker
+
+LINES = TEXT_LINE * 3
+OUT_OF_MEMORY = (
+    "The training process was killed, most likely because the machine ran out of memory. Lower "
+    "batch_size or context_length, or take a smaller base model."
+)
+
+
+class Bench:
+    """A worker with a fake child, and what a test wants to know of its jobs afterwards."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        database: Database,
+        store: LocalBlobStore,
+        catalogue: Catalogue,
+        clock: FrozenClock,
+    ) -> None:
+        self.settings = settings
+        self.database = database
+        self.store = store
+        self.clock = clock
+        self.launcher = FakeLauncher()
+        self.worker = Worker(
+            "worker-1",
+            settings,
+            database=database,
+            store=store,
+            catalogue=catalogue,
+            launcher=self.launcher,
+            clock=clock,
+        )
+
+    def add_job(self, **changes: Any) -> Job:
+        """A job in the queue, with its training file in the store."""
+        file = add_file(self.database, self.store, LINES)
+        return add_job(self.database, training_file_id=file.id, **changes)
+
+    def run(self, *acts: Act, exit_code: int = 0, log_tail: str = "") -> float:
+        """One turn, in which a child does this."""
+        self.launcher.acts = acts
+        self.launcher.exit_code = exit_code
+        self.launcher.log_tail = log_tail
+        return self.worker.run_once()
+
+    def job(self, job: Job) -> Job:
+        return get_job(self.database, job.id)
+
+    def messages(self, job: Job) -> list[str]:
+        with self.database.reading() as session:
+            page = EventRepository(session).list_page(job.id, after=None, limit=100)
+            return [event.message for event in page.rows]
+
+    def steps(self, job: Job) -> list[int]:
+        with self.database.reading() as session:
+            return [row.step for row in JobRepository(session).list_steps(job.id)]
+
+    def checkpoints(self, job: Job) -> list[Checkpoint]:
+        with self.database.reading() as session:
+            return CheckpointRepository(session).list_page(job.id, after=None, limit=100).rows
+
+    def blobs(self) -> list[str]:
+        """Every key below `jobs/`."""
+        root = self.settings.blobs_dir
+        paths = (root / "jobs").rglob("*")
+        return sorted(str(path.relative_to(root)) for path in paths if path.is_file())
+
+    def read(self, key: str) -> bytes:
+        with self.store.open(key) as blob:
+            return blob.read()
+
+
+@pytest.fixture
+def bench(
+    settings: Settings,
+    database: Database,
+    store: LocalBlobStore,
+    catalogue: Catalogue,
+    clock: FrozenClock,
+) -> Bench:
+    return Bench(settings, database=database, store=store, catalogue=catalogue, clock=clock)
+
+
+def stepped(step: int, **changes: Any) -> Stepped:
+    return Stepped(metrics=build_metrics(step, **changes))
+
+
+def checkpointed(step: int, **changes: Any) -> Callable[[Path], Checkpointed]:
+    """Write a checkpoint, with these changes to its manifest, and report it."""
+
+    def act(directory: Path) -> Checkpointed:
+        write_checkpoint(directory, step, **changes)
+        return Checkpointed(step=step, directory=f"out/step-{step}")
+
+    return act
+
+
+def success(steps: int = 2) -> Sequence[Act]:
+    """What a child does whose training goes well."""
+    return [
+        Started(total_steps=steps),
+        *(stepped(step) for step in range(1, steps + 1)),
+        checkpointed(steps),
+        Finished(step=steps, trained_tokens=100 * steps),
+    ]
+
+
+def test_an_empty_queue_is_asked_again_after_a_while(bench: Bench) -> None:
+    assert bench.run() == bench.settings.poll_interval_s
+    assert bench.launcher.directories == []
+
+
+def test_after_a_job_the_queue_is_asked_at_once(bench: Bench) -> None:
+    bench.add_job()
+
+    assert bench.run(*success()) == 0.0
+
+
+def test_a_child_that_finishes_leaves_a_job_with_its_results(bench: Bench) -> None:
+    job = bench.add_job()
+
+    bench.run(*success())
+
+    done = bench.job(job)
+    assert (done.status, done.error, done.finished_at) == (JobStatus.SUCCEEDED, None, NOW)
+    assert (done.trained_tokens, done.trained_steps, done.total_steps) == (200, 2, 2)
+    (checkpoint,) = bench.checkpoints(job)
+    assert done.result_checkpoint_id == checkpoint.id
+    assert [file.filename for file in checkpoint.files] == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "manifest.json",
+    ]
+    assert bench.read(checkpoint.files[1].blob_key) == b"\2" * 5000
+    with bench.database.reading() as session:
+        model = TunedModelRepository(session).get(job.fine_tuned_model)
+        assert (model.job_id, model.checkpoint_id) == (job.id, checkpoint.id)
+        assert done.result_file_id is not None
+        result = FileRepository(session).get(done.result_file_id, now=NOW)
+    assert bench.read(result.blob_key).decode().splitlines()[1].startswith("1,3.0,0.5,")
+    assert bench.messages(job)[:3] == [
+        "The job has successfully completed",
+        f"New fine-tuned model created: {job.fine_tuned_model}",
+        f"Checkpoint created at step 2: {job.fine_tuned_model}:ckpt-step-2",
+    ]
+
+
+def test_everything_of_a_success_appears_in_one_moment(bench: Bench) -> None:
+    """Other services say `succeeded` first, and name the model up to two minutes later."""
+    job = bench.add_job()
+    seen: list[tuple[str, bool]] = []
+
+    def look(_directory: Path) -> None:
+        with bench.database.reading() as session:
+            found = JobRepository(session).get(job.id)
+            model = TunedModelRepository(session).find(job.fine_tuned_model)
+            seen.append((found.status, found.result_file_id is not None or model is not None))
+
+    bench.run(*success(), look)
+    look(Path())
+
+    assert seen == [("running", False), ("succeeded", True)]
+
+
+def test_the_child_gets_a_directory_with_all_it_needs_and_nothing_stays(bench: Bench) -> None:
+    validation = add_file(bench.database, bench.store, TEXT_LINE)
+    job = bench.add_job(validation_file_id=validation.id)
+    seen: dict[str, Any] = {}
+
+    def look(directory: Path) -> None:
+        seen["names"] = sorted(path.name for path in directory.iterdir())
+        seen["train"] = (directory / "train.jsonl").read_bytes()
+        seen["validation"] = (directory / "validation.jsonl").read_bytes()
+        seen["base model"] = (directory / "base-model").resolve()
+        seen["spec"] = json.loads((directory / "job.json").read_bytes())
+
+    bench.run(look)
+
+    assert seen["names"] == ["base-model", "job.json", "out", "train.jsonl", "validation.jsonl"]
+    assert (seen["train"], seen["validation"]) == (LINES, TEXT_LINE)
+    assert seen["base model"] == (bench.settings.data_dir / "models/tiny").resolve()
+    spec = seen["spec"]
+    assert (spec["job_id"], spec["attempt"], spec["threads"]) == (job.id, 1, 1)
+    assert spec["base_model"]["repo"] == "our-tiny"
+    assert spec["training_file"]["examples"] == 3
+    assert spec["config"]["seed"] == 7
+    assert list(bench.settings.work_dir.iterdir()) == []
+
+
+def test_a_note_of_the_child_is_an_event(bench: Bench) -> None:
+    job = bench.add_job()
+
+    bench.run(Noted(level="warn", message="3 examples are cut off."))
+
+    assert "3 examples are cut off." in bench.messages(job)
+
+
+def test_a_child_that_says_what_is_wrong_leaves_a_failed_job_with_the_reason(
+    bench: Bench,
+) -> None:
+    job = bench.add_job()
+    failed = Failed(
+        code="no_trainable_tokens", message="No token is learned.", param="training_file"
+    )
+
+    bench.run(Started(total_steps=5), stepped(1), failed)
+
+    done = bench.job(job)
+    assert (done.status, done.finished_at) == (JobStatus.FAILED, NOW)
+    assert done.error == {
+        "code": "no_trainable_tokens",
+        "message": "No token is learned.",
+        "param": "training_file",
+        "errors": [],
+    }
+    assert bench.messages(job)[0] == "The job failed: No token is learned."
+    assert bench.steps(job) == [1]
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "why"),
+    [
+        (
+            -9,
+            OUT_OF_MEMORY,
+        ),
+        (-11, "The training process died of SIGSEGV."),
+        (1, "The training process ended with exit code 1."),
+        (0, "The training process ended with exit code 0."),
+    ],
+)
+def test_a_child_that_dies_leaves_a_failed_job_with_its_log(
+    bench: Bench, exit_code: int, why: str
+) -> None:
+    job = bench.add_job()
+
+    bench.run(stepped(1), exit_code=exit_code, log_tail="Traceback ...\nMemoryError")
+
+    done = bench.job(job)
+    assert done.status is JobStatus.FAILED
+    assert done.error is not None
+    assert done.error["code"] == "training_crashed"
+    assert done.error["message"] == f"{why} The end of its log:\nTraceback ...\nMemoryError"
+
+
+def test_a_child_that_dies_after_its_last_word_has_not_succeeded(bench: Bench) -> None:
+    job = bench.add_job()
+
+    bench.run(*success(), exit_code=1)
+
+    assert bench.job(job).status is JobStatus.FAILED
+
+
+def test_the_worker_goes_on_with_the_next_job(bench: Bench) -> None:
+    first, second = bench.add_job(), bench.add_job()
+
+    bench.run(exit_code=-9)
+    bench.run(*success())
+
+    assert bench.job(first).status is JobStatus.FAILED
+    assert bench.job(second).status is JobStatus.SUCCEEDED
+
+
+def test_a_job_cancelled_while_it_runs_keeps_its_log_and_its_checkpoints(bench: Bench) -> None:
+    job = bench.add_job()
+
+    def cancel(_directory: Path) -> None:
+        with bench.database.writing() as session:
+            JobRepository(session).request_cancel(job.id, now=bench.clock())
+
+    bench.run(Started(total_steps=9), stepped(1), checkpointed(1), stepped(2), cancel, Waiting())
+
+    done = bench.job(job)
+    assert (done.status, done.error, done.finished_at) == (JobStatus.CANCELLED, None, NOW)
+    assert bench.steps(job) == [1, 2]
+    assert [checkpoint.step for checkpoint in bench.checkpoints(job)] == [1]
+    assert bench.messages(job)[0] == "Fine-tuning job cancelled"
+
+
+def test_a_cancel_wins_over_a_success_that_comes_later(bench: Bench) -> None:
+    job = bench.add_job()
+
+    def cancel(_directory: Path) -> None:
+        with bench.database.writing() as session:
+            JobRepository(session).request_cancel(job.id, now=bench.clock())
+
+    *most, finished = success()
+    bench.run(*most, lambda directory: cancel(directory) or finished)
+
+    done = bench.job(job)
+    assert (done.status, done.result_file_id) == (JobStatus.CANCELLED, None)
+    assert [key for key in bench.blobs() if "step_metrics.csv" in key] == []
+    with bench.database.reading() as session:
+        assert TunedModelRepository(session).list_all() == []
+
+
+def test_a_stopped_worker_puts_its_job_back_and_starts_no_other(bench: Bench) -> None:
+    running, waiting = bench.add_job(), bench.add_job()
+
+    bench.run(stepped(1), lambda _directory: bench.worker.stop(), Waiting())
+    bench.worker.run()
+
+    assert [bench.job(job).status for job in (running, waiting)] == [JobStatus.QUEUED] * 2
+    assert bench.job(waiting).attempt == 0
+    assert bench.messages(running)[0] == "The worker was stopped; the job is back in the queue"
+
+
+def test_the_second_attempt_starts_over_and_the_first_ones_checkpoints_are_freed(
+    bench: Bench,
+) -> None:
+    job = bench.add_job()
+
+    def release(_directory: Path) -> None:
+        with bench.database.writing() as session:
+            LeaseRepository(session).rescue(now=NOW + timedelta(hours=1))
+
+    bench.run(Started(total_steps=2), stepped(1), checkpointed(1), release, Waiting())
+    abandoned = bench.blobs()
+    bench.run(*success())
+
+    assert all("attempt-1" in key for key in abandoned)
+    assert all("attempt-2" in key for key in bench.blobs())
+    done = bench.job(job)
+    assert (done.status, done.attempt) == (JobStatus.SUCCEEDED, 2)
+    assert [checkpoint.step for checkpoint in bench.checkpoints(job)] == [2]
+    assert bench.steps(job) == [1, 2]
+
+
+@pytest.fixture
+def no_pause_between_flushes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps are written as soon as they come, so that no step is left to be refused."""
+    monkeypatch.setattr(attempt_module, "FLUSH_INTERVAL_S", 0.0)
+
+
+@pytest.mark.usefixtures("no_pause_between_flushes")
+@pytest.mark.parametrize(
+    "act",
+    [
+        pytest.param(Started(total_steps=5), id="started"),
+        pytest.param(Noted(message="from the dead"), id="noted"),
+        pytest.param(checkpointed(1), id="checkpointed"),
+        pytest.param(Finished(step=1, trained_tokens=1), id="finished"),
+        pytest.param(Failed(code="x", message="from the dead"), id="failed"),
+        pytest.param(Waiting(), id="ticked"),
+    ],
+)
+def test_a_worker_that_has_lost_its_job_writes_nothing_more(bench: Bench, act: Act) -> None:
+    job = bench.add_job()
+    before: list[Any] = []
+
+    def lose(_directory: Path) -> None:
+        with bench.database.writing() as session:
+            LeaseRepository(session).rescue(now=NOW + timedelta(hours=1))
+        before.append(dump(bench, job))
+
+    after_losing = act if isinstance(act, Waiting) else lambda d: lose(d) or resolve(act, d)
+    acts = [lose, act] if isinstance(act, Waiting) else [after_losing]
+    bench.run(stepped(1), *acts)
+
+    assert dump(bench, job) == before[0]
+    assert bench.job(job).status is JobStatus.QUEUED
+
+
+def resolve(act: Act, directory: Path) -> Any:
+    return act(directory) if callable(act) else act
+
+
+def dump(bench: Bench, job: Job) -> list[Any]:
+    row = bench.job(job)
+    columns = {column.key: getattr(row, column.key) for column in row.__table__.columns}
+    return [columns, bench.messages(job), bench.steps(job), len(bench.checkpoints(job))]
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        pytest.param(checkpointed(2, files={}), id="a file that is not in the manifest"),
+        pytest.param(
+            lambda _directory: Checkpointed(step=2, directory="out/step-2"), id="no directory"
+        ),
+    ],
+)
+def test_a_checkpoint_that_is_not_what_it_promises_is_not_published(
+    bench: Bench, broken: Act
+) -> None:
+    job = bench.add_job()
+
+    bench.run(Started(total_steps=2), stepped(1), stepped(2), broken)
+
+    done = bench.job(job)
+    assert (done.status, bench.checkpoints(job)) == (JobStatus.FAILED, [])
+    assert done.error is not None
+    assert done.error["code"] == "internal_error"
+    assert "ManifestError" in done.error["message"]
+
+
+def test_a_link_in_a_checkpoint_leads_nowhere(bench: Bench) -> None:
+    job = bench.add_job()
+
+    def link(directory: Path) -> Checkpointed:
+        write_checkpoint(directory, 1)
+        (directory / "out/step-1/secret").symlink_to("/etc/passwd")
+        return Checkpointed(step=1, directory="out/step-1")
+
+    bench.run(Started(total_steps=1), stepped(1), link)
+
+    assert bench.job(job).status is JobStatus.FAILED
+    assert bench.checkpoints(job) == []
+
+
+def test_a_result_without_a_checkpoint_is_no_success(bench: Bench) -> None:
+    job = bench.add_job()
+
+    bench.run(Started(total_steps=1), stepped(1), Finished(step=1, trained_tokens=1))
+
+    done = bench.job(job)
+    assert done.status is JobStatus.FAILED
+    assert done.error is not None
+    assert "without a checkpoint" in done.error["message"]
+
+
+def test_a_checkpoint_of_a_step_that_was_not_reported_is_refused(bench: Bench) -> None:
+    job = bench.add_job()
+
+    bench.run(Started(total_steps=2), stepped(1), checkpointed(2))
+
+    assert bench.job(job).status is JobStatus.FAILED
+    assert bench.checkpoints(job) == []
+
+
+def test_a_base_model_that_is_gone_fails_the_job_and_says_how_to_mend_it(bench: Bench) -> None:
+    job = bench.add_job(base_model="absent")
+
+    bench.run(*success())
+
+    assert bench.launcher.directories == []
+    assert bench.job(job).error == {
+        "code": "model_not_available",
+        "message": "The base model absent is not installed any more. Install it with 'make model "
+        "MODEL=absent' and create the job again.",
+        "param": None,
+        "errors": [],
+    }
+
+
+def test_data_that_is_gone_fails_the_job(bench: Bench) -> None:
+    job = add_job(bench.database, training_file_id="file-gone")
+
+    bench.run(*success())
+
+    done = bench.job(job)
+    assert done.status is JobStatus.FAILED
+    assert done.error is not None
+    assert "No such file: file-gone" in done.error["message"]
+
+
+def test_steps_that_are_due_or_were_evaluated_become_events(bench: Bench) -> None:
+    job = bench.add_job()
+    rows = [build_metrics(step) for step in range(1, 13)]
+    rows[4] = build_metrics(5, valid_loss=2.0, valid_mean_token_accuracy=0.5)
+
+    bench.run(Started(total_steps=12), *(Stepped(metrics=row) for row in rows))
+
+    told = [message for message in bench.messages(job) if message.startswith("Step ")]
+    assert told == [
+        "Step 12/12: training loss=0.25",
+        "Step 10/12: training loss=0.30",
+        "Step 5/12: training loss=0.60, full validation loss=2.00",
+    ]
+    assert bench.steps(job) == list(range(1, 13))
+
+
+def test_progress_is_shown_with_speed_and_end(bench: Bench) -> None:
+    job = bench.add_job()
+    seen: list[Job] = []
+
+    def look(_directory: Path) -> None:
+        seen.append(bench.job(job))
+
+    bench.run(Started(total_steps=4), stepped(1), stepped(2), checkpointed(2), look)
+
+    assert (seen[0].total_steps, seen[0].trained_steps) == (4, 2)
+    assert seen[0].tokens_per_second == 200.0
+    assert seen[0].estimated_finish_at is not None
+    assert seen[0].estimated_finish_at >= NOW
+    assert bench.job(job).estimated_finish_at is None
+
+
+def test_a_worker_outlives_a_database_that_is_busy(bench: Bench, settings: Settings) -> None:
+    impatient = Database(settings.resolved_database_url, busy_timeout_s=0)
+    worker = Worker(
+        "worker-2",
+        settings,
+        database=impatient,
+        store=bench.store,
+        catalogue=Catalogue([], settings.data_dir / "models"),
+        launcher=FakeLauncher(),
+    )
+    is_refused = threading.Event()
+    event.listen(impatient.engine, "handle_error", lambda _: is_refused.set())
+    running = threading.Thread(target=worker.run)
+
+    with bench.database.writing() as session:
+        session.connection()
+        running.start()
+        assert is_refused.wait(30)
+    job = bench.add_job()
+    wait_until(lambda: bench.job(job).status is JobStatus.FAILED, within_s=30)
+    worker.stop()
+    running.join(30)
+
+    impatient.dispose()
+    assert not running.is_alive()
+
+
+def test_a_worker_shows_that_it_lives_and_that_it_has_ended(bench: Bench) -> None:
+    alive = bench.settings.workers_dir / "worker-1.alive"
+    bench.add_job()
+    seen: list[bool] = []
+
+    def look(_directory: Path) -> None:
+        seen.append(alive.exists())
+        bench.worker.stop()
+
+    bench.launcher.acts = [look]
+    bench.worker.run()
+
+    assert (seen, alive.exists()) == ([True], False)
+
+
+def test_a_step_is_what_the_log_says(bench: Bench) -> None:
+    job = bench.add_job()
+    row = build_metrics(1, valid_loss=2.5, valid_mean_token_accuracy=0.5)
+
+    bench.run(Started(total_steps=1), Stepped(metrics=row))
+
+    with bench.database.reading() as session:
+        log = JobRepository(session).list_steps(job.id)
+    assert log == [row]

@@ -1,0 +1,161 @@
+"""What an attempt writes: nothing once its job is another's, and otherwise every step."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.core.db.files import FileRepository
+from app.core.db.leases import LeaseRepository
+from app.core.db.models import Job
+from app.core.db.session import Database
+from app.core.errors import LeaseLostError
+from app.core.job_status import JobStatus
+from app.core.loss_log import csv_lines
+from app.core.storage.local import LocalBlobStore
+from app.core.training_config import JOB_SPEC_NAME
+from app.core.training_events import (
+    Checkpointed,
+    Failed,
+    Finished,
+    Noted,
+    Started,
+    Stepped,
+    TrainingEvent,
+)
+from tests.builders import (
+    MINUTE,
+    NOW,
+    add_job,
+    build_metrics,
+    claim,
+    dump_tables,
+    get_job,
+    list_checkpoints,
+    write_checkpoint,
+)
+from tests.fakes import FrozenClock
+from worker.attempt import Attempt
+from worker.launcher import Ending
+from worker.workspace import Workspace
+
+ENDED = Ending(0, was_stopped=False, log_tail="")
+CRASHED = Ending(1, was_stopped=False, log_tail="")
+
+
+def stepped(step: int) -> Stepped:
+    return Stepped(metrics=build_metrics(step))
+
+
+@pytest.fixture
+def job(database: Database) -> Job:
+    return add_job(database)
+
+
+@pytest.fixture
+def attempt(database: Database, store: LocalBlobStore, tmp_path: Path, job: Job) -> Attempt:
+    lease = claim(database)
+    assert lease.job_id == job.id
+    return Attempt(
+        lease,
+        Workspace(tmp_path / "work", lease),
+        database=database,
+        store=store,
+        clock=FrozenClock(),
+        lease_for=MINUTE,
+        is_stopping=lambda: False,
+    )
+
+
+def steal(database: Database) -> dict[str, list[tuple[Any, ...]]]:
+    """Another worker takes the job over. Returns all that the database then holds."""
+    later = NOW + 2 * MINUTE
+    with database.writing() as session:
+        LeaseRepository(session).rescue(now=later)
+    claim(database, "worker-2", now=later)
+    return dump_tables(database)
+
+
+@pytest.fixture
+def directory(job: Job, tmp_path: Path) -> Path:
+    """The job directory of the first attempt, with what a child needs to write a manifest."""
+    directory = tmp_path / "work" / job.id / "attempt-1"
+    directory.mkdir(parents=True)
+    (directory / JOB_SPEC_NAME).write_text(json.dumps({"job_id": job.id, "attempt": 1}))
+    return directory
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        pytest.param(Noted(message="unheard"), id="noted"),
+        pytest.param(Started(total_steps=5), id="started"),
+        pytest.param(Checkpointed(step=1, directory="out/step-1"), id="checkpointed"),
+        pytest.param(Finished(step=1, trained_tokens=1), id="finished"),
+        pytest.param(Failed(code="invalid_file", message="bad"), id="failed"),
+    ],
+)
+def test_nothing_is_written_of_a_job_that_another_worker_has_taken_over(
+    database: Database, attempt: Attempt, directory: Path, last: TrainingEvent
+) -> None:
+    attempt.on_event(Started(total_steps=3))
+    attempt.on_event(stepped(1))
+    write_checkpoint(directory, 1)
+    left = steal(database)
+
+    writes = [
+        lambda: attempt.on_event(last),
+        attempt.tick,
+        lambda: attempt.settle(CRASHED),
+        lambda: attempt.fail(code="internal_error", message="bad"),
+    ]
+    for write in writes:
+        with pytest.raises(LeaseLostError):
+            write()
+
+    assert dump_tables(database) == left
+
+
+def test_after_an_early_stop_the_best_step_is_published_after_later_ones(
+    database: Database, attempt: Attempt, directory: Path, job: Job
+) -> None:
+    attempt.on_event(Started(total_steps=9))
+    for step in range(1, 6):
+        attempt.on_event(stepped(step))
+    write_checkpoint(directory, 2)
+
+    attempt.on_event(Checkpointed(step=2, directory="out/step-2"))
+    attempt.on_event(Finished(step=2, trained_tokens=500))
+    attempt.settle(ENDED)
+
+    job = get_job(database, job.id)
+    assert (job.status, job.trained_steps) == (JobStatus.SUCCEEDED, 5)
+    (checkpoint,) = list_checkpoints(database, job.id)
+    assert (checkpoint.id, checkpoint.step) == (job.result_checkpoint_id, 2)
+    assert checkpoint.metrics == build_metrics(2).model_dump()
+
+
+def test_the_result_file_has_every_step(
+    database: Database,
+    store: LocalBlobStore,
+    attempt: Attempt,
+    directory: Path,
+    job: Job,
+) -> None:
+    attempt.on_event(Started(total_steps=3))
+    for step in (1, 2, 3):
+        attempt.on_event(stepped(step))
+    write_checkpoint(directory, 3)
+    attempt.on_event(Checkpointed(step=3, directory="out/step-3"))
+    attempt.on_event(Finished(step=3, trained_tokens=300))
+
+    attempt.settle(ENDED)
+
+    result_file_id = get_job(database, job.id).result_file_id
+    assert result_file_id is not None
+    with database.reading() as session:
+        file = FileRepository(session).get(result_file_id, now=NOW)
+    with store.open(file.blob_key) as blob:
+        content = blob.read().decode()
+    assert content == "".join(csv_lines(build_metrics(step) for step in (1, 2, 3)))

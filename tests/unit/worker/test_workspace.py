@@ -1,0 +1,182 @@
+"""The job directory; what a whole turn of the worker does with it is in `test_loop.py`."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.core.base_models import Catalogue
+from app.core.db.leases import Lease
+from app.core.db.session import Database
+from app.core.manifest import ManifestError, sha256_of
+from app.core.settings import Settings
+from app.core.storage.local import LocalBlobStore
+from tests.builders import NOW, add_file, add_job, claim, write_checkpoint
+from worker.workspace import Workspace, as_file
+
+
+@pytest.fixture
+def lease(database: Database) -> Lease:
+    add_job(database)
+    return claim(database)
+
+
+@pytest.fixture
+def workspace(
+    lease: Lease,
+    settings: Settings,
+    database: Database,
+    store: LocalBlobStore,
+    catalogue: Catalogue,
+) -> Workspace:
+    """Filled, as for a job with a training file alone."""
+    workspace = Workspace(settings.work_dir, lease)
+    workspace.fill(
+        store,
+        catalogue,
+        training_file=add_file(database, store),
+        validation_file=None,
+        threads=2,
+    )
+    return workspace
+
+
+def test_filling_again_starts_from_nothing(
+    workspace: Workspace,
+    database: Database,
+    store: LocalBlobStore,
+    catalogue: Catalogue,
+) -> None:
+    (workspace.directory / "out/step-1").mkdir()
+    file = add_file(database, store)
+
+    workspace.fill(store, catalogue, training_file=file, validation_file=None, threads=2)
+
+    assert list((workspace.directory / "out").iterdir()) == []
+    assert not (workspace.directory / "validation.jsonl").exists()
+
+
+def test_the_base_model_is_linked_not_copied(workspace: Workspace, settings: Settings) -> None:
+    link = workspace.directory / "base-model"
+
+    assert link.is_symlink()
+    assert link.readlink() == (settings.data_dir / "models/tiny").resolve()
+
+
+def test_a_checkpoint_is_stored_under_keys_of_its_attempt(
+    workspace: Workspace, store: LocalBlobStore, lease: Lease
+) -> None:
+    write_checkpoint(workspace.directory, 3)
+
+    stored, manifest_sha256 = workspace.store_checkpoint(store, "out/step-3")
+
+    prefix = f"jobs/{lease.job_id}/attempt-1/step-3"
+    assert {file.blob_key for file in stored} == {
+        f"{prefix}/{name}"
+        for name in ("adapter_config.json", "adapter_model.safetensors", "manifest.json")
+    }
+    assert manifest_sha256 == sha256_of(workspace.directory / "out/step-3/manifest.json")
+    for file in stored:
+        path = workspace.directory / "out/step-3" / file.name
+        assert (file.bytes, file.sha256) == (path.stat().st_size, sha256_of(path))
+
+
+def test_a_stored_file_becomes_a_row_of_its_job(
+    workspace: Workspace, store: LocalBlobStore, lease: Lease
+) -> None:
+    stored = workspace.store_text(store, "log.csv", "step\n1\n")
+
+    row = as_file(stored, lease, now=NOW)
+
+    assert (row.filename, row.bytes, row.job_id) == ("log.csv", 7, lease.job_id)
+    assert (row.purpose, row.format, row.project_id) == (
+        "fine-tune-results",
+        None,
+        lease.project_id,
+    )
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        pytest.param(lambda path: (path / "adapter_config.json").unlink(), id="missing"),
+        pytest.param(lambda path: (path / "more.bin").touch(), id="additional"),
+        pytest.param(lambda path: (path / "adapter_config.json").write_text("{}"), id="changed"),
+        pytest.param(lambda path: (path / "manifest.json").unlink(), id="no manifest"),
+    ],
+)
+def test_a_checkpoint_that_is_not_as_promised_is_refused(
+    workspace: Workspace, store: LocalBlobStore, spoil: Any
+) -> None:
+    write_checkpoint(workspace.directory, 3)
+    spoil(workspace.directory / "out/step-3")
+
+    with pytest.raises(ManifestError):
+        workspace.store_checkpoint(store, "out/step-3")
+
+
+@pytest.mark.parametrize("link", ["out/step-3", "out"])
+def test_a_checkpoint_that_is_a_link_is_not_followed(
+    workspace: Workspace, store: LocalBlobStore, tmp_path: Path, link: str
+) -> None:
+    write_checkpoint(workspace.directory, 3)
+    planted = workspace.directory / link
+    planted.rename(tmp_path / "elsewhere")
+    planted.symlink_to(tmp_path / "elsewhere")
+
+    with pytest.raises(ManifestError, match="not a directory of its own"):
+        workspace.store_checkpoint(store, "out/step-3")
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "more.json"])
+def test_a_link_in_a_checkpoint_is_not_followed(
+    workspace: Workspace, store: LocalBlobStore, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "secret").write_text("of the machine")
+    write_checkpoint(workspace.directory, 3)
+    planted = workspace.directory / "out/step-3" / name
+    planted.unlink(missing_ok=True)
+    planted.symlink_to(tmp_path / "secret")
+
+    with pytest.raises(OSError, match=name):
+        workspace.store_checkpoint(store, "out/step-3")
+
+
+def test_removing_leaves_another_attempts_directory(
+    workspace: Workspace, settings: Settings, lease: Lease
+) -> None:
+    other = settings.work_dir / lease.job_id / "attempt-2"
+    other.mkdir()
+
+    workspace.remove()
+
+    assert [path.name for path in (settings.work_dir / lease.job_id).iterdir()] == ["attempt-2"]
+
+
+def test_removing_twice_is_no_error(workspace: Workspace, settings: Settings) -> None:
+    workspace.remove()
+    workspace.remove()
+
+    assert list(settings.work_dir.iterdir()) == []
+
+
+def test_removing_does_not_follow_the_link_to_the_base_model(
+    workspace: Workspace, settings: Settings
+) -> None:
+    record = settings.data_dir / "models/tiny/tunery.json"
+
+    workspace.remove()
+
+    assert record.is_file()
+
+
+def test_a_data_set_is_copied_whole(
+    workspace: Workspace, database: Database, store: LocalBlobStore, catalogue: Catalogue
+) -> None:
+    content = b'{"text": "' + b"x" * 3_000_000 + b'"}\n'
+    file = add_file(database, store, content)
+
+    workspace.fill(store, catalogue, training_file=file, validation_file=file, threads=2)
+
+    assert (workspace.directory / "train.jsonl").read_bytes() == content
+    assert (workspace.directory / "validation.jsonl").read_bytes() == content

@@ -1,0 +1,49 @@
+from itertools import islice
+
+import numpy as np
+
+from worker.training.batching import collate, cut_by_length, shuffled_batches
+from worker.training.data import IGNORE_INDEX, TokenizedRow
+
+
+def test_an_epoch_reads_every_example_once_and_its_last_batch_is_smaller() -> None:
+    batches = list(islice(shuffled_batches(10, 4, seed=1), 3))
+
+    assert [len(batch) for batch in batches] == [4, 4, 2]
+    assert sorted(np.concatenate(batches).tolist()) == list(range(10))
+
+
+def test_every_epoch_has_an_order_of_its_own_that_the_seed_decides() -> None:
+    def orders(seed: int) -> list[list[int]]:
+        return [batch.tolist() for batch in islice(shuffled_batches(20, 20, seed=seed), 3)]
+
+    assert orders(1) == orders(1)
+    assert orders(1) != orders(2)
+    first, second, third = orders(1)
+    assert first != second != third
+
+
+def test_groups_are_of_like_length_and_within_the_limit() -> None:
+    lengths = np.array([3, 90, 5, 4, 60, 8, 30, 31])
+
+    groups = [g.tolist() for g in cut_by_length(np.arange(8), lengths, max_tokens=64)]
+
+    assert groups == [[0, 3, 2, 5], [6, 7], [4], [1]]
+
+
+def test_only_the_examples_of_the_step_are_cut() -> None:
+    lengths = np.array([3, 90, 5, 4])
+
+    assert [g.tolist() for g in cut_by_length(np.array([3, 0]), lengths)] == [[0, 3]]
+
+
+def test_padding_is_at_the_end_and_never_learned() -> None:
+    rows = [
+        TokenizedRow(np.array([1, 2, 3]), np.array([IGNORE_INDEX, 2, 3])),
+        TokenizedRow(np.array([4]), np.array([IGNORE_INDEX])),
+    ]
+
+    batch = collate(rows, pad_token_id=2)
+
+    assert batch.input_ids_BL.tolist() == [[1, 2, 3], [4, 2, 2]]
+    assert batch.labels_BL.tolist() == [[IGNORE_INDEX, 2, 3], [IGNORE_INDEX] * 3]

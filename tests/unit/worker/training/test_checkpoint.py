@@ -1,0 +1,90 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from app.core.manifest import MANIFEST_NAME, verify
+from tests.tiny import write_job
+from worker.training.checkpoint import save_checkpoint
+
+
+def test_a_checkpoint_has_its_name_only_once_it_is_whole(tmp_path: Path) -> None:
+    spec = write_job(tmp_path / "job", [{"text": "a"}], base_model=tmp_path)
+    target = tmp_path / "out" / "step-3"
+    seen: list[str] = []
+
+    def write_files(directory: Path) -> None:
+        (directory / "weights").write_bytes(b"abc")
+        seen.append(directory.name)
+        assert not target.exists()
+
+    save_checkpoint(target, 3, spec, write_files=write_files)
+
+    assert seen == [".tmp-step-3"]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["step-3"]
+    manifest = verify(target)
+    assert list(manifest.files) == ["weights"]
+    assert (manifest.job_id, manifest.attempt, manifest.step) == ("ftjob-1", 1, 3)
+
+
+def test_a_checkpoint_that_could_not_be_written_is_not_there(tmp_path: Path) -> None:
+    spec = write_job(tmp_path / "job", [{"text": "a"}], base_model=tmp_path)
+    target = tmp_path / "out" / "step-3"
+
+    def fail(directory: Path) -> None:
+        (directory / "weights").write_bytes(b"abc")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        save_checkpoint(target, 3, spec, write_files=fail)
+
+    assert not target.exists()
+
+
+def test_everything_is_on_the_disk_before_the_name_that_promises_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = write_job(tmp_path / "job", [{"text": "a"}], base_model=tmp_path)
+    target = tmp_path / "out" / "step-3"
+    log: list[str] = []
+    fsync, rename = os.fsync, Path.rename
+
+    def logged_fsync(descriptor: int) -> None:
+        log.append(f"sync {Path(f'/proc/self/fd/{descriptor}').readlink().name}")
+        fsync(descriptor)
+
+    def logged_rename(self: Path, to: Path) -> Path:
+        log.append(f"rename {self.name}")
+        return rename(self, to)
+
+    monkeypatch.setattr(os, "fsync", logged_fsync)
+    monkeypatch.setattr(Path, "rename", logged_rename)
+    save_checkpoint(
+        target, 3, spec, write_files=lambda directory: _write(directory / "weights", b"abc")
+    )
+
+    assert log == [
+        "sync weights",
+        f"sync {MANIFEST_NAME}",
+        "sync .tmp-step-3",
+        "rename .tmp-step-3",
+        "sync out",
+    ]
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+
+
+def test_the_manifest_says_where_the_checkpoint_came_from(tmp_path: Path) -> None:
+    spec = write_job(tmp_path / "job", [{"text": "a"}], base_model=tmp_path)
+
+    save_checkpoint(tmp_path / "out" / "step-1", 1, spec, write_files=lambda _: None)
+
+    provenance = verify(tmp_path / "out" / "step-1").provenance
+    assert provenance["base_model"]["sha256"] == spec.base_model.sha256
+    assert provenance["base_model"]["revision"] == spec.base_model.revision
+    assert provenance["training_file"]["sha256"] == spec.training_file.sha256
+    assert provenance["validation_file"] is None
+    assert provenance["seed"] == spec.config.seed
+    assert {"torch", "transformers", "peft"} <= provenance["libraries"].keys()

@@ -1,0 +1,117 @@
+"""What a checkpoint says about itself: the loss log, the picture, the model card."""
+
+import re
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import pytest
+
+from app.core.loss_log import StepMetrics
+from tests.tiny import write_job
+from worker.training.loss_log_file import LossLogFile
+from worker.training.loss_plot import draw_losses
+from worker.training.model_card import write_model_card
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def row(step: int, *, valid_loss: float | None = None) -> StepMetrics:
+    return StepMetrics(
+        step=step,
+        epoch=step / 10,
+        train_loss=4 / step,
+        train_mean_token_accuracy=0.5,
+        valid_loss=valid_loss,
+        valid_mean_token_accuracy=None if valid_loss is None else 0.25,
+        learning_rate=1e-4,
+        grad_norm=1.0,
+        tokens_seen=100 * step,
+        elapsed_s=step / 2,
+    )
+
+
+def log_of(tmp_path: Path, steps: int, *, evaluated_every: int | None = None) -> LossLogFile:
+    log = LossLogFile(tmp_path / "log.jsonl")
+    for step in range(1, steps + 1):
+        is_evaluated = evaluated_every is not None and step % evaluated_every == 0
+        log.append(row(step, valid_loss=3.0 if is_evaluated else None))
+    return log
+
+
+def test_a_loss_log_gives_back_every_row(tmp_path: Path) -> None:
+    log = log_of(tmp_path, 5)
+
+    assert list(log) == [row(step) for step in range(1, 6)]
+    assert len(log) == 5
+
+
+def test_a_loss_log_is_begun_anew(tmp_path: Path) -> None:
+    log_of(tmp_path, 5)
+
+    assert list(log_of(tmp_path, 1)) == [row(1)]
+
+
+@pytest.mark.parametrize(
+    ("steps", "evaluated_every", "expected"),
+    [
+        (3, None, [1, 2, 3]),
+        (100, None, [10, 20, 30, 40, 50, 60, 70, 80, 90, 100]),
+        (100, 25, [25, 50, 75, 100]),
+    ],
+)
+def test_a_sample_of_a_log_has_its_end_and_prefers_evaluations(
+    tmp_path: Path, steps: int, evaluated_every: int | None, expected: list[int]
+) -> None:
+    sample = log_of(tmp_path, steps, evaluated_every=evaluated_every).sample(10)
+
+    assert [each.step for each in sample] == expected
+
+
+@pytest.mark.parametrize(("steps", "evaluated_every"), [(1, None), (1, 1), (30, 10), (5_000, 500)])
+def test_a_picture_of_any_log_is_valid_and_small(
+    tmp_path: Path, steps: int, evaluated_every: int | None
+) -> None:
+    log = log_of(tmp_path, steps, evaluated_every=evaluated_every)
+
+    picture = draw_losses(log, title="Loss of ft:a<b>:c & d")
+
+    root = ET.fromstring(picture)  # noqa: S314 - we have just written it
+    texts = [element.text for element in root.iter(f"{SVG}text")]
+    assert root.tag == f"{SVG}svg"
+    assert "Loss of ft:a<b>:c & d" in texts
+    assert ("validation" in texts) == (evaluated_every is not None)
+    assert len(list(root.iter(f"{SVG}circle"))) == (
+        0 if evaluated_every is None else steps // evaluated_every
+    )
+    assert "nan" not in picture
+    assert len(picture) < 30_000
+
+
+def test_every_point_is_inside_the_picture(tmp_path: Path) -> None:
+    picture = draw_losses(log_of(tmp_path, 50, evaluated_every=10), title="t")
+
+    lines = " ".join(re.findall(r'points="(.*?)"', picture))
+    points = re.findall(r"([\d.-]+),([\d.-]+)", lines)
+    assert points
+    assert all(0 <= float(x) <= 800 and 0 <= float(y) <= 450 for x, y in points)
+
+
+def test_a_model_card_names_base_data_settings_losses_and_how_to_load(tmp_path: Path) -> None:
+    spec = write_job(
+        tmp_path / "job",
+        [{"text": "a"}],
+        base_model=tmp_path,
+        validation=[{"text": "b"}],
+        learning_rate=3e-4,
+    )
+
+    card = write_model_card(spec, step=20, rows=[row(10), row(20, valid_loss=2.5)])
+
+    assert card.startswith('---\nbase_model: "org/tiny"\nlibrary_name: peft\nlicense: "apache-2.0"')
+    assert spec.training_file.sha256 in card
+    assert "validation.jsonl" in card
+    assert "| learning_rate | 0.0003 |" in card
+    assert "| lora.target_modules | `q_proj`, `v_proj` |" in card
+    assert "| 20 | 2.00 | 0.2000 | 2.5000 | 25.0% |" in card
+    assert "PeftModel.from_pretrained(base" in card
+    assert f"vllm serve org/tiny --revision {'c' * 40} --enable-lora --max-lora-rank 8 " in card

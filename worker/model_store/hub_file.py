@@ -1,0 +1,103 @@
+"""Download one file from a model hub: resumable, and checked before it gets its name.
+
+`huggingface_hub` itself drops a half-finished file when its process ends; its `http_get`, which
+continues from a given byte, is what can be resumed.
+"""
+
+import hashlib
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import constants
+from huggingface_hub.file_download import (
+    http_get,  # pyright: ignore[reportUnknownVariableType]  # a tqdm without type arguments
+)
+from huggingface_hub.utils import (
+    build_hf_headers,  # pyright: ignore[reportUnknownVariableType]  # a dict without them
+)
+
+from app.core.manifest import sha256_of
+from worker.model_store.errors import InstallError
+
+logger = logging.getLogger(__name__)
+
+# Otherwise every request says which programs run here, and there is one more that asks for a list
+# of agents to look for. As HF_HUB_DISABLE_TELEMETRY=1 does, which is read before this module is.
+constants.HF_HUB_DISABLE_TELEMETRY = True
+
+
+@dataclass(frozen=True, slots=True)
+class HubFile:
+    """A file as the hub lists it."""
+
+    name: str
+    size: int
+    """In bytes."""
+
+    git_sha1: str
+    """Of the file as git stores it; of a pointer to it where there is a sha256."""
+
+    sha256: str | None
+    """Of a large file."""
+
+
+def download(file: HubFile, url: str, *, workspace: Path, files_dir: Path) -> None:
+    """Fetch a file into `files_dir`, unless it is there; what is there was checked.
+
+    Args:
+        workspace: where an unfinished file waits to be continued.
+
+    Raises:
+        InstallError: what came is not what the hub lists.
+        huggingface_hub.errors.HfHubHTTPError: the hub refuses.
+        httpx2.TransportError: the hub cannot be reached.
+    """
+    target = files_dir / file.name
+    if target.exists():
+        return
+    unfinished = workspace / f"{file.name}.incomplete"
+    was_begun = unfinished.exists()
+    _transfer(file, url, unfinished)
+    if was_begun and not _is_intact(unfinished, file):
+        # A machine that went down may have kept the length of a file and not its bytes.
+        logger.warning("%s: what was kept of it is damaged; fetching it afresh", file.name)
+        unfinished.unlink()
+        _transfer(file, url, unfinished)
+    if not _is_intact(unfinished, file):
+        unfinished.unlink()
+        raise InstallError(
+            f"{file.name} is not the file that the hub lists: its checksum differs. It was "
+            "deleted; try again, and mistrust the proxy or mirror if it happens again."
+        )
+    unfinished.rename(target)
+
+
+def _transfer(file: HubFile, url: str, unfinished: Path) -> None:
+    with unfinished.open("ab") as sink:
+        begun_bytes = sink.tell()
+        if begun_bytes < file.size:
+            if begun_bytes:
+                logger.info("%s: continuing after %.1f MB", file.name, begun_bytes / 1e6)
+            elif file.sha256 is not None:
+                logger.info("%s: fetching %.1f MB", file.name, file.size / 1e6)
+            http_get(
+                url,
+                sink,
+                resume_size=begun_bytes,
+                # Compressed bytes could not be continued from a position in the file.
+                headers={**build_hf_headers(), "Accept-Encoding": "identity"},
+                displayed_filename=file.name,
+            )
+        sink.flush()
+        os.fsync(sink.fileno())
+
+
+def _is_intact(path: Path, file: HubFile) -> bool:
+    if file.sha256 is not None:
+        return sha256_of(path) == file.sha256
+    content = path.read_bytes()
+    as_git_stores_it = b"blob %d\0" % len(content) + content
+    sha1 = hashlib.sha1(as_git_stores_it, usedforsecurity=False)
+    return sha1.hexdigest() == file.git_sha1

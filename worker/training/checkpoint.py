@@ -1,0 +1,46 @@
+"""Checkpoints are whole or not there: written aside, synced, and only then given their name."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from app.core.manifest import MANIFEST_NAME, Manifest, describe_files
+from app.core.training_config import JobSpec
+from worker.training.provenance import describe_provenance
+
+
+def save_checkpoint(
+    target: Path, step: int, spec: JobSpec, *, write_files: Callable[[Path], None]
+) -> None:
+    """Publish what `write_files` puts into an empty directory as `target`.
+
+    A power cut at any moment leaves either nothing of that name or all of it: every file reaches
+    the disk before the manifest that lists it, and the directory before its name.
+    """
+    staging = target.with_name(f".tmp-{target.name}")
+    staging.mkdir(parents=True)
+    write_files(staging)
+    for path in staging.iterdir():
+        _sync(path)
+    manifest = Manifest(
+        job_id=spec.job_id,
+        attempt=spec.attempt,
+        step=step,
+        files=describe_files(staging),
+        provenance=describe_provenance(spec),
+    )
+    manifest_path = staging / MANIFEST_NAME
+    manifest_path.write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    _sync(manifest_path)
+    _sync(staging)
+    staging.rename(target)
+    _sync(target.parent)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file's bytes, or a directory's names, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

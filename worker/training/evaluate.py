@@ -1,0 +1,66 @@
+"""Loss on the validation file, and the adapter that did best on it."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from peft import PeftModel
+from torch import Tensor
+
+from worker.training.batching import collate, cut_by_length
+from worker.training.data import TokenizedData
+from worker.training.losses import score_learned_tokens
+from worker.training.model import trainable_parameters
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    loss: float
+    """Mean negative log-likelihood, nats per learned token of the whole file."""
+    accuracy: float
+
+
+def evaluate(model: PeftModel, data: TokenizedData, *, pad_token_id: int) -> Evaluation:
+    """Rate every learned token of a file, without dropout. Leaves the model in training mode."""
+    model.eval()
+    nll, top_tokens, learned_tokens = 0.0, 0, 0
+    with torch.no_grad():
+        for indices in cut_by_length(np.arange(len(data)), data.lengths):
+            rows = [data.read(index) for index in indices]
+            scores = score_learned_tokens(model, collate(rows, pad_token_id=pad_token_id))
+            nll -= scores.log_probs_N.double().sum().item()
+            top_tokens += int(scores.is_top_N.sum().item())
+            learned_tokens += len(scores.is_top_N)
+    model.train()
+    return Evaluation(nll / learned_tokens, top_tokens / learned_tokens)
+
+
+class BestAdapter:
+    """Remembers the adapter with the lowest validation loss, for a job that may stop early."""
+
+    def __init__(self, *, patience: int) -> None:
+        self._patience = patience
+        self._loss = float("inf")
+        self._weights: list[Tensor] = []
+        self._failures = 0
+        self.step = 0
+        """The step it is from."""
+
+    @property
+    def is_final(self) -> bool:
+        """Whether as many evaluations in a row as there is patience for were no better."""
+        return self._failures >= self._patience
+
+    def observe(self, step: int, loss: float, model: PeftModel) -> None:
+        """Take note of an evaluation; keep a copy of the adapter if it is the best so far."""
+        if loss >= self._loss:
+            self._failures += 1
+            return
+        self._failures = 0
+        self._loss, self.step = loss, step
+        self._weights = [weights.detach().clone() for weights in trainable_parameters(model)]
+
+    def restore(self, model: PeftModel) -> None:
+        with torch.no_grad():
+            for weights, best in zip(trainable_parameters(model), self._weights, strict=True):
+                weights.copy_(best)

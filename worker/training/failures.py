@@ -1,0 +1,51 @@
+"""What ends an attempt in a way that a user can mend. `docs/errors.md` lists the codes."""
+
+import errno
+from collections.abc import Sequence
+
+import torch
+
+from app.core.dataset_checker import MAX_PROBLEMS
+from app.core.training_events import DataProblem, Failed
+
+_SIGNS_OF_FAILED_ALLOCATION = ("can't allocate memory", "not enough memory", "out of memory")
+
+
+class TrainingFailedError(Exception):
+    """Becomes the child's `Failed` event. Every other exception is a crash.
+
+    Args:
+        code: stable and machine-readable.
+        message: what is wrong and how to mend it.
+        param: the field of the job that is to blame, by its name in the API.
+        problems: the lines of a data set that are to blame; the first 50 are reported.
+    """
+
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        *,
+        param: str | None = None,
+        problems: Sequence[DataProblem] = (),
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.param = param
+        self.problems = tuple(problems[:MAX_PROBLEMS])
+
+    def as_event(self) -> Failed:
+        return Failed(
+            code=self.code, message=str(self)[:10_000], param=self.param, errors=self.problems
+        )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed: torch reports that as a RuntimeError with only a text."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, RuntimeError) and any(
+        sign in str(error) for sign in _SIGNS_OF_FAILED_ALLOCATION
+    )

@@ -1,0 +1,110 @@
+"""What is minimised, as log-probabilities of the learned tokens.
+
+A loss is any function of these; here it is their negative sum. They are computed from the hidden
+states of learned positions only, a few hundred at a time: logits of a whole micro-batch would be
+the largest tensor of a step by far (512 x 151,936 in float32 are 297 MiB, and as much again for
+their gradient).
+
+Dimension key:
+    B  examples in a micro-batch
+    L  tokens in the longest of them
+    N  learned tokens in the micro-batch
+    H  width of the model
+    V  vocabulary
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from worker.training.batching import MicroBatch
+from worker.training.data import IGNORE_INDEX
+
+PLAIN_HEADS = frozenset({"gemma", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3", "smollm3"})
+"""Architectures (`config.model_type`) whose logits are the last hidden state times the output
+embedding and nothing else: no scale, no soft cap, no bias. A test holds each to that."""
+
+_CHUNK = 256
+"""Learned positions whose logits are in memory at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenScores:
+    """How a model rated the learned tokens of a micro-batch, row after row."""
+
+    log_probs_N: Tensor
+    """Natural logarithms, float32, differentiable."""
+    is_top_N: Tensor
+    """Whether the token was the model's first choice."""
+
+
+def score_learned_tokens(model: PeftModel, batch: MicroBatch) -> TokenScores:
+    """Read a micro-batch and rate each of its learned tokens, given those before it."""
+    base: Any = model.get_base_model()
+    # Position t predicts token t + 1, so the last position predicts nothing.
+    targets_BL = batch.labels_BL[:, 1:]
+    is_learned_BL = targets_BL != IGNORE_INDEX
+    targets_N = targets_BL[is_learned_BL]
+    if base.config.model_type not in PLAIN_HEADS:
+        logits_BLV = base(input_ids=batch.input_ids_BL, use_cache=False).logits
+        return _score_logits(logits_BLV[:, :-1][is_learned_BL].float(), targets_N)
+
+    hidden_BLH = base.base_model(input_ids=batch.input_ids_BL, use_cache=False).last_hidden_state
+    head: nn.Linear = base.get_output_embeddings()
+    log_probs_N, is_top_N = _ScoreByHead.apply(  # pyright: ignore[reportGeneralTypeIssues]
+        hidden_BLH[:, :-1][is_learned_BL], head.weight, targets_N
+    )
+    return TokenScores(log_probs_N, is_top_N)
+
+
+def _score_logits(logits_NV: Tensor, targets_N: Tensor) -> TokenScores:
+    return TokenScores(
+        -F.cross_entropy(logits_NV, targets_N, reduction="none"),
+        logits_NV.argmax(dim=-1) == targets_N,
+    )
+
+
+class _ScoreByHead(torch.autograd.Function):
+    """Log-probabilities from hidden states through a frozen head, in chunks.
+
+    The gradient of one token's log-probability with respect to its own hidden state is
+    `head[target] - softmax @ head`. It is formed in the forward pass, while the logits are there,
+    and only scaled in the backward pass, so no logits are kept and none are computed twice.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_NH: Tensor, head_VH: Tensor, targets_N: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        log_probs_N = torch.empty(len(targets_N), dtype=torch.float32)
+        is_top_N = torch.empty(len(targets_N), dtype=torch.bool)
+        needs_gradient = ctx.needs_input_grad[0]
+        gradient_NH = torch.empty_like(hidden_NH if needs_gradient else hidden_NH[:0])
+        for start in range(0, len(targets_N), _CHUNK):
+            chunk = slice(start, start + _CHUNK)
+            targets_C = targets_N[chunk]
+            logits_CV = F.linear(hidden_NH[chunk], head_VH).float()
+            is_top_N[chunk] = logits_CV.argmax(dim=-1) == targets_C
+            target_logits_C = logits_CV.gather(1, targets_C[:, None]).squeeze(1)
+            normaliser_C = logits_CV.logsumexp(dim=-1)
+            log_probs_N[chunk] = target_logits_C - normaliser_C
+            if needs_gradient:
+                softmax_CV = logits_CV.sub_(normaliser_C[:, None]).exp_().to(head_VH.dtype)
+                gradient_NH[chunk] = head_VH[targets_C] - softmax_CV @ head_VH
+        ctx.save_for_backward(gradient_NH)
+        ctx.mark_non_differentiable(is_top_N)
+        return log_probs_N, is_top_N
+
+    @staticmethod
+    @once_differentiable  # its untyped wrapper hides the name `ctx`
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *grad_outputs: Tensor
+    ) -> tuple[Tensor, None, None]:
+        grad_N, _ = grad_outputs
+        (gradient_NH,) = ctx.saved_tensors
+        return grad_N[:, None].to(gradient_NH.dtype) * gradient_NH, None, None
