@@ -12,7 +12,7 @@ from app.core.db.checkpoints import CheckpointRepository, TunedModelRepository
 from app.core.db.events import EventRepository
 from app.core.db.files import FileRepository
 from app.core.db.jobs import JobRepository
-from app.core.db.leases import Lease, LeaseRepository
+from app.core.db.leases import Lease, LeaseRepository, WorkerIdentity
 from app.core.db.models import Base, Checkpoint, File, Job, TunedModel
 from app.core.db.session import Database
 from app.core.ids import IdPrefix, new_id
@@ -190,10 +190,15 @@ def get_job(database: Database, job_id: str) -> Job:
         return JobRepository(session).get(job_id)
 
 
+def build_identity(worker_id: str = "worker-1", **changes: Any) -> WorkerIdentity:
+    values: dict[str, Any] = {"host": "host-1", "pid": 1, "process_started": 1}
+    return WorkerIdentity(worker_id, **(values | changes))
+
+
 def claim(database: Database, worker_id: str = "worker-1", now: datetime = NOW) -> Lease:
     """A lease of one minute on the oldest job in the queue."""
     with database.writing() as session:
-        lease = LeaseRepository(session).claim(worker_id=worker_id, now=now, lease_for=MINUTE)
+        lease = LeaseRepository(session).claim(build_identity(worker_id), now=now, lease_for=MINUTE)
     assert lease is not None
     return lease
 

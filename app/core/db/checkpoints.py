@@ -53,13 +53,6 @@ class CheckpointRepository:
         self._session.execute(delete(Checkpoint).where(Checkpoint.id == checkpoint.id))
         return keys
 
-    def delete_of_older_attempts(self, job_id: str, attempt: int) -> list[str]:
-        """Forget what attempts before this one published, as it starts from the first step."""
-        stale = self._session.scalars(
-            select(Checkpoint).where(Checkpoint.job_id == job_id, Checkpoint.attempt < attempt)
-        ).all()
-        return [key for checkpoint in stale for key in self.delete(checkpoint)]
-
 
 class TunedModelRepository:
     def __init__(self, session: Session, project_id: str = DEFAULT_PROJECT_ID) -> None:

@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import case, func, select, update
+from sqlalchemy import ColumnElement, and_, case, func, or_, select, update
 
 from app.core.db.events import EventRepository
 from app.core.db.models import DEFAULT_PROJECT_ID, Job, JobMetadata, StepRow
@@ -23,14 +24,16 @@ class JobRepository:
         self._events = EventRepository(session, project_id)
 
     def add(self, job: Job) -> None:
-        """Put a job into the queue."""
+        """Put a job into the queue, or beside it when it is paused."""
         job.project_id = self._project_id
         self._session.add(job)
         self._session.flush()
+        is_paused = job.status is JobStatus.PAUSED
+        where = "paused until it is resumed" if is_paused else "moving job to queued state"
         for message in (
             f"Created fine-tuning job: {job.id}",
             f"Validating training file: {job.training_file_id}",
-            "Files validated, moving job to queued state",
+            f"Files validated, {where}",
         ):
             self._events.add(job.id, message, now=job.created_at)
 
@@ -66,7 +69,10 @@ class JobRepository:
         """How many jobs a worker will take before this one, plus one; None once it was taken."""
         if job.status is not JobStatus.QUEUED:
             return None
-        waiting = select(func.count()).where(Job.status == JobStatus.QUEUED, Job.id <= job.id)
+        is_before = or_(
+            Job.priority > job.priority, and_(Job.priority == job.priority, Job.id <= job.id)
+        )
+        waiting = select(func.count()).where(Job.status == JobStatus.QUEUED, is_before)
         return self._session.scalar(waiting)
 
     def count_queued(self) -> int:
@@ -75,26 +81,69 @@ class JobRepository:
         return self._session.scalars(queued).one()
 
     def request_cancel(self, job_id: str, *, now: datetime) -> Job | None:
-        """Cancel a queued job, or mark a running one; None when it has already ended.
+        """Cancel a job that no worker has, or mark a running one; None when it has already ended.
 
         One statement decides which, so a worker that claims the job meanwhile is not overlooked.
         """
-        is_queued = Job.status == JobStatus.QUEUED
-        unfinished = Job.status.in_([JobStatus.QUEUED, JobStatus.RUNNING])
-        job = self._session.scalars(
-            update(Job)
-            .where(Job.id == job_id, Job.project_id == self._project_id, unfinished)
-            .values(
-                cancel_requested_at=func.coalesce(Job.cancel_requested_at, now),
-                status=case((is_queued, JobStatus.CANCELLED), else_=Job.status),
-                finished_at=case((is_queued, now), else_=None),
-            )
-            .returning(Job),
-            execution_options={"populate_existing": True},
-        ).one_or_none()
+        is_idle = Job.status.in_([JobStatus.QUEUED, JobStatus.PAUSED])
+        job = self._change(
+            job_id,
+            [JobStatus.QUEUED, JobStatus.PAUSED, JobStatus.RUNNING],
+            cancel_requested_at=func.coalesce(Job.cancel_requested_at, now),
+            status=case((is_idle, JobStatus.CANCELLED), else_=Job.status),
+            finished_at=case((is_idle, now), else_=None),
+        )
         if job is not None and job.status is JobStatus.CANCELLED:
             self._events.add(job_id, "Fine-tuning job cancelled", now=now)
         return job
+
+    def request_pause(self, job_id: str, *, now: datetime) -> Job | None:
+        """Pause a queued job, or mark a running one; None when it is neither.
+
+        One that is to be cancelled is not to be paused any more.
+        """
+        is_queued = Job.status == JobStatus.QUEUED
+        is_wanted = and_(~is_queued, Job.cancel_requested_at.is_(None))
+        job = self._change(
+            job_id,
+            [JobStatus.QUEUED, JobStatus.RUNNING],
+            pause_requested_at=case((is_wanted, func.coalesce(Job.pause_requested_at, now))),
+            status=case((is_queued, JobStatus.PAUSED), else_=Job.status),
+        )
+        if job is not None and job.status is JobStatus.PAUSED:
+            self._events.add(job_id, "Fine-tuning job paused", now=now)
+        return job
+
+    def resume(self, job_id: str, *, now: datetime) -> Job | None:
+        """Put a paused job back into the queue, at its old place; None when it is not paused.
+
+        A running job that was asked to pause, and has not yet, is not asked any more.
+        """
+        is_paused = Job.status == JobStatus.PAUSED
+        was_asked = Job.pause_requested_at.is_not(None)
+        job = self._change(
+            job_id,
+            [JobStatus.PAUSED, JobStatus.RUNNING],
+            or_(is_paused, was_asked),
+            pause_requested_at=None,
+            status=case((is_paused, JobStatus.QUEUED), else_=Job.status),
+        )
+        if job is not None:
+            self._events.add(job_id, "Fine-tuning job resumed", now=now)
+        return job
+
+    def _change(
+        self, job_id: str, allowed: list[JobStatus], *also: ColumnElement[bool], **values: Any
+    ) -> Job | None:
+        return self._session.scalars(
+            update(Job)
+            .where(
+                Job.id == job_id, Job.project_id == self._project_id, Job.status.in_(allowed), *also
+            )
+            .values(values)
+            .returning(Job),
+            execution_options={"populate_existing": True},
+        ).one_or_none()
 
     def list_steps(
         self, job_id: str, *, first: int = 1, last: int | None = None

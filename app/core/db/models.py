@@ -110,7 +110,6 @@ class Job(_OwnedByProject, Base):
         CheckConstraint(
             "(result_checkpoint_id IS NOT NULL) <= (status = 'succeeded')", "result_of_success"
         ),
-        Index(None, "status", "id"),
         Index(None, "project_id", "id"),
     )
 
@@ -121,7 +120,15 @@ class Job(_OwnedByProject, Base):
     """When its first attempt began."""
     finished_at: Mapped[datetime | None]
     cancel_requested_at: Mapped[datetime | None]
+    pause_requested_at: Mapped[datetime | None]
+    """Set while a running job is asked to pause; null again once it has."""
+    priority: Mapped[int] = mapped_column(default=0)
+    """Of two waiting jobs, the one with the higher priority is next; then the older one."""
+    rerun_of: Mapped[str | None]
+    """The job this one repeats. No foreign key: either may be deleted."""
     base_model: Mapped[str]
+    base_model_sha256: Mapped[str | None]
+    """Of the base model when the job was made: every attempt must have the same weights."""
     training_file_id: Mapped[str] = mapped_column(index=True)
     """No foreign key: an ended job outlives the files it was made from."""
     validation_file_id: Mapped[str | None] = mapped_column(index=True)
@@ -136,6 +143,10 @@ class Job(_OwnedByProject, Base):
     """The newest attempt; older ones may write nothing more."""
     worker_id: Mapped[str | None]
     lease_expires_at: Mapped[datetime | None]
+    crashes: Mapped[int] = mapped_column(default=0)
+    """Times that its child died by itself since a state was last saved."""
+    interruptions: Mapped[int] = mapped_column(default=0)
+    """Times that its worker stopped or vanished since a state was last saved."""
     total_steps: Mapped[int | None]
     trained_steps: Mapped[int] = mapped_column(default=0)
     epoch: Mapped[float | None]
@@ -154,6 +165,9 @@ class Job(_OwnedByProject, Base):
     metadata_items: Mapped[list["JobMetadata"]] = relationship(
         lazy="selectin", order_by="JobMetadata.key"
     )
+
+
+Index("ix_jobs_queue", Job.status, Job.priority.desc(), Job.id)
 
 
 class JobMetadata(Base):
@@ -175,10 +189,16 @@ class Attempt(Base):
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
     attempt: Mapped[int] = mapped_column(primary_key=True)
     worker_id: Mapped[str]
+    host: Mapped[str | None]
+    """Where `pid` means something: this boot of this machine, and this process namespace."""
+    pid: Mapped[int | None]
+    """Of the worker."""
+    process_started: Mapped[int | None] = mapped_column(BigInteger)
+    """When the kernel started that process, in clock ticks since boot: pids are used again."""
     started_at: Mapped[datetime]
     ended_at: Mapped[datetime | None]
     outcome: Mapped[str | None]
-    """succeeded, failed, cancelled, released or lost; null while it runs."""
+    """succeeded, failed, cancelled, paused, released, crashed or lost; null while it runs."""
 
 
 class StepRow(Base):
@@ -225,6 +245,37 @@ class Checkpoint(_OwnedByProject, Base):
     manifest_sha256: Mapped[str]
 
     files: Mapped[list[File]] = relationship(lazy="selectin", order_by=File.filename)
+
+
+class SavedState(_OwnedByProject, Base):
+    """All that training needs to go on from a step: the newest two of a job are kept."""
+
+    __tablename__ = "saved_states"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    step: Mapped[int] = mapped_column(primary_key=True)
+    attempt: Mapped[int]
+    created_at: Mapped[datetime]
+    files: Mapped[dict[str, Any]]
+    """Blob key, bytes and sha256 of each file, the manifest included, by the file's name."""
+
+
+class Submission(_OwnedByProject, Base):
+    """A request that made a job, remembered so that the same request makes no second one."""
+
+    __tablename__ = "submissions"
+    __table_args__ = (
+        UniqueConstraint("project_id", "route", "key"),
+        Index(None, "project_id", "route", "fingerprint", "created_at"),
+    )
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    route: Mapped[str]
+    key: Mapped[str | None]
+    """The caller's `Idempotency-Key`."""
+    fingerprint: Mapped[str]
+    """sha256 over who asks and what for."""
+    created_at: Mapped[datetime]
 
 
 class TunedModel(_OwnedByProject, Base):

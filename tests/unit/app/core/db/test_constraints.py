@@ -56,7 +56,7 @@ def test_a_status_that_does_not_exist_is_refused(database: Database) -> None:
     add(database, job)
 
     with pytest.raises(IntegrityError, match="jobstatus"), database.engine.begin() as connection:
-        connection.exec_driver_sql("UPDATE jobs SET status = 'paused'")
+        connection.exec_driver_sql("UPDATE jobs SET status = 'asleep'")
 
 
 @pytest.mark.parametrize("changes", [{"level": "fatal"}, {"type": "gossip"}])

@@ -10,8 +10,9 @@ from sqlalchemy import select
 from app.core.db.checkpoints import CheckpointRepository
 from app.core.db.events import EventRepository
 from app.core.db.jobs import JobRepository
-from app.core.db.leases import Lease, LeaseRepository
+from app.core.db.leases import Lease, LeaseRepository, Wish
 from app.core.db.models import Attempt
+from app.core.db.recovery import RecoveryRepository
 from app.core.db.session import Database
 from app.core.errors import LeaseLostError
 from app.core.job_status import JobStatus
@@ -20,6 +21,7 @@ from tests.builders import (
     NOW,
     add_job,
     build_checkpoint,
+    build_identity,
     build_metrics,
     claim,
     get_job,
@@ -28,14 +30,15 @@ from tests.builders import (
 Write = Callable[[LeaseRepository, Lease], Any]
 
 WRITES: dict[str, Write] = {
+    "begin": lambda leases, lease: leases.begin(lease, after_step=0, now=NOW),
     "renew": lambda leases, lease: leases.renew(lease, until=NOW + 2 * MINUTE),
+    "read_wish": lambda leases, lease: leases.read_wish(lease),
     "start": lambda leases, lease: leases.start(lease, total_steps=10),
     "record_steps": lambda leases, lease: leases.record_steps(
         lease, [build_metrics()], tokens_per_second=1.0, estimated_finish_at=None
     ),
     "hold": lambda leases, lease: leases.hold(lease),
     "finish": lambda leases, lease: leases.finish(lease, JobStatus.SUCCEEDED, now=NOW),
-    "release": lambda leases, lease: leases.release(lease, now=NOW),
 }
 
 
@@ -46,7 +49,7 @@ def write(database: Database, name: str, lease: Lease) -> Any:
 
 def rescue(database: Database, *, after: timedelta) -> list[str]:
     with database.writing() as session:
-        return LeaseRepository(session).rescue(now=NOW + after)
+        return RecoveryRepository(session).rescue_expired(now=NOW + after)
 
 
 def request_cancel(database: Database, job_id: str) -> None:
@@ -79,7 +82,7 @@ def test_every_write_of_the_repository_is_in_the_table_above() -> None:
     """A new method must be fenced too, or be one of those that need no lease."""
     public = {name for name in vars(LeaseRepository) if not name.startswith("_")}
 
-    assert public - WRITES.keys() == {"claim", "rescue", "note"}
+    assert public - WRITES.keys() == {"claim", "note"}
 
 
 def test_the_oldest_job_is_claimed_first(database: Database) -> None:
@@ -87,7 +90,7 @@ def test_the_oldest_job_is_claimed_first(database: Database) -> None:
 
     assert [claim(database).job_id, claim(database).job_id] == [first.id, second.id]
     with database.writing() as session:
-        assert LeaseRepository(session).claim(worker_id="w", now=NOW, lease_for=MINUTE) is None
+        assert LeaseRepository(session).claim(build_identity(), now=NOW, lease_for=MINUTE) is None
 
 
 def test_a_claim_starts_the_job(database: Database) -> None:
@@ -99,7 +102,6 @@ def test_a_claim_starts_the_job(database: Database) -> None:
     assert (lease.attempt, lease.config.seed, lease.base_model) == (1, 7, "tiny")
     assert (job.status, job.worker_id, job.started_at) == (JobStatus.RUNNING, "worker-7", NOW)
     assert job.lease_expires_at == NOW + MINUTE
-    assert messages(database, job.id)[0] == "Fine-tuning job started"
     assert attempts(database, job.id) == [(1, "worker-7", None)]
 
 
@@ -182,76 +184,59 @@ def test_what_follows_a_lost_hold_is_rolled_back(database: Database) -> None:
     assert page.rows == []
 
 
-def test_a_renewal_tells_whether_the_user_wants_the_job_cancelled(database: Database) -> None:
+@pytest.mark.parametrize("look", ["renew", "read_wish"])
+def test_a_worker_learns_what_the_user_wants(database: Database, look: str) -> None:
     job = add_job(database)
     lease = claim(database)
 
-    before = write(database, "renew", lease)
+    seen = [write(database, look, lease)]
+    with database.writing() as session:
+        JobRepository(session).request_pause(job.id, now=NOW)
+    seen.append(write(database, look, lease))
     request_cancel(database, job.id)
-    after = write(database, "renew", lease)
+    seen.append(write(database, look, lease))
 
-    assert (before, after) == (False, True)
+    assert seen == [Wish.GO_ON, Wish.PAUSE, Wish.CANCEL]
+
+
+def test_a_renewal_moves_the_end_of_the_lease(database: Database) -> None:
+    job = add_job(database)
+
+    write(database, "renew", claim(database))
+
     assert get_job(database, job.id).lease_expires_at == NOW + 2 * MINUTE
 
 
-def test_a_lease_that_has_not_run_out_is_left_alone(database: Database) -> None:
-    add_job(database)
-    claim(database)
+def test_a_higher_priority_is_claimed_first(database: Database) -> None:
+    low, first, second = (add_job(database, priority=priority) for priority in (-1, 5, 5))
 
-    assert rescue(database, after=timedelta(seconds=59)) == []
-
-
-def test_a_lost_job_goes_back_to_its_old_place_in_the_queue(database: Database) -> None:
-    lost, waiting = add_job(database), add_job(database)
-    claim(database)
-
-    assert rescue(database, after=2 * MINUTE) == [lost.id]
-
-    job = get_job(database, lost.id)
-    assert (job.status, job.lease_expires_at, job.attempt) == (JobStatus.QUEUED, None, 1)
-    assert messages(database, lost.id)[0] == (
-        "Its worker worker-1 gave no sign of life; the job is back in the queue"
-    )
-    assert attempts(database, lost.id) == [(1, "worker-1", "lost")]
-    assert [claim(database).job_id, claim(database).job_id] == [lost.id, waiting.id]
+    assert [claim(database).job_id for _ in range(3)] == [first.id, second.id, low.id]
 
 
-def test_a_released_job_goes_back_to_its_old_place_in_the_queue(database: Database) -> None:
-    job = add_job(database)
-
-    write(database, "release", claim(database))
-
-    assert get_job(database, job.id).status is JobStatus.QUEUED
-    assert messages(database, job.id)[0] == ("The worker was stopped; the job is back in the queue")
-    assert attempts(database, job.id) == [(1, "worker-1", "released")]
-    assert claim(database).attempt == 2
-
-
-@pytest.mark.parametrize("how", ["rescued", "released"])
-def test_a_job_that_was_to_be_cancelled_does_not_go_back_into_the_queue(
-    database: Database, how: str
-) -> None:
+def test_what_was_logged_beyond_the_point_of_resumption_is_void(database: Database) -> None:
     job = add_job(database)
     lease = claim(database)
-    request_cancel(database, job.id)
+    rows = [build_metrics(step) for step in (1, 2, 3)]
+    with database.writing() as session:
+        LeaseRepository(session).record_steps(
+            lease, rows, tokens_per_second=1.0, estimated_finish_at=None
+        )
 
-    if how == "released":
-        write(database, "release", lease)
-    else:
-        rescue(database, after=2 * MINUTE)
+    with database.writing() as session:
+        LeaseRepository(session).begin(lease, after_step=2, now=NOW)
 
-    job = get_job(database, job.id)
-    assert job.status is JobStatus.CANCELLED
-    assert job.finished_at is not None
-    assert messages(database, job.id)[0] == "Fine-tuning job cancelled"
+    with database.reading() as session:
+        assert JobRepository(session).list_steps(job.id) == rows[:2]
+    assert get_job(database, job.id).trained_steps == 2
+    assert messages(database, job.id)[0] == "Fine-tuning job resumed after step 2"
 
 
-def test_a_new_attempt_begins_an_empty_loss_log(database: Database) -> None:
+def test_an_attempt_without_a_saved_state_begins_an_empty_loss_log(database: Database) -> None:
     job = add_job(database)
     write(database, "record_steps", claim(database))
     rescue(database, after=2 * MINUTE)
 
-    claim(database)
+    write(database, "begin", claim(database))
 
     with database.reading() as session:
         assert JobRepository(session).list_steps(job.id) == []

@@ -1,0 +1,92 @@
+"""Every query on saved states: what a job's next attempt goes on from."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import delete, func, select
+
+from app.core.db.leases import Lease, LeaseRepository
+from app.core.db.models import Job, SavedState
+from app.core.db.session import Session
+from app.core.job_status import JobStatus
+
+KEPT = 2
+"""States of a job: the newest, and the one before it should the newest prove unreadable."""
+
+_TERMINAL = [status for status in JobStatus if status.is_terminal]
+
+
+class SavedStateRepository:
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def add(
+        self, lease: Lease, step: int, files: dict[str, dict[str, Any]], *, now: datetime
+    ) -> list[str]:
+        """Remember a state whose files are stored and verified: the job has made progress.
+
+        Args:
+            files: `key`, `bytes` and `sha256` of each, by name.
+
+        Returns:
+            The keys of blobs that are needed no more, to free afterwards.
+
+        Raises:
+            LeaseLostError: the job is no longer this attempt's.
+        """
+        job = LeaseRepository(self._session).hold(lease)
+        job.crashes = job.interruptions = 0
+        # One of an earlier attempt, if that had come further than the state this one began with.
+        replaced = self._delete(lease.job_id, SavedState.step >= step)
+        self._session.add(
+            SavedState(
+                job_id=lease.job_id,
+                project_id=lease.project_id,
+                step=step,
+                attempt=lease.attempt,
+                created_at=now,
+                files=files,
+            )
+        )
+        self._session.flush()
+        kept = [state.step for state in self.list_newest(lease.job_id)[:KEPT]]
+        return replaced + self._delete(lease.job_id, SavedState.step.not_in(kept))
+
+    def list_newest(self, job_id: str) -> list[SavedState]:
+        """The newest first."""
+        query = select(SavedState).where(SavedState.job_id == job_id)
+        return list(self._session.scalars(query.order_by(SavedState.step.desc())))
+
+    def newest_step(self, job_id: str) -> int:
+        """0 when there is none."""
+        query = select(func.max(SavedState.step)).where(SavedState.job_id == job_id)
+        return self._session.scalar(query) or 0
+
+    def delete_all(self, job_id: str) -> list[str]:
+        """Forget the states of a job; returns the keys of the blobs to free afterwards."""
+        return self._delete(job_id)
+
+    def delete_of_ended(self, *, limit: int) -> list[str]:
+        """Forget the states of jobs that have ended; returns the keys to free afterwards."""
+        ended = (
+            select(SavedState.job_id)
+            .join(Job, Job.id == SavedState.job_id)
+            .where(Job.status.in_(_TERMINAL))
+            .distinct()
+            .limit(limit)
+        )
+        return [
+            key for job_id in self._session.scalars(ended).all() for key in self._delete(job_id)
+        ]
+
+    def _delete(self, job_id: str, *which: Any) -> list[str]:
+        condition = (SavedState.job_id == job_id, *which)
+        states = self._session.scalars(select(SavedState).where(*condition)).all()
+        keys = keys_of(states)
+        self._session.execute(delete(SavedState).where(*condition))
+        return keys
+
+
+def keys_of(states: Sequence[SavedState]) -> list[str]:
+    return [file["key"] for state in states for file in state.files.values()]
