@@ -66,7 +66,9 @@ class RecoveryRepository:
         error = None
         if job.crashes >= MAX_CRASHES:
             times = f", {MAX_CRASHES} times without progress"
-            error = _error("training_crashed", f"{crash.what}{times}. {crash.advice}{log}")
+            error = _error(
+                code="training_crashed", message=f"{crash.what}{times}. {crash.advice}{log}"
+            )
         self._hand_back(job, "crashed", crash.what, now=now, more=f".{log}", error=error)
 
     def rescue_expired(self, *, now: datetime) -> list[str]:
@@ -106,8 +108,8 @@ class RecoveryRepository:
         error = None
         if job.interruptions >= MAX_INTERRUPTIONS:
             error = _error(
-                "interrupted_too_often",
-                f"{why}, for the {job.interruptions}th time in a row without progress. The job may "
+                code="interrupted_too_often",
+                message=f"{why}, for the {job.interruptions}th time in a row without progress. The job may "
                 "bring its workers down: see their logs, and how much memory the machine has. "
                 "POST .../rerun starts it again.",
             )
@@ -148,7 +150,7 @@ class RecoveryRepository:
         return f" after step {step}" if step else " from its first step"
 
 
-def _error(code: str, message: str) -> dict[str, Any]:
+def _error(*, code: str, message: str) -> dict[str, Any]:
     return {"code": code, "message": message, "param": None, "errors": []}
 
 
