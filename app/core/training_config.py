@@ -133,6 +133,13 @@ class JobSpec(_Frozen):
     threads: int = Field(ge=1)
     """Processor threads the child may use."""
 
+    save_interval_s: float = Field(default=120.0, gt=0)
+    """Seconds of wall time after which the state is saved again; each checkpoint saves it too."""
+
+    resume_step: int | None = Field(default=None, ge=1)
+    """Optimizer steps that earlier attempts have taken: their state is in `RESUME_NAME`, their
+    loss log in `LOSS_LOG_NAME`. Null to begin at the beginning."""
+
 
 JOB_SPEC_NAME = "job.json"
 TRAINING_DATA_NAME = "train.jsonl"
@@ -140,4 +147,10 @@ VALIDATION_DATA_NAME = "validation.jsonl"
 BASE_MODEL_NAME = "base-model"
 """Symbolic link to the base model's directory."""
 OUTPUT_NAME = "out"
-"""What the child makes: `out/step-N/` is a checkpoint, whole as soon as it has this name."""
+"""What the child makes: `out/step-N/` is a checkpoint and `out/resume-N/` a saved state, whole as
+soon as it has this name."""
+RESUME_NAME = "resume"
+"""The saved state to go on from, with its manifest; only where there is a `resume_step`."""
+LOSS_LOG_NAME = "loss-log.jsonl"
+"""One line of `StepMetrics` for every step so far. To resume, the parent fills it with exactly the
+steps from 1 to `resume_step`; otherwise the child begins it anew."""

@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from app.core.loss_log import StepMetrics
 
+_STATE_PATTERN = r"^out/resume-\d{1,9}$"
+
 
 class _Event(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
@@ -42,6 +44,37 @@ class Checkpointed(_Event):
     kind: Literal["checkpointed"] = "checkpointed"
     step: int = Field(ge=1)
     directory: str = Field(pattern=r"^out/step-\d{1,9}$")
+    state: str | None = Field(default=None, pattern=_STATE_PATTERN)
+    """The saved state of the same step, as in `Saved`; null for the checkpoint of an earlier step
+    that is only made because it turned out to be the best."""
+
+
+class Saved(_Event):
+    """`directory`, relative to the job directory, holds a whole saved state with its manifest.
+
+    The child never deletes one, for it cannot know when the parent has done with it.
+    """
+
+    kind: Literal["saved"] = "saved"
+    step: int = Field(ge=1)
+    directory: str = Field(pattern=_STATE_PATTERN)
+
+
+class Stopped(_Event):
+    """The child was asked to end. It has reported the saved state of `step` before.
+
+    Unless it took no step itself: then `step` is the one it went on from, or 0.
+    """
+
+    kind: Literal["stopped"] = "stopped"
+    step: int = Field(ge=0)
+
+
+class OutOfSpace(_Event):
+    """The attempt ended because a disk or a quota is full. What was half written is gone."""
+
+    kind: Literal["out_of_space"] = "out_of_space"
+    message: str = Field(max_length=10_000)
 
 
 class Finished(_Event):
@@ -72,7 +105,8 @@ class Failed(_Event):
 
 
 TrainingEvent = Annotated[
-    Noted | Started | Stepped | Checkpointed | Finished | Failed, Field(discriminator="kind")
+    Noted | Started | Stepped | Saved | Checkpointed | Stopped | OutOfSpace | Finished | Failed,
+    Field(discriminator="kind"),
 ]
 
 _adapter: TypeAdapter[TrainingEvent] = TypeAdapter(TrainingEvent)
