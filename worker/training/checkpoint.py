@@ -1,6 +1,10 @@
-"""Checkpoints are whole or not there: written aside, synced, and only then given their name."""
+"""Checkpoints and saved states are whole or not there.
+
+They are written aside, synced, and only then given their name.
+"""
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,16 +13,27 @@ from app.core.training_config import JobSpec
 from worker.training.provenance import describe_provenance
 
 
-def save_checkpoint(
+def save_directory(
     target: Path, step: int, spec: JobSpec, *, write_files: Callable[[Path], None]
 ) -> None:
     """Publish what `write_files` puts into an empty directory as `target`.
 
     A power cut at any moment leaves either nothing of that name or all of it: every file reaches
-    the disk before the manifest that lists it, and the directory before its name.
+    the disk before the manifest that lists it, and the directory before its name. What could not
+    be finished is removed, so that a full disk is not left fuller.
     """
     staging = target.with_name(f".tmp-{target.name}")
     staging.mkdir(parents=True)
+    try:
+        _fill(staging, step, spec, write_files)
+        staging.rename(target)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+    _sync(target.parent)
+
+
+def _fill(staging: Path, step: int, spec: JobSpec, write_files: Callable[[Path], None]) -> None:
     write_files(staging)
     for path in staging.iterdir():
         _sync(path)
@@ -33,8 +48,6 @@ def save_checkpoint(
     manifest_path.write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
     _sync(manifest_path)
     _sync(staging)
-    staging.rename(target)
-    _sync(target.parent)
 
 
 def _sync(path: Path) -> None:
