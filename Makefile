@@ -36,7 +36,7 @@ serve: setup model ## Run API and worker in the foreground; Ctrl-C stops both
 	wait -n; status=$$?; kill $$api $$worker 2>/dev/null; wait; \
 	test "$$stopped" || { echo "API or worker ended by itself" >&2; exit $$status; }
 
-test: setup ## The whole test suite
+test: setup ## The whole test suite; needs the programs of a PostgreSQL server
 	@$(BIN)/python -m pytest
 
 check: setup format types imports deploy test ## Everything CI runs, in the order that fails fastest

@@ -27,6 +27,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
         415: "The body is of the wrong media type",
         500: "The server failed",
         503: "The database is busy; try again",
+        507: "The disk is full",
     }.items()
 }
 

@@ -7,6 +7,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy import text
+
 from app.core.base_models import CATALOGUE_NAME, RECORD_NAME, InstalledModel
 from app.core.db.checkpoints import CheckpointRepository, TunedModelRepository
 from app.core.db.events import EventRepository
@@ -14,7 +16,7 @@ from app.core.db.files import FileRepository
 from app.core.db.jobs import JobRepository
 from app.core.db.leases import Lease, LeaseRepository, WorkerIdentity
 from app.core.db.models import Base, Checkpoint, File, Job, TunedModel
-from app.core.db.session import Database
+from app.core.db.session import Database, Session
 from app.core.ids import IdPrefix, new_id
 from app.core.job_status import JobStatus
 from app.core.loss_log import StepMetrics
@@ -278,6 +280,14 @@ def write_checkpoint(directory: Path, step: int, *, name: str = "step", **change
         "provenance": {},
     }
     (checkpoint / MANIFEST_NAME).write_text(Manifest(**(values | changes)).model_dump_json())
+
+
+def lock_out_writers(session: Session) -> None:
+    """Until the transaction ends, nobody else can write to any table; readers do not notice."""
+    connection = session.connection()  # SQLite's transactions begin with that very lock
+    if connection.dialect.name == "postgresql":
+        tables = ", ".join(table.name for table in Base.metadata.sorted_tables)
+        connection.execute(text(f"LOCK TABLE {tables} IN EXCLUSIVE MODE"))
 
 
 def dump_tables(database: Database) -> dict[str, list[tuple[Any, ...]]]:

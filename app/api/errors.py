@@ -10,7 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from app.core.errors import ServiceError
+from app.core.errors import OutcomeUnknownError, ServiceError
 from app.schemas.fine_tuning_jobs import JobCreate
 from app.schemas.strict import nearest_field
 
@@ -56,15 +56,22 @@ async def _service_error(_request: Request, error: Exception) -> JSONResponse:
     if error.problems:
         extra["errors"] = [problem.model_dump() for problem in error.problems]
         extra["error_count"] = error.problem_count
-    busy = error.status_code == HTTPStatus.SERVICE_UNAVAILABLE
     return error_response(
         error.status_code,
         str(error),
         code=error.code,
         param=error.param,
-        headers={"retry-after": str(RETRY_AFTER_S)} if busy else None,
+        headers=_retry_headers(error),
         **extra,
     )
+
+
+def _retry_headers(error: ServiceError) -> dict[str, str] | None:
+    if error.status_code == HTTPStatus.SERVICE_UNAVAILABLE:
+        return {"retry-after": str(RETRY_AFTER_S)}
+    if isinstance(error, OutcomeUnknownError):
+        return {"x-should-retry": "false"}  # OpenAI's clients repeat every other 5xx by themselves
+    return None
 
 
 async def _validation_error(_request: Request, error: Exception) -> JSONResponse:

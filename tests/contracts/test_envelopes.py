@@ -54,6 +54,7 @@ def lost_disk(client: TestClient, app: FastAPI, settings: Settings) -> None:
     (settings.data_dir / "tunery.db").mkdir()
 
 
+@pytest.mark.only_sqlite
 @pytest.mark.usefixtures("lost_disk")
 @pytest.mark.parametrize(("method", "path"), [one for one in OPERATIONS if one[1] != "/healthz"])
 def test_a_failure_of_the_service_is_a_500(client: TestClient, method: str, path: str) -> None:
