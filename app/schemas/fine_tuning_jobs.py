@@ -164,7 +164,7 @@ class JobRead(_Read):
     attempt: int
     """How often a worker has begun with the job."""
     queue_position: int | None
-    """1 for the job that is next; null once a worker has taken it."""
+    """1 for the job that is next; null for one that does not wait in the queue."""
     trained_steps: int
     total_steps: int | None
     """Optimizer steps in all; null until model and data are loaded."""
