@@ -148,7 +148,7 @@ def _check_files(
         )
     for param, file_id in named.items():
         if file_id is not None:
-            _check_file(files.get_for_new_job(file_id, now=now, param=param), entry, param)
+            _check_file(files.get_to_use(file_id, now=now, param=param), entry, param)
 
 
 def _check_file(file: File, entry: CatalogueEntry, param: str) -> None:

@@ -25,29 +25,29 @@ class FileRepository:
         self._session.add(file)
         self._session.flush()
 
-    def get(self, file_id: str, *, now: datetime, param: str | None = None) -> File:
+    def get(self, file_id: str, *, now: datetime) -> File:
         """The file with this id.
 
         Raises:
-            NotFoundError: there is none; `param` names the field that asked for it.
+            NotFoundError: there is none.
         """
-        return self._get(self._visible(now), file_id, param)
+        return self._get(self._visible(now), file_id)
 
-    def get_for_new_job(self, file_id: str, *, now: datetime, param: str | None = None) -> File:
-        """As `get`, and whoever would delete the file waits until this transaction has ended.
+    def get_to_use(self, file_id: str, *, now: datetime, param: str) -> File:
+        """The same, and nobody deletes it before this transaction has named it in a job.
 
         Raises:
             NotFoundError: there is none; `param` names the field that asked for it.
         """
         return self._get(self._visible(now).with_for_update(read=True), file_id, param)
 
-    def get_for_deletion(self, file_id: str, *, now: datetime) -> File:
-        """As `get`, once no transaction makes a job of it; none can until this one has ended.
+    def get_to_delete(self, file_id: str, *, now: datetime) -> File:
+        """The same, once nobody is about to use it: ask afterwards which jobs do.
 
         Raises:
             NotFoundError: there is none.
         """
-        return self._get(self._visible(now).with_for_update(), file_id, None)
+        return self._get(self._visible(now).with_for_update(), file_id)
 
     def get_for_job(self, file_id: str) -> File:
         """The file with this id, also if it has expired: a job that was accepted may read it.
@@ -87,7 +87,7 @@ class FileRepository:
     def list_expired(self, *, now: datetime, limit: int) -> list[File]:
         """Files whose time is over, of every project, less those a job has yet to read.
 
-        They are locked, and those that another transaction has locked are left out.
+        To delete them: nobody else begins to use one before this transaction ends.
         """
         still_read = select(Job.id).where(
             Job.status.in_(_UNFINISHED),
@@ -95,10 +95,10 @@ class FileRepository:
         )
         query = select(File).where(File.expires_at <= now, ~still_read.exists()).limit(limit)
         files = self._session.scalars(query.with_for_update(skip_locked=True)).all()
-        # A job may have been made between the moment that statement saw and its locks.
+        # Asked again, as a job may have been made between that query's start and its locks.
         return [file for file in files if self.unfinished_job_using(file.id) is None]
 
-    def _get(self, query: Select[File], file_id: str, param: str | None) -> File:
+    def _get(self, query: Select[File], file_id: str, param: str | None = None) -> File:
         file = self._session.scalar(query.where(File.id == file_id))
         if file is None:
             raise NotFoundError(f"No such file: {file_id:.80}", code="file_not_found", param=param)
