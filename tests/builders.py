@@ -117,6 +117,18 @@ def build_job(**changes: Any) -> Job:
     return Job(**(values | changes))
 
 
+def build_job_in(status: JobStatus) -> dict[str, Any]:
+    """What the row of a job in this status must have, for `build_job`."""
+    changes: dict[str, Any] = {"status": status}
+    if status.is_terminal:
+        changes["finished_at"] = NOW + MINUTE
+    if status is JobStatus.RUNNING:
+        changes |= {"attempt": 1, "worker_id": "worker-1", "lease_expires_at": NOW + MINUTE}
+    if status is JobStatus.FAILED:
+        changes["error"] = {"code": "out_of_memory", "message": "It is full.", "param": None}
+    return changes
+
+
 def build_file(content: bytes = TEXT_LINE, **changes: Any) -> File:
     """The row of an uploaded data set; `add_file` stores its bytes as well."""
     file_id = new_id(IdPrefix.FILE)

@@ -1,6 +1,6 @@
 """What a route may ask for."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated
@@ -24,6 +24,14 @@ class Services:
     database: Database
     store: BlobStore
     catalogue: Catalogue
+
+    def free(self, blob_keys: Iterable[str]) -> None:
+        """Give their bytes back, once the rows that named them are gone and that is committed.
+
+        A crash on the way leaves bytes that nothing names, never a name without bytes.
+        """
+        for key in blob_keys:
+            self.store.delete(key)
 
 
 def _services(request: Request) -> Services:

@@ -102,5 +102,5 @@ def delete_file(file_id: str, services: ServicesDep, now: Now) -> FileDeleted:
     """Delete a file, and free its bytes. Refused while a job has yet to read it."""
     with services.database.writing() as session:
         blob_key = file_service.delete_file(session, file_id, now=now)
-    services.store.delete(blob_key)
+    services.free([blob_key])
     return FileDeleted(id=file_id)

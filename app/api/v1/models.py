@@ -30,8 +30,7 @@ def delete_model(model: str, services: ServicesDep) -> ModelDeleted:
     """Delete a tuned model and its adapter. Its job, the log and earlier checkpoints stay."""
     with services.database.writing() as session:
         blob_keys = model_service.delete_model(session, services.catalogue, model)
-    for key in blob_keys:
-        services.store.delete(key)
+    services.free(blob_keys)
     return ModelDeleted(id=model)
 
 
