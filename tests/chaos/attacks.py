@@ -5,13 +5,16 @@ import random
 import signal
 import threading
 from collections import Counter
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from sqlalchemy import select
 
 from app.core.db.models import Job
 from app.core.db.session import Database
 from tests.chaos.service import Service
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class Attacks:
