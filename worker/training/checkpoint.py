@@ -1,9 +1,9 @@
 """Checkpoints are whole or not there: written aside, synced, and only then given their name."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
+from app.core import durable
 from app.core.manifest import MANIFEST_NAME, Manifest, describe_files
 from app.core.training_config import JobSpec
 from worker.training.provenance import describe_provenance
@@ -18,10 +18,11 @@ def save_checkpoint(
     the disk before the manifest that lists it, and the directory before its name.
     """
     staging = target.with_name(f".tmp-{target.name}")
-    staging.mkdir(parents=True)
+    durable.make_directory(target.parent)
+    staging.mkdir()
     write_files(staging)
     for path in staging.iterdir():
-        _sync(path)
+        durable.sync(path)
     manifest = Manifest(
         job_id=spec.job_id,
         attempt=spec.attempt,
@@ -31,16 +32,7 @@ def save_checkpoint(
     )
     manifest_path = staging / MANIFEST_NAME
     manifest_path.write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    _sync(manifest_path)
-    _sync(staging)
+    durable.sync(manifest_path)
+    durable.sync(staging)
     staging.rename(target)
-    _sync(target.parent)
-
-
-def _sync(path: Path) -> None:
-    """Wait until a file's bytes, or a directory's names, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    durable.sync(target.parent)

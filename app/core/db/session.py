@@ -11,6 +11,7 @@ from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPICursor
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 
+from app.core import durable
 from app.core.errors import DatabaseBusyError
 
 try:  # a recent SQLite of its own, where there is a wheel of it
@@ -82,7 +83,7 @@ def _create_engine(url: str, busy_timeout_s: float) -> Engine:
     if parsed.get_backend_name() != "sqlite":
         return create_engine(url)
     if parsed.database:
-        Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+        durable.make_directory(Path(parsed.database).parent)
     engine = create_engine(url, module=sqlite_driver, connect_args={"timeout": busy_timeout_s})
     wal_is_safe = _is_wal_safe(sqlite_driver.sqlite_version_info)
 
