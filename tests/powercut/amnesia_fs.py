@@ -1,10 +1,12 @@
-"""`python -m tests.powercut.amnesia_fs IMAGE MOUNT_POINT`: the forgetful disk as a file system.
+"""`python -m tests.powercut.amnesia_fs IMAGE MOUNT_POINT CACHE`: a forgetful disk, mounted.
 
 Two ways to cut its power. SIGKILL: everything that was not synced is gone. A line with a number on
 standard input: the number is the seed by which some of what was not synced, sector by sector and
 name by name, is kept all the same; then it kills itself.
 
-The kernel caches pages, so that SQLite can map its `-shm` file; with `direct_io` it could not.
+CACHE says how writes come here: `back`, gathered by the kernel until it is told to sync, as before
+a real disk; or `through`, each at once, so that there is more for chance to choose from. Pages are
+cached for reading in both, so that SQLite can map its `-shm` file; with `direct_io` it could not.
 """
 
 import errno
@@ -19,7 +21,7 @@ from collections.abc import Generator, Iterable
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("FUSE_LIBRARY_NAME", "fuse3")
+os.environ.setdefault("FUSE_LIBRARY_PATH", "libfuse3.so.3")  # or it is looked for, slowly
 
 from mfusepy import FUSE, FuseOSError, Operations, overrides
 
@@ -35,8 +37,9 @@ class AmnesiaFs(Operations):
 
     use_ns = True
 
-    def __init__(self, image: Image) -> None:
+    def __init__(self, image: Image, *, writes_back: bool) -> None:
         self._image = image
+        self._writes_back = writes_back
         self._disk = image.load()
         self._times_ns: dict[int, int] = {}
         self._lock = threading.Lock()
@@ -48,12 +51,12 @@ class AmnesiaFs(Operations):
                 luck = rng.choice((0.0, 0.1, 0.5, 0.9, 1.0))
                 kept = [part for part in _split(node.pending) if rng.random() < luck]
                 self._image.append(number, node, kept)
-            os.kill(os.getpid(), signal.SIGKILL)
+            _end()
 
     @overrides(Operations)
     def init_with_config(self, conn_info: Any, config_3: Any) -> None:
-        """Let the kernel gather writes until it is told to sync: as before a disk, and faster."""
-        conn_info.want |= _CAP_WRITEBACK_CACHE
+        if self._writes_back:
+            conn_info.want |= _CAP_WRITEBACK_CACHE
 
     @overrides(Operations)
     def getattr(self, path: str, fh: int | None = None) -> dict[str, Any]:
@@ -168,8 +171,8 @@ class AmnesiaFs(Operations):
 
     def _make(self, path: str, *, is_directory: bool) -> int:
         parent, name = self._place(path)
-        number = self._disk.add(is_directory=is_directory)
         with self._lock:
+            number = self._disk.add(is_directory=is_directory)
             self._image.append(number, self._disk.seen[number], [])
         self._change(parent, Rebind({name: number}))
         return number
@@ -193,9 +196,15 @@ def _split(changes: Iterable[Change]) -> Generator[Change]:
 def _obey(file_system: AmnesiaFs) -> None:
     for line in sys.stdin:
         file_system.cut(random.Random(int(line)))  # noqa: S311 - chance, not secrecy
+    _end()  # whoever started it is gone
+
+
+def _end() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 if __name__ == "__main__":
-    file_system = AmnesiaFs(Image(Path(sys.argv[1])))
-    threading.Thread(target=_obey, args=(file_system,), daemon=True).start()
-    FUSE(file_system, sys.argv[2], foreground=True, nothreads=True, use_ino=True)
+    _, image_path, mount_point, cache = sys.argv
+    amnesia_fs = AmnesiaFs(Image(Path(image_path)), writes_back=cache == "back")
+    threading.Thread(target=_obey, args=(amnesia_fs,), daemon=True).start()
+    FUSE(amnesia_fs, mount_point, foreground=True, nothreads=True, use_ino=True)

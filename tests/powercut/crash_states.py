@@ -161,31 +161,33 @@ class CrashState:
 
 
 def crash_states(recorder: Recorder) -> Iterator[CrashState]:
-    """Every state that differs from the others in its tree or in what was acknowledged."""
-    disk = Disk()
-    for number, node in recorder.start.seen.items():
-        disk.restore(number, node.copy())
-    acknowledged: tuple[str, ...] = ()
+    """Every state that differs from the others in its tree or in what was acknowledged.
+
+    The last moments come first: what was acknowledged and is lost, is lost there.
+    """
     met: set[Any] = set()
-    for index, step in enumerate([None, *recorder.steps]):
-        if isinstance(step, str):
-            acknowledged = (*acknowledged, step)
-        elif step is not None:
-            _take(step, disk)
-        for tree in _trees(disk):
+    for count in range(len(recorder.steps), -1, -1):
+        done = recorder.steps[:count]
+        acknowledged = tuple(step for step in done if isinstance(step, str))
+        for tree in _trees(_disk_after(done, recorder.start)):
             key = (acknowledged, frozenset(tree.items()))
             if key not in met:
                 met.add(key)
-                yield CrashState(index, acknowledged, tree)
+                yield CrashState(count, acknowledged, tree)
 
 
-def _take(step: Changed | Made | Synced, disk: Disk) -> None:
-    if isinstance(step, Made):
-        disk.add(is_directory=step.is_directory)
-    elif isinstance(step, Changed):
-        disk.change(step.number, step.change)
-    else:
-        disk.sync(step.number)
+def _disk_after(steps: Sequence[Step], start: Disk) -> Disk:
+    disk = Disk()
+    for number, node in start.seen.items():
+        disk.restore(number, node.copy())
+    for step in steps:
+        if isinstance(step, Made):
+            disk.add(is_directory=step.is_directory)
+        elif isinstance(step, Changed):
+            disk.change(step.number, step.change)
+        elif isinstance(step, Synced):
+            disk.sync(step.number)
+    return disk
 
 
 def _trees(disk: Disk) -> Iterator[Tree]:
