@@ -68,13 +68,11 @@ def _check_database(service: Service) -> list[tuple[str, str]]:
 
 def _check_rows(service: Service, acknowledged: Acknowledged) -> list[tuple[str, str]]:
     with service.database.reading() as session:
-        jobs = dict(session.execute(select(Job.id, Job.suffix)).tuples().all())
+        jobs = dict(session.execute(select(Job.id, Job.suffix)).all())
         rows = set(session.scalars(select(Checkpoint.id)))
         keys = set(session.scalars(select(File.blob_key)))
         events = dict(
-            session.execute(select(Event.job_id, func.count()).group_by(Event.job_id))
-            .tuples()
-            .all()
+            session.execute(select(Event.job_id, func.count()).group_by(Event.job_id)).all()
         )
     together = Counter(suffix for suffix in jobs.values() if suffix)
     return [
@@ -93,7 +91,7 @@ def _check_rows(service: Service, acknowledged: Acknowledged) -> list[tuple[str,
 def _check_blobs(service: Service, acknowledged: Acknowledged) -> list[tuple[str, str]]:
     """A row, too, is a promise that its blob is there and whole, acknowledged or not."""
     with service.database.reading() as session:
-        promised = dict(session.execute(select(File.blob_key, File.sha256)).tuples().all())
+        promised = dict(session.execute(select(File.blob_key, File.sha256)).all())
     promised |= acknowledged.blobs | acknowledged.files
     blobs_dir = service.data_dir / "blobs"
     found: list[tuple[str, str]] = []
