@@ -3,11 +3,11 @@
 They are written aside, synced, and only then given their name.
 """
 
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from app.core import durable
 from app.core.manifest import MANIFEST_NAME, Manifest, describe_files
 from app.core.training_config import JobSpec
 from worker.training.provenance import describe_provenance
@@ -23,20 +23,21 @@ def save_directory(
     be finished is removed, so that a full disk is not left fuller.
     """
     staging = target.with_name(f".tmp-{target.name}")
-    staging.mkdir(parents=True)
+    durable.make_directory(target.parent)
+    staging.mkdir()
     try:
         _fill(staging, step, spec, write_files)
         staging.rename(target)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
-    _sync(target.parent)
+    durable.sync(target.parent)
 
 
 def _fill(staging: Path, step: int, spec: JobSpec, write_files: Callable[[Path], None]) -> None:
     write_files(staging)
     for path in staging.iterdir():
-        _sync(path)
+        durable.sync(path)
     manifest = Manifest(
         job_id=spec.job_id,
         attempt=spec.attempt,
@@ -46,14 +47,5 @@ def _fill(staging: Path, step: int, spec: JobSpec, write_files: Callable[[Path],
     )
     manifest_path = staging / MANIFEST_NAME
     manifest_path.write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    _sync(manifest_path)
-    _sync(staging)
-
-
-def _sync(path: Path) -> None:
-    """Wait until a file's bytes, or a directory's names, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    durable.sync(manifest_path)
+    durable.sync(staging)

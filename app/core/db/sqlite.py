@@ -11,6 +11,7 @@ from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPICursor
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
+from app.core import durable
 from app.core.db.backend import busy, full
 from app.core.errors import ServiceError
 
@@ -39,7 +40,7 @@ class Sqlite:
 
     def __init__(self, url: URL, busy_timeout_s: float) -> None:
         self._directory = Path(url.database or ".").parent
-        self._directory.mkdir(parents=True, exist_ok=True)
+        durable.make_directory(self._directory)
         self._busy_timeout_s = busy_timeout_s
         self._journal_mode = "WAL" if is_wal_safe(sqlite_driver.sqlite_version_info) else "DELETE"
         self.engine = create_engine(
