@@ -14,6 +14,7 @@ from app.api.v1 import files, fine_tuning_jobs, job_results, models
 from app.core.base_models import load_catalogue
 from app.core.db.migrate import upgrade
 from app.core.db.session import Database
+from app.core.disk import Ballast
 from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
 from app.schemas.pages import ErrorRead
@@ -27,6 +28,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
         415: "The body is of the wrong media type",
         500: "The server failed",
         503: "The database is busy; try again",
+        507: "The disk is full",
     }.items()
 }
 
@@ -39,6 +41,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         database=Database(settings.resolved_database_url),
         store=LocalBlobStore(settings.blobs_dir),
         catalogue=load_catalogue(settings.data_dir),
+        ballast=Ballast(settings),
     )
     app = FastAPI(
         title="Tunery",

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from app.api.deps import ReadDep, ServicesDep
 from app.core.db.jobs import JobRepository
+from app.core.disk import free_bytes, has_room
 
 router = APIRouter(tags=["health"])
 
@@ -26,6 +27,10 @@ class Readiness(Health):
     workers: int
     """Workers on this data directory that are alive. With none, jobs wait in the queue."""
     queued_jobs: int
+    free_bytes: int
+    """Free on the disk of the data directory."""
+    has_room: bool
+    """Whether that is enough. If not, uploads and new jobs are refused with 507 until it is."""
 
 
 @router.get("/healthz")
@@ -36,11 +41,16 @@ def healthz() -> Health:
 
 @router.get("/readyz")
 def readyz(session: ReadDep, services: ServicesDep) -> Readiness:
-    """Whether the database answers, and how many workers there are."""
+    """Whether the database answers, how many workers there are, and how full the disk is.
+
+    Also on a full disk it is 200: what is there can be read and deleted.
+    """
     return Readiness(
         status="ready",
         workers=_count_alive(services.settings.workers_dir),
         queued_jobs=JobRepository(session).count_queued(),
+        free_bytes=free_bytes(services.settings.data_dir),
+        has_room=has_room(services.settings),
     )
 
 

@@ -7,7 +7,8 @@ ServiceError                      the caller acts; the API answers with its stat
 ├── NotFoundError                 404
 ├── PayloadTooLargeError          413
 ├── UnsupportedMediaTypeError     415
-└── DatabaseBusyError             503  nothing was done; the same request may be sent again
+├── DatabaseBusyError             503  nothing was done; the same request may be sent again
+└── StorageFullError              507  nothing was done; first somebody must make room
 LeaseLostError                    the worker acts; no caller ever sees it
 BlobNotFoundError                 the service or the worker acts
 
@@ -81,6 +82,11 @@ class UnsupportedMediaTypeError(ServiceError):
 class DatabaseBusyError(ServiceError):
     status_code = 503
     code = "database_busy"
+
+
+class StorageFullError(ServiceError):
+    status_code = 507
+    code = "insufficient_storage"
 
 
 class LeaseLostError(Exception):
