@@ -263,9 +263,9 @@ def add_result_file(database: Database, store: BlobStore, job: Job, name: str) -
     return file
 
 
-def write_checkpoint(directory: Path, step: int, **changes: Any) -> None:
+def write_checkpoint(directory: Path, step: int, *, name: str = "step", **changes: Any) -> None:
     """What a training child leaves in `out/step-N`: some files and their manifest."""
-    checkpoint = directory / "out" / f"step-{step}"
+    checkpoint = directory / "out" / f"{name}-{step}"
     checkpoint.mkdir(parents=True)
     (checkpoint / "adapter_model.safetensors").write_bytes(bytes([step]) * 5000)
     (checkpoint / "adapter_config.json").write_text('{"r": 64}')

@@ -1,5 +1,6 @@
 """Stand-ins for what lies across a seam; each passes the conformance suite of that seam."""
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -7,7 +8,9 @@ from pathlib import Path
 
 from app.core.training_events import TrainingEvent
 from tests.builders import NOW
-from worker.launcher import Ending
+from worker.launcher import Ending, Order
+
+_LOOK_S = 0.01
 
 
 @dataclass
@@ -33,7 +36,7 @@ Act = TrainingEvent | Callable[[Path], TrainingEvent | None] | Waiting
 
 @dataclass
 class FakeLauncher:
-    """A `Launcher` whose child is a list of acts; `tick` is called before each of them."""
+    """A `Launcher` whose child is a list of acts; it looks at its orders before each of them."""
 
     acts: Sequence[Act] = ()
     exit_code: int = 0
@@ -46,16 +49,19 @@ class FakeLauncher:
         directory: Path,
         *,
         on_event: Callable[[TrainingEvent], None],
-        tick: Callable[[], bool],
+        order: Callable[[], Order],
     ) -> Ending:
         self.directories.append(directory)
         for act in self.acts:
-            must_stop = tick()
-            while isinstance(act, Waiting) and not must_stop:
-                must_stop = tick()
-            if must_stop:
-                return Ending(-15, was_stopped=True, log_tail=self.log_tail)
+            found = order()
+            while isinstance(act, Waiting) and found is Order.GO_ON:
+                time.sleep(_LOOK_S)
+                found = order()
+            if found is Order.END:
+                return Ending(-9, was_asked=False, was_killed=True, log_tail=self.log_tail)
+            if found is Order.SAVE_AND_END:
+                return Ending(-15, was_asked=True, was_killed=False, log_tail=self.log_tail)
             event = act(directory) if callable(act) else act
             if event is not None and not isinstance(event, Waiting):
                 on_event(event)
-        return Ending(self.exit_code, was_stopped=False, log_tail=self.log_tail)
+        return Ending(self.exit_code, was_asked=False, was_killed=False, log_tail=self.log_tail)

@@ -6,6 +6,7 @@ Each step is a list of a word and what belongs to it:
     ["blurt", TEXT]     write to standard output, without an end
     ["log", TEXT]       write a line to standard error
     ["ignore", NAME]    ignore this signal from now on
+    ["on-term", WORD, ...]  do this on SIGTERM, and then end well
     ["environment"]     write the names of its environment variables to DIR/environment
     ["leave-behind"]    start a process that keeps standard output open, and write its id to DIR/pid
     ["wait"]            wait for ever
@@ -19,6 +20,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 
 def main(directory: Path) -> None:
@@ -30,11 +32,16 @@ def main(directory: Path) -> None:
         while True:
             signal.pause()
 
-    words = {
+    def end_after(word: str, *rest: object) -> None:
+        words[word](*rest)
+        sys.exit(0)
+
+    words: dict[str, Any] = {
         "say": lambda text: print(text, flush=True),  # noqa: T201 - what it is for
         "blurt": lambda text: print(text, end="", flush=True),  # noqa: T201 - as above
         "log": lambda text: print(text, file=sys.stderr, flush=True),  # noqa: T201 - as above
         "ignore": lambda name: signal.signal(signal.Signals[name], signal.SIG_IGN),
+        "on-term": lambda *step: signal.signal(signal.SIGTERM, lambda *_: end_after(*step)),
         "environment": lambda: (directory / "environment").write_text("\n".join(os.environ)),
         "leave-behind": leave_behind,
         "wait": wait,

@@ -2,10 +2,12 @@
 
 import logging
 import os
+import select
 import signal
 import subprocess
 import sys
-from types import FrameType
+import threading
+from collections.abc import Sequence
 
 from app.core.base_models import DEFAULT_MODEL_ID, load_catalogue
 from app.core.db.migrate import upgrade
@@ -19,6 +21,9 @@ from worker.loop import Worker
 
 logger = logging.getLogger("worker")
 
+LOOK_INTERVAL_S = 0.5
+"""Between two looks whether the workers have ended by themselves."""
+
 
 def main() -> int:
     settings = Settings()
@@ -26,27 +31,55 @@ def main() -> int:
     database = Database(settings.resolved_database_url)
     upgrade(database)
     catalogue = load_catalogue(settings.data_dir)
-    worker = Worker(
-        new_id(IdPrefix.WORKER),
-        settings,
-        database=database,
-        store=LocalBlobStore(settings.blobs_dir),
-        catalogue=catalogue,
-        launcher=LocalLauncher(),
-    )
-
-    def stop(_signal: int, _frame: FrameType | None) -> None:
-        worker.stop()
-
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
     if settings.install_default_model and catalogue.find_installed(DEFAULT_MODEL_ID) is None:
         _install_default_model(settings)
-    logger.info("worker ready", extra={"data_dir": settings.data_dir})
-    worker.run()
+    workers = [
+        Worker(
+            new_id(IdPrefix.WORKER),
+            settings,
+            database=database,
+            store=LocalBlobStore(settings.blobs_dir),
+            catalogue=catalogue,
+            launcher=LocalLauncher(),
+        )
+        for _ in range(settings.concurrency)
+    ]
+    _run(workers)
     database.dispose()
     logger.info("worker stopped")
     return 0
+
+
+def _run(workers: Sequence[Worker]) -> None:
+    """Run each worker in a thread of its own until a signal comes; a second one is not patient."""
+    signals = _listen()
+    threads = [threading.Thread(target=worker.run) for worker in workers]
+    for thread in threads:
+        thread.start()
+    logger.info("worker ready", extra={"concurrency": len(workers)})
+    for at_once in (False, True):
+        while any(thread.is_alive() for thread in threads):
+            if select.select([signals], [], [], LOOK_INTERVAL_S)[0]:
+                os.read(signals, 1)
+                for worker in workers:
+                    worker.stop(at_once=at_once)
+                break
+    for thread in threads:
+        thread.join()
+
+
+def _listen() -> int:
+    """A descriptor that can be read once for every SIGTERM and Ctrl-C.
+
+    Nothing is done in the handler: it may run in the midst of anything, also of taking a lock
+    that it would then wait for.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda _signal, _frame: None)
+    return reader
 
 
 def _install_default_model(settings: Settings) -> None:

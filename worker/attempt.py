@@ -1,96 +1,120 @@
-"""One attempt at one job, from claim to end: writes down what its child does, and settles it.
+"""One attempt at one job, from claim to end: keeps its lease, writes down what its child does.
 
 Every write names the attempt, so once the job belongs to another one, LeaseLostError ends it.
-No transaction is open while a child trains or while bytes move.
+No transaction is open while a child trains or while bytes move. Two threads call in here: one
+relays what the child says, the other beats, so that neither a busy child nor bytes that take long
+to copy can cost the job its lease.
 """
 
 import logging
 import signal
-import time
+import threading
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
-from app.core import loss_log
-from app.core.clock import Clock
-from app.core.db.checkpoints import CheckpointRepository, TunedModelRepository
+from app.core.clock import Clock, steady_s
 from app.core.db.events import EventRepository
-from app.core.db.files import FileRepository
-from app.core.db.jobs import JobRepository
-from app.core.db.leases import Lease, LeaseRepository
-from app.core.db.models import Checkpoint, TunedModel
-from app.core.db.session import Database, Session
+from app.core.db.leases import Lease, LeaseRepository, Wish
+from app.core.db.recovery import Crash, RecoveryRepository
+from app.core.db.session import Database
 from app.core.errors import DatabaseBusyError, LeaseLostError
-from app.core.ids import IdPrefix, new_id
 from app.core.job_status import JobStatus
 from app.core.loss_log import StepMetrics
-from app.core.storage.base import BlobStore
 from app.core.training_events import (
     Checkpointed,
     Failed,
     Finished,
     Noted,
+    OutOfSpace,
+    Saved,
     Started,
     Stepped,
+    Stopped,
     TrainingEvent,
 )
-from worker.launcher import Ending
-from worker.workspace import Workspace, as_file
+from worker.launcher import Ending, Order
+from worker.publisher import Publisher
 
 logger = logging.getLogger(__name__)
 
-RESULT_NAME = "step_metrics.csv"
 FLUSH_INTERVAL_S = 1.0
 """Steps are written to the database at most this often: a commit is dearer than a small step."""
+
+RENEWALS = 6
+"""In the time of one lease."""
 
 LEASE_MARGIN = 0.25
 """Part of the lease that a worker which cannot reach the database leaves unused."""
 
 
 class Attempt:
-    """What `Launcher.run` calls back, and what comes after it."""
+    """What the launcher and the heartbeat call back, and what comes after them.
+
+    Args:
+        stop_at_s: when the worker, which is told to stop, will have no more time for this job, by
+            `steady_s`; None while it may go on.
+    """
 
     def __init__(
         self,
         lease: Lease,
-        workspace: Workspace,
+        publisher: Publisher,
         *,
         database: Database,
-        store: BlobStore,
         clock: Clock,
         lease_for: timedelta,
-        is_stopping: Callable[[], bool],
+        stop_at_s: Callable[[], float | None],
     ) -> None:
         self._lease = lease
-        self._workspace = workspace
+        self._publisher = publisher
         self._database = database
-        self._store = store
         self._clock = clock
         self._lease_for = lease_for
-        self._is_stopping = is_stopping
-        self._is_cancelled = False
-        self._end: Finished | Failed | None = None
-        self._total_steps = 0
+        self._stop_at_s = stop_at_s
+        self._wish = Wish.GO_ON
+        self._is_lost = False
+        self._end: Finished | Failed | Stopped | OutOfSpace | None = None
+        self._first_step = self._total_steps = 0
+        self._flushing = threading.Lock()
         self._steps: list[StepMetrics] = []
-        self._started_s = self._flushed_s = self._renewed_s = time.monotonic()
+        self._started_s = self._flushed_s = self._renewed_s = steady_s()
 
-    def tick(self) -> bool:
-        """Show that the worker lives. Returns whether the child must stop.
+    def begin(self, *, after_step: int) -> None:
+        """The directory is filled, and its child will go on after this step.
 
         Raises:
             LeaseLostError: the job is no longer this attempt's.
         """
-        now_s = time.monotonic()
-        try:
-            if self._steps and now_s - self._flushed_s >= FLUSH_INTERVAL_S:
-                self._flush()
+        self._first_step = after_step
+        now = self._clock()
+
+        def write() -> None:
             with self._database.writing() as session:
-                until = self._clock() + self._lease_for
-                self._is_cancelled = LeaseRepository(session).renew(self._lease, until=until)
-            self._renewed_s = now_s
+                LeaseRepository(session).begin(self._lease, after_step=after_step, now=now)
+
+        self._while_leased(write)
+
+    def beat(self) -> None:
+        """Look what the user wants, keep the lease, write down the steps that wait for it."""
+        if self._is_lost:
+            return
+        try:
+            self._look()
+            self._flush(at_least_after_s=FLUSH_INTERVAL_S)
+        except LeaseLostError:
+            self._is_lost = True
         except DatabaseBusyError:
-            self._give_up_if_late()
-        return self._is_cancelled or self._is_stopping()
+            logger.warning("the database is busy", extra={"job_id": self._lease.job_id})
+
+    def order(self) -> Order:
+        """What the child is to do now. Returns at once."""
+        stop_at_s = self._stop_at_s()
+        if self._is_late() or self._wish is Wish.CANCEL:
+            return Order.END
+        if stop_at_s is not None:
+            return Order.END if steady_s() > stop_at_s else Order.SAVE_AND_END
+        return Order.SAVE_AND_END if self._wish is Wish.PAUSE else Order.GO_ON
 
     def on_event(self, event: TrainingEvent) -> None:
         """Write down what the child reports.
@@ -101,13 +125,58 @@ class Attempt:
         """
         self._while_leased(lambda: self._write_down(event))
 
+    def settle(self, ending: Ending) -> None:
+        """End the job, or put it back.
+
+        Raises:
+            LeaseLostError: the job is no longer this attempt's.
+        """
+        self._while_leased(lambda: self._settle(ending))
+
+    def fail(self, *, code: str, message: str, **more: Any) -> None:
+        """End the job as failed, with the reason.
+
+        Raises:
+            LeaseLostError: the job is no longer this attempt's.
+        """
+        error: dict[str, Any] = {"code": code, "message": message, "param": None, "errors": []}
+        self._while_leased(lambda: self._finish(JobStatus.FAILED, error=error | more))
+
+    def release(self, why: str) -> None:
+        """Leave the job to its next attempt, or as its user wants it.
+
+        Args:
+            why: the beginning of a sentence, as `The worker was stopped`.
+
+        Raises:
+            LeaseLostError: the job is no longer this attempt's.
+        """
+
+        def write() -> None:
+            with self._database.writing() as session:
+                RecoveryRepository(session).release(self._lease, why, now=self._clock())
+
+        self._while_leased(write)
+
+    def _look(self) -> None:
+        now_s = steady_s()
+        if now_s - self._renewed_s < self._lease_for.total_seconds() / RENEWALS:
+            with self._database.reading() as session:
+                self._wish = LeaseRepository(session).read_wish(self._lease)
+            return
+        with self._database.writing() as session:
+            until = self._clock() + self._lease_for
+            self._wish = LeaseRepository(session).renew(self._lease, until=until)
+        self._renewed_s = now_s
+
     def _write_down(self, event: TrainingEvent) -> None:
         match event:
             case Stepped():
-                self._steps.append(event.metrics)
+                with self._flushing:
+                    self._steps.append(event.metrics)
             case Started():
                 self._total_steps = event.total_steps
-                self._started_s = time.monotonic()
+                self._started_s = steady_s()
                 with self._database.writing() as session:
                     LeaseRepository(session).start(self._lease, total_steps=event.total_steps)
             case Noted():
@@ -117,175 +186,106 @@ class Attempt:
                     leases.note(self._lease, event.message, now=self._clock(), level=event.level)
             case Checkpointed():
                 self._flush()
-                self._publish_checkpoint(event)
-            case Finished() | Failed():
+                self._publisher.publish_checkpoint(event)
+            case Saved():
+                self._flush()
+                self._publisher.publish_state(event)
+            case Finished() | Failed() | Stopped() | OutOfSpace():
                 self._flush()
                 self._end = event
 
-    def settle(self, ending: Ending) -> None:
-        """End the job, or put it back into the queue.
-
-        Raises:
-            LeaseLostError: the job is no longer this attempt's.
-        """
-        self._while_leased(lambda: self._settle(ending))
-
     def _settle(self, ending: Ending) -> None:
+        if self._is_late():
+            raise LeaseLostError(self._lease.job_id, self._lease.attempt)
         self._flush()
-        if self._is_cancelled:
-            self._cancel()
-        elif isinstance(self._end, Finished) and ending.exit_code == 0:
-            self._succeed(self._end)
+        if isinstance(self._end, Finished) and ending.exit_code == 0:
+            if not self._publisher.publish_result(self._end):
+                self._finish(JobStatus.CANCELLED)
+        elif self._wish is Wish.CANCEL:
+            self._finish(JobStatus.CANCELLED)
         elif isinstance(self._end, Failed):
             self.fail(**self._end.model_dump(exclude={"kind"}, mode="json"))
-        elif ending.was_stopped:
-            with self._database.writing() as session:
-                LeaseRepository(session).release(self._lease, now=self._clock())
+        elif isinstance(self._end, OutOfSpace):
+            self.release(self._end.message)
+        elif isinstance(self._end, Stopped) or _was_ended_by_us(ending):
+            is_stopping = self._stop_at_s() is not None
+            self.release("The worker was stopped" if is_stopping else "The job was interrupted")
         else:
-            self.fail(code="training_crashed", message=_why_it_crashed(ending))
+            with self._database.writing() as session:
+                recovery = RecoveryRepository(session)
+                recovery.crash(self._lease, crash_of(ending), now=self._clock())
 
-    def fail(self, *, code: str, message: str, **more: Any) -> None:
-        """End the job as failed, with the reason.
-
-        Raises:
-            LeaseLostError: the job is no longer this attempt's.
-        """
-        error: dict[str, Any] = {"code": code, "message": message, "param": None, "errors": []}
-        self._while_leased(lambda: self._fail(error | more))
-
-    def _fail(self, error: dict[str, Any]) -> None:
+    def _finish(self, status: JobStatus, **values: Any) -> None:
         now = self._clock()
         with self._database.writing() as session:
             leases = LeaseRepository(session)
-            leases.finish(self._lease, JobStatus.FAILED, now=now, error=error)
-            message = f"The job failed: {error['message']}"
-            leases.note(self._lease, message, now=now, level="error")
-
-    def _cancel(self) -> None:
-        now = self._clock()
-        with self._database.writing() as session:
-            leases = LeaseRepository(session)
-            leases.finish(self._lease, JobStatus.CANCELLED, now=now)
-            leases.note(self._lease, "Fine-tuning job cancelled", now=now)
-
-    def _succeed(self, end: Finished) -> None:
-        with self._database.reading() as session:
-            log = JobRepository(session, self._lease.project_id).list_steps(self._lease.job_id)
-        text = "".join(loss_log.csv_lines(log))
-        result = self._workspace.store_text(self._store, RESULT_NAME, text)
-        now = self._clock()
-        with self._database.writing() as session:
-            if LeaseRepository(session).renew(self._lease, until=now + self._lease_for):
-                self._is_cancelled = True  # asked for while the last files were written
+            leases.finish(self._lease, status, now=now, **values)
+            if status is JobStatus.FAILED:
+                message = f"The job failed: {values['error']['message']}"
+                leases.note(self._lease, message, now=now, level="error")
             else:
-                file = as_file(result, self._lease, now=now)
-                FileRepository(session, self._lease.project_id).add(file)
-                self._publish_model(session, end, result_file_id=file.id)
-        if self._is_cancelled:
-            self._store.delete(result.blob_key)
-            self._cancel()
+                leases.note(self._lease, "Fine-tuning job cancelled", now=now)
 
-    def _publish_model(self, session: Session, end: Finished, *, result_file_id: str) -> None:
-        lease, now = self._lease, self._clock()
-        checkpoints = CheckpointRepository(session, lease.project_id)
-        checkpoint = checkpoints.find_at_step(lease.job_id, end.step)
-        if checkpoint is None:
-            raise RuntimeError(f"The child finished at step {end.step} without a checkpoint of it.")
-        TunedModelRepository(session, lease.project_id).add(
-            TunedModel(
-                id=lease.fine_tuned_model,
-                job_id=lease.job_id,
-                checkpoint_id=checkpoint.id,
-                base_model=lease.base_model,
-                created_at=now,
-            )
-        )
-        leases = LeaseRepository(session)
-        leases.finish(
-            lease,
-            JobStatus.SUCCEEDED,
-            now=now,
-            trained_tokens=end.trained_tokens,
-            result_checkpoint_id=checkpoint.id,
-            result_file_id=result_file_id,
-        )
-        leases.note(lease, f"New fine-tuned model created: {lease.fine_tuned_model}", now=now)
-        leases.note(lease, "The job has successfully completed", now=now)
-
-    def _publish_checkpoint(self, event: Checkpointed) -> None:
-        """Bytes first, then, in one fenced transaction, the rows that point at them."""
-        lease = self._lease
-        stored, manifest_sha256 = self._workspace.store_checkpoint(self._store, event.directory)
-        now = self._clock()
-        with self._database.writing() as session:
-            leases = LeaseRepository(session)
-            leases.hold(lease)
-            jobs = JobRepository(session, lease.project_id)
-            # Not always the newest step: after an early stop, the best one is saved.
-            (metrics,) = jobs.list_steps(lease.job_id, first=event.step, last=event.step)
-            CheckpointRepository(session, lease.project_id).add(
-                Checkpoint(
-                    id=new_id(IdPrefix.CHECKPOINT),
-                    job_id=lease.job_id,
-                    attempt=lease.attempt,
-                    step=event.step,
-                    created_at=now,
-                    metrics=metrics.model_dump(),
-                    manifest_sha256=manifest_sha256,
-                    files=[as_file(file, lease, now=now) for file in stored],
-                )
-            )
-            name = f"{lease.fine_tuned_model}:ckpt-step-{event.step}"
-            leases.note(lease, f"Checkpoint created at step {event.step}: {name}", now=now)
-
-    def _flush(self) -> None:
+    def _flush(self, *, at_least_after_s: float = 0.0) -> None:
         """Write the steps that have come in since the last time, and the events they are due."""
-        self._flushed_s = time.monotonic()
-        if not self._steps:
-            return
-        rows, last = self._steps, self._steps[-1]
-        seconds_a_step = (self._flushed_s - self._started_s) / last.step
-        now = self._clock()
-        with self._database.writing() as session:
-            LeaseRepository(session).record_steps(
-                self._lease,
-                rows,
-                tokens_per_second=last.tokens_seen / last.elapsed_s if last.elapsed_s else None,
-                estimated_finish_at=now
-                + timedelta(seconds=seconds_a_step * (self._total_steps - last.step)),
-            )
-            events = EventRepository(session, self._lease.project_id)
-            for row in filter(self._is_worth_an_event, rows):
-                events.add_metrics(self._lease.job_id, row, total_steps=self._total_steps, now=now)
-        self._steps = []  # not before: a busy database has taken none of them
+        with self._flushing:
+            if not self._steps or steady_s() - self._flushed_s < at_least_after_s:
+                return
+            self._flushed_s = steady_s()
+            rows, last = self._steps, self._steps[-1]
+            seconds_a_step = (self._flushed_s - self._started_s) / (last.step - self._first_step)
+            now = self._clock()
+            with self._database.writing() as session:
+                LeaseRepository(session).record_steps(
+                    self._lease,
+                    rows,
+                    tokens_per_second=last.tokens_seen / last.elapsed_s if last.elapsed_s else None,
+                    estimated_finish_at=now
+                    + timedelta(seconds=seconds_a_step * (self._total_steps - last.step)),
+                )
+                events = EventRepository(session, self._lease.project_id)
+                for row in filter(self._is_worth_an_event, rows):
+                    events.add_metrics(
+                        self._lease.job_id, row, total_steps=self._total_steps, now=now
+                    )
+            self._steps = []  # not before: a busy database has taken none of them
 
-    def _while_leased(self, write: Callable[[], None]) -> None:
+    def _while_leased(self, write: Callable[[], object]) -> None:
         """Repeat what a busy database has refused, and so not begun, while the lease lasts."""
         while True:
             try:
-                return write()
+                write()
             except DatabaseBusyError:
-                self._give_up_if_late()
+                if self._is_late():
+                    raise LeaseLostError(self._lease.job_id, self._lease.attempt) from None
+            else:
+                return
 
-    def _give_up_if_late(self) -> None:
+    def _is_late(self) -> bool:
         """After so long without a renewal, the job may be another worker's any moment."""
         allowed_s = self._lease_for.total_seconds() * (1 - LEASE_MARGIN)
-        if time.monotonic() - self._renewed_s > allowed_s:
-            raise LeaseLostError(self._lease.job_id, self._lease.attempt) from None
+        self._is_lost = self._is_lost or steady_s() - self._renewed_s > allowed_s
+        return self._is_lost
 
     def _is_worth_an_event(self, row: StepMetrics) -> bool:
         is_due = row.step % self._lease.config.logging_steps == 0
         return is_due or row.step == self._total_steps or row.valid_loss is not None
 
 
-def _why_it_crashed(ending: Ending) -> str:
+def _was_ended_by_us(ending: Ending) -> bool:
+    return ending.was_killed or (ending.was_asked and ending.exit_code == -signal.SIGTERM)
+
+
+def crash_of(ending: Ending) -> Crash:
+    """What to tell the user of a child that died by itself."""
     if ending.exit_code == -signal.SIGKILL:
-        why = (
-            "The training process was killed, most likely because the machine ran out of memory. "
-            "Lower batch_size or context_length, or take a smaller base model."
+        return Crash(
+            "The training process was killed, most likely because the machine ran out of memory",
+            "Lower batch_size or context_length, or take a smaller base model.",
+            ending.log_tail,
         )
-    elif ending.exit_code < 0:
-        why = f"The training process died of {signal.Signals(-ending.exit_code).name}."
+    if ending.exit_code < 0:
+        what = f"The training process died of {signal.Signals(-ending.exit_code).name}"
     else:
-        why = f"The training process ended with exit code {ending.exit_code}."
-    return f"{why} The end of its log:\n{ending.log_tail}" if ending.log_tail else why
+        what = f"The training process ended with exit code {ending.exit_code}"
+    return Crash(what, "What its log says may help to find the cause.", ending.log_tail)

@@ -5,9 +5,11 @@ import time
 
 from app.core.clock import Clock
 from app.core.db.files import FileRepository
-from app.core.db.leases import LeaseRepository
+from app.core.db.recovery import RecoveryRepository
+from app.core.db.saved_states import SavedStateRepository
 from app.core.db.session import Database
 from app.core.storage.base import BlobStore
+from worker.identity import is_alive, this_host
 
 logger = logging.getLogger(__name__)
 
@@ -30,11 +32,14 @@ class Janitor:
         self._due_s = time.monotonic() + INTERVAL_S
         self.rescue_jobs()
         self.delete_expired_files()
+        self.delete_saved_states()
 
     def rescue_jobs(self) -> None:
         """Put jobs whose worker gave no sign of life back into the queue."""
         with self._database.writing() as session:
-            rescued = LeaseRepository(session).rescue(now=self._clock())
+            recovery = RecoveryRepository(session)
+            rescued = recovery.rescue_orphans(this_host(), is_alive, now=self._clock())
+            rescued += recovery.rescue_expired(now=self._clock())
         for job_id in rescued:
             logger.warning("job rescued", extra={"job_id": job_id})
 
@@ -47,3 +52,10 @@ class Janitor:
                 files.delete(file)
         for file in expired:
             self._store.delete(file.blob_key)
+
+    def delete_saved_states(self) -> None:
+        """Free what jobs that have ended would have gone on from."""
+        with self._database.writing() as session:
+            keys = SavedStateRepository(session).delete_of_ended(limit=BATCH)
+        for key in keys:
+            self._store.delete(key)

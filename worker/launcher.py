@@ -2,13 +2,24 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum, auto
 from pathlib import Path
 from typing import Protocol
 
 from app.core.training_events import TrainingEvent
 
-TICK_INTERVAL_S = 0.5
-"""At most so long passes between two calls of `tick`."""
+LOOK_INTERVAL_S = 0.1
+"""At most so long passes between two looks at the order."""
+
+
+class Order(Enum):
+    """What a child is to do."""
+
+    GO_ON = auto()
+    SAVE_AND_END = auto()
+    """After the present step, however long it takes."""
+    END = auto()
+    """At once; whatever it has not reported is lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,8 +28,10 @@ class Ending:
 
     exit_code: int
     """As the shell gives it, but minus the signal's number when a signal killed it."""
-    was_stopped: bool
-    """Whether it was ended because `tick` asked for it."""
+    was_asked: bool
+    """Whether it was told to save and end."""
+    was_killed: bool
+    """Whether it was made to end at once; also when it was never started."""
     log_tail: str
     """The last lines of its standard error."""
 
@@ -31,14 +44,18 @@ class Launcher(Protocol):
         directory: Path,
         *,
         on_event: Callable[[TrainingEvent], None],
-        tick: Callable[[], bool],
+        order: Callable[[], Order],
     ) -> Ending:
         """Train in this job directory, and block until that has ended.
 
-        Whatever `on_event` or `tick` raises stops the child before it reaches the caller.
+        Whatever `on_event` raises ends the child before it reaches the caller.
 
         Args:
             on_event: called for everything the child reports, in its order.
-            tick: called at least every `TICK_INTERVAL_S`; returns whether to stop the child.
+            order: asked at least every `LOOK_INTERVAL_S`, from another thread, also while
+                `on_event` is busy; it must return at once.
+
+        Raises:
+            JobLockedError: another child of the job lives on this machine, and would not end.
         """
         ...

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -16,14 +15,15 @@ from typing import IO, cast
 from pydantic import ValidationError
 
 from app.core.training_events import TrainingEvent, parse_event
-from worker.launcher import TICK_INTERVAL_S, Ending
+from worker.kernel_locks import JobLock
+from worker.launcher import LOOK_INTERVAL_S, Ending, Order
 
 logger = logging.getLogger(__name__)
 
 LOG_NAME = "train.log"
 LOG_TAIL_LINES = 20
-STOP_GRACE_S = 2.0
-"""Seconds between asking a child to end and killing it; part of the 5 s that a cancel may take."""
+LOCK_S = 10.0
+"""Seconds that the last attempt's child may take to end after it was killed."""
 
 EXIT_GRACE_S = 10.0
 """Seconds a child may take to end once it has closed its output."""
@@ -34,7 +34,7 @@ _PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "PY
 
 
 class LocalLauncher:
-    """A `Launcher` on this machine."""
+    """A `Launcher` on this machine. The job directory's parent is the job's own."""
 
     def __init__(self, module: str = "worker.train") -> None:
         self._module = module
@@ -44,53 +44,95 @@ class LocalLauncher:
         directory: Path,
         *,
         on_event: Callable[[TrainingEvent], None],
-        tick: Callable[[], bool],
+        order: Callable[[], Order],
     ) -> Ending:
-        with (directory / LOG_NAME).open("ab") as log:
-            child = subprocess.Popen(  # noqa: S603 - our own module, on a directory we made
-                [sys.executable, "-m", self._module, str(directory.resolve())],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                env=_child_environment(),
-                start_new_session=True,  # a Ctrl-C in a terminal is for the worker to handle
-            )
+        child = self._start(directory)
         output = cast("IO[bytes]", child.stdout)
         lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         reader = threading.Thread(target=_read_lines, args=(output, lines), daemon=True)
         reader.start()
+        supervisor = _Supervisor(child, order)
+        supervisor.start()
         try:
-            was_stopped = _relay(lines, child, on_event, tick)
+            _relay(lines, child, on_event)
         finally:
+            supervisor.end()
             _kill(child)
             reader.join()
             output.close()
-        return Ending(child.wait(), was_stopped, _tail(directory / LOG_NAME))
+        return Ending(
+            child.wait(),
+            was_asked=supervisor.has_asked,
+            was_killed=supervisor.has_killed,
+            log_tail=_tail(directory / LOG_NAME),
+        )
+
+    def _start(self, directory: Path) -> "subprocess.Popen[bytes]":
+        job_lock = JobLock.of(directory)
+        lock = job_lock.take(within_s=LOCK_S)
+        try:
+            with (directory / LOG_NAME).open("ab") as log:
+                child = subprocess.Popen(  # noqa: S603 - our own module, on a directory we made
+                    [sys.executable, "-m", self._module, str(directory.resolve())],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=log,
+                    env=_child_environment(),
+                    pass_fds=[lock],  # held for as long as the child lives
+                    start_new_session=True,  # a Ctrl-C in a terminal is for the worker to handle
+                )
+            job_lock.name_holder(child.pid)
+        finally:
+            os.close(lock)
+        return child
+
+
+class _Supervisor(threading.Thread):
+    """Carries out orders, also while the thread that relays events is busy with one."""
+
+    def __init__(self, child: "subprocess.Popen[bytes]", order: Callable[[], Order]) -> None:
+        super().__init__(daemon=True)
+        self._child = child
+        self._order = order
+        self._has_ended = threading.Event()
+        self.has_asked = False
+        self.has_killed = False
+
+    def run(self) -> None:
+        while not self._has_ended.wait(LOOK_INTERVAL_S):
+            match self._order():
+                case Order.GO_ON:
+                    continue
+                case Order.SAVE_AND_END:
+                    if not self.has_asked:
+                        self.has_asked = True
+                        self._child.terminate()
+                case Order.END:
+                    self.has_killed = True
+                    _kill(self._child)
+                    return
+
+    def end(self) -> None:
+        self._has_ended.set()
+        self.join()
 
 
 def _relay(
     lines: "queue.SimpleQueue[bytes | None]",
-    child: subprocess.Popen[bytes],
+    child: "subprocess.Popen[bytes]",
     on_event: Callable[[TrainingEvent], None],
-    tick: Callable[[], bool],
-) -> bool:
-    """Hand on what the child says until it ends. Returns whether it was made to end."""
-    next_tick = 0.0
+) -> None:
+    """Hand on what the child says until it ends."""
     while True:
-        if time.monotonic() >= next_tick:
-            if tick():
-                _stop(child)
-                return True
-            next_tick = time.monotonic() + TICK_INTERVAL_S
         try:
-            line = lines.get(timeout=max(0.0, next_tick - time.monotonic()))
+            line = lines.get(timeout=1.0)
         except queue.Empty:
             if child.poll() is not None:
                 _kill(child)  # it has left something behind that holds its output open
             continue
         if line is None:
             _await_exit(child)
-            return False
+            return
         try:
             event = parse_event(line)
         except ValidationError:
@@ -115,14 +157,6 @@ def _read_lines(source: IO[bytes], lines: "queue.SimpleQueue[bytes | None]") -> 
             lines.put(line)
         is_continued = not line.endswith(b"\n")
     lines.put(None)
-
-
-def _stop(child: subprocess.Popen[bytes]) -> None:
-    child.terminate()
-    try:
-        child.wait(STOP_GRACE_S)
-    except subprocess.TimeoutExpired:
-        _kill(child)
 
 
 def _kill(child: subprocess.Popen[bytes]) -> None:

@@ -1,27 +1,44 @@
 """Claim a job, see it through, settle it, ask again. No torch in this process."""
 
+import errno
 import logging
 import threading
+from collections.abc import Sequence
 from datetime import timedelta
 
 from app.core.base_models import Catalogue
-from app.core.clock import Clock, utc_now
-from app.core.db.checkpoints import CheckpointRepository
+from app.core.clock import Clock, steady_s, utc_now
 from app.core.db.files import FileRepository
+from app.core.db.jobs import JobRepository
 from app.core.db.leases import Lease, LeaseRepository
+from app.core.db.models import SavedState
+from app.core.db.saved_states import SavedStateRepository
 from app.core.db.session import Database
-from app.core.errors import DatabaseBusyError, LeaseLostError
+from app.core.errors import BlobNotFoundError, DatabaseBusyError, LeaseLostError
+from app.core.manifest import ManifestError
 from app.core.settings import Settings
 from app.core.storage.base import BlobStore
 from worker.attempt import Attempt
+from worker.heartbeat import Heartbeat
+from worker.identity import this_worker
 from worker.janitor import Janitor
+from worker.kernel_locks import JobLockedError
 from worker.launcher import Launcher
-from worker.workspace import BaseModelMissingError, Workspace
+from worker.publisher import Publisher
+from worker.slots import TrainingSlots
+from worker.workspace import BaseModelChangedError, BaseModelMissingError, Workspace
 
 logger = logging.getLogger(__name__)
 
 PAUSE_AFTER_FAILURE_S = 5.0
 """So that what fails again and again does not fill the log."""
+
+
+LOOK_INTERVAL_S = 0.5
+"""Between two looks at what a job's user wants: a cancel may take five seconds."""
+
+SAVING_SHARE = 0.8
+"""Of the grace period of a worker that is told to stop: the rest is for storing what was saved."""
 
 
 class Worker:
@@ -38,7 +55,7 @@ class Worker:
         launcher: Launcher,
         clock: Clock = utc_now,
     ) -> None:
-        self._worker_id = worker_id
+        self._identity = this_worker(worker_id)
         self._settings = settings
         self._database = database
         self._store = store
@@ -48,11 +65,15 @@ class Worker:
         self._lease_for = timedelta(seconds=settings.lease_s)
         settings.workers_dir.mkdir(parents=True, exist_ok=True)
         self._alive_file = settings.workers_dir / f"{worker_id}.alive"
+        self._slots = TrainingSlots(settings.workers_dir, settings.concurrency)
         self._janitor = Janitor(database, store, clock=clock)
         self._stopping = threading.Event()
+        self._stop_at_s: float | None = None
 
-    def stop(self) -> None:
-        """Take no more jobs, and put the present one back into the queue."""
+    def stop(self, *, at_once: bool = False) -> None:
+        """Take no more jobs; save the present one, unless it must be `at_once`, and put it back."""
+        grace_s = 0.0 if at_once else self._settings.stop_grace_s * SAVING_SHARE
+        self._stop_at_s = steady_s() + grace_s
         self._stopping.set()
 
     def run(self) -> None:
@@ -74,82 +95,124 @@ class Worker:
         """Run at most one job. Returns how long to wait, in seconds, before the next look."""
         self._alive_file.touch()
         self._janitor.run_if_due()
-        lease = self._claim()
-        if lease is None:
-            return self._settings.poll_interval_s
-        context = {"job_id": lease.job_id, "attempt": lease.attempt}
-        logger.info("job claimed", extra=context)
-        workspace = Workspace(self._settings.work_dir, lease)
-        try:
-            self._run(lease, workspace)
-        except LeaseLostError:
-            logger.warning("lease lost; nothing more was written", extra=context)
-        finally:
-            workspace.remove()
-        logger.info("job left", extra=context)
-        return 0.0
+        with self._slots.take() as may_train:
+            lease = self._claim() if may_train else None
+            if lease is None:
+                return self._settings.poll_interval_s
+            context = {"job_id": lease.job_id, "attempt": lease.attempt}
+            logger.info("job claimed", extra=context)
+            workspace = Workspace(self._settings.work_dir, lease)
+            try:
+                self._run(lease, workspace)
+            except LeaseLostError:
+                logger.warning("lease lost; nothing more was written", extra=context)
+            finally:
+                workspace.remove()
+            logger.info("job left", extra=context)
+            return 0.0
 
     def _claim(self) -> Lease | None:
         with self._database.writing() as session:
-            lease = LeaseRepository(session).claim(
-                worker_id=self._worker_id, now=self._clock(), lease_for=self._lease_for
+            return LeaseRepository(session).claim(
+                self._identity, now=self._clock(), lease_for=self._lease_for
             )
-            if lease is None:
-                return None
-            checkpoints = CheckpointRepository(session, lease.project_id)
-            stale = checkpoints.delete_of_older_attempts(lease.job_id, lease.attempt)
-        for key in stale:
-            self._store.delete(key)
-        return lease
 
     def _run(self, lease: Lease, workspace: Workspace) -> None:
+        publisher = Publisher(
+            lease, workspace, database=self._database, store=self._store, clock=self._clock
+        )
         attempt = Attempt(
             lease,
-            workspace,
+            publisher,
             database=self._database,
-            store=self._store,
             clock=self._clock,
             lease_for=self._lease_for,
-            is_stopping=self._stopping.is_set,
+            stop_at_s=lambda: self._stop_at_s,
         )
-        try:
-            self._fill(lease, workspace)
-            ending = self._launcher.run(
-                workspace.directory,
-                on_event=attempt.on_event,
-                tick=lambda: self._tick(attempt),
-            )
-            attempt.settle(ending)
-        except LeaseLostError:
-            raise
-        except BaseModelMissingError:
-            attempt.fail(
-                code="model_not_available",
-                message=f"The base model {lease.base_model} is not installed any more. Install it "
-                f"with 'make model MODEL={lease.base_model}' and create the job again.",
-            )
-        except Exception as error:
-            logger.exception("attempt failed", extra={"job_id": lease.job_id})
-            attempt.fail(
-                code="internal_error",
-                message=f"The worker failed on this job: {error!r:.500}. Its log says more.",
-            )
+        with Heartbeat(lambda: self._beat(attempt), interval_s=LOOK_INTERVAL_S):
+            try:
+                self._train(lease, workspace, attempt)
+            except LeaseLostError:
+                raise
+            except JobLockedError as error:
+                logger.warning("job locked: %s", error, extra={"job_id": lease.job_id})
+                attempt.release("Its last training process would not end")
+            except BaseModelMissingError:
+                attempt.fail(
+                    code="model_not_available",
+                    message=f"The base model {lease.base_model} is not installed any more. Install "
+                    f"it with 'make model MODEL={lease.base_model}' and create the job again.",
+                )
+            except BaseModelChangedError:
+                attempt.fail(
+                    code="base_model_changed",
+                    message=f"The base model {lease.base_model} is not the one it was when the job "
+                    "was made: its files have another checksum. Create the job again.",
+                )
+            except Exception as error:
+                if _is_out_of_space(error):
+                    attempt.release("The disk is full")
+                    return
+                logger.exception("attempt failed", extra={"job_id": lease.job_id})
+                attempt.fail(
+                    code="internal_error",
+                    message=f"The worker failed on this job: {error!r:.500}. Its log says more.",
+                )
 
-    def _tick(self, attempt: Attempt) -> bool:
+    def _beat(self, attempt: Attempt) -> None:
         self._alive_file.touch()
-        return attempt.tick()
+        attempt.beat()
 
-    def _fill(self, lease: Lease, workspace: Workspace) -> None:
+    def _train(self, lease: Lease, workspace: Workspace, attempt: Attempt) -> None:
+        resume_step = self._fill(lease, workspace)
+        attempt.begin(after_step=resume_step)
+        ending = self._launcher.run(
+            workspace.directory, on_event=attempt.on_event, order=attempt.order
+        )
+        attempt.settle(ending)
+
+    def _fill(self, lease: Lease, workspace: Workspace) -> int:
+        """Fill the job directory. Returns the step that the job goes on after, or 0."""
         with self._database.reading() as session:
             files = FileRepository(session, lease.project_id)
             training_file = files.get_for_job(lease.training_file_id)
             validation_file = (
                 files.get_for_job(lease.validation_file_id) if lease.validation_file_id else None
             )
-        workspace.fill(
+            states = SavedStateRepository(session).list_newest(lease.job_id)
+        base_model = workspace.fill(
             self._store,
             self._catalogue,
             training_file=training_file,
             validation_file=validation_file,
-            threads=self._settings.training_threads,
         )
+        resume_step = self._put_newest_state(lease, workspace, states)
+        workspace.write_spec(
+            base_model,
+            training_file=training_file,
+            validation_file=validation_file,
+            threads=self._settings.resolved_training_threads,
+            save_interval_s=self._settings.save_interval_s,
+            resume_step=resume_step or None,
+        )
+        return resume_step
+
+    def _put_newest_state(
+        self, lease: Lease, workspace: Workspace, states: Sequence[SavedState]
+    ) -> int:
+        """Lay the newest state that is whole into the job directory. Returns its step, or 0."""
+        for state in states:
+            try:
+                workspace.put_state(self._store, state)
+            except (ManifestError, BlobNotFoundError) as error:
+                logger.warning("state passed over: %s", error, extra={"job_id": lease.job_id})
+                continue
+            with self._database.reading() as session:
+                jobs = JobRepository(session, lease.project_id)
+                workspace.put_loss_log(jobs.list_steps(lease.job_id, last=state.step))
+            return state.step
+        return 0
+
+
+def _is_out_of_space(error: Exception) -> bool:
+    return isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}

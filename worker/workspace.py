@@ -1,9 +1,13 @@
-"""The job directory of one attempt: fill it, take what the child made out of it, delete it."""
+"""The job directory of one attempt: fill it, take what the child made out of it, delete it.
+
+`WORK/JOB/attempt-N/`; beside the job's directory lies its lock, `WORK/JOB.lock`.
+"""
 
 import hashlib
 import os
 import shutil
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -11,23 +15,31 @@ from pathlib import Path
 from app.core import manifest
 from app.core.base_models import Catalogue
 from app.core.db.leases import Lease
-from app.core.db.models import File
+from app.core.db.models import File, SavedState
 from app.core.ids import IdPrefix, new_id
+from app.core.loss_log import StepMetrics
 from app.core.storage.base import BlobStore
 from app.core.training_config import (
     BASE_MODEL_NAME,
     JOB_SPEC_NAME,
+    LOSS_LOG_NAME,
     OUTPUT_NAME,
+    RESUME_NAME,
     TRAINING_DATA_NAME,
     VALIDATION_DATA_NAME,
     BaseModelRef,
     DatasetRef,
     JobSpec,
 )
+from worker.kernel_locks import JobLock
 
 
 class BaseModelMissingError(Exception):
     """The base model was installed when the job was made, and is not any more."""
+
+
+class BaseModelChangedError(Exception):
+    """Under the name of the base model another one is installed than when the job was made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,18 +67,20 @@ class Workspace:
         *,
         training_file: File,
         validation_file: File | None,
-        threads: int,
-    ) -> None:
-        """Make the directory, with the data, the base model and what to do with them.
+    ) -> BaseModelRef:
+        """Make the directory, with the data and the base model in it.
 
         Raises:
             BaseModelMissingError: the base model is not installed.
+            BaseModelChangedError: it is another one than when the job was made.
             BlobNotFoundError: the store has lost a data set.
         """
         entry = catalogue.find(self._lease.base_model)
         installed = entry and catalogue.find_installed(entry.id)
         if installed is None:
             raise BaseModelMissingError(self._lease.base_model)
+        if self._lease.base_model_sha256 not in {None, installed.sha256}:
+            raise BaseModelChangedError(self._lease.base_model)
         # Of earlier attempts whose worker was killed, too: they may write nothing more.
         shutil.rmtree(self.directory.parent, ignore_errors=True)
         (self.directory / OUTPUT_NAME).mkdir(parents=True)
@@ -75,29 +89,64 @@ class Workspace:
             _copy_blob(store, validation_file.blob_key, self.directory / VALIDATION_DATA_NAME)
         base_model = catalogue.directory(installed.id).resolve()
         (self.directory / BASE_MODEL_NAME).symlink_to(base_model)
+        return BaseModelRef(
+            id=installed.id,
+            repo=installed.repo,
+            revision=installed.revision,
+            licence=installed.licence,
+            sha256=installed.sha256,
+        )
+
+    def put_state(self, store: BlobStore, state: SavedState) -> None:
+        """Lay the state to go on from into the directory, and verify it.
+
+        Raises:
+            manifest.ManifestError: it is not what was saved.
+            BlobNotFoundError: the store has lost a part of it.
+        """
+        directory = self.directory / RESUME_NAME
+        shutil.rmtree(directory, ignore_errors=True)  # of a newer one that was not whole
+        directory.mkdir()
+        for name, file in state.files.items():
+            _copy_blob(store, file["key"], directory / name)
+            if manifest.sha256_of(directory / name) != file["sha256"]:
+                raise manifest.ManifestError(f"step {state.step}: {name} has changed")
+        promised = manifest.verify(directory)
+        if (promised.job_id, promised.step) != (self._lease.job_id, state.step):
+            raise manifest.ManifestError(f"step {state.step}: it is the state of something else")
+
+    def put_loss_log(self, rows: Iterable[StepMetrics]) -> None:
+        """Lay the loss log up to the state into the directory."""
+        with (self.directory / LOSS_LOG_NAME).open("w", encoding="utf-8") as log:
+            log.writelines(row.model_dump_json() + "\n" for row in rows)
+
+    def write_spec(
+        self,
+        base_model: BaseModelRef,
+        *,
+        training_file: File,
+        validation_file: File | None,
+        threads: int,
+        save_interval_s: float,
+        resume_step: int | None,
+    ) -> None:
+        """Tell the child what to do."""
         spec = JobSpec(
             job_id=self._lease.job_id,
             attempt=self._lease.attempt,
             fine_tuned_model=self._lease.fine_tuned_model,
-            base_model=BaseModelRef(
-                id=installed.id,
-                repo=installed.repo,
-                revision=installed.revision,
-                licence=installed.licence,
-                sha256=installed.sha256,
-            ),
+            base_model=base_model,
             training_file=_reference(training_file),
             validation_file=validation_file and _reference(validation_file),
             config=self._lease.config,
             threads=threads,
+            save_interval_s=save_interval_s,
+            resume_step=resume_step,
         )
         (self.directory / JOB_SPEC_NAME).write_text(spec.model_dump_json(indent=2))
 
-    def store_checkpoint(self, store: BlobStore, name: str) -> tuple[list[StoredFile], str]:
-        """Copy a checkpoint into the store, under keys of this attempt, and verify it.
-
-        Returns:
-            The files, and the sha256 of their manifest.
+    def store_directory(self, store: BlobStore, name: str) -> list[StoredFile]:
+        """Copy a checkpoint or a state into the store, under keys of this attempt; verify it.
 
         Raises:
             manifest.ManifestError: it is not what its manifest says.
@@ -117,7 +166,13 @@ class Workspace:
             if file.name != manifest.MANIFEST_NAME
         }
         manifest.check(promised, found)
-        return list(stored.values()), stored[manifest.MANIFEST_NAME].sha256
+        if (promised.job_id, promised.attempt) != (self._lease.job_id, self._lease.attempt):
+            raise manifest.ManifestError(f"{directory.name} is of another job or attempt")
+        return list(stored.values())
+
+    def drop_directory(self, name: str) -> None:
+        """Free what was stored and is not needed here any more."""
+        shutil.rmtree(self.directory / name, ignore_errors=True)
 
     def store_text(self, store: BlobStore, name: str, text: str) -> StoredFile:
         """Put a text that this process made into the store."""
@@ -132,6 +187,7 @@ class Workspace:
             self.directory.parent.rmdir()
         except OSError:
             return  # another attempt's directory is still there
+        JobLock.of(self.directory).remove_if_free()
 
     @property
     def _blob_prefix(self) -> str:

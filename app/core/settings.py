@@ -50,8 +50,20 @@ class Settings(BaseSettings):
     lease_s: float = Field(default=60.0, ge=5, le=3600)
     """Seconds a claimed job stays claimed without a sign of life from its worker."""
 
-    training_threads: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1, le=1024)
-    """Processor threads one training job uses; all of the machine's, unless set."""
+    concurrency: int = Field(default=1, ge=1, le=64)
+    """Jobs that train at once on this machine, over all its workers. One more worker than that is
+    a stand-by. The same for every worker of a machine."""
+
+    training_threads: int | None = Field(default=None, ge=1, le=1024)
+    """Processor threads one training job uses; unless set, the machine's divided by
+    `concurrency`. Another number gives an adapter that differs in the last bits."""
+
+    save_interval_s: float = Field(default=120.0, ge=1, le=86_400)
+    """Seconds of training after which a job's state is saved again, besides at every checkpoint:
+    what an interruption costs at most."""
+
+    stop_grace_s: float = Field(default=30.0, ge=1, le=3600)
+    """Seconds a worker that is told to stop may take to save its job and end."""
 
     install_default_model: bool = True
     """Whether a starting worker installs the embedded base model when it is missing."""
@@ -62,6 +74,10 @@ class Settings(BaseSettings):
     @property
     def resolved_database_url(self) -> str:
         return self.database_url or f"sqlite:///{self.data_dir / 'tunery.db'}"
+
+    @property
+    def resolved_training_threads(self) -> int:
+        return self.training_threads or max(1, (os.cpu_count() or 1) // self.concurrency)
 
     @property
     def blobs_dir(self) -> Path:

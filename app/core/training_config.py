@@ -132,6 +132,10 @@ class JobSpec(_Frozen):
     config: TrainingConfig
     threads: int = Field(ge=1)
     """Processor threads the child may use."""
+    save_interval_s: float = Field(default=120.0, gt=0)
+    """Seconds after which the state is saved again, besides at every checkpoint."""
+    resume_step: int | None = Field(default=None, ge=1)
+    """The step to go on after, from the state in `RESUME_NAME`; null to begin."""
 
 
 JOB_SPEC_NAME = "job.json"
@@ -141,3 +145,7 @@ BASE_MODEL_NAME = "base-model"
 """Symbolic link to the base model's directory."""
 OUTPUT_NAME = "out"
 """What the child makes: `out/step-N/` is a checkpoint, whole as soon as it has this name."""
+RESUME_NAME = "resume"
+"""A saved state, whole and verified, with the loss log up to it beside it; see `JobSpec`."""
+LOSS_LOG_NAME = "loss-log.jsonl"
+"""One `StepMetrics` a line. On resumption it holds the rows up to `resume_step`."""

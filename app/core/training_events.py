@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from app.core.loss_log import StepMetrics
 
+_STATE = r"^out/resume-\d{1,9}$"
+
 
 class _Event(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
@@ -42,6 +44,33 @@ class Checkpointed(_Event):
     kind: Literal["checkpointed"] = "checkpointed"
     step: int = Field(ge=1)
     directory: str = Field(pattern=r"^out/step-\d{1,9}$")
+    state: str | None = Field(default=None, pattern=_STATE)
+    """Directory of the state saved at the same step, to be published together with it."""
+
+
+class Saved(_Event):
+    """`directory`, relative to the job directory, holds a whole state to resume from."""
+
+    kind: Literal["saved"] = "saved"
+    step: int = Field(ge=1)
+    directory: str = Field(pattern=_STATE)
+
+
+class Stopped(_Event):
+    """The child ends because it was asked to; the state of `step` was reported before.
+
+    0, or the step it was resumed after, when it took no step of its own.
+    """
+
+    kind: Literal["stopped"] = "stopped"
+    step: int = Field(ge=0)
+
+
+class OutOfSpace(_Event):
+    """The child ends because the disk is full; what it had half written is removed."""
+
+    kind: Literal["out_of_space"] = "out_of_space"
+    message: str = Field(max_length=10_000)
 
 
 class Finished(_Event):
@@ -72,7 +101,8 @@ class Failed(_Event):
 
 
 TrainingEvent = Annotated[
-    Noted | Started | Stepped | Checkpointed | Finished | Failed, Field(discriminator="kind")
+    Noted | Started | Stepped | Checkpointed | Saved | Finished | Failed | Stopped | OutOfSpace,
+    Field(discriminator="kind"),
 ]
 
 _adapter: TypeAdapter[TrainingEvent] = TypeAdapter(TrainingEvent)

@@ -1,14 +1,15 @@
 """What every launcher must do: the one that starts a process, and the one that stands in for it."""
 
 import json
-from collections.abc import Callable, Iterator
+import signal
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from app.core.training_events import Noted, TrainingEvent
 from tests.fakes import Act, FakeLauncher, Waiting
-from worker.launcher import Ending, Launcher
+from worker.launcher import Ending, Launcher, Order
 from worker.local_launcher import LocalLauncher
 
 EVENTS = [Noted(message=f"event {number}") for number in range(3)]
@@ -47,11 +48,14 @@ def run(
     directory: Path,
     *,
     on_event: Callable[[TrainingEvent], None] = lambda _: None,
-    ticks: Iterator[bool] | None = None,
+    orders: Sequence[Order] = (Order.GO_ON,),
 ) -> Ending:
-    """Run a child; it is told to stop when `ticks`, if given, says so or has an end."""
+    """Run a child that is given these orders, one at each look, and then the last one."""
+    left = list(orders)
     return launcher.run(
-        directory, on_event=on_event, tick=lambda: False if ticks is None else next(ticks, True)
+        directory,
+        on_event=on_event,
+        order=lambda: left.pop(0) if len(left) > 1 else left[0],
     )
 
 
@@ -67,22 +71,26 @@ def test_what_the_child_reports_arrives_in_its_order(prepare: Prepare, tmp_path:
 def test_the_end_of_a_child_is_told(prepare: Prepare, tmp_path: Path, exit_code: int) -> None:
     ending = run(prepare(exit_code=exit_code, log="what it logged"), tmp_path)
 
-    assert ending == Ending(exit_code, was_stopped=False, log_tail="what it logged")
+    assert ending == Ending(exit_code, was_asked=False, was_killed=False, log_tail="what it logged")
 
 
-def test_a_child_is_stopped_when_tick_says_so(prepare: Prepare, tmp_path: Path) -> None:
-    ending = run(prepare(Waiting()), tmp_path, ticks=iter([False, False]))
+@pytest.mark.parametrize(
+    ("order", "exit_code"),
+    [(Order.SAVE_AND_END, -signal.SIGTERM), (Order.END, -signal.SIGKILL)],
+)
+def test_a_child_ends_when_it_is_told_to(
+    prepare: Prepare, tmp_path: Path, order: Order, exit_code: int
+) -> None:
+    """This one knows nothing of SIGTERM, which so ends it as well."""
+    orders = [Order.GO_ON, Order.GO_ON, order]
 
-    assert ending.was_stopped
-    assert ending.exit_code == -15
+    ending = run(prepare(Waiting()), tmp_path, orders=orders)
 
-
-def test_a_child_that_is_silent_is_still_ticked(prepare: Prepare, tmp_path: Path) -> None:
-    ticks = iter([False] * 3)
-
-    run(prepare(Waiting()), tmp_path, ticks=ticks)
-
-    assert list(ticks) == []
+    assert ending.exit_code == exit_code
+    assert (ending.was_asked, ending.was_killed) == (
+        order is Order.SAVE_AND_END,
+        order is Order.END,
+    )
 
 
 def test_what_on_event_raises_reaches_the_caller(prepare: Prepare, tmp_path: Path) -> None:
@@ -91,12 +99,3 @@ def test_what_on_event_raises_reaches_the_caller(prepare: Prepare, tmp_path: Pat
 
     with pytest.raises(ZeroDivisionError):
         run(prepare(*EVENTS, Waiting()), tmp_path, on_event=fail)
-
-
-def test_what_tick_raises_reaches_the_caller(prepare: Prepare, tmp_path: Path) -> None:
-    def fail() -> Iterator[bool]:
-        yield False
-        raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        run(prepare(Waiting()), tmp_path, ticks=fail())

@@ -174,6 +174,10 @@ class LeaseRepository:
             tokens_per_second=tokens_per_second,
             estimated_finish_at=estimated_finish_at,
         )
+        # Of a commit whose answer was lost on its way, the same rows may be there already.
+        self._session.execute(
+            delete(StepRow).where(StepRow.job_id == lease.job_id, StepRow.step >= rows[0].step)
+        )
         self._session.add_all(
             StepRow(
                 job_id=lease.job_id,

@@ -7,6 +7,7 @@ pause, is charged to nobody. Progress is a saved state; each one sets both count
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -26,6 +27,16 @@ MAX_INTERRUPTIONS = 10
 """Without progress: by then it is likely that the job itself brings its workers down."""
 
 
+@dataclass(frozen=True, slots=True)
+class Crash:
+    """The end of a training process by itself."""
+
+    what: str
+    """What happened: the beginning of a sentence, as `The training process died of SIGSEGV`."""
+    advice: str
+    log_tail: str
+
+
 class RecoveryRepository:
     """Puts jobs back, for every project."""
 
@@ -43,19 +54,22 @@ class RecoveryRepository:
         """
         self._hand_back(LeaseRepository(self._session).hold(lease), "released", why, now=now)
 
-    def crash(self, lease: Lease, why: str, *, now: datetime) -> JobStatus:
-        """The training process died by itself. Returns what the job is now.
+    def crash(self, lease: Lease, crash: Crash, *, now: datetime) -> None:
+        """The training process died by itself: once more from the last state, or the end.
 
         Raises:
             LeaseLostError: the job is no longer this attempt's.
         """
         job = LeaseRepository(self._session).hold(lease)
         job.crashes += 1
+        log = f" The end of its log:\n{crash.log_tail}" if crash.log_tail else ""
         error = None
         if job.crashes >= MAX_CRASHES:
-            error = _error("training_crashed", why)
-        self._hand_back(job, "crashed", why, now=now, error=error)
-        return job.status
+            times = f", {MAX_CRASHES} times without progress"
+            error = _error(
+                code="training_crashed", message=f"{crash.what}{times}. {crash.advice}{log}"
+            )
+        self._hand_back(job, "crashed", crash.what, now=now, more=f".{log}", error=error)
 
     def rescue_expired(self, *, now: datetime) -> list[str]:
         """Put every job whose lease has run out back; returns their ids."""
@@ -94,8 +108,8 @@ class RecoveryRepository:
         error = None
         if job.interruptions >= MAX_INTERRUPTIONS:
             error = _error(
-                "interrupted_too_often",
-                f"{why}, for the {job.interruptions}th time in a row without progress. The job may "
+                code="interrupted_too_often",
+                message=f"{why}, for the {job.interruptions}th time in a row without progress. The job may "
                 "bring its workers down: see their logs, and how much memory the machine has. "
                 "POST .../rerun starts it again.",
             )
@@ -108,6 +122,7 @@ class RecoveryRepository:
         why: str,
         *,
         now: datetime,
+        more: str = "",
         error: dict[str, Any] | None = None,
     ) -> None:
         events = EventRepository(self._session, job.project_id)
@@ -124,7 +139,7 @@ class RecoveryRepository:
             events.add(job.id, f"Fine-tuning job paused{place}", now=now)
         else:
             job.status = JobStatus.QUEUED
-            message = f"{why}; the job is back in the queue and goes on{place}"
+            message = f"{why}; the job is back in the queue and goes on{place}{more}"
             events.add(job.id, message, now=now, level="warn")
         job.pause_requested_at = job.lease_expires_at = job.estimated_finish_at = None
         end_attempt(self._session, job.id, job.attempt, outcome, now=now)
@@ -135,7 +150,7 @@ class RecoveryRepository:
         return f" after step {step}" if step else " from its first step"
 
 
-def _error(code: str, message: str) -> dict[str, Any]:
+def _error(*, code: str, message: str) -> dict[str, Any]:
     return {"code": code, "message": message, "param": None, "errors": []}
 
 

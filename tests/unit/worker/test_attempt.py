@@ -8,6 +8,7 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import event
 
+from app.core.clock import steady_s
 from app.core.db.jobs import JobRepository
 from app.core.db.leases import Lease
 from app.core.db.models import Job
@@ -19,12 +20,14 @@ from app.core.storage.local import LocalBlobStore
 from app.core.training_events import Failed, Noted, Started, Stepped
 from tests.builders import NOW, add_job, build_metrics, claim, get_job
 from tests.fakes import FrozenClock
+from tests.waiting import wait_until
 from worker import attempt as attempt_module
-from worker.attempt import Attempt
-from worker.launcher import Ending
+from worker.attempt import LEASE_MARGIN, Attempt
+from worker.launcher import Ending, Order
+from worker.publisher import Publisher
 from worker.workspace import Workspace
 
-ENDED_WELL = Ending(0, was_stopped=False, log_tail="")
+ENDED_WELL = Ending(0, was_asked=False, was_killed=False, log_tail="")
 
 
 class OtherProcess:
@@ -87,15 +90,18 @@ def make(
 ) -> Callable[..., Attempt]:
     """An attempt at the job, in that process."""
 
-    def make(lease_for: timedelta = timedelta(minutes=1)) -> Attempt:
+    def make(
+        lease_for: timedelta = timedelta(minutes=1), stop_at_s: float | None = None
+    ) -> Attempt:
+        workspace = Workspace(settings.work_dir, lease)
+        publisher = Publisher(lease, workspace, database=impatient, store=store, clock=clock)
         return Attempt(
             lease,
-            Workspace(settings.work_dir, lease),
+            publisher,
             database=impatient,
-            store=store,
             clock=clock,
             lease_for=lease_for,
-            is_stopping=lambda: False,
+            stop_at_s=lambda: stop_at_s,
         )
 
     return make
@@ -124,10 +130,10 @@ def test_steps_that_a_busy_database_refused_are_written_later(
 
     other.hold()
     attempt.on_event(step(2))
-    assert attempt.tick() is False
+    attempt.beat()
     other.let_go()
     attempt.on_event(step(3))
-    attempt.tick()
+    attempt.beat()
 
     assert steps(database, job) == [1, 2, 3]
 
@@ -174,10 +180,11 @@ def test_a_job_is_settled_once_the_database_is_free(
 @pytest.mark.parametrize(
     "write",
     [
-        pytest.param(lambda attempt: attempt.tick(), id="tick"),
         pytest.param(lambda attempt: attempt.on_event(Noted(message="x")), id="event"),
         pytest.param(lambda attempt: attempt.settle(ENDED_WELL), id="settle"),
         pytest.param(lambda attempt: attempt.fail(code="x", message="y"), id="fail"),
+        pytest.param(lambda attempt: attempt.release("It was stopped"), id="release"),
+        pytest.param(lambda attempt: attempt.begin(after_step=0), id="begin"),
     ],
 )
 def test_a_worker_gives_its_job_up_before_another_may_take_it(
@@ -190,11 +197,60 @@ def test_a_worker_gives_its_job_up_before_another_may_take_it(
         write(attempt)
 
 
-def test_a_tick_renews_the_lease(
+def test_its_child_must_end_before_another_worker_may_take_the_job(
+    make: Callable[..., Attempt], other: OtherProcess
+) -> None:
+    attempt = make(lease_for=timedelta(seconds=1))
+    other.hold()
+
+    seen = [attempt.order()]
+    attempt.beat()
+    seen.append(attempt.order())
+    wait_until(lambda: attempt.order() is Order.END, within_s=1 - LEASE_MARGIN)
+
+    assert seen == [Order.GO_ON, Order.GO_ON]
+
+
+def test_a_beat_renews_the_lease_when_a_part_of_it_is_over(
     make: Callable[..., Attempt], database: Database, job: Job, clock: FrozenClock
 ) -> None:
     clock.advance(timedelta(seconds=30))
 
-    make().tick()
+    make().beat()
+    early = get_job(database, job.id).lease_expires_at
+    make(lease_for=timedelta(0)).beat()
 
-    assert get_job(database, job.id).lease_expires_at == NOW + timedelta(seconds=90)
+    assert early == NOW + timedelta(minutes=1)
+    assert get_job(database, job.id).lease_expires_at == NOW + timedelta(seconds=30)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        (None, None, Order.GO_ON),
+        ("pause", None, Order.SAVE_AND_END),
+        ("cancel", None, Order.END),
+        (None, 60, Order.SAVE_AND_END),
+        (None, -1, Order.END),
+        ("pause", -1, Order.END),
+        ("cancel", 60, Order.END),
+    ],
+)
+def test_a_child_is_told_what_user_and_operator_want(
+    make: Callable[..., Attempt],
+    database: Database,
+    job: Job,
+    case: tuple[str | None, float | None, Order],
+) -> None:
+    wish, stop_in_s, order = case
+    with database.writing() as session:
+        jobs = JobRepository(session)
+        if wish == "pause":
+            jobs.request_pause(job.id, now=NOW)
+        elif wish == "cancel":
+            jobs.request_cancel(job.id, now=NOW)
+    attempt = make(stop_at_s=None if stop_in_s is None else steady_s() + stop_in_s)
+
+    attempt.beat()
+
+    assert attempt.order() is order

@@ -4,7 +4,7 @@ import json
 import logging
 import os
 import signal
-import time
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,10 @@ import pytest
 from app.core.training_events import Noted, TrainingEvent
 from tests.waiting import wait_until
 from worker import local_launcher
-from worker.launcher import TICK_INTERVAL_S, Ending
-from worker.local_launcher import LOG_TAIL_LINES, STOP_GRACE_S, LocalLauncher
+from worker.kernel_locks import JobLock, JobLockedError
+from worker.launcher import Ending, Order
+from worker.local_launcher import LOG_TAIL_LINES, LocalLauncher
 
-CANCEL_S = 5.0
 EVENT = Noted(message="hello")
 
 Run = Callable[..., Ending]
@@ -30,14 +30,21 @@ def seen() -> list[TrainingEvent]:
 
 
 @pytest.fixture
-def run(tmp_path: Path, seen: list[TrainingEvent], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Run a child that follows this script, and stop it when `tick` says so."""
+def directory(tmp_path: Path) -> Path:
+    """Of the first attempt of a job."""
+    return tmp_path / "job" / "attempt-1"
+
+
+@pytest.fixture
+def run(directory: Path, seen: list[TrainingEvent], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run a child that follows this script and these orders."""
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3]))
 
-    def run(*script: list[Any], tick: Callable[[], bool] = lambda: False) -> Ending:
-        (tmp_path / "script.json").write_text(json.dumps(script))
+    def run(*script: list[Any], order: Callable[[], Order] = lambda: Order.GO_ON) -> Ending:
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "script.json").write_text(json.dumps(script))
         launcher = LocalLauncher("tests.stand_in_child")
-        return launcher.run(tmp_path, on_event=seen.append, tick=tick)
+        return launcher.run(directory, on_event=seen.append, order=order)
 
     return run
 
@@ -50,30 +57,99 @@ def is_running(pid: int) -> bool:
         return False
 
 
-def test_a_child_that_will_not_end_is_killed_within_the_promise(
+def once(condition: Callable[[], object], order: Order = Order.END) -> Callable[[], Order]:
+    """This order as soon as the condition is true."""
+    return lambda: order if condition() else Order.GO_ON
+
+
+def test_a_child_that_is_asked_to_save_is_given_the_time_it_needs(
     run: Run, seen: list[TrainingEvent]
 ) -> None:
-    asked_s: list[float] = []
-
-    def stop_once_it_is_deaf() -> bool:
-        if seen and not asked_s:
-            asked_s.append(time.monotonic())
-        return bool(seen)
-
     ending = run(
-        ["ignore", "SIGTERM"], ["say", EVENT.model_dump_json()], ["wait"], tick=stop_once_it_is_deaf
+        ["on-term", "say", EVENT.model_dump_json()],
+        ["say", EVENT.model_dump_json()],
+        ["wait"],
+        order=once(lambda: seen, Order.SAVE_AND_END),
     )
 
-    took_s = time.monotonic() - asked_s[0]
-    assert (ending.exit_code, ending.was_stopped) == (-signal.SIGKILL, True)
-    assert STOP_GRACE_S <= took_s < CANCEL_S - TICK_INTERVAL_S
+    assert seen == [EVENT, EVENT]
+    assert ending == Ending(0, was_asked=True, was_killed=False, log_tail="")
+
+
+def test_a_child_that_does_not_save_is_killed_when_its_time_is_up(
+    run: Run, seen: list[TrainingEvent]
+) -> None:
+    orders = iter([Order.SAVE_AND_END] * 3)
+
+    ending = run(
+        ["ignore", "SIGTERM"],
+        ["say", EVENT.model_dump_json()],
+        ["wait"],
+        order=lambda: next(orders, Order.END) if seen else Order.GO_ON,
+    )
+
+    assert ending == Ending(-signal.SIGKILL, was_asked=True, was_killed=True, log_tail="")
+
+
+def test_orders_are_carried_out_while_an_event_is_being_written_down(
+    directory: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as a checkpoint whose bytes take long to copy."""
+    del run  # has set the environment
+    directory.mkdir(parents=True)
+    script = [["say", EVENT.model_dump_json()], ["wait"]]
+    (directory / "script.json").write_text(json.dumps(script))
+    is_busy = threading.Event()
+    has_ended: list[bool] = []
+
+    def be_busy(_event: TrainingEvent) -> None:
+        is_busy.set()
+        path = JobLock.of(directory)
+        os.close(path.take(within_s=30))  # the child has let go of it
+        has_ended.append(True)
+
+    monkeypatch.setattr(JobLock, "_end_holder", lambda _: None)
+    LocalLauncher("tests.stand_in_child").run(
+        directory, on_event=be_busy, order=once(is_busy.is_set)
+    )
+
+    assert has_ended == [True]
+
+
+def test_a_child_of_an_earlier_attempt_is_ended_first(
+    directory: Path, run: Run, seen: list[TrainingEvent]
+) -> None:
+    """Its worker was suspended: it lost the job, and its child does not know."""
+    directory.mkdir(parents=True)
+    (directory / "script.json").write_text('[["wait"]]')
+    earlier = LocalLauncher("tests.stand_in_child")._start(directory)
+
+    run(["say", EVENT.model_dump_json()])
+
+    assert earlier.wait(10) == -signal.SIGKILL
+    assert earlier.stdout is not None
+    earlier.stdout.close()
+    assert seen == [EVENT]
+
+
+def test_a_child_that_would_not_end_is_waited_for_in_vain(
+    directory: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory.mkdir(parents=True)
+    held = JobLock.of(directory).take(within_s=0)
+    monkeypatch.setattr(local_launcher, "LOCK_S", 0.1)
+
+    with pytest.raises(JobLockedError):
+        run(["exit", 0])
+
+    os.close(held)
 
 
 @pytest.mark.parametrize("name", ["SIGKILL", "SIGSEGV", "SIGABRT"])
 def test_a_child_that_dies_of_a_signal_says_which(run: Run, name: str) -> None:
     ending = run(["raise", name])
 
-    assert (ending.exit_code, ending.was_stopped) == (-signal.Signals[name], False)
+    assert (ending.exit_code, ending.was_killed) == (-signal.Signals[name], False)
 
 
 def test_lines_that_are_no_events_are_logged_and_passed_over(
@@ -104,40 +180,44 @@ def test_an_endless_line_is_not_collected_and_its_end_is_no_event(
 
 
 def test_what_a_child_leaves_behind_does_not_keep_the_worker_waiting(
-    run: Run, tmp_path: Path
+    run: Run, directory: Path
 ) -> None:
     """Such as a loader process that survived the crash of what had started it."""
     ending = run(["leave-behind"], ["exit", 1])
 
-    assert (ending.exit_code, ending.was_stopped) == (1, False)
-    left = int((tmp_path / "pid").read_text())
+    assert (ending.exit_code, ending.was_killed) == (1, False)
+    left = int((directory / "pid").read_text())
     wait_until(lambda: not is_running(left), within_s=5)
 
 
 def test_what_a_child_has_started_is_stopped_with_it(
-    run: Run, tmp_path: Path, seen: list[TrainingEvent]
+    run: Run, directory: Path, seen: list[TrainingEvent]
 ) -> None:
     run(
         ["leave-behind"],
         ["say", EVENT.model_dump_json()],
         ["wait"],
-        tick=lambda: bool(seen),
+        order=once(lambda: seen),
     )
 
-    left = int((tmp_path / "pid").read_text())
+    left = int((directory / "pid").read_text())
     wait_until(lambda: not is_running(left), within_s=5)
 
 
-def test_an_error_of_the_worker_stops_the_child(run: Run, tmp_path: Path) -> None:
-    def fail_once_it_waits() -> bool:
-        if (tmp_path / "pid").exists():
-            raise ZeroDivisionError
-        return False
+def test_an_error_of_the_worker_stops_the_child(directory: Path, run: Run) -> None:
+    del run
+    directory.mkdir(parents=True)
+    script = [["leave-behind"], ["say", EVENT.model_dump_json()], ["wait"]]
+    (directory / "script.json").write_text(json.dumps(script))
 
+    def fail(_event: TrainingEvent) -> None:
+        raise ZeroDivisionError
+
+    launcher = LocalLauncher("tests.stand_in_child")
     with pytest.raises(ZeroDivisionError):
-        run(["leave-behind"], ["wait"], tick=fail_once_it_waits)
+        launcher.run(directory, on_event=fail, order=lambda: Order.GO_ON)
 
-    left = int((tmp_path / "pid").read_text())
+    left = int((directory / "pid").read_text())
     wait_until(lambda: not is_running(left), within_s=5)
 
 
@@ -150,14 +230,14 @@ def test_the_end_of_the_log_is_kept(run: Run) -> None:
 
 
 def test_a_child_sees_no_secret_of_the_workers_environment(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TUNERY_DATABASE_URL", "postgresql://user:secret@host/db")
     monkeypatch.setenv("HF_TOKEN", "secret")
 
     run(["environment"])
 
-    passed_on = set((tmp_path / "environment").read_text().splitlines())
+    passed_on = set((directory / "environment").read_text().splitlines())
     assert {"HF_HUB_OFFLINE", "PATH"} <= passed_on
     assert passed_on - {"LC_CTYPE"} <= {
         *local_launcher._PASSED_ON,
@@ -168,15 +248,16 @@ def test_a_child_sees_no_secret_of_the_workers_environment(
 
 
 def test_a_ctrl_c_in_the_workers_terminal_does_not_reach_the_child(
-    run: Run, tmp_path: Path, seen: list[TrainingEvent]
+    run: Run, directory: Path, seen: list[TrainingEvent]
 ) -> None:
     sessions: list[int] = []
 
-    def look() -> bool:
-        if seen:
-            sessions.append(os.getsid(int((tmp_path / "pid").read_text())))
-        return bool(seen)
+    def look() -> Order:
+        if not seen:
+            return Order.GO_ON
+        sessions.append(os.getsid(int((directory / "pid").read_text())))
+        return Order.END
 
-    run(["leave-behind"], ["say", EVENT.model_dump_json()], ["wait"], tick=look)
+    run(["leave-behind"], ["say", EVENT.model_dump_json()], ["wait"], order=look)
 
     assert sessions[0] != os.getsid(0)

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from app.core.db.files import FileRepository
-from app.core.db.leases import LeaseRepository
 from app.core.db.models import Job
+from app.core.db.recovery import RecoveryRepository
 from app.core.db.session import Database
 from app.core.errors import LeaseLostError
 from app.core.job_status import JobStatus
@@ -20,6 +20,7 @@ from app.core.training_events import (
     Failed,
     Finished,
     Noted,
+    Saved,
     Started,
     Stepped,
     TrainingEvent,
@@ -37,11 +38,12 @@ from tests.builders import (
 )
 from tests.fakes import FrozenClock
 from worker.attempt import Attempt
-from worker.launcher import Ending
+from worker.launcher import Ending, Order
+from worker.publisher import Publisher
 from worker.workspace import Workspace
 
-ENDED = Ending(0, was_stopped=False, log_tail="")
-CRASHED = Ending(1, was_stopped=False, log_tail="")
+ENDED = Ending(0, was_asked=False, was_killed=False, log_tail="")
+CRASHED = Ending(1, was_asked=False, was_killed=False, log_tail="")
 
 
 def stepped(step: int) -> Stepped:
@@ -57,14 +59,14 @@ def job(database: Database) -> Job:
 def attempt(database: Database, store: LocalBlobStore, tmp_path: Path, job: Job) -> Attempt:
     lease = claim(database)
     assert lease.job_id == job.id
+    workspace, clock = Workspace(tmp_path / "work", lease), FrozenClock()
     return Attempt(
         lease,
-        Workspace(tmp_path / "work", lease),
+        Publisher(lease, workspace, database=database, store=store, clock=clock),
         database=database,
-        store=store,
-        clock=FrozenClock(),
+        clock=clock,
         lease_for=MINUTE,
-        is_stopping=lambda: False,
+        stop_at_s=lambda: None,
     )
 
 
@@ -72,7 +74,7 @@ def steal(database: Database) -> dict[str, list[tuple[Any, ...]]]:
     """Another worker takes the job over. Returns all that the database then holds."""
     later = NOW + 2 * MINUTE
     with database.writing() as session:
-        LeaseRepository(session).rescue(now=later)
+        RecoveryRepository(session).rescue_expired(now=later)
     claim(database, "worker-2", now=later)
     return dump_tables(database)
 
@@ -92,6 +94,7 @@ def directory(job: Job, tmp_path: Path) -> Path:
         pytest.param(Noted(message="unheard"), id="noted"),
         pytest.param(Started(total_steps=5), id="started"),
         pytest.param(Checkpointed(step=1, directory="out/step-1"), id="checkpointed"),
+        pytest.param(Saved(step=1, directory="out/resume-1"), id="saved"),
         pytest.param(Finished(step=1, trained_tokens=1), id="finished"),
         pytest.param(Failed(code="invalid_file", message="bad"), id="failed"),
     ],
@@ -102,18 +105,22 @@ def test_nothing_is_written_of_a_job_that_another_worker_has_taken_over(
     attempt.on_event(Started(total_steps=3))
     attempt.on_event(stepped(1))
     write_checkpoint(directory, 1)
+    write_checkpoint(directory, 1, name="resume")
     left = steal(database)
 
     writes = [
         lambda: attempt.on_event(last),
-        attempt.tick,
+        lambda: attempt.begin(after_step=0),
+        lambda: attempt.release("The worker was stopped"),
         lambda: attempt.settle(CRASHED),
         lambda: attempt.fail(code="internal_error", message="bad"),
     ]
     for write in writes:
         with pytest.raises(LeaseLostError):
             write()
+    attempt.beat()
 
+    assert attempt.order() is Order.END
     assert dump_tables(database) == left
 
 

@@ -1,5 +1,6 @@
 """The job directory; what a whole turn of the worker does with it is in `test_loop.py`."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,9 @@ def workspace(
         catalogue,
         training_file=add_file(database, store),
         validation_file=None,
-        threads=2,
     )
+    spec = {"job_id": lease.job_id, "attempt": lease.attempt}
+    (workspace.directory / "job.json").write_text(json.dumps(spec))
     return workspace
 
 
@@ -50,7 +52,7 @@ def test_filling_again_starts_from_nothing(
     (workspace.directory / "out/step-1").mkdir()
     file = add_file(database, store)
 
-    workspace.fill(store, catalogue, training_file=file, validation_file=None, threads=2)
+    workspace.fill(store, catalogue, training_file=file, validation_file=None)
 
     assert list((workspace.directory / "out").iterdir()) == []
     assert not (workspace.directory / "validation.jsonl").exists()
@@ -68,17 +70,26 @@ def test_a_checkpoint_is_stored_under_keys_of_its_attempt(
 ) -> None:
     write_checkpoint(workspace.directory, 3)
 
-    stored, manifest_sha256 = workspace.store_checkpoint(store, "out/step-3")
+    stored = workspace.store_directory(store, "out/step-3")
 
     prefix = f"jobs/{lease.job_id}/attempt-1/step-3"
     assert {file.blob_key for file in stored} == {
         f"{prefix}/{name}"
         for name in ("adapter_config.json", "adapter_model.safetensors", "manifest.json")
     }
-    assert manifest_sha256 == sha256_of(workspace.directory / "out/step-3/manifest.json")
     for file in stored:
         path = workspace.directory / "out/step-3" / file.name
         assert (file.bytes, file.sha256) == (path.stat().st_size, sha256_of(path))
+
+
+@pytest.mark.parametrize("other", [{"job_id": "ftjob-other"}, {"attempt": 2}])
+def test_a_checkpoint_of_something_else_is_refused(
+    workspace: Workspace, store: LocalBlobStore, other: dict[str, Any]
+) -> None:
+    write_checkpoint(workspace.directory, 3, **other)
+
+    with pytest.raises(ManifestError, match="of another job or attempt"):
+        workspace.store_directory(store, "out/step-3")
 
 
 def test_a_stored_file_becomes_a_row_of_its_job(
@@ -112,7 +123,7 @@ def test_a_checkpoint_that_is_not_as_promised_is_refused(
     spoil(workspace.directory / "out/step-3")
 
     with pytest.raises(ManifestError):
-        workspace.store_checkpoint(store, "out/step-3")
+        workspace.store_directory(store, "out/step-3")
 
 
 @pytest.mark.parametrize("link", ["out/step-3", "out"])
@@ -125,7 +136,7 @@ def test_a_checkpoint_that_is_a_link_is_not_followed(
     planted.symlink_to(tmp_path / "elsewhere")
 
     with pytest.raises(ManifestError, match="not a directory of its own"):
-        workspace.store_checkpoint(store, "out/step-3")
+        workspace.store_directory(store, "out/step-3")
 
 
 @pytest.mark.parametrize("name", ["adapter_config.json", "more.json"])
@@ -139,7 +150,7 @@ def test_a_link_in_a_checkpoint_is_not_followed(
     planted.symlink_to(tmp_path / "secret")
 
     with pytest.raises(OSError, match=name):
-        workspace.store_checkpoint(store, "out/step-3")
+        workspace.store_directory(store, "out/step-3")
 
 
 def test_removing_leaves_another_attempts_directory(
@@ -176,7 +187,7 @@ def test_a_data_set_is_copied_whole(
     content = b'{"text": "' + b"x" * 3_000_000 + b'"}\n'
     file = add_file(database, store, content)
 
-    workspace.fill(store, catalogue, training_file=file, validation_file=file, threads=2)
+    workspace.fill(store, catalogue, training_file=file, validation_file=file)
 
     assert (workspace.directory / "train.jsonl").read_bytes() == content
     assert (workspace.directory / "validation.jsonl").read_bytes() == content

@@ -11,7 +11,8 @@ def test_a_job_that_has_ended_stays_as_it_is() -> None:
     assert ended == {JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED}
 
 
-def test_every_status_is_one_that_the_openai_client_knows() -> None:
+def test_every_status_but_one_is_known_to_the_openai_client() -> None:
+    """It has calls to pause a job, but no word for what the job is then."""
     known = {"validating_files", "queued", "running", "succeeded", "failed", "cancelled"}
 
-    assert {str(status) for status in JobStatus} <= known
+    assert {str(status) for status in JobStatus} - known == {"paused"}
