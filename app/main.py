@@ -17,6 +17,7 @@ from app.core.db.session import Database
 from app.core.disk import Ballast
 from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
+from app.core.version import VERSION
 from app.schemas.pages import ErrorRead
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
@@ -45,7 +46,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app = FastAPI(
         title="Tunery",
-        version="0.1.0",
+        version=VERSION,
         description="Fine-tune language models over REST: OpenAI's fine-tuning API, self-hosted.",
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
         lifespan=_lifespan,

@@ -1,4 +1,4 @@
-"""Small chores between jobs: put lost jobs back into the queue, free what has expired."""
+"""Small chores between jobs: put lost jobs back, free what has expired or was left behind."""
 
 import logging
 import time
@@ -8,31 +8,54 @@ from app.core.db.files import FileRepository
 from app.core.db.recovery import RecoveryRepository
 from app.core.db.saved_states import SavedStateRepository
 from app.core.db.session import Database
+from app.core.disk import Ballast
+from app.core.maintenance.orphans import free_orphans
+from app.core.settings import Settings
 from app.core.storage.base import BlobStore
 from worker.identity import is_alive, this_host
 
 logger = logging.getLogger(__name__)
 
 INTERVAL_S = 5.0
+ORPHANS_INTERVAL_S = 3600.0
+"""To look at every blob takes a while."""
+
 BATCH = 100
 """Expired files freed in one go."""
 
 
 class Janitor:
-    def __init__(self, database: Database, store: BlobStore, *, clock: Clock) -> None:
+    """Does the chores.
+
+    Args:
+        settings: None for a janitor that leaves the disk alone.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        store: BlobStore,
+        *,
+        clock: Clock,
+        settings: Settings | None = None,
+    ) -> None:
         self._database = database
         self._store = store
         self._clock = clock
+        self._settings = settings
         self._due_s = 0.0
+        self._orphans_due_s = 0.0
 
     def run_if_due(self) -> None:
         """Do the chores if the last time was long enough ago."""
         if time.monotonic() < self._due_s:
             return
         self._due_s = time.monotonic() + INTERVAL_S
+        self.keep_ballast()
         self.rescue_jobs()
         self.delete_expired_files()
         self.delete_saved_states()
+        self.free_orphans()
 
     def rescue_jobs(self) -> None:
         """Put jobs whose worker gave no sign of life back into the queue."""
@@ -59,3 +82,17 @@ class Janitor:
             keys = SavedStateRepository(session).delete_of_ended(limit=BATCH)
         for key in keys:
             self._store.delete(key)
+
+    def keep_ballast(self) -> None:
+        """Make what was dropped on a full disk again, once there is space."""
+        if self._settings is not None:
+            Ballast(self._settings).make_if_room()
+
+    def free_orphans(self) -> None:
+        """Once an hour, free what processes that were killed have left behind."""
+        if self._settings is None or time.monotonic() < self._orphans_due_s:
+            return
+        self._orphans_due_s = time.monotonic() + ORPHANS_INTERVAL_S
+        freed = free_orphans(self._database, self._store, self._settings)
+        if freed:
+            logger.warning("orphans freed: %s", freed)

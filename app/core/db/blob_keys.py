@@ -30,6 +30,15 @@ class NamedBlob:
         return self.file_id or f"the state of {self.job_id} saved at step {self.step}"
 
 
+@dataclass(frozen=True, slots=True)
+class StateBlobs:
+    """A saved state: its primary key, and its blobs by the name of the file."""
+
+    job_id: str
+    step: int
+    blobs: dict[str, NamedBlob]
+
+
 class BlobKeyRepository:
     """The blobs of every project."""
 
@@ -56,11 +65,11 @@ class BlobKeyRepository:
         query = select(*columns).where(File.id > after).order_by(File.id).limit(limit)
         return [NamedBlob(*row) for row in self._session.execute(query)]
 
-    def list_of_saved_states(self, *, after: tuple[str, int], limit: int) -> list[NamedBlob]:
-        """The blobs of the saved states that follow the one of that job and step, by both."""
+    def list_states(self, *, after: tuple[str, int], limit: int) -> list[StateBlobs]:
+        """The saved states that follow the one of that job and step, by both."""
         place = (SavedState.job_id, SavedState.step)
         query = select(SavedState).where(tuple_(*place) > after).order_by(*place).limit(limit)
-        return [blob for state in self._session.scalars(query) for blob in _blobs_of(state)]
+        return [_blobs_of(state) for state in self._session.scalars(query)]
 
     def still_names(self, blob: NamedBlob) -> bool:
         """Whether the row that named it is still there, and still names it."""
@@ -68,7 +77,7 @@ class BlobKeyRepository:
             file = self._session.get(File, blob.file_id)
             return file is not None and file.blob_key == blob.key
         state = self._session.get(SavedState, (blob.job_id, blob.step))
-        return state is not None and blob in _blobs_of(state)
+        return state is not None and blob in _blobs_of(state).blobs.values()
 
     def forget_saved_state(self, job_id: str, step: int) -> None:
         """The job's next attempt goes on from an older state, or from its first step."""
@@ -78,7 +87,7 @@ class BlobKeyRepository:
     def _saved_states(self) -> Iterator[NamedBlob]:
         query = select(SavedState).execution_options(yield_per=PAGE_ROWS)
         for state in self._session.scalars(query):
-            yield from _blobs_of(state)
+            yield from _blobs_of(state).blobs.values()
 
 
 def iterate_named(
@@ -98,18 +107,29 @@ def iterate_named(
             break
         yield from page
         after = page[-1].file_id or ""
+    for state in iterate_states(open_session):
+        yield from state.blobs.values()
+
+
+def iterate_states(
+    open_session: Callable[[], AbstractContextManager[Session]],
+) -> Iterator[StateBlobs]:
+    """Every saved state, page by page."""
     place = ("", 0)
     while True:
         with open_session() as session:
-            page = BlobKeyRepository(session).list_of_saved_states(after=place, limit=PAGE_ROWS)
+            page = BlobKeyRepository(session).list_states(after=place, limit=PAGE_ROWS)
         if not page:
-            break
+            return
         yield from page
-        place = (page[-1].job_id or "", page[-1].step or 0)
+        place = (page[-1].job_id, page[-1].step)
 
 
-def _blobs_of(state: SavedState) -> list[NamedBlob]:
-    return [
-        NamedBlob(file["key"], file["bytes"], file["sha256"], job_id=state.job_id, step=state.step)
-        for file in state.files.values()
-    ]
+def _blobs_of(state: SavedState) -> StateBlobs:
+    blobs = {
+        name: NamedBlob(
+            file["key"], file["bytes"], file["sha256"], job_id=state.job_id, step=state.step
+        )
+        for name, file in state.files.items()
+    }
+    return StateBlobs(state.job_id, state.step, blobs)

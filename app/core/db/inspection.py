@@ -1,6 +1,7 @@
-"""What `python -m app doctor` asks of a database; it changes nothing."""
+"""What the maintenance of a service asks of its database; nothing here changes it."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -10,12 +11,18 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import func, select, text
 
+from app.core.db.blob_keys import PAGE_ROWS, NamedBlob, iterate_states
 from app.core.db.models import Checkpoint, File, Job
 from app.core.db.session import Database, Session
 from app.core.job_status import JobStatus
+from app.core.manifest import MANIFEST_NAME
 
 _MIGRATIONS = Path(__file__).parents[3] / "migrations"
 _MAX_PROBLEMS = 20
+
+
+class NoDatabaseError(Exception):
+    """There is no database; the message says where it was looked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +50,26 @@ def sqlite_file(database: Database) -> Path | None:
     if url.get_backend_name() != "sqlite" or not url.database:
         return None
     return Path(url.database)
+
+
+def require_database(database: Database) -> None:
+    """Make sure that there is one, and make none.
+
+    Raises:
+        NoDatabaseError: its file does not exist, or its server does not answer.
+    """
+    file = sqlite_file(database)
+    if file is None:
+        try:
+            with database.reading() as session:
+                describe_engine(session)
+        except Exception as error:
+            raise NoDatabaseError(f"The database cannot be reached: {error}") from error
+    elif not file.exists():
+        raise NoDatabaseError(
+            f"There is no database at {file}. Are TUNERY_DATA_DIR and TUNERY_DATABASE_URL those of "
+            "the service, and was it ever started?"
+        )
 
 
 def find_damage(session: Session) -> list[str]:
@@ -78,6 +105,50 @@ def _scripts() -> ScriptDirectory:
     config = Config()
     config.set_main_option("script_location", str(_MIGRATIONS))
     return ScriptDirectory.from_config(config)
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestedFiles:
+    """A checkpoint or a saved state: files that are what their manifest says, or worth nothing."""
+
+    owner: str
+    """For people."""
+    manifest_sha256: str
+    blobs: Mapping[str, NamedBlob]
+    """By the name of the file; the manifest is among them."""
+
+
+def iterate_manifested(
+    open_session: Callable[[], AbstractContextManager[Session]],
+) -> Iterator[ManifestedFiles]:
+    """Every checkpoint that still has its files, then every saved state, page by page."""
+    last_id = ""
+    while True:
+        query = select(Checkpoint).where(Checkpoint.id > last_id).order_by(Checkpoint.id)
+        with open_session() as session:
+            page = session.scalars(query.limit(PAGE_ROWS)).all()
+        if not page:
+            break
+        yield from (_of_checkpoint(checkpoint) for checkpoint in page if checkpoint.files)
+        last_id = page[-1].id
+    for state in iterate_states(open_session):
+        manifest = state.blobs.get(MANIFEST_NAME)
+        yield ManifestedFiles(
+            f"the state of {state.job_id} saved at step {state.step}",
+            manifest.sha256 if manifest else "",
+            state.blobs,
+        )
+
+
+def _of_checkpoint(checkpoint: Checkpoint) -> ManifestedFiles:
+    return ManifestedFiles(
+        f"{checkpoint.id} (step {checkpoint.step} of {checkpoint.job_id})",
+        checkpoint.manifest_sha256,
+        {
+            file.filename: NamedBlob(file.blob_key, file.bytes, file.sha256, file_id=file.id)
+            for file in checkpoint.files
+        },
+    )
 
 
 def count_jobs(session: Session) -> dict[JobStatus, int]:
