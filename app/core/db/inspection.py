@@ -9,7 +9,8 @@ from pathlib import Path
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import func, select, text
+from sqlalchemy import func, make_url, select, text
+from sqlalchemy.exc import DatabaseError, OperationalError
 
 from app.core.db.blob_keys import PAGE_ROWS, NamedBlob, iterate_states
 from app.core.db.models import Checkpoint, File, Job
@@ -52,6 +53,11 @@ def sqlite_file(database: Database) -> Path | None:
     return Path(url.database)
 
 
+def kind_of(database_url: str) -> str:
+    """`sqlite` or `postgresql`."""
+    return make_url(database_url).get_backend_name()
+
+
 def require_database(database: Database) -> None:
     """Make sure that there is one, and make none.
 
@@ -79,6 +85,15 @@ def find_damage(session: Session) -> list[str]:
     """
     if session.get_bind().dialect.name != "sqlite":
         return []
+    try:
+        return _find_damage_in_file(session)
+    except OperationalError:  # such as a busy database
+        raise
+    except DatabaseError as error:  # too much of it to look any further
+        return [str(error.orig)]
+
+
+def _find_damage_in_file(session: Session) -> list[str]:
     damage = session.execute(text(f"PRAGMA integrity_check({_MAX_PROBLEMS})")).scalars().all()
     broken = session.execute(text("PRAGMA foreign_key_check")).fetchmany(_MAX_PROBLEMS)
     return [line for line in damage if line != "ok"] + [

@@ -1,5 +1,6 @@
 """Examines the disk: how full it is, of what kind, and what lies on it for nothing."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from app.core.maintenance.orphans import find_orphans, free_orphans
 
 _MIB = 1024 * 1024
 _MOUNTS = Path("/proc/self/mountinfo")
+_ESCAPED = re.compile(r"\\([0-7]{3})")
 _SHARED = {"9p", "afs", "ceph", "cifs", "glusterfs", "nfs", "nfs4", "smb3", "smbfs", "virtiofs"}
 """File systems on which SQLite's locks, or the memory its processes share, cannot be relied on."""
 
@@ -67,7 +69,7 @@ def file_system_of(directory: Path, mounts: Path = _MOUNTS) -> str:
     deepest, kind = -1, "unknown"
     for line in mounts.read_text("utf-8", "surrogateescape").splitlines():
         before, _, after = line.partition(" - ")
-        point = Path(before.split()[4].encode("latin-1", "replace").decode("unicode_escape"))
+        point = Path(_ESCAPED.sub(lambda code: chr(int(code[1], 8)), before.split()[4]))
         depth = len(point.parts)
         if directory.is_relative_to(point) and depth >= deepest:  # a later mount hides an earlier
             deepest, kind = depth, after.split()[0]

@@ -65,23 +65,21 @@ def restore_backup(
     """
     source = source.absolute()
     restored = Restored(read_record(source))
-    database = Database(settings.resolved_database_url)
-    try:
-        _check_fit(restored.record, database)
-        restored.damaged = verify(source, accept_damage=accept_damage)
-        with alone(settings):
+    _check_fit(restored.record, settings)
+    restored.damaged = verify(source, accept_damage=accept_damage)
+    with alone(settings):
+        database = Database(settings.resolved_database_url)
+        try:
             if not replace:
                 _require_empty(settings, database)
-            now = utc_now()
-            restored.replaced = settings.data_dir / f"before-restore-{now:%Y%m%dT%H%M%S}"
-            _put_in_place(settings, database, source, restored, now, may_link=may_link)
-    finally:
-        database.dispose()
+            _put_in_place(settings, database, source, restored, may_link=may_link)
+        finally:
+            database.dispose()
     return restored
 
 
-def _check_fit(record: BackupRecord, database: Database) -> None:
-    kind = database.engine.dialect.name
+def _check_fit(record: BackupRecord, settings: Settings) -> None:
+    kind = inspection.kind_of(settings.resolved_database_url)
     if record.database != kind:
         raise BackupError(
             f"The backup is of a {record.database} database, and TUNERY_DATABASE_URL names one of "
@@ -113,16 +111,16 @@ def _put_in_place(
     database: Database,
     source: Path,
     restored: Restored,
-    now: datetime,
     *,
     may_link: bool,
 ) -> None:
-    record, replaced = restored.record, restored.replaced or settings.data_dir
+    now = utc_now()
+    replaced = settings.data_dir / f"before-restore-{now:%Y%m%dT%H%M%S}"
     blobs = settings.data_dir / "blobs.restoring"
     shutil.rmtree(blobs, ignore_errors=True)  # of a try that was broken off
     _copy_blobs(source, blobs, restored.damaged, may_link=may_link)
     file = inspection.sqlite_file(database)
-    dump = source / record.database_name
+    dump = source / restored.record.database_name
     if file is None:
         load_dump(database, dump, replace=has_tables(database))
         restored.put_back = _bring_up_to_date(database, now)
@@ -136,10 +134,13 @@ def _put_in_place(
         _move_aside([settings.blobs_dir], replaced)
     shutil.rmtree(settings.blobs_dir, ignore_errors=True)
     blobs.rename(settings.blobs_dir)
-    _restore_catalogue(settings, source, restored, may_link=may_link)
+    if CATALOGUE_NAME in restored.record.files:
+        own = settings.data_dir / CATALOGUE_NAME
+        _move_aside([own], replaced)
+        link_or_copy(source / CATALOGUE_NAME, own, may_link=False)
+    _restore_models(settings, source, restored, may_link=may_link)
     sync(settings.data_dir)
-    if not replaced.exists():
-        restored.replaced = None
+    restored.replaced = replaced if replaced.exists() else None
 
 
 def _copy_blobs(source: Path, target: Path, damaged: set[str], *, may_link: bool) -> None:
@@ -177,15 +178,11 @@ def _bring_up_to_date(database: Database, now: datetime) -> list[str]:
         return release_running(session, now=now)
 
 
-def _restore_catalogue(
+def _restore_models(
     settings: Settings, source: Path, restored: Restored, *, may_link: bool
 ) -> None:
-    """The operator's catalogue, and the weights of base models that are not installed here."""
+    """Install the weights that came along; name the base models that have to be fetched again."""
     files = restored.record.files
-    if CATALOGUE_NAME in files:
-        own = settings.data_dir / CATALOGUE_NAME
-        _move_aside([own], restored.replaced or settings.data_dir)
-        link_or_copy(source / CATALOGUE_NAME, own, may_link=False)
     models = {Path(name).parts[1] for name in files if Path(name).match(f"models/*/{RECORD_NAME}")}
     for model_id in sorted(models):
         if (settings.data_dir / "models" / model_id / RECORD_NAME).exists():
