@@ -26,45 +26,39 @@ class SnapshotError(Exception):
 
 
 @contextmanager
-def copy_database(database: Database, target: Path) -> Generator[Session]:
-    """Copy it into the file `target`, which is durable afterwards; others may write meanwhile.
+def open_snapshot(database: Database) -> Generator[Session]:
+    """A session that sees one moment, however many statements it takes; others write meanwhile."""
+    with database.reading() as session:
+        if is_sqlite(database):
+            session.execute(text("SELECT count(*) FROM alembic_version"))  # the moment is now
+        else:
+            session.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"))
+            session.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
+        yield session
 
-    Yields:
-        A session that sees what is in the copy, and no more.
+
+def copy_database(database: Database, session: Session, target: Path) -> None:
+    """Write what a snapshot sees into the file `target`, which is durable afterwards.
 
     Raises:
         SnapshotError: a program of PostgreSQL's is missing, or failed.
     """
-    with database.reading() as session:
-        if is_sqlite(database):
-            session.execute(text("SELECT count(*) FROM alembic_version"))  # the moment is now
-            _copy_pages(session, target)
-        else:
-            _dump(database, session, target)
-        _flush(target)
-        yield session
+    if is_sqlite(database):
+        source: Any = session.connection().connection.driver_connection
+        copy = type(source)(str(target))
+        try:
+            source.backup(copy)  # in the transaction of the session
+        finally:
+            copy.close()
+    else:
+        name = session.execute(text("SELECT pg_export_snapshot()")).scalar_one()
+        arguments = ["--format=custom", "--no-owner", f"--snapshot={name}", f"--file={target}"]
+        _run_tool(database, "pg_dump", arguments)
+    _flush(target)
 
 
 def is_sqlite(database: Database) -> bool:
     return database.engine.dialect.name == "sqlite"
-
-
-def _copy_pages(session: Session, target: Path) -> None:
-    """By SQLite's own backup, in the transaction of `session`, so that both see the same."""
-    source: Any = session.connection().connection.driver_connection
-    copy = type(source)(str(target))
-    try:
-        source.backup(copy)
-    finally:
-        copy.close()
-
-
-def _dump(database: Database, session: Session, target: Path) -> None:
-    session.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"))
-    session.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
-    name = session.execute(text("SELECT pg_export_snapshot()")).scalar_one()
-    command = ["--format=custom", "--no-owner", f"--snapshot={name}", f"--file={target}"]
-    _run_tool(database, "pg_dump", command)
 
 
 def load_dump(database: Database, source: Path, *, replace: bool) -> None:

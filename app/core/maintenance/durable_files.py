@@ -9,26 +9,43 @@ _CANNOT_LINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.
 """Another file system; one without hard links or not for this user; too many of them."""
 
 
-def link_or_copy(source: Path, target: Path, *, may_link: bool) -> bool:
-    """Give a file that is never changed a second place; whether it is a link to the same bytes.
+def link_or_copy(source: Path, target: Path, *, may_link: bool) -> None:
+    """Give a file that is never changed a second place.
+
+    Raises:
+        FileNotFoundError: there is no `source`.
+    """
+    if not (may_link and try_link(source, target)):
+        copy_file(source, target)
+
+
+def try_link(source: Path, target: Path) -> bool:
+    """Give a file a second name, if its file system lets it have one there.
 
     Raises:
         FileNotFoundError: there is no `source`.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    if may_link:
-        try:
-            os.link(source, target)
-        except OSError as error:
-            if error.errno not in _CANNOT_LINK:
-                raise
-        else:
-            return True
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno not in _CANNOT_LINK:
+            raise
+        return False
+    return True
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy the bytes of a file, durably.
+
+    Raises:
+        FileNotFoundError: there is no `source`.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
     with source.open("rb") as original, target.open("wb") as copy:
         shutil.copyfileobj(original, copy, 1024 * 1024)
         copy.flush()
         os.fsync(copy.fileno())
-    return False
 
 
 def write_durably(path: Path, content: bytes) -> None:

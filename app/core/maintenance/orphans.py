@@ -22,7 +22,10 @@ from app.core.storage.base import BlobStore, StoredBlob
 GRACE_S = 3600.0
 """Longer than any time between the last byte of a blob and the row that names it."""
 
-WORKER_GRACE_S = 86_400.0
+LONG_GRACE_S = 86_400.0
+HOLD_PREFIX = ".backup-"
+"""Of a directory beside the blobs, in which a backup keeps them until it has copied them."""
+
 _BATCH = 1000
 """Blobs looked up at once."""
 
@@ -39,15 +42,18 @@ class Orphans:
     """Of jobs that do not run."""
     alive_files: int
     """Of workers that are gone."""
+    held_directories: int
+    """Of backups that were broken off."""
 
     def __bool__(self) -> bool:
-        counts = (self.blobs, self.scratch_files, self.job_directories, self.alive_files)
-        return any(counts)
+        others = (self.job_directories, self.alive_files, self.held_directories)
+        return any((self.blobs, self.scratch_files, *others))
 
     def __str__(self) -> str:
         return (
             f"{self.blobs} blobs ({self.bytes:,} bytes), {self.scratch_files} scratch files, "
-            f"{self.job_directories} job directories, {self.alive_files} files of dead workers"
+            f"{self.job_directories} job directories, {self.alive_files} files of dead workers, "
+            f"{self.held_directories} directories of broken-off backups"
         )
 
 
@@ -84,7 +90,8 @@ def _sweep(
         size,
         scratch_files=count(_stale(store.list_scratch(), GRACE_S)),
         job_directories=count(_left_directories(database, settings.work_dir)),
-        alive_files=count(_stale(settings.workers_dir.glob("*.alive"), WORKER_GRACE_S)),
+        alive_files=count(_stale(settings.workers_dir.glob("*.alive"), LONG_GRACE_S)),
+        held_directories=count(_held_directories(settings.data_dir)),
     )
 
 
@@ -122,14 +129,20 @@ def _left_directories(database: Database, work_dir: Path) -> Iterator[Path]:
             yield path
 
 
-def _is_left_alone(directory: Path) -> bool:
+def _held_directories(data_dir: Path) -> Iterator[Path]:
+    """A backup that still runs takes files out of its directory all the time."""
+    held = data_dir.glob(f"{HOLD_PREFIX}*")
+    return (path for path in held if _is_left_alone(path, LONG_GRACE_S))
+
+
+def _is_left_alone(directory: Path, for_s: float = GRACE_S) -> bool:
     """Whether nothing below it was written for a while."""
     everything = (
         Path(parent, name)
         for parent, directories, files in os.walk(directory)
         for name in (*directories, *files, ".")
     )
-    return all(_age_s(path) > GRACE_S for path in everything)
+    return all(_age_s(path) > for_s for path in everything)
 
 
 def _stale(paths: Iterator[Path], older_than_s: float) -> Iterator[Path]:

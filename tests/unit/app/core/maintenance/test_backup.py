@@ -3,8 +3,8 @@ import json
 import os
 import shutil
 import sqlite3
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from datetime import datetime
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import pytest
 from app.core.db.files import FileRepository
 from app.core.db.inspection import NoDatabaseError
 from app.core.db.models import File
-from app.core.db.session import Database
+from app.core.db.session import Database, Session
 from app.core.job_status import JobStatus
 from app.core.maintenance import backup, durable_files
 from app.core.maintenance.backup import make_backup
@@ -172,21 +172,26 @@ def test_without_a_database_there_is_nothing_to_back_up_and_none_is_made(
 def deleted_under_it(
     database: Database, store: LocalBlobStore, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[File, int], None]:
-    """Deletes a file, and adds another, after the database was copied, so many times."""
+    """Deletes a file, and adds another, as soon as a snapshot is open; so many times."""
 
     def arrange(file: File, times: int) -> None:
-        take_blobs = backup._Backup._take_blobs
+        open_snapshot = backup.open_snapshot
         files = [file]
 
-        def delete_first(self: backup._Backup) -> set[str]:
+        @contextmanager
+        def delete_in_it(database: Database) -> Iterator[Session]:
             if len(files) <= times:
-                with database.writing() as session:
-                    FileRepository(session).delete(files[-1])
-                store.delete(files[-1].blob_key)
                 files.append(add_file(database, store))
-            return take_blobs(self)
+            with open_snapshot(database) as snapshot:
+                if len(files) <= times + 1:
+                    with database.writing() as session:
+                        FileRepository(session).delete(files[-1])
+                    store.delete(files[-1].blob_key)
+                    if len(files) == times + 1:
+                        files.append(file)
+                yield snapshot
 
-        monkeypatch.setattr(backup._Backup, "_take_blobs", delete_first)
+        monkeypatch.setattr(backup, "open_snapshot", delete_in_it)
 
     return arrange
 
@@ -209,11 +214,14 @@ def test_what_is_deleted_between_rows_and_blobs_is_in_neither(
 
 
 def test_a_backup_that_never_catches_up_is_given_up(
+    *,
     settings: Settings,
     file: File,
     target: Path,
     deleted_under_it: Callable[[File, int], None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(backup, "_TRIES", 3)
     deleted_under_it(file, 1000)
 
     with pytest.raises(BackupError, match="deleted faster"):

@@ -8,7 +8,7 @@ import pytest
 from app.core.db.models import SavedState
 from app.core.db.session import Database
 from app.core.maintenance import orphans
-from app.core.maintenance.orphans import GRACE_S, WORKER_GRACE_S, find_orphans, free_orphans
+from app.core.maintenance.orphans import GRACE_S, LONG_GRACE_S, find_orphans, free_orphans
 from app.core.settings import Settings
 from app.core.storage.base import StoredBlob
 from app.core.storage.local import LocalBlobStore
@@ -165,10 +165,24 @@ def test_files_of_workers_that_died_are_removed(
     database: Database, store: LocalBlobStore, settings: Settings
 ) -> None:
     settings.workers_dir.mkdir()
-    ages_s = {"alive": 0, "silent": WORKER_GRACE_S - 60, "dead": WORKER_GRACE_S + 60}
+    ages_s = {"alive": 0, "silent": LONG_GRACE_S - 60, "dead": LONG_GRACE_S + 60}
     for name, age_s in ages_s.items():
         (settings.workers_dir / f"{name}.alive").touch()
         make_old(settings.workers_dir / f"{name}.alive", age_s)
 
     assert free_orphans(database, store, settings).alive_files == 1
     assert sorted(path.stem for path in settings.workers_dir.iterdir()) == ["alive", "silent"]
+
+
+def test_what_a_backup_that_was_killed_has_held_is_freed(
+    database: Database, store: LocalBlobStore, settings: Settings
+) -> None:
+    for name, age_s in {"killed": LONG_GRACE_S + 60, "running": LONG_GRACE_S - 60}.items():
+        held = settings.data_dir / f".backup-{name}" / "files"
+        held.mkdir(parents=True)
+        (held / "file-1").write_bytes(b"bytes")
+        for path in (held / "file-1", held, held.parent):
+            make_old(path, LONG_GRACE_S + 60 if path.is_file() else age_s)
+
+    assert free_orphans(database, store, settings).held_directories == 1
+    assert [path.name for path in settings.data_dir.glob(".backup-*")] == [".backup-running"]
