@@ -93,7 +93,9 @@ def _serve(settings: Settings, _parsed: argparse.Namespace) -> int:
     configure_logging(settings.log_level)
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     with occupied(settings):
-        Ballast(settings).make_if_room()
+        ballast = Ballast(settings)
+        if not ballast.release_if_full():
+            ballast.make_if_room()
         uvicorn.run(
             create_app(settings),
             host=settings.host,

@@ -12,6 +12,7 @@ from app.core.errors import StorageFullError
 from app.core.settings import Settings
 
 _MIB = 1024 * 1024
+_TO_OPEN_BYTES = _MIB
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -81,6 +82,10 @@ class Ballast:
         except FileNotFoundError:
             return False
         return True
+
+    def release_if_full(self) -> bool:
+        """Free its bytes if there are no others: not even a database can be opened without any."""
+        return free_bytes(self._settings.data_dir) < _TO_OPEN_BYTES and self.release()
 
     def make_if_room(self) -> bool:
         """Make it, unless that would take what must stay free. Whether there is one now."""

@@ -96,6 +96,19 @@ def test_ballast_takes_space_until_it_is_released(settings: Settings) -> None:
     assert not ballast.release()
 
 
+def test_ballast_is_dropped_when_there_is_next_to_nothing_else(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ballast = Ballast(settings)
+    ballast.make_if_room()
+
+    set_free(monkeypatch, MIB)
+    assert not ballast.release_if_full()
+    set_free(monkeypatch, MIB - 1)
+    assert ballast.release_if_full()
+    assert not ballast.release_if_full()
+
+
 def test_no_ballast_is_made_of_what_must_stay_free(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
