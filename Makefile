@@ -1,6 +1,6 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup model demo serve test powercut check format types imports deploy openapi lock clean
+.PHONY: help setup model demo serve test powercut diskfull check format types imports deploy openapi lock clean
 
 PYTHON ?= python3
 MODEL ?= smollm2-135m-instruct
@@ -56,6 +56,9 @@ imports: setup ## The architecture, as contracts
 deploy: setup ## Dockerfile and compose file
 	@$(BIN)/hadolint Dockerfile
 	@$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
+
+diskfull: setup ## Fill the disk under a real API, to the page (root, 5 minutes)
+	@$(BIN)/python -m tests.diskfull.run
 
 openapi: setup ## Write openapi.json anew
 	@$(BIN)/python -m app openapi > openapi.json

@@ -14,8 +14,10 @@ from app.api.v1 import files, fine_tuning_jobs, job_results, models
 from app.core.base_models import load_catalogue
 from app.core.db.migrate import upgrade
 from app.core.db.session import Database
+from app.core.disk import Ballast
 from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
+from app.core.version import VERSION
 from app.schemas.pages import ErrorRead
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
@@ -40,10 +42,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         database=Database(settings.resolved_database_url),
         store=LocalBlobStore(settings.blobs_dir),
         catalogue=load_catalogue(settings.data_dir),
+        ballast=Ballast(settings),
     )
     app = FastAPI(
         title="Tunery",
-        version="0.1.0",
+        version=VERSION,
         description="Fine-tune language models over REST: OpenAI's fine-tuning API, self-hosted.",
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
         lifespan=_lifespan,

@@ -1,4 +1,4 @@
-"""Small chores between jobs: put lost jobs back into the queue, free what has expired."""
+"""Small chores between jobs: put lost jobs back, free what has expired or was left behind."""
 
 import logging
 import time
@@ -8,31 +8,45 @@ from app.core.db.files import FileRepository
 from app.core.db.recovery import RecoveryRepository
 from app.core.db.saved_states import SavedStateRepository
 from app.core.db.session import Database
+from app.core.db.submissions import REMEMBERED_FOR, SubmissionRepository
+from app.core.disk import Ballast
+from app.core.maintenance.orphans import free_orphans
+from app.core.settings import Settings
 from app.core.storage.base import BlobStore
 from worker.identity import is_alive, this_host
 
 logger = logging.getLogger(__name__)
 
 INTERVAL_S = 5.0
+ORPHANS_INTERVAL_S = 3600.0
+"""To look at every blob takes a while."""
+
 BATCH = 100
 """Expired files freed in one go."""
 
 
 class Janitor:
-    def __init__(self, database: Database, store: BlobStore, *, clock: Clock) -> None:
+    def __init__(
+        self, settings: Settings, *, database: Database, store: BlobStore, clock: Clock
+    ) -> None:
+        self._settings = settings
         self._database = database
         self._store = store
         self._clock = clock
         self._due_s = 0.0
+        self._orphans_due_s = 0.0
 
     def run_if_due(self) -> None:
         """Do the chores if the last time was long enough ago."""
         if time.monotonic() < self._due_s:
             return
         self._due_s = time.monotonic() + INTERVAL_S
+        self.keep_ballast()
         self.rescue_jobs()
         self.delete_expired_files()
         self.delete_saved_states()
+        self.forget_submissions()
+        self.free_orphans()
 
     def rescue_jobs(self) -> None:
         """Put jobs whose worker gave no sign of life back into the queue."""
@@ -59,3 +73,21 @@ class Janitor:
             keys = SavedStateRepository(session).delete_of_ended(limit=BATCH)
         for key in keys:
             self._store.delete(key)
+
+    def forget_submissions(self) -> None:
+        """A request that comes again after so long is a new one."""
+        with self._database.writing() as session:
+            SubmissionRepository(session).delete_older(than=self._clock() - REMEMBERED_FOR)
+
+    def keep_ballast(self) -> None:
+        """Make what was dropped on a full disk again, once there is space."""
+        Ballast(self._settings).make_if_room()
+
+    def free_orphans(self) -> None:
+        """Once an hour, free what processes that were killed have left behind."""
+        if time.monotonic() < self._orphans_due_s:
+            return
+        self._orphans_due_s = time.monotonic() + ORPHANS_INTERVAL_S
+        freed = free_orphans(self._database, self._store, self._settings)
+        if freed:
+            logger.warning("orphans freed: %s", freed)

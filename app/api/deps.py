@@ -1,19 +1,22 @@
 """What a route may ask for."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from fastapi import Depends, Query, Request
 
 from app.core.base_models import Catalogue
 from app.core.clock import utc_now
 from app.core.db.session import Database, Session
-from app.core.errors import InvalidRequestError
+from app.core.disk import Ballast, require_room
+from app.core.errors import InvalidRequestError, StorageFullError
 from app.core.ids import IdPrefix
 from app.core.settings import Settings
 from app.core.storage.base import BlobStore
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +27,25 @@ class Services:
     database: Database
     store: BlobStore
     catalogue: Catalogue
+    ballast: Ballast
+
+    def make_room(self, act: Callable[[Session], T]) -> T:
+        """Do what frees space, in a transaction of its own, also when no space is left for that.
+
+        On a full disk `act` is called a second time, after the ballast is gone: all that the first
+        call did was rolled back.
+
+        Raises:
+            StorageFullError: there was no ballast, or it was not enough.
+        """
+        try:
+            with self.database.writing() as session:
+                return act(session)
+        except StorageFullError:
+            if not self.ballast.release():
+                raise
+        with self.database.writing() as session:
+            return act(session)
 
     def free(self, blob_keys: Iterable[str]) -> None:
         """Give their bytes back, once the rows that named them are gone and that is committed.
@@ -56,6 +78,14 @@ def _open_write(services: ServicesDep) -> Iterator[Session]:
 ReadDep = Annotated[Session, Depends(_open_read, scope="function")]
 WriteDep = Annotated[Session, Depends(_open_write, scope="function")]
 Now = Annotated[datetime, Depends(utc_now)]
+
+
+def _require_room(services: ServicesDep) -> None:
+    require_room(services.settings)
+
+
+NeedsRoom = Depends(_require_room)
+"""Of a route that leads to more bytes on the disk: `dependencies=[NeedsRoom]`."""
 
 
 class Cursor:

@@ -10,6 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from app.core.disk import as_storage_full
 from app.core.errors import OutcomeUnknownError, ServiceError
 from app.schemas.strict import nearest_field
 
@@ -32,6 +33,7 @@ def install_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(ServiceError, _service_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(OSError, _os_error)
 
 
 def error_response(
@@ -143,3 +145,12 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
         message, code = str(error.detail), status.phrase.lower().replace(" ", "_")
     headers = dict(error.headers or {})
     return error_response(status, message, code=code, headers=headers)
+
+
+async def _os_error(request: Request, error: Exception) -> JSONResponse:
+    """A disk that filled up under a request; any other error of the system is a crash."""
+    assert isinstance(error, OSError)
+    meant = as_storage_full(error)
+    if meant is None:
+        raise error
+    return await _service_error(request, meant)

@@ -6,6 +6,7 @@ the route runs, and has no bound on it.
 
 import hashlib
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -28,12 +29,19 @@ _BATCH_BYTES = 1024 * 1024
 """Bytes handled in one go off the event loop: large enough that the switch costs nothing."""
 
 
-async def receive_upload(request: Request, *, scratch: Path, max_bytes: int) -> Upload:
+async def receive_upload(
+    request: Request, *, scratch: Path, max_bytes: int, require_room: Callable[[int], None]
+) -> Upload:
     """Read a multipart body to its end; the file part is left at `scratch`.
+
+    Args:
+        require_room: raises StorageFullError when the disk has no room for so many bytes more;
+            asked before the first byte is read, and again before every MiB.
 
     Raises:
         UnsupportedMediaTypeError: the body is not multipart/form-data.
         PayloadTooLargeError: the file has more than `max_bytes`.
+        StorageFullError: the disk has no room for it.
         InvalidRequestError: the body is not well formed, or has no file in it.
     """
     content_type, options = parse_options_header(request.headers.get("content-type", ""))
@@ -42,11 +50,13 @@ async def receive_upload(request: Request, *, scratch: Path, max_bytes: int) -> 
             "Send the file as multipart/form-data, with the fields 'purpose' and 'file'."
         )
     announced = request.headers.get("content-length", "")
-    if announced.isdecimal() and int(announced) > max_bytes + _FORM_OVERHEAD_BYTES:
+    announced_bytes = int(announced) if announced.isdecimal() else 0
+    if announced_bytes > max_bytes + _FORM_OVERHEAD_BYTES:
         raise _too_large(max_bytes)
+    require_room(announced_bytes)
     with scratch.open("xb") as target:
         try:
-            form = _Form(options[b"boundary"], target, max_bytes)
+            form = _Form(options[b"boundary"], target, max_bytes, require_room)
             await _pump(request, form)
         except FormParserError as error:
             raise _malformed(str(error)) from error
@@ -68,9 +78,16 @@ async def _pump(request: Request, form: "_Form") -> None:
 class _Form:
     """The parts of one multipart body, as its bytes come in."""
 
-    def __init__(self, boundary: bytes, target: BinaryIO, max_bytes: int) -> None:
+    def __init__(
+        self,
+        boundary: bytes,
+        target: BinaryIO,
+        max_bytes: int,
+        require_room: Callable[[int], None],
+    ) -> None:
         self._target = target
         self._max_bytes = max_bytes
+        self._require_room = require_room
         self._checker = DatasetChecker()
         self._sha256 = hashlib.sha256()
         self._crc32 = 0
@@ -104,6 +121,7 @@ class _Form:
         self._body_bytes += len(data)
         if self._body_bytes > self._max_bytes + _FORM_OVERHEAD_BYTES:
             raise _too_large(self._max_bytes)
+        self._require_room(len(data))  # others write, too
         self._parser.write(data)
 
     def finish(self, path: Path) -> Upload:

@@ -33,6 +33,14 @@ class Settings(BaseSettings):
     max_upload_bytes: int = Field(default=512 * 1024 * 1024, ge=1)
     """Largest file that may be uploaded, in bytes."""
 
+    min_free_bytes: int = Field(default=512 * 1024 * 1024, ge=0)
+    """Bytes of the data directory's disk that uploads and new jobs leave free; 0 lets them fill
+    it."""
+
+    ballast_bytes: int = Field(default=32 * 1024 * 1024, ge=0)
+    """Size of a file that is kept to be deleted when the disk is full, so that something else can
+    be; 0 for none."""
+
     organization: str = Field(default="tunery", pattern=r"^[a-z0-9-]{1,32}$")
     """The part of a tuned model's name that says whose it is: `ft:BASE:ORGANIZATION:SUFFIX:ID`."""
 

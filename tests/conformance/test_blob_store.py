@@ -1,5 +1,7 @@
 """What every blob store must do; so far there is one, in a directory."""
 
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -94,6 +96,52 @@ def test_deleting_again_is_no_error(blobs: BlobStore, key: str) -> None:
 
     put_blob(blobs, "files/file-1", b"again")
     assert read(blobs, "files/file-1") == b"again"
+
+
+def test_every_blob_is_listed_and_nothing_else(blobs: BlobStore) -> None:
+    put_blob(blobs, "files/file-1", b"12345")
+    put_blob(blobs, "jobs/j/attempt-1/step-5/adapter", b"")
+    put_blob(blobs, "files/deleted", b"bytes")
+    blobs.delete("files/deleted")
+    blobs.scratch_file().write_bytes(b"not a blob yet")
+
+    listed = {blob.key: blob.bytes for blob in blobs.list_all()}
+
+    assert listed == {"files/file-1": 5, "jobs/j/attempt-1/step-5/adapter": 0}
+
+
+def test_a_blob_is_as_old_as_its_bytes(blobs: BlobStore) -> None:
+    scratch = blobs.scratch_file()
+    scratch.write_bytes(b"bytes")
+    os.utime(scratch, (time.time() - 100,) * 2)
+
+    blobs.put("files/file-1", scratch)
+
+    assert [blob.age_s for blob in blobs.list_all()] == [pytest.approx(100, abs=10)]
+
+
+def test_blobs_may_be_deleted_while_they_are_listed(blobs: BlobStore) -> None:
+    keys = [f"jobs/j{number}/attempt-1/log" for number in range(50)]
+    for key in keys:
+        put_blob(blobs, key, b"bytes")
+
+    listed: list[str] = []
+    for blob in blobs.list_all():
+        listed.append(blob.key)
+        blobs.delete(blob.key)
+
+    assert sorted(listed) == sorted(keys)
+    assert list(blobs.list_all()) == []
+
+
+def test_what_was_written_and_never_put_is_listed_as_scratch(blobs: BlobStore) -> None:
+    put_blob(blobs, "files/file-1", b"bytes")
+    scratch = blobs.scratch_file()
+    assert list(blobs.list_scratch()) == []
+
+    scratch.write_bytes(b"bytes")
+
+    assert list(blobs.list_scratch()) == [scratch]
 
 
 @pytest.mark.parametrize("key", ["../outside", "files/../../outside", "/etc/passwd"])

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from fastapi import FastAPI
 
-from app.__main__ import main
+from app.commands import main
 
 DOCUMENT = Path(__file__).parents[2] / "openapi.json"
 STALE = "openapi.json is not that of the code. Run `make openapi` and commit the change."

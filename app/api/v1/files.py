@@ -1,6 +1,7 @@
 """/v1/files: upload, list, read, download, delete."""
 
 import contextlib
+import functools
 from typing import Annotated, Any
 
 from anyio import to_thread
@@ -12,6 +13,7 @@ from app.api.streaming import send_file
 from app.api.uploads import receive_upload
 from app.core.db.files import FileRepository
 from app.core.db.pages import Order
+from app.core.disk import require_room
 from app.core.ids import IdPrefix
 from app.schemas.files import FileDeleted, FileRead
 from app.schemas.pages import PageRead
@@ -53,7 +55,10 @@ async def create_file(request: Request, services: ServicesDep, now: Now) -> File
     scratch = services.store.scratch_file()
     try:
         upload = await receive_upload(
-            request, scratch=scratch, max_bytes=services.settings.max_upload_bytes
+            request,
+            scratch=scratch,
+            max_bytes=services.settings.max_upload_bytes,
+            require_room=functools.partial(require_room, services.settings),
         )
         return await to_thread.run_sync(_publish, services, upload, now)
     finally:
@@ -100,7 +105,8 @@ def get_content(file_id: str, request: Request, services: ServicesDep, now: Now)
 @router.delete("/{file_id}")
 def delete_file(file_id: str, services: ServicesDep, now: Now) -> FileDeleted:
     """Delete a file, and free its bytes. Refused while a job has yet to read it."""
-    with services.database.writing() as session:
-        blob_key = file_service.delete_file(session, file_id, now=now)
+    blob_key = services.make_room(
+        lambda session: file_service.delete_file(session, file_id, now=now)
+    )
     services.free([blob_key])
     return FileDeleted(id=file_id)

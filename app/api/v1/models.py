@@ -28,8 +28,9 @@ def get_model(model: str, session: ReadDep, services: ServicesDep) -> ModelRead:
 @router.delete("/{model:path}")
 def delete_model(model: str, services: ServicesDep) -> ModelDeleted:
     """Delete a tuned model and its adapter. Its job, the log and earlier checkpoints stay."""
-    with services.database.writing() as session:
-        blob_keys = model_service.delete_model(session, services.catalogue, model)
+    blob_keys = services.make_room(
+        lambda session: model_service.delete_model(session, services.catalogue, model)
+    )
     services.free(blob_keys)
     return ModelDeleted(id=model)
 

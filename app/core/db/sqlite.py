@@ -44,7 +44,10 @@ class Sqlite:
         self._busy_timeout_s = busy_timeout_s
         self._journal_mode = "WAL" if is_wal_safe(sqlite_driver.sqlite_version_info) else "DELETE"
         self.engine = create_engine(
-            url, module=sqlite_driver, connect_args={"timeout": busy_timeout_s}
+            url,
+            module=sqlite_driver,
+            connect_args={"timeout": busy_timeout_s},
+            max_overflow=-1,  # a reader must not wait for the connections of writers that wait
         )
         event.listen(self.engine, "connect", self._configure)
         event.listen(self.engine, "begin", _begin)

@@ -1,7 +1,19 @@
 """Where bytes live. One conformance suite, `tests/conformance`, holds for every store."""
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class StoredBlob:
+    """What a store knows of a blob without reading it."""
+
+    key: str
+    bytes: int
+    age_s: float
+    """Seconds since its last byte was written."""
 
 
 class BlobStore(Protocol):
@@ -29,4 +41,15 @@ class BlobStore(Protocol):
 
     def delete(self, key: str) -> None:
         """Free its bytes. A key without a blob is not an error: deleting again is allowed."""
+        ...
+
+    def list_all(self) -> Iterator[StoredBlob]:
+        """Every blob, in no order, and in little memory however many there are.
+
+        Others may put and delete meanwhile: of what they touch, some is listed and some is not.
+        """
+        ...
+
+    def list_scratch(self) -> Iterator[Path]:
+        """The scratch files there are, those that are being written at this moment included."""
         ...

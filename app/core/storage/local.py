@@ -1,11 +1,16 @@
 """Blobs as files below one directory."""
 
+import contextlib
+import os
 import secrets
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from app.core import durable
 from app.core.errors import BlobNotFoundError
+from app.core.storage.base import StoredBlob
 
 _SCRATCH = ".incoming"
 
@@ -44,6 +49,28 @@ class LocalBlobStore:
                 directory.rmdir()
             except OSError:
                 return
+
+    def list_all(self) -> Iterator[StoredBlob]:
+        return self._list_below(self._root)
+
+    def list_scratch(self) -> Iterator[Path]:
+        return (self._root / _SCRATCH).iterdir()
+
+    def _list_below(self, directory: Path) -> Iterator[StoredBlob]:
+        try:
+            entries = os.scandir(directory)
+        except FileNotFoundError:
+            return  # deleted meanwhile
+        with entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    if entry.name != _SCRATCH:
+                        yield from self._list_below(directory / entry.name)
+                    continue
+                with contextlib.suppress(FileNotFoundError):
+                    stat = entry.stat(follow_symlinks=False)
+                    key = str(directory.relative_to(self._root) / entry.name)
+                    yield StoredBlob(key, stat.st_size, age_s=time.time() - stat.st_mtime)
 
     def _path(self, key: str) -> Path:
         path = self._root / key

@@ -1,12 +1,42 @@
+from pathlib import Path
+
 import pytest
 
-from app.__main__ import main
+from app.commands import main
+
+COMMANDS = ("serve", "openapi", "doctor", "backup", "restore")
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Away from the `.env` that a developer may have."""
+    monkeypatch.chdir(tmp_path)
 
 
 def test_an_argument_that_is_not_known_is_answered_with_those_that_are(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: object
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.chdir(str(tmp_path))  # away from the `.env` that a developer may have
+    with pytest.raises(SystemExit) as ended:
+        main(["mend"])
 
-    assert main(["serve"]) == 2
-    assert "`python -m app openapi`" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert all(name in said for name in COMMANDS)
+
+
+def test_every_command_is_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+
+    said = capsys.readouterr().out
+    assert ended.value.code == 0
+    assert all(f"    {name} " in said for name in COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help_of_its_own(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([name, "--help"])
+
+    assert ended.value.code == 0
+    assert f"python -m app {name}" in capsys.readouterr().out

@@ -1,4 +1,6 @@
+import os
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 
@@ -6,6 +8,7 @@ from app.core.db.files import FileRepository
 from app.core.db.session import Database
 from app.core.errors import BlobNotFoundError, NotFoundError
 from app.core.job_status import JobStatus
+from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
 from tests.builders import MINUTE, NOW, add_file, add_job, claim, get_job
 from tests.fakes import FrozenClock
@@ -14,8 +17,10 @@ from worker.janitor import Janitor
 
 
 @pytest.fixture
-def janitor(database: Database, store: LocalBlobStore, clock: FrozenClock) -> Janitor:
-    return Janitor(database, store, clock=clock)
+def janitor(
+    settings: Settings, database: Database, store: LocalBlobStore, clock: FrozenClock
+) -> Janitor:
+    return Janitor(settings, database=database, store=store, clock=clock)
 
 
 def test_a_job_without_a_sign_of_life_goes_back_into_the_queue(
@@ -95,3 +100,40 @@ def test_the_chores_are_done_now_and_then(
 
     with pytest.raises(BlobNotFoundError):
         store.open(file.blob_key)
+
+
+@pytest.fixture
+def thrifty(
+    database: Database, store: LocalBlobStore, clock: FrozenClock, settings: Settings
+) -> Janitor:
+    """A janitor that looks after the disk, too, with little ballast."""
+    settings = settings.model_copy(update={"ballast_bytes": 4096, "min_free_bytes": 0})
+    return Janitor(settings, database=database, store=store, clock=clock)
+
+
+def test_ballast_that_was_dropped_is_made_again(thrifty: Janitor, data_dir: Path) -> None:
+    thrifty.run_if_due()
+    assert (data_dir / "ballast").stat().st_size == 4096
+
+    (data_dir / "ballast").unlink()
+    thrifty.keep_ballast()
+
+    assert (data_dir / "ballast").stat().st_size == 4096
+
+
+def test_what_was_left_behind_is_freed_at_the_start_and_then_every_hour(
+    thrifty: Janitor, store: LocalBlobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = [1000.0]
+    monkeypatch.setattr(janitor_module.time, "monotonic", lambda: seconds[0])
+    left: list[int] = []
+
+    for passed_s in (0, janitor_module.ORPHANS_INTERVAL_S - 10, 10):
+        scratch = store.scratch_file()
+        scratch.write_bytes(b"half of an upload")
+        os.utime(scratch, (0, 0))
+        seconds[0] += passed_s
+        thrifty.run_if_due()
+        left.append(len(list(store.list_scratch())))
+
+    assert left == [0, 1, 0]

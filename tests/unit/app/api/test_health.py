@@ -1,10 +1,12 @@
 import os
 import time
 
+import pytest
 from starlette.testclient import TestClient
 
-from app.api.health import WORKER_SILENT_AFTER_S
 from app.core.db.session import Database
+from app.core.disk import free_bytes
+from app.core.maintenance.occupancy import WORKER_SILENT_AFTER_S
 from app.core.settings import Settings
 from tests.builders import add_job
 
@@ -23,11 +25,22 @@ def test_readiness_counts_waiting_jobs_and_workers_that_are_alive(
     long_ago = time.time() - WORKER_SILENT_AFTER_S - 1
     os.utime(settings.workers_dir / "silent.alive", (long_ago, long_ago))
 
-    assert client.get("/readyz").json() == {"status": "ready", "workers": 2, "queued_jobs": 1}
+    answer = client.get("/readyz").json()
+    assert (answer["status"], answer["workers"], answer["queued_jobs"]) == ("ready", 2, 1)
 
 
 def test_a_service_without_a_worker_is_ready_to_take_jobs(client: TestClient) -> None:
-    assert client.get("/readyz").json() == {"status": "ready", "workers": 0, "queued_jobs": 0}
+    answer = client.get("/readyz").json()
+    assert (answer["status"], answer["workers"], answer["queued_jobs"]) == ("ready", 0, 0)
+
+
+def test_readiness_says_how_much_of_the_disk_is_free(
+    client: TestClient, settings: Settings
+) -> None:
+    answer = client.get("/readyz").json()
+
+    assert answer["free_bytes"] == pytest.approx(free_bytes(settings.data_dir), rel=0.1)
+    assert answer["has_room"] is True
 
 
 def test_a_worker_that_ends_while_it_is_counted_is_not(

@@ -63,7 +63,11 @@ def receive(
     scratch = directory / "scratch"
     try:
         request = Request(scope, next_message)
-        upload = asyncio.run(receive_upload(request, scratch=scratch, max_bytes=max_bytes))
+        upload = asyncio.run(
+            receive_upload(
+                request, scratch=scratch, max_bytes=max_bytes, require_room=lambda _: None
+            )
+        )
         return upload, scratch.read_bytes()
     finally:
         scratch.unlink(missing_ok=True)

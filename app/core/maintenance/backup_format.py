@@ -1,0 +1,132 @@
+"""What is in the directory of a backup.
+
+`backup.json`             this record; it is written last
+`tunery.db`               the database, from SQLite; or `database.dump`, from PostgreSQL
+`blobs.jsonl`             key, size and sha256 of every blob that the database names
+`blobs/KEY`               their bytes
+`base_models.toml`        the operator's own catalogue, where there is one
+`models/ID/tunery.json`   what is installed of a base model; its weights beside it, if asked for
+"""
+
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from app.core.manifest import ManifestFile, sha256_of
+
+RECORD_NAME = "backup.json"
+BLOB_LIST_NAME = "blobs.jsonl"
+BLOBS_NAME = "blobs"
+DATABASE_NAMES = {"sqlite": "tunery.db", "postgresql": "database.dump"}
+
+
+class BackupError(Exception):
+    """A backup cannot be made or used; the message says why."""
+
+
+class BlobLine(BaseModel):
+    """A line of `blobs.jsonl`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    key: str
+    bytes: int
+    sha256: str
+
+
+class BackupRecord(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    format: Literal[1] = 1
+    service_version: str
+    created_at: datetime
+    """Everything that was acknowledged before is in it."""
+    database: Literal["sqlite", "postgresql"]
+    revision: str
+    """Of the database's schema."""
+    files: dict[str, ManifestFile]
+    """Every file of the backup, by its path in it, less this one and the blobs."""
+    blob_count: int
+    blob_bytes: int
+    missing: list[str]
+    """Keys of blobs that the service itself had lost by then, or had only a part of."""
+
+    @property
+    def database_name(self) -> str:
+        return DATABASE_NAMES[self.database]
+
+
+def read_record(directory: Path) -> BackupRecord:
+    """The record of a backup, of which nothing is checked yet.
+
+    Raises:
+        BackupError: there is none that can be read.
+    """
+    path = directory / RECORD_NAME
+    try:
+        return BackupRecord.model_validate_json(path.read_bytes())
+    except FileNotFoundError as error:
+        raise BackupError(f"{directory} is not a backup: it has no {RECORD_NAME}.") from error
+    except (OSError, ValidationError) as error:
+        raise BackupError(f"{path} cannot be read: {error}") from error
+
+
+def iterate_blobs(directory: Path) -> Iterator[BlobLine]:
+    """The blobs of a backup or of one that is being made."""
+    with (directory / BLOB_LIST_NAME).open("rb") as lines:
+        for line in lines:
+            yield BlobLine.model_validate_json(line)
+
+
+def verify(directory: Path, *, accept_damage: bool = False) -> set[str]:
+    """Read every byte of a backup, and compare it with what was written.
+
+    Args:
+        accept_damage: of blobs; of the database, never.
+
+    Returns:
+        The keys of blobs that are not there, or not as they were written.
+
+    Raises:
+        BackupError: a file is missing or changed; the message names the first.
+    """
+    record = read_record(directory)
+    for name, promised in record.files.items():
+        _verify_file(directory, name, promised)
+    damaged = set(record.missing)
+    for blob in iterate_blobs(directory):
+        if blob.key in damaged:
+            continue
+        promised = ManifestFile(bytes=blob.bytes, sha256=blob.sha256)
+        try:
+            _verify_file(directory / BLOBS_NAME, blob.key, promised)
+        except BackupError:
+            if not accept_damage:
+                raise
+            damaged.add(blob.key)
+    return damaged
+
+
+def path_in(directory: Path, name: str) -> Path:
+    """Where a file of the backup is.
+
+    Raises:
+        BackupError: the name leads out of the directory.
+    """
+    path = directory / name
+    if not path.is_relative_to(directory) or ".." in path.parts:
+        raise BackupError(f"{name!r} leads out of the backup.")
+    return path
+
+
+def _verify_file(directory: Path, name: str, promised: ManifestFile) -> None:
+    path = path_in(directory, name)
+    try:
+        found = ManifestFile(bytes=path.stat().st_size, sha256=sha256_of(path))
+    except OSError as error:
+        raise BackupError(f"{path} cannot be read: {error.strerror}.") from error
+    if found != promised:
+        raise BackupError(f"{path} is not the file that was written.")

@@ -1,0 +1,122 @@
+"""Backups of a service that is being written to: nothing that was acknowledged is missing."""
+
+import random
+import shutil
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+
+from app.core.db.files import FileRepository
+from app.core.db.models import File
+from app.core.db.session import Database
+from app.core.maintenance.backup import make_backup
+from app.core.maintenance.backup_format import verify
+from app.core.settings import Settings
+from app.core.storage.local import LocalBlobStore
+from tests.builders import add_file, add_job
+
+WRITERS = 2
+
+
+class Writer(threading.Thread):
+    """Adds files and jobs, and deletes files; it knows what of that was acknowledged."""
+
+    def __init__(self, database: Database, store: LocalBlobStore, seed: int) -> None:
+        super().__init__()
+        self._database = database
+        self._store = store
+        self._random = random.Random(seed)  # noqa: S311 - not a secret
+        self._files: list[File] = []
+        self.stopping = threading.Event()
+        self.error: Exception | None = None
+        self.jobs: set[str] = set()
+        self.files: set[str] = set()
+        """Acknowledged, and never yet asked to be deleted."""
+        self.deleted: set[str] = set()
+
+    def run(self) -> None:
+        try:
+            while not self.stopping.wait(0.002):
+                self._write()
+        except Exception as error:  # the test says so
+            self.error = error
+
+    def _write(self) -> None:
+        file = add_file(self._database, self._store, self._random.randbytes(2000))
+        self._files.append(file)
+        self.files.add(file.id)
+        self.jobs.add(add_job(self._database).id)
+        if len(self._files) > 20:
+            self._forget(self._files.pop(self._random.randrange(len(self._files))))
+
+    def _forget(self, file: File) -> None:
+        self.files.discard(file.id)
+        with self._database.writing() as session:
+            FileRepository(session).delete(file)
+        self._store.delete(file.blob_key)
+        self.deleted.add(file.id)
+
+
+@contextmanager
+def writing(database: Database, store: LocalBlobStore) -> Iterator[list[Writer]]:
+    writers = [Writer(database, store, seed) for seed in range(WRITERS)]
+    for writer in writers:
+        writer.start()
+    try:
+        yield writers
+    finally:
+        for writer in writers:
+            writer.stopping.set()
+        for writer in writers:
+            writer.join()
+    assert [writer.error for writer in writers] == [None] * WRITERS
+
+
+def read_ids(database_file: Path, table: str) -> set[str]:
+    with closing(sqlite3.connect(f"file:{database_file}?mode=ro&immutable=1", uri=True)) as rows:
+        assert rows.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        assert rows.execute("PRAGMA foreign_key_check").fetchall() == []
+        return {one for (one,) in rows.execute(f"SELECT id FROM {table}")}  # noqa: S608
+
+
+def union(sets: Iterator[set[str]]) -> set[str]:
+    return set().union(*(set(one) for one in sets))
+
+
+@pytest.mark.parametrize(
+    ("may_link", "backups"),
+    [pytest.param(True, 80, id="linked"), pytest.param(False, 20, id="copied")],
+)
+def test_no_backup_lacks_what_was_acknowledged_before_it_began(
+    *,
+    may_link: bool,
+    backups: int,
+    settings: Settings,
+    database: Database,
+    store: LocalBlobStore,
+    tmp_path: Path,
+) -> None:
+    with writing(database, store) as writers:
+        for number in range(backups):
+            jobs = union(writer.jobs.copy() for writer in writers)
+            files = union(writer.files.copy() for writer in writers)
+            deleted = union(writer.deleted.copy() for writer in writers)
+            target = tmp_path / f"backup-{number}"
+
+            record = make_backup(settings, target, may_link=may_link)
+
+            kept = union(writer.files.copy() for writer in writers)
+            assert record.missing == []
+            assert verify(target) == set()
+            assert jobs - read_ids(target / "tunery.db", "jobs") == set()
+            in_backup = read_ids(target / "tunery.db", "files")
+            assert (files & kept) - in_backup == set()
+            assert deleted & in_backup == set()
+            shutil.rmtree(target)
+
+    assert len(union(writer.jobs for writer in writers)) > backups
+    assert union(writer.deleted for writer in writers)

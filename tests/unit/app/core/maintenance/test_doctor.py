@@ -1,0 +1,451 @@
+"""Each check is shown a service in good order, and one in which just this is wrong."""
+
+import os
+import shutil
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from app.core import disk
+from app.core.db import inspection
+from app.core.db.saved_states import SavedStateRepository
+from app.core.db.session import Database
+from app.core.disk import Ballast
+from app.core.job_status import JobStatus
+from app.core.maintenance import check_disk
+from app.core.maintenance.check_disk import file_system_of
+from app.core.maintenance.doctor import examine
+from app.core.maintenance.findings import Finding, Level
+from app.core.settings import Settings
+from app.core.storage.local import LocalBlobStore
+from tests.builders import add_file, add_job, claim, get_job, list_blobs, put_blob
+from tests.unit.app.core.maintenance.conftest import MIB, AddCheckpoint, AddState
+
+HOUR = timedelta(hours=1)
+
+
+def look(
+    settings: Settings, *, is_deep: bool = False, may_repair: bool = False
+) -> dict[str, Finding]:
+    findings = list(examine(settings, is_deep=is_deep, may_repair=may_repair))
+    assert len({finding.check for finding in findings}) == len(findings)
+    return {finding.check: finding for finding in findings}
+
+
+def not_ok(findings: dict[str, Finding]) -> dict[str, Level]:
+    return {name: one.level for name, one in findings.items() if one.level is not Level.OK}
+
+
+@pytest.fixture
+def healthy(
+    *,
+    settings: Settings,
+    database: Database,
+    store: LocalBlobStore,
+    now: datetime,
+    add_checkpoint: AddCheckpoint,
+    add_state: AddState,
+) -> Settings:
+    """A service with a file, and a job with a checkpoint and two saved states."""
+    add_file(database, store, created_at=now)
+    job = add_job(database, created_at=now, status=JobStatus.PAUSED)
+    add_checkpoint(job, 5)
+    add_state(job, 4)
+    add_state(job, 8)
+    Ballast(settings).make_if_room()
+    return settings
+
+
+@pytest.mark.parametrize("is_deep", [False, True], ids=["", "deep"])
+def test_a_service_in_good_order_has_nothing_wrong(healthy: Settings, *, is_deep: bool) -> None:
+    findings = look(healthy, is_deep=is_deep)
+
+    assert not_ok(findings) == {}
+    assert list(findings) == [
+        "space",
+        "ballast",
+        "file system",
+        "database",
+        "integrity",
+        "schema",
+        "jobs",
+        "stuck jobs",
+        "workers",
+        "clock",
+        "blobs",
+        "saved states",
+        "manifests",
+        "orphans",
+    ]
+    assert findings["blobs"].message.startswith("7 are there")
+    assert findings["manifests"].message.startswith("3 are")
+
+
+def test_looking_changes_nothing(healthy: Settings, database: Database) -> None:
+    def everything() -> dict[str, bytes]:
+        return {
+            str(path): path.read_bytes()
+            for path in healthy.data_dir.rglob("*")
+            if path.is_file() and "tunery.db-" not in path.name
+        }
+
+    (healthy.blobs_dir / "files" / "stray").write_bytes(b"x")
+    before = everything()
+
+    look(healthy, is_deep=True)
+
+    assert everything() == before
+
+
+def test_where_there_is_no_database_nothing_is_examined_and_none_is_made(
+    settings: Settings,
+) -> None:
+    with pytest.raises(inspection.NoDatabaseError, match=r"There is no database at .*tunery\.db"):
+        look(settings)
+
+    assert not (settings.data_dir / "tunery.db").exists()
+
+
+def test_a_server_that_does_not_answer_is_said_not_to(settings: Settings) -> None:
+    url = "postgresql+psycopg://nobody@127.0.0.1:1/none?connect_timeout=1"
+
+    with pytest.raises(inspection.NoDatabaseError, match="cannot be reached"):
+        look(settings.model_copy(update={"database_url": url}))
+
+
+def test_an_old_sqlite_is_pointed_out(healthy: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = inspection.Engine("sqlite", "3.40.1", "delete")
+    monkeypatch.setattr(inspection, "describe_engine", lambda _: old)
+
+    finding = look(healthy)["database"]
+
+    assert finding.level is Level.WARN
+    assert "3.40.1" in finding.message
+
+
+def test_a_damaged_database_is_found(healthy: Settings, database: Database) -> None:
+    database.dispose()
+    path = healthy.data_dir / "tunery.db"
+    content = bytearray(path.read_bytes())
+    for page in range(2, len(content) // 4096):
+        content[page * 4096 : page * 4096 + 100] = bytes(100)
+    path.write_bytes(content)
+
+    findings = look(healthy)
+
+    assert findings["integrity"].level is Level.BAD
+
+
+def test_a_file_that_is_no_database_is_found(healthy: Settings, database: Database) -> None:
+    database.dispose()
+    (healthy.data_dir / "tunery.db").write_bytes(b"not a database" * 1000)
+
+    findings = look(healthy)
+
+    assert findings["integrity"].level is Level.BAD
+    assert "not a database" in findings["integrity"].message
+    assert findings["space"].level is Level.OK
+
+
+def test_a_broken_reference_is_found(healthy: Settings) -> None:
+    with closing(sqlite3.connect(healthy.data_dir / "tunery.db")) as foreign:
+        foreign.execute("PRAGMA foreign_keys = OFF")
+        foreign.execute("UPDATE checkpoints SET job_id = 'ftjob-gone'")
+        foreign.commit()
+
+    finding = look(healthy)["integrity"]
+
+    assert finding.level is Level.BAD
+    assert "checkpoints names no row of jobs" in finding.message
+
+
+@pytest.mark.parametrize(
+    ("revision", "level"),
+    [pytest.param("0001", Level.WARN, id="older"), pytest.param("9999", Level.BAD, id="newer")],
+)
+def test_another_schema_is_found_and_its_rows_are_left_alone(
+    revision: str, level: Level, *, healthy: Settings
+) -> None:
+    with closing(sqlite3.connect(healthy.data_dir / "tunery.db")) as foreign:
+        foreign.execute("UPDATE alembic_version SET version_num = ?", (revision,))
+        foreign.commit()
+
+    findings = look(healthy, may_repair=True)
+
+    assert findings["schema"].level is level
+    assert "blobs" not in findings
+
+
+def test_jobs_whose_worker_is_gone_are_found_and_put_back(
+    healthy: Settings, database: Database, now: datetime
+) -> None:
+    job = add_job(database, created_at=now - HOUR)
+    claim(database, now=now - HOUR)
+
+    assert look(healthy)["stuck jobs"].level is Level.BAD
+    assert get_job(database, job.id).status is JobStatus.RUNNING
+
+    mended = look(healthy, may_repair=True)["stuck jobs"]
+    assert (mended.level, job.id in mended.mended) == (Level.OK, True)
+    assert get_job(database, job.id).status is JobStatus.QUEUED
+
+
+def test_a_job_that_runs_is_not_stuck(healthy: Settings, database: Database, now: datetime) -> None:
+    job = add_job(database, created_at=now)
+    claim(database, now=now)
+
+    findings = look(healthy, may_repair=True)
+
+    assert findings["stuck jobs"].level is Level.OK
+    assert get_job(database, job.id).status is JobStatus.RUNNING
+
+
+def test_a_queue_without_a_worker_is_pointed_out(
+    healthy: Settings, database: Database, now: datetime
+) -> None:
+    add_job(database, created_at=now)
+    assert look(healthy)["workers"].level is Level.WARN
+
+    healthy.workers_dir.mkdir()
+    (healthy.workers_dir / "one.alive").touch()
+    assert look(healthy)["workers"].level is Level.OK
+
+
+def test_rows_from_the_future_are_found(
+    healthy: Settings, database: Database, store: LocalBlobStore, now: datetime
+) -> None:
+    add_file(database, store, created_at=now + HOUR)
+
+    finding = look(healthy)["clock"]
+
+    assert (finding.level, finding.message.split()[0]) == (Level.WARN, "1")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "what", "is_deep"),
+    [
+        pytest.param(Path.unlink, "is missing", False, id="missing"),
+        pytest.param(
+            lambda path: path.write_bytes(b"x"), "has 1 bytes instead of", False, id="cut"
+        ),
+        pytest.param(
+            lambda path: path.write_bytes(b"x" * path.stat().st_size),
+            "has other bytes than were written",
+            True,
+            id="rotten",
+        ),
+    ],
+)
+def test_a_file_without_its_bytes_is_found(
+    spoil: object,
+    what: str,
+    *,
+    is_deep: bool,
+    healthy: Settings,
+    database: Database,
+    store: LocalBlobStore,
+    now: datetime,
+) -> None:
+    assert callable(spoil)
+    file = add_file(database, store, created_at=now)
+    spoil(healthy.blobs_dir / file.blob_key)
+
+    finding = look(healthy, is_deep=is_deep, may_repair=True)["blobs"]
+
+    assert finding.level is Level.BAD
+    assert finding.message.startswith("1 of 8 are damaged")
+    assert f"{file.blob_key} ({file.id}) {what}" in finding.message
+
+
+def test_rot_shows_only_to_one_who_reads_every_byte(healthy: Settings) -> None:
+    (blob,) = (healthy.blobs_dir / "files").iterdir()
+    blob.write_bytes(b"x" * blob.stat().st_size)
+
+    assert look(healthy)["blobs"].level is Level.OK
+    assert look(healthy, is_deep=True)["blobs"].level is Level.BAD
+
+
+def test_a_state_without_its_bytes_is_forgotten_and_the_older_one_kept(
+    healthy: Settings, database: Database
+) -> None:
+    (newest,) = healthy.blobs_dir.rglob("state-8/state.safetensors")
+    newest.unlink()
+
+    assert look(healthy)["saved states"].level is Level.BAD
+
+    finding = look(healthy, may_repair=True)["saved states"]
+    job_id = newest.parents[2].name
+    with database.reading() as session:
+        states = SavedStateRepository(session).list_newest(job_id)
+    assert (finding.level, finding.mended) == (Level.OK, f"forgotten: step 8 of {job_id}")
+    assert [state.step for state in states] == [4]
+    assert not_ok(look(healthy)) == {}
+
+
+def test_what_is_deleted_meanwhile_is_not_missing(
+    healthy: Settings,
+    database: Database,
+    store: LocalBlobStore,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    opened = LocalBlobStore.open
+
+    def delete_then_open(store: LocalBlobStore, key: str) -> object:
+        if key.startswith("files/"):
+            with closing(sqlite3.connect(healthy.data_dir / "tunery.db")) as foreign:
+                foreign.execute("DELETE FROM files WHERE blob_key = ?", (key,))
+                foreign.commit()
+            store.delete(key)
+        return opened(store, key)
+
+    monkeypatch.setattr(LocalBlobStore, "open", delete_then_open)
+
+    assert look(healthy)["blobs"].level is Level.OK
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({"manifest_sha256": "0" * 64}, id="another-manifest"),
+        pytest.param({"files": []}, id="of-other-files"),
+    ],
+)
+def test_a_checkpoint_that_is_not_what_its_manifest_says_is_found(
+    changes: dict[str, object],
+    *,
+    healthy: Settings,
+    database: Database,
+    now: datetime,
+    add_checkpoint: AddCheckpoint,
+) -> None:
+    job = add_job(database, created_at=now, status=JobStatus.PAUSED)
+    checkpoint = add_checkpoint(job, 7, **changes)
+    if "files" in changes:
+        with closing(sqlite3.connect(healthy.data_dir / "tunery.db")) as foreign:
+            foreign.execute(
+                "UPDATE files SET sha256 = 'other' WHERE checkpoint_id = ? AND filename LIKE 'a%'",
+                (checkpoint.id,),
+            )
+            foreign.commit()
+
+    finding = look(healthy)["manifests"]
+
+    assert finding.level is Level.BAD
+    assert finding.message.startswith(f"1 of 4 are not those of their files: {checkpoint.id}")
+
+
+def test_orphans_are_found_and_freed(healthy: Settings, store: LocalBlobStore) -> None:
+    put_blob(store, "files/orphan", b"bytes")
+    old = time.time() - 2 * 3600
+    os.utime(healthy.blobs_dir / "files/orphan", (old, old))
+
+    found = look(healthy)["orphans"]
+    assert found.level is Level.WARN
+    assert "1 blobs (5 bytes)" in found.message
+
+    mended = look(healthy, may_repair=True)["orphans"]
+    assert (mended.level, "freed 1 blobs" in mended.mended) == (Level.OK, True)
+    assert "files/orphan" not in list_blobs(store)
+
+
+def test_ballast_is_missed_and_made(healthy: Settings) -> None:
+    Ballast(healthy).release()
+
+    assert look(healthy)["ballast"].level is Level.WARN
+    assert look(healthy, may_repair=True)["ballast"].mended == "made"
+    assert look(healthy)["ballast"].level is Level.OK
+
+
+def test_no_ballast_wanted_is_pointed_out(healthy: Settings) -> None:
+    settings = healthy.model_copy(update={"ballast_bytes": 0})
+
+    assert look(settings, may_repair=True)["ballast"].level is Level.WARN
+
+
+@pytest.mark.parametrize(
+    ("free", "level"), [(MIB - 1, Level.BAD), (2 * MIB - 1, Level.WARN), (2 * MIB, Level.OK)]
+)
+def test_a_disk_that_fills_up_is_found(
+    free: int, level: Level, *, healthy: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (disk, check_disk):
+        monkeypatch.setattr(module, "free_bytes", lambda _: free)
+
+    assert look(healthy)["space"].level is level
+
+
+MOUNTS = """\
+21 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw
+22 21 0:20 / /srv rw - tmpfs tmpfs rw
+23 21 0:21 / /srv/share\\040with\\040space rw shared:7 - nfs4 host:/x rw
+24 21 0:22 / /srv/twice rw - ext4 /dev/vdb rw
+25 21 0:23 / /srv/twice rw - fuse.sshfs host: rw
+"""
+
+
+@pytest.mark.parametrize(
+    ("directory", "kind"),
+    [
+        ("/var/lib", "ext4"),
+        ("/srv/x", "tmpfs"),
+        ("/srv/share with space/data", "nfs4"),
+        ("/srv/twice/data", "fuse.sshfs"),
+        ("/srvx", "ext4"),
+    ],
+)
+def test_the_file_system_is_that_of_the_deepest_mount(
+    tmp_path: Path, directory: str, kind: str
+) -> None:
+    (tmp_path / "mountinfo").write_text(MOUNTS)
+
+    assert file_system_of(Path(directory), tmp_path / "mountinfo") == kind
+
+
+def test_this_machine_has_file_systems_too(tmp_path: Path) -> None:
+    assert file_system_of(tmp_path.resolve()) != "unknown"
+    assert file_system_of(Path("/proc/self")) == "proc"
+
+
+@pytest.mark.parametrize(
+    ("kind", "level"),
+    [("ext4", Level.OK), ("nfs4", Level.WARN), ("fuse.sshfs", Level.WARN), ("9p", Level.WARN)],
+)
+def test_sqlite_on_a_shared_file_system_is_pointed_out(
+    kind: str, level: Level, *, healthy: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(check_disk, "file_system_of", lambda _: kind)
+
+    assert look(healthy)["file system"].level is level
+
+
+def test_a_check_that_fails_is_a_finding_and_the_others_are_made(
+    healthy: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> Iterator[Finding]:
+        raise RuntimeError("out of order")
+
+    monkeypatch.setattr(inspection, "count_jobs", fail)
+
+    findings = look(healthy)
+
+    assert findings["jobs"].level is Level.BAD
+    assert "could not be checked: out of order" in findings["jobs"].message
+    assert findings["blobs"].level is Level.OK
+
+
+def test_a_service_that_is_stopped_can_be_examined(healthy: Settings, database: Database) -> None:
+    database.dispose()
+
+    assert not_ok(look(healthy)) == {}
+
+
+def test_a_copy_of_a_service_can_be_examined(healthy: Settings, tmp_path: Path) -> None:
+    shutil.copytree(healthy.data_dir, tmp_path / "copy")
+    copy = healthy.model_copy(update={"data_dir": tmp_path / "copy"})
+
+    assert not_ok(look(copy)) == {}

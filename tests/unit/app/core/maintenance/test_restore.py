@@ -1,0 +1,316 @@
+import hashlib
+import json
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from app.core.db.saved_states import SavedStateRepository
+from app.core.db.session import Database
+from app.core.job_status import JobStatus
+from app.core.maintenance.backup import make_backup
+from app.core.maintenance.backup_format import BackupError
+from app.core.maintenance.doctor import examine
+from app.core.maintenance.findings import Level
+from app.core.maintenance.occupancy import OccupiedError, occupied
+from app.core.maintenance.restore import restore_backup
+from app.core.settings import Settings
+from app.core.storage.local import LocalBlobStore
+from tests.builders import (
+    TEXT_LINE,
+    add_file,
+    add_job,
+    claim,
+    dump_tables,
+    get_job,
+    list_messages,
+)
+from tests.unit.app.core.maintenance.conftest import AddCheckpoint, AddState
+
+HOUR = timedelta(hours=1)
+
+
+@pytest.fixture
+def backup(
+    *,
+    settings: Settings,
+    database: Database,
+    store: LocalBlobStore,
+    now: datetime,
+    add_checkpoint: AddCheckpoint,
+    add_state: AddState,
+    tmp_path: Path,
+) -> Path:
+    """Of a service with a file, a paused job and what that job has made."""
+    job = add_job(database, created_at=now, status=JobStatus.PAUSED)
+    add_checkpoint(job, 5)
+    add_state(job, 8)
+    add_file(database, store, created_at=now)
+    make_backup(settings, tmp_path / "backup", may_link=False)
+    return tmp_path / "backup"
+
+
+@pytest.fixture
+def elsewhere(settings: Settings, tmp_path: Path) -> Settings:
+    """A new machine."""
+    return settings.model_copy(update={"data_dir": tmp_path / "elsewhere"})
+
+
+def problems_of(settings: Settings) -> list[str]:
+    findings = examine(settings, is_deep=True, may_repair=False)
+    return [one.message for one in findings if one.level is Level.BAD]
+
+
+def test_a_restored_service_is_the_one_that_was_backed_up(
+    backup: Path, database: Database, elsewhere: Settings
+) -> None:
+    restored = restore_backup(elsewhere, backup)
+
+    other = Database(elsewhere.resolved_database_url)
+    assert dump_tables(other) == dump_tables(database)
+    other.dispose()
+    assert problems_of(elsewhere) == []
+    assert (restored.damaged, restored.put_back, restored.replaced) == (set(), [], None)
+    assert sorted(path.name for path in elsewhere.data_dir.iterdir()) == [
+        "base_models.toml",
+        "blobs",
+        "tunery.db",
+    ]
+
+
+def test_what_was_done_after_the_backup_is_not_in_it(
+    backup: Path, database: Database, store: LocalBlobStore, elsewhere: Settings
+) -> None:
+    before = dump_tables(database)
+    add_file(database, store)
+
+    restore_backup(elsewhere, backup)
+
+    other = Database(elsewhere.resolved_database_url)
+    assert dump_tables(other) == before
+    other.dispose()
+
+
+def test_a_job_that_ran_waits_for_a_worker_at_once_and_goes_on(
+    *,
+    settings: Settings,
+    database: Database,
+    now: datetime,
+    add_state: AddState,
+    elsewhere: Settings,
+    tmp_path: Path,
+) -> None:
+    job = add_job(database, created_at=now)
+    claim(database, now=now + HOUR)  # a lease with much time left
+    add_state(job, 8)
+    make_backup(settings, tmp_path / "backup")
+
+    restored = restore_backup(elsewhere, tmp_path / "backup")
+
+    other = Database(elsewhere.resolved_database_url)
+    with other.reading() as session:
+        assert SavedStateRepository(session).newest_step(job.id) == 8
+    assert restored.put_back == [job.id]
+    assert get_job(other, job.id).status is JobStatus.QUEUED
+    assert "after step 8" in list_messages(other, job.id)[-1]
+    other.dispose()
+    assert get_job(database, job.id).status is JobStatus.RUNNING
+
+
+@pytest.mark.parametrize("may_link", [False, True], ids=["copied", "linked"])
+def test_a_backup_can_be_restored_again_and_again(
+    *, may_link: bool, backup: Path, elsewhere: Settings, tmp_path: Path
+) -> None:
+    restore_backup(elsewhere, backup, may_link=may_link)
+    other = Database(elsewhere.resolved_database_url)
+    add_file(other, LocalBlobStore(elsewhere.blobs_dir))
+    other.dispose()
+    third = elsewhere.model_copy(update={"data_dir": tmp_path / "third"})
+
+    restore_backup(third, backup, may_link=may_link)
+
+    assert problems_of(third) == []
+
+
+@pytest.mark.parametrize("what", ["database", "blobs"])
+def test_a_data_directory_with_something_in_it_is_left_alone(
+    what: str, *, backup: Path, elsewhere: Settings
+) -> None:
+    elsewhere.data_dir.mkdir()
+    path = elsewhere.data_dir / {"database": "tunery.db", "blobs": "blobs/files/file-1"}[what]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"precious")
+
+    with pytest.raises(BackupError, match="--force"):
+        restore_backup(elsewhere, backup)
+
+    assert path.read_bytes() == b"precious"
+
+
+def test_by_force_what_is_there_is_moved_aside_and_not_lost(
+    backup: Path, settings: Settings, database: Database, store: LocalBlobStore
+) -> None:
+    before = dump_tables(database)
+    later = add_file(database, store)
+    database.dispose()
+
+    restored = restore_backup(settings, backup, replace=True)
+
+    assert dump_tables(database) == before
+    assert problems_of(settings) == []
+    assert restored.replaced is not None
+    assert (restored.replaced / "blobs" / later.blob_key).read_bytes() == TEXT_LINE
+    aside = Database(f"sqlite:///{restored.replaced / 'tunery.db'}")
+    assert len(dump_tables(aside)["files"]) == len(before["files"]) + 1
+    aside.dispose()
+
+
+def test_the_log_of_the_database_that_was_there_is_not_played_into_the_new_one(
+    backup: Path, settings: Settings, database: Database
+) -> None:
+    """SQLite takes any `-wal` beside a database for its own."""
+    before = dump_tables(database)
+    add_job(database)  # in the log; the connection stays open, so it is not moved into the file
+    assert (settings.data_dir / "tunery.db-wal").stat().st_size
+
+    restored = restore_backup(settings, backup, replace=True)
+
+    assert restored.replaced is not None
+    assert (restored.replaced / "tunery.db-wal").exists()
+    database.dispose()
+    assert dump_tables(database) == before
+
+
+def test_a_running_service_is_not_replaced(
+    backup: Path, settings: Settings, database: Database
+) -> None:
+    before = dump_tables(database)
+
+    with occupied(settings), pytest.raises(OccupiedError, match="in use"):
+        restore_backup(settings, backup, replace=True)
+
+    assert dump_tables(database) == before
+
+
+def test_a_worker_on_another_machine_is_seen_by_its_file(backup: Path, settings: Settings) -> None:
+    settings.workers_dir.mkdir()
+    (settings.workers_dir / "one.alive").touch()
+
+    with pytest.raises(OccupiedError, match="1 workers"):
+        restore_backup(settings, backup, replace=True)
+
+
+@pytest.mark.parametrize("name", ["tunery.db", "blobs.jsonl", "backup.json", "blob"])
+def test_a_damaged_backup_is_refused_before_anything_is_touched(
+    name: str, *, backup: Path, elsewhere: Settings
+) -> None:
+    path = backup / name if name != "blob" else next((backup / "blobs/files").iterdir())
+    path.write_bytes(path.read_bytes()[:-10])
+
+    with pytest.raises(BackupError):
+        restore_backup(elsewhere, backup, accept_damage=name != "blob")
+
+    assert not elsewhere.data_dir.exists()
+
+
+def test_damaged_blobs_can_be_left_out(backup: Path, elsewhere: Settings) -> None:
+    blob = next((backup / "blobs/files").iterdir())
+    blob.unlink()
+
+    restored = restore_backup(elsewhere, backup, accept_damage=True)
+
+    assert restored.damaged == {f"files/{blob.name}"}
+    (problem,) = problems_of(elsewhere)
+    assert f"files/{blob.name}" in problem
+
+
+def test_a_database_that_was_damaged_before_the_backup_is_refused(
+    backup: Path, elsewhere: Settings
+) -> None:
+    """As when the disk rotted before; then the sha256 is that of the damaged file."""
+    path = backup / "tunery.db"
+    content = bytearray(path.read_bytes())
+    for page in range(5, len(content) // 4096):
+        content[page * 4096 : page * 4096 + 100] = bytes(100)
+    path.write_bytes(content)
+    record = json.loads((backup / "backup.json").read_text())
+    record["files"]["tunery.db"]["sha256"] = hashlib.sha256(content).hexdigest()
+    (backup / "backup.json").write_text(json.dumps(record))
+
+    with pytest.raises(BackupError, match="is damaged"):
+        restore_backup(elsewhere, backup)
+
+    assert not (elsewhere.data_dir / "tunery.db").exists()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "why"),
+    [("revision", "9999", "does not know"), ("database", "postgresql", "of a postgresql database")],
+)
+def test_a_backup_that_does_not_fit_is_refused(
+    field: str, value: str, why: str, *, backup: Path, elsewhere: Settings
+) -> None:
+    record = json.loads((backup / "backup.json").read_text())
+    record[field] = value
+    (backup / "backup.json").write_text(json.dumps(record))
+
+    with pytest.raises(BackupError, match=why):
+        restore_backup(elsewhere, backup)
+
+    assert not elsewhere.data_dir.exists()
+
+
+def test_base_models_without_weights_are_named(backup: Path, elsewhere: Settings) -> None:
+    restored = restore_backup(elsewhere, backup)
+
+    assert restored.models_to_install == ["hub-tiny", "tiny"]
+    assert not (elsewhere.data_dir / "models").exists()
+
+
+def test_base_models_with_weights_are_installed(
+    *,
+    settings: Settings,
+    backup: Path,
+    elsewhere: Settings,
+    tmp_path: Path,
+) -> None:
+    directory = settings.data_dir / "models" / "tiny"
+    (directory / "model.safetensors").write_bytes(b"weights")
+    record = json.loads((directory / "tunery.json").read_text())
+    record["files"] = {"model.safetensors": hashlib.sha256(b"weights").hexdigest()}
+    (directory / "tunery.json").write_text(json.dumps(record))
+    make_backup(settings, tmp_path / "with-models", with_models=True)
+
+    restored = restore_backup(elsewhere, tmp_path / "with-models")
+
+    tiny = elsewhere.data_dir / "models" / "tiny"
+    assert restored.models_to_install == ["hub-tiny"]
+    assert (tiny / "model.safetensors").read_bytes() == b"weights"
+    assert json.loads((tiny / "tunery.json").read_text()) == record
+
+
+def test_a_database_beside_the_data_directory_is_restored_beside_it(
+    backup: Path, elsewhere: Settings, tmp_path: Path
+) -> None:
+    settings = elsewhere.model_copy(
+        update={"database_url": f"sqlite:///{tmp_path}/other-place/jobs.db"}
+    )
+
+    restore_backup(settings, backup)
+
+    assert sorted(path.name for path in (tmp_path / "other-place").iterdir()) == ["jobs.db"]
+    assert problems_of(settings) == []
+
+
+def test_a_restore_that_was_broken_off_can_be_done_again(backup: Path, elsewhere: Settings) -> None:
+    elsewhere.data_dir.mkdir()
+    (elsewhere.data_dir / "blobs.restoring" / "files").mkdir(parents=True)
+    (elsewhere.data_dir / "blobs.restoring" / "files" / "stray").write_bytes(b"x")
+    for name in ("tunery.db.restoring", "tunery.db.restoring-wal"):
+        (elsewhere.data_dir / name).write_bytes(b"half")
+
+    restore_backup(elsewhere, backup)
+
+    assert problems_of(elsewhere) == []
+    assert not list(elsewhere.data_dir.rglob("*restoring*"))
+    assert not list(elsewhere.data_dir.rglob("stray"))
