@@ -106,7 +106,10 @@ class JobCreate(RequestBody):
         return {name: value for knobs in given for name, value in knobs.items()}
 
     def content(self) -> dict[str, Any]:
-        """What is asked for: the same for every way to write it, with null as if it were absent."""
+        """What is asked for: the same for every way to write it, with null as if it were absent.
+
+        A field that is absent is not in it, so a later version, which has more, knows it again.
+        """
         return self.model_dump(mode="json", exclude_none=True)
 
 

@@ -15,6 +15,8 @@ from app.core.db.jobs import JobRepository
 from app.core.db.session import Database
 from app.core.job_status import JobStatus
 from app.core.storage.local import LocalBlobStore
+from app.schemas.fine_tuning_jobs import JobCreate
+from app.schemas.hyperparameters import Hyperparameters
 from tests.builders import add_file, claim, dump_tables
 from tests.fakes import FrozenClock
 
@@ -95,7 +97,10 @@ def test_a_replay_shows_the_job_as_it_is_by_now(client: TestClient, body: dict[s
     "rewrite",
     [
         pytest.param(
-            lambda body: json.dumps(dict(reversed(body.items())), indent=4), id="order and space"
+            lambda body: json.dumps(
+                {"metadata": {"b": "2", "a": "1"}} | dict(reversed(body.items())), indent=4
+            ),
+            id="order and space",
         ),
         pytest.param(
             lambda body: json.dumps(
@@ -122,6 +127,8 @@ def test_a_request_is_the_same_however_it_is_written(
     how: dict[str, str],
 ) -> None:
     rewritten = rewrite(body)
+    if '"b"' in rewritten:
+        body = body | {"metadata": {"a": "1", "b": "2"}}
     if "hyperparameters" in rewritten:
         body = body | {"hyperparameters": {"learning_rate": 1.0, "lora_r": 8, "batch_size": "auto"}}
     first = client.post(JOBS, json=body, headers=how)
@@ -131,6 +138,19 @@ def test_a_request_is_the_same_however_it_is_written(
 
     assert again.json()["id"] == first.json()["id"]
     assert again.headers["idempotent-replayed"] == "true"
+
+
+def test_what_is_not_asked_for_is_no_part_of_a_request() -> None:
+    """Else a version with one more field would not know the requests of the one before."""
+    body = JobCreate(model="tiny", training_file="file-1", hyperparameters=Hyperparameters())
+
+    assert body.content() == {
+        "model": "tiny",
+        "training_file": "file-1",
+        "auto_start": True,
+        "priority": 0,
+        "hyperparameters": {},
+    }
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,13 @@ def test_a_request_is_known_on_its_route_only(database: Database) -> None:
         assert submissions.find_recent("rerun", "f", since=NOW) is None
 
 
+def test_a_request_with_a_key_is_known_by_that_alone(database: Database) -> None:
+    submit(database, "k")
+
+    with database.reading() as session:
+        assert SubmissionRepository(session).find_recent("create", "f", since=NOW) is None
+
+
 def test_what_is_old_is_forgotten_and_its_job_stays(database: Database) -> None:
     submit(database, "old", now=NOW - MINUTE)
     submit(database, None, now=NOW - MINUTE)
