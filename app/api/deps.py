@@ -10,7 +10,7 @@ from fastapi import Depends, Query, Request
 from app.core.base_models import Catalogue
 from app.core.clock import utc_now
 from app.core.db.session import Database, Session
-from app.core.disk import Ballast, require_room
+from app.core.disk import Ballast
 from app.core.errors import InvalidRequestError, StorageFullError
 from app.core.ids import IdPrefix
 from app.core.settings import Settings
@@ -78,14 +78,6 @@ def _open_write(services: ServicesDep) -> Iterator[Session]:
 ReadDep = Annotated[Session, Depends(_open_read, scope="function")]
 WriteDep = Annotated[Session, Depends(_open_write, scope="function")]
 Now = Annotated[datetime, Depends(utc_now)]
-
-
-def _require_room(services: ServicesDep) -> None:
-    require_room(services.settings)
-
-
-NeedsRoom = Depends(_require_room)
-"""Of a route that leads to more bytes on the disk: `dependencies=[NeedsRoom]`."""
 
 
 class Cursor:

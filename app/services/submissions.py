@@ -10,13 +10,10 @@ from typing import Any, Literal
 from app.core.db.jobs import JobRepository
 from app.core.db.models import Job, Submission
 from app.core.db.session import Session
-from app.core.db.submissions import SubmissionRepository
+from app.core.db.submissions import REMEMBERED_FOR, SubmissionRepository
 from app.core.errors import InvalidRequestError
 
 Route = Literal["create", "rerun"]
-
-REMEMBERED_FOR = timedelta(days=7)
-"""How long a key is certain to be known; whoever cleans up may delete what is older."""
 
 _GRACE = timedelta(seconds=60)
 """Of a client that retries by itself: its pauses between tries, and the way of its requests."""

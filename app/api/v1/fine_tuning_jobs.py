@@ -13,6 +13,7 @@ from app.core.db.events import EventRepository
 from app.core.db.jobs import JobRepository
 from app.core.db.models import Event, Job
 from app.core.db.session import Session
+from app.core.disk import require_room
 from app.core.errors import InvalidRequestError
 from app.core.ids import IdPrefix
 from app.core.job_status import JobStatus
@@ -48,20 +49,18 @@ def create_job(
 
     Safe to repeat with the header `Idempotency-Key`: the same key and body make one job.
     """
-    submitted = submit_once(
-        session,
-        sender,
-        "create",
-        body.content(),
-        lambda: new_jobs.create_job(
+
+    def create() -> Job:
+        require_room(services.settings)  # not of a request that was granted before
+        return new_jobs.create_job(
             session,
             body,
             catalogue=services.catalogue,
             organization=services.settings.organization,
             now=now,
-        ),
-        now=now,
-    )
+        )
+
+    submitted = submit_once(session, sender, "create", body.content(), create, now=now)
     mark_replay(response, submitted)
     return _read(session, services, submitted.job)
 
@@ -88,13 +87,15 @@ def get_job(job_id: str, session: ReadDep, services: ServicesDep) -> JobRead:
 
 
 @router.post("/{job_id}/cancel")
-def cancel_job(job_id: str, session: WriteDep, services: ServicesDep, now: Now) -> JobRead:
+def cancel_job(job_id: str, services: ServicesDep, now: Now) -> JobRead:
     """Stop a job as soon as possible. Safe to repeat.
 
     A running job is still `running` in the answer, with `cancel_requested_at` set; it is
     `cancelled` within seconds, and keeps its log and the checkpoints made so far.
     """
-    return _read(session, services, job_service.cancel_job(session, job_id, now=now))
+    return services.make_room(
+        lambda session: _read(session, services, job_service.cancel_job(session, job_id, now=now))
+    )
 
 
 @router.post("/{job_id}/pause")
@@ -130,20 +131,18 @@ def rerun_job(
 
     Whatever has become of the other one. Safe to repeat with the header `Idempotency-Key`.
     """
-    submitted = submit_once(
-        session,
-        sender,
-        "rerun",
-        {"rerun_of": job_id},
-        lambda: new_jobs.rerun_job(
+
+    def rerun() -> Job:
+        require_room(services.settings)
+        return new_jobs.rerun_job(
             session,
             job_id,
             catalogue=services.catalogue,
             organization=services.settings.organization,
             now=now,
-        ),
-        now=now,
-    )
+        )
+
+    submitted = submit_once(session, sender, "rerun", {"rerun_of": job_id}, rerun, now=now)
     mark_replay(response, submitted)
     return _read(session, services, submitted.job)
 
@@ -154,8 +153,7 @@ def delete_job(job_id: str, services: ServicesDep) -> JobDeleted:
 
     The uploaded files stay.
     """
-    with services.database.writing() as session:
-        blob_keys = job_service.delete_job(session, job_id)
+    blob_keys = services.make_room(lambda session: job_service.delete_job(session, job_id))
     services.free(blob_keys)
     return JobDeleted(id=job_id)
 

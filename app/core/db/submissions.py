@@ -1,12 +1,15 @@
 """Every query on submissions: the requests that made jobs, remembered lest they make another."""
 
 import hashlib
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from sqlalchemy import Select, delete, func, select
 
 from app.core.db.models import DEFAULT_PROJECT_ID, Job, Submission
 from app.core.db.session import Session
+
+REMEMBERED_FOR = timedelta(days=7)
+"""How long a key is certain to be known; whoever cleans up may delete what is older."""
 
 _RETRY = "#retry"
 """Ends the route of a job that a client's retry has made, before or instead of its first try."""
