@@ -133,10 +133,12 @@ def clock() -> FrozenClock:
 
 
 @pytest.fixture
-def app(settings: Settings, database: Database) -> FastAPI:
+def app(settings: Settings, database: Database) -> Iterator[FastAPI]:
     """On the same database as `database`, and the same store as `store`."""
     assert database.engine.url == make_url(settings.resolved_database_url)
-    return create_app(settings)
+    app = create_app(settings)
+    yield app
+    app.state.services.database.dispose()  # it may not have been started, and so not stopped
 
 
 @pytest.fixture
