@@ -14,7 +14,7 @@ from app.core.db.files import FileRepository
 from app.core.db.models import File
 from app.core.db.session import Database
 from app.core.maintenance.backup import make_backup
-from app.core.maintenance.backup_format import verify
+from app.core.maintenance.backup_format import iterate_blobs, verify
 from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
 from tests.builders import add_file, add_job
@@ -76,11 +76,11 @@ def writing(database: Database, store: LocalBlobStore) -> Iterator[list[Writer]]
     assert [writer.error for writer in writers] == [None] * WRITERS
 
 
-def read_ids(database_file: Path, table: str) -> set[str]:
+def read_column(database_file: Path, column: str, table: str) -> set[str]:
     with closing(sqlite3.connect(f"file:{database_file}?mode=ro&immutable=1", uri=True)) as rows:
         assert rows.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
         assert rows.execute("PRAGMA foreign_key_check").fetchall() == []
-        return {one for (one,) in rows.execute(f"SELECT id FROM {table}")}  # noqa: S608
+        return {one for (one,) in rows.execute(f"SELECT {column} FROM {table}")}  # noqa: S608
 
 
 def union(sets: Iterator[set[str]]) -> set[str]:
@@ -112,8 +112,12 @@ def test_no_backup_lacks_what_was_acknowledged_before_it_began(
             kept = union(writer.files.copy() for writer in writers)
             assert record.missing == []
             assert verify(target) == set()
-            assert jobs - read_ids(target / "tunery.db", "jobs") == set()
-            in_backup = read_ids(target / "tunery.db", "files")
+            copy = target / "tunery.db"
+            assert {blob.key for blob in iterate_blobs(target)} == read_column(
+                copy, "blob_key", "files"
+            )
+            assert jobs - read_column(copy, "id", "jobs") == set()
+            in_backup = read_column(copy, "id", "files")
             assert (files & kept) - in_backup == set()
             assert deleted & in_backup == set()
             shutil.rmtree(target)

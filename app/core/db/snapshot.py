@@ -88,8 +88,8 @@ def release_running(session: Session, *, now: datetime) -> list[str]:
 
 
 def _run_tool(database: Database, name: str, arguments: list[str]) -> None:
-    url = database.engine.url.set(drivername="postgresql")
-    address = url.set(password=None).render_as_string()
+    url = database.engine.url
+    address = url._replace(drivername="postgresql", password=None).render_as_string()
     environment = dict(os.environ)
     if url.password is not None:
         environment["PGPASSWORD"] = str(url.password)  # not as an argument, which everyone can see

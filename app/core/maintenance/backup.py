@@ -75,7 +75,7 @@ def make_backup(
     inspection.require_database(database)
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
-    unfinished.mkdir()
+    unfinished.mkdir(mode=0o700)  # data sets and adapters are not everybody's
     hold = settings.data_dir / f"{HOLD_PREFIX}{secrets.token_hex(4)}"
     try:
         backup = _Backup(settings, database, unfinished, hold, may_link=may_link)

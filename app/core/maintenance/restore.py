@@ -115,7 +115,7 @@ def _put_in_place(
     may_link: bool,
 ) -> None:
     now = utc_now()
-    replaced = settings.data_dir / f"before-restore-{now:%Y%m%dT%H%M%S}"
+    replaced = settings.data_dir / f"before-restore-{now:%Y%m%dT%H%M%S%f}"
     blobs = settings.data_dir / "blobs.restoring"
     shutil.rmtree(blobs, ignore_errors=True)  # of a try that was broken off
     _copy_blobs(source, blobs, restored.damaged, may_link=may_link)

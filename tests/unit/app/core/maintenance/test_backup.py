@@ -73,6 +73,12 @@ def test_a_backup_has_every_row_and_every_blob(
     ]
 
 
+def test_only_its_owner_can_read_a_backup(settings: Settings, file: File, target: Path) -> None:
+    make_backup(settings, target)
+
+    assert target.stat().st_mode & 0o077 == 0
+
+
 def test_the_newest_rows_are_in_it_though_they_are_in_the_log_beside_the_database(
     settings: Settings, database: Database, now: datetime, target: Path
 ) -> None:
