@@ -195,7 +195,6 @@ def test_of_two_that_wait_for_each_other_one_is_told_that_nothing_was_done(url: 
     ("state", "meant"),
     [
         *((state, DatabaseBusyError) for state in postgresql_module._BUSY),
-        *((state, DatabaseBusyError) for state in postgresql_module._AWAY),
         ("53100", StorageFullError),
         ("25006", InternalError),  # a write in a transaction that only reads: a fault of ours
     ],
@@ -464,15 +463,15 @@ def test_a_job_is_not_made_of_a_file_that_is_being_deleted(other: Database, file
 
 
 def test_a_file_does_not_expire_under_a_job_that_is_being_made(other: Database, file: File) -> None:
-    def take_expired() -> list[File]:
+    def list_expired() -> list[File]:
         with other.writing() as janitor:
-            return FileRepository(janitor).take_expired(now=NOW + MINUTE, limit=10)
+            return FileRepository(janitor).list_expired(now=NOW + MINUTE, limit=10)
 
     with other.writing() as session:
         use_file(session, file)
-        assert take_expired() == []
+        assert list_expired() == []
 
-    assert take_expired() == []
+    assert list_expired() == []
 
 
 def test_a_file_that_was_used_while_the_expired_were_looked_for_stays(
@@ -494,4 +493,4 @@ def test_a_file_that_was_used_while_the_expired_were_looked_for_stays(
 
     with other.writing() as janitor:
         event.listen(Session, "do_orm_execute", make_job)
-        assert FileRepository(janitor).take_expired(now=NOW + MINUTE, limit=10) == []
+        assert FileRepository(janitor).list_expired(now=NOW + MINUTE, limit=10) == []
