@@ -61,7 +61,7 @@ class Janitor:
         """Forget files past their `expires_at`, then free their bytes."""
         with self._database.writing() as session:
             files = FileRepository(session)
-            expired = files.take_expired(now=self._clock(), limit=BATCH)
+            expired = files.list_expired(now=self._clock(), limit=BATCH)
             for file in expired:
                 files.delete(file)
         for file in expired:

@@ -84,7 +84,7 @@ class FileRepository:
         )
         self._session.delete(file)
 
-    def take_expired(self, *, now: datetime, limit: int) -> list[File]:
+    def list_expired(self, *, now: datetime, limit: int) -> list[File]:
         """Files whose time is over, of every project, less those a job has yet to read.
 
         To delete them: nobody else begins to use one before this transaction ends.

@@ -35,13 +35,6 @@ _BUSY = {
     "55P03": "lock not available",
     "57014": "query cancelled",
 }
-_AWAY = {
-    "25P03": "idle in transaction for too long",
-    "57P01": "admin shutdown",
-    "57P02": "crash shutdown",
-    "57P03": "cannot connect now",
-    "57P05": "idle for too long",
-}
 
 
 class Postgresql:
@@ -93,11 +86,10 @@ class Postgresql:
             return full()
         if state in _BUSY:
             return busy()
-        # The client's library has no code of its own for a connection that it cannot make.
-        cannot_connect = state is None and isinstance(error, OperationalError)
-        if cannot_connect or error.connection_invalidated or state in _AWAY:
-            return away()
-        return None
+        # The client's library has no code for a connection that it cannot make, or has lost; one
+        # that the server ends comes with the reason why.
+        has_no_code = state is None and isinstance(error, OperationalError)
+        return away() if has_no_code or error.connection_invalidated else None
 
     def _has_committed(self, receipt: str) -> bool | None:
         """None when the server did not come back in time to say, or has forgotten."""

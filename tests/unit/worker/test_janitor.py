@@ -79,7 +79,7 @@ def test_many_expired_files_are_freed_turn_by_turn(
     for _ in range(2):
         janitor.delete_expired_files()
         with database.writing() as session:
-            left.append(len(FileRepository(session).take_expired(now=NOW, limit=10)))
+            left.append(len(FileRepository(session).list_expired(now=NOW, limit=10)))
 
     assert left == [1, 0]
 

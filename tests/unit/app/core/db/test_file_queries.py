@@ -16,9 +16,9 @@ def add(database: Database, **changes: object) -> File:
     return file
 
 
-def take_expired(database: Database, *, after: timedelta) -> list[str]:
+def list_expired(database: Database, *, after: timedelta) -> list[str]:
     with database.writing() as session:
-        found = FileRepository(session).take_expired(now=NOW + after, limit=10)
+        found = FileRepository(session).list_expired(now=NOW + after, limit=10)
         return [file.id for file in found]
 
 
@@ -57,7 +57,7 @@ def test_expired_files_are_listed_for_deletion_unless_a_job_has_yet_to_read_them
     claim(database)
     add_job(database, validation_file_id=queued.id)
 
-    assert take_expired(database, after=MINUTE) == [expired.id]
+    assert list_expired(database, after=MINUTE) == [expired.id]
 
 
 def test_a_file_of_another_project_does_not_exist(database: Database) -> None:

@@ -5,13 +5,11 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from typing import Any
 
 import psycopg
 import pytest
-from sqlalchemy import Result, event, make_url, text
+from sqlalchemy import event, make_url, text
 from sqlalchemy.exc import InternalError
-from sqlalchemy.orm import ORMExecuteState
 
 from app.core.db import postgresql as postgresql_module
 from app.core.db.events import EventRepository
@@ -195,7 +193,6 @@ def test_of_two_that_wait_for_each_other_one_is_told_that_nothing_was_done(url: 
     ("state", "meant"),
     [
         *((state, DatabaseBusyError) for state in postgresql_module._BUSY),
-        *((state, DatabaseBusyError) for state in postgresql_module._AWAY),
         ("53100", StorageFullError),
         ("25006", InternalError),  # a write in a transaction that only reads: a fault of ours
     ],
@@ -435,6 +432,11 @@ def try_to_use(database: Database, file: File) -> str:
     return "used"
 
 
+def list_expired(database: Database) -> list[File]:
+    with database.writing() as janitor:
+        return FileRepository(janitor).list_expired(now=NOW + MINUTE, limit=10)
+
+
 @pytest.fixture
 def file(other: Database) -> File:
     file = build_file(expires_at=NOW + MINUTE)
@@ -464,34 +466,33 @@ def test_a_job_is_not_made_of_a_file_that_is_being_deleted(other: Database, file
 
 
 def test_a_file_does_not_expire_under_a_job_that_is_being_made(other: Database, file: File) -> None:
-    def take_expired() -> list[File]:
-        with other.writing() as janitor:
-            return FileRepository(janitor).take_expired(now=NOW + MINUTE, limit=10)
-
     with other.writing() as session:
         use_file(session, file)
-        assert take_expired() == []
+        assert list_expired(other) == []
 
-    assert take_expired() == []
+    assert list_expired(other) == []
 
 
-def test_a_file_that_was_used_while_the_expired_were_looked_for_stays(
+GATE = """
+CREATE FUNCTION pass_gate() RETURNS boolean LANGUAGE plpgsql VOLATILE AS
+    'BEGIN PERFORM pg_advisory_xact_lock_shared(1); RETURN true; END';
+CREATE POLICY gate ON files USING (pass_gate());
+ALTER TABLE files ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+"""
+"""Stops a query on files after it has seen its moment, and before it locks a row."""
+
+
+def test_a_file_that_gets_a_job_while_the_expired_are_looked_for_stays(
     other: Database, file: File
 ) -> None:
-    """The query has begun, and no lock is taken yet, when the job is made."""
+    with other.writing() as session:
+        session.connection().exec_driver_sql(GATE)
 
-    def make_job(state: ORMExecuteState) -> Result[Any]:
-        event.remove(Session, "do_orm_execute", make_job)
+    with ThreadPoolExecutor(1) as threads:
         with other.writing() as session:
-            session.execute(text("LOCK TABLE files IN EXCLUSIVE MODE"))
-            with ThreadPoolExecutor(1) as threads:
-                # Its snapshot is taken before the lock is waited for.
-                result = threads.submit(state.invoke_statement)
-                await_one_that_waits(other)
-                JobRepository(session).add(build_job(training_file_id=file.id))
-                session.commit()
-                return result.result(30)
+            session.execute(text("SELECT pg_advisory_xact_lock(1)"))
+            expired = threads.submit(list_expired, other)
+            await_one_that_waits(other)
+            JobRepository(session).add(build_job(training_file_id=file.id))
 
-    with other.writing() as janitor:
-        event.listen(Session, "do_orm_execute", make_job)
-        assert FileRepository(janitor).take_expired(now=NOW + MINUTE, limit=10) == []
+        assert expired.result(30) == []
