@@ -137,8 +137,9 @@ def app(settings: Settings, database: Database) -> Iterator[FastAPI]:
     """On the same database as `database`, and the same store as `store`."""
     assert database.engine.url == make_url(settings.resolved_database_url)
     app = create_app(settings)
+    own: Database = app.state.services.database
     yield app
-    app.state.services.database.dispose()  # it may not have been started, and so not stopped
+    own.dispose()  # it may not have been started, and so not stopped
 
 
 @pytest.fixture
