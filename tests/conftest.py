@@ -75,14 +75,12 @@ def postgres() -> Iterator[PostgresServer]:
 
 
 @pytest.fixture
-def database_url(database_kind: str, request: pytest.FixtureRequest) -> Iterator[str]:
+def database_url(database_kind: str, request: pytest.FixtureRequest) -> str:
     """As in the settings: empty for SQLite in the data directory."""
     if database_kind == "sqlite":
-        yield ""
-        return
+        return ""
     postgres: PostgresServer = request.getfixturevalue("postgres")
-    with postgres.database() as url:
-        yield url
+    return postgres.empty_database()
 
 
 @pytest.fixture
