@@ -1,6 +1,6 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup model demo serve test check format types imports deploy openapi lock diskfull clean
+.PHONY: help setup model demo serve test powercut diskfull check format types imports deploy openapi lock clean
 
 PYTHON ?= python3
 MODEL ?= smollm2-135m-instruct
@@ -36,8 +36,11 @@ serve: setup model ## Run API and worker in the foreground; Ctrl-C stops both
 	wait -n; status=$$?; kill $$api $$worker 2>/dev/null; wait; \
 	test "$$stopped" || { echo "API or worker ended by itself" >&2; exit $$status; }
 
-test: setup ## The whole test suite
+test: setup ## The whole test suite; needs the programs of a PostgreSQL server
 	@$(BIN)/python -m pytest
+
+powercut: setup ## Cut a disk's power 200 times while the service writes to it (minutes; needs fuse3)
+	@$(BIN)/python -m tests.powercut.run
 
 check: setup format types imports deploy test ## Everything CI runs, in the order that fails fastest
 

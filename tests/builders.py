@@ -7,21 +7,23 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy import text
+
 from app.core.base_models import CATALOGUE_NAME, RECORD_NAME, InstalledModel
 from app.core.db.checkpoints import CheckpointRepository, TunedModelRepository
 from app.core.db.events import EventRepository
 from app.core.db.files import FileRepository
 from app.core.db.jobs import JobRepository
 from app.core.db.leases import Lease, LeaseRepository, WorkerIdentity
-from app.core.db.models import Base, Checkpoint, File, Job, TunedModel
-from app.core.db.session import Database
+from app.core.db.models import DEFAULT_PROJECT_ID, Base, Checkpoint, File, Job, TunedModel
+from app.core.db.session import Database, Session
 from app.core.ids import IdPrefix, new_id
 from app.core.job_status import JobStatus
 from app.core.loss_log import StepMetrics
 from app.core.manifest import MANIFEST_NAME, Manifest, describe_files
 from app.core.storage.base import BlobStore
 from app.core.storage.local import LocalBlobStore
-from app.core.training_config import TrainingConfig
+from app.core.training_config import BaseModelRef, DatasetRef, JobSpec, TrainingConfig
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
@@ -113,6 +115,58 @@ def build_job(**changes: Any) -> Job:
         "fine_tuned_model": f"ft:tiny:tunery::{job_id[-12:]}",
     }
     return Job(**(values | changes))
+
+
+def build_job_in(status: JobStatus) -> dict[str, Any]:
+    """What the row of a job in this status must have, for `build_job`."""
+    changes: dict[str, Any] = {"status": status}
+    if status.is_terminal:
+        changes["finished_at"] = NOW + MINUTE
+    if status is JobStatus.RUNNING:
+        changes |= {"attempt": 1, "worker_id": "worker-1", "lease_expires_at": NOW + MINUTE}
+    if status is JobStatus.FAILED:
+        changes["error"] = {"code": "out_of_memory", "message": "It is full.", "param": None}
+    return changes
+
+
+def build_lease(job: Job, **changes: Any) -> Lease:
+    """The right to run a job's first attempt, without asking the database."""
+    values: dict[str, Any] = {
+        "job_id": job.id,
+        "project_id": DEFAULT_PROJECT_ID,
+        "attempt": 1,
+        "worker_id": "worker-1",
+        "base_model": job.base_model,
+        "base_model_sha256": None,
+        "training_file_id": job.training_file_id,
+        "validation_file_id": None,
+        "fine_tuned_model": job.fine_tuned_model,
+        "config": TrainingConfig.model_validate(job.config),
+    }
+    return Lease(**(values | changes))
+
+
+def build_job_spec(lease: Lease, **changes: Any) -> JobSpec:
+    """What the training child of this attempt is told."""
+    values: dict[str, Any] = {
+        "job_id": lease.job_id,
+        "attempt": lease.attempt,
+        "fine_tuned_model": lease.fine_tuned_model,
+        "base_model": BaseModelRef(
+            id="tiny", repo="org/tiny", revision="c" * 40, licence="MIT", sha256="b" * 64
+        ),
+        "training_file": DatasetRef(
+            file_id=lease.training_file_id,
+            filename="train.jsonl",
+            sha256="a" * 64,
+            bytes=len(TEXT_LINE),
+            examples=1,
+        ),
+        "validation_file": None,
+        "config": lease.config,
+        "threads": 1,
+    }
+    return JobSpec(**(values | changes))
 
 
 def build_file(content: bytes = TEXT_LINE, **changes: Any) -> File:
@@ -278,6 +332,14 @@ def write_checkpoint(directory: Path, step: int, *, name: str = "step", **change
         "provenance": {},
     }
     (checkpoint / MANIFEST_NAME).write_text(Manifest(**(values | changes)).model_dump_json())
+
+
+def lock_out_writers(session: Session) -> None:
+    """Until the transaction ends, nobody else can write to any table; readers do not notice."""
+    connection = session.connection()  # SQLite's transactions begin with that very lock
+    if connection.dialect.name == "postgresql":
+        tables = ", ".join(table.name for table in Base.metadata.sorted_tables)
+        connection.execute(text(f"LOCK TABLE {tables} IN EXCLUSIVE MODE"))
 
 
 def dump_tables(database: Database) -> dict[str, list[tuple[Any, ...]]]:

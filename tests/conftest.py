@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from fastapi import FastAPI
 from hypothesis import settings as hypothesis_settings
+from sqlalchemy import make_url
 from starlette.testclient import TestClient
 
 from app.core.base_models import Catalogue, load_catalogue
@@ -19,6 +20,7 @@ from app.main import create_app
 from tests.builders import write_catalogue
 from tests.fakes import FrozenClock
 from tests.models import embedded_model_dir
+from tests.postgres import PostgresServer
 
 __all__ = ["embedded_model_dir"]
 
@@ -41,8 +43,59 @@ def data_dir(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def settings(data_dir: Path) -> Settings:
-    return Settings(_env_file=None, data_dir=data_dir, poll_interval_s=0.01, training_threads=1)  # pyright: ignore[reportCallIssue] - pydantic-settings takes it
+def settings(data_dir: Path, database_url: str) -> Settings:
+    return Settings(
+        _env_file=None,  # pyright: ignore[reportCallIssue] - pydantic-settings takes it
+        data_dir=data_dir,
+        database_url=database_url,
+        poll_interval_s=0.01,
+        training_threads=1,
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """What uses a database is tested on both kinds, unless it is marked `only_sqlite`."""
+    uses_one = {"database", "empty_database_url"} & set(metafunc.fixturenames)
+    is_ours = "database_kind" in metafunc.fixturenames  # and not a database of the module's own
+    if uses_one and is_ours and metafunc.definition.get_closest_marker("only_sqlite") is None:
+        metafunc.parametrize("database_kind", ["sqlite", "postgresql"], indirect=True)
+
+
+@pytest.fixture
+def database_kind(request: pytest.FixtureRequest) -> str:
+    return getattr(request, "param", "sqlite")
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    server = PostgresServer()
+    server.migrate_template()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def database_url(database_kind: str, request: pytest.FixtureRequest) -> Iterator[str]:
+    """As in the settings: empty for SQLite in the data directory."""
+    if database_kind == "sqlite":
+        yield ""
+        return
+    postgres: PostgresServer = request.getfixturevalue("postgres")
+    with postgres.database() as url:
+        yield url
+
+
+@pytest.fixture
+def empty_database_url(
+    database_kind: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> Iterator[str]:
+    """Of a database that has no table yet."""
+    if database_kind == "sqlite":
+        yield f"sqlite:///{tmp_path}/new/tunery.db"
+        return
+    postgres: PostgresServer = request.getfixturevalue("postgres")
+    with postgres.database(migrated=False) as url:
+        yield url
 
 
 @pytest.fixture(scope="session")
@@ -57,7 +110,8 @@ def migrated_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def database(settings: Settings, migrated_file: Path) -> Iterator[Database]:
-    shutil.copy(migrated_file, settings.data_dir / "tunery.db")
+    if not settings.database_url:
+        shutil.copy(migrated_file, settings.data_dir / "tunery.db")
     database = Database(settings.resolved_database_url)
     yield database
     database.dispose()
@@ -79,10 +133,13 @@ def clock() -> FrozenClock:
 
 
 @pytest.fixture
-def app(settings: Settings, database: Database) -> FastAPI:
-    """On the same database file as `database`, and the same store as `store`."""
-    assert database.engine.url.database == str(settings.data_dir / "tunery.db")
-    return create_app(settings)
+def app(settings: Settings, database: Database) -> Iterator[FastAPI]:
+    """On the same database as `database`, and the same store as `store`."""
+    assert database.engine.url == make_url(settings.resolved_database_url)
+    app = create_app(settings)
+    own: Database = app.state.services.database
+    yield app
+    own.dispose()  # it may not have been started, and so not stopped
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from peft import PeftModel
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
@@ -31,7 +32,10 @@ from app.core.training_config import (
     LoraShape,
     TrainingConfig,
 )
+from worker.training.data import TokenizedData, TokenizedRow
 from worker.training.model import attach_adapter
+from worker.training.plan import plan_steps
+from worker.training.trainer import Trainer
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -115,6 +119,24 @@ def build_peft_model(
             if is_trained and "lora_B" in name:
                 torch.nn.init.normal_(parameter, std=0.05)
     return model.train()
+
+
+class _FourRows(TokenizedData):
+    """Rows that are in memory."""
+
+    def __init__(self) -> None:
+        self.lengths = np.full(4, 8)
+
+    def read(self, index: int) -> TokenizedRow:
+        tokens = np.arange(8) + int(index)
+        return TokenizedRow(tokens, tokens)
+
+
+def build_trainer(model: PeftModel) -> Trainer:
+    """One that may take three steps."""
+    config = TrainingConfig(seed=0)
+    plan = plan_steps(config, examples=4, has_validation=False)
+    return Trainer(model, _FourRows(), config, plan=plan, pad_token_id=0)
 
 
 def write_job(

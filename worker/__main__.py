@@ -16,6 +16,7 @@ from app.core.ids import IdPrefix, new_id
 from app.core.logging import configure_logging
 from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
+from worker.launcher import Launcher
 from worker.local_launcher import LocalLauncher
 from worker.loop import Worker
 
@@ -25,7 +26,12 @@ LOOK_INTERVAL_S = 0.5
 """Between two looks whether the workers have ended by themselves."""
 
 
-def main() -> int:
+def main(launcher: Launcher | None = None) -> int:
+    """Run workers until told to stop.
+
+    Args:
+        launcher: of the children; on this machine unless given.
+    """
     settings = Settings()
     configure_logging(settings.log_level)
     database = Database(settings.resolved_database_url)
@@ -40,7 +46,7 @@ def main() -> int:
             database=database,
             store=LocalBlobStore(settings.blobs_dir),
             catalogue=catalogue,
-            launcher=LocalLauncher(),
+            launcher=launcher or LocalLauncher(),
         )
         for _ in range(settings.concurrency)
     ]

@@ -206,7 +206,7 @@ class Attempt:
         elif isinstance(self._end, Failed):
             self.fail(**self._end.model_dump(exclude={"kind"}, mode="json"))
         elif isinstance(self._end, OutOfSpace):
-            self.release(self._end.message)
+            self.release(self._end.message.rstrip("."))
         elif isinstance(self._end, Stopped) or _was_ended_by_us(ending):
             is_stopping = self._stop_at_s() is not None
             self.release("The worker was stopped" if is_stopping else "The job was interrupted")

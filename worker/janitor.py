@@ -8,6 +8,7 @@ from app.core.db.files import FileRepository
 from app.core.db.recovery import RecoveryRepository
 from app.core.db.saved_states import SavedStateRepository
 from app.core.db.session import Database
+from app.core.db.submissions import REMEMBERED_FOR, SubmissionRepository
 from app.core.disk import Ballast
 from app.core.maintenance.orphans import free_orphans
 from app.core.settings import Settings
@@ -25,24 +26,13 @@ BATCH = 100
 
 
 class Janitor:
-    """Does the chores.
-
-    Args:
-        settings: None for a janitor that leaves the disk alone.
-    """
-
     def __init__(
-        self,
-        database: Database,
-        store: BlobStore,
-        *,
-        clock: Clock,
-        settings: Settings | None = None,
+        self, settings: Settings, *, database: Database, store: BlobStore, clock: Clock
     ) -> None:
+        self._settings = settings
         self._database = database
         self._store = store
         self._clock = clock
-        self._settings = settings
         self._due_s = 0.0
         self._orphans_due_s = 0.0
 
@@ -55,6 +45,7 @@ class Janitor:
         self.rescue_jobs()
         self.delete_expired_files()
         self.delete_saved_states()
+        self.forget_submissions()
         self.free_orphans()
 
     def rescue_jobs(self) -> None:
@@ -83,14 +74,18 @@ class Janitor:
         for key in keys:
             self._store.delete(key)
 
+    def forget_submissions(self) -> None:
+        """A request that comes again after so long is a new one."""
+        with self._database.writing() as session:
+            SubmissionRepository(session).delete_older(than=self._clock() - REMEMBERED_FOR)
+
     def keep_ballast(self) -> None:
         """Make what was dropped on a full disk again, once there is space."""
-        if self._settings is not None:
-            Ballast(self._settings).make_if_room()
+        Ballast(self._settings).make_if_room()
 
     def free_orphans(self) -> None:
         """Once an hour, free what processes that were killed have left behind."""
-        if self._settings is None or time.monotonic() < self._orphans_due_s:
+        if time.monotonic() < self._orphans_due_s:
             return
         self._orphans_due_s = time.monotonic() + ORPHANS_INTERVAL_S
         freed = free_orphans(self._database, self._store, self._settings)

@@ -1,6 +1,5 @@
 """Claim a job, see it through, settle it, ask again. No torch in this process."""
 
-import errno
 import logging
 import threading
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from app.core.db.leases import Lease, LeaseRepository
 from app.core.db.models import SavedState
 from app.core.db.saved_states import SavedStateRepository
 from app.core.db.session import Database
+from app.core.disk import as_storage_full, has_room
 from app.core.errors import BlobNotFoundError, DatabaseBusyError, LeaseLostError
 from app.core.manifest import ManifestError
 from app.core.settings import Settings
@@ -66,7 +66,7 @@ class Worker:
         settings.workers_dir.mkdir(parents=True, exist_ok=True)
         self._alive_file = settings.workers_dir / f"{worker_id}.alive"
         self._slots = TrainingSlots(settings.workers_dir, settings.concurrency)
-        self._janitor = Janitor(database, store, clock=clock)
+        self._janitor = Janitor(settings, database=database, store=store, clock=clock)
         self._stopping = threading.Event()
         self._stop_at_s: float | None = None
 
@@ -96,7 +96,7 @@ class Worker:
         self._alive_file.touch()
         self._janitor.run_if_due()
         with self._slots.take() as may_train:
-            lease = self._claim() if may_train else None
+            lease = self._claim() if may_train and has_room(self._settings) else None
             if lease is None:
                 return self._settings.poll_interval_s
             context = {"job_id": lease.job_id, "attempt": lease.attempt}
@@ -150,7 +150,7 @@ class Worker:
                     "was made: its files have another checksum. Create the job again.",
                 )
             except Exception as error:
-                if _is_out_of_space(error):
+                if isinstance(error, OSError) and as_storage_full(error) is not None:
                     attempt.release("The disk is full")
                     return
                 logger.exception("attempt failed", extra={"job_id": lease.job_id})
@@ -212,7 +212,3 @@ class Worker:
                 workspace.put_loss_log(jobs.list_steps(lease.job_id, last=state.step))
             return state.step
         return 0
-
-
-def _is_out_of_space(error: Exception) -> bool:
-    return isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}

@@ -2,7 +2,8 @@
 
 Its standard output carries the events of `app.core.training_events`, one JSON object a line, and
 nothing else; what libraries print goes to standard error. It ends with exit code 0 after
-`Finished` or `Failed`, and with 1 and a traceback when something went wrong that nobody foresaw.
+`Finished`, `Failed`, `Stopped` or `OutOfSpace`, and with 1 and a traceback when something went
+wrong that nobody foresaw. SIGTERM asks it to save its state and to stop.
 """
 
 import ctypes
@@ -10,9 +11,10 @@ import os
 import signal
 import sys
 from pathlib import Path
+from types import FrameType
 from typing import TextIO
 
-from app.core.training_events import TrainingEvent
+from app.core.training_events import Started, TrainingEvent
 
 _PR_SET_PDEATHSIG = 1
 """Linux, `prctl(2)`: the signal to get when the parent dies."""
@@ -26,11 +28,33 @@ def main(directory: Path) -> None:
         # Only now: what an import prints must not be among the events.
         from worker.training.recipe import run_job  # noqa: PLC0415
 
+        stop_request = _StopRequest()
+
         def report(event: TrainingEvent) -> None:
+            if isinstance(event, Started):
+                stop_request.listen()
             events.write(event.model_dump_json() + "\n")
             events.flush()
 
-        run_job(directory, report)
+        run_job(directory, report, lambda: stop_request.has_come)
+
+
+class _StopRequest:
+    """A SIGTERM, once there is something that it could lose: before, it ends the process at once.
+
+    Attributes:
+        has_come: not an event of `threading`, whose lock the signal may find taken.
+    """
+
+    def __init__(self) -> None:
+        self.has_come = False
+
+    def listen(self) -> None:
+        signal.signal(signal.SIGTERM, self._take)
+
+    def _take(self, signal_number: int, frame: FrameType | None) -> None:
+        del signal_number, frame
+        self.has_come = True
 
 
 def _die_with_parent() -> None:

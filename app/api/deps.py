@@ -1,6 +1,6 @@
 """What a route may ask for."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, TypeVar
@@ -10,7 +10,7 @@ from fastapi import Depends, Query, Request
 from app.core.base_models import Catalogue
 from app.core.clock import utc_now
 from app.core.db.session import Database, Session
-from app.core.disk import Ballast, require_room
+from app.core.disk import Ballast
 from app.core.errors import InvalidRequestError, StorageFullError
 from app.core.ids import IdPrefix
 from app.core.settings import Settings
@@ -47,6 +47,14 @@ class Services:
         with self.database.writing() as session:
             return act(session)
 
+    def free(self, blob_keys: Iterable[str]) -> None:
+        """Give their bytes back, once the rows that named them are gone and that is committed.
+
+        A crash on the way leaves bytes that nothing names, never a name without bytes.
+        """
+        for key in blob_keys:
+            self.store.delete(key)
+
 
 def _services(request: Request) -> Services:
     return request.app.state.services
@@ -70,14 +78,6 @@ def _open_write(services: ServicesDep) -> Iterator[Session]:
 ReadDep = Annotated[Session, Depends(_open_read, scope="function")]
 WriteDep = Annotated[Session, Depends(_open_write, scope="function")]
 Now = Annotated[datetime, Depends(utc_now)]
-
-
-def _require_room(services: ServicesDep) -> None:
-    require_room(services.settings)
-
-
-NeedsRoom = Depends(_require_room)
-"""Of a route that leads to more bytes on the disk: `dependencies=[NeedsRoom]`."""
 
 
 class Cursor:

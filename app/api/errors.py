@@ -11,8 +11,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from app.core.disk import as_storage_full
-from app.core.errors import ServiceError
-from app.schemas.fine_tuning_jobs import JobCreate
+from app.core.errors import OutcomeUnknownError, ServiceError
 from app.schemas.strict import nearest_field
 
 MAX_ECHO = 200
@@ -58,21 +57,30 @@ async def _service_error(_request: Request, error: Exception) -> JSONResponse:
     if error.problems:
         extra["errors"] = [problem.model_dump() for problem in error.problems]
         extra["error_count"] = error.problem_count
-    busy = error.status_code == HTTPStatus.SERVICE_UNAVAILABLE
     return error_response(
         error.status_code,
         str(error),
         code=error.code,
         param=error.param,
-        headers={"retry-after": str(RETRY_AFTER_S)} if busy else None,
+        headers=_retry_headers(error),
         **extra,
     )
 
 
-async def _validation_error(_request: Request, error: Exception) -> JSONResponse:
+def _retry_headers(error: ServiceError) -> dict[str, str] | None:
+    if error.status_code == HTTPStatus.SERVICE_UNAVAILABLE:
+        return {"retry-after": str(RETRY_AFTER_S)}
+    if isinstance(error, OutcomeUnknownError):
+        return {"x-should-retry": "false"}  # OpenAI's clients repeat every other 5xx by themselves
+    return None
+
+
+async def _validation_error(request: Request, error: Exception) -> JSONResponse:
     """400, not FastAPI's 422: what OpenAI's API answers, and what its users' code expects."""
     assert isinstance(error, RequestValidationError)
-    problems = [_describe(one) for one in error.errors()]
+    body_field = getattr(request.scope.get("route"), "body_field", None)
+    body_type = body_field and body_field.field_info.annotation
+    problems = [_describe(one, body_type) for one in error.errors()]
     first = problems[0]
     more = f" And {len(problems) - 1} more; see 'errors'." if len(problems) > 1 else ""
     message = f"{first['message']}{more}"
@@ -86,7 +94,7 @@ async def _validation_error(_request: Request, error: Exception) -> JSONResponse
     )
 
 
-def _describe(error: dict[str, Any]) -> dict[str, str]:
+def _describe(error: dict[str, Any], body_type: Any) -> dict[str, str]:
     """One of pydantic's errors in our words; never its `input`, which may be huge or not JSON."""
     source, *path = error["loc"]
     is_key = path[-1:] == ["[key]"]
@@ -95,7 +103,7 @@ def _describe(error: dict[str, Any]) -> dict[str, str]:
     if not path:
         return {"path": "", "code": code, "message": "The body must be a JSON object."}
     if code == "unknown_parameter" and source == "body":
-        message = _unknown(shown, path)
+        message = _unknown(shown, path, body_type)
     elif code == "missing_required_parameter":
         message = f"Missing required parameter: '{shown}'."
     else:
@@ -104,8 +112,8 @@ def _describe(error: dict[str, Any]) -> dict[str, str]:
     return {"path": shown, "code": code, "message": message}
 
 
-def _unknown(shown: str, path: Sequence[Any]) -> str:
-    nearest = nearest_field(JobCreate, tuple(path[:-1]), str(path[-1]))
+def _unknown(shown: str, path: Sequence[Any], body_type: Any) -> str:
+    nearest = nearest_field(body_type, tuple(path[:-1]), str(path[-1]))
     if nearest == path[-1]:
         return f"'{shown}' is given twice, under two names."
     hint = f" Did you mean '{nearest}'?" if nearest else ""

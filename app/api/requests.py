@@ -88,10 +88,17 @@ class StrictJsonRoute(APIRoute):
 
         async def handle(request: Request) -> Response:
             media_type = request.headers.get("content-type", "").partition(";")[0].strip()
-            if self.body_field is not None and media_type.lower() != "application/json":
+            if self._takes_body_of(request) and media_type.lower() != "application/json":
                 raise UnsupportedMediaTypeError(
                     "Send the body as JSON, with the header 'Content-Type: application/json'."
                 )
             return await handler(_StrictRequest(request.scope, request.receive))
 
         return handle
+
+    def _takes_body_of(self, request: Request) -> bool:
+        """Whether there is a body to be read; where it may be left out, its type may be, too."""
+        if self.body_field is None or self.body_field.field_info.is_required():
+            return self.body_field is not None
+        has_length = request.headers.get("content-length", "0") != "0"
+        return has_length or "transfer-encoding" in request.headers

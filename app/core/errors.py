@@ -7,6 +7,7 @@ ServiceError                      the caller acts; the API answers with its stat
 ├── NotFoundError                 404
 ├── PayloadTooLargeError          413
 ├── UnsupportedMediaTypeError     415
+├── OutcomeUnknownError           500  it may have been done; look before sending it again
 ├── DatabaseBusyError             503  nothing was done; the same request may be sent again
 └── StorageFullError              507  nothing was done; first somebody must make room
 LeaseLostError                    the worker acts; no caller ever sees it
@@ -82,6 +83,10 @@ class UnsupportedMediaTypeError(ServiceError):
 class DatabaseBusyError(ServiceError):
     status_code = 503
     code = "database_busy"
+
+
+class OutcomeUnknownError(ServiceError):
+    code = "outcome_unknown"
 
 
 class StorageFullError(ServiceError):

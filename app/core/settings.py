@@ -47,7 +47,7 @@ class Settings(BaseSettings):
     poll_interval_s: float = Field(default=0.5, gt=0, le=60)
     """Seconds an idle worker waits before it looks for work again."""
 
-    lease_s: float = Field(default=60.0, ge=5, le=3600)
+    lease_s: float = Field(default=60.0, ge=1, le=3600)
     """Seconds a claimed job stays claimed without a sign of life from its worker."""
 
     concurrency: int = Field(default=1, ge=1, le=64)

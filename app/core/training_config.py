@@ -132,10 +132,13 @@ class JobSpec(_Frozen):
     config: TrainingConfig
     threads: int = Field(ge=1)
     """Processor threads the child may use."""
+
     save_interval_s: float = Field(default=120.0, gt=0)
-    """Seconds after which the state is saved again, besides at every checkpoint."""
+    """Seconds of wall time after which the state is saved again; each checkpoint saves it too."""
+
     resume_step: int | None = Field(default=None, ge=1)
-    """The step to go on after, from the state in `RESUME_NAME`; null to begin."""
+    """Optimizer steps that earlier attempts have taken: their state is in `RESUME_NAME`, their
+    loss log in `LOSS_LOG_NAME`. Null to begin at the beginning."""
 
 
 JOB_SPEC_NAME = "job.json"
@@ -144,8 +147,10 @@ VALIDATION_DATA_NAME = "validation.jsonl"
 BASE_MODEL_NAME = "base-model"
 """Symbolic link to the base model's directory."""
 OUTPUT_NAME = "out"
-"""What the child makes: `out/step-N/` is a checkpoint, whole as soon as it has this name."""
+"""What the child makes: `out/step-N/` is a checkpoint and `out/resume-N/` a saved state, whole as
+soon as it has this name."""
 RESUME_NAME = "resume"
-"""A saved state, whole and verified, with the loss log up to it beside it; see `JobSpec`."""
+"""The saved state to go on from, with its manifest; only where there is a `resume_step`."""
 LOSS_LOG_NAME = "loss-log.jsonl"
-"""One `StepMetrics` a line. On resumption it holds the rows up to `resume_step`."""
+"""One line of `StepMetrics` for every step so far. To resume, the parent fills it with exactly the
+steps from 1 to `resume_step`; otherwise the child begins it anew."""

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from app.core.loss_log import StepMetrics
 
-_STATE = r"^out/resume-\d{1,9}$"
+_STATE_PATTERN = r"^out/resume-\d{1,9}$"
 
 
 class _Event(BaseModel):
@@ -44,22 +44,26 @@ class Checkpointed(_Event):
     kind: Literal["checkpointed"] = "checkpointed"
     step: int = Field(ge=1)
     directory: str = Field(pattern=r"^out/step-\d{1,9}$")
-    state: str | None = Field(default=None, pattern=_STATE)
-    """Directory of the state saved at the same step, to be published together with it."""
+    state: str | None = Field(default=None, pattern=_STATE_PATTERN)
+    """The saved state of the same step, as in `Saved`; null for the checkpoint of an earlier step
+    that is only made because it turned out to be the best."""
 
 
 class Saved(_Event):
-    """`directory`, relative to the job directory, holds a whole state to resume from."""
+    """`directory`, relative to the job directory, holds a whole saved state with its manifest.
+
+    The child never deletes one, for it cannot know when the parent has done with it.
+    """
 
     kind: Literal["saved"] = "saved"
     step: int = Field(ge=1)
-    directory: str = Field(pattern=_STATE)
+    directory: str = Field(pattern=_STATE_PATTERN)
 
 
 class Stopped(_Event):
-    """The child ends because it was asked to; the state of `step` was reported before.
+    """The child was asked to end. It has reported the saved state of `step` before.
 
-    0, or the step it was resumed after, when it took no step of its own.
+    Unless it took no step itself: then `step` is the one it went on from, or 0.
     """
 
     kind: Literal["stopped"] = "stopped"
@@ -67,7 +71,7 @@ class Stopped(_Event):
 
 
 class OutOfSpace(_Event):
-    """The child ends because the disk is full; what it had half written is removed."""
+    """The attempt ended because a disk or a quota is full. What was half written is gone."""
 
     kind: Literal["out_of_space"] = "out_of_space"
     message: str = Field(max_length=10_000)
@@ -101,7 +105,7 @@ class Failed(_Event):
 
 
 TrainingEvent = Annotated[
-    Noted | Started | Stepped | Checkpointed | Saved | Finished | Failed | Stopped | OutOfSpace,
+    Noted | Started | Stepped | Saved | Checkpointed | Stopped | OutOfSpace | Finished | Failed,
     Field(discriminator="kind"),
 ]
 

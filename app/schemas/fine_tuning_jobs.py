@@ -3,6 +3,7 @@
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -18,6 +19,8 @@ from app.schemas.strict import RequestBody
 
 MAX_LABELS = 16
 """Pairs of metadata that a job may have."""
+
+PRIORITIES = range(-1000, 1000 + 1)
 
 _MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 _MetadataValue = Annotated[str, StringConstraints(max_length=512)]
@@ -76,6 +79,16 @@ class JobCreate(RequestBody):
     integrations: list[Any] | None = None
     """None is offered; empty or absent."""
 
+    # From here on, ours; the stock client is given them in `extra_body`.
+    auto_start: Annotated[bool | None, AfterValidator(lambda value: value is not False)] = True
+    """False leaves the job paused, checked and ready, until it is resumed."""
+    priority: Annotated[
+        int | None,
+        Field(ge=PRIORITIES.start, le=PRIORITIES.stop - 1),
+        AfterValidator(lambda value: value or 0),
+    ] = 0
+    """Of the waiting jobs, one with the highest is next; of those, the oldest."""
+
     @field_validator("integrations")
     @classmethod
     def _must_be_empty(cls, value: list[Any] | None) -> list[Any] | None:
@@ -91,6 +104,17 @@ class JobCreate(RequestBody):
         places = (self.hyperparameters, supervised and supervised.hyperparameters)
         given = [place.model_dump(exclude_none=True) for place in places if place is not None]
         return {name: value for knobs in given for name, value in knobs.items()}
+
+    def content(self) -> dict[str, Any]:
+        """What is asked for: the same for every way to write it, with null as if it were absent.
+
+        A field that is absent is not in it, so a later version, which has more, knows it again.
+        """
+        return self.model_dump(mode="json", exclude_none=True)
+
+
+class JobRerun(RequestBody):
+    """Nothing can be chosen: the job is repeated as it was."""
 
 
 class _Read(BaseModel):
@@ -135,10 +159,15 @@ class JobRead(_Read):
     started_at: int | None
     cancel_requested_at: int | None
     """Set as soon as a running job was asked to stop; its status follows within seconds."""
+    pause_requested_at: int | None
+    """Set while a running job is asked to pause; null again once it has, or was resumed."""
+    priority: int
+    rerun_of: str | None
+    """Id of the job that this one repeats, which may be deleted by now."""
     attempt: int
     """How often a worker has begun with the job."""
     queue_position: int | None
-    """1 for the job that is next; null once a worker has taken it."""
+    """1 for the job that is next; null for one that does not wait in the queue."""
     trained_steps: int
     total_steps: int | None
     """Optimizer steps in all; null until model and data are loaded."""
@@ -151,6 +180,12 @@ class JobRead(_Read):
     """Newest loss on the validation file."""
     tokens_per_second: float | None
     """Real tokens, never padding, over the training loop so far."""
+
+
+class JobDeleted(_Read):
+    id: str
+    object: Literal["fine_tuning.job"] = "fine_tuning.job"
+    deleted: Literal[True] = True
 
 
 class EventRead(_Read):

@@ -14,15 +14,13 @@ class RequestBody(BaseModel):
     )
 
 
-def nearest_field(model: type[BaseModel], path: tuple[Any, ...], name: str) -> str | None:
-    """The field of the object at `path` within `model` that looks most like `name`."""
+def nearest_field(annotation: Any, path: tuple[Any, ...], name: str) -> str | None:
+    """The field that looks most like `name`, of the object at `path` within a body of this type."""
+    model = _model_in(annotation)
     for part in path:
-        field = model.model_fields.get(str(part))
-        nested = None if field is None else _model_in(field.annotation)
-        if nested is None:
-            return None
-        model = nested
-    return next(iter(get_close_matches(name, _names(model), n=1)), None)
+        field = model and model.model_fields.get(str(part))
+        model = None if field is None else _model_in(field.annotation)
+    return None if model is None else next(iter(get_close_matches(name, _names(model), n=1)), None)
 
 
 def _names(model: type[BaseModel]) -> list[str]:

@@ -81,7 +81,7 @@ def delete_file(session: Session, file_id: str, *, now: datetime) -> str:
         StateConflictError: a job has yet to read it, or it is part of a checkpoint.
     """
     files = FileRepository(session)
-    file = files.get(file_id, now=now)
+    file = files.get_to_delete(file_id, now=now)
     if file.checkpoint_id is not None:
         raise StateConflictError(
             f"{file_id} is part of the checkpoint {file.checkpoint_id}, which would be no adapter "

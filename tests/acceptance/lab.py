@@ -62,6 +62,9 @@ class Lab:
         body: dict[str, Any] = {"model": "tiny", "training_file": self.text_file} | changes
         return self.post("/fine_tuning/jobs", json=body)
 
+    def rerun(self, **options: Any) -> Answer:
+        return self.post(f"/fine_tuning/jobs/{self.cancelled_job}/rerun", **options)
+
     def with_knobs(self, **knobs: Any) -> Answer:
         return self.create_job(hyperparameters=knobs)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.acceptance.lab import Lab, Send, bad_value, envelope, open_lab, problems
+from tests.acceptance.lab import Answer, Lab, Send, bad_value, envelope, open_lab, problems
 
 Body = dict[str, dict[str, Any]]
 
@@ -197,6 +197,36 @@ def test_a_body_must_be_declared_as_json(lab: Lab, content_type: str) -> None:
                 "unsupported_integration",
             ),
             id="integration",
+        ),
+        pytest.param(
+            {"priority": 1001},
+            bad_value("priority", "Input should be less than or equal to 1000"),
+            id="priority 1001",
+        ),
+        pytest.param(
+            {"priority": -1001},
+            bad_value("priority", "Input should be greater than or equal to -1000"),
+            id="priority -1001",
+        ),
+        pytest.param(
+            {"priority": 0.5},
+            bad_value("priority", "Input should be a valid integer"),
+            id="priority of a half",
+        ),
+        pytest.param(
+            {"priority": True},
+            bad_value("priority", "Input should be a valid integer"),
+            id="priority true",
+        ),
+        pytest.param(
+            {"auto_start": "false"},
+            bad_value("auto_start", "Input should be a valid boolean"),
+            id="auto_start as a text",
+        ),
+        pytest.param(
+            {"auto_start": 0},
+            bad_value("auto_start", "Input should be a valid boolean"),
+            id="auto_start 0",
         ),
         pytest.param(
             {"metadata": {str(number): "x" for number in range(17)}},
@@ -464,6 +494,45 @@ def test_an_unknown_knob_is_refused_with_the_nearest_known_one(
 
 
 @pytest.mark.parametrize(
+    ("key", "why"),
+    [
+        pytest.param(b"", "String should have at least 1 character", id="empty"),
+        pytest.param(b"k" * 256, "String should have at most 255 characters", id="long"),
+        pytest.param(b"k\xe9y", "String should match pattern '^[ -~]+$'", id="not ASCII"),
+        pytest.param(b"k\ty", "String should match pattern '^[ -~]+$'", id="tab"),
+    ],
+)
+@pytest.mark.parametrize("route", ["create", "rerun"])
+def test_a_key_must_be_short_and_printable(lab: Lab, key: bytes, why: str, route: str) -> None:
+    headers = {b"Idempotency-Key": key}
+    body = {"model": "tiny", "training_file": lab.text_file}
+
+    def send(lab: Lab) -> Answer:
+        if route == "rerun":
+            return lab.rerun(headers=headers)
+        return lab.post("/fine_tuning/jobs", json=body, headers=headers)
+
+    check(lab, send, 400, bad_value("Idempotency-Key", why))
+
+
+def test_a_key_with_another_body_is_refused(lab: Lab) -> None:
+    headers = {"Idempotency-Key": "k" * 255}
+    body = {"model": "tiny", "training_file": lab.text_file}
+    job_id = lab.post("/fine_tuning/jobs", json=body, headers=headers).json()["id"]
+    error = envelope(
+        "idempotency_key_reused",
+        f"The Idempotency-Key '{'k' * 80}' was sent before, with another body; that made the job "
+        f"{job_id}. Take a new key for each new job.",
+        "Idempotency-Key",
+    )
+
+    def send(lab: Lab) -> Answer:
+        return lab.post("/fine_tuning/jobs", json=body | {"seed": 1}, headers=headers)
+
+    check(lab, send, 400, error)
+
+
+@pytest.mark.parametrize(
     ("send", "status", "error"),
     [
         pytest.param(
@@ -500,10 +569,69 @@ def test_an_unknown_knob_is_refused_with_the_nearest_known_one(
             id="tools",
         ),
         pytest.param(
-            lambda lab: lab.post(f"/fine_tuning/jobs/{lab.queued_job}/pause"),
-            404,
-            lambda _: envelope("unknown_url", NO_ROUTE),
-            id="pause",
+            lambda lab: lab.post(f"/fine_tuning/jobs/{lab.cancelled_job}/pause"),
+            400,
+            lambda lab: envelope(
+                "job_not_pausable",
+                f"Job {lab.cancelled_job} has already been cancelled, so it cannot be paused.",
+            ),
+            id="pause a cancelled job",
+        ),
+        pytest.param(
+            lambda lab: lab.post(f"/fine_tuning/jobs/{lab.cancelled_job}/resume"),
+            400,
+            lambda lab: envelope(
+                "job_not_resumable",
+                f"Job {lab.cancelled_job} has already been cancelled, so it cannot be resumed. "
+                "POST .../rerun makes a new job of it.",
+            ),
+            id="resume a cancelled job",
+        ),
+        pytest.param(
+            lambda lab: lab.delete(f"/fine_tuning/jobs/{lab.queued_job}"),
+            400,
+            lambda lab: envelope(
+                "job_not_deletable",
+                f"Job {lab.queued_job} is queued; only a job that has ended can be deleted. Cancel "
+                "it first.",
+            ),
+            id="delete a queued job",
+        ),
+        pytest.param(
+            lambda lab: lab.rerun(json={"seed": 1, "models": "tiny"}),
+            400,
+            lambda _: problems(
+                ("seed", "unknown_parameter", "Unknown parameter: 'seed'."),
+                ("models", "unknown_parameter", "Unknown parameter: 'models'."),
+            ),
+            id="rerun with another seed",
+        ),
+        pytest.param(
+            lambda lab: lab.rerun(json=[]),
+            400,
+            lambda _: problems(("", "invalid_value", NO_OBJECT)),
+            id="rerun with an array",
+        ),
+        pytest.param(
+            lambda lab: lab.rerun(content=b"{", headers={"content-type": "application/json"}),
+            400,
+            lambda _: envelope(
+                "invalid_json",
+                f"{BAD_JSON}Expecting property name enclosed in double quotes at column 2.",
+            ),
+            id="rerun with half an object",
+        ),
+        pytest.param(
+            lambda lab: lab.rerun(content=b"{}", headers={"content-type": "text/plain"}),
+            415,
+            lambda _: envelope("unsupported_media_type", NO_JSON),
+            id="rerun with a text",
+        ),
+        pytest.param(
+            lambda lab: lab.rerun(content=iter([b"{}"]), headers={"content-type": "text/plain"}),
+            415,
+            lambda _: envelope("unsupported_media_type", NO_JSON),
+            id="rerun with a text of unknown length",
         ),
         pytest.param(
             lambda lab: lab.delete(f"/files/{lab.text_file}"),
@@ -632,11 +760,20 @@ def test_an_unknown_knob_is_refused_with_the_nearest_known_one(
                 "/fine_tuning/jobs/ftjob-nope/adapter",
             )
         ),
+        *(
+            pytest.param(
+                lambda lab, what=what: lab.post(f"/fine_tuning/jobs/ftjob-nope/{what}"),
+                404,
+                lambda _: envelope("job_not_found", "No such fine-tuning job: ftjob-nope"),
+                id=f"{what} an unknown job",
+            )
+            for what in ("cancel", "pause", "resume", "rerun")
+        ),
         pytest.param(
-            lambda lab: lab.post("/fine_tuning/jobs/ftjob-nope/cancel"),
+            lambda lab: lab.delete("/fine_tuning/jobs/ftjob-nope"),
             404,
             lambda _: envelope("job_not_found", "No such fine-tuning job: ftjob-nope"),
-            id="cancel an unknown job",
+            id="delete an unknown job",
         ),
         pytest.param(
             lambda lab: lab.get("/fine_tuning/jobs/"),
@@ -687,6 +824,8 @@ def test_cancelling_again_is_no_error(lab: Lab) -> None:
                     "method",
                     "hyperparameters",
                     "integrations",
+                    "auto_start",
+                    "priority",
                 ]
             ),
             id="nulls",

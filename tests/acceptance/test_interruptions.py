@@ -3,7 +3,7 @@
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -134,56 +134,107 @@ def test_a_cancelled_job_keeps_its_log_and_its_checkpoints(
 
 
 @pytest.fixture(scope="module")
-def killed_job(
-    client: openai.OpenAI, training_file: str, service: ServiceProcesses
-) -> FineTuningJob:
-    """A job whose child was killed by the machine."""
+def poison(client: openai.OpenAI, training_file: str, service: ServiceProcesses) -> FineTuningJob:
+    """A job whose child is killed by the machine whenever it starts."""
     job = create_job(client, training_file, **FOREVER)
-    wait_for_checkpoint(client, job.id)
-    child = service.find_child(job.id)
-    assert child is not None
-    os.kill(child, signal.SIGKILL)
+    killed: set[int] = set()
+    while len(killed) < 2:
+        killed.add(kill_child(service, job.id, spared=killed))
     return service.wait_for_end(client, job.id)
 
 
-def test_a_child_that_dies_leaves_a_failed_job_with_the_reason(
-    client: openai.OpenAI, killed_job: FineTuningJob
+def kill_child(service: ServiceProcesses, job_id: str, spared: Collection[int] = ()) -> int:
+    def find() -> int | None:
+        child = service.find_child(job_id)
+        return None if child in spared else child
+
+    child = wait_until(find, within_s=JOB_S)
+    assert child is not None
+    os.kill(child, signal.SIGKILL)
+    return child
+
+
+def test_a_job_whose_child_dies_again_and_again_fails_with_the_reason(
+    client: openai.OpenAI, poison: FineTuningJob
 ) -> None:
-    assert (killed_job.status, killed_job.fine_tuned_model) == ("failed", None)
-    assert killed_job.error is not None
-    assert killed_job.error.code == "training_crashed"
-    assert killed_job.error.message.startswith(
-        "The training process was killed, most likely because the machine ran out of memory."
+    assert (poison.status, poison.fine_tuned_model) == ("failed", None)
+    assert poison.error is not None
+    assert poison.error.code == "training_crashed"
+    assert poison.error.message.startswith(
+        "The training process was killed, most likely because the machine ran out of memory, 2 "
+        "times without progress. Lower batch_size"
     )
-    assert messages(client, killed_job.id)[0] == f"The job failed: {killed_job.error.message}"
-    assert steps(client, killed_job.id)[:2] == [1, 2]
+    assert messages(client, poison.id)[0] == f"The job failed: {poison.error.message}"
+    assert extra(poison)["attempt"] == 2
 
 
 @dataclass(frozen=True)
 class Recovery:
-    """What became of a job whose worker was stopped while it trained, and then replaced."""
+    """What became of a job to which everything happened that ends an attempt."""
 
     exit_code: int
-    """Of the first worker."""
+    """Of the first worker, which was told to stop."""
     orphan: int | None
-    """Process id of a child that the first worker has left behind."""
+    """Process id of a child that it has left behind."""
     between: FineTuningJob
     """The job while there was no worker."""
+    paused: FineTuningJob
     ended: FineTuningJob
+
+
+STEPS = 1200
+LONG_ENOUGH = {"max_steps": STEPS, "n_epochs": 50, "batch_size": 1, "checkpoint_steps": 100}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    client: openai.OpenAI, training_file: str, service: ServiceProcesses
+) -> FineTuningJob:
+    return service.wait_for_end(client, create_job(client, training_file, **LONG_ENOUGH).id)
 
 
 @pytest.fixture(scope="module")
 def recovery(
-    client: openai.OpenAI, training_file: str, service: ServiceProcesses, killed_job: FineTuningJob
+    client: openai.OpenAI, undisturbed: FineTuningJob, service: ServiceProcesses
 ) -> Recovery:
-    """The job comes after the killed one: the same worker takes both."""
-    job = create_job(client, training_file, n_epochs=2, batch_size=4, checkpoint_steps=5)
-    wait_for_checkpoint(client, job.id)
+    """The undisturbed job once more, interrupted in four ways, each after it got further."""
+    job: Any = client.post(f"/fine_tuning/jobs/{undisturbed.id}/rerun", cast_to=object)
+    job_id: str = job["id"]
+
+    wait_for_more(client, job_id)
     exit_code = service.stop_worker(signal.SIGTERM)
-    orphan = service.find_child(job.id)
-    between = client.fine_tuning.jobs.retrieve(job.id)
+    orphan = service.find_child(job_id)
+    between = client.fine_tuning.jobs.retrieve(job_id)
     service.start_worker()
-    return Recovery(exit_code, orphan, between, service.wait_for_end(client, job.id))
+
+    wait_for_more(client, job_id)
+    kill_child(service, job_id)
+
+    wait_for_more(client, job_id, checkpoints=2)
+    service.stop_worker(signal.SIGKILL)
+    service.start_worker()
+
+    wait_for_more(client, job_id)
+    with service.client(strict=False) as lenient:  # the client knows no status `paused`
+        jobs = lenient.fine_tuning.jobs
+        jobs.pause(job_id)
+
+        def look() -> FineTuningJob | None:
+            found = jobs.retrieve(job_id)
+            return found if str(found.status) == "paused" else None
+
+        paused = wait_until(look, within_s=JOB_S)
+    assert paused is not None
+    client.fine_tuning.jobs.resume(job_id)
+    return Recovery(exit_code, orphan, between, paused, service.wait_for_end(client, job_id))
+
+
+def wait_for_more(client: openai.OpenAI, job_id: str, checkpoints: int = 1) -> None:
+    def count() -> int:
+        return len(client.fine_tuning.jobs.checkpoints.list(job_id, limit=100).data)
+
+    wanted = count() + checkpoints
+    wait_until(lambda: count() >= wanted, within_s=JOB_S)
 
 
 def test_a_stopped_worker_ends_well_and_puts_its_job_back(recovery: Recovery) -> None:
@@ -192,16 +243,44 @@ def test_a_stopped_worker_ends_well_and_puts_its_job_back(recovery: Recovery) ->
     assert extra(recovery.between)["queue_position"] == 1
 
 
-def test_the_next_worker_finishes_the_job(client: openai.OpenAI, recovery: Recovery) -> None:
-    job = recovery.ended
+def test_a_paused_job_shows_how_far_it_is(recovery: Recovery) -> None:
+    assert 0 < extra(recovery.paused)["progress"] < 1
+    assert extra(recovery.paused)["queue_position"] is None
 
-    assert (job.status, extra(job)["attempt"]) == ("succeeded", 2)
-    assert steps(client, job.id) == list(range(1, 101))
-    told = messages(client, job.id)
-    assert "The worker was stopped; the job is back in the queue" in told
-    assert told.count("Fine-tuning job started") == 2
-    found = client.fine_tuning.jobs.checkpoints.list(job.id, limit=100).data
-    assert [one.step_number for one in found] == list(range(100, 0, -5))
+
+def test_an_interrupted_job_ends_as_if_nothing_had_happened(
+    client: openai.OpenAI, undisturbed: FineTuningJob, recovery: Recovery
+) -> None:
+    before, after = undisturbed, recovery.ended
+
+    assert (after.status, extra(after)["attempt"]) == ("succeeded", 5)
+    assert extra(after)["rerun_of"] == before.id
+    assert adapter_of(client, after.id) == adapter_of(client, before.id)
+    assert log_of(client, after.id) == log_of(client, before.id)
+    assert len(log_of(client, after.id)) == STEPS
+    told = messages(client, after.id)
+    assert told.count("Fine-tuning job started") == 1
+    for why in (
+        "The worker was stopped; the job is back in the queue and goes on after step",
+        "The training process was killed, most likely because the machine ran out of memory; ",
+        "Its worker ",
+        "Fine-tuning job paused after step ",
+    ):
+        assert len([message for message in told if message.startswith(why)]) == 1, why
+    assert len([one for one in told if one.startswith("Fine-tuning job resumed after")]) == 4
+
+
+def adapter_of(client: openai.OpenAI, job_id: str) -> bytes:
+    (newest, *_) = client.fine_tuning.jobs.checkpoints.list(job_id).data
+    files = [client.files.retrieve(one) for one in (newest.model_extra or {})["result_files"]]
+    (weights,) = [file.id for file in files if file.filename == "adapter_model.safetensors"]
+    return client.files.content(weights).read()
+
+
+def log_of(client: openai.OpenAI, job_id: str) -> list[dict[str, Any]]:
+    """Less the time it took."""
+    log: Any = client.get(f"/fine_tuning/jobs/{job_id}/metrics", cast_to=object)
+    return [{key: row[key] for key in row if key != "elapsed_s"} for row in log["data"]]
 
 
 def test_a_deleted_model_frees_its_adapter_and_leaves_its_job(
@@ -211,14 +290,14 @@ def test_a_deleted_model_frees_its_adapter_and_leaves_its_job(
     name = job.fine_tuned_model
     assert name is not None
     (last, *_) = client.fine_tuning.jobs.checkpoints.list(job.id).data
-    blobs = service.data_dir / "blobs" / "jobs" / job.id / "attempt-2"
-    assert (blobs / "step-100").is_dir()
+    blobs = service.data_dir / "blobs" / "jobs" / job.id / "attempt-5"
+    assert (blobs / f"step-{STEPS}").is_dir()
 
     deleted = client.models.delete(name)
 
     assert deleted.model_dump() == {"id": name, "object": "model", "deleted": True}
-    assert not (blobs / "step-100").exists()
-    assert (blobs / "step-95").is_dir()
+    assert not (blobs / f"step-{STEPS}").exists()
+    assert (blobs / f"step-{STEPS - 100}").is_dir()
     assert name not in [model.id for model in client.models.list()]
     with pytest.raises(openai.NotFoundError):
         client.files.retrieve((last.model_extra or {})["result_files"][0])

@@ -157,7 +157,7 @@ def do_chores(service: Service) -> None:
         connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
         connection.exec_driver_sql("BEGIN")
     store = LocalBlobStore(service.settings.blobs_dir)
-    Janitor(database, store, clock=utc_now, settings=service.settings).run_if_due()
+    Janitor(service.settings, database=database, store=store, clock=utc_now).run_if_due()
     database.dispose()
 
 

@@ -10,7 +10,14 @@ from starlette.testclient import TestClient
 from app.core.db.session import Database
 from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
-from tests.builders import TEXT_LINE, add_file, add_job, add_succeeded_job, get_job
+from tests.builders import (
+    TEXT_LINE,
+    add_file,
+    add_job,
+    add_succeeded_job,
+    dump_tables,
+    get_job,
+)
 
 
 @pytest.fixture
@@ -32,16 +39,21 @@ def training_file(database: Database, store: LocalBlobStore) -> str:
 
 
 @pytest.mark.usefixtures("full_disk")
-def test_a_job_that_was_not_committed_is_not_promised(
-    client: TestClient, training_file: str
+def test_a_job_that_was_not_committed_is_not_promised_and_its_key_not_taken(
+    client: TestClient, training_file: str, database: Database
 ) -> None:
+    before = dump_tables(database)
+
     answer = client.post(
-        "/v1/fine_tuning/jobs", json={"model": "tiny", "training_file": training_file}
+        "/v1/fine_tuning/jobs",
+        json={"model": "tiny", "training_file": training_file},
+        headers={"Idempotency-Key": "k"},
     )
 
     assert answer.status_code == 500
     assert answer.json()["error"]["code"] == "internal_error"
     assert client.get("/v1/fine_tuning/jobs").json()["data"] == []
+    assert dump_tables(database) == before
 
 
 def test_a_cancel_that_was_not_committed_is_not_promised(
@@ -81,7 +93,8 @@ def test_bytes_are_freed_only_after_their_row_is_gone(
     answers = [
         client.delete(f"/v1/files/{file.id}"),
         client.delete(f"/v1/models/{job.fine_tuned_model}"),
+        client.delete(f"/v1/fine_tuning/jobs/{job.id}"),
     ]
 
-    assert [answer.status_code for answer in answers] == [500, 500]
+    assert [answer.status_code for answer in answers] == [500, 500, 500]
     assert sorted(settings.blobs_dir.rglob("*")) == before

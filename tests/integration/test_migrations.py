@@ -2,45 +2,79 @@
 
 import multiprocessing
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import inspect
+from alembic.script import ScriptDirectory
+from sqlalchemy import inspect, text
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.schema import CheckConstraint
 
 from app.core.db import migrate
-from app.core.db.migrate import upgrade
-from app.core.db.models import DEFAULT_PROJECT_ID, Base, Project
+from app.core.db.migrate import BrokenReferenceError, upgrade
+from app.core.db.models import DEFAULT_PROJECT_ID, Base, JobMetadata, Project
 from app.core.db.session import Database
+from tests.builders import add_job, dump_tables, get_job, lock_out_writers
+from tests.postgres import PostgresServer
+from tests.waiting import wait_until
 
 PROCESSES = 3
 
-BROKEN_MIGRATION = """
+_MIGRATION = """
 import sqlalchemy as sa
 from alembic import op
 
 revision = "9999"
-down_revision = "0002"
+down_revision = "{newest}"
 
 
-def upgrade() -> None:
+def upgrade():{body}
+"""
+THAT_BREAKS_OFF = """
     op.create_table("half", sa.Column("id", sa.String()))
     op.execute("INSERT INTO half (id) VALUES ('a')")
     raise RuntimeError("the power is gone")
 """
+THAT_REBUILDS_JOBS = """
+    with op.batch_alter_table("jobs") as jobs:
+        jobs.add_column(sa.Column("colour", sa.String(), server_default="red"))
+        jobs.create_check_constraint("ck_jobs_colour", sa.text("colour <> 'blue'"))
+"""
+THAT_LOSES_JOBS = """
+    op.execute("DELETE FROM jobs")
+"""
 
 
 @pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path}/new/tunery.db"
+def add_migration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """From now on the newest migration has this body."""
+
+    def add(body: str) -> None:
+        directory = tmp_path / "migrations"
+        shutil.copytree(migrate._MIGRATIONS, directory)
+        source = _MIGRATION.format(newest=newest(), body=body)
+        (directory / "versions" / "9999_new.py").write_text(source)
+        monkeypatch.setattr(migrate, "_MIGRATIONS", directory)
+
+    return add
+
+
+def newest() -> str | None:
+    return ScriptDirectory(str(migrate._MIGRATIONS)).get_current_head()
+
+
+def revision(database: Database) -> str | None:
+    with database.reading() as session:
+        return MigrationContext.configure(session.connection()).get_current_revision()
 
 
 @pytest.fixture
-def empty(url: str) -> Iterator[Database]:
-    database = Database(url)
+def empty(empty_database_url: str) -> Iterator[Database]:
+    database = Database(empty_database_url)
     yield database
     database.dispose()
 
@@ -72,13 +106,13 @@ def test_the_migrations_make_every_constraint_of_the_models(empty: Database) -> 
     with empty.engine.connect() as connection:
         inspector = inspect(connection)
         for table in Base.metadata.tables.values():
-            promised = [
+            promised = {
                 str(constraint.name)
                 for constraint in table.constraints
                 if isinstance(constraint, CheckConstraint)
-            ]
-            found = [str(one["name"]) for one in inspector.get_check_constraints(table.name)]
-            assert sorted(found) == sorted(promised)
+            }
+            found = {str(one["name"]) for one in inspector.get_check_constraints(table.name)}
+            assert found == promised
 
 
 def test_the_default_project_is_there_from_the_start(empty: Database) -> None:
@@ -97,30 +131,97 @@ def test_migrating_again_changes_nothing(empty: Database) -> None:
     assert tables(empty) == before
 
 
-def test_processes_that_start_at_once_all_find_the_schema(url: str, empty: Database) -> None:
+def test_processes_that_start_at_once_all_find_the_schema(
+    empty_database_url: str, empty: Database
+) -> None:
     spawn = multiprocessing.get_context("spawn")
     with spawn.Manager() as manager, spawn.Pool(PROCESSES) as pool:
         barrier = manager.Barrier(PROCESSES)
-        found = pool.starmap(migrate_when_all_are_ready, [(url, barrier)] * PROCESSES)
+        found = pool.starmap(
+            migrate_when_all_are_ready, [(empty_database_url, barrier)] * PROCESSES
+        )
 
     expected = {*Base.metadata.tables, "alembic_version"}
     assert found == [expected] * PROCESSES
     assert tables(empty) == expected
 
 
-def test_a_migration_that_fails_half_way_leaves_nothing(
-    empty: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_who_finds_the_newest_schema_waits_for_no_writer(
+    empty: Database, empty_database_url: str
 ) -> None:
     upgrade(empty)
-    before = tables(empty)
-    broken = tmp_path / "migrations"
-    shutil.copytree(migrate._MIGRATIONS, broken)
-    (broken / "versions" / "9999_broken.py").write_text(BROKEN_MIGRATION)
-    monkeypatch.setattr(migrate, "_MIGRATIONS", broken)
+    starting = Database(empty_database_url, busy_timeout_s=0)
+
+    with empty.writing() as session:
+        lock_out_writers(session)
+        upgrade(starting)
+
+    starting.dispose()
+
+
+def test_a_migration_that_fails_half_way_leaves_nothing(
+    empty: Database, add_migration: Callable[[str], None]
+) -> None:
+    upgrade(empty)
+    before, was = tables(empty), revision(empty)
+    add_migration(THAT_BREAKS_OFF)
 
     with pytest.raises(RuntimeError, match="the power is gone"):
         upgrade(empty)
 
-    assert tables(empty) == before
+    assert (tables(empty), revision(empty)) == (before, was)
+
+
+def test_a_table_that_others_reference_can_be_rebuilt_with_its_rows(
+    empty: Database, add_migration: Callable[[str], None]
+) -> None:
+    upgrade(empty)
+    job = add_job(empty, metadata_items=[JobMetadata(key="a", value="b")])
+    before = dump_tables(empty)
+    add_migration(THAT_REBUILDS_JOBS)
+
+    upgrade(empty)
+
+    assert dump_tables(empty) == before
+    with empty.reading() as session:
+        assert session.scalar(text("SELECT colour FROM jobs")) == "red"
+    with pytest.raises(IntegrityError), empty.writing() as session:
+        session.execute(text("DELETE FROM jobs"))
+    assert get_job(empty, job.id).id == job.id
+
+
+@pytest.mark.only_sqlite
+def test_a_migration_that_would_leave_rows_pointing_nowhere_is_refused(
+    empty: Database, add_migration: Callable[[str], None]
+) -> None:
+    """On SQLite, which then does not look by itself; PostgreSQL refuses the statement."""
+    upgrade(empty)
+    add_job(empty)
+    before, was = dump_tables(empty), revision(empty)
+    add_migration(THAT_LOSES_JOBS)
+
+    with pytest.raises(BrokenReferenceError, match=r"of events names no row of jobs"):
+        upgrade(empty)
+
+    assert (dump_tables(empty), revision(empty)) == (before, was)
     with empty.engine.connect() as connection:
-        assert MigrationContext.configure(connection).get_current_revision() == "0002"
+        assert connection.exec_driver_sql("PRAGMA foreign_keys").scalar() == 1
+
+
+def test_a_process_waits_for_the_migrations_of_another_however_long_they_take(
+    postgres: PostgresServer,
+) -> None:
+    """PostgreSQL's lock_timeout would end that wait as well."""
+    with postgres.database(migrated=False) as url, ThreadPoolExecutor(1) as threads:
+        first, second = Database(url), Database(url, busy_timeout_s=0)
+        with first.writing() as session:
+            session.execute(text(f"SELECT pg_advisory_xact_lock({migrate._ADVISORY_LOCK})"))
+            waiting = threads.submit(upgrade, second)
+            query = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
+            wait_until(lambda: session.scalar(query), within_s=30)
+            session.execute(text("SELECT pg_sleep(0.2)"))  # it waits 1 ms for anything else
+        waiting.result(30)
+
+        assert revision(second) == newest()
+        first.dispose()
+        second.dispose()

@@ -2,8 +2,10 @@
 
 import os
 import select
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +20,14 @@ from app.core.training_config import LoraShape
 from app.core.training_events import (
     Checkpointed,
     Finished,
+    Saved,
     Started,
     Stepped,
+    Stopped,
     TrainingEvent,
     parse_event,
 )
+from tests.numerics.test_resume import Run, assert_ends_like, hand_over, run
 from tests.tiny import END_OF_TURN, chat_row, write_job, write_tiny_model
 
 ROWS = [chat_row(f"How many {i}?", "There are " + "very " * (i % 3) + "many.") for i in range(22)]
@@ -63,11 +68,22 @@ def run_child(directory: Path) -> subprocess.CompletedProcess[bytes]:
     )
 
 
+def start_child(directory: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        command(directory),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=ENVIRONMENT,
+        cwd=PROJECT,
+    )
+
+
 @pytest.fixture(scope="module")
-def base_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def base_model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     directory = tmp_path_factory.mktemp("models") / "tiny"
     write_tiny_model(directory)
-    return directory
+    yield directory
+    torch.use_deterministic_algorithms(mode=False)
 
 
 @pytest.fixture(scope="module")
@@ -178,6 +194,57 @@ def test_a_child_whose_job_cannot_be_read_dies_with_a_traceback(tmp_path: Path) 
     assert child.returncode == 1
     assert child.stdout == b""
     assert b"FileNotFoundError" in child.stderr
+
+
+def read_until(child: subprocess.Popen[bytes], step: int) -> list[TrainingEvent]:
+    """What a child reports up to `step`."""
+    assert child.stdout is not None
+    events: list[TrainingEvent] = []
+    while not events or not (isinstance(events[-1], Stepped) and events[-1].metrics.step >= step):
+        events.append(parse_event(child.stdout.readline()))
+    return events
+
+
+def test_a_child_that_is_asked_to_stop_saves_its_state_and_another_goes_on(
+    base_model: Path, tmp_path: Path
+) -> None:
+    settings = {"max_steps": 150, "checkpoint_steps": 140, "batch_size": 1}
+    rows = ROWS * 20
+    write_job(tmp_path / "whole", rows, base_model=base_model, **settings)
+    write_job(tmp_path / "first", rows, base_model=base_model, **settings)
+
+    with start_child(tmp_path / "first") as first:
+        events = read_until(first, step=5)
+        first.terminate()
+        output, log = first.communicate(timeout=60)
+    events += [parse_event(line) for line in output.splitlines()]
+    assert first.returncode == 0, log.decode()
+    stopped = events[-1]
+    assert isinstance(stopped, Stopped)
+    hand_over([Run(tmp_path / "first", events)], stopped.step, tmp_path / "second")
+    lines = run_child(tmp_path / "second").stdout.splitlines()
+    second = Run(tmp_path / "second", [parse_event(line) for line in lines])
+    whole = run(tmp_path / "whole")
+
+    assert 5 <= stopped.step < 140
+    assert events[-2] == Saved(step=stopped.step, directory=f"out/resume-{stopped.step}")
+    assert_ends_like(whole, [Run(tmp_path / "first", events), second])
+
+
+def test_a_child_that_has_nothing_to_lose_yet_ends_at_once(
+    base_model: Path, tmp_path: Path
+) -> None:
+    write_job(tmp_path / "job", ROWS, base_model=base_model)
+    data = tmp_path / "job" / "train.jsonl"
+    data.unlink()
+    os.mkfifo(data)
+
+    with start_child(tmp_path / "job") as child, data.open("wb"):  # waits until it is read
+        child.terminate()
+        output, _ = child.communicate(timeout=60)
+
+    assert child.returncode == -signal.SIGTERM
+    assert output == b""
 
 
 PARENT = """

@@ -2,12 +2,12 @@
 
 import fcntl
 import logging
-import os
 import shutil
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
+from app.core import durable
 from app.core.base_models import (
     RECORD_NAME,
     Catalogue,
@@ -43,7 +43,7 @@ def install_model(
         InstallError: the model cannot be had as the catalogue describes it.
     """
     directory = catalogue.directory(entry.id)
-    directory.parent.mkdir(parents=True, exist_ok=True)
+    durable.make_directory(directory.parent)
     with _exclusive(directory.with_name(f".{entry.id}.lock"), entry.id):
         installed = catalogue.find_installed(entry.id)
         if installed is not None:
@@ -109,17 +109,9 @@ def _describe(entry: CatalogueEntry, revision: str | None, files_dir: Path) -> I
 def _publish(files_dir: Path, directory: Path) -> None:
     """Give the directory its name once everything in it is on the disk."""
     for path in (*files_dir.iterdir(), files_dir):
-        _flush(path)
+        durable.sync(path)
     files_dir.rename(directory)
-    _flush(directory.parent)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    durable.sync(directory.parent)
 
 
 def _check_same(entry: CatalogueEntry, installed: InstalledModel, directory: Path) -> None:

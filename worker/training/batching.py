@@ -8,6 +8,7 @@ Dimension key (Shazeer 2024, "Shape Suffixes"):
     L  tokens in the longest of them
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -37,15 +38,25 @@ class MicroBatch:
     labels_BL: Tensor
 
 
-def shuffled_batches(examples: int, batch_size: int, *, seed: int) -> Iterator[np.ndarray]:
+def shuffled_batches(
+    examples: int, batch_size: int, *, seed: int, after_step: int = 0
+) -> Iterator[np.ndarray]:
     """The indices that form each optimizer step, epoch after epoch, without end.
 
     Every epoch is shuffled anew; its last batch holds what is left over.
+
+    Args:
+        examples: how many there are.
+        batch_size: examples of a step.
+        seed: of the job.
+        after_step: steps that have been taken already; theirs are left out.
     """
-    for epoch in count():
+    first_epoch, skipped = divmod(after_step, math.ceil(examples / batch_size))
+    for epoch in count(first_epoch):
         order = shuffled(examples, seed=seed, epoch=epoch)
-        for start in range(0, examples, batch_size):
+        for start in range(skipped * batch_size, examples, batch_size):
             yield order[start : start + batch_size]
+        skipped = 0
 
 
 def cut_by_length(

@@ -1,6 +1,6 @@
 """Loss on the validation file, and the adapter that did best on it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -35,32 +35,34 @@ def evaluate(model: PeftModel, data: TokenizedData, *, pad_token_id: int) -> Eva
     return Evaluation(nll / learned_tokens, top_tokens / learned_tokens)
 
 
+@dataclass(slots=True, kw_only=True)
 class BestAdapter:
     """Remembers the adapter with the lowest validation loss, for a job that may stop early."""
 
-    def __init__(self, *, patience: int) -> None:
-        self._patience = patience
-        self._loss = float("inf")
-        self._weights: list[Tensor] = []
-        self._failures = 0
-        self.step = 0
-        """The step it is from."""
+    patience: int
+    step: int = 0
+    """The step it is from; 0 before the first evaluation."""
+    loss: float = float("inf")
+    weights: list[Tensor] = field(default_factory=list[Tensor])
+    """A copy of what is trainable of the model, in its order."""
+    failures: int = 0
+    """Evaluations in a row that were no better."""
 
     @property
     def is_final(self) -> bool:
         """Whether as many evaluations in a row as there is patience for were no better."""
-        return self._failures >= self._patience
+        return self.failures >= self.patience
 
     def observe(self, step: int, loss: float, model: PeftModel) -> None:
         """Take note of an evaluation; keep a copy of the adapter if it is the best so far."""
-        if loss >= self._loss:
-            self._failures += 1
+        if loss >= self.loss:
+            self.failures += 1
             return
-        self._failures = 0
-        self._loss, self.step = loss, step
-        self._weights = [weights.detach().clone() for weights in trainable_parameters(model)]
+        self.failures = 0
+        self.loss, self.step = loss, step
+        self.weights = [weights.detach().clone() for weights in trainable_parameters(model)]
 
     def restore(self, model: PeftModel) -> None:
         with torch.no_grad():
-            for weights, best in zip(trainable_parameters(model), self._weights, strict=True):
+            for weights, best in zip(trainable_parameters(model), self.weights, strict=True):
                 weights.copy_(best)

@@ -4,15 +4,17 @@ import errno
 from collections.abc import Sequence
 
 import torch
+from safetensors import SafetensorError
 
 from app.core.dataset_checker import MAX_PROBLEMS
 from app.core.training_events import DataProblem, Failed
 
+_OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _SIGNS_OF_FAILED_ALLOCATION = ("can't allocate memory", "not enough memory", "out of memory")
 
 
 class TrainingFailedError(Exception):
-    """Becomes the child's `Failed` event. Every other exception is a crash.
+    """Becomes the child's `Failed` event. Every other exception is a crash, less the two below.
 
     Args:
         code: stable and machine-readable.
@@ -48,4 +50,13 @@ def is_out_of_memory(error: BaseException) -> bool:
         return error.errno == errno.ENOMEM
     return isinstance(error, RuntimeError) and any(
         sign in str(error) for sign in _SIGNS_OF_FAILED_ALLOCATION
+    )
+
+
+def is_out_of_space(error: BaseException) -> bool:
+    """Whether a disk or a quota is full: safetensors reports that as an error with only a text."""
+    if isinstance(error, OSError):
+        return error.errno in _OUT_OF_SPACE
+    return isinstance(error, SafetensorError) and any(
+        f"(os error {number})" in str(error) for number in _OUT_OF_SPACE
     )

@@ -2,9 +2,11 @@
 
 import math
 import time
+from collections.abc import Iterator
 
 import numpy as np
 from peft import PeftModel
+from pydantic import BaseModel, ConfigDict
 
 from app.core.loss_log import StepMetrics
 from app.core.training_config import TrainingConfig
@@ -24,11 +26,29 @@ from worker.training.step import (
 )
 
 
+class Progress(BaseModel):
+    """How far a job has come, over all its attempts."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+    step: int = 0
+    """Optimizer steps taken."""
+    examples_seen: int = 0
+    tokens_seen: int = 0
+    """Tokens read in training, padding not counted."""
+    elapsed_s: float = 0.0
+    """Seconds spent in the training loop; neither loading, nor evaluation, nor saving."""
+
+
 class Trainer:
     """Owns the optimizer, the position in the data, and the clock of the training loop.
 
     Attributes:
-        tokens_seen: tokens read in training so far, padding not counted.
+        model: in training mode between two calls.
+        optimizer: over what is trainable of it.
+        progress: after the last step that was taken.
     """
 
     def __init__(
@@ -40,64 +60,76 @@ class Trainer:
         plan: Plan,
         pad_token_id: int,
     ) -> None:
-        self._model = model
+        self.model = model
+        self.optimizer = build_optimizer(model, config)
+        self.progress = Progress()
         self._data = data
         self._config = config
         self._plan = plan
         self._pad_token_id = pad_token_id
-        self._optimizer = build_optimizer(model, config)
-        self._batches = shuffled_batches(len(data), config.batch_size, seed=config.seed)
-        self._examples_seen = 0
-        self._elapsed_s = 0.0
-        self.tokens_seen = 0
+        self._batches = self._batches_after(0)
         model.train()
 
-    def take_step(self, step: int) -> StepMetrics:
+    def go_on_from(self, progress: Progress) -> None:
+        """Take the place in the data that a job has after `progress`."""
+        self.progress = progress
+        self._batches = self._batches_after(progress.step)
+
+    def take_step(self) -> StepMetrics:
         """Train on the next batch.
 
         Raises:
             TrainingFailedError: `loss_not_finite`.
         """
         started = time.perf_counter()
+        done = self.progress
+        step = done.step + 1
         rate = learning_rate(step, self._config, total_steps=self._plan.total_steps)
         indices = next(self._batches)
         result = self._train_on(indices, step, rate)
-        self._examples_seen += len(indices)
-        self.tokens_seen += int(self._data.lengths[indices].sum())
-        self._elapsed_s += time.perf_counter() - started
+        self.progress = done = Progress(
+            step=step,
+            examples_seen=done.examples_seen + len(indices),
+            tokens_seen=done.tokens_seen + int(self._data.lengths[indices].sum()),
+            elapsed_s=done.elapsed_s + time.perf_counter() - started,
+        )
         return StepMetrics(
             step=step,
-            epoch=self._examples_seen / len(self._data),
+            epoch=done.examples_seen / len(self._data),
             train_loss=result.loss,
             train_mean_token_accuracy=result.accuracy,
             learning_rate=rate,
             grad_norm=result.grad_norm,
-            tokens_seen=self.tokens_seen,
-            elapsed_s=self._elapsed_s,
+            tokens_seen=done.tokens_seen,
+            elapsed_s=done.elapsed_s,
         )
 
-    def evaluate(self, data: TokenizedData, step: int) -> Evaluation:
-        """Loss and accuracy over a whole file, after `step`.
+    def evaluate(self, data: TokenizedData) -> Evaluation:
+        """Loss and accuracy over a whole file, after the last step.
 
         Raises:
             TrainingFailedError: `loss_not_finite`.
         """
-        evaluation = evaluate(self._model, data, pad_token_id=self._pad_token_id)
+        evaluation = evaluate(self.model, data, pad_token_id=self._pad_token_id)
         if not math.isfinite(evaluation.loss):
-            raise _diverged(step, f"validation loss {evaluation.loss}", self._config)
+            raise _diverged(self.progress.step, f"validation loss {evaluation.loss}", self._config)
         return evaluation
+
+    def _batches_after(self, step: int) -> Iterator[np.ndarray]:
+        size, seed = self._config.batch_size, self._config.seed
+        return shuffled_batches(len(self._data), size, seed=seed, after_step=step)
 
     def _train_on(self, indices: np.ndarray, step: int, rate: float) -> StepResult:
         micro_batches = [
             collate([self._data.read(i) for i in piece], pad_token_id=self._pad_token_id)
             for piece in cut_by_length(indices, self._data.lengths)
         ]
-        set_learning_rate(self._optimizer, rate)
+        set_learning_rate(self.optimizer, rate)
         seed_step(self._config.seed, step)
         try:
             return train_step(
-                self._model,
-                self._optimizer,
+                self.model,
+                self.optimizer,
                 micro_batches,
                 max_grad_norm=self._config.max_grad_norm,
             )

@@ -108,5 +108,5 @@ def delete_file(file_id: str, services: ServicesDep, now: Now) -> FileDeleted:
     blob_key = services.make_room(
         lambda session: file_service.delete_file(session, file_id, now=now)
     )
-    services.store.delete(blob_key)
+    services.free([blob_key])
     return FileDeleted(id=file_id)

@@ -1,40 +1,68 @@
-"""/v1/fine_tuning/jobs: create, list, read, cancel, and read the events."""
+"""/v1/fine_tuning/jobs: create, repeat, list, read, cancel, pause, delete; and their events."""
 
 from datetime import datetime
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Depends, Query, Request, Response
 
 from app.api.deps import Cursor, Now, ReadDep, Services, ServicesDep, WriteDep
 from app.api.pagination import as_page
 from app.api.requests import StrictJsonRoute
+from app.api.submissions import REPLAYED_HEADER, SenderDep, mark_replay
 from app.core.db.events import EventRepository
 from app.core.db.jobs import JobRepository
 from app.core.db.models import Event, Job
 from app.core.db.session import Session
+from app.core.disk import require_room
 from app.core.errors import InvalidRequestError
 from app.core.ids import IdPrefix
 from app.core.job_status import JobStatus
 from app.core.training_config import TrainingConfig
-from app.schemas.fine_tuning_jobs import MAX_LABELS, EventRead, JobCreate, JobErrorRead, JobRead
+from app.schemas.fine_tuning_jobs import (
+    MAX_LABELS,
+    EventRead,
+    JobCreate,
+    JobDeleted,
+    JobErrorRead,
+    JobRead,
+    JobRerun,
+)
 from app.schemas.hyperparameters import as_hyperparameters
 from app.schemas.pages import PageRead
 from app.services import jobs as job_service
+from app.services import new_jobs
+from app.services.submissions import submit_once
 
 router = APIRouter(prefix="/fine_tuning/jobs", tags=["fine-tuning"], route_class=StrictJsonRoute)
 
 
-@router.post("")
-def create_job(body: JobCreate, session: WriteDep, services: ServicesDep, now: Now) -> JobRead:
-    """Queue a fine-tuning job. The answer shows every setting with the value it will have."""
-    job = job_service.create_job(
-        session,
-        body,
-        catalogue=services.catalogue,
-        organization=services.settings.organization,
-        now=now,
-    )
-    return _read(session, services, job)
+@router.post("", responses=REPLAYED_HEADER)
+def create_job(
+    body: JobCreate,
+    response: Response,
+    sender: SenderDep,
+    session: WriteDep,
+    services: ServicesDep,
+    now: Now,
+) -> JobRead:
+    """Queue a fine-tuning job. The answer shows every setting with the value it will have.
+
+    Safe to repeat with the header `Idempotency-Key`: the same key and body make one job.
+    """
+
+    def create() -> Job:
+        require_room(services.settings)  # not of a request that was granted before
+        return new_jobs.create_job(
+            session,
+            body,
+            catalogue=services.catalogue,
+            organization=services.settings.organization,
+            now=now,
+        )
+
+    submitted = submit_once(session, sender, "create", body.content(), create, now=now)
+    mark_replay(response, submitted)
+    return _read(session, services, submitted.job)
 
 
 @router.get("")
@@ -59,13 +87,75 @@ def get_job(job_id: str, session: ReadDep, services: ServicesDep) -> JobRead:
 
 
 @router.post("/{job_id}/cancel")
-def cancel_job(job_id: str, session: WriteDep, services: ServicesDep, now: Now) -> JobRead:
+def cancel_job(job_id: str, services: ServicesDep, now: Now) -> JobRead:
     """Stop a job as soon as possible. Safe to repeat.
 
     A running job is still `running` in the answer, with `cancel_requested_at` set; it is
     `cancelled` within seconds, and keeps its log and the checkpoints made so far.
     """
-    return _read(session, services, job_service.cancel_job(session, job_id, now=now))
+    return services.make_room(
+        lambda session: _read(session, services, job_service.cancel_job(session, job_id, now=now))
+    )
+
+
+@router.post("/{job_id}/pause")
+def pause_job(job_id: str, session: WriteDep, services: ServicesDep, now: Now) -> JobRead:
+    """Take a job out of the queue until it is resumed. Safe to repeat.
+
+    A running job is still `running` in the answer, with `pause_requested_at` set; it is `paused`
+    as soon as its state is saved, and goes on from there.
+    """
+    return _read(session, services, job_service.pause_job(session, job_id, now=now))
+
+
+@router.post("/{job_id}/resume")
+def resume_job(job_id: str, session: WriteDep, services: ServicesDep, now: Now) -> JobRead:
+    """Put a paused job back into the queue. Safe to repeat: one that is not paused is left alone.
+
+    A running job that was asked to pause, and has not yet, goes on.
+    """
+    return _read(session, services, job_service.resume_job(session, job_id, now=now))
+
+
+@router.post("/{job_id}/rerun", responses=REPLAYED_HEADER)
+def rerun_job(
+    job_id: str,
+    response: Response,
+    sender: SenderDep,
+    session: WriteDep,
+    services: ServicesDep,
+    now: Now,
+    _body: JobRerun | None = None,
+) -> JobRead:
+    """Queue a job that repeats another: its files, base model, settings and seed, its labels.
+
+    Whatever has become of the other one. Safe to repeat with the header `Idempotency-Key`.
+    """
+
+    def rerun() -> Job:
+        require_room(services.settings)
+        return new_jobs.rerun_job(
+            session,
+            job_id,
+            catalogue=services.catalogue,
+            organization=services.settings.organization,
+            now=now,
+        )
+
+    submitted = submit_once(session, sender, "rerun", {"rerun_of": job_id}, rerun, now=now)
+    mark_replay(response, submitted)
+    return _read(session, services, submitted.job)
+
+
+@router.delete("/{job_id}")
+def delete_job(job_id: str, services: ServicesDep) -> JobDeleted:
+    """Delete a job that has ended, with all it has made: adapter, model, checkpoints, log, events.
+
+    The uploaded files stay.
+    """
+    blob_keys = services.make_room(lambda session: job_service.delete_job(session, job_id))
+    services.free(blob_keys)
+    return JobDeleted(id=job_id)
 
 
 @router.get("/{job_id}/events")
@@ -134,6 +224,9 @@ def _read(session: Session, services: Services, job: Job) -> JobRead:
         user_provided_suffix=job.suffix,
         started_at=_unix(job.started_at),
         cancel_requested_at=_unix(job.cancel_requested_at),
+        pause_requested_at=_unix(job.pause_requested_at),
+        priority=job.priority,
+        rerun_of=job.rerun_of,
         attempt=job.attempt,
         queue_position=JobRepository(session).queue_position(job),
         trained_steps=job.trained_steps,

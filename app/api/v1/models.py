@@ -31,8 +31,7 @@ def delete_model(model: str, services: ServicesDep) -> ModelDeleted:
     blob_keys = services.make_room(
         lambda session: model_service.delete_model(session, services.catalogue, model)
     )
-    for key in blob_keys:
-        services.store.delete(key)
+    services.free(blob_keys)
     return ModelDeleted(id=model)
 
 

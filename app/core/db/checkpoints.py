@@ -78,9 +78,7 @@ class TunedModelRepository:
         """
         model = self.find(name)
         if model is None:
-            raise NotFoundError(
-                f"No such model: {name:.200}", code="model_not_found", param="model"
-            )
+            raise _no_such_model(name)
         return model
 
     def list_all(self) -> list[TunedModel]:
@@ -89,5 +87,15 @@ class TunedModelRepository:
         return list(self._session.scalars(query.order_by(TunedModel.created_at.desc())))
 
     def delete(self, model: TunedModel) -> None:
-        self._session.delete(model)
-        self._session.flush()
+        """Forget a tuned model.
+
+        Raises:
+            NotFoundError: another transaction has deleted it meanwhile.
+        """
+        statement = delete(TunedModel).where(TunedModel.id == model.id)
+        if self._session.scalar(statement.returning(TunedModel.id)) is None:
+            raise _no_such_model(model.id)
+
+
+def _no_such_model(name: str) -> NotFoundError:
+    return NotFoundError(f"No such model: {name:.200}", code="model_not_found", param="model")

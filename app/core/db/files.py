@@ -25,16 +25,29 @@ class FileRepository:
         self._session.add(file)
         self._session.flush()
 
-    def get(self, file_id: str, *, now: datetime, param: str | None = None) -> File:
+    def get(self, file_id: str, *, now: datetime) -> File:
         """The file with this id.
+
+        Raises:
+            NotFoundError: there is none.
+        """
+        return self._get(self._visible(now), file_id)
+
+    def get_to_use(self, file_id: str, *, now: datetime, param: str) -> File:
+        """The same, and nobody deletes it before this transaction has named it in a job.
 
         Raises:
             NotFoundError: there is none; `param` names the field that asked for it.
         """
-        file = self._session.scalar(self._visible(now).where(File.id == file_id))
-        if file is None:
-            raise NotFoundError(f"No such file: {file_id:.80}", code="file_not_found", param=param)
-        return file
+        return self._get(self._visible(now).with_for_update(read=True), file_id, param)
+
+    def get_to_delete(self, file_id: str, *, now: datetime) -> File:
+        """The same, once nobody is about to use it: ask afterwards which jobs do.
+
+        Raises:
+            NotFoundError: there is none.
+        """
+        return self._get(self._visible(now).with_for_update(), file_id)
 
     def get_for_job(self, file_id: str) -> File:
         """The file with this id, also if it has expired: a job that was accepted may read it.
@@ -72,13 +85,24 @@ class FileRepository:
         self._session.delete(file)
 
     def list_expired(self, *, now: datetime, limit: int) -> list[File]:
-        """Files whose time is over, of every project, less those a job has yet to read."""
+        """Files whose time is over, of every project, less those a job has yet to read.
+
+        To delete them: nobody else begins to use one before this transaction ends.
+        """
         still_read = select(Job.id).where(
             Job.status.in_(_UNFINISHED),
             or_(Job.training_file_id == File.id, Job.validation_file_id == File.id),
         )
         query = select(File).where(File.expires_at <= now, ~still_read.exists()).limit(limit)
-        return list(self._session.scalars(query))
+        files = self._session.scalars(query.with_for_update(skip_locked=True)).all()
+        # Asked again, as a job may have been made between that query's start and its locks.
+        return [file for file in files if self.unfinished_job_using(file.id) is None]
+
+    def _get(self, query: Select[File], file_id: str, param: str | None = None) -> File:
+        file = self._session.scalar(query.where(File.id == file_id))
+        if file is None:
+            raise NotFoundError(f"No such file: {file_id:.80}", code="file_not_found", param=param)
+        return file
 
     def _visible(self, now: datetime) -> Select[File]:
         return select(File).where(

@@ -4,15 +4,29 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, case, func, or_, select, update
+from sqlalchemy import ColumnElement, and_, case, delete, func, or_, select, update
 
 from app.core.db.events import EventRepository
-from app.core.db.models import DEFAULT_PROJECT_ID, Job, JobMetadata, StepRow
+from app.core.db.models import (
+    DEFAULT_PROJECT_ID,
+    Attempt,
+    Checkpoint,
+    Event,
+    File,
+    Job,
+    JobMetadata,
+    StepRow,
+    Submission,
+    TunedModel,
+)
 from app.core.db.pages import Page, fetch_page
+from app.core.db.saved_states import SavedStateRepository
 from app.core.db.session import Session
 from app.core.errors import NotFoundError
 from app.core.job_status import JobStatus
 from app.core.loss_log import StepMetrics
+
+_MadeByJob = TunedModel | File | Checkpoint | Event | StepRow | Attempt | JobMetadata | Submission
 
 
 class JobRepository:
@@ -46,7 +60,7 @@ class JobRepository:
         query = select(Job).where(Job.id == job_id, Job.project_id == self._project_id)
         job = self._session.scalar(query)
         if job is None:
-            raise NotFoundError(f"No such fine-tuning job: {job_id:.80}", code="job_not_found")
+            raise _no_such_job(job_id)
         return job
 
     def list_page(
@@ -132,6 +146,32 @@ class JobRepository:
             self._events.add(job_id, "Fine-tuning job resumed", now=now)
         return job
 
+    def delete(self, job: Job) -> list[str]:
+        """Forget a job that has ended, and all that it has made, but not the files it has read.
+
+        Returns:
+            The keys of the blobs to free afterwards.
+
+        Raises:
+            NotFoundError: another transaction has deleted it meanwhile.
+        """
+        self._delete_rows(job.id, TunedModel)
+        # Locked in one order, and before the job: so does who deletes one of them, or its model.
+        made = select(File).where(File.job_id == job.id).order_by(File.id).with_for_update()
+        keys = [file.blob_key for file in self._session.scalars(made)]
+        keys += SavedStateRepository(self._session).delete_all(job.id)
+        self._delete_rows(
+            job.id, File, Checkpoint, Event, StepRow, Attempt, JobMetadata, Submission
+        )
+        gone = self._session.scalar(delete(Job).where(Job.id == job.id).returning(Job.id))
+        if gone is None:
+            raise _no_such_job(job.id)
+        return keys
+
+    def _delete_rows(self, job_id: str, *tables: type[_MadeByJob]) -> None:
+        for table in tables:
+            self._session.execute(delete(table).where(table.job_id == job_id))
+
     def _change(
         self, job_id: str, allowed: list[JobStatus], *also: ColumnElement[bool], **values: Any
     ) -> Job | None:
@@ -154,3 +194,7 @@ class JobRepository:
             query = query.where(StepRow.step <= last)
         rows = self._session.scalars(query.order_by(StepRow.step))
         return [StepMetrics.model_validate(row) for row in rows]
+
+
+def _no_such_job(job_id: str) -> NotFoundError:
+    return NotFoundError(f"No such fine-tuning job: {job_id:.80}", code="job_not_found")

@@ -109,9 +109,9 @@ class RecoveryRepository:
         if job.interruptions >= MAX_INTERRUPTIONS:
             error = _error(
                 code="interrupted_too_often",
-                message=f"{why}, for the {job.interruptions}th time in a row without progress. The job may "
-                "bring its workers down: see their logs, and how much memory the machine has. "
-                "POST .../rerun starts it again.",
+                message=f"{why}, for the {job.interruptions}th time in a row without progress. The "
+                "job may bring its workers down: see their logs, and how much memory the machine "
+                "has. POST .../rerun starts it again.",
             )
         self._hand_back(job, "lost", why, now=now, error=error)
 

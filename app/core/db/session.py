@@ -1,43 +1,32 @@
 """Engine and sessions. `Session` is imported from here, so that SQL stays in this package."""
 
-import time
+import logging
 from collections.abc import Generator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, cast
 
-from sqlalchemy import Connection, Engine, create_engine, event, make_url
-from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPICursor
-from sqlalchemy.exc import OperationalError
+from sqlalchemy import make_url
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 
-from app.core.errors import DatabaseBusyError
-
-try:  # a recent SQLite of its own, where there is a wheel of it
-    from pysqlite3 import dbapi2 as sqlite_driver  # pyright: ignore[reportMissingTypeStubs]
-except ImportError:
-    from sqlite3 import dbapi2 as sqlite_driver
+from app.core.db.backend import Backend
+from app.core.db.postgresql import Postgresql
+from app.core.db.sqlite import Sqlite
 
 __all__ = ["Database", "Session"]
 
 BUSY_TIMEOUT_S = 15
 """How long a statement waits for another process's write before it gives up."""
 
-_RETRY_S = 0.01
-_DriverError = cast("type[Exception]", sqlite_driver.OperationalError)  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType] - from its part in C
-_READ_ONLY = "tunery_read_only"
+logger = logging.getLogger(__name__)
 
 
 class Database:
-    """Short transactions on one database.
-
-    `writing` takes SQLite's only write lock when it begins, so that a read followed by a write
-    cannot be refused half-way; with a write-ahead log, `reading` never waits for a writer.
-    """
+    """Short transactions on one database, SQLite or PostgreSQL."""
 
     def __init__(self, url: str, *, busy_timeout_s: float = BUSY_TIMEOUT_S) -> None:
-        self.engine = _create_engine(url, busy_timeout_s)
-        read_engine = self.engine.execution_options(**{_READ_ONLY: True})
+        self._backend = _open(url, busy_timeout_s)
+        self.engine = self._backend.engine
+        read_engine = self.engine.execution_options(**self._backend.read_only)
         self._write_factory = sessionmaker(self.engine, expire_on_commit=False)
         self._read_factory = sessionmaker(read_engine, expire_on_commit=False)
 
@@ -46,10 +35,18 @@ class Database:
         """One transaction: committed when the block ends, rolled back when it raises.
 
         Raises:
-            DatabaseBusyError: another process held the database for too long; nothing was done.
+            DatabaseBusyError: the database is held by others for too long, or away; nothing was
+                done.
+            StorageFullError: its disk is full; nothing was done.
+            OutcomeUnknownError: it was lost in the commit, which may have been done.
         """
-        with _busy_as_service_error(), self._write_factory.begin() as session:
-            yield session
+        with self.service_errors(), self._write_factory() as session:
+            try:
+                yield session
+                self._backend.commit(session)
+            except BaseException:
+                session.rollback()
+                raise
 
     @contextmanager
     def reading(self) -> Generator[Session]:
@@ -57,77 +54,35 @@ class Database:
 
         Raises:
             DatabaseBusyError: as above.
+            StorageFullError: as above.
         """
-        with _busy_as_service_error(), self._read_factory() as session:
+        with self.service_errors(), self._read_factory() as session:
             yield session
 
     def dispose(self) -> None:
         """Close every connection."""
         self.engine.dispose()
 
-
-@contextmanager
-def _busy_as_service_error() -> Generator[None]:
-    try:
-        yield
-    except OperationalError as error:
-        if "database is locked" not in str(error.orig):
-            raise
-        message = "The database is busy. Nothing was done; send the request again in a moment."
-        raise DatabaseBusyError(message) from error
-
-
-def _create_engine(url: str, busy_timeout_s: float) -> Engine:
-    parsed = make_url(url)
-    if parsed.get_backend_name() != "sqlite":
-        return create_engine(url)
-    if parsed.database:
-        Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-    engine = create_engine(url, module=sqlite_driver, connect_args={"timeout": busy_timeout_s})
-    wal_is_safe = _is_wal_safe(sqlite_driver.sqlite_version_info)
-
-    @event.listens_for(engine, "connect")
-    def configure(connection: DBAPIConnection, _record: Any) -> None:  # pyright: ignore[reportUnusedFunction] - registered
-        # The driver must not begin transactions by itself: it does so only before some
-        # statements, so that reads would not be repeatable and DDL not be rolled back.
-        connection.isolation_level = None
-        cursor = connection.cursor()
-        _set_journal_mode(cursor, "WAL" if wal_is_safe else "DELETE", within_s=busy_timeout_s)
-        cursor.execute("PRAGMA synchronous = FULL")  # in WAL, NORMAL loses commits on power loss
-        cursor.execute("PRAGMA foreign_keys = ON")
-        cursor.close()
-
-    @event.listens_for(engine, "begin")
-    def begin(connection: Connection) -> None:  # pyright: ignore[reportUnusedFunction] - registered
-        read_only = connection.get_execution_options().get(_READ_ONLY, False)
-        connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
-
-    return engine
-
-
-def _set_journal_mode(cursor: DBAPICursor, mode: str, *, within_s: float) -> None:
-    """Set the journal mode, once nobody writes.
-
-    SQLite waits for every other lock by itself, but refuses this at once: as when two processes
-    open a new database at the same time, and one of them is creating its tables.
-    """
-    deadline_s = time.monotonic() + within_s
-    while True:
+    @contextmanager
+    def service_errors(self) -> Generator[None]:
+        """Say what the database refuses in words that a caller can act on; log why it did."""
         try:
-            cursor.execute(f"PRAGMA journal_mode = {mode}")
-        except _DriverError:
-            if time.monotonic() >= deadline_s:
+            yield
+        except SQLAlchemyError as error:
+            meant = self._backend.as_service_error(error)
+            if meant is None:
                 raise
-            time.sleep(_RETRY_S)
-        else:
-            return
+            reason = str(getattr(error, "orig", error)).strip()
+            logger.warning("the database refused", extra={"reason": reason})
+            raise meant from error
 
 
-def _is_wal_safe(version: tuple[int, ...]) -> bool:
-    """False for the versions in which two writing processes can corrupt a WAL database.
-
-    Source:
-        sqlite.org/wal.html, "The WAL-reset bug": 3.7.0 to 3.51.2, less 3.44.6+ and 3.50.7+.
-    """
-    is_mended_branch = (3, 44, 6) <= version < (3, 45) or (3, 50, 7) <= version < (3, 51)
-    return version >= (3, 51, 3) or is_mended_branch
+def _open(url: str, busy_timeout_s: float) -> Backend:
+    parsed = make_url(url)
+    match parsed.get_backend_name():
+        case "sqlite":
+            return Sqlite(parsed, busy_timeout_s)
+        case "postgresql":
+            return Postgresql(parsed, busy_timeout_s)
+        case other:
+            raise ValueError(f"TUNERY_DATABASE_URL: {other} is neither sqlite nor postgresql.")

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from app.core import durable
 from app.core.errors import BlobNotFoundError
 from app.core.storage.base import StoredBlob
 
@@ -19,17 +20,18 @@ class LocalBlobStore:
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        (root / _SCRATCH).mkdir(parents=True, exist_ok=True)
+        durable.make_directory(root)
+        (root / _SCRATCH).mkdir(exist_ok=True)
 
     def scratch_file(self) -> Path:
         return self._root / _SCRATCH / secrets.token_hex(16)
 
     def put(self, key: str, scratch: Path) -> None:
         target = self._path(key)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _sync(scratch)  # the bytes must be on disk before the name that promises them
+        durable.make_directory(target.parent, below=self._root)
+        durable.sync(scratch)  # the bytes must be on disk before the name that promises them
         scratch.replace(target)
-        _sync(target.parent)
+        durable.sync(target.parent)
 
     def open(self, key: str) -> BinaryIO:
         try:
@@ -75,11 +77,3 @@ class LocalBlobStore:
         if not path.is_relative_to(self._root) or ".." in path.parts:
             raise ValueError(f"{key!r} leaves the store.")
         return path
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

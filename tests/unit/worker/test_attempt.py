@@ -18,7 +18,7 @@ from app.core.job_status import JobStatus
 from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
 from app.core.training_events import Failed, Noted, Started, Stepped
-from tests.builders import NOW, add_job, build_metrics, claim, get_job
+from tests.builders import NOW, add_job, build_metrics, claim, get_job, lock_out_writers
 from tests.fakes import FrozenClock
 from tests.waiting import wait_until
 from worker import attempt as attempt_module
@@ -38,8 +38,7 @@ class OtherProcess:
         self._held = ExitStack()
 
     def hold(self) -> None:
-        """Take the database's only write lock."""
-        self._held.enter_context(self._database.writing()).connection()
+        lock_out_writers(self._held.enter_context(self._database.writing()))
 
     def let_go(self) -> None:
         self._held.close()

@@ -17,8 +17,10 @@ from worker.janitor import Janitor
 
 
 @pytest.fixture
-def janitor(database: Database, store: LocalBlobStore, clock: FrozenClock) -> Janitor:
-    return Janitor(database, store, clock=clock)
+def janitor(
+    settings: Settings, database: Database, store: LocalBlobStore, clock: FrozenClock
+) -> Janitor:
+    return Janitor(settings, database=database, store=store, clock=clock)
 
 
 def test_a_job_without_a_sign_of_life_goes_back_into_the_queue(
@@ -76,7 +78,7 @@ def test_many_expired_files_are_freed_turn_by_turn(
 
     for _ in range(2):
         janitor.delete_expired_files()
-        with database.reading() as session:
+        with database.writing() as session:
             left.append(len(FileRepository(session).list_expired(now=NOW, limit=10)))
 
     assert left == [1, 0]
@@ -106,7 +108,7 @@ def thrifty(
 ) -> Janitor:
     """A janitor that looks after the disk, too, with little ballast."""
     settings = settings.model_copy(update={"ballast_bytes": 4096, "min_free_bytes": 0})
-    return Janitor(database, store, clock=clock, settings=settings)
+    return Janitor(settings, database=database, store=store, clock=clock)
 
 
 def test_ballast_that_was_dropped_is_made_again(thrifty: Janitor, data_dir: Path) -> None:

@@ -39,6 +39,7 @@ from tests.builders import (
     add_job,
     build_metrics,
     get_job,
+    lock_out_writers,
     put_blob,
     write_checkpoint,
 )
@@ -709,7 +710,7 @@ def test_a_worker_outlives_a_database_that_is_busy(bench: Bench, settings: Setti
     running = threading.Thread(target=worker.run)
 
     with bench.database.writing() as session:
-        session.connection()
+        lock_out_writers(session)
         running.start()
         assert is_refused.wait(30)
     job = bench.add_job()

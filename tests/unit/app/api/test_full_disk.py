@@ -6,14 +6,13 @@ What the disk says of itself is replaced; `make diskfull` fills a real one.
 import errno
 import itertools
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from app.api import uploads
-from app.api.deps import NeedsRoom, Services
 from app.core import disk
 from app.core.db.files import FileRepository
 from app.core.db.session import Database, Session
@@ -23,6 +22,9 @@ from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
 from tests.asgi import post_in_chunks
 from tests.builders import NOW, TEXT_LINE, add_file, add_succeeded_job, list_blobs
+
+if TYPE_CHECKING:
+    from app.api.deps import Services
 
 FORM = "multipart/form-data; boundary=X"
 HEAD = (
@@ -136,12 +138,25 @@ def test_another_error_of_the_disk_is_a_failure(
     assert list_blobs(store) == []
 
 
-def test_a_route_that_needs_room_is_refused(app: FastAPI, full: None) -> None:
-    @app.post("/needs-room", dependencies=[NeedsRoom])
-    def take() -> str:  # pyright: ignore[reportUnusedFunction]
-        return "taken"
+def test_a_new_job_is_refused_and_one_that_was_granted_before_is_shown(
+    client: TestClient,
+    database: Database,
+    store: LocalBlobStore,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    body = {"model": "tiny", "training_file": add_file(database, store).id}
+    headers = {"idempotency-key": "one"}
+    granted = client.post("/v1/fine_tuning/jobs", json=body, headers=headers).json()["id"]
+    monkeypatch.setattr(disk, "free_bytes", lambda _: 0)
 
-    assert TestClient(app).post("/needs-room").status_code == 507
+    again = client.post("/v1/fine_tuning/jobs", json=body, headers=headers)
+    new = client.post("/v1/fine_tuning/jobs", json=body)
+    rerun = client.post(f"/v1/fine_tuning/jobs/{granted}/rerun")
+    cancel = client.post(f"/v1/fine_tuning/jobs/{granted}/cancel")
+
+    assert (again.status_code, again.json()["id"]) == (200, granted)
+    assert (new.status_code, new.json()["error"]["code"]) == (507, "insufficient_storage")
+    assert (rerun.status_code, cancel.status_code) == (507, 200)
 
 
 def test_what_is_there_can_be_read_and_deleted(

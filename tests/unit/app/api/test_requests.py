@@ -13,7 +13,7 @@ from app.core.db.session import Database
 from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
 from tests.asgi import post_in_chunks
-from tests.builders import TEXT_LINE, add_file, add_job, get_job
+from tests.builders import TEXT_LINE, add_file, add_job, get_job, lock_out_writers
 
 
 def test_every_answer_has_an_id_of_its_own(client: TestClient) -> None:
@@ -67,7 +67,7 @@ def locked(
     impatient = Database(settings.resolved_database_url, busy_timeout_s=0)
     app.state.services = replace(app.state.services, database=impatient)
     with database.writing() as session:
-        session.connection()
+        lock_out_writers(session)
         yield database
     impatient.dispose()
 

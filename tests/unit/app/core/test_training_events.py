@@ -3,7 +3,17 @@ import json
 import pytest
 from pydantic import ValidationError
 
-from app.core.training_events import Checkpointed, Failed, Noted, Started, Stepped, parse_event
+from app.core.training_events import (
+    Checkpointed,
+    Failed,
+    Noted,
+    OutOfSpace,
+    Saved,
+    Started,
+    Stepped,
+    Stopped,
+    parse_event,
+)
 from tests.builders import build_metrics
 
 
@@ -14,6 +24,10 @@ from tests.builders import build_metrics
         Started(total_steps=3),
         Stepped(metrics=build_metrics()),
         Checkpointed(step=3, directory="out/step-3"),
+        Checkpointed(step=3, directory="out/step-3", state="out/resume-3"),
+        Saved(step=3, directory="out/resume-3"),
+        Stopped(step=0),
+        OutOfSpace(message="There is no space left."),
         Failed(code="loss_diverged", message="The loss is not a number any more."),
     ],
     ids=lambda event: event.kind,
@@ -33,6 +47,11 @@ def test_what_a_child_writes_is_what_its_parent_reads(event: Noted) -> None:
         b'{"kind": "started", "total_steps": 1, "more": 1}',
         b'{"kind": "checkpointed", "step": 1, "directory": "out/../../etc"}',
         b'{"kind": "checkpointed", "step": 1, "directory": "out/step-1\\n"}',
+        b'{"kind": "checkpointed", "step": 1, "directory": "out/step-1", "state": "out/step-1"}',
+        b'{"kind": "saved", "step": 1, "directory": "out/step-1"}',
+        b'{"kind": "saved", "step": 0, "directory": "out/resume-0"}',
+        b'{"kind": "saved", "step": 1, "directory": "out/resume-1/.."}',
+        b'{"kind": "stopped", "step": -1}',
         json.dumps({"kind": "noted", "message": "x" * 10_001}).encode(),
         json.dumps({"kind": "noted", "level": "error", "message": "x"}).encode(),
     ],

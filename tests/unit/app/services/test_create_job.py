@@ -8,7 +8,7 @@ from starlette.testclient import TestClient
 from app.core.base_models import Catalogue, CatalogueEntry, HubSource
 from app.core.db.session import Database
 from app.core.storage.local import LocalBlobStore
-from app.services.jobs import resolve_config
+from app.services.job_settings import resolve_config
 from tests.builders import add_file, build_config, get_job
 
 

@@ -1,6 +1,7 @@
 from itertools import islice
 
 import numpy as np
+import pytest
 
 from worker.training.batching import collate, cut_by_length, shuffled_batches
 from worker.training.data import IGNORE_INDEX, TokenizedRow
@@ -21,6 +22,16 @@ def test_every_epoch_has_an_order_of_its_own_that_the_seed_decides() -> None:
     assert orders(1) != orders(2)
     first, second, third = orders(1)
     assert first != second != third
+
+
+@pytest.mark.parametrize("examples", [8, 10])
+def test_a_job_that_goes_on_reads_what_it_would_have_read(examples: int) -> None:
+    def batches(after_step: int) -> list[list[int]]:
+        all_ = shuffled_batches(examples, 4, seed=1, after_step=after_step)
+        return [batch.tolist() for batch in islice(all_, 12 - after_step)]
+
+    for step in range(12):
+        assert batches(step) == batches(0)[step:]
 
 
 def test_groups_are_of_like_length_and_within_the_limit() -> None:

@@ -5,7 +5,7 @@ import pytest
 
 from app.core.manifest import MANIFEST_NAME, verify
 from tests.tiny import write_job
-from worker.training.checkpoint import save_checkpoint
+from worker.training.checkpoint import save_directory
 
 
 def test_a_checkpoint_has_its_name_only_once_it_is_whole(tmp_path: Path) -> None:
@@ -18,7 +18,7 @@ def test_a_checkpoint_has_its_name_only_once_it_is_whole(tmp_path: Path) -> None
         seen.append(directory.name)
         assert not target.exists()
 
-    save_checkpoint(target, 3, spec, write_files=write_files)
+    save_directory(target, 3, spec, write_files=write_files)
 
     assert seen == [".tmp-step-3"]
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["step-3"]
@@ -36,9 +36,9 @@ def test_a_checkpoint_that_could_not_be_written_is_not_there(tmp_path: Path) -> 
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        save_checkpoint(target, 3, spec, write_files=fail)
+        save_directory(target, 3, spec, write_files=fail)
 
-    assert not target.exists()
+    assert list((tmp_path / "out").iterdir()) == []  # a full disk is not left fuller
 
 
 def test_everything_is_on_the_disk_before_the_name_that_promises_it(
@@ -59,11 +59,12 @@ def test_everything_is_on_the_disk_before_the_name_that_promises_it(
 
     monkeypatch.setattr(os, "fsync", logged_fsync)
     monkeypatch.setattr(Path, "rename", logged_rename)
-    save_checkpoint(
+    save_directory(
         target, 3, spec, write_files=lambda directory: _write(directory / "weights", b"abc")
     )
 
-    assert log == [
+    assert log[0] == f"sync {tmp_path.name}"
+    assert log[-5:] == [
         "sync weights",
         f"sync {MANIFEST_NAME}",
         "sync .tmp-step-3",
@@ -79,7 +80,7 @@ def _write(path: Path, content: bytes) -> None:
 def test_the_manifest_says_where_the_checkpoint_came_from(tmp_path: Path) -> None:
     spec = write_job(tmp_path / "job", [{"text": "a"}], base_model=tmp_path)
 
-    save_checkpoint(tmp_path / "out" / "step-1", 1, spec, write_files=lambda _: None)
+    save_directory(tmp_path / "out" / "step-1", 1, spec, write_files=lambda _: None)
 
     provenance = verify(tmp_path / "out" / "step-1").provenance
     assert provenance["base_model"]["sha256"] == spec.base_model.sha256

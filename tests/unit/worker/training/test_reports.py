@@ -51,6 +51,31 @@ def test_a_loss_log_is_begun_anew(tmp_path: Path) -> None:
     assert list(log_of(tmp_path, 1)) == [row(1)]
 
 
+def test_a_loss_log_of_known_length_is_continued(tmp_path: Path) -> None:
+    log_of(tmp_path, 5)
+
+    log = LossLogFile(tmp_path / "log.jsonl", length=5)
+    log.append(row(6))
+
+    assert list(log) == [row(step) for step in range(1, 7)]
+    assert len(log) == 6
+
+
+@pytest.mark.parametrize(
+    ("lines", "end"),
+    [([1, 2], "\n"), ([1, 2, 3, 4], "\n"), ([1, 3, 2], "\n"), ([1, 2, 3], ""), ([], "")],
+    ids=["short", "long", "disorder", "no-end", "empty"],
+)
+def test_a_loss_log_of_other_steps_is_not_continued(
+    tmp_path: Path, lines: list[int], end: str
+) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text("\n".join(row(step).model_dump_json() for step in lines) + end)
+
+    with pytest.raises((RuntimeError, ValueError)):
+        LossLogFile(path, length=3)
+
+
 @pytest.mark.parametrize(
     ("steps", "evaluated_every", "expected"),
     [

@@ -46,9 +46,7 @@ def add(database: Database, *rows: Base) -> None:
 def test_a_job_that_contradicts_itself_is_refused(
     database: Database, changes: dict[str, Any], constraint: str
 ) -> None:
-    assert (
-        refuse(database, build_job(**changes)) == f"CHECK constraint failed: ck_jobs_{constraint}"
-    )
+    assert f"ck_jobs_{constraint}" in refuse(database, build_job(**changes))
 
 
 def test_a_status_that_does_not_exist_is_refused(database: Database) -> None:
@@ -73,7 +71,7 @@ def test_an_event_of_unknown_kind_is_refused(database: Database, changes: dict[s
 
     refusal = refuse(database, job, Event(**(values | changes)))
 
-    assert refusal == f"CHECK constraint failed: ck_events_{next(iter(changes))}"
+    assert f"ck_events_{next(iter(changes))}" in refusal
 
 
 def test_two_checkpoints_of_one_step_are_refused(database: Database) -> None:
@@ -81,13 +79,16 @@ def test_two_checkpoints_of_one_step_are_refused(database: Database) -> None:
 
     refusal = refuse(database, job, build_checkpoint(job, 5), build_checkpoint(job, 5))
 
-    assert refusal == "UNIQUE constraint failed: checkpoints.job_id, checkpoints.step"
+    sqlite, postgresql = "checkpoints.job_id, checkpoints.step", "uq_checkpoints_job_id_step"
+    assert sqlite in refusal or postgresql in refusal
 
 
 def test_two_files_with_the_same_bytes_of_the_store_are_refused(database: Database) -> None:
     files = build_file(blob_key="files/one"), build_file(blob_key="files/one")
 
-    assert refuse(database, *files) == "UNIQUE constraint failed: files.blob_key"
+    refusal = refuse(database, *files)
+
+    assert "files.blob_key" in refusal or "uq_files_blob_key" in refusal
 
 
 @pytest.mark.parametrize(
@@ -108,7 +109,7 @@ def test_two_files_with_the_same_bytes_of_the_store_are_refused(database: Databa
     ids=["metadata", "checkpoint", "file of a checkpoint", "file of a project", "model"],
 )
 def test_a_row_that_points_nowhere_is_refused(database: Database, row: Base) -> None:
-    assert refuse(database, row) == "FOREIGN KEY constraint failed"
+    assert "foreign key constraint" in refuse(database, row).lower()
 
 
 def test_a_naive_time_has_no_place_in_the_database(database: Database) -> None:

@@ -17,7 +17,7 @@ def add(database: Database, **changes: object) -> File:
 
 
 def list_expired(database: Database, *, after: timedelta) -> list[str]:
-    with database.reading() as session:
+    with database.writing() as session:
         found = FileRepository(session).list_expired(now=NOW + after, limit=10)
         return [file.id for file in found]
 

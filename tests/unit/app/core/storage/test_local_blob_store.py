@@ -37,7 +37,7 @@ def test_bytes_are_on_the_disk_before_the_name_that_promises_them(
 
     def noted_fsync(descriptor: int) -> None:
         path = Path(f"/proc/self/fd/{descriptor}").readlink()
-        done.append("sync directory" if path.is_dir() else f"sync {path.parent.name}")
+        done.append(f"sync {path.name}" if path.is_dir() else f"sync file in {path.parent.name}")
         fsync(descriptor)
 
     def noted_replace(path: Path, target: Path) -> Path:
@@ -46,9 +46,9 @@ def test_bytes_are_on_the_disk_before_the_name_that_promises_them(
 
     monkeypatch.setattr(os, "fsync", noted_fsync)
     monkeypatch.setattr(Path, "replace", noted_replace)
-    put_blob(store, "files/file-1", b"bytes")
+    put_blob(store, "jobs/j/log", b"bytes")
 
-    assert done == ["sync .incoming", "name", "sync directory"]
+    assert done == ["sync jobs", "sync blobs", "sync file in .incoming", "name", "sync j"]
 
 
 def test_opening_a_store_that_exists_keeps_its_blobs(store: LocalBlobStore, data_dir: Path) -> None:

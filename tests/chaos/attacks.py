@@ -1,0 +1,120 @@
+"""Ways to hurt a running service, one blow at a time."""
+
+import os
+import random
+import signal
+import threading
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from sqlalchemy import select
+
+from app.core.db.models import Job
+from app.core.db.session import Database
+from tests.chaos.service import Service
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Attacks:
+    """Each method strikes once, if there is something to strike, and counts it.
+
+    Args:
+        grace_s: the workers' `stop_grace_s`.
+        lease_s: the workers' lease: a frozen one sleeps for longer.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        database: Database,
+        *,
+        chance: random.Random,
+        grace_s: float,
+        lease_s: float,
+    ) -> None:
+        self._service = service
+        self._database = database
+        self._chance = chance
+        self._grace_s = grace_s
+        self._lease_s = lease_s
+        self._struck: dict[str, int] = {}
+        """The attempt of each job whose child was killed last."""
+        self._frozen: dict[str, threading.Timer] = {}
+        self.counts: Counter[str] = Counter()
+        self.slowest_end_s = 0.0
+
+    @property
+    def blows(self) -> int:
+        return self.counts.total()
+
+    def kill(self) -> None:
+        """SIGKILL a child, a worker or the API."""
+        kinds: list[Callable[[], None]] = [self._kill_child, self._kill_worker, self._kill_api]
+        self._chance.choices(kinds, weights=[8, 3, 1])[0]()
+
+    def freeze(self) -> None:
+        """SIGSTOP a worker for longer than its lease, then let it go on."""
+        awake = [
+            name
+            for name in self._service.worker_names
+            if name not in self._frozen and self._service.is_running(name)
+        ]
+        if len(awake) < 2:  # somebody must take the jobs over
+            return
+        name = self._chance.choice(awake)
+        self._service.signal(name, signal.SIGSTOP)
+        sleep_s = self._lease_s * self._chance.uniform(1.1, 2.0)
+        timer = threading.Timer(sleep_s, self._thaw, [name])
+        self._frozen[name] = timer
+        timer.start()
+        self.counts["worker frozen"] += 1
+
+    def terminate(self) -> None:
+        """SIGTERM a worker, and wait for its end."""
+        name = self._chance.choice(self._service.worker_names)
+        if self._service.is_running(name):
+            took_s = self._service.terminate(name, within_s=self._grace_s + 5)
+            self.slowest_end_s = max(self.slowest_end_s, took_s)
+            self.counts["worker told to stop"] += 1
+
+    def end(self) -> None:
+        """Let everybody go on."""
+        for timer in list(self._frozen.values()):
+            timer.join()
+
+    def _thaw(self, name: str) -> None:
+        self._service.signal(name, signal.SIGCONT)
+        del self._frozen[name]
+
+    def _kill_child(self) -> None:
+        """Only one whose job has made progress since: a second blow without would be its end."""
+        children = self._service.children()
+        with self._database.reading() as session:
+            rows = session.scalars(select(Job).where(Job.id.in_(children)))
+            candidates = sorted(
+                (job.id, job.attempt)
+                for job in rows
+                if job.crashes == 0 and job.attempt > self._struck.get(job.id, 0)
+            )
+        if not candidates:
+            return
+        job_id, attempt = self._chance.choice(candidates)
+        try:
+            os.kill(children[job_id], signal.SIGKILL)
+        except ProcessLookupError:
+            return
+        self._struck[job_id] = attempt
+        self.counts["child killed"] += 1
+
+    def _kill_worker(self) -> None:
+        self._kill(self._chance.choice(self._service.worker_names), "worker killed")
+
+    def _kill_api(self) -> None:
+        self._kill("app", "API killed")
+
+    def _kill(self, name: str, what: str) -> None:
+        if self._service.is_running(name):
+            self._service.signal(name, signal.SIGKILL)
+            self.counts[what] += 1

@@ -1,0 +1,217 @@
+"""Attack the real service at random, then check its whole history.
+
+    python -m tests.chaos.run kill --blows 1000
+    python -m tests.chaos.run freeze --blows 500 --database postgresql
+    python -m tests.chaos.run terminate --blows 200
+    python -m tests.chaos.run freeze --mutate no-fence      # must find something
+
+Jobs are submitted over HTTP all the while, each with an Idempotency-Key, and sent again until one
+answer arrives: what was acknowledged is what must survive. Ends with code 1 when anything is
+wrong. The seed is printed; the same one strikes in the same order, though not at the same moment.
+"""
+
+import argparse
+import json
+import os
+import random
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+from sqlalchemy import func, select
+
+from app.core.db.models import Job
+from app.core.db.session import Database
+from app.core.job_status import JobStatus
+from app.core.storage.local import LocalBlobStore
+from tests.builders import write_catalogue
+from tests.chaos.attacks import Attacks
+from tests.chaos.history import StuckWatch, check_history
+from tests.chaos.service import Service
+from tests.waiting import wait_until
+
+WORKERS = 3
+LEASES_S = {"kill": 5.0, "freeze": 2.0, "terminate": 10.0}
+GRACE_S = 10.0
+PAUSE_S = {"kill": 0.2, "freeze": 0.3, "terminate": 0.5}
+"""Mean time between two blows."""
+
+WAITING = 6
+"""Jobs that are kept waiting or running."""
+
+STEPS = (20, 120)
+ROUND_UP_S = 180.0
+"""How long the service may take, once it is left alone, to end all its jobs."""
+
+
+class Submitter(threading.Thread):
+    """Keeps the queue filled over HTTP, through an API that dies now and then."""
+
+    def __init__(self, service: Service, database: Database, chance: random.Random) -> None:
+        super().__init__(daemon=True)
+        self._service = service
+        self._database = database
+        self._chance = chance
+        self._ended = threading.Event()
+        self.accepted: dict[str, bytes] = {}
+        """Training data of each job whose creation was acknowledged."""
+
+    def run(self) -> None:
+        number = 0
+        while not self._ended.wait(0.05):
+            if self._unfinished() < WAITING:
+                number += 1
+                self._submit(number)
+
+    def end(self) -> None:
+        self._ended.set()
+        self.join()
+
+    def _unfinished(self) -> int:
+        with self._database.reading() as session:
+            query = select(func.count()).where(
+                Job.status.in_([JobStatus.QUEUED, JobStatus.RUNNING])
+            )
+            return session.scalars(query).one()
+
+    def _submit(self, number: int) -> None:
+        line = {"text": f"Job {number} of {self._chance.random()}"}
+        data = json.dumps(line).encode() + b"\n"
+        file_id = self._insist(
+            lambda http: http.post(
+                "/files", files={"file": ("train.jsonl", data)}, data={"purpose": "fine-tune"}
+            )
+        )["id"]
+        body = {
+            "model": "tiny",
+            "training_file": file_id,
+            "hyperparameters": {
+                "max_steps": self._chance.randint(*STEPS),
+                "checkpoint_steps": 25,
+                "logging_steps": 10,
+            },
+        }
+        headers = {"Idempotency-Key": f"job-{number}"}
+        job = self._insist(lambda http: http.post("/fine_tuning/jobs", json=body, headers=headers))
+        self.accepted[job["id"]] = data
+
+    def _insist(self, send: Callable[[httpx.Client], httpx.Response]) -> dict[str, str]:
+        while True:
+            try:
+                with self._service.http() as http:
+                    answer = send(http)
+            except httpx.TransportError:
+                time.sleep(0.1)
+                continue
+            assert answer.status_code in {200, 503}, answer.text
+            if answer.status_code == 200:
+                return answer.json()
+
+
+@contextmanager
+def sqlite_url(data_dir: Path) -> Generator[str]:
+    yield f"sqlite:///{data_dir / 'tunery.db'}"
+
+
+def attack(
+    how: str, *, blows: int, url: str, data_dir: Path, seed: int, limit_s: float = 1e9
+) -> list[str]:
+    """Strike so many times, let the service round up, and return everything that is wrong."""
+    write_catalogue(data_dir)
+    chance = random.Random(seed)  # noqa: S311 - nothing secret
+    settings = {
+        "database_url": url,
+        "concurrency": str(WORKERS),
+        "lease_s": str(LEASES_S[how]),
+        "stop_grace_s": str(GRACE_S),
+        "poll_interval_s": "0.05",
+        "log_level": "info",
+    }
+    database = Database(url)
+    began = time.monotonic()
+    # One worker process has one slot of its own: `concurrency` counts over all of them.
+    with Service(data_dir, WORKERS, settings) as service:
+        submitter = Submitter(service, database, chance)
+        watch = StuckWatch(database)
+        attacks = Attacks(service, database, chance=chance, grace_s=GRACE_S, lease_s=LEASES_S[how])
+        submitter.start()
+        watch.start()
+        strike = {
+            "kill": attacks.kill, "freeze": attacks.freeze, "terminate": attacks.terminate
+        }[how]  # fmt: skip
+        while attacks.blows < blows and time.monotonic() - began < limit_s:
+            time.sleep(chance.expovariate(1 / PAUSE_S[how]))
+            strike()
+            service.tend()
+        attacks.end()
+        submitter.end()
+        service.tend()
+        left = lambda: submitter._unfinished() == 0  # noqa: E731
+        wait_until(left, within_s=ROUND_UP_S)
+        watch.end()
+    wrong = check_history(
+        database, LocalBlobStore(data_dir / "blobs"), submitter.accepted, data_dir / "work"
+    )
+    wrong += [f"{job_id}: stuck" for job_id in watch.stuck]
+    with database.reading() as session:
+        attempts = session.scalars(select(func.sum(Job.attempt))).one()
+        crashes = session.scalars(select(func.count()).where(Job.interruptions > 0)).one()
+    if how == "terminate" and crashes:
+        wrong.append(f"{crashes} jobs were charged for a worker that was told to stop")
+    report = {
+        "how": how,
+        "database": database.engine.dialect.name,
+        "seed": seed,
+        "blows": attacks.blows,
+        **attacks.counts,
+        "jobs": len(submitter.accepted),
+        "attempts": attempts,
+        "seconds": round(time.monotonic() - began),
+        "looks for stuck jobs": watch.looks,
+        "slowest stop (s)": round(attacks.slowest_end_s, 1),
+        "wrong": len(wrong),
+    }
+    print(json.dumps(report, indent=2), flush=True)
+    database.dispose()
+    return wrong
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("how", choices=list(LEASES_S))
+    parser.add_argument("--blows", type=int, default=1000)
+    parser.add_argument("--limit-s", type=float, default=1e9)
+    parser.add_argument("--database", choices=["sqlite", "postgresql"], default="sqlite")
+    parser.add_argument("--seed", type=int, default=None)
+    parser.add_argument("--mutate", choices=["no-fence"])
+    options = parser.parse_args(arguments)
+    if options.mutate:
+        os.environ["TUNERY_CHAOS_MUTATION"] = options.mutate
+    seed = options.seed if options.seed is not None else random.SystemRandom().getrandbits(32)
+    with tempfile.TemporaryDirectory() as directory:
+        data_dir = Path(directory)
+        with DATABASES[options.database](data_dir) as url:
+            wrong = attack(
+                options.how,
+                blows=options.blows,
+                url=url,
+                data_dir=data_dir,
+                seed=seed,
+                limit_s=options.limit_s,
+            )
+    for line in wrong[:50]:
+        print(f"WRONG {line}")
+    return 1 if wrong else 0
+
+
+DATABASES = {"sqlite": sqlite_url}
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

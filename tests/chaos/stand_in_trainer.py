@@ -1,0 +1,146 @@
+"""`python -m tests.chaos.stand_in_trainer DIR`: keeps every promise of a training child, quickly.
+
+Its adapter is a chain of hashes, one for every step, so a step that is left out, done twice or
+taken from another state gives another adapter. It checks for itself that it is alone.
+"""
+
+import ctypes
+import fcntl
+import hashlib
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from app.core.loss_log import StepMetrics
+from app.core.manifest import MANIFEST_NAME, Manifest, describe_files, verify
+from app.core.training_config import (
+    JOB_SPEC_NAME,
+    LOSS_LOG_NAME,
+    RESUME_NAME,
+    TRAINING_DATA_NAME,
+    JobSpec,
+)
+from app.core.training_events import (
+    Checkpointed,
+    Finished,
+    Saved,
+    Started,
+    Stepped,
+    Stopped,
+    TrainingEvent,
+)
+
+STEP_S = 0.01
+SAVE_STEPS = 10
+OVERLAPS_NAME = "overlaps"
+"""Beside the job directories: a line for every child that was not alone."""
+
+
+def chain(seed: bytes, steps: int) -> str:
+    """The adapter after so many steps on this data."""
+    digest = hashlib.sha256(seed).hexdigest()
+    for step in range(1, steps + 1):
+        digest = next_link(digest, step)
+    return digest
+
+
+def next_link(digest: str, step: int) -> str:
+    return hashlib.sha256(f"{digest} {step}".encode()).hexdigest()
+
+
+def loss_of(digest: str) -> float:
+    return 1 + int(digest[:8], 16) / 2**32
+
+
+class Trainer:
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._spec = JobSpec.model_validate_json((directory / JOB_SPEC_NAME).read_bytes())
+        self._must_stop = False
+        self._total = self._spec.config.max_steps or 1
+        data = (directory / TRAINING_DATA_NAME).read_bytes()
+        self._digest = hashlib.sha256(data).hexdigest()
+        self._first = self._spec.resume_step or 0
+
+    def run(self) -> None:
+        self._claim_to_be_alone()
+        if self._first:
+            self._resume()
+        self._report(Started(total_steps=self._total))
+        signal.signal(signal.SIGTERM, self._stop)
+        for step in range(self._first + 1, self._total + 1):
+            time.sleep(STEP_S)
+            self._digest = next_link(self._digest, step)
+            self._report(Stepped(metrics=self._metrics(step)))
+            is_checkpoint = step % self._spec.config.checkpoint_steps == 0 or step == self._total
+            if is_checkpoint:
+                state = self._write(f"resume-{step}", step)
+                directory = self._write(f"step-{step}", step)
+                self._report(Checkpointed(step=step, directory=directory, state=state))
+            elif step % SAVE_STEPS == 0 or self._must_stop:
+                self._report(Saved(step=step, directory=self._write(f"resume-{step}", step)))
+            if self._must_stop and step < self._total:
+                self._report(Stopped(step=step))
+                return
+        self._report(Finished(step=self._total, trained_tokens=self._total))
+
+    def _stop(self, *_: object) -> None:
+        self._must_stop = True
+
+    def _resume(self) -> None:
+        state = self._directory / RESUME_NAME
+        assert verify(state).step == self._first
+        self._digest = (state / "adapter_model.safetensors").read_text()
+        rows = (self._directory / LOSS_LOG_NAME).read_text().splitlines()
+        assert [json.loads(row)["step"] for row in rows] == list(range(1, self._first + 1))
+
+    def _metrics(self, step: int) -> StepMetrics:
+        return StepMetrics(
+            step=step,
+            epoch=step / self._total,
+            train_loss=loss_of(self._digest),
+            train_mean_token_accuracy=0.5,
+            learning_rate=1e-4,
+            grad_norm=1.0,
+            tokens_seen=step,
+            elapsed_s=STEP_S * step,
+        )
+
+    def _write(self, name: str, step: int) -> str:
+        target = self._directory / "out" / name
+        staging = target.with_name(f".tmp-{name}")
+        staging.mkdir(parents=True)
+        (staging / "adapter_model.safetensors").write_text(self._digest)
+        (staging / "adapter_config.json").write_text("{}")
+        manifest = Manifest(
+            job_id=self._spec.job_id,
+            attempt=self._spec.attempt,
+            step=step,
+            files=describe_files(staging),
+            provenance={},
+        )
+        (staging / MANIFEST_NAME).write_text(manifest.model_dump_json())
+        staging.rename(target)
+        return f"out/{name}"
+
+    def _claim_to_be_alone(self) -> None:
+        """With a lock of its own, which nobody else in the service knows of."""
+        work = self._directory.parents[1]
+        own = os.open(work / f"{self._spec.job_id}.alone", os.O_RDWR | os.O_CREAT)
+        try:
+            fcntl.flock(own, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            with (work / OVERLAPS_NAME).open("a") as overlaps:
+                overlaps.write(f"{self._spec.job_id} attempt {self._spec.attempt}\n")
+
+    @staticmethod
+    def _report(event: TrainingEvent) -> None:
+        print(event.model_dump_json(), flush=True)  # noqa: T201 - what it is for
+
+
+if __name__ == "__main__":
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # die with the worker
+    Trainer(Path(sys.argv[1])).run()

@@ -1,0 +1,25 @@
+"""`python -m tests.chaos.worker`: the real worker, with a child that learns nothing, but fast.
+
+With TUNERY_CHAOS_MUTATION=no-fence in its environment its writes name no attempt any more: what
+the harness must notice.
+"""
+
+import os
+import sys
+
+from app.core.db import leases
+from app.core.db.models import Job
+from worker.__main__ import main
+from worker.attempt import Attempt
+from worker.local_launcher import LocalLauncher
+
+
+def remove_fence() -> None:
+    leases._is_held = lambda lease: (Job.id == lease.job_id,)
+    Attempt._is_late = lambda _self: False
+
+
+if __name__ == "__main__":
+    if os.environ.get("TUNERY_CHAOS_MUTATION") == "no-fence":
+        remove_fence()
+    sys.exit(main(LocalLauncher("tests.chaos.stand_in_trainer")))

@@ -1,0 +1,184 @@
+"""A PostgreSQL server of the tests' own: one for the whole run, and a fresh database for each test.
+
+It speaks on a Unix socket only, trusts everybody who can reach that, and ends with this process,
+however that ends. What an earlier run has left behind is removed by the next.
+"""
+
+import fcntl
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psycopg
+
+from app.core.db.migrate import upgrade
+from app.core.db.session import Database
+
+ROLE = "tunery"
+"""Owns the databases and is nothing more, as docs/deployment.md advises."""
+MAX_CONNECTIONS = 60
+WITHIN_S = 30
+
+_PREFIX = "tunery-postgres-"
+_TEMPLATE = "migrated"
+_HOW_TO_INSTALL = """\
+The tests need the programs of a PostgreSQL server, 13 or newer: `initdb` and `postgres`, in PATH or
+in /usr/lib/postgresql/*/bin. No server has to run. On Debian and Ubuntu: apt-get install postgresql
+"""
+
+
+class PostgresServer:
+    """A server on a data directory that goes away with it.
+
+    Args:
+        durable: whether a commit waits for the disk, as it must where something is at stake.
+    """
+
+    def __init__(self, *, durable: bool = False) -> None:
+        self._programs = find_programs()
+        _remove_leftovers()
+        self._directory = Path(tempfile.mkdtemp(prefix=_PREFIX))
+        self._claim = (self._directory / "in-use").open("w")
+        fcntl.flock(self._claim, fcntl.LOCK_EX)
+        self._user = _ordinary_user()
+        if self._user is not None:
+            os.chown(self._directory, self._user.pw_uid, self._user.pw_gid)
+        self._settings = {
+            "listen_addresses": "",
+            "unix_socket_directories": str(self._directory),
+            "max_connections": str(MAX_CONNECTIONS),
+            "autovacuum": "off",  # it would be in the way of copying a database
+            "fsync": "on" if durable else "off",
+            "full_page_writes": "on" if durable else "off",
+            "synchronous_commit": "on" if durable else "off",
+        }
+        self._process: subprocess.Popen[bytes] | None = None
+        self._initialise()
+        self.start()
+        self._execute(f"CREATE ROLE {ROLE} LOGIN")
+
+    def start(self) -> None:
+        """Start, and wait until it answers."""
+        arguments = [f"--{name}={value}" for name, value in self._settings.items()]
+        with (self._directory / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                self._command("postgres", "-D", self._directory / "data", *arguments),
+                cwd=self._directory,
+                stdout=log,
+                stderr=log,
+            )
+        deadline_s = time.monotonic() + WITHIN_S
+        while True:
+            try:
+                return self._execute("SELECT 1")
+            except psycopg.OperationalError:
+                if self._process.poll() is not None or time.monotonic() > deadline_s:
+                    raise RuntimeError((self._directory / "log").read_text()) from None
+                time.sleep(0.01)
+
+    def stop(self, how: signal.Signals = signal.SIGINT) -> None:
+        """SIGINT ends it in good order, at once; SIGQUIT leaves it to recover from its log."""
+        if self._process is not None:
+            self._process.send_signal(how)
+            self._process.wait(WITHIN_S)
+            self._process = None
+
+    @contextmanager
+    def stopped(self) -> Generator[None]:
+        self.stop()
+        try:
+            yield
+        finally:
+            self.start()
+
+    def close(self) -> None:
+        self.stop(signal.SIGQUIT)
+        self._claim.close()
+        shutil.rmtree(self._directory)
+
+    def url(self, database: str) -> str:
+        return f"postgresql+psycopg://{ROLE}@/{database}?host={self._directory}"
+
+    def migrate_template(self) -> None:
+        """Make the database that `database(migrated=True)` copies."""
+        self._execute(f"CREATE DATABASE {_TEMPLATE} OWNER {ROLE}")
+        template = Database(self.url(_TEMPLATE))
+        upgrade(template)
+        template.dispose()
+
+    @contextmanager
+    def database(self, *, migrated: bool = True) -> Generator[str]:
+        """The URL of a new database, which is dropped afterwards."""
+        name = f"test_{time.monotonic_ns()}"
+        template = _TEMPLATE if migrated else "template1"
+        self._execute(f"CREATE DATABASE {name} TEMPLATE {template} OWNER {ROLE}")
+        try:
+            yield self.url(name)
+        finally:
+            self._execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+    def _initialise(self) -> None:
+        # A language's own order of letters, and not that of their codes: no query may need either.
+        initdb = self._command(
+            *("initdb", "-D", self._directory / "data", "--no-sync", "--auth=trust"),
+            *("--username=postgres", "--encoding=UTF8"),
+            *("--locale=C", "--locale-provider=icu", "--icu-locale=en"),
+        )
+        done = subprocess.run(
+            initdb, cwd=self._directory, capture_output=True, text=True, check=False
+        )
+        if done.returncode != 0:
+            raise RuntimeError(done.stdout + done.stderr)
+
+    def _execute(self, statement: str) -> None:
+        where = f"host={self._directory} user=postgres dbname=postgres"
+        with psycopg.connect(where, autocommit=True) as connection:
+            connection.execute(statement.encode())
+
+    def _command(self, program: str, *arguments: str | Path) -> list[str | Path]:
+        """As a user who may run a server, which root may not; killed when this process dies."""
+        to_user = []
+        if self._user is not None:
+            to_user = [f"--reuid={self._user.pw_uid}", f"--regid={self._user.pw_gid}"]
+            to_user.append("--clear-groups")
+        return ["setpriv", *to_user, "--pdeathsig=QUIT", self._programs / program, *arguments]
+
+
+def find_programs() -> Path:
+    """The directory of the newest server that is installed, or of the one in PATH.
+
+    Raises:
+        RuntimeError: there is none; the message says how to install one.
+    """
+    in_path = shutil.which("initdb")
+    if in_path is not None:
+        return Path(in_path).resolve().parent
+    found = Path("/usr/lib/postgresql").glob("*/bin/initdb")
+    newest = max(found, key=lambda path: int(path.parts[-3]), default=None)
+    if newest is None:
+        raise RuntimeError(_HOW_TO_INSTALL)
+    return newest.parent
+
+
+def _ordinary_user() -> pwd.struct_passwd | None:
+    """Whom the server runs as; None for the present user."""
+    if os.geteuid() != 0:
+        return None
+    with suppress(KeyError):
+        return pwd.getpwnam("postgres")
+    return pwd.getpwnam("nobody")
+
+
+def _remove_leftovers() -> None:
+    """Directories that no living process has claimed."""
+    for directory in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        with suppress(OSError), (directory / "in-use").open("r+") as claim:
+            fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(directory, ignore_errors=True)

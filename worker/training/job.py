@@ -1,0 +1,134 @@
+"""A job under way: its steps, what is saved between them, and what becomes its result."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from app.core.loss_log import StepMetrics
+from app.core.training_config import BASE_MODEL_NAME, OUTPUT_NAME, JobSpec
+from app.core.training_events import Checkpointed, Noted, Saved, Stepped, TrainingEvent
+from worker.training.artifacts import write_adapter, write_artifacts
+from worker.training.checkpoint import save_directory
+from worker.training.data import TokenizedData
+from worker.training.evaluate import BestAdapter
+from worker.training.loss_log_file import LossLogFile
+from worker.training.plan import Plan
+from worker.training.resume import StateSaver
+from worker.training.trainer import Trainer
+from worker.training.verification import check_adapter
+
+Report = Callable[[TrainingEvent], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """Everything that takes part in it, loaded."""
+
+    directory: Path
+    spec: JobSpec
+    report: Report
+    training: TokenizedData
+    validation: TokenizedData | None
+    plan: Plan
+    trainer: Trainer
+    log: LossLogFile
+    best: BestAdapter | None
+    """None unless the job may stop early."""
+    saver: StateSaver
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no step is left to take: all are taken, or the job stops early."""
+        is_early = self.best is not None and self.best.is_final
+        return is_early or self.trainer.progress.step == self.plan.total_steps
+
+    def take_steps(self, is_stop_requested: Callable[[], bool]) -> None:
+        """Train until the job is over or somebody wants it to stop; nothing is lost then."""
+        while not self.is_over and not is_stop_requested():
+            step = self._take_step()
+            if self.is_over or self.plan.is_checkpoint(step):
+                state = self.saver.save()
+                self._save_checkpoint(step, state=self._name(state))
+            elif self.saver.is_due:
+                self._save_state()
+        if not self.saver.is_up_to_date:
+            self._save_state()
+
+    def settle(self) -> int:
+        """Put the best adapter into the model. Returns its step, of which there is a checkpoint.
+
+        An attempt that dies after this checkpoint is followed by one that reports it once more.
+        """
+        last_step = self.trainer.progress.step
+        if self.best is None or self.best.step == last_step:
+            return last_step
+        step = self.best.step
+        self.best.restore(self.trainer.model)
+        if not self.plan.is_checkpoint(step):
+            self._save_checkpoint(step, state=None)
+        result = f"The adapter of step {step:,}, with the lowest validation loss, is the result."
+        if self.best.is_final:
+            total = self.plan.total_steps
+            stop = f"Stopped after step {last_step:,} of {total:,}: the loss no longer improved."
+            result = f"{stop} {result}"
+        self.report(Noted(message=result))
+        return step
+
+    def check(self, step: int) -> None:
+        """Load the adapter of `step` as a user would. The model is not usable afterwards."""
+        adapter = self._checkpoint(step)
+        if not adapter.exists():  # the checkpoint is of an earlier attempt, which has reported it
+            adapter = adapter.with_name(f"adapter-{step}")
+            adapter.mkdir(parents=True)
+            write_adapter(adapter, self.trainer.model)
+        check_adapter(
+            self.trainer.model,
+            adapter,
+            torch.from_numpy(self.training.read(0).input_ids).long(),
+            learning_rate=self.spec.config.learning_rate,
+        )
+
+    def _take_step(self) -> int:
+        metrics = self.trainer.take_step()
+        if self.validation is not None and self.plan.is_evaluation(metrics.step):
+            metrics = self._evaluate(metrics, self.validation)
+        self.log.append(metrics)
+        self.report(Stepped(metrics=metrics))
+        return metrics.step
+
+    def _evaluate(self, metrics: StepMetrics, validation: TokenizedData) -> StepMetrics:
+        evaluation = self.trainer.evaluate(validation)
+        if self.best is not None:
+            self.best.observe(metrics.step, evaluation.loss, self.trainer.model)
+        return metrics.model_copy(
+            update={
+                "valid_loss": evaluation.loss,
+                "valid_mean_token_accuracy": evaluation.accuracy,
+            }
+        )
+
+    def _save_state(self) -> None:
+        state = self.saver.save()
+        self.report(Saved(step=self.trainer.progress.step, directory=self._name(state)))
+
+    def _save_checkpoint(self, step: int, *, state: str | None) -> None:
+        target = self._checkpoint(step)
+        write_files = partial(
+            write_artifacts,
+            spec=self.spec,
+            step=step,
+            model=self.trainer.model,
+            base_model=self.directory / BASE_MODEL_NAME,
+            log=self.log,
+        )
+        save_directory(target, step, self.spec, write_files=write_files)
+        self.report(Checkpointed(step=step, directory=self._name(target), state=state))
+
+    def _checkpoint(self, step: int) -> Path:
+        return self.directory / OUTPUT_NAME / f"step-{step}"
+
+    def _name(self, directory: Path) -> str:
+        return directory.relative_to(self.directory).as_posix()
