@@ -25,7 +25,9 @@ from tests.postgres import PostgresServer
 __all__ = ["embedded_model_dir"]
 
 for name in [
-    name for name in os.environ if name.startswith("TUNERY_") and name != "TUNERY_TEST_CACHE"
+    name
+    for name in os.environ
+    if name.startswith("TUNERY_") and not name.startswith("TUNERY_TEST_")
 ]:
     del os.environ[name]  # a developer's own settings must not decide a test
 
