@@ -88,3 +88,30 @@ def test_peft_loads_the_adapter_as_the_readme_says(place: Path) -> None:
     shown = run_python(block("peft") + "\nprint(type(tuned).__name__)", place)
 
     assert shown.strip() == "PeftModelForCausalLM"
+
+
+def test_a_job_is_run_again_and_the_service_examined_and_backed_up(
+    place: Path, service: ServiceProcesses, curl_output: str
+) -> None:
+    with service.client() as client:
+        job = client.fine_tuning.jobs.list().data[-1].id
+    (place / ".venv/bin").mkdir(parents=True)
+    (place / ".venv/bin/python").symlink_to(sys.executable)
+    environment = os.environ | {
+        "TUNERY_URL": service.base_url,
+        "JOB": job,
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]),
+    }
+
+    done = subprocess.run(
+        ["bash", "-c", "set -euo pipefail\n" + block("durability")],
+        cwd=place,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f'"rerun_of":"{job}"' in done.stdout
+    assert (place / "backups/monday/backup.json").is_file()

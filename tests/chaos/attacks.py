@@ -54,6 +54,10 @@ class Attacks:
         kinds: list[Callable[[], None]] = [self._kill_child, self._kill_worker, self._kill_api]
         self._chance.choices(kinds, weights=[8, 3, 1])[0]()
 
+    def kill_training(self) -> None:
+        """SIGKILL a child or a worker."""
+        self._chance.choice([self._kill_child, self._kill_worker])()
+
     def freeze(self) -> None:
         """SIGSTOP a worker for longer than its lease, then let it go on."""
         awake = [

@@ -7,7 +7,7 @@ import pytest
 from tests.chaos.run import attack, new_database
 from tests.postgres import PostgresServer
 
-LIMIT_S = 40.0
+LIMIT_S = 25.0
 """For the attack itself; the service then has to round up."""
 
 
@@ -31,7 +31,7 @@ def test_nothing_is_lost(how: str, url: str, tmp_path: Path) -> None:
 
 def test_workers_that_are_told_to_stop_charge_nobody(tmp_path: Path) -> None:
     with new_database("sqlite", tmp_path) as url:
-        wrong = attack("terminate", blows=10**6, url=url, data_dir=tmp_path, seed=7, limit_s=20.0)
+        wrong = attack("terminate", blows=10**6, url=url, data_dir=tmp_path, seed=7, limit_s=15.0)
     assert wrong == []
 
 

@@ -21,8 +21,8 @@ class BrokenReferenceError(Exception):
     """A migration would leave rows that name others which do not exist; it was rolled back."""
 
 
-def upgrade(database: Database) -> None:
-    """Apply every migration that is missing, all or none.
+def upgrade(database: Database, revision: str = "head") -> None:
+    """Apply every migration up to `revision` that is missing, all or none.
 
     The transaction holds a lock from its start, so a second process waits and then finds nothing
     to do. Where nothing is missing, no lock is taken: a process can start while another writes.
@@ -33,15 +33,15 @@ def upgrade(database: Database) -> None:
     """
     config = Config()
     config.set_main_option("script_location", str(_MIGRATIONS))
-    newest = ScriptDirectory.from_config(config).get_heads()
+    wanted = ScriptDirectory.from_config(config).get_revisions(revision)
     with database.reading() as session:
         present = MigrationContext.configure(session.connection()).get_current_heads()
-    if set(present) == set(newest):
+    if set(present) == {script.revision for script in wanted if script}:
         return
     transaction = _on_sqlite if database.engine.dialect.name == "sqlite" else _on_postgresql
     with database.service_errors(), transaction(database.engine) as connection:
         config.attributes["connection"] = connection
-        command.upgrade(config, "head")
+        command.upgrade(config, revision)
 
 
 @contextmanager
