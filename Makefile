@@ -1,6 +1,6 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup model demo serve test powercut diskfull check format types imports deploy openapi lock clean
+.PHONY: help setup model demo serve test powercut diskfull chaos check format types imports deploy openapi lock clean
 
 PYTHON ?= python3
 MODEL ?= smollm2-135m-instruct
@@ -41,6 +41,16 @@ test: setup ## The whole test suite; needs the programs of a PostgreSQL server
 
 powercut: setup ## Cut a disk's power 200 times while the service writes to it (minutes; needs fuse3)
 	@$(BIN)/python -m tests.powercut.run
+
+chaos: setup ## Attack the real service 3,700 times on both databases (an hour; see tests/chaos/run.py)
+	@for database in sqlite postgresql; do \
+	  $(BIN)/python -m tests.chaos.run kill --blows 1000 --database $$database && \
+	  $(BIN)/python -m tests.chaos.run freeze --blows 500 --database $$database && \
+	  $(BIN)/python -m tests.chaos.run terminate --blows 200 --database $$database && \
+	  $(BIN)/python -m tests.chaos.claims --database $$database || exit 1; \
+	done
+	@TUNERY_TEST_KILLS=100 $(BIN)/python -m pytest --timeout 3000 tests/acceptance/test_retries.py
+	@$(BIN)/python -m tests.chaos.model --blows 100
 
 check: setup format types imports deploy test ## Everything CI runs, in the order that fails fastest
 

@@ -25,7 +25,9 @@ from tests.postgres import PostgresServer
 __all__ = ["embedded_model_dir"]
 
 for name in [
-    name for name in os.environ if name.startswith("TUNERY_") and name != "TUNERY_TEST_CACHE"
+    name
+    for name in os.environ
+    if name.startswith("TUNERY_") and not name.startswith("TUNERY_TEST_")
 ]:
     del os.environ[name]  # a developer's own settings must not decide a test
 
@@ -75,14 +77,12 @@ def postgres() -> Iterator[PostgresServer]:
 
 
 @pytest.fixture
-def database_url(database_kind: str, request: pytest.FixtureRequest) -> Iterator[str]:
+def database_url(database_kind: str, request: pytest.FixtureRequest) -> str:
     """As in the settings: empty for SQLite in the data directory."""
     if database_kind == "sqlite":
-        yield ""
-        return
+        return ""
     postgres: PostgresServer = request.getfixturevalue("postgres")
-    with postgres.database() as url:
-        yield url
+    return postgres.empty_database()
 
 
 @pytest.fixture

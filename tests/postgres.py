@@ -1,4 +1,4 @@
-"""A PostgreSQL server of the tests' own: one for the whole run, and a fresh database for each test.
+"""A PostgreSQL server of the tests' own, started once, with an empty database for each test.
 
 It speaks on a Unix socket only, trusts everybody who can reach that, and ends with this process,
 however that ends. What an earlier run has left behind is removed by the next.
@@ -19,6 +19,7 @@ from pathlib import Path
 import psycopg
 
 from app.core.db.migrate import upgrade
+from app.core.db.models import DEFAULT_PROJECT_ID, Base
 from app.core.db.session import Database
 
 ROLE = "tunery"
@@ -28,8 +29,18 @@ WITHIN_S = 30
 
 _PREFIX = "tunery-postgres-"
 _TEMPLATE = "migrated"
+_SHARED = "shared"
+_KEPT = {"projects": f"id <> '{DEFAULT_PROJECT_ID}'"}
+"""What the migrations themselves have put there."""
+_TABLES = list(Base.metadata.tables)
+_LEAVE = """
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+WHERE datname = current_database() AND pid <> pg_backend_pid();
+SET session_replication_role = replica;
+"""
+"""Ends all other connections, and leaves foreign keys alone, so that no order matters."""
 _HOW_TO_INSTALL = """\
-The tests need the programs of a PostgreSQL server, 13 or newer: `initdb` and `postgres`, in PATH or
+The tests need the programs of a PostgreSQL server, 14 or newer: `initdb` and `postgres`, in PATH or
 in /usr/lib/postgresql/*/bin. No server has to run. On Debian and Ubuntu: apt-get install postgresql
 """
 
@@ -60,6 +71,7 @@ class PostgresServer:
             "synchronous_commit": "on" if durable else "off",
         }
         self._process: subprocess.Popen[bytes] | None = None
+        self._has_shared = False
         self._initialise()
         self.start()
         self._execute(f"CREATE ROLE {ROLE} LOGIN")
@@ -113,9 +125,26 @@ class PostgresServer:
         upgrade(template)
         template.dispose()
 
+    def empty_database(self) -> str:
+        """The URL of a database that tests share in turn, as empty as a new one.
+
+        Nobody is connected to it any more. A copy for each test would take several times as long.
+        """
+        if not self._has_shared:
+            self._execute(f"CREATE DATABASE {_SHARED} TEMPLATE {_TEMPLATE} OWNER {ROLE}")
+            self._has_shared = True
+        sweep = [
+            f"DELETE FROM {name} WHERE {_KEPT.get(name, True)};"  # noqa: S608 - names of ours
+            for name in _TABLES
+        ]
+        self._execute(_LEAVE + "".join(sweep), _SHARED)
+        return self.url(_SHARED)
+
     @contextmanager
     def database(self, *, migrated: bool = True) -> Generator[str]:
-        """The URL of a new database, which is dropped afterwards."""
+        """The URL of a new database, which is dropped afterwards: for a test that changes more
+        than rows, or needs a database without tables.
+        """
         name = f"test_{time.monotonic_ns()}"
         template = _TEMPLATE if migrated else "template1"
         self._execute(f"CREATE DATABASE {name} TEMPLATE {template} OWNER {ROLE}")
@@ -137,8 +166,8 @@ class PostgresServer:
         if done.returncode != 0:
             raise RuntimeError(done.stdout + done.stderr)
 
-    def _execute(self, statement: str) -> None:
-        where = f"host={self._directory} user=postgres dbname=postgres"
+    def _execute(self, statement: str, database: str = "postgres") -> None:
+        where = f"host={self._directory} user=postgres dbname={database}"
         with psycopg.connect(where, autocommit=True) as connection:
             connection.execute(statement.encode())
 

@@ -9,6 +9,7 @@ to copy can cost the job its lease.
 import logging
 import signal
 import threading
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -44,6 +45,7 @@ FLUSH_INTERVAL_S = 1.0
 RENEWALS = 6
 """In the time of one lease."""
 
+RETRY_S = 0.2
 LEASE_MARGIN = 0.25
 """Part of the lease that a worker which cannot reach the database leaves unused."""
 
@@ -258,6 +260,7 @@ class Attempt:
             except DatabaseBusyError:
                 if self._is_late():
                     raise LeaseLostError(self._lease.job_id, self._lease.attempt) from None
+                time.sleep(RETRY_S)  # one that is away refuses at once
             else:
                 return
 

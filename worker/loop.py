@@ -14,7 +14,12 @@ from app.core.db.models import SavedState
 from app.core.db.saved_states import SavedStateRepository
 from app.core.db.session import Database
 from app.core.disk import as_storage_full, has_room
-from app.core.errors import BlobNotFoundError, DatabaseBusyError, LeaseLostError
+from app.core.errors import (
+    BlobNotFoundError,
+    DatabaseBusyError,
+    LeaseLostError,
+    OutcomeUnknownError,
+)
 from app.core.manifest import ManifestError
 from app.core.settings import Settings
 from app.core.storage.base import BlobStore
@@ -106,6 +111,8 @@ class Worker:
                 self._run(lease, workspace)
             except LeaseLostError:
                 logger.warning("lease lost; nothing more was written", extra=context)
+            except OutcomeUnknownError:  # the job has ended, or is rescued once its lease has
+                logger.warning("the database was lost in a commit", extra=context)
             finally:
                 workspace.remove()
             logger.info("job left", extra=context)
@@ -132,7 +139,7 @@ class Worker:
         with Heartbeat(lambda: self._beat(attempt), interval_s=LOOK_INTERVAL_S):
             try:
                 self._train(lease, workspace, attempt)
-            except LeaseLostError:
+            except (LeaseLostError, OutcomeUnknownError):
                 raise
             except JobLockedError as error:
                 logger.warning("job locked: %s", error, extra={"job_id": lease.job_id})

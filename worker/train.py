@@ -8,6 +8,7 @@ wrong that nobody foresaw. SIGTERM asks it to save its state and to stop.
 
 import ctypes
 import os
+import select
 import signal
 import sys
 from pathlib import Path
@@ -59,8 +60,14 @@ class _StopRequest:
 
 def _die_with_parent() -> None:
     """Never train on for nobody: when the worker is killed, so is this process."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if sys.platform != "linux":
+        return
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    # It may have been killed before that: then nobody is left to read what this process says.
+    output = select.poll()
+    output.register(sys.stdout.fileno(), 0)  # POLLERR is always reported
+    if any(seen & select.POLLERR for _, seen in output.poll(0)):
+        sys.exit("the worker is gone")
 
 
 def _take_standard_output() -> TextIO:

@@ -33,6 +33,7 @@ from tests.builders import write_catalogue
 from tests.chaos.attacks import Attacks
 from tests.chaos.history import StuckWatch, check_history
 from tests.chaos.service import Service
+from tests.postgres import PostgresServer
 from tests.waiting import wait_until
 
 WORKERS = 3
@@ -114,8 +115,17 @@ class Submitter(threading.Thread):
 
 
 @contextmanager
-def sqlite_url(data_dir: Path) -> Generator[str]:
-    yield f"sqlite:///{data_dir / 'tunery.db'}"
+def new_database(kind: str, data_dir: Path) -> Generator[str]:
+    """The address of an empty one."""
+    if kind == "sqlite":
+        yield f"sqlite:///{data_dir / 'tunery.db'}"
+        return
+    server = PostgresServer(durable=True)
+    try:
+        with server.database(migrated=False) as url:
+            yield url
+    finally:
+        server.close()
 
 
 def attack(
@@ -134,7 +144,6 @@ def attack(
     }
     database = Database(url)
     began = time.monotonic()
-    # One worker process has one slot of its own: `concurrency` counts over all of them.
     with Service(data_dir, WORKERS, settings) as service:
         submitter = Submitter(service, database, chance)
         watch = StuckWatch(database)
@@ -197,7 +206,7 @@ def main(arguments: list[str]) -> int:
     seed = options.seed if options.seed is not None else random.SystemRandom().getrandbits(32)
     with tempfile.TemporaryDirectory() as directory:
         data_dir = Path(directory)
-        with DATABASES[options.database](data_dir) as url:
+        with new_database(options.database, data_dir) as url:
             wrong = attack(
                 options.how,
                 blows=options.blows,
@@ -210,8 +219,6 @@ def main(arguments: list[str]) -> int:
         print(f"WRONG {line}")
     return 1 if wrong else 0
 
-
-DATABASES = {"sqlite": sqlite_url}
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

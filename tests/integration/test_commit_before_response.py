@@ -50,8 +50,8 @@ def test_a_job_that_was_not_committed_is_not_promised_and_its_key_not_taken(
         headers={"Idempotency-Key": "k"},
     )
 
-    assert answer.status_code == 500
-    assert answer.json()["error"]["code"] == "internal_error"
+    assert answer.status_code == 507
+    assert answer.json()["error"]["code"] == "insufficient_storage"
     assert client.get("/v1/fine_tuning/jobs").json()["data"] == []
     assert dump_tables(database) == before
 
@@ -64,7 +64,7 @@ def test_a_cancel_that_was_not_committed_is_not_promised(
 
     answer = client.post(f"/v1/fine_tuning/jobs/{job.id}/cancel")
 
-    assert answer.status_code == 500
+    assert answer.status_code == 507
     assert get_job(database, job.id).status == "queued"
 
 
@@ -74,7 +74,7 @@ def test_a_file_that_was_not_committed_is_not_promised(client: TestClient) -> No
 
     answer = client.post("/v1/files", files=files, data={"purpose": "fine-tune"})
 
-    assert answer.status_code == 500
+    assert answer.status_code == 507
     assert client.get("/v1/files").json()["data"] == []
 
 
@@ -96,5 +96,5 @@ def test_bytes_are_freed_only_after_their_row_is_gone(
         client.delete(f"/v1/fine_tuning/jobs/{job.id}"),
     ]
 
-    assert [answer.status_code for answer in answers] == [500, 500, 500]
+    assert [answer.status_code for answer in answers] == [507, 507, 507]
     assert sorted(settings.blobs_dir.rglob("*")) == before

@@ -108,7 +108,7 @@ def test_a_file_does_not_expire_while_a_job_is_made_of_it(
 
     def take_expired() -> list[str]:
         with database.writing() as session:
-            found = FileRepository(session).take_expired(now=expires_at, limit=10)
+            found = FileRepository(session).list_expired(now=expires_at, limit=10)
             return [file.id for file in found]
 
     just_before = expires_at - timedelta(milliseconds=1)

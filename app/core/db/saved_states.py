@@ -1,6 +1,5 @@
 """Every query on saved states: what a job's next attempt goes on from."""
 
-from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
@@ -81,12 +80,6 @@ class SavedStateRepository:
         ]
 
     def _delete(self, job_id: str, *which: Any) -> list[str]:
-        condition = (SavedState.job_id == job_id, *which)
-        states = self._session.scalars(select(SavedState).where(*condition)).all()
-        keys = keys_of(states)
-        self._session.execute(delete(SavedState).where(*condition))
-        return keys
-
-
-def keys_of(states: Sequence[SavedState]) -> list[str]:
-    return [file["key"] for state in states for file in state.files.values()]
+        forgotten = delete(SavedState).where(SavedState.job_id == job_id, *which)
+        files = self._session.scalars(forgotten.returning(SavedState.files)).all()
+        return [file["key"] for state in files for file in state.values()]

@@ -6,10 +6,12 @@ from dataclasses import replace
 
 import pytest
 from fastapi import FastAPI
+from sqlalchemy import event
 from starlette.testclient import TestClient
 
 from app.api import requests
 from app.core.db.session import Database
+from app.core.errors import OutcomeUnknownError
 from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
 from tests.asgi import post_in_chunks
@@ -109,6 +111,22 @@ def test_an_upload_into_a_busy_database_leaves_nothing(
 def test_reading_goes_on_while_the_database_is_busy(client: TestClient) -> None:
     assert client.get("/v1/files").status_code == 200
     assert client.get("/readyz").status_code == 200
+
+
+def test_what_may_have_been_done_is_not_repeated_by_official_clients(
+    client: TestClient, app: FastAPI, database: Database
+) -> None:
+    job = add_job(database)
+
+    def lose_the_connection(_connection: object) -> None:
+        raise OutcomeUnknownError("It may have been done.")
+
+    event.listen(app.state.services.database.engine, "commit", lose_the_connection)
+    answer = client.post(f"/v1/fine_tuning/jobs/{job.id}/cancel")
+
+    assert (answer.status_code, answer.json()["error"]["code"]) == (500, "outcome_unknown")
+    assert answer.headers["x-should-retry"] == "false"
+    assert "retry-after" not in answer.headers
 
 
 def test_a_json_body_is_refused_before_it_fills_the_memory(app: FastAPI) -> None:

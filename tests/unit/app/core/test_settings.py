@@ -52,7 +52,7 @@ def test_another_database_can_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
         ("PORT", "70000"),
         ("MAX_UPLOAD_BYTES", "0"),
         ("ORGANIZATION", "Not A Slug"),
-        ("LEASE_S", "1"),
+        ("LEASE_S", "0.5"),
         ("POLL_INTERVAL_S", "0"),
         ("TRAINING_THREADS", "0"),
         ("LOG_LEVEL", "loud"),
