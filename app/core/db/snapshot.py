@@ -29,11 +29,10 @@ class SnapshotError(Exception):
 def open_snapshot(database: Database) -> Generator[Session]:
     """A session that sees one moment, however many statements it takes; others write meanwhile."""
     with database.reading() as session:
-        if is_sqlite(database):
-            session.execute(text("SELECT count(*) FROM alembic_version"))  # the moment is now
-        else:
+        if not is_sqlite(database):
             session.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"))
             session.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
+        session.execute(text("SELECT count(*) FROM alembic_version"))  # the moment is now
         yield session
 
 

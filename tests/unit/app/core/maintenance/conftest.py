@@ -6,10 +6,10 @@ from datetime import datetime
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
 from app.core.clock import utc_now
 from app.core.db.checkpoints import CheckpointRepository
-from app.core.db.files import FileRepository
 from app.core.db.models import Checkpoint, Job, SavedState
 from app.core.db.session import Database
 from app.core.ids import IdPrefix, new_id
@@ -101,9 +101,7 @@ def add_state(database: Database, store: LocalBlobStore, now: datetime) -> AddSt
     return add
 
 
-def list_file_ids(database: Database, now: datetime) -> set[str]:
-    with database.reading() as session:
-        page = FileRepository(session).list_page(
-            now=now, after=None, limit=100_000, order="asc", purpose=None
-        )
-        return {file.id for file in page.rows}
+def execute(database: Database, statement: str, **values: object) -> None:
+    """What no part of the service would do."""
+    with database.writing() as session:
+        session.execute(text(statement), values)

@@ -24,7 +24,7 @@ from app.core.maintenance.findings import Finding, Level
 from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
 from tests.builders import add_file, add_job, claim, get_job, list_blobs, put_blob
-from tests.unit.app.core.maintenance.conftest import MIB, AddCheckpoint, AddState
+from tests.unit.app.core.maintenance.conftest import MIB, AddCheckpoint, AddState, execute
 
 HOUR = timedelta(hours=1)
 
@@ -118,6 +118,7 @@ def test_a_server_that_does_not_answer_is_said_not_to(settings: Settings) -> Non
         look(settings.model_copy(update={"database_url": url}))
 
 
+@pytest.mark.only_sqlite
 def test_an_old_sqlite_is_pointed_out(healthy: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     old = inspection.Engine("sqlite", "3.40.1", "delete")
     monkeypatch.setattr(inspection, "describe_engine", lambda _: old)
@@ -128,6 +129,7 @@ def test_an_old_sqlite_is_pointed_out(healthy: Settings, monkeypatch: pytest.Mon
     assert "3.40.1" in finding.message
 
 
+@pytest.mark.only_sqlite
 def test_a_damaged_database_is_found(healthy: Settings, database: Database) -> None:
     database.dispose()
     path = healthy.data_dir / "tunery.db"
@@ -141,6 +143,7 @@ def test_a_damaged_database_is_found(healthy: Settings, database: Database) -> N
     assert findings["integrity"].level is Level.BAD
 
 
+@pytest.mark.only_sqlite
 def test_a_file_that_is_no_database_is_found(healthy: Settings, database: Database) -> None:
     database.dispose()
     (healthy.data_dir / "tunery.db").write_bytes(b"not a database" * 1000)
@@ -152,6 +155,7 @@ def test_a_file_that_is_no_database_is_found(healthy: Settings, database: Databa
     assert findings["space"].level is Level.OK
 
 
+@pytest.mark.only_sqlite
 def test_a_broken_reference_is_found(healthy: Settings) -> None:
     with closing(sqlite3.connect(healthy.data_dir / "tunery.db")) as foreign:
         foreign.execute("PRAGMA foreign_keys = OFF")
@@ -169,13 +173,14 @@ def test_a_broken_reference_is_found(healthy: Settings) -> None:
     [pytest.param("0001", Level.WARN, id="older"), pytest.param("9999", Level.BAD, id="newer")],
 )
 def test_another_schema_is_found_and_its_rows_are_left_alone(
-    revision: str, level: Level, *, healthy: Settings
+    revision: str, level: Level, *, healthy: Settings, database: Database
 ) -> None:
-    with closing(sqlite3.connect(healthy.data_dir / "tunery.db")) as foreign:
-        foreign.execute("UPDATE alembic_version SET version_num = ?", (revision,))
-        foreign.commit()
-
-    findings = look(healthy, may_repair=True)
+    change = "UPDATE alembic_version SET version_num = :revision"
+    execute(database, change, revision=revision)
+    try:
+        findings = look(healthy, may_repair=True)
+    finally:  # the database may be for the next test as well
+        execute(database, change, revision=inspection.newest_revision())
 
     assert findings["schema"].level is level
     assert "blobs" not in findings
@@ -297,9 +302,7 @@ def test_what_is_deleted_meanwhile_is_not_missing(
 
     def delete_then_open(store: LocalBlobStore, key: str) -> object:
         if key.startswith("files/"):
-            with closing(sqlite3.connect(healthy.data_dir / "tunery.db")) as foreign:
-                foreign.execute("DELETE FROM files WHERE blob_key = ?", (key,))
-                foreign.commit()
+            execute(database, "DELETE FROM files WHERE blob_key = :key", key=key)
             store.delete(key)
         return opened(store, key)
 
@@ -326,12 +329,8 @@ def test_a_checkpoint_that_is_not_what_its_manifest_says_is_found(
     job = add_job(database, created_at=now, status=JobStatus.PAUSED)
     checkpoint = add_checkpoint(job, 7, **changes)
     if "files" in changes:
-        with closing(sqlite3.connect(healthy.data_dir / "tunery.db")) as foreign:
-            foreign.execute(
-                "UPDATE files SET sha256 = 'other' WHERE checkpoint_id = ? AND filename LIKE 'a%'",
-                (checkpoint.id,),
-            )
-            foreign.commit()
+        one = "checkpoint_id = :id AND filename LIKE 'a%'"
+        execute(database, f"UPDATE files SET sha256 = '' WHERE {one}", id=checkpoint.id)  # noqa: S608
 
     finding = look(healthy)["manifests"]
 
@@ -411,6 +410,7 @@ def test_this_machine_has_file_systems_too(tmp_path: Path) -> None:
     assert file_system_of(Path("/proc/self")) == "proc"
 
 
+@pytest.mark.only_sqlite
 @pytest.mark.parametrize(
     ("kind", "level"),
     [("ext4", Level.OK), ("nfs4", Level.WARN), ("fuse.sshfs", Level.WARN), ("9p", Level.WARN)],

@@ -1,7 +1,10 @@
 import hashlib
 import json
+import shutil
+from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -9,7 +12,7 @@ from app.core.db.saved_states import SavedStateRepository
 from app.core.db.session import Database
 from app.core.job_status import JobStatus
 from app.core.maintenance.backup import make_backup
-from app.core.maintenance.backup_format import BackupError
+from app.core.maintenance.backup_format import BackupError, read_record
 from app.core.maintenance.doctor import examine
 from app.core.maintenance.findings import Level
 from app.core.maintenance.occupancy import OccupiedError, occupied
@@ -26,6 +29,9 @@ from tests.builders import (
     list_messages,
 )
 from tests.unit.app.core.maintenance.conftest import AddCheckpoint, AddState
+
+if TYPE_CHECKING:
+    from tests.postgres import PostgresServer
 
 HOUR = timedelta(hours=1)
 
@@ -51,14 +57,36 @@ def backup(
 
 
 @pytest.fixture
-def elsewhere(settings: Settings, tmp_path: Path) -> Settings:
+def elsewhere(
+    settings: Settings, tmp_path: Path, request: pytest.FixtureRequest
+) -> Iterator[Settings]:
     """A new machine."""
-    return settings.model_copy(update={"data_dir": tmp_path / "elsewhere"})
+    data_dir = tmp_path / "elsewhere"
+    if not settings.database_url:
+        yield settings.model_copy(update={"data_dir": data_dir})
+        return
+    server: PostgresServer = request.getfixturevalue("postgres")
+    with server.database(migrated=False) as url:
+        yield settings.model_copy(update={"data_dir": data_dir, "database_url": url})
 
 
 def problems_of(settings: Settings) -> list[str]:
     findings = examine(settings, is_deep=True, may_repair=False)
     return [one.message for one in findings if one.level is Level.BAD]
+
+
+def test_a_database_that_was_used_is_left_alone(backup: Path, elsewhere: Settings) -> None:
+    restore_backup(elsewhere, backup)
+    shutil.rmtree(elsewhere.blobs_dir)
+    other = Database(elsewhere.resolved_database_url)
+    before = dump_tables(other)
+    other.dispose()
+
+    with pytest.raises(BackupError, match="--force"):
+        restore_backup(elsewhere, backup)
+
+    assert dump_tables(other) == before
+    other.dispose()
 
 
 def test_a_restored_service_is_the_one_that_was_backed_up(
@@ -71,11 +99,8 @@ def test_a_restored_service_is_the_one_that_was_backed_up(
     other.dispose()
     assert problems_of(elsewhere) == []
     assert (restored.damaged, restored.put_back, restored.replaced) == (set(), [], None)
-    assert sorted(path.name for path in elsewhere.data_dir.iterdir()) == [
-        "base_models.toml",
-        "blobs",
-        "tunery.db",
-    ]
+    made = {path.name for path in elsewhere.data_dir.iterdir()}
+    assert made - {"tunery.db"} == {"base_models.toml", "blobs"}
 
 
 def test_what_was_done_after_the_backup_is_not_in_it(
@@ -119,19 +144,19 @@ def test_a_job_that_ran_waits_for_a_worker_at_once_and_goes_on(
 
 @pytest.mark.parametrize("may_link", [False, True], ids=["copied", "linked"])
 def test_a_backup_can_be_restored_again_and_again(
-    *, may_link: bool, backup: Path, elsewhere: Settings, tmp_path: Path
+    *, may_link: bool, backup: Path, elsewhere: Settings
 ) -> None:
     restore_backup(elsewhere, backup, may_link=may_link)
     other = Database(elsewhere.resolved_database_url)
     add_file(other, LocalBlobStore(elsewhere.blobs_dir))
     other.dispose()
-    third = elsewhere.model_copy(update={"data_dir": tmp_path / "third"})
 
-    restore_backup(third, backup, may_link=may_link)
+    restore_backup(elsewhere, backup, may_link=may_link, replace=True)
 
-    assert problems_of(third) == []
+    assert problems_of(elsewhere) == []
 
 
+@pytest.mark.only_sqlite
 @pytest.mark.parametrize("what", ["database", "blobs"])
 def test_a_data_directory_with_something_in_it_is_left_alone(
     what: str, *, backup: Path, elsewhere: Settings
@@ -160,11 +185,13 @@ def test_by_force_what_is_there_is_moved_aside_and_not_lost(
     assert problems_of(settings) == []
     assert restored.replaced is not None
     assert (restored.replaced / "blobs" / later.blob_key).read_bytes() == TEXT_LINE
-    aside = Database(f"sqlite:///{restored.replaced / 'tunery.db'}")
-    assert len(dump_tables(aside)["files"]) == len(before["files"]) + 1
-    aside.dispose()
+    if not settings.database_url:
+        aside = Database(f"sqlite:///{restored.replaced / 'tunery.db'}")
+        assert len(dump_tables(aside)["files"]) == len(before["files"]) + 1
+        aside.dispose()
 
 
+@pytest.mark.only_sqlite
 def test_the_log_of_the_database_that_was_there_is_not_played_into_the_new_one(
     backup: Path, settings: Settings, database: Database
 ) -> None:
@@ -200,11 +227,15 @@ def test_a_worker_on_another_machine_is_seen_by_its_file(backup: Path, settings:
         restore_backup(settings, backup, replace=True)
 
 
-@pytest.mark.parametrize("name", ["tunery.db", "blobs.jsonl", "backup.json", "blob"])
+@pytest.mark.parametrize("name", ["database", "blobs.jsonl", "backup.json", "blob"])
 def test_a_damaged_backup_is_refused_before_anything_is_touched(
     name: str, *, backup: Path, elsewhere: Settings
 ) -> None:
-    path = backup / name if name != "blob" else next((backup / "blobs/files").iterdir())
+    names = {
+        "database": read_record(backup).database_name,
+        "blob": str(next((backup / "blobs/files").iterdir())),
+    }
+    path = backup / names.get(name, name)
     path.write_bytes(path.read_bytes()[:-10])
 
     with pytest.raises(BackupError):
@@ -224,6 +255,7 @@ def test_damaged_blobs_can_be_left_out(backup: Path, elsewhere: Settings) -> Non
     assert f"files/{blob.name}" in problem
 
 
+@pytest.mark.only_sqlite
 def test_a_database_that_was_damaged_before_the_backup_is_refused(
     backup: Path, elsewhere: Settings
 ) -> None:
@@ -245,12 +277,14 @@ def test_a_database_that_was_damaged_before_the_backup_is_refused(
 
 @pytest.mark.parametrize(
     ("field", "value", "why"),
-    [("revision", "9999", "does not know"), ("database", "postgresql", "of a postgresql database")],
+    [("revision", "9999", "does not know"), ("database", "other", "names one of")],
 )
 def test_a_backup_that_does_not_fit_is_refused(
     field: str, value: str, why: str, *, backup: Path, elsewhere: Settings
 ) -> None:
     record = json.loads((backup / "backup.json").read_text())
+    if value == "other":
+        value = "sqlite" if record["database"] == "postgresql" else "postgresql"
     record[field] = value
     (backup / "backup.json").write_text(json.dumps(record))
 
@@ -289,6 +323,7 @@ def test_base_models_with_weights_are_installed(
     assert json.loads((tiny / "tunery.json").read_text()) == record
 
 
+@pytest.mark.only_sqlite
 def test_a_database_beside_the_data_directory_is_restored_beside_it(
     backup: Path, elsewhere: Settings, tmp_path: Path
 ) -> None:
@@ -306,8 +341,8 @@ def test_a_restore_that_was_broken_off_can_be_done_again(backup: Path, elsewhere
     elsewhere.data_dir.mkdir()
     (elsewhere.data_dir / "blobs.restoring" / "files").mkdir(parents=True)
     (elsewhere.data_dir / "blobs.restoring" / "files" / "stray").write_bytes(b"x")
-    for name in ("tunery.db.restoring", "tunery.db.restoring-wal"):
-        (elsewhere.data_dir / name).write_bytes(b"half")
+    for name in ("", "-wal") if not elsewhere.database_url else ():
+        (elsewhere.data_dir / f"tunery.db.restoring{name}").write_bytes(b"half")
 
     restore_backup(elsewhere, backup)
 
