@@ -14,6 +14,7 @@ from app.core.db.migrate import upgrade
 from app.core.db.session import Database
 from app.core.ids import IdPrefix, new_id
 from app.core.logging import configure_logging
+from app.core.maintenance.occupancy import OccupiedError, occupied
 from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
 from worker.launcher import Launcher
@@ -34,6 +35,18 @@ def main(launcher: Launcher | None = None) -> int:
     """
     settings = Settings()
     configure_logging(settings.log_level)
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        with occupied(settings):
+            _serve(settings, launcher or LocalLauncher())
+    except OccupiedError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    logger.info("worker stopped")
+    return 0
+
+
+def _serve(settings: Settings, launcher: Launcher) -> None:
     database = Database(settings.resolved_database_url)
     upgrade(database)
     catalogue = load_catalogue(settings.data_dir)
@@ -46,14 +59,12 @@ def main(launcher: Launcher | None = None) -> int:
             database=database,
             store=LocalBlobStore(settings.blobs_dir),
             catalogue=catalogue,
-            launcher=launcher or LocalLauncher(),
+            launcher=launcher,
         )
         for _ in range(settings.concurrency)
     ]
     _run(workers)
     database.dispose()
-    logger.info("worker stopped")
-    return 0
 
 
 def _run(workers: Sequence[Worker]) -> None:
