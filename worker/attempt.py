@@ -19,7 +19,7 @@ from app.core.db.events import EventRepository
 from app.core.db.leases import Lease, LeaseRepository, Wish
 from app.core.db.recovery import Crash, RecoveryRepository
 from app.core.db.session import Database
-from app.core.errors import DatabaseBusyError, LeaseLostError
+from app.core.errors import DatabaseBusyError, LeaseLostError, StorageFullError
 from app.core.job_status import JobStatus
 from app.core.loss_log import StepMetrics
 from app.core.training_events import (
@@ -46,6 +46,9 @@ RENEWALS = 6
 """In the time of one lease."""
 
 RETRY_S = 0.2
+_FOR_THE_MOMENT = (DatabaseBusyError, StorageFullError)
+"""Nothing was done, and it may be done a moment later."""
+
 LEASE_MARGIN = 0.25
 """Part of the lease that a worker which cannot reach the database leaves unused."""
 
@@ -106,8 +109,8 @@ class Attempt:
             self._flush(at_least_after_s=FLUSH_INTERVAL_S)
         except LeaseLostError:
             self._is_lost = True
-        except DatabaseBusyError:
-            logger.warning("the database is busy", extra={"job_id": self._lease.job_id})
+        except _FOR_THE_MOMENT as error:
+            logger.warning("the database refused: %s", error, extra={"job_id": self._lease.job_id})
 
     def order(self) -> Order:
         """What the child is to do now. Returns at once."""
@@ -253,11 +256,11 @@ class Attempt:
             self._steps = []  # not before: a busy database has taken none of them
 
     def _while_leased(self, write: Callable[[], object]) -> None:
-        """Repeat what a busy database has refused, and so not begun, while the lease lasts."""
+        """Repeat what a busy or full database has refused while the lease lasts."""
         while True:
             try:
                 write()
-            except DatabaseBusyError:
+            except _FOR_THE_MOMENT:
                 if self._is_late():
                     raise LeaseLostError(self._lease.job_id, self._lease.attempt) from None
                 time.sleep(RETRY_S)  # one that is away refuses at once

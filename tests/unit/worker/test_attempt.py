@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 
 import pytest
@@ -12,8 +12,8 @@ from app.core.clock import steady_s
 from app.core.db.jobs import JobRepository
 from app.core.db.leases import Lease
 from app.core.db.models import Job
-from app.core.db.session import Database
-from app.core.errors import LeaseLostError
+from app.core.db.session import Database, Session
+from app.core.errors import LeaseLostError, StorageFullError
 from app.core.job_status import JobStatus
 from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
@@ -152,6 +152,30 @@ def test_an_event_waits_until_the_database_is_free(
     assert is_refused.wait(30)
     other.let_go()
     waiting.join(30)
+
+    assert get_job(database, job.id).total_steps == 5
+
+
+def test_a_database_without_space_is_asked_again(
+    make: Callable[..., Attempt],
+    impatient: Database,
+    database: Database,
+    job: Job,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    refusals = [StorageFullError("The disk is full.")] * 2
+    writing = impatient.writing
+
+    @contextmanager
+    def refuse_twice() -> Iterator[Session]:
+        if refusals:
+            raise refusals.pop()
+        with writing() as session:
+            yield session
+
+    monkeypatch.setattr(impatient, "writing", refuse_twice)
+
+    make().on_event(Started(total_steps=5))
 
     assert get_job(database, job.id).total_steps == 5
 
