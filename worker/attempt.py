@@ -7,7 +7,7 @@ to copy can cost the job its lease.
 """
 
 import logging
-import signal
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from typing import Any
 from app.core.clock import Clock, steady_s
 from app.core.db.events import EventRepository
 from app.core.db.leases import Lease, LeaseRepository, Wish
-from app.core.db.recovery import Crash, RecoveryRepository
+from app.core.db.recovery import RecoveryRepository
 from app.core.db.session import Database
 from app.core.errors import DatabaseBusyError, LeaseLostError, StorageFullError
 from app.core.job_status import JobStatus
@@ -34,6 +34,7 @@ from app.core.training_events import (
     Stopped,
     TrainingEvent,
 )
+from worker.endings import MAKE_ROOM, crash_of, was_ended_by_us
 from worker.launcher import Ending, Order
 from worker.publisher import Publisher
 
@@ -55,6 +56,9 @@ LEASE_MARGIN = 0.25
 
 class Attempt:
     """What the launcher and the heartbeat call back, and what comes after them.
+
+    Attributes:
+        must_wait: whether the next attempt at any job had better not come at once.
 
     Args:
         stop_at_s: when the worker, which is told to stop, will have no more time for this job, by
@@ -79,6 +83,7 @@ class Attempt:
         self._stop_at_s = stop_at_s
         self._wish = Wish.GO_ON
         self._is_lost = False
+        self.must_wait = False
         self._end: Finished | Failed | Stopped | OutOfSpace | None = None
         self._first_step = self._total_steps = 0
         self._flushing = threading.Lock()
@@ -163,6 +168,22 @@ class Attempt:
 
         self._while_leased(write)
 
+    def give_up(self, why: str, advice: str) -> None:
+        """Leave the job, which cannot run on this machine for the moment, to its next attempt.
+
+        Raises:
+            LeaseLostError: the job is no longer this attempt's.
+        """
+        self.must_wait = True
+        self._publisher.abandon()  # what fills the disk is in the way of saying so
+        now = self._clock()
+
+        def write() -> None:
+            with self._database.writing() as session:
+                RecoveryRepository(session).give_up(self._lease, why, advice, now=now)
+
+        self._while_leased(write)
+
     def _look(self) -> None:
         now_s = steady_s()
         if now_s - self._renewed_s < self._lease_for.total_seconds() / RENEWALS:
@@ -211,8 +232,8 @@ class Attempt:
         elif isinstance(self._end, Failed):
             self.fail(**self._end.model_dump(exclude={"kind"}, mode="json"))
         elif isinstance(self._end, OutOfSpace):
-            self.release(self._end.message.rstrip("."))
-        elif isinstance(self._end, Stopped) or _was_ended_by_us(ending):
+            self.give_up(self._end.message.rstrip("."), MAKE_ROOM)
+        elif isinstance(self._end, Stopped) or was_ended_by_us(ending):
             is_stopping = self._stop_at_s() is not None
             self.release("The worker was stopped" if is_stopping else "The job was interrupted")
         else:
@@ -261,7 +282,7 @@ class Attempt:
             try:
                 write()
             except _FOR_THE_MOMENT:
-                if self._is_late():
+                if self._is_late() or steady_s() > (self._stop_at_s() or math.inf):
                     raise LeaseLostError(self._lease.job_id, self._lease.attempt) from None
                 time.sleep(RETRY_S)  # one that is away refuses at once
             else:
@@ -276,22 +297,3 @@ class Attempt:
     def _is_worth_an_event(self, row: StepMetrics) -> bool:
         is_due = row.step % self._lease.config.logging_steps == 0
         return is_due or row.step == self._total_steps or row.valid_loss is not None
-
-
-def _was_ended_by_us(ending: Ending) -> bool:
-    return ending.was_killed or (ending.was_asked and ending.exit_code == -signal.SIGTERM)
-
-
-def crash_of(ending: Ending) -> Crash:
-    """What to tell the user of a child that died by itself."""
-    if ending.exit_code == -signal.SIGKILL:
-        return Crash(
-            "The training process was killed, most likely because the machine ran out of memory",
-            "Lower batch_size or context_length, or take a smaller base model.",
-            ending.log_tail,
-        )
-    if ending.exit_code < 0:
-        what = f"The training process died of {signal.Signals(-ending.exit_code).name}"
-    else:
-        what = f"The training process ended with exit code {ending.exit_code}"
-    return Crash(what, "What its log says may help to find the cause.", ending.log_tail)

@@ -10,6 +10,7 @@ from app.core.db.saved_states import SavedStateRepository
 from app.core.db.session import Database
 from app.core.db.submissions import REMEMBERED_FOR, SubmissionRepository
 from app.core.disk import Ballast
+from app.core.errors import DatabaseBusyError
 from app.core.maintenance.orphans import free_orphans
 from app.core.settings import Settings
 from app.core.storage.base import BlobStore
@@ -17,7 +18,7 @@ from worker.identity import is_alive, this_host
 
 logger = logging.getLogger(__name__)
 
-INTERVAL_S = 5.0
+INTERVAL_S = 2.0
 ORPHANS_INTERVAL_S = 3600.0
 """To look at every blob takes a while."""
 
@@ -41,12 +42,20 @@ class Janitor:
         if time.monotonic() < self._due_s:
             return
         self._due_s = time.monotonic() + INTERVAL_S
-        self.keep_ballast()
-        self.rescue_jobs()
-        self.delete_expired_files()
-        self.delete_saved_states()
-        self.forget_submissions()
-        self.free_orphans()
+        for chore in (
+            self.keep_ballast,
+            self.rescue_jobs,
+            self.delete_expired_files,
+            self.delete_saved_states,
+            self.forget_submissions,
+            self.free_orphans,
+        ):
+            try:
+                chore()
+            except DatabaseBusyError:
+                raise
+            except Exception:  # not in the way of the others, nor of the jobs
+                logger.exception("a chore failed")
 
     def rescue_jobs(self) -> None:
         """Put jobs whose worker gave no sign of life back into the queue."""

@@ -7,6 +7,7 @@ import fcntl
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
@@ -37,14 +38,20 @@ class JobLock:
         """
         return cls(job_directory.parent.with_suffix(".lock"))
 
-    def take(self, *, within_s: float) -> int:
+    def take(self, *, within_s: float, is_over: Callable[[], bool] = lambda: False) -> int:
         """A descriptor that holds the lock, for the child to inherit; the caller closes its own.
 
+        Args:
+            is_over: whether the caller has lost the job meanwhile: then the present holder is the
+                child of its next attempt, and is left alone.
+
         Raises:
-            JobLockedError: the present holder did not end in this time.
+            JobLockedError: the present holder did not end in this time, or is left alone.
         """
         deadline_s = time.monotonic() + within_s
         while (descriptor := self._try()) is None:
+            if is_over():
+                raise JobLockedError(f"{self._path.name} is the next attempt's")
             self._end_holder()
             if time.monotonic() > deadline_s:
                 raise JobLockedError(f"{self._path.name} is held by another process")
@@ -92,7 +99,9 @@ def try_lock(path: Path) -> int | None:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    except OSError as error:
         os.close(descriptor)
-        return None
+        if isinstance(error, BlockingIOError):
+            return None
+        raise
     return descriptor

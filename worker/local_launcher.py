@@ -46,7 +46,7 @@ class LocalLauncher:
         on_event: Callable[[TrainingEvent], None],
         order: Callable[[], Order],
     ) -> Ending:
-        child = self._start(directory)
+        child = self._start(directory, order)
         output = cast("IO[bytes]", child.stdout)
         lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         reader = threading.Thread(target=_read_lines, args=(output, lines), daemon=True)
@@ -67,9 +67,9 @@ class LocalLauncher:
             log_tail=_tail(directory / LOG_NAME),
         )
 
-    def _start(self, directory: Path) -> "subprocess.Popen[bytes]":
+    def _start(self, directory: Path, order: Callable[[], Order]) -> "subprocess.Popen[bytes]":
         job_lock = JobLock.of(directory)
-        lock = job_lock.take(within_s=LOCK_S)
+        lock = job_lock.take(within_s=LOCK_S, is_over=lambda: order() is Order.END)
         try:
             with (directory / LOG_NAME).open("ab") as log:
                 child = subprocess.Popen(  # noqa: S603 - our own module, on a directory we made
@@ -81,7 +81,11 @@ class LocalLauncher:
                     pass_fds=[lock],  # held for as long as the child lives
                     start_new_session=True,  # a Ctrl-C in a terminal is for the worker to handle
                 )
-            job_lock.name_holder(child.pid)
+            try:
+                job_lock.name_holder(child.pid)
+            except OSError:  # nobody could end it later
+                _kill(child)
+                raise
         finally:
             os.close(lock)
         return child

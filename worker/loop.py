@@ -24,6 +24,7 @@ from app.core.manifest import ManifestError
 from app.core.settings import Settings
 from app.core.storage.base import BlobStore
 from worker.attempt import Attempt
+from worker.endings import MAKE_ROOM
 from worker.heartbeat import Heartbeat
 from worker.identity import this_worker
 from worker.janitor import Janitor
@@ -108,14 +109,14 @@ class Worker:
             logger.info("job claimed", extra=context)
             workspace = Workspace(self._settings.work_dir, lease)
             try:
-                self._run(lease, workspace)
+                return self._run(lease, workspace)
             except LeaseLostError:
                 logger.warning("lease lost; nothing more was written", extra=context)
             except OutcomeUnknownError:  # the job has ended, or is rescued once its lease has
                 logger.warning("the database was lost in a commit", extra=context)
             finally:
                 workspace.remove()
-            logger.info("job left", extra=context)
+                logger.info("job left", extra=context)
             return 0.0
 
     def _claim(self) -> Lease | None:
@@ -124,7 +125,8 @@ class Worker:
                 self._identity, now=self._clock(), lease_for=self._lease_for
             )
 
-    def _run(self, lease: Lease, workspace: Workspace) -> None:
+    def _run(self, lease: Lease, workspace: Workspace) -> float:
+        """One attempt. Returns how long to wait, in seconds, before the next."""
         publisher = Publisher(
             lease, workspace, database=self._database, store=self._store, clock=self._clock
         )
@@ -143,7 +145,10 @@ class Worker:
                 raise
             except JobLockedError as error:
                 logger.warning("job locked: %s", error, extra={"job_id": lease.job_id})
-                attempt.release("Its last training process would not end")
+                attempt.give_up(
+                    "Its last training process would not end",
+                    "See what keeps it, or restart the machine.",
+                )
             except BaseModelMissingError:
                 attempt.fail(
                     code="model_not_available",
@@ -158,17 +163,19 @@ class Worker:
                 )
             except Exception as error:
                 if isinstance(error, OSError) and as_storage_full(error) is not None:
-                    attempt.release("The disk is full")
-                    return
-                logger.exception("attempt failed", extra={"job_id": lease.job_id})
-                attempt.fail(
-                    code="internal_error",
-                    message=f"The worker failed on this job: {error!r:.500}. Its log says more.",
-                )
+                    attempt.give_up("The disk is full", MAKE_ROOM)
+                else:
+                    logger.exception("attempt failed", extra={"job_id": lease.job_id})
+                    attempt.fail(
+                        code="internal_error",
+                        message=f"The worker failed on this job: {error!r:.500}. Its log says "
+                        "more.",
+                    )
+        return PAUSE_AFTER_FAILURE_S if attempt.must_wait else 0.0
 
     def _beat(self, attempt: Attempt) -> None:
-        self._alive_file.touch()
         attempt.beat()
+        self._alive_file.touch()
 
     def _train(self, lease: Lease, workspace: Workspace, attempt: Attempt) -> None:
         resume_step = self._fill(lease, workspace)
@@ -211,7 +218,9 @@ class Worker:
         for state in states:
             try:
                 workspace.put_state(self._store, state)
-            except (ManifestError, BlobNotFoundError) as error:
+            except (ManifestError, BlobNotFoundError, OSError) as error:
+                if isinstance(error, OSError) and as_storage_full(error) is not None:
+                    raise
                 logger.warning("state passed over: %s", error, extra={"job_id": lease.job_id})
                 continue
             with self._database.reading() as session:

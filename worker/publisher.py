@@ -105,6 +105,10 @@ class Publisher:
             self._free([result.blob_key])
         return is_wanted
 
+    def abandon(self) -> None:
+        """Free all that the child has made and nobody has stored."""
+        self._workspace.remove()
+
     def _store_directory(self, name: str) -> list[StoredFile]:
         return self._workspace.store_directory(self._store, name)
 

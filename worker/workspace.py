@@ -33,6 +33,8 @@ from app.core.training_config import (
 )
 from worker.kernel_locks import JobLock
 
+_ATTEMPT = "attempt-"
+
 
 class BaseModelMissingError(Exception):
     """The base model was installed when the job was made, and is not any more."""
@@ -58,7 +60,7 @@ class Workspace:
 
     def __init__(self, root: Path, lease: Lease) -> None:
         self._lease = lease
-        self.directory = root / lease.job_id / f"attempt-{lease.attempt}"
+        self.directory = root / lease.job_id / f"{_ATTEMPT}{lease.attempt}"
 
     def fill(
         self,
@@ -81,9 +83,7 @@ class Workspace:
             raise BaseModelMissingError(self._lease.base_model)
         if self._lease.base_model_sha256 not in {None, installed.sha256}:
             raise BaseModelChangedError(self._lease.base_model)
-        # Of earlier attempts whose worker was killed, too: they may write nothing more.
-        shutil.rmtree(self.directory.parent, ignore_errors=True)
-        (self.directory / OUTPUT_NAME).mkdir(parents=True)
+        self._make()
         _copy_blob(store, training_file.blob_key, self.directory / TRAINING_DATA_NAME)
         if validation_file is not None:
             _copy_blob(store, validation_file.blob_key, self.directory / VALIDATION_DATA_NAME)
@@ -96,6 +96,21 @@ class Workspace:
             licence=installed.licence,
             sha256=installed.sha256,
         )
+
+    def _make(self) -> None:
+        """The directory, empty; those of earlier attempts, which may write nothing more, go.
+
+        Not those of later ones: this worker may have been suspended, and not know of them.
+        """
+        for directory in self.directory.parent.glob(f"{_ATTEMPT}*"):
+            if int(directory.name.removeprefix(_ATTEMPT)) <= self._lease.attempt:
+                shutil.rmtree(directory, ignore_errors=True)
+        while True:
+            try:
+                (self.directory / OUTPUT_NAME).mkdir(parents=True, exist_ok=True)
+            except FileNotFoundError:  # another attempt has just removed the job's, as it was empty
+                continue
+            return
 
     def put_state(self, store: BlobStore, state: SavedState) -> None:
         """Lay the state to go on from into the directory, and verify it.

@@ -11,10 +11,11 @@ from datetime import datetime, timedelta
 from enum import Enum, auto
 from typing import Any
 
+from pydantic import ValidationError
 from sqlalchemy import ColumnElement, delete, func, select, update
 
 from app.core.db.events import EventRepository, Level
-from app.core.db.models import Attempt, Job, StepRow
+from app.core.db.models import Attempt, Job, SavedState, StepRow
 from app.core.db.session import Session
 from app.core.errors import LeaseLostError
 from app.core.job_status import JobStatus
@@ -102,7 +103,10 @@ class LeaseRepository:
                 started_at=now,
             )
         )
-        return _lease_of(job, worker.worker_id)
+        lease = _lease_of(job, worker.worker_id)
+        if lease is None:  # else nobody would ever come to the jobs behind it
+            self._fail_unreadable(job, now=now)
+        return lease
 
     def begin(self, lease: Lease, *, after_step: int, now: datetime) -> None:
         """Start training, or go on after `after_step`: what was logged beyond that is void.
@@ -118,6 +122,12 @@ class LeaseRepository:
         )
         self._session.execute(
             delete(StepRow).where(StepRow.job_id == lease.job_id, StepRow.step > after_step)
+        )
+        # A newer state, which could not be read, has no loss log to go on from any more.
+        self._session.execute(
+            delete(SavedState).where(
+                SavedState.job_id == lease.job_id, SavedState.step > after_step
+            )
         )
         if after_step:
             self.note(lease, f"Fine-tuning job resumed after step {after_step}", now=now)
@@ -213,6 +223,15 @@ class LeaseRepository:
         )
         end_attempt(self._session, lease.job_id, lease.attempt, status, now=now)
 
+    def _fail_unreadable(self, job: Job, *, now: datetime) -> None:
+        message = "The settings of the job are not those of this version. Create the job again."
+        job.status, job.finished_at, job.lease_expires_at = JobStatus.FAILED, now, None
+        job.error = {"code": "settings_unreadable", "message": message, "param": None, "errors": []}
+        end_attempt(self._session, job.id, job.attempt, JobStatus.FAILED, now=now)
+        events = EventRepository(self._session, job.project_id)
+        events.add(job.id, f"The job failed: {message}", now=now, level="error")
+        self._session.flush()
+
     def note(self, lease: Lease, message: str, *, now: datetime, level: Level = "info") -> None:
         """Tell the job's user something."""
         EventRepository(self._session, lease.project_id).add(
@@ -256,7 +275,12 @@ def _wish_of(job: Job) -> Wish:
     return Wish.GO_ON if job.pause_requested_at is None else Wish.PAUSE
 
 
-def _lease_of(job: Job, worker_id: str) -> Lease:
+def _lease_of(job: Job, worker_id: str) -> Lease | None:
+    """None when the job's settings are not ones that this version knows."""
+    try:
+        config = TrainingConfig.model_validate(job.config)
+    except ValidationError:
+        return None
     return Lease(
         job_id=job.id,
         project_id=job.project_id,
@@ -267,5 +291,5 @@ def _lease_of(job: Job, worker_id: str) -> Lease:
         training_file_id=job.training_file_id,
         validation_file_id=job.validation_file_id,
         fine_tuned_model=job.fine_tuned_model,
-        config=TrainingConfig.model_validate(job.config),
+        config=config,
     )

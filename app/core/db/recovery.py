@@ -37,6 +37,11 @@ class Crash:
     log_tail: str
 
 
+_WHEN_WORKERS_VANISH = (
+    "The job may bring its workers down: see their logs, and how much memory the machine has."
+)
+
+
 class RecoveryRepository:
     """Puts jobs back, for every project."""
 
@@ -71,6 +76,19 @@ class RecoveryRepository:
             )
         self._hand_back(job, "crashed", crash.what, now=now, more=f".{log}", error=error)
 
+    def give_up(self, lease: Lease, why: str, advice: str, *, now: datetime) -> None:
+        """The machine could not run the job: another time it may, but not for ever.
+
+        Args:
+            why: the beginning of a sentence, as `The disk is full`.
+            advice: what to do about it, should it not end by itself.
+
+        Raises:
+            LeaseLostError: the job is no longer this attempt's.
+        """
+        job = LeaseRepository(self._session).hold(lease)
+        self._lose(job, why, "released", advice, now=now)
+
     def rescue_expired(self, *, now: datetime) -> list[str]:
         """Put every job whose lease has run out back; returns their ids."""
         expired = select(Job).where(Job.status == JobStatus.RUNNING, Job.lease_expires_at < now)
@@ -103,17 +121,24 @@ class RecoveryRepository:
             self._lose(job, f"Its worker {job.worker_id} died", now=now)
         return [job.id for job in orphans]
 
-    def _lose(self, job: Job, why: str, *, now: datetime) -> None:
+    def _lose(
+        self,
+        job: Job,
+        why: str,
+        outcome: str = "lost",
+        advice: str = _WHEN_WORKERS_VANISH,
+        *,
+        now: datetime,
+    ) -> None:
         job.interruptions += 1
         error = None
         if job.interruptions >= MAX_INTERRUPTIONS:
             error = _error(
                 code="interrupted_too_often",
-                message=f"{why}, for the {job.interruptions}th time in a row without progress. The "
-                "job may bring its workers down: see their logs, and how much memory the machine "
-                "has. POST .../rerun starts it again.",
+                message=f"{why}, for the {job.interruptions}th time in a row without progress. "
+                f"{advice} POST .../rerun starts it again.",
             )
-        self._hand_back(job, "lost", why, now=now, error=error)
+        self._hand_back(job, outcome, why, now=now, error=error)
 
     def _hand_back(
         self,

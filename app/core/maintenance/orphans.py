@@ -124,9 +124,10 @@ def _left_directories(database: Database, work_dir: Path) -> Iterator[Path]:
     }
     with database.reading() as session:
         running = find_running(session, directories.keys())
+    # One by one: the next attempt, which may begin at this moment, has another directory.
     for job_id, path in directories.items():
-        if job_id not in running and _is_left_alone(path):
-            yield path
+        if job_id not in running:
+            yield from (attempt for attempt in path.iterdir() if _is_left_alone(attempt))
 
 
 def _held_directories(data_dir: Path) -> Iterator[Path]:
@@ -160,6 +161,8 @@ def _age_s(path: Path) -> float:
 def _remove(path: Path) -> None:
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)  # what cannot be removed is tried again next time
+        with contextlib.suppress(OSError):
+            path.parent.rmdir()  # of a job, once it has no other attempt's
     else:
         with contextlib.suppress(FileNotFoundError):
             path.unlink()

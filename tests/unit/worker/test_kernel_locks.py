@@ -134,3 +134,19 @@ def test_a_slot_is_free_again_when_its_holder_dies(tmp_path: Path) -> None:
             return found
 
     wait_until(is_free, within_s=5)
+
+
+def test_who_has_lost_the_job_does_not_end_the_child_of_its_next_attempt(path: Path) -> None:
+    lock = JobLock(path)
+    held = lock.take(within_s=0)
+    waiting = [sys.executable, "-c", "import signal; signal.pause()"]
+    child = subprocess.Popen(waiting, pass_fds=[held], start_new_session=True)
+    lock.name_holder(child.pid)
+    os.close(held)
+
+    with pytest.raises(JobLockedError):
+        JobLock(path).take(within_s=10, is_over=lambda: True)
+
+    assert child.poll() is None
+    child.kill()
+    child.wait()

@@ -122,7 +122,7 @@ def test_a_child_of_an_earlier_attempt_is_ended_first(
     """Its worker was suspended: it lost the job, and its child does not know."""
     directory.mkdir(parents=True)
     (directory / "script.json").write_text('[["wait"]]')
-    earlier = LocalLauncher("tests.stand_in_child")._start(directory)
+    earlier = LocalLauncher("tests.stand_in_child")._start(directory, lambda: Order.GO_ON)
 
     run(["say", EVENT.model_dump_json()])
 

@@ -46,7 +46,7 @@ from tests.builders import (
 from tests.fakes import Act, FakeLauncher, FrozenClock, Waiting
 from tests.waiting import wait_until
 from worker import attempt as attempt_module
-from worker.loop import Worker
+from worker.loop import PAUSE_AFTER_FAILURE_S, Worker
 
 LINES = TEXT_LINE * 3
 OUT_OF_MEMORY = "The training process was killed, most likely because the machine ran out of memory"
@@ -438,6 +438,26 @@ def test_a_state_that_is_damaged_is_passed_over(bench: Bench) -> None:
     assert bench.steps(job) == [1, 2]
 
 
+def test_a_state_on_a_bad_sector_is_passed_over(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = bench.add_job()
+    seen: dict[str, Any] = {}
+    bench.run(Started(total_steps=5), stepped(1), saved(1), stepped(2), saved(2), exit_code=1)
+    opened = bench.store.open
+
+    def open_or_fail(key: str) -> Any:
+        if "resume-2" in key:
+            raise OSError(errno.EIO, "Input/output error")
+        return opened(key)
+
+    monkeypatch.setattr(bench.store, "open", open_or_fail)
+    bench.run(look_at_resumption(seen))
+
+    assert seen["resume_step"] == 1
+    assert bench.steps(job) == [1]
+
+
 def test_a_checkpoint_that_is_made_again_is_kept_as_it_was(bench: Bench) -> None:
     """It is the same to the bit; whoever has begun to download it must be able to go on."""
     job = bench.add_job()
@@ -490,16 +510,18 @@ def test_a_paused_job_gives_its_worker_free_and_goes_on_where_it_was(bench: Benc
     assert seen["resume_step"] == 1
 
 
-def test_a_full_disk_costs_the_job_nothing(bench: Bench) -> None:
+def test_a_full_disk_does_not_end_the_job_and_is_not_tried_again_at_once(bench: Bench) -> None:
     job = bench.add_job()
 
-    bench.run(Started(total_steps=3), stepped(1), OutOfSpace(message="The disk is full"))
-    bench.run(Started(total_steps=3), stepped(1), fill_the_disk)
+    full = OutOfSpace(message="The disk is full")
+    idle_s = [bench.run(Started(total_steps=3), stepped(1), full)]
+    idle_s.append(bench.run(Started(total_steps=3), stepped(1), fill_the_disk))
 
     done = bench.job(job)
-    assert (done.status, done.crashes, done.interruptions) == (JobStatus.QUEUED, 0, 0)
+    assert (done.status, done.crashes, done.interruptions) == (JobStatus.QUEUED, 0, 2)
     told = "The disk is full; the job is back in the queue and goes on from its first step"
     assert bench.messages(job).count(told) == 2
+    assert idle_s == [PAUSE_AFTER_FAILURE_S] * 2
 
 
 def fill_the_disk(_directory: Path) -> None:

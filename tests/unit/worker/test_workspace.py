@@ -191,3 +191,20 @@ def test_a_data_set_is_copied_whole(
 
     assert (workspace.directory / "train.jsonl").read_bytes() == content
     assert (workspace.directory / "validation.jsonl").read_bytes() == content
+
+
+def test_a_worker_that_was_suspended_leaves_the_next_attempts_directory_alone(
+    workspace: Workspace,
+    database: Database,
+    store: LocalBlobStore,
+    catalogue: Catalogue,
+) -> None:
+    """It goes on in the midst of filling its own, long after it has lost the job."""
+    older, newer = (workspace.directory.with_name(f"attempt-{n}") for n in (0, 2))
+    older.mkdir()
+    newer.mkdir()
+
+    file = add_file(database, store)
+    workspace.fill(store, catalogue, training_file=file, validation_file=None)
+
+    assert (older.exists(), newer.exists()) == (False, True)

@@ -13,6 +13,7 @@ from app.core.db.jobs import JobRepository
 from app.core.db.leases import Lease, LeaseRepository, Wish
 from app.core.db.models import Attempt
 from app.core.db.recovery import RecoveryRepository
+from app.core.db.saved_states import SavedStateRepository
 from app.core.db.session import Database
 from app.core.errors import LeaseLostError
 from app.core.job_status import JobStatus
@@ -259,3 +260,33 @@ def test_the_job_shows_its_last_step_and_its_newest_validation_loss(database: Da
     assert (job.tokens_per_second, job.estimated_finish_at) == (200.0, NOW + MINUTE)
     with database.reading() as session:
         assert JobRepository(session).list_steps(job.id) == rows
+
+
+def test_a_job_that_cannot_be_read_is_not_in_the_way_of_the_others(database: Database) -> None:
+    """Such as one that a newer version has made."""
+    unreadable, next_one = add_job(database, config={"of": "tomorrow"}), add_job(database)
+
+    with database.writing() as session:
+        assert LeaseRepository(session).claim(build_identity(), now=NOW, lease_for=MINUTE) is None
+
+    found = get_job(database, unreadable.id)
+    assert found.status is JobStatus.FAILED
+    assert found.error is not None
+    assert found.error["code"] == "settings_unreadable"
+    assert claim(database).job_id == next_one.id
+
+
+def test_a_state_that_was_passed_over_is_not_tried_again(database: Database) -> None:
+    """The loss log up to it is void from then on."""
+    job = add_job(database)
+    lease = claim(database)
+    with database.writing() as session:
+        states = SavedStateRepository(session)
+        for step in (1, 3):
+            states.add(lease, step, {}, now=NOW)
+
+    with database.writing() as session:
+        LeaseRepository(session).begin(lease, after_step=1, now=NOW)
+
+    with database.reading() as session:
+        assert SavedStateRepository(session).newest_step(job.id) == 1

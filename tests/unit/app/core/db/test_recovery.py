@@ -7,14 +7,14 @@ import pytest
 from sqlalchemy import select
 
 from app.core.db.jobs import JobRepository
-from app.core.db.leases import Lease, WorkerIdentity
+from app.core.db.leases import Lease, LeaseRepository, WorkerIdentity
 from app.core.db.models import Attempt
 from app.core.db.recovery import MAX_INTERRUPTIONS, Crash, RecoveryRepository
 from app.core.db.saved_states import SavedStateRepository
-from app.core.db.session import Database
+from app.core.db.session import Database, Session
 from app.core.errors import LeaseLostError
 from app.core.job_status import JobStatus
-from tests.builders import MINUTE, NOW, add_job, claim, get_job, list_messages
+from tests.builders import MINUTE, NOW, add_job, build_identity, claim, get_job, list_messages
 
 CRASH = Crash("The training process died", "Do less.", "Segmentation fault")
 
@@ -248,3 +248,28 @@ def test_the_states_of_a_job_that_has_ended_are_forgotten(database: Database) ->
     with database.writing() as session:
         assert SavedStateRepository(session).delete_of_ended(limit=10) == ["1/1"]
         assert SavedStateRepository(session).delete_of_ended(limit=10) == []
+
+
+def test_a_machine_without_space_is_not_tried_for_ever(database: Database) -> None:
+    job = add_job(database)
+
+    for _ in range(MAX_INTERRUPTIONS):
+        assert get_job(database, job.id).status is JobStatus.QUEUED
+        with database.writing() as session:
+            RecoveryRepository(session).give_up(
+                claim_in(session), "The disk is full", "Make room.", now=NOW
+            )
+
+    found = get_job(database, job.id)
+    assert found.error is not None
+    assert found.error["message"] == (
+        "The disk is full, for the 10th time in a row without progress. Make room. POST .../rerun "
+        "starts it again."
+    )
+    assert set(outcomes(database, job.id)) == {"released"}
+
+
+def claim_in(session: Session) -> Lease:
+    lease = LeaseRepository(session).claim(build_identity(), now=NOW, lease_for=MINUTE)
+    assert lease is not None
+    return lease
