@@ -49,6 +49,10 @@ class Attacks:
     def blows(self) -> int:
         return self.counts.total()
 
+    @property
+    def is_anybody_frozen(self) -> bool:
+        return bool(self._frozen)
+
     def kill(self) -> None:
         """SIGKILL a child, a worker or the API."""
         kinds: list[Callable[[], None]] = [self._kill_child, self._kill_worker, self._kill_api]

@@ -19,7 +19,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -65,7 +65,7 @@ class Submitter(threading.Thread):
     def run(self) -> None:
         number = 0
         while not self._ended.wait(0.05):
-            if self._unfinished() < WAITING:
+            if self.count_unfinished() < WAITING:
                 number += 1
                 self._submit(number)
 
@@ -73,7 +73,7 @@ class Submitter(threading.Thread):
         self._ended.set()
         self.join()
 
-    def _unfinished(self) -> int:
+    def count_unfinished(self) -> int:
         with self._database.reading() as session:
             query = select(func.count()).where(
                 Job.status.in_([JobStatus.QUEUED, JobStatus.RUNNING])
@@ -129,9 +129,20 @@ def new_database(kind: str, data_dir: Path) -> Generator[str]:
 
 
 def attack(
-    how: str, *, blows: int, url: str, data_dir: Path, seed: int, limit_s: float = 1e9
+    how: str,
+    *,
+    blows: int,
+    url: str,
+    data_dir: Path,
+    seed: int,
+    limit_s: float = 1e9,
+    slack_s: float = 10.0,
 ) -> list[str]:
-    """Strike so many times, let the service round up, and return everything that is wrong."""
+    """Strike so many times, let the service round up, and return everything that is wrong.
+
+    Args:
+        slack_s: how long after the end of its lease a job may wait for somebody to rescue it.
+    """
     write_catalogue(data_dir)
     chance = random.Random(seed)  # noqa: S311 - nothing secret
     settings = {
@@ -146,8 +157,10 @@ def attack(
     began = time.monotonic()
     with Service(data_dir, WORKERS, settings) as service:
         submitter = Submitter(service, database, chance)
-        watch = StuckWatch(database)
         attacks = Attacks(service, database, chance=chance, grace_s=GRACE_S, lease_s=LEASES_S[how])
+        watch = StuckWatch(
+            database, slack_s=slack_s, is_disturbed=lambda: attacks.is_anybody_frozen
+        )
         submitter.start()
         watch.start()
         strike = {
@@ -160,8 +173,8 @@ def attack(
         attacks.end()
         submitter.end()
         service.tend()
-        left = lambda: submitter._unfinished() == 0  # noqa: E731
-        wait_until(left, within_s=ROUND_UP_S)
+        with suppress(AssertionError):  # what has not ended is found below
+            wait_until(lambda: submitter.count_unfinished() == 0, within_s=ROUND_UP_S)
         watch.end()
     wrong = check_history(
         database, LocalBlobStore(data_dir / "blobs"), submitter.accepted, data_dir / "work"

@@ -10,6 +10,11 @@ from tests.postgres import PostgresServer
 LIMIT_S = 25.0
 """For the attack itself; the service then has to round up."""
 
+SLACK_S = 60.0
+"""More than `make chaos` allows: a machine that tests may be busy with other things."""
+
+ROUNDS = 4
+
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def url(request: pytest.FixtureRequest, tmp_path: Path, postgres: PostgresServer) -> str:
@@ -24,22 +29,41 @@ def postgres_url(postgres: PostgresServer):
         yield url
 
 
+def strike(
+    how: str, url: str, data_dir: Path, *, limit_s: float = LIMIT_S, seed: int = 7
+) -> list[str]:
+    return attack(
+        how,
+        blows=10**6,
+        url=url,
+        data_dir=data_dir,
+        seed=seed,
+        limit_s=limit_s,
+        slack_s=SLACK_S,
+    )
+
+
 @pytest.mark.parametrize("how", ["kill", "freeze"])
 def test_nothing_is_lost(how: str, url: str, tmp_path: Path) -> None:
-    assert attack(how, blows=10**6, url=url, data_dir=tmp_path, seed=7, limit_s=LIMIT_S) == []
+    assert strike(how, url, tmp_path) == []
 
 
 def test_workers_that_are_told_to_stop_charge_nobody(tmp_path: Path) -> None:
     with new_database("sqlite", tmp_path) as url:
-        wrong = attack("terminate", blows=10**6, url=url, data_dir=tmp_path, seed=7, limit_s=15.0)
+        wrong = strike("terminate", url, tmp_path, limit_s=15.0)
     assert wrong == []
 
 
 def test_without_the_fence_the_harness_finds_something(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else it would prove nothing."""
+    """Else it would prove nothing. It is a matter of chance, so it has more than one."""
     monkeypatch.setenv("TUNERY_CHAOS_MUTATION", "no-fence")
-    with new_database("sqlite", tmp_path) as url:
-        wrong = attack("freeze", blows=10**6, url=url, data_dir=tmp_path, seed=7, limit_s=30.0)
-    assert wrong
+
+    def find(seed: int) -> list[str]:
+        data_dir = tmp_path / str(seed)
+        data_dir.mkdir()
+        with new_database("sqlite", data_dir) as url:
+            return strike("freeze", url, data_dir, seed=seed)
+
+    assert any(find(seed) for seed in range(ROUNDS))
