@@ -8,20 +8,17 @@ to copy can cost the job its lease.
 
 import logging
 import math
-import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
 from app.core.clock import Clock, steady_s
-from app.core.db.events import EventRepository
 from app.core.db.leases import Lease, LeaseRepository, Wish
 from app.core.db.recovery import RecoveryRepository
 from app.core.db.session import Database
 from app.core.errors import DatabaseBusyError, LeaseLostError, StorageFullError
 from app.core.job_status import JobStatus
-from app.core.loss_log import StepMetrics
 from app.core.training_events import (
     Checkpointed,
     Failed,
@@ -33,10 +30,12 @@ from app.core.training_events import (
     Stepped,
     Stopped,
     TrainingEvent,
+    Unresumable,
 )
 from worker.endings import MAKE_ROOM, crash_of, was_ended_by_us
 from worker.launcher import Ending, Order
 from worker.publisher import Publisher
+from worker.step_log import StepLog
 
 logger = logging.getLogger(__name__)
 
@@ -84,11 +83,9 @@ class Attempt:
         self._wish = Wish.GO_ON
         self._is_lost = False
         self.must_wait = False
-        self._end: Finished | Failed | Stopped | OutOfSpace | None = None
-        self._first_step = self._total_steps = 0
-        self._flushing = threading.Lock()
-        self._steps: list[StepMetrics] = []
-        self._started_s = self._flushed_s = self._renewed_s = steady_s()
+        self._end: Finished | Failed | Stopped | OutOfSpace | Unresumable | None = None
+        self._steps = StepLog(lease, database=database, clock=clock)
+        self._renewed_s = steady_s()
 
     def begin(self, *, after_step: int) -> None:
         """The directory is filled, and its child will go on after this step.
@@ -96,7 +93,7 @@ class Attempt:
         Raises:
             LeaseLostError: the job is no longer this attempt's.
         """
-        self._first_step = after_step
+        self._steps.begin(after_step=after_step)
         now = self._clock()
 
         def write() -> None:
@@ -111,7 +108,7 @@ class Attempt:
             return
         try:
             self._look()
-            self._flush(at_least_after_s=FLUSH_INTERVAL_S)
+            self._steps.write(at_least_after_s=FLUSH_INTERVAL_S)
         except LeaseLostError:
             self._is_lost = True
         except _FOR_THE_MOMENT as error:
@@ -198,11 +195,9 @@ class Attempt:
     def _write_down(self, event: TrainingEvent) -> None:
         match event:
             case Stepped():
-                with self._flushing:
-                    self._steps.append(event.metrics)
+                self._steps.append(event.metrics)
             case Started():
-                self._total_steps = event.total_steps
-                self._started_s = steady_s()
+                self._steps.start(total_steps=event.total_steps)
                 with self._database.writing() as session:
                     LeaseRepository(session).start(self._lease, total_steps=event.total_steps)
             case Noted():
@@ -211,19 +206,19 @@ class Attempt:
                     leases.hold(self._lease)
                     leases.note(self._lease, event.message, now=self._clock(), level=event.level)
             case Checkpointed():
-                self._flush()
+                self._steps.write()
                 self._publisher.publish_checkpoint(event)
             case Saved():
-                self._flush()
+                self._steps.write()
                 self._publisher.publish_state(event)
-            case Finished() | Failed() | Stopped() | OutOfSpace():
-                self._flush()
+            case Finished() | Failed() | Stopped() | OutOfSpace() | Unresumable():
+                self._steps.write()
                 self._end = event
 
     def _settle(self, ending: Ending) -> None:
         if self._is_late():
             raise LeaseLostError(self._lease.job_id, self._lease.attempt)
-        self._flush()
+        self._steps.write()
         if isinstance(self._end, Finished) and ending.exit_code == 0:
             if not self._publisher.publish_result(self._end):
                 self._finish(JobStatus.CANCELLED)
@@ -231,8 +226,14 @@ class Attempt:
             self._finish(JobStatus.CANCELLED)
         elif isinstance(self._end, Failed):
             self.fail(**self._end.model_dump(exclude={"kind"}, mode="json"))
-        elif isinstance(self._end, OutOfSpace):
+        else:
+            self._put_back(ending)
+
+    def _put_back(self, ending: Ending) -> None:
+        if isinstance(self._end, OutOfSpace):
             self.give_up(self._end.message.rstrip("."), MAKE_ROOM)
+        elif isinstance(self._end, Unresumable):
+            self._publisher.drop_state(self._end)
         elif isinstance(self._end, Stopped) or was_ended_by_us(ending):
             is_stopping = self._stop_at_s() is not None
             self.release("The worker was stopped" if is_stopping else "The job was interrupted")
@@ -252,30 +253,6 @@ class Attempt:
             else:
                 leases.note(self._lease, "Fine-tuning job cancelled", now=now)
 
-    def _flush(self, *, at_least_after_s: float = 0.0) -> None:
-        """Write the steps that have come in since the last time, and the events they are due."""
-        with self._flushing:
-            if not self._steps or steady_s() - self._flushed_s < at_least_after_s:
-                return
-            self._flushed_s = steady_s()
-            rows, last = self._steps, self._steps[-1]
-            seconds_a_step = (self._flushed_s - self._started_s) / (last.step - self._first_step)
-            now = self._clock()
-            with self._database.writing() as session:
-                LeaseRepository(session).record_steps(
-                    self._lease,
-                    rows,
-                    tokens_per_second=last.tokens_seen / last.elapsed_s if last.elapsed_s else None,
-                    estimated_finish_at=now
-                    + timedelta(seconds=seconds_a_step * (self._total_steps - last.step)),
-                )
-                events = EventRepository(session, self._lease.project_id)
-                for row in filter(self._is_worth_an_event, rows):
-                    events.add_metrics(
-                        self._lease.job_id, row, total_steps=self._total_steps, now=now
-                    )
-            self._steps = []  # not before: a busy database has taken none of them
-
     def _while_leased(self, write: Callable[[], object]) -> None:
         """Repeat what a busy or full database has refused while the lease lasts."""
         while True:
@@ -293,7 +270,3 @@ class Attempt:
         allowed_s = self._lease_for.total_seconds() * (1 - LEASE_MARGIN)
         self._is_lost = self._is_lost or steady_s() - self._renewed_s > allowed_s
         return self._is_lost
-
-    def _is_worth_an_event(self, row: StepMetrics) -> bool:
-        is_due = row.step % self._lease.config.logging_steps == 0
-        return is_due or row.step == self._total_steps or row.valid_loss is not None

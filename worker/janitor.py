@@ -15,6 +15,7 @@ from app.core.maintenance.orphans import free_orphans
 from app.core.settings import Settings
 from app.core.storage.base import BlobStore
 from worker.identity import is_alive, this_host
+from worker.kernel_locks import JobLock
 
 logger = logging.getLogger(__name__)
 
@@ -100,3 +101,5 @@ class Janitor:
         freed = free_orphans(self._database, self._store, self._settings)
         if freed:
             logger.warning("orphans freed: %s", freed)
+        for path in self._settings.work_dir.glob("*.lock"):
+            JobLock(path).remove_if_free()

@@ -13,13 +13,14 @@ from app.core.db.files import FileRepository
 from app.core.db.jobs import JobRepository
 from app.core.db.leases import Lease, LeaseRepository, Wish
 from app.core.db.models import Checkpoint, TunedModel
+from app.core.db.recovery import RecoveryRepository
 from app.core.db.saved_states import SavedStateRepository
 from app.core.db.session import Database, Session
 from app.core.ids import IdPrefix, new_id
 from app.core.job_status import JobStatus
 from app.core.manifest import MANIFEST_NAME
 from app.core.storage.base import BlobStore
-from app.core.training_events import Checkpointed, Finished, Saved
+from app.core.training_events import Checkpointed, Finished, Saved, Unresumable
 from worker.workspace import StoredFile, Workspace, as_file
 
 RESULT_NAME = "step_metrics.csv"
@@ -42,6 +43,7 @@ class Publisher:
         self._database = database
         self._store = store
         self._clock = clock
+        self._stored: dict[str, list[StoredFile]] = {}
 
     def publish_checkpoint(self, event: Checkpointed) -> None:
         """A checkpoint for the user, and, in the same transaction, the state of its step.
@@ -64,7 +66,7 @@ class Publisher:
                 freed += self._add_state(session, event.step, state)
         self._free(freed)
         if event.state:
-            self._workspace.drop_directory(event.state)
+            self._drop_directory(event.state)
 
     def publish_state(self, event: Saved) -> None:
         """A state that the job's next attempt can go on from.
@@ -77,7 +79,7 @@ class Publisher:
         with self._database.writing() as session:
             freed = self._add_state(session, event.step, stored)
         self._free(freed)
-        self._workspace.drop_directory(event.directory)
+        self._drop_directory(event.directory)
 
     def publish_result(self, end: Finished) -> bool:
         """The tuned model, the loss log and the success of the job, all or nothing.
@@ -105,12 +107,33 @@ class Publisher:
             self._free([result.blob_key])
         return is_wanted
 
+    def drop_state(self, end: Unresumable) -> None:
+        """Forget a state that cannot be gone on from, and put the job back.
+
+        Raises:
+            LeaseLostError: the job is no longer this attempt's.
+        """
+        why = f"The state saved after step {end.step} cannot be gone on from"
+        with self._database.writing() as session:
+            freed = SavedStateRepository(session).drop(self._lease, end.step)
+            leases = LeaseRepository(session)
+            leases.note(self._lease, f"{why}: {end.message}", now=self._clock(), level="warn")
+            RecoveryRepository(session).release(self._lease, why, now=self._clock())
+        self._free(freed)
+
     def abandon(self) -> None:
         """Free all that the child has made and nobody has stored."""
         self._workspace.remove()
 
     def _store_directory(self, name: str) -> list[StoredFile]:
-        return self._workspace.store_directory(self._store, name)
+        """Once: when a busy database has everything repeated, not the bytes again."""
+        if name not in self._stored:
+            self._stored[name] = self._workspace.store_directory(self._store, name)
+        return self._stored[name]
+
+    def _drop_directory(self, name: str) -> None:
+        self._workspace.drop_directory(name)
+        del self._stored[name]
 
     def _free(self, keys: list[str]) -> None:
         for key in keys:

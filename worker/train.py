@@ -2,8 +2,8 @@
 
 Its standard output carries the events of `app.core.training_events`, one JSON object a line, and
 nothing else; what libraries print goes to standard error. It ends with exit code 0 after
-`Finished`, `Failed`, `Stopped` or `OutOfSpace`, and with 1 and a traceback when something went
-wrong that nobody foresaw. SIGTERM asks it to save its state and to stop.
+`Finished`, `Failed`, `Stopped`, `OutOfSpace` or `Unresumable`, and with 1 and a traceback when
+something went wrong that nobody foresaw. SIGTERM asks it to save its state and to stop.
 """
 
 import ctypes

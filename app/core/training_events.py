@@ -77,6 +77,17 @@ class OutOfSpace(_Event):
     message: str = Field(max_length=10_000)
 
 
+class Unresumable(_Event):
+    """The state of `step`, whole as it may be, is none that this version can go on from.
+
+    Nothing was done; an older state, or a new start, may do.
+    """
+
+    kind: Literal["unresumable"] = "unresumable"
+    step: int = Field(ge=1)
+    message: str = Field(max_length=10_000)
+
+
 class Finished(_Event):
     """Training ended well; the checkpoint of `step` is the result and was verified."""
 
@@ -105,7 +116,16 @@ class Failed(_Event):
 
 
 TrainingEvent = Annotated[
-    Noted | Started | Stepped | Saved | Checkpointed | Stopped | OutOfSpace | Finished | Failed,
+    Noted
+    | Started
+    | Stepped
+    | Saved
+    | Checkpointed
+    | Stopped
+    | OutOfSpace
+    | Unresumable
+    | Finished
+    | Failed,
     Field(discriminator="kind"),
 ]
 

@@ -51,14 +51,13 @@ def create_job(
     config = resolve_config(knobs, entry, seed=request.seed)
     if request.validation_file is None:
         refuse_without_validation(config)
-    job_id = new_id(IdPrefix.JOB)
-    job = Job(
-        id=job_id,
-        status=JobStatus.QUEUED if request.auto_start else JobStatus.PAUSED,
+    job = _add_job(
+        session,
+        installed,
+        organization,
         created_at=now,
+        status=JobStatus.QUEUED if request.auto_start else JobStatus.PAUSED,
         priority=request.priority,
-        base_model=entry.id,
-        base_model_sha256=installed.sha256,
         training_file_id=request.training_file,
         validation_file_id=request.validation_file,
         suffix=request.suffix,
@@ -66,10 +65,8 @@ def create_job(
         learning_rate_multiplier=knobs.get(
             "learning_rate_multiplier", config.learning_rate / DEFAULT_LEARNING_RATE
         ),
-        fine_tuned_model=_model_name(entry.id, organization, request.suffix, job_id),
         metadata_items=_labels(request.metadata or {}),
     )
-    JobRepository(session).add(job)
     _warn_about_multiplier(session, job, knobs, now=now)
     return job
 
@@ -85,8 +82,7 @@ def rerun_job(
         NotFoundError: no job has this id, or a file of it is gone.
         InvalidRequestError: the base model is gone, or is another one by now.
     """
-    jobs = JobRepository(session)
-    original = jobs.get(job_id)
+    original = JobRepository(session).get(job_id)
     entry, installed = _find_installed(catalogue, original.base_model)
     if original.base_model_sha256 not in (None, installed.sha256):  # old rows do not say
         raise InvalidRequestError(
@@ -101,24 +97,34 @@ def rerun_job(
     }
     _check_files(session, named, entry, now=now)
     check_limits(TrainingConfig.model_validate(original.config), entry)
-    new_job_id = new_id(IdPrefix.JOB)
-    job = Job(
-        id=new_job_id,
-        status=JobStatus.QUEUED,
+    return _add_job(
+        session,
+        installed,
+        organization,
         created_at=now,
+        status=JobStatus.QUEUED,
         priority=original.priority,
         rerun_of=original.id,
-        base_model=original.base_model,
-        base_model_sha256=installed.sha256,
         training_file_id=original.training_file_id,
         validation_file_id=original.validation_file_id,
         suffix=original.suffix,
         config=original.config,
         learning_rate_multiplier=original.learning_rate_multiplier,
-        fine_tuned_model=_model_name(entry.id, organization, original.suffix, new_job_id),
         metadata_items=_labels({item.key: item.value for item in original.metadata_items}),
     )
-    jobs.add(job)
+
+
+def _add_job(session: Session, model: InstalledModel, organization: str, **values: Any) -> Job:
+    """A job on an installed base model, named after both, in its table."""
+    job_id = new_id(IdPrefix.JOB)
+    job = Job(
+        id=job_id,
+        base_model=model.id,
+        base_model_sha256=model.sha256,
+        fine_tuned_model=_model_name(model.id, organization, values["suffix"], job_id),
+        **values,
+    )
+    JobRepository(session).add(job)
     return job
 
 

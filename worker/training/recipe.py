@@ -19,7 +19,15 @@ from app.core.training_config import (
     DatasetRef,
     JobSpec,
 )
-from app.core.training_events import Failed, Finished, Noted, OutOfSpace, Started, Stopped
+from app.core.training_events import (
+    Failed,
+    Finished,
+    Noted,
+    OutOfSpace,
+    Started,
+    Stopped,
+    Unresumable,
+)
 from worker.training.data import TokenizedData, tokenize_file
 from worker.training.data_report import DataFile
 from worker.training.encoding import Encoder, end_of_text
@@ -35,7 +43,7 @@ from worker.training.model import (
 )
 from worker.training.plan import plan_steps
 from worker.training.randomness import make_deterministic, seed_step
-from worker.training.resume import StateSaver, load_state
+from worker.training.resume import StateSaver, UnresumableError, load_state
 from worker.training.trainer import Trainer
 
 _TOKENS_NAME = "tokens"
@@ -49,8 +57,8 @@ def never() -> bool:
 def run_job(directory: Path, report: Report, is_stop_requested: Callable[[], bool] = never) -> None:
     """Train the job in `directory`.
 
-    The last thing reported is `Finished`, `Failed`, `Stopped` or `OutOfSpace`. Whatever an earlier
-    run of the same directory has left in its output is removed.
+    The last thing reported is `Finished`, `Failed`, `Stopped`, `OutOfSpace` or `Unresumable`.
+    Whatever an earlier run of the same directory has left in its output is removed.
 
     Args:
         directory: as `app.core.training_config` describes it.
@@ -58,7 +66,7 @@ def run_job(directory: Path, report: Report, is_stop_requested: Callable[[], boo
         is_stop_requested: asked before each step; once it is true, no further step is taken.
 
     Raises:
-        RuntimeError: the state to go on from, or its loss log, is not what the job says it is.
+        RuntimeError: the loss log to go on with is not what the job says it is.
     """
     spec = JobSpec.model_validate_json((directory / JOB_SPEC_NAME).read_bytes())
     make_deterministic(spec.config.seed, threads=spec.threads)
@@ -68,6 +76,8 @@ def run_job(directory: Path, report: Report, is_stop_requested: Callable[[], boo
         report(_train(directory, spec, report, is_stop_requested))
     except TrainingFailedError as failure:
         report(failure.as_event())
+    except UnresumableError as error:
+        report(Unresumable(step=spec.resume_step or 0, message=str(error)[:10_000]))
     except Exception as error:
         if is_out_of_space(error):
             report(OutOfSpace(message=f"There is no space left to train in: {_reason(error)}."))

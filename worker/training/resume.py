@@ -20,12 +20,17 @@ from app.core.manifest import ManifestError, verify
 from app.core.training_config import JobSpec
 from worker.training.checkpoint import save_directory
 from worker.training.evaluate import BestAdapter
+from worker.training.failures import is_out_of_memory
 from worker.training.trainer import Progress, Trainer
 
 _NUMBERS_NAME = "state.json"
 _TENSORS_NAME = "state.safetensors"
 """`adapter.NAME`, `best.NAME` and those of AdamW as `exp_avg.NAME`, where NAME is a parameter's."""
 _ADAMW_KEEPS = ("step", "exp_avg", "exp_avg_sq")
+
+
+class UnresumableError(Exception):
+    """A state cannot be gone on from: damaged, of something else, or of another version."""
 
 
 class _Best(BaseModel):
@@ -79,9 +84,18 @@ def load_state(
         best: as it is before the first evaluation.
 
     Raises:
-        RuntimeError: the state is damaged, or of another job or step.
+        UnresumableError: the state is damaged, of another job or step, or of another version.
     """
-    _check(directory, spec)
+    try:
+        _check(directory, spec)
+        _load_state(directory, trainer=trainer, best=best)
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        raise UnresumableError(f"{type(error).__name__}: {error}") from error
+
+
+def _load_state(directory: Path, *, trainer: Trainer, best: BestAdapter | None) -> None:
     numbers = _Numbers.model_validate_json((directory / _NUMBERS_NAME).read_bytes())
     parameters = _trainable(trainer.model)
     with safe_open(directory / _TENSORS_NAME, framework="pt") as stored, torch.no_grad():
@@ -106,14 +120,12 @@ def load_state(
 
 
 def _check(directory: Path, spec: JobSpec) -> None:
-    try:
-        manifest = verify(directory)
-    except ManifestError as error:
-        raise RuntimeError(f"The state in {directory.name} is not whole: {error}") from error
+    """Raises ManifestError, with what is wrong."""
+    manifest = verify(directory)
     if (manifest.job_id, manifest.step) != (spec.job_id, spec.resume_step):
-        raise RuntimeError(
-            f"The state in {directory.name} is of step {manifest.step} of {manifest.job_id}, "
-            f"not of step {spec.resume_step} of {spec.job_id}."
+        raise ManifestError(
+            f"it is the state of step {manifest.step} of {manifest.job_id}, "
+            f"not of step {spec.resume_step} of {spec.job_id}"
         )
 
 

@@ -52,6 +52,15 @@ class SavedStateRepository:
         kept = [state.step for state in self.list_newest(lease.job_id)[:KEPT]]
         return replaced + self._delete(lease.job_id, SavedState.step.not_in(kept))
 
+    def drop(self, lease: Lease, step: int) -> list[str]:
+        """Forget the state of one step; returns the keys of the blobs to free afterwards.
+
+        Raises:
+            LeaseLostError: the job is no longer this attempt's.
+        """
+        LeaseRepository(self._session).hold(lease)
+        return self._delete(lease.job_id, SavedState.step == step)
+
     def list_newest(self, job_id: str) -> list[SavedState]:
         """The newest first."""
         query = select(SavedState).where(SavedState.job_id == job_id)

@@ -1,9 +1,11 @@
 """An attempt whose database is busy: nothing is lost, and the lease says how long that may last."""
 
+import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
+from unittest.mock import patch
 
 import pytest
 from sqlalchemy import event
@@ -17,8 +19,17 @@ from app.core.errors import LeaseLostError, StorageFullError
 from app.core.job_status import JobStatus
 from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
-from app.core.training_events import Failed, Noted, Started, Stepped
-from tests.builders import NOW, add_job, build_metrics, claim, get_job, lock_out_writers
+from app.core.training_config import JOB_SPEC_NAME
+from app.core.training_events import Failed, Noted, Saved, Started, Stepped
+from tests.builders import (
+    NOW,
+    add_job,
+    build_metrics,
+    claim,
+    get_job,
+    lock_out_writers,
+    write_checkpoint,
+)
 from tests.fakes import FrozenClock
 from tests.waiting import wait_until
 from worker import attempt as attempt_module
@@ -154,6 +165,36 @@ def test_an_event_waits_until_the_database_is_free(
     waiting.join(30)
 
     assert get_job(database, job.id).total_steps == 5
+
+
+@pytest.fixture
+def saved(settings: Settings, job: Job) -> Saved:
+    """A state that the child has just saved."""
+    directory = settings.work_dir / job.id / "attempt-1"
+    directory.mkdir(parents=True)
+    (directory / JOB_SPEC_NAME).write_text(json.dumps({"job_id": job.id, "attempt": 1}))
+    write_checkpoint(directory, 1, name="resume")
+    return Saved(step=1, directory="out/resume-1")
+
+
+def test_bytes_are_stored_once_however_often_the_database_is_asked(
+    make: Callable[..., Attempt],
+    other: OtherProcess,
+    is_refused: threading.Event,
+    store: LocalBlobStore,
+    saved: Saved,
+) -> None:
+    attempt = make()
+    other.hold()
+    waiting = threading.Thread(target=attempt.on_event, args=(saved,))
+
+    with patch.object(store, "put", wraps=store.put) as put:
+        waiting.start()
+        assert is_refused.wait(30)
+        other.let_go()
+        waiting.join(30)
+
+    assert put.call_count == len(list(store.list_all())) > 1
 
 
 def test_a_database_without_space_is_asked_again(

@@ -14,6 +14,7 @@ from tests.builders import MINUTE, NOW, add_file, add_job, claim, get_job
 from tests.fakes import FrozenClock
 from worker import janitor as janitor_module
 from worker.janitor import Janitor
+from worker.kernel_locks import JobLock
 
 
 @pytest.fixture
@@ -137,3 +138,16 @@ def test_what_was_left_behind_is_freed_at_the_start_and_then_every_hour(
         left.append(len(list(store.list_scratch())))
 
     assert left == [0, 1, 0]
+
+
+def test_locks_that_killed_workers_have_left_behind_are_removed(
+    janitor: Janitor, settings: Settings
+) -> None:
+    left, held = (settings.work_dir / f"ftjob-{number}.lock" for number in (1, 2))
+    os.close(JobLock(left).take(within_s=0))
+    lock = JobLock(held).take(within_s=0)
+
+    janitor.run_if_due()
+
+    os.close(lock)
+    assert (left.exists(), held.exists()) == (False, True)

@@ -31,6 +31,7 @@ from app.core.training_events import (
     Saved,
     Started,
     Stepped,
+    Unresumable,
 )
 from tests.builders import (
     NOW,
@@ -436,6 +437,24 @@ def test_a_state_that_is_damaged_is_passed_over(bench: Bench) -> None:
 
     assert seen == {"resume_step": 1, "state": b"\1" * 5000, "log": [1]}
     assert bench.steps(job) == [1, 2]
+
+
+def test_a_state_that_its_child_cannot_go_on_from_is_dropped(bench: Bench) -> None:
+    job = bench.add_job()
+    seen: list[dict[str, Any]] = [{}, {}]
+    bench.run(Started(total_steps=5), stepped(1), saved(1), stepped(2), saved(2), exit_code=1)
+
+    bench.run(Unresumable(step=2, message="It is of another version."))
+    bench.run(look_at_resumption(seen[0]), Unresumable(step=1, message="So is this."))
+    bench.run(look_at_resumption(seen[1]), *success())
+
+    assert (seen[0]["resume_step"], seen[1]["resume_step"]) == (1, None)
+    assert not [key for key in bench.blobs() if "attempt-1/resume-" in key]
+    done = bench.job(job)
+    assert (done.status, done.attempt, done.crashes) == (JobStatus.SUCCEEDED, 4, 1)
+    told = "The state saved after step 2 cannot be gone on from"
+    assert f"{told}: It is of another version." in bench.messages(job)
+    assert f"{told}; the job is back in the queue and goes on after step 1" in bench.messages(job)
 
 
 def test_a_state_on_a_bad_sector_is_passed_over(

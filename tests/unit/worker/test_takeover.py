@@ -24,6 +24,7 @@ from app.core.training_events import (
     Started,
     Stepped,
     TrainingEvent,
+    Unresumable,
 )
 from tests.builders import (
     MINUTE,
@@ -96,6 +97,7 @@ def directory(job: Job, tmp_path: Path) -> Path:
         pytest.param(Checkpointed(step=1, directory="out/step-1"), id="checkpointed"),
         pytest.param(Saved(step=1, directory="out/resume-1"), id="saved"),
         pytest.param(Finished(step=1, trained_tokens=1), id="finished"),
+        pytest.param(Unresumable(step=1, message="bad"), id="unresumable"),
         pytest.param(Failed(code="invalid_file", message="bad"), id="failed"),
     ],
 )

@@ -12,6 +12,7 @@ from app.core.training_events import (
     Started,
     Stepped,
     Stopped,
+    Unresumable,
     parse_event,
 )
 from tests.builders import build_metrics
@@ -28,6 +29,7 @@ from tests.builders import build_metrics
         Saved(step=3, directory="out/resume-3"),
         Stopped(step=0),
         OutOfSpace(message="There is no space left."),
+        Unresumable(step=3, message="It is of another version."),
         Failed(code="loss_diverged", message="The loss is not a number any more."),
     ],
     ids=lambda event: event.kind,
