@@ -33,6 +33,7 @@ from app.core.training_config import (
     TrainingConfig,
 )
 from worker.training.data import TokenizedData, TokenizedRow
+from worker.training.fast_forward import FastForward
 from worker.training.model import attach_adapter
 from worker.training.plan import plan_steps
 from worker.training.trainer import Trainer
@@ -108,9 +109,10 @@ def build_peft_model(
     dropout: float = 0.0,
     is_trained: bool = True,
     seed: int = 0,
+    **changes: Any,
 ) -> PeftModel:
     """A tiny model with an adapter, in training mode; a trained one is not the identity."""
-    base = build_model(model_type, seed=seed)
+    base = build_model(model_type, seed=seed, **changes)
     shape = LoraShape(rank=4, alpha=8, dropout=dropout, target_modules=target_modules)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -121,22 +123,23 @@ def build_peft_model(
     return model.train()
 
 
-class _FourRows(TokenizedData):
-    """Rows that are in memory."""
-
-    def __init__(self) -> None:
-        self.lengths = np.full(4, 8)
+class RowsInMemory(TokenizedData):
+    def __init__(self, rows: Sequence[TokenizedRow]) -> None:
+        self._rows = rows
+        self.lengths = np.array([len(row.input_ids) for row in rows])
 
     def read(self, index: int) -> TokenizedRow:
-        tokens = np.arange(8) + int(index)
-        return TokenizedRow(tokens, tokens)
+        return self._rows[index]
 
 
 def build_trainer(model: PeftModel) -> Trainer:
     """One that may take three steps."""
     config = TrainingConfig(seed=0)
     plan = plan_steps(config, examples=4, has_validation=False)
-    return Trainer(model, _FourRows(), config, plan=plan, pad_token_id=0)
+    tokens = [np.arange(8) + row for row in range(4)]
+    data = RowsInMemory([TokenizedRow(row, row) for row in tokens])
+    forward = FastForward(model)
+    return Trainer(forward, data, config, plan=plan, pad_token_id=0, micro_batch_tokens=512)
 
 
 def write_job(

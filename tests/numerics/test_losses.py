@@ -1,11 +1,14 @@
 import pytest
 import torch
+from peft import PeftModel
 from torch import Tensor
 
 from tests.tiny import VOCABULARY, build_peft_model
 from worker.training.batching import MicroBatch
 from worker.training.data import IGNORE_INDEX
-from worker.training.losses import PLAIN_HEADS, score_learned_tokens
+from worker.training.dropout import DropoutKey
+from worker.training.forward import PLAIN_HEADS, PlainForward
+from worker.training.losses import TokenScores
 
 CAPPED_OR_SCALED = ("gemma2", "granite")
 """Architectures that do more to their logits than the head does."""
@@ -20,11 +23,25 @@ def build_batch(lengths: tuple[int, ...], prompts: tuple[int, ...], *, pad: int 
         tokens = torch.randint(1, VOCABULARY, (length,), generator=generator)
         input_ids[row, :length] = tokens
         labels[row, prompt:length] = tokens[prompt:]
-    return MicroBatch(input_ids, labels)
+    return MicroBatch(input_ids, labels, range(len(lengths)), lengths)
+
+
+def cut_rows(batch: MicroBatch, start: int, end: int) -> MicroBatch:
+    """Some of its rows, with the padding that they have there."""
+    return MicroBatch(
+        batch.input_ids_BL[start:end],
+        batch.labels_BL[start:end],
+        batch.examples[start:end],
+        batch.lengths[start:end],
+    )
 
 
 def attention_mask(lengths: tuple[int, ...]) -> Tensor:
     return (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
+
+
+def score_learned_tokens(model: PeftModel, batch: MicroBatch) -> TokenScores:
+    return PlainForward(model).score(batch, DropoutKey(0, 0))
 
 
 RAGGED = (12, 9, 20, 7)
@@ -78,9 +95,7 @@ def test_the_loss_does_not_depend_on_the_chunks_it_is_computed_in() -> None:
 
     together = score_learned_tokens(model, batch).log_probs_N
     alone = [
-        score_learned_tokens(
-            model, MicroBatch(batch.input_ids_BL[i : i + 1], batch.labels_BL[i : i + 1])
-        ).log_probs_N
+        score_learned_tokens(model, cut_rows(batch, i, i + 1)).log_probs_N
         for i in range(len(lengths))
     ]
 

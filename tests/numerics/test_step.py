@@ -1,5 +1,6 @@
 import copy
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -7,28 +8,34 @@ from peft import PeftModel
 from torch import nn
 
 from app.core.training_config import TrainingConfig
-from tests.numerics.test_losses import PROMPTS, RAGGED, attention_mask, build_batch
+from tests.numerics.test_losses import PROMPTS, RAGGED, attention_mask, build_batch, cut_rows
 from tests.tiny import build_peft_model
 from worker.training.batching import MicroBatch
+from worker.training.dropout import DropoutKey
+from worker.training.fast_forward import FastForward
+from worker.training.forward import Forward, PlainForward
 from worker.training.model import trainable_parameters
-from worker.training.randomness import seed_step
+from worker.training.randomness import seed_torch
 from worker.training.step import NotFiniteError, StepResult, build_optimizer, train_step
 
+KEY = DropoutKey(seed=3, step=1)
+FORWARDS = pytest.mark.parametrize("make_forward", [PlainForward, FastForward])
+MakeForward = Callable[[PeftModel], Forward]
 CONFIG = TrainingConfig(seed=0, learning_rate=2e-4, weight_decay=0.01)
 
 
 def cut(batch: MicroBatch, size: int) -> list[MicroBatch]:
     starts = range(0, len(batch.input_ids_BL), size)
-    return [
-        MicroBatch(batch.input_ids_BL[i : i + size], batch.labels_BL[i : i + size]) for i in starts
-    ]
+    return [cut_rows(batch, i, i + size) for i in starts]
 
 
 def step_of_ours(
-    model: PeftModel, pieces: list[MicroBatch], config: TrainingConfig = CONFIG
+    forward: Forward, pieces: list[MicroBatch], *, dropout: DropoutKey = KEY
 ) -> StepResult:
-    optimizer = build_optimizer(model, config)
-    return train_step(model, optimizer, pieces, max_grad_norm=config.max_grad_norm)
+    optimizer = build_optimizer(forward.model, CONFIG)
+    return train_step(
+        forward, optimizer, pieces, dropout=dropout, max_grad_norm=CONFIG.max_grad_norm
+    )
 
 
 def plain_step(
@@ -51,12 +58,15 @@ def plain_step(
 
 @pytest.mark.parametrize("size", [1, 2, 4])
 @pytest.mark.parametrize("model_type", ["llama", "qwen2"])
-def test_a_step_is_the_plain_step_of_transformers_and_peft(model_type: str, size: int) -> None:
+@FORWARDS
+def test_a_step_is_the_plain_step_of_transformers_and_peft(
+    make_forward: MakeForward, model_type: str, size: int
+) -> None:
     ours = build_peft_model(model_type)
     theirs = copy.deepcopy(ours)
     batch = build_batch(RAGGED, PROMPTS)
 
-    result = step_of_ours(ours, cut(batch, size))
+    result = step_of_ours(make_forward(ours), cut(batch, size))
     loss, norm = plain_step(theirs, batch, RAGGED)
 
     assert result.loss == pytest.approx(loss, rel=1e-5)
@@ -70,9 +80,8 @@ def test_a_step_with_dropout_is_the_plain_step_with_the_same_masks() -> None:
     theirs = copy.deepcopy(ours)
     batch = build_batch(RAGGED, PROMPTS)
 
-    seed_step(3, 1)
-    result = step_of_ours(ours, [batch])
-    seed_step(3, 1)
+    result = step_of_ours(PlainForward(ours), [batch])
+    seed_torch(KEY.seed, KEY.step, batch.examples[0])
     loss, _ = plain_step(theirs, batch, RAGGED)
 
     assert result.loss == pytest.approx(loss, rel=1e-5)
@@ -80,25 +89,31 @@ def test_a_step_with_dropout_is_the_plain_step_with_the_same_masks() -> None:
         torch.testing.assert_close(our, their, rtol=1e-5, atol=1e-5)
 
 
-def test_dropout_is_drawn_anew_in_every_step() -> None:
+@FORWARDS
+def test_dropout_is_drawn_anew_in_every_step(make_forward: MakeForward) -> None:
     batch = build_batch(RAGGED, PROMPTS)
     losses: list[float] = []
     for seed, step in ((3, 1), (3, 1), (3, 2), (4, 1)):
-        model = build_peft_model(dropout=0.3)
-        seed_step(seed, step)
-        losses.append(step_of_ours(model, [batch]).loss)
+        forward = make_forward(build_peft_model(dropout=0.3))
+        result = step_of_ours(forward, [batch], dropout=DropoutKey(seed, step))
+        losses.append(result.loss)
 
     assert losses[0] == losses[1]
     assert len(set(losses)) == 3
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
-def test_a_step_does_not_depend_on_how_its_batch_is_cut(size: int) -> None:
+@pytest.mark.parametrize(
+    ("make_forward", "dropout"), [(PlainForward, 0.0), (FastForward, 0.0), (FastForward, 0.3)]
+)
+def test_a_step_does_not_depend_on_how_its_batch_is_cut(
+    make_forward: MakeForward, dropout: float, size: int
+) -> None:
     whole = build_batch(RAGGED, PROMPTS)
-    one, other = build_peft_model(), build_peft_model()
+    one, other = build_peft_model(dropout=dropout), build_peft_model(dropout=dropout)
 
-    expected = step_of_ours(one, [whole])
-    result = step_of_ours(other, cut(whole, size))
+    expected = step_of_ours(make_forward(one), [whole])
+    result = step_of_ours(make_forward(other), cut(whole, size))
 
     assert result.loss == pytest.approx(expected.loss, rel=1e-5)
     assert result.grad_norm == pytest.approx(expected.grad_norm, rel=1e-4)
@@ -111,7 +126,7 @@ def test_only_the_adapter_changes() -> None:
     model = build_peft_model()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
 
-    step_of_ours(model, [build_batch(RAGGED, PROMPTS)])
+    step_of_ours(FastForward(model), [build_batch(RAGGED, PROMPTS)])
 
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, before[name]) != ("lora_" in name), name
@@ -120,7 +135,8 @@ def test_only_the_adapter_changes() -> None:
 def test_the_adapter_and_the_optimizer_are_in_float32() -> None:
     model = build_peft_model()
     optimizer = build_optimizer(model, CONFIG)
-    train_step(model, optimizer, [build_batch(RAGGED, PROMPTS)], max_grad_norm=1.0)
+    batch = build_batch(RAGGED, PROMPTS)
+    train_step(FastForward(model), optimizer, [batch], dropout=KEY, max_grad_norm=1.0)
 
     tensors = [*trainable_parameters(model)]
     tensors += [t for state in optimizer.state.values() for t in state.values()]
@@ -133,7 +149,10 @@ def test_loss_falls_on_one_batch() -> None:
     optimizer = build_optimizer(model, config)
     batch = [build_batch(RAGGED, PROMPTS)]
 
-    results = [train_step(model, optimizer, batch, max_grad_norm=1.0) for _ in range(40)]
+    results = [
+        train_step(FastForward(model), optimizer, batch, dropout=KEY, max_grad_norm=1.0)
+        for _ in range(40)
+    ]
 
     assert results[-1].loss < 0.5 * results[0].loss
     assert results[-1].accuracy > results[0].accuracy
@@ -146,7 +165,11 @@ def test_a_large_gradient_is_scaled_down_and_reported_as_it_was() -> None:
     results: list[StepResult] = []
     for model, max_grad_norm in ((free, 1000.0), (clipped, 0.01)):
         optimizer = torch.optim.SGD(trainable_parameters(model), lr=1.0)
-        results.append(train_step(model, optimizer, [batch], max_grad_norm=max_grad_norm))
+        results.append(
+            train_step(
+                FastForward(model), optimizer, [batch], dropout=KEY, max_grad_norm=max_grad_norm
+            )
+        )
 
     start = list(trainable_parameters(build_peft_model()))
     moved = [
@@ -164,7 +187,7 @@ def test_a_large_gradient_is_scaled_down_and_reported_as_it_was() -> None:
 
 def test_a_batch_with_nothing_to_learn_is_refused() -> None:
     with pytest.raises(ValueError, match="No token"):
-        step_of_ours(build_peft_model(), [build_batch((5, 5), (5, 5))])
+        step_of_ours(FastForward(build_peft_model()), [build_batch((5, 5), (5, 5))])
 
 
 def test_a_loss_that_is_not_finite_takes_no_step() -> None:
@@ -175,7 +198,7 @@ def test_a_loss_that_is_not_finite_takes_no_step() -> None:
     before = [p.detach().clone() for p in trainable_parameters(model)]
 
     with pytest.raises(NotFiniteError):
-        step_of_ours(model, [build_batch(RAGGED, PROMPTS)])
+        step_of_ours(FastForward(model), [build_batch(RAGGED, PROMPTS)])
 
     for parameter, old in zip(trainable_parameters(model), before, strict=True):
         assert torch.equal(parameter, old)

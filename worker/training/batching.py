@@ -17,13 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worker.training.data import IGNORE_INDEX, TokenizedRow
+from worker.training.data import IGNORE_INDEX, TokenizedData
 from worker.training.randomness import shuffled
-
-MICRO_BATCH_TOKENS = 512
-"""Tokens in a micro-batch, padding included, unless one row alone is longer. On a CPU, matrix
-products are at 95 % of their speed from here on, while activations cost 2 MB a token in a model
-of 135M parameters and 7 MB in one of 1.5B."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +31,10 @@ class MicroBatch:
 
     input_ids_BL: Tensor
     labels_BL: Tensor
+    examples: Sequence[int]
+    """What each row is, as an index into the data."""
+    lengths: Sequence[int]
+    """Tokens of each row, without its padding."""
 
 
 def shuffled_batches(
@@ -60,7 +59,7 @@ def shuffled_batches(
 
 
 def cut_by_length(
-    indices: np.ndarray, lengths: np.ndarray, *, max_tokens: int = MICRO_BATCH_TOKENS
+    indices: np.ndarray, lengths: np.ndarray, *, max_tokens: int
 ) -> Iterator[np.ndarray]:
     """Cut examples into groups of like length.
 
@@ -78,15 +77,21 @@ def cut_by_length(
             start = end
 
 
-def collate(rows: Sequence[TokenizedRow], *, pad_token_id: int) -> MicroBatch:
-    """Pad rows at their end to the length of the longest.
+def collate(data: TokenizedData, examples: np.ndarray, *, pad_token_id: int) -> MicroBatch:
+    """Read examples, and pad them at their end to the length of the longest.
 
     Any token will do for that: it is neither learned nor seen by what is.
     """
+    rows = [data.read(example) for example in examples]
     shape = (len(rows), max(len(row.input_ids) for row in rows))
     input_ids_BL = np.full(shape, pad_token_id, dtype=np.int64)
     labels_BL = np.full(shape, IGNORE_INDEX, dtype=np.int64)
     for i, row in enumerate(rows):
         input_ids_BL[i, : len(row.input_ids)] = row.input_ids
         labels_BL[i, : len(row.labels)] = row.labels
-    return MicroBatch(torch.from_numpy(input_ids_BL), torch.from_numpy(labels_BL))
+    return MicroBatch(
+        torch.from_numpy(input_ids_BL),
+        torch.from_numpy(labels_BL),
+        examples.tolist(),
+        [len(row.input_ids) for row in rows],
+    )

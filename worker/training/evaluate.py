@@ -9,7 +9,7 @@ from torch import Tensor
 
 from worker.training.batching import collate, cut_by_length
 from worker.training.data import TokenizedData
-from worker.training.losses import score_learned_tokens
+from worker.training.forward import Forward
 from worker.training.model import trainable_parameters
 
 
@@ -20,18 +20,19 @@ class Evaluation:
     accuracy: float
 
 
-def evaluate(model: PeftModel, data: TokenizedData, *, pad_token_id: int) -> Evaluation:
-    """Rate every learned token of a file, without dropout. Leaves the model in training mode."""
-    model.eval()
+def evaluate(
+    forward: Forward, data: TokenizedData, *, pad_token_id: int, micro_batch_tokens: int
+) -> Evaluation:
+    """Rate every learned token of a file, without dropout."""
     nll, top_tokens, learned_tokens = 0.0, 0, 0
     with torch.no_grad():
-        for indices in cut_by_length(np.arange(len(data)), data.lengths):
-            rows = [data.read(index) for index in indices]
-            scores = score_learned_tokens(model, collate(rows, pad_token_id=pad_token_id))
+        everything = np.arange(len(data))
+        for examples in cut_by_length(everything, data.lengths, max_tokens=micro_batch_tokens):
+            batch = collate(data, examples, pad_token_id=pad_token_id)
+            scores = forward.score(batch, dropout=None)
             nll -= scores.log_probs_N.double().sum().item()
             top_tokens += int(scores.is_top_N.sum().item())
             learned_tokens += len(scores.is_top_N)
-    model.train()
     return Evaluation(nll / learned_tokens, top_tokens / learned_tokens)
 
 

@@ -17,17 +17,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft import PeftModel
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from worker.training.batching import MicroBatch
 from worker.training.data import IGNORE_INDEX
-
-PLAIN_HEADS = frozenset({"gemma", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3", "smollm3"})
-"""Architectures (`config.model_type`) whose logits are the last hidden state times the output
-embedding and nothing else: no scale, no soft cap, no bias. A test holds each to that."""
 
 _CHUNK = 256
 """Learned positions whose logits are in memory at once."""
@@ -43,26 +38,26 @@ class TokenScores:
     """Whether the token was the model's first choice."""
 
 
-def score_learned_tokens(model: PeftModel, batch: MicroBatch) -> TokenScores:
-    """Read a micro-batch and rate each of its learned tokens, given those before it."""
-    base: Any = model.get_base_model()
-    # Position t predicts token t + 1, so the last position predicts nothing.
+def learned_targets(batch: MicroBatch) -> tuple[Tensor, Tensor]:
+    """Which positions predict a learned token, and these tokens, row after row.
+
+    Position t predicts token t + 1, so the last position predicts nothing.
+    """
     targets_BL = batch.labels_BL[:, 1:]
     is_learned_BL = targets_BL != IGNORE_INDEX
-    targets_N = targets_BL[is_learned_BL]
-    if base.config.model_type not in PLAIN_HEADS:
-        logits_BLV = base(input_ids=batch.input_ids_BL, use_cache=False).logits
-        return _score_logits(logits_BLV[:, :-1][is_learned_BL].float(), targets_N)
+    return is_learned_BL, targets_BL[is_learned_BL]
 
-    hidden_BLH = base.base_model(input_ids=batch.input_ids_BL, use_cache=False).last_hidden_state
-    head: nn.Linear = base.get_output_embeddings()
+
+def score_by_head(hidden_NH: Tensor, head_VH: Tensor, targets_N: Tensor) -> TokenScores:
+    """Rate tokens by the last hidden states that predict them, where the head is all there is."""
     log_probs_N, is_top_N = _ScoreByHead.apply(  # pyright: ignore[reportGeneralTypeIssues]
-        hidden_BLH[:, :-1][is_learned_BL], head.weight, targets_N
+        hidden_NH, head_VH, targets_N
     )
     return TokenScores(log_probs_N, is_top_N)
 
 
-def _score_logits(logits_NV: Tensor, targets_N: Tensor) -> TokenScores:
+def score_logits(logits_NV: Tensor, targets_N: Tensor) -> TokenScores:
+    """Rate tokens by the logits at the positions that predict them."""
     return TokenScores(
         -F.cross_entropy(logits_NV, targets_N, reduction="none"),
         logits_NV.argmax(dim=-1) == targets_N,

@@ -27,9 +27,9 @@ def make_deterministic(seed: int, *, threads: int) -> None:
     deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue] - a property of the module
 
 
-def seed_step(seed: int, step: int) -> None:
-    """Start the random numbers of one optimizer step: its dropout masks."""
-    torch.manual_seed(int(np.random.SeedSequence([seed, step]).generate_state(1)[0]))
+def seed_torch(*key: int) -> None:
+    """Start torch's random numbers at a place of their own: of a seed, a step and so on."""
+    torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
 
 
 def shuffled(examples: int, *, seed: int, epoch: int) -> np.ndarray:

@@ -33,6 +33,8 @@ from worker.training.data_report import DataFile
 from worker.training.encoding import Encoder, end_of_text
 from worker.training.evaluate import BestAdapter
 from worker.training.failures import TrainingFailedError, is_out_of_memory, is_out_of_space
+from worker.training.fast_forward import FastForward, why_not
+from worker.training.forward import PlainForward
 from worker.training.job import Job, Report
 from worker.training.loss_log_file import LossLogFile
 from worker.training.model import (
@@ -42,7 +44,7 @@ from worker.training.model import (
     load_tokenizer,
 )
 from worker.training.plan import plan_steps
-from worker.training.randomness import make_deterministic, seed_step
+from worker.training.randomness import make_deterministic, seed_torch
 from worker.training.resume import StateSaver, UnresumableError, load_state
 from worker.training.trainer import Trainer
 
@@ -106,14 +108,22 @@ def _prepare(directory: Path, spec: JobSpec, report: Report) -> Job:
     config, base_model = spec.config, directory / BASE_MODEL_NAME
     tokenizer = load_tokenizer(base_model)
     training, validation = _tokenize(directory, spec, tokenizer, report)
-    seed_step(config.seed, 0)  # the random half of the adapter
+    seed_torch(config.seed, 0)  # the random half of the adapter
     model = attach_adapter(load_base_model(base_model), config.lora, spec.base_model)
     report(Noted(message=describe_parameters(model)))
 
     plan = plan_steps(config, examples=len(training), has_validation=validation is not None)
     patience = config.early_stopping_patience
     best = BestAdapter(patience=patience) if validation and patience else None
-    trainer = Trainer(model, training, config, plan=plan, pad_token_id=end_of_text(tokenizer))
+    forward = FastForward(model) if why_not(model, longest_row=512) is None else PlainForward(model)
+    trainer = Trainer(
+        forward,
+        training,
+        config,
+        plan=plan,
+        pad_token_id=end_of_text(tokenizer),
+        micro_batch_tokens=512,
+    )
     if spec.resume_step is not None:
         load_state(directory / RESUME_NAME, spec, trainer=trainer, best=best)
     return Job(

@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 
 from app.core.training_config import TrainingConfig
 from worker.training.batching import MicroBatch
 from worker.training.data import IGNORE_INDEX
-from worker.training.losses import score_learned_tokens
+from worker.training.dropout import DropoutKey
+from worker.training.forward import Forward
 from worker.training.model import trainable_parameters
 
 
@@ -47,10 +47,11 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) ->
 
 
 def train_step(
-    model: PeftModel,
+    forward: Forward,
     optimizer: torch.optim.Optimizer,
     micro_batches: Sequence[MicroBatch],
     *,
+    dropout: DropoutKey,
     max_grad_norm: float,
 ) -> StepResult:
     """Take one optimizer step over a batch that is fed in pieces.
@@ -60,9 +61,10 @@ def train_step(
     answers too much weight.)
 
     Args:
-        model: in training mode; only the adapter's parameters are trainable.
+        forward: of a model of which only the adapter's parameters are trainable.
         optimizer: over those parameters; its gradients are zero on entry and on exit.
         micro_batches: the batch, in pieces that fit in memory.
+        dropout: names what is zeroed.
         max_grad_norm: L2 norm above which the gradient is scaled down.
 
     Raises:
@@ -76,14 +78,14 @@ def train_step(
     losses: list[Tensor] = []
     top_tokens: list[Tensor] = []
     for piece in micro_batches:
-        scores = score_learned_tokens(model, piece)
+        scores = forward.score(piece, dropout)
         loss = -scores.log_probs_N.sum() / learned_tokens
         loss.backward()  # frees this piece's activations before the next forward
         losses.append(loss.detach())
         top_tokens.append(scores.is_top_N.sum())
 
     total_loss = torch.stack(losses).sum().item()
-    grad_norm = nn.utils.clip_grad_norm_(trainable_parameters(model), max_grad_norm).item()
+    grad_norm = nn.utils.clip_grad_norm_(trainable_parameters(forward.model), max_grad_norm).item()
     if not math.isfinite(total_loss) or not math.isfinite(grad_norm):
         raise NotFiniteError(f"loss {total_loss}, gradient norm {grad_norm}")
     optimizer.step()

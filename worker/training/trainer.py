@@ -5,17 +5,17 @@ import time
 from collections.abc import Iterator
 
 import numpy as np
-from peft import PeftModel
 from pydantic import BaseModel, ConfigDict
 
 from app.core.loss_log import StepMetrics
 from app.core.training_config import TrainingConfig
 from worker.training.batching import collate, cut_by_length, shuffled_batches
 from worker.training.data import TokenizedData
+from worker.training.dropout import DropoutKey
 from worker.training.evaluate import Evaluation, evaluate
 from worker.training.failures import TrainingFailedError
+from worker.training.forward import Forward
 from worker.training.plan import Plan
-from worker.training.randomness import seed_step
 from worker.training.schedule import learning_rate
 from worker.training.step import (
     NotFiniteError,
@@ -46,29 +46,31 @@ class Trainer:
     """Owns the optimizer, the position in the data, and the clock of the training loop.
 
     Attributes:
-        model: in training mode between two calls.
+        model: what is trained.
         optimizer: over what is trainable of it.
         progress: after the last step that was taken.
     """
 
     def __init__(
         self,
-        model: PeftModel,
+        forward: Forward,
         data: TokenizedData,
         config: TrainingConfig,
         *,
         plan: Plan,
         pad_token_id: int,
+        micro_batch_tokens: int,
     ) -> None:
-        self.model = model
-        self.optimizer = build_optimizer(model, config)
+        self.model = forward.model
+        self.optimizer = build_optimizer(forward.model, config)
+        self._forward = forward
         self.progress = Progress()
         self._data = data
         self._config = config
         self._plan = plan
         self._pad_token_id = pad_token_id
+        self._micro_batch_tokens = micro_batch_tokens
         self._batches = self._batches_after(0)
-        model.train()
 
     def go_on_from(self, progress: Progress) -> None:
         """Take the place in the data that a job has after `progress`."""
@@ -110,7 +112,12 @@ class Trainer:
         Raises:
             TrainingFailedError: `loss_not_finite`.
         """
-        evaluation = evaluate(self.model, data, pad_token_id=self._pad_token_id)
+        evaluation = evaluate(
+            self._forward,
+            data,
+            pad_token_id=self._pad_token_id,
+            micro_batch_tokens=self._micro_batch_tokens,
+        )
         if not math.isfinite(evaluation.loss):
             raise _diverged(self.progress.step, f"validation loss {evaluation.loss}", self._config)
         return evaluation
@@ -121,16 +128,18 @@ class Trainer:
 
     def _train_on(self, indices: np.ndarray, step: int, rate: float) -> StepResult:
         micro_batches = [
-            collate([self._data.read(i) for i in piece], pad_token_id=self._pad_token_id)
-            for piece in cut_by_length(indices, self._data.lengths)
+            collate(self._data, piece, pad_token_id=self._pad_token_id)
+            for piece in cut_by_length(
+                indices, self._data.lengths, max_tokens=self._micro_batch_tokens
+            )
         ]
         set_learning_rate(self.optimizer, rate)
-        seed_step(self._config.seed, step)
         try:
             return train_step(
-                self.model,
+                self._forward,
                 self.optimizer,
                 micro_batches,
+                dropout=DropoutKey(self._config.seed, step),
                 max_grad_norm=self._config.max_grad_norm,
             )
         except NotFiniteError as error:

@@ -3,6 +3,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
+from tests.tiny import RowsInMemory
 from worker.training.batching import collate, cut_by_length, shuffled_batches
 from worker.training.data import IGNORE_INDEX, TokenizedRow
 
@@ -45,7 +46,8 @@ def test_groups_are_of_like_length_and_within_the_limit() -> None:
 def test_only_the_examples_of_the_step_are_cut() -> None:
     lengths = np.array([3, 90, 5, 4])
 
-    assert [g.tolist() for g in cut_by_length(np.array([3, 0]), lengths)] == [[0, 3]]
+    groups = cut_by_length(np.array([3, 0]), lengths, max_tokens=64)
+    assert [g.tolist() for g in groups] == [[0, 3]]
 
 
 def test_padding_is_at_the_end_and_never_learned() -> None:
@@ -54,7 +56,8 @@ def test_padding_is_at_the_end_and_never_learned() -> None:
         TokenizedRow(np.array([4]), np.array([IGNORE_INDEX])),
     ]
 
-    batch = collate(rows, pad_token_id=2)
+    batch = collate(RowsInMemory(rows), np.array([1, 0]), pad_token_id=2)
 
-    assert batch.input_ids_BL.tolist() == [[1, 2, 3], [4, 2, 2]]
-    assert batch.labels_BL.tolist() == [[IGNORE_INDEX, 2, 3], [IGNORE_INDEX] * 3]
+    assert batch.input_ids_BL.tolist() == [[4, 2, 2], [1, 2, 3]]
+    assert batch.labels_BL.tolist() == [[IGNORE_INDEX] * 3, [IGNORE_INDEX, 2, 3]]
+    assert (batch.examples, batch.lengths) == ([1, 0], [1, 3])
