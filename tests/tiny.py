@@ -27,6 +27,7 @@ from app.core.training_config import (
     TRAINING_DATA_NAME,
     VALIDATION_DATA_NAME,
     BaseModelRef,
+    ComputeSettings,
     DatasetRef,
     JobSpec,
     LoraShape,
@@ -148,9 +149,19 @@ def write_job(
     *,
     base_model: Path,
     validation: Sequence[dict[str, Any]] | None = None,
+    compute: ComputeSettings | None = None,
     **settings: Any,
 ) -> JobSpec:
-    """Fill a job directory as the worker does. `settings` are of the `TrainingConfig`."""
+    """Fill a job directory as the worker does.
+
+    Args:
+        directory: to be made.
+        rows: of the training file.
+        base_model: its directory.
+        validation: rows of the validation file, if there is one.
+        compute: in float32 and not compiled unless given, on every machine.
+        settings: of the `TrainingConfig`.
+    """
     directory.mkdir(parents=True)
     (directory / BASE_MODEL_NAME).symlink_to(base_model)
     spec = JobSpec(
@@ -166,6 +177,7 @@ def write_job(
         ),
         config=TrainingConfig(**{"seed": 7, "lora": LoraShape(rank=4), **settings}),
         threads=1,
+        compute=ComputeSettings(dtype="float32", compile=False) if compute is None else compute,
     )
     (directory / JOB_SPEC_NAME).write_text(spec.model_dump_json(), encoding="utf-8")
     return spec

@@ -205,8 +205,7 @@ class Worker:
             base_model,
             training_file=training_file,
             validation_file=validation_file,
-            threads=self._settings.resolved_training_threads,
-            save_interval_s=self._settings.save_interval_s,
+            settings=self._settings,
             resume_step=resume_step or None,
         )
         return resume_step

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TextIO
 
+from app.core.training_config import MACHINE_CACHE_NAME
 from app.core.training_events import Started, TrainingEvent
 
 _PR_SET_PDEATHSIG = 1
@@ -82,6 +83,9 @@ def _set_environment(directory: Path) -> None:
     # Reach for no model hub, and write nowhere but in the job's directory.
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["HF_HOME"] = str(directory / "cache")
+    # Compiled layers are kept for other jobs; processes to compile in would outlive this one.
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(directory / MACHINE_CACHE_NAME / "compiled")
+    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # rows are tokenized one at a time
     # A thread that waits for the others sleeps. By default it spins, which takes the processor
     # from the very thread it waits for as soon as anything else runs: a step was 5 times slower.

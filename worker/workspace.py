@@ -18,16 +18,19 @@ from app.core.db.leases import Lease
 from app.core.db.models import File, SavedState
 from app.core.ids import IdPrefix, new_id
 from app.core.loss_log import StepMetrics
+from app.core.settings import Settings
 from app.core.storage.base import BlobStore
 from app.core.training_config import (
     BASE_MODEL_NAME,
     JOB_SPEC_NAME,
     LOSS_LOG_NAME,
+    MACHINE_CACHE_NAME,
     OUTPUT_NAME,
     RESUME_NAME,
     TRAINING_DATA_NAME,
     VALIDATION_DATA_NAME,
     BaseModelRef,
+    ComputeSettings,
     DatasetRef,
     JobSpec,
 )
@@ -141,11 +144,13 @@ class Workspace:
         *,
         training_file: File,
         validation_file: File | None,
-        threads: int,
-        save_interval_s: float,
+        settings: Settings,
         resume_step: int | None,
     ) -> None:
         """Tell the child what to do."""
+        cache = settings.cache_dir.resolve()
+        cache.mkdir(parents=True, exist_ok=True)
+        (self.directory / MACHINE_CACHE_NAME).symlink_to(cache)
         spec = JobSpec(
             job_id=self._lease.job_id,
             attempt=self._lease.attempt,
@@ -154,8 +159,9 @@ class Workspace:
             training_file=_reference(training_file),
             validation_file=validation_file and _reference(validation_file),
             config=self._lease.config,
-            threads=threads,
-            save_interval_s=save_interval_s,
+            threads=settings.resolved_training_threads,
+            compute=_compute_settings(settings),
+            save_interval_s=settings.save_interval_s,
             resume_step=resume_step,
         )
         (self.directory / JOB_SPEC_NAME).write_text(spec.model_dump_json(indent=2))
@@ -212,6 +218,16 @@ class Workspace:
 def _copy_blob(store: BlobStore, key: str, target: Path) -> None:
     with store.open(key) as source, target.open("wb") as copy:
         shutil.copyfileobj(source, copy, 1024 * 1024)
+
+
+def _compute_settings(settings: Settings) -> ComputeSettings:
+    dtype, compile_ = settings.training_dtype, settings.training_compile
+    return ComputeSettings(
+        forward=None if settings.training_forward == "auto" else settings.training_forward,
+        dtype=None if dtype == "auto" else dtype,
+        compile=None if compile_ == "auto" else compile_ == "always",
+        micro_batch_tokens=settings.micro_batch_tokens,
+    )
 
 
 def _reference(file: File) -> DatasetRef:

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -58,6 +59,22 @@ class Settings(BaseSettings):
     """Processor threads one training job uses; unless set, the machine's divided by
     `concurrency`. Another number gives an adapter that differs in the last bits."""
 
+    training_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """What base model and activations are computed in: `auto` takes bfloat16 where the processor
+    is much faster in it. Adapter and optimizer are always in float32."""
+
+    training_forward: Literal["auto", "fast", "plain"] = "auto"
+    """Whose layers read the data: `auto` takes ours, which are faster, for every architecture that
+    they know, and else the plain ones of transformers."""
+
+    training_compile: Literal["auto", "always", "never"] = "auto"
+    """Whether the layers of a model are compiled, which takes half a minute the first time: `auto`
+    compiles for jobs of two minutes or more. Needs a C++ compiler."""
+
+    micro_batch_tokens: int = Field(default=512, ge=16, le=1_048_576)
+    """Tokens that are read at once, padding included, unless one row alone is longer. More take
+    more memory; the result differs in the last bits."""
+
     save_interval_s: float = Field(default=120.0, ge=1, le=86_400)
     """Seconds of training after which a job's state is saved again, besides at every checkpoint:
     what an interruption costs at most."""
@@ -78,6 +95,11 @@ class Settings(BaseSettings):
     @property
     def resolved_training_threads(self) -> int:
         return self.training_threads or max(1, (os.cpu_count() or 1) // self.concurrency)
+
+    @property
+    def cache_dir(self) -> Path:
+        """What training jobs of this machine share; losing it costs time and nothing else."""
+        return self.data_dir / "cache"
 
     @property
     def blobs_dir(self) -> Path:

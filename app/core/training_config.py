@@ -118,6 +118,28 @@ class BaseModelRef(_Frozen):
     """Over the sorted `name sha256` lines of its files."""
 
 
+DtypeName = Literal["float32", "bfloat16"]
+
+
+class ComputeSettings(_Frozen):
+    """How to compute: as the service's settings have it, and the training child chooses the rest.
+
+    What a child has chosen, and writes into manifests and saved states, has no null.
+    """
+
+    forward: Literal["fast", "plain"] | None = None
+    """Our layers, or those of `transformers`; null to take ours where they know the model."""
+
+    dtype: DtypeName | None = None
+    """Of the base model and of activations; null to choose by what the processor can do."""
+
+    compile: bool | None = None
+    """Whether our layers are compiled; null to choose by the length of the job."""
+
+    micro_batch_tokens: int = Field(default=512, ge=1)
+    """Tokens that are read at once, padding included, unless one row alone is longer."""
+
+
 class JobSpec(_Frozen):
     """`job.json`: all that a training child is told besides the files next to it."""
 
@@ -132,6 +154,8 @@ class JobSpec(_Frozen):
     config: TrainingConfig
     threads: int = Field(ge=1)
     """Processor threads the child may use."""
+
+    compute: ComputeSettings = ComputeSettings()
 
     save_interval_s: float = Field(default=120.0, gt=0)
     """Seconds of wall time after which the state is saved again; each checkpoint saves it too."""
@@ -151,6 +175,9 @@ OUTPUT_NAME = "out"
 soon as it has this name."""
 RESUME_NAME = "resume"
 """The saved state to go on from, with its manifest; only where there is a `resume_step`."""
+MACHINE_CACHE_NAME = "machine-cache"
+"""Symbolic link to what all jobs of a machine share: compiled layers, speeds of the processor. A
+directory that is lost costs time and nothing else."""
 LOSS_LOG_NAME = "loss-log.jsonl"
 """One line of `StepMetrics` for every step so far. To resume, the parent fills it with exactly the
 steps from 1 to `resume_step`; otherwise the child begins it anew."""

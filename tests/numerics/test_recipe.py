@@ -80,10 +80,12 @@ def failure(events: list[TrainingEvent]) -> Failed:
 def test_a_job_reports_its_data_its_parameters_its_steps_and_its_end(run: RunJob) -> None:
     events = run(epochs=2, validation=ROWS[:3])
 
-    data, validation, parameters = messages(events)
+    data, validation, parameters, computation = messages(events)
     assert data.startswith("train.jsonl: 10 examples, 425 tokens, ")
     assert validation.startswith("validation.jsonl: 3 examples, ")
     assert parameters.startswith("trainable params: 896 || all params: 27,776 || trainable%: ")
+    assert computation.startswith("Computing in float32 (in bfloat16, this processor multiplies ")
+    assert computation.endswith(" times as fast as in float32), not compiled, as was asked.")
     assert Started(total_steps=6) in events
     assert [event.metrics.step for event in steps(events)] == [1, 2, 3, 4, 5, 6]
     assert [event.metrics.epoch for event in steps(events)] == [0.4, 0.8, 1.0, 1.4, 1.8, 2.0]

@@ -38,11 +38,11 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_base_model(directory: Path) -> PreTrainedModel:
-    """Load the weights of a base model, in float32, from safetensors and nothing else."""
+def load_base_model(directory: Path, dtype: torch.dtype) -> PreTrainedModel:
+    """Load the weights of a base model from safetensors and nothing else."""
     return AutoModelForCausalLM.from_pretrained(
         directory,
-        dtype=torch.float32,
+        dtype=dtype,
         local_files_only=True,
         trust_remote_code=False,
         use_safetensors=True,

@@ -10,7 +10,7 @@ LIBRARIES = ("torch", "transformers", "peft", "datasets", "tokenizers", "safeten
 
 
 def describe_provenance(spec: JobSpec) -> dict[str, Any]:
-    """Model, data, settings and software of a job, as its manifest states them."""
+    """Model, data, settings, software and computation of a job, as its manifest states them."""
     return {
         "fine_tuned_model": spec.fine_tuned_model,
         "base_model": spec.base_model.model_dump(),
@@ -18,7 +18,7 @@ def describe_provenance(spec: JobSpec) -> dict[str, Any]:
         "validation_file": spec.validation_file and spec.validation_file.model_dump(),
         "config": spec.config.model_dump(mode="json"),
         "seed": spec.config.seed,
-        "dtype": "float32",
+        "compute": spec.compute.model_dump(),
         "threads": spec.threads,
         "libraries": {name: version(name) for name in LIBRARIES},
         "python": platform.python_version(),

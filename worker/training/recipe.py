@@ -12,12 +12,14 @@ from app.core.training_config import (
     BASE_MODEL_NAME,
     JOB_SPEC_NAME,
     LOSS_LOG_NAME,
+    MACHINE_CACHE_NAME,
     OUTPUT_NAME,
     RESUME_NAME,
     TRAINING_DATA_NAME,
     VALIDATION_DATA_NAME,
     DatasetRef,
     JobSpec,
+    TrainingConfig,
 )
 from app.core.training_events import (
     Failed,
@@ -28,13 +30,13 @@ from app.core.training_events import (
     Stopped,
     Unresumable,
 )
+from worker.training.compute import DTYPES, Work, build_forward, choose, choose_dtype
 from worker.training.data import TokenizedData, tokenize_file
 from worker.training.data_report import DataFile
 from worker.training.encoding import Encoder, end_of_text
 from worker.training.evaluate import BestAdapter
 from worker.training.failures import TrainingFailedError, is_out_of_memory, is_out_of_space
-from worker.training.fast_forward import FastForward, why_not
-from worker.training.forward import PlainForward
+from worker.training.forward import Forward
 from worker.training.job import Job, Report
 from worker.training.loss_log_file import LossLogFile
 from worker.training.model import (
@@ -43,9 +45,10 @@ from worker.training.model import (
     load_base_model,
     load_tokenizer,
 )
-from worker.training.plan import plan_steps
+from worker.training.plan import Plan, plan_steps
+from worker.training.processor import read_or_measure
 from worker.training.randomness import make_deterministic, seed_torch
-from worker.training.resume import StateSaver, UnresumableError, load_state
+from worker.training.resume import StateSaver, UnresumableError, load_state, read_compute
 from worker.training.trainer import Trainer
 
 _TOKENS_NAME = "tokens"
@@ -108,21 +111,17 @@ def _prepare(directory: Path, spec: JobSpec, report: Report) -> Job:
     config, base_model = spec.config, directory / BASE_MODEL_NAME
     tokenizer = load_tokenizer(base_model)
     training, validation = _tokenize(directory, spec, tokenizer, report)
-    seed_torch(config.seed, 0)  # the random half of the adapter
-    model = attach_adapter(load_base_model(base_model), config.lora, spec.base_model)
-    report(Noted(message=describe_parameters(model)))
-
     plan = plan_steps(config, examples=len(training), has_validation=validation is not None)
     patience = config.early_stopping_patience
     best = BestAdapter(patience=patience) if validation and patience else None
-    forward = FastForward(model) if why_not(model, longest_row=512) is None else PlainForward(model)
+    spec, forward = _load_model(directory, spec, _work(training, plan, config), report)
     trainer = Trainer(
         forward,
         training,
         config,
         plan=plan,
         pad_token_id=end_of_text(tokenizer),
-        micro_batch_tokens=512,
+        micro_batch_tokens=spec.compute.micro_batch_tokens,
     )
     if spec.resume_step is not None:
         load_state(directory / RESUME_NAME, spec, trainer=trainer, best=best)
@@ -138,6 +137,30 @@ def _prepare(directory: Path, spec: JobSpec, report: Report) -> Job:
         best=best,
         saver=StateSaver(directory / OUTPUT_NAME, spec, trainer=trainer, best=best),
     )
+
+
+def _load_model(
+    directory: Path, spec: JobSpec, work: Work, report: Report
+) -> tuple[JobSpec, Forward]:
+    """The model with its adapter, and the job with all that was left open of how to compute it."""
+    config = spec.config
+    is_new = spec.resume_step is None
+    asked = spec.compute if is_new else read_compute(directory / RESUME_NAME)
+    speeds = read_or_measure(directory / MACHINE_CACHE_NAME)
+    dtype = choose_dtype(asked, speeds)
+    base = load_base_model(directory / BASE_MODEL_NAME, DTYPES[dtype])
+    seed_torch(config.seed, 0)  # the random half of the adapter
+    model = attach_adapter(base, config.lora, spec.base_model)
+    report(Noted(message=describe_parameters(model)))
+    choice = choose(asked, speeds, model, work, dtype=dtype)
+    report(Noted(message=choice.explanation, level="warn" if choice.is_warning else "info"))
+    spec = spec.model_copy(update={"compute": choice.settings})
+    return spec, build_forward(choice.settings, model)
+
+
+def _work(data: TokenizedData, plan: Plan, config: TrainingConfig) -> Work:
+    examples = plan.total_steps * config.batch_size
+    return Work(tokens=int(data.lengths.mean() * examples), longest_row=int(data.lengths.max()))
 
 
 def _tokenize(

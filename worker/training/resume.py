@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from app.core.manifest import ManifestError, verify
-from app.core.training_config import JobSpec
+from app.core.training_config import ComputeSettings, JobSpec
 from worker.training.checkpoint import save_directory
 from worker.training.evaluate import BestAdapter
 from worker.training.failures import is_out_of_memory
@@ -47,29 +47,45 @@ class _Numbers(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     progress: Progress
+    compute: ComputeSettings
+    """As the job's first attempt has chosen."""
     best: _Best | None = None
     """None unless the job may stop early and was evaluated."""
 
 
 def save_state(target: Path, spec: JobSpec, *, trainer: Trainer, best: BestAdapter | None) -> None:
     """Publish all that is needed to take the next step as `target`, whole or not at all."""
-    write_files = partial(_write_state, trainer=trainer, best=best)
+    write_files = partial(_write_state, spec=spec, trainer=trainer, best=best)
     save_directory(target, trainer.progress.step, spec, write_files=write_files)
 
 
-def _write_state(directory: Path, *, trainer: Trainer, best: BestAdapter | None) -> None:
+def _write_state(
+    directory: Path, *, spec: JobSpec, trainer: Trainer, best: BestAdapter | None
+) -> None:
     parameters = _trainable(trainer.model)
     tensors = {f"adapter.{name}": weights.detach() for name, weights in parameters.items()}
     for name, weights in parameters.items():
         kept: dict[str, Tensor] = trainer.optimizer.state[weights]
         tensors |= {f"{kind}.{name}": kept[kind] for kind in _ADAMW_KEEPS}
-    numbers = _Numbers(progress=trainer.progress)
+    evaluated = None
     if best is not None and best.step > 0:
         tensors |= {f"best.{n}": w for n, w in zip(parameters, best.weights, strict=True)}
         evaluated = _Best(step=best.step, loss=best.loss, failures=best.failures)
-        numbers = _Numbers(progress=trainer.progress, best=evaluated)
+    numbers = _Numbers(progress=trainer.progress, compute=spec.compute, best=evaluated)
     save_file(tensors, directory / _TENSORS_NAME)
     (directory / _NUMBERS_NAME).write_text(numbers.model_dump_json() + "\n", encoding="utf-8")
+
+
+def read_compute(directory: Path) -> ComputeSettings:
+    """How the job in whose state `directory` is was computed so far.
+
+    Raises:
+        UnresumableError: the state does not say.
+    """
+    try:
+        return _Numbers.model_validate_json((directory / _NUMBERS_NAME).read_bytes()).compute
+    except (OSError, ValidationError) as error:
+        raise UnresumableError(f"{type(error).__name__}: {error}") from error
 
 
 def load_state(
