@@ -13,6 +13,7 @@ import sys
 import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 _NOT_LIBRARY = {"antigravity", "idlelib", "lib2to3", "pydoc_data", "test", "this", "turtledemo"}
@@ -48,7 +49,7 @@ def choose_examples(number: int, *, seed: int) -> list[Example]:
     Raises:
         ValueError: the standard library has not so many.
     """
-    found, chance = dict(_read_library()), random.Random(seed)  # noqa: S311 - no secret
+    found, chance = _read_library(), random.Random(seed)  # noqa: S311 - no secret
     names: list[str] = []
     for share, characters in _LENGTHS:
         fitting = sorted(name for name, text in found.items() if len(text) in characters)
@@ -62,8 +63,13 @@ def write_rows(path: Path, rows: list[dict[str, object]]) -> Path:
     return path
 
 
-def _read_library() -> Iterator[tuple[str, str]]:
-    """Every public thing with a docstring, by its name."""
+@cache
+def _read_library() -> dict[str, str]:
+    """Every public docstring, by the name of what it is of."""
+    return dict(_walk_library())
+
+
+def _walk_library() -> Iterator[tuple[str, str]]:
     root = Path(sysconfig.get_paths()["stdlib"])
     for path in sorted(root.rglob("*.py")):
         parts = path.relative_to(root).with_suffix("").parts

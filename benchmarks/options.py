@@ -16,7 +16,8 @@ from benchmarks.trainers.trl_variants import BEST, VARIANTS
 
 ROOT = Path(__file__).parents[1]
 PARTS = ("speed", "search", "quality", "service", "large")
-TRAINERS = ("reference", "trl", "tunery")
+TRAINERS = ("reference", "trl", "tunery", "products")
+"""The last are the matrix products alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

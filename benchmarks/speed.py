@@ -25,8 +25,13 @@ def compare_speed(options: Options) -> dict[str, Any]:
                 print(f"round {round_ + 1}: {name:18} {speed:8.1f} tok/s", flush=True)
         about_data = bench.about_data
     entrants = {name: _summarise(of_one, options.warm_up) for name, of_one in runs.items()}
-    best = max(entrants[f"products-{dtype}"]["median"] for dtype in PRODUCTS)
-    return {"data": about_data, "entrants": entrants, "bound": best}
+    products = [found["median"] for name, found in entrants.items() if name.startswith("products")]
+    return {
+        "data": about_data,
+        "variant": options.variant,
+        "entrants": entrants,
+        "bound": max(products, default=None),
+    }
 
 
 def search_variants(options: Options) -> dict[str, Any]:
@@ -49,19 +54,21 @@ def search_variants(options: Options) -> dict[str, Any]:
 
 
 def _entrants(bench: Bench, options: Options) -> dict[str, Callable[[], Run]]:
-    trainers: dict[str, Callable[[], Run]] = {
+    entrants: dict[str, Callable[[], Run]] = {
         "reference": lambda: _run(bench, "benchmarks.trainers.reference"),
         "trl": lambda: _run_trl(bench, options.variant),
         "tunery": lambda: _run_tunery(bench),
-    }
-    chosen = {name: trainers[name] for name in options.trainers}
-    products = {
+    } | {
         f"products-{dtype}": lambda dtype=dtype: _run(
             bench, "benchmarks.matrix_products", variant=dtype
         )
         for dtype in PRODUCTS
     }
-    return chosen | products
+    return {
+        name: run_once
+        for name, run_once in entrants.items()
+        if name.partition("-")[0] in options.trainers
+    }
 
 
 def _run(bench: Bench, module: str, **changes: Any) -> Run:
@@ -88,5 +95,5 @@ def _summarise(runs: list[Run], warm_up: int) -> dict[str, Any]:
         "steps": len(runs[0].ticks) - warm_up,
         "wall_s": statistics.median(run.wall_s for run in runs),
         "peak_bytes": max(run.peak_bytes for run in runs),
-        "more": runs[-1].more,
+        "gflops": runs[-1].more.get("gflops"),
     }

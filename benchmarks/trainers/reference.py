@@ -36,7 +36,12 @@ def train(task: Task) -> Run:
         tokens["labels"] = tokens["input_ids"].copy()
         return tokens
 
-    data = load_dataset("json", data_files=str(task.data_dir / TEXTS_NAME), split="train")
+    data = load_dataset(
+        "json",
+        data_files=str(task.data_dir / TEXTS_NAME),
+        split="train",
+        cache_dir=str(task.scratch_dir / "cache"),
+    )
     assert isinstance(data, Dataset)
     data = data.map(tokenize, batched=True, remove_columns=["text"])
 

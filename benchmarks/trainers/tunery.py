@@ -42,7 +42,7 @@ def train(task: Task, environment: Mapping[str, str]) -> Run:
     """Run the child as the worker does, and listen.
 
     A tick's clock is the child's own, `elapsed_s`: the training loop without evaluations and
-    checkpoints. `more` has the wall time of the whole loop as its parent saw it.
+    checkpoints. `more` has when its parent saw the beginning of the loop and the end of each step.
     """
     directory = write_job(task)
     ticks: list[Tick] = []
@@ -66,7 +66,7 @@ def train(task: Task, environment: Mapping[str, str]) -> Run:
     wall_s, peak_bytes = run_and_wait(command, task.scratch_dir, environment, on_line)
     if "adapter" not in more:
         raise ChildFailedError("The training child has stopped before its end.")
-    more["loop_wall_s"] = seen_s[-1] - seen_s[0]
+    more["seen_s"] = [at_s - seen_s[0] for at_s in seen_s]
     return Run(ticks=ticks, wall_s=wall_s, peak_bytes=peak_bytes, more=more)
 
 
