@@ -65,13 +65,14 @@ def read_options(arguments: Sequence[str], description: str | None) -> Options:
     add("--seed", type=int, default=0)
     add("--isa", choices=list(ISAS), default="native", help="instructions to hold everybody to")
     add("--trainers", nargs="+", choices=TRAINERS, default=list(TRAINERS))
-    add("--variant", choices=list(VARIANTS), default=BEST, help="of TRL")
+    add("--variant", choices=list(VARIANTS), help="of TRL; the best that is known unless set")
     add("--layers", type=int, default=28, help="of the random model of `large`; it has 28")
     add("--cache", type=Path, default=ROOT / ".cache" / "benchmarks", help="for the random model")
     add("--results", type=Path, help="JSON file that every part is added to; in the cache else")
     add("--write", action="store_true", help="write docs/benchmarks.md and its chart")
     values: dict[str, Any] = vars(parser.parse_args(arguments))
     values["parts"] = values["parts"] or ["speed"]
+    values["variant"] = values["variant"] or BEST[values["isa"]]
     values["cache"] = values["cache"].resolve()
     values["results"] = values["results"] or values["cache"] / "results.json"
     values["model"] = values["model"].resolve()

@@ -10,7 +10,12 @@ from benchmarks.trainers.child import ChildFailedError, run_module
 from benchmarks.trainers.task import Run
 from benchmarks.trainers.trl_variants import TOO_SLOW_TO_SEARCH, VARIANTS
 
-PRODUCTS = ("bfloat16", "float32")
+_PRODUCTS = {
+    "native": ("bfloat16", "float32"),
+    "avx512": ("bfloat16", "float32"),
+    # Below AVX-512, torch makes bfloat16 products in loops of its own: minutes for one step.
+    "avx2": ("float32",),
+}
 
 
 def compare_speed(options: Options) -> dict[str, Any]:
@@ -37,7 +42,13 @@ def compare_speed(options: Options) -> dict[str, Any]:
 def search_variants(options: Options) -> dict[str, Any]:
     """Every configuration of TRL, shortly."""
     found: dict[str, Any] = {}
-    chosen = [name for name in VARIANTS if name not in TOO_SLOW_TO_SEARCH]
+    fast = set(_PRODUCTS[options.isa])
+    chosen = [
+        name
+        for name, variant in VARIANTS.items()
+        if name not in TOO_SLOW_TO_SEARCH
+        and {variant.weights, variant.compute} <= fast | {"float32"}
+    ]
     with open_bench(options) as bench:
         for name in chosen:
             if VARIANTS[name].rows > options.batch_size:
@@ -62,7 +73,7 @@ def _entrants(bench: Bench, options: Options) -> dict[str, Callable[[], Run]]:
         f"products-{dtype}": lambda dtype=dtype: _run(
             bench, "benchmarks.matrix_products", variant=dtype
         )
-        for dtype in PRODUCTS
+        for dtype in _PRODUCTS[options.isa]
     }
     return {
         name: run_once

@@ -41,8 +41,9 @@ VARIANTS = {
 """All with the loss that TRL 1.16 has made its only plain one, computed in chunks: its name was
 `loss_type="chunked_nll"` before, and is `"nll"` now."""
 
-BEST = "bf16-1"
-"""The fastest that was found on a processor with bfloat16; `search` finds it anew."""
+BEST = {"native": "bf16-1", "avx512": "fp32-1", "avx2": "fp32-1"}
+"""By instruction set. The first is the fastest that was found on a processor with bfloat16; the
+others are what is left without. `search` finds them anew."""
 
 TOO_SLOW_TO_SEARCH = {"bf16-1-compiled"}
 """It compiles anew for every length it meets, for minutes; ask for it by name."""
