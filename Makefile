@@ -1,6 +1,6 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup model demo serve test powercut diskfull chaos check format types imports deploy openapi lock clean
+.PHONY: help setup model demo serve test bench powercut diskfull chaos check format types imports deploy openapi lock clean
 
 PYTHON ?= python3
 MODEL ?= smollm2-135m-instruct
@@ -38,6 +38,13 @@ serve: setup model ## Run API and worker in the foreground; Ctrl-C stops both
 
 test: setup ## The whole test suite; needs the programs of a PostgreSQL server
 	@$(BIN)/python -m pytest
+
+bench: .venv/.bench model ## Training speed beside the reference script and TRL: make bench BENCH="--isa avx2"
+	@$(BIN)/python -m benchmarks.training $(BENCH)
+
+.venv/.bench: .venv/.installed
+	$(PIP) install --quiet -c requirements.lock --group bench
+	@touch $@
 
 powercut: setup ## Cut a disk's power 200 times while the service writes to it (minutes; needs fuse3)
 	@$(BIN)/python -m tests.powercut.run
@@ -77,7 +84,7 @@ lock: ## Resolve all dependencies anew into requirements.lock
 	@rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
 	@.venv-lock/bin/pip install --quiet --upgrade pip
 	@.venv-lock/bin/pip install --quiet --no-deps --retries 0 --extra-index-url $(TORCH_INDEX) torch==2.13.0
-	@.venv-lock/bin/pip install --quiet --group dev
+	@.venv-lock/bin/pip install --quiet --group dev --group bench
 	@{ echo "# Every version of every package; made by 'make lock'."; \
 	   .venv-lock/bin/pip freeze --all | grep -v '^setuptools==' | sed 's/+cpu$$//'; } > requirements.lock
 	@rm -rf .venv-lock

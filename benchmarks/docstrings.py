@@ -1,0 +1,98 @@
+"""Training data that every Python has: what the docstrings of its standard library say.
+
+A question ("What does json.dumps do in Python?") and its answer, the docstring: real text, as
+varied in length as people's own data, and the same on every machine with the same Python.
+"""
+
+import ast
+import inspect
+import json
+import math
+import random
+import sys
+import sysconfig
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+_NOT_LIBRARY = {"antigravity", "idlelib", "lib2to3", "pydoc_data", "test", "this", "turtledemo"}
+_MIN_CHARACTERS = 60
+"""A shorter docstring says nothing that could be learned."""
+_LENGTHS = (
+    (0.5, range(_MIN_CHARACTERS, 350)),
+    (0.25, range(350, 1200)),
+    (0.25, range(1200, 10**6)),
+)
+"""Shares of the examples, and how many characters these have. Among all docstrings long ones are
+rarer than in data that people train on, and without them padding would matter even more."""
+
+_Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    question: str
+    answer: str
+
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        return [
+            {"role": "user", "content": self.question},
+            {"role": "assistant", "content": self.answer},
+        ]
+
+
+def choose_examples(number: int, *, seed: int) -> list[Example]:
+    """As many docstrings, each of them once: which, and in what order, `seed` alone decides.
+
+    Raises:
+        ValueError: the standard library has not so many.
+    """
+    found, chance = _read_library(), random.Random(seed)  # noqa: S311 - no secret
+    names: list[str] = []
+    for share, characters in _LENGTHS:
+        fitting = sorted(name for name, text in found.items() if len(text) in characters)
+        names += chance.sample(fitting, math.ceil(number * share))
+    chance.shuffle(names)
+    return [Example(f"What does {name} do in Python?", found[name]) for name in names[:number]]
+
+
+def write_rows(path: Path, rows: list[dict[str, object]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@cache
+def _read_library() -> dict[str, str]:
+    """Every public docstring, by the name of what it is of."""
+    return dict(_walk_library())
+
+
+def _walk_library() -> Iterator[tuple[str, str]]:
+    root = Path(sysconfig.get_paths()["stdlib"])
+    for path in sorted(root.rglob("*.py")):
+        parts = path.relative_to(root).with_suffix("").parts
+        module = parts[:-1] if parts[-1] == "__init__" else parts
+        if _is_public(module):
+            yield from _read_docstrings(ast.parse(path.read_bytes()), ".".join(module))
+
+
+def _is_public(module: tuple[str, ...]) -> bool:
+    return (
+        bool(module)
+        and module[0] in sys.stdlib_module_names
+        and _NOT_LIBRARY.isdisjoint({*module, module[0]})
+        and not any(part.startswith("_") or part in {"test", "tests"} for part in module)
+    )
+
+
+def _read_docstrings(node: _Documented, name: str) -> Iterator[tuple[str, str]]:
+    text = ast.get_docstring(node, clean=False)
+    if text and len(cleaned := inspect.cleandoc(text)) >= _MIN_CHARACTERS:
+        yield name, cleaned
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        return
+    for child in node.body:
+        if isinstance(child, _Documented) and not child.name.startswith("_"):
+            yield from _read_docstrings(child, f"{name}.{child.name}")

@@ -1,0 +1,129 @@
+"""A job through the real service, and when its steps were done, seen from outside."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import openai
+
+from app.core.base_models import CATALOGUE_NAME
+from app.core.training_config import LOSS_LOG_NAME
+from benchmarks.options import Options
+from benchmarks.trainers.child import ChildFailedError
+from tests.acceptance.processes import ENDED, ServiceProcesses
+
+MODEL_ID = "benchmark"
+_LOOK_S = 0.01
+_ASK_S = 2.0
+_LIMIT_S = 4 * 3600
+
+_CATALOGUE = """
+[[model]]
+id = "{id}"
+name = "The model of the benchmark"
+source.kind = "directory"
+source.path = "{source}"
+licence = "none"
+context_length = 512
+target_modules = ["q_proj", "v_proj"]
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class JobTimes:
+    """Seconds since the job was posted."""
+
+    steps_s: list[float]
+    """When each line of the loss log was there."""
+    ended_s: float
+    """When the job was seen to have succeeded: its adapter can be downloaded."""
+
+
+def write_catalogue(data_dir: Path, source: Path) -> None:
+    """A catalogue with one entry more, for a model that lies in a directory."""
+    data_dir.mkdir(parents=True, exist_ok=True)
+    text = _CATALOGUE.format(id=MODEL_ID, source=source)
+    (data_dir / CATALOGUE_NAME).write_text(text)
+
+
+@contextmanager
+def open_service(data_dir: Path, installed: Path, options: Options) -> Iterator[ServiceProcesses]:
+    """API and worker with their default settings, and one installed base model."""
+    write_catalogue(data_dir, installed)
+    (data_dir / "models").mkdir()
+    (data_dir / "models" / MODEL_ID).symlink_to(installed)
+    settings = {"training_threads": str(options.threads), "poll_interval_s": "0.5"}
+    with ServiceProcesses(data_dir, **settings) as service:
+        yield service
+
+
+def run_job(service: ServiceProcesses, rows: Path, *, steps: int, **knobs: Any) -> JobTimes:
+    """Upload, post, wait for the end.
+
+    Args:
+        rows: the training file.
+        steps: how many the job has.
+        knobs: its hyperparameters.
+
+    Raises:
+        ChildFailedError: the job did not succeed.
+    """
+    with service.client() as client:
+        file = client.files.create(file=(rows.name, rows.read_bytes()), purpose="fine-tune")
+        began = time.perf_counter()
+        job = client.fine_tuning.jobs.create(
+            model=MODEL_ID,
+            training_file=file.id,
+            method={"type": "supervised", "supervised": {"hyperparameters": knobs}},  # pyright: ignore[reportArgumentType] - more than OpenAI's
+        )
+        watch = _Watch(client, job.id, service.data_dir, began)
+        return watch.until_end(steps)
+
+
+class _Watch:
+    """Looks at the loss log often, which costs nothing, and asks the API now and then."""
+
+    def __init__(self, client: openai.OpenAI, job_id: str, data_dir: Path, began: float) -> None:
+        self._client = client
+        self._job_id = job_id
+        self._work_dir = data_dir / "work"
+        self._began = began
+        self._times: list[float] = []
+        self._size = 0
+
+    def until_end(self, steps: int) -> JobTimes:
+        asked_s = 0.0
+        while self._now_s < _LIMIT_S:
+            self._look()
+            # A request costs the training a little, so they are few before the last step.
+            if self._now_s - asked_s > (_ASK_S if len(self._times) < steps else _LOOK_S):
+                asked_s = self._now_s
+                if self._has_ended():
+                    return JobTimes(self._times, self._now_s)
+            time.sleep(_LOOK_S)
+        raise ChildFailedError(f"The job has not ended in {_LIMIT_S} s.")
+
+    @property
+    def _now_s(self) -> float:
+        return time.perf_counter() - self._began
+
+    def _look(self) -> None:
+        for log in self._work_dir.glob(f"{self._job_id}/*/{LOSS_LOG_NAME}"):
+            try:
+                if log.stat().st_size == self._size:
+                    continue
+                content = log.read_bytes()
+            except FileNotFoundError:
+                continue  # the job has ended, and so has its directory
+            self._size = len(content)
+            new = content.count(b"\n") - len(self._times)
+            self._times += [self._now_s] * new
+
+    def _has_ended(self) -> bool:
+        job = self._client.fine_tuning.jobs.retrieve(self._job_id)
+        if job.status in ENDED and job.status != "succeeded":
+            raise ChildFailedError(f"The job is {job.status}: {job.error}")
+        return job.status == "succeeded"

@@ -1,0 +1,215 @@
+"""`docs/benchmarks.md` and its chart, written from the results of all parts that were run."""
+
+import json
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks.chart import Bar, draw_bars
+from benchmarks.quality import ALLOWED_PERCENT
+
+Part = dict[str, Any]
+
+_GIB = 2**30
+NAMES = {
+    "reference": "reference script",
+    "trl": "TRL `SFTTrainer`",
+    "tunery": "**Tunery**",
+    "products-bfloat16": "matrix products alone, bfloat16",
+    "products-float32": "matrix products alone, float32",
+}
+_ISAS = {
+    "speed": "all the processor has",
+    "speed-avx512": "held to AVX-512, without bfloat16 and AMX",
+    "speed-avx2": "held to AVX2",
+}
+
+_HEAD = """# How fast Tunery trains
+
+![Real tokens per second](benchmarks.svg)
+
+Written by `python -m benchmarks.training --write` from measurements; do not edit.
+
+## How to read this
+
+- **Real tokens per second**: tokens of the examples once they are cut at 512, never padding,
+  divided by the wall time of the training loop. A trainer that spends its time on padding is slow
+  by this measure, however many tokens it pushes through.
+- The data are docstrings of Python's standard library as conversations. All trainers read the same
+  tokens, with the same number of threads, rank 64 on `q_proj` and `v_proj`, and the same number of
+  examples in an optimizer step.
+- They run in turn, each in a fresh process, round after round; the figure is the median, with the
+  lowest and the highest in brackets. The first steps are a warm-up and not counted.
+- Figures are of one machine in one hour. What carries over to another machine are ratios, and even
+  these only between processors with the same instructions: look for AMX.
+- **Matrix products alone** are those of the same micro-batches, forward and backward, without
+  anything between them. No trainer that computes the same can be faster, so the share of it says
+  how much is left to gain.
+- The **reference script** is the one Tunery grew out of ([here](reference-script.md)), with its
+  faults: it pads every row to 512 tokens in float32, and learns the padding.
+"""
+
+
+def write_report(results: dict[str, Part], directory: Path) -> None:
+    """Write the document and its chart into `directory`."""
+    text = "\n".join([_HEAD, *_sections(results)])
+    (directory / "benchmarks.md").write_text(text.rstrip() + "\n", "utf-8")
+    bars = list(_bars(results))
+    (directory / "benchmarks.svg").write_text(
+        draw_bars(bars, title="Fine-tuning on a CPU, real tokens per second"), "utf-8"
+    )
+
+
+def _sections(results: dict[str, Part]) -> Iterator[str]:
+    for name, heading in _ISAS.items():
+        if name in results:
+            yield from _speed(results[name], f"Speed: {heading}")
+    if "search" in results:
+        yield from _search(results["search"])
+    if "quality" in results:
+        yield from _quality(results["quality"])
+    if "large" in results:
+        yield from _large(results["large"])
+    if "service" in results:
+        yield from _service(results["service"])
+
+
+def _speed(part: Part, heading: str) -> Iterator[str]:
+    entrants, bound = part["entrants"], part["bound"]
+    base = entrants.get("reference", {}).get("median")
+    yield f"## {heading}\n"
+    yield "| trainer | real tokens/s | of the reference | of the bound | peak memory |"
+    yield "|---|---|---|---|---|"
+    for name, found in entrants.items():
+        ratio = f"{found['median'] / base:.1f} x" if base else ""
+        share = f"{100 * found['median'] / bound:.0f} %" if bound else ""
+        memory = f"{found['peak_bytes'] / _GIB:.1f} GiB" if name in _TRAINERS else ""
+        yield f"| {_name(part, name)} | {_spread(found)} | {ratio} | {share} | {memory} |"
+    data = part["data"]
+    yield ""
+    yield _paragraph(
+        f"{data['examples']} examples, median {data['median_tokens']} and mean "
+        f"{data['mean_tokens']:.0f} tokens; {_steps(entrants)} steps were timed."
+    )
+    yield from _products(entrants)
+    yield from _provenance(part)
+
+
+_TRAINERS = ("reference", "trl", "tunery")
+
+
+def _name(part: Part, name: str) -> str:
+    variant = f", {part['variant']}" if name == "trl" and "variant" in part else ""
+    return NAMES[name] + variant
+
+
+def _steps(entrants: Part) -> int:
+    return next(iter(entrants.values()))["steps"]
+
+
+def _spread(found: Part) -> str:
+    return f"{found['median']:,.0f} ({found['lowest']:,.0f} to {found['highest']:,.0f})"
+
+
+def _products(entrants: Part) -> Iterator[str]:
+    """The machine's own speed, so that readers can tell theirs apart."""
+    speeds = {
+        name.removeprefix("products-"): found["gflops"]
+        for name, found in entrants.items()
+        if name.startswith("products-")
+    }
+    if not speeds:
+        return
+    yield f"| one product, GFLOP/s | {' | '.join(speeds)} |"
+    yield "|---" * (len(speeds) + 1) + "|"
+    for shape in next(iter(speeds.values())):
+        cells = " | ".join(f"{of_type[shape]:,.0f}" for of_type in speeds.values())
+        yield f"| {shape} | {cells} |"
+    yield ""
+
+
+def _search(part: Part) -> Iterator[str]:
+    yield "## Configurations of TRL\n"
+    yield "| variant | real tokens/s |"
+    yield "|---|---|"
+    ranked = sorted(part["entrants"].items(), key=lambda item: -item[1]["median"])
+    for name, found in ranked:
+        yield f"| `{name}` | {_spread(found)} |"
+    yield ""
+    yield from _provenance(part)
+
+
+def _quality(part: Part) -> Iterator[str]:
+    verdict = "within" if part["is_equal"] else "**not within**"
+    yield "## The same result\n"
+    yield _paragraph(
+        "Validation loss after training, in nats per learned token, against plain `transformers` "
+        "and `peft` in float32: one row at a time, no padding, the loss summed over learned tokens "
+        "and divided once per step. Data, seed, steps and order are the same; dropout draws its "
+        "own. Tunery's is given as it reports it, and as the plain computation finds it with "
+        f"Tunery's adapter. The worst difference is {part['worst_percent']:.2f} %, {verdict} the "
+        f"{ALLOWED_PERCENT:g} % that is allowed."
+    )
+    yield "| seed | before | plain float32 | Tunery, reported | Tunery, checked | difference |"
+    yield "|---|---|---|---|---|---|"
+    for seed in part["seeds"]:
+        keys = ("before", "plain", "tunery_reported", "tunery_checked")
+        losses = " | ".join(f"{seed[key]:.4f}" for key in keys)
+        yield f"| {seed['seed']} | {losses} | {seed['percent']:+.2f} % |"
+    yield ""
+    yield from _provenance(part)
+
+
+def _large(part: Part) -> Iterator[str]:
+    yield "## The reference script's own job\n"
+    yield _paragraph(
+        f"3 rows, 3 epochs, a model of the shape of Qwen2-1.5B ({part['layers']} layers, random "
+        "weights). Of the script, the time from its start to its end; of Tunery, from the request "
+        "to an adapter that can be downloaded, through API and worker, which have been started "
+        "before. Peak memory is that of all processes together."
+    )
+    yield "| | whole job | peak memory | largest process |"
+    yield "|---|---|---|---|"
+    for name, found in part["entrants"].items():
+        all_, largest = (found[key] / _GIB for key in ("peak_bytes", "largest_process_bytes"))
+        yield f"| {NAMES[name]} | {found['whole_s']:,.1f} s | {all_:.1f} GiB | {largest:.1f} GiB |"
+    yield ""
+    yield from _provenance(part)
+
+
+def _service(part: Part) -> Iterator[str]:
+    percent = part["percent"]
+    yield "## What the service costs\n"
+    yield _paragraph(
+        f"The wall time of {part['steps']} steps, checkpoints at the ends of epochs included, "
+        "against the training loop alone: the child by itself, with its events and checkpoints, "
+        f"adds {percent['child']:.1f} %; all of the service, with API and worker on the same "
+        f"cores, adds {percent['service']:.1f} %. From the request to the end of the first step it "
+        f"took {part['to_first_step_s']:.1f} s; from the last step to an adapter that can be "
+        f"downloaded, {part['after_last_step_s']:.1f} s."
+    )
+    yield from _provenance(part)
+
+
+def _provenance(part: Part) -> Iterator[str]:
+    machine = "; ".join(value for value in part["machine"].values() if value)
+    yield _paragraph(f"`{part['command']}`, {part['date']}: {machine}.")
+
+
+def _paragraph(text: str) -> str:
+    return textwrap.fill(text, 100, break_long_words=False, break_on_hyphens=False) + "\n"
+
+
+def _bars(results: dict[str, Part]) -> Iterator[Bar]:
+    part = results.get("speed", {"entrants": {}})
+    for name, found in part["entrants"].items():
+        if name in _TRAINERS or found["median"] == part["bound"]:
+            label = NAMES[name].replace("`", "").replace("*", "")
+            yield Bar(
+                label, found["median"], found["lowest"], found["highest"], is_ours=name == "tunery"
+            )
+
+
+def load_results(path: Path) -> dict[str, Part]:
+    return json.loads(path.read_text("utf-8")) if path.exists() else {}

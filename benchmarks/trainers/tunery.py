@@ -1,0 +1,148 @@
+"""Tunery itself: its training child on a job directory. What is known of its insides is here."""
+
+import hashlib
+import sys
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from app.core.training_config import (
+    BASE_MODEL_NAME,
+    JOB_SPEC_NAME,
+    OUTPUT_NAME,
+    TRAINING_DATA_NAME,
+    VALIDATION_DATA_NAME,
+    BaseModelRef,
+    DatasetRef,
+    JobSpec,
+    LoraShape,
+    TrainingConfig,
+)
+from app.core.training_events import Failed, Finished, Started, Stepped, parse_event
+from benchmarks.trainers.child import ChildFailedError, run_and_wait
+from benchmarks.trainers.task import (
+    CHATS_NAME,
+    LEARNING_RATE,
+    LORA,
+    MAX_TOKENS,
+    VALIDATION_NAME,
+    Run,
+    Task,
+    Tick,
+)
+
+NEVER_S = 1e6
+
+
+def train(task: Task, environment: Mapping[str, str]) -> Run:
+    """Run the child as the worker does, and listen.
+
+    A tick's clock is the child's own, `elapsed_s`: the training loop without evaluations and
+    checkpoints. `more` has when its parent saw the beginning of the loop and the end of each step.
+    """
+    directory = write_job(task)
+    ticks: list[Tick] = []
+    seen_s: list[float] = []
+    more: dict[str, Any] = {}
+
+    def on_line(line: bytes) -> None:
+        event = parse_event(line)
+        if isinstance(event, Started):
+            seen_s.append(perf_counter())
+        elif isinstance(event, Stepped):
+            seen_s.append(perf_counter())
+            ticks.append(Tick(event.metrics.elapsed_s, event.metrics.tokens_seen))
+            more["valid_loss"] = event.metrics.valid_loss
+        elif isinstance(event, Finished):
+            more["adapter"] = str(directory / OUTPUT_NAME / f"step-{event.step}")
+        elif isinstance(event, Failed):
+            raise ChildFailedError(f"{event.code}: {event.message}")
+
+    command = [sys.executable, "-m", "worker.train", str(directory)]
+    wall_s, peak_bytes = run_and_wait(command, task.scratch_dir, environment, on_line)
+    if "adapter" not in more:
+        raise ChildFailedError("The training child has stopped before its end.")
+    more["seen_s"] = [at_s - seen_s[0] for at_s in seen_s]
+    return Run(ticks=ticks, wall_s=wall_s, peak_bytes=peak_bytes, more=more)
+
+
+def write_job(task: Task) -> Path:
+    """Fill a job directory as the worker does."""
+    directory = task.scratch_dir / "job"
+    directory.mkdir()
+    (directory / BASE_MODEL_NAME).symlink_to(task.model_dir.resolve())
+    spec = JobSpec(
+        job_id="ftjob-1",
+        attempt=1,
+        fine_tuned_model="ft:benchmark",
+        base_model=BaseModelRef(
+            id="benchmark", repo="us/benchmark", revision=None, licence="none", sha256="0" * 64
+        ),
+        training_file=_copy(task.data_dir / CHATS_NAME, directory / TRAINING_DATA_NAME),
+        validation_file=(
+            _copy(task.data_dir / VALIDATION_NAME, directory / VALIDATION_DATA_NAME)
+            if task.validate
+            else None
+        ),
+        config=TrainingConfig(
+            lora=LoraShape(
+                rank=LORA["r"],
+                alpha=LORA["lora_alpha"],
+                dropout=LORA["lora_dropout"],
+                target_modules=tuple(LORA["target_modules"]),
+            ),
+            batch_size=task.batch_size,
+            learning_rate=LEARNING_RATE,
+            max_sequence_tokens=MAX_TOKENS,
+            max_steps=task.steps,
+            seed=task.seed,
+        ),
+        threads=task.threads,
+        save_interval_s=NEVER_S,
+    )
+    (directory / JOB_SPEC_NAME).write_text(spec.model_dump_json())
+    return directory
+
+
+def _copy(source: Path, target: Path) -> DatasetRef:
+    content = source.read_bytes()
+    target.write_bytes(content)
+    return DatasetRef(
+        file_id=f"file-{target.stem}",
+        filename=source.name,
+        sha256=hashlib.sha256(content).hexdigest(),
+        bytes=len(content),
+        examples=content.count(b"\n"),
+    )
+
+
+def order_of_steps(examples: int, task: Task) -> list[list[int]]:
+    """Which examples form each of the steps, in turn."""
+    # Only here, as the module brings torch along.
+    from worker.training.batching import shuffled_batches  # noqa: PLC0415
+
+    assert task.steps is not None
+    batches = shuffled_batches(examples, task.batch_size, seed=task.seed)
+    return [[int(index) for index in batch] for batch in islice(batches, task.steps)]
+
+
+def micro_batches(lengths: Sequence[int], task: Task) -> list[list[list[int]]]:
+    """For each step, its micro-batches, each as the examples in it."""
+    from worker.training.batching import cut_by_length  # noqa: PLC0415
+
+    all_lengths = np.array(lengths)
+    return [
+        [[int(i) for i in piece] for piece in cut_by_length(np.array(step), all_lengths)]
+        for step in order_of_steps(len(lengths), task)
+    ]
+
+
+def seed_adapter(seed: int) -> None:
+    """Start the random numbers that a fresh adapter is drawn from."""
+    from worker.training.randomness import seed_step  # noqa: PLC0415
+
+    seed_step(seed, 0)
