@@ -1,0 +1,33 @@
+"""The API's own speed: uploads, status polls while a job trains, and large tables.
+
+python benchmarks/api.py uploads     # a minute
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks import uploads
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="what", required=True)
+    command = commands.add_parser("uploads", help="MiB/s and memory of uploads")
+    command.add_argument("--small-mib", type=float, default=4)
+    command.add_argument("--large-mib", type=float, default=400)
+    command.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args(arguments)
+    if options.what == "uploads":
+        uploads.measure(
+            small_mib=options.small_mib, large_mib=options.large_mib, rounds=options.rounds
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
