@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks import uploads
+from benchmarks import polls, uploads
 
 
 def main(arguments: list[str]) -> int:
@@ -21,10 +21,22 @@ def main(arguments: list[str]) -> int:
     command.add_argument("--small-mib", type=float, default=4)
     command.add_argument("--large-mib", type=float, default=400)
     command.add_argument("--rounds", type=int, default=3)
+    command = commands.add_parser("polls", help="latency of polls while a job trains")
+    command.add_argument("--model", type=Path, default=Path("data/models/smollm2-135m-instruct"))
+    command.add_argument("--rate", type=float, default=200)
+    command.add_argument("--seconds", type=float, default=60)
+    command.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args(arguments)
     if options.what == "uploads":
         uploads.measure(
             small_mib=options.small_mib, large_mib=options.large_mib, rounds=options.rounds
+        )
+    else:
+        polls.measure(
+            model=options.model,
+            rate=options.rate,
+            seconds=options.seconds,
+            rounds=options.rounds,
         )
     return 0
 
