@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks import polls, uploads
+from benchmarks import polls, tables, uploads
 
 
 def main(arguments: list[str]) -> int:
@@ -26,10 +26,19 @@ def main(arguments: list[str]) -> int:
     command.add_argument("--rate", type=float, default=200)
     command.add_argument("--seconds", type=float, default=60)
     command.add_argument("--rounds", type=int, default=3)
+    command = commands.add_parser("tables", help="queries with 1,000 and with 1,000,000 jobs")
+    command.add_argument("--database", choices=["sqlite", "postgresql"], default="sqlite")
+    command.add_argument("--small", type=int, default=1000)
+    command.add_argument("--large", type=int, default=1_000_000)
+    command.add_argument("--rounds", type=int, default=50)
     options = parser.parse_args(arguments)
     if options.what == "uploads":
         uploads.measure(
             small_mib=options.small_mib, large_mib=options.large_mib, rounds=options.rounds
+        )
+    elif options.what == "tables":
+        tables.measure(
+            options.database, small=options.small, large=options.large, rounds=options.rounds
         )
     else:
         polls.measure(

@@ -17,7 +17,7 @@ from sqlalchemy import (
     select,
     update,
 )
-from sqlalchemy.orm import joinedload
+from sqlalchemy.orm import aliased, joinedload
 
 from app.core.db.events import EventRepository
 from app.core.db.models import (
@@ -131,10 +131,13 @@ class JobRepository:
         query = select(Job).where(Job.project_id == self._project_id)
         if metadata is None:
             query = query.where(~Job.metadata_items.any())
+        by = Job.id
         for key, value in (metadata or {}).items():
-            label = (JobMetadata.key == key) & (JobMetadata.value == value)
-            query = query.where(Job.metadata_items.any(label))
-        return fetch_page(self._session, query, Job.id, after=after, limit=limit)
+            label = aliased(JobMetadata)
+            is_it = and_(label.job_id == Job.id, label.key == key, label.value == value)
+            query = query.join(label, is_it)
+            by = label.job_id  # in its order, jobs with a rare label are found among very many
+        return fetch_page(self._session, query, by, after=after, limit=limit)
 
     def queue_position(self, job: Job) -> int | None:
         """How many jobs a worker will take before this one, plus one; None once it was taken.
