@@ -1,6 +1,6 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup model demo serve test bench powercut diskfull chaos check format types imports deploy openapi lock clean
+.PHONY: help setup model demo serve test bench bench-api powercut diskfull chaos check format types imports deploy openapi lock clean
 
 PYTHON ?= python3
 MODEL ?= smollm2-135m-instruct
@@ -58,6 +58,13 @@ chaos: setup ## Attack the real service 3,700 times on both databases (an hour; 
 	done
 	@TUNERY_TEST_KILLS=100 $(BIN)/python -m pytest --timeout 3000 tests/acceptance/test_retries.py
 	@$(BIN)/python -m tests.chaos.model --blows 100
+
+bench-api: setup model ## Measure uploads, polls and large tables (half an hour, on a quiet machine)
+	@$(BIN)/python benchmarks/api.py uploads
+	@$(BIN)/python benchmarks/api.py polls
+	@for database in sqlite postgresql; do \
+	  $(BIN)/python benchmarks/api.py tables --database $$database || exit 1; \
+	done
 
 check: setup format types imports deploy test ## Everything CI runs, in the order that fails fastest
 

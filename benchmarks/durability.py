@@ -1,11 +1,9 @@
-"""What durability costs: saving states while training, and queues in large tables.
+"""What durability costs the training. What it costs the queue is in benchmarks/api.py.
 
     python benchmarks/durability.py training      # about 5 minutes, on a quiet machine
-    python benchmarks/durability.py queue         # about 5 minutes, half of it to fill the tables
 
 `training` runs the real child on the 135M model, in turn with and without time-based states, and
-compares the time of the whole loop, and says what one state costs. `queue` times what API and
-workers ask of the database with 1,000 jobs in it and with 1,000,000, in turn.
+compares the time of the whole loop, and says what one state costs.
 """
 
 import argparse
@@ -15,21 +13,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from datetime import timedelta
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from typing import TYPE_CHECKING
-
-from app.core.clock import utc_now
-from app.core.db.jobs import JobRepository
-from app.core.db.leases import Lease, LeaseRepository
-from app.core.db.migrate import upgrade
-from app.core.db.recovery import RecoveryRepository
-from app.core.db.session import Database
-from app.core.job_status import JobStatus
 from app.core.training_config import (
     BASE_MODEL_NAME,
     JOB_SPEC_NAME,
@@ -40,14 +27,7 @@ from app.core.training_config import (
     JobSpec,
     TrainingConfig,
 )
-from tests.builders import build_chat_file, build_identity, build_job
-from tests.chaos.claims import fill
-from tests.chaos.run import new_database
-
-if TYPE_CHECKING:
-    from app.core.db.models import Job
-
-MINUTE = timedelta(minutes=1)
+from tests.builders import build_chat_file
 
 
 def train(model: Path, *, save_interval_s: float, steps: int, threads: int) -> dict[str, float]:
@@ -108,105 +88,19 @@ def compare_training(model: Path, *, rounds: int, steps: int, threads: int) -> N
     print(f"at the default of one every 120 s: {100 * state_s / 120:.2f} % of the time")
 
 
-def compare_queues(kind: str, *, large: int, rounds: int) -> None:
-    with (
-        tempfile.TemporaryDirectory() as first,
-        tempfile.TemporaryDirectory() as second,
-        new_database(kind, Path(first)) as small_url,
-        new_database(kind, Path(second)) as large_url,
-    ):
-        databases = {1000: Database(small_url), large: Database(large_url)}
-        for jobs, database in databases.items():
-            upgrade(database)
-            fill(database, jobs, JobStatus.CANCELLED)
-        took: dict[str, dict[int, list[float]]] = {}
-        for _ in range(rounds):
-            for jobs, database in databases.items():
-                for name, seconds in time_operations(database).items():
-                    took.setdefault(name, {}).setdefault(jobs, []).append(seconds)
-        print(f"{kind}: medians of {rounds} in turn, milliseconds")
-        for name, by_size in took.items():
-            small, big = (statistics.median(by_size[jobs]) for jobs in databases)
-            print(f"  {name:10} {1000 * small:8.2f} {1000 * big:8.2f}   ratio {big / small:.2f}")
-        for database in databases.values():
-            database.dispose()
-
-
-def time_operations(database: Database) -> dict[str, float]:
-    """Each once: a job is made, looked at, listed, claimed, kept, ended."""
-    took: dict[str, float] = {}
-    job: Job = build_job()
-    leases: list[Lease] = []
-
-    def timed(name: str, act: Callable[[], object]) -> None:
-        began = time.perf_counter()
-        act()
-        took[name] = time.perf_counter() - began
-
-    def create() -> None:
-        with database.writing() as session:
-            JobRepository(session).add(job)
-
-    def look() -> None:
-        with database.reading() as session:
-            jobs = JobRepository(session)
-            jobs.queue_position(jobs.get(job.id))
-
-    def list_page() -> None:
-        with database.reading() as session:
-            JobRepository(session).list_page(after=None, limit=20, metadata={})
-
-    def claim() -> None:
-        with database.writing() as session:
-            lease = LeaseRepository(session).claim(
-                build_identity(), now=utc_now(), lease_for=MINUTE
-            )
-            assert lease is not None
-            leases.append(lease)
-
-    def renew() -> None:
-        with database.writing() as session:
-            LeaseRepository(session).renew(leases[0], until=utc_now() + MINUTE)
-
-    def rescue() -> None:
-        with database.writing() as session:
-            RecoveryRepository(session).rescue_expired(now=utc_now())
-
-    def finish() -> None:
-        with database.writing() as session:
-            LeaseRepository(session).finish(leases[0], JobStatus.CANCELLED, now=utc_now())
-
-    for name, act in (
-        ("create", create),
-        ("retrieve", look),
-        ("list", list_page),
-        ("claim", claim),
-        ("renew", renew),
-        ("rescue", rescue),
-        ("finish", finish),
-    ):
-        timed(name, act)
-    return took
-
-
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=["training", "queue"])
+    parser.add_argument("what", choices=["training"])
     parser.add_argument("--model", type=Path, default=Path("data/models/smollm2-135m-instruct"))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--jobs", type=int, default=1_000_000)
-    parser.add_argument("--database", choices=["sqlite", "postgresql"], default="sqlite")
     options = parser.parse_args(arguments)
-    if options.what == "training":
-        compare_training(
-            options.model, rounds=options.rounds, steps=options.steps, threads=options.threads
-        )
-    else:
-        compare_queues(options.database, large=options.jobs, rounds=max(options.rounds, 50))
+    compare_training(
+        options.model, rounds=options.rounds, steps=options.steps, threads=options.threads
+    )
     return 0
 
 

@@ -56,7 +56,7 @@ class Services:
             self.store.delete(key)
 
 
-def _services(request: Request) -> Services:
+async def _services(request: Request) -> Services:  # at once, not in another thread
     return request.app.state.services
 
 
@@ -86,7 +86,7 @@ class Cursor:
     def __init__(self, prefix: IdPrefix) -> None:
         self._prefix = prefix
 
-    def __call__(
+    async def __call__(
         self, after: Annotated[str | None, Query(description="Id of the last item seen.")] = None
     ) -> str | None:
         if after and not after.startswith(self._prefix):

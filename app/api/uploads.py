@@ -4,11 +4,8 @@ Starlette's own form parser is not used: it spools the whole body to a temporary
 the route runs, and has no bound on it.
 """
 
-import hashlib
-import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
 
 from anyio import to_thread
 from fastapi import Request
@@ -16,6 +13,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect
 
+from app.api.upload_sink import UploadSink
 from app.core.dataset_checker import DatasetChecker
 from app.core.errors import InvalidRequestError, PayloadTooLargeError, UnsupportedMediaTypeError
 from app.services.files import Upload
@@ -55,13 +53,17 @@ async def receive_upload(
         raise _too_large(max_bytes)
     require_room(announced_bytes)
     with scratch.open("xb") as target:
+        sink = UploadSink(target)
         try:
-            form = _Form(options[b"boundary"], target, max_bytes, require_room)
+            form = _Form(options[b"boundary"], sink, max_bytes, require_room)
             await _pump(request, form)
+            await to_thread.run_sync(sink.drain)
         except FormParserError as error:
             raise _malformed(str(error)) from error
         except ClientDisconnect as error:
             raise _malformed("the connection was closed before its end") from error
+        finally:
+            await to_thread.run_sync(sink.close)
     return form.finish(scratch)
 
 
@@ -81,16 +83,14 @@ class _Form:
     def __init__(
         self,
         boundary: bytes,
-        target: BinaryIO,
+        sink: UploadSink,
         max_bytes: int,
         require_room: Callable[[int], None],
     ) -> None:
-        self._target = target
+        self._sink = sink
         self._max_bytes = max_bytes
         self._require_room = require_room
         self._checker = DatasetChecker()
-        self._sha256 = hashlib.sha256()
-        self._crc32 = 0
         self._bytes = 0
         self._body_bytes = 0
         self._fields: dict[str, str] = {}
@@ -135,8 +135,8 @@ class _Form:
             path=path,
             filename=self._filename,
             bytes=self._bytes,
-            sha256=self._sha256.hexdigest(),
-            crc32=self._crc32,
+            sha256=self._sink.sha256,
+            crc32=self._sink.crc32,
             summary=self._checker.finish(),
             fields=self._fields,
         )
@@ -178,9 +178,7 @@ class _Form:
         self._bytes += len(chunk)
         if self._bytes > self._max_bytes:
             raise _too_large(self._max_bytes)
-        self._target.write(chunk)
-        self._sha256.update(chunk)
-        self._crc32 = zlib.crc32(chunk, self._crc32)
+        self._sink.feed(chunk)
         self._checker.feed(chunk)
 
     def _end_part(self) -> None:

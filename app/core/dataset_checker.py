@@ -9,6 +9,7 @@ from app.core.dataset_format import (
     LineError,
     parse_line,
 )
+from app.core.plain_lines import find_plain_format
 from app.core.training_events import DataProblem
 
 MAX_PROBLEMS = 50
@@ -41,12 +42,11 @@ class DatasetChecker:
 
     def feed(self, chunk: bytes) -> None:
         """Take the next bytes of the file, cut anywhere."""
-        start = 0
-        while (end := chunk.find(b"\n", start)) >= 0:
-            self._rest += chunk[start:end]
-            self._end_line()
-            start = end + 1
-        self._rest += chunk[start:]
+        *ends, rest = chunk.split(b"\n")
+        for end in ends:
+            self._end_line(bytes(self._rest) + end if self._rest else end)
+            self._rest.clear()
+        self._rest += rest
         if len(self._rest) > MAX_LINE_BYTES:
             self._in_overlong_line = True
             self._rest.clear()
@@ -54,15 +54,13 @@ class DatasetChecker:
     def finish(self) -> DatasetSummary:
         """The verdict, once the last byte was fed."""
         if self._rest or self._in_overlong_line:
-            self._end_line()
+            self._end_line(bytes(self._rest))
         if self._summary.examples == 0 and self._summary.problem_count == 0:
             self._report(1, LineError("empty_file", "The file has no example in it."))
         return self._summary
 
-    def _end_line(self) -> None:
+    def _end_line(self, line: bytes) -> None:
         self._line_number += 1
-        line = bytes(self._rest)
-        self._rest.clear()
         if self._in_overlong_line or len(line) > MAX_LINE_BYTES:
             self._in_overlong_line = False
             message = f"This line is longer than the {MAX_LINE_BYTES // 2**20} MiB a line may have."
@@ -70,7 +68,7 @@ class DatasetChecker:
             return
         if self._line_number == 1:
             line = line.removeprefix(BYTE_ORDER_MARK)
-        if not line.strip():
+        if not line or line.isspace():
             self._blank_since = self._blank_since or self._line_number
             return
         if self._blank_since is not None:
@@ -81,6 +79,10 @@ class DatasetChecker:
         self._check(line)
 
     def _check(self, line: bytes) -> None:
+        plain = find_plain_format(line)
+        if plain is not None and plain is self._summary.format:
+            self._summary.examples += 1
+            return
         try:
             format_, example = parse_line(line)
             self._settle_format(format_)

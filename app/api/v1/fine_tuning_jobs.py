@@ -5,9 +5,10 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 
-from app.api.deps import Cursor, Now, ReadDep, Services, ServicesDep, WriteDep
+from app.api.deps import Cursor, Now, Services, ServicesDep, WriteDep
 from app.api.pagination import as_page
 from app.api.requests import StrictJsonRoute
+from app.api.responses import as_json
 from app.api.submissions import REPLAYED_HEADER, SenderDep, mark_replay
 from app.core.db.events import EventRepository
 from app.core.db.jobs import JobRepository
@@ -65,25 +66,27 @@ def create_job(
     return _read(session, services, submitted.job)
 
 
-@router.get("")
+@router.get("", response_model=PageRead[JobRead])
 def list_jobs(
     request: Request,
-    session: ReadDep,
     services: ServicesDep,
     after: Annotated[str | None, Depends(Cursor(IdPrefix.JOB))],
     limit: Annotated[int, Query(ge=1, le=1000)] = 20,
-) -> PageRead[JobRead]:
+) -> Response:
     """Jobs, newest first. `metadata[KEY]=VALUE` filters by label, `metadata=null` for no label."""
-    page = JobRepository(session).list_page(
-        after=after, limit=limit, metadata=_metadata_filter(request)
-    )
-    return as_page(page, lambda job: _read(session, services, job))
+    metadata = _metadata_filter(request)
+    with services.database.reading() as session:
+        jobs = JobRepository(session)
+        page = jobs.list_page(after=after, limit=limit, metadata=metadata)
+        positions = jobs.queue_positions(page.rows)
+        return as_json(as_page(page, lambda job: _show(services, job, positions[job.id])))
 
 
-@router.get("/{job_id}")
-def get_job(job_id: str, session: ReadDep, services: ServicesDep) -> JobRead:
+@router.get("/{job_id}", response_model=JobRead)
+def get_job(job_id: str, services: ServicesDep) -> Response:
     """A job: its status, its progress, and what it has made."""
-    return _read(session, services, JobRepository(session).get(job_id))
+    with services.database.reading() as session:
+        return as_json(_read(session, services, JobRepository(session).get(job_id)))
 
 
 @router.post("/{job_id}/cancel")
@@ -158,16 +161,18 @@ def delete_job(job_id: str, services: ServicesDep) -> JobDeleted:
     return JobDeleted(id=job_id)
 
 
-@router.get("/{job_id}/events")
+@router.get("/{job_id}/events", response_model=PageRead[EventRead])
 def list_events(
     job_id: str,
-    session: ReadDep,
+    services: ServicesDep,
     after: Annotated[str | None, Depends(Cursor(IdPrefix.EVENT))],
     limit: Annotated[int, Query(ge=1, le=1000)] = 20,
-) -> PageRead[EventRead]:
+) -> Response:
     """What happened to a job, newest first."""
-    JobRepository(session).get(job_id)
-    return as_page(EventRepository(session).list_page(job_id, after=after, limit=limit), _event)
+    with services.database.reading() as session:
+        JobRepository(session).require(job_id)
+        page = EventRepository(session).list_page(job_id, after=after, limit=limit)
+        return as_json(as_page(page, _event))
 
 
 def _metadata_filter(request: Request) -> dict[str, str] | None:
@@ -200,6 +205,10 @@ def _event(event: Event) -> EventRead:
 
 
 def _read(session: Session, services: Services, job: Job) -> JobRead:
+    return _show(services, job, JobRepository(session).queue_position(job))
+
+
+def _show(services: Services, job: Job, queue_position: int | None) -> JobRead:
     config = TrainingConfig.model_validate(job.config)
     hyperparameters = as_hyperparameters(config, job.learning_rate_multiplier)
     has_succeeded = job.status is JobStatus.SUCCEEDED
@@ -228,7 +237,7 @@ def _read(session: Session, services: Services, job: Job) -> JobRead:
         priority=job.priority,
         rerun_of=job.rerun_of,
         attempt=job.attempt,
-        queue_position=JobRepository(session).queue_position(job),
+        queue_position=queue_position,
         trained_steps=job.trained_steps,
         total_steps=job.total_steps,
         progress=1.0 if has_succeeded else job.trained_steps / (job.total_steps or 1),

@@ -1,10 +1,23 @@
 """Every query on jobs that a caller's request makes; what workers ask is in `leases`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, case, delete, func, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Integer,
+    and_,
+    bindparam,
+    case,
+    delete,
+    func,
+    literal,
+    or_,
+    select,
+    update,
+)
+from sqlalchemy.orm import aliased, joinedload
 
 from app.core.db.events import EventRepository
 from app.core.db.models import (
@@ -27,6 +40,40 @@ from app.core.job_status import JobStatus
 from app.core.loss_log import StepMetrics
 
 _MadeByJob = TunedModel | File | Checkpoint | Event | StepRow | Attempt | JobMetadata | Submission
+
+MAX_QUEUE_POSITION = 1000
+"""The place of every job that waits still further back: to count all would take the longer, the
+longer the queue, each time that somebody looks."""
+
+# Asked for many times a second, so built only once.
+_BY_ID = (
+    select(Job)
+    .where(Job.id == bindparam("job_id"), Job.project_id == bindparam("project_id"))
+    .options(joinedload(Job.metadata_items))
+)
+_EXISTS = select(Job.id).where(
+    Job.id == bindparam("job_id"), Job.project_id == bindparam("project_id")
+)
+_AT_MOST = bindparam("at_most", type_=Integer)
+
+
+def _count_waiting(*which: ColumnElement[bool]) -> ColumnElement[int]:
+    """How many queued jobs there are of these, if not too many: a stretch of `ix_jobs_queue`."""
+    found = select(literal(1).label("one")).where(Job.status == JobStatus.QUEUED, *which)
+    bounded = found.limit(_AT_MOST).subquery()
+    return select(func.count()).select_from(bounded).scalar_subquery()
+
+
+_QUEUE_POSITION = select(
+    _count_waiting(Job.priority > bindparam("priority"))
+    + _count_waiting(Job.priority == bindparam("priority"), Job.id <= bindparam("job_id"))
+)
+_QUEUE_FRONT = (
+    select(Job.id)
+    .where(Job.status == JobStatus.QUEUED)
+    .order_by(Job.priority.desc(), Job.id)
+    .limit(_AT_MOST)
+)
 
 
 class JobRepository:
@@ -57,11 +104,21 @@ class JobRepository:
         Raises:
             NotFoundError: there is none.
         """
-        query = select(Job).where(Job.id == job_id, Job.project_id == self._project_id)
-        job = self._session.scalar(query)
+        which = {"job_id": job_id, "project_id": self._project_id}
+        job = self._session.scalars(_BY_ID, which).unique().one_or_none()
         if job is None:
             raise _no_such_job(job_id)
         return job
+
+    def require(self, job_id: str) -> None:
+        """Make sure that there is such a job.
+
+        Raises:
+            NotFoundError: there is none.
+        """
+        which = {"job_id": job_id, "project_id": self._project_id}
+        if self._session.scalar(_EXISTS, which) is None:
+            raise _no_such_job(job_id)
 
     def list_page(
         self, *, after: str | None, limit: int, metadata: Mapping[str, str] | None
@@ -74,20 +131,32 @@ class JobRepository:
         query = select(Job).where(Job.project_id == self._project_id)
         if metadata is None:
             query = query.where(~Job.metadata_items.any())
+        by = Job.id
         for key, value in (metadata or {}).items():
-            label = (JobMetadata.key == key) & (JobMetadata.value == value)
-            query = query.where(Job.metadata_items.any(label))
-        return fetch_page(self._session, query, Job.id, after=after, limit=limit)
+            label = aliased(JobMetadata)
+            is_it = and_(label.job_id == Job.id, label.key == key, label.value == value)
+            query = query.join(label, is_it)
+            by = label.job_id  # in its order, jobs with a rare label are found among very many
+        return fetch_page(self._session, query, by, after=after, limit=limit)
 
     def queue_position(self, job: Job) -> int | None:
-        """How many jobs a worker will take before this one, plus one; None once it was taken."""
+        """How many jobs a worker will take before this one, plus one; None once it was taken.
+
+        At most `MAX_QUEUE_POSITION`.
+        """
         if job.status is not JobStatus.QUEUED:
             return None
-        is_before = or_(
-            Job.priority > job.priority, and_(Job.priority == job.priority, Job.id <= job.id)
-        )
-        waiting = select(func.count()).where(Job.status == JobStatus.QUEUED, is_before)
-        return self._session.scalar(waiting)
+        which = {"priority": job.priority, "job_id": job.id, "at_most": MAX_QUEUE_POSITION}
+        return min(self._session.scalars(_QUEUE_POSITION, which).one(), MAX_QUEUE_POSITION)
+
+    def queue_positions(self, jobs: Sequence[Job]) -> dict[str, int | None]:
+        """The same for many jobs, by their ids, in one query."""
+        queued = [job.id for job in jobs if job.status is JobStatus.QUEUED]
+        bound = {"at_most": MAX_QUEUE_POSITION}
+        front = self._session.scalars(_QUEUE_FRONT, bound) if queued else ()
+        place = {job_id: number for number, job_id in enumerate(front, start=1)}
+        positions: dict[str, int | None] = dict.fromkeys(job.id for job in jobs)
+        return positions | {one: place.get(one, MAX_QUEUE_POSITION) for one in queued}
 
     def count_queued(self) -> int:
         """How many jobs of every project wait for a worker."""

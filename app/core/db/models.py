@@ -91,7 +91,7 @@ class File(_OwnedByProject, Base):
     """What a zip archive needs to know of a file before it comes to its bytes."""
     blob_key: Mapped[str] = mapped_column(unique=True)
     created_at: Mapped[datetime]
-    expires_at: Mapped[datetime | None]
+    expires_at: Mapped[datetime | None] = mapped_column(index=True)
     format: Mapped[str | None]
     """Of a data set: text, prompt_completion or messages; null for what a job made."""
     examples: Mapped[int | None]
@@ -158,7 +158,7 @@ class Job(_OwnedByProject, Base):
     estimated_finish_at: Mapped[datetime | None]
     trained_tokens: Mapped[int | None] = mapped_column(BigInteger)
     result_checkpoint_id: Mapped[str | None]
-    result_file_id: Mapped[str | None]
+    result_file_id: Mapped[str | None] = mapped_column(index=True)
     error: Mapped[dict[str, Any] | None]
     """`code`, `message`, `param` and, of a bad data set, `errors`."""
 
@@ -174,7 +174,7 @@ class JobMetadata(Base):
     """The caller's own labels; a table, so that a list can be filtered by them."""
 
     __tablename__ = "job_metadata"
-    __table_args__ = (Index(None, "key", "value"),)
+    __table_args__ = (Index(None, "key", "value", "job_id"),)
 
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
     key: Mapped[str] = mapped_column(primary_key=True)
@@ -275,7 +275,7 @@ class Submission(_OwnedByProject, Base):
     """The caller's `Idempotency-Key`."""
     fingerprint: Mapped[str]
     """sha256 over who asks and what for."""
-    created_at: Mapped[datetime]
+    created_at: Mapped[datetime] = mapped_column(index=True)
 
 
 class TunedModel(_OwnedByProject, Base):
@@ -284,8 +284,8 @@ class TunedModel(_OwnedByProject, Base):
     __tablename__ = "tuned_models"
 
     id: Mapped[str] = mapped_column(primary_key=True)
-    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
-    checkpoint_id: Mapped[str] = mapped_column(ForeignKey("checkpoints.id"))
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), index=True)
+    checkpoint_id: Mapped[str] = mapped_column(ForeignKey("checkpoints.id"), index=True)
     base_model: Mapped[str]
     created_at: Mapped[datetime]
 

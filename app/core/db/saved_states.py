@@ -77,13 +77,9 @@ class SavedStateRepository:
 
     def delete_of_ended(self, *, limit: int) -> list[str]:
         """Forget the states of jobs that have ended; returns the keys to free afterwards."""
-        ended = (
-            select(SavedState.job_id)
-            .join(Job, Job.id == SavedState.job_id)
-            .where(Job.status.in_(_TERMINAL))
-            .distinct()
-            .limit(limit)
-        )
+        # As a value, not a join: else SQLite begins with all jobs that have ever ended.
+        status = select(Job.status).where(Job.id == SavedState.job_id).scalar_subquery()
+        ended = select(SavedState.job_id).where(status.in_(_TERMINAL)).distinct().limit(limit)
         return [
             key for job_id in self._session.scalars(ended).all() for key in self._delete(job_id)
         ]

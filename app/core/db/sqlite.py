@@ -80,8 +80,13 @@ class Sqlite:
 
 
 def _begin(connection: Connection) -> None:
-    read_only = connection.get_execution_options().get(_READ_ONLY, False)
-    connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+    if connection.get_execution_options().get(_READ_ONLY, False):
+        # By the driver itself: it takes no lock, so nothing can go wrong that had to be explained.
+        cursor = connection.connection.cursor()
+        cursor.execute("BEGIN")
+        cursor.close()
+    else:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
 def _set_journal_mode(cursor: DBAPICursor, mode: str, *, within_s: float) -> None:

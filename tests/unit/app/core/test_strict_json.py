@@ -1,10 +1,13 @@
 import json
+import math
+from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.core.strict_json import StrictJsonError, loads
+from app.core import strict_json
+from app.core.strict_json import StrictJsonError, loads, loads_quickly
 
 _TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
 _VALUES = st.recursive(
@@ -15,6 +18,67 @@ _VALUES = st.recursive(
     | _TEXT,
     lambda inner: st.lists(inner) | st.dictionaries(_TEXT, inner),
 )
+_PIECES = (
+    *("{", "}", "[", "]", ",", ":", " ", "\n", "\t", "\r", "\v", "\xa0", "\ufeff", "\0", "x", '"'),
+    *(
+        '"a"',
+        '"a":',
+        '"\\u0061":',
+        '"\\u0000"',
+        '"\\ud83d\\ude00"',
+        '"\\ud800"',
+        '"\\ude00\\ud83d"',
+    ),
+    *('"\\/"', '"\\x"', '"\\u00e"', '"\x01"', '"\x7f\u2028é"', "true", "null", "NaN", "-Infinity"),
+    *("0", "-0", "01", "1.", ".5", "1e5", "1E+05", "1e309", "-1e0999", "1e-400", "-", "+1", "1_0"),
+    *(
+        "9" * 308,
+        "9" * 309 + ".5",
+        "1" * 4300,
+        "1" * 4301,
+        "0." + "1" * 400,
+        "123456789012345678901",
+    ),
+)
+_NEAR_JSON = st.lists(st.sampled_from(_PIECES), max_size=12).map("".join).map(str.encode)
+_BROKEN_JSON = st.builds(
+    lambda value, at, byte: json.dumps(value).encode()[: at % 50] + byte + b"1]}",
+    _VALUES,
+    st.integers(0, 49),
+    st.binary(max_size=3),
+)
+
+
+def outcome(parse: Any, raw: bytes) -> str:
+    """The value, to the sign of a zero and the order of keys, or why there is none."""
+    try:
+        return repr(parse(raw))
+    except StrictJsonError as error:
+        return f"refused: {error}"
+
+
+@given(_NEAR_JSON | _BROKEN_JSON | st.binary(max_size=12))
+@settings(max_examples=3000)
+def test_the_quick_parser_never_changes_what_the_thorough_one_says(raw: bytes) -> None:
+    assert outcome(loads, raw) == outcome(strict_json._loads_thoroughly, raw)
+
+
+@given(_VALUES)
+def test_the_quick_parser_reads_what_is_usual(value: object) -> None:
+    assert loads_quickly(json.dumps(value).encode()) == value
+
+
+@pytest.mark.parametrize("depth", [100, 200, 201, 202, 203, 300, 500])
+def test_where_the_quick_parser_gives_up_the_thorough_one_goes_on(depth: int) -> None:
+    value = loads(b"[" * depth + b"]" * depth)
+
+    for _ in range(depth - 1):
+        (value,) = value
+    assert value == []
+
+
+def test_the_quick_parser_alone_takes_numbers_that_are_too_large() -> None:
+    assert loads_quickly(b"1e999") == math.inf
 
 
 @given(_VALUES, st.booleans())

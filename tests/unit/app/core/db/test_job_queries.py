@@ -2,6 +2,7 @@ from collections.abc import Mapping
 
 import pytest
 
+from app.core.db import jobs as jobs_module
 from app.core.db.events import EventRepository
 from app.core.db.jobs import JobRepository
 from app.core.db.leases import LeaseRepository
@@ -116,6 +117,24 @@ def test_a_job_knows_its_place_in_the_queue_until_it_is_taken(database: Database
         assert repository.queue_position(taken) is None
         assert [repository.queue_position(job) for job in waiting] == [1, 2]
         assert repository.count_queued() == 2
+
+
+def test_a_job_far_back_in_the_queue_is_not_counted_to(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs_module, "MAX_QUEUE_POSITION", 3)
+    priorities = [0, 1, 0, 1, 2, 0]
+    ids = [add_job(database, priority=priority).id for priority in priorities]
+    paused = add_job(database, status=JobStatus.PAUSED).id
+    found = [get_job(database, job_id) for job_id in [*ids, paused]]
+
+    with database.reading() as session:
+        repository = JobRepository(session)
+        one_by_one = [repository.queue_position(job) for job in found]
+        together = repository.queue_positions(found)
+
+    assert one_by_one == [3, 2, 3, 3, 1, 3, None]
+    assert [together[job.id] for job in found] == one_by_one
 
 
 def test_the_loss_log_is_read_by_step_with_both_ends(database: Database) -> None:

@@ -1,0 +1,133 @@
+"""How long status polls take while a job trains, and what they cost the training."""
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from app.core.base_models import DEFAULT_MODEL_ID
+from benchmarks.uploads import cpu_s
+from tests.builders import build_chat_file
+from tests.chaos.service import ROOT, Service
+from tests.waiting import wait_until
+
+WARM_STEPS = 5
+"""Steps before anything is measured: the first ones take longer."""
+
+START_S = 300
+JOBS = "/fine_tuning/jobs"
+
+
+@dataclass(frozen=True)
+class Window:
+    """A stretch of the training."""
+
+    first_step: int
+    last_step: int
+    cpu_s: float
+    load: dict[str, Any]
+    """What the generator of requests has found; empty where there was none."""
+
+
+def start_job(client: httpx.Client) -> str:
+    """The id of a job that trains for as long as anybody looks at it."""
+    files = {"file": ("train.jsonl", build_chat_file(2000))}
+    upload = client.post("/files", data={"purpose": "fine-tune"}, files=files)
+    upload.raise_for_status()
+    knobs = {"n_epochs": 50, "checkpoint_steps": 10**6}
+    body = {
+        "model": DEFAULT_MODEL_ID,
+        "training_file": upload.json()["id"],
+        "seed": 1,
+        "hyperparameters": knobs,
+    }
+    made = client.post(JOBS, json=body)
+    made.raise_for_status()
+    return made.json()["id"]
+
+
+def trained_steps(client: httpx.Client, job_id: str) -> int:
+    job = client.get(f"{JOBS}/{job_id}").raise_for_status().json()
+    assert job["status"] in {"queued", "running"}, job
+    return job["trained_steps"]
+
+
+def watch(
+    service: Service, client: httpx.Client, job_id: str, *, rate: float, seconds: float
+) -> Window:
+    """Let it train for so long, with so many polls a second beside it."""
+    first, computed_s = trained_steps(client, job_id), cpu_s(service.pid("app"))
+    load: dict[str, Any] = {}
+    if rate:
+        job = f"/v1{JOBS}/{job_id}"
+        paths = [*[job] * 8, f"{job}/events", f"/v1{JOBS}"]
+        base = service.url.removesuffix("/v1")
+        options = ["--rate", str(rate), "--seconds", str(seconds)]
+        command = [sys.executable, "-m", "benchmarks.load", base, *paths, *options]
+        done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True)
+        load = json.loads(done.stdout)
+    else:
+        threading.Event().wait(seconds)
+    used_s = cpu_s(service.pid("app")) - computed_s
+    return Window(first, trained_steps(client, job_id), used_s, load)
+
+
+def steps_per_s(client: httpx.Client, job_id: str, window: Window) -> float:
+    """By the training's own clock, so that no step is counted in part."""
+    span = {"step_from": max(1, window.first_step), "step_to": window.last_step}
+    answer = client.get(f"{JOBS}/{job_id}/metrics", params=span).raise_for_status()
+    rows = answer.json()["data"]
+    assert len(rows) > 1, "Nothing was trained meanwhile: take more seconds."
+    return (len(rows) - 1) / (rows[-1]["elapsed_s"] - rows[0]["elapsed_s"])
+
+
+def measure(*, model: Path, rate: float, seconds: float, rounds: int) -> None:
+    """Print latencies, errors, and steps a second with and without polls, in turn."""
+    if not model.is_dir():
+        sys.exit(f"There is no base model at {model}. Run: make model")
+    with tempfile.TemporaryDirectory() as name:
+        data_dir = Path(name) / "data"
+        (data_dir / "models").mkdir(parents=True)
+        (data_dir / "models" / DEFAULT_MODEL_ID).symlink_to(model.resolve())
+        settings = {"min_free_bytes": "0", "save_interval_s": "3600"}
+        with Service(data_dir, 1, settings, "worker") as service, service.http() as client:
+            job_id = start_job(client)
+            wait_until(lambda: trained_steps(client, job_id) >= WARM_STEPS, within_s=START_S)
+            windows: list[tuple[Window, Window]] = []
+            for _ in range(rounds):
+                alone = watch(service, client, job_id, rate=0, seconds=seconds)
+                polled = watch(service, client, job_id, rate=rate, seconds=seconds)
+                windows.append((alone, polled))
+            speeds = [
+                tuple(steps_per_s(client, job_id, window) for window in pair) for pair in windows
+            ]
+            client.post(f"{JOBS}/{job_id}/cancel").raise_for_status()
+            began = time.monotonic()
+            service.terminate("worker-0", within_s=60)
+            print(f"worker ended within {time.monotonic() - began:.0f} s", file=sys.stderr)
+    report(rate, windows, speeds)
+
+
+def report(
+    rate: float, windows: list[tuple[Window, Window]], speeds: list[tuple[float, ...]]
+) -> None:
+    print(f"{rate:g} polls a second while a job trains, {len(windows)} rounds in turn")
+    for _, polled in windows:
+        load = polled.load
+        each_ms = 1000 * polled.cpu_s / max(1, load["requests"])
+        print(
+            f"  {load['requests']} requests, {load['errors']} errors {load['first_errors']}: "
+            f"p50 {load['p50_ms']:.1f} ms, p99 {load['p99_ms']:.1f} ms, max {load['max_ms']:.1f} "
+            f"ms; the API computes {each_ms:.2f} ms for each"
+        )
+    alone, polled = (statistics.fmean(each) for each in zip(*speeds, strict=True))
+    print(f"  steps/s without and with polls: {[[round(one, 2) for one in two] for two in speeds]}")
+    print(f"  training is slowed by {100 * (1 - polled / alone):.1f} %")

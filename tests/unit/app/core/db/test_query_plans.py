@@ -1,0 +1,104 @@
+"""No question that is asked all the time reads a whole table: see benchmarks/api.py for times."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, event
+
+from app.core.db.checkpoints import CheckpointRepository
+from app.core.db.events import EventRepository
+from app.core.db.files import FileRepository
+from app.core.db.jobs import JobRepository
+from app.core.db.leases import LeaseRepository
+from app.core.db.recovery import RecoveryRepository
+from app.core.db.saved_states import SavedStateRepository
+from app.core.db.session import Database, Session
+from app.core.db.submissions import SubmissionRepository
+from tests.builders import MINUTE, NOW, add_job, build_file, build_identity, build_job
+
+_ASKED: dict[str, Callable[[Session], object]] = {
+    "get": lambda session: JobRepository(session).queue_position(build_job(priority=0)),
+    "list": lambda session: JobRepository(session).list_page(after="a", limit=20, metadata={}),
+    "list by labels": lambda session: JobRepository(session).list_page(
+        after="a", limit=20, metadata={"a": "b", "c": "d"}
+    ),
+    "queue": lambda session: JobRepository(session).queue_positions([build_job()]),
+    "events": lambda session: EventRepository(session).list_page("a", after="a", limit=20),
+    "loss log": lambda session: JobRepository(session).list_steps("a"),
+    "checkpoints": lambda session: CheckpointRepository(session).list_page(
+        "a", after="a", limit=20
+    ),
+    "key": lambda session: SubmissionRepository(session).find_by_key("create", "a"),
+    "retry": lambda session: SubmissionRepository(session).find_recent("create", "a", since=NOW),
+    "claim": lambda session: LeaseRepository(session).claim(
+        build_identity(), now=NOW, lease_for=MINUTE
+    ),
+    "rescue expired": lambda session: RecoveryRepository(session).rescue_expired(now=NOW),
+    "rescue orphans": lambda session: RecoveryRepository(session).rescue_orphans(
+        "a", lambda _: True, now=NOW
+    ),
+    "expired files": lambda session: FileRepository(session).list_expired(now=NOW, limit=20),
+    "delete file": lambda session: FileRepository(session).delete(_added_file(session)),
+    "ended states": lambda session: SavedStateRepository(session).delete_of_ended(limit=20),
+    "old submissions": lambda session: SubmissionRepository(session).delete_older(than=NOW),
+}
+_MAY_BE_READ = {"saved_states"}
+"""What only jobs that have not ended have."""
+
+
+def _added_file(session: Session) -> Any:
+    file = build_file()
+    FileRepository(session).add(file)
+    return file
+
+
+def explain(connection: Connection, statement: str, parameters: Any) -> list[str]:
+    """The lines of a plan; with PostgreSQL made to prefer an index, as to few rows it would not."""
+    if connection.dialect.name == "sqlite":
+        return [
+            row[-1]
+            for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)
+        ]
+    connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
+    return [row[0] for row in connection.exec_driver_sql(f"EXPLAIN {statement}", parameters)]
+
+
+def tables_read_whole(plan: list[str]) -> set[str]:
+    """Those that are scanned, and those of which a whole index is read."""
+    found = [re.search(r"(?:^SCAN|Seq Scan on) (\w+)", line) for line in plan]
+    tables = {match[1] for match in found if match and match[1] != "CONSTANT"}
+    for node in "\n".join(plan).split("->"):
+        by_index = re.search(r"(?:Index Scan|Index Only Scan) using \S+ on (\w+)", node)
+        if by_index and "Index Cond:" not in node:
+            tables.add(by_index[1])
+    return {table for table in tables if not table.startswith("anon_")}
+
+
+@pytest.mark.parametrize("asked", _ASKED)
+def test_no_table_is_read_whole(database: Database, asked: str) -> None:
+    add_job(database)
+    statements: list[tuple[str, Any]] = []
+
+    def note(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        if statement.startswith(("SELECT", "UPDATE", "DELETE")):
+            statements.append((statement, parameters))
+
+    with database.writing() as session:
+        event.listen(database.engine, "before_cursor_execute", note)
+        _ASKED[asked](session)
+        event.remove(database.engine, "before_cursor_execute", note)
+    with database.engine.begin() as connection:
+        plans = [explain(connection, *one) for one in statements]
+
+    assert statements
+    read = {table for plan in plans for table in tables_read_whole(plan)}
+    assert read <= _MAY_BE_READ, plans
+
+
+def test_a_table_that_is_read_whole_is_noticed(database: Database) -> None:
+    with database.engine.begin() as connection:
+        plan = explain(connection, "SELECT id FROM jobs WHERE suffix = 'a' ORDER BY id", ())
+
+    assert tables_read_whole(plan) == {"jobs"}

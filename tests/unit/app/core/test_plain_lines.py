@@ -1,0 +1,82 @@
+"""What is recognised at a glance is what a closer look finds."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from app.core.dataset_format import ChatExample, DatasetFormat, LineError, parse_line
+from app.core.plain_lines import find_plain_format
+from tests.builders import CHAT_LINE, TEXT_LINE
+
+_SCALARS = st.sampled_from(["", "a", "\0", "user", None, True, 0, 1, 1.5, 1e308])
+_CONTENTS = _SCALARS | st.just([{"type": "text", "text": "a"}])
+_ROLES = st.sampled_from(["user", "assistant", "system", "developer", "tool", "x", "", None, 1, []])
+_MESSAGES = st.fixed_dictionaries(
+    {},
+    optional={
+        "role": _ROLES,
+        "content": _CONTENTS,
+        "weight": st.sampled_from([0, 1, 2, None, 1.0]),
+        "name": _SCALARS,
+        "tool_calls": st.just([]) | st.just([{"id": "a"}]) | _SCALARS,
+        "other": _SCALARS,
+    },
+)
+_USUAL_MESSAGES = st.fixed_dictionaries(
+    {"role": st.sampled_from(["user", "assistant", "system"]), "content": _SCALARS}
+)
+_ROWS = st.fixed_dictionaries(
+    {},
+    optional={
+        "text": _CONTENTS,
+        "prompt": _SCALARS,
+        "completion": _SCALARS,
+        "messages": st.lists(_USUAL_MESSAGES | _MESSAGES | _SCALARS, max_size=3) | _SCALARS,
+        "tools": st.just([]) | st.just([{"type": "function"}]) | _SCALARS,
+        "other": _SCALARS,
+    },
+)
+
+
+@given(_ROWS | st.fixed_dictionaries({"messages": st.lists(_USUAL_MESSAGES)}) | _CONTENTS)
+@settings(max_examples=3000)
+def test_what_is_recognised_is_an_example_of_that_format_without_tools(row: Any) -> None:
+    line = json.dumps(row).encode()
+    format_ = find_plain_format(line)
+
+    if format_ is not None:
+        found, example = parse_line(line)
+        assert found is format_
+        assert not (isinstance(example, ChatExample) and example.uses_tools)
+
+
+@pytest.mark.parametrize(
+    ("line", "format_"),
+    [
+        (TEXT_LINE, DatasetFormat.TEXT),
+        (b'{"prompt": "", "completion": "a"}', DatasetFormat.PROMPT_COMPLETION),
+        (CHAT_LINE, DatasetFormat.MESSAGES),
+    ],
+    ids=["text", "pair", "chat"],
+)
+def test_what_is_usual_is_recognised(line: bytes, format_: DatasetFormat) -> None:
+    assert find_plain_format(line) is format_
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        pytest.param(b'{"text": "a", "text": "b"}', id="repeated key"),
+        pytest.param(b'{"text": "\\u0000"}', id="nul"),
+        pytest.param(b'{"text": 1e999}', id="infinity"),
+        pytest.param(b'{"messages": []}', id="no message"),
+        pytest.param(b'{"messages": [{"role": "user", "content": "a"}]}', id="no answer"),
+    ],
+)
+def test_what_is_wrong_is_not_recognised(line: bytes) -> None:
+    assert find_plain_format(line) is None
+    with pytest.raises(LineError):
+        parse_line(line)
