@@ -6,9 +6,7 @@ nothing else; what libraries print goes to standard error. It ends with exit cod
 something went wrong that nobody foresaw. SIGTERM asks it to save its state and to stop.
 """
 
-import ctypes
 import os
-import select
 import signal
 import sys
 from pathlib import Path
@@ -16,14 +14,12 @@ from types import FrameType
 from typing import TextIO
 
 from app.core.training_events import Started, TrainingEvent
-
-_PR_SET_PDEATHSIG = 1
-"""Linux, `prctl(2)`: the signal to get when the parent dies."""
+from worker.parent_death import die_with_parent
 
 
 def main(directory: Path) -> None:
     """Train the job in `directory` and write its events to standard output."""
-    _die_with_parent()
+    die_with_parent(sys.stdout.fileno())  # when the worker is killed, nobody trains on
     with _take_standard_output() as events:
         _set_environment(directory)
         # Only now: what an import prints must not be among the events.
@@ -56,18 +52,6 @@ class _StopRequest:
     def _take(self, signal_number: int, frame: FrameType | None) -> None:
         del signal_number, frame
         self.has_come = True
-
-
-def _die_with_parent() -> None:
-    """Never train on for nobody: when the worker is killed, so is this process."""
-    if sys.platform != "linux":
-        return
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    # It may have been killed before that: then nobody is left to read what this process says.
-    output = select.poll()
-    output.register(sys.stdout.fileno(), 0)  # POLLERR is always reported
-    if any(seen & select.POLLERR for _, seen in output.poll(0)):
-        sys.exit("the worker is gone")
 
 
 def _take_standard_output() -> TextIO:

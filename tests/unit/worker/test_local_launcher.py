@@ -13,10 +13,11 @@ import pytest
 
 from app.core.training_events import Noted, TrainingEvent
 from tests.waiting import wait_until
-from worker import local_launcher
+from worker import supervision
 from worker.kernel_locks import JobLock, JobLockedError
 from worker.launcher import Ending, Order
-from worker.local_launcher import LOG_TAIL_LINES, LocalLauncher
+from worker.local_launcher import LocalLauncher
+from worker.supervision import LOG_TAIL_LINES
 
 EVENT = Noted(message="hello")
 
@@ -137,7 +138,7 @@ def test_a_child_that_would_not_end_is_waited_for_in_vain(
 ) -> None:
     directory.mkdir(parents=True)
     held = JobLock.of(directory).take(within_s=0)
-    monkeypatch.setattr(local_launcher, "LOCK_S", 0.1)
+    monkeypatch.setattr(supervision, "LOCK_S", 0.1)
 
     with pytest.raises(JobLockedError):
         run(["exit", 0])
@@ -171,7 +172,7 @@ def test_lines_that_are_no_events_are_logged_and_passed_over(
 def test_an_endless_line_is_not_collected_and_its_end_is_no_event(
     run: Run, seen: list[TrainingEvent], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(local_launcher, "MAX_LINE_BYTES", 1000)
+    monkeypatch.setattr(supervision, "MAX_LINE_BYTES", 1000)
     line = EVENT.model_dump_json()
 
     run(["say", "x" * 10_000 + "y" * (1000 - len(line)) + line], ["say", line])
@@ -240,7 +241,7 @@ def test_a_child_sees_no_secret_of_the_workers_environment(
     passed_on = set((directory / "environment").read_text().splitlines())
     assert {"HF_HUB_OFFLINE", "PATH"} <= passed_on
     assert passed_on - {"LC_CTYPE"} <= {
-        *local_launcher._PASSED_ON,
+        *supervision.PASSED_ON,
         "HF_HUB_OFFLINE",
         "PYTHONUNBUFFERED",
         "TOKENIZERS_PARALLELISM",
