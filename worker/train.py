@@ -4,8 +4,11 @@ Its standard output carries the events of `app.core.training_events`, one JSON o
 nothing else; what libraries print goes to standard error. It ends with exit code 0 after
 `Finished`, `Failed`, `Stopped`, `OutOfSpace` or `Unresumable`, and with 1 and a traceback when
 something went wrong that nobody foresaw. SIGTERM asks it to save its state and to stop.
+
+A `worker.zygote` imports this module, too, to `prepare` and then to fork children into `main`.
 """
 
+import importlib
 import os
 import signal
 import sys
@@ -21,8 +24,10 @@ def main(directory: Path) -> None:
     """Train the job in `directory` and write its events to standard output."""
     die_with_parent(sys.stdout.fileno())  # when the worker is killed, nobody trains on
     with _take_standard_output() as events:
-        _set_environment(directory)
+        _set_environment()
+        os.chdir(directory)
         # Only now: what an import prints must not be among the events.
+        from worker.training.kept_model import kept_model  # noqa: PLC0415
         from worker.training.recipe import run_job  # noqa: PLC0415
 
         stop_request = _StopRequest()
@@ -33,7 +38,19 @@ def main(directory: Path) -> None:
             events.write(event.model_dump_json() + "\n")
             events.flush()
 
-        run_job(directory, report, lambda: stop_request.has_come)
+        run_job(directory, report, lambda: stop_request.has_come, loaders=kept_model.loaders)
+
+
+def prepare(directory: Path) -> None:
+    """Load what `main` needs for the job in `directory`. Copies of this process will call that.
+
+    No thread is started: it would be missing in them.
+    """
+    _set_environment()
+    importlib.import_module("worker.training.recipe")  # all that a copy will import
+    from worker.training.kept_model import kept_model  # noqa: PLC0415
+
+    kept_model.keep(directory)
 
 
 class _StopRequest:
@@ -61,15 +78,19 @@ def _take_standard_output() -> TextIO:
     return events
 
 
-def _set_environment(directory: Path) -> None:
+def _set_environment() -> None:
     """Tell libraries, before they are imported, how to behave."""
-    # Reach for no model hub, and write nowhere but in the job's directory.
+    # Reach for no model hub, and write nowhere but in the job's directory, where `main` goes: this
+    # path is read only once, by a process that may not know yet which directory that will be.
     os.environ["HF_HUB_OFFLINE"] = "1"
-    os.environ["HF_HOME"] = str(directory / "cache")
+    os.environ["HF_HOME"] = "cache"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # rows are tokenized one at a time
     # A thread that waits for the others sleeps. By default it spins, which takes the processor
     # from the very thread it waits for as soon as anything else runs: a step was 5 times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # The threads of torch are enough; numpy and pyarrow would start some when they are imported.
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"
+    os.environ["JE_ARROW_MALLOC_CONF"] = "background_thread:false"
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Base model, tokenizer and adapter: what a job loads and what it trains."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
@@ -14,7 +15,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from app.core.training_config import BaseModelRef, LoraShape
+from app.core.training_config import BaseModelRef, LoraShape, TrainingConfig
 from worker.training.failures import TrainingFailedError
 
 
@@ -38,15 +39,32 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_base_model(directory: Path) -> PreTrainedModel:
-    """Load the weights of a base model, in float32, from safetensors and nothing else."""
+def base_model_dtype(config: TrainingConfig) -> torch.dtype:
+    """What the weights of a job's base model are held in."""
+    del config
+    return torch.float32
+
+
+def load_base_model(directory: Path, dtype: torch.dtype) -> PreTrainedModel:
+    """Load the weights of a base model, from safetensors and nothing else."""
     return AutoModelForCausalLM.from_pretrained(
         directory,
-        dtype=torch.float32,
+        dtype=dtype,
         local_files_only=True,
         trust_remote_code=False,
         use_safetensors=True,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Loaders:
+    """How a job comes by its base model, of which it is given the directory."""
+
+    load_tokenizer: Callable[[Path], PreTrainedTokenizerBase] = load_tokenizer
+    load_base_model: Callable[[Path, torch.dtype], PreTrainedModel] = load_base_model
+
+
+FROM_DISK = Loaders()
 
 
 def attach_adapter(base: PreTrainedModel, shape: LoraShape, reference: BaseModelRef) -> PeftModel:

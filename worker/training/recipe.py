@@ -36,10 +36,11 @@ from worker.training.failures import TrainingFailedError, is_out_of_memory, is_o
 from worker.training.job import Job, Report
 from worker.training.loss_log_file import LossLogFile
 from worker.training.model import (
+    FROM_DISK,
+    Loaders,
     attach_adapter,
+    base_model_dtype,
     describe_parameters,
-    load_base_model,
-    load_tokenizer,
 )
 from worker.training.plan import plan_steps
 from worker.training.randomness import make_deterministic, seed_step
@@ -54,7 +55,13 @@ def never() -> bool:
     return False
 
 
-def run_job(directory: Path, report: Report, is_stop_requested: Callable[[], bool] = never) -> None:
+def run_job(
+    directory: Path,
+    report: Report,
+    is_stop_requested: Callable[[], bool] = never,
+    *,
+    loaders: Loaders = FROM_DISK,
+) -> None:
     """Train the job in `directory`.
 
     The last thing reported is `Finished`, `Failed`, `Stopped`, `OutOfSpace` or `Unresumable`.
@@ -64,6 +71,7 @@ def run_job(directory: Path, report: Report, is_stop_requested: Callable[[], boo
         directory: as `app.core.training_config` describes it.
         report: takes every event as it happens.
         is_stop_requested: asked before each step; once it is true, no further step is taken.
+        loaders: where the base model comes from.
 
     Raises:
         RuntimeError: the loss log to go on with is not what the job says it is.
@@ -73,7 +81,7 @@ def run_job(directory: Path, report: Report, is_stop_requested: Callable[[], boo
     disable_progress_bars()
     transformers_logging.disable_progress_bar()
     try:
-        report(_train(directory, spec, report, is_stop_requested))
+        report(_train(directory, spec, report, is_stop_requested, loaders))
     except TrainingFailedError as failure:
         report(failure.as_event())
     except UnresumableError as error:
@@ -88,10 +96,14 @@ def run_job(directory: Path, report: Report, is_stop_requested: Callable[[], boo
 
 
 def _train(
-    directory: Path, spec: JobSpec, report: Report, is_stop_requested: Callable[[], bool]
+    directory: Path,
+    spec: JobSpec,
+    report: Report,
+    is_stop_requested: Callable[[], bool],
+    loaders: Loaders,
 ) -> Finished | Stopped:
     shutil.rmtree(directory / OUTPUT_NAME, ignore_errors=True)
-    job = _prepare(directory, spec, report)
+    job = _prepare(directory, spec, report, loaders)
     report(Started(total_steps=job.plan.total_steps))
     job.take_steps(is_stop_requested)
     if not job.is_over:
@@ -101,13 +113,14 @@ def _train(
     return Finished(step=result, trained_tokens=job.trainer.progress.tokens_seen)
 
 
-def _prepare(directory: Path, spec: JobSpec, report: Report) -> Job:
+def _prepare(directory: Path, spec: JobSpec, report: Report, loaders: Loaders) -> Job:
     """Load everything a job needs; what may be wrong with its data comes out here."""
     config, base_model = spec.config, directory / BASE_MODEL_NAME
-    tokenizer = load_tokenizer(base_model)
+    tokenizer = loaders.load_tokenizer(base_model)
     training, validation = _tokenize(directory, spec, tokenizer, report)
+    base = loaders.load_base_model(base_model, base_model_dtype(config))
     seed_step(config.seed, 0)  # the random half of the adapter
-    model = attach_adapter(load_base_model(base_model), config.lora, spec.base_model)
+    model = attach_adapter(base, config.lora, spec.base_model)
     report(Noted(message=describe_parameters(model)))
 
     plan = plan_steps(config, examples=len(training), has_validation=validation is not None)
