@@ -77,6 +77,8 @@ class Service:
     def signal(self, name: str, number: signal.Signals) -> None:
         if self.is_running(name):
             self._processes[name].send_signal(number)
+        if number is signal.SIGKILL:  # so that `tend` sees that it is gone
+            self._processes[name].wait()
 
     def terminate(self, name: str, *, within_s: float) -> float:
         """Ask a worker to end. Returns how many seconds it took.
