@@ -12,6 +12,11 @@ Each step is a list of a word and what belongs to it:
     ["wait"]            wait for ever
     ["raise", NAME]     send itself a signal
     ["exit", CODE]      end
+
+For a zygote it is a trainer as well, which `DIR/prepare.json`, where there is one, tells what to do
+beforehand: any of these, and
+
+    ["thread"]          start a thread
 """
 
 import json
@@ -19,11 +24,21 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 
+def prepare(directory: Path) -> None:
+    if (directory / "prepare.json").exists():
+        follow("prepare.json", directory)
+
+
 def main(directory: Path) -> None:
+    follow("script.json", directory)
+
+
+def follow(script: str, directory: Path) -> None:
     def leave_behind() -> None:
         waiting = [sys.executable, "-c", "import signal; signal.pause()"]
         (directory / "pid").write_text(str(subprocess.Popen(waiting).pid))
@@ -47,8 +62,9 @@ def main(directory: Path) -> None:
         "wait": wait,
         "raise": lambda name: signal.raise_signal(signal.Signals[name]),
         "exit": sys.exit,
+        "thread": lambda: threading.Thread(target=threading.Event().wait, daemon=True).start(),
     }
-    for word, *rest in json.loads((directory / "script.json").read_text()):
+    for word, *rest in json.loads((directory / script).read_text()):
         words[word](*rest)
 
 

@@ -20,6 +20,7 @@ from app.core.storage.local import LocalBlobStore
 from worker.launcher import Launcher
 from worker.local_launcher import LocalLauncher
 from worker.loop import Worker
+from worker.warm_launcher import WarmLauncher
 
 logger = logging.getLogger("worker")
 
@@ -27,18 +28,18 @@ LOOK_INTERVAL_S = 0.5
 """Between two looks whether the workers have ended by themselves."""
 
 
-def main(launcher: Launcher | None = None) -> int:
+def main(trainer: str = "worker.train") -> int:
     """Run workers until told to stop.
 
     Args:
-        launcher: of the children; on this machine unless given.
+        trainer: the module that a child runs.
     """
     settings = Settings()
     configure_logging(settings.log_level)
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     try:
         with occupied(settings):
-            _serve(settings, launcher or LocalLauncher())
+            _serve(settings, trainer)
     except OccupiedError as error:
         sys.stderr.write(f"{error}\n")
         return 1
@@ -46,7 +47,7 @@ def main(launcher: Launcher | None = None) -> int:
     return 0
 
 
-def _serve(settings: Settings, launcher: Launcher) -> None:
+def _serve(settings: Settings, trainer: str) -> None:
     database = Database(settings.resolved_database_url)
     upgrade(database)
     catalogue = load_catalogue(settings.data_dir)
@@ -59,12 +60,19 @@ def _serve(settings: Settings, launcher: Launcher) -> None:
             database=database,
             store=LocalBlobStore(settings.blobs_dir),
             catalogue=catalogue,
-            launcher=launcher,
+            launcher=_make_launcher(settings, trainer),
         )
         for _ in range(settings.concurrency)
     ]
     _run(workers)
     database.dispose()
+
+
+def _make_launcher(settings: Settings, trainer: str) -> Launcher:
+    """For one worker. A zygote that it starts ends with the worker's thread."""
+    if settings.warm_s and sys.platform == "linux":
+        return WarmLauncher(trainer, idle_s=settings.warm_s)
+    return LocalLauncher(trainer)
 
 
 def _run(workers: Sequence[Worker]) -> None:

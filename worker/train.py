@@ -4,11 +4,12 @@ Its standard output carries the events of `app.core.training_events`, one JSON o
 nothing else; what libraries print goes to standard error. It ends with exit code 0 after
 `Finished`, `Failed`, `Stopped`, `OutOfSpace` or `Unresumable`, and with 1 and a traceback when
 something went wrong that nobody foresaw. SIGTERM asks it to save its state and to stop.
+
+A `worker.zygote` imports this module, too, to `prepare` and then to fork children into `main`.
 """
 
-import ctypes
+import importlib
 import os
-import select
 import signal
 import sys
 from pathlib import Path
@@ -17,17 +18,19 @@ from typing import TextIO
 
 from app.core.training_config import MACHINE_CACHE_NAME
 from app.core.training_events import Started, TrainingEvent
-
-_PR_SET_PDEATHSIG = 1
-"""Linux, `prctl(2)`: the signal to get when the parent dies."""
+from worker.parent_death import die_with_parent
 
 
 def main(directory: Path) -> None:
     """Train the job in `directory` and write its events to standard output."""
-    _die_with_parent()
+    die_with_parent(sys.stdout.fileno())  # when the worker is killed, nobody trains on
     with _take_standard_output() as events:
-        _set_environment(directory)
+        _set_environment()
+        # Compiled layers are kept for other jobs.
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(directory / MACHINE_CACHE_NAME / "compiled")
+        os.chdir(directory)
         # Only now: what an import prints must not be among the events.
+        from worker.training.kept_model import kept_model  # noqa: PLC0415
         from worker.training.recipe import run_job  # noqa: PLC0415
 
         stop_request = _StopRequest()
@@ -38,7 +41,19 @@ def main(directory: Path) -> None:
             events.write(event.model_dump_json() + "\n")
             events.flush()
 
-        run_job(directory, report, lambda: stop_request.has_come)
+        run_job(directory, report, lambda: stop_request.has_come, loaders=kept_model.loaders)
+
+
+def prepare(directory: Path) -> None:
+    """Load what `main` needs for the job in `directory`. Copies of this process will call that.
+
+    No thread is started: it would be missing in them.
+    """
+    _set_environment()
+    importlib.import_module("worker.training.recipe")  # all that a copy will import
+    from worker.training.kept_model import kept_model  # noqa: PLC0415
+
+    kept_model.keep(directory)
 
 
 class _StopRequest:
@@ -59,18 +74,6 @@ class _StopRequest:
         self.has_come = True
 
 
-def _die_with_parent() -> None:
-    """Never train on for nobody: when the worker is killed, so is this process."""
-    if sys.platform != "linux":
-        return
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    # It may have been killed before that: then nobody is left to read what this process says.
-    output = select.poll()
-    output.register(sys.stdout.fileno(), 0)  # POLLERR is always reported
-    if any(seen & select.POLLERR for _, seen in output.poll(0)):
-        sys.exit("the worker is gone")
-
-
 def _take_standard_output() -> TextIO:
     """Keep standard output for events alone: whatever else is printed goes to standard error."""
     events = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
@@ -78,18 +81,21 @@ def _take_standard_output() -> TextIO:
     return events
 
 
-def _set_environment(directory: Path) -> None:
+def _set_environment() -> None:
     """Tell libraries, before they are imported, how to behave."""
-    # Reach for no model hub, and write nowhere but in the job's directory.
+    # Reach for no model hub, and write nowhere but in the job's directory, where `main` goes: this
+    # path is read only once, by a process that may not know yet which directory that will be.
     os.environ["HF_HUB_OFFLINE"] = "1"
-    os.environ["HF_HOME"] = str(directory / "cache")
-    # Compiled layers are kept for other jobs; processes to compile in would outlive this one.
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(directory / MACHINE_CACHE_NAME / "compiled")
+    os.environ["HF_HOME"] = "cache"
+    # Processes to compile in would outlive this one.
     os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # rows are tokenized one at a time
     # A thread that waits for the others sleeps. By default it spins, which takes the processor
     # from the very thread it waits for as soon as anything else runs: a step was 5 times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # The threads of torch are enough; numpy and pyarrow would start some when they are imported.
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"
+    os.environ["JE_ARROW_MALLOC_CONF"] = "background_thread:false"
 
 
 if __name__ == "__main__":

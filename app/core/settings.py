@@ -79,6 +79,10 @@ class Settings(BaseSettings):
     """Seconds of training after which a job's state is saved again, besides at every checkpoint:
     what an interruption costs at most."""
 
+    warm_s: float = Field(default=600.0, ge=0, le=86_400)
+    """Seconds after a job for which the libraries and its base model stay in memory, so that the
+    next job starts at once; 0 for not at all. For each job that may train at once."""
+
     stop_grace_s: float = Field(default=30.0, ge=1, le=3600)
     """Seconds a worker that is told to stop may take to save its job and end."""
 

@@ -11,6 +11,7 @@ from typing import Any, Self
 import openai
 from openai.types.fine_tuning import FineTuningJob
 
+from tests.children import find_children
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -98,14 +99,7 @@ class ServiceProcesses:
 
     def find_child(self, job_id: str) -> int | None:
         """Process id of the child that trains this job; None when there is none."""
-        for entry in Path("/proc").glob("[0-9]*"):
-            try:
-                command = (entry / "cmdline").read_bytes()
-            except OSError:
-                continue  # it has just ended
-            if b"worker.train" in command and job_id.encode() in command:
-                return int(entry.name)
-        return None
+        return find_children(self.data_dir).get(job_id)
 
     def log(self, process: str) -> str:
         """What `app` or `worker` has written to standard error."""

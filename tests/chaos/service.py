@@ -12,6 +12,7 @@ from typing import Self
 
 import httpx
 
+from tests.children import find_children
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -76,6 +77,8 @@ class Service:
     def signal(self, name: str, number: signal.Signals) -> None:
         if self.is_running(name):
             self._processes[name].send_signal(number)
+        if number is signal.SIGKILL:  # so that `tend` sees that it is gone
+            self._processes[name].wait()
 
     def terminate(self, name: str, *, within_s: float) -> float:
         """Ask a worker to end. Returns how many seconds it took.
@@ -92,16 +95,7 @@ class Service:
 
     def children(self) -> dict[str, int]:
         """Process id of every training child, by the id of its job."""
-        found: dict[str, int] = {}
-        for entry in Path("/proc").glob("[0-9]*"):
-            try:
-                words = (entry / "cmdline").read_bytes().split(b"\0")
-            except OSError:
-                continue
-            directory = next((word.decode() for word in words if b"/attempt-" in word), "")
-            if str(self.data_dir) in directory:
-                found[Path(directory).parent.name] = int(entry.name)
-        return found
+        return find_children(self.data_dir)
 
     def http(self) -> httpx.Client:
         return httpx.Client(base_url=self.url, timeout=30)

@@ -11,7 +11,6 @@ from app.core.db import leases
 from app.core.db.models import Job
 from worker.__main__ import main
 from worker.attempt import Attempt
-from worker.local_launcher import LocalLauncher
 
 
 def remove_fence() -> None:
@@ -22,4 +21,4 @@ def remove_fence() -> None:
 if __name__ == "__main__":
     if os.environ.get("TUNERY_CHAOS_MUTATION") == "no-fence":
         remove_fence()
-    sys.exit(main(LocalLauncher("tests.chaos.stand_in_trainer")))
+    sys.exit(main("tests.chaos.stand_in_trainer"))

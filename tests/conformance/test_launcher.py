@@ -1,8 +1,8 @@
-"""What every launcher must do: the one that starts a process, and the one that stands in for it."""
+"""What every launcher must do: those that start a process, and the one that stands in for them."""
 
 import json
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -11,31 +11,34 @@ from app.core.training_events import Noted, TrainingEvent
 from tests.fakes import Act, FakeLauncher, Waiting
 from worker.launcher import Ending, Launcher, Order
 from worker.local_launcher import LocalLauncher
+from worker.warm_launcher import WarmLauncher
 
 EVENTS = [Noted(message=f"event {number}") for number in range(3)]
 Prepare = Callable[..., Launcher]
 """Makes a launcher whose child reports events or waits, logs a line, and ends with a code."""
 
 
-@pytest.fixture(params=["local", "fake"])
+@pytest.fixture(params=["local", "warm", "fake"])
 def prepare(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Prepare:
+) -> Iterator[Prepare]:
+    warm = WarmLauncher("tests.stand_in_child", idle_s=60)
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
 
     def prepare_fake(*acts: Act, exit_code: int = 0, log: str = "") -> Launcher:
         return FakeLauncher(acts, exit_code, log)
 
-    def prepare_local(*acts: Act, exit_code: int = 0, log: str = "") -> Launcher:
+    def prepare_real(*acts: Act, exit_code: int = 0, log: str = "") -> Launcher:
         script = [
             ["log", log],
             *(["wait"] if isinstance(act, Waiting) else ["say", as_line(act)] for act in acts),
             ["exit", exit_code],
         ]
         (tmp_path / "script.json").write_text(json.dumps(script))
-        return LocalLauncher("tests.stand_in_child")
+        return warm if request.param == "warm" else LocalLauncher("tests.stand_in_child")
 
-    return prepare_fake if request.param == "fake" else prepare_local
+    yield prepare_fake if request.param == "fake" else prepare_real
+    warm.close()
 
 
 def as_line(act: Act) -> str:

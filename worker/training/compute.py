@@ -78,7 +78,7 @@ def choose(
         said.append(f"by the plain code of the libraries, for {objection}")
     elif is_plain:
         said.append("by the plain code of the libraries, as was asked")
-    seconds = _estimate_seconds(model, work, getattr(speeds, dtype))
+    seconds = _estimate_seconds(model, work, torch.get_num_threads() * getattr(speeds, dtype))
     should_compile = not is_plain and (
         seconds >= _WORTH_COMPILING_S if asked.compile is None else asked.compile
     )

@@ -1,6 +1,7 @@
 """Base model, tokenizer and adapter: what a job loads and what it trains."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
@@ -47,6 +48,17 @@ def load_base_model(directory: Path, dtype: torch.dtype) -> PreTrainedModel:
         trust_remote_code=False,
         use_safetensors=True,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Loaders:
+    """How a job comes by its base model, of which it is given the directory."""
+
+    load_tokenizer: Callable[[Path], PreTrainedTokenizerBase] = load_tokenizer
+    load_base_model: Callable[[Path, torch.dtype], PreTrainedModel] = load_base_model
+
+
+FROM_DISK = Loaders()
 
 
 def attach_adapter(base: PreTrainedModel, shape: LoraShape, reference: BaseModelRef) -> PeftModel:

@@ -40,15 +40,15 @@ from worker.training.forward import Forward
 from worker.training.job import Job, Report
 from worker.training.loss_log_file import LossLogFile
 from worker.training.model import (
+    FROM_DISK,
+    Loaders,
     attach_adapter,
     describe_parameters,
-    load_base_model,
-    load_tokenizer,
 )
 from worker.training.plan import Plan, plan_steps
 from worker.training.processor import read_or_measure
 from worker.training.randomness import make_deterministic, seed_torch
-from worker.training.resume import StateSaver, UnresumableError, load_state, read_compute
+from worker.training.resume import StateSaver, UnresumableError, asked_compute, load_state
 from worker.training.trainer import Trainer
 
 _TOKENS_NAME = "tokens"
@@ -59,7 +59,13 @@ def never() -> bool:
     return False
 
 
-def run_job(directory: Path, report: Report, is_stop_requested: Callable[[], bool] = never) -> None:
+def run_job(
+    directory: Path,
+    report: Report,
+    is_stop_requested: Callable[[], bool] = never,
+    *,
+    loaders: Loaders = FROM_DISK,
+) -> None:
     """Train the job in `directory`.
 
     The last thing reported is `Finished`, `Failed`, `Stopped`, `OutOfSpace` or `Unresumable`.
@@ -69,6 +75,7 @@ def run_job(directory: Path, report: Report, is_stop_requested: Callable[[], boo
         directory: as `app.core.training_config` describes it.
         report: takes every event as it happens.
         is_stop_requested: asked before each step; once it is true, no further step is taken.
+        loaders: where the base model comes from.
 
     Raises:
         RuntimeError: the loss log to go on with is not what the job says it is.
@@ -78,7 +85,7 @@ def run_job(directory: Path, report: Report, is_stop_requested: Callable[[], boo
     disable_progress_bars()
     transformers_logging.disable_progress_bar()
     try:
-        report(_train(directory, spec, report, is_stop_requested))
+        report(_train(directory, spec, report, is_stop_requested, loaders))
     except TrainingFailedError as failure:
         report(failure.as_event())
     except UnresumableError as error:
@@ -93,10 +100,14 @@ def run_job(directory: Path, report: Report, is_stop_requested: Callable[[], boo
 
 
 def _train(
-    directory: Path, spec: JobSpec, report: Report, is_stop_requested: Callable[[], bool]
+    directory: Path,
+    spec: JobSpec,
+    report: Report,
+    is_stop_requested: Callable[[], bool],
+    loaders: Loaders,
 ) -> Finished | Stopped:
     shutil.rmtree(directory / OUTPUT_NAME, ignore_errors=True)
-    job = _prepare(directory, spec, report)
+    job = _prepare(directory, spec, report, loaders)
     report(Started(total_steps=job.plan.total_steps))
     job.take_steps(is_stop_requested)
     if not job.is_over:
@@ -106,15 +117,16 @@ def _train(
     return Finished(step=result, trained_tokens=job.trainer.progress.tokens_seen)
 
 
-def _prepare(directory: Path, spec: JobSpec, report: Report) -> Job:
+def _prepare(directory: Path, spec: JobSpec, report: Report, loaders: Loaders) -> Job:
     """Load everything a job needs; what may be wrong with its data comes out here."""
     config, base_model = spec.config, directory / BASE_MODEL_NAME
-    tokenizer = load_tokenizer(base_model)
+    tokenizer = loaders.load_tokenizer(base_model)
     training, validation = _tokenize(directory, spec, tokenizer, report)
     plan = plan_steps(config, examples=len(training), has_validation=validation is not None)
     patience = config.early_stopping_patience
     best = BestAdapter(patience=patience) if validation and patience else None
-    spec, forward = _load_model(directory, spec, _work(training, plan, config), report)
+    loaded = _load_model(directory, spec, loaders, report, _work(training, plan, config))
+    spec, forward = loaded
     trainer = Trainer(
         forward,
         training,
@@ -140,15 +152,14 @@ def _prepare(directory: Path, spec: JobSpec, report: Report) -> Job:
 
 
 def _load_model(
-    directory: Path, spec: JobSpec, work: Work, report: Report
+    directory: Path, spec: JobSpec, loaders: Loaders, report: Report, work: Work
 ) -> tuple[JobSpec, Forward]:
     """The model with its adapter, and the job with all that was left open of how to compute it."""
     config = spec.config
-    is_new = spec.resume_step is None
-    asked = spec.compute if is_new else read_compute(directory / RESUME_NAME)
+    asked = asked_compute(directory, spec)
     speeds = read_or_measure(directory / MACHINE_CACHE_NAME)
     dtype = choose_dtype(asked, speeds)
-    base = load_base_model(directory / BASE_MODEL_NAME, DTYPES[dtype])
+    base = loaders.load_base_model(directory / BASE_MODEL_NAME, DTYPES[dtype])
     seed_torch(config.seed, 0)  # the random half of the adapter
     model = attach_adapter(base, config.lora, spec.base_model)
     report(Noted(message=describe_parameters(model)))

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from app.core.manifest import ManifestError, verify
-from app.core.training_config import ComputeSettings, JobSpec
+from app.core.training_config import RESUME_NAME, ComputeSettings, JobSpec
 from worker.training.checkpoint import save_directory
 from worker.training.evaluate import BestAdapter
 from worker.training.failures import is_out_of_memory
@@ -76,14 +76,17 @@ def _write_state(
     (directory / _NUMBERS_NAME).write_text(numbers.model_dump_json() + "\n", encoding="utf-8")
 
 
-def read_compute(directory: Path) -> ComputeSettings:
-    """How the job in whose state `directory` is was computed so far.
+def asked_compute(directory: Path, spec: JobSpec) -> ComputeSettings:
+    """How the job in `directory` is to be computed: as its earlier attempts were, if there are any.
 
     Raises:
-        UnresumableError: the state does not say.
+        UnresumableError: the state to go on from does not say.
     """
+    if spec.resume_step is None:
+        return spec.compute
+    numbers = directory / RESUME_NAME / _NUMBERS_NAME
     try:
-        return _Numbers.model_validate_json((directory / _NUMBERS_NAME).read_bytes()).compute
+        return _Numbers.model_validate_json(numbers.read_bytes()).compute
     except (OSError, ValidationError) as error:
         raise UnresumableError(f"{type(error).__name__}: {error}") from error
 

@@ -1,11 +1,11 @@
-"""What children really do; that every launcher behaves alike is in `tests/conformance`."""
+"""What children really do, however they were started; more of that is in `tests/conformance`."""
 
 import json
 import logging
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,12 @@ import pytest
 
 from app.core.training_events import Noted, TrainingEvent
 from tests.waiting import wait_until
-from worker import local_launcher
+from worker import supervision
 from worker.kernel_locks import JobLock, JobLockedError
-from worker.launcher import Ending, Order
-from worker.local_launcher import LOG_TAIL_LINES, LocalLauncher
+from worker.launcher import Ending, Launcher, Order
+from worker.local_launcher import LocalLauncher
+from worker.supervision import LOG_TAIL_LINES
+from worker.warm_launcher import WarmLauncher
 
 EVENT = Noted(message="hello")
 
@@ -35,18 +37,28 @@ def directory(tmp_path: Path) -> Path:
     return tmp_path / "job" / "attempt-1"
 
 
-@pytest.fixture
-def run(directory: Path, seen: list[TrainingEvent], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Run a child that follows this script and these orders."""
+@pytest.fixture(params=["local", "warm"])
+def launcher(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Launcher]:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3]))
+    warm = WarmLauncher("tests.stand_in_child", idle_s=60)
+    yield warm if request.param == "warm" else LocalLauncher("tests.stand_in_child")
+    warm.close()
+
+
+@pytest.fixture
+def run(directory: Path, seen: list[TrainingEvent], launcher: Launcher) -> Run:
+    """Run a child that follows this script and these orders."""
 
     def run(*script: list[Any], order: Callable[[], Order] = lambda: Order.GO_ON) -> Ending:
-        directory.mkdir(parents=True, exist_ok=True)
-        (directory / "script.json").write_text(json.dumps(script))
-        launcher = LocalLauncher("tests.stand_in_child")
+        write_script(directory, *script)
         return launcher.run(directory, on_event=seen.append, order=order)
 
     return run
+
+
+def write_script(directory: Path, *script: list[Any]) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "script.json").write_text(json.dumps(script))
 
 
 def is_running(pid: int) -> bool:
@@ -92,13 +104,10 @@ def test_a_child_that_does_not_save_is_killed_when_its_time_is_up(
 
 
 def test_orders_are_carried_out_while_an_event_is_being_written_down(
-    directory: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+    directory: Path, launcher: Launcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Such as a checkpoint whose bytes take long to copy."""
-    del run  # has set the environment
-    directory.mkdir(parents=True)
-    script = [["say", EVENT.model_dump_json()], ["wait"]]
-    (directory / "script.json").write_text(json.dumps(script))
+    write_script(directory, ["say", EVENT.model_dump_json()], ["wait"])
     is_busy = threading.Event()
     has_ended: list[bool] = []
 
@@ -109,9 +118,7 @@ def test_orders_are_carried_out_while_an_event_is_being_written_down(
         has_ended.append(True)
 
     monkeypatch.setattr(JobLock, "_end_holder", lambda _: None)
-    LocalLauncher("tests.stand_in_child").run(
-        directory, on_event=be_busy, order=once(is_busy.is_set)
-    )
+    launcher.run(directory, on_event=be_busy, order=once(is_busy.is_set))
 
     assert has_ended == [True]
 
@@ -120,15 +127,23 @@ def test_a_child_of_an_earlier_attempt_is_ended_first(
     directory: Path, run: Run, seen: list[TrainingEvent]
 ) -> None:
     """Its worker was suspended: it lost the job, and its child does not know."""
-    directory.mkdir(parents=True)
-    (directory / "script.json").write_text('[["wait"]]')
-    earlier = LocalLauncher("tests.stand_in_child")._start(directory, lambda: Order.GO_ON)
+    write_script(directory, ["wait"])
+    endings: list[Ending] = []
+    its_worker = WarmLauncher("tests.stand_in_child", idle_s=60)
+    suspended = threading.Thread(
+        target=lambda: endings.append(
+            its_worker.run(directory, on_event=seen.append, order=lambda: Order.GO_ON)
+        )
+    )
+    suspended.start()
+    lock = directory.parent.with_suffix(".lock")
+    wait_until(lambda: lock.exists() and lock.read_text(), within_s=30)
 
     run(["say", EVENT.model_dump_json()])
 
-    assert earlier.wait(10) == -signal.SIGKILL
-    assert earlier.stdout is not None
-    earlier.stdout.close()
+    suspended.join(30)
+    its_worker.close()
+    assert [ending.exit_code for ending in endings] == [-signal.SIGKILL]
     assert seen == [EVENT]
 
 
@@ -137,7 +152,7 @@ def test_a_child_that_would_not_end_is_waited_for_in_vain(
 ) -> None:
     directory.mkdir(parents=True)
     held = JobLock.of(directory).take(within_s=0)
-    monkeypatch.setattr(local_launcher, "LOCK_S", 0.1)
+    monkeypatch.setattr(supervision, "LOCK_S", 0.1)
 
     with pytest.raises(JobLockedError):
         run(["exit", 0])
@@ -171,7 +186,7 @@ def test_lines_that_are_no_events_are_logged_and_passed_over(
 def test_an_endless_line_is_not_collected_and_its_end_is_no_event(
     run: Run, seen: list[TrainingEvent], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(local_launcher, "MAX_LINE_BYTES", 1000)
+    monkeypatch.setattr(supervision, "MAX_LINE_BYTES", 1000)
     line = EVENT.model_dump_json()
 
     run(["say", "x" * 10_000 + "y" * (1000 - len(line)) + line], ["say", line])
@@ -204,16 +219,12 @@ def test_what_a_child_has_started_is_stopped_with_it(
     wait_until(lambda: not is_running(left), within_s=5)
 
 
-def test_an_error_of_the_worker_stops_the_child(directory: Path, run: Run) -> None:
-    del run
-    directory.mkdir(parents=True)
-    script = [["leave-behind"], ["say", EVENT.model_dump_json()], ["wait"]]
-    (directory / "script.json").write_text(json.dumps(script))
+def test_an_error_of_the_worker_stops_the_child(directory: Path, launcher: Launcher) -> None:
+    write_script(directory, ["leave-behind"], ["say", EVENT.model_dump_json()], ["wait"])
 
     def fail(_event: TrainingEvent) -> None:
         raise ZeroDivisionError
 
-    launcher = LocalLauncher("tests.stand_in_child")
     with pytest.raises(ZeroDivisionError):
         launcher.run(directory, on_event=fail, order=lambda: Order.GO_ON)
 
@@ -240,7 +251,7 @@ def test_a_child_sees_no_secret_of_the_workers_environment(
     passed_on = set((directory / "environment").read_text().splitlines())
     assert {"HF_HUB_OFFLINE", "PATH"} <= passed_on
     assert passed_on - {"LC_CTYPE"} <= {
-        *local_launcher._PASSED_ON,
+        *supervision.PASSED_ON,
         "HF_HUB_OFFLINE",
         "PYTHONUNBUFFERED",
         "TOKENIZERS_PARALLELISM",

@@ -1,0 +1,120 @@
+"""How long a job waits for its first optimizer step, on a cold worker and on a warm one.
+
+    python benchmarks/start.py                    # about 3 minutes, on a quiet machine
+
+It runs the real API and the real worker on a data directory of its own, which borrows the base
+model of `make model`. Measured is the time from the request that makes a job to the moment at which
+
+- its child has taken its first step, as the child says (`first step`), and
+- the step can be read from `GET .../metrics`, which is what a user sees (`in the loss log`).
+
+Cold is the first job of a worker, warm each one after it; `TUNERY_WARM_S=0` makes every job cold.
+"""
+
+import argparse
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import httpx
+
+from tests.builders import build_chat_file
+
+ROOT = Path(__file__).parents[1]
+LOOK_S = 0.01
+
+
+@contextmanager
+def service(data_dir: Path, settings: dict[str, str]) -> Generator[httpx.Client]:
+    """API and worker; both end with the block."""
+    named = {"data_dir": str(data_dir), "port": "0"} | settings
+    environment = os.environ | {f"TUNERY_{key.upper()}": one for key, one in named.items()}
+    environment["PYTHONPATH"] = str(ROOT)
+    processes: list[subprocess.Popen[bytes]] = []
+
+    def start(module: str, ready: str) -> str:
+        log = data_dir / f"{module}.log"
+        with log.open("wb") as errors:
+            command = [sys.executable, "-m", module]
+            processes.append(
+                subprocess.Popen(command, cwd=data_dir, env=environment, stderr=errors)
+            )
+        while not (found := re.search(ready, log.read_text())):
+            assert processes[-1].poll() is None, log.read_text()
+            time.sleep(LOOK_S)
+        return found[1]
+
+    try:
+        url = start("app", r"running on (http://\S+)")
+        start("worker", r"worker (ready)")
+        with httpx.Client(base_url=f"{url}/v1", timeout=60) as http:
+            yield http
+    finally:
+        for process in reversed(processes):
+            process.terminate()
+            process.wait()
+
+
+def measure(http: httpx.Client, data_dir: Path, model: str, steps: int) -> tuple[float, float]:
+    """Seconds from the request to the first step, and to its row in the loss log."""
+    file = ("train.jsonl", build_chat_file(64))
+    training_file = http.post("/files", files={"file": file}, data={"purpose": "fine-tune"})
+    body = {
+        "model": model,
+        "training_file": training_file.raise_for_status().json()["id"],
+        "hyperparameters": {"max_steps": steps},
+    }
+    began = time.monotonic()
+    job = http.post("/fine_tuning/jobs", json=body).raise_for_status().json()["id"]
+    log = data_dir / "work" / job / "attempt-1" / "loss-log.jsonl"
+    stepped_s = 0.0
+    while True:
+        if not stepped_s and log.exists() and log.stat().st_size:
+            stepped_s = time.monotonic() - began
+        if http.get(f"/fine_tuning/jobs/{job}/metrics").raise_for_status().json()["data"]:
+            logged_s = time.monotonic() - began
+            break
+        time.sleep(LOOK_S)
+    while http.get(f"/fine_tuning/jobs/{job}").json()["status"] in {"queued", "running"}:
+        time.sleep(0.1)
+    return stepped_s or logged_s, logged_s
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--models", type=Path, default=Path("data/models"))
+    parser.add_argument("--model", default="smollm2-135m-instruct")
+    parser.add_argument("--warm-jobs", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=3)
+    options = parser.parse_args(arguments)
+    runs: dict[str, list[tuple[float, float]]] = {}
+    with tempfile.TemporaryDirectory() as name:
+        data_dir = Path(name)
+        (data_dir / "models").symlink_to(options.models.resolve(strict=True))
+        for kind, warm_s, jobs in (("cold", "0", 1), ("warm", "600", 1 + options.warm_jobs)):
+            with service(data_dir, {"warm_s": warm_s}) as http:
+                found = [measure(http, data_dir, options.model, options.steps) for _ in range(jobs)]
+            if kind == "warm":
+                runs["first of a worker"] = found[:1]
+            runs[kind] = found[1:] if kind == "warm" else found
+    print(f"{options.model}: seconds from POST to the first optimizer step, medians")
+    print(f"{'start':20} {'jobs':>4} {'first step':>12} {'in the loss log':>16}")
+    for kind, found in runs.items():
+        steps_s, logs_s = (statistics.median(column) for column in zip(*found, strict=True))
+        print(f"{kind:20} {len(found):4} {steps_s:12.2f} {logs_s:16.2f}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

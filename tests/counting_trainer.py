@@ -1,0 +1,49 @@
+"""The real trainer, with a count of what is loaded: a line in `LOADS`, beside the job's directory.
+
+Each line has the id of the process that loads and what it loads: what a child inherits from its
+zygote is not loaded again, and so is in no line of its own.
+"""
+
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from worker import train
+
+LOADS = "loads"
+
+
+def prepare(directory: Path) -> None:
+    _count_loads(directory)
+    train.prepare(directory)
+
+
+def main(directory: Path) -> None:
+    _count_loads(directory)
+    train.main(directory)
+
+
+def loads(directory: Path) -> list[tuple[int, str]]:
+    """Everything that was loaded for jobs beside this one's, by process."""
+    lines = (directory.parents[1] / LOADS).read_text().splitlines()
+    return [(int(pid), what) for pid, what in (line.split() for line in lines)]
+
+
+def _count_loads(directory: Path) -> None:
+    train._set_environment()
+    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415 - only now
+
+    from worker.training import model  # noqa: PLC0415 - as above
+
+    def counted(auto: Any, what: str) -> Any:
+        def count_and_load(*args: Any, **options: Any) -> Any:
+            with target.open("a") as lines:
+                lines.write(f"{os.getpid()} {what}\n")
+            return auto.from_pretrained(*args, **options)
+
+        return SimpleNamespace(from_pretrained=count_and_load)
+
+    target = directory.parents[1] / LOADS
+    model.AutoTokenizer = counted(AutoTokenizer, "tokenizer")
+    model.AutoModelForCausalLM = counted(AutoModelForCausalLM, "model")

@@ -1,0 +1,423 @@
+"""What is particular to children that a zygote forks; the rest is in `test_supervision`."""
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.core.training_events import Noted, TrainingEvent
+from tests.waiting import wait_until
+from worker import zygote_handle
+from worker.identity import start_ticks
+from worker.kernel_locks import JobLock
+from worker.launcher import Ending, Order
+from worker.warm_launcher import MAX_FAILURES, WarmLauncher
+
+PROJECT = Path(__file__).parents[3]
+EVENT = Noted(message="hello")
+SAY = ["say", EVENT.model_dump_json()]
+END_S = 30
+"""Longest time an end may take to be seen; generous, as machines that test are busy."""
+
+
+@pytest.fixture(autouse=True)
+def project_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(PROJECT))
+
+
+@pytest.fixture
+def launcher() -> Iterator[WarmLauncher]:
+    launcher = WarmLauncher("tests.stand_in_child", idle_s=60)
+    yield launcher
+    launcher.close()
+
+
+@pytest.fixture
+def seen() -> list[TrainingEvent]:
+    """What the children of this test have reported."""
+    return []
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    return tmp_path / "job" / "attempt-1"
+
+
+Run = Callable[..., Ending]
+
+
+@pytest.fixture
+def run(launcher: WarmLauncher, directory: Path, seen: list[TrainingEvent]) -> Run:
+    """Run a child that follows this script and these orders; `prepare` is for its zygote."""
+
+    def run(
+        *script: list[Any],
+        prepare: list[list[Any]] | None = None,
+        order: Callable[[], Order] = lambda: Order.GO_ON,
+        on_event: Callable[[TrainingEvent], None] = seen.append,
+    ) -> Ending:
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "prepare.json").write_text(json.dumps(prepare or []))
+        (directory / "script.json").write_text(json.dumps(script))
+        return launcher.run(directory, on_event=on_event, order=order)
+
+    return run
+
+
+def zygote_of(launcher: WarmLauncher) -> int:
+    assert launcher._zygote is not None
+    return launcher._zygote.pid
+
+
+def holder_of(directory: Path) -> int:
+    """Process id of the child that holds the lock of the job."""
+    return int(JobLock.of(directory)._path.read_text().split()[0])
+
+
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def open_files(pid: int) -> dict[int, str]:
+    found: dict[int, str] = {}
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # the one that this loop itself reads
+            found[int(link.name)] = str(link.readlink())
+    return found
+
+
+def test_each_job_has_a_process_of_its_own_forked_from_the_same(
+    run: Run, launcher: WarmLauncher, directory: Path
+) -> None:
+    children: list[int] = []
+    parents: list[int] = []
+
+    def look(_event: TrainingEvent) -> None:
+        children.append(holder_of(directory))
+        parents.append(parent_of(children[-1]))
+
+    for _ in range(2):
+        run(SAY, ["wait"], on_event=look, order=lambda: end_if(children))
+        assert start_ticks(children.pop()) is None
+    assert parents == [zygote_of(launcher)] * 2
+
+
+def end_if(condition: object) -> Order:
+    return Order.END if condition else Order.GO_ON
+
+
+def test_a_child_is_gone_for_good_when_its_job_has_ended(run: Run, directory: Path) -> None:
+    run(["exit", 0])
+
+    assert not Path(f"/proc/{holder_of(directory)}").exists()
+
+
+def test_a_child_keeps_its_process_id_until_nobody_can_mistake_it(
+    run: Run, launcher: WarmLauncher, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    has_entry: list[bool] = []
+    zygote_class = zygote_handle.Zygote
+    bury = zygote_class.bury
+
+    def look_and_bury(zygote: zygote_handle.Zygote) -> None:
+        has_entry.append(Path(f"/proc/{holder_of(directory)}").exists())
+        bury(zygote)
+
+    monkeypatch.setattr(zygote_class, "bury", look_and_bury)
+
+    run(["exit", 0])
+
+    assert has_entry == [True]
+
+
+def test_a_child_has_nothing_open_that_is_not_its_own(
+    run: Run, directory: Path, tmp_path: Path
+) -> None:
+    found: dict[int, str] = {}
+
+    def look(_event: TrainingEvent) -> None:
+        found.update(open_files(holder_of(directory)))
+
+    with (tmp_path / "private").open("w"):
+        run(SAY, ["wait"], on_event=look, order=lambda: end_if(found))
+
+    assert found.pop(0) == os.devnull
+    assert found.pop(1).startswith("pipe:")
+    assert found.pop(2) == str(directory / "train.log")
+    assert list(found.values()) == [str(JobLock.of(directory)._path)]
+
+
+def test_nothing_stays_open_in_worker_and_zygote_from_job_to_job(
+    run: Run, launcher: WarmLauncher
+) -> None:
+    run(["exit", 0])
+    before = [sorted(open_files(pid)) for pid in (os.getpid(), zygote_of(launcher))]
+
+    for _ in range(3):
+        run(["exit", 1])
+
+    after = [sorted(open_files(pid)) for pid in (os.getpid(), zygote_of(launcher))]
+    assert after == before
+
+
+def test_a_zygote_ends_when_it_was_idle_for_long(directory: Path, run: Run) -> None:
+    launcher = WarmLauncher("tests.stand_in_child", idle_s=0.2)
+    run(["exit", 0])  # fills the directory
+
+    for exit_code in (0, 1):
+        (directory / "script.json").write_text(json.dumps([["exit", exit_code]]))
+        ending = launcher.run(directory, on_event=print, order=lambda: Order.GO_ON)
+        assert ending.exit_code == exit_code
+        pid = zygote_of(launcher)
+        wait_until(lambda pid=pid: start_ticks(pid) is None, within_s=END_S)
+    launcher.close()
+
+
+def test_a_zygote_does_not_grow_idle_while_its_child_trains(
+    directory: Path, run: Run, seen: list[TrainingEvent]
+) -> None:
+    launcher = WarmLauncher("tests.stand_in_child", idle_s=0.05)
+    run(["exit", 0])
+    (directory / "script.json").write_text(json.dumps([["wait"]]))
+    looks = iter(range(5))
+
+    ending = launcher.run(
+        directory, on_event=seen.append, order=lambda: end_if(next(looks, None) is None)
+    )
+
+    assert (ending.exit_code, ending.was_killed) == (-signal.SIGKILL, True)
+    launcher.close()
+
+
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM"])
+def test_a_zygote_that_was_killed_is_replaced(
+    run: Run, launcher: WarmLauncher, seen: list[TrainingEvent], name: str
+) -> None:
+    run(SAY)
+    first = zygote_of(launcher)
+    os.kill(first, signal.Signals[name])
+
+    ending = run(SAY)
+
+    assert ending.exit_code == 0
+    assert seen == [EVENT, EVENT]
+    assert zygote_of(launcher) != first
+
+
+def test_a_zygote_that_hangs_is_replaced(
+    run: Run, launcher: WarmLauncher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(["exit", 0])
+    first = zygote_of(launcher)
+    os.kill(first, signal.SIGSTOP)
+    ask = zygote_handle.Zygote._await_answer
+
+    def impatient(zygote: zygote_handle.Zygote, *args: Any, **how: Any) -> None:
+        ask(zygote, *args, **how | ({"within_s": 0.1} if zygote.pid == first else {}))
+
+    monkeypatch.setattr(zygote_handle.Zygote, "_await_answer", impatient)
+
+    ending = run(["exit", 3])
+
+    assert ending.exit_code == 3
+    assert zygote_of(launcher) != first
+    assert start_ticks(first) is None
+
+
+def test_a_zygote_killed_while_a_child_trains_takes_it_along_which_is_a_crash(
+    run: Run, launcher: WarmLauncher, directory: Path, seen: list[TrainingEvent]
+) -> None:
+    def kill_zygote(event: TrainingEvent) -> None:
+        seen.append(event)
+        os.kill(zygote_of(launcher), signal.SIGKILL)
+
+    ending = run(SAY, ["wait"], on_event=kill_zygote)
+
+    assert ending == Ending(-signal.SIGKILL, was_asked=False, was_killed=False, log_tail="")
+    assert run(["exit", 0]).exit_code == 0
+
+
+def test_a_child_of_a_zygote_that_hangs_is_still_killed(
+    run: Run, launcher: WarmLauncher, seen: list[TrainingEvent], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop_zygote(event: TrainingEvent) -> None:
+        os.kill(zygote_of(launcher), signal.SIGSTOP)
+        monkeypatch.setattr(zygote_handle.Zygote, "_await_answer", refuse_to_wait)
+        seen.append(event)
+
+    ending = run(SAY, ["wait"], on_event=stop_zygote, order=lambda: end_if(seen))
+
+    assert (ending.exit_code, ending.was_killed) == (-signal.SIGKILL, True)
+
+
+def refuse_to_wait(*_: object, **__: object) -> None:
+    raise zygote_handle.ZygoteError("no answer")
+
+
+def test_without_a_zygote_a_job_runs_all_the_same(
+    run: Run,
+    launcher: WarmLauncher,
+    seen: list[TrainingEvent],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(zygote_handle, "child_environment", lambda: {"PYTHONHOME": "/nonexistent"})
+
+    with caplog.at_level(logging.WARNING, "worker"):
+        endings = [run(SAY) for _ in range(MAX_FAILURES + 1)]
+
+    assert [ending.exit_code for ending in endings] == [0] * (MAX_FAILURES + 1)
+    assert seen == [EVENT] * (MAX_FAILURES + 1)
+    messages = [record.message.split(":")[0] for record in caplog.records]
+    assert messages == ["no warm start"] * MAX_FAILURES + ["no more warm starts are tried"]
+
+
+@pytest.mark.parametrize(
+    ("prepare", "reason"),
+    [
+        pytest.param([["thread"]], "2 threads run", id="a thread that a copy would lack"),
+        pytest.param([["no such word"]], "the preparation failed", id="what cannot be prepared"),
+        pytest.param([["raise", "SIGSEGV"]], "the zygote is gone", id="a crash"),
+        pytest.param([["exit", 0]], "the zygote is gone", id="an end"),
+    ],
+)
+def test_a_job_that_cannot_be_forked_is_started_cold(
+    run: Run,
+    launcher: WarmLauncher,
+    caplog: pytest.LogCaptureFixture,
+    prepare: list[list[Any]],
+    reason: str,
+) -> None:
+    with caplog.at_level(logging.WARNING, "worker"):
+        ending = run(["exit", 3], prepare=prepare)
+
+    assert ending.exit_code == 3
+    assert reason in caplog.text
+    assert launcher._zygote is None
+
+
+@pytest.mark.parametrize("nonsense", [b"{}x", b'{"what": "fork"}', b"\xff"])
+def test_a_zygote_that_talks_nonsense_is_replaced(
+    run: Run, launcher: WarmLauncher, monkeypatch: pytest.MonkeyPatch, nonsense: bytes
+) -> None:
+    run(["exit", 0])
+    first = zygote_of(launcher)
+    assert launcher._zygote is not None
+    control = launcher._zygote._control
+
+    class Nonsense:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(control, name)
+
+        def recv(self, _size: int) -> bytes:
+            control.recv(65536)
+            return nonsense
+
+    launcher._zygote._control = Nonsense()  # pyright: ignore[reportAttributeAccessIssue] - as one
+
+    assert run(["exit", 3]).exit_code == 3
+    assert zygote_of(launcher) != first
+
+
+@pytest.mark.parametrize(
+    ("order", "ending"),
+    [
+        (Order.END, Ending(-signal.SIGKILL, was_asked=False, was_killed=True, log_tail="")),
+        (
+            Order.SAVE_AND_END,
+            Ending(-signal.SIGTERM, was_asked=True, was_killed=False, log_tail=""),
+        ),
+    ],
+)
+def test_orders_are_carried_out_while_the_job_is_prepared(
+    run: Run, launcher: WarmLauncher, order: Order, ending: Ending
+) -> None:
+    """Loading a large base model may take a minute."""
+    orders = iter([Order.GO_ON] * 3)
+
+    assert run(SAY, prepare=[["wait"]], order=lambda: next(orders, order)) == ending
+    assert run(["exit", 0]).exit_code == 0
+
+
+def test_a_child_whose_lock_cannot_be_written_down_is_ended(
+    run: Run, launcher: WarmLauncher, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(["exit", 0])
+    before = sorted(open_files(os.getpid()))
+    pids: list[int] = []
+
+    def fail(_lock: JobLock, pid: int) -> None:
+        pids.append(pid)
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(JobLock, "name_holder", fail)
+        with pytest.raises(OSError, match="No space"):
+            run(["wait"])
+
+    assert start_ticks(pids[0]) is None
+    assert run(["exit", 0]).exit_code == 0
+    assert sorted(open_files(os.getpid())) == before
+
+
+WORKER = """
+import sys
+from pathlib import Path
+from worker.launcher import Order
+from worker.warm_launcher import WarmLauncher
+WarmLauncher("tests.stand_in_child", idle_s=60).run(
+    Path(sys.argv[1]), on_event=lambda event: print(event.message, flush=True),
+    order=lambda: Order.GO_ON,
+)
+"""
+
+
+def test_a_worker_that_is_killed_takes_zygote_and_child_along(directory: Path) -> None:
+    directory.mkdir(parents=True)
+    (directory / "script.json").write_text(json.dumps([SAY, ["wait"]]))
+    command = [sys.executable, "-c", WORKER, str(directory)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=PROJECT) as worker:
+        assert worker.stdout is not None
+        worker.stdout.readline()
+        child = holder_of(directory)
+        zygote = parent_of(child)
+        assert parent_of(zygote) == worker.pid
+
+        worker.kill()
+
+        for pid in (child, zygote):
+            wait_until(lambda pid=pid: start_ticks(pid) is None, within_s=END_S)
+
+
+def test_a_zygote_ends_with_the_thread_that_had_it(directory: Path) -> None:
+    """Its worker's, which has no more use for it when it is told to stop."""
+    directory.mkdir(parents=True)
+    (directory / "script.json").write_text("[]")
+    launcher = WarmLauncher("tests.stand_in_child", idle_s=60)
+    worker = threading.Thread(
+        target=lambda: launcher.run(directory, on_event=print, order=lambda: Order.GO_ON)
+    )
+    worker.start()
+    worker.join(60)
+
+    wait_until(lambda: start_ticks(zygote_of(launcher)) is None, within_s=END_S)
+    launcher.close()
+
+
+def test_a_zygote_sees_no_secret_of_the_workers_environment(
+    run: Run, launcher: WarmLauncher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TUNERY_DATABASE_URL", "postgresql://user:secret@host/db")
+
+    run(["exit", 0])
+
+    assert b"secret" not in Path(f"/proc/{zygote_of(launcher)}/environ").read_bytes()

@@ -1,0 +1,27 @@
+"""Processes that end with whoever started them, however that one ends."""
+
+import ctypes
+import select
+import signal
+import sys
+
+_PR_SET_PDEATHSIG = 1
+"""Linux, `prctl(2)`: the signal to get when the parent dies."""
+
+
+def die_with_parent(shared: int) -> None:
+    """End this process as soon as its parent dies; at once, if it is dead already.
+
+    To the kernel, the parent is the thread that has forked.
+
+    Args:
+        shared: descriptor of a pipe or socket whose other end only the parent has, as far as it
+            has one: it may have died before the kernel was asked to watch it.
+    """
+    if sys.platform != "linux":
+        return
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    ends = select.poll()
+    ends.register(shared, 0)  # POLLERR and POLLHUP are always reported
+    if any(seen & (select.POLLERR | select.POLLHUP) for _, seen in ends.poll(0)):
+        sys.exit("the worker is gone")

@@ -1,0 +1,114 @@
+"""Trains in a child that is forked from a process which has everything loaded already."""
+
+import logging
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+from app.core.training_events import TrainingEvent
+from worker.launcher import Ending, Order
+from worker.local_launcher import LocalLauncher
+from worker.supervision import start_locked, supervise
+from worker.zygote_handle import Zygote, ZygoteChild, ZygoteError
+
+logger = logging.getLogger(__name__)
+
+MAX_FAILURES = 3
+"""Warm starts that fail in a row before no more are tried: each costs the time of a cold one."""
+
+
+class _OrderedError(Exception):
+    """An order came before there was a child to carry it out."""
+
+    def __init__(self, order: Order) -> None:
+        super().__init__(order)
+        self.order = order
+
+
+class WarmLauncher:
+    """A `Launcher` on this machine, for one worker thread; on Linux.
+
+    A child costs neither imports nor, as long as the base model stays the same, its loading. Where
+    that fails, it is started as `LocalLauncher` does it.
+
+    Args:
+        idle_s: how long that process is kept while there is nothing to train.
+    """
+
+    def __init__(self, module: str = "worker.train", *, idle_s: float) -> None:
+        self._module = module
+        self._idle_s = idle_s
+        self._cold = LocalLauncher(module)
+        self._zygote: Zygote | None = None
+        self._failures = 0
+
+    def run(
+        self,
+        directory: Path,
+        *,
+        on_event: Callable[[TrainingEvent], None],
+        order: Callable[[], Order],
+    ) -> Ending:
+        if self._failures == MAX_FAILURES:
+            return self._cold.run(directory, on_event=on_event, order=order)
+        try:
+            child = self._start(directory, order)
+        except _OrderedError as ordered:
+            self.close()
+            return _ending_before_it_began(ordered.order)
+        except ZygoteError as error:
+            self.close()
+            self._failures += 1
+            logger.warning("no warm start: %s", error)
+            if self._failures == MAX_FAILURES:
+                logger.warning("no more warm starts are tried")
+            return self._cold.run(directory, on_event=on_event, order=order)
+        except OSError:
+            self.close()  # with the child, if there is one already
+            raise
+        self._failures = 0
+        try:
+            return supervise(child, child.output, directory, on_event=on_event, order=order)
+        finally:
+            child.bury()
+
+    def close(self) -> None:
+        """Give back the memory; the next job makes another zygote."""
+        if self._zygote is not None:
+            self._zygote.end()
+            self._zygote = None
+
+    def _start(self, directory: Path, order: Callable[[], Order]) -> ZygoteChild:
+        if self._zygote is not None and self._zygote.has_retired:
+            self.close()
+        if self._zygote is not None:
+            try:
+                return _fork(self._zygote, directory, order)
+            except ZygoteError as error:
+                logger.warning("another zygote is tried: %s", error)
+                self.close()
+        self._zygote = Zygote(self._module, idle_s=self._idle_s)
+        return _fork(self._zygote, directory, order)
+
+
+def _fork(zygote: Zygote, directory: Path, order: Callable[[], Order]) -> ZygoteChild:
+    def look() -> None:
+        if (found := order()) is not Order.GO_ON:
+            raise _OrderedError(found)
+
+    # Before the lock is taken: loading may take long, and meanwhile nobody could take the job over.
+    zygote.prepare(directory, while_waiting=look)
+    return start_locked(
+        directory, order, lambda lock, log: zygote.fork(directory, log=log, lock=lock)
+    )
+
+
+def _ending_before_it_began(order: Order) -> Ending:
+    """As of a child that is told to end while it loads, and has nothing to save yet."""
+    is_killed = order is Order.END
+    return Ending(
+        exit_code=-(signal.SIGKILL if is_killed else signal.SIGTERM),
+        was_asked=not is_killed,
+        was_killed=is_killed,
+        log_tail="",
+    )

@@ -1,0 +1,219 @@
+"""A worker's hold on its zygote, `python -m worker.zygote`, and on the child that it forks."""
+
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Literal
+
+from pydantic import ValidationError
+
+from worker.launcher import LOOK_INTERVAL_S
+from worker.supervision import child_environment
+from worker.zygote_protocol import MAX_MESSAGE_BYTES, Answer, Request
+
+PREPARE_S = 600.0
+"""Seconds within which libraries and base model must be loaded: long, for large ones on slow
+disks. Whoever loses patience can give other orders meanwhile."""
+
+ANSWER_S = 30.0
+"""Seconds within which everything else must be done, which takes milliseconds."""
+
+
+class ZygoteError(Exception):
+    """The zygote has died, does not answer, or refuses: it is of no use any more."""
+
+
+class Zygote:
+    """A process that is started at once, and loads and forks what it is asked to.
+
+    Two threads may ask; the answers do not get mixed up.
+
+    Raises:
+        ZygoteError: it could not be started.
+    """
+
+    def __init__(self, module: str, *, idle_s: float) -> None:
+        self._asking = threading.Lock()
+        self._child: ZygoteChild | None = None
+        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._answers = select.poll()
+        self._answers.register(self._control, select.POLLIN)
+        try:
+            with theirs:
+                self._process = subprocess.Popen(  # noqa: S603 - our own module
+                    [sys.executable, "-m", "worker.zygote", module, str(idle_s)],
+                    stdin=theirs.fileno(),
+                    stdout=subprocess.DEVNULL,
+                    env=child_environment(),
+                    start_new_session=True,  # a Ctrl-C in a terminal is for the worker to handle
+                )
+        except OSError as error:
+            self._control.close()
+            raise ZygoteError(f"the zygote cannot be started: {error}") from error
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def has_retired(self) -> bool:
+        """Whether it has ended by itself because nobody asked for anything."""
+        return self._process.poll() == 0
+
+    def prepare(self, directory: Path, *, while_waiting: Callable[[], object]) -> None:
+        """Load what the job in this directory needs, unless that is loaded already.
+
+        Args:
+            while_waiting: called now and then. What it raises reaches the caller; the zygote is
+                to be ended then, since its answer would still come.
+
+        Raises:
+            ZygoteError: it could not be done.
+        """
+        request = Request(what="prepare", directory=directory.resolve())
+        self._ask(request, within_s=PREPARE_S, while_waiting=while_waiting)
+
+    def fork(self, directory: Path, *, log: int, lock: int) -> "ZygoteChild":
+        """Start a child that trains the job in this directory, as soon as that is prepared.
+
+        Args:
+            log: descriptor for its standard error.
+            lock: descriptor that it holds for as long as it lives.
+
+        Raises:
+            ZygoteError: it could not be done.
+        """
+        reader, writer = os.pipe()
+        output = os.fdopen(reader, "rb")
+        try:
+            request = Request(what="fork", directory=directory.resolve())
+            self._child = ZygoteChild(self, self._ask(request, writer, log, lock).pid, output)
+        except BaseException:
+            output.close()
+            raise
+        finally:
+            os.close(writer)
+        return self._child
+
+    def find_exit_code(self) -> int | None:
+        """Of the child, which has ended; None when the zygote cannot say any more."""
+        return self._ask_about_child("look")
+
+    def bury(self) -> None:
+        """Let go of the child, whose process id is free from now on."""
+        self._ask_about_child("bury")
+        self._close_child()
+
+    def end(self) -> None:
+        """End it at once, and a child with it."""
+        self._process.kill()
+        self._process.wait()
+        self._control.close()
+        self._close_child()
+
+    def _close_child(self) -> None:
+        if self._child is not None:
+            self._child.close()
+            self._child = None
+
+    def _ask_about_child(self, what: Literal["look", "bury"]) -> int | None:
+        try:
+            return self._ask(Request(what=what)).exit_code
+        except ZygoteError:
+            self._process.kill()  # and so its child, of which nothing can be learned any more
+            return None
+
+    def _ask(
+        self,
+        request: Request,
+        *descriptors: int,
+        within_s: float = ANSWER_S,
+        while_waiting: Callable[[], object] = lambda: None,
+    ) -> Answer:
+        try:
+            with self._asking:
+                message = request.model_dump_json().encode()
+                socket.send_fds(self._control, [message], descriptors)
+                self._await_answer(request, within_s=within_s, while_waiting=while_waiting)
+                answer = Answer.model_validate_json(self._control.recv(MAX_MESSAGE_BYTES))
+        except OSError as error:
+            raise ZygoteError(f"the zygote is gone: {error}") from error
+        except ValidationError as error:  # also for nothing at all, which is its end
+            raise ZygoteError("the zygote is gone, or talks nonsense") from error
+        if answer.refusal is not None:
+            raise ZygoteError(answer.refusal)
+        return answer
+
+    def _await_answer(
+        self, request: Request, *, within_s: float, while_waiting: Callable[[], object]
+    ) -> None:
+        deadline_s = time.monotonic() + within_s
+        while not self._answers.poll(1000 * LOOK_INTERVAL_S):
+            while_waiting()
+            if time.monotonic() > deadline_s:
+                raise ZygoteError(f"the zygote does not answer: {request.what}")
+
+
+class ZygoteChild:
+    """A process that the zygote has forked; a `Child`.
+
+    The kernel tells when it has ended, and only the zygote how. Until it is buried, the zygote
+    keeps its entry in the table of processes, so its id is that of no other process.
+
+    Attributes:
+        output: where its events come out.
+
+    Raises:
+        ZygoteError: the kernel cannot watch processes.
+    """
+
+    def __init__(self, zygote: Zygote, pid: int | None, output: IO[bytes]) -> None:
+        if pid is None:
+            raise ZygoteError("the zygote names no child")
+        self.pid = pid
+        self.output = output
+        self._zygote = zygote
+        self._exit_code: int | None = None
+        try:
+            self._process = os.pidfd_open(pid)
+        except OSError as error:
+            raise ZygoteError(f"the child cannot be watched: {error}") from error
+
+    def poll(self) -> int | None:
+        return self._exit_code_within(0)
+
+    def wait(self, timeout: float | None = None) -> int:
+        exit_code = self._exit_code_within(timeout)
+        if exit_code is None:
+            raise subprocess.TimeoutExpired("the child", timeout or 0)
+        return exit_code
+
+    def terminate(self) -> None:
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._process, signal.SIGTERM)
+
+    def bury(self) -> None:
+        """To be called once it has ended; afterwards, it cannot be asked for anything."""
+        self._zygote.bury()
+
+    def close(self) -> None:
+        self.output.close()
+        os.close(self._process)
+
+    def _exit_code_within(self, timeout_s: float | None) -> int | None:
+        if self._exit_code is None:
+            ended = select.poll()
+            ended.register(self._process, select.POLLIN)
+            if ended.poll(None if timeout_s is None else 1000 * timeout_s):
+                found = self._zygote.find_exit_code()
+                # Nobody can tell any more once it has died together with the zygote.
+                self._exit_code = -signal.SIGKILL if found is None else found
+        return self._exit_code
