@@ -1,0 +1,42 @@
+"""What is asked for many times a second is answered in few steps."""
+
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from sqlalchemy import event
+from starlette.testclient import TestClient
+
+from app.core.db.models import JobMetadata
+from app.core.db.session import Database
+from tests.builders import add_job, claim
+
+JOBS = "/v1/fine_tuning/jobs"
+
+
+@pytest.mark.parametrize(
+    ("path", "queries"),
+    [
+        pytest.param("/{id}", 1, id="job"),
+        pytest.param("/{id}/events", 2, id="events"),
+        pytest.param("", 3, id="list"),
+    ],
+)
+def test_a_poll_asks_the_database_little(
+    app: FastAPI, client: TestClient, database: Database, path: str, queries: int
+) -> None:
+    job = add_job(database, metadata_items=[JobMetadata(key="a", value="b")])
+    claim(database)
+    for _ in range(3):
+        add_job(database, metadata_items=[JobMetadata(key="a", value="b")])
+    statements: list[str] = []
+
+    def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if statement.startswith("SELECT"):
+            statements.append(statement)
+
+    event.listen(app.state.services.database.engine, "before_cursor_execute", note)
+    answer = client.get(JOBS + path.format(id=job.id))
+
+    assert answer.status_code == 200
+    assert len(statements) == queries, statements
