@@ -25,8 +25,7 @@ JOBS = "/v1/fine_tuning/jobs"
 def test_a_poll_asks_the_database_little(
     app: FastAPI, client: TestClient, database: Database, path: str, queries: int
 ) -> None:
-    label = JobMetadata(key="a", value="b")
-    job = add_job(database, metadata_items=[label])
+    job = add_job(database, metadata_items=[JobMetadata(key="a", value="b")])
     claim(database)
     for _ in range(3):
         add_job(database, metadata_items=[JobMetadata(key="a", value="b")])
