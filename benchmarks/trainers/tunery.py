@@ -17,6 +17,7 @@ from app.core.training_config import (
     TRAINING_DATA_NAME,
     VALIDATION_DATA_NAME,
     BaseModelRef,
+    ComputeSettings,
     DatasetRef,
     JobSpec,
     LoraShape,
@@ -135,8 +136,12 @@ def micro_batches(lengths: Sequence[int], task: Task) -> list[list[list[int]]]:
     from worker.training.batching import cut_by_length  # noqa: PLC0415
 
     all_lengths = np.array(lengths)
+    most = ComputeSettings().micro_batch_tokens
     return [
-        [[int(i) for i in piece] for piece in cut_by_length(np.array(step), all_lengths)]
+        [
+            [int(i) for i in piece]
+            for piece in cut_by_length(np.array(step), all_lengths, max_tokens=most)
+        ]
         for step in order_of_steps(len(lengths), task)
     ]
 
