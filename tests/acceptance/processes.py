@@ -38,6 +38,7 @@ class ServiceProcesses:
             "port": "0",
             "poll_interval_s": "0.05",
             "training_threads": "2",
+            "training_dtype": "float32",  # on every machine, so that figures can be compared
             "install_default_model": "false",
         }
         self._environment = {

@@ -7,12 +7,14 @@ import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
+from torch._dynamo import config as dynamo_config
 
 from tests.numerics.test_losses import PROMPTS, RAGGED, build_batch
 from tests.tiny import build_peft_model
 from worker.training.batching import MicroBatch
+from worker.training.compute import compile_layer
 from worker.training.dropout import DropoutKey, DropoutRate, random_bits
-from worker.training.fast_forward import FastForward
+from worker.training.fast_forward import FastForward, why_not
 from worker.training.forward import Forward, PlainForward
 from worker.training.model import trainable_parameters
 
@@ -105,3 +107,48 @@ def test_with_the_same_masks_dropout_is_the_same(model_type: str) -> None:
     give_masks(theirs, batch, 0.3)
 
     assert_same(FastForward(ours), PlainForward(theirs), batch, rel=1e-5)
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_in_bfloat16_it_is_about_what_the_plain_code_computes_in_float32(model_type: str) -> None:
+    exact = build_peft_model(model_type, target_modules=EVERY_LINEAR, initializer_range=0.1)
+    rounded = copy.deepcopy(exact)
+    for parameter in rounded.parameters():
+        if not parameter.requires_grad:
+            parameter.data = parameter.data.to(torch.bfloat16)
+
+    assert_same(FastForward(rounded), PlainForward(exact), build_batch(RAGGED, PROMPTS), rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "changes", "reason"),
+    [
+        ("olmo2", {}, "the architecture olmo2 is not one of "),
+        ("mistral", {"sliding_window": 16}, "its attention window of 16 tokens"),
+        ("llama", {"hidden_act": "relu"}, "its activation relu is not known"),
+        ("llama", {"attention_dropout": 0.1}, "dropout in its attention"),
+    ],
+)
+def test_what_it_does_not_know_it_says(
+    model_type: str, changes: dict[str, object], reason: str
+) -> None:
+    model = build_peft_model(model_type, **changes)
+
+    assert reason in (why_not(model, longest_row=20) or "")
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_it_knows_these(model_type: str) -> None:
+    assert why_not(build_peft_model(model_type), longest_row=512) is None
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch, in its own compiler
+def test_one_compiled_graph_serves_rows_of_every_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build_peft_model(target_modules=EVERY_LINEAR, dropout=0.3)
+    compiled = compile_layer()
+    monkeypatch.setattr(dynamo_config, "error_on_recompile", True)
+
+    for shape in ((12, 9, 20, 7), (30, 8), (5, 5, 6)):
+        batch = build_batch(shape, (1,) * len(shape))
+        ours = FastForward(model, layer=compiled)
+        assert_same(ours, FastForward(model), batch, rel=1e-5)

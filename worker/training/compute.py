@@ -110,10 +110,12 @@ def build_forward(settings: ComputeSettings, model: PeftModel) -> Forward:
     """What reads micro-batches as was chosen."""
     if settings.forward == "plain":
         return PlainForward(model)
-    layer: LayerFunction = decoder_layer
-    if settings.compile:
-        layer = torch.compile(decoder_layer, dynamic=True, fullgraph=True)
-    return FastForward(model, layer=layer)
+    return FastForward(model, layer=compile_layer() if settings.compile else decoder_layer)
+
+
+def compile_layer() -> LayerFunction:
+    """Compiled when it is first called: once for micro-batches of one row, once for all others."""
+    return torch.compile(decoder_layer, dynamic=True, fullgraph=True)
 
 
 def has_compiler() -> bool:
