@@ -68,8 +68,8 @@ class Settings(BaseSettings):
     they know, and else the plain ones of transformers."""
 
     training_compile: Literal["auto", "always", "never"] = "auto"
-    """Whether the layers of a model are compiled, which takes half a minute the first time: `auto`
-    compiles for jobs of two minutes or more. Needs a C++ compiler."""
+    """Whether the layers of a model are compiled, which takes a minute or two the first time:
+    `auto` compiles for jobs of ten minutes or more. Needs a C++ compiler."""
 
     micro_batch_tokens: int = Field(default=512, ge=16, le=1_048_576)
     """Tokens that are read at once, padding included, unless one row alone is longer. More take

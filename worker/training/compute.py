@@ -22,9 +22,8 @@ DTYPES: dict[DtypeName, torch.dtype] = {"float32": torch.float32, "bfloat16": to
 _WORTH_BFLOAT16 = 1.4
 """How much faster than float32 its matrix products must be: it loses a little elsewhere."""
 
-_WORTH_COMPILING_S = 120.0
-"""How long a job would train without: a first compilation takes up to half a minute, and saves a
-third of the rest."""
+_WORTH_COMPILING_S = 600.0
+"""How long a job would train without: a first compilation takes a minute or two."""
 
 _SHARE_OF_PRODUCTS = 0.5
 """Part of a step that matrix products take, for that estimate."""
