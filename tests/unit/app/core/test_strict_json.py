@@ -1,5 +1,7 @@
 import json
 import math
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -55,6 +57,15 @@ def outcome(parse: Any, raw: bytes) -> str:
         return repr(parse(raw))
     except StrictJsonError as error:
         return f"refused: {error}"
+
+
+@pytest.fixture
+def usual_recursion_limit() -> Iterator[None]:
+    """Python's own, which some libraries (torch's compiler) raise for the whole process."""
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(1000)
+    yield
+    sys.setrecursionlimit(limit)
 
 
 @given(_NEAR_JSON | _BROKEN_JSON | st.binary(max_size=12))
@@ -120,6 +131,7 @@ def test_what_json_can_say_is_read_as_it_was_written(value: object, is_ascii: bo
         ),
     ],
 )
+@pytest.mark.usefixtures("usual_recursion_limit")
 def test_what_readers_would_take_differently_is_refused(raw: bytes, why: str) -> None:
     with pytest.raises(StrictJsonError) as refusal:
         loads(raw)
