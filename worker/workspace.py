@@ -220,12 +220,16 @@ def _copy_blob(store: BlobStore, key: str, target: Path) -> None:
         shutil.copyfileobj(source, copy, 1024 * 1024)
 
 
+_CHOICES = {"auto": None, "always": True, "never": False}
+
+
 def _compute_settings(settings: Settings) -> ComputeSettings:
-    dtype, compile_ = settings.training_dtype, settings.training_compile
+    dtype = settings.training_dtype
     return ComputeSettings(
         forward=None if settings.training_forward == "auto" else settings.training_forward,
         dtype=None if dtype == "auto" else dtype,
-        compile=None if compile_ == "auto" else compile_ == "always",
+        compile=_CHOICES[settings.training_compile],
+        gradient_checkpointing=_CHOICES[settings.training_checkpointing],
         micro_batch_tokens=settings.micro_batch_tokens,
     )
 

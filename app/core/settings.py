@@ -68,12 +68,17 @@ class Settings(BaseSettings):
     they know, and else the plain ones of transformers."""
 
     training_compile: Literal["auto", "always", "never"] = "auto"
-    """Whether the layers of a model are compiled, which takes a minute or two the first time:
-    `auto` compiles for jobs of ten minutes or more. Needs a C++ compiler."""
+    """Whether the layers of a model are compiled, which takes half a minute the first time: `auto`
+    compiles for jobs in which that is estimated to save a minute. Needs a C++ compiler."""
 
-    micro_batch_tokens: int = Field(default=512, ge=16, le=1_048_576)
-    """Tokens that are read at once, padding included, unless one row alone is longer. More take
-    more memory; the result differs in the last bits."""
+    training_checkpointing: Literal["auto", "always", "never"] = "auto"
+    """Whether a model's layers are computed a second time instead of being kept in memory, which
+    takes a third longer and changes no bit: `auto` does so where a job would not fit otherwise."""
+
+    micro_batch_tokens: int | None = Field(default=None, ge=16, le=1_048_576)
+    """Tokens that are read at once, padding included, unless one row alone is longer; unless set,
+    at most 1,024, by what they take of memory. Another number gives an adapter that differs in
+    the last bits."""
 
     save_interval_s: float = Field(default=120.0, ge=1, le=86_400)
     """Seconds of training after which a job's state is saved again, besides at every checkpoint:

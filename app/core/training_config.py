@@ -136,8 +136,13 @@ class ComputeSettings(_Frozen):
     compile: bool | None = None
     """Whether our layers are compiled; null to choose by the length of the job."""
 
-    micro_batch_tokens: int = Field(default=512, ge=1)
-    """Tokens that are read at once, padding included, unless one row alone is longer."""
+    micro_batch_tokens: int | None = Field(default=None, ge=1)
+    """Tokens that are read at once, padding included, unless one row alone is longer; null to
+    choose by memory."""
+
+    gradient_checkpointing: bool | None = None
+    """Whether layers are computed a second time instead of being kept in memory; null to do so
+    where they would not fit."""
 
 
 class JobSpec(_Frozen):

@@ -1,6 +1,8 @@
 """Our forward pass against the plain one of transformers and peft: ratings and every gradient."""
 
 import copy
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from tests.numerics.test_losses import PROMPTS, RAGGED, build_batch
 from tests.tiny import build_peft_model
 from worker.training.batching import MicroBatch
 from worker.training.compute import compile_layer
-from worker.training.dropout import DropoutKey, DropoutRate, random_bits
+from worker.training.dropout import DropoutKey, DropoutRate, Masks
 from worker.training.fast_forward import FastForward, why_not
 from worker.training.forward import Forward, PlainForward
 from worker.training.model import trainable_parameters
@@ -91,12 +93,13 @@ class GivenMask(nn.Module):
 def give_masks(model: PeftModel, batch: MicroBatch, probability: float) -> None:
     """Have the plain code drop what ours drops."""
     rate = DropoutRate.of(probability)
-    adapted = [one for one in model.modules() if isinstance(one, LoraLayer)]
-    widths = [one.in_features for one in adapted]
-    bits = random_bits(KEY, batch, widths)
-    for one, bits_of_one in zip(adapted, bits, strict=True):
-        factor = (bits_of_one >= rate.threshold) * rate.scale
-        one.lora_dropout["default"] = GivenMask(factor)
+    layers: Any = model.get_base_model().base_model.layers
+    masks = Masks(KEY, batch, rate, layers=len(layers))
+    for index, layer in enumerate(layers):
+        adapted = [one for one in layer.modules() if isinstance(one, LoraLayer)]
+        drawn = masks.draw(index, [one.in_features for one in adapted])
+        for one, is_kept in zip(adapted, drawn, strict=True):
+            one.lora_dropout["default"] = GivenMask(is_kept * rate.scale)
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
@@ -140,6 +143,17 @@ def test_what_it_does_not_know_it_says(
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_it_knows_these(model_type: str) -> None:
     assert why_not(build_peft_model(model_type), longest_row=512) is None
+
+
+@pytest.mark.parametrize("build", [FastForward, PlainForward])
+def test_layers_computed_twice_change_no_bit(
+    build: Callable[..., Forward],
+) -> None:
+    once = build(build_peft_model(target_modules=EVERY_LINEAR, dropout=0.3))
+    twice = build(build_peft_model(target_modules=EVERY_LINEAR, dropout=0.3), is_checkpointing=True)
+    batch = build_batch(RAGGED, PROMPTS)
+
+    assert_same(twice, once, batch, rel=0)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch, in its own compiler

@@ -11,7 +11,7 @@ Dimension key (Shazeer 2024, "Shape Suffixes"):
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, pairwise
 
 import numpy as np
 import torch
@@ -19,6 +19,9 @@ from torch import Tensor
 
 from worker.training.data import IGNORE_INDEX, TokenizedData
 from worker.training.randomness import shuffled
+
+_GROUP_COST = 64
+"""What a micro-batch takes besides its tokens, as so many of these: each reads all weights anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +64,7 @@ def shuffled_batches(
 def cut_by_length(
     indices: np.ndarray, lengths: np.ndarray, *, max_tokens: int
 ) -> Iterator[np.ndarray]:
-    """Cut examples into groups of like length.
+    """Cut examples into groups of like length, so that they take the least time.
 
     Args:
         indices: of the examples.
@@ -69,12 +72,24 @@ def cut_by_length(
         max_tokens: of a group once it is padded; an example longer than that is alone.
     """
     by_length = indices[np.argsort(lengths[indices], kind="stable")]
-    start = 0
-    for end in range(1, len(by_length) + 1):
-        is_last = end == len(by_length)
-        if is_last or (end + 1 - start) * lengths[by_length[end]] > max_tokens:
-            yield by_length[start:end]
-            start = end
+    rows = lengths[by_length].tolist()
+    # The least cost of the first rows, by how many they are, and where their last group starts.
+    least = [0.0]
+    starts = [0]
+    for end, longest in enumerate(rows, 1):
+        fits = max(1, max_tokens // longest)
+        candidates = (
+            (least[start] + _GROUP_COST + (end - start) * longest, start)
+            for start in range(max(0, end - fits), end)
+        )
+        cost, start = min(candidates)
+        least.append(cost)
+        starts.append(start)
+    bounds = [len(rows)]
+    while bounds[-1] > 0:
+        bounds.append(starts[bounds[-1]])
+    for end, start in pairwise(bounds):
+        yield by_length[start:end]
 
 
 def collate(data: TokenizedData, examples: np.ndarray, *, pad_token_id: int) -> MicroBatch:

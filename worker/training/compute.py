@@ -7,12 +7,14 @@ would end in other bits.
 import os
 import shutil
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from peft import PeftModel
+from torch import Tensor
 
 from app.core.training_config import ComputeSettings, DtypeName
-from worker.training.decoder_layer import decoder_layer
+from worker.training.decoder_layer import LayerShape, LayerTensors, Positions, decoder_layer
 from worker.training.fast_forward import FastForward, LayerFunction, why_not
 from worker.training.forward import Forward, PlainForward
 from worker.training.processor import Speeds
@@ -22,11 +24,13 @@ DTYPES: dict[DtypeName, torch.dtype] = {"float32": torch.float32, "bfloat16": to
 _WORTH_BFLOAT16 = 1.4
 """How much faster than float32 its matrix products must be: it loses a little elsewhere."""
 
-_WORTH_COMPILING_S = 600.0
-"""How long a job would train without: a first compilation takes a minute or two."""
+_WORTH_COMPILING_S = 60.0
+"""What compiling must save: twice what it takes for the first time."""
 
-_SHARE_OF_PRODUCTS = 0.5
-"""Part of a step that matrix products take, for that estimate."""
+_FUSED_PER_S = 2e7
+"""Numbers between two layers (tokens x layers x width) for which one thread, of any processor of
+today, spends a second less between the matrix products when a layer is compiled. Measured by
+`python -m benchmarks.training`, with the smallest base model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +81,9 @@ def choose(
         said.append(f"by the plain code of the libraries, for {objection}")
     elif is_plain:
         said.append("by the plain code of the libraries, as was asked")
-    seconds = _estimate_seconds(model, work, torch.get_num_threads() * getattr(speeds, dtype))
+    saved_s = _estimate_saved_s(model, work)
     should_compile = not is_plain and (
-        seconds >= _WORTH_COMPILING_S if asked.compile is None else asked.compile
+        saved_s >= _WORTH_COMPILING_S if asked.compile is None else asked.compile
     )
     is_compiled = should_compile and has_compiler()
     if should_compile and not is_compiled:
@@ -92,6 +96,8 @@ def choose(
             if asked.compile is False
             else "not compiled, which pays for longer jobs"
         )
+    if asked.gradient_checkpointing:
+        said.append("each layer twice, which takes less memory")
     return Choice(
         asked.model_copy(
             update={
@@ -107,14 +113,35 @@ def choose(
 
 def build_forward(settings: ComputeSettings, model: PeftModel) -> Forward:
     """What reads micro-batches as was chosen."""
+    is_checkpointing = settings.gradient_checkpointing or False
     if settings.forward == "plain":
-        return PlainForward(model)
-    return FastForward(model, layer=compile_layer() if settings.compile else decoder_layer)
+        return PlainForward(model, is_checkpointing=is_checkpointing)
+    layer = compile_layer() if settings.compile else decoder_layer
+    return FastForward(model, layer=layer, is_checkpointing=is_checkpointing)
 
 
 def compile_layer() -> LayerFunction:
-    """Compiled when it is first called: once for micro-batches of one row, once for all others."""
-    return torch.compile(decoder_layer, dynamic=True, fullgraph=True)
+    """Compiled when it is first called: once for micro-batches of one row, once for all others.
+
+    Only rows and tokens may vary. Were the width of a head free to vary as well, as it would be
+    with `dynamic=True`, then the compiled code would compute every address by divisions.
+    """
+    from torch._dynamo import mark_dynamic  # noqa: PLC0415 - takes seconds, and few jobs need it
+
+    compiled = torch.compile(decoder_layer, fullgraph=True)
+
+    def run(
+        hidden_BLH: Tensor, positions: Positions, layer: LayerTensors, shape: LayerShape
+    ) -> Tensor:
+        varying = [(tensor, (0, 1)) for tensor in (hidden_BLH, *layer.masks, positions.mask_LL)]
+        varying += [(tensor, (0,)) for tensor in (positions.cos_LD, positions.sin_LD)]
+        for tensor, dimensions in varying:
+            for dimension in dimensions:
+                if tensor.shape[dimension] > 1:
+                    mark_dynamic(tensor, dimension)
+        return compiled(hidden_BLH, positions, layer, shape)
+
+    return run
 
 
 def has_compiler() -> bool:
@@ -122,7 +149,9 @@ def has_compiler() -> bool:
     return shutil.which(os.environ.get("CXX", "g++")) is not None
 
 
-def _estimate_seconds(model: PeftModel, work: Work, speed: float) -> float:
-    """About how long the job trains: each weight is used once forward and once backward."""
-    _, weights = model.get_nb_trainable_parameters()
-    return 4 * weights * work.tokens / (speed * 1e9) / _SHARE_OF_PRODUCTS
+def _estimate_saved_s(model: PeftModel, work: Work) -> float:
+    """About how many seconds of a job compiled layers save."""
+    base: Any = model.get_base_model()
+    config = base.config.get_text_config()
+    numbers = work.tokens * config.num_hidden_layers * config.hidden_size
+    return numbers / (_FUSED_PER_S * torch.get_num_threads())

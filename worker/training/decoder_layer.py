@@ -10,8 +10,8 @@ Dimension key:
     I  inputs of a linear layer
     O  its outputs
     R  rank of the adapter
+    Q  query heads
     K  key and value heads
-    G  query heads to each of them
     D  width of a head
 """
 
@@ -22,8 +22,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-
-from worker.training.dropout import DropoutRate
 
 LONGEST_BY_PRODUCTS = 1024
 """Tokens of a row up to which attention is written as matrix products. These keep the whole L x L
@@ -43,7 +41,7 @@ class Positions(NamedTuple):
     """Of the rotary embedding."""
     sin_LD: Tensor
     mask_LL: Tensor
-    """float32: 0 where a token sees another, minus infinity where it does not."""
+    """0 where a token sees another, minus infinity where it does not."""
 
 
 class Linear(NamedTuple):
@@ -53,8 +51,8 @@ class Linear(NamedTuple):
     bias_O: Tensor | None = None
     lora_A_RI: Tensor | None = None
     lora_B_OR: Tensor | None = None
-    bits_BLI: Tensor | None = None
-    """Decides which inputs of the adapter are zeroed; None without dropout."""
+    is_kept_BLI: Tensor | None = None
+    """Which inputs of the adapter are not zeroed; None without dropout."""
 
 
 class LayerTensors(NamedTuple):
@@ -71,22 +69,26 @@ class LayerTensors(NamedTuple):
     up: Linear
     down: Linear
 
+    @property
+    def masks(self) -> list[Tensor]:
+        """Of the inputs of all adapters."""
+        linears = (one for one in self if isinstance(one, Linear))
+        return [one.is_kept_BLI for one in linears if one.is_kept_BLI is not None]
+
 
 @dataclass(frozen=True, slots=True)
 class LayerShape:
     """What all layers of a model have in common."""
 
-    kv_heads: int
     query_groups: int
+    """Query heads to each key and value head."""
     head_width: int
     norm_epsilon: float
     norm_offset: float
     """1 where the norms' weights are written as differences from one."""
     activation: str
     lora_scale: float
-    """alpha / rank."""
-    dropout: DropoutRate | None
-    """None where nothing is zeroed."""
+    """alpha / rank and, where inputs are zeroed, what makes up for that."""
 
 
 def decoder_layer(
@@ -94,14 +96,14 @@ def decoder_layer(
 ) -> Tensor:
     """Read `hidden_BLH`, in the dtype that is computed in, and return what the next layer reads."""
     normed_BLH = _norm(hidden_BLH, layer.attention_norm_H, shape)
-    q_BLKGD = _heads(_linear(normed_BLH, layer.q, shape), shape.query_groups, shape)
-    k_BLKGD = _heads(_linear(normed_BLH, layer.k, shape), 1, shape)
-    v_BLKGD = _heads(_linear(normed_BLH, layer.v, shape), 1, shape)
+    q_BLQD = _heads(_linear(normed_BLH, layer.q, shape), shape)
+    k_BLKD = _heads(_linear(normed_BLH, layer.k, shape), shape)
+    v_BLKD = _heads(_linear(normed_BLH, layer.v, shape), shape)
     if layer.q_norm_D is not None and layer.k_norm_D is not None:
-        q_BLKGD = _norm(q_BLKGD, layer.q_norm_D, shape)
-        k_BLKGD = _norm(k_BLKGD, layer.k_norm_D, shape)
-    q_BLKGD, k_BLKGD = _rotate(q_BLKGD, positions), _rotate(k_BLKGD, positions)
-    seen_BLO = _attend((q_BLKGD, k_BLKGD, v_BLKGD), positions.mask_LL, shape)
+        q_BLQD = _norm(q_BLQD, layer.q_norm_D, shape)
+        k_BLKD = _norm(k_BLKD, layer.k_norm_D, shape)
+    q_BLQD, k_BLKD = _rotate(q_BLQD, positions), _rotate(k_BLKD, positions)
+    seen_BLO = _attend(q_BLQD, k_BLKD, v_BLKD, positions.mask_LL, shape)
     hidden_BLH = hidden_BLH + _linear(seen_BLO, layer.o, shape)
 
     normed_BLH = _norm(hidden_BLH, layer.mlp_norm_H, shape)
@@ -132,48 +134,53 @@ def _linear(x_BLI: Tensor, layer: Linear, shape: LayerShape) -> Tensor:
     y_BLO = F.linear(x_BLI, layer.weight_OI, layer.bias_O)
     if layer.lora_A_RI is None or layer.lora_B_OR is None:
         return y_BLO
-    if layer.bits_BLI is not None and shape.dropout is not None:
-        is_kept_BLI = layer.bits_BLI >= shape.dropout.threshold
-        x_BLI = torch.where(is_kept_BLI, x_BLI * shape.dropout.scale, 0)
+    if layer.is_kept_BLI is not None:
+        x_BLI = torch.where(layer.is_kept_BLI, x_BLI, 0)
     inner_BLR = F.linear(x_BLI, layer.lora_A_RI.to(x_BLI.dtype))
     return y_BLO + F.linear(inner_BLR, (layer.lora_B_OR * shape.lora_scale).to(x_BLI.dtype))
 
 
-def _heads(x_BLO: Tensor, groups: int, shape: LayerShape) -> Tensor:
-    return x_BLO.view(*x_BLO.shape[:2], shape.kv_heads, groups, shape.head_width)
+def _heads(x_BLO: Tensor, shape: LayerShape) -> Tensor:
+    return x_BLO.unflatten(-1, (-1, shape.head_width))
 
 
-def _rotate(x_BLKGD: Tensor, positions: Positions) -> Tensor:
+def _rotate(x_BLKD: Tensor, positions: Positions) -> Tensor:
     """Rotary position embedding, on halves of a head.
 
     Source:
         Su et al. 2021, equation 34, with the pairs (i, i + D/2).
     """
-    first, second = x_BLKGD.chunk(2, dim=-1)
-    turned_BLKGD = torch.cat((-second, first), dim=-1)
-    cos_L11D, sin_L11D = positions.cos_LD[:, None, None], positions.sin_LD[:, None, None]
-    return x_BLKGD * cos_L11D + turned_BLKGD * sin_L11D
+    first, second = x_BLKD.chunk(2, dim=-1)
+    turned_BLKD = torch.cat((-second, first), dim=-1)
+    cos_L1D, sin_L1D = positions.cos_LD[:, None], positions.sin_LD[:, None]
+    return x_BLKD * cos_L1D + turned_BLKD * sin_L1D
 
 
-def _attend(heads: tuple[Tensor, Tensor, Tensor], mask_LL: Tensor, shape: LayerShape) -> Tensor:
-    """Causal attention; the queries of a group share their keys without copies of them."""
-    q_BLKGD, k_BLKGD, v_BLKGD = heads
-    B, L, K, G, D = q_BLKGD.shape
-    scale = shape.head_width**-0.5
+def _attend(
+    q_BLQD: Tensor, k_BLKD: Tensor, v_BLKD: Tensor, mask_LL: Tensor, shape: LayerShape
+) -> Tensor:
+    """Causal attention, in which groups of query heads share a head of keys and values.
+
+    These are copied for each query head: that costs little, and their matrices stay apart in
+    memory, without which compiled code computes every address by divisions.
+    """
+    B, L, Q, D = q_BLQD.shape
+    scale = D**-0.5
+    q_BQLD = q_BLQD.transpose(1, 2)
+    k_BQLD, v_BQLD = (_copy_to_queries(x.transpose(1, 2), shape) for x in (k_BLKD, v_BLKD))
     if L > LONGEST_BY_PRODUCTS:
-        seen_BHLD = F.scaled_dot_product_attention(
-            q_BLKGD.flatten(2, 3).transpose(1, 2),
-            k_BLKGD.flatten(2, 3).transpose(1, 2),
-            v_BLKGD.flatten(2, 3).transpose(1, 2),
-            is_causal=True,
-            scale=scale,
-            enable_gqa=True,
+        seen_BQLD = F.scaled_dot_product_attention(
+            q_BQLD, k_BQLD, v_BQLD, is_causal=True, scale=scale
         )
-        return seen_BHLD.transpose(1, 2).reshape(B, L, K * G * D)
-    q = q_BLKGD.permute(0, 2, 3, 1, 4).reshape(B * K, G * L, D)
-    k = k_BLKGD.permute(0, 2, 3, 4, 1).reshape(B * K, D, L)
-    v = v_BLKGD.permute(0, 2, 3, 1, 4).reshape(B * K, L, D)
-    scores = torch.bmm(q, k).view(B * K, G, L, L).float() * scale + mask_LL
-    weights = torch.softmax(scores, dim=-1).to(v.dtype).view(B * K, G * L, L)
-    seen = torch.bmm(weights, v).view(B, K, G, L, D)
-    return seen.permute(0, 3, 1, 2, 4).reshape(B, L, K * G * D)
+    else:
+        q, k, v = (x.reshape(B * Q, L, D) for x in (q_BQLD * scale, k_BQLD, v_BQLD))
+        # Softmax works in float32 within, whatever it reads and writes.
+        weights = torch.softmax(torch.bmm(q, k.mT) + mask_LL, dim=-1)
+        seen_BQLD = torch.bmm(weights, v).view(B, Q, L, D)
+    return seen_BQLD.transpose(1, 2).reshape(B, L, Q * D)
+
+
+def _copy_to_queries(x_BKLD: Tensor, shape: LayerShape) -> Tensor:
+    B, K, L, D = x_BKLD.shape
+    groups = shape.query_groups
+    return x_BKLD[:, :, None].expand(B, K, groups, L, D).reshape(B, K * groups, L, D)

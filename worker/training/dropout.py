@@ -1,9 +1,10 @@
-"""Which inputs of the adapters are zeroed: a function of seed, step and example alone.
+"""Which inputs of the adapters are zeroed: a function of seed, step, example and layer alone.
 
-So a step is the same however its batch is cut into micro-batches, and whatever ran before it.
+So a step is the same however its batch is cut into micro-batches, and whatever ran before it; and
+a layer that is computed a second time, to save memory, is the same again.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,9 @@ import torch
 from torch import Tensor
 
 from worker.training.batching import MicroBatch
+
+_STATE_WORDS = 4
+"""64-bit numbers that are the state of the generator SFC64."""
 
 _LEVELS = 1 << 16
 """Of the random numbers that decide: 16 bits each. A probability of 0.05 becomes 0.050003, and the
@@ -40,24 +44,55 @@ class DropoutRate:
         return cls(levels - _LEVELS // 2, _LEVELS / (_LEVELS - levels))
 
 
-def random_bits(key: DropoutKey, batch: MicroBatch, widths: Sequence[int]) -> Iterator[Tensor]:
-    """The random bits of every adapted linear layer, in the order of the layers.
+class Masks:
+    """The masks of a micro-batch, layer by layer, as often as they are asked for.
 
     Args:
         key: of the step.
-        batch: whose tokens they are for; nothing is drawn for padding.
-        widths: inputs of each adapted linear layer.
-
-    Yields:
-        `bits_BLI` of int16: B examples, L tokens, I inputs.
+        batch: whose tokens they are for; nothing is drawn for padding, which is all kept.
+        rate: how many are zeroed.
+        layers: decoder layers that there are.
     """
-    generators = [np.random.SFC64([key.seed, key.step, example]) for example in batch.examples]
-    for width in widths:
-        bits_BLI = np.zeros((*batch.input_ids_BL.shape, width), np.int16)
-        for row_LI, generator, length in zip(bits_BLI, generators, batch.lengths, strict=True):
-            row_LI[:length] = _draw(generator, length * width).reshape(length, width)
-        yield torch.from_numpy(bits_BLI)
 
+    def __init__(
+        self, key: DropoutKey, batch: MicroBatch, rate: DropoutRate, *, layers: int
+    ) -> None:
+        self._rate = rate
+        self._shape = batch.input_ids_BL.shape
+        self._lengths = batch.lengths
+        sequences = (np.random.SeedSequence([key.seed, key.step, one]) for one in batch.examples)
+        # A state of the generator for each layer of each example: to seed it takes 30 times longer.
+        self._states = [
+            sequence.generate_state(layers * _STATE_WORDS, np.uint64).reshape(layers, _STATE_WORDS)
+            for sequence in sequences
+        ]
+        self._generator = np.random.SFC64(0)
 
-def _draw(generator: np.random.SFC64, count: int) -> np.ndarray:
-    return generator.random_raw(-(-count // 4)).view(np.int16)[:count]
+    def draw(self, layer: int, widths: Sequence[int]) -> list[Tensor]:
+        """Draw the masks of one layer.
+
+        Args:
+            layer: its index.
+            widths: inputs of each of its linear layers that are adapted.
+
+        Returns:
+            For each of them `is_kept_BLI`: B examples, L tokens, I inputs.
+        """
+        masks = [np.ones((*self._shape, width), np.bool_) for width in widths]
+        for row, (states, length) in enumerate(zip(self._states, self._lengths, strict=True)):
+            self._set_state(states[layer])
+            for is_kept_BLI, width in zip(masks, widths, strict=True):
+                bits = self._draw(length * width).reshape(length, width)
+                np.greater_equal(bits, self._rate.threshold, out=is_kept_BLI[row, :length])
+        return [torch.from_numpy(is_kept_BLI) for is_kept_BLI in masks]
+
+    def _set_state(self, words: np.ndarray) -> None:
+        self._generator.state = {
+            "bit_generator": "SFC64",
+            "state": {"state": words},
+            "has_uint32": 0,
+            "uinteger": 0,
+        }
+
+    def _draw(self, count: int) -> np.ndarray:
+        return self._generator.random_raw(-(-count // 4)).view(np.int16)[:count]

@@ -1,13 +1,15 @@
 """The forward pass in our own words, for the architectures that are like Llama."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from worker.training.batching import MicroBatch
 from worker.training.decoder_layer import (
@@ -18,12 +20,14 @@ from worker.training.decoder_layer import (
     Positions,
     decoder_layer,
 )
-from worker.training.dropout import DropoutKey, DropoutRate, random_bits
+from worker.training.dropout import DropoutKey, DropoutRate, Masks
 from worker.training.losses import TokenScores, learned_targets, score_by_head
 
 _NORM_OFFSETS = {"gemma": 1.0, "llama": 0.0, "mistral": 0.0, "qwen2": 0.0, "qwen3": 0.0}
 """The architectures (`config.model_type`) that are known here. A test holds each to what the plain
 code computes."""
+
+KNOWN_ARCHITECTURES = frozenset(_NORM_OFFSETS)
 
 _ATTENTION = frozenset({"q_proj", "k_proj", "v_proj", "o_proj"})
 _HEAD_NORMS = frozenset({"q_norm", "k_norm"})
@@ -39,21 +43,29 @@ class FastForward:
     Args:
         model: of an architecture for which `why_not` has no objection.
         layer: `decoder_layer`, or a compiled form of it.
+        is_checkpointing: whether each layer is computed a second time for its backward pass, so
+            that only what lies between the layers is kept. The same result to the last bit.
     """
 
-    def __init__(self, model: PeftModel, *, layer: LayerFunction = decoder_layer) -> None:
+    def __init__(
+        self,
+        model: PeftModel,
+        *,
+        layer: LayerFunction = decoder_layer,
+        is_checkpointing: bool = False,
+    ) -> None:
         self.model = model
         base: Any = model.get_base_model()
         self._head: Tensor = base.get_output_embeddings().weight
         self._decoder: Any = base.base_model
         self._run_layer = layer
+        self._is_checkpointing = is_checkpointing
         self._layers = [_tensors_of(one) for one in self._decoder.layers]
         adapters = [one for one in self._decoder.modules() if isinstance(one, LoraLayer)]
-        self._widths = [
-            linear.weight_OI.shape[1] for one in self._layers for linear in _adapted(one).values()
-        ]
         self._shape = _shape_of(base.config, adapters[0])
-        self._shape_without_dropout = dataclasses.replace(self._shape, dropout=None)
+        self._dropout = _dropout_of(adapters[0])
+        scale = self._shape.lora_scale * (self._dropout.scale if self._dropout else 1)
+        self._shape_with_dropout = dataclasses.replace(self._shape, lora_scale=scale)
 
     def score(self, batch: MicroBatch, dropout: DropoutKey | None) -> TokenScores:
         hidden_BLH = self._read(batch, dropout)
@@ -67,23 +79,47 @@ class FastForward:
         hidden_BLH = hidden_BLH.requires_grad_(torch.is_grad_enabled())
         length = hidden_BLH.shape[1]
         cos_1LD, sin_1LD = self._decoder.rotary_emb(hidden_BLH, torch.arange(length)[None])
-        mask_LL = torch.full((length, length), -torch.inf).triu(1)
+        mask_LL = torch.full((length, length), -torch.inf, dtype=hidden_BLH.dtype).triu(1)
         positions = Positions(cos_1LD[0], sin_1LD[0], mask_LL)
-        shape, layers = self._shape_without_dropout, iter(self._layers)
-        if dropout is not None and self._shape.dropout is not None:
-            shape = self._shape
-            bits = random_bits(dropout, batch, self._widths)
-            layers = (_with_bits(layer, bits) for layer in self._layers)
-        for layer in layers:
-            hidden_BLH = self._run_layer(hidden_BLH, positions, layer, shape)
+        masks = None
+        if dropout is not None and self._dropout is not None:
+            masks = Masks(dropout, batch, self._dropout, layers=len(self._layers))
+        is_checkpointing = self._is_checkpointing and torch.is_grad_enabled()
+        for index in range(len(self._layers)):
+            run = partial(self._run, positions=positions, index=index, masks=masks)
+            if is_checkpointing:
+                kept = checkpoint(run, hidden_BLH, use_reentrant=False, preserve_rng_state=False)
+                hidden_BLH = cast("Tensor", kept)
+            else:
+                hidden_BLH = run(hidden_BLH)
         return hidden_BLH
+
+    def _run(
+        self,
+        hidden_BLH: Tensor,
+        *,
+        positions: Positions,
+        index: int,
+        masks: Masks | None,
+    ) -> Tensor:
+        layer = self._layers[index]
+        if masks is None:
+            return self._run_layer(hidden_BLH, positions, layer, self._shape)
+        adapted = _adapted(layer)
+        drawn = masks.draw(index, [linear.weight_OI.shape[1] for linear in adapted.values()])
+        changes: dict[str, Any] = {
+            name: linear._replace(is_kept_BLI=is_kept_BLI)
+            for (name, linear), is_kept_BLI in zip(adapted.items(), drawn, strict=True)
+        }
+        layer = layer._replace(**changes)
+        return self._run_layer(hidden_BLH, positions, layer, self._shape_with_dropout)
 
 
 def why_not(model: PeftModel, *, longest_row: int) -> str | None:
     """What keeps a model from `FastForward`, in words for its user; None when nothing does."""
     base: Any = model.get_base_model()
     config = base.config
-    if config.model_type not in _NORM_OFFSETS:
+    if config.model_type not in KNOWN_ARCHITECTURES:
         return f"the architecture {config.model_type} is not one of {', '.join(_NORM_OFFSETS)}"
     window = getattr(config, "sliding_window", None)
     if window is not None and window < longest_row:
@@ -136,29 +172,24 @@ def _linear_of(module: Any) -> Linear:
 
 def _shape_of(config: Any, adapter: LoraLayer) -> LayerShape:
     (name,) = adapter.active_adapters
-    probability = getattr(cast("Any", adapter.lora_dropout)[name], "p", 0.0)
     heads = config.num_attention_heads
     return LayerShape(
-        kv_heads=config.num_key_value_heads,
         query_groups=heads // config.num_key_value_heads,
         head_width=getattr(config, "head_dim", None) or config.hidden_size // heads,
         norm_epsilon=config.rms_norm_eps,
         norm_offset=_NORM_OFFSETS[config.model_type],
         activation=config.hidden_act,
         lora_scale=adapter.scaling[name],
-        dropout=DropoutRate.of(probability) if probability else None,
     )
+
+
+def _dropout_of(adapter: LoraLayer) -> DropoutRate | None:
+    (name,) = adapter.active_adapters
+    probability = getattr(cast("Any", adapter.lora_dropout)[name], "p", 0.0)
+    return DropoutRate.of(probability) if probability else None
 
 
 def _adapted(layer: LayerTensors) -> dict[str, Linear]:
     """Its linear layers that have an adapter, by field, in their order."""
     linears = ((name, one) for name, one in layer._asdict().items() if isinstance(one, Linear))
     return {name: linear for name, linear in linears if linear.lora_A_RI is not None}
-
-
-def _with_bits(layer: LayerTensors, bits: Iterator[Tensor]) -> LayerTensors:
-    """Hand the next random bits to each adapted linear layer, in their order."""
-    changes: dict[str, Any] = {
-        name: linear._replace(bits_BLI=next(bits)) for name, linear in _adapted(layer).items()
-    }
-    return layer._replace(**changes)

@@ -36,10 +36,17 @@ class PlainForward:
     """What `transformers` and `peft` do. Works for every architecture.
 
     What is dropped depends on how a batch is cut into micro-batches.
+
+    Args:
+        model: of any architecture.
+        is_checkpointing: whether each layer is computed a second time for its backward pass.
     """
 
-    def __init__(self, model: PeftModel) -> None:
+    def __init__(self, model: PeftModel, *, is_checkpointing: bool = False) -> None:
         self.model = model
+        if is_checkpointing:
+            base: Any = model.get_base_model()
+            base.activation_checkpointing_enable({"use_reentrant": False})
 
     def score(self, batch: MicroBatch, dropout: DropoutKey | None) -> TokenScores:
         self.model.train(dropout is not None)

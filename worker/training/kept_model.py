@@ -20,6 +20,8 @@ from app.core.training_config import (
     JobSpec,
 )
 from worker.training.compute import DTYPES, choose_dtype
+from worker.training.free_memory import anonymous_memory, free_memory
+from worker.training.memory import Model
 from worker.training.model import Loaders, load_base_model, load_tokenizer
 from worker.training.processor import read_or_measure
 from worker.training.resume import asked_compute
@@ -50,6 +52,8 @@ class _Kept:
     dtype: torch.dtype
     tokenizer: PreTrainedTokenizerBase
     model: PreTrainedModel
+    bytes: int
+    """That loading took and that are not on the disk as well."""
 
 
 class KeptModel:
@@ -60,7 +64,7 @@ class KeptModel:
 
     @property
     def loaders(self) -> Loaders:
-        return Loaders(self._load_tokenizer, self._load_base_model)
+        return Loaders(self._load_tokenizer, self._load_base_model, self._bytes_in_memory)
 
     def keep(self, directory: Path) -> None:
         """Load the base model of the job in this directory, and let go of any other.
@@ -81,9 +85,12 @@ class KeptModel:
             gc.unfreeze()
             gc.collect()
             transformers_logging.disable_progress_bar()  # a thread would watch it
-            loaded = _Kept(
-                *wanted, load_tokenizer(source.directory), load_base_model(source.directory, dtype)
-            )
+            if Model.read(source.directory).parameters * dtype.itemsize > free_memory():
+                return
+            tokenizer = load_tokenizer(source.directory)
+            before = anonymous_memory()
+            model = load_base_model(source.directory, dtype)
+            loaded = _Kept(*wanted, tokenizer, model, max(0, anonymous_memory() - before))
             if _Source.of(source.directory) == source:
                 self._kept = loaded
         except Exception:
@@ -101,6 +108,10 @@ class KeptModel:
             return load_base_model(directory, dtype)
         self._kept = None  # whoever asks again gets a fresh one, not one that was trained
         return kept.model
+
+    def _bytes_in_memory(self, directory: Path, dtype: torch.dtype) -> int:
+        kept = self._find(directory)
+        return 0 if kept is None or kept.dtype != dtype else kept.bytes
 
     def _find(self, directory: Path) -> _Kept | None:
         is_same = self._kept is not None and self._kept.source == _Source.of(directory)

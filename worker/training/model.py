@@ -56,6 +56,8 @@ class Loaders:
 
     load_tokenizer: Callable[[Path], PreTrainedTokenizerBase] = load_tokenizer
     load_base_model: Callable[[Path, torch.dtype], PreTrainedModel] = load_base_model
+    bytes_in_memory: Callable[[Path, torch.dtype], int] = lambda _directory, _dtype: 0
+    """What need not be loaded any more: bytes that are not on the disk as well."""
 
 
 FROM_DISK = Loaders()

@@ -37,8 +37,10 @@ from worker.training.encoding import Encoder, end_of_text
 from worker.training.evaluate import BestAdapter
 from worker.training.failures import TrainingFailedError, is_out_of_memory, is_out_of_space
 from worker.training.forward import Forward
+from worker.training.free_memory import free_memory
 from worker.training.job import Job, Report
 from worker.training.loss_log_file import LossLogFile
+from worker.training.memory import Footprint, fit
 from worker.training.model import (
     FROM_DISK,
     Loaders,
@@ -127,6 +129,7 @@ def _prepare(directory: Path, spec: JobSpec, report: Report, loaders: Loaders) -
     best = BestAdapter(patience=patience) if validation and patience else None
     loaded = _load_model(directory, spec, loaders, report, _work(training, plan, config))
     spec, forward = loaded
+    assert spec.compute.micro_batch_tokens is not None  # noqa: S101 - for the type
     trainer = Trainer(
         forward,
         training,
@@ -159,7 +162,11 @@ def _load_model(
     asked = asked_compute(directory, spec)
     speeds = read_or_measure(directory / MACHINE_CACHE_NAME)
     dtype = choose_dtype(asked, speeds)
-    base = loaders.load_base_model(directory / BASE_MODEL_NAME, DTYPES[dtype])
+    base_model = directory / BASE_MODEL_NAME
+    footprint = Footprint.of(base_model, config, asked, dtype, longest_row=work.longest_row)
+    room = free_memory() + loaders.bytes_in_memory(base_model, DTYPES[dtype])
+    asked = fit(asked, footprint, batch_size=config.batch_size, room=room)
+    base = loaders.load_base_model(base_model, DTYPES[dtype])
     seed_torch(config.seed, 0)  # the random half of the adapter
     model = attach_adapter(base, config.lora, spec.base_model)
     report(Noted(message=describe_parameters(model)))

@@ -86,7 +86,10 @@ def asked_compute(directory: Path, spec: JobSpec) -> ComputeSettings:
         return spec.compute
     numbers = directory / RESUME_NAME / _NUMBERS_NAME
     try:
-        return _Numbers.model_validate_json(numbers.read_bytes()).compute
+        chosen = _Numbers.model_validate_json(numbers.read_bytes()).compute
+        # This alone changes no bit, and memory may be shorter now.
+        asked = {"gradient_checkpointing": spec.compute.gradient_checkpointing}
+        return chosen.model_copy(update=asked)
     except (OSError, ValidationError) as error:
         raise UnresumableError(f"{type(error).__name__}: {error}") from error
 

@@ -1,7 +1,10 @@
-from itertools import islice
+from collections.abc import Iterable, Sequence
+from itertools import islice, pairwise
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.tiny import RowsInMemory
 from worker.training.batching import collate, cut_by_length, shuffled_batches
@@ -40,7 +43,28 @@ def test_groups_are_of_like_length_and_within_the_limit() -> None:
 
     groups = [g.tolist() for g in cut_by_length(np.arange(8), lengths, max_tokens=64)]
 
-    assert groups == [[0, 3, 2, 5], [6, 7], [4], [1]]
+    assert groups == [[1], [4], [6, 7], [0, 3, 2, 5]]
+
+
+def cost(groups: Iterable[Sequence[int]]) -> int:
+    return sum(64 + len(group) * max(group) for group in groups)
+
+
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=9))
+def test_no_other_cut_takes_less_time(rows: list[int]) -> None:
+    lengths, limit = np.array(rows), 256
+    groups = [
+        lengths[g].tolist() for g in cut_by_length(np.arange(len(rows)), lengths, max_tokens=limit)
+    ]
+
+    assert sorted(length for group in groups for length in group) == sorted(rows)
+    assert all(len(group) == 1 or len(group) * max(group) <= limit for group in groups)
+    in_order = sorted(rows)
+    for places in range(1 << (len(rows) - 1)):  # where to cut
+        ends = [i for i in range(1, len(rows)) if places >> (i - 1) & 1] + [len(rows)]
+        cut = [in_order[start:end] for start, end in pairwise([0, *ends])]
+        if all(len(group) == 1 or len(group) * max(group) <= limit for group in cut):
+            assert cost(groups) <= cost(cut)
 
 
 def test_only_the_examples_of_the_step_are_cut() -> None:
