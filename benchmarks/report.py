@@ -16,6 +16,7 @@ NAMES = {
     "reference": "reference script",
     "trl": "TRL `SFTTrainer`",
     "tunery": "**Tunery**",
+    "tunery-compiled": "**Tunery**, compiled, as it is for longer jobs",
     "products-bfloat16": "matrix products alone, bfloat16",
     "products-float32": "matrix products alone, float32",
 }
@@ -96,7 +97,7 @@ def _speed(part: Part, heading: str) -> Iterator[str]:
     yield from _provenance(part)
 
 
-_TRAINERS = ("reference", "trl", "tunery")
+_TRAINERS = ("reference", "trl", "tunery", "tunery-compiled")
 
 
 def _name(part: Part, name: str) -> str:
@@ -207,7 +208,11 @@ def _bars(results: dict[str, Part]) -> Iterator[Bar]:
         if name in _TRAINERS or found["median"] == part["bound"]:
             label = NAMES[name].replace("`", "").replace("*", "")
             yield Bar(
-                label, found["median"], found["lowest"], found["highest"], is_ours=name == "tunery"
+                label,
+                found["median"],
+                found["lowest"],
+                found["highest"],
+                is_ours=name.startswith("tunery"),
             )
 
 

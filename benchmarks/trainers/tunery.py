@@ -6,19 +6,21 @@ from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from app.core.training_config import (
     BASE_MODEL_NAME,
     JOB_SPEC_NAME,
+    MACHINE_CACHE_NAME,
     OUTPUT_NAME,
     TRAINING_DATA_NAME,
     VALIDATION_DATA_NAME,
     BaseModelRef,
     ComputeSettings,
     DatasetRef,
+    DtypeName,
     JobSpec,
     LoraShape,
     TrainingConfig,
@@ -37,6 +39,8 @@ from benchmarks.trainers.task import (
 )
 
 NEVER_S = 1e6
+COMPILED = "compiled"
+"""The variant of a task that is computed as a longer one would be."""
 
 
 def train(task: Task, environment: Mapping[str, str]) -> Run:
@@ -76,6 +80,9 @@ def write_job(task: Task) -> Path:
     directory = task.scratch_dir / "job"
     directory.mkdir()
     (directory / BASE_MODEL_NAME).symlink_to(task.model_dir.resolve())
+    cache = task.scratch_dir.parent / MACHINE_CACHE_NAME  # of all jobs of one benchmark
+    cache.mkdir(exist_ok=True)
+    (directory / MACHINE_CACHE_NAME).symlink_to(cache)
     spec = JobSpec(
         job_id="ftjob-1",
         attempt=1,
@@ -89,24 +96,29 @@ def write_job(task: Task) -> Path:
             if task.validate
             else None
         ),
-        config=TrainingConfig(
-            lora=LoraShape(
-                rank=LORA["r"],
-                alpha=LORA["lora_alpha"],
-                dropout=LORA["lora_dropout"],
-                target_modules=tuple(LORA["target_modules"]),
-            ),
-            batch_size=task.batch_size,
-            learning_rate=LEARNING_RATE,
-            max_sequence_tokens=MAX_TOKENS,
-            max_steps=task.steps,
-            seed=task.seed,
-        ),
+        config=_config(task),
         threads=task.threads,
+        compute=ComputeSettings(compile=True if task.variant == COMPILED else None),
         save_interval_s=NEVER_S,
     )
     (directory / JOB_SPEC_NAME).write_text(spec.model_dump_json())
     return directory
+
+
+def _config(task: Task) -> TrainingConfig:
+    return TrainingConfig(
+        lora=LoraShape(
+            rank=LORA["r"],
+            alpha=LORA["lora_alpha"],
+            dropout=LORA["lora_dropout"],
+            target_modules=tuple(LORA["target_modules"]),
+        ),
+        batch_size=task.batch_size,
+        learning_rate=LEARNING_RATE,
+        max_sequence_tokens=MAX_TOKENS,
+        max_steps=task.steps,
+        seed=task.seed,
+    )
 
 
 def _copy(source: Path, target: Path) -> DatasetRef:
@@ -132,11 +144,16 @@ def order_of_steps(examples: int, task: Task) -> list[list[int]]:
 
 
 def micro_batches(lengths: Sequence[int], task: Task) -> list[list[list[int]]]:
-    """For each step, its micro-batches, each as the examples in it."""
+    """For each step, its micro-batches in the dtype of `task.variant`, each as the examples in it."""
     from worker.training.batching import cut_by_length  # noqa: PLC0415
+    from worker.training.memory import Footprint, usual_tokens  # noqa: PLC0415
 
     all_lengths = np.array(lengths)
-    most = ComputeSettings().micro_batch_tokens
+    dtype = cast("DtypeName", task.variant)
+    footprint = Footprint.of(
+        task.model_dir, _config(task), ComputeSettings(), dtype, longest_row=max(lengths)
+    )
+    most = usual_tokens(footprint)
     return [
         [
             [int(i) for i in piece]

@@ -4,12 +4,12 @@ The figures for activations are those of a decoder layer of ours or of `transfor
 tensor by tensor, rounded up; a test holds them to what the layers really keep.
 """
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
 from transformers import AutoConfig
 
 from app.core.training_config import ComputeSettings, DtypeName, LoraShape, TrainingConfig
@@ -185,7 +185,7 @@ def fit(
         TrainingFailedError: `not_enough_memory`.
     """
     longest = footprint.longest_row
-    at_once = asked.micro_batch_tokens or _usual_tokens(footprint)
+    at_once = asked.micro_batch_tokens or usual_tokens(footprint)
     tokens = min(max(at_once, longest), batch_size * longest)
     ways = [False, True] if asked.gradient_checkpointing is None else [asked.gradient_checkpointing]
     for checkpointing in ways:
@@ -203,7 +203,7 @@ def fit(
     )
 
 
-def _usual_tokens(footprint: Footprint) -> int:
+def usual_tokens(footprint: Footprint) -> int:
     """Tokens at once where memory is no matter."""
     one_more = footprint.activations(1, checkpointing=False)
     one_more -= footprint.activations(0, checkpointing=False)
@@ -237,7 +237,6 @@ def gigabytes(size: int) -> str:
 
 def _count_parameters(file: Path) -> int:
     """Read the table at the beginning of a safetensors file."""
-    with file.open("rb") as stream:
-        table = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-    table.pop("__metadata__", None)
-    return sum(math.prod(tensor["shape"]) for tensor in table.values())
+    with safe_open(file, "pt") as tensors:  # pyright: ignore[reportUnknownVariableType]
+        shapes = [tensors.get_slice(name).get_shape() for name in tensors.keys()]  # noqa: SIM118
+    return sum(map(math.prod, shapes))
