@@ -144,7 +144,7 @@ def order_of_steps(examples: int, task: Task) -> list[list[int]]:
 
 
 def micro_batches(lengths: Sequence[int], task: Task) -> list[list[list[int]]]:
-    """For each step, its micro-batches in the dtype of `task.variant`, each as the examples in it."""
+    """For each step, its micro-batches in the dtype of `task.variant`, each as its examples."""
     from worker.training.batching import cut_by_length  # noqa: PLC0415
     from worker.training.memory import Footprint, usual_tokens  # noqa: PLC0415
 
