@@ -55,7 +55,11 @@ def open_service(data_dir: Path, installed: Path, options: Options) -> Iterator[
     write_catalogue(data_dir, installed)
     (data_dir / "models").mkdir()
     (data_dir / "models" / MODEL_ID).symlink_to(installed)
-    settings = {"training_threads": str(options.threads), "poll_interval_s": "0.5"}
+    settings = {
+        "training_threads": str(options.threads),
+        "poll_interval_s": "0.5",
+        "training_dtype": "auto",  # tests have it otherwise
+    }
     with ServiceProcesses(data_dir, **settings) as service:
         yield service
 
