@@ -1,6 +1,7 @@
 """Peak memory of everything this process has started, while it runs."""
 
 import os
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _SAMPLE_S = 0.25
-_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 @dataclass(slots=True)
@@ -26,13 +26,12 @@ def watch_memory() -> Iterator[Peak]:
 
     def sample() -> None:
         while not stopping.wait(_SAMPLE_S):
-            each = [_read_pages(pid) for pid in _find_descendants(os.getpid())]
-            # Files that are mapped are in memory once, however many processes count them.
-            private = sum(resident - shared for resident, shared in each)
-            together = private + max((shared for _, shared in each), default=0)
+            each = [_read_bytes(pid) for pid in _find_descendants(os.getpid())]
+            # Of a page that several processes share, each counts its part.
+            together = sum(proportional for _, proportional in each)
             largest = max((resident for resident, _ in each), default=0)
-            peak.all_bytes = max(peak.all_bytes, together * _PAGE_BYTES)
-            peak.largest_bytes = max(peak.largest_bytes, largest * _PAGE_BYTES)
+            peak.all_bytes = max(peak.all_bytes, together)
+            peak.largest_bytes = max(peak.largest_bytes, largest)
 
     thread = threading.Thread(target=sample)
     thread.start()
@@ -43,13 +42,17 @@ def watch_memory() -> Iterator[Peak]:
         thread.join()
 
 
-def _read_pages(pid: int) -> tuple[int, int]:
-    """Resident pages, and those of them that belong to files."""
+def _read_bytes(pid: int) -> tuple[int, int]:
+    """Resident bytes, and the process's part of them: what it shares is divided."""
     try:
-        _, resident, shared, *_ = Path(f"/proc/{pid}/statm").read_text().split()
-    except (OSError, ValueError):
+        text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    except OSError:
         return 0, 0  # it has just ended
-    return int(resident), int(shared)
+    resident, proportional = (
+        sum(map(int, re.findall(rf"^{name}:\s+(\d+) kB$", text, re.MULTILINE)))
+        for name in ("Rss", "Pss")
+    )
+    return resident * 1024, proportional * 1024
 
 
 def _find_descendants(root: int) -> list[int]:
