@@ -96,6 +96,10 @@ def _set_environment() -> None:
     # slower.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+    # Whether there is a GPU is asked without a touch to it: a process that has touched one cannot
+    # be forked. With this much memory of its own for products, a GPU's sums are the same each time.
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     # The threads of torch are enough; numpy and pyarrow would start some when they are imported.
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
     os.environ["JE_ARROW_MALLOC_CONF"] = "background_thread:false"

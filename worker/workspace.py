@@ -225,7 +225,9 @@ _CHOICES = {"auto": None, "always": True, "never": False}
 
 def _compute_settings(settings: Settings) -> ComputeSettings:
     dtype = settings.training_dtype
+    device = settings.training_device
     return ComputeSettings(
+        device=None if device == "auto" else device,
         forward=None if settings.training_forward == "auto" else settings.training_forward,
         dtype=None if dtype == "auto" else dtype,
         compile=_CHOICES[settings.training_compile],

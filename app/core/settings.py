@@ -59,6 +59,10 @@ class Settings(BaseSettings):
     """Processor threads one training job uses; unless set, the machine's divided by
     `concurrency`. Another number gives an adapter that differs in the last bits."""
 
+    training_device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where training happens: `auto` takes a GPU of NVIDIA's where there is one and torch was
+    installed for it."""
+
     training_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """What base model and activations are computed in: `auto` takes bfloat16 where the processor
     is much faster in it. Adapter and optimizer are always in float32."""

@@ -118,6 +118,7 @@ class BaseModelRef(_Frozen):
     """Over the sorted `name sha256` lines of its files."""
 
 
+DeviceName = Literal["cpu", "cuda"]
 DtypeName = Literal["float32", "bfloat16"]
 
 
@@ -129,6 +130,9 @@ class ComputeSettings(_Frozen):
 
     forward: Literal["fast", "plain"] | None = None
     """Our layers, or those of `transformers`; null to take ours where they know the model."""
+
+    device: DeviceName | None = None
+    """Where the model is; null to take a GPU where there is one."""
 
     dtype: DtypeName | None = None
     """Of the base model and of activations; null to choose by what the processor can do."""

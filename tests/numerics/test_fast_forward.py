@@ -45,7 +45,7 @@ def assert_same(ours: Forward, theirs: Forward, batch: MicroBatch, *, rel: float
     pairs = [(our_scores, their_scores), *zip(our_gradients, their_gradients, strict=True)]
     for our, their in pairs:
         largest = their.abs().max().item()
-        torch.testing.assert_close(our, their, rtol=0, atol=rel * largest)
+        torch.testing.assert_close(our.cpu(), their, rtol=0, atol=rel * largest)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

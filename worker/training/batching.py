@@ -10,7 +10,7 @@ Dimension key (Shazeer 2024, "Shape Suffixes"):
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count, pairwise
 
 import numpy as np
@@ -38,6 +38,12 @@ class MicroBatch:
     """What each row is, as an index into the data."""
     lengths: Sequence[int]
     """Tokens of each row, without its padding."""
+
+    def to(self, device: torch.device) -> "MicroBatch":
+        """The same on another device."""
+        return replace(
+            self, input_ids_BL=self.input_ids_BL.to(device), labels_BL=self.labels_BL.to(device)
+        )
 
 
 def shuffled_batches(

@@ -13,8 +13,9 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
-from app.core.training_config import ComputeSettings, DtypeName
+from app.core.training_config import ComputeSettings, DeviceName, DtypeName
 from worker.training.decoder_layer import LayerShape, LayerTensors, Positions, decoder_layer
+from worker.training.failures import TrainingFailedError
 from worker.training.fast_forward import FastForward, LayerFunction, why_not
 from worker.training.forward import Forward, PlainForward
 from worker.training.processor import Speeds
@@ -53,10 +54,28 @@ class Choice:
     """Whether somebody could mend something and have it faster."""
 
 
-def choose_dtype(asked: ComputeSettings, speeds: Speeds) -> DtypeName:
+def choose_device(asked: ComputeSettings) -> DeviceName:
+    """The device to train on.
+
+    Raises:
+        TrainingFailedError: `gpu_unavailable`.
+    """
+    has_gpu = torch.cuda.is_available()
+    if asked.device == "cuda" and not has_gpu:
+        raise TrainingFailedError(
+            "gpu_unavailable",
+            "The service is set to train on a GPU (TUNERY_TRAINING_DEVICE is cuda), but its worker "
+            "has none, or a torch that was not made for it. Its operator can mend either.",
+        )
+    return asked.device or ("cuda" if has_gpu else "cpu")
+
+
+def choose_dtype(asked: ComputeSettings, device: DeviceName, speeds: Speeds) -> DtypeName:
     """The dtype to load the base model in."""
     if asked.dtype is not None:
         return asked.dtype
+    if device == "cuda":
+        return "bfloat16"
     return "bfloat16" if speeds.bfloat16 >= _WORTH_BFLOAT16 * speeds.float32 else "float32"
 
 
@@ -68,20 +87,22 @@ def choose(
     Args:
         asked: what is not open.
         speeds: of this processor.
-        model: with its adapter.
+        model: with its adapter, on the device that was chosen.
         work: of the job.
         dtype: in which the model was loaded.
     """
     objection = why_not(model, longest_row=work.longest_row)
     is_plain = objection is not None or asked.forward == "plain"
     gain = speeds.bfloat16 / speeds.float32
+    is_on_gpu = model.device.type == "cuda"
     about_gain = f"in bfloat16, this processor multiplies {gain:.1f} times as fast as in float32"
-    said = [f"Computing in {dtype} ({about_gain})"]
+    about_device = torch.cuda.get_device_name() if is_on_gpu else about_gain
+    said = [f"Computing in {dtype} ({about_device})"]
     if objection:
         said.append(f"by the plain code of the libraries, for {objection}")
     elif is_plain:
         said.append("by the plain code of the libraries, as was asked")
-    saved_s = _estimate_saved_s(model, work)
+    saved_s = 0.0 if is_on_gpu else _estimate_saved_s(model, work)
     should_compile = not is_plain and (
         saved_s >= _WORTH_COMPILING_S if asked.compile is None else asked.compile
     )
@@ -101,6 +122,7 @@ def choose(
     return Choice(
         asked.model_copy(
             update={
+                "device": "cuda" if is_on_gpu else "cpu",
                 "forward": "plain" if is_plain else "fast",
                 "dtype": dtype,
                 "compile": is_compiled,

@@ -68,6 +68,7 @@ class FastForward:
         self._shape_with_dropout = dataclasses.replace(self._shape, lora_scale=scale)
 
     def score(self, batch: MicroBatch, dropout: DropoutKey | None) -> TokenScores:
+        batch = batch.to(self._head.device)
         hidden_BLH = self._read(batch, dropout)
         is_learned_BL, targets_N = learned_targets(batch)
         hidden_NH = self._decoder.norm(hidden_BLH[:, :-1][is_learned_BL])
@@ -78,8 +79,9 @@ class FastForward:
         # The first layer's input has no use for a gradient, but all layers share one graph.
         hidden_BLH = hidden_BLH.requires_grad_(torch.is_grad_enabled())
         length = hidden_BLH.shape[1]
-        cos_1LD, sin_1LD = self._decoder.rotary_emb(hidden_BLH, torch.arange(length)[None])
-        mask_LL = torch.full((length, length), -torch.inf, dtype=hidden_BLH.dtype).triu(1)
+        places_1L = torch.arange(length, device=hidden_BLH.device)[None]
+        cos_1LD, sin_1LD = self._decoder.rotary_emb(hidden_BLH, places_1L)
+        mask_LL = hidden_BLH.new_full((length, length), -torch.inf, requires_grad=False).triu(1)
         positions = Positions(cos_1LD[0], sin_1LD[0], mask_LL)
         masks = None
         if dropout is not None and self._dropout is not None:
@@ -108,7 +110,7 @@ class FastForward:
         adapted = _adapted(layer)
         drawn = masks.draw(index, [linear.weight_OI.shape[1] for linear in adapted.values()])
         changes: dict[str, Any] = {
-            name: linear._replace(is_kept_BLI=is_kept_BLI)
+            name: linear._replace(is_kept_BLI=is_kept_BLI.to(hidden_BLH.device))
             for (name, linear), is_kept_BLI in zip(adapted.items(), drawn, strict=True)
         }
         layer = layer._replace(**changes)

@@ -49,6 +49,7 @@ class PlainForward:
             base.activation_checkpointing_enable({"use_reentrant": False})
 
     def score(self, batch: MicroBatch, dropout: DropoutKey | None) -> TokenScores:
+        batch = batch.to(self.model.device)
         self.model.train(dropout is not None)
         if dropout is not None:
             seed_torch(dropout.seed, dropout.step, batch.examples[0])

@@ -5,6 +5,7 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 import psutil
+import torch
 
 
 def free_memory(*, root: Path = Path("/")) -> int:
@@ -14,6 +15,12 @@ def free_memory(*, root: Path = Path("/")) -> int:
         root: where `proc` and `sys` are found.
     """
     return min([int(psutil.virtual_memory().available), *_left_in_groups(root)])
+
+
+def free_gpu_memory() -> int:
+    """Bytes that can be taken of the GPU that this process uses."""
+    free, _ = torch.cuda.mem_get_info()
+    return free
 
 
 def anonymous_memory() -> int:

@@ -19,7 +19,7 @@ from app.core.training_config import (
     MACHINE_CACHE_NAME,
     JobSpec,
 )
-from worker.training.compute import DTYPES, choose_dtype
+from worker.training.compute import DTYPES, choose_device, choose_dtype
 from worker.training.free_memory import anonymous_memory, free_memory
 from worker.training.memory import Model
 from worker.training.model import Loaders, load_base_model, load_tokenizer
@@ -76,7 +76,8 @@ class KeptModel:
             spec = JobSpec.model_validate_json((directory / JOB_SPEC_NAME).read_bytes())
             source = _Source.of(directory / BASE_MODEL_NAME)
             speeds = read_or_measure(directory / MACHINE_CACHE_NAME)
-            dtype = DTYPES[choose_dtype(asked_compute(directory, spec), speeds)]
+            asked = asked_compute(directory, spec)
+            dtype = DTYPES[choose_dtype(asked, choose_device(asked), speeds)]
             wanted = (source, spec.base_model.sha256, dtype)
             kept = self._kept
             if kept is not None and (kept.source, kept.sha256, kept.dtype) == wanted:

@@ -72,8 +72,8 @@ def score_logits(logits_NV: Tensor, targets_N: Tensor) -> TokenScores:
 
 def _rate(logits_CV: Tensor, targets_C: Tensor) -> tuple[Tensor, Tensor]:
     """Rate targets by their logits, and overwrite these with the softmax of them."""
-    log_probs_C = torch.empty(len(targets_C), dtype=torch.float32)
-    is_top_C = torch.empty(len(targets_C), dtype=torch.bool)
+    log_probs_C = torch.empty_like(targets_C, dtype=torch.float32)
+    is_top_C = torch.empty_like(targets_C, dtype=torch.bool)
     for start in range(0, len(targets_C), _BLOCK):
         block = slice(start, start + _BLOCK)
         log_probs_RV = F.log_softmax(logits_CV[block], dim=-1, dtype=torch.float32)
@@ -96,8 +96,8 @@ class _ScoreByHead(torch.autograd.Function):
     def forward(
         ctx: Any, hidden_NH: Tensor, head_VH: Tensor, targets_N: Tensor
     ) -> tuple[Tensor, Tensor]:
-        log_probs_N = torch.empty(len(targets_N), dtype=torch.float32)
-        is_top_N = torch.empty(len(targets_N), dtype=torch.bool)
+        log_probs_N = torch.empty_like(targets_N, dtype=torch.float32)
+        is_top_N = torch.empty_like(targets_N, dtype=torch.bool)
         needs_gradient = ctx.needs_input_grad[0]
         gradient_NH = torch.empty_like(hidden_NH if needs_gradient else hidden_NH[:0])
         for start in range(0, len(targets_N), CHUNK):

@@ -30,14 +30,14 @@ from app.core.training_events import (
     Stopped,
     Unresumable,
 )
-from worker.training.compute import DTYPES, Work, build_forward, choose, choose_dtype
+from worker.training.compute import DTYPES, Work, build_forward, choose, choose_device, choose_dtype
 from worker.training.data import TokenizedData, tokenize_file
 from worker.training.data_report import DataFile
 from worker.training.encoding import Encoder, end_of_text
 from worker.training.evaluate import BestAdapter
 from worker.training.failures import TrainingFailedError, is_out_of_memory, is_out_of_space
 from worker.training.forward import Forward
-from worker.training.free_memory import free_memory
+from worker.training.free_memory import free_gpu_memory, free_memory
 from worker.training.job import Job, Report
 from worker.training.loss_log_file import LossLogFile
 from worker.training.memory import Footprint, fit
@@ -161,14 +161,18 @@ def _load_model(
     config = spec.config
     asked = asked_compute(directory, spec)
     speeds = read_or_measure(directory / MACHINE_CACHE_NAME)
-    dtype = choose_dtype(asked, speeds)
+    device = choose_device(asked)
+    dtype = choose_dtype(asked, device, speeds)
     base_model = directory / BASE_MODEL_NAME
     footprint = Footprint.of(base_model, config, asked, dtype, longest_row=work.longest_row)
-    room = free_memory() + loaders.bytes_in_memory(base_model, DTYPES[dtype])
+    if device == "cuda":
+        room = free_gpu_memory()
+    else:
+        room = free_memory() + loaders.bytes_in_memory(base_model, DTYPES[dtype])
     asked = fit(asked, footprint, batch_size=config.batch_size, room=room)
     base = loaders.load_base_model(base_model, DTYPES[dtype])
     seed_torch(config.seed, 0)  # the random half of the adapter
-    model = attach_adapter(base, config.lora, spec.base_model)
+    model = attach_adapter(base, config.lora, spec.base_model).to(device)
     report(Noted(message=describe_parameters(model)))
     choice = choose(asked, speeds, model, work, dtype=dtype)
     report(Noted(message=choice.explanation, level="warn" if choice.is_warning else "info"))

@@ -30,7 +30,7 @@ def check_adapter(
         TrainingFailedError: `adapter_has_no_effect`.
         RuntimeError: what was saved is not what was trained.
     """
-    input_ids_BL = input_ids[None, :_TOKENS_READ]
+    input_ids_BL = input_ids[None, :_TOKENS_READ].to(model.device)
     trained_BLV = _logits(model, input_ids_BL)
     base: nn.Module = model.unload()
     untrained_BLV = _logits(base, input_ids_BL)
