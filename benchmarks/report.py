@@ -45,8 +45,8 @@ Written by `python -m benchmarks.training --write` from measurements; do not edi
 - Figures are of one machine in one hour. What carries over to another machine are ratios, and even
   these only between processors with the same instructions: look for AMX.
 - **Matrix products alone** are those of the same micro-batches, forward and backward, without
-  anything between them. No trainer that computes the same can be faster, so the share of it says
-  how much is left to gain.
+  anything between them. The share of it says how much is left to gain by anything but faster
+  matrix products.
 - The **reference script** is the one Tunery grew out of ([here](reference-script.md)), with its
   faults: it pads every row to 512 tokens in float32, and learns the padding.
 """
