@@ -84,7 +84,7 @@ def test_the_estimate_is_a_little_above_what_is_kept(
 
     layers = 2
     by_layers = estimated * layers / (layers + 3)  # less what the backward pass works in
-    assert 0.85 <= by_layers / kept_bytes(build(model), rows, tokens) <= 1.7
+    assert 0.9 <= by_layers / kept_bytes(build(model), rows, tokens) <= 1.7
 
 
 def test_parameters_are_counted_without_loading_them(tmp_path: Path) -> None:
