@@ -94,4 +94,7 @@ def _run_tunery(directory: Path, task: Task, installed: Path, options: Options) 
     steps = -(-_ROWS // options.batch_size) * _EPOCHS
     with open_service(directory / "service", installed, options) as service:
         rows = task.data_dir / TEXTS_NAME
-        return run_job(service, rows, steps=steps, n_epochs=_EPOCHS, **knobs_of(task)).ended_s
+        times = run_job(
+            service, installed.name, rows, steps=steps, n_epochs=_EPOCHS, **knobs_of(task)
+        )
+        return times.ended_s

@@ -8,7 +8,7 @@ from typing import Any
 
 from app.core.base_models import RECORD_NAME, load_catalogue
 from benchmarks.options import Options, open_bench
-from benchmarks.real_service import MODEL_ID, JobTimes, open_service, run_job, write_catalogue
+from benchmarks.real_service import NEW_MODEL_ID, JobTimes, open_service, run_job, write_catalogue
 from benchmarks.trainers import tunery
 from benchmarks.trainers.task import CHATS_NAME, LEARNING_RATE, LORA, MAX_TOKENS, Run, Task
 from worker.model_store.install import install_model
@@ -30,7 +30,8 @@ def measure_service(options: Options) -> dict[str, Any]:
                 with bench.task(steps=steps) as task:
                     alone.append(tunery.train(task, bench.environment))
                     rows = task.data_dir / CHATS_NAME
-                    through.append(run_job(service, rows, steps=steps, **knobs_of(task)))
+                    knobs = knobs_of(task)
+                    through.append(run_job(service, installed.name, rows, steps=steps, **knobs))
         about_data = bench.about_data
     loops = {
         "bare": [run.ticks[-1].at_s - run.ticks[first - 1].at_s for run in alone],
@@ -70,9 +71,9 @@ def find_installed(model: Path, scratch: Path) -> Path:
     """The model where it is installed, or else a copy that is."""
     if (model / RECORD_NAME).exists():
         return model
-    write_catalogue(scratch, model)
+    write_catalogue(scratch, NEW_MODEL_ID, model)
     catalogue = load_catalogue(scratch)
-    entry = catalogue.find(MODEL_ID)
+    entry = catalogue.find(NEW_MODEL_ID)
     assert entry is not None
     install_model(entry, catalogue)
-    return catalogue.directory(MODEL_ID)
+    return catalogue.directory(NEW_MODEL_ID)
