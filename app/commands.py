@@ -9,6 +9,7 @@ from pathlib import Path
 
 import uvicorn
 
+from app.api.http_protocol import BoundedHttpProtocol
 from app.core.base_models import CatalogueError
 from app.core.db.inspection import NoDatabaseError
 from app.core.db.snapshot import SnapshotError
@@ -102,6 +103,7 @@ def _serve(settings: Settings, _parsed: argparse.Namespace) -> int:
             port=settings.port,
             log_config=None,
             server_header=False,
+            http=BoundedHttpProtocol,
             timeout_graceful_shutdown=10,
         )
     return 0

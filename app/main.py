@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from app.api import health
 from app.api.deps import Services
 from app.api.errors import install_error_handlers
+from app.api.recent_answers import RecentAnswers
 from app.api.requests import RequestContext
 from app.api.v1 import files, fine_tuning_jobs, job_results, models
 from app.core.base_models import load_catalogue
@@ -58,7 +59,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.include_router(health.router)
     for module in (files, fine_tuning_jobs, job_results, models):
         app.include_router(module.router, prefix="/v1")
-    app.add_middleware(RequestContext)
+    app.add_middleware(RecentAnswers, version=services.database.version)
+    app.add_middleware(RequestContext)  # the last is the first to see a request
     return app
 
 

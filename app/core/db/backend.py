@@ -25,6 +25,14 @@ class Backend(Protocol):
         """
         ...
 
+    def version(self) -> int | None:
+        """As `Database.version`."""
+        ...
+
+    def dispose(self) -> None:
+        """Close every connection."""
+        ...
+
     def as_service_error(self, error: SQLAlchemyError) -> ServiceError | None:
         """What a caller is told; None when the error is a fault of ours."""
         ...

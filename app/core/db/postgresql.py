@@ -76,6 +76,12 @@ class Postgresql:
             if not committed:
                 raise
 
+    def version(self) -> int | None:
+        return None  # a question to the server takes as long as what it would save
+
+    def dispose(self) -> None:
+        self.engine.dispose()
+
     def as_service_error(self, error: SQLAlchemyError) -> ServiceError | None:
         if isinstance(error, PoolTimeoutError):
             return busy()

@@ -59,9 +59,16 @@ class Database:
         with self.service_errors(), self._read_factory() as session:
             yield session
 
+    def version(self) -> int | None:
+        """A number that is another after every commit, whoever makes it.
+
+        Returns at once, from one thread alone; None when it cannot be told.
+        """
+        return self._backend.version()
+
     def dispose(self) -> None:
         """Close every connection."""
-        self.engine.dispose()
+        self._backend.dispose()
 
     @contextmanager
     def service_errors(self) -> Generator[None]:

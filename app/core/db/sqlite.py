@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from sqlalchemy import URL, Connection, create_engine, event
+from sqlalchemy import URL, Connection, PoolProxiedConnection, create_engine, event
 from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPICursor
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.orm import Session
@@ -51,9 +51,36 @@ class Sqlite:
         )
         event.listen(self.engine, "connect", self._configure)
         event.listen(self.engine, "begin", _begin)
+        self._watcher: PoolProxiedConnection | None = None
 
     def commit(self, session: Session) -> None:
         session.commit()
+
+    def version(self) -> int | None:
+        """SQLite counts the commits of all connections but the one that is asked."""
+        try:
+            watcher = self._watcher = self._watcher or self._open_watcher()
+            cursor = watcher.cursor()
+            cursor.execute("PRAGMA data_version")
+            row = cursor.fetchone()
+            cursor.close()
+        except (SQLAlchemyError, _DriverError):
+            return None
+        return row and row[0]
+
+    def dispose(self) -> None:
+        if self._watcher is not None:
+            self._watcher.close()
+            self._watcher = None
+        self.engine.dispose()
+
+    def _open_watcher(self) -> PoolProxiedConnection:
+        watcher = self.engine.raw_connection()
+        watcher.detach()  # nobody else may have it, with the setting that follows
+        cursor = watcher.cursor()
+        cursor.execute("PRAGMA busy_timeout = 0")  # whoever asks cannot wait
+        cursor.close()
+        return watcher
 
     def as_service_error(self, error: SQLAlchemyError) -> ServiceError | None:
         orig = error.orig if isinstance(error, DBAPIError) else None

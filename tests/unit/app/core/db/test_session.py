@@ -97,3 +97,40 @@ def test_what_a_block_has_added_can_be_added_again_after_it_has_failed(database:
 def test_another_kind_of_database_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match="TUNERY_DATABASE_URL: mysql is neither"):
         Database("mysql://localhost/tunery")
+
+
+@pytest.mark.only_sqlite
+def test_the_version_is_another_after_every_commit(database: Database, settings: Settings) -> None:
+    other = Database(settings.resolved_database_url)
+    versions = [database.version()]
+
+    add_job(database)
+    versions.append(database.version())
+    add_job(other)
+    versions.append(database.version())
+    with database.reading() as session:
+        session.connection().exec_driver_sql("SELECT * FROM jobs").all()
+    other.dispose()
+
+    assert len({*versions}) == 3
+    assert database.version() == versions[-1]
+
+
+@pytest.mark.only_sqlite
+def test_the_version_is_told_while_others_write(database: Database) -> None:
+    version = database.version()
+
+    with database.writing() as session:
+        lock_out_writers(session)
+        assert database.version() == version
+
+
+@pytest.mark.only_sqlite
+def test_the_version_of_a_database_that_is_closed_for_good_is_told_anew(
+    database: Database,
+) -> None:
+    assert database.version() is not None
+
+    database.dispose()
+
+    assert database.version() is not None

@@ -1,0 +1,92 @@
+"""What no client library would send: requests whose head does not end."""
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from app.api.http_protocol import MAX_HEAD_BYTES
+from tests.acceptance.processes import ServiceProcesses
+
+PIECE = 4096
+TIMEOUT_S = 30
+ENDLESS_BYTES = 512 * MAX_HEAD_BYTES
+CHUNKED = b"POST /v1/files HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n0\r\n"
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcesses]:
+    with ServiceProcesses(tmp_path_factory.mktemp("service") / "data") as service:
+        yield service
+
+
+def connect(service: ServiceProcesses) -> socket.socket:
+    parts = urlsplit(service.base_url)
+    assert parts.hostname is not None
+    assert parts.port is not None
+    return socket.create_connection((parts.hostname, parts.port), TIMEOUT_S)
+
+
+def resident_bytes(data_dir: Path) -> int:
+    """Of the API, whose log is in the data directory."""
+    for status in Path("/proc").glob("[0-9]*/status"):
+        try:
+            command = (status.parent / "cmdline").read_bytes().split(b"\0")
+            if command[1:3] == [b"-m", b"app"] and (status.parent / "cwd").resolve() == data_dir:
+                line = next(one for one in status.read_text().splitlines() if "VmHWM" in one)
+                return int(line.split()[1]) * 1024
+        except OSError:
+            continue
+    raise AssertionError("The API does not run.")
+
+
+@pytest.mark.parametrize(
+    ("beginning", "piece"),
+    [
+        pytest.param(b"GET /", b"a" * PIECE, id="address"),
+        pytest.param(b"GET / HTTP/1.1\r\nx: ", b"a" * PIECE, id="one header"),
+        pytest.param(b"GET / HTTP/1.1\r\n", b"x: 1\r\n" * (PIECE // 6), id="headers"),
+        pytest.param(CHUNKED, b"x: 1\r\n" * (PIECE // 6), id="trailers"),
+        pytest.param(CHUNKED + b"x: ", b"a" * PIECE, id="one trailer"),
+    ],
+)
+def test_a_head_that_does_not_end_is_refused(
+    service: ServiceProcesses, beginning: bytes, piece: bytes
+) -> None:
+    before = resident_bytes(service.data_dir)
+    sent = 0
+    with connect(service) as connection:
+        connection.sendall(beginning)
+        try:
+            while sent < ENDLESS_BYTES:
+                connection.sendall(piece)
+                sent += len(piece)
+            answer = connection.recv(PIECE)
+        except ConnectionError:
+            answer = b""  # it has refused already, and the answer went with the connection
+
+    assert b" 200 " not in answer
+    assert sent < ENDLESS_BYTES or answer.startswith(b"HTTP/1.1 4")
+    assert resident_bytes(service.data_dir) < before + ENDLESS_BYTES // 4
+
+
+def test_a_head_that_is_too_long_is_told_so(service: ServiceProcesses) -> None:
+    with connect(service) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nx: " + b"a" * MAX_HEAD_BYTES)
+        answer = connection.recv(PIECE)
+
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert answer.endswith(f"The request's head is larger than {MAX_HEAD_BYTES} bytes.".encode())
+
+
+def test_requests_after_one_another_are_not_taken_for_one_head(service: ServiceProcesses) -> None:
+    request = b"GET /healthz HTTP/1.1\r\nhost: x\r\nx: " + b"a" * 8000 + b"\r\n\r\n"
+    with connect(service) as connection:
+        for _ in range(2 * MAX_HEAD_BYTES // len(request)):
+            connection.sendall(request)
+            answer = connection.recv(PIECE)
+            while not answer.endswith(b"}"):
+                answer += connection.recv(PIECE)
+            assert answer.startswith(b"HTTP/1.1 200 ")

@@ -1,0 +1,176 @@
+"""An answer is given again only while nothing has changed, and only to who has had it before."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.testclient import TestClient
+
+from app.api.recent_answers import MAX_ANSWER_BYTES, MAX_ANSWERS, PATHS, RecentAnswers
+from app.core.db.session import Database
+from tests.builders import add_job
+
+JOB = f"{PATHS}/ftjob-1"
+
+
+class Counting:
+    """Answers with how often it was asked; `version` is the database's."""
+
+    def __init__(self, answer: Response | None = None) -> None:
+        self.version: int | None = 1
+        self.asked = 0
+        self._answer = answer
+        self.client = TestClient(RecentAnswers(self, version=lambda: self.version))
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        self.asked += 1
+        answer = self._answer or JSONResponse({"asked": self.asked})
+        await answer(scope, receive, send)
+
+    def get(self, path: str = JOB, **options: Any) -> Any:
+        return self.client.get(path, **options).json()["asked"]
+
+
+def test_an_answer_is_given_again_until_something_changes() -> None:
+    counting = Counting()
+
+    first = [counting.get(), counting.get()]
+    counting.version = 2
+    second = [counting.get(), counting.get()]
+
+    assert first == [1, 1]
+    assert second == [2, 2]
+
+
+def test_an_answer_that_is_given_again_is_the_same_but_for_its_own_headers() -> None:
+    counting = Counting()
+
+    answers = [counting.client.get(JOB) for _ in range(2)]
+
+    assert answers[0].content == answers[1].content
+    assert answers[0].headers == answers[1].headers
+    assert counting.asked == 1
+
+
+def test_what_cannot_be_known_to_be_the_same_is_asked_for_again() -> None:
+    counting = Counting()
+    counting.version = None
+
+    assert [counting.get(), counting.get()] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        pytest.param({"headers": {"authorization": "Bearer other"}}, id="who"),
+        pytest.param({"headers": {"accept": "text/csv"}}, id="form"),
+        pytest.param({"params": {"limit": "1"}}, id="query"),
+        pytest.param({"path": f"{JOB}/events"}, id="path"),
+    ],
+)
+def test_another_question_has_another_answer(other: dict[str, Any]) -> None:
+    counting = Counting()
+
+    counting.get()
+
+    assert counting.get(**other) == 2
+
+
+@pytest.mark.parametrize("method", ["POST", "DELETE", "HEAD"])
+def test_only_a_read_is_answered_again(method: str) -> None:
+    counting = Counting()
+
+    for _ in range(2):
+        counting.client.request(method, JOB)
+
+    assert counting.asked == 2
+
+
+def test_what_does_not_answer_by_the_database_alone_is_asked_for_again() -> None:
+    counting = Counting()
+
+    assert [counting.get("/healthz"), counting.get("/healthz")] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        pytest.param(JSONResponse({}, status_code=404), id="error"),
+        pytest.param(PlainTextResponse("step,loss"), id="no JSON"),
+        pytest.param(JSONResponse("x" * MAX_ANSWER_BYTES), id="large"),
+        pytest.param(
+            StreamingResponse(iter([b"[", b"]"]), media_type="application/json"), id="in parts"
+        ),
+    ],
+)
+def test_what_is_no_small_good_answer_is_not_kept(answer: Response) -> None:
+    counting = Counting(answer)
+
+    counting.client.get(JOB)
+    counting._answer = JSONResponse({})  # a stream can be sent only once
+    counting.client.get(JOB)
+
+    assert counting.asked == 2
+
+
+def test_no_more_than_so_many_answers_are_kept() -> None:
+    counting = Counting()
+
+    for number in range(MAX_ANSWERS + 1):
+        counting.get(f"{JOB}{number}")
+    asked = counting.asked
+    counting.get(f"{JOB}{MAX_ANSWERS}")
+
+    assert counting.asked == asked + 1
+
+
+def test_an_answer_that_was_overtaken_by_a_change_is_not_kept() -> None:
+    """One request reads, then another sees a commit, and only then is the first answered."""
+    version = 1
+    may_answer = asyncio.Event()
+    asked: list[str] = []
+
+    async def slow(scope: Any, receive: Any, send: Any) -> None:
+        asked.append(Request(scope).url.path)
+        if len(asked) == 1:
+            await may_answer.wait()
+        await JSONResponse(len(asked))(scope, receive, send)
+
+    async def ignore(_message: Any) -> None: ...
+
+    app = RecentAnswers(slow, version=lambda: version)
+
+    async def ask(path: str) -> None:
+        scope = {"type": "http", "method": "GET", "path": path, "query_string": b"", "headers": []}
+        await app(scope, ignore, ignore)  # pyright: ignore[reportArgumentType] - it reads no body
+
+    async def overtake() -> None:
+        nonlocal version
+        first = asyncio.create_task(ask(JOB))
+        await asyncio.sleep(0)
+        version = 2
+        await ask(f"{JOB}/events")
+        may_answer.set()
+        await first
+        await ask(JOB)
+
+    asyncio.run(overtake())
+
+    assert asked == [JOB, f"{JOB}/events", JOB]
+
+
+def test_every_commit_is_seen_by_the_next_poll(client: TestClient, database: Database) -> None:
+    path = f"{PATHS}/{add_job(database).id}"
+    before = [client.get(path).json()["status"] for _ in range(2)]
+
+    client.post(f"{path}/pause")  # by the API itself
+    paused = [client.get(path).json()["status"] for _ in range(2)]
+    client.post(f"{path}/resume")
+    with database.engine.begin() as connection:  # and by another process
+        connection.exec_driver_sql("UPDATE jobs SET priority = 7")
+
+    assert before == ["queued"] * 2
+    assert paused == ["paused"] * 2
+    assert client.get(path).json()["priority"] == 7
