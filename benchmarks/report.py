@@ -186,7 +186,8 @@ def _service(part: Part) -> Iterator[str]:
         f"The wall time of {part['steps']} steps, checkpoints at the ends of epochs included, "
         "against the training loop alone: the child by itself, with its events and checkpoints, "
         f"adds {percent['child']:.1f} %; all of the service, with API and worker on the same "
-        f"cores, adds {percent['service']:.1f} %. From the request to the end of the first step it "
+        f"cores, adds {percent['service']:.1f} %; below zero, it is less than what the machine "
+        f"varies by from one run to the next. From the request to the end of the first step it "
         f"took {part['to_first_step_s']:.1f} s; from the last step to an adapter that can be "
         f"downloaded, {part['after_last_step_s']:.1f} s."
     )
