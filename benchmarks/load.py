@@ -25,37 +25,60 @@ class Found:
     errors: list[str] = field(default_factory=list)
 
 
+class Connection:
+    """Is kept alive, and made anew after an error."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self._address = (host, port)
+        self._open: socket.socket | None = None
+
+    def get(self, path: str) -> int:
+        """The status of the answer, once its last byte is there."""
+        connection = self._open = self._open or self._connect()
+        connection.sendall(f"GET {path} HTTP/1.1\r\nhost: {self._address[0]}\r\n\r\n".encode())
+        answer = b""
+        while part := connection.recv(_READ_BYTES):
+            answer += part
+            head, end, body = answer.partition(b"\r\n\r\n")
+            if end and len(body) >= _length(head):
+                return int(head.split(b" ", 2)[1])
+        raise EOFError("The server has closed the connection.")
+
+    def close(self) -> None:
+        if self._open is not None:
+            self._open.close()
+            self._open = None
+
+    def _connect(self) -> socket.socket:
+        connection = socket.create_connection(self._address, TIMEOUT_S)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return connection
+
+
+def _length(head: bytes) -> int:
+    return int(head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0])
+
+
 def send(url: str, paths: list[str], *, rate: float, seconds: float) -> Found:
     """Ask for each path in turn, `rate` times a second in all."""
     parts = urlsplit(url)
-    requests = [f"GET {path} HTTP/1.1\r\nhost: {parts.netloc}\r\n\r\n".encode() for path in paths]
+    connection = Connection(parts.hostname or "", parts.port or 80)
     found = Found()
-    with socket.create_connection((parts.hostname or "", parts.port or 80), TIMEOUT_S) as to_api:
-        to_api.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        began = time.perf_counter()
-        for number in range(int(rate * seconds)):
-            due_s = began + number / rate
-            if (left_s := due_s - time.perf_counter()) > 0:
-                time.sleep(left_s)
-            to_api.sendall(requests[number % len(paths)])
-            status = _receive(to_api)
-            found.latencies_ms.append(1000 * (time.perf_counter() - due_s))
-            if status != 200:  # noqa: PLR2004
-                found.errors.append(f"{status} of {paths[number % len(paths)]}")
+    began = time.perf_counter()
+    for number in range(int(rate * seconds)):
+        path, due_s = paths[number % len(paths)], began + number / rate
+        time.sleep(max(0.0, due_s - time.perf_counter()))
+        try:
+            status = connection.get(path)
+        except (OSError, EOFError, ValueError) as error:
+            found.errors.append(repr(error))
+            connection.close()
+            continue
+        found.latencies_ms.append(1000 * (time.perf_counter() - due_s))
+        if status != 200:  # noqa: PLR2004
+            found.errors.append(f"{status} of {path}")
+    connection.close()
     return found
-
-
-def _receive(connection: socket.socket) -> int:
-    """The status of an answer, once its last byte is there."""
-    answer = b""
-    while part := connection.recv(_READ_BYTES):
-        answer += part
-        head, end, body = answer.partition(b"\r\n\r\n")
-        if end and len(body) >= int(
-            head.lower().partition(b"content-length:")[2].split(b"\r", 1)[0]
-        ):
-            return int(head.split(b" ", 2)[1])
-    raise EOFError("The API has closed the connection.")
 
 
 def percentile(values: list[float], fraction: float) -> float:

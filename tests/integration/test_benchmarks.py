@@ -1,6 +1,5 @@
 """The benchmarks run, at sizes that say nothing: what they print is there, whatever the figures."""
 
-import asyncio
 import re
 import subprocess
 import sys
@@ -75,14 +74,14 @@ def url() -> Iterator[str]:
 
 
 def test_requests_are_sent_when_due_and_errors_are_counted(url: str) -> None:
-    found = asyncio.run(send(url, ["/good", "/good", "/bad"], rate=100, seconds=0.3))
+    found = send(url, ["/good", "/good", "/bad"], rate=100, seconds=0.3)
 
     assert len(found.latencies_ms) == 30
     assert found.errors == ["500 of /bad"] * 10
 
 
 def test_a_server_that_is_not_there_is_an_error() -> None:
-    found = asyncio.run(send("http://127.0.0.1:9", ["/"], rate=100, seconds=0.02))
+    found = send("http://127.0.0.1:9", ["/"], rate=100, seconds=0.02)
 
     assert len(found.errors) == 2
 
