@@ -5,6 +5,7 @@ Clients ask for a job's status many times between two of its steps, on the proce
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from http import HTTPStatus
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -57,7 +58,7 @@ class RecentAnswers:
         if version is None:
             await self._app(scope, receive, send)
         elif known := self._answers.get(key):
-            start = {"status": 200, "headers": [*known.headers]}
+            start = {"status": HTTPStatus.OK.value, "headers": [*known.headers]}
             await send({"type": "http.response.start", **start})
             await send({"type": "http.response.body", "body": known.body})
         else:
@@ -81,7 +82,7 @@ class _Recorder:
         if message["type"] == "http.response.start":
             self._headers = [*message["headers"]]
             is_json = (b"content-type", b"application/json") in self._headers
-            self._is_good = message["status"] == 200 and is_json  # noqa: PLR2004
+            self._is_good = message["status"] == HTTPStatus.OK and is_json
         elif message["type"] == "http.response.body":
             body = message.get("body", b"")
             is_whole = not message.get("more_body", False)

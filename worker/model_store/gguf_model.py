@@ -55,6 +55,7 @@ def convert_gguf(gguf: Path, files_dir: Path) -> None:
         config = _config(metadata)
         write_tokenizer(metadata, files_dir)
         weights = _weights(reader, config)
+    # The last is what the gguf library raises for weights in a quantization it cannot undo.
     except (ValueError, IndexError, NotImplementedError) as error:
         raise InstallError(f"{gguf.name} cannot be read as GGUF: {error}") from error
     except KeyError as error:
