@@ -75,6 +75,7 @@ def gguf_name(name: str) -> str:
 def write_gguf(path: Path, model: LlamaForCausalLM, **changes: Any) -> Path:
     """Write `model`; `changes` replaces metadata, `None` leaves it out."""
     config = model.config
+    dtype = changes.pop("dtype", np.float32)
     writer = gguf.GGUFWriter(path, changes.pop("architecture", "llama"))
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
@@ -97,7 +98,7 @@ def write_gguf(path: Path, model: LlamaForCausalLM, **changes: Any) -> Path:
     for key, value in changes.items():
         writer.add_string(key.replace("__", "."), value)
     for name, tensor in model.state_dict().items():
-        weight = tensor.numpy()
+        weight = tensor.numpy().astype(dtype)
         if ".q_proj." in name:
             weight = reorder_rows_as_llama_cpp(weight, config.num_attention_heads)
         if ".k_proj." in name:
@@ -157,6 +158,7 @@ def test_tokens_keep_their_numbers_and_control_tokens_are_never_split(
     [
         pytest.param({"architecture": "gemma3"}, "'gemma3'", id="architecture"),
         pytest.param({"llama__rope__scaling__type": "yarn"}, "scaled positions", id="scaling"),
+        pytest.param({"dtype": np.int8}, "for I8 is not yet implemented", id="quantization"),
         pytest.param({"pre": "qwen2"}, "('gpt2', 'qwen2')", id="tokenizer"),
         pytest.param(
             {"has_pad_token": False}, "no 'tokenizer.ggml.padding_token_id'", id="metadata"
