@@ -1,6 +1,6 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup model demo serve test bench bench-api powercut diskfull chaos check format types imports deploy openapi lock clean
+.PHONY: help setup model demo serve test bench bench-api powercut diskfull chaos check format types imports deploy openapi wheel lock clean
 
 PYTHON ?= python3
 MODEL ?= smollm2-135m-instruct
@@ -21,20 +21,17 @@ setup: .venv/.installed ## Install what everything needs into .venv (quick when 
 	  || { echo "On Debian and Ubuntu, Python's venv is a package: apt-get install python3-venv"; exit 1; }
 	$(PIP) install --quiet "$$(grep '^pip==' requirements.lock)"
 	$(PIP) install --quiet --no-deps --retries 0 --extra-index-url $(TORCH_INDEX) -c requirements.lock torch
-	$(PIP) install --quiet -c requirements.lock --group dev
+	$(PIP) install --quiet -c requirements.lock --group dev --editable '.[worker]'
 	@touch $@
 
 model: setup ## Install a base model: make model MODEL=qwen2.5-0.5b-instruct
-	@$(BIN)/python -m worker.fetch_model $(MODEL)
+	@$(BIN)/tunery models install $(MODEL)
 
 demo: setup model ## Fine-tune a real model through the API and show what changed
 	@$(BIN)/python examples/demo.py
 
-serve: setup model ## Run API and worker in the foreground; Ctrl-C stops both
-	@$(BIN)/python -m app & api=$$!; $(BIN)/python -m worker & worker=$$!; \
-	trap 'stopped=yes; kill $$api $$worker 2>/dev/null' INT TERM; \
-	wait -n; status=$$?; kill $$api $$worker 2>/dev/null; wait; \
-	test "$$stopped" || { echo "API or worker ended by itself" >&2; exit $$status; }
+serve: setup ## Run API and worker in the foreground; Ctrl-C stops both
+	@exec $(BIN)/tunery serve
 
 test: setup ## The whole test suite; needs the programs of a PostgreSQL server
 	@$(BIN)/python -m pytest
@@ -84,17 +81,20 @@ deploy: setup ## Dockerfile and compose file
 diskfull: setup ## Fill the disk under a real API, to the page (root, 5 minutes)
 	@$(BIN)/python -m tests.diskfull.run
 
-openapi: setup ## Write openapi.json anew
-	@$(BIN)/python -m app openapi > openapi.json
+openapi: setup ## Write openapi.json again from the code
+	@$(BIN)/tunery openapi > openapi.json
 
-lock: ## Resolve all dependencies anew into requirements.lock
+wheel: setup ## Build the package into dist/
+	@$(BIN)/python -m build --wheel --outdir dist .
+
+lock: ## Resolve all dependencies again into requirements.lock
 	@rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
 	@.venv-lock/bin/pip install --quiet --upgrade pip
 	@.venv-lock/bin/pip install --quiet --no-deps --retries 0 --extra-index-url $(TORCH_INDEX) torch==2.13.0
-	@.venv-lock/bin/pip install --quiet --group dev --group bench
+	@.venv-lock/bin/pip install --quiet --group dev --group bench --editable '.[worker]'
 	@{ echo "# Every version of every package; made by 'make lock'."; \
-	   .venv-lock/bin/pip freeze --all | grep -v '^setuptools==' | sed 's/+cpu$$//'; } > requirements.lock
+	   .venv-lock/bin/pip freeze --all | grep -v -e '^setuptools==' -e '^-e ' -e '^# ' | sed 's/+cpu$$//'; } > requirements.lock
 	@rm -rf .venv-lock
 
 clean: ## Remove what was installed and made here, except ./data
-	@rm -rf .venv .venv-lock .cache demo-output
+	@rm -rf .venv .venv-lock .cache demo-output dist

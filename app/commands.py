@@ -1,13 +1,20 @@
-"""The commands of `python -m app`: serve the API, and look after the service's data."""
+"""The commands that serve the API and look after the service's data.
 
-import argparse
+`tunery` offers them beside its own; `python -m app` offers them alone, and serves by default.
+"""
+
 import dataclasses
 import json
+import os
+import socket
 import sys
-from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
+from typing import Annotated, Any
 
+import typer
 import uvicorn
+from typer.core import TyperGroup
 
 from app.api.http_protocol import BoundedHttpProtocol
 from app.core.base_models import CatalogueError
@@ -22,144 +29,192 @@ from app.core.maintenance.doctor import examine
 from app.core.maintenance.findings import Finding, Level
 from app.core.maintenance.occupancy import OccupiedError, occupied
 from app.core.maintenance.restore import restore_backup
-from app.core.settings import Settings
+from app.core.settings import Settings, SettingsError, read_settings
 from app.main import create_app
 
+CANNOT_RUN = 2
+"""Exit code of a command that could not do its work, and would not if it were run again."""
+
 _MIB = 1024 * 1024
+
+
+class CannotListenError(Exception):
+    """Another program listens on the address, or it is not one of this machine."""
+
+
 _EXPECTED = (
     BackupError,
+    CannotListenError,
     CatalogueError,
     DatabaseBusyError,
     NoDatabaseError,
     OccupiedError,
     OSError,
+    SettingsError,
     SnapshotError,
     StorageFullError,
 )
-"""What ends a command with a message instead of a traceback."""
+"""Errors that end a command with their message instead of a traceback."""
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run one command. Returns its exit code: 0, 1 when problems remain, 2 when it cannot run."""
-    parsed = _parser().parse_args(arguments)
-    settings = Settings()
-    try:
-        return parsed.run(settings, parsed)
-    except _EXPECTED as error:
-        sys.stderr.write(f"{parsed.command}: {error}\n")
-        return 2
+class CommandGroup(TyperGroup):
+    """Commands whose expected errors are one line on standard error and exit code 2."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except _EXPECTED as error:
+            typer.echo(f"{ctx.invoked_subcommand}: {error}", err=True)
+            raise typer.Exit(CANNOT_RUN) from error
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m app",
-        description="The API of Tunery, and what looks after its data. Settings come from the "
-        "environment or from a file .env: docs/settings.md.",
-        epilog="Without a command, `serve`. Exit codes: 0 good, 1 problems remain, 2 cannot run.",
-    )
-    parser.set_defaults(command="serve", run=_serve)
-    commands = parser.add_subparsers(metavar="COMMAND", title="commands")
+commands = typer.Typer(
+    cls=CommandGroup,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Serve Tunery's API, and look after its data. Settings come from the environment or from "
+    "a file .env: docs/settings.md. Exit codes: 0 good, 1 problems remain, 2 cannot run.",
+)
 
-    def add(name: str, run: object, summary: str) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=summary, description=f"{summary}.")
-        command.set_defaults(command=name, run=run)
-        return command
-
-    add("serve", _serve, "Serve the API on TUNERY_HOST:TUNERY_PORT")
-    add("openapi", _openapi, "Print the API's OpenAPI document")
-    doctor = add("doctor", _doctor, "Examine the database, the files and the disk")
-    doctor.add_argument("--repair", action="store_true", help="mend what is safe to mend")
-    doctor.add_argument("--deep", action="store_true", help="read every byte of every file")
-    doctor.add_argument("--json", action="store_true", help="print JSON")
-    backup = add("backup", _backup, "Copy the database and all files into a new directory")
-    backup.add_argument("directory", type=Path, metavar="DIR", help="must not exist yet")
-    backup.add_argument("--with-models", action="store_true", help="the base models' weights, too")
-    backup.add_argument("--read-back", action="store_true", help="verify every byte afterwards")
-    restore = add("restore", _restore, "Put a backup back, with the service stopped")
-    restore.add_argument("directory", type=Path, metavar="DIR", help="made by `backup`")
-    restore.add_argument(
-        "--force", action="store_true", help="move what is in the data directory aside"
-    )
-    restore.add_argument(
-        "--accept-damage", action="store_true", help="leave damaged files out; never the database"
-    )
-    for command in (backup, restore):
-        command.add_argument(
-            "--copy", action="store_true", help="copy files also where a hard link would do"
-        )
-    return parser
+Host = Annotated[
+    str | None, typer.Option(help="Address to listen on, instead of TUNERY_HOST.", metavar="ADDR")
+]
+Port = Annotated[
+    int | None, typer.Option(help="TCP port, instead of TUNERY_PORT.", min=0, max=65535)
+]
+Copies = Annotated[bool, typer.Option("--copy", help="Copy files even where a hard link would do.")]
 
 
-def _serve(settings: Settings, _parsed: argparse.Namespace) -> int:
-    configure_logging(settings.log_level)
+def run_app() -> None:
+    """`python -m app`: the command that the arguments name, or the API when there are none.
+
+    Raises:
+        SystemExit: always, with the exit code.
+    """
+    commands(sys.argv[1:] or ["api"], prog_name="python -m app")
+
+
+@commands.command("api")
+def serve_api(host: Host = None, port: Port = None) -> None:
+    """Serve the API on TUNERY_HOST:TUNERY_PORT until SIGTERM or Ctrl-C."""
+    override_address(host, port)
+    settings = read_settings()
+    configure_logging(settings)
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     with occupied(settings):
         ballast = Ballast(settings)
         if not ballast.release_if_full():
             ballast.make_if_room()
+        application = create_app(settings)
+        _check_address(settings)
         uvicorn.run(
-            create_app(settings),
+            application,
             host=settings.host,
             port=settings.port,
             log_config=None,
+            access_log=False,  # `app.api.requests` writes one with the request's id
             server_header=False,
             http=BoundedHttpProtocol,
             timeout_graceful_shutdown=10,
         )
-    return 0
 
 
-def _openapi(settings: Settings, _parsed: argparse.Namespace) -> int:
-    _print(json.dumps(create_app(settings).openapi(), indent=2))
-    return 0
+def override_address(host: str | None, port: int | None) -> None:
+    """Let options win over the environment, for this process and those that it starts."""
+    for name, value in (("TUNERY_HOST", host), ("TUNERY_PORT", port)):
+        if value is not None:
+            os.environ[name] = str(value)
 
 
-def _doctor(settings: Settings, parsed: argparse.Namespace) -> int:
+@commands.command("openapi")
+def print_openapi() -> None:
+    """Print the API's OpenAPI document."""
+    _print(json.dumps(create_app(read_settings()).openapi(), indent=2))
+
+
+@commands.command()
+def doctor(
+    *,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Repair what is safe to repair.")
+    ] = False,
+    deep: Annotated[bool, typer.Option("--deep", help="Read every byte of every file.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Examine the database, the files and the disk, while the service runs or not."""
+    settings = read_settings()
     findings: list[Finding] = []
     with occupied(settings):
-        for finding in examine(settings, is_deep=parsed.deep, may_repair=parsed.repair):
+        for finding in examine(settings, is_deep=deep, may_repair=repair):
             findings.append(finding)
-            if not parsed.json:
+            if not as_json:
                 _print(_describe(finding))
-    if parsed.json:
+    if as_json:
         _print(json.dumps([dataclasses.asdict(finding) for finding in findings], indent=2))
-    return int(any(finding.level is Level.BAD for finding in findings))
+    raise typer.Exit(int(any(finding.level is Level.BAD for finding in findings)))
 
 
 def _describe(finding: Finding) -> str:
     lines = [f"{finding.level:<4} {finding.check:<13} {finding.message}"]
     if finding.mended:
-        lines.append(f"{'':18} mended: {finding.mended}")
+        lines.append(f"{'':18} repaired: {finding.mended}")
     if finding.advice:
         lines.append(f"{'':18} {finding.advice}")
     return "\n".join(lines)
 
 
-def _backup(settings: Settings, parsed: argparse.Namespace) -> int:
+@commands.command()
+def backup(
+    directory: Annotated[Path, typer.Argument(help="New directory for the backup.")],
+    *,
+    with_models: Annotated[
+        bool, typer.Option("--with-models", help="Include the base models' weights.")
+    ] = False,
+    read_back: Annotated[
+        bool, typer.Option("--read-back", help="Verify every byte afterwards.")
+    ] = False,
+    copy: Copies = False,
+) -> None:
+    """Copy the database and all files into a new directory, while the service runs or not."""
+    settings = read_settings()
     with occupied(settings):
         record = make_backup(
             settings,
-            parsed.directory,
-            may_link=not parsed.copy,
-            with_models=parsed.with_models,
-            reads_back=parsed.read_back,
+            directory,
+            may_link=not copy,
+            with_models=with_models,
+            reads_back=read_back,
         )
     _print(
-        f"{parsed.directory}: the {record.database} database, and {record.blob_count:,} files of "
+        f"{directory}: the {record.database} database, and {record.blob_count:,} files of "
         f"{record.blob_bytes // _MIB:,} MiB."
     )
     for key in record.missing:
-        _print(f"The service itself has lost {key}; `python -m app doctor` says whose it is.")
-    return int(bool(record.missing))
+        _print(f"The service itself has lost {key}; `tunery doctor` says whose it is.")
+    raise typer.Exit(int(bool(record.missing)))
 
 
-def _restore(settings: Settings, parsed: argparse.Namespace) -> int:
+@commands.command()
+def restore(
+    directory: Annotated[Path, typer.Argument(help="A directory that `backup` made.")],
+    *,
+    force: Annotated[
+        bool, typer.Option("--force", help="Move what is in the data directory aside.")
+    ] = False,
+    accept_damage: Annotated[
+        bool,
+        typer.Option("--accept-damage", help="Leave damaged files out; never the database."),
+    ] = False,
+    copy: Copies = False,
+) -> None:
+    """Put a backup back, with the service stopped."""
+    settings = read_settings()
     restored = restore_backup(
         settings,
-        parsed.directory,
-        replace=parsed.force,
-        may_link=not parsed.copy,
-        accept_damage=parsed.accept_damage,
+        directory,
+        replace=force,
+        may_link=not copy,
+        accept_damage=accept_damage,
     )
     record = restored.record
     _print(f"{settings.data_dir} is as it was at {record.created_at:%Y-%m-%d %H:%M:%S} UTC.")
@@ -168,10 +223,28 @@ def _restore(settings: Settings, parsed: argparse.Namespace) -> int:
     if restored.put_back:
         _print(f"{len(restored.put_back)} jobs that ran then are back in the queue.")
     for model_id in restored.models_to_install:
-        _print(f"Install the base model again: python -m worker.fetch_model {model_id}")
+        _print(f"Install the base model again: tunery models install {model_id}")
     for key in sorted(restored.damaged):
         _print(f"Not restored, as it is damaged in the backup: {key}")
-    return int(bool(restored.damaged))
+    raise typer.Exit(int(bool(restored.damaged)))
+
+
+def _check_address(settings: Settings) -> None:
+    """Make sure that the API can listen: uvicorn itself would only log why it cannot.
+
+    Raises:
+        CannotListenError: it cannot.
+    """
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    with closing(socket.socket(family)) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((settings.host, settings.port))
+        except OSError as error:
+            raise CannotListenError(
+                f"Cannot listen on {settings.host}:{settings.port}: {error.strerror}. Choose "
+                "another address with TUNERY_HOST and TUNERY_PORT, or --host and --port."
+            ) from error
 
 
 def _print(text: str) -> None:

@@ -9,20 +9,24 @@ import sys
 import threading
 from collections.abc import Sequence
 
-from app.core.base_models import DEFAULT_MODEL_ID, load_catalogue
+from app.core.base_models import DEFAULT_MODEL_ID, CatalogueError, load_catalogue
 from app.core.db.migrate import upgrade
 from app.core.db.session import Database
 from app.core.ids import IdPrefix, new_id
 from app.core.logging import configure_logging
 from app.core.maintenance.occupancy import OccupiedError, occupied
-from app.core.settings import Settings
+from app.core.settings import Settings, SettingsError, read_settings
 from app.core.storage.local import LocalBlobStore
+from app.core.subprocesses import python_module, with_import_path
 from worker.launcher import Launcher
 from worker.local_launcher import LocalLauncher
 from worker.loop import Worker
 from worker.warm_launcher import WarmLauncher
 
 logger = logging.getLogger("worker")
+
+CANNOT_RUN = 2
+"""Exit code of a worker that would fail the same way if it were started again."""
 
 LOOK_INTERVAL_S = 0.5
 """Between two looks whether the workers have ended by themselves."""
@@ -34,15 +38,15 @@ def main(trainer: str = "worker.train") -> int:
     Args:
         trainer: the module that a child runs.
     """
-    settings = Settings()
-    configure_logging(settings.log_level)
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
     try:
+        settings = read_settings()
+        configure_logging(settings)
+        settings.data_dir.mkdir(parents=True, exist_ok=True)
         with occupied(settings):
             _serve(settings, trainer)
-    except OccupiedError as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
+    except (CatalogueError, OccupiedError, SettingsError) as error:
+        sys.stderr.write(f"worker: {error}\n")
+        return CANNOT_RUN
     logger.info("worker stopped")
     return 0
 
@@ -113,8 +117,8 @@ def _install_default_model(settings: Settings) -> None:
     A failure is only logged: other base models may be installed, and the API says which.
     """
     logger.info("installing the base model", extra={"model": DEFAULT_MODEL_ID})
-    command = [sys.executable, "-m", "worker.fetch_model", DEFAULT_MODEL_ID]
-    environment = os.environ | {"TUNERY_DATA_DIR": str(settings.data_dir)}
+    command = python_module("worker.commands", "install", DEFAULT_MODEL_ID)
+    environment = with_import_path(os.environ) | {"TUNERY_DATA_DIR": str(settings.data_dir)}
     if subprocess.run(command, env=environment, check=False).returncode != 0:  # noqa: S603
         logger.error("the base model could not be installed", extra={"model": DEFAULT_MODEL_ID})
 

@@ -1,11 +1,11 @@
 """Trains in a child process of this one: `python -m worker.train DIR`."""
 
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, cast
 
+from app.core.subprocesses import python_module
 from app.core.training_events import TrainingEvent
 from worker.launcher import Ending, Order
 from worker.supervision import child_environment, start_locked, supervise
@@ -31,7 +31,7 @@ class LocalLauncher:
     def _start(self, directory: Path, order: Callable[[], Order]) -> "subprocess.Popen[bytes]":
         def start(lock: int, log: int) -> "subprocess.Popen[bytes]":
             return subprocess.Popen(  # noqa: S603 - our own module, on a directory we made
-                [sys.executable, "-m", self._module, str(directory.resolve())],
+                python_module(self._module, str(directory.resolve())),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,

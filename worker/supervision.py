@@ -13,6 +13,7 @@ from typing import IO, Protocol, TypeVar
 
 from pydantic import ValidationError
 
+from app.core.subprocesses import with_import_path
 from app.core.training_events import TrainingEvent, parse_event
 from worker.kernel_locks import JobLock
 from worker.launcher import LOOK_INTERVAL_S, Ending, Order
@@ -122,7 +123,7 @@ def supervise(
 def child_environment() -> dict[str, str]:
     """All that a child, and whatever it is forked from, sees of the environment."""
     passed_on = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
-    return passed_on | {
+    return with_import_path(passed_on) | {
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONUNBUFFERED": "1",

@@ -5,7 +5,6 @@ import select
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from typing import IO, Literal
 
 from pydantic import ValidationError
 
+from app.core.subprocesses import python_module
 from worker.launcher import LOOK_INTERVAL_S
 from worker.supervision import child_environment
 from worker.zygote_protocol import MAX_MESSAGE_BYTES, Answer, Request
@@ -49,7 +49,7 @@ class Zygote:
         try:
             with theirs:
                 self._process = subprocess.Popen(  # noqa: S603 - our own module
-                    [sys.executable, "-m", "worker.zygote", module, str(idle_s)],
+                    python_module("worker.zygote", module, str(idle_s)),
                     stdin=theirs.fileno(),
                     stdout=subprocess.DEVNULL,
                     env=child_environment(),

@@ -2,27 +2,53 @@
 
 import logging
 import sys
-from typing import ClassVar
+
+import structlog
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+from app.core.settings import Settings
+
+_NOT_SHOWN = ("color_message", "_record", "_from_structlog")
 
 
-class _KeyValueFormatter(logging.Formatter):
-    """`2026-11-22T16:05:00+0000 INFO worker.loop: job claimed job_id=ftjob-... attempt=1`."""
+def configure_logging(settings: Settings) -> None:
+    """Send the messages of this process to standard error, as the settings say.
 
-    _own: ClassVar[frozenset[str]] = frozenset(
-        {*vars(logging.makeLogRecord({})), "message", "asctime", "color_message"}
-    )
-
-    def __init__(self) -> None:
-        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%S%z")
-
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the library's name
-        context = [f"{key}={value}" for key, value in vars(record).items() if key not in self._own]
-        return " ".join([super().formatMessage(record), *context])
-
-
-def configure_logging(level: str) -> None:
-    """Send the messages of this process, at `level` and above, to standard error."""
+    What a call passes as `extra` follows the message as `key=value`, or as keys of the JSON object.
+    """
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_KeyValueFormatter())
-    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[
+                structlog.stdlib.add_log_level,
+                structlog.stdlib.add_logger_name,
+                structlog.stdlib.ExtraAdder(),
+                structlog.processors.TimeStamper(fmt="iso", utc=True),
+            ],
+            processors=[_leave_out, *_renderers(settings)],
+        )
+    )
+    logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
     logging.getLogger("alembic").setLevel(logging.WARNING)
+
+
+def _renderers(settings: Settings) -> list[Processor]:
+    if settings.log_format == "json":
+        return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+    return [
+        structlog.dev.ConsoleRenderer(
+            colors=sys.stderr.isatty(),
+            pad_event_to=0,
+            pad_level=False,
+            sort_keys=False,
+            exception_formatter=structlog.dev.plain_traceback,
+        )
+    ]
+
+
+def _leave_out(_logger: WrappedLogger, _name: str, event: EventDict) -> EventDict:
+    for key in _NOT_SHOWN:
+        event.pop(key, None)
+    if event["logger"] == "uvicorn.error":  # its name for everything, good news included
+        event["logger"] = "uvicorn"
+    return event

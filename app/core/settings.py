@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -98,8 +98,12 @@ class Settings(BaseSettings):
     install_default_model: bool = True
     """Whether a starting worker installs the embedded base model when it is missing."""
 
-    log_level: str = Field(default="info", pattern=r"^(debug|info|warning|error)$")
-    """Least severe messages that are logged: debug, info, warning or error."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least severe messages that are logged."""
+
+    log_format: Literal["text", "json"] = "text"
+    """How log lines are written to standard error: `text` for people, in colour on a terminal;
+    `json` for programs, one object a line."""
 
     @property
     def resolved_database_url(self) -> str:
@@ -127,3 +131,24 @@ class Settings(BaseSettings):
     def workers_dir(self) -> Path:
         """Where each worker touches a file while it is alive."""
         return self.data_dir / "workers"
+
+
+class SettingsError(Exception):
+    """A setting has a value that is not allowed; the message names it."""
+
+
+def read_settings() -> Settings:
+    """The settings of this process.
+
+    Raises:
+        SettingsError: one has a value that is not allowed.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        lines = [
+            f"TUNERY_{'_'.join(str(part) for part in one['loc']).upper()}={one['input']!s:.80}: "
+            f"{one['msg']}."
+            for one in error.errors(include_url=False)
+        ]
+        raise SettingsError("\n".join(lines)) from error

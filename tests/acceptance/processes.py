@@ -4,7 +4,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,18 +12,21 @@ from openai.types.fine_tuning import FineTuningJob
 
 from tests.children import find_children
 from tests.waiting import wait_until
+from tests.wheel import install_wheel
 
-ROOT = Path(__file__).parents[2]
 START_S = 60
 """Longest time a process may take to be ready; generous, as machines that test are busy."""
 
 STOP_S = 20
 JOB_S = 180
 ENDED = ("succeeded", "failed", "cancelled")
+_COMMANDS = {"app": "api", "worker": "worker"}
 
 
 class ServiceProcesses:
-    """`python -m app` and `python -m worker` on one data directory, on a port of their own.
+    """`tunery api` and `tunery worker` on one data directory, on a port of their own.
+
+    They run from the wheel, installed in an environment of its own: not from the checkout.
 
     Args:
         settings: more settings, by their names without the prefix, as `lease_s="5"`.
@@ -44,7 +46,6 @@ class ServiceProcesses:
         self._environment = {
             **{name: value for name, value in os.environ.items() if "TUNERY" not in name},
             **{f"TUNERY_{name.upper()}": value for name, value in (named | settings).items()},
-            "PYTHONPATH": str(ROOT),
         }
         self._api: subprocess.Popen[bytes] | None = None
         self._worker: subprocess.Popen[bytes] | None = None
@@ -107,10 +108,10 @@ class ServiceProcesses:
         path = self._log_file(process)
         return path.read_text("utf-8", "replace") if path.exists() else ""
 
-    def _start(self, module: str) -> "subprocess.Popen[bytes]":
-        with self._log_file(module).open("ab") as log:
+    def _start(self, process: str) -> "subprocess.Popen[bytes]":
+        with self._log_file(process).open("ab") as log:
             return subprocess.Popen(
-                [sys.executable, "-m", module],
+                [install_wheel() / "tunery", _COMMANDS[process]],
                 cwd=self.data_dir,
                 env=self._environment,
                 stderr=log,

@@ -55,7 +55,7 @@ def result_of(http: httpx.Client, job_id: str) -> tuple[str, list[dict[str, Any]
 
 
 def install_model(data_dir: Path) -> None:
-    command = [sys.executable, "-m", "worker.fetch_model", DEFAULT_MODEL_ID]
+    command = [sys.executable, "-m", "worker.commands", "install", DEFAULT_MODEL_ID]
     subprocess.run(command, env=os.environ | {"TUNERY_DATA_DIR": str(data_dir)}, check=True)
 
 

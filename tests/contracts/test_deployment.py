@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shlex
-import shutil
 import signal
 import socket
 import subprocess
@@ -18,6 +17,7 @@ import pytest
 import yaml
 
 from app.core.settings import Settings
+from tests.wheel import install_wheel
 
 PROJECT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -59,30 +59,17 @@ def environment_of(image: str) -> dict[str, str]:
     return dict(pair.split("=", 1) for pair in pairs)
 
 
-def copied_to(image: str) -> list[tuple[str, str]]:
-    """Source and target of everything that the image takes from the checkout."""
-    copies = [line.split() for line in arguments_of(image, "COPY")]
-    return [(source, words[-1]) for words in copies for source in words[:-1]]
+def copied_to(stage: str) -> set[str]:
+    """Everything that a stage takes from the checkout."""
+    copies = [line.split() for line in arguments_of(stage, "COPY")]
+    return {source for words in copies for source in words[:-1]}
 
 
 def command_of(image: str, name: str) -> list[str]:
-    """The words of the last CMD or HEALTHCHECK, with this test's Python as `python`."""
+    """The words of the last CMD or HEALTHCHECK, with programs of the installed wheel."""
     words = json.loads(re.search(r"\[.*\]$", arguments_of(image, name)[-1])[0])
-    return [sys.executable if word == "python" else word for word in words]
-
-
-def lay_out(image: str, root: Path) -> Path:
-    """Put into `root` what the image's working directory holds."""
-    for source, target in copied_to(image):
-        if (PROJECT / source).is_dir():
-            ignored = shutil.ignore_patterns("__pycache__")
-            shutil.copytree(PROJECT / source, root / target, ignore=ignored)
-        else:
-            place = root / target
-            place = place / source if target.endswith("/") else place
-            place.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(PROJECT / source, place)
-    return root
+    programs = {"python", "tunery"}
+    return [str(install_wheel() / word) if word in programs else word for word in words]
 
 
 def free_port() -> int:
@@ -131,14 +118,13 @@ def test_the_compose_file_follows_its_schema() -> None:
 def test_a_container_starts_becomes_healthy_and_stops(
     image: str, environment: dict[str, str], tmp_path: Path
 ) -> None:
-    directory = lay_out(image, tmp_path / "image")
     log = tmp_path / "log"
     assert not is_healthy(image, environment)
 
     with (
         log.open("wb") as sink,
         subprocess.Popen(
-            command_of(image, "CMD"), cwd=directory, env=environment, stdout=sink, stderr=sink
+            command_of(image, "CMD"), cwd=tmp_path, env=environment, stdout=sink, stderr=sink
         ) as process,
     ):
         became_healthy = await_health(image, environment, process)
@@ -175,40 +161,43 @@ def test_a_worker_is_unhealthy_once_it_is_silent(
     assert is_healthy("worker", environment) is healthy
 
 
-def test_the_app_image_has_neither_torch_nor_the_worker() -> None:
-    copied = {source for source, _ in copied_to("app")}
+def test_the_app_image_has_no_torch() -> None:
     installed = " ".join(arguments_of("app", "RUN"))
 
-    assert "worker/" not in copied
-    assert "--group worker" not in installed
+    assert "[worker]" not in installed
     assert "torch" not in installed
 
 
-@pytest.mark.parametrize("image", IMAGES)
-def test_dependencies_are_those_of_the_lock_and_of_a_group(image: str) -> None:
-    installs = [
+@pytest.mark.parametrize(("image", "installed"), [("app", ".whl"), ("worker", '.whl)[worker]"')])
+def test_an_image_installs_the_wheel_with_the_versions_of_the_lock(
+    image: str, installed: str
+) -> None:
+    locked = (PROJECT / "requirements.lock").read_text("utf-8").splitlines()
+    pip, *rest = [
         command.split()
         for line in arguments_of(image, "RUN")
         for command in line.split("&&")
         if "pip install" in command
     ]
-    pip, *rest = installs
-    groups = tomllib.loads((PROJECT / "pyproject.toml").read_text("utf-8"))["dependency-groups"]
-    locked = (PROJECT / "requirements.lock").read_text("utf-8").splitlines()
 
     assert pip[-1] in locked
     assert all("-c requirements.lock" in " ".join(words) for words in rest)
-    named = [words[words.index("--group") + 1] for words in rest if "--group" in words]
-    assert named == [image]
-    assert image in groups
+    assert rest[-1][-1].endswith(installed)
 
 
-@pytest.mark.parametrize("image", IMAGES)
-def test_what_is_copied_is_sent_to_the_builder(image: str) -> None:
+def test_the_wheel_is_built_from_all_that_belongs_in_it() -> None:
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text("utf-8"))
+    included = project["tool"]["hatch"]["build"]["targets"]["wheel"]["only-include"]
+
+    assert {f"{name}/" for name in included} <= copied_to("wheel")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_what_is_copied_is_sent_to_the_builder(stage: str) -> None:
     ignore = (PROJECT / ".dockerignore").read_text("utf-8").split("\n")
     allowed = {line.removeprefix("!") for line in ignore if line.startswith("!")}
 
-    for source, _ in copied_to(image):
+    for source in copied_to(stage):
         assert (PROJECT / source).exists()
         assert Path(source).parts[0] in allowed
 
@@ -263,8 +252,6 @@ def test_every_setting_that_is_named_exists(text: str) -> None:
 
 
 def test_the_units_in_the_guide_run_the_two_processes() -> None:
-    started = re.findall(r"^ExecStart=\S+/python -m (\w+)$", DEPLOYMENT_GUIDE, re.MULTILINE)
+    started = re.findall(r"^ExecStart=\S+/bin/tunery (\w+)$", DEPLOYMENT_GUIDE, re.MULTILINE)
 
-    assert started == ["app", "worker"]
-    for name in started:
-        assert (PROJECT / name / "__main__.py").exists()
+    assert started == ["api", "worker"]

@@ -4,22 +4,21 @@ from pathlib import Path
 
 import pytest
 from fastapi import FastAPI
+from typer.testing import CliRunner
 
-from app.commands import main
+from app.commands import commands
 
 DOCUMENT = Path(__file__).parents[2] / "openapi.json"
 STALE = "openapi.json is not that of the code. Run `make openapi` and commit the change."
 
 
-def test_the_committed_document_is_current(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_committed_document_is_current(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)  # away from the `.env` that a developer may have
     monkeypatch.setenv("TUNERY_DATA_DIR", str(tmp_path))
 
-    assert main(["openapi"]) == 0
+    printed = CliRunner().invoke(commands, ["openapi"]).stdout
 
-    is_current = capsys.readouterr().out == DOCUMENT.read_text("utf-8")
+    is_current = printed == DOCUMENT.read_text("utf-8")
     assert is_current, STALE
 
 

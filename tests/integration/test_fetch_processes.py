@@ -1,4 +1,4 @@
-"""`python -m worker.fetch_model` as real processes: killed, and started twice at once."""
+"""`tunery models install` as real processes: killed, and started twice at once."""
 
 import os
 import subprocess
@@ -41,7 +41,7 @@ def data_dir(tmp_path: Path) -> Path:
 def start_fetch(hub: HubStandIn, data_dir: Path) -> "subprocess.Popen[str]":
     addresses = {"HF_ENDPOINT": hub.url, "TUNERY_DATA_DIR": str(data_dir)}
     return subprocess.Popen(
-        [sys.executable, "-m", "worker.fetch_model", "tiny"],
+        [sys.executable, "-m", "worker.commands", "install", "tiny"],
         env=os.environ | addresses,
         stderr=subprocess.PIPE,
         text=True,

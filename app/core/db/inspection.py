@@ -53,6 +53,14 @@ def sqlite_file(database: Database) -> Path | None:
     return Path(url.database)
 
 
+def find_unfinished_job_on(session: Session, base_model: str) -> str | None:
+    """The id of a job of any project that has yet to train on this base model, or None."""
+    unfinished = [status for status in JobStatus if not status.is_terminal]
+    return session.scalar(
+        select(Job.id).where(Job.base_model == base_model, Job.status.in_(unfinished)).limit(1)
+    )
+
+
 def kind_of(database_url: str) -> str:
     """`sqlite` or `postgresql`."""
     return make_url(database_url).get_backend_name()

@@ -1,0 +1,87 @@
+"""The commands of `tunery` and `python -m app`, as far as no process has to be started for them."""
+
+import socket
+from pathlib import Path
+
+import pytest
+from typer import Typer
+from typer.testing import CliRunner, Result
+
+from app.commands import commands
+from app.core.version import VERSION
+from tunery.cli import cli
+
+MAINTENANCE = ("api", "openapi", "doctor", "backup", "restore")
+OWN = ("serve", "worker", "models", "examples", "version")
+
+every_command = pytest.mark.parametrize(
+    ("group", "name"),
+    [(commands, name) for name in MAINTENANCE] + [(cli, name) for name in (*MAINTENANCE, *OWN)],
+)
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory: empty, away from the `.env` that a developer may have."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(group: Typer, *arguments: str, code: int = 0) -> Result:
+    result = CliRunner().invoke(group, arguments)
+    assert result.exit_code == code, result.output
+    return result
+
+
+@every_command
+def test_every_command_is_in_the_help_and_has_help_of_its_own(group: Typer, name: str) -> None:
+    assert f" {name} " in run(group, "--help").stdout
+    assert "--help" in run(group, name, "--help").stdout
+
+
+@pytest.mark.parametrize("group", [commands, cli])
+def test_a_command_that_is_not_known_is_refused(group: Typer) -> None:
+    assert "No such command 'mend'" in run(group, "mend", code=2).stderr
+
+
+def test_the_bare_command_shows_what_there_is() -> None:
+    assert "serve" in run(cli, code=2).output
+
+
+def test_the_version_names_what_it_runs_on() -> None:
+    said = run(cli, "version").stdout
+
+    assert said.startswith(f"tunery {VERSION}\n")
+    assert "\ntorch 2." in said
+
+
+def test_examples_are_written_once_and_never_over_what_is_there(place: Path) -> None:
+    (place / "examples").mkdir()
+    (place / "examples" / "quickstart.py").write_text("mine", "utf-8")
+
+    run(cli, "examples")
+
+    assert (place / "examples" / "quickstart.py").read_text("utf-8") == "mine"
+    assert (place / "examples" / "lighthouse-train.jsonl").stat().st_size > 1000
+    assert run(cli, "examples").stdout == ""
+
+
+@pytest.mark.parametrize("group", [commands, cli])
+def test_a_setting_that_is_not_allowed_is_named_without_a_traceback(
+    group: Typer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TUNERY_LEASE_S", "soon")
+
+    said = run(group, "doctor", code=2).stderr
+
+    assert said.startswith("doctor: TUNERY_LEASE_S=soon: Input should be a valid number")
+
+
+def test_a_port_that_is_taken_is_named_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TUNERY_PORT", "0")  # the option wins, and the test leaves no trace
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+
+        said = run(cli, "api", "--port", str(port), code=2).stderr
+
+    assert f"api: Cannot listen on 127.0.0.1:{port}: Address already in use." in said

@@ -1,0 +1,117 @@
+"""The commands of `tunery`: its own, those of the API and those of the worker."""
+
+import importlib.metadata
+import importlib.util
+import platform
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from app.commands import (
+    CANNOT_RUN,
+    CommandGroup,
+    Host,
+    Port,
+    commands,
+    override_address,
+)
+from app.core.logging import configure_logging
+from app.core.settings import read_settings
+from app.core.version import VERSION
+from tunery import service_root
+from tunery.supervisor import Supervisor
+from worker.commands import models
+
+STOP_MARGIN_S = 10.0
+"""Seconds beyond TUNERY_STOP_GRACE_S after which a process that is told to stop is killed."""
+
+_LIBRARIES = ("torch", "transformers", "peft", "datasets", "fastapi", "sqlalchemy")
+
+_NO_WORKER = """\
+This installation serves the API and cannot train: its extra `worker` is missing. Install it with
+  pip install 'tunery[worker]' --extra-index-url https://download.pytorch.org/whl/cpu
+or
+  uv pip install 'tunery[worker]' --torch-backend cpu
+On a GPU machine, leave the last option out. `tunery api` serves the API alone."""
+
+cli = typer.Typer(
+    cls=CommandGroup,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Fine-tune language models over OpenAI's API, on your own machine. `tunery serve` is all "
+    "it takes. Settings come from the environment or from a file .env.",
+)
+
+
+def run() -> None:
+    """Run the command that the arguments name.
+
+    Raises:
+        SystemExit: always, with the exit code: 0 good, 1 problems remain, 2 cannot run.
+    """
+    cli(prog_name="tunery")
+
+
+@cli.command()
+def serve(host: Host = None, port: Port = None) -> None:
+    """Run API and worker together, and restart what dies; Ctrl-C stops both."""
+    _require_worker()
+    override_address(host, port)
+    settings = read_settings()
+    configure_logging(settings)
+    supervisor = Supervisor(
+        {"api": "app", "worker": "worker"},
+        stop_within_s=settings.stop_grace_s + STOP_MARGIN_S,
+    )
+    raise typer.Exit(supervisor.run())
+
+
+@cli.command("worker")
+def run_worker() -> None:
+    """Train what is in the queue until SIGTERM or Ctrl-C."""
+    _require_worker()
+    from worker.__main__ import main  # noqa: PLC0415 - needs the extra `worker`
+
+    raise typer.Exit(main())
+
+
+cli.add_typer(commands)
+cli.add_typer(models, name="models")
+
+
+@cli.command()
+def examples(
+    directory: Annotated[Path, typer.Argument(help="Where to write them.")] = Path("examples"),
+) -> None:
+    """Write example datasets and programs into a directory; existing files are left alone."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for source in sorted((service_root() / "examples").iterdir()):
+        target = directory / source.name
+        if source.is_file() and not target.exists():
+            shutil.copyfile(source, target)
+            typer.echo(target)
+
+
+@cli.command()
+def version() -> None:
+    """Print the version of Tunery and of what it runs on."""
+    typer.echo(f"tunery {VERSION}")
+    typer.echo(f"Python {platform.python_version()} on {platform.system()} {platform.machine()}")
+    for name in _LIBRARIES:
+        typer.echo(f"{name} {_installed_version(name)}")
+
+
+def _installed_version(distribution: str) -> str:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return "is not installed"
+
+
+def _require_worker() -> None:
+    if importlib.util.find_spec("torch") is None:
+        typer.echo(_NO_WORKER, err=True)
+        raise typer.Exit(CANNOT_RUN)

@@ -1,0 +1,156 @@
+"""Runs API and worker as one service: starts both, restarts what dies, stops both together."""
+
+import ctypes
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from types import FrameType
+
+from app.core.clock import steady_s
+from app.core.subprocesses import python_module, with_import_path
+
+logger = logging.getLogger(__name__)
+
+CANNOT_RUN = 2
+"""Exit code of a process that would fail the same way if it were started again."""
+
+FIRST_DELAY_S = 1.0
+MAX_DELAY_S = 60.0
+STEADY_AFTER_S = 60.0
+"""A process that ran for so long has recovered: its next restart waits `FIRST_DELAY_S` again."""
+
+POLL_INTERVAL_S = 0.1
+
+_PR_SET_PDEATHSIG = 1
+"""Linux, `prctl(2)`: the signal that a process gets when its parent dies."""
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+class _Part:
+    """One process of the service, and when to start it again."""
+
+    def __init__(self, name: str, module: str) -> None:
+        self.name = name
+        self._module = module
+        self._process: subprocess.Popen[bytes] | None = None
+        self._started_s = 0.0
+        self._start_at_s = 0.0
+        self._delay_s = FIRST_DELAY_S
+
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None
+
+    def start_if_due(self) -> None:
+        now_s = steady_s()
+        if self._process is not None or now_s < self._start_at_s:
+            return
+        self._process = subprocess.Popen(  # noqa: S603 - our own module
+            python_module(self._module),
+            env=with_import_path(os.environ),
+            start_new_session=True,  # Ctrl-C reaches the supervisor alone, which stops both
+            preexec_fn=_end_with_supervisor,  # noqa: PLW1509 - this process has one thread
+        )
+        self._started_s = now_s
+
+    def reap(self) -> int | None:
+        """The exit code of a process that has just ended; None when nothing has changed."""
+        exit_code = None if self._process is None else self._process.poll()
+        if exit_code is not None:
+            self._process = None
+        return exit_code
+
+    def plan_restart(self) -> float:
+        """Decide when to start it again. Returns the delay in seconds."""
+        if steady_s() - self._started_s > STEADY_AFTER_S:
+            self._delay_s = FIRST_DELAY_S
+        delay_s = self._delay_s
+        self._start_at_s = steady_s() + delay_s
+        self._delay_s = min(2 * delay_s, MAX_DELAY_S)
+        return delay_s
+
+    def send(self, number: signal.Signals) -> None:
+        if self._process is not None:
+            self._process.send_signal(number)
+
+    def kill(self) -> None:
+        """End the process and all it has started that is still in its group."""
+        if self._process is not None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+
+
+class Supervisor:
+    """Keeps the processes of a service running until a signal comes.
+
+    Args:
+        modules: the module of each process, by the name that messages use.
+        stop_within_s: how long the processes may take to stop before they are killed.
+    """
+
+    def __init__(self, modules: dict[str, str], *, stop_within_s: float) -> None:
+        self._parts = [_Part(name, module) for name, module in modules.items()]
+        self._stop_within_s = stop_within_s
+        self._signals = 0
+
+    def run(self) -> int:
+        """Returns 0 after SIGTERM or Ctrl-C, and 2 when a process cannot run at all."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._count)
+        while not self._signals:
+            for part in self._parts:
+                part.start_if_due()
+                exit_code = part.reap()
+                if exit_code == CANNOT_RUN:
+                    self._stop()
+                    return CANNOT_RUN
+                if exit_code is not None:
+                    logger.error(
+                        "%s ended with %s; it is started again in %.0f s",
+                        part.name,
+                        _describe(exit_code),
+                        part.plan_restart(),
+                    )
+            time.sleep(POLL_INTERVAL_S)
+        logger.info("stopping; a running job is saved first. Ctrl-C again to stop at once")
+        self._stop()
+        return 0
+
+    def _count(self, _signal: int, _frame: FrameType | None) -> None:
+        self._signals += 1
+
+    def _stop(self) -> None:
+        """Ask all processes to stop, once more for each further signal, and wait for their end."""
+        deadline_s = steady_s() + self._stop_within_s
+        sent = -1
+        while self._running() and steady_s() < deadline_s:
+            if sent < self._signals:
+                sent = self._signals
+                for part in self._parts:
+                    part.send(signal.SIGTERM)
+            time.sleep(POLL_INTERVAL_S)
+        for part in self._running():
+            logger.warning("%s did not stop in time and is killed", part.name)
+            part.kill()
+
+    def _running(self) -> Sequence[_Part]:
+        for part in self._parts:
+            part.reap()
+        return [part for part in self._parts if part.is_running]
+
+
+def _describe(exit_code: int) -> str:
+    if exit_code < 0:
+        return signal.Signals(-exit_code).name
+    return f"exit code {exit_code}"
+
+
+def _end_with_supervisor() -> None:
+    """In the new process: stop in good order when the supervisor is killed."""
+    if _LIBC is not None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

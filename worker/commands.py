@@ -1,0 +1,131 @@
+"""`tunery models`, and `python -m worker.commands`: list, install and remove base models.
+
+What an installation needs is imported only by it, so that the list works without the extra
+`worker`.
+"""
+
+import logging
+from typing import Annotated
+
+import typer
+
+from app.core.base_models import Catalogue, CatalogueEntry, CatalogueError, load_catalogue
+from app.core.db.session import Database
+from app.core.errors import DatabaseBusyError
+from app.core.settings import SettingsError, read_settings
+from worker.model_store.errors import InstallError
+from worker.model_store.remove import ModelInUseError, remove_model
+
+Names = Annotated[
+    list[str], typer.Argument(help="Ids in the catalogue, or hub repositories.", metavar="ID...")
+]
+
+models = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="List, install and remove base models. Exit code 1: one of them could not be.",
+)
+
+
+@models.command("list")
+def list_models() -> None:
+    """Show the catalogue, and which base models are installed."""
+    typer.echo(_table(_load_catalogue()))
+
+
+@models.command("install")
+def install(names: Names) -> None:
+    """Install base models, so that jobs can tune them."""
+    catalogue = _load_catalogue()
+    _log_progress()
+    failures = [name for name in names if not _install(name, catalogue)]
+    raise typer.Exit(int(bool(failures)))
+
+
+@models.command("remove")
+def remove(names: Names) -> None:
+    """Remove installed base models, except those that an unfinished job needs."""
+    catalogue = _load_catalogue()
+    database = Database(read_settings().resolved_database_url)
+    failures = [name for name in names if not _remove(name, catalogue, database)]
+    database.dispose()
+    raise typer.Exit(int(bool(failures)))
+
+
+def _load_catalogue() -> Catalogue:
+    try:
+        return load_catalogue(read_settings().data_dir)
+    except (CatalogueError, SettingsError) as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(1) from error
+
+
+def _log_progress() -> None:
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("worker").setLevel(logging.INFO)
+
+
+def _install(name: str, catalogue: Catalogue) -> bool:
+    from worker.model_store.install import install_model  # noqa: PLC0415 - see above
+
+    entry = _find(name, catalogue)
+    if entry is None:
+        return False
+    try:
+        install_model(entry, catalogue)
+    except (InstallError, OSError) as error:
+        return _fail(f"{entry.id} was not installed. {error}")
+    except KeyboardInterrupt:
+        return _fail(f"{entry.id} was not installed: interrupted. Run it again to continue.")
+    return True
+
+
+def _remove(name: str, catalogue: Catalogue, database: Database) -> bool:
+    entry = _find(name, catalogue)
+    if entry is None:
+        return False
+    try:
+        was_there = remove_model(entry, catalogue, database)
+    except (ModelInUseError, DatabaseBusyError, OSError) as error:
+        return _fail(f"{entry.id} was not removed. {error}")
+    typer.echo(f"{entry.id} is removed" if was_there else f"{entry.id} is not installed")
+    return True
+
+
+def _find(name: str, catalogue: Catalogue) -> CatalogueEntry | None:
+    entry = catalogue.find(name)
+    if entry is None:
+        known = ", ".join(entry.id for entry in catalogue.entries)
+        _fail(
+            f"There is no base model {name!r}. There are {known}. "
+            "docs/base-models.md says how to add one."
+        )
+    return entry
+
+
+def _fail(message: str) -> bool:
+    typer.echo(message, err=True)
+    return False
+
+
+def _table(catalogue: Catalogue) -> str:
+    heading = ("ID", "NAME", "LICENCE", "CONTEXT", "INSTALLED")
+    rows = [heading, *(_row(entry, catalogue) for entry in catalogue.entries)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(heading))]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+def _row(entry: CatalogueEntry, catalogue: Catalogue) -> tuple[str, str, str, str, str]:
+    is_installed = catalogue.find_installed(entry.id) is not None
+    return (
+        entry.id,
+        entry.name,
+        entry.licence,
+        str(entry.context_length),
+        "yes" if is_installed else "no",
+    )
+
+
+if __name__ == "__main__":
+    models()

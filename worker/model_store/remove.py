@@ -1,0 +1,47 @@
+"""Remove an installed base model."""
+
+import shutil
+
+from app.core import durable
+from app.core.base_models import Catalogue, CatalogueEntry
+from app.core.db.inspection import find_unfinished_job_on, sqlite_file
+from app.core.db.session import Database
+from worker.model_store.lock import exclusive
+
+
+class ModelInUseError(Exception):
+    """An unfinished job needs the base model; the message names the job."""
+
+
+def remove_model(entry: CatalogueEntry, catalogue: Catalogue, database: Database) -> bool:
+    """Free the disk space of a base model. Adapters that were tuned on it stay.
+
+    Returns:
+        Whether anything was there, an unfinished download included.
+
+    Raises:
+        ModelInUseError: a job that is queued, running or paused needs it.
+        DatabaseBusyError: whether one does cannot be asked at the moment.
+    """
+    directory = catalogue.directory(entry.id)
+    partial = directory.with_name(f".{entry.id}.partial")
+    with exclusive(catalogue, entry.id):
+        job_id = _find_job(database, entry.id)
+        if job_id is not None:
+            raise ModelInUseError(f"Job {job_id} needs it. Cancel that job, or wait for its end.")
+        found = [path for path in (directory, partial) if path.exists()]
+        if directory.exists():
+            # From here on it is not installed, even if the process dies on the way.
+            shutil.rmtree(partial, ignore_errors=True)
+            directory.rename(partial)
+            durable.sync(directory.parent)
+        shutil.rmtree(partial, ignore_errors=True)
+    return bool(found)
+
+
+def _find_job(database: Database, model_id: str) -> str | None:
+    file = sqlite_file(database)
+    if file is not None and not file.exists():  # the service has never run here
+        return None
+    with database.reading() as session:
+        return find_unfinished_job_on(session, model_id)
