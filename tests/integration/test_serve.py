@@ -1,0 +1,124 @@
+"""`tunery serve` as an operator runs it: from the wheel, beside packages of the same names."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Self
+
+import httpx
+import psutil
+import pytest
+
+from tests.builders import write_catalogue
+from tests.waiting import wait_until
+from tests.wheel import install_wheel
+
+START_S = 60
+STOP_S = 30
+
+
+class Served:
+    """A `tunery serve` that runs in the block."""
+
+    def __init__(self, place: Path, port: int) -> None:
+        self._log = place / "log"
+        with self._log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [install_wheel() / "tunery", "serve", "--port", str(port)],
+                cwd=place,
+                env=os.environ | {"TUNERY_INSTALL_DEFAULT_MODEL": "false"},
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            for process in self.parts().values():
+                process.kill()
+            self.process.kill()
+            self.process.wait()
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text("utf-8")
+
+    def parts(self) -> dict[str, psutil.Process]:
+        """The processes that it supervises, by their modules."""
+        found: dict[str, psutil.Process] = {}
+        for child in psutil.Process(self.process.pid).children():
+            with suppress(psutil.NoSuchProcess):  # a zombie's, too, has no command any more
+                found[child.cmdline()[-1]] = child
+        return found
+
+    def readiness(self) -> dict[str, Any] | None:
+        ports = re.findall(r"running on (http://\S+)", self.log)
+        try:
+            return httpx.get(f"{ports[-1]}/readyz").json() if ports else None
+        except httpx.TransportError:
+            return None
+
+    def await_ready(self, *, starts: int = 1) -> None:
+        """Wait until the API answers and a worker looks for jobs, for so many times."""
+        wait_until(
+            lambda: self.log.count("worker ready") == starts and self.readiness(),
+            within_s=START_S,
+        )
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A working directory whose own `app` and `worker` must not be taken for the service's."""
+    write_catalogue(tmp_path / "data")
+    for name in ("app", "worker", "migrations"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise SystemExit('not this one')")
+    return tmp_path
+
+
+def test_what_dies_is_started_again_and_ctrl_c_stops_everything(place: Path) -> None:
+    with Served(place, port=0) as served:
+        served.await_ready()
+        before = served.parts()
+        assert before.keys() == {"app", "worker"}
+
+        for process in before.values():
+            process.kill()
+        served.await_ready(starts=2)
+        after = served.parts()
+        assert {one.pid for one in before.values()}.isdisjoint(one.pid for one in after.values())
+        assert "worker ended with SIGKILL; it is started again in 1 s" in served.log
+
+        served.process.send_signal(signal.SIGINT)
+        assert served.process.wait(STOP_S) == 0, served.log
+        assert not any(process.is_running() for process in after.values())
+        assert "worker stopped" in served.log
+        assert "Traceback" not in served.log
+
+
+def test_a_port_that_is_taken_ends_it_with_one_line_that_says_so(place: Path) -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as taken,
+        Served(place, port=taken.getsockname()[1]) as served,
+    ):
+        assert served.process.wait(START_S) == 2
+        assert "Cannot listen on 127.0.0.1" in served.log
+        assert "Traceback" not in served.log
+
+
+def test_a_killed_supervisor_takes_its_processes_along(place: Path) -> None:
+    with Served(place, port=0) as served:
+        served.await_ready()
+        parts = served.parts().values()
+
+        served.process.kill()
+        _, alive = psutil.wait_procs(parts, timeout=STOP_S)
+
+        assert not alive
+        served.process.wait()
