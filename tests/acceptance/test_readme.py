@@ -11,6 +11,7 @@ import pytest
 
 from tests.acceptance.processes import ServiceProcesses
 from tests.models import link_embedded_model
+from tests.wheel import install_wheel
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -25,9 +26,11 @@ def block(name: str) -> str:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory that looks like a fresh checkout to the commands."""
+    """A directory of a user's own, with packages that must not be taken for the service's."""
     directory = tmp_path_factory.mktemp("readme")
-    (directory / "examples").symlink_to(ROOT / "examples")
+    for name in ("app", "worker"):
+        (directory / name).mkdir()
+        (directory / name / "__init__.py").write_text("raise SystemExit('not this one')")
     link_embedded_model(directory / "data")
     return directory
 
@@ -40,23 +43,28 @@ def service(place: Path) -> Iterator[ServiceProcesses]:
 
 @pytest.fixture(scope="module")
 def curl_output(place: Path, service: ServiceProcesses) -> str:
-    script = "set -euo pipefail\n" + block("curl")
-    environment = os.environ | {"TUNERY_URL": service.base_url}
+    return run_bash(block("curl"), place, TUNERY_URL=service.base_url)
+
+
+@pytest.fixture(scope="module")
+def client_output(curl_output: str, place: Path, service: ServiceProcesses) -> str:
+    del curl_output  # it has written the examples
+    return run_python(block("python").replace("http://127.0.0.1:8000/v1", service.base_url), place)
+
+
+def run_bash(script: str, place: Path, **environment: str) -> str:
+    """What a script prints in which `tunery` is the installed one."""
+    path = f"{install_wheel()}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
-        ["bash", "-c", script],
+        ["bash", "-c", f"set -euo pipefail\n{script}"],
         cwd=place,
-        env=environment,
+        env=os.environ | {"PATH": path} | environment,
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
-
-
-@pytest.fixture(scope="module")
-def client_output(place: Path, service: ServiceProcesses) -> str:
-    return run_python(block("python").replace("http://127.0.0.1:8000/v1", service.base_url), place)
 
 
 def run_python(program: str, place: Path) -> str:
@@ -95,23 +103,8 @@ def test_a_job_is_run_again_and_the_service_examined_and_backed_up(
 ) -> None:
     with service.client() as client:
         job = client.fine_tuning.jobs.list().data[-1].id
-    (place / ".venv/bin").mkdir(parents=True)
-    (place / ".venv/bin/python").symlink_to(sys.executable)
-    environment = os.environ | {
-        "TUNERY_URL": service.base_url,
-        "JOB": job,
-        "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]),
-    }
 
-    done = subprocess.run(
-        ["bash", "-c", "set -euo pipefail\n" + block("durability")],
-        cwd=place,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    printed = run_bash(block("durability"), place, TUNERY_URL=service.base_url, JOB=job)
 
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert f'"rerun_of":"{job}"' in done.stdout
+    assert f'"rerun_of":"{job}"' in printed
     assert (place / "backups/monday/backup.json").is_file()
