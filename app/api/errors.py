@@ -9,6 +9,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
 from app.core.disk import as_storage_full
 from app.core.errors import OutcomeUnknownError, ServiceError
@@ -24,6 +25,8 @@ _CODES = {
     "unsupported_integration": "unsupported_integration",
 }
 RETRY_AFTER_S = 2
+ERROR_CODE = "error_code"
+"""Key in the state of a request: the code of the error that is its answer."""
 
 _UNION_BRANCH = re.compile(r"(list|literal)\[.*\]$")
 """What pydantic puts into a path for the branch of a union that it tried."""
@@ -48,7 +51,19 @@ def error_response(
     """The envelope; `extra` stands inside `error`, where OpenAI's clients keep it."""
     kind = "server_error" if status >= HTTPStatus.INTERNAL_SERVER_ERROR else "invalid_request_error"
     error = {"message": message, "type": kind, "param": param, "code": code, **extra}
-    return JSONResponse({"error": error}, status_code=status, headers=headers)
+    return _ErrorResponse({"error": error}, code=code, status_code=status, headers=headers)
+
+
+class _ErrorResponse(JSONResponse):
+    """Leaves its code in the state of the request, for the line in the log."""
+
+    def __init__(self, content: Any, *, code: str | None, **options: Any) -> None:
+        super().__init__(content, **options)
+        self._code = code
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["state"][ERROR_CODE] = self._code
+        await super().__call__(scope, receive, send)
 
 
 async def _service_error(_request: Request, error: Exception) -> JSONResponse:

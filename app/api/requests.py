@@ -10,18 +10,25 @@ from fastapi.routing import APIRoute
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.api.errors import error_response
+from app.api.errors import ERROR_CODE, error_response
 from app.core import strict_json
+from app.core.clock import steady_s
 from app.core.errors import InvalidRequestError, PayloadTooLargeError, UnsupportedMediaTypeError
 from app.core.ids import IdPrefix, new_id
 
 logger = logging.getLogger(__name__)
+access = logging.getLogger("app.access")
 
 MAX_JSON_BYTES = 1024 * 1024
 
 
+_PROBES = ("/healthz", "/readyz")
+"""Paths that a machine asks for every few seconds: logged only at level debug."""
+_MAX_LOGGED_PATH = 200
+
+
 class RequestContext:
-    """Gives each answer its `x-request-id`, and a crash its envelope.
+    """Gives each answer its `x-request-id` and its line in the log, and a crash its envelope.
 
     It catches what nobody expected before Starlette's own handler would, whose plain-text answer
     has neither.
@@ -35,12 +42,14 @@ class RequestContext:
             await self._app(scope, receive, send)
             return
         request_id = new_id(IdPrefix.REQUEST)
-        has_started = False
+        started_s = steady_s()
+        status: int | None = None
+        state = scope.setdefault("state", {})
 
         async def send_with_id(message: Message) -> None:
-            nonlocal has_started
+            nonlocal status
             if message["type"] == "http.response.start":
-                has_started = True
+                status = message["status"]
                 MutableHeaders(scope=message)["x-request-id"] = request_id
             await send(message)
 
@@ -48,7 +57,7 @@ class RequestContext:
             await self._app(scope, receive, send_with_id)
         except Exception:
             logger.exception("request failed", extra={"request_id": request_id})
-            if has_started:
+            if status is not None:
                 raise
             response = error_response(
                 HTTPStatus.INTERNAL_SERVER_ERROR,
@@ -56,6 +65,34 @@ class RequestContext:
                 code="internal_error",
             )
             await response(scope, receive, send_with_id)
+        finally:
+            _log_access(
+                scope,
+                status=status,
+                seconds=steady_s() - started_s,
+                request_id=request_id,
+                code=state.get(ERROR_CODE),
+            )
+
+
+def _log_access(
+    scope: Scope, *, status: int | None, seconds: float, request_id: str, code: str | None
+) -> None:
+    """One line for a request: what was asked, what was answered, and the code of an error.
+
+    Args:
+        status: of the answer; None when the client was gone before there was one.
+    """
+    # As the client sent it: decoded, it could hold a line break.
+    path = scope["raw_path"].decode("ascii", "replace")[:_MAX_LOGGED_PATH]
+    level = logging.DEBUG if path in _PROBES else logging.INFO
+    context = (
+        {"request_id": request_id} if code is None else {"request_id": request_id, "code": code}
+    )
+    answer = status or "no answer"
+    access.log(
+        level, "%s %s %s %.0f ms", scope["method"], path, answer, 1000 * seconds, extra=context
+    )
 
 
 class _StrictRequest(Request):

@@ -1,6 +1,7 @@
 """What holds for every request, whatever it asks for."""
 
 import logging
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -47,6 +48,58 @@ def test_a_crash_is_an_envelope_whose_id_is_in_the_log(
     assert record.levelno == logging.ERROR
     assert vars(record)["request_id"] == request_id
     assert record.exc_info is not None
+
+
+def logged(caplog: pytest.LogCaptureFixture, path: str) -> logging.LogRecord:
+    """The line that the log has about a request to this path."""
+    lines = [one for one in caplog.records if one.name == "app.access"]
+    (line,) = [one for one in lines if path in one.getMessage()]
+    return line
+
+
+def test_a_request_is_one_line_in_the_log_with_its_id(
+    client: TestClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+
+    answer = client.get("/v1/files?purpose=fine-tune")
+    client.get("/healthz")
+
+    line = logged(caplog, "/v1/files")
+    assert re.fullmatch(r"GET /v1/files 200 \d+ ms", line.getMessage())
+    assert vars(line)["request_id"] == answer.headers["x-request-id"]
+    assert "code" not in vars(line)
+    assert not any(
+        "/healthz" in one.getMessage() for one in caplog.records if one.name == "app.access"
+    )
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [("/v1/files/file-1", 404), ("/v1/files?limit=0", 400), ("/v1/files/a%0Ab", 404), ("/x", 404)],
+)
+def test_the_line_of_a_refused_request_has_the_code_of_its_error(
+    path: str, status: int, client: TestClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+
+    answer = client.get(path)
+
+    line = logged(caplog, path.partition("?")[0])
+    assert f" {status} " in line.getMessage()
+    assert vars(line)["code"] == answer.json()["error"]["code"]
+    assert "\n" not in line.getMessage()
+
+
+def test_the_line_of_a_crash_has_its_code_too(
+    client: TestClient, app: FastAPI, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    app.state.services = None
+
+    client.get("/v1/files")
+
+    assert vars(logged(caplog, "/v1/files"))["code"] == "internal_error"
 
 
 def test_bytes_that_are_lost_are_an_error_and_not_an_empty_file(
