@@ -18,6 +18,7 @@ from app.core.errors import (
     BlobNotFoundError,
     DatabaseBusyError,
     LeaseLostError,
+    NotFoundError,
     OutcomeUnknownError,
 )
 from app.core.manifest import ManifestError
@@ -108,6 +109,7 @@ class Worker:
             context = {"job_id": lease.job_id, "attempt": lease.attempt}
             logger.info("job claimed", extra=context)
             workspace = Workspace(self._settings.work_dir, lease)
+            began_s = steady_s()
             try:
                 return self._run(lease, workspace)
             except LeaseLostError:
@@ -116,8 +118,29 @@ class Worker:
                 logger.warning("the database was lost in a commit", extra=context)
             finally:
                 workspace.remove()
-                logger.info("job left", extra=context)
+                self._log_end(lease, seconds=steady_s() - began_s)
             return 0.0
+
+    def _log_end(self, lease: Lease, *, seconds: float) -> None:
+        """One line about how an attempt ended, as the database has it."""
+        context = {"job_id": lease.job_id, "attempt": lease.attempt, "seconds": round(seconds, 1)}
+        try:
+            with self._database.reading() as session:
+                job = JobRepository(session, lease.project_id).get(lease.job_id)
+        except (DatabaseBusyError, NotFoundError) as error:
+            logger.warning("attempt ended: %s", error, extra=context)
+            return
+        context |= {
+            "status": job.status.value,
+            "code": job.error and job.error["code"],
+            "steps": job.trained_steps,
+            "total_steps": job.total_steps,
+            "train_loss": job.train_loss,
+            "valid_loss": job.valid_loss,
+            "tokens_per_second": job.tokens_per_second and round(job.tokens_per_second),
+        }
+        known = {name: value for name, value in context.items() if value is not None}
+        logger.info("job ended" if job.status.is_terminal else "attempt ended", extra=known)
 
     def _claim(self) -> Lease | None:
         with self._database.writing() as session:

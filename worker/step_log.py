@@ -1,5 +1,6 @@
 """The steps an attempt's child reports, written to the database a batch at a time."""
 
+import logging
 import threading
 from datetime import timedelta
 
@@ -8,6 +9,11 @@ from app.core.db.events import EventRepository
 from app.core.db.leases import Lease, LeaseRepository
 from app.core.db.session import Database
 from app.core.loss_log import StepMetrics
+
+logger = logging.getLogger(__name__)
+
+PROGRESS_INTERVAL_S = 30.0
+"""Minimum interval between two lines of a job's progress in the worker's log."""
 
 
 class StepLog:
@@ -20,7 +26,7 @@ class StepLog:
         self._lock = threading.Lock()
         self._waiting: list[StepMetrics] = []
         self._first_step = self._total_steps = 0
-        self._started_s = self._written_s = steady_s()
+        self._started_s = self._written_s = self._logged_s = steady_s()
 
     def begin(self, *, after_step: int) -> None:
         """The first step to come is the one after this."""
@@ -66,6 +72,14 @@ class StepLog:
                         self._lease.job_id, row, total_steps=self._total_steps, now=now
                     )
             self._waiting = []  # not before: a busy database has taken none of them
+        self._log_progress(last)
+
+    def _log_progress(self, last: StepMetrics) -> None:
+        if steady_s() - self._logged_s < PROGRESS_INTERVAL_S:
+            return
+        self._logged_s = steady_s()
+        context = {"job_id": self._lease.job_id, "train_loss": round(last.train_loss, 4)}
+        logger.info("step %d/%d", last.step, self._total_steps, extra=context)
 
     def _is_worth_an_event(self, row: StepMetrics) -> bool:
         is_due = row.step % self._lease.config.logging_steps == 0

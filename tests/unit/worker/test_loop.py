@@ -47,6 +47,7 @@ from tests.builders import (
 from tests.fakes import Act, FakeLauncher, FrozenClock, Waiting
 from tests.waiting import wait_until
 from worker import attempt as attempt_module
+from worker import step_log
 from worker.loop import PAUSE_AFTER_FAILURE_S, Worker
 
 LINES = TEXT_LINE * 3
@@ -192,6 +193,53 @@ def test_a_child_that_finishes_leaves_a_job_with_its_results(bench: Bench) -> No
         f"New fine-tuned model created: {job.fine_tuned_model}",
         f"Checkpoint created at step 2: {job.fine_tuned_model}:ckpt-step-2",
     ]
+
+
+def test_the_log_says_in_one_line_how_a_job_has_ended(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    job, bad = bench.add_job(), bench.add_job()
+
+    bench.run(*success())
+    bench.run(Started(total_steps=5), stepped(1), Failed(code="loss_not_finite", message="Lower."))
+
+    ends = [vars(one) for one in caplog.records if one.getMessage() == "job ended"]
+    good_end, bad_end = ends
+    assert (good_end["job_id"], good_end["status"]) == (job.id, "succeeded")
+    assert (good_end["steps"], good_end["total_steps"], good_end["attempt"]) == (2, 2, 1)
+    assert good_end["train_loss"] == bench.job(job).train_loss
+    assert good_end["seconds"] >= 0
+    assert "code" not in good_end
+    assert (bad_end["job_id"], bad_end["status"]) == (bad.id, "failed")
+    assert (bad_end["code"], bad_end["steps"]) == ("loss_not_finite", 1)
+
+
+def test_the_log_tells_an_attempt_that_ended_from_a_job_that_did(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    bench.add_job()
+
+    bench.run(stepped(1), exit_code=1)
+
+    (end,) = [vars(one) for one in caplog.records if one.getMessage() == "attempt ended"]
+    assert end["status"] == "queued"
+
+
+def test_the_log_tells_progress_but_not_of_every_step(
+    bench: Bench, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level("INFO")
+    bench.add_job()
+    bench.run(*success())
+    assert "step 2/2" not in caplog.text
+
+    monkeypatch.setattr(step_log, "PROGRESS_INTERVAL_S", 0.0)
+    bench.add_job()
+    bench.run(*success())
+
+    assert "step 2/2" in caplog.text
 
 
 def test_everything_of_a_success_appears_in_one_moment(bench: Bench) -> None:
