@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import openai
 import pytest
 from fastapi import FastAPI
 from hypothesis import settings as hypothesis_settings
@@ -147,3 +148,16 @@ def client(app: FastAPI) -> Iterator[TestClient]:
     """Plain HTTP, as a hostile or careless client would speak it."""
     with TestClient(app, raise_server_exceptions=False) as client:
         yield client
+
+
+@pytest.fixture
+def strict(client: TestClient) -> Iterator[openai.OpenAI]:
+    """The stock client, which refuses every answer that is not as OpenAI documents it."""
+    with openai.OpenAI(
+        base_url="http://testserver/v1",
+        api_key="unused",
+        http_client=client,
+        max_retries=0,
+        _strict_response_validation=True,
+    ) as strict:
+        yield strict

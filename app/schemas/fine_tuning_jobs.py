@@ -144,7 +144,11 @@ class JobRead(_Read):
     training_file: str
     validation_file: str | None
     result_files: list[str]
-    """Of a succeeded job, one file: the loss log as CSV."""
+    """Id of the loss log, a CSV file, once the job has succeeded. Empty until then."""
+    result_checkpoint: str | None
+    """Id of the checkpoint that is the job's result: the last one or, where the job may stop early,
+    the one of the best evaluation. Null unless the job has succeeded. The checkpoint is deleted
+    together with the tuned model."""
     trained_tokens: int | None
     seed: int
     error: JobErrorRead | None
@@ -214,6 +218,10 @@ class CheckpointRead(_Read):
     created_at: int
     fine_tuning_job_id: str
     fine_tuned_model_checkpoint: str
+    """Name of the checkpoint as a model: the tuned model's own name for the job's result, and that
+    name with `:ckpt-step-N` after it for every other checkpoint."""
+    is_result: bool
+    """Whether this checkpoint is the job's result. False for all while the job runs."""
     step_number: int
     metrics: CheckpointMetricsRead
     result_files: list[str]

@@ -224,6 +224,7 @@ def _show(services: Services, job: Job, queue_position: int | None) -> JobRead:
         training_file=job.training_file_id,
         validation_file=job.validation_file_id,
         result_files=[job.result_file_id] if job.result_file_id else [],
+        result_checkpoint=job.result_checkpoint_id,
         trained_tokens=job.trained_tokens,
         seed=config.seed,
         error=None if job.error is None else JobErrorRead.model_validate(job.error),

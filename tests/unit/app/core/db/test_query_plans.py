@@ -30,6 +30,7 @@ _ASKED: dict[str, Callable[[Session], object]] = {
     "checkpoints": lambda session: CheckpointRepository(session).list_page(
         "a", after="a", limit=20
     ),
+    "checkpoint by name": lambda session: CheckpointRepository(session).find_of_model("a", 1),
     "key": lambda session: SubmissionRepository(session).find_by_key("create", "a"),
     "retry": lambda session: SubmissionRepository(session).find_recent("create", "a", since=NOW),
     "claim": lambda session: LeaseRepository(session).claim(
