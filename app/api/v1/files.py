@@ -79,11 +79,24 @@ def list_files(
     after: Annotated[str | None, Depends(Cursor(IdPrefix.FILE))],
     limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
     order: Order = "desc",
-    purpose: str | None = None,
+    purpose: Annotated[
+        str | None,
+        Query(
+            description="Only files of this purpose. `fine-tune-results` selects every file that a "
+            "job has made, those of checkpoints included."
+        ),
+    ] = None,
+    checkpoint: Annotated[
+        str | None, Query(description="Only files of the checkpoint with this id.")
+    ] = None,
 ) -> PageRead[FileRead]:
-    """Uploaded files, and those that jobs have made."""
-    files = FileRepository(session)
-    page = files.list_page(now=now, after=after, limit=limit, order=order, purpose=purpose)
+    """Uploaded files and the loss logs of succeeded jobs, newest first.
+
+    The files of checkpoints are listed only if `purpose` or `checkpoint` asks for them.
+    """
+    page = FileRepository(session).list_page(
+        now=now, after=after, limit=limit, order=order, purpose=purpose, checkpoint=checkpoint
+    )
     return as_page(page, FileRead.of)
 
 

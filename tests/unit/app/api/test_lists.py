@@ -1,6 +1,7 @@
 """Every list, as the stock client pages through it."""
 
 from collections.abc import Iterator
+from itertools import product
 
 import openai
 import pytest
@@ -95,6 +96,53 @@ def test_files_are_filtered_by_purpose(
     }
     assert [file.id for file in stock.files.list(purpose="fine-tune")] == [uploaded.id]
     assert list(stock.files.list(purpose="vision")) == []
+
+
+def test_files_of_checkpoints_are_listed_only_when_they_are_asked_for(
+    stock: openai.OpenAI, database: Database, store: LocalBlobStore
+) -> None:
+    uploaded = add_file(database, store)
+    job = add_succeeded_job(database, store, steps=(1, 2))
+    other = add_succeeded_job(database, store)
+    last = stock.fine_tuning.jobs.checkpoints.list(job.id).data[0]
+    parts = (last.model_extra or {})["result_files"]
+
+    def ids(**options: object) -> list[str]:
+        return [file.id for file in stock.files.list(**options)]  # pyright: ignore[reportArgumentType]
+
+    assert ids() == [other.result_file_id, job.result_file_id, uploaded.id]
+    assert len(ids(purpose="fine-tune-results")) == 8
+    assert sorted(ids(extra_query={"checkpoint": last.id})) == sorted(parts)
+    assert ids(extra_query={"checkpoint": last.id}, purpose="fine-tune") == []
+    assert ids(extra_query={"checkpoint": "ftckpt_nope"}) == []
+
+
+@pytest.mark.parametrize("order", ["asc", "desc"])
+@pytest.mark.parametrize("which", [None, "purpose", "checkpoint"])
+def test_every_list_of_files_is_paged_also_from_a_file_that_is_not_in_it(
+    client: TestClient,
+    database: Database,
+    store: LocalBlobStore,
+    order: str,
+    which: str | None,
+) -> None:
+    add_file(database, store)
+    job = add_succeeded_job(database, store, steps=(1, 2))
+    add_file(database, store)
+    filters = {"purpose": "fine-tune-results", "checkpoint": job.result_checkpoint_id or ""}
+    params = {"order": order} | ({which: filters[which]} if which else {})
+    whole = [file["id"] for file in client.get("/v1/files", params=params).json()["data"]]
+    made = {"purpose": "fine-tune-results", "order": order}
+    everything = sorted(
+        {*whole, *(file["id"] for file in client.get("/v1/files", params=made).json()["data"])},
+        reverse=order == "desc",
+    )
+
+    for limit, (number, after) in product([1, 2, 3], enumerate(["", *everything])):
+        page = client.get("/v1/files", params=params | {"limit": limit, "after": after}).json()
+        left = [one for one in whole if one in everything[number:]]
+        assert [file["id"] for file in page["data"]] == left[:limit]
+        assert page["has_more"] == (len(left) > limit)
 
 
 def test_jobs_are_filtered_by_label(stock: openai.OpenAI, database: Database) -> None:
