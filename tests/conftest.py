@@ -18,6 +18,7 @@ from app.core.db.session import Database
 from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
 from app.main import create_app
+from tests.asgi import stock_client
 from tests.builders import write_catalogue
 from tests.fakes import FrozenClock
 from tests.models import embedded_model_dir
@@ -153,11 +154,5 @@ def client(app: FastAPI) -> Iterator[TestClient]:
 @pytest.fixture
 def strict(client: TestClient) -> Iterator[openai.OpenAI]:
     """The stock client, which refuses every answer that is not as OpenAI documents it."""
-    with openai.OpenAI(
-        base_url="http://testserver/v1",
-        api_key="unused",
-        http_client=client,
-        max_retries=0,
-        _strict_response_validation=True,
-    ) as strict:
+    with stock_client(client, is_strict=True) as strict:
         yield strict

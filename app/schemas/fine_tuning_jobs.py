@@ -1,5 +1,6 @@
 """Wire format of fine-tuning jobs, their events and checkpoints: OpenAI's fields, then ours."""
 
+import json
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -13,6 +14,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from app.core.errors import InvalidRequestError
 from app.core.job_status import JobStatus
 from app.schemas.hyperparameters import Hyperparameters
 from app.schemas.strict import RequestBody
@@ -62,7 +64,7 @@ class MethodCreate(RequestBody):
 
 class JobCreate(RequestBody):
     model: str = Field(min_length=1, max_length=256)
-    """A base model: its id in the catalogue, or its hub repository."""
+    """A base model: its id in the catalogue, one of its aliases, or its hub repository."""
     training_file: str
     """Id of an uploaded file."""
     validation_file: str | None = None
@@ -75,7 +77,8 @@ class JobCreate(RequestBody):
     """Labels of your own; the list of jobs can be filtered by them."""
     method: MethodCreate | None = None
     hyperparameters: Hyperparameters | None = None
-    """The older place of `method.supervised.hyperparameters`, which wins where both give a knob."""
+    """OpenAI's older place for `method.supervised.hyperparameters`. If both places give a
+    hyperparameter a value, the values must be equal; null and "auto" are no value."""
     integrations: list[Any] | None = None
     """None is offered; empty or absent."""
 
@@ -99,11 +102,24 @@ class JobCreate(RequestBody):
         return value
 
     def knobs(self) -> dict[str, Any]:
-        """The hyperparameters that were given a value."""
+        """The hyperparameters that were given a value.
+
+        Raises:
+            InvalidRequestError: one of them has two values, each in another place.
+        """
         supervised = self.method and self.method.supervised
-        places = (self.hyperparameters, supervised and supervised.hyperparameters)
-        given = [place.model_dump(exclude_none=True) for place in places if place is not None]
-        return {name: value for knobs in given for name, value in knobs.items()}
+        older = _given(self.hyperparameters)
+        newer = _given(supervised and supervised.hyperparameters)
+        for name in older.keys() & newer.keys():
+            if older[name] != newer[name]:
+                first, second = (json.dumps(value)[:200] for value in (older[name], newer[name]))
+                raise InvalidRequestError(
+                    f"'{name}' is {first} in 'hyperparameters' and {second} in "
+                    "'method.supervised.hyperparameters'. Give it in one place, or give both the "
+                    "same value.",
+                    param=f"hyperparameters.{name}",
+                )
+        return older | newer
 
     def content(self) -> dict[str, Any]:
         """What is asked for: the same for every way to write it, with null as if it were absent.
@@ -111,6 +127,10 @@ class JobCreate(RequestBody):
         A field that is absent is not in it, so a later version, which has more, knows it again.
         """
         return self.model_dump(mode="json", exclude_none=True)
+
+
+def _given(place: Hyperparameters | None) -> dict[str, Any]:
+    return {} if place is None else place.model_dump(exclude_none=True)
 
 
 class JobRerun(RequestBody):
@@ -137,6 +157,8 @@ class JobRead(_Read):
     estimated_finish: int | None
     """Unix time at which a running job will end, by its speed so far."""
     status: JobStatus
+    """A paused job is shown as `queued` if the service has the setting
+    `TUNERY_SHOW_PAUSED_AS=queued`; its `queue_position` is null."""
     model: str
     """The base model's id in the catalogue."""
     fine_tuned_model: str | None

@@ -34,6 +34,8 @@ class ModelRead(BaseModel):
     """Id of the checkpoint that holds a tuned model's adapter. Null for a base model."""
     step_number: int | None = None
     """Optimizer step after which that checkpoint was saved. Null for a base model."""
+    aliases: list[str] = []
+    """Further names of a base model, which a job may give as its `model`."""
     repo: str | None = None
     """Hub repository of a base model. Null for a tuned model."""
     revision: str | None = None

@@ -217,7 +217,7 @@ def _show(services: Services, job: Job, queue_position: int | None) -> JobRead:
         created_at=int(job.created_at.timestamp()),
         finished_at=_unix(job.finished_at),
         estimated_finish=_unix(job.estimated_finish_at),
-        status=job.status,
+        status=_shown_status(services, job),
         model=job.base_model,
         fine_tuned_model=job.fine_tuned_model if has_succeeded else None,
         organization_id=f"org-{services.settings.organization}",
@@ -247,6 +247,11 @@ def _show(services: Services, job: Job, queue_position: int | None) -> JobRead:
         valid_loss=job.valid_loss,
         tokens_per_second=job.tokens_per_second,
     )
+
+
+def _shown_status(services: Services, job: Job) -> JobStatus:
+    is_paused = job.status is JobStatus.PAUSED
+    return JobStatus(services.settings.show_paused_as) if is_paused else job.status
 
 
 def _unix(moment: datetime | None) -> int | None:

@@ -19,7 +19,7 @@ def list_models(session: ReadDep, services: ServicesDep) -> ModelList:
 # `:path`, because a hub repository has a slash in its name, and clients send it as %2F.
 @router.get("/{model:path}")
 def get_model(model: str, session: ReadDep, services: ServicesDep) -> ModelRead:
-    """One model: a base model by its id or hub repository, or a tuned model by its `ft:` name.
+    """One model: a base model by its id, alias or hub repository, or a tuned one by its `ft:` name.
 
     The name of a tuned model with `:ckpt-step-N` after it is the job's checkpoint at that step.
     """
@@ -58,6 +58,7 @@ def _read(
         id=entry.id,
         created=installed.installed_at,
         owned_by=installed.repo.partition("/")[0],
+        aliases=list(entry.aliases),
         repo=installed.repo,
         revision=installed.revision,
         licence=installed.licence,

@@ -10,20 +10,18 @@ from starlette.testclient import TestClient
 from app.core.db.events import EventRepository
 from app.core.db.models import JobMetadata
 from app.core.db.session import Database
+from app.core.job_status import JobStatus
+from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
+from app.main import create_app
+from tests.asgi import stock_client
 from tests.builders import NOW, add_file, add_job, add_succeeded_job
 
 
 @pytest.fixture(params=["lenient", "strict"])
 def stock(request: pytest.FixtureRequest, client: TestClient) -> Iterator[openai.OpenAI]:
     """The stock client in both of its modes, talking to the application in this process."""
-    with openai.OpenAI(
-        base_url="http://testserver/v1",
-        api_key="unused",
-        http_client=client,
-        max_retries=0,
-        _strict_response_validation=request.param == "strict",
-    ) as stock:
+    with stock_client(client, is_strict=request.param == "strict") as stock:
         yield stock
 
 
@@ -159,6 +157,37 @@ def test_jobs_are_filtered_by_label(stock: openai.OpenAI, database: Database) ->
     assert ids(metadata={"team": "red", "run": "1"}) == []
     assert ids(extra_query={"metadata": "null"}) == [plain.id]
     assert ids(metadata=None) == [plain.id, empty.id, red.id]
+
+
+def test_a_paused_job_can_be_shown_as_queued_for_clients_that_know_no_paused(
+    settings: Settings, database: Database
+) -> None:
+    paused, queued = add_job(database, status=JobStatus.PAUSED), add_job(database)
+    app = create_app(settings.model_copy(update={"show_paused_as": "queued"}))
+
+    with TestClient(app) as client, stock_client(client, is_strict=True) as stock:
+        jobs = stock.fine_tuning.jobs
+        listed = list(jobs.list())
+        answers = [jobs.retrieve(paused.id), jobs.pause(queued.id), jobs.cancel(paused.id)]
+
+    assert [(job.id, job.status) for job in listed] == [
+        (queued.id, "queued"),
+        (paused.id, "queued"),
+    ]
+    assert [(job.model_extra or {})["queue_position"] for job in listed] == [1, None]
+    assert [job.status for job in answers] == ["queued", "queued", "cancelled"]
+
+
+def test_a_paused_job_is_shown_as_paused_which_a_strict_client_refuses(
+    client: TestClient, database: Database
+) -> None:
+    job = add_job(database, status=JobStatus.PAUSED)
+
+    lenient, strict = (stock_client(client, is_strict=is_strict) for is_strict in (False, True))
+
+    assert lenient.fine_tuning.jobs.retrieve(job.id).status == "paused"
+    with pytest.raises(openai.APIResponseValidationError):
+        strict.fine_tuning.jobs.list()
 
 
 def test_events_are_paged_newest_first(stock: openai.OpenAI, database: Database) -> None:

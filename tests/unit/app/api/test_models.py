@@ -4,12 +4,21 @@ import openai
 import pytest
 from starlette.testclient import TestClient
 
+from app.core.base_models import CATALOGUE_NAME
 from app.core.db.checkpoints import CheckpointRepository
 from app.core.db.models import Job
 from app.core.db.session import Database
 from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
-from tests.builders import add_job, add_succeeded_job, build_checkpoint, list_checkpoints
+from app.main import create_app
+from tests.asgi import stock_client
+from tests.builders import (
+    add_file,
+    add_job,
+    add_succeeded_job,
+    build_checkpoint,
+    list_checkpoints,
+)
 
 
 @pytest.fixture
@@ -45,6 +54,7 @@ def test_a_base_model_is_found_by_its_id_and_by_its_repository(client: TestClien
         "fine_tuning_job_id": None,
         "checkpoint_id": None,
         "step_number": None,
+        "aliases": [],
         "repo": "us/hub-tiny",
         "revision": "1" * 40,
         "licence": "MIT",
@@ -69,6 +79,32 @@ def test_a_base_model_can_be_used_as_soon_as_it_is_installed_and_no_longer(
 
     assert without == ["hub-tiny"]
     assert ids(client) == ["tiny", "hub-tiny"]
+
+
+def test_a_tool_that_names_openais_model_trains_the_one_that_has_it_as_an_alias(
+    settings: Settings, database: Database, store: LocalBlobStore
+) -> None:
+    training_file = add_file(database, store).id
+    catalogue = settings.data_dir / CATALOGUE_NAME
+    text = catalogue.read_text("utf-8")
+    alias = "gpt-4o-mini-2024-07-18"
+    catalogue.write_text(text.replace('name = "Tiny"', f'name = "Tiny"\naliases = ["{alias}"]'))
+
+    with (
+        TestClient(create_app(settings)) as client,
+        stock_client(client, is_strict=True) as strict,
+    ):
+        listed = {model.id: model.model_extra or {} for model in strict.models.list()}
+        retrieved = strict.models.retrieve(alias)
+        job = strict.fine_tuning.jobs.create(model=alias, training_file=training_file)
+        with pytest.raises(openai.BadRequestError, match="base model"):
+            strict.models.delete(alias)
+
+    assert {name: extra["aliases"] for name, extra in listed.items()} == {
+        "tiny": [alias],
+        "hub-tiny": [],
+    }
+    assert (retrieved.id, job.model) == ("tiny", "tiny")
 
 
 def test_no_model_has_a_date_on_which_it_is_switched_off(
@@ -97,6 +133,7 @@ def test_each_checkpoint_is_a_model_under_its_own_name(
             "fine_tuning_job_id": stopped_early.id,
             "checkpoint_id": checkpoint.id,
             "step_number": checkpoint.step,
+            "aliases": [],
         }
     assert getattr(strict.models.retrieve(name), "step_number", None) == 4
 
