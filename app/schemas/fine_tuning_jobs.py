@@ -34,12 +34,12 @@ class SupervisedMethod(RequestBody):
 
 class MethodCreate(RequestBody):
     type: str
-    """`supervised`."""
+    """Training method. Only `supervised` is offered."""
     supervised: SupervisedMethod | None = None
     dpo: Any = None
-    """Not offered."""
+    """Settings of direct preference optimization, which is not offered. Must be null or absent."""
     reinforcement: Any = None
-    """Not offered."""
+    """Settings of reinforcement fine-tuning, which is not offered. Must be null or absent."""
 
     @field_validator("dpo", "reinforcement")
     @classmethod
@@ -80,7 +80,7 @@ class JobCreate(RequestBody):
     """OpenAI's older place for `method.supervised.hyperparameters`. If both places give a
     hyperparameter a value, the values must be equal; null and "auto" are no value."""
     integrations: list[Any] | None = None
-    """None is offered; empty or absent."""
+    """Integrations with other services. None is offered, so the list must be empty or absent."""
 
     # From here on, ours; the stock client is given them in `extra_body`.
     auto_start: Annotated[bool | None, AfterValidator(lambda value: value is not False)] = True
@@ -90,7 +90,7 @@ class JobCreate(RequestBody):
         Field(ge=PRIORITIES.start, le=PRIORITIES.stop - 1),
         AfterValidator(lambda value: value or 0),
     ] = 0
-    """Of the waiting jobs, one with the highest is next; of those, the oldest."""
+    """Queue priority. Jobs with a higher priority run first; among equals, the oldest."""
 
     @field_validator("integrations")
     @classmethod
@@ -146,7 +146,7 @@ class JobErrorRead(_Read):
     message: str
     param: str | None
     errors: list[dict[str, Any]] = []
-    """Of a bad data set, its first 50 problems: line, path, code and message."""
+    """The first 50 problems of a bad data set, each with line, path, code and message."""
 
 
 class JobRead(_Read):
@@ -189,9 +189,9 @@ class JobRead(_Read):
     """Set while a running job is asked to pause; null again once it has, or was resumed."""
     priority: int
     rerun_of: str | None
-    """Id of the job that this one repeats, which may be deleted by now."""
+    """Id of the job that this one repeats. That job may have been deleted."""
     attempt: int
-    """How often a worker has begun with the job."""
+    """Number of times that a worker has started or resumed the job."""
     queue_position: int | None
     """1 for the job that is next; null for one that does not wait in the queue."""
     trained_steps: int
@@ -201,7 +201,7 @@ class JobRead(_Read):
     """Fraction of all steps done, 0 to 1."""
     epoch: float | None
     train_loss: float | None
-    """Of the last step, in nats per learned token."""
+    """Training loss of the last step, in nats per learned token."""
     valid_loss: float | None
     """Newest loss on the validation file."""
     tokens_per_second: float | None
