@@ -147,13 +147,13 @@ def watch(client: OpenAI, service: Service, job_id: str) -> FineTuningJob:
 
 
 def download_adapter(client: OpenAI, job: FineTuningJob, directory: Path) -> None:
-    """Download the files of the last checkpoint, and check them against their manifest."""
+    """Download the files of the job's result, and check them against their manifest."""
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir()
-    checkpoints = client.fine_tuning.jobs.checkpoints.list(job.id).data
-    last = max(checkpoints, key=lambda checkpoint: checkpoint.step_number)
-    # An extension, of which the client's types know nothing.
-    file_ids: list[str] = last.result_files  # pyright: ignore[reportAttributeAccessIssue]
+    checkpoints = client.fine_tuning.jobs.checkpoints.list(job.id)
+    # Extensions, of which the client's types know nothing.
+    result = next(one for one in checkpoints if one.is_result)  # pyright: ignore[reportAttributeAccessIssue]
+    file_ids: list[str] = result.result_files  # pyright: ignore[reportAttributeAccessIssue]
     for file_id in file_ids:
         name = Path(client.files.retrieve(file_id).filename).name
         client.files.content(file_id).write_to_file(directory / name)

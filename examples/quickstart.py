@@ -36,8 +36,9 @@ if job.status != "succeeded":
     sys.exit(f"The job {job.status}: {job.error.message if job.error else 'no reason was given'}")
 
 ADAPTER.mkdir(exist_ok=True)
-last = max(client.fine_tuning.jobs.checkpoints.list(job.id), key=lambda one: one.step_number)
-for file_id in last.result_files:
+checkpoints = client.fine_tuning.jobs.checkpoints.list(job.id)
+result = next(checkpoint for checkpoint in checkpoints if checkpoint.is_result)
+for file_id in result.result_files:
     name = client.files.retrieve(file_id).filename
     client.files.content(file_id).write_to_file(ADAPTER / name)
     print(f"{ADAPTER / name}")

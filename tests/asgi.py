@@ -5,7 +5,24 @@ import json
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+import openai
 from fastapi import FastAPI
+from starlette.testclient import TestClient
+
+
+def stock_client(client: TestClient, *, is_strict: bool) -> openai.OpenAI:
+    """OpenAI's own client, which talks to the application in this process.
+
+    Args:
+        is_strict: whether it refuses every answer that is not as OpenAI documents it.
+    """
+    return openai.OpenAI(
+        base_url="http://testserver/v1",
+        api_key="unused",
+        http_client=client,
+        max_retries=0,
+        _strict_response_validation=is_strict,
+    )
 
 
 class Answer(NamedTuple):

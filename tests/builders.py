@@ -258,9 +258,13 @@ def claim(database: Database, worker_id: str = "worker-1", now: datetime = NOW) 
 
 
 def add_succeeded_job(
-    database: Database, store: BlobStore, *, steps: tuple[int, ...] = (1,)
+    database: Database, store: BlobStore, *, steps: tuple[int, ...] = (1,), best: int = -1
 ) -> Job:
-    """A job that has ended well: a loss log, a checkpoint at each of these steps, and a model."""
+    """A job that has ended well: a loss log, a checkpoint at each of these steps, and a model.
+
+    Args:
+        best: which of the checkpoints is the result; after an early stop, it is not the last.
+    """
     job = add_job(database)
     lease = claim(database)
     result = add_result_file(database, store, job, "step_metrics.csv")
@@ -280,7 +284,7 @@ def add_succeeded_job(
             TunedModel(
                 id=job.fine_tuned_model,
                 job_id=job.id,
-                checkpoint_id=checkpoints[-1].id,
+                checkpoint_id=checkpoints[best].id,
                 base_model=job.base_model,
                 created_at=NOW + MINUTE,
             )
@@ -290,7 +294,7 @@ def add_succeeded_job(
             JobStatus.SUCCEEDED,
             now=NOW + MINUTE,
             trained_tokens=1234,
-            result_checkpoint_id=checkpoints[-1].id,
+            result_checkpoint_id=checkpoints[best].id,
             result_file_id=result.id,
         )
     return get_job(database, job.id)

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import openai
 import pytest
 from fastapi import FastAPI
 from hypothesis import settings as hypothesis_settings
@@ -17,6 +18,7 @@ from app.core.db.session import Database
 from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
 from app.main import create_app
+from tests.asgi import stock_client
 from tests.builders import write_catalogue
 from tests.fakes import FrozenClock
 from tests.models import embedded_model_dir
@@ -147,3 +149,10 @@ def client(app: FastAPI) -> Iterator[TestClient]:
     """Plain HTTP, as a hostile or careless client would speak it."""
     with TestClient(app, raise_server_exceptions=False) as client:
         yield client
+
+
+@pytest.fixture
+def strict(client: TestClient) -> Iterator[openai.OpenAI]:
+    """The stock client, which refuses every answer that is not as OpenAI documents it."""
+    with stock_client(client, is_strict=True) as strict:
+        yield strict

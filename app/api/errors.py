@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
+from app.api.missing_routes import explain_missing_route
 from app.core.disk import as_storage_full
 from app.core.errors import OutcomeUnknownError, ServiceError
 from app.schemas.strict import nearest_field
@@ -153,8 +154,8 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
         return await _service_error(request, error.__cause__)
     status = HTTPStatus(error.status_code)
     if status is HTTPStatus.NOT_FOUND:
-        message, code = "No such route; the API's routes start with /v1.", "unknown_url"
-    elif status is HTTPStatus.METHOD_NOT_ALLOWED:
+        return await _service_error(request, explain_missing_route(request))
+    if status is HTTPStatus.METHOD_NOT_ALLOWED:
         message, code = "This route does not have this method.", "method_not_allowed"
     else:
         message, code = str(error.detail), status.phrase.lower().replace(" ", "_")

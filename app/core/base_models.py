@@ -6,9 +6,11 @@ them in `DATA_DIR/base_models.toml`. A base model can be tuned once it is instal
 """
 
 import hashlib
+import itertools
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
@@ -20,6 +22,7 @@ CATALOGUE_NAME = "base_models.toml"
 RECORD_NAME = "tunery.json"
 
 Repo = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")]
+Alias = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$")]
 Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
 
 
@@ -74,6 +77,8 @@ class CatalogueEntry(_Entry):
     id: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
     name: str
     """Its name for people."""
+    aliases: tuple[Alias, ...] = ()
+    """Further names that a job may give as its `model`, such as one of OpenAI's."""
     source: Annotated[HubSource | DirectorySource | WheelSource, Field(discriminator="kind")]
     licence: str
     """SPDX identifier, or the licence's own name."""
@@ -121,12 +126,12 @@ class Catalogue:
         return list(self._entries.values())
 
     def find(self, name: str) -> CatalogueEntry | None:
-        """The entry with this id, or else with this hub repository: users know both."""
-        by_id = self._entries.get(name)
+        """The entry with this id or alias, or else with this hub repository: users know them."""
+        named = next((entry for entry in self.entries if name in (entry.id, *entry.aliases)), None)
         by_repo = [entry for entry in self.entries if entry.repo == name]
         # The repository itself before something that was made from it.
         by_repo.sort(key=lambda entry: not isinstance(entry.source, HubSource))
-        return by_id or next(iter(by_repo), None)
+        return named or next(iter(by_repo), None)
 
     def directory(self, model_id: str) -> Path:
         """Where the files of this model are, once it is installed."""
@@ -152,16 +157,35 @@ def load_catalogue(data_dir: Path) -> Catalogue:
     """The entries of the package, with those of `data_dir/base_models.toml` added or replaced.
 
     Raises:
-        CatalogueError: a file is not TOML, or an entry in it is not complete or not known.
+        CatalogueError: a file is not TOML, an entry in it is not complete or not known, or an alias
+            names two models.
     """
     entries = _read_entries(Path(__file__).with_name(CATALOGUE_NAME))
     own = data_dir / CATALOGUE_NAME
     if own.exists():
-        entries += _read_entries(own)
-    return Catalogue(entries, data_dir / "models")
+        entries += _read_entries(own, {entry.id: entry for entry in entries})
+    catalogue = Catalogue(entries, data_dir / "models")
+    _check_aliases(catalogue, own)
+    return catalogue
 
 
-def _read_entries(path: Path) -> list[CatalogueEntry]:
+def _check_aliases(catalogue: Catalogue, path: Path) -> None:
+    for entry, other in itertools.permutations(catalogue.entries, 2):
+        for alias in entry.aliases:
+            if alias == other.id:
+                what = "the id of another model"
+            elif alias in other.aliases:
+                what = f"an alias of the model {other.id!r}, too"
+            elif alias == other.repo:
+                what = f"the repository of the model {other.id!r}"
+            else:
+                continue
+            raise CatalogueError(f"{path}: model {entry.id!r}: the alias {alias!r} is {what}.")
+
+
+def _read_entries(
+    path: Path, known: Mapping[str, CatalogueEntry] = MappingProxyType({})
+) -> list[CatalogueEntry]:
     try:
         content = tomllib.loads(path.read_text("utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -172,12 +196,22 @@ def _read_entries(path: Path) -> list[CatalogueEntry]:
         tables = _file_adapter.validate_python(content).get("model", [])
     except ValidationError as error:
         raise CatalogueError(f"{path} must hold [[model]] entries and nothing else.") from error
+    tables = [_with_known_fields(table, known) for table in tables]
     entries = [_parse_entry(table, path, number) for number, table in enumerate(tables, start=1)]
     ids = [entry.id for entry in entries]
     repeated = next((model_id for model_id in ids if ids.count(model_id) > 1), None)
     if repeated is not None:
         raise CatalogueError(f"{path}: the id {repeated!r} is given twice.")
     return entries
+
+
+def _with_known_fields(
+    table: dict[str, Any], known: Mapping[str, CatalogueEntry]
+) -> dict[str, Any]:
+    """A table that gives aliases to a known model and nothing else, with that model's fields."""
+    entry = known.get(str(table.get("id")))
+    is_only_aliases = table.keys() == {"id", "aliases"}
+    return entry.model_dump() | table if entry and is_only_aliases else table
 
 
 def _parse_entry(table: dict[str, Any], path: Path, number: int) -> CatalogueEntry:

@@ -45,6 +45,14 @@ class Settings(BaseSettings):
     organization: str = Field(default="tunery", pattern=r"^[a-z0-9-]{1,32}$")
     """The part of a tuned model's name that says whose it is: `ft:BASE:ORGANIZATION:SUFFIX:ID`."""
 
+    result_files_base64: bool = False
+    """Whether the loss log of a job, the only entry of its `result_files`, is sent in base64, as
+    OpenAI sends it."""
+
+    show_paused_as: Literal["paused", "queued"] = "paused"
+    """Status that the API shows for a paused job: `paused`, or `queued` for clients that refuse
+    every status that OpenAI's client does not know."""
+
     poll_interval_s: float = Field(default=0.5, gt=0, le=60)
     """Seconds an idle worker waits before it looks for work again."""
 

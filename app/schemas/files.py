@@ -23,9 +23,9 @@ class FileRead(BaseModel):
     # From here on, ours.
     sha256: str
     format: Literal["text", "prompt_completion", "messages"] | None
-    """Of a data set."""
+    """Format of a data set. Null for a file that a job made."""
     examples: int | None
-    """Of a data set: how many it has."""
+    """Number of examples in a data set. Null for a file that a job made."""
 
     @classmethod
     def of(cls, file: File) -> "FileRead":

@@ -1,5 +1,6 @@
 """Wire format of fine-tuning jobs, their events and checkpoints: OpenAI's fields, then ours."""
 
+import json
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -13,6 +14,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from app.core.errors import InvalidRequestError
 from app.core.job_status import JobStatus
 from app.schemas.hyperparameters import Hyperparameters
 from app.schemas.strict import RequestBody
@@ -32,12 +34,12 @@ class SupervisedMethod(RequestBody):
 
 class MethodCreate(RequestBody):
     type: str
-    """`supervised`."""
+    """Training method. Only `supervised` is offered."""
     supervised: SupervisedMethod | None = None
     dpo: Any = None
-    """Not offered."""
+    """Settings of direct preference optimization, which is not offered. Must be null or absent."""
     reinforcement: Any = None
-    """Not offered."""
+    """Settings of reinforcement fine-tuning, which is not offered. Must be null or absent."""
 
     @field_validator("dpo", "reinforcement")
     @classmethod
@@ -62,7 +64,7 @@ class MethodCreate(RequestBody):
 
 class JobCreate(RequestBody):
     model: str = Field(min_length=1, max_length=256)
-    """A base model: its id in the catalogue, or its hub repository."""
+    """A base model: its id in the catalogue, one of its aliases, or its hub repository."""
     training_file: str
     """Id of an uploaded file."""
     validation_file: str | None = None
@@ -75,9 +77,10 @@ class JobCreate(RequestBody):
     """Labels of your own; the list of jobs can be filtered by them."""
     method: MethodCreate | None = None
     hyperparameters: Hyperparameters | None = None
-    """The older place of `method.supervised.hyperparameters`, which wins where both give a knob."""
+    """OpenAI's older place for `method.supervised.hyperparameters`. If both places give a
+    hyperparameter a value, the values must be equal; null and "auto" are no value."""
     integrations: list[Any] | None = None
-    """None is offered; empty or absent."""
+    """Integrations with other services. None is offered, so the list must be empty or absent."""
 
     # From here on, ours; the stock client is given them in `extra_body`.
     auto_start: Annotated[bool | None, AfterValidator(lambda value: value is not False)] = True
@@ -87,7 +90,7 @@ class JobCreate(RequestBody):
         Field(ge=PRIORITIES.start, le=PRIORITIES.stop - 1),
         AfterValidator(lambda value: value or 0),
     ] = 0
-    """Of the waiting jobs, one with the highest is next; of those, the oldest."""
+    """Queue priority. Jobs with a higher priority run first; among equals, the oldest."""
 
     @field_validator("integrations")
     @classmethod
@@ -99,11 +102,24 @@ class JobCreate(RequestBody):
         return value
 
     def knobs(self) -> dict[str, Any]:
-        """The hyperparameters that were given a value."""
+        """The hyperparameters that were given a value.
+
+        Raises:
+            InvalidRequestError: one of them has two values, each in another place.
+        """
         supervised = self.method and self.method.supervised
-        places = (self.hyperparameters, supervised and supervised.hyperparameters)
-        given = [place.model_dump(exclude_none=True) for place in places if place is not None]
-        return {name: value for knobs in given for name, value in knobs.items()}
+        older = _given(self.hyperparameters)
+        newer = _given(supervised and supervised.hyperparameters)
+        for name in older.keys() & newer.keys():
+            if older[name] != newer[name]:
+                first, second = (json.dumps(value)[:200] for value in (older[name], newer[name]))
+                raise InvalidRequestError(
+                    f"'{name}' is {first} in 'hyperparameters' and {second} in "
+                    "'method.supervised.hyperparameters'. Give it in one place, or give both the "
+                    "same value.",
+                    param=f"hyperparameters.{name}",
+                )
+        return older | newer
 
     def content(self) -> dict[str, Any]:
         """What is asked for: the same for every way to write it, with null as if it were absent.
@@ -111,6 +127,10 @@ class JobCreate(RequestBody):
         A field that is absent is not in it, so a later version, which has more, knows it again.
         """
         return self.model_dump(mode="json", exclude_none=True)
+
+
+def _given(place: Hyperparameters | None) -> dict[str, Any]:
+    return {} if place is None else place.model_dump(exclude_none=True)
 
 
 class JobRerun(RequestBody):
@@ -126,7 +146,7 @@ class JobErrorRead(_Read):
     message: str
     param: str | None
     errors: list[dict[str, Any]] = []
-    """Of a bad data set, its first 50 problems: line, path, code and message."""
+    """The first 50 problems of a bad data set, each with line, path, code and message."""
 
 
 class JobRead(_Read):
@@ -137,6 +157,8 @@ class JobRead(_Read):
     estimated_finish: int | None
     """Unix time at which a running job will end, by its speed so far."""
     status: JobStatus
+    """A paused job is shown as `queued` if the service has the setting
+    `TUNERY_SHOW_PAUSED_AS=queued`; its `queue_position` is null."""
     model: str
     """The base model's id in the catalogue."""
     fine_tuned_model: str | None
@@ -144,7 +166,11 @@ class JobRead(_Read):
     training_file: str
     validation_file: str | None
     result_files: list[str]
-    """Of a succeeded job, one file: the loss log as CSV."""
+    """Id of the loss log, a CSV file, once the job has succeeded. Empty until then."""
+    result_checkpoint: str | None
+    """Id of the checkpoint that is the job's result: the last one or, where the job may stop early,
+    the one of the best evaluation. Null unless the job has succeeded. The checkpoint is deleted
+    together with the tuned model."""
     trained_tokens: int | None
     seed: int
     error: JobErrorRead | None
@@ -163,9 +189,9 @@ class JobRead(_Read):
     """Set while a running job is asked to pause; null again once it has, or was resumed."""
     priority: int
     rerun_of: str | None
-    """Id of the job that this one repeats, which may be deleted by now."""
+    """Id of the job that this one repeats. That job may have been deleted."""
     attempt: int
-    """How often a worker has begun with the job."""
+    """Number of times that a worker has started or resumed the job."""
     queue_position: int | None
     """1 for the job that is next; null for one that does not wait in the queue."""
     trained_steps: int
@@ -175,7 +201,7 @@ class JobRead(_Read):
     """Fraction of all steps done, 0 to 1."""
     epoch: float | None
     train_loss: float | None
-    """Of the last step, in nats per learned token."""
+    """Training loss of the last step, in nats per learned token."""
     valid_loss: float | None
     """Newest loss on the validation file."""
     tokens_per_second: float | None
@@ -214,6 +240,10 @@ class CheckpointRead(_Read):
     created_at: int
     fine_tuning_job_id: str
     fine_tuned_model_checkpoint: str
+    """Name of the checkpoint as a model: the tuned model's own name for the job's result, and that
+    name with `:ckpt-step-N` after it for every other checkpoint."""
+    is_result: bool
+    """Whether this checkpoint is the job's result. False for all while the job runs."""
     step_number: int
     metrics: CheckpointMetricsRead
     result_files: list[str]

@@ -23,14 +23,21 @@ class ModelRead(BaseModel):
     created: int
     owned_by: str
     shutdown_date: str | None = None
+    """Always null: Tunery switches no model off."""
 
     # From here on, ours.
     base_model: str | None = None
-    """Of a tuned model: what it was tuned from."""
+    """Id of the base model that a tuned model was made from. Null for a base model."""
     fine_tuning_job_id: str | None = None
-    """Of a tuned model: the job that made it."""
+    """Id of the job that made a tuned model. Null for a base model."""
+    checkpoint_id: str | None = None
+    """Id of the checkpoint that holds a tuned model's adapter. Null for a base model."""
+    step_number: int | None = None
+    """Optimizer step after which that checkpoint was saved. Null for a base model."""
+    aliases: list[str] = []
+    """Further names of a base model, which a job may give as its `model`."""
     repo: str | None = None
-    """Of a base model: its repository on the hub."""
+    """Hub repository of a base model. Null for a tuned model."""
     revision: str | None = None
     licence: str | None = None
     limits: ModelLimits | None = None

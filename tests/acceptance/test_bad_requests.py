@@ -13,8 +13,12 @@ Body = dict[str, dict[str, Any]]
 BAD_JSON = "The body is not valid JSON: "
 NO_OBJECT = "The body must be a JSON object."
 NO_JSON = "Send the body as JSON, with the header 'Content-Type: application/json'."
-NO_ROUTE = "No such route; the API's routes start with /v1."
 TARGETS = "q_proj, k_proj, v_proj, o_proj"
+
+
+def supervised(**knobs: Any) -> dict[str, Any]:
+    """The field `method` of a job with these hyperparameters."""
+    return {"type": "supervised", "supervised": {"hyperparameters": knobs}}
 
 
 @pytest.fixture(scope="module")
@@ -776,16 +780,42 @@ def test_a_key_with_another_body_is_refused(lab: Lab) -> None:
             id="delete an unknown job",
         ),
         pytest.param(
-            lambda lab: lab.get("/fine_tuning/jobs/"),
-            404,
-            lambda _: envelope("unknown_url", NO_ROUTE),
-            id="slash at the end",
+            lambda lab: lab.create_job(
+                hyperparameters={"n_epochs": 3, "lora_rank": 8},
+                method=supervised(n_epochs=3, lora_r=16),
+            ),
+            400,
+            lambda _: envelope(
+                "invalid_value",
+                "'lora_r' is 8 in 'hyperparameters' and 16 in 'method.supervised.hyperparameters'. "
+                "Give it in one place, or give both the same value.",
+                "hyperparameters.lora_r",
+            ),
+            id="contradiction",
         ),
         pytest.param(
-            lambda lab: lab.client.get("/admin"),
+            lambda lab: lab.create_job(
+                hyperparameters={"lora_target_modules": ["q_proj"]},
+                method=supervised(lora_target_modules="all-linear"),
+            ),
+            400,
+            lambda _: envelope(
+                "invalid_value",
+                "'lora_target_modules' is [\"q_proj\"] in 'hyperparameters' and \"all-linear\" in "
+                "'method.supervised.hyperparameters'. Give it in one place, or give both the same "
+                "value.",
+                "hyperparameters.lora_target_modules",
+            ),
+            id="contradiction of two types",
+        ),
+        pytest.param(
+            lambda lab: lab.get("/fine_tuning/jobs/"),
             404,
-            lambda _: envelope("unknown_url", NO_ROUTE),
-            id="unknown route",
+            lambda _: envelope(
+                "unknown_url",
+                "No such route: GET /v1/fine_tuning/jobs/. Remove the slash at its end.",
+            ),
+            id="slash at the end",
         ),
         pytest.param(
             lambda lab: lab.client.put("/v1/files"),
@@ -837,6 +867,21 @@ def test_cancelling_again_is_no_error(lab: Lab) -> None:
             id="auto",
         ),
         pytest.param({"hyperparameters": {"learning_rate": 1}}, id="whole number for a float"),
+        pytest.param(
+            {
+                "hyperparameters": {"n_epochs": 2, "max_steps": 5, "batch_size": None}
+                | {"learning_rate": 1.0, "lora_rank": 8, "weight_decay": "auto"},
+                "method": supervised(
+                    n_epochs="auto",
+                    max_steps=None,
+                    batch_size=2,
+                    learning_rate=1,
+                    lora_r=8,
+                    weight_decay=0.1,
+                ),
+            },
+            id="two places that agree",
+        ),
         pytest.param({"hyperparameters": {"lora_target_modules": "all-linear"}}, id="all-linear"),
     ],
 )

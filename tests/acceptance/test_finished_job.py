@@ -204,7 +204,9 @@ def test_the_checkpoints_are_listed_newest_first(
     last = found[0]
     assert last.object == "fine_tuning.job.checkpoint"
     assert last.fine_tuning_job_id == finished_job.id
-    assert last.fine_tuned_model_checkpoint == f"{finished_job.fine_tuned_model}:ckpt-step-24"
+    assert last.fine_tuned_model_checkpoint == finished_job.fine_tuned_model
+    assert extra(finished_job)["result_checkpoint"] == last.id
+    assert [extra(checkpoint)["is_result"] for checkpoint in found] == [True, False, False, False]
     assert last.metrics.step == STEPS
     assert last.metrics.full_valid_loss == extra(finished_job)["valid_loss"]
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from anyio import to_thread
 from fastapi import APIRouter, Depends, Query, Request, Response
@@ -79,11 +79,24 @@ def list_files(
     after: Annotated[str | None, Depends(Cursor(IdPrefix.FILE))],
     limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
     order: Order = "desc",
-    purpose: str | None = None,
+    purpose: Annotated[
+        str | None,
+        Query(
+            description="Only files of this purpose. `fine-tune-results` selects every file that a "
+            "job has made, those of checkpoints included."
+        ),
+    ] = None,
+    checkpoint: Annotated[
+        str | None, Query(description="Only files of the checkpoint with this id.")
+    ] = None,
 ) -> PageRead[FileRead]:
-    """Uploaded files, and those that jobs have made."""
-    files = FileRepository(session)
-    page = files.list_page(now=now, after=after, limit=limit, order=order, purpose=purpose)
+    """Uploaded files and the loss logs of succeeded jobs, newest first.
+
+    The files of checkpoints are listed only if `purpose` or `checkpoint` asks for them.
+    """
+    page = FileRepository(session).list_page(
+        now=now, after=after, limit=limit, order=order, purpose=purpose, checkpoint=checkpoint
+    )
     return as_page(page, FileRead.of)
 
 
@@ -94,12 +107,27 @@ def get_file(file_id: str, session: ReadDep, now: Now) -> FileRead:
 
 
 @router.get("/{file_id}/content", response_class=Response)
-def get_content(file_id: str, request: Request, services: ServicesDep, now: Now) -> Response:
+def get_content(
+    file_id: str,
+    request: Request,
+    services: ServicesDep,
+    now: Now,
+    encoding: Annotated[
+        Literal["plain", "base64"] | None,
+        Query(
+            description="`base64` sends the file in base64, `plain` sends it as it is. Without it, "
+            "the file is sent as it is, unless it is the loss log of a job and the service has the "
+            "setting `TUNERY_RESULT_FILES_BASE64`."
+        ),
+    ] = None,
+) -> Response:
     """The bytes of a file. Ranges are served, so a broken download can be resumed."""
     with services.database.reading() as session:
         file = FileRepository(session).get(file_id, now=now)
-    media_type = "text/csv" if file.filename.endswith(".csv") else "application/octet-stream"
-    return send_file(request, services.store, file, media_type=media_type)
+    is_loss_log = file.job_id is not None and file.checkpoint_id is None
+    default = "base64" if is_loss_log and services.settings.result_files_base64 else "plain"
+    in_base64 = (encoding or default) == "base64"
+    return send_file(request, services.store, file, in_base64=in_base64)
 
 
 @router.delete("/{file_id}")

@@ -217,13 +217,14 @@ def _show(services: Services, job: Job, queue_position: int | None) -> JobRead:
         created_at=int(job.created_at.timestamp()),
         finished_at=_unix(job.finished_at),
         estimated_finish=_unix(job.estimated_finish_at),
-        status=job.status,
+        status=_shown_status(services, job),
         model=job.base_model,
         fine_tuned_model=job.fine_tuned_model if has_succeeded else None,
         organization_id=f"org-{services.settings.organization}",
         training_file=job.training_file_id,
         validation_file=job.validation_file_id,
         result_files=[job.result_file_id] if job.result_file_id else [],
+        result_checkpoint=job.result_checkpoint_id,
         trained_tokens=job.trained_tokens,
         seed=config.seed,
         error=None if job.error is None else JobErrorRead.model_validate(job.error),
@@ -246,6 +247,11 @@ def _show(services: Services, job: Job, queue_position: int | None) -> JobRead:
         valid_loss=job.valid_loss,
         tokens_per_second=job.tokens_per_second,
     )
+
+
+def _shown_status(services: Services, job: Job) -> JobStatus:
+    is_paused = job.status is JobStatus.PAUSED
+    return JobStatus(services.settings.show_paused_as) if is_paused else job.status
 
 
 def _unix(moment: datetime | None) -> int | None:

@@ -12,7 +12,7 @@ from app.api.streaming import send_segments
 from app.core import loss_log
 from app.core.db.checkpoints import CheckpointRepository
 from app.core.db.jobs import JobRepository
-from app.core.db.models import Checkpoint
+from app.core.db.models import Checkpoint, Job
 from app.core.ids import IdPrefix
 from app.core.loss_log import StepMetrics
 from app.schemas.fine_tuning_jobs import CheckpointMetricsRead, CheckpointRead, MetricsRead
@@ -32,10 +32,14 @@ def list_checkpoints(
     after: Annotated[str | None, Depends(Cursor(IdPrefix.CHECKPOINT))],
     limit: Annotated[int, Query(ge=1, le=1000)] = 10,
 ) -> PageRead[CheckpointRead]:
-    """The checkpoints of a job, newest first; `result_files` are the adapter's files."""
+    """The checkpoints of a job, newest first. The job's result has `is_result` true.
+
+    It need not be the newest: a job that stops early keeps the adapter of its best evaluation.
+    `result_files` are the adapter's files.
+    """
     job = JobRepository(session).get(job_id)
     page = CheckpointRepository(session).list_page(job_id, after=after, limit=limit)
-    return as_page(page, lambda checkpoint: _read(checkpoint, job.fine_tuned_model))
+    return as_page(page, lambda checkpoint: _read(checkpoint, job))
 
 
 @router.get(
@@ -72,7 +76,10 @@ def get_adapter(
     request: Request,
     services: ServicesDep,
     checkpoint: Annotated[
-        str | None, Query(description="Id or step of a checkpoint; the final one when absent.")
+        str | None,
+        Query(
+            description="Id or step of a checkpoint. Without it, the adapter is the job's result."
+        ),
     ] = None,
 ) -> Response:
     """The adapter as a zip archive. Ranges are served, so a broken download can be resumed."""
@@ -88,13 +95,16 @@ def get_adapter(
     )
 
 
-def _read(checkpoint: Checkpoint, model_name: str) -> CheckpointRead:
+def _read(checkpoint: Checkpoint, job: Job) -> CheckpointRead:
+    is_result = checkpoint.id == job.result_checkpoint_id
+    step_name = "" if is_result else f":ckpt-step-{checkpoint.step}"
     metrics = StepMetrics.model_validate(checkpoint.metrics).as_row()
     return CheckpointRead(
         id=checkpoint.id,
         created_at=int(checkpoint.created_at.timestamp()),
         fine_tuning_job_id=checkpoint.job_id,
-        fine_tuned_model_checkpoint=f"{model_name}:ckpt-step-{checkpoint.step}",
+        fine_tuned_model_checkpoint=f"{job.fine_tuned_model}{step_name}",
+        is_result=is_result,
         step_number=checkpoint.step,
         metrics=CheckpointMetricsRead.model_validate(metrics, extra="ignore"),
         result_files=[file.id for file in checkpoint.files],

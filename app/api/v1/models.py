@@ -3,7 +3,6 @@
 from fastapi import APIRouter
 
 from app.api.deps import ReadDep, ServicesDep
-from app.core.db.models import TunedModel
 from app.schemas.models import ModelDeleted, ModelLimits, ModelList, ModelRead
 from app.services import models as model_service
 
@@ -20,14 +19,20 @@ def list_models(session: ReadDep, services: ServicesDep) -> ModelList:
 # `:path`, because a hub repository has a slash in its name, and clients send it as %2F.
 @router.get("/{model:path}")
 def get_model(model: str, session: ReadDep, services: ServicesDep) -> ModelRead:
-    """One model: a base model by its id or hub repository, or a tuned model by its `ft:` name."""
+    """One model: a base model by its id, alias or hub repository, or a tuned one by its `ft:` name.
+
+    The name of a tuned model with `:ckpt-step-N` after it is the job's checkpoint at that step.
+    """
     found = model_service.get_model(session, services.catalogue, model)
     return _read(found, services.settings.organization)
 
 
 @router.delete("/{model:path}")
 def delete_model(model: str, services: ServicesDep) -> ModelDeleted:
-    """Delete a tuned model and its adapter. Its job, the log and earlier checkpoints stay."""
+    """Delete a tuned model and its adapter. The job, its log and its other checkpoints stay.
+
+    One checkpoint cannot be deleted by its name.
+    """
     blob_keys = services.make_room(
         lambda session: model_service.delete_model(session, services.catalogue, model)
     )
@@ -35,20 +40,25 @@ def delete_model(model: str, services: ServicesDep) -> ModelDeleted:
     return ModelDeleted(id=model)
 
 
-def _read(found: model_service.InstalledBase | TunedModel, organization: str) -> ModelRead:
-    if isinstance(found, TunedModel):
+def _read(
+    found: model_service.InstalledBase | model_service.TunedCheckpoint, organization: str
+) -> ModelRead:
+    if isinstance(found, model_service.TunedCheckpoint):
         return ModelRead(
-            id=found.id,
+            id=found.name,
             created=int(found.created_at.timestamp()),
             owned_by=organization,
             base_model=found.base_model,
-            fine_tuning_job_id=found.job_id,
+            fine_tuning_job_id=found.checkpoint.job_id,
+            checkpoint_id=found.checkpoint.id,
+            step_number=found.checkpoint.step,
         )
     entry, installed = found
     return ModelRead(
         id=entry.id,
         created=installed.installed_at,
         owned_by=installed.repo.partition("/")[0],
+        aliases=list(entry.aliases),
         repo=installed.repo,
         revision=installed.revision,
         licence=installed.licence,

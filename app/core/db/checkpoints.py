@@ -2,7 +2,7 @@
 
 from sqlalchemy import delete, select
 
-from app.core.db.models import DEFAULT_PROJECT_ID, Checkpoint, File, TunedModel
+from app.core.db.models import DEFAULT_PROJECT_ID, Checkpoint, File, Job, TunedModel
 from app.core.db.pages import Page, fetch_page
 from app.core.db.session import Session
 from app.core.errors import NotFoundError
@@ -45,6 +45,18 @@ class CheckpointRepository:
                 Checkpoint.project_id == self._project_id,
             )
         )
+
+    def find_of_model(self, model_name: str, step: int) -> tuple[Checkpoint, Job] | None:
+        """The checkpoint at a step of the job whose model has, or will have, this name."""
+        query = select(Checkpoint, Job).join(Job, Job.id == Checkpoint.job_id)
+        row = self._session.execute(
+            query.where(
+                Job.fine_tuned_model == model_name,
+                Job.project_id == self._project_id,
+                Checkpoint.step == step,
+            )
+        ).first()
+        return None if row is None else (row[0], row[1])
 
     def delete(self, checkpoint: Checkpoint) -> list[str]:
         """Forget a checkpoint and its files; returns the keys of the blobs to free afterwards."""

@@ -10,6 +10,9 @@ from app.core.db.session import Session
 from app.core.errors import NotFoundError
 from app.core.job_status import JobStatus
 
+MADE_BY_JOB = "fine-tune-results"
+"""Purpose of a file that a job has made."""
+
 _UNFINISHED = [status for status in JobStatus if not status.is_terminal]
 
 
@@ -61,11 +64,30 @@ class FileRepository:
         return file
 
     def list_page(
-        self, *, now: datetime, after: str | None, limit: int, order: Order, purpose: str | None
+        self,
+        *,
+        now: datetime,
+        after: str | None,
+        limit: int,
+        order: Order,
+        purpose: str | None,
+        checkpoint: str | None,
     ) -> Page[File]:
+        """Uploads and loss logs, unless a filter asks for files of checkpoints.
+
+        Args:
+            purpose: only files of this purpose; with that of made files, those of checkpoints too.
+            checkpoint: only files of the checkpoint with this id.
+        """
         query = self._visible(now)
         if purpose is not None:
             query = query.where(File.purpose == purpose)
+        if checkpoint is not None:
+            # A subquery, or SQLite would rather read the whole index that has the right order.
+            parts = select(File.id).where(File.checkpoint_id == checkpoint)
+            query = query.where(File.id.in_(parts))
+        elif purpose != MADE_BY_JOB:
+            query = query.where(File.checkpoint_id.is_(None))
         return fetch_page(self._session, query, File.id, after=after, limit=limit, order=order)
 
     def unfinished_job_using(self, file_id: str) -> str | None:

@@ -15,6 +15,7 @@ from sqlalchemy import (
     MetaData,
     TypeDecorator,
     UniqueConstraint,
+    text,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
@@ -75,11 +76,17 @@ class _OwnedByProject:
     project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"), default=DEFAULT_PROJECT_ID)
 
 
+_OWN = text("checkpoint_id IS NULL")
+
+
 class File(_OwnedByProject, Base):
     """Bytes in the blob store: an upload, or something that a job made."""
 
     __tablename__ = "files"
-    __table_args__ = (Index(None, "project_id", "id"),)
+    __table_args__ = (
+        Index(None, "project_id", "id"),
+        Index("ix_files_listed", "project_id", "id", sqlite_where=_OWN, postgresql_where=_OWN),
+    )
 
     id: Mapped[str] = mapped_column(primary_key=True)
     purpose: Mapped[str]
@@ -99,6 +106,7 @@ class File(_OwnedByProject, Base):
     job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"), index=True)
     """The job that made it; null for an upload."""
     checkpoint_id: Mapped[str | None] = mapped_column(ForeignKey("checkpoints.id"), index=True)
+    """The checkpoint that this file is a part of; null for an upload or a loss log."""
 
 
 class Job(_OwnedByProject, Base):
@@ -137,7 +145,7 @@ class Job(_OwnedByProject, Base):
     """A `TrainingConfig`: every knob, resolved."""
     learning_rate_multiplier: Mapped[float | None]
     """As the caller gave it, or as it follows from the learning rate; `config` has it in it."""
-    fine_tuned_model: Mapped[str]
+    fine_tuned_model: Mapped[str] = mapped_column(index=True)
     """The name the tuned model has, or will have."""
     attempt: Mapped[int] = mapped_column(default=0)
     """The newest attempt; older ones may write nothing more."""

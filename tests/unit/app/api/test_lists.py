@@ -1,6 +1,7 @@
 """Every list, as the stock client pages through it."""
 
 from collections.abc import Iterator
+from itertools import product
 
 import openai
 import pytest
@@ -9,20 +10,18 @@ from starlette.testclient import TestClient
 from app.core.db.events import EventRepository
 from app.core.db.models import JobMetadata
 from app.core.db.session import Database
+from app.core.job_status import JobStatus
+from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
+from app.main import create_app
+from tests.asgi import stock_client
 from tests.builders import NOW, add_file, add_job, add_succeeded_job
 
 
 @pytest.fixture(params=["lenient", "strict"])
 def stock(request: pytest.FixtureRequest, client: TestClient) -> Iterator[openai.OpenAI]:
     """The stock client in both of its modes, talking to the application in this process."""
-    with openai.OpenAI(
-        base_url="http://testserver/v1",
-        api_key="unused",
-        http_client=client,
-        max_retries=0,
-        _strict_response_validation=request.param == "strict",
-    ) as stock:
+    with stock_client(client, is_strict=request.param == "strict") as stock:
         yield stock
 
 
@@ -97,6 +96,53 @@ def test_files_are_filtered_by_purpose(
     assert list(stock.files.list(purpose="vision")) == []
 
 
+def test_files_of_checkpoints_are_listed_only_when_they_are_asked_for(
+    stock: openai.OpenAI, database: Database, store: LocalBlobStore
+) -> None:
+    uploaded = add_file(database, store)
+    job = add_succeeded_job(database, store, steps=(1, 2))
+    other = add_succeeded_job(database, store)
+    last = stock.fine_tuning.jobs.checkpoints.list(job.id).data[0]
+    parts = (last.model_extra or {})["result_files"]
+
+    def ids(**options: object) -> list[str]:
+        return [file.id for file in stock.files.list(**options)]  # pyright: ignore[reportArgumentType]
+
+    assert ids() == [other.result_file_id, job.result_file_id, uploaded.id]
+    assert len(ids(purpose="fine-tune-results")) == 8
+    assert sorted(ids(extra_query={"checkpoint": last.id})) == sorted(parts)
+    assert ids(extra_query={"checkpoint": last.id}, purpose="fine-tune") == []
+    assert ids(extra_query={"checkpoint": "ftckpt_nope"}) == []
+
+
+@pytest.mark.parametrize("order", ["asc", "desc"])
+@pytest.mark.parametrize("which", [None, "purpose", "checkpoint"])
+def test_every_list_of_files_is_paged_also_from_a_file_that_is_not_in_it(
+    client: TestClient,
+    database: Database,
+    store: LocalBlobStore,
+    order: str,
+    which: str | None,
+) -> None:
+    add_file(database, store)
+    job = add_succeeded_job(database, store, steps=(1, 2))
+    add_file(database, store)
+    filters = {"purpose": "fine-tune-results", "checkpoint": job.result_checkpoint_id or ""}
+    params = {"order": order} | ({which: filters[which]} if which else {})
+    whole = [file["id"] for file in client.get("/v1/files", params=params).json()["data"]]
+    made = {"purpose": "fine-tune-results", "order": order}
+    everything = sorted(
+        {*whole, *(file["id"] for file in client.get("/v1/files", params=made).json()["data"])},
+        reverse=order == "desc",
+    )
+
+    for limit, (number, after) in product([1, 2, 3], enumerate(["", *everything])):
+        page = client.get("/v1/files", params=params | {"limit": limit, "after": after}).json()
+        left = [one for one in whole if one in everything[number:]]
+        assert [file["id"] for file in page["data"]] == left[:limit]
+        assert page["has_more"] == (len(left) > limit)
+
+
 def test_jobs_are_filtered_by_label(stock: openai.OpenAI, database: Database) -> None:
     red = add_job(database, metadata_items=[JobMetadata(key="team", value="red")])
     empty = add_job(database, metadata_items=[JobMetadata(key="team", value="")])
@@ -111,6 +157,37 @@ def test_jobs_are_filtered_by_label(stock: openai.OpenAI, database: Database) ->
     assert ids(metadata={"team": "red", "run": "1"}) == []
     assert ids(extra_query={"metadata": "null"}) == [plain.id]
     assert ids(metadata=None) == [plain.id, empty.id, red.id]
+
+
+def test_a_paused_job_can_be_shown_as_queued_for_clients_that_know_no_paused(
+    settings: Settings, database: Database
+) -> None:
+    paused, queued = add_job(database, status=JobStatus.PAUSED), add_job(database)
+    app = create_app(settings.model_copy(update={"show_paused_as": "queued"}))
+
+    with TestClient(app) as client, stock_client(client, is_strict=True) as stock:
+        jobs = stock.fine_tuning.jobs
+        listed = list(jobs.list())
+        answers = [jobs.retrieve(paused.id), jobs.pause(queued.id), jobs.cancel(paused.id)]
+
+    assert [(job.id, job.status) for job in listed] == [
+        (queued.id, "queued"),
+        (paused.id, "queued"),
+    ]
+    assert [(job.model_extra or {})["queue_position"] for job in listed] == [1, None]
+    assert [job.status for job in answers] == ["queued", "queued", "cancelled"]
+
+
+def test_a_paused_job_is_shown_as_paused_which_a_strict_client_refuses(
+    client: TestClient, database: Database
+) -> None:
+    job = add_job(database, status=JobStatus.PAUSED)
+
+    lenient, strict = (stock_client(client, is_strict=is_strict) for is_strict in (False, True))
+
+    assert lenient.fine_tuning.jobs.retrieve(job.id).status == "paused"
+    with pytest.raises(openai.APIResponseValidationError):
+        strict.fine_tuning.jobs.list()
 
 
 def test_events_are_paged_newest_first(stock: openai.OpenAI, database: Database) -> None:

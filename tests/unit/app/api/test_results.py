@@ -1,16 +1,22 @@
 """What a job has made: how it is found, and how it is deleted."""
 
 import io
+import re
 import zipfile
+from pathlib import Path
 
+import openai
 import pytest
 from starlette.testclient import TestClient
 
+from app.core.db.checkpoints import CheckpointRepository
 from app.core.db.models import Job
 from app.core.db.session import Database
 from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
-from tests.builders import add_job, add_succeeded_job, claim
+from tests.builders import add_job, add_succeeded_job, build_checkpoint, claim
+
+ROOT = Path(__file__).parents[4]
 
 
 @pytest.fixture
@@ -19,12 +25,72 @@ def job(database: Database, store: LocalBlobStore) -> Job:
     return add_succeeded_job(database, store, steps=(2, 4))
 
 
+@pytest.fixture
+def stopped_early(database: Database, store: LocalBlobStore) -> Job:
+    """A job with checkpoints at the steps 2, 4 and 6, of which the second is its result."""
+    return add_succeeded_job(database, store, steps=(2, 4, 6), best=1)
+
+
 def test_a_job_that_has_succeeded_names_its_results(client: TestClient, job: Job) -> None:
     shown = client.get(f"/v1/fine_tuning/jobs/{job.id}").json()
 
     assert shown["status"] == "succeeded"
     assert shown["fine_tuned_model"] == job.fine_tuned_model
     assert (shown["result_files"], shown["trained_tokens"]) == ([job.result_file_id], 1234)
+
+
+def test_the_result_is_marked_and_has_the_models_own_name(
+    strict: openai.OpenAI, stopped_early: Job
+) -> None:
+    job = strict.fine_tuning.jobs.retrieve(stopped_early.id)
+    found = list(strict.fine_tuning.jobs.checkpoints.list(job.id))
+
+    model = job.fine_tuned_model
+    assert [
+        (one.step_number, one.fine_tuned_model_checkpoint, (one.model_extra or {})["is_result"])
+        for one in found
+    ] == [
+        (6, f"{model}:ckpt-step-6", False),
+        (4, model, True),
+        (2, f"{model}:ckpt-step-2", False),
+    ]
+    assert (job.model_extra or {})["result_checkpoint"] == found[1].id
+
+
+def test_a_job_that_has_not_succeeded_has_no_result(client: TestClient, database: Database) -> None:
+    job = add_job(database)
+    with database.writing() as session:
+        CheckpointRepository(session).add(build_checkpoint(job, 5))
+
+    shown = client.get(f"/v1/fine_tuning/jobs/{job.id}").json()
+    (checkpoint,) = client.get(f"/v1/fine_tuning/jobs/{job.id}/checkpoints").json()["data"]
+
+    assert (shown["result_checkpoint"], checkpoint["is_result"]) == (None, False)
+    assert checkpoint["fine_tuned_model_checkpoint"] == f"{job.fine_tuned_model}:ckpt-step-5"
+
+
+@pytest.mark.parametrize("program", ["README.md", "examples/quickstart.py"])
+def test_the_documented_programs_download_the_result(
+    program: str,
+    strict: openai.OpenAI,
+    stopped_early: Job,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    text = (ROOT / program).read_text("utf-8")
+    found = re.search(
+        r"^.*\.mkdir\(exist_ok=True\)\n(.*?)(?=^```|\Z)", text, re.DOTALL | re.MULTILINE
+    )
+    assert found
+    monkeypatch.chdir(tmp_path)
+    adapter = Path("adapter")
+    adapter.mkdir()
+
+    names = {"client": strict, "job": stopped_early, "Path": Path, "ADAPTER": adapter}
+    exec(found[1], names)  # noqa: S102 - our own text
+
+    written = (adapter / "adapter_model.safetensors").read_text("utf-8")
+    assert written.startswith("adapter_model.safetensors of step 4\n")
 
 
 @pytest.mark.parametrize("is_running", [False, True])

@@ -1,10 +1,21 @@
+import base64
+import csv
+import io
+
+import openai
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
+from app.api.streaming import BlobSegment, _read
+from app.core.db.models import Job
 from app.core.db.session import Database
+from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
+from app.main import create_app
+from tests.asgi import stock_client
 from tests.builders import add_file, add_succeeded_job, put_blob
 
 CONTENT = bytes(range(256)) * 4
@@ -120,7 +131,7 @@ def archive_url(client: TestClient, database: Database, store: LocalBlobStore) -
     return f"/v1/fine_tuning/jobs/{add_succeeded_job(database, store, steps=(1,)).id}/adapter"
 
 
-@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@hypothesis_settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_an_archive_is_the_sum_of_its_ranges(
     client: TestClient, archive_url: str, data: st.DataObject
@@ -132,3 +143,115 @@ def test_an_archive_is_the_sum_of_its_ranges(
     part = client.get(archive_url, headers={"range": f"bytes={begin}-{end - 1}"}).content
 
     assert part == whole[begin:end]
+
+
+IN_BASE64 = base64.b64encode(CONTENT)
+
+
+def test_any_file_is_sent_in_base64_on_request(client: TestClient, url: str) -> None:
+    plain, encoded = client.get(f"{url}?encoding=plain"), client.get(f"{url}?encoding=base64")
+
+    assert (plain.content, encoded.content) == (CONTENT, IN_BASE64)
+    assert encoded.headers["content-length"] == str(len(IN_BASE64))
+    assert encoded.headers["content-type"] == "text/plain; charset=utf-8"
+    assert encoded.headers["content-disposition"].endswith("''train.jsonl.base64")
+    assert encoded.headers["etag"] != plain.headers["etag"] == client.get(url).headers["etag"]
+
+
+@pytest.mark.parametrize("length", [0, 1, 2, 3, 4, 700_000, 700_001])
+def test_base64_is_right_for_every_length(
+    client: TestClient, database: Database, store: LocalBlobStore, length: int
+) -> None:
+    content = (CONTENT * (length // TOTAL + 1))[:length]
+    file = add_file(database, store, content)
+
+    answer = client.get(f"/v1/files/{file.id}/content?encoding=base64")
+
+    assert answer.content == base64.b64encode(content)
+    assert answer.headers["content-length"] == str(len(answer.content))
+
+
+@hypothesis_settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_range_in_base64_is_a_part_of_what_is_sent_whole(
+    client: TestClient, url: str, data: st.DataObject
+) -> None:
+    begin = data.draw(st.integers(0, len(IN_BASE64) - 1))
+    end = data.draw(st.integers(begin + 1, len(IN_BASE64)))
+
+    part = client.get(f"{url}?encoding=base64", headers={"range": f"bytes={begin}-{end - 1}"})
+
+    assert (part.status_code, part.content) == (206, IN_BASE64[begin:end])
+    assert part.headers["content-range"] == f"bytes {begin}-{end - 1}/{len(IN_BASE64)}"
+
+
+def test_a_download_in_one_encoding_is_not_resumed_in_the_other(
+    client: TestClient, url: str
+) -> None:
+    etag = client.get(url).headers["etag"]
+
+    answer = client.get(f"{url}?encoding=base64", headers={"range": "bytes=5-", "if-range": etag})
+
+    assert (answer.status_code, answer.content) == (200, IN_BASE64)
+
+
+@pytest.mark.only_sqlite
+def test_a_large_file_is_encoded_piece_by_piece(store: LocalBlobStore) -> None:
+    content = CONTENT * 5000
+    put_blob(store, "large", content)
+    expected = base64.b64encode(content)
+    segment = BlobSegment("large", len(content), in_base64=True)
+
+    pieces = list(_read(store, [b"before", segment, b"after"], range(6, len(expected) + 6)))
+
+    assert max(map(len, pieces)) <= 2**20
+    assert b"".join(pieces) == expected
+
+
+def test_there_is_no_head(client: TestClient, url: str) -> None:
+    assert client.head(url).status_code == client.head(f"{url}?encoding=base64").status_code == 405
+
+
+def test_an_encoding_that_there_is_not_is_refused(client: TestClient, url: str) -> None:
+    answer = client.get(f"{url}?encoding=hex")
+
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "encoding")
+
+
+@pytest.fixture
+def job(database: Database, store: LocalBlobStore) -> Job:
+    return add_succeeded_job(database, store)
+
+
+def test_a_service_can_be_set_to_send_loss_logs_as_openai_does(
+    settings: Settings, database: Database, store: LocalBlobStore, job: Job
+) -> None:
+    uploaded = add_file(database, store, CONTENT)
+    app = create_app(settings.model_copy(update={"result_files_base64": True}))
+
+    with TestClient(app) as client, stock_client(client, is_strict=True) as stock:
+        (log_id,) = stock.fine_tuning.jobs.retrieve(job.id).result_files
+        log = stock.files.content(log_id)
+        plain = stock.files.content(log_id, extra_query={"encoding": "plain"})
+        (checkpoint,) = stock.fine_tuning.jobs.checkpoints.list(job.id)
+        parts = [stock.files.content(one).text for one in getattr(checkpoint, "result_files", [])]
+        upload = stock.files.content(uploaded.id).read()
+
+    decoded = base64.b64decode(log.text).decode("utf-8")
+    assert decoded == plain.text
+    assert next(csv.reader(io.StringIO(decoded)))[0] == "step"
+    assert upload == CONTENT
+    assert [text.partition(" of step ")[0] for text in parts] == [
+        "adapter_model.safetensors",
+        "manifest.json",
+    ]
+
+
+def test_loss_logs_are_sent_as_they_are_unless_the_service_is_set_to_encode_them(
+    strict: openai.OpenAI, job: Job
+) -> None:
+    (log_id,) = strict.fine_tuning.jobs.retrieve(job.id).result_files
+
+    assert strict.files.content(log_id).text.startswith("step,")
+    encoded = strict.files.content(log_id, extra_query={"encoding": "base64"}).text
+    assert base64.b64decode(encoded).startswith(b"step,")

@@ -102,6 +102,31 @@ def test_an_operator_replaces_an_entry(data_dir: Path) -> None:
     assert catalogue.find("Qwen/Qwen2-1.5B") is None
 
 
+def test_no_model_of_the_package_has_an_alias(data_dir: Path) -> None:
+    assert not [entry for entry in load_catalogue(data_dir).entries if entry.aliases]
+
+
+def test_an_operator_gives_a_model_further_names(data_dir: Path) -> None:
+    known = load_catalogue(data_dir).find(DEFAULT_MODEL_ID)
+    table = f"[[model]]\nid = '{DEFAULT_MODEL_ID}'\naliases = ['gpt-4o-mini', 'openai/gpt-4o']\n"
+    write_own(data_dir, table)
+
+    catalogue = load_catalogue(data_dir)
+
+    assert known is not None
+    found = [catalogue.find(name) for name in ("gpt-4o-mini", "openai/gpt-4o", DEFAULT_MODEL_ID)]
+    assert found == 3 * [known.model_copy(update={"aliases": ("gpt-4o-mini", "openai/gpt-4o")})]
+
+
+def test_a_model_that_replaces_another_has_only_its_own_names(data_dir: Path) -> None:
+    write_own(data_dir, OWN_ENTRY.format(id="qwen2-1.5b") + "aliases = ['mine', 'us/ours']\n")
+
+    entry = load_catalogue(data_dir).find("mine")
+
+    assert entry is not None
+    assert (entry.id, entry.repo) == ("qwen2-1.5b", "us/ours")
+
+
 def test_a_model_from_a_directory_is_named_after_it(data_dir: Path) -> None:
     text = OWN_ENTRY.format(id="ours").replace('source.kind = "hub"', 'source.kind = "directory"')
     write_own(data_dir, text.replace('source.repo = "us/ours"', 'source.path = "/srv/our-model"'))
@@ -142,6 +167,33 @@ def test_a_model_from_a_directory_is_named_after_it(data_dir: Path) -> None:
             OWN_ENTRY.format(id="ours") + OWN_ENTRY.format(id="ours"),
             "the id 'ours' is given twice",
             id="twice",
+        ),
+        pytest.param(
+            OWN_ENTRY.format(id="ours") + "aliases = ['qwen3-0.6b']\n",
+            "model 'ours': the alias 'qwen3-0.6b' is the id of another model",
+            id="alias-is-an-id",
+        ),
+        pytest.param(
+            OWN_ENTRY.format(id="ours") + "aliases = ['Qwen/Qwen3-0.6B']\n",
+            "model 'ours': the alias 'Qwen/Qwen3-0.6B' is the repository of the model "
+            "'qwen3-0.6b'.",
+            id="alias-is-a-repository",
+        ),
+        pytest.param(
+            OWN_ENTRY.format(id="ours")
+            + "aliases = ['x']\n[[model]]\nid = 'qwen3-0.6b'\naliases = ['x']\n",
+            "model 'qwen3-0.6b': the alias 'x' is an alias of the model 'ours', too.",
+            id="alias-is-an-alias",
+        ),
+        pytest.param(
+            OWN_ENTRY.format(id="ours") + "aliases = ['ft:x']\n",
+            "model 'ours': aliases.0: String should match",
+            id="alias-like-a-tuned-model",
+        ),
+        pytest.param(
+            "[[model]]\nid = 'unknown'\naliases = ['x']\n",
+            "model 'unknown': name: Field required",
+            id="alias-of-nothing",
         ),
         pytest.param(
             OWN_ENTRY.format(id="ours")

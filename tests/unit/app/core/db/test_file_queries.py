@@ -30,7 +30,9 @@ def test_an_expired_file_is_as_good_as_gone(database: Database) -> None:
         assert files.get(file.id, now=NOW).id == file.id
         with pytest.raises(NotFoundError):
             files.get(file.id, now=NOW + MINUTE)
-        page = files.list_page(now=NOW + MINUTE, after=None, limit=10, order="desc", purpose=None)
+        page = files.list_page(
+            now=NOW + MINUTE, after=None, limit=10, order="desc", purpose=None, checkpoint=None
+        )
         assert page.rows == []
 
 

@@ -18,6 +18,12 @@ from app.core.db.session import Database, Session
 from app.core.db.submissions import SubmissionRepository
 from tests.builders import MINUTE, NOW, add_job, build_file, build_identity, build_job
 
+
+def _list_files(session: Session, **filters: Any) -> object:
+    options = {"purpose": None, "checkpoint": None} | filters
+    return FileRepository(session).list_page(now=NOW, after="a", limit=20, order="desc", **options)
+
+
 _ASKED: dict[str, Callable[[Session], object]] = {
     "get": lambda session: JobRepository(session).queue_position(build_job(priority=0)),
     "list": lambda session: JobRepository(session).list_page(after="a", limit=20, metadata={}),
@@ -30,6 +36,7 @@ _ASKED: dict[str, Callable[[Session], object]] = {
     "checkpoints": lambda session: CheckpointRepository(session).list_page(
         "a", after="a", limit=20
     ),
+    "checkpoint by name": lambda session: CheckpointRepository(session).find_of_model("a", 1),
     "key": lambda session: SubmissionRepository(session).find_by_key("create", "a"),
     "retry": lambda session: SubmissionRepository(session).find_recent("create", "a", since=NOW),
     "claim": lambda session: LeaseRepository(session).claim(
@@ -39,6 +46,10 @@ _ASKED: dict[str, Callable[[Session], object]] = {
     "rescue orphans": lambda session: RecoveryRepository(session).rescue_orphans(
         "a", lambda _: True, now=NOW
     ),
+    "files": _list_files,
+    "uploads": lambda session: _list_files(session, purpose="fine-tune"),
+    "made files": lambda session: _list_files(session, purpose="fine-tune-results"),
+    "files of a checkpoint": lambda session: _list_files(session, checkpoint="a"),
     "expired files": lambda session: FileRepository(session).list_expired(now=NOW, limit=20),
     "delete file": lambda session: FileRepository(session).delete(_added_file(session)),
     "ended states": lambda session: SavedStateRepository(session).delete_of_ended(limit=20),
@@ -76,9 +87,8 @@ def tables_read_whole(plan: list[str]) -> set[str]:
     return {table for table in tables if not table.startswith("anon_")}
 
 
-@pytest.mark.parametrize("asked", _ASKED)
-def test_no_table_is_read_whole(database: Database, asked: str) -> None:
-    add_job(database)
+def plans_of(database: Database, act: Callable[[Session], object]) -> list[list[str]]:
+    """How the database answers each question that is asked on the way."""
     statements: list[tuple[str, Any]] = []
 
     def note(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
@@ -87,14 +97,34 @@ def test_no_table_is_read_whole(database: Database, asked: str) -> None:
 
     with database.writing() as session:
         event.listen(database.engine, "before_cursor_execute", note)
-        _ASKED[asked](session)
+        act(session)
         event.remove(database.engine, "before_cursor_execute", note)
     with database.engine.begin() as connection:
-        plans = [explain(connection, *one) for one in statements]
+        return [explain(connection, *one) for one in statements]
 
-    assert statements
+
+@pytest.mark.parametrize("asked", _ASKED)
+def test_no_table_is_read_whole(database: Database, asked: str) -> None:
+    add_job(database)
+
+    plans = plans_of(database, _ASKED[asked])
+
+    assert plans
     read = {table for plan in plans for table in tables_read_whole(plan)}
     assert read <= _MAY_BE_READ, plans
+
+
+def test_the_list_of_files_does_not_read_those_that_it_hides(database: Database) -> None:
+    (plan,) = plans_of(database, _list_files)
+
+    assert "ix_files_listed" in "\n".join(plan)
+
+
+@pytest.mark.only_sqlite  # PostgreSQL decides by how many rows there are
+def test_the_files_of_a_checkpoint_are_found_by_it(database: Database) -> None:
+    (plan,) = plans_of(database, lambda session: _list_files(session, checkpoint="a"))
+
+    assert "ix_files_checkpoint_id (checkpoint_id=?)" in "\n".join(plan)
 
 
 def test_a_table_that_is_read_whole_is_noticed(database: Database) -> None:
