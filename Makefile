@@ -36,7 +36,7 @@ serve: setup model ## Run API and worker in the foreground; Ctrl-C stops both
 	wait -n; status=$$?; kill $$api $$worker 2>/dev/null; wait; \
 	test "$$stopped" || { echo "API or worker ended by itself" >&2; exit $$status; }
 
-test: setup ## The whole test suite; needs the programs of a PostgreSQL server
+test: setup ## The whole test suite
 	@$(BIN)/python -m pytest
 
 bench: .venv/.bench model ## Training speed beside the reference script and TRL: make bench BENCH="--isa avx2"

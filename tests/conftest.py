@@ -20,7 +20,7 @@ from app.main import create_app
 from tests.builders import write_catalogue
 from tests.fakes import FrozenClock
 from tests.models import embedded_model_dir
-from tests.postgres import PostgresServer
+from tests.postgres import PostgresServer, find_programs
 
 __all__ = ["embedded_model_dir"]
 
@@ -70,9 +70,12 @@ def database_kind(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgresServer]:
+    """The server of this process's tests. Backups find `pg_dump` of the same version in PATH."""
     server = PostgresServer()
     server.migrate_template()
-    yield server
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", str(find_programs()), prepend=os.pathsep)
+        yield server
     server.close()
 
 
