@@ -49,16 +49,14 @@ def test_a_server_runs_from_a_checkout_that_only_its_owner_may_enter(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As below /root. There the server of root's tests belongs to a user who may not look in."""
+    monkeypatch.delenv("TUNERY_TEST_POSTGRES", raising=False)
     programs = find_programs()
     package = programs.parents[1]
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o700)
     for directory in (package, package.with_name(f"{package.name}.libs")):
-        if directory.is_dir():
-            shutil.copytree(directory, closed / directory.name)
-    monkeypatch.setenv(
-        "TUNERY_TEST_POSTGRES", str(closed / package.name / programs.parent.name / "bin")
-    )
+        shutil.copytree(directory, closed / directory.name)
+    monkeypatch.setenv("TUNERY_TEST_POSTGRES", str(closed / programs.relative_to(package.parent)))
 
     server = PostgresServer()
 
