@@ -31,9 +31,19 @@ for name in [
 ]:
     del os.environ[name]  # a developer's own settings must not decide a test
 
+# Tests run beside each other, one process a core: more threads would wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # The same examples on every run, and no data base of old ones: a test that fails, fails again.
 hypothesis_settings.register_profile("tunery", derandomize=True, database=None, deadline=None)
 hypothesis_settings.load_profile("tunery")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes long, so that no process is left alone with it at the end."""
+    ranks = {name: rank for rank, name in enumerate(("chaos", "acceptance", "integration"))}
+    tests = Path(__file__).parent
+    items.sort(key=lambda item: ranks.get(item.path.relative_to(tests).parts[0], len(ranks)))
 
 
 @pytest.fixture

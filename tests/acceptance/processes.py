@@ -37,7 +37,7 @@ class ServiceProcesses:
             "data_dir": str(data_dir),
             "port": "0",
             "poll_interval_s": "0.05",
-            "training_threads": "2",
+            "training_threads": "1",  # others test beside us, one process a core
             "training_dtype": "float32",  # on every machine, so that figures can be compared
             "install_default_model": "false",
         }

@@ -11,6 +11,7 @@ import pytest
 
 from tests.acceptance.processes import ServiceProcesses
 from tests.models import link_embedded_model
+from tests.programs import require_programs
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -39,7 +40,12 @@ def service(place: Path) -> Iterator[ServiceProcesses]:
 
 
 @pytest.fixture(scope="module")
-def curl_output(place: Path, service: ServiceProcesses) -> str:
+def curl_and_jq() -> None:
+    require_programs("curl", "jq")
+
+
+@pytest.fixture(scope="module")
+def curl_output(curl_and_jq: None, place: Path, service: ServiceProcesses) -> str:
     script = "set -euo pipefail\n" + block("curl")
     environment = os.environ | {"TUNERY_URL": service.base_url}
     done = subprocess.run(

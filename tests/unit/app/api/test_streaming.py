@@ -6,6 +6,7 @@ from starlette.testclient import TestClient
 from app.core.db.session import Database
 from app.core.storage.local import LocalBlobStore
 from tests.builders import add_file, add_succeeded_job, put_blob
+from tests.effort import effort
 
 CONTENT = bytes(range(256)) * 4
 TOTAL = len(CONTENT)
@@ -120,7 +121,9 @@ def archive_url(client: TestClient, database: Database, store: LocalBlobStore) -
     return f"/v1/fine_tuning/jobs/{add_succeeded_job(database, store, steps=(1,)).id}/adapter"
 
 
-@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=effort(40, long=100), suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(data=st.data())
 def test_an_archive_is_the_sum_of_its_ranges(
     client: TestClient, archive_url: str, data: st.DataObject
