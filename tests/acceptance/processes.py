@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
 
@@ -52,12 +53,15 @@ class ServiceProcesses:
         """With the `/v1` that every client is given."""
 
     def __enter__(self) -> Self:
-        self._api = self._start("app")
-        match = wait_until(
-            lambda: re.search(r"running on (http://\S+)", self.log("app")), within_s=START_S
-        )
-        self.base_url = f"{match[1]}/v1"
-        self.start_worker()
+        with ExitStack() as unless_ready:
+            unless_ready.push(self)
+            self._api = self._start("app")
+            match = wait_until(
+                lambda: re.search(r"running on (http://\S+)", self.log("app")), within_s=START_S
+            )
+            self.base_url = f"{match[1]}/v1"
+            self.start_worker()
+            unless_ready.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
