@@ -43,7 +43,7 @@ serve: setup model ## Run API and worker in the foreground; Ctrl-C stops both
 test: setup ## The whole test suite, in two processes; elsewhere: make test WORKERS=4
 	@$(PYTEST)
 
-long: setup ## The whole test suite, searching and attacking at length (an hour or more)
+long: setup ## The whole test suite, searching and attacking at length
 	@TUNERY_TEST_LONG=1 $(PYTEST) --timeout 3000
 
 bench: .venv/.bench model ## Training speed beside the reference script and TRL: make bench BENCH="--isa avx2"
