@@ -1,6 +1,6 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup model demo serve test bench bench-api powercut diskfull chaos check format types imports deploy openapi wheel lock clean
+.PHONY: help setup model demo serve test long bench bench-api powercut diskfull chaos check format types imports deploy openapi wheel lock clean
 
 PYTHON ?= python3
 MODEL ?= smollm2-135m-instruct
@@ -8,6 +8,10 @@ MODEL ?= smollm2-135m-instruct
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+WORKERS ?= 2
+# A module stays in one process, as its tests share services and jobs that take seconds to make.
+# conftest.py puts the long modules first; xdist would put those first that have the most tests.
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,8 +37,11 @@ demo: setup model ## Fine-tune a real model through the API and show what change
 serve: setup ## Run API and worker in the foreground; Ctrl-C stops both
 	@exec $(BIN)/tunery serve
 
-test: setup ## The whole test suite; needs the programs of a PostgreSQL server
-	@$(BIN)/python -m pytest
+test: setup ## The whole test suite, in two processes; elsewhere: make test WORKERS=4
+	@$(PYTEST)
+
+long: setup ## The whole test suite, searching and attacking at length
+	@TUNERY_TEST_LONG=1 $(PYTEST) --timeout 3000
 
 bench: .venv/.bench model ## Training speed beside the reference script and TRL: make bench BENCH="--isa avx2"
 	@$(BIN)/python -m benchmarks.training $(BENCH)
@@ -53,7 +60,7 @@ chaos: setup ## Attack the real service 3,700 times on both databases (an hour; 
 	  $(BIN)/python -m tests.chaos.run terminate --blows 200 --database $$database && \
 	  $(BIN)/python -m tests.chaos.claims --database $$database || exit 1; \
 	done
-	@TUNERY_TEST_KILLS=100 $(BIN)/python -m pytest --timeout 3000 tests/acceptance/test_retries.py
+	@TUNERY_TEST_LONG=1 $(BIN)/python -m pytest --timeout 3000 tests/acceptance/test_retries.py
 	@$(BIN)/python -m tests.chaos.model --blows 100
 
 bench-api: setup model ## Measure uploads, polls and large tables (half an hour, on a quiet machine)

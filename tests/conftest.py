@@ -22,7 +22,7 @@ from tests.asgi import stock_client
 from tests.builders import write_catalogue
 from tests.fakes import FrozenClock
 from tests.models import embedded_model_dir
-from tests.postgres import PostgresServer
+from tests.postgres import PostgresServer, find_programs
 
 __all__ = ["embedded_model_dir"]
 
@@ -33,9 +33,19 @@ for name in [
 ]:
     del os.environ[name]  # a developer's own settings must not decide a test
 
+# Tests run beside each other, one process a core: more threads would wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # The same examples on every run, and no data base of old ones: a test that fails, fails again.
 hypothesis_settings.register_profile("tunery", derandomize=True, database=None, deadline=None)
 hypothesis_settings.load_profile("tunery")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes long, so that no process is left alone with it at the end."""
+    ranks = {name: rank for rank, name in enumerate(("chaos", "acceptance", "integration"))}
+    tests = Path(__file__).parent
+    items.sort(key=lambda item: ranks.get(item.path.relative_to(tests).parts[0], len(ranks)))
 
 
 @pytest.fixture
@@ -72,9 +82,12 @@ def database_kind(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgresServer]:
+    """The server of this process's tests. Backups find `pg_dump` of the same version in PATH."""
     server = PostgresServer()
     server.migrate_template()
-    yield server
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", str(find_programs()), prepend=os.pathsep)
+        yield server
     server.close()
 
 

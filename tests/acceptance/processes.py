@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import subprocess
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
 
@@ -39,7 +40,7 @@ class ServiceProcesses:
             "data_dir": str(data_dir),
             "port": "0",
             "poll_interval_s": "0.05",
-            "training_threads": "2",
+            "training_threads": "1",  # others test beside us, one process a core
             "training_dtype": "float32",  # on every machine, so that figures can be compared
             "install_default_model": "false",
         }
@@ -53,12 +54,15 @@ class ServiceProcesses:
         """With the `/v1` that every client is given."""
 
     def __enter__(self) -> Self:
-        self._api = self._start("app")
-        match = wait_until(
-            lambda: re.search(r"running on (http://\S+)", self.log("app")), within_s=START_S
-        )
-        self.base_url = f"{match[1]}/v1"
-        self.start_worker()
+        with ExitStack() as unless_ready:
+            unless_ready.push(self)
+            self._api = self._start("app")
+            match = wait_until(
+                lambda: re.search(r"running on (http://\S+)", self.log("app")), within_s=START_S
+            )
+            self.base_url = f"{match[1]}/v1"
+            self.start_worker()
+            unless_ready.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from tests.acceptance.processes import ServiceProcesses
 from tests.models import link_embedded_model
+from tests.programs import require_programs
 from tests.wheel import install_wheel
 
 ROOT = Path(__file__).parents[2]
@@ -32,6 +33,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (directory / name).mkdir()
         (directory / name / "__init__.py").write_text("raise SystemExit('not this one')")
     link_embedded_model(directory / "data")
+    subprocess.run([install_wheel() / "tunery", "examples"], cwd=directory, check=True)
     return directory
 
 
@@ -42,13 +44,17 @@ def service(place: Path) -> Iterator[ServiceProcesses]:
 
 
 @pytest.fixture(scope="module")
-def curl_output(place: Path, service: ServiceProcesses) -> str:
+def curl_and_jq() -> None:
+    require_programs("curl", "jq")
+
+
+@pytest.fixture(scope="module")
+def curl_output(curl_and_jq: None, place: Path, service: ServiceProcesses) -> str:
     return run_bash(block("curl"), place, TUNERY_URL=service.base_url)
 
 
 @pytest.fixture(scope="module")
-def client_output(curl_output: str, place: Path, service: ServiceProcesses) -> str:
-    del curl_output  # it has written the examples
+def client_output(place: Path, service: ServiceProcesses) -> str:
     return run_python(block("python").replace("http://127.0.0.1:8000/v1", service.base_url), place)
 
 

@@ -18,11 +18,12 @@ import pytest
 from app.core.db.session import Database
 from tests.acceptance.lab import Lab, open_lab
 from tests.builders import TEXT_LINE, write_catalogue
+from tests.effort import effort
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
-KILLS = int(os.environ.get("TUNERY_TEST_KILLS", "3"))
-"""As many as `make chaos` wants: 320 requests between two."""
+KILLS = effort(3, long=100)
+"""With 320 requests between two."""
 THREADS = 16
 START_S = 60
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
@@ -37,14 +38,17 @@ class Service:
     _frozen: set[int] = field(default_factory=set)
 
     def __enter__(self) -> Self:
-        self.tend()
-        log = self.data_dir / "app.log"
-        ready = wait_until(
-            lambda: log.exists() and re.search(r"running on http://\S+:(\d+)", log.read_text()),
-            within_s=START_S,
-        )
-        assert isinstance(ready, re.Match)
-        self.settings["port"] = ready[1]  # the same one for every API to come
+        with ExitStack() as unless_ready:
+            unless_ready.push(self)
+            self.tend()
+            log = self.data_dir / "app.log"
+            ready = wait_until(
+                lambda: log.exists() and re.search(r"running on http://\S+:(\d+)", log.read_text()),
+                within_s=START_S,
+            )
+            assert isinstance(ready, re.Match)
+            self.settings["port"] = ready[1]  # the same one for every API to come
+            unless_ready.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:

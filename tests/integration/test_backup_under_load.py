@@ -22,6 +22,7 @@ from app.core.maintenance.backup_format import iterate_blobs, verify
 from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
 from tests.builders import add_file, add_job
+from tests.effort import effort
 
 if TYPE_CHECKING:
     from tests.postgres import PostgresServer
@@ -121,7 +122,10 @@ def union(sets: Iterator[set[str]]) -> set[str]:
 
 @pytest.mark.parametrize(
     ("may_link", "backups"),
-    [pytest.param(True, 80, id="linked"), pytest.param(False, 20, id="copied")],  # 100 in all
+    [
+        pytest.param(True, effort(16, long=80), id="linked"),
+        pytest.param(False, effort(8, long=20), id="copied"),
+    ],
 )
 def test_no_backup_lacks_what_was_acknowledged_before_it_began(
     *,
@@ -133,7 +137,7 @@ def test_no_backup_lacks_what_was_acknowledged_before_it_began(
     tmp_path: Path,
     open_copy: OpenCopy,
 ) -> None:
-    backups //= 8 if settings.database_url else 1  # to load a dump takes a while
+    backups //= 4 if settings.database_url else 1  # to load a dump takes a while
     with writing(database, store) as writers:
         for number in range(backups):
             jobs = union(writer.jobs.copy() for writer in writers)

@@ -34,6 +34,7 @@ from app.core.db.session import Database
 from app.core.errors import LeaseLostError
 from app.core.job_status import TRANSITIONS, JobStatus
 from tests.builders import MINUTE, NOW, build_identity, build_job, build_metrics
+from tests.effort import effort
 
 CRASH = Crash("The training process died", "Do less.", "")
 
@@ -305,5 +306,5 @@ def test_whatever_happens_in_whatever_order(database: Database) -> None:
 
     run_state_machine_as_test(
         QueueMachine,
-        settings=hypothesis_settings(max_examples=60, stateful_step_count=40),
+        settings=hypothesis_settings(max_examples=effort(20, long=60), stateful_step_count=40),
     )

@@ -17,6 +17,7 @@ from app.core.storage.local import LocalBlobStore
 from app.main import create_app
 from tests.asgi import stock_client
 from tests.builders import add_file, add_succeeded_job, put_blob
+from tests.effort import effort
 
 CONTENT = bytes(range(256)) * 4
 TOTAL = len(CONTENT)
@@ -131,7 +132,9 @@ def archive_url(client: TestClient, database: Database, store: LocalBlobStore) -
     return f"/v1/fine_tuning/jobs/{add_succeeded_job(database, store, steps=(1,)).id}/adapter"
 
 
-@hypothesis_settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@hypothesis_settings(
+    max_examples=effort(40, long=100), suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(data=st.data())
 def test_an_archive_is_the_sum_of_its_ranges(
     client: TestClient, archive_url: str, data: st.DataObject

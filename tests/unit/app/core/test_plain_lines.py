@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from app.core.dataset_format import ChatExample, DatasetFormat, LineError, parse_line
 from app.core.plain_lines import find_plain_format
 from tests.builders import CHAT_LINE, TEXT_LINE
+from tests.effort import effort
 
 _SCALARS = st.sampled_from(["", "a", "\0", "user", None, True, 0, 1, 1.5, 1e308])
 _CONTENTS = _SCALARS | st.just([{"type": "text", "text": "a"}])
@@ -42,7 +43,7 @@ _ROWS = st.fixed_dictionaries(
 
 
 @given(_ROWS | st.fixed_dictionaries({"messages": st.lists(_USUAL_MESSAGES)}) | _CONTENTS)
-@settings(max_examples=3000)
+@settings(max_examples=effort(500, long=3000))
 def test_what_is_recognised_is_an_example_of_that_format_without_tools(row: Any) -> None:
     line = json.dumps(row).encode()
     format_ = find_plain_format(line)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from app.core import strict_json
 from app.core.strict_json import StrictJsonError, loads, loads_quickly
+from tests.effort import effort
 
 _TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
 _VALUES = st.recursive(
@@ -69,7 +70,7 @@ def usual_recursion_limit() -> Iterator[None]:
 
 
 @given(_NEAR_JSON | _BROKEN_JSON | st.binary(max_size=12))
-@settings(max_examples=3000)
+@settings(max_examples=effort(500, long=3000))
 def test_the_quick_parser_never_changes_what_the_thorough_one_says(raw: bytes) -> None:
     assert outcome(loads, raw) == outcome(strict_json._loads_thoroughly, raw)
 
