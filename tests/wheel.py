@@ -39,7 +39,7 @@ def _digest_of_sources() -> str:
         path
         for name in _SOURCES
         for path in sorted([ROOT / name, *(ROOT / name).rglob("*")])
-        if path.is_file() and path.suffix != ".pyc"
+        if path.is_file() and "__pycache__" not in path.parts
     ]
     digest = hashlib.sha256(sys.executable.encode())
     for path in files:
