@@ -127,17 +127,17 @@ def add_part(
 def _keep(session: Session, part: UploadPart, *, max_bytes: int, now: datetime) -> UploadPart:
     uploads = UploadRepository(session)
     require_pending(uploads.get_to_change(part.upload_id), now=now)
-    parts = uploads.list_parts(part.upload_id)
-    same = next((one for one in parts if one.sha256 == part.sha256), None)
+    same = uploads.find_part(part.upload_id, part.sha256)
     if same is not None:
         return same
-    if len(parts) >= MAX_PARTS:
+    count, size = uploads.measure_parts(part.upload_id)
+    if count >= MAX_PARTS:
         raise PayloadTooLargeError(
             f"An upload may have at most {MAX_PARTS:,} parts. Send larger parts.",
             code="file_too_large",
             param="data",
         )
-    if sum(one.bytes for one in parts) + part.bytes > max_bytes:
+    if size + part.bytes > max_bytes:
         raise PayloadTooLargeError(
             f"The parts of an upload may together have at most {max_bytes:,} bytes here. Complete "
             "the upload with those that were received, or cancel it and create another.",

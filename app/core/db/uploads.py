@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
-from sqlalchemy import Select, delete, select
+from sqlalchemy import Select, delete, func, select
 
 from app.core.db.models import DEFAULT_PROJECT_ID, Upload, UploadPart
 from app.core.db.session import Session
@@ -11,6 +11,9 @@ from app.core.errors import NotFoundError
 
 ENDED_KEPT_FOR = timedelta(days=7)
 """How long an upload that has ended can be read, and its completion be repeated."""
+
+COMPLETION_GRACE = timedelta(minutes=10)
+"""How long a completion that was asked for in time may take before its parts are freed."""
 
 _ENDED = ("completed", "cancelled", "expired")
 
@@ -48,6 +51,18 @@ class UploadRepository:
         query = select(UploadPart).where(UploadPart.upload_id == upload_id).order_by(UploadPart.id)
         return self._session.scalars(query).all()
 
+    def find_part(self, upload_id: str, sha256: str) -> UploadPart | None:
+        """The part of an upload that has these bytes."""
+        same = (UploadPart.upload_id == upload_id, UploadPart.sha256 == sha256)
+        return self._session.scalar(select(UploadPart).where(*same))
+
+    def measure_parts(self, upload_id: str) -> tuple[int, int]:
+        """How many parts an upload has, and their bytes together."""
+        columns = (func.count(), func.coalesce(func.sum(UploadPart.bytes), 0))
+        query = select(*columns).where(UploadPart.upload_id == upload_id)
+        count, size = self._session.execute(query).one()
+        return count, int(size)  # a Decimal on PostgreSQL
+
     def add_part(self, part: UploadPart) -> None:
         part.project_id = self._project_id
         self._session.add(part)
@@ -61,8 +76,12 @@ class UploadRepository:
         return list(self._session.scalars(parts.returning(UploadPart.blob_key)))
 
     def expire(self, *, now: datetime, limit: int) -> list[str]:
-        """End the uploads of every project whose time is over; returns the keys of free blobs."""
-        overdue = select(Upload).where(Upload.status == "pending", Upload.expires_at <= now)
+        """End the uploads of every project that nobody can be completing any more.
+
+        Returns the keys of the blobs that are now free.
+        """
+        is_over = Upload.expires_at <= now - COMPLETION_GRACE
+        overdue = select(Upload).where(Upload.status == "pending", is_over)
         uploads = self._session.scalars(overdue.limit(limit).with_for_update(skip_locked=True))
         return [key for upload in uploads.all() for key in self.end(upload, "expired")]
 

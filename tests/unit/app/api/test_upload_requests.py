@@ -16,7 +16,7 @@ from app.core.clock import utc_now
 from app.core.dataset_checker import DatasetSummary
 from app.core.db.models import Upload
 from app.core.db.session import Database
-from app.core.db.uploads import ENDED_KEPT_FOR
+from app.core.db.uploads import COMPLETION_GRACE, ENDED_KEPT_FOR
 from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
 from app.main import create_app
@@ -282,11 +282,11 @@ def test_a_completed_upload_cannot_be_cancelled(client: TestClient) -> None:
     assert read(client, upload["id"])["status"] == "completed"
 
 
-def let_expire(database: Database, upload_id: str) -> None:
+def let_expire(database: Database, upload_id: str, *, ago: timedelta) -> None:
     with database.writing() as session:
         upload = session.get(Upload, upload_id)
         assert upload is not None
-        upload.expires_at = utc_now() - timedelta(seconds=1)
+        upload.expires_at = utc_now() - ago
 
 
 def run_janitor(settings: Settings, database: Database, store: LocalBlobStore, at: Any) -> None:
@@ -299,7 +299,7 @@ def test_an_upload_expires_and_the_janitor_frees_its_bytes(
     upload, other = create(client), create(client)
     part_ids = send(client, upload["id"], *PARTS)
     kept = send(client, other["id"], PARTS[0])
-    let_expire(database, upload["id"])
+    let_expire(database, upload["id"], ago=COMPLETION_GRACE + timedelta(seconds=1))
 
     for _ in range(2):
         assert read(client, upload["id"])["status"] == "expired"
@@ -313,6 +313,24 @@ def test_an_upload_expires_and_the_janitor_frees_its_bytes(
 
     assert read(client, upload["id"])["parts"] == []
     assert list_blobs(store) == [f"uploads/{part_id}" for part_id in kept]
+
+
+def test_a_completion_that_came_in_time_is_given_the_time_it_takes(
+    app: FastAPI,
+    client: TestClient,
+    database: Database,
+    store: LocalBlobStore,
+    settings: Settings,
+) -> None:
+    upload = create(client)
+    body = UploadComplete(part_ids=send(client, upload["id"], *PARTS))
+    let_expire(database, upload["id"], ago=timedelta(minutes=1))
+    run_janitor(settings, database, store, utc_now())
+    came_at = utc_now() - timedelta(minutes=5)
+
+    done = routes.complete_upload(upload["id"], body, app.state.services, came_at)
+
+    assert done.status == "completed"
 
 
 def test_uploads_that_ended_long_ago_are_forgotten_and_their_files_are_not(

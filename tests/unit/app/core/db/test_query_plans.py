@@ -48,6 +48,8 @@ _ASKED: dict[str, Callable[[Session], object]] = {
     "end an upload": lambda session: UploadRepository(session).end(
         _added_upload(session), "cancelled"
     ),
+    "part": lambda session: UploadRepository(session).find_part("a", "b"),
+    "size of parts": lambda session: UploadRepository(session).measure_parts("a"),
     "parts of an upload": lambda session: UploadRepository(session).list_parts("a"),
     "old submissions": lambda session: SubmissionRepository(session).delete_older(than=NOW),
 }
