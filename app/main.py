@@ -11,7 +11,7 @@ from app.api.deps import Services
 from app.api.errors import install_error_handlers
 from app.api.recent_answers import RecentAnswers
 from app.api.requests import RequestContext
-from app.api.v1 import files, fine_tuning_jobs, job_results, models
+from app.api.v1 import files, fine_tuning_jobs, job_results, models, uploads
 from app.core.base_models import load_catalogue
 from app.core.db.migrate import upgrade
 from app.core.db.session import Database
@@ -57,7 +57,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.services = services
     install_error_handlers(app)
     app.include_router(health.router)
-    for module in (files, fine_tuning_jobs, job_results, models):
+    for module in (files, uploads, fine_tuning_jobs, job_results, models):
         app.include_router(module.router, prefix="/v1")
     app.add_middleware(RecentAnswers, version=services.database.version)
     app.add_middleware(RequestContext)  # the last is the first to see a request

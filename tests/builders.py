@@ -15,8 +15,18 @@ from app.core.db.events import EventRepository
 from app.core.db.files import FileRepository
 from app.core.db.jobs import JobRepository
 from app.core.db.leases import Lease, LeaseRepository, WorkerIdentity
-from app.core.db.models import DEFAULT_PROJECT_ID, Base, Checkpoint, File, Job, TunedModel
+from app.core.db.models import (
+    DEFAULT_PROJECT_ID,
+    Base,
+    Checkpoint,
+    File,
+    Job,
+    TunedModel,
+    Upload,
+    UploadPart,
+)
 from app.core.db.session import Database, Session
+from app.core.db.uploads import UploadRepository
 from app.core.ids import IdPrefix, new_id
 from app.core.job_status import JobStatus
 from app.core.loss_log import StepMetrics
@@ -187,6 +197,19 @@ def build_file(content: bytes = TEXT_LINE, **changes: Any) -> File:
     return File(**(values | changes))
 
 
+def build_upload(**changes: Any) -> Upload:
+    """An upload that waits for its parts."""
+    values: dict[str, Any] = {
+        "id": new_id(IdPrefix.UPLOAD),
+        "status": "pending",
+        "filename": "train.jsonl",
+        "bytes": len(TEXT_LINE),
+        "created_at": NOW,
+        "expires_at": NOW + timedelta(hours=1),
+    }
+    return Upload(**(values | changes))
+
+
 def build_metrics(step: int = 1, **changes: Any) -> StepMetrics:
     values: dict[str, Any] = {
         "step": step,
@@ -229,6 +252,28 @@ def add_file(
     with database.writing() as session:
         FileRepository(session).add(file)
     return file
+
+
+def add_part(
+    database: Database, store: BlobStore, upload: Upload, content: bytes = TEXT_LINE
+) -> UploadPart:
+    """A part whose bytes are in the store; its upload is added with the first one."""
+    part_id = new_id(IdPrefix.UPLOAD_PART)
+    part = UploadPart(
+        id=part_id,
+        upload_id=upload.id,
+        bytes=len(content),
+        sha256=hashlib.sha256(content).hexdigest(),
+        blob_key=f"uploads/{part_id}",
+        created_at=NOW,
+    )
+    put_blob(store, part.blob_key, content)
+    with database.writing() as session:
+        uploads = UploadRepository(session)
+        if session.get(Upload, upload.id) is None:
+            uploads.add(upload)
+        uploads.add_part(part)
+    return part
 
 
 def add_job(database: Database, **changes: Any) -> Job:

@@ -9,6 +9,7 @@ from app.core.db.recovery import RecoveryRepository
 from app.core.db.saved_states import SavedStateRepository
 from app.core.db.session import Database
 from app.core.db.submissions import REMEMBERED_FOR, SubmissionRepository
+from app.core.db.uploads import ENDED_KEPT_FOR, UploadRepository
 from app.core.disk import Ballast
 from app.core.errors import DatabaseBusyError
 from app.core.maintenance.orphans import free_orphans
@@ -47,6 +48,7 @@ class Janitor:
             self.keep_ballast,
             self.rescue_jobs,
             self.delete_expired_files,
+            self.expire_uploads,
             self.delete_saved_states,
             self.forget_submissions,
             self.free_orphans,
@@ -76,6 +78,16 @@ class Janitor:
                 files.delete(file)
         for file in expired:
             self._store.delete(file.blob_key)
+
+    def expire_uploads(self) -> None:
+        """End uploads that were not completed in time, free their parts, and forget old ones."""
+        now = self._clock()
+        with self._database.writing() as session:
+            uploads = UploadRepository(session)
+            keys = uploads.expire(now=now, limit=BATCH)
+            uploads.delete_older(than=now - ENDED_KEPT_FOR)
+        for key in keys:
+            self._store.delete(key)
 
     def delete_saved_states(self) -> None:
         """Free what jobs that have ended would have gone on from."""

@@ -1,10 +1,11 @@
-"""Reads an upload as it comes: to disk, through the checker and the hash, in constant memory.
+"""Reads a file from a form as it comes: to disk, through checker and hash, in constant memory.
 
 Starlette's own form parser is not used: it spools the whole body to a temporary directory before
 the route runs, and has no bound on it.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from anyio import to_thread
@@ -14,9 +15,9 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect
 
 from app.api.upload_sink import UploadSink
-from app.core.dataset_checker import DatasetChecker
+from app.core.dataset_checker import DatasetChecker, DatasetSummary
 from app.core.errors import InvalidRequestError, PayloadTooLargeError, UnsupportedMediaTypeError
-from app.services.files import Upload
+from app.services.files import ReceivedFile
 
 MAX_FIELD_BYTES = 64 * 1024
 MAX_PARTS = 20
@@ -27,10 +28,24 @@ _BATCH_BYTES = 1024 * 1024
 """Bytes handled in one go off the event loop: large enough that the switch costs nothing."""
 
 
+@dataclass(frozen=True, slots=True)
+class FileField:
+    """The field of a form that has the file in it."""
+
+    name: str
+    noun: str
+    """What its content is, for people."""
+    max_bytes: int
+    advice: str
+    """What the sender of a larger file can do."""
+    is_data_set: bool
+    """Whether its lines are checked. If not, its summary is empty."""
+
+
 async def receive_upload(
-    request: Request, *, scratch: Path, max_bytes: int, require_room: Callable[[int], None]
-) -> Upload:
-    """Read a multipart body to its end; the file part is left at `scratch`.
+    request: Request, field: FileField, *, scratch: Path, require_room: Callable[[int], None]
+) -> ReceivedFile:
+    """Read a multipart body to its end; the file is left at `scratch`.
 
     Args:
         require_room: raises StorageFullError when the disk has no room for so many bytes more;
@@ -38,24 +53,24 @@ async def receive_upload(
 
     Raises:
         UnsupportedMediaTypeError: the body is not multipart/form-data.
-        PayloadTooLargeError: the file has more than `max_bytes`.
+        PayloadTooLargeError: the file has more than `field.max_bytes`.
         StorageFullError: the disk has no room for it.
         InvalidRequestError: the body is not well formed, or has no file in it.
     """
     content_type, options = parse_options_header(request.headers.get("content-type", ""))
     if content_type != b"multipart/form-data" or not options.get(b"boundary"):
         raise UnsupportedMediaTypeError(
-            "Send the file as multipart/form-data, with the fields 'purpose' and 'file'."
+            f"Send the {field.noun} as multipart/form-data, in the field '{field.name}'."
         )
     announced = request.headers.get("content-length", "")
     announced_bytes = int(announced) if announced.isdecimal() else 0
-    if announced_bytes > max_bytes + _FORM_OVERHEAD_BYTES:
-        raise _too_large(max_bytes)
+    if announced_bytes > field.max_bytes + _FORM_OVERHEAD_BYTES:
+        raise _too_large(field)
     require_room(announced_bytes)
     with scratch.open("xb") as target:
         sink = UploadSink(target)
         try:
-            form = _Form(options[b"boundary"], sink, max_bytes, require_room)
+            form = _Form(options[b"boundary"], field, sink, require_room)
             await _pump(request, form)
             await to_thread.run_sync(sink.drain)
         except FormParserError as error:
@@ -83,14 +98,14 @@ class _Form:
     def __init__(
         self,
         boundary: bytes,
+        field: FileField,
         sink: UploadSink,
-        max_bytes: int,
         require_room: Callable[[int], None],
     ) -> None:
+        self._field = field
         self._sink = sink
-        self._max_bytes = max_bytes
         self._require_room = require_room
-        self._checker = DatasetChecker()
+        self._checker = DatasetChecker() if field.is_data_set else None
         self._bytes = 0
         self._body_bytes = 0
         self._fields: dict[str, str] = {}
@@ -119,25 +134,26 @@ class _Form:
 
     def feed(self, data: bytes) -> None:
         self._body_bytes += len(data)
-        if self._body_bytes > self._max_bytes + _FORM_OVERHEAD_BYTES:
-            raise _too_large(self._max_bytes)
+        if self._body_bytes > self._field.max_bytes + _FORM_OVERHEAD_BYTES:
+            raise _too_large(self._field)
         self._require_room(len(data))  # others write, too
         self._parser.write(data)
 
-    def finish(self, path: Path) -> Upload:
+    def finish(self, path: Path) -> ReceivedFile:
         if not self._is_complete:
             raise _malformed("its closing boundary is missing")
         if self._filename is None:
+            name = self._field.name
             raise InvalidRequestError(
-                "The field 'file' is missing.", code="missing_required_parameter", param="file"
+                f"The field '{name}' is missing.", code="missing_required_parameter", param=name
             )
-        return Upload(
+        return ReceivedFile(
             path=path,
             filename=self._filename,
             bytes=self._bytes,
             sha256=self._sink.sha256,
             crc32=self._sink.crc32,
-            summary=self._checker.finish(),
+            summary=self._checker.finish() if self._checker else DatasetSummary(),
             fields=self._fields,
         )
 
@@ -162,10 +178,10 @@ class _Form:
     def _end_headers(self) -> None:
         _, options = parse_options_header(self._headers.get(b"content-disposition", b""))
         self._field_name = options.get(b"name", b"").decode("utf-8", "replace")
-        self._is_file = self._field_name == "file"
+        self._is_file = self._field_name == self._field.name
         if self._is_file:
             if self._filename is not None:
-                raise InvalidRequestError("Send one file in a request.", param="file")
+                raise InvalidRequestError("Send one file in a request.", param=self._field.name)
             self._filename = options.get(b"filename", b"upload").decode("utf-8", "replace")
 
     def _on_data(self, data: bytes, start: int, end: int) -> None:
@@ -176,10 +192,11 @@ class _Form:
                 raise InvalidRequestError("A field of the form is too long.")
             return
         self._bytes += len(chunk)
-        if self._bytes > self._max_bytes:
-            raise _too_large(self._max_bytes)
+        if self._bytes > self._field.max_bytes:
+            raise _too_large(self._field)
         self._sink.feed(chunk)
-        self._checker.feed(chunk)
+        if self._checker:
+            self._checker.feed(chunk)
 
     def _end_part(self) -> None:
         if not self._is_file:
@@ -195,10 +212,9 @@ def _malformed(why: str) -> InvalidRequestError:
     )
 
 
-def _too_large(max_bytes: int) -> PayloadTooLargeError:
+def _too_large(field: FileField) -> PayloadTooLargeError:
     return PayloadTooLargeError(
-        f"A file may have at most {max_bytes:,} bytes here. Split it, or raise "
-        "TUNERY_MAX_UPLOAD_BYTES.",
+        f"A {field.noun} may have at most {field.max_bytes:,} bytes here. {field.advice}",
         code="file_too_large",
-        param="file",
+        param=field.name,
     )

@@ -20,6 +20,8 @@ _LENGTH = 26
 
 class IdPrefix(StrEnum):
     FILE = "file-"
+    UPLOAD = "upload_"
+    UPLOAD_PART = "part_"
     JOB = "ftjob-"
     EVENT = "ftevent-"
     CHECKPOINT = "ftckpt_"

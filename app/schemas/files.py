@@ -6,6 +6,9 @@ from pydantic import BaseModel, ConfigDict
 
 from app.core.db.models import File
 
+EXPIRES_AFTER_S = range(3600, 2_592_000 + 1)
+"""OpenAI's range: an hour to thirty days."""
+
 
 class FileRead(BaseModel):
     model_config = ConfigDict(use_attribute_docstrings=True)

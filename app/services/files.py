@@ -12,18 +12,16 @@ from app.core.db.session import Session
 from app.core.errors import InvalidFileError, InvalidRequestError, StateConflictError
 from app.core.ids import IdPrefix, new_id
 from app.core.storage.base import BlobStore
+from app.schemas.files import EXPIRES_AFTER_S
 
 MAX_FILENAME_LENGTH = 255
-EXPIRES_AFTER_S = range(3600, 2_592_000 + 1)
-"""OpenAI's range: an hour to thirty days."""
-
 _MAX_DIGITS = 18
 """Of a number in a form; far more would take long to convert, or be refused by Python."""
 
 
 @dataclass(frozen=True, slots=True)
-class Upload:
-    """A request body that has been read to its end; the file is in the store's scratch space."""
+class ReceivedFile:
+    """A file whose last byte has been read; it is in the store's scratch space."""
 
     path: Path
     filename: str
@@ -35,7 +33,9 @@ class Upload:
     """The other fields of the form."""
 
 
-def create_file(session: Session, store: BlobStore, upload: Upload, *, now: datetime) -> File:
+def create_file(
+    session: Session, store: BlobStore, received: ReceivedFile, *, now: datetime
+) -> File:
     """Publish an uploaded data set.
 
     The blob is in the store before its row is: a crash between the two leaves bytes that nothing
@@ -45,32 +45,36 @@ def create_file(session: Session, store: BlobStore, upload: Upload, *, now: date
         InvalidRequestError: a field of the form is missing or not allowed.
         InvalidFileError: the file is not a data set; every problem is listed.
     """
-    _check_purpose(upload.fields.get("purpose"))
-    expires_at = _expiry(upload.fields, now=now)
-    _check_content(upload)
-    file_id = new_id(IdPrefix.FILE)
-    blob_key = f"files/{file_id}"
-    store.put(blob_key, upload.path)
-    file = File(
-        id=file_id,
-        purpose="fine-tune",
-        filename=_plain_name(upload.filename),
-        bytes=upload.bytes,
-        sha256=upload.sha256,
-        crc32=upload.crc32,
-        blob_key=blob_key,
-        created_at=now,
-        expires_at=expires_at,
-        format=upload.summary.format,
-        examples=upload.summary.examples,
-        uses_tools=upload.summary.uses_tools,
-    )
+    check_purpose(received.fields.get("purpose"))
+    expires_at = _expiry(received.fields, now=now)
+    check_content(received)
+    file = build_file(received, now=now, expires_at=expires_at)
+    store.put(file.blob_key, received.path)
     try:
         FileRepository(session).add(file)
     except Exception:  # such as a busy database
-        store.delete(blob_key)
+        store.delete(file.blob_key)
         raise
     return file
+
+
+def build_file(received: ReceivedFile, *, now: datetime, expires_at: datetime | None) -> File:
+    """The row of a data set that was received; its bytes are yet to be put at its `blob_key`."""
+    file_id = new_id(IdPrefix.FILE)
+    return File(
+        id=file_id,
+        purpose="fine-tune",
+        filename=plain_name(received.filename),
+        bytes=received.bytes,
+        sha256=received.sha256,
+        crc32=received.crc32,
+        blob_key=f"files/{file_id}",
+        created_at=now,
+        expires_at=expires_at,
+        format=received.summary.format,
+        examples=received.summary.examples,
+        uses_tools=received.summary.uses_tools,
+    )
 
 
 def delete_file(session: Session, file_id: str, *, now: datetime) -> str:
@@ -98,14 +102,15 @@ def delete_file(session: Session, file_id: str, *, now: datetime) -> str:
     return file.blob_key
 
 
-def _plain_name(filename: str) -> str:
+def plain_name(filename: str) -> str:
     """What the client called the file, less directories and what no file's name can have."""
     name = filename.replace("\\", "/").rpartition("/")[2]
     printable = "".join(character for character in name if character.isprintable())
     return printable[:MAX_FILENAME_LENGTH] if printable.strip(". ") else "upload"
 
 
-def _check_purpose(purpose: str | None) -> None:
+def check_purpose(purpose: str | None) -> None:
+    """Raises InvalidRequestError unless it is the one that is offered."""
     if purpose is None:
         raise InvalidRequestError(
             "The field 'purpose' is missing; it must be 'fine-tune'.",
@@ -141,8 +146,9 @@ def _is_whole_number(text: str | None) -> TypeGuard[str]:
     return text is not None and len(text) <= _MAX_DIGITS and text.isdecimal()
 
 
-def _check_content(upload: Upload) -> None:
-    summary = upload.summary
+def check_content(received: ReceivedFile) -> None:
+    """Raises InvalidFileError, with every problem, unless the file is a data set."""
+    summary = received.summary
     if not summary.problem_count:
         return
     first = summary.problems[0]

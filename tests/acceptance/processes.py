@@ -56,11 +56,7 @@ class ServiceProcesses:
     def __enter__(self) -> Self:
         with ExitStack() as unless_ready:
             unless_ready.push(self)
-            self._api = self._start("app")
-            match = wait_until(
-                lambda: re.search(r"running on (http://\S+)", self.log("app")), within_s=START_S
-            )
-            self.base_url = f"{match[1]}/v1"
+            self._start_api()
             self.start_worker()
             unless_ready.pop_all()
         return self
@@ -88,6 +84,23 @@ class ServiceProcesses:
             return job if job.status in ENDED else None
 
         return wait_until(look, within_s=JOB_S)
+
+    def restart_api(self, how: signal.Signals = signal.SIGKILL) -> None:
+        """Send the API a signal, wait for its end and start it again, at another address."""
+        assert self._api is not None
+        self._end(self._api, how)
+        self._start_api()
+
+    def _start_api(self) -> None:
+        def find_addresses() -> list[str]:
+            return re.findall(r"running on (http://\S+)", self.log("app"))
+
+        starts_before = len(find_addresses())
+        self._api = self._start("app")
+        addresses = wait_until(
+            lambda: (found := find_addresses())[starts_before:] and found, within_s=START_S
+        )
+        self.base_url = f"{addresses[-1]}/v1"
 
     def start_worker(self) -> None:
         """Start a worker and wait until it looks for jobs."""

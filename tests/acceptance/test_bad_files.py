@@ -17,7 +17,7 @@ TWO_FORMATS = (
     "format."
 )
 NO_EXAMPLE = "The file has no example in it."
-NO_FORM = "Send the file as multipart/form-data, with the fields 'purpose' and 'file'."
+NO_FORM = "Send the file as multipart/form-data, in the field 'file'."
 BAD_FORM = "The body is not well-formed multipart/form-data: "
 BAD_EXPIRY = "'expires_after[seconds]' must be a whole number from 3600 to 2592000."
 OVERLONG = "This line is longer than the 8 MiB a line may have."

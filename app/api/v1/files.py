@@ -10,12 +10,12 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from app.api.deps import Cursor, Now, ReadDep, Services, ServicesDep
 from app.api.pagination import as_page
 from app.api.streaming import send_file
-from app.api.uploads import receive_upload
+from app.api.uploads import FileField, receive_upload
 from app.core.db.files import FileRepository
 from app.core.db.pages import Order
 from app.core.disk import require_room
 from app.core.ids import IdPrefix
-from app.schemas.files import FileDeleted, FileRead
+from app.schemas.files import EXPIRES_AFTER_S, FileDeleted, FileRead
 from app.schemas.pages import PageRead
 from app.services import files as file_service
 
@@ -34,8 +34,8 @@ _UPLOAD_BODY: dict[str, Any] = {
                         "expires_after[anchor]": {"type": "string", "const": "created_at"},
                         "expires_after[seconds]": {
                             "type": "integer",
-                            "minimum": file_service.EXPIRES_AFTER_S.start,
-                            "maximum": file_service.EXPIRES_AFTER_S.stop - 1,
+                            "minimum": EXPIRES_AFTER_S.start,
+                            "maximum": EXPIRES_AFTER_S.stop - 1,
                         },
                         "file": {"type": "string", "contentMediaType": "application/jsonl"},
                     },
@@ -54,21 +54,27 @@ async def create_file(request: Request, services: ServicesDep, now: Now) -> File
     """
     scratch = services.store.scratch_file()
     try:
-        upload = await receive_upload(
+        received = await receive_upload(
             request,
+            FileField(
+                name="file",
+                noun="file",
+                max_bytes=services.settings.max_upload_bytes,
+                advice="Split it, or raise TUNERY_MAX_UPLOAD_BYTES.",
+                is_data_set=True,
+            ),
             scratch=scratch,
-            max_bytes=services.settings.max_upload_bytes,
             require_room=functools.partial(require_room, services.settings),
         )
-        return await to_thread.run_sync(_publish, services, upload, now)
+        return await to_thread.run_sync(_publish, services, received, now)
     finally:
         with contextlib.suppress(FileNotFoundError):
             scratch.unlink()
 
 
-def _publish(services: Services, upload: file_service.Upload, now: Now) -> FileRead:
+def _publish(services: Services, received: file_service.ReceivedFile, now: Now) -> FileRead:
     with services.database.writing() as session:
-        file = file_service.create_file(session, services.store, upload, now=now)
+        file = file_service.create_file(session, services.store, received, now=now)
     return FileRead.of(file)
 
 

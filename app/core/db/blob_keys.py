@@ -1,4 +1,4 @@
-"""Every query on which blobs the rows name: uploads, results, checkpoints and saved states."""
+"""Every query on which blobs the rows name: files, parts of uploads and saved states."""
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import delete, select, tuple_
 
-from app.core.db.models import File, SavedState
+from app.core.db.models import File, SavedState, UploadPart
 from app.core.db.session import Session
 
 PAGE_ROWS = 500
@@ -14,7 +14,7 @@ PAGE_ROWS = 500
 
 @dataclass(frozen=True, slots=True)
 class NamedBlob:
-    """A blob as a row describes it. Either a file names it or a saved state."""
+    """A blob as a row describes it. A file names it, a part of an upload or a saved state."""
 
     key: str
     bytes: int
@@ -23,11 +23,13 @@ class NamedBlob:
     job_id: str | None = None
     """Of the saved state; with `step` it is the state's primary key."""
     step: int | None = None
+    part_id: str | None = None
 
     @property
     def owner(self) -> str:
         """For people."""
-        return self.file_id or f"the state of {self.job_id} saved at step {self.step}"
+        named = self.file_id or self.part_id
+        return named or f"the state of {self.job_id} saved at step {self.step}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +49,15 @@ class BlobKeyRepository:
 
     def names_any(self) -> bool:
         """Whether any row names a blob."""
-        queries = (select(File.id).limit(1), select(SavedState.job_id).limit(1))
+        columns = (File.id, UploadPart.id, SavedState.job_id)
+        queries = (select(column).limit(1) for column in columns)
         return any(self._session.scalar(query) is not None for query in queries)
 
     def find_named(self, keys: Collection[str]) -> set[str]:
         """Those of `keys`, at most a few thousand, that a row names."""
-        of_files = select(File.blob_key).where(File.blob_key.in_(keys))
-        found = set(self._session.scalars(of_files))
+        found: set[str] = set()
+        for column in (File.blob_key, UploadPart.blob_key):
+            found.update(self._session.scalars(select(column).where(column.in_(keys))))
         unknown = set(keys) - found
         if unknown:  # rarely: there are two states to an unfinished job
             found.update(blob.key for blob in self._saved_states() if blob.key in unknown)
@@ -64,6 +68,15 @@ class BlobKeyRepository:
         columns = (File.blob_key, File.bytes, File.sha256, File.id)
         query = select(*columns).where(File.id > after).order_by(File.id).limit(limit)
         return [NamedBlob(*row) for row in self._session.execute(query)]
+
+    def list_of_parts(self, *, after: str, limit: int) -> list[NamedBlob]:
+        """The blobs of the parts whose ids follow `after`, by id."""
+        columns = (UploadPart.blob_key, UploadPart.bytes, UploadPart.sha256, UploadPart.id)
+        query = select(*columns).where(UploadPart.id > after).order_by(UploadPart.id).limit(limit)
+        return [
+            NamedBlob(key, size, sha256, part_id=part_id)
+            for key, size, sha256, part_id in self._session.execute(query)
+        ]
 
     def list_states(self, *, after: tuple[str, int], limit: int) -> list[StateBlobs]:
         """The saved states that follow the one of that job and step, by both."""
@@ -76,6 +89,9 @@ class BlobKeyRepository:
         if blob.file_id is not None:
             file = self._session.get(File, blob.file_id)
             return file is not None and file.blob_key == blob.key
+        if blob.part_id is not None:
+            part = self._session.get(UploadPart, blob.part_id)
+            return part is not None and part.blob_key == blob.key
         state = self._session.get(SavedState, (blob.job_id, blob.step))
         return state is not None and blob in _blobs_of(state).blobs.values()
 
@@ -83,6 +99,10 @@ class BlobKeyRepository:
         """The job's next attempt goes on from an older state, or from its first step."""
         state = (SavedState.job_id == job_id, SavedState.step == step)
         self._session.execute(delete(SavedState).where(*state))
+
+    def forget_part(self, part_id: str) -> None:
+        """The part's upload can be completed only after its bytes were sent again."""
+        self._session.execute(delete(UploadPart).where(UploadPart.id == part_id))
 
     def _saved_states(self) -> Iterator[NamedBlob]:
         query = select(SavedState).execution_options(yield_per=PAGE_ROWS)
@@ -99,14 +119,15 @@ def iterate_named(
         open_session: called for each page. `Database.reading`, so that no transaction is open
             while the caller does something slow; or one session for all, which see one moment.
     """
-    after = ""
-    while True:
-        with open_session() as session:
-            page = BlobKeyRepository(session).list_of_files(after=after, limit=PAGE_ROWS)
-        if not page:
-            break
-        yield from page
-        after = page[-1].file_id or ""
+    for list_page in (BlobKeyRepository.list_of_files, BlobKeyRepository.list_of_parts):
+        after = ""
+        while True:
+            with open_session() as session:
+                page = list_page(BlobKeyRepository(session), after=after, limit=PAGE_ROWS)
+            if not page:
+                break
+            yield from page
+            after = page[-1].owner
     for state in iterate_states(open_session):
         yield from state.blobs.values()
 

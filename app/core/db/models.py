@@ -1,65 +1,23 @@
 """Tables. What must hold for every row is a constraint here, not a habit elsewhere."""
 
-from datetime import UTC, datetime
-from typing import Any, ClassVar
+from datetime import datetime
+from typing import Any
 
 from sqlalchemy import (
-    JSON,
     BigInteger,
     CheckConstraint,
-    DateTime,
-    Dialect,
-    Enum,
     ForeignKey,
     Index,
-    MetaData,
-    TypeDecorator,
     UniqueConstraint,
     text,
 )
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+from sqlalchemy.orm import Mapped, mapped_column, relationship
 
+from app.core.db.base import Base
 from app.core.job_status import JobStatus
 
 DEFAULT_PROJECT_ID = "proj-default"
 """The one project there is so far; every row names it, so that more need no new columns."""
-
-
-class UtcDateTime(TypeDecorator[datetime]):
-    """An aware UTC datetime. SQLite forgets the zone, PostgreSQL answers in the session's own."""
-
-    impl = DateTime(timezone=True)
-    cache_ok = True
-
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        if value is not None and value.utcoffset() is None:
-            raise ValueError("A naive datetime has no place in the database.")
-        return value and value.astimezone(UTC)
-
-    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        if value is not None and value.tzinfo is None:
-            return value.replace(tzinfo=UTC)
-        return value and value.astimezone(UTC)
-
-
-class Base(DeclarativeBase):
-    metadata = MetaData(
-        naming_convention={
-            "ck": "ck_%(table_name)s_%(constraint_name)s",
-            "fk": "fk_%(table_name)s_%(column_0_name)s",
-            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-            "pk": "pk_%(table_name)s",
-            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-        }
-    )
-    type_annotation_map: ClassVar[dict[Any, Any]] = {
-        datetime: UtcDateTime,
-        dict[str, Any]: JSON(none_as_null=True),
-        JobStatus: Enum(
-            JobStatus, native_enum=False, length=20, create_constraint=True, values_callable=list
-        ),
-    }
-
 
 _TERMINAL = ", ".join(f"'{status}'" for status in JobStatus if status.is_terminal)
 
@@ -107,6 +65,46 @@ class File(_OwnedByProject, Base):
     """The job that made it; null for an upload."""
     checkpoint_id: Mapped[str | None] = mapped_column(ForeignKey("checkpoints.id"), index=True)
     """The checkpoint that this file is a part of; null for an upload or a loss log."""
+
+
+class Upload(_OwnedByProject, Base):
+    """A file that is sent in parts. Its parts are kept while it is pending, and no longer."""
+
+    __tablename__ = "uploads"
+    __table_args__ = (
+        CheckConstraint("status IN ('pending', 'completed', 'cancelled', 'expired')", "status"),
+        CheckConstraint("(file_id IS NOT NULL) = (status = 'completed')", "file_of_completed"),
+        CheckConstraint("(part_ids IS NOT NULL) = (status = 'completed')", "parts_of_completed"),
+        Index(None, "status", "expires_at"),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    status: Mapped[str]
+    filename: Mapped[str]
+    bytes: Mapped[int] = mapped_column(BigInteger)
+    """Size that the file will have, as declared when the upload was created."""
+    created_at: Mapped[datetime]
+    expires_at: Mapped[datetime]
+    file_expires_after_s: Mapped[int | None]
+    """Lifetime of the file, counted from its completion; null if it does not expire."""
+    part_ids: Mapped[list[str] | None]
+    """The parts that the file was made of, in order."""
+    file_id: Mapped[str | None]
+    """The file that was made. No foreign key: the file may be deleted."""
+
+
+class UploadPart(_OwnedByProject, Base):
+    """Bytes in the blob store that become part of a file. The same bytes are one part."""
+
+    __tablename__ = "upload_parts"
+    __table_args__ = (UniqueConstraint("upload_id", "sha256"),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    upload_id: Mapped[str] = mapped_column(ForeignKey("uploads.id"))
+    bytes: Mapped[int] = mapped_column(BigInteger)
+    sha256: Mapped[str]
+    blob_key: Mapped[str] = mapped_column(unique=True)
+    created_at: Mapped[datetime]
 
 
 class Job(_OwnedByProject, Base):

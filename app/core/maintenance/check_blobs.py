@@ -26,7 +26,7 @@ class _Damage:
 
 
 def check_blobs(patient: Patient) -> Iterator[Finding]:
-    """A saved state without its bytes can be forgotten: its job goes on from an older one."""
+    """What is lost of a file stays lost; a saved state or a part of an upload can be forgotten."""
     damaged: list[_Damage] = []
     count = 0
     for blob in iterate_named(patient.database.reading):
@@ -45,7 +45,30 @@ def check_blobs(patient: Patient) -> Iterator[Finding]:
         )
     else:
         yield Finding("blobs", Level.OK, f"{count - len(damaged)} are there, {how}")
-    yield from _check_states(patient, [one for one in damaged if one.blob.file_id is None])
+    yield from _check_parts(patient, [one for one in damaged if one.blob.part_id is not None])
+    yield from _check_states(patient, [one for one in damaged if one.blob.job_id is not None])
+
+
+def _check_parts(patient: Patient, damaged: list[_Damage]) -> Iterator[Finding]:
+    if not damaged:
+        yield Finding("upload parts", Level.OK, "every part that was received is there")
+    elif patient.may_repair:
+        with patient.database.writing() as session:
+            for one in damaged:
+                BlobKeyRepository(session).forget_part(one.blob.part_id or "")
+        yield Finding(
+            "upload parts",
+            Level.OK,
+            "every part that is listed is there",
+            mended=f"{len(damaged)} forgotten: {_name_some(damaged)}",
+        )
+    else:
+        yield Finding(
+            "upload parts",
+            Level.BAD,
+            f"{len(damaged)} are damaged: {_name_some(damaged)}",
+            advice="Run this with --repair: clients then see that these must be sent again.",
+        )
 
 
 def _check_states(patient: Patient, damaged: list[_Damage]) -> Iterator[Finding]:

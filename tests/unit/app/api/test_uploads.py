@@ -14,14 +14,14 @@ from fastapi import Request
 from starlette.testclient import TestClient
 
 from app.api import uploads
-from app.api.uploads import MAX_FIELD_BYTES, MAX_PARTS, receive_upload
+from app.api.uploads import MAX_FIELD_BYTES, MAX_PARTS, FileField, receive_upload
 from app.core.errors import (
     InvalidRequestError,
     PayloadTooLargeError,
     UnsupportedMediaTypeError,
 )
 from app.core.storage.local import LocalBlobStore
-from app.services.files import Upload
+from app.services.files import ReceivedFile
 from tests.builders import TEXT_LINE, list_blobs
 
 BOUNDARY = "a-boundary"
@@ -50,7 +50,7 @@ def receive(
     content_type: str = FORM,
     max_bytes: int = NO_LIMIT,
     is_cut_off: bool = False,
-) -> tuple[Upload, bytes]:
+) -> tuple[ReceivedFile, bytes]:
     """What is understood of a body that comes in these chunks, and the file that it leaves."""
     more = ({"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks)
     end = {"type": "http.disconnect"} if is_cut_off else {"type": "http.request", "body": b""}
@@ -65,7 +65,10 @@ def receive(
         request = Request(scope, next_message)
         upload = asyncio.run(
             receive_upload(
-                request, scratch=scratch, max_bytes=max_bytes, require_room=lambda _: None
+                request,
+                FileField("file", "file", max_bytes, advice="Split it.", is_data_set=True),
+                scratch=scratch,
+                require_room=lambda _: None,
             )
         )
         return upload, scratch.read_bytes()

@@ -1,4 +1,5 @@
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 
@@ -7,7 +8,7 @@ from app.core.db.blob_keys import BlobKeyRepository, NamedBlob, iterate_named
 from app.core.db.models import SavedState
 from app.core.db.session import Database
 from app.core.storage.local import LocalBlobStore
-from tests.builders import NOW, add_file, add_job
+from tests.builders import NOW, add_file, add_job, add_part, build_upload
 
 
 def add_state(database: Database, job_id: str, step: int, *keys: str) -> None:
@@ -22,13 +23,16 @@ def find_named(database: Database, *keys: str) -> set[str]:
         return BlobKeyRepository(session).find_named(keys)
 
 
-def test_files_and_saved_states_name_blobs(database: Database, store: LocalBlobStore) -> None:
+def test_files_parts_and_saved_states_name_blobs(database: Database, store: LocalBlobStore) -> None:
     file, job = add_file(database, store), add_job(database)
+    part = add_part(database, store, build_upload())
     add_state(database, job.id, 5, "jobs/j/a", "jobs/j/b")
 
-    named = find_named(database, file.blob_key, "jobs/j/b", "jobs/j/c", "files/other")
+    named = find_named(
+        database, file.blob_key, part.blob_key, "jobs/j/b", "jobs/j/c", "files/other"
+    )
 
-    assert named == {file.blob_key, "jobs/j/b"}
+    assert named == {file.blob_key, part.blob_key, "jobs/j/b"}
 
 
 def test_it_is_known_whether_anything_is_named(database: Database, store: LocalBlobStore) -> None:
@@ -45,6 +49,8 @@ def test_every_named_blob_comes_once_however_long_a_page_is(
 ) -> None:
     monkeypatch.setattr(blob_keys, "PAGE_ROWS", page)
     files = [add_file(database, store) for _ in range(5)]
+    upload = build_upload()
+    parts = [add_part(database, store, upload, bytes([number])) for number in range(3)]
     jobs = [add_job(database) for _ in range(2)]
     for job in jobs:
         for step in (9, 10):
@@ -53,7 +59,8 @@ def test_every_named_blob_comes_once_however_long_a_page_is(
     named = list(iterate_named(database.reading))
 
     assert [blob.file_id for blob in named[:5]] == [file.id for file in files]
-    assert [(blob.job_id, blob.step) for blob in named[5:]] == [
+    assert [blob.part_id for blob in named[5:8]] == [part.id for part in parts]
+    assert [(blob.job_id, blob.step) for blob in named[8:]] == [
         (job.id, step) for job in jobs for step in (9, 9, 10, 10)
     ]
     assert named[0] == NamedBlob(
@@ -75,18 +82,16 @@ def test_a_row_that_has_changed_names_its_blob_no_more(
     database: Database, store: LocalBlobStore
 ) -> None:
     add_file(database, store)
+    add_part(database, store, build_upload())
     job = add_job(database)
     add_state(database, job.id, 5, "jobs/j/a")
     named = list(iterate_named(database.reading))
-    gone = [
-        NamedBlob(blob.key + "x", blob.bytes, blob.sha256, blob.file_id, blob.job_id, blob.step)
-        for blob in named
-    ]
+    gone = [replace(blob, key=blob.key + "x") for blob in named]
 
     with database.reading() as session:
         keys = BlobKeyRepository(session)
-        assert [keys.still_names(blob) for blob in named] == [True, True]
-        assert [keys.still_names(blob) for blob in gone] == [False, False]
+        assert [keys.still_names(blob) for blob in named] == [True] * 3
+        assert [keys.still_names(blob) for blob in gone] == [False] * 3
 
 
 def test_a_forgotten_state_names_nothing(database: Database) -> None:

@@ -10,7 +10,15 @@ from app.core.db.models import Base, Event, JobMetadata, TunedModel
 from app.core.db.session import Database
 from app.core.ids import IdPrefix, new_id
 from app.core.job_status import JobStatus
-from tests.builders import MINUTE, NOW, build_checkpoint, build_file, build_job, get_job
+from tests.builders import (
+    MINUTE,
+    NOW,
+    build_checkpoint,
+    build_file,
+    build_job,
+    build_upload,
+    get_job,
+)
 
 
 def refuse(database: Database, *rows: Base) -> str:
@@ -47,6 +55,23 @@ def test_a_job_that_contradicts_itself_is_refused(
     database: Database, changes: dict[str, Any], constraint: str
 ) -> None:
     assert f"ck_jobs_{constraint}" in refuse(database, build_job(**changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "constraint"),
+    [
+        pytest.param({"status": "asleep"}, "status", id="no such status"),
+        pytest.param({"file_id": "file-1"}, "file_of_completed", id="pending, with a file"),
+        pytest.param({"part_ids": ["part_1"]}, "parts_of_completed", id="pending, of parts"),
+        pytest.param(
+            {"status": "completed", "part_ids": []}, "file_of_completed", id="without a file"
+        ),
+    ],
+)
+def test_an_upload_that_contradicts_itself_is_refused(
+    database: Database, changes: dict[str, Any], constraint: str
+) -> None:
+    assert f"ck_uploads_{constraint}" in refuse(database, build_upload(**changes))
 
 
 def test_a_status_that_does_not_exist_is_refused(database: Database) -> None:

@@ -16,7 +16,8 @@ from app.core.db.recovery import RecoveryRepository
 from app.core.db.saved_states import SavedStateRepository
 from app.core.db.session import Database, Session
 from app.core.db.submissions import SubmissionRepository
-from tests.builders import MINUTE, NOW, add_job, build_file, build_identity, build_job
+from app.core.db.uploads import UploadRepository
+from tests.builders import MINUTE, NOW, add_job, build_file, build_identity, build_job, build_upload
 
 
 def _list_files(session: Session, **filters: Any) -> object:
@@ -53,6 +54,14 @@ _ASKED: dict[str, Callable[[Session], object]] = {
     "expired files": lambda session: FileRepository(session).list_expired(now=NOW, limit=20),
     "delete file": lambda session: FileRepository(session).delete(_added_file(session)),
     "ended states": lambda session: SavedStateRepository(session).delete_of_ended(limit=20),
+    "expired uploads": lambda session: UploadRepository(session).expire(now=NOW, limit=20),
+    "old uploads": lambda session: UploadRepository(session).delete_older(than=NOW),
+    "end an upload": lambda session: UploadRepository(session).end(
+        _added_upload(session), "cancelled"
+    ),
+    "part": lambda session: UploadRepository(session).find_part("a", "b"),
+    "size of parts": lambda session: UploadRepository(session).measure_parts("a"),
+    "parts of an upload": lambda session: UploadRepository(session).list_parts("a"),
     "old submissions": lambda session: SubmissionRepository(session).delete_older(than=NOW),
 }
 _MAY_BE_READ = {"saved_states"}
@@ -63,6 +72,12 @@ def _added_file(session: Session) -> Any:
     file = build_file()
     FileRepository(session).add(file)
     return file
+
+
+def _added_upload(session: Session) -> Any:
+    upload = build_upload()
+    UploadRepository(session).add(upload)
+    return upload
 
 
 def explain(connection: Connection, statement: str, parameters: Any) -> list[str]:

@@ -13,6 +13,7 @@ import pytest
 
 from app.core import disk
 from app.core.db import inspection
+from app.core.db.models import UploadPart
 from app.core.db.saved_states import SavedStateRepository
 from app.core.db.session import Database
 from app.core.disk import Ballast
@@ -23,7 +24,16 @@ from app.core.maintenance.doctor import examine
 from app.core.maintenance.findings import Finding, Level
 from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
-from tests.builders import add_file, add_job, claim, get_job, list_blobs, put_blob
+from tests.builders import (
+    add_file,
+    add_job,
+    add_part,
+    build_upload,
+    claim,
+    get_job,
+    list_blobs,
+    put_blob,
+)
 from tests.unit.app.core.maintenance.conftest import MIB, AddCheckpoint, AddState, execute
 
 HOUR = timedelta(hours=1)
@@ -51,8 +61,9 @@ def healthy(
     add_checkpoint: AddCheckpoint,
     add_state: AddState,
 ) -> Settings:
-    """A service with a file, and a job with a checkpoint and two saved states."""
+    """A service with a file, a part of another, and a job with a checkpoint and two states."""
     add_file(database, store, created_at=now)
+    add_part(database, store, build_upload(created_at=now, expires_at=now + HOUR))
     job = add_job(database, created_at=now, status=JobStatus.PAUSED)
     add_checkpoint(job, 5)
     add_state(job, 4)
@@ -78,11 +89,12 @@ def test_a_service_in_good_order_has_nothing_wrong(healthy: Settings, *, is_deep
         "workers",
         "clock",
         "blobs",
+        "upload parts",
         "saved states",
         "manifests",
         "orphans",
     ]
-    assert findings["blobs"].message.startswith("7 are there")
+    assert findings["blobs"].message.startswith("8 are there")
     assert findings["manifests"].message.startswith("3 are")
 
 
@@ -263,7 +275,7 @@ def test_a_file_without_its_bytes_is_found(
     finding = look(healthy, is_deep=is_deep, may_repair=True)["blobs"]
 
     assert finding.level is Level.BAD
-    assert finding.message.startswith("1 of 8 are damaged")
+    assert finding.message.startswith("1 of 9 are damaged")
     assert f"{file.blob_key} ({file.id}) {what}" in finding.message
 
 
@@ -289,6 +301,22 @@ def test_a_state_without_its_bytes_is_forgotten_and_the_older_one_kept(
         states = SavedStateRepository(session).list_newest(job_id)
     assert (finding.level, finding.mended) == (Level.OK, f"forgotten: step 8 of {job_id}")
     assert [state.step for state in states] == [4]
+    assert not_ok(look(healthy)) == {}
+
+
+def test_a_part_without_its_bytes_is_forgotten_and_can_be_sent_again(
+    healthy: Settings, database: Database
+) -> None:
+    (blob,) = (healthy.blobs_dir / "uploads").iterdir()
+    blob.unlink()
+
+    assert look(healthy)["upload parts"].level is Level.BAD
+
+    finding = look(healthy, may_repair=True)["upload parts"]
+    assert finding.level is Level.OK
+    assert finding.mended.startswith(f"1 forgotten: uploads/{blob.name} ({blob.name}) is missing")
+    with database.reading() as session:
+        assert session.get(UploadPart, blob.name) is None
     assert not_ok(look(healthy)) == {}
 
 

@@ -12,7 +12,16 @@ from app.core.maintenance.orphans import GRACE_S, LONG_GRACE_S, find_orphans, fr
 from app.core.settings import Settings
 from app.core.storage.base import StoredBlob
 from app.core.storage.local import LocalBlobStore
-from tests.builders import NOW, add_file, add_job, claim, list_blobs, put_blob
+from tests.builders import (
+    NOW,
+    add_file,
+    add_job,
+    add_part,
+    build_upload,
+    claim,
+    list_blobs,
+    put_blob,
+)
 
 SOON, LATE = GRACE_S - 60, GRACE_S + 60
 
@@ -31,7 +40,10 @@ def test_blobs_that_no_row_names_are_freed_once_they_are_old(
     database: Database, store: LocalBlobStore, settings: Settings
 ) -> None:
     file, job = add_file(database, store), add_job(database)
+    part = add_part(database, store, build_upload())
     put_old(store, file.blob_key, LATE)
+    put_old(store, part.blob_key, LATE)
+    put_old(store, "uploads/part_old", LATE)
     put_old(store, "jobs/j/attempt-1/state/optimizer", LATE)
     with database.writing() as session:
         files = {"optimizer": {"key": "jobs/j/attempt-1/state/optimizer", "bytes": 5, "sha256": ""}}
@@ -42,9 +54,9 @@ def test_blobs_that_no_row_names_are_freed_once_they_are_old(
 
     freed = free_orphans(database, store, settings)
 
-    assert (freed.blobs, freed.bytes) == (2, 10)
+    assert (freed.blobs, freed.bytes) == (3, 15)
     assert list_blobs(store) == sorted(
-        [file.blob_key, "files/young", "jobs/j/attempt-1/state/optimizer"]
+        [file.blob_key, part.blob_key, "files/young", "jobs/j/attempt-1/state/optimizer"]
     )
 
 

@@ -23,6 +23,8 @@ from tests.builders import (
     TEXT_LINE,
     add_file,
     add_job,
+    add_part,
+    build_upload,
     claim,
     dump_tables,
     get_job,
@@ -47,11 +49,12 @@ def backup(
     add_state: AddState,
     tmp_path: Path,
 ) -> Path:
-    """Of a service with a file, a paused job and what that job has made."""
+    """Of a service with a file, a part of another, a paused job and what that job has made."""
     job = add_job(database, created_at=now, status=JobStatus.PAUSED)
     add_checkpoint(job, 5)
     add_state(job, 8)
     add_file(database, store, created_at=now)
+    add_part(database, store, build_upload(created_at=now, expires_at=now + HOUR))
     make_backup(settings, tmp_path / "backup", may_link=False)
     return tmp_path / "backup"
 

