@@ -71,6 +71,7 @@ class Worker:
         self._lease_for = timedelta(seconds=settings.lease_s)
         settings.workers_dir.mkdir(parents=True, exist_ok=True)
         self._alive_file = settings.workers_dir / f"{worker_id}.alive"
+        self._preload_lock = settings.workers_dir / "preload.lock"
         self._slots = TrainingSlots(settings.workers_dir, settings.concurrency)
         self._janitor = Janitor(settings, database=database, store=store, clock=clock)
         self._stopping = threading.Event()
@@ -104,6 +105,9 @@ class Worker:
         with self._slots.take() as may_train:
             lease = self._claim() if may_train and has_room(self._settings) else None
             if lease is None:
+                # Loading libraries would slow another worker's job down.
+                if may_train and not self._slots.is_any_other_taken():
+                    self._launcher.preload(self._preload_lock)
                 return self._settings.poll_interval_s
             context = {"job_id": lease.job_id, "attempt": lease.attempt}
             logger.info("job claimed", extra=context)
@@ -120,6 +124,9 @@ class Worker:
             return 0.0
 
     def _claim(self) -> Lease | None:
+        with self._database.reading() as session:
+            if not LeaseRepository(session).has_queued_job():
+                return None  # without locking writers out just to find nothing
         with self._database.writing() as session:
             return LeaseRepository(session).claim(
                 self._identity, now=self._clock(), lease_for=self._lease_for

@@ -45,7 +45,7 @@ class Settings(BaseSettings):
     organization: str = Field(default="tunery", pattern=r"^[a-z0-9-]{1,32}$")
     """The part of a tuned model's name that says whose it is: `ft:BASE:ORGANIZATION:SUFFIX:ID`."""
 
-    poll_interval_s: float = Field(default=0.5, gt=0, le=60)
+    poll_interval_s: float = Field(default=0.1, gt=0, le=60)
     """Seconds an idle worker waits before it looks for work again."""
 
     lease_s: float = Field(default=60.0, ge=1, le=3600)
@@ -90,7 +90,8 @@ class Settings(BaseSettings):
 
     warm_s: float = Field(default=600.0, ge=0, le=86_400)
     """Seconds after a job for which the libraries and its base model stay in memory, so that the
-    next job starts at once; 0 for not at all. For each job that may train at once."""
+    next job starts at once. A worker that starts loads the libraries and keeps them as long. 0 for
+    not at all. For each job that may train at once."""
 
     stop_grace_s: float = Field(default=30.0, ge=1, le=3600)
     """Seconds a worker that is told to stop may take to save its job and end."""

@@ -170,7 +170,7 @@ class JobRead(_Read):
     """1 for the job that is next; null for one that does not wait in the queue."""
     trained_steps: int
     total_steps: int | None
-    """Optimizer steps in all; null until model and data are loaded."""
+    """Optimizer steps in all; null until the data is tokenized."""
     progress: float
     """Fraction of all steps done, 0 to 1."""
     epoch: float | None

@@ -63,6 +63,11 @@ class LeaseRepository:
     def __init__(self, session: Session) -> None:
         self._session = session
 
+    def has_queued_job(self) -> bool:
+        """Whether there is a job to claim for any worker; it may be gone a moment later."""
+        query = select(Job.id).where(Job.status == JobStatus.QUEUED).limit(1)
+        return self._session.scalar(query) is not None
+
     def claim(self, worker: WorkerIdentity, *, now: datetime, lease_for: timedelta) -> Lease | None:
         """Hand the queued job that is next to `worker`, or return None when there is none.
 
@@ -133,6 +138,7 @@ class LeaseRepository:
             self.note(lease, f"Fine-tuning job resumed after step {after_step}", now=now)
         else:
             self.note(lease, "Fine-tuning job started", now=now)
+        self.note(lease, f"Loading base model {lease.base_model}", now=now)
 
     def renew(self, lease: Lease, *, until: datetime) -> Wish:
         """Keep the job until `until`. Returns what its user wants of it.
@@ -154,7 +160,7 @@ class LeaseRepository:
         return _wish_of(job)
 
     def start(self, lease: Lease, *, total_steps: int) -> None:
-        """Model and data are loaded; the job will take this many steps.
+        """The data is tokenized; the job will take this many steps.
 
         Raises:
             LeaseLostError: the job is no longer this attempt's.
