@@ -125,7 +125,7 @@ class Worker:
 
     def _claim(self) -> Lease | None:
         with self._database.reading() as session:
-            if not LeaseRepository(session).has_queued_job():
+            if not JobRepository(session).is_any_queued():
                 return None  # without locking writers out just to find nothing
         with self._database.writing() as session:
             return LeaseRepository(session).claim(
@@ -207,20 +207,20 @@ class Worker:
             training_file=training_file,
             validation_file=validation_file,
         )
-        resume_step = self._put_newest_state(lease, workspace, states)
+        state = self._put_newest_state(lease, workspace, states)
         workspace.write_spec(
             base_model,
             training_file=training_file,
             validation_file=validation_file,
             settings=self._settings,
-            resume_step=resume_step or None,
+            state=state,
         )
-        return resume_step
+        return state.step if state is not None else 0
 
     def _put_newest_state(
         self, lease: Lease, workspace: Workspace, states: Sequence[SavedState]
-    ) -> int:
-        """Lay the newest state that is whole into the job directory. Returns its step, or 0."""
+    ) -> SavedState | None:
+        """Lay the newest state that is whole into the job directory, if there is one."""
         for state in states:
             try:
                 workspace.put_state(self._store, state)
@@ -232,5 +232,5 @@ class Worker:
             with self._database.reading() as session:
                 jobs = JobRepository(session, lease.project_id)
                 workspace.put_loss_log(jobs.list_steps(lease.job_id, last=state.step))
-            return state.step
-        return 0
+            return state
+        return None

@@ -114,7 +114,11 @@ class JobCreate(RequestBody):
 
 
 class JobRerun(RequestBody):
-    """Nothing can be chosen: the job is repeated as it was."""
+    """Where to begin is all that can be chosen; everything else is as it was."""
+
+    from_: Literal["saved_state"] | None = Field(default=None, alias="from")
+    """`saved_state` goes on from the newest saved state of a job that failed or was cancelled; null
+    begins with the first step."""
 
 
 class _Read(BaseModel):
@@ -164,6 +168,9 @@ class JobRead(_Read):
     priority: int
     rerun_of: str | None
     """Id of the job that this one repeats, which may be deleted by now."""
+    resumed_from_step: int | None
+    """Step of the saved state, of the job named by `rerun_of`, that this job began with; null for a
+    job that began with its first step."""
     attempt: int
     """How often a worker has begun with the job."""
     queue_position: int | None

@@ -147,11 +147,11 @@ def begin_again(run: Run, directory: Path, **changes: Any) -> None:
     change_spec(directory, spec, **changes)
 
 
-def hand_over(earlier: list[Run], step: int, directory: Path) -> None:
+def hand_over(earlier: list[Run], step: int, directory: Path, **changes: Any) -> None:
     """Make the job directory of the next attempt, as the parent does, from `earlier` ones."""
     last = earlier[-1]
     spec = JobSpec.model_validate_json((last.directory / JOB_SPEC_NAME).read_bytes())
-    begin_again(last, directory, resume_step=step, attempt=spec.attempt + 1)
+    begin_again(last, directory, resume_step=step, attempt=spec.attempt + 1, **changes)
     shutil.rmtree(directory / RESUME_NAME, ignore_errors=True)
     shutil.copytree(last.directory / last.states[step], directory / RESUME_NAME)
     rows = [row for run in earlier for row in run.rows if row.step <= step]
@@ -210,6 +210,8 @@ def test_a_job_that_resumes_at_any_step_ends_like_one_that_was_not_interrupted(
 
         assert Started(total_steps=total_steps(whole)) in resumed.events
         assert_ends_like(whole, [before, resumed])
+        assert isinstance(resumed.events[-1], Finished)
+        assert resumed.events[-1].step in resumed.checkpoints  # as another job has no earlier ones
         assert (directory / LOSS_LOG_NAME).read_text().count("\n") == len(whole.rows)
 
 
@@ -243,6 +245,21 @@ def test_a_job_that_is_stopped_after_every_step_ends_like_one_that_was_not(
         assert list(attempt.states) == [i]
         assert verify(attempt.directory / attempt.states[i]).step == i
     assert_ends_like(whole, attempts)
+
+
+def test_another_job_goes_on_from_the_state_of_one_that_is_named(
+    base_model: Path, tmp_path: Path
+) -> None:
+    STEPS(tmp_path / "whole", base_model)
+    STEPS(tmp_path / "stopped", base_model)
+    whole, stopped = run(tmp_path / "whole"), run(tmp_path / "stopped", steps=2)
+
+    hand_over([stopped], 2, tmp_path / "next", job_id="ftjob-2", resume_job_id="ftjob-1")
+    continued = run(tmp_path / "next")
+
+    assert_ends_like(whole, [stopped, continued])
+    state = continued.directory / continued.states[6]
+    assert (verify(state).job_id, verify(state).step) == ("ftjob-2", 6)
 
 
 STEPS = partial(write, epochs=2)

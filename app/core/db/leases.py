@@ -63,11 +63,6 @@ class LeaseRepository:
     def __init__(self, session: Session) -> None:
         self._session = session
 
-    def has_queued_job(self) -> bool:
-        """Whether there is a job to claim for any worker; it may be gone a moment later."""
-        query = select(Job.id).where(Job.status == JobStatus.QUEUED).limit(1)
-        return self._session.scalar(query) is not None
-
     def claim(self, worker: WorkerIdentity, *, now: datetime, lease_for: timedelta) -> Lease | None:
         """Hand the queued job that is next to `worker`, or return None when there is none.
 

@@ -34,6 +34,7 @@ from app.core.training_events import (
     Stepped,
     Unresumable,
 )
+from app.services.new_jobs import rerun_job
 from tests.builders import (
     NOW,
     TEXT_LINE,
@@ -53,6 +54,7 @@ from worker.loop import PAUSE_AFTER_FAILURE_S, Worker
 from worker.slots import TrainingSlots
 
 LINES = TEXT_LINE * 3
+WEEK = timedelta(days=7)
 OUT_OF_MEMORY = "The training process was killed, most likely because the machine ran out of memory"
 
 
@@ -492,6 +494,31 @@ def test_the_next_attempt_goes_on_from_the_newest_state(bench: Bench) -> None:
     told = bench.messages(job)
     assert "Fine-tuning job resumed after step 2" in told
     assert "Fine-tuning job resumed after step 4" in told
+
+
+def test_a_rerun_from_a_saved_state_finds_it_and_ends_with_the_whole_loss_log(
+    bench: Bench, catalogue: Catalogue
+) -> None:
+    failed = bench.add_job()
+    bench.run(Started(total_steps=3), stepped(1), saved_with_checkpoint(1), stepped(2), exit_code=1)
+    bench.run(exit_code=1)
+    with bench.database.writing() as session:
+        job = rerun_job(
+            session, failed.id, catalogue=catalogue, organization="tunery", held_for=WEEK, now=NOW
+        )
+    seen: dict[str, Any] = {}
+    again: dict[str, Any] = {}
+
+    bench.run(look_at_resumption(seen), Started(total_steps=3), stepped(2), saved(2), exit_code=1)
+    bench.run(look_at_resumption(again), Started(total_steps=3), stepped(3), checkpointed(3),
+              Finished(step=3, trained_tokens=300))  # fmt: skip
+
+    assert bench.job(failed).status is JobStatus.FAILED
+    assert seen == {"resume_step": 1, "state": b"\1" * 5000, "log": [1]}
+    assert (again["resume_step"], bench.job(job).status) == (2, JobStatus.SUCCEEDED)
+    assert bench.steps(job) == [1, 2, 3]
+    assert bench.steps(failed) == [1]
+    assert [one.step for one in bench.checkpoints(failed)] == [1]
 
 
 def test_a_state_that_is_damaged_is_passed_over(bench: Bench) -> None:

@@ -41,11 +41,13 @@ _ASKED: dict[str, Callable[[Session], object]] = {
     ),
     "expired files": lambda session: FileRepository(session).list_expired(now=NOW, limit=20),
     "delete file": lambda session: FileRepository(session).delete(_added_file(session)),
-    "ended states": lambda session: SavedStateRepository(session).delete_of_ended(limit=20),
+    "ended states": lambda session: SavedStateRepository(session).delete_of_ended(
+        held_since=NOW, limit=20
+    ),
     "old submissions": lambda session: SubmissionRepository(session).delete_older(than=NOW),
 }
 _MAY_BE_READ = {"saved_states"}
-"""What only jobs that have not ended have."""
+"""What only jobs that may be continued have."""
 
 
 def _added_file(session: Session) -> Any:
