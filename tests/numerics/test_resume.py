@@ -26,6 +26,7 @@ from app.core.training_events import (
     Checkpointed,
     Finished,
     Noted,
+    Planned,
     Saved,
     Started,
     Stepped,
@@ -313,15 +314,18 @@ def test_a_job_that_is_stopped_after_its_last_step_just_finishes(
     assert isinstance(run(tmp_path / "job", steps=6).events[-1], Finished)
 
 
-def test_a_job_that_had_taken_its_last_step_is_only_verified(
+def test_a_job_that_had_taken_its_last_step_makes_its_result_again_and_verifies_it(
     base_model: Path, tmp_path: Path
 ) -> None:
     STEPS(tmp_path / "job", base_model)
-    hand_over([run(tmp_path / "job")], 6, tmp_path / "next")
+    whole = run(tmp_path / "job")
+    hand_over([whole], 6, tmp_path / "next")
 
-    events = run(tmp_path / "next").events
+    last = run(tmp_path / "next")
 
-    assert [type(e) for e in events if not isinstance(e, Noted)] == [Started, Finished]
+    kinds = [type(event) for event in last.events if not isinstance(event, Noted)]
+    assert kinds == [Planned, Started, Checkpointed, Finished]
+    assert last.checkpoints == {6: whole.checkpoints[6]}
 
 
 def test_between_checkpoints_a_state_is_saved_only_when_it_is_time(
