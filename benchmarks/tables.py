@@ -194,7 +194,7 @@ class Round:
             FileRepository(session).delete(file)
             for file in FileRepository(session).list_expired(now=now, limit=100)])  # fmt: skip
         self._write("delete ended states", lambda session: SavedStateRepository(
-            session).delete_of_ended(limit=100))  # fmt: skip
+            session).delete_of_ended(held_since=now, limit=100))  # fmt: skip
         self._write("forget submissions", lambda session: SubmissionRepository(
             session).delete_older(than=now - REMEMBERED_FOR))  # fmt: skip
 

@@ -14,6 +14,10 @@ from worker import train
 LOADS = "loads"
 
 
+def preload() -> None:
+    train.preload()
+
+
 def prepare(directory: Path) -> None:
     _count_loads(directory)
     train.prepare(directory)

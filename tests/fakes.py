@@ -44,6 +44,11 @@ class FakeLauncher:
     directories: list[Path] = field(default_factory=list[Path])
     """The job directories it was given."""
 
+    has_preloaded: bool = False
+
+    def preload(self, lock: Path) -> None:
+        self.has_preloaded = lock.parent.is_dir()
+
     def run(
         self,
         directory: Path,

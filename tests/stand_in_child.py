@@ -14,7 +14,7 @@ Each step is a list of a word and what belongs to it:
     ["exit", CODE]      end
 
 For a zygote it is a trainer as well, which `DIR/prepare.json`, where there is one, tells what to do
-beforehand: any of these, and
+beforehand: any of these (and so does `TMPDIR/preload.json`, once, before its first job), and
 
     ["thread"]          start a thread
 """
@@ -24,9 +24,17 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 from typing import Any
+
+
+def preload() -> None:
+    """What `TMPDIR/preload.json` says, where there is one: a zygote has no job directory yet."""
+    directory = Path(tempfile.gettempdir())
+    if (directory / "preload.json").exists():
+        follow("preload.json", directory)
 
 
 def prepare(directory: Path) -> None:

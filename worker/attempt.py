@@ -25,6 +25,7 @@ from app.core.training_events import (
     Finished,
     Noted,
     OutOfSpace,
+    Planned,
     Saved,
     Started,
     Stepped,
@@ -131,6 +132,8 @@ class Attempt:
             ManifestError: a checkpoint is not what its manifest says.
         """
         self._while_leased(lambda: self._write_down(event))
+        if isinstance(event, Stepped) and not self._steps.has_written:
+            self._while_leased(self._steps.write)  # a user waits for the first
 
     def settle(self, ending: Ending) -> None:
         """End the job, or put it back.
@@ -196,8 +199,9 @@ class Attempt:
         match event:
             case Stepped():
                 self._steps.append(event.metrics)
-            case Started():
-                self._steps.start(total_steps=event.total_steps)
+            case Planned() | Started():
+                if isinstance(event, Started):
+                    self._steps.start(total_steps=event.total_steps)
                 with self._database.writing() as session:
                     LeaseRepository(session).start(self._lease, total_steps=event.total_steps)
             case Noted():

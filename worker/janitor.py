@@ -2,6 +2,7 @@
 
 import logging
 import time
+from datetime import timedelta
 
 from app.core.clock import Clock
 from app.core.db.files import FileRepository
@@ -90,9 +91,11 @@ class Janitor:
             self._store.delete(key)
 
     def delete_saved_states(self) -> None:
-        """Free what jobs that have ended would have gone on from."""
+        """Free the saved states that no job will go on from."""
+        held_since = self._clock() - timedelta(seconds=self._settings.held_state_s)
         with self._database.writing() as session:
-            keys = SavedStateRepository(session).delete_of_ended(limit=BATCH)
+            states = SavedStateRepository(session)
+            keys = states.delete_of_ended(held_since=held_since, limit=BATCH)
         for key in keys:
             self._store.delete(key)
 

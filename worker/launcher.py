@@ -39,6 +39,16 @@ class Ending:
 class Launcher(Protocol):
     """Local child process today; another machine tomorrow."""
 
+    def preload(self, lock: Path) -> None:
+        """Begin to load what the first job will need, and return at once.
+
+        Called by an idle worker, again and again, from the thread that calls `run`.
+
+        Args:
+            lock: lock file of this machine, held while something loads: one at a time does.
+        """
+        ...
+
     def run(
         self,
         directory: Path,

@@ -17,6 +17,9 @@ class LocalLauncher:
     def __init__(self, module: str = "worker.train") -> None:
         self._module = module
 
+    def preload(self, lock: Path) -> None:
+        """Nothing outlives a job here."""
+
     def run(
         self,
         directory: Path,

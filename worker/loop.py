@@ -72,6 +72,7 @@ class Worker:
         self._lease_for = timedelta(seconds=settings.lease_s)
         settings.workers_dir.mkdir(parents=True, exist_ok=True)
         self._alive_file = settings.workers_dir / f"{worker_id}.alive"
+        self._preload_lock = settings.workers_dir / "preload.lock"
         self._slots = TrainingSlots(settings.workers_dir, settings.concurrency)
         self._janitor = Janitor(settings, database=database, store=store, clock=clock)
         self._stopping = threading.Event()
@@ -105,6 +106,9 @@ class Worker:
         with self._slots.take() as may_train:
             lease = self._claim() if may_train and has_room(self._settings) else None
             if lease is None:
+                # Loading libraries would slow another worker's job down.
+                if may_train and not self._slots.is_any_other_taken():
+                    self._launcher.preload(self._preload_lock)
                 return self._settings.poll_interval_s
             context = {"job_id": lease.job_id, "attempt": lease.attempt}
             logger.info("job claimed", extra=context)
@@ -143,6 +147,9 @@ class Worker:
         logger.info("job ended" if job.status.is_terminal else "attempt ended", extra=known)
 
     def _claim(self) -> Lease | None:
+        with self._database.reading() as session:
+            if not JobRepository(session).is_any_queued():
+                return None  # without locking writers out just to find nothing
         with self._database.writing() as session:
             return LeaseRepository(session).claim(
                 self._identity, now=self._clock(), lease_for=self._lease_for
@@ -223,20 +230,20 @@ class Worker:
             training_file=training_file,
             validation_file=validation_file,
         )
-        resume_step = self._put_newest_state(lease, workspace, states)
+        state = self._put_newest_state(lease, workspace, states)
         workspace.write_spec(
             base_model,
             training_file=training_file,
             validation_file=validation_file,
             settings=self._settings,
-            resume_step=resume_step or None,
+            state=state,
         )
-        return resume_step
+        return state.step if state is not None else 0
 
     def _put_newest_state(
         self, lease: Lease, workspace: Workspace, states: Sequence[SavedState]
-    ) -> int:
-        """Lay the newest state that is whole into the job directory. Returns its step, or 0."""
+    ) -> SavedState | None:
+        """Lay the newest state that is whole into the job directory, if there is one."""
         for state in states:
             try:
                 workspace.put_state(self._store, state)
@@ -248,5 +255,5 @@ class Worker:
             with self._database.reading() as session:
                 jobs = JobRepository(session, lease.project_id)
                 workspace.put_loss_log(jobs.list_steps(lease.job_id, last=state.step))
-            return state.step
-        return 0
+            return state
+        return None

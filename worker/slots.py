@@ -28,3 +28,11 @@ class TrainingSlots:
         finally:
             if descriptor is not None:
                 os.close(descriptor)
+
+    def is_any_other_taken(self) -> bool:
+        """Whether somebody else holds a slot, asked while holding one."""
+        found = [try_lock(path) for path in self._paths]
+        free = [descriptor for descriptor in found if descriptor is not None]
+        for descriptor in free:
+            os.close(descriptor)
+        return len(free) < len(self._paths) - 1

@@ -17,7 +17,11 @@ PROGRESS_INTERVAL_S = 30.0
 
 
 class StepLog:
-    """Two threads call in here: one appends what the child says, both write it down."""
+    """Two threads call in here: one appends what the child says, both write it down.
+
+    Attributes:
+        has_written: whether a step of this attempt is in the database.
+    """
 
     def __init__(self, lease: Lease, *, database: Database, clock: Clock) -> None:
         self._lease = lease
@@ -25,6 +29,7 @@ class StepLog:
         self._clock = clock
         self._lock = threading.Lock()
         self._waiting: list[StepMetrics] = []
+        self.has_written = False
         self._first_step = self._total_steps = 0
         self._started_s = self._written_s = self._logged_s = steady_s()
 
@@ -71,6 +76,7 @@ class StepLog:
                     events.add_metrics(
                         self._lease.job_id, row, total_steps=self._total_steps, now=now
                     )
+            self.has_written = True
             self._waiting = []  # not before: a busy database has taken none of them
         self._log_progress(last)
 

@@ -5,7 +5,8 @@ nothing else; what libraries print goes to standard error. It ends with exit cod
 `Finished`, `Failed`, `Stopped`, `OutOfSpace` or `Unresumable`, and with 1 and a traceback when
 something went wrong that nobody foresaw. SIGTERM asks it to save its state and to stop.
 
-A `worker.zygote` imports this module, too, to `prepare` and then to fork children into `main`.
+A `worker.zygote` imports this module, too, to `preload` and `prepare`, and then to fork children
+into `main`.
 """
 
 import importlib
@@ -44,13 +45,18 @@ def main(directory: Path) -> None:
         run_job(directory, report, lambda: stop_request.has_come, loaders=kept_model.loaders)
 
 
-def prepare(directory: Path) -> None:
-    """Load what `main` needs for the job in `directory`. Copies of this process will call that.
+def preload() -> None:
+    """Load the libraries that every job needs. Copies of this process will call `main`.
 
     No thread is started: it would be missing in them.
     """
     _set_environment()
-    importlib.import_module("worker.training.recipe")  # all that a copy will import
+    importlib.import_module("worker.training.recipe")
+
+
+def prepare(directory: Path) -> None:
+    """Load what `main` needs for the job in `directory`; for the rest, see `preload`."""
+    preload()
     from worker.training.kept_model import kept_model  # noqa: PLC0415
 
     kept_model.keep(directory)

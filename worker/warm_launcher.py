@@ -1,11 +1,13 @@
 """Trains in a child that is forked from a process which has everything loaded already."""
 
 import logging
+import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
 
 from app.core.training_events import TrainingEvent
+from worker.kernel_locks import try_lock
 from worker.launcher import Ending, Order
 from worker.local_launcher import LocalLauncher
 from worker.supervision import start_locked, supervise
@@ -38,6 +40,7 @@ class WarmLauncher:
     def __init__(self, module: str = "worker.train", *, idle_s: float) -> None:
         self._module = module
         self._idle_s = idle_s
+        self._has_preloaded = False
         self._cold = LocalLauncher(module)
         self._zygote: Zygote | None = None
         self._failures = 0
@@ -49,6 +52,7 @@ class WarmLauncher:
         on_event: Callable[[TrainingEvent], None],
         order: Callable[[], Order],
     ) -> Ending:
+        self._has_preloaded = True
         if self._failures == MAX_FAILURES:
             return self._cold.run(directory, on_event=on_event, order=order)
         try:
@@ -71,6 +75,23 @@ class WarmLauncher:
             return supervise(child, child.output, directory, on_event=on_event, order=order)
         finally:
             child.bury()
+
+    def preload(self, lock: Path) -> None:
+        """Load the libraries for the first job, once: afterwards, a process is kept after each job.
+
+        If that fails, the first job finds out and is started as `LocalLauncher` does it.
+        """
+        if self._has_preloaded or (held := try_lock(lock)) is None:
+            return
+        self._has_preloaded = True
+        try:
+            self._zygote = Zygote(self._module, idle_s=self._idle_s)
+            self._zygote.preload(lock=held)
+        except ZygoteError as error:
+            self.close()
+            logger.warning("the libraries cannot be preloaded: %s", error)
+        finally:
+            os.close(held)
 
     def close(self) -> None:
         """Give back the memory; the next job makes another zygote."""

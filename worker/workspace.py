@@ -130,7 +130,8 @@ class Workspace:
             if manifest.sha256_of(directory / name) != file["sha256"]:
                 raise manifest.ManifestError(f"step {state.step}: {name} has changed")
         promised = manifest.verify(directory)
-        if (promised.job_id, promised.step) != (self._lease.job_id, state.step):
+        saved_by = state.saved_by or self._lease.job_id
+        if (promised.job_id, promised.step) != (saved_by, state.step):
             raise manifest.ManifestError(f"step {state.step}: it is the state of something else")
 
     def put_loss_log(self, rows: Iterable[StepMetrics]) -> None:
@@ -145,9 +146,13 @@ class Workspace:
         training_file: File,
         validation_file: File | None,
         settings: Settings,
-        resume_step: int | None,
+        state: SavedState | None,
     ) -> None:
-        """Tell the child what to do."""
+        """Tell the child what to do.
+
+        Args:
+            state: what it goes on from; it lies in the directory.
+        """
         cache = settings.cache_dir.resolve()
         cache.mkdir(parents=True, exist_ok=True)
         (self.directory / MACHINE_CACHE_NAME).symlink_to(cache)
@@ -162,7 +167,8 @@ class Workspace:
             threads=settings.resolved_training_threads,
             compute=_compute_settings(settings),
             save_interval_s=settings.save_interval_s,
-            resume_step=resume_step,
+            resume_step=state and state.step,
+            resume_job_id=state and state.saved_by,
         )
         (self.directory / JOB_SPEC_NAME).write_text(spec.model_dump_json(indent=2))
 

@@ -24,6 +24,10 @@ _DESCRIPTORS = 3
 class Trainer(Protocol):
     """What MODULE must offer."""
 
+    def preload(self) -> None:
+        """Load what every job needs."""
+        ...
+
     def prepare(self, directory: Path) -> None:
         """Load what `main` needs for the job in `directory`, unless that is loaded already."""
         ...
@@ -59,7 +63,9 @@ class Zygote:
             if not message:  # the worker is gone
                 return None
             request = Request.model_validate_json(message)
-            if request.what == "fork":
+            if request.what == "preload":
+                self._preload(descriptors)
+            elif request.what == "fork":
                 directory = self._fork(request, descriptors)
                 if directory is not None:
                     return directory
@@ -76,6 +82,15 @@ class Zygote:
         os.waitpid(self._child, 0)
         self._child = None
         return Answer()
+
+    def _preload(self, descriptors: list[int]) -> None:
+        """A failure is only logged: the next `prepare` meets it again, and is answered."""
+        try:
+            self._trainer.preload()
+        except Exception:
+            traceback.print_exc()
+        finally:
+            _close(descriptors)
 
     def _prepare(self, directory: Path) -> Answer:
         try:

@@ -68,6 +68,22 @@ class Zygote:
         """Whether it has ended by itself because nobody asked for anything."""
         return self._process.poll() == 0
 
+    def preload(self, *, lock: int) -> None:
+        """Load what every job needs. Returns at once; the next request waits until that is done.
+
+        Args:
+            lock: descriptor that the zygote holds until it has loaded everything.
+
+        Raises:
+            ZygoteError: the zygote is gone.
+        """
+        try:
+            with self._asking:
+                request = Request(what="preload").model_dump_json().encode()
+                socket.send_fds(self._control, [request], [lock])
+        except OSError as error:
+            raise ZygoteError(f"the zygote is gone: {error}") from error
+
     def prepare(self, directory: Path, *, while_waiting: Callable[[], object]) -> None:
         """Load what the job in this directory needs, unless that is loaded already.
 

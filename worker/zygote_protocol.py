@@ -13,10 +13,11 @@ class _Message(BaseModel):
 
 
 class Request(_Message):
-    """One at a time: the next is sent once this one is answered."""
+    """One at a time: the next is sent once this one is answered; `preload` has no answer."""
 
-    what: Literal["prepare", "fork", "look", "bury"]
-    """`prepare`: load what the job in `directory` needs. `fork`: start a child for it, with three
+    what: Literal["preload", "prepare", "fork", "look", "bury"]
+    """`preload`: load what every job needs, with one descriptor, of a lock that is held meanwhile.
+    `prepare`: load what the job in `directory` needs. `fork`: start a child for it, with three
     descriptors: for its events, for its log, and of its lock. `look`: wait for the end of the
     child, which keeps its process id. `bury`: give that back to the kernel."""
 

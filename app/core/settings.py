@@ -53,7 +53,7 @@ class Settings(BaseSettings):
     """Status that the API shows for a paused job: `paused`, or `queued` for clients that refuse
     every status that OpenAI's client does not know."""
 
-    poll_interval_s: float = Field(default=0.5, gt=0, le=60)
+    poll_interval_s: float = Field(default=0.2, gt=0, le=60)
     """Seconds an idle worker waits before it looks for work again."""
 
     lease_s: float = Field(default=60.0, ge=1, le=3600)
@@ -96,9 +96,14 @@ class Settings(BaseSettings):
     """Seconds of training after which a job's state is saved again, besides at every checkpoint:
     what an interruption costs at most."""
 
+    held_state_s: float = Field(default=604_800.0, ge=0, le=31_536_000)
+    """Seconds for which the saved state of a job that failed or was cancelled is kept, and its
+    training and validation files with it, so that a rerun can go on from it; 0 for not at all."""
+
     warm_s: float = Field(default=600.0, ge=0, le=86_400)
     """Seconds after a job for which the libraries and its base model stay in memory, so that the
-    next job starts at once; 0 for not at all. For each job that may train at once."""
+    next job starts at once. A worker that starts loads the libraries and keeps them as long. 0 for
+    not at all. For each job that may train at once."""
 
     stop_grace_s: float = Field(default=30.0, ge=1, le=3600)
     """Seconds a worker that is told to stop may take to save its job and end."""

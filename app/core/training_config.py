@@ -173,6 +173,9 @@ class JobSpec(_Frozen):
     """Optimizer steps that earlier attempts have taken: their state is in `RESUME_NAME`, their
     loss log in `LOSS_LOG_NAME`. Null to begin at the beginning."""
 
+    resume_job_id: str | None = None
+    """The job that has saved this state; null for this one."""
+
 
 JOB_SPEC_NAME = "job.json"
 TRAINING_DATA_NAME = "train.jsonl"

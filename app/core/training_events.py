@@ -24,6 +24,13 @@ class Noted(_Event):
     message: str = Field(max_length=10_000)
 
 
+class Planned(_Event):
+    """The data is tokenized, so the number of steps is known; the model is loaded next."""
+
+    kind: Literal["planned"] = "planned"
+    total_steps: int = Field(ge=1)
+
+
 class Started(_Event):
     """Model and data are loaded; the first step comes next."""
 
@@ -117,6 +124,7 @@ class Failed(_Event):
 
 TrainingEvent = Annotated[
     Noted
+    | Planned
     | Started
     | Stepped
     | Saved

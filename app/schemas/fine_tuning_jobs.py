@@ -134,7 +134,11 @@ def _given(place: Hyperparameters | None) -> dict[str, Any]:
 
 
 class JobRerun(RequestBody):
-    """Nothing can be chosen: the job is repeated as it was."""
+    """Where to begin is all that can be chosen; everything else is as it was."""
+
+    from_: Literal["saved_state"] | None = Field(default=None, alias="from")
+    """`saved_state` goes on from the newest saved state of a job that failed or was cancelled; null
+    begins with the first step."""
 
 
 class _Read(BaseModel):
@@ -190,13 +194,16 @@ class JobRead(_Read):
     priority: int
     rerun_of: str | None
     """Id of the job that this one repeats. That job may have been deleted."""
+    resumed_from_step: int | None
+    """Step of the saved state that this job was created with, which the job named by `rerun_of` had
+    saved. Null for a job that begins with its first step."""
     attempt: int
     """Number of times that a worker has started or resumed the job."""
     queue_position: int | None
     """1 for the job that is next; null for one that does not wait in the queue."""
     trained_steps: int
     total_steps: int | None
-    """Optimizer steps in all; null until model and data are loaded."""
+    """Optimizer steps in all; null until the data is tokenized."""
     progress: float
     """Fraction of all steps done, 0 to 1."""
     epoch: float | None

@@ -24,7 +24,7 @@ def nearest_field(annotation: Any, path: tuple[Any, ...], name: str) -> str | No
 
 
 def _names(model: type[BaseModel]) -> list[str]:
-    names = list(model.model_fields)
+    names = [field.alias or name for name, field in model.model_fields.items()]
     for field in model.model_fields.values():
         if isinstance(field.validation_alias, AliasChoices):
             names += [str(choice) for choice in field.validation_alias.choices]

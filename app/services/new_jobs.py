@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from app.core.base_models import Catalogue, CatalogueEntry, InstalledModel
@@ -22,6 +22,7 @@ from app.services.job_settings import (
     refuse_without_validation,
     resolve_config,
 )
+from app.services.saved_states import hand_over_saved_state, take_saved_state
 
 _SUSPICIOUS_MULTIPLIER = 1e-2
 """Below this, a multiplier is more likely a learning rate that was put into the wrong field."""
@@ -72,15 +73,26 @@ def create_job(
 
 
 def rerun_job(
-    session: Session, job_id: str, *, catalogue: Catalogue, organization: str, now: datetime
+    session: Session,
+    job_id: str,
+    *,
+    catalogue: Catalogue,
+    organization: str,
+    held_for: timedelta | None = None,
+    now: datetime,
 ) -> Job:
     """Put a job into the queue that repeats another, whatever has become of that one.
 
     It has the same data, base model, settings and seed, labels, suffix and priority.
 
+    Args:
+        held_for: how long saved states are kept, for a job that goes on from the saved state of
+            the other one, which it takes over; None for one that begins with its first step.
+
     Raises:
         NotFoundError: no job has this id, or a file of it is gone.
         InvalidRequestError: the base model is gone, or is another one by now.
+        StateConflictError: there is no saved state to go on from.
     """
     original = JobRepository(session).get(job_id)
     entry, installed = _find_installed(catalogue, original.base_model)
@@ -95,9 +107,10 @@ def rerun_job(
         "training_file": original.training_file_id,
         "validation_file": original.validation_file_id,
     }
-    _check_files(session, named, entry, now=now)
+    progress = None if held_for is None else take_saved_state(session, original, held_for, now=now)
+    _check_files(session, named, entry, now=None if progress else now)
     check_limits(TrainingConfig.model_validate(original.config), entry)
-    return _add_job(
+    job = _add_job(
         session,
         installed,
         organization,
@@ -111,7 +124,11 @@ def rerun_job(
         config=original.config,
         learning_rate_multiplier=original.learning_rate_multiplier,
         metadata_items=_labels({item.key: item.value for item in original.metadata_items}),
+        **(progress or {}),
     )
+    if progress is not None:
+        hand_over_saved_state(session, original, job, now=now)
+    return job
 
 
 def _add_job(session: Session, model: InstalledModel, organization: str, **values: Any) -> Job:
@@ -143,9 +160,17 @@ def _find_installed(catalogue: Catalogue, name: str) -> tuple[CatalogueEntry, In
 
 
 def _check_files(
-    session: Session, named: Mapping[str, str | None], entry: CatalogueEntry, *, now: datetime
+    session: Session,
+    named: Mapping[str, str | None],
+    entry: CatalogueEntry,
+    *,
+    now: datetime | None,
 ) -> None:
-    """Check the files by the fields that name them, and keep them until there is a job."""
+    """Check the files by the fields that name them, and keep them until there is a job.
+
+    Args:
+        now: a file that has expired by then is gone; None where that does not matter.
+    """
     files = FileRepository(session)
     if named["training_file"] == named["validation_file"]:
         raise InvalidRequestError(

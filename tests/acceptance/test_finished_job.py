@@ -134,11 +134,12 @@ def test_the_events_tell_the_story_newest_first_in_openais_words(
     story = [event.message for event in reversed(events) if event.type == "message"]
 
     name = finished_job.fine_tuned_model
-    assert story[:4] == [
+    assert story[:5] == [
         f"Created fine-tuning job: {finished_job.id}",
         f"Validating training file: {finished_job.training_file}",
         "Files validated, moving job to queued state",
         "Fine-tuning job started",
+        "Loading base model tiny",
     ]
     assert story[-6:] == [
         *(f"Checkpoint created at step {step}: {name}:ckpt-step-{step}" for step in CHECKPOINTS),

@@ -270,6 +270,36 @@ def test_an_interrupted_job_ends_as_if_nothing_had_happened(
     assert len([one for one in told if one.startswith("Fine-tuning job resumed after")]) == 4
 
 
+def test_a_job_that_goes_on_from_the_saved_state_of_a_failed_one_ends_as_if_nothing_had_happened(
+    client: openai.OpenAI, undisturbed: FineTuningJob, service: ServiceProcesses
+) -> None:
+    jobs = client.fine_tuning.jobs
+    failing = client.post(f"/fine_tuning/jobs/{undisturbed.id}/rerun", cast_to=FineTuningJob)
+    wait_for_checkpoint(client, failing.id)
+    killed: set[int] = set()
+    while (failed := jobs.retrieve(failing.id)).status != "failed":
+        child = service.find_child(failing.id)
+        if child is not None and child not in killed:
+            killed.add(kill_child(service, failing.id, spared=killed))
+    assert failed.error is not None
+    assert '.../rerun with {"from": "saved_state"} goes on after step' in failed.error.message
+
+    again = client.post(
+        f"/fine_tuning/jobs/{failed.id}/rerun",
+        body={"from": "saved_state"},
+        cast_to=FineTuningJob,
+    )
+    ended = service.wait_for_end(client, again.id)
+
+    assert (ended.status, ended.trained_tokens) == ("succeeded", undisturbed.trained_tokens)
+    step = extra(ended)["resumed_from_step"]
+    assert step >= LONG_ENOUGH["checkpoint_steps"]
+    assert f"Fine-tuning job resumed after step {step}" in messages(client, ended.id)
+    assert extra(ended)["total_steps"] == STEPS
+    assert adapter_of(client, ended.id) == adapter_of(client, undisturbed.id)
+    assert log_of(client, ended.id) == log_of(client, undisturbed.id)
+
+
 def adapter_of(client: openai.OpenAI, job_id: str) -> bytes:
     (newest, *_) = client.fine_tuning.jobs.checkpoints.list(job_id).data
     files = [client.files.retrieve(one) for one in (newest.model_extra or {})["result_files"]]

@@ -17,6 +17,7 @@ from app.core.training_events import (
     Failed,
     Finished,
     Noted,
+    Planned,
     Started,
     Stepped,
     TrainingEvent,
@@ -86,6 +87,7 @@ def test_a_job_reports_its_data_its_parameters_its_steps_and_its_end(run: RunJob
     assert parameters.startswith("trainable params: 896 || all params: 27,776 || trainable%: ")
     assert computation.startswith("Computing in float32 (in bfloat16, this processor multiplies ")
     assert computation.endswith(" times as fast as in float32), not compiled, as was asked.")
+    assert events.index(Planned(total_steps=6)) == events.index(Noted(message=parameters)) - 1
     assert Started(total_steps=6) in events
     assert [event.metrics.step for event in steps(events)] == [1, 2, 3, 4, 5, 6]
     assert [event.metrics.epoch for event in steps(events)] == [0.4, 0.8, 1.0, 1.4, 1.8, 2.0]

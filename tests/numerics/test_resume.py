@@ -26,6 +26,7 @@ from app.core.training_events import (
     Checkpointed,
     Finished,
     Noted,
+    Planned,
     Saved,
     Started,
     Stepped,
@@ -147,11 +148,11 @@ def begin_again(run: Run, directory: Path, **changes: Any) -> None:
     change_spec(directory, spec, **changes)
 
 
-def hand_over(earlier: list[Run], step: int, directory: Path) -> None:
+def hand_over(earlier: list[Run], step: int, directory: Path, **changes: Any) -> None:
     """Make the job directory of the next attempt, as the parent does, from `earlier` ones."""
     last = earlier[-1]
     spec = JobSpec.model_validate_json((last.directory / JOB_SPEC_NAME).read_bytes())
-    begin_again(last, directory, resume_step=step, attempt=spec.attempt + 1)
+    begin_again(last, directory, resume_step=step, attempt=spec.attempt + 1, **changes)
     shutil.rmtree(directory / RESUME_NAME, ignore_errors=True)
     shutil.copytree(last.directory / last.states[step], directory / RESUME_NAME)
     rows = [row for run in earlier for row in run.rows if row.step <= step]
@@ -210,6 +211,8 @@ def test_a_job_that_resumes_at_any_step_ends_like_one_that_was_not_interrupted(
 
         assert Started(total_steps=total_steps(whole)) in resumed.events
         assert_ends_like(whole, [before, resumed])
+        assert isinstance(resumed.events[-1], Finished)
+        assert resumed.events[-1].step in resumed.checkpoints  # as another job has no earlier ones
         assert (directory / LOSS_LOG_NAME).read_text().count("\n") == len(whole.rows)
 
 
@@ -243,6 +246,21 @@ def test_a_job_that_is_stopped_after_every_step_ends_like_one_that_was_not(
         assert list(attempt.states) == [i]
         assert verify(attempt.directory / attempt.states[i]).step == i
     assert_ends_like(whole, attempts)
+
+
+def test_another_job_goes_on_from_the_state_of_one_that_is_named(
+    base_model: Path, tmp_path: Path
+) -> None:
+    STEPS(tmp_path / "whole", base_model)
+    STEPS(tmp_path / "stopped", base_model)
+    whole, stopped = run(tmp_path / "whole"), run(tmp_path / "stopped", steps=2)
+
+    hand_over([stopped], 2, tmp_path / "next", job_id="ftjob-2", resume_job_id="ftjob-1")
+    continued = run(tmp_path / "next")
+
+    assert_ends_like(whole, [stopped, continued])
+    state = continued.directory / continued.states[6]
+    assert (verify(state).job_id, verify(state).step) == ("ftjob-2", 6)
 
 
 STEPS = partial(write, epochs=2)
@@ -296,15 +314,18 @@ def test_a_job_that_is_stopped_after_its_last_step_just_finishes(
     assert isinstance(run(tmp_path / "job", steps=6).events[-1], Finished)
 
 
-def test_a_job_that_had_taken_its_last_step_is_only_verified(
+def test_a_job_that_had_taken_its_last_step_makes_its_result_again_and_verifies_it(
     base_model: Path, tmp_path: Path
 ) -> None:
     STEPS(tmp_path / "job", base_model)
-    hand_over([run(tmp_path / "job")], 6, tmp_path / "next")
+    whole = run(tmp_path / "job")
+    hand_over([whole], 6, tmp_path / "next")
 
-    events = run(tmp_path / "next").events
+    last = run(tmp_path / "next")
 
-    assert [type(e) for e in events if not isinstance(e, Noted)] == [Started, Finished]
+    kinds = [type(event) for event in last.events if not isinstance(event, Noted)]
+    assert kinds == [Planned, Started, Checkpointed, Finished]
+    assert last.checkpoints == {6: whole.checkpoints[6]}
 
 
 def test_between_checkpoints_a_state_is_saved_only_when_it_is_time(

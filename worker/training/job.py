@@ -10,7 +10,7 @@ import torch
 from app.core.loss_log import StepMetrics
 from app.core.training_config import BASE_MODEL_NAME, OUTPUT_NAME, JobSpec
 from app.core.training_events import Checkpointed, Noted, Saved, Stepped, TrainingEvent
-from worker.training.artifacts import write_adapter, write_artifacts
+from worker.training.artifacts import write_artifacts
 from worker.training.checkpoint import save_directory
 from worker.training.data import TokenizedData
 from worker.training.evaluate import BestAdapter
@@ -60,15 +60,17 @@ class Job:
     def settle(self) -> int:
         """Put the best adapter into the model. Returns its step, of which there is a checkpoint.
 
-        An attempt that dies after this checkpoint is followed by one that reports it once more.
+        That checkpoint may have been made before, by an earlier attempt or by the job whose saved
+        state this one was created with. It is made again then, and is the same.
         """
         last_step = self.trainer.progress.step
-        if self.best is None or self.best.step == last_step:
-            return last_step
-        step = self.best.step
-        self.best.restore(self.trainer.model)
-        if not self.plan.is_checkpoint(step):
+        step = last_step if self.best is None else self.best.step
+        if self.best is not None and step != last_step:
+            self.best.restore(self.trainer.model)
+        if not self._checkpoint(step).exists():
             self._save_checkpoint(step, state=None)
+        if self.best is None or step == last_step:
+            return step
         result = f"The adapter of step {step:,}, with the lowest validation loss, is the result."
         if self.best.is_final:
             total = self.plan.total_steps
@@ -80,10 +82,6 @@ class Job:
     def check(self, step: int) -> None:
         """Load the adapter of `step` as a user would. The model is not usable afterwards."""
         adapter = self._checkpoint(step)
-        if not adapter.exists():  # the checkpoint is of an earlier attempt, which has reported it
-            adapter = adapter.with_name(f"adapter-{step}")
-            adapter.mkdir(parents=True)
-            write_adapter(adapter, self.trainer.model)
         check_adapter(
             self.trainer.model,
             adapter,

@@ -26,6 +26,7 @@ from app.core.training_events import (
     Finished,
     Noted,
     OutOfSpace,
+    Planned,
     Started,
     Stopped,
     Unresumable,
@@ -125,6 +126,7 @@ def _prepare(directory: Path, spec: JobSpec, report: Report, loaders: Loaders) -
     tokenizer = loaders.load_tokenizer(base_model)
     training, validation = _tokenize(directory, spec, tokenizer, report)
     plan = plan_steps(config, examples=len(training), has_validation=validation is not None)
+    report(Planned(total_steps=plan.total_steps))
     patience = config.early_stopping_patience
     best = BestAdapter(patience=patience) if validation and patience else None
     loaded = _load_model(directory, spec, loaders, report, _work(training, plan, config))

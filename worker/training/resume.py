@@ -144,10 +144,11 @@ def _load_state(directory: Path, *, trainer: Trainer, best: BestAdapter | None) 
 def _check(directory: Path, spec: JobSpec) -> None:
     """Raises ManifestError, with what is wrong."""
     manifest = verify(directory)
-    if (manifest.job_id, manifest.step) != (spec.job_id, spec.resume_step):
+    job_id = spec.resume_job_id or spec.job_id
+    if (manifest.job_id, manifest.step) != (job_id, spec.resume_step):
         raise ManifestError(
             f"it is the state of step {manifest.step} of {manifest.job_id}, "
-            f"not of step {spec.resume_step} of {spec.job_id}"
+            f"not of step {spec.resume_step} of {job_id}"
         )
 
 

@@ -1,6 +1,6 @@
 """/v1/fine_tuning/jobs: create, repeat, list, read, cancel, pause, delete; and their events."""
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request, Response
@@ -128,12 +128,14 @@ def rerun_job(
     session: WriteDep,
     services: ServicesDep,
     now: Now,
-    _body: JobRerun | None = None,
+    body: JobRerun | None = None,
 ) -> JobRead:
     """Queue a job that repeats another: its files, base model, settings and seed, its labels.
 
-    Whatever has become of the other one. Safe to repeat with the header `Idempotency-Key`.
+    Whatever has become of the other one. With `from` set to `saved_state`, it goes on where a job
+    that failed or was cancelled has stopped. Safe to repeat with the header `Idempotency-Key`.
     """
+    is_continued = body is not None and body.from_ is not None
 
     def rerun() -> Job:
         require_room(services.settings)
@@ -142,10 +144,12 @@ def rerun_job(
             job_id,
             catalogue=services.catalogue,
             organization=services.settings.organization,
+            held_for=timedelta(seconds=services.settings.held_state_s) if is_continued else None,
             now=now,
         )
 
-    submitted = submit_once(session, sender, "rerun", {"rerun_of": job_id}, rerun, now=now)
+    content = {"rerun_of": job_id} | ({"from": "saved_state"} if is_continued else {})
+    submitted = submit_once(session, sender, "rerun", content, rerun, now=now)
     mark_replay(response, submitted)
     return _read(session, services, submitted.job)
 
@@ -237,6 +241,7 @@ def _show(services: Services, job: Job, queue_position: int | None) -> JobRead:
         pause_requested_at=_unix(job.pause_requested_at),
         priority=job.priority,
         rerun_of=job.rerun_of,
+        resumed_from_step=job.resumed_from_step,
         attempt=job.attempt,
         queue_position=queue_position,
         trained_steps=job.trained_steps,

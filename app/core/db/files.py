@@ -2,9 +2,9 @@
 
 from datetime import datetime
 
-from sqlalchemy import Select, or_, select, update
+from sqlalchemy import ColumnElement, Select, exists, or_, select, update
 
-from app.core.db.models import DEFAULT_PROJECT_ID, File, Job
+from app.core.db.models import DEFAULT_PROJECT_ID, File, Job, SavedState
 from app.core.db.pages import Order, Page, fetch_page
 from app.core.db.session import Session
 from app.core.errors import NotFoundError
@@ -36,8 +36,12 @@ class FileRepository:
         """
         return self._get(self._visible(now), file_id)
 
-    def get_to_use(self, file_id: str, *, now: datetime, param: str) -> File:
+    def get_to_use(self, file_id: str, *, now: datetime | None, param: str) -> File:
         """The same, and nobody deletes it before this transaction has named it in a job.
+
+        Args:
+            now: None to find it even if it has expired.
+            param: the field that asked for it.
 
         Raises:
             NotFoundError: there is none; `param` names the field that asked for it.
@@ -92,12 +96,7 @@ class FileRepository:
 
     def unfinished_job_using(self, file_id: str) -> str | None:
         """The id of a job that has yet to read this file, or None."""
-        return self._session.scalar(
-            select(Job.id)
-            .where(or_(Job.training_file_id == file_id, Job.validation_file_id == file_id))
-            .where(Job.status.in_(_UNFINISHED))
-            .limit(1)
-        )
+        return self._job_using(file_id, Job.status.in_(_UNFINISHED))
 
     def delete(self, file: File) -> None:
         """Forget a file; a job that names it as its result names none from then on."""
@@ -109,16 +108,28 @@ class FileRepository:
     def list_expired(self, *, now: datetime, limit: int) -> list[File]:
         """Files whose time is over, of every project, less those a job has yet to read.
 
+        A job that has ended reads them again if it is rerun from its saved state.
+
         To delete them: nobody else begins to use one before this transaction ends.
         """
+        has_state = exists().where(SavedState.job_id == Job.id)
+        is_needed = or_(Job.status.in_(_UNFINISHED), has_state)
         still_read = select(Job.id).where(
-            Job.status.in_(_UNFINISHED),
+            is_needed,
             or_(Job.training_file_id == File.id, Job.validation_file_id == File.id),
         )
         query = select(File).where(File.expires_at <= now, ~still_read.exists()).limit(limit)
         files = self._session.scalars(query.with_for_update(skip_locked=True)).all()
         # Asked again, as a job may have been made between that query's start and its locks.
-        return [file for file in files if self.unfinished_job_using(file.id) is None]
+        return [file for file in files if self._job_using(file.id, is_needed) is None]
+
+    def _job_using(self, file_id: str, which: ColumnElement[bool]) -> str | None:
+        return self._session.scalar(
+            select(Job.id)
+            .where(or_(Job.training_file_id == file_id, Job.validation_file_id == file_id))
+            .where(which)
+            .limit(1)
+        )
 
     def _get(self, query: Select[File], file_id: str, param: str | None = None) -> File:
         file = self._session.scalar(query.where(File.id == file_id))
@@ -126,8 +137,8 @@ class FileRepository:
             raise NotFoundError(f"No such file: {file_id:.80}", code="file_not_found", param=param)
         return file
 
-    def _visible(self, now: datetime) -> Select[File]:
-        return select(File).where(
-            File.project_id == self._project_id,
-            or_(File.expires_at.is_(None), File.expires_at > now),
-        )
+    def _visible(self, now: datetime | None) -> Select[File]:
+        query = select(File).where(File.project_id == self._project_id)
+        if now is None:
+            return query
+        return query.where(or_(File.expires_at.is_(None), File.expires_at > now))

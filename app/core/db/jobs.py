@@ -12,6 +12,7 @@ from sqlalchemy import (
     case,
     delete,
     func,
+    insert,
     literal,
     or_,
     select,
@@ -163,6 +164,11 @@ class JobRepository:
         queued = select(func.count()).where(Job.status == JobStatus.QUEUED)
         return self._session.scalars(queued).one()
 
+    def is_any_queued(self) -> bool:
+        """Whether a job of any project waits for a worker."""
+        query = select(Job.id).where(Job.status == JobStatus.QUEUED).limit(1)
+        return self._session.scalar(query) is not None
+
     def request_cancel(self, job_id: str, *, now: datetime) -> Job | None:
         """Cancel a job that no worker has, or mark a running one; None when it has already ended.
 
@@ -253,6 +259,15 @@ class JobRepository:
             .returning(Job),
             execution_options={"populate_existing": True},
         ).one_or_none()
+
+    def copy_steps(self, from_job_id: str, to_job_id: str, *, last: int) -> None:
+        """Begin the loss log of one job with that of another, up to a step."""
+        columns = (StepRow.step, StepRow.attempt, StepRow.metrics)
+        rows = select(literal(to_job_id), *columns).where(
+            StepRow.job_id == from_job_id, StepRow.step <= last
+        )
+        names = ["job_id", *(column.key for column in columns)]
+        self._session.execute(insert(StepRow).from_select(names, rows))
 
     def list_steps(
         self, job_id: str, *, first: int = 1, last: int | None = None

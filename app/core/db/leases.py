@@ -133,6 +133,7 @@ class LeaseRepository:
             self.note(lease, f"Fine-tuning job resumed after step {after_step}", now=now)
         else:
             self.note(lease, "Fine-tuning job started", now=now)
+        self.note(lease, f"Loading base model {lease.base_model}", now=now)
 
     def renew(self, lease: Lease, *, until: datetime) -> Wish:
         """Keep the job until `until`. Returns what its user wants of it.
@@ -154,7 +155,7 @@ class LeaseRepository:
         return _wish_of(job)
 
     def start(self, lease: Lease, *, total_steps: int) -> None:
-        """Model and data are loaded; the job will take this many steps.
+        """The data is tokenized; the job will take this many steps.
 
         Raises:
             LeaseLostError: the job is no longer this attempt's.

@@ -132,6 +132,10 @@ class Job(_OwnedByProject, Base):
     """Of two waiting jobs, the one with the higher priority is next; then the older one."""
     rerun_of: Mapped[str | None]
     """The job this one repeats. No foreign key: either may be deleted."""
+    resumed_from_step: Mapped[int | None]
+    """Step of the saved state that the job was created with."""
+    continued_by: Mapped[str | None]
+    """The job that was created with the saved state of this one."""
     base_model: Mapped[str]
     base_model_sha256: Mapped[str | None]
     """Of the base model when the job was made: every attempt must have the same weights."""
@@ -260,6 +264,8 @@ class SavedState(_OwnedByProject, Base):
 
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
     step: Mapped[int] = mapped_column(primary_key=True)
+    saved_by: Mapped[str | None]
+    """The job that has saved it, as its manifest says; null for `job_id` itself."""
     attempt: Mapped[int]
     created_at: Mapped[datetime]
     files: Mapped[dict[str, Any]]

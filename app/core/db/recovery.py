@@ -72,7 +72,8 @@ class RecoveryRepository:
         if job.crashes >= MAX_CRASHES:
             times = f", {MAX_CRASHES} times without progress"
             error = _error(
-                code="training_crashed", message=f"{crash.what}{times}. {crash.advice}{log}"
+                code="training_crashed",
+                message=f"{crash.what}{times}. {crash.advice}{self._how_to_continue(job)}{log}",
             )
         self._hand_back(job, "crashed", crash.what, now=now, more=f".{log}", error=error)
 
@@ -133,10 +134,11 @@ class RecoveryRepository:
         job.interruptions += 1
         error = None
         if job.interruptions >= MAX_INTERRUPTIONS:
+            how = self._how_to_continue(job)
             error = _error(
                 code="interrupted_too_often",
                 message=f"{why}, for the {job.interruptions}th time in a row without progress. "
-                f"{advice} POST .../rerun starts it again.",
+                f"{advice}{how or ' POST .../rerun starts it again.'}",
             )
         self._hand_back(job, outcome, why, now=now, error=error)
 
@@ -169,6 +171,11 @@ class RecoveryRepository:
         job.pause_requested_at = job.lease_expires_at = job.estimated_finish_at = None
         end_attempt(self._session, job.id, job.attempt, outcome, now=now)
         self._session.flush()
+
+    def _how_to_continue(self, job: Job) -> str:
+        step = SavedStateRepository(self._session).newest_step(job.id)
+        how = f' POST .../rerun with {{"from": "saved_state"}} goes on after step {step}.'
+        return how if step else ""
 
     def _place(self, job: Job) -> str:
         step = SavedStateRepository(self._session).newest_step(job.id)

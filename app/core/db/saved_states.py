@@ -1,9 +1,9 @@
-"""Every query on saved states: what a job's next attempt goes on from."""
+"""Every query on saved states: what a job's next attempt goes on from, or a rerun of the job."""
 
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import and_, case, delete, func, or_, select, update
 
 from app.core.db.leases import Lease, LeaseRepository
 from app.core.db.models import Job, SavedState
@@ -13,7 +13,24 @@ from app.core.job_status import JobStatus
 KEPT = 2
 """States of a job: the newest, and the one before it should the newest prove unreadable."""
 
-_TERMINAL = [status for status in JobStatus if status.is_terminal]
+PASSING_CODES = frozenset(
+    {
+        "gpu_unavailable",
+        "internal_error",
+        "interrupted_too_often",
+        "model_not_available",
+        "not_enough_memory",
+        "out_of_memory",
+        "training_crashed",
+    }
+)
+"""Errors of failed jobs whose cause lies with the machine, not with the job, and so may pass."""
+
+
+def may_be_continued(job: Job) -> bool:
+    """Whether a rerun may go on from the saved state of this job, as long as that is held."""
+    code = job.error["code"] if job.error else None
+    return job.status is JobStatus.CANCELLED or code in PASSING_CODES
 
 
 class SavedStateRepository:
@@ -75,11 +92,35 @@ class SavedStateRepository:
         """Forget the states of a job; returns the keys of the blobs to free afterwards."""
         return self._delete(job_id)
 
-    def delete_of_ended(self, *, limit: int) -> list[str]:
-        """Forget the states of jobs that have ended; returns the keys to free afterwards."""
+    def list_to_continue(self, job_id: str) -> list[SavedState]:
+        """The newest first; nobody else takes or deletes them before this transaction ends."""
+        query = select(SavedState).where(SavedState.job_id == job_id).with_for_update()
+        return list(self._session.scalars(query.order_by(SavedState.step.desc())))
+
+    def move(self, from_job_id: str, to_job_id: str) -> None:
+        """Give the states of one job to another, with their blobs, which keep their keys."""
+        self._session.execute(
+            update(SavedState)
+            .where(SavedState.job_id == from_job_id)
+            .values(job_id=to_job_id, saved_by=func.coalesce(SavedState.saved_by, from_job_id)),
+            execution_options={"synchronize_session": False},
+        )
+
+    def delete_of_ended(self, *, held_since: datetime, limit: int) -> list[str]:
+        """Forget states that no job goes on from; returns the keys to free afterwards.
+
+        Args:
+            held_since: states of jobs that have ended later are kept if `may_be_continued`.
+            limit: jobs to look at.
+        """
+        may_pass = Job.error["code"].as_string().in_(PASSING_CODES)
+        is_held = and_(
+            Job.finished_at > held_since, or_(Job.status == JobStatus.CANCELLED, may_pass)
+        )
+        is_needed = case((Job.finished_at.is_(None), 1), (is_held, 1), else_=0)
         # As a value, not a join: else SQLite begins with all jobs that have ever ended.
-        status = select(Job.status).where(Job.id == SavedState.job_id).scalar_subquery()
-        ended = select(SavedState.job_id).where(status.in_(_TERMINAL)).distinct().limit(limit)
+        needed = select(is_needed).where(Job.id == SavedState.job_id).scalar_subquery()
+        ended = select(SavedState.job_id).where(needed == 0).distinct().limit(limit)
         return [
             key for job_id in self._session.scalars(ended).all() for key in self._delete(job_id)
         ]

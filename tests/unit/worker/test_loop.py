@@ -28,11 +28,13 @@ from app.core.training_events import (
     Finished,
     Noted,
     OutOfSpace,
+    Planned,
     Saved,
     Started,
     Stepped,
     Unresumable,
 )
+from app.services.new_jobs import rerun_job
 from tests.builders import (
     NOW,
     TEXT_LINE,
@@ -47,10 +49,12 @@ from tests.builders import (
 from tests.fakes import Act, FakeLauncher, FrozenClock, Waiting
 from tests.waiting import wait_until
 from worker import attempt as attempt_module
-from worker import step_log
+from worker import janitor, step_log
 from worker.loop import PAUSE_AFTER_FAILURE_S, Worker
+from worker.slots import TrainingSlots
 
 LINES = TEXT_LINE * 3
+WEEK = timedelta(days=7)
 OUT_OF_MEMORY = "The training process was killed, most likely because the machine ran out of memory"
 
 
@@ -158,6 +162,69 @@ def success(steps: int = 2) -> Sequence[Act]:
 def test_an_empty_queue_is_asked_again_after_a_while(bench: Bench) -> None:
     assert bench.run() == bench.settings.poll_interval_s
     assert bench.launcher.directories == []
+
+
+def test_an_idle_worker_preloads_and_one_that_has_a_job_does_not(bench: Bench) -> None:
+    bench.add_job()
+
+    bench.run(*success())
+    assert not bench.launcher.has_preloaded
+
+    bench.run()
+    assert bench.launcher.has_preloaded
+
+
+def test_no_worker_preloads_while_another_of_the_machine_trains(bench: Bench) -> None:
+    bench.worker._slots = TrainingSlots(bench.settings.workers_dir, 2)
+
+    with TrainingSlots(bench.settings.workers_dir, 2).take():
+        bench.run()
+        assert not bench.launcher.has_preloaded
+
+    bench.run()
+    assert bench.launcher.has_preloaded
+
+
+def test_an_idle_worker_waits_for_no_writer(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(janitor, "INTERVAL_S", 3600.0)
+    bench.run()
+
+    with bench.database.writing() as session:
+        lock_out_writers(session)
+        assert bench.run() == bench.settings.poll_interval_s
+
+
+def test_the_first_step_is_shown_at_once(bench: Bench) -> None:
+    job = bench.add_job()
+    seen: list[tuple[list[int], int]] = []
+
+    def look(_directory: Path) -> None:
+        seen.append((bench.steps(job), bench.job(job).trained_steps))
+
+    bench.run(Started(total_steps=3), stepped(1), look, stepped(2), look)
+
+    assert seen == [([1], 1)] * 2
+
+
+def test_the_number_of_steps_is_known_before_the_model_is_loaded(bench: Bench) -> None:
+    job = bench.add_job()
+    seen: list[int | None] = []
+
+    def look(_directory: Path) -> None:
+        seen.append(bench.job(job).total_steps)
+
+    bench.run(look, Planned(total_steps=3), look)
+
+    assert seen == [None, 3]
+
+
+def test_loading_is_announced_before_it_begins(bench: Bench) -> None:
+    job = bench.add_job()
+    seen: list[list[str]] = []
+
+    bench.run(lambda _: seen.append(bench.messages(job)[:2]))
+
+    assert seen == [["Loading base model tiny", "Fine-tuning job started"]]
 
 
 def test_after_a_job_the_queue_is_asked_at_once(bench: Bench) -> None:
@@ -474,6 +541,31 @@ def test_the_next_attempt_goes_on_from_the_newest_state(bench: Bench) -> None:
     told = bench.messages(job)
     assert "Fine-tuning job resumed after step 2" in told
     assert "Fine-tuning job resumed after step 4" in told
+
+
+def test_a_rerun_from_a_saved_state_finds_it_and_ends_with_the_whole_loss_log(
+    bench: Bench, catalogue: Catalogue
+) -> None:
+    failed = bench.add_job()
+    bench.run(Started(total_steps=3), stepped(1), saved_with_checkpoint(1), stepped(2), exit_code=1)
+    bench.run(exit_code=1)
+    with bench.database.writing() as session:
+        job = rerun_job(
+            session, failed.id, catalogue=catalogue, organization="tunery", held_for=WEEK, now=NOW
+        )
+    seen: dict[str, Any] = {}
+    again: dict[str, Any] = {}
+
+    bench.run(look_at_resumption(seen), Started(total_steps=3), stepped(2), saved(2), exit_code=1)
+    bench.run(look_at_resumption(again), Started(total_steps=3), stepped(3), checkpointed(3),
+              Finished(step=3, trained_tokens=300))  # fmt: skip
+
+    assert bench.job(failed).status is JobStatus.FAILED
+    assert seen == {"resume_step": 1, "state": b"\1" * 5000, "log": [1]}
+    assert (again["resume_step"], bench.job(job).status) == (2, JobStatus.SUCCEEDED)
+    assert bench.steps(job) == [1, 2, 3]
+    assert bench.steps(failed) == [1]
+    assert [one.step for one in bench.checkpoints(failed)] == [1]
 
 
 def test_a_state_that_is_damaged_is_passed_over(bench: Bench) -> None:

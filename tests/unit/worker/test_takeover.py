@@ -20,6 +20,7 @@ from app.core.training_events import (
     Failed,
     Finished,
     Noted,
+    Planned,
     Saved,
     Started,
     Stepped,
@@ -93,6 +94,7 @@ def directory(job: Job, tmp_path: Path) -> Path:
     "last",
     [
         pytest.param(Noted(message="unheard"), id="noted"),
+        pytest.param(Planned(total_steps=5), id="planned"),
         pytest.param(Started(total_steps=5), id="started"),
         pytest.param(Checkpointed(step=1, directory="out/step-1"), id="checkpointed"),
         pytest.param(Saved(step=1, directory="out/resume-1"), id="saved"),
@@ -106,6 +108,7 @@ def test_nothing_is_written_of_a_job_that_another_worker_has_taken_over(
 ) -> None:
     attempt.on_event(Started(total_steps=3))
     attempt.on_event(stepped(1))
+    attempt.on_event(stepped(2))  # which is not written down yet
     write_checkpoint(directory, 1)
     write_checkpoint(directory, 1, name="resume")
     left = steal(database)

@@ -18,7 +18,7 @@ from app.core.training_events import Noted, TrainingEvent
 from tests.waiting import wait_until
 from worker import zygote_handle
 from worker.identity import start_ticks
-from worker.kernel_locks import JobLock
+from worker.kernel_locks import JobLock, try_lock
 from worker.launcher import Ending, Order
 from worker.warm_launcher import MAX_FAILURES, WarmLauncher
 
@@ -368,6 +368,108 @@ def test_a_child_whose_lock_cannot_be_written_down_is_ended(
     assert run(["exit", 0]).exit_code == 0
     assert sorted(open_files(os.getpid())) == before
 
+
+@pytest.fixture
+def preloading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Decides what zygotes do when they preload; returns the lock file that they share."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+
+    def script(*steps: list[Any]) -> Path:
+        (tmp_path / "preload.json").write_text(json.dumps(steps))
+        return tmp_path / "preload.lock"
+
+    return script
+
+
+def test_a_job_is_forked_from_the_process_that_has_preloaded(
+    run: Run, launcher: WarmLauncher, preloading: Callable[..., Path], tmp_path: Path
+) -> None:
+    launcher.preload(preloading(["environment"]))
+    zygote = zygote_of(launcher)
+
+    assert run(["exit", 3]).exit_code == 3
+
+    assert zygote_of(launcher) == zygote
+    assert (tmp_path / "environment").exists()
+
+
+def test_only_one_worker_of_a_machine_preloads_at_a_time(
+    launcher: WarmLauncher, preloading: Callable[..., Path]
+) -> None:
+    lock = preloading(["wait"])
+    launcher.preload(lock)  # which does not wait for it
+    other = WarmLauncher("tests.stand_in_child", idle_s=60)
+
+    other.preload(lock)
+    assert other._zygote is None
+
+    launcher.close()
+    other.preload(lock)
+    assert other._zygote is not None
+    other.close()
+
+
+@pytest.mark.parametrize("failure", [["no such word"], ["exit", 1], ["raise", "SIGSEGV"]])
+def test_preloading_that_fails_costs_no_job_and_is_not_tried_again(
+    run: Run, launcher: WarmLauncher, preloading: Callable[..., Path], failure: list[Any]
+) -> None:
+    lock = preloading(failure)
+    launcher.preload(lock)
+    first = zygote_of(launcher)
+    wait_until(lambda: is_free(lock), within_s=END_S)
+
+    launcher.preload(lock)
+
+    assert zygote_of(launcher) == first
+    assert run(["exit", 3]).exit_code == 3
+
+
+def is_free(lock: Path) -> bool:
+    descriptor = try_lock(lock)
+    if descriptor is not None:
+        os.close(descriptor)
+    return descriptor is not None
+
+
+def test_what_was_preloaded_is_given_back_when_no_job_comes(
+    preloading: Callable[..., Path],
+) -> None:
+    launcher = WarmLauncher("tests.stand_in_child", idle_s=0.1)
+    lock = preloading()
+    launcher.preload(lock)
+    pid = zygote_of(launcher)
+    wait_until(lambda: start_ticks(pid) is None, within_s=END_S)
+
+    launcher.preload(lock)
+
+    assert zygote_of(launcher) == pid
+    launcher.close()
+
+
+def test_a_zygote_that_preloads_ends_with_its_worker(
+    preloading: Callable[..., Path], tmp_path: Path
+) -> None:
+    lock = preloading(["environment"], ["wait"])
+    command = [sys.executable, "-c", PRELOADING_WORKER, str(lock)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=PROJECT) as worker:
+        assert worker.stdout is not None
+        zygote = int(worker.stdout.readline())
+        wait_until((tmp_path / "environment").exists, within_s=END_S)
+
+        worker.kill()
+
+        wait_until(lambda: start_ticks(zygote) is None, within_s=END_S)
+
+
+PRELOADING_WORKER = """
+import signal, sys
+from pathlib import Path
+from worker.warm_launcher import WarmLauncher
+launcher = WarmLauncher("tests.stand_in_child", idle_s=60)
+launcher.preload(Path(sys.argv[1]))
+print(launcher._zygote.pid, flush=True)
+signal.pause()
+"""
 
 WORKER = """
 import sys

@@ -8,6 +8,7 @@ from app.core.training_events import (
     Failed,
     Noted,
     OutOfSpace,
+    Planned,
     Saved,
     Started,
     Stepped,
@@ -22,6 +23,7 @@ from tests.builders import build_metrics
     "event",
     [
         Noted(message="trainable params: 1 || all params: 2 || trainable%: 50.0"),
+        Planned(total_steps=3),
         Started(total_steps=3),
         Stepped(metrics=build_metrics()),
         Checkpointed(step=3, directory="out/step-3"),

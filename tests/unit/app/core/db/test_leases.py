@@ -229,7 +229,7 @@ def test_what_was_logged_beyond_the_point_of_resumption_is_void(database: Databa
     with database.reading() as session:
         assert JobRepository(session).list_steps(job.id) == rows[:2]
     assert get_job(database, job.id).trained_steps == 2
-    assert messages(database, job.id)[0] == "Fine-tuning job resumed after step 2"
+    assert "Fine-tuning job resumed after step 2" in messages(database, job.id)
 
 
 def test_an_attempt_without_a_saved_state_begins_an_empty_loss_log(database: Database) -> None:

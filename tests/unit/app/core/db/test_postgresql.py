@@ -5,6 +5,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from typing import Any
 
 import psycopg
 import pytest
@@ -15,8 +16,9 @@ from app.core.db import postgresql as postgresql_module
 from app.core.db.events import EventRepository
 from app.core.db.files import FileRepository
 from app.core.db.jobs import JobRepository
-from app.core.db.models import File
+from app.core.db.models import File, SavedState
 from app.core.db.postgresql import MAX_CONNECTIONS
+from app.core.db.saved_states import SavedStateRepository
 from app.core.db.session import Database, Session
 from app.core.errors import (
     DatabaseBusyError,
@@ -26,6 +28,7 @@ from app.core.errors import (
     StorageFullError,
 )
 from app.core.ids import IdPrefix, new_id
+from app.core.job_status import JobStatus
 from app.services.files import delete_file
 from tests.builders import (
     MINUTE,
@@ -33,6 +36,7 @@ from tests.builders import (
     add_job,
     build_file,
     build_job,
+    build_job_in,
     get_job,
     list_messages,
     lock_out_writers,
@@ -471,6 +475,37 @@ def test_a_file_does_not_expire_under_a_job_that_is_being_made(other: Database, 
         assert list_expired(other) == []
 
     assert list_expired(other) == []
+
+
+def free_states(database: Database) -> list[str]:
+    with database.writing() as janitor:
+        return SavedStateRepository(janitor).delete_of_ended(held_since=NOW + MINUTE, limit=10)
+
+
+def find_states(database: Database, job_id: str) -> list[str]:
+    with database.writing() as session:
+        return [state.job_id for state in SavedStateRepository(session).list_to_continue(job_id)]
+
+
+@pytest.mark.parametrize("rival", [free_states, find_states])
+def test_the_saved_state_that_a_rerun_takes_is_nobody_elses(other: Database, rival: Any) -> None:
+    failed = add_job(other, **build_job_in(JobStatus.FAILED))
+    files = {"state": {"key": "a", "bytes": 1, "sha256": "0"}}
+    with other.writing() as session:
+        session.add(SavedState(job_id=failed.id, step=1, attempt=1, created_at=NOW, files=files))
+    asked = (other,) if rival is free_states else (other, failed.id)
+
+    with ThreadPoolExecutor(1) as threads:
+        with other.writing() as session:
+            assert SavedStateRepository(session).list_to_continue(failed.id)
+            found = threads.submit(rival, *asked)
+            await_one_that_waits(other)
+            job = build_job()
+            JobRepository(session).add(job)
+            SavedStateRepository(session).move(failed.id, job.id)
+
+        assert found.result(30) == []
+    assert find_states(other, job.id) == [job.id]
 
 
 GATE = """

@@ -53,7 +53,9 @@ _ASKED: dict[str, Callable[[Session], object]] = {
     "files of a checkpoint": lambda session: _list_files(session, checkpoint="a"),
     "expired files": lambda session: FileRepository(session).list_expired(now=NOW, limit=20),
     "delete file": lambda session: FileRepository(session).delete(_added_file(session)),
-    "ended states": lambda session: SavedStateRepository(session).delete_of_ended(limit=20),
+    "ended states": lambda session: SavedStateRepository(session).delete_of_ended(
+        held_since=NOW, limit=20
+    ),
     "expired uploads": lambda session: UploadRepository(session).expire(now=NOW, limit=20),
     "old uploads": lambda session: UploadRepository(session).delete_older(than=NOW),
     "end an upload": lambda session: UploadRepository(session).end(
@@ -65,7 +67,7 @@ _ASKED: dict[str, Callable[[Session], object]] = {
     "old submissions": lambda session: SubmissionRepository(session).delete_older(than=NOW),
 }
 _MAY_BE_READ = {"saved_states"}
-"""What only jobs that have not ended have."""
+"""What only jobs that may be continued have."""
 
 
 def _added_file(session: Session) -> Any:

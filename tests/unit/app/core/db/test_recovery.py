@@ -246,8 +246,9 @@ def test_the_states_of_a_job_that_has_ended_are_forgotten(database: Database) ->
     save(database, claim(database), 1)
 
     with database.writing() as session:
-        assert SavedStateRepository(session).delete_of_ended(limit=10) == ["1/1"]
-        assert SavedStateRepository(session).delete_of_ended(limit=10) == []
+        states = SavedStateRepository(session)
+        assert states.delete_of_ended(held_since=NOW, limit=10) == ["1/1"]
+        assert states.delete_of_ended(held_since=NOW, limit=10) == []
 
 
 def test_a_machine_without_space_is_not_tried_for_ever(database: Database) -> None:

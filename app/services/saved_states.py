@@ -1,0 +1,94 @@
+"""How a job goes on from the saved state of another. The caller owns the transaction."""
+
+from datetime import datetime, timedelta
+from typing import Any
+
+from app.core.db.events import EventRepository
+from app.core.db.jobs import JobRepository
+from app.core.db.models import Job
+from app.core.db.saved_states import SavedStateRepository, may_be_continued
+from app.core.db.session import Session
+from app.core.errors import StateConflictError
+from app.core.job_status import JobStatus
+
+
+def take_saved_state(
+    session: Session, job: Job, held_for: timedelta, *, now: datetime
+) -> dict[str, Any]:
+    """Lock the saved states of a job that has ended, for another job to go on from.
+
+    Args:
+        held_for: how long saved states are kept.
+
+    Returns:
+        The columns of the other job that say how far it has come.
+
+    Raises:
+        NotFoundError: the job has just been deleted.
+        StateConflictError: there is no saved state, or going on from it makes no sense.
+    """
+    jobs = JobRepository(session, job.project_id)
+    if not job.status.is_terminal or not may_be_continued(job):
+        raise _refusal(job, _why_pointless(job))
+    states = SavedStateRepository(session).list_to_continue(job.id)
+    if not states or job.finished_at is None or job.finished_at <= now - held_for:
+        job_id = job.id
+        session.expire(job)  # another request may just have taken them, or deleted the job
+        job = jobs.get(job_id)
+        raise _refusal(job, _why_gone(job, held_for, now=now))
+    step = states[0].step
+    (metrics,) = jobs.list_steps(job.id, first=step, last=step)
+    return {
+        "resumed_from_step": step,
+        "trained_steps": step,
+        "total_steps": job.total_steps,
+        "epoch": metrics.epoch,
+        "train_loss": metrics.train_loss,
+        "valid_loss": metrics.valid_loss,
+    }
+
+
+def hand_over_saved_state(session: Session, job: Job, successor: Job, *, now: datetime) -> None:
+    """Give the locked states of `job`, with the loss log up to them, to `successor`."""
+    step = successor.resumed_from_step or 0
+    JobRepository(session, job.project_id).copy_steps(job.id, successor.id, last=step)
+    SavedStateRepository(session).move(job.id, successor.id)
+    job.continued_by = successor.id
+    events = EventRepository(session, job.project_id)
+    events.add(job.id, f"The job {successor.id} goes on after step {step}", now=now)
+    events.add(successor.id, f"Created to go on after step {step} of the job {job.id}", now=now)
+    session.flush()
+
+
+def _refusal(job: Job, why: str) -> StateConflictError:
+    return StateConflictError(
+        f"There is no saved state of job {job.id} to go on from: {why}",
+        code="no_saved_state",
+        param="from",
+    )
+
+
+_REPEAT = "Leave out 'from' to repeat the job from its first step."
+
+
+def _why_pointless(job: Job) -> str:
+    if job.status is JobStatus.PAUSED:
+        return "it is paused. POST .../resume goes on with it."
+    if not job.status.is_terminal:
+        return f"it is {job.status}, and goes on by itself."
+    if job.status is JobStatus.SUCCEEDED:
+        return f"it has succeeded. {_REPEAT}"
+    code = job.error["code"] if job.error else None
+    return (
+        f"it failed with {code}, and would fail again. Fix the cause and create a new job, or "
+        "leave out 'from' to repeat this one from its first step."
+    )
+
+
+def _why_gone(job: Job, held_for: timedelta, *, now: datetime) -> str:
+    if job.continued_by is not None:
+        return f"the job {job.continued_by} went on from it. {_REPEAT}"
+    if job.finished_at is not None and job.finished_at <= now - held_for:
+        held = f"{held_for / timedelta(days=1):.3g} days"
+        return f"saved states are kept for {held} after the end of a job. {_REPEAT}"
+    return f"it ended before it had saved one. {_REPEAT}"
