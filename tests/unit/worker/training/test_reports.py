@@ -155,4 +155,18 @@ def test_a_model_card_names_base_data_settings_losses_and_how_to_load(tmp_path: 
     assert "| lora.target_modules | `q_proj`, `v_proj` |" in card
     assert "| 20 | 2.00 | 0.2000 | 2.5000 | 25.0% |" in card
     assert "PeftModel.from_pretrained(base" in card
+    assert "`docs/use-your-model.md`" in card
     assert f"vllm serve org/tiny --revision {'c' * 40} --enable-lora --max-lora-rank 8 " in card
+
+
+def test_the_card_says_which_weights_are_the_very_same_when_no_commit_names_them(
+    tmp_path: Path,
+) -> None:
+    spec = write_job(tmp_path / "job", [{"text": "a"}], base_model=tmp_path)
+    embedded = spec.model_copy(
+        update={"base_model": spec.base_model.model_copy(update={"revision": None})}
+    )
+
+    said = f"`models/{spec.base_model.id}`"
+    assert said in write_model_card(embedded, step=20, rows=[row(20)])
+    assert said not in write_model_card(spec, step=20, rows=[row(20)])
