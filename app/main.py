@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
 
 from app.api import health
 from app.api.deps import Services
@@ -45,7 +46,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         catalogue=load_catalogue(settings.data_dir),
         ballast=Ballast(settings),
     )
-    app = FastAPI(
+    app = FastAPIOffline(
+        docs_url="/docs",
+        redoc_url=None,  # its page loads a logo from its publisher's server
+        static_url="/docs/assets",
+        swagger_ui_parameters={"validatorUrl": None},  # a server that would be sent the document
         title="Tunery",
         version=VERSION,
         description="Fine-tune language models over REST: OpenAI's fine-tuning API, self-hosted.",

@@ -1,12 +1,27 @@
-"""A chart of bars with their spread, drawn without a plotting library."""
+"""A chart of bars with their spread."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from xml.sax.saxutils import escape
+from typing import Any
+from xml.etree import ElementTree as ET
 
-_WIDTH, _LEFT, _RIGHT, _TOP = 800, 240, 90, 56
-_ROW, _THICKNESS = 44, 24
-_OURS, _OTHERS, _INK = "#2563eb", "#9ca3af", "#111827"
+import leather
+
+from worker.training.chart import BLUE, GREY, INK, render
+
+_ROW, _REST = 44, 56
+"""Height of a bar with the space around it, and of all else, in pixels."""
+_ROOM_FOR_FIGURES = 1.15
+"""Length of the axis, as a multiple of the longest bar."""
+
+_FIGURE = {
+    "fill": INK,
+    "font-family": "sans-serif",
+    "font-size": "12",
+    "stroke": "white",  # around the letters, so that no line crosses them
+    "stroke-width": "6",
+    "paint-order": "stroke",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,40 +33,30 @@ class Bar:
     is_ours: bool = False
 
 
+class _BarsWithSpread(leather.Bars):
+    """Bars with a line from the lowest to the highest value, and the value behind it."""
+
+    def to_svg(self, width: int, height: int, *more: Any) -> ET.Element:
+        group = super().to_svg(width, height, *more)
+        x_scale, y_scale, series, _ = more
+        for datum in series.data():
+            bar: Bar = datum.row
+            y = str(y_scale.project(bar.label, height, 0))
+            low, high = (x_scale.project(x, 0, width) for x in (bar.lowest, bar.highest))
+            spread = {"x1": str(low), "x2": str(high), "y1": y, "y2": y, "stroke": INK}
+            ET.SubElement(group, "line", spread)
+            figure = {"x": str(high + 8), "y": y, "dy": "0.32em", **_FIGURE}
+            ET.SubElement(group, "text", figure).text = f"{bar.value:,.0f}"
+        return group
+
+
 def draw_bars(bars: Sequence[Bar], *, title: str) -> str:
-    """An SVG picture; the longest bar fills it, and a line across each shows its spread."""
-    top = max((bar.highest for bar in bars), default=1.0)
-    height = _TOP + _ROW * len(bars) + 16
-    body = [_text(_WIDTH / 2, 30, title, anchor="middle", size=17)]
-    for number, bar in enumerate(bars):
-        body += _draw(bar, _TOP + _ROW * number, (_WIDTH - _LEFT - _RIGHT) / top)
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" '
-        f'width="{_WIDTH}" height="{height}" font-family="sans-serif">\n'
-        f'<rect width="{_WIDTH}" height="{height}" fill="white"/>\n'
-        + "\n".join(body)
-        + "\n</svg>\n"
+    """An SVG picture; a line across each bar shows its spread."""
+    chart = leather.Chart(title)
+    series = leather.Series(
+        list(reversed(bars)), x=lambda bar, _: bar.value, y=lambda bar, _: bar.label
     )
-
-
-def _draw(bar: Bar, y: float, scale: float) -> list[str]:
-    middle, right = y + _THICKNESS / 2, _LEFT + scale * bar.highest
-    low, high = (_LEFT + scale * value for value in (bar.lowest, bar.highest))
-    colour = _OURS if bar.is_ours else _OTHERS
-    return [
-        _text(_LEFT - 10, middle + 4, bar.label, anchor="end", size=13),
-        _box(_LEFT, y, scale * bar.value, colour),
-        f'<path d="M{low:.1f} {middle}H{high:.1f}" stroke="{_INK}" stroke-width="1.5"/>',
-        _text(right + 8, middle + 4, f"{bar.value:,.0f}", anchor="start", size=13),
-    ]
-
-
-def _box(x: float, y: float, width: float, colour: str) -> str:
-    return f'<rect x="{x}" y="{y}" width="{width:.1f}" height="{_THICKNESS}" fill="{colour}"/>'
-
-
-def _text(x: float, y: float, text: str, *, anchor: str, size: int) -> str:
-    return (
-        f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size}" text-anchor="{anchor}" '
-        f'fill="{_INK}">{escape(text)}</text>'
-    )
+    chart.add_x_scale(0, _ROOM_FOR_FIGURES * max((bar.highest for bar in bars), default=1.0))
+    chart.add_x_axis(ticks=[0], tick_formatter=lambda *_: "")
+    chart.add_series(series, _BarsWithSpread(lambda datum: BLUE if datum.row.is_ours else GREY))
+    return render(chart, height=_REST + _ROW * len(bars))

@@ -1,7 +1,6 @@
 """The README's walk-through, run as it stands: with curl, with the stock client, with peft."""
 
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,20 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.processes import ServiceProcesses
+from tests.acceptance.documents import block_of
+from tests.acceptance.processes import ROOT, ServiceProcesses
 from tests.models import link_embedded_model
 from tests.programs import require_programs
 from tests.wheel import install_wheel
 
-ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text("utf-8")
-
 
 def block(name: str) -> str:
-    """The code block behind the comment that gives it this name."""
-    found = re.search(rf"<!-- walk-through: {name} -->\n```\w+\n(.*?)```", README, re.DOTALL)
-    assert found, f"The README has no walk-through named {name}."
-    return found[1]
+    return block_of("README.md", f"walk-through: {name}")
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,9 @@
 """The benchmark runs from end to end. What it measures here means nothing: no time is looked at."""
 
+import re
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree as ET
 
 import pytest
 
@@ -14,6 +16,7 @@ from benchmarks.report import load_results, write_report
 from benchmarks.trainers import plain, tunery
 from tests.tiny import write_tiny_model
 
+SVG = "{http://www.w3.org/2000/svg}"
 STEPS = 3
 """With the one that warms up."""
 
@@ -89,8 +92,20 @@ def test_the_same_seed_chooses_the_same_docstrings() -> None:
 
 
 def test_the_longest_bar_is_the_fastest() -> None:
-    picture = draw_bars([Bar("a & b", 1, 1, 1), Bar("c", 2, 2, 2)], title="")
+    chart = draw_bars([Bar("a & b", 1, 1, 1), Bar("c", 2, 2, 2)], title="t")
 
-    assert "a &amp; b" in picture
-    assert 'width="235.0"' in picture
-    assert 'width="470.0"' in picture
+    drawn = ET.fromstring(chart).iter(f"{SVG}rect")  # noqa: S314 - we have just written it
+    slow, fast = sorted(float(each.get("width", 0)) for each in drawn)[:2]
+    assert fast == pytest.approx(2 * slow)
+
+
+def test_every_label_is_whole_and_inside_the_picture() -> None:
+    label = "Tunery, compiled, as it is for longer jobs"
+
+    picture = ET.fromstring(draw_bars([Bar(label, 402, 382, 421)], title="t"))  # noqa: S314
+
+    (drawn,) = [each for each in picture.iter(f"{SVG}text") if each.text == label]
+    groups = [each for each in picture.iter(f"{SVG}g") if drawn in each.iter()]
+    shifts = [re.findall(r"translate\((\d+) ", each.get("transform", "")) for each in groups]
+    end = float(drawn.get("x", 0)) + sum(int(shift) for found in shifts for shift in found)
+    assert end > 0.55 * 12 * len(label), "a letter of 12 pixels is about 0.55 of that wide"

@@ -23,7 +23,7 @@ tags:
 
 A LoRA adapter for `{repo}`{revision}, fine-tuned with Tunery. This is the state after optimizer
 step {step}.
-
+{exact_base}
 ## Data
 
 | | file | examples | sha256 |
@@ -63,8 +63,16 @@ With vLLM, which refuses a rank above its default of 16 unless it is told:
 vllm serve {repo}{vllm_revision} --enable-lora --max-lora-rank {max_rank} --lora-modules tuned=DIR
 ```
 
+Tunery's `docs/use-your-model.md` has more: how to prompt it, to merge it into the base model, and
+to run it in llama.cpp and Ollama.
+
 `manifest.json` has the sha256 of every file here, of the data and of the base model, and the
 versions of all software involved.
+"""
+
+_EXACT_BASE = """
+It was trained on the files of `models/{id}` in the service's data directory, which are no commit of
+a hub repository. Load that directory for the very same weights.
 """
 
 _VLLM_RANKS = (8, 16, 32, 64, 128, 256)
@@ -84,6 +92,7 @@ def write_model_card(spec: JobSpec, *, step: int, rows: Sequence[StepMetrics]) -
         repo=base.repo,
         revision=f" at revision `{base.revision}`" if base.revision else "",
         step=f"{step:,}",
+        exact_base="" if base.revision else _EXACT_BASE.format(id=base.id),
         data="\n".join(_data_rows(spec)),
         settings="\n".join(_setting_rows(spec)),
         losses="\n".join(_loss_row(row) for row in rows),

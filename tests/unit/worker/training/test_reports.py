@@ -115,10 +115,26 @@ def test_a_picture_of_any_log_is_valid_and_small(
 def test_every_point_is_inside_the_picture(tmp_path: Path) -> None:
     picture = draw_losses(log_of(tmp_path, 50, evaluated_every=10), title="t")
 
-    lines = " ".join(re.findall(r'points="(.*?)"', picture))
-    points = re.findall(r"([\d.-]+),([\d.-]+)", lines)
-    assert points
+    lines = re.findall(r' d="(.*?)"', picture)
+    points = re.findall(r"[ML] ([\d.-]+) ([\d.-]+)", " ".join(lines))
+    assert [line.count("L") for line in lines] == [49, 49, 4]
+    assert len(points) == 50 + 50 + 5
     assert all(0 <= float(x) <= 800 and 0 <= float(y) <= 450 for x, y in points)
+
+
+def test_the_same_log_gives_the_same_picture(tmp_path: Path) -> None:
+    log = log_of(tmp_path, 20, evaluated_every=10)
+
+    assert draw_losses(log, title="t") == draw_losses(log, title="t")
+
+
+def test_a_picture_loads_nothing_and_has_no_date(tmp_path: Path) -> None:
+    picture = draw_losses(log_of(tmp_path, 20, evaluated_every=10), title="t")
+
+    assert {*re.findall(r"\w*://[\w.]+", picture)} == {"http://www.w3.org"}, "its namespace"
+    assert "<script" not in picture
+    assert "url(" not in picture
+    assert not re.search(r"20\d\d-\d\d", picture)
 
 
 def test_a_model_card_names_base_data_settings_losses_and_how_to_load(tmp_path: Path) -> None:
@@ -139,4 +155,18 @@ def test_a_model_card_names_base_data_settings_losses_and_how_to_load(tmp_path: 
     assert "| lora.target_modules | `q_proj`, `v_proj` |" in card
     assert "| 20 | 2.00 | 0.2000 | 2.5000 | 25.0% |" in card
     assert "PeftModel.from_pretrained(base" in card
+    assert "`docs/use-your-model.md`" in card
     assert f"vllm serve org/tiny --revision {'c' * 40} --enable-lora --max-lora-rank 8 " in card
+
+
+def test_the_card_says_which_weights_are_the_very_same_when_no_commit_names_them(
+    tmp_path: Path,
+) -> None:
+    spec = write_job(tmp_path / "job", [{"text": "a"}], base_model=tmp_path)
+    embedded = spec.model_copy(
+        update={"base_model": spec.base_model.model_copy(update={"revision": None})}
+    )
+
+    said = f"`models/{spec.base_model.id}`"
+    assert said in write_model_card(embedded, step=20, rows=[row(20)])
+    assert said not in write_model_card(spec, step=20, rows=[row(20)])
