@@ -13,6 +13,7 @@ from app.schemas.fine_tuning_jobs import JobCreate
 from app.schemas.hyperparameters import Hyperparameters
 from tests.acceptance.lab import Answer, Lab, open_lab
 from tests.builders import CHAT_LINE, TEXT_LINE
+from tests.effort import effort
 
 _SCALARS = (
     st.none()
@@ -70,7 +71,7 @@ def check(answer: Answer) -> None:
         assert len(error["message"]) < 1000
 
 
-@settings(max_examples=200)
+@settings(max_examples=effort(80, long=200))
 @given(body=_BODIES, is_good_otherwise=st.booleans())
 def test_any_json_as_a_job(lab: Lab, body: Any, is_good_otherwise: bool) -> None:  # noqa: FBT001 - drawn
     if is_good_otherwise and isinstance(body, dict):
@@ -79,25 +80,25 @@ def test_any_json_as_a_job(lab: Lab, body: Any, is_good_otherwise: bool) -> None
     check(lab.send_json(json.dumps(body).encode()))
 
 
-@settings(max_examples=100)
+@settings(max_examples=effort(50, long=100))
 @given(body=st.binary(max_size=200))
 def test_any_bytes_as_a_job(lab: Lab, body: bytes) -> None:
     check(lab.send_json(body))
 
 
-@settings(max_examples=200)
+@settings(max_examples=effort(80, long=200))
 @given(rows=st.lists(_ROWS, max_size=4))
 def test_any_json_lines_as_a_data_set(lab: Lab, rows: list[Any]) -> None:
     check(lab.upload("\n".join(json.dumps(row) for row in rows).encode()))
 
 
-@settings(max_examples=100)
+@settings(max_examples=effort(50, long=100))
 @given(pieces=st.lists(st.sampled_from([TEXT_LINE, CHAT_LINE, b"\n", b"{"]) | st.binary()))
 def test_any_bytes_as_a_data_set(lab: Lab, pieces: list[bytes]) -> None:
     check(lab.upload(b"".join(pieces)))
 
 
-@settings(max_examples=100)
+@settings(max_examples=effort(50, long=100))
 @given(
     pieces=st.lists(
         st.sampled_from(
@@ -117,7 +118,7 @@ def test_any_bytes_as_a_form(lab: Lab, pieces: list[bytes]) -> None:
     check(lab.send_form(b"".join(pieces)))
 
 
-@settings(max_examples=200)
+@settings(max_examples=effort(80, long=200))
 @given(
     path=st.sampled_from(
         ["/files", "/fine_tuning/jobs", "/fine_tuning/jobs/JOB/events", "/fine_tuning/jobs/JOB"]
@@ -139,7 +140,7 @@ def test_any_path_and_query(lab: Lab, path: str, part: str, query: dict[str, str
     check(lab.get(f"/files/{quote(part, safe='', errors='replace')}"))
 
 
-@settings(max_examples=200)
+@settings(max_examples=effort(80, long=200))
 @given(
     asked=st.text(alphabet="bytes=0123456789-, \u0663", max_size=20)
     | st.tuples(st.integers(), st.integers()).map(lambda pair: f"bytes={pair[0]}-{pair[1]}")
