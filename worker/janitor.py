@@ -91,7 +91,7 @@ class Janitor:
             self._store.delete(key)
 
     def delete_saved_states(self) -> None:
-        """Free the saved states that no job will go on from."""
+        """Free the saved states that no job will resume from."""
         held_since = self._clock() - timedelta(seconds=self._settings.held_state_s)
         with self._database.writing() as session:
             states = SavedStateRepository(session)

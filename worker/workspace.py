@@ -151,7 +151,7 @@ class Workspace:
         """Tell the child what to do.
 
         Args:
-            state: what it goes on from; it lies in the directory.
+            state: what it resumes from; it lies in the directory.
         """
         cache = settings.cache_dir.resolve()
         cache.mkdir(parents=True, exist_ok=True)

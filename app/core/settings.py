@@ -98,7 +98,7 @@ class Settings(BaseSettings):
 
     held_state_s: float = Field(default=604_800.0, ge=0, le=31_536_000)
     """Seconds for which the saved state of a job that failed or was cancelled is kept, and its
-    training and validation files with it, so that a rerun can go on from it; 0 for not at all."""
+    training and validation files with it, so that a rerun can resume from it; 0 for not at all."""
 
     warm_s: float = Field(default=600.0, ge=0, le=86_400)
     """Seconds after a job for which the libraries and its base model stay in memory, so that the

@@ -137,7 +137,7 @@ class JobRerun(RequestBody):
     """Where to begin is all that can be chosen; everything else is as it was."""
 
     from_: Literal["saved_state"] | None = Field(default=None, alias="from")
-    """`saved_state` goes on from the newest saved state of a job that failed or was cancelled; null
+    """`saved_state` resumes from the newest saved state of a job that failed or was cancelled; null
     begins with the first step."""
 
 

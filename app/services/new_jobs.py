@@ -86,13 +86,13 @@ def rerun_job(
     It has the same data, base model, settings and seed, labels, suffix and priority.
 
     Args:
-        held_for: how long saved states are kept, for a job that goes on from the saved state of
+        held_for: how long saved states are kept, for a job that resumes from the saved state of
             the other one, which it takes over; None for one that begins with its first step.
 
     Raises:
         NotFoundError: no job has this id, or a file of it is gone.
         InvalidRequestError: the base model is gone, or is another one by now.
-        StateConflictError: there is no saved state to go on from.
+        StateConflictError: there is no saved state to resume from.
     """
     original = JobRepository(session).get(job_id)
     entry, installed = _find_installed(catalogue, original.base_model)

@@ -1,4 +1,4 @@
-"""How a job goes on from the saved state of another. The caller owns the transaction."""
+"""How a job resumes from the saved state of another. The caller owns the transaction."""
 
 from datetime import datetime, timedelta
 from typing import Any
@@ -15,7 +15,7 @@ from app.core.job_status import JobStatus
 def take_saved_state(
     session: Session, job: Job, held_for: timedelta, *, now: datetime
 ) -> dict[str, Any]:
-    """Lock the saved states of a job that has ended, for another job to go on from.
+    """Lock the saved states of a job that has ended, for another job to resume from.
 
     Args:
         held_for: how long saved states are kept.
@@ -25,7 +25,7 @@ def take_saved_state(
 
     Raises:
         NotFoundError: the job has just been deleted.
-        StateConflictError: there is no saved state, or going on from it makes no sense.
+        StateConflictError: there is no saved state, or resuming from it makes no sense.
     """
     jobs = JobRepository(session, job.project_id)
     if not job.status.is_terminal or not may_be_continued(job):
@@ -55,14 +55,14 @@ def hand_over_saved_state(session: Session, job: Job, successor: Job, *, now: da
     SavedStateRepository(session).move(job.id, successor.id)
     job.continued_by = successor.id
     events = EventRepository(session, job.project_id)
-    events.add(job.id, f"The job {successor.id} goes on after step {step}", now=now)
-    events.add(successor.id, f"Created to go on after step {step} of the job {job.id}", now=now)
+    events.add(job.id, f"The job {successor.id} continues after step {step}", now=now)
+    events.add(successor.id, f"Created to continue after step {step} of the job {job.id}", now=now)
     session.flush()
 
 
 def _refusal(job: Job, why: str) -> StateConflictError:
     return StateConflictError(
-        f"There is no saved state of job {job.id} to go on from: {why}",
+        f"There is no saved state of job {job.id} to resume from: {why}",
         code="no_saved_state",
         param="from",
     )
@@ -73,9 +73,9 @@ _REPEAT = "Leave out 'from' to repeat the job from its first step."
 
 def _why_pointless(job: Job) -> str:
     if job.status is JobStatus.PAUSED:
-        return "it is paused. POST .../resume goes on with it."
+        return "it is paused. POST .../resume continues it."
     if not job.status.is_terminal:
-        return f"it is {job.status}, and goes on by itself."
+        return f"it is {job.status}, and continues by itself."
     if job.status is JobStatus.SUCCEEDED:
         return f"it has succeeded. {_REPEAT}"
     code = job.error["code"] if job.error else None
@@ -87,7 +87,7 @@ def _why_pointless(job: Job) -> str:
 
 def _why_gone(job: Job, held_for: timedelta, *, now: datetime) -> str:
     if job.continued_by is not None:
-        return f"the job {job.continued_by} went on from it. {_REPEAT}"
+        return f"the job {job.continued_by} has resumed from it. {_REPEAT}"
     if job.finished_at is not None and job.finished_at <= now - held_for:
         held = f"{held_for / timedelta(days=1):.3g} days"
         return f"saved states are kept for {held} after the end of a job. {_REPEAT}"

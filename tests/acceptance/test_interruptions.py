@@ -282,7 +282,7 @@ def test_a_job_that_goes_on_from_the_saved_state_of_a_failed_one_ends_as_if_noth
         if child is not None and child not in killed:
             killed.add(kill_child(service, failing.id, spared=killed))
     assert failed.error is not None
-    assert '.../rerun with {"from": "saved_state"} goes on after step' in failed.error.message
+    assert '.../rerun with {"from": "saved_state"} continues after step' in failed.error.message
 
     again = client.post(
         f"/fine_tuning/jobs/{failed.id}/rerun",

@@ -132,7 +132,7 @@ def rerun_job(
 ) -> JobRead:
     """Queue a job that repeats another: its files, base model, settings and seed, its labels.
 
-    Whatever has become of the other one. With `from` set to `saved_state`, it goes on where a job
+    Whatever has become of the other one. With `from` set to `saved_state`, it continues where a job
     that failed or was cancelled has stopped. Safe to repeat with the header `Idempotency-Key`.
     """
     is_continued = body is not None and body.from_ is not None

@@ -174,7 +174,7 @@ class RecoveryRepository:
 
     def _how_to_continue(self, job: Job) -> str:
         step = SavedStateRepository(self._session).newest_step(job.id)
-        how = f' POST .../rerun with {{"from": "saved_state"}} goes on after step {step}.'
+        how = f' POST .../rerun with {{"from": "saved_state"}} continues after step {step}.'
         return how if step else ""
 
     def _place(self, job: Job) -> str:

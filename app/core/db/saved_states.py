@@ -1,4 +1,4 @@
-"""Every query on saved states: what a job's next attempt goes on from, or a rerun of the job."""
+"""Every query on saved states: what a job's next attempt, or a rerun of the job, resumes from."""
 
 from datetime import datetime
 from typing import Any
@@ -28,7 +28,7 @@ PASSING_CODES = frozenset(
 
 
 def may_be_continued(job: Job) -> bool:
-    """Whether a rerun may go on from the saved state of this job, as long as that is held."""
+    """Whether a rerun may resume from the saved state of this job, as long as that is held."""
     code = job.error["code"] if job.error else None
     return job.status is JobStatus.CANCELLED or code in PASSING_CODES
 
@@ -107,7 +107,7 @@ class SavedStateRepository:
         )
 
     def delete_of_ended(self, *, held_since: datetime, limit: int) -> list[str]:
-        """Forget states that no job goes on from; returns the keys to free afterwards.
+        """Forget states that no job resumes from; returns the keys to free afterwards.
 
         Args:
             held_since: states of jobs that have ended later are kept if `may_be_continued`.

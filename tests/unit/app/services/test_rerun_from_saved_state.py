@@ -1,4 +1,4 @@
-"""A job that goes on from the saved state of another, which failed or was cancelled."""
+"""A job that resumes from the saved state of another, which failed or was cancelled."""
 
 from datetime import datetime, timedelta
 from typing import Any
@@ -105,8 +105,8 @@ def test_the_new_job_takes_over_the_states_and_the_loss_log_up_to_them(
     assert list_blobs(store) == blobs
     assert steps_of(database, job["id"]) == [1, 2, 3, 4]
     assert steps_of(database, failed.id) == [1, 2, 3, 4, 5]
-    assert f"The job {job['id']} goes on after step 4" in list_messages(database, failed.id)
-    told = f"Created to go on after step 4 of the job {failed.id}"
+    assert f"The job {job['id']} continues after step 4" in list_messages(database, failed.id)
+    told = f"Created to continue after step 4 of the job {failed.id}"
     assert told in list_messages(database, job["id"])
 
 
@@ -203,7 +203,7 @@ def test_a_state_is_given_to_one_job_only(
     error = rerun(client, failed.id).json()["error"]
 
     assert error["code"] == "no_saved_state"
-    assert f"the job {job_id} went on from it" in error["message"]
+    assert f"the job {job_id} has resumed from it" in error["message"]
 
 
 @pytest.mark.parametrize(
@@ -335,4 +335,6 @@ def test_an_error_says_that_the_state_can_be_used(database: Database) -> None:
 
     found = get_job(database, job.id).error
     assert found is not None
-    assert found["message"].endswith('.../rerun with {"from": "saved_state"} goes on after step 3.')
+    assert found["message"].endswith(
+        '.../rerun with {"from": "saved_state"} continues after step 3.'
+    )
