@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.acceptance.documents import block_of
-from tests.acceptance.processes import ROOT, ServiceProcesses
+from tests.acceptance.processes import ServiceProcesses
 from tests.models import link_embedded_model
 from tests.programs import require_programs
 from tests.wheel import install_wheel
