@@ -1,8 +1,9 @@
 """Code blocks of the documents, to be run as they stand."""
 
 import re
+from pathlib import Path
 
-from tests.acceptance.processes import ROOT
+ROOT = Path(__file__).parents[2]
 
 
 def block_of(document: str, name: str) -> str:

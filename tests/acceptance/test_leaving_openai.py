@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.documents import block_of
-from tests.acceptance.processes import ROOT, ServiceProcesses
+from tests.acceptance.documents import ROOT, block_of
+from tests.acceptance.processes import ServiceProcesses
 from tests.models import link_embedded_model
 
 DOCUMENT = "docs/leaving-openai.md"

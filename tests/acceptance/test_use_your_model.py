@@ -9,8 +9,8 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.acceptance.documents import block_of
-from tests.acceptance.processes import ROOT, ServiceProcesses
+from tests.acceptance.documents import ROOT, block_of
+from tests.acceptance.processes import ServiceProcesses
 from tests.models import link_embedded_model
 
 DOCUMENT = "docs/use-your-model.md"
