@@ -11,12 +11,13 @@ from typing import Any
 
 from app.core.base_models import Catalogue, load_catalogue
 from app.core.clock import utc_now
+from app.core.db.base import DEFAULT_PROJECT_ID
 from app.core.db.events import EventRepository
 from app.core.db.files import FileRepository
 from app.core.db.jobs import JobRepository
 from app.core.db.leases import Lease, LeaseRepository
 from app.core.db.migrate import upgrade
-from app.core.db.models import DEFAULT_PROJECT_ID, File, Job
+from app.core.db.models import File, Job
 from app.core.db.recovery import RecoveryRepository
 from app.core.db.saved_states import SavedStateRepository
 from app.core.db.session import Database

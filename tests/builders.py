@@ -10,21 +10,13 @@ from typing import Any
 from sqlalchemy import text
 
 from app.core.base_models import CATALOGUE_NAME, RECORD_NAME, InstalledModel
+from app.core.db.base import DEFAULT_PROJECT_ID, Base
 from app.core.db.checkpoints import CheckpointRepository, TunedModelRepository
 from app.core.db.events import EventRepository
 from app.core.db.files import FileRepository
 from app.core.db.jobs import JobRepository
 from app.core.db.leases import Lease, LeaseRepository, WorkerIdentity
-from app.core.db.models import (
-    DEFAULT_PROJECT_ID,
-    Base,
-    Checkpoint,
-    File,
-    Job,
-    TunedModel,
-    Upload,
-    UploadPart,
-)
+from app.core.db.models import Checkpoint, File, Job, TunedModel, Upload, UploadPart
 from app.core.db.session import Database, Session
 from app.core.db.uploads import UploadRepository
 from app.core.ids import IdPrefix, new_id

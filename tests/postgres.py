@@ -24,8 +24,8 @@ from pathlib import Path
 
 import psycopg
 
+from app.core.db.base import DEFAULT_PROJECT_ID, Base
 from app.core.db.migrate import upgrade
-from app.core.db.models import DEFAULT_PROJECT_ID, Base
 from app.core.db.session import Database
 
 ROLE = "tunery"

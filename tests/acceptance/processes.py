@@ -116,6 +116,11 @@ class ServiceProcesses:
         worker, self._worker = self._worker, None
         return self._end(worker, how)
 
+    @property
+    def api_pid(self) -> int:
+        assert self._api is not None
+        return self._api.pid
+
     def find_child(self, job_id: str) -> int | None:
         """Process id of the child that trains this job; None when there is none."""
         return find_children(self.data_dir).get(job_id)

@@ -19,9 +19,10 @@ from pathlib import Path
 from sqlalchemy import func, insert, select
 
 from app.core.clock import utc_now
+from app.core.db.base import DEFAULT_PROJECT_ID
 from app.core.db.leases import LeaseRepository, WorkerIdentity
 from app.core.db.migrate import upgrade
-from app.core.db.models import DEFAULT_PROJECT_ID, Attempt, Job
+from app.core.db.models import Attempt, Job
 from app.core.db.session import Database
 from app.core.errors import DatabaseBusyError
 from app.core.ids import IdPrefix, new_id

@@ -15,8 +15,9 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.schema import CheckConstraint
 
 from app.core.db import migrate
+from app.core.db.base import DEFAULT_PROJECT_ID, Base, Project
 from app.core.db.migrate import BrokenReferenceError, upgrade
-from app.core.db.models import DEFAULT_PROJECT_ID, Base, JobMetadata, Project
+from app.core.db.models import JobMetadata
 from app.core.db.session import Database
 from tests.builders import add_job, dump_tables, get_job, lock_out_writers
 from tests.postgres import PostgresServer

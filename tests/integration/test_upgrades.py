@@ -13,8 +13,8 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import JSON, Connection, MetaData, Table, event, insert, inspect, select
 
 from app.core.db import migrate
+from app.core.db.base import DEFAULT_PROJECT_ID
 from app.core.db.migrate import upgrade
-from app.core.db.models import DEFAULT_PROJECT_ID
 from app.core.db.session import Database
 from tests.builders import NOW, build_config
 from tests.effort import effort

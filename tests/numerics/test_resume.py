@@ -353,8 +353,8 @@ def next_attempt(base_model: Path, tmp_path: Path) -> Path:
 
 def refusal(directory: Path) -> str:
     """What the job says, before it does anything, of the state that it should go on from."""
-    events = [event for event in run(directory).events if not isinstance(event, Noted)]
-    (refused,) = events
+    said = run(directory).events
+    (refused,) = [event for event in said if not isinstance(event, Noted | Planned)]
     assert isinstance(refused, Unresumable)
     return refused.message
 

@@ -3,10 +3,13 @@
 from datetime import UTC, datetime
 from typing import Any, ClassVar
 
-from sqlalchemy import JSON, DateTime, Dialect, Enum, MetaData, TypeDecorator
-from sqlalchemy.orm import DeclarativeBase
+from sqlalchemy import JSON, DateTime, Dialect, Enum, ForeignKey, MetaData, TypeDecorator
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from app.core.job_status import JobStatus
+
+DEFAULT_PROJECT_ID = "proj-default"
+"""The one project there is so far; every row names it, so that more need no new columns."""
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -44,3 +47,15 @@ class Base(DeclarativeBase):
             JobStatus, native_enum=False, length=20, create_constraint=True, values_callable=list
         ),
     }
+
+
+class Project(Base):
+    __tablename__ = "projects"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    created_at: Mapped[datetime]
+
+
+class OwnedByProject:
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"), default=DEFAULT_PROJECT_ID)

@@ -2,7 +2,8 @@
 
 from sqlalchemy import delete, select
 
-from app.core.db.models import DEFAULT_PROJECT_ID, Checkpoint, File, Job, TunedModel
+from app.core.db.base import DEFAULT_PROJECT_ID
+from app.core.db.models import Checkpoint, File, Job, TunedModel
 from app.core.db.pages import Page, fetch_page
 from app.core.db.session import Session
 from app.core.errors import NotFoundError

@@ -5,7 +5,8 @@ from typing import Any, Literal
 
 from sqlalchemy import select
 
-from app.core.db.models import DEFAULT_PROJECT_ID, Event
+from app.core.db.base import DEFAULT_PROJECT_ID
+from app.core.db.models import Event
 from app.core.db.pages import Page, fetch_page
 from app.core.db.session import Session
 from app.core.ids import IdPrefix, new_id

@@ -4,7 +4,8 @@ from datetime import datetime
 
 from sqlalchemy import ColumnElement, Select, exists, or_, select, update
 
-from app.core.db.models import DEFAULT_PROJECT_ID, File, Job, SavedState
+from app.core.db.base import DEFAULT_PROJECT_ID
+from app.core.db.models import File, Job, SavedState
 from app.core.db.pages import Order, Page, fetch_page
 from app.core.db.session import Session
 from app.core.errors import NotFoundError

@@ -20,9 +20,9 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import aliased, joinedload
 
+from app.core.db.base import DEFAULT_PROJECT_ID
 from app.core.db.events import EventRepository
 from app.core.db.models import (
-    DEFAULT_PROJECT_ID,
     Attempt,
     Checkpoint,
     Event,

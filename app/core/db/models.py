@@ -13,31 +13,16 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
-from app.core.db.base import Base
+from app.core.db.base import Base, OwnedByProject
 from app.core.job_status import JobStatus
 
-DEFAULT_PROJECT_ID = "proj-default"
-"""The one project there is so far; every row names it, so that more need no new columns."""
-
 _TERMINAL = ", ".join(f"'{status}'" for status in JobStatus if status.is_terminal)
-
-
-class Project(Base):
-    __tablename__ = "projects"
-
-    id: Mapped[str] = mapped_column(primary_key=True)
-    name: Mapped[str]
-    created_at: Mapped[datetime]
-
-
-class _OwnedByProject:
-    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"), default=DEFAULT_PROJECT_ID)
 
 
 _OWN = text("checkpoint_id IS NULL")
 
 
-class File(_OwnedByProject, Base):
+class File(OwnedByProject, Base):
     """Bytes in the blob store: an upload, or something that a job made."""
 
     __tablename__ = "files"
@@ -67,7 +52,7 @@ class File(_OwnedByProject, Base):
     """The checkpoint that this file is a part of; null for an upload or a loss log."""
 
 
-class Upload(_OwnedByProject, Base):
+class Upload(OwnedByProject, Base):
     """A file that is sent in parts. Its parts are kept while it is pending, and no longer."""
 
     __tablename__ = "uploads"
@@ -93,7 +78,7 @@ class Upload(_OwnedByProject, Base):
     """The file that was made. No foreign key: the file may be deleted."""
 
 
-class UploadPart(_OwnedByProject, Base):
+class UploadPart(OwnedByProject, Base):
     """Bytes in the blob store that become part of a file. The same bytes are one part."""
 
     __tablename__ = "upload_parts"
@@ -107,7 +92,7 @@ class UploadPart(_OwnedByProject, Base):
     created_at: Mapped[datetime]
 
 
-class Job(_OwnedByProject, Base):
+class Job(OwnedByProject, Base):
     __tablename__ = "jobs"
     __table_args__ = (
         CheckConstraint(f"(finished_at IS NOT NULL) = (status IN ({_TERMINAL}))", "finished"),
@@ -222,7 +207,7 @@ class StepRow(Base):
     metrics: Mapped[dict[str, Any]]
 
 
-class Event(_OwnedByProject, Base):
+class Event(OwnedByProject, Base):
     __tablename__ = "events"
     __table_args__ = (
         CheckConstraint("level IN ('info', 'warn', 'error')", "level"),
@@ -239,7 +224,7 @@ class Event(_OwnedByProject, Base):
     data: Mapped[dict[str, Any] | None]
 
 
-class Checkpoint(_OwnedByProject, Base):
+class Checkpoint(OwnedByProject, Base):
     """A whole, verified checkpoint; its files are the rows of `files` that name it."""
 
     __tablename__ = "checkpoints"
@@ -257,7 +242,7 @@ class Checkpoint(_OwnedByProject, Base):
     files: Mapped[list[File]] = relationship(lazy="selectin", order_by=File.filename)
 
 
-class SavedState(_OwnedByProject, Base):
+class SavedState(OwnedByProject, Base):
     """All that training needs to go on from a step: the newest two of a job are kept."""
 
     __tablename__ = "saved_states"
@@ -272,7 +257,7 @@ class SavedState(_OwnedByProject, Base):
     """Blob key, bytes and sha256 of each file, the manifest included, by the file's name."""
 
 
-class Submission(_OwnedByProject, Base):
+class Submission(OwnedByProject, Base):
     """A request that made a job, remembered so that the same request makes no second one."""
 
     __tablename__ = "submissions"
@@ -290,7 +275,7 @@ class Submission(_OwnedByProject, Base):
     created_at: Mapped[datetime] = mapped_column(index=True)
 
 
-class TunedModel(_OwnedByProject, Base):
+class TunedModel(OwnedByProject, Base):
     """A result that can be asked for by name, until it is deleted."""
 
     __tablename__ = "tuned_models"

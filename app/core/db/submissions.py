@@ -5,7 +5,8 @@ from datetime import datetime, timedelta
 
 from sqlalchemy import Select, delete, func, select
 
-from app.core.db.models import DEFAULT_PROJECT_ID, Job, Submission
+from app.core.db.base import DEFAULT_PROJECT_ID
+from app.core.db.models import Job, Submission
 from app.core.db.session import Session
 
 REMEMBERED_FOR = timedelta(days=7)

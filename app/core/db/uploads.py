@@ -5,7 +5,8 @@ from datetime import datetime, timedelta
 
 from sqlalchemy import Select, delete, func, select
 
-from app.core.db.models import DEFAULT_PROJECT_ID, Upload, UploadPart
+from app.core.db.base import DEFAULT_PROJECT_ID
+from app.core.db.models import Upload, UploadPart
 from app.core.db.session import Session
 from app.core.errors import NotFoundError
 

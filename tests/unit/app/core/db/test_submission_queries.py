@@ -2,7 +2,7 @@ from datetime import datetime
 
 import pytest
 
-from app.core.db.models import Project
+from app.core.db.base import Project
 from app.core.db.session import Database
 from app.core.db.submissions import SubmissionRepository
 from tests.builders import MINUTE, NOW, add_job, dump_tables

@@ -20,7 +20,6 @@ from app.core.maintenance.backup import make_backup
 from app.core.maintenance.backup_format import BackupError, iterate_blobs, read_record, verify
 from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
-from app.core.version import VERSION
 from tests.builders import TEXT_LINE, add_file, add_job
 from tests.unit.app.core.maintenance.conftest import AddCheckpoint, AddState
 
@@ -369,9 +368,3 @@ def test_a_copy_of_a_backup_is_a_backup(
     shutil.copytree(target, tmp_path / "elsewhere")
 
     assert verify(tmp_path / "elsewhere") == set()
-
-
-def test_the_version_is_that_of_the_project() -> None:
-    project = Path(__file__).parents[5] / "pyproject.toml"
-
-    assert f'version = "{VERSION}"' in project.read_text()
