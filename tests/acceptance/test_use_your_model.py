@@ -36,8 +36,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
         assert service.wait_for_end(client, job.id).status == "succeeded"
         (directory / "adapter").mkdir()
-        checkpoint = client.fine_tuning.jobs.checkpoints.list(job.id).data[0]
-        for file_id in checkpoint.result_files:
+        checkpoints = client.fine_tuning.jobs.checkpoints.list(job.id)
+        result = next(checkpoint for checkpoint in checkpoints if checkpoint.is_result)
+        for file_id in result.result_files:
             name = client.files.retrieve(file_id).filename
             client.files.content(file_id).write_to_file(directory / "adapter" / name)
     return directory

@@ -9,9 +9,9 @@ from tests.effort import effort
 from tests.postgres import PostgresServer
 
 BLOWS = {
-    "kill": effort(25, long=100),
-    "freeze": effort(12, long=50),
-    "terminate": effort(10, long=30),
+    "kill": effort(15, long=100),
+    "freeze": effort(8, long=50),
+    "terminate": effort(6, long=30),
 }
 """A number and no time, as a busy machine may strike nobody in a few seconds."""
 

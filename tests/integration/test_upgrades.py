@@ -19,7 +19,7 @@ from app.core.db.session import Database
 from tests.builders import NOW, build_config
 from tests.effort import effort
 
-JOBS = effort(2000, long=10_000)
+JOBS = effort(500, long=10_000)
 RELEASED = [
     script.revision
     for script in ScriptDirectory(str(migrate._MIGRATIONS)).walk_revisions()
