@@ -1,5 +1,6 @@
 """What tests share. A fixture makes a thing; a builder in `builders.py` makes it different."""
 
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -46,6 +47,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     ranks = {name: rank for rank, name in enumerate(("chaos", "acceptance", "integration"))}
     tests = Path(__file__).parent
     items.sort(key=lambda item: ranks.get(item.path.relative_to(tests).parts[0], len(ranks)))
+
+
+@pytest.fixture
+def untouched_logging() -> Iterator[None]:
+    """For what sets up the log of its process: afterwards it is as before."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
 
 
 @pytest.fixture

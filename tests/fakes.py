@@ -46,8 +46,8 @@ class FakeLauncher:
 
     has_preloaded: bool = False
 
-    def preload(self, lock: Path) -> None:
-        self.has_preloaded = lock.parent.is_dir()
+    def preload(self, lock: Path, *, is_busy: Callable[[], bool]) -> None:
+        self.has_preloaded = lock.parent.is_dir() and not is_busy()
 
     def run(
         self,

@@ -1,7 +1,6 @@
 """The commands of `tunery`: its own, those of the API and those of the worker."""
 
 import importlib.metadata
-import importlib.util
 import platform
 import shutil
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import Annotated
 import typer
 
 from app.commands import (
-    CANNOT_RUN,
     CommandGroup,
     Host,
     Port,
@@ -22,19 +20,12 @@ from app.core.settings import read_settings
 from app.core.version import VERSION
 from tunery import service_root
 from tunery.supervisor import Supervisor
-from worker.commands import models
+from worker.commands import models, require_worker
 
 STOP_MARGIN_S = 10.0
 """Seconds beyond TUNERY_STOP_GRACE_S after which a process that is told to stop is killed."""
 
 _LIBRARIES = ("torch", "transformers", "peft", "datasets", "fastapi", "sqlalchemy")
-
-_NO_WORKER = """\
-This installation serves the API and cannot train: its extra `worker` is missing. Install it with
-  pip install 'tunery[worker]' --extra-index-url https://download.pytorch.org/whl/cpu
-or
-  uv pip install 'tunery[worker]' --torch-backend cpu
-On a GPU machine, leave the last option out. `tunery api` serves the API alone."""
 
 cli = typer.Typer(
     cls=CommandGroup,
@@ -58,7 +49,7 @@ def run() -> None:
 @cli.command()
 def serve(host: Host = None, port: Port = None) -> None:
     """Run API and worker together, and restart what dies; Ctrl-C stops both."""
-    _require_worker()
+    require_worker()
     override_address(host, port)
     settings = read_settings()
     configure_logging(settings)
@@ -72,7 +63,7 @@ def serve(host: Host = None, port: Port = None) -> None:
 @cli.command("worker")
 def run_worker() -> None:
     """Train what is in the queue until SIGTERM or Ctrl-C."""
-    _require_worker()
+    require_worker()
     from worker.__main__ import main  # noqa: PLC0415 - needs the extra `worker`
 
     raise typer.Exit(main())
@@ -109,9 +100,3 @@ def _installed_version(distribution: str) -> str:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
         return "is not installed"
-
-
-def _require_worker() -> None:
-    if importlib.util.find_spec("torch") is None:
-        typer.echo(_NO_WORKER, err=True)
-        raise typer.Exit(CANNOT_RUN)

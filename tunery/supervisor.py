@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from types import FrameType
 
 from app.core.clock import steady_s
@@ -16,10 +17,14 @@ from app.core.subprocesses import python_module, with_import_path
 logger = logging.getLogger(__name__)
 
 CANNOT_RUN = 2
-"""Exit code of a process that would fail the same way if it were started again."""
+"""Exit code of a process that cannot run as it is set up: not a reason to try again, unless it has
+run before."""
 
 FIRST_DELAY_S = 1.0
 MAX_DELAY_S = 60.0
+RAN_AFTER_S = 10.0
+"""A process that lived for so long was able to run."""
+
 STEADY_AFTER_S = 60.0
 """A process that ran for so long has recovered: its next restart waits `FIRST_DELAY_S` again."""
 
@@ -40,6 +45,7 @@ class _Part:
         self._started_s = 0.0
         self._start_at_s = 0.0
         self._delay_s = FIRST_DELAY_S
+        self._has_run = False
 
     @property
     def is_running(self) -> bool:
@@ -59,10 +65,20 @@ class _Part:
 
     def reap(self) -> int | None:
         """The exit code of a process that has just ended; None when nothing has changed."""
-        exit_code = None if self._process is None else self._process.poll()
+        if self._process is None:
+            return None
+        exit_code = self._process.poll()
         if exit_code is not None:
+            # What it had started, such as the installation of a base model, ends with it.
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGTERM)
             self._process = None
         return exit_code
+
+    def has_run(self) -> bool:
+        """Whether it has ever lived long enough to show that it can."""
+        self._has_run = self._has_run or steady_s() - self._started_s > RAN_AFTER_S
+        return self._has_run
 
     def plan_restart(self) -> float:
         """Decide when to start it again. Returns the delay in seconds."""
@@ -106,7 +122,7 @@ class Supervisor:
             for part in self._parts:
                 part.start_if_due()
                 exit_code = part.reap()
-                if exit_code == CANNOT_RUN:
+                if exit_code == CANNOT_RUN and not part.has_run():
                     self._stop()
                     return CANNOT_RUN
                 if exit_code is not None:
@@ -127,10 +143,10 @@ class Supervisor:
     def _stop(self) -> None:
         """Ask all processes to stop, once more for each further signal, and wait for their end."""
         deadline_s = steady_s() + self._stop_within_s
-        sent = -1
+        sent = 0
         while self._running() and steady_s() < deadline_s:
-            if sent < self._signals:
-                sent = self._signals
+            if sent < max(1, self._signals):
+                sent += 1
                 for part in self._parts:
                     part.send(signal.SIGTERM)
             time.sleep(POLL_INTERVAL_S)

@@ -4,17 +4,31 @@ What an installation needs is imported only by it, so that the list works withou
 `worker`.
 """
 
+import importlib.util
 import logging
 from typing import Annotated
 
 import typer
 
-from app.core.base_models import Catalogue, CatalogueEntry, CatalogueError, load_catalogue
+from app.core.base_models import (
+    DEFAULT_MODEL_ID,
+    Catalogue,
+    CatalogueEntry,
+    CatalogueError,
+    load_catalogue,
+)
 from app.core.db.session import Database
 from app.core.errors import DatabaseBusyError
 from app.core.settings import SettingsError, read_settings
 from worker.model_store.errors import InstallError
 from worker.model_store.remove import ModelInUseError, remove_model
+
+_NO_WORKER = """\
+This installation serves the API and cannot train: its extra `worker` is missing. Install it with
+  pip install 'tunery[worker]' --extra-index-url https://download.pytorch.org/whl/cpu
+or
+  uv pip install 'tunery[worker]' --torch-backend cpu
+For a GPU, leave the last option out. `tunery api` serves the API alone."""
 
 Names = Annotated[
     list[str], typer.Argument(help="Ids in the catalogue, or hub repositories.", metavar="ID...")
@@ -37,6 +51,7 @@ def list_models() -> None:
 @models.command("install")
 def install(names: Names) -> None:
     """Install base models, so that jobs can tune them."""
+    require_worker()
     catalogue = _load_catalogue()
     _log_progress()
     failures = [name for name in names if not _install(name, catalogue)]
@@ -51,6 +66,17 @@ def remove(names: Names) -> None:
     failures = [name for name in names if not _remove(name, catalogue, database)]
     database.dispose()
     raise typer.Exit(int(bool(failures)))
+
+
+def require_worker() -> None:
+    """End the command with what to do when the extra `worker` is not installed.
+
+    Raises:
+        typer.Exit: it is not.
+    """
+    if importlib.util.find_spec("torch") is None:
+        typer.echo(_NO_WORKER, err=True)
+        raise typer.Exit(2)
 
 
 def _load_catalogue() -> Catalogue:
@@ -90,6 +116,9 @@ def _remove(name: str, catalogue: Catalogue, database: Database) -> bool:
     except (ModelInUseError, DatabaseBusyError, OSError) as error:
         return _fail(f"{entry.id} was not removed. {error}")
     typer.echo(f"{entry.id} is removed" if was_there else f"{entry.id} is not installed")
+    if entry.id == DEFAULT_MODEL_ID and read_settings().install_default_model:
+        typer.echo("A worker that starts installs it again. TUNERY_INSTALL_DEFAULT_MODEL=false")
+        typer.echo("prevents that.")
     return True
 
 

@@ -39,13 +39,15 @@ class Ending:
 class Launcher(Protocol):
     """Local child process today; another machine tomorrow."""
 
-    def preload(self, lock: Path) -> None:
+    def preload(self, lock: Path, *, is_busy: Callable[[], bool]) -> None:
         """Begin to load what the first job will need, and return at once.
 
         Called by an idle worker, again and again, from the thread that calls `run`.
 
         Args:
             lock: lock file of this machine, held while something loads: one at a time does.
+            is_busy: whether the machine trains, which loading would slow down; asked only if there
+                is something to load.
         """
         ...
 

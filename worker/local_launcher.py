@@ -17,7 +17,7 @@ class LocalLauncher:
     def __init__(self, module: str = "worker.train") -> None:
         self._module = module
 
-    def preload(self, lock: Path) -> None:
+    def preload(self, lock: Path, *, is_busy: Callable[[], bool]) -> None:
         """Nothing outlives a job here."""
 
     def run(

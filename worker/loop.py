@@ -106,9 +106,9 @@ class Worker:
         with self._slots.take() as may_train:
             lease = self._claim() if may_train and has_room(self._settings) else None
             if lease is None:
-                # Loading libraries would slow another worker's job down.
-                if may_train and not self._slots.is_any_other_taken():
-                    self._launcher.preload(self._preload_lock)
+                if may_train:
+                    is_busy = self._slots.is_any_other_taken
+                    self._launcher.preload(self._preload_lock, is_busy=is_busy)
                 return self._settings.poll_interval_s
             context = {"job_id": lease.job_id, "attempt": lease.attempt}
             logger.info("job claimed", extra=context)
@@ -183,7 +183,7 @@ class Worker:
                 attempt.fail(
                     code="model_not_available",
                     message=f"The base model {lease.base_model} is not installed any more. Install "
-                    f"it with 'make model MODEL={lease.base_model}' and create the job again.",
+                    f"it with 'tunery models install {lease.base_model}' and rerun the job.",
                 )
             except BaseModelChangedError:
                 attempt.fail(

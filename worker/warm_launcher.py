@@ -76,12 +76,14 @@ class WarmLauncher:
         finally:
             child.bury()
 
-    def preload(self, lock: Path) -> None:
+    def preload(self, lock: Path, *, is_busy: Callable[[], bool]) -> None:
         """Load the libraries for the first job, once: afterwards, a process is kept after each job.
 
         If that fails, the first job finds out and is started as `LocalLauncher` does it.
         """
-        if self._has_preloaded or (held := try_lock(lock)) is None:
+        if self._zygote is not None and self._zygote.has_retired:
+            self.close()
+        if self._has_preloaded or is_busy() or (held := try_lock(lock)) is None:
             return
         self._has_preloaded = True
         try:

@@ -9,7 +9,7 @@ from app.core.dataset_checker import DatasetChecker
 from app.core.errors import InvalidRequestError
 from app.core.storage.base import BlobStore
 from app.services.files import ReceivedFile
-from app.services.uploads import Assembly
+from app.services.uploads import Assembly, lost_bytes
 
 _CHUNK_BYTES = 1024 * 1024
 
@@ -31,6 +31,7 @@ def assemble(
     Raises:
         BlobNotFoundError: a part is gone, as when the upload was cancelled meanwhile.
         InvalidRequestError: the file has another MD5.
+        StateConflictError: the bytes of a part are not those that were received.
         StorageFullError: the disk has no room for it.
     """
     checker = DatasetChecker()
@@ -40,20 +41,22 @@ def assemble(
     with scratch.open("xb") as target:
         sink = UploadSink(target)
         try:
-            for key in plan.blob_keys:
+            for key, sha256 in plan.blobs:
+                part_digest = hashlib.sha256()
                 with store.open(key) as part:
                     while chunk := part.read(_CHUNK_BYTES):
                         require_room(len(chunk))  # others write, too
+                        part_digest.update(chunk)
                         sink.feed(chunk)
                         checker.feed(chunk)
                         if md5:
                             digest.update(chunk)
                         size += len(chunk)
+                if part_digest.hexdigest() != sha256:
+                    raise lost_bytes(plan.upload_id)
             sink.drain()
         finally:
             sink.close()
-    if size != plan.bytes:
-        raise RuntimeError(f"The parts of {plan.upload_id} have {size} bytes, not {plan.bytes}.")
     if md5 and digest.hexdigest() != md5.lower():
         raise InvalidRequestError(
             f"The file has the MD5 {digest.hexdigest()}, not {md5.lower()}. Name the parts in the "

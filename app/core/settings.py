@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -118,6 +118,14 @@ class Settings(BaseSettings):
     """How log lines are written to standard error: `text` for people, in colour on a terminal;
     `json` for programs, one object a line."""
 
+    @field_validator("database_url")
+    @classmethod
+    def _must_be_offered(cls, url: str) -> str:
+        scheme = url.partition(":")[0].partition("+")[0]
+        if url and scheme not in ("sqlite", "postgresql"):
+            raise ValueError("it must begin with postgresql:// or sqlite:///")
+        return url
+
     @property
     def resolved_database_url(self) -> str:
         return self.database_url or f"sqlite:///{self.data_dir / 'tunery.db'}"
@@ -160,8 +168,7 @@ def read_settings() -> Settings:
         return Settings()
     except ValidationError as error:
         lines = [
-            f"TUNERY_{'_'.join(str(part) for part in one['loc']).upper()}={one['input']!s:.80}: "
-            f"{one['msg']}."
+            f"TUNERY_{'_'.join(str(part) for part in one['loc']).upper()}: {one['msg']}."
             for one in error.errors(include_url=False)
         ]
         raise SettingsError("\n".join(lines)) from error

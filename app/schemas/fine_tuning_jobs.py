@@ -134,7 +134,7 @@ def _given(place: Hyperparameters | None) -> dict[str, Any]:
 
 
 class JobRerun(RequestBody):
-    """Where to begin is all that can be chosen; everything else is as it was."""
+    """Options of a rerun. The new job has the files, settings and seed of the old one."""
 
     from_: Literal["saved_state"] | None = Field(default=None, alias="from")
     """`saved_state` resumes from the newest saved state of a job that failed or was cancelled; null

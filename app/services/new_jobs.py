@@ -155,7 +155,9 @@ def _find_installed(catalogue: Catalogue, name: str) -> tuple[CatalogueEntry, In
         known = ", ".join(installed) or "none"
         message = f"There is no base model {name[:100]!r}. Installed: {known}."
     else:
-        message = f"The base model {entry.id} is not installed. Run: make model MODEL={entry.id}"
+        message = (
+            f"The base model {entry.id} is not installed. Run: tunery models install {entry.id}"
+        )
     raise InvalidRequestError(message, code="model_not_available", param="model")
 
 

@@ -33,7 +33,8 @@ class Assembly:
     bytes: int
     file_expires_after_s: int | None
     part_ids: list[str]
-    blob_keys: list[str]
+    blobs: list[tuple[str, str]]
+    """Key and sha256 of each part, in their order."""
 
 
 def create_upload(session: Session, body: UploadCreate, *, max_bytes: int, now: datetime) -> Upload:
@@ -187,7 +188,15 @@ def plan_completion(
         bytes=upload.bytes,
         file_expires_after_s=upload.file_expires_after_s,
         part_ids=part_ids,
-        blob_keys=[parts[part_id].blob_key for part_id in part_ids],
+        blobs=[(parts[part_id].blob_key, parts[part_id].sha256) for part_id in part_ids],
+    )
+
+
+def lost_bytes(upload_id: str) -> StateConflictError:
+    """The error for parts of which the service itself has lost or damaged bytes."""
+    return StateConflictError(
+        f"The service has lost bytes of upload {upload_id}. Cancel it, and send the file again.",
+        code="upload_damaged",
     )
 
 

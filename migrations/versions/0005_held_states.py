@@ -1,4 +1,4 @@
-"""Held states: a job may go on from the saved state of one that has failed or was cancelled."""
+"""Held states: a job may resume from the saved state of one that has failed or was cancelled."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -24,13 +24,13 @@ STOP_S = 30
 class Served:
     """A `tunery serve` that runs in the block."""
 
-    def __init__(self, place: Path, port: int) -> None:
+    def __init__(self, place: Path, port: int, **settings: str) -> None:
         self._log = place / "log"
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
                 [install_wheel() / "tunery", "serve", "--port", str(port)],
                 cwd=place,
-                env=os.environ | {"TUNERY_INSTALL_DEFAULT_MODEL": "false"},
+                env=os.environ | {"TUNERY_INSTALL_DEFAULT_MODEL": "false"} | settings,
                 stderr=log,
                 start_new_session=True,
             )
@@ -110,6 +110,35 @@ def test_a_port_that_is_taken_ends_it_with_one_line_that_says_so(place: Path) ->
         assert served.process.wait(START_S) == 2
         assert "Cannot listen on 127.0.0.1" in served.log
         assert "Traceback" not in served.log
+
+
+def test_ctrl_c_during_the_first_start_ends_the_installation_of_the_base_model(
+    place: Path,
+) -> None:
+    def find_installers() -> list[psutil.Process]:
+        return [
+            child
+            for child in psutil.Process(served.process.pid).children(recursive=True)
+            if {"worker.commands", "download"} & set(child.cmdline())
+        ]
+
+    # An index that takes connections and never answers.
+    with socket.create_server(("127.0.0.1", 0)) as index:
+        silent = {
+            "TUNERY_INSTALL_DEFAULT_MODEL": "true",
+            "PIP_INDEX_URL": f"http://127.0.0.1:{index.getsockname()[1]}/simple",
+            "PIP_CONFIG_FILE": os.devnull,
+        }
+        with Served(place, port=0, **silent) as served:
+            installers = wait_until(
+                lambda: (found := find_installers())[1:] and found, within_s=START_S
+            )
+
+            served.process.send_signal(signal.SIGINT)
+            assert served.process.wait(STOP_S) == 0, served.log
+            _, alive = psutil.wait_procs(installers, timeout=STOP_S)
+
+    assert not alive
 
 
 def test_a_killed_supervisor_takes_its_processes_along(place: Path) -> None:

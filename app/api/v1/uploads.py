@@ -121,11 +121,11 @@ def complete_upload(
     if plan is not None:
         try:
             _complete(services, plan, body.md5, now)
-        except BlobNotFoundError:
+        except BlobNotFoundError as error:
             with services.database.reading() as session:  # it may have ended meanwhile
                 again = upload_service.plan_completion(session, upload_id, body.part_ids, now=now)
             if again is not None:
-                raise
+                raise upload_service.lost_bytes(upload_id) from error
     with services.database.reading() as session:
         return _read(session, upload_id, now)
 

@@ -59,7 +59,7 @@ class BlobKeyRepository:
         for column in (File.blob_key, UploadPart.blob_key):
             found.update(self._session.scalars(select(column).where(column.in_(keys))))
         unknown = set(keys) - found
-        if unknown:  # rarely: there are two states to an unfinished job
+        if unknown:  # states name their blobs inside a column of JSON, so all are read
             found.update(blob.key for blob in self._saved_states() if blob.key in unknown)
         return found
 

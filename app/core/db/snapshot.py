@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -69,14 +70,31 @@ def load_dump(database: Database, source: Path, *, replace: bool) -> None:
     Raises:
         SnapshotError: a program of PostgreSQL's is missing, or failed.
     """
-    command = ["--single-transaction", "--exit-on-error", "--no-owner"]
-    command += ["--clean", "--if-exists"] if replace else []
-    _run_tool(database, "pg_restore", [*command, str(source)])
+    if not replace:
+        options = ["--single-transaction", "--exit-on-error", "--no-owner"]
+        _run_tool(database, "pg_restore", [*options, str(source)])
+        return
+    # pg_restore's own --clean drops only what the dump names: tables of a newer schema would be in
+    # the way of the older one's.
+    names = ", ".join(f'"{name}"' for name in inspect(database.engine).get_table_names())
+    drop = [f"--command=DROP TABLE {names} CASCADE"] if names else []
+    with tempfile.TemporaryDirectory(prefix="tunery-restore-") as directory:
+        script = f"{directory}/script.sql"  # whole before it is run, as psql commits at its end
+        _run_tool(
+            database, "pg_restore", ["--no-owner", f"--file={script}", str(source)], connects=False
+        )
+        options = ["--no-psqlrc", "--quiet", "--single-transaction", "--set=ON_ERROR_STOP=1"]
+        _run_tool(database, "psql", [*options, *drop, f"--file={script}"])
 
 
 def has_tables(database: Database) -> bool:
-    """Whether it was ever used."""
-    return bool(inspect(database.engine).get_table_names())
+    """Whether it was ever used.
+
+    Raises:
+        DatabaseBusyError: it does not answer at the moment.
+    """
+    with database.service_errors():
+        return bool(inspect(database.engine).get_table_names())
 
 
 def release_running(session: Session, *, now: datetime) -> list[str]:
@@ -86,14 +104,18 @@ def release_running(session: Session, *, now: datetime) -> list[str]:
     return RecoveryRepository(session).rescue_expired(now=now)
 
 
-def _run_tool(database: Database, name: str, arguments: list[str]) -> None:
+def _run_tool(
+    database: Database, name: str, arguments: list[str], *, connects: bool = True
+) -> None:
+    """Run a program of PostgreSQL's on the database or, if it does not connect, beside it."""
     url = database.engine.url
     address = url._replace(drivername="postgresql", password=None).render_as_string()
+    target = [f"--dbname={address}"] if connects else []
     environment = dict(os.environ)
     if url.password is not None:
         environment["PGPASSWORD"] = str(url.password)  # not as an argument, which everyone can see
     done = subprocess.run(  # noqa: S603 - PostgreSQL's own program
-        [_find_tool(name), f"--dbname={address}", *arguments],
+        [_find_tool(name), *target, *arguments],
         env=environment,
         stdin=subprocess.DEVNULL,
         capture_output=True,

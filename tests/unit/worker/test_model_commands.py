@@ -106,7 +106,7 @@ def test_a_broken_catalogue_is_reported_without_a_traceback(data_dir: Path) -> N
 def test_a_setting_that_is_not_allowed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TUNERY_PORT", "http")
 
-    assert "TUNERY_PORT=http: Input should be a valid integer" in run("list", code=1).stderr
+    assert "TUNERY_PORT: Input should be a valid integer" in run("list", code=1).stderr
 
 
 def test_a_removed_model_is_gone_with_its_files(data_dir: Path) -> None:

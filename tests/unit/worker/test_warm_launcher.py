@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from app.core.training_events import Noted, TrainingEvent
@@ -384,7 +385,7 @@ def preloading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
 def test_a_job_is_forked_from_the_process_that_has_preloaded(
     run: Run, launcher: WarmLauncher, preloading: Callable[..., Path], tmp_path: Path
 ) -> None:
-    launcher.preload(preloading(["environment"]))
+    launcher.preload(preloading(["environment"]), is_busy=lambda: False)
     zygote = zygote_of(launcher)
 
     assert run(["exit", 3]).exit_code == 3
@@ -397,14 +398,14 @@ def test_only_one_worker_of_a_machine_preloads_at_a_time(
     launcher: WarmLauncher, preloading: Callable[..., Path]
 ) -> None:
     lock = preloading(["wait"])
-    launcher.preload(lock)  # which does not wait for it
+    launcher.preload(lock, is_busy=lambda: False)  # which does not wait for it
     other = WarmLauncher("tests.stand_in_child", idle_s=60)
 
-    other.preload(lock)
+    other.preload(lock, is_busy=lambda: False)
     assert other._zygote is None
 
     launcher.close()
-    other.preload(lock)
+    other.preload(lock, is_busy=lambda: False)
     assert other._zygote is not None
     other.close()
 
@@ -414,11 +415,11 @@ def test_preloading_that_fails_costs_no_job_and_is_not_tried_again(
     run: Run, launcher: WarmLauncher, preloading: Callable[..., Path], failure: list[Any]
 ) -> None:
     lock = preloading(failure)
-    launcher.preload(lock)
+    launcher.preload(lock, is_busy=lambda: False)
     first = zygote_of(launcher)
     wait_until(lambda: is_free(lock), within_s=END_S)
 
-    launcher.preload(lock)
+    launcher.preload(lock, is_busy=lambda: False)
 
     assert zygote_of(launcher) == first
     assert run(["exit", 3]).exit_code == 3
@@ -436,14 +437,14 @@ def test_what_was_preloaded_is_given_back_when_no_job_comes(
 ) -> None:
     launcher = WarmLauncher("tests.stand_in_child", idle_s=0.1)
     lock = preloading()
-    launcher.preload(lock)
+    launcher.preload(lock, is_busy=lambda: False)
     pid = zygote_of(launcher)
     wait_until(lambda: start_ticks(pid) is None, within_s=END_S)
 
-    launcher.preload(lock)
+    launcher.preload(lock, is_busy=lambda: False)
 
-    assert zygote_of(launcher) == pid
-    launcher.close()
+    assert launcher._zygote is None  # so its entry in the table of processes is free, too
+    assert not psutil.pid_exists(pid)
 
 
 def test_a_zygote_that_preloads_ends_with_its_worker(
@@ -466,7 +467,7 @@ import signal, sys
 from pathlib import Path
 from worker.warm_launcher import WarmLauncher
 launcher = WarmLauncher("tests.stand_in_child", idle_s=60)
-launcher.preload(Path(sys.argv[1]))
+launcher.preload(Path(sys.argv[1]), is_busy=lambda: False)
 print(launcher._zygote.pid, flush=True)
 signal.pause()
 """

@@ -214,6 +214,25 @@ def test_a_wrong_order_is_refused_and_can_be_put_right(client: TestClient) -> No
     assert right.status_code == 200
 
 
+@pytest.mark.parametrize("damage", ["changed", "lost"])
+def test_bytes_that_the_service_has_lost_do_not_become_a_file(
+    damage: str, client: TestClient, store: LocalBlobStore
+) -> None:
+    upload = create(client)
+    part_ids = send(client, upload["id"], *PARTS)
+    path = store._path(f"uploads/{part_ids[1]}")
+    if damage == "changed":
+        path.write_bytes(PARTS[1].replace(b"e", b"o", 1))
+    else:
+        path.unlink()
+
+    answer = complete(client, upload["id"], part_ids)
+
+    check_refusal(answer, 400, "upload_damaged", None)
+    assert client.get("/v1/files").json()["data"] == []
+    assert cancel(client, upload["id"]).status_code == 200
+
+
 def test_another_md5_is_refused_and_the_parts_are_kept(
     client: TestClient, store: LocalBlobStore
 ) -> None:

@@ -1,21 +1,13 @@
 import json
 import logging
 import re
-from collections.abc import Iterator
 
 import pytest
 
 from app.core.logging import configure_logging
 from app.core.settings import Settings
 
-
-@pytest.fixture(autouse=True)
-def untouched_root() -> Iterator[None]:
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
+pytestmark = pytest.mark.usefixtures("untouched_logging")
 
 
 def configure(**settings: str) -> None:

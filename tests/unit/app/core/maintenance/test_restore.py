@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from sqlalchemy import inspect
 
 from app.core.db.saved_states import SavedStateRepository
 from app.core.db.session import Database
@@ -192,6 +193,23 @@ def test_by_force_what_is_there_is_moved_aside_and_not_lost(
         aside = Database(f"sqlite:///{restored.replaced / 'tunery.db'}")
         assert len(dump_tables(aside)["files"]) == len(before["files"]) + 1
         aside.dispose()
+
+
+def test_by_force_a_backup_replaces_the_database_of_a_newer_version(
+    backup: Path, settings: Settings, database: Database
+) -> None:
+    before = dump_tables(database)
+    with database.engine.begin() as connection:
+        connection.exec_driver_sql(
+            "CREATE TABLE newer (id VARCHAR PRIMARY KEY, project_id VARCHAR NOT NULL "
+            "REFERENCES projects (id))"
+        )
+    database.dispose()
+
+    restore_backup(settings, backup, replace=True)
+
+    assert dump_tables(database) == before
+    assert "newer" not in inspect(database.engine).get_table_names()
 
 
 @pytest.mark.only_sqlite
