@@ -81,7 +81,7 @@ def test_the_export_saves_jobs_and_files(place: Path, service: ServiceProcesses)
     assert {"The job has successfully completed"} <= {each["message"] for each in job["events"]}
     assert job["checkpoints"]
     training = saved[f"{job['training_file']}-train.jsonl"]
-    assert training.read_bytes() == LIGHTHOUSE.read_bytes()
+    assert training.read_bytes() == (place / "train.jsonl").read_bytes()
     (log,) = [path for name, path in saved.items() if name.startswith(job["result_files"][0])]
     assert log.read_text("utf-8").startswith("step,train_loss,")
 
