@@ -51,7 +51,7 @@ test: setup ## The whole test suite, in two processes; elsewhere: make test WORK
 	@$(PYTEST)
 
 long: setup ## The whole test suite, searching and attacking at length
-	@TUNERY_TEST_LONG=1 $(PYTEST) --timeout 3000
+	@TUNERY_TEST_LONG=1 $(PYTEST) -m 'not gpu' --timeout 3000
 
 bench: .venv/.bench model ## Training speed beside the reference script and TRL: make bench BENCH="--isa avx2"
 	@$(BIN)/python -m benchmarks.training $(BENCH)

@@ -124,7 +124,7 @@ def union(sets: Iterator[set[str]]) -> set[str]:
     ("may_link", "backups"),
     [
         pytest.param(True, effort(8, long=80), id="linked"),
-        pytest.param(False, effort(4, long=20), id="copied"),
+        pytest.param(False, effort(8, long=20), id="copied"),
     ],
 )
 def test_no_backup_lacks_what_was_acknowledged_before_it_began(

@@ -38,6 +38,7 @@ def results(arguments: list[str]) -> dict[str, Any]:
     return load_results(read_options(arguments, None).results)
 
 
+@pytest.mark.long
 def test_every_trainer_reads_the_same_tokens_in_as_many_steps(results: dict[str, Any]) -> None:
     entrants = results["speed"]["entrants"]
 
@@ -47,6 +48,7 @@ def test_every_trainer_reads_the_same_tokens_in_as_many_steps(results: dict[str,
     assert all(found["median"] > 0 for found in entrants.values())
 
 
+@pytest.mark.long
 def test_the_report_names_no_place_of_the_machine_it_was_made_on(
     results: dict[str, Any], arguments: list[str], tmp_path: Path
 ) -> None:

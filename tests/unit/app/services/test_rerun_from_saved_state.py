@@ -209,9 +209,9 @@ def test_a_state_is_given_to_one_job_only(
 @pytest.mark.parametrize(
     ("status", "why"),
     [
-        (JobStatus.QUEUED, "it is queued, and goes on by itself"),
-        (JobStatus.RUNNING, "it is running, and goes on by itself"),
-        (JobStatus.PAUSED, "POST .../resume goes on with it"),
+        (JobStatus.QUEUED, "it is queued, and continues by itself"),
+        (JobStatus.RUNNING, "it is running, and continues by itself"),
+        (JobStatus.PAUSED, "POST .../resume continues it"),
         (JobStatus.SUCCEEDED, "it has succeeded"),
     ],
 )
