@@ -10,7 +10,7 @@ from tests.postgres import PostgresServer
 
 BLOWS = {
     "kill": effort(15, long=100),
-    "freeze": effort(8, long=50),
+    "freeze": effort(12, long=50),
     "terminate": effort(6, long=30),
 }
 """A number and no time, as a busy machine may strike nobody in a few seconds."""
@@ -18,7 +18,7 @@ BLOWS = {
 SLACK_S = 60.0
 """More than `make chaos` allows: a machine that tests may be busy with other things."""
 
-ROUNDS = 4
+ROUNDS = 8
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
