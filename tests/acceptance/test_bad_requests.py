@@ -144,7 +144,7 @@ def test_a_body_must_be_declared_as_json(lab: Lab, content_type: str) -> None:
             {"model": "us/absent"},
             envelope(
                 "model_not_available",
-                "The base model absent is not installed. Run: make model MODEL=absent",
+                "The base model absent is not installed. Run: tunery models install absent",
                 "model",
             ),
             id="model that is not installed",
