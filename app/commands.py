@@ -156,8 +156,8 @@ def doctor(
 
 def _describe(finding: Finding) -> str:
     lines = [f"{finding.level:<4} {finding.check:<13} {finding.message}"]
-    if finding.mended:
-        lines.append(f"{'':18} repaired: {finding.mended}")
+    if finding.repaired:
+        lines.append(f"{'':18} repaired: {finding.repaired}")
     if finding.advice:
         lines.append(f"{'':18} {finding.advice}")
     return "\n".join(lines)
@@ -190,7 +190,9 @@ def backup(
         f"{record.blob_bytes // _MIB:,} MiB."
     )
     for key in record.missing:
-        _print(f"The service itself has lost {key}; `tunery doctor` says whose it is.")
+        _print(f"Not in the backup, as the service no longer has it: {key}")
+    if record.missing:
+        _print("Run `tunery doctor` to see which files and jobs are affected.")
     raise typer.Exit(int(bool(record.missing)))
 
 

@@ -30,7 +30,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "/v1/uploads/{upload_id}/complete": {"json": {"part_ids": []}},
     "/v1/uploads/{upload_id}/parts": {"files": {"data": b"a"}},
 }
-"""Of the routes that need one: a request that is good."""
+"""A valid request body for each route that takes one."""
 
 PATHS = sorted(DOCUMENT["paths"])
 

@@ -140,5 +140,5 @@ def test_a_service_that_has_lost_bytes_is_backed_up_with_a_warning(
 
     said = operator.run("backup", tmp_path / "backup", code=1)
 
-    assert f"has lost files/{file_id}" in said
+    assert f"no longer has it: files/{file_id}" in said
     assert "exists already" in operator.run("backup", tmp_path / "backup", code=2)

@@ -42,7 +42,7 @@ def test_every_command_is_in_the_help_and_has_help_of_its_own(group: Typer, name
 
 @pytest.mark.parametrize("group", [commands, cli])
 def test_a_command_that_is_not_known_is_refused(group: Typer) -> None:
-    assert "No such command 'mend'" in run(group, "mend", code=2).stderr
+    assert "No such command 'tidy'" in run(group, "tidy", code=2).stderr
 
 
 def test_the_bare_command_shows_what_there_is() -> None:

@@ -60,7 +60,7 @@ def _check_parts(patient: Patient, damaged: list[_Damage]) -> Iterator[Finding]:
             "upload parts",
             Level.OK,
             "every part that is listed is there",
-            mended=f"{len(damaged)} forgotten: {_name_some(damaged)}",
+            repaired=f"{len(damaged)} forgotten: {_name_some(damaged)}",
         )
     else:
         yield Finding(
@@ -83,7 +83,7 @@ def _check_states(patient: Patient, damaged: list[_Damage]) -> Iterator[Finding]
             "saved states",
             Level.OK,
             "every job can go on from where it was saved, or from its beginning",
-            mended="forgotten: " + ", ".join(f"step {step} of {job}" for job, step in states),
+            repaired="forgotten: " + ", ".join(f"step {step} of {job}" for job, step in states),
         )
     else:
         yield Finding(

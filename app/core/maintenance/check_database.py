@@ -80,7 +80,7 @@ def check_jobs(patient: Patient) -> Iterator[Finding]:
         with patient.database.writing() as session:
             rescued = RecoveryRepository(session).rescue_expired(now=patient.now)
         yield Finding(
-            "stuck jobs", Level.OK, "none any more", mended=f"{len(rescued)} put back: {rescued}"
+            "stuck jobs", Level.OK, "none any more", repaired=f"{len(rescued)} put back: {rescued}"
         )
     elif stuck:
         yield Finding(

@@ -37,7 +37,7 @@ def check_ballast(patient: Patient) -> Iterator[Finding]:
     elif ballast.is_there:
         yield Finding("ballast", Level.OK, f"{size // _MIB} MiB to drop when the disk is full")
     elif patient.may_repair and ballast.make_if_room():
-        yield Finding("ballast", Level.OK, f"{size // _MIB} MiB", mended="made")
+        yield Finding("ballast", Level.OK, f"{size // _MIB} MiB", repaired="made")
     else:
         yield Finding(
             "ballast",
@@ -80,7 +80,7 @@ def check_orphans(patient: Patient) -> Iterator[Finding]:
     things = (patient.database, patient.store, patient.settings)
     if patient.may_repair:
         freed = free_orphans(*things)
-        yield Finding("orphans", Level.OK, "none", mended=f"freed {freed}" if freed else "")
+        yield Finding("orphans", Level.OK, "none", repaired=f"freed {freed}" if freed else "")
         return
     found = find_orphans(*things)
     if found:

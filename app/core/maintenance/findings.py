@@ -25,7 +25,7 @@ class Finding:
     check: str
     level: Level
     message: str
-    mended: str = ""
+    repaired: str = ""
     """What was done about it."""
     advice: str = ""
     """What somebody should do."""

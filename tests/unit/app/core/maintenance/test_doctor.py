@@ -207,8 +207,8 @@ def test_jobs_whose_worker_is_gone_are_found_and_put_back(
     assert look(healthy)["stuck jobs"].level is Level.BAD
     assert get_job(database, job.id).status is JobStatus.RUNNING
 
-    mended = look(healthy, may_repair=True)["stuck jobs"]
-    assert (mended.level, job.id in mended.mended) == (Level.OK, True)
+    repaired = look(healthy, may_repair=True)["stuck jobs"]
+    assert (repaired.level, job.id in repaired.repaired) == (Level.OK, True)
     assert get_job(database, job.id).status is JobStatus.QUEUED
 
 
@@ -299,7 +299,7 @@ def test_a_state_without_its_bytes_is_forgotten_and_the_older_one_kept(
     job_id = newest.parents[2].name
     with database.reading() as session:
         states = SavedStateRepository(session).list_newest(job_id)
-    assert (finding.level, finding.mended) == (Level.OK, f"forgotten: step 8 of {job_id}")
+    assert (finding.level, finding.repaired) == (Level.OK, f"forgotten: step 8 of {job_id}")
     assert [state.step for state in states] == [4]
     assert not_ok(look(healthy)) == {}
 
@@ -314,7 +314,7 @@ def test_a_part_without_its_bytes_is_forgotten_and_can_be_sent_again(
 
     finding = look(healthy, may_repair=True)["upload parts"]
     assert finding.level is Level.OK
-    assert finding.mended.startswith(f"1 forgotten: uploads/{blob.name} ({blob.name}) is missing")
+    assert finding.repaired.startswith(f"1 forgotten: uploads/{blob.name} ({blob.name}) is missing")
     with database.reading() as session:
         assert session.get(UploadPart, blob.name) is None
     assert not_ok(look(healthy)) == {}
@@ -375,8 +375,8 @@ def test_orphans_are_found_and_freed(healthy: Settings, store: LocalBlobStore) -
     assert found.level is Level.WARN
     assert "1 blobs (5 bytes)" in found.message
 
-    mended = look(healthy, may_repair=True)["orphans"]
-    assert (mended.level, "freed 1 blobs" in mended.mended) == (Level.OK, True)
+    repaired = look(healthy, may_repair=True)["orphans"]
+    assert (repaired.level, "freed 1 blobs" in repaired.repaired) == (Level.OK, True)
     assert "files/orphan" not in list_blobs(store)
 
 
@@ -384,7 +384,7 @@ def test_ballast_is_missed_and_made(healthy: Settings) -> None:
     Ballast(healthy).release()
 
     assert look(healthy)["ballast"].level is Level.WARN
-    assert look(healthy, may_repair=True)["ballast"].mended == "made"
+    assert look(healthy, may_repair=True)["ballast"].repaired == "made"
     assert look(healthy)["ballast"].level is Level.OK
 
 

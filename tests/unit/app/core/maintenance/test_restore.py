@@ -50,7 +50,7 @@ def backup(
     add_state: AddState,
     tmp_path: Path,
 ) -> Path:
-    """Of a service with a file, a part of another, a paused job and what that job has made."""
+    """A backup of a service with a file, an upload part, and a paused job with results."""
     job = add_job(database, created_at=now, status=JobStatus.PAUSED)
     add_checkpoint(job, 5)
     add_state(job, 8)
