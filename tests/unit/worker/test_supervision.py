@@ -127,7 +127,7 @@ def test_a_child_of_an_earlier_attempt_is_ended_first(
     directory: Path, run: Run, seen: list[TrainingEvent]
 ) -> None:
     """Its worker was suspended: it lost the job, and its child does not know."""
-    write_script(directory, ["wait"])
+    write_script(directory, ["environment"], ["wait"])
     endings: list[Ending] = []
     its_worker = WarmLauncher("tests.stand_in_child", idle_s=60)
     suspended = threading.Thread(
@@ -136,8 +136,8 @@ def test_a_child_of_an_earlier_attempt_is_ended_first(
         )
     )
     suspended.start()
-    lock = directory.parent.with_suffix(".lock")
-    wait_until(lambda: lock.exists() and lock.read_text(), within_s=30)
+    # The file shows that the child has read its script, which the next child's script replaces.
+    wait_until((directory / "environment").exists, within_s=30)
 
     run(["say", EVENT.model_dump_json()])
 
