@@ -23,14 +23,14 @@ from app.core.db.snapshot import SnapshotError
 from app.core.disk import Ballast
 from app.core.errors import DatabaseBusyError, StorageFullError
 from app.core.logging import configure_logging
-from app.core.maintenance.backup import make_backup
-from app.core.maintenance.backup_format import BackupError
-from app.core.maintenance.doctor import examine
-from app.core.maintenance.findings import Finding, Level
-from app.core.maintenance.occupancy import OccupiedError, occupied
-from app.core.maintenance.restore import restore_backup
+from app.core.occupancy import OccupiedError, occupied
 from app.core.settings import Settings, SettingsError, read_settings
 from app.main import create_app
+from app.maintenance.backup import make_backup
+from app.maintenance.backup_format import BackupError
+from app.maintenance.doctor import examine
+from app.maintenance.findings import Finding, Level
+from app.maintenance.restore import restore_backup
 
 CANNOT_RUN = 2
 """Exit code of a command that could not do its work, and would not if it were run again."""

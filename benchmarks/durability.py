@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from app.core.training_config import (
+from app.core.job.training_config import (
     BASE_MODEL_NAME,
     JOB_SPEC_NAME,
     OUTPUT_NAME,

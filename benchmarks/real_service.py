@@ -10,7 +10,7 @@ from typing import Any
 import openai
 
 from app.core.base_models import CATALOGUE_NAME
-from app.core.training_config import LOSS_LOG_NAME
+from app.core.job.training_config import LOSS_LOG_NAME
 from benchmarks.options import Options
 from benchmarks.trainers.child import ChildFailedError
 from tests.acceptance.processes import ENDED, ServiceProcesses

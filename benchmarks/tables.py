@@ -12,17 +12,17 @@ from typing import Any
 from app.core.base_models import Catalogue, load_catalogue
 from app.core.clock import utc_now
 from app.core.db.base import DEFAULT_PROJECT_ID
-from app.core.db.events import EventRepository
-from app.core.db.files import FileRepository
-from app.core.db.jobs import JobRepository
-from app.core.db.leases import Lease, LeaseRepository
 from app.core.db.migrate import upgrade
-from app.core.db.models import File, Job
-from app.core.db.recovery import RecoveryRepository
-from app.core.db.saved_states import SavedStateRepository
+from app.core.db.repositories.events import EventRepository
+from app.core.db.repositories.files import FileRepository
+from app.core.db.repositories.jobs import JobRepository
+from app.core.db.repositories.leases import Lease, LeaseRepository
+from app.core.db.repositories.recovery import RecoveryRepository
+from app.core.db.repositories.saved_states import SavedStateRepository
+from app.core.db.repositories.submissions import REMEMBERED_FOR, SubmissionRepository
 from app.core.db.session import Database
-from app.core.db.submissions import REMEMBERED_FOR, SubmissionRepository
-from app.core.job_status import JobStatus
+from app.core.db.tables import File, Job
+from app.core.job.status import JobStatus
 from app.schemas.fine_tuning_jobs import JobCreate
 from app.services import jobs as job_service
 from app.services import new_jobs

@@ -2,7 +2,7 @@
 
 from alembic import context
 
-from app.core.db.models import Base
+from app.core.db.tables import Base
 
 context.configure(
     connection=context.config.attributes["connection"],

@@ -11,21 +11,21 @@ from sqlalchemy import text
 
 from app.core.base_models import CATALOGUE_NAME, RECORD_NAME, InstalledModel
 from app.core.db.base import DEFAULT_PROJECT_ID, Base
-from app.core.db.checkpoints import CheckpointRepository, TunedModelRepository
-from app.core.db.events import EventRepository
-from app.core.db.files import FileRepository
-from app.core.db.jobs import JobRepository
-from app.core.db.leases import Lease, LeaseRepository, WorkerIdentity
-from app.core.db.models import Checkpoint, File, Job, TunedModel, Upload, UploadPart
+from app.core.db.repositories.checkpoints import CheckpointRepository, TunedModelRepository
+from app.core.db.repositories.events import EventRepository
+from app.core.db.repositories.files import FileRepository
+from app.core.db.repositories.jobs import JobRepository
+from app.core.db.repositories.leases import Lease, LeaseRepository, WorkerIdentity
+from app.core.db.repositories.uploads import UploadRepository
 from app.core.db.session import Database, Session
-from app.core.db.uploads import UploadRepository
+from app.core.db.tables import Checkpoint, File, Job, TunedModel, Upload, UploadPart
 from app.core.ids import IdPrefix, new_id
-from app.core.job_status import JobStatus
-from app.core.loss_log import StepMetrics
+from app.core.job.loss_log import StepMetrics
+from app.core.job.status import JobStatus
+from app.core.job.training_config import BaseModelRef, DatasetRef, JobSpec, TrainingConfig
 from app.core.manifest import MANIFEST_NAME, Manifest, describe_files
-from app.core.storage.base import BlobStore
+from app.core.storage.blob_store import BlobStore
 from app.core.storage.local import LocalBlobStore
-from app.core.training_config import BaseModelRef, DatasetRef, JobSpec, TrainingConfig
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)

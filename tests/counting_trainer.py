@@ -1,7 +1,7 @@
 """The real trainer, with a count of what is loaded: a line in `LOADS`, beside the job's directory.
 
 Each line has the id of the process that loads and what it loads: what a child inherits from its
-zygote is not loaded again, and so is in no line of its own.
+fork server is not loaded again, and so is in no line of its own.
 """
 
 import os

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from app.core.training_events import TrainingEvent
+from app.core.job.training_events import TrainingEvent
 from tests.builders import NOW
-from worker.launcher import Ending, Order
+from worker.launch.launcher import Ending, Order
 
 _LOOK_S = 0.01
 

@@ -13,8 +13,8 @@ Each step is a list of a word and what belongs to it:
     ["raise", NAME]     send itself a signal
     ["exit", CODE]      end
 
-For a zygote it is a trainer as well, which `DIR/prepare.json`, where there is one, tells what to do
-beforehand: any of these (and so does `TMPDIR/preload.json`, once, before its first job), and
+A fork server uses it as its trainer. It then follows `DIR/prepare.json` before each job and
+`TMPDIR/preload.json` once before the first, where these exist. There, one more step is known:
 
     ["thread"]          start a thread
 """
@@ -31,7 +31,7 @@ from typing import Any
 
 
 def preload() -> None:
-    """What `TMPDIR/preload.json` says, where there is one: a zygote has no job directory yet."""
+    """Follow `TMPDIR/preload.json`, if it exists. There is no job directory yet."""
     directory = Path(tempfile.gettempdir())
     if (directory / "preload.json").exists():
         follow("preload.json", directory)

@@ -21,7 +21,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from app.core.training_config import (
+from app.core.job.training_config import (
     BASE_MODEL_NAME,
     JOB_SPEC_NAME,
     TRAINING_DATA_NAME,
@@ -33,11 +33,11 @@ from app.core.training_config import (
     LoraShape,
     TrainingConfig,
 )
-from worker.training.data import TokenizedData, TokenizedRow
-from worker.training.fast_forward import FastForward
-from worker.training.model import attach_adapter
-from worker.training.plan import plan_steps
-from worker.training.trainer import Trainer
+from worker.training.data.dataset import TokenizedData, TokenizedRow
+from worker.training.model.base_model import attach_adapter
+from worker.training.model.fused_forward import FusedForward
+from worker.training.step.step_plan import plan_steps
+from worker.training.step.trainer import Trainer
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -139,7 +139,7 @@ def build_trainer(model: PeftModel) -> Trainer:
     plan = plan_steps(config, examples=4, has_validation=False)
     tokens = [np.arange(8) + row for row in range(4)]
     data = RowsInMemory([TokenizedRow(row, row) for row in tokens])
-    forward = FastForward(model)
+    forward = FusedForward(model)
     return Trainer(forward, data, config, plan=plan, pad_token_id=0, micro_batch_tokens=512)
 
 

@@ -14,14 +14,14 @@ from app.core.db.migrate import upgrade
 from app.core.db.session import Database
 from app.core.ids import IdPrefix, new_id
 from app.core.logging import configure_logging
-from app.core.maintenance.occupancy import OccupiedError, occupied
+from app.core.occupancy import OccupiedError, occupied
 from app.core.settings import Settings, SettingsError, read_settings
 from app.core.storage.local import LocalBlobStore
 from app.core.subprocesses import python_module, with_import_path
-from worker.launcher import Launcher
-from worker.local_launcher import LocalLauncher
+from worker.launch.launcher import Launcher
+from worker.launch.local import LocalLauncher
+from worker.launch.warm import WarmLauncher
 from worker.loop import Worker
-from worker.warm_launcher import WarmLauncher
 
 logger = logging.getLogger("worker")
 
@@ -73,7 +73,7 @@ def _serve(settings: Settings, trainer: str) -> None:
 
 
 def _make_launcher(settings: Settings, trainer: str) -> Launcher:
-    """For one worker. A zygote that it starts ends with the worker's thread."""
+    """For one worker. A fork server that it starts ends with the worker's thread."""
     if settings.warm_s and sys.platform == "linux":
         return WarmLauncher(trainer, idle_s=settings.warm_s)
     return LocalLauncher(trainer)

@@ -5,19 +5,19 @@ import time
 from datetime import timedelta
 
 from app.core.clock import Clock
-from app.core.db.files import FileRepository
-from app.core.db.recovery import RecoveryRepository
-from app.core.db.saved_states import SavedStateRepository
+from app.core.db.repositories.files import FileRepository
+from app.core.db.repositories.recovery import RecoveryRepository
+from app.core.db.repositories.saved_states import SavedStateRepository
+from app.core.db.repositories.submissions import REMEMBERED_FOR, SubmissionRepository
+from app.core.db.repositories.uploads import ENDED_KEPT_FOR, UploadRepository
 from app.core.db.session import Database
-from app.core.db.submissions import REMEMBERED_FOR, SubmissionRepository
-from app.core.db.uploads import ENDED_KEPT_FOR, UploadRepository
 from app.core.disk import Ballast
 from app.core.errors import DatabaseBusyError
-from app.core.maintenance.orphans import free_orphans
+from app.core.orphans import free_orphans
 from app.core.settings import Settings
-from app.core.storage.base import BlobStore
+from app.core.storage.blob_store import BlobStore
 from worker.identity import is_alive, this_host
-from worker.kernel_locks import JobLock
+from worker.launch.job_lock import JobLock
 
 logger = logging.getLogger(__name__)
 

@@ -7,12 +7,12 @@ from datetime import timedelta
 
 from app.core.base_models import Catalogue
 from app.core.clock import Clock, steady_s, utc_now
-from app.core.db.files import FileRepository
-from app.core.db.jobs import JobRepository
-from app.core.db.leases import Lease, LeaseRepository
-from app.core.db.models import SavedState
-from app.core.db.saved_states import SavedStateRepository
+from app.core.db.repositories.files import FileRepository
+from app.core.db.repositories.jobs import JobRepository
+from app.core.db.repositories.leases import Lease, LeaseRepository
+from app.core.db.repositories.saved_states import SavedStateRepository
 from app.core.db.session import Database
+from app.core.db.tables import SavedState
 from app.core.disk import as_storage_full, has_room
 from app.core.errors import (
     BlobNotFoundError,
@@ -23,17 +23,17 @@ from app.core.errors import (
 )
 from app.core.manifest import ManifestError
 from app.core.settings import Settings
-from app.core.storage.base import BlobStore
-from worker.attempt import Attempt
-from worker.endings import MAKE_ROOM
-from worker.heartbeat import Heartbeat
+from app.core.storage.blob_store import BlobStore
+from worker.attempt.attempt import Attempt
+from worker.attempt.endings import MAKE_ROOM
+from worker.attempt.heartbeat import Heartbeat
+from worker.attempt.publisher import Publisher
 from worker.identity import this_worker
 from worker.janitor import Janitor
-from worker.kernel_locks import JobLockedError
-from worker.launcher import Launcher
-from worker.publisher import Publisher
+from worker.job_directory import BaseModelChangedError, BaseModelMissingError, JobDirectory
+from worker.launch.job_lock import JobLockedError
+from worker.launch.launcher import Launcher
 from worker.slots import TrainingSlots
-from worker.workspace import BaseModelChangedError, BaseModelMissingError, Workspace
 
 logger = logging.getLogger(__name__)
 
@@ -112,16 +112,16 @@ class Worker:
                 return self._settings.poll_interval_s
             context = {"job_id": lease.job_id, "attempt": lease.attempt}
             logger.info("job claimed", extra=context)
-            workspace = Workspace(self._settings.work_dir, lease)
+            job_directory = JobDirectory(self._settings.work_dir, lease)
             began_s = steady_s()
             try:
-                return self._run(lease, workspace)
+                return self._run(lease, job_directory)
             except LeaseLostError:
                 logger.warning("lease lost; nothing more was written", extra=context)
             except OutcomeUnknownError:  # the job has ended, or is rescued once its lease has
                 logger.warning("the database was lost in a commit", extra=context)
             finally:
-                workspace.remove()
+                job_directory.remove()
                 self._log_end(lease, seconds=steady_s() - began_s)
             return 0.0
 
@@ -155,10 +155,10 @@ class Worker:
                 self._identity, now=self._clock(), lease_for=self._lease_for
             )
 
-    def _run(self, lease: Lease, workspace: Workspace) -> float:
+    def _run(self, lease: Lease, job_directory: JobDirectory) -> float:
         """One attempt. Returns how long to wait, in seconds, before the next."""
         publisher = Publisher(
-            lease, workspace, database=self._database, store=self._store, clock=self._clock
+            lease, job_directory, database=self._database, store=self._store, clock=self._clock
         )
         attempt = Attempt(
             lease,
@@ -170,7 +170,7 @@ class Worker:
         )
         with Heartbeat(lambda: self._beat(attempt), interval_s=LOOK_INTERVAL_S):
             try:
-                self._train(lease, workspace, attempt)
+                self._train(lease, job_directory, attempt)
             except (LeaseLostError, OutcomeUnknownError):
                 raise
             except JobLockedError as error:
@@ -207,15 +207,15 @@ class Worker:
         attempt.beat()
         self._alive_file.touch()
 
-    def _train(self, lease: Lease, workspace: Workspace, attempt: Attempt) -> None:
-        resume_step = self._fill(lease, workspace)
+    def _train(self, lease: Lease, job_directory: JobDirectory, attempt: Attempt) -> None:
+        resume_step = self._fill(lease, job_directory)
         attempt.begin(after_step=resume_step)
         ending = self._launcher.run(
-            workspace.directory, on_event=attempt.on_event, order=attempt.order
+            job_directory.directory, on_event=attempt.on_event, order=attempt.order
         )
         attempt.settle(ending)
 
-    def _fill(self, lease: Lease, workspace: Workspace) -> int:
+    def _fill(self, lease: Lease, job_directory: JobDirectory) -> int:
         """Fill the job directory. Returns the step that the job goes on after, or 0."""
         with self._database.reading() as session:
             files = FileRepository(session, lease.project_id)
@@ -224,14 +224,14 @@ class Worker:
                 files.get_for_job(lease.validation_file_id) if lease.validation_file_id else None
             )
             states = SavedStateRepository(session).list_newest(lease.job_id)
-        base_model = workspace.fill(
+        base_model = job_directory.fill(
             self._store,
             self._catalogue,
             training_file=training_file,
             validation_file=validation_file,
         )
-        state = self._put_newest_state(lease, workspace, states)
-        workspace.write_spec(
+        state = self._put_newest_state(lease, job_directory, states)
+        job_directory.write_spec(
             base_model,
             training_file=training_file,
             validation_file=validation_file,
@@ -241,12 +241,12 @@ class Worker:
         return state.step if state is not None else 0
 
     def _put_newest_state(
-        self, lease: Lease, workspace: Workspace, states: Sequence[SavedState]
+        self, lease: Lease, job_directory: JobDirectory, states: Sequence[SavedState]
     ) -> SavedState | None:
         """Lay the newest state that is whole into the job directory, if there is one."""
         for state in states:
             try:
-                workspace.put_state(self._store, state)
+                job_directory.put_state(self._store, state)
             except (ManifestError, BlobNotFoundError, OSError) as error:
                 if isinstance(error, OSError) and as_storage_full(error) is not None:
                     raise
@@ -254,6 +254,6 @@ class Worker:
                 continue
             with self._database.reading() as session:
                 jobs = JobRepository(session, lease.project_id)
-                workspace.put_loss_log(jobs.list_steps(lease.job_id, last=state.step))
+                job_directory.put_loss_log(jobs.list_steps(lease.job_id, last=state.step))
             return state
         return None

@@ -5,7 +5,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-from worker.kernel_locks import try_lock
+from worker.launch.job_lock import try_lock
 
 
 class TrainingSlots:

@@ -1,12 +1,12 @@
-"""`python -m worker.train DIR`: the training child, and how a person runs a job directory again.
+"""`python -m worker.train DIR` is the training child. It also runs a job directory again by hand.
 
-Its standard output carries the events of `app.core.training_events`, one JSON object a line, and
-nothing else; what libraries print goes to standard error. It ends with exit code 0 after
-`Finished`, `Failed`, `Stopped`, `OutOfSpace` or `Unresumable`, and with 1 and a traceback when
-something went wrong that nobody foresaw. SIGTERM asks it to save its state and to stop.
+Standard output carries only the events of `app.core.job.training_events`, one JSON object a line.
+Whatever libraries print goes to standard error. The exit code is 0 after `Finished`, `Failed`,
+`Stopped`, `OutOfSpace` or `Unresumable`, and 1 with a traceback after an unexpected error. SIGTERM
+asks the child to save its state and stop.
 
-A `worker.zygote` imports this module, too, to `preload` and `prepare`, and then to fork children
-into `main`.
+`worker.launch.fork_server` imports this module as well: it calls `preload` and `prepare`, then
+forks children into `main`.
 """
 
 import importlib
@@ -17,8 +17,8 @@ from pathlib import Path
 from types import FrameType
 from typing import TextIO
 
-from app.core.training_config import MACHINE_CACHE_NAME
-from app.core.training_events import Started, TrainingEvent
+from app.core.job.training_config import MACHINE_CACHE_NAME
+from app.core.job.training_events import Started, TrainingEvent
 from worker.parent_death import die_with_parent
 
 

@@ -11,7 +11,7 @@ import struct
 from collections.abc import Sequence
 
 from app.api.streaming import BlobSegment, Segment
-from app.core.db.models import File
+from app.core.db.tables import File
 from app.core.errors import InvalidRequestError
 
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")

@@ -5,9 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from app.api.upload_sink import UploadSink
-from app.core.dataset_checker import DatasetChecker
+from app.core.dataset.checker import DatasetChecker
 from app.core.errors import InvalidRequestError
-from app.core.storage.base import BlobStore
+from app.core.storage.blob_store import BlobStore
 from app.services.files import ReceivedFile
 from app.services.uploads import Assembly, lost_bytes
 

@@ -14,7 +14,7 @@ from app.core.disk import Ballast
 from app.core.errors import InvalidRequestError, StorageFullError
 from app.core.ids import IdPrefix
 from app.core.settings import Settings
-from app.core.storage.base import BlobStore
+from app.core.storage.blob_store import BlobStore
 
 T = TypeVar("T")
 

@@ -4,9 +4,9 @@ from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict
 
 from app.api.deps import ReadDep, ServicesDep
-from app.core.db.jobs import JobRepository
+from app.core.db.repositories.jobs import JobRepository
 from app.core.disk import free_bytes, has_room
-from app.core.maintenance.occupancy import count_alive_workers
+from app.core.occupancy import count_alive_workers
 
 router = APIRouter(tags=["health"])
 

@@ -11,9 +11,9 @@ from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
 
 from app.api.errors import error_response
-from app.core.db.models import File
+from app.core.db.tables import File
 from app.core.errors import BlobNotFoundError, NotFoundError
-from app.core.storage.base import BlobStore
+from app.core.storage.blob_store import BlobStore
 
 _CHUNK_BYTES = 384 * 1024
 """A multiple of three, so that chunks can be encoded in base64 one by one."""

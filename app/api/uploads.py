@@ -15,7 +15,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect
 
 from app.api.upload_sink import UploadSink
-from app.core.dataset_checker import DatasetChecker, DatasetSummary
+from app.core.dataset.checker import DatasetChecker, DatasetSummary
 from app.core.errors import InvalidRequestError, PayloadTooLargeError, UnsupportedMediaTypeError
 from app.services.files import ReceivedFile
 

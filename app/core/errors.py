@@ -20,7 +20,7 @@ To add one: subclass the class whose status fits, or pass a new `code`, and list
 from collections.abc import Sequence
 from typing import ClassVar
 
-from app.core.training_events import DataProblem
+from app.core.job.training_events import DataProblem
 
 
 class ServiceError(Exception):

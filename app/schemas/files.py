@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from app.core.db.models import File
+from app.core.db.tables import File
 
 EXPIRES_AFTER_S = range(3600, 2_592_000 + 1)
 """OpenAI's range: an hour to thirty days."""

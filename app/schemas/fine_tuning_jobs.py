@@ -15,7 +15,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from app.core.errors import InvalidRequestError
-from app.core.job_status import JobStatus
+from app.core.job.status import JobStatus
 from app.schemas.hyperparameters import Hyperparameters
 from app.schemas.strict import RequestBody
 

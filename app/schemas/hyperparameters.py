@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AliasChoices, BaseModel, BeforeValidator, Field, create_model
 
-from app.core.training_config import LoraShape, TrainingConfig
+from app.core.job.training_config import LoraShape, TrainingConfig
 from app.schemas.strict import RequestBody
 
 WIRE_NAMES = MappingProxyType(

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from app.core.db.models import UploadPart
+from app.core.db.tables import UploadPart
 from app.schemas.files import EXPIRES_AFTER_S, FileRead
 from app.schemas.strict import RequestBody
 

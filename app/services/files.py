@@ -5,13 +5,13 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TypeGuard
 
-from app.core.dataset_checker import DatasetSummary
-from app.core.db.files import FileRepository
-from app.core.db.models import File
+from app.core.dataset.checker import DatasetSummary
+from app.core.db.repositories.files import FileRepository
 from app.core.db.session import Session
+from app.core.db.tables import File
 from app.core.errors import InvalidFileError, InvalidRequestError, StateConflictError
 from app.core.ids import IdPrefix, new_id
-from app.core.storage.base import BlobStore
+from app.core.storage.blob_store import BlobStore
 from app.schemas.files import EXPIRES_AFTER_S
 
 MAX_FILENAME_LENGTH = 255

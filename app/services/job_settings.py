@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from app.core.base_models import CatalogueEntry
 from app.core.errors import InvalidRequestError
-from app.core.training_config import LoraShape, TrainingConfig
+from app.core.job.training_config import LoraShape, TrainingConfig
 from app.schemas.hyperparameters import LORA_WIRE_NAMES, WIRE_NAMES
 
 DEFAULT_LEARNING_RATE: float = TrainingConfig.model_fields["learning_rate"].default

@@ -2,11 +2,11 @@
 
 from datetime import datetime
 
-from app.core.db.jobs import JobRepository
-from app.core.db.models import Job
+from app.core.db.repositories.jobs import JobRepository
 from app.core.db.session import Session
+from app.core.db.tables import Job
 from app.core.errors import StateConflictError
-from app.core.job_status import JobStatus
+from app.core.job.status import JobStatus
 
 
 def cancel_job(session: Session, job_id: str, *, now: datetime) -> Job:

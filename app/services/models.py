@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from app.core.base_models import Catalogue, CatalogueEntry, InstalledModel
-from app.core.db.checkpoints import CheckpointRepository, TunedModelRepository
-from app.core.db.models import Checkpoint, Job, TunedModel
+from app.core.db.repositories.checkpoints import CheckpointRepository, TunedModelRepository
 from app.core.db.session import Session
+from app.core.db.tables import Checkpoint, Job, TunedModel
 from app.core.errors import InvalidRequestError
 
 InstalledBase = tuple[CatalogueEntry, InstalledModel]

@@ -6,15 +6,15 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from app.core.base_models import Catalogue, CatalogueEntry, InstalledModel
-from app.core.db.events import EventRepository
-from app.core.db.files import FileRepository
-from app.core.db.jobs import JobRepository
-from app.core.db.models import File, Job, JobMetadata
+from app.core.db.repositories.events import EventRepository
+from app.core.db.repositories.files import FileRepository
+from app.core.db.repositories.jobs import JobRepository
 from app.core.db.session import Session
+from app.core.db.tables import File, Job, JobMetadata
 from app.core.errors import InvalidRequestError
 from app.core.ids import IdPrefix, new_id
-from app.core.job_status import JobStatus
-from app.core.training_config import TrainingConfig
+from app.core.job.status import JobStatus
+from app.core.job.training_config import TrainingConfig
 from app.schemas.fine_tuning_jobs import JobCreate
 from app.services.job_settings import (
     DEFAULT_LEARNING_RATE,

@@ -1,11 +1,11 @@
 """What a caller may ask of what a job has made. The caller owns the transaction."""
 
-from app.core.db.checkpoints import CheckpointRepository
-from app.core.db.jobs import JobRepository
-from app.core.db.models import Checkpoint, Job
+from app.core.db.repositories.checkpoints import CheckpointRepository
+from app.core.db.repositories.jobs import JobRepository
 from app.core.db.session import Session
+from app.core.db.tables import Checkpoint, Job
 from app.core.errors import NotFoundError, StateConflictError
-from app.core.job_status import JobStatus
+from app.core.job.status import JobStatus
 
 _MAX_STEP_DIGITS = 9
 """As in the name of a checkpoint's directory; more is no step."""

@@ -3,13 +3,13 @@
 from datetime import datetime, timedelta
 from typing import Any
 
-from app.core.db.events import EventRepository
-from app.core.db.jobs import JobRepository
-from app.core.db.models import Job
-from app.core.db.saved_states import SavedStateRepository, may_be_continued
+from app.core.db.repositories.events import EventRepository
+from app.core.db.repositories.jobs import JobRepository
+from app.core.db.repositories.saved_states import SavedStateRepository, may_be_continued
 from app.core.db.session import Session
+from app.core.db.tables import Job
 from app.core.errors import StateConflictError
-from app.core.job_status import JobStatus
+from app.core.job.status import JobStatus
 
 
 def take_saved_state(

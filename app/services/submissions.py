@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
-from app.core.db.jobs import JobRepository
-from app.core.db.models import Job, Submission
+from app.core.db.repositories.jobs import JobRepository
+from app.core.db.repositories.submissions import REMEMBERED_FOR, SubmissionRepository
 from app.core.db.session import Session
-from app.core.db.submissions import REMEMBERED_FOR, SubmissionRepository
+from app.core.db.tables import Job, Submission
 from app.core.errors import InvalidRequestError
 
 Route = Literal["create", "rerun"]

@@ -7,13 +7,13 @@ transaction: `plan_completion`, joining the parts, `finish_completion`.
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from app.core.db.files import FileRepository
-from app.core.db.models import Upload, UploadPart
+from app.core.db.repositories.files import FileRepository
+from app.core.db.repositories.uploads import UploadRepository
 from app.core.db.session import Session
-from app.core.db.uploads import UploadRepository
+from app.core.db.tables import Upload, UploadPart
 from app.core.errors import InvalidRequestError, PayloadTooLargeError, StateConflictError
 from app.core.ids import IdPrefix, new_id
-from app.core.storage.base import BlobStore
+from app.core.storage.blob_store import BlobStore
 from app.schemas.uploads import MAX_PARTS, UploadCreate
 from app.services.files import ReceivedFile, build_file, check_purpose, plain_name
 

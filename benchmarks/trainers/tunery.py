@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from app.core.training_config import (
+from app.core.job.training_config import (
     BASE_MODEL_NAME,
     JOB_SPEC_NAME,
     MACHINE_CACHE_NAME,
@@ -25,7 +25,7 @@ from app.core.training_config import (
     LoraShape,
     TrainingConfig,
 )
-from app.core.training_events import Failed, Finished, Started, Stepped, parse_event
+from app.core.job.training_events import Failed, Finished, Started, Stepped, parse_event
 from benchmarks.trainers.child import ChildFailedError, run_and_wait
 from benchmarks.trainers.task import (
     CHATS_NAME,
@@ -136,7 +136,7 @@ def _copy(source: Path, target: Path) -> DatasetRef:
 def order_of_steps(examples: int, task: Task) -> list[list[int]]:
     """Which examples form each of the steps, in turn."""
     # Only here, as the module brings torch along.
-    from worker.training.batching import shuffled_batches  # noqa: PLC0415
+    from worker.training.data.batching import shuffled_batches  # noqa: PLC0415
 
     assert task.steps is not None
     batches = shuffled_batches(examples, task.batch_size, seed=task.seed)
@@ -145,8 +145,8 @@ def order_of_steps(examples: int, task: Task) -> list[list[int]]:
 
 def micro_batches(lengths: Sequence[int], task: Task) -> list[list[list[int]]]:
     """For each step, its micro-batches in the dtype of `task.variant`, each as its examples."""
-    from worker.training.batching import cut_by_length  # noqa: PLC0415
-    from worker.training.memory import Footprint, usual_tokens  # noqa: PLC0415
+    from worker.training.compute.memory import Footprint, usual_tokens  # noqa: PLC0415
+    from worker.training.data.batching import cut_by_length  # noqa: PLC0415
 
     all_lengths = np.array(lengths)
     dtype = cast("DtypeName", task.variant)

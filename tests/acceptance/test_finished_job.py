@@ -18,7 +18,7 @@ import pytest
 from openai.types.fine_tuning import FineTuningJob
 from openai.types.fine_tuning.jobs import FineTuningJobCheckpoint
 
-from app.core.loss_log import COLUMNS
+from app.core.job.loss_log import COLUMNS
 from tests.acceptance.processes import ServiceProcesses
 
 STEPS = 24

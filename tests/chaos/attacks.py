@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import select
 
-from app.core.db.models import Job
 from app.core.db.session import Database
+from app.core.db.tables import Job
 from tests.chaos.service import Service
 
 if TYPE_CHECKING:

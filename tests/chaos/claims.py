@@ -20,13 +20,13 @@ from sqlalchemy import func, insert, select
 
 from app.core.clock import utc_now
 from app.core.db.base import DEFAULT_PROJECT_ID
-from app.core.db.leases import LeaseRepository, WorkerIdentity
 from app.core.db.migrate import upgrade
-from app.core.db.models import Attempt, Job
+from app.core.db.repositories.leases import LeaseRepository, WorkerIdentity
 from app.core.db.session import Database
+from app.core.db.tables import Attempt, Job
 from app.core.errors import DatabaseBusyError
 from app.core.ids import IdPrefix, new_id
-from app.core.job_status import JobStatus
+from app.core.job.status import JobStatus
 from tests.builders import NOW, build_config
 from tests.chaos.run import new_database
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from sqlalchemy import func, select, text
 
 from app.core.clock import utc_now
-from app.core.db.models import Attempt, Checkpoint, Event, File, Job, StepRow, TunedModel
 from app.core.db.session import Database
-from app.core.job_status import JobStatus
+from app.core.db.tables import Attempt, Checkpoint, Event, File, Job, StepRow, TunedModel
+from app.core.job.status import JobStatus
 from app.core.storage.local import LocalBlobStore
 from tests.chaos.stand_in_trainer import OVERLAPS_NAME, chain, loss_of, next_link
 

@@ -25,9 +25,9 @@ from pathlib import Path
 import httpx
 from sqlalchemy import func, select
 
-from app.core.db.models import Job
 from app.core.db.session import Database
-from app.core.job_status import JobStatus
+from app.core.db.tables import Job
+from app.core.job.status import JobStatus
 from app.core.storage.local import LocalBlobStore
 from tests.builders import write_catalogue
 from tests.chaos.attacks import Attacks

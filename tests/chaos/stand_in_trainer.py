@@ -14,16 +14,15 @@ import sys
 import time
 from pathlib import Path
 
-from app.core.loss_log import StepMetrics
-from app.core.manifest import MANIFEST_NAME, Manifest, describe_files, verify
-from app.core.training_config import (
+from app.core.job.loss_log import StepMetrics
+from app.core.job.training_config import (
     JOB_SPEC_NAME,
     LOSS_LOG_NAME,
     RESUME_NAME,
     TRAINING_DATA_NAME,
     JobSpec,
 )
-from app.core.training_events import (
+from app.core.job.training_events import (
     Checkpointed,
     Finished,
     Saved,
@@ -32,6 +31,7 @@ from app.core.training_events import (
     Stopped,
     TrainingEvent,
 )
+from app.core.manifest import MANIFEST_NAME, Manifest, describe_files, verify
 
 STEP_S = 0.01
 SAVE_STEPS = 10

@@ -7,10 +7,10 @@ the harness must notice.
 import os
 import sys
 
-from app.core.db import leases
-from app.core.db.models import Job
+from app.core.db.repositories import leases
+from app.core.db.tables import Job
 from worker.__main__ import main
-from worker.attempt import Attempt
+from worker.attempt.attempt import Attempt
 
 
 def remove_fence() -> None:

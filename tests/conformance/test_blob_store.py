@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from app.core.errors import BlobNotFoundError
-from app.core.storage.base import BlobStore
+from app.core.storage.blob_store import BlobStore
 from app.core.storage.local import LocalBlobStore
 from tests.builders import put_blob
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from app.core.training_events import Noted, TrainingEvent
+from app.core.job.training_events import Noted, TrainingEvent
 from tests.fakes import Act, FakeLauncher, Waiting
-from worker.launcher import Ending, Launcher, Order
-from worker.local_launcher import LocalLauncher
-from worker.warm_launcher import WarmLauncher
+from worker.launch.launcher import Ending, Launcher, Order
+from worker.launch.local import LocalLauncher
+from worker.launch.warm import WarmLauncher
 
 EVENTS = [Noted(message=f"event {number}") for number in range(3)]
 Prepare = Callable[..., Launcher]

@@ -12,12 +12,12 @@ from typing import NamedTuple
 from pydantic.fields import FieldInfo
 
 from app.core import errors
-from app.core.dataset_format import ChatExample, DatasetFormat, parse_line
-from app.core.job_status import TRANSITIONS, JobStatus
+from app.core.dataset.formats import ChatExample, DatasetFormat, parse_line
+from app.core.job.status import TRANSITIONS, JobStatus
 from app.core.settings import Settings
 
 PROJECT = Path(__file__).parents[2]
-DATASET_MODULES = ("app/core/dataset_format.py", "app/core/dataset_checker.py")
+DATASET_MODULES = ("app/core/dataset/formats.py", "app/core/dataset/checker.py")
 TAKES_A_CODE_FIRST = {"LineError", "TrainingFailedError"}
 CODE_TABLE = "_CODES"
 """The dictionary whose values are codes, in `app/api/errors.py`."""
@@ -29,7 +29,7 @@ class FoundCode(NamedTuple):
     """Of the HTTP answer, where the class of the error says it."""
 
 
-JOB_MODULES = ("app/core/db/leases.py", "app/core/db/recovery.py")
+JOB_MODULES = ("app/core/db/repositories/leases.py", "app/core/db/repositories/recovery.py")
 """Say why jobs have failed; every other module there speaks to callers."""
 
 

@@ -25,10 +25,10 @@ import httpx
 
 from app.core.clock import utc_now
 from app.core.db.session import Database
-from app.core.maintenance.doctor import examine
-from app.core.maintenance.findings import Level
 from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
+from app.maintenance.doctor import examine
+from app.maintenance.findings import Level
 from tests.builders import build_chat_file, write_catalogue
 from tests.waiting import wait_until
 from worker.janitor import Janitor

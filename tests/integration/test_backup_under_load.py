@@ -12,15 +12,15 @@ import pytest
 from sqlalchemy import select
 from sqlalchemy.orm import InstrumentedAttribute
 
-from app.core.db.files import FileRepository
 from app.core.db.inspection import find_damage
-from app.core.db.models import File, Job
+from app.core.db.repositories.files import FileRepository
 from app.core.db.session import Database
 from app.core.db.snapshot import load_dump
-from app.core.maintenance.backup import make_backup
-from app.core.maintenance.backup_format import iterate_blobs, verify
+from app.core.db.tables import File, Job
 from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
+from app.maintenance.backup import make_backup
+from app.maintenance.backup_format import iterate_blobs, verify
 from tests.builders import add_file, add_job
 from tests.effort import effort
 

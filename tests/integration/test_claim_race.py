@@ -5,10 +5,10 @@ from collections import Counter
 from datetime import timedelta
 
 from app.core.clock import utc_now
-from app.core.db.jobs import JobRepository
-from app.core.db.leases import LeaseRepository
+from app.core.db.repositories.jobs import JobRepository
+from app.core.db.repositories.leases import LeaseRepository
 from app.core.db.session import Database
-from app.core.job_status import JobStatus
+from app.core.job.status import JobStatus
 from app.core.settings import Settings
 from tests.builders import build_identity, build_job
 

@@ -10,9 +10,9 @@ from starlette.testclient import TestClient
 
 from app.core.base_models import Catalogue
 from app.core.clock import utc_now
-from app.core.db.files import FileRepository
-from app.core.db.models import Job
+from app.core.db.repositories.files import FileRepository
 from app.core.db.session import Database, Session
+from app.core.db.tables import Job
 from app.core.storage.local import LocalBlobStore
 from app.schemas.fine_tuning_jobs import JobCreate
 from app.services import files as file_service

@@ -19,8 +19,8 @@ from app.core.manifest import MANIFEST_NAME
 from app.core.storage.local import LocalBlobStore
 from tests.builders import build_job, build_job_spec, build_lease, put_blob
 from tests.powercut.crash_states import CrashState, Recorder, crash_states
-from worker.training.checkpoint import save_directory
-from worker.workspace import Workspace
+from worker.job_directory import JobDirectory
+from worker.training.artifacts.atomic_directory import save_directory
 
 LEASE = build_lease(build_job(id="ftjob-1", fine_tuned_model="ft:tiny:tunery::1"))
 FILES = {"adapter_model.safetensors": b"weights" * 20, "optimizer.pt": b"momenta" * 20}
@@ -107,16 +107,16 @@ def _check_saved(disk: Path, state: CrashState) -> str | None:
 
 def _store_directory(disk: Path, recorder: Recorder) -> None:
     """The job directory is somewhere else; what the store is given is what counts."""
-    workspace = Workspace(disk.with_name("work"), LEASE)
-    shutil.rmtree(workspace.directory, ignore_errors=True)
-    target = workspace.directory / "out/step-1"
+    job_directory = JobDirectory(disk.with_name("work"), LEASE)
+    shutil.rmtree(job_directory.directory, ignore_errors=True)
+    target = job_directory.directory / "out/step-1"
     save_directory(target, 1, build_job_spec(LEASE), write_files=_write_files)
-    workspace.store_directory(LocalBlobStore(disk / "data/blobs"), "out/step-1")
+    job_directory.store_directory(LocalBlobStore(disk / "data/blobs"), "out/step-1")
     recorder.acknowledge("step-1")
 
 
 def _check_stored(disk: Path, state: CrashState) -> str | None:
-    source = Workspace(disk.with_name("work"), LEASE).directory / "out/step-1"
+    source = JobDirectory(disk.with_name("work"), LEASE).directory / "out/step-1"
     for name in (*FILES, MANIFEST_NAME):
         content = _read_blob(disk, f"jobs/ftjob-1/attempt-1/step-1/{name}")
         if content is None and state.acknowledged:

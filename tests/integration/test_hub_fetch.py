@@ -212,9 +212,9 @@ def test_a_file_that_is_not_what_the_hub_lists_is_not_installed(
 
 def test_a_damaged_remainder_is_fetched_afresh(hub: HubStandIn, catalogue: Catalogue) -> None:
     hub.add(REPO, tiny_model_files(), FIRST)
-    workspace = catalogue.directory("tiny").with_name(".tiny.partial")
+    job_directory = catalogue.directory("tiny").with_name(".tiny.partial")
     write_files(
-        workspace, {"commit": f"{REPO} {FIRST}".encode(), f"{WEIGHTS}.incomplete": bytes(100)}
+        job_directory, {"commit": f"{REPO} {FIRST}".encode(), f"{WEIGHTS}.incomplete": bytes(100)}
     )
 
     install(hub, catalogue)

@@ -25,14 +25,19 @@ from hypothesis.stateful import (
 )
 from sqlalchemy import delete, event, select
 
-from app.core.db.jobs import JobRepository
-from app.core.db.leases import Lease, LeaseRepository, Wish
-from app.core.db.models import Attempt, Event, Job, SavedState, StepRow
-from app.core.db.recovery import MAX_CRASHES, MAX_INTERRUPTIONS, Crash, RecoveryRepository
-from app.core.db.saved_states import KEPT, SavedStateRepository
+from app.core.db.repositories.jobs import JobRepository
+from app.core.db.repositories.leases import Lease, LeaseRepository, Wish
+from app.core.db.repositories.recovery import (
+    MAX_CRASHES,
+    MAX_INTERRUPTIONS,
+    Crash,
+    RecoveryRepository,
+)
+from app.core.db.repositories.saved_states import KEPT, SavedStateRepository
 from app.core.db.session import Database
+from app.core.db.tables import Attempt, Event, Job, SavedState, StepRow
 from app.core.errors import LeaseLostError
-from app.core.job_status import TRANSITIONS, JobStatus
+from app.core.job.status import TRANSITIONS, JobStatus
 from tests.builders import MINUTE, NOW, build_identity, build_job, build_metrics
 from tests.effort import effort
 

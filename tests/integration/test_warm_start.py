@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from app.core.training_events import Finished, Started, TrainingEvent
+from app.core.job.training_events import Finished, Started, TrainingEvent
 from tests.children import find_children
 from tests.counting_trainer import loads
 from tests.tiny import build_model, chat_row, write_job, write_tiny_model
-from worker.launcher import Ending, Launcher, Order
-from worker.local_launcher import LocalLauncher
-from worker.warm_launcher import WarmLauncher
+from worker.launch.launcher import Ending, Launcher, Order
+from worker.launch.local import LocalLauncher
+from worker.launch.warm import WarmLauncher
 
 PROJECT = Path(__file__).parents[2]
 ROWS = [chat_row(f"How many {i}?", "There are " + "very " * (i % 3) + "many.") for i in range(12)]
@@ -86,8 +86,8 @@ def test_the_second_job_finds_the_base_model_loaded_and_trains_the_same_adapter(
     first = bench.run(warm, "first", seed=8)
     second = bench.run(warm, "second")
 
-    assert warm._zygote is not None
-    assert loads(first) == [(warm._zygote.pid, "tokenizer"), (warm._zygote.pid, "model")]
+    assert warm._fork_server is not None
+    assert loads(first) == [(warm._fork_server.pid, "tokenizer"), (warm._fork_server.pid, "model")]
     assert len(set(bench.children)) == 3
     assert results(second).keys() >= {"adapter_model.safetensors", "adapter_config.json"}
     assert results(second) == results(cold)
@@ -136,14 +136,14 @@ def test_a_base_model_that_cannot_be_loaded_is_left_to_the_job_which_says_why(
 
     assert ending.exit_code == 1
     assert "safetensors" in ending.log_tail
-    assert warm._zygote is not None
+    assert warm._fork_server is not None
     bench.run(warm, "next")
 
 
 def test_what_libraries_might_cache_is_in_the_jobs_own_directory(
     bench: Bench, warm: WarmLauncher, tmp_path: Path
 ) -> None:
-    """Although they ask where only once, in the zygote."""
+    """Although they ask where only once, in the fork server."""
     directory = bench.run(warm, "first")
 
     assert not (tmp_path / "cache").exists()

@@ -5,13 +5,21 @@ import pytest
 import torch
 from peft import PeftModel
 
-from app.core.training_config import LoraShape
+from app.core.job.training_config import LoraShape
 from tests.tiny import BASE_MODEL, build_model, build_peft_model
-from worker.training.artifacts import ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS_NAME, write_adapter
-from worker.training.evaluate import BestAdapter
+from worker.training.artifacts.result_files import (
+    ADAPTER_CONFIG_NAME,
+    ADAPTER_WEIGHTS_NAME,
+    write_adapter,
+)
+from worker.training.artifacts.verification import check_adapter
 from worker.training.failures import TrainingFailedError
-from worker.training.model import attach_adapter, describe_parameters, trainable_parameters
-from worker.training.verification import check_adapter
+from worker.training.model.base_model import (
+    attach_adapter,
+    describe_parameters,
+    trainable_parameters,
+)
+from worker.training.step.evaluate import BestAdapter
 
 INPUT_IDS = torch.arange(40, 60)
 

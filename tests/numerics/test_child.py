@@ -14,10 +14,9 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from app.core.loss_log import COLUMNS, StepMetrics
-from app.core.manifest import verify
-from app.core.training_config import LoraShape
-from app.core.training_events import (
+from app.core.job.loss_log import COLUMNS, StepMetrics
+from app.core.job.training_config import LoraShape
+from app.core.job.training_events import (
     Checkpointed,
     Finished,
     Saved,
@@ -27,6 +26,7 @@ from app.core.training_events import (
     TrainingEvent,
     parse_event,
 )
+from app.core.manifest import verify
 from tests.numerics.test_resume import Run, assert_ends_like, hand_over, run
 from tests.tiny import END_OF_TURN, chat_row, write_job, write_tiny_model
 

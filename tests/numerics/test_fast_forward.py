@@ -13,12 +13,12 @@ from torch._dynamo import config as dynamo_config
 
 from tests.numerics.test_losses import PROMPTS, RAGGED, build_batch
 from tests.tiny import build_peft_model
-from worker.training.batching import MicroBatch
-from worker.training.compute import compile_layer
-from worker.training.dropout import DropoutKey, DropoutRate, Masks
-from worker.training.fast_forward import FastForward, why_not
-from worker.training.forward import Forward, PlainForward
-from worker.training.model import trainable_parameters
+from worker.training.compute.choices import compile_layer
+from worker.training.data.batching import MicroBatch
+from worker.training.model.base_model import trainable_parameters
+from worker.training.model.dropout import DropoutKey, DropoutRate, Masks
+from worker.training.model.forward import Forward, ReferenceForward
+from worker.training.model.fused_forward import FusedForward, why_not
 
 FAMILIES = ("gemma", "llama", "mistral", "qwen2", "qwen3")
 EVERY_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -53,7 +53,7 @@ def assert_same(ours: Forward, theirs: Forward, batch: MicroBatch, *, rel: float
 def test_it_computes_what_the_plain_code_computes(model_type: str, shape: str) -> None:
     model = build_peft_model(model_type, target_modules=EVERY_LINEAR)
 
-    assert_same(FastForward(model), PlainForward(model), build_batch(*SHAPES[shape]), rel=1e-5)
+    assert_same(FusedForward(model), ReferenceForward(model), build_batch(*SHAPES[shape]), rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -70,13 +70,17 @@ def test_it_computes_what_the_plain_code_computes(model_type: str, shape: str) -
 def test_it_knows_what_an_architecture_leaves_open(changes: dict[str, object]) -> None:
     model = build_peft_model("llama", **changes)
 
-    assert_same(FastForward(model), PlainForward(model), build_batch(RAGGED, PROMPTS), rel=1e-5)
+    assert_same(
+        FusedForward(model), ReferenceForward(model), build_batch(RAGGED, PROMPTS), rel=1e-5
+    )
 
 
 def test_rows_too_long_for_products_are_the_same() -> None:
     model = build_peft_model(max_position_embeddings=2048)
 
-    assert_same(FastForward(model), PlainForward(model), build_batch((1100,), (900,)), rel=1e-5)
+    assert_same(
+        FusedForward(model), ReferenceForward(model), build_batch((1100,), (900,)), rel=1e-5
+    )
 
 
 class GivenMask(nn.Module):
@@ -109,7 +113,7 @@ def test_with_the_same_masks_dropout_is_the_same(model_type: str) -> None:
     batch = build_batch(RAGGED, PROMPTS)
     give_masks(theirs, batch, 0.3)
 
-    assert_same(FastForward(ours), PlainForward(theirs), batch, rel=1e-5)
+    assert_same(FusedForward(ours), ReferenceForward(theirs), batch, rel=1e-5)
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
@@ -120,7 +124,9 @@ def test_in_bfloat16_it_is_about_what_the_plain_code_computes_in_float32(model_t
         if not parameter.requires_grad:
             parameter.data = parameter.data.to(torch.bfloat16)
 
-    assert_same(FastForward(rounded), PlainForward(exact), build_batch(RAGGED, PROMPTS), rel=0.1)
+    assert_same(
+        FusedForward(rounded), ReferenceForward(exact), build_batch(RAGGED, PROMPTS), rel=0.1
+    )
 
 
 @pytest.mark.parametrize(
@@ -145,7 +151,7 @@ def test_it_knows_these(model_type: str) -> None:
     assert why_not(build_peft_model(model_type), longest_row=512) is None
 
 
-@pytest.mark.parametrize("build", [FastForward, PlainForward])
+@pytest.mark.parametrize("build", [FusedForward, ReferenceForward])
 def test_layers_computed_twice_change_no_bit(
     build: Callable[..., Forward],
 ) -> None:
@@ -164,5 +170,5 @@ def test_one_compiled_graph_serves_rows_of_every_length(monkeypatch: pytest.Monk
 
     for shape in ((12, 9, 20, 7), (30, 8), (5, 5, 6)):
         batch = build_batch(shape, (1,) * len(shape))
-        ours = FastForward(model, layer=compiled)
-        assert_same(ours, FastForward(model), batch, rel=1e-5)
+        ours = FusedForward(model, layer=compiled)
+        assert_same(ours, FusedForward(model), batch, rel=1e-5)

@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from app.core.training_config import ComputeSettings
-from app.core.training_events import Finished, TrainingEvent
+from app.core.job.training_config import ComputeSettings
+from app.core.job.training_events import Finished, TrainingEvent
 from tests.numerics.test_fast_forward import EVERY_LINEAR, FAMILIES, assert_same
 from tests.numerics.test_losses import PROMPTS, RAGGED, build_batch
 from tests.tiny import build_peft_model, chat_row, write_job, write_tiny_model
-from worker.training.fast_forward import FastForward
-from worker.training.forward import PlainForward
+from worker.training.model.forward import ReferenceForward
+from worker.training.model.fused_forward import FusedForward
 from worker.training.recipe import run_job
 
 pytestmark = pytest.mark.gpu
@@ -23,7 +23,7 @@ def test_it_computes_what_the_plain_code_computes_on_a_processor(model_type: str
     theirs = build_peft_model(model_type, target_modules=EVERY_LINEAR)
     batch = build_batch(RAGGED, PROMPTS)
 
-    assert_same(FastForward(ours), PlainForward(theirs), batch, rel=1e-4)
+    assert_same(FusedForward(ours), ReferenceForward(theirs), batch, rel=1e-4)
 
 
 def test_a_job_takes_it_without_being_told_and_ends_in_the_same_bits_each_time(

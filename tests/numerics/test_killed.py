@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from app.core.job.training_events import TrainingEvent, parse_event
 from app.core.manifest import verify
-from app.core.training_events import TrainingEvent, parse_event
 from tests.killing import is_killed_before, is_killed_in_write_beyond
 from tests.numerics.test_resume import (
     Run,
@@ -22,12 +22,12 @@ from tests.numerics.test_resume import (
     write,
 )
 from tests.tiny import build_peft_model, build_trainer, chat_row, write_job, write_tiny_model
-from worker.training.artifacts import write_artifacts
-from worker.training.checkpoint import save_directory
-from worker.training.evaluate import BestAdapter
-from worker.training.loss_log_file import LossLogFile
+from worker.training.artifacts.atomic_directory import save_directory
+from worker.training.artifacts.loss_log_file import LossLogFile
+from worker.training.artifacts.result_files import write_artifacts
+from worker.training.artifacts.saved_state import save_state
 from worker.training.recipe import run_job
-from worker.training.resume import save_state
+from worker.training.step.evaluate import BestAdapter
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
 """Python 3.12 warns of other threads, which may hold a lock; there is none of ours here."""

@@ -4,11 +4,11 @@ from peft import PeftModel
 from torch import Tensor
 
 from tests.tiny import VOCABULARY, build_peft_model
-from worker.training.batching import MicroBatch
-from worker.training.data import IGNORE_INDEX
-from worker.training.dropout import DropoutKey
-from worker.training.forward import PLAIN_HEADS, PlainForward
-from worker.training.losses import TokenScores
+from worker.training.data.batching import MicroBatch
+from worker.training.data.dataset import IGNORE_INDEX
+from worker.training.model.cross_entropy import TokenScores
+from worker.training.model.dropout import DropoutKey
+from worker.training.model.forward import PLAIN_HEADS, ReferenceForward
 
 CAPPED_OR_SCALED = ("gemma2", "granite")
 """Architectures that do more to their logits than the head does."""
@@ -41,7 +41,7 @@ def attention_mask(lengths: tuple[int, ...]) -> Tensor:
 
 
 def score_learned_tokens(model: PeftModel, batch: MicroBatch) -> TokenScores:
-    return PlainForward(model).score(batch, DropoutKey(0, 0))
+    return ReferenceForward(model).score(batch, DropoutKey(0, 0))
 
 
 RAGGED = (12, 9, 20, 7)

@@ -7,16 +7,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from app.core.training_config import ComputeSettings, DtypeName, LoraShape
-from app.core.training_events import Failed, Noted, Started, Stepped, TrainingEvent
+from app.core.job.training_config import ComputeSettings, DtypeName, LoraShape
+from app.core.job.training_events import Failed, Noted, Started, Stepped, TrainingEvent
 from tests.numerics.test_losses import build_batch
 from tests.tiny import build_model, build_peft_model, chat_row, write_job, write_tiny_model
 from worker.training import recipe
-from worker.training.dropout import DropoutKey
+from worker.training.compute.memory import Footprint, Model, fit
 from worker.training.failures import TrainingFailedError
-from worker.training.fast_forward import FastForward
-from worker.training.forward import Forward, PlainForward
-from worker.training.memory import Footprint, Model, fit
+from worker.training.model.dropout import DropoutKey
+from worker.training.model.forward import Forward, ReferenceForward
+from worker.training.model.fused_forward import FusedForward
 from worker.training.recipe import run_job
 
 ROWS = [chat_row(f"What is {i}?", f"It is {i * 'x'}.") for i in range(10)]
@@ -54,7 +54,7 @@ def kept_bytes(forward: Forward, rows: int, tokens: int) -> int:
 
 @pytest.mark.parametrize("targets", [ATTENTION, EVERY_LINEAR], ids=["attention", "every linear"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("build", [FastForward, PlainForward])
+@pytest.mark.parametrize("build", [FusedForward, ReferenceForward])
 @pytest.mark.parametrize("widths", [(64, 128), (64, 512), (128, 256)], ids=str)
 def test_the_estimate_is_a_little_above_what_is_kept(
     build: Callable[..., Forward],
@@ -75,7 +75,7 @@ def test_the_estimate_is_a_little_above_what_is_kept(
         Model.read(tmp_path),
         LoraShape(rank=4, dropout=0.05, target_modules=targets),
         dtype,
-        is_plain=build is PlainForward,
+        is_plain=build is ReferenceForward,
         longest_row=tokens,
     )
 

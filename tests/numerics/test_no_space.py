@@ -11,8 +11,8 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
+from app.core.job.training_events import Checkpointed, OutOfSpace
 from app.core.manifest import verify
-from app.core.training_events import Checkpointed, OutOfSpace
 from tests.numerics.test_resume import reported_state, run, write
 from tests.tiny import write_tiny_model
 

@@ -10,9 +10,8 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from app.core.dataset_format import ChatExample
-from app.core.manifest import verify
-from app.core.training_events import (
+from app.core.dataset.formats import ChatExample
+from app.core.job.training_events import (
     Checkpointed,
     Failed,
     Finished,
@@ -22,9 +21,10 @@ from app.core.training_events import (
     Stepped,
     TrainingEvent,
 )
+from app.core.manifest import verify
 from tests.tiny import build_tokenizer, chat_row, write_job, write_tiny_model
-from worker.training.data import IGNORE_INDEX
-from worker.training.encoding import Encoder
+from worker.training.data.dataset import IGNORE_INDEX
+from worker.training.data.encoding import Encoder
 from worker.training.recipe import run_job
 
 ROWS = [chat_row(f"What is {i}?", f"It is {i * 'x'}.") for i in range(10)]

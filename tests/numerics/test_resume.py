@@ -12,9 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from app.core.loss_log import StepMetrics
-from app.core.manifest import verify
-from app.core.training_config import (
+from app.core.job.loss_log import StepMetrics
+from app.core.job.training_config import (
     JOB_SPEC_NAME,
     LOSS_LOG_NAME,
     RESUME_NAME,
@@ -22,7 +21,7 @@ from app.core.training_config import (
     JobSpec,
     LoraShape,
 )
-from app.core.training_events import (
+from app.core.job.training_events import (
     Checkpointed,
     Finished,
     Noted,
@@ -34,6 +33,7 @@ from app.core.training_events import (
     TrainingEvent,
     Unresumable,
 )
+from app.core.manifest import verify
 from tests.tiny import chat_row, write_job, write_tiny_model
 from worker.training.recipe import run_job
 

@@ -2,8 +2,8 @@ import pytest
 import torch
 from transformers import get_scheduler
 
-from app.core.training_config import LrScheduler, TrainingConfig
-from worker.training.schedule import learning_rate
+from app.core.job.training_config import LrScheduler, TrainingConfig
+from worker.training.step.schedule import learning_rate
 
 PEAK = 2e-4
 

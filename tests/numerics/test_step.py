@@ -7,19 +7,19 @@ import torch
 from peft import PeftModel
 from torch import nn
 
-from app.core.training_config import TrainingConfig
+from app.core.job.training_config import TrainingConfig
 from tests.numerics.test_losses import PROMPTS, RAGGED, attention_mask, build_batch, cut_rows
 from tests.tiny import build_peft_model
-from worker.training.batching import MicroBatch
-from worker.training.dropout import DropoutKey
-from worker.training.fast_forward import FastForward
-from worker.training.forward import Forward, PlainForward
-from worker.training.model import trainable_parameters
+from worker.training.data.batching import MicroBatch
+from worker.training.model.base_model import trainable_parameters
+from worker.training.model.dropout import DropoutKey
+from worker.training.model.forward import Forward, ReferenceForward
+from worker.training.model.fused_forward import FusedForward
 from worker.training.randomness import seed_torch
-from worker.training.step import NotFiniteError, StepResult, build_optimizer, train_step
+from worker.training.step.step import NotFiniteError, StepResult, build_optimizer, train_step
 
 KEY = DropoutKey(seed=3, step=1)
-FORWARDS = pytest.mark.parametrize("make_forward", [PlainForward, FastForward])
+FORWARDS = pytest.mark.parametrize("make_forward", [ReferenceForward, FusedForward])
 MakeForward = Callable[[PeftModel], Forward]
 CONFIG = TrainingConfig(seed=0, learning_rate=2e-4, weight_decay=0.01)
 
@@ -80,7 +80,7 @@ def test_a_step_with_dropout_is_the_plain_step_with_the_same_masks() -> None:
     theirs = copy.deepcopy(ours)
     batch = build_batch(RAGGED, PROMPTS)
 
-    result = step_of_ours(PlainForward(ours), [batch])
+    result = step_of_ours(ReferenceForward(ours), [batch])
     seed_torch(KEY.seed, KEY.step, batch.examples[0])
     loss, _ = plain_step(theirs, batch, RAGGED)
 
@@ -104,7 +104,7 @@ def test_dropout_is_drawn_anew_in_every_step(make_forward: MakeForward) -> None:
 
 @pytest.mark.parametrize("size", [1, 2, 3])
 @pytest.mark.parametrize(
-    ("make_forward", "dropout"), [(PlainForward, 0.0), (FastForward, 0.0), (FastForward, 0.3)]
+    ("make_forward", "dropout"), [(ReferenceForward, 0.0), (FusedForward, 0.0), (FusedForward, 0.3)]
 )
 def test_a_step_does_not_depend_on_how_its_batch_is_cut(
     make_forward: MakeForward, dropout: float, size: int
@@ -126,7 +126,7 @@ def test_only_the_adapter_changes() -> None:
     model = build_peft_model()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
 
-    step_of_ours(FastForward(model), [build_batch(RAGGED, PROMPTS)])
+    step_of_ours(FusedForward(model), [build_batch(RAGGED, PROMPTS)])
 
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, before[name]) != ("lora_" in name), name
@@ -136,7 +136,7 @@ def test_the_adapter_and_the_optimizer_are_in_float32() -> None:
     model = build_peft_model()
     optimizer = build_optimizer(model, CONFIG)
     batch = build_batch(RAGGED, PROMPTS)
-    train_step(FastForward(model), optimizer, [batch], dropout=KEY, max_grad_norm=1.0)
+    train_step(FusedForward(model), optimizer, [batch], dropout=KEY, max_grad_norm=1.0)
 
     tensors = [*trainable_parameters(model)]
     tensors += [t for state in optimizer.state.values() for t in state.values()]
@@ -150,7 +150,7 @@ def test_loss_falls_on_one_batch() -> None:
     batch = [build_batch(RAGGED, PROMPTS)]
 
     results = [
-        train_step(FastForward(model), optimizer, batch, dropout=KEY, max_grad_norm=1.0)
+        train_step(FusedForward(model), optimizer, batch, dropout=KEY, max_grad_norm=1.0)
         for _ in range(40)
     ]
 
@@ -167,7 +167,7 @@ def test_a_large_gradient_is_scaled_down_and_reported_as_it_was() -> None:
         optimizer = torch.optim.SGD(trainable_parameters(model), lr=1.0)
         results.append(
             train_step(
-                FastForward(model), optimizer, [batch], dropout=KEY, max_grad_norm=max_grad_norm
+                FusedForward(model), optimizer, [batch], dropout=KEY, max_grad_norm=max_grad_norm
             )
         )
 
@@ -187,7 +187,7 @@ def test_a_large_gradient_is_scaled_down_and_reported_as_it_was() -> None:
 
 def test_a_batch_with_nothing_to_learn_is_refused() -> None:
     with pytest.raises(ValueError, match="No token"):
-        step_of_ours(FastForward(build_peft_model()), [build_batch((5, 5), (5, 5))])
+        step_of_ours(FusedForward(build_peft_model()), [build_batch((5, 5), (5, 5))])
 
 
 def test_a_loss_that_is_not_finite_takes_no_step() -> None:
@@ -198,7 +198,7 @@ def test_a_loss_that_is_not_finite_takes_no_step() -> None:
     before = [p.detach().clone() for p in trainable_parameters(model)]
 
     with pytest.raises(NotFiniteError):
-        step_of_ours(FastForward(model), [build_batch(RAGGED, PROMPTS)])
+        step_of_ours(FusedForward(model), [build_batch(RAGGED, PROMPTS)])
 
     for parameter, old in zip(trainable_parameters(model), before, strict=True):
         assert torch.equal(parameter, old)

@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import func, select, text
 
 from app.core import manifest
-from app.core.db.models import Checkpoint, Event, File, Job
+from app.core.db.tables import Checkpoint, Event, File, Job
 from app.core.errors import BlobNotFoundError
 from app.core.manifest import MANIFEST_NAME, Manifest
 from tests.powercut.writers import Service, is_whole

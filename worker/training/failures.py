@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import torch
 from safetensors import SafetensorError
 
-from app.core.dataset_checker import MAX_PROBLEMS
-from app.core.training_events import DataProblem, Failed
+from app.core.dataset.checker import MAX_PROBLEMS
+from app.core.job.training_events import DataProblem, Failed
 
 _OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _SIGNS_OF_FAILED_ALLOCATION = ("can't allocate memory", "not enough memory", "out of memory")

@@ -7,18 +7,18 @@ from pathlib import Path
 
 import torch
 
-from app.core.loss_log import StepMetrics
-from app.core.training_config import BASE_MODEL_NAME, OUTPUT_NAME, JobSpec
-from app.core.training_events import Checkpointed, Noted, Saved, Stepped, TrainingEvent
-from worker.training.artifacts import write_artifacts
-from worker.training.checkpoint import save_directory
-from worker.training.data import TokenizedData
-from worker.training.evaluate import BestAdapter
-from worker.training.loss_log_file import LossLogFile
-from worker.training.plan import Plan
-from worker.training.resume import StateSaver
-from worker.training.trainer import Trainer
-from worker.training.verification import check_adapter
+from app.core.job.loss_log import StepMetrics
+from app.core.job.training_config import BASE_MODEL_NAME, OUTPUT_NAME, JobSpec
+from app.core.job.training_events import Checkpointed, Noted, Saved, Stepped, TrainingEvent
+from worker.training.artifacts.atomic_directory import save_directory
+from worker.training.artifacts.loss_log_file import LossLogFile
+from worker.training.artifacts.result_files import write_artifacts
+from worker.training.artifacts.saved_state import StateSaver
+from worker.training.artifacts.verification import check_adapter
+from worker.training.data.dataset import TokenizedData
+from worker.training.step.evaluate import BestAdapter
+from worker.training.step.step_plan import Plan
+from worker.training.step.trainer import Trainer
 
 Report = Callable[[TrainingEvent], None]
 

@@ -13,18 +13,18 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from app.core.training_config import (
+from app.core.job.training_config import (
     BASE_MODEL_NAME,
     JOB_SPEC_NAME,
     MACHINE_CACHE_NAME,
     JobSpec,
 )
-from worker.training.compute import DTYPES, choose_device, choose_dtype
-from worker.training.free_memory import anonymous_memory, free_memory
-from worker.training.memory import Model
-from worker.training.model import Loaders, load_base_model, load_tokenizer
-from worker.training.processor import read_or_measure
-from worker.training.resume import asked_compute
+from worker.training.artifacts.saved_state import asked_compute
+from worker.training.compute.choices import DTYPES, choose_device, choose_dtype
+from worker.training.compute.cpu_speed import read_or_measure
+from worker.training.compute.free_memory import anonymous_memory, free_memory
+from worker.training.compute.memory import Model
+from worker.training.model.base_model import Loaders, load_base_model, load_tokenizer
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from datasets import disable_progress_bars
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from app.core.training_config import (
+from app.core.job.training_config import (
     BASE_MODEL_NAME,
     JOB_SPEC_NAME,
     LOSS_LOG_NAME,
@@ -21,7 +21,7 @@ from app.core.training_config import (
     JobSpec,
     TrainingConfig,
 )
-from app.core.training_events import (
+from app.core.job.training_events import (
     Failed,
     Finished,
     Noted,
@@ -31,28 +31,40 @@ from app.core.training_events import (
     Stopped,
     Unresumable,
 )
-from worker.training.compute import DTYPES, Work, build_forward, choose, choose_device, choose_dtype
-from worker.training.data import TokenizedData, tokenize_file
-from worker.training.data_report import DataFile
-from worker.training.encoding import Encoder, end_of_text
-from worker.training.evaluate import BestAdapter
+from worker.training.artifacts.loss_log_file import LossLogFile
+from worker.training.artifacts.saved_state import (
+    StateSaver,
+    UnresumableError,
+    asked_compute,
+    load_state,
+)
+from worker.training.compute.choices import (
+    DTYPES,
+    Work,
+    build_forward,
+    choose,
+    choose_device,
+    choose_dtype,
+)
+from worker.training.compute.cpu_speed import read_or_measure
+from worker.training.compute.free_memory import free_gpu_memory, free_memory
+from worker.training.compute.memory import Footprint, fit
+from worker.training.data.dataset import TokenizedData, tokenize_file
+from worker.training.data.encoding import Encoder, end_of_text
+from worker.training.data.report import DataFile
 from worker.training.failures import TrainingFailedError, is_out_of_memory, is_out_of_space
-from worker.training.forward import Forward
-from worker.training.free_memory import free_gpu_memory, free_memory
 from worker.training.job import Job, Report
-from worker.training.loss_log_file import LossLogFile
-from worker.training.memory import Footprint, fit
-from worker.training.model import (
+from worker.training.model.base_model import (
     FROM_DISK,
     Loaders,
     attach_adapter,
     describe_parameters,
 )
-from worker.training.plan import Plan, plan_steps
-from worker.training.processor import read_or_measure
+from worker.training.model.forward import Forward
 from worker.training.randomness import make_deterministic, seed_torch
-from worker.training.resume import StateSaver, UnresumableError, asked_compute, load_state
-from worker.training.trainer import Trainer
+from worker.training.step.evaluate import BestAdapter
+from worker.training.step.step_plan import Plan, plan_steps
+from worker.training.step.trainer import Trainer
 
 _TOKENS_NAME = "tokens"
 
@@ -75,7 +87,7 @@ def run_job(
     Whatever an earlier run of the same directory has left in its output is removed.
 
     Args:
-        directory: as `app.core.training_config` describes it.
+        directory: as `app.core.job.training_config` describes it.
         report: takes every event as it happens.
         is_stop_requested: asked before each step; once it is true, no further step is taken.
         loaders: where the base model comes from.

@@ -11,8 +11,8 @@ from app.api.deps import Cursor, Now, ReadDep, Services, ServicesDep
 from app.api.pagination import as_page
 from app.api.streaming import send_file
 from app.api.uploads import FileField, receive_upload
-from app.core.db.files import FileRepository
 from app.core.db.pages import Order
+from app.core.db.repositories.files import FileRepository
 from app.core.disk import require_room
 from app.core.ids import IdPrefix
 from app.schemas.files import EXPIRES_AFTER_S, FileDeleted, FileRead

@@ -10,15 +10,15 @@ from app.api.pagination import as_page
 from app.api.requests import StrictJsonRoute
 from app.api.responses import as_json
 from app.api.submissions import REPLAYED_HEADER, SenderDep, mark_replay
-from app.core.db.events import EventRepository
-from app.core.db.jobs import JobRepository
-from app.core.db.models import Event, Job
+from app.core.db.repositories.events import EventRepository
+from app.core.db.repositories.jobs import JobRepository
 from app.core.db.session import Session
+from app.core.db.tables import Event, Job
 from app.core.disk import require_room
 from app.core.errors import InvalidRequestError
 from app.core.ids import IdPrefix
-from app.core.job_status import JobStatus
-from app.core.training_config import TrainingConfig
+from app.core.job.status import JobStatus
+from app.core.job.training_config import TrainingConfig
 from app.schemas.fine_tuning_jobs import (
     MAX_LABELS,
     EventRead,

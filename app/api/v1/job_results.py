@@ -9,12 +9,12 @@ from app.api.archive import zip_segments
 from app.api.deps import Cursor, ReadDep, ServicesDep
 from app.api.pagination import as_page
 from app.api.streaming import send_segments
-from app.core import loss_log
-from app.core.db.checkpoints import CheckpointRepository
-from app.core.db.jobs import JobRepository
-from app.core.db.models import Checkpoint, Job
+from app.core.db.repositories.checkpoints import CheckpointRepository
+from app.core.db.repositories.jobs import JobRepository
+from app.core.db.tables import Checkpoint, Job
 from app.core.ids import IdPrefix
-from app.core.loss_log import StepMetrics
+from app.core.job import loss_log
+from app.core.job.loss_log import StepMetrics
 from app.schemas.fine_tuning_jobs import CheckpointMetricsRead, CheckpointRead, MetricsRead
 from app.schemas.pages import PageRead
 from app.services import results as result_service

@@ -11,9 +11,9 @@ from app.api.assembly import assemble
 from app.api.deps import Now, ReadDep, Services, ServicesDep, WriteDep
 from app.api.requests import StrictJsonRoute
 from app.api.uploads import FileField, receive_upload
-from app.core.db.files import FileRepository
+from app.core.db.repositories.files import FileRepository
+from app.core.db.repositories.uploads import UploadRepository
 from app.core.db.session import Session
-from app.core.db.uploads import UploadRepository
 from app.core.disk import require_room
 from app.core.errors import BlobNotFoundError, NotFoundError
 from app.schemas.files import FileRead

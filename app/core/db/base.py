@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 from sqlalchemy import JSON, DateTime, Dialect, Enum, ForeignKey, MetaData, TypeDecorator
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from app.core.job_status import JobStatus
+from app.core.job.status import JobStatus
 
 DEFAULT_PROJECT_ID = "proj-default"
 """The one project there is so far; every row names it, so that more need no new columns."""

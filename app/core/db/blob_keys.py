@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from sqlalchemy import delete, select, tuple_
 
-from app.core.db.models import File, SavedState, UploadPart
 from app.core.db.session import Session
+from app.core.db.tables import File, SavedState, UploadPart
 
 PAGE_ROWS = 500
 

@@ -13,9 +13,9 @@ from sqlalchemy import func, make_url, select, text
 from sqlalchemy.exc import DatabaseError, OperationalError
 
 from app.core.db.blob_keys import PAGE_ROWS, NamedBlob, iterate_states
-from app.core.db.models import Checkpoint, File, Job
 from app.core.db.session import Database, Session
-from app.core.job_status import JobStatus
+from app.core.db.tables import Checkpoint, File, Job
+from app.core.job.status import JobStatus
 from app.core.manifest import MANIFEST_NAME
 
 _MIGRATIONS = Path(__file__).parents[3] / "migrations"

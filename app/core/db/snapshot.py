@@ -12,10 +12,10 @@ from typing import Any
 
 from sqlalchemy import inspect, text, update
 
-from app.core.db.models import Job
-from app.core.db.recovery import RecoveryRepository
+from app.core.db.repositories.recovery import RecoveryRepository
 from app.core.db.session import Database, Session
-from app.core.job_status import JobStatus
+from app.core.db.tables import Job
+from app.core.job.status import JobStatus
 
 _LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
 _POSTGRESQL_DIR = Path("/usr/lib/postgresql")

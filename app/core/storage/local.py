@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 from app.core import durable
 from app.core.errors import BlobNotFoundError
-from app.core.storage.base import StoredBlob
+from app.core.storage.blob_store import StoredBlob
 
 _SCRATCH = ".incoming"
 

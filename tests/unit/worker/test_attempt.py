@@ -11,16 +11,16 @@ import pytest
 from sqlalchemy import event
 
 from app.core.clock import steady_s
-from app.core.db.jobs import JobRepository
-from app.core.db.leases import Lease
-from app.core.db.models import Job
+from app.core.db.repositories.jobs import JobRepository
+from app.core.db.repositories.leases import Lease
 from app.core.db.session import Database, Session
+from app.core.db.tables import Job
 from app.core.errors import LeaseLostError, StorageFullError
-from app.core.job_status import JobStatus
+from app.core.job.status import JobStatus
+from app.core.job.training_config import JOB_SPEC_NAME
+from app.core.job.training_events import Failed, Noted, Saved, Started, Stepped
 from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
-from app.core.training_config import JOB_SPEC_NAME
-from app.core.training_events import Failed, Noted, Saved, Started, Stepped
 from tests.builders import (
     NOW,
     add_job,
@@ -32,11 +32,11 @@ from tests.builders import (
 )
 from tests.fakes import FrozenClock
 from tests.waiting import wait_until
-from worker import attempt as attempt_module
-from worker.attempt import LEASE_MARGIN, Attempt
-from worker.launcher import Ending, Order
-from worker.publisher import Publisher
-from worker.workspace import Workspace
+from worker.attempt import attempt as attempt_module
+from worker.attempt.attempt import LEASE_MARGIN, Attempt
+from worker.attempt.publisher import Publisher
+from worker.job_directory import JobDirectory
+from worker.launch.launcher import Ending, Order
 
 ENDED_WELL = Ending(0, was_asked=False, was_killed=False, log_tail="")
 
@@ -103,8 +103,8 @@ def make(
     def make(
         lease_for: timedelta = timedelta(minutes=1), stop_at_s: float | None = None
     ) -> Attempt:
-        workspace = Workspace(settings.work_dir, lease)
-        publisher = Publisher(lease, workspace, database=impatient, store=store, clock=clock)
+        job_directory = JobDirectory(settings.work_dir, lease)
+        publisher = Publisher(lease, job_directory, database=impatient, store=store, clock=clock)
         return Attempt(
             lease,
             publisher,

@@ -4,17 +4,17 @@ from pathlib import Path
 
 import pytest
 
-from app.core.db.files import FileRepository
+from app.core.db.repositories.files import FileRepository
 from app.core.db.session import Database
 from app.core.errors import BlobNotFoundError, NotFoundError
-from app.core.job_status import JobStatus
+from app.core.job.status import JobStatus
 from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
 from tests.builders import MINUTE, NOW, add_file, add_job, claim, get_job
 from tests.fakes import FrozenClock
 from worker import janitor as janitor_module
 from worker.janitor import Janitor
-from worker.kernel_locks import JobLock
+from worker.launch.job_lock import JobLock
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.waiting import wait_until
-from worker.kernel_locks import JobLock, JobLockedError, try_lock
+from worker.launch.job_lock import JobLock, JobLockedError, try_lock
 from worker.slots import TrainingSlots
 
 

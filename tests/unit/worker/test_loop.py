@@ -12,17 +12,15 @@ import pytest
 from sqlalchemy import event
 
 from app.core.base_models import Catalogue
-from app.core.db.checkpoints import CheckpointRepository, TunedModelRepository
-from app.core.db.events import EventRepository
-from app.core.db.files import FileRepository
-from app.core.db.jobs import JobRepository
-from app.core.db.models import Checkpoint, Job
-from app.core.db.recovery import RecoveryRepository
+from app.core.db.repositories.checkpoints import CheckpointRepository, TunedModelRepository
+from app.core.db.repositories.events import EventRepository
+from app.core.db.repositories.files import FileRepository
+from app.core.db.repositories.jobs import JobRepository
+from app.core.db.repositories.recovery import RecoveryRepository
 from app.core.db.session import Database
-from app.core.job_status import JobStatus
-from app.core.settings import Settings
-from app.core.storage.local import LocalBlobStore
-from app.core.training_events import (
+from app.core.db.tables import Checkpoint, Job
+from app.core.job.status import JobStatus
+from app.core.job.training_events import (
     Checkpointed,
     Failed,
     Finished,
@@ -34,6 +32,8 @@ from app.core.training_events import (
     Stepped,
     Unresumable,
 )
+from app.core.settings import Settings
+from app.core.storage.local import LocalBlobStore
 from app.services.new_jobs import rerun_job
 from tests.builders import (
     NOW,
@@ -48,8 +48,9 @@ from tests.builders import (
 )
 from tests.fakes import Act, FakeLauncher, FrozenClock, Waiting
 from tests.waiting import wait_until
-from worker import attempt as attempt_module
-from worker import janitor, step_log
+from worker import janitor
+from worker.attempt import attempt as attempt_module
+from worker.attempt import step_log
 from worker.loop import PAUSE_AFTER_FAILURE_S, Worker
 from worker.slots import TrainingSlots
 

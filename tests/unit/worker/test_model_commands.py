@@ -6,10 +6,10 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from app.core.base_models import load_catalogue
-from app.core.db.jobs import JobRepository
 from app.core.db.migrate import upgrade
+from app.core.db.repositories.jobs import JobRepository
 from app.core.db.session import Database
-from app.core.job_status import JobStatus
+from app.core.job.status import JobStatus
 from tests.builders import build_job
 from tests.models import tiny_model_files, write_files
 from worker.commands import models

@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
-from app.core.training_events import Noted, TrainingEvent
+from app.core.job.training_events import Noted, TrainingEvent
 from tests.waiting import wait_until
-from worker import supervision
-from worker.kernel_locks import JobLock, JobLockedError
-from worker.launcher import Ending, Launcher, Order
-from worker.local_launcher import LocalLauncher
-from worker.supervision import LOG_TAIL_LINES
-from worker.warm_launcher import WarmLauncher
+from worker.launch import supervision
+from worker.launch.job_lock import JobLock, JobLockedError
+from worker.launch.launcher import Ending, Launcher, Order
+from worker.launch.local import LocalLauncher
+from worker.launch.supervision import LOG_TAIL_LINES
+from worker.launch.warm import WarmLauncher
 
 EVENT = Noted(message="hello")
 

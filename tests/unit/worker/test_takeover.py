@@ -6,16 +6,15 @@ from typing import Any
 
 import pytest
 
-from app.core.db.files import FileRepository
-from app.core.db.models import Job
-from app.core.db.recovery import RecoveryRepository
+from app.core.db.repositories.files import FileRepository
+from app.core.db.repositories.recovery import RecoveryRepository
 from app.core.db.session import Database
+from app.core.db.tables import Job
 from app.core.errors import LeaseLostError
-from app.core.job_status import JobStatus
-from app.core.loss_log import csv_lines
-from app.core.storage.local import LocalBlobStore
-from app.core.training_config import JOB_SPEC_NAME
-from app.core.training_events import (
+from app.core.job.loss_log import csv_lines
+from app.core.job.status import JobStatus
+from app.core.job.training_config import JOB_SPEC_NAME
+from app.core.job.training_events import (
     Checkpointed,
     Failed,
     Finished,
@@ -27,6 +26,7 @@ from app.core.training_events import (
     TrainingEvent,
     Unresumable,
 )
+from app.core.storage.local import LocalBlobStore
 from tests.builders import (
     MINUTE,
     NOW,
@@ -39,10 +39,10 @@ from tests.builders import (
     write_checkpoint,
 )
 from tests.fakes import FrozenClock
-from worker.attempt import Attempt
-from worker.launcher import Ending, Order
-from worker.publisher import Publisher
-from worker.workspace import Workspace
+from worker.attempt.attempt import Attempt
+from worker.attempt.publisher import Publisher
+from worker.job_directory import JobDirectory
+from worker.launch.launcher import Ending, Order
 
 ENDED = Ending(0, was_asked=False, was_killed=False, log_tail="")
 CRASHED = Ending(1, was_asked=False, was_killed=False, log_tail="")
@@ -61,10 +61,10 @@ def job(database: Database) -> Job:
 def attempt(database: Database, store: LocalBlobStore, tmp_path: Path, job: Job) -> Attempt:
     lease = claim(database)
     assert lease.job_id == job.id
-    workspace, clock = Workspace(tmp_path / "work", lease), FrozenClock()
+    job_directory, clock = JobDirectory(tmp_path / "work", lease), FrozenClock()
     return Attempt(
         lease,
-        Publisher(lease, workspace, database=database, store=store, clock=clock),
+        Publisher(lease, job_directory, database=database, store=store, clock=clock),
         database=database,
         clock=clock,
         lease_for=MINUTE,

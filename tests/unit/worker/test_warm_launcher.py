@@ -1,4 +1,4 @@
-"""What is particular to children that a zygote forks; the rest is in `test_supervision`."""
+"""What is particular to children that a fork server forks; the rest is in `test_supervision`."""
 
 import json
 import logging
@@ -15,13 +15,13 @@ from typing import Any
 import psutil
 import pytest
 
-from app.core.training_events import Noted, TrainingEvent
+from app.core.job.training_events import Noted, TrainingEvent
 from tests.waiting import wait_until
-from worker import zygote_handle
 from worker.identity import start_ticks
-from worker.kernel_locks import JobLock, try_lock
-from worker.launcher import Ending, Order
-from worker.warm_launcher import MAX_FAILURES, WarmLauncher
+from worker.launch import fork_client
+from worker.launch.job_lock import JobLock, try_lock
+from worker.launch.launcher import Ending, Order
+from worker.launch.warm import MAX_FAILURES, WarmLauncher
 
 PROJECT = Path(__file__).parents[3]
 EVENT = Noted(message="hello")
@@ -58,7 +58,7 @@ Run = Callable[..., Ending]
 
 @pytest.fixture
 def run(launcher: WarmLauncher, directory: Path, seen: list[TrainingEvent]) -> Run:
-    """Run a child that follows this script and these orders; `prepare` is for its zygote."""
+    """Run a child that follows this script and these orders; `prepare` is for its fork server."""
 
     def run(
         *script: list[Any],
@@ -74,9 +74,9 @@ def run(launcher: WarmLauncher, directory: Path, seen: list[TrainingEvent]) -> R
     return run
 
 
-def zygote_of(launcher: WarmLauncher) -> int:
-    assert launcher._zygote is not None
-    return launcher._zygote.pid
+def fork_server_of(launcher: WarmLauncher) -> int:
+    assert launcher._fork_server is not None
+    return launcher._fork_server.pid
 
 
 def holder_of(directory: Path) -> int:
@@ -109,7 +109,7 @@ def test_each_job_has_a_process_of_its_own_forked_from_the_same(
     for _ in range(2):
         run(SAY, ["wait"], on_event=look, order=lambda: end_if(children))
         assert start_ticks(children.pop()) is None
-    assert parents == [zygote_of(launcher)] * 2
+    assert parents == [fork_server_of(launcher)] * 2
 
 
 def end_if(condition: object) -> Order:
@@ -126,14 +126,14 @@ def test_a_child_keeps_its_process_id_until_nobody_can_mistake_it(
     run: Run, launcher: WarmLauncher, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     has_entry: list[bool] = []
-    zygote_class = zygote_handle.Zygote
-    bury = zygote_class.bury
+    fork_server_class = fork_client.ForkClient
+    bury = fork_server_class.bury
 
-    def look_and_bury(zygote: zygote_handle.Zygote) -> None:
+    def look_and_bury(fork_server: fork_client.ForkClient) -> None:
         has_entry.append(Path(f"/proc/{holder_of(directory)}").exists())
-        bury(zygote)
+        bury(fork_server)
 
-    monkeypatch.setattr(zygote_class, "bury", look_and_bury)
+    monkeypatch.setattr(fork_server_class, "bury", look_and_bury)
 
     run(["exit", 0])
 
@@ -157,20 +157,20 @@ def test_a_child_has_nothing_open_that_is_not_its_own(
     assert list(found.values()) == [str(JobLock.of(directory)._path)]
 
 
-def test_nothing_stays_open_in_worker_and_zygote_from_job_to_job(
+def test_nothing_stays_open_in_worker_and_fork_server_from_job_to_job(
     run: Run, launcher: WarmLauncher
 ) -> None:
     run(["exit", 0])
-    before = [sorted(open_files(pid)) for pid in (os.getpid(), zygote_of(launcher))]
+    before = [sorted(open_files(pid)) for pid in (os.getpid(), fork_server_of(launcher))]
 
     for _ in range(3):
         run(["exit", 1])
 
-    after = [sorted(open_files(pid)) for pid in (os.getpid(), zygote_of(launcher))]
+    after = [sorted(open_files(pid)) for pid in (os.getpid(), fork_server_of(launcher))]
     assert after == before
 
 
-def test_a_zygote_ends_when_it_was_idle_for_long(directory: Path, run: Run) -> None:
+def test_a_fork_server_ends_when_it_was_idle_for_long(directory: Path, run: Run) -> None:
     launcher = WarmLauncher("tests.stand_in_child", idle_s=0.2)
     run(["exit", 0])  # fills the directory
 
@@ -178,12 +178,12 @@ def test_a_zygote_ends_when_it_was_idle_for_long(directory: Path, run: Run) -> N
         (directory / "script.json").write_text(json.dumps([["exit", exit_code]]))
         ending = launcher.run(directory, on_event=print, order=lambda: Order.GO_ON)
         assert ending.exit_code == exit_code
-        pid = zygote_of(launcher)
+        pid = fork_server_of(launcher)
         wait_until(lambda pid=pid: start_ticks(pid) is None, within_s=END_S)
     launcher.close()
 
 
-def test_a_zygote_does_not_grow_idle_while_its_child_trains(
+def test_a_fork_server_does_not_grow_idle_while_its_child_trains(
     directory: Path, run: Run, seen: list[TrainingEvent]
 ) -> None:
     launcher = WarmLauncher("tests.stand_in_child", idle_s=0.05)
@@ -200,78 +200,78 @@ def test_a_zygote_does_not_grow_idle_while_its_child_trains(
 
 
 @pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM"])
-def test_a_zygote_that_was_killed_is_replaced(
+def test_a_fork_server_that_was_killed_is_replaced(
     run: Run, launcher: WarmLauncher, seen: list[TrainingEvent], name: str
 ) -> None:
     run(SAY)
-    first = zygote_of(launcher)
+    first = fork_server_of(launcher)
     os.kill(first, signal.Signals[name])
 
     ending = run(SAY)
 
     assert ending.exit_code == 0
     assert seen == [EVENT, EVENT]
-    assert zygote_of(launcher) != first
+    assert fork_server_of(launcher) != first
 
 
-def test_a_zygote_that_hangs_is_replaced(
+def test_a_fork_server_that_hangs_is_replaced(
     run: Run, launcher: WarmLauncher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(["exit", 0])
-    first = zygote_of(launcher)
+    first = fork_server_of(launcher)
     os.kill(first, signal.SIGSTOP)
-    ask = zygote_handle.Zygote._await_answer
+    ask = fork_client.ForkClient._await_answer
 
-    def impatient(zygote: zygote_handle.Zygote, *args: Any, **how: Any) -> None:
-        ask(zygote, *args, **how | ({"within_s": 0.1} if zygote.pid == first else {}))
+    def impatient(fork_server: fork_client.ForkClient, *args: Any, **how: Any) -> None:
+        ask(fork_server, *args, **how | ({"within_s": 0.1} if fork_server.pid == first else {}))
 
-    monkeypatch.setattr(zygote_handle.Zygote, "_await_answer", impatient)
+    monkeypatch.setattr(fork_client.ForkClient, "_await_answer", impatient)
 
     ending = run(["exit", 3])
 
     assert ending.exit_code == 3
-    assert zygote_of(launcher) != first
+    assert fork_server_of(launcher) != first
     assert start_ticks(first) is None
 
 
-def test_a_zygote_killed_while_a_child_trains_takes_it_along_which_is_a_crash(
+def test_a_fork_server_killed_while_a_child_trains_takes_it_along_which_is_a_crash(
     run: Run, launcher: WarmLauncher, directory: Path, seen: list[TrainingEvent]
 ) -> None:
-    def kill_zygote(event: TrainingEvent) -> None:
+    def kill_fork_server(event: TrainingEvent) -> None:
         seen.append(event)
-        os.kill(zygote_of(launcher), signal.SIGKILL)
+        os.kill(fork_server_of(launcher), signal.SIGKILL)
 
-    ending = run(SAY, ["wait"], on_event=kill_zygote)
+    ending = run(SAY, ["wait"], on_event=kill_fork_server)
 
     assert ending == Ending(-signal.SIGKILL, was_asked=False, was_killed=False, log_tail="")
     assert run(["exit", 0]).exit_code == 0
 
 
-def test_a_child_of_a_zygote_that_hangs_is_still_killed(
+def test_a_child_of_a_fork_server_that_hangs_is_still_killed(
     run: Run, launcher: WarmLauncher, seen: list[TrainingEvent], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stop_zygote(event: TrainingEvent) -> None:
-        os.kill(zygote_of(launcher), signal.SIGSTOP)
-        monkeypatch.setattr(zygote_handle.Zygote, "_await_answer", refuse_to_wait)
+    def stop_fork_server(event: TrainingEvent) -> None:
+        os.kill(fork_server_of(launcher), signal.SIGSTOP)
+        monkeypatch.setattr(fork_client.ForkClient, "_await_answer", refuse_to_wait)
         seen.append(event)
 
-    ending = run(SAY, ["wait"], on_event=stop_zygote, order=lambda: end_if(seen))
+    ending = run(SAY, ["wait"], on_event=stop_fork_server, order=lambda: end_if(seen))
 
     assert (ending.exit_code, ending.was_killed) == (-signal.SIGKILL, True)
 
 
 def refuse_to_wait(*_: object, **__: object) -> None:
-    raise zygote_handle.ZygoteError("no answer")
+    raise fork_client.ForkServerError("no answer")
 
 
-def test_without_a_zygote_a_job_runs_all_the_same(
+def test_without_a_fork_server_a_job_runs_all_the_same(
     run: Run,
     launcher: WarmLauncher,
     seen: list[TrainingEvent],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(zygote_handle, "child_environment", lambda: {"PYTHONHOME": "/nonexistent"})
+    monkeypatch.setattr(fork_client, "child_environment", lambda: {"PYTHONHOME": "/nonexistent"})
 
     with caplog.at_level(logging.WARNING, "worker"):
         endings = [run(SAY) for _ in range(MAX_FAILURES + 1)]
@@ -287,8 +287,8 @@ def test_without_a_zygote_a_job_runs_all_the_same(
     [
         pytest.param([["thread"]], "2 threads run", id="a thread that a copy would lack"),
         pytest.param([["no such word"]], "the preparation failed", id="what cannot be prepared"),
-        pytest.param([["raise", "SIGSEGV"]], "the zygote is gone", id="a crash"),
-        pytest.param([["exit", 0]], "the zygote is gone", id="an end"),
+        pytest.param([["raise", "SIGSEGV"]], "the fork server is gone", id="a crash"),
+        pytest.param([["exit", 0]], "the fork server is gone", id="an end"),
     ],
 )
 def test_a_job_that_cannot_be_forked_is_started_cold(
@@ -303,17 +303,17 @@ def test_a_job_that_cannot_be_forked_is_started_cold(
 
     assert ending.exit_code == 3
     assert reason in caplog.text
-    assert launcher._zygote is None
+    assert launcher._fork_server is None
 
 
 @pytest.mark.parametrize("nonsense", [b"{}x", b'{"what": "fork"}', b"\xff"])
-def test_a_zygote_that_talks_nonsense_is_replaced(
+def test_a_fork_server_that_talks_nonsense_is_replaced(
     run: Run, launcher: WarmLauncher, monkeypatch: pytest.MonkeyPatch, nonsense: bytes
 ) -> None:
     run(["exit", 0])
-    first = zygote_of(launcher)
-    assert launcher._zygote is not None
-    control = launcher._zygote._control
+    first = fork_server_of(launcher)
+    assert launcher._fork_server is not None
+    control = launcher._fork_server._control
 
     class Nonsense:
         def __getattr__(self, name: str) -> Any:
@@ -323,10 +323,10 @@ def test_a_zygote_that_talks_nonsense_is_replaced(
             control.recv(65536)
             return nonsense
 
-    launcher._zygote._control = Nonsense()  # pyright: ignore[reportAttributeAccessIssue] - as one
+    launcher._fork_server._control = Nonsense()  # pyright: ignore[reportAttributeAccessIssue] - as one
 
     assert run(["exit", 3]).exit_code == 3
-    assert zygote_of(launcher) != first
+    assert fork_server_of(launcher) != first
 
 
 @pytest.mark.parametrize(
@@ -372,7 +372,7 @@ def test_a_child_whose_lock_cannot_be_written_down_is_ended(
 
 @pytest.fixture
 def preloading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    """Decides what zygotes do when they preload; returns the lock file that they share."""
+    """Decides what fork servers do when they preload; returns the lock file that they share."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
 
     def script(*steps: list[Any]) -> Path:
@@ -386,11 +386,11 @@ def test_a_job_is_forked_from_the_process_that_has_preloaded(
     run: Run, launcher: WarmLauncher, preloading: Callable[..., Path], tmp_path: Path
 ) -> None:
     launcher.preload(preloading(["environment"]), is_busy=lambda: False)
-    zygote = zygote_of(launcher)
+    fork_server = fork_server_of(launcher)
 
     assert run(["exit", 3]).exit_code == 3
 
-    assert zygote_of(launcher) == zygote
+    assert fork_server_of(launcher) == fork_server
     assert (tmp_path / "environment").exists()
 
 
@@ -402,11 +402,11 @@ def test_only_one_worker_of_a_machine_preloads_at_a_time(
     other = WarmLauncher("tests.stand_in_child", idle_s=60)
 
     other.preload(lock, is_busy=lambda: False)
-    assert other._zygote is None
+    assert other._fork_server is None
 
     launcher.close()
     other.preload(lock, is_busy=lambda: False)
-    assert other._zygote is not None
+    assert other._fork_server is not None
     other.close()
 
 
@@ -416,12 +416,12 @@ def test_preloading_that_fails_costs_no_job_and_is_not_tried_again(
 ) -> None:
     lock = preloading(failure)
     launcher.preload(lock, is_busy=lambda: False)
-    first = zygote_of(launcher)
+    first = fork_server_of(launcher)
     wait_until(lambda: is_free(lock), within_s=END_S)
 
     launcher.preload(lock, is_busy=lambda: False)
 
-    assert zygote_of(launcher) == first
+    assert fork_server_of(launcher) == first
     assert run(["exit", 3]).exit_code == 3
 
 
@@ -438,45 +438,45 @@ def test_what_was_preloaded_is_given_back_when_no_job_comes(
     launcher = WarmLauncher("tests.stand_in_child", idle_s=0.1)
     lock = preloading()
     launcher.preload(lock, is_busy=lambda: False)
-    pid = zygote_of(launcher)
+    pid = fork_server_of(launcher)
     wait_until(lambda: start_ticks(pid) is None, within_s=END_S)
 
     launcher.preload(lock, is_busy=lambda: False)
 
-    assert launcher._zygote is None  # so its entry in the table of processes is free, too
+    assert launcher._fork_server is None  # so its entry in the table of processes is free, too
     assert not psutil.pid_exists(pid)
 
 
-def test_a_zygote_that_preloads_ends_with_its_worker(
+def test_a_fork_server_that_preloads_ends_with_its_worker(
     preloading: Callable[..., Path], tmp_path: Path
 ) -> None:
     lock = preloading(["environment"], ["wait"])
     command = [sys.executable, "-c", PRELOADING_WORKER, str(lock)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=PROJECT) as worker:
         assert worker.stdout is not None
-        zygote = int(worker.stdout.readline())
+        fork_server = int(worker.stdout.readline())
         wait_until((tmp_path / "environment").exists, within_s=END_S)
 
         worker.kill()
 
-        wait_until(lambda: start_ticks(zygote) is None, within_s=END_S)
+        wait_until(lambda: start_ticks(fork_server) is None, within_s=END_S)
 
 
 PRELOADING_WORKER = """
 import signal, sys
 from pathlib import Path
-from worker.warm_launcher import WarmLauncher
+from worker.launch.warm import WarmLauncher
 launcher = WarmLauncher("tests.stand_in_child", idle_s=60)
 launcher.preload(Path(sys.argv[1]), is_busy=lambda: False)
-print(launcher._zygote.pid, flush=True)
+print(launcher._fork_server.pid, flush=True)
 signal.pause()
 """
 
 WORKER = """
 import sys
 from pathlib import Path
-from worker.launcher import Order
-from worker.warm_launcher import WarmLauncher
+from worker.launch.launcher import Order
+from worker.launch.warm import WarmLauncher
 WarmLauncher("tests.stand_in_child", idle_s=60).run(
     Path(sys.argv[1]), on_event=lambda event: print(event.message, flush=True),
     order=lambda: Order.GO_ON,
@@ -484,7 +484,7 @@ WarmLauncher("tests.stand_in_child", idle_s=60).run(
 """
 
 
-def test_a_worker_that_is_killed_takes_zygote_and_child_along(directory: Path) -> None:
+def test_a_worker_that_is_killed_takes_fork_server_and_child_along(directory: Path) -> None:
     directory.mkdir(parents=True)
     (directory / "script.json").write_text(json.dumps([SAY, ["wait"]]))
     command = [sys.executable, "-c", WORKER, str(directory)]
@@ -492,16 +492,16 @@ def test_a_worker_that_is_killed_takes_zygote_and_child_along(directory: Path) -
         assert worker.stdout is not None
         worker.stdout.readline()
         child = holder_of(directory)
-        zygote = parent_of(child)
-        assert parent_of(zygote) == worker.pid
+        fork_server = parent_of(child)
+        assert parent_of(fork_server) == worker.pid
 
         worker.kill()
 
-        for pid in (child, zygote):
+        for pid in (child, fork_server):
             wait_until(lambda pid=pid: start_ticks(pid) is None, within_s=END_S)
 
 
-def test_a_zygote_ends_with_the_thread_that_had_it(directory: Path) -> None:
+def test_a_fork_server_ends_with_the_thread_that_had_it(directory: Path) -> None:
     """Its worker's, which has no more use for it when it is told to stop."""
     directory.mkdir(parents=True)
     (directory / "script.json").write_text("[]")
@@ -512,15 +512,15 @@ def test_a_zygote_ends_with_the_thread_that_had_it(directory: Path) -> None:
     worker.start()
     worker.join(60)
 
-    wait_until(lambda: start_ticks(zygote_of(launcher)) is None, within_s=END_S)
+    wait_until(lambda: start_ticks(fork_server_of(launcher)) is None, within_s=END_S)
     launcher.close()
 
 
-def test_a_zygote_sees_no_secret_of_the_workers_environment(
+def test_a_fork_server_sees_no_secret_of_the_workers_environment(
     run: Run, launcher: WarmLauncher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TUNERY_DATABASE_URL", "postgresql://user:secret@host/db")
 
     run(["exit", 0])
 
-    assert b"secret" not in Path(f"/proc/{zygote_of(launcher)}/environ").read_bytes()
+    assert b"secret" not in Path(f"/proc/{fork_server_of(launcher)}/environ").read_bytes()

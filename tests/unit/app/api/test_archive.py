@@ -6,7 +6,7 @@ import pytest
 
 from app.api.archive import zip_segments
 from app.api.streaming import BlobSegment
-from app.core.db.models import File
+from app.core.db.tables import File
 from app.core.errors import InvalidRequestError
 from app.core.storage.local import LocalBlobStore
 from tests.builders import build_file, put_blob

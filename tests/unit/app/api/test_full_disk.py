@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 
 from app.api import uploads
 from app.core import disk
-from app.core.db.files import FileRepository
+from app.core.db.repositories.files import FileRepository
 from app.core.db.session import Database, Session
 from app.core.disk import Ballast
 from app.core.errors import NotFoundError, StorageFullError

@@ -6,7 +6,7 @@ from starlette.testclient import TestClient
 
 from app.core.db.session import Database
 from app.core.disk import free_bytes
-from app.core.maintenance.occupancy import WORKER_SILENT_AFTER_S
+from app.core.occupancy import WORKER_SILENT_AFTER_S
 from app.core.settings import Settings
 from tests.builders import add_job
 

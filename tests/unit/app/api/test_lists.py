@@ -7,10 +7,10 @@ import openai
 import pytest
 from starlette.testclient import TestClient
 
-from app.core.db.events import EventRepository
-from app.core.db.models import JobMetadata
+from app.core.db.repositories.events import EventRepository
 from app.core.db.session import Database
-from app.core.job_status import JobStatus
+from app.core.db.tables import JobMetadata
+from app.core.job.status import JobStatus
 from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
 from app.main import create_app

@@ -5,9 +5,9 @@ import pytest
 from starlette.testclient import TestClient
 
 from app.core.base_models import CATALOGUE_NAME
-from app.core.db.checkpoints import CheckpointRepository
-from app.core.db.models import Job
+from app.core.db.repositories.checkpoints import CheckpointRepository
 from app.core.db.session import Database
+from app.core.db.tables import Job
 from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
 from app.main import create_app

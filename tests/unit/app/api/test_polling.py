@@ -7,8 +7,8 @@ from fastapi import FastAPI
 from sqlalchemy import event
 from starlette.testclient import TestClient
 
-from app.core.db.models import JobMetadata
 from app.core.db.session import Database
+from app.core.db.tables import JobMetadata
 from tests.builders import add_job, claim
 
 JOBS = "/v1/fine_tuning/jobs"

@@ -9,9 +9,9 @@ import openai
 import pytest
 from starlette.testclient import TestClient
 
-from app.core.db.checkpoints import CheckpointRepository
-from app.core.db.models import Job
+from app.core.db.repositories.checkpoints import CheckpointRepository
 from app.core.db.session import Database
+from app.core.db.tables import Job
 from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
 from tests.builders import add_job, add_succeeded_job, build_checkpoint, claim

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 from app.api.streaming import BlobSegment, _read
-from app.core.db.models import Job
 from app.core.db.session import Database
+from app.core.db.tables import Job
 from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
 from app.main import create_app

@@ -13,10 +13,10 @@ from starlette.testclient import TestClient
 from app.api.v1 import uploads as routes
 from app.core import disk
 from app.core.clock import utc_now
-from app.core.dataset_checker import DatasetSummary
-from app.core.db.models import Upload
+from app.core.dataset.checker import DatasetSummary
+from app.core.db.repositories.uploads import COMPLETION_GRACE, ENDED_KEPT_FOR
 from app.core.db.session import Database
-from app.core.db.uploads import COMPLETION_GRACE, ENDED_KEPT_FOR
+from app.core.db.tables import Upload
 from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
 from app.main import create_app

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.core import dataset_checker
-from app.core.dataset_checker import DatasetChecker, DatasetSummary
-from app.core.dataset_format import DatasetFormat
+from app.core.dataset import checker as dataset_checker
+from app.core.dataset.checker import DatasetChecker, DatasetSummary
+from app.core.dataset.formats import DatasetFormat
 from tests.builders import CHAT_LINE, TEXT_LINE
 
 BOM = b"\xef\xbb\xbf"

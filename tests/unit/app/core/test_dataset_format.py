@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from app.core.dataset_format import (
+from app.core.dataset.formats import (
     ChatExample,
     DatasetFormat,
     LineError,

@@ -1,4 +1,4 @@
-from app.core.job_status import TRANSITIONS, JobStatus
+from app.core.job.status import TRANSITIONS, JobStatus
 
 
 def test_every_status_has_its_transitions() -> None:

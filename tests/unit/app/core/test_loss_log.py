@@ -5,7 +5,7 @@ import json
 import pytest
 from pydantic import ValidationError
 
-from app.core.loss_log import COLUMNS, StepMetrics, csv_lines, json_lines
+from app.core.job.loss_log import COLUMNS, StepMetrics, csv_lines, json_lines
 from tests.builders import build_metrics
 
 ROWS = [

@@ -3,7 +3,7 @@ import json
 import pytest
 from pydantic import ValidationError
 
-from app.core.training_events import (
+from app.core.job.training_events import (
     Checkpointed,
     Failed,
     Noted,

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from app.core.db.models import SavedState
 from app.core.db.session import Database
-from app.core.job_status import JobStatus
+from app.core.db.tables import SavedState
+from app.core.job.status import JobStatus
 from app.core.storage.local import LocalBlobStore
 from tests.builders import (
     NOW,

@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from app.core.db.leases import LeaseRepository, Wish
-from app.core.db.recovery import RecoveryRepository
+from app.core.db.repositories.leases import LeaseRepository, Wish
+from app.core.db.repositories.recovery import RecoveryRepository
 from app.core.db.session import Database
-from app.core.job_status import JobStatus
+from app.core.job.status import JobStatus
 from app.core.storage.local import LocalBlobStore
 from tests.builders import NOW, add_file, add_job, build_job_in, claim, dump_tables, list_messages
 

@@ -9,9 +9,9 @@ import pytest
 from starlette.testclient import TestClient
 
 from app.core.base_models import RECORD_NAME
-from app.core.db.models import Job
 from app.core.db.session import Database
-from app.core.job_status import JobStatus
+from app.core.db.tables import Job
+from app.core.job.status import JobStatus
 from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
 from tests.builders import (

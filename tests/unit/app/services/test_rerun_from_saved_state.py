@@ -7,13 +7,13 @@ import pytest
 from starlette.testclient import TestClient
 
 from app.core.clock import utc_now
-from app.core.db.jobs import JobRepository
-from app.core.db.leases import LeaseRepository
-from app.core.db.models import Job
-from app.core.db.recovery import MAX_INTERRUPTIONS, RecoveryRepository
-from app.core.db.saved_states import PASSING_CODES, SavedStateRepository
+from app.core.db.repositories.jobs import JobRepository
+from app.core.db.repositories.leases import LeaseRepository
+from app.core.db.repositories.recovery import MAX_INTERRUPTIONS, RecoveryRepository
+from app.core.db.repositories.saved_states import PASSING_CODES, SavedStateRepository
 from app.core.db.session import Database
-from app.core.job_status import JobStatus
+from app.core.db.tables import Job
+from app.core.job.status import JobStatus
 from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
 from tests.builders import (

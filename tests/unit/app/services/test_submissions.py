@@ -11,9 +11,9 @@ from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from app.core.clock import utc_now
-from app.core.db.jobs import JobRepository
+from app.core.db.repositories.jobs import JobRepository
 from app.core.db.session import Database
-from app.core.job_status import JobStatus
+from app.core.job.status import JobStatus
 from app.core.storage.local import LocalBlobStore
 from app.schemas.fine_tuning_jobs import JobCreate
 from app.schemas.hyperparameters import Hyperparameters

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.tiny import RowsInMemory
-from worker.training.batching import collate, cut_by_length, shuffled_batches
-from worker.training.data import IGNORE_INDEX, TokenizedRow
+from worker.training.data.batching import collate, cut_by_length, shuffled_batches
+from worker.training.data.dataset import IGNORE_INDEX, TokenizedRow
 
 
 def test_an_epoch_reads_every_example_once_and_its_last_batch_is_smaller() -> None:

@@ -3,9 +3,9 @@ from typing import Any
 
 import pytest
 
-from app.core.dataset_format import ChatExample
+from app.core.dataset.formats import ChatExample
 from tests.tiny import CHAT_TEMPLATE, build_tokenizer
-from worker.training.chat import ChatRenderer, ChatTemplateError, NoChatTemplateError
+from worker.training.data.chat import ChatRenderer, ChatTemplateError, NoChatTemplateError
 
 DEFAULT_SYSTEM_PROMPT = (
     "{% if messages[0]['role'] != 'system' %}"

@@ -5,7 +5,7 @@ import pytest
 
 from app.core.manifest import MANIFEST_NAME, verify
 from tests.tiny import write_job
-from worker.training.checkpoint import save_directory
+from worker.training.artifacts.atomic_directory import save_directory
 
 
 def test_a_checkpoint_has_its_name_only_once_it_is_whole(tmp_path: Path) -> None:

@@ -5,11 +5,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from app.core.training_config import OverlongRowBehavior
+from app.core.job.training_config import OverlongRowBehavior
 from tests.tiny import CHAT_TEMPLATE, build_tokenizer, chat_row
-from worker.training.data import IGNORE_INDEX, TokenizedData, tokenize_file
-from worker.training.data_report import DataFile
-from worker.training.encoding import Encoder
+from worker.training.data.dataset import IGNORE_INDEX, TokenizedData, tokenize_file
+from worker.training.data.encoding import Encoder
+from worker.training.data.report import DataFile
 from worker.training.failures import TrainingFailedError
 
 

@@ -2,9 +2,9 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from app.core.dataset_format import ChatExample, Example, PromptExample, TextExample
+from app.core.dataset.formats import ChatExample, Example, PromptExample, TextExample
 from tests.tiny import build_tokenizer
-from worker.training.encoding import Encoded, Encoder
+from worker.training.data.encoding import Encoded, Encoder
 
 CHAT = ChatExample(
     [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "Four, très sûr."}],

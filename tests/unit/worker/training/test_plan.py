@@ -2,8 +2,8 @@ from typing import Any
 
 import pytest
 
-from app.core.training_config import TrainingConfig
-from worker.training.plan import Plan, plan_steps
+from app.core.job.training_config import TrainingConfig
+from worker.training.step.step_plan import Plan, plan_steps
 
 
 def plan(*, examples: int = 10, has_validation: bool = True, **settings: Any) -> Plan:

@@ -6,11 +6,11 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from app.core.loss_log import StepMetrics
+from app.core.job.loss_log import StepMetrics
 from tests.tiny import write_job
-from worker.training.loss_log_file import LossLogFile
-from worker.training.loss_plot import draw_losses
-from worker.training.model_card import write_model_card
+from worker.training.artifacts.loss_log_file import LossLogFile
+from worker.training.artifacts.loss_plot import draw_losses
+from worker.training.artifacts.model_card import write_model_card
 
 SVG = "{http://www.w3.org/2000/svg}"
 

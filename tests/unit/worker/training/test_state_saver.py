@@ -2,10 +2,10 @@ from pathlib import Path
 
 import pytest
 
-from app.core.training_config import JobSpec
+from app.core.job.training_config import JobSpec
 from tests.tiny import build_peft_model, build_trainer, write_job
-from worker.training.resume import StateSaver
-from worker.training.trainer import Trainer
+from worker.training.artifacts.saved_state import StateSaver
+from worker.training.step.trainer import Trainer
 
 
 @pytest.fixture

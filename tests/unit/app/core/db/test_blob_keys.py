@@ -5,8 +5,8 @@ import pytest
 
 from app.core.db import blob_keys
 from app.core.db.blob_keys import BlobKeyRepository, NamedBlob, iterate_named
-from app.core.db.models import SavedState
 from app.core.db.session import Database
+from app.core.db.tables import SavedState
 from app.core.storage.local import LocalBlobStore
 from tests.builders import NOW, add_file, add_job, add_part, build_upload
 

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 from sqlalchemy.exc import IntegrityError, StatementError
 
-from app.core.db.models import Base, Event, JobMetadata, TunedModel
 from app.core.db.session import Database
+from app.core.db.tables import Base, Event, JobMetadata, TunedModel
 from app.core.ids import IdPrefix, new_id
-from app.core.job_status import JobStatus
+from app.core.job.status import JobStatus
 from tests.builders import (
     MINUTE,
     NOW,

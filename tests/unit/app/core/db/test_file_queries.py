@@ -2,9 +2,9 @@ from datetime import timedelta
 
 import pytest
 
-from app.core.db.files import FileRepository
-from app.core.db.models import File
+from app.core.db.repositories.files import FileRepository
 from app.core.db.session import Database
+from app.core.db.tables import File
 from app.core.errors import NotFoundError
 from tests.builders import MINUTE, NOW, add_job, build_file, claim
 

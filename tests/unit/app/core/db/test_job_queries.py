@@ -2,14 +2,14 @@ from collections.abc import Mapping
 
 import pytest
 
-from app.core.db import jobs as jobs_module
-from app.core.db.events import EventRepository
-from app.core.db.jobs import JobRepository
-from app.core.db.leases import LeaseRepository
-from app.core.db.models import Event, Job, JobMetadata
+from app.core.db.repositories import jobs as jobs_module
+from app.core.db.repositories.events import EventRepository
+from app.core.db.repositories.jobs import JobRepository
+from app.core.db.repositories.leases import LeaseRepository
 from app.core.db.session import Database
+from app.core.db.tables import Event, Job, JobMetadata
 from app.core.errors import NotFoundError
-from app.core.job_status import JobStatus
+from app.core.job.status import JobStatus
 from tests.builders import (
     MINUTE,
     NOW,

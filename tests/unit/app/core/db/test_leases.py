@@ -7,16 +7,16 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from app.core.db.checkpoints import CheckpointRepository
-from app.core.db.events import EventRepository
-from app.core.db.jobs import JobRepository
-from app.core.db.leases import Lease, LeaseRepository, Wish
-from app.core.db.models import Attempt
-from app.core.db.recovery import RecoveryRepository
-from app.core.db.saved_states import SavedStateRepository
+from app.core.db.repositories.checkpoints import CheckpointRepository
+from app.core.db.repositories.events import EventRepository
+from app.core.db.repositories.jobs import JobRepository
+from app.core.db.repositories.leases import Lease, LeaseRepository, Wish
+from app.core.db.repositories.recovery import RecoveryRepository
+from app.core.db.repositories.saved_states import SavedStateRepository
 from app.core.db.session import Database
+from app.core.db.tables import Attempt
 from app.core.errors import LeaseLostError
-from app.core.job_status import JobStatus
+from app.core.job.status import JobStatus
 from tests.builders import (
     MINUTE,
     NOW,

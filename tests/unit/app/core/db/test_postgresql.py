@@ -13,13 +13,13 @@ from sqlalchemy import event, make_url, text
 from sqlalchemy.exc import InternalError
 
 from app.core.db import postgresql as postgresql_module
-from app.core.db.events import EventRepository
-from app.core.db.files import FileRepository
-from app.core.db.jobs import JobRepository
-from app.core.db.models import File, SavedState
 from app.core.db.postgresql import MAX_CONNECTIONS
-from app.core.db.saved_states import SavedStateRepository
+from app.core.db.repositories.events import EventRepository
+from app.core.db.repositories.files import FileRepository
+from app.core.db.repositories.jobs import JobRepository
+from app.core.db.repositories.saved_states import SavedStateRepository
 from app.core.db.session import Database, Session
+from app.core.db.tables import File, SavedState
 from app.core.errors import (
     DatabaseBusyError,
     NotFoundError,
@@ -28,7 +28,7 @@ from app.core.errors import (
     StorageFullError,
 )
 from app.core.ids import IdPrefix, new_id
-from app.core.job_status import JobStatus
+from app.core.job.status import JobStatus
 from app.services.files import delete_file
 from tests.builders import (
     MINUTE,

@@ -7,16 +7,16 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, event
 
-from app.core.db.checkpoints import CheckpointRepository
-from app.core.db.events import EventRepository
-from app.core.db.files import FileRepository
-from app.core.db.jobs import JobRepository
-from app.core.db.leases import LeaseRepository
-from app.core.db.recovery import RecoveryRepository
-from app.core.db.saved_states import SavedStateRepository
+from app.core.db.repositories.checkpoints import CheckpointRepository
+from app.core.db.repositories.events import EventRepository
+from app.core.db.repositories.files import FileRepository
+from app.core.db.repositories.jobs import JobRepository
+from app.core.db.repositories.leases import LeaseRepository
+from app.core.db.repositories.recovery import RecoveryRepository
+from app.core.db.repositories.saved_states import SavedStateRepository
+from app.core.db.repositories.submissions import SubmissionRepository
+from app.core.db.repositories.uploads import UploadRepository
 from app.core.db.session import Database, Session
-from app.core.db.submissions import SubmissionRepository
-from app.core.db.uploads import UploadRepository
 from tests.builders import MINUTE, NOW, add_job, build_file, build_identity, build_job, build_upload
 
 

@@ -6,14 +6,14 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import select
 
-from app.core.db.jobs import JobRepository
-from app.core.db.leases import Lease, LeaseRepository, WorkerIdentity
-from app.core.db.models import Attempt
-from app.core.db.recovery import MAX_INTERRUPTIONS, Crash, RecoveryRepository
-from app.core.db.saved_states import SavedStateRepository
+from app.core.db.repositories.jobs import JobRepository
+from app.core.db.repositories.leases import Lease, LeaseRepository, WorkerIdentity
+from app.core.db.repositories.recovery import MAX_INTERRUPTIONS, Crash, RecoveryRepository
+from app.core.db.repositories.saved_states import SavedStateRepository
 from app.core.db.session import Database, Session
+from app.core.db.tables import Attempt
 from app.core.errors import LeaseLostError
-from app.core.job_status import JobStatus
+from app.core.job.status import JobStatus
 from tests.builders import MINUTE, NOW, add_job, build_identity, claim, get_job, list_messages
 
 CRASH = Crash("The training process died", "Do less.", "Segmentation fault")

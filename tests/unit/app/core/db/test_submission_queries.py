@@ -3,8 +3,8 @@ from datetime import datetime
 import pytest
 
 from app.core.db.base import Project
+from app.core.db.repositories.submissions import SubmissionRepository
 from app.core.db.session import Database
-from app.core.db.submissions import SubmissionRepository
 from tests.builders import MINUTE, NOW, add_job, dump_tables
 
 

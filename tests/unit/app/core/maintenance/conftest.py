@@ -9,9 +9,9 @@ import pytest
 from sqlalchemy import text
 
 from app.core.clock import utc_now
-from app.core.db.checkpoints import CheckpointRepository
-from app.core.db.models import Checkpoint, Job, SavedState
+from app.core.db.repositories.checkpoints import CheckpointRepository
 from app.core.db.session import Database
+from app.core.db.tables import Checkpoint, Job, SavedState
 from app.core.ids import IdPrefix, new_id
 from app.core.manifest import MANIFEST_NAME, Manifest, ManifestFile
 from app.core.settings import Settings

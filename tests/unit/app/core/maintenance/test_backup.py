@@ -10,16 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from app.core.db.files import FileRepository
 from app.core.db.inspection import NoDatabaseError
-from app.core.db.models import File
+from app.core.db.repositories.files import FileRepository
 from app.core.db.session import Database, Session
-from app.core.job_status import JobStatus
-from app.core.maintenance import backup, durable_files
-from app.core.maintenance.backup import make_backup
-from app.core.maintenance.backup_format import BackupError, iterate_blobs, read_record, verify
+from app.core.db.tables import File
+from app.core.job.status import JobStatus
 from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
+from app.maintenance import backup, durable_files
+from app.maintenance.backup import make_backup
+from app.maintenance.backup_format import BackupError, iterate_blobs, read_record, verify
 from tests.builders import TEXT_LINE, add_file, add_job
 from tests.unit.app.core.maintenance.conftest import AddCheckpoint, AddState
 

@@ -13,17 +13,17 @@ import pytest
 
 from app.core import disk
 from app.core.db import inspection
-from app.core.db.models import UploadPart
-from app.core.db.saved_states import SavedStateRepository
+from app.core.db.repositories.saved_states import SavedStateRepository
 from app.core.db.session import Database
+from app.core.db.tables import UploadPart
 from app.core.disk import Ballast
-from app.core.job_status import JobStatus
-from app.core.maintenance import check_disk
-from app.core.maintenance.check_disk import file_system_of
-from app.core.maintenance.doctor import examine
-from app.core.maintenance.findings import Finding, Level
+from app.core.job.status import JobStatus
 from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
+from app.maintenance import check_disk
+from app.maintenance.check_disk import file_system_of
+from app.maintenance.doctor import examine
+from app.maintenance.findings import Finding, Level
 from tests.builders import (
     add_file,
     add_job,

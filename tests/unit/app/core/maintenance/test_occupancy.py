@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from app.core.maintenance.occupancy import OccupiedError, alone, occupied
+from app.core.occupancy import OccupiedError, alone, occupied
 from app.core.settings import Settings
 
 
@@ -32,7 +32,7 @@ def test_nobody_comes_in_while_one_is_alone(settings: Settings) -> None:
 def test_a_process_that_is_killed_occupies_nothing(settings: Settings) -> None:
     program = (
         "import sys; from pathlib import Path\n"
-        "from app.core.maintenance.occupancy import occupied\n"
+        "from app.core.occupancy import occupied\n"
         "from app.core.settings import Settings\n"
         "with occupied(Settings(_env_file=None, data_dir=Path(sys.argv[1]))):\n"
         "    print('there', flush=True); sys.stdin.read()\n"

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from app.core.db.models import SavedState
+from app.core import orphans
 from app.core.db.session import Database
-from app.core.maintenance import orphans
-from app.core.maintenance.orphans import GRACE_S, LONG_GRACE_S, find_orphans, free_orphans
+from app.core.db.tables import SavedState
+from app.core.orphans import GRACE_S, LONG_GRACE_S, find_orphans, free_orphans
 from app.core.settings import Settings
-from app.core.storage.base import StoredBlob
+from app.core.storage.blob_store import StoredBlob
 from app.core.storage.local import LocalBlobStore
 from tests.builders import (
     NOW,

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import inspect
 
-from app.core.db.saved_states import SavedStateRepository
+from app.core.db.repositories.saved_states import SavedStateRepository
 from app.core.db.session import Database
-from app.core.job_status import JobStatus
-from app.core.maintenance.backup import make_backup
-from app.core.maintenance.backup_format import BackupError, read_record
-from app.core.maintenance.doctor import examine
-from app.core.maintenance.findings import Level
-from app.core.maintenance.occupancy import OccupiedError, occupied
-from app.core.maintenance.restore import restore_backup
+from app.core.job.status import JobStatus
+from app.core.occupancy import OccupiedError, occupied
 from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
+from app.maintenance.backup import make_backup
+from app.maintenance.backup_format import BackupError, read_record
+from app.maintenance.doctor import examine
+from app.maintenance.findings import Level
+from app.maintenance.restore import restore_backup
 from tests.builders import (
     TEXT_LINE,
     add_file,

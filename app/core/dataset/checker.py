@@ -1,0 +1,112 @@
+"""Checks a whole data set while it streams by: all of its problems at once, not the first."""
+
+from dataclasses import dataclass, field
+
+from app.core.dataset.formats import (
+    BYTE_ORDER_MARK,
+    ChatExample,
+    DatasetFormat,
+    LineError,
+    parse_line,
+)
+from app.core.dataset.plain_lines import find_plain_format
+from app.core.job.training_events import DataProblem
+
+MAX_PROBLEMS = 50
+"""Problems reported with their line; the rest is only counted."""
+
+MAX_LINE_BYTES = 8 * 1024 * 1024
+
+
+@dataclass(slots=True)
+class DatasetSummary:
+    """What is in a file, and what is wrong with it."""
+
+    format: DatasetFormat | None = None
+    examples: int = 0
+    uses_tools: bool = False
+    problems: list[DataProblem] = field(default_factory=list[DataProblem])
+    """The first `MAX_PROBLEMS`."""
+    problem_count: int = 0
+
+
+class DatasetChecker:
+    """Checks a data set while it streams by, in memory that does not grow with the file."""
+
+    def __init__(self) -> None:
+        self._summary = DatasetSummary()
+        self._rest = bytearray()
+        self._line_number = 0
+        self._blank_since: int | None = None
+        self._in_overlong_line = False
+
+    def feed(self, chunk: bytes) -> None:
+        """Take the next bytes of the file, cut anywhere."""
+        *ends, rest = chunk.split(b"\n")
+        for end in ends:
+            self._end_line(bytes(self._rest) + end if self._rest else end)
+            self._rest.clear()
+        self._rest += rest
+        if len(self._rest) > MAX_LINE_BYTES:
+            self._in_overlong_line = True
+            self._rest.clear()
+
+    def finish(self) -> DatasetSummary:
+        """The verdict, once the last byte was fed."""
+        if self._rest or self._in_overlong_line:
+            self._end_line(bytes(self._rest))
+        if self._summary.examples == 0 and self._summary.problem_count == 0:
+            self._report(1, LineError("empty_file", "The file has no example in it."))
+        return self._summary
+
+    def _end_line(self, line: bytes) -> None:
+        self._line_number += 1
+        if self._in_overlong_line or len(line) > MAX_LINE_BYTES:
+            self._in_overlong_line = False
+            message = f"This line is longer than the {MAX_LINE_BYTES // 2**20} MiB a line may have."
+            self._report(self._line_number, LineError("line_too_long", message))
+            return
+        if self._line_number == 1:
+            line = line.removeprefix(BYTE_ORDER_MARK)
+        if not line or line.isspace():
+            self._blank_since = self._blank_since or self._line_number
+            return
+        if self._blank_since is not None:
+            self._report(
+                self._blank_since, LineError("blank_line", "A blank line between examples.")
+            )
+            self._blank_since = None
+        self._check(line)
+
+    def _check(self, line: bytes) -> None:
+        plain = find_plain_format(line)
+        if plain is not None and plain is self._summary.format:
+            self._summary.examples += 1
+            return
+        try:
+            format_, example = parse_line(line)
+            self._settle_format(format_)
+        except LineError as error:
+            for one in (error, *error.others):
+                self._report(self._line_number, one)
+            return
+        self._summary.examples += 1
+        if isinstance(example, ChatExample):
+            self._summary.uses_tools |= example.uses_tools
+
+    def _settle_format(self, format_: DatasetFormat) -> None:
+        settled = self._summary.format
+        if settled not in (None, format_):
+            raise LineError(
+                "mixed_formats",
+                f"This line is in the {format_} format, those before it are in the {settled} "
+                "format; one file has one format.",
+            )
+        self._summary.format = format_
+
+    def _report(self, line: int, error: LineError) -> None:
+        self._summary.problem_count += 1
+        if len(self._summary.problems) < MAX_PROBLEMS:
+            self._summary.problems.append(
+                DataProblem(line=line, path=error.path, code=error.code, message=str(error))
+            )

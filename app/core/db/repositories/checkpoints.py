@@ -1,0 +1,114 @@
+"""Every query on checkpoints and on the tuned models that point at them."""
+
+from sqlalchemy import delete, select
+
+from app.core.db.base import DEFAULT_PROJECT_ID
+from app.core.db.pages import Page, fetch_page
+from app.core.db.session import Session
+from app.core.db.tables import Checkpoint, File, Job, TunedModel
+from app.core.errors import NotFoundError
+
+
+class CheckpointRepository:
+    def __init__(self, session: Session, project_id: str = DEFAULT_PROJECT_ID) -> None:
+        self._session = session
+        self._project_id = project_id
+
+    def add(self, checkpoint: Checkpoint) -> None:
+        """Publish a checkpoint together with the rows of its files."""
+        checkpoint.project_id = self._project_id
+        for file in checkpoint.files:
+            file.project_id = self._project_id
+        self._session.add(checkpoint)
+        self._session.flush()
+
+    def list_page(self, job_id: str, *, after: str | None, limit: int) -> Page[Checkpoint]:
+        """Newest first."""
+        query = select(Checkpoint).where(
+            Checkpoint.job_id == job_id, Checkpoint.project_id == self._project_id
+        )
+        return fetch_page(self._session, query, Checkpoint.id, after=after, limit=limit)
+
+    def find(self, job_id: str, checkpoint_id: str) -> Checkpoint | None:
+        return self._session.scalar(
+            select(Checkpoint).where(
+                Checkpoint.id == checkpoint_id,
+                Checkpoint.job_id == job_id,
+                Checkpoint.project_id == self._project_id,
+            )
+        )
+
+    def find_at_step(self, job_id: str, step: int) -> Checkpoint | None:
+        return self._session.scalar(
+            select(Checkpoint).where(
+                Checkpoint.job_id == job_id,
+                Checkpoint.step == step,
+                Checkpoint.project_id == self._project_id,
+            )
+        )
+
+    def find_of_model(self, model_name: str, step: int) -> tuple[Checkpoint, Job] | None:
+        """The checkpoint at a step of the job whose model has, or will have, this name."""
+        query = select(Checkpoint, Job).join(Job, Job.id == Checkpoint.job_id)
+        row = self._session.execute(
+            query.where(
+                Job.fine_tuned_model == model_name,
+                Job.project_id == self._project_id,
+                Checkpoint.step == step,
+            )
+        ).first()
+        return None if row is None else (row[0], row[1])
+
+    def delete(self, checkpoint: Checkpoint) -> list[str]:
+        """Forget a checkpoint and its files; returns the keys of the blobs to free afterwards."""
+        keys = [file.blob_key for file in checkpoint.files]
+        self._session.execute(delete(File).where(File.checkpoint_id == checkpoint.id))
+        self._session.execute(delete(Checkpoint).where(Checkpoint.id == checkpoint.id))
+        return keys
+
+
+class TunedModelRepository:
+    def __init__(self, session: Session, project_id: str = DEFAULT_PROJECT_ID) -> None:
+        self._session = session
+        self._project_id = project_id
+
+    def add(self, model: TunedModel) -> None:
+        model.project_id = self._project_id
+        self._session.add(model)
+
+    def find(self, name: str) -> TunedModel | None:
+        return self._session.scalar(
+            select(TunedModel).where(
+                TunedModel.id == name, TunedModel.project_id == self._project_id
+            )
+        )
+
+    def get(self, name: str) -> TunedModel:
+        """The tuned model of this name.
+
+        Raises:
+            NotFoundError: there is none.
+        """
+        model = self.find(name)
+        if model is None:
+            raise _no_such_model(name)
+        return model
+
+    def list_all(self) -> list[TunedModel]:
+        """Newest first."""
+        query = select(TunedModel).where(TunedModel.project_id == self._project_id)
+        return list(self._session.scalars(query.order_by(TunedModel.created_at.desc())))
+
+    def delete(self, model: TunedModel) -> None:
+        """Forget a tuned model.
+
+        Raises:
+            NotFoundError: another transaction has deleted it meanwhile.
+        """
+        statement = delete(TunedModel).where(TunedModel.id == model.id)
+        if self._session.scalar(statement.returning(TunedModel.id)) is None:
+            raise _no_such_model(model.id)
+
+
+def _no_such_model(name: str) -> NotFoundError:
+    return NotFoundError(f"No such model: {name:.200}", code="model_not_found", param="model")

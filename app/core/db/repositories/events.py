@@ -1,0 +1,67 @@
+"""Events of a job: what a user reads to know what happened, and when."""
+
+from datetime import datetime
+from typing import Any, Literal
+
+from sqlalchemy import select
+
+from app.core.db.base import DEFAULT_PROJECT_ID
+from app.core.db.pages import Page, fetch_page
+from app.core.db.session import Session
+from app.core.db.tables import Event
+from app.core.ids import IdPrefix, new_id
+from app.core.job.loss_log import StepMetrics
+
+Level = Literal["info", "warn", "error"]
+
+
+class EventRepository:
+    def __init__(self, session: Session, project_id: str = DEFAULT_PROJECT_ID) -> None:
+        self._session = session
+        self._project_id = project_id
+
+    def add(
+        self,
+        job_id: str,
+        message: str,
+        *,
+        now: datetime,
+        level: Level = "info",
+        data: dict[str, Any] | None = None,
+    ) -> None:
+        """Tell the job's user something. With `data`, it is a metrics event."""
+        self._session.add(
+            Event(
+                id=new_id(IdPrefix.EVENT),
+                project_id=self._project_id,
+                job_id=job_id,
+                created_at=now,
+                level=level,
+                type="message" if data is None else "metrics",
+                message=message,
+                data=data,
+            )
+        )
+
+    def add_metrics(
+        self, job_id: str, metrics: StepMetrics, *, total_steps: int, now: datetime
+    ) -> None:
+        """One step, in OpenAI's words and under its keys."""
+        message = f"Step {metrics.step}/{total_steps}: training loss={metrics.train_loss:.2f}"
+        data: dict[str, Any] = {
+            "step": metrics.step,
+            "total_steps": total_steps,
+            "train_loss": metrics.train_loss,
+            "train_mean_token_accuracy": metrics.train_mean_token_accuracy,
+        }
+        if metrics.valid_loss is not None:
+            message += f", full validation loss={metrics.valid_loss:.2f}"
+            data["valid_loss"] = data["full_valid_loss"] = metrics.valid_loss
+            data["valid_mean_token_accuracy"] = metrics.valid_mean_token_accuracy
+            data["full_valid_mean_token_accuracy"] = metrics.valid_mean_token_accuracy
+        self.add(job_id, message, now=now, data=data)
+
+    def list_page(self, job_id: str, *, after: str | None, limit: int) -> Page[Event]:
+        """Newest first."""
+        query = select(Event).where(Event.job_id == job_id, Event.project_id == self._project_id)
+        return fetch_page(self._session, query, Event.id, after=after, limit=limit)

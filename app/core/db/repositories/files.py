@@ -1,0 +1,145 @@
+"""Every query on files."""
+
+from datetime import datetime
+
+from sqlalchemy import ColumnElement, Select, exists, or_, select, update
+
+from app.core.db.base import DEFAULT_PROJECT_ID
+from app.core.db.pages import Order, Page, fetch_page
+from app.core.db.session import Session
+from app.core.db.tables import File, Job, SavedState
+from app.core.errors import NotFoundError
+from app.core.job.status import JobStatus
+
+MADE_BY_JOB = "fine-tune-results"
+"""Purpose of a file that a job has made."""
+
+_UNFINISHED = [status for status in JobStatus if not status.is_terminal]
+
+
+class FileRepository:
+    """The files of one project. An expired file is as good as gone."""
+
+    def __init__(self, session: Session, project_id: str = DEFAULT_PROJECT_ID) -> None:
+        self._session = session
+        self._project_id = project_id
+
+    def add(self, file: File) -> None:
+        file.project_id = self._project_id
+        self._session.add(file)
+        self._session.flush()
+
+    def get(self, file_id: str, *, now: datetime) -> File:
+        """The file with this id.
+
+        Raises:
+            NotFoundError: there is none.
+        """
+        return self._get(self._visible(now), file_id)
+
+    def get_to_use(self, file_id: str, *, now: datetime | None, param: str) -> File:
+        """The same, and nobody deletes it before this transaction has named it in a job.
+
+        Args:
+            now: None to find it even if it has expired.
+            param: the field that asked for it.
+
+        Raises:
+            NotFoundError: there is none; `param` names the field that asked for it.
+        """
+        return self._get(self._visible(now).with_for_update(read=True), file_id, param)
+
+    def get_to_delete(self, file_id: str, *, now: datetime) -> File:
+        """The same, once nobody is about to use it: ask afterwards which jobs do.
+
+        Raises:
+            NotFoundError: there is none.
+        """
+        return self._get(self._visible(now).with_for_update(), file_id)
+
+    def get_for_job(self, file_id: str) -> File:
+        """The file with this id, also if it has expired: a job that was accepted may read it.
+
+        Raises:
+            NotFoundError: there is none.
+        """
+        file = self._session.get(File, file_id)
+        if file is None or file.project_id != self._project_id:
+            raise NotFoundError(f"No such file: {file_id:.80}", code="file_not_found")
+        return file
+
+    def list_page(
+        self,
+        *,
+        now: datetime,
+        after: str | None,
+        limit: int,
+        order: Order,
+        purpose: str | None,
+        checkpoint: str | None,
+    ) -> Page[File]:
+        """Uploads and loss logs, unless a filter asks for files of checkpoints.
+
+        Args:
+            purpose: only files of this purpose; with that of made files, those of checkpoints too.
+            checkpoint: only files of the checkpoint with this id.
+        """
+        query = self._visible(now)
+        if purpose is not None:
+            query = query.where(File.purpose == purpose)
+        if checkpoint is not None:
+            # A subquery, or SQLite would rather read the whole index that has the right order.
+            parts = select(File.id).where(File.checkpoint_id == checkpoint)
+            query = query.where(File.id.in_(parts))
+        elif purpose != MADE_BY_JOB:
+            query = query.where(File.checkpoint_id.is_(None))
+        return fetch_page(self._session, query, File.id, after=after, limit=limit, order=order)
+
+    def unfinished_job_using(self, file_id: str) -> str | None:
+        """The id of a job that has yet to read this file, or None."""
+        return self._job_using(file_id, Job.status.in_(_UNFINISHED))
+
+    def delete(self, file: File) -> None:
+        """Forget a file; a job that names it as its result names none from then on."""
+        self._session.execute(
+            update(Job).where(Job.result_file_id == file.id).values(result_file_id=None)
+        )
+        self._session.delete(file)
+
+    def list_expired(self, *, now: datetime, limit: int) -> list[File]:
+        """Files whose time is over, of every project, less those a job has yet to read.
+
+        A job that has ended reads them again if it is rerun from its saved state.
+
+        To delete them: nobody else begins to use one before this transaction ends.
+        """
+        has_state = exists().where(SavedState.job_id == Job.id)
+        is_needed = or_(Job.status.in_(_UNFINISHED), has_state)
+        still_read = select(Job.id).where(
+            is_needed,
+            or_(Job.training_file_id == File.id, Job.validation_file_id == File.id),
+        )
+        query = select(File).where(File.expires_at <= now, ~still_read.exists()).limit(limit)
+        files = self._session.scalars(query.with_for_update(skip_locked=True)).all()
+        # Asked again, as a job may have been made between that query's start and its locks.
+        return [file for file in files if self._job_using(file.id, is_needed) is None]
+
+    def _job_using(self, file_id: str, which: ColumnElement[bool]) -> str | None:
+        return self._session.scalar(
+            select(Job.id)
+            .where(or_(Job.training_file_id == file_id, Job.validation_file_id == file_id))
+            .where(which)
+            .limit(1)
+        )
+
+    def _get(self, query: Select[File], file_id: str, param: str | None = None) -> File:
+        file = self._session.scalar(query.where(File.id == file_id))
+        if file is None:
+            raise NotFoundError(f"No such file: {file_id:.80}", code="file_not_found", param=param)
+        return file
+
+    def _visible(self, now: datetime | None) -> Select[File]:
+        query = select(File).where(File.project_id == self._project_id)
+        if now is None:
+            return query
+        return query.where(or_(File.expires_at.is_(None), File.expires_at > now))

@@ -1,0 +1,131 @@
+"""Every query on saved states: what a job's next attempt, or a rerun of the job, resumes from."""
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import and_, case, delete, func, or_, select, update
+
+from app.core.db.repositories.leases import Lease, LeaseRepository
+from app.core.db.session import Session
+from app.core.db.tables import Job, SavedState
+from app.core.job.status import JobStatus
+
+KEPT = 2
+"""States of a job: the newest, and the one before it should the newest prove unreadable."""
+
+PASSING_CODES = frozenset(
+    {
+        "gpu_unavailable",
+        "internal_error",
+        "interrupted_too_often",
+        "model_not_available",
+        "not_enough_memory",
+        "out_of_memory",
+        "training_crashed",
+    }
+)
+"""Errors of failed jobs whose cause lies with the machine, not with the job, and so may pass."""
+
+
+def may_be_continued(job: Job) -> bool:
+    """Whether a rerun may resume from the saved state of this job, as long as that is held."""
+    code = job.error["code"] if job.error else None
+    return job.status is JobStatus.CANCELLED or code in PASSING_CODES
+
+
+class SavedStateRepository:
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def add(
+        self, lease: Lease, step: int, files: dict[str, dict[str, Any]], *, now: datetime
+    ) -> list[str]:
+        """Remember a state whose files are stored and verified: the job has made progress.
+
+        Args:
+            files: `key`, `bytes` and `sha256` of each, by name.
+
+        Returns:
+            The keys of blobs that are needed no more, to free afterwards.
+
+        Raises:
+            LeaseLostError: the job is no longer this attempt's.
+        """
+        job = LeaseRepository(self._session).hold(lease)
+        job.crashes = job.interruptions = 0
+        # One of an earlier attempt, if that had come further than the state this one began with.
+        replaced = self._delete(lease.job_id, SavedState.step >= step)
+        self._session.add(
+            SavedState(
+                job_id=lease.job_id,
+                project_id=lease.project_id,
+                step=step,
+                attempt=lease.attempt,
+                created_at=now,
+                files=files,
+            )
+        )
+        self._session.flush()
+        kept = [state.step for state in self.list_newest(lease.job_id)[:KEPT]]
+        return replaced + self._delete(lease.job_id, SavedState.step.not_in(kept))
+
+    def drop(self, lease: Lease, step: int) -> list[str]:
+        """Forget the state of one step; returns the keys of the blobs to free afterwards.
+
+        Raises:
+            LeaseLostError: the job is no longer this attempt's.
+        """
+        LeaseRepository(self._session).hold(lease)
+        return self._delete(lease.job_id, SavedState.step == step)
+
+    def list_newest(self, job_id: str) -> list[SavedState]:
+        """The newest first."""
+        query = select(SavedState).where(SavedState.job_id == job_id)
+        return list(self._session.scalars(query.order_by(SavedState.step.desc())))
+
+    def newest_step(self, job_id: str) -> int:
+        """0 when there is none."""
+        query = select(func.max(SavedState.step)).where(SavedState.job_id == job_id)
+        return self._session.scalar(query) or 0
+
+    def delete_all(self, job_id: str) -> list[str]:
+        """Forget the states of a job; returns the keys of the blobs to free afterwards."""
+        return self._delete(job_id)
+
+    def list_to_continue(self, job_id: str) -> list[SavedState]:
+        """The newest first; nobody else takes or deletes them before this transaction ends."""
+        query = select(SavedState).where(SavedState.job_id == job_id).with_for_update()
+        return list(self._session.scalars(query.order_by(SavedState.step.desc())))
+
+    def move(self, from_job_id: str, to_job_id: str) -> None:
+        """Give the states of one job to another, with their blobs, which keep their keys."""
+        self._session.execute(
+            update(SavedState)
+            .where(SavedState.job_id == from_job_id)
+            .values(job_id=to_job_id, saved_by=func.coalesce(SavedState.saved_by, from_job_id)),
+            execution_options={"synchronize_session": False},
+        )
+
+    def delete_of_ended(self, *, held_since: datetime, limit: int) -> list[str]:
+        """Forget states that no job resumes from; returns the keys to free afterwards.
+
+        Args:
+            held_since: states of jobs that have ended later are kept if `may_be_continued`.
+            limit: jobs to look at.
+        """
+        may_pass = Job.error["code"].as_string().in_(PASSING_CODES)
+        is_held = and_(
+            Job.finished_at > held_since, or_(Job.status == JobStatus.CANCELLED, may_pass)
+        )
+        is_needed = case((Job.finished_at.is_(None), 1), (is_held, 1), else_=0)
+        # As a value, not a join: else SQLite begins with all jobs that have ever ended.
+        needed = select(is_needed).where(Job.id == SavedState.job_id).scalar_subquery()
+        ended = select(SavedState.job_id).where(needed == 0).distinct().limit(limit)
+        return [
+            key for job_id in self._session.scalars(ended).all() for key in self._delete(job_id)
+        ]
+
+    def _delete(self, job_id: str, *which: Any) -> list[str]:
+        forgotten = delete(SavedState).where(SavedState.job_id == job_id, *which)
+        files = self._session.scalars(forgotten.returning(SavedState.files)).all()
+        return [file["key"] for state in files for file in state.values()]

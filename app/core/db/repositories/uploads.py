@@ -1,0 +1,101 @@
+"""Every query on uploads and their parts."""
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+
+from sqlalchemy import Select, delete, func, select
+
+from app.core.db.base import DEFAULT_PROJECT_ID
+from app.core.db.session import Session
+from app.core.db.tables import Upload, UploadPart
+from app.core.errors import NotFoundError
+
+ENDED_KEPT_FOR = timedelta(days=7)
+"""How long an upload that has ended can be read, and its completion be repeated."""
+
+COMPLETION_GRACE = timedelta(minutes=10)
+"""How long a completion that was asked for in time may take before its parts are freed."""
+
+_ENDED = ("completed", "cancelled", "expired")
+
+
+class UploadRepository:
+    """The uploads of one project."""
+
+    def __init__(self, session: Session, project_id: str = DEFAULT_PROJECT_ID) -> None:
+        self._session = session
+        self._project_id = project_id
+
+    def add(self, upload: Upload) -> None:
+        upload.project_id = self._project_id
+        self._session.add(upload)
+        self._session.flush()
+
+    def get(self, upload_id: str) -> Upload:
+        """The upload with this id, in whatever status.
+
+        Raises:
+            NotFoundError: there is none.
+        """
+        return self._get(self._select(), upload_id)
+
+    def get_to_change(self, upload_id: str) -> Upload:
+        """The same; until this transaction ends, no other changes it or adds a part to it.
+
+        Raises:
+            NotFoundError: there is none.
+        """
+        return self._get(self._select().with_for_update(), upload_id)
+
+    def list_parts(self, upload_id: str) -> Sequence[UploadPart]:
+        """The parts of an upload, oldest first."""
+        query = select(UploadPart).where(UploadPart.upload_id == upload_id).order_by(UploadPart.id)
+        return self._session.scalars(query).all()
+
+    def find_part(self, upload_id: str, sha256: str) -> UploadPart | None:
+        """The part of an upload that has these bytes."""
+        same = (UploadPart.upload_id == upload_id, UploadPart.sha256 == sha256)
+        return self._session.scalar(select(UploadPart).where(*same))
+
+    def measure_parts(self, upload_id: str) -> tuple[int, int]:
+        """How many parts an upload has, and their bytes together."""
+        columns = (func.count(), func.coalesce(func.sum(UploadPart.bytes), 0))
+        query = select(*columns).where(UploadPart.upload_id == upload_id)
+        count, size = self._session.execute(query).one()
+        return count, int(size)  # a Decimal on PostgreSQL
+
+    def add_part(self, part: UploadPart) -> None:
+        part.project_id = self._project_id
+        self._session.add(part)
+        self._session.flush()
+
+    def end(self, upload: Upload, status: str) -> list[str]:
+        """Set a pending upload's last status. Returns the keys of the blobs that are now free."""
+        upload.status = status
+        self._session.flush()
+        parts = delete(UploadPart).where(UploadPart.upload_id == upload.id)
+        return list(self._session.scalars(parts.returning(UploadPart.blob_key)))
+
+    def expire(self, *, now: datetime, limit: int) -> list[str]:
+        """End the uploads of every project that nobody can be completing any more.
+
+        Returns the keys of the blobs that are now free.
+        """
+        is_over = Upload.expires_at <= now - COMPLETION_GRACE
+        overdue = select(Upload).where(Upload.status == "pending", is_over)
+        uploads = self._session.scalars(overdue.limit(limit).with_for_update(skip_locked=True))
+        return [key for upload in uploads.all() for key in self.end(upload, "expired")]
+
+    def delete_older(self, *, than: datetime) -> None:
+        """Forget the uploads of every project that have ended, and would have expired by then."""
+        old = (Upload.status.in_(_ENDED), Upload.expires_at < than)
+        self._session.execute(delete(Upload).where(*old))
+
+    def _get(self, query: Select[Upload], upload_id: str) -> Upload:
+        upload = self._session.scalar(query.where(Upload.id == upload_id))
+        if upload is None:
+            raise NotFoundError(f"No such upload: {upload_id:.80}", code="upload_not_found")
+        return upload
+
+    def _select(self) -> Select[Upload]:
+        return select(Upload).where(Upload.project_id == self._project_id)

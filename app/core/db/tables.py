@@ -1,0 +1,289 @@
+"""Tables. What must hold for every row is a constraint here, not a habit elsewhere."""
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    ForeignKey,
+    Index,
+    UniqueConstraint,
+    text,
+)
+from sqlalchemy.orm import Mapped, mapped_column, relationship
+
+from app.core.db.base import Base, OwnedByProject
+from app.core.job.status import JobStatus
+
+_TERMINAL = ", ".join(f"'{status}'" for status in JobStatus if status.is_terminal)
+
+
+_OWN = text("checkpoint_id IS NULL")
+
+
+class File(OwnedByProject, Base):
+    """Bytes in the blob store: an upload, or something that a job made."""
+
+    __tablename__ = "files"
+    __table_args__ = (
+        Index(None, "project_id", "id"),
+        Index("ix_files_listed", "project_id", "id", sqlite_where=_OWN, postgresql_where=_OWN),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    purpose: Mapped[str]
+    filename: Mapped[str]
+    """What the client called it; never part of a path."""
+    bytes: Mapped[int] = mapped_column(BigInteger)
+    sha256: Mapped[str]
+    crc32: Mapped[int] = mapped_column(BigInteger)
+    """What a zip archive needs to know of a file before it comes to its bytes."""
+    blob_key: Mapped[str] = mapped_column(unique=True)
+    created_at: Mapped[datetime]
+    expires_at: Mapped[datetime | None] = mapped_column(index=True)
+    format: Mapped[str | None]
+    """Of a data set: text, prompt_completion or messages; null for what a job made."""
+    examples: Mapped[int | None]
+    uses_tools: Mapped[bool] = mapped_column(default=False)
+    job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"), index=True)
+    """The job that made it; null for an upload."""
+    checkpoint_id: Mapped[str | None] = mapped_column(ForeignKey("checkpoints.id"), index=True)
+    """The checkpoint that this file is a part of; null for an upload or a loss log."""
+
+
+class Upload(OwnedByProject, Base):
+    """A file that is sent in parts. Its parts are kept while it is pending, and no longer."""
+
+    __tablename__ = "uploads"
+    __table_args__ = (
+        CheckConstraint("status IN ('pending', 'completed', 'cancelled', 'expired')", "status"),
+        CheckConstraint("(file_id IS NOT NULL) = (status = 'completed')", "file_of_completed"),
+        CheckConstraint("(part_ids IS NOT NULL) = (status = 'completed')", "parts_of_completed"),
+        Index(None, "status", "expires_at"),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    status: Mapped[str]
+    filename: Mapped[str]
+    bytes: Mapped[int] = mapped_column(BigInteger)
+    """Size that the file will have, as declared when the upload was created."""
+    created_at: Mapped[datetime]
+    expires_at: Mapped[datetime]
+    file_expires_after_s: Mapped[int | None]
+    """Lifetime of the file, counted from its completion; null if it does not expire."""
+    part_ids: Mapped[list[str] | None]
+    """The parts that the file was made of, in order."""
+    file_id: Mapped[str | None]
+    """The file that was made. No foreign key: the file may be deleted."""
+
+
+class UploadPart(OwnedByProject, Base):
+    """Bytes in the blob store that become part of a file. The same bytes are one part."""
+
+    __tablename__ = "upload_parts"
+    __table_args__ = (UniqueConstraint("upload_id", "sha256"),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    upload_id: Mapped[str] = mapped_column(ForeignKey("uploads.id"))
+    bytes: Mapped[int] = mapped_column(BigInteger)
+    sha256: Mapped[str]
+    blob_key: Mapped[str] = mapped_column(unique=True)
+    created_at: Mapped[datetime]
+
+
+class Job(OwnedByProject, Base):
+    __tablename__ = "jobs"
+    __table_args__ = (
+        CheckConstraint(f"(finished_at IS NOT NULL) = (status IN ({_TERMINAL}))", "finished"),
+        CheckConstraint("(lease_expires_at IS NOT NULL) = (status = 'running')", "leased"),
+        CheckConstraint("(error IS NOT NULL) = (status = 'failed')", "error"),
+        CheckConstraint(
+            "(result_checkpoint_id IS NOT NULL) <= (status = 'succeeded')", "result_of_success"
+        ),
+        Index(None, "project_id", "id"),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    status: Mapped[JobStatus]
+    created_at: Mapped[datetime]
+    started_at: Mapped[datetime | None]
+    """When its first attempt began."""
+    finished_at: Mapped[datetime | None]
+    cancel_requested_at: Mapped[datetime | None]
+    pause_requested_at: Mapped[datetime | None]
+    """Set while a running job is asked to pause; null again once it has."""
+    priority: Mapped[int] = mapped_column(default=0)
+    """Of two waiting jobs, the one with the higher priority is next; then the older one."""
+    rerun_of: Mapped[str | None]
+    """The job this one repeats. No foreign key: either may be deleted."""
+    resumed_from_step: Mapped[int | None]
+    """Step of the saved state that the job was created with."""
+    continued_by: Mapped[str | None]
+    """The job that was created with the saved state of this one."""
+    base_model: Mapped[str]
+    base_model_sha256: Mapped[str | None]
+    """Of the base model when the job was made: every attempt must have the same weights."""
+    training_file_id: Mapped[str] = mapped_column(index=True)
+    """No foreign key: an ended job outlives the files it was made from."""
+    validation_file_id: Mapped[str | None] = mapped_column(index=True)
+    suffix: Mapped[str | None]
+    config: Mapped[dict[str, Any]]
+    """A `TrainingConfig`: every knob, resolved."""
+    learning_rate_multiplier: Mapped[float | None]
+    """As the caller gave it, or as it follows from the learning rate; `config` has it in it."""
+    fine_tuned_model: Mapped[str] = mapped_column(index=True)
+    """The name the tuned model has, or will have."""
+    attempt: Mapped[int] = mapped_column(default=0)
+    """The newest attempt; older ones may write nothing more."""
+    worker_id: Mapped[str | None]
+    lease_expires_at: Mapped[datetime | None]
+    crashes: Mapped[int] = mapped_column(default=0)
+    """Times that its child died by itself since a state was last saved."""
+    interruptions: Mapped[int] = mapped_column(default=0)
+    """Times that its worker stopped or vanished since a state was last saved."""
+    total_steps: Mapped[int | None]
+    trained_steps: Mapped[int] = mapped_column(default=0)
+    epoch: Mapped[float | None]
+    train_loss: Mapped[float | None]
+    """Of the last step."""
+    valid_loss: Mapped[float | None]
+    """Of the last evaluation."""
+    tokens_per_second: Mapped[float | None]
+    estimated_finish_at: Mapped[datetime | None]
+    trained_tokens: Mapped[int | None] = mapped_column(BigInteger)
+    result_checkpoint_id: Mapped[str | None]
+    result_file_id: Mapped[str | None] = mapped_column(index=True)
+    error: Mapped[dict[str, Any] | None]
+    """`code`, `message`, `param` and, of a bad data set, `errors`."""
+
+    metadata_items: Mapped[list["JobMetadata"]] = relationship(
+        lazy="selectin", order_by="JobMetadata.key"
+    )
+
+
+Index("ix_jobs_queue", Job.status, Job.priority.desc(), Job.id)
+
+
+class JobMetadata(Base):
+    """The caller's own labels; a table, so that a list can be filtered by them."""
+
+    __tablename__ = "job_metadata"
+    __table_args__ = (Index(None, "key", "value", "job_id"),)
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    key: Mapped[str] = mapped_column(primary_key=True)
+    value: Mapped[str]
+
+
+class Attempt(Base):
+    """One try at running a job, and how it ended."""
+
+    __tablename__ = "attempts"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    attempt: Mapped[int] = mapped_column(primary_key=True)
+    worker_id: Mapped[str]
+    host: Mapped[str | None]
+    """Where `pid` means something: this boot of this machine, and this process namespace."""
+    pid: Mapped[int | None]
+    """Of the worker."""
+    process_started: Mapped[int | None] = mapped_column(BigInteger)
+    """When the kernel started that process, in clock ticks since boot: pids are used again."""
+    started_at: Mapped[datetime]
+    ended_at: Mapped[datetime | None]
+    outcome: Mapped[str | None]
+    """succeeded, failed, cancelled, paused, released, crashed or lost; null while it runs."""
+
+
+class StepRow(Base):
+    """One row of a job's loss log; `metrics` is a `StepMetrics`."""
+
+    __tablename__ = "steps"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    step: Mapped[int] = mapped_column(primary_key=True)
+    attempt: Mapped[int]
+    metrics: Mapped[dict[str, Any]]
+
+
+class Event(OwnedByProject, Base):
+    __tablename__ = "events"
+    __table_args__ = (
+        CheckConstraint("level IN ('info', 'warn', 'error')", "level"),
+        CheckConstraint("type IN ('message', 'metrics')", "type"),
+        Index(None, "job_id", "id"),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    created_at: Mapped[datetime]
+    level: Mapped[str]
+    type: Mapped[str]
+    message: Mapped[str]
+    data: Mapped[dict[str, Any] | None]
+
+
+class Checkpoint(OwnedByProject, Base):
+    """A whole, verified checkpoint; its files are the rows of `files` that name it."""
+
+    __tablename__ = "checkpoints"
+    __table_args__ = (UniqueConstraint("job_id", "step"),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    attempt: Mapped[int]
+    step: Mapped[int]
+    created_at: Mapped[datetime]
+    metrics: Mapped[dict[str, Any]]
+    """The `StepMetrics` of its step."""
+    manifest_sha256: Mapped[str]
+
+    files: Mapped[list[File]] = relationship(lazy="selectin", order_by=File.filename)
+
+
+class SavedState(OwnedByProject, Base):
+    """All that training needs to go on from a step: the newest two of a job are kept."""
+
+    __tablename__ = "saved_states"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    step: Mapped[int] = mapped_column(primary_key=True)
+    saved_by: Mapped[str | None]
+    """The job that has saved it, as its manifest says; null for `job_id` itself."""
+    attempt: Mapped[int]
+    created_at: Mapped[datetime]
+    files: Mapped[dict[str, Any]]
+    """Blob key, bytes and sha256 of each file, the manifest included, by the file's name."""
+
+
+class Submission(OwnedByProject, Base):
+    """A request that made a job, remembered so that the same request makes no second one."""
+
+    __tablename__ = "submissions"
+    __table_args__ = (
+        UniqueConstraint("project_id", "route", "key"),
+        Index(None, "project_id", "route", "fingerprint", "created_at"),
+    )
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    route: Mapped[str]
+    key: Mapped[str | None]
+    """The caller's `Idempotency-Key`."""
+    fingerprint: Mapped[str]
+    """sha256 over who asks and what for."""
+    created_at: Mapped[datetime] = mapped_column(index=True)
+
+
+class TunedModel(OwnedByProject, Base):
+    """A result that can be asked for by name, until it is deleted."""
+
+    __tablename__ = "tuned_models"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), index=True)
+    checkpoint_id: Mapped[str] = mapped_column(ForeignKey("checkpoints.id"), index=True)
+    base_model: Mapped[str]
+    created_at: Mapped[datetime]
+
+    checkpoint: Mapped[Checkpoint] = relationship(lazy="joined")

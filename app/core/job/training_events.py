@@ -1,0 +1,149 @@
+"""What a training child may report: one JSON object per line on its standard output.
+
+The parent treats every line as hostile: it validates it here before it acts on it.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from app.core.job.loss_log import StepMetrics
+
+_STATE_PATTERN = r"^out/resume-\d{1,9}$"
+
+
+class _Event(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Noted(_Event):
+    """Something a user should read; becomes an event of the job."""
+
+    kind: Literal["noted"] = "noted"
+    level: Literal["info", "warn"] = "info"
+    message: str = Field(max_length=10_000)
+
+
+class Planned(_Event):
+    """The data is tokenized, so the number of steps is known; the model is loaded next."""
+
+    kind: Literal["planned"] = "planned"
+    total_steps: int = Field(ge=1)
+
+
+class Started(_Event):
+    """Model and data are loaded; the first step comes next."""
+
+    kind: Literal["started"] = "started"
+    total_steps: int = Field(ge=1)
+
+
+class Stepped(_Event):
+    """One optimizer step is done, and so is the evaluation that was due after it, if any."""
+
+    kind: Literal["stepped"] = "stepped"
+    metrics: StepMetrics
+
+
+class Checkpointed(_Event):
+    """`directory`, relative to the job directory, holds a whole checkpoint with its manifest."""
+
+    kind: Literal["checkpointed"] = "checkpointed"
+    step: int = Field(ge=1)
+    directory: str = Field(pattern=r"^out/step-\d{1,9}$")
+    state: str | None = Field(default=None, pattern=_STATE_PATTERN)
+    """The saved state of the same step, as in `Saved`; null for the checkpoint of an earlier step
+    that is only made because it turned out to be the best."""
+
+
+class Saved(_Event):
+    """`directory`, relative to the job directory, holds a whole saved state with its manifest.
+
+    The child never deletes one, for it cannot know when the parent has done with it.
+    """
+
+    kind: Literal["saved"] = "saved"
+    step: int = Field(ge=1)
+    directory: str = Field(pattern=_STATE_PATTERN)
+
+
+class Stopped(_Event):
+    """The child was asked to end. It has reported the saved state of `step` before.
+
+    Unless it took no step itself: then `step` is the one it went on from, or 0.
+    """
+
+    kind: Literal["stopped"] = "stopped"
+    step: int = Field(ge=0)
+
+
+class OutOfSpace(_Event):
+    """The attempt ended because a disk or a quota is full. What was half written is gone."""
+
+    kind: Literal["out_of_space"] = "out_of_space"
+    message: str = Field(max_length=10_000)
+
+
+class Unresumable(_Event):
+    """The state of `step`, whole as it may be, is none that this version can go on from.
+
+    Nothing was done; an older state, or a new start, may do.
+    """
+
+    kind: Literal["unresumable"] = "unresumable"
+    step: int = Field(ge=1)
+    message: str = Field(max_length=10_000)
+
+
+class Finished(_Event):
+    """Training ended well; the checkpoint of `step` is the result and was verified."""
+
+    kind: Literal["finished"] = "finished"
+    step: int = Field(ge=1)
+    trained_tokens: int = Field(ge=0)
+
+
+class DataProblem(_Event):
+    """One thing that is wrong with one line of an uploaded file."""
+
+    line: int
+    path: str
+    code: str
+    message: str
+
+
+class Failed(_Event):
+    """The attempt ended because of something a user can mend; anything else is a crash."""
+
+    kind: Literal["failed"] = "failed"
+    code: str = Field(max_length=100)
+    message: str = Field(max_length=10_000)
+    param: str | None = None
+    errors: tuple[DataProblem, ...] = Field(default=(), max_length=50)
+
+
+TrainingEvent = Annotated[
+    Noted
+    | Planned
+    | Started
+    | Stepped
+    | Saved
+    | Checkpointed
+    | Stopped
+    | OutOfSpace
+    | Unresumable
+    | Finished
+    | Failed,
+    Field(discriminator="kind"),
+]
+
+_adapter: TypeAdapter[TrainingEvent] = TypeAdapter(TrainingEvent)
+
+
+def parse_event(line: bytes) -> TrainingEvent:
+    """Read one line of a child's standard output.
+
+    Raises:
+        pydantic.ValidationError: the line is not an event.
+    """
+    return _adapter.validate_json(line)

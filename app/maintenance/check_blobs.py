@@ -1,0 +1,164 @@
+"""Examines the bytes: whether every blob a row names is there, and is what was written."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from app.core import manifest
+from app.core.db.blob_keys import BlobKeyRepository, NamedBlob, iterate_named
+from app.core.db.inspection import ManifestedFiles, iterate_manifested
+from app.core.errors import BlobNotFoundError
+from app.core.storage.blob_store import BlobStore
+from app.maintenance.findings import Finding, Level, Patient
+
+_SHOWN = 10
+"""Of many that are damaged."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Damage:
+    blob: NamedBlob
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.blob.key} ({self.blob.owner}) {self.what}"
+
+
+def check_blobs(patient: Patient) -> Iterator[Finding]:
+    """What is lost of a file stays lost; a saved state or a part of an upload can be forgotten."""
+    damaged: list[_Damage] = []
+    count = 0
+    for blob in iterate_named(patient.database.reading):
+        count += 1
+        what = find_damage(patient.store, blob, is_deep=patient.is_deep)
+        if what is not None and _is_still_named(patient, blob):
+            damaged.append(_Damage(blob, what))
+    lost = [one for one in damaged if one.blob.file_id is not None]
+    how = "with the bytes that were written" if patient.is_deep else "in their sizes"
+    if lost:
+        yield Finding(
+            "blobs",
+            Level.BAD,
+            f"{len(lost)} of {count} are damaged: {_name_some(lost)}",
+            advice="Restore a backup, or delete the files and tuned models these belong to.",
+        )
+    else:
+        yield Finding("blobs", Level.OK, f"{count - len(damaged)} are there, {how}")
+    yield from _check_parts(patient, [one for one in damaged if one.blob.part_id is not None])
+    yield from _check_states(patient, [one for one in damaged if one.blob.job_id is not None])
+
+
+def _check_parts(patient: Patient, damaged: list[_Damage]) -> Iterator[Finding]:
+    if not damaged:
+        yield Finding("upload parts", Level.OK, "every part that was received is there")
+    elif patient.may_repair:
+        with patient.database.writing() as session:
+            for one in damaged:
+                BlobKeyRepository(session).forget_part(one.blob.part_id or "")
+        yield Finding(
+            "upload parts",
+            Level.OK,
+            "every part that is listed is there",
+            repaired=f"{len(damaged)} forgotten: {_name_some(damaged)}",
+        )
+    else:
+        yield Finding(
+            "upload parts",
+            Level.BAD,
+            f"{len(damaged)} are damaged: {_name_some(damaged)}",
+            advice="Run this with --repair: clients then see that these must be sent again.",
+        )
+
+
+def _check_states(patient: Patient, damaged: list[_Damage]) -> Iterator[Finding]:
+    if not damaged:
+        yield Finding("saved states", Level.OK, "every job can go on from where it was saved")
+    elif patient.may_repair:
+        states = sorted({(one.blob.job_id or "", one.blob.step or 0) for one in damaged})
+        with patient.database.writing() as session:
+            for job_id, step in states:
+                BlobKeyRepository(session).forget_saved_state(job_id, step)
+        yield Finding(
+            "saved states",
+            Level.OK,
+            "every job can go on from where it was saved, or from its beginning",
+            repaired="forgotten: " + ", ".join(f"step {step} of {job}" for job, step in states),
+        )
+    else:
+        yield Finding(
+            "saved states",
+            Level.BAD,
+            f"{len(damaged)} files are damaged: {_name_some(damaged)}",
+            advice="Run this with --repair: their jobs go on from an older state.",
+        )
+
+
+def check_manifests(patient: Patient) -> Iterator[Finding]:
+    bad: list[str] = []
+    count = 0
+    for files in iterate_manifested(patient.database.reading):
+        count += 1
+        try:
+            _verify(patient.store, files)
+        except (manifest.ManifestError, BlobNotFoundError, OSError) as error:
+            if all(_is_still_named(patient, blob) for blob in files.blobs.values()):
+                bad.append(f"{files.owner}: {error}")
+    if bad:
+        more = f" And {len(bad) - _SHOWN} more." if len(bad) > _SHOWN else ""
+        yield Finding(
+            "manifests",
+            Level.BAD,
+            f"{len(bad)} of {count} are not those of their files: {'; '.join(bad[:_SHOWN])}.{more}",
+            advice="Do not use these adapters. Restore a backup, or run their jobs again.",
+        )
+    else:
+        yield Finding("manifests", Level.OK, f"{count} are those of their files")
+
+
+def find_damage(store: BlobStore, blob: NamedBlob, *, is_deep: bool) -> str | None:
+    """What is wrong with the bytes of a blob, as the end of a sentence that begins with its key."""
+    try:
+        with store.open(blob.key) as source:
+            size = source.seek(0, os.SEEK_END)
+            if size != blob.bytes:
+                return f"has {size:,} bytes instead of {blob.bytes:,}"
+            source.seek(0)
+            if is_deep and manifest.sha256_of_stream(source) != blob.sha256:
+                return "has other bytes than were written"
+    except BlobNotFoundError:
+        return "is missing"
+    except OSError as error:
+        return f"cannot be read: {error}"
+    return None
+
+
+def _is_still_named(patient: Patient, blob: NamedBlob) -> bool:
+    """What was deleted since it was listed is not missing."""
+    with patient.database.reading() as session:
+        return BlobKeyRepository(session).still_names(blob)
+
+
+def _verify(store: BlobStore, files: ManifestedFiles) -> None:
+    blob = files.blobs.get(manifest.MANIFEST_NAME)
+    if blob is None:
+        raise manifest.ManifestError("it has no manifest")
+    with store.open(blob.key) as source:
+        content = source.read(blob.bytes + 1)
+    if hashlib.sha256(content).hexdigest() != files.manifest_sha256:
+        raise manifest.ManifestError("its manifest is not the one that was published")
+    try:
+        promised = manifest.Manifest.model_validate_json(content)
+    except ValueError as error:
+        raise manifest.ManifestError(f"its manifest cannot be read: {error}") from error
+    rows = {
+        name: manifest.ManifestFile(bytes=one.bytes, sha256=one.sha256)
+        for name, one in files.blobs.items()
+        if name != manifest.MANIFEST_NAME
+    }
+    manifest.check(promised, rows)
+
+
+def _name_some(damaged: list[_Damage]) -> str:
+    more = f", and {len(damaged) - _SHOWN} more" if len(damaged) > _SHOWN else ""
+    return "; ".join(map(str, damaged[:_SHOWN])) + more

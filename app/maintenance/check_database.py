@@ -1,0 +1,124 @@
+"""Examines the database: what keeps it, its schema, whether it is whole, and stuck jobs."""
+
+from collections.abc import Iterator
+from datetime import timedelta
+
+from app.core.db import inspection
+from app.core.db.repositories.recovery import RecoveryRepository
+from app.core.job.status import JobStatus
+from app.core.occupancy import count_alive_workers
+from app.maintenance.findings import Finding, Level, Patient
+
+_CLOCK_TOLERANCE = timedelta(minutes=5)
+
+
+def check_engine(patient: Patient) -> Iterator[Finding]:
+    with patient.database.reading() as session:
+        engine = inspection.describe_engine(session)
+    if engine.name != "sqlite":
+        yield Finding("database", Level.OK, f"PostgreSQL {engine.version}")
+    elif engine.journal_mode == "wal":
+        yield Finding("database", Level.OK, f"SQLite {engine.version}, with a write-ahead log")
+    else:
+        yield Finding(
+            "database",
+            Level.WARN,
+            f"SQLite {engine.version} can corrupt a database with a write-ahead log, so the slower "
+            f"journal mode '{engine.journal_mode}' is used",
+            advice="Install the package pysqlite3, or SQLite 3.51.3 or newer, for more speed.",
+        )
+
+
+def check_schema(patient: Patient) -> Iterator[Finding]:
+    with patient.database.reading() as session:
+        revision = inspection.read_revision(session)
+    if is_schema_current(patient):
+        yield Finding("schema", Level.OK, f"at {revision}, the newest")
+    elif revision is not None and not inspection.is_known_revision(revision):
+        yield Finding(
+            "schema",
+            Level.BAD,
+            f"at {revision}, which is of a newer version of the service than this",
+            advice="Run that version, or restore a backup of this one.",
+        )
+    else:
+        yield Finding(
+            "schema",
+            Level.WARN,
+            f"at {revision or 'nothing'}, and the newest is {inspection.newest_revision()}; the "
+            "checks of rows were left out",
+            advice="Start the service: it brings the database to its version.",
+        )
+
+
+def is_schema_current(patient: Patient) -> bool:
+    with patient.database.reading() as session:
+        return inspection.read_revision(session) == inspection.newest_revision()
+
+
+def check_integrity(patient: Patient) -> Iterator[Finding]:
+    with patient.database.reading() as session:
+        damage = inspection.find_damage(session)
+    if damage:
+        yield Finding(
+            "integrity",
+            Level.BAD,
+            "; ".join(damage),
+            advice="Stop the service, keep a copy of the database's files, and restore a backup.",
+        )
+    else:
+        yield Finding("integrity", Level.OK, "nothing is damaged, and no reference is broken")
+
+
+def check_jobs(patient: Patient) -> Iterator[Finding]:
+    with patient.database.reading() as session:
+        counts = inspection.count_jobs(session)
+        stuck = inspection.count_expired_leases(session, now=patient.now)
+    summary = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
+    yield Finding("jobs", Level.OK, summary or "none")
+    if stuck and patient.may_repair:
+        with patient.database.writing() as session:
+            rescued = RecoveryRepository(session).rescue_expired(now=patient.now)
+        yield Finding(
+            "stuck jobs", Level.OK, "none any more", repaired=f"{len(rescued)} put back: {rescued}"
+        )
+    elif stuck:
+        yield Finding(
+            "stuck jobs",
+            Level.BAD,
+            f"{stuck} running jobs have a worker that gave no sign of life in time",
+            advice="Start a worker, which puts them back by itself, or run this with --repair.",
+        )
+    else:
+        yield Finding("stuck jobs", Level.OK, "none")
+
+
+def check_workers(patient: Patient) -> Iterator[Finding]:
+    alive = count_alive_workers(patient.settings)
+    with patient.database.reading() as session:
+        waiting = inspection.count_jobs(session)[JobStatus.QUEUED]
+    if waiting and not alive:
+        yield Finding(
+            "workers",
+            Level.WARN,
+            f"none is alive on this data directory, and {waiting} jobs wait",
+            advice="Start a worker.",
+        )
+    else:
+        yield Finding("workers", Level.OK, f"{alive} alive on this data directory")
+
+
+def check_clock(patient: Patient) -> Iterator[Finding]:
+    with patient.database.reading() as session:
+        ahead = inspection.count_from_the_future(
+            session, now=patient.now, tolerance=_CLOCK_TOLERANCE
+        )
+    if ahead:
+        yield Finding(
+            "clock",
+            Level.WARN,
+            f"{ahead} rows were made later than it is now ({patient.now:%Y-%m-%d %H:%M:%S} UTC)",
+            advice="Set the machine's clock; leases and expiry dates depend on it.",
+        )
+    else:
+        yield Finding("clock", Level.OK, f"{patient.now:%Y-%m-%d %H:%M:%S} UTC, after every row")

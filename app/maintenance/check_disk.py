@@ -1,0 +1,90 @@
+"""Examines the disk: how full it is, of what kind, and what lies on it for nothing."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from app.core.db.inspection import sqlite_file
+from app.core.disk import Ballast, free_bytes, has_room
+from app.core.orphans import find_orphans, free_orphans
+from app.maintenance.findings import Finding, Level, Patient
+
+_MIB = 1024 * 1024
+_MOUNTS = Path("/proc/self/mountinfo")
+_ESCAPED = re.compile(r"\\([0-7]{3})")
+_SHARED = {"9p", "afs", "ceph", "cifs", "glusterfs", "nfs", "nfs4", "smb3", "smbfs", "virtiofs"}
+"""File systems on which SQLite's locks, or the memory its processes share, cannot be relied on."""
+
+
+def check_space(patient: Patient) -> Iterator[Finding]:
+    settings = patient.settings
+    free, reserved = free_bytes(settings.data_dir), settings.min_free_bytes
+    message = f"{free // _MIB:,} MiB are free; uploads and new jobs leave {reserved // _MIB:,} MiB"
+    advice = "Delete files or tuned models that are no longer needed, or make the disk larger."
+    if not has_room(settings):
+        yield Finding("space", Level.BAD, f"{message}, and are refused now", advice=advice)
+    elif free < 2 * reserved:
+        yield Finding("space", Level.WARN, message, advice=advice)
+    else:
+        yield Finding("space", Level.OK, message)
+
+
+def check_ballast(patient: Patient) -> Iterator[Finding]:
+    ballast, size = Ballast(patient.settings), patient.settings.ballast_bytes
+    if not size:
+        advice = "Set TUNERY_BALLAST_BYTES, or deletion may fail once the disk is full."
+        yield Finding("ballast", Level.WARN, "switched off", advice=advice)
+    elif ballast.is_there:
+        yield Finding("ballast", Level.OK, f"{size // _MIB} MiB to drop when the disk is full")
+    elif patient.may_repair and ballast.make_if_room():
+        yield Finding("ballast", Level.OK, f"{size // _MIB} MiB", repaired="made")
+    else:
+        yield Finding(
+            "ballast",
+            Level.WARN,
+            "there is none: it was dropped on a full disk, or no worker has started yet",
+            advice="Make room; a worker, or this with --repair, makes it again.",
+        )
+
+
+def check_file_system(patient: Patient) -> Iterator[Finding]:
+    database = sqlite_file(patient.database)
+    directory = (database or patient.settings.data_dir / "x").parent.resolve()
+    kind = file_system_of(directory)
+    if database is not None and (kind in _SHARED or kind.startswith("fuse")):
+        yield Finding(
+            "file system",
+            Level.WARN,
+            f"{kind} below {directory}: SQLite can lose or corrupt its database on such a one",
+            advice="Move the data directory to a local disk, or use PostgreSQL.",
+        )
+    else:
+        yield Finding("file system", Level.OK, f"{kind} below {directory}")
+
+
+def file_system_of(directory: Path, mounts: Path = _MOUNTS) -> str:
+    """The kind of file system a directory, an absolute path without links, is on, as `ext4`."""
+    if not mounts.exists():
+        return "unknown"
+    deepest, kind = -1, "unknown"
+    for line in mounts.read_text("utf-8", "surrogateescape").splitlines():
+        before, _, after = line.partition(" - ")
+        point = Path(_ESCAPED.sub(lambda code: chr(int(code[1], 8)), before.split()[4]))
+        depth = len(point.parts)
+        if directory.is_relative_to(point) and depth >= deepest:  # a later mount hides an earlier
+            deepest, kind = depth, after.split()[0]
+    return kind
+
+
+def check_orphans(patient: Patient) -> Iterator[Finding]:
+    things = (patient.database, patient.store, patient.settings)
+    if patient.may_repair:
+        freed = free_orphans(*things)
+        yield Finding("orphans", Level.OK, "none", repaired=f"freed {freed}" if freed else "")
+        return
+    found = find_orphans(*things)
+    if found:
+        advice = "A worker frees them once an hour; so does this with --repair, at once."
+        yield Finding("orphans", Level.WARN, f"left behind: {found}", advice=advice)
+    else:
+        yield Finding("orphans", Level.OK, "none")

@@ -1,0 +1,85 @@
+"""Examines a service, running or stopped, and mends what is safe to mend."""
+
+from collections.abc import Iterator, Sequence
+
+from app.core.clock import utc_now
+from app.core.db import inspection
+from app.core.db.session import Database
+from app.core.settings import Settings
+from app.core.storage.local import LocalBlobStore
+from app.maintenance.check_blobs import check_blobs, check_manifests
+from app.maintenance.check_database import (
+    check_clock,
+    check_engine,
+    check_integrity,
+    check_jobs,
+    check_schema,
+    check_workers,
+    is_schema_current,
+)
+from app.maintenance.check_disk import (
+    check_ballast,
+    check_file_system,
+    check_orphans,
+    check_space,
+)
+from app.maintenance.findings import Check, Finding, Level, Patient
+
+_ALWAYS: Sequence[Check] = (
+    check_space,
+    check_ballast,
+    check_file_system,
+    check_engine,
+    check_integrity,
+    check_schema,
+)
+_OF_ROWS: Sequence[Check] = (
+    check_jobs,
+    check_workers,
+    check_clock,
+    check_blobs,
+    check_manifests,
+    check_orphans,
+)
+"""Those that need the newest schema. Orphans come last: a state that was forgotten leaves some."""
+
+
+def examine(settings: Settings, *, is_deep: bool, may_repair: bool) -> Iterator[Finding]:
+    """Every check in turn; one that cannot be made is itself a finding.
+
+    Raises:
+        NoDatabaseError: there is nothing to examine.
+    """
+    database = Database(settings.resolved_database_url)
+    try:
+        inspection.require_database(database)
+        patient = Patient(
+            settings,
+            database,
+            LocalBlobStore(settings.blobs_dir),
+            now=utc_now(),
+            is_deep=is_deep,
+            may_repair=may_repair,
+        )
+        for check in _ALWAYS:
+            yield from _make(check, patient)
+        if _has_rows(patient):
+            for check in _OF_ROWS:
+                yield from _make(check, patient)
+    finally:
+        database.dispose()
+
+
+def _has_rows(patient: Patient) -> bool:
+    try:
+        return is_schema_current(patient)
+    except Exception:  # the check of the schema has said so already
+        return False
+
+
+def _make(check: Check, patient: Patient) -> Iterator[Finding]:
+    try:
+        yield from check(patient)
+    except Exception as error:  # whatever it is, the other checks are still of use
+        name = check.__name__.removeprefix("check_").replace("_", " ")
+        yield Finding(name, Level.BAD, f"could not be checked: {error!s:.500}")

@@ -1,0 +1,286 @@
+"""The job directory of one attempt: fill it, take what the child made out of it, delete it.
+
+`WORK/JOB/attempt-N/`; beside the job's directory lies its lock, `WORK/JOB.lock`.
+"""
+
+import hashlib
+import os
+import shutil
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from app.core import manifest
+from app.core.base_models import Catalogue
+from app.core.db.repositories.leases import Lease
+from app.core.db.tables import File, SavedState
+from app.core.ids import IdPrefix, new_id
+from app.core.job.loss_log import StepMetrics
+from app.core.job.training_config import (
+    BASE_MODEL_NAME,
+    JOB_SPEC_NAME,
+    LOSS_LOG_NAME,
+    MACHINE_CACHE_NAME,
+    OUTPUT_NAME,
+    RESUME_NAME,
+    TRAINING_DATA_NAME,
+    VALIDATION_DATA_NAME,
+    BaseModelRef,
+    ComputeSettings,
+    DatasetRef,
+    JobSpec,
+)
+from app.core.settings import Settings
+from app.core.storage.blob_store import BlobStore
+from worker.launch.job_lock import JobLock
+
+_ATTEMPT = "attempt-"
+
+
+class BaseModelMissingError(Exception):
+    """The base model was installed when the job was made, and is not any more."""
+
+
+class BaseModelChangedError(Exception):
+    """Under the name of the base model another one is installed than when the job was made."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """A file that is in the blob store already, and soon in the database."""
+
+    name: str
+    blob_key: str
+    bytes: int
+    sha256: str
+    crc32: int
+
+
+class JobDirectory:
+    """A directory that holds all that a child sees."""
+
+    def __init__(self, root: Path, lease: Lease) -> None:
+        self._lease = lease
+        self.directory = root / lease.job_id / f"{_ATTEMPT}{lease.attempt}"
+
+    def fill(
+        self,
+        store: BlobStore,
+        catalogue: Catalogue,
+        *,
+        training_file: File,
+        validation_file: File | None,
+    ) -> BaseModelRef:
+        """Make the directory, with the data and the base model in it.
+
+        Raises:
+            BaseModelMissingError: the base model is not installed.
+            BaseModelChangedError: it is another one than when the job was made.
+            BlobNotFoundError: the store has lost a data set.
+        """
+        entry = catalogue.find(self._lease.base_model)
+        installed = entry and catalogue.find_installed(entry.id)
+        if installed is None:
+            raise BaseModelMissingError(self._lease.base_model)
+        if self._lease.base_model_sha256 not in {None, installed.sha256}:
+            raise BaseModelChangedError(self._lease.base_model)
+        self._make()
+        _copy_blob(store, training_file.blob_key, self.directory / TRAINING_DATA_NAME)
+        if validation_file is not None:
+            _copy_blob(store, validation_file.blob_key, self.directory / VALIDATION_DATA_NAME)
+        base_model = catalogue.directory(installed.id).resolve()
+        (self.directory / BASE_MODEL_NAME).symlink_to(base_model)
+        return BaseModelRef(
+            id=installed.id,
+            repo=installed.repo,
+            revision=installed.revision,
+            licence=installed.licence,
+            sha256=installed.sha256,
+        )
+
+    def _make(self) -> None:
+        """The directory, empty; those of earlier attempts, which may write nothing more, go.
+
+        Not those of later ones: this worker may have been suspended, and not know of them.
+        """
+        for directory in self.directory.parent.glob(f"{_ATTEMPT}*"):
+            if int(directory.name.removeprefix(_ATTEMPT)) <= self._lease.attempt:
+                shutil.rmtree(directory, ignore_errors=True)
+        while True:
+            try:
+                (self.directory / OUTPUT_NAME).mkdir(parents=True, exist_ok=True)
+            except FileNotFoundError:  # another attempt has just removed the job's, as it was empty
+                continue
+            return
+
+    def put_state(self, store: BlobStore, state: SavedState) -> None:
+        """Lay the state to go on from into the directory, and verify it.
+
+        Raises:
+            manifest.ManifestError: it is not what was saved.
+            BlobNotFoundError: the store has lost a part of it.
+        """
+        directory = self.directory / RESUME_NAME
+        shutil.rmtree(directory, ignore_errors=True)  # of a newer one that was not whole
+        directory.mkdir()
+        for name, file in state.files.items():
+            _copy_blob(store, file["key"], directory / name)
+            if manifest.sha256_of(directory / name) != file["sha256"]:
+                raise manifest.ManifestError(f"step {state.step}: {name} has changed")
+        promised = manifest.verify(directory)
+        saved_by = state.saved_by or self._lease.job_id
+        if (promised.job_id, promised.step) != (saved_by, state.step):
+            raise manifest.ManifestError(f"step {state.step}: it is the state of something else")
+
+    def put_loss_log(self, rows: Iterable[StepMetrics]) -> None:
+        """Lay the loss log up to the state into the directory."""
+        with (self.directory / LOSS_LOG_NAME).open("w", encoding="utf-8") as log:
+            log.writelines(row.model_dump_json() + "\n" for row in rows)
+
+    def write_spec(
+        self,
+        base_model: BaseModelRef,
+        *,
+        training_file: File,
+        validation_file: File | None,
+        settings: Settings,
+        state: SavedState | None,
+    ) -> None:
+        """Tell the child what to do.
+
+        Args:
+            state: what it resumes from; it lies in the directory.
+        """
+        cache = settings.cache_dir.resolve()
+        cache.mkdir(parents=True, exist_ok=True)
+        (self.directory / MACHINE_CACHE_NAME).symlink_to(cache)
+        spec = JobSpec(
+            job_id=self._lease.job_id,
+            attempt=self._lease.attempt,
+            fine_tuned_model=self._lease.fine_tuned_model,
+            base_model=base_model,
+            training_file=_reference(training_file),
+            validation_file=validation_file and _reference(validation_file),
+            config=self._lease.config,
+            threads=settings.resolved_training_threads,
+            compute=_compute_settings(settings),
+            save_interval_s=settings.save_interval_s,
+            resume_step=state and state.step,
+            resume_job_id=state and state.saved_by,
+        )
+        (self.directory / JOB_SPEC_NAME).write_text(spec.model_dump_json(indent=2))
+
+    def store_directory(self, store: BlobStore, name: str) -> list[StoredFile]:
+        """Copy a checkpoint or a state into the store, under keys of this attempt; verify it.
+
+        Raises:
+            manifest.ManifestError: it is not what its manifest says.
+        """
+        directory = self.directory / name
+        if directory.resolve() != self.directory.resolve() / name:  # a child's link leads nowhere
+            raise manifest.ManifestError(f"{directory.name} is not a directory of its own")
+        promised = manifest.read(directory)
+        stored = {
+            path.name: _store(store, path, f"{self._blob_prefix}/{directory.name}/{path.name}")
+            for path in sorted(directory.iterdir())
+        }
+        # What is in the store is what counts, so that is what is compared.
+        found = {
+            file.name: manifest.ManifestFile(bytes=file.bytes, sha256=file.sha256)
+            for file in stored.values()
+            if file.name != manifest.MANIFEST_NAME
+        }
+        manifest.check(promised, found)
+        if (promised.job_id, promised.attempt) != (self._lease.job_id, self._lease.attempt):
+            raise manifest.ManifestError(f"{directory.name} is of another job or attempt")
+        return list(stored.values())
+
+    def drop_directory(self, name: str) -> None:
+        """Free what was stored and is not needed here any more."""
+        shutil.rmtree(self.directory / name, ignore_errors=True)
+
+    def store_text(self, store: BlobStore, name: str, text: str) -> StoredFile:
+        """Put a text that this process made into the store."""
+        path = self.directory / name
+        path.write_text(text, "utf-8")
+        return _store(store, path, f"{self._blob_prefix}/{name}")
+
+    def remove(self) -> None:
+        """Delete the directory."""
+        shutil.rmtree(self.directory, ignore_errors=True)
+        try:
+            self.directory.parent.rmdir()
+        except OSError:
+            return  # another attempt's directory is still there
+        JobLock.of(self.directory).remove_if_free()
+
+    @property
+    def _blob_prefix(self) -> str:
+        return f"jobs/{self._lease.job_id}/attempt-{self._lease.attempt}"
+
+
+def _copy_blob(store: BlobStore, key: str, target: Path) -> None:
+    with store.open(key) as source, target.open("wb") as copy:
+        shutil.copyfileobj(source, copy, 1024 * 1024)
+
+
+_CHOICES = {"auto": None, "always": True, "never": False}
+
+
+def _compute_settings(settings: Settings) -> ComputeSettings:
+    dtype = settings.training_dtype
+    device = settings.training_device
+    return ComputeSettings(
+        device=None if device == "auto" else device,
+        forward=None if settings.training_forward == "auto" else settings.training_forward,
+        dtype=None if dtype == "auto" else dtype,
+        compile=_CHOICES[settings.training_compile],
+        gradient_checkpointing=_CHOICES[settings.training_checkpointing],
+        micro_batch_tokens=settings.micro_batch_tokens,
+    )
+
+
+def _reference(file: File) -> DatasetRef:
+    return DatasetRef(
+        file_id=file.id,
+        filename=file.filename,
+        sha256=file.sha256,
+        bytes=file.bytes,
+        examples=file.examples or 0,
+    )
+
+
+def _store(store: BlobStore, path: Path, key: str) -> StoredFile:
+    """Copy a file into the store, describing it on the way."""
+    sha256, crc32, size = hashlib.sha256(), 0, 0
+    scratch = store.scratch_file()
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)  # a child's link leads nowhere
+    try:
+        with os.fdopen(descriptor, "rb") as source, scratch.open("wb") as copy:
+            while chunk := source.read(1024 * 1024):
+                copy.write(chunk)
+                sha256.update(chunk)
+                crc32 = zlib.crc32(chunk, crc32)
+                size += len(chunk)
+        store.put(key, scratch)
+    finally:
+        scratch.unlink(missing_ok=True)  # a full disk must not stay full
+    return StoredFile(path.name, key, size, sha256.hexdigest(), crc32)
+
+
+def as_file(stored: StoredFile, lease: Lease, *, now: datetime) -> File:
+    """The row that publishes a stored file as a result of its job."""
+    return File(
+        id=new_id(IdPrefix.FILE),
+        project_id=lease.project_id,
+        purpose="fine-tune-results",
+        filename=stored.name,
+        bytes=stored.bytes,
+        sha256=stored.sha256,
+        crc32=stored.crc32,
+        blob_key=stored.blob_key,
+        created_at=now,
+        job_id=lease.job_id,
+    )

@@ -1,0 +1,175 @@
+"""Runs as `python -m worker.launch.fork_server MODULE IDLE_S` and forks ready training children.
+
+It loads the libraries and the base model once. Its children share that memory copy-on-write and
+start without the wait. It never trains itself: a child lacks the threads of its parent and would
+deadlock on their locks. The worker sends requests over a socket, which is this process's standard
+input, in the form of `worker.launch.fork_protocol`. The process ends when its worker ends, or after
+IDLE_S seconds without a child.
+"""
+
+import importlib
+import os
+import socket
+import sys
+import traceback
+from pathlib import Path
+from typing import Protocol, cast
+
+from worker.launch.fork_protocol import MAX_MESSAGE_BYTES, Answer, Request
+from worker.parent_death import die_with_parent
+
+_DESCRIPTORS = 3
+"""That come with a request to fork."""
+
+
+class Trainer(Protocol):
+    """What MODULE must offer."""
+
+    def preload(self) -> None:
+        """Load what every job needs."""
+        ...
+
+    def prepare(self, directory: Path) -> None:
+        """Load what `main` needs for the job in `directory`, unless that is loaded already."""
+        ...
+
+    def main(self, directory: Path) -> None:
+        """Train that job, in a copy of this process."""
+        ...
+
+
+class ForkServer:
+    """Answers until nobody is left to ask.
+
+    Args:
+        idle_s: how long it waits to be asked while it has no child.
+    """
+
+    def __init__(self, control: socket.socket, trainer: Trainer, *, idle_s: float) -> None:
+        self._control = control
+        self._trainer = trainer
+        self._idle_s = idle_s
+        self._child: int | None = None
+
+    def serve(self) -> Path | None:
+        """Returns None at the end; and, in each child, the job directory that it is to train."""
+        while True:
+            self._control.settimeout(self._idle_s if self._child is None else None)
+            try:
+                message, descriptors, _, _ = socket.recv_fds(
+                    self._control, MAX_MESSAGE_BYTES, _DESCRIPTORS
+                )
+            except TimeoutError:
+                return None
+            if not message:  # the worker is gone
+                return None
+            request = Request.model_validate_json(message)
+            if request.what == "preload":
+                self._preload(descriptors)
+            elif request.what == "fork":
+                directory = self._fork(request, descriptors)
+                if directory is not None:
+                    return directory
+            else:
+                self._answer(self._do(request))
+
+    def _do(self, request: Request) -> Answer:
+        if request.what == "prepare":
+            return self._prepare(cast("Path", request.directory))
+        if self._child is None:
+            return Answer(refusal="there is no child")
+        if request.what == "look":
+            return Answer(exit_code=_exit_code_of(self._child))
+        os.waitpid(self._child, 0)
+        self._child = None
+        return Answer()
+
+    def _preload(self, descriptors: list[int]) -> None:
+        """A failure is only logged: the next `prepare` meets it again, and is answered."""
+        try:
+            self._trainer.preload()
+        except Exception:
+            traceback.print_exc()
+        finally:
+            _close(descriptors)
+
+    def _prepare(self, directory: Path) -> Answer:
+        try:
+            self._trainer.prepare(directory)
+        except Exception as error:
+            traceback.print_exc()
+            return Answer(refusal=f"the preparation failed: {error!r:.500}")
+        return Answer()
+
+    def _fork(self, request: Request, descriptors: list[int]) -> Path | None:
+        """Returns the job directory in the child, and None here."""
+        if self._child is not None:
+            refusal = "the last child is not buried yet"
+        elif (threads := _count_threads()) != 1:
+            refusal = f"{threads} threads run, where a child would have but one"
+        else:
+            refusal = None
+        if refusal is not None:
+            _close(descriptors)
+            self._answer(Answer(refusal=refusal))
+            return None
+        fork_server = os.getpid()
+        is_ready, say_ready = os.pipe()
+        self._child = os.fork()
+        if self._child == 0:
+            os.close(is_ready)
+            self._control.detach()  # the child's standard input is put into its place
+            _become_child(fork_server, *descriptors)
+            os.close(say_ready)
+            return cast("Path", request.directory)
+        _close([*descriptors, say_ready])
+        os.read(is_ready, 1)  # returns once the child leads a group, and so can be killed as one
+        os.close(is_ready)
+        self._answer(Answer(pid=self._child))
+        return None
+
+    def _answer(self, answer: Answer) -> None:
+        self._control.settimeout(None)
+        self._control.send(answer.model_dump_json().encode())
+
+
+def _become_child(fork_server: int, events: int, log: int, lock: int) -> None:
+    """Be as a process that was started for this job alone. It holds the lock while it lives."""
+    del lock  # is simply never closed
+    os.setsid()  # a Ctrl-C in a terminal is for the worker to handle
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    for source, target in ((nothing, 0), (events, 1), (log, 2)):
+        os.dup2(source, target)
+        os.close(source)
+    die_with_parent(1)
+    if os.getppid() != fork_server:
+        sys.exit("the fork server is gone")
+
+
+def _exit_code_of(child: int) -> int:
+    """Waits for the end of the child, but leaves it unburied: its id is not used again so far."""
+    seen = os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+    assert seen is not None  # noqa: S101 - only with WNOHANG
+    return seen.si_status if seen.si_code == os.CLD_EXITED else -seen.si_status
+
+
+def _count_threads() -> int:
+    return len(list(Path("/proc/self/task").iterdir()))
+
+
+def _close(descriptors: list[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
+
+
+def main(module: str, idle_s: float) -> None:
+    control = socket.socket(fileno=sys.stdin.fileno())
+    die_with_parent(control.fileno())
+    trainer = cast("Trainer", importlib.import_module(module))
+    directory = ForkServer(control, trainer, idle_s=idle_s).serve()
+    if directory is not None:
+        trainer.main(directory)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], float(sys.argv[2]))

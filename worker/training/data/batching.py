@@ -1,0 +1,118 @@
+"""Which examples form a step, and how they are cut into pieces that fit in memory.
+
+The shuffle alone decides which examples share an optimizer step; only the cut of a step into
+micro-batches goes by length, and the step does not depend on it.
+
+Dimension key (Shazeer 2024, "Shape Suffixes"):
+    B  examples in a micro-batch
+    L  tokens in the longest of them
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import count, pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from worker.training.data.dataset import IGNORE_INDEX, TokenizedData
+from worker.training.randomness import shuffled
+
+_GROUP_COST = 64
+"""What a micro-batch takes besides its tokens, as so many of these: each reads all weights anew."""
+
+
+@dataclass(frozen=True, slots=True)
+class MicroBatch:
+    """Rows side by side, the shorter ones padded at their end.
+
+    There is no attention mask: a causal model's token never sees what comes after it, so padding
+    at the end cannot influence a token that is learned.
+    """
+
+    input_ids_BL: Tensor
+    labels_BL: Tensor
+    examples: Sequence[int]
+    """What each row is, as an index into the data."""
+    lengths: Sequence[int]
+    """Tokens of each row, without its padding."""
+
+    def to(self, device: torch.device) -> "MicroBatch":
+        """The same on another device."""
+        return replace(
+            self, input_ids_BL=self.input_ids_BL.to(device), labels_BL=self.labels_BL.to(device)
+        )
+
+
+def shuffled_batches(
+    examples: int, batch_size: int, *, seed: int, after_step: int = 0
+) -> Iterator[np.ndarray]:
+    """The indices that form each optimizer step, epoch after epoch, without end.
+
+    Every epoch is shuffled anew; its last batch holds what is left over.
+
+    Args:
+        examples: how many there are.
+        batch_size: examples of a step.
+        seed: of the job.
+        after_step: steps that have been taken already; theirs are left out.
+    """
+    first_epoch, skipped = divmod(after_step, math.ceil(examples / batch_size))
+    for epoch in count(first_epoch):
+        order = shuffled(examples, seed=seed, epoch=epoch)
+        for start in range(skipped * batch_size, examples, batch_size):
+            yield order[start : start + batch_size]
+        skipped = 0
+
+
+def cut_by_length(
+    indices: np.ndarray, lengths: np.ndarray, *, max_tokens: int
+) -> Iterator[np.ndarray]:
+    """Cut examples into groups of like length, so that they take the least time.
+
+    Args:
+        indices: of the examples.
+        lengths: in tokens, of all examples there are.
+        max_tokens: of a group once it is padded; an example longer than that is alone.
+    """
+    by_length = indices[np.argsort(lengths[indices], kind="stable")]
+    rows = lengths[by_length].tolist()
+    # The least cost of the first rows, by how many they are, and where their last group starts.
+    least = [0.0]
+    starts = [0]
+    for end, longest in enumerate(rows, 1):
+        fits = max(1, max_tokens // longest)
+        candidates = (
+            (least[start] + _GROUP_COST + (end - start) * longest, start)
+            for start in range(max(0, end - fits), end)
+        )
+        cost, start = min(candidates)
+        least.append(cost)
+        starts.append(start)
+    bounds = [len(rows)]
+    while bounds[-1] > 0:
+        bounds.append(starts[bounds[-1]])
+    for end, start in pairwise(bounds):
+        yield by_length[start:end]
+
+
+def collate(data: TokenizedData, examples: np.ndarray, *, pad_token_id: int) -> MicroBatch:
+    """Read examples, and pad them at their end to the length of the longest.
+
+    Any token will do for that: it is neither learned nor seen by what is.
+    """
+    rows = [data.read(example) for example in examples]
+    shape = (len(rows), max(len(row.input_ids) for row in rows))
+    input_ids_BL = np.full(shape, pad_token_id, dtype=np.int64)
+    labels_BL = np.full(shape, IGNORE_INDEX, dtype=np.int64)
+    for i, row in enumerate(rows):
+        input_ids_BL[i, : len(row.input_ids)] = row.input_ids
+        labels_BL[i, : len(row.labels)] = row.labels
+    return MicroBatch(
+        torch.from_numpy(input_ids_BL),
+        torch.from_numpy(labels_BL),
+        examples.tolist(),
+        [len(row.input_ids) for row in rows],
+    )

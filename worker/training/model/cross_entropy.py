@@ -1,0 +1,121 @@
+"""What is minimised, as log-probabilities of the learned tokens.
+
+A loss is any function of these; here it is their negative sum. They are computed from the hidden
+states of learned positions only, a few hundred at a time: logits of a whole micro-batch would be
+the largest tensor of a step by far (512 x 151,936 in float32 are 297 MiB, and as much again for
+their gradient).
+
+Dimension key:
+    B  examples in a micro-batch
+    L  tokens in the longest of them
+    N  learned tokens in the micro-batch
+    C  of these, a chunk
+    R  of these, a block
+    H  width of the model
+    V  vocabulary
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from worker.training.data.batching import MicroBatch
+from worker.training.data.dataset import IGNORE_INDEX
+
+CHUNK = 256
+"""Learned positions whose logits are in memory at once."""
+
+_BLOCK = 16
+"""Positions of a chunk that are rated at once, in float32: so few that they stay in the cache of
+the processor from one operation to the next."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenScores:
+    """How a model rated the learned tokens of a micro-batch, row after row."""
+
+    log_probs_N: Tensor
+    """Natural logarithms, float32, differentiable."""
+    is_top_N: Tensor
+    """Whether the model rated no other token higher."""
+
+
+def learned_targets(batch: MicroBatch) -> tuple[Tensor, Tensor]:
+    """Which positions predict a learned token, and these tokens, row after row.
+
+    Position t predicts token t + 1, so the last position predicts nothing.
+    """
+    targets_BL = batch.labels_BL[:, 1:]
+    is_learned_BL = targets_BL != IGNORE_INDEX
+    return is_learned_BL, targets_BL[is_learned_BL]
+
+
+def score_by_head(hidden_NH: Tensor, head_VH: Tensor, targets_N: Tensor) -> TokenScores:
+    """Rate tokens by the last hidden states that predict them, where the head is all there is."""
+    log_probs_N, is_top_N = _ScoreByHead.apply(  # pyright: ignore[reportGeneralTypeIssues]
+        hidden_NH, head_VH, targets_N
+    )
+    return TokenScores(log_probs_N, is_top_N)
+
+
+def score_logits(logits_NV: Tensor, targets_N: Tensor) -> TokenScores:
+    """Rate tokens by the logits at the positions that predict them."""
+    return TokenScores(
+        -F.cross_entropy(logits_NV, targets_N, reduction="none"),
+        logits_NV.argmax(dim=-1) == targets_N,
+    )
+
+
+def _rate(logits_CV: Tensor, targets_C: Tensor) -> tuple[Tensor, Tensor]:
+    """Rate targets by their logits, and overwrite these with the softmax of them."""
+    log_probs_C = torch.empty_like(targets_C, dtype=torch.float32)
+    is_top_C = torch.empty_like(targets_C, dtype=torch.bool)
+    for start in range(0, len(targets_C), _BLOCK):
+        block = slice(start, start + _BLOCK)
+        log_probs_RV = F.log_softmax(logits_CV[block], dim=-1, dtype=torch.float32)
+        log_probs_R = log_probs_RV.gather(1, targets_C[block, None]).squeeze(1)
+        log_probs_C[block] = log_probs_R
+        is_top_C[block] = log_probs_R >= log_probs_RV.amax(dim=-1)
+        logits_CV[block] = log_probs_RV.exp_()
+    return log_probs_C, is_top_C
+
+
+class _ScoreByHead(torch.autograd.Function):
+    """Log-probabilities from hidden states through a frozen head, in chunks.
+
+    The gradient of one token's log-probability with respect to its own hidden state is
+    `head[target] - softmax @ head`. It is formed in the forward pass, while the logits are there,
+    and only scaled in the backward pass, so no logits are kept and none are computed twice.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_NH: Tensor, head_VH: Tensor, targets_N: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        log_probs_N = torch.empty_like(targets_N, dtype=torch.float32)
+        is_top_N = torch.empty_like(targets_N, dtype=torch.bool)
+        needs_gradient = ctx.needs_input_grad[0]
+        gradient_NH = torch.empty_like(hidden_NH if needs_gradient else hidden_NH[:0])
+        for start in range(0, len(targets_N), CHUNK):
+            chunk = slice(start, start + CHUNK)
+            logits_CV = F.linear(hidden_NH[chunk], head_VH)
+            log_probs_N[chunk], is_top_N[chunk] = _rate(logits_CV, targets_N[chunk])
+            if needs_gradient:
+                softmax_CV = logits_CV  # by now
+                gradient_NH[chunk] = head_VH[targets_N[chunk]] - softmax_CV @ head_VH
+        ctx.save_for_backward(gradient_NH)
+        ctx.mark_non_differentiable(is_top_N)
+        return log_probs_N, is_top_N
+
+    @staticmethod
+    @once_differentiable  # its untyped wrapper hides the name `ctx`
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *grad_outputs: Tensor
+    ) -> tuple[Tensor, None, None]:
+        grad_N, _ = grad_outputs
+        (gradient_NH,) = ctx.saved_tensors
+        return grad_N[:, None].to(gradient_NH.dtype) * gradient_NH, None, None

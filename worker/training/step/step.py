@@ -1,0 +1,99 @@
+"""One optimizer step."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from app.core.job.training_config import TrainingConfig
+from worker.training.data.batching import MicroBatch
+from worker.training.data.dataset import IGNORE_INDEX
+from worker.training.model.base_model import trainable_parameters
+from worker.training.model.dropout import DropoutKey
+from worker.training.model.forward import Forward
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    loss: float
+    """Mean negative log-likelihood, nats per learned token."""
+    accuracy: float
+    """Fraction of learned tokens that the model, before the step, ranked first."""
+    grad_norm: float
+    """L2 norm of the adapter's gradient, before clipping."""
+
+
+class NotFiniteError(ArithmeticError):
+    """A loss or a gradient is infinite or not a number. No step was taken."""
+
+
+def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
+    """AdamW with the settings of the reference script, over what is trainable of `model`."""
+    return torch.optim.AdamW(
+        trainable_parameters(model),
+        lr=config.learning_rate,
+        betas=(0.9, 0.999),
+        eps=1e-8,
+        weight_decay=config.weight_decay,
+        fused=True,
+    )
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+
+
+def train_step(
+    forward: Forward,
+    optimizer: torch.optim.Optimizer,
+    micro_batches: Sequence[MicroBatch],
+    *,
+    dropout: DropoutKey,
+    max_grad_norm: float,
+) -> StepResult:
+    """Take one optimizer step over a batch that is fed in pieces.
+
+    The loss is summed over learned tokens and divided once, by their number in the whole batch,
+    so the step is the same however the batch is cut. (Averaging each piece's mean gives short
+    answers too much weight.)
+
+    Args:
+        forward: of a model of which only the adapter's parameters are trainable.
+        optimizer: over those parameters; its gradients are zero on entry and on exit.
+        micro_batches: the batch, in pieces that fit in memory.
+        dropout: names what is zeroed.
+        max_grad_norm: L2 norm above which the gradient is scaled down.
+
+    Raises:
+        ValueError: not one token in the batch is learned.
+        NotFiniteError: the loss or its gradient is not a finite number.
+    """
+    learned_tokens = sum(count_learned_tokens(piece.labels_BL) for piece in micro_batches)
+    if learned_tokens == 0:
+        raise ValueError("No token in this batch is learned.")
+
+    losses: list[Tensor] = []
+    top_tokens: list[Tensor] = []
+    for piece in micro_batches:
+        scores = forward.score(piece, dropout)
+        loss = -scores.log_probs_N.sum() / learned_tokens
+        loss.backward()  # frees this piece's activations before the next forward
+        losses.append(loss.detach())
+        top_tokens.append(scores.is_top_N.sum())
+
+    total_loss = torch.stack(losses).sum().item()
+    grad_norm = nn.utils.clip_grad_norm_(trainable_parameters(forward.model), max_grad_norm).item()
+    if not math.isfinite(total_loss) or not math.isfinite(grad_norm):
+        raise NotFiniteError(f"loss {total_loss}, gradient norm {grad_norm}")
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    accuracy = torch.stack(top_tokens).sum().item() / learned_tokens
+    return StepResult(total_loss, accuracy, grad_norm)
+
+
+def count_learned_tokens(labels_BL: Tensor) -> int:
+    """Number of tokens the loss is taken over; the first token of a row is never predicted."""
+    return int((labels_BL[:, 1:] != IGNORE_INDEX).sum().item())

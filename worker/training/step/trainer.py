@@ -1,0 +1,155 @@
+"""The training loop of a job, one step at a time, and what it counts."""
+
+import math
+import time
+from collections.abc import Iterator
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from app.core.job.loss_log import StepMetrics
+from app.core.job.training_config import TrainingConfig
+from worker.training.data.batching import collate, cut_by_length, shuffled_batches
+from worker.training.data.dataset import TokenizedData
+from worker.training.failures import TrainingFailedError
+from worker.training.model.dropout import DropoutKey
+from worker.training.model.forward import Forward
+from worker.training.step.evaluate import Evaluation, evaluate
+from worker.training.step.schedule import learning_rate
+from worker.training.step.step import (
+    NotFiniteError,
+    StepResult,
+    build_optimizer,
+    set_learning_rate,
+    train_step,
+)
+from worker.training.step.step_plan import Plan
+
+
+class Progress(BaseModel):
+    """How far a job has come, over all its attempts."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+    step: int = 0
+    """Optimizer steps taken."""
+    examples_seen: int = 0
+    tokens_seen: int = 0
+    """Tokens read in training, padding not counted."""
+    elapsed_s: float = 0.0
+    """Seconds spent in the training loop; neither loading, nor evaluation, nor saving."""
+
+
+class Trainer:
+    """Owns the optimizer, the position in the data, and the clock of the training loop.
+
+    Attributes:
+        model: what is trained.
+        optimizer: over what is trainable of it.
+        progress: after the last step that was taken.
+    """
+
+    def __init__(
+        self,
+        forward: Forward,
+        data: TokenizedData,
+        config: TrainingConfig,
+        *,
+        plan: Plan,
+        pad_token_id: int,
+        micro_batch_tokens: int,
+    ) -> None:
+        self.model = forward.model
+        self.optimizer = build_optimizer(forward.model, config)
+        self._forward = forward
+        self.progress = Progress()
+        self._data = data
+        self._config = config
+        self._plan = plan
+        self._pad_token_id = pad_token_id
+        self._micro_batch_tokens = micro_batch_tokens
+        self._batches = self._batches_after(0)
+
+    def go_on_from(self, progress: Progress) -> None:
+        """Take the place in the data that a job has after `progress`."""
+        self.progress = progress
+        self._batches = self._batches_after(progress.step)
+
+    def take_step(self) -> StepMetrics:
+        """Train on the next batch.
+
+        Raises:
+            TrainingFailedError: `loss_not_finite`.
+        """
+        started = time.perf_counter()
+        done = self.progress
+        step = done.step + 1
+        rate = learning_rate(step, self._config, total_steps=self._plan.total_steps)
+        indices = next(self._batches)
+        result = self._train_on(indices, step, rate)
+        self.progress = done = Progress(
+            step=step,
+            examples_seen=done.examples_seen + len(indices),
+            tokens_seen=done.tokens_seen + int(self._data.lengths[indices].sum()),
+            elapsed_s=done.elapsed_s + time.perf_counter() - started,
+        )
+        return StepMetrics(
+            step=step,
+            epoch=done.examples_seen / len(self._data),
+            train_loss=result.loss,
+            train_mean_token_accuracy=result.accuracy,
+            learning_rate=rate,
+            grad_norm=result.grad_norm,
+            tokens_seen=done.tokens_seen,
+            elapsed_s=done.elapsed_s,
+        )
+
+    def evaluate(self, data: TokenizedData) -> Evaluation:
+        """Loss and accuracy over a whole file, after the last step.
+
+        Raises:
+            TrainingFailedError: `loss_not_finite`.
+        """
+        evaluation = evaluate(
+            self._forward,
+            data,
+            pad_token_id=self._pad_token_id,
+            micro_batch_tokens=self._micro_batch_tokens,
+        )
+        if not math.isfinite(evaluation.loss):
+            raise _diverged(self.progress.step, f"validation loss {evaluation.loss}", self._config)
+        return evaluation
+
+    def _batches_after(self, step: int) -> Iterator[np.ndarray]:
+        size, seed = self._config.batch_size, self._config.seed
+        return shuffled_batches(len(self._data), size, seed=seed, after_step=step)
+
+    def _train_on(self, indices: np.ndarray, step: int, rate: float) -> StepResult:
+        micro_batches = [
+            collate(self._data, piece, pad_token_id=self._pad_token_id)
+            for piece in cut_by_length(
+                indices, self._data.lengths, max_tokens=self._micro_batch_tokens
+            )
+        ]
+        set_learning_rate(self.optimizer, rate)
+        try:
+            return train_step(
+                self._forward,
+                self.optimizer,
+                micro_batches,
+                dropout=DropoutKey(self._config.seed, step),
+                max_grad_norm=self._config.max_grad_norm,
+            )
+        except NotFiniteError as error:
+            raise _diverged(step, str(error), self._config) from error
+
+
+def _diverged(step: int, what: str, config: TrainingConfig) -> TrainingFailedError:
+    return TrainingFailedError(
+        "loss_not_finite",
+        f"Training diverged at step {step:,} ({what}). Lower learning_rate, which is "
+        f"{config.learning_rate:g}, or give it a warmup_ratio.",
+        param="hyperparameters.learning_rate",
+    )
