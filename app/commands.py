@@ -18,8 +18,8 @@ from typer.core import TyperGroup
 
 from app.api.http_protocol import BoundedHttpProtocol
 from app.core.base_models import CatalogueError
+from app.core.db.backend import SnapshotError
 from app.core.db.inspection import NoDatabaseError
-from app.core.db.snapshot import SnapshotError
 from app.core.disk import Ballast
 from app.core.errors import DatabaseBusyError, StorageFullError
 from app.core.logging import configure_logging

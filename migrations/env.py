@@ -7,7 +7,7 @@ from app.core.db.tables import Base
 context.configure(
     connection=context.config.attributes["connection"],
     target_metadata=Base.metadata,
-    transactional_ddl=True,  # also on SQLite: see the `begin` listener in app/core/db/session.py
+    transactional_ddl=True,  # on SQLite, too: `migrating` in app/core/db/sqlite.py begins it
     render_as_batch=True,
 )
 context.run_migrations()

@@ -12,14 +12,14 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 from app.core.base_models import CATALOGUE_NAME, RECORD_NAME, InstalledModel, load_catalogue
 from app.core.clock import utc_now
 from app.core.db import inspection
 from app.core.db.blob_keys import NamedBlob, iterate_named
+from app.core.db.migrate import read_revision
 from app.core.db.session import Database
-from app.core.db.snapshot import copy_database, is_sqlite, open_snapshot
+from app.core.db.snapshot import copy_database, open_snapshot
 from app.core.manifest import ManifestFile, sha256_of
 from app.core.orphans import HOLD_PREFIX
 from app.core.settings import Settings
@@ -111,23 +111,23 @@ class _Backup:
         self._hold = hold
         self._may_link = may_link
         self._files: dict[str, ManifestFile] = {}
-        self._kind: Literal["sqlite", "postgresql"] = (
-            "sqlite" if is_sqlite(database) else "postgresql"
-        )
         self._revision = ""
 
     def make(self, *, with_models: bool) -> BackupRecord:
         created_at = utc_now()
         missing = self._take_rows_and_blobs()
         missing |= self._copy_held()
-        for name in (backup_format.DATABASE_NAMES[self._kind], backup_format.BLOB_LIST_NAME):
+        for name in (
+            backup_format.DATABASE_NAMES[self._database.backend.kind],
+            backup_format.BLOB_LIST_NAME,
+        ):
             self._note(name)
         self._take_catalogue(with_models=with_models)
         sizes = [blob.bytes for blob in iterate_blobs(self._directory) if blob.key not in missing]
         record = BackupRecord(
             service_version=VERSION,
             created_at=created_at,
-            database=self._kind,
+            database=self._database.backend.kind,
             revision=self._revision,
             files=self._files,
             blob_count=len(sizes),
@@ -151,8 +151,8 @@ class _Backup:
                 missing_before = missing
                 missing = self._take_blobs(iterate_named(partial(nullcontext, session)))
                 if missing <= missing_before:
-                    self._revision = inspection.read_revision(session) or ""
-                    name = backup_format.DATABASE_NAMES[self._kind]
+                    self._revision = read_revision(session) or ""
+                    name = backup_format.DATABASE_NAMES[self._database.backend.kind]
                     copy_database(self._database, session, self._directory / name)
                     return missing
         raise BackupError(

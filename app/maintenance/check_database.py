@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 
 from app.core.db import inspection
+from app.core.db.migrate import is_known_revision, newest_revision, read_revision
 from app.core.db.repositories.recovery import RecoveryRepository
 from app.core.job.status import JobStatus
 from app.core.occupancy import count_alive_workers
@@ -14,27 +15,18 @@ _CLOCK_TOLERANCE = timedelta(minutes=5)
 
 def check_engine(patient: Patient) -> Iterator[Finding]:
     with patient.database.reading() as session:
-        engine = inspection.describe_engine(session)
-    if engine.name != "sqlite":
-        yield Finding("database", Level.OK, f"PostgreSQL {engine.version}")
-    elif engine.journal_mode == "wal":
-        yield Finding("database", Level.OK, f"SQLite {engine.version}, with a write-ahead log")
-    else:
-        yield Finding(
-            "database",
-            Level.WARN,
-            f"SQLite {engine.version} can corrupt a database with a write-ahead log, so the slower "
-            f"journal mode '{engine.journal_mode}' is used",
-            advice="Install the package pysqlite3, or SQLite 3.51.3 or newer, for more speed.",
-        )
+        database = patient.database.backend.describe(session)
+    level = Level.WARN if database.problem else Level.OK
+    message = f"{database.text} {database.problem}".strip()
+    yield Finding("database", level, message, advice=database.advice)
 
 
 def check_schema(patient: Patient) -> Iterator[Finding]:
     with patient.database.reading() as session:
-        revision = inspection.read_revision(session)
+        revision = read_revision(session)
     if is_schema_current(patient):
         yield Finding("schema", Level.OK, f"at {revision}, the newest")
-    elif revision is not None and not inspection.is_known_revision(revision):
+    elif revision is not None and not is_known_revision(revision):
         yield Finding(
             "schema",
             Level.BAD,
@@ -45,7 +37,7 @@ def check_schema(patient: Patient) -> Iterator[Finding]:
         yield Finding(
             "schema",
             Level.WARN,
-            f"at {revision or 'nothing'}, and the newest is {inspection.newest_revision()}; the "
+            f"at {revision or 'nothing'}, and the newest is {newest_revision()}; the "
             "checks of rows were left out",
             advice="Start the service: it brings the database to its version.",
         )
@@ -53,12 +45,12 @@ def check_schema(patient: Patient) -> Iterator[Finding]:
 
 def is_schema_current(patient: Patient) -> bool:
     with patient.database.reading() as session:
-        return inspection.read_revision(session) == inspection.newest_revision()
+        return read_revision(session) == newest_revision()
 
 
 def check_integrity(patient: Patient) -> Iterator[Finding]:
     with patient.database.reading() as session:
-        damage = inspection.find_damage(session)
+        damage = patient.database.backend.find_damage(session)
     if damage:
         yield Finding(
             "integrity",

@@ -4,7 +4,6 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from app.core.db.inspection import sqlite_file
 from app.core.disk import Ballast, free_bytes, has_room
 from app.core.orphans import find_orphans, free_orphans
 from app.maintenance.findings import Finding, Level, Patient
@@ -48,7 +47,7 @@ def check_ballast(patient: Patient) -> Iterator[Finding]:
 
 
 def check_file_system(patient: Patient) -> Iterator[Finding]:
-    database = sqlite_file(patient.database)
+    database = patient.database.backend.file
     directory = (database or patient.settings.data_dir / "x").parent.resolve()
     kind = file_system_of(directory)
     if database is not None and (kind in _SHARED or kind.startswith("fuse")):

@@ -7,9 +7,9 @@ from pathlib import Path
 from app.core.base_models import CATALOGUE_NAME, RECORD_NAME
 from app.core.clock import utc_now
 from app.core.db import inspection
-from app.core.db.migrate import upgrade
-from app.core.db.session import Database
-from app.core.db.snapshot import has_tables, load_dump, release_running
+from app.core.db.migrate import is_known_revision, upgrade
+from app.core.db.session import Database, kind_of
+from app.core.db.snapshot import release_running
 from app.core.occupancy import alone
 from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
@@ -79,13 +79,13 @@ def restore_backup(
 
 
 def _check_fit(record: BackupRecord, settings: Settings) -> None:
-    kind = inspection.kind_of(settings.resolved_database_url)
+    kind = kind_of(settings.resolved_database_url)
     if record.database != kind:
         raise BackupError(
             f"The backup is of a {record.database} database, and TUNERY_DATABASE_URL names one of "
             f"{kind}."
         )
-    if not inspection.is_known_revision(record.revision):
+    if not is_known_revision(record.revision):
         raise BackupError(
             f"The backup was made by version {record.service_version} of the service, whose schema "
             f"{record.revision} this version does not know. Restore it with that version or newer."
@@ -93,8 +93,8 @@ def _check_fit(record: BackupRecord, settings: Settings) -> None:
 
 
 def _require_empty(settings: Settings, database: Database) -> None:
-    file = inspection.sqlite_file(database)
-    has_rows = file.exists() if file is not None else has_tables(database)
+    file = database.backend.file
+    has_rows = file.exists() if file is not None else inspection.has_tables(database)
     if has_rows or _has_blobs(settings):
         raise BackupError(
             f"There is a database or there are blobs in {settings.data_dir} already. Name an empty "
@@ -119,10 +119,10 @@ def _put_in_place(
     blobs = settings.data_dir / "blobs.restoring"
     shutil.rmtree(blobs, ignore_errors=True)  # of a try that was broken off
     _copy_blobs(source, blobs, restored.damaged, may_link=may_link)
-    file = inspection.sqlite_file(database)
+    file = database.backend.file
     dump = source / restored.record.database_name
     if file is None:
-        load_dump(database, dump, replace=has_tables(database))
+        database.backend.load_dump(dump, replace=inspection.has_tables(database))
         restored.put_back = _bring_up_to_date(database, now)
     else:
         fresh = file.with_name(f"{file.name}.restoring")
@@ -162,7 +162,7 @@ def _prepare_sqlite(dump: Path, fresh: Path, now: datetime) -> list[str]:
     database = Database(f"sqlite:///{fresh}")
     try:
         with database.reading() as session:
-            damage = inspection.find_damage(session)
+            damage = database.backend.find_damage(session)
         if damage:
             raise BackupError(f"The database in the backup is damaged: {'; '.join(damage)}")
         put_back = _bring_up_to_date(database, now)

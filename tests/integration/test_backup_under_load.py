@@ -12,10 +12,8 @@ import pytest
 from sqlalchemy import select
 from sqlalchemy.orm import InstrumentedAttribute
 
-from app.core.db.inspection import find_damage
 from app.core.db.repositories.files import FileRepository
 from app.core.db.session import Database
-from app.core.db.snapshot import load_dump
 from app.core.db.tables import File, Job
 from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
@@ -103,7 +101,7 @@ def open_copy(database_kind: str, tmp_path: Path, request: pytest.FixtureRequest
         server: PostgresServer = request.getfixturevalue("postgres")
         with server.database(migrated=False) as url:
             copy = Database(url)
-            load_dump(copy, backup / "database.dump", replace=False)
+            copy.backend.load_dump(backup / "database.dump", replace=False)
             yield copy
             copy.dispose()
 
@@ -112,7 +110,7 @@ def open_copy(database_kind: str, tmp_path: Path, request: pytest.FixtureRequest
 
 def read_column(database: Database, column: InstrumentedAttribute[str]) -> set[str]:
     with database.reading() as session:
-        assert find_damage(session) == []
+        assert database.backend.find_damage(session) == []
         return set(session.scalars(select(column)))
 
 

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from sqlalchemy import inspect, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.schema import CheckConstraint
 
-from app.core.db import migrate
+from app.core.db.backend import BrokenReferenceError
 from app.core.db.base import DEFAULT_PROJECT_ID, Base, Project
-from app.core.db.migrate import BrokenReferenceError, upgrade
+from app.core.db.migrate import MIGRATIONS, newest_revision, read_revision, upgrade
+from app.core.db.postgresql import MIGRATION_LOCK
 from app.core.db.session import Database
 from app.core.db.tables import JobMetadata
 from tests.builders import add_job, dump_tables, get_job, lock_out_writers
@@ -51,26 +51,22 @@ THAT_LOSES_JOBS = """
 
 
 @pytest.fixture
-def add_migration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """From now on the newest migration has this body."""
+def migrations_with(tmp_path: Path) -> Callable[[str], Path]:
+    """A directory of migrations whose newest one has this body."""
 
-    def add(body: str) -> None:
+    def write(body: str) -> Path:
         directory = tmp_path / "migrations"
-        shutil.copytree(migrate._MIGRATIONS, directory)
-        source = _MIGRATION.format(newest=newest(), body=body)
+        shutil.copytree(MIGRATIONS, directory)
+        source = _MIGRATION.format(newest=newest_revision(), body=body)
         (directory / "versions" / "9999_new.py").write_text(source)
-        monkeypatch.setattr(migrate, "_MIGRATIONS", directory)
+        return directory
 
-    return add
-
-
-def newest() -> str | None:
-    return ScriptDirectory(str(migrate._MIGRATIONS)).get_current_head()
+    return write
 
 
 def revision(database: Database) -> str | None:
     with database.reading() as session:
-        return MigrationContext.configure(session.connection()).get_current_revision()
+        return read_revision(session)
 
 
 @pytest.fixture
@@ -161,27 +157,24 @@ def test_who_finds_the_newest_schema_waits_for_no_writer(
 
 
 def test_a_migration_that_fails_half_way_leaves_nothing(
-    empty: Database, add_migration: Callable[[str], None]
+    empty: Database, migrations_with: Callable[[str], Path]
 ) -> None:
     upgrade(empty)
     before, was = tables(empty), revision(empty)
-    add_migration(THAT_BREAKS_OFF)
-
     with pytest.raises(RuntimeError, match="the power is gone"):
-        upgrade(empty)
+        upgrade(empty, migrations=migrations_with(THAT_BREAKS_OFF))
 
     assert (tables(empty), revision(empty)) == (before, was)
 
 
 def test_a_table_that_others_reference_can_be_rebuilt_with_its_rows(
-    empty: Database, add_migration: Callable[[str], None]
+    empty: Database, migrations_with: Callable[[str], Path]
 ) -> None:
     upgrade(empty)
     job = add_job(empty, metadata_items=[JobMetadata(key="a", value="b")])
     before = dump_tables(empty)
-    add_migration(THAT_REBUILDS_JOBS)
 
-    upgrade(empty)
+    upgrade(empty, migrations=migrations_with(THAT_REBUILDS_JOBS))
 
     assert dump_tables(empty) == before
     with empty.reading() as session:
@@ -193,16 +186,15 @@ def test_a_table_that_others_reference_can_be_rebuilt_with_its_rows(
 
 @pytest.mark.only_sqlite
 def test_a_migration_that_would_leave_rows_pointing_nowhere_is_refused(
-    empty: Database, add_migration: Callable[[str], None]
+    empty: Database, migrations_with: Callable[[str], Path]
 ) -> None:
     """On SQLite, which then does not look by itself; PostgreSQL refuses the statement."""
     upgrade(empty)
     add_job(empty)
     before, was = dump_tables(empty), revision(empty)
-    add_migration(THAT_LOSES_JOBS)
 
     with pytest.raises(BrokenReferenceError, match=r"of events names no row of jobs"):
-        upgrade(empty)
+        upgrade(empty, migrations=migrations_with(THAT_LOSES_JOBS))
 
     assert (dump_tables(empty), revision(empty)) == (before, was)
     with empty.engine.connect() as connection:
@@ -216,13 +208,13 @@ def test_a_process_waits_for_the_migrations_of_another_however_long_they_take(
     with postgres.database(migrated=False) as url, ThreadPoolExecutor(1) as threads:
         first, second = Database(url), Database(url, busy_timeout_s=0)
         with first.writing() as session:
-            session.execute(text(f"SELECT pg_advisory_xact_lock({migrate._ADVISORY_LOCK})"))
+            session.execute(text(f"SELECT pg_advisory_xact_lock({MIGRATION_LOCK})"))
             waiting = threads.submit(upgrade, second)
             query = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
             wait_until(lambda: session.scalar(query), within_s=30)
             session.execute(text("SELECT pg_sleep(0.2)"))  # it waits 1 ms for anything else
         waiting.result(30)
 
-        assert revision(second) == newest()
+        assert revision(second) == newest_revision()
         first.dispose()
         second.dispose()

@@ -8,13 +8,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import JSON, Connection, MetaData, Table, event, insert, inspect, select
 
-from app.core.db import migrate
 from app.core.db.base import DEFAULT_PROJECT_ID
-from app.core.db.migrate import upgrade
+from app.core.db.migrate import MIGRATIONS, newest_revision, read_revision, upgrade
 from app.core.db.session import Database
 from tests.builders import NOW, build_config
 from tests.effort import effort
@@ -22,7 +20,7 @@ from tests.effort import effort
 JOBS = effort(500, long=10_000)
 RELEASED = [
     script.revision
-    for script in ScriptDirectory(str(migrate._MIGRATIONS)).walk_revisions()
+    for script in ScriptDirectory(str(MIGRATIONS)).walk_revisions()
     if script.nextrev
 ]
 STATUSES = ("queued", "running", "succeeded", "failed", "cancelled")
@@ -111,7 +109,7 @@ def digest(database: Database, columns: dict[str, list[str]]) -> dict[str, tuple
 
 def revision(database: Database) -> str | None:
     with database.reading() as session:
-        return MigrationContext.configure(session.connection()).get_current_revision()
+        return read_revision(session)
 
 
 def upgrade_and_die(url: str, at_statement: int) -> None:
@@ -158,5 +156,5 @@ def test_an_upgrade_that_is_killed_at_any_step_is_done_the_next_time(
         empty.dispose()
 
     assert kills > 5
-    assert revision(empty) == ScriptDirectory(str(migrate._MIGRATIONS)).get_current_head()
+    assert revision(empty) == newest_revision()
     assert digest(empty, columns) == before

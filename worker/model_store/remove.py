@@ -4,9 +4,8 @@ import shutil
 
 from app.core import durable
 from app.core.base_models import Catalogue, CatalogueEntry
-from app.core.db.inspection import find_unfinished_job_on, sqlite_file
+from app.core.db.inspection import find_unfinished_job_on, has_tables
 from app.core.db.session import Database
-from app.core.db.snapshot import has_tables
 from worker.model_store.lock import exclusive
 
 
@@ -41,10 +40,7 @@ def remove_model(entry: CatalogueEntry, catalogue: Catalogue, database: Database
 
 
 def _find_job(database: Database, model_id: str) -> str | None:
-    file = sqlite_file(database)
-    if file is not None and not file.exists():  # the service has never run here
-        return None
-    if not has_tables(database):
+    if not has_tables(database):  # the service has never run here
         return None
     with database.reading() as session:
         return find_unfinished_job_on(session, model_id)

@@ -1,32 +1,62 @@
-"""What differs between databases, and the words they share for being of no use at the moment."""
+"""What differs between databases, and the errors that both report in the same words."""
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol
 
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from app.core.errors import DatabaseBusyError, ServiceError, StorageFullError
 
+Kind = Literal["sqlite", "postgresql"]
+
+
+class SnapshotError(Exception):
+    """The database could not be copied or restored. The message says why."""
+
+
+class BrokenReferenceError(Exception):
+    """A migration would leave rows that reference missing rows. It was rolled back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """The database program, for people."""
+
+    text: str
+    """Name and version, such as `PostgreSQL 17.2`."""
+    problem: str = ""
+    """What is wrong with this version; empty if nothing is."""
+    advice: str = ""
+    """How to fix the problem."""
+
 
 class Backend(Protocol):
-    """One kind of database, opened at one URL."""
+    """One kind of database, opened at one URL. Nothing outside its backend asks which kind."""
 
+    kind: ClassVar[Kind]
+    """Name of the kind, as a backup records it."""
     engine: Engine
     read_only: Mapping[str, Any]
     """Execution options of a transaction that sees one moment and writes nothing."""
+    file: Path | None
+    """The file that holds the database; None for a database on a server."""
 
     def commit(self, session: Session) -> None:
-        """Write everything out and commit.
+        """Flush and commit.
 
         Raises:
-            OutcomeUnknownError: the database was lost in the commit, and did not come back in time.
+            OutcomeUnknownError: the connection was lost during the commit, and the server did not
+                come back in time to say whether it was done.
         """
         ...
 
     def version(self) -> int | None:
-        """As `Database.version`."""
+        """See `Database.version`."""
         ...
 
     def dispose(self) -> None:
@@ -34,7 +64,50 @@ class Backend(Protocol):
         ...
 
     def as_service_error(self, error: SQLAlchemyError) -> ServiceError | None:
-        """What a caller is told; None when the error is a fault of ours."""
+        """The error to report to a caller; None when the error is a bug in this service."""
+        ...
+
+    def lock_names(self, session: Session, *names: str) -> None:
+        """Wait for other transactions that lock the same names; lock until this one ends."""
+        ...
+
+    def migrating(self) -> AbstractContextManager[Connection]:
+        """A transaction for migrations. It waits until another process has finished its own.
+
+        Raises:
+            BrokenReferenceError: rows would reference missing rows.
+        """
+        ...
+
+    def describe(self, session: Session) -> Description:
+        """Name and version of the database program."""
+        ...
+
+    def find_damage(self, session: Session) -> list[str]:
+        """Problems in the database's own files; empty where the database checks them itself."""
+        ...
+
+    def hold_snapshot(self, session: Session) -> None:
+        """Let every statement of a new transaction see the same moment, however long it takes."""
+        ...
+
+    def copy_to(self, target: Path, session: Session) -> None:
+        """Write what a session with `hold_snapshot` sees into the file `target`.
+
+        Raises:
+            SnapshotError: it could not be copied.
+        """
+        ...
+
+    def load_dump(self, source: Path, *, replace: bool) -> None:
+        """Restore what a server's `copy_to` has written, all or nothing.
+
+        Args:
+            replace: drop all present tables; otherwise the database must be empty.
+
+        Raises:
+            SnapshotError: it could not be restored.
+        """
         ...
 
 

@@ -1,16 +1,11 @@
-"""What the maintenance of a service asks of its database; nothing here changes it."""
+"""Questions that maintenance asks the database. Nothing here changes it."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from pathlib import Path
 
-from alembic.config import Config
-from alembic.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from sqlalchemy import func, make_url, select, text
-from sqlalchemy.exc import DatabaseError, OperationalError
+from sqlalchemy import func, inspect, select
 
 from app.core.db.blob_keys import PAGE_ROWS, NamedBlob, iterate_states
 from app.core.db.session import Database, Session
@@ -18,65 +13,30 @@ from app.core.db.tables import Checkpoint, File, Job
 from app.core.job.status import JobStatus
 from app.core.manifest import MANIFEST_NAME
 
-_MIGRATIONS = Path(__file__).parents[3] / "migrations"
-_MAX_PROBLEMS = 20
-
 
 class NoDatabaseError(Exception):
-    """There is no database; the message says where it was looked for."""
-
-
-@dataclass(frozen=True, slots=True)
-class Engine:
-    """The program that keeps the rows."""
-
-    name: str
-    """sqlite or postgresql."""
-    version: str
-    journal_mode: str | None
-    """Of SQLite: wal or, where the version has a bug in that, delete."""
-
-
-def describe_engine(session: Session) -> Engine:
-    name = session.get_bind().dialect.name
-    if name == "sqlite":
-        version = session.execute(text("SELECT sqlite_version()")).scalar_one()
-        return Engine(name, version, session.execute(text("PRAGMA journal_mode")).scalar_one())
-    return Engine(name, session.execute(text("SHOW server_version")).scalar_one(), None)
-
-
-def sqlite_file(database: Database) -> Path | None:
-    """Where SQLite keeps this database; None for one on a server."""
-    url = database.engine.url
-    if url.get_backend_name() != "sqlite" or not url.database:
-        return None
-    return Path(url.database)
+    """There is no database. The message says where it was expected."""
 
 
 def find_unfinished_job_on(session: Session, base_model: str) -> str | None:
-    """The id of a job of any project that has yet to train on this base model, or None."""
+    """Id of an unfinished job of any project that trains on this base model, or None."""
     unfinished = [status for status in JobStatus if not status.is_terminal]
     return session.scalar(
         select(Job.id).where(Job.base_model == base_model, Job.status.in_(unfinished)).limit(1)
     )
 
 
-def kind_of(database_url: str) -> str:
-    """`sqlite` or `postgresql`."""
-    return make_url(database_url).get_backend_name()
-
-
 def require_database(database: Database) -> None:
-    """Make sure that there is one, and make none.
+    """Make sure that the database exists, without creating it.
 
     Raises:
         NoDatabaseError: its file does not exist, or its server does not answer.
     """
-    file = sqlite_file(database)
+    file = database.backend.file
     if file is None:
         try:
             with database.reading() as session:
-                describe_engine(session)
+                database.backend.describe(session)
         except Exception as error:
             raise NoDatabaseError(f"The database cannot be reached: {error}") from error
     elif not file.exists():
@@ -86,59 +46,28 @@ def require_database(database: Database) -> None:
         )
 
 
-def find_damage(session: Session) -> list[str]:
-    """What SQLite finds wrong with its own file, and rows that name others which are not there.
+def has_tables(database: Database) -> bool:
+    """Whether the database exists and was ever used. Does not create it.
 
-    PostgreSQL checks itself; there is no such question to ask of it.
+    Raises:
+        DatabaseBusyError: it does not answer at the moment.
     """
-    if session.get_bind().dialect.name != "sqlite":
-        return []
-    try:
-        return _find_damage_in_file(session)
-    except OperationalError:  # such as a busy database
-        raise
-    except DatabaseError as error:  # too much of it to look any further
-        return [str(error.orig)]
-
-
-def _find_damage_in_file(session: Session) -> list[str]:
-    damage = session.execute(text(f"PRAGMA integrity_check({_MAX_PROBLEMS})")).scalars().all()
-    broken = session.execute(text("PRAGMA foreign_key_check")).fetchmany(_MAX_PROBLEMS)
-    return [line for line in damage if line != "ok"] + [
-        f"row {row} of {table} names no row of {parent}" for table, row, parent, _ in broken
-    ]
-
-
-def read_revision(session: Session) -> str | None:
-    """The newest migration that was applied; None when there was none yet."""
-    return MigrationContext.configure(session.connection()).get_current_revision()
-
-
-def newest_revision() -> str | None:
-    """The newest migration that this version of the service has."""
-    return _scripts().get_current_head()
-
-
-def is_known_revision(revision: str) -> bool:
-    """False for one of a newer version of the service."""
-    return revision in {script.revision for script in _scripts().walk_revisions()}
-
-
-def _scripts() -> ScriptDirectory:
-    config = Config()
-    config.set_main_option("script_location", str(_MIGRATIONS))
-    return ScriptDirectory.from_config(config)
+    file = database.backend.file
+    if file is not None and not file.exists():
+        return False
+    with database.service_errors():
+        return bool(inspect(database.engine).get_table_names())
 
 
 @dataclass(frozen=True, slots=True)
 class ManifestedFiles:
-    """A checkpoint or a saved state: files that are what their manifest says, or worth nothing."""
+    """Files of a checkpoint or a saved state. They are valid only as their manifest says."""
 
     owner: str
-    """For people."""
+    """Name of the checkpoint or the state, for people."""
     manifest_sha256: str
     blobs: Mapping[str, NamedBlob]
-    """By the name of the file; the manifest is among them."""
+    """Blobs by file name, including the manifest."""
 
 
 def iterate_manifested(
@@ -175,7 +104,7 @@ def _of_checkpoint(checkpoint: Checkpoint) -> ManifestedFiles:
 
 
 def count_jobs(session: Session) -> dict[JobStatus, int]:
-    """How many jobs there are in each status, of every project."""
+    """Number of jobs in each status, over all projects."""
     counts = dict.fromkeys(JobStatus, 0)
     for status, count in session.execute(select(Job.status, func.count()).group_by(Job.status)):
         counts[status] = count
@@ -183,19 +112,19 @@ def count_jobs(session: Session) -> dict[JobStatus, int]:
 
 
 def find_running(session: Session, job_ids: Collection[str]) -> set[str]:
-    """Those of `job_ids` that a worker has at this moment."""
+    """The running jobs among `job_ids`."""
     running = select(Job.id).where(Job.id.in_(job_ids), Job.status == JobStatus.RUNNING)
     return set(session.scalars(running))
 
 
 def count_expired_leases(session: Session, *, now: datetime) -> int:
-    """Running jobs whose worker gave no sign of life in time."""
+    """Number of running jobs whose worker did not renew its lease in time."""
     expired = (Job.status == JobStatus.RUNNING, Job.lease_expires_at < now)
     return session.execute(select(func.count()).where(*expired)).scalar_one()
 
 
 def count_from_the_future(session: Session, *, now: datetime, tolerance: timedelta) -> int:
-    """Rows that were made later than now: the clock was ahead then, or is behind now."""
+    """Number of rows created later than now: the clock was ahead then, or is behind now."""
     return sum(
         session.execute(select(func.count()).where(table.created_at > now + tolerance)).scalar_one()
         for table in (File, Job, Checkpoint)

@@ -1,29 +1,40 @@
-"""PostgreSQL, by psycopg: many writers, and a server that may be away."""
+"""PostgreSQL, through psycopg: many writers, and a server that may be away."""
 
 import contextlib
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Generator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
 
 from psycopg import Connection
 from psycopg.types.string import StrDumperUnknown
-from sqlalchemy import URL, create_engine, event, text
+from sqlalchemy import URL, create_engine, event, func, inspect, select, text
+from sqlalchemy import Connection as Transaction
 from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session
 
-from app.core.db.backend import away, busy, full
+from app.core.db.backend import Description, Kind, SnapshotError, away, busy, full
 from app.core.errors import OutcomeUnknownError, ServiceError
 
 POOL_SIZE = 5
 MAX_CONNECTIONS = 20
-"""Of one process, at its busiest; a server allows 100 in all, unless it was told otherwise."""
+"""Connections of one process at most. By default a server allows 100 in all."""
 IDLE_IN_TRANSACTION_S = 60
-"""After so long without a statement, the server ends a transaction whose process has frozen."""
+"""Time without a statement after which the server ends the transaction of a frozen process."""
 CONNECT_TIMEOUT_S = 10
 SILENCE_S = 30
-"""After so long without an answer to what was sent, a server's machine counts as gone."""
+"""Time without an answer after which the server's machine counts as down."""
+MIGRATION_LOCK = 7_864_839
+"""Key of the advisory lock of migrations: an arbitrary number, the same in every process."""
 
+_PROGRAMS_DIR = Path("/usr/lib/postgresql")
+"""Where Debian and Ubuntu install PostgreSQL's programs, one directory for each version."""
 _RETRY_S = 0.1
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
 _DISK_FULL = "53100"
@@ -38,14 +49,19 @@ _BUSY = {
 
 
 class Postgresql:
-    """Writers wait for a row, not for each other; `READ COMMITTED`, so each statement sees anew."""
+    """Writers wait for a row, not for each other.
 
+    They run at `READ COMMITTED`, so each statement sees what was committed before it.
+    """
+
+    kind: ClassVar[Kind] = "postgresql"
     read_only: Mapping[str, Any] = {
         "isolation_level": "REPEATABLE READ",
         "postgresql_readonly": True,
     }
 
     def __init__(self, url: URL, busy_timeout_s: float) -> None:
+        self.file: Path | None = None
         self._busy_timeout_s = busy_timeout_s
         self.engine = create_engine(
             url.set(drivername="postgresql+psycopg"),
@@ -59,14 +75,14 @@ class Postgresql:
         event.listen(self.engine, "connect", _configure)
 
     def commit(self, session: Session) -> None:
-        """Commit; and when the connection is lost in it, ask on another what has become of it."""
+        """Commit. If the connection is lost meanwhile, ask on another one what became of it."""
         session.flush()
         receipt = session.scalar(text("SELECT CAST(pg_current_xact_id_if_assigned() AS text)"))
         try:
             session.commit()
         except DBAPIError as error:
             if receipt is None or not error.connection_invalidated:
-                raise  # nothing to commit, or refused by a server that is there: nothing was done
+                raise  # nothing to commit, or refused by a running server: nothing was done
             committed = self._has_committed(receipt)
             if committed is None:
                 raise OutcomeUnknownError(
@@ -77,7 +93,7 @@ class Postgresql:
                 raise
 
     def version(self) -> int | None:
-        return None  # a question to the server takes as long as what it would save
+        return None  # asking the server takes as long as the work that the answer would save
 
     def dispose(self) -> None:
         self.engine.dispose()
@@ -92,13 +108,80 @@ class Postgresql:
             return full()
         if state in _BUSY:
             return busy()
-        # The client's library has no code for a connection that it cannot make, or has lost; one
-        # that the server ends comes with the reason why.
+        # The client library has no code for a connection that it cannot make or has lost. The
+        # server gives a reason when it ends a connection.
         has_no_code = state is None and isinstance(error, OperationalError)
         return away() if has_no_code or error.connection_invalidated else None
 
+    def lock_names(self, session: Session, *names: str) -> None:
+        digest = hashlib.sha256("\0".join(names).encode()).digest()
+        number = int.from_bytes(digest[:8], signed=True)
+        session.execute(select(func.pg_advisory_xact_lock(number)))
+
+    @contextlib.contextmanager
+    def migrating(self) -> Generator[Transaction]:
+        """May run for long itself, but waits for a table no longer than any other transaction."""
+        with self.engine.begin() as connection:
+            usual = connection.scalar(text("SHOW lock_timeout"))
+            connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
+            connection.execute(text("SET LOCAL lock_timeout = 0"))
+            connection.execute(text(f"SELECT pg_advisory_xact_lock({MIGRATION_LOCK})"))
+            connection.execute(text(f"SET LOCAL lock_timeout = '{usual}'"))
+            yield connection
+
+    def describe(self, session: Session) -> Description:
+        version = session.execute(text("SHOW server_version")).scalar_one()
+        return Description(f"PostgreSQL {version}")
+
+    def find_damage(self, session: Session) -> list[str]:
+        return []  # the server checks its files itself, and has no such command
+
+    def hold_snapshot(self, session: Session) -> None:
+        session.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"))
+        session.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
+
+    def copy_to(self, target: Path, session: Session) -> None:
+        name = session.execute(text("SELECT pg_export_snapshot()")).scalar_one()
+        arguments = ["--format=custom", "--no-owner", f"--snapshot={name}", f"--file={target}"]
+        self._run_program("pg_dump", arguments)
+
+    def load_dump(self, source: Path, *, replace: bool) -> None:
+        if not replace:
+            options = ["--single-transaction", "--exit-on-error", "--no-owner"]
+            self._run_program("pg_restore", [*options, str(source)])
+            return
+        # `pg_restore --clean` drops only the tables that the dump names. Tables of a newer schema
+        # would stay, and would be in the way of the older schema's.
+        names = ", ".join(f'"{name}"' for name in inspect(self.engine).get_table_names())
+        drop = [f"--command=DROP TABLE {names} CASCADE"] if names else []
+        with tempfile.TemporaryDirectory(prefix="tunery-restore-") as directory:
+            script = f"{directory}/script.sql"  # complete before it is run: psql commits at its end
+            dump = ["--no-owner", f"--file={script}", str(source)]
+            self._run_program("pg_restore", dump, connects=False)
+            options = ["--no-psqlrc", "--quiet", "--single-transaction", "--set=ON_ERROR_STOP=1"]
+            self._run_program("psql", [*options, *drop, f"--file={script}"])
+
+    def _run_program(self, name: str, arguments: list[str], *, connects: bool = True) -> None:
+        """Run one of PostgreSQL's programs, on the database unless it does not connect."""
+        url = self.engine.url
+        address = url._replace(drivername="postgresql", password=None).render_as_string()
+        target = [f"--dbname={address}"] if connects else []
+        environment = dict(os.environ)
+        if url.password is not None:
+            environment["PGPASSWORD"] = str(url.password)  # every user can see the arguments
+        done = subprocess.run(  # noqa: S603 - PostgreSQL's own program
+            [_find_program(name), *target, *arguments],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode != 0:
+            raise SnapshotError(f"{name} failed: {done.stderr.strip()[:1000]}")
+
     def _has_committed(self, receipt: str) -> bool | None:
-        """None when the server did not come back in time to say, or has forgotten."""
+        """None when the server did not come back in time to say, or no longer knows."""
         query = text("SELECT pg_xact_status(CAST(:receipt AS xid8))")
         deadline_s = time.monotonic() + self._busy_timeout_s
         while True:
@@ -112,7 +195,7 @@ class Postgresql:
 
 
 class _TextDumper(StrDumperUnknown):
-    """PostgreSQL's texts hold every character but NUL, which the log of a crash may have."""
+    """Replaces NUL, which PostgreSQL's texts cannot hold, and which a crash log may contain."""
 
     def dump(self, obj: str) -> Any:
         return super().dump(obj.replace("\0", "\N{REPLACEMENT CHARACTER}"))
@@ -123,12 +206,12 @@ def _configure(connection: Connection[Any], _record: Any) -> None:
 
 
 def _connect_args(url: URL, busy_timeout_s: float) -> dict[str, Any]:
-    """Ours, less those that the URL has; of `options`, where both set one, the URL's wins."""
+    """Defaults for what the URL does not set. Within `options`, the URL wins as well."""
     settings = {
-        "lock_timeout": max(1, round(busy_timeout_s * 1000)),  # 0 would be for ever
+        "lock_timeout": max(1, round(busy_timeout_s * 1000)),  # 0 would mean no limit
         "idle_in_transaction_session_timeout": round(IDLE_IN_TRANSACTION_S * 1000),
     }
-    ours = {
+    defaults = {
         "application_name": "tunery",
         "connect_timeout": CONNECT_TIMEOUT_S,
         "keepalives_idle": SILENCE_S // 2,
@@ -138,5 +221,18 @@ def _connect_args(url: URL, busy_timeout_s: float) -> dict[str, Any]:
     }
     options = [f"-c {name}={value}" for name, value in settings.items()]
     options += [str(url.query["options"])] if "options" in url.query else []
-    kept = {name: value for name, value in ours.items() if name not in url.query}
-    return kept | {"options": " ".join(options)}
+    missing = {name: value for name, value in defaults.items() if name not in url.query}
+    return missing | {"options": " ".join(options)}
+
+
+def _find_program(name: str) -> str:
+    on_path = shutil.which(name)
+    if on_path is not None:
+        return on_path
+    versions = sorted(_PROGRAMS_DIR.glob(f"*/bin/{name}"), key=lambda path: float(path.parts[-3]))
+    if not versions:
+        raise SnapshotError(
+            f"{name} is neither on the PATH nor below {_PROGRAMS_DIR}. It is in the package "
+            "postgresql-client, and must not be older than the server."
+        )
+    return str(versions[-1])

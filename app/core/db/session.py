@@ -1,14 +1,14 @@
-"""Engine and sessions. `Session` is imported from here, so that SQL stays in this package."""
+"""The database and its sessions. Import `Session` from here, so that SQL stays in this package."""
 
 import logging
 from collections.abc import Generator
 from contextlib import contextmanager
 
-from sqlalchemy import make_url
+from sqlalchemy import URL, make_url
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 
-from app.core.db.backend import Backend
+from app.core.db.backend import Backend, Kind
 from app.core.db.postgresql import Postgresql
 from app.core.db.sqlite import Sqlite
 
@@ -17,6 +17,8 @@ __all__ = ["Database", "Session"]
 BUSY_TIMEOUT_S = 15
 """How long a statement waits for another process's write before it gives up."""
 
+_BACKEND = "backend"
+
 logger = logging.getLogger(__name__)
 
 
@@ -24,59 +26,62 @@ class Database:
     """Short transactions on one database, SQLite or PostgreSQL."""
 
     def __init__(self, url: str, *, busy_timeout_s: float = BUSY_TIMEOUT_S) -> None:
-        self._backend = _open(url, busy_timeout_s)
-        self.engine = self._backend.engine
-        read_engine = self.engine.execution_options(**self._backend.read_only)
-        self._write_factory = sessionmaker(self.engine, expire_on_commit=False)
-        self._read_factory = sessionmaker(read_engine, expire_on_commit=False)
+        parsed = make_url(url)
+        self.backend: Backend = _backend_of(parsed)(parsed, busy_timeout_s)
+        self.engine = self.backend.engine
+        read_engine = self.engine.execution_options(**self.backend.read_only)
+        info = {_BACKEND: self.backend}
+        self._write_factory = sessionmaker(self.engine, expire_on_commit=False, info=info)
+        self._read_factory = sessionmaker(read_engine, expire_on_commit=False, info=info)
 
     @contextmanager
     def writing(self) -> Generator[Session]:
         """One transaction: committed when the block ends, rolled back when it raises.
 
         Raises:
-            DatabaseBusyError: the database is held by others for too long, or away; nothing was
+            DatabaseBusyError: another process held the database for too long, or the database is
+                away. Nothing was done.
+            StorageFullError: the database's disk is full. Nothing was done.
+            OutcomeUnknownError: the connection was lost during the commit, which may have been
                 done.
-            StorageFullError: its disk is full; nothing was done.
-            OutcomeUnknownError: it was lost in the commit, which may have been done.
         """
         with self.service_errors(), self._write_factory() as session:
             try:
                 yield session
-                self._backend.commit(session)
+                self.backend.commit(session)
             except BaseException:
                 session.rollback()
                 raise
 
     @contextmanager
     def reading(self) -> Generator[Session]:
-        """One consistent view; what the block changes is thrown away.
+        """One consistent view. Changes are discarded.
 
         Raises:
-            DatabaseBusyError: as above.
-            StorageFullError: as above.
+            DatabaseBusyError: see `writing`.
+            StorageFullError: see `writing`.
         """
         with self.service_errors(), self._read_factory() as session:
             yield session
 
     def version(self) -> int | None:
-        """A number that is another after every commit, whoever makes it.
+        """A number that changes with every commit of any process; None when it is unknown.
 
-        Returns at once, from one thread alone; None when it cannot be told.
+        Returns at once. Call it from one thread only.
         """
-        return self._backend.version()
+        return self.backend.version()
 
     def dispose(self) -> None:
         """Close every connection."""
-        self._backend.dispose()
+        self.backend.dispose()
 
     @contextmanager
     def service_errors(self) -> Generator[None]:
-        """Say what the database refuses in words that a caller can act on; log why it did."""
+        """Turn a refusal of the database into an error that a caller can act on, and log why."""
         try:
             yield
         except SQLAlchemyError as error:
-            meant = self._backend.as_service_error(error)
+            meant = self.backend.as_service_error(error)
             if meant is None:
                 raise
             reason = str(getattr(error, "orig", error)).strip()
@@ -84,12 +89,20 @@ class Database:
             raise meant from error
 
 
-def _open(url: str, busy_timeout_s: float) -> Backend:
-    parsed = make_url(url)
-    match parsed.get_backend_name():
-        case "sqlite":
-            return Sqlite(parsed, busy_timeout_s)
-        case "postgresql":
-            return Postgresql(parsed, busy_timeout_s)
-        case other:
-            raise ValueError(f"TUNERY_DATABASE_URL: {other} is neither sqlite nor postgresql.")
+def lock_names(session: Session, *names: str) -> None:
+    """Wait for other transactions that lock the same names; lock until this one ends."""
+    backend: Backend = session.info[_BACKEND]
+    backend.lock_names(session, *names)
+
+
+def kind_of(url: str) -> Kind:
+    """Kind of the database at a URL, without opening it."""
+    return _backend_of(make_url(url)).kind
+
+
+def _backend_of(url: URL) -> type[Sqlite | Postgresql]:
+    name = url.get_backend_name()
+    for backend in (Sqlite, Postgresql):
+        if backend.kind == name:
+            return backend
+    raise ValueError(f"TUNERY_DATABASE_URL: {name} is neither sqlite nor postgresql.")

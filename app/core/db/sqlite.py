@@ -1,44 +1,48 @@
-"""SQLite: a single writer at a time and, with a write-ahead log, readers that never wait for it."""
+"""SQLite: one writer at a time. With a write-ahead log, readers never wait for it."""
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
-from sqlalchemy import URL, Connection, PoolProxiedConnection, create_engine, event
+from sqlalchemy import URL, Connection, PoolProxiedConnection, create_engine, event, text
 from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPICursor
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import DatabaseError, DBAPIError, OperationalError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from app.core import durable
-from app.core.db.backend import busy, full
+from app.core.db.backend import BrokenReferenceError, Description, Kind, SnapshotError, busy, full
 from app.core.errors import ServiceError
 
-try:  # a recent SQLite of its own, where there is a wheel of it
+try:  # a recent SQLite, where a wheel of it exists
     from pysqlite3 import dbapi2 as sqlite_driver  # pyright: ignore[reportMissingTypeStubs]
 except ImportError:
     from sqlite3 import dbapi2 as sqlite_driver
 
 _BUSY, _IO_ERROR, _FULL = 5, 10, 13
-"""Of SQLite's result codes, https://sqlite.org/rescode.html; the low byte of an extended one."""
+"""Result codes of SQLite, https://sqlite.org/rescode.html: the low byte of an extended code."""
 _NO_ROOM_BYTES = 64 * 1024
-"""With less space than that, the shared index of a write-ahead log cannot grow."""
+"""With less free space, the shared index of a write-ahead log cannot grow."""
 
 _RETRY_S = 0.01
-_DriverError = cast("type[Exception]", sqlite_driver.OperationalError)  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType] - from its part in C
+_MAX_PROBLEMS = 20
+_DriverError = cast("type[Exception]", sqlite_driver.OperationalError)  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType] - defined in C
 _READ_ONLY = "tunery_read_only"
 
 
 class Sqlite:
     """A transaction that writes takes the only write lock when it begins.
 
-    So a read followed by a write cannot be refused half-way.
+    So a read followed by a write cannot be refused halfway.
     """
 
+    kind: ClassVar[Kind] = "sqlite"
     read_only: Mapping[str, Any] = {_READ_ONLY: True}
 
     def __init__(self, url: URL, busy_timeout_s: float) -> None:
+        self.file: Path | None = Path(url.database) if url.database else None
         self._directory = Path(url.database or ".").parent
         durable.make_directory(self._directory)
         self._busy_timeout_s = busy_timeout_s
@@ -47,7 +51,7 @@ class Sqlite:
             url,
             module=sqlite_driver,
             connect_args={"timeout": busy_timeout_s},
-            max_overflow=-1,  # a reader must not wait for the connections of writers that wait
+            max_overflow=-1,  # a reader must not wait for the connections of waiting writers
         )
         event.listen(self.engine, "connect", self._configure)
         event.listen(self.engine, "begin", _begin)
@@ -57,7 +61,7 @@ class Sqlite:
         session.commit()
 
     def version(self) -> int | None:
-        """SQLite counts the commits of all connections but the one that is asked."""
+        """SQLite counts the commits of all other connections for the one that asks."""
         try:
             watcher = self._watcher = self._watcher or self._open_watcher()
             cursor = watcher.cursor()
@@ -76,9 +80,9 @@ class Sqlite:
 
     def _open_watcher(self) -> PoolProxiedConnection:
         watcher = self.engine.raw_connection()
-        watcher.detach()  # nobody else may have it, with the setting that follows
+        watcher.detach()  # nobody else may get a connection with the setting below
         cursor = watcher.cursor()
-        cursor.execute("PRAGMA busy_timeout = 0")  # whoever asks cannot wait
+        cursor.execute("PRAGMA busy_timeout = 0")  # the caller of `version` cannot wait
         cursor.close()
         return watcher
 
@@ -91,13 +95,74 @@ class Sqlite:
             return full()
         return None
 
+    def lock_names(self, session: Session, *names: str) -> None:
+        """Every writer is alone already."""
+
+    @contextmanager
+    def migrating(self) -> Generator[Connection]:
+        """Lets a table be replaced that others reference.
+
+        SQLite changes little of a table in place, so alembic copies it and drops the old one. With
+        foreign keys enforced, that would be refused. Source: sqlite.org/lang_altertable.html, 7.
+        """
+        with self.engine.connect() as connection:
+            _enforce_foreign_keys(connection, "OFF")
+            try:
+                with connection.begin():
+                    yield connection
+                    broken = connection.exec_driver_sql("PRAGMA foreign_key_check").first()
+                    if broken is not None:
+                        row = "Row {1} of {0} names no row of {2}.".format(*broken)
+                        raise BrokenReferenceError(row)
+            finally:
+                _enforce_foreign_keys(connection, "ON")
+
+    def describe(self, session: Session) -> Description:
+        version = ".".join(map(str, sqlite_driver.sqlite_version_info))
+        mode = session.execute(text("PRAGMA journal_mode")).scalar_one()
+        if mode == "wal":
+            return Description(f"SQLite {version}, with a write-ahead log")
+        return Description(
+            f"SQLite {version}",
+            f"can corrupt a database with a write-ahead log, so the slower journal mode '{mode}' "
+            "is used",
+            "Install the package pysqlite3, or SQLite 3.51.3 or newer, for more speed.",
+        )
+
+    def find_damage(self, session: Session) -> list[str]:
+        try:
+            damage = session.execute(text(f"PRAGMA integrity_check({_MAX_PROBLEMS})")).scalars()
+            lines = [line for line in damage if line != "ok"]
+            broken = session.execute(text("PRAGMA foreign_key_check")).fetchmany(_MAX_PROBLEMS)
+        except OperationalError:  # such as a busy database
+            raise
+        except DatabaseError as error:  # too damaged to look any further
+            return [str(error.orig)]
+        return lines + [
+            f"row {row} of {table} names no row of {parent}" for table, row, parent, _ in broken
+        ]
+
+    def hold_snapshot(self, session: Session) -> None:
+        """Every transaction that only reads sees one moment."""
+
+    def copy_to(self, target: Path, session: Session) -> None:
+        source: Any = session.connection().connection.driver_connection
+        copy = type(source)(str(target))
+        try:
+            source.backup(copy)  # in the transaction of the session
+        finally:
+            copy.close()
+
+    def load_dump(self, source: Path, *, replace: bool) -> None:
+        raise SnapshotError(f"{source} is restored as a file, not loaded: SQLite has no server.")
+
     def _has_no_room(self) -> bool:
         disk = os.statvfs(self._directory)
         return disk.f_bavail * disk.f_frsize < _NO_ROOM_BYTES
 
     def _configure(self, connection: DBAPIConnection, _record: Any) -> None:
         # The driver must not begin transactions by itself: it does so only before some
-        # statements, so that reads would not be repeatable and DDL not be rolled back.
+        # statements, so that reads would not be repeatable and DDL would not be rolled back.
         connection.isolation_level = None
         cursor = connection.cursor()
         _set_journal_mode(cursor, self._journal_mode, within_s=self._busy_timeout_s)
@@ -108,7 +173,7 @@ class Sqlite:
 
 def _begin(connection: Connection) -> None:
     if connection.get_execution_options().get(_READ_ONLY, False):
-        # By the driver itself: it takes no lock, so nothing can go wrong that had to be explained.
+        # Through the driver itself: no lock is taken, so there is no error to translate.
         cursor = connection.connection.cursor()
         cursor.execute("BEGIN")
         cursor.close()
@@ -116,11 +181,22 @@ def _begin(connection: Connection) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
-def _set_journal_mode(cursor: DBAPICursor, mode: str, *, within_s: float) -> None:
-    """Set the journal mode, once nobody writes.
+def _enforce_foreign_keys(connection: Connection, state: str) -> None:
+    """Set whether foreign keys are enforced. A connection keeps this when it returns to the pool.
 
-    SQLite waits for every other lock by itself, but refuses this at once: as when two processes
-    open a new database at the same time, and one of them is creating its tables.
+    Through the driver's own cursor: in a transaction, which SQLAlchemy would begin, the pragma
+    does nothing.
+    """
+    cursor = connection.connection.cursor()
+    cursor.execute(f"PRAGMA foreign_keys = {state}")
+    cursor.close()
+
+
+def _set_journal_mode(cursor: DBAPICursor, mode: str, *, within_s: float) -> None:
+    """Set the journal mode as soon as nobody writes.
+
+    SQLite waits for every other lock by itself, but refuses this one at once: for example when
+    two processes open a new database at the same time and one of them creates its tables.
     """
     deadline_s = time.monotonic() + within_s
     while True:
@@ -140,5 +216,5 @@ def is_wal_safe(version: tuple[int, ...]) -> bool:
     Source:
         sqlite.org/wal.html, "The WAL-reset bug": 3.7.0 to 3.51.2, less 3.44.6+ and 3.50.7+.
     """
-    is_mended_branch = (3, 44, 6) <= version < (3, 45) or (3, 50, 7) <= version < (3, 51)
-    return version >= (3, 51, 3) or is_mended_branch
+    is_fixed_branch = (3, 44, 6) <= version < (3, 45) or (3, 50, 7) <= version < (3, 51)
+    return version >= (3, 51, 3) or is_fixed_branch

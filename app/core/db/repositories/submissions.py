@@ -1,12 +1,11 @@
 """Every query on submissions: the requests that made jobs, remembered lest they make another."""
 
-import hashlib
 from datetime import datetime, timedelta
 
-from sqlalchemy import Select, delete, func, select
+from sqlalchemy import Select, delete, select
 
 from app.core.db.base import DEFAULT_PROJECT_ID
-from app.core.db.session import Session
+from app.core.db.session import Session, lock_names
 from app.core.db.tables import Job, Submission
 
 REMEMBERED_FOR = timedelta(days=7)
@@ -26,15 +25,10 @@ class SubmissionRepository:
     def lock(self, route: str, name: str) -> None:
         """Wait until no other transaction deals with the same request; hold until this one ends.
 
-        On SQLite there is only one writer, so nothing is to be done.
-
         Args:
             name: the request's key, or its fingerprint where it has none.
         """
-        if self._session.get_bind().dialect.name == "postgresql":
-            digest = hashlib.sha256("\0".join((self._project_id, route, name)).encode()).digest()
-            number = int.from_bytes(digest[:8], signed=True)
-            self._session.execute(select(func.pg_advisory_xact_lock(number)))
+        lock_names(self._session, self._project_id, route, name)
 
     def find_by_key(self, route: str, key: str) -> Submission | None:
         return self._session.scalar(

@@ -13,8 +13,10 @@ import pytest
 
 from app.core import disk
 from app.core.db import inspection
+from app.core.db.migrate import newest_revision
 from app.core.db.repositories.saved_states import SavedStateRepository
 from app.core.db.session import Database
+from app.core.db.sqlite import sqlite_driver
 from app.core.db.tables import UploadPart
 from app.core.disk import Ballast
 from app.core.job.status import JobStatus
@@ -131,9 +133,11 @@ def test_a_server_that_does_not_answer_is_said_not_to(settings: Settings) -> Non
 
 
 @pytest.mark.only_sqlite
-def test_an_old_sqlite_is_pointed_out(healthy: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    old = inspection.Engine("sqlite", "3.40.1", "delete")
-    monkeypatch.setattr(inspection, "describe_engine", lambda _: old)
+def test_an_old_sqlite_is_pointed_out(
+    healthy: Settings, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database.dispose()
+    monkeypatch.setattr(sqlite_driver, "sqlite_version_info", (3, 40, 1))
 
     finding = look(healthy)["database"]
 
@@ -192,7 +196,7 @@ def test_another_schema_is_found_and_its_rows_are_left_alone(
     try:
         findings = look(healthy, may_repair=True)
     finally:  # the database may be for the next test as well
-        execute(database, change, revision=inspection.newest_revision())
+        execute(database, change, revision=newest_revision())
 
     assert findings["schema"].level is level
     assert "blobs" not in findings

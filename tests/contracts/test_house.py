@@ -1,0 +1,22 @@
+"""The house rules that a linter does not know."""
+
+import re
+from pathlib import Path
+
+PROJECT = Path(__file__).parents[2]
+SOURCES = [path for room in ("app", "worker", "tunery") for path in (PROJECT / room).rglob("*.py")]
+BACKENDS = {"app/core/db/sqlite.py", "app/core/db/postgresql.py"}
+ASKS_WHICH_DATABASE = re.compile(r"dialect\.name|is_sqlite|get_backend_name|drivername")
+
+
+def test_only_a_backend_knows_which_database_it_is() -> None:
+    """One other place asks: the one that chooses the backend by the URL."""
+    asking = [
+        f"{name}: {line.strip()}"
+        for path in SOURCES
+        if (name := str(path.relative_to(PROJECT))) not in BACKENDS
+        for line in path.read_text("utf-8").splitlines()
+        if ASKS_WHICH_DATABASE.search(line)
+    ]
+
+    assert asking == ["app/core/db/session.py: name = url.get_backend_name()"]
