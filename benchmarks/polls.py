@@ -14,15 +14,15 @@ from typing import Any
 import httpx
 
 from app.core.base_models import DEFAULT_MODEL_ID
-from benchmarks.uploads import cpu_s
-from tests.builders import build_chat_file
-from tests.chaos.service import ROOT, Service
-from tests.waiting import wait_until
+from benchmarks.uploads import ROOT, cpu_s
+from testkit.samples import build_chat_file
+from tunery.local_service import LocalService
 
 WARM_STEPS = 5
 """Steps before anything is measured: the first ones take longer."""
 
-START_S = 300
+LOOK_S = 0.1
+STOP_S = 60.0
 JOBS = "/fine_tuning/jobs"
 
 
@@ -61,22 +61,22 @@ def trained_steps(client: httpx.Client, job_id: str) -> int:
 
 
 def watch(
-    service: Service, client: httpx.Client, job_id: str, *, rate: float, seconds: float
+    service: LocalService, client: httpx.Client, job_id: str, *, rate: float, seconds: float
 ) -> Window:
     """Let it train for so long, with so many polls a second beside it."""
-    first, computed_s = trained_steps(client, job_id), cpu_s(service.pid("app"))
+    api_pid = service.processes["api"].pid
+    first, computed_s = trained_steps(client, job_id), cpu_s(api_pid)
     load: dict[str, Any] = {}
     if rate:
         job = f"/v1{JOBS}/{job_id}"
         paths = [*[job] * 8, f"{job}/events", f"/v1{JOBS}"]
-        base = service.url.removesuffix("/v1")
         options = ["--rate", str(rate), "--seconds", str(seconds)]
-        command = [sys.executable, "-m", "benchmarks.load", base, *paths, *options]
+        command = [sys.executable, "-m", "benchmarks.load", service.url, *paths, *options]
         done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True)
         load = json.loads(done.stdout)
     else:
         threading.Event().wait(seconds)
-    used_s = cpu_s(service.pid("app")) - computed_s
+    used_s = cpu_s(api_pid) - computed_s
     return Window(first, trained_steps(client, job_id), used_s, load)
 
 
@@ -97,10 +97,18 @@ def measure(*, model: Path, rate: float, seconds: float, rounds: int) -> None:
         data_dir = Path(name) / "data"
         (data_dir / "models").mkdir(parents=True)
         (data_dir / "models" / DEFAULT_MODEL_ID).symlink_to(model.resolve())
-        settings = {"min_free_bytes": "0", "save_interval_s": "3600"}
-        with Service(data_dir, 1, settings, "worker") as service, service.http() as client:
+        settings = {
+            "min_free_bytes": "0",
+            "save_interval_s": "3600",
+            "install_default_model": "false",
+        }
+        with (
+            LocalService(data_dir, settings) as service,
+            httpx.Client(base_url=service.base_url, timeout=30) as client,
+        ):
             job_id = start_job(client)
-            wait_until(lambda: trained_steps(client, job_id) >= WARM_STEPS, within_s=START_S)
+            while trained_steps(client, job_id) < WARM_STEPS:
+                time.sleep(LOOK_S)
             windows: list[tuple[Window, Window]] = []
             for _ in range(rounds):
                 alone = watch(service, client, job_id, rate=0, seconds=seconds)
@@ -111,7 +119,7 @@ def measure(*, model: Path, rate: float, seconds: float, rounds: int) -> None:
             ]
             client.post(f"{JOBS}/{job_id}/cancel").raise_for_status()
             began = time.monotonic()
-            service.terminate("worker-0", within_s=60)
+            service.processes["worker-1"].stop(within_s=STOP_S)
             print(f"worker ended within {time.monotonic() - began:.0f} s", file=sys.stderr)
     report(rate, windows, speeds)
 

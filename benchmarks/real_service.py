@@ -1,19 +1,17 @@
 """A job through the real service, and when its steps were done, seen from outside."""
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import openai
 
-from app.core.base_models import CATALOGUE_NAME
 from app.core.job.training_config import LOSS_LOG_NAME
 from benchmarks.options import Options
 from benchmarks.trainers.child import ChildFailedError
-from tests.acceptance.processes import ENDED, ServiceProcesses
+from testkit.samples import catalogue_entry, write_entries
+from tunery.local_service import LocalService
 
 NEW_MODEL_ID = "benchmark"
 """Of a model that is not installed yet."""
@@ -22,17 +20,7 @@ _LOOK_S = 0.05
 
 _ASK_S = 2.0
 _LIMIT_S = 4 * 3600
-
-_CATALOGUE = """
-[[model]]
-id = "{id}"
-name = "The model of the benchmark"
-source.kind = "directory"
-source.path = "{source}"
-licence = "none"
-context_length = 512
-target_modules = ["q_proj", "v_proj"]
-"""
+ENDED = ("succeeded", "failed", "cancelled")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,14 +34,12 @@ class JobTimes:
 
 
 def write_catalogue(data_dir: Path, model_id: str, source: Path) -> None:
-    """A catalogue with one entry more, for a model that lies in a directory."""
-    data_dir.mkdir(parents=True, exist_ok=True)
-    text = _CATALOGUE.format(id=model_id, source=source)
-    (data_dir / CATALOGUE_NAME).write_text(text)
+    """A catalogue with one more entry, for a model in a directory."""
+    where = {"kind": "directory", "path": str(source)}
+    write_entries(data_dir, catalogue_entry(model_id, source=where, licence="none"))
 
 
-@contextmanager
-def open_service(data_dir: Path, installed: Path, options: Options) -> Iterator[ServiceProcesses]:
+def open_service(data_dir: Path, installed: Path, options: Options) -> LocalService:
     """API and worker with their default settings, and one installed base model."""
     write_catalogue(data_dir, installed.name, installed)
     (data_dir / "models").mkdir()
@@ -61,15 +47,12 @@ def open_service(data_dir: Path, installed: Path, options: Options) -> Iterator[
     settings = {
         "training_threads": str(options.threads),
         "poll_interval_s": "0.5",
-        "training_dtype": "auto",  # tests have it otherwise
+        "install_default_model": "false",
     }
-    with ServiceProcesses(data_dir, **settings) as service:
-        yield service
+    return LocalService(data_dir, settings)
 
 
-def run_job(
-    service: ServiceProcesses, model: str, rows: Path, *, steps: int, **knobs: Any
-) -> JobTimes:
+def run_job(service: LocalService, model: str, rows: Path, *, steps: int, **knobs: Any) -> JobTimes:
     """Upload, post, wait for the end.
 
     Args:
@@ -81,7 +64,7 @@ def run_job(
     Raises:
         ChildFailedError: the job did not succeed.
     """
-    with service.client() as client:
+    with openai.OpenAI(base_url=service.base_url, api_key="unused", max_retries=0) as client:
         file = client.files.create(file=(rows.name, rows.read_bytes()), purpose="fine-tune")
         began = time.perf_counter()
         job = client.fine_tuning.jobs.create(

@@ -14,56 +14,21 @@ first job of a worker comes after the libraries were preloaded, and warm is each
 
 import argparse
 import os
-import re
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import httpx
 
-from tests.builders import build_chat_file
+from testkit.samples import build_chat_file
+from tunery.local_service import LocalService
 from worker.launch.job_lock import try_lock
 
-ROOT = Path(__file__).parents[1]
 LOOK_S = 0.01
-
-
-@contextmanager
-def service(data_dir: Path, settings: dict[str, str]) -> Generator[httpx.Client]:
-    """API and worker; both end with the block."""
-    named = {"data_dir": str(data_dir), "port": "0"} | settings
-    environment = os.environ | {f"TUNERY_{key.upper()}": one for key, one in named.items()}
-    environment["PYTHONPATH"] = str(ROOT)
-    processes: list[subprocess.Popen[bytes]] = []
-
-    def start(module: str, ready: str) -> str:
-        log = data_dir / f"{module}.log"
-        with log.open("wb") as errors:
-            command = [sys.executable, "-m", module]
-            processes.append(
-                subprocess.Popen(command, cwd=data_dir, env=environment, stderr=errors)
-            )
-        while not (found := re.search(ready, log.read_text())):
-            assert processes[-1].poll() is None, log.read_text()
-            time.sleep(LOOK_S)
-        return found[1]
-
-    try:
-        url = start("app", r"running on (http://\S+)")
-        start("worker", r"worker (ready)")
-        with httpx.Client(base_url=f"{url}/v1", timeout=60) as http:
-            yield http
-    finally:
-        for process in reversed(processes):
-            process.terminate()
-            process.wait()
 
 
 def measure(http: httpx.Client, data_dir: Path, model: str, steps: int) -> tuple[float, float]:
@@ -113,7 +78,11 @@ def main(arguments: list[str]) -> int:
         data_dir = Path(name)
         (data_dir / "models").symlink_to(options.models.resolve(strict=True))
         for kind, warm_s, jobs in (("cold", "0", 1), ("warm", "600", 1 + options.warm_jobs)):
-            with service(data_dir, {"warm_s": warm_s}) as http:
+            settings = {"warm_s": warm_s, "install_default_model": "false"}
+            with (
+                LocalService(data_dir, settings) as service,
+                httpx.Client(base_url=service.base_url, timeout=60) as http,
+            ):
                 if kind == "warm":
                     await_preloading(data_dir)
                 found = [measure(http, data_dir, options.model, options.steps) for _ in range(jobs)]

@@ -5,7 +5,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +16,21 @@ from app.core.db.migrate import upgrade
 from app.core.db.repositories.events import EventRepository
 from app.core.db.repositories.files import FileRepository
 from app.core.db.repositories.jobs import JobRepository
-from app.core.db.repositories.leases import Lease, LeaseRepository
+from app.core.db.repositories.leases import Lease, LeaseRepository, WorkerIdentity
 from app.core.db.repositories.recovery import RecoveryRepository
 from app.core.db.repositories.saved_states import SavedStateRepository
 from app.core.db.repositories.submissions import REMEMBERED_FOR, SubmissionRepository
 from app.core.db.session import Database
 from app.core.db.tables import File, Job
+from app.core.ids import IdPrefix, new_id
 from app.core.job.status import JobStatus
+from app.core.job.training_config import TrainingConfig
 from app.schemas.fine_tuning_jobs import JobCreate
 from app.services import jobs as job_service
 from app.services import new_jobs
 from app.services.submissions import Sender, submit_once
-from tests.builders import build_config, build_file, build_identity, write_catalogue
-from tests.chaos.run import new_database
+from testkit.databases import new_database
+from testkit.samples import write_catalogue
 
 MINUTE = timedelta(minutes=1)
 EVENTS_EACH = 10
@@ -38,6 +40,8 @@ RARE = 3
 """Jobs with the rare label: the oldest, so that a list by it has all the others before them."""
 LONG_STEPS = 1000
 """Of the loss log and of the events of one job, the same in every database."""
+
+WORKER = WorkerIdentity("worker-1", host="host-1", pid=1, process_started=1)
 
 _Rows = Iterator[tuple[Any, ...]]
 
@@ -49,7 +53,7 @@ def job_id(number: int) -> str:
 
 def build_rows(jobs: int) -> dict[str, tuple[str, Callable[[], _Rows]]]:
     """Columns and rows of every table, in the order in which they can be written."""
-    config = json.dumps(build_config().model_dump(mode="json"))
+    config = json.dumps(TrainingConfig(seed=7).model_dump(mode="json"))
     at, project = "2026-01-02 03:04:05.000000+00:00", DEFAULT_PROJECT_ID
     metrics = json.dumps({"step": 1, "epoch": 0.1, "train_loss": 1.0, "learning_rate": 1e-4})
 
@@ -106,6 +110,24 @@ def build_rows(jobs: int) -> dict[str, tuple[str, Callable[[], _Rows]]]:
         "events": (event_columns, event_rows),
         "steps": ("job_id, step, attempt, metrics", step_rows),
     }
+
+
+def build_file(expires_at: datetime | None = None) -> File:
+    """The row of a dataset of one line; there is no such file."""
+    file_id = new_id(IdPrefix.FILE)
+    return File(
+        id=file_id,
+        purpose="fine-tune",
+        filename="train.jsonl",
+        bytes=1,
+        sha256="0" * 64,
+        crc32=0,
+        blob_key=f"files/{file_id}",
+        created_at=utc_now(),
+        expires_at=expires_at,
+        format="text",
+        examples=1,
+    )
 
 
 def fill(database: Database, jobs: int) -> None:
@@ -170,7 +192,7 @@ class Round:
                 long, after=a, limit=20))  # fmt: skip
         self._read("loss log", lambda session: JobRepository(session).list_steps(long))
         lease: Lease = self._write("claim", lambda session: LeaseRepository(session).claim(
-            build_identity(), now=now, lease_for=MINUTE))  # fmt: skip
+            WORKER, now=now, lease_for=MINUTE))  # fmt: skip
         self._write("renew", lambda session: LeaseRepository(session).renew(
             lease, until=now + MINUTE))  # fmt: skip
         self._chores(now)
@@ -183,12 +205,11 @@ class Round:
 
     def _chores(self, now: Any) -> None:
         """What each worker's janitor does every two seconds."""
-        host = build_identity().host
         self._write("rescue expired", lambda session: RecoveryRepository(session).rescue_expired(
             now=now))  # fmt: skip
         self._write("rescue orphans", lambda session: RecoveryRepository(session).rescue_orphans(
-            host, lambda _: True, now=now))  # fmt: skip
-        expired: File = build_file(expires_at=now - MINUTE)
+            WORKER.host, lambda _: True, now=now))  # fmt: skip
+        expired = build_file(expires_at=now - MINUTE)
         with self._database.writing() as session:
             FileRepository(session).add(expired)
         self._write("delete expired files", lambda session: [

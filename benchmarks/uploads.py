@@ -11,9 +11,10 @@ from pathlib import Path
 
 import httpx
 
-from tests.builders import write_catalogue
-from tests.chaos.service import ROOT, Service
+from testkit.samples import write_catalogue
+from tunery.local_service import LocalService
 
+ROOT = Path(__file__).parents[1]
 MIB = 2**20
 
 
@@ -80,11 +81,11 @@ def upload(client: httpx.Client, path: Path) -> dict[str, object]:
     return answer.json()
 
 
-def time_upload(service: Service, client: httpx.Client, path: Path) -> tuple[float, float]:
+def time_upload(api_pid: int, client: httpx.Client, path: Path) -> tuple[float, float]:
     """Seconds that it takes, and those that the API's process computes."""
-    began, computed_s = time.perf_counter(), cpu_s(service.pid("app"))
+    began, computed_s = time.perf_counter(), cpu_s(api_pid)
     made = upload(client, path)
-    took = time.perf_counter() - began, cpu_s(service.pid("app")) - computed_s
+    took = time.perf_counter() - began, cpu_s(api_pid) - computed_s
     client.delete(f"/files/{made['id']}").raise_for_status()
     return took
 
@@ -100,13 +101,15 @@ def measure(*, small_mib: float, large_mib: float, rounds: int) -> None:
             mib = large.stat().st_size / MIB
             # Kept free: what the machine runs it on is not what is measured.
             settings = {"max_upload_bytes": str(2**40), "min_free_bytes": "0"}
-            with Service(data_dir, 0, settings) as service, service.http() as client:
-                client.timeout = httpx.Timeout(600)
-                time_upload(service, client, small)
-                before = peak_rss_bytes(service.pid("app"))
-                took = [time_upload(service, client, large) for _ in range(rounds)]
-                after = peak_rss_bytes(service.pid("app"))
-            (data_dir / "app.log").unlink()
+            with (
+                LocalService(data_dir, settings, workers=0) as service,
+                httpx.Client(base_url=service.base_url, timeout=600) as client,
+            ):
+                api_pid = service.processes["api"].pid
+                time_upload(api_pid, client, small)
+                before = peak_rss_bytes(api_pid)
+                took = [time_upload(api_pid, client, large) for _ in range(rounds)]
+                after = peak_rss_bytes(api_pid)
             wall_s = statistics.median(seconds for seconds, _ in took)
             computed_s = statistics.median(seconds for _, seconds in took)
             print(f"{shape}: {mib:.0f} MiB in {lines:,} lines, median of {rounds}")

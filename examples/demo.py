@@ -19,11 +19,15 @@ from pathlib import Path
 
 from _answers import ask_both, side_by_side
 from _progress import Progress
-from _service import Service, ServiceError
 from openai import OpenAI, OpenAIError
 from openai.types.fine_tuning import FineTuningJob
 
+from tunery.local_service import LocalService, ServiceError, settings_in_environment
+
 EXAMPLES = Path(__file__).resolve().parent
+PLACE = EXAMPLES.parent
+"""Where `make serve` or `tunery serve` has its data directory, and reads `.env`."""
+
 MODEL = "smollm2-135m-instruct"
 TRAINING_FILE = "lighthouse-train.jsonl"
 VALIDATION_FILE = "lighthouse-validation.jsonl"
@@ -45,6 +49,9 @@ HYPERPARAMETERS = {
 LABEL = {"example": "lighthouse"}
 """Marks the jobs of this demo among all others."""
 
+START_S = 300
+"""Generous: a worker that misses its base model installs it first."""
+
 POLL_S = 1.0
 ENDED = ("succeeded", "failed", "cancelled")
 
@@ -63,7 +70,7 @@ def main() -> int:
         base_dir = tune(output)
         compare(base_dir, output / "adapter")
     except (DemoError, ServiceError, OpenAIError) as error:
-        print(f"\nThe demo failed. {error}\nLogs: {output}/app.log, {output}/worker.log")
+        print(f"\nThe demo failed. {error}\nLogs: {output}/api.log, {output}/worker-1.log")
         return 1
     except KeyboardInterrupt:
         print("\nInterrupted; everything that was started is stopped.")
@@ -75,7 +82,7 @@ def main() -> int:
 def tune(output: Path) -> Path:
     """Fine-tune and download the result. Returns the directory of the base model."""
     print("Starting the API and a worker ...")
-    with Service(output) as service:
+    with open_service(output) as service:
         print(f"The API answers at {service.base_url}")
         client = OpenAI(base_url=service.base_url, api_key="not-needed")
         cancel_leftovers(client)
@@ -88,11 +95,23 @@ def tune(output: Path) -> Path:
             raise
         if job.status != "succeeded":
             reason = job.error.message if job.error else f"It is {job.status}."
-            tail = service.log_tail("worker")
+            tail = service.processes["worker-1"].log_tail()
             raise DemoError(f"The job did not succeed. {reason}\nThe worker's log ends so:\n{tail}")
         download_adapter(client, job, output / "adapter")
         download_metrics(client, job, output / "metrics.csv")
     return service.data_dir / "models" / MODEL
+
+
+def open_service(log_dir: Path) -> LocalService:
+    """The API and a worker, with the settings of the environment."""
+    settings = settings_in_environment()
+    return LocalService(
+        Path(settings.get("data_dir") or PLACE / "data"),
+        settings,
+        cwd=PLACE,
+        log_dir=log_dir,
+        start_within_s=START_S,
+    )
 
 
 def cancel_leftovers(client: OpenAI) -> None:
@@ -128,7 +147,7 @@ def create_job(client: OpenAI, files: dict[str, str]) -> FineTuningJob:
     return job
 
 
-def watch(client: OpenAI, service: Service, job_id: str) -> FineTuningJob:
+def watch(client: OpenAI, service: LocalService, job_id: str) -> FineTuningJob:
     """Show the job's progress and events until it has ended."""
     shown: set[str] = set()
     with Progress() as progress:

@@ -9,7 +9,6 @@ from typing import Any
 
 from sqlalchemy import text
 
-from app.core.base_models import CATALOGUE_NAME, RECORD_NAME, InstalledModel
 from app.core.db.base import DEFAULT_PROJECT_ID, Base
 from app.core.db.repositories.checkpoints import CheckpointRepository, TunedModelRepository
 from app.core.db.repositories.events import EventRepository
@@ -26,6 +25,9 @@ from app.core.job.training_config import BaseModelRef, DatasetRef, JobSpec, Trai
 from app.core.manifest import MANIFEST_NAME, Manifest, describe_files
 from app.core.storage.blob_store import BlobStore
 from app.core.storage.local import LocalBlobStore
+from testkit.samples import build_chat_file, write_catalogue
+
+__all__ = ["build_chat_file", "write_catalogue"]
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
@@ -34,70 +36,6 @@ TEXT_LINE = b'{"text": "To be, or not to be."}\n'
 CHAT_LINE = (
     b'{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]}\n'
 )
-
-_CATALOGUE = """
-[[model]]
-id = "tiny"
-name = "Tiny"
-source.kind = "directory"
-source.path = "/models/our-tiny"
-licence = "MIT"
-context_length = 512
-target_modules = ["q_proj", "k_proj", "v_proj", "o_proj"]
-max_lora_rank = 64
-
-[[model]]
-id = "absent"
-name = "Known, and not installed"
-source.kind = "hub"
-source.repo = "us/absent"
-licence = "MIT"
-context_length = 512
-target_modules = ["q_proj"]
-
-[[model]]
-id = "hub-tiny"
-name = "Tiny, from a hub"
-source.kind = "hub"
-source.repo = "us/hub-tiny"
-licence = "Apache-2.0"
-context_length = 32768
-target_modules = ["q_proj", "v_proj"]
-supports_tools = true
-"""
-
-
-def build_chat_file(examples: int, *, first: int = 0) -> bytes:
-    """A data set of questions that all have the same kind of answer, each of them different."""
-    rows = [
-        {
-            "messages": [
-                {"role": "user", "content": f"What comes after {number}?"},
-                {"role": "assistant", "content": f"After {number} comes {number + 1}."},
-            ]
-        }
-        for number in range(first, first + examples)
-    ]
-    return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
-
-
-def write_catalogue(data_dir: Path) -> None:
-    """A catalogue with `tiny` and `hub-tiny`, which are installed (in name), and `absent`."""
-    data_dir.mkdir(parents=True, exist_ok=True)
-    (data_dir / CATALOGUE_NAME).write_text(_CATALOGUE)
-    for model_id, repo in {"tiny": "our-tiny", "hub-tiny": "us/hub-tiny"}.items():
-        record = InstalledModel(
-            id=model_id,
-            repo=repo,
-            revision=None if "/" not in repo else "1" * 40,
-            licence="MIT",
-            files={},
-            sha256="0" * 64,
-            installed_at=1_700_000_000,
-        )
-        directory = data_dir / "models" / model_id
-        directory.mkdir(parents=True)
-        (directory / RECORD_NAME).write_text(record.model_dump_json())
 
 
 def build_config(**changes: Any) -> TrainingConfig:

@@ -19,11 +19,11 @@ from app.core.db.session import Database
 from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
 from app.main import create_app
+from testkit.postgres import PostgresServer, find_programs
 from tests.asgi import stock_client
 from tests.builders import write_catalogue
 from tests.fakes import FrozenClock
 from tests.models import embedded_model_dir
-from tests.postgres import PostgresServer, find_programs
 
 __all__ = ["embedded_model_dir"]
 
@@ -61,7 +61,7 @@ def untouched_logging() -> Iterator[None]:
 
 @pytest.fixture
 def data_dir(tmp_path: Path) -> Path:
-    """A data directory whose catalogue has `tiny` (installed), `absent` and `small`."""
+    """A data directory with the catalogue and the models of `write_catalogue`."""
     directory = tmp_path / "data"
     write_catalogue(directory)
     return directory

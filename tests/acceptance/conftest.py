@@ -7,22 +7,13 @@ import openai
 import pytest
 from openai.types.fine_tuning import FineTuningJob
 
-from app.core.base_models import CATALOGUE_NAME, load_catalogue
-from tests.acceptance.processes import ServiceProcesses
-from tests.builders import build_chat_file
+from app.core.base_models import load_catalogue
+from testkit.samples import build_chat_file, catalogue_entry, write_entries
+from tests.acceptance.processes import InstalledService
 from tests.tiny import write_tiny_model
 from worker.model_store.install import install_model
 
-CATALOGUE = """
-[[model]]
-id = "tiny"
-name = "Two layers"
-source.kind = "directory"
-source.path = "{source}"
-licence = "Apache-2.0"
-context_length = 512
-target_modules = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-"""
+ALL_LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
 @pytest.fixture(scope="session")
@@ -31,30 +22,35 @@ def tiny_data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = tmp_path_factory.mktemp("hub") / "our-tiny"
     write_tiny_model(source)
     data_dir = tmp_path_factory.mktemp("service") / "data"
-    data_dir.mkdir()
-    (data_dir / CATALOGUE_NAME).write_text(CATALOGUE.format(source=source))
+    entry = catalogue_entry(
+        "tiny",
+        source={"kind": "directory", "path": str(source)},
+        licence="Apache-2.0",
+        target_modules=ALL_LINEAR,
+    )
+    write_entries(data_dir, entry)
     catalogue = load_catalogue(data_dir)
-    entry = catalogue.find("tiny")
-    assert entry is not None
-    install_model(entry, catalogue)
+    tiny = catalogue.find("tiny")
+    assert tiny is not None
+    install_model(tiny, catalogue)
     return data_dir
 
 
 @pytest.fixture(scope="session")
-def service(tiny_data_dir: Path) -> Iterator[ServiceProcesses]:
-    with ServiceProcesses(tiny_data_dir) as service:
+def service(tiny_data_dir: Path) -> Iterator[InstalledService]:
+    with InstalledService(tiny_data_dir) as service:
         yield service
 
 
 @pytest.fixture(params=["lenient", "strict"])
-def client(request: pytest.FixtureRequest, service: ServiceProcesses) -> Iterator[openai.OpenAI]:
+def client(request: pytest.FixtureRequest, service: InstalledService) -> Iterator[openai.OpenAI]:
     """The stock client in both of its modes."""
     with service.client(strict=request.param == "strict") as client:
         yield client
 
 
 @pytest.fixture(scope="session")
-def finished_job(service: ServiceProcesses) -> FineTuningJob:
+def finished_job(service: InstalledService) -> FineTuningJob:
     """A job of 24 steps with a validation file and every label a job can have; read only."""
     with service.client() as client:
         training = client.files.create(

@@ -19,7 +19,7 @@ from openai.types.fine_tuning import FineTuningJob
 from openai.types.fine_tuning.jobs import FineTuningJobCheckpoint
 
 from app.core.job.loss_log import COLUMNS
-from tests.acceptance.processes import ServiceProcesses
+from tests.acceptance.processes import InstalledService
 
 STEPS = 24
 CHECKPOINTS = [10, 12, 20, 24]
@@ -43,7 +43,7 @@ ADAPTER_FILES = {
 
 
 @pytest.fixture
-def http(service: ServiceProcesses, finished_job: FineTuningJob) -> Iterator[httpx.Client]:
+def http(service: InstalledService, finished_job: FineTuningJob) -> Iterator[httpx.Client]:
     """Plain HTTP, relative to the finished job."""
     base_url = f"{service.base_url}/fine_tuning/jobs/{finished_job.id}"
     with httpx.Client(base_url=base_url) as http:

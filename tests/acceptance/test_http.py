@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from app.api.http_protocol import MAX_HEAD_BYTES
-from tests.acceptance.processes import ServiceProcesses
+from tests.acceptance.processes import InstalledService
 
 PIECE = 4096
 TIMEOUT_S = 30
@@ -17,21 +17,21 @@ CHUNKED = b"POST /v1/files HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n
 
 
 @pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcesses]:
-    with ServiceProcesses(tmp_path_factory.mktemp("service") / "data") as service:
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InstalledService]:
+    with InstalledService(tmp_path_factory.mktemp("service") / "data") as service:
         yield service
 
 
-def connect(service: ServiceProcesses) -> socket.socket:
+def connect(service: InstalledService) -> socket.socket:
     parts = urlsplit(service.base_url)
     assert parts.hostname is not None
     assert parts.port is not None
     return socket.create_connection((parts.hostname, parts.port), TIMEOUT_S)
 
 
-def resident_bytes(service: ServiceProcesses) -> int:
+def resident_bytes(service: InstalledService) -> int:
     """The most memory that the API has had."""
-    status = Path(f"/proc/{service.api_pid}/status").read_text()
+    status = Path(f"/proc/{service.processes['api'].pid}/status").read_text()
     line = next(one for one in status.splitlines() if "VmHWM" in one)
     return int(line.split()[1]) * 1024
 
@@ -47,7 +47,7 @@ def resident_bytes(service: ServiceProcesses) -> int:
     ],
 )
 def test_a_head_that_does_not_end_is_refused(
-    service: ServiceProcesses, beginning: bytes, piece: bytes
+    service: InstalledService, beginning: bytes, piece: bytes
 ) -> None:
     before = resident_bytes(service)
     sent = 0
@@ -66,7 +66,7 @@ def test_a_head_that_does_not_end_is_refused(
     assert resident_bytes(service) < before + ENDLESS_BYTES // 4
 
 
-def test_a_head_that_is_too_long_is_told_so(service: ServiceProcesses) -> None:
+def test_a_head_that_is_too_long_is_told_so(service: InstalledService) -> None:
     with connect(service) as connection:
         connection.sendall(b"GET / HTTP/1.1\r\nx: " + b"a" * MAX_HEAD_BYTES)
         answer = connection.recv(PIECE)
@@ -75,7 +75,7 @@ def test_a_head_that_is_too_long_is_told_so(service: ServiceProcesses) -> None:
     assert answer.endswith(f"The request's head is larger than {MAX_HEAD_BYTES} bytes.".encode())
 
 
-def test_requests_after_one_another_are_not_taken_for_one_head(service: ServiceProcesses) -> None:
+def test_requests_after_one_another_are_not_taken_for_one_head(service: InstalledService) -> None:
     request = b"GET /healthz HTTP/1.1\r\nhost: x\r\nx: " + b"a" * 8000 + b"\r\n\r\n"
     with connect(service) as connection:
         for _ in range(2 * MAX_HEAD_BYTES // len(request)):

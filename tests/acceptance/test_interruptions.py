@@ -12,19 +12,22 @@ import openai
 import pytest
 from openai.types.fine_tuning import FineTuningJob
 
-from tests.acceptance.processes import JOB_S, ServiceProcesses
+from tests.acceptance.processes import JOB_S, InstalledService
 from tests.builders import build_chat_file
 from tests.waiting import wait_until
 
 CANCEL_S = 5.0
 """The promise: so long after the request at most, the child has ended."""
 
+STOP_S = 20.0
+"""Longest time a worker that is told to stop may take."""
+
 FOREVER = {"n_epochs": 50, "batch_size": 1, "checkpoint_steps": 2}
 """Thousands of steps: a job that is still running whenever a test looks."""
 
 
 @pytest.fixture(scope="module")
-def client(service: ServiceProcesses) -> Iterator[openai.OpenAI]:
+def client(service: InstalledService) -> Iterator[openai.OpenAI]:
     with service.client() as client:
         yield client
 
@@ -74,7 +77,7 @@ class Cancellation:
 
 @pytest.fixture(scope="module")
 def cancellation(
-    client: openai.OpenAI, training_file: str, service: ServiceProcesses
+    client: openai.OpenAI, training_file: str, service: InstalledService
 ) -> Cancellation:
     """A job is cancelled while it trains, and, before that, the one that waits behind it."""
     jobs = client.fine_tuning.jobs
@@ -118,7 +121,7 @@ def test_a_running_job_is_cancelled_within_five_seconds(cancellation: Cancellati
 
 
 def test_a_cancelled_job_keeps_its_log_and_its_checkpoints(
-    client: openai.OpenAI, service: ServiceProcesses, cancellation: Cancellation
+    client: openai.OpenAI, service: InstalledService, cancellation: Cancellation
 ) -> None:
     job = cancellation.ended
 
@@ -134,7 +137,7 @@ def test_a_cancelled_job_keeps_its_log_and_its_checkpoints(
 
 
 @pytest.fixture(scope="module")
-def poison(client: openai.OpenAI, training_file: str, service: ServiceProcesses) -> FineTuningJob:
+def poison(client: openai.OpenAI, training_file: str, service: InstalledService) -> FineTuningJob:
     """A job whose child is killed by the machine whenever it starts."""
     job = create_job(client, training_file, **FOREVER)
     killed: set[int] = set()
@@ -143,7 +146,7 @@ def poison(client: openai.OpenAI, training_file: str, service: ServiceProcesses)
     return service.wait_for_end(client, job.id)
 
 
-def kill_child(service: ServiceProcesses, job_id: str, spared: Collection[int] = ()) -> int:
+def kill_child(service: InstalledService, job_id: str, spared: Collection[int] = ()) -> int:
     def find() -> int | None:
         child = service.find_child(job_id)
         return None if child in spared else child
@@ -188,31 +191,32 @@ LONG_ENOUGH = {"max_steps": STEPS, "n_epochs": 50, "batch_size": 1, "checkpoint_
 
 @pytest.fixture(scope="module")
 def undisturbed(
-    client: openai.OpenAI, training_file: str, service: ServiceProcesses
+    client: openai.OpenAI, training_file: str, service: InstalledService
 ) -> FineTuningJob:
     return service.wait_for_end(client, create_job(client, training_file, **LONG_ENOUGH).id)
 
 
 @pytest.fixture(scope="module")
 def recovery(
-    client: openai.OpenAI, undisturbed: FineTuningJob, service: ServiceProcesses
+    client: openai.OpenAI, undisturbed: FineTuningJob, service: InstalledService
 ) -> Recovery:
     """The undisturbed job once more, interrupted in four ways, each after it got further."""
     job: Any = client.post(f"/fine_tuning/jobs/{undisturbed.id}/rerun", cast_to=object)
     job_id: str = job["id"]
+    worker = service.processes["worker-1"]
 
     wait_for_more(client, job_id)
-    exit_code = service.stop_worker(signal.SIGTERM)
+    exit_code = worker.stop(within_s=STOP_S)
     orphan = service.find_child(job_id)
     between = client.fine_tuning.jobs.retrieve(job_id)
-    service.start_worker()
+    service.start("worker-1")
 
     wait_for_more(client, job_id)
     kill_child(service, job_id)
 
     wait_for_more(client, job_id, checkpoints=2)
-    service.stop_worker(signal.SIGKILL)
-    service.start_worker()
+    worker.stop(signal.SIGKILL)
+    service.start("worker-1")
 
     wait_for_more(client, job_id)
     with service.client(strict=False) as lenient:  # the client knows no status `paused`
@@ -271,7 +275,7 @@ def test_an_interrupted_job_ends_as_if_nothing_had_happened(
 
 
 def test_a_job_that_goes_on_from_the_saved_state_of_a_failed_one_ends_as_if_nothing_had_happened(
-    client: openai.OpenAI, undisturbed: FineTuningJob, service: ServiceProcesses
+    client: openai.OpenAI, undisturbed: FineTuningJob, service: InstalledService
 ) -> None:
     jobs = client.fine_tuning.jobs
     failing = client.post(f"/fine_tuning/jobs/{undisturbed.id}/rerun", cast_to=FineTuningJob)
@@ -314,7 +318,7 @@ def log_of(client: openai.OpenAI, job_id: str) -> list[dict[str, Any]]:
 
 
 def test_a_deleted_model_frees_its_adapter_and_leaves_its_job(
-    client: openai.OpenAI, service: ServiceProcesses, recovery: Recovery
+    client: openai.OpenAI, service: InstalledService, recovery: Recovery
 ) -> None:
     job = recovery.ended
     name = job.fine_tuned_model

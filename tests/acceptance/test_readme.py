@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.acceptance.documents import block_of
-from tests.acceptance.processes import ServiceProcesses
+from tests.acceptance.processes import InstalledService
 from tests.models import link_embedded_model
 from tests.programs import require_programs
 from tests.wheel import install_wheel
@@ -32,8 +32,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def service(place: Path) -> Iterator[ServiceProcesses]:
-    with ServiceProcesses(place / "data") as service:
+def service(place: Path) -> Iterator[InstalledService]:
+    with InstalledService(place / "data") as service:
         yield service
 
 
@@ -43,12 +43,12 @@ def curl_and_jq() -> None:
 
 
 @pytest.fixture(scope="module")
-def curl_output(curl_and_jq: None, place: Path, service: ServiceProcesses) -> str:
+def curl_output(curl_and_jq: None, place: Path, service: InstalledService) -> str:
     return run_bash(block("curl"), place, TUNERY_URL=service.base_url)
 
 
 @pytest.fixture(scope="module")
-def client_output(place: Path, service: ServiceProcesses) -> str:
+def client_output(place: Path, service: InstalledService) -> str:
     return run_python(block("python").replace("http://127.0.0.1:8000/v1", service.base_url), place)
 
 
@@ -99,7 +99,7 @@ def test_peft_loads_the_adapter_as_the_readme_says(place: Path) -> None:
 
 
 def test_a_job_is_run_again_and_the_service_examined_and_backed_up(
-    place: Path, service: ServiceProcesses, curl_output: str
+    place: Path, service: InstalledService, curl_output: str
 ) -> None:
     with service.client() as client:
         job = client.fine_tuning.jobs.list().data[-1].id

@@ -1,10 +1,6 @@
 """The stock client sends a request again by itself, and there is one job all the same."""
 
-import os
-import re
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -20,8 +16,8 @@ from tests.acceptance.lab import Lab, open_lab
 from tests.builders import TEXT_LINE, write_catalogue
 from tests.effort import effort
 from tests.waiting import wait_until
+from tunery.local_service import LocalService
 
-ROOT = Path(__file__).parents[2]
 KILLS = effort(3, long=100)
 """With 320 requests between two."""
 THREADS = 16
@@ -190,37 +186,6 @@ def test_while_another_process_holds_the_database_nobody_is_told_that_the_server
     assert count_jobs(lab) == before + THREADS
 
 
-class Api:
-    """`python -m app`, which can be killed."""
-
-    def __init__(self, data_dir: Path) -> None:
-        write_catalogue(data_dir)
-        self._log = data_dir / "app.log"
-        self._environment = os.environ | {
-            "TUNERY_DATA_DIR": str(data_dir),
-            "TUNERY_PORT": "0",
-            "PYTHONPATH": str(ROOT),
-        }
-
-    def start(self) -> str:
-        """Returns its address."""
-        with self._log.open("wb") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "app"],
-                cwd=self._log.parent,
-                env=self._environment,
-                stderr=log,
-            )
-        pattern = r"running on (http://\S+)"
-        return wait_until(
-            lambda: re.search(pattern, self._log.read_text("utf-8")), within_s=START_S
-        )[1]
-
-    def kill(self) -> None:
-        self._process.send_signal(signal.SIGKILL)
-        self._process.wait()
-
-
 def list_all_jobs(http: httpx2.Client) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     while True:
@@ -232,7 +197,7 @@ def list_all_jobs(http: httpx2.Client) -> list[dict[str, Any]]:
 
 
 def test_a_key_is_one_job_however_often_the_service_is_killed_half_way(tmp_path: Path) -> None:
-    api = Api(tmp_path)
+    write_catalogue(tmp_path)
     confirmed: dict[str, set[str]] = {}
 
     def send(key: str) -> None:
@@ -244,27 +209,27 @@ def test_a_key_is_one_job_however_often_the_service_is_killed_half_way(tmp_path:
         assert answer.status_code == 200, answer.text
         confirmed.setdefault(key, set()).add(answer.json()["id"])
 
-    url = api.start()
-    try:
-        with httpx2.Client(base_url=f"{url}/v1") as http:
+    with LocalService(tmp_path, workers=0) as service:
+        with httpx2.Client(base_url=service.base_url) as http:
             files = {"file": ("a.jsonl", TEXT_LINE)}
             file = http.post("/files", files=files, data={"purpose": "fine-tune"}).json()
         body = {"model": "tiny", "training_file": file["id"]}
         for kill in range(KILLS):
             keys = [f"{kill}-{number}" for number in range(20)]
-            with httpx2.Client(base_url=f"{url}/v1") as http, ThreadPoolExecutor(THREADS) as pool:
+            with (
+                httpx2.Client(base_url=service.base_url) as http,
+                ThreadPoolExecutor(THREADS) as pool,
+            ):
                 sent = [pool.submit(send, key) for key in keys * THREADS]
                 wait_until(lambda key=keys[3]: confirmed.get(key), within_s=START_S)
-                api.kill()
+                service.processes["api"].stop(signal.SIGKILL)
                 for one in sent:
                     one.result()
-            url = api.start()
-            with httpx2.Client(base_url=f"{url}/v1") as http:
+            service.start("api")
+            with httpx2.Client(base_url=service.base_url) as http:
                 for key in keys:
                     send(key)
                 jobs = list_all_jobs(http)
             assert len(jobs) == len(confirmed) == 20 * (kill + 1)
-    finally:
-        api.kill()
     assert all(len(ids) == 1 for ids in confirmed.values())
     assert {job["id"] for job in jobs} == set.union(*confirmed.values())

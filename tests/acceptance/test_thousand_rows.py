@@ -14,7 +14,7 @@ from openai.types.fine_tuning import FineTuningJob
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.acceptance.processes import ServiceProcesses
+from tests.acceptance.processes import InstalledService
 from tests.builders import build_chat_file
 
 EXAMPLES = 1000
@@ -32,7 +32,7 @@ class Result(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def result(service: ServiceProcesses, tmp_path_factory: pytest.TempPathFactory) -> Result:
+def result(service: InstalledService, tmp_path_factory: pytest.TempPathFactory) -> Result:
     with service.client() as client:
         training = client.files.create(file=build_chat_file(EXAMPLES), purpose="fine-tune")
         validation = client.files.create(file=VALIDATION, purpose="fine-tune")

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import openai
 import pytest
 
-from tests.acceptance.processes import ServiceProcesses
+from tests.acceptance.processes import InstalledService
 from tests.builders import build_chat_file, write_catalogue
 from tests.waiting import wait_until
 
@@ -93,18 +93,18 @@ def test_a_bad_file_is_refused_with_every_problem(client: openai.OpenAI) -> None
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def killable(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ServiceProcesses]:
+def killable(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[InstalledService]:
     """A service of this test's own, on either database."""
     data_dir = tmp_path / "data"
     write_catalogue(data_dir)
     settings: dict[str, str] = {}
     if request.param == "postgresql":
         settings["database_url"] = request.getfixturevalue("postgres").empty_database()
-    with ServiceProcesses(data_dir, **settings) as service:
+    with InstalledService(data_dir, **settings) as service:
         yield service
 
 
-def send_half_a_part(service: ServiceProcesses, upload_id: str) -> socket.socket:
+def send_half_a_part(service: InstalledService, upload_id: str) -> socket.socket:
     """Send the head of a request and half of its body; returns the open connection."""
     address = urlsplit(service.base_url)
     body = (
@@ -120,14 +120,19 @@ def send_half_a_part(service: ServiceProcesses, upload_id: str) -> socket.socket
     return connection
 
 
-def test_an_upload_is_resumed_after_the_api_was_killed(killable: ServiceProcesses) -> None:
+def restart_api(service: InstalledService) -> None:
+    service.processes["api"].stop(signal.SIGKILL)
+    service.start("api")
+
+
+def test_an_upload_is_resumed_after_the_api_was_killed(killable: InstalledService) -> None:
     with killable.client() as client:
         upload_id = create(client)
         sent = [client.uploads.parts.create(upload_id, data=part).id for part in PARTS[:2]]
     scratch = killable.data_dir / "blobs" / ".incoming"
     with send_half_a_part(killable, upload_id):
         wait_until(lambda: list(scratch.iterdir()), within_s=30)
-        killable.restart_api(signal.SIGKILL)
+        restart_api(killable)
 
     with killable.client() as client:
         kept = {part["sha256"]: part["id"] for part in list_parts(client, upload_id)}
@@ -139,7 +144,7 @@ def test_an_upload_is_resumed_after_the_api_was_killed(killable: ServiceProcesse
         assert part_ids[:2] == sent
 
         done = client.uploads.complete(upload_id, part_ids=part_ids, md5=MD5)
-    killable.restart_api(signal.SIGKILL)
+    restart_api(killable)
 
     with killable.client() as client:
         again = client.uploads.complete(upload_id, part_ids=part_ids, md5=MD5)

@@ -10,7 +10,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.acceptance.documents import ROOT, block_of
-from tests.acceptance.processes import ServiceProcesses
+from tests.acceptance.processes import InstalledService
 from tests.models import link_embedded_model
 
 DOCUMENT = "docs/use-your-model.md"
@@ -21,7 +21,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with a data directory of a service, and an adapter that this service made."""
     directory = tmp_path_factory.mktemp("use")
     link_embedded_model(directory / "data")
-    with ServiceProcesses(directory / "data") as service, service.client() as client:
+    with InstalledService(directory / "data") as service, service.client() as client:
         training_file = client.files.create(
             file=ROOT / "examples/lighthouse-train.jsonl", purpose="fine-tune"
         )

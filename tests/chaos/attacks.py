@@ -4,6 +4,7 @@ import os
 import random
 import signal
 import threading
+import time
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,8 @@ from sqlalchemy import select
 
 from app.core.db.session import Database
 from app.core.db.tables import Job
-from tests.chaos.service import Service
+from tests.children import find_children
+from tunery.local_service import LocalService
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,7 +29,7 @@ class Attacks:
 
     def __init__(
         self,
-        service: Service,
+        service: LocalService,
         database: Database,
         *,
         chance: random.Random,
@@ -67,12 +69,12 @@ class Attacks:
         awake = [
             name
             for name in self._service.worker_names
-            if name not in self._frozen and self._service.is_running(name)
+            if name not in self._frozen and self._service.processes[name].is_running
         ]
         if len(awake) < 2:  # somebody must take the jobs over
             return
         name = self._chance.choice(awake)
-        self._service.signal(name, signal.SIGSTOP)
+        self._service.processes[name].send(signal.SIGSTOP)
         sleep_s = self._lease_s * self._chance.uniform(1.1, 2.0)
         timer = threading.Timer(sleep_s, self._thaw, [name])
         self._frozen[name] = timer
@@ -82,9 +84,13 @@ class Attacks:
     def terminate(self) -> None:
         """SIGTERM a worker, and wait for its end."""
         name = self._chance.choice(self._service.worker_names)
-        if self._service.is_running(name):
-            took_s = self._service.terminate(name, within_s=self._grace_s + 5)
-            self.slowest_end_s = max(self.slowest_end_s, took_s)
+        worker = self._service.processes[name]
+        if worker.is_running:
+            began = time.monotonic()
+            code = worker.stop(within_s=self._grace_s + 5)
+            # 0, or by the signal itself while it was still starting.
+            assert code in {0, -signal.SIGTERM}, f"{name} ended with {code}"
+            self.slowest_end_s = max(self.slowest_end_s, time.monotonic() - began)
             self.counts["worker told to stop"] += 1
 
     def end(self) -> None:
@@ -93,12 +99,12 @@ class Attacks:
             timer.join()
 
     def _thaw(self, name: str) -> None:
-        self._service.signal(name, signal.SIGCONT)
+        self._service.processes[name].send(signal.SIGCONT)
         del self._frozen[name]
 
     def _kill_child(self) -> None:
         """Only one whose job has made progress since: a second blow without would be its end."""
-        children = self._service.children()
+        children = find_children(self._service.data_dir)
         with self._database.reading() as session:
             rows = session.scalars(select(Job).where(Job.id.in_(children)))
             candidates = sorted(
@@ -120,9 +126,10 @@ class Attacks:
         self._kill(self._chance.choice(self._service.worker_names), "worker killed")
 
     def _kill_api(self) -> None:
-        self._kill("app", "API killed")
+        self._kill("api", "API killed")
 
     def _kill(self, name: str, what: str) -> None:
-        if self._service.is_running(name):
-            self._service.signal(name, signal.SIGKILL)
+        process = self._service.processes[name]
+        if process.is_running:
+            process.stop(signal.SIGKILL)
             self.counts[what] += 1

@@ -27,8 +27,8 @@ from app.core.db.tables import Attempt, Job
 from app.core.errors import DatabaseBusyError
 from app.core.ids import IdPrefix, new_id
 from app.core.job.status import JobStatus
+from testkit.databases import new_database
 from tests.builders import NOW, build_config
-from tests.chaos.run import new_database
 
 _BATCH = 5000
 

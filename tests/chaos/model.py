@@ -24,12 +24,17 @@ from app.core.base_models import DEFAULT_MODEL_ID
 from app.core.db.session import Database
 from tests.builders import build_chat_file
 from tests.chaos.attacks import Attacks
-from tests.chaos.service import Service
+from tunery.local_service import LocalService
 
 PAUSE_S = 8.0
 """Mean time between two blows: loading the model takes some of it."""
 
-SETTINGS = {"save_interval_s": "1", "poll_interval_s": "0.1", "lease_s": "10"}
+SETTINGS = {
+    "save_interval_s": "1",
+    "poll_interval_s": "0.1",
+    "lease_s": "10",
+    "install_default_model": "false",
+}
 KNOBS = {"n_epochs": 4, "batch_size": 2, "context_length": 64, "checkpoint_steps": 10}
 ENDED = {"succeeded", "failed", "cancelled"}
 
@@ -65,7 +70,7 @@ def attack(data_dir: Path, *, blows: int, seed: int) -> list[str]:
     database = Database(url)
     wrong: list[str] = []
     attempts = runs = 0
-    with Service(data_dir, 2, dict(SETTINGS), worker_module="worker") as service:
+    with LocalService(data_dir, SETTINGS, workers=2) as service:
         attacks = Attacks(
             service,
             database,
@@ -74,7 +79,7 @@ def attack(data_dir: Path, *, blows: int, seed: int) -> list[str]:
             lease_s=10,
         )
         chance = random.Random(seed + 1)  # noqa: S311 - as above
-        with service.http() as http:
+        with httpx.Client(base_url=service.base_url, timeout=30) as http:
             data = ("train.jsonl", build_chat_file(24))
             file = http.post("/files", files={"file": data}, data={"purpose": "fine-tune"}).json()
             body = {
@@ -96,7 +101,7 @@ def attack(data_dir: Path, *, blows: int, seed: int) -> list[str]:
                     time.sleep(min(chance.expovariate(1 / PAUSE_S), 3 * PAUSE_S))
                     if attacks.blows < blows:
                         attacks.kill_training()
-                    service.tend()
+                    service.start_ended()
                 attempts += job["attempt"]
                 if job["status"] != "succeeded":
                     wrong.append(f"{job_id}: {job['status']}: {job['error']}")

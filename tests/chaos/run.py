@@ -12,14 +12,13 @@ wrong. The seed is printed; the same one strikes in the same order, though not a
 
 import argparse
 import json
-import os
 import random
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Generator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -29,12 +28,12 @@ from app.core.db.session import Database
 from app.core.db.tables import Job
 from app.core.job.status import JobStatus
 from app.core.storage.local import LocalBlobStore
+from testkit.databases import new_database
 from tests.builders import write_catalogue
 from tests.chaos.attacks import Attacks
 from tests.chaos.history import StuckWatch, check_history
-from tests.chaos.service import Service
-from tests.postgres import PostgresServer
 from tests.waiting import wait_until
+from tunery.local_service import LocalService
 
 WORKERS = 3
 LEASES_S = {"kill": 5.0, "freeze": 2.0, "terminate": 10.0}
@@ -53,7 +52,7 @@ ROUND_UP_S = 180.0
 class Submitter(threading.Thread):
     """Keeps the queue filled over HTTP, through an API that dies now and then."""
 
-    def __init__(self, service: Service, database: Database, chance: random.Random) -> None:
+    def __init__(self, service: LocalService, database: Database, chance: random.Random) -> None:
         super().__init__(daemon=True)
         self._service = service
         self._database = database
@@ -104,7 +103,7 @@ class Submitter(threading.Thread):
     def _insist(self, send: Callable[[httpx.Client], httpx.Response]) -> dict[str, str]:
         while True:
             try:
-                with self._service.http() as http:
+                with httpx.Client(base_url=self._service.base_url, timeout=30) as http:
                     answer = send(http)
             except httpx.TransportError:
                 time.sleep(0.1)
@@ -112,20 +111,6 @@ class Submitter(threading.Thread):
             assert answer.status_code in {200, 503}, answer.text
             if answer.status_code == 200:
                 return answer.json()
-
-
-@contextmanager
-def new_database(kind: str, data_dir: Path) -> Generator[str]:
-    """The address of an empty one."""
-    if kind == "sqlite":
-        yield f"sqlite:///{data_dir / 'tunery.db'}"
-        return
-    server = PostgresServer(durable=True)
-    try:
-        with server.database(migrated=False) as url:
-            yield url
-    finally:
-        server.close()
 
 
 def attack(
@@ -137,10 +122,12 @@ def attack(
     seed: int,
     limit_s: float = 1e9,
     slack_s: float = 10.0,
+    mutation: str = "",
 ) -> list[str]:
     """Strike so many times, let the service round up, and return everything that is wrong.
 
     Args:
+        mutation: what `tests.chaos.worker` breaks on purpose.
         slack_s: how long after the end of its lease a job may wait for somebody to rescue it.
     """
     write_catalogue(data_dir)
@@ -151,11 +138,14 @@ def attack(
         "lease_s": str(LEASES_S[how]),
         "stop_grace_s": str(GRACE_S),
         "poll_interval_s": "0.05",
-        "log_level": "info",
+        "install_default_model": "false",
+        "chaos_mutation": mutation,
     }
     database = Database(url)
     began = time.monotonic()
-    with Service(data_dir, WORKERS, settings) as service:
+    with LocalService(
+        data_dir, settings, workers=WORKERS, worker_module="tests.chaos.worker"
+    ) as service:
         submitter = Submitter(service, database, chance)
         attacks = Attacks(service, database, chance=chance, grace_s=GRACE_S, lease_s=LEASES_S[how])
         watch = StuckWatch(
@@ -169,10 +159,10 @@ def attack(
         while attacks.blows < blows and time.monotonic() - began < limit_s:
             time.sleep(chance.expovariate(1 / PAUSE_S[how]))
             strike()
-            service.tend()
+            service.start_ended()
         attacks.end()
         submitter.end()
-        service.tend()
+        service.start_ended()
         with suppress(AssertionError):  # what has not ended is found below
             wait_until(lambda: submitter.count_unfinished() == 0, within_s=ROUND_UP_S)
         watch.end()
@@ -212,10 +202,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--limit-s", type=float, default=1e9)
     parser.add_argument("--database", choices=["sqlite", "postgresql"], default="sqlite")
     parser.add_argument("--seed", type=int, default=None)
-    parser.add_argument("--mutate", choices=["no-fence"])
+    parser.add_argument("--mutate", choices=["no-fence"], default="")
     options = parser.parse_args(arguments)
-    if options.mutate:
-        os.environ["TUNERY_CHAOS_MUTATION"] = options.mutate
     seed = options.seed if options.seed is not None else random.SystemRandom().getrandbits(32)
     with tempfile.TemporaryDirectory() as directory:
         data_dir = Path(directory)
@@ -227,6 +215,7 @@ def main(arguments: list[str]) -> int:
                 data_dir=data_dir,
                 seed=seed,
                 limit_s=options.limit_s,
+                mutation=options.mutate,
             )
     for line in wrong[:50]:
         print(f"WRONG {line}")

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.run import attack, new_database
+from testkit.databases import new_database
+from testkit.postgres import PostgresServer
+from tests.chaos.run import attack
 from tests.effort import effort
-from tests.postgres import PostgresServer
 
 BLOWS = {
     "kill": effort(15, long=100),
@@ -34,8 +35,16 @@ def postgres_url(postgres: PostgresServer):
         yield url
 
 
-def strike(how: str, url: str, data_dir: Path, *, seed: int = 7) -> list[str]:
-    return attack(how, blows=BLOWS[how], url=url, data_dir=data_dir, seed=seed, slack_s=SLACK_S)
+def strike(how: str, url: str, data_dir: Path, *, seed: int = 7, mutation: str = "") -> list[str]:
+    return attack(
+        how,
+        blows=BLOWS[how],
+        url=url,
+        data_dir=data_dir,
+        seed=seed,
+        slack_s=SLACK_S,
+        mutation=mutation,
+    )
 
 
 @pytest.mark.parametrize("how", ["kill", "freeze"])
@@ -49,16 +58,13 @@ def test_workers_that_are_told_to_stop_charge_nobody(tmp_path: Path) -> None:
     assert wrong == []
 
 
-def test_without_the_fence_the_harness_finds_something(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_the_fence_the_harness_finds_something(tmp_path: Path) -> None:
     """Else it would prove nothing. It is a matter of chance, so it has more than one."""
-    monkeypatch.setenv("TUNERY_CHAOS_MUTATION", "no-fence")
 
     def find(seed: int) -> list[str]:
         data_dir = tmp_path / str(seed)
         data_dir.mkdir()
         with new_database("sqlite", data_dir) as url:
-            return strike("freeze", url, data_dir, seed=seed)
+            return strike("freeze", url, data_dir, seed=seed, mutation="no-fence")
 
     assert any(find(seed) for seed in range(ROUNDS))

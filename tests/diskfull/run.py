@@ -12,7 +12,6 @@ import collections
 import contextlib
 import itertools
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -30,10 +29,9 @@ from app.core.storage.local import LocalBlobStore
 from app.maintenance.doctor import examine
 from app.maintenance.findings import Level
 from tests.builders import build_chat_file, write_catalogue
-from tests.waiting import wait_until
+from tunery.local_service import LocalService, ServiceError
 from worker.janitor import Janitor
 
-ROOT = Path(__file__).parents[2]
 PAGE = 4096
 DISK_BYTES = 48 * 1024 * 1024
 BALLAST_BYTES = 1024 * 1024
@@ -75,39 +73,42 @@ def mounted() -> Iterator[Disk]:
 class Service:
     """An API process on the disk, and a client that notes every answer."""
 
-    def __init__(self, disk: Disk, log: Path, **settings: int) -> None:
+    def __init__(self, disk: Disk, log_dir: Path, **settings: int) -> None:
         self.settings = Settings(_env_file=None, data_dir=disk.path / "data", **settings)
         self.answers: collections.Counter[tuple[str, int]] = collections.Counter()
-        self._log = log
-        self._process: subprocess.Popen[bytes] | None = None
-        self._client = httpx.Client(timeout=60)
         self.problems: list[str] = []
+        self._service = LocalService(
+            self.settings.data_dir,
+            {name: str(value) for name, value in settings.items()},
+            workers=0,
+            cwd=log_dir,
+            log_dir=log_dir,
+        )
+        self._api = self._service.processes["api"]
+        self._client = httpx.Client(timeout=60)
         self._seeds = itertools.count()
 
     def start(self) -> bool:
         """Whether it came up."""
-        self._log.write_bytes(b"")
-        environment = {name: value for name, value in os.environ.items() if "TUNERY" not in name}
-        for name in ("data_dir", "min_free_bytes", "ballast_bytes"):
-            environment[f"TUNERY_{name.upper()}"] = str(getattr(self.settings, name))
-        environment |= {"TUNERY_PORT": "0", "PYTHONPATH": str(ROOT)}
-        with self._log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "app"], cwd=self._log.parent, env=environment, stderr=log
-            )
-        wait_until(lambda: self._address() or self._process.poll() is not None, within_s=RECOVERY_S)
-        return self._address() is not None
+        try:
+            self._service.start("api")
+        except ServiceError:
+            if self._api.is_running:
+                raise
+            return False
+        return True
 
     def stop(self) -> None:
-        self._process.terminate()
-        self._process.wait(20)
+        self._api.stop(within_s=20)
 
     def check_alive(self) -> None:
-        if self._process.poll() is not None:
-            self.problems.append(f"the API died: {self._process.returncode}: {self._log_tail()}")
+        try:
+            self._api.check()
+        except ServiceError as error:
+            self.problems.append(str(error))
 
     def ask(self, name: str, method: str, path: str, **body: object) -> httpx.Response:
-        answer = self._client.request(method, f"{self._address()}{path}", **body)
+        answer = self._client.request(method, f"{self._service.url}{path}", **body)
         self.answers[name, answer.status_code] += 1
         if answer.status_code not in ALLOWED:
             self.problems.append(f"{name}: {answer.status_code} {answer.text[:200]}")
@@ -134,13 +135,6 @@ class Service:
         body = {"model": "tiny", "training_file": file_id, "seed": seed}
         answer = self.ask("create job", "POST", "/v1/fine_tuning/jobs", json=body)
         return answer.json()["id"] if answer.status_code == 200 else None
-
-    def _address(self) -> str | None:
-        match = re.search(r"running on (http://\S+)", self._log.read_text("utf-8", "replace"))
-        return match and match[1]
-
-    def _log_tail(self) -> str:
-        return self._log.read_text("utf-8", "replace")[-500:]
 
 
 def examine_service(service: Service) -> None:
@@ -288,7 +282,7 @@ def watermark(service: Service, disk: Disk) -> None:
 
 def run(name: str, points: int, seconds: float, **settings: int) -> list[str]:
     with mounted() as disk, tempfile.TemporaryDirectory() as directory:
-        service = Service(disk, Path(directory) / "log", **settings)
+        service = Service(disk, Path(directory), **settings)
         write_catalogue(service.settings.data_dir)
         assert service.start()
         try:

@@ -23,7 +23,7 @@ from tests.builders import add_file, add_job
 from tests.effort import effort
 
 if TYPE_CHECKING:
-    from tests.postgres import PostgresServer
+    from testkit.postgres import PostgresServer
 
 WRITERS = 2
 

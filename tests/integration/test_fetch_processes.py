@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from testkit.samples import catalogue_entry, write_entries
 from tests.hub_stand_in import HubStandIn, Interruption
-from tests.models import tiny_model_files, write_files
+from tests.models import tiny_model_files
 
 REPO = "us/tiny"
 COMMIT = "1" * 40
@@ -25,17 +26,8 @@ def hub() -> Iterator[HubStandIn]:
 @pytest.fixture
 def data_dir(tmp_path: Path) -> Path:
     """A data directory whose catalogue has `tiny`."""
-    own = f"""
-        [[model]]
-        id = "tiny"
-        name = "Tiny"
-        source.kind = "hub"
-        source.repo = "{REPO}"
-        licence = "MIT"
-        context_length = 128
-        target_modules = ["q_proj"]
-    """
-    return write_files(tmp_path / "data", {"base_models.toml": own.encode()})
+    write_entries(tmp_path, catalogue_entry("tiny", source={"kind": "hub", "repo": REPO}))
+    return tmp_path
 
 
 def start_fetch(hub: HubStandIn, data_dir: Path) -> "subprocess.Popen[str]":

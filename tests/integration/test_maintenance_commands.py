@@ -2,8 +2,6 @@
 
 import json
 import os
-import re
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,10 +12,10 @@ import httpx
 import pytest
 
 from tests.builders import TEXT_LINE, write_catalogue
-from tests.waiting import wait_until
+from tunery.local_service import LocalService
 
 ROOT = Path(__file__).parents[2]
-START_S = 60
+SPACE = {"ballast_bytes": "1048576", "min_free_bytes": "1048576"}
 
 
 class Operator:
@@ -28,9 +26,7 @@ class Operator:
         self.environment = {
             **{name: value for name, value in os.environ.items() if "TUNERY" not in name},
             "TUNERY_DATA_DIR": str(data_dir),
-            "TUNERY_PORT": "0",
-            "TUNERY_BALLAST_BYTES": "1048576",
-            "TUNERY_MIN_FREE_BYTES": "1048576",
+            **{f"TUNERY_{name.upper()}": value for name, value in SPACE.items()},
             "PYTHONPATH": str(ROOT),
         }
 
@@ -52,23 +48,9 @@ class Operator:
     @contextmanager
     def serving(self) -> Iterator[str]:
         """The address of an API that runs in the block."""
-        log = self.data_dir.with_suffix(".log")
-        with (
-            log.open("wb") as sink,
-            subprocess.Popen(
-                [sys.executable, "-m", "app"],
-                cwd=self.data_dir.parent,
-                env=self.environment,
-                stderr=sink,
-            ) as process,
-        ):
-            try:
-                found = wait_until(
-                    lambda: re.search(r"running on (http://\S+)", log.read_text()), within_s=START_S
-                )
-                yield found[1]
-            finally:
-                process.send_signal(signal.SIGTERM)
+        log_dir = self.data_dir.parent
+        with LocalService(self.data_dir, SPACE, workers=0, log_dir=log_dir) as service:
+            yield service.url
 
 
 def upload(address: str, content: bytes = TEXT_LINE) -> str:

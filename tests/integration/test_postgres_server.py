@@ -1,4 +1,4 @@
-"""The server that `tests.postgres` starts for all other tests."""
+"""The server that `testkit.postgres` starts for all other tests."""
 
 import os
 import shutil
@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import text
 
 from app.core.db.session import Database
-from tests.postgres import PostgresServer, find_programs
+from testkit.postgres import PostgresServer, find_programs
 
 
 def ask(server: PostgresServer, question: str) -> str:

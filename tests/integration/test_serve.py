@@ -4,7 +4,6 @@ import os
 import re
 import signal
 import socket
-import subprocess
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
@@ -16,6 +15,7 @@ import pytest
 from tests.builders import write_catalogue
 from tests.waiting import wait_until
 from tests.wheel import install_wheel
+from tunery.local_service import LoggedProcess
 
 START_S = 60
 STOP_S = 30
@@ -25,29 +25,27 @@ class Served:
     """A `tunery serve` that runs in the block."""
 
     def __init__(self, place: Path, port: int, **settings: str) -> None:
-        self._log = place / "log"
-        with self._log.open("wb") as log:
-            self.process = subprocess.Popen(
-                [install_wheel() / "tunery", "serve", "--port", str(port)],
-                cwd=place,
-                env=os.environ | {"TUNERY_INSTALL_DEFAULT_MODEL": "false"} | settings,
-                stderr=log,
-                start_new_session=True,
-            )
+        inherited = {name: os.environ[name] for name in os.environ if name != "PYTHONPATH"}
+        self.process = LoggedProcess(
+            [install_wheel() / "tunery", "serve", "--port", str(port)],
+            log=place / "serve.log",
+            cwd=place,
+            environment=inherited | {"TUNERY_INSTALL_DEFAULT_MODEL": "false"} | settings,
+        )
 
     def __enter__(self) -> Self:
+        self.process.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.process.poll() is None:
+        if self.process.is_running:
             for process in self.parts().values():
                 process.kill()
             self.process.kill()
-            self.process.wait()
 
     @property
     def log(self) -> str:
-        return self._log.read_text("utf-8")
+        return self.process.log()
 
     def parts(self) -> dict[str, psutil.Process]:
         """The processes that it supervises, by their modules."""
@@ -95,8 +93,7 @@ def test_what_dies_is_started_again_and_ctrl_c_stops_everything(place: Path) -> 
         assert {one.pid for one in before.values()}.isdisjoint(one.pid for one in after.values())
         assert "worker ended with SIGKILL; it is started again in 1 s" in served.log
 
-        served.process.send_signal(signal.SIGINT)
-        assert served.process.wait(STOP_S) == 0, served.log
+        assert served.process.stop(signal.SIGINT, within_s=STOP_S) == 0, served.log
         assert not any(process.is_running() for process in after.values())
         assert "worker stopped" in served.log
         assert "Traceback" not in served.log
@@ -107,7 +104,7 @@ def test_a_port_that_is_taken_ends_it_with_one_line_that_says_so(place: Path) ->
         socket.create_server(("127.0.0.1", 0)) as taken,
         Served(place, port=taken.getsockname()[1]) as served,
     ):
-        assert served.process.wait(START_S) == 2
+        assert served.process.wait(within_s=START_S) == 2
         assert "Cannot listen on 127.0.0.1" in served.log
         assert "Traceback" not in served.log
 
@@ -134,8 +131,7 @@ def test_ctrl_c_during_the_first_start_ends_the_installation_of_the_base_model(
                 lambda: (found := find_installers())[1:] and found, within_s=START_S
             )
 
-            served.process.send_signal(signal.SIGINT)
-            assert served.process.wait(STOP_S) == 0, served.log
+            assert served.process.stop(signal.SIGINT, within_s=STOP_S) == 0, served.log
             _, alive = psutil.wait_procs(installers, timeout=STOP_S)
 
     assert not alive
@@ -146,8 +142,7 @@ def test_a_killed_supervisor_takes_its_processes_along(place: Path) -> None:
         served.await_ready()
         parts = served.parts().values()
 
-        served.process.kill()
+        served.process.stop(signal.SIGKILL)
         _, alive = psutil.wait_procs(parts, timeout=STOP_S)
 
         assert not alive
-        served.process.wait()

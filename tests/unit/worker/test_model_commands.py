@@ -10,6 +10,7 @@ from app.core.db.migrate import upgrade
 from app.core.db.repositories.jobs import JobRepository
 from app.core.db.session import Database
 from app.core.job.status import JobStatus
+from testkit.samples import catalogue_entry, write_entries
 from tests.builders import build_job
 from tests.models import tiny_model_files, write_files
 from worker.commands import models
@@ -20,17 +21,14 @@ def data_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A data directory whose catalogue has the model `ours`, from a directory that exists."""
     source = write_files(tmp_path / "source", tiny_model_files())
     data_dir = tmp_path / "data"
-    own = f"""
-        [[model]]
-        id = "ours"
-        name = "Our model"
-        source.kind = "directory"
-        source.path = "{source}"
-        licence = "Our Licence"
-        context_length = 4242
-        target_modules = ["q_proj"]
-    """
-    write_files(data_dir, {"base_models.toml": own.encode()})
+    ours = catalogue_entry(
+        "ours",
+        name="Our model",
+        source={"kind": "directory", "path": str(source)},
+        licence="Our Licence",
+        context_length=4242,
+    )
+    write_entries(data_dir, ours)
     monkeypatch.setenv("TUNERY_DATA_DIR", str(data_dir))
     return data_dir
 

