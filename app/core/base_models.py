@@ -1,8 +1,8 @@
-"""The catalogue of base models: which exist, where they come from, what may be asked of them.
+"""Catalogue of base models: which exist, where they come from, and their limits.
 
-The defaults are in `base_models.toml` beside this file; an operator adds entries or replaces
-them in `DATA_DIR/base_models.toml`. A base model can be tuned once it is installed, that is, once
-`DATA_DIR/models/ID/` holds its files and a `tunery.json` that records them.
+The defaults are in `base_models.toml` beside this file. An operator adds or replaces entries in
+`DATA_DIR/base_models.toml`. A base model is installed, and can be tuned, once `DATA_DIR/models/ID/`
+holds its files and a `tunery.json` that records them.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 
 DEFAULT_MODEL_ID = "smollm2-135m-instruct"
-"""The embedded model: small enough for any machine, and there without a model hub."""
+"""Embedded model: it is small enough for any machine and needs no model hub."""
 
 CATALOGUE_NAME = "base_models.toml"
 RECORD_NAME = "tunery.json"
@@ -36,22 +36,22 @@ class HubSource(_Entry):
     kind: Literal["hub"]
     repo: Repo
     revision: Commit | None = None
-    """The commit; without one, the default branch is resolved once, at the first fetch, and the
-    commit found then is recorded and kept."""
+    """Commit to fetch. Without one, the first fetch resolves the default branch and records the
+    commit, which later fetches use."""
 
 
 class DirectorySource(_Entry):
-    """A directory of the operator's own, in the layout of a hub repository."""
+    """A directory of the operator, in the layout of a hub repository."""
 
     kind: Literal["directory"]
     path: Path
-    """Absolute, because it must mean the same to every process."""
+    """Absolute path, so that it means the same to every process."""
 
     @field_validator("path")
     @classmethod
     def _absolute(cls, path: Path) -> Path:
         if not path.is_absolute():
-            raise ValueError(f"'{path}' is not an absolute path")
+            raise ValueError(f"'{path}' is not an absolute path; begin it with /")
         return path
 
 
@@ -64,11 +64,11 @@ class WheelSource(_Entry):
     member: str = Field(pattern=r"\.gguf$")
     """Path of the GGUF file inside the wheel."""
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    """Of the GGUF file."""
+    """Checksum of the GGUF file."""
     repo: Repo
-    """The hub repository that the GGUF file was made from."""
+    """Hub repository that the GGUF file was made from."""
     revision: Commit | None = None
-    """The commit of `repo` that the GGUF file was made from, where that is known."""
+    """Commit of `repo` that the GGUF file was made from, if known."""
 
 
 class CatalogueEntry(_Entry):
@@ -76,40 +76,40 @@ class CatalogueEntry(_Entry):
 
     id: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
     name: str
-    """Its name for people."""
+    """Name for people."""
     aliases: tuple[Alias, ...] = ()
-    """Further names that a job may give as its `model`, such as one of OpenAI's."""
+    """Additional names that a job can give as its `model`, such as one of OpenAI's."""
     source: Annotated[HubSource | DirectorySource | WheelSource, Field(discriminator="kind")]
     licence: str
     """SPDX identifier, or the licence's own name."""
     context_length: int = Field(ge=16)
-    """Longest sequence, in tokens, that the model was made for."""
+    """Maximum length of a sequence, in tokens."""
     target_modules: tuple[str, ...] = Field(min_length=1)
     """Linear layers that LoRA may target."""
     max_lora_rank: int = Field(default=256, ge=1, le=256)
     supports_tools: bool = False
-    """Whether its chat template renders tools and tool calls."""
+    """Whether the chat template renders tools and tool calls."""
 
     @property
     def repo(self) -> str:
-        """What an adapter's configuration names as its base."""
+        """Base model that an adapter's configuration names."""
         if isinstance(self.source, DirectorySource):
             return self.source.path.name
         return self.source.repo
 
 
 class InstalledModel(_Entry):
-    """`tunery.json`: what an installation put into the model's directory."""
+    """Record of an installed model, in its `tunery.json`."""
 
     id: str
     repo: str
     revision: str | None
-    """The hub commit its files are from."""
+    """Hub commit of the files."""
     licence: str
     files: dict[str, str]
-    """sha256 of every file, by name."""
+    """Checksum (sha256) of every file, by name."""
     sha256: str
-    """Over the sorted `name sha256` lines of `files`."""
+    """Checksum over the sorted `name sha256` lines of `files`."""
     installed_at: int
     """Unix time in seconds."""
 
@@ -126,19 +126,19 @@ class Catalogue:
         return list(self._entries.values())
 
     def find(self, name: str) -> CatalogueEntry | None:
-        """The entry with this id or alias, or else with this hub repository: users know them."""
+        """Find the entry with this id, alias or hub repository."""
         named = next((entry for entry in self.entries if name in (entry.id, *entry.aliases)), None)
         by_repo = [entry for entry in self.entries if entry.repo == name]
-        # The repository itself before something that was made from it.
+        # The repository itself comes before a model that was converted from it.
         by_repo.sort(key=lambda entry: not isinstance(entry.source, HubSource))
         return named or next(iter(by_repo), None)
 
     def directory(self, model_id: str) -> Path:
-        """Where the files of this model are, once it is installed."""
+        """Directory of the model's files. It exists once the model is installed."""
         return self._models_dir / model_id
 
     def find_installed(self, model_id: str) -> InstalledModel | None:
-        """What is installed of this model; None when it is not, or not wholly."""
+        """Read the record of an installed model. None if it is not completely installed."""
         try:
             record = (self.directory(model_id) / RECORD_NAME).read_bytes()
             return InstalledModel.model_validate_json(record)
@@ -147,18 +147,17 @@ class Catalogue:
 
 
 class CatalogueError(Exception):
-    """The operator's catalogue cannot be read; the message says where and why."""
+    """The operator's catalogue is invalid. The message says where and why."""
 
 
 _file_adapter = TypeAdapter(dict[Literal["model"], list[dict[str, Any]]])
 
 
 def load_catalogue(data_dir: Path) -> Catalogue:
-    """The entries of the package, with those of `data_dir/base_models.toml` added or replaced.
+    """Read the entries of the package and those of `data_dir/base_models.toml`.
 
     Raises:
-        CatalogueError: a file is not TOML, an entry in it is not complete or not known, or an alias
-            names two models.
+        CatalogueError: a file is not TOML, an entry is invalid, or an alias names two models.
     """
     entries = _read_entries(Path(__file__).with_name(CATALOGUE_NAME))
     own = data_dir / CATALOGUE_NAME
@@ -175,12 +174,14 @@ def _check_aliases(catalogue: Catalogue, path: Path) -> None:
             if alias == other.id:
                 what = "the id of another model"
             elif alias in other.aliases:
-                what = f"an alias of the model {other.id!r}, too"
+                what = f"also an alias of the model {other.id!r}"
             elif alias == other.repo:
                 what = f"the repository of the model {other.id!r}"
             else:
                 continue
-            raise CatalogueError(f"{path}: model {entry.id!r}: the alias {alias!r} is {what}.")
+            raise CatalogueError(
+                f"{path}: model {entry.id!r}: the alias {alias!r} is {what}. Choose another one."
+            )
 
 
 def _read_entries(
@@ -195,20 +196,22 @@ def _read_entries(
     try:
         tables = _file_adapter.validate_python(content).get("model", [])
     except ValidationError as error:
-        raise CatalogueError(f"{path} must hold [[model]] entries and nothing else.") from error
+        raise CatalogueError(
+            f"{path} has other content than [[model]] entries. Remove it."
+        ) from error
     tables = [_with_known_fields(table, known) for table in tables]
     entries = [_parse_entry(table, path, number) for number, table in enumerate(tables, start=1)]
     ids = [entry.id for entry in entries]
     repeated = next((model_id for model_id in ids if ids.count(model_id) > 1), None)
     if repeated is not None:
-        raise CatalogueError(f"{path}: the id {repeated!r} is given twice.")
+        raise CatalogueError(f"{path}: the id {repeated!r} is given twice. Merge the entries.")
     return entries
 
 
 def _with_known_fields(
     table: dict[str, Any], known: Mapping[str, CatalogueEntry]
 ) -> dict[str, Any]:
-    """A table that gives aliases to a known model and nothing else, with that model's fields."""
+    """Add a known model's fields to a table that has only its id and aliases."""
     entry = known.get(str(table.get("id")))
     is_only_aliases = table.keys() == {"id", "aliases"}
     return entry.model_dump() | table if entry and is_only_aliases else table
@@ -225,6 +228,6 @@ def _parse_entry(table: dict[str, Any], path: Path, number: int) -> CatalogueEnt
 
 
 def digest_of_files(files: dict[str, str]) -> str:
-    """One sha256 for a set of files, from the sha256 of each."""
+    """Combine the sha256 of every file into one."""
     lines = "".join(f"{name} {sha256}\n" for name, sha256 in sorted(files.items()))
     return hashlib.sha256(lines.encode()).hexdigest()

@@ -1,20 +1,20 @@
-"""Every error somebody can act on.
+"""Errors that a caller, the service or a worker can act on.
 
 ServiceError                      the caller acts; the API answers with its status and code
-├── InvalidRequestError           400  the request cannot be granted as it stands
-│   ├── InvalidFileError          400  an upload has bad lines; `problems` says which
-│   └── StateConflictError        400  not in the job's present state (409 would be retried)
+├── InvalidRequestError           400  the request is invalid
+│   ├── InvalidFileError          400  an upload has bad lines; `problems` lists them
+│   └── StateConflictError        400  the object is in the wrong state (clients would retry a 409)
 ├── NotFoundError                 404
 ├── PayloadTooLargeError          413
 ├── UnsupportedMediaTypeError     415
-├── OutcomeUnknownError           500  it may have been done; look before sending it again
-├── DatabaseBusyError             503  nothing was done; the same request may be sent again
-└── StorageFullError              507  nothing was done; first somebody must make room
+├── OutcomeUnknownError           500  the request may have succeeded; check before repeating it
+├── DatabaseBusyError             503  nothing was done; the caller may repeat the request
+└── StorageFullError              507  nothing was done; the disk needs free space first
 LeaseLostError                    the worker acts; no caller ever sees it
 BlobNotFoundError                 the service or the worker acts
 
-To add one: subclass the class whose status fits, or pass a new `code`, and list the code in
-`docs/errors.md` (`tests/contracts/test_documented.py` checks that).
+To add an error, subclass the class whose status fits, or pass a new `code`. Then list the code in
+`docs/errors.md`; `tests/contracts/test_documented.py` checks that.
 """
 
 from collections.abc import Sequence
@@ -24,13 +24,13 @@ from app.core.job.training_events import DataProblem
 
 
 class ServiceError(Exception):
-    """Base class. `code` is stable and machine-readable; the message is for people.
+    """Base class of the errors that the API answers with. `code` is stable and for programs.
 
     Args:
-        message: what is wrong, where, and how to mend it.
-        param: the field of the request that is to blame, as `method.supervised.batch_size`.
-        problems: every single thing that is wrong, where there may be several.
-        problem_count: how many there are when `problems` holds only the first of them.
+        message: what is wrong, where, and how to fix it. For people.
+        param: the invalid field of the request, such as `method.supervised.batch_size`.
+        problems: all problems, where a request can have several.
+        problem_count: the total number of problems, if `problems` holds only the first of them.
     """
 
     status_code: ClassVar[int] = 500
@@ -95,7 +95,7 @@ class StorageFullError(ServiceError):
 
 
 class LeaseLostError(Exception):
-    """A newer attempt owns the job, or it has ended; drop everything this one had to write."""
+    """The attempt no longer owns its job. Whatever it still had to write must be discarded."""
 
     def __init__(self, job_id: str, attempt: int) -> None:
         super().__init__(f"Attempt {attempt} of job {job_id} no longer holds its lease.")

@@ -1,4 +1,4 @@
-"""Every setting, its default and its unit; `docs/settings.md` is checked against this file."""
+"""Settings, with defaults and units. A test compares `docs/settings.md` with this file."""
 
 import os
 from pathlib import Path
@@ -9,7 +9,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
 class Settings(BaseSettings):
-    """Read from the environment, as `TUNERY_PORT`, or from a file `.env`; the environment wins."""
+    """Settings of a process, from `TUNERY_...` variables or a file `.env`. The variables win."""
 
     model_config = SettingsConfigDict(
         env_prefix="TUNERY_",
@@ -20,103 +20,107 @@ class Settings(BaseSettings):
     )
 
     data_dir: Path = Path("data")
-    """Where everything is kept: the database, uploaded and made files, base models."""
+    """Directory that holds everything the service keeps: database, uploads, results, base
+    models."""
 
     database_url: str = ""
-    """SQLAlchemy URL of the database; empty for SQLite in `data_dir`."""
+    """SQLAlchemy URL of the database. Empty means SQLite in `data_dir`."""
 
     host: str = "127.0.0.1"
-    """Address the API listens on. There is no authentication yet: see docs/deployment.md."""
+    """Address that the API listens on. There is no authentication yet: see docs/deployment.md."""
 
     port: int = Field(default=8000, ge=0, le=65535)
-    """TCP port the API listens on."""
+    """TCP port that the API listens on."""
 
     max_upload_bytes: int = Field(default=512 * 1024 * 1024, ge=1)
-    """Largest file that may be uploaded, in bytes."""
+    """Maximum size of an uploaded file, in bytes."""
 
     min_free_bytes: int = Field(default=512 * 1024 * 1024, ge=0)
-    """Bytes of the data directory's disk that uploads and new jobs leave free; 0 lets them fill
-    it."""
+    """Minimum free space on the data directory's disk, in bytes. Uploads and new jobs that would
+    leave less are refused. 0 turns the check off."""
 
     ballast_bytes: int = Field(default=32 * 1024 * 1024, ge=0)
-    """Size of a file that is kept to be deleted when the disk is full, so that something else can
-    be; 0 for none."""
+    """Size of the ballast file, in bytes. The service deletes this file when the disk is full, so
+    that it can still delete and cancel. 0 turns it off."""
 
     organization: str = Field(default="tunery", pattern=r"^[a-z0-9-]{1,32}$")
-    """The part of a tuned model's name that says whose it is: `ft:BASE:ORGANIZATION:SUFFIX:ID`."""
+    """Organization in the name of a tuned model, `ft:BASE:ORGANIZATION:SUFFIX:ID`."""
 
     result_files_base64: bool = False
-    """Whether the loss log of a job, the only entry of its `result_files`, is sent in base64, as
-    OpenAI sends it."""
+    """Whether a job's loss log is sent in base64, as OpenAI sends it. The loss log is the only file
+    in a job's `result_files`."""
 
     show_paused_as: Literal["paused", "queued"] = "paused"
-    """Status that the API shows for a paused job: `paused`, or `queued` for clients that refuse
-    every status that OpenAI's client does not know."""
+    """Status that the API shows for a paused job. `queued` is for clients that reject statuses
+    unknown to OpenAI's client."""
 
     poll_interval_s: float = Field(default=0.2, gt=0, le=60)
-    """Seconds an idle worker waits before it looks for work again."""
+    """Interval at which an idle worker looks for a job, in seconds."""
 
     lease_s: float = Field(default=60.0, ge=1, le=3600)
-    """Seconds a claimed job stays claimed without a sign of life from its worker."""
+    """Lease of a running job, in seconds. A job whose worker gives no sign of life for this long
+    returns to the queue."""
 
     concurrency: int = Field(default=1, ge=1, le=64)
-    """Jobs that train at once on this machine, over all its workers. One more worker than that is
-    a stand-by. The same for every worker of a machine."""
+    """Maximum number of jobs that train at once on this machine, over all of its workers. Workers
+    beyond this number stand by. Every worker of a machine needs the same value."""
 
     training_threads: int | None = Field(default=None, ge=1, le=1024)
-    """Processor threads one training job uses; unless set, the machine's divided by
-    `concurrency`. Another number gives an adapter that differs in the last bits."""
+    """CPU threads per training job. The default is the number of CPUs divided by `concurrency`. A
+    different number changes the last bits of an adapter."""
 
     training_device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where training happens: `auto` takes a GPU of NVIDIA's where there is one and torch was
-    installed for it."""
+    """Device that trains. `auto` uses an NVIDIA GPU if there is one and the installed torch
+    supports it, and the CPU otherwise."""
 
     training_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """What base model and activations are computed in: `auto` takes bfloat16 where the processor
-    is much faster in it. Adapter and optimizer are always in float32."""
+    """Data type of the base model and the activations. `auto` uses bfloat16 if the processor
+    computes much faster in it. Adapter and optimizer are always in float32."""
 
     training_forward: Literal["auto", "fast", "plain"] = "auto"
-    """Whose layers read the data: `auto` takes ours, which are faster, for every architecture that
-    they know, and else the plain ones of transformers."""
+    """Implementation of the model's layers: `fast` is Tunery's own, `plain` is that of
+    transformers. `auto` uses the fast one for every architecture that it supports."""
 
     training_compile: Literal["auto", "always", "never"] = "auto"
-    """Whether the layers of a model are compiled, which takes half a minute the first time: `auto`
-    compiles for jobs in which that is estimated to save a minute. Needs a C++ compiler."""
+    """Whether the layers are compiled, which takes half a minute the first time and needs a C++
+    compiler. `auto` compiles for jobs in which that is estimated to save a minute."""
 
     training_checkpointing: Literal["auto", "always", "never"] = "auto"
-    """Whether a model's layers are computed a second time instead of being kept in memory, which
-    takes a third longer and changes no bit: `auto` does so where a job would not fit otherwise."""
+    """Whether the backward pass recomputes the layers instead of keeping their activations in
+    memory. That takes a third longer and changes no bit of the result. `auto` recomputes if the job
+    would not fit otherwise."""
 
     micro_batch_tokens: int | None = Field(default=None, ge=16, le=1_048_576)
-    """Tokens that are read at once, padding included, unless one row alone is longer; unless set,
-    at most 1,024, by what they take of memory. Another number gives an adapter that differs in
-    the last bits."""
+    """Maximum number of tokens in a micro-batch, padding included. A longer row has a micro-batch
+    of its own. The default depends on memory and is at most 1,024. A different number changes the
+    last bits of an adapter."""
 
     save_interval_s: float = Field(default=120.0, ge=1, le=86_400)
-    """Seconds of training after which a job's state is saved again, besides at every checkpoint:
-    what an interruption costs at most."""
+    """Interval at which the state of a running job is saved, in seconds. It is also saved at every
+    checkpoint. An interruption costs at most this much training."""
 
     held_state_s: float = Field(default=604_800.0, ge=0, le=31_536_000)
-    """Seconds for which the saved state of a job that failed or was cancelled is kept, and its
-    training and validation files with it, so that a rerun can resume from it; 0 for not at all."""
+    """Time for which the saved state of a failed or cancelled job is kept, in seconds. Its training
+    and validation files are kept as long, so that a rerun can resume from it. 0 deletes the state
+    when the job ends."""
 
     warm_s: float = Field(default=600.0, ge=0, le=86_400)
-    """Seconds after a job for which the libraries and its base model stay in memory, so that the
-    next job starts at once. A worker that starts loads the libraries and keeps them as long. 0 for
-    not at all. For each job that may train at once."""
+    """Time for which the libraries and the base model of the last job stay in memory, in seconds,
+    so that the next job starts sooner. A worker also loads the libraries when it starts. 0 turns
+    this off. Every job that may train at once has a copy of its own."""
 
     stop_grace_s: float = Field(default=30.0, ge=1, le=3600)
-    """Seconds a worker that is told to stop may take to save its job and end."""
+    """Time that a worker has to save its job and exit after it is told to stop, in seconds."""
 
     install_default_model: bool = True
-    """Whether a starting worker installs the embedded base model when it is missing."""
+    """Whether a worker installs the embedded base model at its start if the model is missing."""
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    """Least severe messages that are logged."""
+    """Minimum severity of the messages that are logged."""
 
     log_format: Literal["text", "json"] = "text"
-    """How log lines are written to standard error: `text` for people, in colour on a terminal;
-    `json` for programs, one object a line."""
+    """Format of the log on standard error: `text` for people, in colour on a terminal, or `json`
+    for programs, one object per line."""
 
     @field_validator("database_url")
     @classmethod
@@ -136,7 +140,7 @@ class Settings(BaseSettings):
 
     @property
     def cache_dir(self) -> Path:
-        """What training jobs of this machine share; losing it costs time and nothing else."""
+        """Cache that the training jobs of this machine share. Deleting it costs only time."""
         return self.data_dir / "cache"
 
     @property
@@ -145,24 +149,24 @@ class Settings(BaseSettings):
 
     @property
     def work_dir(self) -> Path:
-        """Where workers keep the job directories of running attempts."""
+        """Directory of the job directories of running attempts."""
         return self.data_dir / "work"
 
     @property
     def workers_dir(self) -> Path:
-        """Where each worker touches a file while it is alive."""
+        """Directory in which each worker touches a file while it is alive."""
         return self.data_dir / "workers"
 
 
 class SettingsError(Exception):
-    """A setting has a value that is not allowed; the message names it."""
+    """A setting has an invalid value. The message names the setting."""
 
 
 def read_settings() -> Settings:
-    """The settings of this process.
+    """Read the settings of this process.
 
     Raises:
-        SettingsError: one has a value that is not allowed.
+        SettingsError: a setting has an invalid value.
     """
     try:
         return Settings()

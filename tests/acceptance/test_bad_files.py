@@ -10,17 +10,21 @@ from tests.acceptance.lab import MAX_UPLOAD_BYTES, Lab, Send, bad_file, envelope
 from tests.builders import CHAT_LINE, TEXT_LINE
 
 NOT_JSON = "This line is not valid JSON: "
-NO_OBJECT = 'A line must be a JSON object, such as {"text": "..."}.'
-NO_FORMAT = 'A line must have "messages", "prompt" and "completion", or "text".'
-TWO_FORMATS = (
-    "This line is in the messages format, those before it are in the text format; one file has one "
-    "format."
+NO_OBJECT = 'This line is not a JSON object. Write one such as {"text": "..."}.'
+NO_FORMAT = (
+    "This line has no known format. It needs the keys 'messages', or 'prompt' and 'completion', or "
+    "'text'."
 )
-NO_EXAMPLE = "The file has no example in it."
+NO_TEXT = 'This part is not text. Keep only parts such as {"type": "text", "text": "..."}.'
+TWO_FORMATS = (
+    "This line is in the messages format, but the lines before it are in the text format. Use one "
+    "format per file."
+)
+NO_EXAMPLE = "The file has no examples. Add at least one line."
 NO_FORM = "Send the file as multipart/form-data, in the field 'file'."
 BAD_FORM = "The body is not well-formed multipart/form-data: "
 BAD_EXPIRY = "'expires_after[seconds]' must be a whole number from 3600 to 2592000."
-OVERLONG = "This line is longer than the 8 MiB a line may have."
+OVERLONG = "This line is longer than 8 MiB. Split the example, and write one JSON object per line."
 FILE_PART = b'--X\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n' + TEXT_LINE
 PURPOSE_PART = b'--X\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nfine-tune\r\n'
 END = b"\r\n--X--\r\n"
@@ -104,7 +108,9 @@ def message(*roles: str, **changes: Any) -> bytes:
         pytest.param(b"\n \r\n\n", bad_file((1, "", "empty_file", NO_EXAMPLE)), id="blank"),
         pytest.param(
             TEXT_LINE + b"\n\n" + TEXT_LINE,
-            bad_file((2, "", "blank_line", "A blank line between examples.")),
+            bad_file(
+                (2, "", "blank_line", "This line is blank, and examples follow it. Remove it.")
+            ),
             id="blank line in the middle",
         ),
         pytest.param(
@@ -126,7 +132,7 @@ def message(*roles: str, **changes: Any) -> bytes:
                     1,
                     "",
                     "unknown_format",
-                    "This line mixes the formats text and messages; keep one.",
+                    "This line mixes the formats text and messages. Keep one of them.",
                 )
             ),
             id="two formats in a line",
@@ -138,7 +144,7 @@ def message(*roles: str, **changes: Any) -> bytes:
                     1,
                     "",
                     "unknown_format",
-                    f"{NO_FORMAT} Its keys: 'input', 'output'.",
+                    f"{NO_FORMAT} Its keys are: 'input', 'output'.",
                 )
             ),
             id="no format",
@@ -157,7 +163,7 @@ def message(*roles: str, **changes: Any) -> bytes:
         ),
         pytest.param(
             b'{"prompt": "a"}\n',
-            bad_file((1, "completion", "missing_field", "'completion' is missing.")),
+            bad_file((1, "completion", "missing_field", "'completion' is missing. Add it.")),
             id="no completion",
         ),
         pytest.param(
@@ -167,7 +173,7 @@ def message(*roles: str, **changes: Any) -> bytes:
                     1,
                     "messages[0].role",
                     "bad_role",
-                    "The role must be one of system, developer, user, assistant, tool.",
+                    "'role' is missing. Use one of system, developer, user, assistant, tool.",
                 )
             ),
             id="no role",
@@ -179,14 +185,14 @@ def message(*roles: str, **changes: Any) -> bytes:
                     1,
                     "messages[1].role",
                     "bad_role",
-                    "The role must be one of system, developer, user, assistant, tool.",
+                    "'robot' is not a role. Use one of system, developer, user, assistant, tool.",
                 )
             ),
             id="bad role",
         ),
         pytest.param(
             message("user", "assistant", weight=2),
-            bad_file((1, "messages[1].weight", "bad_weight", "The weight must be 0 or 1.")),
+            bad_file((1, "messages[1].weight", "bad_weight", "The weight is 2. Use 0 or 1.")),
             id="weight 2",
         ),
         pytest.param(
@@ -196,7 +202,7 @@ def message(*roles: str, **changes: Any) -> bytes:
                     1,
                     "messages[1].weight",
                     "bad_weight",
-                    "Only an assistant message may have a weight.",
+                    "Only assistant messages can have a weight. Remove it.",
                 )
             ),
             id="weight on a user's message",
@@ -208,7 +214,7 @@ def message(*roles: str, **changes: Any) -> bytes:
                     1,
                     "messages",
                     "no_trainable_tokens",
-                    "Every assistant message has weight 0, so there is nothing to learn.",
+                    "Every answer has weight 0, so there is nothing to learn. Set one to 1.",
                 )
             ),
             id="every weight 0",
@@ -220,14 +226,21 @@ def message(*roles: str, **changes: Any) -> bytes:
                     1,
                     "messages",
                     "no_assistant_message",
-                    "No message has the role 'assistant', so there is nothing to learn.",
+                    "No message is an assistant's, so there is nothing to learn. Add an answer.",
                 )
             ),
             id="no answer",
         ),
         pytest.param(
             message("user", "assistant", content=""),
-            bad_file((1, "messages[1].content", "empty_field", "An assistant message is empty.")),
+            bad_file(
+                (
+                    1,
+                    "messages[1].content",
+                    "empty_field",
+                    "This answer is empty, so there is nothing to learn. Fill it or remove it.",
+                )
+            ),
             id="empty answer",
         ),
         pytest.param(
@@ -237,7 +250,7 @@ def message(*roles: str, **changes: Any) -> bytes:
                     1,
                     "messages[1].content[0]",
                     "unsupported_content",
-                    'Only text can be learned: a part must be {"type": "text", "text": "..."}.',
+                    NO_TEXT,
                 )
             ),
             id="image",
@@ -246,7 +259,7 @@ def message(*roles: str, **changes: Any) -> bytes:
             TEXT_LINE + b'{"text": "' + b"x" * 2**23 + b'"}\n' + b'{"text": 1}\n',
             bad_file(
                 (2, "", "line_too_long", OVERLONG),
-                (3, "text", "wrong_type", "'text' must be a string."),
+                (3, "text", "wrong_type", "'text' is not a string. Make it one."),
             ),
             id="overlong line",
         ),

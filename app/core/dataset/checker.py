@@ -1,4 +1,4 @@
-"""Checks a whole data set while it streams by: all of its problems at once, not the first."""
+"""Checks a streamed dataset and reports all of its problems at once."""
 
 from dataclasses import dataclass, field
 
@@ -13,25 +13,25 @@ from app.core.dataset.plain_lines import find_plain_format
 from app.core.job.training_events import DataProblem
 
 MAX_PROBLEMS = 50
-"""Problems reported with their line; the rest is only counted."""
+"""Maximum number of problems reported with their line. Further ones are only counted."""
 
 MAX_LINE_BYTES = 8 * 1024 * 1024
 
 
 @dataclass(slots=True)
 class DatasetSummary:
-    """What is in a file, and what is wrong with it."""
+    """Contents of a file, and its problems."""
 
     format: DatasetFormat | None = None
     examples: int = 0
     uses_tools: bool = False
     problems: list[DataProblem] = field(default_factory=list[DataProblem])
-    """The first `MAX_PROBLEMS`."""
+    """First `MAX_PROBLEMS` problems."""
     problem_count: int = 0
 
 
 class DatasetChecker:
-    """Checks a data set while it streams by, in memory that does not grow with the file."""
+    """Checks a streamed dataset. Its memory does not grow with the file."""
 
     def __init__(self) -> None:
         self._summary = DatasetSummary()
@@ -41,7 +41,7 @@ class DatasetChecker:
         self._in_overlong_line = False
 
     def feed(self, chunk: bytes) -> None:
-        """Take the next bytes of the file, cut anywhere."""
+        """Check the next bytes of the file. A chunk may end in the middle of a line."""
         *ends, rest = chunk.split(b"\n")
         for end in ends:
             self._end_line(bytes(self._rest) + end if self._rest else end)
@@ -52,18 +52,23 @@ class DatasetChecker:
             self._rest.clear()
 
     def finish(self) -> DatasetSummary:
-        """The verdict, once the last byte was fed."""
+        """Check what is left after the last byte, and return the result for the whole file."""
         if self._rest or self._in_overlong_line:
             self._end_line(bytes(self._rest))
         if self._summary.examples == 0 and self._summary.problem_count == 0:
-            self._report(1, LineError("empty_file", "The file has no example in it."))
+            self._report(
+                1, LineError("empty_file", "The file has no examples. Add at least one line.")
+            )
         return self._summary
 
     def _end_line(self, line: bytes) -> None:
         self._line_number += 1
         if self._in_overlong_line or len(line) > MAX_LINE_BYTES:
             self._in_overlong_line = False
-            message = f"This line is longer than the {MAX_LINE_BYTES // 2**20} MiB a line may have."
+            message = (
+                f"This line is longer than {MAX_LINE_BYTES // 2**20} MiB. Split the example, and "
+                "write one JSON object per line."
+            )
             self._report(self._line_number, LineError("line_too_long", message))
             return
         if self._line_number == 1:
@@ -72,9 +77,8 @@ class DatasetChecker:
             self._blank_since = self._blank_since or self._line_number
             return
         if self._blank_since is not None:
-            self._report(
-                self._blank_since, LineError("blank_line", "A blank line between examples.")
-            )
+            message = "This line is blank, and examples follow it. Remove it."
+            self._report(self._blank_since, LineError("blank_line", message))
             self._blank_since = None
         self._check(line)
 
@@ -99,8 +103,8 @@ class DatasetChecker:
         if settled not in (None, format_):
             raise LineError(
                 "mixed_formats",
-                f"This line is in the {format_} format, those before it are in the {settled} "
-                "format; one file has one format.",
+                f"This line is in the {format_} format, but the lines before it are in the "
+                f"{settled} format. Use one format per file.",
             )
         self._summary.format = format_
 

@@ -1,6 +1,6 @@
-"""A line of an uploaded data set: parse it, or say what is wrong with it, where and how to mend it.
+"""Parses a line of an uploaded dataset, or says what is wrong, where, and how to fix it.
 
-Three formats, one per file:
+A file has one of three formats:
 
     {"text": "..."}                              the whole text is learned
     {"prompt": "...", "completion": "..."}       the completion is learned
@@ -42,10 +42,10 @@ class PromptExample:
 @dataclass(frozen=True, slots=True)
 class ChatExample:
     messages: list[dict[str, Any]]
-    """As a chat template takes them: `role`, `content` (a string), `tool_calls`, ..."""
+    """Messages in the form that chat templates take: `role`, `content` (a string), ..."""
 
     is_learned: list[bool]
-    """For every message, whether it is learned."""
+    """Whether each message is learned."""
 
     tools: list[dict[str, Any]] | None = None
 
@@ -60,7 +60,7 @@ Example = TextExample | PromptExample | ChatExample
 
 
 class LineError(ValueError):
-    """What is wrong with one line: the first thing, and, in `others`, the rest."""
+    """First problem of a line. `others` has the remaining problems of the same line."""
 
     def __init__(self, code: str, message: str, path: str = "") -> None:
         super().__init__(message)
@@ -79,10 +79,10 @@ _ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
 def parse_line(line: bytes) -> tuple[DatasetFormat, Example]:
-    """Read one line of a data set.
+    """Parse one line of a dataset.
 
     Raises:
-        LineError: the line is not an example.
+        LineError: the line is not a valid example.
     """
     try:
         row = strict_json.loads(line)
@@ -90,7 +90,9 @@ def parse_line(line: bytes) -> tuple[DatasetFormat, Example]:
         code = "not_utf8" if str(error).startswith("not UTF-8") else "invalid_json"
         raise LineError(code, f"This line is not valid JSON: {error}.") from error
     if not _is_object(row):
-        raise LineError("not_an_object", 'A line must be a JSON object, such as {"text": "..."}.')
+        raise LineError(
+            "not_an_object", 'This line is not a JSON object. Write one such as {"text": "..."}.'
+        )
     format_ = _format_of(row)
     errors = _unknown_fields(row, _KEYS[format_], f"the {format_} format")
     example: Example | None = None
@@ -109,11 +111,12 @@ def _format_of(row: Mapping[str, Any]) -> DatasetFormat:
         keys = ", ".join(repr(key[:40]) for key in list(row)[:5]) or "none"
         raise LineError(
             "unknown_format",
-            f'A line must have "messages", "prompt" and "completion", or "text". Its keys: {keys}.',
+            "This line has no known format. It needs the keys 'messages', or 'prompt' and "
+            f"'completion', or 'text'. Its keys are: {keys}.",
         )
     if len(found) > 1:
         names = " and ".join(found)
-        raise LineError("unknown_format", f"This line mixes the formats {names}; keep one.")
+        raise LineError("unknown_format", f"This line mixes the formats {names}. Keep one of them.")
     return found[0]
 
 
@@ -131,7 +134,7 @@ def _unknown_fields(
 
 
 def _together(errors: Sequence[LineError]) -> LineError:
-    """The first error, with the others attached."""
+    """Attach all but the first error to the first one."""
     first, *others = errors
     first.others = tuple(others)
     return first
@@ -148,19 +151,25 @@ def _prompt_and_completion(row: Mapping[str, Any]) -> PromptExample:
 
 def _string(row: Mapping[str, Any], key: str, *, may_be_empty: bool = False) -> str:
     if key not in row:
-        raise LineError("missing_field", f"{key!r} is missing.", key)
+        raise LineError("missing_field", f"{key!r} is missing. Add it.", key)
     value = row[key]
     if not isinstance(value, str):
-        raise LineError("wrong_type", f"{key!r} must be a string.", key)
+        raise LineError("wrong_type", f"{key!r} is not a string. Make it one.", key)
     if not value and not may_be_empty:
-        raise LineError("empty_field", f"{key!r} is empty, so there is nothing to learn.", key)
+        raise LineError(
+            "empty_field",
+            f"{key!r} is empty, so there is nothing to learn. Fill it, or remove the line.",
+            key,
+        )
     return value
 
 
 def _chat(row: Mapping[str, Any]) -> ChatExample:
     messages = row.get("messages")
     if not _is_list(messages) or not messages:
-        raise LineError("wrong_type", "'messages' must be a list of messages.", "messages")
+        raise LineError(
+            "wrong_type", "'messages' must be a list with at least one message.", "messages"
+        )
     tools = row.get("tools")
     if tools is not None and not _is_list_of_objects(tools):
         raise LineError("wrong_type", "'tools' must be a list of objects.", "tools")
@@ -168,21 +177,25 @@ def _chat(row: Mapping[str, Any]) -> ChatExample:
     if not any(message["role"] == "assistant" for message, _ in parsed):
         raise LineError(
             "no_assistant_message",
-            "No message has the role 'assistant', so there is nothing to learn.",
+            "No message is an assistant's, so there is nothing to learn. Add an answer.",
             "messages",
         )
     is_learned = [learned for _, learned in parsed]
     if not any(is_learned):
         raise LineError(
             "no_trainable_tokens",
-            "Every assistant message has weight 0, so there is nothing to learn.",
+            "Every answer has weight 0, so there is nothing to learn. Set one to 1.",
             "messages",
         )
     return ChatExample([message for message, _ in parsed], is_learned, tools or None)
 
 
 def _all_messages(messages: Sequence[Any]) -> list[tuple[dict[str, Any], bool]]:
-    """Every message, or what is wrong with each of those that are wrong."""
+    """Parse every message.
+
+    Raises:
+        LineError: a message is invalid; its `others` have the other problems of all messages.
+    """
     parsed: list[tuple[dict[str, Any], bool]] = []
     errors: list[LineError] = []
     for index, message in enumerate(messages):
@@ -196,19 +209,22 @@ def _all_messages(messages: Sequence[Any]) -> list[tuple[dict[str, Any], bool]]:
 
 
 def _message(message: Any, path: str) -> tuple[dict[str, Any], bool]:
-    """One message as a chat template takes it, and whether it is learned."""
+    """Convert a message to the form of chat templates, and say whether it is learned."""
     if not _is_object(message):
-        raise LineError("wrong_type", "A message must be an object.", path)
+        raise LineError("wrong_type", "This message is not a JSON object.", path)
     unknown = _unknown_fields(message, _MESSAGE_KEYS, "a message", f"{path}.")
     if unknown:
         raise _together(unknown)
     for name in ("name", "tool_call_id"):
         if not isinstance(message.get(name, ""), str):
-            raise LineError("wrong_type", f"{name!r} must be a string.", f"{path}.{name}")
+            raise LineError(
+                "wrong_type", f"{name!r} is not a string. Make it one.", f"{path}.{name}"
+            )
     role = message.get("role")
     if role not in _ROLES:
         known = ", ".join(_ROLES)
-        raise LineError("bad_role", f"The role must be one of {known}.", f"{path}.role")
+        problem = f"{_shown(role)} is not a role" if "role" in message else "'role' is missing"
+        raise LineError("bad_role", f"{problem}. Use one of {known}.", f"{path}.role")
     is_learned = _is_learned(message, path)
     cleaned = {key: value for key, value in message.items() if key != "weight"}
     cleaned["content"] = _content(message, path)
@@ -223,21 +239,23 @@ def _is_learned(message: Mapping[str, Any], path: str) -> bool:
         return message["role"] == "assistant"
     if message["role"] != "assistant":
         raise LineError(
-            "bad_weight", "Only an assistant message may have a weight.", f"{path}.weight"
+            "bad_weight", "Only assistant messages can have a weight. Remove it.", f"{path}.weight"
         )
     if isinstance(weight, bool) or weight not in (0, 1):
-        raise LineError("bad_weight", "The weight must be 0 or 1.", f"{path}.weight")
+        raise LineError(
+            "bad_weight", f"The weight is {_shown(weight)}. Use 0 or 1.", f"{path}.weight"
+        )
     return weight == 1
 
 
 def _content(message: Mapping[str, Any], path: str) -> str:
-    """The text of a message; a list of text parts is joined."""
+    """Text of a message. A list of text parts is joined."""
     content = message.get("content")
     calls = message.get("tool_calls")
     if calls is not None and (message["role"] != "assistant" or not _is_list_of_objects(calls)):
         raise LineError(
             "wrong_type",
-            "'tool_calls' must be a list of objects, on an assistant message.",
+            "'tool_calls' must be a list of objects, and the message an assistant's.",
             f"{path}.tool_calls",
         )
     where = f"{path}.content"
@@ -246,11 +264,17 @@ def _content(message: Mapping[str, Any], path: str) -> str:
     if content is None:
         if calls:
             return ""
-        raise LineError("missing_field", "'content' is missing.", where)
+        raise LineError("missing_field", "'content' is missing. Add it.", where)
     if not isinstance(content, str):
-        raise LineError("wrong_type", "'content' must be a string.", where)
+        raise LineError(
+            "wrong_type", "'content' is neither a string nor a list of text parts.", where
+        )
     if not content and message["role"] == "assistant" and not calls:
-        raise LineError("empty_field", "An assistant message is empty.", where)
+        raise LineError(
+            "empty_field",
+            "This answer is empty, so there is nothing to learn. Fill it or remove it.",
+            where,
+        )
     return content
 
 
@@ -261,9 +285,14 @@ def _text_part(part: Any, path: str) -> str:
             return text
     raise LineError(
         "unsupported_content",
-        'Only text can be learned: a part must be {"type": "text", "text": "..."}.',
+        'This part is not text. Keep only parts such as {"type": "text", "text": "..."}.',
         path,
     )
+
+
+def _shown(value: Any) -> str:
+    """Start of a value from the file, for a message."""
+    return repr(value)[:40]
 
 
 def _is_object(value: Any) -> TypeGuard[dict[str, Any]]:
@@ -286,10 +315,10 @@ _PARSERS: Mapping[DatasetFormat, Callable[[Mapping[str, Any]], Example]] = {
 
 
 def read_examples(source: BinaryIO) -> Iterator[tuple[int, Example]]:
-    """The line number, from 1, and the example of every line of a file that was checked.
+    """Yield the line number, from 1, and the example of every line of a checked file.
 
     Raises:
-        LineError: a line is not an example; not for a file that was checked when it was uploaded.
+        LineError: a line is invalid, which the check at the upload should have found.
     """
     for number, line in enumerate(source, start=1):
         content = line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line

@@ -1,9 +1,9 @@
-"""Recognises at a glance what nearly every line of a data set is.
+"""Recognises the plain lines of a dataset, which are nearly all of them, quickly.
 
-An upload of some hundred MiB has millions of lines, and `parse_line`, which can say all that may be
-wrong with one, takes several times as long for each. So the checker asks here first. What this
-module accepts, `parse_line` accepts too, as the same format (a property test holds it to that); of
-all else it only says that it does not know.
+An upload of a few hundred MiB has millions of lines. `parse_line` finds every problem of a line but
+takes several times as long, so the checker calls it only for lines that this module does not
+recognise. A property test checks that `parse_line` accepts every line that this module accepts, as
+the same format.
 """
 
 from typing import Any
@@ -15,14 +15,14 @@ _ROLES = ("user", "assistant", "system")
 
 
 def find_plain_format(line: bytes) -> DatasetFormat | None:
-    """The format of a line that is an example of it, and uses no tools; None if in any doubt."""
+    """Format of a plain example without tools. None if in any doubt."""
     try:
         row = strict_json.loads_quickly(line)
     except ValueError:
         return None
     if row.__class__ is not dict:
         return None
-    # All that is accepted is text, so that there is no number which may be too large.
+    # Every accepted value is text, so no number can be too large.
     match len(row):
         case 1:
             if "messages" in row:
@@ -40,7 +40,7 @@ def _is_filled(value: Any) -> bool:
 
 
 def _is_plain_chat(messages: Any) -> bool:
-    """Whether each message is a role and a text, and one of them is the assistant's."""
+    """Whether each message has just a role and a text, and one is the assistant's."""
     if messages.__class__ is not list:
         return False
     has_answer = False

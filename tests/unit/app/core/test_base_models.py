@@ -182,7 +182,7 @@ def test_a_model_from_a_directory_is_named_after_it(data_dir: Path) -> None:
         pytest.param(
             OWN_ENTRY.format(id="ours")
             + "aliases = ['x']\n[[model]]\nid = 'qwen3-0.6b'\naliases = ['x']\n",
-            "model 'qwen3-0.6b': the alias 'x' is an alias of the model 'ours', too.",
+            "model 'qwen3-0.6b': the alias 'x' is also an alias of the model 'ours'.",
             id="alias-is-an-alias",
         ),
         pytest.param(

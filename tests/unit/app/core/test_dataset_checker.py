@@ -10,7 +10,7 @@ from app.core.dataset.formats import DatasetFormat
 from tests.builders import CHAT_LINE, TEXT_LINE
 
 BOM = b"\xef\xbb\xbf"
-BLANK_LINE = (3, "", "blank_line", "A blank line between examples.")
+BLANK_LINE = (3, "", "blank_line", "This line is blank, and examples follow it. Remove it.")
 
 _LINES = st.sampled_from(
     [TEXT_LINE, CHAT_LINE, b"\n", b" \r\n", b"[]\n", b'{"text": NaN}\n', b'{"text": "a"}\r\n', BOM]
@@ -58,7 +58,9 @@ def test_what_users_files_look_like_is_accepted(content: bytes, examples: int) -
 
 @pytest.mark.parametrize("content", [b"", b"\n", b" \n\r\n", BOM])
 def test_a_file_without_an_example_is_refused(content: bytes) -> None:
-    assert problems(check(content)) == [(1, "", "empty_file", "The file has no example in it.")]
+    assert problems(check(content)) == [
+        (1, "", "empty_file", "The file has no examples. Add at least one line.")
+    ]
 
 
 def test_a_blank_line_between_examples_is_reported_once_where_it_begins() -> None:

@@ -14,6 +14,10 @@ from app.core.dataset.formats import (
 
 USER = {"role": "user", "content": "Hi"}
 ASSISTANT = {"role": "assistant", "content": "Ho"}
+NO_FORMAT = (
+    "This line has no known format. It needs the keys 'messages', or 'prompt' and 'completion', or "
+    "'text'."
+)
 
 
 def chat(*messages: Any, **more: Any) -> dict[str, Any]:
@@ -86,18 +90,23 @@ def test_a_tool_call_needs_no_text() -> None:
 @pytest.mark.parametrize(
     ("row", "code", "path", "message"),
     [
-        ([1], "not_an_object", "", 'A line must be a JSON object, such as {"text": "..."}.'),
+        (
+            [1],
+            "not_an_object",
+            "",
+            'This line is not a JSON object. Write one such as {"text": "..."}.',
+        ),
         (
             {},
             "unknown_format",
             "",
-            'A line must have "messages", "prompt" and "completion", or "text". Its keys: none.',
+            f"{NO_FORMAT} Its keys are: none.",
         ),
         (
             {"text": "a", "prompt": "b"},
             "unknown_format",
             "",
-            "This line mixes the formats text and prompt_completion; keep one.",
+            "This line mixes the formats text and prompt_completion. Keep one of them.",
         ),
         (
             {"text": "a", "label": 1},
@@ -105,31 +114,46 @@ def test_a_tool_call_needs_no_text() -> None:
             "label",
             "'label' is not a field of the text format. Remove it.",
         ),
-        ({"text": 5}, "wrong_type", "text", "'text' must be a string."),
-        ({"text": ""}, "empty_field", "text", "'text' is empty, so there is nothing to learn."),
-        ({"prompt": "a"}, "missing_field", "completion", "'completion' is missing."),
-        ({"completion": "a"}, "missing_field", "prompt", "'prompt' is missing."),
+        ({"text": 5}, "wrong_type", "text", "'text' is not a string. Make it one."),
+        (
+            {"text": ""},
+            "empty_field",
+            "text",
+            "'text' is empty, so there is nothing to learn. Fill it, or remove the line.",
+        ),
+        ({"prompt": "a"}, "missing_field", "completion", "'completion' is missing. Add it."),
+        ({"completion": "a"}, "missing_field", "prompt", "'prompt' is missing. Add it."),
         (
             {"prompt": "a", "completion": ""},
             "empty_field",
             "completion",
-            "'completion' is empty, so there is nothing to learn.",
+            "'completion' is empty, so there is nothing to learn. Fill it, or remove the line.",
         ),
         (
             {"messages": {}},
             "wrong_type",
             "messages",
-            "'messages' must be a list of messages.",
+            "'messages' must be a list with at least one message.",
         ),
-        ({"messages": []}, "wrong_type", "messages", "'messages' must be a list of messages."),
-        ({"tools": []}, "wrong_type", "messages", "'messages' must be a list of messages."),
+        (
+            {"messages": []},
+            "wrong_type",
+            "messages",
+            "'messages' must be a list with at least one message.",
+        ),
+        (
+            {"tools": []},
+            "wrong_type",
+            "messages",
+            "'messages' must be a list with at least one message.",
+        ),
         (
             chat(USER, ASSISTANT, tools=["add"]),
             "wrong_type",
             "tools",
             "'tools' must be a list of objects.",
         ),
-        (chat("Hi"), "wrong_type", "messages[0]", "A message must be an object."),
+        (chat("Hi"), "wrong_type", "messages[0]", "This message is not a JSON object."),
         (
             chat(USER | {"contents": ""}),
             "unknown_field",
@@ -140,74 +164,79 @@ def test_a_tool_call_needs_no_text() -> None:
             chat({"content": "Hi"}),
             "bad_role",
             "messages[0].role",
-            "The role must be one of system, developer, user, assistant, tool.",
+            "'role' is missing. Use one of system, developer, user, assistant, tool.",
         ),
         (
             chat(USER, {"role": ["user"], "content": "Hi"}),
             "bad_role",
             "messages[1].role",
-            "The role must be one of system, developer, user, assistant, tool.",
+            "['user'] is not a role. Use one of system, developer, user, assistant, tool.",
         ),
         (
             chat(USER | {"weight": 1}, ASSISTANT),
             "bad_weight",
             "messages[0].weight",
-            "Only an assistant message may have a weight.",
+            "Only assistant messages can have a weight. Remove it.",
         ),
         (
             chat(USER, ASSISTANT | {"weight": 2}),
             "bad_weight",
             "messages[1].weight",
-            "The weight must be 0 or 1.",
+            "The weight is 2. Use 0 or 1.",
         ),
         (
             chat(USER, ASSISTANT | {"weight": True}),
             "bad_weight",
             "messages[1].weight",
-            "The weight must be 0 or 1.",
+            "The weight is True. Use 0 or 1.",
         ),
         (
             chat(USER, ASSISTANT | {"weight": [1]}),
             "bad_weight",
             "messages[1].weight",
-            "The weight must be 0 or 1.",
+            "The weight is [1]. Use 0 or 1.",
         ),
-        (chat({"role": "user"}), "missing_field", "messages[0].content", "'content' is missing."),
+        (
+            chat({"role": "user"}),
+            "missing_field",
+            "messages[0].content",
+            "'content' is missing. Add it.",
+        ),
         (
             chat({"role": "user", "content": 5}),
             "wrong_type",
             "messages[0].content",
-            "'content' must be a string.",
+            "'content' is neither a string nor a list of text parts.",
         ),
         (
             chat({"role": "user", "content": [{"type": "image_url", "image_url": {}}]}),
             "unsupported_content",
             "messages[0].content[0]",
-            'Only text can be learned: a part must be {"type": "text", "text": "..."}.',
+            'This part is not text. Keep only parts such as {"type": "text", "text": "..."}.',
         ),
         (
             chat(USER, {"role": "assistant", "content": ""}),
             "empty_field",
             "messages[1].content",
-            "An assistant message is empty.",
+            "This answer is empty, so there is nothing to learn. Fill it or remove it.",
         ),
         (
             chat(USER | {"tool_calls": []}),
             "wrong_type",
             "messages[0].tool_calls",
-            "'tool_calls' must be a list of objects, on an assistant message.",
+            "'tool_calls' must be a list of objects, and the message an assistant's.",
         ),
         (
             chat(USER),
             "no_assistant_message",
             "messages",
-            "No message has the role 'assistant', so there is nothing to learn.",
+            "No message is an assistant's, so there is nothing to learn. Add an answer.",
         ),
         (
             chat(USER, ASSISTANT | {"weight": 0}),
             "no_trainable_tokens",
             "messages",
-            "Every assistant message has weight 0, so there is nothing to learn.",
+            "Every answer has weight 0, so there is nothing to learn. Set one to 1.",
         ),
     ],
 )
