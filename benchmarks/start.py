@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import httpx
 
 from tests.builders import build_chat_file
-from worker.launch.job_lock import try_lock
+from worker.launch.locks import try_lock
 
 ROOT = Path(__file__).parents[1]
 LOOK_S = 0.01
