@@ -26,7 +26,7 @@ import httpx
 
 from testkit.samples import build_chat_file
 from tunery.local_service import LocalService
-from worker.launch.job_lock import try_lock
+from worker.launch.locks import try_lock
 
 LOOK_S = 0.01
 

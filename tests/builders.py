@@ -15,6 +15,7 @@ from app.core.db.repositories.events import EventRepository
 from app.core.db.repositories.files import FileRepository
 from app.core.db.repositories.jobs import JobRepository
 from app.core.db.repositories.leases import Lease, LeaseRepository, WorkerIdentity
+from app.core.db.repositories.transitions import settle
 from app.core.db.repositories.uploads import UploadRepository
 from app.core.db.session import Database, Session
 from app.core.db.tables import Checkpoint, File, Job, TunedModel, Upload, UploadPart
@@ -264,14 +265,10 @@ def add_succeeded_job(
                 created_at=NOW + MINUTE,
             )
         )
-        leases.finish(
-            lease,
-            JobStatus.SUCCEEDED,
-            now=NOW + MINUTE,
-            trained_tokens=1234,
-            result_checkpoint_id=checkpoints[best].id,
-            result_file_id=result.id,
-        )
+        held = leases.hold(lease)
+        held.trained_tokens, held.result_file_id = 1234, result.id
+        held.result_checkpoint_id = checkpoints[best].id
+        settle(session, held, JobStatus.SUCCEEDED, now=NOW + MINUTE)
     return get_job(database, job.id)
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from app.core.job.training_events import TrainingEvent
 from tests.builders import NOW
-from worker.launch.launcher import Ending, Order
+from worker.launch.launcher import Ending, Signal
 
-_LOOK_S = 0.01
+_POLL_S = 0.01
 
 
 @dataclass
@@ -36,7 +36,7 @@ Act = TrainingEvent | Callable[[Path], TrainingEvent | None] | Waiting
 
 @dataclass
 class FakeLauncher:
-    """A `Launcher` whose child is a list of acts; it looks at its orders before each of them."""
+    """A `Launcher` whose child is a list of acts; it polls the requested signal before each."""
 
     acts: Sequence[Act] = ()
     exit_code: int = 0
@@ -54,17 +54,17 @@ class FakeLauncher:
         directory: Path,
         *,
         on_event: Callable[[TrainingEvent], None],
-        order: Callable[[], Order],
+        requested_signal: Callable[[], Signal],
     ) -> Ending:
         self.directories.append(directory)
         for act in self.acts:
-            found = order()
-            while isinstance(act, Waiting) and found is Order.GO_ON:
-                time.sleep(_LOOK_S)
-                found = order()
-            if found is Order.END:
+            requested = requested_signal()
+            while isinstance(act, Waiting) and requested is Signal.CONTINUE:
+                time.sleep(_POLL_S)
+                requested = requested_signal()
+            if requested is Signal.KILL:
                 return Ending(-9, was_asked=False, was_killed=True, log_tail=self.log_tail)
-            if found is Order.SAVE_AND_END:
+            if requested is Signal.SAVE_AND_STOP:
                 return Ending(-15, was_asked=True, was_killed=False, log_tail=self.log_tail)
             event = act(directory) if callable(act) else act
             if event is not None and not isinstance(event, Waiting):

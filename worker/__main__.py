@@ -18,6 +18,7 @@ from app.core.occupancy import OccupiedError, occupied
 from app.core.settings import Settings, SettingsError, read_settings
 from app.core.storage.local import LocalBlobStore
 from app.core.subprocesses import python_module, with_import_path
+from worker.attempt.attempt import Resources
 from worker.launch.launcher import Launcher
 from worker.launch.local import LocalLauncher
 from worker.launch.warm import WarmLauncher
@@ -60,11 +61,13 @@ def _serve(settings: Settings, trainer: str) -> None:
     workers = [
         Worker(
             new_id(IdPrefix.WORKER),
-            settings,
-            database=database,
-            store=LocalBlobStore(settings.blobs_dir),
-            catalogue=catalogue,
-            launcher=_make_launcher(settings, trainer),
+            Resources(
+                settings,
+                database,
+                LocalBlobStore(settings.blobs_dir),
+                catalogue,
+                _make_launcher(settings, trainer),
+            ),
         )
         for _ in range(settings.concurrency)
     ]

@@ -17,7 +17,7 @@ from app.core.orphans import free_orphans
 from app.core.settings import Settings
 from app.core.storage.blob_store import BlobStore
 from worker.identity import is_alive, this_host
-from worker.launch.job_lock import JobLock
+from worker.launch.locks import JobLock
 
 logger = logging.getLogger(__name__)
 

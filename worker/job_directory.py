@@ -1,13 +1,14 @@
-"""The job directory of one attempt: fill it, take what the child made out of it, delete it.
+"""The job directory of one attempt: fill it, store what the training process made, delete it.
 
-`WORK/JOB/attempt-N/`; beside the job's directory lies its lock, `WORK/JOB.lock`.
+It is `WORK/JOB/attempt-N/`. The lock of the job, `WORK/JOB.lock`, lies beside the job's directory.
 """
 
 import hashlib
+import logging
 import os
 import shutil
 import zlib
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -16,6 +17,8 @@ from app.core import manifest
 from app.core.base_models import Catalogue
 from app.core.db.repositories.leases import Lease
 from app.core.db.tables import File, SavedState
+from app.core.disk import as_storage_full
+from app.core.errors import BlobNotFoundError
 from app.core.ids import IdPrefix, new_id
 from app.core.job.loss_log import StepMetrics
 from app.core.job.training_config import (
@@ -34,22 +37,36 @@ from app.core.job.training_config import (
 )
 from app.core.settings import Settings
 from app.core.storage.blob_store import BlobStore
-from worker.launch.job_lock import JobLock
+from worker.launch.locks import JobLock
+
+logger = logging.getLogger(__name__)
 
 _ATTEMPT = "attempt-"
 
 
 class BaseModelMissingError(Exception):
-    """The base model was installed when the job was made, and is not any more."""
+    """The base model is not installed any more."""
 
 
 class BaseModelChangedError(Exception):
-    """Under the name of the base model another one is installed than when the job was made."""
+    """The base model was reinstalled after the job was created, with other weights."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobInputs:
+    """What the database knows of the things that an attempt starts from."""
+
+    training_file: File
+    validation_file: File | None = None
+    states: Sequence[SavedState] = ()
+    """Saved states of the job, newest first."""
+    steps: Sequence[StepMetrics] = ()
+    """The loss log, at least up to the newest state."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoredFile:
-    """A file that is in the blob store already, and soon in the database."""
+    """A file that is in the blob store but not yet in the database."""
 
     name: str
     blob_key: str
@@ -59,39 +76,47 @@ class StoredFile:
 
 
 class JobDirectory:
-    """A directory that holds all that a child sees."""
+    """The directory that holds all that a training process sees."""
 
     def __init__(self, root: Path, lease: Lease) -> None:
         self._lease = lease
         self.directory = root / lease.job_id / f"{_ATTEMPT}{lease.attempt}"
 
     def fill(
-        self,
-        store: BlobStore,
-        catalogue: Catalogue,
-        *,
-        training_file: File,
-        validation_file: File | None,
-    ) -> BaseModelRef:
-        """Make the directory, with the data and the base model in it.
+        self, inputs: JobInputs, store: BlobStore, catalogue: Catalogue, settings: Settings
+    ) -> int:
+        """Make the directory, with everything that the training process needs.
+
+        Returns:
+            The step after which training resumes; 0 if it starts from the beginning.
 
         Raises:
             BaseModelMissingError: the base model is not installed.
-            BaseModelChangedError: it is another one than when the job was made.
-            BlobNotFoundError: the store has lost a data set.
+            BaseModelChangedError: the base model has other weights than when the job was created.
+            BlobNotFoundError: the store has lost a data file.
         """
+        base_model = self._find_base_model(catalogue)
+        self._make()
+        _copy_blob(store, inputs.training_file.blob_key, self.directory / TRAINING_DATA_NAME)
+        if inputs.validation_file is not None:
+            validation_data = self.directory / VALIDATION_DATA_NAME
+            _copy_blob(store, inputs.validation_file.blob_key, validation_data)
+        model_directory = catalogue.directory(base_model.id).resolve()
+        (self.directory / BASE_MODEL_NAME).symlink_to(model_directory)
+        cache = settings.cache_dir.resolve()
+        cache.mkdir(parents=True, exist_ok=True)
+        (self.directory / MACHINE_CACHE_NAME).symlink_to(cache)
+        state = self._put_newest_state(inputs, store)
+        self._write_spec(inputs, base_model, state, settings)
+        return state.step if state is not None else 0
+
+    def _find_base_model(self, catalogue: Catalogue) -> BaseModelRef:
         entry = catalogue.find(self._lease.base_model)
         installed = entry and catalogue.find_installed(entry.id)
         if installed is None:
             raise BaseModelMissingError(self._lease.base_model)
         if self._lease.base_model_sha256 not in {None, installed.sha256}:
             raise BaseModelChangedError(self._lease.base_model)
-        self._make()
-        _copy_blob(store, training_file.blob_key, self.directory / TRAINING_DATA_NAME)
-        if validation_file is not None:
-            _copy_blob(store, validation_file.blob_key, self.directory / VALIDATION_DATA_NAME)
-        base_model = catalogue.directory(installed.id).resolve()
-        (self.directory / BASE_MODEL_NAME).symlink_to(base_model)
         return BaseModelRef(
             id=installed.id,
             repo=installed.repo,
@@ -101,9 +126,9 @@ class JobDirectory:
         )
 
     def _make(self) -> None:
-        """The directory, empty; those of earlier attempts, which may write nothing more, go.
+        """Make the directory, and delete those of this attempt and of earlier ones.
 
-        Not those of later ones: this worker may have been suspended, and not know of them.
+        Directories of later attempts stay: this worker may have been suspended meanwhile.
         """
         for directory in self.directory.parent.glob(f"{_ATTEMPT}*"):
             if int(directory.name.removeprefix(_ATTEMPT)) <= self._lease.attempt:
@@ -111,19 +136,29 @@ class JobDirectory:
         while True:
             try:
                 (self.directory / OUTPUT_NAME).mkdir(parents=True, exist_ok=True)
-            except FileNotFoundError:  # another attempt has just removed the job's, as it was empty
+            except FileNotFoundError:  # another attempt has just removed the parent directory
                 continue
             return
 
-    def put_state(self, store: BlobStore, state: SavedState) -> None:
-        """Lay the state to go on from into the directory, and verify it.
+    def _put_newest_state(self, inputs: JobInputs, store: BlobStore) -> SavedState | None:
+        """Copy the newest undamaged state, with the loss log up to it, into the directory."""
+        for state in inputs.states:
+            try:
+                self._put_state(store, state)
+            except (manifest.ManifestError, BlobNotFoundError, OSError) as error:
+                if isinstance(error, OSError) and as_storage_full(error) is not None:
+                    raise
+                logger.warning("state skipped: %s", error, extra={"job_id": self._lease.job_id})
+                continue
+            with (self.directory / LOSS_LOG_NAME).open("w", encoding="utf-8") as log:
+                rows = (row for row in inputs.steps if row.step <= state.step)
+                log.writelines(row.model_dump_json() + "\n" for row in rows)
+            return state
+        return None
 
-        Raises:
-            manifest.ManifestError: it is not what was saved.
-            BlobNotFoundError: the store has lost a part of it.
-        """
+    def _put_state(self, store: BlobStore, state: SavedState) -> None:
         directory = self.directory / RESUME_NAME
-        shutil.rmtree(directory, ignore_errors=True)  # of a newer one that was not whole
+        shutil.rmtree(directory, ignore_errors=True)  # a newer state, which was damaged
         directory.mkdir()
         for name, file in state.files.items():
             _copy_blob(store, file["key"], directory / name)
@@ -132,37 +167,22 @@ class JobDirectory:
         promised = manifest.verify(directory)
         saved_by = state.saved_by or self._lease.job_id
         if (promised.job_id, promised.step) != (saved_by, state.step):
-            raise manifest.ManifestError(f"step {state.step}: it is the state of something else")
+            raise manifest.ManifestError(f"step {state.step}: the state is of another job or step")
 
-    def put_loss_log(self, rows: Iterable[StepMetrics]) -> None:
-        """Lay the loss log up to the state into the directory."""
-        with (self.directory / LOSS_LOG_NAME).open("w", encoding="utf-8") as log:
-            log.writelines(row.model_dump_json() + "\n" for row in rows)
-
-    def write_spec(
+    def _write_spec(
         self,
+        inputs: JobInputs,
         base_model: BaseModelRef,
-        *,
-        training_file: File,
-        validation_file: File | None,
-        settings: Settings,
         state: SavedState | None,
+        settings: Settings,
     ) -> None:
-        """Tell the child what to do.
-
-        Args:
-            state: what it resumes from; it lies in the directory.
-        """
-        cache = settings.cache_dir.resolve()
-        cache.mkdir(parents=True, exist_ok=True)
-        (self.directory / MACHINE_CACHE_NAME).symlink_to(cache)
         spec = JobSpec(
             job_id=self._lease.job_id,
             attempt=self._lease.attempt,
             fine_tuned_model=self._lease.fine_tuned_model,
             base_model=base_model,
-            training_file=_reference(training_file),
-            validation_file=validation_file and _reference(validation_file),
+            training_file=_reference(inputs.training_file),
+            validation_file=inputs.validation_file and _reference(inputs.validation_file),
             config=self._lease.config,
             threads=settings.resolved_training_threads,
             compute=_compute_settings(settings),
@@ -173,13 +193,13 @@ class JobDirectory:
         (self.directory / JOB_SPEC_NAME).write_text(spec.model_dump_json(indent=2))
 
     def store_directory(self, store: BlobStore, name: str) -> list[StoredFile]:
-        """Copy a checkpoint or a state into the store, under keys of this attempt; verify it.
+        """Copy a checkpoint or a state into the store, under keys of this attempt, and verify it.
 
         Raises:
-            manifest.ManifestError: it is not what its manifest says.
+            manifest.ManifestError: the files are not what the manifest says.
         """
         directory = self.directory / name
-        if directory.resolve() != self.directory.resolve() / name:  # a child's link leads nowhere
+        if directory.resolve() != self.directory.resolve() / name:  # a link is not followed
             raise manifest.ManifestError(f"{directory.name} is not a directory of its own")
         promised = manifest.read(directory)
         stored = {
@@ -187,22 +207,22 @@ class JobDirectory:
             for path in sorted(directory.iterdir())
         }
         # What is in the store is what counts, so that is what is compared.
-        found = {
+        actual = {
             file.name: manifest.ManifestFile(bytes=file.bytes, sha256=file.sha256)
             for file in stored.values()
             if file.name != manifest.MANIFEST_NAME
         }
-        manifest.check(promised, found)
+        manifest.check(promised, actual)
         if (promised.job_id, promised.attempt) != (self._lease.job_id, self._lease.attempt):
             raise manifest.ManifestError(f"{directory.name} is of another job or attempt")
         return list(stored.values())
 
     def drop_directory(self, name: str) -> None:
-        """Free what was stored and is not needed here any more."""
+        """Delete what was stored and is not needed here any more."""
         shutil.rmtree(self.directory / name, ignore_errors=True)
 
     def store_text(self, store: BlobStore, name: str, text: str) -> StoredFile:
-        """Put a text that this process made into the store."""
+        """Store a text that this process made."""
         path = self.directory / name
         path.write_text(text, "utf-8")
         return _store(store, path, f"{self._blob_prefix}/{name}")
@@ -253,10 +273,10 @@ def _reference(file: File) -> DatasetRef:
 
 
 def _store(store: BlobStore, path: Path, key: str) -> StoredFile:
-    """Copy a file into the store, describing it on the way."""
+    """Copy a file into the store, and compute its size and checksums meanwhile."""
     sha256, crc32, size = hashlib.sha256(), 0, 0
     scratch = store.scratch_file()
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)  # a child's link leads nowhere
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)  # a link is not followed
     try:
         with os.fdopen(descriptor, "rb") as source, scratch.open("wb") as copy:
             while chunk := source.read(1024 * 1024):
@@ -271,7 +291,7 @@ def _store(store: BlobStore, path: Path, key: str) -> StoredFile:
 
 
 def as_file(stored: StoredFile, lease: Lease, *, now: datetime) -> File:
-    """The row that publishes a stored file as a result of its job."""
+    """Return the row that publishes a stored file as a result of its job."""
     return File(
         id=new_id(IdPrefix.FILE),
         project_id=lease.project_id,

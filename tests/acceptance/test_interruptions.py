@@ -265,7 +265,7 @@ def test_an_interrupted_job_ends_as_if_nothing_had_happened(
     told = messages(client, after.id)
     assert told.count("Fine-tuning job started") == 1
     for why in (
-        "The worker was stopped; the job is back in the queue and goes on after step",
+        "The worker was stopped; the job is queued again and will resume after step",
         "The training process was killed, most likely because the machine ran out of memory; ",
         "Its worker ",
         "Fine-tuning job paused after step ",

@@ -9,7 +9,7 @@ import pytest
 
 from app.core.job.training_events import Noted, TrainingEvent
 from tests.fakes import Act, FakeLauncher, Waiting
-from worker.launch.launcher import Ending, Launcher, Order
+from worker.launch.launcher import Ending, Launcher, Signal
 from worker.launch.local import LocalLauncher
 from worker.launch.warm import WarmLauncher
 
@@ -51,14 +51,14 @@ def run(
     directory: Path,
     *,
     on_event: Callable[[TrainingEvent], None] = lambda _: None,
-    orders: Sequence[Order] = (Order.GO_ON,),
+    orders: Sequence[Signal] = (Signal.CONTINUE,),
 ) -> Ending:
     """Run a child that is given these orders, one at each look, and then the last one."""
     left = list(orders)
     return launcher.run(
         directory,
         on_event=on_event,
-        order=lambda: left.pop(0) if len(left) > 1 else left[0],
+        requested_signal=lambda: left.pop(0) if len(left) > 1 else left[0],
     )
 
 
@@ -79,20 +79,20 @@ def test_the_end_of_a_child_is_told(prepare: Prepare, tmp_path: Path, exit_code:
 
 @pytest.mark.parametrize(
     ("order", "exit_code"),
-    [(Order.SAVE_AND_END, -signal.SIGTERM), (Order.END, -signal.SIGKILL)],
+    [(Signal.SAVE_AND_STOP, -signal.SIGTERM), (Signal.KILL, -signal.SIGKILL)],
 )
 def test_a_child_ends_when_it_is_told_to(
-    prepare: Prepare, tmp_path: Path, order: Order, exit_code: int
+    prepare: Prepare, tmp_path: Path, order: Signal, exit_code: int
 ) -> None:
     """This one knows nothing of SIGTERM, which so ends it as well."""
-    orders = [Order.GO_ON, Order.GO_ON, order]
+    orders = [Signal.CONTINUE, Signal.CONTINUE, order]
 
     ending = run(prepare(Waiting()), tmp_path, orders=orders)
 
     assert ending.exit_code == exit_code
     assert (ending.was_asked, ending.was_killed) == (
-        order is Order.SAVE_AND_END,
-        order is Order.END,
+        order is Signal.SAVE_AND_STOP,
+        order is Signal.KILL,
     )
 
 

@@ -26,7 +26,7 @@ from hypothesis.stateful import (
 from sqlalchemy import delete, event, select
 
 from app.core.db.repositories.jobs import JobRepository
-from app.core.db.repositories.leases import Lease, LeaseRepository, Wish
+from app.core.db.repositories.leases import Lease, LeaseRepository, RequestedAction
 from app.core.db.repositories.recovery import (
     MAX_CRASHES,
     MAX_INTERRUPTIONS,
@@ -139,11 +139,11 @@ class QueueMachine(RuleBasedStateMachine):
     def renew(self, lease: Lease) -> None:
         job = self.owned(lease)
         with self.fenced(lease), self.database.writing() as session:
-            wish = LeaseRepository(session).renew(lease, until=self.now + MINUTE)
+            action = LeaseRepository(session).renew(lease, until=self.now + MINUTE)
         if job:
             job.expires = self.elapsed + MINUTE
-            expected = Wish.PAUSE if job.is_to_pause else Wish.GO_ON
-            assert wish is (Wish.CANCEL if job.is_unwanted else expected)
+            expected = RequestedAction.PAUSE if job.is_to_pause else RequestedAction.CONTINUE
+            assert action is (RequestedAction.CANCEL if job.is_unwanted else expected)
 
     @rule(
         lease=consumes(leases), status=st.sampled_from([JobStatus.SUCCEEDED, JobStatus.CANCELLED])

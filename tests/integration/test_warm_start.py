@@ -11,7 +11,7 @@ from app.core.job.training_events import Finished, Started, TrainingEvent
 from tests.children import find_children
 from tests.counting_trainer import loads
 from tests.tiny import build_model, chat_row, write_job, write_tiny_model
-from worker.launch.launcher import Ending, Launcher, Order
+from worker.launch.launcher import Ending, Launcher, Signal
 from worker.launch.local import LocalLauncher
 from worker.launch.warm import WarmLauncher
 
@@ -53,7 +53,9 @@ class Bench:
             if isinstance(event, Started):
                 self.children.append(find_children(self.root)[name])
 
-        ending = launcher.run(directory, on_event=on_event, order=lambda: Order.GO_ON)
+        ending = launcher.run(
+            directory, on_event=on_event, requested_signal=lambda: Signal.CONTINUE
+        )
 
         assert (ending.exit_code, ending.was_killed) == (0, False), ending.log_tail
         assert isinstance(seen[-1], Finished)
@@ -132,7 +134,9 @@ def test_a_base_model_that_cannot_be_loaded_is_left_to_the_job_which_says_why(
     directory = tmp_path / "work" / "job" / "attempt-1"
     write_job(directory, ROWS, base_model=broken)
 
-    ending: Ending = warm.run(directory, on_event=lambda _: None, order=lambda: Order.GO_ON)
+    ending: Ending = warm.run(
+        directory, on_event=lambda _: None, requested_signal=lambda: Signal.CONTINUE
+    )
 
     assert ending.exit_code == 1
     assert "safetensors" in ending.log_tail

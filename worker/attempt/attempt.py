@@ -1,276 +1,293 @@
-"""One attempt at one job, from claim to end: keeps its lease, writes down what its child does.
+"""One attempt at one job: prepare its directory, begin, run the training process, settle.
 
-Every write names the attempt, so once the job belongs to another one, LeaseLostError ends it.
-No transaction is open while a child trains or while bytes move. Two threads call in here: one
-relays what the child says, the other beats, so that neither a busy child nor bytes that take long
-to copy can cost the job its lease.
+Every write names the attempt, so once the job belongs to another attempt, LeaseLostError ends this
+one. No transaction is open while a child trains or while bytes move. Two threads call in here: one
+relays the child's events, the other is the heartbeat. So neither a busy child nor bytes that take
+long to copy can cost the job its lease.
 """
 
 import logging
-import math
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
 
-from app.core.clock import Clock, steady_s
-from app.core.db.repositories.leases import Lease, LeaseRepository, Wish
-from app.core.db.repositories.recovery import RecoveryRepository
-from app.core.db.session import Database
-from app.core.errors import DatabaseBusyError, LeaseLostError, StorageFullError
+from app.core.base_models import Catalogue
+from app.core.clock import Clock, steady_s, utc_now
+from app.core.db.repositories.files import FileRepository
+from app.core.db.repositories.jobs import JobRepository
+from app.core.db.repositories.leases import Lease, LeaseRepository
+from app.core.db.repositories.recovery import Crash, Interruption, RecoveryRepository
+from app.core.db.repositories.saved_states import SavedStateRepository
+from app.core.db.session import Database, Session
+from app.core.errors import (
+    DatabaseBusyError,
+    LeaseLostError,
+    NotFoundError,
+    OutcomeUnknownError,
+)
 from app.core.job.status import JobStatus
 from app.core.job.training_events import (
     Checkpointed,
-    Failed,
     Finished,
+    JobError,
     Noted,
-    OutOfSpace,
     Planned,
     Saved,
     Started,
     Stepped,
-    Stopped,
     TrainingEvent,
     Unresumable,
 )
-from worker.attempt.endings import MAKE_ROOM, crash_of, was_ended_by_us
+from app.core.settings import Settings
+from app.core.storage.blob_store import BlobStore
+from worker.attempt.endings import (
+    AttemptEnd,
+    Cancelled,
+    LastEvent,
+    Released,
+    end_of_error,
+    end_of_process,
+)
+from worker.attempt.lease_keeper import TRANSIENT_ERRORS, LeaseKeeper, heartbeat
 from worker.attempt.publisher import Publisher
 from worker.attempt.step_log import StepLog
-from worker.launch.launcher import Ending, Order
+from worker.job_directory import JobDirectory, JobInputs
+from worker.launch.launcher import Ending, Launcher, Signal
 
 logger = logging.getLogger(__name__)
 
-FLUSH_INTERVAL_S = 1.0
-"""Steps are written to the database at most this often: a commit is dearer than a small step."""
 
-RENEWALS = 6
-"""In the time of one lease."""
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What all attempts of a worker use."""
 
-RETRY_S = 0.2
-_FOR_THE_MOMENT = (DatabaseBusyError, StorageFullError)
-"""Nothing was done, and it may be done a moment later."""
-
-LEASE_MARGIN = 0.25
-"""Part of the lease that a worker which cannot reach the database leaves unused."""
+    settings: Settings
+    database: Database
+    store: BlobStore
+    catalogue: Catalogue
+    launcher: Launcher
+    clock: Clock = utc_now
+    cancel_poll_interval_s: float = 0.5
+    """Interval at which the database is asked what the user wants. A cancel may take 5 seconds."""
+    flush_interval_s: float = 1.0
+    """Minimum interval between two writes of steps: a commit takes longer than a small step."""
+    progress_interval_s: float = 30.0
+    """Minimum interval between two lines of a job's progress in the worker's log."""
 
 
 class Attempt:
-    """What the launcher and the heartbeat call back, and what comes after them.
+    """Runs once. Its parts raise LeaseLostError when the job is no longer this attempt's.
 
     Attributes:
-        must_wait: whether the next attempt at any job had better not come at once.
+        must_wait: whether the worker should pause before its next attempt at any job.
 
     Args:
-        stop_at_s: when the worker, which is told to stop, will have no more time for this job, by
-            `steady_s`; None while it may go on.
+        stop_at_s: returns when a worker that is told to stop must have left the job, by `steady_s`;
+            None while it may go on.
+        on_beat: called regularly, from another thread, while the attempt runs.
     """
 
     def __init__(
         self,
         lease: Lease,
-        publisher: Publisher,
+        resources: Resources,
         *,
-        database: Database,
-        clock: Clock,
-        lease_for: timedelta,
-        stop_at_s: Callable[[], float | None],
+        stop_at_s: Callable[[], float | None] = lambda: None,
+        on_beat: Callable[[], None] = lambda: None,
     ) -> None:
+        settings, clock = resources.settings, resources.clock
         self._lease = lease
-        self._publisher = publisher
-        self._database = database
-        self._clock = clock
-        self._lease_for = lease_for
-        self._stop_at_s = stop_at_s
-        self._wish = Wish.GO_ON
-        self._is_lost = False
+        self._resources = resources
+        self._on_beat = on_beat
+        self._job_directory = JobDirectory(settings.work_dir, lease)
+        self._keeper = LeaseKeeper(
+            lease,
+            resources.database,
+            clock=clock,
+            lease_for=timedelta(seconds=settings.lease_s),
+            stop_at_s=stop_at_s,
+        )
+        self._publisher = Publisher(self._keeper, self._job_directory, resources.store, clock)
+        self._steps = StepLog(
+            self._keeper,
+            clock=clock,
+            flush_interval_s=resources.flush_interval_s,
+            progress_interval_s=resources.progress_interval_s,
+        )
+        self._last_event: LastEvent | None = None
         self.must_wait = False
-        self._end: Finished | Failed | Stopped | OutOfSpace | Unresumable | None = None
-        self._steps = StepLog(lease, database=database, clock=clock)
-        self._renewed_s = steady_s()
+
+    def run(self) -> None:
+        """Make the attempt. Afterwards the job has ended, waits for another attempt, or is lost."""
+        context = {"job_id": self._lease.job_id, "attempt": self._lease.attempt}
+        began_s = steady_s()
+        try:
+            with heartbeat(self.beat, interval_s=self._resources.cancel_poll_interval_s):
+                self._run()
+        except LeaseLostError:
+            logger.warning("lease lost; nothing more was written", extra=context)
+        except OutcomeUnknownError:  # the job has ended, or is recovered once its lease has
+            logger.warning("the database was lost in a commit", extra=context)
+        finally:
+            self._job_directory.remove()
+            self._log_end(context | {"seconds": round(steady_s() - began_s, 1)})
 
     def begin(self, *, after_step: int) -> None:
-        """The directory is filled, and its child will go on after this step.
-
-        Raises:
-            LeaseLostError: the job is no longer this attempt's.
-        """
+        """Record that the training process will resume after this step, or start if it is 0."""
         self._steps.begin(after_step=after_step)
-        now = self._clock()
-
-        def write() -> None:
-            with self._database.writing() as session:
-                LeaseRepository(session).begin(self._lease, after_step=after_step, now=now)
-
-        self._while_leased(write)
+        self._keeper.transact(
+            lambda session: LeaseRepository(session).begin(
+                self._lease, after_step=after_step, now=self._resources.clock()
+            )
+        )
 
     def beat(self) -> None:
-        """Look what the user wants, keep the lease, write down the steps that wait for it."""
-        if self._is_lost:
-            return
+        """Poll what the user wants, renew the lease, and write the steps that wait."""
+        self._on_beat()
         try:
-            self._look()
-            self._steps.write(at_least_after_s=FLUSH_INTERVAL_S)
+            self._keeper.poll()
+            self._steps.flush_if_due()
         except LeaseLostError:
-            self._is_lost = True
-        except _FOR_THE_MOMENT as error:
+            return  # the next signal kills the child
+        except TRANSIENT_ERRORS as error:
             logger.warning("the database refused: %s", error, extra={"job_id": self._lease.job_id})
 
-    def order(self) -> Order:
-        """What the child is to do now. Returns at once."""
-        stop_at_s = self._stop_at_s()
-        if self._is_late() or self._wish is Wish.CANCEL:
-            return Order.END
-        if stop_at_s is not None:
-            return Order.END if steady_s() > stop_at_s else Order.SAVE_AND_END
-        return Order.SAVE_AND_END if self._wish is Wish.PAUSE else Order.GO_ON
+    def requested_signal(self) -> Signal:
+        """Return what the training process is to do. Returns at once."""
+        return self._keeper.requested_signal()
 
     def on_event(self, event: TrainingEvent) -> None:
-        """Write down what the child reports.
+        """Write down what the training process reports.
 
         Raises:
-            LeaseLostError: the job is no longer this attempt's.
             ManifestError: a checkpoint is not what its manifest says.
         """
-        self._while_leased(lambda: self._write_down(event))
-        if isinstance(event, Stepped) and not self._steps.has_written:
-            self._while_leased(self._steps.write)  # a user waits for the first
-
-    def settle(self, ending: Ending) -> None:
-        """End the job, or put it back.
-
-        Raises:
-            LeaseLostError: the job is no longer this attempt's.
-        """
-        self._while_leased(lambda: self._settle(ending))
-
-    def fail(self, *, code: str, message: str, **more: Any) -> None:
-        """End the job as failed, with the reason.
-
-        Raises:
-            LeaseLostError: the job is no longer this attempt's.
-        """
-        error: dict[str, Any] = {"code": code, "message": message, "param": None, "errors": []}
-        self._while_leased(lambda: self._finish(JobStatus.FAILED, error=error | more))
-
-    def release(self, why: str) -> None:
-        """Leave the job to its next attempt, or as its user wants it.
-
-        Args:
-            why: the beginning of a sentence, as `The worker was stopped`.
-
-        Raises:
-            LeaseLostError: the job is no longer this attempt's.
-        """
-
-        def write() -> None:
-            with self._database.writing() as session:
-                RecoveryRepository(session).release(self._lease, why, now=self._clock())
-
-        self._while_leased(write)
-
-    def give_up(self, why: str, advice: str) -> None:
-        """Leave the job, which cannot run on this machine for the moment, to its next attempt.
-
-        Raises:
-            LeaseLostError: the job is no longer this attempt's.
-        """
-        self.must_wait = True
-        self._publisher.abandon()  # what fills the disk is in the way of saying so
-        now = self._clock()
-
-        def write() -> None:
-            with self._database.writing() as session:
-                RecoveryRepository(session).give_up(self._lease, why, advice, now=now)
-
-        self._while_leased(write)
-
-    def _look(self) -> None:
-        now_s = steady_s()
-        if now_s - self._renewed_s < self._lease_for.total_seconds() / RENEWALS:
-            with self._database.reading() as session:
-                self._wish = LeaseRepository(session).read_wish(self._lease)
+        if isinstance(event, Stepped):
+            self._steps.append(event.metrics)
+            if not self._steps.has_written:  # a user waits for the first step
+                self._steps.flush()
             return
-        with self._database.writing() as session:
-            until = self._clock() + self._lease_for
-            self._wish = LeaseRepository(session).renew(self._lease, until=until)
-        self._renewed_s = now_s
-
-    def _write_down(self, event: TrainingEvent) -> None:
         match event:
-            case Stepped():
-                self._steps.append(event.metrics)
             case Planned() | Started():
-                if isinstance(event, Started):
-                    self._steps.start(total_steps=event.total_steps)
-                with self._database.writing() as session:
-                    LeaseRepository(session).start(self._lease, total_steps=event.total_steps)
+                self._record_total(event)
             case Noted():
-                with self._database.writing() as session:
-                    leases = LeaseRepository(session)
-                    leases.hold(self._lease)
-                    leases.note(self._lease, event.message, now=self._clock(), level=event.level)
+                self._keeper.transact(lambda session: self._note(session, event))
             case Checkpointed():
-                self._steps.write()
+                self._steps.flush()
                 self._publisher.publish_checkpoint(event)
             case Saved():
-                self._steps.write()
+                self._steps.flush()
                 self._publisher.publish_state(event)
-            case Finished() | Failed() | Stopped() | OutOfSpace() | Unresumable():
-                self._steps.write()
-                self._end = event
+            case _:
+                self._steps.flush()
+                self._last_event = event
 
-    def _settle(self, ending: Ending) -> None:
-        if self._is_late():
-            raise LeaseLostError(self._lease.job_id, self._lease.attempt)
-        self._steps.write()
-        if isinstance(self._end, Finished) and ending.exit_code == 0:
-            if not self._publisher.publish_result(self._end):
-                self._finish(JobStatus.CANCELLED)
-        elif self._wish is Wish.CANCEL:
-            self._finish(JobStatus.CANCELLED)
-        elif isinstance(self._end, Failed):
-            self.fail(**self._end.model_dump(exclude={"kind"}, mode="json"))
-        else:
-            self._put_back(ending)
+    def settle(self, ending: Ending) -> None:
+        """End the job or put it back, after its training process has ended."""
+        self._keeper.require()
+        self._steps.flush()
+        self.end(
+            end_of_process(
+                self._last_event,
+                ending,
+                action=self._keeper.requested_action,
+                is_stopping=self._keeper.is_stopping,
+            )
+        )
 
-    def _put_back(self, ending: Ending) -> None:
-        if isinstance(self._end, OutOfSpace):
-            self.give_up(self._end.message.rstrip("."), MAKE_ROOM)
-        elif isinstance(self._end, Unresumable):
-            self._publisher.drop_state(self._end)
-        elif isinstance(self._end, Stopped) or was_ended_by_us(ending):
-            is_stopping = self._stop_at_s() is not None
-            self.release("The worker was stopped" if is_stopping else "The job was interrupted")
-        else:
-            with self._database.writing() as session:
-                recovery = RecoveryRepository(session)
-                recovery.crash(self._lease, crash_of(ending), now=self._clock())
+    def end(self, end: AttemptEnd) -> None:
+        """End the attempt in this way, and with it the job, unless that is put back."""
+        match end:
+            case Finished():
+                self._publisher.publish_result(end)
+            case Unresumable():
+                self._publisher.drop_state(end)
+            case _:
+                if isinstance(end, Interruption):
+                    self.must_wait = True
+                    self._job_directory.remove()  # it may fill the disk that the database needs
+                self._keeper.transact(lambda session: self._write_end(session, end))
 
-    def _finish(self, status: JobStatus, **values: Any) -> None:
-        now = self._clock()
-        with self._database.writing() as session:
-            leases = LeaseRepository(session)
-            leases.finish(self._lease, status, now=now, **values)
-            if status is JobStatus.FAILED:
-                message = f"The job failed: {values['error']['message']}"
-                leases.note(self._lease, message, now=now, level="error")
-            else:
-                leases.note(self._lease, "Fine-tuning job cancelled", now=now)
+    def _run(self) -> None:
+        try:
+            self.begin(after_step=self._prepare())
+            ending = self._resources.launcher.run(
+                self._job_directory.directory,
+                on_event=self.on_event,
+                requested_signal=self.requested_signal,
+            )
+            self.settle(ending)
+        except (LeaseLostError, OutcomeUnknownError):
+            raise
+        except Exception as error:
+            self.end(end_of_error(error, self._lease))
 
-    def _while_leased(self, write: Callable[[], object]) -> None:
-        """Repeat what a busy or full database has refused while the lease lasts."""
-        while True:
-            try:
-                write()
-            except _FOR_THE_MOMENT:
-                if self._is_late() or steady_s() > (self._stop_at_s() or math.inf):
-                    raise LeaseLostError(self._lease.job_id, self._lease.attempt) from None
-                time.sleep(RETRY_S)  # one that is away refuses at once
-            else:
-                return
+    def _prepare(self) -> int:
+        """Fill the job directory. Returns the step after which training resumes, or 0."""
+        resources = self._resources
+        inputs = self._keeper.read(self._read_inputs)
+        return self._job_directory.fill(
+            inputs, resources.store, resources.catalogue, resources.settings
+        )
 
-    def _is_late(self) -> bool:
-        """After so long without a renewal, the job may be another worker's any moment."""
-        allowed_s = self._lease_for.total_seconds() * (1 - LEASE_MARGIN)
-        self._is_lost = self._is_lost or steady_s() - self._renewed_s > allowed_s
-        return self._is_lost
+    def _read_inputs(self, session: Session) -> JobInputs:
+        lease, files = self._lease, FileRepository(session, self._lease.project_id)
+        jobs = JobRepository(session, lease.project_id)
+        states = SavedStateRepository(session).list_newest(lease.job_id)
+        validation_file_id = lease.validation_file_id
+        return JobInputs(
+            files.get_for_job(lease.training_file_id),
+            files.get_for_job(validation_file_id) if validation_file_id else None,
+            states,
+            jobs.list_steps(lease.job_id, last=states[0].step) if states else (),
+        )
+
+    def _record_total(self, event: Planned | Started) -> None:
+        total_steps = event.total_steps
+        if isinstance(event, Started):
+            self._steps.start(total_steps=total_steps)
+        self._keeper.transact(
+            lambda session: LeaseRepository(session).start(self._lease, total_steps=total_steps)
+        )
+
+    def _note(self, session: Session, event: Noted) -> None:
+        leases, now = LeaseRepository(session), self._resources.clock()
+        leases.hold(self._lease)
+        leases.note(self._lease, event.message, now=now, level=event.level)
+
+    def _write_end(
+        self, session: Session, end: JobError | Cancelled | Crash | Interruption | Released
+    ) -> None:
+        lease, now = self._lease, self._resources.clock()
+        match end:
+            case JobError():
+                LeaseRepository(session).finish(lease, JobStatus.FAILED, now=now, error=end)
+            case Cancelled():
+                LeaseRepository(session).finish(lease, JobStatus.CANCELLED, now=now)
+            case Crash():
+                RecoveryRepository(session).crash(lease, end, now=now)
+            case Interruption():
+                RecoveryRepository(session).interrupt(lease, end, now=now)
+            case Released():
+                RecoveryRepository(session).release(lease, end.why, now=now)
+
+    def _log_end(self, context: Mapping[str, object]) -> None:
+        """Log how the attempt ended, in one line, as the database has it."""
+        try:
+            with self._resources.database.reading() as session:
+                job = JobRepository(session, self._lease.project_id).get(self._lease.job_id)
+        except (DatabaseBusyError, NotFoundError) as error:
+            logger.warning("attempt ended: %s", error, extra=context)
+            return
+        context = {
+            **context,
+            "status": job.status.value,
+            "code": job.error and job.error["code"],
+            "steps": job.trained_steps,
+            "total_steps": job.total_steps,
+            "train_loss": job.train_loss,
+            "valid_loss": job.valid_loss,
+            "tokens_per_second": job.tokens_per_second and round(job.tokens_per_second),
+        }
+        known = {name: value for name, value in context.items() if value is not None}
+        logger.info("job ended" if job.status.is_terminal else "attempt ended", extra=known)

@@ -1,20 +1,112 @@
-"""What the end of a child means."""
+"""How an attempt ends, decided by what its training process reported or by what went wrong."""
 
+import logging
 import signal
+from dataclasses import dataclass
 
-from app.core.db.repositories.recovery import Crash
+from app.core.db.repositories.leases import Lease, RequestedAction
+from app.core.db.repositories.recovery import Crash, Interruption
+from app.core.disk import as_storage_full
+from app.core.job.training_events import (
+    Failed,
+    Finished,
+    JobError,
+    OutOfSpace,
+    Stopped,
+    Unresumable,
+)
+from worker.job_directory import BaseModelChangedError, BaseModelMissingError
 from worker.launch.launcher import Ending
+from worker.launch.locks import JobLockedError
 
-MAKE_ROOM = "Make room on the disk, or choose fewer checkpoints."
+logger = logging.getLogger(__name__)
+
+LastEvent = Finished | Failed | Stopped | OutOfSpace | Unresumable
+"""What a training process reports before it exits, unless it dies."""
+
+_FREE_SPACE = "Free space on the disk, or save fewer checkpoints."
 
 
-def was_ended_by_us(ending: Ending) -> bool:
-    """Whether it ended because it was told to, before it could say so itself."""
-    return ending.was_killed or (ending.was_asked and ending.exit_code == -signal.SIGTERM)
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    """The user has cancelled the job."""
 
 
-def crash_of(ending: Ending) -> Crash:
-    """What to tell the user of a child that died by itself."""
+@dataclass(frozen=True, slots=True)
+class Released:
+    """The worker leaves the job for a reason that counts neither as crash nor as interruption."""
+
+    why: str
+    """What happened, to begin a sentence with: `The worker was stopped`."""
+
+
+AttemptEnd = Finished | Unresumable | JobError | Cancelled | Crash | Interruption | Released
+
+
+def end_of_process(
+    event: LastEvent | None, ending: Ending, *, action: RequestedAction, is_stopping: bool
+) -> AttemptEnd:
+    """Decide how the attempt ends after its training process has.
+
+    Args:
+        event: the last event, if there was one.
+        action: what the user has asked the job to do.
+        is_stopping: whether the worker is told to stop.
+    """
+    match event:
+        case Finished() if ending.exit_code == 0:
+            return event
+        case _ if action is RequestedAction.CANCEL:
+            return Cancelled()
+        case Failed():
+            return JobError.model_validate(event.model_dump(exclude={"kind"}))
+        case OutOfSpace():
+            return Interruption(event.message.rstrip("."), _FREE_SPACE)
+        case Unresumable():
+            return event
+        case _:
+            return _end_of_interrupted(event, ending, is_stopping=is_stopping)
+
+
+def end_of_error(error: Exception, lease: Lease) -> JobError | Interruption:
+    """Decide how an attempt ends that failed with this exception, which is being handled."""
+    base_model, context = lease.base_model, {"job_id": lease.job_id}
+    match error:
+        case JobLockedError():
+            logger.warning("job locked: %s", error, extra=context)
+            return Interruption(
+                "Its previous training process does not end",
+                "Find out what blocks that process, or restart the machine.",
+            )
+        case BaseModelMissingError():
+            return JobError(
+                code="model_not_available",
+                message=f"The base model {base_model} is not installed any more. Install it with "
+                f"'tunery models install {base_model}' and rerun the job.",
+            )
+        case BaseModelChangedError():
+            return JobError(
+                code="base_model_changed",
+                message=f"The base model {base_model} was reinstalled after the job was created, "
+                "and its weights have changed. Create the job again.",
+            )
+        case OSError() if as_storage_full(error) is not None:
+            return Interruption("The disk is full", _FREE_SPACE)
+        case _:
+            logger.exception("attempt failed", extra=context)
+            return JobError(
+                code="internal_error",
+                message=f"The worker failed on this job: {error!r:.500}. See the worker's log.",
+            )
+
+
+def _end_of_interrupted(
+    event: LastEvent | None, ending: Ending, *, is_stopping: bool
+) -> Released | Crash:
+    # A child that is asked to end may do so before it can report that.
+    was_ended = ending.was_killed or (ending.was_asked and ending.exit_code == -signal.SIGTERM)
+    if was_ended or isinstance(event, Stopped):
+        return Released("The worker was stopped" if is_stopping else "The job was interrupted")
     if ending.exit_code == -signal.SIGKILL:
         return Crash(
             "The training process was killed, most likely because the machine ran out of memory",
@@ -25,4 +117,4 @@ def crash_of(ending: Ending) -> Crash:
         what = f"The training process died of {signal.Signals(-ending.exit_code).name}"
     else:
         what = f"The training process ended with exit code {ending.exit_code}"
-    return Crash(what, "What its log says may help to find the cause.", ending.log_tail)
+    return Crash(what, "Its log may show the cause.", ending.log_tail)

@@ -1,32 +1,43 @@
-"""The steps an attempt's child reports, written to the database a batch at a time."""
+"""Writes the steps that a training process reports to the database, in batches."""
 
 import logging
 import threading
+from collections.abc import Callable
 from datetime import timedelta
 
 from app.core.clock import Clock, steady_s
 from app.core.db.repositories.events import EventRepository
-from app.core.db.repositories.leases import Lease, LeaseRepository
-from app.core.db.session import Database
+from app.core.db.repositories.leases import LeaseRepository
+from app.core.db.session import Session
 from app.core.job.loss_log import StepMetrics
+from worker.attempt.lease_keeper import LeaseKeeper
 
 logger = logging.getLogger(__name__)
 
-PROGRESS_INTERVAL_S = 30.0
-"""Minimum interval between two lines of a job's progress in the worker's log."""
-
 
 class StepLog:
-    """Two threads call in here: one appends what the child says, both write it down.
+    """Steps wait here until they are written. Two threads write them; one of them appends.
 
     Attributes:
         has_written: whether a step of this attempt is in the database.
+
+    Args:
+        flush_interval_s: minimum interval between two writes by `flush_if_due`.
+        progress_interval_s: minimum interval between two lines of progress in the worker's log.
     """
 
-    def __init__(self, lease: Lease, *, database: Database, clock: Clock) -> None:
-        self._lease = lease
-        self._database = database
+    def __init__(
+        self,
+        keeper: LeaseKeeper,
+        *,
+        clock: Clock,
+        flush_interval_s: float,
+        progress_interval_s: float,
+    ) -> None:
+        self._keeper = keeper
         self._clock = clock
+        self._flush_interval_s = flush_interval_s
+        self._progress_interval_s = progress_interval_s
         self._lock = threading.Lock()
         self._waiting: list[StepMetrics] = []
         self.has_written = False
@@ -34,11 +45,11 @@ class StepLog:
         self._started_s = self._written_s = self._logged_s = steady_s()
 
     def begin(self, *, after_step: int) -> None:
-        """The first step to come is the one after this."""
+        """The training process will resume after this step."""
         self._first_step = after_step
 
     def start(self, *, total_steps: int) -> None:
-        """The first step comes now."""
+        """The training process begins its first step now."""
         self._total_steps = total_steps
         self._started_s = steady_s()
 
@@ -46,47 +57,57 @@ class StepLog:
         with self._lock:
             self._waiting.append(row)
 
-    def write(self, *, at_least_after_s: float = 0.0) -> None:
-        """Write the steps that have come in since the last time, and the events they are due.
+    def flush(self) -> None:
+        """Write the waiting steps and their events. Retries while the lease lasts."""
+        with self._lock:
+            self._write(self._keeper.transact)
 
-        Args:
-            at_least_after_s: the last time; else nothing happens.
+    def flush_if_due(self) -> None:
+        """Write the waiting steps, unless that was done a moment ago or is being done.
 
         Raises:
-            LeaseLostError: the job is no longer this attempt's.
-            DatabaseBusyError, StorageFullError: nothing was written; they wait for the next time.
+            DatabaseBusyError, StorageFullError: nothing was written; the steps still wait.
         """
-        with self._lock:
-            if not self._waiting or steady_s() - self._written_s < at_least_after_s:
-                return
-            self._written_s = steady_s()
-            rows, last = self._waiting, self._waiting[-1]
-            seconds_a_step = (self._written_s - self._started_s) / (last.step - self._first_step)
-            now = self._clock()
-            with self._database.writing() as session:
-                LeaseRepository(session).record_steps(
-                    self._lease,
-                    rows,
-                    tokens_per_second=last.tokens_seen / last.elapsed_s if last.elapsed_s else None,
-                    estimated_finish_at=now
-                    + timedelta(seconds=seconds_a_step * (self._total_steps - last.step)),
-                )
-                events = EventRepository(session, self._lease.project_id)
-                for row in filter(self._is_worth_an_event, rows):
-                    events.add_metrics(
-                        self._lease.job_id, row, total_steps=self._total_steps, now=now
-                    )
-            self.has_written = True
-            self._waiting = []  # not before: a busy database has taken none of them
+        if not self._lock.acquire(blocking=False):
+            return
+        try:
+            if steady_s() - self._written_s >= self._flush_interval_s:
+                self._write(self._keeper.transact_once)
+        finally:
+            self._lock.release()
+
+    def _write(self, run: Callable[[Callable[[Session], None]], None]) -> None:
+        if not self._waiting:
+            return
+        self._written_s = steady_s()
+        run(self._record)
+        self.has_written = True
+        last = self._waiting[-1]
+        self._waiting = []  # only now: a database that is busy has taken none of them
         self._log_progress(last)
 
+    def _record(self, session: Session) -> None:
+        lease, rows, last = self._keeper.lease, self._waiting, self._waiting[-1]
+        seconds_per_step = (self._written_s - self._started_s) / (last.step - self._first_step)
+        left_s = seconds_per_step * (self._total_steps - last.step)
+        now = self._clock()
+        LeaseRepository(session).record_steps(
+            lease,
+            rows,
+            tokens_per_second=last.tokens_seen / last.elapsed_s if last.elapsed_s else None,
+            estimated_finish_at=now + timedelta(seconds=left_s),
+        )
+        events = EventRepository(session, lease.project_id)
+        for row in filter(self._is_worth_an_event, rows):
+            events.add_metrics(lease.job_id, row, total_steps=self._total_steps, now=now)
+
     def _log_progress(self, last: StepMetrics) -> None:
-        if steady_s() - self._logged_s < PROGRESS_INTERVAL_S:
+        if steady_s() - self._logged_s < self._progress_interval_s:
             return
         self._logged_s = steady_s()
-        context = {"job_id": self._lease.job_id, "train_loss": round(last.train_loss, 4)}
+        context = {"job_id": self._keeper.lease.job_id, "train_loss": round(last.train_loss, 4)}
         logger.info("step %d/%d", last.step, self._total_steps, extra=context)
 
     def _is_worth_an_event(self, row: StepMetrics) -> bool:
-        is_due = row.step % self._lease.config.logging_steps == 0
+        is_due = row.step % self._keeper.lease.config.logging_steps == 0
         return is_due or row.step == self._total_steps or row.valid_loss is not None

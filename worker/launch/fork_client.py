@@ -16,31 +16,35 @@ from pydantic import ValidationError
 
 from app.core.subprocesses import python_module
 from worker.launch.fork_protocol import MAX_MESSAGE_BYTES, Answer, Request
-from worker.launch.launcher import LOOK_INTERVAL_S
+from worker.launch.launcher import SIGNAL_POLL_INTERVAL_S
 from worker.launch.supervision import child_environment
 
 PREPARE_S = 600.0
-"""Seconds within which libraries and base model must be loaded: long, for large ones on slow
-disks. Whoever loses patience can give other orders meanwhile."""
+"""Time limit for loading the libraries and the base model, in seconds. It is long because a model
+may be large and a disk slow; a user can cancel the job meanwhile."""
 
 ANSWER_S = 30.0
-"""Seconds within which everything else must be done, which takes milliseconds."""
+"""Time limit for every other request, in seconds. They take milliseconds."""
 
 
 class ForkServerError(Exception):
-    """The fork server has died, does not answer, or refuses: it is of no use any more."""
+    """The fork server has died, does not answer, or refuses. It cannot be used any more."""
 
 
 class ForkClient:
-    """A process that is started at once, and loads and forks what it is asked to.
+    """Starts a fork server and sends requests to it. Two threads may do so at the same time.
 
-    Two threads may ask; the answers do not get mixed up.
+    Attributes:
+        prepare_s: time limit for loading the libraries and the base model, in seconds.
+        answer_s: time limit for every other request, in seconds.
 
     Raises:
-        ForkServerError: it could not be started.
+        ForkServerError: the fork server could not be started.
     """
 
     def __init__(self, module: str, *, idle_s: float) -> None:
+        self.prepare_s = PREPARE_S
+        self.answer_s = ANSWER_S
         self._asking = threading.Lock()
         self._child: ForkedChild | None = None
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -65,40 +69,40 @@ class ForkClient:
 
     @property
     def has_retired(self) -> bool:
-        """Whether it has ended by itself because nobody asked for anything."""
+        """Whether the fork server has ended because it was idle for too long."""
         return self._process.poll() == 0
 
     def preload(self, *, lock: int) -> None:
-        """Load what every job needs. Returns at once; the next request waits until that is done.
+        """Begin to load what every job needs. The next request waits until that is done.
 
         Args:
             lock: descriptor that the fork server holds until it has loaded everything.
 
         Raises:
-            ForkServerError: the fork server is gone.
+            ForkServerError: the fork server has died.
         """
         try:
             with self._asking:
                 request = Request(what="preload").model_dump_json().encode()
                 socket.send_fds(self._control, [request], [lock])
         except OSError as error:
-            raise ForkServerError(f"the fork server is gone: {error}") from error
+            raise ForkServerError(f"the fork server has died: {error}") from error
 
     def prepare(self, directory: Path, *, while_waiting: Callable[[], object]) -> None:
         """Load what the job in this directory needs, unless that is loaded already.
 
         Args:
-            while_waiting: called regularly. If it raises, it reaches the caller, who must
-                then end the fork server, since its answer would still arrive.
+            while_waiting: called regularly. If it raises, the exception reaches the caller, who
+                must then end the fork server, because its answer would still arrive.
 
         Raises:
             ForkServerError: it could not be done.
         """
         request = Request(what="prepare", directory=directory.resolve())
-        self._ask(request, within_s=PREPARE_S, while_waiting=while_waiting)
+        self._ask(request, within_s=self.prepare_s, while_waiting=while_waiting)
 
     def fork(self, directory: Path, *, log: int, lock: int) -> "ForkedChild":
-        """Start a child that trains the job in this directory, as soon as that is prepared.
+        """Start a child that trains the job in this directory, which must be prepared.
 
         Args:
             log: descriptor for its standard error.
@@ -120,16 +124,16 @@ class ForkClient:
         return self._child
 
     def find_exit_code(self) -> int | None:
-        """Of the child, which has ended; None when the fork server cannot say any more."""
-        return self._ask_about_child("look")
+        """Return the exit code of the child, which has ended. None if the fork server has died."""
+        return self._ask_about_child("wait")
 
     def bury(self) -> None:
-        """Let go of the child, whose process id is free from now on."""
+        """Release the child's process id."""
         self._ask_about_child("bury")
         self._close_child()
 
     def end(self) -> None:
-        """End it at once, and a child with it."""
+        """Kill the fork server, and its child with it."""
         self._process.kill()
         self._process.wait()
         self._control.close()
@@ -140,30 +144,31 @@ class ForkClient:
             self._child.close()
             self._child = None
 
-    def _ask_about_child(self, what: Literal["look", "bury"]) -> int | None:
+    def _ask_about_child(self, what: Literal["wait", "bury"]) -> int | None:
         try:
             return self._ask(Request(what=what)).exit_code
         except ForkServerError:
-            self._process.kill()  # and so its child, of which nothing can be learned any more
+            self._process.kill()  # kills the child, too: its exit code is lost
             return None
 
     def _ask(
         self,
         request: Request,
         *descriptors: int,
-        within_s: float = ANSWER_S,
+        within_s: float | None = None,
         while_waiting: Callable[[], object] = lambda: None,
     ) -> Answer:
         try:
             with self._asking:
                 message = request.model_dump_json().encode()
                 socket.send_fds(self._control, [message], descriptors)
-                self._await_answer(request, within_s=within_s, while_waiting=while_waiting)
+                limit_s = self.answer_s if within_s is None else within_s
+                self._await_answer(request, within_s=limit_s, while_waiting=while_waiting)
                 answer = Answer.model_validate_json(self._control.recv(MAX_MESSAGE_BYTES))
         except OSError as error:
-            raise ForkServerError(f"the fork server is gone: {error}") from error
-        except ValidationError as error:  # also for nothing at all, which is its end
-            raise ForkServerError("the fork server is gone, or talks nonsense") from error
+            raise ForkServerError(f"the fork server has died: {error}") from error
+        except ValidationError as error:  # also for the empty message of a closed socket
+            raise ForkServerError("the fork server has died, or its answer is invalid") from error
         if answer.refusal is not None:
             raise ForkServerError(answer.refusal)
         return answer
@@ -172,20 +177,20 @@ class ForkClient:
         self, request: Request, *, within_s: float, while_waiting: Callable[[], object]
     ) -> None:
         deadline_s = time.monotonic() + within_s
-        while not self._answers.poll(1000 * LOOK_INTERVAL_S):
+        while not self._answers.poll(1000 * SIGNAL_POLL_INTERVAL_S):
             while_waiting()
             if time.monotonic() > deadline_s:
                 raise ForkServerError(f"the fork server does not answer: {request.what}")
 
 
 class ForkedChild:
-    """A process that the fork server has forked; a `Child`.
+    """A process that the fork server has forked. It is a `Child`.
 
-    The kernel reports that it has ended; only the fork server knows its exit code. Until `bury`,
-    the fork server keeps the process table entry, so no other process can get the same id.
+    The kernel reports its end, but only the fork server knows its exit code. Until `bury`, the
+    fork server keeps the process table entry, so no other process can get the same id.
 
     Attributes:
-        output: where its events come out.
+        output: where the child writes its events.
 
     Raises:
         ForkServerError: the kernel cannot watch processes.
@@ -217,7 +222,7 @@ class ForkedChild:
             signal.pidfd_send_signal(self._process, signal.SIGTERM)
 
     def bury(self) -> None:
-        """To be called once it has ended; afterwards, it cannot be asked for anything."""
+        """Release the process id. Call this once the child has ended; it is then unusable."""
         self._fork_server.bury()
 
     def close(self) -> None:
@@ -229,7 +234,7 @@ class ForkedChild:
             ended = select.poll()
             ended.register(self._process, select.POLLIN)
             if ended.poll(None if timeout_s is None else 1000 * timeout_s):
-                found = self._fork_server.find_exit_code()
-                # Nobody can tell any more once it has died together with the fork server.
-                self._exit_code = -signal.SIGKILL if found is None else found
+                exit_code = self._fork_server.find_exit_code()
+                # A child that died together with the fork server was killed with it.
+                self._exit_code = -signal.SIGKILL if exit_code is None else exit_code
         return self._exit_code

@@ -1,4 +1,4 @@
-"""What a worker asks of its fork server, and what that answers: each in one datagram of JSON."""
+"""Requests of a worker to its fork server, and the answers. Each is one datagram of JSON."""
 
 from pathlib import Path
 from typing import Literal
@@ -13,23 +13,23 @@ class _Message(BaseModel):
 
 
 class Request(_Message):
-    """One at a time: the next is sent once this one is answered; `preload` has no answer."""
+    """A request. The next one is sent once this one is answered; `preload` has no answer."""
 
-    what: Literal["preload", "prepare", "fork", "look", "bury"]
-    """`preload`: load what every job needs, with one descriptor, of a lock that is held meanwhile.
-    `prepare`: load what the job in `directory` needs. `fork`: start a child for it, with three
-    descriptors: for its events, for its log, and of its lock. `look`: wait for the end of the
-    child, which keeps its process id. `bury`: give that back to the kernel."""
+    what: Literal["preload", "prepare", "fork", "wait", "bury"]
+    """`preload`: load what every job needs. Comes with the descriptor of a lock to hold meanwhile.
+    `prepare`: load what the job in `directory` needs. `fork`: start a child for that job. Comes
+    with three descriptors: for its events, for its log, and of its lock. `wait`: wait for the end
+    of the child, which keeps its process id. `bury`: release the process id."""
 
     directory: Path | None = None
 
 
 class Answer(_Message):
     refusal: str | None = None
-    """Why it was not done; null when it was."""
+    """Why the request was refused. Null if it was carried out."""
 
     pid: int | None = None
-    """Of the child that was forked."""
+    """Process id of the child, after `fork`."""
 
     exit_code: int | None = None
-    """Of the child that has ended, or minus the signal that ended it."""
+    """Exit code of the child after `wait`; minus the number of the signal if one killed it."""

@@ -19,7 +19,7 @@ from worker.launch.fork_protocol import MAX_MESSAGE_BYTES, Answer, Request
 from worker.parent_death import die_with_parent
 
 _DESCRIPTORS = 3
-"""That come with a request to fork."""
+"""Number of descriptors that come with a request to fork."""
 
 
 class Trainer(Protocol):
@@ -39,10 +39,10 @@ class Trainer(Protocol):
 
 
 class ForkServer:
-    """Answers until nobody is left to ask.
+    """Answers the requests of one worker until that worker ends.
 
     Args:
-        idle_s: how long it waits to be asked while it has no child.
+        idle_s: how long it waits for a request while it has no child, in seconds.
     """
 
     def __init__(self, control: socket.socket, trainer: Trainer, *, idle_s: float) -> None:
@@ -52,7 +52,7 @@ class ForkServer:
         self._child: int | None = None
 
     def serve(self) -> Path | None:
-        """Returns None at the end; and, in each child, the job directory that it is to train."""
+        """Return None at the end; in each child, return the job directory to train in."""
         while True:
             self._control.settimeout(self._idle_s if self._child is None else None)
             try:
@@ -61,7 +61,7 @@ class ForkServer:
                 )
             except TimeoutError:
                 return None
-            if not message:  # the worker is gone
+            if not message:  # the worker has ended
                 return None
             request = Request.model_validate_json(message)
             if request.what == "preload":
@@ -78,14 +78,14 @@ class ForkServer:
             return self._prepare(cast("Path", request.directory))
         if self._child is None:
             return Answer(refusal="there is no child")
-        if request.what == "look":
+        if request.what == "wait":
             return Answer(exit_code=_exit_code_of(self._child))
         os.waitpid(self._child, 0)
         self._child = None
         return Answer()
 
     def _preload(self, descriptors: list[int]) -> None:
-        """A failure is only logged: the next `prepare` meets it again, and is answered."""
+        """Load what every job needs. A failure is only logged: `prepare` will report it."""
         try:
             self._trainer.preload()
         except Exception:
@@ -102,7 +102,7 @@ class ForkServer:
         return Answer()
 
     def _fork(self, request: Request, descriptors: list[int]) -> Path | None:
-        """Returns the job directory in the child, and None here."""
+        """Fork a child. Returns the job directory in the child, and None in this process."""
         if self._child is not None:
             refusal = "the last child is not buried yet"
         elif (threads := _count_threads()) != 1:
@@ -134,8 +134,8 @@ class ForkServer:
 
 
 def _become_child(fork_server: int, events: int, log: int, lock: int) -> None:
-    """Be as a process that was started for this job alone. It holds the lock while it lives."""
-    del lock  # is simply never closed
+    """Make this process one that serves this job alone and holds its lock while it lives."""
+    del lock  # never closed, so it is held until this process ends
     os.setsid()  # a Ctrl-C in a terminal is for the worker to handle
     nothing = os.open(os.devnull, os.O_RDONLY)
     for source, target in ((nothing, 0), (events, 1), (log, 2)):
@@ -143,14 +143,14 @@ def _become_child(fork_server: int, events: int, log: int, lock: int) -> None:
         os.close(source)
     die_with_parent(1)
     if os.getppid() != fork_server:
-        sys.exit("the fork server is gone")
+        sys.exit("the fork server has died")
 
 
 def _exit_code_of(child: int) -> int:
-    """Waits for the end of the child, but leaves it unburied: its id is not used again so far."""
-    seen = os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
-    assert seen is not None  # noqa: S101 - only with WNOHANG
-    return seen.si_status if seen.si_code == os.CLD_EXITED else -seen.si_status
+    """Wait for the end of the child, but keep its process table entry, so its id is not reused."""
+    result = os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+    assert result is not None  # noqa: S101 - only with WNOHANG
+    return result.si_status if result.si_code == os.CLD_EXITED else -result.si_status
 
 
 def _count_threads() -> int:

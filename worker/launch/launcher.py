@@ -8,46 +8,46 @@ from typing import Protocol
 
 from app.core.job.training_events import TrainingEvent
 
-LOOK_INTERVAL_S = 0.1
-"""At most so long passes between two looks at the order."""
+SIGNAL_POLL_INTERVAL_S = 0.1
+"""Maximum interval at which a launcher asks for the requested signal."""
 
 
-class Order(Enum):
-    """What a child is to do."""
+class Signal(Enum):
+    """What a training process is asked to do."""
 
-    GO_ON = auto()
-    SAVE_AND_END = auto()
-    """After the present step, however long it takes."""
-    END = auto()
-    """At once; whatever it has not reported is lost."""
+    CONTINUE = auto()
+    SAVE_AND_STOP = auto()
+    """Finish the current step, however long it takes, save the state, and exit."""
+    KILL = auto()
+    """Die at once. Whatever the process has not reported is lost."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """How a child ended."""
+    """How a training process ended."""
 
     exit_code: int
-    """As the shell gives it, but minus the signal's number when a signal killed it."""
+    """Exit code; minus the number of the signal if a signal killed the process."""
     was_asked: bool
-    """Whether it was told to save and end."""
+    """Whether it was asked to save and stop."""
     was_killed: bool
-    """Whether it was made to end at once; also when it was never started."""
+    """Whether it was killed on request, or never started because of one."""
     log_tail: str
     """The last lines of its standard error."""
 
 
 class Launcher(Protocol):
-    """Local child process today; another machine tomorrow."""
+    """Starts training processes: local children today, another machine tomorrow."""
 
     def preload(self, lock: Path, *, is_busy: Callable[[], bool]) -> None:
         """Begin to load what the first job will need, and return at once.
 
-        Called by an idle worker, again and again, from the thread that calls `run`.
+        An idle worker calls this repeatedly, from the thread that calls `run`.
 
         Args:
-            lock: lock file of this machine, held while something loads: one at a time does.
-            is_busy: whether the machine trains, which loading would slow down; asked only if there
-                is something to load.
+            lock: lock file of this machine, held while loading, so that one worker loads at a time.
+            is_busy: whether the machine trains, which loading would slow down. Called only if
+                there is something to load.
         """
         ...
 
@@ -56,18 +56,18 @@ class Launcher(Protocol):
         directory: Path,
         *,
         on_event: Callable[[TrainingEvent], None],
-        order: Callable[[], Order],
+        requested_signal: Callable[[], Signal],
     ) -> Ending:
-        """Train in this job directory, and block until that has ended.
+        """Train in this job directory, and block until the training process has ended.
 
-        Whatever `on_event` raises ends the child before it reaches the caller.
+        If `on_event` raises, the process is killed before the exception reaches the caller.
 
         Args:
-            on_event: called for everything the child reports, in its order.
-            order: asked at least every `LOOK_INTERVAL_S`, from another thread, also while
-                `on_event` is busy; it must return at once.
+            on_event: called for each event, in the order in which the process reports them.
+            requested_signal: polled at least every `SIGNAL_POLL_INTERVAL_S`, from another thread,
+                also while `on_event` is busy. It must return at once.
 
         Raises:
-            JobLockedError: another child of the job lives on this machine, and would not end.
+            JobLockedError: another process of the job lives on this machine and does not end.
         """
         ...

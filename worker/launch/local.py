@@ -7,31 +7,31 @@ from typing import IO, cast
 
 from app.core.job.training_events import TrainingEvent
 from app.core.subprocesses import python_module
-from worker.launch.launcher import Ending, Order
-from worker.launch.supervision import child_environment, start_locked, supervise
+from worker.launch.launcher import Ending, Signal
+from worker.launch.supervision import LOCK_S, child_environment, start_locked, supervise
 
 
 class LocalLauncher:
-    """A `Launcher` on this machine. The job directory's parent is the job's own."""
+    """A `Launcher` on this machine. The job directory's parent belongs to the job alone.
 
-    def __init__(self, module: str = "worker.train") -> None:
+    Args:
+        lock_s: how long to wait for the job's previous training process to die, in seconds.
+    """
+
+    def __init__(self, module: str = "worker.train", *, lock_s: float = LOCK_S) -> None:
         self._module = module
+        self._lock_s = lock_s
 
     def preload(self, lock: Path, *, is_busy: Callable[[], bool]) -> None:
-        """Nothing outlives a job here."""
+        """Do nothing: no process outlives a job here."""
 
     def run(
         self,
         directory: Path,
         *,
         on_event: Callable[[TrainingEvent], None],
-        order: Callable[[], Order],
+        requested_signal: Callable[[], Signal],
     ) -> Ending:
-        child = self._start(directory, order)
-        output = cast("IO[bytes]", child.stdout)
-        return supervise(child, output, directory, on_event=on_event, order=order)
-
-    def _start(self, directory: Path, order: Callable[[], Order]) -> "subprocess.Popen[bytes]":
         def start(lock: int, log: int) -> "subprocess.Popen[bytes]":
             return subprocess.Popen(  # noqa: S603 - our own module, on a directory we made
                 python_module(self._module, str(directory.resolve())),
@@ -43,4 +43,8 @@ class LocalLauncher:
                 start_new_session=True,  # a Ctrl-C in a terminal is for the worker to handle
             )
 
-        return start_locked(directory, order, start)
+        child = start_locked(directory, requested_signal, start, within_s=self._lock_s)
+        output = cast("IO[bytes]", child.stdout)
+        return supervise(
+            child, output, directory, on_event=on_event, requested_signal=requested_signal
+        )

@@ -1,4 +1,4 @@
-"""What becomes of a child of this machine once it runs, whoever has started it."""
+"""Supervises a training process of this machine, whichever launcher has started it."""
 
 import logging
 import os
@@ -15,44 +15,44 @@ from pydantic import ValidationError
 
 from app.core.job.training_events import TrainingEvent, parse_event
 from app.core.subprocesses import with_import_path
-from worker.launch.job_lock import JobLock
-from worker.launch.launcher import LOOK_INTERVAL_S, Ending, Order
+from worker.launch.launcher import SIGNAL_POLL_INTERVAL_S, Ending, Signal
+from worker.launch.locks import JobLock
 
 logger = logging.getLogger(__name__)
 
 LOG_NAME = "train.log"
 LOG_TAIL_LINES = 20
 LOCK_S = 10.0
-"""Seconds that the last attempt's child may take to end after it was killed."""
+"""How long the previous attempt's process may take to die once it is killed, in seconds."""
 
 EXIT_GRACE_S = 10.0
-"""Seconds a child may take to end once it has closed its output."""
+"""How long a child may take to exit once it has closed its output, in seconds."""
 
 MAX_LINE_BYTES = 1024 * 1024
 PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "PYTHONPATH")
-"""What a child gets to see of this process's environment: no address, no secret."""
+"""Environment variables that a child inherits: no address, no secret."""
 
 
 class Child(Protocol):
-    """A process that leads a group of its own; as much of `subprocess.Popen` as is needed."""
+    """A process that leads its own process group. The part of `subprocess.Popen` needed here."""
 
     @property
     def pid(self) -> int: ...
 
     def poll(self) -> int | None:
-        """Its exit code, or minus the signal that ended it; None while it runs."""
+        """Return the exit code, or minus the signal that killed it. None while it runs."""
         ...
 
     def wait(self, timeout: float | None = None) -> int:
-        """The same, once it has ended.
+        """Wait for the end of the process and return the same as `poll`.
 
         Raises:
-            subprocess.TimeoutExpired: it runs on.
+            subprocess.TimeoutExpired: it still runs.
         """
         ...
 
     def terminate(self) -> None:
-        """Send it SIGTERM, if it runs."""
+        """Send SIGTERM to the process, if it runs."""
         ...
 
 
@@ -60,25 +60,31 @@ ChildT = TypeVar("ChildT", bound=Child)
 
 
 def start_locked(
-    directory: Path, order: Callable[[], Order], start: Callable[[int, int], ChildT]
+    directory: Path,
+    requested_signal: Callable[[], Signal],
+    start: Callable[[int, int], ChildT],
+    *,
+    within_s: float,
 ) -> ChildT:
     """Start a child that holds the lock of the job for as long as it lives.
 
     Args:
-        directory: the job directory, whose parent is the job's own.
-        start: with descriptors that the child inherits, of the lock and for its standard error.
+        directory: the job directory. Its parent belongs to the job alone.
+        start: starts the child. Its arguments are descriptors that the child inherits: the lock,
+            and the file for its standard error.
+        within_s: how long to wait for the lock, in seconds.
 
     Raises:
-        JobLockedError: another child of the job lives on this machine, and would not end.
+        JobLockedError: another process of the job lives on this machine and does not end.
     """
     job_lock = JobLock.of(directory)
-    lock = job_lock.take(within_s=LOCK_S, is_over=lambda: order() is Order.END)
+    lock = job_lock.take(within_s=within_s, is_over=lambda: requested_signal() is Signal.KILL)
     try:
         with (directory / LOG_NAME).open("ab") as log:
             child = start(lock, log.fileno())
         try:
             job_lock.name_holder(child.pid)
-        except OSError:  # nobody could end it later
+        except OSError:  # nobody could kill it later
             _kill(child)
             raise
     finally:
@@ -92,18 +98,18 @@ def supervise(
     directory: Path,
     *,
     on_event: Callable[[TrainingEvent], None],
-    order: Callable[[], Order],
+    requested_signal: Callable[[], Signal],
 ) -> Ending:
-    """See a child through: relay what it says, carry out orders, wait for its end.
+    """Relay the events of a child, pass requested signals on to it, and wait for its end.
 
     Args:
-        output: where its events come out; it is closed.
-        directory: the job directory, with the log in it.
+        output: where the child writes its events. It is closed in the end.
+        directory: the job directory, which has the child's log.
     """
     lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
     reader = threading.Thread(target=_read_lines, args=(output, lines), daemon=True)
     reader.start()
-    supervisor = _Supervisor(child, order)
+    supervisor = _Supervisor(child, requested_signal)
     supervisor.start()
     try:
         _relay(lines, child, on_event)
@@ -121,7 +127,7 @@ def supervise(
 
 
 def child_environment() -> dict[str, str]:
-    """All that a child, and whatever it is forked from, sees of the environment."""
+    """Return the environment of a child, or of the fork server that it is forked from."""
     passed_on = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
     return with_import_path(passed_on) | {
         "HF_HUB_OFFLINE": "1",
@@ -131,26 +137,26 @@ def child_environment() -> dict[str, str]:
 
 
 class _Supervisor(threading.Thread):
-    """Carries out orders, also while the thread that relays events is busy with one."""
+    """Passes requested signals on, also while the thread that relays events is busy with one."""
 
-    def __init__(self, child: Child, order: Callable[[], Order]) -> None:
+    def __init__(self, child: Child, requested_signal: Callable[[], Signal]) -> None:
         super().__init__(daemon=True)
         self._child = child
-        self._order = order
+        self._requested_signal = requested_signal
         self._has_ended = threading.Event()
         self.has_asked = False
         self.has_killed = False
 
     def run(self) -> None:
-        while not self._has_ended.wait(LOOK_INTERVAL_S):
-            match self._order():
-                case Order.GO_ON:
+        while not self._has_ended.wait(SIGNAL_POLL_INTERVAL_S):
+            match self._requested_signal():
+                case Signal.CONTINUE:
                     continue
-                case Order.SAVE_AND_END:
+                case Signal.SAVE_AND_STOP:
                     if not self.has_asked:
                         self.has_asked = True
                         self._child.terminate()
-                case Order.END:
+                case Signal.KILL:
                     self.has_killed = True
                     _kill(self._child)
                     return
@@ -165,7 +171,7 @@ def _relay(
     child: Child,
     on_event: Callable[[TrainingEvent], None],
 ) -> None:
-    """Hand on what the child says until it ends."""
+    """Pass on the child's events until it ends."""
     while True:
         try:
             line = lines.get(timeout=1.0)
@@ -185,7 +191,7 @@ def _relay(
 
 
 def _await_exit(child: Child) -> None:
-    """Let a child that has said its last word end by itself: its exit code is part of it."""
+    """Let a child that has closed its output exit by itself, because its exit code matters."""
     try:
         child.wait(EXIT_GRACE_S)
     except subprocess.TimeoutExpired:
@@ -193,7 +199,7 @@ def _await_exit(child: Child) -> None:
 
 
 def _read_lines(source: IO[bytes], lines: "queue.SimpleQueue[bytes | None]") -> None:
-    """Of a line that is too long, only the beginning, which is no event, is handed on."""
+    """Read line by line. Only the start of a line that is too long is kept: it is no event."""
     is_continued = False
     while line := source.readline(MAX_LINE_BYTES):
         if not is_continued:
@@ -203,7 +209,7 @@ def _read_lines(source: IO[bytes], lines: "queue.SimpleQueue[bytes | None]") -> 
 
 
 def _kill(child: Child) -> None:
-    """End the child, and whatever it has started: they are a process group of their own."""
+    """Kill the child's process group, which includes whatever the child has started."""
     try:
         os.killpg(child.pid, signal.SIGKILL)
     except ProcessLookupError:

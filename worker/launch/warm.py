@@ -1,4 +1,4 @@
-"""Trains in a child that is forked from a process which has everything loaded already."""
+"""Trains in a child that is forked from a process with the libraries and the model loaded."""
 
 import logging
 import os
@@ -8,40 +8,44 @@ from pathlib import Path
 
 from app.core.job.training_events import TrainingEvent
 from worker.launch.fork_client import ForkClient, ForkedChild, ForkServerError
-from worker.launch.job_lock import try_lock
-from worker.launch.launcher import Ending, Order
+from worker.launch.launcher import Ending, Signal
 from worker.launch.local import LocalLauncher
-from worker.launch.supervision import start_locked, supervise
+from worker.launch.locks import try_lock
+from worker.launch.supervision import LOCK_S, start_locked, supervise
 
 logger = logging.getLogger(__name__)
 
 MAX_FAILURES = 3
-"""Warm starts that fail in a row before no more are tried: each costs the time of a cold one."""
+"""Failed warm starts in a row after which only cold starts are tried, to save the time."""
 
 
-class _OrderedError(Exception):
-    """An order came before there was a child to carry it out."""
+class _SignalledError(Exception):
+    """A signal was requested before there was a child to send it to."""
 
-    def __init__(self, order: Order) -> None:
-        super().__init__(order)
-        self.order = order
+    def __init__(self, requested: Signal) -> None:
+        super().__init__(requested)
+        self.requested = requested
 
 
 class WarmLauncher:
     """A `Launcher` on this machine, for one worker thread; on Linux.
 
-    A child costs neither imports nor, as long as the base model stays the same, its loading. Where
-    that fails, it is started as `LocalLauncher` does it.
+    A child does not import the libraries, and it does not load the base model while that stays the
+    same. If the fork server fails, the job is started as `LocalLauncher` does it.
 
     Args:
-        idle_s: how long that process is kept while there is nothing to train.
+        idle_s: how long the fork server is kept while there is nothing to train, in seconds.
+        lock_s: how long to wait for the job's previous training process to die, in seconds.
     """
 
-    def __init__(self, module: str = "worker.train", *, idle_s: float) -> None:
+    def __init__(
+        self, module: str = "worker.train", *, idle_s: float, lock_s: float = LOCK_S
+    ) -> None:
         self._module = module
         self._idle_s = idle_s
+        self._lock_s = lock_s
         self._has_preloaded = False
-        self._cold = LocalLauncher(module)
+        self._cold = LocalLauncher(module, lock_s=lock_s)
         self._fork_server: ForkClient | None = None
         self._failures = 0
 
@@ -50,85 +54,95 @@ class WarmLauncher:
         directory: Path,
         *,
         on_event: Callable[[TrainingEvent], None],
-        order: Callable[[], Order],
+        requested_signal: Callable[[], Signal],
     ) -> Ending:
         self._has_preloaded = True
         if self._failures == MAX_FAILURES:
-            return self._cold.run(directory, on_event=on_event, order=order)
+            return self._cold.run(directory, on_event=on_event, requested_signal=requested_signal)
         try:
-            child = self._start(directory, order)
-        except _OrderedError as ordered:
+            child = self._start(directory, requested_signal)
+        except _SignalledError as error:
             self.close()
-            return _ending_before_it_began(ordered.order)
+            return _ending_before_start(error.requested)
         except ForkServerError as error:
             self.close()
             self._failures += 1
             logger.warning("no warm start: %s", error)
             if self._failures == MAX_FAILURES:
                 logger.warning("no more warm starts are tried")
-            return self._cold.run(directory, on_event=on_event, order=order)
+            return self._cold.run(directory, on_event=on_event, requested_signal=requested_signal)
         except OSError:
             self.close()  # with the child, if there is one already
             raise
         self._failures = 0
         try:
-            return supervise(child, child.output, directory, on_event=on_event, order=order)
+            return supervise(
+                child,
+                child.output,
+                directory,
+                on_event=on_event,
+                requested_signal=requested_signal,
+            )
         finally:
             child.bury()
 
     def preload(self, lock: Path, *, is_busy: Callable[[], bool]) -> None:
-        """Load the libraries for the first job, once: afterwards, a process is kept after each job.
+        """Load the libraries for the first job, once: later jobs find a process that has them.
 
-        If that fails, the first job finds out and is started as `LocalLauncher` does it.
+        If that fails, the first job notices and is started as `LocalLauncher` does it.
         """
         if self._fork_server is not None and self._fork_server.has_retired:
             self.close()
-        if self._has_preloaded or is_busy() or (held := try_lock(lock)) is None:
+        if self._has_preloaded or is_busy() or (descriptor := try_lock(lock)) is None:
             return
         self._has_preloaded = True
         try:
             self._fork_server = ForkClient(self._module, idle_s=self._idle_s)
-            self._fork_server.preload(lock=held)
+            self._fork_server.preload(lock=descriptor)
         except ForkServerError as error:
             self.close()
             logger.warning("the libraries cannot be preloaded: %s", error)
         finally:
-            os.close(held)
+            os.close(descriptor)
 
     def close(self) -> None:
-        """Give back the memory; the next job makes another fork server."""
+        """End the fork server to free its memory. The next job starts another one."""
         if self._fork_server is not None:
             self._fork_server.end()
             self._fork_server = None
 
-    def _start(self, directory: Path, order: Callable[[], Order]) -> ForkedChild:
+    def _start(self, directory: Path, requested_signal: Callable[[], Signal]) -> ForkedChild:
         if self._fork_server is not None and self._fork_server.has_retired:
             self.close()
         if self._fork_server is not None:
             try:
-                return _fork(self._fork_server, directory, order)
+                return self._fork(self._fork_server, directory, requested_signal)
             except ForkServerError as error:
-                logger.warning("another fork server is tried: %s", error)
+                logger.warning("starting another fork server: %s", error)
                 self.close()
         self._fork_server = ForkClient(self._module, idle_s=self._idle_s)
-        return _fork(self._fork_server, directory, order)
+        return self._fork(self._fork_server, directory, requested_signal)
+
+    def _fork(
+        self, fork_server: ForkClient, directory: Path, requested_signal: Callable[[], Signal]
+    ) -> ForkedChild:
+        def check_signal() -> None:
+            if (requested := requested_signal()) is not Signal.CONTINUE:
+                raise _SignalledError(requested)
+
+        # Before taking the lock: loading may take long, and the lock keeps others from the job.
+        fork_server.prepare(directory, while_waiting=check_signal)
+        return start_locked(
+            directory,
+            requested_signal,
+            lambda lock, log: fork_server.fork(directory, log=log, lock=lock),
+            within_s=self._lock_s,
+        )
 
 
-def _fork(fork_server: ForkClient, directory: Path, order: Callable[[], Order]) -> ForkedChild:
-    def look() -> None:
-        if (found := order()) is not Order.GO_ON:
-            raise _OrderedError(found)
-
-    # Before the lock is taken: loading may take long, and meanwhile nobody could take the job over.
-    fork_server.prepare(directory, while_waiting=look)
-    return start_locked(
-        directory, order, lambda lock, log: fork_server.fork(directory, log=log, lock=lock)
-    )
-
-
-def _ending_before_it_began(order: Order) -> Ending:
-    """As of a child that is told to end while it loads, and has nothing to save yet."""
-    is_killed = order is Order.END
+def _ending_before_start(requested: Signal) -> Ending:
+    """Return how a child ends that is signalled while it loads, with nothing to save yet."""
+    is_killed = requested is Signal.KILL
     return Ending(
         exit_code=-(signal.SIGKILL if is_killed else signal.SIGTERM),
         was_asked=not is_killed,

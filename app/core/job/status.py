@@ -1,4 +1,4 @@
-"""The life of a job, as one table. The diagram in `docs/jobs.md` is drawn from it.
+"""The statuses of a job and the transitions between them. `docs/jobs.md` draws the same table.
 
 A request to cancel or to pause is a timestamp on the job, not a status: a running job stays
 `running` until its worker has really stopped.
@@ -37,3 +37,10 @@ TRANSITIONS: Mapping[JobStatus, frozenset[JobStatus]] = {
     JobStatus.FAILED: frozenset(),
     JobStatus.CANCELLED: frozenset(),
 }
+
+
+class IllegalTransitionError(Exception):
+    """`TRANSITIONS` does not allow a change of status. This is a bug, not a caller's mistake."""
+
+    def __init__(self, job_id: str, before: JobStatus, after: JobStatus) -> None:
+        super().__init__(f"Job {job_id} cannot go from {before} to {after}.")

@@ -112,6 +112,15 @@ class DataProblem(_Event):
     message: str
 
 
+class JobError(_Event):
+    """Why a job failed, as the API shows it in `error`."""
+
+    code: str
+    message: str
+    param: str | None = None
+    errors: tuple[DataProblem, ...] = ()
+
+
 class Failed(_Event):
     """The attempt ended because of something a user can mend; anything else is a crash."""
 

@@ -2,14 +2,16 @@
 
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
-from unittest.mock import patch
+from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import event
 
+from app.core.base_models import Catalogue
 from app.core.clock import steady_s
 from app.core.db.repositories.jobs import JobRepository
 from app.core.db.repositories.leases import Lease
@@ -18,7 +20,7 @@ from app.core.db.tables import Job
 from app.core.errors import LeaseLostError, StorageFullError
 from app.core.job.status import JobStatus
 from app.core.job.training_config import JOB_SPEC_NAME
-from app.core.job.training_events import Failed, Noted, Saved, Started, Stepped
+from app.core.job.training_events import Failed, JobError, Noted, Saved, Started, Stepped
 from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
 from tests.builders import (
@@ -30,13 +32,12 @@ from tests.builders import (
     lock_out_writers,
     write_checkpoint,
 )
-from tests.fakes import FrozenClock
+from tests.fakes import FakeLauncher, FrozenClock
 from tests.waiting import wait_until
-from worker.attempt import attempt as attempt_module
-from worker.attempt.attempt import LEASE_MARGIN, Attempt
-from worker.attempt.publisher import Publisher
-from worker.job_directory import JobDirectory
-from worker.launch.launcher import Ending, Order
+from worker.attempt.attempt import Attempt, Resources
+from worker.attempt.endings import Released
+from worker.attempt.lease_keeper import LEASE_MARGIN
+from worker.launch.launcher import Ending, Signal
 
 ENDED_WELL = Ending(0, was_asked=False, was_killed=False, log_tail="")
 
@@ -95,31 +96,23 @@ def make(
     lease: Lease,
     impatient: Database,
     settings: Settings,
+    *,
     store: LocalBlobStore,
+    catalogue: Catalogue,
     clock: FrozenClock,
 ) -> Callable[..., Attempt]:
     """An attempt at the job, in that process."""
 
-    def make(
-        lease_for: timedelta = timedelta(minutes=1), stop_at_s: float | None = None
-    ) -> Attempt:
-        job_directory = JobDirectory(settings.work_dir, lease)
-        publisher = Publisher(lease, job_directory, database=impatient, store=store, clock=clock)
+    def make(lease_s: float = 60.0, stop_at_s: float | None = None, **resources: Any) -> Attempt:
+        changed = settings.model_copy(update={"lease_s": lease_s})
+        values = {"database": impatient, "store": store, "clock": clock} | resources
         return Attempt(
             lease,
-            publisher,
-            database=impatient,
-            clock=clock,
-            lease_for=lease_for,
+            Resources(changed, catalogue=catalogue, launcher=FakeLauncher(), **values),
             stop_at_s=lambda: stop_at_s,
         )
 
     return make
-
-
-@pytest.fixture
-def no_pause_between_flushes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attempt_module, "FLUSH_INTERVAL_S", 0.0)
 
 
 def steps(database: Database, job: Job) -> list[int]:
@@ -131,11 +124,10 @@ def step(number: int) -> Stepped:
     return Stepped(metrics=build_metrics(number))
 
 
-@pytest.mark.usefixtures("no_pause_between_flushes")
 def test_steps_that_a_busy_database_refused_are_written_later(
     make: Callable[..., Attempt], other: OtherProcess, database: Database, job: Job
 ) -> None:
-    attempt = make()
+    attempt = make(flush_interval_s=0.0)
     attempt.on_event(step(1))
 
     other.hold()
@@ -177,48 +169,59 @@ def saved(settings: Settings, job: Job) -> Saved:
     return Saved(step=1, directory="out/resume-1")
 
 
+class CountingStore(LocalBlobStore):
+    """Counts how often it is given bytes."""
+
+    puts = 0
+
+    def put(self, key: str, scratch: Path) -> None:
+        self.puts += 1
+        super().put(key, scratch)
+
+
 def test_bytes_are_stored_once_however_often_the_database_is_asked(
     make: Callable[..., Attempt],
     other: OtherProcess,
     is_refused: threading.Event,
-    store: LocalBlobStore,
+    settings: Settings,
     saved: Saved,
 ) -> None:
-    attempt = make()
+    store = CountingStore(settings.blobs_dir)
+    attempt = make(store=store)
     other.hold()
     waiting = threading.Thread(target=attempt.on_event, args=(saved,))
 
-    with patch.object(store, "put", wraps=store.put) as put:
-        waiting.start()
-        assert is_refused.wait(30)
-        other.let_go()
-        waiting.join(30)
+    waiting.start()
+    assert is_refused.wait(30)
+    other.let_go()
+    waiting.join(30)
 
-    assert put.call_count == len(list(store.list_all())) > 1
+    assert store.puts == len(list(store.list_all())) > 1
+
+
+class FullDatabase(Database):
+    """Has no space for the first two transactions."""
+
+    refusals = 2
+
+    @contextmanager
+    def writing(self) -> Generator[Session]:
+        if self.refusals:
+            self.refusals -= 1
+            raise StorageFullError("The disk is full.")
+        with super().writing() as session:
+            yield session
 
 
 def test_a_database_without_space_is_asked_again(
-    make: Callable[..., Attempt],
-    impatient: Database,
-    database: Database,
-    job: Job,
-    monkeypatch: pytest.MonkeyPatch,
+    make: Callable[..., Attempt], settings: Settings, database: Database, job: Job
 ) -> None:
-    refusals = [StorageFullError("The disk is full.")] * 2
-    writing = impatient.writing
+    full = FullDatabase(settings.resolved_database_url)
 
-    @contextmanager
-    def refuse_twice() -> Iterator[Session]:
-        if refusals:
-            raise refusals.pop()
-        with writing() as session:
-            yield session
+    make(database=full).on_event(Started(total_steps=5))
 
-    monkeypatch.setattr(impatient, "writing", refuse_twice)
-
-    make().on_event(Started(total_steps=5))
-
-    assert get_job(database, job.id).total_steps == 5
+    full.dispose()
+    assert (full.refusals, get_job(database, job.id).total_steps) == (0, 5)
 
 
 def test_a_job_is_settled_once_the_database_is_free(
@@ -246,15 +249,15 @@ def test_a_job_is_settled_once_the_database_is_free(
     [
         pytest.param(lambda attempt: attempt.on_event(Noted(message="x")), id="event"),
         pytest.param(lambda attempt: attempt.settle(ENDED_WELL), id="settle"),
-        pytest.param(lambda attempt: attempt.fail(code="x", message="y"), id="fail"),
-        pytest.param(lambda attempt: attempt.release("It was stopped"), id="release"),
+        pytest.param(lambda attempt: attempt.end(JobError(code="x", message="y")), id="fail"),
+        pytest.param(lambda attempt: attempt.end(Released("It was stopped")), id="release"),
         pytest.param(lambda attempt: attempt.begin(after_step=0), id="begin"),
     ],
 )
 def test_a_worker_gives_its_job_up_before_another_may_take_it(
     make: Callable[..., Attempt], other: OtherProcess, write: Callable[[Attempt], object]
 ) -> None:
-    attempt = make(lease_for=timedelta(0))
+    attempt = make(lease_s=0)
     other.hold()
 
     with pytest.raises(LeaseLostError):
@@ -264,15 +267,15 @@ def test_a_worker_gives_its_job_up_before_another_may_take_it(
 def test_its_child_must_end_before_another_worker_may_take_the_job(
     make: Callable[..., Attempt], other: OtherProcess
 ) -> None:
-    attempt = make(lease_for=timedelta(seconds=1))
+    attempt = make(lease_s=1)
     other.hold()
 
-    seen = [attempt.order()]
+    seen = [attempt.requested_signal()]
     attempt.beat()
-    seen.append(attempt.order())
-    wait_until(lambda: attempt.order() is Order.END, within_s=1 - LEASE_MARGIN)
+    seen.append(attempt.requested_signal())
+    wait_until(lambda: attempt.requested_signal() is Signal.KILL, within_s=1 - LEASE_MARGIN)
 
-    assert seen == [Order.GO_ON, Order.GO_ON]
+    assert seen == [Signal.CONTINUE, Signal.CONTINUE]
 
 
 def test_a_beat_renews_the_lease_when_a_part_of_it_is_over(
@@ -282,7 +285,7 @@ def test_a_beat_renews_the_lease_when_a_part_of_it_is_over(
 
     make().beat()
     early = get_job(database, job.id).lease_expires_at
-    make(lease_for=timedelta(0)).beat()
+    make(lease_s=0).beat()
 
     assert early == NOW + timedelta(minutes=1)
     assert get_job(database, job.id).lease_expires_at == NOW + timedelta(seconds=30)
@@ -291,30 +294,30 @@ def test_a_beat_renews_the_lease_when_a_part_of_it_is_over(
 @pytest.mark.parametrize(
     "case",
     [
-        (None, None, Order.GO_ON),
-        ("pause", None, Order.SAVE_AND_END),
-        ("cancel", None, Order.END),
-        (None, 60, Order.SAVE_AND_END),
-        (None, -1, Order.END),
-        ("pause", -1, Order.END),
-        ("cancel", 60, Order.END),
+        (None, None, Signal.CONTINUE),
+        ("pause", None, Signal.SAVE_AND_STOP),
+        ("cancel", None, Signal.KILL),
+        (None, 60, Signal.SAVE_AND_STOP),
+        (None, -1, Signal.KILL),
+        ("pause", -1, Signal.KILL),
+        ("cancel", 60, Signal.KILL),
     ],
 )
 def test_a_child_is_told_what_user_and_operator_want(
     make: Callable[..., Attempt],
     database: Database,
     job: Job,
-    case: tuple[str | None, float | None, Order],
+    case: tuple[str | None, float | None, Signal],
 ) -> None:
-    wish, stop_in_s, order = case
+    action, stop_in_s, expected = case
     with database.writing() as session:
         jobs = JobRepository(session)
-        if wish == "pause":
+        if action == "pause":
             jobs.request_pause(job.id, now=NOW)
-        elif wish == "cancel":
+        elif action == "cancel":
             jobs.request_cancel(job.id, now=NOW)
     attempt = make(stop_at_s=None if stop_in_s is None else steady_s() + stop_in_s)
 
     attempt.beat()
 
-    assert attempt.order() is order
+    assert attempt.requested_signal() is expected

@@ -14,7 +14,7 @@ from tests.builders import MINUTE, NOW, add_file, add_job, claim, get_job
 from tests.fakes import FrozenClock
 from worker import janitor as janitor_module
 from worker.janitor import Janitor
-from worker.launch.job_lock import JobLock
+from worker.launch.locks import JobLock
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from app.core.manifest import ManifestError, sha256_of
 from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
 from tests.builders import NOW, add_file, add_job, claim, write_checkpoint
-from worker.job_directory import JobDirectory, as_file
+from worker.job_directory import JobDirectory, JobInputs, as_file
 
 
 @pytest.fixture
@@ -32,12 +32,7 @@ def job_directory(
 ) -> JobDirectory:
     """Filled, as for a job with a training file alone."""
     job_directory = JobDirectory(settings.work_dir, lease)
-    job_directory.fill(
-        store,
-        catalogue,
-        training_file=add_file(database, store),
-        validation_file=None,
-    )
+    job_directory.fill(JobInputs(add_file(database, store)), store, catalogue, settings)
     spec = {"job_id": lease.job_id, "attempt": lease.attempt}
     (job_directory.directory / "job.json").write_text(json.dumps(spec))
     return job_directory
@@ -48,11 +43,12 @@ def test_filling_again_starts_from_nothing(
     database: Database,
     store: LocalBlobStore,
     catalogue: Catalogue,
+    settings: Settings,
 ) -> None:
     (job_directory.directory / "out/step-1").mkdir()
     file = add_file(database, store)
 
-    job_directory.fill(store, catalogue, training_file=file, validation_file=None)
+    job_directory.fill(JobInputs(file), store, catalogue, settings)
 
     assert list((job_directory.directory / "out").iterdir()) == []
     assert not (job_directory.directory / "validation.jsonl").exists()
@@ -184,12 +180,16 @@ def test_removing_does_not_follow_the_link_to_the_base_model(
 
 
 def test_a_data_set_is_copied_whole(
-    job_directory: JobDirectory, database: Database, store: LocalBlobStore, catalogue: Catalogue
+    job_directory: JobDirectory,
+    database: Database,
+    store: LocalBlobStore,
+    catalogue: Catalogue,
+    settings: Settings,
 ) -> None:
     content = b'{"text": "' + b"x" * 3_000_000 + b'"}\n'
     file = add_file(database, store, content)
 
-    job_directory.fill(store, catalogue, training_file=file, validation_file=file)
+    job_directory.fill(JobInputs(file, file), store, catalogue, settings)
 
     assert (job_directory.directory / "train.jsonl").read_bytes() == content
     assert (job_directory.directory / "validation.jsonl").read_bytes() == content
@@ -200,6 +200,7 @@ def test_a_worker_that_was_suspended_leaves_the_next_attempts_directory_alone(
     database: Database,
     store: LocalBlobStore,
     catalogue: Catalogue,
+    settings: Settings,
 ) -> None:
     """It goes on in the midst of filling its own, long after it has lost the job."""
     older, newer = (job_directory.directory.with_name(f"attempt-{n}") for n in (0, 2))
@@ -207,6 +208,6 @@ def test_a_worker_that_was_suspended_leaves_the_next_attempts_directory_alone(
     newer.mkdir()
 
     file = add_file(database, store)
-    job_directory.fill(store, catalogue, training_file=file, validation_file=None)
+    job_directory.fill(JobInputs(file), store, catalogue, settings)
 
     assert (older.exists(), newer.exists()) == (False, True)

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.waiting import wait_until
-from worker.launch.job_lock import JobLock, JobLockedError, try_lock
-from worker.slots import TrainingSlots
+from worker.launch.locks import JobLock, JobLockedError, TrainingSlots, try_lock
 
 
 @pytest.fixture
@@ -110,7 +109,8 @@ def test_there_are_so_many_slots_and_a_slot_is_given_back(tmp_path: Path) -> Non
 
 def test_a_slot_is_free_again_when_its_holder_dies(tmp_path: Path) -> None:
     script = (
-        "import signal, sys; from pathlib import Path; from worker.slots import TrainingSlots\n"
+        "import signal, sys; from pathlib import Path\n"
+        "from worker.launch.locks import TrainingSlots\n"
         "with TrainingSlots(Path(sys.argv[1]), 1).take(): print('held', flush=True); signal.pause()"
     )
     holder = subprocess.Popen(

@@ -4,9 +4,10 @@ import errno
 import json
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 from sqlalchemy import event
@@ -49,10 +50,9 @@ from tests.builders import (
 from tests.fakes import Act, FakeLauncher, FrozenClock, Waiting
 from tests.waiting import wait_until
 from worker import janitor
-from worker.attempt import attempt as attempt_module
-from worker.attempt import step_log
+from worker.attempt.attempt import Resources
+from worker.launch.locks import TrainingSlots
 from worker.loop import PAUSE_AFTER_FAILURE_S, Worker
-from worker.slots import TrainingSlots
 
 LINES = TEXT_LINE * 3
 WEEK = timedelta(days=7)
@@ -76,15 +76,12 @@ class Bench:
         self.store = store
         self.clock = clock
         self.launcher = FakeLauncher()
-        self.worker = Worker(
-            "worker-1",
-            settings,
-            database=database,
-            store=store,
-            catalogue=catalogue,
-            launcher=self.launcher,
-            clock=clock,
-        )
+        self.resources = Resources(settings, database, store, catalogue, self.launcher, clock)
+        self.worker = Worker("worker-1", self.resources)
+
+    def replace_worker(self, **changes: Any) -> None:
+        """Have another worker whose resources differ in this."""
+        self.worker = Worker("worker-1", replace(self.resources, **changes))
 
     def add_job(self, **changes: Any) -> Job:
         """A job in the queue, with its training file in the store."""
@@ -176,7 +173,7 @@ def test_an_idle_worker_preloads_and_one_that_has_a_job_does_not(bench: Bench) -
 
 
 def test_no_worker_preloads_while_another_of_the_machine_trains(bench: Bench) -> None:
-    bench.worker._slots = TrainingSlots(bench.settings.workers_dir, 2)
+    bench.replace_worker(settings=bench.settings.model_copy(update={"concurrency": 2}))
 
     with TrainingSlots(bench.settings.workers_dir, 2).take():
         bench.run()
@@ -296,14 +293,14 @@ def test_the_log_tells_an_attempt_that_ended_from_a_job_that_did(
 
 
 def test_the_log_tells_progress_but_not_of_every_step(
-    bench: Bench, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    bench: Bench, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
     bench.add_job()
     bench.run(*success())
     assert "step 2/2" not in caplog.text
 
-    monkeypatch.setattr(step_log, "PROGRESS_INTERVAL_S", 0.0)
+    bench.replace_worker(progress_interval_s=0.0)
     bench.add_job()
     bench.run(*success())
 
@@ -405,7 +402,7 @@ def test_a_child_that_dies_twice_leaves_a_failed_job_with_its_log(
     assert first == (
         JobStatus.QUEUED,
         (
-            f"{why}; the job is back in the queue and goes on from its first step. The end of its "
+            f"{why}; the job is queued again and will start from its first step. The end of its "
             "log:\nTraceback ..."
         ),
     )
@@ -478,7 +475,7 @@ def test_a_stopped_worker_puts_its_job_back_and_starts_no_other(bench: Bench) ->
     assert [bench.job(job).status for job in (running, waiting)] == [JobStatus.QUEUED] * 2
     assert bench.job(waiting).attempt == 0
     assert bench.messages(running)[0] == (
-        "The worker was stopped; the job is back in the queue and goes on from its first step"
+        "The worker was stopped; the job is queued again and will start from its first step"
     )
 
 
@@ -595,25 +592,26 @@ def test_a_state_that_its_child_cannot_go_on_from_is_dropped(bench: Bench) -> No
     assert not [key for key in bench.blobs() if "attempt-1/resume-" in key]
     done = bench.job(job)
     assert (done.status, done.attempt, done.crashes) == (JobStatus.SUCCEEDED, 4, 1)
-    told = "The state saved after step 2 cannot be gone on from"
+    told = "The state saved at step 2 cannot be resumed"
     assert f"{told}: It is of another version." in bench.messages(job)
-    assert f"{told}; the job is back in the queue and goes on after step 1" in bench.messages(job)
+    assert f"{told}; the job is queued again and will resume after step 1" in bench.messages(job)
 
 
-def test_a_state_on_a_bad_sector_is_passed_over(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
+class BadSector(LocalBlobStore):
+    """Cannot read the state of step 2."""
+
+    def open(self, key: str) -> BinaryIO:
+        if "resume-2" in key:
+            raise OSError(errno.EIO, "Input/output error")
+        return super().open(key)
+
+
+def test_a_state_on_a_bad_sector_is_passed_over(bench: Bench) -> None:
     job = bench.add_job()
     seen: dict[str, Any] = {}
     bench.run(Started(total_steps=5), stepped(1), saved(1), stepped(2), saved(2), exit_code=1)
-    opened = bench.store.open
+    bench.replace_worker(store=BadSector(bench.settings.blobs_dir))
 
-    def open_or_fail(key: str) -> Any:
-        if "resume-2" in key:
-            raise OSError(errno.EIO, "Input/output error")
-        return opened(key)
-
-    monkeypatch.setattr(bench.store, "open", open_or_fail)
     bench.run(look_at_resumption(seen))
 
     assert seen["resume_step"] == 1
@@ -681,7 +679,7 @@ def test_a_full_disk_does_not_end_the_job_and_is_not_tried_again_at_once(bench: 
 
     done = bench.job(job)
     assert (done.status, done.crashes, done.interruptions) == (JobStatus.QUEUED, 0, 2)
-    told = "The disk is full; the job is back in the queue and goes on from its first step"
+    told = "The disk is full; the job is queued again and will start from its first step"
     assert bench.messages(job).count(told) == 2
     assert idle_s == [PAUSE_AFTER_FAILURE_S] * 2
 
@@ -704,14 +702,7 @@ def test_another_base_model_of_the_same_name_ends_the_job(bench: Bench) -> None:
 def test_a_second_worker_of_the_machine_is_a_stand_by(bench: Bench) -> None:
     bench.add_job()
     waiting = bench.add_job()
-    stand_by = Worker(
-        "worker-2",
-        bench.settings,
-        database=bench.database,
-        store=bench.store,
-        catalogue=Catalogue([], bench.settings.data_dir / "models"),
-        launcher=FakeLauncher(),
-    )
+    stand_by = Worker("worker-2", replace(bench.resources, launcher=FakeLauncher()))
     idle_s: list[float] = []
 
     bench.run(lambda _directory: idle_s.append(stand_by.run_once()))
@@ -720,13 +711,6 @@ def test_a_second_worker_of_the_machine_is_a_stand_by(bench: Bench) -> None:
     assert bench.job(waiting).status is JobStatus.QUEUED
 
 
-@pytest.fixture
-def no_pause_between_flushes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Steps are written as soon as they come, so that no step is left to be refused."""
-    monkeypatch.setattr(attempt_module, "FLUSH_INTERVAL_S", 0.0)
-
-
-@pytest.mark.usefixtures("no_pause_between_flushes")
 @pytest.mark.parametrize(
     "act",
     [
@@ -739,6 +723,7 @@ def no_pause_between_flushes(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_a_worker_that_has_lost_its_job_writes_nothing_more(bench: Bench, act: Act) -> None:
+    bench.replace_worker(flush_interval_s=0.0)  # no step is left to be refused
     job = bench.add_job()
     before: list[Any] = []
 
@@ -881,13 +866,9 @@ def test_progress_is_shown_with_speed_and_end(bench: Bench) -> None:
 
 def test_a_worker_outlives_a_database_that_is_busy(bench: Bench, settings: Settings) -> None:
     impatient = Database(settings.resolved_database_url, busy_timeout_s=0)
+    none_installed = Catalogue([], settings.data_dir / "models")
     worker = Worker(
-        "worker-2",
-        settings,
-        database=impatient,
-        store=bench.store,
-        catalogue=Catalogue([], settings.data_dir / "models"),
-        launcher=FakeLauncher(),
+        "worker-2", replace(bench.resources, database=impatient, catalogue=none_installed)
     )
     is_refused = threading.Event()
     event.listen(impatient.engine, "handle_error", lambda _: is_refused.set())

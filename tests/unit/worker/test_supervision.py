@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,10 @@ import pytest
 
 from app.core.job.training_events import Noted, TrainingEvent
 from tests.waiting import wait_until
-from worker.launch import supervision
-from worker.launch.job_lock import JobLock, JobLockedError
-from worker.launch.launcher import Ending, Launcher, Order
+from worker.launch.launcher import Ending, Launcher, Signal
 from worker.launch.local import LocalLauncher
-from worker.launch.supervision import LOG_TAIL_LINES
+from worker.launch.locks import JobLock, JobLockedError, try_lock
+from worker.launch.supervision import LOCK_S, LOG_TAIL_LINES, MAX_LINE_BYTES, PASSED_ON
 from worker.launch.warm import WarmLauncher
 
 EVENT = Noted(message="hello")
@@ -38,20 +38,42 @@ def directory(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(params=["local", "warm"])
-def launcher(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Launcher]:
+def make_launcher(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., Launcher]]:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3]))
-    warm = WarmLauncher("tests.stand_in_child", idle_s=60)
-    yield warm if request.param == "warm" else LocalLauncher("tests.stand_in_child")
-    warm.close()
+    with ExitStack() as stack:
+
+        def make(lock_s: float = LOCK_S) -> Launcher:
+            if request.param == "local":
+                return LocalLauncher("tests.stand_in_child", lock_s=lock_s)
+            warm = WarmLauncher("tests.stand_in_child", idle_s=60, lock_s=lock_s)
+            stack.callback(warm.close)
+            return warm
+
+        yield make
+
+
+@pytest.fixture
+def launcher(make_launcher: Callable[..., Launcher]) -> Launcher:
+    return make_launcher()
+
+
+@pytest.fixture
+def impatient(make_launcher: Callable[..., Launcher]) -> Launcher:
+    """One that does not wait for the job's previous child."""
+    return make_launcher(lock_s=0.1)
 
 
 @pytest.fixture
 def run(directory: Path, seen: list[TrainingEvent], launcher: Launcher) -> Run:
-    """Run a child that follows this script and these orders."""
+    """Run a child that follows this script and these signals."""
 
-    def run(*script: list[Any], order: Callable[[], Order] = lambda: Order.GO_ON) -> Ending:
+    def run(
+        *script: list[Any], requested_signal: Callable[[], Signal] = lambda: Signal.CONTINUE
+    ) -> Ending:
         write_script(directory, *script)
-        return launcher.run(directory, on_event=seen.append, order=order)
+        return launcher.run(directory, on_event=seen.append, requested_signal=requested_signal)
 
     return run
 
@@ -69,9 +91,9 @@ def is_running(pid: int) -> bool:
         return False
 
 
-def once(condition: Callable[[], object], order: Order = Order.END) -> Callable[[], Order]:
-    """This order as soon as the condition is true."""
-    return lambda: order if condition() else Order.GO_ON
+def once(condition: Callable[[], object], wanted: Signal = Signal.KILL) -> Callable[[], Signal]:
+    """This signal as soon as the condition is true."""
+    return lambda: wanted if condition() else Signal.CONTINUE
 
 
 def test_a_child_that_is_asked_to_save_is_given_the_time_it_needs(
@@ -81,7 +103,7 @@ def test_a_child_that_is_asked_to_save_is_given_the_time_it_needs(
         ["on-term", "say", EVENT.model_dump_json()],
         ["say", EVENT.model_dump_json()],
         ["wait"],
-        order=once(lambda: seen, Order.SAVE_AND_END),
+        requested_signal=once(lambda: seen, Signal.SAVE_AND_STOP),
     )
 
     assert seen == [EVENT, EVENT]
@@ -91,20 +113,20 @@ def test_a_child_that_is_asked_to_save_is_given_the_time_it_needs(
 def test_a_child_that_does_not_save_is_killed_when_its_time_is_up(
     run: Run, seen: list[TrainingEvent]
 ) -> None:
-    orders = iter([Order.SAVE_AND_END] * 3)
+    signals = iter([Signal.SAVE_AND_STOP] * 3)
 
     ending = run(
         ["ignore", "SIGTERM"],
         ["say", EVENT.model_dump_json()],
         ["wait"],
-        order=lambda: next(orders, Order.END) if seen else Order.GO_ON,
+        requested_signal=lambda: next(signals, Signal.KILL) if seen else Signal.CONTINUE,
     )
 
     assert ending == Ending(-signal.SIGKILL, was_asked=True, was_killed=True, log_tail="")
 
 
-def test_orders_are_carried_out_while_an_event_is_being_written_down(
-    directory: Path, launcher: Launcher, monkeypatch: pytest.MonkeyPatch
+def test_signals_are_passed_on_while_an_event_is_being_written_down(
+    directory: Path, launcher: Launcher
 ) -> None:
     """Such as a checkpoint whose bytes take long to copy."""
     write_script(directory, ["say", EVENT.model_dump_json()], ["wait"])
@@ -113,12 +135,16 @@ def test_orders_are_carried_out_while_an_event_is_being_written_down(
 
     def be_busy(_event: TrainingEvent) -> None:
         is_busy.set()
-        path = JobLock.of(directory)
-        os.close(path.take(within_s=30))  # the child has let go of it
+        wait_until(is_unlocked, within_s=30)  # so the child has ended
         has_ended.append(True)
 
-    monkeypatch.setattr(JobLock, "_end_holder", lambda _: None)
-    launcher.run(directory, on_event=be_busy, order=once(is_busy.is_set))
+    def is_unlocked() -> bool:
+        descriptor = try_lock(directory.parent.with_suffix(".lock"))
+        if descriptor is not None:
+            os.close(descriptor)
+        return descriptor is not None
+
+    launcher.run(directory, on_event=be_busy, requested_signal=once(is_busy.is_set))
 
     assert has_ended == [True]
 
@@ -132,7 +158,9 @@ def test_a_child_of_an_earlier_attempt_is_ended_first(
     its_worker = WarmLauncher("tests.stand_in_child", idle_s=60)
     suspended = threading.Thread(
         target=lambda: endings.append(
-            its_worker.run(directory, on_event=seen.append, order=lambda: Order.GO_ON)
+            its_worker.run(
+                directory, on_event=seen.append, requested_signal=lambda: Signal.CONTINUE
+            )
         )
     )
     suspended.start()
@@ -148,14 +176,13 @@ def test_a_child_of_an_earlier_attempt_is_ended_first(
 
 
 def test_a_child_that_would_not_end_is_waited_for_in_vain(
-    directory: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+    directory: Path, impatient: Launcher
 ) -> None:
-    directory.mkdir(parents=True)
+    write_script(directory, ["exit", 0])
     held = JobLock.of(directory).take(within_s=0)
-    monkeypatch.setattr(supervision, "LOCK_S", 0.1)
 
     with pytest.raises(JobLockedError):
-        run(["exit", 0])
+        impatient.run(directory, on_event=print, requested_signal=lambda: Signal.CONTINUE)
 
     os.close(held)
 
@@ -184,12 +211,12 @@ def test_lines_that_are_no_events_are_logged_and_passed_over(
 
 
 def test_an_endless_line_is_not_collected_and_its_end_is_no_event(
-    run: Run, seen: list[TrainingEvent], monkeypatch: pytest.MonkeyPatch
+    run: Run, seen: list[TrainingEvent]
 ) -> None:
-    monkeypatch.setattr(supervision, "MAX_LINE_BYTES", 1000)
     line = EVENT.model_dump_json()
 
-    run(["say", "x" * 10_000 + "y" * (1000 - len(line)) + line], ["say", line])
+    endless = "x" * 2 * MAX_LINE_BYTES + "y" * (MAX_LINE_BYTES - len(line)) + line
+    run(["say", endless], ["say", line])
 
     assert seen == [EVENT]
 
@@ -212,7 +239,7 @@ def test_what_a_child_has_started_is_stopped_with_it(
         ["leave-behind"],
         ["say", EVENT.model_dump_json()],
         ["wait"],
-        order=once(lambda: seen),
+        requested_signal=once(lambda: seen),
     )
 
     left = int((directory / "pid").read_text())
@@ -226,7 +253,7 @@ def test_an_error_of_the_worker_stops_the_child(directory: Path, launcher: Launc
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        launcher.run(directory, on_event=fail, order=lambda: Order.GO_ON)
+        launcher.run(directory, on_event=fail, requested_signal=lambda: Signal.CONTINUE)
 
     left = int((directory / "pid").read_text())
     wait_until(lambda: not is_running(left), within_s=5)
@@ -251,7 +278,7 @@ def test_a_child_sees_no_secret_of_the_workers_environment(
     passed_on = set((directory / "environment").read_text().splitlines())
     assert {"HF_HUB_OFFLINE", "PATH"} <= passed_on
     assert passed_on - {"LC_CTYPE"} <= {
-        *supervision.PASSED_ON,
+        *PASSED_ON,
         "HF_HUB_OFFLINE",
         "PYTHONUNBUFFERED",
         "TOKENIZERS_PARALLELISM",
@@ -263,12 +290,12 @@ def test_a_ctrl_c_in_the_workers_terminal_does_not_reach_the_child(
 ) -> None:
     sessions: list[int] = []
 
-    def look() -> Order:
+    def look() -> Signal:
         if not seen:
-            return Order.GO_ON
+            return Signal.CONTINUE
         sessions.append(os.getsid(int((directory / "pid").read_text())))
-        return Order.END
+        return Signal.KILL
 
-    run(["leave-behind"], ["say", EVENT.model_dump_json()], ["wait"], order=look)
+    run(["leave-behind"], ["say", EVENT.model_dump_json()], ["wait"], requested_signal=look)
 
     assert sessions[0] != os.getsid(0)

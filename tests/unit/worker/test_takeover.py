@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from app.core.base_models import Catalogue
 from app.core.db.repositories.files import FileRepository
 from app.core.db.repositories.recovery import RecoveryRepository
 from app.core.db.session import Database
@@ -18,6 +19,7 @@ from app.core.job.training_events import (
     Checkpointed,
     Failed,
     Finished,
+    JobError,
     Noted,
     Planned,
     Saved,
@@ -26,6 +28,7 @@ from app.core.job.training_events import (
     TrainingEvent,
     Unresumable,
 )
+from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
 from tests.builders import (
     MINUTE,
@@ -38,11 +41,10 @@ from tests.builders import (
     list_checkpoints,
     write_checkpoint,
 )
-from tests.fakes import FrozenClock
-from worker.attempt.attempt import Attempt
-from worker.attempt.publisher import Publisher
-from worker.job_directory import JobDirectory
-from worker.launch.launcher import Ending, Order
+from tests.fakes import FakeLauncher, FrozenClock
+from worker.attempt.attempt import Attempt, Resources
+from worker.attempt.endings import Released
+from worker.launch.launcher import Ending, Signal
 
 ENDED = Ending(0, was_asked=False, was_killed=False, log_tail="")
 CRASHED = Ending(1, was_asked=False, was_killed=False, log_tail="")
@@ -58,17 +60,17 @@ def job(database: Database) -> Job:
 
 
 @pytest.fixture
-def attempt(database: Database, store: LocalBlobStore, tmp_path: Path, job: Job) -> Attempt:
+def attempt(
+    database: Database,
+    store: LocalBlobStore,
+    catalogue: Catalogue,
+    settings: Settings,
+    job: Job,
+) -> Attempt:
     lease = claim(database)
     assert lease.job_id == job.id
-    job_directory, clock = JobDirectory(tmp_path / "work", lease), FrozenClock()
     return Attempt(
-        lease,
-        Publisher(lease, job_directory, database=database, store=store, clock=clock),
-        database=database,
-        clock=clock,
-        lease_for=MINUTE,
-        stop_at_s=lambda: None,
+        lease, Resources(settings, database, store, catalogue, FakeLauncher(), FrozenClock())
     )
 
 
@@ -82,9 +84,9 @@ def steal(database: Database) -> dict[str, list[tuple[Any, ...]]]:
 
 
 @pytest.fixture
-def directory(job: Job, tmp_path: Path) -> Path:
+def directory(job: Job, settings: Settings) -> Path:
     """The job directory of the first attempt, with what a child needs to write a manifest."""
-    directory = tmp_path / "work" / job.id / "attempt-1"
+    directory = settings.work_dir / job.id / "attempt-1"
     directory.mkdir(parents=True)
     (directory / JOB_SPEC_NAME).write_text(json.dumps({"job_id": job.id, "attempt": 1}))
     return directory
@@ -116,16 +118,16 @@ def test_nothing_is_written_of_a_job_that_another_worker_has_taken_over(
     writes = [
         lambda: attempt.on_event(last),
         lambda: attempt.begin(after_step=0),
-        lambda: attempt.release("The worker was stopped"),
+        lambda: attempt.end(Released("The worker was stopped")),
         lambda: attempt.settle(CRASHED),
-        lambda: attempt.fail(code="internal_error", message="bad"),
+        lambda: attempt.end(JobError(code="internal_error", message="bad")),
     ]
     for write in writes:
         with pytest.raises(LeaseLostError):
             write()
     attempt.beat()
 
-    assert attempt.order() is Order.END
+    assert attempt.requested_signal() is Signal.KILL
     assert dump_tables(database) == left
 
 

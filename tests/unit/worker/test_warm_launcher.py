@@ -18,9 +18,8 @@ import pytest
 from app.core.job.training_events import Noted, TrainingEvent
 from tests.waiting import wait_until
 from worker.identity import start_ticks
-from worker.launch import fork_client
-from worker.launch.job_lock import JobLock, try_lock
-from worker.launch.launcher import Ending, Order
+from worker.launch.launcher import Ending, Signal
+from worker.launch.locks import JobLock, try_lock
 from worker.launch.warm import MAX_FAILURES, WarmLauncher
 
 PROJECT = Path(__file__).parents[3]
@@ -58,18 +57,18 @@ Run = Callable[..., Ending]
 
 @pytest.fixture
 def run(launcher: WarmLauncher, directory: Path, seen: list[TrainingEvent]) -> Run:
-    """Run a child that follows this script and these orders; `prepare` is for its fork server."""
+    """Run a child that follows this script and these signals; `prepare` is for its fork server."""
 
     def run(
         *script: list[Any],
         prepare: list[list[Any]] | None = None,
-        order: Callable[[], Order] = lambda: Order.GO_ON,
+        requested_signal: Callable[[], Signal] = lambda: Signal.CONTINUE,
         on_event: Callable[[TrainingEvent], None] = seen.append,
     ) -> Ending:
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "prepare.json").write_text(json.dumps(prepare or []))
         (directory / "script.json").write_text(json.dumps(script))
-        return launcher.run(directory, on_event=on_event, order=order)
+        return launcher.run(directory, on_event=on_event, requested_signal=requested_signal)
 
     return run
 
@@ -107,13 +106,13 @@ def test_each_job_has_a_process_of_its_own_forked_from_the_same(
         parents.append(parent_of(children[-1]))
 
     for _ in range(2):
-        run(SAY, ["wait"], on_event=look, order=lambda: end_if(children))
+        run(SAY, ["wait"], on_event=look, requested_signal=lambda: end_if(children))
         assert start_ticks(children.pop()) is None
     assert parents == [fork_server_of(launcher)] * 2
 
 
-def end_if(condition: object) -> Order:
-    return Order.END if condition else Order.GO_ON
+def end_if(condition: object) -> Signal:
+    return Signal.KILL if condition else Signal.CONTINUE
 
 
 def test_a_child_is_gone_for_good_when_its_job_has_ended(run: Run, directory: Path) -> None:
@@ -123,21 +122,18 @@ def test_a_child_is_gone_for_good_when_its_job_has_ended(run: Run, directory: Pa
 
 
 def test_a_child_keeps_its_process_id_until_nobody_can_mistake_it(
-    run: Run, launcher: WarmLauncher, directory: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, directory: Path
 ) -> None:
-    has_entry: list[bool] = []
-    fork_server_class = fork_client.ForkClient
-    bury = fork_server_class.bury
+    states: list[str] = []
 
-    def look_and_bury(fork_server: fork_client.ForkClient) -> None:
-        has_entry.append(Path(f"/proc/{holder_of(directory)}").exists())
-        bury(fork_server)
+    def wait_for_end(_event: TrainingEvent) -> None:
+        wait_until(lambda: start_ticks(holder_of(directory)) is None, within_s=END_S)
+        stat = Path(f"/proc/{holder_of(directory)}/stat").read_text()
+        states.append(stat.rpartition(")")[2].split()[0])
 
-    monkeypatch.setattr(fork_server_class, "bury", look_and_bury)
+    run(SAY, ["exit", 0], on_event=wait_for_end)
 
-    run(["exit", 0])
-
-    assert has_entry == [True]
+    assert states == ["Z"]  # it has ended, and its id is taken
 
 
 def test_a_child_has_nothing_open_that_is_not_its_own(
@@ -149,7 +145,7 @@ def test_a_child_has_nothing_open_that_is_not_its_own(
         found.update(open_files(holder_of(directory)))
 
     with (tmp_path / "private").open("w"):
-        run(SAY, ["wait"], on_event=look, order=lambda: end_if(found))
+        run(SAY, ["wait"], on_event=look, requested_signal=lambda: end_if(found))
 
     assert found.pop(0) == os.devnull
     assert found.pop(1).startswith("pipe:")
@@ -176,7 +172,7 @@ def test_a_fork_server_ends_when_it_was_idle_for_long(directory: Path, run: Run)
 
     for exit_code in (0, 1):
         (directory / "script.json").write_text(json.dumps([["exit", exit_code]]))
-        ending = launcher.run(directory, on_event=print, order=lambda: Order.GO_ON)
+        ending = launcher.run(directory, on_event=print, requested_signal=lambda: Signal.CONTINUE)
         assert ending.exit_code == exit_code
         pid = fork_server_of(launcher)
         wait_until(lambda pid=pid: start_ticks(pid) is None, within_s=END_S)
@@ -192,7 +188,7 @@ def test_a_fork_server_does_not_grow_idle_while_its_child_trains(
     looks = iter(range(5))
 
     ending = launcher.run(
-        directory, on_event=seen.append, order=lambda: end_if(next(looks, None) is None)
+        directory, on_event=seen.append, requested_signal=lambda: end_if(next(looks, None) is None)
     )
 
     assert (ending.exit_code, ending.was_killed) == (-signal.SIGKILL, True)
@@ -214,18 +210,11 @@ def test_a_fork_server_that_was_killed_is_replaced(
     assert fork_server_of(launcher) != first
 
 
-def test_a_fork_server_that_hangs_is_replaced(
-    run: Run, launcher: WarmLauncher, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_fork_server_that_hangs_is_replaced(run: Run, launcher: WarmLauncher) -> None:
     run(["exit", 0])
     first = fork_server_of(launcher)
     os.kill(first, signal.SIGSTOP)
-    ask = fork_client.ForkClient._await_answer
-
-    def impatient(fork_server: fork_client.ForkClient, *args: Any, **how: Any) -> None:
-        ask(fork_server, *args, **how | ({"within_s": 0.1} if fork_server.pid == first else {}))
-
-    monkeypatch.setattr(fork_client.ForkClient, "_await_answer", impatient)
+    lose_patience(launcher)
 
     ending = run(["exit", 3])
 
@@ -248,33 +237,29 @@ def test_a_fork_server_killed_while_a_child_trains_takes_it_along_which_is_a_cra
 
 
 def test_a_child_of_a_fork_server_that_hangs_is_still_killed(
-    run: Run, launcher: WarmLauncher, seen: list[TrainingEvent], monkeypatch: pytest.MonkeyPatch
+    run: Run, launcher: WarmLauncher, seen: list[TrainingEvent]
 ) -> None:
     def stop_fork_server(event: TrainingEvent) -> None:
         os.kill(fork_server_of(launcher), signal.SIGSTOP)
-        monkeypatch.setattr(fork_client.ForkClient, "_await_answer", refuse_to_wait)
+        lose_patience(launcher)
         seen.append(event)
 
-    ending = run(SAY, ["wait"], on_event=stop_fork_server, order=lambda: end_if(seen))
+    ending = run(SAY, ["wait"], on_event=stop_fork_server, requested_signal=lambda: end_if(seen))
 
     assert (ending.exit_code, ending.was_killed) == (-signal.SIGKILL, True)
 
 
-def refuse_to_wait(*_: object, **__: object) -> None:
-    raise fork_client.ForkServerError("no answer")
+def lose_patience(launcher: WarmLauncher) -> None:
+    """From now on, its present fork server must answer quickly."""
+    assert launcher._fork_server is not None
+    launcher._fork_server.prepare_s = launcher._fork_server.answer_s = 0.1
 
 
 def test_without_a_fork_server_a_job_runs_all_the_same(
-    run: Run,
-    launcher: WarmLauncher,
-    seen: list[TrainingEvent],
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    run: Run, seen: list[TrainingEvent], caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(fork_client, "child_environment", lambda: {"PYTHONHOME": "/nonexistent"})
-
     with caplog.at_level(logging.WARNING, "worker"):
-        endings = [run(SAY) for _ in range(MAX_FAILURES + 1)]
+        endings = [run(SAY, prepare=[["exit", 1]]) for _ in range(MAX_FAILURES + 1)]
 
     assert [ending.exit_code for ending in endings] == [0] * (MAX_FAILURES + 1)
     assert seen == [EVENT] * (MAX_FAILURES + 1)
@@ -287,8 +272,8 @@ def test_without_a_fork_server_a_job_runs_all_the_same(
     [
         pytest.param([["thread"]], "2 threads run", id="a thread that a copy would lack"),
         pytest.param([["no such word"]], "the preparation failed", id="what cannot be prepared"),
-        pytest.param([["raise", "SIGSEGV"]], "the fork server is gone", id="a crash"),
-        pytest.param([["exit", 0]], "the fork server is gone", id="an end"),
+        pytest.param([["raise", "SIGSEGV"]], "the fork server has died", id="a crash"),
+        pytest.param([["exit", 0]], "the fork server has died", id="an end"),
     ],
 )
 def test_a_job_that_cannot_be_forked_is_started_cold(
@@ -330,40 +315,40 @@ def test_a_fork_server_that_talks_nonsense_is_replaced(
 
 
 @pytest.mark.parametrize(
-    ("order", "ending"),
+    ("requested", "ending"),
     [
-        (Order.END, Ending(-signal.SIGKILL, was_asked=False, was_killed=True, log_tail="")),
+        (Signal.KILL, Ending(-signal.SIGKILL, was_asked=False, was_killed=True, log_tail="")),
         (
-            Order.SAVE_AND_END,
+            Signal.SAVE_AND_STOP,
             Ending(-signal.SIGTERM, was_asked=True, was_killed=False, log_tail=""),
         ),
     ],
 )
-def test_orders_are_carried_out_while_the_job_is_prepared(
-    run: Run, launcher: WarmLauncher, order: Order, ending: Ending
+def test_signals_are_obeyed_while_the_job_is_prepared(
+    run: Run, launcher: WarmLauncher, requested: Signal, ending: Ending
 ) -> None:
     """Loading a large base model may take a minute."""
-    orders = iter([Order.GO_ON] * 3)
+    signals = iter([Signal.CONTINUE] * 3)
 
-    assert run(SAY, prepare=[["wait"]], order=lambda: next(orders, order)) == ending
+    assert run(SAY, prepare=[["wait"]], requested_signal=lambda: next(signals, requested)) == ending
     assert run(["exit", 0]).exit_code == 0
 
 
 def test_a_child_whose_lock_cannot_be_written_down_is_ended(
-    run: Run, launcher: WarmLauncher, directory: Path, monkeypatch: pytest.MonkeyPatch
+    directory: Path, launcher: WarmLauncher, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(["exit", 0])
     before = sorted(open_files(os.getpid()))
     pids: list[int] = []
 
-    def fail(_lock: JobLock, pid: int) -> None:
-        pids.append(pid)
+    def fail(_path: Path, pid_and_ticks: str) -> None:
+        pids.append(int(pid_and_ticks.split(maxsplit=1)[0]))
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(JobLock, "name_holder", fail)
+        patch.setattr(Path, "write_text", fail)
         with pytest.raises(OSError, match="No space"):
-            run(["wait"])
+            launcher.run(directory, on_event=print, requested_signal=lambda: Signal.CONTINUE)
 
     assert start_ticks(pids[0]) is None
     assert run(["exit", 0]).exit_code == 0
@@ -475,11 +460,11 @@ signal.pause()
 WORKER = """
 import sys
 from pathlib import Path
-from worker.launch.launcher import Order
+from worker.launch.launcher import Signal
 from worker.launch.warm import WarmLauncher
 WarmLauncher("tests.stand_in_child", idle_s=60).run(
     Path(sys.argv[1]), on_event=lambda event: print(event.message, flush=True),
-    order=lambda: Order.GO_ON,
+    requested_signal=lambda: Signal.CONTINUE,
 )
 """
 
@@ -507,7 +492,9 @@ def test_a_fork_server_ends_with_the_thread_that_had_it(directory: Path) -> None
     (directory / "script.json").write_text("[]")
     launcher = WarmLauncher("tests.stand_in_child", idle_s=60)
     worker = threading.Thread(
-        target=lambda: launcher.run(directory, on_event=print, order=lambda: Order.GO_ON)
+        target=lambda: launcher.run(
+            directory, on_event=print, requested_signal=lambda: Signal.CONTINUE
+        )
     )
     worker.start()
     worker.join(60)

@@ -1,22 +1,18 @@
-"""Every query on jobs that a caller's request makes; what workers ask is in `leases`."""
+"""Every query on jobs that the API makes. The queries of workers are in `leases`."""
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
     Integer,
     and_,
     bindparam,
-    case,
     delete,
     func,
     insert,
     literal,
-    or_,
     select,
-    update,
 )
 from sqlalchemy.orm import aliased, joinedload
 
@@ -24,6 +20,7 @@ from app.core.db.base import DEFAULT_PROJECT_ID
 from app.core.db.pages import Page, fetch_page
 from app.core.db.repositories.events import EventRepository
 from app.core.db.repositories.saved_states import SavedStateRepository
+from app.core.db.repositories.transitions import lock_job, settle
 from app.core.db.session import Session
 from app.core.db.tables import (
     Attempt,
@@ -43,10 +40,9 @@ from app.core.job.status import JobStatus
 _MadeByJob = TunedModel | File | Checkpoint | Event | StepRow | Attempt | JobMetadata | Submission
 
 MAX_QUEUE_POSITION = 1000
-"""The place of every job that waits still further back: to count all would take the longer, the
-longer the queue, each time that somebody looks."""
+"""Position shown for every job further back: counting a long queue would make every read slow."""
 
-# Asked for many times a second, so built only once.
+# These run many times a second, so they are built only once.
 _BY_ID = (
     select(Job)
     .where(Job.id == bindparam("job_id"), Job.project_id == bindparam("project_id"))
@@ -59,9 +55,9 @@ _AT_MOST = bindparam("at_most", type_=Integer)
 
 
 def _count_waiting(*which: ColumnElement[bool]) -> ColumnElement[int]:
-    """How many queued jobs there are of these, if not too many: a stretch of `ix_jobs_queue`."""
-    found = select(literal(1).label("one")).where(Job.status == JobStatus.QUEUED, *which)
-    bounded = found.limit(_AT_MOST).subquery()
+    """Count the queued jobs that match, up to a limit: reads a range of `ix_jobs_queue`."""
+    queued = select(literal(1).label("one")).where(Job.status == JobStatus.QUEUED, *which)
+    bounded = queued.limit(_AT_MOST).subquery()
     return select(func.count()).select_from(bounded).scalar_subquery()
 
 
@@ -86,7 +82,7 @@ class JobRepository:
         self._events = EventRepository(session, project_id)
 
     def add(self, job: Job) -> None:
-        """Put a job into the queue, or beside it when it is paused."""
+        """Add a new job, which is queued or paused."""
         job.project_id = self._project_id
         self._session.add(job)
         self._session.flush()
@@ -100,10 +96,10 @@ class JobRepository:
             self._events.add(job.id, message, now=job.created_at)
 
     def get(self, job_id: str) -> Job:
-        """The job with this id.
+        """Return the job with this id.
 
         Raises:
-            NotFoundError: there is none.
+            NotFoundError: no job has this id.
         """
         which = {"job_id": job_id, "project_id": self._project_id}
         job = self._session.scalars(_BY_ID, which).unique().one_or_none()
@@ -112,10 +108,10 @@ class JobRepository:
         return job
 
     def require(self, job_id: str) -> None:
-        """Make sure that there is such a job.
+        """Check that the job exists.
 
         Raises:
-            NotFoundError: there is none.
+            NotFoundError: no job has this id.
         """
         which = {"job_id": job_id, "project_id": self._project_id}
         if self._session.scalar(_EXISTS, which) is None:
@@ -124,10 +120,10 @@ class JobRepository:
     def list_page(
         self, *, after: str | None, limit: int, metadata: Mapping[str, str] | None
     ) -> Page[Job]:
-        """Newest first.
+        """Return a page of jobs, newest first.
 
         Args:
-            metadata: labels that a job must all have; None selects the jobs that have no label.
+            metadata: labels that a job must have, all of them. None selects jobs without labels.
         """
         query = select(Job).where(Job.project_id == self._project_id)
         if metadata is None:
@@ -137,11 +133,11 @@ class JobRepository:
             label = aliased(JobMetadata)
             is_it = and_(label.job_id == Job.id, label.key == key, label.value == value)
             query = query.join(label, is_it)
-            by = label.job_id  # in its order, jobs with a rare label are found among very many
+            by = label.job_id  # sorted by it, a rare label is found quickly among many jobs
         return fetch_page(self._session, query, by, after=after, limit=limit)
 
     def queue_position(self, job: Job) -> int | None:
-        """How many jobs a worker will take before this one, plus one; None once it was taken.
+        """Return 1 for the job that runs next. None unless the job is queued.
 
         At most `MAX_QUEUE_POSITION`.
         """
@@ -151,95 +147,86 @@ class JobRepository:
         return min(self._session.scalars(_QUEUE_POSITION, which).one(), MAX_QUEUE_POSITION)
 
     def queue_positions(self, jobs: Sequence[Job]) -> dict[str, int | None]:
-        """The same for many jobs, by their ids, in one query."""
+        """Return `queue_position` of many jobs, by their ids, in one query."""
         queued = [job.id for job in jobs if job.status is JobStatus.QUEUED]
         bound = {"at_most": MAX_QUEUE_POSITION}
         front = self._session.scalars(_QUEUE_FRONT, bound) if queued else ()
         place = {job_id: number for number, job_id in enumerate(front, start=1)}
         positions: dict[str, int | None] = dict.fromkeys(job.id for job in jobs)
-        return positions | {one: place.get(one, MAX_QUEUE_POSITION) for one in queued}
+        return positions | {job_id: place.get(job_id, MAX_QUEUE_POSITION) for job_id in queued}
 
     def count_queued(self) -> int:
-        """How many jobs of every project wait for a worker."""
+        """Count the queued jobs of all projects."""
         queued = select(func.count()).where(Job.status == JobStatus.QUEUED)
         return self._session.scalars(queued).one()
 
     def is_any_queued(self) -> bool:
-        """Whether a job of any project waits for a worker."""
+        """Whether any project has a queued job."""
         query = select(Job.id).where(Job.status == JobStatus.QUEUED).limit(1)
         return self._session.scalar(query) is not None
 
     def request_cancel(self, job_id: str, *, now: datetime) -> Job | None:
-        """Cancel a job that no worker has, or mark a running one; None when it has already ended.
-
-        One statement decides which, so a worker that claims the job meanwhile is not overlooked.
-        """
-        is_idle = Job.status.in_([JobStatus.QUEUED, JobStatus.PAUSED])
-        job = self._change(
-            job_id,
-            [JobStatus.QUEUED, JobStatus.PAUSED, JobStatus.RUNNING],
-            cancel_requested_at=func.coalesce(Job.cancel_requested_at, now),
-            status=case((is_idle, JobStatus.CANCELLED), else_=Job.status),
-            finished_at=case((is_idle, now), else_=None),
-        )
-        if job is not None and job.status is JobStatus.CANCELLED:
-            self._events.add(job_id, "Fine-tuning job cancelled", now=now)
+        """Cancel a waiting job, or ask a running one to stop. None if the job has already ended."""
+        job = self._lock(job_id)
+        if job is None or job.status.is_terminal:
+            return None
+        job.cancel_requested_at = job.cancel_requested_at or now
+        if job.status is not JobStatus.RUNNING:
+            settle(self._session, job, JobStatus.CANCELLED, now=now)
         return job
 
     def request_pause(self, job_id: str, *, now: datetime) -> Job | None:
-        """Pause a queued job, or mark a running one; None when it is neither.
+        """Pause a queued job, or ask a running one to pause. None if it is neither.
 
-        One that is to be cancelled is not to be paused any more.
+        A job that is being cancelled cannot be paused any more.
         """
-        is_queued = Job.status == JobStatus.QUEUED
-        is_wanted = and_(~is_queued, Job.cancel_requested_at.is_(None))
-        job = self._change(
-            job_id,
-            [JobStatus.QUEUED, JobStatus.RUNNING],
-            pause_requested_at=case((is_wanted, func.coalesce(Job.pause_requested_at, now))),
-            status=case((is_queued, JobStatus.PAUSED), else_=Job.status),
-        )
-        if job is not None and job.status is JobStatus.PAUSED:
-            self._events.add(job_id, "Fine-tuning job paused", now=now)
+        job = self._lock(job_id)
+        if job is None or job.status not in (JobStatus.QUEUED, JobStatus.RUNNING):
+            return None
+        if job.status is JobStatus.QUEUED:
+            settle(self._session, job, JobStatus.PAUSED, now=now)
+        elif job.cancel_requested_at is None:
+            job.pause_requested_at = job.pause_requested_at or now
+        else:
+            job.pause_requested_at = None
         return job
 
     def resume(self, job_id: str, *, now: datetime) -> Job | None:
-        """Put a paused job back into the queue, at its old place; None when it is not paused.
+        """Put a paused job back into the queue, at its old place. None if it is not paused.
 
-        A running job that was asked to pause, and has not yet, is not asked any more.
+        For a running job that was asked to pause, this takes the request back.
         """
-        is_paused = Job.status == JobStatus.PAUSED
-        was_asked = Job.pause_requested_at.is_not(None)
-        job = self._change(
-            job_id,
-            [JobStatus.PAUSED, JobStatus.RUNNING],
-            or_(is_paused, was_asked),
-            pause_requested_at=None,
-            status=case((is_paused, JobStatus.QUEUED), else_=Job.status),
-        )
-        if job is not None:
+        job = self._lock(job_id)
+        if job is None:
+            return None
+        if job.status is JobStatus.PAUSED:
+            settle(self._session, job, JobStatus.QUEUED, now=now)
+        elif job.status is JobStatus.RUNNING and job.pause_requested_at is not None:
+            job.pause_requested_at = None
             self._events.add(job_id, "Fine-tuning job resumed", now=now)
+        else:
+            return None
         return job
 
     def delete(self, job: Job) -> list[str]:
-        """Forget a job that has ended, and all that it has made, but not the files it has read.
+        """Delete a job that has ended and everything it made, but not its data files.
 
         Returns:
-            The keys of the blobs to free afterwards.
+            Keys of the blobs to free after the transaction.
 
         Raises:
             NotFoundError: another transaction has deleted it meanwhile.
         """
         self._delete_rows(job.id, TunedModel)
-        # Locked in one order, and before the job: so does who deletes one of them, or its model.
+        # Locks are taken in this order everywhere: files by id, then the job.
         made = select(File).where(File.job_id == job.id).order_by(File.id).with_for_update()
         keys = [file.blob_key for file in self._session.scalars(made)]
         keys += SavedStateRepository(self._session).delete_all(job.id)
         self._delete_rows(
             job.id, File, Checkpoint, Event, StepRow, Attempt, JobMetadata, Submission
         )
-        gone = self._session.scalar(delete(Job).where(Job.id == job.id).returning(Job.id))
-        if gone is None:
+        deleted = self._session.scalar(delete(Job).where(Job.id == job.id).returning(Job.id))
+        if deleted is None:
             raise _no_such_job(job.id)
         return keys
 
@@ -247,21 +234,11 @@ class JobRepository:
         for table in tables:
             self._session.execute(delete(table).where(table.job_id == job_id))
 
-    def _change(
-        self, job_id: str, allowed: list[JobStatus], *also: ColumnElement[bool], **values: Any
-    ) -> Job | None:
-        return self._session.scalars(
-            update(Job)
-            .where(
-                Job.id == job_id, Job.project_id == self._project_id, Job.status.in_(allowed), *also
-            )
-            .values(values)
-            .returning(Job),
-            execution_options={"populate_existing": True},
-        ).one_or_none()
+    def _lock(self, job_id: str) -> Job | None:
+        return lock_job(self._session, Job.id == job_id, Job.project_id == self._project_id)
 
     def copy_steps(self, from_job_id: str, to_job_id: str, *, last: int) -> None:
-        """Begin the loss log of one job with that of another, up to a step."""
+        """Copy the loss log of one job, up to a step, to the loss log of another."""
         columns = (StepRow.step, StepRow.attempt, StepRow.metrics)
         rows = select(literal(to_job_id), *columns).where(
             StepRow.job_id == from_job_id, StepRow.step <= last
@@ -272,7 +249,7 @@ class JobRepository:
     def list_steps(
         self, job_id: str, *, first: int = 1, last: int | None = None
     ) -> list[StepMetrics]:
-        """The loss log, by step, both ends included."""
+        """Return the loss log in the order of its steps, both ends included."""
         query = select(StepRow.metrics).where(StepRow.job_id == job_id, StepRow.step >= first)
         if last is not None:
             query = query.where(StepRow.step <= last)

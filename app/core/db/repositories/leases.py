@@ -1,8 +1,8 @@
-"""What workers ask of jobs: claim one, keep it, write down what it does, end it.
+"""What a worker does with a job: claim it, renew its lease, record its progress, finish it.
 
-`attempt` is the fence. Every write here names the attempt it belongs to, and one of an attempt
-that is not the newest, or whose job has ended, is refused with LeaseLostError. What becomes of a
-job whose attempt ends before the job does is in `recovery`.
+`attempt` is the fence. Every write names the attempt it belongs to. A write is refused with
+LeaseLostError if that attempt is not the newest one or the job has ended. `recovery` handles jobs
+whose attempt ends before the job does.
 """
 
 from collections.abc import Sequence
@@ -13,19 +13,22 @@ from typing import Any
 
 from pydantic import ValidationError
 from sqlalchemy import ColumnElement, delete, func, select, update
+from sqlalchemy.orm import lazyload
 
 from app.core.db.repositories.events import EventRepository, Level
+from app.core.db.repositories.transitions import lock_job, settle
 from app.core.db.session import Session
 from app.core.db.tables import Attempt, Job, SavedState, StepRow
 from app.core.errors import LeaseLostError
 from app.core.job.loss_log import StepMetrics
 from app.core.job.status import JobStatus
 from app.core.job.training_config import TrainingConfig
+from app.core.job.training_events import JobError
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerIdentity:
-    """Who claims, and as which process: so that a worker beside it can see that it is gone."""
+    """The worker that claims a job, and its process, so that others can see when it has died."""
 
     worker_id: str
     host: str
@@ -37,7 +40,7 @@ class WorkerIdentity:
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """The right to run one attempt of one job until its lease ends."""
+    """The right to run one attempt of one job until the lease ends."""
 
     job_id: str
     project_id: str
@@ -51,12 +54,24 @@ class Lease:
     config: TrainingConfig
 
 
-class Wish(Enum):
-    """What a running job's user wants of it."""
+_UNREADABLE = JobError(
+    code="settings_unreadable",
+    message="This version of Tunery cannot read the settings of the job. Create the job again.",
+)
 
-    GO_ON = auto()
+
+class RequestedAction(Enum):
+    """What the user has asked a running job to do."""
+
+    CONTINUE = auto()
     PAUSE = auto()
     CANCEL = auto()
+
+    @classmethod
+    def of(cls, job: Job) -> "RequestedAction":
+        if job.cancel_requested_at is not None:
+            return cls.CANCEL
+        return cls.CONTINUE if job.pause_requested_at is None else cls.PAUSE
 
 
 class LeaseRepository:
@@ -64,7 +79,7 @@ class LeaseRepository:
         self._session = session
 
     def claim(self, worker: WorkerIdentity, *, now: datetime, lease_for: timedelta) -> Lease | None:
-        """Hand the queued job that is next to `worker`, or return None when there is none.
+        """Give the next queued job to `worker`. Returns None if there is no job to run.
 
         One statement, so two workers can never both win: SQLite has a single writer, and
         PostgreSQL skips the row another transaction has locked (SQLite ignores FOR UPDATE).
@@ -104,26 +119,22 @@ class LeaseRepository:
             )
         )
         lease = _lease_of(job, worker.worker_id)
-        if lease is None:  # else nobody would ever come to the jobs behind it
-            self._fail_unreadable(job, now=now)
+        if lease is None:  # otherwise no worker would ever reach the jobs behind it
+            settle(self._session, job, JobStatus.FAILED, now=now, error=_UNREADABLE)
         return lease
 
     def begin(self, lease: Lease, *, after_step: int, now: datetime) -> None:
-        """Start training, or go on after `after_step`: what was logged beyond that is void.
+        """Start training, or resume after `after_step`: later rows of the loss log are deleted.
 
         Raises:
             LeaseLostError: the job is no longer this attempt's.
         """
-        anew: dict[str, Any] = {"total_steps": None, "epoch": None, "train_loss": None}
-        self._update(
-            lease,
-            trained_steps=after_step,
-            **({} if after_step else anew | {"valid_loss": None}),
-        )
+        progress = dict.fromkeys(("total_steps", "epoch", "train_loss", "valid_loss"))
+        self._update(lease, trained_steps=after_step, **({} if after_step else progress))
         self._session.execute(
             delete(StepRow).where(StepRow.job_id == lease.job_id, StepRow.step > after_step)
         )
-        # A newer state, which could not be read, has no loss log to go on from any more.
+        # A newer state, which could not be read, has lost its part of the loss log.
         self._session.execute(
             delete(SavedState).where(
                 SavedState.job_id == lease.job_id, SavedState.step > after_step
@@ -135,27 +146,25 @@ class LeaseRepository:
             self.note(lease, "Fine-tuning job started", now=now)
         self.note(lease, f"Loading base model {lease.base_model}", now=now)
 
-    def renew(self, lease: Lease, *, until: datetime) -> Wish:
-        """Keep the job until `until`. Returns what its user wants of it.
+    def renew(self, lease: Lease, *, until: datetime) -> RequestedAction:
+        """Extend the lease to `until`. Returns what the user has asked the job to do.
 
         Raises:
             LeaseLostError: the job is no longer this attempt's.
         """
-        return _wish_of(self._update(lease, lease_expires_at=until))
+        return RequestedAction.of(self._update(lease, lease_expires_at=until))
 
-    def read_wish(self, lease: Lease) -> Wish:
-        """What the job's user wants of it; writes nothing.
+    def read_requested_action(self, lease: Lease) -> RequestedAction:
+        """Return what the user has asked the job to do. Writes nothing.
 
         Raises:
             LeaseLostError: the job is no longer this attempt's.
         """
-        job = self._session.scalar(select(Job).where(*_is_held(lease)))
-        if job is None:
-            raise LeaseLostError(lease.job_id, lease.attempt)
-        return _wish_of(job)
+        query = select(Job).where(*_is_held(lease)).options(lazyload(Job.metadata_items))
+        return RequestedAction.of(_require_held(self._session.scalar(query), lease))
 
     def start(self, lease: Lease, *, total_steps: int) -> None:
-        """The data is tokenized; the job will take this many steps.
+        """Record how many steps the job will take, once its data is tokenized.
 
         Raises:
             LeaseLostError: the job is no longer this attempt's.
@@ -170,7 +179,7 @@ class LeaseRepository:
         tokens_per_second: float | None,
         estimated_finish_at: datetime | None,
     ) -> None:
-        """Append to the loss log; the rows follow those recorded before.
+        """Append rows to the loss log. They follow the rows recorded before.
 
         Raises:
             LeaseLostError: the job is no longer this attempt's.
@@ -185,7 +194,7 @@ class LeaseRepository:
             tokens_per_second=tokens_per_second,
             estimated_finish_at=estimated_finish_at,
         )
-        # Of a commit whose answer was lost on its way, the same rows may be there already.
+        # The same rows may be there already, from a commit whose confirmation was lost.
         self._session.execute(
             delete(StepRow).where(StepRow.job_id == lease.job_id, StepRow.step >= rows[0].step)
         )
@@ -200,41 +209,25 @@ class LeaseRepository:
         )
 
     def hold(self, lease: Lease) -> Job:
-        """Make the rest of this transaction conditional on still owning the job, and lock it.
+        """Lock the job and make the rest of this transaction conditional on still owning it.
 
         Raises:
             LeaseLostError: the job is no longer this attempt's.
         """
-        return self._update(lease, worker_id=lease.worker_id)
+        return _require_held(lock_job(self._session, *_is_held(lease)), lease)
 
-    def finish(self, lease: Lease, status: JobStatus, *, now: datetime, **values: Any) -> None:
-        """End the job, in a terminal status, with the last columns it gets.
+    def finish(
+        self, lease: Lease, status: JobStatus, *, now: datetime, error: JobError | None = None
+    ) -> None:
+        """End the job in a terminal status.
 
         Raises:
             LeaseLostError: the job is no longer this attempt's.
         """
-        self._update(
-            lease,
-            status=status,
-            finished_at=now,
-            lease_expires_at=None,
-            pause_requested_at=None,
-            estimated_finish_at=None,
-            **values,
-        )
-        end_attempt(self._session, lease.job_id, lease.attempt, status, now=now)
-
-    def _fail_unreadable(self, job: Job, *, now: datetime) -> None:
-        message = "The settings of the job are not those of this version. Create the job again."
-        job.status, job.finished_at, job.lease_expires_at = JobStatus.FAILED, now, None
-        job.error = {"code": "settings_unreadable", "message": message, "param": None, "errors": []}
-        end_attempt(self._session, job.id, job.attempt, JobStatus.FAILED, now=now)
-        events = EventRepository(self._session, job.project_id)
-        events.add(job.id, f"The job failed: {message}", now=now, level="error")
-        self._session.flush()
+        settle(self._session, self.hold(lease), status, now=now, error=error)
 
     def note(self, lease: Lease, message: str, *, now: datetime, level: Level = "info") -> None:
-        """Tell the job's user something."""
+        """Add an event that tells the user something."""
         EventRepository(self._session, lease.project_id).add(
             lease.job_id, message, now=now, level=level
         )
@@ -244,20 +237,7 @@ class LeaseRepository:
             update(Job).where(*_is_held(lease)).values(values).returning(Job),
             execution_options={"populate_existing": True},
         ).one_or_none()
-        if job is None:
-            raise LeaseLostError(lease.job_id, lease.attempt)
-        return job
-
-
-def end_attempt(
-    session: Session, job_id: str, attempt: int, outcome: str, *, now: datetime
-) -> None:
-    """Note that an attempt is over, and how it ended."""
-    session.execute(
-        update(Attempt)
-        .where(Attempt.job_id == job_id, Attempt.attempt == attempt)
-        .values(ended_at=now, outcome=outcome)
-    )
+        return _require_held(job, lease)
 
 
 def _is_held(lease: Lease) -> tuple[ColumnElement[bool], ...]:
@@ -270,14 +250,14 @@ def _is_held(lease: Lease) -> tuple[ColumnElement[bool], ...]:
     )
 
 
-def _wish_of(job: Job) -> Wish:
-    if job.cancel_requested_at is not None:
-        return Wish.CANCEL
-    return Wish.GO_ON if job.pause_requested_at is None else Wish.PAUSE
+def _require_held(job: Job | None, lease: Lease) -> Job:
+    if job is None:
+        raise LeaseLostError(lease.job_id, lease.attempt)
+    return job
 
 
 def _lease_of(job: Job, worker_id: str) -> Lease | None:
-    """None when the job's settings are not ones that this version knows."""
+    """Return None if this version cannot read the job's settings."""
     try:
         config = TrainingConfig.model_validate(job.config)
     except ValidationError:

@@ -1,66 +1,75 @@
-"""What becomes of a job whose attempt ends before the job does.
+"""Jobs whose attempt ends before the job does: they are queued again, paused, or ended.
 
-Three things are counted apart. A *crash* is the end of the training process by itself: a second
-one without progress ends the job, for a third would end the same way. An *interruption* is the
-end of the worker: not the job's fault, so many are forgiven. A worker that was told to stop, or a
-pause, is charged to nobody. Progress is a saved state; each one sets both counts back to zero.
+Crashes and interruptions are counted separately. A *crash* is a training process that died by
+itself. Two crashes without progress end the job, because a third attempt would crash as well. An
+*interruption* is a worker that died, or a machine that could not run the job. That is not the
+job's fault, so ten are allowed. A pause and a worker that is told to stop count as neither. Every
+saved state is progress and resets both counts.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 from sqlalchemy import select
 
-from app.core.db.repositories.events import EventRepository
-from app.core.db.repositories.leases import Lease, LeaseRepository, WorkerIdentity, end_attempt
+from app.core.db.repositories.leases import Lease, LeaseRepository, WorkerIdentity
 from app.core.db.repositories.saved_states import SavedStateRepository
+from app.core.db.repositories.transitions import Outcome, settle
 from app.core.db.session import Session
 from app.core.db.tables import Attempt, Job
 from app.core.job.status import JobStatus
+from app.core.job.training_events import JobError
 
 MAX_CRASHES = 2
-"""Without progress."""
+"""Crashes without progress after which a job fails."""
 
 MAX_INTERRUPTIONS = 10
-"""Without progress: by then it is likely that the job itself brings its workers down."""
+"""Interruptions without progress after which a job fails: it probably brings its workers down."""
 
 
 @dataclass(frozen=True, slots=True)
 class Crash:
-    """The end of a training process by itself."""
+    """A training process died by itself."""
 
     what: str
-    """What happened: the beginning of a sentence, as `The training process died of SIGSEGV`."""
+    """What happened, to begin a sentence with: `The training process died of SIGSEGV`."""
     advice: str
+    """How to avoid it."""
     log_tail: str
 
 
-_WHEN_WORKERS_VANISH = (
-    "The job may bring its workers down: see their logs, and how much memory the machine has."
-)
+@dataclass(frozen=True, slots=True)
+class Interruption:
+    """An attempt ended through no fault of the job."""
+
+    what: str
+    """What happened, to begin a sentence with: `The disk is full`."""
+    advice: str = (
+        "The job may bring its workers down: see their logs, and how much memory the machine has."
+    )
+    """How to avoid it."""
 
 
 class RecoveryRepository:
-    """Puts jobs back, for every project."""
+    """Recovers the jobs of every project."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
 
     def release(self, lease: Lease, why: str, *, now: datetime) -> None:
-        """The worker leaves the job, through no fault of the job, after all was saved.
+        """Queue the job again, which its worker leaves after saving its state.
 
         Args:
-            why: the beginning of a sentence, as `The worker was stopped`.
+            why: what happened, to begin a sentence with: `The worker was stopped`.
 
         Raises:
             LeaseLostError: the job is no longer this attempt's.
         """
-        self._hand_back(LeaseRepository(self._session).hold(lease), "released", why, now=now)
+        self._put_back(LeaseRepository(self._session).hold(lease), "released", why, now=now)
 
     def crash(self, lease: Lease, crash: Crash, *, now: datetime) -> None:
-        """The training process died by itself: once more from the last state, or the end.
+        """Queue the job again after a crash, or end it if that was one crash too many.
 
         Raises:
             LeaseLostError: the job is no longer this attempt's.
@@ -71,37 +80,34 @@ class RecoveryRepository:
         error = None
         if job.crashes >= MAX_CRASHES:
             times = f", {MAX_CRASHES} times without progress"
-            error = _error(
+            error = JobError(
                 code="training_crashed",
                 message=f"{crash.what}{times}. {crash.advice}{self._how_to_continue(job)}{log}",
             )
-        self._hand_back(job, "crashed", crash.what, now=now, more=f".{log}", error=error)
+        self._put_back(job, "crashed", crash.what, now=now, more=f".{log}", error=error)
 
-    def give_up(self, lease: Lease, why: str, advice: str, *, now: datetime) -> None:
-        """The machine could not run the job: another time it may, but not for ever.
-
-        Args:
-            why: the beginning of a sentence, as `The disk is full`.
-            advice: what to do about it, should it not end by itself.
+    def interrupt(self, lease: Lease, interruption: Interruption, *, now: datetime) -> None:
+        """Queue the job again, which this machine cannot run now, or end it after too many tries.
 
         Raises:
             LeaseLostError: the job is no longer this attempt's.
         """
         job = LeaseRepository(self._session).hold(lease)
-        self._lose(job, why, "released", advice, now=now)
+        self._interrupt(job, interruption, "released", now=now)
 
     def rescue_expired(self, *, now: datetime) -> list[str]:
-        """Put every job whose lease has run out back; returns their ids."""
+        """Recover every job whose lease has run out. Returns their ids."""
         expired = select(Job).where(Job.status == JobStatus.RUNNING, Job.lease_expires_at < now)
         jobs = self._session.scalars(expired.with_for_update(skip_locked=True)).all()
         for job in jobs:
-            self._lose(job, f"Its worker {job.worker_id} gave no sign of life", now=now)
+            why = Interruption(f"Its worker {job.worker_id} stopped responding")
+            self._interrupt(job, why, "lost", now=now)
         return [job.id for job in jobs]
 
     def rescue_orphans(
         self, host: str, is_alive: Callable[[WorkerIdentity], bool], *, now: datetime
     ) -> list[str]:
-        """Put the jobs back whose worker ran on this host and is gone, whatever their lease says.
+        """Recover the jobs of dead workers of this host, without waiting for their leases.
 
         Args:
             host: as in `WorkerIdentity`.
@@ -119,71 +125,63 @@ class RecoveryRepository:
             if not is_alive(_identity_of(attempt, host))
         ]
         for job in orphans:
-            self._lose(job, f"Its worker {job.worker_id} died", now=now)
+            why = Interruption(f"Its worker {job.worker_id} died")
+            self._interrupt(job, why, "lost", now=now)
         return [job.id for job in orphans]
 
-    def _lose(
-        self,
-        job: Job,
-        why: str,
-        outcome: str = "lost",
-        advice: str = _WHEN_WORKERS_VANISH,
-        *,
-        now: datetime,
+    def _interrupt(
+        self, job: Job, interruption: Interruption, outcome: Outcome, *, now: datetime
     ) -> None:
         job.interruptions += 1
         error = None
         if job.interruptions >= MAX_INTERRUPTIONS:
-            how = self._how_to_continue(job)
-            error = _error(
+            how = self._how_to_continue(job) or " POST .../rerun starts it again."
+            error = JobError(
                 code="interrupted_too_often",
-                message=f"{why}, for the {job.interruptions}th time in a row without progress. "
-                f"{advice}{how or ' POST .../rerun starts it again.'}",
+                message=f"{interruption.what}, for the {job.interruptions}th time in a row without "
+                f"progress. {interruption.advice}{how}",
             )
-        self._hand_back(job, outcome, why, now=now, error=error)
+        self._put_back(job, outcome, interruption.what, now=now, error=error)
 
-    def _hand_back(
+    def _put_back(
         self,
         job: Job,
-        outcome: str,
+        outcome: Outcome,
         why: str,
         *,
         now: datetime,
         more: str = "",
-        error: dict[str, Any] | None = None,
+        error: JobError | None = None,
     ) -> None:
-        events = EventRepository(self._session, job.project_id)
-        place = self._place(job)
+        """Do what the user has asked for; otherwise fail the job with `error`, or queue it."""
+        step = SavedStateRepository(self._session).newest_step(job.id)
+        status, message = JobStatus.QUEUED, None
         if job.cancel_requested_at is not None:
-            job.status, job.finished_at = JobStatus.CANCELLED, now
-            events.add(job.id, "Fine-tuning job cancelled", now=now)
+            status, error = JobStatus.CANCELLED, None
         elif error is not None:
-            job.status, job.finished_at, job.error = JobStatus.FAILED, now, error
-            message = f"The job failed: {error['message']}"
-            events.add(job.id, message, now=now, level="error")
+            status = JobStatus.FAILED
         elif job.pause_requested_at is not None:
-            job.status = JobStatus.PAUSED
-            events.add(job.id, f"Fine-tuning job paused{place}", now=now)
+            status = JobStatus.PAUSED
+            place = f"after step {step}" if step else "before any step was saved"
+            message = f"Fine-tuning job paused {place}"
         else:
-            job.status = JobStatus.QUEUED
-            message = f"{why}; the job is back in the queue and goes on{place}{more}"
-            events.add(job.id, message, now=now, level="warn")
-        job.pause_requested_at = job.lease_expires_at = job.estimated_finish_at = None
-        end_attempt(self._session, job.id, job.attempt, outcome, now=now)
-        self._session.flush()
+            place = f"resume after step {step}" if step else "start from its first step"
+            message = f"{why}; the job is queued again and will {place}{more}"
+        settle(
+            self._session,
+            job,
+            status,
+            now=now,
+            outcome=outcome,
+            error=error,
+            message=message,
+            level="warn" if status is JobStatus.QUEUED else "info",
+        )
 
     def _how_to_continue(self, job: Job) -> str:
         step = SavedStateRepository(self._session).newest_step(job.id)
         how = f' POST .../rerun with {{"from": "saved_state"}} continues after step {step}.'
         return how if step else ""
-
-    def _place(self, job: Job) -> str:
-        step = SavedStateRepository(self._session).newest_step(job.id)
-        return f" after step {step}" if step else " from its first step"
-
-
-def _error(*, code: str, message: str) -> dict[str, Any]:
-    return {"code": code, "message": message, "param": None, "errors": []}
 
 
 def _identity_of(attempt: Attempt, host: str) -> WorkerIdentity:

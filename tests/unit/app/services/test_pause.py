@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from app.core.db.repositories.leases import LeaseRepository, Wish
+from app.core.db.repositories.leases import LeaseRepository, RequestedAction
 from app.core.db.repositories.recovery import RecoveryRepository
 from app.core.db.session import Database
 from app.core.job.status import JobStatus
@@ -65,11 +65,11 @@ def test_a_running_job_is_asked_to_pause_and_told_otherwise(
     assert asked["status"] == "running"
     assert asked["pause_requested_at"] is not None
     with database.reading() as session:
-        assert LeaseRepository(session).read_wish(lease) is Wish.PAUSE
+        assert LeaseRepository(session).read_requested_action(lease) is RequestedAction.PAUSE
     resumed = ask(client, job.id, "resume")
     assert (resumed["status"], resumed["pause_requested_at"]) == ("running", None)
     with database.reading() as session:
-        assert LeaseRepository(session).read_wish(lease) is Wish.GO_ON
+        assert LeaseRepository(session).read_requested_action(lease) is RequestedAction.CONTINUE
 
 
 def test_a_running_job_is_paused_once_its_worker_has_left_it(

@@ -9,11 +9,16 @@ from starlette.testclient import TestClient
 from app.core.clock import utc_now
 from app.core.db.repositories.jobs import JobRepository
 from app.core.db.repositories.leases import LeaseRepository
-from app.core.db.repositories.recovery import MAX_INTERRUPTIONS, RecoveryRepository
+from app.core.db.repositories.recovery import (
+    MAX_INTERRUPTIONS,
+    Interruption,
+    RecoveryRepository,
+)
 from app.core.db.repositories.saved_states import PASSING_CODES, SavedStateRepository
 from app.core.db.session import Database
 from app.core.db.tables import Job
 from app.core.job.status import JobStatus
+from app.core.job.training_events import JobError
 from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
 from tests.builders import (
@@ -59,7 +64,7 @@ def add_interrupted_job(
             put_blob(store, key, b"state")
             files = {"state": {"key": key, "bytes": 5, "sha256": "0" * 64}}
             SavedStateRepository(session).add(lease, step, files, now=now)
-        error = {"code": code, "message": "It failed.", "param": None, "errors": []}
+        error = JobError(code=code, message="It failed.")
         leases.finish(lease, JobStatus.FAILED, now=now, error=error)
     return get_job(database, job.id)
 
@@ -331,7 +336,8 @@ def test_an_error_says_that_the_state_can_be_used(database: Database) -> None:
     for number in range(MAX_INTERRUPTIONS):
         lease = lease if number == 0 else claim(database)
         with database.writing() as session:
-            RecoveryRepository(session).give_up(lease, "It failed", "Wait.", now=utc_now())
+            why = Interruption("It failed", "Wait.")
+            RecoveryRepository(session).interrupt(lease, why, now=utc_now())
 
     found = get_job(database, job.id).error
     assert found is not None

@@ -10,7 +10,7 @@ from sqlalchemy import select
 from app.core.db.repositories.checkpoints import CheckpointRepository
 from app.core.db.repositories.events import EventRepository
 from app.core.db.repositories.jobs import JobRepository
-from app.core.db.repositories.leases import Lease, LeaseRepository, Wish
+from app.core.db.repositories.leases import Lease, LeaseRepository, RequestedAction
 from app.core.db.repositories.recovery import RecoveryRepository
 from app.core.db.repositories.saved_states import SavedStateRepository
 from app.core.db.session import Database
@@ -33,7 +33,7 @@ Write = Callable[[LeaseRepository, Lease], Any]
 WRITES: dict[str, Write] = {
     "begin": lambda leases, lease: leases.begin(lease, after_step=0, now=NOW),
     "renew": lambda leases, lease: leases.renew(lease, until=NOW + 2 * MINUTE),
-    "read_wish": lambda leases, lease: leases.read_wish(lease),
+    "read_requested_action": lambda leases, lease: leases.read_requested_action(lease),
     "start": lambda leases, lease: leases.start(lease, total_steps=10),
     "record_steps": lambda leases, lease: leases.record_steps(
         lease, [build_metrics()], tokens_per_second=1.0, estimated_finish_at=None
@@ -185,19 +185,19 @@ def test_what_follows_a_lost_hold_is_rolled_back(database: Database) -> None:
     assert page.rows == []
 
 
-@pytest.mark.parametrize("look", ["renew", "read_wish"])
-def test_a_worker_learns_what_the_user_wants(database: Database, look: str) -> None:
+@pytest.mark.parametrize("poll", ["renew", "read_requested_action"])
+def test_a_worker_learns_what_the_user_wants(database: Database, poll: str) -> None:
     job = add_job(database)
     lease = claim(database)
 
-    seen = [write(database, look, lease)]
+    seen = [write(database, poll, lease)]
     with database.writing() as session:
         JobRepository(session).request_pause(job.id, now=NOW)
-    seen.append(write(database, look, lease))
+    seen.append(write(database, poll, lease))
     request_cancel(database, job.id)
-    seen.append(write(database, look, lease))
+    seen.append(write(database, poll, lease))
 
-    assert seen == [Wish.GO_ON, Wish.PAUSE, Wish.CANCEL]
+    assert seen == [RequestedAction.CONTINUE, RequestedAction.PAUSE, RequestedAction.CANCEL]
 
 
 def test_a_renewal_moves_the_end_of_the_lease(database: Database) -> None:

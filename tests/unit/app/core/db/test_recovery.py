@@ -8,7 +8,12 @@ from sqlalchemy import select
 
 from app.core.db.repositories.jobs import JobRepository
 from app.core.db.repositories.leases import Lease, LeaseRepository, WorkerIdentity
-from app.core.db.repositories.recovery import MAX_INTERRUPTIONS, Crash, RecoveryRepository
+from app.core.db.repositories.recovery import (
+    MAX_INTERRUPTIONS,
+    Crash,
+    Interruption,
+    RecoveryRepository,
+)
 from app.core.db.repositories.saved_states import SavedStateRepository
 from app.core.db.session import Database, Session
 from app.core.db.tables import Attempt
@@ -81,9 +86,9 @@ def test_the_job_goes_back_to_its_old_place_in_the_queue(database: Database, how
 @pytest.mark.parametrize(
     ("how", "told"),
     [
-        ("released", "The worker was stopped; the job is back in the queue and goes on"),
-        ("crashed", "The training process died; the job is back in the queue and goes on"),
-        ("lost", "Its worker worker-1 gave no sign of life; the job is back in the queue and"),
+        ("released", "The worker was stopped; the job is queued again and will resume"),
+        ("crashed", "The training process died; the job is queued again and will resume"),
+        ("lost", "Its worker worker-1 stopped responding; the job is queued again and will"),
     ],
 )
 def test_its_user_is_told_why_and_from_where_it_goes_on(
@@ -125,7 +130,9 @@ def test_one_that_was_to_be_paused_is(database: Database, how: str) -> None:
 
     found = get_job(database, job.id)
     assert (found.status, found.pause_requested_at) == (JobStatus.PAUSED, None)
-    assert list_messages(database, job.id)[-1] == "Fine-tuning job paused from its first step"
+    assert list_messages(database, job.id)[-1] == (
+        "Fine-tuning job paused before any step was saved"
+    )
 
 
 def test_a_second_crash_without_progress_ends_the_job(database: Database) -> None:
@@ -205,7 +212,7 @@ def test_a_worker_that_is_gone_is_not_waited_for(database: Database) -> None:
     assert rescue_orphans(database, alive=False, host="host-2") == []
     assert rescue_orphans(database, alive=False) == [job.id]
     assert list_messages(database, job.id)[-1] == (
-        "Its worker worker-1 died; the job is back in the queue and goes on from its first step"
+        "Its worker worker-1 died; the job is queued again and will start from its first step"
     )
 
 
@@ -253,13 +260,12 @@ def test_the_states_of_a_job_that_has_ended_are_forgotten(database: Database) ->
 
 def test_a_machine_without_space_is_not_tried_for_ever(database: Database) -> None:
     job = add_job(database)
+    full = Interruption("The disk is full", "Make room.")
 
     for _ in range(MAX_INTERRUPTIONS):
         assert get_job(database, job.id).status is JobStatus.QUEUED
         with database.writing() as session:
-            RecoveryRepository(session).give_up(
-                claim_in(session), "The disk is full", "Make room.", now=NOW
-            )
+            RecoveryRepository(session).interrupt(claim_in(session), full, now=NOW)
 
     found = get_job(database, job.id)
     assert found.error is not None

@@ -1,0 +1,77 @@
+"""The only code that changes the status of a job, except for the claim, which is one statement.
+
+Lock the row first, with `lock_job` or `LeaseRepository.hold`, then call `settle`.
+"""
+
+from datetime import datetime
+from typing import Literal
+
+from sqlalchemy import ColumnElement, select, update
+
+from app.core.db.repositories.events import EventRepository, Level
+from app.core.db.session import Session
+from app.core.db.tables import Attempt, Job
+from app.core.job.status import TRANSITIONS, IllegalTransitionError, JobStatus
+from app.core.job.training_events import JobError
+
+Outcome = Literal["released", "crashed", "lost"]
+"""How an attempt ended when it did not end its job."""
+
+_MESSAGES = {
+    JobStatus.QUEUED: "Fine-tuning job resumed",
+    JobStatus.PAUSED: "Fine-tuning job paused",
+    JobStatus.SUCCEEDED: "The job has successfully completed",
+    JobStatus.CANCELLED: "Fine-tuning job cancelled",
+}
+
+
+def lock_job(session: Session, *which: ColumnElement[bool]) -> Job | None:
+    """Return the one job that matches, as it is now. Nobody else changes it in this transaction.
+
+    PostgreSQL locks the row as an UPDATE would. SQLite has a single writer, so it needs no lock.
+    """
+    query = select(Job).where(*which).with_for_update(key_share=True)
+    return session.scalars(query, execution_options={"populate_existing": True}).one_or_none()
+
+
+def settle(
+    session: Session,
+    job: Job,
+    status: JobStatus,
+    *,
+    now: datetime,
+    outcome: Outcome | None = None,
+    error: JobError | None = None,
+    message: str | None = None,
+    level: Level = "info",
+) -> None:
+    """Move a job to its next status: write the row, its attempt and the event for the user.
+
+    Args:
+        job: its row must be locked by this transaction.
+        outcome: how the attempt of a running job ended. By default the new status says it.
+        error: why the job failed; for `FAILED` only.
+        message: text of the event, where the usual one does not say enough.
+        level: level of that event.
+
+    Raises:
+        IllegalTransitionError: the job cannot go from its present status to this one.
+    """
+    before = job.status
+    if status not in TRANSITIONS[before]:
+        raise IllegalTransitionError(job.id, before, status)
+    job.status = status
+    job.finished_at = now if status.is_terminal else None
+    job.lease_expires_at = job.pause_requested_at = job.estimated_finish_at = None
+    if error is not None:
+        job.error = error.model_dump(mode="json")
+        message, level = f"The job failed: {error.message}", "error"
+    if before is JobStatus.RUNNING:
+        session.execute(
+            update(Attempt)
+            .where(Attempt.job_id == job.id, Attempt.attempt == job.attempt)
+            .values(ended_at=now, outcome=outcome or status)
+        )
+    events = EventRepository(session, job.project_id)
+    events.add(job.id, message or _MESSAGES[status], now=now, level=level)
+    session.flush()

@@ -1,0 +1,181 @@
+"""Keeps the lease of one attempt: renews it, and retries transactions for as long as it lasts."""
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, contextmanager
+from datetime import timedelta
+from typing import TypeVar
+
+from app.core.clock import Clock, steady_s
+from app.core.db.repositories.leases import Lease, LeaseRepository, RequestedAction
+from app.core.db.session import Database, Session
+from app.core.errors import DatabaseBusyError, LeaseLostError, StorageFullError
+from worker.launch.launcher import Signal
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+RENEWALS = 6
+"""How many times a lease is renewed before it would expire."""
+
+LEASE_MARGIN = 0.25
+"""Fraction of the lease that is left when a worker that cannot renew it gives the job up."""
+
+RETRY_S = 0.2
+"""Pause between two tries of a transaction, in seconds."""
+
+TRANSIENT_ERRORS = (DatabaseBusyError, StorageFullError)
+"""The database has done nothing, and may do it a moment later."""
+
+
+class LeaseKeeper:
+    """The lease of one attempt. Two threads use it: one relays events, the other polls.
+
+    Attributes:
+        requested_action: what the user had asked the job to do when the database was last polled.
+
+    Args:
+        stop_at_s: returns when a worker that is told to stop must have left the job, by `steady_s`;
+            None while it may go on.
+    """
+
+    def __init__(
+        self,
+        lease: Lease,
+        database: Database,
+        *,
+        clock: Clock,
+        lease_for: timedelta,
+        stop_at_s: Callable[[], float | None],
+    ) -> None:
+        self.lease = lease
+        self.requested_action = RequestedAction.CONTINUE
+        self._database = database
+        self._clock = clock
+        self._lease_for = lease_for
+        self._stop_at_s = stop_at_s
+        self._is_lost = False
+        self._renewed_s = steady_s()
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether the worker is told to stop."""
+        return self._stop_at_s() is not None
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether another worker may have the job: it was taken over, or not renewed in time."""
+        allowed_s = self._lease_for.total_seconds() * (1 - LEASE_MARGIN)
+        self._is_lost = self._is_lost or steady_s() - self._renewed_s > allowed_s
+        return self._is_lost
+
+    def require(self) -> None:
+        """Check that the job is still this attempt's.
+
+        Raises:
+            LeaseLostError: the lease is lost.
+        """
+        if self.is_lost:
+            raise LeaseLostError(self.lease.job_id, self.lease.attempt)
+
+    def requested_signal(self) -> Signal:
+        """Return what the training process is to do. Returns at once."""
+        if self.is_lost or self.requested_action is RequestedAction.CANCEL:
+            return Signal.KILL
+        stop_at_s = self._stop_at_s()
+        if stop_at_s is not None and steady_s() > stop_at_s:
+            return Signal.KILL
+        is_pausing = self.requested_action is RequestedAction.PAUSE
+        return Signal.CONTINUE if stop_at_s is None and not is_pausing else Signal.SAVE_AND_STOP
+
+    def poll(self) -> None:
+        """Read what the user has asked the job to do, and renew the lease when that is due.
+
+        Raises:
+            LeaseLostError: the job is no longer this attempt's.
+            DatabaseBusyError, StorageFullError: the database cannot be used at the moment.
+        """
+        if self._is_lost:  # given up once, the job may be another worker's any moment
+            raise LeaseLostError(self.lease.job_id, self.lease.attempt)
+        now_s = steady_s()
+        is_due = now_s - self._renewed_s >= self._lease_for.total_seconds() / RENEWALS
+        try:
+            with self._database.writing() if is_due else self._database.reading() as session:
+                leases = LeaseRepository(session)
+                if is_due:
+                    until = self._clock() + self._lease_for
+                    self.requested_action = leases.renew(self.lease, until=until)
+                else:
+                    self.requested_action = leases.read_requested_action(self.lease)
+        except LeaseLostError:
+            self._is_lost = True
+            raise
+        if is_due:
+            self._renewed_s = now_s
+
+    def read(self, act: Callable[[Session], T]) -> T:
+        """Read from the database; retry as `transact` does."""
+        return self._retry(self._database.reading, act)
+
+    def transact(self, act: Callable[[Session], T]) -> T:
+        """Run one transaction. While the lease lasts, repeat it when the database refuses it.
+
+        Args:
+            act: may be called several times, so it must have no effect outside the transaction.
+
+        Raises:
+            LeaseLostError: the job is no longer this attempt's, or its lease is nearly over.
+            OutcomeUnknownError: the database was lost in the commit.
+        """
+        return self._retry(self._database.writing, act)
+
+    def transact_once(self, act: Callable[[Session], T]) -> T:
+        """Run one transaction without retrying it.
+
+        Raises:
+            DatabaseBusyError, StorageFullError: the database cannot be used at the moment.
+        """
+        with self._database.writing() as session:
+            return act(session)
+
+    def _retry(
+        self,
+        open_session: Callable[[], AbstractContextManager[Session]],
+        act: Callable[[Session], T],
+    ) -> T:
+        while True:
+            try:
+                with open_session() as session:
+                    return act(session)
+            except TRANSIENT_ERRORS:
+                if self.is_lost or steady_s() > (self._stop_at_s() or math.inf):
+                    raise LeaseLostError(self.lease.job_id, self.lease.attempt) from None
+                time.sleep(RETRY_S)  # a database that cannot be reached refuses at once
+
+
+@contextmanager
+def heartbeat(beat: Callable[[], None], *, interval_s: float) -> Generator[None]:
+    """Call `beat` at this interval while the block runs, from a thread of its own.
+
+    What `beat` raises is logged, and the next beat still comes.
+    """
+    has_ended = threading.Event()
+
+    def run() -> None:
+        while not has_ended.wait(interval_s):
+            try:
+                beat()
+            except Exception:
+                logger.exception("a heartbeat failed")
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        has_ended.set()
+        thread.join()

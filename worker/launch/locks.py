@@ -1,0 +1,143 @@
+"""File locks that the kernel releases when their holder dies, however it dies.
+
+They work on one machine. Between machines, only the fence in the database protects a job.
+"""
+
+import fcntl
+import os
+import signal
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Self
+
+from worker.identity import start_ticks
+
+_RETRY_S = 0.05
+
+
+class JobLockedError(Exception):
+    """Another training process of the job is still alive on this machine and does not end."""
+
+
+class JobLock:
+    """Lock of a job, held by its training process, so that a machine never runs two of them.
+
+    The file names its holder. The training process of a suspended worker keeps running, so the
+    worker that takes the job over kills it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    @classmethod
+    def of(cls, job_directory: Path) -> Self:
+        """Return the lock of the job that a job directory belongs to.
+
+        The lock file lies beside the directory of the job, because attempts delete that directory.
+        """
+        return cls(job_directory.parent.with_suffix(".lock"))
+
+    def take(self, *, within_s: float, is_over: Callable[[], bool] = lambda: False) -> int:
+        """Take the lock, killing its holder. Returns a descriptor for the child to inherit.
+
+        The caller closes its own copy of the descriptor.
+
+        Args:
+            within_s: how long the holder may take to die, in seconds.
+            is_over: whether the caller has lost the job meanwhile. The holder then belongs to the
+                job's next attempt and is left alone.
+
+        Raises:
+            JobLockedError: the holder did not die in time, or is left alone.
+        """
+        deadline_s = time.monotonic() + within_s
+        while (descriptor := self._try()) is None:
+            if is_over():
+                raise JobLockedError(f"{self._path.name} belongs to the next attempt")
+            self._kill_holder()
+            if time.monotonic() > deadline_s:
+                raise JobLockedError(f"{self._path.name} is held by another process")
+            time.sleep(_RETRY_S)
+        return descriptor
+
+    def name_holder(self, pid: int) -> None:
+        """Write down the process, a leader of its group, that holds the lock from now on."""
+        self._path.write_text(f"{pid} {start_ticks(pid)}")
+
+    def remove_if_free(self) -> None:
+        """Delete the file, unless a process holds the lock."""
+        if self._path.exists() and (descriptor := self._try()) is not None:
+            self._path.unlink(missing_ok=True)
+            os.close(descriptor)
+
+    def _try(self) -> int | None:
+        descriptor = try_lock(self._path)
+        if descriptor is None:
+            return None
+        try:
+            is_current = self._path.stat().st_ino == os.fstat(descriptor).st_ino
+        except FileNotFoundError:
+            is_current = False
+        if is_current:
+            return descriptor
+        os.close(descriptor)  # the file was deleted meanwhile, so this locks nothing
+        return None
+
+    def _kill_holder(self) -> None:
+        try:
+            pid, ticks = map(int, self._path.read_text().split())
+        except (OSError, ValueError):
+            return  # not written down yet
+        if start_ticks(pid) == ticks:
+            try:
+                os.killpg(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                return
+
+
+class TrainingSlots:
+    """Limits how many jobs train at once on a machine, over all its workers.
+
+    A worker that gets no slot is a stand-by.
+
+    Args:
+        directory: directory for the lock files of this machine.
+        count: number of jobs that may train at once.
+    """
+
+    def __init__(self, directory: Path, count: int) -> None:
+        self._paths = [directory / f"slot-{number}.lock" for number in range(count)]
+
+    @contextmanager
+    def take(self) -> Generator[bool]:
+        """Hold a slot while the block runs. Yields whether there was one to take."""
+        descriptor = next((fd for path in self._paths if (fd := try_lock(path)) is not None), None)
+        try:
+            yield descriptor is not None
+        finally:
+            if descriptor is not None:
+                os.close(descriptor)
+
+    def is_any_other_taken(self) -> bool:
+        """Whether another worker holds a slot. Call this while holding one."""
+        tried = [try_lock(path) for path in self._paths]
+        free = [descriptor for descriptor in tried if descriptor is not None]
+        for descriptor in free:
+            os.close(descriptor)
+        return len(free) < len(self._paths) - 1
+
+
+def try_lock(path: Path) -> int | None:
+    """Lock a file, which is created. Returns a descriptor, or None if the lock is taken."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        if isinstance(error, BlockingIOError):
+            return None
+        raise
+    return descriptor
