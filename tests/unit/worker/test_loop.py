@@ -3,7 +3,8 @@
 import errno
 import json
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -18,8 +19,9 @@ from app.core.db.repositories.events import EventRepository
 from app.core.db.repositories.files import FileRepository
 from app.core.db.repositories.jobs import JobRepository
 from app.core.db.repositories.recovery import RecoveryRepository
-from app.core.db.session import Database
+from app.core.db.session import Database, Session
 from app.core.db.tables import Checkpoint, Job
+from app.core.errors import DatabaseBusyError
 from app.core.job.status import JobStatus
 from app.core.job.training_events import (
     Checkpointed,
@@ -885,6 +887,33 @@ def test_a_worker_outlives_a_database_that_is_busy(bench: Bench, settings: Setti
 
     impatient.dispose()
     assert not running.is_alive()
+
+
+class BusyOnce(Database):
+    """Refuses the second read. The first one looks for a queued job, the second is an attempt's."""
+
+    reads = 2
+
+    @contextmanager
+    def reading(self) -> Generator[Session]:
+        self.reads += 1
+        if self.reads == 2:
+            raise DatabaseBusyError("The database is busy.")
+        with super().reading() as session:
+            yield session
+
+
+def test_a_busy_database_does_not_fail_the_job_that_is_being_prepared(bench: Bench) -> None:
+    busy = BusyOnce(bench.settings.resolved_database_url)
+    bench.replace_worker(database=busy, cancel_poll_interval_s=60.0)
+
+    bench.run()  # an idle turn, in which the janitor reads, too
+    job = bench.add_job()
+    busy.reads = 0
+    bench.run(*success())
+
+    busy.dispose()
+    assert bench.job(job).status is JobStatus.SUCCEEDED
 
 
 def test_a_worker_shows_that_it_lives_and_that_it_has_ended(bench: Bench) -> None:

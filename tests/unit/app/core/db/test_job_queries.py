@@ -2,9 +2,8 @@ from collections.abc import Mapping
 
 import pytest
 
-from app.core.db.repositories import jobs as jobs_module
 from app.core.db.repositories.events import EventRepository
-from app.core.db.repositories.jobs import JobRepository
+from app.core.db.repositories.jobs import MAX_QUEUE_POSITION, JobRepository
 from app.core.db.repositories.leases import LeaseRepository
 from app.core.db.session import Database
 from app.core.db.tables import Event, Job, JobMetadata
@@ -15,6 +14,7 @@ from tests.builders import (
     NOW,
     add_job,
     build_identity,
+    build_job,
     build_metrics,
     claim,
     get_job,
@@ -119,10 +119,9 @@ def test_a_job_knows_its_place_in_the_queue_until_it_is_taken(database: Database
         assert repository.count_queued() == 2
 
 
-def test_a_job_far_back_in_the_queue_is_not_counted_to(
-    database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(jobs_module, "MAX_QUEUE_POSITION", 3)
+def test_a_job_far_back_in_the_queue_is_not_counted_to(database: Database) -> None:
+    with database.writing() as session:
+        session.add_all(build_job(priority=9) for _ in range(MAX_QUEUE_POSITION - 3))
     priorities = [0, 1, 0, 1, 2, 0]
     ids = [add_job(database, priority=priority).id for priority in priorities]
     paused = add_job(database, status=JobStatus.PAUSED).id
@@ -133,7 +132,8 @@ def test_a_job_far_back_in_the_queue_is_not_counted_to(
         one_by_one = [repository.queue_position(job) for job in found]
         together = repository.queue_positions(found)
 
-    assert one_by_one == [3, 2, 3, 3, 1, 3, None]
+    assert MAX_QUEUE_POSITION == 1000
+    assert one_by_one == [1000, 999, 1000, 1000, 998, 1000, None]
     assert [together[job.id] for job in found] == one_by_one
 
 
