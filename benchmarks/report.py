@@ -16,39 +16,39 @@ NAMES = {
     "reference": "reference script",
     "trl": "TRL `SFTTrainer`",
     "tunery": "**Tunery**",
-    "tunery-compiled": "**Tunery**, compiled, as it is for longer jobs",
+    "tunery-compiled": "**Tunery**, compiled, as for longer jobs",
     "products-bfloat16": "matrix products alone, bfloat16",
     "products-float32": "matrix products alone, float32",
 }
 _ISAS = {
-    "speed": "all the processor has",
-    "speed-avx512": "held to AVX-512, without bfloat16 and AMX",
-    "speed-avx2": "held to AVX2",
+    "speed": "all instructions of the processor",
+    "speed-avx512": "limited to AVX-512, without bfloat16 and AMX",
+    "speed-avx2": "limited to AVX2",
 }
 
 _HEAD = """# How fast Tunery trains
 
 ![Real tokens per second](benchmarks.svg)
 
-Written by `python -m benchmarks.training --write` from measurements; do not edit.
+`python -m benchmarks.training --write` writes this page from measurements. Do not edit it.
 
 ## How to read this
 
-- **Real tokens per second**: tokens of the examples once they are cut at 512, never padding,
-  divided by the wall time of the training loop. A trainer that spends its time on padding is slow
-  by this measure, however many tokens it pushes through.
+- **Real tokens per second**: the number of tokens in the examples, truncated to 512 and without
+  padding, divided by the wall time of the training loop. A trainer that spends its time on padding
+  is slow by this measure.
 - The data are docstrings of Python's standard library as conversations. All trainers read the same
   tokens, with the same number of threads, rank 64 on `q_proj` and `v_proj`, and the same number of
-  examples in an optimizer step.
-- They run in turn, each in a fresh process, round after round; the figure is the median, with the
-  lowest and the highest in brackets. The first steps are a warm-up and not counted.
-- Figures are of one machine in one hour. What carries over to another machine are ratios, and even
-  these only between processors with the same instructions: look for AMX.
-- **Matrix products alone** are those of the same micro-batches, forward and backward, without
-  anything between them. The share of it says how much is left to gain by anything but faster
-  matrix products.
-- The **reference script** is the one Tunery grew out of ([here](reference-script.md)), with its
-  faults: it pads every row to 512 tokens in float32, and learns the padding.
+  examples per optimizer step.
+- The trainers run in turn, each in a fresh process, for several rounds. The figure is the median,
+  with the minimum and maximum in brackets. The first steps are a warm-up and are not counted.
+- The figures are those of one machine in one hour. Only ratios carry over to other machines, and
+  only between processors with the same instructions, above all AMX.
+- **Matrix products alone** performs only the matrix products of the same micro-batches, forward and
+  backward. It is an upper bound: a trainer's share of it shows how much can be gained without
+  faster matrix products.
+- **Reference script** is the [script that Tunery grew out of](reference-script.md), with its flaws:
+  it pads every row to 512 tokens in float32 and learns the padding.
 """
 
 
@@ -80,7 +80,7 @@ def _speed(part: Part, heading: str) -> Iterator[str]:
     entrants, bound = part["entrants"], part["bound"]
     base = entrants.get("reference", {}).get("median")
     yield f"## {heading}\n"
-    yield "| trainer | real tokens/s | of the reference | of the bound | peak memory |"
+    yield "| trainer | real tokens/s | speed-up | share of the bound | peak memory |"
     yield "|---|---|---|---|---|"
     for name, found in entrants.items():
         ratio = f"{found['median'] / base:.1f} x" if base else ""
@@ -114,7 +114,7 @@ def _spread(found: Part) -> str:
 
 
 def _products(entrants: Part) -> Iterator[str]:
-    """The machine's own speed, so that readers can tell theirs apart."""
+    """Speed of the machine, so that readers can compare their own."""
     speeds = {
         name.removeprefix("products-"): found["gflops"]
         for name, found in entrants.items()
@@ -145,12 +145,12 @@ def _quality(part: Part) -> Iterator[str]:
     verdict = "within" if part["is_equal"] else "**not within**"
     yield "## The same result\n"
     yield _paragraph(
-        "Validation loss after training, in nats per learned token, against plain `transformers` "
-        "and `peft` in float32: one row at a time, no padding, the loss summed over learned tokens "
-        "and divided once per step. Data, seed, steps and order are the same; dropout draws its "
-        "own. Tunery's is given as it reports it, and as the plain computation finds it with "
-        f"Tunery's adapter. The worst difference is {part['worst_percent']:.2f} %, {verdict} the "
-        f"{ALLOWED_PERCENT:g} % that is allowed."
+        "Validation loss after training, in nats per learned token, compared with plain "
+        "`transformers` and `peft` in float32. The plain trainer reads one row at a time without "
+        "padding, sums the loss over the learned tokens, and divides it once per step. Data, seed, "
+        "steps and order are the same; the dropout masks differ. Tunery's loss is shown as Tunery "
+        "reports it, and as the plain trainer computes it with Tunery's adapter. The largest "
+        f"difference is {part['worst_percent']:.2f} %, {verdict} the allowed {ALLOWED_PERCENT:g} %."
     )
     yield "| seed | before | plain float32 | Tunery, reported | Tunery, checked | difference |"
     yield "|---|---|---|---|---|---|"
@@ -165,10 +165,10 @@ def _quality(part: Part) -> Iterator[str]:
 def _large(part: Part) -> Iterator[str]:
     yield "## The reference script's own job\n"
     yield _paragraph(
-        f"3 rows, 3 epochs, a model of the shape of Qwen2-1.5B ({part['layers']} layers, random "
-        "weights). Of the script, the time from its start to its end; of Tunery, from the request "
-        "to an adapter that can be downloaded, through API and worker, which have been started "
-        "before. Peak memory is that of all processes together."
+        f"The job has 3 rows, 3 epochs and a model of the shape of Qwen2-1.5B ({part['layers']} "
+        "layers, random weights). For the script, the time runs from its start to its end. For "
+        "Tunery, it runs from the request to a downloadable adapter, through an API and a worker "
+        "that are already running. Peak memory is that of all processes together."
     )
     yield "| | whole job | peak memory | largest process |"
     yield "|---|---|---|---|"
@@ -183,13 +183,13 @@ def _service(part: Part) -> Iterator[str]:
     percent = part["percent"]
     yield "## What the service costs\n"
     yield _paragraph(
-        f"The wall time of {part['steps']} steps, checkpoints at the ends of epochs included, "
-        "against the training loop alone: the child by itself, with its events and checkpoints, "
-        f"adds {percent['child']:.1f} %; all of the service, with API and worker on the same "
-        f"cores, adds {percent['service']:.1f} %; below zero, it is less than what the machine "
-        f"varies by from one run to the next. From the request to the end of the first step it "
-        f"took {part['to_first_step_s']:.1f} s; from the last step to an adapter that can be "
-        f"downloaded, {part['after_last_step_s']:.1f} s."
+        f"This compares the wall time of {part['steps']} steps, including the checkpoints at the "
+        "ends of epochs, with the training loop alone. The training process, with its events and "
+        f"checkpoints, adds {percent['child']:.1f} %. The whole service, with API and worker on "
+        f"the same cores, adds {percent['service']:.1f} %. A value below zero means that the cost "
+        "is smaller than the variation between runs. The first step ended "
+        f"{part['to_first_step_s']:.1f} s after the request, and the adapter could be downloaded "
+        f"{part['after_last_step_s']:.1f} s after the last step."
     )
     yield from _provenance(part)
 

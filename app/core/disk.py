@@ -1,7 +1,7 @@
-"""How full the data directory's file system is, and a reserve for the day on which it is.
+"""Free space of the data directory, and a reserve for a full disk.
 
-A full disk refuses deletion as well: a database must write before it can forget. So the service
-takes nothing more while there is still some space, and keeps a ballast file that it can drop.
+A database must write before it can delete, so on a full disk deletion fails too. The service
+therefore rejects new data while there is still some space, and keeps a ballast file to delete.
 """
 
 import errno
@@ -17,7 +17,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def free_bytes(directory: Path) -> int:
-    """What an ordinary user can still write below `directory`, which need not exist yet."""
+    """Bytes that an ordinary user can still write below `directory`, which need not exist yet."""
     while not directory.exists():
         directory = directory.parent
     disk = os.statvfs(directory)
@@ -27,41 +27,41 @@ def free_bytes(directory: Path) -> int:
 
 
 def has_room(settings: Settings, more_bytes: int = 0) -> bool:
-    """Whether `min_free_bytes` would still be free once `more_bytes` were written."""
+    """Whether `min_free_bytes` would still be free after writing `more_bytes`."""
     if not settings.min_free_bytes:
         return True
     return free_bytes(settings.data_dir) >= settings.min_free_bytes + more_bytes
 
 
 def require_room(settings: Settings, more_bytes: int = 0) -> None:
-    """Refuse what would fill the disk, while there is still room for what must go on.
+    """Reject a write of `more_bytes` that would leave too little free space.
 
     Raises:
-        StorageFullError: not `has_room`.
+        StorageFullError: less than `min_free_bytes` would be left.
     """
     if has_room(settings, more_bytes):
         return
     free, needed = free_bytes(settings.data_dir), settings.min_free_bytes + more_bytes
     raise StorageFullError(
         f"The service's disk is nearly full: {free // _MIB:,} MiB are free, and this needs "
-        f"{-(-needed // _MIB):,} MiB, with the {settings.min_free_bytes // _MIB:,} MiB that stay "
-        "free (TUNERY_MIN_FREE_BYTES). Delete files or tuned models that are no longer needed, or "
-        "make the disk larger, then send the request again."
+        f"{-(-needed // _MIB):,} MiB, including the {settings.min_free_bytes // _MIB:,} MiB that "
+        "must stay free (TUNERY_MIN_FREE_BYTES). Delete files or tuned models that you no longer "
+        "need, or make the disk larger, then send the request again."
     )
 
 
 def as_storage_full(error: OSError) -> StorageFullError | None:
-    """What the caller is told when a write found the disk full; None for any other error."""
+    """Convert the error of a write to a full disk; None for any other error."""
     if error.errno not in _FULL:
         return None
     return StorageFullError(
-        "The service's disk is full. Nothing was done. Delete files or tuned models that are no "
-        "longer needed, or make the disk larger, then send the request again."
+        "The service's disk is full. Nothing was done. Delete files or tuned models that you no "
+        "longer need, or make the disk larger, then send the request again."
     )
 
 
 class Ballast:
-    """A file of allocated, useless bytes: dropped when there must be space at once."""
+    """A file of allocated but unused bytes, which is deleted when space is needed at once."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -69,14 +69,14 @@ class Ballast:
 
     @property
     def is_there(self) -> bool:
-        """Whether it is, in its full size. One that was being made when its maker died is not."""
+        """Whether the file exists in its full size; a process may have died while creating it."""
         try:
             return self._path.stat().st_size == self._settings.ballast_bytes
         except FileNotFoundError:
             return False
 
     def release(self) -> bool:
-        """Free its bytes. False when there were none to free."""
+        """Delete the file. False if it did not exist."""
         try:
             self._path.unlink()
         except FileNotFoundError:
@@ -84,11 +84,11 @@ class Ballast:
         return True
 
     def release_if_full(self) -> bool:
-        """Free its bytes if there are no others: not even a database can be opened without any."""
+        """Delete the file if no other space is left, which even opening a database needs."""
         return free_bytes(self._settings.data_dir) < _TO_OPEN_BYTES and self.release()
 
     def make_if_room(self) -> bool:
-        """Make it, unless that would take what must stay free. Whether there is one now."""
+        """Create the file if enough space stays free. Returns whether it exists now."""
         size = self._settings.ballast_bytes
         if self.is_there:
             return True

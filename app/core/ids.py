@@ -1,8 +1,8 @@
-"""Ids that say what they name and sort by the time they were made: `ftjob-01k9...`.
+"""Ids with the kind of object as a prefix, which sort by creation time: `ftjob-01k9...`.
 
-A ULID behind a prefix: 48 bits of Unix time in milliseconds, then 80 random bits, in lower-case
-Crockford base 32. Within one process ids never go backwards, not even inside one millisecond or
-when the clock is set back, so a list ordered by id is in the order in which its rows were made.
+The prefix is followed by a ULID: 48 bits of Unix time in milliseconds and 80 random bits, in
+lower-case Crockford base 32. The ids of a process always increase, even within a millisecond or
+when the clock is set back, so rows ordered by id are in the order of their creation.
 
 Source: the ULID specification, https://github.com/ulid/spec, "Monotonicity".
 """
@@ -15,7 +15,7 @@ from enum import StrEnum
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 _RANDOM_BITS = 80
 _LENGTH = 26
-"""Characters after the prefix: 128 bits, five to a character."""
+"""Number of characters after the prefix: 128 bits, with five bits per character."""
 
 
 class IdPrefix(StrEnum):
@@ -34,7 +34,7 @@ _last_value = 0
 
 
 def new_id(prefix: IdPrefix) -> str:
-    """A fresh id, greater than every id with this prefix that this process made before."""
+    """Create an id that is greater than every earlier id of this process with this prefix."""
     global _last_value  # noqa: PLW0603 - the process-wide high-water mark is the point
     now = (time.time_ns() // 1_000_000) << _RANDOM_BITS | secrets.randbits(_RANDOM_BITS)
     with _lock:

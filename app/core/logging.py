@@ -1,4 +1,4 @@
-"""Log set-up of every process: one line per message on standard error, with its context."""
+"""Set-up of the log: one line per message on standard error, with its context."""
 
 import logging
 import sys
@@ -12,9 +12,9 @@ _NOT_SHOWN = ("color_message", "_record", "_from_structlog")
 
 
 def configure_logging(settings: Settings) -> None:
-    """Send the messages of this process to standard error, as the settings say.
+    """Send the messages of this process to standard error, with the level and format of `settings`.
 
-    What a call passes as `extra` follows the message as `key=value`, or as keys of the JSON object.
+    The values that a call passes as `extra` follow the message as `key=value`, or as JSON keys.
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(

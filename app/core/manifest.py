@@ -1,7 +1,7 @@
-"""`manifest.json`: what a checkpoint consists of, so that it is whole or known not to be.
+"""`manifest.json`: the list of a checkpoint's files, which shows whether it is complete.
 
-The child writes it last, before it gives the checkpoint's directory its name; the parent verifies
-it before it publishes anything.
+The training process writes it last, before it renames the checkpoint's directory. The worker
+verifies it before it publishes anything.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ class ManifestFile(BaseModel):
 
 
 class Manifest(BaseModel):
-    """Every file beside it, and where they came from."""
+    """Files of a checkpoint, and their provenance."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -29,14 +29,13 @@ class Manifest(BaseModel):
     attempt: int
     step: int
     files: dict[str, ManifestFile]
-    """By name; the manifest itself is not among them."""
+    """Files by name, without the manifest itself."""
     provenance: dict[str, Any]
-    """Base model, data set and validation set with their sha256, settings, seed, library
-    versions."""
+    """Base model and datasets with their sha256, settings, seed and library versions."""
 
 
 class ManifestError(Exception):
-    """A directory is not what its manifest says; the message names the first difference."""
+    """A directory does not match its manifest. The message names the first difference."""
 
 
 def sha256_of(path: Path) -> str:
@@ -45,7 +44,7 @@ def sha256_of(path: Path) -> str:
 
 
 def sha256_of_stream(source: BinaryIO) -> str:
-    """Of what is left to read in `source`."""
+    """Compute the sha256 of the rest of a stream."""
     sha256 = hashlib.sha256()
     while chunk := source.read(1024 * 1024):
         sha256.update(chunk)
@@ -53,7 +52,7 @@ def sha256_of_stream(source: BinaryIO) -> str:
 
 
 def describe_files(directory: Path) -> dict[str, ManifestFile]:
-    """Size and sha256 of every regular file directly in `directory`, less the manifest."""
+    """Size and sha256 of every regular file in `directory`, except for the manifest."""
     return {
         path.name: ManifestFile(bytes=path.stat().st_size, sha256=sha256_of(path))
         for path in sorted(directory.iterdir())
@@ -77,10 +76,10 @@ def verify(directory: Path) -> Manifest:
 
 
 def read(directory: Path) -> Manifest:
-    """The manifest of `directory`, which is not checked.
+    """Read the manifest of `directory` without checking its files.
 
     Raises:
-        ManifestError: there is none that can be read.
+        ManifestError: there is no readable manifest.
     """
     try:
         return Manifest.model_validate_json((directory / MANIFEST_NAME).read_bytes())
@@ -89,7 +88,7 @@ def read(directory: Path) -> Manifest:
 
 
 def check(manifest: Manifest, files: dict[str, ManifestFile]) -> None:
-    """Check what was found against what was promised.
+    """Compare the files of a checkpoint with its manifest.
 
     Raises:
         ManifestError: a file is missing, additional or changed.

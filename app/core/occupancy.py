@@ -1,4 +1,4 @@
-"""Who uses the data directory. A lock of the kernel's, so that a process that died uses nothing."""
+"""Use of the data directory, as kernel locks, which a process releases when it dies."""
 
 import fcntl
 import logging
@@ -16,16 +16,16 @@ WORKER_SILENT_AFTER_S = 30
 
 
 class OccupiedError(Exception):
-    """The service runs on the data directory; the message says which part of it."""
+    """The data directory is in use. The message says by what."""
 
 
 @contextmanager
 def occupied(settings: Settings) -> Generator[None]:
-    """Say that a part of the service uses the data directory, as many may at once.
+    """Mark the data directory as used. Many processes may do so at once.
 
     Raises:
-        OccupiedError: a backup is being restored into it at this moment.
-        FileNotFoundError: there is no such directory.
+        OccupiedError: a backup is being restored into the directory.
+        FileNotFoundError: the directory does not exist.
     """
     with _locked(settings, fcntl.LOCK_SH, "A backup is being restored into it."):
         yield
@@ -36,7 +36,7 @@ def alone(settings: Settings) -> Generator[None]:
     """Keep the service from being started while the data directory is replaced.
 
     Raises:
-        OccupiedError: a part of it runs.
+        OccupiedError: an API or a worker is running.
     """
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     with _locked(settings, fcntl.LOCK_EX, "The API or a worker runs on it. Stop both first."):

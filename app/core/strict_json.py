@@ -1,11 +1,11 @@
-"""JSON as RFC 8259 has it, and nothing that another reader would take differently.
+"""Strict JSON (RFC 8259), which every parser reads alike.
 
 `json.loads` accepts NaN, infinities (also as 1e999), repeated keys, lone surrogates and NUL
-characters; each of them breaks something later: a database binding, a tokenizer, another
-language's parser. Here they are refused where they come in.
+characters. Each of them breaks something later: a database binding, a tokenizer, another
+language's parser. This module rejects them at the entrance.
 
-A quick parser reads what is surely good; the thorough one, many times slower, has the last word
-on all else, and finds the words for it.
+A fast parser reads the plain cases. A thorough parser, many times slower, decides about the others
+and explains what is wrong.
 """
 
 import json
@@ -15,18 +15,18 @@ from typing import Any, NoReturn, cast
 import jiter
 
 _NUL = b"\\u0000"
-"""The only way to write that character: as it is, no parser takes it."""
+"""The only valid spelling of that character in JSON; parsers reject the raw character."""
 
 
 class StrictJsonError(ValueError):
-    """The text is not JSON that every reader understands alike; the message says why."""
+    """The text is not strict JSON. The message says why."""
 
 
 def loads(raw: bytes) -> Any:
     """Parse UTF-8 JSON.
 
     Raises:
-        StrictJsonError: it is not UTF-8, not JSON, or not the same to every reader.
+        StrictJsonError: the text is not UTF-8, not JSON, or ambiguous.
     """
     try:
         value = loads_quickly(raw)
@@ -36,12 +36,12 @@ def loads(raw: bytes) -> Any:
 
 
 def loads_quickly(raw: bytes) -> Any:
-    """Parse most UTF-8 JSON; a number that is too large becomes an infinity.
+    """Parse most UTF-8 JSON quickly. A number that is too large becomes an infinity.
 
-    That aside, it accepts only what `loads` accepts, and reads it alike.
+    Apart from that, it accepts only what `loads` accepts, with the same result.
 
     Raises:
-        ValueError: it is no strict JSON, or has something in it that needs a closer look.
+        ValueError: the text is not strict JSON, or only the thorough parser can decide.
     """
     if _NUL in raw:
         raise ValueError("a string may contain the character U+0000")
@@ -49,7 +49,7 @@ def loads_quickly(raw: bytes) -> Any:
 
 
 def _is_finite(value: Any) -> bool:
-    """Whether there is no infinity in it. In plain steps, as it is asked of every value."""
+    """Whether a value has no infinity in it. Called for every value, so it must be fast."""
     kind = value.__class__
     if kind is dict:
         value = value.values()

@@ -1,3 +1,3 @@
-"""Which version of the service this is."""
+"""Version of the service."""
 
 VERSION = "0.1.0"

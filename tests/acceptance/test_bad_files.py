@@ -10,11 +10,8 @@ from tests.acceptance.lab import MAX_UPLOAD_BYTES, Lab, Send, bad_file, envelope
 from tests.builders import CHAT_LINE, TEXT_LINE
 
 NOT_JSON = "This line is not valid JSON: "
-NO_OBJECT = 'This line is not a JSON object. Write one such as {"text": "..."}.'
-NO_FORMAT = (
-    "This line has no known format. It needs the keys 'messages', or 'prompt' and 'completion', or "
-    "'text'."
-)
+NO_OBJECT = 'This line must be a JSON object, as {"text": "..."} is.'
+NO_FORMAT = "This line needs the key 'messages', or 'prompt' and 'completion', or 'text'."
 NO_TEXT = 'This part is not text. Keep only parts such as {"type": "text", "text": "..."}.'
 TWO_FORMATS = (
     "This line is in the messages format, but the lines before it are in the text format. Use one "
@@ -238,7 +235,7 @@ def message(*roles: str, **changes: Any) -> bytes:
                     1,
                     "messages[1].content",
                     "empty_field",
-                    "This answer is empty, so there is nothing to learn. Fill it or remove it.",
+                    "This answer is empty. Fill it, or remove it.",
                 )
             ),
             id="empty answer",
@@ -259,7 +256,7 @@ def message(*roles: str, **changes: Any) -> bytes:
             TEXT_LINE + b'{"text": "' + b"x" * 2**23 + b'"}\n' + b'{"text": 1}\n',
             bad_file(
                 (2, "", "line_too_long", OVERLONG),
-                (3, "text", "wrong_type", "'text' is not a string. Make it one."),
+                (3, "text", "wrong_type", "'text' must be a string."),
             ),
             id="overlong line",
         ),

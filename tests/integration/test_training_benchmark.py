@@ -102,7 +102,7 @@ def test_the_longest_bar_is_the_fastest() -> None:
 
 
 def test_every_label_is_whole_and_inside_the_picture() -> None:
-    label = "Tunery, compiled, as it is for longer jobs"
+    label = "Tunery, compiled, as for longer jobs"
 
     picture = ET.fromstring(draw_bars([Bar(label, 402, 382, 421)], title="t"))  # noqa: S314
 

@@ -90,9 +90,7 @@ def parse_line(line: bytes) -> tuple[DatasetFormat, Example]:
         code = "not_utf8" if str(error).startswith("not UTF-8") else "invalid_json"
         raise LineError(code, f"This line is not valid JSON: {error}.") from error
     if not _is_object(row):
-        raise LineError(
-            "not_an_object", 'This line is not a JSON object. Write one such as {"text": "..."}.'
-        )
+        raise LineError("not_an_object", 'This line must be a JSON object, as {"text": "..."} is.')
     format_ = _format_of(row)
     errors = _unknown_fields(row, _KEYS[format_], f"the {format_} format")
     example: Example | None = None
@@ -111,8 +109,8 @@ def _format_of(row: Mapping[str, Any]) -> DatasetFormat:
         keys = ", ".join(repr(key[:40]) for key in list(row)[:5]) or "none"
         raise LineError(
             "unknown_format",
-            "This line has no known format. It needs the keys 'messages', or 'prompt' and "
-            f"'completion', or 'text'. Its keys are: {keys}.",
+            "This line needs the key 'messages', or 'prompt' and 'completion', or 'text'. "
+            f"Its keys are: {keys}.",
         )
     if len(found) > 1:
         names = " and ".join(found)
@@ -154,22 +152,16 @@ def _string(row: Mapping[str, Any], key: str, *, may_be_empty: bool = False) -> 
         raise LineError("missing_field", f"{key!r} is missing. Add it.", key)
     value = row[key]
     if not isinstance(value, str):
-        raise LineError("wrong_type", f"{key!r} is not a string. Make it one.", key)
+        raise LineError("wrong_type", f"{key!r} must be a string.", key)
     if not value and not may_be_empty:
-        raise LineError(
-            "empty_field",
-            f"{key!r} is empty, so there is nothing to learn. Fill it, or remove the line.",
-            key,
-        )
+        raise LineError("empty_field", f"{key!r} is empty. Fill it, or remove the line.", key)
     return value
 
 
 def _chat(row: Mapping[str, Any]) -> ChatExample:
     messages = row.get("messages")
     if not _is_list(messages) or not messages:
-        raise LineError(
-            "wrong_type", "'messages' must be a list with at least one message.", "messages"
-        )
+        raise LineError("wrong_type", "'messages' must be a list of messages.", "messages")
     tools = row.get("tools")
     if tools is not None and not _is_list_of_objects(tools):
         raise LineError("wrong_type", "'tools' must be a list of objects.", "tools")
@@ -191,11 +183,7 @@ def _chat(row: Mapping[str, Any]) -> ChatExample:
 
 
 def _all_messages(messages: Sequence[Any]) -> list[tuple[dict[str, Any], bool]]:
-    """Parse every message.
-
-    Raises:
-        LineError: a message is invalid; its `others` have the other problems of all messages.
-    """
+    """Parse all messages. The error has the problems of all of them."""
     parsed: list[tuple[dict[str, Any], bool]] = []
     errors: list[LineError] = []
     for index, message in enumerate(messages):
@@ -217,13 +205,11 @@ def _message(message: Any, path: str) -> tuple[dict[str, Any], bool]:
         raise _together(unknown)
     for name in ("name", "tool_call_id"):
         if not isinstance(message.get(name, ""), str):
-            raise LineError(
-                "wrong_type", f"{name!r} is not a string. Make it one.", f"{path}.{name}"
-            )
+            raise LineError("wrong_type", f"{name!r} must be a string.", f"{path}.{name}")
     role = message.get("role")
     if role not in _ROLES:
         known = ", ".join(_ROLES)
-        problem = f"{_shown(role)} is not a role" if "role" in message else "'role' is missing"
+        problem = f"{role!r:.40} is not a role" if "role" in message else "'role' is missing"
         raise LineError("bad_role", f"{problem}. Use one of {known}.", f"{path}.role")
     is_learned = _is_learned(message, path)
     cleaned = {key: value for key, value in message.items() if key != "weight"}
@@ -242,9 +228,8 @@ def _is_learned(message: Mapping[str, Any], path: str) -> bool:
             "bad_weight", "Only assistant messages can have a weight. Remove it.", f"{path}.weight"
         )
     if isinstance(weight, bool) or weight not in (0, 1):
-        raise LineError(
-            "bad_weight", f"The weight is {_shown(weight)}. Use 0 or 1.", f"{path}.weight"
-        )
+        problem = f"The weight is {weight!r:.40}. Use 0 or 1."
+        raise LineError("bad_weight", problem, f"{path}.weight")
     return weight == 1
 
 
@@ -266,15 +251,9 @@ def _content(message: Mapping[str, Any], path: str) -> str:
             return ""
         raise LineError("missing_field", "'content' is missing. Add it.", where)
     if not isinstance(content, str):
-        raise LineError(
-            "wrong_type", "'content' is neither a string nor a list of text parts.", where
-        )
+        raise LineError("wrong_type", "'content' must be a string or a list of parts.", where)
     if not content and message["role"] == "assistant" and not calls:
-        raise LineError(
-            "empty_field",
-            "This answer is empty, so there is nothing to learn. Fill it or remove it.",
-            where,
-        )
+        raise LineError("empty_field", "This answer is empty. Fill it, or remove it.", where)
     return content
 
 
@@ -288,11 +267,6 @@ def _text_part(part: Any, path: str) -> str:
         'This part is not text. Keep only parts such as {"type": "text", "text": "..."}.',
         path,
     )
-
-
-def _shown(value: Any) -> str:
-    """Start of a value from the file, for a message."""
-    return repr(value)[:40]
 
 
 def _is_object(value: Any) -> TypeGuard[dict[str, Any]]:

@@ -14,10 +14,7 @@ from app.core.dataset.formats import (
 
 USER = {"role": "user", "content": "Hi"}
 ASSISTANT = {"role": "assistant", "content": "Ho"}
-NO_FORMAT = (
-    "This line has no known format. It needs the keys 'messages', or 'prompt' and 'completion', or "
-    "'text'."
-)
+NO_FORMAT = "This line needs the key 'messages', or 'prompt' and 'completion', or 'text'."
 
 
 def chat(*messages: Any, **more: Any) -> dict[str, Any]:
@@ -94,7 +91,7 @@ def test_a_tool_call_needs_no_text() -> None:
             [1],
             "not_an_object",
             "",
-            'This line is not a JSON object. Write one such as {"text": "..."}.',
+            'This line must be a JSON object, as {"text": "..."} is.',
         ),
         (
             {},
@@ -114,12 +111,12 @@ def test_a_tool_call_needs_no_text() -> None:
             "label",
             "'label' is not a field of the text format. Remove it.",
         ),
-        ({"text": 5}, "wrong_type", "text", "'text' is not a string. Make it one."),
+        ({"text": 5}, "wrong_type", "text", "'text' must be a string."),
         (
             {"text": ""},
             "empty_field",
             "text",
-            "'text' is empty, so there is nothing to learn. Fill it, or remove the line.",
+            "'text' is empty. Fill it, or remove the line.",
         ),
         ({"prompt": "a"}, "missing_field", "completion", "'completion' is missing. Add it."),
         ({"completion": "a"}, "missing_field", "prompt", "'prompt' is missing. Add it."),
@@ -127,25 +124,25 @@ def test_a_tool_call_needs_no_text() -> None:
             {"prompt": "a", "completion": ""},
             "empty_field",
             "completion",
-            "'completion' is empty, so there is nothing to learn. Fill it, or remove the line.",
+            "'completion' is empty. Fill it, or remove the line.",
         ),
         (
             {"messages": {}},
             "wrong_type",
             "messages",
-            "'messages' must be a list with at least one message.",
+            "'messages' must be a list of messages.",
         ),
         (
             {"messages": []},
             "wrong_type",
             "messages",
-            "'messages' must be a list with at least one message.",
+            "'messages' must be a list of messages.",
         ),
         (
             {"tools": []},
             "wrong_type",
             "messages",
-            "'messages' must be a list with at least one message.",
+            "'messages' must be a list of messages.",
         ),
         (
             chat(USER, ASSISTANT, tools=["add"]),
@@ -206,7 +203,7 @@ def test_a_tool_call_needs_no_text() -> None:
             chat({"role": "user", "content": 5}),
             "wrong_type",
             "messages[0].content",
-            "'content' is neither a string nor a list of text parts.",
+            "'content' must be a string or a list of parts.",
         ),
         (
             chat({"role": "user", "content": [{"type": "image_url", "image_url": {}}]}),
@@ -218,7 +215,7 @@ def test_a_tool_call_needs_no_text() -> None:
             chat(USER, {"role": "assistant", "content": ""}),
             "empty_field",
             "messages[1].content",
-            "This answer is empty, so there is nothing to learn. Fill it or remove it.",
+            "This answer is empty. Fill it, or remove it.",
         ),
         (
             chat(USER | {"tool_calls": []}),
