@@ -11,6 +11,7 @@ import argparse
 import csv
 import hashlib
 import json
+import os
 import shutil
 import signal
 import sys
@@ -22,7 +23,7 @@ from _progress import Progress
 from openai import OpenAI, OpenAIError
 from openai.types.fine_tuning import FineTuningJob
 
-from tunery.local_service import LocalService, ServiceError, settings_in_environment
+from tunery.local_service import LocalService, ServiceError
 
 EXAMPLES = Path(__file__).resolve().parent
 PLACE = EXAMPLES.parent
@@ -104,7 +105,9 @@ def tune(output: Path) -> Path:
 
 def open_service(log_dir: Path) -> LocalService:
     """The API and a worker, with the settings of the environment."""
-    settings = settings_in_environment()
+    prefix = "TUNERY_"
+    names = [name for name in os.environ if name.startswith(prefix)]
+    settings = {name.removeprefix(prefix).lower(): os.environ[name] for name in names}
     return LocalService(
         Path(settings.get("data_dir") or PLACE / "data"),
         settings,

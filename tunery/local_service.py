@@ -7,6 +7,7 @@ The demo, the benchmarks and the tests start the service this way: see decision 
 imports this module does not get `app` and `worker` on its import path.
 """
 
+import ctypes
 import os
 import re
 import signal
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
 
@@ -27,6 +29,10 @@ STOP_S = 40.0
 
 LOG_TAIL_LINES = 15
 
+_PR_SET_PDEATHSIG = 1
+"""Linux, `prctl(2)`: the signal that a process gets when the thread that started it ends."""
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+
 _PREFIX = "TUNERY_"
 _POLL_S = 0.05
 _READY = {"api": r"running on http://\S+:(\d+)\D", "worker": r"worker ready"}
@@ -36,10 +42,10 @@ class ServiceError(Exception):
     """A process does not run as it should; the message ends with its log."""
 
 
-def settings_in_environment() -> dict[str, str]:
-    """The settings in this process's environment, as `LocalService` takes them."""
-    names = [name for name in os.environ if name.startswith(_PREFIX)]
-    return {name.removeprefix(_PREFIX).lower(): os.environ[name] for name in names}
+def end_with_parent() -> None:
+    """In a new process: stop in good order when the process that started it is killed."""
+    if _LIBC is not None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 class LoggedProcess:
@@ -82,6 +88,7 @@ class LoggedProcess:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C reaches the caller alone, which stops it
+                preexec_fn=end_with_parent,  # noqa: PLW1509 - one call of the system, no locks
             )
 
     def log(self) -> str:
@@ -165,8 +172,7 @@ class LocalService:
     Args:
         data_dir: made if it does not exist.
         settings: settings by name, without the prefix: `{"lease_s": "5"}`. Those in this process's
-            environment do not apply; `settings_in_environment` returns them. Address, log level
-            and data directory cannot be set.
+            environment do not apply. Address, log level and data directory cannot be set.
         workers: number of worker processes.
         program: a `tunery` command to run, instead of the code around this module.
         worker_module: module to run as worker, instead of `worker`.
@@ -209,13 +215,12 @@ class LocalService:
         }
 
     def __enter__(self) -> Self:
-        try:
+        with ExitStack() as unless_ready:  # Ctrl-C, too, leaves nothing running
+            unless_ready.push(self)
             self.start_ended()
             for name in self.processes:
                 self._await_ready(name)
-        except BaseException:  # Ctrl-C too: nothing may be left running
-            self._kill()
-            raise
+            unless_ready.pop_all()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -225,7 +230,8 @@ class LocalService:
             if kind is None:
                 raise
         finally:
-            self._kill()
+            for process in self.processes.values():
+                process.kill()
 
     @property
     def url(self) -> str:
@@ -238,11 +244,7 @@ class LocalService:
         return f"{self.url}/v1"
 
     def start(self, name: str) -> None:
-        """Start a process that has ended, and wait until it is ready.
-
-        Raises:
-            ServiceError: it is not ready in time.
-        """
+        """Start a process that has ended, and wait for it as `LoggedProcess.wait_for` does."""
         self.processes[name].start()
         self._await_ready(name)
 
@@ -253,11 +255,7 @@ class LocalService:
                 process.start()
 
     def check(self) -> None:
-        """Make sure that all processes run.
-
-        Raises:
-            ServiceError: one has ended.
-        """
+        """Make sure that all processes run, as `LoggedProcess.check` does."""
         for process in self.processes.values():
             process.check()
 
@@ -280,10 +278,6 @@ class LocalService:
         match = self.processes[name].wait_for(_READY[kind], within_s=self._start_within_s)
         if kind == "api":  # the next start takes the same port, so that clients find it
             self._environment[f"{_PREFIX}PORT"] = match[1]
-
-    def _kill(self) -> None:
-        for process in self.processes.values():
-            process.kill()
 
 
 def _environment(settings: Mapping[str, str], *, is_ours: bool) -> dict[str, str]:

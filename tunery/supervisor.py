@@ -1,11 +1,9 @@
 """Runs API and worker as one service: starts both, restarts what dies, stops both together."""
 
-import ctypes
 import logging
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -13,6 +11,7 @@ from types import FrameType
 
 from app.core.clock import steady_s
 from app.core.subprocesses import python_module, with_import_path
+from tunery.local_service import end_with_parent
 
 logger = logging.getLogger(__name__)
 
@@ -29,10 +28,6 @@ STEADY_AFTER_S = 60.0
 """A process that ran for so long has recovered: its next restart waits `FIRST_DELAY_S` again."""
 
 POLL_INTERVAL_S = 0.1
-
-_PR_SET_PDEATHSIG = 1
-"""Linux, `prctl(2)`: the signal that a process gets when its parent dies."""
-_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 class _Part:
@@ -59,7 +54,7 @@ class _Part:
             python_module(self._module),
             env=with_import_path(os.environ),
             start_new_session=True,  # Ctrl-C reaches the supervisor alone, which stops both
-            preexec_fn=_end_with_supervisor,  # noqa: PLW1509 - this process has one thread
+            preexec_fn=end_with_parent,  # noqa: PLW1509 - this process has one thread
         )
         self._started_s = now_s
 
@@ -164,9 +159,3 @@ def _describe(exit_code: int) -> str:
     if exit_code < 0:
         return signal.Signals(-exit_code).name
     return f"exit code {exit_code}"
-
-
-def _end_with_supervisor() -> None:
-    """In the new process: stop in good order when the supervisor is killed."""
-    if _LIBC is not None:
-        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

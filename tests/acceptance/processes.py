@@ -26,12 +26,13 @@ class InstalledService(LocalService):
     """`tunery api` and `tunery worker` from a wheel in an environment of its own.
 
     Args:
+        workers: 0 for tests that train nothing: a worker loads torch as soon as it is idle.
         settings: settings by name, without the prefix, as `lease_s="5"`.
     """
 
-    def __init__(self, data_dir: Path, **settings: str) -> None:
+    def __init__(self, data_dir: Path, *, workers: int = 1, **settings: str) -> None:
         program = [install_wheel() / "tunery"]
-        super().__init__(data_dir, _SETTINGS | settings, program=program)
+        super().__init__(data_dir, _SETTINGS | settings, workers=workers, program=program)
 
     def client(self, *, strict: bool = True, **options: Any) -> openai.OpenAI:
         """The stock client, which is told nothing but where the service is."""

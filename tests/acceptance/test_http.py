@@ -18,7 +18,7 @@ CHUNKED = b"POST /v1/files HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InstalledService]:
-    with InstalledService(tmp_path_factory.mktemp("service") / "data") as service:
+    with InstalledService(tmp_path_factory.mktemp("service") / "data", workers=0) as service:
         yield service
 
 

@@ -100,7 +100,7 @@ def killable(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Install
     settings: dict[str, str] = {}
     if request.param == "postgresql":
         settings["database_url"] = request.getfixturevalue("postgres").empty_database()
-    with InstalledService(data_dir, **settings) as service:
+    with InstalledService(data_dir, workers=0, **settings) as service:
         yield service
 
 

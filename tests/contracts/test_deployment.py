@@ -93,6 +93,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
         "TUNERY_DATA_DIR": str(tmp_path / "data"),
         "TUNERY_PORT": str(free_port()),
         "TUNERY_INSTALL_DEFAULT_MODEL": "false",  # it would be downloaded
+        "TUNERY_WARM_S": "0",  # no job is trained, so no torch need be loaded
     }
     return os.environ | environment_of("app") | {"HOME": str(tmp_path)} | changed
 

@@ -19,6 +19,10 @@ from tunery.local_service import LoggedProcess
 
 START_S = 60
 STOP_S = 30
+SETTINGS = {
+    "TUNERY_INSTALL_DEFAULT_MODEL": "false",
+    "TUNERY_WARM_S": "0",  # no job is trained, so no torch need be loaded
+}
 
 
 class Served:
@@ -30,7 +34,7 @@ class Served:
             [install_wheel() / "tunery", "serve", "--port", str(port)],
             log=place / "serve.log",
             cwd=place,
-            environment=inherited | {"TUNERY_INSTALL_DEFAULT_MODEL": "false"} | settings,
+            environment=inherited | SETTINGS | settings,
         )
 
     def __enter__(self) -> Self:
