@@ -1,8 +1,11 @@
 """What can be checked of the rule of plain words in CONTRIBUTING.md."""
 
+import ast
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
@@ -10,6 +13,11 @@ from app.core.settings import Settings
 
 PROJECT = Path(__file__).parents[2]
 PAGES = sorted([PROJECT / "README.md", PROJECT / "CONTRIBUTING.md", *PROJECT.glob("docs/*.md")])
+MODULES = sorted(
+    path for name in ("app", "worker", "tunery") for path in (PROJECT / name).rglob("*.py")
+)
+FRAMEWORK_TEXTS = {"Successful Response", "Validation Error"}
+"""Descriptions that FastAPI writes itself."""
 
 MIN_WORDS = 4
 MAX_COLUMNS = 100
@@ -44,6 +52,28 @@ def faulty(texts: dict[str, str]) -> list[str]:
     ]
 
 
+def descriptions_in(node: object, place: str = "") -> Iterator[tuple[str, str]]:
+    """Yield every description of an OpenAPI document with its place."""
+    if isinstance(node, dict):
+        for key, value in cast("dict[str, object]", node).items():
+            if key == "description" and isinstance(value, str):
+                yield place, value
+            yield from descriptions_in(value, f"{place}/{key}")
+    elif isinstance(node, list):
+        for index, item in enumerate(cast("list[object]", node)):
+            yield from descriptions_in(item, f"{place}/{index}")
+
+
+def docstrings_in(module: Path) -> Iterator[tuple[str, str]]:
+    """Yield the docstrings of a module, its classes, functions and attributes with their place."""
+    for node in ast.walk(ast.parse(module.read_text("utf-8"))):
+        match node:
+            case ast.Expr(value=ast.Constant(value=str(text))):
+                yield f"{module.relative_to(PROJECT)}:{node.lineno}", text
+            case _:
+                continue
+
+
 def prose_of(page: Path) -> Iterator[tuple[int, str]]:
     """Yield the numbered lines of a page without code blocks, tables and pictures."""
     is_code = False
@@ -69,6 +99,16 @@ def test_a_text_that_does_not_stand_alone_is_found(text: str, fault: str) -> Non
     assert list(faults_of(text)) == [fault]
 
 
+def test_every_description_of_the_api_stands_alone() -> None:
+    document: Any = json.loads((PROJECT / "openapi.json").read_bytes())
+    texts = {
+        place: text for place, text in descriptions_in(document) if text not in FRAMEWORK_TEXTS
+    }
+
+    assert texts
+    assert faulty(texts) == []
+
+
 def test_the_text_of_every_setting_stands_alone() -> None:
     texts = {name: field.description or "" for name, field in Settings.model_fields.items()}
 
@@ -88,3 +128,10 @@ def test_a_page_has_the_words_of_the_field(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(PROJECT)))
 def test_the_prose_of_a_page_wraps_at_100_columns(page: Path) -> None:
     assert [number for number, line in prose_of(page) if len(line) > MAX_COLUMNS] == []
+
+
+def test_no_docstring_begins_with_of() -> None:
+    docstrings = [found for module in MODULES for found in docstrings_in(module)]
+
+    assert docstrings
+    assert [place for place, text in docstrings if re.match(r"\s*Of\b", text)] == []
