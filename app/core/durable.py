@@ -1,7 +1,7 @@
-"""What must outlive a power cut: a file's bytes, and the names by which they are found.
+"""Makes files survive a power cut: their bytes, and the names by which they are found.
 
-A name is kept by its directory, and a new directory is itself a name in the one above it: what
-was promised is gone with any name on the way to it that had not reached the disk.
+A directory holds the names of what is in it, and its own name is in the directory above it. A file
+is lost if any name on the way to it has not reached the disk.
 """
 
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def sync(path: Path) -> None:
-    """Wait until a file's bytes, or the names in a directory, are on the disk."""
+    """Wait until the bytes of a file, or the names in a directory, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -18,14 +18,14 @@ def sync(path: Path) -> None:
 
 
 def make_directory(path: Path, *, below: Path | None = None) -> None:
-    """Make a directory, and those above it, and wait until all their names are on the disk.
+    """Make a directory and its parents, and wait until all their names are on the disk.
 
-    A directory that is there already may have been made a moment ago by a process that was
-    killed before it could sync, so its name is not taken on trust either.
+    This includes directories that exist already, because a process that was killed before it could
+    sync may have made them a moment ago.
 
     Args:
-        below: a directory above it whose own name is on the disk; without it, the way is synced
-            as far up as its file system reaches and may be read.
+        below: a parent whose own name is on the disk. Without it, all parents on the same file
+            system that may be read are synced.
     """
     path.mkdir(parents=True, exist_ok=True)
     real_path, end = path.resolve(), below and below.resolve()
@@ -35,7 +35,7 @@ def make_directory(path: Path, *, below: Path | None = None) -> None:
             return
         try:
             sync(directory)
-        except PermissionError:  # not ours, so it was there before us
+        except PermissionError:  # another user's directory, so it is older than this process
             return
         if directory == end:
             return

@@ -30,17 +30,19 @@ from app.core.db.tables import (
     Checkpoint,
     Event,
     File,
+    IdempotencyRecord,
     Job,
     JobMetadata,
     StepRow,
-    Submission,
     TunedModel,
 )
 from app.core.errors import NotFoundError
 from app.core.job.loss_log import StepMetrics
 from app.core.job.status import JobStatus
 
-_MadeByJob = TunedModel | File | Checkpoint | Event | StepRow | Attempt | JobMetadata | Submission
+_MadeByJob = (
+    TunedModel | File | Checkpoint | Event | StepRow | Attempt | JobMetadata | IdempotencyRecord
+)
 
 MAX_QUEUE_POSITION = 1000
 """The place of every job that waits still further back: to count all would take the longer, the
@@ -236,7 +238,7 @@ class JobRepository:
         keys = [file.blob_key for file in self._session.scalars(made)]
         keys += SavedStateRepository(self._session).delete_all(job.id)
         self._delete_rows(
-            job.id, File, Checkpoint, Event, StepRow, Attempt, JobMetadata, Submission
+            job.id, File, Checkpoint, Event, StepRow, Attempt, JobMetadata, IdempotencyRecord
         )
         gone = self._session.scalar(delete(Job).where(Job.id == job.id).returning(Job.id))
         if gone is None:
