@@ -10,13 +10,13 @@ import socket
 import sys
 from contextlib import closing
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 import uvicorn
 from typer.core import TyperGroup
 
-from app.api.http_protocol import BoundedHttpProtocol
+from app.api.requests import BoundedHttpProtocol
 from app.core.base_models import CatalogueError
 from app.core.db.backend import SnapshotError
 from app.core.db.inspection import NoDatabaseError
@@ -189,11 +189,10 @@ def backup(
         f"{directory}: the {record.database} database, and {record.blob_count:,} files of "
         f"{record.blob_bytes // _MIB:,} MiB."
     )
-    for key in record.missing:
-        _print(f"Not in the backup, as the service no longer has it: {key}")
-    if record.missing:
-        _print("Run `tunery doctor` to see which files and jobs are affected.")
-    raise typer.Exit(int(bool(record.missing)))
+    _exit_with(
+        [f"Not in the backup, as the service no longer has it: {key}" for key in record.missing],
+        advice="Run `tunery doctor` to see which files and jobs are affected.",
+    )
 
 
 @commands.command()
@@ -226,9 +225,16 @@ def restore(
         _print(f"{len(restored.put_back)} jobs that ran then are back in the queue.")
     for model_id in restored.models_to_install:
         _print(f"Install the base model again: tunery models install {model_id}")
-    for key in sorted(restored.damaged):
-        _print(f"Not restored, as it is damaged in the backup: {key}")
-    raise typer.Exit(int(bool(restored.damaged)))
+    _exit_with(
+        [f"Not restored, as it is damaged in the backup: {key}" for key in sorted(restored.damaged)]
+    )
+
+
+def _exit_with(problems: list[str], *, advice: str = "") -> NoReturn:
+    """Print what was lost and end the command with exit code 1, or with 0 if nothing was."""
+    for line in [*problems, advice] if problems and advice else problems:
+        _print(line)
+    raise typer.Exit(int(bool(problems)))
 
 
 def _check_address(settings: Settings) -> None:

@@ -1,4 +1,4 @@
-"""Builds the HTTP application: the only place where its parts are joined."""
+"""Builds the HTTP application from its parts."""
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
 from app.api import health
-from app.api.deps import Services
+from app.api.deps import Resources
 from app.api.errors import install_error_handlers
 from app.api.recent_answers import RecentAnswers
 from app.api.requests import RequestContext
@@ -20,26 +20,26 @@ from app.core.disk import Ballast
 from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
 from app.core.version import VERSION
-from app.schemas.pages import ErrorRead
+from app.schemas.bodies import ErrorRead
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorRead, "description": description}
     for status, description in {
-        400: "The request cannot be granted as it stands",
-        404: "There is no such thing",
+        400: "The request is invalid or cannot be granted in the current state",
+        404: "What the request names does not exist",
         413: "The body is too large",
-        415: "The body is of the wrong media type",
+        415: "The body has the wrong media type",
         500: "The server failed",
-        503: "The database is busy; try again",
+        503: "The database is busy. Try again",
         507: "The disk is full",
     }.items()
 }
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
-    """The API on the data directory and the database of `settings`."""
+    """The API on the data directory and the database that `settings` name."""
     settings = settings or Settings()
-    services = Services(
+    resources = Resources(
         settings=settings,
         database=Database(settings.resolved_database_url),
         store=LocalBlobStore(settings.blobs_dir),
@@ -48,9 +48,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app = FastAPIOffline(
         docs_url="/docs",
-        redoc_url=None,  # its page loads a logo from its publisher's server
+        redoc_url=None,  # its page loads a logo from another server
         static_url="/docs/assets",
-        swagger_ui_parameters={"validatorUrl": None},  # a server that would be sent the document
+        swagger_ui_parameters={
+            "validatorUrl": None
+        },  # it would send the document to another server
         title="Tunery",
         version=VERSION,
         description="Fine-tune language models over REST: OpenAI's fine-tuning API, self-hosted.",
@@ -59,19 +61,19 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redirect_slashes=False,
         responses=_ERRORS,
     )
-    app.state.services = services
+    app.state.resources = resources
     install_error_handlers(app)
     app.include_router(health.router)
     for module in (files, uploads, fine_tuning_jobs, job_results, models):
         app.include_router(module.router, prefix="/v1")
-    app.add_middleware(RecentAnswers, version=services.database.version)
-    app.add_middleware(RequestContext)  # the last is the first to see a request
+    app.add_middleware(RecentAnswers, version=resources.database.version)
+    app.add_middleware(RequestContext)  # the middleware added last sees a request first
     return app
 
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
-    services: Services = app.state.services
-    upgrade(services.database)
+    resources: Resources = app.state.resources
+    upgrade(resources.database)
     yield
-    services.database.dispose()
+    resources.database.dispose()

@@ -15,11 +15,11 @@ from app.core.db.base import DEFAULT_PROJECT_ID
 from app.core.db.migrate import upgrade
 from app.core.db.repositories.events import EventRepository
 from app.core.db.repositories.files import FileRepository
+from app.core.db.repositories.idempotency import KEPT_FOR, IdempotencyRepository
 from app.core.db.repositories.jobs import JobRepository
 from app.core.db.repositories.leases import Lease, LeaseRepository, WorkerIdentity
 from app.core.db.repositories.recovery import RecoveryRepository
 from app.core.db.repositories.saved_states import SavedStateRepository
-from app.core.db.repositories.submissions import REMEMBERED_FOR, SubmissionRepository
 from app.core.db.session import Database
 from app.core.db.tables import File, Job
 from app.core.ids import IdPrefix, new_id
@@ -28,7 +28,7 @@ from app.core.job.training_config import TrainingConfig
 from app.schemas.fine_tuning_jobs import JobCreate
 from app.services import jobs as job_service
 from app.services import new_jobs
-from app.services.submissions import Sender, submit_once
+from app.services.idempotency import IdempotentRequest, RequestOrigin
 from testkit.databases import new_database
 from testkit.samples import write_catalogue
 
@@ -212,25 +212,23 @@ class Round:
         expired = build_file(expires_at=now - MINUTE)
         with self._database.writing() as session:
             FileRepository(session).add(expired)
-        self._write("delete expired files", lambda session: [
-            FileRepository(session).delete(file)
-            for file in FileRepository(session).list_expired(now=now, limit=100)])  # fmt: skip
+        self._write("delete expired files", lambda session: FileRepository(
+            session).delete_expired(now=now, limit=100))  # fmt: skip
         self._write("delete ended states", lambda session: SavedStateRepository(
             session).delete_of_ended(held_since=now, limit=100))  # fmt: skip
-        self._write("forget submissions", lambda session: SubmissionRepository(
-            session).delete_older(than=now - REMEMBERED_FOR))  # fmt: skip
+        self._write("delete idempotency records", lambda session: IdempotencyRepository(
+            session).delete_older(than=now - KEPT_FOR))  # fmt: skip
 
     def _create(self, session: Any, key: str) -> Job:
         body = JobCreate(model="tiny", training_file=self._file, seed=1, metadata={"team": "new"})
-        sender = Sender(key=key, credentials_sha256="", retry_count=0, timeout=MINUTE)
-
-        def create() -> Job:
-            return new_jobs.create_job(
-                session, body, catalogue=self._catalogue, organization="tunery", now=utc_now()
-            )
-
-        submitted = submit_once(session, sender, "create", body.content(), create, now=utc_now())
-        return submitted.job
+        origin = RequestOrigin(key=key, credentials_sha256="", retry_count=0, timeout=MINUTE)
+        once = IdempotentRequest(session, origin, "create", body.content(), now=utc_now())
+        assert once.find_job() is None
+        job = new_jobs.create_job(
+            session, body, catalogue=self._catalogue, organization="tunery", now=utc_now()
+        )
+        once.remember(job)
+        return job
 
     def _look(self, session: Any, wanted: str) -> None:
         jobs = JobRepository(session)

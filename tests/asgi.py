@@ -2,7 +2,9 @@
 
 import asyncio
 import json
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import openai
@@ -23,6 +25,22 @@ def stock_client(client: TestClient, *, is_strict: bool) -> openai.OpenAI:
         max_retries=0,
         _strict_response_validation=is_strict,
     )
+
+
+def fill_disk(app: FastAPI) -> None:
+    """From now on, the application must leave more bytes free than any disk has."""
+    resources = app.state.resources
+    settings = resources.settings.model_copy(update={"min_free_bytes": 2**62})
+    app.state.resources = replace(resources, settings=settings)
+
+
+@contextmanager
+def full_disk(app: FastAPI) -> Generator[None]:
+    """`fill_disk` until the block ends."""
+    before = app.state.resources
+    fill_disk(app)
+    yield
+    app.state.resources = before
 
 
 class Answer(NamedTuple):

@@ -163,7 +163,7 @@ def app(settings: Settings, database: Database) -> Iterator[FastAPI]:
     """On the same database as `database`, and the same store as `store`."""
     assert database.engine.url == make_url(settings.resolved_database_url)
     app = create_app(settings)
-    own: Database = app.state.services.database
+    own: Database = app.state.resources.database
     yield app
     own.dispose()  # it may not have been started, and so not stopped
 

@@ -6,11 +6,12 @@ from datetime import timedelta
 
 from app.core.clock import Clock
 from app.core.db.repositories.files import FileRepository
+from app.core.db.repositories.idempotency import KEPT_FOR, IdempotencyRepository
 from app.core.db.repositories.recovery import RecoveryRepository
 from app.core.db.repositories.saved_states import SavedStateRepository
-from app.core.db.repositories.submissions import REMEMBERED_FOR, SubmissionRepository
 from app.core.db.repositories.uploads import ENDED_KEPT_FOR, UploadRepository
-from app.core.db.session import Database
+from app.core.db.session import Database, Session
+from app.core.deletion import DeleteRows, delete_with_bytes
 from app.core.disk import Ballast
 from app.core.errors import DatabaseBusyError
 from app.core.orphans import free_orphans
@@ -51,7 +52,7 @@ class Janitor:
             self.delete_expired_files,
             self.expire_uploads,
             self.delete_saved_states,
-            self.forget_submissions,
+            self.delete_idempotency_records,
             self.free_orphans,
         ):
             try:
@@ -71,38 +72,35 @@ class Janitor:
             logger.warning("job rescued", extra={"job_id": job_id})
 
     def delete_expired_files(self) -> None:
-        """Forget files past their `expires_at`, then free their bytes."""
-        with self._database.writing() as session:
-            files = FileRepository(session)
-            expired = files.list_expired(now=self._clock(), limit=BATCH)
-            for file in expired:
-                files.delete(file)
-        for file in expired:
-            self._store.delete(file.blob_key)
+        """Delete the files past their `expires_at`."""
+        now = self._clock()
+        self._delete(lambda session: FileRepository(session).delete_expired(now=now, limit=BATCH))
 
     def expire_uploads(self) -> None:
         """End uploads that were not completed in time, free their parts, and forget old ones."""
         now = self._clock()
-        with self._database.writing() as session:
+
+        def delete_rows(session: Session) -> list[str]:
             uploads = UploadRepository(session)
             keys = uploads.expire(now=now, limit=BATCH)
             uploads.delete_older(than=now - ENDED_KEPT_FOR)
-        for key in keys:
-            self._store.delete(key)
+            return keys
+
+        self._delete(delete_rows)
 
     def delete_saved_states(self) -> None:
         """Free the saved states that no job will resume from."""
-        held_since = self._clock() - timedelta(seconds=self._settings.held_state_s)
-        with self._database.writing() as session:
-            states = SavedStateRepository(session)
-            keys = states.delete_of_ended(held_since=held_since, limit=BATCH)
-        for key in keys:
-            self._store.delete(key)
+        since = self._clock() - timedelta(seconds=self._settings.held_state_s)
+        self._delete(
+            lambda session: SavedStateRepository(session).delete_of_ended(
+                held_since=since, limit=BATCH
+            )
+        )
 
-    def forget_submissions(self) -> None:
-        """A request that comes again after so long is a new one."""
+    def delete_idempotency_records(self) -> None:
+        """Delete old records: a request that comes again after so long is a new request."""
         with self._database.writing() as session:
-            SubmissionRepository(session).delete_older(than=self._clock() - REMEMBERED_FOR)
+            IdempotencyRepository(session).delete_older(than=self._clock() - KEPT_FOR)
 
     def keep_ballast(self) -> None:
         """Make what was dropped on a full disk again, once there is space."""
@@ -118,3 +116,6 @@ class Janitor:
             logger.warning("orphans freed: %s", freed)
         for path in self._settings.work_dir.glob("*.lock"):
             JobLock(path).remove_if_free()
+
+    def _delete(self, delete_rows: DeleteRows) -> None:
+        delete_with_bytes(self._store, self._database.transact, delete_rows)

@@ -1,16 +1,19 @@
-"""What a route may ask for."""
+"""What a route works with: the service's resources, the time, cursors and quick answers."""
 
-from collections.abc import Callable, Iterable, Iterator
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, TypeVar
 
-from fastapi import Depends, Query, Request
+from fastapi import Depends, Query, Request, Response
+from pydantic import BaseModel
 
+from app.core import disk
 from app.core.base_models import Catalogue
 from app.core.clock import utc_now
 from app.core.db.session import Database, Session
-from app.core.disk import Ballast
+from app.core.deletion import DeleteRows, delete_with_bytes
 from app.core.errors import InvalidRequestError, StorageFullError
 from app.core.ids import IdPrefix
 from app.core.settings import Settings
@@ -20,63 +23,60 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Services:
-    """What the application was built from; one for all requests."""
+class Resources:
+    """What the application was built from, shared by all requests.
+
+    A route reaches the database only through `read`, `write` and `delete`. Each runs a function in
+    one transaction and returns its result, so an answer is sent only after the commit, and no
+    transaction is open while bytes are sent or received.
+    """
 
     settings: Settings
     database: Database
     store: BlobStore
     catalogue: Catalogue
-    ballast: Ballast
+    ballast: disk.Ballast
 
-    def make_room(self, act: Callable[[Session], T]) -> T:
-        """Do what frees space, in a transaction of its own, also when no space is left for that.
+    def read(self, act: Callable[[Session], T]) -> T:
+        """Run queries that see one consistent state of the database."""
+        with self.database.reading() as session:
+            return act(session)
 
-        On a full disk `act` is called a second time, after the ballast is gone: all that the first
-        call did was rolled back.
+    def write(self, act: Callable[[Session], T], *, frees_space: bool = False) -> T:
+        """Run changes, and commit them.
+
+        Args:
+            frees_space: the changes must also succeed on a full disk. If there is no space for
+                them, they are rolled back, the ballast is dropped, and `act` runs once more.
+
+        Raises:
+            StorageFullError: the disk is full, and there was no ballast or it was not enough.
+        """
+        try:
+            return self.database.transact(act)
+        except StorageFullError:
+            if not (frees_space and self.ballast.release()):
+                raise
+        return self.database.transact(act)
+
+    def delete(self, delete_rows: DeleteRows) -> None:
+        """Delete rows, then the bytes that they named, also on a full disk.
 
         Raises:
             StorageFullError: there was no ballast, or it was not enough.
         """
-        try:
-            with self.database.writing() as session:
-                return act(session)
-        except StorageFullError:
-            if not self.ballast.release():
-                raise
-        with self.database.writing() as session:
-            return act(session)
+        delete_with_bytes(self.store, functools.partial(self.write, frees_space=True), delete_rows)
 
-    def free(self, blob_keys: Iterable[str]) -> None:
-        """Give their bytes back, once the rows that named them are gone and that is committed.
-
-        A crash on the way leaves bytes that nothing names, never a name without bytes.
-        """
-        for key in blob_keys:
-            self.store.delete(key)
+    def require_room(self, more_bytes: int) -> None:
+        """Raise StorageFullError if the disk has no room for so many more bytes."""
+        disk.require_room(self.settings, more_bytes)
 
 
-async def _services(request: Request) -> Services:  # at once, not in another thread
-    return request.app.state.services
+async def _resources(request: Request) -> Resources:  # not `def`, which would switch threads
+    return request.app.state.resources
 
 
-ServicesDep = Annotated[Services, Depends(_services)]
-
-
-def _open_read(services: ServicesDep) -> Iterator[Session]:
-    with services.database.reading() as session:
-        yield session
-
-
-def _open_write(services: ServicesDep) -> Iterator[Session]:
-    """One request is one transaction: commit when the route returns, roll back when it raises."""
-    with services.database.writing() as session:
-        yield session
-
-
-# scope="function": commit before the response leaves, so a 2xx is a promise kept.
-ReadDep = Annotated[Session, Depends(_open_read, scope="function")]
-WriteDep = Annotated[Session, Depends(_open_write, scope="function")]
+ResourcesDep = Annotated[Resources, Depends(_resources)]
 Now = Annotated[datetime, Depends(utc_now)]
 
 
@@ -87,7 +87,11 @@ class Cursor:
         self._prefix = prefix
 
     async def __call__(
-        self, after: Annotated[str | None, Query(description="Id of the last item seen.")] = None
+        self,
+        after: Annotated[
+            str | None,
+            Query(description="Id of the last item of the previous page. Absent for the first."),
+        ] = None,
     ) -> str | None:
         if after and not after.startswith(self._prefix):
             raise InvalidRequestError(
@@ -96,3 +100,16 @@ class Cursor:
                 param="after",
             )
         return after or None
+
+
+LIMIT = "Maximum number of items on the page."
+
+
+def as_json(answer: BaseModel) -> Response:
+    """The answer that FastAPI makes of a model, without its second validation.
+
+    For routes that are asked many times a second: FastAPI would validate the model again, in
+    another thread, which takes longer than all the rest. Such a route names its model in
+    `response_model`.
+    """
+    return Response(answer.model_dump_json(by_alias=True), media_type="application/json")

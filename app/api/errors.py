@@ -1,4 +1,4 @@
-"""Every error of every route as OpenAI's envelope: {"error": {message, type, param, code}}."""
+"""Answers every error in OpenAI's envelope: {"error": {message, type, param, code}}."""
 
 import re
 from collections.abc import Sequence
@@ -11,13 +11,12 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
-from app.api.missing_routes import explain_missing_route
 from app.core.disk import as_storage_full
-from app.core.errors import OutcomeUnknownError, ServiceError
-from app.schemas.strict import nearest_field
+from app.core.errors import NotFoundError, OutcomeUnknownError, ServiceError
+from app.schemas.bodies import nearest_field
 
 MAX_ECHO = 200
-"""Characters of a caller's own words that an answer repeats."""
+"""Maximum number of characters of a request that an error message repeats."""
 
 _CODES = {
     "missing": "missing_required_parameter",
@@ -27,10 +26,53 @@ _CODES = {
 }
 RETRY_AFTER_S = 2
 ERROR_CODE = "error_code"
-"""Key in the state of a request: the code of the error that is its answer."""
+"""Key in the state of a request that holds the error code of its answer."""
 
 _UNION_BRANCH = re.compile(r"(list|literal)\[.*\]$")
-"""What pydantic puts into a path for the branch of a union that it tried."""
+"""Part of pydantic's path that names a branch of a union."""
+
+
+_NOT_OFFERED = tuple(
+    f"/{name}"
+    for name in (
+        "agents",
+        "answers",
+        "assistants",
+        "audio",
+        "batches",
+        "chat",
+        "chatkit",
+        "classifications",
+        "completions",
+        "containers",
+        "content_provenance_checks",
+        "conversations",
+        "decisions",
+        "edits",
+        "embeddings",
+        "engines",
+        "evals",
+        "fine-tunes",
+        "fine_tuning/alpha",
+        "fine_tuning/checkpoints",
+        "images",
+        "live",
+        "moderations",
+        "organization",
+        "projects",
+        "realtime",
+        "responses",
+        "safety",
+        "skills",
+        "threads",
+        "vaults",
+        "vector_stores",
+        "videos",
+        "webhook_endpoints",
+        "webhook_event_types",
+    )
+)
+"""Paths of OpenAI's API, today or for earlier clients, that this service does not offer."""
 
 
 def install_error_handlers(app: FastAPI) -> None:
@@ -49,14 +91,14 @@ def error_response(
     headers: dict[str, str] | None = None,
     **extra: Any,
 ) -> JSONResponse:
-    """The envelope; `extra` stands inside `error`, where OpenAI's clients keep it."""
+    """The envelope. `extra` is added inside `error`, where OpenAI's clients keep it."""
     kind = "server_error" if status >= HTTPStatus.INTERNAL_SERVER_ERROR else "invalid_request_error"
     error = {"message": message, "type": kind, "param": param, "code": code, **extra}
     return _ErrorResponse({"error": error}, code=code, status_code=status, headers=headers)
 
 
 class _ErrorResponse(JSONResponse):
-    """Leaves its code in the state of the request, for the line in the log."""
+    """Stores its error code in the state of the request, for the access log."""
 
     def __init__(self, content: Any, *, code: str | None, **options: Any) -> None:
         super().__init__(content, **options)
@@ -92,11 +134,11 @@ def _retry_headers(error: ServiceError) -> dict[str, str] | None:
 
 
 async def _validation_error(request: Request, error: Exception) -> JSONResponse:
-    """400, not FastAPI's 422: what OpenAI's API answers, and what its users' code expects."""
+    """Answer 400 like OpenAI's API, not FastAPI's 422."""
     assert isinstance(error, RequestValidationError)
     body_field = getattr(request.scope.get("route"), "body_field", None)
     body_type = body_field and body_field.field_info.annotation
-    problems = [_describe(one, body_type) for one in error.errors()]
+    problems = [_describe(each, body_type) for each in error.errors()]
     first = problems[0]
     more = f" And {len(problems) - 1} more; see 'errors'." if len(problems) > 1 else ""
     message = f"{first['message']}{more}"
@@ -111,7 +153,7 @@ async def _validation_error(request: Request, error: Exception) -> JSONResponse:
 
 
 def _describe(error: dict[str, Any], body_type: Any) -> dict[str, str]:
-    """One of pydantic's errors in our words; never its `input`, which may be huge or not JSON."""
+    """One of pydantic's errors as a problem, without its `input`, which may be huge or not JSON."""
     source, *path = error["loc"]
     is_key = path[-1:] == ["[key]"]
     shown = _dotted(path[:-2] if is_key else path)
@@ -148,13 +190,13 @@ def _dotted(path: Sequence[Any]) -> str:
 
 
 async def _http_error(request: Request, error: Exception) -> JSONResponse:
-    """What Starlette itself answers: no such route, method not allowed and the like."""
+    """Answer the errors of Starlette itself, such as an unknown route or method."""
     assert isinstance(error, HTTPException)
-    if isinstance(error.__cause__, ServiceError):  # FastAPI hides what reading the body raised
+    if isinstance(error.__cause__, ServiceError):  # FastAPI wraps errors of reading the body
         return await _service_error(request, error.__cause__)
     status = HTTPStatus(error.status_code)
     if status is HTTPStatus.NOT_FOUND:
-        return await _service_error(request, explain_missing_route(request))
+        return await _service_error(request, _explain_missing_route(request))
     if status is HTTPStatus.METHOD_NOT_ALLOWED:
         message, code = "This route does not have this method.", "method_not_allowed"
     else:
@@ -164,9 +206,40 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
 
 
 async def _os_error(request: Request, error: Exception) -> JSONResponse:
-    """A disk that filled up under a request; any other error of the system is a crash."""
+    """Answer an error that means a full disk; re-raise any other error of the system."""
     assert isinstance(error, OSError)
-    meant = as_storage_full(error)
-    if meant is None:
+    storage_full = as_storage_full(error)
+    if storage_full is None:
         raise error
-    return await _service_error(request, meant)
+    return await _service_error(request, storage_full)
+
+
+def _explain_missing_route(request: Request) -> NotFoundError:
+    """The error for a path without a route: what is not offered, or what was probably meant."""
+    path = request.url.path
+    asked = f"{request.method} {path}"[:MAX_ECHO]
+    has_prefix = path == "/v1" or path.startswith("/v1/")
+    below = path.removeprefix("/v1") if has_prefix else path
+    paths = request.app.openapi()["paths"]
+    offered = [each for each in paths if each.startswith("/v1/") and "{" not in each]
+    what_there_is = (
+        f"This service offers {', '.join(offered)} and the paths below them. See docs/api.md, or "
+        "/docs on the service itself."
+    )
+    if _is_below(below, *_NOT_OFFERED):
+        hint = "" if has_prefix else " Add /v1 to the base URL of your client."
+        return NotFoundError(
+            f"{asked} is part of OpenAI's API and is not offered here. {what_there_is}{hint}",
+            code="not_offered",
+        )
+    if not has_prefix and _is_below(f"/v1{path}", *offered):
+        hint = f"Add /v1 to the base URL of your client, for /v1{path[:MAX_ECHO]}."
+    elif path.endswith("/") and _is_below(path, *offered):
+        hint = "Remove the slash at the end of the path."
+    else:
+        hint = what_there_is
+    return NotFoundError(f"No such route: {asked}. {hint}", code="unknown_url")
+
+
+def _is_below(path: str, *parents: str) -> bool:
+    return f"{path}/".startswith(tuple(f"{parent}/" for parent in parents))

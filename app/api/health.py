@@ -1,48 +1,47 @@
-"""/healthz: the process answers. /readyz: it can do its work."""
+"""/healthz says that the process answers, and /readyz that it can do its work."""
 
 from fastapi import APIRouter
-from pydantic import BaseModel, ConfigDict
 
-from app.api.deps import ReadDep, ServicesDep
+from app.api.deps import ResourcesDep
 from app.core.db.repositories.jobs import JobRepository
 from app.core.disk import free_bytes, has_room
 from app.core.occupancy import count_alive_workers
+from app.schemas.bodies import ResponseBody
 
 router = APIRouter(tags=["health"])
 
 
-class Health(BaseModel):
+class Health(ResponseBody):
     status: str
 
 
 class Readiness(Health):
-    model_config = ConfigDict(use_attribute_docstrings=True)
-
     workers: int
-    """Workers on this data directory that are alive. With none, jobs wait in the queue."""
+    """Number of live workers on this data directory. With none, jobs wait in the queue."""
     queued_jobs: int
+    """Number of jobs that wait in the queue."""
     free_bytes: int
-    """Free on the disk of the data directory."""
+    """Free bytes on the disk of the data directory."""
     has_room: bool
-    """Whether that is enough. If not, uploads and new jobs are refused with 507 until it is."""
+    """False if the disk is so full that uploads and new jobs are refused with 507."""
 
 
 @router.get("/healthz")
 def healthz() -> Health:
-    """Whether the process answers."""
+    """Say that the process answers."""
     return Health(status="ok")
 
 
 @router.get("/readyz")
-def readyz(session: ReadDep, services: ServicesDep) -> Readiness:
-    """Whether the database answers, how many workers there are, and how full the disk is.
+def readyz(resources: ResourcesDep) -> Readiness:
+    """Say that the database answers, how many workers are alive and how full the disk is.
 
-    Also on a full disk it is 200: what is there can be read and deleted.
+    A full disk is not an error here, because files and jobs can still be read and deleted.
     """
     return Readiness(
         status="ready",
-        workers=count_alive_workers(services.settings),
-        queued_jobs=JobRepository(session).count_queued(),
-        free_bytes=free_bytes(services.settings.data_dir),
-        has_room=has_room(services.settings),
+        workers=count_alive_workers(resources.settings),
+        queued_jobs=resources.read(lambda session: JobRepository(session).count_queued()),
+        free_bytes=free_bytes(resources.settings.data_dir),
+        has_room=has_room(resources.settings),
     )

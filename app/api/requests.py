@@ -1,4 +1,4 @@
-"""What holds for every request: an id, bounded and strict JSON, and an envelope for a crash."""
+"""What holds for every request: a bounded head, an id, strict JSON, and an answer to a crash."""
 
 import logging
 from collections.abc import AsyncGenerator, Callable, Coroutine
@@ -9,6 +9,7 @@ from fastapi import Request, Response
 from fastapi.routing import APIRoute
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app.api.errors import ERROR_CODE, error_response
 from app.core import strict_json
@@ -19,19 +20,46 @@ from app.core.ids import IdPrefix, new_id
 logger = logging.getLogger(__name__)
 access = logging.getLogger("app.access")
 
+MAX_HEAD_BYTES = 64 * 1024
+"""Maximum size of the request line and all headers, or of the trailers after a chunked body."""
+
 MAX_JSON_BYTES = 1024 * 1024
 
-
 _PROBES = ("/healthz", "/readyz")
-"""Paths that a machine asks for every few seconds: logged only at level debug."""
+"""Paths that machines request every few seconds. They are logged at level debug."""
 _MAX_LOGGED_PATH = 200
 
 
-class RequestContext:
-    """Gives each answer its `x-request-id` and its line in the log, and a crash its envelope.
+class BoundedHttpProtocol(HttpToolsProtocol):
+    """uvicorn's HTTP protocol, which itself does not limit the head of a request.
 
-    It catches what nobody expected before Starlette's own handler would, whose plain-text answer
-    has neither.
+    It builds on a class that uvicorn does not document. uvicorn has no setting for this limit with
+    httptools: see Kludex/uvicorn#157.
+    """
+
+    _pending_bytes = 0
+    """Bytes received since the last byte of a body or the end of a request."""
+
+    def data_received(self, data: bytes) -> None:
+        self._pending_bytes += len(data)
+        super().data_received(data)
+        if self._pending_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+            self.send_400_response(f"The request's head is larger than {MAX_HEAD_BYTES} bytes.")
+
+    def on_body(self, body: bytes) -> None:
+        self._pending_bytes = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._pending_bytes = 0
+        super().on_message_complete()
+
+
+class RequestContext:
+    """Middleware that gives each answer an `x-request-id` and a line in the log.
+
+    It also answers unexpected exceptions in the envelope, before Starlette's own handler would
+    answer in plain text and without an id.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -78,12 +106,12 @@ class RequestContext:
 def _log_access(
     scope: Scope, *, status: int | None, seconds: float, request_id: str, code: str | None
 ) -> None:
-    """One line for a request: what was asked, what was answered, and the code of an error.
+    """Log one line for a request: its path, the status and, for an error, the code.
 
     Args:
-        status: of the answer; None when the client was gone before there was one.
+        status: status of the answer; None if the client left before there was one.
     """
-    # As the client sent it: decoded, it could hold a line break.
+    # The raw path, because the decoded path could contain a line break.
     path = scope["raw_path"].decode("ascii", "replace")[:_MAX_LOGGED_PATH]
     level = logging.DEBUG if path in _PROBES else logging.INFO
     context = (
@@ -96,7 +124,7 @@ def _log_access(
 
 
 class _StrictRequest(Request):
-    """A request whose JSON is bounded in size and means the same to every reader."""
+    """A request whose JSON is limited in size and cannot be read in two ways."""
 
     async def stream(self) -> AsyncGenerator[bytes]:
         size = 0
@@ -134,7 +162,7 @@ class StrictJsonRoute(APIRoute):
         return handle
 
     def _takes_body_of(self, request: Request) -> bool:
-        """Whether there is a body to be read; where it may be left out, its type may be, too."""
+        """Whether the request has a body to read. An optional body can be absent with its type."""
         if self.body_field is None or self.body_field.field_info.is_required():
             return self.body_field is not None
         has_length = request.headers.get("content-length", "0") != "0"

@@ -35,7 +35,7 @@ def make_directory(path: Path, *, below: Path | None = None) -> None:
             return
         try:
             sync(directory)
-        except PermissionError:  # not ours, so it was there before us
+        except PermissionError:  # another user's directory, so it is older than this process
             return
         if directory == end:
             return

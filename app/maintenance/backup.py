@@ -20,6 +20,7 @@ from app.core.db.blob_keys import NamedBlob, iterate_named
 from app.core.db.migrate import read_revision
 from app.core.db.session import Database
 from app.core.db.snapshot import copy_database, open_snapshot
+from app.core.durable import sync
 from app.core.manifest import ManifestFile, sha256_of
 from app.core.orphans import HOLD_PREFIX
 from app.core.settings import Settings
@@ -35,7 +36,6 @@ from app.maintenance.backup_format import (
 from app.maintenance.durable_files import (
     copy_file,
     link_or_copy,
-    sync,
     sync_directories,
     try_link,
     write_durably,

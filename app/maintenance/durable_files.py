@@ -1,16 +1,18 @@
-"""Files that are on the disk, and not only on their way to it, when a function returns."""
+"""Copies, links and writes files so that they are on the disk when the function returns."""
 
 import errno
 import os
 import shutil
 from pathlib import Path
 
+from app.core.durable import sync
+
 _CANNOT_LINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS)
-"""Another file system; one without hard links or not for this user; too many of them."""
+"""Errors that mean a hard link is impossible here, so that the file must be copied instead."""
 
 
 def link_or_copy(source: Path, target: Path, *, may_link: bool) -> None:
-    """Give a file that is never changed a second place.
+    """Give a file that is never changed a second path, by a hard link or by a copy.
 
     Raises:
         FileNotFoundError: there is no `source`.
@@ -20,7 +22,7 @@ def link_or_copy(source: Path, target: Path, *, may_link: bool) -> None:
 
 
 def try_link(source: Path, target: Path) -> bool:
-    """Give a file a second name, if its file system lets it have one there.
+    """Give a file a second name by a hard link. False if that is impossible there.
 
     Raises:
         FileNotFoundError: there is no `source`.
@@ -59,11 +61,3 @@ def sync_directories(root: Path) -> None:
     """Make the names of everything below `root` durable."""
     for directory, _, _ in os.walk(root, topdown=False):
         sync(Path(directory))
-
-
-def sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -10,6 +10,7 @@ from app.core.db import inspection
 from app.core.db.migrate import is_known_revision, upgrade
 from app.core.db.session import Database, kind_of
 from app.core.db.snapshot import release_running
+from app.core.durable import sync
 from app.core.occupancy import alone
 from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
@@ -22,7 +23,7 @@ from app.maintenance.backup_format import (
     read_record,
     verify,
 )
-from app.maintenance.durable_files import link_or_copy, sync
+from app.maintenance.durable_files import link_or_copy
 
 _SIDE_FILES = ("", "-wal", "-shm", "-journal")
 """What SQLite keeps of a database, by the ends of their names; all belong together."""

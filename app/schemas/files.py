@@ -2,22 +2,19 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from app.core.db.tables import File
+from app.schemas.bodies import ItemRead, ResponseBody, UnixTime
 
 EXPIRES_AFTER_S = range(3600, 2_592_000 + 1)
-"""OpenAI's range: an hour to thirty days."""
+"""Lifetimes that a file can be given, in seconds: OpenAI's range, one hour to thirty days."""
 
 
-class FileRead(BaseModel):
-    model_config = ConfigDict(use_attribute_docstrings=True)
-
-    id: str
+class FileRead(ItemRead):
     object: Literal["file"] = "file"
     bytes: int
-    created_at: int
-    expires_at: int | None
+    created_at: UnixTime
+    expires_at: UnixTime | None
+    """Unix time at which the file is deleted. Null for a file that does not expire."""
     filename: str
     purpose: Literal["fine-tune", "fine-tune-results"]
     status: Literal["processed"] = "processed"
@@ -26,28 +23,16 @@ class FileRead(BaseModel):
     # From here on, ours.
     sha256: str
     format: Literal["text", "prompt_completion", "messages"] | None
-    """Format of a data set. Null for a file that a job made."""
+    """Format of a dataset. Null for a file that a job made."""
     examples: int | None
-    """Number of examples in a data set. Null for a file that a job made."""
+    """Number of examples in a dataset. Null for a file that a job made."""
 
     @classmethod
     def of(cls, file: File) -> "FileRead":
-        return cls.model_validate(
-            {
-                "id": file.id,
-                "bytes": file.bytes,
-                "created_at": int(file.created_at.timestamp()),
-                "expires_at": file.expires_at and int(file.expires_at.timestamp()),
-                "filename": file.filename,
-                "purpose": file.purpose,
-                "sha256": file.sha256,
-                "format": file.format,
-                "examples": file.examples,
-            }
-        )
+        return cls.model_validate(file)
 
 
-class FileDeleted(BaseModel):
+class FileDeleted(ResponseBody):
     id: str
     object: Literal["file"] = "file"
     deleted: Literal[True] = True

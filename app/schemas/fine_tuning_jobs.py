@@ -1,26 +1,21 @@
-"""Wire format of fine-tuning jobs, their events and checkpoints: OpenAI's fields, then ours."""
+"""Wire format of fine-tuning jobs: OpenAI's fields, then ours."""
 
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    StringConstraints,
-    ValidationInfo,
-    field_validator,
-)
+from pydantic import AfterValidator, Field, StringConstraints, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
+from app.core.db.tables import Job
 from app.core.errors import InvalidRequestError
 from app.core.job.status import JobStatus
-from app.schemas.hyperparameters import Hyperparameters
-from app.schemas.strict import RequestBody
+from app.core.job.training_config import TrainingConfig
+from app.core.settings import Settings
+from app.schemas.bodies import ItemRead, RequestBody, ResponseBody, UnixTime
+from app.schemas.hyperparameters import Hyperparameters, as_hyperparameters
 
 MAX_LABELS = 16
-"""Pairs of metadata that a job may have."""
+"""Maximum number of metadata pairs of a job."""
 
 PRIORITIES = range(-1000, 1000 + 1)
 
@@ -34,17 +29,17 @@ class SupervisedMethod(RequestBody):
 
 class MethodCreate(RequestBody):
     type: str
-    """Training method. Only `supervised` is offered."""
+    """Training method. It must be `supervised`."""
     supervised: SupervisedMethod | None = None
     dpo: Any = None
-    """Settings of direct preference optimization, which is not offered. Must be null or absent."""
+    """Settings of direct preference optimization, which is not offered: null or absent."""
     reinforcement: Any = None
-    """Settings of reinforcement fine-tuning, which is not offered. Must be null or absent."""
+    """Settings of reinforcement fine-tuning, which is not offered: null or absent."""
 
     @field_validator("dpo", "reinforcement")
     @classmethod
     def _must_be_absent(cls, value: Any, checked: ValidationInfo) -> Any:
-        if value is not None and "type" in checked.data:  # else its type says it all
+        if value is not None and "type" in checked.data:  # an unknown type is reported instead
             raise PydanticCustomError(
                 "unsupported_method", "This method is not offered here; use 'supervised'"
             )
@@ -64,27 +59,28 @@ class MethodCreate(RequestBody):
 
 class JobCreate(RequestBody):
     model: str = Field(min_length=1, max_length=256)
-    """A base model: its id in the catalogue, one of its aliases, or its hub repository."""
+    """Base model to tune: its id in the catalogue, one of its aliases, or its hub repository."""
     training_file: str
-    """Id of an uploaded file."""
+    """Id of the uploaded file to train on."""
     validation_file: str | None = None
-    """Id of an uploaded file on which the loss is measured, never learned."""
+    """Id of an uploaded file for measuring the validation loss. The model is not trained on it."""
     suffix: str | None = Field(default=None, min_length=1, max_length=64)
-    """Becomes part of the tuned model's name."""
+    """Text that becomes part of the tuned model's name."""
     seed: int | None = Field(default=None, ge=0, le=2**31 - 1)
-    """The same seed and data give the same adapter, on one machine; chosen when absent."""
+    """Random seed. On one machine, the same seed and data give the same adapter. If it is absent,
+    the service chooses one."""
     metadata: dict[_MetadataKey, _MetadataValue] | None = Field(default=None, max_length=MAX_LABELS)
-    """Labels of your own; the list of jobs can be filtered by them."""
+    """Labels of your own. The list of jobs can be filtered by them."""
     method: MethodCreate | None = None
     hyperparameters: Hyperparameters | None = None
-    """OpenAI's older place for `method.supervised.hyperparameters`. If both places give a
-    hyperparameter a value, the values must be equal; null and "auto" are no value."""
+    """OpenAI's older place for `method.supervised.hyperparameters`. If both places set a
+    hyperparameter, the values must be equal; null and "auto" do not set it."""
     integrations: list[Any] | None = None
     """Integrations with other services. None is offered, so the list must be empty or absent."""
 
     # From here on, ours; the stock client is given them in `extra_body`.
     auto_start: Annotated[bool | None, AfterValidator(lambda value: value is not False)] = True
-    """False leaves the job paused, checked and ready, until it is resumed."""
+    """False creates the job paused: it is validated now and trains once it is resumed."""
     priority: Annotated[
         int | None,
         Field(ge=PRIORITIES.start, le=PRIORITIES.stop - 1),
@@ -101,11 +97,11 @@ class JobCreate(RequestBody):
             )
         return value
 
-    def knobs(self) -> dict[str, Any]:
-        """The hyperparameters that were given a value.
+    def given_hyperparameters(self) -> dict[str, Any]:
+        """The hyperparameters that the request sets, by their names on the wire.
 
         Raises:
-            InvalidRequestError: one of them has two values, each in another place.
+            InvalidRequestError: the request sets one of them to two different values.
         """
         supervised = self.method and self.method.supervised
         older = _given(self.hyperparameters)
@@ -122,9 +118,10 @@ class JobCreate(RequestBody):
         return older | newer
 
     def content(self) -> dict[str, Any]:
-        """What is asked for: the same for every way to write it, with null as if it were absent.
+        """What the request asks for, in one form for every way to write it.
 
-        A field that is absent is not in it, so a later version, which has more, knows it again.
+        Null fields are left out like absent ones. A later version of the service with more fields
+        therefore gets the same content from the same request.
         """
         return self.model_dump(mode="json", exclude_none=True)
 
@@ -137,128 +134,123 @@ class JobRerun(RequestBody):
     """Options of a rerun. The new job has the files, settings and seed of the old one."""
 
     from_: Literal["saved_state"] | None = Field(default=None, alias="from")
-    """`saved_state` resumes from the newest saved state of a job that failed or was cancelled; null
-    begins with the first step."""
+    """Where the new job begins. `saved_state` resumes from the newest saved state of a job that
+    failed or was cancelled. Null or absent begins with the first step."""
+
+    def content(self, job_id: str) -> dict[str, Any]:
+        """What the request asks for, like `JobCreate.content`."""
+        return {"rerun_of": job_id} | ({"from": self.from_} if self.from_ else {})
 
 
-class _Read(BaseModel):
-    model_config = ConfigDict(use_attribute_docstrings=True)
-
-
-class JobErrorRead(_Read):
+class JobErrorRead(ResponseBody):
     code: str
     message: str
     param: str | None
-    errors: list[dict[str, Any]] = []
-    """The first 50 problems of a bad data set, each with line, path, code and message."""
+    errors: list[dict[str, Any]] = Field(default=[])
+    """The first 50 problems of an invalid dataset, each with line, path, code and message."""
 
 
-class JobRead(_Read):
-    id: str
+class JobRead(ItemRead):
     object: Literal["fine_tuning.job"] = "fine_tuning.job"
-    created_at: int
-    finished_at: int | None
-    estimated_finish: int | None
-    """Unix time at which a running job will end, by its speed so far."""
+    created_at: UnixTime
+    finished_at: UnixTime | None
+    estimated_finish: UnixTime | None
+    """Unix time at which a running job will end if its speed stays the same."""
     status: JobStatus
-    """A paused job is shown as `queued` if the service has the setting
-    `TUNERY_SHOW_PAUSED_AS=queued`; its `queue_position` is null."""
+    """Status of the job. With the setting `TUNERY_SHOW_PAUSED_AS=queued`, a paused job is shown as
+    `queued`, with a null `queue_position`."""
     model: str
-    """The base model's id in the catalogue."""
+    """Id of the base model in the catalogue."""
     fine_tuned_model: str | None
+    """Name of the tuned model. Null unless the job has succeeded."""
     organization_id: str
     training_file: str
     validation_file: str | None
     result_files: list[str]
-    """Id of the loss log, a CSV file, once the job has succeeded. Empty until then."""
+    """Id of the loss log, a CSV file. The list is empty until the job has succeeded."""
     result_checkpoint: str | None
-    """Id of the checkpoint that is the job's result: the last one or, where the job may stop early,
-    the one of the best evaluation. Null unless the job has succeeded. The checkpoint is deleted
-    together with the tuned model."""
+    """Id of the checkpoint that is the job's result. It is the last checkpoint or, with early
+    stopping, the one with the best validation loss. Null unless the job has succeeded. The
+    checkpoint is deleted together with the tuned model."""
     trained_tokens: int | None
     seed: int
     error: JobErrorRead | None
     hyperparameters: dict[str, Any]
-    """Every knob with the value it has; nothing is `auto` here."""
+    """All hyperparameters with their resolved values. No value is `auto`."""
     method: dict[str, Any]
-    integrations: list[Any] = []
+    """Training method, with the same hyperparameters."""
+    integrations: list[Any] = Field(default=[])
     metadata: dict[str, str] | None
     user_provided_suffix: str | None
 
     # From here on, ours.
-    started_at: int | None
-    cancel_requested_at: int | None
-    """Set as soon as a running job was asked to stop; its status follows within seconds."""
-    pause_requested_at: int | None
-    """Set while a running job is asked to pause; null again once it has, or was resumed."""
+    started_at: UnixTime | None
+    cancel_requested_at: UnixTime | None
+    """Unix time at which a running job was asked to stop. Its status changes within seconds."""
+    pause_requested_at: UnixTime | None
+    """Unix time at which a running job was asked to pause. Null again once the job is paused or
+    resumed."""
     priority: int
+    """Queue priority. Jobs with a higher priority run first; among equals, the oldest."""
     rerun_of: str | None
-    """Id of the job that this one repeats. That job may have been deleted."""
+    """Id of the job that this job repeats. That job may have been deleted."""
     resumed_from_step: int | None
-    """Step of the saved state that this job was created with, which the job named by `rerun_of` had
-    saved. Null for a job that begins with its first step."""
+    """Step of the saved state that this job resumed from. The job named by `rerun_of` had saved
+    it. Null for a job that begins with its first step."""
     attempt: int
     """Number of times that a worker has started or resumed the job."""
     queue_position: int | None
-    """1 for the job that is next; null for one that does not wait in the queue."""
+    """Position in the queue, where 1 is the next job to run. Null for a job that is not waiting in
+    the queue."""
     trained_steps: int
+    """Number of optimizer steps done so far."""
     total_steps: int | None
-    """Optimizer steps in all; null until the data is tokenized."""
+    """Total number of optimizer steps. Null until the dataset is tokenized."""
     progress: float
-    """Fraction of all steps done, 0 to 1."""
+    """Fraction of the optimizer steps done, from 0 to 1."""
     epoch: float | None
+    """Passes over the training file done so far, with a fraction."""
     train_loss: float | None
     """Training loss of the last step, in nats per learned token."""
     valid_loss: float | None
-    """Newest loss on the validation file."""
+    """Validation loss at the most recent evaluation, in nats per learned token."""
     tokens_per_second: float | None
-    """Real tokens, never padding, over the training loop so far."""
+    """Mean training speed so far, in tokens per second, without padding."""
+
+    @classmethod
+    def of(cls, job: Job, settings: Settings, *, queue_position: int | None) -> "JobRead":
+        config = TrainingConfig.model_validate(job.config)
+        hyperparameters = as_hyperparameters(config, job.learning_rate_multiplier)
+        is_paused = job.status is JobStatus.PAUSED
+        has_succeeded = job.status is JobStatus.SUCCEEDED
+        same_names = cls.model_fields.keys() & Job.__table__.columns.keys()
+        return cls.model_validate(
+            {name: getattr(job, name) for name in same_names}
+            | {
+                "status": JobStatus(settings.show_paused_as) if is_paused else job.status,
+                "estimated_finish": job.estimated_finish_at,
+                "model": job.base_model,
+                "fine_tuned_model": job.fine_tuned_model if has_succeeded else None,
+                "organization_id": f"org-{settings.organization}",
+                "training_file": job.training_file_id,
+                "validation_file": job.validation_file_id,
+                "result_files": [job.result_file_id] if job.result_file_id else [],
+                "result_checkpoint": job.result_checkpoint_id,
+                "seed": config.seed,
+                "hyperparameters": hyperparameters,
+                "method": {
+                    "type": "supervised",
+                    "supervised": {"hyperparameters": hyperparameters},
+                },
+                "metadata": {item.key: item.value for item in job.metadata_items} or None,
+                "user_provided_suffix": job.suffix,
+                "queue_position": queue_position,
+                "progress": 1.0 if has_succeeded else job.trained_steps / (job.total_steps or 1),
+            }
+        )
 
 
-class JobDeleted(_Read):
+class JobDeleted(ResponseBody):
     id: str
     object: Literal["fine_tuning.job"] = "fine_tuning.job"
     deleted: Literal[True] = True
-
-
-class EventRead(_Read):
-    id: str
-    object: Literal["fine_tuning.job.event"] = "fine_tuning.job.event"
-    created_at: int
-    level: Literal["info", "warn", "error"]
-    message: str
-    type: Literal["message", "metrics"]
-    data: dict[str, Any] | None
-
-
-class CheckpointMetricsRead(_Read):
-    step: int
-    train_loss: float
-    train_mean_token_accuracy: float
-    valid_loss: float | None = None
-    valid_mean_token_accuracy: float | None = None
-    full_valid_loss: float | None = None
-    full_valid_mean_token_accuracy: float | None = None
-
-
-class CheckpointRead(_Read):
-    id: str
-    object: Literal["fine_tuning.job.checkpoint"] = "fine_tuning.job.checkpoint"
-    created_at: int
-    fine_tuning_job_id: str
-    fine_tuned_model_checkpoint: str
-    """Name of the checkpoint as a model: the tuned model's own name for the job's result, and that
-    name with `:ckpt-step-N` after it for every other checkpoint."""
-    is_result: bool
-    """Whether this checkpoint is the job's result. False for all while the job runs."""
-    step_number: int
-    metrics: CheckpointMetricsRead
-    result_files: list[str]
-    """Ids of the adapter's files; `GET /v1/files/{id}` gives a file's name."""
-
-
-class MetricsRead(_Read):
-    object: Literal["list"] = "list"
-    data: list[dict[str, float | int | None]]
-    """The loss log: one row per optimizer step."""
-    has_more: Literal[False] = False

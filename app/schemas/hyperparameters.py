@@ -1,16 +1,17 @@
-"""The knobs of a job on the wire: OpenAI's three and ours, each a value or `"auto"`.
+"""The hyperparameters of a job on the wire: OpenAI's three and ours, each a value or `"auto"`.
 
-Ranges, defaults and descriptions are those of `TrainingConfig`, read from there; this module only
-gives the fields the names that users of such services know.
+`TrainingConfig` is the source of their ranges, defaults and descriptions. This module only gives
+the fields the names that users of such services know.
 """
 
+import re
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AliasChoices, BaseModel, BeforeValidator, Field, create_model
 
 from app.core.job.training_config import LoraShape, TrainingConfig
-from app.schemas.strict import RequestBody
+from app.schemas.bodies import RequestBody
 
 WIRE_NAMES = MappingProxyType(
     {
@@ -38,6 +39,8 @@ LORA_WIRE_NAMES = MappingProxyType(
 )
 """Field of `LoraShape` by its name on the wire."""
 
+_WIRE_NAME_OF = {name: wire for wire, name in (*WIRE_NAMES.items(), *LORA_WIRE_NAMES.items())}
+
 _ALIASES = {"lora_r": "lora_rank", "context_length": "max_seq_length"}
 
 
@@ -54,33 +57,33 @@ def _field(default: Any = None, **options: Any) -> Any:
     return Field(default=default, json_schema_extra=_allow_auto, **options)
 
 
-class OwnKnobs(RequestBody):
-    """The knobs that are not simply a field of `TrainingConfig`."""
+class ComputedHyperparameters(RequestBody):
+    """The hyperparameters that are not simply a field of `TrainingConfig`."""
 
     learning_rate_multiplier: Annotated[float | None, BeforeValidator(_auto_is_none)] = _field(
         gt=0, le=10_000
     )
-    """OpenAI's way to set the learning rate: a factor on the default of 2e-4. Not together with
-    `learning_rate`."""
+    """OpenAI's way to set the learning rate: a factor on the default of 2e-4. It cannot be given
+    together with `learning_rate`."""
 
     gradient_accumulation_steps: Annotated[int | None, BeforeValidator(_auto_is_none)] = _field(
         ge=1, le=256
     )
-    """For those who count as trainers do: an optimizer step takes `batch_size` (1 unless given)
-    times this many examples."""
+    """Multiplier of `batch_size`, which is 1 unless given: an optimizer step takes `batch_size`
+    times this many examples, as other trainers count them."""
 
     lora_target_modules: Annotated[
         list[str] | Literal["all-linear"] | None, BeforeValidator(_auto_is_none)
     ] = _field()
-    """Names of the linear layers that get an adapter, or `all-linear` for every one that the base
-    model offers."""
+    """Names of the linear layers that get an adapter, or `all-linear` for all that the base model
+    offers."""
 
     packing: Annotated[Literal[False] | None, BeforeValidator(_auto_is_none)] = _field()
-    """Only `false`: examples are never joined into one sequence. They are not padded to a common
-    length either, which is what packing would save."""
+    """Joining of several examples into one sequence, which is not offered: it must be `false`.
+    Examples are not padded to a common length, so packing would save nothing."""
 
 
-def _knob(model: type[BaseModel], name: str, wire_name: str) -> tuple[Any, Any]:
+def _hyperparameter(model: type[BaseModel], name: str, wire_name: str) -> tuple[Any, Any]:
     """A field like `model.name`, which may also be absent, null or `"auto"`."""
     field = model.model_fields[name]
     annotation = Annotated[field.annotation, Field(), *field.metadata]  # pyright: ignore[reportInvalidTypeForm]
@@ -88,28 +91,34 @@ def _knob(model: type[BaseModel], name: str, wire_name: str) -> tuple[Any, Any]:
     options = {} if alias is None else {"validation_alias": AliasChoices(wire_name, alias)}
     return (
         Annotated[annotation | None, BeforeValidator(_auto_is_none)],  # pyright: ignore[reportInvalidTypeForm]
-        _field(description=field.description, **options),
+        _field(description=_in_wire_names(field.description or ""), **options),
     )
 
 
+def _in_wire_names(text: str) -> str:
+    """The text with each field in backticks under the name that users of the API know."""
+    return re.sub(r"`(\w+)`", lambda match: f"`{_WIRE_NAME_OF.get(match[1], match[1])}`", text)
+
+
 _fields: dict[str, Any] = {
-    **{wire: _knob(TrainingConfig, name, wire) for wire, name in WIRE_NAMES.items()},
-    **{wire: _knob(LoraShape, name, wire) for wire, name in LORA_WIRE_NAMES.items()},
+    **{wire: _hyperparameter(TrainingConfig, name, wire) for wire, name in WIRE_NAMES.items()},
+    **{wire: _hyperparameter(LoraShape, name, wire) for wire, name in LORA_WIRE_NAMES.items()},
 }
 
 if TYPE_CHECKING:
-    Hyperparameters = OwnKnobs
+    Hyperparameters = ComputedHyperparameters
 else:
     Hyperparameters = create_model(
         "Hyperparameters",
-        __base__=OwnKnobs,
-        __doc__='Each may be left out, null or "auto": the job shows the value it then has.',
+        __base__=ComputedHyperparameters,
+        __doc__='Hyperparameters of a job. A value that is absent, null or "auto" is chosen by the '
+        "service, and the job shows which.",
         **_fields,
     )
 
 
 def as_hyperparameters(config: TrainingConfig, multiplier: float | None) -> dict[str, Any]:
-    """The resolved settings under their names on the wire."""
+    """The resolved hyperparameters by their names on the wire."""
     shown: dict[str, Any] = {wire: getattr(config, name) for wire, name in WIRE_NAMES.items()}
     shown |= {wire: getattr(config.lora, name) for wire, name in LORA_WIRE_NAMES.items()}
     shown["lora_target_modules"] = list(config.lora.target_modules)

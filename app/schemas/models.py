@@ -1,29 +1,33 @@
 """Wire format of models: base models that can be tuned here, and tuned models."""
 
+from datetime import datetime
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import Field
+
+from app.core.base_models import CatalogueEntry, InstalledModel
+from app.core.db.tables import Checkpoint
+from app.schemas.bodies import ResponseBody, UnixTime
 
 
-class ModelLimits(BaseModel):
-    model_config = ConfigDict(use_attribute_docstrings=True)
-
+class ModelLimits(ResponseBody):
     context_length: int
+    """Maximum number of tokens in one training example."""
     max_lora_rank: int
+    """Highest value of `lora_r`."""
     target_modules: list[str]
-    """Linear layers that LoRA may target."""
+    """Names of the linear layers that LoRA can target."""
     supports_tools: bool
+    """True if the model's chat template can show tools and tool calls."""
 
 
-class ModelRead(BaseModel):
-    model_config = ConfigDict(use_attribute_docstrings=True)
-
+class ModelRead(ResponseBody):
     id: str
     object: Literal["model"] = "model"
-    created: int
+    created: UnixTime
     owned_by: str
     shutdown_date: str | None = None
-    """Always null: Tunery switches no model off."""
+    """Always null, because Tunery never shuts a model down."""
 
     # From here on, ours.
     base_model: str | None = None
@@ -34,21 +38,57 @@ class ModelRead(BaseModel):
     """Id of the checkpoint that holds a tuned model's adapter. Null for a base model."""
     step_number: int | None = None
     """Optimizer step after which that checkpoint was saved. Null for a base model."""
-    aliases: list[str] = []
-    """Further names of a base model, which a job may give as its `model`."""
+    aliases: list[str] = Field(default=[])
+    """Other names of a base model that a job can give as its `model`."""
     repo: str | None = None
     """Hub repository of a base model. Null for a tuned model."""
     revision: str | None = None
+    """Hub commit that a base model's weights came from. Null for a tuned model, and for a base
+    model that was not fetched from a hub."""
     licence: str | None = None
     limits: ModelLimits | None = None
 
+    @classmethod
+    def of_base(cls, entry: CatalogueEntry, installed: InstalledModel) -> "ModelRead":
+        return cls(
+            id=entry.id,
+            created=installed.installed_at,
+            owned_by=installed.repo.partition("/")[0],
+            aliases=list(entry.aliases),
+            repo=installed.repo,
+            revision=installed.revision,
+            licence=installed.licence,
+            limits=ModelLimits.model_validate(entry),
+        )
 
-class ModelList(BaseModel):
+    @classmethod
+    def of_tuned(
+        cls,
+        name: str,
+        base_model: str,
+        checkpoint: Checkpoint,
+        *,
+        created_at: datetime,
+        organization: str,
+    ) -> "ModelRead":
+        """A tuned model, or one checkpoint under its own name."""
+        return cls(
+            id=name,
+            created=int(created_at.timestamp()),
+            owned_by=organization,
+            base_model=base_model,
+            fine_tuning_job_id=checkpoint.job_id,
+            checkpoint_id=checkpoint.id,
+            step_number=checkpoint.step,
+        )
+
+
+class ModelList(ResponseBody):
     object: Literal["list"] = "list"
     data: list[ModelRead]
 
 
-class ModelDeleted(BaseModel):
+class ModelDeleted(ResponseBody):
     id: str
     object: Literal["model"] = "model"
     deleted: Literal[True] = True

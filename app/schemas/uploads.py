@@ -1,46 +1,49 @@
 """Wire format of uploads: files that are sent in parts."""
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import Field, StringConstraints
 
-from app.core.db.tables import UploadPart
+from app.core.db.tables import File, Upload, UploadPart
+from app.schemas.bodies import RequestBody, ResponseBody, UnixTime
 from app.schemas.files import EXPIRES_AFTER_S, FileRead
-from app.schemas.strict import RequestBody
 
 MAX_PARTS = 10_000
+
+UploadStatus = Literal["pending", "completed", "cancelled", "expired"]
 
 
 class ExpiresAfter(RequestBody):
     anchor: Literal["created_at"]
     seconds: int = Field(ge=EXPIRES_AFTER_S.start, le=EXPIRES_AFTER_S.stop - 1)
-    """Lifetime of the file in seconds, counted from its completion."""
+    """Lifetime of the file in seconds, counted from the completion of the upload."""
 
 
 class UploadCreate(RequestBody):
     bytes: int = Field(ge=1)
-    """Size of the whole file."""
+    """Size of the whole file in bytes."""
     filename: str
     mime_type: str
-    """Has no effect: whether the file is a dataset is decided by its lines."""
+    """Media type of the file. It has no effect: the file's lines decide whether it is a
+    dataset."""
     purpose: str
-    """`fine-tune`."""
+    """Purpose of the file. It must be `fine-tune`."""
     expires_after: ExpiresAfter | None = None
 
 
 class UploadComplete(RequestBody):
     part_ids: list[str] = Field(max_length=MAX_PARTS)
-    """The parts of the file in their order."""
+    """Ids of all parts, in the order in which they stand in the file."""
     md5: Annotated[str, StringConstraints(pattern="^[0-9a-fA-F]{32}$")] | None = None
-    """MD5 of the whole file in hexadecimal digits, to be compared with what was received."""
+    """MD5 of the whole file in hexadecimal digits. The upload is refused if the received bytes have
+    another MD5."""
 
 
-class UploadPartRead(BaseModel):
-    model_config = ConfigDict(use_attribute_docstrings=True)
-
+class UploadPartRead(ResponseBody):
     id: str
     object: Literal["upload.part"] = "upload.part"
-    created_at: int
+    created_at: UnixTime
     upload_id: str
 
     # From here on, ours.
@@ -49,31 +52,40 @@ class UploadPartRead(BaseModel):
 
     @classmethod
     def of(cls, part: UploadPart) -> "UploadPartRead":
-        return cls(
-            id=part.id,
-            created_at=int(part.created_at.timestamp()),
-            upload_id=part.upload_id,
-            bytes=part.bytes,
-            sha256=part.sha256,
-        )
+        return cls.model_validate(part)
 
 
-class UploadRead(BaseModel):
-    model_config = ConfigDict(use_attribute_docstrings=True)
-
+class UploadRead(ResponseBody):
     id: str
     object: Literal["upload"] = "upload"
     bytes: int
-    """Size that the file will have."""
-    created_at: int
-    expires_at: int
-    """Unix time after which an upload that is still pending is expired."""
+    """Size in bytes that the file will have."""
+    created_at: UnixTime
+    expires_at: UnixTime
+    """Unix time at which the upload expires if it is still pending."""
     filename: str
     purpose: Literal["fine-tune"] = "fine-tune"
-    status: Literal["pending", "completed", "cancelled", "expired"]
+    status: UploadStatus
     file: FileRead | None
-    """The file that a completed upload has become; null if that was deleted or has expired."""
+    """The file that a completed upload became. Null if that file was deleted or has expired."""
 
     # From here on, ours.
     parts: list[UploadPartRead]
-    """The parts received so far, oldest first; empty once the upload is no longer pending."""
+    """The parts received so far, oldest first. Empty once the upload is no longer pending."""
+
+    @classmethod
+    def of(
+        cls, upload: Upload, status: UploadStatus, *, file: File | None, parts: Sequence[UploadPart]
+    ) -> "UploadRead":
+        return cls.model_validate(
+            {
+                "id": upload.id,
+                "bytes": upload.bytes,
+                "created_at": upload.created_at,
+                "expires_at": upload.expires_at,
+                "filename": upload.filename,
+                "status": status,
+                "file": file and FileRead.of(file),
+                "parts": [UploadPartRead.of(part) for part in parts],
+            }
+        )

@@ -1,11 +1,8 @@
-"""What a caller may ask of files. The caller owns the transaction."""
+"""What a caller can do with files. The caller owns the transaction."""
 
-from dataclasses import dataclass
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import TypeGuard
 
-from app.core.dataset.checker import DatasetSummary
 from app.core.db.repositories.files import FileRepository
 from app.core.db.session import Session
 from app.core.db.tables import File
@@ -13,37 +10,24 @@ from app.core.errors import InvalidFileError, InvalidRequestError, StateConflict
 from app.core.ids import IdPrefix, new_id
 from app.core.storage.blob_store import BlobStore
 from app.schemas.files import EXPIRES_AFTER_S
+from app.services.received_files import ReceivedFile
 
 MAX_FILENAME_LENGTH = 255
 _MAX_DIGITS = 18
-"""Of a number in a form; far more would take long to convert, or be refused by Python."""
-
-
-@dataclass(frozen=True, slots=True)
-class ReceivedFile:
-    """A file whose last byte has been read; it is in the store's scratch space."""
-
-    path: Path
-    filename: str
-    bytes: int
-    sha256: str
-    crc32: int
-    summary: DatasetSummary
-    fields: dict[str, str]
-    """The other fields of the form."""
+"""Maximum number of digits in a form's number, because long numbers are slow to convert."""
 
 
 def create_file(
     session: Session, store: BlobStore, received: ReceivedFile, *, now: datetime
 ) -> File:
-    """Publish an uploaded data set.
+    """Publish an uploaded dataset.
 
-    The blob is in the store before its row is: a crash between the two leaves bytes that nothing
-    names, never a name without bytes.
+    Its bytes are in the store before its row exists. A crash in between leaves bytes that no row
+    names, never a row without bytes.
 
     Raises:
         InvalidRequestError: a field of the form is missing or not allowed.
-        InvalidFileError: the file is not a data set; every problem is listed.
+        InvalidFileError: the file is not a dataset; the error lists the problems.
     """
     check_purpose(received.fields.get("purpose"))
     expires_at = _expiry(received.fields, now=now)
@@ -59,7 +43,7 @@ def create_file(
 
 
 def build_file(received: ReceivedFile, *, now: datetime, expires_at: datetime | None) -> File:
-    """The row of a data set that was received; its bytes are yet to be put at its `blob_key`."""
+    """The row of a received dataset. The caller puts the bytes at its `blob_key`."""
     file_id = new_id(IdPrefix.FILE)
     return File(
         id=file_id,
@@ -77,49 +61,52 @@ def build_file(received: ReceivedFile, *, now: datetime, expires_at: datetime | 
     )
 
 
-def delete_file(session: Session, file_id: str, *, now: datetime) -> str:
-    """Forget a file. Returns the key of the blob to free once the transaction is committed.
+def delete_file(session: Session, file_id: str, *, now: datetime) -> list[str]:
+    """Delete a file that no job needs.
+
+    Returns:
+        The keys of the blobs to delete once the transaction is committed.
 
     Raises:
         NotFoundError: no file has this id.
-        StateConflictError: a job has yet to read it, or it is part of a checkpoint.
+        StateConflictError: an unfinished job needs it, or it is part of a checkpoint.
     """
     files = FileRepository(session)
     file = files.get_to_delete(file_id, now=now)
     if file.checkpoint_id is not None:
         raise StateConflictError(
-            f"{file_id} is part of the checkpoint {file.checkpoint_id}, which would be no adapter "
-            "without it. Delete the tuned model to free the files of its adapter.",
+            f"{file_id} is part of the checkpoint {file.checkpoint_id} and cannot be deleted "
+            "alone. Delete the tuned model to delete the files of its adapter.",
             code="file_in_use",
         )
     job_id = files.unfinished_job_using(file_id)
     if job_id is not None:
         raise StateConflictError(
-            f"{file_id} is needed by the job {job_id}. Cancel that job, or wait for its end.",
+            f"{file_id} is needed by the job {job_id}. Cancel that job, or wait until it ends.",
             code="file_in_use",
         )
     files.delete(file)
-    return file.blob_key
+    return [file.blob_key]
 
 
 def plain_name(filename: str) -> str:
-    """What the client called the file, less directories and what no file's name can have."""
+    """The client's name for the file, without directories and unprintable characters."""
     name = filename.replace("\\", "/").rpartition("/")[2]
     printable = "".join(character for character in name if character.isprintable())
     return printable[:MAX_FILENAME_LENGTH] if printable.strip(". ") else "upload"
 
 
 def check_purpose(purpose: str | None) -> None:
-    """Raises InvalidRequestError unless it is the one that is offered."""
+    """Raises InvalidRequestError unless the purpose is `fine-tune`."""
     if purpose is None:
         raise InvalidRequestError(
-            "The field 'purpose' is missing; it must be 'fine-tune'.",
+            "The field 'purpose' is missing. It must be 'fine-tune'.",
             code="missing_required_parameter",
             param="purpose",
         )
     if purpose != "fine-tune":
         raise InvalidRequestError(
-            f"The purpose {purpose[:40]!r} is not offered here; it must be 'fine-tune'.",
+            f"The purpose {purpose[:40]!r} is not offered here. It must be 'fine-tune'.",
             code="unsupported_purpose",
             param="purpose",
         )
@@ -147,7 +134,7 @@ def _is_whole_number(text: str | None) -> TypeGuard[str]:
 
 
 def check_content(received: ReceivedFile) -> None:
-    """Raises InvalidFileError, with every problem, unless the file is a data set."""
+    """Raises InvalidFileError, which lists the problems, unless the file is a dataset."""
     summary = received.summary
     if not summary.problem_count:
         return
@@ -156,7 +143,7 @@ def check_content(received: ReceivedFile) -> None:
     more = summary.problem_count - 1
     others = f" And {more} more; see 'errors'." if more else ""
     raise InvalidFileError(
-        f"The file is not a data set. In {where}: {first.message}{others}",
+        f"The file is not a dataset. In {where}: {first.message}{others}",
         param="file",
         problems=summary.problems,
         problem_count=summary.problem_count,

@@ -1,4 +1,4 @@
-"""Every setting of a new job gets its value: the caller's, or the default that fits the model."""
+"""Resolves the hyperparameters of a new job: the caller's values, then the model's defaults."""
 
 import secrets
 from typing import Any
@@ -14,64 +14,65 @@ DEFAULT_LEARNING_RATE: float = TrainingConfig.model_fields["learning_rate"].defa
 
 
 def resolve_config(
-    knobs: dict[str, Any], entry: CatalogueEntry, *, seed: int | None
+    given: dict[str, Any], entry: CatalogueEntry, *, seed: int | None
 ) -> TrainingConfig:
-    """Give every setting its value.
+    """Give every hyperparameter its value.
 
     Args:
-        knobs: what the caller set, under its names on the wire.
+        given: the hyperparameters that the caller set, by their names on the wire.
 
     Raises:
-        InvalidRequestError: a setting is more than the base model allows, or two exclude each
-            other.
+        InvalidRequestError: a value is above the limit of the base model, or two of them exclude
+            each other.
     """
     values, lora = _defaults_for(entry)
-    values |= {WIRE_NAMES[wire]: knobs[wire] for wire in knobs.keys() & WIRE_NAMES.keys()}
-    lora |= {LORA_WIRE_NAMES[wire]: knobs[wire] for wire in knobs.keys() & LORA_WIRE_NAMES.keys()}
-    if "lora_target_modules" in knobs:
-        lora["target_modules"] = _target_modules(knobs["lora_target_modules"], entry)
-    if "learning_rate_multiplier" in knobs:
-        values["learning_rate"] = _multiplied_learning_rate(knobs)
-    if "gradient_accumulation_steps" in knobs:
-        values["batch_size"] = knobs.get("batch_size", 1) * knobs["gradient_accumulation_steps"]
+    values |= {WIRE_NAMES[wire]: given[wire] for wire in given.keys() & WIRE_NAMES.keys()}
+    lora |= {LORA_WIRE_NAMES[wire]: given[wire] for wire in given.keys() & LORA_WIRE_NAMES.keys()}
+    if "lora_target_modules" in given:
+        lora["target_modules"] = _target_modules(given["lora_target_modules"], entry)
+    if "learning_rate_multiplier" in given:
+        values["learning_rate"] = _multiplied_learning_rate(given)
+    if "gradient_accumulation_steps" in given:
+        values["batch_size"] = given.get("batch_size", 1) * given["gradient_accumulation_steps"]
     values["seed"] = secrets.randbelow(2**31) if seed is None else seed
     try:
         config = TrainingConfig(lora=LoraShape(**lora), **values)
-    except ValidationError as error:  # of what was computed here; the rest was checked before
+    except ValidationError as error:  # of a computed value: the request itself is valid
         first = error.errors()[0]
         name = str(first["loc"][-1])
-        raise _bad_knob(name, f"'{name}' becomes {first['input']:g}. {first['msg']}.") from error
+        raise _bad_value(name, f"'{name}' becomes {first['input']:g}. {first['msg']}.") from error
     check_limits(config, entry)
     return config
 
 
 def check_limits(config: TrainingConfig, entry: CatalogueEntry) -> None:
-    """Refuse what is more than the base model allows.
+    """Check that the base model allows the rank and the context length.
 
     Raises:
-        InvalidRequestError: it is.
+        InvalidRequestError: one of them is above the base model's limit.
     """
     if config.lora.rank > entry.max_lora_rank:
-        raise _bad_knob("lora_r", f"The highest rank for {entry.id} is {entry.max_lora_rank}.")
+        raise _bad_value("lora_r", f"'lora_r' can be at most {entry.max_lora_rank} for {entry.id}.")
     if config.max_sequence_tokens > entry.context_length:
-        raise _bad_knob(
-            "context_length", f"{entry.id} reads at most {entry.context_length} tokens."
+        raise _bad_value(
+            "context_length",
+            f"'context_length' can be at most {entry.context_length} tokens for {entry.id}.",
         )
 
 
 def refuse_without_validation(config: TrainingConfig) -> None:
-    """Refuse a setting that does something only with a validation file.
+    """Refuse hyperparameters that have no effect without a validation file.
 
     Raises:
-        InvalidRequestError: there is one.
+        InvalidRequestError: one of them is set.
     """
     for name in ("n_evals", "early_stopping_patience"):
         if getattr(config, name) is not None:
-            raise _bad_knob(name, f"'{name}' needs a validation_file to evaluate on.")
+            raise _bad_value(name, f"'{name}' needs a validation_file to evaluate on.")
 
 
 def _defaults_for(entry: CatalogueEntry) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The defaults that this base model needs to be other than the reference's."""
+    """Defaults of `TrainingConfig` and of `LoraShape` that depend on the base model."""
     usual = LoraShape()
     usual_length: int = TrainingConfig.model_fields["max_sequence_tokens"].default
     targets = tuple(name for name in usual.target_modules if name in entry.target_modules)
@@ -91,18 +92,18 @@ def _target_modules(asked: list[str] | str, entry: CatalogueEntry) -> tuple[str,
     if unknown or not asked:
         offered = ", ".join(entry.target_modules)
         what = f"{unknown[0][:80]!r} is not a module" if unknown else "Name at least one module"
-        raise _bad_knob("lora_target_modules", f"{what} that LoRA may target here: {offered}.")
+        raise _bad_value("lora_target_modules", f"{what} that LoRA can target here: {offered}.")
     return tuple(dict.fromkeys(asked))
 
 
-def _multiplied_learning_rate(knobs: dict[str, Any]) -> float:
-    if "learning_rate" in knobs:
-        raise _bad_knob(
+def _multiplied_learning_rate(given: dict[str, Any]) -> float:
+    if "learning_rate" in given:
+        raise _bad_value(
             "learning_rate_multiplier",
             "Give either 'learning_rate' or 'learning_rate_multiplier', not both.",
         )
-    return DEFAULT_LEARNING_RATE * knobs["learning_rate_multiplier"]
+    return DEFAULT_LEARNING_RATE * given["learning_rate_multiplier"]
 
 
-def _bad_knob(name: str, message: str) -> InvalidRequestError:
+def _bad_value(name: str, message: str) -> InvalidRequestError:
     return InvalidRequestError(message, param=f"hyperparameters.{name}")

@@ -1,19 +1,58 @@
-"""What a caller may ask of a job that there is. The caller owns the transaction."""
+"""What a caller can do with an existing job and its results. The caller owns the transaction."""
 
 from datetime import datetime
 
+from app.core.db.repositories.checkpoints import CheckpointRepository
 from app.core.db.repositories.jobs import JobRepository
 from app.core.db.session import Session
-from app.core.db.tables import Job
-from app.core.errors import StateConflictError
+from app.core.db.tables import Checkpoint, Job
+from app.core.errors import NotFoundError, StateConflictError
 from app.core.job.status import JobStatus
+from app.core.settings import Settings
+from app.schemas.bodies import PageRead
+from app.schemas.fine_tuning_jobs import JobRead
+
+_MAX_STEP_DIGITS = 9
+"""Maximum number of digits of a step, as in the name of a checkpoint's directory."""
+
+
+def get_job(session: Session, job_id: str, settings: Settings) -> JobRead:
+    """The job with this id on the wire.
+
+    Raises:
+        NotFoundError: no job has this id.
+    """
+    return read_job(session, JobRepository(session).get(job_id), settings)
+
+
+def list_jobs(
+    session: Session,
+    settings: Settings,
+    *,
+    after: str | None,
+    limit: int,
+    metadata: dict[str, str] | None,
+) -> PageRead[JobRead]:
+    """A page of jobs on the wire, newest first; `metadata` is as in `JobRepository.list_page`."""
+    jobs = JobRepository(session)
+    page = jobs.list_page(after=after, limit=limit, metadata=metadata)
+    positions = jobs.queue_positions(page.rows)
+    return PageRead[JobRead].of(
+        page, lambda job: JobRead.of(job, settings, queue_position=positions[job.id])
+    )
+
+
+def read_job(session: Session, job: Job, settings: Settings) -> JobRead:
+    """The job on the wire, with its place in the queue."""
+    position = JobRepository(session).queue_position(job)
+    return JobRead.of(job, settings, queue_position=position)
 
 
 def cancel_job(session: Session, job_id: str, *, now: datetime) -> Job:
     """Stop a job as soon as possible.
 
-    One that no worker has is cancelled at once. A running job is only marked, and its worker
-    stops it within seconds. Asking twice is the same as asking once.
+    A queued or paused job is cancelled at once. A running job is only marked, and its worker stops
+    it within seconds. Cancelling twice has no further effect.
 
     Raises:
         NotFoundError: no job has this id.
@@ -36,11 +75,11 @@ def pause_job(session: Session, job_id: str, *, now: datetime) -> Job:
     """Take a job out of the queue until it is resumed.
 
     A queued job is paused at once. A running job is only marked, and its worker pauses it as soon
-    as its state is saved. Asking twice is the same as asking once.
+    as its state is saved. Pausing twice has no further effect.
 
     Raises:
         NotFoundError: no job has this id.
-        StateConflictError: the job has ended, or is about to, because it was cancelled.
+        StateConflictError: the job has ended or is being cancelled.
     """
     jobs = JobRepository(session)
     job = jobs.request_pause(job_id, now=now) or jobs.get(job_id)
@@ -53,9 +92,9 @@ def pause_job(session: Session, job_id: str, *, now: datetime) -> Job:
 
 
 def resume_job(session: Session, job_id: str, *, now: datetime) -> Job:
-    """Put a paused job back into the queue, or take back what a running job was asked.
+    """Put a paused job back into the queue, or withdraw a pause request from a running job.
 
-    A job that is queued or running anyway is left alone: asking twice is the same as asking once.
+    A queued or running job stays as it is, so resuming twice has no further effect.
 
     Raises:
         NotFoundError: no job has this id.
@@ -66,17 +105,17 @@ def resume_job(session: Session, job_id: str, *, now: datetime) -> Job:
     if job.status.is_terminal:
         raise StateConflictError(
             f"Job {job_id} has already {_ending(job)}, so it cannot be resumed. "
-            "POST .../rerun makes a new job of it.",
+            "POST .../rerun creates a new job from it.",
             code="job_not_resumable",
         )
     return job
 
 
 def delete_job(session: Session, job_id: str) -> list[str]:
-    """Forget a job that has ended, with all that it has made; the files it has read stay.
+    """Delete a job that has ended and everything it made. The uploaded files stay.
 
     Returns:
-        The keys of the blobs to free once the transaction is committed.
+        The keys of the blobs to delete once the transaction is committed.
 
     Raises:
         NotFoundError: no job has this id.
@@ -86,11 +125,56 @@ def delete_job(session: Session, job_id: str) -> list[str]:
     job = jobs.get(job_id)
     if not job.status.is_terminal:
         raise StateConflictError(
-            f"Job {job_id} is {job.status}; only a job that has ended can be deleted. Cancel it "
-            "first.",
+            f"Job {job_id} is {job.status}, and only a job that has ended can be deleted. Cancel "
+            "it first.",
             code="job_not_deletable",
         )
     return jobs.delete(job)
+
+
+def get_adapter(session: Session, job_id: str, checkpoint: str | None) -> Checkpoint:
+    """The checkpoint that is a job's result, or another one of its checkpoints.
+
+    Args:
+        checkpoint: the id or the step of a checkpoint; None for the result.
+
+    Raises:
+        NotFoundError: the job or the checkpoint does not exist, or the adapter was deleted.
+        StateConflictError: the job has no result, or does not have it yet.
+    """
+    job = JobRepository(session).get(job_id)
+    checkpoints = CheckpointRepository(session)
+    if checkpoint is not None:
+        is_step = checkpoint.isdecimal() and len(checkpoint) <= _MAX_STEP_DIGITS
+        named = (
+            checkpoints.find_at_step(job_id, int(checkpoint))
+            if is_step
+            else checkpoints.find(job_id, checkpoint)
+        )
+        if named is None:
+            raise NotFoundError(
+                f"Job {job_id} has no checkpoint {checkpoint[:80]}.",
+                code="checkpoint_not_found",
+                param="checkpoint",
+            )
+        return named
+    if job.result_checkpoint_id is None:
+        raise StateConflictError(_why_no_adapter(job), code="adapter_not_ready")
+    result = checkpoints.find(job_id, job.result_checkpoint_id)
+    if result is None:
+        raise NotFoundError(
+            f"The adapter of job {job_id} was deleted, with its model {job.fine_tuned_model}.",
+            code="adapter_deleted",
+        )
+    return result
+
+
+def _why_no_adapter(job: Job) -> str:
+    ending = f"is {job.status}" if job.status is not JobStatus.FAILED else "has failed"
+    return (
+        f"Job {job.id} {ending}, so it has no final adapter. To download a checkpoint that it has "
+        "made, add ?checkpoint=STEP."
+    )
 
 
 def _ending(job: Job) -> str:

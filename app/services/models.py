@@ -1,41 +1,27 @@
-"""What a caller may ask of models. The caller owns the transaction."""
+"""What a caller can do with models. The caller owns the transaction."""
 
 import re
-from dataclasses import dataclass
-from datetime import datetime
 
-from app.core.base_models import Catalogue, CatalogueEntry, InstalledModel
+from app.core.base_models import Catalogue
 from app.core.db.repositories.checkpoints import CheckpointRepository, TunedModelRepository
 from app.core.db.session import Session
 from app.core.db.tables import Checkpoint, Job, TunedModel
 from app.core.errors import InvalidRequestError
-
-InstalledBase = tuple[CatalogueEntry, InstalledModel]
+from app.schemas.models import ModelRead
 
 _CHECKPOINT_NAME = re.compile(r"(ft:.+):ckpt-step-([1-9]\d{0,8})", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True)
-class TunedCheckpoint:
-    """A checkpoint under a name that can be asked for: the tuned model's, or its own."""
-
-    name: str
-    base_model: str
-    created_at: datetime
-    checkpoint: Checkpoint
-
-
-def list_models(session: Session, catalogue: Catalogue) -> list[InstalledBase | TunedCheckpoint]:
-    """The base models that can be tuned here, then the tuned models, newest first."""
-    found: list[InstalledBase | TunedCheckpoint] = []
-    for entry in catalogue.entries:
-        installed = catalogue.find_installed(entry.id)
-        if installed is not None:
-            found.append((entry, installed))
-    return found + [_tuned(model) for model in TunedModelRepository(session).list_all()]
+def list_models(session: Session, catalogue: Catalogue, organization: str) -> list[ModelRead]:
+    """The installed base models, then the tuned models, newest first."""
+    installed = ((entry, catalogue.find_installed(entry.id)) for entry in catalogue.entries)
+    base = [ModelRead.of_base(entry, model) for entry, model in installed if model is not None]
+    return base + [
+        _tuned(model, organization) for model in TunedModelRepository(session).list_all()
+    ]
 
 
-def get_model(session: Session, catalogue: Catalogue, name: str) -> InstalledBase | TunedCheckpoint:
+def get_model(session: Session, catalogue: Catalogue, organization: str, name: str) -> ModelRead:
     """The model of this name.
 
     Raises:
@@ -44,27 +30,33 @@ def get_model(session: Session, catalogue: Catalogue, name: str) -> InstalledBas
     entry = catalogue.find(name)
     installed = None if entry is None else catalogue.find_installed(entry.id)
     if entry is not None and installed is not None:
-        return entry, installed
+        return ModelRead.of_base(entry, installed)
     named = _find_checkpoint(session, name)
     if named is not None:
         checkpoint, job = named
-        return TunedCheckpoint(name, job.base_model, checkpoint.created_at, checkpoint)
-    return _tuned(TunedModelRepository(session).get(name))
+        return ModelRead.of_tuned(
+            name,
+            job.base_model,
+            checkpoint,
+            created_at=checkpoint.created_at,
+            organization=organization,
+        )
+    return _tuned(TunedModelRepository(session).get(name), organization)
 
 
 def delete_model(session: Session, catalogue: Catalogue, name: str) -> list[str]:
-    """Forget a tuned model and its adapter; its job, the log and earlier checkpoints stay.
+    """Delete a tuned model and its adapter. Its job, the log and earlier checkpoints stay.
 
     Returns:
-        The keys of the blobs to free once the transaction is committed.
+        The keys of the blobs to delete once the transaction is committed.
 
     Raises:
         NotFoundError: no tuned model has this name.
-        InvalidRequestError: it is a base model, or one checkpoint of a job.
+        InvalidRequestError: it is a base model or a single checkpoint.
     """
     if catalogue.find(name) is not None:
         raise InvalidRequestError(
-            f"{name} is a base model; only tuned models can be deleted here.",
+            f"{name} is a base model, and only tuned models can be deleted here.",
             code="model_not_deletable",
             param="model",
         )
@@ -85,12 +77,18 @@ def delete_model(session: Session, catalogue: Catalogue, name: str) -> list[str]
     return CheckpointRepository(session).delete(checkpoint)
 
 
-def _tuned(model: TunedModel) -> TunedCheckpoint:
-    return TunedCheckpoint(model.id, model.base_model, model.created_at, model.checkpoint)
+def _tuned(model: TunedModel, organization: str) -> ModelRead:
+    return ModelRead.of_tuned(
+        model.id,
+        model.base_model,
+        model.checkpoint,
+        created_at=model.created_at,
+        organization=organization,
+    )
 
 
 def _find_checkpoint(session: Session, name: str) -> tuple[Checkpoint, Job] | None:
-    """The checkpoint that has this name, `MODEL:ckpt-step-N`, and its job."""
+    """The checkpoint with a name of the form `MODEL:ckpt-step-N`, and its job."""
     match = _CHECKPOINT_NAME.fullmatch(name)
     if match is None:
         return None

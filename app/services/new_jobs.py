@@ -1,7 +1,8 @@
-"""How a job comes to be: as a request describes it, or as a repetition of another job."""
+"""Creates jobs: from a request, or as a rerun of another job. The caller owns the transaction."""
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -11,11 +12,14 @@ from app.core.db.repositories.files import FileRepository
 from app.core.db.repositories.jobs import JobRepository
 from app.core.db.session import Session
 from app.core.db.tables import File, Job, JobMetadata
+from app.core.disk import require_room
 from app.core.errors import InvalidRequestError
 from app.core.ids import IdPrefix, new_id
 from app.core.job.status import JobStatus
 from app.core.job.training_config import TrainingConfig
-from app.schemas.fine_tuning_jobs import JobCreate
+from app.core.settings import Settings
+from app.schemas.fine_tuning_jobs import JobCreate, JobRerun
+from app.services.idempotency import IdempotentRequest, RequestOrigin
 from app.services.job_settings import (
     DEFAULT_LEARNING_RATE,
     check_limits,
@@ -25,9 +29,78 @@ from app.services.job_settings import (
 from app.services.saved_states import hand_over_saved_state, take_saved_state
 
 _SUSPICIOUS_MULTIPLIER = 1e-2
-"""Below this, a multiplier is more likely a learning rate that was put into the wrong field."""
+"""A smaller multiplier is probably a learning rate in the wrong field, so the job warns."""
 _NAME_LENGTH = 12
-"""Characters of a job's id at the end of its model's name: 60 random bits."""
+"""How many characters of a job's id end its model's name: 60 random bits."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewJob:
+    job: Job
+    is_replay: bool
+    """True if an earlier sending of the same request made the job."""
+
+
+def create_job_once(
+    session: Session,
+    request: JobCreate,
+    origin: RequestOrigin,
+    *,
+    catalogue: Catalogue,
+    settings: Settings,
+    now: datetime,
+) -> NewJob:
+    """Create a job, or find the one that this very request has created before.
+
+    Raises:
+        InvalidRequestError: the idempotency key belongs to another request, or as `create_job`.
+        NotFoundError: as `create_job`.
+        StorageFullError: the disk has no room for a new job.
+    """
+    once = IdempotentRequest(session, origin, "create", request.content(), now=now)
+    earlier = once.find_job()
+    if earlier is not None:
+        return NewJob(earlier, is_replay=True)
+    require_room(settings)
+    organization = settings.organization
+    job = create_job(session, request, catalogue=catalogue, organization=organization, now=now)
+    once.remember(job)
+    return NewJob(job, is_replay=False)
+
+
+def rerun_job_once(
+    session: Session,
+    job_id: str,
+    request: JobRerun,
+    origin: RequestOrigin,
+    *,
+    catalogue: Catalogue,
+    settings: Settings,
+    now: datetime,
+) -> NewJob:
+    """Rerun a job, or find the rerun that this very request has created before.
+
+    Raises:
+        InvalidRequestError: the idempotency key belongs to another request, or as `rerun_job`.
+        NotFoundError: as `rerun_job`.
+        StateConflictError: as `rerun_job`.
+        StorageFullError: the disk has no room for a new job.
+    """
+    once = IdempotentRequest(session, origin, "rerun", request.content(job_id), now=now)
+    earlier = once.find_job()
+    if earlier is not None:
+        return NewJob(earlier, is_replay=True)
+    require_room(settings)
+    job = rerun_job(
+        session,
+        job_id,
+        catalogue=catalogue,
+        organization=settings.organization,
+        held_for=timedelta(seconds=settings.held_state_s) if request.from_ else None,
+        now=now,
+    )
+    once.remember(job)
+    return NewJob(job, is_replay=False)
 
 
 def create_job(
@@ -38,18 +111,18 @@ def create_job(
     organization: str,
     now: datetime,
 ) -> Job:
-    """Put a job into the queue, or leave it paused, with every setting resolved.
+    """Create a queued or paused job with every hyperparameter resolved.
 
     Raises:
-        InvalidRequestError: the model, a file or a setting is not one that can be used, or two of
-            them do not go together.
-        NotFoundError: there is no such file.
+        InvalidRequestError: the model, a file or a hyperparameter cannot be used, or two of them
+            cannot be combined.
+        NotFoundError: a file does not exist.
     """
     entry, installed = _find_installed(catalogue, request.model)
     named = {"training_file": request.training_file, "validation_file": request.validation_file}
     _check_files(session, named, entry, now=now)
-    knobs = request.knobs()
-    config = resolve_config(knobs, entry, seed=request.seed)
+    given = request.given_hyperparameters()
+    config = resolve_config(given, entry, seed=request.seed)
     if request.validation_file is None:
         refuse_without_validation(config)
     job = _add_job(
@@ -63,12 +136,12 @@ def create_job(
         validation_file_id=request.validation_file,
         suffix=request.suffix,
         config=config.model_dump(mode="json"),
-        learning_rate_multiplier=knobs.get(
+        learning_rate_multiplier=given.get(
             "learning_rate_multiplier", config.learning_rate / DEFAULT_LEARNING_RATE
         ),
         metadata_items=_labels(request.metadata or {}),
     )
-    _warn_about_multiplier(session, job, knobs, now=now)
+    _warn_about_multiplier(session, job, given, now=now)
     return job
 
 
@@ -81,25 +154,25 @@ def rerun_job(
     held_for: timedelta | None = None,
     now: datetime,
 ) -> Job:
-    """Put a job into the queue that repeats another, whatever has become of that one.
+    """Create a queued job that repeats another job, in whatever status that job is.
 
-    It has the same data, base model, settings and seed, labels, suffix and priority.
+    It has the same data, base model, hyperparameters, seed, labels, suffix and priority.
 
     Args:
-        held_for: how long saved states are kept, for a job that resumes from the saved state of
-            the other one, which it takes over; None for one that begins with its first step.
+        held_for: how long saved states are kept. With it, the new job takes over the saved state
+            of the other job and resumes from it; None begins with the first step.
 
     Raises:
-        NotFoundError: no job has this id, or a file of it is gone.
-        InvalidRequestError: the base model is gone, or is another one by now.
+        NotFoundError: no job has this id, or one of its files is gone.
+        InvalidRequestError: the base model is gone, or its weights have changed.
         StateConflictError: there is no saved state to resume from.
     """
     original = JobRepository(session).get(job_id)
     entry, installed = _find_installed(catalogue, original.base_model)
-    if original.base_model_sha256 not in (None, installed.sha256):  # old rows do not say
+    if original.base_model_sha256 not in (None, installed.sha256):  # null in old rows
         raise InvalidRequestError(
-            f"The base model {entry.id} has been installed anew since job {job_id} was created, "
-            "and its weights are others, so the job cannot be repeated. Create a new one.",
+            f"Base model {entry.id} was reinstalled after job {job_id} was created and its weights "
+            "have changed, so the job cannot be repeated. Create a new job.",
             code="base_model_changed",
             param="model",
         )
@@ -132,7 +205,7 @@ def rerun_job(
 
 
 def _add_job(session: Session, model: InstalledModel, organization: str, **values: Any) -> Job:
-    """A job on an installed base model, named after both, in its table."""
+    """Add a job on an installed base model. Its tuned model is named after both."""
     job_id = new_id(IdPrefix.JOB)
     job = Job(
         id=job_id,
@@ -147,12 +220,12 @@ def _add_job(session: Session, model: InstalledModel, organization: str, **value
 
 def _find_installed(catalogue: Catalogue, name: str) -> tuple[CatalogueEntry, InstalledModel]:
     entry = catalogue.find(name)
-    found = None if entry is None else catalogue.find_installed(entry.id)
-    if entry is not None and found is not None:
-        return entry, found
-    installed = [one.id for one in catalogue.entries if catalogue.find_installed(one.id)]
+    installed = None if entry is None else catalogue.find_installed(entry.id)
+    if entry is not None and installed is not None:
+        return entry, installed
     if entry is None:
-        known = ", ".join(installed) or "none"
+        ids = (each.id for each in catalogue.entries if catalogue.find_installed(each.id))
+        known = ", ".join(ids) or "none"
         message = f"There is no base model {name[:100]!r}. Installed: {known}."
     else:
         message = (
@@ -168,10 +241,11 @@ def _check_files(
     *,
     now: datetime | None,
 ) -> None:
-    """Check the files by the fields that name them, and keep them until there is a job.
+    """Check the files, and lock them until the job that uses them is committed.
 
     Args:
-        now: a file that has expired by then is gone; None where that does not matter.
+        named: ids of files by the field that names them.
+        now: files that have expired by then do not exist; None ignores expiry.
     """
     files = FileRepository(session)
     if named["training_file"] == named["validation_file"]:
@@ -187,18 +261,18 @@ def _check_files(
 def _check_file(file: File, entry: CatalogueEntry, param: str) -> None:
     if file.format is None:
         raise InvalidRequestError(
-            f"{file.id} was made by a job; {param} must be an uploaded data set.", param=param
+            f"{file.id} was made by a job; {param} must be an uploaded dataset.", param=param
         )
     if file.uses_tools and not entry.supports_tools:
         raise InvalidRequestError(
-            f"{file.id} has tools in it, and the chat template of {entry.id} cannot show them.",
+            f"{file.id} contains tools, and the chat template of {entry.id} cannot show them.",
             code="tools_not_supported",
             param=param,
         )
 
 
 def _model_name(base_model: str, organization: str, suffix: str | None, job_id: str) -> str:
-    """As OpenAI writes it, and without a slash, which proxies would not leave alone."""
+    """A name in OpenAI's form. It has no slash, because some proxies rewrite slashes."""
     slug = re.sub(r"[^a-z0-9._-]+", "-", (suffix or "").lower()).strip("-")
     return f"ft:{base_model}:{organization}:{slug}:{job_id[-_NAME_LENGTH:]}"
 
@@ -208,9 +282,9 @@ def _labels(metadata: Mapping[str, str]) -> list[JobMetadata]:
 
 
 def _warn_about_multiplier(
-    session: Session, job: Job, knobs: dict[str, Any], *, now: datetime
+    session: Session, job: Job, given: dict[str, Any], *, now: datetime
 ) -> None:
-    multiplier = knobs.get("learning_rate_multiplier")
+    multiplier = given.get("learning_rate_multiplier")
     if multiplier is not None and multiplier < _SUSPICIOUS_MULTIPLIER:
         EventRepository(session).add(
             job.id,

@@ -1,4 +1,4 @@
-"""How a job resumes from the saved state of another. The caller owns the transaction."""
+"""Lets a job resume from the saved state of another job. The caller owns the transaction."""
 
 from datetime import datetime, timedelta
 from typing import Any
@@ -15,17 +15,17 @@ from app.core.job.status import JobStatus
 def take_saved_state(
     session: Session, job: Job, held_for: timedelta, *, now: datetime
 ) -> dict[str, Any]:
-    """Lock the saved states of a job that has ended, for another job to resume from.
+    """Lock the saved states of a job that has ended, so that another job can resume from them.
 
     Args:
         held_for: how long saved states are kept.
 
     Returns:
-        The columns of the other job that say how far it has come.
+        The columns of the other job that record its progress so far.
 
     Raises:
         NotFoundError: the job has just been deleted.
-        StateConflictError: there is no saved state, or resuming from it makes no sense.
+        StateConflictError: there is no saved state, or the job cannot be resumed from it.
     """
     jobs = JobRepository(session, job.project_id)
     if not job.status.is_terminal or not may_be_continued(job):
@@ -33,7 +33,7 @@ def take_saved_state(
     states = SavedStateRepository(session).list_to_continue(job.id)
     if not states or job.finished_at is None or job.finished_at <= now - held_for:
         job_id = job.id
-        session.expire(job)  # another request may just have taken them, or deleted the job
+        session.expire(job)  # another request may have taken the states or deleted the job
         job = jobs.get(job_id)
         raise _refusal(job, _why_gone(job, held_for, now=now))
     step = states[0].step
@@ -49,7 +49,7 @@ def take_saved_state(
 
 
 def hand_over_saved_state(session: Session, job: Job, successor: Job, *, now: datetime) -> None:
-    """Give the locked states of `job`, with the loss log up to them, to `successor`."""
+    """Move the locked states of `job` to `successor`, and copy the loss log up to them."""
     step = successor.resumed_from_step or 0
     JobRepository(session, job.project_id).copy_steps(job.id, successor.id, last=step)
     SavedStateRepository(session).move(job.id, successor.id)
@@ -75,20 +75,20 @@ def _why_pointless(job: Job) -> str:
     if job.status is JobStatus.PAUSED:
         return "it is paused. POST .../resume continues it."
     if not job.status.is_terminal:
-        return f"it is {job.status}, and continues by itself."
+        return f"it is {job.status} and continues by itself."
     if job.status is JobStatus.SUCCEEDED:
-        return f"it has succeeded. {_REPEAT}"
+        return f"it succeeded. {_REPEAT}"
     code = job.error["code"] if job.error else None
     return (
-        f"it failed with {code}, and would fail again. Fix the cause and create a new job, or "
-        "leave out 'from' to repeat this one from its first step."
+        f"it failed with {code} and would fail again. Fix the cause and create a new job, or leave "
+        "out 'from' to repeat this job from its first step."
     )
 
 
 def _why_gone(job: Job, held_for: timedelta, *, now: datetime) -> str:
     if job.continued_by is not None:
-        return f"the job {job.continued_by} has resumed from it. {_REPEAT}"
+        return f"job {job.continued_by} has already resumed from it. {_REPEAT}"
     if job.finished_at is not None and job.finished_at <= now - held_for:
         held = f"{held_for / timedelta(days=1):.3g} days"
-        return f"saved states are kept for {held} after the end of a job. {_REPEAT}"
-    return f"it ended before it had saved one. {_REPEAT}"
+        return f"saved states are deleted {held} after the end of a job. {_REPEAT}"
+    return f"it ended before it saved a state. {_REPEAT}"

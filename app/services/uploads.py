@@ -1,57 +1,57 @@
-"""What a caller may ask of uploads: files that are sent in parts. The caller owns the transaction.
+"""What a caller can do with uploads, files that are sent in parts. The caller owns the transaction.
 
-Completion takes long for a large file, so it is done in three steps, of which the second holds no
-transaction: `plan_completion`, joining the parts, `finish_completion`.
+Completing a large file takes long, so it has three steps: `plan_completion`, `assemble` and
+`finish_completion`. The step in the middle holds no transaction.
 """
 
-from dataclasses import dataclass
+import contextlib
 from datetime import datetime, timedelta
+from typing import cast
 
 from app.core.db.repositories.files import FileRepository
 from app.core.db.repositories.uploads import UploadRepository
 from app.core.db.session import Session
 from app.core.db.tables import Upload, UploadPart
-from app.core.errors import InvalidRequestError, PayloadTooLargeError, StateConflictError
+from app.core.disk import require_room
+from app.core.errors import (
+    InvalidRequestError,
+    NotFoundError,
+    PayloadTooLargeError,
+    StateConflictError,
+)
 from app.core.ids import IdPrefix, new_id
+from app.core.settings import Settings
 from app.core.storage.blob_store import BlobStore
-from app.schemas.uploads import MAX_PARTS, UploadCreate
-from app.services.files import ReceivedFile, build_file, check_purpose, plain_name
+from app.schemas.uploads import MAX_PARTS, UploadCreate, UploadRead, UploadStatus
+from app.services.files import build_file, check_purpose, plain_name
+from app.services.received_files import Assembly, ReceivedFile
 
 MAX_PART_BYTES = 64 * 1024 * 1024
-"""OpenAI's limit, and the size of the parts that its clients send."""
+"""Maximum size of a part: OpenAI's limit, and the size of the parts that its clients send."""
 
 LIFETIME = timedelta(hours=1)
-"""How long an upload may be pending; OpenAI's limit."""
+"""How long an upload can be pending: OpenAI's limit."""
 
 
-@dataclass(frozen=True, slots=True)
-class Assembly:
-    """A pending upload, and the parts that its file is to be made of."""
-
-    upload_id: str
-    filename: str
-    bytes: int
-    file_expires_after_s: int | None
-    part_ids: list[str]
-    blobs: list[tuple[str, str]]
-    """Key and sha256 of each part, in their order."""
-
-
-def create_upload(session: Session, body: UploadCreate, *, max_bytes: int, now: datetime) -> Upload:
-    """Begin an upload that has no part yet.
+def create_upload(
+    session: Session, body: UploadCreate, settings: Settings, *, now: datetime
+) -> UploadRead:
+    """Create an upload that has no parts yet.
 
     Raises:
         InvalidRequestError: the purpose is not offered.
-        PayloadTooLargeError: the file would have more than `max_bytes`.
+        PayloadTooLargeError: the file would have more than TUNERY_MAX_UPLOAD_BYTES.
+        StorageFullError: the disk has no room for the file.
     """
     check_purpose(body.purpose)
-    if body.bytes > max_bytes:
+    if body.bytes > settings.max_upload_bytes:
         raise PayloadTooLargeError(
-            f"A file may have at most {max_bytes:,} bytes here. Split it, or raise "
+            f"A file can have at most {settings.max_upload_bytes:,} bytes here. Split it, or raise "
             "TUNERY_MAX_UPLOAD_BYTES.",
             code="file_too_large",
             param="bytes",
         )
+    require_room(settings, body.bytes)
     upload = Upload(
         id=new_id(IdPrefix.UPLOAD),
         status="pending",
@@ -62,17 +62,33 @@ def create_upload(session: Session, body: UploadCreate, *, max_bytes: int, now: 
         file_expires_after_s=body.expires_after and body.expires_after.seconds,
     )
     UploadRepository(session).add(upload)
-    return upload
+    return read_upload(session, upload.id, now=now)
 
 
-def status_of(upload: Upload, *, now: datetime) -> str:
-    """Its status; `expired` also before the janitor has come by."""
+def read_upload(session: Session, upload_id: str, *, now: datetime) -> UploadRead:
+    """An upload on the wire, with its parts or its file.
+
+    Raises:
+        NotFoundError: no upload has this id.
+    """
+    uploads = UploadRepository(session)
+    upload = uploads.get(upload_id)
+    file = None
+    if upload.file_id is not None:
+        with contextlib.suppress(NotFoundError):
+            file = FileRepository(session).get(upload.file_id, now=now)
+    parts = uploads.list_parts(upload_id)
+    return UploadRead.of(upload, status_of(upload, now=now), file=file, parts=parts)
+
+
+def status_of(upload: Upload, *, now: datetime) -> UploadStatus:
+    """Status of an upload, which is `expired` even before the janitor has set it."""
     is_overdue = upload.status == "pending" and upload.expires_at <= now
-    return "expired" if is_overdue else upload.status
+    return "expired" if is_overdue else cast("UploadStatus", upload.status)
 
 
 def require_pending(upload: Upload, *, now: datetime) -> None:
-    """Refuse to change an upload that has ended.
+    """Check that an upload can still be changed.
 
     Raises:
         StateConflictError: it was completed or cancelled, or has expired.
@@ -80,8 +96,8 @@ def require_pending(upload: Upload, *, now: datetime) -> None:
     status = status_of(upload, now=now)
     if status != "pending":
         raise StateConflictError(
-            f"Upload {upload.id} is {status}; only a pending upload can be changed. Create a new "
-            "upload to send another file.",
+            f"Upload {upload.id} is {status}, and only a pending upload can be changed. Create a "
+            "new upload to send another file.",
             code="upload_not_pending",
         )
 
@@ -93,17 +109,19 @@ def add_part(
     received: ReceivedFile,
     *,
     max_bytes: int,
+    max_parts: int = MAX_PARTS,
     now: datetime,
 ) -> UploadPart:
-    """Keep a part. The same bytes in the same upload are the same part, however often they come.
+    """Add a part to an upload. The same bytes in the same upload are always the same part.
 
     Args:
-        max_bytes: of all parts of the upload together.
+        max_bytes: maximum size of all parts of the upload together.
+        max_parts: maximum number of parts of the upload.
 
     Raises:
         NotFoundError: no upload has this id.
         StateConflictError: the upload has ended.
-        PayloadTooLargeError: there are too many parts, or too many bytes in them.
+        PayloadTooLargeError: the upload would have too many parts or too many bytes.
     """
     part_id = new_id(IdPrefix.UPLOAD_PART)
     part = UploadPart(
@@ -116,32 +134,34 @@ def add_part(
     )
     store.put(part.blob_key, received.path)
     try:
-        kept = _keep(session, part, max_bytes=max_bytes, now=now)
+        added = _add_row(session, part, max_bytes=max_bytes, max_parts=max_parts, now=now)
     except Exception:
         store.delete(part.blob_key)
         raise
-    if kept is not part:
+    if added is not part:
         store.delete(part.blob_key)
-    return kept
+    return added
 
 
-def _keep(session: Session, part: UploadPart, *, max_bytes: int, now: datetime) -> UploadPart:
+def _add_row(
+    session: Session, part: UploadPart, *, max_bytes: int, max_parts: int, now: datetime
+) -> UploadPart:
     uploads = UploadRepository(session)
     require_pending(uploads.get_to_change(part.upload_id), now=now)
     same = uploads.find_part(part.upload_id, part.sha256)
     if same is not None:
         return same
     count, size = uploads.measure_parts(part.upload_id)
-    if count >= MAX_PARTS:
+    if count >= max_parts:
         raise PayloadTooLargeError(
-            f"An upload may have at most {MAX_PARTS:,} parts. Send larger parts.",
+            f"An upload can have at most {max_parts:,} parts. Send larger parts.",
             code="file_too_large",
             param="data",
         )
     if size + part.bytes > max_bytes:
         raise PayloadTooLargeError(
-            f"The parts of an upload may together have at most {max_bytes:,} bytes here. Complete "
-            "the upload with those that were received, or cancel it and create another.",
+            f"The parts of an upload can have at most {max_bytes:,} bytes together here. Complete "
+            "the upload with the parts received so far, or cancel it and create another.",
             code="file_too_large",
             param="data",
         )
@@ -152,12 +172,12 @@ def _keep(session: Session, part: UploadPart, *, max_bytes: int, now: datetime) 
 def plan_completion(
     session: Session, upload_id: str, part_ids: list[str], *, now: datetime
 ) -> Assembly | None:
-    """What to join; None if the upload was completed with these parts already.
+    """The parts to join, or None if the upload has already been completed with these parts.
 
     Raises:
         NotFoundError: no upload has this id.
         StateConflictError: it has ended, or was completed with other parts.
-        InvalidRequestError: the parts are not all of this upload, or not all of its bytes.
+        InvalidRequestError: a part belongs to another upload, or the parts are not the whole file.
     """
     uploads = UploadRepository(session)
     upload = uploads.get(upload_id)
@@ -176,9 +196,9 @@ def plan_completion(
     total = sum(parts[part_id].bytes for part_id in part_ids)
     if total != upload.bytes:
         raise InvalidRequestError(
-            f"These {len(part_ids)} parts have {total:,} bytes together, and upload {upload_id} "
-            f"was created for {upload.bytes:,} bytes. Send the parts that are missing, and name "
-            "every part in part_ids.",
+            f"These {len(part_ids)} parts have {total:,} bytes together, but upload {upload_id} "
+            f"was created for {upload.bytes:,} bytes. Send the missing parts, and name every part "
+            "in 'part_ids'.",
             code="upload_size_mismatch",
             param="part_ids",
         )
@@ -192,21 +212,13 @@ def plan_completion(
     )
 
 
-def lost_bytes(upload_id: str) -> StateConflictError:
-    """The error for parts of which the service itself has lost or damaged bytes."""
-    return StateConflictError(
-        f"The service has lost bytes of upload {upload_id}. Cancel it, and send the file again.",
-        code="upload_damaged",
-    )
-
-
 def finish_completion(
     session: Session, store: BlobStore, plan: Assembly, received: ReceivedFile, *, now: datetime
 ) -> list[str]:
-    """Make the joined parts a file, unless another request has done so meanwhile.
+    """Publish the joined parts as a file, unless another request has done so meanwhile.
 
     Returns:
-        The keys of the blobs to free once the transaction is committed.
+        The keys of the blobs to delete once the transaction is committed.
 
     Raises:
         StateConflictError: the upload has ended meanwhile, or was completed with other parts.
@@ -231,10 +243,10 @@ def finish_completion(
 
 
 def cancel_upload(session: Session, upload_id: str, *, now: datetime) -> list[str]:
-    """End an upload that is not wanted any more. Cancelling twice is the same as cancelling once.
+    """End an upload that is not needed any more. Cancelling twice has no further effect.
 
     Returns:
-        The keys of the blobs to free once the transaction is committed.
+        The keys of the blobs to delete once the transaction is committed.
 
     Raises:
         NotFoundError: no upload has this id.

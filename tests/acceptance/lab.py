@@ -115,7 +115,7 @@ def bad_file(*found: tuple[int, str, str, str]) -> dict[str, dict[str, Any]]:
     more = f" And {len(found) - 1} more; see 'errors'." if found[1:] else ""
     return envelope(
         "invalid_file",
-        f"The file is not a data set. In {where}: {message}{more}",
+        f"The file is not a dataset. In {where}: {message}{more}",
         "file",
         errors=errors,
         error_count=len(errors),

@@ -296,7 +296,7 @@ def test_the_first_fifty_problems_are_listed_and_all_are_counted(lab: Lab) -> No
             400,
             envelope(
                 "missing_required_parameter",
-                "The field 'purpose' is missing; it must be 'fine-tune'.",
+                "The field 'purpose' is missing. It must be 'fine-tune'.",
                 "purpose",
             ),
             id="no purpose",
@@ -306,7 +306,7 @@ def test_the_first_fifty_problems_are_listed_and_all_are_counted(lab: Lab) -> No
             400,
             envelope(
                 "unsupported_purpose",
-                "The purpose 'assistants' is not offered here; it must be 'fine-tune'.",
+                "The purpose 'assistants' is not offered here. It must be 'fine-tune'.",
                 "purpose",
             ),
             id="another purpose",
@@ -326,7 +326,7 @@ def test_the_first_fifty_problems_are_listed_and_all_are_counted(lab: Lab) -> No
             413,
             envelope(
                 "file_too_large",
-                "A file may have at most 20,000,000 bytes here. Split it, or raise "
+                "A file can have at most 20,000,000 bytes here. Split it, or raise "
                 "TUNERY_MAX_UPLOAD_BYTES.",
                 "file",
             ),
@@ -337,7 +337,7 @@ def test_the_first_fifty_problems_are_listed_and_all_are_counted(lab: Lab) -> No
             413,
             envelope(
                 "file_too_large",
-                "A file may have at most 20,000,000 bytes here. Split it, or raise "
+                "A file can have at most 20,000,000 bytes here. Split it, or raise "
                 "TUNERY_MAX_UPLOAD_BYTES.",
                 "file",
             ),
@@ -403,7 +403,7 @@ def test_the_first_fifty_problems_are_listed_and_all_are_counted(lab: Lab) -> No
         pytest.param(
             lambda lab: lab.upload(TEXT_LINE, note="x" * 65_537),
             400,
-            envelope("invalid_value", "A field of the form is too long."),
+            envelope("invalid_value", "A field of the form can have at most 65,536 bytes."),
             id="long field",
         ),
         pytest.param(
@@ -478,7 +478,7 @@ def test_a_filename_is_only_a_name(lab: Lab, sent: str, shown: str) -> None:
 
 
 def test_a_refused_upload_leaves_nothing_behind(lab: Lab) -> None:
-    blobs = lab.client.app.state.services.settings.blobs_dir  # pyright: ignore[reportAttributeAccessIssue] - FastAPI's
+    blobs = lab.client.app.state.resources.settings.blobs_dir  # pyright: ignore[reportAttributeAccessIssue] - FastAPI's
     before = sorted(blobs.rglob("*"))
 
     lab.upload(b"[]\n")

@@ -400,24 +400,27 @@ def test_a_knob_out_of_range_is_refused_wherever_it_is_given(
             id="batch size by multiplication",
         ),
         pytest.param(
-            {"lora_r": 65}, "lora_r", "The highest rank for tiny is 64.", id="rank for this model"
+            {"lora_r": 65},
+            "lora_r",
+            "'lora_r' can be at most 64 for tiny.",
+            id="rank for this model",
         ),
         pytest.param(
             {"context_length": 513},
             "context_length",
-            "tiny reads at most 512 tokens.",
+            "'context_length' can be at most 512 tokens for tiny.",
             id="context of this model",
         ),
         pytest.param(
             {"lora_target_modules": ["q_proj", "qproj"]},
             "lora_target_modules",
-            f"'qproj' is not a module that LoRA may target here: {TARGETS}.",
+            f"'qproj' is not a module that LoRA can target here: {TARGETS}.",
             id="unknown module",
         ),
         pytest.param(
             {"lora_target_modules": []},
             "lora_target_modules",
-            f"Name at least one module that LoRA may target here: {TARGETS}.",
+            f"Name at least one module that LoRA can target here: {TARGETS}.",
             id="no module",
         ),
         pytest.param(
@@ -525,8 +528,8 @@ def test_a_key_with_another_body_is_refused(lab: Lab) -> None:
     job_id = lab.post("/fine_tuning/jobs", json=body, headers=headers).json()["id"]
     error = envelope(
         "idempotency_key_reused",
-        f"The Idempotency-Key '{'k' * 80}' was sent before, with another body; that made the job "
-        f"{job_id}. Take a new key for each new job.",
+        f"The Idempotency-Key '{'k' * 80}' was already used with another body, which made the job "
+        f"{job_id}. Use a new key for each new job.",
         "Idempotency-Key",
     )
 
@@ -566,8 +569,7 @@ def test_a_key_with_another_body_is_refused(lab: Lab) -> None:
             400,
             lambda lab: envelope(
                 "tools_not_supported",
-                f"{lab.tools_file} has tools in it, and the chat template of tiny cannot show "
-                "them.",
+                f"{lab.tools_file} contains tools, and the chat template of tiny cannot show them.",
                 "training_file",
             ),
             id="tools",
@@ -587,7 +589,7 @@ def test_a_key_with_another_body_is_refused(lab: Lab) -> None:
             lambda lab: envelope(
                 "job_not_resumable",
                 f"Job {lab.cancelled_job} has already been cancelled, so it cannot be resumed. "
-                "POST .../rerun makes a new job of it.",
+                "POST .../rerun creates a new job from it.",
             ),
             id="resume a cancelled job",
         ),
@@ -596,8 +598,8 @@ def test_a_key_with_another_body_is_refused(lab: Lab) -> None:
             400,
             lambda lab: envelope(
                 "job_not_deletable",
-                f"Job {lab.queued_job} is queued; only a job that has ended can be deleted. Cancel "
-                "it first.",
+                f"Job {lab.queued_job} is queued, and only a job that has ended can be deleted. "
+                "Cancel it first.",
             ),
             id="delete a queued job",
         ),
@@ -652,7 +654,7 @@ def test_a_key_with_another_body_is_refused(lab: Lab) -> None:
             400,
             lambda _: envelope(
                 "model_not_deletable",
-                "tiny is a base model; only tuned models can be deleted here.",
+                "tiny is a base model, and only tuned models can be deleted here.",
                 "model",
             ),
             id="delete a base model",
@@ -662,7 +664,7 @@ def test_a_key_with_another_body_is_refused(lab: Lab) -> None:
             400,
             lambda _: envelope(
                 "model_not_deletable",
-                "us/absent is a base model; only tuned models can be deleted here.",
+                "us/absent is a base model, and only tuned models can be deleted here.",
                 "model",
             ),
             id="delete a base model by its repository",
@@ -684,8 +686,8 @@ def test_a_key_with_another_body_is_refused(lab: Lab) -> None:
             400,
             lambda lab: envelope(
                 "adapter_not_ready",
-                f"Job {lab.queued_job} is queued, so it has no final adapter. A checkpoint that it "
-                "has made can be asked for with ?checkpoint=STEP.",
+                f"Job {lab.queued_job} is queued, so it has no final adapter. To download a "
+                "checkpoint that it has made, add ?checkpoint=STEP.",
             ),
             id="adapter of a queued job",
         ),
@@ -813,7 +815,8 @@ def test_a_key_with_another_body_is_refused(lab: Lab) -> None:
             404,
             lambda _: envelope(
                 "unknown_url",
-                "No such route: GET /v1/fine_tuning/jobs/. Remove the slash at its end.",
+                "No such route: GET /v1/fine_tuning/jobs/. Remove the slash at the end of the "
+                "path.",
             ),
             id="slash at the end",
         ),

@@ -412,7 +412,7 @@ def test_what_a_job_has_made_is_no_data_set(
         client.fine_tuning.jobs.create(model="tiny", training_file=made)
 
     assert refusal.value.body == {
-        "message": f"{made} was made by a job; training_file must be an uploaded data set.",
+        "message": f"{made} was made by a job; training_file must be an uploaded dataset.",
         "type": "invalid_request_error",
         "param": "training_file",
         "code": "invalid_value",

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from app.api.http_protocol import MAX_HEAD_BYTES
+from app.api.requests import MAX_HEAD_BYTES
 from tests.acceptance.processes import InstalledService
 
 PIECE = 4096

@@ -159,9 +159,9 @@ def test_while_another_process_holds_the_database_nobody_is_told_that_the_server
 ) -> None:
     """The lock outlasts the busy timeout; then the clients' own retries make one job for each."""
     app: Any = lab.client.app
-    url = app.state.services.settings.resolved_database_url
+    url = app.state.resources.settings.resolved_database_url
     impatient, foreign = Database(url, busy_timeout_s=0.05), Database(url)
-    app.state.services = replace(app.state.services, database=impatient)
+    app.state.resources = replace(app.state.resources, database=impatient)
     before = count_jobs(lab)
     body = {"model": "tiny", "training_file": lab.text_file}
 
@@ -174,7 +174,7 @@ def test_while_another_process_holds_the_database_nobody_is_told_that_the_server
             session.connection()
             refused = list(threads.map(send, range(THREADS)))
         patient = Database(url)
-        app.state.services = replace(app.state.services, database=patient)
+        app.state.resources = replace(app.state.resources, database=patient)
         made = list(threads.map(send, list(range(THREADS)) * 2))
     for database in (impatient, foreign, patient):
         database.dispose()

@@ -97,7 +97,7 @@ def test_a_finished_job_is_read_with_its_loss_log() -> None:
 
 def test_errors_keep_their_status_and_their_words() -> None:
     for act, status, words in (
-        (lambda: upload(b"[]\n"), 400, "The file is not a data set. In line 1:"),
+        (lambda: upload(b"[]\n"), 400, "The file is not a dataset. In line 1:"),
         (
             lambda: litellm.retrieve_fine_tuning_job(fine_tuning_job_id="ftjob-1", **SERVICE),
             404,

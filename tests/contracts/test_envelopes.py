@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from app.core.settings import Settings
-from app.schemas.pages import ErrorRead
+from app.schemas.bodies import ErrorRead
 
 DOCUMENT = json.loads((Path(__file__).parents[2] / "openapi.json").read_bytes())
 OPERATIONS = [
@@ -63,7 +63,7 @@ def test_a_method_that_a_route_does_not_have_is_a_405(client: TestClient, path: 
 def lost_disk(client: TestClient, app: FastAPI, settings: Settings) -> None:
     """From now on there is neither a database nor a place for files."""
     assert client.get("/readyz").status_code == 200
-    app.state.services.database.dispose()
+    app.state.resources.database.dispose()
     shutil.rmtree(settings.blobs_dir)
     (settings.data_dir / "tunery.db").unlink()
     (settings.data_dir / "tunery.db").mkdir()

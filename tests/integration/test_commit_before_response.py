@@ -27,7 +27,7 @@ def full_disk(client: TestClient, app: FastAPI) -> Iterator[None]:
     def fail(_connection: object) -> None:
         raise OSError(28, "No space left on device")
 
-    engine = app.state.services.database.engine
+    engine = app.state.resources.database.engine
     event.listen(engine, "commit", fail)
     yield
     event.remove(engine, "commit", fail)

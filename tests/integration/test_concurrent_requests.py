@@ -18,7 +18,7 @@ from app.schemas.fine_tuning_jobs import JobCreate
 from app.services import files as file_service
 from app.services import jobs as job_service
 from app.services import new_jobs
-from app.services.submissions import Sender, submit_once
+from app.services.idempotency import IdempotentRequest, RequestOrigin
 from tests.builders import add_file, add_succeeded_job, dump_tables, list_blobs
 
 JOBS = "/v1/fine_tuning/jobs"
@@ -136,19 +136,17 @@ def test_a_request_waits_for_its_like_and_makes_no_second_job(
     names = {"key": "Idempotency-Key", "retry": "x-stainless-retry-count"}
     no_credentials = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
     key = "1" if how == "key" else None
-    sender = Sender(key, no_credentials, retry_count=0, timeout=timedelta(minutes=10))
+    origin = RequestOrigin(key, no_credentials, retry_count=0, timeout=timedelta(minutes=10))
+
+    def make_job_once(session: Session) -> None:
+        once = IdempotentRequest(session, origin, "create", body.content(), now=utc_now())
+        assert once.find_job() is None
+        once.remember(make_job(session, catalogue, training_file))
 
     answer = meet(
         database,
         threads,
-        first=lambda session: submit_once(
-            session,
-            sender,
-            "create",
-            body.content(),
-            lambda: make_job(session, catalogue, training_file),
-            now=utc_now(),
-        ),
+        first=make_job_once,
         second=lambda: client.post(JOBS, json=body.content(), headers={names[how]: "1"}),
     )
 

@@ -32,7 +32,7 @@ def form(field, megabytes):
 
 app = create_app(Settings(_env_file=None, data_dir=Path(sys.argv[1])))
 from app.core.db.migrate import upgrade
-upgrade(app.state.services.database)
+upgrade(app.state.resources.database)
 
 def post(path, chunks, content_type="multipart/form-data; boundary=X"):
     answer = post_in_chunks(app, path, chunks, content_type)

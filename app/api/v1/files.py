@@ -1,90 +1,68 @@
-"""/v1/files: upload, list, read, download, delete."""
+"""/v1/files: upload, list, read, download and delete files."""
 
-import contextlib
-import functools
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from anyio import to_thread
 from fastapi import APIRouter, Depends, Query, Request, Response
 
-from app.api.deps import Cursor, Now, ReadDep, Services, ServicesDep
-from app.api.pagination import as_page
+from app.api.deps import LIMIT, Cursor, Now, ResourcesDep
+from app.api.multipart import FileField, form_of, receive_and_write
 from app.api.streaming import send_file
-from app.api.uploads import FileField, receive_upload
 from app.core.db.pages import Order
 from app.core.db.repositories.files import FileRepository
-from app.core.disk import require_room
+from app.core.db.session import Session
 from app.core.ids import IdPrefix
+from app.schemas.bodies import PageRead
 from app.schemas.files import EXPIRES_AFTER_S, FileDeleted, FileRead
-from app.schemas.pages import PageRead
 from app.services import files as file_service
+from app.services.received_files import ReceivedFile
 
 router = APIRouter(prefix="/files", tags=["files"])
 
-_UPLOAD_BODY: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["purpose", "file"],
-                    "properties": {
-                        "purpose": {"type": "string", "const": "fine-tune"},
-                        "expires_after[anchor]": {"type": "string", "const": "created_at"},
-                        "expires_after[seconds]": {
-                            "type": "integer",
-                            "minimum": EXPIRES_AFTER_S.start,
-                            "maximum": EXPIRES_AFTER_S.stop - 1,
-                        },
-                        "file": {"type": "string", "contentMediaType": "application/jsonl"},
-                    },
-                }
-            }
+_FORM = form_of(
+    {
+        "purpose": {"type": "string", "const": "fine-tune"},
+        "expires_after[anchor]": {"type": "string", "const": "created_at"},
+        "expires_after[seconds]": {
+            "type": "integer",
+            "minimum": EXPIRES_AFTER_S.start,
+            "maximum": EXPIRES_AFTER_S.stop - 1,
         },
-    }
-}
+        "file": {"type": "string", "contentMediaType": "application/jsonl"},
+    },
+    required=["purpose", "file"],
+)
 
 
-@router.post("", openapi_extra=_UPLOAD_BODY)
-async def create_file(request: Request, services: ServicesDep, now: Now) -> FileRead:
-    """Upload a data set, which is checked line by line; a bad one is refused with every problem.
+@router.post("", openapi_extra=_FORM)
+async def create_file(request: Request, resources: ResourcesDep, now: Now) -> FileRead:
+    """Upload a dataset. Every line is checked, and an invalid dataset is refused with its problems.
 
-    The database is touched only after the last byte: no transaction is open while bytes come in.
+    The database is used only after the last byte: no transaction is open while bytes come in.
     """
-    scratch = services.store.scratch_file()
-    try:
-        received = await receive_upload(
-            request,
-            FileField(
-                name="file",
-                noun="file",
-                max_bytes=services.settings.max_upload_bytes,
-                advice="Split it, or raise TUNERY_MAX_UPLOAD_BYTES.",
-                is_data_set=True,
-            ),
-            scratch=scratch,
-            require_room=functools.partial(require_room, services.settings),
-        )
-        return await to_thread.run_sync(_publish, services, received, now)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            scratch.unlink()
+    field = FileField(
+        name="file",
+        noun="file",
+        max_bytes=resources.settings.max_upload_bytes,
+        advice="Split it, or raise TUNERY_MAX_UPLOAD_BYTES.",
+        is_data_set=True,
+    )
 
+    def act(session: Session, received: ReceivedFile) -> FileRead:
+        file = file_service.create_file(session, resources.store, received, now=now)
+        return FileRead.of(file)
 
-def _publish(services: Services, received: file_service.ReceivedFile, now: Now) -> FileRead:
-    with services.database.writing() as session:
-        file = file_service.create_file(session, services.store, received, now=now)
-    return FileRead.of(file)
+    return await receive_and_write(request, field, resources, act)
 
 
 @router.get("")
 def list_files(
-    session: ReadDep,
+    resources: ResourcesDep,
     now: Now,
     after: Annotated[str | None, Depends(Cursor(IdPrefix.FILE))],
-    limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
-    order: Order = "desc",
+    limit: Annotated[int, Query(ge=1, le=10_000, description=LIMIT)] = 10_000,
+    order: Annotated[
+        Order, Query(description="Order by the time of creation: `desc` lists the newest first.")
+    ] = "desc",
     purpose: Annotated[
         str | None,
         Query(
@@ -96,27 +74,31 @@ def list_files(
         str | None, Query(description="Only files of the checkpoint with this id.")
     ] = None,
 ) -> PageRead[FileRead]:
-    """Uploaded files and the loss logs of succeeded jobs, newest first.
+    """List the uploaded files and the loss logs of succeeded jobs, newest first.
 
     The files of checkpoints are listed only if `purpose` or `checkpoint` asks for them.
     """
-    page = FileRepository(session).list_page(
-        now=now, after=after, limit=limit, order=order, purpose=purpose, checkpoint=checkpoint
+    page = resources.read(
+        lambda session: FileRepository(session).list_page(
+            now=now, after=after, limit=limit, order=order, purpose=purpose, checkpoint=checkpoint
+        )
     )
-    return as_page(page, FileRead.of)
+    return PageRead[FileRead].of(page, FileRead.of)
 
 
 @router.get("/{file_id}")
-def get_file(file_id: str, session: ReadDep, now: Now) -> FileRead:
-    """What is known of a file; not its bytes."""
-    return FileRead.of(FileRepository(session).get(file_id, now=now))
+def get_file(file_id: str, resources: ResourcesDep, now: Now) -> FileRead:
+    """Get what is known about a file, without its bytes."""
+    return FileRead.of(
+        resources.read(lambda session: FileRepository(session).get(file_id, now=now))
+    )
 
 
 @router.get("/{file_id}/content", response_class=Response)
 def get_content(
     file_id: str,
     request: Request,
-    services: ServicesDep,
+    resources: ResourcesDep,
     now: Now,
     encoding: Annotated[
         Literal["plain", "base64"] | None,
@@ -127,20 +109,16 @@ def get_content(
         ),
     ] = None,
 ) -> Response:
-    """The bytes of a file. Ranges are served, so a broken download can be resumed."""
-    with services.database.reading() as session:
-        file = FileRepository(session).get(file_id, now=now)
+    """Download the bytes of a file. Ranges are served, so a download can be resumed."""
+    file = resources.read(lambda session: FileRepository(session).get(file_id, now=now))
     is_loss_log = file.job_id is not None and file.checkpoint_id is None
-    default = "base64" if is_loss_log and services.settings.result_files_base64 else "plain"
+    default = "base64" if is_loss_log and resources.settings.result_files_base64 else "plain"
     in_base64 = (encoding or default) == "base64"
-    return send_file(request, services.store, file, in_base64=in_base64)
+    return send_file(request, resources.store, file, in_base64=in_base64)
 
 
 @router.delete("/{file_id}")
-def delete_file(file_id: str, services: ServicesDep, now: Now) -> FileDeleted:
-    """Delete a file, and free its bytes. Refused while a job has yet to read it."""
-    blob_key = services.make_room(
-        lambda session: file_service.delete_file(session, file_id, now=now)
-    )
-    services.free([blob_key])
+def delete_file(file_id: str, resources: ResourcesDep, now: Now) -> FileDeleted:
+    """Delete a file and its bytes. A file that an unfinished job needs is not deleted."""
+    resources.delete(lambda session: file_service.delete_file(session, file_id, now=now))
     return FileDeleted(id=file_id)

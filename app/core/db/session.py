@@ -1,8 +1,9 @@
 """The database and its sessions. Import `Session` from here, so that SQL stays in this package."""
 
 import logging
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from typing import TypeVar
 
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import SQLAlchemyError
@@ -13,6 +14,8 @@ from app.core.db.postgresql import Postgresql
 from app.core.db.sqlite import Sqlite
 
 __all__ = ["Database", "Session"]
+
+T = TypeVar("T")
 
 BUSY_TIMEOUT_S = 15
 """How long a statement waits for another process's write before it gives up."""
@@ -52,6 +55,15 @@ class Database:
             except BaseException:
                 session.rollback()
                 raise
+
+    def transact(self, act: Callable[[Session], T]) -> T:
+        """The result of `act`, which has run in one transaction that is committed by now.
+
+        Raises:
+            DatabaseBusyError: as `writing`, like the other errors.
+        """
+        with self.writing() as session:
+            return act(session)
 
     @contextmanager
     def reading(self) -> Generator[Session]:

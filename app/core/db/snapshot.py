@@ -7,10 +7,10 @@ from pathlib import Path
 
 from sqlalchemy import text, update
 
-from app.core import durable
 from app.core.db.repositories.recovery import RecoveryRepository
 from app.core.db.session import Database, Session
 from app.core.db.tables import Job
+from app.core.durable import sync
 from app.core.job.status import JobStatus
 
 _LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
@@ -32,7 +32,7 @@ def copy_database(database: Database, session: Session, target: Path) -> None:
         SnapshotError: it could not be copied.
     """
     database.backend.copy_to(target, session)
-    durable.sync(target)
+    sync(target)
 
 
 def release_running(session: Session, *, now: datetime) -> list[str]:

@@ -257,7 +257,7 @@ class SavedState(OwnedByProject, Base):
     """Blob key, bytes and sha256 of each file, the manifest included, by the file's name."""
 
 
-class Submission(OwnedByProject, Base):
+class IdempotencyRecord(OwnedByProject, Base):
     """A request that made a job, remembered so that the same request makes no second one."""
 
     __tablename__ = "submissions"

@@ -106,6 +106,16 @@ class FileRepository:
         )
         self._session.delete(file)
 
+    def delete_expired(self, *, now: datetime, limit: int) -> list[str]:
+        """Delete files of every project that have expired and that no job needs.
+
+        Returns the keys of the blobs that can now be deleted.
+        """
+        expired = self.list_expired(now=now, limit=limit)
+        for file in expired:
+            self.delete(file)
+        return [file.blob_key for file in expired]
+
     def list_expired(self, *, now: datetime, limit: int) -> list[File]:
         """Files whose time is over, of every project, less those a job has yet to read.
 

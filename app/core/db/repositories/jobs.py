@@ -27,17 +27,19 @@ from app.core.db.tables import (
     Checkpoint,
     Event,
     File,
+    IdempotencyRecord,
     Job,
     JobMetadata,
     StepRow,
-    Submission,
     TunedModel,
 )
 from app.core.errors import NotFoundError
 from app.core.job.loss_log import StepMetrics
 from app.core.job.status import JobStatus
 
-_MadeByJob = TunedModel | File | Checkpoint | Event | StepRow | Attempt | JobMetadata | Submission
+_MadeByJob = (
+    TunedModel | File | Checkpoint | Event | StepRow | Attempt | JobMetadata | IdempotencyRecord
+)
 
 MAX_QUEUE_POSITION = 1000
 """Position shown for every job further back: counting a long queue would make every read slow."""
@@ -223,7 +225,7 @@ class JobRepository:
         keys = [file.blob_key for file in self._session.scalars(made)]
         keys += SavedStateRepository(self._session).delete_all(job.id)
         self._delete_rows(
-            job.id, File, Checkpoint, Event, StepRow, Attempt, JobMetadata, Submission
+            job.id, File, Checkpoint, Event, StepRow, Attempt, JobMetadata, IdempotencyRecord
         )
         deleted = self._session.scalar(delete(Job).where(Job.id == job.id).returning(Job.id))
         if deleted is None:

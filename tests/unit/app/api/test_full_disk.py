@@ -1,30 +1,29 @@
-"""A full disk: what would fill it further is refused in time, all else goes on.
+"""A full disk: what would fill it further is refused in time, and everything else still works.
 
-What the disk says of itself is replaced; `make diskfull` fills a real one.
+The service is told to leave more free than there is; `make diskfull` fills a real disk.
 """
 
 import errno
 import itertools
+import os
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from types import SimpleNamespace
+from typing import Any, BinaryIO
 
 import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
-from app.api import uploads
-from app.core import disk
 from app.core.db.repositories.files import FileRepository
 from app.core.db.session import Database, Session
 from app.core.disk import Ballast
 from app.core.errors import NotFoundError, StorageFullError
 from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
-from tests.asgi import post_in_chunks
+from tests.asgi import fill_disk, full_disk, post_in_chunks
 from tests.builders import NOW, TEXT_LINE, add_file, add_succeeded_job, list_blobs
-
-if TYPE_CHECKING:
-    from app.api.deps import Services
 
 FORM = "multipart/form-data; boundary=X"
 HEAD = (
@@ -35,8 +34,18 @@ END = b"\r\n--X--\r\n"
 
 
 @pytest.fixture
-def full(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(disk, "free_bytes", lambda _: 0)
+def full(app: FastAPI) -> None:
+    fill_disk(app)
+
+
+def answer_free(monkeypatch: pytest.MonkeyPatch, sizes: Iterable[int]) -> None:
+    """From now on, the disk has these numbers of free bytes, one after the other."""
+    free = iter(sizes)
+
+    def statvfs(_: object) -> SimpleNamespace:
+        return SimpleNamespace(f_files=0, f_favail=0, f_bavail=next(free), f_frsize=1)
+
+    monkeypatch.setattr(os, "statvfs", statvfs)
 
 
 def test_an_upload_is_refused_before_a_byte_of_it_is_read(app: FastAPI, full: None) -> None:
@@ -56,7 +65,7 @@ def test_what_an_upload_announces_is_counted(
     for lines in (1, 100):
         enough = itertools.repeat(10 * settings.min_free_bytes)
         free = itertools.chain([settings.min_free_bytes + 1000], enough)  # only the first look says
-        monkeypatch.setattr(disk, "free_bytes", lambda _, free=free: next(free))
+        answer_free(monkeypatch, free)
         answer = client.post("/v1/files", content=HEAD + TEXT_LINE * lines + END, headers=headers)
         statuses.append(answer.status_code)
 
@@ -67,14 +76,13 @@ def test_an_upload_ends_where_the_disk_becomes_full(
     app: FastAPI, store: LocalBlobStore, monkeypatch: pytest.MonkeyPatch, settings: Settings
 ) -> None:
     """As many uploads may begin at once, and each of them announces less than is free."""
-    monkeypatch.setattr(uploads, "_BATCH_BYTES", 1)
-    free = iter([10 * settings.min_free_bytes] * 2 + [0] * 10)
-    monkeypatch.setattr(disk, "free_bytes", lambda _: next(free))
+    mib_of_lines = TEXT_LINE * (2**20 // len(TEXT_LINE) + 1)
+    answer_free(monkeypatch, [10 * settings.min_free_bytes] * 2 + [0] * 10)
 
-    answer = post_in_chunks(app, "/v1/files", [HEAD, TEXT_LINE, TEXT_LINE, END], FORM)
+    answer = post_in_chunks(app, "/v1/files", [HEAD, mib_of_lines, mib_of_lines, END], FORM)
 
     assert answer.status == 507
-    assert answer.bytes_taken == len(HEAD + TEXT_LINE)
+    assert answer.bytes_taken == len(HEAD + mib_of_lines + mib_of_lines)
     assert list_blobs(store) == []
 
 
@@ -124,12 +132,14 @@ def test_a_disk_that_fills_up_under_an_upload_is_said_to_be_full(
 
 
 def test_another_error_of_the_disk_is_a_failure(
-    client: TestClient, store: LocalBlobStore, monkeypatch: pytest.MonkeyPatch
+    app: FastAPI, client: TestClient, store: LocalBlobStore, settings: Settings
 ) -> None:
-    def broken(*_: object) -> None:
-        raise OSError(errno.EIO, "Input/output error")
+    class BrokenStore(LocalBlobStore):
+        def put(self, key: str, scratch: Path) -> None:
+            raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(LocalBlobStore, "put", broken)
+    broken = BrokenStore(settings.blobs_dir)
+    app.state.resources = replace(app.state.resources, store=broken)
     headers = {"content-type": FORM}
 
     answer = client.post("/v1/files", content=HEAD + TEXT_LINE + END, headers=headers)
@@ -139,15 +149,12 @@ def test_another_error_of_the_disk_is_a_failure(
 
 
 def test_a_new_job_is_refused_and_one_that_was_granted_before_is_shown(
-    client: TestClient,
-    database: Database,
-    store: LocalBlobStore,
-    monkeypatch: pytest.MonkeyPatch,
+    app: FastAPI, client: TestClient, database: Database, store: LocalBlobStore
 ) -> None:
     body = {"model": "tiny", "training_file": add_file(database, store).id}
     headers = {"idempotency-key": "one"}
     granted = client.post("/v1/fine_tuning/jobs", json=body, headers=headers).json()["id"]
-    monkeypatch.setattr(disk, "free_bytes", lambda _: 0)
+    fill_disk(app)
 
     again = client.post("/v1/fine_tuning/jobs", json=body, headers=headers)
     new = client.post("/v1/fine_tuning/jobs", json=body)
@@ -176,12 +183,9 @@ def test_readiness_says_that_there_is_no_room(client: TestClient, full: None) ->
     assert answer.json()["has_room"] is False
 
 
-def test_intake_goes_on_once_there_is_space_again(
-    client: TestClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_intake_goes_on_once_there_is_space_again(app: FastAPI, client: TestClient) -> None:
     headers, body = {"content-type": FORM}, HEAD + TEXT_LINE + END
-    with monkeypatch.context() as full:
-        full.setattr(disk, "free_bytes", lambda _: 0)
+    with full_disk(app):
         assert client.post("/v1/files", content=body, headers=headers).status_code == 507
 
     assert client.post("/v1/files", content=body, headers=headers).status_code == 200
@@ -198,7 +202,6 @@ def ballast(settings: Settings) -> Ballast:
 def test_a_deletion_that_finds_no_space_has_the_ballast(
     app: FastAPI, database: Database, store: LocalBlobStore, ballast: Ballast
 ) -> None:
-    services: Services = app.state.services
     file = add_file(database, store)
     calls: list[bool] = []
 
@@ -211,7 +214,7 @@ def test_a_deletion_that_finds_no_space_has_the_ballast(
             raise StorageFullError("full")
         return "deleted"
 
-    assert services.make_room(delete) == "deleted"
+    assert app.state.resources.write(delete, frees_space=True) == "deleted"
     assert calls == [True, False]
     with database.reading() as session, pytest.raises(NotFoundError):
         FileRepository(session).get(file.id, now=NOW)
@@ -220,7 +223,6 @@ def test_a_deletion_that_finds_no_space_has_the_ballast(
 def test_without_ballast_a_deletion_is_refused_after_one_try(
     app: FastAPI, settings: Settings
 ) -> None:
-    services: Services = app.state.services
     calls: list[None] = []
 
     def fail(_: Session) -> None:
@@ -228,7 +230,7 @@ def test_without_ballast_a_deletion_is_refused_after_one_try(
         raise StorageFullError("full")
 
     with pytest.raises(StorageFullError):
-        services.make_room(fail)
+        app.state.resources.write(fail, frees_space=True)
 
     assert len(calls) == 1
 

@@ -26,8 +26,8 @@ OPENAIS = sorted(
 _DOCUMENT = json.loads((Path(__file__).parents[4] / "openapi.json").read_bytes())
 _BASES = [path for path in _DOCUMENT["paths"] if path.startswith("/v1/") and "{" not in path]
 WHAT_THERE_IS = (
-    f"This service offers {', '.join(_BASES)} and what is below them; "
-    "docs/api.md and /docs of the service describe them."
+    f"This service offers {', '.join(_BASES)} and the paths below them. "
+    "See docs/api.md, or /docs on the service itself."
 )
 
 
@@ -83,7 +83,8 @@ def test_every_path_of_openais_is_offered_or_said_not_to_be(client: TestClient) 
         pytest.param(
             "/v1/fine_tuning/jobs/",
             "unknown_url",
-            "No such route: {method} /v1/fine_tuning/jobs/. Remove the slash at its end.",
+            "No such route: {method} /v1/fine_tuning/jobs/. Remove the slash at the end of the "
+            "path.",
             id="slash at the end",
         ),
         *(

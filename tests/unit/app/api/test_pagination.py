@@ -1,10 +1,10 @@
 import pytest
 from starlette.testclient import TestClient
 
-from app.api.pagination import as_page
 from app.core.db.pages import Page
 from app.core.db.session import Database
 from app.core.storage.local import LocalBlobStore
+from app.schemas.bodies import PageRead
 from app.schemas.files import FileRead
 from tests.builders import add_file, build_file
 
@@ -14,7 +14,7 @@ LISTS = ["/v1/files", "/v1/fine_tuning/jobs"]
 def test_a_page_names_its_first_and_its_last_item() -> None:
     rows = [build_file(), build_file(), build_file()]
 
-    page = as_page(Page(rows, has_more=True), FileRead.of)
+    page = PageRead[FileRead].of(Page(rows, has_more=True), FileRead.of)
 
     assert (page.object, page.has_more) == ("list", True)
     assert page.data == [FileRead.of(row) for row in rows]
@@ -22,7 +22,7 @@ def test_a_page_names_its_first_and_its_last_item() -> None:
 
 
 def test_an_empty_page_has_every_field() -> None:
-    page = as_page(Page([], has_more=False), FileRead.of)
+    page = PageRead[FileRead].of(Page([], has_more=False), FileRead.of)
 
     assert page.model_dump() == {
         "object": "list",

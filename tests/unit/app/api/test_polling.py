@@ -35,7 +35,7 @@ def test_a_poll_asks_the_database_little(
         if statement.startswith("SELECT"):
             statements.append(statement)
 
-    event.listen(app.state.services.database.engine, "before_cursor_execute", note)
+    event.listen(app.state.resources.database.engine, "before_cursor_execute", note)
     answer = client.get(JOBS + path.format(id=job.id))
 
     assert answer.status_code == 200

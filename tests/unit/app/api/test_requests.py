@@ -30,7 +30,7 @@ def test_every_answer_has_an_id_of_its_own(client: TestClient) -> None:
 def test_a_crash_is_an_envelope_whose_id_is_in_the_log(
     client: TestClient, app: FastAPI, caplog: pytest.LogCaptureFixture
 ) -> None:
-    app.state.services = None  # whatever a route does now is a crash
+    app.state.resources = None  # whatever a route does now is a crash
 
     answer = client.get("/v1/files")
 
@@ -95,7 +95,7 @@ def test_the_line_of_a_crash_has_its_code_too(
     client: TestClient, app: FastAPI, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    app.state.services = None
+    app.state.resources = None
 
     client.get("/v1/files")
 
@@ -120,7 +120,7 @@ def locked(
     """A process that has the database for itself, while the API waits for nobody."""
     assert client.get("/readyz").status_code == 200
     impatient = Database(settings.resolved_database_url, busy_timeout_s=0)
-    app.state.services = replace(app.state.services, database=impatient)
+    app.state.resources = replace(app.state.resources, database=impatient)
     with database.writing() as session:
         lock_out_writers(session)
         yield database
@@ -174,7 +174,7 @@ def test_what_may_have_been_done_is_not_repeated_by_official_clients(
     def lose_the_connection(_connection: object) -> None:
         raise OutcomeUnknownError("It may have been done.")
 
-    event.listen(app.state.services.database.engine, "commit", lose_the_connection)
+    event.listen(app.state.resources.database.engine, "commit", lose_the_connection)
     answer = client.post(f"/v1/fine_tuning/jobs/{job.id}/cancel")
 
     assert (answer.status_code, answer.json()["error"]["code"]) == (500, "outcome_unknown")

@@ -115,8 +115,8 @@ def test_the_file_of_a_checkpoint_cannot_be_deleted_alone(client: TestClient, jo
 
     assert answer.status_code == 400
     assert answer.json()["error"] == {
-        "message": f"{file_id} is part of the checkpoint {last['id']}, which would be no adapter "
-        "without it. Delete the tuned model to free the files of its adapter.",
+        "message": f"{file_id} is part of the checkpoint {last['id']} and cannot be deleted alone. "
+        "Delete the tuned model to delete the files of its adapter.",
         "type": "invalid_request_error",
         "param": None,
         "code": "file_in_use",

@@ -2,32 +2,36 @@
 
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from app.api.v1 import uploads as routes
-from app.core import disk
 from app.core.clock import utc_now
 from app.core.dataset.checker import DatasetSummary
 from app.core.db.repositories.uploads import COMPLETION_GRACE, ENDED_KEPT_FOR
-from app.core.db.session import Database
-from app.core.db.tables import Upload
+from app.core.db.session import Database, Session
+from app.core.db.tables import Upload, UploadPart
+from app.core.errors import PayloadTooLargeError
 from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
 from app.main import create_app
 from app.schemas.uploads import UploadComplete
 from app.services import uploads as upload_service
-from app.services.files import ReceivedFile
-from tests.asgi import post_in_chunks
+from app.services.received_files import ReceivedFile
+from tests.asgi import full_disk, post_in_chunks
 from tests.builders import build_chat_file, list_blobs
 from tests.fakes import FrozenClock
 from tests.killing import is_killed_before
 from worker.janitor import Janitor
+
+if TYPE_CHECKING:
+    from app.api.deps import Resources
 
 CONTENT = build_chat_file(6)
 PARTS = [CONTENT[:100], CONTENT[100:300], CONTENT[300:]]
@@ -347,7 +351,7 @@ def test_a_completion_that_came_in_time_is_given_the_time_it_takes(
     run_janitor(settings, database, store, utc_now())
     came_at = utc_now() - timedelta(minutes=5)
 
-    done = routes.complete_upload(upload["id"], body, app.state.services, came_at)
+    done = routes.complete_upload(upload["id"], body, app.state.resources, came_at)
 
     assert done.status == "completed"
 
@@ -419,19 +423,30 @@ def test_a_part_and_all_parts_together_have_a_largest_size(
 
     check_refusal(together, 413, "file_too_large", "data")
     assert (alone.status, alone.body["error"]["code"]) == (413, "file_too_large")
-    assert "A part may have at most 67,108,864 bytes" in alone.body["error"]["message"]
+    assert "A part can have at most 67,108,864 bytes" in alone.body["error"]["message"]
     assert len(list_blobs(store)) == len(PARTS)
 
 
 def test_there_is_a_largest_number_of_parts(
-    client: TestClient, monkeypatch: pytest.MonkeyPatch
+    client: TestClient, database: Database, store: LocalBlobStore
 ) -> None:
-    monkeypatch.setattr(upload_service, "MAX_PARTS", 2)
     upload = create(client)
-    send(client, upload["id"], *PARTS[:2])
+    part_ids = send(client, upload["id"], *PARTS[:2])
+    third, first = store.scratch_file(), store.scratch_file()
+    third.write_bytes(PARTS[2])
+    first.write_bytes(PARTS[0])
 
-    check_refusal(post_part(client, upload["id"], PARTS[2]), 413, "file_too_large", "data")
-    assert post_part(client, upload["id"], PARTS[0]).status_code == 200
+    with pytest.raises(PayloadTooLargeError, match="at most 2 parts") as refusal:
+        database.transact(
+            lambda session: add_part(session, store, upload["id"], third, max_parts=2)
+        )
+    again = database.transact(
+        lambda session: add_part(session, store, upload["id"], first, max_parts=2)
+    )
+
+    assert (refusal.value.code, refusal.value.param) == ("file_too_large", "data")
+    assert again.id == part_ids[0]
+    assert list_blobs(store) == [f"uploads/{part_id}" for part_id in part_ids]
 
 
 def test_a_part_of_no_upload_is_refused_before_it_is_read(app: FastAPI, client: TestClient) -> None:
@@ -456,14 +471,13 @@ def test_a_body_that_is_no_part_is_refused(client: TestClient, store: LocalBlobS
 
 
 def test_a_full_disk_takes_neither_part_nor_file_and_frees_what_is_cancelled(
-    client: TestClient, monkeypatch: pytest.MonkeyPatch, store: LocalBlobStore
+    app: FastAPI, client: TestClient, store: LocalBlobStore
 ) -> None:
     upload = create(client)
     part_ids = send(client, upload["id"], *PARTS)
     kept = list_blobs(store)
     body = {"bytes": 1, "filename": "a", "mime_type": "text/jsonl", "purpose": "fine-tune"}
-    with monkeypatch.context() as full:
-        full.setattr(disk, "free_bytes", lambda _: 0)
+    with full_disk(app):
         for answer in (
             client.post(UPLOADS, json=body),
             post_part(client, upload["id"], b"one more"),
@@ -524,32 +538,41 @@ def test_of_completing_cancelling_and_adding_at_once_each_is_done_or_refused(
 
 @pytest.mark.parametrize("how", ["cancelled", "completed"])
 def test_what_ends_an_upload_while_its_parts_are_joined_decides(
-    how: str, app: FastAPI, client: TestClient, store: LocalBlobStore
+    how: str, app: FastAPI, client: TestClient, store: LocalBlobStore, settings: Settings
 ) -> None:
     """The parts are gone by then, under the hands of the request that joins them."""
     upload = create(client)
     part_ids = send(client, upload["id"], *PARTS)
     first_part = f"uploads/{part_ids[0]}"
-    opened = LocalBlobStore.open
+    resources = app.state.resources
 
-    def end_then_open(store: LocalBlobStore, key: str) -> Any:
-        if key == first_part:
-            monkeypatch.undo()
-            if how == "cancelled":
-                assert cancel(client, upload["id"]).status_code == 200
-            else:
-                assert complete(client, upload["id"], part_ids).status_code == 200
-        return opened(store, key)
+    class EndingStore(LocalBlobStore):
+        def open(self, key: str) -> BinaryIO:
+            if key == first_part:
+                app.state.resources = resources
+                if how == "cancelled":
+                    assert cancel(client, upload["id"]).status_code == 200
+                else:
+                    assert complete(client, upload["id"], part_ids).status_code == 200
+            return super().open(key)
 
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(LocalBlobStore, "open", end_then_open)
-        answer = complete(client, upload["id"], part_ids)
+    app.state.resources = replace(resources, store=EndingStore(settings.blobs_dir))
+    answer = complete(client, upload["id"], part_ids)
 
     if how == "cancelled":
         check_refusal(answer, 400, "upload_not_pending", None)
     else:
         assert answer.json() == read(client, upload["id"])
     assert len(list_blobs(store)) == (how == "completed")
+
+
+def add_part(
+    session: Session, store: LocalBlobStore, upload_id: str, scratch: Path, **limits: int
+) -> UploadPart:
+    """Add the bytes at `scratch`, as the route does once it has received them."""
+    limits = {"max_bytes": 10**9} | limits
+    received = build_received(scratch)
+    return upload_service.add_part(session, store, upload_id, received, now=utc_now(), **limits)
 
 
 def build_received(path: Path) -> ReceivedFile:
@@ -574,14 +597,14 @@ def test_a_request_that_was_killed_anywhere_can_be_sent_again(
     part_ids = send(client, upload["id"], *PARTS[:2])
 
     def act() -> None:
-        services = create_app(settings).state.services
+        resources: Resources = create_app(settings).state.resources
         if what == "complete":
             body = UploadComplete(part_ids=part_ids)
-            routes.complete_upload(upload["id"], body, services, utc_now())
+            routes.complete_upload(upload["id"], body, resources, utc_now())
         else:
             scratch = store.scratch_file()
             scratch.write_bytes(PARTS[2])
-            routes._add_part(services, upload["id"], build_received(scratch), utc_now())
+            resources.write(lambda session: add_part(session, store, upload["id"], scratch))
 
     if what == "complete":
         part_ids += send(client, upload["id"], PARTS[2])

@@ -106,6 +106,6 @@ def test_a_job_that_has_not_ended_must_be_cancelled_first(
     error = answer.json()["error"]
     assert error["code"] == "job_not_deletable"
     assert error["message"] == (
-        f"Job {job.id} is {status}; only a job that has ended can be deleted. Cancel it first."
+        f"Job {job.id} is {status}, and only a job that has ended can be deleted. Cancel it first."
     )
     assert dump_tables(database) == before

@@ -176,11 +176,11 @@ def test_a_job_that_was_continued_and_failed_can_be_continued_again(
 @pytest.mark.parametrize(
     ("how", "why"),
     [
-        ({"states": ()}, "it ended before it had saved one"),
-        ({"code": "loss_not_finite"}, "it failed with loss_not_finite, and would fail again"),
+        ({"states": ()}, "it ended before it saved a state"),
+        ({"code": "loss_not_finite"}, "it failed with loss_not_finite and would fail again"),
         (
             {"finished_at": utc_now() - WEEK - timedelta(hours=1)},
-            "saved states are kept for 7 days after the end of a job",
+            "saved states are deleted 7 days after the end of a job",
         ),
     ],
 )
@@ -208,16 +208,16 @@ def test_a_state_is_given_to_one_job_only(
     error = rerun(client, failed.id).json()["error"]
 
     assert error["code"] == "no_saved_state"
-    assert f"the job {job_id} has resumed from it" in error["message"]
+    assert f"job {job_id} has already resumed from it" in error["message"]
 
 
 @pytest.mark.parametrize(
     ("status", "why"),
     [
-        (JobStatus.QUEUED, "it is queued, and continues by itself"),
-        (JobStatus.RUNNING, "it is running, and continues by itself"),
+        (JobStatus.QUEUED, "it is queued and continues by itself"),
+        (JobStatus.RUNNING, "it is running and continues by itself"),
         (JobStatus.PAUSED, "POST .../resume continues it"),
-        (JobStatus.SUCCEEDED, "it has succeeded"),
+        (JobStatus.SUCCEEDED, "it succeeded"),
     ],
 )
 def test_a_job_that_has_not_failed_is_not_continued(

@@ -10,11 +10,11 @@ from sqlalchemy import Connection, event
 from app.core.db.repositories.checkpoints import CheckpointRepository
 from app.core.db.repositories.events import EventRepository
 from app.core.db.repositories.files import FileRepository
+from app.core.db.repositories.idempotency import IdempotencyRepository
 from app.core.db.repositories.jobs import JobRepository
 from app.core.db.repositories.leases import LeaseRepository
 from app.core.db.repositories.recovery import RecoveryRepository
 from app.core.db.repositories.saved_states import SavedStateRepository
-from app.core.db.repositories.submissions import SubmissionRepository
 from app.core.db.repositories.uploads import UploadRepository
 from app.core.db.session import Database, Session
 from tests.builders import MINUTE, NOW, add_job, build_file, build_identity, build_job, build_upload
@@ -38,8 +38,8 @@ _ASKED: dict[str, Callable[[Session], object]] = {
         "a", after="a", limit=20
     ),
     "checkpoint by name": lambda session: CheckpointRepository(session).find_of_model("a", 1),
-    "key": lambda session: SubmissionRepository(session).find_by_key("create", "a"),
-    "retry": lambda session: SubmissionRepository(session).find_recent("create", "a", since=NOW),
+    "key": lambda session: IdempotencyRepository(session).find_by_key("create", "a"),
+    "retry": lambda session: IdempotencyRepository(session).find_recent("create", "a", since=NOW),
     "claim": lambda session: LeaseRepository(session).claim(
         build_identity(), now=NOW, lease_for=MINUTE
     ),
@@ -64,7 +64,7 @@ _ASKED: dict[str, Callable[[Session], object]] = {
     "part": lambda session: UploadRepository(session).find_part("a", "b"),
     "size of parts": lambda session: UploadRepository(session).measure_parts("a"),
     "parts of an upload": lambda session: UploadRepository(session).list_parts("a"),
-    "old submissions": lambda session: SubmissionRepository(session).delete_older(than=NOW),
+    "old submissions": lambda session: IdempotencyRepository(session).delete_older(than=NOW),
 }
 _MAY_BE_READ = {"saved_states"}
 """What only jobs that may be continued have."""

@@ -1,4 +1,4 @@
-"""How a request that makes a job says that it has been sent before."""
+"""Reads from a request's headers whether it may have made a job before, and answers if it has."""
 
 import hashlib
 import math
@@ -7,20 +7,22 @@ from typing import Annotated, Any
 
 from fastapi import Depends, Header, Request, Response
 
-from app.services.submissions import Sender, Submitted
+from app.services.idempotency import RequestOrigin
+from app.services.new_jobs import NewJob
 
 _DEFAULT_TIMEOUT_S = 600
-"""Of OpenAI's clients."""
+"""How long OpenAI's clients wait for an answer by default."""
 _MAX_TIMEOUT_S = 3600
 _MAX_DIGITS = 4
-"""Of a retry count; more is nonsense."""
+"""Maximum number of digits in a plausible retry count."""
 
 REPLAYED = "idempotent-replayed"
 REPLAYED_HEADER: dict[int | str, dict[str, Any]] = {
     200: {
         "headers": {
             REPLAYED: {
-                "description": "`true` where this request had made the job before; else absent.",
+                "description": "`true` if an earlier sending of this request made the job. "
+                "Otherwise the header is absent.",
                 "schema": {"type": "string", "const": "true"},
             }
         }
@@ -28,7 +30,7 @@ REPLAYED_HEADER: dict[int | str, dict[str, Any]] = {
 }
 
 
-def _read_sender(
+def _read_origin(
     request: Request,
     idempotency_key: Annotated[
         str | None,
@@ -37,12 +39,13 @@ def _read_sender(
             min_length=1,
             max_length=255,
             pattern=r"^[ -~]+$",
-            description="The same key and body make one job, however often they are sent.",
+            description="Key of your choice for this request. Requests with the same key and body "
+            "make one job, however often they are sent.",
         ),
     ] = None,
-) -> Sender:
+) -> RequestOrigin:
     credentials = request.headers.get("authorization", "")
-    return Sender(
+    return RequestOrigin(
         key=idempotency_key,
         credentials_sha256=hashlib.sha256(credentials.encode()).hexdigest(),
         retry_count=_retry_count(request.headers.get("x-stainless-retry-count", "")),
@@ -50,12 +53,12 @@ def _read_sender(
     )
 
 
-SenderDep = Annotated[Sender, Depends(_read_sender)]
+OriginDep = Annotated[RequestOrigin, Depends(_read_origin)]
 
 
-def mark_replay(response: Response, submitted: Submitted) -> None:
-    """Say so in the headers when this request has not made the job that is the answer."""
-    if submitted.is_replay:
+def mark_replay(response: Response, new_job: NewJob) -> None:
+    """Say in the headers that an earlier sending of this request made the job."""
+    if new_job.is_replay:
         response.headers[REPLAYED] = "true"
 
 

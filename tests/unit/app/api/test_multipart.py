@@ -13,15 +13,14 @@ import pytest
 from fastapi import Request
 from starlette.testclient import TestClient
 
-from app.api import uploads
-from app.api.uploads import MAX_FIELD_BYTES, MAX_PARTS, FileField, receive_upload
+from app.api.multipart import MAX_FIELD_BYTES, MAX_PARTS, FileField, receive_upload
 from app.core.errors import (
     InvalidRequestError,
     PayloadTooLargeError,
     UnsupportedMediaTypeError,
 )
 from app.core.storage.local import LocalBlobStore
-from app.services.files import ReceivedFile
+from app.services.received_files import ReceivedFile
 from tests.builders import TEXT_LINE, list_blobs
 
 BOUNDARY = "a-boundary"
@@ -50,6 +49,7 @@ def receive(
     content_type: str = FORM,
     max_bytes: int = NO_LIMIT,
     is_cut_off: bool = False,
+    batch_bytes: int = 1024 * 1024,
 ) -> tuple[ReceivedFile, bytes]:
     """What is understood of a body that comes in these chunks, and the file that it leaves."""
     more = ({"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks)
@@ -69,6 +69,7 @@ def receive(
                 FileField("file", "file", max_bytes, advice="Split it.", is_data_set=True),
                 scratch=scratch,
                 require_room=lambda _: None,
+                batch_bytes=batch_bytes,
             )
         )
         return upload, scratch.read_bytes()
@@ -85,30 +86,22 @@ def test_a_body_is_understood(tmp_path: Path) -> None:
     assert upload.sha256 == hashlib.sha256(CONTENT).hexdigest()
 
 
-@pytest.fixture
-def unbatched(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every chunk reaches the parser as it came."""
-    monkeypatch.setattr(uploads, "_BATCH_BYTES", 1)
-
-
-@pytest.mark.usefixtures("unbatched")
 def test_it_does_not_matter_where_a_body_is_cut(tmp_path: Path) -> None:
     expected = receive(tmp_path, [WHOLE])
 
     differing = [
         cut
         for cut in range(1, len(WHOLE))
-        if receive(tmp_path, [WHOLE[:cut], WHOLE[cut:]]) != expected
+        if receive(tmp_path, [WHOLE[:cut], WHOLE[cut:]], batch_bytes=1) != expected
     ]
 
     assert differing == []
 
 
-@pytest.mark.usefixtures("unbatched")
 def test_a_body_may_come_byte_by_byte(tmp_path: Path) -> None:
     single = [WHOLE[at : at + 1] for at in range(len(WHOLE))]
 
-    assert receive(tmp_path, single) == receive(tmp_path, [WHOLE])
+    assert receive(tmp_path, single, batch_bytes=1) == receive(tmp_path, [WHOLE])
 
 
 def test_the_purpose_may_come_after_the_file(tmp_path: Path) -> None:
@@ -137,7 +130,7 @@ def test_a_broken_body_is_said_to_be_broken(tmp_path: Path, body: bytes) -> None
 
 
 def test_a_connection_that_breaks_off_is_no_end(tmp_path: Path) -> None:
-    with pytest.raises(InvalidRequestError, match="closed before its end"):
+    with pytest.raises(InvalidRequestError, match="closed before the end of the body"):
         receive(tmp_path, [PURPOSE + FILE[:100]], is_cut_off=True)
 
 
@@ -147,7 +140,9 @@ def test_a_connection_that_breaks_off_is_no_end(tmp_path: Path) -> None:
         pytest.param(PURPOSE + END, "'file' is missing", id="no-file"),
         pytest.param(FILE + FILE + END, "Send one file", id="two-files"),
         pytest.param(
-            part("x", b"y" * (MAX_FIELD_BYTES + 1)) + FILE + END, "too long", id="long-field"
+            part("x", b"y" * (MAX_FIELD_BYTES + 1)) + FILE + END,
+            "at most 65,536 bytes",
+            id="long-field",
         ),
     ],
 )

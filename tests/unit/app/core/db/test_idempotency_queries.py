@@ -3,7 +3,7 @@ from datetime import datetime
 import pytest
 
 from app.core.db.base import Project
-from app.core.db.repositories.submissions import SubmissionRepository
+from app.core.db.repositories.idempotency import IdempotencyRepository
 from app.core.db.session import Database
 from tests.builders import MINUTE, NOW, add_job, dump_tables
 
@@ -14,7 +14,7 @@ def submit(
     """Remember a request that has made a job, whose id is returned."""
     job = add_job(database)
     with database.writing() as session:
-        SubmissionRepository(session).add(job, "create", key=key, fingerprint=fingerprint, now=now)
+        IdempotencyRepository(session).add(job, "create", key=key, fingerprint=fingerprint, now=now)
     return job.id
 
 
@@ -26,7 +26,7 @@ def test_a_request_is_known_in_its_project_only(database: Database, project: str
     is_own = project == "proj-default"
 
     with database.reading() as session:
-        submissions = SubmissionRepository(session, project)
+        submissions = IdempotencyRepository(session, project)
         by_key = submissions.find_by_key("create", "k")
         recent = submissions.find_recent("create", "f", since=NOW)
 
@@ -39,7 +39,7 @@ def test_a_request_is_known_on_its_route_only(database: Database) -> None:
     submit(database, None)
 
     with database.reading() as session:
-        submissions = SubmissionRepository(session)
+        submissions = IdempotencyRepository(session)
         assert submissions.find_by_key("rerun", "k") is None
         assert submissions.find_recent("rerun", "f", since=NOW) is None
 
@@ -48,7 +48,7 @@ def test_a_request_with_a_key_is_known_by_that_alone(database: Database) -> None
     submit(database, "k")
 
     with database.reading() as session:
-        assert SubmissionRepository(session).find_recent("create", "f", since=NOW) is None
+        assert IdempotencyRepository(session).find_recent("create", "f", since=NOW) is None
 
 
 def test_what_is_old_is_forgotten_and_its_job_stays(database: Database) -> None:
@@ -58,7 +58,7 @@ def test_what_is_old_is_forgotten_and_its_job_stays(database: Database) -> None:
     jobs = dump_tables(database)["jobs"]
 
     with database.writing() as session:
-        SubmissionRepository(session).delete_older(than=NOW)
+        IdempotencyRepository(session).delete_older(than=NOW)
 
     tables = dump_tables(database)
     assert len(tables["submissions"]) == 1

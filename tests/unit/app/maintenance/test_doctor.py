@@ -36,7 +36,7 @@ from tests.builders import (
     list_blobs,
     put_blob,
 )
-from tests.unit.app.core.maintenance.conftest import MIB, AddCheckpoint, AddState, execute
+from tests.unit.app.maintenance.conftest import MIB, AddCheckpoint, AddState, execute
 
 HOUR = timedelta(hours=1)
 

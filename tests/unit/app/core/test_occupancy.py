@@ -41,7 +41,7 @@ def test_a_process_that_is_killed_occupies_nothing(settings: Settings) -> None:
         process = stack.enter_context(
             subprocess.Popen(
                 [sys.executable, "-c", program, str(settings.data_dir)],
-                cwd=Path(__file__).parents[5],
+                cwd=Path(__file__).parents[4],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
             )

@@ -1,12 +1,14 @@
-"""Reads a file from a form as it comes: to disk, through checker and hash, in constant memory.
+"""Reads a file from a multipart form while it arrives, in constant memory.
 
-Starlette's own form parser is not used: it spools the whole body to a temporary directory before
-the route runs, and has no bound on it.
+Starlette's own form parser is not used: it writes the whole body to a temporary directory before
+the route runs, without a limit.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 from anyio import to_thread
 from fastapi import Request
@@ -14,48 +16,82 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect
 
-from app.api.upload_sink import UploadSink
+from app.api.deps import Resources
 from app.core.dataset.checker import DatasetChecker, DatasetSummary
+from app.core.db.session import Session
 from app.core.errors import InvalidRequestError, PayloadTooLargeError, UnsupportedMediaTypeError
-from app.services.files import ReceivedFile
+from app.services.received_files import FileSink, ReceivedFile, RequireRoom, scratch_file
 
 MAX_FIELD_BYTES = 64 * 1024
 MAX_PARTS = 20
 _FORM_OVERHEAD_BYTES = 2 * MAX_PARTS * MAX_FIELD_BYTES
-"""What the body may have besides the file: every field at its longest, and their headers."""
+"""Maximum size of the body without the file: all fields at their longest, and their headers."""
 
 _BATCH_BYTES = 1024 * 1024
-"""Bytes handled in one go off the event loop: large enough that the switch costs nothing."""
+"""Bytes that are handled in another thread at once, so many that the switch costs nothing."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class FileField:
-    """The field of a form that has the file in it."""
+    """The field of a form that contains the file."""
 
     name: str
     noun: str
-    """What its content is, for people."""
+    """What error messages call the content."""
     max_bytes: int
     advice: str
     """What the sender of a larger file can do."""
     is_data_set: bool
-    """Whether its lines are checked. If not, its summary is empty."""
+    """Whether the lines are checked. If not, the file's summary is empty."""
+
+
+def form_of(properties: dict[str, Any], *, required: list[str]) -> dict[str, Any]:
+    """The `openapi_extra` of a route that reads a form with these fields."""
+    schema = {"type": "object", "required": required, "properties": properties}
+    content = {"multipart/form-data": {"schema": schema}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+async def receive_and_write(
+    request: Request,
+    field: FileField,
+    resources: Resources,
+    act: Callable[[Session, ReceivedFile], T],
+) -> T:
+    """Read a file from a form to its end, then run `act` on it in one transaction.
+
+    Raises:
+        ServiceError: as `receive_upload` or `act`.
+    """
+    with scratch_file(resources.store) as scratch:
+        received = await receive_upload(
+            request, field, scratch=scratch, require_room=resources.require_room
+        )
+        write = functools.partial(resources.write, lambda session: act(session, received))
+        return await to_thread.run_sync(write)
 
 
 async def receive_upload(
-    request: Request, field: FileField, *, scratch: Path, require_room: Callable[[int], None]
+    request: Request,
+    field: FileField,
+    *,
+    scratch: Path,
+    require_room: RequireRoom,
+    batch_bytes: int = _BATCH_BYTES,
 ) -> ReceivedFile:
-    """Read a multipart body to its end; the file is left at `scratch`.
+    """Read a multipart body to its end, and leave the file at `scratch`.
 
     Args:
-        require_room: raises StorageFullError when the disk has no room for so many bytes more;
-            asked before the first byte is read, and again before every MiB.
+        require_room: called before the first byte is read, and before each batch is written.
+        batch_bytes: how many bytes are handled at once.
 
     Raises:
         UnsupportedMediaTypeError: the body is not multipart/form-data.
         PayloadTooLargeError: the file has more than `field.max_bytes`.
-        StorageFullError: the disk has no room for it.
-        InvalidRequestError: the body is not well formed, or has no file in it.
+        StorageFullError: the disk has no room for the file.
+        InvalidRequestError: the body is not well formed, or contains no file.
     """
     content_type, options = parse_options_header(request.headers.get("content-type", ""))
     if content_type != b"multipart/form-data" or not options.get(b"boundary"):
@@ -68,39 +104,39 @@ async def receive_upload(
         raise _too_large(field)
     require_room(announced_bytes)
     with scratch.open("xb") as target:
-        sink = UploadSink(target)
+        sink = FileSink(target)
         try:
             form = _Form(options[b"boundary"], field, sink, require_room)
-            await _pump(request, form)
+            await _pump(request, form, batch_bytes)
             await to_thread.run_sync(sink.drain)
         except FormParserError as error:
             raise _malformed(str(error)) from error
         except ClientDisconnect as error:
-            raise _malformed("the connection was closed before its end") from error
+            raise _malformed("the connection was closed before the end of the body") from error
         finally:
             await to_thread.run_sync(sink.close)
     return form.finish(scratch)
 
 
-async def _pump(request: Request, form: "_Form") -> None:
+async def _pump(request: Request, form: "_Form", batch_bytes: int) -> None:
     batch = bytearray()
     async for chunk in request.stream():
         batch += chunk
-        if len(batch) >= _BATCH_BYTES:
+        if len(batch) >= batch_bytes:
             await to_thread.run_sync(form.feed, bytes(batch))
             batch.clear()
     await to_thread.run_sync(form.feed, bytes(batch))
 
 
 class _Form:
-    """The parts of one multipart body, as its bytes come in."""
+    """One multipart body, parsed while its bytes arrive."""
 
     def __init__(
         self,
         boundary: bytes,
         field: FileField,
-        sink: UploadSink,
-        require_room: Callable[[int], None],
+        sink: FileSink,
+        require_room: RequireRoom,
     ) -> None:
         self._field = field
         self._sink = sink
@@ -136,7 +172,7 @@ class _Form:
         self._body_bytes += len(data)
         if self._body_bytes > self._field.max_bytes + _FORM_OVERHEAD_BYTES:
             raise _too_large(self._field)
-        self._require_room(len(data))  # others write, too
+        self._require_room(len(data))  # other requests write as well
         self._parser.write(data)
 
     def finish(self, path: Path) -> ReceivedFile:
@@ -181,7 +217,9 @@ class _Form:
         self._is_file = self._field_name == self._field.name
         if self._is_file:
             if self._filename is not None:
-                raise InvalidRequestError("Send one file in a request.", param=self._field.name)
+                raise InvalidRequestError(
+                    f"Send one {self._field.noun} in a request.", param=self._field.name
+                )
             self._filename = options.get(b"filename", b"upload").decode("utf-8", "replace")
 
     def _on_data(self, data: bytes, start: int, end: int) -> None:
@@ -189,7 +227,9 @@ class _Form:
         if not self._is_file:
             self._field_value += chunk
             if len(self._field_value) > MAX_FIELD_BYTES:
-                raise InvalidRequestError("A field of the form is too long.")
+                raise InvalidRequestError(
+                    f"A field of the form can have at most {MAX_FIELD_BYTES:,} bytes."
+                )
             return
         self._bytes += len(chunk)
         if self._bytes > self._field.max_bytes:
@@ -214,7 +254,7 @@ def _malformed(why: str) -> InvalidRequestError:
 
 def _too_large(field: FileField) -> PayloadTooLargeError:
     return PayloadTooLargeError(
-        f"A {field.noun} may have at most {field.max_bytes:,} bytes here. {field.advice}",
+        f"A {field.noun} can have at most {field.max_bytes:,} bytes here. {field.advice}",
         code="file_too_large",
         param=field.name,
     )

@@ -31,7 +31,7 @@ from tests.builders import (
     get_job,
     list_messages,
 )
-from tests.unit.app.core.maintenance.conftest import AddCheckpoint, AddState
+from tests.unit.app.maintenance.conftest import AddCheckpoint, AddState
 
 if TYPE_CHECKING:
     from testkit.postgres import PostgresServer

@@ -115,7 +115,7 @@ def test_a_replay_shows_the_job_as_it_is_by_now(client: TestClient, body: dict[s
             lambda body: json.dumps(
                 body | {"hyperparameters": {"lora_rank": 8, "learning_rate": 1, "n_epochs": None}}
             ),
-            id="another name of the knob",
+            id="another name of the hyperparameter",
         ),
     ],
 )

@@ -21,7 +21,7 @@ from app.maintenance import backup, durable_files
 from app.maintenance.backup import make_backup
 from app.maintenance.backup_format import BackupError, iterate_blobs, read_record, verify
 from tests.builders import TEXT_LINE, add_file, add_job
-from tests.unit.app.core.maintenance.conftest import AddCheckpoint, AddState
+from tests.unit.app.maintenance.conftest import AddCheckpoint, AddState
 
 
 @pytest.fixture

@@ -8,20 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from app.api import upload_sink
-from app.api.upload_sink import UploadSink
+from app.services.received_files import FileSink
 
 
 def test_what_was_fed_is_written_and_hashed_in_its_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(upload_sink, "_SYNC_BYTES", 100)
     synced: list[int] = []
     monkeypatch.setattr(os, "fdatasync", lambda fd: synced.append(os.fstat(fd).st_size))
     chunks = [bytes([number]) * 30 for number in range(10)]
 
     with (tmp_path / "file").open("xb") as target:
-        sink = UploadSink(target)
+        sink = FileSink(target, sync_bytes=100)
         for chunk in chunks:
             sink.feed(chunk)
         sink.drain()
@@ -38,7 +36,7 @@ def test_a_disk_that_fails_is_noticed_with_the_next_chunk_or_at_the_end() -> Non
         def write(self, _data: object, /) -> int:
             raise OSError(28, "No space left on device")
 
-    sink = UploadSink(FullDisk())
+    sink = FileSink(FullDisk())
 
     sink.feed(b"a")
     with pytest.raises(OSError, match="No space left"):

@@ -1,0 +1,70 @@
+"""Wire format of what a job makes: events, checkpoints and the loss log."""
+
+from typing import Any, Literal
+
+from app.core.db.tables import Checkpoint, Event, Job
+from app.core.job.loss_log import StepMetrics
+from app.schemas.bodies import ItemRead, ResponseBody, UnixTime
+
+
+class EventRead(ItemRead):
+    object: Literal["fine_tuning.job.event"] = "fine_tuning.job.event"
+    created_at: UnixTime
+    level: Literal["info", "warn", "error"]
+    message: str
+    type: Literal["message", "metrics"]
+    data: dict[str, Any] | None
+
+    @classmethod
+    def of(cls, event: Event) -> "EventRead":
+        return cls.model_validate(event)
+
+
+class CheckpointMetricsRead(ResponseBody):
+    step: int
+    train_loss: float
+    train_mean_token_accuracy: float
+    valid_loss: float | None = None
+    valid_mean_token_accuracy: float | None = None
+    full_valid_loss: float | None = None
+    full_valid_mean_token_accuracy: float | None = None
+
+
+class CheckpointRead(ItemRead):
+    object: Literal["fine_tuning.job.checkpoint"] = "fine_tuning.job.checkpoint"
+    created_at: UnixTime
+    fine_tuning_job_id: str
+    fine_tuned_model_checkpoint: str
+    """Name of the checkpoint as a model. The job's result has the name of the tuned model; every
+    other checkpoint has that name with `:ckpt-step-N` after it."""
+    is_result: bool
+    """True if this checkpoint is the job's result. False for every checkpoint while the job
+    runs."""
+    step_number: int
+    metrics: CheckpointMetricsRead
+    result_files: list[str]
+    """Ids of the adapter's files. `GET /v1/files/{id}` gives a file's name."""
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, job: Job) -> "CheckpointRead":
+        is_result = checkpoint.id == job.result_checkpoint_id
+        step_name = "" if is_result else f":ckpt-step-{checkpoint.step}"
+        return cls(
+            id=checkpoint.id,
+            created_at=int(checkpoint.created_at.timestamp()),
+            fine_tuning_job_id=checkpoint.job_id,
+            fine_tuned_model_checkpoint=f"{job.fine_tuned_model}{step_name}",
+            is_result=is_result,
+            step_number=checkpoint.step,
+            metrics=CheckpointMetricsRead.model_validate(
+                StepMetrics.model_validate(checkpoint.metrics).as_row()
+            ),
+            result_files=[file.id for file in checkpoint.files],
+        )
+
+
+class MetricsRead(ResponseBody):
+    object: Literal["list"] = "list"
+    data: list[dict[str, float | int | None]]
+    """The loss log, one row per optimizer step."""
+    has_more: Literal[False] = False
