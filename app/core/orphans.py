@@ -1,7 +1,7 @@
-"""What was left behind by processes that were killed: found, and freed.
+"""Finds and deletes what killed processes have left behind.
 
-Each kind is freed only once it has been left alone for a while, so that nothing is taken from an
-upload, a publication or an attempt that is under way.
+Nothing is deleted that was changed recently, because an upload, a publication or an attempt may
+still be using it.
 """
 
 import contextlib
@@ -24,26 +24,26 @@ GRACE_S = 3600.0
 
 LONG_GRACE_S = 86_400.0
 HOLD_PREFIX = ".backup-"
-"""Of a directory beside the blobs, in which a backup keeps them until it has copied them."""
+"""Prefix of a directory beside the blobs in which a backup keeps them until they are copied."""
 
 _BATCH = 1000
-"""Blobs looked up at once."""
+"""How many blobs are looked up at once."""
 
 
 @dataclass(frozen=True, slots=True)
 class Orphans:
     blobs: int
-    """That no row names."""
+    """Number of blobs that no row names."""
     bytes: int
-    """Of those blobs."""
+    """Total size of those blobs."""
     scratch_files: int
-    """Of uploads and publications that were broken off."""
+    """Number of scratch files of interrupted uploads and publications."""
     job_directories: int
-    """Of jobs that do not run."""
+    """Number of directories of jobs that are not running."""
     alive_files: int
-    """Of workers that are gone."""
+    """Number of files of dead workers."""
     held_directories: int
-    """Of backups that were broken off."""
+    """Number of directories of interrupted backups."""
 
     def __bool__(self) -> bool:
         others = (self.job_directories, self.alive_files, self.held_directories)
@@ -53,18 +53,26 @@ class Orphans:
         return (
             f"{self.blobs} blobs ({self.bytes:,} bytes), {self.scratch_files} scratch files, "
             f"{self.job_directories} job directories, {self.alive_files} files of dead workers, "
-            f"{self.held_directories} directories of broken-off backups"
+            f"{self.held_directories} directories of interrupted backups"
         )
 
 
 def find_orphans(database: Database, store: BlobStore, settings: Settings) -> Orphans:
-    """Count them; nothing is changed."""
+    """Count what is left behind, without changing anything."""
     return _sweep(database, store, settings, lambda _: None, lambda _: None)
 
 
-def free_orphans(database: Database, store: BlobStore, settings: Settings) -> Orphans:
-    """Delete them. Safe while the service runs, and in several processes at once."""
-    return _sweep(database, store, settings, lambda blob: store.delete(blob.key), _remove)
+def free_orphans(
+    database: Database, store: BlobStore, settings: Settings, *, batch: int = _BATCH
+) -> Orphans:
+    """Delete them. This is safe while the service runs, and in several processes at once.
+
+    Args:
+        batch: how many blobs are looked up at once.
+    """
+    return _sweep(
+        database, store, settings, lambda blob: store.delete(blob.key), _remove, batch=batch
+    )
 
 
 def _sweep(
@@ -73,9 +81,11 @@ def _sweep(
     settings: Settings,
     on_blob: Callable[[StoredBlob], None],
     on_path: Callable[[Path], None],
+    *,
+    batch: int = _BATCH,
 ) -> Orphans:
     blobs = size = 0
-    for blob in _orphan_blobs(database, store):
+    for blob in _orphan_blobs(database, store, batch):
         on_blob(blob)
         blobs, size = blobs + 1, size + blob.bytes
 
@@ -95,7 +105,7 @@ def _sweep(
     )
 
 
-def _orphan_blobs(database: Database, store: BlobStore) -> Iterator[StoredBlob]:
+def _orphan_blobs(database: Database, store: BlobStore, batch_size: int) -> Iterator[StoredBlob]:
     with database.reading() as session:
         if not BlobKeyRepository(session).names_any():
             return  # more likely the wrong database than one that has forgotten everything
@@ -103,14 +113,14 @@ def _orphan_blobs(database: Database, store: BlobStore) -> Iterator[StoredBlob]:
     for blob in store.list_all():
         if blob.age_s > GRACE_S:
             batch[blob.key] = blob
-        if len(batch) >= _BATCH:
+        if len(batch) >= batch_size:
             yield from _without_a_row(database, batch)
             batch.clear()
     yield from _without_a_row(database, batch)
 
 
 def _without_a_row(database: Database, blobs: dict[str, StoredBlob]) -> list[StoredBlob]:
-    """To be asked after the blobs were listed: the other way round, a newer row is not seen."""
+    """The blobs without a row. Call it after listing the blobs, or rows of new blobs are missed."""
     with database.reading() as session:
         named = BlobKeyRepository(session).find_named(blobs.keys())
     return [blob for key, blob in blobs.items() if key not in named]
@@ -131,13 +141,13 @@ def _left_directories(database: Database, work_dir: Path) -> Iterator[Path]:
 
 
 def _held_directories(data_dir: Path) -> Iterator[Path]:
-    """A backup that still runs takes files out of its directory all the time."""
+    """Directories of interrupted backups: a running backup changes its directory all the time."""
     held = data_dir.glob(f"{HOLD_PREFIX}*")
     return (path for path in held if _is_left_alone(path, LONG_GRACE_S))
 
 
 def _is_left_alone(directory: Path, for_s: float = GRACE_S) -> bool:
-    """Whether nothing below it was written for a while."""
+    """True if nothing below the directory was written for a while."""
     everything = (
         Path(parent, name)
         for parent, directories, files in os.walk(directory)
@@ -151,7 +161,7 @@ def _stale(paths: Iterator[Path], older_than_s: float) -> Iterator[Path]:
 
 
 def _age_s(path: Path) -> float:
-    """Seconds since it was last written; none for what has just been deleted."""
+    """Seconds since the path was last written; 0 if it has just been deleted."""
     try:
         return time.time() - path.lstat().st_mtime
     except FileNotFoundError:

@@ -15,6 +15,7 @@ from app.core.db.repositories.recovery import RecoveryRepository
 from app.core.db.repositories.saved_states import SavedStateRepository
 from app.core.db.session import Database, Session
 from app.core.db.tables import Checkpoint, TunedModel
+from app.core.deletion import delete_bytes
 from app.core.ids import IdPrefix, new_id
 from app.core.job import loss_log
 from app.core.job.status import JobStatus
@@ -136,8 +137,7 @@ class Publisher:
         del self._stored[name]
 
     def _free(self, keys: list[str]) -> None:
-        for key in keys:
-            self._store.delete(key)
+        delete_bytes(self._store, keys)
 
     def _add_checkpoint(self, session: Session, step: int, stored: list[StoredFile]) -> bool:
         """False when its files are not needed: an earlier attempt has published the same."""

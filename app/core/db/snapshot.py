@@ -15,7 +15,6 @@ from sqlalchemy import inspect, text, update
 from app.core.db.repositories.recovery import RecoveryRepository
 from app.core.db.session import Database, Session
 from app.core.db.tables import Job
-from app.core.durable import sync
 from app.core.job.status import JobStatus
 
 _LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
@@ -55,7 +54,7 @@ def copy_database(database: Database, session: Session, target: Path) -> None:
         name = session.execute(text("SELECT pg_export_snapshot()")).scalar_one()
         arguments = ["--format=custom", "--no-owner", f"--snapshot={name}", f"--file={target}"]
         _run_tool(database, "pg_dump", arguments)
-    sync(target)
+    _flush(target)
 
 
 def is_sqlite(database: Database) -> bool:
@@ -138,3 +137,11 @@ def _find_tool(name: str) -> str:
             "postgresql-client, and must not be older than the server."
         )
     return str(versions[-1])
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
