@@ -1,8 +1,8 @@
-"""A zip archive that is never written anywhere: its bytes follow from the files it holds.
+"""Computes a zip archive from its files while it is sent, without writing it anywhere.
 
-Files are stored, not compressed (weights do not compress), under one fixed date, so that the same
-adapter is the same archive, byte for byte, on every request. That is what lets a client resume a
-broken download.
+Files are stored under one fixed date and not compressed, because weights do not compress. The same
+adapter is therefore the same archive, byte for byte, on every request, and a client can resume an
+interrupted download.
 
 Source: the .ZIP file format specification, PKWARE APPNOTE 6.3.10, sections 4.3.7, 4.3.12, 4.3.16.
 """
@@ -25,14 +25,14 @@ _TIME, _DATE = 0, (1980 - 1980) << 9 | 1 << 5 | 1
 """Midnight of 1 January 1980, the first date the format can write."""
 _MODE = 0o100644 << 16
 _MAX_OFFSET = 2**32 - 2
-"""One more says that the number is elsewhere, in the form for larger archives."""
+"""Largest offset that the plain form can hold; one more marks the form for larger archives."""
 
 
 def zip_segments(files: Sequence[File]) -> list[Segment]:
-    """The archive as a sequence of bytes and of whole blobs.
+    """The archive as a sequence of bytes and whole blobs.
 
     Raises:
-        InvalidRequestError: it would exceed the 4 GiB that the format's plain form can address.
+        InvalidRequestError: the archive would exceed the 4 GiB of the format's plain form.
     """
     segments: list[Segment] = []
     directory = b""

@@ -1,6 +1,7 @@
-"""Gives the answer to a status poll again for as long as nothing in the database has changed.
+"""Reuses the answer to a status poll for as long as nothing in the database has changed.
 
-Clients ask for a job's status many times between two of its steps, on the processor that trains it.
+Clients ask for a job's status many times between two of its steps, and each answer takes time from
+the processor that trains it.
 """
 
 from collections.abc import Callable
@@ -10,13 +11,13 @@ from http import HTTPStatus
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 PATHS = "/v1/fine_tuning/jobs"
-"""What is below here and answers with JSON, answers by the database alone."""
+"""Path below which every JSON answer depends on the database alone."""
 
 MAX_ANSWER_BYTES = 64 * 1024
 MAX_ANSWERS = 256
 
 _HEADERS = {b"accept", b"authorization"}
-"""Of a request: its answer depends on them, too."""
+"""Headers of a request on which its answer depends."""
 
 _Key = tuple[str, bytes, tuple[tuple[bytes, bytes], ...]]
 
@@ -28,11 +29,11 @@ class _Answer:
 
 
 class RecentAnswers:
-    """Middleware.
+    """Middleware that reuses answers.
 
     Args:
-        version: a number that is another after every commit to the database; None when it cannot
-            be told, and then nothing is given twice.
+        version: returns a number that changes with every commit to the database, or None if it is
+            unknown. No answer is reused then.
     """
 
     def __init__(self, app: ASGIApp, *, version: Callable[[], int | None]) -> None:
@@ -49,7 +50,7 @@ class RecentAnswers:
         ):
             await self._app(scope, receive, send)
             return
-        # Before the answer is made: of what is committed meanwhile, it may show more, never less.
+        # Read before the answer is made, so that the answer is never older than the version.
         version = self._read_version()
         if version != self._version:
             self._version = version
@@ -64,13 +65,13 @@ class RecentAnswers:
         else:
             recorder = _Recorder(send)
             await self._app(scope, receive, recorder)
-            # Unless another request has seen a newer version meanwhile.
+            # Not if another request has seen a newer version meanwhile.
             if recorder.answer and version == self._version and len(self._answers) < MAX_ANSWERS:
                 self._answers[key] = recorder.answer
 
 
 class _Recorder:
-    """Sends an answer on, and keeps it if it is one that may be given again."""
+    """Passes an answer on, and keeps it if it can be reused."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
@@ -88,11 +89,11 @@ class _Recorder:
             is_whole = not message.get("more_body", False)
             if self._is_good and is_whole and len(body) <= MAX_ANSWER_BYTES:
                 self.answer = _Answer(self._headers, body)
-            self._is_good = False  # what comes in several parts is not kept
+            self._is_good = False  # an answer in several parts is not kept
         await self._send(message)
 
 
 def _key(scope: Scope) -> _Key:
-    """What is asked for, in which form, and by whom."""
+    """Identifies requests with the same answer: path, query and the headers that matter."""
     headers = tuple(header for header in scope["headers"] if header[0] in _HEADERS)
     return scope["path"], scope["query_string"], headers

@@ -1,4 +1,4 @@
-"""Sends blobs, whole or in part: with a length, an ETag and ranges, so that downloads resume."""
+"""Sends blobs with a length, an ETag and ranges, so that downloads can be resumed."""
 
 import base64
 import re
@@ -16,27 +16,27 @@ from app.core.errors import BlobNotFoundError, NotFoundError
 from app.core.storage.blob_store import BlobStore
 
 _CHUNK_BYTES = 384 * 1024
-"""A multiple of three, so that chunks can be encoded in base64 one by one."""
+"""Size of a chunk: a multiple of three, so that each chunk can be encoded in base64 alone."""
 
 _ONE_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
 class BlobSegment:
-    """A whole blob, as a part of what is sent."""
+    """A whole blob as one part of an answer."""
 
     key: str
     bytes: int
     """Length of the blob itself."""
     in_base64: bool = False
-    """Whether it is sent in base64, without line breaks."""
+    """True to send it in base64, without line breaks."""
 
 
 Segment = bytes | BlobSegment
 
 
 def send_file(request: Request, store: BlobStore, file: File, *, in_base64: bool) -> Response:
-    """One file. In base64 it is another text with a length, an ETag and ranges of its own."""
+    """Send one file. Its base64 form has its own length, ETag and ranges."""
     is_csv = file.filename.endswith(".csv")
     plain_type = "text/csv" if is_csv else "application/octet-stream"
     return send_segments(
@@ -58,11 +58,11 @@ def send_segments(
     media_type: str,
     filename: str,
 ) -> Response:
-    """The segments, one after the other, or the range of them that the request asks for.
+    """Send the segments one after the other, or the range of bytes that the request asks for.
 
     Args:
-        etag: the same only for the same bytes.
-        filename: what a browser should call it.
+        etag: identifies the bytes; other bytes must have another ETag.
+        filename: name under which a browser saves the download.
     """
     _check_blobs(store, segments)
     total = sum(_length(segment) for segment in segments)
@@ -95,19 +95,19 @@ def send_segments(
 
 
 def _check_blobs(store: BlobStore, segments: Sequence[Segment]) -> None:
-    """Find out before the status line is sent: a file may have been deleted just now."""
+    """Check that the blobs exist before the status line is sent: a file may just be deleted."""
     for segment in segments:
         if isinstance(segment, BlobSegment):
             try:
                 store.open(segment.key).close()
             except BlobNotFoundError as error:
                 raise NotFoundError(
-                    "The bytes of this file are not there any more.", code="file_not_found"
+                    "The bytes of this file have been deleted.", code="file_not_found"
                 ) from error
 
 
 def _names(tags: str, etag: str) -> bool:
-    """Whether the header lists this ETag, which a proxy may have marked as weak."""
+    """True if the header lists this ETag, which a proxy may have marked as weak."""
     return any(tag.strip().removeprefix("W/") in (etag, "*") for tag in tags.split(","))
 
 
@@ -118,18 +118,18 @@ def _length(segment: Segment) -> int:
 
 
 def _asked_range(request: Request, total: int, *, etag: str) -> range | None:
-    """The bytes asked for; None for all of them.
+    """The range of bytes that the request asks for, or None for all bytes.
 
-    Several ranges at once, and units other than bytes, may be ignored by the standard (RFC 9110,
-    14.2), and are: the answer is then the whole. So it is for a range that ends before it begins.
+    Several ranges and units other than bytes are ignored, as RFC 9110, section 14.2, allows. So is
+    a range that ends before it begins.
     """
     if request.headers.get("if-range", etag) != etag:
-        return None  # it has changed since the first part was read
+        return None  # the file has changed since the client read the first part
     match = _ONE_RANGE.fullmatch(request.headers.get("range", ""))
     if match is None or match.groups() == ("", ""):
         return None
     first, last = match.groups()
-    if not first:  # the last so many bytes
+    if not first:  # a suffix range: the last bytes
         return range(max(0, total - int(last)), total)
     if last and int(last) < int(first):
         return None
@@ -154,7 +154,7 @@ def _read(store: BlobStore, segments: Sequence[Segment], part: range) -> Iterato
 
 
 def _read_in_base64(store: BlobStore, key: str, begin: int, end: int) -> Iterator[bytes]:
-    """A part of the blob's base64, in which three bytes become four characters."""
+    """Part of the blob's base64, in which three bytes become four characters."""
     skipped, wanted = begin % 4, end - begin
     for chunk in _read_blob(store, key, begin // 4 * 3, -(-end // 4) * 3):
         encoded = base64.b64encode(chunk)[skipped:][:wanted]
@@ -168,6 +168,6 @@ def _read_blob(store: BlobStore, key: str, begin: int, end: int) -> Iterator[byt
         while begin < end:
             chunk = source.read(min(_CHUNK_BYTES, end - begin))
             if not chunk:
-                return  # the length that was announced makes the client notice
+                return  # the client notices that bytes are missing from the announced length
             begin += len(chunk)
             yield chunk

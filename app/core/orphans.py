@@ -58,13 +58,21 @@ class Orphans:
 
 
 def find_orphans(database: Database, store: BlobStore, settings: Settings) -> Orphans:
-    """Count the orphans without changing anything."""
+    """Count what is left behind, without changing anything."""
     return _sweep(database, store, settings, lambda _: None, lambda _: None)
 
 
-def free_orphans(database: Database, store: BlobStore, settings: Settings) -> Orphans:
-    """Delete the orphans. Safe while the service runs, and in several processes at once."""
-    return _sweep(database, store, settings, lambda blob: store.delete(blob.key), _remove)
+def free_orphans(
+    database: Database, store: BlobStore, settings: Settings, *, batch: int = _BATCH
+) -> Orphans:
+    """Delete them. This is safe while the service runs, and in several processes at once.
+
+    Args:
+        batch: how many blobs are looked up at once.
+    """
+    return _sweep(
+        database, store, settings, lambda blob: store.delete(blob.key), _remove, batch=batch
+    )
 
 
 def _sweep(
@@ -73,9 +81,11 @@ def _sweep(
     settings: Settings,
     on_blob: Callable[[StoredBlob], None],
     on_path: Callable[[Path], None],
+    *,
+    batch: int = _BATCH,
 ) -> Orphans:
     blobs = size = 0
-    for blob in _orphan_blobs(database, store):
+    for blob in _orphan_blobs(database, store, batch):
         on_blob(blob)
         blobs, size = blobs + 1, size + blob.bytes
 
@@ -95,7 +105,7 @@ def _sweep(
     )
 
 
-def _orphan_blobs(database: Database, store: BlobStore) -> Iterator[StoredBlob]:
+def _orphan_blobs(database: Database, store: BlobStore, batch_size: int) -> Iterator[StoredBlob]:
     with database.reading() as session:
         if not BlobKeyRepository(session).names_any():
             return  # more likely the wrong database than one that has forgotten everything
@@ -103,7 +113,7 @@ def _orphan_blobs(database: Database, store: BlobStore) -> Iterator[StoredBlob]:
     for blob in store.list_all():
         if blob.age_s > GRACE_S:
             batch[blob.key] = blob
-        if len(batch) >= _BATCH:
+        if len(batch) >= batch_size:
             yield from _without_a_row(database, batch)
             batch.clear()
     yield from _without_a_row(database, batch)

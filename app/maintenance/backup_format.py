@@ -43,16 +43,16 @@ class BackupRecord(BaseModel):
     format: Literal[1] = 1
     service_version: str
     created_at: datetime
-    """Everything that was acknowledged before is in it."""
+    """Time of the backup. It contains everything acknowledged before."""
     database: Literal["sqlite", "postgresql"]
     revision: str
-    """Of the database's schema."""
+    """Revision of the database's schema."""
     files: dict[str, ManifestFile]
-    """Every file of the backup, by its path in it, less this one and the blobs."""
+    """Every file of the backup by its path, without the blobs and this record."""
     blob_count: int
     blob_bytes: int
     missing: list[str]
-    """Keys of blobs that the service itself had lost by then, or had only a part of."""
+    """Keys of blobs that the service itself had already lost, wholly or in part."""
 
     @property
     def database_name(self) -> str:
@@ -60,10 +60,10 @@ class BackupRecord(BaseModel):
 
 
 def read_record(directory: Path) -> BackupRecord:
-    """The record of a backup, of which nothing is checked yet.
+    """The record of a backup. Nothing else of the backup is checked.
 
     Raises:
-        BackupError: there is none that can be read.
+        BackupError: there is no readable record.
     """
     path = directory / RECORD_NAME
     try:
@@ -85,10 +85,11 @@ def verify(directory: Path, *, accept_damage: bool = False) -> set[str]:
     """Read every byte of a backup, and compare it with what was written.
 
     Args:
-        accept_damage: of blobs; of the database, never.
+        accept_damage: return damaged blobs instead of refusing them. A damaged database is always
+            refused.
 
     Returns:
-        The keys of blobs that are not there, or not as they were written.
+        The keys of blobs that are missing or changed.
 
     Raises:
         BackupError: a file is missing or changed; the message names the first.
@@ -111,7 +112,7 @@ def verify(directory: Path, *, accept_damage: bool = False) -> set[str]:
 
 
 def path_in(directory: Path, name: str) -> Path:
-    """Where a file of the backup is.
+    """The path of a file of the backup.
 
     Raises:
         BackupError: the name leads out of the directory.

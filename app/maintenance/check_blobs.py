@@ -1,4 +1,4 @@
-"""Examines the bytes: whether every blob a row names is there, and is what was written."""
+"""Checks that every blob that a row names exists and has the bytes that were written."""
 
 import hashlib
 import os
@@ -13,7 +13,7 @@ from app.core.storage.blob_store import BlobStore
 from app.maintenance.findings import Finding, Level, Patient
 
 _SHOWN = 10
-"""Of many that are damaged."""
+"""Maximum number of damaged blobs that a finding names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class _Damage:
 
 
 def check_blobs(patient: Patient) -> Iterator[Finding]:
-    """What is lost of a file stays lost; a saved state or a part of an upload can be forgotten."""
+    """Check all blobs. A damaged saved state or upload part can be deleted; a file cannot."""
     damaged: list[_Damage] = []
     count = 0
     for blob in iterate_named(patient.database.reading):
@@ -67,13 +67,13 @@ def _check_parts(patient: Patient, damaged: list[_Damage]) -> Iterator[Finding]:
             "upload parts",
             Level.BAD,
             f"{len(damaged)} are damaged: {_name_some(damaged)}",
-            advice="Run this with --repair: clients then see that these must be sent again.",
+            advice="Run this with --repair: clients then see that these parts must be sent again.",
         )
 
 
 def _check_states(patient: Patient, damaged: list[_Damage]) -> Iterator[Finding]:
     if not damaged:
-        yield Finding("saved states", Level.OK, "every job can go on from where it was saved")
+        yield Finding("saved states", Level.OK, "every job can resume from its saved state")
     elif patient.may_repair:
         states = sorted({(one.blob.job_id or "", one.blob.step or 0) for one in damaged})
         with patient.database.writing() as session:
@@ -82,7 +82,7 @@ def _check_states(patient: Patient, damaged: list[_Damage]) -> Iterator[Finding]
         yield Finding(
             "saved states",
             Level.OK,
-            "every job can go on from where it was saved, or from its beginning",
+            "every job can resume from a saved state or start again",
             repaired="forgotten: " + ", ".join(f"step {step} of {job}" for job, step in states),
         )
     else:
@@ -90,7 +90,7 @@ def _check_states(patient: Patient, damaged: list[_Damage]) -> Iterator[Finding]
             "saved states",
             Level.BAD,
             f"{len(damaged)} files are damaged: {_name_some(damaged)}",
-            advice="Run this with --repair: their jobs go on from an older state.",
+            advice="Run this with --repair: their jobs then resume from an older state.",
         )
 
 
@@ -117,7 +117,7 @@ def check_manifests(patient: Patient) -> Iterator[Finding]:
 
 
 def find_damage(store: BlobStore, blob: NamedBlob, *, is_deep: bool) -> str | None:
-    """What is wrong with the bytes of a blob, as the end of a sentence that begins with its key."""
+    """The damage of a blob, as the end of a sentence that begins with its key. None if intact."""
     try:
         with store.open(blob.key) as source:
             size = source.seek(0, os.SEEK_END)
@@ -134,7 +134,7 @@ def find_damage(store: BlobStore, blob: NamedBlob, *, is_deep: bool) -> str | No
 
 
 def _is_still_named(patient: Patient, blob: NamedBlob) -> bool:
-    """What was deleted since it was listed is not missing."""
+    """False if the blob was deleted since it was listed: it is then not missing."""
     with patient.database.reading() as session:
         return BlobKeyRepository(session).still_names(blob)
 

@@ -1,4 +1,4 @@
-"""Examines the disk: how full it is, of what kind, and what lies on it for nothing."""
+"""Checks the disk: its free space, its file system and files that nothing uses."""
 
 import re
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ _MIB = 1024 * 1024
 _MOUNTS = Path("/proc/self/mountinfo")
 _ESCAPED = re.compile(r"\\([0-7]{3})")
 _SHARED = {"9p", "afs", "ceph", "cifs", "glusterfs", "nfs", "nfs4", "smb3", "smbfs", "virtiofs"}
-"""File systems on which SQLite's locks, or the memory its processes share, cannot be relied on."""
+"""File systems on which SQLite's locks or its shared memory are unreliable."""
 
 
 def check_space(patient: Patient) -> Iterator[Finding]:
@@ -46,15 +46,15 @@ def check_ballast(patient: Patient) -> Iterator[Finding]:
         )
 
 
-def check_file_system(patient: Patient) -> Iterator[Finding]:
+def check_file_system(patient: Patient, mounts: Path = _MOUNTS) -> Iterator[Finding]:
     database = patient.database.backend.file
     directory = (database or patient.settings.data_dir / "x").parent.resolve()
-    kind = file_system_of(directory)
+    kind = file_system_of(directory, mounts)
     if database is not None and (kind in _SHARED or kind.startswith("fuse")):
         yield Finding(
             "file system",
             Level.WARN,
-            f"{kind} below {directory}: SQLite can lose or corrupt its database on such a one",
+            f"{kind} below {directory}: SQLite can lose or corrupt its database there",
             advice="Move the data directory to a local disk, or use PostgreSQL.",
         )
     else:
@@ -62,7 +62,7 @@ def check_file_system(patient: Patient) -> Iterator[Finding]:
 
 
 def file_system_of(directory: Path, mounts: Path = _MOUNTS) -> str:
-    """The kind of file system a directory, an absolute path without links, is on, as `ext4`."""
+    """Type of the file system of a directory, such as `ext4`. The path must have no links."""
     if not mounts.exists():
         return "unknown"
     deepest, kind = -1, "unknown"
@@ -70,7 +70,7 @@ def file_system_of(directory: Path, mounts: Path = _MOUNTS) -> str:
         before, _, after = line.partition(" - ")
         point = Path(_ESCAPED.sub(lambda code: chr(int(code[1], 8)), before.split()[4]))
         depth = len(point.parts)
-        if directory.is_relative_to(point) and depth >= deepest:  # a later mount hides an earlier
+        if directory.is_relative_to(point) and depth >= deepest:  # later mounts hide earlier ones
             deepest, kind = depth, after.split()[0]
     return kind
 

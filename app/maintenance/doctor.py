@@ -1,4 +1,4 @@
-"""Examines a service, running or stopped, and mends what is safe to mend."""
+"""Examines a service, running or stopped, and repairs what is safe to repair."""
 
 from collections.abc import Iterator, Sequence
 
@@ -41,11 +41,11 @@ _OF_ROWS: Sequence[Check] = (
     check_manifests,
     check_orphans,
 )
-"""Those that need the newest schema. Orphans come last: a state that was forgotten leaves some."""
+"""Checks that need the newest schema. Orphans come last, because repairs can leave some."""
 
 
 def examine(settings: Settings, *, is_deep: bool, may_repair: bool) -> Iterator[Finding]:
-    """Every check in turn; one that cannot be made is itself a finding.
+    """Run every check in turn. A check that fails is itself a finding.
 
     Raises:
         NoDatabaseError: there is nothing to examine.
@@ -73,13 +73,13 @@ def examine(settings: Settings, *, is_deep: bool, may_repair: bool) -> Iterator[
 def _has_rows(patient: Patient) -> bool:
     try:
         return is_schema_current(patient)
-    except Exception:  # the check of the schema has said so already
+    except Exception:  # the check of the schema has reported it
         return False
 
 
 def _make(check: Check, patient: Patient) -> Iterator[Finding]:
     try:
         yield from check(patient)
-    except Exception as error:  # whatever it is, the other checks are still of use
+    except Exception as error:  # the other checks are still useful
         name = check.__name__.removeprefix("check_").replace("_", " ")
         yield Finding(name, Level.BAD, f"could not be checked: {error!s:.500}")

@@ -1,4 +1,4 @@
-"""What an examination finds, and of what."""
+"""The findings of `tunery doctor`, and the service that it examines."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from app.core.storage.blob_store import BlobStore
 class Level(StrEnum):
     OK = "ok"
     WARN = "warn"
-    """The service works; somebody should know all the same."""
+    """The service works, but somebody should know."""
     BAD = "bad"
     """Something is lost, stuck or about to fail."""
 
@@ -26,21 +26,21 @@ class Finding:
     level: Level
     message: str
     repaired: str = ""
-    """What was done about it."""
+    """What was repaired. Empty if nothing was."""
     advice: str = ""
-    """What somebody should do."""
+    """What the operator should do. Empty if there is nothing to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class Patient:
-    """A service that may be running or not, and how it is to be examined."""
+    """A service, running or stopped, and how to examine it."""
 
     settings: Settings
     database: Database
     store: BlobStore
     now: datetime
     is_deep: bool = False
-    """Whether every byte is to be read."""
+    """True to read every byte of every file."""
     may_repair: bool = False
 
 

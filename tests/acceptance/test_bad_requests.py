@@ -645,7 +645,7 @@ def test_a_key_with_another_body_is_refused(lab: Lab) -> None:
             lambda lab: envelope(
                 "file_in_use",
                 f"{lab.text_file} is needed by the job {lab.queued_job}. Cancel that job, or wait "
-                "for its end.",
+                "until it ends.",
             ),
             id="delete a file in use",
         ),

@@ -7,6 +7,8 @@ PROJECT = Path(__file__).parents[2]
 SOURCES = [path for room in ("app", "worker", "tunery") for path in (PROJECT / room).rglob("*.py")]
 BACKENDS = {"app/core/db/sqlite.py", "app/core/db/postgresql.py"}
 ASKS_WHICH_DATABASE = re.compile(r"dialect\.name|is_sqlite|get_backend_name|drivername")
+THE_DOOR = "app/api/deps.py"
+OPENS_A_TRANSACTION = re.compile(r"\.(?:reading|writing|transact)\b|\.database\.(?!version\b)")
 
 
 def test_only_a_backend_knows_which_database_it_is() -> None:
@@ -20,3 +22,17 @@ def test_only_a_backend_knows_which_database_it_is() -> None:
     ]
 
     assert asking == ["app/core/db/session.py: name = url.get_backend_name()"]
+
+
+def test_a_route_reaches_the_database_in_one_way() -> None:
+    """It hands a function to `Resources`, which alone opens transactions."""
+    others = [
+        f"{name}: {line.strip()}"
+        for path in sorted((PROJECT / "app/api").rglob("*.py"))
+        if (name := str(path.relative_to(PROJECT))) != THE_DOOR
+        for line in path.read_text("utf-8").splitlines()
+        if OPENS_A_TRANSACTION.search(line)
+    ]
+
+    assert OPENS_A_TRANSACTION.search((PROJECT / THE_DOOR).read_text("utf-8"))
+    assert others == []

@@ -16,6 +16,7 @@ from app.core.db.repositories.saved_states import SavedStateRepository
 from app.core.db.repositories.transitions import settle
 from app.core.db.session import Session
 from app.core.db.tables import Checkpoint, TunedModel
+from app.core.deletion import delete_bytes
 from app.core.ids import IdPrefix, new_id
 from app.core.job import loss_log
 from app.core.job.status import JobStatus
@@ -105,8 +106,7 @@ class Publisher:
         return self._job_directory.store_directory(self._store, name)
 
     def _free(self, keys: list[str]) -> None:
-        for key in keys:
-            self._store.delete(key)
+        delete_bytes(self._store, keys)
 
     def _add_checkpoint(self, session: Session, step: int, stored: list[StoredFile]) -> list[str]:
         """Add the rows of a checkpoint. Returns the keys of files that are not needed."""

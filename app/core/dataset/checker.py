@@ -33,7 +33,8 @@ class DatasetSummary:
 class DatasetChecker:
     """Checks a streamed dataset. Its memory does not grow with the file."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, max_line_bytes: int = MAX_LINE_BYTES) -> None:
+        self._max_line_bytes = max_line_bytes
         self._summary = DatasetSummary()
         self._rest = bytearray()
         self._line_number = 0
@@ -47,7 +48,7 @@ class DatasetChecker:
             self._end_line(bytes(self._rest) + end if self._rest else end)
             self._rest.clear()
         self._rest += rest
-        if len(self._rest) > MAX_LINE_BYTES:
+        if len(self._rest) > self._max_line_bytes:
             self._in_overlong_line = True
             self._rest.clear()
 
@@ -63,11 +64,11 @@ class DatasetChecker:
 
     def _end_line(self, line: bytes) -> None:
         self._line_number += 1
-        if self._in_overlong_line or len(line) > MAX_LINE_BYTES:
+        if self._in_overlong_line or len(line) > self._max_line_bytes:
             self._in_overlong_line = False
             message = (
-                f"This line is longer than {MAX_LINE_BYTES // 2**20} MiB. Split the example, and "
-                "write one JSON object per line."
+                f"This line is longer than {self._max_line_bytes // 2**20} MiB. Split the example, "
+                "and write one JSON object per line."
             )
             self._report(self._line_number, LineError("line_too_long", message))
             return

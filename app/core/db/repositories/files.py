@@ -12,13 +12,13 @@ from app.core.errors import NotFoundError
 from app.core.job.status import JobStatus
 
 MADE_BY_JOB = "fine-tune-results"
-"""Purpose of a file that a job has made."""
+"""Purpose of a file that a job made."""
 
 _UNFINISHED = [status for status in JobStatus if not status.is_terminal]
 
 
 class FileRepository:
-    """The files of one project. An expired file is as good as gone."""
+    """The files of one project. Expired files are treated as deleted."""
 
     def __init__(self, session: Session, project_id: str = DEFAULT_PROJECT_ID) -> None:
         self._session = session
@@ -38,27 +38,27 @@ class FileRepository:
         return self._get(self._visible(now), file_id)
 
     def get_to_use(self, file_id: str, *, now: datetime | None, param: str) -> File:
-        """The same, and nobody deletes it before this transaction has named it in a job.
+        """The file with this id, locked so that nobody deletes it before a job names it.
 
         Args:
-            now: None to find it even if it has expired.
-            param: the field that asked for it.
+            now: None to find the file even if it has expired.
+            param: field of the request that names the file.
 
         Raises:
-            NotFoundError: there is none; `param` names the field that asked for it.
+            NotFoundError: no file has this id.
         """
         return self._get(self._visible(now).with_for_update(read=True), file_id, param)
 
     def get_to_delete(self, file_id: str, *, now: datetime) -> File:
-        """The same, once nobody is about to use it: ask afterwards which jobs do.
+        """The file with this id, locked so that no new job names it before it is deleted.
 
         Raises:
-            NotFoundError: there is none.
+            NotFoundError: no file has this id.
         """
         return self._get(self._visible(now).with_for_update(), file_id)
 
     def get_for_job(self, file_id: str) -> File:
-        """The file with this id, also if it has expired: a job that was accepted may read it.
+        """The file with this id even if it has expired, because an accepted job may read it.
 
         Raises:
             NotFoundError: there is none.
@@ -78,17 +78,17 @@ class FileRepository:
         purpose: str | None,
         checkpoint: str | None,
     ) -> Page[File]:
-        """Uploads and loss logs, unless a filter asks for files of checkpoints.
+        """Uploaded files and loss logs, or the files that a filter asks for.
 
         Args:
-            purpose: only files of this purpose; with that of made files, those of checkpoints too.
+            purpose: only files of this purpose; `MADE_BY_JOB` includes those of checkpoints.
             checkpoint: only files of the checkpoint with this id.
         """
         query = self._visible(now)
         if purpose is not None:
             query = query.where(File.purpose == purpose)
         if checkpoint is not None:
-            # A subquery, or SQLite would rather read the whole index that has the right order.
+            # A subquery, because SQLite would otherwise scan the whole index that is in this order.
             parts = select(File.id).where(File.checkpoint_id == checkpoint)
             query = query.where(File.id.in_(parts))
         elif purpose != MADE_BY_JOB:
@@ -96,11 +96,11 @@ class FileRepository:
         return fetch_page(self._session, query, File.id, after=after, limit=limit, order=order)
 
     def unfinished_job_using(self, file_id: str) -> str | None:
-        """The id of a job that has yet to read this file, or None."""
+        """The id of an unfinished job that needs this file, or None."""
         return self._job_using(file_id, Job.status.in_(_UNFINISHED))
 
     def delete(self, file: File) -> None:
-        """Forget a file; a job that names it as its result names none from then on."""
+        """Delete a file, and remove it from the job that names it as its result."""
         self._session.execute(
             update(Job).where(Job.result_file_id == file.id).values(result_file_id=None)
         )
@@ -117,11 +117,9 @@ class FileRepository:
         return [file.blob_key for file in expired]
 
     def list_expired(self, *, now: datetime, limit: int) -> list[File]:
-        """Files whose time is over, of every project, less those a job has yet to read.
+        """Expired files of every project that no job needs, locked so that no new job uses them.
 
-        A job that has ended reads them again if it is rerun from its saved state.
-
-        To delete them: nobody else begins to use one before this transaction ends.
+        A job that has ended still needs its files while it has a saved state to rerun from.
         """
         has_state = exists().where(SavedState.job_id == Job.id)
         is_needed = or_(Job.status.in_(_UNFINISHED), has_state)
@@ -131,7 +129,7 @@ class FileRepository:
         )
         query = select(File).where(File.expires_at <= now, ~still_read.exists()).limit(limit)
         files = self._session.scalars(query.with_for_update(skip_locked=True)).all()
-        # Asked again, as a job may have been made between that query's start and its locks.
+        # Checked again, because a job may have been created before the rows were locked.
         return [file for file in files if self._job_using(file.id, is_needed) is None]
 
     def _job_using(self, file_id: str, which: ColumnElement[bool]) -> str | None:

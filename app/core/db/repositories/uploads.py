@@ -11,10 +11,10 @@ from app.core.db.tables import Upload, UploadPart
 from app.core.errors import NotFoundError
 
 ENDED_KEPT_FOR = timedelta(days=7)
-"""How long an upload that has ended can be read, and its completion be repeated."""
+"""How long an upload that has ended can be read and its completion repeated."""
 
 COMPLETION_GRACE = timedelta(minutes=10)
-"""How long a completion that was asked for in time may take before its parts are freed."""
+"""Time after expiry before the parts are deleted, so that a running completion can finish."""
 
 _ENDED = ("completed", "cancelled", "expired")
 
@@ -32,7 +32,7 @@ class UploadRepository:
         self._session.flush()
 
     def get(self, upload_id: str) -> Upload:
-        """The upload with this id, in whatever status.
+        """The upload with this id, in any status.
 
         Raises:
             NotFoundError: there is none.
@@ -40,7 +40,7 @@ class UploadRepository:
         return self._get(self._select(), upload_id)
 
     def get_to_change(self, upload_id: str) -> Upload:
-        """The same; until this transaction ends, no other changes it or adds a part to it.
+        """The upload with this id, locked so that no other transaction changes it or adds a part.
 
         Raises:
             NotFoundError: there is none.
@@ -53,12 +53,12 @@ class UploadRepository:
         return self._session.scalars(query).all()
 
     def find_part(self, upload_id: str, sha256: str) -> UploadPart | None:
-        """The part of an upload that has these bytes."""
+        """The part of an upload with these bytes, or None."""
         same = (UploadPart.upload_id == upload_id, UploadPart.sha256 == sha256)
         return self._session.scalar(select(UploadPart).where(*same))
 
     def measure_parts(self, upload_id: str) -> tuple[int, int]:
-        """How many parts an upload has, and their bytes together."""
+        """Number of parts of an upload, and their total size in bytes."""
         columns = (func.count(), func.coalesce(func.sum(UploadPart.bytes), 0))
         query = select(*columns).where(UploadPart.upload_id == upload_id)
         count, size = self._session.execute(query).one()
@@ -70,16 +70,16 @@ class UploadRepository:
         self._session.flush()
 
     def end(self, upload: Upload, status: str) -> list[str]:
-        """Set a pending upload's last status. Returns the keys of the blobs that are now free."""
+        """Set a pending upload's last status. Returns the keys of the blobs that can be deleted."""
         upload.status = status
         self._session.flush()
         parts = delete(UploadPart).where(UploadPart.upload_id == upload.id)
         return list(self._session.scalars(parts.returning(UploadPart.blob_key)))
 
     def expire(self, *, now: datetime, limit: int) -> list[str]:
-        """End the uploads of every project that nobody can be completing any more.
+        """End the expired uploads of every project that nobody can be completing any more.
 
-        Returns the keys of the blobs that are now free.
+        Returns the keys of the blobs that can be deleted.
         """
         is_over = Upload.expires_at <= now - COMPLETION_GRACE
         overdue = select(Upload).where(Upload.status == "pending", is_over)
@@ -87,7 +87,7 @@ class UploadRepository:
         return [key for upload in uploads.all() for key in self.end(upload, "expired")]
 
     def delete_older(self, *, than: datetime) -> None:
-        """Forget the uploads of every project that have ended, and would have expired by then."""
+        """Delete the ended uploads of every project whose expiry is older than this time."""
         old = (Upload.status.in_(_ENDED), Upload.expires_at < than)
         self._session.execute(delete(Upload).where(*old))
 

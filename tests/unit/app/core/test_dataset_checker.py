@@ -4,7 +4,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.core.dataset import checker as dataset_checker
 from app.core.dataset.checker import DatasetChecker, DatasetSummary
 from app.core.dataset.formats import DatasetFormat
 from tests.builders import CHAT_LINE, TEXT_LINE
@@ -89,13 +88,10 @@ def test_the_first_fifty_problems_are_listed_and_all_are_counted() -> None:
 
 @pytest.mark.parametrize("chunk_bytes", [64, 10_000])
 @pytest.mark.parametrize("end", [b"\n", b""], ids=["line feed", "end of file"])
-def test_a_line_that_is_too_long_is_reported_and_never_held(
-    chunk_bytes: int, end: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(dataset_checker, "MAX_LINE_BYTES", 1024)
+def test_a_line_that_is_too_long_is_reported_and_never_held(chunk_bytes: int, end: bytes) -> None:
     long_line = b'{"text": "' + b"x" * 3000 + b'"}'
     content = TEXT_LINE + long_line + (end + TEXT_LINE if end else b"")
-    checker = DatasetChecker()
+    checker = DatasetChecker(max_line_bytes=1024)
 
     for start in range(0, len(content), chunk_bytes):
         checker.feed(content[start : start + chunk_bytes])
@@ -106,10 +102,12 @@ def test_a_line_that_is_too_long_is_reported_and_never_held(
     assert summary.examples == (2 if end else 1)
 
 
-def test_a_line_just_short_enough_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dataset_checker, "MAX_LINE_BYTES", len(TEXT_LINE) - 1)
+def test_a_line_just_short_enough_is_read() -> None:
+    checker = DatasetChecker(max_line_bytes=len(TEXT_LINE) - 1)
 
-    assert check(TEXT_LINE).examples == 1
+    checker.feed(TEXT_LINE)
+
+    assert checker.finish().examples == 1
 
 
 def test_tools_anywhere_in_the_file_are_noticed() -> None:

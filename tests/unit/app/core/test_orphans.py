@@ -3,9 +3,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
-from app.core import orphans
 from app.core.db.session import Database
 from app.core.db.tables import SavedState
 from app.core.orphans import GRACE_S, LONG_GRACE_S, find_orphans, free_orphans
@@ -96,15 +93,13 @@ def test_many_are_looked_up_batch_by_batch(
     database: Database,
     store: LocalBlobStore,
     settings: Settings,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(orphans, "_BATCH", 2)
     kept = add_file(database, store)
     make_old(store.scratch_file().parents[1] / kept.blob_key, LATE)
     for number in range(7):
         put_old(store, f"files/old-{number}", LATE)
 
-    assert free_orphans(database, store, settings).blobs == 7
+    assert free_orphans(database, store, settings, batch=2).blobs == 7
     assert list_blobs(store) == [kept.blob_key]
 
 

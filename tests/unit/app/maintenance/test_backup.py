@@ -3,6 +3,7 @@ import json
 import os
 import shutil
 import sqlite3
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from datetime import datetime
@@ -17,7 +18,7 @@ from app.core.db.tables import File
 from app.core.job.status import JobStatus
 from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
-from app.maintenance import backup, durable_files
+from app.maintenance import backup
 from app.maintenance.backup import make_backup
 from app.maintenance.backup_format import BackupError, iterate_blobs, read_record, verify
 from tests.builders import TEXT_LINE, add_file, add_job
@@ -103,7 +104,7 @@ def test_blobs_are_copied_when_that_is_wanted_or_nothing_else_goes(
         raise OSError(18, "Invalid cross-device link")
 
     make_backup(settings, target, may_link=False)
-    monkeypatch.setattr(durable_files.os, "link", cross_device)
+    monkeypatch.setattr(os, "link", cross_device)
     make_backup(settings, target.with_name("tuesday"))
 
     for directory in (target, target.with_name("tuesday")):
@@ -133,11 +134,15 @@ def test_it_has_its_name_only_once_it_is_whole(
 ) -> None:
     seen: list[bool] = []
 
-    def fail(*_: object) -> None:
-        seen.append(target.exists())
-        raise OSError(28, "No space left on device")
+    fsync = os.fsync
 
-    monkeypatch.setattr(backup, "sync_directories", fail)
+    def fail_for_directories(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            seen.append(target.exists())
+            raise OSError(28, "No space left on device")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fail_for_directories)
 
     with pytest.raises(OSError, match="No space"):
         make_backup(settings, target)

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from contextlib import closing
 from datetime import datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from app.core import disk
 from app.core.db import inspection
 from app.core.db.migrate import newest_revision
 from app.core.db.repositories.saved_states import SavedStateRepository
@@ -22,10 +22,9 @@ from app.core.disk import Ballast
 from app.core.job.status import JobStatus
 from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
-from app.maintenance import check_disk
-from app.maintenance.check_disk import file_system_of
+from app.maintenance.check_disk import check_file_system, file_system_of
 from app.maintenance.doctor import examine
-from app.maintenance.findings import Finding, Level
+from app.maintenance.findings import Finding, Level, Patient
 from tests.builders import (
     add_file,
     add_job,
@@ -404,8 +403,8 @@ def test_no_ballast_wanted_is_pointed_out(healthy: Settings) -> None:
 def test_a_disk_that_fills_up_is_found(
     free: int, level: Level, *, healthy: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (disk, check_disk):
-        monkeypatch.setattr(module, "free_bytes", lambda _: free)
+    answer = SimpleNamespace(f_files=0, f_favail=0, f_bavail=free, f_frsize=1)
+    monkeypatch.setattr(os, "statvfs", lambda _: answer)
 
     assert look(healthy)["space"].level is level
 
@@ -448,11 +447,21 @@ def test_this_machine_has_file_systems_too(tmp_path: Path) -> None:
     [("ext4", Level.OK), ("nfs4", Level.WARN), ("fuse.sshfs", Level.WARN), ("9p", Level.WARN)],
 )
 def test_sqlite_on_a_shared_file_system_is_pointed_out(
-    kind: str, level: Level, *, healthy: Settings, monkeypatch: pytest.MonkeyPatch
+    kind: str,
+    level: Level,
+    *,
+    healthy: Settings,
+    database: Database,
+    store: LocalBlobStore,
+    tmp_path: Path,
+    now: datetime,
 ) -> None:
-    monkeypatch.setattr(check_disk, "file_system_of", lambda _: kind)
+    (tmp_path / "mountinfo").write_text(f"21 1 254:0 / / rw - {kind} /dev/vda rw\n")
+    patient = Patient(healthy, database, store, now)
 
-    assert look(healthy)["file system"].level is level
+    (finding,) = check_file_system(patient, tmp_path / "mountinfo")
+
+    assert finding.level is level
 
 
 def test_a_check_that_fails_is_a_finding_and_the_others_are_made(
