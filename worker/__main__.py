@@ -18,7 +18,7 @@ from app.core.occupancy import OccupiedError, occupied
 from app.core.settings import Settings, SettingsError, read_settings
 from app.core.storage.local import LocalBlobStore
 from app.core.subprocesses import python_module, with_import_path
-from worker.attempt.attempt import Resources
+from worker.attempt.resources import Resources
 from worker.launch.launcher import Launcher
 from worker.launch.local import LocalLauncher
 from worker.launch.warm import WarmLauncher

@@ -101,8 +101,8 @@ class JobDirectory:
         if inputs.validation_file is not None:
             validation_data = self.directory / VALIDATION_DATA_NAME
             _copy_blob(store, inputs.validation_file.blob_key, validation_data)
-        model_directory = catalogue.directory(base_model.id).resolve()
-        (self.directory / BASE_MODEL_NAME).symlink_to(model_directory)
+        model = catalogue.directory(base_model.id).resolve()
+        (self.directory / BASE_MODEL_NAME).symlink_to(model)
         cache = settings.cache_dir.resolve()
         cache.mkdir(parents=True, exist_ok=True)
         (self.directory / MACHINE_CACHE_NAME).symlink_to(cache)
@@ -117,13 +117,7 @@ class JobDirectory:
             raise BaseModelMissingError(self._lease.base_model)
         if self._lease.base_model_sha256 not in {None, installed.sha256}:
             raise BaseModelChangedError(self._lease.base_model)
-        return BaseModelRef(
-            id=installed.id,
-            repo=installed.repo,
-            revision=installed.revision,
-            licence=installed.licence,
-            sha256=installed.sha256,
-        )
+        return BaseModelRef(**installed.model_dump(include=set(BaseModelRef.model_fields)))
 
     def _make(self) -> None:
         """Make the directory, and delete those of this attempt and of earlier ones.

@@ -9,7 +9,8 @@ from app.core.db.repositories.jobs import JobRepository
 from app.core.db.repositories.leases import Lease, LeaseRepository
 from app.core.disk import has_room
 from app.core.errors import DatabaseBusyError
-from worker.attempt.attempt import Attempt, Resources
+from worker.attempt.attempt import Attempt
+from worker.attempt.resources import Resources
 from worker.identity import this_worker
 from worker.janitor import Janitor
 from worker.launch.locks import TrainingSlots

@@ -8,17 +8,14 @@ long to copy can cost the job its lease.
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from datetime import timedelta
 
-from app.core.base_models import Catalogue
-from app.core.clock import Clock, steady_s, utc_now
+from app.core.clock import steady_s
 from app.core.db.repositories.files import FileRepository
 from app.core.db.repositories.jobs import JobRepository
 from app.core.db.repositories.leases import Lease, LeaseRepository
 from app.core.db.repositories.recovery import Crash, Interruption, RecoveryRepository
 from app.core.db.repositories.saved_states import SavedStateRepository
-from app.core.db.session import Database, Session
+from app.core.db.session import Session
 from app.core.errors import (
     DatabaseBusyError,
     LeaseLostError,
@@ -38,8 +35,6 @@ from app.core.job.training_events import (
     TrainingEvent,
     Unresumable,
 )
-from app.core.settings import Settings
-from app.core.storage.blob_store import BlobStore
 from worker.attempt.endings import (
     AttemptEnd,
     Cancelled,
@@ -50,29 +45,12 @@ from worker.attempt.endings import (
 )
 from worker.attempt.lease_keeper import TRANSIENT_ERRORS, LeaseKeeper, heartbeat
 from worker.attempt.publisher import Publisher
+from worker.attempt.resources import Resources
 from worker.attempt.step_log import StepLog
 from worker.job_directory import JobDirectory, JobInputs
-from worker.launch.launcher import Ending, Launcher, Signal
+from worker.launch.launcher import Ending, Signal
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Resources:
-    """What all attempts of a worker use."""
-
-    settings: Settings
-    database: Database
-    store: BlobStore
-    catalogue: Catalogue
-    launcher: Launcher
-    clock: Clock = utc_now
-    cancel_poll_interval_s: float = 0.5
-    """Interval at which the database is asked what the user wants. A cancel may take 5 seconds."""
-    flush_interval_s: float = 1.0
-    """Minimum interval between two writes of steps: a commit takes longer than a small step."""
-    progress_interval_s: float = 30.0
-    """Minimum interval between two lines of a job's progress in the worker's log."""
 
 
 class Attempt:
@@ -95,25 +73,13 @@ class Attempt:
         stop_at_s: Callable[[], float | None] = lambda: None,
         on_beat: Callable[[], None] = lambda: None,
     ) -> None:
-        settings, clock = resources.settings, resources.clock
         self._lease = lease
         self._resources = resources
         self._on_beat = on_beat
-        self._job_directory = JobDirectory(settings.work_dir, lease)
-        self._keeper = LeaseKeeper(
-            lease,
-            resources.database,
-            clock=clock,
-            lease_for=timedelta(seconds=settings.lease_s),
-            stop_at_s=stop_at_s,
-        )
-        self._publisher = Publisher(self._keeper, self._job_directory, resources.store, clock)
-        self._steps = StepLog(
-            self._keeper,
-            clock=clock,
-            flush_interval_s=resources.flush_interval_s,
-            progress_interval_s=resources.progress_interval_s,
-        )
+        self._job_directory = JobDirectory(resources.settings.work_dir, lease)
+        self._keeper = LeaseKeeper(lease, resources, stop_at_s)
+        self._publisher = Publisher(self._keeper, self._job_directory, resources)
+        self._steps = StepLog(self._keeper, resources)
         self._last_event: LastEvent | None = None
         self.must_wait = False
 

@@ -9,10 +9,11 @@ from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from typing import TypeVar
 
-from app.core.clock import Clock, steady_s
+from app.core.clock import steady_s
 from app.core.db.repositories.leases import Lease, LeaseRepository, RequestedAction
-from app.core.db.session import Database, Session
+from app.core.db.session import Session
 from app.core.errors import DatabaseBusyError, LeaseLostError, StorageFullError
+from worker.attempt.resources import Resources
 from worker.launch.launcher import Signal
 
 logger = logging.getLogger(__name__)
@@ -44,19 +45,13 @@ class LeaseKeeper:
     """
 
     def __init__(
-        self,
-        lease: Lease,
-        database: Database,
-        *,
-        clock: Clock,
-        lease_for: timedelta,
-        stop_at_s: Callable[[], float | None],
+        self, lease: Lease, resources: Resources, stop_at_s: Callable[[], float | None]
     ) -> None:
         self.lease = lease
         self.requested_action = RequestedAction.CONTINUE
-        self._database = database
-        self._clock = clock
-        self._lease_for = lease_for
+        self._database = resources.database
+        self._clock = resources.clock
+        self._lease_s = resources.settings.lease_s
         self._stop_at_s = stop_at_s
         self._is_lost = False
         self._renewed_s = steady_s()
@@ -69,8 +64,8 @@ class LeaseKeeper:
     @property
     def is_lost(self) -> bool:
         """Whether another worker may have the job: it was taken over, or not renewed in time."""
-        allowed_s = self._lease_for.total_seconds() * (1 - LEASE_MARGIN)
-        self._is_lost = self._is_lost or steady_s() - self._renewed_s > allowed_s
+        is_late = steady_s() - self._renewed_s > self._lease_s * (1 - LEASE_MARGIN)
+        self._is_lost = self._is_lost or is_late
         return self._is_lost
 
     def require(self) -> None:
@@ -102,12 +97,12 @@ class LeaseKeeper:
         if self._is_lost:  # given up once, the job may be another worker's any moment
             raise LeaseLostError(self.lease.job_id, self.lease.attempt)
         now_s = steady_s()
-        is_due = now_s - self._renewed_s >= self._lease_for.total_seconds() / RENEWALS
+        is_due = now_s - self._renewed_s >= self._lease_s / RENEWALS
         try:
             with self._database.writing() if is_due else self._database.reading() as session:
                 leases = LeaseRepository(session)
                 if is_due:
-                    until = self._clock() + self._lease_for
+                    until = self._clock() + timedelta(seconds=self._lease_s)
                     self.requested_action = leases.renew(self.lease, until=until)
                 else:
                     self.requested_action = leases.read_requested_action(self.lease)

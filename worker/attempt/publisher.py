@@ -5,7 +5,6 @@ Bytes that were stored for nothing lie under keys of their own attempt until orp
 They are not freed after a failed commit, because it may have succeeded with its confirmation lost.
 """
 
-from app.core.clock import Clock
 from app.core.db.repositories.checkpoints import CheckpointRepository, TunedModelRepository
 from app.core.db.repositories.events import EventRepository
 from app.core.db.repositories.files import FileRepository
@@ -22,8 +21,8 @@ from app.core.job import loss_log
 from app.core.job.status import JobStatus
 from app.core.job.training_events import Checkpointed, Finished, Saved, Unresumable
 from app.core.manifest import MANIFEST_NAME
-from app.core.storage.blob_store import BlobStore
 from worker.attempt.lease_keeper import LeaseKeeper
+from worker.attempt.resources import Resources
 from worker.job_directory import JobDirectory, StoredFile, as_file
 
 RESULT_NAME = "step_metrics.csv"
@@ -33,13 +32,13 @@ class Publisher:
     """Publishes what one attempt makes."""
 
     def __init__(
-        self, keeper: LeaseKeeper, job_directory: JobDirectory, store: BlobStore, clock: Clock
+        self, keeper: LeaseKeeper, job_directory: JobDirectory, resources: Resources
     ) -> None:
         self._keeper = keeper
         self._lease = keeper.lease
         self._job_directory = job_directory
-        self._store = store
-        self._clock = clock
+        self._store = resources.store
+        self._clock = resources.clock
 
     def publish_checkpoint(self, event: Checkpointed) -> None:
         """Publish a checkpoint and, in the same transaction, the saved state of its step.

@@ -5,12 +5,13 @@ import threading
 from collections.abc import Callable
 from datetime import timedelta
 
-from app.core.clock import Clock, steady_s
+from app.core.clock import steady_s
 from app.core.db.repositories.events import EventRepository
 from app.core.db.repositories.leases import LeaseRepository
 from app.core.db.session import Session
 from app.core.job.loss_log import StepMetrics
 from worker.attempt.lease_keeper import LeaseKeeper
+from worker.attempt.resources import Resources
 
 logger = logging.getLogger(__name__)
 
@@ -20,24 +21,11 @@ class StepLog:
 
     Attributes:
         has_written: whether a step of this attempt is in the database.
-
-    Args:
-        flush_interval_s: minimum interval between two writes by `flush_if_due`.
-        progress_interval_s: minimum interval between two lines of progress in the worker's log.
     """
 
-    def __init__(
-        self,
-        keeper: LeaseKeeper,
-        *,
-        clock: Clock,
-        flush_interval_s: float,
-        progress_interval_s: float,
-    ) -> None:
+    def __init__(self, keeper: LeaseKeeper, resources: Resources) -> None:
         self._keeper = keeper
-        self._clock = clock
-        self._flush_interval_s = flush_interval_s
-        self._progress_interval_s = progress_interval_s
+        self._resources = resources
         self._lock = threading.Lock()
         self._waiting: list[StepMetrics] = []
         self.has_written = False
@@ -71,7 +59,7 @@ class StepLog:
         if not self._lock.acquire(blocking=False):
             return
         try:
-            if steady_s() - self._written_s >= self._flush_interval_s:
+            if steady_s() - self._written_s >= self._resources.flush_interval_s:
                 self._write(self._keeper.transact_once)
         finally:
             self._lock.release()
@@ -90,7 +78,7 @@ class StepLog:
         lease, rows, last = self._keeper.lease, self._waiting, self._waiting[-1]
         seconds_per_step = (self._written_s - self._started_s) / (last.step - self._first_step)
         left_s = seconds_per_step * (self._total_steps - last.step)
-        now = self._clock()
+        now = self._resources.clock()
         LeaseRepository(session).record_steps(
             lease,
             rows,
@@ -102,7 +90,7 @@ class StepLog:
             events.add_metrics(lease.job_id, row, total_steps=self._total_steps, now=now)
 
     def _log_progress(self, last: StepMetrics) -> None:
-        if steady_s() - self._logged_s < self._progress_interval_s:
+        if steady_s() - self._logged_s < self._resources.progress_interval_s:
             return
         self._logged_s = steady_s()
         context = {"job_id": self._keeper.lease.job_id, "train_loss": round(last.train_loss, 4)}

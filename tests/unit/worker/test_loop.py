@@ -52,7 +52,7 @@ from tests.builders import (
 from tests.fakes import Act, FakeLauncher, FrozenClock, Waiting
 from tests.waiting import wait_until
 from worker import janitor
-from worker.attempt.attempt import Resources
+from worker.attempt.resources import Resources
 from worker.launch.locks import TrainingSlots
 from worker.loop import PAUSE_AFTER_FAILURE_S, Worker
 

@@ -42,8 +42,9 @@ from tests.builders import (
     write_checkpoint,
 )
 from tests.fakes import FakeLauncher, FrozenClock
-from worker.attempt.attempt import Attempt, Resources
+from worker.attempt.attempt import Attempt
 from worker.attempt.endings import Released
+from worker.attempt.resources import Resources
 from worker.launch.launcher import Ending, Signal
 
 ENDED = Ending(0, was_asked=False, was_killed=False, log_tail="")

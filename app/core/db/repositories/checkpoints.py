@@ -1,4 +1,4 @@
-"""Every query on checkpoints and on the tuned models that point at them."""
+"""Every query on checkpoints, and on the tuned models that point to them."""
 
 from sqlalchemy import delete, select
 
@@ -23,7 +23,7 @@ class CheckpointRepository:
         self._session.flush()
 
     def list_page(self, job_id: str, *, after: str | None, limit: int) -> Page[Checkpoint]:
-        """Newest first."""
+        """Return a page of checkpoints, newest first."""
         query = select(Checkpoint).where(
             Checkpoint.job_id == job_id, Checkpoint.project_id == self._project_id
         )
@@ -48,7 +48,7 @@ class CheckpointRepository:
         )
 
     def find_of_model(self, model_name: str, step: int) -> tuple[Checkpoint, Job] | None:
-        """The checkpoint at a step of the job whose model has, or will have, this name."""
+        """Return the checkpoint at a step of the job with this model name, and that job."""
         query = select(Checkpoint, Job).join(Job, Job.id == Checkpoint.job_id)
         row = self._session.execute(
             query.where(
@@ -60,7 +60,7 @@ class CheckpointRepository:
         return None if row is None else (row[0], row[1])
 
     def delete(self, checkpoint: Checkpoint) -> list[str]:
-        """Forget a checkpoint and its files; returns the keys of the blobs to free afterwards."""
+        """Delete a checkpoint and its files. Returns the keys of the blobs to free afterwards."""
         keys = [file.blob_key for file in checkpoint.files]
         self._session.execute(delete(File).where(File.checkpoint_id == checkpoint.id))
         self._session.execute(delete(Checkpoint).where(Checkpoint.id == checkpoint.id))
@@ -84,10 +84,10 @@ class TunedModelRepository:
         )
 
     def get(self, name: str) -> TunedModel:
-        """The tuned model of this name.
+        """Return the tuned model of this name.
 
         Raises:
-            NotFoundError: there is none.
+            NotFoundError: no model has this name.
         """
         model = self.find(name)
         if model is None:
@@ -95,12 +95,12 @@ class TunedModelRepository:
         return model
 
     def list_all(self) -> list[TunedModel]:
-        """Newest first."""
+        """Return all tuned models, newest first."""
         query = select(TunedModel).where(TunedModel.project_id == self._project_id)
         return list(self._session.scalars(query.order_by(TunedModel.created_at.desc())))
 
     def delete(self, model: TunedModel) -> None:
-        """Forget a tuned model.
+        """Delete a tuned model.
 
         Raises:
             NotFoundError: another transaction has deleted it meanwhile.

@@ -1,4 +1,4 @@
-"""Events of a job: what a user reads to know what happened, and when."""
+"""Events of jobs: they tell the user what happened, and when."""
 
 from datetime import datetime
 from typing import Any, Literal
@@ -29,7 +29,7 @@ class EventRepository:
         level: Level = "info",
         data: dict[str, Any] | None = None,
     ) -> None:
-        """Tell the job's user something. With `data`, it is a metrics event."""
+        """Add an event that tells the user something. With `data`, it is a metrics event."""
         self._session.add(
             Event(
                 id=new_id(IdPrefix.EVENT),
@@ -46,7 +46,7 @@ class EventRepository:
     def add_metrics(
         self, job_id: str, metrics: StepMetrics, *, total_steps: int, now: datetime
     ) -> None:
-        """One step, in OpenAI's words and under its keys."""
+        """Add the metrics of one step, with OpenAI's text and keys."""
         message = f"Step {metrics.step}/{total_steps}: training loss={metrics.train_loss:.2f}"
         data: dict[str, Any] = {
             "step": metrics.step,
@@ -62,6 +62,6 @@ class EventRepository:
         self.add(job_id, message, now=now, data=data)
 
     def list_page(self, job_id: str, *, after: str | None, limit: int) -> Page[Event]:
-        """Newest first."""
+        """Return a page of events, newest first."""
         query = select(Event).where(Event.job_id == job_id, Event.project_id == self._project_id)
         return fetch_page(self._session, query, Event.id, after=after, limit=limit)

@@ -10,6 +10,7 @@ saved state is progress and resets both counts.
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 
 from sqlalchemy import select
 
@@ -153,30 +154,20 @@ class RecoveryRepository:
         more: str = "",
         error: JobError | None = None,
     ) -> None:
-        """Do what the user has asked for; otherwise fail the job with `error`, or queue it."""
+        """Cancel or pause the job if the user asked for that; otherwise fail it, or queue it."""
         step = SavedStateRepository(self._session).newest_step(job.id)
-        status, message = JobStatus.QUEUED, None
+        move = partial(settle, self._session, job, now=now, outcome=outcome)
         if job.cancel_requested_at is not None:
-            status, error = JobStatus.CANCELLED, None
+            move(JobStatus.CANCELLED)
         elif error is not None:
-            status = JobStatus.FAILED
+            move(JobStatus.FAILED, error=error)
         elif job.pause_requested_at is not None:
-            status = JobStatus.PAUSED
             place = f"after step {step}" if step else "before any step was saved"
-            message = f"Fine-tuning job paused {place}"
+            move(JobStatus.PAUSED, message=f"Fine-tuning job paused {place}")
         else:
             place = f"resume after step {step}" if step else "start from its first step"
             message = f"{why}; the job is queued again and will {place}{more}"
-        settle(
-            self._session,
-            job,
-            status,
-            now=now,
-            outcome=outcome,
-            error=error,
-            message=message,
-            level="warn" if status is JobStatus.QUEUED else "info",
-        )
+            move(JobStatus.QUEUED, message=message, level="warn")
 
     def _how_to_continue(self, job: Job) -> str:
         step = SavedStateRepository(self._session).newest_step(job.id)

@@ -1,4 +1,4 @@
-"""Every query on saved states: what a job's next attempt, or a rerun of the job, resumes from."""
+"""Every query on saved states, from which the next attempt at a job, or a rerun, resumes."""
 
 from datetime import datetime
 from typing import Any
@@ -11,7 +11,7 @@ from app.core.db.tables import Job, SavedState
 from app.core.job.status import JobStatus
 
 KEPT = 2
-"""States of a job: the newest, and the one before it should the newest prove unreadable."""
+"""Number of states kept for a job: the newest, and one more in case the newest is unreadable."""
 
 PASSING_CODES = frozenset(
     {
@@ -24,11 +24,11 @@ PASSING_CODES = frozenset(
         "training_crashed",
     }
 )
-"""Errors of failed jobs whose cause lies with the machine, not with the job, and so may pass."""
+"""Codes of failed jobs that may succeed later, because the machine was the cause, not the job."""
 
 
 def may_be_continued(job: Job) -> bool:
-    """Whether a rerun may resume from the saved state of this job, as long as that is held."""
+    """Whether a rerun may resume from the saved state of this job, while that is kept."""
     code = job.error["code"] if job.error else None
     return job.status is JobStatus.CANCELLED or code in PASSING_CODES
 
@@ -40,20 +40,20 @@ class SavedStateRepository:
     def add(
         self, lease: Lease, step: int, files: dict[str, dict[str, Any]], *, now: datetime
     ) -> list[str]:
-        """Remember a state whose files are stored and verified: the job has made progress.
+        """Add a state, whose files are stored and verified. It counts as progress of the job.
 
         Args:
-            files: `key`, `bytes` and `sha256` of each, by name.
+            files: `key`, `bytes` and `sha256` of each file, by name.
 
         Returns:
-            The keys of blobs that are needed no more, to free afterwards.
+            Keys of blobs that are not needed any more, to free after the transaction.
 
         Raises:
             LeaseLostError: the job is no longer this attempt's.
         """
         job = LeaseRepository(self._session).hold(lease)
         job.crashes = job.interruptions = 0
-        # One of an earlier attempt, if that had come further than the state this one began with.
+        # An earlier attempt may have saved later states, which this one could not read.
         replaced = self._delete(lease.job_id, SavedState.step >= step)
         self._session.add(
             SavedState(
@@ -70,7 +70,7 @@ class SavedStateRepository:
         return replaced + self._delete(lease.job_id, SavedState.step.not_in(kept))
 
     def drop(self, lease: Lease, step: int) -> list[str]:
-        """Forget the state of one step; returns the keys of the blobs to free afterwards.
+        """Delete the state of one step. Returns the keys of the blobs to free afterwards.
 
         Raises:
             LeaseLostError: the job is no longer this attempt's.
@@ -79,21 +79,21 @@ class SavedStateRepository:
         return self._delete(lease.job_id, SavedState.step == step)
 
     def list_newest(self, job_id: str) -> list[SavedState]:
-        """The newest first."""
+        """Return the states of a job, newest first."""
         query = select(SavedState).where(SavedState.job_id == job_id)
         return list(self._session.scalars(query.order_by(SavedState.step.desc())))
 
     def newest_step(self, job_id: str) -> int:
-        """0 when there is none."""
+        """Return the step of the newest state; 0 if there is none."""
         query = select(func.max(SavedState.step)).where(SavedState.job_id == job_id)
         return self._session.scalar(query) or 0
 
     def delete_all(self, job_id: str) -> list[str]:
-        """Forget the states of a job; returns the keys of the blobs to free afterwards."""
+        """Delete the states of a job. Returns the keys of the blobs to free afterwards."""
         return self._delete(job_id)
 
     def list_to_continue(self, job_id: str) -> list[SavedState]:
-        """The newest first; nobody else takes or deletes them before this transaction ends."""
+        """Return the states, newest first, locked until the end of this transaction."""
         query = select(SavedState).where(SavedState.job_id == job_id).with_for_update()
         return list(self._session.scalars(query.order_by(SavedState.step.desc())))
 
@@ -107,18 +107,18 @@ class SavedStateRepository:
         )
 
     def delete_of_ended(self, *, held_since: datetime, limit: int) -> list[str]:
-        """Forget states that no job resumes from; returns the keys to free afterwards.
+        """Delete states that no job resumes from. Returns the keys of the blobs to free afterwards.
 
         Args:
-            held_since: states of jobs that have ended later are kept if `may_be_continued`.
-            limit: jobs to look at.
+            held_since: states of jobs that ended later are kept if `may_be_continued`.
+            limit: maximum number of jobs to clean up.
         """
         may_pass = Job.error["code"].as_string().in_(PASSING_CODES)
         is_held = and_(
             Job.finished_at > held_since, or_(Job.status == JobStatus.CANCELLED, may_pass)
         )
         is_needed = case((Job.finished_at.is_(None), 1), (is_held, 1), else_=0)
-        # As a value, not a join: else SQLite begins with all jobs that have ever ended.
+        # A scalar subquery, not a join: SQLite would begin a join with all jobs that have ended.
         needed = select(is_needed).where(Job.id == SavedState.job_id).scalar_subquery()
         ended = select(SavedState.job_id).where(needed == 0).distinct().limit(limit)
         return [
@@ -126,6 +126,6 @@ class SavedStateRepository:
         ]
 
     def _delete(self, job_id: str, *which: Any) -> list[str]:
-        forgotten = delete(SavedState).where(SavedState.job_id == job_id, *which)
-        files = self._session.scalars(forgotten.returning(SavedState.files)).all()
+        deletion = delete(SavedState).where(SavedState.job_id == job_id, *which)
+        files = self._session.scalars(deletion.returning(SavedState.files)).all()
         return [file["key"] for state in files for file in state.values()]
