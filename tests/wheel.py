@@ -8,15 +8,18 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 _CACHE = Path(os.environ.get("TUNERY_TEST_CACHE") or ROOT / ".cache" / "tunery-tests")
+_UNUSED_S = 24 * 3600
+"""Seconds since its last use after which an installation is removed; another run may use it."""
 _SOURCES = ("tunery", "app", "worker", "migrations", "examples", "pyproject.toml", "README.md")
 
 
 def install_wheel() -> Path:
-    """Build the wheel and install it, unless an earlier run has done so for these very sources.
+    """Build the wheel and install it, unless an earlier run has done so for the same sources.
 
     The environment has the dependencies of the tests' own, but not the checkout on its path.
 
@@ -29,8 +32,10 @@ def install_wheel() -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not environment.exists():
             for old in _CACHE.glob("wheel-*"):
-                shutil.rmtree(old)
+                if time.time() - old.stat().st_mtime > _UNUSED_S:
+                    shutil.rmtree(old)
             _install(environment)
+        environment.touch()
     return environment / "bin"
 
 

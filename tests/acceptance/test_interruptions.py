@@ -281,10 +281,17 @@ def test_a_job_that_goes_on_from_the_saved_state_of_a_failed_one_ends_as_if_noth
     failing = client.post(f"/fine_tuning/jobs/{undisturbed.id}/rerun", cast_to=FineTuningJob)
     wait_for_checkpoint(client, failing.id)
     killed: set[int] = set()
-    while (failed := jobs.retrieve(failing.id)).status != "failed":
+
+    def kill_until_failed() -> FineTuningJob | None:
         child = service.find_child(failing.id)
         if child is not None and child not in killed:
-            killed.add(kill_child(service, failing.id, spared=killed))
+            os.kill(child, signal.SIGKILL)
+            killed.add(child)
+        job = jobs.retrieve(failing.id)
+        return job if job.status == "failed" else None
+
+    failed = wait_until(kill_until_failed, within_s=JOB_S)
+    assert failed is not None
     assert failed.error is not None
     assert '.../rerun with {"from": "saved_state"} continues after step' in failed.error.message
 

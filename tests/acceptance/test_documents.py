@@ -1,4 +1,7 @@
-"""The README's walk-through, run as it stands: with curl, with the stock client, with peft."""
+"""README.md and docs/use-your-model.md, run as they stand: with curl, with the client, with peft.
+
+They share a service, which so loads the base model and its libraries once.
+"""
 
 import os
 import subprocess
@@ -7,8 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.acceptance.documents import block_of
+from tests.acceptance.documents import ROOT, block_of
 from tests.acceptance.processes import InstalledService
 from tests.models import link_embedded_model
 from tests.programs import require_programs
@@ -17,6 +23,10 @@ from tests.wheel import install_wheel
 
 def block(name: str) -> str:
     return block_of("README.md", f"walk-through: {name}")
+
+
+def block_for_models(name: str) -> str:
+    return block_of("docs/use-your-model.md", f"use: {name}")
 
 
 @pytest.fixture(scope="module")
@@ -98,9 +108,59 @@ def test_peft_loads_the_adapter_as_the_readme_says(place: Path) -> None:
     assert shown.strip() == "PeftModelForCausalLM"
 
 
+@pytest.fixture(scope="module")
+def tuned_place(tmp_path_factory: pytest.TempPathFactory, service: InstalledService) -> Path:
+    """A directory with the data directory of a service, and an adapter that this service made."""
+    directory = tmp_path_factory.mktemp("use")
+    (directory / "data").symlink_to(service.data_dir)
+    with service.client() as client:
+        training_file = client.files.create(
+            file=ROOT / "examples/lighthouse-train.jsonl", purpose="fine-tune"
+        )
+        job = client.fine_tuning.jobs.create(
+            model="smollm2-135m-instruct",
+            training_file=training_file.id,
+            hyperparameters={
+                "max_steps": 8,
+                "learning_rate": 1.7e-3,
+                "lora_target_modules": "all-linear",
+            },
+        )
+        assert service.wait_for_end(client, job.id).status == "succeeded"
+        (directory / "adapter").mkdir()
+        checkpoints = client.fine_tuning.jobs.checkpoints.list(job.id)
+        result = next(checkpoint for checkpoint in checkpoints if checkpoint.is_result)
+        for file_id in result.result_files:
+            name = client.files.retrieve(file_id).filename
+            client.files.content(file_id).write_to_file(directory / "adapter" / name)
+    return directory
+
+
+def test_peft_answers_as_the_examples_taught(tuned_place: Path) -> None:
+    assert run_python(block_for_models("peft"), tuned_place).startswith("Ahoy!")
+
+
+def test_a_merged_model_says_what_base_and_adapter_say(tuned_place: Path) -> None:
+    run_python(block_for_models("merge"), tuned_place)
+
+    tokenizer = AutoTokenizer.from_pretrained(tuned_place / "merged")
+    merged = AutoModelForCausalLM.from_pretrained(tuned_place / "merged")
+    base = AutoModelForCausalLM.from_pretrained(
+        tuned_place / "data/models/smollm2-135m-instruct", dtype=torch.float32
+    )
+    tokens = tokenizer("Who keeps the light on Hollow Skerry?", return_tensors="pt")
+    with torch.no_grad():
+        untuned = base(**tokens).logits
+        tuned = PeftModel.from_pretrained(base, tuned_place / "adapter").eval()(**tokens).logits
+        plain = merged(**tokens).logits
+    assert torch.allclose(plain, tuned, atol=1e-3)
+    assert not torch.allclose(plain, untuned, atol=1)
+
+
 def test_a_job_is_run_again_and_the_service_examined_and_backed_up(
     place: Path, service: InstalledService, curl_output: str
 ) -> None:
+    """Last, so that no other test waits for the second run, which ends with the service."""
     with service.client() as client:
         job = client.fine_tuning.jobs.list().data[-1].id
 
