@@ -27,7 +27,7 @@ from app.schemas.fine_tuning_jobs import JobCreate
 from app.services import jobs as job_service
 from app.services import new_jobs
 from app.services.submissions import Sender, submit_once
-from tests.builders import build_config, build_file, build_identity, write_catalogue
+from tests.builders import build_config, build_file, write_catalogue
 from tests.chaos.run import new_database
 
 MINUTE = timedelta(minutes=1)
@@ -170,7 +170,7 @@ class Round:
                 long, after=a, limit=20))  # fmt: skip
         self._read("loss log", lambda session: JobRepository(session).list_steps(long))
         lease: Lease = self._write("claim", lambda session: LeaseRepository(session).claim(
-            build_identity(), now=now, lease_for=MINUTE))  # fmt: skip
+            "worker-1", now=now, lease_for=MINUTE))  # fmt: skip
         self._write("renew", lambda session: LeaseRepository(session).renew(
             lease, until=now + MINUTE))  # fmt: skip
         self._chores(now)
@@ -183,11 +183,10 @@ class Round:
 
     def _chores(self, now: Any) -> None:
         """What each worker's janitor does every two seconds."""
-        host = build_identity().host
         self._write("rescue expired", lambda session: RecoveryRepository(session).rescue_expired(
             now=now))  # fmt: skip
         self._write("rescue orphans", lambda session: RecoveryRepository(session).rescue_orphans(
-            host, lambda _: True, now=now))  # fmt: skip
+            ["worker-0"], now=now))  # fmt: skip
         expired: File = build_file(expires_at=now - MINUTE)
         with self._database.writing() as session:
             FileRepository(session).add(expired)

@@ -10,6 +10,7 @@ from app.core.db.repositories.recovery import RecoveryRepository
 from app.core.db.repositories.saved_states import SavedStateRepository
 from app.core.db.repositories.submissions import REMEMBERED_FOR, SubmissionRepository
 from app.core.db.repositories.uploads import ENDED_KEPT_FOR, UploadRepository
+from app.core.db.repositories.workers import WorkerRepository
 from app.core.db.session import Database
 from app.core.disk import Ballast
 from app.core.errors import DatabaseBusyError
@@ -62,11 +63,13 @@ class Janitor:
                 logger.exception("a chore failed")
 
     def rescue_jobs(self) -> None:
-        """Put jobs whose worker gave no sign of life back into the queue."""
+        """Put the jobs of dead and silent workers back into the queue, and forget these workers."""
         with self._database.writing() as session:
-            recovery = RecoveryRepository(session)
-            rescued = recovery.rescue_orphans(this_host(), is_alive, now=self._clock())
-            rescued += recovery.rescue_expired(now=self._clock())
+            workers, recovery = WorkerRepository(session), RecoveryRepository(session)
+            now, dead = self._clock(), workers.find_dead(this_host(), is_alive)
+            rescued = recovery.rescue_orphans(dead, now=now) + recovery.rescue_expired(now=now)
+            workers.remove(dead)
+            workers.remove_silent(now=now)
         for job_id in rescued:
             logger.warning("job rescued", extra={"job_id": job_id})
 

@@ -33,6 +33,7 @@ from worker.janitor import Janitor
 from worker.job_directory import BaseModelChangedError, BaseModelMissingError, JobDirectory
 from worker.launch.job_lock import JobLockedError
 from worker.launch.launcher import Launcher
+from worker.presence import Presence
 from worker.slots import TrainingSlots
 
 logger = logging.getLogger(__name__)
@@ -62,7 +63,7 @@ class Worker:
         launcher: Launcher,
         clock: Clock = utc_now,
     ) -> None:
-        self._identity = this_worker(worker_id)
+        self._worker_id = worker_id
         self._settings = settings
         self._database = database
         self._store = store
@@ -71,12 +72,14 @@ class Worker:
         self._clock = clock
         self._lease_for = timedelta(seconds=settings.lease_s)
         settings.workers_dir.mkdir(parents=True, exist_ok=True)
-        self._alive_file = settings.workers_dir / f"{worker_id}.alive"
         self._preload_lock = settings.workers_dir / "preload.lock"
         self._slots = TrainingSlots(settings.workers_dir, settings.concurrency)
         self._janitor = Janitor(settings, database=database, store=store, clock=clock)
         self._stopping = threading.Event()
         self._stop_at_s: float | None = None
+        self._presence = Presence(
+            this_worker(worker_id), database, clock=clock, is_stopping=self._stopping.is_set
+        )
 
     def stop(self, *, at_once: bool = False) -> None:
         """Take no more jobs; save the present one, unless it must be `at_once`, and put it back."""
@@ -85,7 +88,7 @@ class Worker:
         self._stopping.set()
 
     def run(self) -> None:
-        try:
+        with self._presence:
             while not self._stopping.is_set():
                 try:
                     idle_s = self.run_once()
@@ -96,12 +99,9 @@ class Worker:
                     logger.exception("something failed; going on in a moment")
                     idle_s = PAUSE_AFTER_FAILURE_S
                 self._stopping.wait(idle_s)
-        finally:
-            self._alive_file.unlink(missing_ok=True)
 
     def run_once(self) -> float:
         """Run at most one job. Returns how long to wait, in seconds, before the next look."""
-        self._alive_file.touch()
         self._janitor.run_if_due()
         with self._slots.take() as may_train:
             lease = self._claim() if may_train and has_room(self._settings) else None
@@ -152,7 +152,7 @@ class Worker:
                 return None  # without locking writers out just to find nothing
         with self._database.writing() as session:
             return LeaseRepository(session).claim(
-                self._identity, now=self._clock(), lease_for=self._lease_for
+                self._worker_id, now=self._clock(), lease_for=self._lease_for
             )
 
     def _run(self, lease: Lease, job_directory: JobDirectory) -> float:
@@ -168,7 +168,7 @@ class Worker:
             lease_for=self._lease_for,
             stop_at_s=lambda: self._stop_at_s,
         )
-        with Heartbeat(lambda: self._beat(attempt), interval_s=LOOK_INTERVAL_S):
+        with Heartbeat(attempt.beat, interval_s=LOOK_INTERVAL_S):
             try:
                 self._train(lease, job_directory, attempt)
             except (LeaseLostError, OutcomeUnknownError):
@@ -202,10 +202,6 @@ class Worker:
                         "more.",
                     )
         return PAUSE_AFTER_FAILURE_S if attempt.must_wait else 0.0
-
-    def _beat(self, attempt: Attempt) -> None:
-        attempt.beat()
-        self._alive_file.touch()
 
     def _train(self, lease: Lease, job_directory: JobDirectory, attempt: Attempt) -> None:
         resume_step = self._fill(lease, job_directory)

@@ -3,10 +3,10 @@
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict
 
-from app.api.deps import ReadDep, ServicesDep
+from app.api.deps import Now, ReadDep, ServicesDep
 from app.core.db.repositories.jobs import JobRepository
+from app.core.db.repositories.workers import WorkerRepository
 from app.core.disk import free_bytes, has_room
-from app.core.occupancy import count_alive_workers
 
 router = APIRouter(tags=["health"])
 
@@ -19,7 +19,7 @@ class Readiness(Health):
     model_config = ConfigDict(use_attribute_docstrings=True)
 
     workers: int
-    """Workers on this data directory that are alive. With none, jobs wait in the queue."""
+    """Workers with a recent heartbeat. With none, jobs wait in the queue."""
     queued_jobs: int
     free_bytes: int
     """Free on the disk of the data directory."""
@@ -34,14 +34,14 @@ def healthz() -> Health:
 
 
 @router.get("/readyz")
-def readyz(session: ReadDep, services: ServicesDep) -> Readiness:
+def readyz(session: ReadDep, services: ServicesDep, now: Now) -> Readiness:
     """Whether the database answers, how many workers there are, and how full the disk is.
 
     Also on a full disk it is 200: what is there can be read and deleted.
     """
     return Readiness(
         status="ready",
-        workers=count_alive_workers(services.settings),
+        workers=WorkerRepository(session).count_alive(now=now),
         queued_jobs=JobRepository(session).count_queued(),
         free_bytes=free_bytes(services.settings.data_dir),
         has_room=has_room(services.settings),

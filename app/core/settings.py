@@ -150,7 +150,7 @@ class Settings(BaseSettings):
 
     @property
     def workers_dir(self) -> Path:
-        """Where each worker touches a file while it is alive."""
+        """Where the workers of this machine keep their locks."""
         return self.data_dir / "workers"
 
 

@@ -184,16 +184,30 @@ class Attempt(Base):
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
     attempt: Mapped[int] = mapped_column(primary_key=True)
     worker_id: Mapped[str]
-    host: Mapped[str | None]
-    """Where `pid` means something: this boot of this machine, and this process namespace."""
-    pid: Mapped[int | None]
-    """Of the worker."""
-    process_started: Mapped[int | None] = mapped_column(BigInteger)
-    """When the kernel started that process, in clock ticks since boot: pids are used again."""
     started_at: Mapped[datetime]
     ended_at: Mapped[datetime | None]
     outcome: Mapped[str | None]
     """succeeded, failed, cancelled, paused, released, crashed or lost; null while it runs."""
+
+
+class WorkerRow(Base):
+    """A worker that runs. Its row is removed when it ends, by itself or by a janitor."""
+
+    __tablename__ = "workers"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    host: Mapped[str]
+    """Boot of the machine and process namespace: where `pid` names a process."""
+    pid: Mapped[int]
+    process_started: Mapped[int] = mapped_column(BigInteger)
+    """When the kernel started the process, in clock ticks since boot: pids are used again."""
+    version: Mapped[str]
+    """Version of Tunery that the worker runs."""
+    started_at: Mapped[datetime]
+    heartbeat_at: Mapped[datetime]
+    """Latest sign of life."""
+    stopping_at: Mapped[datetime | None]
+    """When it was told to stop: since then it takes no more jobs."""
 
 
 class StepRow(Base):

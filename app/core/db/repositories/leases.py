@@ -24,18 +24,6 @@ from app.core.job.training_config import TrainingConfig
 
 
 @dataclass(frozen=True, slots=True)
-class WorkerIdentity:
-    """Who claims, and as which process: so that a worker beside it can see that it is gone."""
-
-    worker_id: str
-    host: str
-    """This boot of this machine, and the namespace in which `pid` names a process."""
-    pid: int
-    process_started: int
-    """Clock ticks from boot to the start of that process."""
-
-
-@dataclass(frozen=True, slots=True)
 class Lease:
     """The right to run one attempt of one job until its lease ends."""
 
@@ -63,8 +51,8 @@ class LeaseRepository:
     def __init__(self, session: Session) -> None:
         self._session = session
 
-    def claim(self, worker: WorkerIdentity, *, now: datetime, lease_for: timedelta) -> Lease | None:
-        """Hand the queued job that is next to `worker`, or return None when there is none.
+    def claim(self, worker_id: str, *, now: datetime, lease_for: timedelta) -> Lease | None:
+        """Hand the queued job that is next to this worker, or return None when there is none.
 
         One statement, so two workers can never both win: SQLite has a single writer, and
         PostgreSQL skips the row another transaction has locked (SQLite ignores FOR UPDATE).
@@ -83,7 +71,7 @@ class LeaseRepository:
             .values(
                 status=JobStatus.RUNNING,
                 attempt=Job.attempt + 1,
-                worker_id=worker.worker_id,
+                worker_id=worker_id,
                 started_at=func.coalesce(Job.started_at, now),
                 lease_expires_at=now + lease_for,
                 tokens_per_second=None,
@@ -96,14 +84,11 @@ class LeaseRepository:
             Attempt(
                 job_id=job.id,
                 attempt=job.attempt,
-                worker_id=worker.worker_id,
-                host=worker.host,
-                pid=worker.pid,
-                process_started=worker.process_started,
+                worker_id=worker_id,
                 started_at=now,
             )
         )
-        lease = _lease_of(job, worker.worker_id)
+        lease = _lease_of(job, worker_id)
         if lease is None:  # else nobody would ever come to the jobs behind it
             self._fail_unreadable(job, now=now)
         return lease

@@ -6,7 +6,7 @@ end of the worker: not the job's fault, so many are forgiven. A worker that was 
 pause, is charged to nobody. Progress is a saved state; each one sets both counts back to zero.
 """
 
-from collections.abc import Callable
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -14,10 +14,10 @@ from typing import Any
 from sqlalchemy import select
 
 from app.core.db.repositories.events import EventRepository
-from app.core.db.repositories.leases import Lease, LeaseRepository, WorkerIdentity, end_attempt
+from app.core.db.repositories.leases import Lease, LeaseRepository, end_attempt
 from app.core.db.repositories.saved_states import SavedStateRepository
 from app.core.db.session import Session
-from app.core.db.tables import Attempt, Job
+from app.core.db.tables import Job
 from app.core.job.status import JobStatus
 
 MAX_CRASHES = 2
@@ -98,26 +98,14 @@ class RecoveryRepository:
             self._lose(job, f"Its worker {job.worker_id} gave no sign of life", now=now)
         return [job.id for job in jobs]
 
-    def rescue_orphans(
-        self, host: str, is_alive: Callable[[WorkerIdentity], bool], *, now: datetime
-    ) -> list[str]:
-        """Put the jobs back whose worker ran on this host and is gone, whatever their lease says.
-
-        Args:
-            host: as in `WorkerIdentity`.
-            is_alive: whether that very process still runs.
-        """
-        running = (
-            select(Job, Attempt)
-            .join(Attempt, (Attempt.job_id == Job.id) & (Attempt.attempt == Job.attempt))
-            .where(Job.status == JobStatus.RUNNING, Attempt.host == host)
-            .with_for_update(of=Job, skip_locked=True)
-        )
-        orphans = [
-            job
-            for job, attempt in self._session.execute(running)
-            if not is_alive(_identity_of(attempt, host))
-        ]
+    def rescue_orphans(self, dead_worker_ids: Collection[str], *, now: datetime) -> list[str]:
+        """Put the jobs of these workers back, whatever their lease says; returns their ids."""
+        if not dead_worker_ids:
+            return []
+        running = (Job.status == JobStatus.RUNNING, Job.worker_id.in_(dead_worker_ids))
+        orphans = self._session.scalars(
+            select(Job).where(*running).with_for_update(skip_locked=True)
+        ).all()
         for job in orphans:
             self._lose(job, f"Its worker {job.worker_id} died", now=now)
         return [job.id for job in orphans]
@@ -184,9 +172,3 @@ class RecoveryRepository:
 
 def _error(*, code: str, message: str) -> dict[str, Any]:
     return {"code": code, "message": message, "param": None, "errors": []}
-
-
-def _identity_of(attempt: Attempt, host: str) -> WorkerIdentity:
-    return WorkerIdentity(
-        attempt.worker_id, host, pid=attempt.pid or 0, process_started=attempt.process_started or 0
-    )
