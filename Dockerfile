@@ -66,6 +66,6 @@ VOLUME /data
 ENV HOME=/tmp
 # Whether the worker's heartbeat is recent, also while it trains.
 # (At its first start it installs the embedded base model before its first heartbeat.)
-HEALTHCHECK --interval=20s --timeout=5s --start-period=5m --retries=3 \
+HEALTHCHECK --interval=20s --timeout=10s --start-period=5m --retries=3 \
     CMD ["tunery", "worker", "--check"]
 CMD ["tunery", "worker"]
