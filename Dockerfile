@@ -64,8 +64,8 @@ RUN --mount=type=cache,target=/root/.cache/pip --mount=from=wheel,source=/wheels
 USER 10001:10001
 VOLUME /data
 ENV HOME=/tmp
-# A living worker touches its file every few seconds, also while it trains.
-# (At its first start it installs the embedded base model before that.)
-HEALTHCHECK --interval=20s --timeout=5s --start-period=5m --retries=3 \
-    CMD ["sh", "-c", "test -n \"$(find \"$TUNERY_DATA_DIR/workers\" -name '*.alive' -mmin -1)\""]
+# Whether the worker's heartbeat is recent, also while it trains.
+# (At its first start it installs the embedded base model before its first heartbeat.)
+HEALTHCHECK --interval=20s --timeout=10s --start-period=5m --retries=3 \
+    CMD ["tunery", "worker", "--check"]
 CMD ["tunery", "worker"]

@@ -192,7 +192,7 @@ class Round:
                 long, after=a, limit=20))  # fmt: skip
         self._read("loss log", lambda session: JobRepository(session).list_steps(long))
         lease: Lease = self._write("claim", lambda session: LeaseRepository(session).claim(
-            WORKER, now=now, lease_for=MINUTE))  # fmt: skip
+            "worker-1", now=now, lease_for=MINUTE))  # fmt: skip
         self._write("renew", lambda session: LeaseRepository(session).renew(
             lease, until=now + MINUTE))  # fmt: skip
         self._chores(now)
@@ -208,7 +208,7 @@ class Round:
         self._write("rescue expired", lambda session: RecoveryRepository(session).rescue_expired(
             now=now))  # fmt: skip
         self._write("rescue orphans", lambda session: RecoveryRepository(session).rescue_orphans(
-            WORKER.host, lambda _: True, now=now))  # fmt: skip
+            ["worker-0"], now=now))  # fmt: skip
         expired = build_file(expires_at=now - MINUTE)
         with self._database.writing() as session:
             FileRepository(session).add(expired)

@@ -14,9 +14,10 @@ from app.core.db.repositories.checkpoints import CheckpointRepository, TunedMode
 from app.core.db.repositories.events import EventRepository
 from app.core.db.repositories.files import FileRepository
 from app.core.db.repositories.jobs import JobRepository
-from app.core.db.repositories.leases import Lease, LeaseRepository, WorkerIdentity
+from app.core.db.repositories.leases import Lease, LeaseRepository
 from app.core.db.repositories.transitions import settle
 from app.core.db.repositories.uploads import UploadRepository
+from app.core.db.repositories.workers import WorkerIdentity, WorkerRepository, WorkerStatus
 from app.core.db.session import Database, Session
 from app.core.db.tables import Checkpoint, File, Job, TunedModel, Upload, UploadPart
 from app.core.ids import IdPrefix, new_id
@@ -220,6 +221,21 @@ def get_job(database: Database, job_id: str) -> Job:
         return JobRepository(session).get(job_id)
 
 
+def add_worker(
+    database: Database, worker_id: str = "worker-1", now: datetime = NOW, **changes: Any
+) -> WorkerIdentity:
+    """A worker that has given a sign of life."""
+    worker = build_identity(worker_id, **changes)
+    with database.writing() as session:
+        WorkerRepository(session).beat(worker, now=now)
+    return worker
+
+
+def list_workers(database: Database) -> list[WorkerStatus]:
+    with database.reading() as session:
+        return WorkerRepository(session).list_all()
+
+
 def build_identity(worker_id: str = "worker-1", **changes: Any) -> WorkerIdentity:
     values: dict[str, Any] = {"host": "host-1", "pid": 1, "process_started": 1}
     return WorkerIdentity(worker_id, **(values | changes))
@@ -228,7 +244,7 @@ def build_identity(worker_id: str = "worker-1", **changes: Any) -> WorkerIdentit
 def claim(database: Database, worker_id: str = "worker-1", now: datetime = NOW) -> Lease:
     """A lease of one minute on the oldest job in the queue."""
     with database.writing() as session:
-        lease = LeaseRepository(session).claim(build_identity(worker_id), now=now, lease_for=MINUTE)
+        lease = LeaseRepository(session).claim(worker_id, now=now, lease_for=MINUTE)
     assert lease is not None
     return lease
 

@@ -21,6 +21,7 @@ from app.core.version import VERSION
 from tunery import service_root
 from tunery.supervisor import Supervisor
 from worker.commands import models, require_worker
+from worker.presence import report_health
 
 STOP_MARGIN_S = 10.0
 """Seconds beyond TUNERY_STOP_GRACE_S after which a process that is told to stop is killed."""
@@ -61,8 +62,19 @@ def serve(host: Host = None, port: Port = None) -> None:
 
 
 @cli.command("worker")
-def run_worker() -> None:
+def run_worker(
+    *,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check",
+            help="Say whether the workers of this machine are healthy, and end. Exit code 1: no.",
+        ),
+    ] = False,
+) -> None:
     """Train what is in the queue until SIGTERM or Ctrl-C."""
+    if check:
+        raise typer.Exit(report_health())
     require_worker()
     from worker.__main__ import main  # noqa: PLC0415 - needs the extra `worker`
 

@@ -9,7 +9,7 @@ import os
 import platform
 from pathlib import Path
 
-from app.core.db.repositories.leases import WorkerIdentity
+from app.core.db.repositories.workers import WorkerIdentity
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _START_TICKS = 19

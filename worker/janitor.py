@@ -1,7 +1,8 @@
-"""Small chores between jobs: put lost jobs back, free what has expired or was left behind."""
+"""Chores between jobs: requeue lost jobs, and free what has expired or was left behind."""
 
 import logging
 import time
+from collections.abc import Callable
 from datetime import timedelta
 
 from app.core.clock import Clock
@@ -10,6 +11,7 @@ from app.core.db.repositories.idempotency import KEPT_FOR, IdempotencyRepository
 from app.core.db.repositories.recovery import RecoveryRepository
 from app.core.db.repositories.saved_states import SavedStateRepository
 from app.core.db.repositories.uploads import ENDED_KEPT_FOR, UploadRepository
+from app.core.db.repositories.workers import WorkerRepository
 from app.core.db.session import Database, Session
 from app.core.deletion import DeleteRows, delete_with_bytes
 from app.core.disk import Ballast
@@ -24,28 +26,37 @@ logger = logging.getLogger(__name__)
 
 INTERVAL_S = 2.0
 ORPHANS_INTERVAL_S = 3600.0
-"""To look at every blob takes a while."""
+"""Seconds between two searches for orphans: each reads the list of all blobs."""
 
 BATCH = 100
-"""Expired files freed in one go."""
+"""Maximum number of expired rows that one chore deletes in a transaction."""
 
 
 class Janitor:
     def __init__(
-        self, settings: Settings, *, database: Database, store: BlobStore, clock: Clock
+        self,
+        settings: Settings,
+        *,
+        database: Database,
+        store: BlobStore,
+        clock: Clock,
+        monotonic_s: Callable[[], float] = time.monotonic,
+        batch: int = BATCH,
     ) -> None:
         self._settings = settings
         self._database = database
         self._store = store
         self._clock = clock
+        self._monotonic_s = monotonic_s
+        self._batch = batch
         self._due_s = 0.0
         self._orphans_due_s = 0.0
 
     def run_if_due(self) -> None:
-        """Do the chores if the last time was long enough ago."""
-        if time.monotonic() < self._due_s:
+        """Do the chores if `INTERVAL_S` has passed since the last time."""
+        if self._monotonic_s() < self._due_s:
             return
-        self._due_s = time.monotonic() + INTERVAL_S
+        self._due_s = self._monotonic_s() + INTERVAL_S
         for chore in (
             self.keep_ballast,
             self.rescue_jobs,
@@ -59,30 +70,34 @@ class Janitor:
                 chore()
             except DatabaseBusyError:
                 raise
-            except Exception:  # not in the way of the others, nor of the jobs
+            except Exception:  # the other chores and the jobs must not suffer
                 logger.exception("a chore failed")
 
     def rescue_jobs(self) -> None:
-        """Put jobs whose worker gave no sign of life back into the queue."""
+        """Put the jobs of dead and silent workers back into the queue, and forget these workers."""
         with self._database.writing() as session:
-            recovery = RecoveryRepository(session)
-            rescued = recovery.rescue_orphans(this_host(), is_alive, now=self._clock())
-            rescued += recovery.rescue_expired(now=self._clock())
+            workers, recovery = WorkerRepository(session), RecoveryRepository(session)
+            now, dead = self._clock(), workers.find_dead(this_host(), is_alive)
+            rescued = recovery.rescue_orphans(dead, now=now) + recovery.rescue_expired(now=now)
+            workers.remove(dead)
+            workers.remove_silent(now=now)
         for job_id in rescued:
             logger.warning("job rescued", extra={"job_id": job_id})
 
     def delete_expired_files(self) -> None:
         """Delete the files past their `expires_at`."""
         now = self._clock()
-        self._delete(lambda session: FileRepository(session).delete_expired(now=now, limit=BATCH))
+        self._delete(
+            lambda session: FileRepository(session).delete_expired(now=now, limit=self._batch)
+        )
 
     def expire_uploads(self) -> None:
-        """End uploads that were not completed in time, free their parts, and forget old ones."""
+        """End uploads that were not completed in time, free their parts, and delete old uploads."""
         now = self._clock()
 
         def delete_rows(session: Session) -> list[str]:
             uploads = UploadRepository(session)
-            keys = uploads.expire(now=now, limit=BATCH)
+            keys = uploads.expire(now=now, limit=self._batch)
             uploads.delete_older(than=now - ENDED_KEPT_FOR)
             return keys
 
@@ -93,7 +108,7 @@ class Janitor:
         since = self._clock() - timedelta(seconds=self._settings.held_state_s)
         self._delete(
             lambda session: SavedStateRepository(session).delete_of_ended(
-                held_since=since, limit=BATCH
+                held_since=since, limit=self._batch
             )
         )
 
@@ -103,14 +118,14 @@ class Janitor:
             IdempotencyRepository(session).delete_older(than=self._clock() - KEPT_FOR)
 
     def keep_ballast(self) -> None:
-        """Make what was dropped on a full disk again, once there is space."""
+        """Create the ballast file again, once there is space."""
         Ballast(self._settings).make_if_room()
 
     def free_orphans(self) -> None:
-        """Once an hour, free what processes that were killed have left behind."""
-        if time.monotonic() < self._orphans_due_s:
+        """Free what killed processes have left behind, once an hour."""
+        if self._monotonic_s() < self._orphans_due_s:
             return
-        self._orphans_due_s = time.monotonic() + ORPHANS_INTERVAL_S
+        self._orphans_due_s = self._monotonic_s() + ORPHANS_INTERVAL_S
         freed = free_orphans(self._database, self._store, self._settings)
         if freed:
             logger.warning("orphans freed: %s", freed)

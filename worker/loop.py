@@ -14,6 +14,7 @@ from worker.attempt.resources import Resources
 from worker.identity import this_worker
 from worker.janitor import Janitor
 from worker.launch.locks import TrainingSlots
+from worker.presence import Presence
 
 logger = logging.getLogger(__name__)
 
@@ -30,12 +31,11 @@ class Worker:
 
     def __init__(self, worker_id: str, resources: Resources) -> None:
         settings = resources.settings
-        self._identity = this_worker(worker_id)
+        self._worker_id = worker_id
         self._resources = resources
         self._settings = settings
         self._database = resources.database
         settings.workers_dir.mkdir(parents=True, exist_ok=True)
-        self._alive_file = settings.workers_dir / f"{worker_id}.alive"
         self._preload_lock = settings.workers_dir / "preload.lock"
         self._slots = TrainingSlots(settings.workers_dir, settings.concurrency)
         self._janitor = Janitor(
@@ -43,6 +43,12 @@ class Worker:
         )
         self._stopping = threading.Event()
         self._stop_at_s: float | None = None
+        self._presence = Presence(
+            this_worker(worker_id),
+            resources.database,
+            clock=resources.clock,
+            is_stopping=self._stopping.is_set,
+        )
 
     def stop(self, *, at_once: bool = False) -> None:
         """Take no more jobs. Save the present one, unless `at_once`, and put it back."""
@@ -51,7 +57,7 @@ class Worker:
         self._stopping.set()
 
     def run(self) -> None:
-        try:
+        with self._presence:
             while not self._stopping.is_set():
                 try:
                     idle_s = self.run_once()
@@ -62,12 +68,9 @@ class Worker:
                     logger.exception("the worker failed; trying again in a moment")
                     idle_s = PAUSE_AFTER_FAILURE_S
                 self._stopping.wait(idle_s)
-        finally:
-            self._alive_file.unlink(missing_ok=True)
 
     def run_once(self) -> float:
         """Run at most one job. Returns how long to wait before the next call, in seconds."""
-        self._alive_file.touch()
         self._janitor.run_if_due()
         with self._slots.take() as may_train:
             lease = self._claim() if may_train and has_room(self._settings) else None
@@ -84,7 +87,7 @@ class Worker:
                 return None  # without keeping writers waiting just to find nothing
         with self._database.writing() as session:
             return LeaseRepository(session).claim(
-                self._identity,
+                self._worker_id,
                 now=self._resources.clock(),
                 lease_for=timedelta(seconds=self._settings.lease_s),
             )
@@ -95,7 +98,6 @@ class Worker:
             lease,
             self._resources,
             stop_at_s=lambda: self._stop_at_s,
-            on_beat=self._alive_file.touch,
         )
         attempt.run()
         return PAUSE_AFTER_FAILURE_S if attempt.must_wait else 0.0

@@ -2,10 +2,10 @@
 
 from fastapi import APIRouter
 
-from app.api.deps import ResourcesDep
+from app.api.deps import Now, ResourcesDep
 from app.core.db.repositories.jobs import JobRepository
+from app.core.db.repositories.workers import WorkerRepository
 from app.core.disk import free_bytes, has_room
-from app.core.occupancy import count_alive_workers
 from app.schemas.bodies import ResponseBody
 
 router = APIRouter(tags=["health"])
@@ -17,7 +17,7 @@ class Health(ResponseBody):
 
 class Readiness(Health):
     workers: int
-    """Number of live workers on this data directory. With none, jobs wait in the queue."""
+    """Number of workers with a recent heartbeat. With none, jobs wait in the queue."""
     queued_jobs: int
     """Number of jobs that wait in the queue."""
     free_bytes: int
@@ -33,14 +33,14 @@ def healthz() -> Health:
 
 
 @router.get("/readyz")
-def readyz(resources: ResourcesDep) -> Readiness:
+def readyz(resources: ResourcesDep, now: Now) -> Readiness:
     """Say that the database answers, how many workers are alive and how full the disk is.
 
     A full disk is not an error here, because files and jobs can still be read and deleted.
     """
     return Readiness(
         status="ready",
-        workers=count_alive_workers(resources.settings),
+        workers=resources.read(lambda session: WorkerRepository(session).count_alive(now=now)),
         queued_jobs=resources.read(lambda session: JobRepository(session).count_queued()),
         free_bytes=free_bytes(resources.settings.data_dir),
         has_room=has_room(resources.settings),

@@ -1,18 +1,20 @@
-"""Use of the data directory, as kernel locks, which a process releases when it dies."""
+"""Who uses the data directory: a kernel lock, which a process releases when it dies."""
 
 import fcntl
 import logging
 import os
-import time
 from collections.abc import Generator
 from contextlib import contextmanager
 
+from sqlalchemy.exc import SQLAlchemyError
+
+from app.core.clock import utc_now
+from app.core.db.inspection import has_tables
+from app.core.db.repositories.workers import SILENT_AFTER, WorkerRepository
+from app.core.db.session import Database
 from app.core.settings import Settings
 
 logger = logging.getLogger(__name__)
-
-WORKER_SILENT_AFTER_S = 30
-"""A worker that has not touched its file for so long is not counted."""
 
 
 class OccupiedError(Exception):
@@ -33,32 +35,35 @@ def occupied(settings: Settings) -> Generator[None]:
 
 @contextmanager
 def alone(settings: Settings) -> Generator[None]:
-    """Keep the service from being started while the data directory is replaced.
+    """Keep the service from starting while the data directory is replaced.
 
     Raises:
         OccupiedError: an API or a worker is running.
     """
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     with _locked(settings, fcntl.LOCK_EX, "The API or a worker runs on it. Stop both first."):
-        alive = count_alive_workers(settings)
+        alive = _count_workers_elsewhere(settings)
         if alive:
             raise OccupiedError(
                 f"{settings.data_dir}: {alive} workers were alive less than "
-                f"{WORKER_SILENT_AFTER_S} s ago. Stop them first."
+                f"{SILENT_AFTER.total_seconds():.0f} s ago. Stop them first."
             )
         yield
 
 
-def count_alive_workers(settings: Settings) -> int:
-    """Workers that have touched their file lately, on whatever machine they are."""
-    since = time.time() - WORKER_SILENT_AFTER_S
-    alive = 0
-    for path in settings.workers_dir.glob("*.alive"):
-        try:
-            alive += path.stat().st_mtime >= since
-        except FileNotFoundError:
-            continue  # that worker has just ended
-    return alive
+def _count_workers_elsewhere(settings: Settings) -> int:
+    """Workers of other machines, whose locks this kernel does not see."""
+    database = Database(settings.resolved_database_url)
+    try:
+        if not has_tables(database):
+            return 0
+        with database.reading() as session:
+            return WorkerRepository(session).count_alive(now=utc_now())
+    except SQLAlchemyError as error:  # of an older version, or damaged: about to be replaced
+        logger.warning("the database does not say which workers run: %s", error.args[0])
+        return 0
+    finally:
+        database.dispose()  # its files are moved next
 
 
 @contextmanager
@@ -69,7 +74,7 @@ def _locked(settings: Settings, how: int, otherwise: str) -> Generator[None]:
     except BlockingIOError:
         os.close(descriptor)
         raise OccupiedError(f"{settings.data_dir} is in use. {otherwise}") from None
-    except OSError as error:  # as on some network file systems
+    except OSError as error:  # some network file systems have no locks
         logger.warning("no lock on the data directory: %s", error)
     try:
         yield

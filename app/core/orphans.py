@@ -40,19 +40,17 @@ class Orphans:
     """Number of files from interrupted uploads and publications."""
     job_directories: int
     """Number of directories of jobs that are not running."""
-    alive_files: int
-    """Number of files of dead workers."""
     held_directories: int
     """Number of directories of interrupted backups."""
 
     def __bool__(self) -> bool:
-        others = (self.job_directories, self.alive_files, self.held_directories)
+        others = (self.job_directories, self.held_directories)
         return any((self.blobs, self.scratch_files, *others))
 
     def __str__(self) -> str:
         return (
             f"{self.blobs} blobs ({self.bytes:,} bytes), {self.scratch_files} scratch files, "
-            f"{self.job_directories} job directories, {self.alive_files} files of dead workers, "
+            f"{self.job_directories} job directories, "
             f"{self.held_directories} directories of interrupted backups"
         )
 
@@ -100,7 +98,6 @@ def _sweep(
         size,
         scratch_files=count(_stale(store.list_scratch(), GRACE_S)),
         job_directories=count(_left_directories(database, settings.work_dir)),
-        alive_files=count(_stale(settings.workers_dir.glob("*.alive"), LONG_GRACE_S)),
         held_directories=count(_held_directories(settings.data_dir)),
     )
 

@@ -154,7 +154,7 @@ class Settings(BaseSettings):
 
     @property
     def workers_dir(self) -> Path:
-        """Directory in which each worker touches a file while it is alive."""
+        """Directory in which the workers of this machine keep their locks."""
         return self.data_dir / "workers"
 
 

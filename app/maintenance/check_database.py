@@ -1,13 +1,14 @@
 """Examines the database: what keeps it, its schema, whether it is whole, and stuck jobs."""
 
+from collections import Counter
 from collections.abc import Iterator
 from datetime import timedelta
 
 from app.core.db import inspection
 from app.core.db.migrate import is_known_revision, newest_revision, read_revision
 from app.core.db.repositories.recovery import RecoveryRepository
+from app.core.db.repositories.workers import WorkerRepository
 from app.core.job.status import JobStatus
-from app.core.occupancy import count_alive_workers
 from app.maintenance.findings import Finding, Level, Patient
 
 _CLOCK_TOLERANCE = timedelta(minutes=5)
@@ -86,18 +87,22 @@ def check_jobs(patient: Patient) -> Iterator[Finding]:
 
 
 def check_workers(patient: Patient) -> Iterator[Finding]:
-    alive = count_alive_workers(patient.settings)
     with patient.database.reading() as session:
+        workers = WorkerRepository(session).list_all()
         waiting = inspection.count_jobs(session)[JobStatus.QUEUED]
+    alive = [worker for worker in workers if not worker.is_silent(now=patient.now)]
     if waiting and not alive:
         yield Finding(
             "workers",
             Level.WARN,
-            f"none is alive on this data directory, and {waiting} jobs wait",
+            f"none is alive, and {waiting} jobs wait",
             advice="Start a worker.",
         )
     else:
-        yield Finding("workers", Level.OK, f"{alive} alive on this data directory")
+        counts = Counter(worker.state for worker in alive)
+        states = ", ".join(f"{count} {state}" for state, count in counts.items())
+        message = f"{len(alive)} alive: {states}" if alive else "none is alive, and no job waits"
+        yield Finding("workers", Level.OK, message)
 
 
 def check_clock(patient: Patient) -> Iterator[Finding]:

@@ -21,7 +21,7 @@ from sqlalchemy import func, insert, select
 from app.core.clock import utc_now
 from app.core.db.base import DEFAULT_PROJECT_ID
 from app.core.db.migrate import upgrade
-from app.core.db.repositories.leases import LeaseRepository, WorkerIdentity
+from app.core.db.repositories.leases import LeaseRepository
 from app.core.db.session import Database
 from app.core.db.tables import Attempt, Job
 from app.core.errors import DatabaseBusyError
@@ -62,7 +62,7 @@ def fill(database: Database, count: int, status: JobStatus) -> None:
 def claim_all(url: str, number: int, barrier: "multiprocessing.Barrier") -> dict[str, float]:  # pyright: ignore[reportInvalidTypeForm]
     """Until the queue is empty. How many, how often the database was busy, the slowest claim."""
     database = Database(url)
-    worker = WorkerIdentity(f"worker-{number}", "host-1", number, 1)
+    worker = f"worker-{number}"
     claims = busy = 0
     slowest_s = 0.0
     barrier.wait(60)

@@ -10,12 +10,16 @@ import subprocess
 import sys
 import time
 import tomllib
+from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import yaml
+from sqlalchemy import select
 
+from app.core.db.session import Database
+from app.core.db.tables import WorkerRow
 from app.core.settings import Settings
 from tests.wheel import install_wheel
 
@@ -78,11 +82,20 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def is_healthy(image: str, environment: dict[str, str]) -> bool:
+def check_health(image: str, environment: dict[str, str]) -> tuple[int, str]:
+    """The exit code of an image's health check, and what it says when something is wrong."""
     check = subprocess.run(
-        command_of(image, "HEALTHCHECK"), env=environment, capture_output=True, check=False
+        command_of(image, "HEALTHCHECK"),
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    return check.returncode == 0
+    return check.returncode, check.stderr.strip()
+
+
+def is_healthy(image: str, environment: dict[str, str]) -> bool:
+    return check_health(image, environment)[0] == 0
 
 
 @pytest.fixture
@@ -147,19 +160,39 @@ def await_health(
     return False
 
 
-@pytest.mark.parametrize(
-    ("age_s", "healthy"), [pytest.param(5, True, id="alive"), pytest.param(90, False, id="silent")]
-)
-def test_a_worker_is_unhealthy_once_it_is_silent(
-    age_s: int, *, healthy: bool, environment: dict[str, str]
+def test_a_worker_is_unhealthy_once_it_hangs_or_was_killed(
+    environment: dict[str, str], tmp_path: Path
 ) -> None:
-    alive = Path(environment["TUNERY_DATA_DIR"], "workers", "worker-1.alive")
-    alive.parent.mkdir()
-    alive.touch()
-    touched_at = time.time() - age_s
-    os.utime(alive, (touched_at, touched_at))
+    database = f"sqlite:///{environment['TUNERY_DATA_DIR']}/tunery.db"
+    command = command_of("worker", "CMD")
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL
+    ) as process:
+        assert await_health("worker", environment, process)
 
-    assert is_healthy("worker", environment) is healthy
+        process.send_signal(signal.SIGSTOP)
+        let_time_pass(database)
+        code, reason = check_health("worker", environment)
+        assert (code, reason.count("\n")) == (1, 0)
+        assert re.search(rf"process {process.pid}\) has given no sign of life for \d\d s", reason)
+
+        process.send_signal(signal.SIGCONT)
+        assert await_health("worker", environment, process)
+
+        process.kill()
+        process.wait()
+        code, reason = check_health("worker", environment)
+        assert (code, reason.count("\n")) == (1, 0)
+        assert re.fullmatch(rf"unhealthy: Died: worker-\w+ \(process {process.pid}\)", reason)
+
+
+def let_time_pass(url: str) -> None:
+    """As if a minute had passed since the last heartbeat of every worker."""
+    database = Database(url)
+    with database.writing() as session:
+        for worker in session.scalars(select(WorkerRow)):
+            worker.heartbeat_at -= timedelta(minutes=1)
+    database.dispose()
 
 
 def test_the_app_image_has_no_torch() -> None:
@@ -256,3 +289,14 @@ def test_the_units_in_the_guide_run_the_two_processes() -> None:
     started = re.findall(r"^ExecStart=\S+/bin/tunery (\w+)$", DEPLOYMENT_GUIDE, re.MULTILINE)
 
     assert started == ["api", "worker"]
+
+
+def test_systemd_asks_for_the_workers_health_as_docker_does() -> None:
+    (check,) = re.findall(
+        r"^ExecStart=\S+/bin/(tunery worker -.*)$", DEPLOYMENT_GUIDE, re.MULTILINE
+    )
+    health_check = re.search(r"\[.*\]$", arguments_of("worker", "HEALTHCHECK")[-1])
+
+    assert health_check is not None
+    assert check.split() == json.loads(health_check[0])
+    assert "enable --now tunery-api tunery-worker tunery-worker-health.timer" in DEPLOYMENT_GUIDE

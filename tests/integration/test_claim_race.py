@@ -10,7 +10,7 @@ from app.core.db.repositories.leases import LeaseRepository
 from app.core.db.session import Database
 from app.core.job.status import JobStatus
 from app.core.settings import Settings
-from tests.builders import build_identity, build_job
+from tests.builders import build_job
 
 JOBS = 200
 WORKERS = 4
@@ -22,7 +22,7 @@ def claim_until_empty(url: str, worker_id: str) -> list[str]:
     while True:
         with database.writing() as session:
             lease = LeaseRepository(session).claim(
-                build_identity(worker_id), now=utc_now(), lease_for=timedelta(minutes=1)
+                worker_id, now=utc_now(), lease_for=timedelta(minutes=1)
             )
         if lease is None:
             return claimed

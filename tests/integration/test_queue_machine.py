@@ -38,7 +38,7 @@ from app.core.db.session import Database
 from app.core.db.tables import Attempt, Event, Job, SavedState, StepRow
 from app.core.errors import LeaseLostError
 from app.core.job.status import TRANSITIONS, JobStatus
-from tests.builders import MINUTE, NOW, build_identity, build_job, build_metrics
+from tests.builders import MINUTE, NOW, build_job, build_metrics
 from tests.effort import effort
 
 CRASH = Crash("The training process died", "Do less.", "")
@@ -87,9 +87,7 @@ class QueueMachine(RuleBasedStateMachine):
     @rule(target=leases, worker=st.sampled_from(["worker-1", "worker-2"]))
     def claim(self, worker: str) -> Any:
         with self.database.writing() as session:
-            lease = LeaseRepository(session).claim(
-                build_identity(worker), now=self.now, lease_for=MINUTE
-            )
+            lease = LeaseRepository(session).claim(worker, now=self.now, lease_for=MINUTE)
         waiting = [
             (-job.priority, job_id)
             for job_id, job in self.jobs.items()
@@ -192,9 +190,7 @@ class QueueMachine(RuleBasedStateMachine):
     def bury(self, worker: str) -> None:
         """A worker of this host is seen to be dead."""
         with self.database.writing() as session:
-            rescued = RecoveryRepository(session).rescue_orphans(
-                "host-1", lambda identity: identity.worker_id != worker, now=self.now
-            )
+            rescued = RecoveryRepository(session).rescue_orphans([worker], now=self.now)
         with self.database.reading() as session:
             owners = dict(session.execute(select(Job.id, Job.worker_id)).all())
         expected = {

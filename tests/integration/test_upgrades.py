@@ -23,6 +23,8 @@ RELEASED = [
     for script in ScriptDirectory(str(MIGRATIONS)).walk_revisions()
     if script.nextrev
 ]
+MOVED = {"attempts": {"host", "pid", "process_started"}}
+"""Columns that a migration replaces: 0007 keeps processes in the table `workers`."""
 STATUSES = ("queued", "running", "succeeded", "failed", "cancelled")
 
 
@@ -85,7 +87,9 @@ def columns_of(database: Database) -> dict[str, list[str]]:
     with database.engine.connect() as connection:
         inspector = inspect(connection)
         return {
-            name: sorted(column["name"] for column in inspector.get_columns(name))
+            name: sorted(
+                {column["name"] for column in inspector.get_columns(name)} - MOVED.get(name, set())
+            )
             for name in inspector.get_table_names()
             if name != "alembic_version"
         }

@@ -62,7 +62,6 @@ class Attempt:
     Args:
         stop_at_s: returns when a worker that is told to stop must have left the job, by `steady_s`;
             None while it may go on.
-        on_beat: called regularly, from another thread, while the attempt runs.
     """
 
     def __init__(
@@ -71,11 +70,9 @@ class Attempt:
         resources: Resources,
         *,
         stop_at_s: Callable[[], float | None] = lambda: None,
-        on_beat: Callable[[], None] = lambda: None,
     ) -> None:
         self._lease = lease
         self._resources = resources
-        self._on_beat = on_beat
         self._job_directory = JobDirectory(resources.settings.work_dir, lease)
         self._keeper = LeaseKeeper(lease, resources, stop_at_s)
         self._publisher = Publisher(self._keeper, self._job_directory, resources)
@@ -109,7 +106,6 @@ class Attempt:
 
     def beat(self) -> None:
         """Poll what the user wants, renew the lease, and write the steps that wait."""
-        self._on_beat()
         try:
             self._keeper.poll()
             self._steps.flush_if_due()

@@ -1,4 +1,4 @@
-"""What all tables have in common: how their names are made, and how values are kept."""
+"""What all tables share: names of constraints, and types of columns."""
 
 from datetime import UTC, datetime
 from typing import Any, ClassVar
@@ -9,11 +9,11 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from app.core.job.status import JobStatus
 
 DEFAULT_PROJECT_ID = "proj-default"
-"""The one project there is so far; every row names it, so that more need no new columns."""
+"""The only project so far. Every row names it, so that more projects need no new columns."""
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """An aware UTC datetime. SQLite forgets the zone, PostgreSQL answers in the session's own."""
+    """An aware UTC datetime. SQLite drops the time zone; PostgreSQL returns the session's own."""
 
     impl = DateTime(timezone=True)
     cache_ok = True

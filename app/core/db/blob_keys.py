@@ -1,4 +1,4 @@
-"""Every query on which blobs the rows name: files, parts of uploads and saved states."""
+"""Every query for the blobs that rows name: rows of files, upload parts and saved states."""
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager
@@ -14,27 +14,28 @@ PAGE_ROWS = 500
 
 @dataclass(frozen=True, slots=True)
 class NamedBlob:
-    """A blob as a row describes it. A file names it, a part of an upload or a saved state."""
+    """A blob as the row that names it describes it: a file, an upload part or a saved state."""
 
     key: str
     bytes: int
     sha256: str
     file_id: str | None = None
     job_id: str | None = None
-    """Of the saved state; with `step` it is the state's primary key."""
+    """Job of the saved state. With `step`, the primary key of the state."""
     step: int | None = None
     part_id: str | None = None
 
     @property
     def owner(self) -> str:
-        """For people."""
-        named = self.file_id or self.part_id
-        return named or f"the state of {self.job_id} saved at step {self.step}"
+        """The row that names the blob, for people."""
+        return (
+            self.file_id or self.part_id or f"the state of {self.job_id} saved at step {self.step}"
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class StateBlobs:
-    """A saved state: its primary key, and its blobs by the name of the file."""
+    """Primary key of a saved state, and its blobs by file name."""
 
     job_id: str
     step: int
@@ -54,23 +55,23 @@ class BlobKeyRepository:
         return any(self._session.scalar(query) is not None for query in queries)
 
     def find_named(self, keys: Collection[str]) -> set[str]:
-        """Those of `keys`, at most a few thousand, that a row names."""
-        found: set[str] = set()
+        """The keys that a row names, among `keys`: at most a few thousand."""
+        named: set[str] = set()
         for column in (File.blob_key, UploadPart.blob_key):
-            found.update(self._session.scalars(select(column).where(column.in_(keys))))
-        unknown = set(keys) - found
+            named.update(self._session.scalars(select(column).where(column.in_(keys))))
+        unknown = set(keys) - named
         if unknown:  # states name their blobs inside a column of JSON, so all are read
-            found.update(blob.key for blob in self._saved_states() if blob.key in unknown)
-        return found
+            named.update(blob.key for blob in self._saved_states() if blob.key in unknown)
+        return named
 
     def list_of_files(self, *, after: str, limit: int) -> list[NamedBlob]:
-        """The blobs of the files whose ids follow `after`, by id."""
+        """Blobs of the files after the id `after`, in order of id."""
         columns = (File.blob_key, File.bytes, File.sha256, File.id)
         query = select(*columns).where(File.id > after).order_by(File.id).limit(limit)
         return [NamedBlob(*row) for row in self._session.execute(query)]
 
     def list_of_parts(self, *, after: str, limit: int) -> list[NamedBlob]:
-        """The blobs of the parts whose ids follow `after`, by id."""
+        """Blobs of the upload parts after the id `after`, in order of id."""
         columns = (UploadPart.blob_key, UploadPart.bytes, UploadPart.sha256, UploadPart.id)
         query = select(*columns).where(UploadPart.id > after).order_by(UploadPart.id).limit(limit)
         return [
@@ -79,13 +80,13 @@ class BlobKeyRepository:
         ]
 
     def list_states(self, *, after: tuple[str, int], limit: int) -> list[StateBlobs]:
-        """The saved states that follow the one of that job and step, by both."""
+        """Saved states after the job and step `after`, in this order."""
         place = (SavedState.job_id, SavedState.step)
         query = select(SavedState).where(tuple_(*place) > after).order_by(*place).limit(limit)
         return [_blobs_of(state) for state in self._session.scalars(query)]
 
     def still_names(self, blob: NamedBlob) -> bool:
-        """Whether the row that named it is still there, and still names it."""
+        """Whether the row that named the blob still exists and still names it."""
         if blob.file_id is not None:
             file = self._session.get(File, blob.file_id)
             return file is not None and file.blob_key == blob.key
@@ -96,12 +97,12 @@ class BlobKeyRepository:
         return state is not None and blob in _blobs_of(state).blobs.values()
 
     def forget_saved_state(self, job_id: str, step: int) -> None:
-        """The job's next attempt goes on from an older state, or from its first step."""
+        """Delete a state: the job resumes from an older state, or starts over."""
         state = (SavedState.job_id == job_id, SavedState.step == step)
         self._session.execute(delete(SavedState).where(*state))
 
     def forget_part(self, part_id: str) -> None:
-        """The part's upload can be completed only after its bytes were sent again."""
+        """Delete a part: its upload can be completed only after its bytes were sent again."""
         self._session.execute(delete(UploadPart).where(UploadPart.id == part_id))
 
     def _saved_states(self) -> Iterator[NamedBlob]:
@@ -111,7 +112,7 @@ class BlobKeyRepository:
 
 
 def iterate_named(
-    open_session: Callable[[], AbstractContextManager[Session]],
+    open_session: Callable[[], AbstractContextManager[Session]], *, page_rows: int = PAGE_ROWS
 ) -> Iterator[NamedBlob]:
     """Every blob that a row names, page by page.
 
@@ -123,23 +124,23 @@ def iterate_named(
         after = ""
         while True:
             with open_session() as session:
-                page = list_page(BlobKeyRepository(session), after=after, limit=PAGE_ROWS)
+                page = list_page(BlobKeyRepository(session), after=after, limit=page_rows)
             if not page:
                 break
             yield from page
             after = page[-1].owner
-    for state in iterate_states(open_session):
+    for state in iterate_states(open_session, page_rows=page_rows):
         yield from state.blobs.values()
 
 
 def iterate_states(
-    open_session: Callable[[], AbstractContextManager[Session]],
+    open_session: Callable[[], AbstractContextManager[Session]], *, page_rows: int = PAGE_ROWS
 ) -> Iterator[StateBlobs]:
     """Every saved state, page by page."""
     place = ("", 0)
     while True:
         with open_session() as session:
-            page = BlobKeyRepository(session).list_states(after=place, limit=PAGE_ROWS)
+            page = BlobKeyRepository(session).list_states(after=place, limit=page_rows)
         if not page:
             return
         yield from page

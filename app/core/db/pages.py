@@ -1,4 +1,4 @@
-"""Cursor pages: the cursor is the id of the last row a client has, and ids sort by time."""
+"""Cursor pages. The cursor is the id of the last row a client has; ids sort by time."""
 
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
@@ -25,7 +25,7 @@ def fetch_page(
     limit: int,
     order: Order = "desc",
 ) -> Page[Row]:
-    """The `limit` rows that follow the row with the id `after`, which need not exist any more."""
+    """Up to `limit` rows after the id `after`, whose own row may have been deleted."""
     if after is not None:
         follows: ColumnElement[bool] = id_column > after if order == "asc" else id_column < after
         query = query.where(follows)

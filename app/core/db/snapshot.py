@@ -8,6 +8,7 @@ from pathlib import Path
 from sqlalchemy import text, update
 
 from app.core.db.repositories.recovery import RecoveryRepository
+from app.core.db.repositories.workers import WorkerRepository
 from app.core.db.session import Database, Session
 from app.core.db.tables import Job
 from app.core.durable import sync
@@ -37,6 +38,7 @@ def copy_database(database: Database, session: Session, target: Path) -> None:
 
 def release_running(session: Session, *, now: datetime) -> list[str]:
     """Put every running job back at once: a restored database has no workers. Returns job ids."""
+    WorkerRepository(session).remove_all()
     running = update(Job).where(Job.status == JobStatus.RUNNING)
     session.execute(running.values(lease_expires_at=_LONG_AGO))
     return RecoveryRepository(session).rescue_expired(now=now)

@@ -1,24 +1,15 @@
-"""Tables. What must hold for every row is a constraint here, not a habit elsewhere."""
+"""Tables. Constraints here hold for every row, whatever code writes it."""
 
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import (
-    BigInteger,
-    CheckConstraint,
-    ForeignKey,
-    Index,
-    UniqueConstraint,
-    text,
-)
+from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, UniqueConstraint, text
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from app.core.db.base import Base, OwnedByProject
 from app.core.job.status import JobStatus
 
 _TERMINAL = ", ".join(f"'{status}'" for status in JobStatus if status.is_terminal)
-
-
 _OWN = text("checkpoint_id IS NULL")
 
 
@@ -34,26 +25,26 @@ class File(OwnedByProject, Base):
     id: Mapped[str] = mapped_column(primary_key=True)
     purpose: Mapped[str]
     filename: Mapped[str]
-    """What the client called it; never part of a path."""
+    """Name that the client gave. Never part of a path."""
     bytes: Mapped[int] = mapped_column(BigInteger)
     sha256: Mapped[str]
     crc32: Mapped[int] = mapped_column(BigInteger)
-    """What a zip archive needs to know of a file before it comes to its bytes."""
+    """Checksum that a zip archive needs before the file's bytes."""
     blob_key: Mapped[str] = mapped_column(unique=True)
     created_at: Mapped[datetime]
     expires_at: Mapped[datetime | None] = mapped_column(index=True)
     format: Mapped[str | None]
-    """Of a data set: text, prompt_completion or messages; null for what a job made."""
+    """Format of a dataset: text, prompt_completion or messages. Null for files that a job made."""
     examples: Mapped[int | None]
     uses_tools: Mapped[bool] = mapped_column(default=False)
     job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"), index=True)
-    """The job that made it; null for an upload."""
+    """Job that made the file; null for an upload."""
     checkpoint_id: Mapped[str | None] = mapped_column(ForeignKey("checkpoints.id"), index=True)
-    """The checkpoint that this file is a part of; null for an upload or a loss log."""
+    """Checkpoint that the file belongs to; null for an upload or a loss log."""
 
 
 class Upload(OwnedByProject, Base):
-    """A file that is sent in parts. Its parts are kept while it is pending, and no longer."""
+    """A file that is sent in parts. The parts are kept only while it is pending."""
 
     __tablename__ = "uploads"
     __table_args__ = (
@@ -112,50 +103,51 @@ class Job(OwnedByProject, Base):
     finished_at: Mapped[datetime | None]
     cancel_requested_at: Mapped[datetime | None]
     pause_requested_at: Mapped[datetime | None]
-    """Set while a running job is asked to pause; null again once it has."""
+    """Set while a running job is asked to pause, and null again once it has paused."""
     priority: Mapped[int] = mapped_column(default=0)
-    """Of two waiting jobs, the one with the higher priority is next; then the older one."""
+    """Queue priority. Jobs with a higher priority run first; among equals, the oldest."""
     rerun_of: Mapped[str | None]
-    """The job this one repeats. No foreign key: either may be deleted."""
+    """Job that this one repeats. No foreign key: either may be deleted."""
     resumed_from_step: Mapped[int | None]
     """Step of the saved state that the job was created with."""
     continued_by: Mapped[str | None]
     """The job that was created with the saved state of this one."""
     base_model: Mapped[str]
     base_model_sha256: Mapped[str | None]
-    """Of the base model when the job was made: every attempt must have the same weights."""
+    """Checksum of the base model's weights at creation. Every attempt must use the same weights."""
     training_file_id: Mapped[str] = mapped_column(index=True)
     """No foreign key: an ended job outlives the files it was made from."""
     validation_file_id: Mapped[str | None] = mapped_column(index=True)
     suffix: Mapped[str | None]
     config: Mapped[dict[str, Any]]
-    """A `TrainingConfig`: every knob, resolved."""
+    """A `TrainingConfig`: every hyperparameter, resolved."""
     learning_rate_multiplier: Mapped[float | None]
-    """As the caller gave it, or as it follows from the learning rate; `config` has it in it."""
+    """Learning rate multiplier from the request, or the one implied by `learning_rate`. Already
+    applied in `config`."""
     fine_tuned_model: Mapped[str] = mapped_column(index=True)
     """The name the tuned model has, or will have."""
     attempt: Mapped[int] = mapped_column(default=0)
-    """The newest attempt; older ones may write nothing more."""
+    """Number of the newest attempt. Older attempts can no longer write."""
     worker_id: Mapped[str | None]
     lease_expires_at: Mapped[datetime | None]
     crashes: Mapped[int] = mapped_column(default=0)
-    """Times that its child died by itself since a state was last saved."""
+    """How often its training process died by itself since the last saved state."""
     interruptions: Mapped[int] = mapped_column(default=0)
-    """Times that its worker stopped or vanished since a state was last saved."""
+    """How often its worker died, or could not run it, since the last saved state."""
     total_steps: Mapped[int | None]
     trained_steps: Mapped[int] = mapped_column(default=0)
     epoch: Mapped[float | None]
     train_loss: Mapped[float | None]
-    """Of the last step."""
+    """Training loss of the last step, in nats per token."""
     valid_loss: Mapped[float | None]
-    """Of the last evaluation."""
+    """Validation loss at the most recent evaluation, in nats per token."""
     tokens_per_second: Mapped[float | None]
     estimated_finish_at: Mapped[datetime | None]
     trained_tokens: Mapped[int | None] = mapped_column(BigInteger)
     result_checkpoint_id: Mapped[str | None]
     result_file_id: Mapped[str | None] = mapped_column(index=True)
     error: Mapped[dict[str, Any] | None]
-    """`code`, `message`, `param` and, of a bad data set, `errors`."""
+    """`code`, `message` and `param`, and `errors` for an invalid dataset."""
 
     metadata_items: Mapped[list["JobMetadata"]] = relationship(
         lazy="selectin", order_by="JobMetadata.key"
@@ -166,7 +158,7 @@ Index("ix_jobs_queue", Job.status, Job.priority.desc(), Job.id)
 
 
 class JobMetadata(Base):
-    """The caller's own labels; a table, so that a list can be filtered by them."""
+    """Labels that the caller chose. A table, so that lists can be filtered by them."""
 
     __tablename__ = "job_metadata"
     __table_args__ = (Index(None, "key", "value", "job_id"),)
@@ -177,23 +169,37 @@ class JobMetadata(Base):
 
 
 class Attempt(Base):
-    """One try at running a job, and how it ended."""
+    """One attempt at running a job, and how it ended."""
 
     __tablename__ = "attempts"
 
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
     attempt: Mapped[int] = mapped_column(primary_key=True)
     worker_id: Mapped[str]
-    host: Mapped[str | None]
-    """Where `pid` means something: this boot of this machine, and this process namespace."""
-    pid: Mapped[int | None]
-    """Of the worker."""
-    process_started: Mapped[int | None] = mapped_column(BigInteger)
-    """When the kernel started that process, in clock ticks since boot: pids are used again."""
     started_at: Mapped[datetime]
     ended_at: Mapped[datetime | None]
     outcome: Mapped[str | None]
     """succeeded, failed, cancelled, paused, released, crashed or lost; null while it runs."""
+
+
+class WorkerRow(Base):
+    """A worker that runs. Its row is removed when it ends, by itself or by a janitor."""
+
+    __tablename__ = "workers"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    host: Mapped[str]
+    """Boot of the machine and process namespace: where `pid` names a process."""
+    pid: Mapped[int]
+    process_started: Mapped[int] = mapped_column(BigInteger)
+    """When the kernel started the process, in clock ticks since boot: pids are used again."""
+    version: Mapped[str]
+    """Version of Tunery that the worker runs."""
+    started_at: Mapped[datetime]
+    heartbeat_at: Mapped[datetime]
+    """Latest sign of life."""
+    stopping_at: Mapped[datetime | None]
+    """When it was told to stop: since then it takes no more jobs."""
 
 
 class StepRow(Base):
@@ -243,18 +249,18 @@ class Checkpoint(OwnedByProject, Base):
 
 
 class SavedState(OwnedByProject, Base):
-    """All that training needs to go on from a step: the newest two of a job are kept."""
+    """All that training needs to resume after a step. The newest two of each job are kept."""
 
     __tablename__ = "saved_states"
 
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
     step: Mapped[int] = mapped_column(primary_key=True)
     saved_by: Mapped[str | None]
-    """The job that has saved it, as its manifest says; null for `job_id` itself."""
+    """Job that saved the state, as its manifest says; null for `job_id` itself."""
     attempt: Mapped[int]
     created_at: Mapped[datetime]
     files: Mapped[dict[str, Any]]
-    """Blob key, bytes and sha256 of each file, the manifest included, by the file's name."""
+    """Blob key, bytes and sha256 of each file by file name, including the manifest."""
 
 
 class IdempotencyRecord(OwnedByProject, Base):
@@ -276,7 +282,7 @@ class IdempotencyRecord(OwnedByProject, Base):
 
 
 class TunedModel(OwnedByProject, Base):
-    """A result that can be asked for by name, until it is deleted."""
+    """A tuned model, which can be requested by name until it is deleted."""
 
     __tablename__ = "tuned_models"
 

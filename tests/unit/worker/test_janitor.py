@@ -1,19 +1,21 @@
 import os
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from app.core.db.repositories.files import FileRepository
+from app.core.db.repositories.workers import WorkerRepository
 from app.core.db.session import Database
 from app.core.errors import BlobNotFoundError, NotFoundError
 from app.core.job.status import JobStatus
 from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
-from tests.builders import MINUTE, NOW, add_file, add_job, claim, get_job
+from tests.builders import MINUTE, NOW, add_file, add_job, claim, get_job, list_workers
 from tests.fakes import FrozenClock
-from worker import janitor as janitor_module
-from worker.janitor import Janitor
+from worker.identity import this_worker
+from worker.janitor import INTERVAL_S, ORPHANS_INTERVAL_S, Janitor
 from worker.launch.locks import JobLock
 
 
@@ -34,6 +36,26 @@ def test_a_job_without_a_sign_of_life_goes_back_into_the_queue(
     janitor.run_if_due()
 
     assert get_job(database, job.id).status is JobStatus.QUEUED
+
+
+def test_the_job_of_a_worker_that_died_on_this_host_is_not_waited_for(
+    janitor: Janitor, database: Database
+) -> None:
+    """Its successor puts the job back in its first round, and only then forgets the worker."""
+    job, waiting = add_job(database), add_job(database)
+    living = this_worker("worker-2")
+    died = replace(living, worker_id="worker-1", process_started=living.process_started - 1)
+    with database.writing() as session:
+        for worker in (died, living):
+            WorkerRepository(session).beat(worker, now=NOW)
+    claim(database, "worker-1")
+    claim(database, "worker-2")
+
+    janitor.run_if_due()
+
+    assert get_job(database, job.id).status is JobStatus.QUEUED
+    assert get_job(database, waiting.id).status is JobStatus.RUNNING
+    assert [one.identity.worker_id for one in list_workers(database)] == ["worker-2"]
 
 
 def test_an_expired_file_is_deleted_with_its_bytes(
@@ -67,12 +89,9 @@ def test_the_data_of_a_waiting_job_outlives_its_time(
 
 
 def test_many_expired_files_are_freed_turn_by_turn(
-    janitor: Janitor,
-    database: Database,
-    store: LocalBlobStore,
-    monkeypatch: pytest.MonkeyPatch,
+    settings: Settings, database: Database, store: LocalBlobStore, clock: FrozenClock
 ) -> None:
-    monkeypatch.setattr(janitor_module, "BATCH", 2)
+    janitor = Janitor(settings, database=database, store=store, clock=clock, batch=2)
     for _ in range(3):
         add_file(database, store, expires_at=NOW)
     left: list[int] = []
@@ -86,14 +105,16 @@ def test_many_expired_files_are_freed_turn_by_turn(
 
 
 def test_the_chores_are_done_now_and_then(
-    janitor: Janitor, database: Database, store: LocalBlobStore, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, database: Database, store: LocalBlobStore, clock: FrozenClock
 ) -> None:
     seconds = [1000.0]
-    monkeypatch.setattr(janitor_module.time, "monotonic", lambda: seconds[0])
+    janitor = Janitor(
+        settings, database=database, store=store, clock=clock, monotonic_s=lambda: seconds[0]
+    )
     janitor.run_if_due()
     file = add_file(database, store, expires_at=NOW)
 
-    seconds[0] += janitor_module.INTERVAL_S - 1
+    seconds[0] += INTERVAL_S - 1
     janitor.run_if_due()
     store.open(file.blob_key).close()
     seconds[0] += 1
@@ -123,18 +144,20 @@ def test_ballast_that_was_dropped_is_made_again(thrifty: Janitor, data_dir: Path
 
 
 def test_what_was_left_behind_is_freed_at_the_start_and_then_every_hour(
-    thrifty: Janitor, store: LocalBlobStore, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, database: Database, store: LocalBlobStore, clock: FrozenClock
 ) -> None:
     seconds = [1000.0]
-    monkeypatch.setattr(janitor_module.time, "monotonic", lambda: seconds[0])
+    janitor = Janitor(
+        settings, database=database, store=store, clock=clock, monotonic_s=lambda: seconds[0]
+    )
     left: list[int] = []
 
-    for passed_s in (0, janitor_module.ORPHANS_INTERVAL_S - 10, 10):
+    for passed_s in (0, ORPHANS_INTERVAL_S - 10, 10):
         scratch = store.scratch_file()
         scratch.write_bytes(b"half of an upload")
         os.utime(scratch, (0, 0))
         seconds[0] += passed_s
-        thrifty.run_if_due()
+        janitor.run_if_due()
         left.append(len(list(store.list_scratch())))
 
     assert left == [0, 1, 0]

@@ -19,6 +19,7 @@ from app.core.db.repositories.events import EventRepository
 from app.core.db.repositories.files import FileRepository
 from app.core.db.repositories.jobs import JobRepository
 from app.core.db.repositories.recovery import RecoveryRepository
+from app.core.db.repositories.workers import WorkerState, WorkerStatus
 from app.core.db.session import Database, Session
 from app.core.db.tables import Checkpoint, Job
 from app.core.errors import DatabaseBusyError
@@ -45,6 +46,7 @@ from tests.builders import (
     add_job,
     build_metrics,
     get_job,
+    list_workers,
     lock_out_writers,
     put_blob,
     write_checkpoint,
@@ -917,18 +919,33 @@ def test_a_busy_database_does_not_fail_the_job_that_is_being_prepared(bench: Ben
 
 
 def test_a_worker_shows_that_it_lives_and_that_it_has_ended(bench: Bench) -> None:
-    alive = bench.settings.workers_dir / "worker-1.alive"
     bench.add_job()
-    seen: list[bool] = []
+    seen: list[WorkerStatus] = []
 
     def look(_directory: Path) -> None:
-        seen.append(alive.exists())
+        seen.extend(list_workers(bench.database))
         bench.worker.stop()
 
     bench.launcher.acts = [look]
     bench.worker.run()
 
-    assert (seen, alive.exists()) == ([True], False)
+    assert [(one.identity.worker_id, one.state) for one in seen] == [
+        ("worker-1", WorkerState.RUNNING)
+    ]
+    assert list_workers(bench.database) == []
+
+
+@pytest.mark.only_sqlite
+def test_an_idle_worker_that_asks_for_work_writes_nothing(bench: Bench) -> None:
+    """However short the poll interval: only its heartbeat is written, every ten seconds."""
+    bench.worker.run_once()
+    before = bench.database.version()
+
+    for _ in range(20):
+        bench.worker.run_once()
+
+    assert before is not None
+    assert bench.database.version() == before
 
 
 def test_a_step_is_what_the_log_says(bench: Bench) -> None:

@@ -27,18 +27,6 @@ from app.core.job.training_events import JobError
 
 
 @dataclass(frozen=True, slots=True)
-class WorkerIdentity:
-    """The worker that claims a job, and its process, so that others can see when it has died."""
-
-    worker_id: str
-    host: str
-    """This boot of this machine, and the namespace in which `pid` names a process."""
-    pid: int
-    process_started: int
-    """Clock ticks from boot to the start of that process."""
-
-
-@dataclass(frozen=True, slots=True)
 class Lease:
     """The right to run one attempt of one job until the lease ends."""
 
@@ -78,8 +66,8 @@ class LeaseRepository:
     def __init__(self, session: Session) -> None:
         self._session = session
 
-    def claim(self, worker: WorkerIdentity, *, now: datetime, lease_for: timedelta) -> Lease | None:
-        """Give the next queued job to `worker`. Returns None if there is no job to run.
+    def claim(self, worker_id: str, *, now: datetime, lease_for: timedelta) -> Lease | None:
+        """Give the next queued job to a worker. Returns None if there is no job to run.
 
         One statement, so two workers can never both win: SQLite has a single writer, and
         PostgreSQL skips the row another transaction has locked (SQLite ignores FOR UPDATE).
@@ -98,7 +86,7 @@ class LeaseRepository:
             .values(
                 status=JobStatus.RUNNING,
                 attempt=Job.attempt + 1,
-                worker_id=worker.worker_id,
+                worker_id=worker_id,
                 started_at=func.coalesce(Job.started_at, now),
                 lease_expires_at=now + lease_for,
                 tokens_per_second=None,
@@ -111,14 +99,11 @@ class LeaseRepository:
             Attempt(
                 job_id=job.id,
                 attempt=job.attempt,
-                worker_id=worker.worker_id,
-                host=worker.host,
-                pid=worker.pid,
-                process_started=worker.process_started,
+                worker_id=worker_id,
                 started_at=now,
             )
         )
-        lease = _lease_of(job, worker.worker_id)
+        lease = _lease_of(job, worker_id)
         if lease is None:  # otherwise no worker would ever reach the jobs behind it
             settle(self._session, job, JobStatus.FAILED, now=now, error=_UNREADABLE)
         return lease

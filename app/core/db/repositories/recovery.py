@@ -7,18 +7,18 @@ job's fault, so ten are allowed. A pause and a worker that is told to stop count
 saved state is progress and resets both counts.
 """
 
-from collections.abc import Callable
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 
 from sqlalchemy import select
 
-from app.core.db.repositories.leases import Lease, LeaseRepository, WorkerIdentity
+from app.core.db.repositories.leases import Lease, LeaseRepository
 from app.core.db.repositories.saved_states import SavedStateRepository
 from app.core.db.repositories.transitions import Outcome, settle
 from app.core.db.session import Session
-from app.core.db.tables import Attempt, Job
+from app.core.db.tables import Job
 from app.core.job.status import JobStatus
 from app.core.job.training_events import JobError
 
@@ -105,26 +105,14 @@ class RecoveryRepository:
             self._interrupt(job, why, "lost", now=now)
         return [job.id for job in jobs]
 
-    def rescue_orphans(
-        self, host: str, is_alive: Callable[[WorkerIdentity], bool], *, now: datetime
-    ) -> list[str]:
-        """Recover the jobs of dead workers of this host, without waiting for their leases.
-
-        Args:
-            host: as in `WorkerIdentity`.
-            is_alive: whether that very process still runs.
-        """
-        running = (
-            select(Job, Attempt)
-            .join(Attempt, (Attempt.job_id == Job.id) & (Attempt.attempt == Job.attempt))
-            .where(Job.status == JobStatus.RUNNING, Attempt.host == host)
-            .with_for_update(of=Job, skip_locked=True)
-        )
-        orphans = [
-            job
-            for job, attempt in self._session.execute(running)
-            if not is_alive(_identity_of(attempt, host))
-        ]
+    def rescue_orphans(self, dead_worker_ids: Collection[str], *, now: datetime) -> list[str]:
+        """Recover the jobs of these workers without waiting for their leases. Returns job ids."""
+        if not dead_worker_ids:
+            return []
+        running = (Job.status == JobStatus.RUNNING, Job.worker_id.in_(dead_worker_ids))
+        orphans = self._session.scalars(
+            select(Job).where(*running).with_for_update(skip_locked=True)
+        ).all()
         for job in orphans:
             why = Interruption(f"Its worker {job.worker_id} died")
             self._interrupt(job, why, "lost", now=now)
@@ -173,9 +161,3 @@ class RecoveryRepository:
         step = SavedStateRepository(self._session).newest_step(job.id)
         how = f' POST .../rerun with {{"from": "saved_state"}} continues after step {step}.'
         return how if step else ""
-
-
-def _identity_of(attempt: Attempt, host: str) -> WorkerIdentity:
-    return WorkerIdentity(
-        attempt.worker_id, host, pid=attempt.pid or 0, process_started=attempt.process_started or 0
-    )

@@ -7,7 +7,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from app.core import disk
 from app.core.disk import Ballast, as_storage_full, free_bytes, has_room, require_room
 from app.core.errors import StorageFullError
 from app.core.settings import Settings
@@ -26,7 +25,7 @@ def settings(tmp_path: Path) -> Settings:
 
 def set_free(monkeypatch: pytest.MonkeyPatch, free: int, *, inodes: int = 1) -> None:
     answer = SimpleNamespace(f_frsize=1, f_bavail=free, f_files=1000, f_favail=inodes)
-    monkeypatch.setattr(disk.os, "statvfs", lambda _: answer)
+    monkeypatch.setattr(os, "statvfs", lambda _: answer)
 
 
 def test_the_disk_of_a_directory_that_is_not_there_yet_is_that_of_its_parent(
@@ -153,7 +152,7 @@ def test_a_disk_that_fills_up_meanwhile_is_left_as_it_was(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(disk.os, "posix_fallocate", full)
+    monkeypatch.setattr(os, "posix_fallocate", full)
 
     assert not Ballast(settings).make_if_room()
     assert list(settings.data_dir.iterdir()) == []

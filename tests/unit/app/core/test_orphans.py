@@ -168,19 +168,6 @@ def test_directories_of_jobs_that_do_not_run_are_removed(
     assert not any(path.exists() for path in gone)
 
 
-def test_files_of_workers_that_died_are_removed(
-    database: Database, store: LocalBlobStore, settings: Settings
-) -> None:
-    settings.workers_dir.mkdir()
-    ages_s = {"alive": 0, "silent": LONG_GRACE_S - 60, "dead": LONG_GRACE_S + 60}
-    for name, age_s in ages_s.items():
-        (settings.workers_dir / f"{name}.alive").touch()
-        make_old(settings.workers_dir / f"{name}.alive", age_s)
-
-    assert free_orphans(database, store, settings).alive_files == 1
-    assert sorted(path.stem for path in settings.workers_dir.iterdir()) == ["alive", "silent"]
-
-
 def test_what_a_backup_that_was_killed_has_held_is_freed(
     database: Database, store: LocalBlobStore, settings: Settings
 ) -> None:

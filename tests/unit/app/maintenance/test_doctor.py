@@ -29,6 +29,7 @@ from tests.builders import (
     add_file,
     add_job,
     add_part,
+    add_worker,
     build_upload,
     claim,
     get_job,
@@ -231,9 +232,11 @@ def test_a_queue_without_a_worker_is_pointed_out(
     add_job(database, created_at=now)
     assert look(healthy)["workers"].level is Level.WARN
 
-    healthy.workers_dir.mkdir()
-    (healthy.workers_dir / "one.alive").touch()
-    assert look(healthy)["workers"].level is Level.OK
+    add_worker(database, now=now - HOUR)
+    assert look(healthy)["workers"].level is Level.WARN
+    add_worker(database, now=now)
+    workers = look(healthy)["workers"]
+    assert (workers.level, workers.message) == (Level.OK, "1 alive: 1 idle")
 
 
 def test_rows_from_the_future_are_found(

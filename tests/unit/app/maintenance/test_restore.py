@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import inspect
 
+from app.core.clock import utc_now
 from app.core.db.repositories.saved_states import SavedStateRepository
 from app.core.db.session import Database
 from app.core.job.status import JobStatus
@@ -25,6 +26,7 @@ from tests.builders import (
     add_file,
     add_job,
     add_part,
+    add_worker,
     build_upload,
     claim,
     dump_tables,
@@ -240,9 +242,10 @@ def test_a_running_service_is_not_replaced(
     assert dump_tables(database) == before
 
 
-def test_a_worker_on_another_machine_is_seen_by_its_file(backup: Path, settings: Settings) -> None:
-    settings.workers_dir.mkdir()
-    (settings.workers_dir / "one.alive").touch()
+def test_a_worker_on_another_machine_is_seen_by_its_heartbeat(
+    backup: Path, settings: Settings, database: Database
+) -> None:
+    add_worker(database, now=utc_now())
 
     with pytest.raises(OccupiedError, match="1 workers"):
         restore_backup(settings, backup, replace=True)

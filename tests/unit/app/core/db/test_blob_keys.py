@@ -3,7 +3,6 @@ from dataclasses import replace
 
 import pytest
 
-from app.core.db import blob_keys
 from app.core.db.blob_keys import BlobKeyRepository, NamedBlob, iterate_named
 from app.core.db.session import Database
 from app.core.db.tables import SavedState
@@ -45,9 +44,8 @@ def test_it_is_known_whether_anything_is_named(database: Database, store: LocalB
 
 @pytest.mark.parametrize("page", [1, 2, 3, 500])
 def test_every_named_blob_comes_once_however_long_a_page_is(
-    page: int, database: Database, store: LocalBlobStore, monkeypatch: pytest.MonkeyPatch
+    page: int, database: Database, store: LocalBlobStore
 ) -> None:
-    monkeypatch.setattr(blob_keys, "PAGE_ROWS", page)
     files = [add_file(database, store) for _ in range(5)]
     upload = build_upload()
     parts = [add_part(database, store, upload, bytes([number])) for number in range(3)]
@@ -56,7 +54,7 @@ def test_every_named_blob_comes_once_however_long_a_page_is(
         for step in (9, 10):
             add_state(database, job.id, step, f"{job.id}/{step}/a", f"{job.id}/{step}/b")
 
-    named = list(iterate_named(database.reading))
+    named = list(iterate_named(database.reading, page_rows=page))
 
     assert [blob.file_id for blob in named[:5]] == [file.id for file in files]
     assert [blob.part_id for blob in named[5:8]] == [part.id for part in parts]

@@ -13,7 +13,6 @@ from tests.builders import (
     MINUTE,
     NOW,
     add_job,
-    build_identity,
     build_job,
     build_metrics,
     claim,
@@ -76,7 +75,7 @@ def test_a_running_job_is_only_marked_and_the_first_request_counts(database: Dat
 def test_a_job_that_has_ended_is_not_touched(database: Database, status: JobStatus) -> None:
     job = add_job(database)
     with database.writing() as session:
-        lease = LeaseRepository(session).claim(build_identity(), now=NOW, lease_for=MINUTE)
+        lease = LeaseRepository(session).claim("worker-1", now=NOW, lease_for=MINUTE)
         assert lease is not None
         LeaseRepository(session).finish(lease, status, now=NOW)
 
@@ -141,7 +140,7 @@ def test_the_loss_log_is_read_by_step_with_both_ends(database: Database) -> None
     job = add_job(database)
     rows = [build_metrics(step) for step in range(1, 6)]
     with database.writing() as session:
-        lease = LeaseRepository(session).claim(build_identity(), now=NOW, lease_for=MINUTE)
+        lease = LeaseRepository(session).claim("worker-1", now=NOW, lease_for=MINUTE)
         assert lease is not None
         LeaseRepository(session).record_steps(
             lease, rows, tokens_per_second=None, estimated_finish_at=None

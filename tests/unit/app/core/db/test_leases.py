@@ -22,7 +22,6 @@ from tests.builders import (
     NOW,
     add_job,
     build_checkpoint,
-    build_identity,
     build_metrics,
     claim,
     get_job,
@@ -91,7 +90,7 @@ def test_the_oldest_job_is_claimed_first(database: Database) -> None:
 
     assert [claim(database).job_id, claim(database).job_id] == [first.id, second.id]
     with database.writing() as session:
-        assert LeaseRepository(session).claim(build_identity(), now=NOW, lease_for=MINUTE) is None
+        assert LeaseRepository(session).claim("worker-1", now=NOW, lease_for=MINUTE) is None
 
 
 def test_a_claim_starts_the_job(database: Database) -> None:
@@ -267,7 +266,7 @@ def test_a_job_that_cannot_be_read_is_not_in_the_way_of_the_others(database: Dat
     unreadable, next_one = add_job(database, config={"of": "tomorrow"}), add_job(database)
 
     with database.writing() as session:
-        assert LeaseRepository(session).claim(build_identity(), now=NOW, lease_for=MINUTE) is None
+        assert LeaseRepository(session).claim("worker-1", now=NOW, lease_for=MINUTE) is None
 
     found = get_job(database, unreadable.id)
     assert found.status is JobStatus.FAILED

@@ -301,10 +301,11 @@ def test_a_connection_that_an_administrator_ends_has_done_nothing(
 
 
 def test_a_process_that_froze_in_a_transaction_does_not_hold_its_locks_for_ever(
-    url: str, other: Database, monkeypatch: pytest.MonkeyPatch
+    url: str, other: Database
 ) -> None:
-    monkeypatch.setattr(postgresql_module, "IDLE_IN_TRANSACTION_S", 0.05)
-    frozen = Database(url)
+    options = {"options": "-c idle_in_transaction_session_timeout=50"}
+    impatient = make_url(url).update_query_dict(options)
+    frozen = Database(impatient.render_as_string(hide_password=False))
 
     def freeze() -> None:
         with frozen.writing() as session:

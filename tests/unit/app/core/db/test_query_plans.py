@@ -16,8 +16,9 @@ from app.core.db.repositories.leases import LeaseRepository
 from app.core.db.repositories.recovery import RecoveryRepository
 from app.core.db.repositories.saved_states import SavedStateRepository
 from app.core.db.repositories.uploads import UploadRepository
+from app.core.db.repositories.workers import WorkerRepository
 from app.core.db.session import Database, Session
-from tests.builders import MINUTE, NOW, add_job, build_file, build_identity, build_job, build_upload
+from tests.builders import MINUTE, NOW, add_job, build_file, build_job, build_upload
 
 
 def _list_files(session: Session, **filters: Any) -> object:
@@ -40,13 +41,12 @@ _ASKED: dict[str, Callable[[Session], object]] = {
     "checkpoint by name": lambda session: CheckpointRepository(session).find_of_model("a", 1),
     "key": lambda session: IdempotencyRepository(session).find_by_key("create", "a"),
     "retry": lambda session: IdempotencyRepository(session).find_recent("create", "a", since=NOW),
-    "claim": lambda session: LeaseRepository(session).claim(
-        build_identity(), now=NOW, lease_for=MINUTE
-    ),
+    "claim": lambda session: LeaseRepository(session).claim("worker-1", now=NOW, lease_for=MINUTE),
     "rescue expired": lambda session: RecoveryRepository(session).rescue_expired(now=NOW),
-    "rescue orphans": lambda session: RecoveryRepository(session).rescue_orphans(
-        "a", lambda _: True, now=NOW
-    ),
+    "rescue orphans": lambda session: RecoveryRepository(session).rescue_orphans(["a"], now=NOW),
+    "find dead workers": lambda session: WorkerRepository(session).find_dead("a", lambda _: True),
+    "count workers": lambda session: WorkerRepository(session).count_alive(now=NOW),
+    "forget workers": lambda session: WorkerRepository(session).remove(["a"]),
     "files": _list_files,
     "uploads": lambda session: _list_files(session, purpose="fine-tune"),
     "made files": lambda session: _list_files(session, purpose="fine-tune-results"),
@@ -66,8 +66,8 @@ _ASKED: dict[str, Callable[[Session], object]] = {
     "parts of an upload": lambda session: UploadRepository(session).list_parts("a"),
     "old submissions": lambda session: IdempotencyRepository(session).delete_older(than=NOW),
 }
-_MAY_BE_READ = {"saved_states"}
-"""What only jobs that may be continued have."""
+_MAY_BE_READ = {"saved_states", "workers"}
+"""Tables with few rows: states of jobs that may be continued, and workers that run."""
 
 
 def _added_file(session: Session) -> Any:

@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import select
 
 from app.core.db.repositories.jobs import JobRepository
-from app.core.db.repositories.leases import Lease, LeaseRepository, WorkerIdentity
+from app.core.db.repositories.leases import Lease, LeaseRepository
 from app.core.db.repositories.recovery import (
     MAX_INTERRUPTIONS,
     Crash,
@@ -15,11 +15,12 @@ from app.core.db.repositories.recovery import (
     RecoveryRepository,
 )
 from app.core.db.repositories.saved_states import SavedStateRepository
+from app.core.db.repositories.workers import WorkerRepository
 from app.core.db.session import Database, Session
 from app.core.db.tables import Attempt
 from app.core.errors import LeaseLostError
 from app.core.job.status import JobStatus
-from tests.builders import MINUTE, NOW, add_job, build_identity, claim, get_job, list_messages
+from tests.builders import MINUTE, NOW, add_job, add_worker, claim, get_job, list_messages
 
 CRASH = Crash("The training process died", "Do less.", "Segmentation fault")
 
@@ -49,14 +50,10 @@ def rescue(database: Database, *, after: timedelta) -> list[str]:
 
 
 def rescue_orphans(database: Database, *, alive: bool, host: str = "host-1") -> list[str]:
-    asked: list[WorkerIdentity] = []
-
-    def is_alive(worker: WorkerIdentity) -> bool:
-        asked.append(worker)
-        return alive
-
+    """What a janitor on this host does, for which its workers live or not."""
     with database.writing() as session:
-        return RecoveryRepository(session).rescue_orphans(host, is_alive, now=NOW)
+        dead = WorkerRepository(session).find_dead(host, lambda _: alive)
+        return RecoveryRepository(session).rescue_orphans(dead, now=NOW)
 
 
 def save(database: Database, lease: Lease, step: int) -> list[str]:
@@ -206,6 +203,7 @@ def test_a_lease_that_has_not_run_out_is_left_alone(database: Database) -> None:
 
 def test_a_worker_that_is_gone_is_not_waited_for(database: Database) -> None:
     job = add_job(database)
+    add_worker(database)
     claim(database)
 
     assert rescue_orphans(database, alive=True) == []
@@ -277,6 +275,6 @@ def test_a_machine_without_space_is_not_tried_for_ever(database: Database) -> No
 
 
 def claim_in(session: Session) -> Lease:
-    lease = LeaseRepository(session).claim(build_identity(), now=NOW, lease_for=MINUTE)
+    lease = LeaseRepository(session).claim("worker-1", now=NOW, lease_for=MINUTE)
     assert lease is not None
     return lease

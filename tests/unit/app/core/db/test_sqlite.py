@@ -2,15 +2,15 @@
 
 import os
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from sqlalchemy.exc import OperationalError
 
-from app.core.db import sqlite as sqlite_module
 from app.core.db.session import Database
-from app.core.db.sqlite import is_wal_safe
+from app.core.db.sqlite import is_wal_safe, sqlite_driver
 from app.core.errors import DatabaseBusyError, StorageFullError
 from app.core.settings import Settings
 from tests.builders import build_job, dump_tables
@@ -36,8 +36,8 @@ def test_who_opens_a_new_database_waits_for_who_is_filling_it(
 ) -> None:
     """SQLite itself refuses at once, whatever its timeout, to set the journal mode meanwhile."""
     has_waited = threading.Event()
-    monkeypatch.setattr(sqlite_module.time, "sleep", lambda _: has_waited.set())
-    filling = sqlite_module.sqlite_driver.connect(str(tmp_path / "new.db"), isolation_level=None)
+    monkeypatch.setattr(time, "sleep", lambda _: has_waited.set())
+    filling = sqlite_driver.connect(str(tmp_path / "new.db"), isolation_level=None)
     filling.execute("CREATE TABLE a (b)")
     filling.execute("BEGIN IMMEDIATE")
     database = Database(f"sqlite:///{tmp_path}/new.db")
@@ -52,7 +52,7 @@ def test_who_opens_a_new_database_waits_for_who_is_filling_it(
 
 
 def test_who_opens_a_new_database_does_not_wait_for_ever(tmp_path: Path) -> None:
-    filling = sqlite_module.sqlite_driver.connect(str(tmp_path / "new.db"), isolation_level=None)
+    filling = sqlite_driver.connect(str(tmp_path / "new.db"), isolation_level=None)
     filling.execute("CREATE TABLE a (b)")
     filling.execute("BEGIN IMMEDIATE")
     database = Database(f"sqlite:///{tmp_path}/new.db", busy_timeout_s=0.05)
@@ -86,7 +86,7 @@ def test_a_sqlite_with_the_wal_reset_bug_is_used_without_a_wal(
     database: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     database.dispose()
-    monkeypatch.setattr(sqlite_module.sqlite_driver, "sqlite_version_info", (3, 40, 1))
+    monkeypatch.setattr(sqlite_driver, "sqlite_version_info", (3, 40, 1))
 
     careful = Database(settings.resolved_database_url)
 
@@ -117,11 +117,11 @@ def test_a_disk_error_is_a_full_disk_only_when_that_is_full(
     free_blocks: int, meant: type[Exception], database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """SQLite does not say why it could not extend the shared index of its write-ahead log."""
-    disk_error = sqlite_module.sqlite_driver.OperationalError("disk I/O error")
+    disk_error = sqlite_driver.OperationalError("disk I/O error")
     disk_error.sqlite_errorcode = 4874  # SQLITE_IOERR_SHMSIZE
     block_size = 4096
     found = os.statvfs_result((block_size, block_size, 0, 0, free_blocks, 0, 0, 0, 0, 0))
-    monkeypatch.setattr(sqlite_module.os, "statvfs", lambda _: found)
+    monkeypatch.setattr(os, "statvfs", lambda _: found)
 
     with pytest.raises(meant), database.reading():
         raise OperationalError("SELECT 1", None, disk_error)

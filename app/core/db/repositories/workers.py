@@ -1,0 +1,119 @@
+"""Every query on workers: who runs, on which host, and when each last gave a sign of life."""
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+
+from sqlalchemy import delete, exists, func, select
+
+from app.core.db.session import Session
+from app.core.db.tables import Job, WorkerRow
+from app.core.job.status import JobStatus
+from app.core.version import VERSION
+
+SILENT_AFTER = timedelta(seconds=30)
+"""Age of a heartbeat after which its worker no longer counts as alive: three were missed."""
+KEPT_FOR = timedelta(days=1)
+"""Age of a heartbeat after which its row is deleted: longer than any lease."""
+
+_HAS_JOB = exists().where(Job.worker_id == WorkerRow.id, Job.status == JobStatus.RUNNING)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerIdentity:
+    """A worker and the process it runs in, so that its host can see when that has died."""
+
+    worker_id: str
+    host: str
+    """This boot of this machine, and the namespace in which `pid` names a process."""
+    pid: int
+    process_started: int
+    """When the kernel started the process, in clock ticks since boot: pids are used again."""
+
+
+class WorkerState(StrEnum):
+    IDLE = "idle"
+    RUNNING = "running a job"
+    DRAINING = "draining"
+    """It was told to stop, and takes no more jobs."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStatus:
+    """What the database knows about a worker."""
+
+    identity: WorkerIdentity
+    state: WorkerState
+    heartbeat_at: datetime
+
+    def is_silent(self, *, now: datetime) -> bool:
+        return now - self.heartbeat_at > SILENT_AFTER
+
+
+class WorkerRepository:
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def beat(self, worker: WorkerIdentity, *, now: datetime, is_stopping: bool = False) -> None:
+        """Record a sign of life. The first one registers the worker."""
+        row = self._session.get(WorkerRow, worker.worker_id)
+        if row is None:
+            row = WorkerRow(
+                id=worker.worker_id,
+                host=worker.host,
+                pid=worker.pid,
+                process_started=worker.process_started,
+                version=VERSION,
+                started_at=now,
+            )
+            self._session.add(row)
+        row.heartbeat_at = now
+        row.stopping_at = (row.stopping_at or now) if is_stopping else None
+
+    def list_all(self) -> list[WorkerStatus]:
+        """Every registered worker, the oldest first, whether or not it still lives."""
+        query = select(WorkerRow, _HAS_JOB).order_by(WorkerRow.id)
+        return [_status_of(row, has_job=has_job) for row, has_job in self._session.execute(query)]
+
+    def count_alive(self, *, now: datetime) -> int:
+        """Number of workers with a recent heartbeat."""
+        alive = WorkerRow.heartbeat_at >= now - SILENT_AFTER
+        return self._session.scalars(select(func.count()).where(alive)).one()
+
+    def find_dead(self, host: str, is_alive: Callable[[WorkerIdentity], bool]) -> list[str]:
+        """Ids of the workers of this host whose process has ended, whatever their heartbeat says.
+
+        Args:
+            host: see `WorkerIdentity`.
+            is_alive: whether that very process still runs.
+        """
+        rows = self._session.scalars(select(WorkerRow).where(WorkerRow.host == host))
+        return [row.id for row in rows if not is_alive(_identity_of(row))]
+
+    def remove(self, worker_ids: Collection[str]) -> None:
+        """Forget workers that have ended. A worker whose job is not yet put back stays."""
+        ended = WorkerRow.id.in_(worker_ids)
+        self._session.execute(delete(WorkerRow).where(ended, ~_HAS_JOB))
+
+    def remove_silent(self, *, now: datetime) -> None:
+        """Forget workers that gave no sign of life for `KEPT_FOR`.
+
+        One that was only suspended registers again when it wakes.
+        """
+        self._session.execute(delete(WorkerRow).where(WorkerRow.heartbeat_at < now - KEPT_FOR))
+
+    def remove_all(self) -> None:
+        """Forget every worker: for a restored database, which has none."""
+        self._session.execute(delete(WorkerRow))
+
+
+def _identity_of(row: WorkerRow) -> WorkerIdentity:
+    return WorkerIdentity(row.id, row.host, row.pid, row.process_started)
+
+
+def _status_of(row: WorkerRow, *, has_job: bool) -> WorkerStatus:
+    state = WorkerState.RUNNING if has_job else WorkerState.IDLE
+    if row.stopping_at is not None:
+        state = WorkerState.DRAINING
+    return WorkerStatus(_identity_of(row), state, row.heartbeat_at)

@@ -1,0 +1,174 @@
+"""A worker's heartbeat, and what `tunery worker --check` makes of it."""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+from sqlalchemy import event, text
+
+from app.core.clock import utc_now
+from app.core.db.repositories.workers import SILENT_AFTER, WorkerIdentity, WorkerRepository
+from app.core.db.session import Database
+from app.core.settings import Settings
+from tests.builders import NOW, build_identity, list_workers
+from tests.fakes import FrozenClock
+from tests.waiting import wait_until
+from worker.identity import start_ticks, this_worker
+from worker.presence import Presence, UnhealthyError, check_health
+
+WITHIN_S = 30
+
+
+def build_presence(
+    database: Database, clock: FrozenClock, *, is_stopping: bool = False
+) -> Presence:
+    return Presence(
+        build_identity(), database, clock=clock, is_stopping=lambda: is_stopping, interval_s=0.01
+    )
+
+
+def test_a_worker_is_registered_while_its_block_runs(
+    database: Database, clock: FrozenClock
+) -> None:
+    with build_presence(database, clock):
+        (worker,) = list_workers(database)
+        assert worker.identity == build_identity()
+        clock.advance(timedelta(seconds=5))
+        wait_until(
+            lambda: list_workers(database)[0].heartbeat_at == NOW + timedelta(seconds=5),
+            within_s=WITHIN_S,
+        )
+
+    assert list_workers(database) == []
+
+
+def test_a_worker_that_was_forgotten_while_it_was_suspended_registers_again(
+    database: Database, clock: FrozenClock
+) -> None:
+    with build_presence(database, clock):
+        with database.writing() as session:
+            WorkerRepository(session).remove_all()
+        wait_until(lambda: list_workers(database), within_s=WITHIN_S)
+
+
+def test_a_worker_continues_without_its_heartbeat_and_says_so_once(
+    database: Database, clock: FrozenClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As with a database that is busy, away or full."""
+    caplog.set_level(logging.INFO, "worker.presence")
+    refused: list[object] = []
+    event.listen(database.engine, "handle_error", refused.append)
+
+    with database.engine.begin() as connection:
+        connection.execute(text("ALTER TABLE workers RENAME TO elsewhere"))
+    try:
+        presence = build_presence(database, clock).__enter__()
+        wait_until(lambda: len(refused) >= 3, within_s=WITHIN_S)
+    finally:
+        with database.engine.begin() as connection:
+            connection.execute(text("ALTER TABLE elsewhere RENAME TO workers"))
+    wait_until(lambda: list_workers(database), within_s=WITHIN_S)
+    presence.__exit__()
+
+    levels = [record.levelname for record in caplog.records if record.name == "worker.presence"]
+    assert levels == ["WARNING", "INFO"]
+    assert list_workers(database) == []
+
+
+@pytest.fixture
+def of_this_service(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TUNERY_DATA_DIR", str(settings.data_dir))
+    monkeypatch.setenv("TUNERY_DATABASE_URL", settings.database_url)
+
+
+@pytest.fixture
+def child() -> Iterator[WorkerIdentity]:
+    """A worker in a process of its own on this host."""
+    process = subprocess.Popen(["sleep", "60"])
+    yield replace(
+        this_worker("worker-2"), pid=process.pid, process_started=start_ticks(process.pid) or 0
+    )
+    process.kill()
+    process.wait()
+
+
+def beat(database: Database, worker: WorkerIdentity, *, age: timedelta = timedelta(0)) -> None:
+    with database.writing() as session:
+        WorkerRepository(session).beat(worker, now=utc_now() - age)
+
+
+@pytest.mark.usefixtures("of_this_service")
+def test_a_worker_with_a_recent_heartbeat_is_healthy(
+    database: Database, child: WorkerIdentity
+) -> None:
+    beat(database, child)
+
+    assert check_health() == f"worker-2 (process {child.pid}) is idle"
+
+
+@pytest.mark.usefixtures("of_this_service")
+def test_a_host_without_a_worker_is_unhealthy_whoever_runs_elsewhere(database: Database) -> None:
+    beat(database, build_identity(host="another machine"))
+
+    with pytest.raises(UnhealthyError, match="No worker runs on this host"):
+        check_health()
+
+
+@pytest.mark.usefixtures("of_this_service")
+def test_a_frozen_worker_is_unhealthy_also_beside_one_that_works(
+    database: Database, child: WorkerIdentity
+) -> None:
+    beat(database, this_worker("worker-1"))
+    beat(database, child, age=SILENT_AFTER + timedelta(seconds=11))
+
+    with pytest.raises(UnhealthyError, match=r"worker-2 .* no sign of life for 41 s"):
+        check_health()
+
+
+@pytest.mark.usefixtures("of_this_service")
+def test_a_worker_that_was_killed_is_unhealthy_at_once(
+    database: Database, child: WorkerIdentity
+) -> None:
+    beat(database, child)
+    os.kill(child.pid, signal.SIGKILL)
+    wait_until(lambda: start_ticks(child.pid) is None, within_s=WITHIN_S)
+
+    with pytest.raises(UnhealthyError, match=r"Died: worker-2"):
+        check_health()
+    beat(database, this_worker("worker-1"))  # its successor
+    assert "worker-1" in check_health()
+
+
+@pytest.mark.only_sqlite
+@pytest.mark.usefixtures("of_this_service")
+def test_a_service_that_never_ran_is_unhealthy_and_gets_no_database(settings: Settings) -> None:
+    with pytest.raises(UnhealthyError, match="There is no database"):
+        check_health()
+
+    assert not (settings.data_dir / "tunery.db").exists()
+
+
+def test_a_health_check_loads_neither_torch_nor_the_api() -> None:
+    script = """
+import sys
+sys.argv = ["tunery", "worker", "--check"]
+from tunery.__main__ import main
+try:
+    main()
+finally:
+    print(sorted({"torch", "transformers", "fastapi", "typer", "uvicorn"} & sys.modules.keys()))
+"""
+    environment = os.environ | {"TUNERY_DATA_DIR": "/nowhere"}
+    check = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False
+    )
+
+    assert (check.returncode, check.stdout.strip()) == (1, "[]")
+    assert check.stderr.startswith("unhealthy: ")
+    assert check.stderr.count("\n") == 1
