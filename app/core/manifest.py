@@ -1,7 +1,7 @@
-"""`manifest.json`: what a checkpoint consists of, so that it is whole or known not to be.
+"""`manifest.json`: the files of a checkpoint or saved state, so that a damaged one is detected.
 
-The child writes it last, before it gives the checkpoint's directory its name; the parent verifies
-it before it publishes anything.
+The child writes it last, before it gives the directory its name. The parent verifies it before it
+publishes anything.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ class ManifestFile(BaseModel):
 
 
 class Manifest(BaseModel):
-    """Every file beside it, and where they came from."""
+    """Every file of the directory, and how they were made."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -29,10 +29,10 @@ class Manifest(BaseModel):
     attempt: int
     step: int
     files: dict[str, ManifestFile]
-    """By name; the manifest itself is not among them."""
+    """The files by name, without the manifest itself."""
     provenance: dict[str, Any]
-    """Base model, data set and validation set with their sha256, settings, seed, library
-    versions."""
+    """Base model, training file and validation file with their sha256, hyperparameters, seed and
+    library versions."""
 
 
 class ManifestError(Exception):
@@ -45,7 +45,7 @@ def sha256_of(path: Path) -> str:
 
 
 def sha256_of_stream(source: BinaryIO) -> str:
-    """Of what is left to read in `source`."""
+    """Digest of what is left to read in `source`."""
     sha256 = hashlib.sha256()
     while chunk := source.read(1024 * 1024):
         sha256.update(chunk)
@@ -53,7 +53,7 @@ def sha256_of_stream(source: BinaryIO) -> str:
 
 
 def describe_files(directory: Path) -> dict[str, ManifestFile]:
-    """Size and sha256 of every regular file directly in `directory`, less the manifest."""
+    """Size and sha256 of every regular file directly in `directory`, except the manifest."""
     return {
         path.name: ManifestFile(bytes=path.stat().st_size, sha256=sha256_of(path))
         for path in sorted(directory.iterdir())
@@ -65,7 +65,7 @@ def verify(directory: Path) -> Manifest:
     """Read the manifest of `directory` and check every file against it.
 
     Raises:
-        ManifestError: there is no readable manifest, or a file is missing, additional or changed.
+        ManifestError: there is no readable manifest, or a file is missing, unexpected or changed.
     """
     manifest = read(directory)
     names = {path.name for path in directory.iterdir()} - {MANIFEST_NAME}
@@ -77,10 +77,10 @@ def verify(directory: Path) -> Manifest:
 
 
 def read(directory: Path) -> Manifest:
-    """The manifest of `directory`, which is not checked.
+    """Read the manifest of `directory` without checking the files.
 
     Raises:
-        ManifestError: there is none that can be read.
+        ManifestError: there is no readable manifest.
     """
     try:
         return Manifest.model_validate_json((directory / MANIFEST_NAME).read_bytes())
@@ -89,14 +89,14 @@ def read(directory: Path) -> Manifest:
 
 
 def check(manifest: Manifest, files: dict[str, ManifestFile]) -> None:
-    """Check what was found against what was promised.
+    """Check the files of a directory against its manifest.
 
     Raises:
-        ManifestError: a file is missing, additional or changed.
+        ManifestError: a file is missing, unexpected or changed.
     """
     if files.keys() != manifest.files.keys():
         difference = sorted(files.keys() ^ manifest.files.keys())
-        raise ManifestError(f"step {manifest.step}: files missing or additional: {difference}")
-    for name, promised in manifest.files.items():
-        if files[name] != promised:
+        raise ManifestError(f"step {manifest.step}: missing or unexpected files: {difference}")
+    for name, expected in manifest.files.items():
+        if files[name] != expected:
             raise ManifestError(f"step {manifest.step}: {name} is not the file that was written")
