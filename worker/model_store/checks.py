@@ -116,8 +116,8 @@ def _check_config(path: Path) -> None:
     for key, value in _walk(_read_object(path)):
         if key in ("auto_map", "trust_remote_code") or key.endswith("_internal"):
             raise RefusedModelError(
-                f"{path.name} has the key {key!r}, which can make a program run code of the model. "
-                "Tunery never does: use a model whose architecture transformers knows."
+                f"{path.name} has the key {key!r}, which can make a program run code. Tunery "
+                "runs no code of a model: use one whose architecture transformers knows."
             )
         if key.endswith("_implementation") and "/" in json.dumps(value):
             raise RefusedModelError(
