@@ -6,7 +6,6 @@ fork server is not loaded again, and so is in no line of its own.
 
 import os
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from worker import train
@@ -38,16 +37,16 @@ def _count_loads(directory: Path) -> None:
     train._set_environment()
     from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415 - only now
 
-    from worker.training import model  # noqa: PLC0415 - as above
-
-    def counted(auto: Any, what: str) -> Any:
+    def count(auto: Any, what: str) -> None:
         def count_and_load(*args: Any, **options: Any) -> Any:
             with target.open("a") as lines:
                 lines.write(f"{os.getpid()} {what}\n")
-            return auto.from_pretrained(*args, **options)
+            return load(*args, **options)
 
-        return SimpleNamespace(from_pretrained=count_and_load)
+        load = getattr(auto.from_pretrained, "uncounted", auto.from_pretrained)
+        count_and_load.uncounted = load  # a fork of a process that counts, counts once
+        auto.from_pretrained = count_and_load
 
     target = directory.parents[1] / LOADS
-    model.AutoTokenizer = counted(AutoTokenizer, "tokenizer")
-    model.AutoModelForCausalLM = counted(AutoModelForCausalLM, "model")
+    count(AutoTokenizer, "tokenizer")
+    count(AutoModelForCausalLM, "model")

@@ -35,8 +35,8 @@ from app.core.job.training_config import (
 )
 from worker.training.data.dataset import TokenizedData, TokenizedRow
 from worker.training.model.base_model import attach_adapter
-from worker.training.model.fused_forward import FusedForward
-from worker.training.step.step_plan import plan_steps
+from worker.training.model.forward import FusedForward
+from worker.training.step.schedule import StepSchedule
 from worker.training.step.trainer import Trainer
 
 CHAT_TEMPLATE = (
@@ -136,11 +136,17 @@ class RowsInMemory(TokenizedData):
 def build_trainer(model: PeftModel) -> Trainer:
     """One that may take three steps."""
     config = TrainingConfig(seed=0)
-    plan = plan_steps(config, examples=4, has_validation=False)
+    schedule = StepSchedule.of(config, examples=4, has_validation=False)
     tokens = [np.arange(8) + row for row in range(4)]
     data = RowsInMemory([TokenizedRow(row, row) for row in tokens])
-    forward = FusedForward(model)
-    return Trainer(forward, data, config, plan=plan, pad_token_id=0, micro_batch_tokens=512)
+    return Trainer(
+        FusedForward(model),
+        data,
+        config,
+        schedule=schedule,
+        pad_token_id=0,
+        micro_batch_tokens=512,
+    )
 
 
 def write_job(

@@ -1,4 +1,4 @@
-"""`python -m worker.train DIR` is the training child. It also runs a job directory again by hand.
+"""The training child: `python -m worker.train DIR`. By hand, it runs a job directory again.
 
 Standard output carries only the events of `app.core.job.training_events`, one JSON object a line.
 Whatever libraries print goes to standard error. The exit code is 0 after `Finished`, `Failed`,
@@ -31,7 +31,7 @@ def main(directory: Path) -> None:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(directory / MACHINE_CACHE_NAME / "compiled")
         os.chdir(directory)
         # Only now: what an import prints must not be among the events.
-        from worker.training.kept_model import kept_model  # noqa: PLC0415
+        from worker.training.preloaded_model import preloaded_model  # noqa: PLC0415
         from worker.training.recipe import run_job  # noqa: PLC0415
 
         stop_request = _StopRequest()
@@ -42,7 +42,7 @@ def main(directory: Path) -> None:
             events.write(event.model_dump_json() + "\n")
             events.flush()
 
-        run_job(directory, report, lambda: stop_request.has_come, loaders=kept_model.loaders)
+        run_job(directory, report, lambda: stop_request.has_come, loaders=preloaded_model.loaders)
 
 
 def preload() -> None:
@@ -57,16 +57,16 @@ def preload() -> None:
 def prepare(directory: Path) -> None:
     """Load what `main` needs for the job in `directory`; for the rest, see `preload`."""
     preload()
-    from worker.training.kept_model import kept_model  # noqa: PLC0415
+    from worker.training.preloaded_model import preloaded_model  # noqa: PLC0415
 
-    kept_model.keep(directory)
+    preloaded_model.load(directory)
 
 
 class _StopRequest:
-    """A SIGTERM, once there is something that it could lose: before, it ends the process at once.
+    """Notes a SIGTERM once there is progress to lose. Before that, it ends the process at once.
 
     Attributes:
-        has_come: not an event of `threading`, whose lock the signal may find taken.
+        has_come: not a `threading.Event`, because the signal may find its lock taken.
     """
 
     def __init__(self) -> None:
@@ -88,7 +88,7 @@ def _take_standard_output() -> TextIO:
 
 
 def _set_environment() -> None:
-    """Tell libraries, before they are imported, how to behave."""
+    """Set what libraries read when they are imported."""
     # Reach for no model hub, and write nowhere but in the job's directory, where `main` goes: this
     # path is read only once, by a process that may not know yet which directory that will be.
     os.environ["HF_HUB_OFFLINE"] = "1"

@@ -1,7 +1,7 @@
-"""`manifest.json`: the list of a checkpoint's files, which shows whether it is complete.
+"""`manifest.json`: the list of the files of a checkpoint or saved state, which shows any damage.
 
-The training process writes it last, before it renames the checkpoint's directory. The worker
-verifies it before it publishes anything.
+The training process writes it last, before it renames the directory. The worker verifies it before
+it publishes anything.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ class ManifestFile(BaseModel):
 
 
 class Manifest(BaseModel):
-    """Files of a checkpoint, and their provenance."""
+    """Files of a checkpoint or saved state, and their provenance."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -31,7 +31,7 @@ class Manifest(BaseModel):
     files: dict[str, ManifestFile]
     """Files by name, without the manifest itself."""
     provenance: dict[str, Any]
-    """Base model and datasets with their sha256, settings, seed and library versions."""
+    """Base model and datasets with their sha256, hyperparameters, seed and library versions."""
 
 
 class ManifestError(Exception):
@@ -64,7 +64,7 @@ def verify(directory: Path) -> Manifest:
     """Read the manifest of `directory` and check every file against it.
 
     Raises:
-        ManifestError: there is no readable manifest, or a file is missing, additional or changed.
+        ManifestError: there is no readable manifest, or a file is missing, unexpected or changed.
     """
     manifest = read(directory)
     names = {path.name for path in directory.iterdir()} - {MANIFEST_NAME}
@@ -88,14 +88,14 @@ def read(directory: Path) -> Manifest:
 
 
 def check(manifest: Manifest, files: dict[str, ManifestFile]) -> None:
-    """Compare the files of a checkpoint with its manifest.
+    """Compare the files of a directory with its manifest.
 
     Raises:
-        ManifestError: a file is missing, additional or changed.
+        ManifestError: a file is missing, unexpected or changed.
     """
     if files.keys() != manifest.files.keys():
         difference = sorted(files.keys() ^ manifest.files.keys())
-        raise ManifestError(f"step {manifest.step}: files missing or additional: {difference}")
-    for name, promised in manifest.files.items():
-        if files[name] != promised:
+        raise ManifestError(f"step {manifest.step}: missing or unexpected files: {difference}")
+    for name, expected in manifest.files.items():
+        if files[name] != expected:
             raise ManifestError(f"step {manifest.step}: {name} is not the file that was written")

@@ -145,19 +145,18 @@ def order_of_steps(examples: int, task: Task) -> list[list[int]]:
 
 def micro_batches(lengths: Sequence[int], task: Task) -> list[list[list[int]]]:
     """For each step, its micro-batches in the dtype of `task.variant`, each as its examples."""
-    from worker.training.compute.memory import Footprint, usual_tokens  # noqa: PLC0415
+    from worker.training.compute.memory import Footprint  # noqa: PLC0415
     from worker.training.data.batching import cut_by_length  # noqa: PLC0415
+    from worker.training.model.base_model import ModelShape  # noqa: PLC0415
 
     all_lengths = np.array(lengths)
     dtype = cast("DtypeName", task.variant)
-    footprint = Footprint.of(
-        task.model_dir, _config(task), ComputeSettings(), dtype, longest_row=max(lengths)
-    )
-    most = usual_tokens(footprint)
+    shape = ModelShape.read(task.model_dir)
+    most = Footprint(shape, _config(task).lora, dtype, "fast", max(lengths)).usual_tokens()
     return [
         [
             [int(i) for i in piece]
-            for piece in cut_by_length(np.array(step), all_lengths, max_tokens=most)
+            for piece in cut_by_length(np.array(step), all_lengths, micro_batch_tokens=most)
         ]
         for step in order_of_steps(len(lengths), task)
     ]

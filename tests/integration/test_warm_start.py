@@ -153,6 +153,7 @@ def test_what_libraries_might_cache_is_in_the_jobs_own_directory(
     assert not (tmp_path / "cache").exists()
     assert not (PROJECT / "cache").exists()
     assert {path.name for path in directory.iterdir()} <= {
-        "base-model", "cache", "job.json", "loss-log.jsonl", "machine-cache", "out", "tokens",
-        "train.jsonl", "train.log", "validation.jsonl",
+        "base-model", "cache", "job.json", "loss-log.jsonl", "machine-cache",
+        "metrics.csv", "metrics.jsonl", "out", "tokens", "train.jsonl", "train.log",
+        "validation.jsonl",
     }  # fmt: skip

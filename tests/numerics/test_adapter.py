@@ -7,12 +7,12 @@ from peft import PeftModel
 
 from app.core.job.training_config import LoraShape
 from tests.tiny import BASE_MODEL, build_model, build_peft_model
-from worker.training.artifacts.result_files import (
+from worker.training.artifacts.checkpoint import (
     ADAPTER_CONFIG_NAME,
     ADAPTER_WEIGHTS_NAME,
+    check_adapter,
     write_adapter,
 )
-from worker.training.artifacts.verification import check_adapter
 from worker.training.failures import TrainingFailedError
 from worker.training.model.base_model import (
     attach_adapter,

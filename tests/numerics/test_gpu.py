@@ -7,11 +7,10 @@ import torch
 
 from app.core.job.training_config import ComputeSettings
 from app.core.job.training_events import Finished, TrainingEvent
-from tests.numerics.test_fast_forward import EVERY_LINEAR, FAMILIES, assert_same
-from tests.numerics.test_losses import PROMPTS, RAGGED, build_batch
+from tests.numerics.test_cross_entropy import PROMPTS, RAGGED, build_batch
+from tests.numerics.test_forward import EVERY_LINEAR, FAMILIES, assert_same
 from tests.tiny import build_peft_model, chat_row, write_job, write_tiny_model
-from worker.training.model.forward import ReferenceForward
-from worker.training.model.fused_forward import FusedForward
+from worker.training.model.forward import FusedForward, ReferenceForward
 from worker.training.recipe import run_job
 
 pytestmark = pytest.mark.gpu

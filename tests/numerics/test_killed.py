@@ -23,8 +23,8 @@ from tests.numerics.test_resume import (
 )
 from tests.tiny import build_peft_model, build_trainer, chat_row, write_job, write_tiny_model
 from worker.training.artifacts.atomic_directory import save_directory
-from worker.training.artifacts.loss_log_file import LossLogFile
-from worker.training.artifacts.result_files import write_artifacts
+from worker.training.artifacts.checkpoint import write_checkpoint
+from worker.training.artifacts.loss_log import LossLog
 from worker.training.artifacts.saved_state import save_state
 from worker.training.recipe import run_job
 from worker.training.step.evaluate import BestAdapter
@@ -50,12 +50,12 @@ def saves(base_model: Path, tmp_path: Path) -> dict[str, Save]:
     model = build_peft_model()
     trainer = build_trainer(model)
     best = BestAdapter(patience=2)
-    log = LossLogFile(tmp_path / "log.jsonl")
+    log = LossLog(tmp_path / "log.jsonl")
     for step in (1, 2):
         log.append(trainer.take_step())
         best.observe(step, 1 / step, model)
     write_files = partial(
-        write_artifacts, spec=spec, step=2, model=model, base_model=base_model, log=log
+        write_checkpoint, spec=spec, step=2, model=model, base_model=base_model, log=log
     )
     return {
         "state": lambda target: save_state(target, spec, trainer=trainer, best=best),

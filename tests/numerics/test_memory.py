@@ -1,4 +1,4 @@
-"""What a job takes of the memory, against what its layers really keep."""
+"""The estimate of a job's memory, against what its layers really keep."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,22 +7,28 @@ import pytest
 import torch
 from torch import Tensor
 
-from app.core.job.training_config import ComputeSettings, DtypeName, LoraShape
+from app.core.job.training_config import ComputeSettings, DtypeName, ForwardName, LoraShape
 from app.core.job.training_events import Failed, Noted, Started, Stepped, TrainingEvent
-from tests.numerics.test_losses import build_batch
-from tests.tiny import build_model, build_peft_model, chat_row, write_job, write_tiny_model
-from worker.training import recipe
-from worker.training.compute.memory import Footprint, Model, fit
+from tests.numerics.test_cross_entropy import build_batch
+from tests.tiny import (
+    build_model,
+    build_peft_model,
+    build_tokenizer,
+    chat_row,
+    write_job,
+    write_tiny_model,
+)
+from worker.training.compute.memory import Footprint, plan_memory
 from worker.training.failures import TrainingFailedError
+from worker.training.model.base_model import ModelShape
 from worker.training.model.dropout import DropoutKey
-from worker.training.model.forward import Forward, ReferenceForward
-from worker.training.model.fused_forward import FusedForward
+from worker.training.model.forward import Forward, FusedForward, ReferenceForward
 from worker.training.recipe import run_job
 
 ROWS = [chat_row(f"What is {i}?", f"It is {i * 'x'}.") for i in range(10)]
 ATTENTION = ("q_proj", "v_proj")
 EVERY_LINEAR = (*ATTENTION, "k_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-SMOL = Model(
+SMOL = ModelShape(
     architecture="llama",
     parameters=134_515_008,
     layers=30,
@@ -48,7 +54,7 @@ def kept_bytes(forward: Forward, rows: int, tokens: int) -> int:
 
     batch = build_batch((tokens,) * rows, (tokens - 2,) * rows)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        forward.score(batch, DropoutKey(1, 1))
+        forward.log_probs(batch, DropoutKey(1, 1))
     return sum(size for size, _ in storages.values())
 
 
@@ -72,10 +78,10 @@ def test_the_estimate_is_a_little_above_what_is_kept(
     build_model(**shape).save_pretrained(tmp_path)
     rows, tokens = 4, 128
     footprint = Footprint(
-        Model.read(tmp_path),
+        ModelShape.read(tmp_path),
         LoraShape(rank=4, dropout=0.05, target_modules=targets),
         dtype,
-        is_plain=build is ReferenceForward,
+        "plain" if build is ReferenceForward else "fast",
         longest_row=tokens,
     )
 
@@ -91,86 +97,106 @@ def test_parameters_are_counted_without_loading_them(tmp_path: Path) -> None:
     write_tiny_model(tmp_path)
 
     expected = sum(one.numel() for one in build_model().parameters())
-    assert Model.read(tmp_path).parameters == expected
+    assert ModelShape.read(tmp_path).parameters == expected
 
 
-def footprint_of(model: Model = SMOL, *, longest_row: int = 512) -> Footprint:
-    return Footprint(model, LoraShape(), "bfloat16", is_plain=False, longest_row=longest_row)
+FOOTPRINT = Footprint(SMOL, LoraShape(), "bfloat16", "fast", longest_row=512)
 
 
-def fit_into(room: float, asked: ComputeSettings | None = None) -> tuple[int | None, bool | None]:
-    chosen = fit(asked or ComputeSettings(), footprint_of(), batch_size=4, room=int(room))
-    return chosen.micro_batch_tokens, chosen.gradient_checkpointing
+def plan_within(
+    free_bytes: float, asked: ComputeSettings | None = None
+) -> tuple[int | None, bool | None]:
+    return plan_memory(
+        asked or ComputeSettings(), FOOTPRINT, batch_size=4, free_bytes=int(free_bytes)
+    )
 
 
-def test_where_memory_is_short_layers_are_computed_twice_and_then_fewer_tokens_read_at_once() -> (
-    None
-):
-    chosen = [fit_into(room) for room in (8e9, 1.9e9, 1.16e9)]
+def test_short_memory_brings_gradient_checkpointing_and_then_smaller_micro_batches() -> None:
+    planned = [plan_within(free_bytes) for free_bytes in (8e9, 1.9e9, 1.16e9)]
 
-    assert chosen == [(1024, False), (1024, True), (512, True)]
+    assert planned == [(1024, False), (1024, True), (512, True)]
     with pytest.raises(TrainingFailedError, match=r"about 1\.1 GB of memory, and 1\.1 GB are free"):
-        fit_into(1.1e9)
+        plan_within(1.1e9)
 
 
-def test_what_was_asked_for_is_not_chosen_otherwise() -> None:
-    assert fit_into(8e9, ComputeSettings(micro_batch_tokens=2048)) == (2048, False)
-    assert fit_into(8e9, ComputeSettings(gradient_checkpointing=True)) == (1024, True)
+def test_a_choice_of_the_settings_is_kept() -> None:
+    assert plan_within(8e9, ComputeSettings(micro_batch_tokens=2048)) == (2048, False)
+    assert plan_within(8e9, ComputeSettings(gradient_checkpointing=True)) == (1024, True)
     with pytest.raises(TrainingFailedError):
-        fit_into(1.3e9, ComputeSettings(micro_batch_tokens=2048))
+        plan_within(1.3e9, ComputeSettings(micro_batch_tokens=2048))
     with pytest.raises(TrainingFailedError):
-        fit_into(2e9, ComputeSettings(gradient_checkpointing=False, micro_batch_tokens=2048))
+        plan_within(2e9, ComputeSettings(gradient_checkpointing=False, micro_batch_tokens=2048))
 
 
-def run(directory: Path, base_model: Path) -> list[TrainingEvent]:
+def run(
+    directory: Path, base_model: Path, *, free_bytes: int = 100_000_000_000
+) -> list[TrainingEvent]:
     write_job(directory, ROWS, base_model=base_model)
     events: list[TrainingEvent] = []
-    run_job(directory, events.append)
+    run_job(directory, events.append, measure_free_memory=lambda: free_bytes)
     torch.use_deterministic_algorithms(mode=False)
     return events
 
 
-def test_a_job_too_large_is_refused_before_it_starts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_job_too_large_is_refused_before_it_starts(tmp_path: Path) -> None:
     write_tiny_model(tmp_path / "model")
-    monkeypatch.setattr(recipe, "free_memory", lambda: 500_000_000)
 
-    *before, refused = run(tmp_path / "job", tmp_path / "model")
+    *before, refused = run(tmp_path / "job", tmp_path / "model", free_bytes=500_000_000)
 
     assert isinstance(refused, Failed)
     assert refused.code == "not_enough_memory"
     assert "0.5 GB are free" in refused.message
-    assert "Lower context_length" in refused.message
+    assert "Lower context_length or lora_r, " in refused.message
     assert not [event for event in before if isinstance(event, Started | Stepped)]
 
 
-def test_a_job_that_takes_less_memory_ends_in_the_same_bits(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write_tiny_model(tmp_path / "model")
-    run(tmp_path / "usual", tmp_path / "model")
-    # Less than the usual way takes, but more than what computing layers twice does.
-    peak = Footprint.peak
-    monkeypatch.setattr(
-        Footprint,
-        "peak",
-        lambda self, tokens, *, checkpointing: (
-            peak(self, tokens, checkpointing=checkpointing) + (0 if checkpointing else 10**15)
-        ),
+LONGEST_ROW = 47
+"""Tokens of the longest of `ROWS`."""
+
+
+def peak(base_model: Path, forward: ForwardName, *, checkpointing: bool) -> int:
+    """What a job on `ROWS` takes with micro-batches of whole steps, by the estimate."""
+    shape = ModelShape.read(base_model)
+    footprint = Footprint(shape, LoraShape(rank=4), "float32", forward, LONGEST_ROW)
+    return footprint.peak(4 * LONGEST_ROW, checkpointing=checkpointing)
+
+
+def explanation(events: list[TrainingEvent]) -> str:
+    return [event.message for event in events if isinstance(event, Noted)][-1]
+
+
+def test_a_job_that_takes_less_memory_ends_in_the_same_bits(tmp_path: Path) -> None:
+    base_model = tmp_path / "model"
+    write_tiny_model(base_model)
+    usual = run(tmp_path / "usual", base_model)
+
+    short = run(
+        tmp_path / "short", base_model, free_bytes=peak(base_model, "fast", checkpointing=True)
     )
 
-    events = run(tmp_path / "short", tmp_path / "model")
-
-    said = [event.message for event in events if isinstance(event, Noted)]
-    assert "each layer twice, which takes less memory" in said[-1]
+    assert "checkpointing" not in explanation(usual)
+    assert explanation(short).endswith(", with gradient checkpointing to save memory.")
     adapter = Path("out/step-9/adapter_model.safetensors")
     assert (tmp_path / "short" / adapter).read_bytes() == (
         tmp_path / "usual" / adapter
     ).read_bytes()
 
 
+def test_the_memory_of_the_layers_that_train_is_estimated(tmp_path: Path) -> None:
+    """Rows longer than a Mistral's window need the reference layers, which take less here."""
+    base_model = tmp_path / "model"
+    build_model("mistral", sliding_window=16).save_pretrained(base_model)
+    build_tokenizer().save_pretrained(base_model)
+    just_enough = peak(base_model, "plain", checkpointing=False)
+
+    events = run(tmp_path / "job", base_model, free_bytes=just_enough)
+
+    assert just_enough < peak(base_model, "fast", checkpointing=False)
+    assert "longer than its attention window of 16 tokens" in explanation(events)
+    assert "checkpointing" not in explanation(events)
+
+
 def test_the_trained_part_is_adapter_gradient_and_moments() -> None:
     one_layer = 64 * (576 + 576) + 64 * (576 + 192)
-    assert footprint_of().trained == 30 * one_layer * 16
-    assert footprint_of().base_model == 269_030_016
+    assert FOOTPRINT.trained == 30 * one_layer * 16
+    assert FOOTPRINT.base_model == 269_030_016

@@ -67,7 +67,7 @@ def test_a_disk_that_is_full_when_files_are_synced_ends_the_attempt(
 
     message = run_out_of_space(tmp_path / "job")
 
-    assert message == f"There is no space left to train in: {os.strerror(number)}."
+    assert message == f"The disk is full: {os.strerror(number)}."
 
 
 @pytest.mark.parametrize("call", [1, 2, 3, 4])

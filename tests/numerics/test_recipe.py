@@ -85,8 +85,8 @@ def test_a_job_reports_its_data_its_parameters_its_steps_and_its_end(run: RunJob
     assert data.startswith("train.jsonl: 10 examples, 425 tokens, ")
     assert validation.startswith("validation.jsonl: 3 examples, ")
     assert parameters.startswith("trainable params: 896 || all params: 27,776 || trainable%: ")
-    assert computation.startswith("Computing in float32 (in bfloat16, this processor multiplies ")
-    assert computation.endswith(" times as fast as in float32), not compiled, as was asked.")
+    assert computation.startswith("Training in float32 (this processor multiplies matrices ")
+    assert computation.endswith(" in bfloat16 as in float32), not compiled, as configured.")
     assert events.index(Planned(total_steps=6)) == events.index(Noted(message=parameters)) - 1
     assert Started(total_steps=6) in events
     assert [event.metrics.step for event in steps(events)] == [1, 2, 3, 4, 5, 6]
@@ -255,7 +255,7 @@ def test_a_learning_rate_that_is_too_low_fails_at_the_end(run: RunJob) -> None:
         ),
     ],
 )
-def test_what_a_user_can_mend_is_said(
+def test_a_failure_that_a_user_can_fix_is_named(
     run: RunJob, settings: dict[str, Any], code: str, param: str
 ) -> None:
     failed = failure(run(**settings))
@@ -277,7 +277,7 @@ def test_a_job_that_does_not_fit_in_memory_says_what_to_change(
     run_job(tmp_path / "job", report)
 
     assert failure(events).code == "out_of_memory"
-    assert "Lower context_length" in failure(events).message
+    assert "Lower context_length, which is 512, or lora_r, which is 4, " in failure(events).message
 
 
 def test_a_fault_of_ours_is_not_blamed_on_the_user(base_model: Path, tmp_path: Path) -> None:

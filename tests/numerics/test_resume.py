@@ -140,7 +140,7 @@ def run(directory: Path, *, steps: int | None = None) -> Run:
 
 
 def begin_again(run: Run, directory: Path, **changes: Any) -> None:
-    """Make the directory of the same job anew."""
+    """Make another directory of the same job."""
     shutil.copytree(
         run.directory, directory, symlinks=True, ignore=shutil.ignore_patterns("out", "events")
     )
@@ -369,19 +369,51 @@ def test_a_damaged_state_is_refused(next_attempt: Path, name: str) -> None:
     assert refusal(next_attempt)
 
 
-def test_a_whole_state_of_another_version_is_refused(next_attempt: Path) -> None:
-    state = next_attempt / RESUME_NAME
-    numbers = json.loads((state / "state.json").read_text())
-    (state / "state.json").write_text(json.dumps(numbers | {"of_a_later_version": 1}))
-    manifest = json.loads((state / "manifest.json").read_text())
+def change_state(state: Path, **changes: Any) -> None:
+    """Change `state.json`, or take fields out where a change is None, and keep the state whole."""
     path = state / "state.json"
+    numbers = json.loads(path.read_text()) | changes
+    numbers = {name: value for name, value in numbers.items() if changes.get(name, 0) is not None}
+    path.write_text(json.dumps(numbers))
+    manifest = json.loads((state / "manifest.json").read_text())
     manifest["files"]["state.json"] = {
         "bytes": path.stat().st_size,
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
     }
     (state / "manifest.json").write_text(json.dumps(manifest))
 
+
+def test_a_whole_state_with_unknown_fields_is_refused(next_attempt: Path) -> None:
+    change_state(next_attempt / RESUME_NAME, of_a_later_version=1)
+
     assert "of_a_later_version" in refusal(next_attempt)
+
+
+@pytest.mark.parametrize("more", [{}, {"of_a_later_version": 1}])
+def test_a_state_of_other_numerics_is_refused_with_the_versions(
+    next_attempt: Path, more: dict[str, Any]
+) -> None:
+    change_state(next_attempt / RESUME_NAME, numerics=2, **more)
+
+    said = refusal(next_attempt)
+
+    assert "saved by numerics version 2, and this release of Tunery computes with version 1" in said
+
+
+def test_a_state_that_was_saved_before_numerics_had_versions_is_resumed_exactly(
+    base_model: Path, tmp_path: Path
+) -> None:
+    STEPS(tmp_path / "whole", base_model)
+    STEPS(tmp_path / "stopped", base_model)
+    whole, stopped = run(tmp_path / "whole"), run(tmp_path / "stopped", steps=2)
+    hand_over([stopped], 2, tmp_path / "next")
+    state = tmp_path / "next" / RESUME_NAME
+    assert json.loads((state / "state.json").read_text())["numerics"] == 1
+
+    change_state(state, numerics=None)
+    resumed = run(tmp_path / "next")
+
+    assert_ends_like(whole, [stopped, resumed])
 
 
 def test_a_state_that_is_not_there_is_refused(next_attempt: Path) -> None:

@@ -8,13 +8,12 @@ from peft import PeftModel
 from torch import nn
 
 from app.core.job.training_config import TrainingConfig
-from tests.numerics.test_losses import PROMPTS, RAGGED, attention_mask, build_batch, cut_rows
+from tests.numerics.test_cross_entropy import PROMPTS, RAGGED, attention_mask, build_batch, cut_rows
 from tests.tiny import build_peft_model
 from worker.training.data.batching import MicroBatch
 from worker.training.model.base_model import trainable_parameters
 from worker.training.model.dropout import DropoutKey
-from worker.training.model.forward import Forward, ReferenceForward
-from worker.training.model.fused_forward import FusedForward
+from worker.training.model.forward import Forward, FusedForward, ReferenceForward
 from worker.training.randomness import seed_torch
 from worker.training.step.step import NotFiniteError, StepResult, build_optimizer, train_step
 

@@ -1,8 +1,8 @@
-"""What a base model may consist of: data that is read, and nothing that makes a program run code.
+"""Checks that a base model is only data, and nothing that makes a program run code.
 
 transformers imports Python files that a configuration names, loads kernels that it names, and
-unpickles weights that are not safetensors. Some of this waits for `trust_remote_code`, some has
-not always; so none of it gets into a model's directory.
+unpickles weights that are not safetensors. Not all of this has always needed `trust_remote_code`.
+So none of it gets into a model's directory.
 """
 
 import json
@@ -59,7 +59,7 @@ def find_weight_files(directory: Path, names: Collection[str]) -> list[str]:
     missing = [shard for shard in shards if shard not in names]
     if missing:
         raise RefusedModelError(
-            f"{INDEX_NAME} names {missing[0]}, which is not there. Complete it."
+            f"{INDEX_NAME} names {missing[0]}, which is missing. Add that file."
         )
     return shards
 
@@ -79,7 +79,7 @@ def _read_index(path: Path) -> list[str]:
 
 
 def check_model_directory(directory: Path) -> None:
-    """Make sure that `directory` is a whole model, and only data.
+    """Check that `directory` is a whole model, and only data.
 
     Raises:
         RefusedModelError: it is not.
@@ -102,7 +102,7 @@ def check_model_directory(directory: Path) -> None:
 
 
 def check_configs(directory: Path) -> None:
-    """Make sure that no configuration in `directory` makes a program run code.
+    """Check that no configuration in `directory` makes a program run code.
 
     Raises:
         RefusedModelError: one does, or is not JSON, or the model's own is missing.
@@ -116,7 +116,7 @@ def _check_config(path: Path) -> None:
     for key, value in _walk(_read_object(path)):
         if key in ("auto_map", "trust_remote_code") or key.endswith("_internal"):
             raise RefusedModelError(
-                f"{path.name} has the key {key!r}, with which a model can have code run. Tunery "
+                f"{path.name} has the key {key!r}, which can make a program run code. Tunery "
                 "runs no code of a model: use one whose architecture transformers knows."
             )
         if key.endswith("_implementation") and "/" in json.dumps(value):

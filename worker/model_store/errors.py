@@ -1,7 +1,7 @@
-"""What can go wrong when a base model is installed.
+"""Errors of installing a base model.
 
-InstallError             the message says what is wrong and how to mend it
-└── RefusedModelError    its files came whole, and are not those of a model that may be used
+InstallError             the message says what is wrong and how to fix it
+└── RefusedModelError    the files arrived, but they are not a model that may be used
 """
 
 
@@ -10,4 +10,4 @@ class InstallError(Exception):
 
 
 class RefusedModelError(InstallError):
-    """The files of a base model are incomplete, damaged, or could have code run."""
+    """The files of a base model are incomplete, damaged, or could make a program run code."""

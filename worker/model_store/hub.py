@@ -22,7 +22,7 @@ from worker.model_store.hub_file import HubFile, download
 
 _API_TIMEOUT_S = 30.0
 _SPARE_BYTES = 256 * 1024 * 1024
-"""Room on the disk that an installation leaves free."""
+"""Space on the disk that an installation leaves free, in bytes."""
 
 
 def fetch_from_hub(
@@ -30,15 +30,15 @@ def fetch_from_hub(
 ) -> str:
     """Download the files of a model into `files_dir` and return the commit they are from.
 
-    What an earlier call left behind is used: whole files are kept, a half-finished one is
-    continued, and a default branch that was resolved stays what it was.
+    After an interrupted call, the next one keeps whole files, continues an unfinished file, and
+    takes the same commit of the default branch.
 
     Args:
-        job_directory: keeps what is needed to go on later.
-        endpoint: address of the hub; when not given, HF_ENDPOINT, or else huggingface.co.
+        job_directory: directory of the files that a later call needs to continue.
+        endpoint: address of the hub; by default HF_ENDPOINT, or huggingface.co.
 
     Raises:
-        InstallError: the hub cannot be reached, refuses, or serves something else than it lists.
+        InstallError: the hub cannot be reached, refuses, or serves other files than it lists.
     """
     with _in_plain_words(source.repo, job_directory, endpoint or constants.ENDPOINT):
         commit, listing = _list_files(source, job_directory, files_dir, endpoint)
@@ -49,7 +49,7 @@ def fetch_from_hub(
                 download(file, url, job_directory=job_directory, files_dir=files_dir)
 
         fetch(file for file in listing.values() if is_wanted(file.name))
-        check_configs(files_dir)  # before gigabytes come in vain
+        check_configs(files_dir)  # before gigabytes are downloaded for nothing
         weights = [listing[name] for name in find_weight_files(files_dir, listing)]
         _check_space(weights, job_directory, files_dir)
         fetch(weights)
@@ -70,7 +70,7 @@ def _list_files(
     if commit is None or revision not in (None, commit):
         raise InstallError(f"It answers with the commit {commit} when asked for {revision}.")
     if earlier != [source.repo, commit]:
-        _start_afresh(job_directory, files_dir)
+        _start_over(job_directory, files_dir)
         remembered.write_text(f"{source.repo} {commit}", "utf-8")
     return commit, {
         sibling.rfilename: HubFile(
@@ -84,8 +84,8 @@ def _list_files(
     }
 
 
-def _start_afresh(job_directory: Path, files_dir: Path) -> None:
-    """Files of two commits must not mix."""
+def _start_over(job_directory: Path, files_dir: Path) -> None:
+    """Remove the files of another commit, because two commits must not mix."""
     shutil.rmtree(job_directory)
     files_dir.mkdir(parents=True)
 
@@ -118,17 +118,19 @@ def _in_plain_words(repo: str, job_directory: Path, endpoint: str) -> Generator[
         ) from error
     except RevisionNotFoundError as error:
         raise InstallError(
-            f"{repo} has no longer the commit that was asked for. Correct `revision` in "
-            f"base_models.toml; if it has none, remove {job_directory} to take the newest."
+            f"{repo} no longer has the requested commit. Correct `revision` in base_models.toml, "
+            f"or, if it has none, remove {job_directory} to take the newest commit."
         ) from error
     except HfHubHTTPError as error:
         status = error.response.status_code
         hint = "HF_TOKEN is not valid." if status == 401 else "Try again later."  # noqa: PLR2004
         raise InstallError(f"{endpoint} answered with status {status}. {hint}") from error
     except OfflineModeIsEnabled as error:
-        raise InstallError("HF_HUB_OFFLINE is set, so nothing is fetched. Unset it.") from error
+        raise InstallError(
+            "HF_HUB_OFFLINE is set, so nothing can be downloaded. Unset it."
+        ) from error
     except httpx2.TransportError as error:
         raise InstallError(
             f"{endpoint} cannot be reached ({error}). Check the network, the proxy and "
-            "HF_ENDPOINT, then try again: what has come so far is kept."
+            "HF_ENDPOINT, then try again: the download continues where it stopped."
         ) from error

@@ -34,23 +34,23 @@ class HubFile:
 
     name: str
     size: int
-    """In bytes."""
+    """Size in bytes."""
 
     git_sha1: str
-    """Of the file as git stores it; of a pointer to it where there is a sha256."""
+    """SHA-1 of the git object: the file, or the pointer to it if there is a sha256."""
 
     sha256: str | None
-    """Of a large file."""
+    """SHA-256 of a large file. None for a small one."""
 
 
 def download(file: HubFile, url: str, *, job_directory: Path, files_dir: Path) -> None:
-    """Fetch a file into `files_dir`, unless it is there; what is there was checked.
+    """Fetch a file into `files_dir`, unless it is there. A file that is there was checked.
 
     Args:
         job_directory: where an unfinished file waits to be continued.
 
     Raises:
-        InstallError: what came is not what the hub lists.
+        InstallError: the file is not the one that the hub lists.
         huggingface_hub.errors.HfHubHTTPError: the hub refuses.
         httpx2.TransportError: the hub cannot be reached.
     """
@@ -61,15 +61,15 @@ def download(file: HubFile, url: str, *, job_directory: Path, files_dir: Path) -
     was_begun = unfinished.exists()
     _transfer(file, url, unfinished)
     if was_begun and not _is_intact(unfinished, file):
-        # A machine that went down may have kept the length of a file and not its bytes.
-        logger.warning("%s: what was kept of it is damaged; fetching it afresh", file.name)
+        # After a power cut, a file may have its length and not its bytes.
+        logger.warning("%s: the part on the disk is damaged; fetching it again", file.name)
         unfinished.unlink()
         _transfer(file, url, unfinished)
     if not _is_intact(unfinished, file):
         unfinished.unlink()
         raise InstallError(
             f"{file.name} is not the file that the hub lists: its checksum differs. It was "
-            "deleted; try again, and mistrust the proxy or mirror if it happens again."
+            "deleted. Try again; if it happens again, do not trust the proxy or mirror."
         )
     unfinished.rename(target)
 

@@ -1,4 +1,4 @@
-"""Install a base model: whole and recorded, or not at all."""
+"""Install a base model, whole and with a record, or not at all."""
 
 import logging
 import shutil
@@ -29,16 +29,16 @@ logger = logging.getLogger(__name__)
 def install_model(
     entry: CatalogueEntry, catalogue: Catalogue, *, endpoint: str | None = None
 ) -> InstalledModel:
-    """Fetch a base model and put it into its directory; do nothing if it is there already.
+    """Fetch a base model and put it into its directory, unless it is installed already.
 
-    Safe to call from several processes at once: one works, the others wait and find it done.
-    After an abort, a download from a hub goes on where it stopped.
+    Several processes may call this at once: one installs, the others wait for it. A download from a
+    hub that was interrupted continues where it stopped.
 
     Args:
-        endpoint: address of the model hub; when not given, HF_ENDPOINT, or else huggingface.co.
+        endpoint: address of the model hub; by default HF_ENDPOINT, or huggingface.co.
 
     Raises:
-        InstallError: the model cannot be had as the catalogue describes it.
+        InstallError: the model cannot be installed as the catalogue describes it.
     """
     directory = catalogue.directory(entry.id)
     with exclusive(catalogue, entry.id):
@@ -66,7 +66,7 @@ def _install(entry: CatalogueEntry, directory: Path, endpoint: str | None) -> In
         revision = _fetch(entry, job_directory, files_dir, endpoint)
         check_model_directory(files_dir)
     except RefusedModelError:
-        shutil.rmtree(job_directory)  # or the same commit would be looked at for ever
+        shutil.rmtree(job_directory)  # otherwise every retry would check the same files
         raise
     record = _describe(entry, revision, files_dir)
     (files_dir / RECORD_NAME).write_text(record.model_dump_json(indent=2) + "\n", "utf-8")

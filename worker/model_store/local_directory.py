@@ -1,4 +1,4 @@
-"""Take a base model from a directory of the operator's own."""
+"""Take a base model from a local directory."""
 
 import shutil
 from pathlib import Path
@@ -8,13 +8,13 @@ from worker.model_store.errors import InstallError
 
 
 def copy_from_directory(source: Path, files_dir: Path) -> None:
-    """Copy what belongs to a model; anything else in `source` is left out.
+    """Copy the files of a model. Other files in `source` are left out.
 
     Copied rather than linked: a program that saves into `source` again must not change the model
     that adapters were made from.
 
     Raises:
-        InstallError: `source` is no directory, or not one of a model.
+        InstallError: `source` is not the directory of a model.
     """
     if not source.is_dir():
         raise InstallError(f"{source} is not a directory. Correct `path` in base_models.toml.")

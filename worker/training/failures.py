@@ -1,4 +1,4 @@
-"""What ends an attempt in a way that a user can mend. `docs/errors.md` lists the codes."""
+"""Failures of a job that a user can fix. `docs/errors.md` lists their codes."""
 
 import errno
 from collections.abc import Sequence
@@ -14,13 +14,13 @@ _SIGNS_OF_FAILED_ALLOCATION = ("can't allocate memory", "not enough memory", "ou
 
 
 class TrainingFailedError(Exception):
-    """Becomes the child's `Failed` event. Every other exception is a crash, less the two below.
+    """Becomes the child's `Failed` event. Other errors are crashes, except full memory or disk.
 
     Args:
         code: stable and machine-readable.
-        message: what is wrong and how to mend it.
-        param: the field of the job that is to blame, by its name in the API.
-        problems: the lines of a data set that are to blame; the first 50 are reported.
+        message: what is wrong and how to fix it.
+        param: field of the job that causes the failure, as the API spells it.
+        problems: lines of the dataset that cause the failure. The first 50 are reported.
     """
 
     def __init__(

@@ -1,7 +1,6 @@
-"""Where every random number of a job comes from: its seed, and the step it is drawn in.
+"""Every random number of a job: a function of the seed and the step that draws it.
 
-Nothing depends on what was drawn before, so a job that is resumed at a step draws what it would
-have drawn there anyway.
+Nothing depends on what was drawn before, so a resumed job draws what an uninterrupted one draws.
 """
 
 import random
@@ -12,10 +11,10 @@ from torch.utils import deterministic
 
 
 def make_deterministic(seed: int, *, threads: int) -> None:
-    """Seed every generator of the process, and fix what else may change a result.
+    """Seed every generator of the process, and fix what else can change a result.
 
     Args:
-        seed: of the job.
+        seed: seed of the job.
         threads: processor threads; sums are cut by thread, so their number is part of a result.
     """
     random.seed(seed)
@@ -28,10 +27,10 @@ def make_deterministic(seed: int, *, threads: int) -> None:
 
 
 def seed_torch(*key: int) -> None:
-    """Start torch's random numbers at a place of their own: of a seed, a step and so on."""
+    """Seed torch by a key, such as seed and step, so that each key has its own numbers."""
     torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
 
 
 def shuffled(examples: int, *, seed: int, epoch: int) -> np.ndarray:
-    """The order in which epoch number `epoch`, from 0, reads the examples."""
+    """The order in which an epoch reads the examples. The first epoch is 0."""
     return np.random.default_rng([seed, epoch]).permutation(examples)

@@ -2,6 +2,8 @@
 
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from datasets import disable_progress_bars
@@ -19,7 +21,6 @@ from app.core.job.training_config import (
     VALIDATION_DATA_NAME,
     DatasetRef,
     JobSpec,
-    TrainingConfig,
 )
 from app.core.job.training_events import (
     Failed,
@@ -31,46 +32,37 @@ from app.core.job.training_events import (
     Stopped,
     Unresumable,
 )
-from worker.training.artifacts.loss_log_file import LossLogFile
+from worker.training.artifacts.loss_log import LossLog
 from worker.training.artifacts.saved_state import (
     StateSaver,
     UnresumableError,
-    asked_compute,
+    compute_settings,
     load_state,
 )
-from worker.training.compute.choices import (
-    DTYPES,
-    Work,
-    build_forward,
-    choose,
-    choose_device,
-    choose_dtype,
-)
-from worker.training.compute.cpu_speed import read_or_measure
-from worker.training.compute.free_memory import free_gpu_memory, free_memory
-from worker.training.compute.memory import Footprint, fit
-from worker.training.data.dataset import TokenizedData, tokenize_file
+from worker.training.compute.hardware import free_gpu_memory, free_memory, read_or_measure
+from worker.training.compute.plan import ComputePlan, Workload, choose_placement, make_plan
+from worker.training.data.dataset import DataFile, TokenizedData, tokenize_file
 from worker.training.data.encoding import Encoder, end_of_text
-from worker.training.data.report import DataFile
 from worker.training.failures import TrainingFailedError, is_out_of_memory, is_out_of_space
-from worker.training.job import Job, Report
 from worker.training.model.base_model import (
     FROM_DISK,
     Loaders,
+    ModelShape,
     attach_adapter,
     describe_parameters,
 )
-from worker.training.model.forward import Forward
+from worker.training.model.forward import Forward, has_fused_layers
 from worker.training.randomness import make_deterministic, seed_torch
 from worker.training.step.evaluate import BestAdapter
-from worker.training.step.step_plan import Plan, plan_steps
+from worker.training.step.schedule import StepSchedule
 from worker.training.step.trainer import Trainer
+from worker.training.training_loop import Report, TrainingLoop
 
 _TOKENS_NAME = "tokens"
 
 
 def never() -> bool:
-    """A job that nobody stops."""
+    """Never stop a job."""
     return False
 
 
@@ -80,129 +72,144 @@ def run_job(
     is_stop_requested: Callable[[], bool] = never,
     *,
     loaders: Loaders = FROM_DISK,
+    measure_free_memory: Callable[[], int] = free_memory,
 ) -> None:
     """Train the job in `directory`.
 
-    The last thing reported is `Finished`, `Failed`, `Stopped`, `OutOfSpace` or `Unresumable`.
-    Whatever an earlier run of the same directory has left in its output is removed.
+    The last event is `Finished`, `Failed`, `Stopped`, `OutOfSpace` or `Unresumable`. Output of an
+    earlier run in the same directory is removed first.
 
     Args:
-        directory: as `app.core.job.training_config` describes it.
+        directory: a job directory, as `app.core.job.training_config` describes it.
         report: takes every event as it happens.
         is_stop_requested: asked before each step; once it is true, no further step is taken.
-        loaders: where the base model comes from.
+        loaders: load the base model.
+        measure_free_memory: returns the free memory of the machine, in bytes.
 
     Raises:
-        RuntimeError: the loss log to go on with is not what the job says it is.
+        RuntimeError: the loss log of a resumed job does not end at its `resume_step`.
     """
     spec = JobSpec.model_validate_json((directory / JOB_SPEC_NAME).read_bytes())
     make_deterministic(spec.config.seed, threads=spec.threads)
     disable_progress_bars()
     transformers_logging.disable_progress_bar()
     try:
-        report(_train(directory, spec, report, is_stop_requested, loaders))
+        job = _Preparation(directory, spec, report, loaders, measure_free_memory)
+        report(_train(job, is_stop_requested))
     except TrainingFailedError as failure:
         report(failure.as_event())
     except UnresumableError as error:
         report(Unresumable(step=spec.resume_step or 0, message=str(error)[:10_000]))
     except Exception as error:
         if is_out_of_space(error):
-            report(OutOfSpace(message=f"There is no space left to train in: {_reason(error)}."))
+            report(OutOfSpace(message=f"The disk is full: {_reason(error)}."))
         elif is_out_of_memory(error):
             report(_out_of_memory(spec))
         else:
             raise
 
 
-def _train(
-    directory: Path,
-    spec: JobSpec,
-    report: Report,
-    is_stop_requested: Callable[[], bool],
-    loaders: Loaders,
-) -> Finished | Stopped:
-    shutil.rmtree(directory / OUTPUT_NAME, ignore_errors=True)
-    job = _prepare(directory, spec, report, loaders)
-    report(Started(total_steps=job.plan.total_steps))
-    job.take_steps(is_stop_requested)
-    if not job.is_over:
-        return Stopped(step=job.trainer.progress.step)
-    result = job.settle()
-    job.check(result)
-    return Finished(step=result, trained_tokens=job.trainer.progress.tokens_seen)
+@dataclass(frozen=True, slots=True)
+class _Preparation:
+    """What a job is prepared from."""
+
+    directory: Path
+    spec: JobSpec
+    report: Report
+    loaders: Loaders
+    measure_free_memory: Callable[[], int]
+
+    @property
+    def base_model(self) -> Path:
+        return self.directory / BASE_MODEL_NAME
 
 
-def _prepare(directory: Path, spec: JobSpec, report: Report, loaders: Loaders) -> Job:
-    """Load everything a job needs; what may be wrong with its data comes out here."""
-    config, base_model = spec.config, directory / BASE_MODEL_NAME
-    tokenizer = loaders.load_tokenizer(base_model)
-    training, validation = _tokenize(directory, spec, tokenizer, report)
-    plan = plan_steps(config, examples=len(training), has_validation=validation is not None)
-    report(Planned(total_steps=plan.total_steps))
+def _train(job: _Preparation, is_stop_requested: Callable[[], bool]) -> Finished | Stopped:
+    shutil.rmtree(job.directory / OUTPUT_NAME, ignore_errors=True)
+    loop = _prepare(job)
+    job.report(Started(total_steps=loop.schedule.total_steps))
+    loop.take_steps(is_stop_requested)
+    if not loop.is_over:
+        return Stopped(step=loop.trainer.progress.step)
+    result = loop.settle()
+    loop.check(result)
+    return Finished(step=result, trained_tokens=loop.trainer.progress.tokens_seen)
+
+
+def _prepare(job: _Preparation) -> TrainingLoop:
+    """Load everything the job needs. Whatever is wrong with its data comes out here."""
+    directory, config = job.directory, job.spec.config
+    tokenizer = job.loaders.load_tokenizer(job.base_model)
+    training, validation = _tokenize(job, tokenizer)
+    schedule = StepSchedule.of(
+        config, examples=len(training), has_validation=validation is not None
+    )
+    job.report(Planned(total_steps=schedule.total_steps))
     patience = config.early_stopping_patience
     best = BestAdapter(patience=patience) if validation and patience else None
-    loaded = _load_model(directory, spec, loaders, report, _work(training, plan, config))
-    spec, forward = loaded
-    assert spec.compute.micro_batch_tokens is not None  # noqa: S101 - for the type
+    plan, forward = _load_model(job, training, schedule)
+    spec = job.spec.model_copy(update={"compute": plan.settings})
     trainer = Trainer(
         forward,
         training,
         config,
-        plan=plan,
+        schedule=schedule,
         pad_token_id=end_of_text(tokenizer),
-        micro_batch_tokens=spec.compute.micro_batch_tokens,
+        micro_batch_tokens=plan.micro_batch_tokens,
     )
     if spec.resume_step is not None:
         load_state(directory / RESUME_NAME, spec, trainer=trainer, best=best)
-    return Job(
+    return TrainingLoop(
         directory=directory,
         spec=spec,
-        report=report,
+        report=job.report,
         training=training,
         validation=validation,
-        plan=plan,
+        schedule=schedule,
         trainer=trainer,
-        log=LossLogFile(directory / LOSS_LOG_NAME, length=spec.resume_step or 0),
+        log=LossLog(directory / LOSS_LOG_NAME, length=spec.resume_step or 0),
         best=best,
         saver=StateSaver(directory / OUTPUT_NAME, spec, trainer=trainer, best=best),
     )
 
 
 def _load_model(
-    directory: Path, spec: JobSpec, loaders: Loaders, report: Report, work: Work
-) -> tuple[JobSpec, Forward]:
-    """The model with its adapter, and the job with all that was left open of how to compute it."""
-    config = spec.config
-    asked = asked_compute(directory, spec)
-    speeds = read_or_measure(directory / MACHINE_CACHE_NAME)
-    device = choose_device(asked)
-    dtype = choose_dtype(asked, device, speeds)
-    base_model = directory / BASE_MODEL_NAME
-    footprint = Footprint.of(base_model, config, asked, dtype, longest_row=work.longest_row)
-    if device == "cuda":
-        room = free_gpu_memory()
+    job: _Preparation, data: TokenizedData, schedule: StepSchedule
+) -> tuple[ComputePlan, Forward]:
+    """Plan how the job is computed, load its base model, and attach the adapter."""
+    spec, config, report = job.spec, job.spec.config, job.report
+    asked = compute_settings(job.directory, spec)
+    speeds = read_or_measure(job.directory / MACHINE_CACHE_NAME)
+    placement = choose_placement(asked, speeds)
+    if placement.device == "cuda":
+        free_bytes = free_gpu_memory()
     else:
-        room = free_memory() + loaders.bytes_in_memory(base_model, DTYPES[dtype])
-    asked = fit(asked, footprint, batch_size=config.batch_size, room=room)
-    base = loaders.load_base_model(base_model, DTYPES[dtype])
+        loaded_bytes = job.loaders.bytes_in_memory(job.base_model, placement.torch_dtype)
+        free_bytes = job.measure_free_memory() + loaded_bytes
+    work = Workload(
+        base_model=ModelShape.read(job.base_model),
+        lora=config.lora,
+        batch_size=config.batch_size,
+        tokens=int(data.lengths.mean() * schedule.total_steps * config.batch_size),
+        longest_row=int(data.lengths.max()),
+    )
+    make = partial(make_plan, asked, placement, speeds, work, free_bytes=free_bytes)
+    plan = make()
+    base = job.loaders.load_base_model(job.base_model, placement.torch_dtype)
     seed_torch(config.seed, 0)  # the random half of the adapter
-    model = attach_adapter(base, config.lora, spec.base_model).to(device)
+    model = attach_adapter(base, config.lora, spec.base_model).to(placement.device)
     report(Noted(message=describe_parameters(model)))
-    choice = choose(asked, speeds, model, work, dtype=dtype)
-    report(Noted(message=choice.explanation, level="warn" if choice.is_warning else "info"))
-    spec = spec.model_copy(update={"compute": choice.settings})
-    return spec, build_forward(choice.settings, model)
-
-
-def _work(data: TokenizedData, plan: Plan, config: TrainingConfig) -> Work:
-    examples = plan.total_steps * config.batch_size
-    return Work(tokens=int(data.lengths.mean() * examples), longest_row=int(data.lengths.max()))
+    if plan.forward == "fast" and not has_fused_layers(model):
+        plan = make(has_fused_layers=False)
+    report(Noted(message=plan.explanation, level="warn" if plan.is_warning else "info"))
+    return plan, plan.build_forward(model)
 
 
 def _tokenize(
-    directory: Path, spec: JobSpec, tokenizer: PreTrainedTokenizerBase, report: Report
+    job: _Preparation, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[TokenizedData, TokenizedData | None]:
-    config = spec.config
+    """Tokenize the training file, and the validation file if there is one."""
+    directory, spec, config = job.directory, job.spec, job.spec.config
     encoder = Encoder(tokenizer, train_on_inputs=config.train_on_inputs)
 
     def tokenize(name: str, file: DatasetRef, param: str) -> TokenizedData:
@@ -210,11 +217,11 @@ def _tokenize(
             DataFile(directory / name, file.filename, param),
             directory / _TOKENS_NAME / f"{param}.arrow",
             encoder,
-            max_tokens=config.max_sequence_tokens,
+            max_sequence_tokens=config.max_sequence_tokens,
             overlong=config.overlong_row_behavior,
         )
         for note in data.report.notes():
-            report(note)
+            job.report(note)
         return data
 
     training = tokenize(TRAINING_DATA_NAME, spec.training_file, "training_file")
@@ -224,7 +231,7 @@ def _tokenize(
 
 
 def _reason(error: Exception) -> str:
-    """What the system says, without the path that is none of a user's business."""
+    """The message of the operating system, without the path, which is internal."""
     return error.strerror if isinstance(error, OSError) and error.strerror else str(error)
 
 
@@ -232,5 +239,6 @@ def _out_of_memory(spec: JobSpec) -> Failed:
     return Failed(
         code="out_of_memory",
         message="The job does not fit in the memory of this machine. Lower context_length, which "
-        f"is {spec.config.max_sequence_tokens:,}, or choose a smaller base model or lora_rank.",
+        f"is {spec.config.max_sequence_tokens:,}, or lora_r, which is {spec.config.lora.rank}, or "
+        "choose a smaller base model.",
     )

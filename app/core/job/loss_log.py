@@ -1,7 +1,5 @@
-"""The loss log of a job: one row per optimizer step, and its three written forms."""
+"""The loss log of a job: one row per optimizer step, and how a row is written as CSV and JSON."""
 
-import csv
-import io
 import json
 from collections.abc import Iterable, Iterator
 
@@ -9,24 +7,24 @@ from pydantic import BaseModel, ConfigDict
 
 
 class StepMetrics(BaseModel):
-    """What one optimizer step did. Losses are nats per learned token."""
+    """What one optimizer step did. Losses are in nats per learned token."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
     )
 
     step: int
-    """Optimizer steps taken so far, from 1."""
+    """Number of optimizer steps taken so far; 1 for the first row."""
 
     epoch: float
-    """Passes over the training file completed so far, with a fraction."""
+    """Number of passes over the training file so far, with a fraction."""
 
     train_loss: float
     train_mean_token_accuracy: float
     """Fraction of learned tokens that the model, before the step, ranked first."""
 
     valid_loss: float | None = None
-    """Over the whole validation file, at the steps where it was evaluated."""
+    """Loss over the whole validation file. Null for steps without an evaluation."""
 
     valid_mean_token_accuracy: float | None = None
     learning_rate: float
@@ -34,11 +32,11 @@ class StepMetrics(BaseModel):
     """L2 norm of the adapter's gradient, before clipping."""
 
     tokens_seen: int
-    """Tokens read in training so far, over all epochs and attempts; never padding."""
+    """Number of tokens read in training so far, over all epochs and attempts, without padding."""
 
     elapsed_s: float
-    """Seconds spent in the training loop so far, over all attempts; neither loading, nor
-    evaluation, nor saving."""
+    """Seconds spent in the training loop so far, over all attempts, without loading, evaluation and
+    saving."""
 
     def as_row(self) -> dict[str, float | int | None]:
         """The row under the column names of `COLUMNS`."""
@@ -68,21 +66,26 @@ COLUMNS: tuple[str, ...] = (
 )
 
 
+CSV_HEADER = ",".join(COLUMNS) + "\n"
+
+
+def csv_line(row: StepMetrics) -> str:
+    """The row as a line of CSV. A value that was not measured is an empty cell."""
+    cells = ("" if value is None else str(value) for value in row.as_row().values())
+    return ",".join(cells) + "\n"
+
+
+def json_line(row: StepMetrics) -> str:
+    """The row as a JSON object, with the column names of the CSV."""
+    return json.dumps(row.as_row()) + "\n"
+
+
 def csv_lines(rows: Iterable[StepMetrics]) -> Iterator[str]:
-    """The header, then a line per row; a value that was not measured is an empty cell."""
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow(row.as_row())
-        yield buffer.getvalue()
-        buffer.seek(0)
-        buffer.truncate()
-    if buffer.getvalue():
-        yield buffer.getvalue()
+    """The log as CSV: the header, then a line for each row."""
+    yield CSV_HEADER
+    yield from map(csv_line, rows)
 
 
 def json_lines(rows: Iterable[StepMetrics]) -> Iterator[str]:
-    """One JSON object per row, with the column names of the CSV."""
-    for row in rows:
-        yield json.dumps(row.as_row()) + "\n"
+    """The log as JSON lines: one object for each row."""
+    return map(json_line, rows)

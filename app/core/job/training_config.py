@@ -1,6 +1,6 @@
 """What to train and how: resolved by the API, read by the training child, never changed.
 
-The defaults are those of the script Tunery grew out of (see `docs/reference-script.md`).
+The defaults are those of the script that Tunery grew out of (see `docs/reference-script.md`).
 """
 
 from typing import Literal
@@ -21,77 +21,78 @@ class LoraShape(_Frozen):
     """Shape of the adapter, in the terms of Hu et al. 2021 (arXiv:2106.09685)."""
 
     rank: int = Field(default=64, ge=1, le=256)
-    """Inner dimension r of the update BA."""
+    """Rank of the adapter: the inner dimension r of the update BA."""
 
     alpha: float = Field(default=16.0, gt=0, le=1024)
-    """Numerator of the scaling factor: the update is multiplied by alpha / rank."""
+    """Numerator of the adapter's scaling factor. The update is multiplied by alpha / rank."""
 
     dropout: float = Field(default=0.05, ge=0, lt=1)
-    """Probability with which an input of the adapter is zeroed while training."""
+    """Probability that an input of the adapter is zeroed during training."""
 
     target_modules: tuple[str, ...] = ("q_proj", "v_proj")
     """Names of the linear layers that get an adapter."""
 
 
 class TrainingConfig(_Frozen):
-    """Every knob of one fine-tune, resolved: nothing is `auto` here."""
+    """The hyperparameters of one job, each with its value: nothing is `auto` here."""
 
     lora: LoraShape = LoraShape()
 
     epochs: int = Field(default=3, ge=1, le=50)
-    """Passes over the training file."""
+    """Number of passes over the training file."""
 
     max_steps: int | None = Field(default=None, ge=1, le=1_000_000)
-    """Stop after this many optimizer steps, whatever `epochs` says; null for no such limit."""
+    """Number of optimizer steps after which training stops, whatever the number of epochs. Null for
+    no limit."""
 
     batch_size: int = Field(default=4, ge=1, le=256)
-    """Examples per optimizer step, over all micro-batches."""
+    """Number of examples in an optimizer step, over all micro-batches."""
 
     learning_rate: float = Field(default=2e-4, gt=0, le=1)
     """Peak learning rate, after warmup."""
 
     lr_scheduler: LrScheduler = "linear"
-    """How the learning rate falls after warmup. `linear` and `cosine` end at zero."""
+    """Schedule of the learning rate after warmup. `linear` and `cosine` fall to zero."""
 
     warmup_ratio: float = Field(default=0.0, ge=0, le=1)
-    """Fraction of all steps during which the learning rate rises from zero to its peak."""
+    """Fraction of all optimizer steps in which the learning rate rises from zero to its peak."""
 
     weight_decay: float = Field(default=0.0, ge=0, le=1)
-    """AdamW's decoupled weight decay, on the adapter's weights."""
+    """Decoupled weight decay of AdamW, applied to the adapter's weights."""
 
     max_grad_norm: float = Field(default=1.0, gt=0, le=1000)
-    """L2 norm above which a step's gradient is scaled down."""
+    """L2 norm above which the gradient of a step is scaled down."""
 
     max_sequence_tokens: int = Field(default=512, ge=16, le=131_072)
-    """Tokens of one example that are read; see `overlong_row_behavior` for the rest."""
+    """Longest example, in tokens. `overlong_row_behavior` says what happens to longer ones."""
 
     overlong_row_behavior: OverlongRowBehavior = "truncate"
-    """What happens to an example longer than `max_sequence_tokens`: its end is cut off, the job
-    is refused, or the example is left out."""
+    """What happens to an example that is too long: `truncate` cuts off its end, `error` fails the
+    job, and `drop` leaves the example out."""
 
     train_on_inputs: bool = False
-    """Learn the prompts as well as the answers."""
+    """Whether prompts are learned as well as answers."""
 
     seed: int = Field(ge=0, le=2**31 - 1)
-    """Start of every random number of the job: adapter, shuffling, dropout."""
+    """Seed of every random number of the job: initial adapter, order of examples, dropout."""
 
     logging_steps: int = Field(default=10, ge=1, le=1_000_000)
-    """Optimizer steps between two metrics events. The loss log has every step."""
+    """Number of optimizer steps between two metrics events. The loss log has every step."""
 
     checkpoint_steps: int = Field(default=500, ge=1, le=1_000_000)
-    """Optimizer steps between two checkpoints; one is also kept at each epoch's end."""
+    """Number of optimizer steps between two checkpoints. Each epoch also ends with one."""
 
     n_evals: int | None = Field(default=None, ge=1, le=1000)
-    """Evaluations on the validation file, spread evenly over the job, besides those at each
-    epoch's end and each checkpoint."""
+    """Number of evaluations on the validation file, spread evenly over the job, in addition to
+    those at each epoch's end and each checkpoint."""
 
     early_stopping_patience: int | None = Field(default=None, ge=1, le=1000)
-    """Stop after this many evaluations in a row that did not improve on the best validation
-    loss, and keep the adapter that had it; null to train to the end."""
+    """Number of evaluations in a row without a better validation loss after which training stops.
+    The result is the adapter with the best one. Null to train to the end."""
 
 
 class DatasetRef(_Frozen):
-    """One uploaded file, as the model card and the manifest name it."""
+    """An uploaded file, as the model card and the manifest name it."""
 
     file_id: str
     filename: str
@@ -104,49 +105,53 @@ class BaseModelRef(_Frozen):
     """The base model, as the adapter's own configuration must name it."""
 
     id: str
-    """Its id in the catalogue."""
+    """Id of the base model in the catalogue."""
 
     repo: str
-    """Where anyone can get it: a hub id such as `Qwen/Qwen2-1.5B`, or, for a model that came
-    from a local directory, that directory's name."""
+    """Hub repository of the base model, such as `Qwen/Qwen2-1.5B`, or the name of the local
+    directory that it came from."""
 
     revision: str | None
-    """The hub commit the weights come from; null when it did not come from a hub."""
+    """Hub commit of the weights. Null if the base model did not come from a hub."""
 
     licence: str
     sha256: str
-    """Over the sorted `name sha256` lines of its files."""
+    """Digest of the sorted `name sha256` lines of the base model's files."""
 
 
 DeviceName = Literal["cpu", "cuda"]
 DtypeName = Literal["float32", "bfloat16"]
+ForwardName = Literal["fast", "plain"]
+"""Fused layers, or the reference layers of `transformers`. Stored jobs and settings use these
+names."""
 
 
 class ComputeSettings(_Frozen):
-    """How to compute: as the service's settings have it, and the training child chooses the rest.
+    """How to compute a job. Null leaves a choice to the training child.
 
-    What a child has chosen, and writes into manifests and saved states, has no null.
+    The service's settings make some choices; the child makes the others, and writes all of them
+    into manifests and saved states.
     """
 
-    forward: Literal["fast", "plain"] | None = None
-    """Our layers, or those of `transformers`; null to take ours where they know the model."""
+    forward: ForwardName | None = None
+    """Layers that run the model. Null for the fused ones wherever they support the model."""
 
     device: DeviceName | None = None
-    """Where the model is; null to take a GPU where there is one."""
+    """Device of the model. Null for a GPU if there is one."""
 
     dtype: DtypeName | None = None
-    """Of the base model and of activations; null to choose by what the processor can do."""
+    """Dtype of the base model and of activations. Null to choose by the speed of the processor."""
 
     compile: bool | None = None
-    """Whether our layers are compiled; null to choose by the length of the job."""
+    """Whether the fused layers are compiled. Null to choose by the length of the job."""
 
     micro_batch_tokens: int | None = Field(default=None, ge=1)
-    """Tokens that are read at once, padding included, unless one row alone is longer; null to
-    choose by memory."""
+    """Most tokens of a micro-batch, padding included; a longer example is alone. Null to choose by
+    memory."""
 
     gradient_checkpointing: bool | None = None
-    """Whether layers are computed a second time instead of being kept in memory; null to do so
-    where they would not fit."""
+    """Whether each layer is computed a second time for its backward pass, to save memory. Null to
+    do so if the job would not fit otherwise."""
 
 
 class JobSpec(_Frozen):
@@ -155,26 +160,26 @@ class JobSpec(_Frozen):
     job_id: str
     attempt: int
     fine_tuned_model: str
-    """The name under which the tuned model will be served: `ft:BASE:ORG:SUFFIX:ID`."""
+    """Name of the tuned model: `ft:BASE:ORG:SUFFIX:ID`."""
 
     base_model: BaseModelRef
     training_file: DatasetRef
     validation_file: DatasetRef | None
     config: TrainingConfig
     threads: int = Field(ge=1)
-    """Processor threads the child may use."""
+    """Number of processor threads that the child may use."""
 
     compute: ComputeSettings = ComputeSettings()
 
     save_interval_s: float = Field(default=120.0, gt=0)
-    """Seconds of wall time after which the state is saved again; each checkpoint saves it too."""
+    """Seconds of wall time between two saved states. Each checkpoint saves a state as well."""
 
     resume_step: int | None = Field(default=None, ge=1)
-    """Optimizer steps that earlier attempts have taken: their state is in `RESUME_NAME`, their
-    loss log in `LOSS_LOG_NAME`. Null to begin at the beginning."""
+    """Number of optimizer steps that earlier attempts have taken. Their state is in `RESUME_NAME`,
+    their loss log in `LOSS_LOG_NAME`. Null to start from the beginning."""
 
     resume_job_id: str | None = None
-    """The job that has saved this state; null for this one."""
+    """Id of the job that saved this state. Null for this job."""
 
 
 JOB_SPEC_NAME = "job.json"
@@ -183,13 +188,13 @@ VALIDATION_DATA_NAME = "validation.jsonl"
 BASE_MODEL_NAME = "base-model"
 """Symbolic link to the base model's directory."""
 OUTPUT_NAME = "out"
-"""What the child makes: `out/step-N/` is a checkpoint and `out/resume-N/` a saved state, whole as
-soon as it has this name."""
+"""Output of the child: checkpoints `out/step-N/` and saved states `out/resume-N/`. A directory with
+such a name is whole."""
 RESUME_NAME = "resume"
-"""The saved state to go on from, with its manifest; only where there is a `resume_step`."""
+"""The saved state to resume, with its manifest. Only a job with a `resume_step` has one."""
 MACHINE_CACHE_NAME = "machine-cache"
-"""Symbolic link to what all jobs of a machine share: compiled layers, speeds of the processor. A
-directory that is lost costs time and nothing else."""
+"""Symbolic link to what all jobs of a machine share: compiled layers, speeds of the processor.
+Losing the directory costs only time."""
 LOSS_LOG_NAME = "loss-log.jsonl"
-"""One line of `StepMetrics` for every step so far. To resume, the parent fills it with exactly the
-steps from 1 to `resume_step`; otherwise the child begins it anew."""
+"""One line of `StepMetrics` for every step so far. For a resumed job, the parent fills it with
+steps 1 to `resume_step`; otherwise the child starts an empty one."""

@@ -1,4 +1,4 @@
-"""What a training child may report: one JSON object per line on its standard output.
+"""The events of a training child: one JSON object per line on its standard output.
 
 The parent treats every line as hostile: it validates it here before it acts on it.
 """
@@ -17,7 +17,7 @@ class _Event(BaseModel):
 
 
 class Noted(_Event):
-    """Something a user should read; becomes an event of the job."""
+    """A message for the user. It becomes an event of the job."""
 
     kind: Literal["noted"] = "noted"
     level: Literal["info", "warn"] = "info"
@@ -25,21 +25,21 @@ class Noted(_Event):
 
 
 class Planned(_Event):
-    """The data is tokenized, so the number of steps is known; the model is loaded next."""
+    """The data is tokenized, so the number of steps is known. The model is loaded next."""
 
     kind: Literal["planned"] = "planned"
     total_steps: int = Field(ge=1)
 
 
 class Started(_Event):
-    """Model and data are loaded; the first step comes next."""
+    """Model and data are loaded. The first step comes next."""
 
     kind: Literal["started"] = "started"
     total_steps: int = Field(ge=1)
 
 
 class Stepped(_Event):
-    """One optimizer step is done, and so is the evaluation that was due after it, if any."""
+    """One optimizer step is done, with the evaluation that was due after it."""
 
     kind: Literal["stepped"] = "stepped"
     metrics: StepMetrics
@@ -52,14 +52,14 @@ class Checkpointed(_Event):
     step: int = Field(ge=1)
     directory: str = Field(pattern=r"^out/step-\d{1,9}$")
     state: str | None = Field(default=None, pattern=_STATE_PATTERN)
-    """The saved state of the same step, as in `Saved`; null for the checkpoint of an earlier step
-    that is only made because it turned out to be the best."""
+    """Directory of the saved state of the same step, as in `Saved`. Null for the checkpoint of an
+    earlier step that is made at the end because its adapter was the best."""
 
 
 class Saved(_Event):
     """`directory`, relative to the job directory, holds a whole saved state with its manifest.
 
-    The child never deletes one, for it cannot know when the parent has done with it.
+    The child never deletes one, because it cannot know when the parent has copied it.
     """
 
     kind: Literal["saved"] = "saved"
@@ -68,9 +68,9 @@ class Saved(_Event):
 
 
 class Stopped(_Event):
-    """The child was asked to end. It has reported the saved state of `step` before.
+    """The child was asked to stop. It has reported the saved state of `step` before.
 
-    Unless it took no step itself: then `step` is the one it went on from, or 0.
+    If it took no step, `step` is the one it resumed from, or 0.
     """
 
     kind: Literal["stopped"] = "stopped"
@@ -78,16 +78,16 @@ class Stopped(_Event):
 
 
 class OutOfSpace(_Event):
-    """The attempt ended because a disk or a quota is full. What was half written is gone."""
+    """The attempt ended because a disk or a quota is full. Unfinished files are removed."""
 
     kind: Literal["out_of_space"] = "out_of_space"
     message: str = Field(max_length=10_000)
 
 
 class Unresumable(_Event):
-    """The state of `step`, whole as it may be, is none that this version can go on from.
+    """The saved state of `step` cannot be resumed: it is damaged, or of another job or version.
 
-    Nothing was done; an older state, or a new start, may do.
+    Nothing was trained. The job can resume an older state, or start from the beginning.
     """
 
     kind: Literal["unresumable"] = "unresumable"
@@ -96,7 +96,7 @@ class Unresumable(_Event):
 
 
 class Finished(_Event):
-    """Training ended well; the checkpoint of `step` is the result and was verified."""
+    """Training has succeeded. The checkpoint of `step` is the result, and was verified."""
 
     kind: Literal["finished"] = "finished"
     step: int = Field(ge=1)
@@ -104,7 +104,7 @@ class Finished(_Event):
 
 
 class DataProblem(_Event):
-    """One thing that is wrong with one line of an uploaded file."""
+    """A problem with one line of an uploaded file."""
 
     line: int
     path: str
@@ -122,7 +122,7 @@ class JobError(_Event):
 
 
 class Failed(_Event):
-    """The attempt ended because of something a user can mend; anything else is a crash."""
+    """The attempt ended because of something that a user can fix. Anything else is a crash."""
 
     kind: Literal["failed"] = "failed"
     code: str = Field(max_length=100)

@@ -1,16 +1,20 @@
-"""Checkpoints and saved states are whole or not there.
+"""Directories that are whole or not there: checkpoints and saved states, each with its manifest.
 
-They are written aside, synced, and only then given their name.
+They are written under another name and synced, and only then get their own.
 """
 
+import platform
 import shutil
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from app.core import durable
 from app.core.job.training_config import JobSpec
 from app.core.manifest import MANIFEST_NAME, Manifest, describe_files
-from worker.training.artifacts.provenance import describe_provenance
+
+_LIBRARIES = ("torch", "transformers", "peft", "datasets", "tokenizers", "safetensors", "numpy")
 
 
 def save_directory(
@@ -19,8 +23,8 @@ def save_directory(
     """Publish what `write_files` puts into an empty directory as `target`.
 
     A power cut at any moment leaves either nothing of that name or all of it: every file reaches
-    the disk before the manifest that lists it, and the directory before its name. What could not
-    be finished is removed, so that a full disk is not left fuller.
+    the disk before the manifest that lists it, and the directory before its name. After an error
+    the unfinished directory is removed, so that a full disk does not become fuller.
     """
     staging = target.with_name(f".tmp-{target.name}")
     durable.make_directory(target.parent)
@@ -43,9 +47,27 @@ def _fill(staging: Path, step: int, spec: JobSpec, write_files: Callable[[Path],
         attempt=spec.attempt,
         step=step,
         files=describe_files(staging),
-        provenance=describe_provenance(spec),
+        provenance=_describe_provenance(spec),
     )
     manifest_path = staging / MANIFEST_NAME
     manifest_path.write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
     durable.sync(manifest_path)
     durable.sync(staging)
+
+
+def _describe_provenance(spec: JobSpec) -> dict[str, Any]:
+    """Model, data, settings, software and computation: all that is needed to make it again."""
+    return {
+        "fine_tuned_model": spec.fine_tuned_model,
+        "base_model": spec.base_model.model_dump(),
+        "training_file": spec.training_file.model_dump(),
+        "validation_file": spec.validation_file and spec.validation_file.model_dump(),
+        "config": spec.config.model_dump(mode="json"),
+        "seed": spec.config.seed,
+        "compute": spec.compute.model_dump(),
+        "threads": spec.threads,
+        "libraries": {name: version(name) for name in _LIBRARIES},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "machine": platform.machine(),
+    }

@@ -1,4 +1,4 @@
-"""`README.md` of a checkpoint: what it is, how it was made, how to use it."""
+"""Model card: the `README.md` of a checkpoint, with how it was made and how to use it."""
 
 import json
 from collections.abc import Sequence
@@ -57,22 +57,22 @@ model = PeftModel.from_pretrained(base, "DIR")
 tokenizer = AutoTokenizer.from_pretrained("DIR")
 ```
 
-With vLLM, which refuses a rank above its default of 16 unless it is told:
+With vLLM. Its limit for the rank is 16 unless an option raises it:
 
 ```sh
 vllm serve {repo}{vllm_revision} --enable-lora --max-lora-rank {max_rank} --lora-modules tuned=DIR
 ```
 
-Tunery's `docs/use-your-model.md` has more: how to prompt it, to merge it into the base model, and
-to run it in llama.cpp and Ollama.
+Tunery's `docs/use-your-model.md` has more: how to prompt it, how to merge it into the base model,
+and how to run it in llama.cpp and Ollama.
 
 `manifest.json` has the sha256 of every file here, of the data and of the base model, and the
 versions of all software involved.
 """
 
 _EXACT_BASE = """
-It was trained on the files of `models/{id}` in the service's data directory, which are no commit of
-a hub repository. Load that directory for the very same weights.
+It was trained on the files of `models/{id}` in the service's data directory, which do not come from
+a commit of a hub repository. Load that directory for exactly the same weights.
 """
 
 _VLLM_RANKS = (8, 16, 32, 64, 128, 256)

@@ -1,17 +1,18 @@
-"""The state of a job: saved now and then, so that another process goes on as if none had ended.
+"""The saved state of a job, from which another process resumes it bit for bit.
 
-Random numbers have no part in it: each is a function of the job's seed and of the step it is drawn
-in (`worker.training.randomness`), and so is the order of the data.
+It has no random state: random numbers and the order of the data are functions of seed and step
+(`worker.training.randomness`).
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -23,18 +24,28 @@ from worker.training.failures import is_out_of_memory
 from worker.training.step.evaluate import BestAdapter
 from worker.training.step.trainer import Progress, Trainer
 
+NUMERICS_VERSION = 1
+"""Version of the computation that turns a job into an adapter.
+
+Raise it with every change after which the same job may end in other bits: to the layers, the loss,
+the dropout masks, the random numbers or the order of the data, the cut into micro-batches, the
+optimizer, the learning rate, or the tokens and what of them is learned. A change of speed, memory,
+names or files that leaves every bit as it was does not count. A saved state of another version is
+refused, so that no adapter mixes two computations.
+"""
+
 _NUMBERS_NAME = "state.json"
 _TENSORS_NAME = "state.safetensors"
 """`adapter.NAME`, `best.NAME` and those of AdamW as `exp_avg.NAME`, where NAME is a parameter's."""
-_ADAMW_KEEPS = ("step", "exp_avg", "exp_avg_sq")
+_ADAMW_STATE = ("step", "exp_avg", "exp_avg_sq")
 
 
 class UnresumableError(Exception):
-    """A state cannot be gone on from: damaged, of something else, or of another version."""
+    """A saved state cannot be resumed: it is damaged, or of another job, step or version."""
 
 
 class _Best(BaseModel):
-    """A `BestAdapter`, less its weights."""
+    """The best adapter so far, without its weights."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -43,18 +54,42 @@ class _Best(BaseModel):
     failures: int
 
 
+class _Version(BaseModel):
+    """The one field that a state of any version has."""
+
+    numerics: int = 1
+    """Numerics version of the code that saved the state. The first version did not write it."""
+
+
 class _Numbers(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
+    numerics: int = 1
     progress: Progress
     compute: ComputeSettings
-    """As the job's first attempt has chosen."""
+    """The choices of the job's first attempt."""
     best: _Best | None = None
     """None unless the job may stop early and was evaluated."""
 
+    @classmethod
+    def read(cls, directory: Path) -> "_Numbers":
+        """Read the numbers of a saved state of this version.
+
+        Raises:
+            UnresumableError: the state is of another version.
+        """
+        content = (directory / _NUMBERS_NAME).read_bytes()
+        version = _Version.model_validate_json(content).numerics
+        if version != NUMERICS_VERSION:
+            raise UnresumableError(
+                f"It was saved by numerics version {version}, and this release of Tunery computes "
+                f"with version {NUMERICS_VERSION}. An adapter must not mix the two."
+            )
+        return cls.model_validate_json(content)
+
 
 def save_state(target: Path, spec: JobSpec, *, trainer: Trainer, best: BestAdapter | None) -> None:
-    """Publish all that is needed to take the next step as `target`, whole or not at all."""
+    """Publish all that the next step needs as `target`, whole or not at all."""
     write_files = partial(_write_state, spec=spec, trainer=trainer, best=best)
     save_directory(target, trainer.progress.step, spec, write_files=write_files)
 
@@ -65,52 +100,65 @@ def _write_state(
     parameters = _trainable(trainer.model)
     tensors = {f"adapter.{name}": weights.detach() for name, weights in parameters.items()}
     for name, weights in parameters.items():
-        kept: dict[str, Tensor] = trainer.optimizer.state[weights]
-        tensors |= {f"{kind}.{name}": kept[kind] for kind in _ADAMW_KEEPS}
+        moments: dict[str, Tensor] = trainer.optimizer.state[weights]
+        tensors |= {f"{kind}.{name}": moments[kind] for kind in _ADAMW_STATE}
     evaluated = None
     if best is not None and best.step > 0:
         tensors |= {f"best.{n}": w for n, w in zip(parameters, best.weights, strict=True)}
         evaluated = _Best(step=best.step, loss=best.loss, failures=best.failures)
-    numbers = _Numbers(progress=trainer.progress, compute=spec.compute, best=evaluated)
+    numbers = _Numbers(
+        numerics=NUMERICS_VERSION,
+        progress=trainer.progress,
+        compute=spec.compute,
+        best=evaluated,
+    )
     save_file(tensors, directory / _TENSORS_NAME)
     (directory / _NUMBERS_NAME).write_text(numbers.model_dump_json() + "\n", encoding="utf-8")
 
 
-def asked_compute(directory: Path, spec: JobSpec) -> ComputeSettings:
-    """How the job in `directory` is to be computed: as its earlier attempts were, if there are any.
+def compute_settings(directory: Path, spec: JobSpec) -> ComputeSettings:
+    """The choices that are made already of how to compute the job in `directory`.
+
+    A resumed job keeps those of its first attempt.
 
     Raises:
-        UnresumableError: the state to go on from does not say.
+        UnresumableError: the saved state does not say, or is of another version.
     """
     if spec.resume_step is None:
         return spec.compute
-    numbers = directory / RESUME_NAME / _NUMBERS_NAME
-    try:
-        chosen = _Numbers.model_validate_json(numbers.read_bytes()).compute
-        # This alone changes no bit, and memory may be shorter now.
-        asked = {"gradient_checkpointing": spec.compute.gradient_checkpointing}
-        return chosen.model_copy(update=asked)
-    except (OSError, ValidationError) as error:
-        raise UnresumableError(f"{type(error).__name__}: {error}") from error
+    with _refusing():
+        saved = _Numbers.read(directory / RESUME_NAME).compute
+        # This alone changes no bit, and less memory may be free now.
+        update = {"gradient_checkpointing": spec.compute.gradient_checkpointing}
+        return saved.model_copy(update=update)
 
 
 def load_state(
     directory: Path, spec: JobSpec, *, trainer: Trainer, best: BestAdapter | None
 ) -> None:
-    """Put a job where it was when the state in `directory` was saved.
+    """Restore a job as it was when the state in `directory` was saved.
 
     Args:
-        directory: holds the state of step `spec.resume_step`.
+        directory: the saved state of step `spec.resume_step`.
         spec: the job.
-        trainer: of this job, as it is before the first step.
-        best: as it is before the first evaluation.
+        trainer: trainer of this job, before its first step.
+        best: best adapter of this job, before its first evaluation.
 
     Raises:
-        UnresumableError: the state is damaged, of another job or step, or of another version.
+        UnresumableError: the state is damaged, or of another job, step or version.
     """
-    try:
+    with _refusing():
         _check(directory, spec)
         _load_state(directory, trainer=trainer, best=best)
+
+
+@contextmanager
+def _refusing() -> Generator[None]:
+    """Turn whatever is wrong with a saved state into an UnresumableError."""
+    try:
+        yield
+    except UnresumableError:
+        raise
     except Exception as error:
         if is_out_of_memory(error):
             raise
@@ -118,18 +166,18 @@ def load_state(
 
 
 def _load_state(directory: Path, *, trainer: Trainer, best: BestAdapter | None) -> None:
-    numbers = _Numbers.model_validate_json((directory / _NUMBERS_NAME).read_bytes())
+    numbers = _Numbers.read(directory)
     parameters = _trainable(trainer.model)
     with safe_open(directory / _TENSORS_NAME, framework="pt") as stored, torch.no_grad():
 
         def load(kind: str, name: str) -> Tensor:
-            """In memory of its own, where the file may be mapped, and beside its parameter."""
+            """A tensor on its parameter's device, in its own memory, as the file may be mapped."""
             return stored.get_tensor(f"{kind}.{name}").to(parameters[name].device, copy=True)
 
         for name, weights in parameters.items():
             weights.copy_(load("adapter", name))
-        kept = {
-            i: {kind: load(kind, name) for kind in _ADAMW_KEEPS}
+        moments = {
+            i: {kind: load(kind, name) for kind in _ADAMW_STATE}
             for i, name in enumerate(parameters)
         }
         if best is not None and numbers.best is not None:
@@ -137,12 +185,16 @@ def _load_state(directory: Path, *, trainer: Trainer, best: BestAdapter | None) 
             best.step, best.loss = numbers.best.step, numbers.best.loss
             best.failures = numbers.best.failures
     settings: Any = trainer.optimizer.state_dict()["param_groups"]
-    trainer.optimizer.load_state_dict({"state": kept, "param_groups": settings})
-    trainer.go_on_from(numbers.progress)
+    trainer.optimizer.load_state_dict({"state": moments, "param_groups": settings})
+    trainer.resume(numbers.progress)
 
 
 def _check(directory: Path, spec: JobSpec) -> None:
-    """Raises ManifestError, with what is wrong."""
+    """Check that the state is whole and is that of this job and step.
+
+    Raises:
+        ManifestError: it is not.
+    """
     manifest = verify(directory)
     job_id = spec.resume_job_id or spec.job_id
     if (manifest.job_id, manifest.step) != (job_id, spec.resume_step):
@@ -153,14 +205,14 @@ def _check(directory: Path, spec: JobSpec) -> None:
 
 
 def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """By name, in the order of `trainable_parameters`."""
+    """Trainable parameters by name, in the order of `trainable_parameters`."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
 class StateSaver:
     """Saves the states of a job, and knows when the next is due.
 
-    None is ever deleted here: whoever was told of it may be copying it, and deletes it then.
+    It never deletes a state: the parent process may be copying it, and deletes it afterwards.
     """
 
     def __init__(
@@ -172,14 +224,14 @@ class StateSaver:
         best: BestAdapter | None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """The first interval begins now; what the job goes on from counts as saved.
+        """The first interval begins now. The state that a job resumes from counts as saved.
 
         Args:
-            output: where states are put, under the names of their steps.
+            output: directory of the states, each of which is named by its step.
             spec: the job.
-            trainer: what is saved.
-            best: saved with it.
-            clock: seconds that only ever pass.
+            trainer: the trainer to save.
+            best: the best adapter to save.
+            clock: a monotonic clock, in seconds.
         """
         self._output = output
         self._spec = spec
@@ -191,7 +243,7 @@ class StateSaver:
 
     @property
     def is_due(self) -> bool:
-        """Whether so much time has passed that the next state should be saved."""
+        """Whether the interval since the last save has passed."""
         return self._clock() - self._saved_s >= self._spec.save_interval_s
 
     @property

@@ -1,7 +1,7 @@
-"""Which examples form a step, and how they are cut into pieces that fit in memory.
+"""Which examples form a step, and how a step is cut into micro-batches that fit in memory.
 
-The shuffle alone decides which examples share an optimizer step; only the cut of a step into
-micro-batches goes by length, and the step does not depend on it.
+The shuffle alone decides which examples share an optimizer step. The cut into micro-batches goes by
+length, and the result of a step does not depend on it.
 
 Dimension key (Shazeer 2024, "Shape Suffixes"):
     B  examples in a micro-batch
@@ -21,7 +21,7 @@ from worker.training.data.dataset import IGNORE_INDEX, TokenizedData
 from worker.training.randomness import shuffled
 
 _GROUP_COST = 64
-"""What a micro-batch takes besides its tokens, as so many of these: each reads all weights anew."""
+"""Fixed cost of a micro-batch, in tokens: each one reads all weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class MicroBatch:
     input_ids_BL: Tensor
     labels_BL: Tensor
     examples: Sequence[int]
-    """What each row is, as an index into the data."""
+    """Index of each row in the data."""
     lengths: Sequence[int]
     """Tokens of each row, without its padding."""
 
@@ -49,15 +49,15 @@ class MicroBatch:
 def shuffled_batches(
     examples: int, batch_size: int, *, seed: int, after_step: int = 0
 ) -> Iterator[np.ndarray]:
-    """The indices that form each optimizer step, epoch after epoch, without end.
+    """The examples of each optimizer step, epoch after epoch, without end.
 
-    Every epoch is shuffled anew; its last batch holds what is left over.
+    Each epoch has its own order. Its last step has the examples that are left over.
 
     Args:
-        examples: how many there are.
+        examples: number of examples in the file.
         batch_size: examples of a step.
-        seed: of the job.
-        after_step: steps that have been taken already; theirs are left out.
+        seed: seed of the job.
+        after_step: number of steps that are taken already and left out.
     """
     first_epoch, skipped = divmod(after_step, math.ceil(examples / batch_size))
     for epoch in count(first_epoch):
@@ -68,22 +68,23 @@ def shuffled_batches(
 
 
 def cut_by_length(
-    indices: np.ndarray, lengths: np.ndarray, *, max_tokens: int
+    indices: np.ndarray, lengths: np.ndarray, *, micro_batch_tokens: int
 ) -> Iterator[np.ndarray]:
-    """Cut examples into groups of like length, so that they take the least time.
+    """Cut a step into micro-batches of like length, so that it takes the least time.
 
     Args:
-        indices: of the examples.
-        lengths: in tokens, of all examples there are.
-        max_tokens: of a group once it is padded; an example longer than that is alone.
+        indices: the examples of the step.
+        lengths: tokens of each example of the file.
+        micro_batch_tokens: most tokens of a micro-batch, padding included. A longer example is
+            alone.
     """
     by_length = indices[np.argsort(lengths[indices], kind="stable")]
     rows = lengths[by_length].tolist()
-    # The least cost of the first rows, by how many they are, and where their last group starts.
+    # For the first n rows: their least cost, and where their last group starts.
     least = [0.0]
     starts = [0]
     for end, longest in enumerate(rows, 1):
-        fits = max(1, max_tokens // longest)
+        fits = max(1, micro_batch_tokens // longest)
         candidates = (
             (least[start] + _GROUP_COST + (end - start) * longest, start)
             for start in range(max(0, end - fits), end)
@@ -101,7 +102,7 @@ def cut_by_length(
 def collate(data: TokenizedData, examples: np.ndarray, *, pad_token_id: int) -> MicroBatch:
     """Read examples, and pad them at their end to the length of the longest.
 
-    Any token will do for that: it is neither learned nor seen by what is.
+    Any token will do: padding is neither learned nor seen by a learned token.
     """
     rows = [data.read(example) for example in examples]
     shape = (len(rows), max(len(row.input_ids) for row in rows))

@@ -1,4 +1,4 @@
-"""An example as tokens, and which of them are learned."""
+"""Encodes an example as tokens, and says which of them are learned."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ from worker.training.data.chat import ChatRenderer, Span
 
 
 def end_of_text(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The token that ends a generation. `load_tokenizer` has made sure that there is one."""
+    """The token that ends a generation. `load_tokenizer` has checked that there is one."""
     return cast("int", tokenizer.eos_token_id)
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """The tokens of one example. Nothing is cut yet."""
+    """All tokens of one example, before any limit on their number."""
 
     input_ids: list[int]
     is_learned: list[bool]
@@ -27,8 +27,8 @@ class Encoded:
 class Encoder:
     """Turns examples into tokens with the tokenizer of the base model.
 
-    A text is learned whole, of a prompt and its completion the completion, and of a conversation
-    what `ChatRenderer` says. What ends a generation is always learned.
+    A text is learned as a whole, a prompt with a completion only in the completion, and a
+    conversation in the parts that `ChatRenderer` names. The end token is always learned.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, train_on_inputs: bool) -> None:
@@ -70,7 +70,7 @@ class Encoder:
         return Encoded(input_ids, _overlapping(tokens["offset_mapping"], learned, len(text)))
 
     def _with_end(self, encoded: Encoded) -> Encoded:
-        """The same with the token that ends a generation, which some tokenizers add themselves."""
+        """Add the token that ends a generation, unless the tokenizer has added it."""
         end = end_of_text(self._tokenizer)
         if encoded.input_ids and encoded.input_ids[-1] == end:
             return Encoded(encoded.input_ids, [*encoded.is_learned[:-1], True])

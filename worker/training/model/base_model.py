@@ -1,14 +1,17 @@
 """Base model, tokenizer and adapter: what a job loads and what it trains."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import safe_open
 from torch import nn
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
@@ -23,8 +26,8 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a base model.
 
     Raises:
-        TrainingFailedError: `tokenizer_unsupported`, when it does not say which characters a
-            token stands for, or what ends a text.
+        TrainingFailedError: `tokenizer_unsupported`, when it cannot tell which characters a token
+            stands for, or has no token that ends a text.
     """
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
         directory, local_files_only=True, trust_remote_code=False
@@ -51,23 +54,78 @@ def load_base_model(directory: Path, dtype: torch.dtype) -> PreTrainedModel:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelShape:
+    """What a base model's files say about it before its weights are loaded."""
+
+    architecture: str
+    """`config.model_type`."""
+    parameters: int
+    layers: int
+    width: int
+    mlp_width: int
+    heads: int
+    head_width: int
+    kv_heads: int
+    vocabulary: int
+    activation: str = "silu"
+    attention_window: int | None = None
+    """Tokens that a token can look back on; None for all."""
+    has_attention_dropout: bool = False
+
+    @classmethod
+    def read(cls, directory: Path) -> "ModelShape":
+        """Read the shape of the base model in `directory`."""
+        config: Any = AutoConfig.from_pretrained(directory, local_files_only=True)
+        config = config.get_text_config()
+        heads = config.num_attention_heads
+        return cls(
+            architecture=config.model_type,
+            parameters=sum(_count_parameters(file) for file in directory.glob("*.safetensors")),
+            layers=config.num_hidden_layers,
+            width=config.hidden_size,
+            mlp_width=getattr(config, "intermediate_size", None) or 4 * config.hidden_size,
+            heads=heads,
+            head_width=getattr(config, "head_dim", None) or config.hidden_size // heads,
+            kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+            vocabulary=config.vocab_size,
+            activation=getattr(config, "hidden_act", ""),
+            attention_window=getattr(config, "sliding_window", None),
+            has_attention_dropout=bool(getattr(config, "attention_dropout", 0.0)),
+        )
+
+    def linear(self, name: str) -> tuple[int, int]:
+        """Inputs and outputs of a linear layer. An unknown name counts as the largest."""
+        heads, kv = self.heads * self.head_width, self.kv_heads * self.head_width
+        known = {
+            "q_proj": (self.width, heads),
+            "k_proj": (self.width, kv),
+            "v_proj": (self.width, kv),
+            "o_proj": (heads, self.width),
+            "gate_proj": (self.width, self.mlp_width),
+            "up_proj": (self.width, self.mlp_width),
+            "down_proj": (self.mlp_width, self.width),
+        }
+        return known.get(name, (self.mlp_width, 2 * self.mlp_width))
+
+
+@dataclass(frozen=True, slots=True)
 class Loaders:
-    """How a job comes by its base model, of which it is given the directory."""
+    """How a job gets its base model from the model's directory."""
 
     load_tokenizer: Callable[[Path], PreTrainedTokenizerBase] = load_tokenizer
     load_base_model: Callable[[Path, torch.dtype], PreTrainedModel] = load_base_model
     bytes_in_memory: Callable[[Path, torch.dtype], int] = lambda _directory, _dtype: 0
-    """What need not be loaded any more: bytes that are not on the disk as well."""
+    """Bytes of the model that are in memory already, beyond what the disk holds as well."""
 
 
 FROM_DISK = Loaders()
 
 
 def attach_adapter(base: PreTrainedModel, shape: LoraShape, reference: BaseModelRef) -> PeftModel:
-    """Freeze the base model and add a fresh adapter, which is all that is trained.
+    """Freeze the base model and add a new adapter. Only the adapter is trained.
 
-    Its first matrices are random (seed torch before), its second ones zero, so it changes nothing
-    until its first step.
+    Its A matrices are random (seed torch before) and its B matrices zero, so it changes nothing
+    until the first step.
 
     Raises:
         TrainingFailedError: `unknown_target_module`.
@@ -82,7 +140,7 @@ def attach_adapter(base: PreTrainedModel, shape: LoraShape, reference: BaseModel
         revision=reference.revision,
     )
     model = cast("PeftModel", get_peft_model(base, adapter))
-    # peft has put the local directory here, which is nowhere to be found for anyone else.
+    # peft has put the local directory here, which nobody else has.
     adapter.base_model_name_or_path = reference.repo
     return model
 
@@ -93,7 +151,7 @@ def _as_written(alpha: float) -> int:
 
 
 def _check_target_modules(base: PreTrainedModel, shape: LoraShape) -> None:
-    # Of a changed head, not every server of adapters can make use.
+    # Not every server of adapters can use a changed head.
     head = base.get_output_embeddings()
     known = {
         name.rpartition(".")[2]
@@ -111,7 +169,7 @@ def _check_target_modules(base: PreTrainedModel, shape: LoraShape) -> None:
 
 
 def describe_parameters(model: PeftModel) -> str:
-    """How much of the model is trained, in the words that `peft` prints it in."""
+    """How much of the model is trained, in the words that `peft` prints."""
     trainable, all_ = model.get_nb_trainable_parameters()
     return (
         f"trainable params: {trainable:,d} || all params: {all_:,d} || "
@@ -121,3 +179,10 @@ def describe_parameters(model: PeftModel) -> str:
 
 def trainable_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
     return (parameter for parameter in model.parameters() if parameter.requires_grad)
+
+
+def _count_parameters(file: Path) -> int:
+    """Count numbers by the header of a safetensors file."""
+    with safe_open(file, "pt") as tensors:  # pyright: ignore[reportUnknownVariableType]
+        shapes = [tensors.get_slice(name).get_shape() for name in tensors.keys()]  # noqa: SIM118
+    return sum(map(math.prod, shapes))

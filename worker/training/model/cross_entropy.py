@@ -1,16 +1,15 @@
-"""What is minimised, as log-probabilities of the learned tokens.
+"""Chunked linear cross-entropy: log-probabilities of the learned tokens from hidden states.
 
-A loss is any function of these; here it is their negative sum. They are computed from the hidden
-states of learned positions only, a few hundred at a time: logits of a whole micro-batch would be
-the largest tensor of a step by far (512 x 151,936 in float32 are 297 MiB, and as much again for
-their gradient).
+The loss is their negative sum. They are computed from the hidden states of learned positions only,
+a few hundred at a time: logits of a whole micro-batch would be the largest tensor of a step by far
+(512 x 151,936 in float32 are 297 MiB, and as much again for their gradient).
 
 Dimension key:
     B  examples in a micro-batch
     L  tokens in the longest of them
     N  learned tokens in the micro-batch
-    C  of these, a chunk
-    R  of these, a block
+    C  learned tokens in a chunk
+    R  learned tokens in a block
     H  width of the model
     V  vocabulary
 """
@@ -30,18 +29,18 @@ CHUNK = 256
 """Learned positions whose logits are in memory at once."""
 
 _BLOCK = 16
-"""Positions of a chunk that are rated at once, in float32: so few that they stay in the cache of
-the processor from one operation to the next."""
+"""Positions of a chunk that go through the softmax at once, in float32: so few that they stay in
+the processor's cache from one operation to the next."""
 
 
 @dataclass(frozen=True, slots=True)
-class TokenScores:
-    """How a model rated the learned tokens of a micro-batch, row after row."""
+class TargetLogProbs:
+    """What a model predicts for the learned tokens of a micro-batch, row after row."""
 
     log_probs_N: Tensor
-    """Natural logarithms, float32, differentiable."""
+    """Natural logarithm of each token's probability, float32, differentiable."""
     is_top_N: Tensor
-    """Whether the model rated no other token higher."""
+    """Whether no other token is more probable."""
 
 
 def learned_targets(batch: MicroBatch) -> tuple[Tensor, Tensor]:
@@ -54,24 +53,29 @@ def learned_targets(batch: MicroBatch) -> tuple[Tensor, Tensor]:
     return is_learned_BL, targets_BL[is_learned_BL]
 
 
-def score_by_head(hidden_NH: Tensor, head_VH: Tensor, targets_N: Tensor) -> TokenScores:
-    """Rate tokens by the last hidden states that predict them, where the head is all there is."""
-    log_probs_N, is_top_N = _ScoreByHead.apply(  # pyright: ignore[reportGeneralTypeIssues]
+def linear_log_probs(hidden_NH: Tensor, head_VH: Tensor, targets_N: Tensor) -> TargetLogProbs:
+    """Log-probabilities of targets, from the hidden states that predict them and a frozen head.
+
+    Source:
+        Hsu et al. 2024, "Liger Kernel" (arXiv:2410.10989), FusedLinearCrossEntropy: logits in
+        chunks, and the gradient in the forward pass.
+    """
+    log_probs_N, is_top_N = _ChunkedLinear.apply(  # pyright: ignore[reportGeneralTypeIssues]
         hidden_NH, head_VH, targets_N
     )
-    return TokenScores(log_probs_N, is_top_N)
+    return TargetLogProbs(log_probs_N, is_top_N)
 
 
-def score_logits(logits_NV: Tensor, targets_N: Tensor) -> TokenScores:
-    """Rate tokens by the logits at the positions that predict them."""
-    return TokenScores(
+def logits_log_probs(logits_NV: Tensor, targets_N: Tensor) -> TargetLogProbs:
+    """Log-probabilities of targets, from the logits at the positions that predict them."""
+    return TargetLogProbs(
         -F.cross_entropy(logits_NV, targets_N, reduction="none"),
         logits_NV.argmax(dim=-1) == targets_N,
     )
 
 
-def _rate(logits_CV: Tensor, targets_C: Tensor) -> tuple[Tensor, Tensor]:
-    """Rate targets by their logits, and overwrite these with the softmax of them."""
+def _softmax_(logits_CV: Tensor, targets_C: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of targets and whether each is on top. Overwrites logits by softmax."""
     log_probs_C = torch.empty_like(targets_C, dtype=torch.float32)
     is_top_C = torch.empty_like(targets_C, dtype=torch.bool)
     for start in range(0, len(targets_C), _BLOCK):
@@ -84,7 +88,7 @@ def _rate(logits_CV: Tensor, targets_C: Tensor) -> tuple[Tensor, Tensor]:
     return log_probs_C, is_top_C
 
 
-class _ScoreByHead(torch.autograd.Function):
+class _ChunkedLinear(torch.autograd.Function):
     """Log-probabilities from hidden states through a frozen head, in chunks.
 
     The gradient of one token's log-probability with respect to its own hidden state is
@@ -103,7 +107,7 @@ class _ScoreByHead(torch.autograd.Function):
         for start in range(0, len(targets_N), CHUNK):
             chunk = slice(start, start + CHUNK)
             logits_CV = F.linear(hidden_NH[chunk], head_VH)
-            log_probs_N[chunk], is_top_N[chunk] = _rate(logits_CV, targets_N[chunk])
+            log_probs_N[chunk], is_top_N[chunk] = _softmax_(logits_CV, targets_N[chunk])
             if needs_gradient:
                 softmax_CV = logits_CV  # by now
                 gradient_NH[chunk] = head_VH[targets_N[chunk]] - softmax_CV @ head_VH

@@ -35,10 +35,10 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class Positions(NamedTuple):
-    """What the place of a token in its row makes of it; the same for every row and layer."""
+    """What depends on a token's position alone; the same for every row and layer."""
 
     cos_LD: Tensor
-    """Of the rotary embedding."""
+    """Cosines of the rotary embedding."""
     sin_LD: Tensor
     mask_LL: Tensor
     """0 where a token sees another, minus infinity where it does not."""
@@ -62,7 +62,7 @@ class LayerTensors(NamedTuple):
     v: Linear
     o: Linear
     q_norm_D: Tensor | None
-    """Of the architectures that normalise queries and keys, head by head."""
+    """Where the architecture normalises queries and keys, head by head."""
     k_norm_D: Tensor | None
     mlp_norm_H: Tensor
     gate: Linear
@@ -71,9 +71,9 @@ class LayerTensors(NamedTuple):
 
     @property
     def masks(self) -> list[Tensor]:
-        """Of the inputs of all adapters."""
-        linears = (one for one in self if isinstance(one, Linear))
-        return [one.is_kept_BLI for one in linears if one.is_kept_BLI is not None]
+        """Dropout masks of all adapters' inputs."""
+        linears = (field for field in self if isinstance(field, Linear))
+        return [linear.is_kept_BLI for linear in linears if linear.is_kept_BLI is not None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +89,9 @@ class LayerShape:
     activation: str
     lora_scale: float
     """alpha / rank and, where inputs are zeroed, what makes up for that."""
+
+
+LayerFunction = Callable[[Tensor, Positions, LayerTensors, LayerShape], Tensor]
 
 
 def decoder_layer(
@@ -110,6 +113,30 @@ def decoder_layer(
     gate_BLO = ACTIVATIONS[shape.activation](_linear(normed_BLH, layer.gate, shape))
     inner_BLO = gate_BLO * _linear(normed_BLH, layer.up, shape)
     return hidden_BLH + _linear(inner_BLO, layer.down, shape)
+
+
+def compile_layer() -> LayerFunction:
+    """`decoder_layer` compiled: at its first call with one row, and at its first with several.
+
+    Only rows and tokens may vary. Were the width of a head free to vary as well, as it would be
+    with `dynamic=True`, then the compiled code would compute every address by divisions.
+    """
+    from torch._dynamo import mark_dynamic  # noqa: PLC0415 - takes seconds, and few jobs need it
+
+    compiled = torch.compile(decoder_layer, fullgraph=True)
+
+    def run(
+        hidden_BLH: Tensor, positions: Positions, layer: LayerTensors, shape: LayerShape
+    ) -> Tensor:
+        varying = [(tensor, (0, 1)) for tensor in (hidden_BLH, *layer.masks, positions.mask_LL)]
+        varying += [(tensor, (0,)) for tensor in (positions.cos_LD, positions.sin_LD)]
+        for tensor, dimensions in varying:
+            for dimension in dimensions:
+                if tensor.shape[dimension] > 1:
+                    mark_dynamic(tensor, dimension)
+        return compiled(hidden_BLH, positions, layer, shape)
+
+    return run
 
 
 def _norm(x_H: Tensor, weight_H: Tensor, shape: LayerShape) -> Tensor:

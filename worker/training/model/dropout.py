@@ -1,7 +1,7 @@
-"""Which inputs of the adapters are zeroed: a function of seed, step, example and layer alone.
+"""Dropout masks as a function of seed, step, example and layer alone.
 
-So a step is the same however its batch is cut into micro-batches, and whatever ran before it; and
-a layer that is computed a second time, to save memory, is the same again.
+So a step is the same however its batch is cut into micro-batches, and whatever ran before it. A
+layer that is computed a second time, to save memory, is the same again.
 """
 
 from collections.abc import Sequence
@@ -17,13 +17,13 @@ _STATE_WORDS = 4
 """64-bit numbers that are the state of the generator SFC64."""
 
 _LEVELS = 1 << 16
-"""Of the random numbers that decide: 16 bits each. A probability of 0.05 becomes 0.050003, and the
-scale of what is kept is that of the latter, so the mean is kept exactly."""
+"""Values of the random numbers, which have 16 bits. A probability of 0.05 becomes 0.050003, and the
+other inputs are scaled by the latter, so the mean is exact."""
 
 
 @dataclass(frozen=True, slots=True)
 class DropoutKey:
-    """Names the masks of one optimizer step."""
+    """Names the dropout masks of one optimizer step."""
 
     seed: int
     step: int
@@ -48,10 +48,10 @@ class Masks:
     """The masks of a micro-batch, layer by layer, as often as they are asked for.
 
     Args:
-        key: of the step.
-        batch: whose tokens they are for; nothing is drawn for padding, which is all kept.
-        rate: how many are zeroed.
-        layers: decoder layers that there are.
+        key: names the masks of the step.
+        batch: the micro-batch. Nothing is drawn for its padding, which is never zeroed.
+        rate: how many inputs are zeroed.
+        layers: number of decoder layers.
     """
 
     def __init__(
@@ -60,7 +60,9 @@ class Masks:
         self._rate = rate
         self._shape = batch.input_ids_BL.shape
         self._lengths = batch.lengths
-        sequences = (np.random.SeedSequence([key.seed, key.step, one]) for one in batch.examples)
+        sequences = (
+            np.random.SeedSequence([key.seed, key.step, index]) for index in batch.examples
+        )
         # A state of the generator for each layer of each example: to seed it takes 30 times longer.
         self._states = [
             sequence.generate_state(layers * _STATE_WORDS, np.uint64).reshape(layers, _STATE_WORDS)
@@ -72,11 +74,11 @@ class Masks:
         """Draw the masks of one layer.
 
         Args:
-            layer: its index.
-            widths: inputs of each of its linear layers that are adapted.
+            layer: index of the layer.
+            widths: number of inputs of each adapted linear layer.
 
         Returns:
-            For each of them `is_kept_BLI`: B examples, L tokens, I inputs.
+            `is_kept_BLI` for each adapted linear layer: B examples, L tokens, I inputs.
         """
         masks = [np.ones((*self._shape, width), np.bool_) for width in widths]
         for row, (states, length) in enumerate(zip(self._states, self._lengths, strict=True)):

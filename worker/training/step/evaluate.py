@@ -1,4 +1,4 @@
-"""Loss on the validation file, and the adapter that did best on it."""
+"""Evaluation on the validation file, and the adapter with the lowest validation loss."""
 
 from dataclasses import dataclass, field
 
@@ -23,16 +23,18 @@ class Evaluation:
 def evaluate(
     forward: Forward, data: TokenizedData, *, pad_token_id: int, micro_batch_tokens: int
 ) -> Evaluation:
-    """Rate every learned token of a file, without dropout."""
+    """Loss and accuracy over every learned token of a file, without dropout."""
     nll, top_tokens, learned_tokens = 0.0, 0, 0
     with torch.no_grad():
         everything = np.arange(len(data))
-        for examples in cut_by_length(everything, data.lengths, max_tokens=micro_batch_tokens):
+        for examples in cut_by_length(
+            everything, data.lengths, micro_batch_tokens=micro_batch_tokens
+        ):
             batch = collate(data, examples, pad_token_id=pad_token_id)
-            scores = forward.score(batch, dropout=None)
-            nll -= scores.log_probs_N.double().sum().item()
-            top_tokens += int(scores.is_top_N.sum().item())
-            learned_tokens += len(scores.is_top_N)
+            predicted = forward.log_probs(batch, dropout=None)
+            nll -= predicted.log_probs_N.double().sum().item()
+            top_tokens += int(predicted.is_top_N.sum().item())
+            learned_tokens += len(predicted.is_top_N)
     return Evaluation(nll / learned_tokens, top_tokens / learned_tokens)
 
 
@@ -42,20 +44,20 @@ class BestAdapter:
 
     patience: int
     step: int = 0
-    """The step it is from; 0 before the first evaluation."""
+    """Step of the best adapter; 0 before the first evaluation."""
     loss: float = float("inf")
     weights: list[Tensor] = field(default_factory=list[Tensor])
-    """A copy of what is trainable of the model, in its order."""
+    """A copy of the trainable parameters, in the order of the model."""
     failures: int = 0
-    """Evaluations in a row that were no better."""
+    """Evaluations since the best one."""
 
     @property
     def is_final(self) -> bool:
-        """Whether as many evaluations in a row as there is patience for were no better."""
+        """Whether the patience is used up."""
         return self.failures >= self.patience
 
     def observe(self, step: int, loss: float, model: PeftModel) -> None:
-        """Take note of an evaluation; keep a copy of the adapter if it is the best so far."""
+        """Count an evaluation, and copy the adapter if it is the best so far."""
         if loss >= self.loss:
             self.failures += 1
             return

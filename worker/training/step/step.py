@@ -30,7 +30,7 @@ class NotFiniteError(ArithmeticError):
 
 
 def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
-    """AdamW with the settings of the reference script, over what is trainable of `model`."""
+    """AdamW with the settings of the reference script, for the trainable parameters."""
     return torch.optim.AdamW(
         trainable_parameters(model),
         lr=config.learning_rate,
@@ -54,17 +54,17 @@ def train_step(
     dropout: DropoutKey,
     max_grad_norm: float,
 ) -> StepResult:
-    """Take one optimizer step over a batch that is fed in pieces.
+    """Take one optimizer step over a batch that comes in pieces.
 
     The loss is summed over learned tokens and divided once, by their number in the whole batch,
     so the step is the same however the batch is cut. (Averaging each piece's mean gives short
     answers too much weight.)
 
     Args:
-        forward: of a model of which only the adapter's parameters are trainable.
-        optimizer: over those parameters; its gradients are zero on entry and on exit.
+        forward: runs a model whose only trainable parameters are the adapter's.
+        optimizer: updates those parameters. Their gradients are zero on entry and on exit.
         micro_batches: the batch, in pieces that fit in memory.
-        dropout: names what is zeroed.
+        dropout: names the dropout masks.
         max_grad_norm: L2 norm above which the gradient is scaled down.
 
     Raises:
@@ -78,11 +78,11 @@ def train_step(
     losses: list[Tensor] = []
     top_tokens: list[Tensor] = []
     for piece in micro_batches:
-        scores = forward.score(piece, dropout)
-        loss = -scores.log_probs_N.sum() / learned_tokens
+        predicted = forward.log_probs(piece, dropout)
+        loss = -predicted.log_probs_N.sum() / learned_tokens
         loss.backward()  # frees this piece's activations before the next forward
         losses.append(loss.detach())
-        top_tokens.append(scores.is_top_N.sum())
+        top_tokens.append(predicted.is_top_N.sum())
 
     total_loss = torch.stack(losses).sum().item()
     grad_norm = nn.utils.clip_grad_norm_(trainable_parameters(forward.model), max_grad_norm).item()
@@ -95,5 +95,5 @@ def train_step(
 
 
 def count_learned_tokens(labels_BL: Tensor) -> int:
-    """Number of tokens the loss is taken over; the first token of a row is never predicted."""
+    """Number of tokens in the loss. The first token of a row is never predicted."""
     return int((labels_BL[:, 1:] != IGNORE_INDEX).sum().item())

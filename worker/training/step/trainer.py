@@ -1,4 +1,4 @@
-"""The training loop of a job, one step at a time, and what it counts."""
+"""Takes the steps of a job, one at a time, and counts them."""
 
 import math
 import time
@@ -15,7 +15,7 @@ from worker.training.failures import TrainingFailedError
 from worker.training.model.dropout import DropoutKey
 from worker.training.model.forward import Forward
 from worker.training.step.evaluate import Evaluation, evaluate
-from worker.training.step.schedule import learning_rate
+from worker.training.step.schedule import StepSchedule, learning_rate
 from worker.training.step.step import (
     NotFiniteError,
     StepResult,
@@ -23,11 +23,10 @@ from worker.training.step.step import (
     set_learning_rate,
     train_step,
 )
-from worker.training.step.step_plan import Plan
 
 
 class Progress(BaseModel):
-    """How far a job has come, over all its attempts."""
+    """Progress of a job over all its attempts."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
@@ -46,9 +45,9 @@ class Trainer:
     """Owns the optimizer, the position in the data, and the clock of the training loop.
 
     Attributes:
-        model: what is trained.
-        optimizer: over what is trainable of it.
-        progress: after the last step that was taken.
+        model: the model with the adapter that is trained.
+        optimizer: updates the adapter.
+        progress: progress after the last step.
     """
 
     def __init__(
@@ -57,7 +56,7 @@ class Trainer:
         data: TokenizedData,
         config: TrainingConfig,
         *,
-        plan: Plan,
+        schedule: StepSchedule,
         pad_token_id: int,
         micro_batch_tokens: int,
     ) -> None:
@@ -67,13 +66,13 @@ class Trainer:
         self.progress = Progress()
         self._data = data
         self._config = config
-        self._plan = plan
+        self._schedule = schedule
         self._pad_token_id = pad_token_id
         self._micro_batch_tokens = micro_batch_tokens
         self._batches = self._batches_after(0)
 
-    def go_on_from(self, progress: Progress) -> None:
-        """Take the place in the data that a job has after `progress`."""
+    def resume(self, progress: Progress) -> None:
+        """Continue after `progress`, at its position in the data."""
         self.progress = progress
         self._batches = self._batches_after(progress.step)
 
@@ -86,7 +85,7 @@ class Trainer:
         started = time.perf_counter()
         done = self.progress
         step = done.step + 1
-        rate = learning_rate(step, self._config, total_steps=self._plan.total_steps)
+        rate = learning_rate(step, self._config, total_steps=self._schedule.total_steps)
         indices = next(self._batches)
         result = self._train_on(indices, step, rate)
         self.progress = done = Progress(
@@ -130,7 +129,7 @@ class Trainer:
         micro_batches = [
             collate(self._data, piece, pad_token_id=self._pad_token_id)
             for piece in cut_by_length(
-                indices, self._data.lengths, max_tokens=self._micro_batch_tokens
+                indices, self._data.lengths, micro_batch_tokens=self._micro_batch_tokens
             )
         ]
         set_learning_rate(self.optimizer, rate)
@@ -150,6 +149,6 @@ def _diverged(step: int, what: str, config: TrainingConfig) -> TrainingFailedErr
     return TrainingFailedError(
         "loss_not_finite",
         f"Training diverged at step {step:,} ({what}). Lower learning_rate, which is "
-        f"{config.learning_rate:g}, or give it a warmup_ratio.",
+        f"{config.learning_rate:g}, or set a warmup_ratio.",
         param="hyperparameters.learning_rate",
     )

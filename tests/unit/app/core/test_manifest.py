@@ -39,14 +39,14 @@ def test_a_changed_file_is_named(checkpoint: Path) -> None:
 def test_a_missing_file_is_named(checkpoint: Path) -> None:
     (checkpoint / "README.md").unlink()
 
-    with pytest.raises(ManifestError, match=r"missing or additional: \['README\.md'\]"):
+    with pytest.raises(ManifestError, match=r"missing or unexpected files: \['README\.md'\]"):
         verify(checkpoint)
 
 
 def test_an_additional_file_is_named(checkpoint: Path) -> None:
     (checkpoint / "extra.bin").touch()
 
-    with pytest.raises(ManifestError, match=r"missing or additional: \['extra\.bin'\]"):
+    with pytest.raises(ManifestError, match=r"missing or unexpected files: \['extra\.bin'\]"):
         verify(checkpoint)
 
 

@@ -41,7 +41,7 @@ def test_a_job_that_goes_on_reads_what_it_would_have_read(examples: int) -> None
 def test_groups_are_of_like_length_and_within_the_limit() -> None:
     lengths = np.array([3, 90, 5, 4, 60, 8, 30, 31])
 
-    groups = [g.tolist() for g in cut_by_length(np.arange(8), lengths, max_tokens=64)]
+    groups = [g.tolist() for g in cut_by_length(np.arange(8), lengths, micro_batch_tokens=64)]
 
     assert groups == [[1], [4], [6, 7], [0, 3, 2, 5]]
 
@@ -54,7 +54,8 @@ def cost(groups: Iterable[Sequence[int]]) -> int:
 def test_no_other_cut_takes_less_time(rows: list[int]) -> None:
     lengths, limit = np.array(rows), 256
     groups = [
-        lengths[g].tolist() for g in cut_by_length(np.arange(len(rows)), lengths, max_tokens=limit)
+        lengths[g].tolist()
+        for g in cut_by_length(np.arange(len(rows)), lengths, micro_batch_tokens=limit)
     ]
 
     assert sorted(length for group in groups for length in group) == sorted(rows)
@@ -70,7 +71,7 @@ def test_no_other_cut_takes_less_time(rows: list[int]) -> None:
 def test_only_the_examples_of_the_step_are_cut() -> None:
     lengths = np.array([3, 90, 5, 4])
 
-    groups = cut_by_length(np.array([3, 0]), lengths, max_tokens=64)
+    groups = cut_by_length(np.array([3, 0]), lengths, micro_batch_tokens=64)
     assert [g.tolist() for g in groups] == [[0, 3]]
 
 

@@ -6,10 +6,10 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from app.core.job.loss_log import StepMetrics
+from app.core.job.loss_log import StepMetrics, csv_lines, json_lines
 from tests.tiny import write_job
-from worker.training.artifacts.loss_log_file import LossLogFile
-from worker.training.artifacts.loss_plot import draw_losses
+from worker.training.artifacts.loss_chart import draw_losses
+from worker.training.artifacts.loss_log import LossLog
 from worker.training.artifacts.model_card import write_model_card
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -30,8 +30,8 @@ def row(step: int, *, valid_loss: float | None = None) -> StepMetrics:
     )
 
 
-def log_of(tmp_path: Path, steps: int, *, evaluated_every: int | None = None) -> LossLogFile:
-    log = LossLogFile(tmp_path / "log.jsonl")
+def log_of(tmp_path: Path, steps: int, *, evaluated_every: int | None = None) -> LossLog:
+    log = LossLog(tmp_path / "log.jsonl")
     for step in range(1, steps + 1):
         is_evaluated = evaluated_every is not None and step % evaluated_every == 0
         log.append(row(step, valid_loss=3.0 if is_evaluated else None))
@@ -45,7 +45,7 @@ def test_a_loss_log_gives_back_every_row(tmp_path: Path) -> None:
     assert len(log) == 5
 
 
-def test_a_loss_log_is_begun_anew(tmp_path: Path) -> None:
+def test_a_new_loss_log_replaces_the_old_one(tmp_path: Path) -> None:
     log_of(tmp_path, 5)
 
     assert list(log_of(tmp_path, 1)) == [row(1)]
@@ -54,11 +54,43 @@ def test_a_loss_log_is_begun_anew(tmp_path: Path) -> None:
 def test_a_loss_log_of_known_length_is_continued(tmp_path: Path) -> None:
     log_of(tmp_path, 5)
 
-    log = LossLogFile(tmp_path / "log.jsonl", length=5)
+    log = LossLog(tmp_path / "log.jsonl", length=5)
     log.append(row(6))
 
     assert list(log) == [row(step) for step in range(1, 7)]
     assert len(log) == 6
+    assert list(log.losses.train) == [row(step).train_loss for step in range(1, 7)]
+
+
+@pytest.mark.parametrize("resumed_at", [None, 4])
+def test_the_tables_of_a_loss_log_have_every_row_so_far(
+    tmp_path: Path, resumed_at: int | None
+) -> None:
+    log = log_of(tmp_path, resumed_at or 0)
+    if resumed_at is not None:
+        log = LossLog(tmp_path / "log.jsonl", length=resumed_at)
+    for step in range((resumed_at or 0) + 1, 7):
+        log.append(row(step, valid_loss=3.0 if step == 5 else None))
+        (tmp_path / str(step)).mkdir()
+        log.copy_tables(tmp_path / str(step))
+
+        rows = list(log)
+        assert (tmp_path / str(step) / "metrics.csv").read_text() == "".join(csv_lines(rows))
+        assert (tmp_path / str(step) / "metrics.jsonl").read_text() == "".join(json_lines(rows))
+
+
+def test_a_checkpoint_does_not_parse_the_rows_before_it(tmp_path: Path) -> None:
+    """Or the log of a long job with many checkpoints would take quadratic time."""
+    log = log_of(tmp_path, 1000, evaluated_every=100)
+    content = (tmp_path / "log.jsonl").read_bytes()
+    last = content.splitlines(keepends=True)[-1]
+    (tmp_path / "log.jsonl").write_bytes(b"?" * (len(content) - len(last)) + last)
+
+    (tmp_path / "checkpoint").mkdir()
+    log.copy_tables(tmp_path / "checkpoint")
+    draw_losses(log.losses, title="t")
+
+    assert log.sample(1) == [row(1000, valid_loss=3.0)]
 
 
 @pytest.mark.parametrize(
@@ -73,7 +105,7 @@ def test_a_loss_log_of_other_steps_is_not_continued(
     path.write_text("\n".join(row(step).model_dump_json() for step in lines) + end)
 
     with pytest.raises((RuntimeError, ValueError)):
-        LossLogFile(path, length=3)
+        LossLog(path, length=3)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +130,7 @@ def test_a_picture_of_any_log_is_valid_and_small(
 ) -> None:
     log = log_of(tmp_path, steps, evaluated_every=evaluated_every)
 
-    picture = draw_losses(log, title="Loss of ft:a<b>:c & d")
+    picture = draw_losses(log.losses, title="Loss of ft:a<b>:c & d")
 
     root = ET.fromstring(picture)  # noqa: S314 - we have just written it
     texts = [element.text for element in root.iter(f"{SVG}text")]
@@ -113,7 +145,7 @@ def test_a_picture_of_any_log_is_valid_and_small(
 
 
 def test_every_point_is_inside_the_picture(tmp_path: Path) -> None:
-    picture = draw_losses(log_of(tmp_path, 50, evaluated_every=10), title="t")
+    picture = draw_losses(log_of(tmp_path, 50, evaluated_every=10).losses, title="t")
 
     lines = re.findall(r' d="(.*?)"', picture)
     points = re.findall(r"[ML] ([\d.-]+) ([\d.-]+)", " ".join(lines))
@@ -125,11 +157,11 @@ def test_every_point_is_inside_the_picture(tmp_path: Path) -> None:
 def test_the_same_log_gives_the_same_picture(tmp_path: Path) -> None:
     log = log_of(tmp_path, 20, evaluated_every=10)
 
-    assert draw_losses(log, title="t") == draw_losses(log, title="t")
+    assert draw_losses(log.losses, title="t") == draw_losses(log.losses, title="t")
 
 
 def test_a_picture_loads_nothing_and_has_no_date(tmp_path: Path) -> None:
-    picture = draw_losses(log_of(tmp_path, 20, evaluated_every=10), title="t")
+    picture = draw_losses(log_of(tmp_path, 20, evaluated_every=10).losses, title="t")
 
     assert {*re.findall(r"\w*://[\w.]+", picture)} == {"http://www.w3.org"}, "its namespace"
     assert "<script" not in picture

@@ -1,4 +1,4 @@
-"""A job under way: its steps, what is saved between them, and what becomes its result."""
+"""The training loop of a job: its steps, what is saved between them, and its result."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,30 +11,29 @@ from app.core.job.loss_log import StepMetrics
 from app.core.job.training_config import BASE_MODEL_NAME, OUTPUT_NAME, JobSpec
 from app.core.job.training_events import Checkpointed, Noted, Saved, Stepped, TrainingEvent
 from worker.training.artifacts.atomic_directory import save_directory
-from worker.training.artifacts.loss_log_file import LossLogFile
-from worker.training.artifacts.result_files import write_artifacts
+from worker.training.artifacts.checkpoint import check_adapter, write_checkpoint
+from worker.training.artifacts.loss_log import LossLog
 from worker.training.artifacts.saved_state import StateSaver
-from worker.training.artifacts.verification import check_adapter
 from worker.training.data.dataset import TokenizedData
 from worker.training.step.evaluate import BestAdapter
-from worker.training.step.step_plan import Plan
+from worker.training.step.schedule import StepSchedule
 from worker.training.step.trainer import Trainer
 
 Report = Callable[[TrainingEvent], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """Everything that takes part in it, loaded."""
+class TrainingLoop:
+    """Everything that takes part in the training of a job, loaded."""
 
     directory: Path
     spec: JobSpec
     report: Report
     training: TokenizedData
     validation: TokenizedData | None
-    plan: Plan
+    schedule: StepSchedule
     trainer: Trainer
-    log: LossLogFile
+    log: LossLog
     best: BestAdapter | None
     """None unless the job may stop early."""
     saver: StateSaver
@@ -43,13 +42,13 @@ class Job:
     def is_over(self) -> bool:
         """Whether no step is left to take: all are taken, or the job stops early."""
         is_early = self.best is not None and self.best.is_final
-        return is_early or self.trainer.progress.step == self.plan.total_steps
+        return is_early or self.trainer.progress.step == self.schedule.total_steps
 
     def take_steps(self, is_stop_requested: Callable[[], bool]) -> None:
-        """Train until the job is over or somebody wants it to stop; nothing is lost then."""
+        """Train until the job is over or a stop is requested. Saves the state before it returns."""
         while not self.is_over and not is_stop_requested():
             step = self._take_step()
-            if self.is_over or self.plan.is_checkpoint(step):
+            if self.is_over or self.schedule.is_checkpoint(step):
                 state = self.saver.save()
                 self._save_checkpoint(step, state=self._name(state))
             elif self.saver.is_due:
@@ -58,10 +57,10 @@ class Job:
             self._save_state()
 
     def settle(self) -> int:
-        """Put the best adapter into the model. Returns its step, of which there is a checkpoint.
+        """Put the best adapter into the model. Returns its step, which has a checkpoint.
 
-        That checkpoint may have been made before, by an earlier attempt or by the job whose saved
-        state this one was created with. It is made again then, and is the same.
+        An earlier attempt, or the job that this one resumes, may have made that checkpoint. It is
+        made again here, and is the same.
         """
         last_step = self.trainer.progress.step
         step = last_step if self.best is None else self.best.step
@@ -73,14 +72,14 @@ class Job:
             return step
         result = f"The adapter of step {step:,}, with the lowest validation loss, is the result."
         if self.best.is_final:
-            total = self.plan.total_steps
-            stop = f"Stopped after step {last_step:,} of {total:,}: the loss no longer improved."
-            result = f"{stop} {result}"
+            total = self.schedule.total_steps
+            stop = f"Stopped after step {last_step:,} of {total:,}"
+            result = f"{stop}: the validation loss no longer improved. {result}"
         self.report(Noted(message=result))
         return step
 
     def check(self, step: int) -> None:
-        """Load the adapter of `step` as a user would. The model is not usable afterwards."""
+        """Check the adapter of `step` as a user would load it. The model is unusable afterwards."""
         adapter = self._checkpoint(step)
         check_adapter(
             self.trainer.model,
@@ -91,7 +90,7 @@ class Job:
 
     def _take_step(self) -> int:
         metrics = self.trainer.take_step()
-        if self.validation is not None and self.plan.is_evaluation(metrics.step):
+        if self.validation is not None and self.schedule.is_evaluation(metrics.step):
             metrics = self._evaluate(metrics, self.validation)
         self.log.append(metrics)
         self.report(Stepped(metrics=metrics))
@@ -115,7 +114,7 @@ class Job:
     def _save_checkpoint(self, step: int, *, state: str | None) -> None:
         target = self._checkpoint(step)
         write_files = partial(
-            write_artifacts,
+            write_checkpoint,
             spec=self.spec,
             step=step,
             model=self.trainer.model,

@@ -6,7 +6,7 @@ from torch import Tensor
 from tests.tiny import VOCABULARY, build_peft_model
 from worker.training.data.batching import MicroBatch
 from worker.training.data.dataset import IGNORE_INDEX
-from worker.training.model.cross_entropy import TokenScores
+from worker.training.model.cross_entropy import TargetLogProbs
 from worker.training.model.dropout import DropoutKey
 from worker.training.model.forward import PLAIN_HEADS, ReferenceForward
 
@@ -40,8 +40,8 @@ def attention_mask(lengths: tuple[int, ...]) -> Tensor:
     return (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
 
 
-def score_learned_tokens(model: PeftModel, batch: MicroBatch) -> TokenScores:
-    return ReferenceForward(model).score(batch, DropoutKey(0, 0))
+def score_learned_tokens(model: PeftModel, batch: MicroBatch) -> TargetLogProbs:
+    return ReferenceForward(model).log_probs(batch, DropoutKey(0, 0))
 
 
 RAGGED = (12, 9, 20, 7)

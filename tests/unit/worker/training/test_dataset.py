@@ -7,9 +7,8 @@ import pytest
 
 from app.core.job.training_config import OverlongRowBehavior
 from tests.tiny import CHAT_TEMPLATE, build_tokenizer, chat_row
-from worker.training.data.dataset import IGNORE_INDEX, TokenizedData, tokenize_file
+from worker.training.data.dataset import IGNORE_INDEX, DataFile, TokenizedData, tokenize_file
 from worker.training.data.encoding import Encoder
-from worker.training.data.report import DataFile
 from worker.training.failures import TrainingFailedError
 
 
@@ -17,7 +16,7 @@ def tokenize(
     tmp_path: Path,
     rows: list[dict[str, Any]],
     *,
-    max_tokens: int = 64,
+    max_sequence_tokens: int = 64,
     overlong: OverlongRowBehavior = "truncate",
     chat_template: str | None = CHAT_TEMPLATE,
 ) -> TokenizedData:
@@ -27,7 +26,7 @@ def tokenize(
         DataFile(source, "mine.jsonl", "training_file"),
         tmp_path / "tokens" / "data.arrow",
         Encoder(build_tokenizer(chat_template), train_on_inputs=False),
-        max_tokens=max_tokens,
+        max_sequence_tokens=max_sequence_tokens,
         overlong=overlong,
     )
 
@@ -100,7 +99,7 @@ def test_long_rows_fail_the_job_where_asked_and_are_all_named(tmp_path: Path) ->
     assert (failed.code, failed.param) == ("row_too_long", "training_file")
     assert failed.message.startswith("60 examples of mine.jsonl are longer than 64 tokens.")
     assert [problem.line for problem in failed.errors] == list(range(2, 52))
-    assert failed.errors[0].message == "71 tokens; at most 64 are read."
+    assert failed.errors[0].message == "The example has 71 tokens; the limit is 64."
 
 
 def test_rows_of_which_nothing_is_left_to_learn_are_left_out_and_named(tmp_path: Path) -> None:

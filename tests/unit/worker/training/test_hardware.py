@@ -3,7 +3,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from worker.training.compute.free_memory import anonymous_memory, free_memory
+from worker.training.compute.hardware import anonymous_memory, free_memory
 
 
 def write(root: Path, files: dict[str, str]) -> Path:

@@ -1,7 +1,8 @@
-"""Our forward pass against the plain one of transformers and peft: ratings and every gradient."""
+"""The fused forward against the reference: log-probabilities and every gradient."""
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,14 +12,19 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch._dynamo import config as dynamo_config
 
-from tests.numerics.test_losses import PROMPTS, RAGGED, build_batch
-from tests.tiny import build_peft_model
-from worker.training.compute.choices import compile_layer
+from tests.numerics.test_cross_entropy import PROMPTS, RAGGED, build_batch
+from tests.tiny import build_model, build_peft_model
 from worker.training.data.batching import MicroBatch
-from worker.training.model.base_model import trainable_parameters
+from worker.training.model.base_model import ModelShape, trainable_parameters
+from worker.training.model.decoder_layer import compile_layer
 from worker.training.model.dropout import DropoutKey, DropoutRate, Masks
-from worker.training.model.forward import Forward, ReferenceForward
-from worker.training.model.fused_forward import FusedForward, why_not
+from worker.training.model.forward import (
+    Forward,
+    FusedForward,
+    ReferenceForward,
+    has_fused_layers,
+    why_not_fused,
+)
 
 FAMILIES = ("gemma", "llama", "mistral", "qwen2", "qwen3")
 EVERY_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -33,7 +39,7 @@ SHAPES = {
 
 def gradients(forward: Forward, batch: MicroBatch) -> tuple[Tensor, list[Tensor]]:
     """Log-probabilities, and the gradient of their mean by every parameter of the adapter."""
-    log_probs = forward.score(batch, KEY).log_probs_N
+    log_probs = forward.log_probs(batch, KEY).log_probs_N
     adapter = list(trainable_parameters(forward.model))
     return log_probs.detach(), list(torch.autograd.grad(-log_probs.mean(), adapter))
 
@@ -134,21 +140,33 @@ def test_in_bfloat16_it_is_about_what_the_plain_code_computes_in_float32(model_t
     [
         ("olmo2", {}, "the architecture olmo2 is not one of "),
         ("mistral", {"sliding_window": 16}, "its attention window of 16 tokens"),
-        ("llama", {"hidden_act": "relu"}, "its activation relu is not known"),
+        ("llama", {"hidden_act": "relu"}, "its activation relu is not supported"),
         ("llama", {"attention_dropout": 0.1}, "dropout in its attention"),
     ],
 )
-def test_what_it_does_not_know_it_says(
-    model_type: str, changes: dict[str, object], reason: str
+def test_a_model_that_fused_layers_do_not_support_has_a_reason(
+    tmp_path: Path, model_type: str, changes: dict[str, object], reason: str
 ) -> None:
-    model = build_peft_model(model_type, **changes)
+    build_model(model_type, **changes).save_pretrained(tmp_path)
 
-    assert reason in (why_not(model, longest_row=20) or "")
+    assert reason in (why_not_fused(ModelShape.read(tmp_path), longest_row=20) or "")
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
-def test_it_knows_these(model_type: str) -> None:
-    assert why_not(build_peft_model(model_type), longest_row=512) is None
+def test_fused_layers_support_these(tmp_path: Path, model_type: str) -> None:
+    build_model(model_type).save_pretrained(tmp_path)
+
+    assert why_not_fused(ModelShape.read(tmp_path), longest_row=512) is None
+    assert has_fused_layers(build_peft_model(model_type))
+
+
+def test_layers_of_another_kind_are_noticed_once_they_are_loaded() -> None:
+    model = build_peft_model("llama")
+    base: Any = model.get_base_model()
+    base.base_model.layers[1].extra_norm = nn.Identity()
+
+    assert not has_fused_layers(model)
+    assert not has_fused_layers(build_peft_model("olmo2"))
 
 
 @pytest.mark.parametrize("build", [FusedForward, ReferenceForward])
@@ -163,10 +181,10 @@ def test_layers_computed_twice_change_no_bit(
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch, in its own compiler
-def test_one_compiled_graph_serves_rows_of_every_length(monkeypatch: pytest.MonkeyPatch) -> None:
+@dynamo_config.patch(error_on_recompile=True)
+def test_one_compiled_graph_serves_rows_of_every_length() -> None:
     model = build_peft_model(target_modules=EVERY_LINEAR, dropout=0.3)
     compiled = compile_layer()
-    monkeypatch.setattr(dynamo_config, "error_on_recompile", True)
 
     for shape in ((12, 9, 20, 7), (30, 8), (5, 5, 6)):
         batch = build_batch(shape, (1,) * len(shape))

@@ -1,0 +1,206 @@
+"""How a job is computed: one plan decides device, dtype, layers, memory and compilation.
+
+It is made before the base model is loaded, from the model's files and the job's examples. A resumed
+job keeps the plan of its first attempt, because another plan would end in other bits.
+"""
+
+import os
+import shutil
+from dataclasses import dataclass
+
+import torch
+from peft import PeftModel
+
+from app.core.job.training_config import (
+    ComputeSettings,
+    DeviceName,
+    DtypeName,
+    ForwardName,
+    LoraShape,
+)
+from worker.training.compute.hardware import Speeds
+from worker.training.compute.memory import Footprint, plan_memory
+from worker.training.failures import TrainingFailedError
+from worker.training.model.base_model import ModelShape
+from worker.training.model.decoder_layer import compile_layer, decoder_layer
+from worker.training.model.forward import (
+    Forward,
+    FusedForward,
+    ReferenceForward,
+    why_not_fused,
+)
+
+DTYPES: dict[DtypeName, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+_WORTH_BFLOAT16 = 1.4
+"""How much faster than float32 its matrix products must be: it loses a little elsewhere."""
+
+_WORTH_COMPILING_S = 60.0
+"""Seconds that compiling must save: twice what it takes the first time."""
+
+_FUSED_PER_S = 2e7
+"""Numbers between two layers (tokens x layers x width) for which one thread of a current processor
+spends a second less between the matrix products when a layer is compiled. Measured by
+`python -m benchmarks.training`, with the smallest base model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where the base model is loaded, and in which dtype."""
+
+    device: DeviceName
+    dtype: DtypeName
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return DTYPES[self.dtype]
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """What a job has to compute."""
+
+    base_model: ModelShape
+    lora: LoraShape
+    batch_size: int
+    tokens: int
+    """Tokens that the whole job reads."""
+    longest_row: int
+    """Tokens of the longest example."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComputePlan:
+    device: DeviceName
+    dtype: DtypeName
+    forward: ForwardName
+    compile: bool
+    micro_batch_tokens: int
+    gradient_checkpointing: bool
+    explanation: str
+    """A sentence for the job's events: the choices and their reasons."""
+    is_warning: bool
+    """Whether the user or the operator could change something to make the job faster."""
+
+    @property
+    def settings(self) -> ComputeSettings:
+        """The choices, as manifests and saved states hold them."""
+        return ComputeSettings(
+            **{name: getattr(self, name) for name in ComputeSettings.model_fields}
+        )
+
+    def build_forward(self, model: PeftModel) -> Forward:
+        """What runs the loaded model on micro-batches."""
+        if self.forward == "plain":
+            return ReferenceForward(model, is_checkpointing=self.gradient_checkpointing)
+        layer = compile_layer() if self.compile else decoder_layer
+        return FusedForward(model, layer=layer, is_checkpointing=self.gradient_checkpointing)
+
+
+def choose_placement(asked: ComputeSettings, speeds: Speeds) -> Placement:
+    """Choose device and dtype, which is all that loading the base model needs.
+
+    Raises:
+        TrainingFailedError: `gpu_unavailable`.
+    """
+    has_gpu = torch.cuda.is_available()
+    if asked.device == "cuda" and not has_gpu:
+        raise TrainingFailedError(
+            "gpu_unavailable",
+            "The service is set to train on a GPU (TUNERY_TRAINING_DEVICE is cuda), but its worker "
+            "has no GPU, or a torch that was not built for it. The operator of the service can fix "
+            "either.",
+        )
+    device = asked.device or ("cuda" if has_gpu else "cpu")
+    is_bfloat16 = device == "cuda" or speeds.bfloat16 >= _WORTH_BFLOAT16 * speeds.float32
+    return Placement(device, asked.dtype or ("bfloat16" if is_bfloat16 else "float32"))
+
+
+def make_plan(
+    asked: ComputeSettings,
+    placement: Placement,
+    speeds: Speeds,
+    work: Workload,
+    *,
+    free_bytes: int,
+    has_fused_layers: bool = True,
+) -> ComputePlan:
+    """Choose everything that is left open.
+
+    Args:
+        asked: choices that are already made: by the service's settings, or by an earlier attempt.
+        placement: device and dtype.
+        speeds: speeds of this processor.
+        work: what the job has to compute.
+        free_bytes: memory that the job may take, on its device.
+        has_fused_layers: False if the loaded model turned out to have layers of another kind.
+
+    Raises:
+        TrainingFailedError: `not_enough_memory`.
+    """
+    objection = why_not_fused(work.base_model, longest_row=work.longest_row)
+    if objection is None and not has_fused_layers:
+        objection = f"its layers are not those of {work.base_model.architecture}"
+    forward = "plain" if objection or asked.forward == "plain" else "fast"
+    footprint = Footprint(work.base_model, work.lora, placement.dtype, forward, work.longest_row)
+    tokens, checkpointing = plan_memory(
+        asked, footprint, batch_size=work.batch_size, free_bytes=free_bytes
+    )
+    should_compile = forward == "fast" and _is_worth_compiling(asked, placement, work)
+    is_compiled = should_compile and has_compiler()
+    reasons = [
+        _explain_placement(placement, speeds),
+        _explain_layers(objection)
+        if forward == "plain"
+        else _explain_compilation(asked, should=should_compile, is_compiled=is_compiled),
+        "with gradient checkpointing to save memory" if checkpointing else "",
+    ]
+    return ComputePlan(
+        device=placement.device,
+        dtype=placement.dtype,
+        forward=forward,
+        compile=is_compiled,
+        micro_batch_tokens=tokens,
+        gradient_checkpointing=checkpointing,
+        explanation=", ".join(filter(None, reasons)) + ".",
+        is_warning=objection is not None or should_compile != is_compiled,
+    )
+
+
+def has_compiler() -> bool:
+    """Whether there is a C++ compiler, which compiled layers need."""
+    return shutil.which(os.environ.get("CXX", "g++")) is not None
+
+
+def _is_worth_compiling(asked: ComputeSettings, placement: Placement, work: Workload) -> bool:
+    if asked.compile is not None:
+        return asked.compile
+    if placement.device == "cuda":
+        return False
+    numbers = work.tokens * work.base_model.layers * work.base_model.width
+    return numbers / (_FUSED_PER_S * torch.get_num_threads()) >= _WORTH_COMPILING_S
+
+
+def _explain_placement(placement: Placement, speeds: Speeds) -> str:
+    if placement.device == "cuda":
+        return f"Training in {placement.dtype} ({torch.cuda.get_device_name()})"
+    gain = speeds.bfloat16 / speeds.float32
+    return (
+        f"Training in {placement.dtype} (this processor multiplies matrices {gain:.1f} times as "
+        "fast in bfloat16 as in float32)"
+    )
+
+
+def _explain_layers(objection: str | None) -> str:
+    why = f"because {objection}" if objection else "as configured"
+    return f"with the reference layers of transformers and peft {why}"
+
+
+def _explain_compilation(asked: ComputeSettings, *, should: bool, is_compiled: bool) -> str:
+    if is_compiled:
+        return "compiled"
+    if should:
+        return "not compiled because there is no C++ compiler, which would make it faster"
+    if asked.compile is False:
+        return "not compiled, as configured"
+    return "not compiled because the job is too short to gain from it"
