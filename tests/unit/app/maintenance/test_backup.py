@@ -3,7 +3,6 @@ import json
 import os
 import shutil
 import sqlite3
-import stat
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from datetime import datetime
@@ -137,7 +136,8 @@ def test_it_has_its_name_only_once_it_is_whole(
     fsync = os.fsync
 
     def fail_for_directories(descriptor: int) -> None:
-        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        if path.is_dir() and path.is_relative_to(target.parent):
             seen.append(target.exists())
             raise OSError(28, "No space left on device")
         fsync(descriptor)
