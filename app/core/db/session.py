@@ -3,15 +3,17 @@
 import logging
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 
 from app.core.db.backend import Backend, Kind
-from app.core.db.postgresql import Postgresql
 from app.core.db.sqlite import Sqlite
+
+if TYPE_CHECKING:
+    from app.core.db.postgresql import Postgresql
 
 __all__ = ["Database", "Session"]
 
@@ -112,9 +114,13 @@ def kind_of(url: str) -> Kind:
     return _backend_of(make_url(url)).kind
 
 
-def _backend_of(url: URL) -> type[Sqlite | Postgresql]:
+def _backend_of(url: URL) -> "type[Sqlite | Postgresql]":
     name = url.get_backend_name()
-    for backend in (Sqlite, Postgresql):
-        if backend.kind == name:
-            return backend
+    if name == Sqlite.kind:
+        return Sqlite
+    if name == "postgresql":
+        # Its driver takes a quarter of a health check's time, and most services have SQLite.
+        from app.core.db.postgresql import Postgresql  # noqa: PLC0415
+
+        return Postgresql
     raise ValueError(f"TUNERY_DATABASE_URL: {name} is neither sqlite nor postgresql.")
