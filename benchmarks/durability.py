@@ -27,7 +27,7 @@ from app.core.job.training_config import (
     JobSpec,
     TrainingConfig,
 )
-from testkit.samples import build_chat_file
+from benchmarks.support.samples import build_chat_file
 
 
 def train(model: Path, *, save_interval_s: float, steps: int, threads: int) -> dict[str, float]:

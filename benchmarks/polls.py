@@ -14,8 +14,8 @@ from typing import Any
 import httpx
 
 from app.core.base_models import DEFAULT_MODEL_ID
+from benchmarks.support.samples import build_chat_file
 from benchmarks.uploads import ROOT, cpu_s
-from testkit.samples import build_chat_file
 from tunery.local_service import LocalService
 
 WARM_STEPS = 5

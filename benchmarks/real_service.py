@@ -9,8 +9,8 @@ import openai
 
 from app.core.job.training_config import LOSS_LOG_NAME
 from benchmarks.options import Options
+from benchmarks.support.samples import catalogue_entry, write_entries
 from benchmarks.trainers.child import ChildFailedError
-from testkit.samples import catalogue_entry, write_entries
 from tunery.local_service import LocalService
 
 NEW_MODEL_ID = "benchmark"

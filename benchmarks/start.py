@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import httpx
 
-from testkit.samples import build_chat_file
+from benchmarks.support.samples import build_chat_file
 from tunery.local_service import LocalService
 from worker.launch.locks import try_lock
 

@@ -29,8 +29,8 @@ from app.schemas.fine_tuning_jobs import JobCreate
 from app.services import jobs as job_service
 from app.services import new_jobs
 from app.services.idempotency import IdempotentRequest, RequestOrigin
-from testkit.databases import new_database
-from testkit.samples import write_catalogue
+from benchmarks.support.databases import new_database
+from benchmarks.support.samples import write_catalogue
 
 MINUTE = timedelta(minutes=1)
 EVENTS_EACH = 10

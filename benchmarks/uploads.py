@@ -11,7 +11,7 @@ from pathlib import Path
 
 import httpx
 
-from testkit.samples import write_catalogue
+from benchmarks.support.samples import write_catalogue
 from tunery.local_service import LocalService
 
 ROOT = Path(__file__).parents[1]

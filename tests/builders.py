@@ -27,7 +27,7 @@ from app.core.job.training_config import BaseModelRef, DatasetRef, JobSpec, Trai
 from app.core.manifest import MANIFEST_NAME, Manifest, describe_files
 from app.core.storage.blob_store import BlobStore
 from app.core.storage.local import LocalBlobStore
-from testkit.samples import build_chat_file, write_catalogue
+from benchmarks.support.samples import build_chat_file, write_catalogue
 
 __all__ = ["build_chat_file", "write_catalogue"]
 

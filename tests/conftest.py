@@ -19,7 +19,7 @@ from app.core.db.session import Database
 from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
 from app.main import create_app
-from testkit.postgres import PostgresServer, find_programs
+from benchmarks.support.postgres import PostgresServer, find_programs
 from tests.asgi import stock_client
 from tests.builders import write_catalogue
 from tests.fakes import FrozenClock

@@ -8,7 +8,7 @@ import pytest
 from openai.types.fine_tuning import FineTuningJob
 
 from app.core.base_models import load_catalogue
-from testkit.samples import build_chat_file, catalogue_entry, write_entries
+from benchmarks.support.samples import build_chat_file, catalogue_entry, write_entries
 from tests.acceptance.processes import InstalledService
 from tests.tiny import write_tiny_model
 from worker.model_store.install import install_model

@@ -27,7 +27,7 @@ from app.core.db.tables import Attempt, Job
 from app.core.errors import DatabaseBusyError
 from app.core.ids import IdPrefix, new_id
 from app.core.job.status import JobStatus
-from testkit.databases import new_database
+from benchmarks.support.databases import new_database
 from tests.builders import NOW, build_config
 
 _BATCH = 5000

@@ -28,7 +28,7 @@ from app.core.db.session import Database
 from app.core.db.tables import Job
 from app.core.job.status import JobStatus
 from app.core.storage.local import LocalBlobStore
-from testkit.databases import new_database
+from benchmarks.support.databases import new_database
 from tests.builders import write_catalogue
 from tests.chaos.attacks import Attacks
 from tests.chaos.history import StuckWatch, check_history

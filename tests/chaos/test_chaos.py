@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from testkit.databases import new_database
-from testkit.postgres import PostgresServer
+from benchmarks.support.databases import new_database
+from benchmarks.support.postgres import PostgresServer
 from tests.chaos.run import attack
 from tests.effort import effort
 

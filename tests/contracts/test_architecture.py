@@ -12,8 +12,7 @@ PROJECT = Path(__file__).parents[2]
 MODULES = [path for name in ("app", "worker") for path in sorted((PROJECT / name).rglob("*.py"))]
 MAX_LINES = 300
 BESIDE = {
-    name: sorted((PROJECT / name).rglob("*.py"))
-    for name in ("testkit", "benchmarks", "examples", "tests")
+    name: sorted((PROJECT / name).rglob("*.py")) for name in ("benchmarks", "examples", "tests")
 }
 """The modules that are no part of the service, by their directory."""
 
@@ -55,9 +54,8 @@ def test_a_module_is_named_for_what_it_holds(module: Path) -> None:
 @pytest.mark.parametrize(
     ("directory", "strangers"),
     [
-        ("testkit", {"tests", "benchmarks", "examples"}),
         ("benchmarks", {"tests", "examples"}),
-        ("examples", {"tests", "testkit", "benchmarks", "app", "worker"}),
+        ("examples", {"tests", "benchmarks", "app", "worker"}),
         ("tests", {"examples"}),
     ],
 )

@@ -23,7 +23,7 @@ from tests.builders import add_file, add_job
 from tests.effort import effort
 
 if TYPE_CHECKING:
-    from testkit.postgres import PostgresServer
+    from benchmarks.support.postgres import PostgresServer
 
 WRITERS = 2
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from testkit.samples import catalogue_entry, write_entries
+from benchmarks.support.samples import catalogue_entry, write_entries
 from tests.hub_stand_in import HubStandIn, Interruption
 from tests.models import tiny_model_files
 

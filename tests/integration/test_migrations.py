@@ -19,7 +19,7 @@ from app.core.db.migrate import MIGRATIONS, newest_revision, read_revision, upgr
 from app.core.db.postgresql import MIGRATION_LOCK
 from app.core.db.session import Database
 from app.core.db.tables import JobMetadata
-from testkit.postgres import PostgresServer
+from benchmarks.support.postgres import PostgresServer
 from tests.builders import add_job, dump_tables, get_job, lock_out_writers
 from tests.waiting import wait_until
 

@@ -1,4 +1,4 @@
-"""The server that `testkit.postgres` starts for all other tests."""
+"""The server that `benchmarks.support.postgres` starts for all other tests."""
 
 import os
 import shutil
@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import text
 
 from app.core.db.session import Database
-from testkit.postgres import PostgresServer, find_programs
+from benchmarks.support.postgres import PostgresServer, find_programs
 
 
 def ask(server: PostgresServer, question: str) -> str:

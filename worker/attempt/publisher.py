@@ -15,7 +15,7 @@ from app.core.db.repositories.saved_states import SavedStateRepository
 from app.core.db.repositories.transitions import settle
 from app.core.db.session import Session
 from app.core.db.tables import Checkpoint, TunedModel
-from app.core.deletion import delete_bytes
+from app.core.deletion import delete_bytes, delete_with_bytes
 from app.core.ids import IdPrefix, new_id
 from app.core.job import loss_log
 from app.core.job.status import JobStatus
@@ -57,7 +57,7 @@ class Publisher:
             unused = self._add_checkpoint(session, event.step, checkpoint)
             return unused + (self._add_state(session, event.step, state) if state else [])
 
-        self._free(self._keeper.transact(publish))
+        delete_with_bytes(self._store, self._keeper.transact, publish)
         if event.state:
             self._job_directory.drop_directory(event.state)
 
@@ -68,8 +68,10 @@ class Publisher:
             ManifestError: the files are not what the manifest says.
         """
         state = self._store_directory(event.directory)
-        self._free(
-            self._keeper.transact(lambda session: self._add_state(session, event.step, state))
+        delete_with_bytes(
+            self._store,
+            self._keeper.transact,
+            lambda session: self._add_state(session, event.step, state),
         )
         self._job_directory.drop_directory(event.directory)
 
@@ -85,7 +87,7 @@ class Publisher:
         text = "".join(loss_log.csv_lines(log))
         result = self._job_directory.store_text(self._store, RESULT_NAME, text)
         if not self._keeper.transact(lambda session: self._succeed(session, end, result)):
-            self._free([result.blob_key])
+            delete_bytes(self._store, [result.blob_key])
 
     def drop_state(self, end: Unresumable) -> None:
         """Delete a state that cannot be resumed, and queue the job again."""
@@ -99,13 +101,10 @@ class Publisher:
             RecoveryRepository(session).release(self._lease, why, now=now)
             return freed
 
-        self._free(self._keeper.transact(drop))
+        delete_with_bytes(self._store, self._keeper.transact, drop)
 
     def _store_directory(self, name: str) -> list[StoredFile]:
         return self._job_directory.store_directory(self._store, name)
-
-    def _free(self, keys: list[str]) -> None:
-        delete_bytes(self._store, keys)
 
     def _add_checkpoint(self, session: Session, step: int, stored: list[StoredFile]) -> list[str]:
         """Add the rows of a checkpoint. Returns the keys of files that are not needed."""

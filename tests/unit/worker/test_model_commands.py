@@ -10,7 +10,7 @@ from app.core.db.migrate import upgrade
 from app.core.db.repositories.jobs import JobRepository
 from app.core.db.session import Database
 from app.core.job.status import JobStatus
-from testkit.samples import catalogue_entry, write_entries
+from benchmarks.support.samples import catalogue_entry, write_entries
 from tests.builders import build_job
 from tests.models import tiny_model_files, write_files
 from worker.commands import models

@@ -36,7 +36,7 @@ from tests.builders import (
 from tests.unit.app.maintenance.conftest import AddCheckpoint, AddState
 
 if TYPE_CHECKING:
-    from testkit.postgres import PostgresServer
+    from benchmarks.support.postgres import PostgresServer
 
 HOUR = timedelta(hours=1)
 

@@ -30,8 +30,8 @@ from app.core.errors import (
 from app.core.ids import IdPrefix, new_id
 from app.core.job.status import JobStatus
 from app.services.files import delete_file
-from testkit.postgres import MAX_CONNECTIONS as MAX_CONNECTIONS_OF_THE_SERVER
-from testkit.postgres import PostgresServer
+from benchmarks.support.postgres import MAX_CONNECTIONS as MAX_CONNECTIONS_OF_THE_SERVER
+from benchmarks.support.postgres import PostgresServer
 from tests.builders import (
     MINUTE,
     NOW,

@@ -4,7 +4,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-from testkit.postgres import PostgresServer
+from benchmarks.support.postgres import PostgresServer
 
 
 @contextmanager

