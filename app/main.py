@@ -25,13 +25,13 @@ from app.schemas.bodies import ErrorRead
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorRead, "description": description}
     for status, description in {
-        400: "The request is invalid or cannot be granted in the current state",
-        404: "What the request names does not exist",
-        413: "The body is too large",
-        415: "The body has the wrong media type",
-        500: "The server failed",
-        503: "The database is busy. Try again",
-        507: "The disk is full",
+        400: "The request is invalid or cannot be granted in the current state.",
+        404: "What the request names does not exist.",
+        413: "The body is too large.",
+        415: "The body has the wrong media type.",
+        500: "The server failed unexpectedly.",
+        503: "The database is busy. Try again.",
+        507: "The disk is full.",
     }.items()
 }
 

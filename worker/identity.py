@@ -13,7 +13,10 @@ from app.core.db.repositories.workers import WorkerIdentity
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _START_TICKS = 19
-"""Of the fields of `/proc/PID/stat` that follow the command's name; see `proc_pid_stat(5)`."""
+"""Index of the start time among the fields of `/proc/PID/stat` after the command's name.
+
+Source: `proc_pid_stat(5)`.
+"""
 
 
 def this_host() -> str:

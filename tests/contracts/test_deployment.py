@@ -151,7 +151,7 @@ def test_a_container_starts_becomes_healthy_and_stops(
 
 
 def await_health(
-    image: str, environment: dict[str, str], process: subprocess.Popen[bytes], within_s: float = 60
+    image: str, environment: dict[str, str], process: subprocess.Popen[bytes], within_s: float = 120
 ) -> bool:
     deadline = time.monotonic() + within_s
     while process.poll() is None and time.monotonic() < deadline:
