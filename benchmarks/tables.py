@@ -17,7 +17,7 @@ from app.core.db.repositories.events import EventRepository
 from app.core.db.repositories.files import FileRepository
 from app.core.db.repositories.idempotency import KEPT_FOR, IdempotencyRepository
 from app.core.db.repositories.jobs import JobRepository
-from app.core.db.repositories.leases import Lease, LeaseRepository, WorkerIdentity
+from app.core.db.repositories.leases import Lease, LeaseRepository
 from app.core.db.repositories.recovery import RecoveryRepository
 from app.core.db.repositories.saved_states import SavedStateRepository
 from app.core.db.session import Database
@@ -41,7 +41,6 @@ RARE = 3
 LONG_STEPS = 1000
 """Of the loss log and of the events of one job, the same in every database."""
 
-WORKER = WorkerIdentity("worker-1", host="host-1", pid=1, process_started=1)
 
 _Rows = Iterator[tuple[Any, ...]]
 
