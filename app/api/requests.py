@@ -114,13 +114,9 @@ def _log_access(
     # The raw path, because the decoded path could contain a line break.
     path = scope["raw_path"].decode("ascii", "replace")[:_MAX_LOGGED_PATH]
     level = logging.DEBUG if path in _PROBES else logging.INFO
-    context = (
-        {"request_id": request_id} if code is None else {"request_id": request_id, "code": code}
-    )
-    answer = status or "no answer"
-    access.log(
-        level, "%s %s %s %.0f ms", scope["method"], path, answer, 1000 * seconds, extra=context
-    )
+    context = {"request_id": request_id} | ({"code": code} if code else {})
+    what = (scope["method"], path, status or "no answer", 1000 * seconds)
+    access.log(level, "%s %s %s %.0f ms", *what, extra=context)
 
 
 class _StrictRequest(Request):

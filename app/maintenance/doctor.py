@@ -33,7 +33,7 @@ _ALWAYS: Sequence[Check] = (
     check_integrity,
     check_schema,
 )
-_OF_ROWS: Sequence[Check] = (
+_ROW_CHECKS: Sequence[Check] = (
     check_jobs,
     check_workers,
     check_clock,
@@ -64,7 +64,7 @@ def examine(settings: Settings, *, is_deep: bool, may_repair: bool) -> Iterator[
         for check in _ALWAYS:
             yield from _make(check, patient)
         if _has_rows(patient):
-            for check in _OF_ROWS:
+            for check in _ROW_CHECKS:
                 yield from _make(check, patient)
     finally:
         database.dispose()

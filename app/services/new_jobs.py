@@ -1,7 +1,7 @@
 """Creates jobs: from a request, or as a rerun of another job. The caller owns the transaction."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -26,7 +26,7 @@ from app.services.job_settings import (
     refuse_without_validation,
     resolve_config,
 )
-from app.services.saved_states import hand_over_saved_state, take_saved_state
+from app.services.jobs import hand_over_saved_state, take_saved_state
 
 _SUSPICIOUS_MULTIPLIER = 1e-2
 """A smaller multiplier is probably a learning rate in the wrong field, so the job warns."""
@@ -57,15 +57,13 @@ def create_job_once(
         NotFoundError: as `create_job`.
         StorageFullError: the disk has no room for a new job.
     """
+
+    def create() -> Job:
+        organization = settings.organization
+        return create_job(session, request, catalogue=catalogue, organization=organization, now=now)
+
     once = IdempotentRequest(session, origin, "create", request.content(), now=now)
-    earlier = once.find_job()
-    if earlier is not None:
-        return NewJob(earlier, is_replay=True)
-    require_room(settings)
-    organization = settings.organization
-    job = create_job(session, request, catalogue=catalogue, organization=organization, now=now)
-    once.remember(job)
-    return NewJob(job, is_replay=False)
+    return _make_once(once, create, settings)
 
 
 def rerun_job_once(
@@ -86,19 +84,27 @@ def rerun_job_once(
         StateConflictError: as `rerun_job`.
         StorageFullError: the disk has no room for a new job.
     """
+
+    def rerun() -> Job:
+        return rerun_job(
+            session,
+            job_id,
+            catalogue=catalogue,
+            organization=settings.organization,
+            held_for=timedelta(seconds=settings.held_state_s) if request.from_ else None,
+            now=now,
+        )
+
     once = IdempotentRequest(session, origin, "rerun", request.content(job_id), now=now)
+    return _make_once(once, rerun, settings)
+
+
+def _make_once(once: IdempotentRequest, make: Callable[[], Job], settings: Settings) -> NewJob:
     earlier = once.find_job()
     if earlier is not None:
         return NewJob(earlier, is_replay=True)
     require_room(settings)
-    job = rerun_job(
-        session,
-        job_id,
-        catalogue=catalogue,
-        organization=settings.organization,
-        held_for=timedelta(seconds=settings.held_state_s) if request.from_ else None,
-        now=now,
-    )
+    job = make()
     once.remember(job)
     return NewJob(job, is_replay=False)
 
@@ -224,8 +230,7 @@ def _find_installed(catalogue: Catalogue, name: str) -> tuple[CatalogueEntry, In
     if entry is not None and installed is not None:
         return entry, installed
     if entry is None:
-        ids = (each.id for each in catalogue.entries if catalogue.find_installed(each.id))
-        known = ", ".join(ids) or "none"
+        known = ", ".join(each.id for each, _ in catalogue.list_installed()) or "none"
         message = f"There is no base model {name[:100]!r}. Installed: {known}."
     else:
         message = (

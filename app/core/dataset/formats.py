@@ -104,22 +104,22 @@ def parse_line(line: bytes) -> tuple[DatasetFormat, Example]:
 
 
 def _format_of(row: Mapping[str, Any]) -> DatasetFormat:
-    found = [format_ for format_, keys in _KEYS.items() if keys & row.keys()]
-    if not found:
+    formats = [format_ for format_, keys in _KEYS.items() if keys & row.keys()]
+    if not formats:
         keys = ", ".join(repr(key[:40]) for key in list(row)[:5]) or "none"
         raise LineError(
             "unknown_format",
             "This line needs the key 'messages', or 'prompt' and 'completion', or 'text'. "
             f"Its keys are: {keys}.",
         )
-    if len(found) > 1:
-        names = " and ".join(found)
+    if len(formats) > 1:
+        names = " and ".join(formats)
         raise LineError("unknown_format", f"This line mixes the formats {names}. Keep one of them.")
-    return found[0]
+    return formats[0]
 
 
 def _unknown_fields(
-    found: Mapping[str, Any], known: set[str], what: str, path: str = ""
+    fields: Mapping[str, Any], known: set[str], what: str, path: str = ""
 ) -> list[LineError]:
     return [
         LineError(
@@ -127,7 +127,7 @@ def _unknown_fields(
             f"{name[:80]!r} is not a field of {what}. Remove it.",
             f"{path}{name[:80]}",
         )
-        for name in sorted(found.keys() - known)
+        for name in sorted(fields.keys() - known)
     ]
 
 
