@@ -369,7 +369,7 @@ def test_a_checkpoint_that_is_not_what_its_manifest_says_is_found(
     finding = look(healthy)["manifests"]
 
     assert finding.level is Level.BAD
-    assert finding.message.startswith(f"1 of 4 are not those of their files: {checkpoint.id}")
+    assert finding.message.startswith(f"1 of 4 do not match their files: {checkpoint.id}")
 
 
 def test_orphans_are_found_and_freed(healthy: Settings, store: LocalBlobStore) -> None:
