@@ -94,17 +94,12 @@ class RequestContext:
             )
             await response(scope, receive, send_with_id)
         finally:
-            _log_access(
-                scope,
-                status=status,
-                seconds=steady_s() - started_s,
-                request_id=request_id,
-                code=state.get(ERROR_CODE),
-            )
+            seconds = steady_s() - started_s
+            _log_access(scope, status, seconds, request_id, code=state.get(ERROR_CODE))
 
 
 def _log_access(
-    scope: Scope, *, status: int | None, seconds: float, request_id: str, code: str | None
+    scope: Scope, status: int | None, seconds: float, request_id: str, *, code: str | None
 ) -> None:
     """Log one line for a request: its path, the status and, for an error, the code.
 

@@ -125,8 +125,7 @@ def create_job(
         NotFoundError: a file does not exist.
     """
     entry, installed = _find_installed(catalogue, request.model)
-    named = {"training_file": request.training_file, "validation_file": request.validation_file}
-    _check_files(session, named, entry, now=now)
+    _check_files(session, request.training_file, request.validation_file, entry, now=now)
     given = request.given_hyperparameters()
     config = resolve_config(given, entry, seed=request.seed)
     if request.validation_file is None:
@@ -182,12 +181,9 @@ def rerun_job(
             code="base_model_changed",
             param="model",
         )
-    named = {
-        "training_file": original.training_file_id,
-        "validation_file": original.validation_file_id,
-    }
     progress = None if held_for is None else take_saved_state(session, original, held_for, now=now)
-    _check_files(session, named, entry, now=None if progress else now)
+    files = (original.training_file_id, original.validation_file_id)
+    _check_files(session, *files, entry, now=None if progress else now)
     check_limits(TrainingConfig.model_validate(original.config), entry)
     job = _add_job(
         session,
@@ -241,7 +237,8 @@ def _find_installed(catalogue: Catalogue, name: str) -> tuple[CatalogueEntry, In
 
 def _check_files(
     session: Session,
-    named: Mapping[str, str | None],
+    training_file: str,
+    validation_file: str | None,
     entry: CatalogueEntry,
     *,
     now: datetime | None,
@@ -249,18 +246,20 @@ def _check_files(
     """Check the files, and lock them until the job that uses them is committed.
 
     Args:
-        named: ids of files by the field that names them.
         now: files that have expired by then do not exist; None ignores expiry.
     """
-    files = FileRepository(session)
-    if named["training_file"] == named["validation_file"]:
+    if training_file == validation_file:
         raise InvalidRequestError(
             "The validation file must be another file than the training file.",
             param="validation_file",
         )
-    for param, file_id in named.items():
+    for param, file_id in (
+        ("training_file", training_file),
+        ("validation_file", validation_file),
+    ):
         if file_id is not None:
-            _check_file(files.get_to_use(file_id, now=now, param=param), entry, param)
+            file = FileRepository(session).get_to_use(file_id, now=now, param=param)
+            _check_file(file, entry, param)
 
 
 def _check_file(file: File, entry: CatalogueEntry, param: str) -> None:
