@@ -90,13 +90,12 @@ def _sweep(
             _remove(path)
         return len(orphans)
 
-    return Orphans(
-        blobs,
-        size,
-        scratch_files=count(_stale(store.list_scratch(), GRACE_S)),
-        job_directories=count(_left_directories(database, settings.work_dir)),
-        held_directories=count(_held_directories(settings.data_dir)),
-    )
+    scratch = (path for path in store.list_scratch() if _age_s(path) > GRACE_S)
+    # A running backup keeps changing its own directory.
+    held = settings.data_dir.glob(f"{HOLD_PREFIX}*")
+    held = (path for path in held if _is_left_alone(path, LONG_GRACE_S))
+    left = _left_directories(database, settings.work_dir)
+    return Orphans(blobs, size, count(scratch), count(left), count(held))
 
 
 def _orphan_blobs(database: Database, store: BlobStore, batch_size: int) -> Iterator[StoredBlob]:
@@ -137,12 +136,6 @@ def _left_directories(database: Database, work_dir: Path) -> Iterator[Path]:
             yield from (attempt for attempt in path.iterdir() if _is_left_alone(attempt))
 
 
-def _held_directories(data_dir: Path) -> Iterator[Path]:
-    """Yield directories of interrupted backups; a running backup keeps changing its own."""
-    held = data_dir.glob(f"{HOLD_PREFIX}*")
-    return (path for path in held if _is_left_alone(path, LONG_GRACE_S))
-
-
 def _is_left_alone(directory: Path, for_s: float = GRACE_S) -> bool:
     """Whether nothing in the directory has changed for `for_s` seconds."""
     everything = (
@@ -151,10 +144,6 @@ def _is_left_alone(directory: Path, for_s: float = GRACE_S) -> bool:
         for name in (*directories, *files, ".")
     )
     return all(_age_s(path) > for_s for path in everything)
-
-
-def _stale(paths: Iterator[Path], older_than_s: float) -> Iterator[Path]:
-    return (path for path in paths if _age_s(path) > older_than_s)
 
 
 def _age_s(path: Path) -> float:

@@ -40,11 +40,6 @@ def check_schema(patient: Patient) -> Iterator[Finding]:
         yield Finding("schema", Level.WARN, message, advice=advice)
 
 
-def is_schema_current(patient: Patient) -> bool:
-    with patient.database.reading() as session:
-        return read_revision(session) == newest_revision()
-
-
 def check_integrity(patient: Patient) -> Iterator[Finding]:
     with patient.database.reading() as session:
         damage = patient.database.backend.find_damage(session)
