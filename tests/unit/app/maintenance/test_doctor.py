@@ -470,9 +470,11 @@ def test_sqlite_on_a_shared_file_system_is_pointed_out(
 def test_a_check_that_fails_is_a_finding_and_the_others_are_made(
     healthy: Settings, database: Database
 ) -> None:
-    execute(database, "DROP TABLE workers")
-
-    findings = look(healthy)
+    execute(database, "ALTER TABLE workers RENAME TO hidden")
+    try:
+        findings = look(healthy)
+    finally:
+        execute(database, "ALTER TABLE hidden RENAME TO workers")
 
     assert findings["workers"].level is Level.BAD
     assert findings["workers"].message.startswith("could not be checked: ")
