@@ -1,4 +1,4 @@
-"""The commands that serve the API and look after the service's data.
+"""The commands that serve the API and maintain the service's data.
 
 `tunery` offers them beside its own; `python -m app` offers them alone, and serves by default.
 """
@@ -17,43 +17,28 @@ import uvicorn
 from typer.core import TyperGroup
 
 from app.api.requests import BoundedHttpProtocol
-from app.core.base_models import CatalogueError
-from app.core.db.backend import SnapshotError
-from app.core.db.inspection import NoDatabaseError
 from app.core.disk import Ballast
-from app.core.errors import DatabaseBusyError, StorageFullError
+from app.core.errors import DatabaseBusyError, OperatorError, StorageFullError
 from app.core.logging import configure_logging
-from app.core.occupancy import OccupiedError, occupied
-from app.core.settings import Settings, SettingsError, read_settings
+from app.core.occupancy import occupied
+from app.core.settings import Settings, read_settings
 from app.main import create_app
 from app.maintenance.backup import make_backup
-from app.maintenance.backup_format import BackupError
 from app.maintenance.doctor import examine
 from app.maintenance.findings import Finding, Level
 from app.maintenance.restore import restore_backup
 
 CANNOT_RUN = 2
-"""Exit code of a command that could not do its work, and would not if it were run again."""
+"""Exit code of a command that could not do its work, and would fail again if it were repeated."""
 
 _MIB = 1024 * 1024
 
 
-class CannotListenError(Exception):
+class CannotListenError(OperatorError):
     """Another program listens on the address, or it is not one of this machine."""
 
 
-_EXPECTED = (
-    BackupError,
-    CannotListenError,
-    CatalogueError,
-    DatabaseBusyError,
-    NoDatabaseError,
-    OccupiedError,
-    OSError,
-    SettingsError,
-    SnapshotError,
-    StorageFullError,
-)
+_EXPECTED = (OperatorError, DatabaseBusyError, StorageFullError, OSError)
 """Errors that end a command with their message instead of a traceback."""
 
 
@@ -72,7 +57,7 @@ commands = typer.Typer(
     cls=CommandGroup,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Serve Tunery's API, and look after its data. Settings come from the environment or from "
+    help="Serve Tunery's API, and maintain its data. Settings come from the environment or from "
     "a file .env: docs/settings.md. Exit codes: 0 good, 1 problems remain, 2 cannot run.",
 )
 
@@ -129,7 +114,7 @@ def override_address(host: str | None, port: int | None) -> None:
 @commands.command("openapi")
 def print_openapi() -> None:
     """Print the API's OpenAPI document."""
-    _print(json.dumps(create_app(read_settings()).openapi(), indent=2))
+    typer.echo(json.dumps(create_app(read_settings()).openapi(), indent=2))
 
 
 @commands.command()
@@ -148,9 +133,9 @@ def doctor(
         for finding in examine(settings, is_deep=deep, may_repair=repair):
             findings.append(finding)
             if not as_json:
-                _print(_describe(finding))
+                typer.echo(_describe(finding))
     if as_json:
-        _print(json.dumps([dataclasses.asdict(finding) for finding in findings], indent=2))
+        typer.echo(json.dumps([dataclasses.asdict(finding) for finding in findings], indent=2))
     raise typer.Exit(int(any(finding.level is Level.BAD for finding in findings)))
 
 
@@ -185,7 +170,7 @@ def backup(
             with_models=with_models,
             reads_back=read_back,
         )
-    _print(
+    typer.echo(
         f"{directory}: the {record.database} database, and {record.blob_count:,} files of "
         f"{record.blob_bytes // _MIB:,} MiB."
     )
@@ -218,22 +203,22 @@ def restore(
         accept_damage=accept_damage,
     )
     record = restored.record
-    _print(f"{settings.data_dir} is as it was at {record.created_at:%Y-%m-%d %H:%M:%S} UTC.")
+    typer.echo(f"{settings.data_dir} is as it was at {record.created_at:%Y-%m-%d %H:%M:%S} UTC.")
     if restored.replaced is not None:
-        _print(f"What was there before is in {restored.replaced}; delete it when all is well.")
+        typer.echo(f"What was there before is in {restored.replaced}; delete it when all is well.")
     if restored.put_back:
-        _print(f"{len(restored.put_back)} jobs that ran then are back in the queue.")
+        typer.echo(f"{len(restored.put_back)} jobs that ran then are back in the queue.")
     for model_id in restored.models_to_install:
-        _print(f"Install the base model again: tunery models install {model_id}")
+        typer.echo(f"Install the base model again: tunery models install {model_id}")
     _exit_with(
         [f"Not restored, as it is damaged in the backup: {key}" for key in sorted(restored.damaged)]
     )
 
 
 def _exit_with(problems: list[str], *, advice: str = "") -> NoReturn:
-    """Print what was lost and end the command with exit code 1, or with 0 if nothing was."""
+    """Print the problems and end the command with exit code 1, or with 0 if there are none."""
     for line in [*problems, advice] if problems and advice else problems:
-        _print(line)
+        typer.echo(line)
     raise typer.Exit(int(bool(problems)))
 
 
@@ -253,8 +238,3 @@ def _check_address(settings: Settings) -> None:
                 f"Cannot listen on {settings.host}:{settings.port}: {error.strerror}. Choose "
                 "another address with TUNERY_HOST and TUNERY_PORT, or --host and --port."
             ) from error
-
-
-def _print(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()

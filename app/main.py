@@ -50,9 +50,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         docs_url="/docs",
         redoc_url=None,  # its page loads a logo from another server
         static_url="/docs/assets",
-        swagger_ui_parameters={
-            "validatorUrl": None
-        },  # it would send the document to another server
+        # A validator would send the document to another server.
+        swagger_ui_parameters={"validatorUrl": None},
         title="Tunery",
         version=VERSION,
         description="Fine-tune language models over REST: OpenAI's fine-tuning API, self-hosted.",

@@ -13,12 +13,11 @@ from app.core.db.repositories.saved_states import SavedStateRepository
 from app.core.db.repositories.uploads import ENDED_KEPT_FOR, UploadRepository
 from app.core.db.repositories.workers import WorkerRepository
 from app.core.db.session import Database, Session
-from app.core.deletion import DeleteRows, delete_with_bytes
 from app.core.disk import Ballast
 from app.core.errors import DatabaseBusyError
 from app.core.orphans import free_orphans
 from app.core.settings import Settings
-from app.core.storage.blob_store import BlobStore
+from app.core.storage.blob_store import BlobStore, delete_blobs
 from worker.identity import is_alive, this_host
 from worker.launch.locks import JobLock
 
@@ -132,5 +131,5 @@ class Janitor:
         for path in self._settings.work_dir.glob("*.lock"):
             JobLock(path).remove_if_free()
 
-    def _delete(self, delete_rows: DeleteRows) -> None:
-        delete_with_bytes(self._store, self._database.transact, delete_rows)
+    def _delete(self, delete_rows: Callable[[Session], list[str]]) -> None:
+        delete_blobs(self._store, self._database.transact(delete_rows))

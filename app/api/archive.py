@@ -48,19 +48,9 @@ def zip_segments(files: Sequence[File]) -> list[Segment]:
                 code="archive_too_large",
             )
         local = _LOCAL_HEADER.pack(b"PK\x03\x04", _VERSION, *described, len(name), 0) + name
-        directory += (
-            _CENTRAL_HEADER.pack(
-                b"PK\x01\x02",
-                _MADE_BY_UNIX,
-                _VERSION,
-                *described,
-                len(name),
-                *(0, 0, 0, 0),
-                _MODE,
-                offset,
-            )
-            + name
-        )
+        versions = (_MADE_BY_UNIX, _VERSION)
+        rest = (len(name), 0, 0, 0, 0, _MODE, offset)
+        directory += _CENTRAL_HEADER.pack(b"PK\x01\x02", *versions, *described, *rest) + name
         segments += [local, BlobSegment(file.blob_key, file.bytes)]
         offset += local_bytes
     count = len(files)

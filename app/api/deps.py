@@ -1,25 +1,32 @@
-"""What a route works with: the service's resources, the time, cursors and quick answers."""
+"""What a route works with: the service's resources, the time, cursors and the request's origin."""
 
-import functools
+import hashlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Annotated, TypeVar
 
-from fastapi import Depends, Query, Request, Response
+from fastapi import Depends, Header, Query, Request, Response
 from pydantic import BaseModel
 
 from app.core import disk
 from app.core.base_models import Catalogue
 from app.core.clock import utc_now
 from app.core.db.session import Database, Session
-from app.core.deletion import DeleteRows, delete_with_bytes
 from app.core.errors import InvalidRequestError, StorageFullError
 from app.core.ids import IdPrefix
 from app.core.settings import Settings
-from app.core.storage.blob_store import BlobStore
+from app.core.storage.blob_store import BlobStore, delete_blobs
+from app.services.idempotency import RequestOrigin
 
 T = TypeVar("T")
+
+_DEFAULT_TIMEOUT_S = 600
+"""How long OpenAI's clients wait for an answer by default."""
+_MAX_TIMEOUT_S = 3600
+_MAX_DIGITS = 4
+"""Maximum number of digits in a plausible retry count."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +66,13 @@ class Resources:
                 raise
         return self.database.transact(act)
 
-    def delete(self, delete_rows: DeleteRows) -> None:
-        """Delete rows, then the bytes that they named, also on a full disk.
+    def delete(self, delete_rows: Callable[[Session], list[str]]) -> None:
+        """Delete rows, then the blobs whose keys `delete_rows` returns, also on a full disk.
 
         Raises:
             StorageFullError: there was no ballast, or it was not enough.
         """
-        delete_with_bytes(self.store, functools.partial(self.write, frees_space=True), delete_rows)
+        delete_blobs(self.store, self.write(delete_rows, frees_space=True))
 
     def require_room(self, more_bytes: int) -> None:
         """Raise StorageFullError if the disk has no room for so many more bytes."""
@@ -100,6 +107,46 @@ class Cursor:
                 param="after",
             )
         return after or None
+
+
+def _read_origin(
+    request: Request,
+    idempotency_key: Annotated[
+        str | None,
+        Header(
+            alias="Idempotency-Key",
+            min_length=1,
+            max_length=255,
+            pattern=r"^[ -~]+$",
+            description="Key of your choice for this request. Requests with the same key and body "
+            "make one job, however often they are sent.",
+        ),
+    ] = None,
+) -> RequestOrigin:
+    credentials = request.headers.get("authorization", "")
+    return RequestOrigin(
+        key=idempotency_key,
+        credentials_sha256=hashlib.sha256(credentials.encode()).hexdigest(),
+        retry_count=_retry_count(request.headers.get("x-stainless-retry-count", "")),
+        timeout=timedelta(seconds=_timeout_s(request.headers.get("x-stainless-read-timeout", ""))),
+    )
+
+
+OriginDep = Annotated[RequestOrigin, Depends(_read_origin)]
+
+
+def _retry_count(text: str) -> int:
+    is_number = text.isascii() and text.isdecimal() and len(text) <= _MAX_DIGITS
+    return int(text) if is_number else 0
+
+
+def _timeout_s(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        return _DEFAULT_TIMEOUT_S
+    is_sensible = math.isfinite(seconds) and seconds > 0
+    return min(seconds, _MAX_TIMEOUT_S) if is_sensible else _DEFAULT_TIMEOUT_S
 
 
 LIMIT = "Maximum number of items on the page."

@@ -31,48 +31,17 @@ ERROR_CODE = "error_code"
 _UNION_BRANCH = re.compile(r"(list|literal)\[.*\]$")
 """Part of pydantic's path that names a branch of a union."""
 
-
-_NOT_OFFERED = tuple(
-    f"/{name}"
-    for name in (
-        "agents",
-        "answers",
-        "assistants",
-        "audio",
-        "batches",
-        "chat",
-        "chatkit",
-        "classifications",
-        "completions",
-        "containers",
-        "content_provenance_checks",
-        "conversations",
-        "decisions",
-        "edits",
-        "embeddings",
-        "engines",
-        "evals",
-        "fine-tunes",
-        "fine_tuning/alpha",
-        "fine_tuning/checkpoints",
-        "images",
-        "live",
-        "moderations",
-        "organization",
-        "projects",
-        "realtime",
-        "responses",
-        "safety",
-        "skills",
-        "threads",
-        "vaults",
-        "vector_stores",
-        "videos",
-        "webhook_endpoints",
-        "webhook_event_types",
-    )
+_NOT_OFFERED = re.compile(
+    r"""/(
+    agents|answers|assistants|audio|batches|chat|chatkit|classifications|completions|
+    containers|content_provenance_checks|conversations|decisions|edits|embeddings|engines|
+    evals|fine-tunes|fine_tuning/alpha|fine_tuning/checkpoints|images|live|moderations|
+    organization|projects|realtime|responses|safety|skills|threads|vaults|vector_stores|
+    videos|webhook_endpoints|webhook_event_types
+    )/""",
+    re.VERBOSE,
 )
-"""Paths of OpenAI's API, today or for earlier clients, that this service does not offer."""
+"""Paths below /v1 of OpenAI's API, today or for earlier clients, that are not offered here."""
 
 
 def install_error_handlers(app: FastAPI) -> None:
@@ -141,10 +110,9 @@ async def _validation_error(request: Request, error: Exception) -> JSONResponse:
     problems = [_describe(each, body_type) for each in error.errors()]
     first = problems[0]
     more = f" And {len(problems) - 1} more; see 'errors'." if len(problems) > 1 else ""
-    message = f"{first['message']}{more}"
     return error_response(
         HTTPStatus.BAD_REQUEST,
-        message,
+        f"{first['message']}{more}",
         code=first["code"],
         param=first["path"] or None,
         errors=problems,
@@ -201,8 +169,7 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
         message, code = "This route does not have this method.", "method_not_allowed"
     else:
         message, code = str(error.detail), status.phrase.lower().replace(" ", "_")
-    headers = dict(error.headers or {})
-    return error_response(status, message, code=code, headers=headers)
+    return error_response(status, message, code=code, headers=dict(error.headers or {}))
 
 
 async def _os_error(request: Request, error: Exception) -> JSONResponse:
@@ -226,7 +193,7 @@ def _explain_missing_route(request: Request) -> NotFoundError:
         f"This service offers {', '.join(offered)} and the paths below them. See docs/api.md, or "
         "/docs on the service itself."
     )
-    if _is_below(below, *_NOT_OFFERED):
+    if _NOT_OFFERED.match(f"{below}/"):
         hint = "" if has_prefix else " Add /v1 to the base URL of your client."
         return NotFoundError(
             f"{asked} is part of OpenAI's API and is not offered here. {what_there_is}{hint}",

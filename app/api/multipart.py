@@ -43,7 +43,7 @@ class FileField:
     max_bytes: int
     advice: str
     """What the sender of a larger file can do."""
-    is_data_set: bool
+    is_dataset: bool
     """Whether the lines are checked. If not, the file's summary is empty."""
 
 
@@ -141,7 +141,7 @@ class _Form:
         self._field = field
         self._sink = sink
         self._require_room = require_room
-        self._checker = DatasetChecker() if field.is_data_set else None
+        self._checker = DatasetChecker() if field.is_dataset else None
         self._bytes = 0
         self._body_bytes = 0
         self._fields: dict[str, str] = {}

@@ -65,7 +65,7 @@ class RecentAnswers:
         else:
             recorder = _Recorder(send)
             await self._app(scope, receive, recorder)
-            # Not if another request has seen a newer version meanwhile.
+            # An answer is not stored if another request has seen a newer version meanwhile.
             if recorder.answer and version == self._version and len(self._answers) < MAX_ANSWERS:
                 self._answers[key] = recorder.answer
 

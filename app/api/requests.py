@@ -94,17 +94,12 @@ class RequestContext:
             )
             await response(scope, receive, send_with_id)
         finally:
-            _log_access(
-                scope,
-                status=status,
-                seconds=steady_s() - started_s,
-                request_id=request_id,
-                code=state.get(ERROR_CODE),
-            )
+            seconds = steady_s() - started_s
+            _log_access(scope, status, seconds, request_id, code=state.get(ERROR_CODE))
 
 
 def _log_access(
-    scope: Scope, *, status: int | None, seconds: float, request_id: str, code: str | None
+    scope: Scope, status: int | None, seconds: float, request_id: str, *, code: str | None
 ) -> None:
     """Log one line for a request: its path, the status and, for an error, the code.
 
@@ -114,13 +109,9 @@ def _log_access(
     # The raw path, because the decoded path could contain a line break.
     path = scope["raw_path"].decode("ascii", "replace")[:_MAX_LOGGED_PATH]
     level = logging.DEBUG if path in _PROBES else logging.INFO
-    context = (
-        {"request_id": request_id} if code is None else {"request_id": request_id, "code": code}
-    )
-    answer = status or "no answer"
-    access.log(
-        level, "%s %s %s %.0f ms", scope["method"], path, answer, 1000 * seconds, extra=context
-    )
+    context = {"request_id": request_id} | ({"code": code} if code else {})
+    what = (scope["method"], path, status or "no answer", 1000 * seconds)
+    access.log(level, "%s %s %s %.0f ms", *what, extra=context)
 
 
 class _StrictRequest(Request):

@@ -15,6 +15,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 
+from app.core.errors import OperatorError
+
 DEFAULT_MODEL_ID = "smollm2-135m-instruct"
 """Embedded model: it is small enough for any machine and needs no model hub."""
 
@@ -145,8 +147,13 @@ class Catalogue:
         except (OSError, ValidationError):
             return None
 
+    def list_installed(self) -> list[tuple[CatalogueEntry, InstalledModel]]:
+        """The installed models, each with its entry."""
+        pairs = ((entry, self.find_installed(entry.id)) for entry in self.entries)
+        return [(entry, installed) for entry, installed in pairs if installed is not None]
 
-class CatalogueError(Exception):
+
+class CatalogueError(OperatorError):
     """The operator's catalogue is invalid. The message says where and why."""
 
 

@@ -10,6 +10,7 @@ ServiceError                      the caller acts; the API answers with its stat
 ├── OutcomeUnknownError           500  the request may have succeeded; check before repeating it
 ├── DatabaseBusyError             503  nothing was done; the caller may repeat the request
 └── StorageFullError              507  nothing was done; the disk needs free space first
+OperatorError                     the operator acts; it ends a command with its message
 LeaseLostError                    the worker acts; no caller ever sees it
 BlobNotFoundError                 the service or the worker acts
 
@@ -92,6 +93,10 @@ class OutcomeUnknownError(ServiceError):
 class StorageFullError(ServiceError):
     status_code = 507
     code = "insufficient_storage"
+
+
+class OperatorError(Exception):
+    """A command cannot do its work. The message tells the operator why, and what to do."""
 
 
 class LeaseLostError(Exception):

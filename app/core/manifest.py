@@ -6,7 +6,7 @@ it publishes anything.
 
 import hashlib
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -40,15 +40,7 @@ class ManifestError(Exception):
 
 def sha256_of(path: Path) -> str:
     with path.open("rb") as source:
-        return sha256_of_stream(source)
-
-
-def sha256_of_stream(source: BinaryIO) -> str:
-    """Compute the sha256 of the rest of a stream."""
-    sha256 = hashlib.sha256()
-    while chunk := source.read(1024 * 1024):
-        sha256.update(chunk)
-    return sha256.hexdigest()
+        return hashlib.file_digest(source, "sha256").hexdigest()
 
 
 def describe_files(directory: Path) -> dict[str, ManifestFile]:

@@ -12,12 +12,13 @@ from app.core.clock import utc_now
 from app.core.db.inspection import has_tables
 from app.core.db.repositories.workers import SILENT_AFTER, WorkerRepository
 from app.core.db.session import Database
+from app.core.errors import OperatorError
 from app.core.settings import Settings
 
 logger = logging.getLogger(__name__)
 
 
-class OccupiedError(Exception):
+class OccupiedError(OperatorError):
     """The data directory is in use. The message says by what."""
 
 
@@ -59,7 +60,7 @@ def _count_workers_elsewhere(settings: Settings) -> int:
             return 0
         with database.reading() as session:
             return WorkerRepository(session).count_alive(now=utc_now())
-    except SQLAlchemyError as error:  # of an older version, or damaged: about to be replaced
+    except SQLAlchemyError as error:  # it is old or damaged, and about to be replaced
         logger.warning("the database does not say which workers run: %s", error.args[0])
         return 0
     finally:

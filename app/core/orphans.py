@@ -8,7 +8,7 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,8 +44,7 @@ class Orphans:
     """Number of directories of interrupted backups."""
 
     def __bool__(self) -> bool:
-        others = (self.job_directories, self.held_directories)
-        return any((self.blobs, self.scratch_files, *others))
+        return self != Orphans(0, 0, 0, 0, 0)
 
     def __str__(self) -> str:
         return (
@@ -57,7 +56,7 @@ class Orphans:
 
 def find_orphans(database: Database, store: BlobStore, settings: Settings) -> Orphans:
     """Count what is left behind, without changing anything."""
-    return _sweep(database, store, settings, lambda _: None, lambda _: None)
+    return _sweep(database, store, settings, may_delete=False)
 
 
 def free_orphans(
@@ -68,44 +67,41 @@ def free_orphans(
     Args:
         batch: how many blobs are looked up at once.
     """
-    return _sweep(
-        database, store, settings, lambda blob: store.delete(blob.key), _remove, batch=batch
-    )
+    return _sweep(database, store, settings, may_delete=True, batch=batch)
 
 
 def _sweep(
     database: Database,
     store: BlobStore,
     settings: Settings,
-    on_blob: Callable[[StoredBlob], None],
-    on_path: Callable[[Path], None],
     *,
+    may_delete: bool,
     batch: int = _BATCH,
 ) -> Orphans:
     blobs = size = 0
     for blob in _orphan_blobs(database, store, batch):
-        on_blob(blob)
         blobs, size = blobs + 1, size + blob.bytes
+        if may_delete:
+            store.delete(blob.key)
 
     def count(paths: Iterator[Path]) -> int:
-        found = list(paths)
-        for path in found:
-            on_path(path)
-        return len(found)
+        orphans = list(paths)
+        for path in orphans if may_delete else ():
+            _remove(path)
+        return len(orphans)
 
-    return Orphans(
-        blobs,
-        size,
-        scratch_files=count(_stale(store.list_scratch(), GRACE_S)),
-        job_directories=count(_left_directories(database, settings.work_dir)),
-        held_directories=count(_held_directories(settings.data_dir)),
-    )
+    scratch = (path for path in store.list_scratch() if _age_s(path) > GRACE_S)
+    # A running backup keeps changing its own directory.
+    held = settings.data_dir.glob(f"{HOLD_PREFIX}*")
+    held = (path for path in held if _is_left_alone(path, LONG_GRACE_S))
+    left = _left_directories(database, settings.work_dir)
+    return Orphans(blobs, size, count(scratch), count(left), count(held))
 
 
 def _orphan_blobs(database: Database, store: BlobStore, batch_size: int) -> Iterator[StoredBlob]:
     with database.reading() as session:
         if not BlobKeyRepository(session).names_any():
-            return  # more likely the wrong database than one that has forgotten everything
+            return  # this is more likely the wrong database than an empty one
     batch: dict[str, StoredBlob] = {}
     for blob in store.list_all():
         if blob.age_s > GRACE_S:
@@ -140,12 +136,6 @@ def _left_directories(database: Database, work_dir: Path) -> Iterator[Path]:
             yield from (attempt for attempt in path.iterdir() if _is_left_alone(attempt))
 
 
-def _held_directories(data_dir: Path) -> Iterator[Path]:
-    """Yield directories of interrupted backups; a running backup keeps changing its own."""
-    held = data_dir.glob(f"{HOLD_PREFIX}*")
-    return (path for path in held if _is_left_alone(path, LONG_GRACE_S))
-
-
 def _is_left_alone(directory: Path, for_s: float = GRACE_S) -> bool:
     """Whether nothing in the directory has changed for `for_s` seconds."""
     everything = (
@@ -154,10 +144,6 @@ def _is_left_alone(directory: Path, for_s: float = GRACE_S) -> bool:
         for name in (*directories, *files, ".")
     )
     return all(_age_s(path) > for_s for path in everything)
-
-
-def _stale(paths: Iterator[Path], older_than_s: float) -> Iterator[Path]:
-    return (path for path in paths if _age_s(path) > older_than_s)
 
 
 def _age_s(path: Path) -> float:
@@ -172,7 +158,6 @@ def _remove(path: Path) -> None:
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)  # what cannot be removed is tried again next time
         with contextlib.suppress(OSError):
-            path.parent.rmdir()  # of a job, once it has no other attempt's
+            path.parent.rmdir()  # the job's directory, once it has no other attempt
     else:
-        with contextlib.suppress(FileNotFoundError):
-            path.unlink()
+        path.unlink(missing_ok=True)

@@ -7,6 +7,8 @@ from typing import Literal
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from app.core.errors import OperatorError
+
 
 class Settings(BaseSettings):
     """Settings of a process, from `TUNERY_...` variables or a file `.env`. The variables win."""
@@ -55,7 +57,7 @@ class Settings(BaseSettings):
     unknown to OpenAI's client."""
 
     poll_interval_s: float = Field(default=0.2, gt=0, le=60)
-    """Interval at which an idle worker looks for a job, in seconds."""
+    """Interval at which an idle worker asks the database for a job, in seconds."""
 
     lease_s: float = Field(default=60.0, ge=1, le=3600)
     """Lease of a running job, in seconds. A job whose worker gives no sign of life for this long
@@ -158,7 +160,7 @@ class Settings(BaseSettings):
         return self.data_dir / "workers"
 
 
-class SettingsError(Exception):
+class SettingsError(OperatorError):
     """A setting has an invalid value. The message names the setting."""
 
 
@@ -172,7 +174,7 @@ def read_settings() -> Settings:
         return Settings()
     except ValidationError as error:
         lines = [
-            f"TUNERY_{'_'.join(str(part) for part in one['loc']).upper()}: {one['msg']}."
-            for one in error.errors(include_url=False)
+            f"TUNERY_{'_'.join(map(str, problem['loc'])).upper()}: {problem['msg']}."
+            for problem in error.errors(include_url=False)
         ]
         raise SettingsError("\n".join(lines)) from error

@@ -55,8 +55,8 @@ def _is_finite(value: Any) -> bool:
         value = value.values()
     elif kind is not list:
         return kind is not float or math.isfinite(value)
-    for one in value:  # noqa: SIM110 - twice as fast
-        if one.__class__ is not str and not _is_finite(one):
+    for item in value:  # noqa: SIM110 - twice as fast
+        if item.__class__ is not str and not _is_finite(item):
             return False
     return True
 

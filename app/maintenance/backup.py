@@ -1,15 +1,17 @@
 """Makes a backup while the service runs.
 
-A snapshot of the database says which blobs there are. Each is given a second name at once, by a
-hard link, so that it is of no consequence when it is deleted a moment later; then the snapshot is
-written out, and what has to be copied is copied at leisure. A blob that was deleted before it got
-its second name makes the snapshot worthless: the next one is tried, for which nearly all is done.
+A snapshot of the database lists the blobs to back up. Each blob gets a second name at once, by a
+hard link, so that its bytes stay even if the service deletes it a moment later. Then the backup
+copies the database, and at last the blobs that need a copy. If a blob was deleted before it got its
+second name, the snapshot is useless and the backup tries another one. That is quick, because nearly
+all blobs have their second name by then.
 """
 
 import secrets
 import shutil
-from collections.abc import Iterator
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -18,9 +20,16 @@ from app.core.clock import utc_now
 from app.core.db import inspection
 from app.core.db.blob_keys import NamedBlob, iterate_named
 from app.core.db.migrate import read_revision
-from app.core.db.session import Database
+from app.core.db.session import Database, Session
 from app.core.db.snapshot import copy_database, open_snapshot
-from app.core.durable import sync
+from app.core.durable import (
+    copy_file,
+    link_or_copy,
+    sync,
+    sync_directories,
+    try_link,
+    write_durably,
+)
 from app.core.manifest import ManifestFile, sha256_of
 from app.core.orphans import HOLD_PREFIX
 from app.core.settings import Settings
@@ -33,16 +42,9 @@ from app.maintenance.backup_format import (
     iterate_blobs,
     verify,
 )
-from app.maintenance.durable_files import (
-    copy_file,
-    link_or_copy,
-    sync_directories,
-    try_link,
-    write_durably,
-)
 
 _TRIES = 100
-"""Snapshots that are tried while blobs are deleted under the backup."""
+"""Maximum number of snapshots that a backup tries while the service deletes blobs."""
 
 
 def make_backup(
@@ -52,33 +54,38 @@ def make_backup(
     may_link: bool = True,
     with_models: bool = False,
     reads_back: bool = False,
+    open_snapshot: Callable[[Database], AbstractContextManager[Session]] = open_snapshot,
+    tries: int = _TRIES,
 ) -> BackupRecord:
-    """Make the directory `target`, which appears under this name when it is whole.
+    """Make a backup in the new directory `target`, which exists only once the backup is complete.
 
     Args:
-        may_link: give blobs on the same file system a second name there instead of a copy.
-        with_models: the weights of the base models, too, and not only which they are.
-        reads_back: read every byte of the backup and compare it with its sha256. What was copied
-            is compared anyway, and what was linked is not.
+        may_link: use a hard link instead of a copy for blobs on the same file system.
+        with_models: include the weights of the base models. Without it, the backup only records
+            which base models are installed.
+        reads_back: read every byte of the backup and compare it with its sha256. Copies are always
+            compared, and links only with this.
+        open_snapshot: opens a session that sees one state of the database.
+        tries: maximum number of snapshots.
 
     Raises:
-        BackupError: `target` exists already, or blobs were deleted faster than they were copied.
+        BackupError: `target` already exists, or blobs were deleted faster than they were copied.
         NoDatabaseError: there is nothing to copy.
         SnapshotError: the database could not be copied.
     """
     target = target.absolute()
     if target.exists():
-        raise BackupError(f"{target} exists already.")
+        raise BackupError(f"{target} exists already. Name a new directory.")
     if target.is_relative_to(settings.blobs_dir.absolute()):
-        raise BackupError(f"{target} is among the service's own files.")
+        raise BackupError(f"{target} is among the service's own files. Name another directory.")
     database = Database(settings.resolved_database_url)
     inspection.require_database(database)
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
-    unfinished.mkdir(mode=0o700)  # data sets and adapters are not everybody's
+    unfinished.mkdir(mode=0o700)  # other users must not read datasets and adapters
     hold = settings.data_dir / f"{HOLD_PREFIX}{secrets.token_hex(4)}"
     try:
-        backup = _Backup(settings, database, unfinished, hold, may_link=may_link)
+        backup = _Backup(settings, database, unfinished, hold, may_link, open_snapshot, tries)
         record = backup.make(with_models=with_models)
         if reads_back:
             verify(unfinished)
@@ -93,111 +100,104 @@ def make_backup(
     return record
 
 
+@dataclass
 class _Backup:
-    """One backup, on its way into `directory`."""
+    """One backup while it is being made in `directory`."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        database: Database,
-        directory: Path,
-        hold: Path,
-        *,
-        may_link: bool,
-    ) -> None:
-        self._settings = settings
-        self._database = database
-        self._directory = directory
-        self._hold = hold
-        self._may_link = may_link
-        self._files: dict[str, ManifestFile] = {}
-        self._revision = ""
+    settings: Settings
+    database: Database
+    directory: Path
+    hold: Path
+    """Directory for hard links to the blobs that must be copied."""
+    may_link: bool
+    open_snapshot: Callable[[Database], AbstractContextManager[Session]]
+    tries: int
+    files: dict[str, ManifestFile] = field(default_factory=dict[str, ManifestFile])
+    revision: str = ""
 
     def make(self, *, with_models: bool) -> BackupRecord:
         created_at = utc_now()
-        missing = self._take_rows_and_blobs()
-        missing |= self._copy_held()
-        for name in (
-            backup_format.DATABASE_NAMES[self._database.backend.kind],
-            backup_format.BLOB_LIST_NAME,
-        ):
-            self._note(name)
+        missing = self._take_rows_and_blobs() | self._copy_held()
+        self._note(backup_format.DATABASE_NAMES[self.database.backend.kind])
+        self._note(backup_format.BLOB_LIST_NAME)
         self._take_catalogue(with_models=with_models)
-        sizes = [blob.bytes for blob in iterate_blobs(self._directory) if blob.key not in missing]
+        sizes = [blob.bytes for blob in iterate_blobs(self.directory) if blob.key not in missing]
         record = BackupRecord(
             service_version=VERSION,
             created_at=created_at,
-            database=self._database.backend.kind,
-            revision=self._revision,
-            files=self._files,
+            database=self.database.backend.kind,
+            revision=self.revision,
+            files=self.files,
             blob_count=len(sizes),
             blob_bytes=sum(sizes),
             missing=sorted(missing),
         )
         content = record.model_dump_json(indent=2).encode() + b"\n"
-        write_durably(self._directory / backup_format.RECORD_NAME, content)
-        sync_directories(self._directory)
+        write_durably(self.directory / backup_format.RECORD_NAME, content)
+        sync_directories(self.directory)
         return record
 
     def _take_rows_and_blobs(self) -> set[str]:
-        """Returns the keys of the blobs that the service has lost, or has in another size.
+        """Copy the database, and link or copy the blobs that it names.
 
-        A blob that two snapshots name, and that is missing both times, was not deleted in between.
+        Returns:
+            The keys of blobs that the service has lost, or has in another size. Two snapshots in
+            a row name them and both times they are missing, so they were not just deleted.
         """
-        self._take_blobs(iterate_named(self._database.reading))  # most, with no snapshot to hold up
+        self._take_blobs(iterate_named(self.database.reading))  # most of them, before any snapshot
         missing: set[str] = set()
-        for _ in range(_TRIES):
-            with open_snapshot(self._database) as session:
+        for _ in range(self.tries):
+            with self.open_snapshot(self.database) as session:
                 missing_before = missing
                 missing = self._take_blobs(iterate_named(partial(nullcontext, session)))
                 if missing <= missing_before:
-                    self._revision = read_revision(session) or ""
-                    name = backup_format.DATABASE_NAMES[self._database.backend.kind]
-                    copy_database(self._database, session, self._directory / name)
+                    self.revision = read_revision(session) or ""
+                    name = backup_format.DATABASE_NAMES[self.database.backend.kind]
+                    copy_database(self.database, session, self.directory / name)
                     return missing
         raise BackupError(
-            f"Blobs were deleted faster than they could be taken, {_TRIES} times in a row. "
+            f"Blobs were deleted faster than they could be taken, {self.tries} times in a row. "
             "Try again when fewer files are deleted."
         )
 
     def _take_blobs(self, blobs: Iterator[NamedBlob]) -> set[str]:
-        """Write the list of blobs, and keep them. Returns the keys of those that are not whole."""
+        """Write the list of blobs, and keep each blob. Returns the keys of incomplete blobs."""
         missing: set[str] = set()
-        with (self._directory / backup_format.BLOB_LIST_NAME).open("wb") as lines:
+        with (self.directory / backup_format.BLOB_LIST_NAME).open("wb") as lines:
             for blob in blobs:
                 if not self._keep(blob):
                     missing.add(blob.key)
                 line = BlobLine(key=blob.key, bytes=blob.bytes, sha256=blob.sha256)
                 lines.write(line.model_dump_json().encode() + b"\n")
-        sync(self._directory / backup_format.BLOB_LIST_NAME)
+        sync(self.directory / backup_format.BLOB_LIST_NAME)
         return missing
 
     def _keep(self, blob: NamedBlob) -> bool:
-        """Take a blob, or see to it that it can be taken later; whether it is there, and whole."""
-        target = backup_format.path_in(self._directory / backup_format.BLOBS_NAME, blob.key)
-        held = self._hold / blob.key
+        """Link or copy a blob, or hold it to be copied later. False if it is not complete."""
+        target = backup_format.path_in(self.directory / backup_format.BLOBS_NAME, blob.key)
+        held = self.hold / blob.key
         if target.exists() or held.exists():
-            return True  # since an earlier try
-        source = self._settings.blobs_dir / blob.key
+            return True  # an earlier try has done it
+        source = self.settings.blobs_dir / blob.key
         try:
             if source.stat().st_size != blob.bytes:
                 return False
-            if not (self._may_link and try_link(source, target)) and not try_link(source, held):
+            if not (self.may_link and try_link(source, target)) and not try_link(source, held):
                 copy_file(source, target)
         except (FileNotFoundError, NotADirectoryError):
             return False
         return True
 
     def _copy_held(self) -> set[str]:
-        """Returns the keys of the blobs that are not as they were written."""
+        """Copy the blobs that are held. Returns the keys of blobs with other bytes than written."""
         damaged: set[str] = set()
-        for blob in iterate_blobs(self._directory):
-            target = self._directory / backup_format.BLOBS_NAME / blob.key
-            held = self._hold / blob.key
+        for blob in iterate_blobs(self.directory):
+            target = self.directory / backup_format.BLOBS_NAME / blob.key
+            held = self.hold / blob.key
             if held.exists():
                 copy_file(held, target)
                 held.unlink()
-            # With a second name it is the service's own file still, and not a copy of it.
+            # A file with two names is a link to the service's own file, not a copy.
             is_copy = target.exists() and target.stat().st_nlink == 1
             if is_copy and sha256_of(target) != blob.sha256:
                 target.unlink()
@@ -205,30 +205,28 @@ class _Backup:
         return damaged
 
     def _take_catalogue(self, *, with_models: bool) -> None:
-        data_dir = self._settings.data_dir
+        data_dir = self.settings.data_dir
         if (data_dir / CATALOGUE_NAME).exists():
             self._take(data_dir / CATALOGUE_NAME, CATALOGUE_NAME, may_link=False)
         catalogue = load_catalogue(data_dir)
-        for entry in catalogue.entries:
-            installed = catalogue.find_installed(entry.id)
-            if installed is not None:
-                self._take_model(catalogue.directory(entry.id), installed, weights=with_models)
+        for entry, installed in catalogue.list_installed():
+            self._take_model(catalogue.directory(entry.id), installed, weights=with_models)
 
     def _take_model(self, directory: Path, installed: InstalledModel, *, weights: bool) -> None:
         self._take(directory / RECORD_NAME, f"models/{installed.id}/{RECORD_NAME}", may_link=False)
         for name, sha256 in installed.files.items() if weights else ():
             path = f"models/{installed.id}/{name}"
-            self._take((directory / name).resolve(), path, may_link=self._may_link)
-            if self._files[path].sha256 != sha256:
+            self._take((directory / name).resolve(), path, may_link=self.may_link)
+            if self.files[path].sha256 != sha256:
                 raise BackupError(
                     f"{directory / name} is not the file that was installed. Install the base "
                     f"model {installed.id} again, or make the backup without --with-models."
                 )
 
     def _take(self, source: Path, name: str, *, may_link: bool) -> None:
-        link_or_copy(source, self._directory / name, may_link=may_link)
+        link_or_copy(source, self.directory / name, may_link=may_link)
         self._note(name)
 
     def _note(self, name: str) -> None:
-        path = self._directory / name
-        self._files[name] = ManifestFile(bytes=path.stat().st_size, sha256=sha256_of(path))
+        path = self.directory / name
+        self.files[name] = ManifestFile(bytes=path.stat().st_size, sha256=sha256_of(path))

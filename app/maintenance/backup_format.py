@@ -1,11 +1,12 @@
-"""What is in the directory of a backup.
+"""The files in the directory of a backup.
 
-`backup.json`             this record; it is written last
-`tunery.db`               the database, from SQLite; or `database.dump`, from PostgreSQL
+`backup.json`             the record of the backup, which is written last
+`tunery.db`               the SQLite database, or `database.dump`, the dump of PostgreSQL
 `blobs.jsonl`             key, size and sha256 of every blob that the database names
-`blobs/KEY`               their bytes
-`base_models.toml`        the operator's own catalogue, where there is one
-`models/ID/tunery.json`   what is installed of a base model; its weights beside it, if asked for
+`blobs/KEY`               the bytes of each blob
+`base_models.toml`        the operator's own catalogue, if there is one
+`models/ID/tunery.json`   the record of an installed base model; with `--with-models`, its weights
+                          are beside it
 """
 
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from app.core.errors import OperatorError
 from app.core.manifest import ManifestFile, sha256_of
 
 RECORD_NAME = "backup.json"
@@ -23,7 +25,7 @@ BLOBS_NAME = "blobs"
 DATABASE_NAMES = {"sqlite": "tunery.db", "postgresql": "database.dump"}
 
 
-class BackupError(Exception):
+class BackupError(OperatorError):
     """A backup cannot be made or used; the message says why."""
 
 
@@ -126,8 +128,8 @@ def path_in(directory: Path, name: str) -> Path:
 def _verify_file(directory: Path, name: str, promised: ManifestFile) -> None:
     path = path_in(directory, name)
     try:
-        found = ManifestFile(bytes=path.stat().st_size, sha256=sha256_of(path))
+        actual = ManifestFile(bytes=path.stat().st_size, sha256=sha256_of(path))
     except OSError as error:
         raise BackupError(f"{path} cannot be read: {error.strerror}.") from error
-    if found != promised:
+    if actual != promised:
         raise BackupError(f"{path} is not the file that was written.")

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from app.core import manifest
@@ -13,7 +13,7 @@ from app.core.storage.blob_store import BlobStore
 from app.maintenance.findings import Finding, Level, Patient
 
 _SHOWN = 10
-"""Maximum number of damaged blobs that a finding names."""
+"""Maximum number of damaged things that a finding names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,64 +34,47 @@ def check_blobs(patient: Patient) -> Iterator[Finding]:
         what = find_damage(patient.store, blob, is_deep=patient.is_deep)
         if what is not None and _is_still_named(patient, blob):
             damaged.append(_Damage(blob, what))
-    lost = [one for one in damaged if one.blob.file_id is not None]
-    how = "with the bytes that were written" if patient.is_deep else "in their sizes"
+    lost = [damage for damage in damaged if damage.blob.file_id is not None]
     if lost:
-        yield Finding(
-            "blobs",
-            Level.BAD,
-            f"{len(lost)} of {count} are damaged: {_name_some(lost)}",
-            advice="Restore a backup, or delete the files and tuned models these belong to.",
-        )
+        message = f"{len(lost)} of {count} are damaged: {_name_some(lost)}"
+        advice = "Restore a backup, or delete the files and tuned models these belong to."
+        yield Finding("blobs", Level.BAD, message, advice=advice)
     else:
+        how = "with the bytes that were written" if patient.is_deep else "in their sizes"
         yield Finding("blobs", Level.OK, f"{count - len(damaged)} are there, {how}")
-    yield from _check_parts(patient, [one for one in damaged if one.blob.part_id is not None])
-    yield from _check_states(patient, [one for one in damaged if one.blob.job_id is not None])
+    yield from _check_parts(patient, [each for each in damaged if each.blob.part_id is not None])
+    yield from _check_states(patient, [each for each in damaged if each.blob.job_id is not None])
 
 
 def _check_parts(patient: Patient, damaged: list[_Damage]) -> Iterator[Finding]:
-    if not damaged:
-        yield Finding("upload parts", Level.OK, "every part that was received is there")
-    elif patient.may_repair:
+    if damaged and not patient.may_repair:
+        message = f"{len(damaged)} are damaged: {_name_some(damaged)}"
+        advice = "Run this with --repair: clients then see that these parts must be sent again."
+        yield Finding("upload parts", Level.BAD, message, advice=advice)
+        return
+    if damaged:
         with patient.database.writing() as session:
-            for one in damaged:
-                BlobKeyRepository(session).forget_part(one.blob.part_id or "")
-        yield Finding(
-            "upload parts",
-            Level.OK,
-            "every part that is listed is there",
-            repaired=f"{len(damaged)} forgotten: {_name_some(damaged)}",
-        )
-    else:
-        yield Finding(
-            "upload parts",
-            Level.BAD,
-            f"{len(damaged)} are damaged: {_name_some(damaged)}",
-            advice="Run this with --repair: clients then see that these parts must be sent again.",
-        )
+            for damage in damaged:
+                BlobKeyRepository(session).delete_part(damage.blob.part_id or "")
+    repaired = f"{len(damaged)} deleted: {_name_some(damaged)}" if damaged else ""
+    yield Finding("upload parts", Level.OK, "every part that is listed is there", repaired=repaired)
 
 
 def _check_states(patient: Patient, damaged: list[_Damage]) -> Iterator[Finding]:
-    if not damaged:
-        yield Finding("saved states", Level.OK, "every job can resume from its saved state")
-    elif patient.may_repair:
-        states = sorted({(one.blob.job_id or "", one.blob.step or 0) for one in damaged})
+    if damaged and not patient.may_repair:
+        message = f"{len(damaged)} files are damaged: {_name_some(damaged)}"
+        advice = "Run this with --repair: their jobs then resume from an older state."
+        yield Finding("saved states", Level.BAD, message, advice=advice)
+    elif damaged:
+        states = sorted({(each.blob.job_id or "", each.blob.step or 0) for each in damaged})
         with patient.database.writing() as session:
             for job_id, step in states:
-                BlobKeyRepository(session).forget_saved_state(job_id, step)
-        yield Finding(
-            "saved states",
-            Level.OK,
-            "every job can resume from a saved state or start again",
-            repaired="forgotten: " + ", ".join(f"step {step} of {job}" for job, step in states),
-        )
+                BlobKeyRepository(session).delete_saved_state(job_id, step)
+        message = "every job can resume from a saved state or start again"
+        repaired = "deleted: " + ", ".join(f"step {step} of {job_id}" for job_id, step in states)
+        yield Finding("saved states", Level.OK, message, repaired=repaired)
     else:
-        yield Finding(
-            "saved states",
-            Level.BAD,
-            f"{len(damaged)} files are damaged: {_name_some(damaged)}",
-            advice="Run this with --repair: their jobs then resume from an older state.",
-        )
+        yield Finding("saved states", Level.OK, "every job can resume from its saved state")
 
 
 def check_manifests(patient: Patient) -> Iterator[Finding]:
@@ -105,15 +88,11 @@ def check_manifests(patient: Patient) -> Iterator[Finding]:
             if all(_is_still_named(patient, blob) for blob in files.blobs.values()):
                 bad.append(f"{files.owner}: {error}")
     if bad:
-        more = f" And {len(bad) - _SHOWN} more." if len(bad) > _SHOWN else ""
-        yield Finding(
-            "manifests",
-            Level.BAD,
-            f"{len(bad)} of {count} are not those of their files: {'; '.join(bad[:_SHOWN])}.{more}",
-            advice="Do not use these adapters. Restore a backup, or run their jobs again.",
-        )
+        message = f"{len(bad)} of {count} do not match their files: {_name_some(bad)}"
+        advice = "Do not use these adapters. Restore a backup, or run their jobs again."
+        yield Finding("manifests", Level.BAD, message, advice=advice)
     else:
-        yield Finding("manifests", Level.OK, f"{count} are those of their files")
+        yield Finding("manifests", Level.OK, f"{count} match their files")
 
 
 def find_damage(store: BlobStore, blob: NamedBlob, *, is_deep: bool) -> str | None:
@@ -124,7 +103,7 @@ def find_damage(store: BlobStore, blob: NamedBlob, *, is_deep: bool) -> str | No
             if size != blob.bytes:
                 return f"has {size:,} bytes instead of {blob.bytes:,}"
             source.seek(0)
-            if is_deep and manifest.sha256_of_stream(source) != blob.sha256:
+            if is_deep and hashlib.file_digest(source, "sha256").hexdigest() != blob.sha256:
                 return "has other bytes than were written"
     except BlobNotFoundError:
         return "is missing"
@@ -152,13 +131,13 @@ def _verify(store: BlobStore, files: ManifestedFiles) -> None:
     except ValueError as error:
         raise manifest.ManifestError(f"its manifest cannot be read: {error}") from error
     rows = {
-        name: manifest.ManifestFile(bytes=one.bytes, sha256=one.sha256)
-        for name, one in files.blobs.items()
+        name: manifest.ManifestFile(bytes=blob.bytes, sha256=blob.sha256)
+        for name, blob in files.blobs.items()
         if name != manifest.MANIFEST_NAME
     }
     manifest.check(promised, rows)
 
 
-def _name_some(damaged: list[_Damage]) -> str:
-    more = f", and {len(damaged) - _SHOWN} more" if len(damaged) > _SHOWN else ""
+def _name_some(damaged: Sequence[object]) -> str:
+    more = f"; and {len(damaged) - _SHOWN} more" if len(damaged) > _SHOWN else ""
     return "; ".join(map(str, damaged[:_SHOWN])) + more

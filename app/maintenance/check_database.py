@@ -1,4 +1,4 @@
-"""Examines the database: what keeps it, its schema, whether it is whole, and stuck jobs."""
+"""Checks the database: its version, schema and integrity, its jobs, workers and clock."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -25,40 +25,27 @@ def check_engine(patient: Patient) -> Iterator[Finding]:
 def check_schema(patient: Patient) -> Iterator[Finding]:
     with patient.database.reading() as session:
         revision = read_revision(session)
-    if is_schema_current(patient):
+    if revision == newest_revision():
         yield Finding("schema", Level.OK, f"at {revision}, the newest")
     elif revision is not None and not is_known_revision(revision):
-        yield Finding(
-            "schema",
-            Level.BAD,
-            f"at {revision}, which is of a newer version of the service than this",
-            advice="Run that version, or restore a backup of this one.",
-        )
+        message = f"at {revision}, from a newer version of the service than this one"
+        advice = "Run that version, or restore a backup of this one."
+        yield Finding("schema", Level.BAD, message, advice=advice)
     else:
-        yield Finding(
-            "schema",
-            Level.WARN,
-            f"at {revision or 'nothing'}, and the newest is {newest_revision()}; the "
-            "checks of rows were left out",
-            advice="Start the service: it brings the database to its version.",
+        message = (
+            f"at {revision or 'nothing'}, and the newest is {newest_revision()}; the checks of "
+            "rows were left out"
         )
-
-
-def is_schema_current(patient: Patient) -> bool:
-    with patient.database.reading() as session:
-        return read_revision(session) == newest_revision()
+        advice = "Start the service: it brings the database to its version."
+        yield Finding("schema", Level.WARN, message, advice=advice)
 
 
 def check_integrity(patient: Patient) -> Iterator[Finding]:
     with patient.database.reading() as session:
         damage = patient.database.backend.find_damage(session)
     if damage:
-        yield Finding(
-            "integrity",
-            Level.BAD,
-            "; ".join(damage),
-            advice="Stop the service, keep a copy of the database's files, and restore a backup.",
-        )
+        advice = "Stop the service, keep a copy of the database's files, and restore a backup."
+        yield Finding("integrity", Level.BAD, "; ".join(damage), advice=advice)
     else:
         yield Finding("integrity", Level.OK, "nothing is damaged, and no reference is broken")
 
@@ -69,21 +56,17 @@ def check_jobs(patient: Patient) -> Iterator[Finding]:
         stuck = inspection.count_expired_leases(session, now=patient.now)
     summary = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
     yield Finding("jobs", Level.OK, summary or "none")
-    if stuck and patient.may_repair:
+    if stuck and not patient.may_repair:
+        message = f"{stuck} running jobs have a worker that gave no sign of life in time"
+        advice = "Start a worker, which puts them back by itself, or run this with --repair."
+        yield Finding("stuck jobs", Level.BAD, message, advice=advice)
+        return
+    repaired = ""
+    if stuck:
         with patient.database.writing() as session:
             rescued = RecoveryRepository(session).rescue_expired(now=patient.now)
-        yield Finding(
-            "stuck jobs", Level.OK, "none any more", repaired=f"{len(rescued)} put back: {rescued}"
-        )
-    elif stuck:
-        yield Finding(
-            "stuck jobs",
-            Level.BAD,
-            f"{stuck} running jobs have a worker that gave no sign of life in time",
-            advice="Start a worker, which puts them back by itself, or run this with --repair.",
-        )
-    else:
-        yield Finding("stuck jobs", Level.OK, "none")
+        repaired = f"{len(rescued)} put back: {rescued}"
+    yield Finding("stuck jobs", Level.OK, "none", repaired=repaired)
 
 
 def check_workers(patient: Patient) -> Iterator[Finding]:
@@ -92,12 +75,8 @@ def check_workers(patient: Patient) -> Iterator[Finding]:
         waiting = inspection.count_jobs(session)[JobStatus.QUEUED]
     alive = [worker for worker in workers if not worker.is_silent(now=patient.now)]
     if waiting and not alive:
-        yield Finding(
-            "workers",
-            Level.WARN,
-            f"none is alive, and {waiting} jobs wait",
-            advice="Start a worker.",
-        )
+        message = f"none is alive, and {waiting} jobs wait"
+        yield Finding("workers", Level.WARN, message, advice="Start a worker.")
     else:
         counts = Counter(worker.state for worker in alive)
         states = ", ".join(f"{count} {state}" for state, count in counts.items())
@@ -110,12 +89,10 @@ def check_clock(patient: Patient) -> Iterator[Finding]:
         ahead = inspection.count_from_the_future(
             session, now=patient.now, tolerance=_CLOCK_TOLERANCE
         )
+    time = f"{patient.now:%Y-%m-%d %H:%M:%S} UTC"
     if ahead:
-        yield Finding(
-            "clock",
-            Level.WARN,
-            f"{ahead} rows were made later than it is now ({patient.now:%Y-%m-%d %H:%M:%S} UTC)",
-            advice="Set the machine's clock; leases and expiry dates depend on it.",
-        )
+        message = f"{ahead} rows were made later than it is now ({time})"
+        advice = "Set the machine's clock; leases and expiry dates depend on it."
+        yield Finding("clock", Level.WARN, message, advice=advice)
     else:
-        yield Finding("clock", Level.OK, f"{patient.now:%Y-%m-%d %H:%M:%S} UTC, after every row")
+        yield Finding("clock", Level.OK, f"{time}, after every row")

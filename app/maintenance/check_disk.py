@@ -38,12 +38,9 @@ def check_ballast(patient: Patient) -> Iterator[Finding]:
     elif patient.may_repair and ballast.make_if_room():
         yield Finding("ballast", Level.OK, f"{size // _MIB} MiB", repaired="made")
     else:
-        yield Finding(
-            "ballast",
-            Level.WARN,
-            "there is none: it was dropped on a full disk, or no worker has started yet",
-            advice="Make room; a worker, or this with --repair, makes it again.",
-        )
+        message = "there is none: it was dropped on a full disk, or no worker has started yet"
+        advice = "Make room; a worker, or this with --repair, makes it again."
+        yield Finding("ballast", Level.WARN, message, advice=advice)
 
 
 def check_file_system(patient: Patient, mounts: Path = _MOUNTS) -> Iterator[Finding]:
@@ -51,12 +48,9 @@ def check_file_system(patient: Patient, mounts: Path = _MOUNTS) -> Iterator[Find
     directory = (database or patient.settings.data_dir / "x").parent.resolve()
     kind = file_system_of(directory, mounts)
     if database is not None and (kind in _SHARED or kind.startswith("fuse")):
-        yield Finding(
-            "file system",
-            Level.WARN,
-            f"{kind} below {directory}: SQLite can lose or corrupt its database there",
-            advice="Move the data directory to a local disk, or use PostgreSQL.",
-        )
+        message = f"{kind} below {directory}: SQLite can lose or corrupt its database there"
+        advice = "Move the data directory to a local disk, or use PostgreSQL."
+        yield Finding("file system", Level.WARN, message, advice=advice)
     else:
         yield Finding("file system", Level.OK, f"{kind} below {directory}")
 
@@ -76,14 +70,10 @@ def file_system_of(directory: Path, mounts: Path = _MOUNTS) -> str:
 
 
 def check_orphans(patient: Patient) -> Iterator[Finding]:
-    things = (patient.database, patient.store, patient.settings)
-    if patient.may_repair:
-        freed = free_orphans(*things)
-        yield Finding("orphans", Level.OK, "none", repaired=f"freed {freed}" if freed else "")
-        return
-    found = find_orphans(*things)
-    if found:
-        advice = "A worker frees them once an hour; so does this with --repair, at once."
-        yield Finding("orphans", Level.WARN, f"left behind: {found}", advice=advice)
+    where = (patient.database, patient.store, patient.settings)
+    orphans = free_orphans(*where) if patient.may_repair else find_orphans(*where)
+    if orphans and not patient.may_repair:
+        advice = "A worker frees them once an hour. This frees them at once, with --repair."
+        yield Finding("orphans", Level.WARN, f"left behind: {orphans}", advice=advice)
     else:
-        yield Finding("orphans", Level.OK, "none")
+        yield Finding("orphans", Level.OK, "none", repaired=f"freed {orphans}" if orphans else "")

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from app.core.clock import utc_now
 from app.core.db import inspection
+from app.core.db.migrate import newest_revision, read_revision
 from app.core.db.session import Database
 from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
@@ -15,7 +16,6 @@ from app.maintenance.check_database import (
     check_jobs,
     check_schema,
     check_workers,
-    is_schema_current,
 )
 from app.maintenance.check_disk import (
     check_ballast,
@@ -33,7 +33,7 @@ _ALWAYS: Sequence[Check] = (
     check_integrity,
     check_schema,
 )
-_OF_ROWS: Sequence[Check] = (
+_ROW_CHECKS: Sequence[Check] = (
     check_jobs,
     check_workers,
     check_clock,
@@ -63,16 +63,17 @@ def examine(settings: Settings, *, is_deep: bool, may_repair: bool) -> Iterator[
         )
         for check in _ALWAYS:
             yield from _make(check, patient)
-        if _has_rows(patient):
-            for check in _OF_ROWS:
+        if _is_schema_current(patient):
+            for check in _ROW_CHECKS:
                 yield from _make(check, patient)
     finally:
         database.dispose()
 
 
-def _has_rows(patient: Patient) -> bool:
+def _is_schema_current(patient: Patient) -> bool:
     try:
-        return is_schema_current(patient)
+        with patient.database.reading() as session:
+            return read_revision(session) == newest_revision()
     except Exception:  # the check of the schema has reported it
         return False
 

@@ -1,6 +1,7 @@
-"""Puts a backup into a data directory: verified first, then prepared beside, then put in place."""
+"""Restores a backup: verifies it, prepares its files beside the old ones, then replaces those."""
 
 import shutil
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from app.core.db import inspection
 from app.core.db.migrate import is_known_revision, upgrade
 from app.core.db.session import Database, kind_of
 from app.core.db.snapshot import release_running
-from app.core.durable import sync
+from app.core.durable import link_or_copy, sync
 from app.core.occupancy import alone
 from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
@@ -23,24 +24,24 @@ from app.maintenance.backup_format import (
     read_record,
     verify,
 )
-from app.maintenance.durable_files import link_or_copy
 
 _SIDE_FILES = ("", "-wal", "-shm", "-journal")
-"""What SQLite keeps of a database, by the ends of their names; all belong together."""
+"""Endings of the files that SQLite keeps for one database. They belong together."""
 
 
+@dataclass
 class Restored:
-    """What was put back."""
+    """What was restored."""
 
-    def __init__(self, record: BackupRecord) -> None:
-        self.record = record
-        self.damaged: set[str] = set()
-        """Keys of blobs that the backup did not have, or not as they were written."""
-        self.put_back: list[str] = []
-        """Ids of jobs that ran when the backup was made, and now wait for a worker."""
-        self.models_to_install: list[str] = []
-        self.replaced: Path | None = None
-        """Where what was there before is kept."""
+    record: BackupRecord
+    damaged: set[str]
+    """Keys of blobs that are missing or changed in the backup."""
+    put_back: list[str] = field(default_factory=list[str])
+    """Ids of jobs that ran when the backup was made, and now wait for a worker."""
+    models_to_install: list[str] = field(default_factory=list[str])
+    """Ids of base models whose weights are not in the backup."""
+    replaced: Path | None = None
+    """Directory that holds what was in the data directory before."""
 
 
 def restore_backup(
@@ -51,29 +52,30 @@ def restore_backup(
     may_link: bool = True,
     accept_damage: bool = False,
 ) -> Restored:
-    """Make the data directory and the database those of the backup in `source`.
+    """Replace the data directory and the database with the backup in `source`.
 
     Args:
-        replace: what is there now is moved aside; a PostgreSQL database is overwritten.
-        may_link: give blobs on the same file system a second name instead of a copy.
-        accept_damage: leave blobs that are damaged in the backup out, instead of refusing it.
+        replace: move the present data aside, and overwrite a PostgreSQL database. Without it, the
+            data directory must be empty.
+        may_link: use a hard link instead of a copy for blobs on the same file system.
+        accept_damage: leave out damaged blobs instead of refusing the backup.
 
     Raises:
-        BackupError: it is damaged, of another kind of database or of a newer version, or there is
-            something in the data directory already.
-        OccupiedError: the service runs.
-        SnapshotError: a dump of PostgreSQL could not be loaded.
+        BackupError: the backup is damaged, is of another kind of database or of a newer version, or
+            the data directory is not empty.
+        OccupiedError: the service is running.
+        SnapshotError: PostgreSQL could not load the dump.
     """
     source = source.absolute()
-    restored = Restored(read_record(source))
-    _check_fit(restored.record, settings)
-    restored.damaged = verify(source, accept_damage=accept_damage)
+    record = read_record(source)
+    _check_fit(record, settings)
+    restored = Restored(record, verify(source, accept_damage=accept_damage))
     with alone(settings):
         database = Database(settings.resolved_database_url)
         try:
             if not replace:
                 _require_empty(settings, database)
-            _put_in_place(settings, database, source, restored, may_link=may_link)
+            _Restore(settings, source, restored, utc_now(), may_link=may_link).run(database)
         finally:
             database.dispose()
     return restored
@@ -83,8 +85,8 @@ def _check_fit(record: BackupRecord, settings: Settings) -> None:
     kind = kind_of(settings.resolved_database_url)
     if record.database != kind:
         raise BackupError(
-            f"The backup is of a {record.database} database, and TUNERY_DATABASE_URL names one of "
-            f"{kind}."
+            f"The backup contains a {record.database} database, and TUNERY_DATABASE_URL names a "
+            f"{kind} database."
         )
     if not is_known_revision(record.revision):
         raise BackupError(
@@ -107,56 +109,97 @@ def _has_blobs(settings: Settings) -> bool:
     return next(LocalBlobStore(settings.blobs_dir).list_all(), None) is not None
 
 
-def _put_in_place(
-    settings: Settings,
-    database: Database,
-    source: Path,
-    restored: Restored,
-    *,
-    may_link: bool,
-) -> None:
-    now = utc_now()
-    replaced = settings.data_dir / f"before-restore-{now:%Y%m%dT%H%M%S%f}"
-    blobs = settings.data_dir / "blobs.restoring"
-    shutil.rmtree(blobs, ignore_errors=True)  # of a try that was broken off
-    _copy_blobs(source, blobs, restored.damaged, may_link=may_link)
-    file = database.backend.file
-    dump = source / restored.record.database_name
-    if file is None:
-        database.backend.load_dump(dump, replace=inspection.has_tables(database))
-        restored.put_back = _bring_up_to_date(database, now)
-    else:
+@dataclass
+class _Restore:
+    """One restore into the data directory of `settings`."""
+
+    settings: Settings
+    source: Path
+    restored: Restored
+    now: datetime
+    may_link: bool
+
+    def __post_init__(self) -> None:
+        self._data_dir = self.settings.data_dir
+        self._replaced = self._data_dir / f"before-restore-{self.now:%Y%m%dT%H%M%S%f}"
+
+    def run(self, database: Database) -> None:
+        blobs = self._data_dir / "blobs.restoring"
+        shutil.rmtree(blobs, ignore_errors=True)  # from an interrupted restore
+        self._copy_blobs(LocalBlobStore(blobs))
+        self.restored.put_back = self._restore_database(database)
+        if _has_blobs(self.settings):
+            self._move_aside(self.settings.blobs_dir)
+        shutil.rmtree(self.settings.blobs_dir, ignore_errors=True)
+        blobs.rename(self.settings.blobs_dir)
+        if CATALOGUE_NAME in self.restored.record.files:
+            catalogue = self._data_dir / CATALOGUE_NAME
+            self._move_aside(catalogue)
+            link_or_copy(self.source / CATALOGUE_NAME, catalogue, may_link=False)
+        self._restore_models()
+        sync(self._data_dir)
+        self.restored.replaced = self._replaced if self._replaced.exists() else None
+
+    def _copy_blobs(self, store: LocalBlobStore) -> None:
+        for blob in iterate_blobs(self.source):
+            if blob.key not in self.restored.damaged:
+                scratch = store.scratch_file()
+                original = path_in(self.source / backup_format.BLOBS_NAME, blob.key)
+                link_or_copy(original, scratch, may_link=self.may_link)
+                store.put(blob.key, scratch)
+
+    def _restore_database(self, database: Database) -> list[str]:
+        """Replace the database. Returns the ids of the jobs that were put back into the queue."""
+        dump = self.source / self.restored.record.database_name
+        file = database.backend.file
+        if file is None:
+            database.backend.load_dump(dump, replace=inspection.has_tables(database))
+            return _bring_up_to_date(database, self.now)
         fresh = file.with_name(f"{file.name}.restoring")
-        restored.put_back = _prepare_sqlite(dump, fresh, now)
-        _move_aside([file.with_name(file.name + end) for end in _SIDE_FILES], replaced)
+        put_back = _prepare_sqlite(dump, fresh, self.now)
+        for end in _SIDE_FILES:
+            self._move_aside(file.with_name(file.name + end))
         fresh.rename(file)
         sync(file.parent)
-    if _has_blobs(settings):
-        _move_aside([settings.blobs_dir], replaced)
-    shutil.rmtree(settings.blobs_dir, ignore_errors=True)
-    blobs.rename(settings.blobs_dir)
-    if CATALOGUE_NAME in restored.record.files:
-        own = settings.data_dir / CATALOGUE_NAME
-        _move_aside([own], replaced)
-        link_or_copy(source / CATALOGUE_NAME, own, may_link=False)
-    _restore_models(settings, source, restored, may_link=may_link)
-    sync(settings.data_dir)
-    restored.replaced = replaced if replaced.exists() else None
+        return put_back
 
+    def _restore_models(self) -> None:
+        """Restore base models whose weights are in the backup, and list the others."""
+        for record in self.restored.record.files:
+            if not Path(record).match(f"models/*/{RECORD_NAME}"):
+                continue
+            model_id = Path(record).parts[1]
+            directory = self._data_dir / "models" / model_id
+            files = [
+                name
+                for name in self.restored.record.files
+                if Path(name).match(f"models/{model_id}/*")
+            ]
+            if (directory / RECORD_NAME).exists():
+                continue
+            if files == [record]:
+                self.restored.models_to_install.append(model_id)
+            else:
+                self._restore_model(directory, files)
 
-def _copy_blobs(source: Path, target: Path, damaged: set[str], *, may_link: bool) -> None:
-    store = LocalBlobStore(target)
-    for blob in iterate_blobs(source):
-        if blob.key in damaged:
-            continue
-        scratch = store.scratch_file()
-        original = path_in(source / backup_format.BLOBS_NAME, blob.key)
-        link_or_copy(original, scratch, may_link=may_link)
-        store.put(blob.key, scratch)
+    def _restore_model(self, directory: Path, files: list[str]) -> None:
+        unfinished = directory.with_name(f".{directory.name}.restoring")
+        shutil.rmtree(unfinished, ignore_errors=True)  # from an interrupted restore
+        for name in files:
+            target = unfinished / Path(name).name
+            link_or_copy(path_in(self.source, name), target, may_link=self.may_link)
+        sync(unfinished)
+        unfinished.rename(directory)
+        sync(directory.parent)
+
+    def _move_aside(self, path: Path) -> None:
+        if path.exists():
+            self._replaced.mkdir(exist_ok=True)
+            shutil.move(path, self._replaced / path.name)  # the database may be on another disk
 
 
 def _prepare_sqlite(dump: Path, fresh: Path, now: datetime) -> list[str]:
-    """Make `fresh` a database on which the service can be started; it has no side files after."""
+    """Make `fresh` a database that the service can start on, in one file without side files."""
     for end in _SIDE_FILES:
         fresh.with_name(fresh.name + end).unlink(missing_ok=True)
     link_or_copy(dump, fresh, may_link=False)
@@ -177,39 +220,3 @@ def _bring_up_to_date(database: Database, now: datetime) -> list[str]:
     upgrade(database)
     with database.writing() as session:
         return release_running(session, now=now)
-
-
-def _restore_models(
-    settings: Settings, source: Path, restored: Restored, *, may_link: bool
-) -> None:
-    """Install the weights that came along; name the base models that have to be fetched again."""
-    files = restored.record.files
-    models = {Path(name).parts[1] for name in files if Path(name).match(f"models/*/{RECORD_NAME}")}
-    for model_id in sorted(models):
-        if (settings.data_dir / "models" / model_id / RECORD_NAME).exists():
-            continue
-        names = [name for name in files if Path(name).match(f"models/{model_id}/*")]
-        if names == [f"models/{model_id}/{RECORD_NAME}"]:
-            restored.models_to_install.append(model_id)
-        else:
-            _restore_model(settings, source, model_id, names, may_link=may_link)
-
-
-def _restore_model(
-    settings: Settings, source: Path, model_id: str, names: list[str], *, may_link: bool
-) -> None:
-    directory = settings.data_dir / "models" / model_id
-    partial = directory.with_name(f".{model_id}.restoring")
-    shutil.rmtree(partial, ignore_errors=True)  # of a try that was broken off
-    for name in names:
-        link_or_copy(path_in(source, name), partial / Path(name).name, may_link=may_link)
-    sync(partial)
-    partial.rename(directory)
-    sync(directory.parent)
-
-
-def _move_aside(paths: list[Path], replaced: Path) -> None:
-    for path in paths:
-        if path.exists():
-            replaced.mkdir(exist_ok=True)
-            shutil.move(path, replaced / path.name)  # the database may be on another disk

@@ -2,7 +2,6 @@
 
 from typing import Literal
 
-from app.core.db.tables import File
 from app.schemas.bodies import ItemRead, ResponseBody, UnixTime
 
 EXPIRES_AFTER_S = range(3600, 2_592_000 + 1)
@@ -26,10 +25,6 @@ class FileRead(ItemRead):
     """Format of a dataset. Null for a file that a job made."""
     examples: int | None
     """Number of examples in a dataset. Null for a file that a job made."""
-
-    @classmethod
-    def of(cls, file: File) -> "FileRead":
-        return cls.model_validate(file)
 
 
 class FileDeleted(ResponseBody):

@@ -13,23 +13,12 @@ from pydantic import AliasChoices, BaseModel, BeforeValidator, Field, create_mod
 from app.core.job.training_config import LoraShape, TrainingConfig
 from app.schemas.bodies import RequestBody
 
+_RENAMED = {"epochs": "n_epochs", "max_sequence_tokens": "context_length"}
 WIRE_NAMES = MappingProxyType(
     {
-        "n_epochs": "epochs",
-        "batch_size": "batch_size",
-        "learning_rate": "learning_rate",
-        "lr_scheduler": "lr_scheduler",
-        "warmup_ratio": "warmup_ratio",
-        "weight_decay": "weight_decay",
-        "max_grad_norm": "max_grad_norm",
-        "max_steps": "max_steps",
-        "context_length": "max_sequence_tokens",
-        "overlong_row_behavior": "overlong_row_behavior",
-        "train_on_inputs": "train_on_inputs",
-        "logging_steps": "logging_steps",
-        "checkpoint_steps": "checkpoint_steps",
-        "n_evals": "n_evals",
-        "early_stopping_patience": "early_stopping_patience",
+        _RENAMED.get(name, name): name
+        for name in TrainingConfig.model_fields
+        if name not in ("lora", "seed")
     }
 )
 """Field of `TrainingConfig` by its name on the wire."""

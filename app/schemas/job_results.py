@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from app.core.db.tables import Checkpoint, Event, Job
+from app.core.db.tables import Checkpoint, Job
 from app.core.job.loss_log import StepMetrics
 from app.schemas.bodies import ItemRead, ResponseBody, UnixTime
 
@@ -14,10 +14,6 @@ class EventRead(ItemRead):
     message: str
     type: Literal["message", "metrics"]
     data: dict[str, Any] | None
-
-    @classmethod
-    def of(cls, event: Event) -> "EventRead":
-        return cls.model_validate(event)
 
 
 class CheckpointMetricsRead(ResponseBody):

@@ -67,7 +67,6 @@ class ModelRead(ResponseBody):
         name: str,
         base_model: str,
         checkpoint: Checkpoint,
-        *,
         created_at: datetime,
         organization: str,
     ) -> "ModelRead":

@@ -50,10 +50,6 @@ class UploadPartRead(ResponseBody):
     bytes: int
     sha256: str
 
-    @classmethod
-    def of(cls, part: UploadPart) -> "UploadPartRead":
-        return cls.model_validate(part)
-
 
 class UploadRead(ResponseBody):
     id: str
@@ -85,7 +81,7 @@ class UploadRead(ResponseBody):
                 "expires_at": upload.expires_at,
                 "filename": upload.filename,
                 "status": status,
-                "file": file and FileRead.of(file),
-                "parts": [UploadPartRead.of(part) for part in parts],
+                "file": file and FileRead.model_validate(file),
+                "parts": [UploadPartRead.model_validate(part) for part in parts],
             }
         )

@@ -8,7 +8,7 @@ from app.core.db.session import Session
 from app.core.db.tables import File
 from app.core.errors import InvalidFileError, InvalidRequestError, StateConflictError
 from app.core.ids import IdPrefix, new_id
-from app.core.storage.blob_store import BlobStore
+from app.core.storage.blob_store import BlobStore, stored
 from app.schemas.files import EXPIRES_AFTER_S
 from app.services.received_files import ReceivedFile
 
@@ -22,9 +22,6 @@ def create_file(
 ) -> File:
     """Publish an uploaded dataset.
 
-    Its bytes are in the store before its row exists. A crash in between leaves bytes that no row
-    names, never a row without bytes.
-
     Raises:
         InvalidRequestError: a field of the form is missing or not allowed.
         InvalidFileError: the file is not a dataset; the error lists the problems.
@@ -33,12 +30,8 @@ def create_file(
     expires_at = _expiry(received.fields, now=now)
     check_content(received)
     file = build_file(received, now=now, expires_at=expires_at)
-    store.put(file.blob_key, received.path)
-    try:
+    with stored(store, file.blob_key, received.path):
         FileRepository(session).add(file)
-    except Exception:  # such as a busy database
-        store.delete(file.blob_key)
-        raise
     return file
 
 

@@ -32,32 +32,25 @@ class RequestOrigin:
     """How long the client waits for an answer before it sends the request again."""
 
 
+@dataclass
 class IdempotentRequest:
     """A request that makes at most one job, however often it is sent.
 
     Two requests are the same if they have the same key. Without a key, they are the same if the
     same sender asks for the same thing and the client says that it is retrying.
-
-    Args:
-        content: what the request asks for, as JSON in one form for every way to write it.
-        now: when the request came in, before it waited for anything.
     """
 
-    def __init__(
-        self,
-        session: Session,
-        origin: RequestOrigin,
-        route: Route,
-        content: Mapping[str, Any],
-        *,
-        now: datetime,
-    ) -> None:
-        self._session = session
-        self._records = IdempotencyRepository(session)
-        self._origin = origin
-        self._route: Route = route
-        self._fingerprint = _fingerprint(origin, content)
-        self._now = now
+    session: Session
+    origin: RequestOrigin
+    route: Route
+    content: Mapping[str, Any]
+    """What the request asks for, as JSON in one form for every way to write it."""
+    now: datetime
+    """When the request came in, before it waited for anything."""
+
+    def __post_init__(self) -> None:
+        self._records = IdempotencyRepository(self.session)
+        self._fingerprint = _fingerprint(self.origin, self.content)
 
     def find_job(self) -> Job | None:
         """The job that this request made when it was sent before.
@@ -67,35 +60,35 @@ class IdempotentRequest:
         Raises:
             InvalidRequestError: the key belongs to another request.
         """
-        self._records.lock(self._route, self._origin.key or self._fingerprint)
+        self._records.lock(self.route, self.origin.key or self._fingerprint)
         record = self._find_record()
-        return None if record is None else JobRepository(self._session).get(record.job_id)
+        return None if record is None else JobRepository(self.session).get(record.job_id)
 
     def remember(self, job: Job) -> None:
         """Record that this request made the job."""
         self._records.add(
             job,
-            self._route,
-            key=self._origin.key,
+            self.route,
+            key=self.origin.key,
             fingerprint=self._fingerprint,
-            now=self._now,
-            by_retry=self._origin.key is None and self._origin.retry_count > 0,
+            now=self.now,
+            by_retry=self.origin.key is None and self.origin.retry_count > 0,
         )
 
     def _find_record(self) -> IdempotencyRecord | None:
-        origin, now = self._origin, self._now
+        origin, now = self.origin, self.now
         if origin.key is not None:
             return self._find_by_key(origin.key)
         if origin.retry_count:
             # Each earlier try may have taken as long as the client waits for an answer.
             window = min(origin.timeout * origin.retry_count + _GRACE, KEPT_FOR)
-            return self._records.find_recent(self._route, self._fingerprint, since=now - window)
+            return self._records.find_recent(self.route, self._fingerprint, since=now - window)
         # The client may have given up while this first try waited for the database, and its retry
         # may have been served before it.
-        return self._records.find_recent(self._route, self._fingerprint, since=now, by_retry=True)
+        return self._records.find_recent(self.route, self._fingerprint, since=now, by_retry=True)
 
     def _find_by_key(self, key: str) -> IdempotencyRecord | None:
-        record = self._records.find_by_key(self._route, key)
+        record = self._records.find_by_key(self.route, key)
         if record is not None and record.fingerprint != self._fingerprint:
             raise InvalidRequestError(
                 f"The Idempotency-Key {key[:80]!r} was already used with another body, which made "

@@ -37,7 +37,7 @@ def resolve_config(
     values["seed"] = secrets.randbelow(2**31) if seed is None else seed
     try:
         config = TrainingConfig(lora=LoraShape(**lora), **values)
-    except ValidationError as error:  # of a computed value: the request itself is valid
+    except ValidationError as error:  # a computed value is invalid; the request itself is valid
         first = error.errors()[0]
         name = str(first["loc"][-1])
         raise _bad_value(name, f"'{name}' becomes {first['input']:g}. {first['msg']}.") from error

@@ -14,11 +14,9 @@ _CHECKPOINT_NAME = re.compile(r"(ft:.+):ckpt-step-([1-9]\d{0,8})", re.ASCII)
 
 def list_models(session: Session, catalogue: Catalogue, organization: str) -> list[ModelRead]:
     """The installed base models, then the tuned models, newest first."""
-    installed = ((entry, catalogue.find_installed(entry.id)) for entry in catalogue.entries)
-    base = [ModelRead.of_base(entry, model) for entry, model in installed if model is not None]
-    return base + [
-        _tuned(model, organization) for model in TunedModelRepository(session).list_all()
-    ]
+    base = [ModelRead.of_base(entry, model) for entry, model in catalogue.list_installed()]
+    tuned = TunedModelRepository(session).list_all()
+    return base + [_tuned(model, organization) for model in tuned]
 
 
 def get_model(session: Session, catalogue: Catalogue, organization: str, name: str) -> ModelRead:
@@ -34,13 +32,8 @@ def get_model(session: Session, catalogue: Catalogue, organization: str, name: s
     named = _find_checkpoint(session, name)
     if named is not None:
         checkpoint, job = named
-        return ModelRead.of_tuned(
-            name,
-            job.base_model,
-            checkpoint,
-            created_at=checkpoint.created_at,
-            organization=organization,
-        )
+        created_at = checkpoint.created_at
+        return ModelRead.of_tuned(name, job.base_model, checkpoint, created_at, organization)
     return _tuned(TunedModelRepository(session).get(name), organization)
 
 
@@ -79,11 +72,7 @@ def delete_model(session: Session, catalogue: Catalogue, name: str) -> list[str]
 
 def _tuned(model: TunedModel, organization: str) -> ModelRead:
     return ModelRead.of_tuned(
-        model.id,
-        model.base_model,
-        model.checkpoint,
-        created_at=model.created_at,
-        organization=organization,
+        model.id, model.base_model, model.checkpoint, model.created_at, organization
     )
 
 

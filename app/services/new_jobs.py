@@ -1,7 +1,7 @@
 """Creates jobs: from a request, or as a rerun of another job. The caller owns the transaction."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -26,7 +26,7 @@ from app.services.job_settings import (
     refuse_without_validation,
     resolve_config,
 )
-from app.services.saved_states import hand_over_saved_state, take_saved_state
+from app.services.jobs import hand_over_saved_state, take_saved_state
 
 _SUSPICIOUS_MULTIPLIER = 1e-2
 """A smaller multiplier is probably a learning rate in the wrong field, so the job warns."""
@@ -57,15 +57,13 @@ def create_job_once(
         NotFoundError: as `create_job`.
         StorageFullError: the disk has no room for a new job.
     """
+
+    def create() -> Job:
+        organization = settings.organization
+        return create_job(session, request, catalogue=catalogue, organization=organization, now=now)
+
     once = IdempotentRequest(session, origin, "create", request.content(), now=now)
-    earlier = once.find_job()
-    if earlier is not None:
-        return NewJob(earlier, is_replay=True)
-    require_room(settings)
-    organization = settings.organization
-    job = create_job(session, request, catalogue=catalogue, organization=organization, now=now)
-    once.remember(job)
-    return NewJob(job, is_replay=False)
+    return _make_once(once, create, settings)
 
 
 def rerun_job_once(
@@ -86,19 +84,27 @@ def rerun_job_once(
         StateConflictError: as `rerun_job`.
         StorageFullError: the disk has no room for a new job.
     """
+
+    def rerun() -> Job:
+        return rerun_job(
+            session,
+            job_id,
+            catalogue=catalogue,
+            organization=settings.organization,
+            held_for=timedelta(seconds=settings.held_state_s) if request.from_ else None,
+            now=now,
+        )
+
     once = IdempotentRequest(session, origin, "rerun", request.content(job_id), now=now)
+    return _make_once(once, rerun, settings)
+
+
+def _make_once(once: IdempotentRequest, make: Callable[[], Job], settings: Settings) -> NewJob:
     earlier = once.find_job()
     if earlier is not None:
         return NewJob(earlier, is_replay=True)
     require_room(settings)
-    job = rerun_job(
-        session,
-        job_id,
-        catalogue=catalogue,
-        organization=settings.organization,
-        held_for=timedelta(seconds=settings.held_state_s) if request.from_ else None,
-        now=now,
-    )
+    job = make()
     once.remember(job)
     return NewJob(job, is_replay=False)
 
@@ -119,8 +125,7 @@ def create_job(
         NotFoundError: a file does not exist.
     """
     entry, installed = _find_installed(catalogue, request.model)
-    named = {"training_file": request.training_file, "validation_file": request.validation_file}
-    _check_files(session, named, entry, now=now)
+    _check_files(session, request.training_file, request.validation_file, entry, now=now)
     given = request.given_hyperparameters()
     config = resolve_config(given, entry, seed=request.seed)
     if request.validation_file is None:
@@ -176,12 +181,9 @@ def rerun_job(
             code="base_model_changed",
             param="model",
         )
-    named = {
-        "training_file": original.training_file_id,
-        "validation_file": original.validation_file_id,
-    }
     progress = None if held_for is None else take_saved_state(session, original, held_for, now=now)
-    _check_files(session, named, entry, now=None if progress else now)
+    files = (original.training_file_id, original.validation_file_id)
+    _check_files(session, *files, entry, now=None if progress else now)
     check_limits(TrainingConfig.model_validate(original.config), entry)
     job = _add_job(
         session,
@@ -224,8 +226,7 @@ def _find_installed(catalogue: Catalogue, name: str) -> tuple[CatalogueEntry, In
     if entry is not None and installed is not None:
         return entry, installed
     if entry is None:
-        ids = (each.id for each in catalogue.entries if catalogue.find_installed(each.id))
-        known = ", ".join(ids) or "none"
+        known = ", ".join(each.id for each, _ in catalogue.list_installed()) or "none"
         message = f"There is no base model {name[:100]!r}. Installed: {known}."
     else:
         message = (
@@ -236,7 +237,8 @@ def _find_installed(catalogue: Catalogue, name: str) -> tuple[CatalogueEntry, In
 
 def _check_files(
     session: Session,
-    named: Mapping[str, str | None],
+    training_file: str,
+    validation_file: str | None,
     entry: CatalogueEntry,
     *,
     now: datetime | None,
@@ -244,18 +246,20 @@ def _check_files(
     """Check the files, and lock them until the job that uses them is committed.
 
     Args:
-        named: ids of files by the field that names them.
         now: files that have expired by then do not exist; None ignores expiry.
     """
-    files = FileRepository(session)
-    if named["training_file"] == named["validation_file"]:
+    if training_file == validation_file:
         raise InvalidRequestError(
             "The validation file must be another file than the training file.",
             param="validation_file",
         )
-    for param, file_id in named.items():
+    for param, file_id in (
+        ("training_file", training_file),
+        ("validation_file", validation_file),
+    ):
         if file_id is not None:
-            _check_file(files.get_to_use(file_id, now=now, param=param), entry, param)
+            file = FileRepository(session).get_to_use(file_id, now=now, param=param)
+            _check_file(file, entry, param)
 
 
 def _check_file(file: File, entry: CatalogueEntry, param: str) -> None:

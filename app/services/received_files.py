@@ -118,8 +118,7 @@ def scratch_file(store: BlobStore) -> Generator[Path]:
     try:
         yield scratch
     finally:
-        with contextlib.suppress(FileNotFoundError):
-            scratch.unlink()
+        scratch.unlink(missing_ok=True)
 
 
 def assemble(

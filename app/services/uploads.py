@@ -21,7 +21,7 @@ from app.core.errors import (
 )
 from app.core.ids import IdPrefix, new_id
 from app.core.settings import Settings
-from app.core.storage.blob_store import BlobStore
+from app.core.storage.blob_store import BlobStore, stored
 from app.schemas.uploads import MAX_PARTS, UploadCreate, UploadRead, UploadStatus
 from app.services.files import build_file, check_purpose, plain_name
 from app.services.received_files import Assembly, ReceivedFile
@@ -132,12 +132,8 @@ def add_part(
         blob_key=f"uploads/{part_id}",
         created_at=now,
     )
-    store.put(part.blob_key, received.path)
-    try:
+    with stored(store, part.blob_key, received.path):
         added = _add_row(session, part, max_bytes=max_bytes, max_parts=max_parts, now=now)
-    except Exception:
-        store.delete(part.blob_key)
-        raise
     if added is not part:
         store.delete(part.blob_key)
     return added
@@ -226,20 +222,15 @@ def finish_completion(
     after_s = plan.file_expires_after_s
     expires_at = None if after_s is None else now + timedelta(seconds=after_s)
     file = build_file(received, now=now, expires_at=expires_at)
-    store.put(file.blob_key, received.path)
-    try:
+    with stored(store, file.blob_key, received.path):
         uploads = UploadRepository(session)
         upload = uploads.get_to_change(plan.upload_id)
         if upload.part_ids == plan.part_ids:
-            store.delete(file.blob_key)
-            return []
+            return [file.blob_key]
         require_pending(upload, now=now)
         FileRepository(session).add(file)
         upload.part_ids, upload.file_id = plan.part_ids, file.id
         return uploads.end(upload, "completed")
-    except Exception:
-        store.delete(file.blob_key)
-        raise
 
 
 def cancel_upload(session: Session, upload_id: str, *, now: datetime) -> list[str]:

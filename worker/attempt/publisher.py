@@ -15,12 +15,12 @@ from app.core.db.repositories.saved_states import SavedStateRepository
 from app.core.db.repositories.transitions import settle
 from app.core.db.session import Session
 from app.core.db.tables import Checkpoint, TunedModel
-from app.core.deletion import delete_bytes, delete_with_bytes
 from app.core.ids import IdPrefix, new_id
 from app.core.job import loss_log
 from app.core.job.status import JobStatus
 from app.core.job.training_events import Checkpointed, Finished, Saved, Unresumable
 from app.core.manifest import MANIFEST_NAME
+from app.core.storage.blob_store import delete_blobs
 from worker.attempt.lease_keeper import LeaseKeeper
 from worker.attempt.resources import Resources
 from worker.job_directory import JobDirectory, StoredFile, as_file
@@ -57,7 +57,7 @@ class Publisher:
             unused = self._add_checkpoint(session, event.step, checkpoint)
             return unused + (self._add_state(session, event.step, state) if state else [])
 
-        delete_with_bytes(self._store, self._keeper.transact, publish)
+        delete_blobs(self._store, self._keeper.transact(publish))
         if event.state:
             self._job_directory.drop_directory(event.state)
 
@@ -68,11 +68,8 @@ class Publisher:
             ManifestError: the files are not what the manifest says.
         """
         state = self._store_directory(event.directory)
-        delete_with_bytes(
-            self._store,
-            self._keeper.transact,
-            lambda session: self._add_state(session, event.step, state),
-        )
+        unused = self._keeper.transact(lambda session: self._add_state(session, event.step, state))
+        delete_blobs(self._store, unused)
         self._job_directory.drop_directory(event.directory)
 
     def publish_result(self, end: Finished) -> None:
@@ -87,7 +84,7 @@ class Publisher:
         text = "".join(loss_log.csv_lines(log))
         result = self._job_directory.store_text(self._store, RESULT_NAME, text)
         if not self._keeper.transact(lambda session: self._succeed(session, end, result)):
-            delete_bytes(self._store, [result.blob_key])
+            delete_blobs(self._store, [result.blob_key])
 
     def drop_state(self, end: Unresumable) -> None:
         """Delete a state that cannot be resumed, and queue the job again."""
@@ -101,7 +98,7 @@ class Publisher:
             RecoveryRepository(session).release(self._lease, why, now=now)
             return freed
 
-        delete_with_bytes(self._store, self._keeper.transact, drop)
+        delete_blobs(self._store, self._keeper.transact(drop))
 
     def _store_directory(self, name: str) -> list[StoredFile]:
         return self._job_directory.store_directory(self._store, name)

@@ -44,12 +44,12 @@ async def create_file(request: Request, resources: ResourcesDep, now: Now) -> Fi
         noun="file",
         max_bytes=resources.settings.max_upload_bytes,
         advice="Split it, or raise TUNERY_MAX_UPLOAD_BYTES.",
-        is_data_set=True,
+        is_dataset=True,
     )
 
     def act(session: Session, received: ReceivedFile) -> FileRead:
         file = file_service.create_file(session, resources.store, received, now=now)
-        return FileRead.of(file)
+        return FileRead.model_validate(file)
 
     return await receive_and_write(request, field, resources, act)
 
@@ -83,13 +83,13 @@ def list_files(
             now=now, after=after, limit=limit, order=order, purpose=purpose, checkpoint=checkpoint
         )
     )
-    return PageRead[FileRead].of(page, FileRead.of)
+    return PageRead[FileRead].of(page, FileRead.model_validate)
 
 
 @router.get("/{file_id}")
 def get_file(file_id: str, resources: ResourcesDep, now: Now) -> FileRead:
     """Get what is known about a file, without its bytes."""
-    return FileRead.of(
+    return FileRead.model_validate(
         resources.read(lambda session: FileRepository(session).get(file_id, now=now))
     )
 

@@ -2,12 +2,11 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 
-from app.api.deps import LIMIT, Cursor, Now, Resources, ResourcesDep, as_json
-from app.api.idempotency import REPLAYED_HEADER, OriginDep, mark_replay
+from app.api.deps import LIMIT, Cursor, Now, OriginDep, Resources, ResourcesDep, as_json
 from app.api.requests import StrictJsonRoute
 from app.core.db.session import Session
 from app.core.db.tables import Job
@@ -21,8 +20,21 @@ from app.services.new_jobs import NewJob
 
 router = APIRouter(prefix="/fine_tuning/jobs", tags=["fine-tuning"], route_class=StrictJsonRoute)
 
+_REPLAYED = "idempotent-replayed"
+_REPLAYED_HEADER: dict[int | str, dict[str, Any]] = {
+    200: {
+        "headers": {
+            _REPLAYED: {
+                "description": "`true` if an earlier sending of this request made the job. "
+                "Otherwise the header is absent.",
+                "schema": {"type": "string", "const": "true"},
+            }
+        }
+    }
+}
 
-@router.post("", responses=REPLAYED_HEADER)
+
+@router.post("", responses=_REPLAYED_HEADER)
 def create_job(
     body: JobCreate, response: Response, origin: OriginDep, resources: ResourcesDep, now: Now
 ) -> JobRead:
@@ -96,7 +108,7 @@ def resume_job(job_id: str, resources: ResourcesDep, now: Now) -> JobRead:
     return _change(resume, resources)
 
 
-@router.post("/{job_id}/rerun", responses=REPLAYED_HEADER)
+@router.post("/{job_id}/rerun", responses=_REPLAYED_HEADER)
 def rerun_job(
     job_id: str,
     response: Response,
@@ -135,7 +147,8 @@ def delete_job(job_id: str, resources: ResourcesDep) -> JobDeleted:
 def _make(make: Callable[..., NewJob], response: Response, resources: Resources) -> JobRead:
     def act(session: Session) -> JobRead:
         new_job = make(session, catalogue=resources.catalogue, settings=resources.settings)
-        mark_replay(response, new_job)
+        if new_job.is_replay:
+            response.headers[_REPLAYED] = "true"
         return job_service.read_job(session, new_job.job, resources.settings)
 
     return resources.write(act)

@@ -37,7 +37,7 @@ def list_events(
     def act(session: Session) -> PageRead[EventRead]:
         JobRepository(session).require(job_id)
         page = EventRepository(session).list_page(job_id, after=after, limit=limit)
-        return PageRead[EventRead].of(page, EventRead.of)
+        return PageRead[EventRead].of(page, EventRead.model_validate)
 
     return as_json(resources.read(act))
 

@@ -10,8 +10,8 @@ from app.api.multipart import FileField, form_of, receive_and_write
 from app.api.requests import StrictJsonRoute
 from app.core.db.repositories.uploads import UploadRepository
 from app.core.db.session import Session
-from app.core.deletion import delete_with_bytes
 from app.core.errors import BlobNotFoundError
+from app.core.storage.blob_store import delete_blobs
 from app.schemas.uploads import UploadComplete, UploadCreate, UploadPartRead, UploadRead
 from app.services import uploads as upload_service
 from app.services.files import check_content
@@ -32,7 +32,7 @@ _PART = FileField(
     noun="part",
     max_bytes=upload_service.MAX_PART_BYTES,
     advice="Send smaller parts.",
-    is_data_set=False,
+    is_dataset=False,
 )
 _PART_FORM = form_of(
     {"data": {"type": "string", "contentMediaType": "application/octet-stream"}}, required=["data"]
@@ -71,7 +71,7 @@ async def create_part(
         part = upload_service.add_part(
             session, resources.store, upload_id, received, max_bytes=max_bytes, now=now
         )
-        return UploadPartRead.of(part)
+        return UploadPartRead.model_validate(part)
 
     await to_thread.run_sync(resources.read, require_pending)  # before a byte of the part is read
     return await receive_and_write(request, _PART, resources, act)
@@ -105,13 +105,12 @@ def _complete(resources: Resources, assembly: Assembly, md5: str | None, now: da
     with scratch_file(store) as scratch:
         received = assemble(store, assembly, scratch, md5=md5, require_room=resources.require_room)
         check_content(received)
-        delete_with_bytes(
-            store,
-            resources.write,
+        parts = resources.write(
             lambda session: upload_service.finish_completion(
                 session, store, assembly, received, now=now
-            ),
+            )
         )
+        delete_blobs(store, parts)
 
 
 @router.post("/{upload_id}/cancel")

@@ -104,22 +104,22 @@ def parse_line(line: bytes) -> tuple[DatasetFormat, Example]:
 
 
 def _format_of(row: Mapping[str, Any]) -> DatasetFormat:
-    found = [format_ for format_, keys in _KEYS.items() if keys & row.keys()]
-    if not found:
+    formats = [format_ for format_, keys in _KEYS.items() if keys & row.keys()]
+    if not formats:
         keys = ", ".join(repr(key[:40]) for key in list(row)[:5]) or "none"
         raise LineError(
             "unknown_format",
             "This line needs the key 'messages', or 'prompt' and 'completion', or 'text'. "
             f"Its keys are: {keys}.",
         )
-    if len(found) > 1:
-        names = " and ".join(found)
+    if len(formats) > 1:
+        names = " and ".join(formats)
         raise LineError("unknown_format", f"This line mixes the formats {names}. Keep one of them.")
-    return found[0]
+    return formats[0]
 
 
 def _unknown_fields(
-    found: Mapping[str, Any], known: set[str], what: str, path: str = ""
+    fields: Mapping[str, Any], known: set[str], what: str, path: str = ""
 ) -> list[LineError]:
     return [
         LineError(
@@ -127,7 +127,7 @@ def _unknown_fields(
             f"{name[:80]!r} is not a field of {what}. Remove it.",
             f"{path}{name[:80]}",
         )
-        for name in sorted(found.keys() - known)
+        for name in sorted(fields.keys() - known)
     ]
 
 
@@ -167,18 +167,12 @@ def _chat(row: Mapping[str, Any]) -> ChatExample:
         raise LineError("wrong_type", "'tools' must be a list of objects.", "tools")
     parsed = _all_messages(messages)
     if not any(message["role"] == "assistant" for message, _ in parsed):
-        raise LineError(
-            "no_assistant_message",
-            "No message is an assistant's, so there is nothing to learn. Add an answer.",
-            "messages",
-        )
+        problem = "No message is an assistant's, so there is nothing to learn. Add an answer."
+        raise LineError("no_assistant_message", problem, "messages")
     is_learned = [learned for _, learned in parsed]
     if not any(is_learned):
-        raise LineError(
-            "no_trainable_tokens",
-            "Every answer has weight 0, so there is nothing to learn. Set one to 1.",
-            "messages",
-        )
+        problem = "Every answer has weight 0, so there is nothing to learn. Set one to 1."
+        raise LineError("no_trainable_tokens", problem, "messages")
     return ChatExample([message for message, _ in parsed], is_learned, tools or None)
 
 
@@ -238,11 +232,8 @@ def _content(message: Mapping[str, Any], path: str) -> str:
     content = message.get("content")
     calls = message.get("tool_calls")
     if calls is not None and (message["role"] != "assistant" or not _is_list_of_objects(calls)):
-        raise LineError(
-            "wrong_type",
-            "'tool_calls' must be a list of objects, and the message an assistant's.",
-            f"{path}.tool_calls",
-        )
+        problem = "'tool_calls' must be a list of objects, and the message an assistant's."
+        raise LineError("wrong_type", problem, f"{path}.tool_calls")
     where = f"{path}.content"
     if _is_list(content):
         content = "".join(_text_part(part, f"{where}[{i}]") for i, part in enumerate(content))
@@ -262,11 +253,8 @@ def _text_part(part: Any, path: str) -> str:
         text = part.get("text")
         if isinstance(text, str):
             return text
-    raise LineError(
-        "unsupported_content",
-        'This part is not text. Keep only parts such as {"type": "text", "text": "..."}.',
-        path,
-    )
+    problem = 'This part is not text. Keep only parts such as {"type": "text", "text": "..."}.'
+    raise LineError("unsupported_content", problem, path)
 
 
 def _is_object(value: Any) -> TypeGuard[dict[str, Any]]:

@@ -10,12 +10,12 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from app.core.errors import DatabaseBusyError, ServiceError, StorageFullError
+from app.core.errors import DatabaseBusyError, OperatorError, ServiceError, StorageFullError
 
 Kind = Literal["sqlite", "postgresql"]
 
 
-class SnapshotError(Exception):
+class SnapshotError(OperatorError):
     """The database could not be copied or restored. The message says why."""
 
 

@@ -96,12 +96,12 @@ class BlobKeyRepository:
         state = self._session.get(SavedState, (blob.job_id, blob.step))
         return state is not None and blob in _blobs_of(state).blobs.values()
 
-    def forget_saved_state(self, job_id: str, step: int) -> None:
+    def delete_saved_state(self, job_id: str, step: int) -> None:
         """Delete a state: the job resumes from an older state, or starts over."""
         state = (SavedState.job_id == job_id, SavedState.step == step)
         self._session.execute(delete(SavedState).where(*state))
 
-    def forget_part(self, part_id: str) -> None:
+    def delete_part(self, part_id: str) -> None:
         """Delete a part: its upload can be completed only after its bytes were sent again."""
         self._session.execute(delete(UploadPart).where(UploadPart.id == part_id))
 

@@ -10,11 +10,12 @@ from sqlalchemy import func, inspect, select
 from app.core.db.blob_keys import PAGE_ROWS, NamedBlob, iterate_states
 from app.core.db.session import Database, Session
 from app.core.db.tables import Checkpoint, File, Job
+from app.core.errors import OperatorError
 from app.core.job.status import JobStatus
 from app.core.manifest import MANIFEST_NAME
 
 
-class NoDatabaseError(Exception):
+class NoDatabaseError(OperatorError):
     """There is no database. The message says where it was expected."""
 
 

@@ -1,14 +1,16 @@
 """Where bytes live. One conformance suite, `tests/conformance`, holds for every store."""
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Protocol
 
 
 @dataclass(frozen=True, slots=True)
 class StoredBlob:
-    """What a store knows of a blob without reading it."""
+    """What a store knows about a blob without reading it."""
 
     key: str
     bytes: int
@@ -24,14 +26,14 @@ class BlobStore(Protocol):
         ...
 
     def put(self, key: str, scratch: Path) -> None:
-        """Make the file at `scratch` the blob `key`, whole and durable, or not at all.
+        """Make the file at `scratch` the blob `key`: completely and durably, or not at all.
 
         Args:
             scratch: from `scratch_file`, with all its bytes written; it is gone afterwards.
         """
         ...
 
-    def open(self, key: str) -> BinaryIO:
+    def open(self, key: str) -> BufferedReader:
         """The blob from its first byte, seekable; the caller closes it.
 
         Raises:
@@ -40,16 +42,41 @@ class BlobStore(Protocol):
         ...
 
     def delete(self, key: str) -> None:
-        """Free its bytes. A key without a blob is not an error: deleting again is allowed."""
+        """Delete a blob. Does nothing if no blob has this key."""
         ...
 
     def list_all(self) -> Iterator[StoredBlob]:
         """Every blob, in no order, and in little memory however many there are.
 
-        Others may put and delete meanwhile: of what they touch, some is listed and some is not.
+        Other processes may put and delete blobs meanwhile. Such a blob may be listed or not.
         """
         ...
 
     def list_scratch(self) -> Iterator[Path]:
-        """The scratch files there are, those that are being written at this moment included."""
+        """Every scratch file, including those that are being written at this moment."""
         ...
+
+
+def delete_blobs(store: BlobStore, keys: Iterable[str]) -> None:
+    """Delete blobs, once the transaction that deleted their rows is committed.
+
+    A crash in between leaves bytes that no row names, which `app.core.orphans` deletes later. The
+    opposite order could leave rows whose bytes are gone.
+    """
+    for key in keys:
+        store.delete(key)
+
+
+@contextlib.contextmanager
+def stored(store: BlobStore, key: str, scratch: Path) -> Generator[None]:
+    """Put a blob, and delete it again if its row cannot be written inside the `with` block.
+
+    The bytes are in the store before their row exists. A crash in between leaves bytes that no row
+    names, never a row without bytes.
+    """
+    store.put(key, scratch)
+    try:
+        yield
+    except Exception:  # such as a busy database
+        store.delete(key)
+        raise

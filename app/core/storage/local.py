@@ -5,8 +5,8 @@ import os
 import secrets
 import time
 from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 from app.core import durable
 from app.core.errors import BlobNotFoundError
@@ -33,7 +33,7 @@ class LocalBlobStore:
         scratch.replace(target)
         durable.sync(target.parent)
 
-    def open(self, key: str) -> BinaryIO:
+    def open(self, key: str) -> BufferedReader:
         try:
             return self._path(key).open("rb")
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:

@@ -66,7 +66,7 @@ def receive(
         upload = asyncio.run(
             receive_upload(
                 request,
-                FileField("file", "file", max_bytes, advice="Split it.", is_data_set=True),
+                FileField("file", "file", max_bytes, advice="Split it.", is_dataset=True),
                 scratch=scratch,
                 require_room=lambda _: None,
                 batch_bytes=batch_bytes,

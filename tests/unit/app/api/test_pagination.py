@@ -14,15 +14,15 @@ LISTS = ["/v1/files", "/v1/fine_tuning/jobs"]
 def test_a_page_names_its_first_and_its_last_item() -> None:
     rows = [build_file(), build_file(), build_file()]
 
-    page = PageRead[FileRead].of(Page(rows, has_more=True), FileRead.of)
+    page = PageRead[FileRead].of(Page(rows, has_more=True), FileRead.model_validate)
 
     assert (page.object, page.has_more) == ("list", True)
-    assert page.data == [FileRead.of(row) for row in rows]
+    assert page.data == [FileRead.model_validate(row) for row in rows]
     assert (page.first_id, page.last_id) == (rows[0].id, rows[-1].id)
 
 
 def test_an_empty_page_has_every_field() -> None:
-    page = PageRead[FileRead].of(Page([], has_more=False), FileRead.of)
+    page = PageRead[FileRead].of(Page([], has_more=False), FileRead.model_validate)
 
     assert page.model_dump() == {
         "object": "list",

@@ -4,7 +4,7 @@ import os
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from datetime import datetime
 from pathlib import Path
 
@@ -13,15 +13,17 @@ import pytest
 from app.core.db.inspection import NoDatabaseError
 from app.core.db.repositories.files import FileRepository
 from app.core.db.session import Database, Session
+from app.core.db.snapshot import open_snapshot
 from app.core.db.tables import File
 from app.core.job.status import JobStatus
 from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
-from app.maintenance import backup
 from app.maintenance.backup import make_backup
 from app.maintenance.backup_format import BackupError, iterate_blobs, read_record, verify
 from tests.builders import TEXT_LINE, add_file, add_job
 from tests.unit.app.maintenance.conftest import AddCheckpoint, AddState
+
+OpenSnapshot = Callable[[Database], AbstractContextManager[Session]]
 
 
 @pytest.fixture
@@ -178,13 +180,12 @@ def test_without_a_database_there_is_nothing_to_back_up_and_none_is_made(
 
 
 @pytest.fixture
-def deleted_under_it(
-    database: Database, store: LocalBlobStore, monkeypatch: pytest.MonkeyPatch
-) -> Callable[[File, int], None]:
+def deleting_snapshots(
+    database: Database, store: LocalBlobStore
+) -> Callable[[File, int], OpenSnapshot]:
     """Deletes a file, and adds another, as soon as a snapshot is open; so many times."""
 
-    def arrange(file: File, times: int) -> None:
-        open_snapshot = backup.open_snapshot
+    def arrange(file: File, times: int) -> OpenSnapshot:
         files = [file]
 
         @contextmanager
@@ -200,7 +201,7 @@ def deleted_under_it(
                         files.append(file)
                 yield snapshot
 
-        monkeypatch.setattr(backup, "open_snapshot", delete_in_it)
+        return delete_in_it
 
     return arrange
 
@@ -212,11 +213,9 @@ def test_what_is_deleted_between_rows_and_blobs_is_in_neither(
     settings: Settings,
     file: File,
     target: Path,
-    deleted_under_it: Callable[[File, int], None],
+    deleting_snapshots: Callable[[File, int], OpenSnapshot],
 ) -> None:
-    deleted_under_it(file, times)
-
-    record = make_backup(settings, target)
+    record = make_backup(settings, target, open_snapshot=deleting_snapshots(file, times))
 
     assert (record.missing, record.blob_count) == ([], 6)
     assert verify(target) == set()
@@ -227,14 +226,12 @@ def test_a_backup_that_never_catches_up_is_given_up(
     settings: Settings,
     file: File,
     target: Path,
-    deleted_under_it: Callable[[File, int], None],
-    monkeypatch: pytest.MonkeyPatch,
+    deleting_snapshots: Callable[[File, int], OpenSnapshot],
 ) -> None:
-    monkeypatch.setattr(backup, "_TRIES", 3)
-    deleted_under_it(file, 1000)
+    snapshots = deleting_snapshots(file, 1000)
 
     with pytest.raises(BackupError, match="deleted faster"):
-        make_backup(settings, target)
+        make_backup(settings, target, open_snapshot=snapshots, tries=3)
 
     assert list(target.parent.iterdir()) == []
 
