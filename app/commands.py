@@ -8,7 +8,7 @@ import json
 import os
 import socket
 import sys
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -20,6 +20,7 @@ from app.api.requests import BoundedHttpProtocol
 from app.core.base_models import CatalogueError
 from app.core.db.backend import SnapshotError
 from app.core.db.inspection import NoDatabaseError
+from app.core.db.migrate import NewerSchemaError, require_known_schema
 from app.core.disk import Ballast
 from app.core.errors import DatabaseBusyError, StorageFullError
 from app.core.logging import configure_logging
@@ -47,6 +48,7 @@ _EXPECTED = (
     CannotListenError,
     CatalogueError,
     DatabaseBusyError,
+    NewerSchemaError,
     NoDatabaseError,
     OccupiedError,
     OSError,
@@ -107,6 +109,8 @@ def serve_api(host: Host = None, port: Port = None) -> None:
             ballast.make_if_room()
         application = create_app(settings)
         _check_address(settings)
+        with suppress(DatabaseBusyError):  # the start below reports it, and may be repeated
+            require_known_schema(application.state.resources.database)
         uvicorn.run(
             application,
             host=settings.host,

@@ -10,7 +10,8 @@ import threading
 from collections.abc import Sequence
 
 from app.core.base_models import DEFAULT_MODEL_ID, CatalogueError, load_catalogue
-from app.core.db.migrate import upgrade
+from app.core.clock import utc_now
+from app.core.db.migrate import NewerSchemaError, require_known_schema, upgrade
 from app.core.db.session import Database
 from app.core.ids import IdPrefix, new_id
 from app.core.logging import configure_logging
@@ -18,7 +19,8 @@ from app.core.occupancy import OccupiedError, occupied
 from app.core.settings import Settings, SettingsError, read_settings
 from app.core.storage.local import LocalBlobStore
 from app.core.subprocesses import python_module, with_import_path
-from worker.attempt.resources import Resources
+from worker.attempt.lease_keeper import Resources
+from worker.janitor import Janitor
 from worker.launch.launcher import Launcher
 from worker.launch.local import LocalLauncher
 from worker.launch.warm import WarmLauncher
@@ -45,7 +47,7 @@ def main(trainer: str = "worker.train") -> int:
         settings.data_dir.mkdir(parents=True, exist_ok=True)
         with occupied(settings):
             _serve(settings, trainer)
-    except (CatalogueError, OccupiedError, SettingsError) as error:
+    except (CatalogueError, NewerSchemaError, OccupiedError, SettingsError) as error:
         sys.stderr.write(f"worker: {error}\n")
         return CANNOT_RUN
     logger.info("worker stopped")
@@ -54,23 +56,18 @@ def main(trainer: str = "worker.train") -> int:
 
 def _serve(settings: Settings, trainer: str) -> None:
     database = Database(settings.resolved_database_url)
+    require_known_schema(database)
     upgrade(database)
     catalogue = load_catalogue(settings.data_dir)
     if settings.install_default_model and catalogue.find_installed(DEFAULT_MODEL_ID) is None:
         _install_default_model(settings)
-    workers = [
-        Worker(
-            new_id(IdPrefix.WORKER),
-            Resources(
-                settings,
-                database,
-                LocalBlobStore(settings.blobs_dir),
-                catalogue,
-                _make_launcher(settings, trainer),
-            ),
-        )
-        for _ in range(settings.concurrency)
-    ]
+    store = LocalBlobStore(settings.blobs_dir)
+    workers: list[Worker] = []
+    for _ in range(settings.concurrency):
+        launcher = _make_launcher(settings, trainer)
+        resources = Resources(settings, database, store, catalogue, launcher)
+        janitor = Janitor(settings, database=database, store=store, clock=utc_now)
+        workers.append(Worker(new_id(IdPrefix.WORKER), resources, janitor.run_if_due))
     _run(workers)
     database.dispose()
 

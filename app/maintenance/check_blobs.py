@@ -55,7 +55,7 @@ def _check_parts(patient: Patient, damaged: list[_Damage]) -> Iterator[Finding]:
     elif patient.may_repair:
         with patient.database.writing() as session:
             for one in damaged:
-                BlobKeyRepository(session).forget_part(one.blob.part_id or "")
+                BlobKeyRepository(session).delete_part(one.blob.part_id or "")
         yield Finding(
             "upload parts",
             Level.OK,
@@ -78,7 +78,7 @@ def _check_states(patient: Patient, damaged: list[_Damage]) -> Iterator[Finding]
         states = sorted({(one.blob.job_id or "", one.blob.step or 0) for one in damaged})
         with patient.database.writing() as session:
             for job_id, step in states:
-                BlobKeyRepository(session).forget_saved_state(job_id, step)
+                BlobKeyRepository(session).delete_saved_state(job_id, step)
         yield Finding(
             "saved states",
             Level.OK,

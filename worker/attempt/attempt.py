@@ -43,12 +43,11 @@ from worker.attempt.endings import (
     end_of_error,
     end_of_process,
 )
-from worker.attempt.lease_keeper import TRANSIENT_ERRORS, LeaseKeeper, heartbeat
-from worker.attempt.publisher import Publisher
-from worker.attempt.resources import Resources
-from worker.attempt.step_log import StepLog
+from worker.attempt.lease_keeper import TRANSIENT_ERRORS, LeaseKeeper, Resources
+from worker.attempt.publisher import Publisher, StepLog
 from worker.job_directory import JobDirectory, JobInputs
 from worker.launch.launcher import Ending, Signal
+from worker.presence import heartbeat
 
 logger = logging.getLogger(__name__)
 

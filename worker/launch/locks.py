@@ -12,9 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
-from worker.identity import start_ticks
-
 _RETRY_S = 0.05
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_START_TICKS = 19
+"""Index among the fields of `/proc/PID/stat` that follow the command's name: `proc_pid_stat(5)`."""
 
 
 class JobLockedError(Exception):
@@ -141,3 +142,28 @@ def try_lock(path: Path) -> int | None:
             return None
         raise
     return descriptor
+
+
+def start_ticks(pid: int) -> int | None:
+    """When the kernel started the process, in clock ticks since boot; None if it does not run.
+
+    Where there is no /proc, 0 stands for any process that runs.
+    """
+    if not BOOT_ID.exists():
+        return 0 if _exists(pid) else None
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
+    except OSError:
+        return None
+    fields = stat.rpartition(")")[2].split()  # the name of a command may hold spaces and brackets
+    return None if fields[0] == "Z" else int(fields[_START_TICKS])
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True

@@ -12,6 +12,10 @@ from app.core.db.session import Database, Session
 MIGRATIONS = Path(__file__).parents[3] / "migrations"
 
 
+class NewerSchemaError(Exception):
+    """A newer version of the service has changed the tables of the database."""
+
+
 def upgrade(database: Database, revision: str = "head", *, migrations: Path = MIGRATIONS) -> None:
     """Apply every missing migration up to `revision`, all or none.
 
@@ -31,6 +35,22 @@ def upgrade(database: Database, revision: str = "head", *, migrations: Path = MI
     with database.service_errors(), database.backend.migrating() as connection:
         config.attributes["connection"] = connection
         command.upgrade(config, revision)
+
+
+def require_known_schema(database: Database) -> None:
+    """Check that this version of the service knows the database's schema.
+
+    Raises:
+        NewerSchemaError: it does not.
+        DatabaseBusyError: the database is busy or away.
+    """
+    with database.reading() as session:
+        revision = read_revision(session)
+    if revision is not None and not is_known_revision(revision):
+        raise NewerSchemaError(
+            f"The database is at schema {revision}, which is of a newer version of Tunery than "
+            "this. Run that version, or restore a backup that this version has made."
+        )
 
 
 def read_revision(session: Session) -> str | None:

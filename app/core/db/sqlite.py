@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, cast
 
 from sqlalchemy import URL, Connection, PoolProxiedConnection, create_engine, event, text
-from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPICursor
+from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DatabaseError, DBAPIError, OperationalError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
@@ -81,9 +81,7 @@ class Sqlite:
     def _open_watcher(self) -> PoolProxiedConnection:
         watcher = self.engine.raw_connection()
         watcher.detach()  # nobody else may get a connection with the setting below
-        cursor = watcher.cursor()
-        cursor.execute("PRAGMA busy_timeout = 0")  # the caller of `version` cannot wait
-        cursor.close()
+        _execute(watcher, "PRAGMA busy_timeout = 0")  # the caller of `version` cannot wait
         return watcher
 
     def as_service_error(self, error: SQLAlchemyError) -> ServiceError | None:
@@ -106,7 +104,8 @@ class Sqlite:
         foreign keys enforced, that would be refused. Source: sqlite.org/lang_altertable.html, 7.
         """
         with self.engine.connect() as connection:
-            _enforce_foreign_keys(connection, "OFF")
+            # Through the driver: in a transaction, which SQLAlchemy would begin, it does nothing.
+            _execute(connection.connection, "PRAGMA foreign_keys = OFF")
             try:
                 with connection.begin():
                     yield connection
@@ -115,7 +114,7 @@ class Sqlite:
                         row = "Row {1} of {0} names no row of {2}.".format(*broken)
                         raise BrokenReferenceError(row)
             finally:
-                _enforce_foreign_keys(connection, "ON")
+                _execute(connection.connection, "PRAGMA foreign_keys = ON")
 
     def describe(self, session: Session) -> Description:
         version = ".".join(map(str, sqlite_driver.sqlite_version_info))
@@ -164,35 +163,26 @@ class Sqlite:
         # The driver must not begin transactions by itself: it does so only before some
         # statements, so that reads would not be repeatable and DDL would not be rolled back.
         connection.isolation_level = None
-        cursor = connection.cursor()
-        _set_journal_mode(cursor, self._journal_mode, within_s=self._busy_timeout_s)
-        cursor.execute("PRAGMA synchronous = FULL")  # in WAL, NORMAL loses commits on power loss
-        cursor.execute("PRAGMA foreign_keys = ON")
-        cursor.close()
+        _set_journal_mode(connection, self._journal_mode, within_s=self._busy_timeout_s)
+        _execute(connection, "PRAGMA synchronous = FULL")  # in WAL, NORMAL may lose commits
+        _execute(connection, "PRAGMA foreign_keys = ON")
 
 
 def _begin(connection: Connection) -> None:
     if connection.get_execution_options().get(_READ_ONLY, False):
         # Through the driver itself: no lock is taken, so there is no error to translate.
-        cursor = connection.connection.cursor()
-        cursor.execute("BEGIN")
-        cursor.close()
+        _execute(connection.connection, "BEGIN")
     else:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
-def _enforce_foreign_keys(connection: Connection, state: str) -> None:
-    """Set whether foreign keys are enforced. A connection keeps this when it returns to the pool.
-
-    Through the driver's own cursor: in a transaction, which SQLAlchemy would begin, the pragma
-    does nothing.
-    """
-    cursor = connection.connection.cursor()
-    cursor.execute(f"PRAGMA foreign_keys = {state}")
+def _execute(connection: PoolProxiedConnection | DBAPIConnection, statement: str) -> None:
+    cursor = connection.cursor()
+    cursor.execute(statement)
     cursor.close()
 
 
-def _set_journal_mode(cursor: DBAPICursor, mode: str, *, within_s: float) -> None:
+def _set_journal_mode(connection: DBAPIConnection, mode: str, *, within_s: float) -> None:
     """Set the journal mode as soon as nobody writes.
 
     SQLite waits for every other lock by itself, but refuses this one at once: for example when
@@ -201,7 +191,7 @@ def _set_journal_mode(cursor: DBAPICursor, mode: str, *, within_s: float) -> Non
     deadline_s = time.monotonic() + within_s
     while True:
         try:
-            cursor.execute(f"PRAGMA journal_mode = {mode}")
+            _execute(connection, f"PRAGMA journal_mode = {mode}")
         except _DriverError:
             if time.monotonic() >= deadline_s:
                 raise

@@ -17,9 +17,8 @@ import pytest
 
 from app.core.job.training_events import Noted, TrainingEvent
 from tests.waiting import wait_until
-from worker.identity import start_ticks
 from worker.launch.launcher import Ending, Signal
-from worker.launch.locks import JobLock, try_lock
+from worker.launch.locks import JobLock, start_ticks, try_lock
 from worker.launch.warm import MAX_FAILURES, WarmLauncher
 
 PROJECT = Path(__file__).parents[3]

@@ -15,9 +15,9 @@ from pydantic import ValidationError
 from sqlalchemy import ColumnElement, delete, func, select, update
 from sqlalchemy.orm import lazyload
 
+from app.core.db.base import Repository
 from app.core.db.repositories.events import EventRepository, Level
 from app.core.db.repositories.transitions import lock_job, settle
-from app.core.db.session import Session
 from app.core.db.tables import Attempt, Job, SavedState, StepRow
 from app.core.errors import LeaseLostError
 from app.core.job.loss_log import StepMetrics
@@ -62,10 +62,7 @@ class RequestedAction(Enum):
         return cls.CONTINUE if job.pause_requested_at is None else cls.PAUSE
 
 
-class LeaseRepository:
-    def __init__(self, session: Session) -> None:
-        self._session = session
-
+class LeaseRepository(Repository):
     def claim(self, worker_id: str, *, now: datetime, lease_for: timedelta) -> Lease | None:
         """Give the next queued job to a worker. Returns None if there is no job to run.
 

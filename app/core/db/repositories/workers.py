@@ -7,7 +7,7 @@ from enum import StrEnum
 
 from sqlalchemy import delete, exists, func, select
 
-from app.core.db.session import Session
+from app.core.db.base import Repository
 from app.core.db.tables import Job, WorkerRow
 from app.core.job.status import JobStatus
 from app.core.version import VERSION
@@ -51,10 +51,7 @@ class WorkerStatus:
         return now - self.heartbeat_at > SILENT_AFTER
 
 
-class WorkerRepository:
-    def __init__(self, session: Session) -> None:
-        self._session = session
-
+class WorkerRepository(Repository):
     def beat(self, worker: WorkerIdentity, *, now: datetime, is_stopping: bool = False) -> None:
         """Record a sign of life. The first one registers the worker."""
         row = self._session.get(WorkerRow, worker.worker_id)

@@ -92,12 +92,12 @@ def test_a_row_that_has_changed_names_its_blob_no_more(
         assert [keys.still_names(blob) for blob in gone] == [False] * 3
 
 
-def test_a_forgotten_state_names_nothing(database: Database) -> None:
+def test_a_deleted_state_names_nothing(database: Database) -> None:
     job = add_job(database)
     add_state(database, job.id, 5, "jobs/j/5")
     add_state(database, job.id, 9, "jobs/j/9")
 
     with database.writing() as session:
-        BlobKeyRepository(session).forget_saved_state(job.id, 9)
+        BlobKeyRepository(session).delete_saved_state(job.id, 9)
 
     assert [blob.key for blob in iterate_named(database.reading)] == ["jobs/j/5"]
