@@ -22,7 +22,7 @@ from app.core.subprocesses import python_module, with_import_path
 from worker.attempt.lease_keeper import Resources
 from worker.janitor import Janitor
 from worker.launch.launcher import Launcher
-from worker.launch.local import LocalLauncher
+from worker.launch.supervision import LocalLauncher
 from worker.launch.warm import WarmLauncher
 from worker.loop import Worker
 
@@ -31,8 +31,8 @@ logger = logging.getLogger("worker")
 CANNOT_RUN = 2
 """Exit code of a worker that would fail the same way if it were started again."""
 
-LOOK_INTERVAL_S = 0.5
-"""Between two looks whether the workers have ended by themselves."""
+CHECK_INTERVAL_S = 0.5
+"""Interval at which the main thread checks whether all workers have ended, in seconds."""
 
 
 def main(trainer: str = "worker.train") -> int:
@@ -73,14 +73,14 @@ def _serve(settings: Settings, trainer: str) -> None:
 
 
 def _make_launcher(settings: Settings, trainer: str) -> Launcher:
-    """For one worker. A fork server that it starts ends with the worker's thread."""
+    """Make the launcher of one worker. Its fork server ends with the worker's thread."""
     if settings.warm_s and sys.platform == "linux":
         return WarmLauncher(trainer, idle_s=settings.warm_s)
     return LocalLauncher(trainer)
 
 
 def _run(workers: Sequence[Worker]) -> None:
-    """Run each worker in a thread of its own until a signal comes; a second one is not patient."""
+    """Run each worker in a thread of its own until a signal comes. A second one stops at once."""
     signals = _listen()
     threads = [threading.Thread(target=worker.run) for worker in workers]
     for thread in threads:
@@ -88,7 +88,7 @@ def _run(workers: Sequence[Worker]) -> None:
     logger.info("worker ready", extra={"concurrency": len(workers)})
     for at_once in (False, True):
         while any(thread.is_alive() for thread in threads):
-            if select.select([signals], [], [], LOOK_INTERVAL_S)[0]:
+            if select.select([signals], [], [], CHECK_INTERVAL_S)[0]:
                 os.read(signals, 1)
                 for worker in workers:
                     worker.stop(at_once=at_once)
@@ -98,10 +98,10 @@ def _run(workers: Sequence[Worker]) -> None:
 
 
 def _listen() -> int:
-    """A descriptor that can be read once for every SIGTERM and Ctrl-C.
+    """Return a descriptor that can be read once for every SIGTERM and Ctrl-C.
 
-    Nothing is done in the handler: it may run in the midst of anything, also of taking a lock
-    that it would then wait for.
+    The handlers do nothing: they may interrupt any statement, and would then wait for a lock that
+    the interrupted code holds.
     """
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
@@ -112,9 +112,9 @@ def _listen() -> int:
 
 
 def _install_default_model(settings: Settings) -> None:
-    """In a process of its own: the conversion needs libraries that this one never loads.
+    """Install it in another process, because this one never loads the libraries for the conversion.
 
-    A failure is only logged: other base models may be installed, and the API says which.
+    A failure is only logged: other base models may be installed, and the API lists them.
     """
     logger.info("installing the base model", extra={"model": DEFAULT_MODEL_ID})
     command = python_module("worker.commands", "install", DEFAULT_MODEL_ID)

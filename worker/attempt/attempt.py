@@ -53,7 +53,9 @@ logger = logging.getLogger(__name__)
 
 
 class Attempt:
-    """Runs once. Its parts raise LeaseLostError when the job is no longer this attempt's.
+    """Runs once, as the `Watcher` of its training process.
+
+    Its parts raise LeaseLostError when the job is no longer this attempt's.
 
     Attributes:
         must_wait: whether the worker should pause before its next attempt at any job.
@@ -172,12 +174,7 @@ class Attempt:
     def _run(self) -> None:
         try:
             self.begin(after_step=self._prepare())
-            ending = self._resources.launcher.run(
-                self._job_directory.directory,
-                on_event=self.on_event,
-                requested_signal=self.requested_signal,
-            )
-            self.settle(ending)
+            self.settle(self._resources.launcher.run(self._job_directory.directory, self))
         except (LeaseLostError, OutcomeUnknownError):
             raise
         except Exception as error:

@@ -143,8 +143,8 @@ class Publisher:
         Raises:
             ManifestError: the files are not what the manifest says.
         """
-        checkpoint = self._store_directory(event.directory)
-        state = self._store_directory(event.state) if event.state else []
+        checkpoint = self._job_directory.store_directory(self._store, event.directory)
+        state = self._job_directory.store_directory(self._store, event.state) if event.state else []
 
         def publish(session: Session) -> list[str]:
             LeaseRepository(session).hold(self._lease)
@@ -161,7 +161,7 @@ class Publisher:
         Raises:
             ManifestError: the files are not what the manifest says.
         """
-        state = self._store_directory(event.directory)
+        state = self._job_directory.store_directory(self._store, event.directory)
         delete_with_bytes(
             self._store,
             self._keeper.transact,
@@ -196,9 +196,6 @@ class Publisher:
             return freed
 
         delete_with_bytes(self._store, self._keeper.transact, drop)
-
-    def _store_directory(self, name: str) -> list[StoredFile]:
-        return self._job_directory.store_directory(self._store, name)
 
     def _add_checkpoint(self, session: Session, step: int, stored: list[StoredFile]) -> list[str]:
         """Add the rows of a checkpoint. Returns the keys of files that are not needed."""

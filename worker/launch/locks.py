@@ -8,7 +8,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Self
 
@@ -77,12 +77,9 @@ class JobLock:
         descriptor = try_lock(self._path)
         if descriptor is None:
             return None
-        try:
-            is_current = self._path.stat().st_ino == os.fstat(descriptor).st_ino
-        except FileNotFoundError:
-            is_current = False
-        if is_current:
-            return descriptor
+        with suppress(FileNotFoundError):
+            if self._path.stat().st_ino == os.fstat(descriptor).st_ino:
+                return descriptor
         os.close(descriptor)  # the file was deleted meanwhile, so this locks nothing
         return None
 
@@ -92,10 +89,8 @@ class JobLock:
         except (OSError, ValueError):
             return  # not written down yet
         if start_ticks(pid) == ticks:
-            try:
+            with suppress(ProcessLookupError):
                 os.killpg(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                return
 
 
 class TrainingSlots:

@@ -63,14 +63,12 @@ class BlobKeyRepository(Repository):
 
     def still_names(self, blob: NamedBlob) -> bool:
         """Whether the row that named the blob still exists and still names it."""
-        if blob.file_id is not None:
-            file = self._session.get(File, blob.file_id)
-            return file is not None and file.blob_key == blob.key
-        if blob.part_id is not None:
-            part = self._session.get(UploadPart, blob.part_id)
-            return part is not None and part.blob_key == blob.key
-        state = self._session.get(SavedState, (blob.job_id, blob.step))
-        return state is not None and blob in blobs_of_state(state).values()
+        if blob.job_id is not None:
+            state = self._session.get(SavedState, (blob.job_id, blob.step))
+            return state is not None and blob in blobs_of_state(state).values()
+        table, row_id = (File, blob.file_id) if blob.file_id else (UploadPart, blob.part_id)
+        row = self._session.get(table, row_id)
+        return row is not None and row.blob_key == blob.key
 
     def delete_saved_state(self, job_id: str, step: int) -> None:
         """Delete a state: the job resumes from an older state, or starts over."""

@@ -13,7 +13,14 @@ from sqlalchemy.exc import DatabaseError, DBAPIError, OperationalError, SQLAlche
 from sqlalchemy.orm import Session
 
 from app.core import durable
-from app.core.db.backend import BrokenReferenceError, Description, Kind, SnapshotError, busy, full
+from app.core.db.backend import (
+    BrokenReferenceError,
+    Description,
+    Kind,
+    SnapshotError,
+    full,
+    unavailable,
+)
 from app.core.errors import ServiceError
 
 try:  # a recent SQLite, where a wheel of it exists
@@ -88,20 +95,23 @@ class Sqlite:
         orig = error.orig if isinstance(error, DBAPIError) else None
         code = getattr(orig, "sqlite_errorcode", 0) & 0xFF
         if code == _BUSY:
-            return busy()
+            return unavailable("busy")
         if code == _FULL or (code == _IO_ERROR and self._has_no_room()):
             return full()
         return None
 
     def lock_names(self, session: Session, *names: str) -> None:
-        """Every writer is alone already."""
+        """Do nothing: SQLite has one writer at a time."""
 
     @contextmanager
     def migrating(self) -> Generator[Connection]:
-        """Lets a table be replaced that others reference.
+        """Do not enforce foreign keys meanwhile, and check them at the end.
 
-        SQLite changes little of a table in place, so alembic copies it and drops the old one. With
-        foreign keys enforced, that would be refused. Source: sqlite.org/lang_altertable.html, 7.
+        SQLite can change little of a table in place, so alembic copies the table and drops the old
+        one. SQLite would refuse that if other tables reference it.
+
+        Source:
+            sqlite.org/lang_altertable.html, 7
         """
         with self.engine.connect() as connection:
             # Through the driver: in a transaction, which SQLAlchemy would begin, it does nothing.
@@ -135,14 +145,14 @@ class Sqlite:
             broken = session.execute(text("PRAGMA foreign_key_check")).fetchmany(_MAX_PROBLEMS)
         except OperationalError:  # such as a busy database
             raise
-        except DatabaseError as error:  # too damaged to look any further
+        except DatabaseError as error:  # too damaged to be checked
             return [str(error.orig)]
         return lines + [
             f"row {row} of {table} names no row of {parent}" for table, row, parent, _ in broken
         ]
 
     def hold_snapshot(self, session: Session) -> None:
-        """Every transaction that only reads sees one moment."""
+        """Do nothing: every transaction that only reads sees one moment."""
 
     def copy_to(self, target: Path, session: Session) -> None:
         source: Any = session.connection().connection.driver_connection

@@ -93,12 +93,7 @@ class LeaseRepository(Repository):
         if job is None:
             return None
         self._session.add(
-            Attempt(
-                job_id=job.id,
-                attempt=job.attempt,
-                worker_id=worker_id,
-                started_at=now,
-            )
+            Attempt(job_id=job.id, attempt=job.attempt, worker_id=worker_id, started_at=now)
         )
         lease = _lease_of(job, worker_id)
         if lease is None:  # otherwise no worker would ever reach the jobs behind it
@@ -113,15 +108,10 @@ class LeaseRepository(Repository):
         """
         progress = dict.fromkeys(("total_steps", "epoch", "train_loss", "valid_loss"))
         self._update(lease, trained_steps=after_step, **({} if after_step else progress))
-        self._session.execute(
-            delete(StepRow).where(StepRow.job_id == lease.job_id, StepRow.step > after_step)
-        )
         # A newer state, which could not be read, has lost its part of the loss log.
-        self._session.execute(
-            delete(SavedState).where(
-                SavedState.job_id == lease.job_id, SavedState.step > after_step
-            )
-        )
+        for table in (StepRow, SavedState):
+            is_later = (table.job_id == lease.job_id, table.step > after_step)
+            self._session.execute(delete(table).where(*is_later))
         if after_step:
             self.note(lease, f"Fine-tuning job resumed after step {after_step}", now=now)
         else:

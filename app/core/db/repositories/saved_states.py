@@ -63,8 +63,8 @@ class SavedStateRepository(Repository):
             )
         )
         self._session.flush()
-        kept = [state.step for state in self.list_newest(lease.job_id)[:KEPT]]
-        return replaced + self.delete(lease.job_id, SavedState.step.not_in(kept))
+        newest = [state.step for state in self.list_newest(lease.job_id)[:KEPT]]
+        return replaced + self.delete(lease.job_id, SavedState.step.not_in(newest))
 
     def drop(self, lease: Lease, step: int) -> list[str]:
         """Delete the state of one step. Returns the keys of the blobs to free afterwards.
