@@ -8,7 +8,7 @@ import json
 import os
 import socket
 import sys
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -17,6 +17,7 @@ import uvicorn
 from typer.core import TyperGroup
 
 from app.api.requests import BoundedHttpProtocol
+from app.core.db.migrate import require_known_schema
 from app.core.disk import Ballast
 from app.core.errors import DatabaseBusyError, OperatorError, StorageFullError
 from app.core.logging import configure_logging
@@ -92,6 +93,8 @@ def serve_api(host: Host = None, port: Port = None) -> None:
             ballast.make_if_room()
         application = create_app(settings)
         _check_address(settings)
+        with suppress(DatabaseBusyError):  # the start below reports it, and may be repeated
+            require_known_schema(application.state.resources.database)
         uvicorn.run(
             application,
             host=settings.host,

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from worker.identity import start_ticks
+from worker.launch.locks import start_ticks
 
 
 def find_children(data_dir: Path) -> dict[str, int]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from app.core.job.training_events import TrainingEvent
 from tests.builders import NOW
-from worker.launch.launcher import Ending, Signal
+from worker.launch.launcher import Ending, Signal, Watcher
 
 _POLL_S = 0.01
 
@@ -35,6 +35,14 @@ Act = TrainingEvent | Callable[[Path], TrainingEvent | None] | Waiting
 
 
 @dataclass
+class Watch:
+    """A `Watcher` of two functions."""
+
+    on_event: Callable[[TrainingEvent], None]
+    requested_signal: Callable[[], Signal]
+
+
+@dataclass
 class FakeLauncher:
     """A `Launcher` whose child is a list of acts; it polls the requested signal before each."""
 
@@ -49,24 +57,18 @@ class FakeLauncher:
     def preload(self, lock: Path, *, is_busy: Callable[[], bool]) -> None:
         self.has_preloaded = lock.parent.is_dir() and not is_busy()
 
-    def run(
-        self,
-        directory: Path,
-        *,
-        on_event: Callable[[TrainingEvent], None],
-        requested_signal: Callable[[], Signal],
-    ) -> Ending:
+    def run(self, directory: Path, watcher: Watcher) -> Ending:
         self.directories.append(directory)
         for act in self.acts:
-            requested = requested_signal()
+            requested = watcher.requested_signal()
             while isinstance(act, Waiting) and requested is Signal.CONTINUE:
                 time.sleep(_POLL_S)
-                requested = requested_signal()
+                requested = watcher.requested_signal()
             if requested is Signal.KILL:
                 return Ending(-9, was_asked=False, was_killed=True, log_tail=self.log_tail)
             if requested is Signal.SAVE_AND_STOP:
                 return Ending(-15, was_asked=True, was_killed=False, log_tail=self.log_tail)
             event = act(directory) if callable(act) else act
             if event is not None and not isinstance(event, Waiting):
-                on_event(event)
+                watcher.on_event(event)
         return Ending(self.exit_code, was_asked=False, was_killed=False, log_tail=self.log_tail)

@@ -21,7 +21,7 @@ from app.core.version import VERSION
 from tunery import service_root
 from tunery.supervisor import Supervisor
 from worker.commands import models, require_worker
-from worker.presence import report_health
+from worker.health import report_health
 
 STOP_MARGIN_S = 10.0
 """Seconds beyond TUNERY_STOP_GRACE_S after which a process that is told to stop is killed."""

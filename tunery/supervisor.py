@@ -16,14 +16,14 @@ from tunery.local_service import end_with_parent
 logger = logging.getLogger(__name__)
 
 CANNOT_RUN = 2
-"""Exit code of a process that cannot run as it is set up: not a reason to try again, unless it has
-run before."""
+"""Exit code of a process that cannot run as it is set up.
+
+At the first start, it ends the service: another try would end the same way. A process that was able
+to start before is started again: what prevents it now may pass.
+"""
 
 FIRST_DELAY_S = 1.0
 MAX_DELAY_S = 60.0
-RAN_AFTER_S = 10.0
-"""A process that lived for so long was able to run."""
-
 STEADY_AFTER_S = 60.0
 """A process that ran for so long has recovered: its next restart waits `FIRST_DELAY_S` again."""
 
@@ -31,7 +31,11 @@ POLL_INTERVAL_S = 0.1
 
 
 class _Part:
-    """One process of the service, and when to start it again."""
+    """One process of the service, and when to start it again.
+
+    Attributes:
+        is_first_start: whether no process of it has ended yet.
+    """
 
     def __init__(self, name: str, module: str) -> None:
         self.name = name
@@ -40,7 +44,7 @@ class _Part:
         self._started_s = 0.0
         self._start_at_s = 0.0
         self._delay_s = FIRST_DELAY_S
-        self._has_run = False
+        self.is_first_start = True
 
     @property
     def is_running(self) -> bool:
@@ -59,24 +63,20 @@ class _Part:
         self._started_s = now_s
 
     def reap(self) -> int | None:
-        """The exit code of a process that has just ended; None when nothing has changed."""
+        """Return the exit code if the process has ended since the last call, otherwise None."""
         if self._process is None:
             return None
         exit_code = self._process.poll()
         if exit_code is not None:
-            # What it had started, such as the installation of a base model, ends with it.
+            # Processes that it has started, such as the installation of a base model, end too.
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGTERM)
             self._process = None
         return exit_code
 
-    def has_run(self) -> bool:
-        """Whether it has ever lived long enough to show that it can."""
-        self._has_run = self._has_run or steady_s() - self._started_s > RAN_AFTER_S
-        return self._has_run
-
     def plan_restart(self) -> float:
         """Decide when to start it again. Returns the delay in seconds."""
+        self.is_first_start = False
         if steady_s() - self._started_s > STEADY_AFTER_S:
             self._delay_s = FIRST_DELAY_S
         delay_s = self._delay_s
@@ -89,7 +89,7 @@ class _Part:
             self._process.send_signal(number)
 
     def kill(self) -> None:
-        """End the process and all it has started that is still in its group."""
+        """Kill the process and all other processes of its group."""
         if self._process is not None:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
@@ -110,14 +110,14 @@ class Supervisor:
         self._signals = 0
 
     def run(self) -> int:
-        """Returns 0 after SIGTERM or Ctrl-C, and 2 when a process cannot run at all."""
+        """Return 0 after SIGTERM or Ctrl-C, and 2 as soon as a process cannot start at all."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._count)
         while not self._signals:
             for part in self._parts:
                 part.start_if_due()
                 exit_code = part.reap()
-                if exit_code == CANNOT_RUN and not part.has_run():
+                if exit_code == CANNOT_RUN and part.is_first_start:
                     self._stop()
                     return CANNOT_RUN
                 if exit_code is not None:
@@ -136,7 +136,7 @@ class Supervisor:
         self._signals += 1
 
     def _stop(self) -> None:
-        """Ask all processes to stop, once more for each further signal, and wait for their end."""
+        """Tell all processes to stop, again at each further signal, and wait for their end."""
         deadline_s = steady_s() + self._stop_within_s
         sent = 0
         while self._running() and steady_s() < deadline_s:

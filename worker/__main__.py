@@ -9,18 +9,21 @@ import sys
 import threading
 from collections.abc import Sequence
 
-from app.core.base_models import DEFAULT_MODEL_ID, CatalogueError, load_catalogue
-from app.core.db.migrate import upgrade
+from app.core.base_models import DEFAULT_MODEL_ID, load_catalogue
+from app.core.clock import utc_now
+from app.core.db.migrate import require_known_schema, upgrade
 from app.core.db.session import Database
+from app.core.errors import OperatorError
 from app.core.ids import IdPrefix, new_id
 from app.core.logging import configure_logging
-from app.core.occupancy import OccupiedError, occupied
-from app.core.settings import Settings, SettingsError, read_settings
+from app.core.occupancy import occupied
+from app.core.settings import Settings, read_settings
 from app.core.storage.local import LocalBlobStore
 from app.core.subprocesses import python_module, with_import_path
-from worker.attempt.resources import Resources
+from worker.attempt.lease_keeper import Resources
+from worker.janitor import Janitor
 from worker.launch.launcher import Launcher
-from worker.launch.local import LocalLauncher
+from worker.launch.supervision import LocalLauncher
 from worker.launch.warm import WarmLauncher
 from worker.loop import Worker
 
@@ -29,8 +32,8 @@ logger = logging.getLogger("worker")
 CANNOT_RUN = 2
 """Exit code of a worker that would fail the same way if it were started again."""
 
-LOOK_INTERVAL_S = 0.5
-"""Between two looks whether the workers have ended by themselves."""
+CHECK_INTERVAL_S = 0.5
+"""Interval at which the main thread checks whether all workers have ended, in seconds."""
 
 
 def main(trainer: str = "worker.train") -> int:
@@ -45,7 +48,7 @@ def main(trainer: str = "worker.train") -> int:
         settings.data_dir.mkdir(parents=True, exist_ok=True)
         with occupied(settings):
             _serve(settings, trainer)
-    except (CatalogueError, OccupiedError, SettingsError) as error:
+    except OperatorError as error:
         sys.stderr.write(f"worker: {error}\n")
         return CANNOT_RUN
     logger.info("worker stopped")
@@ -54,36 +57,31 @@ def main(trainer: str = "worker.train") -> int:
 
 def _serve(settings: Settings, trainer: str) -> None:
     database = Database(settings.resolved_database_url)
+    require_known_schema(database)
     upgrade(database)
     catalogue = load_catalogue(settings.data_dir)
     if settings.install_default_model and catalogue.find_installed(DEFAULT_MODEL_ID) is None:
         _install_default_model(settings)
-    workers = [
-        Worker(
-            new_id(IdPrefix.WORKER),
-            Resources(
-                settings,
-                database,
-                LocalBlobStore(settings.blobs_dir),
-                catalogue,
-                _make_launcher(settings, trainer),
-            ),
-        )
-        for _ in range(settings.concurrency)
-    ]
+    store = LocalBlobStore(settings.blobs_dir)
+    workers: list[Worker] = []
+    for _ in range(settings.concurrency):
+        launcher = _make_launcher(settings, trainer)
+        resources = Resources(settings, database, store, catalogue, launcher)
+        janitor = Janitor(settings, database=database, store=store, clock=utc_now)
+        workers.append(Worker(new_id(IdPrefix.WORKER), resources, janitor.run_if_due))
     _run(workers)
     database.dispose()
 
 
 def _make_launcher(settings: Settings, trainer: str) -> Launcher:
-    """For one worker. A fork server that it starts ends with the worker's thread."""
+    """Make the launcher of one worker. Its fork server ends with the worker's thread."""
     if settings.warm_s and sys.platform == "linux":
         return WarmLauncher(trainer, idle_s=settings.warm_s)
     return LocalLauncher(trainer)
 
 
 def _run(workers: Sequence[Worker]) -> None:
-    """Run each worker in a thread of its own until a signal comes; a second one is not patient."""
+    """Run each worker in a thread of its own until a signal comes. A second one stops at once."""
     signals = _listen()
     threads = [threading.Thread(target=worker.run) for worker in workers]
     for thread in threads:
@@ -91,7 +89,7 @@ def _run(workers: Sequence[Worker]) -> None:
     logger.info("worker ready", extra={"concurrency": len(workers)})
     for at_once in (False, True):
         while any(thread.is_alive() for thread in threads):
-            if select.select([signals], [], [], LOOK_INTERVAL_S)[0]:
+            if select.select([signals], [], [], CHECK_INTERVAL_S)[0]:
                 os.read(signals, 1)
                 for worker in workers:
                     worker.stop(at_once=at_once)
@@ -101,10 +99,10 @@ def _run(workers: Sequence[Worker]) -> None:
 
 
 def _listen() -> int:
-    """A descriptor that can be read once for every SIGTERM and Ctrl-C.
+    """Return a descriptor that can be read once for every SIGTERM and Ctrl-C.
 
-    Nothing is done in the handler: it may run in the midst of anything, also of taking a lock
-    that it would then wait for.
+    The handlers do nothing: they may interrupt any statement, and would then wait for a lock that
+    the interrupted code holds.
     """
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
@@ -115,9 +113,9 @@ def _listen() -> int:
 
 
 def _install_default_model(settings: Settings) -> None:
-    """In a process of its own: the conversion needs libraries that this one never loads.
+    """Install it in another process, because this one never loads the libraries for the conversion.
 
-    A failure is only logged: other base models may be installed, and the API says which.
+    A failure is only logged: other base models may be installed, and the API lists them.
     """
     logger.info("installing the base model", extra={"model": DEFAULT_MODEL_ID})
     command = python_module("worker.commands", "install", DEFAULT_MODEL_ID)

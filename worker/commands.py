@@ -53,7 +53,8 @@ def install(names: Names) -> None:
     """Install base models, so that jobs can tune them."""
     require_worker()
     catalogue = _load_catalogue()
-    _log_progress()
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("worker").setLevel(logging.INFO)  # the progress
     failures = [name for name in names if not _install(name, catalogue)]
     raise typer.Exit(int(bool(failures)))
 
@@ -85,11 +86,6 @@ def _load_catalogue() -> Catalogue:
     except (CatalogueError, SettingsError) as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(1) from error
-
-
-def _log_progress() -> None:
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logging.getLogger("worker").setLevel(logging.INFO)
 
 
 def _install(name: str, catalogue: Catalogue) -> bool:
@@ -140,20 +136,13 @@ def _fail(message: str) -> bool:
 
 def _table(catalogue: Catalogue) -> str:
     heading = ("ID", "NAME", "LICENCE", "CONTEXT", "INSTALLED")
-    rows = [heading, *(_row(entry, catalogue) for entry in catalogue.entries)]
+    rows: list[tuple[str, ...]] = [heading]
+    for entry in catalogue.entries:
+        is_installed = "yes" if catalogue.find_installed(entry.id) else "no"
+        length = str(entry.context_length)
+        rows.append((entry.id, entry.name, entry.licence, length, is_installed))
     widths = [max(len(row[column]) for row in rows) for column in range(len(heading))]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
-
-
-def _row(entry: CatalogueEntry, catalogue: Catalogue) -> tuple[str, str, str, str, str]:
-    is_installed = catalogue.find_installed(entry.id) is not None
-    return (
-        entry.id,
-        entry.name,
-        entry.licence,
-        str(entry.context_length),
-        "yes" if is_installed else "no",
-    )
 
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ from app.core.errors import DatabaseBusyError
 from app.core.orphans import free_orphans
 from app.core.settings import Settings
 from app.core.storage.blob_store import BlobStore, delete_blobs
-from worker.identity import is_alive, this_host
 from worker.launch.locks import JobLock
+from worker.presence import is_alive, this_host
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ class Janitor:
                 logger.exception("a chore failed")
 
     def rescue_jobs(self) -> None:
-        """Put the jobs of dead and silent workers back into the queue, and forget these workers."""
+        """Put the jobs of dead and silent workers back into the queue, and delete their rows."""
         with self._database.writing() as session:
             workers, recovery = WorkerRepository(session), RecoveryRepository(session)
             now, dead = self._clock(), workers.find_dead(this_host(), is_alive)

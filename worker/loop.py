@@ -2,6 +2,7 @@
 
 import logging
 import threading
+from collections.abc import Callable
 from datetime import timedelta
 
 from app.core.clock import steady_s
@@ -10,11 +11,9 @@ from app.core.db.repositories.leases import Lease, LeaseRepository
 from app.core.disk import has_room
 from app.core.errors import DatabaseBusyError
 from worker.attempt.attempt import Attempt
-from worker.attempt.resources import Resources
-from worker.identity import this_worker
-from worker.janitor import Janitor
+from worker.attempt.lease_keeper import Resources
 from worker.launch.locks import TrainingSlots
-from worker.presence import Presence
+from worker.presence import Presence, this_worker
 
 logger = logging.getLogger(__name__)
 
@@ -27,9 +26,13 @@ rest is for storing what was saved."""
 
 
 class Worker:
-    """Runs jobs one at a time until told to stop."""
+    """Runs jobs one at a time until told to stop.
 
-    def __init__(self, worker_id: str, resources: Resources) -> None:
+    Args:
+        do_chores: called between jobs; see `Janitor.run_if_due`.
+    """
+
+    def __init__(self, worker_id: str, resources: Resources, do_chores: Callable[[], None]) -> None:
         settings = resources.settings
         self._worker_id = worker_id
         self._resources = resources
@@ -38,9 +41,7 @@ class Worker:
         settings.workers_dir.mkdir(parents=True, exist_ok=True)
         self._preload_lock = settings.workers_dir / "preload.lock"
         self._slots = TrainingSlots(settings.workers_dir, settings.concurrency)
-        self._janitor = Janitor(
-            settings, database=resources.database, store=resources.store, clock=resources.clock
-        )
+        self._do_chores = do_chores
         self._stopping = threading.Event()
         self._stop_at_s: float | None = None
         self._presence = Presence(
@@ -57,7 +58,7 @@ class Worker:
         self._stopping.set()
 
     def run(self) -> None:
-        with self._presence:
+        with self._presence.keep():
             while not self._stopping.is_set():
                 try:
                     idle_s = self.run_once()
@@ -71,7 +72,7 @@ class Worker:
 
     def run_once(self) -> float:
         """Run at most one job. Returns how long to wait before the next call, in seconds."""
-        self._janitor.run_if_due()
+        self._do_chores()
         with self._slots.take() as may_train:
             lease = self._claim() if may_train and has_room(self._settings) else None
             if lease is not None:
@@ -94,10 +95,6 @@ class Worker:
 
     def _attempt(self, lease: Lease) -> float:
         logger.info("job claimed", extra={"job_id": lease.job_id, "attempt": lease.attempt})
-        attempt = Attempt(
-            lease,
-            self._resources,
-            stop_at_s=lambda: self._stop_at_s,
-        )
+        attempt = Attempt(lease, self._resources, stop_at_s=lambda: self._stop_at_s)
         attempt.run()
         return PAUSE_AFTER_FAILURE_S if attempt.must_wait else 0.0

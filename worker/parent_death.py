@@ -1,4 +1,4 @@
-"""Processes that end with whoever started them, however that one ends."""
+"""Ends a process when its parent dies, however the parent dies."""
 
 import ctypes
 import select
@@ -15,13 +15,13 @@ def die_with_parent(shared: int) -> None:
     To the kernel, the parent is the thread that has forked.
 
     Args:
-        shared: descriptor of a pipe or socket whose other end only the parent has, as far as it
-            has one: it may have died before the kernel was asked to watch it.
+        shared: descriptor of a pipe or socket whose other end only the parent holds. It shows
+            whether the parent died before the kernel was asked to watch it.
     """
     if sys.platform != "linux":
         return
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    ends = select.poll()
-    ends.register(shared, 0)  # POLLERR and POLLHUP are always reported
-    if any(seen & (select.POLLERR | select.POLLHUP) for _, seen in ends.poll(0)):
+    other_end = select.poll()
+    other_end.register(shared, 0)  # POLLERR and POLLHUP are always reported
+    if any(seen & (select.POLLERR | select.POLLHUP) for _, seen in other_end.poll(0)):
         sys.exit("the worker is gone")

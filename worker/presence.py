@@ -1,29 +1,80 @@
-"""A worker's row in the table `workers`, and what it says about the workers of this host."""
+"""A worker's row in the table `workers`: who it is, and its heartbeat."""
 
 import logging
-import sys
+import os
+import platform
 import threading
-from collections.abc import Callable
-from typing import Self
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
 
-from app.core.clock import Clock, utc_now
-from app.core.db.inspection import require_database
-from app.core.db.repositories.workers import WorkerIdentity, WorkerRepository, WorkerStatus
+from app.core.clock import Clock
+from app.core.db.repositories.workers import WorkerIdentity, WorkerRepository
 from app.core.db.session import Database
-from app.core.settings import read_settings
-from worker.identity import is_alive, this_host
+from worker.launch.locks import BOOT_ID, start_ticks
 
 logger = logging.getLogger(__name__)
 
 HEARTBEAT_INTERVAL_S = 10.0
 """A third of the time after which a worker counts as silent; few writes for an idle service."""
 _JOIN_S = 2.0
-_BUSY_TIMEOUT_S = 2.0
-"""How long a health check waits for the database: it must answer within a few seconds."""
+
+
+def this_host() -> str:
+    """This boot of this machine, and the namespace in which its process ids mean something."""
+    try:
+        namespace = Path("/proc/self/ns/pid").readlink()
+        return f"{BOOT_ID.read_text().strip()} {namespace}"
+    except OSError:  # not Linux
+        return platform.node()
+
+
+def this_worker(worker_id: str) -> WorkerIdentity:
+    """Identity of a worker of this process.
+
+    Process ids are used again, and other machines and containers use the same. Together with the
+    host and the start of the process, an id names one process for ever.
+    """
+    pid = os.getpid()
+    return WorkerIdentity(worker_id, this_host(), pid, process_started=start_ticks(pid) or 0)
+
+
+def is_alive(worker: WorkerIdentity) -> bool:
+    """Whether the process of a worker of this host still runs."""
+    return start_ticks(worker.pid) == worker.process_started
+
+
+@contextmanager
+def heartbeat(
+    beat: Callable[[], None], *, interval_s: float, join_s: float | None = None
+) -> Generator[None]:
+    """Call `beat` at this interval while the block runs, from a thread of its own.
+
+    What `beat` raises is logged, and the next beat still comes.
+
+    Args:
+        join_s: how long to wait at the end for a beat that is still running; None: until it ends.
+    """
+    has_ended = threading.Event()
+
+    def run() -> None:
+        while not has_ended.wait(interval_s):
+            try:
+                beat()
+            except Exception:
+                logger.exception("a heartbeat failed")
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        has_ended.set()
+        thread.join(join_s)
 
 
 class Presence:
-    """Writes a worker's heartbeat while its block runs, then removes its row.
+    """Keeps a worker's row in the database up to date.
 
     The heartbeat comes from a thread of its own, whatever the worker is busy with. If it cannot be
     written, the worker continues without it, and the log says so once.
@@ -44,26 +95,23 @@ class Presence:
         self._is_stopping = is_stopping
         self._interval_s = interval_s
         self._is_failing = False
-        self._has_ended = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
 
-    def __enter__(self) -> Self:
+    @contextmanager
+    def keep(self) -> Generator[None]:
+        """Write the heartbeat while the block runs, then delete the row."""
         self._beat()
-        self._thread.start()
-        return self
+        try:
+            with heartbeat(self._beat, interval_s=self._interval_s, join_s=_JOIN_S):
+                yield
+        finally:
+            self._delete_row()
 
-    def __exit__(self, *_: object) -> None:
-        self._has_ended.set()
-        self._thread.join(_JOIN_S)
+    def _delete_row(self) -> None:
         try:
             with self._database.writing() as session:
                 WorkerRepository(session).remove([self._worker.worker_id])
         except Exception as error:
-            logger.warning("the worker's row stays, for a janitor to remove: %s", error)
-
-    def _run(self) -> None:
-        while not self._has_ended.wait(self._interval_s):
-            self._beat()
+            logger.warning("the worker's row stays until a janitor deletes it: %s", error)
 
     def _beat(self) -> None:
         try:
@@ -79,52 +127,3 @@ class Presence:
             if self._is_failing:
                 logger.info("the worker's heartbeat is written again")
             self._is_failing = False
-
-
-class UnhealthyError(Exception):
-    """The workers of this host do not run as they should. The message is one line."""
-
-
-def report_health() -> int:
-    """Print one line about the workers of this host. Returns the exit code: 0 healthy, 1 not."""
-    try:
-        sys.stdout.write(f"healthy: {check_health()}\n")
-    except UnhealthyError as error:
-        sys.stderr.write(f"unhealthy: {error}\n")
-        return 1
-    return 0
-
-
-def check_health() -> str:
-    """Describe the healthy workers of this host, in one line.
-
-    Raises:
-        UnhealthyError: none runs, one is frozen, or the database cannot be asked.
-    """
-    try:
-        database = Database(read_settings().resolved_database_url, busy_timeout_s=_BUSY_TIMEOUT_S)
-        require_database(database)
-        with database.reading() as session:
-            workers = WorkerRepository(session).list_all()
-        database.dispose()
-    except Exception as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise UnhealthyError(f"The workers cannot be looked up: {reason}") from error
-    return _judge([worker for worker in workers if worker.identity.host == this_host()])
-
-
-def _judge(workers: list[WorkerStatus]) -> str:
-    running = [worker for worker in workers if is_alive(worker.identity)]
-    if not running:
-        died = [_name(worker) for worker in workers]
-        raise UnhealthyError(f"Died: {', '.join(died)}" if died else "No worker runs on this host.")
-    now = utc_now()
-    for worker in running:
-        if worker.is_silent(now=now):
-            age_s = (now - worker.heartbeat_at).total_seconds()
-            raise UnhealthyError(f"{_name(worker)} has given no sign of life for {age_s:.0f} s.")
-    return ", ".join(f"{_name(worker)} is {worker.state}" for worker in running)
-
-
-def _name(worker: WorkerStatus) -> str:
-    return f"{worker.identity.worker_id} (process {worker.identity.pid})"

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict
 
-from app.core.db.pages import Page
+from app.core.db.base import Page
 
 
 class RequestBody(BaseModel):

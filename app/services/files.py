@@ -72,7 +72,7 @@ def delete_file(session: Session, file_id: str, *, now: datetime) -> list[str]:
             "alone. Delete the tuned model to delete the files of its adapter.",
             code="file_in_use",
         )
-    job_id = files.unfinished_job_using(file_id)
+    job_id = files.find_unfinished_job_using(file_id)
     if job_id is not None:
         raise StateConflictError(
             f"{file_id} is needed by the job {job_id}. Cancel that job, or wait until it ends.",

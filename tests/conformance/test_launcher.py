@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from app.core.job.training_events import Noted, TrainingEvent
-from tests.fakes import Act, FakeLauncher, Waiting
+from tests.fakes import Act, FakeLauncher, Waiting, Watch
 from worker.launch.launcher import Ending, Launcher, Signal
-from worker.launch.local import LocalLauncher
+from worker.launch.supervision import LocalLauncher
 from worker.launch.warm import WarmLauncher
 
 EVENTS = [Noted(message=f"event {number}") for number in range(3)]
@@ -57,8 +57,9 @@ def run(
     left = list(orders)
     return launcher.run(
         directory,
-        on_event=on_event,
-        requested_signal=lambda: left.pop(0) if len(left) > 1 else left[0],
+        Watch(
+            on_event=on_event, requested_signal=lambda: left.pop(0) if len(left) > 1 else left[0]
+        ),
     )
 
 

@@ -11,7 +11,7 @@ import pytest
 from tests.waiting import wait_until
 from tests.wheel import install_wheel
 from tunery.local_service import LocalService, LoggedProcess, ServiceError
-from worker.identity import start_ticks
+from worker.launch.locks import start_ticks
 
 END_S = 30
 """Longest time an end may take to be seen; generous, as machines that test are busy."""

@@ -10,9 +10,10 @@ import pytest
 from app.core.job.training_events import Finished, Started, TrainingEvent
 from tests.children import find_children
 from tests.counting_trainer import loads
+from tests.fakes import Watch
 from tests.tiny import build_model, chat_row, write_job, write_tiny_model
 from worker.launch.launcher import Ending, Launcher, Signal
-from worker.launch.local import LocalLauncher
+from worker.launch.supervision import LocalLauncher
 from worker.launch.warm import WarmLauncher
 
 PROJECT = Path(__file__).parents[2]
@@ -54,7 +55,7 @@ class Bench:
                 self.children.append(find_children(self.root)[name])
 
         ending = launcher.run(
-            directory, on_event=on_event, requested_signal=lambda: Signal.CONTINUE
+            directory, Watch(on_event=on_event, requested_signal=lambda: Signal.CONTINUE)
         )
 
         assert (ending.exit_code, ending.was_killed) == (0, False), ending.log_tail
@@ -135,7 +136,7 @@ def test_a_base_model_that_cannot_be_loaded_is_left_to_the_job_which_says_why(
     write_job(directory, ROWS, base_model=broken)
 
     ending: Ending = warm.run(
-        directory, on_event=lambda _: None, requested_signal=lambda: Signal.CONTINUE
+        directory, Watch(on_event=lambda _: None, requested_signal=lambda: Signal.CONTINUE)
     )
 
     assert ending.exit_code == 1

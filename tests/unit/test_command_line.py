@@ -4,10 +4,14 @@ import socket
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
 from typer import Typer
 from typer.testing import CliRunner, Result
 
 from app.commands import commands
+from app.core.db.migrate import upgrade
+from app.core.db.session import Database
+from app.core.settings import read_settings
 from app.core.version import VERSION
 from tunery.cli import cli
 
@@ -86,3 +90,21 @@ def test_a_port_that_is_taken_is_named_with_what_to_do(monkeypatch: pytest.Monke
         said = run(cli, "api", "--port", str(port), code=2).stderr
 
     assert f"api: Cannot listen on 127.0.0.1:{port}: Address already in use." in said
+
+
+@pytest.mark.parametrize("name", ["api", "worker"])
+def test_a_database_of_a_newer_version_ends_a_start_with_one_line(
+    name: str, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TUNERY_DATA_DIR", str(place / "data"))
+    monkeypatch.setenv("TUNERY_PORT", "0")
+    database = Database(read_settings().resolved_database_url)
+    upgrade(database)
+    with database.writing() as session:
+        session.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    database.dispose()
+
+    said = run(cli, name, code=2).stderr
+
+    assert said.startswith(f"{name}: The database is at schema 9999, which is of a newer version")
+    assert said.count("\n") == 1

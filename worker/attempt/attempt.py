@@ -43,18 +43,19 @@ from worker.attempt.endings import (
     end_of_error,
     end_of_process,
 )
-from worker.attempt.lease_keeper import TRANSIENT_ERRORS, LeaseKeeper, heartbeat
-from worker.attempt.publisher import Publisher
-from worker.attempt.resources import Resources
-from worker.attempt.step_log import StepLog
+from worker.attempt.lease_keeper import TRANSIENT_ERRORS, LeaseKeeper, Resources
+from worker.attempt.publisher import Publisher, StepLog
 from worker.job_directory import JobDirectory, JobInputs
 from worker.launch.launcher import Ending, Signal
+from worker.presence import heartbeat
 
 logger = logging.getLogger(__name__)
 
 
 class Attempt:
-    """Runs once. Its parts raise LeaseLostError when the job is no longer this attempt's.
+    """Runs once, as the `Watcher` of its training process.
+
+    Its parts raise LeaseLostError when the job is no longer this attempt's.
 
     Attributes:
         must_wait: whether the worker should pause before its next attempt at any job.
@@ -173,12 +174,7 @@ class Attempt:
     def _run(self) -> None:
         try:
             self.begin(after_step=self._prepare())
-            ending = self._resources.launcher.run(
-                self._job_directory.directory,
-                on_event=self.on_event,
-                requested_signal=self.requested_signal,
-            )
-            self.settle(ending)
+            self.settle(self._resources.launcher.run(self._job_directory.directory, self))
         except (LeaseLostError, OutcomeUnknownError):
             raise
         except Exception as error:

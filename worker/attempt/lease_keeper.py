@@ -1,22 +1,21 @@
 """Keeps the lease of one attempt: renews it, and retries transactions for as long as it lasts."""
 
-import logging
 import math
-import threading
 import time
-from collections.abc import Callable, Generator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
 
-from app.core.clock import steady_s
+from app.core.base_models import Catalogue
+from app.core.clock import Clock, steady_s, utc_now
 from app.core.db.repositories.leases import Lease, LeaseRepository, RequestedAction
-from app.core.db.session import Session
+from app.core.db.session import Database, Session
 from app.core.errors import DatabaseBusyError, LeaseLostError, StorageFullError
-from worker.attempt.resources import Resources
-from worker.launch.launcher import Signal
-
-logger = logging.getLogger(__name__)
+from app.core.settings import Settings
+from app.core.storage.blob_store import BlobStore
+from worker.launch.launcher import Launcher, Signal
 
 T = TypeVar("T")
 
@@ -31,6 +30,24 @@ RETRY_S = 0.2
 
 TRANSIENT_ERRORS = (DatabaseBusyError, StorageFullError)
 """The database has done nothing, and may do it a moment later."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """Settings, seams and intervals that all attempts of a worker share."""
+
+    settings: Settings
+    database: Database
+    store: BlobStore
+    catalogue: Catalogue
+    launcher: Launcher
+    clock: Clock = utc_now
+    cancel_poll_interval_s: float = 0.5
+    """Interval at which the database is asked what the user wants. A cancel may take 5 seconds."""
+    flush_interval_s: float = 1.0
+    """Minimum interval between two writes of steps: a commit takes longer than a small step."""
+    progress_interval_s: float = 30.0
+    """Minimum interval between two lines of a job's progress in the worker's log."""
 
 
 class LeaseKeeper:
@@ -128,15 +145,6 @@ class LeaseKeeper:
         """
         return self._retry(self._database.writing, act)
 
-    def transact_once(self, act: Callable[[Session], T]) -> T:
-        """Run one transaction without retrying it.
-
-        Raises:
-            DatabaseBusyError, StorageFullError: the database cannot be used at the moment.
-        """
-        with self._database.writing() as session:
-            return act(session)
-
     def _retry(
         self,
         open_session: Callable[[], AbstractContextManager[Session]],
@@ -150,27 +158,3 @@ class LeaseKeeper:
                 if self.is_lost or steady_s() > (self._stop_at_s() or math.inf):
                     raise LeaseLostError(self.lease.job_id, self.lease.attempt) from None
                 time.sleep(RETRY_S)  # a database that cannot be reached refuses at once
-
-
-@contextmanager
-def heartbeat(beat: Callable[[], None], *, interval_s: float) -> Generator[None]:
-    """Call `beat` at this interval while the block runs, from a thread of its own.
-
-    What `beat` raises is logged, and the next beat still comes.
-    """
-    has_ended = threading.Event()
-
-    def run() -> None:
-        while not has_ended.wait(interval_s):
-            try:
-                beat()
-            except Exception:
-                logger.exception("a heartbeat failed")
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        has_ended.set()
-        thread.join()

@@ -36,6 +36,22 @@ class Ending:
     """The last lines of its standard error."""
 
 
+class Watcher(Protocol):
+    """Follows a training process."""
+
+    def on_event(self, event: TrainingEvent) -> None:
+        """Take an event. They come in the order in which the process reports them."""
+        ...
+
+    def requested_signal(self) -> Signal:
+        """Return what the process is to do, at once.
+
+        Polled at least every `SIGNAL_POLL_INTERVAL_S`, from another thread than `on_event`, also
+        while that is busy.
+        """
+        ...
+
+
 class Launcher(Protocol):
     """Starts training processes: local children today, another machine tomorrow."""
 
@@ -51,21 +67,10 @@ class Launcher(Protocol):
         """
         ...
 
-    def run(
-        self,
-        directory: Path,
-        *,
-        on_event: Callable[[TrainingEvent], None],
-        requested_signal: Callable[[], Signal],
-    ) -> Ending:
+    def run(self, directory: Path, watcher: Watcher) -> Ending:
         """Train in this job directory, and block until the training process has ended.
 
-        If `on_event` raises, the process is killed before the exception reaches the caller.
-
-        Args:
-            on_event: called for each event, in the order in which the process reports them.
-            requested_signal: polled at least every `SIGNAL_POLL_INTERVAL_S`, from another thread,
-                also while `on_event` is busy. It must return at once.
+        If `watcher.on_event` raises, the process is killed before the exception reaches the caller.
 
         Raises:
             JobLockedError: another process of the job lives on this machine and does not end.

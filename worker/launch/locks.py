@@ -8,13 +8,14 @@ import os
 import signal
 import time
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Self
 
-from worker.identity import start_ticks
-
 _RETRY_S = 0.05
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_START_TICKS = 19
+"""Index among the fields of `/proc/PID/stat` that follow the command's name: `proc_pid_stat(5)`."""
 
 
 class JobLockedError(Exception):
@@ -76,12 +77,9 @@ class JobLock:
         descriptor = try_lock(self._path)
         if descriptor is None:
             return None
-        try:
-            is_current = self._path.stat().st_ino == os.fstat(descriptor).st_ino
-        except FileNotFoundError:
-            is_current = False
-        if is_current:
-            return descriptor
+        with suppress(FileNotFoundError):
+            if self._path.stat().st_ino == os.fstat(descriptor).st_ino:
+                return descriptor
         os.close(descriptor)  # the file was deleted meanwhile, so this locks nothing
         return None
 
@@ -91,10 +89,8 @@ class JobLock:
         except (OSError, ValueError):
             return  # not written down yet
         if start_ticks(pid) == ticks:
-            try:
+            with suppress(ProcessLookupError):
                 os.killpg(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                return
 
 
 class TrainingSlots:
@@ -141,3 +137,28 @@ def try_lock(path: Path) -> int | None:
             return None
         raise
     return descriptor
+
+
+def start_ticks(pid: int) -> int | None:
+    """When the kernel started the process, in clock ticks since boot; None if it does not run.
+
+    Where there is no /proc, 0 stands for any process that runs.
+    """
+    if not BOOT_ID.exists():
+        return 0 if _exists(pid) else None
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
+    except OSError:
+        return None
+    fields = stat.rpartition(")")[2].split()  # the name of a command may hold spaces and brackets
+    return None if fields[0] == "Z" else int(fields[_START_TICKS])
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True

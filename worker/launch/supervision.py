@@ -1,4 +1,4 @@
-"""Supervises a training process of this machine, whichever launcher has started it."""
+"""Starts training processes on this machine, and supervises those of every launcher."""
 
 import logging
 import os
@@ -9,13 +9,13 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Protocol, TypeVar
+from typing import IO, Protocol, TypeVar, cast
 
 from pydantic import ValidationError
 
 from app.core.job.training_events import TrainingEvent, parse_event
-from app.core.subprocesses import with_import_path
-from worker.launch.launcher import SIGNAL_POLL_INTERVAL_S, Ending, Signal
+from app.core.subprocesses import python_module, with_import_path
+from worker.launch.launcher import SIGNAL_POLL_INTERVAL_S, Ending, Signal, Watcher
 from worker.launch.locks import JobLock
 
 logger = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ ChildT = TypeVar("ChildT", bound=Child)
 
 def start_locked(
     directory: Path,
-    requested_signal: Callable[[], Signal],
+    watcher: Watcher,
     start: Callable[[int, int], ChildT],
     *,
     within_s: float,
@@ -78,7 +78,9 @@ def start_locked(
         JobLockedError: another process of the job lives on this machine and does not end.
     """
     job_lock = JobLock.of(directory)
-    lock = job_lock.take(within_s=within_s, is_over=lambda: requested_signal() is Signal.KILL)
+    lock = job_lock.take(
+        within_s=within_s, is_over=lambda: watcher.requested_signal() is Signal.KILL
+    )
     try:
         with (directory / LOG_NAME).open("ab") as log:
             child = start(lock, log.fileno())
@@ -92,14 +94,7 @@ def start_locked(
     return child
 
 
-def supervise(
-    child: Child,
-    output: IO[bytes],
-    directory: Path,
-    *,
-    on_event: Callable[[TrainingEvent], None],
-    requested_signal: Callable[[], Signal],
-) -> Ending:
+def supervise(child: Child, output: IO[bytes], directory: Path, watcher: Watcher) -> Ending:
     """Relay the events of a child, pass requested signals on to it, and wait for its end.
 
     Args:
@@ -109,10 +104,10 @@ def supervise(
     lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
     reader = threading.Thread(target=_read_lines, args=(output, lines), daemon=True)
     reader.start()
-    supervisor = _Supervisor(child, requested_signal)
+    supervisor = _Supervisor(child, watcher.requested_signal)
     supervisor.start()
     try:
-        _relay(lines, child, on_event)
+        _relay(lines, child, watcher.on_event)
     finally:
         supervisor.end()
         _kill(child)
@@ -134,6 +129,38 @@ def child_environment() -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONUNBUFFERED": "1",
     }
+
+
+class LocalLauncher:
+    """A `Launcher` that runs `python -m worker.train DIR` on this machine.
+
+    The job directory's parent belongs to the job alone.
+
+    Args:
+        lock_s: how long to wait for the job's previous training process to die, in seconds.
+    """
+
+    def __init__(self, module: str = "worker.train", *, lock_s: float = LOCK_S) -> None:
+        self._module = module
+        self._lock_s = lock_s
+
+    def preload(self, lock: Path, *, is_busy: Callable[[], bool]) -> None:
+        """Do nothing: no process outlives a job here."""
+
+    def run(self, directory: Path, watcher: Watcher) -> Ending:
+        def start(lock: int, log: int) -> "subprocess.Popen[bytes]":
+            return subprocess.Popen(  # noqa: S603 - our own module, on a directory we made
+                python_module(self._module, str(directory.resolve())),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env=child_environment(),
+                pass_fds=[lock],  # held for as long as the child lives
+                start_new_session=True,  # a Ctrl-C in a terminal is for the worker to handle
+            )
+
+        child = start_locked(directory, watcher, start, within_s=self._lock_s)
+        return supervise(child, cast("IO[bytes]", child.stdout), directory, watcher)
 
 
 class _Supervisor(threading.Thread):

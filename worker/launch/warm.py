@@ -6,12 +6,10 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
-from app.core.job.training_events import TrainingEvent
 from worker.launch.fork_client import ForkClient, ForkedChild, ForkServerError
-from worker.launch.launcher import Ending, Signal
-from worker.launch.local import LocalLauncher
+from worker.launch.launcher import Ending, Signal, Watcher
 from worker.launch.locks import try_lock
-from worker.launch.supervision import LOCK_S, start_locked, supervise
+from worker.launch.supervision import LOCK_S, LocalLauncher, start_locked, supervise
 
 logger = logging.getLogger(__name__)
 
@@ -49,18 +47,12 @@ class WarmLauncher:
         self._fork_server: ForkClient | None = None
         self._failures = 0
 
-    def run(
-        self,
-        directory: Path,
-        *,
-        on_event: Callable[[TrainingEvent], None],
-        requested_signal: Callable[[], Signal],
-    ) -> Ending:
+    def run(self, directory: Path, watcher: Watcher) -> Ending:
         self._has_preloaded = True
         if self._failures == MAX_FAILURES:
-            return self._cold.run(directory, on_event=on_event, requested_signal=requested_signal)
+            return self._cold.run(directory, watcher)
         try:
-            child = self._start(directory, requested_signal)
+            child = self._start(directory, watcher)
         except _SignalledError as error:
             self.close()
             return _ending_before_start(error.requested)
@@ -70,19 +62,13 @@ class WarmLauncher:
             logger.warning("no warm start: %s", error)
             if self._failures == MAX_FAILURES:
                 logger.warning("no more warm starts are tried")
-            return self._cold.run(directory, on_event=on_event, requested_signal=requested_signal)
+            return self._cold.run(directory, watcher)
         except OSError:
             self.close()  # with the child, if there is one already
             raise
         self._failures = 0
         try:
-            return supervise(
-                child,
-                child.output,
-                directory,
-                on_event=on_event,
-                requested_signal=requested_signal,
-            )
+            return supervise(child, child.output, directory, watcher)
         finally:
             child.bury()
 
@@ -111,30 +97,28 @@ class WarmLauncher:
             self._fork_server.end()
             self._fork_server = None
 
-    def _start(self, directory: Path, requested_signal: Callable[[], Signal]) -> ForkedChild:
+    def _start(self, directory: Path, watcher: Watcher) -> ForkedChild:
         if self._fork_server is not None and self._fork_server.has_retired:
             self.close()
         if self._fork_server is not None:
             try:
-                return self._fork(self._fork_server, directory, requested_signal)
+                return self._fork(self._fork_server, directory, watcher)
             except ForkServerError as error:
                 logger.warning("starting another fork server: %s", error)
                 self.close()
         self._fork_server = ForkClient(self._module, idle_s=self._idle_s)
-        return self._fork(self._fork_server, directory, requested_signal)
+        return self._fork(self._fork_server, directory, watcher)
 
-    def _fork(
-        self, fork_server: ForkClient, directory: Path, requested_signal: Callable[[], Signal]
-    ) -> ForkedChild:
+    def _fork(self, fork_server: ForkClient, directory: Path, watcher: Watcher) -> ForkedChild:
         def check_signal() -> None:
-            if (requested := requested_signal()) is not Signal.CONTINUE:
+            if (requested := watcher.requested_signal()) is not Signal.CONTINUE:
                 raise _SignalledError(requested)
 
         # Before taking the lock: loading may take long, and the lock keeps others from the job.
         fork_server.prepare(directory, while_waiting=check_signal)
         return start_locked(
             directory,
-            requested_signal,
+            watcher,
             lambda lock, log: fork_server.fork(directory, log=log, lock=lock),
             within_s=self._lock_s,
         )

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from app.api.deps import LIMIT, Cursor, Now, ResourcesDep
 from app.api.multipart import FileField, form_of, receive_and_write
 from app.api.streaming import send_file
-from app.core.db.pages import Order
+from app.core.db.base import Order
 from app.core.db.repositories.files import FileRepository
 from app.core.db.session import Session
 from app.core.ids import IdPrefix

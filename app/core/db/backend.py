@@ -111,14 +111,10 @@ class Backend(Protocol):
         ...
 
 
-def busy() -> ServiceError:
-    message = "The database is busy. Nothing was done; send the request again in a moment."
-    return DatabaseBusyError(message)
-
-
-def away() -> ServiceError:
-    message = "The database is away. Nothing was done; send the request again in a moment."
-    return DatabaseBusyError(message)
+def unavailable(why: Literal["busy", "away"]) -> ServiceError:
+    return DatabaseBusyError(
+        f"The database is {why}. Nothing was done; send the request again in a moment."
+    )
 
 
 def full() -> ServiceError:

@@ -1,10 +1,28 @@
-"""What all tables share: names of constraints, and types of columns."""
+"""What all tables share, names of constraints and types of columns; and what all queries share."""
 
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
-from sqlalchemy import JSON, DateTime, Dialect, Enum, ForeignKey, MetaData, TypeDecorator
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy import (
+    JSON,
+    ColumnElement,
+    DateTime,
+    Dialect,
+    Enum,
+    ForeignKey,
+    MetaData,
+    Select,
+    TypeDecorator,
+    select,
+)
+from sqlalchemy.orm import (
+    DeclarativeBase,
+    InstrumentedAttribute,
+    Mapped,
+    Session,
+    mapped_column,
+)
 
 from app.core.job.status import JobStatus
 
@@ -59,3 +77,57 @@ class Project(Base):
 
 class OwnedByProject:
     project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"), default=DEFAULT_PROJECT_ID)
+
+
+Order = Literal["asc", "desc"]
+Row = TypeVar("Row")
+OwnedRow = TypeVar("OwnedRow", bound=OwnedByProject)
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[Row]):
+    rows: list[Row]
+    has_more: bool
+
+
+class Repository:
+    """Queries of one transaction, over all projects."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+
+class ProjectRepository(Repository):
+    """Queries of one transaction, on the rows of one project."""
+
+    def __init__(self, session: Session, project_id: str = DEFAULT_PROJECT_ID) -> None:
+        super().__init__(session)
+        self._project_id = project_id
+
+    def _select(self, table: type[OwnedRow]) -> Select[OwnedRow]:
+        return select(table).where(table.project_id == self._project_id)
+
+    def _add(self, *rows: OwnedByProject) -> None:
+        for row in rows:
+            row.project_id = self._project_id
+        self._session.add_all(rows)
+        self._session.flush()
+
+    def _fetch_page(
+        self,
+        query: Select[Row],
+        id_column: InstrumentedAttribute[str],
+        *,
+        after: str | None,
+        limit: int,
+        order: Order = "desc",
+    ) -> Page[Row]:
+        """Up to `limit` rows after the id `after`, whose own row may have been deleted.
+
+        Ids sort by time.
+        """
+        if after is not None:
+            query = query.where(id_column > after if order == "asc" else id_column < after)
+        by: ColumnElement[Any] = id_column.asc() if order == "asc" else id_column.desc()
+        rows = list(self._session.scalars(query.order_by(by).limit(limit + 1)))
+        return Page(rows[:limit], has_more=len(rows) > limit)

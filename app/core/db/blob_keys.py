@@ -3,13 +3,18 @@
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from sqlalchemy import delete, select, tuple_
+from sqlalchemy.orm import InstrumentedAttribute
 
+from app.core.db.base import Repository
 from app.core.db.session import Session
 from app.core.db.tables import File, SavedState, UploadPart
 
 PAGE_ROWS = 500
+
+Row = TypeVar("Row")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,20 +38,8 @@ class NamedBlob:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class StateBlobs:
-    """Primary key of a saved state, and its blobs by file name."""
-
-    job_id: str
-    step: int
-    blobs: dict[str, NamedBlob]
-
-
-class BlobKeyRepository:
+class BlobKeyRepository(Repository):
     """The blobs of every project."""
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
 
     def names_any(self) -> bool:
         """Whether any row names a blob."""
@@ -61,40 +54,21 @@ class BlobKeyRepository:
             named.update(self._session.scalars(select(column).where(column.in_(keys))))
         unknown = set(keys) - named
         if unknown:  # states name their blobs inside a column of JSON, so all are read
-            named.update(blob.key for blob in self._saved_states() if blob.key in unknown)
+            states = self._session.scalars(
+                select(SavedState).execution_options(yield_per=PAGE_ROWS)
+            )
+            keys = {blob.key for state in states for blob in blobs_of_state(state).values()}
+            named |= keys & unknown
         return named
-
-    def list_of_files(self, *, after: str, limit: int) -> list[NamedBlob]:
-        """Blobs of the files after the id `after`, in order of id."""
-        columns = (File.blob_key, File.bytes, File.sha256, File.id)
-        query = select(*columns).where(File.id > after).order_by(File.id).limit(limit)
-        return [NamedBlob(*row) for row in self._session.execute(query)]
-
-    def list_of_parts(self, *, after: str, limit: int) -> list[NamedBlob]:
-        """Blobs of the upload parts after the id `after`, in order of id."""
-        columns = (UploadPart.blob_key, UploadPart.bytes, UploadPart.sha256, UploadPart.id)
-        query = select(*columns).where(UploadPart.id > after).order_by(UploadPart.id).limit(limit)
-        return [
-            NamedBlob(key, size, sha256, part_id=part_id)
-            for key, size, sha256, part_id in self._session.execute(query)
-        ]
-
-    def list_states(self, *, after: tuple[str, int], limit: int) -> list[StateBlobs]:
-        """Saved states after the job and step `after`, in this order."""
-        place = (SavedState.job_id, SavedState.step)
-        query = select(SavedState).where(tuple_(*place) > after).order_by(*place).limit(limit)
-        return [_blobs_of(state) for state in self._session.scalars(query)]
 
     def still_names(self, blob: NamedBlob) -> bool:
         """Whether the row that named the blob still exists and still names it."""
-        if blob.file_id is not None:
-            file = self._session.get(File, blob.file_id)
-            return file is not None and file.blob_key == blob.key
-        if blob.part_id is not None:
-            part = self._session.get(UploadPart, blob.part_id)
-            return part is not None and part.blob_key == blob.key
-        state = self._session.get(SavedState, (blob.job_id, blob.step))
-        return state is not None and blob in _blobs_of(state).blobs.values()
+        if blob.job_id is not None:
+            state = self._session.get(SavedState, (blob.job_id, blob.step))
+            return state is not None and blob in blobs_of_state(state).values()
+        table, row_id = (File, blob.file_id) if blob.file_id else (UploadPart, blob.part_id)
+        row = self._session.get(table, row_id)
+        return row is not None and row.blob_key == blob.key
 
     def delete_saved_state(self, job_id: str, step: int) -> None:
         """Delete a state: the job resumes from an older state, or starts over."""
@@ -105,53 +79,56 @@ class BlobKeyRepository:
         """Delete a part: its upload can be completed only after its bytes were sent again."""
         self._session.execute(delete(UploadPart).where(UploadPart.id == part_id))
 
-    def _saved_states(self) -> Iterator[NamedBlob]:
-        query = select(SavedState).execution_options(yield_per=PAGE_ROWS)
-        for state in self._session.scalars(query):
-            yield from _blobs_of(state).blobs.values()
-
 
 def iterate_named(
     open_session: Callable[[], AbstractContextManager[Session]], *, page_rows: int = PAGE_ROWS
 ) -> Iterator[NamedBlob]:
-    """Every blob that a row names, page by page.
+    """Every blob that a row names, page by page; see `iterate_rows`."""
+    for file in iterate_rows(open_session, File, File.id, page_rows=page_rows):
+        yield NamedBlob(file.blob_key, file.bytes, file.sha256, file_id=file.id)
+    for part in iterate_rows(open_session, UploadPart, UploadPart.id, page_rows=page_rows):
+        yield NamedBlob(part.blob_key, part.bytes, part.sha256, part_id=part.id)
+    for state in iterate_states(open_session, page_rows=page_rows):
+        yield from blobs_of_state(state).values()
+
+
+def iterate_states(
+    open_session: Callable[[], AbstractContextManager[Session]], *, page_rows: int = PAGE_ROWS
+) -> Iterator[SavedState]:
+    """Every saved state, page by page; see `iterate_rows`."""
+    key = (SavedState.job_id, SavedState.step)
+    yield from iterate_rows(open_session, SavedState, *key, page_rows=page_rows)
+
+
+def iterate_rows(
+    open_session: Callable[[], AbstractContextManager[Session]],
+    table: type[Row],
+    *key: InstrumentedAttribute[Any],
+    page_rows: int = PAGE_ROWS,
+) -> Iterator[Row]:
+    """Every row of a table, page by page, in the order of its primary key.
 
     Args:
         open_session: called for each page. `Database.reading`, so that no transaction is open
             while the caller does something slow; or one session for all, which see one moment.
     """
-    for list_page in (BlobKeyRepository.list_of_files, BlobKeyRepository.list_of_parts):
-        after = ""
-        while True:
-            with open_session() as session:
-                page = list_page(BlobKeyRepository(session), after=after, limit=page_rows)
-            if not page:
-                break
-            yield from page
-            after = page[-1].owner
-    for state in iterate_states(open_session, page_rows=page_rows):
-        yield from state.blobs.values()
-
-
-def iterate_states(
-    open_session: Callable[[], AbstractContextManager[Session]], *, page_rows: int = PAGE_ROWS
-) -> Iterator[StateBlobs]:
-    """Every saved state, page by page."""
-    place = ("", 0)
+    query = select(table).order_by(*key).limit(page_rows)
+    page_query = query
     while True:
         with open_session() as session:
-            page = BlobKeyRepository(session).list_states(after=place, limit=page_rows)
+            page = session.scalars(page_query).all()
         if not page:
             return
         yield from page
-        place = (page[-1].job_id, page[-1].step)
+        last = [getattr(page[-1], column.key) for column in key]
+        page_query = query.where(tuple_(*key) > last)
 
 
-def _blobs_of(state: SavedState) -> StateBlobs:
-    blobs = {
+def blobs_of_state(state: SavedState) -> dict[str, NamedBlob]:
+    """The blobs of a saved state by file name."""
+    return {
         name: NamedBlob(
             file["key"], file["bytes"], file["sha256"], job_id=state.job_id, step=state.step
         )
         for name, file in state.files.items()
     }
-    return StateBlobs(state.job_id, state.step, blobs)

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 
 from sqlalchemy import func, inspect, select
 
-from app.core.db.blob_keys import PAGE_ROWS, NamedBlob, iterate_states
+from app.core.db.blob_keys import NamedBlob, blobs_of_state, iterate_rows, iterate_states
 from app.core.db.session import Database, Session
 from app.core.db.tables import Checkpoint, File, Job
 from app.core.errors import OperatorError
@@ -75,21 +75,16 @@ def iterate_manifested(
     open_session: Callable[[], AbstractContextManager[Session]],
 ) -> Iterator[ManifestedFiles]:
     """Every checkpoint that still has its files, then every saved state, page by page."""
-    last_id = ""
-    while True:
-        query = select(Checkpoint).where(Checkpoint.id > last_id).order_by(Checkpoint.id)
-        with open_session() as session:
-            page = session.scalars(query.limit(PAGE_ROWS)).all()
-        if not page:
-            break
-        yield from (_of_checkpoint(checkpoint) for checkpoint in page if checkpoint.files)
-        last_id = page[-1].id
+    for checkpoint in iterate_rows(open_session, Checkpoint, Checkpoint.id):
+        if checkpoint.files:
+            yield _of_checkpoint(checkpoint)
     for state in iterate_states(open_session):
-        manifest = state.blobs.get(MANIFEST_NAME)
+        blobs = blobs_of_state(state)
+        manifest = blobs.get(MANIFEST_NAME)
         yield ManifestedFiles(
             f"the state of {state.job_id} saved at step {state.step}",
             manifest.sha256 if manifest else "",
-            state.blobs,
+            blobs,
         )
 
 

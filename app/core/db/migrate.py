@@ -8,8 +8,13 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
 from app.core.db.session import Database, Session
+from app.core.errors import OperatorError
 
 MIGRATIONS = Path(__file__).parents[3] / "migrations"
+
+
+class NewerSchemaError(OperatorError):
+    """A newer version of the service has changed the tables of the database."""
 
 
 def upgrade(database: Database, revision: str = "head", *, migrations: Path = MIGRATIONS) -> None:
@@ -31,6 +36,22 @@ def upgrade(database: Database, revision: str = "head", *, migrations: Path = MI
     with database.service_errors(), database.backend.migrating() as connection:
         config.attributes["connection"] = connection
         command.upgrade(config, revision)
+
+
+def require_known_schema(database: Database) -> None:
+    """Check that this version of the service knows the database's schema.
+
+    Raises:
+        NewerSchemaError: it does not.
+        DatabaseBusyError: the database is busy or away.
+    """
+    with database.reading() as session:
+        revision = read_revision(session)
+    if revision is not None and not is_known_revision(revision):
+        raise NewerSchemaError(
+            f"The database is at schema {revision}, which is of a newer version of Tunery than "
+            "this. Run that version, or restore a backup that this version has made."
+        )
 
 
 def read_revision(session: Session) -> str | None:

@@ -19,7 +19,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session
 
-from app.core.db.backend import Description, Kind, SnapshotError, away, busy, full
+from app.core.db.backend import Description, Kind, SnapshotError, full, unavailable
 from app.core.errors import OutcomeUnknownError, ServiceError
 
 POOL_SIZE = 5
@@ -75,14 +75,14 @@ class Postgresql:
         event.listen(self.engine, "connect", _configure)
 
     def commit(self, session: Session) -> None:
-        """Commit. If the connection is lost meanwhile, ask on another one what became of it."""
+        """Commit. If the connection is lost meanwhile, ask the server on another one if it did."""
         session.flush()
         receipt = session.scalar(text("SELECT CAST(pg_current_xact_id_if_assigned() AS text)"))
         try:
             session.commit()
         except DBAPIError as error:
             if receipt is None or not error.connection_invalidated:
-                raise  # nothing to commit, or refused by a running server: nothing was done
+                raise  # nothing was done: the server refused, or there was nothing to commit
             committed = self._has_committed(receipt)
             if committed is None:
                 raise OutcomeUnknownError(
@@ -100,18 +100,18 @@ class Postgresql:
 
     def as_service_error(self, error: SQLAlchemyError) -> ServiceError | None:
         if isinstance(error, PoolTimeoutError):
-            return busy()
+            return unavailable("busy")
         if not isinstance(error, DBAPIError):
             return None
         state = getattr(error.orig, "sqlstate", None)
         if state == _DISK_FULL:
             return full()
         if state in _BUSY:
-            return busy()
+            return unavailable("busy")
         # The client library has no code for a connection that it cannot make or has lost. The
         # server gives a reason when it ends a connection.
         has_no_code = state is None and isinstance(error, OperationalError)
-        return away() if has_no_code or error.connection_invalidated else None
+        return unavailable("away") if has_no_code or error.connection_invalidated else None
 
     def lock_names(self, session: Session, *names: str) -> None:
         digest = hashlib.sha256("\0".join(names).encode()).digest()
@@ -120,7 +120,7 @@ class Postgresql:
 
     @contextlib.contextmanager
     def migrating(self) -> Generator[Transaction]:
-        """May run for long itself, but waits for a table no longer than any other transaction."""
+        """Limit only the wait for a table, as elsewhere, not the duration of the migration."""
         with self.engine.begin() as connection:
             usual = connection.scalar(text("SHOW lock_timeout"))
             connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
@@ -181,7 +181,7 @@ class Postgresql:
             raise SnapshotError(f"{name} failed: {done.stderr.strip()[:1000]}")
 
     def _has_committed(self, receipt: str) -> bool | None:
-        """None when the server did not come back in time to say, or no longer knows."""
+        """Ask whether a commit was done. None: no answer in time, or the server cannot tell."""
         query = text("SELECT pg_xact_status(CAST(:receipt AS xid8))")
         deadline_s = time.monotonic() + self._busy_timeout_s
         while True:

@@ -8,12 +8,19 @@ from pathlib import Path
 from typing import Any, ClassVar, cast
 
 from sqlalchemy import URL, Connection, PoolProxiedConnection, create_engine, event, text
-from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPICursor
+from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DatabaseError, DBAPIError, OperationalError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from app.core import durable
-from app.core.db.backend import BrokenReferenceError, Description, Kind, SnapshotError, busy, full
+from app.core.db.backend import (
+    BrokenReferenceError,
+    Description,
+    Kind,
+    SnapshotError,
+    full,
+    unavailable,
+)
 from app.core.errors import ServiceError
 
 try:  # a recent SQLite, where a wheel of it exists
@@ -81,32 +88,34 @@ class Sqlite:
     def _open_watcher(self) -> PoolProxiedConnection:
         watcher = self.engine.raw_connection()
         watcher.detach()  # nobody else may get a connection with the setting below
-        cursor = watcher.cursor()
-        cursor.execute("PRAGMA busy_timeout = 0")  # the caller of `version` cannot wait
-        cursor.close()
+        _execute(watcher, "PRAGMA busy_timeout = 0")  # the caller of `version` cannot wait
         return watcher
 
     def as_service_error(self, error: SQLAlchemyError) -> ServiceError | None:
         orig = error.orig if isinstance(error, DBAPIError) else None
         code = getattr(orig, "sqlite_errorcode", 0) & 0xFF
         if code == _BUSY:
-            return busy()
+            return unavailable("busy")
         if code == _FULL or (code == _IO_ERROR and self._has_no_room()):
             return full()
         return None
 
     def lock_names(self, session: Session, *names: str) -> None:
-        """Every writer is alone already."""
+        """Do nothing: SQLite has one writer at a time."""
 
     @contextmanager
     def migrating(self) -> Generator[Connection]:
-        """Lets a table be replaced that others reference.
+        """Do not enforce foreign keys meanwhile, and check them at the end.
 
-        SQLite changes little of a table in place, so alembic copies it and drops the old one. With
-        foreign keys enforced, that would be refused. Source: sqlite.org/lang_altertable.html, 7.
+        SQLite can change little of a table in place, so alembic copies the table and drops the old
+        one. SQLite would refuse that if other tables reference it.
+
+        Source:
+            sqlite.org/lang_altertable.html, 7
         """
         with self.engine.connect() as connection:
-            _enforce_foreign_keys(connection, "OFF")
+            # Through the driver: in a transaction, which SQLAlchemy would begin, it does nothing.
+            _execute(connection.connection, "PRAGMA foreign_keys = OFF")
             try:
                 with connection.begin():
                     yield connection
@@ -115,7 +124,7 @@ class Sqlite:
                         row = "Row {1} of {0} names no row of {2}.".format(*broken)
                         raise BrokenReferenceError(row)
             finally:
-                _enforce_foreign_keys(connection, "ON")
+                _execute(connection.connection, "PRAGMA foreign_keys = ON")
 
     def describe(self, session: Session) -> Description:
         version = ".".join(map(str, sqlite_driver.sqlite_version_info))
@@ -136,14 +145,14 @@ class Sqlite:
             broken = session.execute(text("PRAGMA foreign_key_check")).fetchmany(_MAX_PROBLEMS)
         except OperationalError:  # such as a busy database
             raise
-        except DatabaseError as error:  # too damaged to look any further
+        except DatabaseError as error:  # too damaged to be checked
             return [str(error.orig)]
         return lines + [
             f"row {row} of {table} names no row of {parent}" for table, row, parent, _ in broken
         ]
 
     def hold_snapshot(self, session: Session) -> None:
-        """Every transaction that only reads sees one moment."""
+        """Do nothing: every transaction that only reads sees one moment."""
 
     def copy_to(self, target: Path, session: Session) -> None:
         source: Any = session.connection().connection.driver_connection
@@ -164,35 +173,26 @@ class Sqlite:
         # The driver must not begin transactions by itself: it does so only before some
         # statements, so that reads would not be repeatable and DDL would not be rolled back.
         connection.isolation_level = None
-        cursor = connection.cursor()
-        _set_journal_mode(cursor, self._journal_mode, within_s=self._busy_timeout_s)
-        cursor.execute("PRAGMA synchronous = FULL")  # in WAL, NORMAL loses commits on power loss
-        cursor.execute("PRAGMA foreign_keys = ON")
-        cursor.close()
+        _set_journal_mode(connection, self._journal_mode, within_s=self._busy_timeout_s)
+        _execute(connection, "PRAGMA synchronous = FULL")  # in WAL, NORMAL may lose commits
+        _execute(connection, "PRAGMA foreign_keys = ON")
 
 
 def _begin(connection: Connection) -> None:
     if connection.get_execution_options().get(_READ_ONLY, False):
         # Through the driver itself: no lock is taken, so there is no error to translate.
-        cursor = connection.connection.cursor()
-        cursor.execute("BEGIN")
-        cursor.close()
+        _execute(connection.connection, "BEGIN")
     else:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
-def _enforce_foreign_keys(connection: Connection, state: str) -> None:
-    """Set whether foreign keys are enforced. A connection keeps this when it returns to the pool.
-
-    Through the driver's own cursor: in a transaction, which SQLAlchemy would begin, the pragma
-    does nothing.
-    """
-    cursor = connection.connection.cursor()
-    cursor.execute(f"PRAGMA foreign_keys = {state}")
+def _execute(connection: PoolProxiedConnection | DBAPIConnection, statement: str) -> None:
+    cursor = connection.cursor()
+    cursor.execute(statement)
     cursor.close()
 
 
-def _set_journal_mode(cursor: DBAPICursor, mode: str, *, within_s: float) -> None:
+def _set_journal_mode(connection: DBAPIConnection, mode: str, *, within_s: float) -> None:
     """Set the journal mode as soon as nobody writes.
 
     SQLite waits for every other lock by itself, but refuses this one at once: for example when
@@ -201,7 +201,7 @@ def _set_journal_mode(cursor: DBAPICursor, mode: str, *, within_s: float) -> Non
     deadline_s = time.monotonic() + within_s
     while True:
         try:
-            cursor.execute(f"PRAGMA journal_mode = {mode}")
+            _execute(connection, f"PRAGMA journal_mode = {mode}")
         except _DriverError:
             if time.monotonic() >= deadline_s:
                 raise

@@ -36,8 +36,7 @@ from tests.fakes import FakeLauncher, FrozenClock
 from tests.waiting import wait_until
 from worker.attempt.attempt import Attempt
 from worker.attempt.endings import Released
-from worker.attempt.lease_keeper import LEASE_MARGIN
-from worker.attempt.resources import Resources
+from worker.attempt.lease_keeper import LEASE_MARGIN, Resources
 from worker.launch.launcher import Ending, Signal
 
 ENDED_WELL = Ending(0, was_asked=False, was_killed=False, log_tail="")

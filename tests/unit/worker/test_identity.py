@@ -5,7 +5,8 @@ import subprocess
 import sys
 from dataclasses import replace
 
-from worker.identity import is_alive, start_ticks, this_host, this_worker
+from worker.launch.locks import start_ticks
+from worker.presence import is_alive, this_host, this_worker
 
 
 def test_a_worker_sees_that_it_lives() -> None:

@@ -14,9 +14,9 @@ from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
 from tests.builders import MINUTE, NOW, add_file, add_job, claim, get_job, list_workers
 from tests.fakes import FrozenClock
-from worker.identity import this_worker
 from worker.janitor import INTERVAL_S, ORPHANS_INTERVAL_S, Janitor
 from worker.launch.locks import JobLock
+from worker.presence import this_worker
 
 
 @pytest.fixture

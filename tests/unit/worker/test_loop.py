@@ -53,8 +53,8 @@ from tests.builders import (
 )
 from tests.fakes import Act, FakeLauncher, FrozenClock, Waiting
 from tests.waiting import wait_until
-from worker import janitor
-from worker.attempt.resources import Resources
+from worker.attempt.lease_keeper import Resources
+from worker.janitor import Janitor
 from worker.launch.locks import TrainingSlots
 from worker.loop import PAUSE_AFTER_FAILURE_S, Worker
 
@@ -81,11 +81,17 @@ class Bench:
         self.clock = clock
         self.launcher = FakeLauncher()
         self.resources = Resources(settings, database, store, catalogue, self.launcher, clock)
-        self.worker = Worker("worker-1", self.resources)
+        self.janitor = Janitor(settings, database=database, store=store, clock=clock)
+        self.worker = self.build_worker("worker-1")
+
+    def build_worker(self, worker_id: str, **changes: Any) -> Worker:
+        """A worker whose resources differ in this."""
+        resources = replace(self.resources, **changes)
+        return Worker(worker_id, resources, self.janitor.run_if_due)
 
     def replace_worker(self, **changes: Any) -> None:
         """Have another worker whose resources differ in this."""
-        self.worker = Worker("worker-1", replace(self.resources, **changes))
+        self.worker = self.build_worker("worker-1", **changes)
 
     def add_job(self, **changes: Any) -> Job:
         """A job in the queue, with its training file in the store."""
@@ -187,8 +193,8 @@ def test_no_worker_preloads_while_another_of_the_machine_trains(bench: Bench) ->
     assert bench.launcher.has_preloaded
 
 
-def test_an_idle_worker_waits_for_no_writer(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(janitor, "INTERVAL_S", 3600.0)
+def test_an_idle_worker_waits_for_no_writer(bench: Bench) -> None:
+    bench.worker = Worker("worker-1", bench.resources, lambda: None)  # no chore is due
     bench.run()
 
     with bench.database.writing() as session:
@@ -706,7 +712,7 @@ def test_another_base_model_of_the_same_name_ends_the_job(bench: Bench) -> None:
 def test_a_second_worker_of_the_machine_is_a_stand_by(bench: Bench) -> None:
     bench.add_job()
     waiting = bench.add_job()
-    stand_by = Worker("worker-2", replace(bench.resources, launcher=FakeLauncher()))
+    stand_by = bench.build_worker("worker-2", launcher=FakeLauncher())
     idle_s: list[float] = []
 
     bench.run(lambda _directory: idle_s.append(stand_by.run_once()))
@@ -871,9 +877,7 @@ def test_progress_is_shown_with_speed_and_end(bench: Bench) -> None:
 def test_a_worker_outlives_a_database_that_is_busy(bench: Bench, settings: Settings) -> None:
     impatient = Database(settings.resolved_database_url, busy_timeout_s=0)
     none_installed = Catalogue([], settings.data_dir / "models")
-    worker = Worker(
-        "worker-2", replace(bench.resources, database=impatient, catalogue=none_installed)
-    )
+    worker = bench.build_worker("worker-2", database=impatient, catalogue=none_installed)
     is_refused = threading.Event()
     event.listen(impatient.engine, "handle_error", lambda _: is_refused.set())
     running = threading.Thread(target=worker.run)

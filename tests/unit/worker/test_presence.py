@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from datetime import timedelta
 
@@ -19,8 +20,9 @@ from app.core.settings import Settings
 from tests.builders import NOW, build_identity, list_workers
 from tests.fakes import FrozenClock
 from tests.waiting import wait_until
-from worker.identity import start_ticks, this_worker
-from worker.presence import Presence, UnhealthyError, check_health
+from worker.health import UnhealthyError, check_health
+from worker.launch.locks import start_ticks
+from worker.presence import Presence, this_worker
 
 WITHIN_S = 30
 
@@ -36,7 +38,7 @@ def build_presence(
 def test_a_worker_is_registered_while_its_block_runs(
     database: Database, clock: FrozenClock
 ) -> None:
-    with build_presence(database, clock):
+    with build_presence(database, clock).keep():
         (worker,) = list_workers(database)
         assert worker.identity == build_identity()
         clock.advance(timedelta(seconds=5))
@@ -51,7 +53,7 @@ def test_a_worker_is_registered_while_its_block_runs(
 def test_a_worker_that_was_forgotten_while_it_was_suspended_registers_again(
     database: Database, clock: FrozenClock
 ) -> None:
-    with build_presence(database, clock):
+    with build_presence(database, clock).keep():
         with database.writing() as session:
             WorkerRepository(session).remove_all()
         wait_until(lambda: list_workers(database), within_s=WITHIN_S)
@@ -67,14 +69,14 @@ def test_a_worker_continues_without_its_heartbeat_and_says_so_once(
 
     with database.engine.begin() as connection:
         connection.execute(text("ALTER TABLE workers RENAME TO elsewhere"))
-    try:
-        presence = build_presence(database, clock).__enter__()
-        wait_until(lambda: len(refused) >= 3, within_s=WITHIN_S)
-    finally:
-        with database.engine.begin() as connection:
-            connection.execute(text("ALTER TABLE elsewhere RENAME TO workers"))
-    wait_until(lambda: list_workers(database), within_s=WITHIN_S)
-    presence.__exit__()
+    with ExitStack() as running:
+        try:
+            running.enter_context(build_presence(database, clock).keep())
+            wait_until(lambda: len(refused) >= 3, within_s=WITHIN_S)
+        finally:
+            with database.engine.begin() as connection:
+                connection.execute(text("ALTER TABLE elsewhere RENAME TO workers"))
+        wait_until(lambda: list_workers(database), within_s=WITHIN_S)
 
     levels = [record.levelname for record in caplog.records if record.name == "worker.presence"]
     assert levels == ["WARNING", "INFO"]

@@ -13,11 +13,17 @@ from typing import Any
 import pytest
 
 from app.core.job.training_events import Noted, TrainingEvent
+from tests.fakes import Watch
 from tests.waiting import wait_until
 from worker.launch.launcher import Ending, Launcher, Signal
-from worker.launch.local import LocalLauncher
 from worker.launch.locks import JobLock, JobLockedError, try_lock
-from worker.launch.supervision import LOCK_S, LOG_TAIL_LINES, MAX_LINE_BYTES, PASSED_ON
+from worker.launch.supervision import (
+    LOCK_S,
+    LOG_TAIL_LINES,
+    MAX_LINE_BYTES,
+    PASSED_ON,
+    LocalLauncher,
+)
 from worker.launch.warm import WarmLauncher
 
 EVENT = Noted(message="hello")
@@ -75,7 +81,9 @@ def run(directory: Path, seen: list[TrainingEvent], launcher: Launcher) -> Run:
         *script: list[Any], requested_signal: Callable[[], Signal] = lambda: Signal.CONTINUE
     ) -> Ending:
         write_script(directory, *script)
-        return launcher.run(directory, on_event=seen.append, requested_signal=requested_signal)
+        return launcher.run(
+            directory, Watch(on_event=seen.append, requested_signal=requested_signal)
+        )
 
     return run
 
@@ -146,7 +154,7 @@ def test_signals_are_passed_on_while_an_event_is_being_written_down(
             os.close(descriptor)
         return descriptor is not None
 
-    launcher.run(directory, on_event=be_busy, requested_signal=once(is_busy.is_set))
+    launcher.run(directory, Watch(on_event=be_busy, requested_signal=once(is_busy.is_set)))
 
     assert has_ended == [True]
 
@@ -161,7 +169,7 @@ def test_a_child_of_an_earlier_attempt_is_ended_first(
     suspended = threading.Thread(
         target=lambda: endings.append(
             its_worker.run(
-                directory, on_event=seen.append, requested_signal=lambda: Signal.CONTINUE
+                directory, Watch(on_event=seen.append, requested_signal=lambda: Signal.CONTINUE)
             )
         )
     )
@@ -184,7 +192,7 @@ def test_a_child_that_would_not_end_is_waited_for_in_vain(
     held = JobLock.of(directory).take(within_s=0)
 
     with pytest.raises(JobLockedError):
-        impatient.run(directory, on_event=print, requested_signal=lambda: Signal.CONTINUE)
+        impatient.run(directory, Watch(on_event=print, requested_signal=lambda: Signal.CONTINUE))
 
     os.close(held)
 
@@ -255,7 +263,7 @@ def test_an_error_of_the_worker_stops_the_child(directory: Path, launcher: Launc
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        launcher.run(directory, on_event=fail, requested_signal=lambda: Signal.CONTINUE)
+        launcher.run(directory, Watch(on_event=fail, requested_signal=lambda: Signal.CONTINUE))
 
     left = int((directory / "pid").read_text())
     wait_until(lambda: not is_running(left), within_s=END_S)

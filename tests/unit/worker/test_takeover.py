@@ -44,7 +44,7 @@ from tests.builders import (
 from tests.fakes import FakeLauncher, FrozenClock
 from worker.attempt.attempt import Attempt
 from worker.attempt.endings import Released
-from worker.attempt.resources import Resources
+from worker.attempt.lease_keeper import Resources
 from worker.launch.launcher import Ending, Signal
 
 ENDED = Ending(0, was_asked=False, was_killed=False, log_tail="")

@@ -16,10 +16,10 @@ import psutil
 import pytest
 
 from app.core.job.training_events import Noted, TrainingEvent
+from tests.fakes import Watch
 from tests.waiting import wait_until
-from worker.identity import start_ticks
 from worker.launch.launcher import Ending, Signal
-from worker.launch.locks import JobLock, try_lock
+from worker.launch.locks import JobLock, start_ticks, try_lock
 from worker.launch.warm import MAX_FAILURES, WarmLauncher
 
 PROJECT = Path(__file__).parents[3]
@@ -68,7 +68,7 @@ def run(launcher: WarmLauncher, directory: Path, seen: list[TrainingEvent]) -> R
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "prepare.json").write_text(json.dumps(prepare or []))
         (directory / "script.json").write_text(json.dumps(script))
-        return launcher.run(directory, on_event=on_event, requested_signal=requested_signal)
+        return launcher.run(directory, Watch(on_event=on_event, requested_signal=requested_signal))
 
     return run
 
@@ -172,7 +172,9 @@ def test_a_fork_server_ends_when_it_was_idle_for_long(directory: Path, run: Run)
 
     for exit_code in (0, 1):
         (directory / "script.json").write_text(json.dumps([["exit", exit_code]]))
-        ending = launcher.run(directory, on_event=print, requested_signal=lambda: Signal.CONTINUE)
+        ending = launcher.run(
+            directory, Watch(on_event=print, requested_signal=lambda: Signal.CONTINUE)
+        )
         assert ending.exit_code == exit_code
         pid = fork_server_of(launcher)
         wait_until(lambda pid=pid: start_ticks(pid) is None, within_s=END_S)
@@ -188,7 +190,8 @@ def test_a_fork_server_does_not_grow_idle_while_its_child_trains(
     looks = iter(range(5))
 
     ending = launcher.run(
-        directory, on_event=seen.append, requested_signal=lambda: end_if(next(looks, None) is None)
+        directory,
+        Watch(on_event=seen.append, requested_signal=lambda: end_if(next(looks, None) is None)),
     )
 
     assert (ending.exit_code, ending.was_killed) == (-signal.SIGKILL, True)
@@ -348,7 +351,7 @@ def test_a_child_whose_lock_cannot_be_written_down_is_ended(
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_text", fail)
         with pytest.raises(OSError, match="No space"):
-            launcher.run(directory, on_event=print, requested_signal=lambda: Signal.CONTINUE)
+            launcher.run(directory, Watch(on_event=print, requested_signal=lambda: Signal.CONTINUE))
 
     assert start_ticks(pids[0]) is None
     assert run(["exit", 0]).exit_code == 0
@@ -460,11 +463,12 @@ signal.pause()
 WORKER = """
 import sys
 from pathlib import Path
+from tests.fakes import Watch
 from worker.launch.launcher import Signal
 from worker.launch.warm import WarmLauncher
 WarmLauncher("tests.stand_in_child", idle_s=60).run(
-    Path(sys.argv[1]), on_event=lambda event: print(event.message, flush=True),
-    requested_signal=lambda: Signal.CONTINUE,
+    Path(sys.argv[1]),
+    Watch(lambda event: print(event.message, flush=True), lambda: Signal.CONTINUE),
 )
 """
 
@@ -493,7 +497,7 @@ def test_a_fork_server_ends_with_the_thread_that_had_it(directory: Path) -> None
     launcher = WarmLauncher("tests.stand_in_child", idle_s=60)
     worker = threading.Thread(
         target=lambda: launcher.run(
-            directory, on_event=print, requested_signal=lambda: Signal.CONTINUE
+            directory, Watch(on_event=print, requested_signal=lambda: Signal.CONTINUE)
         )
     )
     worker.start()

@@ -2,61 +2,34 @@
 
 from sqlalchemy import delete, select
 
-from app.core.db.base import DEFAULT_PROJECT_ID
-from app.core.db.pages import Page, fetch_page
-from app.core.db.session import Session
+from app.core.db.base import Page, ProjectRepository
 from app.core.db.tables import Checkpoint, File, Job, TunedModel
 from app.core.errors import NotFoundError
 
 
-class CheckpointRepository:
-    def __init__(self, session: Session, project_id: str = DEFAULT_PROJECT_ID) -> None:
-        self._session = session
-        self._project_id = project_id
-
+class CheckpointRepository(ProjectRepository):
     def add(self, checkpoint: Checkpoint) -> None:
         """Publish a checkpoint together with the rows of its files."""
-        checkpoint.project_id = self._project_id
-        for file in checkpoint.files:
-            file.project_id = self._project_id
-        self._session.add(checkpoint)
-        self._session.flush()
+        self._add(checkpoint, *checkpoint.files)
 
     def list_page(self, job_id: str, *, after: str | None, limit: int) -> Page[Checkpoint]:
         """Return a page of checkpoints, newest first."""
-        query = select(Checkpoint).where(
-            Checkpoint.job_id == job_id, Checkpoint.project_id == self._project_id
-        )
-        return fetch_page(self._session, query, Checkpoint.id, after=after, limit=limit)
+        query = self._select(Checkpoint).where(Checkpoint.job_id == job_id)
+        return self._fetch_page(query, Checkpoint.id, after=after, limit=limit)
 
     def find(self, job_id: str, checkpoint_id: str) -> Checkpoint | None:
-        return self._session.scalar(
-            select(Checkpoint).where(
-                Checkpoint.id == checkpoint_id,
-                Checkpoint.job_id == job_id,
-                Checkpoint.project_id == self._project_id,
-            )
-        )
+        which = (Checkpoint.id == checkpoint_id, Checkpoint.job_id == job_id)
+        return self._session.scalar(self._select(Checkpoint).where(*which))
 
     def find_at_step(self, job_id: str, step: int) -> Checkpoint | None:
-        return self._session.scalar(
-            select(Checkpoint).where(
-                Checkpoint.job_id == job_id,
-                Checkpoint.step == step,
-                Checkpoint.project_id == self._project_id,
-            )
-        )
+        which = (Checkpoint.job_id == job_id, Checkpoint.step == step)
+        return self._session.scalar(self._select(Checkpoint).where(*which))
 
     def find_of_model(self, model_name: str, step: int) -> tuple[Checkpoint, Job] | None:
         """Return the checkpoint at a step of the job with this model name, and that job."""
         query = select(Checkpoint, Job).join(Job, Job.id == Checkpoint.job_id)
-        row = self._session.execute(
-            query.where(
-                Job.fine_tuned_model == model_name,
-                Job.project_id == self._project_id,
-                Checkpoint.step == step,
-            )
-        ).first()
+        is_named = (Job.fine_tuned_model == model_name, Job.project_id == self._project_id)
+        row = self._session.execute(query.where(*is_named, Checkpoint.step == step)).first()
         return None if row is None else (row[0], row[1])
 
     def delete(self, checkpoint: Checkpoint) -> list[str]:
@@ -67,21 +40,12 @@ class CheckpointRepository:
         return keys
 
 
-class TunedModelRepository:
-    def __init__(self, session: Session, project_id: str = DEFAULT_PROJECT_ID) -> None:
-        self._session = session
-        self._project_id = project_id
-
+class TunedModelRepository(ProjectRepository):
     def add(self, model: TunedModel) -> None:
-        model.project_id = self._project_id
-        self._session.add(model)
+        self._add(model)
 
     def find(self, name: str) -> TunedModel | None:
-        return self._session.scalar(
-            select(TunedModel).where(
-                TunedModel.id == name, TunedModel.project_id == self._project_id
-            )
-        )
+        return self._session.scalar(self._select(TunedModel).where(TunedModel.id == name))
 
     def get(self, name: str) -> TunedModel:
         """Return the tuned model of this name.
@@ -96,8 +60,8 @@ class TunedModelRepository:
 
     def list_all(self) -> list[TunedModel]:
         """Return all tuned models, newest first."""
-        query = select(TunedModel).where(TunedModel.project_id == self._project_id)
-        return list(self._session.scalars(query.order_by(TunedModel.created_at.desc())))
+        newest_first = self._select(TunedModel).order_by(TunedModel.created_at.desc())
+        return list(self._session.scalars(newest_first))
 
     def delete(self, model: TunedModel) -> None:
         """Delete a tuned model.

@@ -3,11 +3,7 @@
 from datetime import datetime
 from typing import Any, Literal
 
-from sqlalchemy import select
-
-from app.core.db.base import DEFAULT_PROJECT_ID
-from app.core.db.pages import Page, fetch_page
-from app.core.db.session import Session
+from app.core.db.base import Page, ProjectRepository
 from app.core.db.tables import Event
 from app.core.ids import IdPrefix, new_id
 from app.core.job.loss_log import StepMetrics
@@ -15,11 +11,7 @@ from app.core.job.loss_log import StepMetrics
 Level = Literal["info", "warn", "error"]
 
 
-class EventRepository:
-    def __init__(self, session: Session, project_id: str = DEFAULT_PROJECT_ID) -> None:
-        self._session = session
-        self._project_id = project_id
-
+class EventRepository(ProjectRepository):
     def add(
         self,
         job_id: str,
@@ -63,5 +55,5 @@ class EventRepository:
 
     def list_page(self, job_id: str, *, after: str | None, limit: int) -> Page[Event]:
         """Return a page of events, newest first."""
-        query = select(Event).where(Event.job_id == job_id, Event.project_id == self._project_id)
-        return fetch_page(self._session, query, Event.id, after=after, limit=limit)
+        query = self._select(Event).where(Event.job_id == job_id)
+        return self._fetch_page(query, Event.id, after=after, limit=limit)

@@ -4,9 +4,7 @@ from datetime import datetime
 
 from sqlalchemy import ColumnElement, Select, exists, or_, select, update
 
-from app.core.db.base import DEFAULT_PROJECT_ID
-from app.core.db.pages import Order, Page, fetch_page
-from app.core.db.session import Session
+from app.core.db.base import Order, Page, ProjectRepository
 from app.core.db.tables import File, Job, SavedState
 from app.core.errors import NotFoundError
 from app.core.job.status import JobStatus
@@ -17,17 +15,11 @@ MADE_BY_JOB = "fine-tune-results"
 _UNFINISHED = [status for status in JobStatus if not status.is_terminal]
 
 
-class FileRepository:
+class FileRepository(ProjectRepository):
     """The files of one project. Expired files are treated as deleted."""
 
-    def __init__(self, session: Session, project_id: str = DEFAULT_PROJECT_ID) -> None:
-        self._session = session
-        self._project_id = project_id
-
     def add(self, file: File) -> None:
-        file.project_id = self._project_id
-        self._session.add(file)
-        self._session.flush()
+        self._add(file)
 
     def get(self, file_id: str, *, now: datetime) -> File:
         """The file with this id.
@@ -63,10 +55,7 @@ class FileRepository:
         Raises:
             NotFoundError: there is none.
         """
-        file = self._session.get(File, file_id)
-        if file is None or file.project_id != self._project_id:
-            raise NotFoundError(f"No such file: {file_id:.80}", code="file_not_found")
-        return file
+        return self._get(self._select(File), file_id)
 
     def list_page(
         self,
@@ -93,9 +82,9 @@ class FileRepository:
             query = query.where(File.id.in_(parts))
         elif purpose != MADE_BY_JOB:
             query = query.where(File.checkpoint_id.is_(None))
-        return fetch_page(self._session, query, File.id, after=after, limit=limit, order=order)
+        return self._fetch_page(query, File.id, after=after, limit=limit, order=order)
 
-    def unfinished_job_using(self, file_id: str) -> str | None:
+    def find_unfinished_job_using(self, file_id: str) -> str | None:
         """The id of an unfinished job that needs this file, or None."""
         return self._job_using(file_id, Job.status.in_(_UNFINISHED))
 
@@ -147,7 +136,7 @@ class FileRepository:
         return file
 
     def _visible(self, now: datetime | None) -> Select[File]:
-        query = select(File).where(File.project_id == self._project_id)
+        query = self._select(File)
         if now is None:
             return query
         return query.where(or_(File.expires_at.is_(None), File.expires_at > now))

@@ -2,10 +2,10 @@
 
 from datetime import datetime, timedelta
 
-from sqlalchemy import Select, delete, select
+from sqlalchemy import delete
 
-from app.core.db.base import DEFAULT_PROJECT_ID
-from app.core.db.session import Session, lock_names
+from app.core.db.base import ProjectRepository
+from app.core.db.session import lock_names
 from app.core.db.tables import IdempotencyRecord, Job
 
 KEPT_FOR = timedelta(days=7)
@@ -15,12 +15,8 @@ _RETRY = "#retry"
 """Suffix of the route of a request that was already a retry when it made its job."""
 
 
-class IdempotencyRepository:
+class IdempotencyRepository(ProjectRepository):
     """The idempotency records of one project."""
-
-    def __init__(self, session: Session, project_id: str = DEFAULT_PROJECT_ID) -> None:
-        self._session = session
-        self._project_id = project_id
 
     def lock(self, route: str, name: str) -> None:
         """Wait until no other transaction handles the same request, and keep others waiting.
@@ -31,9 +27,8 @@ class IdempotencyRepository:
         lock_names(self._session, self._project_id, route, name)
 
     def find_by_key(self, route: str, key: str) -> IdempotencyRecord | None:
-        return self._session.scalar(
-            self._select().where(IdempotencyRecord.route == route, IdempotencyRecord.key == key)
-        )
+        which = (IdempotencyRecord.route == route, IdempotencyRecord.key == key)
+        return self._session.scalar(self._select(IdempotencyRecord).where(*which))
 
     def find_recent(
         self, route: str, fingerprint: str, *, since: datetime, by_retry: bool = False
@@ -44,7 +39,7 @@ class IdempotencyRepository:
             by_retry: only find a request that was itself a retry.
         """
         routes = [route + _RETRY] if by_retry else [route, route + _RETRY]
-        query = self._select().where(
+        query = self._select(IdempotencyRecord).where(
             IdempotencyRecord.route.in_(routes),
             IdempotencyRecord.key.is_(None),
             IdempotencyRecord.fingerprint == fingerprint,
@@ -63,22 +58,17 @@ class IdempotencyRepository:
         by_retry: bool = False,
     ) -> None:
         """Record which request made this job."""
-        self._session.add(
+        self._add(
             IdempotencyRecord(
                 job_id=job.id,
-                project_id=self._project_id,
                 route=route + _RETRY if by_retry else route,
                 key=key,
                 fingerprint=fingerprint,
                 created_at=now,
             )
         )
-        self._session.flush()
 
     def delete_older(self, *, than: datetime) -> None:
         """Delete the records of every project that were created before this time."""
         old = IdempotencyRecord.created_at < than
         self._session.execute(delete(IdempotencyRecord).where(old))
-
-    def _select(self) -> Select[IdempotencyRecord]:
-        return select(IdempotencyRecord).where(IdempotencyRecord.project_id == self._project_id)

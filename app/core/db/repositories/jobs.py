@@ -16,12 +16,10 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import aliased, joinedload
 
-from app.core.db.base import DEFAULT_PROJECT_ID
-from app.core.db.pages import Page, fetch_page
+from app.core.db.base import Page, ProjectRepository
 from app.core.db.repositories.events import EventRepository
 from app.core.db.repositories.saved_states import SavedStateRepository
 from app.core.db.repositories.transitions import lock_job, settle
-from app.core.db.session import Session
 from app.core.db.tables import (
     Attempt,
     Checkpoint,
@@ -75,27 +73,21 @@ _QUEUE_FRONT = (
 )
 
 
-class JobRepository:
+class JobRepository(ProjectRepository):
     """The jobs of one project."""
-
-    def __init__(self, session: Session, project_id: str = DEFAULT_PROJECT_ID) -> None:
-        self._session = session
-        self._project_id = project_id
-        self._events = EventRepository(session, project_id)
 
     def add(self, job: Job) -> None:
         """Add a new job, which is queued or paused."""
-        job.project_id = self._project_id
-        self._session.add(job)
-        self._session.flush()
+        self._add(job)
         is_paused = job.status is JobStatus.PAUSED
         where = "paused until it is resumed" if is_paused else "moving job to queued state"
+        events = EventRepository(self._session, self._project_id)
         for message in (
             f"Created fine-tuning job: {job.id}",
             f"Validating training file: {job.training_file_id}",
             f"Files validated, {where}",
         ):
-            self._events.add(job.id, message, now=job.created_at)
+            events.add(job.id, message, now=job.created_at)
 
     def get(self, job_id: str) -> Job:
         """Return the job with this id.
@@ -127,7 +119,7 @@ class JobRepository:
         Args:
             metadata: labels that a job must have, all of them. None selects jobs without labels.
         """
-        query = select(Job).where(Job.project_id == self._project_id)
+        query = self._select(Job)
         if metadata is None:
             query = query.where(~Job.metadata_items.any())
         by = Job.id
@@ -136,7 +128,7 @@ class JobRepository:
             is_it = and_(label.job_id == Job.id, label.key == key, label.value == value)
             query = query.join(label, is_it)
             by = label.job_id  # sorted by it, a rare label is found quickly among many jobs
-        return fetch_page(self._session, query, by, after=after, limit=limit)
+        return self._fetch_page(query, by, after=after, limit=limit)
 
     def queue_position(self, job: Job) -> int | None:
         """Return 1 for the job that runs next. None unless the job is queued.
@@ -205,7 +197,8 @@ class JobRepository:
             settle(self._session, job, JobStatus.QUEUED, now=now)
         elif job.status is JobStatus.RUNNING and job.pause_requested_at is not None:
             job.pause_requested_at = None
-            self._events.add(job_id, "Fine-tuning job resumed", now=now)
+            events = EventRepository(self._session, self._project_id)
+            events.add(job_id, "Fine-tuning job resumed", now=now)
         else:
             return None
         return job
@@ -223,7 +216,7 @@ class JobRepository:
         # Locks are taken in this order everywhere: files by id, then the job.
         made = select(File).where(File.job_id == job.id).order_by(File.id).with_for_update()
         keys = [file.blob_key for file in self._session.scalars(made)]
-        keys += SavedStateRepository(self._session).delete_all(job.id)
+        keys += SavedStateRepository(self._session).delete(job.id)
         self._delete_rows(
             job.id, File, Checkpoint, Event, StepRow, Attempt, JobMetadata, IdempotencyRecord
         )

@@ -15,9 +15,9 @@ from pydantic import ValidationError
 from sqlalchemy import ColumnElement, delete, func, select, update
 from sqlalchemy.orm import lazyload
 
+from app.core.db.base import Repository
 from app.core.db.repositories.events import EventRepository, Level
 from app.core.db.repositories.transitions import lock_job, settle
-from app.core.db.session import Session
 from app.core.db.tables import Attempt, Job, SavedState, StepRow
 from app.core.errors import LeaseLostError
 from app.core.job.loss_log import StepMetrics
@@ -62,10 +62,7 @@ class RequestedAction(Enum):
         return cls.CONTINUE if job.pause_requested_at is None else cls.PAUSE
 
 
-class LeaseRepository:
-    def __init__(self, session: Session) -> None:
-        self._session = session
-
+class LeaseRepository(Repository):
     def claim(self, worker_id: str, *, now: datetime, lease_for: timedelta) -> Lease | None:
         """Give the next queued job to a worker. Returns None if there is no job to run.
 
@@ -96,12 +93,7 @@ class LeaseRepository:
         if job is None:
             return None
         self._session.add(
-            Attempt(
-                job_id=job.id,
-                attempt=job.attempt,
-                worker_id=worker_id,
-                started_at=now,
-            )
+            Attempt(job_id=job.id, attempt=job.attempt, worker_id=worker_id, started_at=now)
         )
         lease = _lease_of(job, worker_id)
         if lease is None:  # otherwise no worker would ever reach the jobs behind it
@@ -116,15 +108,10 @@ class LeaseRepository:
         """
         progress = dict.fromkeys(("total_steps", "epoch", "train_loss", "valid_loss"))
         self._update(lease, trained_steps=after_step, **({} if after_step else progress))
-        self._session.execute(
-            delete(StepRow).where(StepRow.job_id == lease.job_id, StepRow.step > after_step)
-        )
         # A newer state, which could not be read, has lost its part of the loss log.
-        self._session.execute(
-            delete(SavedState).where(
-                SavedState.job_id == lease.job_id, SavedState.step > after_step
-            )
-        )
+        for table in (StepRow, SavedState):
+            is_later = (table.job_id == lease.job_id, table.step > after_step)
+            self._session.execute(delete(table).where(*is_later))
         if after_step:
             self.note(lease, f"Fine-tuning job resumed after step {after_step}", now=now)
         else:

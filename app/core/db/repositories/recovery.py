@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, select
 
+from app.core.db.base import Repository
 from app.core.db.repositories.leases import Lease, LeaseRepository
 from app.core.db.repositories.saved_states import SavedStateRepository
 from app.core.db.repositories.transitions import Outcome, settle
-from app.core.db.session import Session
 from app.core.db.tables import Job
 from app.core.job.status import JobStatus
 from app.core.job.training_events import JobError
@@ -52,11 +52,8 @@ class Interruption:
     """How to avoid it."""
 
 
-class RecoveryRepository:
+class RecoveryRepository(Repository):
     """Recovers the jobs of every project."""
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
 
     def release(self, lease: Lease, why: str, *, now: datetime) -> None:
         """Queue the job again, which its worker leaves after saving its state.
@@ -98,25 +95,21 @@ class RecoveryRepository:
 
     def rescue_expired(self, *, now: datetime) -> list[str]:
         """Recover every job whose lease has run out. Returns their ids."""
-        expired = select(Job).where(Job.status == JobStatus.RUNNING, Job.lease_expires_at < now)
-        jobs = self._session.scalars(expired.with_for_update(skip_locked=True)).all()
-        for job in jobs:
-            why = Interruption(f"Its worker {job.worker_id} stopped responding")
-            self._interrupt(job, why, "lost", now=now)
-        return [job.id for job in jobs]
+        return self._rescue(Job.lease_expires_at < now, "stopped responding", now=now)
 
     def rescue_orphans(self, dead_worker_ids: Collection[str], *, now: datetime) -> list[str]:
         """Recover the jobs of these workers without waiting for their leases. Returns job ids."""
         if not dead_worker_ids:
             return []
-        running = (Job.status == JobStatus.RUNNING, Job.worker_id.in_(dead_worker_ids))
-        orphans = self._session.scalars(
-            select(Job).where(*running).with_for_update(skip_locked=True)
-        ).all()
-        for job in orphans:
-            why = Interruption(f"Its worker {job.worker_id} died")
+        return self._rescue(Job.worker_id.in_(dead_worker_ids), "died", now=now)
+
+    def _rescue(self, is_lost: ColumnElement[bool], fate: str, *, now: datetime) -> list[str]:
+        lost = select(Job).where(Job.status == JobStatus.RUNNING, is_lost)
+        jobs = self._session.scalars(lost.with_for_update(skip_locked=True)).all()
+        for job in jobs:
+            why = Interruption(f"Its worker {job.worker_id} {fate}")
             self._interrupt(job, why, "lost", now=now)
-        return [job.id for job in orphans]
+        return [job.id for job in jobs]
 
     def _interrupt(
         self, job: Job, interruption: Interruption, outcome: Outcome, *, now: datetime

@@ -3,10 +3,10 @@
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import and_, case, delete, func, or_, select, update
+from sqlalchemy import ColumnElement, Select, and_, case, delete, func, or_, select, update
 
+from app.core.db.base import Repository
 from app.core.db.repositories.leases import Lease, LeaseRepository
-from app.core.db.session import Session
 from app.core.db.tables import Job, SavedState
 from app.core.job.status import JobStatus
 
@@ -33,10 +33,7 @@ def may_be_continued(job: Job) -> bool:
     return job.status is JobStatus.CANCELLED or code in PASSING_CODES
 
 
-class SavedStateRepository:
-    def __init__(self, session: Session) -> None:
-        self._session = session
-
+class SavedStateRepository(Repository):
     def add(
         self, lease: Lease, step: int, files: dict[str, dict[str, Any]], *, now: datetime
     ) -> list[str]:
@@ -54,7 +51,7 @@ class SavedStateRepository:
         job = LeaseRepository(self._session).hold(lease)
         job.crashes = job.interruptions = 0
         # An earlier attempt may have saved later states, which this one could not read.
-        replaced = self._delete(lease.job_id, SavedState.step >= step)
+        replaced = self.delete(lease.job_id, SavedState.step >= step)
         self._session.add(
             SavedState(
                 job_id=lease.job_id,
@@ -66,8 +63,8 @@ class SavedStateRepository:
             )
         )
         self._session.flush()
-        kept = [state.step for state in self.list_newest(lease.job_id)[:KEPT]]
-        return replaced + self._delete(lease.job_id, SavedState.step.not_in(kept))
+        newest = [state.step for state in self.list_newest(lease.job_id)[:KEPT]]
+        return replaced + self.delete(lease.job_id, SavedState.step.not_in(newest))
 
     def drop(self, lease: Lease, step: int) -> list[str]:
         """Delete the state of one step. Returns the keys of the blobs to free afterwards.
@@ -76,26 +73,20 @@ class SavedStateRepository:
             LeaseLostError: the job is no longer this attempt's.
         """
         LeaseRepository(self._session).hold(lease)
-        return self._delete(lease.job_id, SavedState.step == step)
+        return self.delete(lease.job_id, SavedState.step == step)
 
     def list_newest(self, job_id: str) -> list[SavedState]:
         """Return the states of a job, newest first."""
-        query = select(SavedState).where(SavedState.job_id == job_id)
-        return list(self._session.scalars(query.order_by(SavedState.step.desc())))
+        return list(self._session.scalars(_newest_first(job_id)))
 
     def newest_step(self, job_id: str) -> int:
         """Return the step of the newest state; 0 if there is none."""
         query = select(func.max(SavedState.step)).where(SavedState.job_id == job_id)
         return self._session.scalar(query) or 0
 
-    def delete_all(self, job_id: str) -> list[str]:
-        """Delete the states of a job. Returns the keys of the blobs to free afterwards."""
-        return self._delete(job_id)
-
     def list_to_continue(self, job_id: str) -> list[SavedState]:
         """Return the states, newest first, locked until the end of this transaction."""
-        query = select(SavedState).where(SavedState.job_id == job_id).with_for_update()
-        return list(self._session.scalars(query.order_by(SavedState.step.desc())))
+        return list(self._session.scalars(_newest_first(job_id).with_for_update()))
 
     def move(self, from_job_id: str, to_job_id: str) -> None:
         """Give the states of one job to another, with their blobs, which keep their keys."""
@@ -121,11 +112,15 @@ class SavedStateRepository:
         # A scalar subquery, not a join: SQLite would begin a join with all jobs that have ended.
         needed = select(is_needed).where(Job.id == SavedState.job_id).scalar_subquery()
         ended = select(SavedState.job_id).where(needed == 0).distinct().limit(limit)
-        return [
-            key for job_id in self._session.scalars(ended).all() for key in self._delete(job_id)
-        ]
+        return [key for job_id in self._session.scalars(ended).all() for key in self.delete(job_id)]
 
-    def _delete(self, job_id: str, *which: Any) -> list[str]:
+    def delete(self, job_id: str, *which: ColumnElement[bool]) -> list[str]:
+        """Delete the states of a job that match. Returns the keys of the blobs to free."""
         deletion = delete(SavedState).where(SavedState.job_id == job_id, *which)
         files = self._session.scalars(deletion.returning(SavedState.files)).all()
         return [file["key"] for state in files for file in state.values()]
+
+
+def _newest_first(job_id: str) -> Select[SavedState]:
+    query = select(SavedState).where(SavedState.job_id == job_id)
+    return query.order_by(SavedState.step.desc())

@@ -5,8 +5,7 @@ from datetime import datetime, timedelta
 
 from sqlalchemy import Select, delete, func, select
 
-from app.core.db.base import DEFAULT_PROJECT_ID
-from app.core.db.session import Session
+from app.core.db.base import ProjectRepository
 from app.core.db.tables import Upload, UploadPart
 from app.core.errors import NotFoundError
 
@@ -19,17 +18,11 @@ COMPLETION_GRACE = timedelta(minutes=10)
 _ENDED = ("completed", "cancelled", "expired")
 
 
-class UploadRepository:
+class UploadRepository(ProjectRepository):
     """The uploads of one project."""
 
-    def __init__(self, session: Session, project_id: str = DEFAULT_PROJECT_ID) -> None:
-        self._session = session
-        self._project_id = project_id
-
     def add(self, upload: Upload) -> None:
-        upload.project_id = self._project_id
-        self._session.add(upload)
-        self._session.flush()
+        self._add(upload)
 
     def get(self, upload_id: str) -> Upload:
         """The upload with this id, in any status.
@@ -37,7 +30,7 @@ class UploadRepository:
         Raises:
             NotFoundError: there is none.
         """
-        return self._get(self._select(), upload_id)
+        return self._get(self._select(Upload), upload_id)
 
     def get_to_change(self, upload_id: str) -> Upload:
         """The upload with this id, locked so that no other transaction changes it or adds a part.
@@ -45,7 +38,7 @@ class UploadRepository:
         Raises:
             NotFoundError: there is none.
         """
-        return self._get(self._select().with_for_update(), upload_id)
+        return self._get(self._select(Upload).with_for_update(), upload_id)
 
     def list_parts(self, upload_id: str) -> Sequence[UploadPart]:
         """The parts of an upload, oldest first."""
@@ -65,9 +58,7 @@ class UploadRepository:
         return count, int(size)  # a Decimal on PostgreSQL
 
     def add_part(self, part: UploadPart) -> None:
-        part.project_id = self._project_id
-        self._session.add(part)
-        self._session.flush()
+        self._add(part)
 
     def end(self, upload: Upload, status: str) -> list[str]:
         """Set a pending upload's last status. Returns the keys of the blobs that can be deleted."""
@@ -96,6 +87,3 @@ class UploadRepository:
         if upload is None:
             raise NotFoundError(f"No such upload: {upload_id:.80}", code="upload_not_found")
         return upload
-
-    def _select(self) -> Select[Upload]:
-        return select(Upload).where(Upload.project_id == self._project_id)

@@ -7,7 +7,7 @@ from enum import StrEnum
 
 from sqlalchemy import delete, exists, func, select
 
-from app.core.db.session import Session
+from app.core.db.base import Repository
 from app.core.db.tables import Job, WorkerRow
 from app.core.job.status import JobStatus
 from app.core.version import VERSION
@@ -51,10 +51,7 @@ class WorkerStatus:
         return now - self.heartbeat_at > SILENT_AFTER
 
 
-class WorkerRepository:
-    def __init__(self, session: Session) -> None:
-        self._session = session
-
+class WorkerRepository(Repository):
     def beat(self, worker: WorkerIdentity, *, now: datetime, is_stopping: bool = False) -> None:
         """Record a sign of life. The first one registers the worker."""
         row = self._session.get(WorkerRow, worker.worker_id)
@@ -92,19 +89,19 @@ class WorkerRepository:
         return [row.id for row in rows if not is_alive(_identity_of(row))]
 
     def remove(self, worker_ids: Collection[str]) -> None:
-        """Forget workers that have ended. A worker whose job is not yet put back stays."""
+        """Delete the rows of workers that have ended, except where a job must still be requeued."""
         ended = WorkerRow.id.in_(worker_ids)
         self._session.execute(delete(WorkerRow).where(ended, ~_HAS_JOB))
 
     def remove_silent(self, *, now: datetime) -> None:
-        """Forget workers that gave no sign of life for `KEPT_FOR`.
+        """Delete the rows of workers without a heartbeat for `KEPT_FOR`.
 
-        One that was only suspended registers again when it wakes.
+        A worker that was only suspended registers again when it wakes.
         """
         self._session.execute(delete(WorkerRow).where(WorkerRow.heartbeat_at < now - KEPT_FOR))
 
     def remove_all(self) -> None:
-        """Forget every worker: for a restored database, which has none."""
+        """Delete every row: no worker of a restored database still runs."""
         self._session.execute(delete(WorkerRow))
 
 

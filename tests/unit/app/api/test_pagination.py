@@ -1,7 +1,7 @@
 import pytest
 from starlette.testclient import TestClient
 
-from app.core.db.pages import Page
+from app.core.db.base import Page
 from app.core.db.session import Database
 from app.core.storage.local import LocalBlobStore
 from app.schemas.bodies import PageRead
