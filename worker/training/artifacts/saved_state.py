@@ -1,27 +1,25 @@
 """The saved state of a job, from which another process resumes it bit for bit.
 
 It has no random state: random numbers and the order of the data are functions of seed and step
-(`worker.training.randomness`).
+(`worker.training.model.randomness`).
 """
 
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from app.core.job.training_config import RESUME_NAME, ComputeSettings, JobSpec
-from app.core.manifest import ManifestError, verify
-from worker.training.artifacts.atomic_directory import save_directory
+from app.core.job.training_config import RESUME_NAME, ComputeSettings, Frozen, JobSpec
+from app.core.manifest import ManifestError, atomic_directory, verify
 from worker.training.failures import is_out_of_memory
-from worker.training.step.evaluate import BestAdapter
+from worker.training.step.step import BestAdapter
 from worker.training.step.trainer import Progress, Trainer
 
 NUMERICS_VERSION = 1
@@ -44,10 +42,8 @@ class UnresumableError(Exception):
     """A saved state cannot be resumed: it is damaged, or of another job, step or version."""
 
 
-class _Best(BaseModel):
+class _Best(Frozen):
     """The best adapter so far, without its weights."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     step: int
     loss: float
@@ -61,9 +57,7 @@ class _Version(BaseModel):
     """Numerics version of the code that saved the state. The first version did not write it."""
 
 
-class _Numbers(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
+class _Numbers(Frozen):
     numerics: int = 1
     progress: Progress
     compute: ComputeSettings
@@ -88,15 +82,10 @@ class _Numbers(BaseModel):
         return cls.model_validate_json(content)
 
 
-def save_state(target: Path, spec: JobSpec, *, trainer: Trainer, best: BestAdapter | None) -> None:
-    """Publish all that the next step needs as `target`, whole or not at all."""
-    write_files = partial(_write_state, spec=spec, trainer=trainer, best=best)
-    save_directory(target, trainer.progress.step, spec, write_files=write_files)
-
-
-def _write_state(
+def write_state(
     directory: Path, *, spec: JobSpec, trainer: Trainer, best: BestAdapter | None
 ) -> None:
+    """Write everything that the next step needs."""
     parameters = _trainable(trainer.model)
     tensors = {f"adapter.{name}": weights.detach() for name, weights in parameters.items()}
     for name, weights in parameters.items():
@@ -255,7 +244,8 @@ class StateSaver:
         """Save the state after the last step. Returns its directory."""
         step = self._trainer.progress.step
         target = self._output / f"resume-{step}"
-        save_state(target, self._spec, trainer=self._trainer, best=self._best)
+        with atomic_directory(target, step, self._spec) as staging:
+            write_state(staging, spec=self._spec, trainer=self._trainer, best=self._best)
         self._saved_step = step
         self._saved_s = self._clock()
         return target

@@ -10,7 +10,9 @@ from pathlib import Path, PurePosixPath
 
 import psutil
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
+
+from app.core.job.training_config import Frozen
 
 _NAME = "processor.json"
 _SHAPE = (512, 1024, 1024)
@@ -20,10 +22,8 @@ _ISA_VARIABLES = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY
 """Variables that limit the libraries to the instructions of an older processor."""
 
 
-class Speeds(BaseModel):
+class Speeds(Frozen):
     """Speed of matrix products on one thread, in GFLOP/s."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     float32: float
     bfloat16: float

@@ -30,8 +30,7 @@ from worker.training.model.decoder_layer import (
     Positions,
     decoder_layer,
 )
-from worker.training.model.dropout import DropoutKey, DropoutRate, Masks
-from worker.training.randomness import seed_torch
+from worker.training.model.randomness import DropoutKey, DropoutRate, Masks, seed_torch
 
 PLAIN_HEADS = frozenset({"gemma", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3", "smollm3"})
 """Architectures (`config.model_type`) whose logits are the last hidden state times the output

@@ -5,32 +5,28 @@ import time
 from collections.abc import Iterator
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
 from app.core.job.loss_log import StepMetrics
-from app.core.job.training_config import TrainingConfig
+from app.core.job.training_config import Frozen, TrainingConfig
 from worker.training.data.batching import collate, cut_by_length, shuffled_batches
 from worker.training.data.dataset import TokenizedData
 from worker.training.failures import TrainingFailedError
-from worker.training.model.dropout import DropoutKey
 from worker.training.model.forward import Forward
-from worker.training.step.evaluate import Evaluation, evaluate
+from worker.training.model.randomness import DropoutKey
 from worker.training.step.schedule import StepSchedule, learning_rate
 from worker.training.step.step import (
+    Evaluation,
     NotFiniteError,
     StepResult,
     build_optimizer,
+    evaluate,
     set_learning_rate,
     train_step,
 )
 
 
-class Progress(BaseModel):
+class Progress(Frozen):
     """Progress of a job over all its attempts."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
-    )
 
     step: int = 0
     """Optimizer steps taken."""

@@ -1,7 +1,8 @@
-"""Turn a GGUF file of the llama architecture into a directory that transformers loads.
+"""Turns a GGUF file of the llama architecture into a directory that transformers loads.
 
-Weights are dequantized, renamed, and stored as bfloat16; the rows of the query and key
-projections go back to the order that transformers expects.
+Weights are dequantized, renamed, and stored as bfloat16; the rows of the query and key projections
+return to the order that transformers expects. The tokenizer is rebuilt from the tokens and merges
+in the metadata.
 
 Source:
     ggml-org/llama.cpp, `convert_hf_to_gguf.py`: the names, and the permutation undone here.
@@ -13,17 +14,18 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from gguf import GGUFReader
-from gguf.quants import dequantize
+from gguf import GGMLQuantizationType, GGUFReader
+from gguf.quants import dequantize, quantize
 from safetensors import TensorSpec, serialize_file
+from tokenizers import AddedToken, Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 
 from worker.model_store.checks import CONFIG_NAME, WEIGHTS_NAME
 from worker.model_store.errors import InstallError
-from worker.model_store.gguf_tokenizer import write_tokenizer
 
-Float32 = npt.NDArray[np.float32]
-Bfloat16Bits = npt.NDArray[np.uint16]
-"""The upper halves of float32 numbers: numpy has no bfloat16."""
+Array = npt.NDArray[Any]
 
 _NAMES = {
     "token_embd": "model.embed_tokens",
@@ -53,9 +55,9 @@ def convert_gguf(gguf: Path, files_dir: Path) -> None:
         reader = GGUFReader(gguf)
         metadata = {name: field.contents() for name, field in reader.fields.items()}
         config = _config(metadata)
-        write_tokenizer(metadata, files_dir)
+        _write_tokenizer(metadata, files_dir)
         weights = _weights(reader, config)
-    # The last is what the gguf library raises for weights in a quantization it cannot undo.
+    # The gguf library raises NotImplementedError for a quantization that it cannot undo.
     except (ValueError, IndexError, NotImplementedError) as error:
         raise InstallError(f"{gguf.name} cannot be read as GGUF: {error}") from error
     except KeyError as error:
@@ -95,17 +97,18 @@ def _config(metadata: dict[str, Any]) -> dict[str, Any]:
 
 
 def _shortest(stored: float) -> float:
-    """The decimal that was meant: 1e-05 where float32 has 9.999999747378752e-06."""
+    """The shortest decimal of a float32: 1e-05 for 9.999999747378752e-06."""
     return float(str(np.float32(stored)))
 
 
-def _weights(reader: GGUFReader, config: dict[str, Any]) -> dict[str, Bfloat16Bits]:
-    return {
-        _hub_name(tensor.name): _to_bfloat16(
-            _restore_rows(tensor.name, dequantize(tensor.data, tensor.tensor_type), config)
-        )
-        for tensor in reader.tensors
-    }
+def _weights(reader: GGUFReader, config: dict[str, Any]) -> dict[str, Array]:
+    """The weights under the names of transformers, as bytes of bfloat16, which numpy lacks."""
+    weights: dict[str, Array] = {}
+    for tensor in reader.tensors:
+        weight = dequantize(tensor.data, tensor.tensor_type)
+        weight = np.ascontiguousarray(_restore_rows(tensor.name, weight, config))
+        weights[_hub_name(tensor.name)] = quantize(weight, GGMLQuantizationType.BF16)
+    return weights
 
 
 def _hub_name(name: str) -> str:
@@ -118,7 +121,7 @@ def _hub_name(name: str) -> str:
     raise InstallError(f"The tensor {name!r} has no place in a llama model of transformers.")
 
 
-def _restore_rows(name: str, weight: Float32, config: dict[str, Any]) -> Float32:
+def _restore_rows(name: str, weight: Array, config: dict[str, Any]) -> Array:
     """Undo the reordering of query and key rows within each head.
 
     llama.cpp rotates neighbouring dimensions, (0, 1), (2, 3), ...; transformers rotates those
@@ -134,26 +137,71 @@ def _restore_rows(name: str, weight: Float32, config: dict[str, Any]) -> Float32
     return pairs.swapaxes(1, 2).reshape(weight.shape)
 
 
-def _to_bfloat16(weight: Float32) -> Bfloat16Bits:
-    """Round to the nearest bfloat16, ties to even, as torch does."""
-    bits = np.ascontiguousarray(weight, dtype=np.float32).view(np.uint32)
-    is_odd = (bits >> 16) & 1
-    return ((bits + 0x7FFF + is_odd) >> 16).astype(np.uint16)
-
-
-def _write_weights(path: Path, weights: dict[str, Bfloat16Bits]) -> None:
+def _write_weights(path: Path, weights: dict[str, Array]) -> None:
     specs = {
         name: TensorSpec(
             dtype="bfloat16",
-            shape=weight.shape,
+            shape=(*weight.shape[:-1], weight.shape[-1] // 2),
             data_ptr=weight.ctypes.data,
             data_len=weight.nbytes,
         )
         for name, weight in weights.items()
     }
     serialize_file(specs, path, metadata={"format": "pt"})
-    path.chmod(0o644)  # safetensors leaves it to its owner alone
+    path.chmod(0o644)  # safetensors makes it readable by its owner alone
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+
+
+_CONTROL = 3
+"""Type of a token that is never text, such as the start of a turn."""
+
+
+def _write_tokenizer(metadata: dict[str, Any], files_dir: Path) -> None:
+    """Write `tokenizer.json`, `tokenizer_config.json` and, if there is one, the chat template.
+
+    Raises:
+        InstallError: the tokenizer is of a kind that is not rebuilt here.
+        KeyError: the metadata lacks a part of the tokenizer.
+    """
+    kind = (metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre"))
+    if kind != ("gpt2", "smollm"):
+        raise InstallError(
+            f"A tokenizer of the kind {kind} is not rebuilt from GGUF, only ('gpt2', 'smollm'). "
+            "Take the model from a hub or a directory."
+        )
+    tokens: list[str] = metadata["tokenizer.ggml.tokens"]
+    types: list[int] = metadata["tokenizer.ggml.token_type"]
+    merges: list[str] = metadata["tokenizer.ggml.merges"]
+    control = [token for token, type_ in zip(tokens, types, strict=True) if type_ == _CONTROL]
+    pairs = [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)]
+    tokenizer = _build(tokens, pairs, control)
+    tokenizer.save(str(files_dir / "tokenizer.json"))
+    config: dict[str, object] = {
+        # This class reads tokenizer.json as it is; GPT2Tokenizer would replace its splitter.
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": tokens[metadata["tokenizer.ggml.bos_token_id"]],
+        "eos_token": tokens[metadata["tokenizer.ggml.eos_token_id"]],
+        "pad_token": tokens[metadata["tokenizer.ggml.padding_token_id"]],
+        "unk_token": tokens[metadata["tokenizer.ggml.unknown_token_id"]],
+        "model_max_length": metadata["llama.context_length"],
+        "clean_up_tokenization_spaces": False,
+    }
+    _write_json(files_dir / "tokenizer_config.json", config)
+    template = metadata.get("tokenizer.chat_template")
+    if template is not None:
+        (files_dir / "chat_template.jinja").write_text(template, "utf-8")
+
+
+def _build(tokens: list[str], merges: list[tuple[str, str]], control: list[str]) -> Tokenizer:
+    vocabulary = {token: number for number, token in enumerate(tokens)}
+    # Any: the parameters of add_special_tokens have no types.
+    tokenizer: Any = Tokenizer(BPE(vocab=vocabulary, merges=merges))
+    tokenizer.pre_tokenizer = Sequence(
+        [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = ByteLevelDecoder()
+    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in control])
+    return tokenizer
