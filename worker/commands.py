@@ -53,7 +53,8 @@ def install(names: Names) -> None:
     """Install base models, so that jobs can tune them."""
     require_worker()
     catalogue = _load_catalogue()
-    _log_progress()
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("worker").setLevel(logging.INFO)
     failures = [name for name in names if not _install(name, catalogue)]
     raise typer.Exit(int(bool(failures)))
 
@@ -85,11 +86,6 @@ def _load_catalogue() -> Catalogue:
     except (CatalogueError, SettingsError) as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(1) from error
-
-
-def _log_progress() -> None:
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logging.getLogger("worker").setLevel(logging.INFO)
 
 
 def _install(name: str, catalogue: Catalogue) -> bool:

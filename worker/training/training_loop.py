@@ -14,9 +14,8 @@ from worker.training.artifacts.checkpoint import check_adapter, write_checkpoint
 from worker.training.artifacts.loss_log import LossLog
 from worker.training.artifacts.saved_state import StateSaver
 from worker.training.data.dataset import TokenizedData
-from worker.training.step.schedule import StepSchedule
 from worker.training.step.step import BestAdapter
-from worker.training.step.trainer import Trainer
+from worker.training.step.trainer import StepSchedule, Trainer
 
 Report = Callable[[TrainingEvent], None]
 

@@ -112,7 +112,9 @@ def _left_in_groups(root: Path) -> Iterator[int]:
         with suppress(OSError, ValueError):
             limit = int((directory / limit_name).read_text("ascii"))
             used = int((directory / used_name).read_text("ascii"))
-            yield max(0, limit - used + _read_number(directory / "memory.stat", idle_name))
+            statistics = (directory / "memory.stat").read_text("ascii").splitlines()
+            idle = dict(line.split() for line in statistics).get(idle_name, 0)
+            yield max(0, limit - used + int(idle))
 
 
 def _groups(root: Path) -> Iterator[tuple[Path, tuple[str, str, str]]]:
@@ -128,23 +130,10 @@ def _groups(root: Path) -> Iterator[tuple[Path, tuple[str, str, str]]]:
             names = ("memory.max", "memory.current", "inactive_file")
             base = top
         elif "memory" in controllers.split(","):
-            names = (
-                "memory.limit_in_bytes",
-                "memory.usage_in_bytes",
-                "total_inactive_file",
-            )
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
             base = top / "memory"
         else:
             continue
         group = PurePosixPath(name.lstrip("/"))
         for path in (group, *group.parents):
             yield base / path, names
-
-
-def _read_number(table: Path, name: str) -> int:
-    """A number from lines of `name number`."""
-    for line in table.read_text("ascii").splitlines():
-        key, _, number = line.partition(" ")
-        if key == name:
-            return int(number)
-    return 0
