@@ -18,9 +18,9 @@ from app.core.clock import utc_now
 from app.core.manifest import sha256_of
 from worker.model_store.checks import check_model_directory, find_weight_files, is_wanted
 from worker.model_store.errors import InstallError, RefusedModelError
+from worker.model_store.gguf import convert_from_wheel
 from worker.model_store.hub import fetch_from_hub
 from worker.model_store.lock import exclusive
-from worker.model_store.wheel import convert_from_wheel
 
 logger = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""What happens to a job, from its directory to a verified adapter."""
+"""Trains one job, from its directory to a verified adapter."""
 
 import shutil
 from collections.abc import Callable
@@ -75,7 +75,7 @@ def run_job(
     Args:
         directory: a job directory, as `app.core.job.training_config` describes it.
         report: takes every event as it happens.
-        is_stop_requested: asked before each step; once it is true, no further step is taken.
+        is_stop_requested: called before each step; training stops once it returns true.
         loader: loads the base model; None to load it from the disk.
         measure_free_memory: returns the free memory of the machine, in bytes.
 
@@ -104,7 +104,7 @@ def run_job(
 
 @dataclass(frozen=True, slots=True)
 class _Preparation:
-    """What a job is prepared from."""
+    """A job and what is needed to prepare it."""
 
     directory: Path
     spec: JobSpec
@@ -130,7 +130,7 @@ def _train(job: _Preparation, is_stop_requested: Callable[[], bool]) -> Finished
 
 
 def _prepare(job: _Preparation) -> TrainingLoop:
-    """Load everything the job needs. Whatever is wrong with its data comes out here."""
+    """Load everything the job needs. This finds every error in its data."""
     directory, config = job.directory, job.spec.config
     tokenizer = job.loader.load_tokenizer(job.base_model)
     training, validation = _tokenize(job, tokenizer)

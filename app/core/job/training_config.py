@@ -26,7 +26,7 @@ class LoraShape(Frozen):
     """Rank of the adapter: the inner dimension r of the update BA."""
 
     alpha: float = Field(default=16.0, gt=0, le=1024)
-    """Numerator of the adapter's scaling factor. The update is multiplied by alpha / rank."""
+    """Numerator of the adapter's scaling factor. Its denominator is the rank of the adapter."""
 
     dropout: float = Field(default=0.05, ge=0, lt=1)
     """Probability that an input of the adapter is zeroed during training."""

@@ -72,7 +72,7 @@ def write_checkpoint(
 
 def write_adapter(directory: Path, model: PeftModel) -> None:
     """Write the adapter under the names and keys that `PeftModel.from_pretrained` reads."""
-    # Embeddings are never resized; with "auto", peft would ask a model hub whether they were.
+    # Embeddings are never resized. With "auto", peft would ask a model hub whether they were.
     weights = get_peft_model_state_dict(model, save_embedding_layers=False)
     save_file(weights, directory / ADAPTER_WEIGHTS_NAME, metadata={"format": "pt"})
     settings: dict[str, Any] = model.active_peft_config.to_dict() | {"inference_mode": True}

@@ -106,9 +106,9 @@ def write_state(
 
 
 def compute_settings(directory: Path, spec: JobSpec) -> ComputeSettings:
-    """The choices that are made already of how to compute the job in `directory`.
+    """The choices that are already made on how to compute the job in `directory`.
 
-    A resumed job keeps those of its first attempt.
+    A resumed job keeps the choices of its first attempt.
 
     Raises:
         UnresumableError: the saved state does not say, or is of another version.
@@ -117,7 +117,7 @@ def compute_settings(directory: Path, spec: JobSpec) -> ComputeSettings:
         return spec.compute
     with _refusing():
         saved = _Numbers.read(directory / RESUME_NAME).compute
-        # This alone changes no bit, and less memory may be free now.
+        # Only this choice changes no bit of the result, and less memory may be free now.
         update = {"gradient_checkpointing": spec.compute.gradient_checkpointing}
         return saved.model_copy(update=update)
 
@@ -143,7 +143,7 @@ def load_state(
 
 @contextmanager
 def _refusing() -> Generator[None]:
-    """Turn whatever is wrong with a saved state into an UnresumableError."""
+    """Turn every error of a saved state into an UnresumableError."""
     try:
         yield
     except UnresumableError:
@@ -160,7 +160,7 @@ def _load_state(directory: Path, *, trainer: Trainer, best: BestAdapter | None) 
     with safe_open(directory / _TENSORS_NAME, framework="pt") as stored, torch.no_grad():
 
         def load(kind: str, name: str) -> Tensor:
-            """A tensor on its parameter's device, in its own memory, as the file may be mapped."""
+            """A tensor on its parameter's device. It is a copy, because the file may be mapped."""
             return stored.get_tensor(f"{kind}.{name}").to(parameters[name].device, copy=True)
 
         for name, weights in parameters.items():

@@ -1,4 +1,4 @@
-"""What this machine can do and has left: the speed of its processor, and free memory."""
+"""Speed of this machine's processor, and its free memory."""
 
 import hashlib
 import os
@@ -40,9 +40,9 @@ def _measure() -> Speeds:
 
 
 def read_or_measure(cache: Path) -> Speeds:
-    """The speeds of this processor, from `cache` if an earlier job has put them there.
+    """The speeds of this processor, from `cache` if an earlier job has stored them there.
 
-    Each measurement differs a little. One for all jobs makes them choose the same.
+    Measurements differ a little. Jobs share one, so that they make the same choices.
     """
     path = cache / f"{_key()}-{_NAME}"
     with suppress(OSError, ValidationError):
