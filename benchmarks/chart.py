@@ -7,7 +7,7 @@ from xml.etree import ElementTree as ET
 
 import leather
 
-from worker.training.artifacts.loss_chart import BLUE, GREY, INK, render
+from worker.training.artifacts.loss_log import BLUE, GREY, INK, render
 
 _ROW, _REST = 44, 56
 """Height of a bar with the space around it, and of all else, in pixels."""

@@ -15,7 +15,7 @@ import safetensors.numpy
 
 from app.core import base_models
 from app.core.base_models import DEFAULT_MODEL_ID, load_catalogue
-from worker.model_store import gguf_model, gguf_tokenizer, wheel
+from worker.model_store import gguf
 from worker.model_store.install import install_model
 
 _DEFAULT_CACHE = Path(__file__).resolve().parents[1] / ".cache" / "tunery-tests"
@@ -41,10 +41,8 @@ def link_embedded_model(data_dir: Path) -> None:
 
 
 def _digest_of_conversion() -> str:
-    modules = (gguf_model, gguf_tokenizer, wheel)
-    sources = [Path(str(module.__file__)) for module in modules]
     catalogue = Path(base_models.__file__).with_name(base_models.CATALOGUE_NAME)
-    content = b"".join(path.read_bytes() for path in (*sources, catalogue))
+    content = b"".join(path.read_bytes() for path in (Path(str(gguf.__file__)), catalogue))
     return hashlib.sha256(content).hexdigest()[:16]
 
 

@@ -36,8 +36,7 @@ from app.core.job.training_config import (
 from worker.training.data.dataset import TokenizedData, TokenizedRow
 from worker.training.model.base_model import attach_adapter
 from worker.training.model.forward import FusedForward
-from worker.training.step.schedule import StepSchedule
-from worker.training.step.trainer import Trainer
+from worker.training.step.trainer import StepSchedule, Trainer
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -136,7 +135,7 @@ class RowsInMemory(TokenizedData):
 def build_trainer(model: PeftModel) -> Trainer:
     """One that may take three steps."""
     config = TrainingConfig(seed=0)
-    schedule = StepSchedule.of(config, examples=4, has_validation=False)
+    schedule = StepSchedule(config, examples=4, has_validation=False)
     tokens = [np.arange(8) + row for row in range(4)]
     data = RowsInMemory([TokenizedRow(row, row) for row in tokens])
     return Trainer(

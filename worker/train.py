@@ -42,13 +42,13 @@ def main(directory: Path) -> None:
             events.write(event.model_dump_json() + "\n")
             events.flush()
 
-        run_job(directory, report, lambda: stop_request.has_come, loaders=preloaded_model.loaders)
+        run_job(directory, report, lambda: stop_request.has_come, loader=preloaded_model)
 
 
 def preload() -> None:
     """Load the libraries that every job needs. Copies of this process will call `main`.
 
-    No thread is started: it would be missing in them.
+    This starts no thread, because the copies would lack it.
     """
     _set_environment()
     importlib.import_module("worker.training.recipe")

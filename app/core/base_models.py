@@ -13,9 +13,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
+from pydantic import Field, TypeAdapter, ValidationError, field_validator
 
 from app.core.errors import OperatorError
+from app.core.job.training_config import Frozen
 
 DEFAULT_MODEL_ID = "smollm2-135m-instruct"
 """Embedded model: it is small enough for any machine and needs no model hub."""
@@ -28,11 +29,7 @@ Alias = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$")]
 Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
 
 
-class _Entry(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-
-class HubSource(_Entry):
+class HubSource(Frozen):
     """A repository on a model hub, at one commit."""
 
     kind: Literal["hub"]
@@ -42,7 +39,7 @@ class HubSource(_Entry):
     commit, which later fetches use."""
 
 
-class DirectorySource(_Entry):
+class DirectorySource(Frozen):
     """A directory of the operator, in the layout of a hub repository."""
 
     kind: Literal["directory"]
@@ -57,7 +54,7 @@ class DirectorySource(_Entry):
         return path
 
 
-class WheelSource(_Entry):
+class WheelSource(Frozen):
     """A GGUF file inside a package of the Python package index."""
 
     kind: Literal["wheel"]
@@ -73,7 +70,7 @@ class WheelSource(_Entry):
     """Commit of `repo` that the GGUF file was made from, if known."""
 
 
-class CatalogueEntry(_Entry):
+class CatalogueEntry(Frozen):
     """One base model."""
 
     id: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
@@ -100,7 +97,7 @@ class CatalogueEntry(_Entry):
         return self.source.repo
 
 
-class InstalledModel(_Entry):
+class InstalledModel(Frozen):
     """Record of an installed model, in its `tunery.json`."""
 
     id: str

@@ -5,25 +5,28 @@ it publishes anything.
 """
 
 import hashlib
+import platform
+import shutil
+from collections.abc import Generator
+from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from app.core import durable
+from app.core.job.training_config import Frozen, JobSpec
 
+_LIBRARIES = ("torch", "transformers", "peft", "datasets", "tokenizers", "safetensors", "numpy")
 MANIFEST_NAME = "manifest.json"
 
 
-class ManifestFile(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
+class ManifestFile(Frozen):
     bytes: int
     sha256: str
 
 
-class Manifest(BaseModel):
+class Manifest(Frozen):
     """Files of a checkpoint or saved state, and their provenance."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     job_id: str
     attempt: int
@@ -91,3 +94,58 @@ def check(manifest: Manifest, files: dict[str, ManifestFile]) -> None:
     for name, expected in manifest.files.items():
         if files[name] != expected:
             raise ManifestError(f"step {manifest.step}: {name} is not the file that was written")
+
+
+@contextmanager
+def atomic_directory(target: Path, step: int, spec: JobSpec) -> Generator[Path]:
+    """Publish what the `with` block writes into an empty directory as `target`, with a manifest.
+
+    A power cut at any moment leaves either the whole directory or nothing under that name: every
+    file is on the disk before the manifest that lists it, and the directory before its name. An
+    error removes the unfinished directory, so that it does not fill the disk.
+    """
+    staging = target.with_name(f".tmp-{target.name}")
+    durable.make_directory(target.parent)
+    staging.mkdir()
+    try:
+        yield staging
+        _write_manifest(staging, step, spec)
+        staging.rename(target)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+    durable.sync(target.parent)
+
+
+def _write_manifest(directory: Path, step: int, spec: JobSpec) -> None:
+    for path in directory.iterdir():
+        durable.sync(path)
+    manifest = Manifest(
+        job_id=spec.job_id,
+        attempt=spec.attempt,
+        step=step,
+        files=describe_files(directory),
+        provenance=_describe_provenance(spec),
+    )
+    path = directory / MANIFEST_NAME
+    path.write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    durable.sync(path)
+    durable.sync(directory)
+
+
+def _describe_provenance(spec: JobSpec) -> dict[str, Any]:
+    """Everything that determines the result: model, data, settings, software and computation."""
+    return {
+        "fine_tuned_model": spec.fine_tuned_model,
+        "base_model": spec.base_model.model_dump(),
+        "training_file": spec.training_file.model_dump(),
+        "validation_file": spec.validation_file and spec.validation_file.model_dump(),
+        "config": spec.config.model_dump(mode="json"),
+        "seed": spec.config.seed,
+        "compute": spec.compute.model_dump(),
+        "threads": spec.threads,
+        "libraries": {name: version(name) for name in _LIBRARIES},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "machine": platform.machine(),
+    }

@@ -164,6 +164,6 @@ def micro_batches(lengths: Sequence[int], task: Task) -> list[list[list[int]]]:
 
 def seed_adapter(seed: int) -> None:
     """Start the random numbers that a fresh adapter is drawn from."""
-    from worker.training.randomness import seed_torch  # noqa: PLC0415
+    from worker.training.model.randomness import seed_torch  # noqa: PLC0415
 
     seed_torch(seed, 0)

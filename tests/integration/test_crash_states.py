@@ -15,12 +15,11 @@ import pytest
 from app.core import durable, manifest
 from app.core.db.session import Database
 from app.core.errors import BlobNotFoundError
-from app.core.manifest import MANIFEST_NAME
+from app.core.manifest import MANIFEST_NAME, atomic_directory
 from app.core.storage.local import LocalBlobStore
 from tests.builders import build_job, build_job_spec, build_lease, put_blob
 from tests.powercut.crash_states import CrashState, Recorder, crash_states
 from worker.job_directory import JobDirectory
-from worker.training.artifacts.atomic_directory import save_directory
 
 LEASE = build_lease(build_job(id="ftjob-1", fine_tuned_model="ft:tiny:tunery::1"))
 FILES = {"adapter_model.safetensors": b"weights" * 20, "optimizer.pt": b"momenta" * 20}
@@ -81,12 +80,9 @@ def _check_deleted(disk: Path, state: CrashState) -> str | None:
 
 def _save(disk: Path, recorder: Recorder) -> None:
     for step in (1, 2):
-        save_directory(
-            disk / f"data/work/ftjob-1/attempt-1/out/step-{step}",
-            step,
-            build_job_spec(LEASE),
-            write_files=_write_files,
-        )
+        target = disk / f"data/work/ftjob-1/attempt-1/out/step-{step}"
+        with atomic_directory(target, step, build_job_spec(LEASE)) as directory:
+            _write_files(directory)
         recorder.acknowledge(f"step-{step}")
 
 
@@ -110,7 +106,8 @@ def _store_directory(disk: Path, recorder: Recorder) -> None:
     job_directory = JobDirectory(disk.with_name("work"), LEASE)
     shutil.rmtree(job_directory.directory, ignore_errors=True)
     target = job_directory.directory / "out/step-1"
-    save_directory(target, 1, build_job_spec(LEASE), write_files=_write_files)
+    with atomic_directory(target, 1, build_job_spec(LEASE)) as directory:
+        _write_files(directory)
     job_directory.store_directory(LocalBlobStore(disk / "data/blobs"), "out/step-1")
     recorder.acknowledge("step-1")
 

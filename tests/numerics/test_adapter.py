@@ -19,7 +19,7 @@ from worker.training.model.base_model import (
     describe_parameters,
     trainable_parameters,
 )
-from worker.training.step.evaluate import BestAdapter
+from worker.training.step.step import BestAdapter
 
 INPUT_IDS = torch.arange(40, 60)
 

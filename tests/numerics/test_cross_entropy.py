@@ -7,8 +7,8 @@ from tests.tiny import VOCABULARY, build_peft_model
 from worker.training.data.batching import MicroBatch
 from worker.training.data.dataset import IGNORE_INDEX
 from worker.training.model.cross_entropy import TargetLogProbs
-from worker.training.model.dropout import DropoutKey
 from worker.training.model.forward import PLAIN_HEADS, ReferenceForward
+from worker.training.model.randomness import DropoutKey
 
 CAPPED_OR_SCALED = ("gemma2", "granite")
 """Architectures that do more to their logits than the head does."""

@@ -17,7 +17,6 @@ from tests.tiny import build_model, build_peft_model
 from worker.training.data.batching import MicroBatch
 from worker.training.model.base_model import ModelShape, trainable_parameters
 from worker.training.model.decoder_layer import compile_layer
-from worker.training.model.dropout import DropoutKey, DropoutRate, Masks
 from worker.training.model.forward import (
     Forward,
     FusedForward,
@@ -25,6 +24,7 @@ from worker.training.model.forward import (
     has_fused_layers,
     why_not_fused,
 )
+from worker.training.model.randomness import DropoutKey, DropoutRate, Masks
 
 FAMILIES = ("gemma", "llama", "mistral", "qwen2", "qwen3")
 EVERY_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

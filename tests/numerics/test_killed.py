@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from app.core.job.training_events import TrainingEvent, parse_event
-from app.core.manifest import verify
+from app.core.manifest import atomic_directory, verify
 from tests.killing import is_killed_before, is_killed_in_write_beyond
 from tests.numerics.test_resume import (
     Run,
@@ -22,12 +22,11 @@ from tests.numerics.test_resume import (
     write,
 )
 from tests.tiny import build_peft_model, build_trainer, chat_row, write_job, write_tiny_model
-from worker.training.artifacts.atomic_directory import save_directory
 from worker.training.artifacts.checkpoint import write_checkpoint
 from worker.training.artifacts.loss_log import LossLog
-from worker.training.artifacts.saved_state import save_state
+from worker.training.artifacts.saved_state import write_state
 from worker.training.recipe import run_job
-from worker.training.step.evaluate import BestAdapter
+from worker.training.step.step import BestAdapter
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
 """Python 3.12 warns of other threads, which may hold a lock; there is none of ours here."""
@@ -54,12 +53,18 @@ def saves(base_model: Path, tmp_path: Path) -> dict[str, Save]:
     for step in (1, 2):
         log.append(trainer.take_step())
         best.observe(step, 1 / step, model)
-    write_files = partial(
+
+    def save(target: Path, write_files: Save) -> None:
+        with atomic_directory(target, 2, spec) as staging:
+            write_files(staging)
+
+    state = partial(write_state, spec=spec, trainer=trainer, best=best)
+    checkpoint = partial(
         write_checkpoint, spec=spec, step=2, model=model, base_model=base_model, log=log
     )
     return {
-        "state": lambda target: save_state(target, spec, trainer=trainer, best=best),
-        "checkpoint": lambda target: save_directory(target, 2, spec, write_files=write_files),
+        "state": partial(save, write_files=state),
+        "checkpoint": partial(save, write_files=checkpoint),
     }
 
 

@@ -21,8 +21,8 @@ from tests.tiny import (
 from worker.training.compute.memory import Footprint, plan_memory
 from worker.training.failures import TrainingFailedError
 from worker.training.model.base_model import ModelShape
-from worker.training.model.dropout import DropoutKey
 from worker.training.model.forward import Forward, FusedForward, ReferenceForward
+from worker.training.model.randomness import DropoutKey
 from worker.training.recipe import run_job
 
 ROWS = [chat_row(f"What is {i}?", f"It is {i * 'x'}.") for i in range(10)]

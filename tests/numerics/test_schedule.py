@@ -3,16 +3,21 @@ import torch
 from transformers import get_scheduler
 
 from app.core.job.training_config import LrScheduler, TrainingConfig
-from worker.training.step.schedule import learning_rate
+from worker.training.step.trainer import StepSchedule
 
 PEAK = 2e-4
 
 
 def rates(kind: LrScheduler, *, total_steps: int, warmup_ratio: float) -> list[float]:
     config = TrainingConfig(
-        seed=0, learning_rate=PEAK, lr_scheduler=kind, warmup_ratio=warmup_ratio
+        seed=0,
+        learning_rate=PEAK,
+        lr_scheduler=kind,
+        warmup_ratio=warmup_ratio,
+        max_steps=total_steps,
     )
-    return [learning_rate(s, config, total_steps=total_steps) for s in range(1, total_steps + 1)]
+    schedule = StepSchedule(config, examples=1, has_validation=False)
+    return [schedule.learning_rate(step) for step in range(1, total_steps + 1)]
 
 
 def rates_of_transformers(kind: str, *, total_steps: int, warmup_steps: int) -> list[float]:

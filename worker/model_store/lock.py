@@ -1,4 +1,4 @@
-"""One process at a time installs or removes a base model."""
+"""The lock of a base model: one process at a time installs or removes it."""
 
 import fcntl
 import logging
@@ -16,7 +16,7 @@ def exclusive(catalogue: Catalogue, model_id: str) -> Generator[None]:
     """Hold the lock of a base model; wait while another process has it."""
     directory = catalogue.directory(model_id)
     durable.make_directory(directory.parent)
-    # The lock ends with the process, however that ends.
+    # The operating system releases the lock when the process ends.
     with directory.with_name(f".{model_id}.lock").open("ab") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

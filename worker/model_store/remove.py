@@ -1,4 +1,4 @@
-"""Remove an installed base model."""
+"""Removes an installed base model."""
 
 import shutil
 
@@ -17,7 +17,7 @@ def remove_model(entry: CatalogueEntry, catalogue: Catalogue, database: Database
     """Free the disk space of a base model. Adapters that were tuned on it stay.
 
     Returns:
-        Whether anything was there, an unfinished download included.
+        Whether there was a model or an unfinished download.
 
     Raises:
         ModelInUseError: a job that is queued, running or paused needs it.
@@ -31,7 +31,7 @@ def remove_model(entry: CatalogueEntry, catalogue: Catalogue, database: Database
             raise ModelInUseError(f"Job {job_id} needs it. Cancel that job, or wait for its end.")
         leftovers = [path for path in (directory, partial) if path.exists()]
         if directory.exists():
-            # From here on it counts as not installed, even if the process dies before the end.
+            # After this rename the model counts as not installed, even if the process dies.
             shutil.rmtree(partial, ignore_errors=True)
             directory.rename(partial)
             durable.sync(directory.parent)

@@ -1,7 +1,7 @@
 """The base model that a process loads before it forks jobs, which then find it in memory.
 
-It is never trained in that process, so each job gets it as it came from the disk: what a job
-changes is its own copy of the pages. Nothing here may start a thread: a forked process lacks it.
+That process never trains it, so each job gets it as it is on the disk; a job changes its own copy
+of the memory pages. Nothing here may start a thread, because a forked process would lack it.
 """
 
 import gc
@@ -22,103 +22,91 @@ from app.core.job.training_config import (
 from worker.training.artifacts.saved_state import compute_settings
 from worker.training.compute.hardware import anonymous_memory, free_memory, read_or_measure
 from worker.training.compute.plan import choose_placement
-from worker.training.model.base_model import (
-    Loaders,
-    ModelShape,
-    load_base_model,
-    load_tokenizer,
-)
+from worker.training.model.base_model import ModelLoader, ModelShape
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class _Source:
-    """A base model on the disk. Reinstalled under the same path, it has other inodes and times."""
+Identity = tuple[tuple[Path, int, int, int], ...]
 
-    directory: Path
-    files: tuple[tuple[str, int, int, int], ...]
 
-    @classmethod
-    def of(cls, directory: Path) -> "_Source":
-        real = directory.resolve()
-        stats = ((path.name, path.stat()) for path in sorted(real.iterdir()))
-        files = tuple((name, it.st_ino, it.st_size, it.st_mtime_ns) for name, it in stats)
-        return cls(real, files)
+def _identify(directory: Path) -> Identity:
+    """The files of a base model. A model that is installed again has other inodes and times."""
+    stats = ((path, path.stat()) for path in sorted(directory.resolve().iterdir()))
+    return tuple((path, it.st_ino, it.st_size, it.st_mtime_ns) for path, it in stats)
 
 
 @dataclass(frozen=True, slots=True)
 class _Loaded:
-    source: _Source
+    files: Identity
     sha256: str
     """Digest of the files, from the `BaseModelRef` of the job it was loaded for."""
     dtype: torch.dtype
     tokenizer: PreTrainedTokenizerBase
     model: PreTrainedModel
     bytes: int
-    """Memory that loading took, beyond what the disk holds as well."""
+    """Memory that loading took and that is not on the disk."""
 
 
-class PreloadedModel:
+class PreloadedModel(ModelLoader):
     """At most one base model. A job with another base model loads its own."""
 
     def __init__(self) -> None:
         self._loaded: _Loaded | None = None
 
-    @property
-    def loaders(self) -> Loaders:
-        return Loaders(self._load_tokenizer, self._load_base_model, self._bytes_in_memory)
-
     def load(self, directory: Path) -> None:
         """Load the base model of the job in this directory, and drop any other.
 
-        If that fails, the job loads the model itself and tells its user what is wrong.
+        If this fails, the job loads the model itself and tells its user what is wrong.
         """
         torch.set_num_threads(1)
         try:
             spec = JobSpec.model_validate_json((directory / JOB_SPEC_NAME).read_bytes())
-            source = _Source.of(directory / BASE_MODEL_NAME)
+            base_model = (directory / BASE_MODEL_NAME).resolve()
             speeds = read_or_measure(directory / MACHINE_CACHE_NAME)
             dtype = choose_placement(compute_settings(directory, spec), speeds).torch_dtype
-            wanted = (source, spec.base_model.sha256, dtype)
-            loaded = self._loaded
-            if loaded is not None and (loaded.source, loaded.sha256, loaded.dtype) == wanted:
+            files, sha256 = _identify(base_model), spec.base_model.sha256
+            loaded = self._find(base_model, dtype)
+            if loaded is not None and loaded.sha256 == sha256:
                 return
             loaded = self._loaded = None
             gc.unfreeze()
             gc.collect()
-            transformers_logging.disable_progress_bar()  # a thread would watch it
-            if ModelShape.read(source.directory).parameters * dtype.itemsize > free_memory():
+            transformers_logging.disable_progress_bar()  # a progress bar starts a thread
+            if ModelShape.read(base_model).parameters * dtype.itemsize > free_memory():
                 return
-            tokenizer = load_tokenizer(source.directory)
+            tokenizer = super().load_tokenizer(base_model)
             before = anonymous_memory()
-            model = load_base_model(source.directory, dtype)
-            loaded = _Loaded(*wanted, tokenizer, model, max(0, anonymous_memory() - before))
-            if _Source.of(source.directory) == source:
-                self._loaded = loaded
+            model = super().load_weights(base_model, dtype)
+            size = max(0, anonymous_memory() - before)
+            if _identify(base_model) == files:
+                self._loaded = _Loaded(files, sha256, dtype, tokenizer, model, size)
         except Exception:
             logger.exception("the base model cannot be preloaded")
         gc.collect()
-        gc.freeze()  # or each child would copy these pages as soon as it looks for garbage
+        gc.freeze()  # otherwise each child would copy these pages when it collects garbage
 
-    def _load_tokenizer(self, directory: Path) -> PreTrainedTokenizerBase:
+    def load_tokenizer(self, directory: Path) -> PreTrainedTokenizerBase:
         loaded = self._find(directory)
-        return load_tokenizer(directory) if loaded is None else loaded.tokenizer
+        return loaded.tokenizer if loaded else super().load_tokenizer(directory)
 
-    def _load_base_model(self, directory: Path, dtype: torch.dtype) -> PreTrainedModel:
-        loaded = self._find(directory)
-        if loaded is None or loaded.dtype != dtype:
-            return load_base_model(directory, dtype)
-        self._loaded = None  # whoever asks again gets a fresh one, not one that was trained
+    def load_weights(self, directory: Path, dtype: torch.dtype) -> PreTrainedModel:
+        loaded = self._find(directory, dtype)
+        if loaded is None:
+            return super().load_weights(directory, dtype)
+        self._loaded = None  # a second caller gets a new model, not one that was trained
         return loaded.model
 
-    def _bytes_in_memory(self, directory: Path, dtype: torch.dtype) -> int:
-        loaded = self._find(directory)
-        return 0 if loaded is None or loaded.dtype != dtype else loaded.bytes
+    def bytes_in_memory(self, directory: Path, dtype: torch.dtype) -> int:
+        loaded = self._find(directory, dtype)
+        return loaded.bytes if loaded else 0
 
-    def _find(self, directory: Path) -> _Loaded | None:
-        is_same = self._loaded is not None and self._loaded.source == _Source.of(directory)
-        return self._loaded if is_same else None
+    def _find(self, directory: Path, dtype: torch.dtype | None = None) -> _Loaded | None:
+        """The base model in memory if it is that of `directory`, in this dtype if one is given."""
+        loaded = self._loaded
+        if loaded is None or dtype not in (None, loaded.dtype):
+            return None
+        return loaded if loaded.files == _identify(directory) else None
 
 
 preloaded_model = PreloadedModel()

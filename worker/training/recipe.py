@@ -1,4 +1,4 @@
-"""What happens to a job, from its directory to a verified adapter."""
+"""Trains one job, from its directory to a verified adapter."""
 
 import shutil
 from collections.abc import Callable
@@ -45,33 +45,26 @@ from worker.training.data.dataset import DataFile, TokenizedData, tokenize_file
 from worker.training.data.encoding import Encoder, end_of_text
 from worker.training.failures import TrainingFailedError, is_out_of_memory, is_out_of_space
 from worker.training.model.base_model import (
-    FROM_DISK,
-    Loaders,
+    ModelLoader,
     ModelShape,
     attach_adapter,
     describe_parameters,
 )
 from worker.training.model.forward import Forward, has_fused_layers
-from worker.training.randomness import make_deterministic, seed_torch
-from worker.training.step.evaluate import BestAdapter
-from worker.training.step.schedule import StepSchedule
-from worker.training.step.trainer import Trainer
+from worker.training.model.randomness import make_deterministic, seed_torch
+from worker.training.step.step import BestAdapter
+from worker.training.step.trainer import StepSchedule, Trainer
 from worker.training.training_loop import Report, TrainingLoop
 
 _TOKENS_NAME = "tokens"
 
 
-def never() -> bool:
-    """Never stop a job."""
-    return False
-
-
 def run_job(
     directory: Path,
     report: Report,
-    is_stop_requested: Callable[[], bool] = never,
+    is_stop_requested: Callable[[], bool] = lambda: False,
     *,
-    loaders: Loaders = FROM_DISK,
+    loader: ModelLoader | None = None,
     measure_free_memory: Callable[[], int] = free_memory,
 ) -> None:
     """Train the job in `directory`.
@@ -82,8 +75,8 @@ def run_job(
     Args:
         directory: a job directory, as `app.core.job.training_config` describes it.
         report: takes every event as it happens.
-        is_stop_requested: asked before each step; once it is true, no further step is taken.
-        loaders: load the base model.
+        is_stop_requested: called before each step; training stops once it returns true.
+        loader: loads the base model; None to load it from the disk.
         measure_free_memory: returns the free memory of the machine, in bytes.
 
     Raises:
@@ -94,7 +87,7 @@ def run_job(
     disable_progress_bars()
     transformers_logging.disable_progress_bar()
     try:
-        job = _Preparation(directory, spec, report, loaders, measure_free_memory)
+        job = _Preparation(directory, spec, report, loader or ModelLoader(), measure_free_memory)
         report(_train(job, is_stop_requested))
     except TrainingFailedError as failure:
         report(failure.as_event())
@@ -111,12 +104,12 @@ def run_job(
 
 @dataclass(frozen=True, slots=True)
 class _Preparation:
-    """What a job is prepared from."""
+    """A job and what is needed to prepare it."""
 
     directory: Path
     spec: JobSpec
     report: Report
-    loaders: Loaders
+    loader: ModelLoader
     measure_free_memory: Callable[[], int]
 
     @property
@@ -137,13 +130,11 @@ def _train(job: _Preparation, is_stop_requested: Callable[[], bool]) -> Finished
 
 
 def _prepare(job: _Preparation) -> TrainingLoop:
-    """Load everything the job needs. Whatever is wrong with its data comes out here."""
+    """Load everything the job needs. This finds every error in its data."""
     directory, config = job.directory, job.spec.config
-    tokenizer = job.loaders.load_tokenizer(job.base_model)
+    tokenizer = job.loader.load_tokenizer(job.base_model)
     training, validation = _tokenize(job, tokenizer)
-    schedule = StepSchedule.of(
-        config, examples=len(training), has_validation=validation is not None
-    )
+    schedule = StepSchedule(config, examples=len(training), has_validation=validation is not None)
     job.report(Planned(total_steps=schedule.total_steps))
     patience = config.early_stopping_patience
     best = BestAdapter(patience=patience) if validation and patience else None
@@ -184,7 +175,7 @@ def _load_model(
     if placement.device == "cuda":
         free_bytes = free_gpu_memory()
     else:
-        loaded_bytes = job.loaders.bytes_in_memory(job.base_model, placement.torch_dtype)
+        loaded_bytes = job.loader.bytes_in_memory(job.base_model, placement.torch_dtype)
         free_bytes = job.measure_free_memory() + loaded_bytes
     work = Workload(
         base_model=ModelShape.read(job.base_model),
@@ -195,7 +186,7 @@ def _load_model(
     )
     make = partial(make_plan, asked, placement, speeds, work, free_bytes=free_bytes)
     plan = make()
-    base = job.loaders.load_base_model(job.base_model, placement.torch_dtype)
+    base = job.loader.load_weights(job.base_model, placement.torch_dtype)
     seed_torch(config.seed, 0)  # the random half of the adapter
     model = attach_adapter(base, config.lora, spec.base_model).to(placement.device)
     report(Noted(message=describe_parameters(model)))

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -10,14 +9,13 @@ import torch
 from app.core.job.loss_log import StepMetrics
 from app.core.job.training_config import BASE_MODEL_NAME, OUTPUT_NAME, JobSpec
 from app.core.job.training_events import Checkpointed, Noted, Saved, Stepped, TrainingEvent
-from worker.training.artifacts.atomic_directory import save_directory
+from app.core.manifest import atomic_directory
 from worker.training.artifacts.checkpoint import check_adapter, write_checkpoint
 from worker.training.artifacts.loss_log import LossLog
 from worker.training.artifacts.saved_state import StateSaver
 from worker.training.data.dataset import TokenizedData
-from worker.training.step.evaluate import BestAdapter
-from worker.training.step.schedule import StepSchedule
-from worker.training.step.trainer import Trainer
+from worker.training.step.step import BestAdapter
+from worker.training.step.trainer import StepSchedule, Trainer
 
 Report = Callable[[TrainingEvent], None]
 
@@ -113,15 +111,15 @@ class TrainingLoop:
 
     def _save_checkpoint(self, step: int, *, state: str | None) -> None:
         target = self._checkpoint(step)
-        write_files = partial(
-            write_checkpoint,
-            spec=self.spec,
-            step=step,
-            model=self.trainer.model,
-            base_model=self.directory / BASE_MODEL_NAME,
-            log=self.log,
-        )
-        save_directory(target, step, self.spec, write_files=write_files)
+        with atomic_directory(target, step, self.spec) as staging:
+            write_checkpoint(
+                staging,
+                spec=self.spec,
+                step=step,
+                model=self.trainer.model,
+                base_model=self.directory / BASE_MODEL_NAME,
+                log=self.log,
+            )
         self.report(Checkpointed(step=step, directory=self._name(target), state=state))
 
     def _checkpoint(self, step: int) -> Path:

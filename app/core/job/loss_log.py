@@ -3,15 +3,11 @@
 import json
 from collections.abc import Iterable, Iterator
 
-from pydantic import BaseModel, ConfigDict
+from app.core.job.training_config import Frozen
 
 
-class StepMetrics(BaseModel):
+class StepMetrics(Frozen):
     """What one optimizer step did. Losses are in nats per learned token."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
-    )
 
     step: int
     """Number of optimizer steps taken so far; 1 for the first row."""

@@ -11,20 +11,22 @@ LrScheduler = Literal["linear", "cosine", "constant", "constant_with_warmup"]
 OverlongRowBehavior = Literal["truncate", "error", "drop"]
 
 
-class _Frozen(BaseModel):
+class Frozen(BaseModel):
+    """Data that is checked when it is read and never changed afterwards."""
+
     model_config = ConfigDict(
         frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
     )
 
 
-class LoraShape(_Frozen):
+class LoraShape(Frozen):
     """Shape of the adapter, in the terms of Hu et al. 2021 (arXiv:2106.09685)."""
 
     rank: int = Field(default=64, ge=1, le=256)
     """Rank of the adapter: the inner dimension r of the update BA."""
 
     alpha: float = Field(default=16.0, gt=0, le=1024)
-    """Numerator of the adapter's scaling factor. The update is multiplied by alpha / rank."""
+    """Numerator of the adapter's scaling factor. Its denominator is the rank of the adapter."""
 
     dropout: float = Field(default=0.05, ge=0, lt=1)
     """Probability that an input of the adapter is zeroed during training."""
@@ -33,7 +35,7 @@ class LoraShape(_Frozen):
     """Names of the linear layers that get an adapter."""
 
 
-class TrainingConfig(_Frozen):
+class TrainingConfig(Frozen):
     """The hyperparameters of one job, each with its value: nothing is `auto` here."""
 
     lora: LoraShape = LoraShape()
@@ -91,7 +93,7 @@ class TrainingConfig(_Frozen):
     The result is the adapter with the best one. Null to train to the end."""
 
 
-class DatasetRef(_Frozen):
+class DatasetRef(Frozen):
     """An uploaded file, as the model card and the manifest name it."""
 
     file_id: str
@@ -101,7 +103,7 @@ class DatasetRef(_Frozen):
     examples: int
 
 
-class BaseModelRef(_Frozen):
+class BaseModelRef(Frozen):
     """The base model, as the adapter's own configuration must name it."""
 
     id: str
@@ -126,7 +128,7 @@ ForwardName = Literal["fast", "plain"]
 names."""
 
 
-class ComputeSettings(_Frozen):
+class ComputeSettings(Frozen):
     """How to compute a job. Null leaves a choice to the training child.
 
     The service's settings make some choices; the child makes the others, and writes all of them
@@ -154,7 +156,7 @@ class ComputeSettings(_Frozen):
     do so if the job would not fit otherwise."""
 
 
-class JobSpec(_Frozen):
+class JobSpec(Frozen):
     """`job.json`: all that a training child is told besides the files next to it."""
 
     job_id: str

@@ -5,18 +5,15 @@ The parent treats every line as hostile: it validates it here before it acts on 
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import Field, TypeAdapter
 
 from app.core.job.loss_log import StepMetrics
+from app.core.job.training_config import Frozen
 
 _STATE_PATTERN = r"^out/resume-\d{1,9}$"
 
 
-class _Event(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-
-class Noted(_Event):
+class Noted(Frozen):
     """A message for the user. It becomes an event of the job."""
 
     kind: Literal["noted"] = "noted"
@@ -24,28 +21,28 @@ class Noted(_Event):
     message: str = Field(max_length=10_000)
 
 
-class Planned(_Event):
+class Planned(Frozen):
     """The data is tokenized, so the number of steps is known. The model is loaded next."""
 
     kind: Literal["planned"] = "planned"
     total_steps: int = Field(ge=1)
 
 
-class Started(_Event):
+class Started(Frozen):
     """Model and data are loaded. The first step comes next."""
 
     kind: Literal["started"] = "started"
     total_steps: int = Field(ge=1)
 
 
-class Stepped(_Event):
+class Stepped(Frozen):
     """One optimizer step is done, with the evaluation that was due after it."""
 
     kind: Literal["stepped"] = "stepped"
     metrics: StepMetrics
 
 
-class Checkpointed(_Event):
+class Checkpointed(Frozen):
     """`directory`, relative to the job directory, holds a whole checkpoint with its manifest."""
 
     kind: Literal["checkpointed"] = "checkpointed"
@@ -56,7 +53,7 @@ class Checkpointed(_Event):
     earlier step that is made at the end because its adapter was the best."""
 
 
-class Saved(_Event):
+class Saved(Frozen):
     """`directory`, relative to the job directory, holds a whole saved state with its manifest.
 
     The child never deletes one, because it cannot know when the parent has copied it.
@@ -67,7 +64,7 @@ class Saved(_Event):
     directory: str = Field(pattern=_STATE_PATTERN)
 
 
-class Stopped(_Event):
+class Stopped(Frozen):
     """The child was asked to stop. It has reported the saved state of `step` before.
 
     If it took no step, `step` is the one it resumed from, or 0.
@@ -77,14 +74,14 @@ class Stopped(_Event):
     step: int = Field(ge=0)
 
 
-class OutOfSpace(_Event):
+class OutOfSpace(Frozen):
     """The attempt ended because a disk or a quota is full. Unfinished files are removed."""
 
     kind: Literal["out_of_space"] = "out_of_space"
     message: str = Field(max_length=10_000)
 
 
-class Unresumable(_Event):
+class Unresumable(Frozen):
     """The saved state of `step` cannot be resumed: it is damaged, or of another job or version.
 
     Nothing was trained. The job can resume an older state, or start from the beginning.
@@ -95,7 +92,7 @@ class Unresumable(_Event):
     message: str = Field(max_length=10_000)
 
 
-class Finished(_Event):
+class Finished(Frozen):
     """Training has succeeded. The checkpoint of `step` is the result, and was verified."""
 
     kind: Literal["finished"] = "finished"
@@ -103,7 +100,7 @@ class Finished(_Event):
     trained_tokens: int = Field(ge=0)
 
 
-class DataProblem(_Event):
+class DataProblem(Frozen):
     """A problem with one line of an uploaded file."""
 
     line: int
@@ -112,7 +109,7 @@ class DataProblem(_Event):
     message: str
 
 
-class JobError(_Event):
+class JobError(Frozen):
     """Why a job failed, as the API shows it in `error`."""
 
     code: str
@@ -121,7 +118,7 @@ class JobError(_Event):
     errors: tuple[DataProblem, ...] = ()
 
 
-class Failed(_Event):
+class Failed(Frozen):
     """The attempt ended because of something that a user can fix. Anything else is a crash."""
 
     kind: Literal["failed"] = "failed"

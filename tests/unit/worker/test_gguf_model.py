@@ -7,10 +7,11 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from worker.model_store.errors import InstallError
-from worker.model_store.gguf_model import _to_bfloat16, convert_gguf
+from worker.model_store.gguf import convert_gguf
 
 TOKENS = ["<|end|>", "<|turn|>", "a", "b", "Ġ", "ab", "1", "2"]
 CONTROL, NORMAL = 3, 1
@@ -129,15 +130,21 @@ def test_the_converted_model_computes_what_its_origin_computes(
         torch.testing.assert_close(converted(ids).logits, origin(ids).logits, rtol=0, atol=0)
 
 
-def test_a_number_is_rounded_to_bfloat16_as_torch_rounds_it() -> None:
-    generator = np.random.default_rng(0)
-    exact_ties = np.float32([1.00390625, 1.01171875, -1.00390625, 0.0, -0.0])
-    numbers = np.concatenate([generator.normal(size=10_000).astype(np.float32), exact_ties])
+def test_a_number_is_rounded_to_bfloat16_as_torch_rounds_it(
+    tmp_path: Path, files_dir: Path
+) -> None:
+    model = build_model(tie_word_embeddings=True)
+    numbers = torch.randn(model.config.vocab_size, model.config.hidden_size)
+    exact_ties = torch.tensor([1.00390625, 1.01171875, -1.00390625, 0.0, -0.0])
+    numbers[0, : len(exact_ties)] = exact_ties
+    model.model.embed_tokens.weight.data = numbers
 
-    bits = _to_bfloat16(numbers)
+    convert_gguf(write_gguf(tmp_path / "model.gguf", model), files_dir)
 
-    expected = torch.from_numpy(numbers).bfloat16().view(torch.int16).numpy().view(np.uint16)
-    np.testing.assert_array_equal(bits, expected)
+    stored = load_file(files_dir / "model.safetensors")["model.embed_tokens.weight"]
+    torch.testing.assert_close(
+        stored.view(torch.int16), numbers.bfloat16().view(torch.int16), rtol=0, atol=0
+    )
 
 
 def test_tokens_keep_their_numbers_and_control_tokens_are_never_split(

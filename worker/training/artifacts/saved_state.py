@@ -1,27 +1,25 @@
 """The saved state of a job, from which another process resumes it bit for bit.
 
 It has no random state: random numbers and the order of the data are functions of seed and step
-(`worker.training.randomness`).
+(`worker.training.model.randomness`).
 """
 
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from app.core.job.training_config import RESUME_NAME, ComputeSettings, JobSpec
-from app.core.manifest import ManifestError, verify
-from worker.training.artifacts.atomic_directory import save_directory
+from app.core.job.training_config import RESUME_NAME, ComputeSettings, Frozen, JobSpec
+from app.core.manifest import ManifestError, atomic_directory, verify
 from worker.training.failures import is_out_of_memory
-from worker.training.step.evaluate import BestAdapter
+from worker.training.step.step import BestAdapter
 from worker.training.step.trainer import Progress, Trainer
 
 NUMERICS_VERSION = 1
@@ -44,10 +42,8 @@ class UnresumableError(Exception):
     """A saved state cannot be resumed: it is damaged, or of another job, step or version."""
 
 
-class _Best(BaseModel):
+class _Best(Frozen):
     """The best adapter so far, without its weights."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     step: int
     loss: float
@@ -61,9 +57,7 @@ class _Version(BaseModel):
     """Numerics version of the code that saved the state. The first version did not write it."""
 
 
-class _Numbers(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
+class _Numbers(Frozen):
     numerics: int = 1
     progress: Progress
     compute: ComputeSettings
@@ -88,15 +82,10 @@ class _Numbers(BaseModel):
         return cls.model_validate_json(content)
 
 
-def save_state(target: Path, spec: JobSpec, *, trainer: Trainer, best: BestAdapter | None) -> None:
-    """Publish all that the next step needs as `target`, whole or not at all."""
-    write_files = partial(_write_state, spec=spec, trainer=trainer, best=best)
-    save_directory(target, trainer.progress.step, spec, write_files=write_files)
-
-
-def _write_state(
+def write_state(
     directory: Path, *, spec: JobSpec, trainer: Trainer, best: BestAdapter | None
 ) -> None:
+    """Write everything that the next step needs."""
     parameters = _trainable(trainer.model)
     tensors = {f"adapter.{name}": weights.detach() for name, weights in parameters.items()}
     for name, weights in parameters.items():
@@ -117,9 +106,9 @@ def _write_state(
 
 
 def compute_settings(directory: Path, spec: JobSpec) -> ComputeSettings:
-    """The choices that are made already of how to compute the job in `directory`.
+    """The choices that are already made on how to compute the job in `directory`.
 
-    A resumed job keeps those of its first attempt.
+    A resumed job keeps the choices of its first attempt.
 
     Raises:
         UnresumableError: the saved state does not say, or is of another version.
@@ -128,7 +117,7 @@ def compute_settings(directory: Path, spec: JobSpec) -> ComputeSettings:
         return spec.compute
     with _refusing():
         saved = _Numbers.read(directory / RESUME_NAME).compute
-        # This alone changes no bit, and less memory may be free now.
+        # Only this choice changes no bit of the result, and less memory may be free now.
         update = {"gradient_checkpointing": spec.compute.gradient_checkpointing}
         return saved.model_copy(update=update)
 
@@ -154,7 +143,7 @@ def load_state(
 
 @contextmanager
 def _refusing() -> Generator[None]:
-    """Turn whatever is wrong with a saved state into an UnresumableError."""
+    """Turn every error of a saved state into an UnresumableError."""
     try:
         yield
     except UnresumableError:
@@ -171,7 +160,7 @@ def _load_state(directory: Path, *, trainer: Trainer, best: BestAdapter | None) 
     with safe_open(directory / _TENSORS_NAME, framework="pt") as stored, torch.no_grad():
 
         def load(kind: str, name: str) -> Tensor:
-            """A tensor on its parameter's device, in its own memory, as the file may be mapped."""
+            """A tensor on its parameter's device. It is a copy, because the file may be mapped."""
             return stored.get_tensor(f"{kind}.{name}").to(parameters[name].device, copy=True)
 
         for name, weights in parameters.items():
@@ -255,7 +244,8 @@ class StateSaver:
         """Save the state after the last step. Returns its directory."""
         step = self._trainer.progress.step
         target = self._output / f"resume-{step}"
-        save_state(target, self._spec, trainer=self._trainer, best=self._best)
+        with atomic_directory(target, step, self._spec) as staging:
+            write_state(staging, spec=self._spec, trainer=self._trainer, best=self._best)
         self._saved_step = step
         self._saved_s = self._clock()
         return target

@@ -1,4 +1,4 @@
-"""What this machine can do and has left: the speed of its processor, and free memory."""
+"""Speed of this machine's processor, and its free memory."""
 
 import hashlib
 import os
@@ -10,7 +10,9 @@ from pathlib import Path, PurePosixPath
 
 import psutil
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
+
+from app.core.job.training_config import Frozen
 
 _NAME = "processor.json"
 _SHAPE = (512, 1024, 1024)
@@ -20,10 +22,8 @@ _ISA_VARIABLES = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY
 """Variables that limit the libraries to the instructions of an older processor."""
 
 
-class Speeds(BaseModel):
+class Speeds(Frozen):
     """Speed of matrix products on one thread, in GFLOP/s."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     float32: float
     bfloat16: float
@@ -40,9 +40,9 @@ def _measure() -> Speeds:
 
 
 def read_or_measure(cache: Path) -> Speeds:
-    """The speeds of this processor, from `cache` if an earlier job has put them there.
+    """The speeds of this processor, from `cache` if an earlier job has stored them there.
 
-    Each measurement differs a little. One for all jobs makes them choose the same.
+    Measurements differ a little. Jobs share one, so that they make the same choices.
     """
     path = cache / f"{_key()}-{_NAME}"
     with suppress(OSError, ValidationError):
@@ -112,7 +112,9 @@ def _left_in_groups(root: Path) -> Iterator[int]:
         with suppress(OSError, ValueError):
             limit = int((directory / limit_name).read_text("ascii"))
             used = int((directory / used_name).read_text("ascii"))
-            yield max(0, limit - used + _read_number(directory / "memory.stat", idle_name))
+            statistics = (directory / "memory.stat").read_text("ascii").splitlines()
+            idle = dict(line.split() for line in statistics).get(idle_name, 0)
+            yield max(0, limit - used + int(idle))
 
 
 def _groups(root: Path) -> Iterator[tuple[Path, tuple[str, str, str]]]:
@@ -128,23 +130,10 @@ def _groups(root: Path) -> Iterator[tuple[Path, tuple[str, str, str]]]:
             names = ("memory.max", "memory.current", "inactive_file")
             base = top
         elif "memory" in controllers.split(","):
-            names = (
-                "memory.limit_in_bytes",
-                "memory.usage_in_bytes",
-                "total_inactive_file",
-            )
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
             base = top / "memory"
         else:
             continue
         group = PurePosixPath(name.lstrip("/"))
         for path in (group, *group.parents):
             yield base / path, names
-
-
-def _read_number(table: Path, name: str) -> int:
-    """A number from lines of `name number`."""
-    for line in table.read_text("ascii").splitlines():
-        key, _, number = line.partition(" ")
-        if key == name:
-            return int(number)
-    return 0

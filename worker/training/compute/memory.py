@@ -1,4 +1,4 @@
-"""How much memory a job takes, estimated before it starts, and what it does where that is too much.
+"""Estimates the memory of a job before it starts, and makes it fit into what is free.
 
 The figures for activations count the tensors that a fused or a reference decoder layer keeps,
 rounded up. A test checks them against what the layers really keep.

@@ -90,7 +90,7 @@ class ComputePlan:
         )
 
     def build_forward(self, model: PeftModel) -> Forward:
-        """What runs the loaded model on micro-batches."""
+        """Build the forward pass of the loaded model."""
         if self.forward == "plain":
             return ReferenceForward(model, is_checkpointing=self.gradient_checkpointing)
         layer = compile_layer() if self.compile else decoder_layer
@@ -125,10 +125,10 @@ def make_plan(
     free_bytes: int,
     has_fused_layers: bool = True,
 ) -> ComputePlan:
-    """Choose everything that is left open.
+    """Make every choice that `asked` leaves open.
 
     Args:
-        asked: choices that are already made: by the service's settings, or by an earlier attempt.
+        asked: choices that the service's settings or an earlier attempt have made.
         placement: device and dtype.
         speeds: speeds of this processor.
         work: what the job has to compute.

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from worker.training.data.dataset import IGNORE_INDEX, TokenizedData
-from worker.training.randomness import shuffled
 
 _GROUP_COST = 64
 """Fixed cost of a micro-batch, in tokens: each one reads all weights."""
@@ -40,7 +39,7 @@ class MicroBatch:
     """Tokens of each row, without its padding."""
 
     def to(self, device: torch.device) -> "MicroBatch":
-        """The same on another device."""
+        """Copy the tensors to a device."""
         return replace(
             self, input_ids_BL=self.input_ids_BL.to(device), labels_BL=self.labels_BL.to(device)
         )
@@ -57,11 +56,11 @@ def shuffled_batches(
         examples: number of examples in the file.
         batch_size: examples of a step.
         seed: seed of the job.
-        after_step: number of steps that are taken already and left out.
+        after_step: number of steps that are already taken, whose examples are skipped.
     """
     first_epoch, skipped = divmod(after_step, math.ceil(examples / batch_size))
     for epoch in count(first_epoch):
-        order = shuffled(examples, seed=seed, epoch=epoch)
+        order = np.random.default_rng([seed, epoch]).permutation(examples)
         for start in range(skipped * batch_size, examples, batch_size):
             yield order[start : start + batch_size]
         skipped = 0
@@ -70,7 +69,7 @@ def shuffled_batches(
 def cut_by_length(
     indices: np.ndarray, lengths: np.ndarray, *, micro_batch_tokens: int
 ) -> Iterator[np.ndarray]:
-    """Cut a step into micro-batches of like length, so that it takes the least time.
+    """Cut a step into micro-batches of similar lengths, so that it takes the least time.
 
     Args:
         indices: the examples of the step.
@@ -102,7 +101,7 @@ def cut_by_length(
 def collate(data: TokenizedData, examples: np.ndarray, *, pad_token_id: int) -> MicroBatch:
     """Read examples, and pad them at their end to the length of the longest.
 
-    Any token will do: padding is neither learned nor seen by a learned token.
+    The padding can be any token, because it is not learned and no learned token sees it.
     """
     rows = [data.read(example) for example in examples]
     shape = (len(rows), max(len(row.input_ids) for row in rows))

@@ -17,8 +17,7 @@ from app.core.dataset.checker import MAX_PROBLEMS
 from app.core.dataset.formats import read_examples
 from app.core.job.training_config import OverlongRowBehavior
 from app.core.job.training_events import DataProblem, Noted
-from worker.training.data.chat import ChatTemplateError
-from worker.training.data.encoding import Encoded, Encoder
+from worker.training.data.encoding import ChatTemplateError, Encoded, Encoder
 from worker.training.failures import TrainingFailedError
 
 IGNORE_INDEX = -100

@@ -1,14 +1,155 @@
-"""Encodes an example as tokens, and says which of them are learned."""
+"""Encodes an example as tokens, and says which of them are learned.
 
+In a conversation, only what the assistant has to write itself is learned: from the end of the
+prompt that the chat template puts before an answer, through the token that ends the turn. The
+template itself shows where an answer begins and ends, so nothing here knows a family of models.
+"""
+
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import cast
+from typing import Any, cast
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from app.core.dataset.formats import ChatExample, Example, PromptExample
-from worker.training.data.chat import ChatRenderer, Span
+
+Span = tuple[int, int]
+"""Characters of a text, from the first to one past the last."""
+
+_PROBE = "Qm7answerXz4"
+"""Stands for an answer; one word that no template changes and that is in none."""
+
+
+class ChatTemplateError(Exception):
+    """The template cannot render a conversation, or not so that its answers can be found."""
+
+    code = "chat_template_unsupported"
+
+
+class NoChatTemplateError(ChatTemplateError):
+    code = "no_chat_template"
+
+
+class ChatRenderer:
+    """The chat template of one tokenizer.
+
+    Raises:
+        NoChatTemplateError: the tokenizer has none.
+        ChatTemplateError: it does not mark where an answer ends.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        if not tokenizer.chat_template:
+            raise NoChatTemplateError(
+                "it has no chat template; give it text or prompt and completion to learn, or tune "
+                "a model that was made for chats"
+            )
+        self._tokenizer = tokenizer
+        self._end_of_turn = self._find_end_of_turn()
+
+    def render(self, example: ChatExample) -> tuple[str, list[Span]]:
+        """The text of a conversation, and the parts of it that are learned.
+
+        Raises:
+            ChatTemplateError: the template refuses the conversation, or renders a message in
+                another way once more messages follow it.
+        """
+        messages = [_with_parsed_arguments(message) for message in example.messages]
+        text = self._apply(messages, example.tools)
+        spans = [
+            self._find_answer(text, messages[: index + 1], example.tools)
+            for index, is_learned in enumerate(example.is_learned)
+            if is_learned
+        ]
+        return text, spans
+
+    def _find_answer(
+        self, text: str, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None
+    ) -> Span:
+        """Where the last of `messages` is in `text`, up to and including its end of turn."""
+        *before, answer = messages
+        prompt = self._render_prompt(before, tools)
+        position = f"messages[{len(before)}]"
+        if not text.startswith(prompt):
+            raise ChatTemplateError(
+                f"the chat template renders what comes before {position} in another way once "
+                "that message follows, so its tokens cannot be told apart"
+            )
+        start = len(prompt)
+        first_end = text.find(self._end_of_turn, start)
+        if first_end < 0:
+            raise ChatTemplateError(f"the chat template does not end the turn of {position}")
+        content = answer["content"].strip()
+        content_start = text.find(content, start)
+        if content_start > first_end:  # the template changed it; this is the same text further on
+            content_start = -1
+        content_end = start if content_start < 0 else content_start + len(content)
+        # An answer may itself hold the text that ends a turn.
+        end = max(first_end, text.find(self._end_of_turn, content_end))
+        return start, end + len(self._end_of_turn)
+
+    def _render_prompt(
+        self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None
+    ) -> str:
+        """All that the model is given before it writes the answer to `messages`."""
+        if messages:
+            return self._apply(messages, tools, add_generation_prompt=True)
+        # Templates need a message, so the prompt of one that opens a chat is seen before a probe.
+        return self._apply([{"role": "assistant", "content": _PROBE}], tools).partition(_PROBE)[0]
+
+    def _find_end_of_turn(self) -> str:
+        probe = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": _PROBE}]
+        _, found, after = self._apply(probe, None).partition(_PROBE)
+        if not found or not after.strip():
+            raise ChatTemplateError(
+                "the chat template does not mark where an answer ends, so a tuned model would "
+                "never stop"
+            )
+        return after.split(maxsplit=1)[0]
+
+    def _apply(
+        self,
+        messages: list[dict[str, Any]],
+        tools: list[dict[str, Any]] | None,
+        *,
+        add_generation_prompt: bool = False,
+    ) -> str:
+        try:
+            return str(
+                self._tokenizer.apply_chat_template(
+                    messages,
+                    tools=tools,  # pyright: ignore[reportArgumentType] - it takes any mapping
+                    add_generation_prompt=add_generation_prompt,
+                    tokenize=False,
+                )
+            )
+        except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
+            raise ChatTemplateError(f"the chat template says: {error}") from error
+
+
+def _with_parsed_arguments(message: dict[str, Any]) -> dict[str, Any]:
+    """The message with the arguments of its tool calls as objects, which is what templates take.
+
+    OpenAI's format has them as a string of JSON.
+    """
+    calls = message.get("tool_calls")
+    if not calls:
+        return message
+    return message | {"tool_calls": [_with_parsed_call(call) for call in calls]}
+
+
+def _with_parsed_call(call: dict[str, Any]) -> dict[str, Any]:
+    function = call.get("function")
+    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
+        return call
+    try:
+        arguments = json.loads(function["arguments"])
+    except ValueError:  # the model may be meant to learn that it writes such a thing
+        return call
+    return call | {"function": function | {"arguments": arguments}}
 
 
 def end_of_text(tokenizer: PreTrainedTokenizerBase) -> int:

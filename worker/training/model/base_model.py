@@ -1,7 +1,7 @@
 """Base model, tokenizer and adapter: what a job loads and what it trains."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -22,35 +22,42 @@ from app.core.job.training_config import BaseModelRef, LoraShape
 from worker.training.failures import TrainingFailedError
 
 
-def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a base model.
+class ModelLoader:
+    """Loads a base model from its directory."""
 
-    Raises:
-        TrainingFailedError: `tokenizer_unsupported`, when it cannot tell which characters a token
-            stands for, or has no token that ends a text.
-    """
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-        directory, local_files_only=True, trust_remote_code=False
-    )
-    if not tokenizer.is_fast or tokenizer.eos_token_id is None:
-        raise TrainingFailedError(
-            "tokenizer_unsupported",
-            "The base model's tokenizer has no fast form (tokenizer.json) or no end-of-text "
-            "token. Choose another base model.",
-            param="model",
+    def load_tokenizer(self, directory: Path) -> PreTrainedTokenizerBase:
+        """Load the tokenizer of a base model.
+
+        Raises:
+            TrainingFailedError: `tokenizer_unsupported`, when it cannot tell which characters a
+                token stands for, or has no token that ends a text.
+        """
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            directory, local_files_only=True, trust_remote_code=False
         )
-    return tokenizer
+        if not tokenizer.is_fast or tokenizer.eos_token_id is None:
+            raise TrainingFailedError(
+                "tokenizer_unsupported",
+                "The base model's tokenizer has no fast form (tokenizer.json) or no end-of-text "
+                "token. Choose another base model.",
+                param="model",
+            )
+        return tokenizer
 
+    def load_weights(self, directory: Path, dtype: torch.dtype) -> PreTrainedModel:
+        """Load the weights of a base model from safetensors and nothing else."""
+        return AutoModelForCausalLM.from_pretrained(
+            directory,
+            dtype=dtype,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+        )
 
-def load_base_model(directory: Path, dtype: torch.dtype) -> PreTrainedModel:
-    """Load the weights of a base model from safetensors and nothing else."""
-    return AutoModelForCausalLM.from_pretrained(
-        directory,
-        dtype=dtype,
-        local_files_only=True,
-        trust_remote_code=False,
-        use_safetensors=True,
-    )
+    def bytes_in_memory(self, directory: Path, dtype: torch.dtype) -> int:
+        """Bytes of the model that are in memory already and not on the disk."""
+        del directory, dtype
+        return 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,19 +113,6 @@ class ModelShape:
             "down_proj": (self.mlp_width, self.width),
         }
         return known.get(name, (self.mlp_width, 2 * self.mlp_width))
-
-
-@dataclass(frozen=True, slots=True)
-class Loaders:
-    """How a job gets its base model from the model's directory."""
-
-    load_tokenizer: Callable[[Path], PreTrainedTokenizerBase] = load_tokenizer
-    load_base_model: Callable[[Path, torch.dtype], PreTrainedModel] = load_base_model
-    bytes_in_memory: Callable[[Path, torch.dtype], int] = lambda _directory, _dtype: 0
-    """Bytes of the model that are in memory already, beyond what the disk holds as well."""
-
-
-FROM_DISK = Loaders()
 
 
 def attach_adapter(base: PreTrainedModel, shape: LoraShape, reference: BaseModelRef) -> PeftModel:

@@ -35,7 +35,7 @@ the processor's cache from one operation to the next."""
 
 @dataclass(frozen=True, slots=True)
 class TargetLogProbs:
-    """What a model predicts for the learned tokens of a micro-batch, row after row."""
+    """A model's predictions of the learned tokens of a micro-batch, row after row."""
 
     log_probs_N: Tensor
     """Natural logarithm of each token's probability, float32, differentiable."""
@@ -44,7 +44,7 @@ class TargetLogProbs:
 
 
 def learned_targets(batch: MicroBatch) -> tuple[Tensor, Tensor]:
-    """Which positions predict a learned token, and these tokens, row after row.
+    """A mask of the positions that predict a learned token, and these tokens, row after row.
 
     Position t predicts token t + 1, so the last position predicts nothing.
     """
@@ -109,7 +109,7 @@ class _ChunkedLinear(torch.autograd.Function):
             logits_CV = F.linear(hidden_NH[chunk], head_VH)
             log_probs_N[chunk], is_top_N[chunk] = _softmax_(logits_CV, targets_N[chunk])
             if needs_gradient:
-                softmax_CV = logits_CV  # by now
+                softmax_CV = logits_CV  # `_softmax_` has overwritten it
                 gradient_NH[chunk] = head_VH[targets_N[chunk]] - softmax_CV @ head_VH
         ctx.save_for_backward(gradient_NH)
         ctx.mark_non_differentiable(is_top_N)

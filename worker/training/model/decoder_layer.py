@@ -1,7 +1,7 @@
 """One decoder layer of the Llama family, as a function of tensors.
 
-Written for `torch.compile`, which fuses what lies between the matrix products, and usable without
-it. All layers of a model share one compiled graph: what differs between them is arguments.
+`torch.compile` fuses the operations between the matrix products; the function also runs without it.
+All layers of a model share one compiled graph, because everything that differs is an argument.
 
 Dimension key:
     B  examples in a micro-batch
@@ -24,9 +24,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 LONGEST_BY_PRODUCTS = 1024
-"""Tokens of a row up to which attention is written as matrix products. These keep the whole L x L
-table of each head, but are several times faster than the kernel that does not: most of all its
-backward pass."""
+"""Tokens of the longest row for which attention is computed as matrix products. They keep the whole
+L x L table of each head, but are several times faster than the kernel that does not keep it,
+especially in the backward pass."""
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
@@ -35,7 +35,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class Positions(NamedTuple):
-    """What depends on a token's position alone; the same for every row and layer."""
+    """Tensors that depend only on a token's position and are the same for every row and layer."""
 
     cos_LD: Tensor
     """Cosines of the rotary embedding."""
@@ -52,7 +52,7 @@ class Linear(NamedTuple):
     lora_A_RI: Tensor | None = None
     lora_B_OR: Tensor | None = None
     is_kept_BLI: Tensor | None = None
-    """Which inputs of the adapter are not zeroed; None without dropout."""
+    """Inputs of the adapter that dropout does not zero. None without dropout."""
 
 
 class LayerTensors(NamedTuple):
@@ -62,7 +62,7 @@ class LayerTensors(NamedTuple):
     v: Linear
     o: Linear
     q_norm_D: Tensor | None
-    """Where the architecture normalises queries and keys, head by head."""
+    """Weights of the norm over each head's queries. None if the architecture has no such norm."""
     k_norm_D: Tensor | None
     mlp_norm_H: Tensor
     gate: Linear
@@ -78,17 +78,17 @@ class LayerTensors(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class LayerShape:
-    """What all layers of a model have in common."""
+    """Properties that all layers of a model share."""
 
     query_groups: int
-    """Query heads to each key and value head."""
+    """Number of query heads for each key and value head."""
     head_width: int
     norm_epsilon: float
     norm_offset: float
-    """1 where the norms' weights are written as differences from one."""
+    """Number that is added to the norms' weights: 1 if they are stored as differences from one."""
     activation: str
     lora_scale: float
-    """alpha / rank and, where inputs are zeroed, what makes up for that."""
+    """alpha / rank; with dropout, also times the factor that makes up for the zeroed inputs."""
 
 
 LayerFunction = Callable[[Tensor, Positions, LayerTensors, LayerShape], Tensor]
@@ -97,7 +97,7 @@ LayerFunction = Callable[[Tensor, Positions, LayerTensors, LayerShape], Tensor]
 def decoder_layer(
     hidden_BLH: Tensor, positions: Positions, layer: LayerTensors, shape: LayerShape
 ) -> Tensor:
-    """Read `hidden_BLH`, in the dtype that is computed in, and return what the next layer reads."""
+    """Compute the input of the next layer from `hidden_BLH`, in the dtype of `hidden_BLH`."""
     normed_BLH = _norm(hidden_BLH, layer.attention_norm_H, shape)
     q_BLQD = _heads(_linear(normed_BLH, layer.q, shape), shape)
     k_BLKD = _heads(_linear(normed_BLH, layer.k, shape), shape)
@@ -116,10 +116,10 @@ def decoder_layer(
 
 
 def compile_layer() -> LayerFunction:
-    """`decoder_layer` compiled: at its first call with one row, and at its first with several.
+    """Compile `decoder_layer`, at its first call with one row and at its first call with several.
 
-    Only rows and tokens may vary. Were the width of a head free to vary as well, as it would be
-    with `dynamic=True`, then the compiled code would compute every address by divisions.
+    Only the numbers of rows and tokens may vary. With `dynamic=True` the width of a head could vary
+    as well, and the compiled code would compute every address by divisions.
     """
     from torch._dynamo import mark_dynamic  # noqa: PLC0415 - takes seconds, and few jobs need it
 
@@ -153,7 +153,7 @@ def _norm(x_H: Tensor, weight_H: Tensor, shape: LayerShape) -> Tensor:
 
 
 def _linear(x_BLI: Tensor, layer: Linear, shape: LayerShape) -> Tensor:
-    """A linear layer with its adapter, W x + b + alpha / rank B A dropout(x).
+    """Apply a linear layer with its adapter: W x + b + alpha / rank B A dropout(x).
 
     Source:
         Hu et al. 2021, equation 3.
@@ -188,8 +188,8 @@ def _attend(
 ) -> Tensor:
     """Causal attention, in which groups of query heads share a head of keys and values.
 
-    These are copied for each query head: that costs little, and their matrices stay apart in
-    memory, without which compiled code computes every address by divisions.
+    Keys and values are copied for each query head. This costs little, and keeps their matrices
+    apart in memory; otherwise the compiled code would compute every address by divisions.
     """
     B, L, Q, D = q_BLQD.shape
     scale = D**-0.5
@@ -201,7 +201,7 @@ def _attend(
         )
     else:
         q, k, v = (x.reshape(B * Q, L, D) for x in (q_BQLD * scale, k_BQLD, v_BQLD))
-        # Softmax works in float32 within, whatever it reads and writes.
+        # Softmax computes in float32, whatever dtype it reads and writes.
         weights = torch.softmax(torch.bmm(q, k.mT) + mask_LL, dim=-1)
         seen_BQLD = torch.bmm(weights, v).view(B, Q, L, D)
     return seen_BQLD.transpose(1, 2).reshape(B, L, Q * D)

@@ -1,6 +1,6 @@
-"""The two ways to run a model: the reference, from the libraries, and ours, fused and faster.
+"""Two ways to run a model: the reference layers of the libraries, and our faster, fused layers.
 
-Either gives the log-probabilities of the learned tokens; a loss is any function of these.
+Both return the log-probabilities of the learned tokens; a loss is any function of these.
 """
 
 import dataclasses
@@ -30,8 +30,7 @@ from worker.training.model.decoder_layer import (
     Positions,
     decoder_layer,
 )
-from worker.training.model.dropout import DropoutKey, DropoutRate, Masks
-from worker.training.randomness import seed_torch
+from worker.training.model.randomness import DropoutKey, DropoutRate, Masks, seed_torch
 
 PLAIN_HEADS = frozenset({"gemma", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3", "smollm3"})
 """Architectures (`config.model_type`) whose logits are the last hidden state times the output
@@ -101,7 +100,7 @@ class FusedForward:
         model: a model that passes `why_not_fused` and `has_fused_layers`.
         layer: `decoder_layer`, or a compiled form of it.
         is_checkpointing: whether each layer is computed a second time for its backward pass, so
-            that only what lies between the layers is kept. The result is the same to the last bit.
+            that only the tensors between the layers are kept. This changes no bit of the result.
     """
 
     def __init__(
@@ -133,7 +132,7 @@ class FusedForward:
 
     def _read(self, batch: MicroBatch, dropout: DropoutKey | None) -> Tensor:
         hidden_BLH: Tensor = self._decoder.embed_tokens(batch.input_ids_BL)
-        # The first layer's input has no use for a gradient, but all layers share one graph.
+        # The first layer's input needs no gradient, but all layers share one graph.
         hidden_BLH = hidden_BLH.requires_grad_(torch.is_grad_enabled())
         length = hidden_BLH.shape[1]
         places_1L = torch.arange(length, device=hidden_BLH.device)[None]
@@ -175,7 +174,7 @@ class FusedForward:
 
 
 def why_not_fused(shape: ModelShape, *, longest_row: int) -> str | None:
-    """Why a base model needs the reference layers, in words for the user. None: it does not."""
+    """Why a base model needs the reference layers, in words for the user. None if it does not."""
     architecture = shape.architecture
     if architecture not in _NORM_OFFSETS:
         return f"the architecture {architecture} is not one of {', '.join(_NORM_OFFSETS)}"

@@ -1,36 +1,85 @@
-"""Takes the steps of a job, one at a time, and counts them."""
+"""Takes the steps of a job, one at a time, and counts them.
+
+The schedule says which step has which learning rate, and what is due after which step. Steps count
+from 1.
+"""
 
 import math
 import time
 from collections.abc import Iterator
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
 from app.core.job.loss_log import StepMetrics
-from app.core.job.training_config import TrainingConfig
+from app.core.job.training_config import Frozen, TrainingConfig
 from worker.training.data.batching import collate, cut_by_length, shuffled_batches
 from worker.training.data.dataset import TokenizedData
 from worker.training.failures import TrainingFailedError
-from worker.training.model.dropout import DropoutKey
 from worker.training.model.forward import Forward
-from worker.training.step.evaluate import Evaluation, evaluate
-from worker.training.step.schedule import StepSchedule, learning_rate
+from worker.training.model.randomness import DropoutKey
 from worker.training.step.step import (
+    Evaluation,
     NotFiniteError,
     StepResult,
     build_optimizer,
-    set_learning_rate,
+    evaluate,
     train_step,
 )
 
 
-class Progress(BaseModel):
-    """Progress of a job over all its attempts."""
+class StepSchedule:
+    """The learning rate of each step, and after which steps a job evaluates and saves a checkpoint.
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
-    )
+    Attributes:
+        total_steps: number of optimizer steps of the job.
+    """
+
+    def __init__(self, config: TrainingConfig, *, examples: int, has_validation: bool) -> None:
+        """The schedule of a job that trains on `examples` examples."""
+        self._config = config
+        self._has_validation = has_validation
+        self._steps_per_epoch = math.ceil(examples / config.batch_size)
+        self.total_steps = config.max_steps or config.epochs * self._steps_per_epoch
+
+    def is_checkpoint(self, step: int) -> bool:
+        return (
+            step % self._config.checkpoint_steps == 0
+            or step % self._steps_per_epoch == 0
+            or step == self.total_steps
+        )
+
+    def is_evaluation(self, step: int) -> bool:
+        return self._has_validation and (
+            self.is_checkpoint(step) or self._is_extra_evaluation(step)
+        )
+
+    def _is_extra_evaluation(self, step: int) -> bool:
+        """Whether one of `n_evals` equal parts of the job ends with this step."""
+        parts = self._config.n_evals or 0
+        return step * parts // self.total_steps > (step - 1) * parts // self.total_steps
+
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of a step. It equals that of `transformers.get_scheduler`."""
+        return self._config.learning_rate * self._fraction_of_peak(step - 1)
+
+    def _fraction_of_peak(self, taken: int) -> float:
+        """Fraction after `taken` steps. As in transformers, `constant` has no warmup."""
+        kind = self._config.lr_scheduler
+        warmup_steps = math.ceil(self.total_steps * self._config.warmup_ratio)
+        if kind == "constant":
+            return 1.0
+        if taken < warmup_steps:
+            return taken / warmup_steps
+        if kind == "constant_with_warmup":
+            return 1.0
+        progress = (taken - warmup_steps) / max(1, self.total_steps - warmup_steps)
+        if kind == "cosine":
+            return 0.5 * (1.0 + math.cos(math.pi * progress))
+        return 1.0 - progress
+
+
+class Progress(Frozen):
+    """Progress of a job over all its attempts."""
 
     step: int = 0
     """Optimizer steps taken."""
@@ -85,7 +134,7 @@ class Trainer:
         started = time.perf_counter()
         done = self.progress
         step = done.step + 1
-        rate = learning_rate(step, self._config, total_steps=self._schedule.total_steps)
+        rate = self._schedule.learning_rate(step)
         indices = next(self._batches)
         result = self._train_on(indices, step, rate)
         self.progress = done = Progress(
@@ -132,7 +181,8 @@ class Trainer:
                 indices, self._data.lengths, micro_batch_tokens=self._micro_batch_tokens
             )
         ]
-        set_learning_rate(self.optimizer, rate)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
         try:
             return train_step(
                 self._forward,

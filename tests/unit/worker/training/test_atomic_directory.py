@@ -3,24 +3,19 @@ from pathlib import Path
 
 import pytest
 
-from app.core.manifest import MANIFEST_NAME, verify
+from app.core.manifest import MANIFEST_NAME, atomic_directory, verify
 from tests.tiny import write_job
-from worker.training.artifacts.atomic_directory import save_directory
 
 
 def test_a_checkpoint_has_its_name_only_once_it_is_whole(tmp_path: Path) -> None:
     spec = write_job(tmp_path / "job", [{"text": "a"}], base_model=tmp_path)
     target = tmp_path / "out" / "step-3"
-    seen: list[str] = []
 
-    def write_files(directory: Path) -> None:
+    with atomic_directory(target, 3, spec) as directory:
         (directory / "weights").write_bytes(b"abc")
-        seen.append(directory.name)
         assert not target.exists()
 
-    save_directory(target, 3, spec, write_files=write_files)
-
-    assert seen == [".tmp-step-3"]
+    assert directory.name == ".tmp-step-3"
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["step-3"]
     manifest = verify(target)
     assert list(manifest.files) == ["weights"]
@@ -31,12 +26,13 @@ def test_a_checkpoint_that_could_not_be_written_is_not_there(tmp_path: Path) -> 
     spec = write_job(tmp_path / "job", [{"text": "a"}], base_model=tmp_path)
     target = tmp_path / "out" / "step-3"
 
-    def fail(directory: Path) -> None:
-        (directory / "weights").write_bytes(b"abc")
-        raise OSError("disk full")
+    def fail() -> None:
+        with atomic_directory(target, 3, spec) as directory:
+            (directory / "weights").write_bytes(b"abc")
+            raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        save_directory(target, 3, spec, write_files=fail)
+        fail()
 
     assert list((tmp_path / "out").iterdir()) == []  # a full disk is not left fuller
 
@@ -59,9 +55,8 @@ def test_everything_is_on_the_disk_before_the_name_that_promises_it(
 
     monkeypatch.setattr(os, "fsync", logged_fsync)
     monkeypatch.setattr(Path, "rename", logged_rename)
-    save_directory(
-        target, 3, spec, write_files=lambda directory: _write(directory / "weights", b"abc")
-    )
+    with atomic_directory(target, 3, spec) as directory:
+        (directory / "weights").write_bytes(b"abc")
 
     assert log[0] == f"sync {tmp_path.name}"
     assert log[-5:] == [
@@ -73,14 +68,11 @@ def test_everything_is_on_the_disk_before_the_name_that_promises_it(
     ]
 
 
-def _write(path: Path, content: bytes) -> None:
-    path.write_bytes(content)
-
-
 def test_the_manifest_says_where_the_checkpoint_came_from(tmp_path: Path) -> None:
     spec = write_job(tmp_path / "job", [{"text": "a"}], base_model=tmp_path)
 
-    save_directory(tmp_path / "out" / "step-1", 1, spec, write_files=lambda _: None)
+    with atomic_directory(tmp_path / "out" / "step-1", 1, spec):
+        pass
 
     provenance = verify(tmp_path / "out" / "step-1").provenance
     assert provenance["base_model"]["sha256"] == spec.base_model.sha256

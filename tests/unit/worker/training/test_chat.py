@@ -5,7 +5,7 @@ import pytest
 
 from app.core.dataset.formats import ChatExample
 from tests.tiny import CHAT_TEMPLATE, build_tokenizer
-from worker.training.data.chat import ChatRenderer, ChatTemplateError, NoChatTemplateError
+from worker.training.data.encoding import ChatRenderer, ChatTemplateError, NoChatTemplateError
 
 DEFAULT_SYSTEM_PROMPT = (
     "{% if messages[0]['role'] != 'system' %}"

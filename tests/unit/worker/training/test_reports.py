@@ -8,9 +8,8 @@ import pytest
 
 from app.core.job.loss_log import StepMetrics, csv_lines, json_lines
 from tests.tiny import write_job
-from worker.training.artifacts.loss_chart import draw_losses
-from worker.training.artifacts.loss_log import LossLog
-from worker.training.artifacts.model_card import write_model_card
+from worker.training.artifacts.checkpoint import write_model_card
+from worker.training.artifacts.loss_log import LossLog, draw_losses
 
 SVG = "{http://www.w3.org/2000/svg}"
 

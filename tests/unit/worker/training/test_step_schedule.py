@@ -3,12 +3,12 @@ from typing import Any
 import pytest
 
 from app.core.job.training_config import TrainingConfig
-from worker.training.step.schedule import StepSchedule
+from worker.training.step.trainer import StepSchedule
 
 
 def schedule(*, examples: int = 10, has_validation: bool = True, **settings: Any) -> StepSchedule:
     config = TrainingConfig(seed=0, **settings)
-    return StepSchedule.of(config, examples=examples, has_validation=has_validation)
+    return StepSchedule(config, examples=examples, has_validation=has_validation)
 
 
 def steps_where(predicate: Any, total: int) -> list[int]:

@@ -1,24 +1,50 @@
-"""Dropout masks as a function of seed, step, example and layer alone.
+"""Every random number of a job: a function of the seed and of what it is drawn for.
 
-So a step is the same however its batch is cut into micro-batches, and whatever ran before it. A
-layer that is computed a second time, to save memory, is the same again.
+Nothing depends on what was drawn before, so a resumed job draws what an uninterrupted job draws.
+The dropout masks depend on seed, step, example and layer alone. So a step is the same however its
+batch is cut into micro-batches, and a layer that is computed a second time, to save memory, is the
+same again.
 """
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils import deterministic
 
 from worker.training.data.batching import MicroBatch
+
+
+def make_deterministic(seed: int, *, threads: int) -> None:
+    """Seed every generator of the process, and fix what else can change a result.
+
+    Args:
+        seed: seed of the job.
+        threads: number of processor threads. They share each sum, so their number changes a result.
+    """
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(mode=True)
+    # This fills every new tensor with NaN to expose reads of it, which costs a pass over memory.
+    deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue] - a property of the module
+
+
+def seed_torch(*key: int) -> None:
+    """Seed torch by a key, such as seed and step, so that each key has its own numbers."""
+    torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
+
 
 _STATE_WORDS = 4
 """64-bit numbers that are the state of the generator SFC64."""
 
 _LEVELS = 1 << 16
 """Values of the random numbers, which have 16 bits. A probability of 0.05 becomes 0.050003, and the
-other inputs are scaled by the latter, so the mean is exact."""
+other inputs are scaled by that rounded value, so the mean is exact."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +62,7 @@ class DropoutRate:
     threshold: int
     """Numbers whose 16 random bits, as a signed integer, are below it are zeroed."""
     scale: float
-    """What the others are multiplied by."""
+    """Factor of the numbers that are not zeroed."""
 
     @classmethod
     def of(cls, probability: float) -> "DropoutRate":
@@ -45,7 +71,7 @@ class DropoutRate:
 
 
 class Masks:
-    """The masks of a micro-batch, layer by layer, as often as they are asked for.
+    """The masks of a micro-batch, layer by layer. A layer's masks can be drawn more than once.
 
     Args:
         key: names the masks of the step.
@@ -63,7 +89,7 @@ class Masks:
         sequences = (
             np.random.SeedSequence([key.seed, key.step, index]) for index in batch.examples
         )
-        # A state of the generator for each layer of each example: to seed it takes 30 times longer.
+        # One generator state per layer and example, because seeding would take 30 times as long.
         self._states = [
             sequence.generate_state(layers * _STATE_WORDS, np.uint64).reshape(layers, _STATE_WORDS)
             for sequence in sequences
