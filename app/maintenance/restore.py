@@ -165,7 +165,7 @@ class _Restore:
 
     def _restore_models(self) -> None:
         """Restore base models whose weights are in the backup, and list the others."""
-        for record in self.restored.record.files:
+        for record in sorted(self.restored.record.files):
             if not Path(record).match(f"models/*/{RECORD_NAME}"):
                 continue
             model_id = Path(record).parts[1]

@@ -301,7 +301,7 @@ def test_a_database_that_was_damaged_before_the_backup_is_refused(
 
 @pytest.mark.parametrize(
     ("field", "value", "why"),
-    [("revision", "9999", "does not know"), ("database", "other", "names one of")],
+    [("revision", "9999", "does not know"), ("database", "other", "TUNERY_DATABASE_URL names a")],
 )
 def test_a_backup_that_does_not_fit_is_refused(
     field: str, value: str, why: str, *, backup: Path, elsewhere: Settings
