@@ -105,7 +105,7 @@ class ForkServer:
         """Fork a child. Returns the job directory in the child, and None in this process."""
         if self._child is not None:
             refusal = "the last child is not buried yet"
-        elif (threads := _count_threads()) != 1:
+        elif (threads := len(list(Path("/proc/self/task").iterdir()))) != 1:
             refusal = f"{threads} threads run, where a child would have but one"
         else:
             refusal = None
@@ -151,10 +151,6 @@ def _exit_code_of(child: int) -> int:
     result = os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
     assert result is not None  # noqa: S101 - only with WNOHANG
     return result.si_status if result.si_code == os.CLD_EXITED else -result.si_status
-
-
-def _count_threads() -> int:
-    return len(list(Path("/proc/self/task").iterdir()))
 
 
 def _close(descriptors: list[int]) -> None:
