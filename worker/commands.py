@@ -136,20 +136,13 @@ def _fail(message: str) -> bool:
 
 def _table(catalogue: Catalogue) -> str:
     heading = ("ID", "NAME", "LICENCE", "CONTEXT", "INSTALLED")
-    rows = [heading, *(_row(entry, catalogue) for entry in catalogue.entries)]
+    rows: list[tuple[str, ...]] = [heading]
+    for entry in catalogue.entries:
+        is_installed = "yes" if catalogue.find_installed(entry.id) else "no"
+        context = str(entry.context_length)
+        rows.append((entry.id, entry.name, entry.licence, context, is_installed))
     widths = [max(len(row[column]) for row in rows) for column in range(len(heading))]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
-
-
-def _row(entry: CatalogueEntry, catalogue: Catalogue) -> tuple[str, str, str, str, str]:
-    is_installed = catalogue.find_installed(entry.id) is not None
-    return (
-        entry.id,
-        entry.name,
-        entry.licence,
-        str(entry.context_length),
-        "yes" if is_installed else "no",
-    )
 
 
 if __name__ == "__main__":
