@@ -69,10 +69,6 @@ class LossLog:
     def __len__(self) -> int:
         return len(self._starts)
 
-    def __iter__(self) -> Iterator[StepMetrics]:
-        with self._path.open("rb") as lines:
-            yield from map(StepMetrics.model_validate_json, lines)
-
     def append(self, row: StepMetrics) -> None:
         line = row.model_dump_json() + "\n"
         with self._path.open("a", encoding="utf-8") as log:

@@ -30,8 +30,6 @@ from worker.training.model.forward import (
     why_not_fused,
 )
 
-DTYPES: dict[DtypeName, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
 _WORTH_BFLOAT16 = 1.4
 """How much faster than float32 its matrix products must be: it loses a little elsewhere."""
 
@@ -53,7 +51,7 @@ class Placement:
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        return DTYPES[self.dtype]
+        return getattr(torch, self.dtype)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,17 +1,16 @@
 """One optimizer step, one evaluation, and the adapter with the lowest validation loss."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
 from app.core.job.training_config import TrainingConfig
-from worker.training.data.batching import MicroBatch, collate, cut_by_length
-from worker.training.data.dataset import IGNORE_INDEX, TokenizedData
+from worker.training.data.batching import MicroBatch
+from worker.training.data.dataset import IGNORE_INDEX
 from worker.training.model.base_model import trainable_parameters
 from worker.training.model.forward import Forward
 from worker.training.model.randomness import DropoutKey
@@ -103,17 +102,11 @@ class Evaluation:
     accuracy: float
 
 
-def evaluate(
-    forward: Forward, data: TokenizedData, *, pad_token_id: int, micro_batch_tokens: int
-) -> Evaluation:
+def evaluate(forward: Forward, micro_batches: Iterable[MicroBatch]) -> Evaluation:
     """Loss and accuracy over every learned token of a file, without dropout."""
     nll, top_tokens, learned_tokens = 0.0, 0, 0
     with torch.no_grad():
-        everything = np.arange(len(data))
-        for examples in cut_by_length(
-            everything, data.lengths, micro_batch_tokens=micro_batch_tokens
-        ):
-            batch = collate(data, examples, pad_token_id=pad_token_id)
+        for batch in micro_batches:
             predicted = forward.log_probs(batch, dropout=None)
             nll -= predicted.log_probs_N.double().sum().item()
             top_tokens += int(predicted.is_top_N.sum().item())

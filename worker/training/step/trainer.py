@@ -12,7 +12,7 @@ import numpy as np
 
 from app.core.job.loss_log import StepMetrics
 from app.core.job.training_config import Frozen, TrainingConfig
-from worker.training.data.batching import collate, cut_by_length, shuffled_batches
+from worker.training.data.batching import MicroBatch, collate, cut_by_length, shuffled_batches
 from worker.training.data.dataset import TokenizedData
 from worker.training.failures import TrainingFailedError
 from worker.training.model.forward import Forward
@@ -160,12 +160,7 @@ class Trainer:
         Raises:
             TrainingFailedError: `loss_not_finite`.
         """
-        evaluation = evaluate(
-            self._forward,
-            data,
-            pad_token_id=self._pad_token_id,
-            micro_batch_tokens=self._micro_batch_tokens,
-        )
+        evaluation = evaluate(self._forward, self._read(data, np.arange(len(data))))
         if not math.isfinite(evaluation.loss):
             raise _diverged(self.progress.step, f"validation loss {evaluation.loss}", self._config)
         return evaluation
@@ -174,20 +169,21 @@ class Trainer:
         size, seed = self._config.batch_size, self._config.seed
         return shuffled_batches(len(self._data), size, seed=seed, after_step=step)
 
+    def _read(self, data: TokenizedData, examples: np.ndarray) -> Iterator[MicroBatch]:
+        """Read examples in micro-batches that fit in memory."""
+        for piece in cut_by_length(
+            examples, data.lengths, micro_batch_tokens=self._micro_batch_tokens
+        ):
+            yield collate(data, piece, pad_token_id=self._pad_token_id)
+
     def _train_on(self, indices: np.ndarray, step: int, rate: float) -> StepResult:
-        micro_batches = [
-            collate(self._data, piece, pad_token_id=self._pad_token_id)
-            for piece in cut_by_length(
-                indices, self._data.lengths, micro_batch_tokens=self._micro_batch_tokens
-            )
-        ]
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         try:
             return train_step(
                 self._forward,
                 self.optimizer,
-                micro_batches,
+                list(self._read(self._data, indices)),
                 dropout=DropoutKey(self._config.seed, step),
                 max_grad_norm=self._config.max_grad_norm,
             )
