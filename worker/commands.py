@@ -54,7 +54,7 @@ def install(names: Names) -> None:
     require_worker()
     catalogue = _load_catalogue()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logging.getLogger("worker").setLevel(logging.INFO)  # the progress
+    logging.getLogger("worker").setLevel(logging.INFO)
     failures = [name for name in names if not _install(name, catalogue)]
     raise typer.Exit(int(bool(failures)))
 
@@ -139,13 +139,8 @@ def _table(catalogue: Catalogue) -> str:
     rows: list[tuple[str, ...]] = [heading]
     for entry in catalogue.entries:
         is_installed = "yes" if catalogue.find_installed(entry.id) else "no"
-<<<<<<< HEAD
-        length = str(entry.context_length)
-        rows.append((entry.id, entry.name, entry.licence, length, is_installed))
-=======
         context = str(entry.context_length)
         rows.append((entry.id, entry.name, entry.licence, context, is_installed))
->>>>>>> h-cutc
     widths = [max(len(row[column]) for row in rows) for column in range(len(heading))]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
