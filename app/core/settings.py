@@ -26,7 +26,7 @@ class Settings(BaseSettings):
     models."""
 
     database_url: str = ""
-    """SQLAlchemy URL of the database. Empty means SQLite in `data_dir`."""
+    """SQLAlchemy URL of the database. Empty means SQLite in the data directory."""
 
     host: str = "127.0.0.1"
     """Address that the API listens on. There is no authentication yet: see docs/deployment.md."""
@@ -68,8 +68,8 @@ class Settings(BaseSettings):
     beyond this number stand by. Every worker of a machine needs the same value."""
 
     training_threads: int | None = Field(default=None, ge=1, le=1024)
-    """CPU threads per training job. The default is the number of CPUs divided by `concurrency`. A
-    different number changes the last bits of an adapter."""
+    """CPU threads per training job. The default is the number of CPUs divided by
+    `TUNERY_CONCURRENCY`. A different number changes the last bits of an adapter."""
 
     training_device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device that trains. `auto` uses an NVIDIA GPU if there is one and the installed torch
@@ -85,7 +85,7 @@ class Settings(BaseSettings):
 
     training_compile: Literal["auto", "always", "never"] = "auto"
     """Whether the layers are compiled, which takes half a minute the first time and needs a C++
-    compiler. `auto` compiles for jobs in which that is estimated to save a minute."""
+    compiler. `auto` compiles if the estimated saving for the job is at least a minute."""
 
     training_checkpointing: Literal["auto", "always", "never"] = "auto"
     """Whether the backward pass recomputes the layers instead of keeping their activations in
@@ -109,7 +109,7 @@ class Settings(BaseSettings):
     warm_s: float = Field(default=600.0, ge=0, le=86_400)
     """Time for which the libraries and the base model of the last job stay in memory, in seconds,
     so that the next job starts sooner. A worker also loads the libraries when it starts. 0 turns
-    this off. Every job that may train at once has a copy of its own."""
+    this off. With a `TUNERY_CONCURRENCY` above 1, memory holds one copy for each worker."""
 
     stop_grace_s: float = Field(default=30.0, ge=1, le=3600)
     """Time that a worker has to save its job and exit after it is told to stop, in seconds."""
