@@ -30,7 +30,7 @@ from app.maintenance.findings import Finding, Level
 from app.maintenance.restore import restore_backup
 
 CANNOT_RUN = 2
-"""Exit code of a command that could not do its work, and would fail again if it were repeated."""
+"""Exit code of a command that could not run, and would fail again without a change."""
 
 _MIB = 1024 * 1024
 

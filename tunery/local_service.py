@@ -77,7 +77,7 @@ class LoggedProcess:
         return self._started is not None and self._started.poll() is None
 
     def start(self) -> None:
-        """Start the program. `wait_for` then tells when it is ready."""
+        """Start the program without waiting. Call `wait_for` to wait until it is ready."""
         with self._log.open("ab") as log:
             self._log_start = log.tell()
             self._started = subprocess.Popen(  # noqa: S603 - the caller's own program
@@ -244,7 +244,7 @@ class LocalService:
         return f"{self.url}/v1"
 
     def start(self, name: str) -> None:
-        """Start a process that has ended, and wait for it as `LoggedProcess.wait_for` does."""
+        """Start a process that has ended, and wait until it is ready."""
         self.processes[name].start()
         self._await_ready(name)
 

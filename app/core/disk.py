@@ -1,7 +1,8 @@
 """Free space of the data directory, and a reserve for a full disk.
 
-A database must write before it can delete, so on a full disk deletion fails too. The service
-therefore rejects new data while there is still some space, and keeps a ballast file to delete.
+A database must write in order to delete, so a deletion fails on a full disk too. The service
+therefore rejects new data before the disk is full. It also keeps a ballast file, which it removes
+to make room for a deletion.
 """
 
 import errno

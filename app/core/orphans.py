@@ -20,7 +20,7 @@ from app.core.settings import Settings
 from app.core.storage.blob_store import BlobStore, StoredBlob
 
 GRACE_S = 3600.0
-"""Longer than any time between the last byte of a blob and the row that names it."""
+"""Minimum age of an orphan before it is deleted, in seconds. A new blob gets its row sooner."""
 
 LONG_GRACE_S = 86_400.0
 HOLD_PREFIX = ".backup-"

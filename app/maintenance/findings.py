@@ -33,7 +33,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Patient:
-    """A service, running or stopped, and how to examine it."""
+    """The service that is examined, running or stopped, and the options of the examination."""
 
     settings: Settings
     database: Database

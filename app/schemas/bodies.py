@@ -55,7 +55,7 @@ class PageRead(ResponseBody, Generic[Item]):
 
     @classmethod
     def of(cls, page: Page[Row], read: Callable[[Row], Item]) -> Self:
-        """A page of rows on the wire. `has_more` is always set, or clients would loop for ever."""
+        """Convert a page of rows to a response. Without `has_more`, clients would loop forever."""
         data = [read(row) for row in page.rows]
         return cls(
             data=data,

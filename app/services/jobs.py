@@ -98,7 +98,7 @@ def pause_job(session: Session, job_id: str, *, now: datetime) -> Job:
 def resume_job(session: Session, job_id: str, *, now: datetime) -> Job:
     """Put a paused job back into the queue, or withdraw a pause request from a running job.
 
-    A queued or running job stays as it is, so resuming twice has no further effect.
+    A queued job, or a running job without a pause request, stays as it is. Resuming twice is safe.
 
     Raises:
         NotFoundError: no job has this id.

@@ -62,8 +62,8 @@ class Launcher(Protocol):
 
         Args:
             lock: lock file of this machine, held while loading, so that one worker loads at a time.
-            is_busy: whether the machine trains, which loading would slow down. Called only if
-                there is something to load.
+            is_busy: whether a job trains on the machine; loading would slow it down. Called only
+                if there is something to load.
         """
         ...
 

@@ -96,7 +96,7 @@ class JobLock:
 class TrainingSlots:
     """Limits how many jobs train at once on a machine, over all its workers.
 
-    A worker that gets no slot is a stand-by.
+    A worker that gets no slot stands by until one is free.
 
     Args:
         directory: directory for the lock files of this machine.

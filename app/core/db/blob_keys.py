@@ -32,7 +32,7 @@ class NamedBlob:
 
     @property
     def owner(self) -> str:
-        """The row that names the blob, for people."""
+        """Readable name of the object that the blob belongs to, for messages to the operator."""
         return (
             self.file_id or self.part_id or f"the state of {self.job_id} saved at step {self.step}"
         )

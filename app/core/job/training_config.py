@@ -90,7 +90,7 @@ class TrainingConfig(Frozen):
 
     early_stopping_patience: int | None = Field(default=None, ge=1, le=1000)
     """Number of evaluations in a row without a better validation loss after which training stops.
-    The result is the adapter with the best one. Null to train to the end."""
+    The result is the adapter with the best validation loss. Null to train to the end."""
 
 
 class DatasetRef(Frozen):

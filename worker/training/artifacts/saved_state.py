@@ -85,7 +85,7 @@ class _Numbers(Frozen):
 def write_state(
     directory: Path, *, spec: JobSpec, trainer: Trainer, best: BestAdapter | None
 ) -> None:
-    """Write everything that the next step needs."""
+    """Write everything that an attempt needs to resume with the next step."""
     parameters = _trainable(trainer.model)
     tensors = {f"adapter.{name}": weights.detach() for name, weights in parameters.items()}
     for name, weights in parameters.items():

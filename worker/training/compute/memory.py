@@ -23,7 +23,7 @@ _BYTES = {"float32": 4, "bfloat16": 2}
 _LIBRARIES = 600_000_000
 """Bytes of a process that has loaded torch, transformers and peft, with its buffers."""
 _BYTES_PER_TRAINED = 16
-"""Weight, gradient and two moments, in float32."""
+"""Bytes per trained parameter: weight, gradient and two moments of AdamW, all in float32."""
 
 
 @dataclass(frozen=True, slots=True)

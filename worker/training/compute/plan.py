@@ -96,7 +96,7 @@ class ComputePlan:
 
 
 def choose_placement(asked: ComputeSettings, speeds: Speeds) -> Placement:
-    """Choose device and dtype, which is all that loading the base model needs.
+    """Choose the device and dtype to load the base model with.
 
     Raises:
         TrainingFailedError: `gpu_unavailable`.

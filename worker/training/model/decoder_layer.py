@@ -85,7 +85,7 @@ class LayerShape:
     head_width: int
     norm_epsilon: float
     norm_offset: float
-    """Number that is added to the norms' weights: 1 if they are stored as differences from one."""
+    """Number added to the stored weights of the norms: 1 for Gemma, 0 for other architectures."""
     activation: str
     lora_scale: float
     """alpha / rank; with dropout, also times the factor that makes up for the zeroed inputs."""

@@ -12,7 +12,7 @@ KEPT_FOR = timedelta(days=7)
 """How long a record is kept at least, and a repeated request therefore recognized."""
 
 _RETRY = "#retry"
-"""Suffix of the route of a request that was already a retry when it made its job."""
+"""Suffix of the stored route if the request that created the job was itself a retry."""
 
 
 class IdempotencyRepository(ProjectRepository):

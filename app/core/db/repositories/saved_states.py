@@ -28,7 +28,7 @@ PASSING_CODES = frozenset(
 
 
 def may_be_continued(job: Job) -> bool:
-    """Whether a rerun may resume from the saved state of this job, while that is kept."""
+    """Whether the way the job ended allows a rerun to resume from its saved state."""
     code = job.error["code"] if job.error else None
     return job.status is JobStatus.CANCELLED or code in PASSING_CODES
 

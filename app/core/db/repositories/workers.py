@@ -22,11 +22,11 @@ _HAS_JOB = exists().where(Job.worker_id == WorkerRow.id, Job.status == JobStatus
 
 @dataclass(frozen=True, slots=True)
 class WorkerIdentity:
-    """A worker and the process it runs in, so that its host can see when that has died."""
+    """A worker and its process, so that other workers on the host can see whether it died."""
 
     worker_id: str
     host: str
-    """This boot of this machine, and the namespace in which `pid` names a process."""
+    """Identifies the machine, its current boot, and the process namespace that `pid` belongs to."""
     pid: int
     process_started: int
     """When the kernel started the process, in clock ticks since boot: pids are used again."""
