@@ -45,7 +45,7 @@ def is_alive(worker: WorkerIdentity) -> bool:
 
 
 @contextmanager
-def heartbeat(
+def repeating(
     beat: Callable[[], None], *, interval_s: float, join_s: float | None = None
 ) -> Generator[None]:
     """Call `beat` at this interval while the block runs, from a thread of its own.
@@ -101,7 +101,7 @@ class Presence:
         """Write the heartbeat while the block runs, then delete the row."""
         self._beat()
         try:
-            with heartbeat(self._beat, interval_s=self._interval_s, join_s=_JOIN_S):
+            with repeating(self._beat, interval_s=self._interval_s, join_s=_JOIN_S):
                 yield
         finally:
             self._delete_row()

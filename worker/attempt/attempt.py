@@ -47,7 +47,7 @@ from worker.attempt.lease_keeper import TRANSIENT_ERRORS, LeaseKeeper, Resources
 from worker.attempt.publisher import Publisher, StepLog
 from worker.job_directory import JobDirectory, JobInputs
 from worker.launch.launcher import Ending, Signal
-from worker.presence import heartbeat
+from worker.presence import repeating
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ class Attempt:
         context = {"job_id": self._lease.job_id, "attempt": self._lease.attempt}
         began_s = steady_s()
         try:
-            with heartbeat(self.beat, interval_s=self._resources.cancel_poll_interval_s):
+            with repeating(self.beat, interval_s=self._resources.cancel_poll_interval_s):
                 self._run()
         except LeaseLostError:
             logger.warning("lease lost; nothing more was written", extra=context)

@@ -7,6 +7,7 @@ from 1.
 import math
 import time
 from collections.abc import Iterator
+from typing import assert_never
 
 import numpy as np
 
@@ -75,7 +76,9 @@ class StepSchedule:
         progress = (taken - warmup_steps) / max(1, self.total_steps - warmup_steps)
         if kind == "cosine":
             return 0.5 * (1.0 + math.cos(math.pi * progress))
-        return 1.0 - progress
+        if kind == "linear":
+            return 1.0 - progress
+        assert_never(kind)
 
 
 class Progress(Frozen):

@@ -17,7 +17,7 @@ from app.core.job.training_events import JobError
 Outcome = Literal["released", "crashed", "lost"]
 """How an attempt ended when it did not end its job."""
 
-_MESSAGES = {
+_EVENT_TEXTS = {
     JobStatus.QUEUED: "Fine-tuning job resumed",
     JobStatus.PAUSED: "Fine-tuning job paused",
     JobStatus.SUCCEEDED: "The job has successfully completed",
@@ -73,5 +73,5 @@ def settle(
             .values(ended_at=now, outcome=outcome or status)
         )
     events = EventRepository(session, job.project_id)
-    events.add(job.id, message or _MESSAGES[status], now=now, level=level)
+    events.add(job.id, message or _EVENT_TEXTS[status], now=now, level=level)
     session.flush()
