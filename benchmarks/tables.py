@@ -222,7 +222,9 @@ class Round:
         body = JobCreate(model="tiny", training_file=self._file, seed=1, metadata={"team": "new"})
         origin = RequestOrigin(key=key, credentials_sha256="", retry_count=0, timeout=MINUTE)
         once = IdempotentRequest(session, origin, "create", body.content(), now=utc_now())
-        assert once.find_job() is None
+        earlier = once.find_job()
+        if earlier is not None:
+            return earlier
         job = new_jobs.create_job(
             session, body, catalogue=self._catalogue, organization="tunery", now=utc_now()
         )
