@@ -26,9 +26,9 @@ def test_a_request_is_known_in_its_project_only(database: Database, project: str
     is_own = project == "proj-default"
 
     with database.reading() as session:
-        submissions = IdempotencyRepository(session, project)
-        by_key = submissions.find_by_key("create", "k")
-        recent = submissions.find_recent("create", "f", since=NOW)
+        records = IdempotencyRepository(session, project)
+        by_key = records.find_by_key("create", "k")
+        recent = records.find_recent("create", "f", since=NOW)
 
     assert (by_key and by_key.job_id) == (keyed if is_own else None)
     assert (recent and recent.job_id) == (plain if is_own else None)
@@ -39,9 +39,9 @@ def test_a_request_is_known_on_its_route_only(database: Database) -> None:
     submit(database, None)
 
     with database.reading() as session:
-        submissions = IdempotencyRepository(session)
-        assert submissions.find_by_key("rerun", "k") is None
-        assert submissions.find_recent("rerun", "f", since=NOW) is None
+        records = IdempotencyRepository(session)
+        assert records.find_by_key("rerun", "k") is None
+        assert records.find_recent("rerun", "f", since=NOW) is None
 
 
 def test_a_request_with_a_key_is_known_by_that_alone(database: Database) -> None:

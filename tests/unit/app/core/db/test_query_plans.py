@@ -73,7 +73,7 @@ _ASKED: dict[str, Callable[[Session], object]] = {
     "part": lambda session: UploadRepository(session).find_part("a", "b"),
     "size of parts": lambda session: UploadRepository(session).measure_parts("a"),
     "parts of an upload": lambda session: UploadRepository(session).list_parts("a"),
-    "old submissions": lambda session: IdempotencyRepository(session).delete_older(than=NOW),
+    "old records": lambda session: IdempotencyRepository(session).delete_older(than=NOW),
 }
 _MAY_BE_READ = {"saved_states", "workers"}
 """Tables with few rows: states of jobs that may be continued, and workers that run."""
