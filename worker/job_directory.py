@@ -27,6 +27,7 @@ from app.core.job.training_config import (
     LOSS_LOG_NAME,
     MACHINE_CACHE_NAME,
     OUTPUT_NAME,
+    PROJECT_CACHE_NAME,
     RESUME_NAME,
     TRAINING_DATA_NAME,
     VALIDATION_DATA_NAME,
@@ -103,9 +104,12 @@ class JobDirectory:
             _copy_blob(store, inputs.validation_file.blob_key, validation_data)
         model = catalogue.directory(base_model.id).resolve()
         (self.directory / BASE_MODEL_NAME).symlink_to(model)
-        cache = settings.cache_dir.resolve()
-        cache.mkdir(parents=True, exist_ok=True)
-        (self.directory / MACHINE_CACHE_NAME).symlink_to(cache)
+        for name, cache in (
+            (MACHINE_CACHE_NAME, settings.machine_cache_dir),
+            (PROJECT_CACHE_NAME, settings.project_cache_dir(self._lease.project_id)),
+        ):
+            cache.mkdir(parents=True, exist_ok=True)
+            (self.directory / name).symlink_to(cache.resolve())
         state = self._put_newest_state(inputs, store)
         self._write_spec(inputs, base_model, state, settings)
         return state.step if state is not None else 0

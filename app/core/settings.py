@@ -114,6 +114,11 @@ class Settings(BaseSettings):
     stop_grace_s: float = Field(default=30.0, ge=1, le=3600)
     """Time that a worker has to save its job and exit after it is told to stop, in seconds."""
 
+    sandbox: Literal["auto", "required", "off"] = "auto"
+    """Whether training processes are contained. `auto` uses all that the kernel allows, and a job
+    tells what that is. `required` refuses to start a worker on a machine that cannot filter system
+    calls, restrict file access, limit resources or give up privileges. `off` is for debugging."""
+
     install_default_model: bool = True
     """Whether a worker installs the embedded base model at its start if the model is missing."""
 
@@ -142,8 +147,17 @@ class Settings(BaseSettings):
 
     @property
     def cache_dir(self) -> Path:
-        """Cache that the training jobs of this machine share. Deleting it costs only time."""
+        """What training jobs keep for later ones. Deleting it costs only time."""
         return self.data_dir / "cache"
+
+    @property
+    def machine_cache_dir(self) -> Path:
+        """What the training jobs of this machine share. Contained ones only read it."""
+        return self.cache_dir / "machine"
+
+    def project_cache_dir(self, project_id: str) -> Path:
+        """What the training jobs of a project share."""
+        return self.cache_dir / "projects" / project_id
 
     @property
     def blobs_dir(self) -> Path:

@@ -23,6 +23,7 @@ from app.maintenance.check_disk import (
     check_orphans,
     check_space,
 )
+from app.maintenance.check_sandbox import check_sandbox
 from app.maintenance.findings import Check, Finding, Level, Patient
 
 _ALWAYS: Sequence[Check] = (
@@ -32,6 +33,7 @@ _ALWAYS: Sequence[Check] = (
     check_engine,
     check_integrity,
     check_schema,
+    check_sandbox,
 )
 _ROW_CHECKS: Sequence[Check] = (
     check_jobs,
