@@ -22,7 +22,7 @@ from pathlib import Path
 
 from tests.escapes.targets import RESULTS_NAME, TARGETS_NAME, Targets
 
-MOST_PROCESSES = 2000
+MOST_PROCESSES = 800
 TERABYTE = 1024**4
 _libc = ctypes.CDLL(None, use_errno=True)
 _NUMBERS = {

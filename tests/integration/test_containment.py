@@ -71,10 +71,9 @@ def test_a_training_process_cannot_get_out(
 
 
 @pytest.mark.parametrize("user", USERS)
-@pytest.mark.parametrize("kind", ["cold", "warm"])
-def test_without_the_sandbox_it_gets_out(attack: Any, kind: str, user: int | None) -> None:
+def test_without_the_sandbox_it_gets_out(attack: Any, user: int | None) -> None:
     """So the attempts are real."""
-    results = attack(kind, "off", user)
+    results = attack("warm", "off", user)
 
     assert escaped(results) >= {
         "connect to the API",
