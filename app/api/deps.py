@@ -97,7 +97,7 @@ class Cursor:
         self,
         after: Annotated[
             str | None,
-            Query(description="Id of the last item of the previous page. Absent for the first."),
+            Query(description="Id of the last item of the previous page."),
         ] = None,
     ) -> str | None:
         if after and not after.startswith(self._prefix):
