@@ -102,7 +102,7 @@ class Cursor:
     ) -> str | None:
         if after and not after.startswith(self._prefix):
             raise InvalidRequestError(
-                f"'after' must be the id of an item of this list; they start with {self._prefix}",
+                f"'after' must be the id of an item in this list, which begins with {self._prefix}",
                 code="invalid_cursor",
                 param="after",
             )

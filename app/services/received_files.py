@@ -160,8 +160,8 @@ def assemble(
             sink.close()
     if md5 and digest.hexdigest() != md5.lower():
         raise InvalidRequestError(
-            f"The file has the MD5 {digest.hexdigest()}, not {md5.lower()}. Name the parts in the "
-            "order in which they stand in the file. If they are in that order, create a new "
+            f"The file has the MD5 {digest.hexdigest()}, not {md5.lower()}. List the parts in the "
+            "order of their bytes in the file. If they are in that order already, create a new "
             "upload.",
             code="upload_md5_mismatch",
             param="md5",

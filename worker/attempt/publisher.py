@@ -243,7 +243,7 @@ class Publisher:
             lease.job_id, end.step
         )
         if checkpoint is None:
-            raise RuntimeError(f"The child finished at step {end.step} without a checkpoint of it.")
+            raise RuntimeError(f"The child finished at step {end.step} without a checkpoint there.")
         file = as_file(result, lease, now=now)
         FileRepository(session, lease.project_id).add(file)
         TunedModelRepository(session, lease.project_id).add(
