@@ -1,6 +1,6 @@
 """`tunery models`, and `python -m worker.commands`: list, install and remove base models.
 
-What an installation needs is imported only by it, so that the list works without the extra
+Only `install` imports the libraries that it needs, so `list` and `remove` work without the extra
 `worker`.
 """
 

@@ -1,4 +1,4 @@
-"""What a route works with: the service's resources, the time, cursors and the request's origin."""
+"""Dependencies of the routes: resources, clock, list cursors and the origin of a request."""
 
 import hashlib
 import math

@@ -1,4 +1,7 @@
-"""What holds for every request: a bounded head, an id, strict JSON, and an answer to a crash."""
+"""Middleware for every request: limits its headers, gives it an id and answers a crash.
+
+Routes of the class `StrictJsonRoute` accept only strict JSON.
+"""
 
 import logging
 from collections.abc import AsyncGenerator, Callable, Coroutine

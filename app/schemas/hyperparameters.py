@@ -1,7 +1,7 @@
 """The hyperparameters of a job on the wire: OpenAI's three and ours, each a value or `"auto"`.
 
 `TrainingConfig` is the source of their ranges, defaults and descriptions. This module only gives
-the fields the names that users of such services know.
+the fields the names that users of other fine-tuning services know.
 """
 
 import re

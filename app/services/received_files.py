@@ -1,6 +1,6 @@
-"""Takes the bytes of a new file to disk, through its hashes and the dataset checker.
+"""Writes the bytes of a new file to disk, and hashes and checks them on the way.
 
-The bytes come in one form of a request (`app/api/multipart.py`), or from the parts of an upload.
+The bytes come in a multipart form (`app/api/multipart.py`), or from the parts of an upload.
 Memory stays constant whatever the size of the file.
 """
 

@@ -86,7 +86,7 @@ def check_model_directory(directory: Path) -> None:
     """Check that `directory` holds a complete model, and only data.
 
     Raises:
-        RefusedModelError: it is not.
+        RefusedModelError: it does not.
     """
     check_configs(directory)
     names = {path.name for path in directory.iterdir()}

@@ -1,4 +1,4 @@
-"""PostgreSQL, through psycopg: many writers, and a server that may be away."""
+"""PostgreSQL, through psycopg: many writers, and a server that may be unreachable."""
 
 import contextlib
 import hashlib

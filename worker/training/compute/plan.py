@@ -1,7 +1,7 @@
 """How a job is computed: one plan decides device, dtype, layers, memory and compilation.
 
 It is made before the base model is loaded, from the model's files and the job's examples. A resumed
-job keeps the plan of its first attempt, because another plan would end in other bits.
+job keeps the plan of its first attempt, because another plan would give other bits.
 """
 
 import os

@@ -1,8 +1,8 @@
 """Encodes an example as tokens, and says which of them are learned.
 
-In a conversation, only what the assistant has to write itself is learned: from the end of the
-prompt that the chat template puts before an answer, through the token that ends the turn. The
-template itself shows where an answer begins and ends, so nothing here knows a family of models.
+In a conversation, only the assistant's answers are learned. An answer begins after the prompt that
+the chat template puts before it, and ends with the token that ends the turn. The template itself
+shows where that is, so nothing here is specific to a family of models.
 """
 
 import json
