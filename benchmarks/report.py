@@ -152,8 +152,9 @@ def _quality(part: Part) -> Iterator[str]:
         "`transformers` and `peft` in float32. The plain trainer reads one row at a time without "
         "padding, sums the loss over the learned tokens, and divides it once per step. Data, seed, "
         "steps and order are the same; the dropout masks differ. Tunery's loss is shown as Tunery "
-        "reports it, and as the plain trainer computes it with Tunery's adapter. The largest "
-        f"difference is {part['worst_percent']:.2f} %, {verdict} the allowed {ALLOWED_PERCENT:g} %."
+        "reports it, and as the plain trainer computes it with Tunery's adapter. The last column "
+        'is the larger of the two differences from the column "plain float32". The largest of all '
+        f"is {part['worst_percent']:.2f} %, {verdict} the allowed {ALLOWED_PERCENT:g} %."
     )
     yield "| seed | before | plain float32 | Tunery, reported | Tunery, checked | difference |"
     yield "|---|---|---|---|---|---|"
