@@ -25,9 +25,7 @@ from app.core.job.training_config import (
     BASE_MODEL_NAME,
     JOB_SPEC_NAME,
     LOSS_LOG_NAME,
-    MACHINE_CACHE_NAME,
     OUTPUT_NAME,
-    PROJECT_CACHE_NAME,
     RESUME_NAME,
     TRAINING_DATA_NAME,
     VALIDATION_DATA_NAME,
@@ -39,6 +37,7 @@ from app.core.job.training_config import (
 from app.core.settings import Settings
 from app.core.storage.blob_store import BlobStore
 from worker.launch.locks import JobLock
+from worker.launch.sandbox.grants import link_cache
 
 logger = logging.getLogger(__name__)
 
@@ -104,12 +103,8 @@ class JobDirectory:
             _copy_blob(store, inputs.validation_file.blob_key, validation_data)
         model = catalogue.directory(base_model.id).resolve()
         (self.directory / BASE_MODEL_NAME).symlink_to(model)
-        for name, cache in (
-            (MACHINE_CACHE_NAME, settings.machine_cache_dir),
-            (PROJECT_CACHE_NAME, settings.project_cache_dir(self._lease.project_id)),
-        ):
-            cache.mkdir(parents=True, exist_ok=True)
-            (self.directory / name).symlink_to(cache.resolve())
+        for name, cache in settings.caches_of(self._lease.project_id).items():
+            link_cache(self.directory / name, cache)
         state = self._put_newest_state(inputs, store)
         self._write_spec(inputs, base_model, state, settings)
         return state.step if state is not None else 0
@@ -198,7 +193,7 @@ class JobDirectory:
         """
         directory = self.directory / name
         if directory.resolve() != self.directory.resolve() / name:  # a link is not followed
-            raise manifest.ManifestError(f"{directory.name} is not a directory of its own")
+            raise manifest.ManifestError(f"{directory.name} is a link, not a directory")
         promised = manifest.read(directory)
         stored = {
             path.name: _store(store, path, f"{self._blob_prefix}/{directory.name}/{path.name}")

@@ -1,4 +1,4 @@
-"""What a route works with: the service's resources, the time, cursors and the request's origin."""
+"""Dependencies of the routes: resources, clock, list cursors and the origin of a request."""
 
 import hashlib
 import math
@@ -11,6 +11,7 @@ from fastapi import Depends, Header, Query, Request, Response
 from pydantic import BaseModel
 
 from app.core import disk
+from app.core.access import LOCAL_CALLER, Caller
 from app.core.base_models import Catalogue
 from app.core.clock import utc_now
 from app.core.db.session import Database, Session
@@ -83,7 +84,12 @@ async def _resources(request: Request) -> Resources:  # not `def`, which would s
     return request.app.state.resources
 
 
+async def _caller() -> Caller:
+    return LOCAL_CALLER
+
+
 ResourcesDep = Annotated[Resources, Depends(_resources)]
+CallerDep = Annotated[Caller, Depends(_caller)]
 Now = Annotated[datetime, Depends(utc_now)]
 
 
@@ -97,12 +103,12 @@ class Cursor:
         self,
         after: Annotated[
             str | None,
-            Query(description="Id of the last item of the previous page. Absent for the first."),
+            Query(description="Id of the last item of the previous page."),
         ] = None,
     ) -> str | None:
         if after and not after.startswith(self._prefix):
             raise InvalidRequestError(
-                f"'after' must be the id of an item of this list; they start with {self._prefix}",
+                f"'after' must be the id of an item in this list, which begins with {self._prefix}",
                 code="invalid_cursor",
                 param="after",
             )

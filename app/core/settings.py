@@ -8,6 +8,7 @@ from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from app.core.errors import OperatorError
+from app.core.job.training_config import MACHINE_CACHE_NAME, PROJECT_CACHE_NAME
 
 
 class Settings(BaseSettings):
@@ -60,8 +61,8 @@ class Settings(BaseSettings):
     """Interval at which an idle worker asks the database for a job, in seconds."""
 
     lease_s: float = Field(default=60.0, ge=1, le=3600)
-    """Lease of a running job, in seconds. A job whose worker gives no sign of life for this long
-    returns to the queue."""
+    """Duration of a worker's lease on a running job, in seconds. A job whose worker gives no sign
+    of life for this long returns to the queue."""
 
     concurrency: int = Field(default=1, ge=1, le=64)
     """Maximum number of jobs that train at once on this machine, over all of its workers. Workers
@@ -150,14 +151,12 @@ class Settings(BaseSettings):
         """What training jobs keep for later ones. Deleting it costs only time."""
         return self.data_dir / "cache"
 
-    @property
-    def machine_cache_dir(self) -> Path:
-        """What the training jobs of this machine share. Contained ones only read it."""
-        return self.cache_dir / "machine"
-
-    def project_cache_dir(self, project_id: str) -> Path:
-        """What the training jobs of a project share."""
-        return self.cache_dir / "projects" / project_id
+    def caches_of(self, project_id: str) -> dict[str, Path]:
+        """Caches of a project's training jobs, by their names in a job directory."""
+        return {
+            MACHINE_CACHE_NAME: self.cache_dir / "machine",
+            PROJECT_CACHE_NAME: self.cache_dir / "projects" / project_id,
+        }
 
     @property
     def blobs_dir(self) -> Path:

@@ -91,7 +91,7 @@ class Attempt:
         except LeaseLostError:
             logger.warning("lease lost; nothing more was written", extra=context)
         except OutcomeUnknownError:  # the job has ended, or is recovered once its lease has
-            logger.warning("the database was lost in a commit", extra=context)
+            logger.warning("the connection to the database was lost during a commit", extra=context)
         finally:
             self._job_directory.remove()
             self._log_end(context | {"seconds": round(steady_s() - began_s, 1)})
@@ -191,7 +191,7 @@ class Attempt:
     def _read_inputs(self, session: Session) -> JobInputs:
         lease, files = self._lease, FileRepository(session, self._lease.project_id)
         jobs = JobRepository(session, lease.project_id)
-        states = SavedStateRepository(session).list_newest(lease.job_id)
+        states = SavedStateRepository(session, self._lease.project_id).list_newest(lease.job_id)
         validation_file_id = lease.validation_file_id
         return JobInputs(
             files.get_for_job(lease.training_file_id),

@@ -30,6 +30,12 @@ def readable_paths(directory: Path, module: str, *, hidden: Path) -> Iterator[Pa
             yield (directory / name).resolve()
 
 
+def link_cache(link: Path, cache: Path) -> None:
+    """Make a cache that jobs share, and the link to it in a job directory."""
+    cache.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(cache.resolve())
+
+
 def make_cache(directory: Path, user: int) -> Path:
     """Make the directory in which this user's jobs of the project keep compiled layers.
 
