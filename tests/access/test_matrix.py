@@ -1,8 +1,8 @@
 """Every route, with every kind of credentials: deny by default."""
 
-import re
 from collections.abc import Callable
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from fastapi import APIRouter, FastAPI
@@ -63,29 +63,22 @@ def ids_of(world: World) -> dict[str, str]:
     }
 
 
-def send(client: TestClient, operation: Operation, world: World, headers: Headers) -> object:
+def send(client: TestClient, operation: Operation, world: World, headers: Headers) -> Any:
     return client.request(
         operation.method, operation.url(ids_of(world)), headers=headers, **operation.body()
     )
 
 
-@pytest.mark.parametrize("credentials", NOT_A_KEY)
 def test_without_a_valid_key_every_route_answers_401(
-    client: TestClient, database: Database, world: World, credentials: str
+    client: TestClient, database: Database, world: World
 ) -> None:
-    headers = NOT_A_KEY[credentials](database)
-
-    answers = {each.name: send(client, each, world, headers) for each in CLOSED}
-
-    said = {
-        name: (
-            answer.status_code,
-            answer.json()["error"]["code"],
-            answer.headers.get("www-authenticate"),
-        )
-        for name, answer in answers.items()
-    }
-    assert set(said.values()) == {(401, "invalid_api_key", "Bearer")}, said
+    for name, make in NOT_A_KEY.items():
+        headers = make(database)
+        for each in CLOSED:
+            answer = send(client, each, world, headers)
+            said = (answer.status_code, answer.json()["error"]["code"])
+            assert said == (401, "invalid_api_key"), (name, each.name)
+            assert answer.headers["www-authenticate"] == "Bearer"
 
 
 def test_without_the_scope_every_route_answers_403(
@@ -110,7 +103,7 @@ def test_a_key_of_another_project_finds_nothing(
         if "{" in each.path:
             assert answer.status_code == 404, (each.name, answer.text)
         elif each.method == "GET":
-            assert not re.search("file-|ftjob-|ft:", answer.text), each.name
+            assert not any(known in answer.text for known in ids_of(world).values()), each.name
 
 
 def test_the_right_key_is_served_everywhere(
@@ -142,10 +135,10 @@ def test_the_scope_to_write_is_needed_to_change_anything() -> None:
     }
 
 
-@pytest.mark.parametrize("path", ["/", "/v1", "/v1/nope", "/v1/files", "//v1/files", "/docs/nope"])
-def test_what_is_no_route_is_not_open_either(client: TestClient, world: World, path: str) -> None:
-    for method in ("GET", "PUT", "PATCH", "DELETE", "OPTIONS", "HEAD", "TRACE"):
-        assert client.request(method, path).status_code == 401
+def test_what_is_no_route_is_not_open_either(client: TestClient, world: World) -> None:
+    for path in ("/", "/v1", "/v1/nope", "/v1/files", "//v1/files", "/docs/nope"):
+        for method in ("GET", "PUT", "PATCH", "DELETE", "OPTIONS", "HEAD", "TRACE"):
+            assert client.request(method, path).status_code == 401, (method, path)
 
 
 @pytest.mark.parametrize("refused", ["no key", "no scope"])
