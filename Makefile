@@ -1,6 +1,6 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup model demo serve clients test long bench bench-api powercut diskfull chaos check format types imports deploy openapi wheel lock clean
+.PHONY: help setup model demo serve clients test long bench bench-api powercut diskfull chaos check format types imports deploy audit openapi wheel lock clean
 
 PYTHON ?= python3
 MODEL ?= smollm2-135m-instruct
@@ -94,6 +94,15 @@ imports: setup ## The architecture, as contracts
 deploy: setup ## Dockerfile and compose file
 	@$(BIN)/hadolint Dockerfile
 	@$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
+
+audit: .venv-audit/.installed ## Look the lock file up in a database of known vulnerabilities (needs a network)
+	@.venv-audit/bin/pip-audit --requirement requirements.lock --no-deps --disable-pip --progress-spinner off \
+	  || { echo "Not shown to be free of known vulnerabilities: see above."; exit 1; }
+
+.venv-audit/.installed: requirements-audit.lock
+	@test -x .venv-audit/bin/python || $(PYTHON) -m venv .venv-audit
+	@.venv-audit/bin/python -m pip --disable-pip-version-check install --quiet --no-deps -r requirements-audit.lock
+	@touch $@
 
 diskfull: setup ## Fill the disk under a real API, to the page (root, 5 minutes)
 	@$(BIN)/python -m tests.diskfull.run

@@ -1,7 +1,6 @@
 """Valid things with every default filled in; a test names only what matters to it."""
 
 import hashlib
-import json
 import zlib
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -32,8 +31,14 @@ from app.core.db.tables import (
 from app.core.ids import IdPrefix, new_id
 from app.core.job.loss_log import StepMetrics
 from app.core.job.status import JobStatus
-from app.core.job.training_config import BaseModelRef, DatasetRef, JobSpec, TrainingConfig
-from app.core.manifest import MANIFEST_NAME, Manifest, describe_files
+from app.core.job.training_config import (
+    JOB_SPEC_NAME,
+    BaseModelRef,
+    DatasetRef,
+    JobSpec,
+    TrainingConfig,
+)
+from app.core.manifest import MANIFEST_NAME, Manifest, describe_files, describe_inputs
 from app.core.storage.blob_store import BlobStore
 from app.core.storage.local import LocalBlobStore
 from benchmarks.support.samples import build_chat_file, write_catalogue
@@ -340,13 +345,13 @@ def write_checkpoint(directory: Path, step: int, *, name: str = "step", **change
     checkpoint.mkdir(parents=True)
     (checkpoint / "adapter_model.safetensors").write_bytes(bytes([step]) * 5000)
     (checkpoint / "adapter_config.json").write_text('{"r": 64}')
-    spec = json.loads((directory / "job.json").read_bytes())
+    spec = JobSpec.model_validate_json((directory / JOB_SPEC_NAME).read_bytes())
     values: dict[str, Any] = {
-        "job_id": spec["job_id"],
-        "attempt": spec["attempt"],
+        "job_id": spec.job_id,
+        "attempt": spec.attempt,
         "step": step,
         "files": describe_files(checkpoint),
-        "provenance": {},
+        "provenance": describe_inputs(spec),
     }
     (checkpoint / MANIFEST_NAME).write_text(Manifest(**(values | changes)).model_dump_json())
 
@@ -371,14 +376,18 @@ def dump_tables(database: Database) -> dict[str, list[tuple[Any, ...]]]:
 def list_messages(database: Database, job_id: str) -> list[str]:
     """What its user was told, from the first to the last."""
     with database.reading() as session:
-        page = EventRepository(session, DEFAULT_PROJECT_ID).list_page(job_id, after=None, limit=1000)
+        page = EventRepository(session, DEFAULT_PROJECT_ID).list_page(
+            job_id, after=None, limit=1000
+        )
         return [event.message for event in reversed(page.rows)]
 
 
 def list_checkpoints(database: Database, job_id: str) -> list[Checkpoint]:
     """Its checkpoints, from the first to the last."""
     with database.reading() as session:
-        page = CheckpointRepository(session, DEFAULT_PROJECT_ID).list_page(job_id, after=None, limit=1000)
+        page = CheckpointRepository(session, DEFAULT_PROJECT_ID).list_page(
+            job_id, after=None, limit=1000
+        )
         return list(reversed(page.rows))
 
 
