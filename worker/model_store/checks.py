@@ -77,7 +77,7 @@ def check_model_directory(directory: Path) -> None:
     """Check that `directory` holds a complete model, and only data.
 
     Raises:
-        RefusedModelError: it is not.
+        RefusedModelError: it does not.
     """
     names = sorted(path.name for path in directory.iterdir())
     for name in names:

@@ -67,5 +67,5 @@ def check_file(path: Path) -> None:
         RefusedModelError: it is not.
     """
     if path.is_symlink() or not path.is_file():
-        raise RefusedModelError(f"{path.name} is not a regular file. Replace it by a copy.")
+        raise RefusedModelError(f"{path.name} is not a regular file. Replace it with a copy.")
     check_size(path.name, path.stat().st_size)

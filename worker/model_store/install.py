@@ -51,7 +51,8 @@ def install_model(
         if directory.exists():
             raise InstallError(
                 f"{directory} is in the way: it has no {RECORD_NAME} that Tunery understands. "
-                "Move it elsewhere, then try again."
+                f"Move it elsewhere, or delete it with `tunery models remove {entry.id}`, then try "
+                "again."
             )
         return _install(entry, directory, endpoint)
 
@@ -84,7 +85,11 @@ def _fetch(
     source = entry.source
     if isinstance(source, HubSource):
         return fetch_from_hub(
-            source, job_directory=job_directory, files_dir=files_dir, endpoint=endpoint
+            source,
+            model_id=entry.id,
+            job_directory=job_directory,
+            files_dir=files_dir,
+            endpoint=endpoint,
         )
     if isinstance(source, DirectorySource):
         _copy_from_directory(source.path, files_dir)
@@ -124,8 +129,8 @@ def _check_same(entry: CatalogueEntry, installed: InstalledModel, directory: Pat
         return
     raise InstallError(
         f"{directory} holds {installed.repo} at {installed.revision}, and the catalogue names "
-        f"{entry.repo} at {pinned}. Remove the directory to install that, or give the new model "
-        "an id of its own."
+        f"{entry.repo} at {pinned}. Run `tunery models remove {entry.id}` to install that one, or "
+        "give it an id of its own."
     )
 
 
@@ -161,10 +166,10 @@ def _check_space(paths: Sequence[Path], files_dir: Path) -> None:
 
 def _copy(path: Path, files_dir: Path) -> None:
     if not path.is_file():  # also a link that leads to itself or to nothing
-        raise RefusedModelError(f"{path.name} is not a regular file. Replace it by a copy.")
+        raise RefusedModelError(f"{path.name} is not a regular file. Replace it with a copy.")
     if not path.resolve().is_relative_to(path.parent.resolve()):
         raise InstallError(
-            f"{path} is a link to outside of the directory. Give a directory that holds the files "
+            f"{path} is a link out of its directory. Give a directory that holds the files "
             f"themselves; `cp -rL {path.parent} COPY` makes one."
         )
     try:
