@@ -48,7 +48,7 @@ def test_a_downloaded_adapter_tells_what_was_trained_on_what(
 
     assert (done.returncode, done.stderr) == (0, "")
     said = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
-    assert said["verified"].startswith(f"{archive}: 11 files, signed with key ")
+    assert said["verified"].startswith(f"{archive}: 10 files, signed with key ")
     assert said["job"].startswith(f"{finished_job.id}, attempt 1, step ")
     assert said["base_model.repo"] == '"our-tiny"'
     assert len(said["base_model.sha256"]) == 66
@@ -76,12 +76,12 @@ def test_an_adapter_of_another_service_is_not_verified(
 def test_nobody_else_can_read_what_the_service_stores(
     service: InstalledService, finished_job: FineTuningJob
 ) -> None:
-    """Base models are left out: the test installed this one itself, before the service started."""
+    """Nobody but the test itself: it installed the base model, before the service started."""
     assert finished_job.status == "succeeded"
     paths = [
         path
         for path in (service.data_dir, *service.data_dir.rglob("*"))
-        if path.parent.parent != service.data_dir / "models" and not path.is_symlink()
+        if service.data_dir / "models" not in path.parents and not path.is_symlink()
     ]
     names = {path.name for path in paths}
     assert {"tunery.db", "key.pem", "manifest.json.sig", "models", "ballast"} <= names
