@@ -27,6 +27,8 @@ class IdPrefix(StrEnum):
     CHECKPOINT = "ftckpt_"
     REQUEST = "req_"
     WORKER = "worker-"
+    WEBHOOK_ENDPOINT = "whep_"
+    WEBHOOK_EVENT = "evt_"
 
 
 _lock = threading.Lock()
