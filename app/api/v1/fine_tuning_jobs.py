@@ -34,8 +34,8 @@ _REPLAYED_HEADER: dict[int | str, dict[str, Any]] = {
     200: {
         "headers": {
             _REPLAYED: {
-                "description": "`true` if an earlier sending of this request made the job. "
-                "Otherwise the header is absent.",
+                "description": "`true` if the request was sent before and the job already "
+                "existed. Otherwise the header is absent.",
                 "schema": {"type": "string", "const": "true"},
             }
         }
@@ -45,7 +45,12 @@ _REPLAYED_HEADER: dict[int | str, dict[str, Any]] = {
 
 @router.post("", responses=_REPLAYED_HEADER)
 def create_job(
-    body: JobCreate, response: Response, origin: OriginDep, caller: CallerDep, resources: ResourcesDep, now: Now
+    body: JobCreate,
+    response: Response,
+    origin: OriginDep,
+    caller: CallerDep,
+    resources: ResourcesDep,
+    now: Now,
 ) -> JobRead:
     """Queue a fine-tuning job. The answer shows every hyperparameter with its resolved value.
 
@@ -84,7 +89,9 @@ def list_jobs(
 def get_job(job_id: str, caller: CallerDep, resources: ResourcesDep) -> Response:
     """Get a job: its status, its progress and its results."""
     settings = resources.settings
-    return as_json(resources.read(lambda session: job_service.get_job(session, caller, job_id, settings)))
+    return as_json(
+        resources.read(lambda session: job_service.get_job(session, caller, job_id, settings))
+    )
 
 
 @router.post("/{job_id}/cancel")
@@ -131,10 +138,9 @@ def rerun_job(
 ) -> JobRead:
     """Queue a job that repeats another job.
 
-    It has the same files, base model, hyperparameters, seed and labels. The other job can have any
-    status. With `from` set to `saved_state`, the new job continues where
-    a job that failed or was cancelled has stopped. The request is safe to repeat with the header
-    `Idempotency-Key`.
+    The new job has the same files, base model, hyperparameters, seed and labels. The other job can
+    have any status. If it failed or was cancelled, `from` set to `saved_state` resumes from its
+    newest saved state. The request is safe to repeat with the header `Idempotency-Key`.
     """
     rerun = partial(
         new_jobs.rerun_job_once,

@@ -37,7 +37,9 @@ def list_events(
 
     def act(session: Session) -> PageRead[EventRead]:
         JobRepository(session, caller.project_id).require(job_id)
-        page = EventRepository(session, caller.project_id).list_page(job_id, after=after, limit=limit)
+        page = EventRepository(session, caller.project_id).list_page(
+            job_id, after=after, limit=limit
+        )
         return PageRead[EventRead].of(page, EventRead.model_validate)
 
     return as_json(resources.read(act))
@@ -59,7 +61,9 @@ def list_checkpoints(
 
     def act(session: Session) -> PageRead[CheckpointRead]:
         job = JobRepository(session, caller.project_id).get(job_id)
-        page = CheckpointRepository(session, caller.project_id).list_page(job_id, after=after, limit=limit)
+        page = CheckpointRepository(session, caller.project_id).list_page(
+            job_id, after=after, limit=limit
+        )
         return PageRead[CheckpointRead].of(page, lambda row: CheckpointRead.of(row, job))
 
     return resources.read(act)
@@ -76,14 +80,14 @@ def get_metrics(
     resources: ResourcesDep,
     accept: Annotated[str, Header(description="Media type of the answer.")] = "application/json",
     step_from: Annotated[
-        int, Query(ge=1, le=_MAX_STEP, description="First optimizer step of the answer.")
+        int, Query(ge=1, le=_MAX_STEP, description="First optimizer step to return.")
     ] = 1,
     step_to: Annotated[
         int | None,
         Query(
             ge=1,
             le=_MAX_STEP,
-            description="Last optimizer step of the answer. Absent for all steps so far.",
+            description="Last optimizer step to return. The default is the latest step.",
         ),
     ] = None,
 ) -> MetricsRead | Response:
@@ -115,7 +119,7 @@ def get_adapter(
     resources: ResourcesDep,
     checkpoint: Annotated[
         str | None,
-        Query(description="Id or step of a checkpoint. Absent for the job's result."),
+        Query(description="Id or step of a checkpoint. The default is the job's result."),
     ] = None,
 ) -> Response:
     """Download the adapter as a zip archive. Ranges are served, so a download can be resumed."""

@@ -116,6 +116,20 @@ def test_pauses_become_longer_up_to_a_limit(
     assert (pauses[0], pauses[-1]) == (FIRST_PAUSE_S, LONGEST_PAUSE_S)
 
 
+def test_new_events_that_fail_during_a_pause_do_not_make_it_longer(
+    sender: Sender, database: Database, receiver: Receiver, clock: FrozenClock
+) -> None:
+    receiver.status = 500
+    endpoint = add_endpoint(database, receiver.origin)
+    for _ in range(5):
+        queue_event(database)
+
+    assert send_all(sender) == 5
+
+    pause = get_endpoint(database, endpoint.id).retry_at - clock()
+    assert pause.total_seconds() == FIRST_PAUSE_S
+
+
 def test_a_receiver_that_is_back_gets_everything_at_once(
     sender: Sender, database: Database, receiver: Receiver, clock: FrozenClock
 ) -> None:
