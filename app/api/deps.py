@@ -21,6 +21,7 @@ from app.core.ids import IdPrefix
 from app.core.settings import Settings
 from app.core.storage.blob_store import BlobStore, delete_blobs
 from app.services.idempotency import RequestOrigin
+from app.webhooks.client import WebhookClient
 
 T = TypeVar("T")
 
@@ -45,6 +46,7 @@ class Resources:
     store: BlobStore
     catalogue: Catalogue
     ballast: disk.Ballast
+    webhooks: WebhookClient
 
     def read(self, act: Callable[[Session], T]) -> T:
         """Run queries that see one consistent state of the database."""

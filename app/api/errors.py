@@ -42,7 +42,7 @@ _NOT_OFFERED = re.compile(
     containers|content_provenance_checks|conversations|decisions|edits|embeddings|engines|
     evals|fine-tunes|fine_tuning/alpha|fine_tuning/checkpoints|images|live|moderations|
     organization|projects|realtime|responses|safety|skills|threads|vaults|vector_stores|
-    videos|webhook_endpoints|webhook_event_types
+    videos
     )/""",
     re.VERBOSE,
 )

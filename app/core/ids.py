@@ -29,6 +29,8 @@ class IdPrefix(StrEnum):
     WORKER = "worker-"
     KEY = "key_"
     PROJECT = "proj_"
+    WEBHOOK_ENDPOINT = "whep_"
+    WEBHOOK_EVENT = "evt_"
 
 
 _lock = threading.Lock()
