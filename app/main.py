@@ -1,19 +1,23 @@
 """Builds the HTTP application from its parts."""
 
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
 from app.api import health
+from app.api.access import require_policies
+from app.api.authentication import Authenticator
 from app.api.deps import Resources
 from app.api.errors import install_error_handlers
+from app.api.guard import Guard
 from app.api.recent_answers import RecentAnswers
 from app.api.requests import RequestContext
-from app.api.v1 import files, fine_tuning_jobs, job_results, models, uploads
+from app.api.v1 import files, fine_tuning_jobs, job_results, models, uploads, webhooks
 from app.core.base_models import load_catalogue
+from app.core.clock import utc_now
 from app.core.db.migrate import upgrade
 from app.core.db.session import Database
 from app.core.disk import Ballast
@@ -21,11 +25,16 @@ from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
 from app.core.version import VERSION
 from app.schemas.bodies import ErrorRead
+from app.webhooks.client import WebhookClient
+from app.webhooks.sender import Sender
+from app.webhooks.targets import TargetPolicy
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorRead, "description": description}
     for status, description in {
         400: "The request is invalid or cannot be granted in the current state.",
+        401: "A valid API key is missing.",
+        403: "The API key lacks the scope for this request.",
         404: "What the request names does not exist.",
         413: "The body is too large.",
         415: "The body has the wrong media type.",
@@ -45,6 +54,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         store=LocalBlobStore(settings.blobs_dir),
         catalogue=load_catalogue(settings.data_dir),
         ballast=Ballast(settings),
+        webhooks=WebhookClient(TargetPolicy.of(settings)),
     )
     app = FastAPIOffline(
         docs_url="/docs",
@@ -63,9 +73,16 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.resources = resources
     install_error_handlers(app)
     app.include_router(health.router)
-    for module in (files, uploads, fine_tuning_jobs, job_results, models):
+    for module in (files, uploads, fine_tuning_jobs, job_results, models, webhooks):
         app.include_router(module.router, prefix="/v1")
+    require_policies(app)
     app.add_middleware(RecentAnswers, version=resources.database.version)
+    app.add_middleware(
+        Guard,
+        authenticator=Authenticator(resources, may_be_keyless=settings.may_be_keyless),
+        hosts=settings.host_names,
+        organization=settings.organization,
+    )
     app.add_middleware(RequestContext)  # the middleware added last sees a request first
     return app
 
@@ -74,5 +91,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
     resources: Resources = app.state.resources
     upgrade(resources.database)
-    yield
+    sender = Sender(resources.database, resources.webhooks, clock=utc_now)
+    with sender.running() if resources.webhooks.policy.is_on else nullcontext():
+        yield
     resources.database.dispose()

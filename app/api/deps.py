@@ -10,8 +10,9 @@ from typing import Annotated, TypeVar
 from fastapi import Depends, Header, Query, Request, Response
 from pydantic import BaseModel
 
+from app.api.access import CALLER
 from app.core import disk
-from app.core.access import LOCAL_CALLER, Caller
+from app.core.access import Caller
 from app.core.base_models import Catalogue
 from app.core.clock import utc_now
 from app.core.db.session import Database, Session
@@ -20,6 +21,7 @@ from app.core.ids import IdPrefix
 from app.core.settings import Settings
 from app.core.storage.blob_store import BlobStore, delete_blobs
 from app.services.idempotency import RequestOrigin
+from app.webhooks.client import WebhookClient
 
 T = TypeVar("T")
 
@@ -44,6 +46,7 @@ class Resources:
     store: BlobStore
     catalogue: Catalogue
     ballast: disk.Ballast
+    webhooks: WebhookClient
 
     def read(self, act: Callable[[Session], T]) -> T:
         """Run queries that see one consistent state of the database."""
@@ -84,8 +87,8 @@ async def _resources(request: Request) -> Resources:  # not `def`, which would s
     return request.app.state.resources
 
 
-async def _caller() -> Caller:
-    return LOCAL_CALLER
+async def _caller(request: Request) -> Caller:
+    return request.scope["state"][CALLER]
 
 
 ResourcesDep = Annotated[Resources, Depends(_resources)]

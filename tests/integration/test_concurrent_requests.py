@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from app.core.db.repositories.files import ExpiredFiles
 from app.core.access import LOCAL_CALLER
 from app.core.base_models import Catalogue
 from app.core.clock import utc_now
-from app.core.db.repositories.files import FileRepository
+from app.core.db.repositories.files import ExpiredFiles
 from app.core.db.session import Database, Session
 from app.core.db.tables import Job
 from app.core.storage.local import LocalBlobStore

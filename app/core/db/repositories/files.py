@@ -79,8 +79,8 @@ class FileRepository(ProjectRepository):
             query = query.where(File.purpose == purpose)
         if checkpoint is not None:
             # A subquery, because SQLite would otherwise scan the whole index that is in this order.
-            parts = self._select(File).where(File.checkpoint_id == checkpoint)
-            query = query.where(File.id.in_(parts.with_only_columns(File.id)))
+            parts = select(File.id).where(File.checkpoint_id == checkpoint)
+            query = query.where(File.id.in_(parts))
         elif purpose != MADE_BY_JOB:
             query = query.where(File.checkpoint_id.is_(None))
         return self._fetch_page(query, File.id, after=after, limit=limit, order=order)

@@ -2,10 +2,9 @@ from datetime import datetime
 
 import pytest
 
-from app.core.db.repositories.idempotency import OldIdempotencyRecords
 from app.core.access import DEFAULT_PROJECT_ID
 from app.core.db.base import Project
-from app.core.db.repositories.idempotency import IdempotencyRepository
+from app.core.db.repositories.idempotency import IdempotencyRepository, OldIdempotencyRecords
 from app.core.db.session import Database
 from tests.builders import MINUTE, NOW, add_job, dump_tables
 

@@ -5,8 +5,8 @@ import pytest
 from app.core.access import DEFAULT_PROJECT_ID
 from app.core.db.repositories.events import EventRepository
 from app.core.db.repositories.jobs import JobRepository
-from app.core.db.repositories.queue import MAX_POSITION, QueueRepository
 from app.core.db.repositories.leases import LeaseRepository
+from app.core.db.repositories.queue import MAX_POSITION, QueueRepository
 from app.core.db.session import Database
 from app.core.db.tables import Event, Job, JobMetadata
 from app.core.errors import NotFoundError

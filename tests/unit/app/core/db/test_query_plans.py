@@ -7,21 +7,17 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, event
 
-from app.core.db.repositories.queue import QueueRepository
-from app.core.db.repositories.idempotency import OldIdempotencyRecords
-from app.core.db.repositories.uploads import EndedUploads
-from app.core.db.repositories.saved_states import UnneededStates
-from app.core.db.repositories.files import ExpiredFiles
 from app.core.access import DEFAULT_PROJECT_ID
 from app.core.db.repositories.checkpoints import CheckpointRepository
 from app.core.db.repositories.events import EventRepository
-from app.core.db.repositories.files import FileRepository
-from app.core.db.repositories.idempotency import IdempotencyRepository
+from app.core.db.repositories.files import ExpiredFiles, FileRepository
+from app.core.db.repositories.idempotency import IdempotencyRepository, OldIdempotencyRecords
 from app.core.db.repositories.jobs import JobRepository
 from app.core.db.repositories.leases import LeaseRepository
+from app.core.db.repositories.queue import QueueRepository
 from app.core.db.repositories.recovery import RecoveryRepository
-from app.core.db.repositories.saved_states import SavedStateRepository
-from app.core.db.repositories.uploads import UploadRepository
+from app.core.db.repositories.saved_states import UnneededStates
+from app.core.db.repositories.uploads import EndedUploads, UploadRepository
 from app.core.db.repositories.workers import WorkerRepository
 from app.core.db.session import Database, Session
 from tests.builders import (
