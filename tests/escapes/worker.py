@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 from app.core.job.training_config import BASE_MODEL_NAME, MACHINE_CACHE_NAME, PROJECT_CACHE_NAME
+from app.core.storage.privacy import keep_new_files_private
 from app.core.subprocesses import ROOT
 from tests.escapes.targets import RESULTS_NAME, TARGETS_NAME, Targets
 from tests.fakes import Watch
@@ -108,6 +109,7 @@ def main(kind: str, mode: str, directory: Path, user: int | None) -> None:
     if user is not None:
         become(user, directory)
     refuse_tracing()
+    keep_new_files_private()
     data_dir = directory / "data"
     data_dir.mkdir()
     with socket.create_server(("127.0.0.1", 0)) as api, socket.socket(socket.AF_UNIX) as abstract:

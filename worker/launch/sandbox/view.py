@@ -11,6 +11,8 @@ _READ_ONLY, _NOSUID, _NODEV, _NOEXEC, _REMOUNT = 1, 2, 4, 8, 32
 _BIND_ALL = 0x1000 | 0x4000
 _ALL_PRIVATE = 0x4000 | 0x40000
 _EMPTY = "mode=0755,size=1m"
+_OPEN = 0o022
+"""Umask with which another user may enter the directories on the way to what is needed."""
 
 
 def hide_all_but(needed: Iterable[Path], hidden: Path, *, from_others: bool) -> None:
@@ -32,8 +34,10 @@ def hide_all_but(needed: Iterable[Path], hidden: Path, *, from_others: bool) -> 
     covers = [hidden.resolve()]
     if from_others:
         covers += [closed for name in names if (closed := _find_closed_parent(name)) is not None]
+    umask = os.umask(_OPEN)
     for cover in _outermost(covers):
         _cover(cover, _outermost(name for name in names if cover in name.parents))
+    os.umask(umask)
 
 
 def _find_closed_parent(path: Path) -> Path | None:
