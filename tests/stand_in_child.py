@@ -8,7 +8,7 @@ Each step is a list of a word and what belongs to it:
     ["ignore", NAME]    ignore this signal from now on
     ["on-term", WORD, ...]  do this on SIGTERM, and then end well
     ["environment"]     write the names of its environment variables to DIR/environment
-    ["leave-behind"]    start a process that keeps standard output open, and write its id to DIR/pid
+    ["leave-behind"]    start a process that keeps standard output open, and a lock on DIR/left.lock
     ["wait"]            wait for ever
     ["raise", NAME]     send itself a signal
     ["exit", CODE]      end
@@ -19,6 +19,7 @@ A fork server uses it as its trainer. It then follows `DIR/prepare.json` before 
     ["thread"]          start a thread
 """
 
+import fcntl
 import json
 import os
 import signal
@@ -49,7 +50,10 @@ def main(directory: Path) -> None:
 def follow(script: str, directory: Path) -> None:
     def leave_behind() -> None:
         waiting = [sys.executable, "-c", "import signal; signal.pause()"]
-        (directory / "pid").write_text(str(subprocess.Popen(waiting).pid))
+        lock = os.open(directory / "left.lock", os.O_RDONLY | os.O_CREAT)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        subprocess.Popen(waiting, pass_fds=[lock])
+        os.close(lock)
 
     def wait() -> None:
         while True:
