@@ -126,13 +126,11 @@ def allow(*receivers: Receiver) -> TargetPolicy:
     return TargetPolicy([receiver.origin for receiver in receivers], [LOOPBACK])
 
 
-def add_endpoint(
-    database: Database, url: str, *, now: datetime = NOW, **changes: Any
-) -> WebhookEndpoint:
+def build_endpoint(url: str, *, now: datetime = NOW, **changes: Any) -> WebhookEndpoint:
     """An endpoint that subscribes to the end of every job."""
-    project_id = changes.pop("project_id", DEFAULT_PROJECT_ID)
     values: dict[str, Any] = {
         "id": new_id(IdPrefix.WEBHOOK_ENDPOINT),
+        "project_id": DEFAULT_PROJECT_ID,
         "name": "receiver",
         "url": url,
         "event_types": ["fine_tuning.job.succeeded", "fine_tuning.job.cancelled"],
@@ -142,9 +140,16 @@ def add_endpoint(
         "retry_at": now,
         "leased_until": now,
     }
-    endpoint = WebhookEndpoint(**(values | changes))
+    return WebhookEndpoint(**(values | changes))
+
+
+def add_endpoint(
+    database: Database, url: str, *, now: datetime = NOW, **changes: Any
+) -> WebhookEndpoint:
+    """An endpoint in the database, as `build_endpoint` makes it."""
+    endpoint = build_endpoint(url, now=now, **changes)
     with database.writing() as session:
-        WebhookRepository(session, project_id).add(endpoint)
+        WebhookRepository(session, endpoint.project_id).add(endpoint)
     return endpoint
 
 

@@ -9,6 +9,7 @@ from app.core.db.base import Project, ProjectRepository
 from app.core.db.repositories.files import MADE_BY_JOB
 from app.core.db.session import Database
 from app.core.db.tables import TunedModel
+from app.core.job.webhook_events import WebhookEventType
 from app.core.storage.local import LocalBlobStore
 from tests.builders import (
     NOW,
@@ -26,6 +27,7 @@ from tests.builders import (
     claim,
     list_checkpoints,
 )
+from tests.webhooks import add_endpoint, build_endpoint
 
 OTHER_PROJECT = "proj-other"
 
@@ -79,6 +81,7 @@ class World:
             base_model="tiny",
             created_at=NOW,
         )
+        self.endpoint = add_endpoint(database, "https://a.example")
         with database.writing() as session:
             session.add(Project(id=OTHER_PROJECT, name="Other", created_at=NOW))
             for job in (self.done, self.running):
@@ -157,4 +160,13 @@ class World:
             "UploadRepository.measure_parts": [call(self.upload.id)],
             "UploadRepository.add_part": [call(build_part(self.upload, b"other"))],
             "UploadRepository.end": [call(self.upload, "cancelled")],
+            "WebhookRepository.lock": [call()],
+            "WebhookRepository.count": [call()],
+            "WebhookRepository.add": [call(build_endpoint("https://b.example"))],
+            "WebhookRepository.get": [call(self.endpoint.id)],
+            "WebhookRepository.get_to_change": [call(self.endpoint.id)],
+            "WebhookRepository.list_page": [call(**page)],
+            "WebhookRepository.delete": [call(self.endpoint)],
+            "WebhookRepository.count_deliveries": [call([self.endpoint])],
+            "WebhookRepository.announce": [call(WebhookEventType.SUCCEEDED, done.id, now=NOW)],
         }

@@ -69,8 +69,8 @@ class WebhookRepository(ProjectRepository):
 
     def delete(self, endpoint: WebhookEndpoint) -> None:
         """Delete an endpoint and every event for it."""
-        self._session.delete(endpoint)
-        self._session.flush()
+        which = WebhookEndpoint.id == endpoint.id
+        self._session.execute(self._delete(WebhookEndpoint).where(which))
 
     def count_deliveries(self, endpoints: Collection[WebhookEndpoint]) -> dict[str, Deliveries]:
         """Count the events for each of these endpoints, by the endpoint's id."""
