@@ -244,13 +244,13 @@ class Round:
 
     def _look(self, session: Any, wanted: str) -> None:
         jobs = JobRepository(session, DEFAULT_PROJECT_ID)
-        QueueRepository(session).position(jobs.get(wanted))
+        QueueRepository(session, DEFAULT_PROJECT_ID).position(jobs.get(wanted))
 
     def _list(self, session: Any, after: str | None, labels: dict[str, str]) -> None:
         jobs = JobRepository(session, DEFAULT_PROJECT_ID)
         page = jobs.list_page(after=after, limit=20, metadata=labels)
         assert page.rows
-        QueueRepository(session).positions(page.rows)
+        QueueRepository(session, DEFAULT_PROJECT_ID).positions(page.rows)
 
     def _write(self, name: str, act: Callable[[Any], Any]) -> Any:
         began = time.perf_counter()

@@ -2,6 +2,7 @@
 
 from alembic import context
 
+from app.core.db import project_tables  # noqa: F401 - it defines tables
 from app.core.db.tables import Base
 
 context.configure(

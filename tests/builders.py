@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import text
 
 from app.core.access import DEFAULT_PROJECT_ID
-from app.core.db.base import Base
+from app.core.db.base import Base, Project
 from app.core.db.repositories.checkpoints import CheckpointRepository, TunedModelRepository
 from app.core.db.repositories.events import EventRepository
 from app.core.db.repositories.files import FileRepository
@@ -233,11 +233,19 @@ def add_part(
     return part
 
 
+def add_project(database: Database, project_id: str, **changes: Any) -> Project:
+    """A project beside the default one, without limits."""
+    project = Project(id=project_id, name=project_id, created_at=NOW, **changes)
+    with database.writing() as session:
+        session.add(project)
+    return project
+
+
 def add_job(database: Database, **changes: Any) -> Job:
     """A job in the queue of the database."""
     job = build_job(**changes)
     with database.writing() as session:
-        JobRepository(session, DEFAULT_PROJECT_ID).add(job)
+        JobRepository(session, job.project_id).add(job)
     return job
 
 

@@ -12,7 +12,13 @@ from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from app.core.disk import as_storage_full
-from app.core.errors import NotFoundError, OutcomeUnknownError, ServiceError
+from app.core.errors import (
+    NotFoundError,
+    OutcomeUnknownError,
+    QuotaExceededError,
+    RateLimitError,
+    ServiceError,
+)
 from app.schemas.bodies import nearest_field
 
 MAX_ECHO = 200
@@ -97,8 +103,10 @@ async def _service_error(_request: Request, error: Exception) -> JSONResponse:
 def _retry_headers(error: ServiceError) -> dict[str, str] | None:
     if error.status_code == HTTPStatus.SERVICE_UNAVAILABLE:
         return {"retry-after": str(RETRY_AFTER_S)}
-    if isinstance(error, OutcomeUnknownError):
-        return {"x-should-retry": "false"}  # OpenAI's clients repeat every other 5xx by themselves
+    if isinstance(error, RateLimitError):
+        return {"retry-after": str(error.retry_after_s)}
+    if isinstance(error, OutcomeUnknownError | QuotaExceededError):
+        return {"x-should-retry": "false"}  # OpenAI's clients repeat other 5xx and 429 themselves
     return None
 
 

@@ -11,6 +11,7 @@ from app.core.errors import InvalidFileError, InvalidRequestError, StateConflict
 from app.core.ids import IdPrefix, new_id
 from app.core.storage.blob_store import BlobStore, stored
 from app.schemas.files import EXPIRES_AFTER_S
+from app.services.quotas import require_bytes
 from app.services.received_files import ReceivedFile
 
 MAX_FILENAME_LENGTH = 255
@@ -26,10 +27,12 @@ def create_file(
     Raises:
         InvalidRequestError: a field of the form is missing or not allowed.
         InvalidFileError: the file is not a dataset; the error lists the problems.
+        QuotaExceededError: the project may not store so much.
     """
     check_purpose(received.fields.get("purpose"))
     expires_at = _expiry(received.fields, now=now)
     check_content(received)
+    require_bytes(session, caller, received.bytes)
     file = build_file(received, now=now, expires_at=expires_at)
     with stored(store, file.blob_key, received.path):
         FileRepository(session, caller.project_id).add(file)

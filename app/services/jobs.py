@@ -44,7 +44,7 @@ def list_jobs(
     """A page of jobs on the wire, newest first; `metadata` is as in `JobRepository.list_page`."""
     jobs = JobRepository(session, caller.project_id)
     page = jobs.list_page(after=after, limit=limit, metadata=metadata)
-    positions = QueueRepository(session).positions(page.rows)
+    positions = QueueRepository(session, caller.project_id).positions(page.rows)
     return PageRead[JobRead].of(
         page, lambda job: JobRead.of(job, settings, queue_position=positions[job.id])
     )
@@ -52,7 +52,7 @@ def list_jobs(
 
 def read_job(session: Session, job: Job, settings: Settings) -> JobRead:
     """The job on the wire, with its place in the queue."""
-    position = QueueRepository(session).position(job)
+    position = QueueRepository(session, job.project_id).position(job)
     return JobRead.of(job, settings, queue_position=position)
 
 

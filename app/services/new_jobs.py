@@ -28,6 +28,7 @@ from app.services.job_settings import (
     resolve_config,
 )
 from app.services.jobs import hand_over_saved_state, take_saved_state
+from app.services.quotas import require_job
 
 _SUSPICIOUS_MULTIPLIER = 1e-2
 """A smaller multiplier is probably a learning rate in the wrong field, so the job warns."""
@@ -58,6 +59,7 @@ def create_job_once(
         InvalidRequestError: the idempotency key belongs to another request, or as `create_job`.
         NotFoundError: as `create_job`.
         StorageFullError: the disk has no room for a new job.
+        QuotaExceededError: the project may have no more jobs.
     """
 
     def create() -> Job:
@@ -88,6 +90,7 @@ def rerun_job_once(
         NotFoundError: as `rerun_job`.
         StateConflictError: as `rerun_job`.
         StorageFullError: the disk has no room for a new job.
+        QuotaExceededError: the project may have no more jobs.
     """
 
     def rerun() -> Job:
@@ -221,7 +224,12 @@ def rerun_job(
 def _add_job(
     session: Session, caller: Caller, model: InstalledModel, organization: str, **values: Any
 ) -> Job:
-    """Add a job on an installed base model. Its tuned model is named after both."""
+    """Add a job on an installed base model. Its tuned model is named after both.
+
+    Raises:
+        QuotaExceededError: the project may have no more jobs.
+    """
+    require_job(session, caller, now=values["created_at"])
     job_id = new_id(IdPrefix.JOB)
     job = Job(
         id=job_id,

@@ -13,6 +13,7 @@ from app.core.clock import steady_s
 from app.core.db.repositories.files import FileRepository
 from app.core.db.repositories.jobs import JobRepository
 from app.core.db.repositories.leases import Lease, LeaseRepository
+from app.core.db.repositories.projects.usage import UsageRepository
 from app.core.db.repositories.recovery import Crash, Interruption, RecoveryRepository
 from app.core.db.repositories.saved_states import SavedStateRepository
 from app.core.db.session import Session
@@ -104,6 +105,9 @@ class Attempt:
                 self._lease, after_step=after_step, now=self._resources.clock()
             )
         )
+        left_s = self._keeper.read(self._read_seconds_left)
+        if left_s is not None:
+            self._keeper.limit_to(left_s)
 
     def beat(self) -> None:
         """Poll what the user wants, renew the lease, and write the steps that wait."""
@@ -155,6 +159,7 @@ class Attempt:
                 ending,
                 action=self._keeper.requested_action,
                 is_stopping=self._keeper.is_stopping,
+                is_over_time=self._keeper.is_over_time,
             )
         )
 
@@ -199,6 +204,10 @@ class Attempt:
             states,
             jobs.list_steps(lease.job_id, last=states[0].step) if states else (),
         )
+
+    def _read_seconds_left(self, session: Session) -> float | None:
+        usage = UsageRepository(session, self._lease.project_id)
+        return usage.job_seconds_left(self._lease.job_id, now=self._resources.clock())
 
     def _record_total(self, event: Planned | Started) -> None:
         total_steps = event.total_steps

@@ -105,6 +105,9 @@ class RecoveryRepository(Repository):
 
     def _rescue(self, is_lost: ColumnElement[bool], fate: str, *, now: datetime) -> list[str]:
         lost = select(Job).where(Job.status == JobStatus.RUNNING, is_lost)
+        lost = lost.order_by(
+            Job.project_id, Job.id
+        )  # the usage of projects is locked in this order
         jobs = self._session.scalars(lost.with_for_update(skip_locked=True)).all()
         for job in jobs:
             why = Interruption(f"Its worker {job.worker_id} {fate}")

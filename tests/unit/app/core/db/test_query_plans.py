@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, event
 
-from app.core.db.repositories.queue import QueueRepository
+from app.core.db.repositories.queue import QueueRepository, Turns
 from app.core.db.repositories.idempotency import OldIdempotencyRecords
 from app.core.db.repositories.uploads import EndedUploads
 from app.core.db.repositories.saved_states import UnneededStates
@@ -20,6 +20,7 @@ from app.core.db.repositories.idempotency import IdempotencyRepository
 from app.core.db.repositories.jobs import JobRepository
 from app.core.db.repositories.leases import LeaseRepository
 from app.core.db.repositories.recovery import RecoveryRepository
+from app.core.db.repositories.projects.usage import UsageRepository
 from app.core.db.repositories.saved_states import SavedStateRepository
 from app.core.db.repositories.uploads import UploadRepository
 from app.core.db.repositories.workers import WorkerRepository
@@ -42,12 +43,12 @@ def _list_files(session: Session, **filters: Any) -> object:
 
 
 _ASKED: dict[str, Callable[[Session], object]] = {
-    "get": lambda session: QueueRepository(session).position(build_job(priority=0)),
+    "get": lambda session: QueueRepository(session, DEFAULT_PROJECT_ID).position(build_job(priority=0)),
     "list": lambda session: JobRepository(session, DEFAULT_PROJECT_ID).list_page(after="a", limit=20, metadata={}),
     "list by labels": lambda session: JobRepository(session, DEFAULT_PROJECT_ID).list_page(
         after="a", limit=20, metadata={"a": "b", "c": "d"}
     ),
-    "queue": lambda session: QueueRepository(session).positions([build_job()]),
+    "queue": lambda session: QueueRepository(session, DEFAULT_PROJECT_ID).positions([build_job()]),
     "events": lambda session: EventRepository(session, DEFAULT_PROJECT_ID).list_page("a", after="a", limit=20),
     "loss log": lambda session: JobRepository(session, DEFAULT_PROJECT_ID).list_steps("a"),
     "checkpoints": lambda session: CheckpointRepository(session, DEFAULT_PROJECT_ID).list_page(
@@ -57,6 +58,11 @@ _ASKED: dict[str, Callable[[Session], object]] = {
     "key": lambda session: IdempotencyRepository(session, DEFAULT_PROJECT_ID).find_by_key("create", "a"),
     "retry": lambda session: IdempotencyRepository(session, DEFAULT_PROJECT_ID).find_recent("create", "a", since=NOW),
     "claim": lambda session: LeaseRepository(session).claim("worker-1", now=NOW, lease_for=MINUTE),
+    "turns": lambda session: Turns(session).is_any(now=NOW),
+    "use": lambda session: UsageRepository(session, DEFAULT_PROJECT_ID).measure(now=NOW),
+    "count use": lambda session: UsageRepository(session, DEFAULT_PROJECT_ID).add(
+        processor_s=1.0, now=NOW
+    ),
     "rescue expired": lambda session: RecoveryRepository(session).rescue_expired(now=NOW),
     "rescue orphans": lambda session: RecoveryRepository(session).rescue_orphans(["a"], now=NOW),
     "find dead workers": lambda session: WorkerRepository(session).find_dead("a", lambda _: True),
@@ -124,7 +130,7 @@ def plans_of(database: Database, act: Callable[[Session], object]) -> list[list[
     statements: list[tuple[str, Any]] = []
 
     def note(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
-        if statement.startswith(("SELECT", "UPDATE", "DELETE")):
+        if statement.startswith(("SELECT", "WITH", "UPDATE", "DELETE")):
             statements.append((statement, parameters))
 
     with database.writing() as session:
