@@ -17,16 +17,19 @@ import uvicorn
 from typer.core import TyperGroup
 
 from app.api.requests import BoundedHttpProtocol
-from app.core.db.migrate import require_known_schema
+from app.core.clock import utc_now
+from app.core.db.migrate import require_known_schema, upgrade
 from app.core.disk import Ballast
 from app.core.errors import DatabaseBusyError, OperatorError, StorageFullError
 from app.core.logging import configure_logging
 from app.core.occupancy import occupied
 from app.core.settings import Settings, read_settings
+from app.key_commands import keys
 from app.main import create_app
 from app.maintenance.backup import make_backup
 from app.maintenance.doctor import examine
 from app.maintenance.findings import Finding, Level
+from app.maintenance.keys import secure_start
 from app.maintenance.restore import restore_backup
 
 CANNOT_RUN = 2
@@ -62,6 +65,8 @@ commands = typer.Typer(
     "a file .env: docs/settings.md. Exit codes: 0 good, 1 problems remain, 2 cannot run.",
 )
 
+commands.add_typer(keys, name="keys")
+
 Host = Annotated[
     str | None, typer.Option(help="Address to listen on, instead of TUNERY_HOST.", metavar="ADDR")
 ]
@@ -93,8 +98,11 @@ def serve_api(host: Host = None, port: Port = None) -> None:
             ballast.make_if_room()
         application = create_app(settings)
         _check_address(settings)
+        database = application.state.resources.database
         with suppress(DatabaseBusyError):  # the start below reports it, and may be repeated
-            require_known_schema(application.state.resources.database)
+            require_known_schema(database)
+            upgrade(database)
+            secure_start(settings, database, now=utc_now())
         uvicorn.run(
             application,
             host=settings.host,

@@ -10,8 +10,9 @@ from typing import Annotated, TypeVar
 from fastapi import Depends, Header, Query, Request, Response
 from pydantic import BaseModel
 
+from app.api.access import CALLER
 from app.core import disk
-from app.core.access import LOCAL_CALLER, Caller
+from app.core.access import Caller
 from app.core.base_models import Catalogue
 from app.core.clock import utc_now
 from app.core.db.session import Database, Session
@@ -84,8 +85,8 @@ async def _resources(request: Request) -> Resources:  # not `def`, which would s
     return request.app.state.resources
 
 
-async def _caller() -> Caller:
-    return LOCAL_CALLER
+async def _caller(request: Request) -> Caller:
+    return request.scope["state"][CALLER]
 
 
 ResourcesDep = Annotated[Resources, Depends(_resources)]

@@ -18,6 +18,7 @@ from app.core.errors import (
     QuotaExceededError,
     RateLimitError,
     ServiceError,
+    UnauthenticatedError,
 )
 from app.schemas.bodies import nearest_field
 
@@ -86,6 +87,11 @@ class _ErrorResponse(JSONResponse):
 
 async def _service_error(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ServiceError)
+    return service_error_response(error)
+
+
+def service_error_response(error: ServiceError) -> JSONResponse:
+    """The answer to a request that failed with this error."""
     extra: dict[str, Any] = {}
     if error.problems:
         extra["errors"] = [problem.model_dump() for problem in error.problems]
@@ -95,14 +101,16 @@ async def _service_error(_request: Request, error: Exception) -> JSONResponse:
         str(error),
         code=error.code,
         param=error.param,
-        headers=_retry_headers(error),
+        headers=_headers_of(error),
         **extra,
     )
 
 
-def _retry_headers(error: ServiceError) -> dict[str, str] | None:
+def _headers_of(error: ServiceError) -> dict[str, str] | None:
     if error.status_code == HTTPStatus.SERVICE_UNAVAILABLE:
         return {"retry-after": str(RETRY_AFTER_S)}
+    if isinstance(error, UnauthenticatedError):
+        return {"www-authenticate": "Bearer"}
     if isinstance(error, RateLimitError):
         return {"retry-after": str(error.retry_after_s)}
     if isinstance(error, OutcomeUnknownError | QuotaExceededError):

@@ -6,11 +6,11 @@ from http import HTTPStatus
 from typing import Any
 
 from fastapi import Request, Response
-from fastapi.routing import APIRoute
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from app.api.access import PolicyRoute
 from app.api.errors import ERROR_CODE, error_response
 from app.core import strict_json
 from app.core.clock import steady_s
@@ -136,7 +136,7 @@ class _StrictRequest(Request):
             ) from error
 
 
-class StrictJsonRoute(APIRoute):
+class StrictJsonRoute(PolicyRoute):
     """A route whose body, if it has one, must be declared as JSON and be strict JSON."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:

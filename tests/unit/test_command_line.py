@@ -15,7 +15,7 @@ from app.core.settings import read_settings
 from app.core.version import VERSION
 from tunery.cli import cli
 
-MAINTENANCE = ("api", "openapi", "doctor", "backup", "restore")
+MAINTENANCE = ("api", "openapi", "doctor", "backup", "restore", "keys")
 OWN = ("serve", "worker", "models", "examples", "version")
 
 pytestmark = pytest.mark.usefixtures("untouched_logging")

@@ -186,7 +186,9 @@ class Publisher:
 
         def drop(session: Session) -> list[str]:
             now = self._clock()
-            freed = SavedStateRepository(session, self._lease.project_id).drop(self._lease, end.step)
+            freed = SavedStateRepository(session, self._lease.project_id).drop(
+                self._lease, end.step
+            )
             leases = LeaseRepository(session)
             leases.note(self._lease, f"{why}: {end.message}", now=now, level="warn")
             RecoveryRepository(session).release(self._lease, why, now=now)

@@ -5,9 +5,11 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
+from app.api.access import PolicyRoute, needs
 from app.api.archive import zip_segments
 from app.api.deps import LIMIT, CallerDep, Cursor, ResourcesDep, as_json
 from app.api.streaming import send_segments
+from app.core.access import Scope
 from app.core.db.repositories.checkpoints import CheckpointRepository
 from app.core.db.repositories.events import EventRepository
 from app.core.db.repositories.jobs import JobRepository
@@ -22,10 +24,12 @@ from app.services import jobs as job_service
 _MAX_STEP = 10**9
 """Largest step that a request can name: more than any job takes, and a valid database integer."""
 
-router = APIRouter(prefix="/fine_tuning/jobs/{job_id}", tags=["fine-tuning"])
+router = APIRouter(
+    prefix="/fine_tuning/jobs/{job_id}", tags=["fine-tuning"], route_class=PolicyRoute
+)
 
 
-@router.get("/events", response_model=PageRead[EventRead])
+@router.get("/events", response_model=PageRead[EventRead], dependencies=[needs(Scope.READ)])
 def list_events(
     job_id: str,
     caller: CallerDep,
@@ -37,13 +41,15 @@ def list_events(
 
     def act(session: Session) -> PageRead[EventRead]:
         JobRepository(session, caller.project_id).require(job_id)
-        page = EventRepository(session, caller.project_id).list_page(job_id, after=after, limit=limit)
+        page = EventRepository(session, caller.project_id).list_page(
+            job_id, after=after, limit=limit
+        )
         return PageRead[EventRead].of(page, EventRead.model_validate)
 
     return as_json(resources.read(act))
 
 
-@router.get("/checkpoints")
+@router.get("/checkpoints", dependencies=[needs(Scope.READ)])
 def list_checkpoints(
     job_id: str,
     caller: CallerDep,
@@ -59,7 +65,9 @@ def list_checkpoints(
 
     def act(session: Session) -> PageRead[CheckpointRead]:
         job = JobRepository(session, caller.project_id).get(job_id)
-        page = CheckpointRepository(session, caller.project_id).list_page(job_id, after=after, limit=limit)
+        page = CheckpointRepository(session, caller.project_id).list_page(
+            job_id, after=after, limit=limit
+        )
         return PageRead[CheckpointRead].of(page, lambda row: CheckpointRead.of(row, job))
 
     return resources.read(act)
@@ -69,6 +77,7 @@ def list_checkpoints(
     "/metrics",
     response_model=MetricsRead,
     responses={200: {"content": {"text/csv": {}, "application/x-ndjson": {}}}},
+    dependencies=[needs(Scope.READ)],
 )
 def get_metrics(
     job_id: str,
@@ -106,7 +115,10 @@ def get_metrics(
 
 
 @router.get(
-    "/adapter", response_class=Response, responses={200: {"content": {"application/zip": {}}}}
+    "/adapter",
+    response_class=Response,
+    responses={200: {"content": {"application/zip": {}}}},
+    dependencies=[needs(Scope.READ)],
 )
 def get_adapter(
     job_id: str,

@@ -73,7 +73,7 @@ class Project(Base):
     __tablename__ = "projects"
 
     id: Mapped[str] = mapped_column(primary_key=True)
-    name: Mapped[str]
+    name: Mapped[str] = mapped_column(unique=True, index=True)
     created_at: Mapped[datetime]
     last_turn: Mapped[int] = mapped_column(BigInteger, default=0, index=True)
     """Number of the turn at which a worker last took one of its jobs. The latest is the highest."""

@@ -11,8 +11,8 @@ import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
-from app.core.access import LOCAL_CALLER
 from app.api.v1 import uploads as routes
+from app.core.access import LOCAL_CALLER
 from app.core.clock import utc_now
 from app.core.dataset.checker import DatasetSummary
 from app.core.db.repositories.uploads import COMPLETION_GRACE, ENDED_KEPT_FOR
