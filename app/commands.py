@@ -31,6 +31,7 @@ from app.maintenance.doctor import examine
 from app.maintenance.findings import Finding, Level
 from app.maintenance.keys import secure_start
 from app.maintenance.restore import restore_backup
+from app.project_commands import projects
 
 CANNOT_RUN = 2
 """Exit code of a command that could not run, and would fail again without a change."""
@@ -66,6 +67,7 @@ commands = typer.Typer(
 )
 
 commands.add_typer(keys, name="keys")
+commands.add_typer(projects, name="projects")
 
 Host = Annotated[
     str | None, typer.Option(help="Address to listen on, instead of TUNERY_HOST.", metavar="ADDR")

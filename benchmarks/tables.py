@@ -206,13 +206,14 @@ class Round:
             lease, JobStatus.CANCELLED, now=now))  # fmt: skip
         self._write(
             "delete job",
-            lambda session: job_service.delete_job(session, LOCAL_CALLER, lease.job_id),
+            lambda session: job_service.delete_job(session, LOCAL_CALLER, lease.job_id, now=now),
         )
         self._write(
             "cancel", lambda session: job_service.cancel_job(session, LOCAL_CALLER, job.id, now=now)
         )
         self._write(
-            "delete new job", lambda session: job_service.delete_job(session, LOCAL_CALLER, job.id)
+            "delete new job",
+            lambda session: job_service.delete_job(session, LOCAL_CALLER, job.id, now=now),
         )
         return self.took_s
 
@@ -254,13 +255,13 @@ class Round:
 
     def _look(self, session: Any, wanted: str) -> None:
         jobs = JobRepository(session, DEFAULT_PROJECT_ID)
-        QueueRepository(session, DEFAULT_PROJECT_ID).position(jobs.get(wanted))
+        QueueRepository(session).position(jobs.get(wanted))
 
     def _list(self, session: Any, after: str | None, labels: dict[str, str]) -> None:
         jobs = JobRepository(session, DEFAULT_PROJECT_ID)
         page = jobs.list_page(after=after, limit=20, metadata=labels)
         assert page.rows
-        QueueRepository(session, DEFAULT_PROJECT_ID).positions(page.rows)
+        QueueRepository(session).positions(page.rows)
 
     def _write(self, name: str, act: Callable[[Any], Any]) -> Any:
         began = time.perf_counter()

@@ -4,7 +4,7 @@ from fastapi import APIRouter, Request
 
 from app.api.access import CALLER
 from app.api.deps import Now, ResourcesDep
-from app.core.db.repositories.queue import Turns
+from app.core.db.repositories.queue import QueueRepository
 from app.core.db.repositories.workers import WorkerRepository
 from app.core.disk import free_bytes, has_room
 from app.schemas.bodies import ResponseBody
@@ -46,7 +46,7 @@ def readyz(request: Request, resources: ResourcesDep, now: Now) -> Readiness | H
     return Readiness(
         status="ready",
         workers=workers,
-        queued_jobs=resources.read(lambda session: Turns(session).count()),
+        queued_jobs=resources.read(lambda session: QueueRepository(session).count()),
         free_bytes=free_bytes(resources.settings.data_dir),
         has_room=has_room(resources.settings),
     )

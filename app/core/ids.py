@@ -28,6 +28,7 @@ class IdPrefix(StrEnum):
     REQUEST = "req_"
     WORKER = "worker-"
     KEY = "key_"
+    AUDIT_EVENT = "audit_"
     PROJECT = "proj_"
 
 

@@ -19,6 +19,8 @@ from app.core.job.status import JobStatus
 from app.core.job.training_config import TrainingConfig
 from app.core.settings import Settings
 from app.schemas.fine_tuning_jobs import JobCreate, JobRerun
+from app.services import audit
+from app.services.audit import Action
 from app.services.idempotency import IdempotentRequest, RequestOrigin
 from app.services.job_inputs import check_files, find_installed
 from app.services.job_settings import (
@@ -239,6 +241,8 @@ def _add_job(
         **values,
     )
     JobRepository(session, caller.project_id).add(job)
+    action = Action.JOB_CREATED if job.rerun_of is None else Action.JOB_RERUN
+    audit.record(session, caller, action, job_id, now=job.created_at)
     return job
 
 

@@ -7,6 +7,7 @@ requests of the project that would use it up take turns, so that two cannot both
 from datetime import datetime
 
 from app.core.access import Caller
+from app.core.db.repositories.access import ProjectsRepository
 from app.core.db.repositories.projects.usage import UsageRepository
 from app.core.db.session import Session
 from app.core.errors import QuotaExceededError
@@ -21,7 +22,7 @@ def require_bytes(session: Session, caller: Caller, more_bytes: int) -> None:
         QuotaExceededError: the project would store more than it may.
     """
     usage = UsageRepository(session, caller.project_id)
-    limit = usage.get_project().max_stored_bytes
+    limit = ProjectsRepository(session).get(caller.project_id).max_stored_bytes
     if limit is None:
         return
     usage.lock_limits()
@@ -42,7 +43,7 @@ def require_job(session: Session, caller: Caller, *, now: datetime) -> None:
             the bytes of the project are used up.
     """
     usage = UsageRepository(session, caller.project_id)
-    project = usage.get_project()
+    project = ProjectsRepository(session).get(caller.project_id)
     limits = (project.max_queued_jobs, project.max_processor_hours, project.max_stored_bytes)
     if limits == (None, None, None):
         return

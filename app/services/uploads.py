@@ -24,6 +24,8 @@ from app.core.ids import IdPrefix, new_id
 from app.core.settings import Settings
 from app.core.storage.blob_store import BlobStore, stored
 from app.schemas.uploads import MAX_PARTS, UploadCreate, UploadRead, UploadStatus
+from app.services import audit
+from app.services.audit import Action
 from app.services.files import build_file, check_purpose, plain_name
 from app.services.quotas import require_bytes
 from app.services.received_files import Assembly, ReceivedFile
@@ -252,6 +254,7 @@ def finish_completion(
         parts = uploads.end(upload, "completed")
         require_bytes(session, caller, file.bytes)
         FileRepository(session, caller.project_id).add(file)
+        audit.record(session, caller, Action.FILE_UPLOADED, file.id, now=now)
         return parts
 
 

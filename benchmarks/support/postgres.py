@@ -40,8 +40,7 @@ _PREFIX = "tunery-postgres-"
 _TEMPLATE = "migrated"
 _SHARED = "shared"
 _DEFAULT_PROJECT = (
-    "INSERT INTO projects (id, name, created_at) "
-    "VALUES ('proj-default', 'Default project', now());"
+    "INSERT INTO projects (id, name, created_at) VALUES ('proj-default', 'Default project', now());"
 )
 """What the migrations themselves have put there."""
 _TABLES = list(Base.metadata.tables)

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Mapping
 
 from app.core.clock import steady_s
+from app.core.db.repositories.access import ProjectsRepository
 from app.core.db.repositories.files import FileRepository
 from app.core.db.repositories.jobs import JobRepository
 from app.core.db.repositories.leases import Lease, LeaseRepository
@@ -206,8 +207,12 @@ class Attempt:
         )
 
     def _read_seconds_left(self, session: Session) -> float | None:
-        usage = UsageRepository(session, self._lease.project_id)
-        return usage.job_seconds_left(self._lease.job_id, now=self._resources.clock())
+        project_id = self._lease.project_id
+        limit_s = ProjectsRepository(session).get(project_id).max_duration_s
+        if limit_s is None:
+            return None
+        usage = UsageRepository(session, project_id)
+        return limit_s - usage.job_seconds(self._lease.job_id, now=self._resources.clock())
 
     def _record_total(self, event: Planned | Started) -> None:
         total_steps = event.total_steps

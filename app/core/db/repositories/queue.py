@@ -20,7 +20,7 @@ from sqlalchemy import (
     update,
 )
 
-from app.core.db.base import Project, ProjectRepository, Repository
+from app.core.db.base import Project, Repository
 from app.core.db.project_tables import ProjectUsage, month_of
 from app.core.db.tables import Job
 from app.core.job.status import JobStatus
@@ -100,33 +100,36 @@ _END_TURN = (
 )
 
 
-class QueueRepository(ProjectRepository):
-    """The queued jobs of one project."""
+class QueueRepository(Repository):
+    """The queued jobs, each in the queue of its project."""
 
     def position(self, job: Job) -> int | None:
-        """Return 1 for the job that runs at the project's next turn. None unless it is queued.
+        """Return 1 for the job that runs at its project's next turn. None unless it is queued.
 
         At most `MAX_POSITION`.
         """
         if job.status is not JobStatus.QUEUED:
             return None
-        which = {"priority": job.priority, "job_id": job.id} | self._bounds()
+        which = {"priority": job.priority, "job_id": job.id} | _bounds(job.project_id)
         return min(self._session.scalars(_POSITION, which).one(), MAX_POSITION)
 
     def positions(self, jobs: Sequence[Job]) -> dict[str, int | None]:
-        """Return `position` of many jobs, by their ids, in one query."""
+        """Return `position` of many jobs of one project, by their ids, in one query."""
         queued = [job.id for job in jobs if job.status is JobStatus.QUEUED]
-        front = self._session.scalars(_FRONT, self._bounds()) if queued else ()
+        bounds = _bounds(jobs[0].project_id) if jobs else {}
+        front = self._session.scalars(_FRONT, bounds) if queued else ()
         place = {job_id: number for number, job_id in enumerate(front, start=1)}
         positions: dict[str, int | None] = dict.fromkeys(job.id for job in jobs)
         return positions | {job_id: place.get(job_id, MAX_POSITION) for job_id in queued}
 
-    def _bounds(self) -> dict[str, str | int]:
-        return {"project_id": self._project_id, "at_most": MAX_POSITION}
+    def count(self) -> int:
+        """Number of queued jobs of all projects."""
+        queued = select(func.count()).where(Job.status == JobStatus.QUEUED)
+        return self._session.scalars(queued).one()
 
 
 class Turns(Repository):
-    """The queued jobs of every project."""
+    """Whose turn it is."""
 
     def is_any(self, *, now: datetime) -> bool:
         """Whether there is a job to start: one that is queued, of a project within its limits."""
@@ -147,6 +150,6 @@ class Turns(Repository):
             _END_TURN, {"whose": project_id}, execution_options={"synchronize_session": False}
         )
 
-    def count(self) -> int:
-        queued = select(func.count()).where(Job.status == JobStatus.QUEUED)
-        return self._session.scalars(queued).one()
+
+def _bounds(project_id: str) -> dict[str, str | int]:
+    return {"project_id": project_id, "at_most": MAX_POSITION}

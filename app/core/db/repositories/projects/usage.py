@@ -5,7 +5,7 @@ from datetime import datetime
 
 from sqlalchemy import func, select
 
-from app.core.db.base import Project, ProjectRepository
+from app.core.db.base import ProjectRepository
 from app.core.db.project_tables import ProjectUsage, month_of
 from app.core.db.session import lock_names
 from app.core.db.tables import Attempt, File, Job, SavedState, UploadPart
@@ -40,10 +40,6 @@ class UsageRepository(ProjectRepository):
             requests=row.requests if row else 0,
         )
 
-    def get_project(self) -> Project:
-        query = select(Project).where(Project.id == self._project_id)
-        return self._session.scalars(query).one()
-
     def lock_limits(self) -> None:
         """Wait for other transactions of the project that do this; lock until this one ends.
 
@@ -69,15 +65,12 @@ class UsageRepository(ProjectRepository):
         bounded = query.limit(count).subquery()
         return self._session.scalars(select(func.count()).select_from(bounded)).one() >= count
 
-    def job_seconds_left(self, job_id: str, *, now: datetime) -> float | None:
-        """How long the attempts at a job may still take. None if that is not limited."""
-        limit_s = self.get_project().max_duration_s
-        if limit_s is None:
-            return None
+    def job_seconds(self, job_id: str, *, now: datetime) -> float:
+        """How long all attempts at a job have taken so far, in seconds."""
         attempts = select(Attempt).join(Job).where(Job.id == job_id)
         own = self._session.scalars(attempts.where(Job.project_id == self._project_id))
         spans = [(each.ended_at or now) - each.started_at for each in own]
-        return limit_s - sum(span.total_seconds() for span in spans)
+        return sum(span.total_seconds() for span in spans)
 
     def processor_s(self, *, now: datetime) -> float:
         """Processor seconds of this month, those of running attempts included."""

@@ -6,7 +6,7 @@ from app.core.access import DEFAULT_PROJECT_ID
 from app.core.db.repositories.events import EventRepository
 from app.core.db.repositories.jobs import JobRepository
 from app.core.db.repositories.leases import LeaseRepository
-from app.core.db.repositories.queue import MAX_POSITION, QueueRepository, Turns
+from app.core.db.repositories.queue import MAX_POSITION, QueueRepository
 from app.core.db.session import Database
 from app.core.db.tables import Event, Job, JobMetadata
 from app.core.errors import NotFoundError
@@ -122,10 +122,10 @@ def test_a_job_knows_its_place_in_the_queue_until_it_is_taken(database: Database
     taken, *waiting = [get_job(database, job.id) for job in jobs]
 
     with database.reading() as session:
-        queue = QueueRepository(session, DEFAULT_PROJECT_ID)
+        queue = QueueRepository(session)
         assert queue.position(taken) is None
         assert [queue.position(job) for job in waiting] == [1, 2]
-        assert Turns(session).count() == 2
+        assert queue.count() == 2
 
 
 def test_a_job_far_back_in_the_queue_is_not_counted_to(database: Database) -> None:
@@ -137,7 +137,7 @@ def test_a_job_far_back_in_the_queue_is_not_counted_to(database: Database) -> No
     found = [get_job(database, job_id) for job_id in [*ids, paused]]
 
     with database.reading() as session:
-        queue = QueueRepository(session, DEFAULT_PROJECT_ID)
+        queue = QueueRepository(session)
         one_by_one = [queue.position(job) for job in found]
         together = queue.positions(found)
 

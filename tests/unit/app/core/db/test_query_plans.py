@@ -41,14 +41,14 @@ def _list_files(session: Session, **filters: Any) -> object:
 
 
 _ASKED: dict[str, Callable[[Session], object]] = {
-    "get": lambda session: QueueRepository(session, DEFAULT_PROJECT_ID).position(build_job(priority=0)),
+    "get": lambda session: QueueRepository(session).position(build_job(priority=0)),
     "list": lambda session: JobRepository(session, DEFAULT_PROJECT_ID).list_page(
         after="a", limit=20, metadata={}
     ),
     "list by labels": lambda session: JobRepository(session, DEFAULT_PROJECT_ID).list_page(
         after="a", limit=20, metadata={"a": "b", "c": "d"}
     ),
-    "queue": lambda session: QueueRepository(session, DEFAULT_PROJECT_ID).positions([build_job()]),
+    "queue": lambda session: QueueRepository(session).positions([build_job()]),
     "events": lambda session: EventRepository(session, DEFAULT_PROJECT_ID).list_page(
         "a", after="a", limit=20
     ),

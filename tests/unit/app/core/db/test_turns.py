@@ -145,7 +145,7 @@ def test_a_position_counts_the_jobs_of_the_own_project(database: Database) -> No
     own = [add_job(database, project_id="proj-other") for _ in range(2)]
 
     with database.reading() as session:
-        queue = QueueRepository(session, "proj-other")
+        queue = QueueRepository(session)
         assert [queue.position(job) for job in own] == [1, 2]
         assert queue.positions(own) == {own[0].id: 1, own[1].id: 2}
     assert get_job(database, add_job(database).id).status is JobStatus.QUEUED

@@ -1,4 +1,4 @@
-from app.core.token_buckets import TokenBuckets
+from app.services.token_buckets import TokenBuckets
 
 
 class Seconds:
