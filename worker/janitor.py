@@ -16,6 +16,7 @@ from app.core.db.repositories.projects.retention import (
 from app.core.db.repositories.recovery import RecoveryRepository
 from app.core.db.repositories.saved_states import UnneededStates
 from app.core.db.repositories.uploads import ENDED_KEPT_FOR, EndedUploads
+from app.core.db.repositories.webhooks import DELIVERIES_KEPT_FOR, GIVE_UP_AFTER, WebhookQueue
 from app.core.db.repositories.workers import WorkerRepository
 from app.core.db.session import Database, Session
 from app.core.disk import Ballast
@@ -73,6 +74,7 @@ class Janitor:
             self.delete_saved_states,
             self.delete_idempotency_records,
             self.apply_retention,
+            self.give_up_webhooks,
             self.free_orphans,
         ):
             try:
@@ -121,6 +123,17 @@ class Janitor:
         """Delete old records: a request that comes again after so long is a new request."""
         with self._database.writing() as session:
             OldIdempotencyRecords(session).delete_older(than=self._clock() - KEPT_FOR)
+
+    def give_up_webhooks(self) -> None:
+        """End the events that could not be sent for too long, and delete those that have ended."""
+        now = self._clock()
+        with self._database.writing() as session:
+            queue = WebhookQueue(session)
+            given_up = queue.give_up(older_than=now - GIVE_UP_AFTER, now=now)
+            queue.delete_ended(older_than=now - DELIVERIES_KEPT_FOR)
+        for event_id, endpoint_id in given_up:
+            context = {"webhook_endpoint_id": endpoint_id, "event_id": event_id}
+            logger.warning("webhook given up", extra=context)
 
     def keep_ballast(self) -> None:
         """Create the ballast file again, once there is space."""

@@ -12,7 +12,7 @@ from anyio import to_thread
 
 from app.api.deps import Resources
 from app.core.access import LOCAL_CALLER, Caller, Scope
-from app.core.api_keys import hash_key, read_key_id
+from app.core.access.api_keys import hash_key, read_key_id
 from app.core.clock import steady_s, utc_now
 from app.core.db.repositories.access import KeyRepository
 from app.core.db.repositories.projects.usage import UsageRepository

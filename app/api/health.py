@@ -29,16 +29,17 @@ class Readiness(Health):
 
 @router.get("/healthz")
 def healthz() -> Health:
-    """Say that the process answers."""
+    """Report that the API process is up."""
     return Health(status="ok")
 
 
 @router.get("/readyz")
 def readyz(request: Request, resources: ResourcesDep, now: Now) -> Readiness | Health:
-    """Say that the database answers, how many workers are alive and how full the disk is.
+    """Report whether the API can serve requests, with the live workers and the free disk space.
 
-    A full disk is not an error here, because files and jobs can still be read and deleted. Without
-    a key, where keys are needed, the answer says only that the database answers.
+    The answer is an error if the database cannot be used. A full disk is not an error, because
+    files and jobs can still be read and deleted. Without a key, where keys are needed, the answer
+    says only that the database can be used.
     """
     workers = resources.read(lambda session: WorkerRepository(session).count_alive(now=now))
     if CALLER not in request.scope["state"]:

@@ -30,6 +30,8 @@ class IdPrefix(StrEnum):
     KEY = "key_"
     AUDIT_EVENT = "audit_"
     PROJECT = "proj_"
+    WEBHOOK_ENDPOINT = "whep_"
+    WEBHOOK_EVENT = "evt_"
 
 
 _lock = threading.Lock()

@@ -1,7 +1,9 @@
 """Settings, with defaults and units. A test compares `docs/settings.md` with this file."""
 
 import os
-from ipaddress import ip_address
+import re
+from collections.abc import Sequence
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +13,30 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from app.core.errors import OperatorError
 
 _LOOPBACK_NAMES = frozenset({"127.0.0.1", "localhost", "[::1]"})
+Network = IPv4Network | IPv6Network
+
+PUBLIC_WEBHOOKS = "public"
+"""Entry of `webhook_targets` that allows the internet."""
+
+WEBHOOK_ORIGIN = re.compile(
+    r"(?P<scheme>https?)://(?P<host>(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*)(:(?P<port>[0-9]{1,5}))?"
+)
+"""Any other entry of `webhook_targets`. IPv6 addresses need a name."""
+
+_NEVER: Sequence[Network] = [
+    ip_network(text)
+    for text in (
+        "0.0.0.0/8",
+        "169.254.0.0/16",  # link-local; a cloud's metadata
+        "224.0.0.0/3",
+        "::/128",
+        "::ffff:0:0/96",  # IPv4 in another spelling
+        "64:ff9b::/96",
+        "fe80::/10",
+        "ff00::/8",
+    )
+]
+"""Networks that `webhook_private_networks` must not contain, not even a part of them."""
 
 
 class Settings(BaseSettings):
@@ -71,8 +97,8 @@ class Settings(BaseSettings):
     """Interval at which an idle worker asks the database for a job, in seconds."""
 
     lease_s: float = Field(default=60.0, ge=1, le=3600)
-    """Lease of a running job, in seconds. A job whose worker gives no sign of life for this long
-    returns to the queue."""
+    """Duration of a worker's lease on a running job, in seconds. A job whose worker gives no sign
+    of life for this long returns to the queue."""
 
     concurrency: int = Field(default=1, ge=1, le=64)
     """Maximum number of jobs that train at once on this machine, over all of its workers. Workers
@@ -135,6 +161,15 @@ class Settings(BaseSettings):
     """Format of the log on standard error: `text` for people, in colour on a terminal, or `json`
     for programs, one object per line."""
 
+    webhook_targets: str = ""
+    """Where webhooks may be sent, separated by commas: `public` for every https URL on the internet
+    on port 443 or 8443, or origins such as `https://hooks.example.com`,
+    `https://*.example.com:8443` or `http://receiver:8080`. Empty means that webhooks are off."""
+
+    webhook_private_networks: str = ""
+    """Private networks in which a host may be that `TUNERY_WEBHOOK_TARGETS` names, separated by
+    commas, such as `10.0.0.0/8`. Empty means none."""
+
     @field_validator("database_url")
     @classmethod
     def _must_be_offered(cls, url: str) -> str:
@@ -142,6 +177,36 @@ class Settings(BaseSettings):
         if url and scheme not in ("sqlite", "postgresql"):
             raise ValueError("it must begin with postgresql:// or sqlite:///")
         return url
+
+    @field_validator("webhook_targets")
+    @classmethod
+    def _must_be_targets(cls, text: str) -> str:
+        for target in _split(text):
+            if target != PUBLIC_WEBHOOKS and not WEBHOOK_ORIGIN.fullmatch(target):
+                raise ValueError(
+                    f"{target[:80]!r} is neither 'public' nor an origin in lower case and without "
+                    "a path, such as https://hooks.example.com or https://*.example.com:8443"
+                )
+        return text
+
+    @field_validator("webhook_private_networks")
+    @classmethod
+    def _must_be_networks(cls, text: str) -> str:
+        for network in _networks_in(text):
+            if any(network.overlaps(never) for never in _NEVER if never.version == network.version):
+                raise ValueError(
+                    f"{network} contains addresses that no webhook may be sent to, such as that of "
+                    "a cloud's metadata; name smaller networks"
+                )
+        return text
+
+    @property
+    def webhook_target_list(self) -> list[str]:
+        return _split(self.webhook_targets)
+
+    @property
+    def webhook_private_network_list(self) -> list[Network]:
+        return _networks_in(self.webhook_private_networks)
 
     @property
     def resolved_database_url(self) -> str:
@@ -179,6 +244,15 @@ class Settings(BaseSettings):
         return self.data_dir / "blobs"
 
     @property
+    def models_dir(self) -> Path:
+        return self.data_dir / "models"
+
+    @property
+    def signing_dir(self) -> Path:
+        """Directory of the key that signs manifests. No training child may read it."""
+        return self.data_dir / "signing"
+
+    @property
     def work_dir(self) -> Path:
         """Directory of the job directories of running attempts."""
         return self.data_dir / "work"
@@ -207,3 +281,11 @@ def read_settings() -> Settings:
             for problem in error.errors(include_url=False)
         ]
         raise SettingsError("\n".join(lines)) from error
+
+
+def _split(text: str) -> list[str]:
+    return [entry.strip() for entry in text.split(",") if entry.strip()]
+
+
+def _networks_in(text: str) -> list[Network]:
+    return [ip_network(entry) for entry in _split(text)]

@@ -10,7 +10,7 @@ from starlette.testclient import TestClient
 
 from app.api.access import PolicyMissingError, PolicyRoute, require_policies
 from app.core.access import DEFAULT_PROJECT_ID, Scope
-from app.core.api_keys import new_key, read_key_id
+from app.core.access.api_keys import new_key, read_key_id
 from app.core.clock import utc_now
 from app.core.db.session import Database
 from app.core.ids import IdPrefix, new_id

@@ -10,7 +10,7 @@ from typer.testing import CliRunner, Result
 
 from app.commands import commands
 from app.core.access import Scope
-from app.core.api_keys import hash_key, read_key_id
+from app.core.access.api_keys import hash_key, read_key_id
 from app.core.clock import utc_now
 from app.core.db.repositories.access import KeyRepository
 from app.core.db.session import Database

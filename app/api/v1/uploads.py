@@ -54,7 +54,7 @@ def create_upload(
 
 @router.get("/{upload_id}", dependencies=[needs(Scope.READ)])
 def get_upload(upload_id: str, caller: CallerDep, resources: ResourcesDep, now: Now) -> UploadRead:
-    """Get an upload and the parts received so far. An interrupted client then sends the rest."""
+    """Get an upload and the parts received so far. An interrupted client can then send the rest."""
     return resources.read(
         lambda session: upload_service.read_upload(session, caller, upload_id, now=now)
     )
@@ -68,7 +68,8 @@ async def create_part(
 ) -> UploadPartRead:
     """Add a part of at most 64 MiB. The same bytes sent again are answered with the same part.
 
-    Parts can be sent at the same time and in any order. The completion names their order.
+    Parts can be sent at the same time and in any order. Their order is given as `part_ids` when the
+    upload is completed.
     """
 
     def require_pending(session: Session) -> None:

@@ -264,6 +264,7 @@ def test_a_child_that_finishes_leaves_a_job_with_its_results(bench: Bench) -> No
         "adapter_config.json",
         "adapter_model.safetensors",
         "manifest.json",
+        "manifest.json.sig",
     ]
     assert bench.read(checkpoint.files[1].blob_key) == b"\2" * 5000
     with bench.database.reading() as session:
@@ -839,7 +840,7 @@ def test_a_base_model_that_is_gone_fails_the_job_and_says_how_to_mend_it(bench: 
     assert bench.launcher.directories == []
     assert bench.job(job).error == {
         "code": "model_not_available",
-        "message": "The base model absent is not installed any more. Install it with 'tunery "
+        "message": "The base model absent is no longer installed. Install it with 'tunery "
         "models install absent' and rerun the job.",
         "param": None,
         "errors": [],

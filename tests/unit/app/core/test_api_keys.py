@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from app.core.api_keys import hash_key, new_key, read_key_id
+from app.core.access.api_keys import hash_key, new_key, read_key_id
 from app.core.ids import IdPrefix, new_id
 
 
