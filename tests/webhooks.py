@@ -126,11 +126,8 @@ def allow(*receivers: Receiver) -> TargetPolicy:
     return TargetPolicy([receiver.origin for receiver in receivers], [LOOPBACK])
 
 
-def add_endpoint(
-    database: Database, url: str, *, now: datetime = NOW, **changes: Any
-) -> WebhookEndpoint:
-    """An endpoint that subscribes to the end of every job."""
-    project_id = changes.pop("project_id", DEFAULT_PROJECT_ID)
+def build_endpoint(url: str, *, now: datetime = NOW, **changes: Any) -> WebhookEndpoint:
+    """An endpoint that subscribes to the end of every job but a failed one."""
     values: dict[str, Any] = {
         "id": new_id(IdPrefix.WEBHOOK_ENDPOINT),
         "name": "receiver",
@@ -142,7 +139,13 @@ def add_endpoint(
         "retry_at": now,
         "leased_until": now,
     }
-    endpoint = WebhookEndpoint(**(values | changes))
+    return WebhookEndpoint(**(values | changes))
+
+
+def add_endpoint(
+    database: Database, url: str, *, project_id: str = DEFAULT_PROJECT_ID, **changes: Any
+) -> WebhookEndpoint:
+    endpoint = build_endpoint(url, **changes)
     with database.writing() as session:
         WebhookRepository(session, project_id).add(endpoint)
     return endpoint

@@ -83,7 +83,8 @@ def list_endpoints(
     page = endpoints.list_page(after=after, limit=limit)
     counts = endpoints.count_deliveries(page.rows)
     return PageRead[WebhookEndpointRead].of(
-        page, lambda endpoint: WebhookEndpointRead.of(endpoint, counts[endpoint.id])
+        page,
+        lambda endpoint: WebhookEndpointRead.of(endpoint, counts.get(endpoint.id, Deliveries())),
     )
 
 
@@ -217,7 +218,7 @@ def send_sample(client: WebhookClient, sample: Sample) -> WebhookTestRead:
 
 def _count(session: Session, endpoint: WebhookEndpoint) -> Deliveries:
     endpoints = WebhookRepository(session, endpoint.project_id)
-    return endpoints.count_deliveries([endpoint])[endpoint.id]
+    return endpoints.count_deliveries([endpoint]).get(endpoint.id, Deliveries())
 
 
 def _without_repetitions(event_types: list[WebhookEventType]) -> list[str]:
