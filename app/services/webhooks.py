@@ -10,7 +10,7 @@ from app.core.db.session import Session
 from app.core.db.webhook_tables import WebhookEndpoint
 from app.core.errors import InvalidRequestError, StateConflictError
 from app.core.ids import IdPrefix, new_id
-from app.core.job.webhook_events import WebhookEventType
+from app.core.webhooks.events import WebhookEventType
 from app.schemas.bodies import PageRead
 from app.schemas.webhooks import (
     WebhookEndpointCreate,

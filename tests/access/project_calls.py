@@ -13,8 +13,8 @@ from app.core.db.repositories.projects.audit import Action
 from app.core.db.repositories.projects.usage import UsageRepository
 from app.core.db.session import Database
 from app.core.db.tables import TunedModel
-from app.core.job.webhook_events import WebhookEventType
 from app.core.storage.local import LocalBlobStore
+from app.core.webhooks.events import WebhookEventType
 from tests.builders import (
     MINUTE,
     NOW,

@@ -10,7 +10,7 @@ from app.api.deps import LIMIT, CallerDep, Cursor, Now, ResourcesDep
 from app.api.requests import StrictJsonRoute
 from app.core.access import Scope
 from app.core.ids import IdPrefix
-from app.core.job.webhook_events import WebhookEventType
+from app.core.webhooks.events import WebhookEventType
 from app.schemas.bodies import PageRead
 from app.schemas.webhooks import (
     WebhookEndpointCreate,

@@ -16,7 +16,7 @@ from app.core.db.session import lock_names
 from app.core.db.webhook_tables import WebhookDelivery, WebhookEndpoint
 from app.core.errors import NotFoundError
 from app.core.ids import IdPrefix, new_id
-from app.core.job.webhook_events import WebhookEventType
+from app.core.webhooks.events import WebhookEventType
 
 GIVE_UP_AFTER = timedelta(days=3)
 """Age of an event after which it is not sent any more."""

@@ -10,8 +10,8 @@ from starlette.testclient import TestClient
 from app.core.clock import utc_now
 from app.core.db.base import Project
 from app.core.db.session import Database
-from app.core.job.webhook_events import WebhookEventType
 from app.core.settings import Settings
+from app.core.webhooks.events import WebhookEventType
 from app.main import create_app
 from app.services.webhooks import MAX_ENDPOINTS
 from tests.builders import NOW

@@ -14,7 +14,7 @@ from app.core.db.session import Database, Session
 from app.core.db.tables import Job
 from app.core.job.status import JobStatus
 from app.core.job.training_events import JobError
-from app.core.job.webhook_events import EVENT_OF_STATUS, WebhookEventType
+from app.core.webhooks.events import EVENT_OF_STATUS, WebhookEventType
 from app.webhooks.messages import new_secret
 from tests.builders import MINUTE, NOW, add_job, build_job_in, claim
 from tests.webhooks import add_endpoint, end_job, list_deliveries, queue_event
