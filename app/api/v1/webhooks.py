@@ -81,10 +81,12 @@ def update_webhook_endpoint(
 
 @router.delete("/webhook_endpoints/{endpoint_id}", dependencies=[needs(Scope.WRITE)])
 def delete_webhook_endpoint(
-    endpoint_id: str, caller: CallerDep, resources: ResourcesDep
+    endpoint_id: str, caller: CallerDep, resources: ResourcesDep, now: Now
 ) -> WebhookEndpointDeleted:
     """Delete a webhook endpoint. It is not sent what it was not sent yet."""
-    delete = partial(webhook_service.delete_endpoint, caller=caller, endpoint_id=endpoint_id)
+    delete = partial(
+        webhook_service.delete_endpoint, caller=caller, endpoint_id=endpoint_id, now=now
+    )
     resources.write(delete, frees_space=True)
     return WebhookEndpointDeleted(id=endpoint_id)
 
