@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from app.core.errors import OperatorError
+from app.core.job.training_config import MACHINE_CACHE_NAME, PROJECT_CACHE_NAME
 
 _LOOPBACK_NAMES = frozenset({"127.0.0.1", "localhost", "[::1]"})
 Network = IPv4Network | IPv6Network
@@ -151,6 +152,11 @@ class Settings(BaseSettings):
     stop_grace_s: float = Field(default=30.0, ge=1, le=3600)
     """Time that a worker has to save its job and exit after it is told to stop, in seconds."""
 
+    sandbox: Literal["auto", "required", "off"] = "auto"
+    """Whether training processes are contained. `auto` uses all that the kernel allows, and a job
+    tells what that is. `required` refuses to start a worker on a machine that cannot filter system
+    calls, restrict file access, limit resources or give up privileges. `off` is for debugging."""
+
     install_default_model: bool = True
     """Whether a worker installs the embedded base model at its start if the model is missing."""
 
@@ -236,8 +242,15 @@ class Settings(BaseSettings):
 
     @property
     def cache_dir(self) -> Path:
-        """Cache that the training jobs of this machine share. Deleting it costs only time."""
+        """What training jobs keep for later ones. Deleting it costs only time."""
         return self.data_dir / "cache"
+
+    def caches_of(self, project_id: str) -> dict[str, Path]:
+        """Caches of a project's training jobs, by their names in a job directory."""
+        return {
+            MACHINE_CACHE_NAME: self.cache_dir / "machine",
+            PROJECT_CACHE_NAME: self.cache_dir / "projects" / project_id,
+        }
 
     @property
     def blobs_dir(self) -> Path:
