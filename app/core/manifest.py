@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from app.core import durable
+from app.core.job.artifacts import MANIFEST_NAME
 from app.core.job.training_config import Frozen, JobSpec
 
 _LIBRARIES = ("torch", "transformers", "peft", "datasets", "tokenizers", "safetensors", "numpy")
-MANIFEST_NAME = "manifest.json"
+MAX_BYTES = 256 * 1024
+"""Largest manifest that is read. Usually it has a few thousand bytes."""
 
 
 class ManifestFile(Frozen):
@@ -77,9 +79,22 @@ def read(directory: Path) -> Manifest:
         ManifestError: there is no readable manifest.
     """
     try:
-        return Manifest.model_validate_json((directory / MANIFEST_NAME).read_bytes())
-    except (OSError, ValueError) as error:
-        raise ManifestError(f"{directory.name}: no readable {MANIFEST_NAME}: {error}") from error
+        content = (directory / MANIFEST_NAME).read_bytes()
+    except OSError as error:
+        raise ManifestError(f"{directory.name}: no readable {MANIFEST_NAME}") from error
+    return parse(content, directory.name)
+
+
+def parse(content: bytes, where: str) -> Manifest:
+    """Read a manifest. `where` names its directory in messages, which never quote the content.
+
+    Raises:
+        ManifestError: the content is no manifest.
+    """
+    try:
+        return Manifest.model_validate_json(content)
+    except ValueError as error:
+        raise ManifestError(f"{where}: no readable {MANIFEST_NAME}") from error
 
 
 def check(manifest: Manifest, files: dict[str, ManifestFile]) -> None:

@@ -7,14 +7,17 @@ from dataclasses import dataclass
 from app.core.db.repositories.leases import Lease, RequestedAction
 from app.core.db.repositories.recovery import Crash, Interruption
 from app.core.disk import as_storage_full
+from app.core.job.child_text import last_line, without_paths
 from app.core.job.training_events import (
     Failed,
     Finished,
     JobError,
     OutOfSpace,
+    ProtocolError,
     Stopped,
     Unresumable,
 )
+from app.core.manifest import ManifestError
 from worker.job_directory import BaseModelChangedError, BaseModelMissingError
 from worker.launch.launcher import Ending
 from worker.launch.locks import JobLockedError
@@ -68,10 +71,28 @@ def end_of_process(
             return _end_of_interrupted(event, ending, is_stopping=is_stopping)
 
 
-def end_of_error(error: Exception, lease: Lease) -> JobError | Interruption:
-    """Decide how an attempt ends that failed with this exception, which is being handled."""
+def end_of_error(
+    error: Exception, lease: Lease, *, action: RequestedAction
+) -> JobError | Interruption | Cancelled:
+    """Decide how an attempt ends that failed with this exception, which is being handled.
+
+    Args:
+        error: the exception.
+        lease: the lease of the attempt.
+        action: what the user has asked the job to do.
+    """
     base_model, context = lease.base_model, {"job_id": lease.job_id}
     match error:
+        case _ if action is RequestedAction.CANCEL:
+            logger.warning("attempt failed: %r", error, extra=context)
+            return Cancelled()
+        case ProtocolError() | ManifestError():
+            logger.warning("the training process broke its protocol", exc_info=True, extra=context)
+            return JobError(
+                code="training_protocol_violated",
+                message=f"The training process was stopped. {without_paths(str(error)).rstrip(".")}. "
+                "Rerun the job; if it fails again, report a bug with the worker's log.",
+            )
         case JobLockedError():
             logger.warning("job locked: %s", error, extra=context)
             return Interruption(
@@ -96,7 +117,8 @@ def end_of_error(error: Exception, lease: Lease) -> JobError | Interruption:
             logger.exception("attempt failed", extra=context)
             return JobError(
                 code="internal_error",
-                message=f"The worker failed on this job: {error!r:.500}. See the worker's log.",
+                message=f"The worker failed on this job: {without_paths(repr(error)):.300}. See the "
+                "worker's log.",
             )
 
 
@@ -105,16 +127,26 @@ def _end_of_interrupted(
 ) -> Released | Crash:
     # A child that is asked to end may do so before it can report that.
     was_ended = ending.was_killed or (ending.was_asked and ending.exit_code == -signal.SIGTERM)
-    if was_ended or isinstance(event, Stopped):
+    was_told = ending.was_asked or is_stopping
+    if was_ended or (was_told and isinstance(event, Stopped)):
         return Released("The worker was stopped" if is_stopping else "The job was interrupted")
     if ending.exit_code == -signal.SIGKILL:
         return Crash(
             "The training process was killed, most likely because the machine ran out of memory",
             "Lower batch_size or context_length, or take a smaller base model.",
-            ending.log_tail,
+            last_line(ending.log_tail),
         )
     if ending.exit_code < 0:
-        what = f"The training process died of {signal.Signals(-ending.exit_code).name}"
+        what = f"The training process died of {_signal_name(-ending.exit_code)}"
+    elif isinstance(event, Stopped):
+        what = "The training process stopped without being asked to"
     else:
         what = f"The training process ended with exit code {ending.exit_code}"
-    return Crash(what, "Its log may show the cause.", ending.log_tail)
+    return Crash(what, "The worker's log has more of its log.", last_line(ending.log_tail))
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal
+        return f"signal {number}"

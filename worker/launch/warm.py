@@ -52,7 +52,7 @@ class WarmLauncher:
         if self._failures == MAX_FAILURES:
             return self._cold.run(directory, watcher)
         try:
-            child = self._start(directory, watcher)
+            child, log = self._start(directory, watcher)
         except _SignalledError as error:
             self.close()
             return _ending_before_start(error.requested)
@@ -68,7 +68,7 @@ class WarmLauncher:
             raise
         self._failures = 0
         try:
-            return supervise(child, child.output, directory, watcher)
+            return supervise(child, child.output, log, watcher)
         finally:
             child.bury()
 
@@ -97,7 +97,7 @@ class WarmLauncher:
             self._fork_server.end()
             self._fork_server = None
 
-    def _start(self, directory: Path, watcher: Watcher) -> ForkedChild:
+    def _start(self, directory: Path, watcher: Watcher) -> tuple[ForkedChild, int]:
         if self._fork_server is not None and self._fork_server.has_retired:
             self.close()
         if self._fork_server is not None:
@@ -109,7 +109,9 @@ class WarmLauncher:
         self._fork_server = ForkClient(self._module, idle_s=self._idle_s)
         return self._fork(self._fork_server, directory, watcher)
 
-    def _fork(self, fork_server: ForkClient, directory: Path, watcher: Watcher) -> ForkedChild:
+    def _fork(
+        self, fork_server: ForkClient, directory: Path, watcher: Watcher
+    ) -> tuple[ForkedChild, int]:
         def check_signal() -> None:
             if (requested := watcher.requested_signal()) is not Signal.CONTINUE:
                 raise _SignalledError(requested)

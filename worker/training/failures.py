@@ -38,7 +38,7 @@ class TrainingFailedError(Exception):
 
     def as_event(self) -> Failed:
         return Failed(
-            code=self.code, message=str(self)[:10_000], param=self.param, errors=self.problems
+            code=self.code, message=str(self), param=self.param, errors=self.problems
         )
 
 

@@ -188,6 +188,7 @@ def test_bytes_are_stored_once_however_often_the_database_is_asked(
 ) -> None:
     store = CountingStore(settings.blobs_dir)
     attempt = make(store=store)
+    attempt.on_event(step(1))
     other.hold()
     waiting = threading.Thread(target=attempt.on_event, args=(saved,))
 

@@ -32,7 +32,7 @@ from app.core.db.tables import (
     TunedModel,
 )
 from app.core.errors import NotFoundError
-from app.core.job.loss_log import StepMetrics
+from app.core.job.loss_log import MAX_STEP, StepMetrics, evenly_spread
 from app.core.job.status import JobStatus
 
 _MadeByJob = (
@@ -242,13 +242,39 @@ class JobRepository(ProjectRepository):
         self._session.execute(insert(StepRow).from_select(names, rows))
 
     def list_steps(
-        self, job_id: str, *, first: int = 1, last: int | None = None
+        self,
+        job_id: str,
+        *,
+        first: int = 1,
+        last: int | None = None,
+        limit: int | None = None,
     ) -> list[StepMetrics]:
-        """Return the loss log in the order of its steps, both ends included."""
+        """Return the loss log in the order of its steps, both ends included.
+
+        Args:
+            job_id: the job.
+            first: first step.
+            last: last step; None for the newest.
+            limit: maximum number of rows; None for all.
+        """
         query = select(StepRow.metrics).where(StepRow.job_id == job_id, StepRow.step >= first)
         if last is not None:
             query = query.where(StepRow.step <= last)
-        rows = self._session.scalars(query.order_by(StepRow.step))
+        rows = self._session.scalars(query.order_by(StepRow.step).limit(limit))
+        return [StepMetrics.model_validate(row) for row in rows]
+
+    def list_points(
+        self, job_id: str, *, first: int, last: int | None, points: int
+    ) -> list[StepMetrics]:
+        """Return at most `points` rows of the loss log, evenly spread, with both ends included."""
+        newest = select(func.max(StepRow.step)).where(StepRow.job_id == job_id)
+        end = min(self._session.scalar(newest) or 0, MAX_STEP if last is None else last)
+        steps = evenly_spread(first, end, points)
+        rows = self._session.scalars(
+            select(StepRow.metrics)
+            .where(StepRow.job_id == job_id, StepRow.step.in_(steps))
+            .order_by(StepRow.step)
+        )
         return [StepMetrics.model_validate(row) for row in rows]
 
 

@@ -44,6 +44,10 @@ _ASKED: dict[str, Callable[[Session], object]] = {
     "queue": lambda session: JobRepository(session).queue_positions([build_job()]),
     "events": lambda session: EventRepository(session).list_page("a", after="a", limit=20),
     "loss log": lambda session: JobRepository(session).list_steps("a"),
+    "part of a loss log": lambda session: JobRepository(session).list_steps("a", first=9, limit=9),
+    "points of a loss log": lambda session: JobRepository(session).list_points(
+        "a", first=1, last=None, points=5
+    ),
     "checkpoints": lambda session: CheckpointRepository(session).list_page(
         "a", after="a", limit=20
     ),
