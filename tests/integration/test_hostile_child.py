@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
+from app.core.access import DEFAULT_PROJECT_ID
 from app.core.base_models import Catalogue
 from app.core.clock import steady_s
 from app.core.db.repositories.jobs import JobRepository
@@ -223,7 +224,7 @@ def test_a_child_that_does_not_move_is_cancelled(
     in_background(job)
 
     with victim.database.writing() as session:
-        JobRepository(session).request_cancel(job.id, now=NOW)
+        JobRepository(session, DEFAULT_PROJECT_ID).request_cancel(job.id, now=NOW)
 
     wait_until(
         lambda: get_job(victim.database, job.id).status is JobStatus.CANCELLED, within_s=END_S

@@ -103,7 +103,7 @@ class Publisher:
 
         def drop(session: Session) -> list[str]:
             now = self._clock()
-            freed = SavedStateRepository(session).drop(self._lease, end.step)
+            freed = SavedStateRepository(session, self._lease.project_id).drop(self._lease, end.step)
             leases = LeaseRepository(session)
             leases.note(self._lease, f"{why}: {end.message}", now=now, level="warn")
             RecoveryRepository(session).release(self._lease, why, now=now)
@@ -151,7 +151,8 @@ class Publisher:
             file.name: {"key": file.blob_key, "bytes": file.bytes, "sha256": file.sha256}
             for file in stored
         }
-        return SavedStateRepository(session).add(self._lease, step, files, now=self._clock())
+        states = SavedStateRepository(session, self._lease.project_id)
+        return states.add(self._lease, step, files, now=self._clock())
 
     def _succeed(self, session: Session, end: Finished, result: StoredFile) -> bool:
         """End the job. Returns False if it was cancelled instead."""
