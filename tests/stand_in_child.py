@@ -52,18 +52,20 @@ def main(directory: Path) -> None:
     follow("script.json", directory)
 
 
+def escape(directory: Path, code: str) -> None:
+    escaped = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
+    (directory / "pid").write_text(str(escaped.pid))
+
+
+def log_bytes(count: int) -> None:
+    for _ in range(count // MIB):
+        os.write(sys.stderr.fileno(), b"x" * MIB)
+
+
 def follow(script: str, directory: Path) -> None:
     def leave_behind() -> None:
         waiting = [sys.executable, "-c", "import signal; signal.pause()"]
         (directory / "pid").write_text(str(subprocess.Popen(waiting).pid))
-
-    def escape(code: str) -> None:
-        escaped = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
-        (directory / "pid").write_text(str(escaped.pid))
-
-    def log_bytes(count: int) -> None:
-        for _ in range(count // MIB):
-            os.write(sys.stderr.fileno(), b"x" * MIB)
 
     def wait() -> None:
         while True:
@@ -79,7 +81,7 @@ def follow(script: str, directory: Path) -> None:
         "log": lambda text: print(text, file=sys.stderr, flush=True),  # noqa: T201 - as above
         "log-bytes": log_bytes,
         "link": lambda name, target: (directory / name).symlink_to(target),
-        "escape": escape,
+        "escape": lambda code: escape(directory, code),
         "ignore": lambda name: signal.signal(signal.Signals[name], signal.SIG_IGN),
         "on-term": lambda *step: signal.signal(signal.SIGTERM, lambda *_: end_after(*step)),
         "environment": lambda: (directory / "environment").write_text("\n".join(os.environ)),

@@ -57,10 +57,8 @@ class ChildDirectory:
             descriptor = os.open(root, _DIRECTORY)
             stack.callback(os.close, descriptor)
             for part in Path(name).parts:
-                try:
+                with _blaming_child(f"{name} is not a directory of its own"):
                     descriptor = os.open(part, _DIRECTORY, dir_fd=descriptor)
-                except OSError as error:
-                    raise _as_childs_fault(error, f"{name} is not a directory of its own") from error
                 stack.callback(os.close, descriptor)
             yield cls(descriptor, name)
 
@@ -111,10 +109,8 @@ class ChildDirectory:
 
     @contextmanager
     def _open(self, name: str) -> Generator[int]:
-        try:
+        with _blaming_child(f"{self._name}: {name} cannot be opened"):
             descriptor = os.open(name, _FILE, dir_fd=self._descriptor)
-        except OSError as error:
-            raise _as_childs_fault(error, f"{self._name}: {name} cannot be opened") from error
         try:
             found = os.fstat(descriptor)
             # A file with a second name may be another's, such as the database.
@@ -125,9 +121,15 @@ class ChildDirectory:
             os.close(descriptor)
 
 
-def _as_childs_fault(error: OSError, what: str) -> OSError | ManifestError:
-    """Return the error that blames the child, where it can have caused this one."""
-    return ManifestError(what) if error.errno in _CAUSED_BY_CHILD else error
+@contextmanager
+def _blaming_child(what: str) -> Generator[None]:
+    """Turn an error that the child can have caused into a ManifestError with this message."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _CAUSED_BY_CHILD:
+            raise ManifestError(what) from error
+        raise
 
 
 def remove_tree(root: Path, name: str) -> None:

@@ -27,7 +27,7 @@ from worker.launch.supervision import LocalLauncher
 from worker.loop import Worker
 
 PROTOCOL = "training_protocol_violated"
-SECRET = "root:x:0:0:of the machine"
+CONTENT = "root:x:0:0:of the machine"
 END_S = 30.0
 """Longest time that an attack may take; generous, because machines that test are busy."""
 
@@ -81,7 +81,7 @@ def victim(
 def secret(tmp_path: Path) -> Path:
     """A file of the machine that no job may read or change."""
     path = tmp_path / "secret"
-    path.write_text(SECRET)
+    path.write_text(CONTENT)
     return path
 
 
@@ -95,7 +95,7 @@ def test_no_link_leads_out_of_the_job_directory(victim: Victim, secret: Path, at
     job = victim.suffer(attack, secret.parent if attack == "link output" else secret)
 
     assert (job.status, code_of(job)) == (JobStatus.FAILED, PROTOCOL)
-    assert SECRET not in victim.everything()
+    assert CONTENT not in victim.everything()
 
 
 @pytest.mark.only_sqlite
@@ -103,7 +103,7 @@ def test_the_log_is_not_read_through_a_link(victim: Victim, secret: Path) -> Non
     job = victim.suffer("link log", secret, attempts=2)
 
     assert code_of(job) == "training_crashed"
-    assert SECRET not in victim.everything()
+    assert CONTENT not in victim.everything()
 
 
 @pytest.mark.only_sqlite
@@ -111,7 +111,7 @@ def test_the_result_is_not_written_through_a_link(victim: Victim, secret: Path) 
     job = victim.suffer("link result", secret)
 
     assert job.status is JobStatus.SUCCEEDED
-    assert secret.read_text() == SECRET
+    assert secret.read_text() == CONTENT
 
 
 @pytest.mark.only_sqlite

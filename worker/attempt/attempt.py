@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from app.core.clock import steady_s
 from app.core.db.repositories.files import FileRepository
 from app.core.db.repositories.jobs import JobRepository
-from app.core.db.repositories.leases import Lease, LeaseRepository
+from app.core.db.repositories.leases import Lease, LeaseRepository, RequestedAction
 from app.core.db.repositories.recovery import Crash, Interruption, RecoveryRepository
 from app.core.db.repositories.saved_states import SavedStateRepository
 from app.core.db.session import Session
@@ -186,7 +186,9 @@ class Attempt:
         except (LeaseLostError, OutcomeUnknownError):
             raise
         except Exception as error:
-            self.end(end_of_error(error, self._lease, action=self._keeper.requested_action))
+            end = end_of_error(error, self._lease)
+            is_cancelled = self._keeper.requested_action is RequestedAction.CANCEL
+            self.end(Cancelled() if is_cancelled else end)
 
     def _prepare(self) -> int:
         """Fill the job directory. Returns the step after which training resumes, or 0."""

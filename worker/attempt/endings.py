@@ -71,26 +71,16 @@ def end_of_process(
             return _end_of_interrupted(event, ending, is_stopping=is_stopping)
 
 
-def end_of_error(
-    error: Exception, lease: Lease, *, action: RequestedAction
-) -> JobError | Interruption | Cancelled:
-    """Decide how an attempt ends that failed with this exception, which is being handled.
-
-    Args:
-        error: the exception.
-        lease: the lease of the attempt.
-        action: what the user has asked the job to do.
-    """
+def end_of_error(error: Exception, lease: Lease) -> JobError | Interruption:
+    """Decide how an attempt ends that failed with this exception, which is being handled."""
     base_model, context = lease.base_model, {"job_id": lease.job_id}
     match error:
-        case _ if action is RequestedAction.CANCEL:
-            logger.warning("attempt failed: %r", error, extra=context)
-            return Cancelled()
         case ProtocolError() | ManifestError():
             logger.warning("the training process broke its protocol", exc_info=True, extra=context)
+            what = without_paths(str(error)).rstrip(".")
             return JobError(
                 code="training_protocol_violated",
-                message=f"The training process was stopped. {without_paths(str(error)).rstrip(".")}. "
+                message=f"The training process was stopped. {what}. "
                 "Rerun the job; if it fails again, report a bug with the worker's log.",
             )
         case JobLockedError():
@@ -117,8 +107,8 @@ def end_of_error(
             logger.exception("attempt failed", extra=context)
             return JobError(
                 code="internal_error",
-                message=f"The worker failed on this job: {without_paths(repr(error)):.300}. See the "
-                "worker's log.",
+                message=f"The worker failed on this job: {without_paths(repr(error)):.300}. "
+                "See the worker's log.",
             )
 
 

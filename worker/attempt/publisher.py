@@ -1,8 +1,8 @@
 """Writes what a training process makes to the database: checkpoints, states and the result.
 
 A file's bytes are stored before the rows that point at them. Every method raises LeaseLostError
-once the job is no longer this attempt's: its rows are fenced. Bytes that were stored for nothing lie
-under keys of their own attempt until orphans are collected. They are not freed after a failed
+once the job is no longer this attempt's: its rows are fenced. Bytes that were stored for nothing
+lie under keys of their own attempt until orphans are collected. They are not freed after a failed
 commit, because it may have succeeded with its confirmation lost.
 """
 
@@ -103,7 +103,9 @@ class Publisher:
 
         def drop(session: Session) -> list[str]:
             now = self._clock()
-            freed = SavedStateRepository(session, self._lease.project_id).drop(self._lease, end.step)
+            freed = SavedStateRepository(session, self._lease.project_id).drop(
+                self._lease, end.step
+            )
             leases = LeaseRepository(session)
             leases.note(self._lease, f"{why}: {end.message}", now=now, level="warn")
             RecoveryRepository(session).release(self._lease, why, now=now)

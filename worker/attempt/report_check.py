@@ -92,9 +92,7 @@ class ReportCheck:
     def _check_taken(self, step: int) -> None:
         _require(step <= self._last_step, f"It reported step {step:,} before it took that step.")
 
-    def _check_end(
-        self, event: Stopped | Finished | Failed | OutOfSpace | Unresumable
-    ) -> None:
+    def _check_end(self, event: Stopped | Finished | Failed | OutOfSpace | Unresumable) -> None:
         self._is_over = True
         match event:
             case Stopped():

@@ -44,7 +44,9 @@ def list_events(
 
     def act(session: Session) -> PageRead[EventRead]:
         JobRepository(session, caller.project_id).require(job_id)
-        page = EventRepository(session, caller.project_id).list_page(job_id, after=after, limit=limit)
+        page = EventRepository(session, caller.project_id).list_page(
+            job_id, after=after, limit=limit
+        )
         return PageRead[EventRead].of(page, EventRead.model_validate)
 
     return as_json(resources.read(act))
@@ -66,7 +68,9 @@ def list_checkpoints(
 
     def act(session: Session) -> PageRead[CheckpointRead]:
         job = JobRepository(session, caller.project_id).get(job_id)
-        page = CheckpointRepository(session, caller.project_id).list_page(job_id, after=after, limit=limit)
+        page = CheckpointRepository(session, caller.project_id).list_page(
+            job_id, after=after, limit=limit
+        )
         return PageRead[CheckpointRead].of(page, lambda row: CheckpointRead.of(row, job))
 
     return resources.read(act)

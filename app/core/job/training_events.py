@@ -121,16 +121,18 @@ class DataProblem(Frozen):
     message: ShortText
 
 
-class JobError(Frozen):
-    """Why a job failed, as the API shows it in `error`."""
-
+class _Reason(Frozen):
     code: Code
     message: Text
     param: ShortText | None = None
     errors: tuple[DataProblem, ...] = Field(default=(), max_length=50)
 
 
-class Failed(JobError):
+class JobError(_Reason):
+    """Why a job failed, as the API shows it in `error`."""
+
+
+class Failed(_Reason):
     """The attempt ended because of something that a user can fix. Anything else is a crash."""
 
     kind: Literal["failed"] = "failed"

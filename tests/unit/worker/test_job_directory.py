@@ -18,7 +18,6 @@ from tests.builders import NOW, add_file, add_job, claim, write_checkpoint
 from worker.job_directory import JobDirectory, JobInputs
 from worker.stored_file import as_file
 
-
 MIB = 1024 * 1024
 
 

@@ -67,9 +67,7 @@ DONE = Finished(step=1, trained_tokens=1)
     ],
     ids=["whole", "saved", "best", "unresumable", "asked", "failed", "full", "notes"],
 )  # fmt: skip
-def test_what_a_training_does_is_accepted(
-    after_step: int, events: Sequence[TrainingEvent]
-) -> None:
+def test_what_a_training_does_is_accepted(after_step: int, events: Sequence[TrainingEvent]) -> None:
     check(*events, after_step=after_step)
 
 

@@ -35,7 +35,6 @@ from app.core.errors import NotFoundError
 from app.core.job.loss_log import MAX_STEP, StepMetrics, evenly_spread
 from app.core.job.status import JobStatus
 
-
 # These run many times a second, so they are built only once.
 _BY_ID = (
     select(Job)
@@ -103,7 +102,6 @@ class JobRepository(ProjectRepository):
             query = query.join(label, is_it)
             by = label.job_id  # sorted by it, a rare label is found quickly among many jobs
         return self._fetch_page(query, by, after=after, limit=limit)
-
 
     def request_cancel(self, job_id: str, *, now: datetime) -> Job | None:
         """Cancel a waiting job, or ask a running one to stop. None if the job has already ended."""

@@ -69,9 +69,7 @@ def test_csv_and_json_lines_have_every_step(client: TestClient, job: Job) -> Non
     assert [int(row["step"]) for row in part] == [5, 6, 7]
 
 
-def test_points_are_spread_over_the_range_and_only_on_request(
-    client: TestClient, job: Job
-) -> None:
+def test_points_are_spread_over_the_range_and_only_on_request(client: TestClient, job: Job) -> None:
     page = get(client, job, points=5)
     part = get(client, job, points=3, step_from=10, step_to=30)
     few = get(client, job, points=1000, step_from=2499)
@@ -86,9 +84,7 @@ def test_points_are_spread_over_the_range_and_only_on_request(
 @pytest.mark.parametrize(
     "params", [{"limit": 0}, {"limit": 10_001}, {"points": 1}, {"points": 1001}], ids=str
 )
-def test_a_page_cannot_be_of_any_size(
-    client: TestClient, job: Job, params: dict[str, int]
-) -> None:
+def test_a_page_cannot_be_of_any_size(client: TestClient, job: Job, params: dict[str, int]) -> None:
     answer = client.get(f"/v1/fine_tuning/jobs/{job.id}/metrics", params=params)
 
     assert answer.status_code == 400
@@ -100,4 +96,3 @@ def test_the_log_of_an_unknown_job_is_not_found(client: TestClient, accept: str)
     answer = client.get("/v1/fine_tuning/jobs/ftjob-nope/metrics", headers={"accept": accept})
 
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "job_not_found")
-

@@ -1,6 +1,7 @@
 import json
 
 import pytest
+
 from app.core.job.training_events import (
     Checkpointed,
     Failed,
