@@ -13,7 +13,7 @@ from app.core.db.repositories.recovery import RecoveryRepository
 from app.core.db.session import Database
 from app.core.db.tables import Job
 from app.core.errors import LeaseLostError
-from app.core.job.loss_log import csv_lines
+from app.core.job.loss_log import csv_texts
 from app.core.job.status import JobStatus
 from app.core.job.training_config import JOB_SPEC_NAME
 from app.core.job.training_events import (
@@ -181,4 +181,4 @@ def test_the_result_file_has_every_step(
         file = FileRepository(session, DEFAULT_PROJECT_ID).get(result_file_id, now=NOW)
     with store.open(file.blob_key) as blob:
         content = blob.read().decode()
-    assert content == "".join(csv_lines(build_metrics(step) for step in (1, 2, 3)))
+    assert content == "".join(csv_texts([[build_metrics(step) for step in (1, 2, 3)]]))
