@@ -129,8 +129,8 @@ def flood_with_notes(_directory: Path) -> None:
         say(Noted(message="x" * 2000))
 
 
-def flood_with_steps(_directory: Path) -> None:
-    say(Started(total_steps=1))
+def flood_with_steps(_directory: Path, total: str = "1") -> None:
+    say(Started(total_steps=int(total)))
     for step in range(1, 372_000):
         say(Stepped(metrics=build_metrics(step)))
 
