@@ -17,16 +17,19 @@ import uvicorn
 from typer.core import TyperGroup
 
 from app.api.requests import BoundedHttpProtocol
-from app.core.db.migrate import require_known_schema
+from app.core.clock import utc_now
+from app.core.db.migrate import require_known_schema, upgrade
 from app.core.disk import Ballast
 from app.core.errors import DatabaseBusyError, OperatorError, StorageFullError
 from app.core.logging import configure_logging
 from app.core.occupancy import occupied
 from app.core.settings import Settings, read_settings
+from app.key_commands import keys
 from app.main import create_app
 from app.maintenance.backup import make_backup
 from app.maintenance.doctor import examine
 from app.maintenance.findings import Finding, Level
+from app.maintenance.keys import secure_start
 from app.maintenance.restore import restore_backup
 
 CANNOT_RUN = 2
@@ -59,8 +62,10 @@ commands = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     help="Serve Tunery's API, and maintain its data. Settings come from the environment or from "
-    "a file .env: docs/settings.md. Exit codes: 0 good, 1 problems remain, 2 cannot run.",
+    "a file .env: docs/settings.md. Exit codes: 0 success, 1 problems remain, 2 cannot run.",
 )
+
+commands.add_typer(keys, name="keys")
 
 Host = Annotated[
     str | None, typer.Option(help="Address to listen on, instead of TUNERY_HOST.", metavar="ADDR")
@@ -93,8 +98,11 @@ def serve_api(host: Host = None, port: Port = None) -> None:
             ballast.make_if_room()
         application = create_app(settings)
         _check_address(settings)
+        database = application.state.resources.database
         with suppress(DatabaseBusyError):  # the start below reports it, and may be repeated
-            require_known_schema(application.state.resources.database)
+            require_known_schema(database)
+            upgrade(database)
+            secure_start(settings, database, now=utc_now())
         uvicorn.run(
             application,
             host=settings.host,
@@ -129,7 +137,7 @@ def doctor(
     deep: Annotated[bool, typer.Option("--deep", help="Read every byte of every file.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Examine the database, the files and the disk, while the service runs or not."""
+    """Check the database, the files and the disk. The service may be running or stopped."""
     settings = read_settings()
     findings: list[Finding] = []
     with occupied(settings):
@@ -163,7 +171,7 @@ def backup(
     ] = False,
     copy: Copies = False,
 ) -> None:
-    """Copy the database and all files into a new directory, while the service runs or not."""
+    """Copy the database and all files to a new directory. The service may be running or stopped."""
     settings = read_settings()
     with occupied(settings):
         record = make_backup(
@@ -188,15 +196,18 @@ def restore(
     directory: Annotated[Path, typer.Argument(help="A directory that `backup` made.")],
     *,
     force: Annotated[
-        bool, typer.Option("--force", help="Move what is in the data directory aside.")
+        bool, typer.Option("--force", help="Move the present content of the data directory aside.")
     ] = False,
     accept_damage: Annotated[
         bool,
-        typer.Option("--accept-damage", help="Leave damaged files out; never the database."),
+        typer.Option(
+            "--accept-damage",
+            help="Restore without damaged files. A damaged database is never accepted.",
+        ),
     ] = False,
     copy: Copies = False,
 ) -> None:
-    """Put a backup back, with the service stopped."""
+    """Restore a backup. Stop the service first."""
     settings = read_settings()
     restored = restore_backup(
         settings,

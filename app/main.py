@@ -8,8 +8,11 @@ from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
 from app.api import health
+from app.api.access import require_policies
+from app.api.authentication import Authenticator
 from app.api.deps import Resources
 from app.api.errors import install_error_handlers
+from app.api.guard import Guard
 from app.api.recent_answers import RecentAnswers
 from app.api.requests import RequestContext
 from app.api.v1 import files, fine_tuning_jobs, job_results, models, uploads
@@ -26,6 +29,8 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorRead, "description": description}
     for status, description in {
         400: "The request is invalid or cannot be granted in the current state.",
+        401: "A valid API key is missing.",
+        403: "The API key lacks the scope for this request.",
         404: "What the request names does not exist.",
         413: "The body is too large.",
         415: "The body has the wrong media type.",
@@ -65,7 +70,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.include_router(health.router)
     for module in (files, uploads, fine_tuning_jobs, job_results, models):
         app.include_router(module.router, prefix="/v1")
+    require_policies(app)
     app.add_middleware(RecentAnswers, version=resources.database.version)
+    app.add_middleware(
+        Guard,
+        authenticator=Authenticator(resources, may_be_keyless=settings.may_be_keyless),
+        hosts=settings.host_names,
+        organization=settings.organization,
+    )
     app.add_middleware(RequestContext)  # the middleware added last sees a request first
     return app
 

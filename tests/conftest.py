@@ -73,6 +73,7 @@ def settings(data_dir: Path, database_url: str) -> Settings:
         _env_file=None,  # pyright: ignore[reportCallIssue] - pydantic-settings takes it
         data_dir=data_dir,
         database_url=database_url,
+        allowed_hosts="testserver",
         poll_interval_s=0.01,
         training_threads=1,
     )

@@ -86,9 +86,7 @@ class Janitor:
     def delete_expired_files(self) -> None:
         """Delete the files past their `expires_at`."""
         now = self._clock()
-        self._delete(
-            lambda session: ExpiredFiles(session).delete(now=now, limit=self._batch)
-        )
+        self._delete(lambda session: ExpiredFiles(session).delete(now=now, limit=self._batch))
 
     def expire_uploads(self) -> None:
         """End uploads that were not completed in time, free their parts, and delete old uploads."""
@@ -106,9 +104,7 @@ class Janitor:
         """Free the saved states that no job will resume from."""
         since = self._clock() - timedelta(seconds=self._settings.held_state_s)
         self._delete(
-            lambda session: UnneededStates(session).delete(
-                held_since=since, limit=self._batch
-            )
+            lambda session: UnneededStates(session).delete(held_since=since, limit=self._batch)
         )
 
     def delete_idempotency_records(self) -> None:

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from datetime import timedelta
 
 from app.core.clock import steady_s
-from app.core.db.repositories.queue import QueueRepository
 from app.core.db.repositories.leases import Lease, LeaseRepository
+from app.core.db.repositories.queue import QueueRepository
 from app.core.disk import has_room
 from app.core.errors import DatabaseBusyError
 from worker.attempt.attempt import Attempt

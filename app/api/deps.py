@@ -1,4 +1,4 @@
-"""What a route works with: the service's resources, the time, cursors and the request's origin."""
+"""Dependencies of the routes: resources, clock, list cursors and the origin of a request."""
 
 import hashlib
 import math
@@ -10,8 +10,9 @@ from typing import Annotated, TypeVar
 from fastapi import Depends, Header, Query, Request, Response
 from pydantic import BaseModel
 
+from app.api.access import CALLER
 from app.core import disk
-from app.core.access import LOCAL_CALLER, Caller
+from app.core.access import Caller
 from app.core.base_models import Catalogue
 from app.core.clock import utc_now
 from app.core.db.session import Database, Session
@@ -84,8 +85,8 @@ async def _resources(request: Request) -> Resources:  # not `def`, which would s
     return request.app.state.resources
 
 
-async def _caller() -> Caller:
-    return LOCAL_CALLER
+async def _caller(request: Request) -> Caller:
+    return request.scope["state"][CALLER]
 
 
 ResourcesDep = Annotated[Resources, Depends(_resources)]
@@ -103,12 +104,12 @@ class Cursor:
         self,
         after: Annotated[
             str | None,
-            Query(description="Id of the last item of the previous page. Absent for the first."),
+            Query(description="Id of the last item of the previous page."),
         ] = None,
     ) -> str | None:
         if after and not after.startswith(self._prefix):
             raise InvalidRequestError(
-                f"'after' must be the id of an item of this list; they start with {self._prefix}",
+                f"'after' must be the id of an item in this list, which begins with {self._prefix}",
                 code="invalid_cursor",
                 param="after",
             )

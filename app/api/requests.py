@@ -1,4 +1,7 @@
-"""What holds for every request: a bounded head, an id, strict JSON, and an answer to a crash."""
+"""Middleware for every request: limits its headers, gives it an id and answers a crash.
+
+Routes of the class `StrictJsonRoute` accept only strict JSON.
+"""
 
 import logging
 from collections.abc import AsyncGenerator, Callable, Coroutine
@@ -6,11 +9,11 @@ from http import HTTPStatus
 from typing import Any
 
 from fastapi import Request, Response
-from fastapi.routing import APIRoute
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from app.api.access import PolicyRoute
 from app.api.errors import ERROR_CODE, error_response
 from app.core import strict_json
 from app.core.clock import steady_s
@@ -44,7 +47,9 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._pending_bytes += len(data)
         super().data_received(data)
         if self._pending_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
-            self.send_400_response(f"The request's head is larger than {MAX_HEAD_BYTES} bytes.")
+            self.send_400_response(
+                f"The request line and headers are larger than {MAX_HEAD_BYTES} bytes."
+            )
 
     def on_body(self, body: bytes) -> None:
         self._pending_bytes = 0
@@ -89,7 +94,7 @@ class RequestContext:
                 raise
             response = error_response(
                 HTTPStatus.INTERNAL_SERVER_ERROR,
-                f"The server failed on this request. Its log says why under {request_id}.",
+                f"The server failed on this request. Search its log for {request_id}.",
                 code="internal_error",
             )
             await response(scope, receive, send_with_id)
@@ -136,7 +141,7 @@ class _StrictRequest(Request):
             ) from error
 
 
-class StrictJsonRoute(APIRoute):
+class StrictJsonRoute(PolicyRoute):
     """A route whose body, if it has one, must be declared as JSON and be strict JSON."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:

@@ -27,6 +27,8 @@ class IdPrefix(StrEnum):
     CHECKPOINT = "ftckpt_"
     REQUEST = "req_"
     WORKER = "worker-"
+    KEY = "key_"
+    PROJECT = "proj_"
 
 
 _lock = threading.Lock()

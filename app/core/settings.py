@@ -1,6 +1,7 @@
 """Settings, with defaults and units. A test compares `docs/settings.md` with this file."""
 
 import os
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Literal
 
@@ -8,6 +9,8 @@ from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from app.core.errors import OperatorError
+
+_LOOPBACK_NAMES = frozenset({"127.0.0.1", "localhost", "[::1]"})
 
 
 class Settings(BaseSettings):
@@ -29,10 +32,18 @@ class Settings(BaseSettings):
     """SQLAlchemy URL of the database. Empty means SQLite in the data directory."""
 
     host: str = "127.0.0.1"
-    """Address that the API listens on. There is no authentication yet: see docs/deployment.md."""
+    """Address that the API listens on. Any other than that of this machine needs an API key."""
 
     port: int = Field(default=8000, ge=0, le=65535)
     """TCP port that the API listens on."""
+
+    allowed_hosts: str = ""
+    """Host names under which clients reach the API, besides those of this machine, separated by
+    commas. Requests under any other name are refused, because a web page could be behind them."""
+
+    bootstrap_key_file: str = ""
+    """File to which the first start writes an API key with every scope, readable by its owner only.
+    Empty means that no key is written."""
 
     max_upload_bytes: int = Field(default=512 * 1024 * 1024, ge=1)
     """Maximum size of an uploaded file, in bytes."""
@@ -60,8 +71,8 @@ class Settings(BaseSettings):
     """Interval at which an idle worker asks the database for a job, in seconds."""
 
     lease_s: float = Field(default=60.0, ge=1, le=3600)
-    """Lease of a running job, in seconds. A job whose worker gives no sign of life for this long
-    returns to the queue."""
+    """Duration of a worker's lease on a running job, in seconds. A job whose worker gives no sign
+    of life for this long returns to the queue."""
 
     concurrency: int = Field(default=1, ge=1, le=64)
     """Maximum number of jobs that train at once on this machine, over all of its workers. Workers
@@ -135,6 +146,24 @@ class Settings(BaseSettings):
     @property
     def resolved_database_url(self) -> str:
         return self.database_url or f"sqlite:///{self.data_dir / 'tunery.db'}"
+
+    @property
+    def may_be_keyless(self) -> bool:
+        """Whether the API needs no key until one is created: only this machine can reach it."""
+        if self.bootstrap_key_file:
+            return False
+        try:
+            return self.host == "localhost" or ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    @property
+    def host_names(self) -> frozenset[str]:
+        """Names under which the API answers, in lower case, without a port."""
+        listed = [name.strip().lower() for name in self.allowed_hosts.split(",")]
+        own = f"[{self.host}]" if ":" in self.host else self.host.lower()
+        is_every_address = own in ("0.0.0.0", "[::]")  # noqa: S104 - compared, not listened on
+        return _LOOPBACK_NAMES.union(filter(None, listed), () if is_every_address else (own,))
 
     @property
     def resolved_training_threads(self) -> int:

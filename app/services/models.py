@@ -1,4 +1,4 @@
-"""What a caller can do with models. The caller owns the transaction."""
+"""Operations on models. The caller owns the transaction."""
 
 import re
 
@@ -81,9 +81,7 @@ def _tuned(model: TunedModel, organization: str) -> ModelRead:
     )
 
 
-def _find_checkpoint(
-    session: Session, caller: Caller, name: str
-) -> tuple[Checkpoint, Job] | None:
+def _find_checkpoint(session: Session, caller: Caller, name: str) -> tuple[Checkpoint, Job] | None:
     """The checkpoint with a name of the form `MODEL:ckpt-step-N`, and its job."""
     match = _CHECKPOINT_NAME.fullmatch(name)
     if match is None:

@@ -15,7 +15,7 @@ from app.core.settings import read_settings
 from app.core.version import VERSION
 from tunery.cli import cli
 
-MAINTENANCE = ("api", "openapi", "doctor", "backup", "restore")
+MAINTENANCE = ("api", "openapi", "doctor", "backup", "restore", "keys")
 OWN = ("serve", "worker", "models", "examples", "version")
 
 pytestmark = pytest.mark.usefixtures("untouched_logging")
@@ -106,5 +106,5 @@ def test_a_database_of_a_newer_version_ends_a_start_with_one_line(
 
     said = run(cli, name, code=2).stderr
 
-    assert said.startswith(f"{name}: The database is at schema 9999, which is of a newer version")
+    assert said.startswith(f"{name}: The database has schema 9999, from a newer version")
     assert said.count("\n") == 1

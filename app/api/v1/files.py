@@ -4,9 +4,11 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 
+from app.api.access import PolicyRoute, needs
 from app.api.deps import LIMIT, CallerDep, Cursor, Now, ResourcesDep
 from app.api.multipart import FileField, form_of, receive_and_write
 from app.api.streaming import send_file
+from app.core.access import Scope
 from app.core.db.base import Order
 from app.core.db.repositories.files import FileRepository
 from app.core.db.session import Session
@@ -16,7 +18,7 @@ from app.schemas.files import EXPIRES_AFTER_S, FileDeleted, FileRead
 from app.services import files as file_service
 from app.services.received_files import ReceivedFile
 
-router = APIRouter(prefix="/files", tags=["files"])
+router = APIRouter(prefix="/files", tags=["files"], route_class=PolicyRoute)
 
 _FORM = form_of(
     {
@@ -33,12 +35,12 @@ _FORM = form_of(
 )
 
 
-@router.post("", openapi_extra=_FORM)
-async def create_file(request: Request, caller: CallerDep, resources: ResourcesDep, now: Now) -> FileRead:
-    """Upload a dataset. Every line is checked, and an invalid dataset is refused with its problems.
-
-    The database is used only after the last byte: no transaction is open while bytes come in.
-    """
+@router.post("", openapi_extra=_FORM, dependencies=[needs(Scope.WRITE)])
+async def create_file(
+    request: Request, caller: CallerDep, resources: ResourcesDep, now: Now
+) -> FileRead:
+    """Upload a dataset. Every line is checked. The answer to an invalid file lists its problems."""
+    # No transaction is open while bytes come in: the database is used only after the last byte.
     field = FileField(
         name="file",
         noun="file",
@@ -54,7 +56,7 @@ async def create_file(request: Request, caller: CallerDep, resources: ResourcesD
     return await receive_and_write(request, field, resources, act)
 
 
-@router.get("")
+@router.get("", dependencies=[needs(Scope.READ)])
 def list_files(
     caller: CallerDep,
     resources: ResourcesDep,
@@ -87,15 +89,17 @@ def list_files(
     return PageRead[FileRead].of(page, FileRead.model_validate)
 
 
-@router.get("/{file_id}")
+@router.get("/{file_id}", dependencies=[needs(Scope.READ)])
 def get_file(file_id: str, caller: CallerDep, resources: ResourcesDep, now: Now) -> FileRead:
-    """Get what is known about a file, without its bytes."""
+    """Get the metadata of a file: its name, size, purpose, format and dates."""
     return FileRead.model_validate(
-        resources.read(lambda session: FileRepository(session, caller.project_id).get(file_id, now=now))
+        resources.read(
+            lambda session: FileRepository(session, caller.project_id).get(file_id, now=now)
+        )
     )
 
 
-@router.get("/{file_id}/content", response_class=Response)
+@router.get("/{file_id}/content", response_class=Response, dependencies=[needs(Scope.READ)])
 def get_content(
     file_id: str,
     request: Request,
@@ -105,21 +109,23 @@ def get_content(
     encoding: Annotated[
         Literal["plain", "base64"] | None,
         Query(
-            description="`base64` sends the file in base64, `plain` sends it as it is. Without it, "
-            "the file is sent as it is, unless it is the loss log of a job and the service has the "
-            "setting `TUNERY_RESULT_FILES_BASE64`."
+            description="`base64` sends the file in base64, `plain` sends it as it is. The "
+            "default is `plain`, except for the loss log of a job if the service has the setting "
+            "`TUNERY_RESULT_FILES_BASE64`."
         ),
     ] = None,
 ) -> Response:
     """Download the bytes of a file. Ranges are served, so a download can be resumed."""
-    file = resources.read(lambda session: FileRepository(session, caller.project_id).get(file_id, now=now))
+    file = resources.read(
+        lambda session: FileRepository(session, caller.project_id).get(file_id, now=now)
+    )
     is_loss_log = file.job_id is not None and file.checkpoint_id is None
     default = "base64" if is_loss_log and resources.settings.result_files_base64 else "plain"
     in_base64 = (encoding or default) == "base64"
     return send_file(request, resources.store, file, in_base64=in_base64)
 
 
-@router.delete("/{file_id}")
+@router.delete("/{file_id}", dependencies=[needs(Scope.WRITE)])
 def delete_file(file_id: str, caller: CallerDep, resources: ResourcesDep, now: Now) -> FileDeleted:
     """Delete a file and its bytes. A file that an unfinished job needs is not deleted."""
     resources.delete(lambda session: file_service.delete_file(session, caller, file_id, now=now))

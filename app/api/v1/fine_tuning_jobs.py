@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 
+from app.api.access import needs
 from app.api.deps import (
     LIMIT,
     CallerDep,
@@ -17,6 +18,7 @@ from app.api.deps import (
     as_json,
 )
 from app.api.requests import StrictJsonRoute
+from app.core.access import Scope
 from app.core.db.session import Session
 from app.core.db.tables import Job
 from app.core.errors import InvalidRequestError
@@ -34,8 +36,8 @@ _REPLAYED_HEADER: dict[int | str, dict[str, Any]] = {
     200: {
         "headers": {
             _REPLAYED: {
-                "description": "`true` if an earlier sending of this request made the job. "
-                "Otherwise the header is absent.",
+                "description": "`true` if the request was sent before and the job already "
+                "existed. Otherwise the header is absent.",
                 "schema": {"type": "string", "const": "true"},
             }
         }
@@ -43,9 +45,14 @@ _REPLAYED_HEADER: dict[int | str, dict[str, Any]] = {
 }
 
 
-@router.post("", responses=_REPLAYED_HEADER)
+@router.post("", responses=_REPLAYED_HEADER, dependencies=[needs(Scope.WRITE)])
 def create_job(
-    body: JobCreate, response: Response, origin: OriginDep, caller: CallerDep, resources: ResourcesDep, now: Now
+    body: JobCreate,
+    response: Response,
+    origin: OriginDep,
+    caller: CallerDep,
+    resources: ResourcesDep,
+    now: Now,
 ) -> JobRead:
     """Queue a fine-tuning job. The answer shows every hyperparameter with its resolved value.
 
@@ -56,7 +63,7 @@ def create_job(
     return _make(create, response, resources)
 
 
-@router.get("", response_model=PageRead[JobRead])
+@router.get("", response_model=PageRead[JobRead], dependencies=[needs(Scope.READ)])
 def list_jobs(
     request: Request,
     caller: CallerDep,
@@ -80,14 +87,16 @@ def list_jobs(
     return as_json(resources.read(search))
 
 
-@router.get("/{job_id}", response_model=JobRead)
+@router.get("/{job_id}", response_model=JobRead, dependencies=[needs(Scope.READ)])
 def get_job(job_id: str, caller: CallerDep, resources: ResourcesDep) -> Response:
     """Get a job: its status, its progress and its results."""
     settings = resources.settings
-    return as_json(resources.read(lambda session: job_service.get_job(session, caller, job_id, settings)))
+    return as_json(
+        resources.read(lambda session: job_service.get_job(session, caller, job_id, settings))
+    )
 
 
-@router.post("/{job_id}/cancel")
+@router.post("/{job_id}/cancel", dependencies=[needs(Scope.WRITE)])
 def cancel_job(job_id: str, caller: CallerDep, resources: ResourcesDep, now: Now) -> JobRead:
     """Stop a job as soon as possible. Cancelling it again has no further effect.
 
@@ -98,7 +107,7 @@ def cancel_job(job_id: str, caller: CallerDep, resources: ResourcesDep, now: Now
     return _change(cancel, resources, frees_space=True)
 
 
-@router.post("/{job_id}/pause")
+@router.post("/{job_id}/pause", dependencies=[needs(Scope.WRITE)])
 def pause_job(job_id: str, caller: CallerDep, resources: ResourcesDep, now: Now) -> JobRead:
     """Take a job out of the queue until it is resumed. Pausing it again has no further effect.
 
@@ -109,7 +118,7 @@ def pause_job(job_id: str, caller: CallerDep, resources: ResourcesDep, now: Now)
     return _change(pause, resources)
 
 
-@router.post("/{job_id}/resume")
+@router.post("/{job_id}/resume", dependencies=[needs(Scope.WRITE)])
 def resume_job(job_id: str, caller: CallerDep, resources: ResourcesDep, now: Now) -> JobRead:
     """Put a paused job back into the queue. This has no effect on a job that is not paused.
 
@@ -119,7 +128,7 @@ def resume_job(job_id: str, caller: CallerDep, resources: ResourcesDep, now: Now
     return _change(resume, resources)
 
 
-@router.post("/{job_id}/rerun", responses=_REPLAYED_HEADER)
+@router.post("/{job_id}/rerun", responses=_REPLAYED_HEADER, dependencies=[needs(Scope.WRITE)])
 def rerun_job(
     job_id: str,
     response: Response,
@@ -131,10 +140,9 @@ def rerun_job(
 ) -> JobRead:
     """Queue a job that repeats another job.
 
-    It has the same files, base model, hyperparameters, seed and labels. The other job can have any
-    status. With `from` set to `saved_state`, the new job continues where
-    a job that failed or was cancelled has stopped. The request is safe to repeat with the header
-    `Idempotency-Key`.
+    The new job has the same files, base model, hyperparameters, seed and labels. The other job can
+    have any status. If it failed or was cancelled, `from` set to `saved_state` resumes from its
+    newest saved state. The request is safe to repeat with the header `Idempotency-Key`.
     """
     rerun = partial(
         new_jobs.rerun_job_once,
@@ -147,7 +155,7 @@ def rerun_job(
     return _make(rerun, response, resources)
 
 
-@router.delete("/{job_id}")
+@router.delete("/{job_id}", dependencies=[needs(Scope.WRITE)])
 def delete_job(job_id: str, caller: CallerDep, resources: ResourcesDep) -> JobDeleted:
     """Delete a job that has ended, and all it made: adapter, model, checkpoints, log and events.
 

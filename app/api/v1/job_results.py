@@ -6,9 +6,11 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
+from app.api.access import PolicyRoute, needs
 from app.api.archive import zip_segments
 from app.api.deps import LIMIT, CallerDep, Cursor, ResourcesDep, as_json
 from app.api.streaming import send_segments
+from app.core.access import Scope
 from app.core.db.repositories.checkpoints import CheckpointRepository
 from app.core.db.repositories.events import EventRepository
 from app.core.db.repositories.jobs import JobRepository
@@ -29,10 +31,12 @@ _TEXTS: Mapping[str, Callable[[Iterable[Iterable[StepMetrics]]], Iterator[str]]]
 _BATCH = 1000
 """Number of steps that are read in one transaction while they are streamed."""
 
-router = APIRouter(prefix="/fine_tuning/jobs/{job_id}", tags=["fine-tuning"])
+router = APIRouter(
+    prefix="/fine_tuning/jobs/{job_id}", tags=["fine-tuning"], route_class=PolicyRoute
+)
 
 
-@router.get("/events", response_model=PageRead[EventRead])
+@router.get("/events", response_model=PageRead[EventRead], dependencies=[needs(Scope.READ)])
 def list_events(
     job_id: str,
     caller: CallerDep,
@@ -52,7 +56,7 @@ def list_events(
     return as_json(resources.read(act))
 
 
-@router.get("/checkpoints")
+@router.get("/checkpoints", dependencies=[needs(Scope.READ)])
 def list_checkpoints(
     job_id: str,
     caller: CallerDep,
@@ -80,6 +84,7 @@ def list_checkpoints(
     "/metrics",
     response_model=MetricsRead,
     responses={200: {"content": {"text/csv": {}, "application/x-ndjson": {}}}},
+    dependencies=[needs(Scope.READ)],
 )
 def get_metrics(
     job_id: str,
@@ -140,7 +145,10 @@ def get_metrics(
 
 
 @router.get(
-    "/adapter", response_class=Response, responses={200: {"content": {"application/zip": {}}}}
+    "/adapter",
+    response_class=Response,
+    responses={200: {"content": {"application/zip": {}}}},
+    dependencies=[needs(Scope.READ)],
 )
 def get_adapter(
     job_id: str,
@@ -149,7 +157,7 @@ def get_adapter(
     resources: ResourcesDep,
     checkpoint: Annotated[
         str | None,
-        Query(description="Id or step of a checkpoint. Absent for the job's result."),
+        Query(description="Id or step of a checkpoint. The default is the job's result."),
     ] = None,
 ) -> Response:
     """Download the adapter as a zip archive. Ranges are served, so a download can be resumed."""

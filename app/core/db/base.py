@@ -1,4 +1,4 @@
-"""What all tables share, names of constraints and types of columns; and what all queries share."""
+"""Base classes of tables and repositories, names of constraints, and types of columns."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -72,7 +72,7 @@ class Project(Base):
     __tablename__ = "projects"
 
     id: Mapped[str] = mapped_column(primary_key=True)
-    name: Mapped[str]
+    name: Mapped[str] = mapped_column(unique=True, index=True)
     created_at: Mapped[datetime]
 
 

@@ -17,8 +17,7 @@ from app.core.ids import IdPrefix, new_id
 from app.core.manifest import MANIFEST_NAME, Manifest, ManifestFile
 from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
-from tests.builders import build_saved_state
-from tests.builders import build_checkpoint, build_file, put_blob
+from tests.builders import build_checkpoint, build_file, build_saved_state, put_blob
 
 MIB = 1024 * 1024
 
@@ -96,9 +95,7 @@ def add_state(database: Database, store: LocalBlobStore, now: datetime) -> AddSt
             digest = hashlib.sha256(content).hexdigest()
             described[name] = {"key": key, "bytes": len(content), "sha256": digest}
         with database.writing() as session:
-            session.add(
-                build_saved_state(job.id, step, described, created_at=now)
-            )
+            session.add(build_saved_state(job.id, step, described, created_at=now))
 
     return add
 
