@@ -16,7 +16,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     && groupadd --gid 10001 tunery \
     && useradd --uid 10001 --gid tunery --no-create-home --shell /usr/sbin/nologin tunery \
     # A new volume takes its owner from the image.
-    && install --directory --owner tunery --group tunery --mode 0750 /data
+    && install --directory --owner tunery --group tunery --mode 0700 /data
 
 WORKDIR /srv/tunery
 COPY requirements.lock ./

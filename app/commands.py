@@ -24,6 +24,7 @@ from app.core.errors import DatabaseBusyError, OperatorError, StorageFullError
 from app.core.logging import configure_logging
 from app.core.occupancy import occupied
 from app.core.settings import Settings, read_settings
+from app.core.storage.privacy import close_data_directory, keep_new_files_private
 from app.key_commands import keys
 from app.main import create_app
 from app.maintenance.backup import make_backup
@@ -31,6 +32,7 @@ from app.maintenance.doctor import examine
 from app.maintenance.findings import Finding, Level
 from app.maintenance.keys import secure_start
 from app.maintenance.restore import restore_backup
+from app.signing_commands import signing_key, verify
 
 CANNOT_RUN = 2
 """Exit code of a command that could not run, and would fail again without a change."""
@@ -66,6 +68,8 @@ commands = typer.Typer(
 )
 
 commands.add_typer(keys, name="keys")
+commands.command()(verify)
+commands.add_typer(signing_key, name="signing-key")
 
 Host = Annotated[
     str | None, typer.Option(help="Address to listen on, instead of TUNERY_HOST.", metavar="ADDR")
@@ -82,6 +86,7 @@ def run_app() -> None:
     Raises:
         SystemExit: always, with the exit code.
     """
+    keep_new_files_private()
     commands(sys.argv[1:] or ["api"], prog_name="python -m app")
 
 
@@ -92,6 +97,7 @@ def serve_api(host: Host = None, port: Port = None) -> None:
     settings = read_settings()
     configure_logging(settings)
     settings.data_dir.mkdir(parents=True, exist_ok=True)
+    close_data_directory(settings)
     with occupied(settings):
         ballast = Ballast(settings)
         if not ballast.release_if_full():

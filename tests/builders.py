@@ -1,7 +1,6 @@
 """Valid things with every default filled in; a test names only what matters to it."""
 
 import hashlib
-import json
 import zlib
 from collections.abc import Collection
 from datetime import UTC, datetime, timedelta
@@ -35,8 +34,14 @@ from app.core.db.tables import (
 from app.core.ids import IdPrefix, new_id
 from app.core.job.loss_log import StepMetrics
 from app.core.job.status import JobStatus
-from app.core.job.training_config import BaseModelRef, DatasetRef, JobSpec, TrainingConfig
-from app.core.manifest import MANIFEST_NAME, Manifest, describe_files
+from app.core.job.training_config import (
+    JOB_SPEC_NAME,
+    BaseModelRef,
+    DatasetRef,
+    JobSpec,
+    TrainingConfig,
+)
+from app.core.manifest import MANIFEST_NAME, Manifest, describe_files, describe_inputs
 from app.core.storage.blob_store import BlobStore
 from app.core.storage.local import LocalBlobStore
 from app.maintenance.keys import create_key
@@ -372,13 +377,13 @@ def write_checkpoint(directory: Path, step: int, *, name: str = "step", **change
     checkpoint.mkdir(parents=True)
     (checkpoint / "adapter_model.safetensors").write_bytes(bytes([step]) * 5000)
     (checkpoint / "adapter_config.json").write_text('{"r": 64}')
-    spec = json.loads((directory / "job.json").read_bytes())
+    spec = JobSpec.model_validate_json((directory / JOB_SPEC_NAME).read_bytes())
     values: dict[str, Any] = {
-        "job_id": spec["job_id"],
-        "attempt": spec["attempt"],
+        "job_id": spec.job_id,
+        "attempt": spec.attempt,
         "step": step,
         "files": describe_files(checkpoint),
-        "provenance": {},
+        "provenance": describe_inputs(spec),
     }
     (checkpoint / MANIFEST_NAME).write_text(Manifest(**(values | changes)).model_dump_json())
 

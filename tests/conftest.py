@@ -138,7 +138,7 @@ def migrated_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def database(settings: Settings, migrated_file: Path) -> Iterator[Database]:
     if not settings.database_url:
-        shutil.copy(migrated_file, settings.data_dir / "tunery.db")
+        shutil.copyfile(migrated_file, settings.data_dir / "tunery.db")
     database = Database(settings.resolved_database_url)
     yield database
     database.dispose()

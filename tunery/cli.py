@@ -17,6 +17,7 @@ from app.commands import (
 )
 from app.core.logging import configure_logging
 from app.core.settings import read_settings
+from app.core.storage.privacy import keep_new_files_private
 from app.core.version import VERSION
 from tunery import service_root
 from tunery.supervisor import Supervisor
@@ -44,6 +45,7 @@ def run() -> None:
     Raises:
         SystemExit: always, with the exit code: 0 good, 1 problems remain, 2 cannot run.
     """
+    keep_new_files_private()
     cli(prog_name="tunery")
 
 

@@ -20,6 +20,7 @@ from app.core.base_models import (
 from app.core.db.session import Database
 from app.core.errors import DatabaseBusyError
 from app.core.settings import SettingsError, read_settings
+from app.core.storage.privacy import keep_new_files_private
 from worker.model_store.errors import InstallError
 from worker.model_store.remove import ModelInUseError, remove_model
 
@@ -148,4 +149,5 @@ def _table(catalogue: Catalogue) -> str:
 
 
 if __name__ == "__main__":
+    keep_new_files_private()
     models()

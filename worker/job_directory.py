@@ -36,6 +36,7 @@ from app.core.storage.blob_store import BlobStore
 from worker.artifact_size import ROOM_BYTES, largest_artifact
 from worker.child_files import ChildDirectory, remove_tree
 from worker.launch.locks import JobLock
+from worker.model_store.installed import check_installed
 from worker.stored_file import StoredFile, store_bytes
 
 logger = logging.getLogger(__name__)
@@ -64,10 +65,15 @@ class JobInputs:
 
 
 class JobDirectory:
-    """The directory that holds all that a training process sees."""
+    """The directory that holds all that a training process sees.
+
+    Attributes:
+        spec: the job, set by `fill`. The training process may have changed the file of it since.
+    """
 
     def __init__(self, root: Path, lease: Lease) -> None:
         self._lease = lease
+        self.spec: JobSpec
         self.directory = root / lease.job_id / f"{_ATTEMPT}{lease.attempt}"
         self._max_artifact_bytes = ROOM_BYTES
 
@@ -82,6 +88,7 @@ class JobDirectory:
         Raises:
             BaseModelMissingError: the base model is not installed.
             BaseModelChangedError: the base model has other weights than when the job was created.
+            RefusedModelError: a file of the base model was changed, or may not be used.
             BlobNotFoundError: the store has lost a data file.
         """
         base_model = self._find_base_model(catalogue)
@@ -111,6 +118,7 @@ class JobDirectory:
             raise BaseModelMissingError(self._lease.base_model)
         if self._lease.base_model_sha256 not in {None, installed.sha256}:
             raise BaseModelChangedError(self._lease.base_model)
+        check_installed(catalogue.directory(installed.id), installed)
         return BaseModelRef(**installed.model_dump(include=set(BaseModelRef.model_fields)))
 
     def _make(self) -> None:
@@ -165,7 +173,7 @@ class JobDirectory:
         state: SavedState | None,
         settings: Settings,
     ) -> None:
-        spec = JobSpec(
+        self.spec = JobSpec(
             job_id=self._lease.job_id,
             attempt=self._lease.attempt,
             fine_tuned_model=self._lease.fine_tuned_model,
@@ -180,7 +188,7 @@ class JobDirectory:
             resume_job_id=state and state.saved_by,
         )
         with (self.directory / JOB_SPEC_NAME).open("x", encoding="utf-8") as target:
-            target.write(spec.model_dump_json(indent=2))
+            target.write(self.spec.model_dump_json(indent=2))
 
     def store_directory(self, store: BlobStore, name: str) -> list[StoredFile]:
         """Copy a checkpoint or a state into the store, under keys of this attempt, and verify it.
@@ -194,7 +202,7 @@ class JobDirectory:
             left_bytes = self._max_artifact_bytes
             names = made.list_files(max_bytes=left_bytes)
             described = b"".join(made.read(MANIFEST_NAME, max_bytes=manifest.MAX_BYTES))
-            promised = manifest.parse(described, name)
+            promised = manifest.parse(described)
             stored = [store_bytes(store, f"{key}/{MANIFEST_NAME}", [described])]
             for file_name in names:
                 if file_name != MANIFEST_NAME:

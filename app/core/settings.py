@@ -179,6 +179,15 @@ class Settings(BaseSettings):
         return self.data_dir / "blobs"
 
     @property
+    def models_dir(self) -> Path:
+        return self.data_dir / "models"
+
+    @property
+    def signing_dir(self) -> Path:
+        """Directory of the key that signs manifests. No training child may read it."""
+        return self.data_dir / "signing"
+
+    @property
     def work_dir(self) -> Path:
         """Directory of the job directories of running attempts."""
         return self.data_dir / "work"

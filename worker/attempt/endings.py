@@ -21,6 +21,7 @@ from app.core.manifest import ManifestError
 from worker.job_directory import BaseModelChangedError, BaseModelMissingError
 from worker.launch.launcher import Ending
 from worker.launch.locks import JobLockedError
+from worker.model_store.errors import RefusedModelError
 
 logger = logging.getLogger(__name__)
 
@@ -89,6 +90,23 @@ def end_of_error(error: Exception, lease: Lease) -> JobError | Interruption:
                 "Its previous training process does not end",
                 "Find out what blocks that process, or restart the machine.",
             )
+        case BaseModelMissingError() | BaseModelChangedError() | RefusedModelError():
+            return _error_of_base_model(error, base_model)
+        case OSError() if as_storage_full(error) is not None:
+            return Interruption("The disk is full", _FREE_SPACE)
+        case _:
+            logger.exception("attempt failed", extra=context)
+            return JobError(
+                code="internal_error",
+                message=f"The worker failed on this job: {without_paths(repr(error)):.300}. "
+                "See the worker's log.",
+            )
+
+
+def _error_of_base_model(
+    error: BaseModelMissingError | BaseModelChangedError | RefusedModelError, base_model: str
+) -> JobError:
+    match error:
         case BaseModelMissingError():
             return JobError(
                 code="model_not_available",
@@ -101,14 +119,11 @@ def end_of_error(error: Exception, lease: Lease) -> JobError | Interruption:
                 message=f"The base model {base_model} was reinstalled after the job was created, "
                 "and its weights have changed. Create the job again.",
             )
-        case OSError() if as_storage_full(error) is not None:
-            return Interruption("The disk is full", _FREE_SPACE)
-        case _:
-            logger.exception("attempt failed", extra=context)
+        case RefusedModelError():
             return JobError(
-                code="internal_error",
-                message=f"The worker failed on this job: {without_paths(repr(error)):.300}. "
-                "See the worker's log.",
+                code="base_model_refused",
+                message=f"The base model {base_model} cannot be used: {error} Remove it with "
+                f"'tunery models remove {base_model}', install it again and rerun the job.",
             )
 
 

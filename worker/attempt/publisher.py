@@ -28,8 +28,10 @@ from app.core.job.training_events import (
     Saved,
     Unresumable,
 )
+from app.core.signing.keys import SigningKeys
 from app.core.storage.blob_store import delete_blobs
 from worker.attempt.lease_keeper import LeaseKeeper, Resources
+from worker.attempt.signature import sign_checkpoint
 from worker.job_directory import JobDirectory
 from worker.stored_file import StoredFile, as_file
 
@@ -49,6 +51,7 @@ class Publisher:
         self._lease = keeper.lease
         self._job_directory = job_directory
         self._store = resources.store
+        self._signing_keys = SigningKeys(resources.settings.signing_dir)
         self._clock = resources.clock
 
     def publish_checkpoint(self, event: Checkpointed) -> None:
@@ -58,9 +61,19 @@ class Publisher:
         published a checkpoint of the step already, that one is the same and is kept.
 
         Raises:
-            ManifestError: the files are not what the manifest says.
+            ManifestError: the files are not what the manifest says, or the manifest names other
+                inputs than the job has.
+            SigningKeyError: the service's key cannot be read.
         """
         checkpoint = self._job_directory.store_directory(self._store, event.directory)
+        signature = sign_checkpoint(
+            self._store,
+            checkpoint,
+            step=event.step,
+            spec=self._job_directory.spec,
+            keys=self._signing_keys,
+        )
+        checkpoint.append(signature)
         state = self._job_directory.store_directory(self._store, event.state) if event.state else []
 
         def publish(session: Session) -> list[str]:

@@ -266,6 +266,7 @@ def test_a_child_that_finishes_leaves_a_job_with_its_results(bench: Bench) -> No
         "adapter_config.json",
         "adapter_model.safetensors",
         "manifest.json",
+        "manifest.json.sig",
     ]
     assert bench.read(checkpoint.files[1].blob_key) == b"\2" * 5000
     with bench.database.reading() as session:
