@@ -151,7 +151,7 @@ def step_line(step: int) -> str:
 
 def fail(_directory: Path) -> None:
     problem = {"line": 1, "path": "p" * 400, "code": "c", "message": "\0\x1b" * 100}
-    event = {"kind": "failed", "code": "c", "message": "m\0" * 9000, "errors": [problem] * 50}
+    event = {"kind": "failed", "code": "c", "message": "m\0" * 2000, "errors": [problem] * 50}
     print(json.dumps(event), flush=True)  # noqa: T201 - what it is for
 
 

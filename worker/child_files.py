@@ -57,7 +57,7 @@ class ChildDirectory:
             descriptor = os.open(root, _DIRECTORY)
             stack.callback(os.close, descriptor)
             for part in Path(name).parts:
-                with _blaming_child(f"{name} is not a directory of its own"):
+                with _blaming_child(f"{name} is a link or no directory"):
                     descriptor = os.open(part, _DIRECTORY, dir_fd=descriptor)
                 stack.callback(os.close, descriptor)
             yield cls(descriptor, name)

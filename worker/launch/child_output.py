@@ -98,7 +98,10 @@ class ChildOutput:
         return chunks
 
     def _finish_lines(self, chunk: bytes) -> Iterator[bytes]:
-        *lines, self._unfinished_line = (self._unfinished_line + chunk).split(b"\n")
-        yield from lines
-        if len(self._unfinished_line) > MAX_LINE_BYTES:
-            raise ProtocolError(f"It wrote a line of more than {MAX_LINE_BYTES:,} bytes.")
+        lines = (self._unfinished_line + chunk).split(b"\n")
+        for number, line in enumerate(lines, start=1):
+            if len(line) > MAX_LINE_BYTES:
+                raise ProtocolError(f"It wrote a line of more than {MAX_LINE_BYTES:,} bytes.")
+            if number < len(lines):
+                yield line
+        self._unfinished_line = lines[-1]
