@@ -32,6 +32,7 @@ from app.maintenance.doctor import examine
 from app.maintenance.findings import Finding, Level
 from app.maintenance.keys import secure_start
 from app.maintenance.restore import restore_backup
+from app.project_commands import projects
 from app.signing_commands import signing_key, verify
 
 CANNOT_RUN = 2
@@ -68,6 +69,7 @@ commands = typer.Typer(
 )
 
 commands.add_typer(keys, name="keys")
+commands.add_typer(projects, name="projects")
 commands.command()(verify)
 commands.add_typer(signing_key, name="signing-key")
 

@@ -3,14 +3,14 @@
 import hashlib
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Annotated, TypeVar
 
 from fastapi import Depends, Header, Query, Request, Response
 from pydantic import BaseModel
 
-from app.api.access import CALLER
+from app.api.access import CALLER, REQUEST_ID
 from app.core import disk
 from app.core.access import Caller
 from app.core.base_models import Catalogue
@@ -21,6 +21,7 @@ from app.core.ids import IdPrefix
 from app.core.settings import Settings
 from app.core.storage.blob_store import BlobStore, delete_blobs
 from app.services.idempotency import RequestOrigin
+from app.webhooks.client import WebhookClient
 
 T = TypeVar("T")
 
@@ -45,6 +46,7 @@ class Resources:
     store: BlobStore
     catalogue: Catalogue
     ballast: disk.Ballast
+    webhooks: WebhookClient
 
     def read(self, act: Callable[[Session], T]) -> T:
         """Run queries that see one consistent state of the database."""
@@ -86,7 +88,8 @@ async def _resources(request: Request) -> Resources:  # not `def`, which would s
 
 
 async def _caller(request: Request) -> Caller:
-    return request.scope["state"][CALLER]
+    state = request.scope["state"]
+    return replace(state[CALLER], request_id=state[REQUEST_ID])
 
 
 ResourcesDep = Annotated[Resources, Depends(_resources)]

@@ -15,6 +15,8 @@ from app.core.disk import as_storage_full
 from app.core.errors import (
     NotFoundError,
     OutcomeUnknownError,
+    QuotaExceededError,
+    RateLimitError,
     ServiceError,
     UnauthenticatedError,
 )
@@ -42,7 +44,7 @@ _NOT_OFFERED = re.compile(
     containers|content_provenance_checks|conversations|decisions|edits|embeddings|engines|
     evals|fine-tunes|fine_tuning/alpha|fine_tuning/checkpoints|images|live|moderations|
     organization|projects|realtime|responses|safety|skills|threads|vaults|vector_stores|
-    videos|webhook_endpoints|webhook_event_types
+    videos
     )/""",
     re.VERBOSE,
 )
@@ -109,8 +111,10 @@ def _headers_of(error: ServiceError) -> dict[str, str] | None:
         return {"retry-after": str(RETRY_AFTER_S)}
     if isinstance(error, UnauthenticatedError):
         return {"www-authenticate": "Bearer"}
-    if isinstance(error, OutcomeUnknownError):
-        return {"x-should-retry": "false"}  # OpenAI's clients repeat every other 5xx by themselves
+    if isinstance(error, RateLimitError):
+        return {"retry-after": str(error.retry_after_s)}
+    if isinstance(error, OutcomeUnknownError | QuotaExceededError):
+        return {"x-should-retry": "false"}  # OpenAI's clients repeat other 5xx and 429 themselves
     return None
 
 

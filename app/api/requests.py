@@ -13,7 +13,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from app.api.access import PolicyRoute
+from app.api.access import REQUEST_ID, PolicyRoute
 from app.api.errors import ERROR_CODE, error_response
 from app.core import strict_json
 from app.core.clock import steady_s
@@ -78,6 +78,7 @@ class RequestContext:
         started_s = steady_s()
         status: int | None = None
         state = scope.setdefault("state", {})
+        state[REQUEST_ID] = request_id
 
         async def send_with_id(message: Message) -> None:
             nonlocal status

@@ -28,7 +28,10 @@ class IdPrefix(StrEnum):
     REQUEST = "req_"
     WORKER = "worker-"
     KEY = "key_"
+    AUDIT_EVENT = "audit_"
     PROJECT = "proj_"
+    WEBHOOK_ENDPOINT = "whep_"
+    WEBHOOK_EVENT = "evt_"
 
 
 _lock = threading.Lock()
