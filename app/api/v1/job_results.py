@@ -93,19 +93,19 @@ def get_metrics(
     resources: ResourcesDep,
     accept: Annotated[str, Header(description="Media type of the answer.")] = "application/json",
     step_from: Annotated[
-        int, Query(ge=1, le=MAX_STEP, description="First optimizer step of the answer.")
+        int, Query(ge=1, le=MAX_STEP, description="First optimizer step to return.")
     ] = 1,
     step_to: Annotated[
         int | None,
         Query(
             ge=1,
             le=MAX_STEP,
-            description="Last optimizer step of the answer. Absent for all steps so far.",
+            description="Last optimizer step to return. The default is the latest step.",
         ),
     ] = None,
     limit: Annotated[
         int,
-        Query(ge=1, le=10_000, description="Maximum number of steps in an answer of JSON."),
+        Query(ge=1, le=10_000, description="Maximum number of steps in a response of JSON."),
     ] = 1000,
     points: Annotated[
         int | None,
