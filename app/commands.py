@@ -16,7 +16,7 @@ import typer
 import uvicorn
 from typer.core import TyperGroup
 
-from app.api.requests import BoundedHttpProtocol
+from app.api.http_protocol import bounded_protocol
 from app.core.db.migrate import require_known_schema
 from app.core.disk import Ballast
 from app.core.errors import DatabaseBusyError, OperatorError, StorageFullError
@@ -102,7 +102,8 @@ def serve_api(host: Host = None, port: Port = None) -> None:
             log_config=None,
             access_log=False,  # `app.api.requests` writes one with the request's id
             server_header=False,
-            http=BoundedHttpProtocol,
+            http=bounded_protocol(settings),
+            ws="none",
             timeout_graceful_shutdown=10,
         )
 

@@ -12,6 +12,7 @@ from app.api.deps import Resources
 from app.api.errors import install_error_handlers
 from app.api.recent_answers import RecentAnswers
 from app.api.requests import RequestContext
+from app.api.upload_slots import UploadSlots
 from app.api.v1 import files, fine_tuning_jobs, job_results, models, uploads
 from app.core.base_models import load_catalogue
 from app.core.db.migrate import upgrade
@@ -45,6 +46,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         store=LocalBlobStore(settings.blobs_dir),
         catalogue=load_catalogue(settings.data_dir),
         ballast=Ballast(settings),
+        upload_slots=UploadSlots(settings.max_uploads),
     )
     app = FastAPIOffline(
         docs_url="/docs",

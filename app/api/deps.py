@@ -10,6 +10,7 @@ from typing import Annotated, TypeVar
 from fastapi import Depends, Header, Query, Request, Response
 from pydantic import BaseModel
 
+from app.api.upload_slots import UploadSlots
 from app.core import disk
 from app.core.base_models import Catalogue
 from app.core.clock import utc_now
@@ -43,6 +44,7 @@ class Resources:
     store: BlobStore
     catalogue: Catalogue
     ballast: disk.Ballast
+    upload_slots: UploadSlots
 
     def read(self, act: Callable[[Session], T]) -> T:
         """Run queries that see one consistent state of the database."""

@@ -1,6 +1,7 @@
 """/v1/uploads: files that are sent in parts."""
 
 from datetime import datetime
+from functools import partial
 
 from anyio import to_thread
 from fastapi import APIRouter, Request
@@ -14,7 +15,6 @@ from app.core.errors import BlobNotFoundError
 from app.core.storage.blob_store import delete_blobs
 from app.schemas.uploads import UploadComplete, UploadCreate, UploadPartRead, UploadRead
 from app.services import uploads as upload_service
-from app.services.files import check_content
 from app.services.received_files import (
     Assembly,
     ReceivedFile,
@@ -78,7 +78,7 @@ async def create_part(
 
 
 @router.post("/{upload_id}/complete")
-def complete_upload(
+async def complete_upload(
     upload_id: str, body: UploadComplete, resources: ResourcesDep, now: Now
 ) -> UploadRead:
     """Join the parts into a file, which is checked like any other.
@@ -86,25 +86,31 @@ def complete_upload(
     If the file is refused, the upload stays pending. It can then be completed with its parts in
     another order, or cancelled. A repeated request is answered with the same file.
     """
+    complete = partial(_complete, upload_id, body, resources, now)
+    async with resources.upload_slots.take():
+        return await resources.upload_slots.check(complete)
 
+
+def _complete(
+    upload_id: str, body: UploadComplete, resources: Resources, now: datetime
+) -> UploadRead:
     def plan(session: Session) -> Assembly | None:
         return upload_service.plan_completion(session, upload_id, body.part_ids, now=now)
 
     assembly = resources.read(plan)
     if assembly is not None:
         try:
-            _complete(resources, assembly, body.md5, now)
+            _join(resources, assembly, body.md5, now)
         except BlobNotFoundError as error:
             if resources.read(plan) is not None:  # the upload has not ended meanwhile
                 raise lost_bytes(upload_id) from error
     return resources.read(lambda session: upload_service.read_upload(session, upload_id, now=now))
 
 
-def _complete(resources: Resources, assembly: Assembly, md5: str | None, now: datetime) -> None:
+def _join(resources: Resources, assembly: Assembly, md5: str | None, now: datetime) -> None:
     store = resources.store
     with scratch_file(store) as scratch:
         received = assemble(store, assembly, scratch, md5=md5, require_room=resources.require_room)
-        check_content(received)
         parts = resources.write(
             lambda session: upload_service.finish_completion(
                 session, store, assembly, received, now=now
