@@ -34,6 +34,10 @@ CANNOT_RUN = 2
 
 _MIB = 1024 * 1024
 
+_SWITCH_INTERVAL_S = 0.001
+"""Time after which a thread that checks a file lets the event loop run, instead of Python's 5 ms.
+The loop waits this long several times in a request."""
+
 
 class CannotListenError(OperatorError):
     """Another program listens on the address, or it is not one of this machine."""
@@ -95,6 +99,7 @@ def serve_api(host: Host = None, port: Port = None) -> None:
         _check_address(settings)
         with suppress(DatabaseBusyError):  # the start below reports it, and may be repeated
             require_known_schema(application.state.resources.database)
+        sys.setswitchinterval(_SWITCH_INTERVAL_S)
         uvicorn.run(
             application,
             host=settings.host,

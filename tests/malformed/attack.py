@@ -1,5 +1,7 @@
 """Sends attacks to a running service, and watches what other clients notice of them."""
 
+import contextlib
+import http.client
 import socket
 import threading
 from collections import Counter
@@ -11,7 +13,12 @@ from urllib.parse import urlsplit
 from tests.malformed.corpus import Attack
 from tests.malformed.probe import Probe, probing
 
-SENDERS = 4
+SENDERS = 8
+"""So many that some still send while others wait for the end of an incomplete request."""
+
+RECEIVE_TIMEOUT_S = 0.5
+"""Setting of the service under attack, so that incomplete requests soon end."""
+
 TIMEOUT_S = 120.0
 
 
@@ -54,16 +61,16 @@ def _send_all(url: str, queue: "Queue[Attack | None]", outcome: Outcome) -> None
 
 
 def send(url: str, request: bytes) -> int | None:
-    """Send the bytes and then nothing more. Returns the status of the last answer, if any."""
+    """Send the bytes. Returns the status of the first answer, or None if there is none."""
     parts = urlsplit(url)
-    answer = b""
     with socket.create_connection((parts.hostname, parts.port), TIMEOUT_S) as connection:
-        try:
+        answer = http.client.HTTPResponse(connection)
+        with contextlib.suppress(ConnectionError):  # refused before all of it was sent
             connection.sendall(request)
-            connection.shutdown(socket.SHUT_WR)
-            while piece := connection.recv(65_536):
-                answer += piece
-        except ConnectionError:
-            pass  # refused before all of it was sent
-    begin = answer.rfind(b"HTTP/1.1 ")
-    return int(answer[begin:].split()[1]) if begin >= 0 else None
+        try:
+            answer.begin()
+        except (ConnectionError, http.client.HTTPException):
+            return None
+        with contextlib.suppress(ConnectionError, http.client.HTTPException):
+            answer.read()
+        return answer.status

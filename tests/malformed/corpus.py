@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from tests.builders import CHAT_LINE, TEXT_LINE
+from tests.effort import effort
 from tests.malformed.mutations import mutate_bytes, mutate_json
 from tests.malformed.wire import (
     FILE_HEAD,
@@ -20,7 +21,7 @@ from tests.malformed.wire import (
 
 MIB = 2**20
 JOBS = "/v1/fine_tuning/jobs"
-MUTANTS_PER_SEED = 6
+MUTANTS_PER_SEED = effort(2, long=6)
 MAX_MUTATED_BYTES = 64 * 1024
 
 
@@ -323,8 +324,8 @@ def _seeds() -> Iterator[Attack]:
 def _seeds_of_headers() -> Iterator[Attack]:
     form = PURPOSE + FILE_HEAD + TEXT_LINE + FORM_END
     for content_type in CONTENT_TYPES:
-        yield Attack(f"form as {content_type[:40]}", post_form(form, content_type=content_type))
-        yield Attack(f"JSON as {content_type[:40]}", post_json(JOBS, dump(JOB), content_type))
+        yield Attack(f"form as {content_type[:40]!a}", post_form(form, content_type=content_type))
+        yield Attack(f"JSON as {content_type[:40]!a}", post_json(JOBS, dump(JOB), content_type))
     for header in HEADERS:
         line = f"{header}\r\n"
         yield Attack(f"GET with {header[:40]}", request("/v1/files", method="GET", headers=line))

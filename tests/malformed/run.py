@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from benchmarks.support.samples import write_catalogue
-from tests.malformed.attack import Outcome, attack
+from tests.malformed.attack import RECEIVE_TIMEOUT_S, Outcome, attack
 from tests.malformed.corpus import corpus, malformed_bodies
 from tunery.local_service import LocalService
 
@@ -26,7 +26,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         data_dir = Path(name)
         write_catalogue(data_dir)
-        with LocalService(data_dir, {"min_free_bytes": "0"}, workers=0) as service:
+        settings = {"min_free_bytes": "0", "receive_timeout_s": str(RECEIVE_TIMEOUT_S)}
+        with LocalService(data_dir, settings, workers=0) as service:
             began_s = time.perf_counter()
             outcome = attack(service.url, itertools.chain(corpus(), malformed_bodies(bodies)))
             print(f"{time.perf_counter() - began_s:.0f} s")

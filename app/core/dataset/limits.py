@@ -14,7 +14,7 @@ MAX_LINE_BYTES = 8 * 1024 * 1024
 MAX_LINES = 10_000_000
 """Maximum number of lines in a file. Each takes about a microsecond to check."""
 
-MAX_VALUES = 100_000
+MAX_VALUES = 50_000
 """Maximum number of JSON values in a line. Python needs up to 200 bytes for each."""
 
 MAX_DEPTH = 64
