@@ -17,17 +17,23 @@ import uvicorn
 from typer.core import TyperGroup
 
 from app.api.http_protocol import bounded_protocol
-from app.core.db.migrate import require_known_schema
+from app.core.clock import utc_now
+from app.core.db.migrate import require_known_schema, upgrade
 from app.core.disk import Ballast
 from app.core.errors import DatabaseBusyError, OperatorError, StorageFullError
 from app.core.logging import configure_logging
 from app.core.occupancy import occupied
 from app.core.settings import Settings, read_settings
+from app.core.storage.privacy import close_data_directory, keep_new_files_private
+from app.key_commands import keys
 from app.main import create_app
 from app.maintenance.backup import make_backup
 from app.maintenance.doctor import examine
 from app.maintenance.findings import Finding, Level
+from app.maintenance.keys import secure_start
 from app.maintenance.restore import restore_backup
+from app.project_commands import projects
+from app.signing_commands import signing_key, verify
 
 CANNOT_RUN = 2
 """Exit code of a command that could not run, and would fail again without a change."""
@@ -63,8 +69,13 @@ commands = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     help="Serve Tunery's API, and maintain its data. Settings come from the environment or from "
-    "a file .env: docs/settings.md. Exit codes: 0 good, 1 problems remain, 2 cannot run.",
+    "a file .env: docs/settings.md. Exit codes: 0 success, 1 problems remain, 2 cannot run.",
 )
+
+commands.add_typer(keys, name="keys")
+commands.add_typer(projects, name="projects")
+commands.command()(verify)
+commands.add_typer(signing_key, name="signing-key")
 
 Host = Annotated[
     str | None, typer.Option(help="Address to listen on, instead of TUNERY_HOST.", metavar="ADDR")
@@ -81,6 +92,7 @@ def run_app() -> None:
     Raises:
         SystemExit: always, with the exit code.
     """
+    keep_new_files_private()
     commands(sys.argv[1:] or ["api"], prog_name="python -m app")
 
 
@@ -91,14 +103,18 @@ def serve_api(host: Host = None, port: Port = None) -> None:
     settings = read_settings()
     configure_logging(settings)
     settings.data_dir.mkdir(parents=True, exist_ok=True)
+    close_data_directory(settings)
     with occupied(settings):
         ballast = Ballast(settings)
         if not ballast.release_if_full():
             ballast.make_if_room()
         application = create_app(settings)
         _check_address(settings)
+        database = application.state.resources.database
         with suppress(DatabaseBusyError):  # the start below reports it, and may be repeated
-            require_known_schema(application.state.resources.database)
+            require_known_schema(database)
+            upgrade(database)
+            secure_start(settings, database, now=utc_now())
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
         uvicorn.run(
             application,
@@ -135,7 +151,7 @@ def doctor(
     deep: Annotated[bool, typer.Option("--deep", help="Read every byte of every file.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Examine the database, the files and the disk, while the service runs or not."""
+    """Check the database, the files and the disk. The service may be running or stopped."""
     settings = read_settings()
     findings: list[Finding] = []
     with occupied(settings):
@@ -169,7 +185,7 @@ def backup(
     ] = False,
     copy: Copies = False,
 ) -> None:
-    """Copy the database and all files into a new directory, while the service runs or not."""
+    """Copy the database and all files to a new directory. The service may be running or stopped."""
     settings = read_settings()
     with occupied(settings):
         record = make_backup(
@@ -194,15 +210,18 @@ def restore(
     directory: Annotated[Path, typer.Argument(help="A directory that `backup` made.")],
     *,
     force: Annotated[
-        bool, typer.Option("--force", help="Move what is in the data directory aside.")
+        bool, typer.Option("--force", help="Move the present content of the data directory aside.")
     ] = False,
     accept_damage: Annotated[
         bool,
-        typer.Option("--accept-damage", help="Leave damaged files out; never the database."),
+        typer.Option(
+            "--accept-damage",
+            help="Restore without damaged files. A damaged database is never accepted.",
+        ),
     ] = False,
     copy: Copies = False,
 ) -> None:
-    """Put a backup back, with the service stopped."""
+    """Restore a backup. Stop the service first."""
     settings = read_settings()
     restored = restore_backup(
         settings,

@@ -1,20 +1,32 @@
 """Builds the HTTP application from its parts."""
 
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
 from app.api import health
+from app.api.access import require_policies
+from app.api.authentication import Authenticator
 from app.api.deps import Resources
 from app.api.errors import install_error_handlers
+from app.api.guard import Guard
 from app.api.recent_answers import RecentAnswers
 from app.api.requests import RequestContext
 from app.api.upload_slots import UploadSlots
-from app.api.v1 import files, fine_tuning_jobs, job_results, models, uploads
+from app.api.v1 import (
+    files,
+    fine_tuning_jobs,
+    job_results,
+    models,
+    projects,
+    uploads,
+    webhooks,
+)
 from app.core.base_models import load_catalogue
+from app.core.clock import utc_now
 from app.core.db.migrate import upgrade
 from app.core.db.session import Database
 from app.core.disk import Ballast
@@ -22,14 +34,20 @@ from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
 from app.core.version import VERSION
 from app.schemas.bodies import ErrorRead
+from app.webhooks.client import WebhookClient
+from app.webhooks.sender import Sender
+from app.webhooks.targets import TargetPolicy
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorRead, "description": description}
     for status, description in {
         400: "The request is invalid or cannot be granted in the current state.",
+        401: "A valid API key is missing.",
+        403: "The API key lacks the scope for this request.",
         404: "What the request names does not exist.",
         413: "The body is too large.",
         415: "The body has the wrong media type.",
+        429: "A limit of the project is reached.",
         500: "The server failed unexpectedly.",
         503: "The database is busy. Try again.",
         507: "The disk is full.",
@@ -47,6 +65,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         catalogue=load_catalogue(settings.data_dir),
         ballast=Ballast(settings),
         upload_slots=UploadSlots(settings.max_uploads),
+        webhooks=WebhookClient(TargetPolicy.of(settings)),
     )
     app = FastAPIOffline(
         docs_url="/docs",
@@ -65,9 +84,17 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.resources = resources
     install_error_handlers(app)
     app.include_router(health.router)
-    for module in (files, uploads, fine_tuning_jobs, job_results, models):
+    for module in (files, uploads, fine_tuning_jobs, job_results, models, webhooks, projects):
         app.include_router(module.router, prefix="/v1")
+    require_policies(app)
     app.add_middleware(RecentAnswers, version=resources.database.version)
+    app.state.authenticator = Authenticator(resources, may_be_keyless=settings.may_be_keyless)
+    app.add_middleware(
+        Guard,
+        authenticator=app.state.authenticator,
+        hosts=settings.host_names,
+        organization=settings.organization,
+    )
     app.add_middleware(RequestContext)  # the middleware added last sees a request first
     return app
 
@@ -76,5 +103,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
     resources: Resources = app.state.resources
     upgrade(resources.database)
-    yield
+    sender = Sender(resources.database, resources.webhooks, clock=utc_now)
+    with sender.running() if resources.webhooks.policy.is_on else nullcontext():
+        yield
+    authenticator: Authenticator = app.state.authenticator
+    await authenticator.close()
     resources.database.dispose()

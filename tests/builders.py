@@ -1,15 +1,18 @@
 """Valid things with every default filled in; a test names only what matters to it."""
 
 import hashlib
-import json
 import zlib
+from collections.abc import Collection
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import text
 
-from app.core.db.base import DEFAULT_PROJECT_ID, Base
+from app.core.access import DEFAULT_PROJECT_ID, Scope
+from app.core.clock import utc_now
+from app.core.db.base import Base, Project
+from app.core.db.repositories.access import KeyRepository
 from app.core.db.repositories.checkpoints import CheckpointRepository, TunedModelRepository
 from app.core.db.repositories.events import EventRepository
 from app.core.db.repositories.files import FileRepository
@@ -19,14 +22,29 @@ from app.core.db.repositories.transitions import settle
 from app.core.db.repositories.uploads import UploadRepository
 from app.core.db.repositories.workers import WorkerIdentity, WorkerRepository, WorkerStatus
 from app.core.db.session import Database, Session
-from app.core.db.tables import Checkpoint, File, Job, TunedModel, Upload, UploadPart
+from app.core.db.tables import (
+    Checkpoint,
+    File,
+    Job,
+    SavedState,
+    TunedModel,
+    Upload,
+    UploadPart,
+)
 from app.core.ids import IdPrefix, new_id
 from app.core.job.loss_log import StepMetrics
 from app.core.job.status import JobStatus
-from app.core.job.training_config import BaseModelRef, DatasetRef, JobSpec, TrainingConfig
-from app.core.manifest import MANIFEST_NAME, Manifest, describe_files
+from app.core.job.training_config import (
+    JOB_SPEC_NAME,
+    BaseModelRef,
+    DatasetRef,
+    JobSpec,
+    TrainingConfig,
+)
+from app.core.manifest import MANIFEST_NAME, Manifest, describe_files, describe_inputs
 from app.core.storage.blob_store import BlobStore
 from app.core.storage.local import LocalBlobStore
+from app.maintenance.keys import create_key
 from benchmarks.support.samples import build_chat_file, write_catalogue
 
 __all__ = ["build_chat_file", "write_catalogue"]
@@ -49,6 +67,7 @@ def build_job(**changes: Any) -> Job:
     job_id = new_id(IdPrefix.JOB)
     values: dict[str, Any] = {
         "id": job_id,
+        "project_id": DEFAULT_PROJECT_ID,
         "status": JobStatus.QUEUED,
         "created_at": NOW,
         "base_model": "tiny",
@@ -116,6 +135,7 @@ def build_file(content: bytes = TEXT_LINE, **changes: Any) -> File:
     file_id = new_id(IdPrefix.FILE)
     values: dict[str, Any] = {
         "id": file_id,
+        "project_id": DEFAULT_PROJECT_ID,
         "purpose": "fine-tune",
         "filename": "train.jsonl",
         "bytes": len(content),
@@ -133,6 +153,7 @@ def build_upload(**changes: Any) -> Upload:
     """An upload that waits for its parts."""
     values: dict[str, Any] = {
         "id": new_id(IdPrefix.UPLOAD),
+        "project_id": DEFAULT_PROJECT_ID,
         "status": "pending",
         "filename": "train.jsonl",
         "bytes": len(TEXT_LINE),
@@ -159,6 +180,7 @@ def build_metrics(step: int = 1, **changes: Any) -> StepMetrics:
 def build_checkpoint(job: Job, step: int = 1, **changes: Any) -> Checkpoint:
     values: dict[str, Any] = {
         "id": new_id(IdPrefix.CHECKPOINT),
+        "project_id": DEFAULT_PROJECT_ID,
         "job_id": job.id,
         "attempt": 1,
         "step": step,
@@ -167,6 +189,18 @@ def build_checkpoint(job: Job, step: int = 1, **changes: Any) -> Checkpoint:
         "manifest_sha256": hashlib.sha256(str(step).encode()).hexdigest(),
     }
     return Checkpoint(**(values | changes))
+
+
+def build_saved_state(job_id: str, step: int, files: dict[str, Any], **changes: Any) -> SavedState:
+    values: dict[str, Any] = {
+        "job_id": job_id,
+        "project_id": DEFAULT_PROJECT_ID,
+        "step": step,
+        "attempt": 1,
+        "created_at": NOW,
+        "files": files,
+    }
+    return SavedState(**(values | changes))
 
 
 def put_blob(store: BlobStore, key: str, content: bytes) -> None:
@@ -182,49 +216,85 @@ def add_file(
     file = build_file(content, **changes)
     put_blob(store, file.blob_key, content)
     with database.writing() as session:
-        FileRepository(session).add(file)
+        FileRepository(session, file.project_id).add(file)
     return file
 
 
-def add_part(
-    database: Database, store: BlobStore, upload: Upload, content: bytes = TEXT_LINE
-) -> UploadPart:
-    """A part whose bytes are in the store; its upload is added with the first one."""
+def build_part(upload: Upload, content: bytes = TEXT_LINE) -> UploadPart:
+    """The row of a part; `add_part` stores its bytes as well."""
     part_id = new_id(IdPrefix.UPLOAD_PART)
-    part = UploadPart(
+    return UploadPart(
         id=part_id,
+        project_id=upload.project_id,
         upload_id=upload.id,
         bytes=len(content),
         sha256=hashlib.sha256(content).hexdigest(),
         blob_key=f"uploads/{part_id}",
         created_at=NOW,
     )
+
+
+def add_key(
+    database: Database,
+    project: str = DEFAULT_PROJECT_ID,
+    scopes: Collection[Scope] = tuple(Scope),
+    *,
+    expires_at: datetime | None = None,
+    is_revoked: bool = False,
+) -> str:
+    """An API key. The project is made too, if there is none of this name."""
+    now = utc_now()
+    with database.writing() as session:
+        new = create_key(session, project, scopes, expires_at=expires_at, now=now)
+        if is_revoked:
+            KeyRepository(session).revoke(new.key_id, now=now)
+    return new.key
+
+
+def bearer(key: str) -> dict[str, str]:
+    """The header that sends a key."""
+    return {"authorization": f"Bearer {key}"}
+
+
+def add_part(
+    database: Database, store: BlobStore, upload: Upload, content: bytes = TEXT_LINE
+) -> UploadPart:
+    """A part whose bytes are in the store; its upload is added with the first one."""
+    part = build_part(upload, content)
     put_blob(store, part.blob_key, content)
     with database.writing() as session:
-        uploads = UploadRepository(session)
+        uploads = UploadRepository(session, part.project_id)
         if session.get(Upload, upload.id) is None:
             uploads.add(upload)
         uploads.add_part(part)
     return part
 
 
+def add_project(database: Database, project_id: str, **changes: Any) -> Project:
+    """A project beside the default one, without limits."""
+    project = Project(id=project_id, name=project_id, created_at=NOW, **changes)
+    with database.writing() as session:
+        session.add(project)
+    return project
+
+
 def add_job(database: Database, **changes: Any) -> Job:
     """A job in the queue of the database."""
     job = build_job(**changes)
     with database.writing() as session:
-        JobRepository(session).add(job)
+        JobRepository(session, job.project_id).add(job)
     return job
 
 
 def get_job(database: Database, job_id: str) -> Job:
     with database.reading() as session:
-        return JobRepository(session).get(job_id)
+        return JobRepository(session, DEFAULT_PROJECT_ID).get(job_id)
 
 
 def add_worker(
     database: Database, worker_id: str = "worker-1", now: datetime = NOW, **changes: Any
 ) -> WorkerIdentity:
-    """A worker that has given a sign of life."""
+    """A worker that has sent a heartbeat."""
     worker = build_identity(worker_id, **changes)
     with database.writing() as session:
         WorkerRepository(session).beat(worker, now=now)
@@ -250,14 +320,19 @@ def claim(database: Database, worker_id: str = "worker-1", now: datetime = NOW) 
 
 
 def add_succeeded_job(
-    database: Database, store: BlobStore, *, steps: tuple[int, ...] = (1,), best: int = -1
+    database: Database,
+    store: BlobStore,
+    *,
+    steps: tuple[int, ...] = (1,),
+    best: int = -1,
+    project_id: str = DEFAULT_PROJECT_ID,
 ) -> Job:
     """A job that has ended well: a loss log, a checkpoint at each of these steps, and a model.
 
     Args:
         best: which of the checkpoints is the result; after an early stop, it is not the last.
     """
-    job = add_job(database)
+    job = add_job(database, project_id=project_id)
     lease = claim(database)
     result = add_result_file(database, store, job, "step_metrics.csv")
     checkpoints = [build_checkpoint(job, step) for step in steps]
@@ -271,8 +346,8 @@ def add_succeeded_job(
         log = [build_metrics(step) for step in range(1, steps[-1] + 1)]
         leases.record_steps(lease, log, tokens_per_second=200.0, estimated_finish_at=None)
         for checkpoint in checkpoints:
-            CheckpointRepository(session).add(checkpoint)
-        TunedModelRepository(session).add(
+            CheckpointRepository(session, project_id).add(checkpoint)
+        TunedModelRepository(session, project_id).add(
             TunedModel(
                 id=job.fine_tuned_model,
                 job_id=job.id,
@@ -285,7 +360,8 @@ def add_succeeded_job(
         held.trained_tokens, held.result_file_id = 1234, result.id
         held.result_checkpoint_id = checkpoints[best].id
         settle(session, held, JobStatus.SUCCEEDED, now=NOW + MINUTE)
-    return get_job(database, job.id)
+    with database.reading() as session:
+        return JobRepository(session, project_id).get(job.id)
 
 
 def build_result_file(store: BlobStore, job: Job, name: str, content: str) -> File:
@@ -296,6 +372,7 @@ def build_result_file(store: BlobStore, job: Job, name: str, content: str) -> Fi
         purpose="fine-tune-results",
         format=None,
         examples=None,
+        project_id=job.project_id,
         job_id=job.id,
     )
     put_blob(store, file.blob_key, content.encode())
@@ -305,7 +382,7 @@ def build_result_file(store: BlobStore, job: Job, name: str, content: str) -> Fi
 def add_result_file(database: Database, store: BlobStore, job: Job, name: str) -> File:
     file = build_result_file(store, job, name, "step,train_loss\n1,3.0\n")
     with database.writing() as session:
-        FileRepository(session).add(file)
+        FileRepository(session, job.project_id).add(file)
     return file
 
 
@@ -315,13 +392,13 @@ def write_checkpoint(directory: Path, step: int, *, name: str = "step", **change
     checkpoint.mkdir(parents=True)
     (checkpoint / "adapter_model.safetensors").write_bytes(bytes([step]) * 5000)
     (checkpoint / "adapter_config.json").write_text('{"r": 64}')
-    spec = json.loads((directory / "job.json").read_bytes())
+    spec = JobSpec.model_validate_json((directory / JOB_SPEC_NAME).read_bytes())
     values: dict[str, Any] = {
-        "job_id": spec["job_id"],
-        "attempt": spec["attempt"],
+        "job_id": spec.job_id,
+        "attempt": spec.attempt,
         "step": step,
         "files": describe_files(checkpoint),
-        "provenance": {},
+        "provenance": describe_inputs(spec),
     }
     (checkpoint / MANIFEST_NAME).write_text(Manifest(**(values | changes)).model_dump_json())
 
@@ -346,14 +423,18 @@ def dump_tables(database: Database) -> dict[str, list[tuple[Any, ...]]]:
 def list_messages(database: Database, job_id: str) -> list[str]:
     """What its user was told, from the first to the last."""
     with database.reading() as session:
-        page = EventRepository(session).list_page(job_id, after=None, limit=1000)
+        page = EventRepository(session, DEFAULT_PROJECT_ID).list_page(
+            job_id, after=None, limit=1000
+        )
         return [event.message for event in reversed(page.rows)]
 
 
 def list_checkpoints(database: Database, job_id: str) -> list[Checkpoint]:
     """Its checkpoints, from the first to the last."""
     with database.reading() as session:
-        page = CheckpointRepository(session).list_page(job_id, after=None, limit=1000)
+        page = CheckpointRepository(session, DEFAULT_PROJECT_ID).list_page(
+            job_id, after=None, limit=1000
+        )
         return list(reversed(page.rows))
 
 

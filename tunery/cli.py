@@ -17,6 +17,7 @@ from app.commands import (
 )
 from app.core.logging import configure_logging
 from app.core.settings import read_settings
+from app.core.storage.privacy import keep_new_files_private
 from app.core.version import VERSION
 from tunery import service_root
 from tunery.supervisor import Supervisor
@@ -44,6 +45,7 @@ def run() -> None:
     Raises:
         SystemExit: always, with the exit code: 0 good, 1 problems remain, 2 cannot run.
     """
+    keep_new_files_private()
     cli(prog_name="tunery")
 
 
@@ -68,7 +70,7 @@ def run_worker(
         bool,
         typer.Option(
             "--check",
-            help="Say whether the workers of this machine are healthy, and end. Exit code 1: no.",
+            help="Check whether the workers of this machine are healthy. Exit code 1 if not.",
         ),
     ] = False,
 ) -> None:
@@ -87,7 +89,9 @@ cli.add_typer(models, name="models")
 
 @cli.command()
 def examples(
-    directory: Annotated[Path, typer.Argument(help="Where to write them.")] = Path("examples"),
+    directory: Annotated[Path, typer.Argument(help="Directory to write the examples to.")] = Path(
+        "examples"
+    ),
 ) -> None:
     """Write example datasets and programs into a directory; existing files are left alone."""
     directory.mkdir(parents=True, exist_ok=True)
@@ -100,7 +104,7 @@ def examples(
 
 @cli.command()
 def version() -> None:
-    """Print the version of Tunery and of what it runs on."""
+    """Print the versions of Tunery, Python and the main libraries."""
     typer.echo(f"tunery {VERSION}")
     typer.echo(f"Python {platform.python_version()} on {platform.system()} {platform.machine()}")
     for name in _LIBRARIES:

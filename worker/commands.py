@@ -1,6 +1,6 @@
 """`tunery models`, and `python -m worker.commands`: list, install and remove base models.
 
-What an installation needs is imported only by it, so that the list works without the extra
+Only `install` imports the libraries that it needs, so `list` and `remove` work without the extra
 `worker`.
 """
 
@@ -20,6 +20,7 @@ from app.core.base_models import (
 from app.core.db.session import Database
 from app.core.errors import DatabaseBusyError
 from app.core.settings import SettingsError, read_settings
+from app.core.storage.privacy import keep_new_files_private
 from worker.model_store.errors import InstallError
 from worker.model_store.remove import ModelInUseError, remove_model
 
@@ -38,7 +39,7 @@ models = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="List, install and remove base models. Exit code 1: one of them could not be.",
+    help="List, install and remove base models. The exit code is 1 if any of them fails.",
 )
 
 
@@ -99,7 +100,9 @@ def _install(name: str, catalogue: Catalogue) -> bool:
     except (InstallError, OSError) as error:
         return _fail(f"{entry.id} was not installed. {error}")
     except KeyboardInterrupt:
-        return _fail(f"{entry.id} was not installed: interrupted. Run it again to continue.")
+        return _fail(
+            f"{entry.id} was not installed: interrupted. Run the command again to continue."
+        )
     return True
 
 
@@ -146,4 +149,5 @@ def _table(catalogue: Catalogue) -> str:
 
 
 if __name__ == "__main__":
+    keep_new_files_private()
     models()

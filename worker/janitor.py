@@ -2,15 +2,21 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 
 from app.core.clock import Clock
-from app.core.db.repositories.files import FileRepository
-from app.core.db.repositories.idempotency import KEPT_FOR, IdempotencyRepository
+from app.core.db.base import Project
+from app.core.db.repositories.files import ExpiredFiles
+from app.core.db.repositories.idempotency import KEPT_FOR, OldIdempotencyRecords
+from app.core.db.repositories.projects.retention import (
+    RetainingProjects,
+    RetentionRepository,
+)
 from app.core.db.repositories.recovery import RecoveryRepository
-from app.core.db.repositories.saved_states import SavedStateRepository
-from app.core.db.repositories.uploads import ENDED_KEPT_FOR, UploadRepository
+from app.core.db.repositories.saved_states import UnneededStates
+from app.core.db.repositories.uploads import ENDED_KEPT_FOR, EndedUploads
+from app.core.db.repositories.webhooks import DELIVERIES_KEPT_FOR, GIVE_UP_AFTER, WebhookQueue
 from app.core.db.repositories.workers import WorkerRepository
 from app.core.db.session import Database, Session
 from app.core.disk import Ballast
@@ -26,6 +32,9 @@ logger = logging.getLogger(__name__)
 INTERVAL_S = 2.0
 ORPHANS_INTERVAL_S = 3600.0
 """Seconds between two searches for orphans: each reads the list of all blobs."""
+
+RETENTION_INTERVAL_S = 3600.0
+"""Seconds between two looks for what projects keep no longer: each reads all of their jobs."""
 
 BATCH = 100
 """Maximum number of expired rows that one chore deletes in a transaction."""
@@ -50,6 +59,7 @@ class Janitor:
         self._batch = batch
         self._due_s = 0.0
         self._orphans_due_s = 0.0
+        self._retention_due_s = 0.0
 
     def run_if_due(self) -> None:
         """Do the chores if `INTERVAL_S` has passed since the last time."""
@@ -63,6 +73,8 @@ class Janitor:
             self.expire_uploads,
             self.delete_saved_states,
             self.delete_idempotency_records,
+            self.apply_retention,
+            self.give_up_webhooks,
             self.free_orphans,
         ):
             try:
@@ -86,16 +98,14 @@ class Janitor:
     def delete_expired_files(self) -> None:
         """Delete the files past their `expires_at`."""
         now = self._clock()
-        self._delete(
-            lambda session: FileRepository(session).delete_expired(now=now, limit=self._batch)
-        )
+        self._delete(lambda session: ExpiredFiles(session).delete(now=now, limit=self._batch))
 
     def expire_uploads(self) -> None:
         """End uploads that were not completed in time, free their parts, and delete old uploads."""
         now = self._clock()
 
         def delete_rows(session: Session) -> list[str]:
-            uploads = UploadRepository(session)
+            uploads = EndedUploads(session)
             keys = uploads.expire(now=now, limit=self._batch)
             uploads.delete_older(than=now - ENDED_KEPT_FOR)
             return keys
@@ -106,19 +116,38 @@ class Janitor:
         """Free the saved states that no job will resume from."""
         since = self._clock() - timedelta(seconds=self._settings.held_state_s)
         self._delete(
-            lambda session: SavedStateRepository(session).delete_of_ended(
-                held_since=since, limit=self._batch
-            )
+            lambda session: UnneededStates(session).delete(held_since=since, limit=self._batch)
         )
 
     def delete_idempotency_records(self) -> None:
         """Delete old records: a request that comes again after so long is a new request."""
         with self._database.writing() as session:
-            IdempotencyRepository(session).delete_older(than=self._clock() - KEPT_FOR)
+            OldIdempotencyRecords(session).delete_older(than=self._clock() - KEPT_FOR)
+
+    def give_up_webhooks(self) -> None:
+        """End the events that could not be sent for too long, and delete those that have ended."""
+        now = self._clock()
+        with self._database.writing() as session:
+            queue = WebhookQueue(session)
+            given_up = queue.give_up(older_than=now - GIVE_UP_AFTER, now=now)
+            queue.delete_ended(older_than=now - DELIVERIES_KEPT_FOR)
+        for event_id, endpoint_id in given_up:
+            context = {"webhook_endpoint_id": endpoint_id, "event_id": event_id}
+            logger.warning("webhook given up", extra=context)
 
     def keep_ballast(self) -> None:
         """Create the ballast file again, once there is space."""
         Ballast(self._settings).make_if_room()
+
+    def apply_retention(self) -> None:
+        """Delete what projects keep no longer, once an hour: files, ended jobs and events."""
+        if self._monotonic_s() < self._retention_due_s:
+            return
+        self._retention_due_s = self._monotonic_s() + RETENTION_INTERVAL_S
+        with self._database.reading() as session:
+            projects = RetainingProjects(session).list_all()
+        for project in projects:
+            self._retain(project)
 
     def free_orphans(self) -> None:
         """Free what killed processes have left behind, once an hour."""
@@ -130,6 +159,17 @@ class Janitor:
             logger.warning("orphans freed: %s", freed)
         for path in self._settings.work_dir.glob("*.lock"):
             JobLock(path).remove_if_free()
+
+    def _retain(self, project: Project) -> None:
+        """Delete in small transactions, until nothing is left to delete."""
+        now = self._clock()
+
+        def delete_some(session: Session) -> Sequence[str] | None:
+            retention = RetentionRepository(session, project.id)
+            return retention.delete_some(project, now=now, limit=self._batch)
+
+        while (keys := self._database.transact(delete_some)) is not None:
+            delete_blobs(self._store, keys)
 
     def _delete(self, delete_rows: Callable[[Session], list[str]]) -> None:
         delete_blobs(self._store, self._database.transact(delete_rows))

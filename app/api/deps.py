@@ -1,17 +1,19 @@
-"""What a route works with: the service's resources, the time, cursors and the request's origin."""
+"""Dependencies of the routes: resources, clock, list cursors and the origin of a request."""
 
 import hashlib
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Annotated, TypeVar
 
 from fastapi import Depends, Header, Query, Request, Response
 from pydantic import BaseModel
 
+from app.api.access import CALLER, REQUEST_ID
 from app.api.upload_slots import UploadSlots
 from app.core import disk
+from app.core.access import Caller
 from app.core.base_models import Catalogue
 from app.core.clock import utc_now
 from app.core.db.session import Database, Session
@@ -20,6 +22,7 @@ from app.core.ids import IdPrefix
 from app.core.settings import Settings
 from app.core.storage.blob_store import BlobStore, delete_blobs
 from app.services.idempotency import RequestOrigin
+from app.webhooks.client import WebhookClient
 
 T = TypeVar("T")
 
@@ -44,6 +47,7 @@ class Resources:
     store: BlobStore
     catalogue: Catalogue
     ballast: disk.Ballast
+    webhooks: WebhookClient
     upload_slots: UploadSlots
 
     def read(self, act: Callable[[Session], T]) -> T:
@@ -85,7 +89,13 @@ async def _resources(request: Request) -> Resources:  # not `def`, which would s
     return request.app.state.resources
 
 
+async def _caller(request: Request) -> Caller:
+    state = request.scope["state"]
+    return replace(state[CALLER], request_id=state[REQUEST_ID])
+
+
 ResourcesDep = Annotated[Resources, Depends(_resources)]
+CallerDep = Annotated[Caller, Depends(_caller)]
 Now = Annotated[datetime, Depends(utc_now)]
 
 
@@ -99,12 +109,12 @@ class Cursor:
         self,
         after: Annotated[
             str | None,
-            Query(description="Id of the last item of the previous page. Absent for the first."),
+            Query(description="Id of the last item of the previous page."),
         ] = None,
     ) -> str | None:
         if after and not after.startswith(self._prefix):
             raise InvalidRequestError(
-                f"'after' must be the id of an item of this list; they start with {self._prefix}",
+                f"'after' must be the id of an item in this list, which begins with {self._prefix}",
                 code="invalid_cursor",
                 param="after",
             )

@@ -13,7 +13,14 @@ from starlette.routing import Match, Route
 from starlette.types import Receive, Scope, Send
 
 from app.core.disk import as_storage_full
-from app.core.errors import NotFoundError, OutcomeUnknownError, ServiceError
+from app.core.errors import (
+    NotFoundError,
+    OutcomeUnknownError,
+    QuotaExceededError,
+    RateLimitError,
+    ServiceError,
+    UnauthenticatedError,
+)
 from app.schemas.bodies import nearest_field
 
 MAX_ECHO = 200
@@ -41,7 +48,7 @@ _NOT_OFFERED = re.compile(
     containers|content_provenance_checks|conversations|decisions|edits|embeddings|engines|
     evals|fine-tunes|fine_tuning/alpha|fine_tuning/checkpoints|images|live|moderations|
     organization|projects|realtime|responses|safety|skills|threads|vaults|vector_stores|
-    videos|webhook_endpoints|webhook_event_types
+    videos
     )/""",
     re.VERBOSE,
 )
@@ -84,6 +91,11 @@ class _ErrorResponse(JSONResponse):
 
 async def _service_error(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ServiceError)
+    return service_error_response(error)
+
+
+def service_error_response(error: ServiceError) -> JSONResponse:
+    """The answer to a request that failed with this error."""
     extra: dict[str, Any] = {}
     if error.problems:
         extra["errors"] = [problem.model_dump() for problem in error.problems]
@@ -95,16 +107,20 @@ async def _service_error(_request: Request, error: Exception) -> JSONResponse:
         str(error),
         code=error.code,
         param=error.param,
-        headers=_retry_headers(error),
+        headers=_headers_of(error),
         **extra,
     )
 
 
-def _retry_headers(error: ServiceError) -> dict[str, str] | None:
+def _headers_of(error: ServiceError) -> dict[str, str] | None:
     if error.status_code == HTTPStatus.SERVICE_UNAVAILABLE:
         return {"retry-after": str(RETRY_AFTER_S)}
-    if isinstance(error, OutcomeUnknownError):
-        return {"x-should-retry": "false"}  # OpenAI's clients repeat every other 5xx by themselves
+    if isinstance(error, UnauthenticatedError):
+        return {"www-authenticate": "Bearer"}
+    if isinstance(error, RateLimitError):
+        return {"retry-after": str(error.retry_after_s)}
+    if isinstance(error, OutcomeUnknownError | QuotaExceededError):
+        return {"x-should-retry": "false"}  # OpenAI's clients repeat other 5xx and 429 themselves
     return None
 
 
@@ -148,7 +164,7 @@ def _describe(error: dict[str, Any], body_type: Any) -> dict[str, str]:
 def _unknown(shown: str, path: Sequence[Any], body_type: Any) -> str:
     nearest = nearest_field(body_type, tuple(path[:-1]), str(path[-1]))
     if nearest == path[-1]:
-        return f"'{shown}' is given twice, under two names."
+        return f"'{shown}' is given twice, under two names. Keep one."
     hint = f" Did you mean '{nearest}'?" if nearest else ""
     return f"Unknown parameter: '{shown}'.{hint}"
 
@@ -174,7 +190,8 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
         return await _service_error(request, _explain_missing_route(request))
     headers = dict(error.headers or {})
     if status is HTTPStatus.METHOD_NOT_ALLOWED:
-        message, code = "This route does not have this method.", "method_not_allowed"
+        message = f"{request.url.path} does not support {request.method}."[:MAX_ECHO]
+        code = "method_not_allowed"
         headers["allow"] = _methods_of_path(request)
     else:
         message, code = str(error.detail), status.phrase.lower().replace(" ", "_")
@@ -216,7 +233,7 @@ def _explain_missing_route(request: Request) -> NotFoundError:
             code="not_offered",
         )
     if not has_prefix and _is_below(f"/v1{path}", *offered):
-        hint = f"Add /v1 to the base URL of your client, for /v1{path[:MAX_ECHO]}."
+        hint = f"Add /v1 to the base URL of your client: the path is /v1{path[:MAX_ECHO]}."
     elif path.endswith("/") and _is_below(path, *offered):
         hint = "Remove the slash at the end of the path."
     else:

@@ -1,9 +1,10 @@
 """/healthz says that the process answers, and /readyz that it can do its work."""
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 
+from app.api.access import CALLER
 from app.api.deps import Now, ResourcesDep
-from app.core.db.repositories.jobs import JobRepository
+from app.core.db.repositories.queue import QueueRepository
 from app.core.db.repositories.workers import WorkerRepository
 from app.core.disk import free_bytes, has_room
 from app.schemas.bodies import ResponseBody
@@ -28,20 +29,25 @@ class Readiness(Health):
 
 @router.get("/healthz")
 def healthz() -> Health:
-    """Say that the process answers."""
+    """Report that the API process is up."""
     return Health(status="ok")
 
 
 @router.get("/readyz")
-def readyz(resources: ResourcesDep, now: Now) -> Readiness:
-    """Say that the database answers, how many workers are alive and how full the disk is.
+def readyz(request: Request, resources: ResourcesDep, now: Now) -> Readiness | Health:
+    """Report whether the API can serve requests, with the live workers and the free disk space.
 
-    A full disk is not an error here, because files and jobs can still be read and deleted.
+    The answer is an error if the database cannot be used. A full disk is not an error, because
+    files and jobs can still be read and deleted. Without a key, where keys are needed, the answer
+    says only that the database can be used.
     """
+    workers = resources.read(lambda session: WorkerRepository(session).count_alive(now=now))
+    if CALLER not in request.scope["state"]:
+        return Health(status="ready")
     return Readiness(
         status="ready",
-        workers=resources.read(lambda session: WorkerRepository(session).count_alive(now=now)),
-        queued_jobs=resources.read(lambda session: JobRepository(session).count_queued()),
+        workers=workers,
+        queued_jobs=resources.read(lambda session: QueueRepository(session).count()),
         free_bytes=free_bytes(resources.settings.data_dir),
         has_room=has_room(resources.settings),
     )

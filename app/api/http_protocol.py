@@ -121,7 +121,9 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._head_bytes += len(data)
         super().data_received(data)
         if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
-            self.send_400_response(f"The request's head is larger than {MAX_HEAD_BYTES} bytes.")
+            self.send_400_response(
+                f"The request line and headers are larger than {MAX_HEAD_BYTES} bytes."
+            )
 
     # What the parser reports
 

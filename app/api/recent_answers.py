@@ -1,7 +1,7 @@
 """Reuses the answer to a status poll for as long as nothing in the database has changed.
 
-Clients ask for a job's status many times between two of its steps, and each answer takes time from
-the processor that trains it.
+Clients ask for a job's status many times between two of its steps, and each answer takes
+processor time from the training.
 """
 
 from collections.abc import Callable
@@ -10,16 +10,19 @@ from http import HTTPStatus
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.api.access import CALLER
+from app.core.access import Caller
+
 PATHS = "/v1/fine_tuning/jobs"
 """Path below which every JSON answer depends on the database alone."""
 
 MAX_ANSWER_BYTES = 64 * 1024
 MAX_ANSWERS = 256
 
-_HEADERS = {b"accept", b"authorization"}
-"""Headers of a request on which its answer depends."""
+_HEADERS = {b"accept"}
+"""Headers of a request on which its answer depends, besides its caller."""
 
-_Key = tuple[str, bytes, tuple[tuple[bytes, bytes], ...]]
+_Key = tuple[Caller, str, bytes, tuple[tuple[bytes, bytes], ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +97,6 @@ class _Recorder:
 
 
 def _key(scope: Scope) -> _Key:
-    """Identifies requests with the same answer: path, query and the headers that matter."""
+    """Identifies requests with the same answer: caller, path, query and headers that matter."""
     headers = tuple(header for header in scope["headers"] if header[0] in _HEADERS)
-    return scope["path"], scope["query_string"], headers
+    return scope["state"][CALLER], scope["path"], scope["query_string"], headers

@@ -1,4 +1,7 @@
-"""What holds for every request: an id, strict and bounded JSON, and an answer to a crash."""
+"""Middleware for every request: limits its headers, gives it an id and answers a crash.
+
+Routes of the class `StrictJsonRoute` accept only strict JSON, and not more than the API needs.
+"""
 
 import logging
 from collections.abc import AsyncGenerator, Callable, Coroutine
@@ -7,10 +10,10 @@ from typing import Any
 
 from anyio import to_thread
 from fastapi import Request, Response
-from fastapi.routing import APIRoute
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.api.access import REQUEST_ID, PolicyRoute
 from app.api.errors import ERROR_CODE, MAX_ECHO, error_response
 from app.core import strict_json
 from app.core.clock import steady_s
@@ -51,6 +54,7 @@ class RequestContext:
         started_s = steady_s()
         status: int | None = None
         state = scope.setdefault("state", {})
+        state[REQUEST_ID] = request_id
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
@@ -67,7 +71,7 @@ class RequestContext:
                 raise
             response = error_response(
                 HTTPStatus.INTERNAL_SERVER_ERROR,
-                f"The server failed on this request. Its log says why under {request_id}.",
+                f"The server failed on this request. Search its log for {request_id}.",
                 code="internal_error",
             )
             await response(scope, receive, send_with_id)
@@ -151,7 +155,7 @@ def require_no_content_encoding(request: Request) -> None:
         )
 
 
-class StrictJsonRoute(APIRoute):
+class StrictJsonRoute(PolicyRoute):
     """A route whose body, if it has one, must be declared as JSON and be strict JSON."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:

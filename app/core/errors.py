@@ -4,9 +4,13 @@ ServiceError                      the caller acts; the API answers with its stat
 ├── InvalidRequestError           400  the request is invalid
 │   ├── InvalidFileError          400  an upload has bad lines; `problems` lists them
 │   └── StateConflictError        400  the object is in the wrong state (clients would retry a 409)
+├── UnauthenticatedError          401  the request has no valid API key
+├── PermissionDeniedError         403  the key, or the web page that sent it, may not do this
 ├── NotFoundError                 404
 ├── PayloadTooLargeError          413
 ├── UnsupportedMediaTypeError     415
+├── QuotaExceededError            429  a limit of the project; repeating the request does not help
+├── RateLimitError                429  too many requests; the caller repeats it later
 ├── OutcomeUnknownError           500  the request may have succeeded; check before repeating it
 ├── DatabaseBusyError             503  nothing was done; the caller may repeat the request
 ├── TooManyUploadsError           503  nothing was done; the caller may repeat the request
@@ -67,6 +71,16 @@ class StateConflictError(InvalidRequestError):
     code = "invalid_state"
 
 
+class UnauthenticatedError(ServiceError):
+    status_code = 401
+    code = "invalid_api_key"
+
+
+class PermissionDeniedError(ServiceError):
+    status_code = 403
+    code = "insufficient_scope"
+
+
 class NotFoundError(ServiceError):
     status_code = 404
     code = "not_found"
@@ -80,6 +94,27 @@ class PayloadTooLargeError(ServiceError):
 class UnsupportedMediaTypeError(ServiceError):
     status_code = 415
     code = "unsupported_media_type"
+
+
+class QuotaExceededError(ServiceError):
+    status_code = 429
+    code = "insufficient_quota"
+
+
+class RateLimitError(ServiceError):
+    """The project has sent too many requests.
+
+    Args:
+        message: see `ServiceError`.
+        retry_after_s: seconds after which the request can be repeated.
+    """
+
+    status_code = 429
+    code = "rate_limit_exceeded"
+
+    def __init__(self, message: str, *, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class DatabaseBusyError(ServiceError):

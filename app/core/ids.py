@@ -27,6 +27,11 @@ class IdPrefix(StrEnum):
     CHECKPOINT = "ftckpt_"
     REQUEST = "req_"
     WORKER = "worker-"
+    KEY = "key_"
+    AUDIT_EVENT = "audit_"
+    PROJECT = "proj_"
+    WEBHOOK_ENDPOINT = "whep_"
+    WEBHOOK_EVENT = "evt_"
 
 
 _lock = threading.Lock()

@@ -1,6 +1,9 @@
 """Settings, with defaults and units. A test compares `docs/settings.md` with this file."""
 
 import os
+import re
+from collections.abc import Sequence
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Literal
 
@@ -8,6 +11,33 @@ from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from app.core.errors import OperatorError
+from app.core.job.training_config import MACHINE_CACHE_NAME, PROJECT_CACHE_NAME
+
+_LOOPBACK_NAMES = frozenset({"127.0.0.1", "localhost", "[::1]"})
+Network = IPv4Network | IPv6Network
+
+PUBLIC_WEBHOOKS = "public"
+"""Entry of `webhook_targets` that allows the internet."""
+
+WEBHOOK_ORIGIN = re.compile(
+    r"(?P<scheme>https?)://(?P<host>(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*)(:(?P<port>[0-9]{1,5}))?"
+)
+"""Any other entry of `webhook_targets`. IPv6 addresses need a name."""
+
+_NEVER: Sequence[Network] = [
+    ip_network(text)
+    for text in (
+        "0.0.0.0/8",
+        "169.254.0.0/16",  # link-local; a cloud's metadata
+        "224.0.0.0/3",
+        "::/128",
+        "::ffff:0:0/96",  # IPv4 in another spelling
+        "64:ff9b::/96",
+        "fe80::/10",
+        "ff00::/8",
+    )
+]
+"""Networks that `webhook_private_networks` must not contain, not even a part of them."""
 
 
 class Settings(BaseSettings):
@@ -29,10 +59,18 @@ class Settings(BaseSettings):
     """SQLAlchemy URL of the database. Empty means SQLite in the data directory."""
 
     host: str = "127.0.0.1"
-    """Address that the API listens on. There is no authentication yet: see docs/deployment.md."""
+    """Address that the API listens on. Any other than that of this machine needs an API key."""
 
     port: int = Field(default=8000, ge=0, le=65535)
     """TCP port that the API listens on."""
+
+    allowed_hosts: str = ""
+    """Host names under which clients reach the API, besides those of this machine, separated by
+    commas. Requests under any other name are refused, because a web page could be behind them."""
+
+    bootstrap_key_file: str = ""
+    """File to which the first start writes an API key with every scope, readable by its owner only.
+    Empty means that no key is written."""
 
     max_upload_bytes: int = Field(default=512 * 1024 * 1024, ge=1)
     """Maximum size of an uploaded file, in bytes."""
@@ -79,8 +117,8 @@ class Settings(BaseSettings):
     """Interval at which an idle worker asks the database for a job, in seconds."""
 
     lease_s: float = Field(default=60.0, ge=1, le=3600)
-    """Lease of a running job, in seconds. A job whose worker gives no sign of life for this long
-    returns to the queue."""
+    """Duration of a worker's lease on a running job, in seconds. A job whose worker gives no sign
+    of life for this long returns to the queue."""
 
     concurrency: int = Field(default=1, ge=1, le=64)
     """Maximum number of jobs that train at once on this machine, over all of its workers. Workers
@@ -133,6 +171,11 @@ class Settings(BaseSettings):
     stop_grace_s: float = Field(default=30.0, ge=1, le=3600)
     """Time that a worker has to save its job and exit after it is told to stop, in seconds."""
 
+    sandbox: Literal["auto", "required", "off"] = "auto"
+    """Whether training processes are contained. `auto` uses all that the kernel allows, and a job
+    tells what that is. `required` refuses to start a worker on a machine that cannot filter system
+    calls, restrict file access, limit resources or give up privileges. `off` is for debugging."""
+
     install_default_model: bool = True
     """Whether a worker installs the embedded base model at its start if the model is missing."""
 
@@ -143,6 +186,15 @@ class Settings(BaseSettings):
     """Format of the log on standard error: `text` for people, in colour on a terminal, or `json`
     for programs, one object per line."""
 
+    webhook_targets: str = ""
+    """Where webhooks may be sent, separated by commas: `public` for every https URL on the internet
+    on port 443 or 8443, or origins such as `https://hooks.example.com`,
+    `https://*.example.com:8443` or `http://receiver:8080`. Empty means that webhooks are off."""
+
+    webhook_private_networks: str = ""
+    """Private networks in which a host may be that `TUNERY_WEBHOOK_TARGETS` names, separated by
+    commas, such as `10.0.0.0/8`. Empty means none."""
+
     @field_validator("database_url")
     @classmethod
     def _must_be_offered(cls, url: str) -> str:
@@ -151,9 +203,57 @@ class Settings(BaseSettings):
             raise ValueError("it must begin with postgresql:// or sqlite:///")
         return url
 
+    @field_validator("webhook_targets")
+    @classmethod
+    def _must_be_targets(cls, text: str) -> str:
+        for target in _split(text):
+            if target != PUBLIC_WEBHOOKS and not WEBHOOK_ORIGIN.fullmatch(target):
+                raise ValueError(
+                    f"{target[:80]!r} is neither 'public' nor an origin in lower case and without "
+                    "a path, such as https://hooks.example.com or https://*.example.com:8443"
+                )
+        return text
+
+    @field_validator("webhook_private_networks")
+    @classmethod
+    def _must_be_networks(cls, text: str) -> str:
+        for network in _networks_in(text):
+            if any(network.overlaps(never) for never in _NEVER if never.version == network.version):
+                raise ValueError(
+                    f"{network} contains addresses that no webhook may be sent to, such as that of "
+                    "a cloud's metadata; name smaller networks"
+                )
+        return text
+
+    @property
+    def webhook_target_list(self) -> list[str]:
+        return _split(self.webhook_targets)
+
+    @property
+    def webhook_private_network_list(self) -> list[Network]:
+        return _networks_in(self.webhook_private_networks)
+
     @property
     def resolved_database_url(self) -> str:
         return self.database_url or f"sqlite:///{self.data_dir / 'tunery.db'}"
+
+    @property
+    def may_be_keyless(self) -> bool:
+        """Whether the API needs no key until one is created: only this machine can reach it."""
+        if self.bootstrap_key_file:
+            return False
+        try:
+            return self.host == "localhost" or ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    @property
+    def host_names(self) -> frozenset[str]:
+        """Names under which the API answers, in lower case, without a port."""
+        listed = [name.strip().lower() for name in self.allowed_hosts.split(",")]
+        own = f"[{self.host}]" if ":" in self.host else self.host.lower()
+        is_every_address = own in ("0.0.0.0", "[::]")  # noqa: S104 - compared, not listened on
+        return _LOOPBACK_NAMES.union(filter(None, listed), () if is_every_address else (own,))
 
     @property
     def resolved_training_threads(self) -> int:
@@ -161,12 +261,28 @@ class Settings(BaseSettings):
 
     @property
     def cache_dir(self) -> Path:
-        """Cache that the training jobs of this machine share. Deleting it costs only time."""
+        """What training jobs keep for later ones. Deleting it costs only time."""
         return self.data_dir / "cache"
+
+    def caches_of(self, project_id: str) -> dict[str, Path]:
+        """Caches of a project's training jobs, by their names in a job directory."""
+        return {
+            MACHINE_CACHE_NAME: self.cache_dir / "machine",
+            PROJECT_CACHE_NAME: self.cache_dir / "projects" / project_id,
+        }
 
     @property
     def blobs_dir(self) -> Path:
         return self.data_dir / "blobs"
+
+    @property
+    def models_dir(self) -> Path:
+        return self.data_dir / "models"
+
+    @property
+    def signing_dir(self) -> Path:
+        """Directory of the key that signs manifests. No training child may read it."""
+        return self.data_dir / "signing"
 
     @property
     def work_dir(self) -> Path:
@@ -197,3 +313,11 @@ def read_settings() -> Settings:
             for problem in error.errors(include_url=False)
         ]
         raise SettingsError("\n".join(lines)) from error
+
+
+def _split(text: str) -> list[str]:
+    return [entry.strip() for entry in text.split(",") if entry.strip()]
+
+
+def _networks_in(text: str) -> list[Network]:
+    return [ip_network(entry) for entry in _split(text)]

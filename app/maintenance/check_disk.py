@@ -6,6 +6,7 @@ from pathlib import Path
 
 from app.core.disk import Ballast, free_bytes, has_room
 from app.core.orphans import find_orphans, free_orphans
+from app.core.storage.privacy import close, is_open, iterate_open
 from app.maintenance.findings import Finding, Level, Patient
 
 _MIB = 1024 * 1024
@@ -18,10 +19,12 @@ _SHARED = {"9p", "afs", "ceph", "cifs", "glusterfs", "nfs", "nfs4", "smb3", "smb
 def check_space(patient: Patient) -> Iterator[Finding]:
     settings = patient.settings
     free, reserved = free_bytes(settings.data_dir), settings.min_free_bytes
-    message = f"{free // _MIB:,} MiB are free; uploads and new jobs leave {reserved // _MIB:,} MiB"
+    message = f"{free // _MIB:,} MiB are free; {reserved // _MIB:,} MiB are kept free"
     advice = "Delete files or tuned models that are no longer needed, or make the disk larger."
     if not has_room(settings):
-        yield Finding("space", Level.BAD, f"{message}, and are refused now", advice=advice)
+        yield Finding(
+            "space", Level.BAD, f"{message}, so uploads and new jobs are refused", advice=advice
+        )
     elif free < 2 * reserved:
         yield Finding("space", Level.WARN, message, advice=advice)
     else:
@@ -39,7 +42,7 @@ def check_ballast(patient: Patient) -> Iterator[Finding]:
         yield Finding("ballast", Level.OK, f"{size // _MIB} MiB", repaired="made")
     else:
         message = "there is none: it was dropped on a full disk, or no worker has started yet"
-        advice = "Make room; a worker, or this with --repair, makes it again."
+        advice = "Free some space. A worker, or `tunery doctor --repair`, then makes it again."
         yield Finding("ballast", Level.WARN, message, advice=advice)
 
 
@@ -69,11 +72,26 @@ def file_system_of(directory: Path, mounts: Path = _MOUNTS) -> str:
     return kind
 
 
+def check_privacy(patient: Patient) -> Iterator[Finding]:
+    opened = list(iterate_open(patient.settings))
+    if not opened:
+        yield Finding("privacy", Level.OK, "only the owner can read the data directory")
+    elif patient.may_repair:
+        for path in opened:
+            close(path)
+        message = "only the owner can read the data directory"
+        yield Finding("privacy", Level.OK, message, repaired=f"closed {len(opened)} files")
+    else:
+        level = Level.BAD if is_open(patient.settings.data_dir) else Level.WARN
+        message = f"other users have permissions on {len(opened)} files, such as {opened[0]}"
+        yield Finding("privacy", level, message, advice="Run this with --repair.")
+
+
 def check_orphans(patient: Patient) -> Iterator[Finding]:
     where = (patient.database, patient.store, patient.settings)
     orphans = free_orphans(*where) if patient.may_repair else find_orphans(*where)
     if orphans and not patient.may_repair:
-        advice = "A worker frees them once an hour. This frees them at once, with --repair."
+        advice = "A worker deletes them once an hour; `tunery doctor --repair` deletes them now."
         yield Finding("orphans", Level.WARN, f"left behind: {orphans}", advice=advice)
     else:
         yield Finding("orphans", Level.OK, "none", repaired=f"freed {orphans}" if orphans else "")

@@ -1,8 +1,9 @@
-"""What a caller can do with files. The caller owns the transaction."""
+"""Operations on files. The caller owns the transaction."""
 
 from datetime import datetime, timedelta
 from typing import TypeGuard
 
+from app.core.access import Caller
 from app.core.db.repositories.files import FileRepository
 from app.core.db.session import Session
 from app.core.db.tables import File
@@ -10,6 +11,9 @@ from app.core.errors import InvalidRequestError, StateConflictError
 from app.core.ids import IdPrefix, new_id
 from app.core.storage.blob_store import BlobStore, stored
 from app.schemas.files import EXPIRES_AFTER_S
+from app.services import audit
+from app.services.audit import Action
+from app.services.quotas import require_bytes
 from app.services.received_files import ReceivedFile, check_content
 
 MAX_FILENAME_LENGTH = 255
@@ -18,20 +22,34 @@ _MAX_DIGITS = 18
 
 
 def create_file(
-    session: Session, store: BlobStore, received: ReceivedFile, *, now: datetime
+    session: Session, caller: Caller, store: BlobStore, received: ReceivedFile, *, now: datetime
 ) -> File:
     """Publish an uploaded dataset.
 
     Raises:
         InvalidRequestError: a field of the form is missing or not allowed.
         InvalidFileError: the file is not a dataset; the error lists the problems.
+        QuotaExceededError: the project may not store so much.
     """
     check_purpose(received.fields.get("purpose"))
     expires_at = _expiry(received.fields, now=now)
     check_content(received.summary)
+    require_bytes(session, caller, received.bytes)
     file = build_file(received, now=now, expires_at=expires_at)
     with stored(store, file.blob_key, received.path):
-        FileRepository(session).add(file)
+        FileRepository(session, caller.project_id).add(file)
+        audit.record(session, caller, Action.FILE_UPLOADED, file.id, now=now)
+    return file
+
+
+def download_file(session: Session, caller: Caller, file_id: str, *, now: datetime) -> File:
+    """The file to send, and a record of that.
+
+    Raises:
+        NotFoundError: no file has this id.
+    """
+    file = FileRepository(session, caller.project_id).get(file_id, now=now)
+    audit.record(session, caller, Action.FILE_DOWNLOADED, file_id, now=now)
     return file
 
 
@@ -54,7 +72,7 @@ def build_file(received: ReceivedFile, *, now: datetime, expires_at: datetime | 
     )
 
 
-def delete_file(session: Session, file_id: str, *, now: datetime) -> list[str]:
+def delete_file(session: Session, caller: Caller, file_id: str, *, now: datetime) -> list[str]:
     """Delete a file that no job needs.
 
     Returns:
@@ -64,7 +82,7 @@ def delete_file(session: Session, file_id: str, *, now: datetime) -> list[str]:
         NotFoundError: no file has this id.
         StateConflictError: an unfinished job needs it, or it is part of a checkpoint.
     """
-    files = FileRepository(session)
+    files = FileRepository(session, caller.project_id)
     file = files.get_to_delete(file_id, now=now)
     if file.checkpoint_id is not None:
         raise StateConflictError(
@@ -79,6 +97,7 @@ def delete_file(session: Session, file_id: str, *, now: datetime) -> list[str]:
             code="file_in_use",
         )
     files.delete(file)
+    audit.record(session, caller, Action.FILE_DELETED, file_id, now=now)
     return [file.blob_key]
 
 

@@ -74,8 +74,8 @@ def test_a_head_that_is_too_long_is_told_so(service: InstalledService) -> None:
 
     assert answer.startswith(b"HTTP/1.1 400 ")
     error = json.loads(answer.partition(b"\r\n\r\n")[2])["error"]
-    assert error["message"] == f"The request's head is larger than {MAX_HEAD_BYTES} bytes."
-    assert error["code"] == "invalid_http"
+    message = f"The request line and headers are larger than {MAX_HEAD_BYTES} bytes."
+    assert (error["code"], error["message"]) == ("invalid_http", message)
 
 
 def test_requests_after_one_another_are_not_taken_for_one_head(service: InstalledService) -> None:

@@ -104,6 +104,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
     (tmp_path / "data").mkdir()
     changed = {
         "TUNERY_DATA_DIR": str(tmp_path / "data"),
+        "TUNERY_BOOTSTRAP_KEY_FILE": str(tmp_path / "data" / "admin-key"),
         "TUNERY_PORT": str(free_port()),
         "TUNERY_INSTALL_DEFAULT_MODEL": "false",  # it would be downloaded
         "TUNERY_WARM_S": "0",  # no job is trained, so no torch need be loaded
@@ -174,7 +175,7 @@ def test_a_worker_is_unhealthy_once_it_hangs_or_was_killed(
         let_time_pass(database)
         code, reason = check_health("worker", environment)
         assert (code, reason.count("\n")) == (1, 0)
-        assert re.search(rf"process {process.pid}\) has given no sign of life for \d\d s", reason)
+        assert re.search(rf"process {process.pid}\) has sent no heartbeat for \d\d s", reason)
 
         process.send_signal(signal.SIGCONT)
         assert await_health("worker", environment, process)

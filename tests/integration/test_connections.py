@@ -36,7 +36,7 @@ FORM_HEAD = (
 )
 FORM_END = b"\r\n--X--\r\n"
 UPLOAD = (
-    b"POST /v1/files HTTP/1.1\r\nhost: x\r\ncontent-type: multipart/form-data; boundary=X\r\n"
+    b"POST /v1/files HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: multipart/form-data; boundary=X\r\n"
     b"content-length: %d\r\n\r\n"
 )
 
@@ -174,7 +174,7 @@ def large_file(service: LocalService) -> str:
 
 
 def test_a_client_that_does_not_read_is_cut_off(service: LocalService, large_file: str) -> None:
-    request = f"GET /v1/files/{large_file}/content HTTP/1.1\r\nhost: x\r\n\r\n"
+    request = f"GET /v1/files/{large_file}/content HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n"
     log = service.processes["api"]
     with connect(service) as connection:
         connection.sendall(request.encode())
@@ -184,7 +184,7 @@ def test_a_client_that_does_not_read_is_cut_off(service: LocalService, large_fil
 
 
 def test_a_client_that_reads_slowly_gets_all(service: LocalService, large_file: str) -> None:
-    request = f"GET /v1/files/{large_file}/content HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+    request = f"GET /v1/files/{large_file}/content HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n\r\n"
     received, pause = 0, threading.Event()
     with connect(service) as connection:
         began_s = time.monotonic()

@@ -11,11 +11,11 @@ BEGINNINGS = (
     b"GET /",
     b"GET /v1/files HTTP/1.1\r\na: ",
     (
-        b"POST /v1/files HTTP/1.1\r\nhost: x\r\ncontent-type: multipart/form-data; boundary=X\r\n"
+        b"POST /v1/files HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: multipart/form-data; boundary=X\r\n"
         b"content-length: 1000000\r\n\r\n"
     ),
     (
-        b"POST /v1/uploads HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+        b"POST /v1/uploads HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n"
         b"content-length: 10000\r\n\r\n"
     ),
 )

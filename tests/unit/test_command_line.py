@@ -15,7 +15,16 @@ from app.core.settings import read_settings
 from app.core.version import VERSION
 from tunery.cli import cli
 
-MAINTENANCE = ("api", "openapi", "doctor", "backup", "restore")
+MAINTENANCE = (
+    "api",
+    "openapi",
+    "doctor",
+    "backup",
+    "restore",
+    "keys",
+    "verify",
+    "signing-key",
+)
 OWN = ("serve", "worker", "models", "examples", "version")
 
 pytestmark = pytest.mark.usefixtures("untouched_logging")
@@ -106,5 +115,31 @@ def test_a_database_of_a_newer_version_ends_a_start_with_one_line(
 
     said = run(cli, name, code=2).stderr
 
-    assert said.startswith(f"{name}: The database is at schema 9999, which is of a newer version")
+    assert said.startswith(f"{name}: The database has schema 9999, from a newer version")
     assert said.count("\n") == 1
+
+
+def test_a_key_is_rotated_and_its_old_public_key_shown(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TUNERY_DATA_DIR", str(place / "data"))
+    first = run(cli, "signing-key", "show").stdout
+
+    second = run(cli, "signing-key", "rotate").stdout
+
+    assert first.startswith("# ")
+    assert ", in use\n-----BEGIN PUBLIC KEY-----\n" in first
+    assert run(cli, "signing-key", "show").stdout == second != first
+    shown = run(cli, "signing-key", "show", "--all").stdout
+    assert shown == second + first.replace("in use", "retired")
+    assert "PRIVATE" not in shown
+
+
+@pytest.mark.parametrize("content", ["", "-----BEGIN PRIVATE KEY-----\n"])
+def test_a_file_without_a_public_key_cannot_verify(content: str, place: Path) -> None:
+    (place / "key").write_text(content)
+
+    said = run(cli, "verify", str(place), "--key", "key", code=2).stderr
+
+    assert said.startswith("verify: key: it has no public key")
+    assert said.endswith("Get it from `tunery signing-key show`.\n")

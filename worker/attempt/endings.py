@@ -18,6 +18,7 @@ from app.core.job.training_events import (
 from worker.job_directory import BaseModelChangedError, BaseModelMissingError
 from worker.launch.launcher import Ending
 from worker.launch.locks import JobLockedError
+from worker.model_store.errors import RefusedModelError
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +26,13 @@ LastEvent = Finished | Failed | Stopped | OutOfSpace | Unresumable
 """What a training process reports before it exits, unless it dies."""
 
 _FREE_SPACE = "Free space on the disk, or save fewer checkpoints."
+
+
+_OVER_TIME = JobError(
+    code="max_duration_exceeded",
+    message="The job has trained for as long as its project allows. Its checkpoints are kept. "
+    'POST .../rerun with {"from": "saved_state"} continues it as a new job.',
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +52,12 @@ AttemptEnd = Finished | Unresumable | JobError | Cancelled | Crash | Interruptio
 
 
 def end_of_process(
-    event: LastEvent | None, ending: Ending, *, action: RequestedAction, is_stopping: bool
+    event: LastEvent | None,
+    ending: Ending,
+    *,
+    action: RequestedAction,
+    is_stopping: bool,
+    is_over_time: bool,
 ) -> AttemptEnd:
     """Decide how the attempt ends after its training process has.
 
@@ -52,6 +65,7 @@ def end_of_process(
         event: the last event, if there was one.
         action: what the user has asked the job to do.
         is_stopping: whether the worker is told to stop.
+        is_over_time: whether the job has trained for as long as its project allows.
     """
     match event:
         case Finished() if ending.exit_code == 0:
@@ -65,7 +79,11 @@ def end_of_process(
         case Unresumable():
             return event
         case _:
-            return _end_of_interrupted(event, ending, is_stopping=is_stopping)
+            return (
+                _OVER_TIME
+                if is_over_time
+                else _end_of_interrupted(event, ending, is_stopping=is_stopping)
+            )
 
 
 def end_of_error(error: Exception, lease: Lease) -> JobError | Interruption:
@@ -81,7 +99,7 @@ def end_of_error(error: Exception, lease: Lease) -> JobError | Interruption:
         case BaseModelMissingError():
             return JobError(
                 code="model_not_available",
-                message=f"The base model {base_model} is not installed any more. Install it with "
+                message=f"The base model {base_model} is no longer installed. Install it with "
                 f"'tunery models install {base_model}' and rerun the job.",
             )
         case BaseModelChangedError():
@@ -89,6 +107,12 @@ def end_of_error(error: Exception, lease: Lease) -> JobError | Interruption:
                 code="base_model_changed",
                 message=f"The base model {base_model} was reinstalled after the job was created, "
                 "and its weights have changed. Create the job again.",
+            )
+        case RefusedModelError():
+            return JobError(
+                code="base_model_refused",
+                message=f"The base model {base_model} cannot be used: {error} Remove it with "
+                f"'tunery models remove {base_model}', install it again and rerun the job.",
             )
         case OSError() if as_storage_full(error) is not None:
             return Interruption("The disk is full", _FREE_SPACE)

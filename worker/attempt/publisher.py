@@ -2,8 +2,9 @@
 
 Steps are written in batches. A file's bytes are stored before the rows that point at them. Every
 method raises LeaseLostError once the job is no longer this attempt's: its rows are fenced. Bytes
-that were stored for nothing lie under keys of their own attempt until orphans are collected. They
-are not freed after a failed commit, because it may have succeeded with its confirmation lost.
+that no row points at stay under keys of their attempt until orphans are collected. They are not
+deleted after a failed commit, because the commit may have succeeded and only its confirmation was
+lost.
 """
 
 import logging
@@ -28,8 +29,10 @@ from app.core.job.loss_log import StepMetrics
 from app.core.job.status import JobStatus
 from app.core.job.training_events import Checkpointed, Finished, Saved, Unresumable
 from app.core.manifest import MANIFEST_NAME
+from app.core.signing.keys import SigningKeys
 from app.core.storage.blob_store import delete_blobs
 from worker.attempt.lease_keeper import LeaseKeeper, Resources
+from worker.attempt.signature import sign_checkpoint
 from worker.job_directory import JobDirectory, StoredFile, as_file
 
 logger = logging.getLogger(__name__)
@@ -54,11 +57,11 @@ class StepLog:
         self._started_s = self._written_s = self._logged_s = steady_s()
 
     def begin(self, *, after_step: int) -> None:
-        """The training process will resume after this step."""
+        """Record that the training process will resume after this step."""
         self._first_step = after_step
 
     def start(self, *, total_steps: int) -> None:
-        """The training process begins its first step now."""
+        """Record that the training process begins its first step now."""
         self._total_steps = total_steps
         self._started_s = steady_s()
 
@@ -132,6 +135,7 @@ class Publisher:
         self._lease = keeper.lease
         self._job_directory = job_directory
         self._store = resources.store
+        self._signing_keys = SigningKeys(resources.settings.signing_dir)
         self._clock = resources.clock
 
     def publish_checkpoint(self, event: Checkpointed) -> None:
@@ -141,9 +145,19 @@ class Publisher:
         published a checkpoint of the step already, that one is the same and is kept.
 
         Raises:
-            ManifestError: the files are not what the manifest says.
+            ManifestError: the files are not what the manifest says, or the manifest names other
+                inputs than the job has.
+            SigningKeyError: the service's key cannot be read.
         """
         checkpoint = self._job_directory.store_directory(self._store, event.directory)
+        signature = sign_checkpoint(
+            self._store,
+            checkpoint,
+            step=event.step,
+            spec=self._job_directory.spec,
+            keys=self._signing_keys,
+        )
+        checkpoint.append(signature)
         state = self._job_directory.store_directory(self._store, event.state) if event.state else []
 
         def publish(session: Session) -> list[str]:
@@ -186,7 +200,9 @@ class Publisher:
 
         def drop(session: Session) -> list[str]:
             now = self._clock()
-            freed = SavedStateRepository(session).drop(self._lease, end.step)
+            freed = SavedStateRepository(session, self._lease.project_id).drop(
+                self._lease, end.step
+            )
             leases = LeaseRepository(session)
             leases.note(self._lease, f"{why}: {end.message}", now=now, level="warn")
             RecoveryRepository(session).release(self._lease, why, now=now)
@@ -227,7 +243,7 @@ class Publisher:
             file.name: {"key": file.blob_key, "bytes": file.bytes, "sha256": file.sha256}
             for file in stored
         }
-        states = SavedStateRepository(session)
+        states = SavedStateRepository(session, self._lease.project_id)
         replaced = states.add(self._lease, step, files, now=self._clock())
         in_use = {file.blob_key for file in stored}  # the same state may be published twice
         return [key for key in replaced if key not in in_use]
@@ -243,7 +259,7 @@ class Publisher:
             lease.job_id, end.step
         )
         if checkpoint is None:
-            raise RuntimeError(f"The child finished at step {end.step} without a checkpoint of it.")
+            raise RuntimeError(f"The child finished at step {end.step} without a checkpoint there.")
         file = as_file(result, lease, now=now)
         FileRepository(session, lease.project_id).add(file)
         TunedModelRepository(session, lease.project_id).add(

@@ -30,8 +30,9 @@ from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 
 from app.core.base_models import WheelSource
 from app.core.manifest import sha256_of
-from worker.model_store.checks import CONFIG_NAME, WEIGHTS_NAME
+from worker.model_store.configs import CONFIG_NAME
 from worker.model_store.errors import InstallError
+from worker.model_store.files import WEIGHTS_NAME
 
 logger = logging.getLogger(__name__)
 
@@ -135,8 +136,8 @@ def _config(metadata: dict[str, Any]) -> dict[str, Any]:
     architecture = metadata.get("general.architecture")
     if architecture != "llama" or "llama.rope.scaling.type" in metadata:
         raise InstallError(
-            f"GGUF files of the architecture {architecture!r} are converted only when it is "
-            "'llama', without scaled positions. Take the model from a hub or a directory."
+            f"This GGUF file has the architecture {architecture!r}. Only 'llama' without scaled "
+            "positions can be converted. Take the model from a hub or a directory."
         )
     return {
         "architectures": ["LlamaForCausalLM"],
@@ -210,7 +211,6 @@ def _write_weights(path: Path, weights: dict[str, Array]) -> None:
         for name, weight in weights.items()
     }
     serialize_file(specs, path, metadata={"format": "pt"})
-    path.chmod(0o644)  # safetensors makes it readable by its owner alone
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
@@ -227,7 +227,8 @@ def _write_tokenizer(metadata: dict[str, Any], files_dir: Path) -> None:
     kind = (metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre"))
     if kind != ("gpt2", "smollm"):
         raise InstallError(
-            f"A tokenizer of the kind {kind} is not rebuilt from GGUF, only ('gpt2', 'smollm'). "
+            f"This GGUF file has a tokenizer of the kind {kind}. Only ('gpt2', 'smollm') can be "
+            "converted. "
             "Take the model from a hub or a directory."
         )
     tokens: list[str] = metadata["tokenizer.ggml.tokens"]

@@ -4,9 +4,11 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 
-from app.api.deps import LIMIT, Cursor, Now, ResourcesDep
+from app.api.access import PolicyRoute, needs
+from app.api.deps import LIMIT, CallerDep, Cursor, Now, ResourcesDep
 from app.api.multipart import FileField, form_of, receive_and_write
 from app.api.streaming import send_file
+from app.core.access import Scope
 from app.core.db.base import Order
 from app.core.db.repositories.files import FileRepository
 from app.core.db.session import Session
@@ -16,7 +18,7 @@ from app.schemas.files import EXPIRES_AFTER_S, FileDeleted, FileRead
 from app.services import files as file_service
 from app.services.received_files import ReceivedFile
 
-router = APIRouter(prefix="/files", tags=["files"])
+router = APIRouter(prefix="/files", tags=["files"], route_class=PolicyRoute)
 
 _FORM = form_of(
     {
@@ -33,12 +35,12 @@ _FORM = form_of(
 )
 
 
-@router.post("", openapi_extra=_FORM)
-async def create_file(request: Request, resources: ResourcesDep, now: Now) -> FileRead:
-    """Upload a dataset. Every line is checked, and an invalid dataset is refused with its problems.
-
-    The database is used only after the last byte: no transaction is open while bytes come in.
-    """
+@router.post("", openapi_extra=_FORM, dependencies=[needs(Scope.WRITE)])
+async def create_file(
+    request: Request, caller: CallerDep, resources: ResourcesDep, now: Now
+) -> FileRead:
+    """Upload a dataset. Every line is checked. The answer to an invalid file lists its problems."""
+    # No transaction is open while bytes come in: the database is used only after the last byte.
     field = FileField(
         name="file",
         noun="file",
@@ -48,14 +50,15 @@ async def create_file(request: Request, resources: ResourcesDep, now: Now) -> Fi
     )
 
     def act(session: Session, received: ReceivedFile) -> FileRead:
-        file = file_service.create_file(session, resources.store, received, now=now)
+        file = file_service.create_file(session, caller, resources.store, received, now=now)
         return FileRead.model_validate(file)
 
     return await receive_and_write(request, field, resources, act)
 
 
-@router.get("")
+@router.get("", dependencies=[needs(Scope.READ)])
 def list_files(
+    caller: CallerDep,
     resources: ResourcesDep,
     now: Now,
     after: Annotated[str | None, Depends(Cursor(IdPrefix.FILE))],
@@ -79,46 +82,52 @@ def list_files(
     The files of checkpoints are listed only if `purpose` or `checkpoint` asks for them.
     """
     page = resources.read(
-        lambda session: FileRepository(session).list_page(
+        lambda session: FileRepository(session, caller.project_id).list_page(
             now=now, after=after, limit=limit, order=order, purpose=purpose, checkpoint=checkpoint
         )
     )
     return PageRead[FileRead].of(page, FileRead.model_validate)
 
 
-@router.get("/{file_id}")
-def get_file(file_id: str, resources: ResourcesDep, now: Now) -> FileRead:
-    """Get what is known about a file, without its bytes."""
+@router.get("/{file_id}", dependencies=[needs(Scope.READ)])
+def get_file(file_id: str, caller: CallerDep, resources: ResourcesDep, now: Now) -> FileRead:
+    """Get the metadata of a file: its name, size, purpose, format and dates."""
     return FileRead.model_validate(
-        resources.read(lambda session: FileRepository(session).get(file_id, now=now))
+        resources.read(
+            lambda session: FileRepository(session, caller.project_id).get(file_id, now=now)
+        )
     )
 
 
-@router.get("/{file_id}/content", response_class=Response)
+@router.get("/{file_id}/content", response_class=Response, dependencies=[needs(Scope.READ)])
 def get_content(
     file_id: str,
     request: Request,
+    caller: CallerDep,
     resources: ResourcesDep,
     now: Now,
     encoding: Annotated[
         Literal["plain", "base64"] | None,
         Query(
-            description="`base64` sends the file in base64, `plain` sends it as it is. Without it, "
-            "the file is sent as it is, unless it is the loss log of a job and the service has the "
-            "setting `TUNERY_RESULT_FILES_BASE64`."
+            description="`base64` sends the file in base64, `plain` sends it as it is. The "
+            "default is `plain`, except for the loss log of a job if the service has the setting "
+            "`TUNERY_RESULT_FILES_BASE64`."
         ),
     ] = None,
 ) -> Response:
     """Download the bytes of a file. Ranges are served, so a download can be resumed."""
-    file = resources.read(lambda session: FileRepository(session).get(file_id, now=now))
+    file = resources.write(
+        lambda session: file_service.download_file(session, caller, file_id, now=now),
+        frees_space=True,
+    )
     is_loss_log = file.job_id is not None and file.checkpoint_id is None
     default = "base64" if is_loss_log and resources.settings.result_files_base64 else "plain"
     in_base64 = (encoding or default) == "base64"
     return send_file(request, resources.store, file, in_base64=in_base64)
 
 
-@router.delete("/{file_id}")
-def delete_file(file_id: str, resources: ResourcesDep, now: Now) -> FileDeleted:
+@router.delete("/{file_id}", dependencies=[needs(Scope.WRITE)])
+def delete_file(file_id: str, caller: CallerDep, resources: ResourcesDep, now: Now) -> FileDeleted:
     """Delete a file and its bytes. A file that an unfinished job needs is not deleted."""
-    resources.delete(lambda session: file_service.delete_file(session, file_id, now=now))
+    resources.delete(lambda session: file_service.delete_file(session, caller, file_id, now=now))
     return FileDeleted(id=file_id)

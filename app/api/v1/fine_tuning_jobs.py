@@ -6,8 +6,19 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 
-from app.api.deps import LIMIT, Cursor, Now, OriginDep, Resources, ResourcesDep, as_json
+from app.api.access import needs
+from app.api.deps import (
+    LIMIT,
+    CallerDep,
+    Cursor,
+    Now,
+    OriginDep,
+    Resources,
+    ResourcesDep,
+    as_json,
+)
 from app.api.requests import StrictJsonRoute
+from app.core.access import Scope
 from app.core.db.session import Session
 from app.core.db.tables import Job
 from app.core.errors import InvalidRequestError
@@ -25,8 +36,8 @@ _REPLAYED_HEADER: dict[int | str, dict[str, Any]] = {
     200: {
         "headers": {
             _REPLAYED: {
-                "description": "`true` if an earlier sending of this request made the job. "
-                "Otherwise the header is absent.",
+                "description": "`true` if the request was sent before and the job already "
+                "existed. Otherwise the header is absent.",
                 "schema": {"type": "string", "const": "true"},
             }
         }
@@ -34,22 +45,28 @@ _REPLAYED_HEADER: dict[int | str, dict[str, Any]] = {
 }
 
 
-@router.post("", responses=_REPLAYED_HEADER)
+@router.post("", responses=_REPLAYED_HEADER, dependencies=[needs(Scope.WRITE)])
 def create_job(
-    body: JobCreate, response: Response, origin: OriginDep, resources: ResourcesDep, now: Now
+    body: JobCreate,
+    response: Response,
+    origin: OriginDep,
+    caller: CallerDep,
+    resources: ResourcesDep,
+    now: Now,
 ) -> JobRead:
     """Queue a fine-tuning job. The answer shows every hyperparameter with its resolved value.
 
     The request is safe to repeat with the header `Idempotency-Key`: the same key and body make one
     job.
     """
-    create = partial(new_jobs.create_job_once, request=body, origin=origin, now=now)
+    create = partial(new_jobs.create_job_once, caller=caller, request=body, origin=origin, now=now)
     return _make(create, response, resources)
 
 
-@router.get("", response_model=PageRead[JobRead])
+@router.get("", response_model=PageRead[JobRead], dependencies=[needs(Scope.READ)])
 def list_jobs(
     request: Request,
+    caller: CallerDep,
     resources: ResourcesDep,
     after: Annotated[str | None, Depends(Cursor(IdPrefix.JOB))],
     limit: Annotated[int, Query(ge=1, le=1000, description=LIMIT)] = 20,
@@ -61,6 +78,7 @@ def list_jobs(
     """
     search = partial(
         job_service.list_jobs,
+        caller=caller,
         settings=resources.settings,
         after=after,
         limit=limit,
@@ -69,63 +87,66 @@ def list_jobs(
     return as_json(resources.read(search))
 
 
-@router.get("/{job_id}", response_model=JobRead)
-def get_job(job_id: str, resources: ResourcesDep) -> Response:
+@router.get("/{job_id}", response_model=JobRead, dependencies=[needs(Scope.READ)])
+def get_job(job_id: str, caller: CallerDep, resources: ResourcesDep) -> Response:
     """Get a job: its status, its progress and its results."""
     settings = resources.settings
-    return as_json(resources.read(lambda session: job_service.get_job(session, job_id, settings)))
+    return as_json(
+        resources.read(lambda session: job_service.get_job(session, caller, job_id, settings))
+    )
 
 
-@router.post("/{job_id}/cancel")
-def cancel_job(job_id: str, resources: ResourcesDep, now: Now) -> JobRead:
+@router.post("/{job_id}/cancel", dependencies=[needs(Scope.WRITE)])
+def cancel_job(job_id: str, caller: CallerDep, resources: ResourcesDep, now: Now) -> JobRead:
     """Stop a job as soon as possible. Cancelling it again has no further effect.
 
     A running job is still `running` in the answer, with `cancel_requested_at` set. It is
     `cancelled` within seconds and keeps its log and the checkpoints made so far.
     """
-    cancel = partial(job_service.cancel_job, job_id=job_id, now=now)
+    cancel = partial(job_service.cancel_job, caller=caller, job_id=job_id, now=now)
     return _change(cancel, resources, frees_space=True)
 
 
-@router.post("/{job_id}/pause")
-def pause_job(job_id: str, resources: ResourcesDep, now: Now) -> JobRead:
+@router.post("/{job_id}/pause", dependencies=[needs(Scope.WRITE)])
+def pause_job(job_id: str, caller: CallerDep, resources: ResourcesDep, now: Now) -> JobRead:
     """Take a job out of the queue until it is resumed. Pausing it again has no further effect.
 
     A running job is still `running` in the answer, with `pause_requested_at` set. It is `paused` as
     soon as its state is saved, and resumes from there.
     """
-    pause = partial(job_service.pause_job, job_id=job_id, now=now)
+    pause = partial(job_service.pause_job, caller=caller, job_id=job_id, now=now)
     return _change(pause, resources)
 
 
-@router.post("/{job_id}/resume")
-def resume_job(job_id: str, resources: ResourcesDep, now: Now) -> JobRead:
+@router.post("/{job_id}/resume", dependencies=[needs(Scope.WRITE)])
+def resume_job(job_id: str, caller: CallerDep, resources: ResourcesDep, now: Now) -> JobRead:
     """Put a paused job back into the queue. This has no effect on a job that is not paused.
 
     A running job that was asked to pause and has not paused yet continues.
     """
-    resume = partial(job_service.resume_job, job_id=job_id, now=now)
+    resume = partial(job_service.resume_job, caller=caller, job_id=job_id, now=now)
     return _change(resume, resources)
 
 
-@router.post("/{job_id}/rerun", responses=_REPLAYED_HEADER)
+@router.post("/{job_id}/rerun", responses=_REPLAYED_HEADER, dependencies=[needs(Scope.WRITE)])
 def rerun_job(
     job_id: str,
     response: Response,
     origin: OriginDep,
+    caller: CallerDep,
     resources: ResourcesDep,
     now: Now,
     body: JobRerun | None = None,
 ) -> JobRead:
     """Queue a job that repeats another job.
 
-    It has the same files, base model, hyperparameters, seed and labels. The other job can have any
-    status. With `from` set to `saved_state`, the new job continues where
-    a job that failed or was cancelled has stopped. The request is safe to repeat with the header
-    `Idempotency-Key`.
+    The new job has the same files, base model, hyperparameters, seed and labels. The other job can
+    have any status. If it failed or was cancelled, `from` set to `saved_state` resumes from its
+    newest saved state. The request is safe to repeat with the header `Idempotency-Key`.
     """
     rerun = partial(
         new_jobs.rerun_job_once,
+        caller=caller,
         job_id=job_id,
         request=body or JobRerun(),
         origin=origin,
@@ -134,13 +155,13 @@ def rerun_job(
     return _make(rerun, response, resources)
 
 
-@router.delete("/{job_id}")
-def delete_job(job_id: str, resources: ResourcesDep) -> JobDeleted:
+@router.delete("/{job_id}", dependencies=[needs(Scope.WRITE)])
+def delete_job(job_id: str, caller: CallerDep, resources: ResourcesDep, now: Now) -> JobDeleted:
     """Delete a job that has ended, and all it made: adapter, model, checkpoints, log and events.
 
     The uploaded files stay.
     """
-    resources.delete(lambda session: job_service.delete_job(session, job_id))
+    resources.delete(lambda session: job_service.delete_job(session, caller, job_id, now=now))
     return JobDeleted(id=job_id)
 
 

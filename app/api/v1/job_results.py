@@ -1,13 +1,16 @@
 """/v1/fine_tuning/jobs/{id}/...: a job's events, checkpoints, loss log and adapter."""
 
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
+from app.api.access import PolicyRoute, needs
 from app.api.archive import zip_segments
-from app.api.deps import LIMIT, Cursor, ResourcesDep, as_json
+from app.api.deps import LIMIT, CallerDep, Cursor, Now, ResourcesDep, as_json
 from app.api.streaming import send_segments
+from app.core.access import Scope
 from app.core.db.repositories.checkpoints import CheckpointRepository
 from app.core.db.repositories.events import EventRepository
 from app.core.db.repositories.jobs import JobRepository
@@ -22,12 +25,15 @@ from app.services import jobs as job_service
 _MAX_STEP = 10**9
 """Largest step that a request can name: more than any job takes, and a valid database integer."""
 
-router = APIRouter(prefix="/fine_tuning/jobs/{job_id}", tags=["fine-tuning"])
+router = APIRouter(
+    prefix="/fine_tuning/jobs/{job_id}", tags=["fine-tuning"], route_class=PolicyRoute
+)
 
 
-@router.get("/events", response_model=PageRead[EventRead])
+@router.get("/events", response_model=PageRead[EventRead], dependencies=[needs(Scope.READ)])
 def list_events(
     job_id: str,
+    caller: CallerDep,
     resources: ResourcesDep,
     after: Annotated[str | None, Depends(Cursor(IdPrefix.EVENT))],
     limit: Annotated[int, Query(ge=1, le=1000, description=LIMIT)] = 20,
@@ -35,16 +41,19 @@ def list_events(
     """List what happened to a job, newest first."""
 
     def act(session: Session) -> PageRead[EventRead]:
-        JobRepository(session).require(job_id)
-        page = EventRepository(session).list_page(job_id, after=after, limit=limit)
+        JobRepository(session, caller.project_id).require(job_id)
+        page = EventRepository(session, caller.project_id).list_page(
+            job_id, after=after, limit=limit
+        )
         return PageRead[EventRead].of(page, EventRead.model_validate)
 
     return as_json(resources.read(act))
 
 
-@router.get("/checkpoints")
+@router.get("/checkpoints", dependencies=[needs(Scope.READ)])
 def list_checkpoints(
     job_id: str,
+    caller: CallerDep,
     resources: ResourcesDep,
     after: Annotated[str | None, Depends(Cursor(IdPrefix.CHECKPOINT))],
     limit: Annotated[int, Query(ge=1, le=1000, description=LIMIT)] = 10,
@@ -56,8 +65,10 @@ def list_checkpoints(
     """
 
     def act(session: Session) -> PageRead[CheckpointRead]:
-        job = JobRepository(session).get(job_id)
-        page = CheckpointRepository(session).list_page(job_id, after=after, limit=limit)
+        job = JobRepository(session, caller.project_id).get(job_id)
+        page = CheckpointRepository(session, caller.project_id).list_page(
+            job_id, after=after, limit=limit
+        )
         return PageRead[CheckpointRead].of(page, lambda row: CheckpointRead.of(row, job))
 
     return resources.read(act)
@@ -67,20 +78,22 @@ def list_checkpoints(
     "/metrics",
     response_model=MetricsRead,
     responses={200: {"content": {"text/csv": {}, "application/x-ndjson": {}}}},
+    dependencies=[needs(Scope.READ)],
 )
 def get_metrics(
     job_id: str,
+    caller: CallerDep,
     resources: ResourcesDep,
     accept: Annotated[str, Header(description="Media type of the answer.")] = "application/json",
     step_from: Annotated[
-        int, Query(ge=1, le=_MAX_STEP, description="First optimizer step of the answer.")
+        int, Query(ge=1, le=_MAX_STEP, description="First optimizer step to return.")
     ] = 1,
     step_to: Annotated[
         int | None,
         Query(
             ge=1,
             le=_MAX_STEP,
-            description="Last optimizer step of the answer. Absent for all steps so far.",
+            description="Last optimizer step to return. The default is the latest step.",
         ),
     ] = None,
 ) -> MetricsRead | Response:
@@ -90,7 +103,7 @@ def get_metrics(
     """
 
     def act(session: Session) -> list[StepMetrics]:
-        jobs = JobRepository(session)
+        jobs = JobRepository(session, caller.project_id)
         jobs.require(job_id)
         return jobs.list_steps(job_id, first=step_from, last=step_to)
 
@@ -103,19 +116,31 @@ def get_metrics(
 
 
 @router.get(
-    "/adapter", response_class=Response, responses={200: {"content": {"application/zip": {}}}}
+    "/adapter",
+    response_class=Response,
+    responses={200: {"content": {"application/zip": {}}}},
+    dependencies=[needs(Scope.READ)],
 )
 def get_adapter(
     job_id: str,
     request: Request,
+    caller: CallerDep,
     resources: ResourcesDep,
+    now: Now,
     checkpoint: Annotated[
         str | None,
-        Query(description="Id or step of a checkpoint. Absent for the job's result."),
+        Query(description="Id or step of a checkpoint. The default is the job's result."),
     ] = None,
 ) -> Response:
     """Download the adapter as a zip archive. Ranges are served, so a download can be resumed."""
-    adapter = resources.read(lambda session: job_service.get_adapter(session, job_id, checkpoint))
+    download = partial(
+        job_service.download_adapter,
+        caller=caller,
+        job_id=job_id,
+        checkpoint=checkpoint,
+        now=now,
+    )
+    adapter = resources.write(download, frees_space=True)
     return send_segments(
         request,
         resources.store,

@@ -1,4 +1,4 @@
-"""What all tables share, names of constraints and types of columns; and what all queries share."""
+"""Base classes of tables and repositories, names of constraints, and types of columns."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -6,15 +6,20 @@ from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 from sqlalchemy import (
     JSON,
+    BigInteger,
     ColumnElement,
     DateTime,
+    Delete,
     Dialect,
     Enum,
     ForeignKey,
     MetaData,
     Select,
     TypeDecorator,
+    Update,
+    delete,
     select,
+    update,
 )
 from sqlalchemy.orm import (
     DeclarativeBase,
@@ -25,9 +30,6 @@ from sqlalchemy.orm import (
 )
 
 from app.core.job.status import JobStatus
-
-DEFAULT_PROJECT_ID = "proj-default"
-"""The only project so far. Every row names it, so that more projects need no new columns."""
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -71,12 +73,24 @@ class Project(Base):
     __tablename__ = "projects"
 
     id: Mapped[str] = mapped_column(primary_key=True)
-    name: Mapped[str]
+    name: Mapped[str] = mapped_column(unique=True, index=True)
     created_at: Mapped[datetime]
+    last_turn: Mapped[int] = mapped_column(BigInteger, default=0, index=True)
+    """Number of the turn at which a worker last took one of its jobs. The latest is the highest."""
+    max_stored_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    """Limits, and how long things are kept: `app.core.project_limits` describes them."""
+    max_queued_jobs: Mapped[int | None]
+    max_running_jobs: Mapped[int | None]
+    max_processor_hours: Mapped[float | None]
+    max_duration_s: Mapped[int | None]
+    max_requests_per_minute: Mapped[int | None]
+    file_retention_days: Mapped[int | None]
+    job_retention_days: Mapped[int | None]
+    event_retention_days: Mapped[int | None]
 
 
 class OwnedByProject:
-    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"), default=DEFAULT_PROJECT_ID)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
 
 
 Order = Literal["asc", "desc"]
@@ -97,15 +111,25 @@ class Repository:
         self._session = session
 
 
-class ProjectRepository(Repository):
-    """Queries of one transaction, on the rows of one project."""
+class ProjectRepository:
+    """Queries of one transaction, on the rows of one project.
 
-    def __init__(self, session: Session, project_id: str = DEFAULT_PROJECT_ID) -> None:
-        super().__init__(session)
+    Every query on a table of the project begins with `_select`, `_update` or `_delete`, which
+    leave out the rows of other projects. Queries over all projects derive from `Repository`.
+    """
+
+    def __init__(self, session: Session, project_id: str) -> None:
+        self._session = session
         self._project_id = project_id
 
     def _select(self, table: type[OwnedRow]) -> Select[OwnedRow]:
         return select(table).where(table.project_id == self._project_id)
+
+    def _update(self, table: type[OwnedByProject]) -> Update:
+        return update(table).where(table.project_id == self._project_id)
+
+    def _delete(self, table: type[OwnedByProject]) -> Delete:
+        return delete(table).where(table.project_id == self._project_id)
 
     def _add(self, *rows: OwnedByProject) -> None:
         for row in rows:

@@ -66,7 +66,8 @@ class TrainingConfig(Frozen):
     """L2 norm above which the gradient of a step is scaled down."""
 
     max_sequence_tokens: int = Field(default=512, ge=16, le=131_072)
-    """Longest example, in tokens. `overlong_row_behavior` says what happens to longer ones."""
+    """Maximum length of an example, in tokens. `overlong_row_behavior` says what happens to longer
+    ones."""
 
     overlong_row_behavior: OverlongRowBehavior = "truncate"
     """What happens to an example that is too long: `truncate` cuts off its end, `error` fails the
@@ -89,7 +90,7 @@ class TrainingConfig(Frozen):
     those at each epoch's end and each checkpoint."""
 
     early_stopping_patience: int | None = Field(default=None, ge=1, le=1000)
-    """Number of evaluations in a row without a better validation loss after which training stops.
+    """Number of consecutive evaluations without a lower validation loss after which training stops.
     The result is the adapter with the best validation loss. Null to train to the end."""
 
 
@@ -195,8 +196,11 @@ such a name is whole."""
 RESUME_NAME = "resume"
 """The saved state to resume, with its manifest. Only a job with a `resume_step` has one."""
 MACHINE_CACHE_NAME = "machine-cache"
-"""Symbolic link to what all jobs of a machine share: compiled layers, speeds of the processor.
-Losing the directory costs only time."""
+"""Symbolic link to what all jobs of a machine share: the speeds of its processor. Losing the
+directory costs only time."""
+PROJECT_CACHE_NAME = "project-cache"
+"""Symbolic link to what the jobs of a project share on a machine: compiled layers, in a directory
+for each user that trains. Losing the directory costs only time."""
 LOSS_LOG_NAME = "loss-log.jsonl"
 """One line of `StepMetrics` for every step so far. For a resumed job, the parent fills it with
 steps 1 to `resume_step`; otherwise the child starts an empty one."""

@@ -1,6 +1,5 @@
 """An attempt whose database is busy: nothing is lost, and the lease says how long that may last."""
 
-import json
 import threading
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager
@@ -11,6 +10,7 @@ from typing import Any
 import pytest
 from sqlalchemy import event
 
+from app.core.access import DEFAULT_PROJECT_ID
 from app.core.base_models import Catalogue
 from app.core.clock import steady_s
 from app.core.db.repositories.jobs import JobRepository
@@ -26,6 +26,7 @@ from app.core.storage.local import LocalBlobStore
 from tests.builders import (
     NOW,
     add_job,
+    build_job_spec,
     build_metrics,
     claim,
     get_job,
@@ -117,7 +118,7 @@ def make(
 
 def steps(database: Database, job: Job) -> list[int]:
     with database.reading() as session:
-        return [row.step for row in JobRepository(session).list_steps(job.id)]
+        return [row.step for row in JobRepository(session, DEFAULT_PROJECT_ID).list_steps(job.id)]
 
 
 def step(number: int) -> Stepped:
@@ -160,11 +161,11 @@ def test_an_event_waits_until_the_database_is_free(
 
 
 @pytest.fixture
-def saved(settings: Settings, job: Job) -> Saved:
+def saved(settings: Settings, job: Job, lease: Lease) -> Saved:
     """A state that the child has just saved."""
     directory = settings.work_dir / job.id / "attempt-1"
     directory.mkdir(parents=True)
-    (directory / JOB_SPEC_NAME).write_text(json.dumps({"job_id": job.id, "attempt": 1}))
+    (directory / JOB_SPEC_NAME).write_text(build_job_spec(lease).model_dump_json())
     write_checkpoint(directory, 1, name="resume")
     return Saved(step=1, directory="out/resume-1")
 
@@ -311,7 +312,7 @@ def test_a_child_is_told_what_user_and_operator_want(
 ) -> None:
     action, stop_in_s, expected = case
     with database.writing() as session:
-        jobs = JobRepository(session)
+        jobs = JobRepository(session, DEFAULT_PROJECT_ID)
         if action == "pause":
             jobs.request_pause(job.id, now=NOW)
         elif action == "cancel":

@@ -1,11 +1,11 @@
 """What an attempt writes: nothing once its job is another's, and otherwise every step."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from app.core.access import DEFAULT_PROJECT_ID
 from app.core.base_models import Catalogue
 from app.core.db.repositories.files import FileRepository
 from app.core.db.repositories.recovery import RecoveryRepository
@@ -14,7 +14,6 @@ from app.core.db.tables import Job
 from app.core.errors import LeaseLostError
 from app.core.job.loss_log import csv_lines
 from app.core.job.status import JobStatus
-from app.core.job.training_config import JOB_SPEC_NAME
 from app.core.job.training_events import (
     Checkpointed,
     Failed,
@@ -33,6 +32,7 @@ from app.core.storage.local import LocalBlobStore
 from tests.builders import (
     MINUTE,
     NOW,
+    add_file,
     add_job,
     build_metrics,
     claim,
@@ -56,8 +56,8 @@ def stepped(step: int) -> Stepped:
 
 
 @pytest.fixture
-def job(database: Database) -> Job:
-    return add_job(database)
+def job(database: Database, store: LocalBlobStore) -> Job:
+    return add_job(database, training_file_id=add_file(database, store).id)
 
 
 @pytest.fixture
@@ -85,12 +85,10 @@ def steal(database: Database) -> dict[str, list[tuple[Any, ...]]]:
 
 
 @pytest.fixture
-def directory(job: Job, settings: Settings) -> Path:
-    """The job directory of the first attempt, with what a child needs to write a manifest."""
-    directory = settings.work_dir / job.id / "attempt-1"
-    directory.mkdir(parents=True)
-    (directory / JOB_SPEC_NAME).write_text(json.dumps({"job_id": job.id, "attempt": 1}))
-    return directory
+def directory(attempt: Attempt, job: Job, settings: Settings) -> Path:
+    """The job directory of the first attempt, filled."""
+    attempt._prepare()
+    return settings.work_dir / job.id / "attempt-1"
 
 
 @pytest.mark.parametrize(
@@ -170,7 +168,7 @@ def test_the_result_file_has_every_step(
     result_file_id = get_job(database, job.id).result_file_id
     assert result_file_id is not None
     with database.reading() as session:
-        file = FileRepository(session).get(result_file_id, now=NOW)
+        file = FileRepository(session, DEFAULT_PROJECT_ID).get(result_file_id, now=NOW)
     with store.open(file.blob_key) as blob:
         content = blob.read().decode()
     assert content == "".join(csv_lines(build_metrics(step) for step in (1, 2, 3)))

@@ -17,7 +17,7 @@ from sqlalchemy import ColumnElement, select
 from app.core.db.base import Repository
 from app.core.db.repositories.leases import Lease, LeaseRepository
 from app.core.db.repositories.saved_states import SavedStateRepository
-from app.core.db.repositories.transitions import Outcome, settle
+from app.core.db.repositories.transitions import Outcome, lock_job, settle
 from app.core.db.tables import Job
 from app.core.job.status import JobStatus
 from app.core.job.training_events import JobError
@@ -47,7 +47,7 @@ class Interruption:
     what: str
     """What happened, to begin a sentence with: `The disk is full`."""
     advice: str = (
-        "The job may bring its workers down: see their logs, and how much memory the machine has."
+        "The job may be crashing its workers: check their logs and the machine's free memory."
     )
     """How to avoid it."""
 
@@ -103,8 +103,19 @@ class RecoveryRepository(Repository):
             return []
         return self._rescue(Job.worker_id.in_(dead_worker_ids), "died", now=now)
 
+    def cancel_running(self, project_id: str, *, now: datetime) -> None:
+        """End the running jobs of a project at once. Their workers have lost their leases."""
+        running = (Job.project_id == project_id, Job.status == JobStatus.RUNNING)
+        for job_id in self._session.scalars(select(Job.id).where(*running)).all():
+            job = lock_job(self._session, Job.id == job_id, *running)
+            if job is not None:
+                settle(self._session, job, JobStatus.CANCELLED, now=now)
+
     def _rescue(self, is_lost: ColumnElement[bool], fate: str, *, now: datetime) -> list[str]:
         lost = select(Job).where(Job.status == JobStatus.RUNNING, is_lost)
+        lost = lost.order_by(
+            Job.project_id, Job.id
+        )  # the usage of projects is locked in this order
         jobs = self._session.scalars(lost.with_for_update(skip_locked=True)).all()
         for job in jobs:
             why = Interruption(f"Its worker {job.worker_id} {fate}")
@@ -136,7 +147,7 @@ class RecoveryRepository(Repository):
         error: JobError | None = None,
     ) -> None:
         """Cancel or pause the job if the user asked for that; otherwise fail it, or queue it."""
-        step = SavedStateRepository(self._session).newest_step(job.id)
+        step = SavedStateRepository(self._session, job.project_id).newest_step(job.id)
         move = partial(settle, self._session, job, now=now, outcome=outcome)
         if job.cancel_requested_at is not None:
             move(JobStatus.CANCELLED)
@@ -151,6 +162,6 @@ class RecoveryRepository(Repository):
             move(JobStatus.QUEUED, message=message, level="warn")
 
     def _how_to_continue(self, job: Job) -> str:
-        step = SavedStateRepository(self._session).newest_step(job.id)
+        step = SavedStateRepository(self._session, job.project_id).newest_step(job.id)
         how = f' POST .../rerun with {{"from": "saved_state"}} continues after step {step}.'
         return how if step else ""

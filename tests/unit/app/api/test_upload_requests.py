@@ -13,6 +13,7 @@ from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from app.api.v1 import uploads as routes
+from app.core.access import LOCAL_CALLER
 from app.core.clock import utc_now
 from app.core.dataset.checker import DatasetSummary
 from app.core.db.repositories.uploads import COMPLETION_GRACE, ENDED_KEPT_FOR
@@ -352,8 +353,8 @@ def test_a_completion_that_came_in_time_is_given_the_time_it_takes(
     run_janitor(settings, database, store, utc_now())
     came_at = utc_now() - timedelta(minutes=5)
 
-    complete_upload = routes.complete_upload(upload["id"], body, app.state.resources, came_at)
-    done = asyncio.run(complete_upload)
+    resources = app.state.resources
+    done = asyncio.run(routes.complete_upload(upload["id"], body, LOCAL_CALLER, resources, came_at))
 
     assert done.status == "completed"
 
@@ -574,7 +575,9 @@ def add_part(
     """Add the bytes at `scratch`, as the route does once it has received them."""
     limits = {"max_bytes": 10**9} | limits
     received = build_received(scratch)
-    return upload_service.add_part(session, store, upload_id, received, now=utc_now(), **limits)
+    return upload_service.add_part(
+        session, LOCAL_CALLER, store, upload_id, received, now=utc_now(), **limits
+    )
 
 
 def build_received(path: Path) -> ReceivedFile:
@@ -602,7 +605,9 @@ def test_a_request_that_was_killed_anywhere_can_be_sent_again(
         resources: Resources = create_app(settings).state.resources
         if what == "complete":
             body = UploadComplete(part_ids=part_ids)
-            asyncio.run(routes.complete_upload(upload["id"], body, resources, utc_now()))
+            asyncio.run(
+                routes.complete_upload(upload["id"], body, LOCAL_CALLER, resources, utc_now())
+            )
         else:
             scratch = store.scratch_file()
             scratch.write_bytes(PARTS[2])
