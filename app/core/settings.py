@@ -50,6 +50,25 @@ class Settings(BaseSettings):
     max_upload_bytes: int = Field(default=512 * 1024 * 1024, ge=1)
     """Maximum size of an uploaded file, in bytes."""
 
+    max_uploads: int = Field(default=16, ge=1, le=1000)
+    """Maximum number of files that the API receives at once. Each takes up to 12 MiB of memory, and
+    one more waits ten seconds for its turn before it is refused."""
+
+    max_connections: int = Field(default=2000, ge=1, le=100_000)
+    """Maximum number of connections to the API. The limit is lower if the system allows the process
+    too few open files. Further clients replace those that wait without a request."""
+
+    receive_timeout_s: float = Field(default=20.0, ge=0.1, le=600)
+    """Time within which the head of a request, or another 16 KiB of its body, must arrive, in
+    seconds. The connection of a slower client is closed."""
+
+    max_receive_s: float = Field(default=3600.0, ge=1, le=86_400)
+    """Maximum time that a request may take to arrive, in seconds."""
+
+    send_timeout_s: float = Field(default=60.0, ge=0.1, le=3600)
+    """Time within which a client must take more of an answer, in seconds. The connection of a
+    slower client is closed."""
+
     min_free_bytes: int = Field(default=512 * 1024 * 1024, ge=0)
     """Minimum free space on the data directory's disk, in bytes. Uploads and new jobs that would
     leave less are refused. 0 turns the check off."""
