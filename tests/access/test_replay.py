@@ -15,9 +15,9 @@ from app.core.access import Scope
 from app.core.db.session import Database
 from app.core.db.tables import Event
 from app.core.storage.local import LocalBlobStore
+from tests.access.leaks import own_rows
 from tests.access.operations import DOCUMENT, OPERATIONS, Operation
 from tests.access.project_calls import OTHER_PROJECT, World
-from tests.access.test_project_queries import own_rows
 from tests.builders import TEXT_LINE, add_key, bearer
 from tests.webhooks import add_endpoint
 
