@@ -16,7 +16,7 @@ import typer
 import uvicorn
 from typer.core import TyperGroup
 
-from app.api.requests import BoundedHttpProtocol
+from app.api.http_protocol import bounded_protocol
 from app.core.clock import utc_now
 from app.core.db.migrate import require_known_schema, upgrade
 from app.core.disk import Ballast
@@ -32,12 +32,17 @@ from app.maintenance.doctor import examine
 from app.maintenance.findings import Finding, Level
 from app.maintenance.keys import secure_start
 from app.maintenance.restore import restore_backup
+from app.project_commands import projects
 from app.signing_commands import signing_key, verify
 
 CANNOT_RUN = 2
 """Exit code of a command that could not run, and would fail again without a change."""
 
 _MIB = 1024 * 1024
+
+_SWITCH_INTERVAL_S = 0.001
+"""Time after which a thread that checks a file lets the event loop run, instead of Python's 5 ms.
+The loop waits this long several times in a request."""
 
 
 class CannotListenError(OperatorError):
@@ -68,6 +73,7 @@ commands = typer.Typer(
 )
 
 commands.add_typer(keys, name="keys")
+commands.add_typer(projects, name="projects")
 commands.command()(verify)
 commands.add_typer(signing_key, name="signing-key")
 
@@ -109,6 +115,7 @@ def serve_api(host: Host = None, port: Port = None) -> None:
             require_known_schema(database)
             upgrade(database)
             secure_start(settings, database, now=utc_now())
+        sys.setswitchinterval(_SWITCH_INTERVAL_S)
         uvicorn.run(
             application,
             host=settings.host,
@@ -116,7 +123,8 @@ def serve_api(host: Host = None, port: Port = None) -> None:
             log_config=None,
             access_log=False,  # `app.api.requests` writes one with the request's id
             server_header=False,
-            http=BoundedHttpProtocol,
+            http=bounded_protocol(settings),
+            ws="none",
             timeout_graceful_shutdown=10,
         )
 

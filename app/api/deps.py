@@ -3,14 +3,15 @@
 import hashlib
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Annotated, TypeVar
 
 from fastapi import Depends, Header, Query, Request, Response
 from pydantic import BaseModel
 
-from app.api.access import CALLER
+from app.api.access import CALLER, REQUEST_ID
+from app.api.upload_slots import UploadSlots
 from app.core import disk
 from app.core.access import Caller
 from app.core.base_models import Catalogue
@@ -47,6 +48,7 @@ class Resources:
     catalogue: Catalogue
     ballast: disk.Ballast
     webhooks: WebhookClient
+    upload_slots: UploadSlots
 
     def read(self, act: Callable[[Session], T]) -> T:
         """Run queries that see one consistent state of the database."""
@@ -88,7 +90,8 @@ async def _resources(request: Request) -> Resources:  # not `def`, which would s
 
 
 async def _caller(request: Request) -> Caller:
-    return request.scope["state"][CALLER]
+    state = request.scope["state"]
+    return replace(state[CALLER], request_id=state[REQUEST_ID])
 
 
 ResourcesDep = Annotated[Resources, Depends(_resources)]

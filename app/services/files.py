@@ -7,11 +7,14 @@ from app.core.access import Caller
 from app.core.db.repositories.files import FileRepository
 from app.core.db.session import Session
 from app.core.db.tables import File
-from app.core.errors import InvalidFileError, InvalidRequestError, StateConflictError
+from app.core.errors import InvalidRequestError, StateConflictError
 from app.core.ids import IdPrefix, new_id
 from app.core.storage.blob_store import BlobStore, stored
 from app.schemas.files import EXPIRES_AFTER_S
-from app.services.received_files import ReceivedFile
+from app.services import audit
+from app.services.audit import Action
+from app.services.quotas import require_bytes
+from app.services.received_files import ReceivedFile, check_content
 
 MAX_FILENAME_LENGTH = 255
 _MAX_DIGITS = 18
@@ -26,13 +29,27 @@ def create_file(
     Raises:
         InvalidRequestError: a field of the form is missing or not allowed.
         InvalidFileError: the file is not a dataset; the error lists the problems.
+        QuotaExceededError: the project may not store so much.
     """
     check_purpose(received.fields.get("purpose"))
     expires_at = _expiry(received.fields, now=now)
-    check_content(received)
+    check_content(received.summary)
+    require_bytes(session, caller, received.bytes)
     file = build_file(received, now=now, expires_at=expires_at)
     with stored(store, file.blob_key, received.path):
         FileRepository(session, caller.project_id).add(file)
+        audit.record(session, caller, Action.FILE_UPLOADED, file.id, now=now)
+    return file
+
+
+def download_file(session: Session, caller: Caller, file_id: str, *, now: datetime) -> File:
+    """The file to send, and a record of that.
+
+    Raises:
+        NotFoundError: no file has this id.
+    """
+    file = FileRepository(session, caller.project_id).get(file_id, now=now)
+    audit.record(session, caller, Action.FILE_DOWNLOADED, file_id, now=now)
     return file
 
 
@@ -80,6 +97,7 @@ def delete_file(session: Session, caller: Caller, file_id: str, *, now: datetime
             code="file_in_use",
         )
     files.delete(file)
+    audit.record(session, caller, Action.FILE_DELETED, file_id, now=now)
     return [file.blob_key]
 
 
@@ -125,20 +143,3 @@ def _expiry(fields: dict[str, str], *, now: datetime) -> datetime | None:
 
 def _is_whole_number(text: str | None) -> TypeGuard[str]:
     return text is not None and len(text) <= _MAX_DIGITS and text.isdecimal()
-
-
-def check_content(received: ReceivedFile) -> None:
-    """Raises InvalidFileError, which lists the problems, unless the file is a dataset."""
-    summary = received.summary
-    if not summary.problem_count:
-        return
-    first = summary.problems[0]
-    where = f"line {first.line}" + (f", {first.path}" if first.path else "")
-    more = summary.problem_count - 1
-    others = f" And {more} more; see 'errors'." if more else ""
-    raise InvalidFileError(
-        f"The file is not a dataset. In {where}: {first.message}{others}",
-        param="file",
-        problems=summary.problems,
-        problem_count=summary.problem_count,
-    )
