@@ -94,6 +94,7 @@ def test_a_service_in_good_order_has_nothing_wrong(healthy: Settings, *, is_deep
         "database",
         "integrity",
         "schema",
+        "sandbox",
         "jobs",
         "stuck jobs",
         "workers",
@@ -105,6 +106,7 @@ def test_a_service_in_good_order_has_nothing_wrong(healthy: Settings, *, is_deep
         "orphans",
     ]
     assert findings["blobs"].message.startswith("8 are there")
+    assert findings["sandbox"].message.startswith("training processes are contained by no privil")
     assert findings["manifests"].message.startswith("3 match")
 
 
@@ -564,3 +566,10 @@ def test_a_signature_by_another_key_is_bad(
     assert (found.level, found.message.startswith("1 of 5 do not match")) == (Level.BAD, True)
     assert "step 6" in found.message
     assert "not signed with a key of this service" in found.message
+
+
+def test_a_sandbox_that_is_off_is_a_warning(healthy: Settings) -> None:
+    findings = look(healthy.model_copy(update={"sandbox": "off"}))
+
+    assert not_ok(findings) == {"sandbox": Level.WARN}
+    assert "TUNERY_SANDBOX" in findings["sandbox"].message
