@@ -94,6 +94,7 @@ def test_a_service_in_good_order_has_nothing_wrong(healthy: Settings, *, is_deep
         "database",
         "integrity",
         "schema",
+        "sandbox",
         "jobs",
         "stuck jobs",
         "workers",
