@@ -32,6 +32,7 @@ from app.core.storage.local import LocalBlobStore
 from tests.builders import (
     MINUTE,
     NOW,
+    TEXT_LINE,
     add_file,
     add_job,
     build_metrics,
@@ -57,7 +58,8 @@ def stepped(step: int) -> Stepped:
 
 @pytest.fixture
 def job(database: Database, store: LocalBlobStore) -> Job:
-    return add_job(database, training_file_id=add_file(database, store).id)
+    file = add_file(database, store, TEXT_LINE * 12)  # enough for nine steps
+    return add_job(database, training_file_id=file.id)
 
 
 @pytest.fixture
