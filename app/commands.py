@@ -8,29 +8,26 @@ import json
 import os
 import socket
 import sys
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 import uvicorn
-from typer.core import TyperGroup
 
 from app.api.requests import BoundedHttpProtocol
-from app.core.db.migrate import require_known_schema
+from app.core.command_line import CommandGroup
+from app.core.db.migrate import prepare
 from app.core.disk import Ballast
-from app.core.errors import DatabaseBusyError, OperatorError, StorageFullError
+from app.core.errors import OperatorError
 from app.core.logging import configure_logging
-from app.core.occupancy import occupied
+from app.core.occupancy import make_data_dir, occupied
 from app.core.settings import Settings, read_settings
 from app.main import create_app
 from app.maintenance.backup import make_backup
 from app.maintenance.doctor import examine
 from app.maintenance.findings import Finding, Level
 from app.maintenance.restore import restore_backup
-
-CANNOT_RUN = 2
-"""Exit code of a command that could not run, and would fail again without a change."""
 
 _MIB = 1024 * 1024
 
@@ -39,27 +36,13 @@ class CannotListenError(OperatorError):
     """Another program listens on the address, or it is not one of this machine."""
 
 
-_EXPECTED = (OperatorError, DatabaseBusyError, StorageFullError, OSError)
-"""Errors that end a command with their message instead of a traceback."""
-
-
-class CommandGroup(TyperGroup):
-    """Commands whose expected errors are one line on standard error and exit code 2."""
-
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except _EXPECTED as error:
-            typer.echo(f"{ctx.invoked_subcommand}: {error}", err=True)
-            raise typer.Exit(CANNOT_RUN) from error
-
-
 commands = typer.Typer(
     cls=CommandGroup,
     add_completion=False,
     pretty_exceptions_enable=False,
     help="Serve Tunery's API, and maintain its data. Settings come from the environment or from "
-    "a file .env: docs/settings.md. Exit codes: 0 good, 1 problems remain, 2 cannot run.",
+    "a file .env: docs/settings.md. Exit codes: 0 good, 1 problems remain, 2 cannot run, "
+    "3 the database is busy.",
 )
 
 Host = Annotated[
@@ -86,15 +69,14 @@ def serve_api(host: Host = None, port: Port = None) -> None:
     override_address(host, port)
     settings = read_settings()
     configure_logging(settings)
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    make_data_dir(settings)
     with occupied(settings):
         ballast = Ballast(settings)
         if not ballast.release_if_full():
             ballast.make_if_room()
         application = create_app(settings)
         _check_address(settings)
-        with suppress(DatabaseBusyError):  # the start below reports it, and may be repeated
-            require_known_schema(application.state.resources.database)
+        prepare(application.state.resources.database)
         uvicorn.run(
             application,
             host=settings.host,

@@ -17,7 +17,7 @@ from app.core.base_models import load_catalogue
 from app.core.db.migrate import upgrade
 from app.core.db.session import Database
 from app.core.disk import Ballast
-from app.core.settings import Settings
+from app.core.settings import Settings, read_settings
 from app.core.storage.local import LocalBlobStore
 from app.core.version import VERSION
 from app.schemas.bodies import ErrorRead
@@ -38,7 +38,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 
 def create_app(settings: Settings | None = None) -> FastAPI:
     """The API on the data directory and the database that `settings` name."""
-    settings = settings or Settings()
+    settings = settings or read_settings()
     resources = Resources(
         settings=settings,
         database=Database(settings.resolved_database_url),

@@ -8,13 +8,8 @@ from typing import Annotated
 
 import typer
 
-from app.commands import (
-    CommandGroup,
-    Host,
-    Port,
-    commands,
-    override_address,
-)
+from app.commands import Host, Port, commands, override_address
+from app.core.command_line import CommandGroup
 from app.core.logging import configure_logging
 from app.core.settings import read_settings
 from app.core.version import VERSION

@@ -9,7 +9,7 @@ from app.core.clock import steady_s
 from app.core.db.repositories.jobs import JobRepository
 from app.core.db.repositories.leases import Lease, LeaseRepository
 from app.core.disk import has_room
-from app.core.errors import DatabaseBusyError
+from app.core.errors import DatabaseAwayError, DatabaseBusyError
 from worker.attempt.attempt import Attempt
 from worker.attempt.lease_keeper import Resources
 from worker.launch.locks import TrainingSlots
@@ -62,6 +62,9 @@ class Worker:
             while not self._stopping.is_set():
                 try:
                     idle_s = self.run_once()
+                except DatabaseAwayError as error:
+                    logger.warning("trying again: %s", error.for_operator)
+                    idle_s = PAUSE_AFTER_FAILURE_S
                 except DatabaseBusyError:
                     logger.warning("the database is busy; trying again")
                     idle_s = self._settings.poll_interval_s

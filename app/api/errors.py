@@ -1,5 +1,6 @@
 """Answers every error in OpenAI's envelope: {"error": {message, type, param, code}}."""
 
+import logging
 import re
 from collections.abc import Sequence
 from http import HTTPStatus
@@ -12,8 +13,10 @@ from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from app.core.disk import as_storage_full
-from app.core.errors import NotFoundError, OutcomeUnknownError, ServiceError
+from app.core.errors import DatabaseAwayError, NotFoundError, OutcomeUnknownError, ServiceError
 from app.schemas.bodies import nearest_field
+
+logger = logging.getLogger(__name__)
 
 MAX_ECHO = 200
 """Maximum number of characters of a request that an error message repeats."""
@@ -80,6 +83,8 @@ class _ErrorResponse(JSONResponse):
 
 async def _service_error(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ServiceError)
+    if isinstance(error, DatabaseAwayError):
+        logger.warning("%s", error.for_operator)
     extra: dict[str, Any] = {}
     if error.problems:
         extra["errors"] = [problem.model_dump() for problem in error.problems]

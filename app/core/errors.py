@@ -9,6 +9,7 @@ ServiceError                      the caller acts; the API answers with its stat
 ├── UnsupportedMediaTypeError     415
 ├── OutcomeUnknownError           500  the request may have succeeded; check before repeating it
 ├── DatabaseBusyError             503  nothing was done; the caller may repeat the request
+│   └── DatabaseAwayError         503  its server does not answer
 └── StorageFullError              507  nothing was done; the disk needs free space first
 OperatorError                     the operator acts; it ends a command with its message
 LeaseLostError                    the worker acts; no caller ever sees it
@@ -84,6 +85,17 @@ class UnsupportedMediaTypeError(ServiceError):
 class DatabaseBusyError(ServiceError):
     status_code = 503
     code = "database_busy"
+
+
+class DatabaseAwayError(DatabaseBusyError):
+    """
+    Args:
+        for_operator: where the database is, why it cannot be reached, and what to do.
+    """
+
+    def __init__(self, message: str, *, for_operator: str) -> None:
+        super().__init__(message)
+        self.for_operator = for_operator
 
 
 class OutcomeUnknownError(ServiceError):

@@ -7,18 +7,27 @@ from typing import Literal
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from app.core.errors import OperatorError
+from app.core.environment import (
+    PREFIX,
+    SettingsError,
+    explain_invalid,
+    find_variables,
+    require_known,
+)
+
+_FILE = Path(".env")
 
 
 class Settings(BaseSettings):
     """Settings of a process, from `TUNERY_...` variables or a file `.env`. The variables win."""
 
     model_config = SettingsConfigDict(
-        env_prefix="TUNERY_",
-        env_file=".env",
+        env_prefix=PREFIX,
+        env_file=_FILE,
         frozen=True,
         extra="ignore",  # `.env` may hold what other programs read
         use_attribute_docstrings=True,
+        hide_input_in_errors=True,  # it may be a password
     )
 
     data_dir: Path = Path("data")
@@ -160,21 +169,18 @@ class Settings(BaseSettings):
         return self.data_dir / "workers"
 
 
-class SettingsError(OperatorError):
-    """A setting has an invalid value. The message names the setting."""
-
-
 def read_settings() -> Settings:
     """Read the settings of this process.
 
     Raises:
-        SettingsError: a setting has an invalid value.
+        SettingsError: a setting has an invalid value, or a `TUNERY_...` variable is no setting.
     """
+    variables = find_variables(_FILE)
+    names = [f"{PREFIX}{name.upper()}" for name in Settings.model_fields]
+    require_known(variables, known=names)
     try:
         return Settings()
     except ValidationError as error:
-        lines = [
-            f"TUNERY_{'_'.join(map(str, problem['loc'])).upper()}: {problem['msg']}."
-            for problem in error.errors(include_url=False)
-        ]
+        problems = error.errors(include_url=False, include_input=False)
+        lines = [explain_invalid(each["loc"], each["msg"], variables) for each in problems]
         raise SettingsError("\n".join(lines)) from error

@@ -10,7 +10,7 @@ from sqlalchemy import func, inspect, select
 from app.core.db.blob_keys import NamedBlob, blobs_of_state, iterate_rows, iterate_states
 from app.core.db.session import Database, Session
 from app.core.db.tables import Checkpoint, File, Job
-from app.core.errors import OperatorError
+from app.core.errors import DatabaseAwayError, OperatorError
 from app.core.job.status import JobStatus
 from app.core.manifest import MANIFEST_NAME
 
@@ -38,8 +38,8 @@ def require_database(database: Database) -> None:
         try:
             with database.reading() as session:
                 database.backend.describe(session)
-        except Exception as error:
-            raise NoDatabaseError(f"The database cannot be reached: {error}") from error
+        except DatabaseAwayError as error:
+            raise NoDatabaseError(error.for_operator) from error
     elif not file.exists():
         raise NoDatabaseError(
             f"There is no database at {file}. Are TUNERY_DATA_DIR and TUNERY_DATABASE_URL those of "
