@@ -9,9 +9,14 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from app.core.db.repositories.queue import QueueRepository
+from app.core.db.repositories.idempotency import OldIdempotencyRecords
+from app.core.db.repositories.saved_states import UnneededStates
+from app.core.db.repositories.files import ExpiredFiles
+from app.core.access import LOCAL_CALLER
 from app.core.base_models import Catalogue, load_catalogue
 from app.core.clock import utc_now
-from app.core.db.base import DEFAULT_PROJECT_ID
+from app.core.access import DEFAULT_PROJECT_ID
 from app.core.db.migrate import upgrade
 from app.core.db.repositories.events import EventRepository
 from app.core.db.repositories.files import FileRepository
@@ -116,6 +121,7 @@ def build_file(expires_at: datetime | None = None) -> File:
     file_id = new_id(IdPrefix.FILE)
     return File(
         id=file_id,
+        project_id=DEFAULT_PROJECT_ID,
         purpose="fine-tune",
         filename="train.jsonl",
         bytes=1,
@@ -187,9 +193,9 @@ class Round:
         ):
             self._read(name, lambda session, a=after, m=labels: self._list(session, a, m))
         for name, after in (("events, newest", None), ("events, deep page", deep_event)):
-            self._read(name, lambda session, a=after: EventRepository(session).list_page(
+            self._read(name, lambda session, a=after: EventRepository(session, DEFAULT_PROJECT_ID).list_page(
                 long, after=a, limit=20))  # fmt: skip
-        self._read("loss log", lambda session: JobRepository(session).list_steps(long))
+        self._read("loss log", lambda session: JobRepository(session, DEFAULT_PROJECT_ID).list_steps(long))
         lease: Lease = self._write("claim", lambda session: LeaseRepository(session).claim(
             "worker-1", now=now, lease_for=MINUTE))  # fmt: skip
         self._write("renew", lambda session: LeaseRepository(session).renew(
@@ -197,9 +203,9 @@ class Round:
         self._chores(now)
         self._write("finish", lambda session: LeaseRepository(session).finish(
             lease, JobStatus.CANCELLED, now=now))  # fmt: skip
-        self._write("delete job", lambda session: job_service.delete_job(session, lease.job_id))
-        self._write("cancel", lambda session: job_service.cancel_job(session, job.id, now=now))
-        self._write("delete new job", lambda session: job_service.delete_job(session, job.id))
+        self._write("delete job", lambda session: job_service.delete_job(session, LOCAL_CALLER, lease.job_id))
+        self._write("cancel", lambda session: job_service.cancel_job(session, LOCAL_CALLER, job.id, now=now))
+        self._write("delete new job", lambda session: job_service.delete_job(session, LOCAL_CALLER, job.id))
         return self.took_s
 
     def _chores(self, now: Any) -> None:
@@ -210,36 +216,41 @@ class Round:
             ["worker-0"], now=now))  # fmt: skip
         expired = build_file(expires_at=now - MINUTE)
         with self._database.writing() as session:
-            FileRepository(session).add(expired)
-        self._write("delete expired files", lambda session: FileRepository(
-            session).delete_expired(now=now, limit=100))  # fmt: skip
-        self._write("delete ended states", lambda session: SavedStateRepository(
-            session).delete_of_ended(held_since=now, limit=100))  # fmt: skip
-        self._write("delete idempotency records", lambda session: IdempotencyRepository(
+            FileRepository(session, DEFAULT_PROJECT_ID).add(expired)
+        self._write("delete expired files", lambda session: ExpiredFiles(
+            session).delete(now=now, limit=100))  # fmt: skip
+        self._write("delete ended states", lambda session: UnneededStates(
+            session).delete(held_since=now, limit=100))  # fmt: skip
+        self._write("delete idempotency records", lambda session: OldIdempotencyRecords(
             session).delete_older(than=now - KEPT_FOR))  # fmt: skip
 
     def _create(self, session: Any, key: str) -> Job:
         body = JobCreate(model="tiny", training_file=self._file, seed=1, metadata={"team": "new"})
         origin = RequestOrigin(key=key, credentials_sha256="", retry_count=0, timeout=MINUTE)
-        once = IdempotentRequest(session, origin, "create", body.content(), now=utc_now())
+        once = IdempotentRequest(session, LOCAL_CALLER, origin, "create", body.content(), now=utc_now())
         earlier = once.find_job()
         if earlier is not None:
             return earlier
         job = new_jobs.create_job(
-            session, body, catalogue=self._catalogue, organization="tunery", now=utc_now()
+            session,
+            LOCAL_CALLER,
+            body,
+            catalogue=self._catalogue,
+            organization="tunery",
+            now=utc_now(),
         )
         once.remember(job)
         return job
 
     def _look(self, session: Any, wanted: str) -> None:
-        jobs = JobRepository(session)
-        jobs.queue_position(jobs.get(wanted))
+        jobs = JobRepository(session, DEFAULT_PROJECT_ID)
+        QueueRepository(session).position(jobs.get(wanted))
 
     def _list(self, session: Any, after: str | None, labels: dict[str, str]) -> None:
-        jobs = JobRepository(session)
+        jobs = JobRepository(session, DEFAULT_PROJECT_ID)
         page = jobs.list_page(after=after, limit=20, metadata=labels)
         assert page.rows
-        jobs.queue_positions(page.rows)
+        QueueRepository(session).positions(page.rows)
 
     def _write(self, name: str, act: Callable[[Any], Any]) -> Any:
         began = time.perf_counter()
@@ -276,7 +287,7 @@ def measure(kind: str, *, small: int, large: int, rounds: int) -> float:
             file = build_file()
             file_id = file.id
             with database.writing() as session:
-                FileRepository(session).add(file)
+                FileRepository(session, DEFAULT_PROJECT_ID).add(file)
             databases.append((jobs, database, file_id))
         took: dict[str, tuple[list[float], list[float]]] = {}
         for number in range(rounds + 1):

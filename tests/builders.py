@@ -9,7 +9,8 @@ from typing import Any
 
 from sqlalchemy import text
 
-from app.core.db.base import DEFAULT_PROJECT_ID, Base
+from app.core.access import DEFAULT_PROJECT_ID
+from app.core.db.base import Base
 from app.core.db.repositories.checkpoints import CheckpointRepository, TunedModelRepository
 from app.core.db.repositories.events import EventRepository
 from app.core.db.repositories.files import FileRepository
@@ -19,7 +20,15 @@ from app.core.db.repositories.transitions import settle
 from app.core.db.repositories.uploads import UploadRepository
 from app.core.db.repositories.workers import WorkerIdentity, WorkerRepository, WorkerStatus
 from app.core.db.session import Database, Session
-from app.core.db.tables import Checkpoint, File, Job, TunedModel, Upload, UploadPart
+from app.core.db.tables import (
+    Checkpoint,
+    File,
+    Job,
+    SavedState,
+    TunedModel,
+    Upload,
+    UploadPart,
+)
 from app.core.ids import IdPrefix, new_id
 from app.core.job.loss_log import StepMetrics
 from app.core.job.status import JobStatus
@@ -49,6 +58,7 @@ def build_job(**changes: Any) -> Job:
     job_id = new_id(IdPrefix.JOB)
     values: dict[str, Any] = {
         "id": job_id,
+        "project_id": DEFAULT_PROJECT_ID,
         "status": JobStatus.QUEUED,
         "created_at": NOW,
         "base_model": "tiny",
@@ -116,6 +126,7 @@ def build_file(content: bytes = TEXT_LINE, **changes: Any) -> File:
     file_id = new_id(IdPrefix.FILE)
     values: dict[str, Any] = {
         "id": file_id,
+        "project_id": DEFAULT_PROJECT_ID,
         "purpose": "fine-tune",
         "filename": "train.jsonl",
         "bytes": len(content),
@@ -133,6 +144,7 @@ def build_upload(**changes: Any) -> Upload:
     """An upload that waits for its parts."""
     values: dict[str, Any] = {
         "id": new_id(IdPrefix.UPLOAD),
+        "project_id": DEFAULT_PROJECT_ID,
         "status": "pending",
         "filename": "train.jsonl",
         "bytes": len(TEXT_LINE),
@@ -159,6 +171,7 @@ def build_metrics(step: int = 1, **changes: Any) -> StepMetrics:
 def build_checkpoint(job: Job, step: int = 1, **changes: Any) -> Checkpoint:
     values: dict[str, Any] = {
         "id": new_id(IdPrefix.CHECKPOINT),
+        "project_id": DEFAULT_PROJECT_ID,
         "job_id": job.id,
         "attempt": 1,
         "step": step,
@@ -167,6 +180,18 @@ def build_checkpoint(job: Job, step: int = 1, **changes: Any) -> Checkpoint:
         "manifest_sha256": hashlib.sha256(str(step).encode()).hexdigest(),
     }
     return Checkpoint(**(values | changes))
+
+
+def build_saved_state(job_id: str, step: int, files: dict[str, Any], **changes: Any) -> SavedState:
+    values: dict[str, Any] = {
+        "job_id": job_id,
+        "project_id": DEFAULT_PROJECT_ID,
+        "step": step,
+        "attempt": 1,
+        "created_at": NOW,
+        "files": files,
+    }
+    return SavedState(**(values | changes))
 
 
 def put_blob(store: BlobStore, key: str, content: bytes) -> None:
@@ -182,7 +207,7 @@ def add_file(
     file = build_file(content, **changes)
     put_blob(store, file.blob_key, content)
     with database.writing() as session:
-        FileRepository(session).add(file)
+        FileRepository(session, DEFAULT_PROJECT_ID).add(file)
     return file
 
 
@@ -201,7 +226,7 @@ def add_part(
     )
     put_blob(store, part.blob_key, content)
     with database.writing() as session:
-        uploads = UploadRepository(session)
+        uploads = UploadRepository(session, DEFAULT_PROJECT_ID)
         if session.get(Upload, upload.id) is None:
             uploads.add(upload)
         uploads.add_part(part)
@@ -212,13 +237,13 @@ def add_job(database: Database, **changes: Any) -> Job:
     """A job in the queue of the database."""
     job = build_job(**changes)
     with database.writing() as session:
-        JobRepository(session).add(job)
+        JobRepository(session, DEFAULT_PROJECT_ID).add(job)
     return job
 
 
 def get_job(database: Database, job_id: str) -> Job:
     with database.reading() as session:
-        return JobRepository(session).get(job_id)
+        return JobRepository(session, DEFAULT_PROJECT_ID).get(job_id)
 
 
 def add_worker(
@@ -271,8 +296,8 @@ def add_succeeded_job(
         log = [build_metrics(step) for step in range(1, steps[-1] + 1)]
         leases.record_steps(lease, log, tokens_per_second=200.0, estimated_finish_at=None)
         for checkpoint in checkpoints:
-            CheckpointRepository(session).add(checkpoint)
-        TunedModelRepository(session).add(
+            CheckpointRepository(session, DEFAULT_PROJECT_ID).add(checkpoint)
+        TunedModelRepository(session, DEFAULT_PROJECT_ID).add(
             TunedModel(
                 id=job.fine_tuned_model,
                 job_id=job.id,
@@ -305,7 +330,7 @@ def build_result_file(store: BlobStore, job: Job, name: str, content: str) -> Fi
 def add_result_file(database: Database, store: BlobStore, job: Job, name: str) -> File:
     file = build_result_file(store, job, name, "step,train_loss\n1,3.0\n")
     with database.writing() as session:
-        FileRepository(session).add(file)
+        FileRepository(session, DEFAULT_PROJECT_ID).add(file)
     return file
 
 
@@ -346,14 +371,14 @@ def dump_tables(database: Database) -> dict[str, list[tuple[Any, ...]]]:
 def list_messages(database: Database, job_id: str) -> list[str]:
     """What its user was told, from the first to the last."""
     with database.reading() as session:
-        page = EventRepository(session).list_page(job_id, after=None, limit=1000)
+        page = EventRepository(session, DEFAULT_PROJECT_ID).list_page(job_id, after=None, limit=1000)
         return [event.message for event in reversed(page.rows)]
 
 
 def list_checkpoints(database: Database, job_id: str) -> list[Checkpoint]:
     """Its checkpoints, from the first to the last."""
     with database.reading() as session:
-        page = CheckpointRepository(session).list_page(job_id, after=None, limit=1000)
+        page = CheckpointRepository(session, DEFAULT_PROJECT_ID).list_page(job_id, after=None, limit=1000)
         return list(reversed(page.rows))
 
 

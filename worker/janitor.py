@@ -6,11 +6,11 @@ from collections.abc import Callable
 from datetime import timedelta
 
 from app.core.clock import Clock
-from app.core.db.repositories.files import FileRepository
-from app.core.db.repositories.idempotency import KEPT_FOR, IdempotencyRepository
+from app.core.db.repositories.files import ExpiredFiles
+from app.core.db.repositories.idempotency import KEPT_FOR, OldIdempotencyRecords
 from app.core.db.repositories.recovery import RecoveryRepository
-from app.core.db.repositories.saved_states import SavedStateRepository
-from app.core.db.repositories.uploads import ENDED_KEPT_FOR, UploadRepository
+from app.core.db.repositories.saved_states import UnneededStates
+from app.core.db.repositories.uploads import ENDED_KEPT_FOR, EndedUploads
 from app.core.db.repositories.workers import WorkerRepository
 from app.core.db.session import Database, Session
 from app.core.disk import Ballast
@@ -87,7 +87,7 @@ class Janitor:
         """Delete the files past their `expires_at`."""
         now = self._clock()
         self._delete(
-            lambda session: FileRepository(session).delete_expired(now=now, limit=self._batch)
+            lambda session: ExpiredFiles(session).delete(now=now, limit=self._batch)
         )
 
     def expire_uploads(self) -> None:
@@ -95,7 +95,7 @@ class Janitor:
         now = self._clock()
 
         def delete_rows(session: Session) -> list[str]:
-            uploads = UploadRepository(session)
+            uploads = EndedUploads(session)
             keys = uploads.expire(now=now, limit=self._batch)
             uploads.delete_older(than=now - ENDED_KEPT_FOR)
             return keys
@@ -106,7 +106,7 @@ class Janitor:
         """Free the saved states that no job will resume from."""
         since = self._clock() - timedelta(seconds=self._settings.held_state_s)
         self._delete(
-            lambda session: SavedStateRepository(session).delete_of_ended(
+            lambda session: UnneededStates(session).delete(
                 held_since=since, limit=self._batch
             )
         )
@@ -114,7 +114,7 @@ class Janitor:
     def delete_idempotency_records(self) -> None:
         """Delete old records: a request that comes again after so long is a new request."""
         with self._database.writing() as session:
-            IdempotencyRepository(session).delete_older(than=self._clock() - KEPT_FOR)
+            OldIdempotencyRecords(session).delete_older(than=self._clock() - KEPT_FOR)
 
     def keep_ballast(self) -> None:
         """Create the ballast file again, once there is space."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from datetime import timedelta
 
 from app.core.clock import steady_s
-from app.core.db.repositories.jobs import JobRepository
+from app.core.db.repositories.queue import QueueRepository
 from app.core.db.repositories.leases import Lease, LeaseRepository
 from app.core.disk import has_room
 from app.core.errors import DatabaseAwayError, DatabaseBusyError
@@ -87,7 +87,7 @@ class Worker:
 
     def _claim(self) -> Lease | None:
         with self._database.reading() as session:
-            if not JobRepository(session).is_any_queued():
+            if QueueRepository(session).is_empty():
                 return None  # without keeping writers waiting just to find nothing
         with self._database.writing() as session:
             return LeaseRepository(session).claim(

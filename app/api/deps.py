@@ -11,6 +11,7 @@ from fastapi import Depends, Header, Query, Request, Response
 from pydantic import BaseModel
 
 from app.core import disk
+from app.core.access import LOCAL_CALLER, Caller
 from app.core.base_models import Catalogue
 from app.core.clock import utc_now
 from app.core.db.session import Database, Session
@@ -83,7 +84,12 @@ async def _resources(request: Request) -> Resources:  # not `def`, which would s
     return request.app.state.resources
 
 
+async def _caller() -> Caller:
+    return LOCAL_CALLER
+
+
 ResourcesDep = Annotated[Resources, Depends(_resources)]
+CallerDep = Annotated[Caller, Depends(_caller)]
 Now = Annotated[datetime, Depends(utc_now)]
 
 

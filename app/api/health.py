@@ -3,7 +3,7 @@
 from fastapi import APIRouter
 
 from app.api.deps import Now, ResourcesDep
-from app.core.db.repositories.jobs import JobRepository
+from app.core.db.repositories.queue import QueueRepository
 from app.core.db.repositories.workers import WorkerRepository
 from app.core.disk import free_bytes, has_room
 from app.schemas.bodies import ResponseBody
@@ -41,7 +41,7 @@ def readyz(resources: ResourcesDep, now: Now) -> Readiness:
     return Readiness(
         status="ready",
         workers=resources.read(lambda session: WorkerRepository(session).count_alive(now=now)),
-        queued_jobs=resources.read(lambda session: JobRepository(session).count_queued()),
+        queued_jobs=resources.read(lambda session: QueueRepository(session).count()),
         free_bytes=free_bytes(resources.settings.data_dir),
         has_room=has_room(resources.settings),
     )

@@ -3,6 +3,7 @@
 from datetime import datetime, timedelta
 from typing import TypeGuard
 
+from app.core.access import Caller
 from app.core.db.repositories.files import FileRepository
 from app.core.db.session import Session
 from app.core.db.tables import File
@@ -18,7 +19,7 @@ _MAX_DIGITS = 18
 
 
 def create_file(
-    session: Session, store: BlobStore, received: ReceivedFile, *, now: datetime
+    session: Session, caller: Caller, store: BlobStore, received: ReceivedFile, *, now: datetime
 ) -> File:
     """Publish an uploaded dataset.
 
@@ -31,7 +32,7 @@ def create_file(
     check_content(received)
     file = build_file(received, now=now, expires_at=expires_at)
     with stored(store, file.blob_key, received.path):
-        FileRepository(session).add(file)
+        FileRepository(session, caller.project_id).add(file)
     return file
 
 
@@ -54,7 +55,7 @@ def build_file(received: ReceivedFile, *, now: datetime, expires_at: datetime | 
     )
 
 
-def delete_file(session: Session, file_id: str, *, now: datetime) -> list[str]:
+def delete_file(session: Session, caller: Caller, file_id: str, *, now: datetime) -> list[str]:
     """Delete a file that no job needs.
 
     Returns:
@@ -64,7 +65,7 @@ def delete_file(session: Session, file_id: str, *, now: datetime) -> list[str]:
         NotFoundError: no file has this id.
         StateConflictError: an unfinished job needs it, or it is part of a checkpoint.
     """
-    files = FileRepository(session)
+    files = FileRepository(session, caller.project_id)
     file = files.get_to_delete(file_id, now=now)
     if file.checkpoint_id is not None:
         raise StateConflictError(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
+from app.core.access import Caller
 from app.core.db.repositories.idempotency import KEPT_FOR, IdempotencyRepository
 from app.core.db.repositories.jobs import JobRepository
 from app.core.db.session import Session
@@ -41,6 +42,7 @@ class IdempotentRequest:
     """
 
     session: Session
+    caller: Caller
     origin: RequestOrigin
     route: Route
     content: Mapping[str, Any]
@@ -49,7 +51,7 @@ class IdempotentRequest:
     """When the request came in, before it waited for anything."""
 
     def __post_init__(self) -> None:
-        self._records = IdempotencyRepository(self.session)
+        self._records = IdempotencyRepository(self.session, self.caller.project_id)
         self._fingerprint = _fingerprint(self.origin, self.content)
 
     def find_job(self) -> Job | None:
@@ -62,7 +64,9 @@ class IdempotentRequest:
         """
         self._records.lock(self.route, self.origin.key or self._fingerprint)
         record = self._find_record()
-        return None if record is None else JobRepository(self.session).get(record.job_id)
+        if record is None:
+            return None
+        return JobRepository(self.session, self.caller.project_id).get(record.job_id)
 
     def remember(self, job: Job) -> None:
         """Record that this request made the job."""

@@ -3,9 +3,11 @@
 from datetime import datetime, timedelta
 from typing import Any
 
+from app.core.access import Caller
 from app.core.db.repositories.checkpoints import CheckpointRepository
 from app.core.db.repositories.events import EventRepository
 from app.core.db.repositories.jobs import JobRepository
+from app.core.db.repositories.queue import QueueRepository
 from app.core.db.repositories.saved_states import SavedStateRepository, may_be_continued
 from app.core.db.session import Session
 from app.core.db.tables import Checkpoint, Job
@@ -20,17 +22,19 @@ _MAX_STEP_DIGITS = 9
 _REPEAT = "Leave out 'from' to repeat the job from its first step."
 
 
-def get_job(session: Session, job_id: str, settings: Settings) -> JobRead:
+def get_job(session: Session, caller: Caller, job_id: str, settings: Settings) -> JobRead:
     """The job with this id on the wire.
 
     Raises:
         NotFoundError: no job has this id.
     """
-    return read_job(session, JobRepository(session).get(job_id), settings)
+    job = JobRepository(session, caller.project_id).get(job_id)
+    return read_job(session, job, settings)
 
 
 def list_jobs(
     session: Session,
+    caller: Caller,
     settings: Settings,
     *,
     after: str | None,
@@ -38,9 +42,9 @@ def list_jobs(
     metadata: dict[str, str] | None,
 ) -> PageRead[JobRead]:
     """A page of jobs on the wire, newest first; `metadata` is as in `JobRepository.list_page`."""
-    jobs = JobRepository(session)
+    jobs = JobRepository(session, caller.project_id)
     page = jobs.list_page(after=after, limit=limit, metadata=metadata)
-    positions = jobs.queue_positions(page.rows)
+    positions = QueueRepository(session).positions(page.rows)
     return PageRead[JobRead].of(
         page, lambda job: JobRead.of(job, settings, queue_position=positions[job.id])
     )
@@ -48,11 +52,11 @@ def list_jobs(
 
 def read_job(session: Session, job: Job, settings: Settings) -> JobRead:
     """The job on the wire, with its place in the queue."""
-    position = JobRepository(session).queue_position(job)
+    position = QueueRepository(session).position(job)
     return JobRead.of(job, settings, queue_position=position)
 
 
-def cancel_job(session: Session, job_id: str, *, now: datetime) -> Job:
+def cancel_job(session: Session, caller: Caller, job_id: str, *, now: datetime) -> Job:
     """Stop a job as soon as possible.
 
     A queued or paused job is cancelled at once. A running job is only marked, and its worker stops
@@ -62,7 +66,7 @@ def cancel_job(session: Session, job_id: str, *, now: datetime) -> Job:
         NotFoundError: no job has this id.
         StateConflictError: the job has already succeeded or failed.
     """
-    jobs = JobRepository(session)
+    jobs = JobRepository(session, caller.project_id)
     cancelled = jobs.request_cancel(job_id, now=now)
     if cancelled is not None:
         return cancelled
@@ -75,7 +79,7 @@ def cancel_job(session: Session, job_id: str, *, now: datetime) -> Job:
     return job
 
 
-def pause_job(session: Session, job_id: str, *, now: datetime) -> Job:
+def pause_job(session: Session, caller: Caller, job_id: str, *, now: datetime) -> Job:
     """Take a job out of the queue until it is resumed.
 
     A queued job is paused at once. A running job is only marked, and its worker pauses it as soon
@@ -85,7 +89,7 @@ def pause_job(session: Session, job_id: str, *, now: datetime) -> Job:
         NotFoundError: no job has this id.
         StateConflictError: the job has ended or is being cancelled.
     """
-    jobs = JobRepository(session)
+    jobs = JobRepository(session, caller.project_id)
     job = jobs.request_pause(job_id, now=now) or jobs.get(job_id)
     if job.status.is_terminal or job.cancel_requested_at is not None:
         how = f"has already {_ending(job)}" if job.status.is_terminal else "is being cancelled"
@@ -95,7 +99,7 @@ def pause_job(session: Session, job_id: str, *, now: datetime) -> Job:
     return job
 
 
-def resume_job(session: Session, job_id: str, *, now: datetime) -> Job:
+def resume_job(session: Session, caller: Caller, job_id: str, *, now: datetime) -> Job:
     """Put a paused job back into the queue, or withdraw a pause request from a running job.
 
     A queued job, or a running job without a pause request, stays as it is. Resuming twice is safe.
@@ -104,7 +108,7 @@ def resume_job(session: Session, job_id: str, *, now: datetime) -> Job:
         NotFoundError: no job has this id.
         StateConflictError: the job has ended.
     """
-    jobs = JobRepository(session)
+    jobs = JobRepository(session, caller.project_id)
     job = jobs.resume(job_id, now=now) or jobs.get(job_id)
     if job.status.is_terminal:
         raise StateConflictError(
@@ -115,7 +119,7 @@ def resume_job(session: Session, job_id: str, *, now: datetime) -> Job:
     return job
 
 
-def delete_job(session: Session, job_id: str) -> list[str]:
+def delete_job(session: Session, caller: Caller, job_id: str) -> list[str]:
     """Delete a job that has ended and everything it made. The uploaded files stay.
 
     Returns:
@@ -125,7 +129,7 @@ def delete_job(session: Session, job_id: str) -> list[str]:
         NotFoundError: no job has this id.
         StateConflictError: the job has not ended.
     """
-    jobs = JobRepository(session)
+    jobs = JobRepository(session, caller.project_id)
     job = jobs.get(job_id)
     if not job.status.is_terminal:
         raise StateConflictError(
@@ -136,7 +140,9 @@ def delete_job(session: Session, job_id: str) -> list[str]:
     return jobs.delete(job)
 
 
-def get_adapter(session: Session, job_id: str, checkpoint: str | None) -> Checkpoint:
+def get_adapter(
+    session: Session, caller: Caller, job_id: str, checkpoint: str | None
+) -> Checkpoint:
     """The checkpoint that is a job's result, or another one of its checkpoints.
 
     Args:
@@ -146,8 +152,8 @@ def get_adapter(session: Session, job_id: str, checkpoint: str | None) -> Checkp
         NotFoundError: the job or the checkpoint does not exist, or the adapter was deleted.
         StateConflictError: the job has no result, or does not have it yet.
     """
-    job = JobRepository(session).get(job_id)
-    checkpoints = CheckpointRepository(session)
+    job = JobRepository(session, caller.project_id).get(job_id)
+    checkpoints = CheckpointRepository(session, caller.project_id)
     if checkpoint is not None:
         is_step = checkpoint.isdecimal() and len(checkpoint) <= _MAX_STEP_DIGITS
         named = (
@@ -186,7 +192,7 @@ def _ending(job: Job) -> str:
 
 
 def take_saved_state(
-    session: Session, job: Job, held_for: timedelta, *, now: datetime
+    session: Session, caller: Caller, job: Job, held_for: timedelta, *, now: datetime
 ) -> dict[str, Any]:
     """Lock the saved states of a job that has ended, so that another job can resume from them.
 
@@ -200,10 +206,10 @@ def take_saved_state(
         NotFoundError: the job has just been deleted.
         StateConflictError: there is no saved state, or the job cannot be resumed from it.
     """
-    jobs = JobRepository(session, job.project_id)
+    jobs = JobRepository(session, caller.project_id)
     if not job.status.is_terminal or not may_be_continued(job):
         raise _no_saved_state(job, _why_pointless(job))
-    states = SavedStateRepository(session).list_to_continue(job.id)
+    states = SavedStateRepository(session, caller.project_id).list_to_continue(job.id)
     if not states or job.finished_at is None or job.finished_at <= now - held_for:
         job_id = job.id
         session.expire(job)  # another request may have taken the states or deleted the job
@@ -221,13 +227,15 @@ def take_saved_state(
     }
 
 
-def hand_over_saved_state(session: Session, job: Job, successor: Job, *, now: datetime) -> None:
+def hand_over_saved_state(
+    session: Session, caller: Caller, job: Job, successor: Job, *, now: datetime
+) -> None:
     """Move the locked states of `job` to `successor`, and copy the loss log up to them."""
     step = successor.resumed_from_step or 0
-    JobRepository(session, job.project_id).copy_steps(job.id, successor.id, last=step)
-    SavedStateRepository(session).move(job.id, successor.id)
+    JobRepository(session, caller.project_id).copy_steps(job.id, successor.id, last=step)
+    SavedStateRepository(session, caller.project_id).move(job.id, successor.id)
     job.continued_by = successor.id
-    events = EventRepository(session, job.project_id)
+    events = EventRepository(session, caller.project_id)
     events.add(job.id, f"The job {successor.id} continues after step {step}", now=now)
     events.add(successor.id, f"Created to continue after step {step} of the job {job.id}", now=now)
     session.flush()

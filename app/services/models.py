@@ -2,6 +2,7 @@
 
 import re
 
+from app.core.access import Caller
 from app.core.base_models import Catalogue
 from app.core.db.repositories.checkpoints import CheckpointRepository, TunedModelRepository
 from app.core.db.session import Session
@@ -12,14 +13,18 @@ from app.schemas.models import ModelRead
 _CHECKPOINT_NAME = re.compile(r"(ft:.+):ckpt-step-([1-9]\d{0,8})", re.ASCII)
 
 
-def list_models(session: Session, catalogue: Catalogue, organization: str) -> list[ModelRead]:
+def list_models(
+    session: Session, caller: Caller, catalogue: Catalogue, organization: str
+) -> list[ModelRead]:
     """The installed base models, then the tuned models, newest first."""
     base = [ModelRead.of_base(entry, model) for entry, model in catalogue.list_installed()]
-    tuned = TunedModelRepository(session).list_all()
+    tuned = TunedModelRepository(session, caller.project_id).list_all()
     return base + [_tuned(model, organization) for model in tuned]
 
 
-def get_model(session: Session, catalogue: Catalogue, organization: str, name: str) -> ModelRead:
+def get_model(
+    session: Session, caller: Caller, catalogue: Catalogue, organization: str, name: str
+) -> ModelRead:
     """The model of this name.
 
     Raises:
@@ -29,15 +34,15 @@ def get_model(session: Session, catalogue: Catalogue, organization: str, name: s
     installed = None if entry is None else catalogue.find_installed(entry.id)
     if entry is not None and installed is not None:
         return ModelRead.of_base(entry, installed)
-    named = _find_checkpoint(session, name)
+    named = _find_checkpoint(session, caller, name)
     if named is not None:
         checkpoint, job = named
         created_at = checkpoint.created_at
         return ModelRead.of_tuned(name, job.base_model, checkpoint, created_at, organization)
-    return _tuned(TunedModelRepository(session).get(name), organization)
+    return _tuned(TunedModelRepository(session, caller.project_id).get(name), organization)
 
 
-def delete_model(session: Session, catalogue: Catalogue, name: str) -> list[str]:
+def delete_model(session: Session, caller: Caller, catalogue: Catalogue, name: str) -> list[str]:
     """Delete a tuned model and its adapter. Its job, the log and earlier checkpoints stay.
 
     Returns:
@@ -53,7 +58,7 @@ def delete_model(session: Session, catalogue: Catalogue, name: str) -> list[str]
             code="model_not_deletable",
             param="model",
         )
-    named = _find_checkpoint(session, name)
+    named = _find_checkpoint(session, caller, name)
     if named is not None:
         _, job = named
         raise InvalidRequestError(
@@ -63,11 +68,11 @@ def delete_model(session: Session, catalogue: Catalogue, name: str) -> list[str]
             code="model_not_deletable",
             param="model",
         )
-    models = TunedModelRepository(session)
+    models = TunedModelRepository(session, caller.project_id)
     model = models.get(name)
     checkpoint = model.checkpoint
     models.delete(model)
-    return CheckpointRepository(session).delete(checkpoint)
+    return CheckpointRepository(session, caller.project_id).delete(checkpoint)
 
 
 def _tuned(model: TunedModel, organization: str) -> ModelRead:
@@ -76,9 +81,11 @@ def _tuned(model: TunedModel, organization: str) -> ModelRead:
     )
 
 
-def _find_checkpoint(session: Session, name: str) -> tuple[Checkpoint, Job] | None:
+def _find_checkpoint(
+    session: Session, caller: Caller, name: str
+) -> tuple[Checkpoint, Job] | None:
     """The checkpoint with a name of the form `MODEL:ckpt-step-N`, and its job."""
     match = _CHECKPOINT_NAME.fullmatch(name)
     if match is None:
         return None
-    return CheckpointRepository(session).find_of_model(match[1], int(match[2]))
+    return CheckpointRepository(session, caller.project_id).find_of_model(match[1], int(match[2]))

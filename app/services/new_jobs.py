@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from app.core.base_models import Catalogue, CatalogueEntry, InstalledModel
+from app.core.access import Caller
+from app.core.base_models import Catalogue, InstalledModel
 from app.core.db.repositories.events import EventRepository
-from app.core.db.repositories.files import FileRepository
 from app.core.db.repositories.jobs import JobRepository
 from app.core.db.session import Session
-from app.core.db.tables import File, Job, JobMetadata
+from app.core.db.tables import Job, JobMetadata
 from app.core.disk import require_room
 from app.core.errors import InvalidRequestError
 from app.core.ids import IdPrefix, new_id
@@ -20,6 +20,7 @@ from app.core.job.training_config import TrainingConfig
 from app.core.settings import Settings
 from app.schemas.fine_tuning_jobs import JobCreate, JobRerun
 from app.services.idempotency import IdempotentRequest, RequestOrigin
+from app.services.job_inputs import check_files, find_installed
 from app.services.job_settings import (
     DEFAULT_LEARNING_RATE,
     check_limits,
@@ -43,6 +44,7 @@ class NewJob:
 
 def create_job_once(
     session: Session,
+    caller: Caller,
     request: JobCreate,
     origin: RequestOrigin,
     *,
@@ -60,14 +62,17 @@ def create_job_once(
 
     def create() -> Job:
         organization = settings.organization
-        return create_job(session, request, catalogue=catalogue, organization=organization, now=now)
+        return create_job(
+            session, caller, request, catalogue=catalogue, organization=organization, now=now
+        )
 
-    once = IdempotentRequest(session, origin, "create", request.content(), now=now)
+    once = IdempotentRequest(session, caller, origin, "create", request.content(), now=now)
     return _make_once(once, create, settings)
 
 
 def rerun_job_once(
     session: Session,
+    caller: Caller,
     job_id: str,
     request: JobRerun,
     origin: RequestOrigin,
@@ -88,6 +93,7 @@ def rerun_job_once(
     def rerun() -> Job:
         return rerun_job(
             session,
+            caller,
             job_id,
             catalogue=catalogue,
             organization=settings.organization,
@@ -95,7 +101,7 @@ def rerun_job_once(
             now=now,
         )
 
-    once = IdempotentRequest(session, origin, "rerun", request.content(job_id), now=now)
+    once = IdempotentRequest(session, caller, origin, "rerun", request.content(job_id), now=now)
     return _make_once(once, rerun, settings)
 
 
@@ -111,6 +117,7 @@ def _make_once(once: IdempotentRequest, make: Callable[[], Job], settings: Setti
 
 def create_job(
     session: Session,
+    caller: Caller,
     request: JobCreate,
     *,
     catalogue: Catalogue,
@@ -124,14 +131,15 @@ def create_job(
             cannot be combined.
         NotFoundError: a file does not exist.
     """
-    entry, installed = _find_installed(catalogue, request.model)
-    _check_files(session, request.training_file, request.validation_file, entry, now=now)
+    entry, installed = find_installed(catalogue, request.model)
+    check_files(session, caller, request.training_file, request.validation_file, entry, now=now)
     given = request.given_hyperparameters()
     config = resolve_config(given, entry, seed=request.seed)
     if request.validation_file is None:
         refuse_without_validation(config)
     job = _add_job(
         session,
+        caller,
         installed,
         organization,
         created_at=now,
@@ -146,12 +154,13 @@ def create_job(
         ),
         metadata_items=_labels(request.metadata or {}),
     )
-    _warn_about_multiplier(session, job, given, now=now)
+    _warn_about_multiplier(session, caller, job, given, now=now)
     return job
 
 
 def rerun_job(
     session: Session,
+    caller: Caller,
     job_id: str,
     *,
     catalogue: Catalogue,
@@ -172,8 +181,8 @@ def rerun_job(
         InvalidRequestError: the base model is gone, or its weights have changed.
         StateConflictError: there is no saved state to resume from.
     """
-    original = JobRepository(session).get(job_id)
-    entry, installed = _find_installed(catalogue, original.base_model)
+    original = JobRepository(session, caller.project_id).get(job_id)
+    entry, installed = find_installed(catalogue, original.base_model)
     if original.base_model_sha256 not in (None, installed.sha256):  # null in old rows
         raise InvalidRequestError(
             f"Base model {entry.id} was reinstalled after job {job_id} was created and its weights "
@@ -181,12 +190,15 @@ def rerun_job(
             code="base_model_changed",
             param="model",
         )
-    progress = None if held_for is None else take_saved_state(session, original, held_for, now=now)
+    progress = None
+    if held_for is not None:
+        progress = take_saved_state(session, caller, original, held_for, now=now)
     files = (original.training_file_id, original.validation_file_id)
-    _check_files(session, *files, entry, now=None if progress else now)
+    check_files(session, caller, *files, entry, now=None if progress else now)
     check_limits(TrainingConfig.model_validate(original.config), entry)
     job = _add_job(
         session,
+        caller,
         installed,
         organization,
         created_at=now,
@@ -202,11 +214,13 @@ def rerun_job(
         **(progress or {}),
     )
     if progress is not None:
-        hand_over_saved_state(session, original, job, now=now)
+        hand_over_saved_state(session, caller, original, job, now=now)
     return job
 
 
-def _add_job(session: Session, model: InstalledModel, organization: str, **values: Any) -> Job:
+def _add_job(
+    session: Session, caller: Caller, model: InstalledModel, organization: str, **values: Any
+) -> Job:
     """Add a job on an installed base model. Its tuned model is named after both."""
     job_id = new_id(IdPrefix.JOB)
     job = Job(
@@ -216,63 +230,8 @@ def _add_job(session: Session, model: InstalledModel, organization: str, **value
         fine_tuned_model=_model_name(model.id, organization, values["suffix"], job_id),
         **values,
     )
-    JobRepository(session).add(job)
+    JobRepository(session, caller.project_id).add(job)
     return job
-
-
-def _find_installed(catalogue: Catalogue, name: str) -> tuple[CatalogueEntry, InstalledModel]:
-    entry = catalogue.find(name)
-    installed = None if entry is None else catalogue.find_installed(entry.id)
-    if entry is not None and installed is not None:
-        return entry, installed
-    if entry is None:
-        known = ", ".join(each.id for each, _ in catalogue.list_installed()) or "none"
-        message = f"There is no base model {name[:100]!r}. Installed: {known}."
-    else:
-        message = (
-            f"The base model {entry.id} is not installed. Run: tunery models install {entry.id}"
-        )
-    raise InvalidRequestError(message, code="model_not_available", param="model")
-
-
-def _check_files(
-    session: Session,
-    training_file: str,
-    validation_file: str | None,
-    entry: CatalogueEntry,
-    *,
-    now: datetime | None,
-) -> None:
-    """Check the files, and lock them until the job that uses them is committed.
-
-    Args:
-        now: files that have expired by then do not exist; None ignores expiry.
-    """
-    if training_file == validation_file:
-        raise InvalidRequestError(
-            "The validation file must be another file than the training file.",
-            param="validation_file",
-        )
-    for param, file_id in (
-        ("training_file", training_file),
-        ("validation_file", validation_file),
-    ):
-        if file_id is not None:
-            file = FileRepository(session).get_to_use(file_id, now=now, param=param)
-            _check_file(file, entry, param)
-
-
-def _check_file(file: File, entry: CatalogueEntry, param: str) -> None:
-    if file.format is None:
-        raise InvalidRequestError(
-            f"{file.id} was made by a job; {param} must be an uploaded dataset.", param=param
-        )
-    if file.uses_tools and not entry.supports_tools:
-        raise InvalidRequestError(
-            f"{file.id} contains tools, and the chat template of {entry.id} cannot show them.",
-            code="tools_not_supported",
-            param=param,
-        )
 
 
 def _model_name(base_model: str, organization: str, suffix: str | None, job_id: str) -> str:
@@ -286,11 +245,11 @@ def _labels(metadata: Mapping[str, str]) -> list[JobMetadata]:
 
 
 def _warn_about_multiplier(
-    session: Session, job: Job, given: dict[str, Any], *, now: datetime
+    session: Session, caller: Caller, job: Job, given: dict[str, Any], *, now: datetime
 ) -> None:
     multiplier = given.get("learning_rate_multiplier")
     if multiplier is not None and multiplier < _SUSPICIOUS_MULTIPLIER:
-        EventRepository(session).add(
+        EventRepository(session, caller.project_id).add(
             job.id,
             f"learning_rate_multiplier={multiplier} is a factor on {DEFAULT_LEARNING_RATE}, so "
             f"the learning rate is only {job.config['learning_rate']:.3g}. To set the learning "

@@ -8,6 +8,7 @@ import contextlib
 from datetime import datetime, timedelta
 from typing import cast
 
+from app.core.access import Caller
 from app.core.db.repositories.files import FileRepository
 from app.core.db.repositories.uploads import UploadRepository
 from app.core.db.session import Session
@@ -34,7 +35,7 @@ LIFETIME = timedelta(hours=1)
 
 
 def create_upload(
-    session: Session, body: UploadCreate, settings: Settings, *, now: datetime
+    session: Session, caller: Caller, body: UploadCreate, settings: Settings, *, now: datetime
 ) -> UploadRead:
     """Create an upload that has no parts yet.
 
@@ -61,22 +62,22 @@ def create_upload(
         expires_at=now + LIFETIME,
         file_expires_after_s=body.expires_after and body.expires_after.seconds,
     )
-    UploadRepository(session).add(upload)
-    return read_upload(session, upload.id, now=now)
+    UploadRepository(session, caller.project_id).add(upload)
+    return read_upload(session, caller, upload.id, now=now)
 
 
-def read_upload(session: Session, upload_id: str, *, now: datetime) -> UploadRead:
+def read_upload(session: Session, caller: Caller, upload_id: str, *, now: datetime) -> UploadRead:
     """An upload on the wire, with its parts or its file.
 
     Raises:
         NotFoundError: no upload has this id.
     """
-    uploads = UploadRepository(session)
+    uploads = UploadRepository(session, caller.project_id)
     upload = uploads.get(upload_id)
     file = None
     if upload.file_id is not None:
         with contextlib.suppress(NotFoundError):
-            file = FileRepository(session).get(upload.file_id, now=now)
+            file = FileRepository(session, caller.project_id).get(upload.file_id, now=now)
     parts = uploads.list_parts(upload_id)
     return UploadRead.of(upload, status_of(upload, now=now), file=file, parts=parts)
 
@@ -104,6 +105,7 @@ def require_pending(upload: Upload, *, now: datetime) -> None:
 
 def add_part(
     session: Session,
+    caller: Caller,
     store: BlobStore,
     upload_id: str,
     received: ReceivedFile,
@@ -133,16 +135,22 @@ def add_part(
         created_at=now,
     )
     with stored(store, part.blob_key, received.path):
-        added = _add_row(session, part, max_bytes=max_bytes, max_parts=max_parts, now=now)
+        added = _add_row(session, caller, part, max_bytes=max_bytes, max_parts=max_parts, now=now)
     if added is not part:
         store.delete(part.blob_key)
     return added
 
 
 def _add_row(
-    session: Session, part: UploadPart, *, max_bytes: int, max_parts: int, now: datetime
+    session: Session,
+    caller: Caller,
+    part: UploadPart,
+    *,
+    max_bytes: int,
+    max_parts: int,
+    now: datetime,
 ) -> UploadPart:
-    uploads = UploadRepository(session)
+    uploads = UploadRepository(session, caller.project_id)
     require_pending(uploads.get_to_change(part.upload_id), now=now)
     same = uploads.find_part(part.upload_id, part.sha256)
     if same is not None:
@@ -166,7 +174,7 @@ def _add_row(
 
 
 def plan_completion(
-    session: Session, upload_id: str, part_ids: list[str], *, now: datetime
+    session: Session, caller: Caller, upload_id: str, part_ids: list[str], *, now: datetime
 ) -> Assembly | None:
     """The parts to join, or None if the upload has already been completed with these parts.
 
@@ -175,7 +183,7 @@ def plan_completion(
         StateConflictError: it has ended, or was completed with other parts.
         InvalidRequestError: a part belongs to another upload, or the parts are not the whole file.
     """
-    uploads = UploadRepository(session)
+    uploads = UploadRepository(session, caller.project_id)
     upload = uploads.get(upload_id)
     if upload.part_ids == part_ids:
         return None
@@ -209,7 +217,13 @@ def plan_completion(
 
 
 def finish_completion(
-    session: Session, store: BlobStore, plan: Assembly, received: ReceivedFile, *, now: datetime
+    session: Session,
+    caller: Caller,
+    store: BlobStore,
+    plan: Assembly,
+    received: ReceivedFile,
+    *,
+    now: datetime,
 ) -> list[str]:
     """Publish the joined parts as a file, unless another request has done so meanwhile.
 
@@ -223,17 +237,17 @@ def finish_completion(
     expires_at = None if after_s is None else now + timedelta(seconds=after_s)
     file = build_file(received, now=now, expires_at=expires_at)
     with stored(store, file.blob_key, received.path):
-        uploads = UploadRepository(session)
+        uploads = UploadRepository(session, caller.project_id)
         upload = uploads.get_to_change(plan.upload_id)
         if upload.part_ids == plan.part_ids:
             return [file.blob_key]
         require_pending(upload, now=now)
-        FileRepository(session).add(file)
+        FileRepository(session, caller.project_id).add(file)
         upload.part_ids, upload.file_id = plan.part_ids, file.id
         return uploads.end(upload, "completed")
 
 
-def cancel_upload(session: Session, upload_id: str, *, now: datetime) -> list[str]:
+def cancel_upload(session: Session, caller: Caller, upload_id: str, *, now: datetime) -> list[str]:
     """End an upload that is not needed any more. Cancelling twice has no further effect.
 
     Returns:
@@ -243,7 +257,7 @@ def cancel_upload(session: Session, upload_id: str, *, now: datetime) -> list[st
         NotFoundError: no upload has this id.
         StateConflictError: the upload was completed, or has expired.
     """
-    uploads = UploadRepository(session)
+    uploads = UploadRepository(session, caller.project_id)
     upload = uploads.get_to_change(upload_id)
     if upload.status == "cancelled":
         return []

@@ -26,7 +26,8 @@ from pathlib import Path
 
 import psycopg
 
-from app.core.db.base import DEFAULT_PROJECT_ID, Base
+from app.core.access import DEFAULT_PROJECT_ID
+from app.core.db.base import Base
 from app.core.db.migrate import upgrade
 from app.core.db.session import Database
 

@@ -12,6 +12,7 @@ import pytest
 from sqlalchemy import select
 from sqlalchemy.orm import InstrumentedAttribute
 
+from app.core.access import DEFAULT_PROJECT_ID
 from app.core.db.repositories.files import FileRepository
 from app.core.db.session import Database
 from app.core.db.tables import File, Job
@@ -62,7 +63,7 @@ class Writer(threading.Thread):
     def _forget(self, file: File) -> None:
         self.files.discard(file.id)
         with self._database.writing() as session:
-            FileRepository(session).delete(file)
+            FileRepository(session, DEFAULT_PROJECT_ID).delete(file)
         self._store.delete(file.blob_key)
         self.deleted.add(file.id)
 

@@ -4,6 +4,7 @@ import multiprocessing
 from collections import Counter
 from datetime import timedelta
 
+from app.core.access import DEFAULT_PROJECT_ID
 from app.core.clock import utc_now
 from app.core.db.repositories.jobs import JobRepository
 from app.core.db.repositories.leases import LeaseRepository
@@ -35,7 +36,7 @@ def test_every_job_is_claimed_exactly_once(database: Database, settings: Setting
     with database.writing() as session:
         jobs = [build_job(created_at=utc_now()) for _ in range(JOBS)]
         for job in jobs:
-            JobRepository(session).add(job)
+            JobRepository(session, DEFAULT_PROJECT_ID).add(job)
     database.dispose()
 
     with multiprocessing.get_context("spawn").Pool(WORKERS) as pool:
@@ -47,5 +48,5 @@ def test_every_job_is_claimed_exactly_once(database: Database, settings: Setting
     assert Counter(job_id for ids in claimed for job_id in ids) == Counter(job.id for job in jobs)
     assert all(ids == sorted(ids) for ids in claimed), "the oldest job comes first"
     with database.reading() as session:
-        page = JobRepository(session).list_page(after=None, limit=JOBS, metadata={})
+        page = JobRepository(session, DEFAULT_PROJECT_ID).list_page(after=None, limit=JOBS, metadata={})
         assert {(job.status, job.attempt) for job in page.rows} == {(JobStatus.CANCELLED, 1)}

@@ -25,6 +25,7 @@ from hypothesis.stateful import (
 )
 from sqlalchemy import delete, event, select
 
+from app.core.access import DEFAULT_PROJECT_ID
 from app.core.db.repositories.jobs import JobRepository
 from app.core.db.repositories.leases import Lease, LeaseRepository, RequestedAction
 from app.core.db.repositories.recovery import (
@@ -81,7 +82,7 @@ class QueueMachine(RuleBasedStateMachine):
         status = JobStatus.QUEUED if starts else JobStatus.PAUSED
         job = build_job(priority=priority, status=status, created_at=self.now)
         with self.database.writing() as session:
-            JobRepository(session).add(job)
+            JobRepository(session, DEFAULT_PROJECT_ID).add(job)
         self.jobs[job.id] = Expected(status, priority)
 
     @rule(target=leases, worker=st.sampled_from(["worker-1", "worker-2"]))
@@ -102,7 +103,7 @@ class QueueMachine(RuleBasedStateMachine):
         job.expires = self.elapsed + MINUTE
         assert lease.attempt == job.attempt
         with self.database.writing() as session:
-            step = SavedStateRepository(session).newest_step(lease.job_id)
+            step = SavedStateRepository(session, DEFAULT_PROJECT_ID).newest_step(lease.job_id)
             LeaseRepository(session).begin(lease, after_step=step, now=self.now)
         assert step == max(job.saved, default=0)
         job.steps = step
@@ -128,7 +129,7 @@ class QueueMachine(RuleBasedStateMachine):
             return
         files = {"state": {"key": f"{step}", "bytes": 1, "sha256": "0"}}
         with self.fenced(lease), self.database.writing() as session:
-            SavedStateRepository(session).add(lease, step, files, now=self.now)
+            SavedStateRepository(session, DEFAULT_PROJECT_ID).add(lease, step, files, now=self.now)
         if job:
             job.saved = [*job.saved, step][-KEPT:]
             job.crashes = job.interruptions = 0
@@ -206,7 +207,7 @@ class QueueMachine(RuleBasedStateMachine):
     def cancel(self, data: st.DataObject) -> None:
         job_id, job = self.pick(data)
         with self.database.writing() as session:
-            changed = JobRepository(session).request_cancel(job_id, now=self.now)
+            changed = JobRepository(session, DEFAULT_PROJECT_ID).request_cancel(job_id, now=self.now)
         assert (changed is None) == job.status.is_terminal
         if job.status is JobStatus.RUNNING:
             job.is_unwanted = True
@@ -218,7 +219,7 @@ class QueueMachine(RuleBasedStateMachine):
     def pause(self, data: st.DataObject) -> None:
         job_id, job = self.pick(data)
         with self.database.writing() as session:
-            JobRepository(session).request_pause(job_id, now=self.now)
+            JobRepository(session, DEFAULT_PROJECT_ID).request_pause(job_id, now=self.now)
         if job.status is JobStatus.QUEUED:
             job.status = JobStatus.PAUSED
         elif job.status is JobStatus.RUNNING:
@@ -229,7 +230,7 @@ class QueueMachine(RuleBasedStateMachine):
     def resume(self, data: st.DataObject) -> None:
         job_id, job = self.pick(data)
         with self.database.writing() as session:
-            JobRepository(session).resume(job_id, now=self.now)
+            JobRepository(session, DEFAULT_PROJECT_ID).resume(job_id, now=self.now)
         if job.status is JobStatus.PAUSED:
             job.status = JobStatus.QUEUED
         elif job.status is JobStatus.RUNNING:

@@ -11,7 +11,7 @@ import pytest
 from alembic.script import ScriptDirectory
 from sqlalchemy import JSON, Connection, MetaData, Table, event, insert, inspect, select
 
-from app.core.db.base import DEFAULT_PROJECT_ID
+from app.core.access import DEFAULT_PROJECT_ID
 from app.core.db.migrate import MIGRATIONS, newest_revision, read_revision, upgrade
 from app.core.db.session import Database
 from tests.builders import NOW, build_config

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from sqlalchemy import event
 
+from app.core.access import DEFAULT_PROJECT_ID
 from app.core import durable
 from app.core.db import migrate
 from app.core.db.repositories.checkpoints import CheckpointRepository
@@ -129,7 +130,7 @@ def _submit_together(service: Service, tag: str, size: int, acknowledge: Acknowl
     """Several jobs in one transaction. Their suffix says which, and how many they are."""
     jobs = [build_job(suffix=f"{tag}/{size}") for _ in range(size)]
     with service.database.writing() as session:
-        repository = JobRepository(session)
+        repository = JobRepository(session, DEFAULT_PROJECT_ID)
         for job in jobs:
             repository.add(job)
     acknowledge("jobs", [job.id for job in jobs])
@@ -151,7 +152,7 @@ def _publish_checkpoint(service: Service, rng: random.Random, acknowledge: Ackno
     checkpoint = build_checkpoint(job)
     checkpoint.files = [as_file(file, lease, now=NOW) for file in stored]
     with service.database.writing() as session:
-        CheckpointRepository(session).add(checkpoint)
+        CheckpointRepository(session, DEFAULT_PROJECT_ID).add(checkpoint)
     acknowledge("row", checkpoint.id)
 
 

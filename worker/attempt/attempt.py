@@ -191,7 +191,7 @@ class Attempt:
     def _read_inputs(self, session: Session) -> JobInputs:
         lease, files = self._lease, FileRepository(session, self._lease.project_id)
         jobs = JobRepository(session, lease.project_id)
-        states = SavedStateRepository(session).list_newest(lease.job_id)
+        states = SavedStateRepository(session, self._lease.project_id).list_newest(lease.job_id)
         validation_file_id = lease.validation_file_id
         return JobInputs(
             files.get_for_job(lease.training_file_id),

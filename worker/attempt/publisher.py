@@ -186,7 +186,7 @@ class Publisher:
 
         def drop(session: Session) -> list[str]:
             now = self._clock()
-            freed = SavedStateRepository(session).drop(self._lease, end.step)
+            freed = SavedStateRepository(session, self._lease.project_id).drop(self._lease, end.step)
             leases = LeaseRepository(session)
             leases.note(self._lease, f"{why}: {end.message}", now=now, level="warn")
             RecoveryRepository(session).release(self._lease, why, now=now)
@@ -227,7 +227,7 @@ class Publisher:
             file.name: {"key": file.blob_key, "bytes": file.bytes, "sha256": file.sha256}
             for file in stored
         }
-        states = SavedStateRepository(session)
+        states = SavedStateRepository(session, self._lease.project_id)
         replaced = states.add(self._lease, step, files, now=self._clock())
         in_use = {file.blob_key for file in stored}  # the same state may be published twice
         return [key for key in replaced if key not in in_use]

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 
-from app.api.deps import LIMIT, Cursor, Now, ResourcesDep
+from app.api.deps import LIMIT, CallerDep, Cursor, Now, ResourcesDep
 from app.api.multipart import FileField, form_of, receive_and_write
 from app.api.streaming import send_file
 from app.core.db.base import Order
@@ -34,7 +34,7 @@ _FORM = form_of(
 
 
 @router.post("", openapi_extra=_FORM)
-async def create_file(request: Request, resources: ResourcesDep, now: Now) -> FileRead:
+async def create_file(request: Request, caller: CallerDep, resources: ResourcesDep, now: Now) -> FileRead:
     """Upload a dataset. Every line is checked, and an invalid dataset is refused with its problems.
 
     The database is used only after the last byte: no transaction is open while bytes come in.
@@ -48,7 +48,7 @@ async def create_file(request: Request, resources: ResourcesDep, now: Now) -> Fi
     )
 
     def act(session: Session, received: ReceivedFile) -> FileRead:
-        file = file_service.create_file(session, resources.store, received, now=now)
+        file = file_service.create_file(session, caller, resources.store, received, now=now)
         return FileRead.model_validate(file)
 
     return await receive_and_write(request, field, resources, act)
@@ -56,6 +56,7 @@ async def create_file(request: Request, resources: ResourcesDep, now: Now) -> Fi
 
 @router.get("")
 def list_files(
+    caller: CallerDep,
     resources: ResourcesDep,
     now: Now,
     after: Annotated[str | None, Depends(Cursor(IdPrefix.FILE))],
@@ -79,7 +80,7 @@ def list_files(
     The files of checkpoints are listed only if `purpose` or `checkpoint` asks for them.
     """
     page = resources.read(
-        lambda session: FileRepository(session).list_page(
+        lambda session: FileRepository(session, caller.project_id).list_page(
             now=now, after=after, limit=limit, order=order, purpose=purpose, checkpoint=checkpoint
         )
     )
@@ -87,10 +88,10 @@ def list_files(
 
 
 @router.get("/{file_id}")
-def get_file(file_id: str, resources: ResourcesDep, now: Now) -> FileRead:
+def get_file(file_id: str, caller: CallerDep, resources: ResourcesDep, now: Now) -> FileRead:
     """Get what is known about a file, without its bytes."""
     return FileRead.model_validate(
-        resources.read(lambda session: FileRepository(session).get(file_id, now=now))
+        resources.read(lambda session: FileRepository(session, caller.project_id).get(file_id, now=now))
     )
 
 
@@ -98,6 +99,7 @@ def get_file(file_id: str, resources: ResourcesDep, now: Now) -> FileRead:
 def get_content(
     file_id: str,
     request: Request,
+    caller: CallerDep,
     resources: ResourcesDep,
     now: Now,
     encoding: Annotated[
@@ -110,7 +112,7 @@ def get_content(
     ] = None,
 ) -> Response:
     """Download the bytes of a file. Ranges are served, so a download can be resumed."""
-    file = resources.read(lambda session: FileRepository(session).get(file_id, now=now))
+    file = resources.read(lambda session: FileRepository(session, caller.project_id).get(file_id, now=now))
     is_loss_log = file.job_id is not None and file.checkpoint_id is None
     default = "base64" if is_loss_log and resources.settings.result_files_base64 else "plain"
     in_base64 = (encoding or default) == "base64"
@@ -118,7 +120,7 @@ def get_content(
 
 
 @router.delete("/{file_id}")
-def delete_file(file_id: str, resources: ResourcesDep, now: Now) -> FileDeleted:
+def delete_file(file_id: str, caller: CallerDep, resources: ResourcesDep, now: Now) -> FileDeleted:
     """Delete a file and its bytes. A file that an unfinished job needs is not deleted."""
-    resources.delete(lambda session: file_service.delete_file(session, file_id, now=now))
+    resources.delete(lambda session: file_service.delete_file(session, caller, file_id, now=now))
     return FileDeleted(id=file_id)

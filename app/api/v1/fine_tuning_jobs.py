@@ -6,7 +6,16 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 
-from app.api.deps import LIMIT, Cursor, Now, OriginDep, Resources, ResourcesDep, as_json
+from app.api.deps import (
+    LIMIT,
+    CallerDep,
+    Cursor,
+    Now,
+    OriginDep,
+    Resources,
+    ResourcesDep,
+    as_json,
+)
 from app.api.requests import StrictJsonRoute
 from app.core.db.session import Session
 from app.core.db.tables import Job
@@ -36,20 +45,21 @@ _REPLAYED_HEADER: dict[int | str, dict[str, Any]] = {
 
 @router.post("", responses=_REPLAYED_HEADER)
 def create_job(
-    body: JobCreate, response: Response, origin: OriginDep, resources: ResourcesDep, now: Now
+    body: JobCreate, response: Response, origin: OriginDep, caller: CallerDep, resources: ResourcesDep, now: Now
 ) -> JobRead:
     """Queue a fine-tuning job. The answer shows every hyperparameter with its resolved value.
 
     The request is safe to repeat with the header `Idempotency-Key`: the same key and body make one
     job.
     """
-    create = partial(new_jobs.create_job_once, request=body, origin=origin, now=now)
+    create = partial(new_jobs.create_job_once, caller=caller, request=body, origin=origin, now=now)
     return _make(create, response, resources)
 
 
 @router.get("", response_model=PageRead[JobRead])
 def list_jobs(
     request: Request,
+    caller: CallerDep,
     resources: ResourcesDep,
     after: Annotated[str | None, Depends(Cursor(IdPrefix.JOB))],
     limit: Annotated[int, Query(ge=1, le=1000, description=LIMIT)] = 20,
@@ -61,6 +71,7 @@ def list_jobs(
     """
     search = partial(
         job_service.list_jobs,
+        caller=caller,
         settings=resources.settings,
         after=after,
         limit=limit,
@@ -70,41 +81,41 @@ def list_jobs(
 
 
 @router.get("/{job_id}", response_model=JobRead)
-def get_job(job_id: str, resources: ResourcesDep) -> Response:
+def get_job(job_id: str, caller: CallerDep, resources: ResourcesDep) -> Response:
     """Get a job: its status, its progress and its results."""
     settings = resources.settings
-    return as_json(resources.read(lambda session: job_service.get_job(session, job_id, settings)))
+    return as_json(resources.read(lambda session: job_service.get_job(session, caller, job_id, settings)))
 
 
 @router.post("/{job_id}/cancel")
-def cancel_job(job_id: str, resources: ResourcesDep, now: Now) -> JobRead:
+def cancel_job(job_id: str, caller: CallerDep, resources: ResourcesDep, now: Now) -> JobRead:
     """Stop a job as soon as possible. Cancelling it again has no further effect.
 
     A running job is still `running` in the answer, with `cancel_requested_at` set. It is
     `cancelled` within seconds and keeps its log and the checkpoints made so far.
     """
-    cancel = partial(job_service.cancel_job, job_id=job_id, now=now)
+    cancel = partial(job_service.cancel_job, caller=caller, job_id=job_id, now=now)
     return _change(cancel, resources, frees_space=True)
 
 
 @router.post("/{job_id}/pause")
-def pause_job(job_id: str, resources: ResourcesDep, now: Now) -> JobRead:
+def pause_job(job_id: str, caller: CallerDep, resources: ResourcesDep, now: Now) -> JobRead:
     """Take a job out of the queue until it is resumed. Pausing it again has no further effect.
 
     A running job is still `running` in the answer, with `pause_requested_at` set. It is `paused` as
     soon as its state is saved, and resumes from there.
     """
-    pause = partial(job_service.pause_job, job_id=job_id, now=now)
+    pause = partial(job_service.pause_job, caller=caller, job_id=job_id, now=now)
     return _change(pause, resources)
 
 
 @router.post("/{job_id}/resume")
-def resume_job(job_id: str, resources: ResourcesDep, now: Now) -> JobRead:
+def resume_job(job_id: str, caller: CallerDep, resources: ResourcesDep, now: Now) -> JobRead:
     """Put a paused job back into the queue. This has no effect on a job that is not paused.
 
     A running job that was asked to pause and has not paused yet continues.
     """
-    resume = partial(job_service.resume_job, job_id=job_id, now=now)
+    resume = partial(job_service.resume_job, caller=caller, job_id=job_id, now=now)
     return _change(resume, resources)
 
 
@@ -113,6 +124,7 @@ def rerun_job(
     job_id: str,
     response: Response,
     origin: OriginDep,
+    caller: CallerDep,
     resources: ResourcesDep,
     now: Now,
     body: JobRerun | None = None,
@@ -126,6 +138,7 @@ def rerun_job(
     """
     rerun = partial(
         new_jobs.rerun_job_once,
+        caller=caller,
         job_id=job_id,
         request=body or JobRerun(),
         origin=origin,
@@ -135,12 +148,12 @@ def rerun_job(
 
 
 @router.delete("/{job_id}")
-def delete_job(job_id: str, resources: ResourcesDep) -> JobDeleted:
+def delete_job(job_id: str, caller: CallerDep, resources: ResourcesDep) -> JobDeleted:
     """Delete a job that has ended, and all it made: adapter, model, checkpoints, log and events.
 
     The uploaded files stay.
     """
-    resources.delete(lambda session: job_service.delete_job(session, job_id))
+    resources.delete(lambda session: job_service.delete_job(session, caller, job_id))
     return JobDeleted(id=job_id)
 
 

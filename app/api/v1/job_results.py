@@ -6,7 +6,7 @@ from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from app.api.archive import zip_segments
-from app.api.deps import LIMIT, Cursor, ResourcesDep, as_json
+from app.api.deps import LIMIT, CallerDep, Cursor, ResourcesDep, as_json
 from app.api.streaming import send_segments
 from app.core.db.repositories.checkpoints import CheckpointRepository
 from app.core.db.repositories.events import EventRepository
@@ -28,6 +28,7 @@ router = APIRouter(prefix="/fine_tuning/jobs/{job_id}", tags=["fine-tuning"])
 @router.get("/events", response_model=PageRead[EventRead])
 def list_events(
     job_id: str,
+    caller: CallerDep,
     resources: ResourcesDep,
     after: Annotated[str | None, Depends(Cursor(IdPrefix.EVENT))],
     limit: Annotated[int, Query(ge=1, le=1000, description=LIMIT)] = 20,
@@ -35,8 +36,8 @@ def list_events(
     """List what happened to a job, newest first."""
 
     def act(session: Session) -> PageRead[EventRead]:
-        JobRepository(session).require(job_id)
-        page = EventRepository(session).list_page(job_id, after=after, limit=limit)
+        JobRepository(session, caller.project_id).require(job_id)
+        page = EventRepository(session, caller.project_id).list_page(job_id, after=after, limit=limit)
         return PageRead[EventRead].of(page, EventRead.model_validate)
 
     return as_json(resources.read(act))
@@ -45,6 +46,7 @@ def list_events(
 @router.get("/checkpoints")
 def list_checkpoints(
     job_id: str,
+    caller: CallerDep,
     resources: ResourcesDep,
     after: Annotated[str | None, Depends(Cursor(IdPrefix.CHECKPOINT))],
     limit: Annotated[int, Query(ge=1, le=1000, description=LIMIT)] = 10,
@@ -56,8 +58,8 @@ def list_checkpoints(
     """
 
     def act(session: Session) -> PageRead[CheckpointRead]:
-        job = JobRepository(session).get(job_id)
-        page = CheckpointRepository(session).list_page(job_id, after=after, limit=limit)
+        job = JobRepository(session, caller.project_id).get(job_id)
+        page = CheckpointRepository(session, caller.project_id).list_page(job_id, after=after, limit=limit)
         return PageRead[CheckpointRead].of(page, lambda row: CheckpointRead.of(row, job))
 
     return resources.read(act)
@@ -70,6 +72,7 @@ def list_checkpoints(
 )
 def get_metrics(
     job_id: str,
+    caller: CallerDep,
     resources: ResourcesDep,
     accept: Annotated[str, Header(description="Media type of the answer.")] = "application/json",
     step_from: Annotated[
@@ -90,7 +93,7 @@ def get_metrics(
     """
 
     def act(session: Session) -> list[StepMetrics]:
-        jobs = JobRepository(session)
+        jobs = JobRepository(session, caller.project_id)
         jobs.require(job_id)
         return jobs.list_steps(job_id, first=step_from, last=step_to)
 
@@ -108,6 +111,7 @@ def get_metrics(
 def get_adapter(
     job_id: str,
     request: Request,
+    caller: CallerDep,
     resources: ResourcesDep,
     checkpoint: Annotated[
         str | None,
@@ -115,7 +119,9 @@ def get_adapter(
     ] = None,
 ) -> Response:
     """Download the adapter as a zip archive. Ranges are served, so a download can be resumed."""
-    adapter = resources.read(lambda session: job_service.get_adapter(session, job_id, checkpoint))
+    adapter = resources.read(
+        lambda session: job_service.get_adapter(session, caller, job_id, checkpoint)
+    )
     return send_segments(
         request,
         resources.store,

@@ -2,7 +2,7 @@
 
 from fastapi import APIRouter
 
-from app.api.deps import ResourcesDep
+from app.api.deps import CallerDep, ResourcesDep
 from app.schemas.models import ModelDeleted, ModelList, ModelRead
 from app.services import models as model_service
 
@@ -10,34 +10,34 @@ router = APIRouter(prefix="/models", tags=["models"])
 
 
 @router.get("")
-def list_models(resources: ResourcesDep) -> ModelList:
+def list_models(caller: CallerDep, resources: ResourcesDep) -> ModelList:
     """List the installed base models, then the tuned models, newest first."""
     catalogue, organization = resources.catalogue, resources.settings.organization
     models = resources.read(
-        lambda session: model_service.list_models(session, catalogue, organization)
+        lambda session: model_service.list_models(session, caller, catalogue, organization)
     )
     return ModelList(data=models)
 
 
 # `:path`, because a hub repository has a slash in its name, and clients send it as %2F.
 @router.get("/{model:path}")
-def get_model(model: str, resources: ResourcesDep) -> ModelRead:
+def get_model(model: str, caller: CallerDep, resources: ResourcesDep) -> ModelRead:
     """Get a base model by its id, alias or hub repository, or a tuned model by its `ft:` name.
 
     The name of a tuned model with `:ckpt-step-N` after it is the job's checkpoint at that step.
     """
     catalogue, organization = resources.catalogue, resources.settings.organization
     return resources.read(
-        lambda session: model_service.get_model(session, catalogue, organization, model)
+        lambda session: model_service.get_model(session, caller, catalogue, organization, model)
     )
 
 
 @router.delete("/{model:path}")
-def delete_model(model: str, resources: ResourcesDep) -> ModelDeleted:
+def delete_model(model: str, caller: CallerDep, resources: ResourcesDep) -> ModelDeleted:
     """Delete a tuned model and its adapter. The job, its log and its other checkpoints stay.
 
     A single checkpoint cannot be deleted by its name.
     """
     catalogue = resources.catalogue
-    resources.delete(lambda session: model_service.delete_model(session, catalogue, model))
+    resources.delete(lambda session: model_service.delete_model(session, caller, catalogue, model))
     return ModelDeleted(id=model)

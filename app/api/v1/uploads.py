@@ -5,9 +5,10 @@ from datetime import datetime
 from anyio import to_thread
 from fastapi import APIRouter, Request
 
-from app.api.deps import Now, Resources, ResourcesDep
+from app.api.deps import CallerDep, Now, Resources, ResourcesDep
 from app.api.multipart import FileField, form_of, receive_and_write
 from app.api.requests import StrictJsonRoute
+from app.core.access import Caller
 from app.core.db.repositories.uploads import UploadRepository
 from app.core.db.session import Session
 from app.core.errors import BlobNotFoundError
@@ -40,23 +41,23 @@ _PART_FORM = form_of(
 
 
 @router.post("")
-def create_upload(body: UploadCreate, resources: ResourcesDep, now: Now) -> UploadRead:
+def create_upload(body: UploadCreate, caller: CallerDep, resources: ResourcesDep, now: Now) -> UploadRead:
     """Create an upload of a file in parts. It expires unless it is completed within an hour."""
     settings = resources.settings
     return resources.write(
-        lambda session: upload_service.create_upload(session, body, settings, now=now)
+        lambda session: upload_service.create_upload(session, caller, body, settings, now=now)
     )
 
 
 @router.get("/{upload_id}")
-def get_upload(upload_id: str, resources: ResourcesDep, now: Now) -> UploadRead:
+def get_upload(upload_id: str, caller: CallerDep, resources: ResourcesDep, now: Now) -> UploadRead:
     """Get an upload and the parts received so far. An interrupted client then sends the rest."""
-    return resources.read(lambda session: upload_service.read_upload(session, upload_id, now=now))
+    return resources.read(lambda session: upload_service.read_upload(session, caller, upload_id, now=now))
 
 
 @_parts_router.post("/{upload_id}/parts", openapi_extra=_PART_FORM)
 async def create_part(
-    upload_id: str, request: Request, resources: ResourcesDep, now: Now
+    upload_id: str, request: Request, caller: CallerDep, resources: ResourcesDep, now: Now
 ) -> UploadPartRead:
     """Add a part of at most 64 MiB. The same bytes sent again are answered with the same part.
 
@@ -64,12 +65,12 @@ async def create_part(
     """
 
     def require_pending(session: Session) -> None:
-        upload_service.require_pending(UploadRepository(session).get(upload_id), now=now)
+        upload_service.require_pending(UploadRepository(session, caller.project_id).get(upload_id), now=now)
 
     def act(session: Session, received: ReceivedFile) -> UploadPartRead:
         max_bytes = resources.settings.max_upload_bytes
         part = upload_service.add_part(
-            session, resources.store, upload_id, received, max_bytes=max_bytes, now=now
+            session, caller, resources.store, upload_id, received, max_bytes=max_bytes, now=now
         )
         return UploadPartRead.model_validate(part)
 
@@ -79,7 +80,7 @@ async def create_part(
 
 @router.post("/{upload_id}/complete")
 def complete_upload(
-    upload_id: str, body: UploadComplete, resources: ResourcesDep, now: Now
+    upload_id: str, body: UploadComplete, caller: CallerDep, resources: ResourcesDep, now: Now
 ) -> UploadRead:
     """Join the parts into a file, which is checked like any other.
 
@@ -88,36 +89,38 @@ def complete_upload(
     """
 
     def plan(session: Session) -> Assembly | None:
-        return upload_service.plan_completion(session, upload_id, body.part_ids, now=now)
+        return upload_service.plan_completion(session, caller, upload_id, body.part_ids, now=now)
 
     assembly = resources.read(plan)
     if assembly is not None:
         try:
-            _complete(resources, assembly, body.md5, now)
+            _complete(resources, caller, assembly, body.md5, now)
         except BlobNotFoundError as error:
             if resources.read(plan) is not None:  # the upload has not ended meanwhile
                 raise lost_bytes(upload_id) from error
-    return resources.read(lambda session: upload_service.read_upload(session, upload_id, now=now))
+    return resources.read(lambda session: upload_service.read_upload(session, caller, upload_id, now=now))
 
 
-def _complete(resources: Resources, assembly: Assembly, md5: str | None, now: datetime) -> None:
+def _complete(
+    resources: Resources, caller: Caller, assembly: Assembly, md5: str | None, now: datetime
+) -> None:
     store = resources.store
     with scratch_file(store) as scratch:
         received = assemble(store, assembly, scratch, md5=md5, require_room=resources.require_room)
         check_content(received)
         parts = resources.write(
             lambda session: upload_service.finish_completion(
-                session, store, assembly, received, now=now
+                session, caller, store, assembly, received, now=now
             )
         )
         delete_blobs(store, parts)
 
 
 @router.post("/{upload_id}/cancel")
-def cancel_upload(upload_id: str, resources: ResourcesDep, now: Now) -> UploadRead:
+def cancel_upload(upload_id: str, caller: CallerDep, resources: ResourcesDep, now: Now) -> UploadRead:
     """Cancel a pending upload and delete its parts. Cancelling it again has no further effect."""
-    resources.delete(lambda session: upload_service.cancel_upload(session, upload_id, now=now))
-    return resources.read(lambda session: upload_service.read_upload(session, upload_id, now=now))
+    resources.delete(lambda session: upload_service.cancel_upload(session, caller, upload_id, now=now))
+    return resources.read(lambda session: upload_service.read_upload(session, caller, upload_id, now=now))
 
 
 router.include_router(_parts_router)

@@ -8,13 +8,17 @@ from sqlalchemy import (
     JSON,
     ColumnElement,
     DateTime,
+    Delete,
     Dialect,
     Enum,
     ForeignKey,
     MetaData,
     Select,
     TypeDecorator,
+    Update,
+    delete,
     select,
+    update,
 )
 from sqlalchemy.orm import (
     DeclarativeBase,
@@ -25,9 +29,6 @@ from sqlalchemy.orm import (
 )
 
 from app.core.job.status import JobStatus
-
-DEFAULT_PROJECT_ID = "proj-default"
-"""The only project so far. Every row names it, so that more projects need no new columns."""
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -76,7 +77,7 @@ class Project(Base):
 
 
 class OwnedByProject:
-    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"), default=DEFAULT_PROJECT_ID)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
 
 
 Order = Literal["asc", "desc"]
@@ -97,15 +98,25 @@ class Repository:
         self._session = session
 
 
-class ProjectRepository(Repository):
-    """Queries of one transaction, on the rows of one project."""
+class ProjectRepository:
+    """Queries of one transaction, on the rows of one project.
 
-    def __init__(self, session: Session, project_id: str = DEFAULT_PROJECT_ID) -> None:
-        super().__init__(session)
+    Every query on a table of the project begins with `_select`, `_update` or `_delete`, which
+    leave out the rows of other projects. Queries over all projects derive from `Repository`.
+    """
+
+    def __init__(self, session: Session, project_id: str) -> None:
+        self._session = session
         self._project_id = project_id
 
     def _select(self, table: type[OwnedRow]) -> Select[OwnedRow]:
         return select(table).where(table.project_id == self._project_id)
+
+    def _update(self, table: type[OwnedByProject]) -> Update:
+        return update(table).where(table.project_id == self._project_id)
+
+    def _delete(self, table: type[OwnedByProject]) -> Delete:
+        return delete(table).where(table.project_id == self._project_id)
 
     def _add(self, *rows: OwnedByProject) -> None:
         for row in rows:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from sqlalchemy import event
 
+from app.core.access import DEFAULT_PROJECT_ID
 from app.core.base_models import Catalogue
 from app.core.clock import steady_s
 from app.core.db.repositories.jobs import JobRepository
@@ -117,7 +118,7 @@ def make(
 
 def steps(database: Database, job: Job) -> list[int]:
     with database.reading() as session:
-        return [row.step for row in JobRepository(session).list_steps(job.id)]
+        return [row.step for row in JobRepository(session, DEFAULT_PROJECT_ID).list_steps(job.id)]
 
 
 def step(number: int) -> Stepped:
@@ -311,7 +312,7 @@ def test_a_child_is_told_what_user_and_operator_want(
 ) -> None:
     action, stop_in_s, expected = case
     with database.writing() as session:
-        jobs = JobRepository(session)
+        jobs = JobRepository(session, DEFAULT_PROJECT_ID)
         if action == "pause":
             jobs.request_pause(job.id, now=NOW)
         elif action == "cancel":

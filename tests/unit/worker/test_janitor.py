@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from app.core.db.repositories.files import ExpiredFiles
+from app.core.access import DEFAULT_PROJECT_ID
 from app.core.db.repositories.files import FileRepository
 from app.core.db.repositories.workers import WorkerRepository
 from app.core.db.session import Database
@@ -70,7 +72,7 @@ def test_an_expired_file_is_deleted_with_its_bytes(
     with pytest.raises(BlobNotFoundError):
         store.open(expired.blob_key)
     with database.reading() as session:
-        files = FileRepository(session)
+        files = FileRepository(session, DEFAULT_PROJECT_ID)
         assert files.get_for_job(kept.id).id == kept.id
         with pytest.raises(NotFoundError):
             files.get_for_job(expired.id)
@@ -99,7 +101,7 @@ def test_many_expired_files_are_freed_turn_by_turn(
     for _ in range(2):
         janitor.delete_expired_files()
         with database.writing() as session:
-            left.append(len(FileRepository(session).list_expired(now=NOW, limit=10)))
+            left.append(len(ExpiredFiles(session).list_all(now=NOW, limit=10)))
 
     assert left == [1, 0]
 

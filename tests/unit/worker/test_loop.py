@@ -13,6 +13,8 @@ from typing import Any, BinaryIO
 import pytest
 from sqlalchemy import event
 
+from app.core.access import LOCAL_CALLER
+from app.core.access import DEFAULT_PROJECT_ID
 from app.core.base_models import Catalogue
 from app.core.db.repositories.checkpoints import CheckpointRepository, TunedModelRepository
 from app.core.db.repositories.events import EventRepository
@@ -110,16 +112,16 @@ class Bench:
 
     def messages(self, job: Job) -> list[str]:
         with self.database.reading() as session:
-            page = EventRepository(session).list_page(job.id, after=None, limit=100)
+            page = EventRepository(session, DEFAULT_PROJECT_ID).list_page(job.id, after=None, limit=100)
             return [event.message for event in page.rows]
 
     def steps(self, job: Job) -> list[int]:
         with self.database.reading() as session:
-            return [row.step for row in JobRepository(session).list_steps(job.id)]
+            return [row.step for row in JobRepository(session, DEFAULT_PROJECT_ID).list_steps(job.id)]
 
     def checkpoints(self, job: Job) -> list[Checkpoint]:
         with self.database.reading() as session:
-            return CheckpointRepository(session).list_page(job.id, after=None, limit=100).rows
+            return CheckpointRepository(session, DEFAULT_PROJECT_ID).list_page(job.id, after=None, limit=100).rows
 
     def blobs(self) -> list[str]:
         """Every key below `jobs/`."""
@@ -258,10 +260,10 @@ def test_a_child_that_finishes_leaves_a_job_with_its_results(bench: Bench) -> No
     ]
     assert bench.read(checkpoint.files[1].blob_key) == b"\2" * 5000
     with bench.database.reading() as session:
-        model = TunedModelRepository(session).get(job.fine_tuned_model)
+        model = TunedModelRepository(session, DEFAULT_PROJECT_ID).get(job.fine_tuned_model)
         assert (model.job_id, model.checkpoint_id) == (job.id, checkpoint.id)
         assert done.result_file_id is not None
-        result = FileRepository(session).get(done.result_file_id, now=NOW)
+        result = FileRepository(session, DEFAULT_PROJECT_ID).get(done.result_file_id, now=NOW)
     assert bench.read(result.blob_key).decode().splitlines()[1].startswith("1,3.0,0.5,")
     assert bench.messages(job)[:3] == [
         "The job has successfully completed",
@@ -324,8 +326,8 @@ def test_everything_of_a_success_appears_in_one_moment(bench: Bench) -> None:
 
     def look(_directory: Path) -> None:
         with bench.database.reading() as session:
-            found = JobRepository(session).get(job.id)
-            model = TunedModelRepository(session).find(job.fine_tuned_model)
+            found = JobRepository(session, DEFAULT_PROJECT_ID).get(job.id)
+            model = TunedModelRepository(session, DEFAULT_PROJECT_ID).find(job.fine_tuned_model)
             seen.append((found.status, found.result_file_id is not None or model is not None))
 
     bench.run(*success(), look)
@@ -448,7 +450,7 @@ def test_a_job_cancelled_while_it_runs_keeps_its_log_and_its_checkpoints(bench: 
 
     def cancel(_directory: Path) -> None:
         with bench.database.writing() as session:
-            JobRepository(session).request_cancel(job.id, now=bench.clock())
+            JobRepository(session, DEFAULT_PROJECT_ID).request_cancel(job.id, now=bench.clock())
 
     bench.run(Started(total_steps=9), stepped(1), checkpointed(1), stepped(2), cancel, Waiting())
 
@@ -464,7 +466,7 @@ def test_a_cancel_wins_over_a_success_that_comes_later(bench: Bench) -> None:
 
     def cancel(_directory: Path) -> None:
         with bench.database.writing() as session:
-            JobRepository(session).request_cancel(job.id, now=bench.clock())
+            JobRepository(session, DEFAULT_PROJECT_ID).request_cancel(job.id, now=bench.clock())
 
     *most, finished = success()
     bench.run(*most, lambda directory: cancel(directory) or finished)
@@ -473,7 +475,7 @@ def test_a_cancel_wins_over_a_success_that_comes_later(bench: Bench) -> None:
     assert (done.status, done.result_file_id) == (JobStatus.CANCELLED, None)
     assert [key for key in bench.blobs() if "step_metrics.csv" in key] == []
     with bench.database.reading() as session:
-        assert TunedModelRepository(session).list_all() == []
+        assert TunedModelRepository(session, DEFAULT_PROJECT_ID).list_all() == []
 
 
 def test_a_stopped_worker_puts_its_job_back_and_starts_no_other(bench: Bench) -> None:
@@ -559,7 +561,13 @@ def test_a_rerun_from_a_saved_state_finds_it_and_ends_with_the_whole_loss_log(
     bench.run(exit_code=1)
     with bench.database.writing() as session:
         job = rerun_job(
-            session, failed.id, catalogue=catalogue, organization="tunery", held_for=WEEK, now=NOW
+            session,
+            LOCAL_CALLER,
+            failed.id,
+            catalogue=catalogue,
+            organization="tunery",
+            held_for=WEEK,
+            now=NOW,
         )
     seen: dict[str, Any] = {}
     again: dict[str, Any] = {}
@@ -666,13 +674,13 @@ def test_a_paused_job_gives_its_worker_free_and_goes_on_where_it_was(bench: Benc
 
     def pause(_directory: Path) -> None:
         with bench.database.writing() as session:
-            JobRepository(session).request_pause(job.id, now=NOW)
+            JobRepository(session, DEFAULT_PROJECT_ID).request_pause(job.id, now=NOW)
 
     bench.run(Started(total_steps=3), stepped(1), saved(1), pause, Waiting())
     paused, told = bench.job(job), bench.messages(job)[0]
     assert bench.run() == bench.settings.poll_interval_s
     with bench.database.writing() as session:
-        JobRepository(session).resume(job.id, now=NOW)
+        JobRepository(session, DEFAULT_PROJECT_ID).resume(job.id, now=NOW)
     bench.run(look_at_resumption(seen))
 
     assert (paused.status, paused.pause_requested_at) == (JobStatus.PAUSED, None)
@@ -959,5 +967,5 @@ def test_a_step_is_what_the_log_says(bench: Bench) -> None:
     bench.run(Started(total_steps=1), Stepped(metrics=row))
 
     with bench.database.reading() as session:
-        log = JobRepository(session).list_steps(job.id)
+        log = JobRepository(session, DEFAULT_PROJECT_ID).list_steps(job.id)
     assert log == [row]

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
+from app.core.access import DEFAULT_PROJECT_ID
 from app.core.base_models import load_catalogue
 from app.core.db.migrate import upgrade
 from app.core.db.repositories.jobs import JobRepository
@@ -122,14 +123,14 @@ def test_a_model_that_an_unfinished_job_needs_is_not_removed(own_database: Datab
     run("install", "ours")
     with own_database.writing() as session:
         job = build_job(base_model="ours", status=JobStatus.PAUSED)
-        JobRepository(session).add(job)
+        JobRepository(session, DEFAULT_PROJECT_ID).add(job)
         job_id = job.id
 
     assert f"ours was not removed. Job {job_id} needs it" in run("remove", "ours", code=1).stderr
 
     assert listed("ours")[-1] == "yes"
     with own_database.writing() as session:
-        JobRepository(session).get(job_id).base_model = "tiny"
+        JobRepository(session, DEFAULT_PROJECT_ID).get(job_id).base_model = "tiny"
     run("remove", "ours")
 
 

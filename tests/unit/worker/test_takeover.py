@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from app.core.access import DEFAULT_PROJECT_ID
 from app.core.base_models import Catalogue
 from app.core.db.repositories.files import FileRepository
 from app.core.db.repositories.recovery import RecoveryRepository
@@ -170,7 +171,7 @@ def test_the_result_file_has_every_step(
     result_file_id = get_job(database, job.id).result_file_id
     assert result_file_id is not None
     with database.reading() as session:
-        file = FileRepository(session).get(result_file_id, now=NOW)
+        file = FileRepository(session, DEFAULT_PROJECT_ID).get(result_file_id, now=NOW)
     with store.open(file.blob_key) as blob:
         content = blob.read().decode()
     assert content == "".join(csv_lines(build_metrics(step) for step in (1, 2, 3)))

@@ -1,7 +1,5 @@
 """Every query on checkpoints, and on the tuned models that point to them."""
 
-from sqlalchemy import delete, select
-
 from app.core.db.base import Page, ProjectRepository
 from app.core.db.tables import Checkpoint, File, Job, TunedModel
 from app.core.errors import NotFoundError
@@ -27,16 +25,17 @@ class CheckpointRepository(ProjectRepository):
 
     def find_of_model(self, model_name: str, step: int) -> tuple[Checkpoint, Job] | None:
         """Return the checkpoint at a step of the job with this model name, and that job."""
-        query = select(Checkpoint, Job).join(Job, Job.id == Checkpoint.job_id)
+        query = self._select(Checkpoint).join(Job, Job.id == Checkpoint.job_id)
         is_named = (Job.fine_tuned_model == model_name, Job.project_id == self._project_id)
-        row = self._session.execute(query.where(*is_named, Checkpoint.step == step)).first()
+        found = query.where(*is_named, Checkpoint.step == step).add_columns(Job)
+        row = self._session.execute(found).first()
         return None if row is None else (row[0], row[1])
 
     def delete(self, checkpoint: Checkpoint) -> list[str]:
         """Delete a checkpoint and its files. Returns the keys of the blobs to free afterwards."""
         keys = [file.blob_key for file in checkpoint.files]
-        self._session.execute(delete(File).where(File.checkpoint_id == checkpoint.id))
-        self._session.execute(delete(Checkpoint).where(Checkpoint.id == checkpoint.id))
+        self._session.execute(self._delete(File).where(File.checkpoint_id == checkpoint.id))
+        self._session.execute(self._delete(Checkpoint).where(Checkpoint.id == checkpoint.id))
         return keys
 
 
@@ -69,7 +68,7 @@ class TunedModelRepository(ProjectRepository):
         Raises:
             NotFoundError: another transaction has deleted it meanwhile.
         """
-        statement = delete(TunedModel).where(TunedModel.id == model.id)
+        statement = self._delete(TunedModel).where(TunedModel.id == model.id)
         if self._session.scalar(statement.returning(TunedModel.id)) is None:
             raise _no_such_model(model.id)
 

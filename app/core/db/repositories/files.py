@@ -2,9 +2,10 @@
 
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, Select, exists, or_, select, update
+from sqlalchemy import ColumnElement, Select, exists, or_, select
 
-from app.core.db.base import Order, Page, ProjectRepository
+from app.core.db.base import Order, Page, ProjectRepository, Repository
+from app.core.db.session import Session
 from app.core.db.tables import File, Job, SavedState
 from app.core.errors import NotFoundError
 from app.core.job.status import JobStatus
@@ -78,56 +79,23 @@ class FileRepository(ProjectRepository):
             query = query.where(File.purpose == purpose)
         if checkpoint is not None:
             # A subquery, because SQLite would otherwise scan the whole index that is in this order.
-            parts = select(File.id).where(File.checkpoint_id == checkpoint)
-            query = query.where(File.id.in_(parts))
+            parts = self._select(File).where(File.checkpoint_id == checkpoint)
+            query = query.where(File.id.in_(parts.with_only_columns(File.id)))
         elif purpose != MADE_BY_JOB:
             query = query.where(File.checkpoint_id.is_(None))
         return self._fetch_page(query, File.id, after=after, limit=limit, order=order)
 
     def find_unfinished_job_using(self, file_id: str) -> str | None:
         """The id of an unfinished job that needs this file, or None."""
-        return self._job_using(file_id, Job.status.in_(_UNFINISHED))
+        is_own = Job.project_id == self._project_id
+        return _find_job_using(self._session, file_id, is_own, Job.status.in_(_UNFINISHED))
 
     def delete(self, file: File) -> None:
         """Delete a file, and remove it from the job that names it as its result."""
         self._session.execute(
-            update(Job).where(Job.result_file_id == file.id).values(result_file_id=None)
+            self._update(Job).where(Job.result_file_id == file.id).values(result_file_id=None)
         )
-        self._session.delete(file)
-
-    def delete_expired(self, *, now: datetime, limit: int) -> list[str]:
-        """Delete files of every project that have expired and that no job needs.
-
-        Returns the keys of the blobs that can now be deleted.
-        """
-        expired = self.list_expired(now=now, limit=limit)
-        for file in expired:
-            self.delete(file)
-        return [file.blob_key for file in expired]
-
-    def list_expired(self, *, now: datetime, limit: int) -> list[File]:
-        """Expired files of every project that no job needs, locked so that no new job uses them.
-
-        A job that has ended still needs its files while it has a saved state to rerun from.
-        """
-        has_state = exists().where(SavedState.job_id == Job.id)
-        is_needed = or_(Job.status.in_(_UNFINISHED), has_state)
-        still_read = select(Job.id).where(
-            is_needed,
-            or_(Job.training_file_id == File.id, Job.validation_file_id == File.id),
-        )
-        query = select(File).where(File.expires_at <= now, ~still_read.exists()).limit(limit)
-        files = self._session.scalars(query.with_for_update(skip_locked=True)).all()
-        # Checked again, because a job may have been created before the rows were locked.
-        return [file for file in files if self._job_using(file.id, is_needed) is None]
-
-    def _job_using(self, file_id: str, which: ColumnElement[bool]) -> str | None:
-        return self._session.scalar(
-            select(Job.id)
-            .where(or_(Job.training_file_id == file_id, Job.validation_file_id == file_id))
-            .where(which)
-            .limit(1)
-        )
+        self._session.execute(self._delete(File).where(File.id == file.id))
 
     def _get(self, query: Select[File], file_id: str, param: str | None = None) -> File:
         file = self._session.scalar(query.where(File.id == file_id))
@@ -140,3 +108,41 @@ class FileRepository(ProjectRepository):
         if now is None:
             return query
         return query.where(or_(File.expires_at.is_(None), File.expires_at > now))
+
+
+class ExpiredFiles(Repository):
+    """The files of every project that have expired and that no job needs."""
+
+    def delete(self, *, now: datetime, limit: int) -> list[str]:
+        """Delete them. Returns the keys of the blobs that can now be deleted."""
+        expired = self.list_all(now=now, limit=limit)
+        for file in expired:
+            FileRepository(self._session, file.project_id).delete(file)
+        return [file.blob_key for file in expired]
+
+    def list_all(self, *, now: datetime, limit: int) -> list[File]:
+        """The files, locked so that no new job uses them.
+
+        A job that has ended still needs its files while it has a saved state to rerun from.
+        """
+        has_state = exists().where(SavedState.job_id == Job.id)
+        is_needed = or_(Job.status.in_(_UNFINISHED), has_state)
+        still_read = select(Job.id).where(
+            is_needed,
+            or_(Job.training_file_id == File.id, Job.validation_file_id == File.id),
+        )
+        query = select(File).where(File.expires_at <= now, ~still_read.exists()).limit(limit)
+        files = self._session.scalars(query.with_for_update(skip_locked=True)).all()
+        # Checked again, because a job may have been created before the rows were locked.
+        return [file for file in files if not _find_job_using(self._session, file.id, is_needed)]
+
+
+def _find_job_using(
+    session: Session, file_id: str, *which: ColumnElement[bool]
+) -> str | None:
+    return session.scalar(
+        select(Job.id)
+        .where(or_(Job.training_file_id == file_id, Job.validation_file_id == file_id))
+        .where(*which)
+        .limit(1)
+    )

@@ -4,7 +4,7 @@ from datetime import datetime, timedelta
 
 from sqlalchemy import delete
 
-from app.core.db.base import ProjectRepository
+from app.core.db.base import ProjectRepository, Repository
 from app.core.db.session import lock_names
 from app.core.db.tables import IdempotencyRecord, Job
 
@@ -68,7 +68,11 @@ class IdempotencyRepository(ProjectRepository):
             )
         )
 
+
+class OldIdempotencyRecords(Repository):
+    """The idempotency records of every project."""
+
     def delete_older(self, *, than: datetime) -> None:
-        """Delete the records of every project that were created before this time."""
+        """Delete the records that were created before this time."""
         old = IdempotencyRecord.created_at < than
         self._session.execute(delete(IdempotencyRecord).where(old))

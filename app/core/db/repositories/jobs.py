@@ -1,19 +1,9 @@
 """Every query on jobs that the API makes. The queries of workers are in `leases`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime
 
-from sqlalchemy import (
-    ColumnElement,
-    Integer,
-    and_,
-    bindparam,
-    delete,
-    func,
-    insert,
-    literal,
-    select,
-)
+from sqlalchemy import ColumnElement, and_, bindparam, delete, exists, insert, literal, select
 from sqlalchemy.orm import aliased, joinedload
 
 from app.core.db.base import Page, ProjectRepository
@@ -35,12 +25,6 @@ from app.core.errors import NotFoundError
 from app.core.job.loss_log import StepMetrics
 from app.core.job.status import JobStatus
 
-_MadeByJob = (
-    TunedModel | File | Checkpoint | Event | StepRow | Attempt | JobMetadata | IdempotencyRecord
-)
-
-MAX_QUEUE_POSITION = 1000
-"""Position shown for every job further back: counting a long queue would make every read slow."""
 
 # These run many times a second, so they are built only once.
 _BY_ID = (
@@ -50,26 +34,6 @@ _BY_ID = (
 )
 _EXISTS = select(Job.id).where(
     Job.id == bindparam("job_id"), Job.project_id == bindparam("project_id")
-)
-_AT_MOST = bindparam("at_most", type_=Integer)
-
-
-def _count_waiting(*which: ColumnElement[bool]) -> ColumnElement[int]:
-    """Count the queued jobs that match, up to a limit: reads a range of `ix_jobs_queue`."""
-    queued = select(literal(1).label("one")).where(Job.status == JobStatus.QUEUED, *which)
-    bounded = queued.limit(_AT_MOST).subquery()
-    return select(func.count()).select_from(bounded).scalar_subquery()
-
-
-_QUEUE_POSITION = select(
-    _count_waiting(Job.priority > bindparam("priority"))
-    + _count_waiting(Job.priority == bindparam("priority"), Job.id <= bindparam("job_id"))
-)
-_QUEUE_FRONT = (
-    select(Job.id)
-    .where(Job.status == JobStatus.QUEUED)
-    .order_by(Job.priority.desc(), Job.id)
-    .limit(_AT_MOST)
 )
 
 
@@ -130,34 +94,6 @@ class JobRepository(ProjectRepository):
             by = label.job_id  # sorted by it, a rare label is found quickly among many jobs
         return self._fetch_page(query, by, after=after, limit=limit)
 
-    def queue_position(self, job: Job) -> int | None:
-        """Return 1 for the job that runs next. None unless the job is queued.
-
-        At most `MAX_QUEUE_POSITION`.
-        """
-        if job.status is not JobStatus.QUEUED:
-            return None
-        which = {"priority": job.priority, "job_id": job.id, "at_most": MAX_QUEUE_POSITION}
-        return min(self._session.scalars(_QUEUE_POSITION, which).one(), MAX_QUEUE_POSITION)
-
-    def queue_positions(self, jobs: Sequence[Job]) -> dict[str, int | None]:
-        """Return `queue_position` of many jobs, by their ids, in one query."""
-        queued = [job.id for job in jobs if job.status is JobStatus.QUEUED]
-        bound = {"at_most": MAX_QUEUE_POSITION}
-        front = self._session.scalars(_QUEUE_FRONT, bound) if queued else ()
-        place = {job_id: number for number, job_id in enumerate(front, start=1)}
-        positions: dict[str, int | None] = dict.fromkeys(job.id for job in jobs)
-        return positions | {job_id: place.get(job_id, MAX_QUEUE_POSITION) for job_id in queued}
-
-    def count_queued(self) -> int:
-        """Count the queued jobs of all projects."""
-        queued = select(func.count()).where(Job.status == JobStatus.QUEUED)
-        return self._session.scalars(queued).one()
-
-    def is_any_queued(self) -> bool:
-        """Whether any project has a queued job."""
-        query = select(Job.id).where(Job.status == JobStatus.QUEUED).limit(1)
-        return self._session.scalar(query) is not None
 
     def request_cancel(self, job_id: str, *, now: datetime) -> Job | None:
         """Cancel a waiting job, or ask a running one to stop. None if the job has already ended."""
@@ -212,32 +148,26 @@ class JobRepository(ProjectRepository):
         Raises:
             NotFoundError: another transaction has deleted it meanwhile.
         """
-        self._delete_rows(job.id, TunedModel)
+        self._session.execute(self._delete(TunedModel).where(TunedModel.job_id == job.id))
         # Locks are taken in this order everywhere: files by id, then the job.
-        made = select(File).where(File.job_id == job.id).order_by(File.id).with_for_update()
-        keys = [file.blob_key for file in self._session.scalars(made)]
-        keys += SavedStateRepository(self._session).delete(job.id)
-        self._delete_rows(
-            job.id, File, Checkpoint, Event, StepRow, Attempt, JobMetadata, IdempotencyRecord
-        )
-        deleted = self._session.scalar(delete(Job).where(Job.id == job.id).returning(Job.id))
-        if deleted is None:
+        made = self._select(File).where(File.job_id == job.id).order_by(File.id)
+        keys = [file.blob_key for file in self._session.scalars(made.with_for_update())]
+        keys += SavedStateRepository(self._session, self._project_id).delete(job.id)
+        for table in (File, Checkpoint, Event, IdempotencyRecord):
+            self._session.execute(self._delete(table).where(table.job_id == job.id))
+        for table in (StepRow, Attempt, JobMetadata):
+            is_of_job = (table.job_id == job.id, self._owns(job.id))
+            self._session.execute(delete(table).where(*is_of_job))
+        deletion = self._delete(Job).where(Job.id == job.id).returning(Job.id)
+        if self._session.scalar(deletion) is None:
             raise _no_such_job(job.id)
         return keys
-
-    def _delete_rows(self, job_id: str, *tables: type[_MadeByJob]) -> None:
-        for table in tables:
-            self._session.execute(delete(table).where(table.job_id == job_id))
-
-    def _lock(self, job_id: str) -> Job | None:
-        return lock_job(self._session, Job.id == job_id, Job.project_id == self._project_id)
 
     def copy_steps(self, from_job_id: str, to_job_id: str, *, last: int) -> None:
         """Copy the loss log of one job, up to a step, to the loss log of another."""
         columns = (StepRow.step, StepRow.attempt, StepRow.metrics)
-        rows = select(literal(to_job_id), *columns).where(
-            StepRow.job_id == from_job_id, StepRow.step <= last
-        )
+        is_of_job = (StepRow.job_id == from_job_id, self._owns(from_job_id))
+        rows = select(literal(to_job_id), *columns).where(*is_of_job, StepRow.step <= last)
         names = ["job_id", *(column.key for column in columns)]
         self._session.execute(insert(StepRow).from_select(names, rows))
 
@@ -245,11 +175,19 @@ class JobRepository(ProjectRepository):
         self, job_id: str, *, first: int = 1, last: int | None = None
     ) -> list[StepMetrics]:
         """Return the loss log in the order of its steps, both ends included."""
-        query = select(StepRow.metrics).where(StepRow.job_id == job_id, StepRow.step >= first)
+        is_of_job = (StepRow.job_id == job_id, self._owns(job_id))
+        query = select(StepRow.metrics).where(*is_of_job, StepRow.step >= first)
         if last is not None:
             query = query.where(StepRow.step <= last)
         rows = self._session.scalars(query.order_by(StepRow.step))
         return [StepMetrics.model_validate(row) for row in rows]
+
+    def _owns(self, job_id: str) -> ColumnElement[bool]:
+        """Whether the project has this job: for tables whose rows name only their job."""
+        return exists().where(Job.id == job_id, Job.project_id == self._project_id)
+
+    def _lock(self, job_id: str) -> Job | None:
+        return lock_job(self._session, Job.id == job_id, Job.project_id == self._project_id)
 
 
 def _no_such_job(job_id: str) -> NotFoundError:

@@ -136,7 +136,7 @@ class RecoveryRepository(Repository):
         error: JobError | None = None,
     ) -> None:
         """Cancel or pause the job if the user asked for that; otherwise fail it, or queue it."""
-        step = SavedStateRepository(self._session).newest_step(job.id)
+        step = SavedStateRepository(self._session, job.project_id).newest_step(job.id)
         move = partial(settle, self._session, job, now=now, outcome=outcome)
         if job.cancel_requested_at is not None:
             move(JobStatus.CANCELLED)
@@ -151,6 +151,6 @@ class RecoveryRepository(Repository):
             move(JobStatus.QUEUED, message=message, level="warn")
 
     def _how_to_continue(self, job: Job) -> str:
-        step = SavedStateRepository(self._session).newest_step(job.id)
+        step = SavedStateRepository(self._session, job.project_id).newest_step(job.id)
         how = f' POST .../rerun with {{"from": "saved_state"}} continues after step {step}.'
         return how if step else ""

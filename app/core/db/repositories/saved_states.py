@@ -3,10 +3,11 @@
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, and_, case, delete, func, or_, select, update
+from sqlalchemy import ColumnElement, Delete, Select, and_, case, delete, func, or_, select
 
-from app.core.db.base import Repository
+from app.core.db.base import ProjectRepository, Repository
 from app.core.db.repositories.leases import Lease, LeaseRepository
+from app.core.db.session import Session
 from app.core.db.tables import Job, SavedState
 from app.core.job.status import JobStatus
 
@@ -33,7 +34,9 @@ def may_be_continued(job: Job) -> bool:
     return job.status is JobStatus.CANCELLED or code in PASSING_CODES
 
 
-class SavedStateRepository(Repository):
+class SavedStateRepository(ProjectRepository):
+    """The saved states of one project."""
+
     def add(
         self, lease: Lease, step: int, files: dict[str, dict[str, Any]], *, now: datetime
     ) -> list[str]:
@@ -52,17 +55,10 @@ class SavedStateRepository(Repository):
         job.crashes = job.interruptions = 0
         # An earlier attempt may have saved later states, which this one could not read.
         replaced = self.delete(lease.job_id, SavedState.step >= step)
-        self._session.add(
-            SavedState(
-                job_id=lease.job_id,
-                project_id=lease.project_id,
-                step=step,
-                attempt=lease.attempt,
-                created_at=now,
-                files=files,
-            )
+        state = SavedState(
+            job_id=lease.job_id, step=step, attempt=lease.attempt, created_at=now, files=files
         )
-        self._session.flush()
+        self._add(state)
         newest = [state.step for state in self.list_newest(lease.job_id)[:KEPT]]
         return replaced + self.delete(lease.job_id, SavedState.step.not_in(newest))
 
@@ -77,28 +73,42 @@ class SavedStateRepository(Repository):
 
     def list_newest(self, job_id: str) -> list[SavedState]:
         """Return the states of a job, newest first."""
-        return list(self._session.scalars(_newest_first(job_id)))
+        return list(self._session.scalars(self._newest_first(job_id)))
 
     def newest_step(self, job_id: str) -> int:
         """Return the step of the newest state; 0 if there is none."""
-        query = select(func.max(SavedState.step)).where(SavedState.job_id == job_id)
-        return self._session.scalar(query) or 0
+        query = self._select(SavedState).where(SavedState.job_id == job_id)
+        newest = func.max(SavedState.step)
+        return self._session.scalar(query.with_only_columns(newest)) or 0
 
     def list_to_continue(self, job_id: str) -> list[SavedState]:
         """Return the states, newest first, locked until the end of this transaction."""
-        return list(self._session.scalars(_newest_first(job_id).with_for_update()))
+        return list(self._session.scalars(self._newest_first(job_id).with_for_update()))
 
     def move(self, from_job_id: str, to_job_id: str) -> None:
         """Give the states of one job to another, with their blobs, which keep their keys."""
         self._session.execute(
-            update(SavedState)
+            self._update(SavedState)
             .where(SavedState.job_id == from_job_id)
             .values(job_id=to_job_id, saved_by=func.coalesce(SavedState.saved_by, from_job_id)),
             execution_options={"synchronize_session": False},
         )
 
-    def delete_of_ended(self, *, held_since: datetime, limit: int) -> list[str]:
-        """Delete states that no job resumes from. Returns the keys of the blobs to free afterwards.
+    def delete(self, job_id: str, *which: ColumnElement[bool]) -> list[str]:
+        """Delete the states of a job that match. Returns the keys of the blobs to free."""
+        deletion = self._delete(SavedState).where(SavedState.job_id == job_id, *which)
+        return _free(self._session, deletion)
+
+    def _newest_first(self, job_id: str) -> Select[SavedState]:
+        query = self._select(SavedState).where(SavedState.job_id == job_id)
+        return query.order_by(SavedState.step.desc())
+
+
+class UnneededStates(Repository):
+    """The saved states of every project that no job resumes from."""
+
+    def delete(self, *, held_since: datetime, limit: int) -> list[str]:
+        """Delete them. Returns the keys of the blobs to free afterwards.
 
         Args:
             held_since: states of jobs that ended later are kept if `may_be_continued`.
@@ -112,15 +122,13 @@ class SavedStateRepository(Repository):
         # A scalar subquery, not a join: SQLite would begin a join with all jobs that have ended.
         needed = select(is_needed).where(Job.id == SavedState.job_id).scalar_subquery()
         ended = select(SavedState.job_id).where(needed == 0).distinct().limit(limit)
-        return [key for job_id in self._session.scalars(ended).all() for key in self.delete(job_id)]
-
-    def delete(self, job_id: str, *which: ColumnElement[bool]) -> list[str]:
-        """Delete the states of a job that match. Returns the keys of the blobs to free."""
-        deletion = delete(SavedState).where(SavedState.job_id == job_id, *which)
-        files = self._session.scalars(deletion.returning(SavedState.files)).all()
-        return [file["key"] for state in files for file in state.values()]
+        keys: list[str] = []
+        for job_id in self._session.scalars(ended).all():
+            keys += _free(self._session, delete(SavedState).where(SavedState.job_id == job_id))
+        return keys
 
 
-def _newest_first(job_id: str) -> Select[SavedState]:
-    query = select(SavedState).where(SavedState.job_id == job_id)
-    return query.order_by(SavedState.step.desc())
+def _free(session: Session, deletion: Delete) -> list[str]:
+    """Delete states. Returns the keys of their blobs."""
+    files = session.scalars(deletion.returning(SavedState.files)).all()
+    return [file["key"] for state in files for file in state.values()]

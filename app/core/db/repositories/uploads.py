@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 
 from sqlalchemy import Select, delete, func, select
 
-from app.core.db.base import ProjectRepository
+from app.core.db.base import ProjectRepository, Repository
 from app.core.db.tables import Upload, UploadPart
 from app.core.errors import NotFoundError
 
@@ -42,19 +42,19 @@ class UploadRepository(ProjectRepository):
 
     def list_parts(self, upload_id: str) -> Sequence[UploadPart]:
         """The parts of an upload, oldest first."""
-        query = select(UploadPart).where(UploadPart.upload_id == upload_id).order_by(UploadPart.id)
-        return self._session.scalars(query).all()
+        query = self._select(UploadPart).where(UploadPart.upload_id == upload_id)
+        return self._session.scalars(query.order_by(UploadPart.id)).all()
 
     def find_part(self, upload_id: str, sha256: str) -> UploadPart | None:
         """The part of an upload with these bytes, or None."""
         same = (UploadPart.upload_id == upload_id, UploadPart.sha256 == sha256)
-        return self._session.scalar(select(UploadPart).where(*same))
+        return self._session.scalar(self._select(UploadPart).where(*same))
 
     def measure_parts(self, upload_id: str) -> tuple[int, int]:
         """Number of parts of an upload, and their total size in bytes."""
         columns = (func.count(), func.coalesce(func.sum(UploadPart.bytes), 0))
-        query = select(*columns).where(UploadPart.upload_id == upload_id)
-        count, size = self._session.execute(query).one()
+        query = self._select(UploadPart).where(UploadPart.upload_id == upload_id)
+        count, size = self._session.execute(query.with_only_columns(*columns)).one()
         return count, int(size)  # a Decimal on PostgreSQL
 
     def add_part(self, part: UploadPart) -> None:
@@ -64,26 +64,34 @@ class UploadRepository(ProjectRepository):
         """Set a pending upload's last status. Returns the keys of the blobs that can be deleted."""
         upload.status = status
         self._session.flush()
-        parts = delete(UploadPart).where(UploadPart.upload_id == upload.id)
+        parts = self._delete(UploadPart).where(UploadPart.upload_id == upload.id)
         return list(self._session.scalars(parts.returning(UploadPart.blob_key)))
 
-    def expire(self, *, now: datetime, limit: int) -> list[str]:
-        """End the expired uploads of every project that nobody can be completing any more.
-
-        Returns the keys of the blobs that can be deleted.
-        """
-        is_over = Upload.expires_at <= now - COMPLETION_GRACE
-        overdue = select(Upload).where(Upload.status == "pending", is_over)
-        uploads = self._session.scalars(overdue.limit(limit).with_for_update(skip_locked=True))
-        return [key for upload in uploads.all() for key in self.end(upload, "expired")]
-
-    def delete_older(self, *, than: datetime) -> None:
-        """Delete the ended uploads of every project whose expiry is older than this time."""
-        old = (Upload.status.in_(_ENDED), Upload.expires_at < than)
-        self._session.execute(delete(Upload).where(*old))
 
     def _get(self, query: Select[Upload], upload_id: str) -> Upload:
         upload = self._session.scalar(query.where(Upload.id == upload_id))
         if upload is None:
             raise NotFoundError(f"No such upload: {upload_id:.80}", code="upload_not_found")
         return upload
+
+
+class EndedUploads(Repository):
+    """The uploads of every project that nobody needs any more."""
+
+    def expire(self, *, now: datetime, limit: int) -> list[str]:
+        """End the expired uploads that nobody can be completing any more.
+
+        Returns the keys of the blobs that can be deleted.
+        """
+        is_over = Upload.expires_at <= now - COMPLETION_GRACE
+        overdue = select(Upload).where(Upload.status == "pending", is_over)
+        uploads = self._session.scalars(overdue.limit(limit).with_for_update(skip_locked=True))
+        keys: list[str] = []
+        for upload in uploads.all():
+            keys += UploadRepository(self._session, upload.project_id).end(upload, "expired")
+        return keys
+
+    def delete_older(self, *, than: datetime) -> None:
+        """Delete the ended uploads whose expiry is older than this time."""
+        old = (Upload.status.in_(_ENDED), Upload.expires_at < than)
+        self._session.execute(delete(Upload).where(*old))

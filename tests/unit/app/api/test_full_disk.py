@@ -16,6 +16,7 @@ import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
+from app.core.access import DEFAULT_PROJECT_ID
 from app.core.db.repositories.files import FileRepository
 from app.core.db.session import Database, Session
 from app.core.disk import Ballast
@@ -206,7 +207,7 @@ def test_a_deletion_that_finds_no_space_has_the_ballast(
     calls: list[bool] = []
 
     def delete(session: Session) -> str:
-        files = FileRepository(session)
+        files = FileRepository(session, DEFAULT_PROJECT_ID)
         files.delete(files.get(file.id, now=NOW))  # again, so the first time was rolled back
         session.flush()
         calls.append(ballast.is_there)
@@ -217,7 +218,7 @@ def test_a_deletion_that_finds_no_space_has_the_ballast(
     assert app.state.resources.write(delete, frees_space=True) == "deleted"
     assert calls == [True, False]
     with database.reading() as session, pytest.raises(NotFoundError):
-        FileRepository(session).get(file.id, now=NOW)
+        FileRepository(session, DEFAULT_PROJECT_ID).get(file.id, now=NOW)
 
 
 def test_without_ballast_a_deletion_is_refused_after_one_try(

@@ -7,6 +7,7 @@ import openai
 import pytest
 from starlette.testclient import TestClient
 
+from app.core.access import DEFAULT_PROJECT_ID
 from app.core.db.repositories.events import EventRepository
 from app.core.db.session import Database
 from app.core.db.tables import JobMetadata
@@ -195,7 +196,7 @@ def test_events_are_paged_newest_first(stock: openai.OpenAI, database: Database)
     with database.writing() as session:
         for number in range(50):
             for job_id in (job.id, other.id):
-                EventRepository(session).add(job_id, f"Event {number}", now=NOW)
+                EventRepository(session, DEFAULT_PROJECT_ID).add(job_id, f"Event {number}", now=NOW)
 
     found = [event.message for event in stock.fine_tuning.jobs.list_events(job.id)]
 

@@ -4,6 +4,7 @@ import openai
 import pytest
 from starlette.testclient import TestClient
 
+from app.core.access import DEFAULT_PROJECT_ID
 from app.core.base_models import CATALOGUE_NAME
 from app.core.db.repositories.checkpoints import CheckpointRepository
 from app.core.db.session import Database
@@ -143,7 +144,7 @@ def test_a_checkpoint_is_a_model_before_its_job_has_ended(
 ) -> None:
     job = add_job(database)
     with database.writing() as session:
-        CheckpointRepository(session).add(build_checkpoint(job, 5))
+        CheckpointRepository(session, DEFAULT_PROJECT_ID).add(build_checkpoint(job, 5))
 
     answer = client.get(f"/v1/models/{job.fine_tuned_model}:ckpt-step-5")
 

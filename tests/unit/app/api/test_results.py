@@ -9,6 +9,7 @@ import openai
 import pytest
 from starlette.testclient import TestClient
 
+from app.core.access import DEFAULT_PROJECT_ID
 from app.core.db.repositories.checkpoints import CheckpointRepository
 from app.core.db.session import Database
 from app.core.db.tables import Job
@@ -60,7 +61,7 @@ def test_the_result_is_marked_and_has_the_models_own_name(
 def test_a_job_that_has_not_succeeded_has_no_result(client: TestClient, database: Database) -> None:
     job = add_job(database)
     with database.writing() as session:
-        CheckpointRepository(session).add(build_checkpoint(job, 5))
+        CheckpointRepository(session, DEFAULT_PROJECT_ID).add(build_checkpoint(job, 5))
 
     shown = client.get(f"/v1/fine_tuning/jobs/{job.id}").json()
     (checkpoint,) = client.get(f"/v1/fine_tuning/jobs/{job.id}/checkpoints").json()["data"]

@@ -11,6 +11,7 @@ import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
+from app.core.access import LOCAL_CALLER
 from app.api.v1 import uploads as routes
 from app.core.clock import utc_now
 from app.core.dataset.checker import DatasetSummary
@@ -572,7 +573,9 @@ def add_part(
     """Add the bytes at `scratch`, as the route does once it has received them."""
     limits = {"max_bytes": 10**9} | limits
     received = build_received(scratch)
-    return upload_service.add_part(session, store, upload_id, received, now=utc_now(), **limits)
+    return upload_service.add_part(
+        session, LOCAL_CALLER, store, upload_id, received, now=utc_now(), **limits
+    )
 
 
 def build_received(path: Path) -> ReceivedFile:

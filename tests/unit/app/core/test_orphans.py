@@ -4,11 +4,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from app.core.db.session import Database
-from app.core.db.tables import SavedState
+
 from app.core.orphans import GRACE_S, LONG_GRACE_S, find_orphans, free_orphans
 from app.core.settings import Settings
 from app.core.storage.blob_store import StoredBlob
 from app.core.storage.local import LocalBlobStore
+from tests.builders import build_saved_state
 from tests.builders import (
     NOW,
     add_file,
@@ -44,7 +45,7 @@ def test_blobs_that_no_row_names_are_freed_once_they_are_old(
     put_old(store, "jobs/j/attempt-1/state/optimizer", LATE)
     with database.writing() as session:
         files = {"optimizer": {"key": "jobs/j/attempt-1/state/optimizer", "bytes": 5, "sha256": ""}}
-        session.add(SavedState(job_id=job.id, step=1, attempt=1, created_at=NOW, files=files))
+        session.add(build_saved_state(job.id, 1, files))
     put_old(store, "files/young", SOON)
     put_old(store, "files/old", LATE)
     put_old(store, "jobs/k/attempt-1/step-1/adapter", LATE)

@@ -8,14 +8,16 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
+from app.core.access import DEFAULT_PROJECT_ID
 from app.core.clock import utc_now
 from app.core.db.repositories.checkpoints import CheckpointRepository
 from app.core.db.session import Database
-from app.core.db.tables import Checkpoint, Job, SavedState
+from app.core.db.tables import Checkpoint, Job
 from app.core.ids import IdPrefix, new_id
 from app.core.manifest import MANIFEST_NAME, Manifest, ManifestFile
 from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
+from tests.builders import build_saved_state
 from tests.builders import build_checkpoint, build_file, put_blob
 
 MIB = 1024 * 1024
@@ -71,7 +73,7 @@ def add_checkpoint(database: Database, store: LocalBlobStore, now: datetime) -> 
                 )
             )
         with database.writing() as session:
-            CheckpointRepository(session).add(checkpoint)
+            CheckpointRepository(session, DEFAULT_PROJECT_ID).add(checkpoint)
         return checkpoint
 
     return add
@@ -95,7 +97,7 @@ def add_state(database: Database, store: LocalBlobStore, now: datetime) -> AddSt
             described[name] = {"key": key, "bytes": len(content), "sha256": digest}
         with database.writing() as session:
             session.add(
-                SavedState(job_id=job.id, step=step, attempt=1, created_at=now, files=described)
+                build_saved_state(job.id, step, described, created_at=now)
             )
 
     return add

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from app.core.db.repositories.files import ExpiredFiles
+from app.core.access import DEFAULT_PROJECT_ID
 from app.core.db.inspection import NoDatabaseError
 from app.core.db.repositories.files import FileRepository
 from app.core.db.session import Database, Session
@@ -83,7 +85,7 @@ def test_the_newest_rows_are_in_it_though_they_are_in_the_log_beside_the_databas
     settings: Settings, database: Database, now: datetime, target: Path
 ) -> None:
     with database.reading() as reader:  # so that nothing moves from the log into the file
-        FileRepository(reader).list_expired(now=now, limit=1)
+        ExpiredFiles(reader).list_all(now=now, limit=1)
         add_job(database)
         make_backup(settings, target)
 
@@ -124,7 +126,7 @@ def test_a_backup_outlives_what_is_deleted_afterwards(
 ) -> None:
     make_backup(settings, target)
     with database.writing() as session:
-        FileRepository(session).delete(file)
+        FileRepository(session, DEFAULT_PROJECT_ID).delete(file)
     store.delete(file.blob_key)
 
     assert verify(target) == set()
@@ -195,7 +197,7 @@ def deleting_snapshots(
             with open_snapshot(database) as snapshot:
                 if len(files) <= times + 1:
                     with database.writing() as session:
-                        FileRepository(session).delete(files[-1])
+                        FileRepository(session, DEFAULT_PROJECT_ID).delete(files[-1])
                     store.delete(files[-1].blob_key)
                     if len(files) == times + 1:
                         files.append(file)

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from app.core.access import DEFAULT_PROJECT_ID
 from app.core.db import inspection
 from app.core.db.migrate import newest_revision
 from app.core.db.repositories.saved_states import SavedStateRepository
@@ -305,7 +306,7 @@ def test_a_state_without_its_bytes_is_deleted_and_the_older_one_kept(
     finding = look(healthy, may_repair=True)["saved states"]
     job_id = newest.parents[2].name
     with database.reading() as session:
-        states = SavedStateRepository(session).list_newest(job_id)
+        states = SavedStateRepository(session, DEFAULT_PROJECT_ID).list_newest(job_id)
     assert (finding.level, finding.repaired) == (Level.OK, f"deleted: step 8 of {job_id}")
     assert [state.step for state in states] == [4]
     assert not_ok(look(healthy)) == {}

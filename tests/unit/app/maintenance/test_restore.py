@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import inspect
 
+from app.core.access import DEFAULT_PROJECT_ID
 from app.core.clock import utc_now
 from app.core.db.repositories.saved_states import SavedStateRepository
 from app.core.db.session import Database
@@ -140,7 +141,7 @@ def test_a_job_that_ran_waits_for_a_worker_at_once_and_goes_on(
 
     other = Database(elsewhere.resolved_database_url)
     with other.reading() as session:
-        assert SavedStateRepository(session).newest_step(job.id) == 8
+        assert SavedStateRepository(session, DEFAULT_PROJECT_ID).newest_step(job.id) == 8
     assert restored.put_back == [job.id]
     assert get_job(other, job.id).status is JobStatus.QUEUED
     assert "after step 8" in list_messages(other, job.id)[-1]

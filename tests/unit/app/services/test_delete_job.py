@@ -6,9 +6,10 @@ import pytest
 from starlette.testclient import TestClient
 
 from app.core.db.session import Database
-from app.core.db.tables import SavedState
+
 from app.core.job.status import JobStatus
 from app.core.storage.local import LocalBlobStore
+from tests.builders import build_saved_state
 from tests.builders import (
     NOW,
     TEXT_LINE,
@@ -30,7 +31,7 @@ def add_saved_state(database: Database, store: LocalBlobStore, job_id: str) -> N
     state = {"weights": {"key": key, "bytes": len(TEXT_LINE), "sha256": "0" * 64}}
     with database.writing() as session:
         session.add(
-            SavedState(job_id=job_id, step=1, attempt=1, created_at=NOW, files=state),
+            build_saved_state(job_id, 1, state),
         )
 
 

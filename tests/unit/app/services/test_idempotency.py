@@ -10,6 +10,7 @@ import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
+from app.core.access import DEFAULT_PROJECT_ID
 from app.core.clock import utc_now
 from app.core.db.repositories.jobs import JobRepository
 from app.core.db.session import Database
@@ -331,7 +332,7 @@ def test_a_running_job_is_found_as_well(
 
     assert create(client, body, retry_count="1") == job_id
     with database.reading() as session:
-        assert JobRepository(session).get(job_id).status is JobStatus.RUNNING
+        assert JobRepository(session, DEFAULT_PROJECT_ID).get(job_id).status is JobStatus.RUNNING
 
 
 @pytest.mark.parametrize("how", ["key", "retry_count"])

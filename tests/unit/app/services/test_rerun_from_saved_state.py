@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from app.core.access import DEFAULT_PROJECT_ID
 from app.core.clock import utc_now
 from app.core.db.repositories.jobs import JobRepository
 from app.core.db.repositories.leases import LeaseRepository
@@ -63,7 +64,7 @@ def add_interrupted_job(
             key = f"jobs/{job.id}/attempt-1/resume-{step}/state"
             put_blob(store, key, b"state")
             files = {"state": {"key": key, "bytes": 5, "sha256": "0" * 64}}
-            SavedStateRepository(session).add(lease, step, files, now=now)
+            SavedStateRepository(session, DEFAULT_PROJECT_ID).add(lease, step, files, now=now)
         error = JobError(code=code, message="It failed.")
         leases.finish(lease, JobStatus.FAILED, now=now, error=error)
     return get_job(database, job.id)
@@ -75,13 +76,13 @@ def rerun(client: TestClient, job_id: str, **options: Any) -> Any:
 
 def states_of(database: Database, job_id: str) -> list[tuple[int, str | None]]:
     with database.reading() as session:
-        found = SavedStateRepository(session).list_newest(job_id)
+        found = SavedStateRepository(session, DEFAULT_PROJECT_ID).list_newest(job_id)
         return [(state.step, state.saved_by) for state in found]
 
 
 def steps_of(database: Database, job_id: str) -> list[int]:
     with database.reading() as session:
-        return [row.step for row in JobRepository(session).list_steps(job_id)]
+        return [row.step for row in JobRepository(session, DEFAULT_PROJECT_ID).list_steps(job_id)]
 
 
 def clean_up(
@@ -137,7 +138,7 @@ def test_a_cancelled_job_can_be_continued(
         LeaseRepository(session).record_steps(
             lease, rows, tokens_per_second=1.0, estimated_finish_at=None
         )
-        SavedStateRepository(session).add(lease, 1, {}, now=utc_now())
+        SavedStateRepository(session, DEFAULT_PROJECT_ID).add(lease, 1, {}, now=utc_now())
         LeaseRepository(session).finish(lease, JobStatus.CANCELLED, now=utc_now())
 
     assert rerun(client, job.id).json()["resumed_from_step"] == 1
@@ -332,7 +333,7 @@ def test_an_error_says_that_the_state_can_be_used(database: Database) -> None:
     job = add_job(database)
     lease = claim(database)
     with database.writing() as session:
-        SavedStateRepository(session).add(lease, 3, {}, now=utc_now())
+        SavedStateRepository(session, DEFAULT_PROJECT_ID).add(lease, 3, {}, now=utc_now())
     for number in range(MAX_INTERRUPTIONS):
         lease = lease if number == 0 else claim(database)
         with database.writing() as session:

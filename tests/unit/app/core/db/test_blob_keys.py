@@ -5,14 +5,15 @@ import pytest
 
 from app.core.db.blob_keys import BlobKeyRepository, NamedBlob, iterate_named
 from app.core.db.session import Database
-from app.core.db.tables import SavedState
+
 from app.core.storage.local import LocalBlobStore
+from tests.builders import build_saved_state
 from tests.builders import NOW, add_file, add_job, add_part, build_upload
 
 
 def add_state(database: Database, job_id: str, step: int, *keys: str) -> None:
     files = {key.rpartition("/")[2]: {"key": key, "bytes": 1, "sha256": "0" * 64} for key in keys}
-    state = SavedState(job_id=job_id, step=step, attempt=1, created_at=NOW, files=files)
+    state = build_saved_state(job_id, step, files)
     with database.writing() as session:
         session.add(state)
 

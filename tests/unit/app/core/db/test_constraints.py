@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from sqlalchemy.exc import IntegrityError, StatementError
 
+from app.core.access import DEFAULT_PROJECT_ID
 from app.core.db.session import Database
 from app.core.db.tables import Base, Event, JobMetadata, TunedModel
 from app.core.ids import IdPrefix, new_id
@@ -87,6 +88,7 @@ def test_an_event_of_unknown_kind_is_refused(database: Database, changes: dict[s
     job = build_job()
     values: dict[str, Any] = {
         "id": new_id(IdPrefix.EVENT),
+        "project_id": DEFAULT_PROJECT_ID,
         "job_id": job.id,
         "created_at": NOW,
         "level": "info",
@@ -125,6 +127,7 @@ def test_two_files_with_the_same_bytes_of_the_store_are_refused(database: Databa
         build_file(project_id="proj-none"),
         TunedModel(
             id="ft:x",
+            project_id=DEFAULT_PROJECT_ID,
             job_id="ftjob-none",
             checkpoint_id="ftckpt_none",
             base_model="x",

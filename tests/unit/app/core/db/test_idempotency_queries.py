@@ -2,6 +2,8 @@ from datetime import datetime
 
 import pytest
 
+from app.core.db.repositories.idempotency import OldIdempotencyRecords
+from app.core.access import DEFAULT_PROJECT_ID
 from app.core.db.base import Project
 from app.core.db.repositories.idempotency import IdempotencyRepository
 from app.core.db.session import Database
@@ -14,7 +16,7 @@ def submit(
     """Remember a request that has made a job, whose id is returned."""
     job = add_job(database)
     with database.writing() as session:
-        IdempotencyRepository(session).add(job, "create", key=key, fingerprint=fingerprint, now=now)
+        IdempotencyRepository(session, DEFAULT_PROJECT_ID).add(job, "create", key=key, fingerprint=fingerprint, now=now)
     return job.id
 
 
@@ -39,7 +41,7 @@ def test_a_request_is_known_on_its_route_only(database: Database) -> None:
     submit(database, None)
 
     with database.reading() as session:
-        records = IdempotencyRepository(session)
+        records = IdempotencyRepository(session, DEFAULT_PROJECT_ID)
         assert records.find_by_key("rerun", "k") is None
         assert records.find_recent("rerun", "f", since=NOW) is None
 
@@ -48,7 +50,7 @@ def test_a_request_with_a_key_is_known_by_that_alone(database: Database) -> None
     submit(database, "k")
 
     with database.reading() as session:
-        assert IdempotencyRepository(session).find_recent("create", "f", since=NOW) is None
+        assert IdempotencyRepository(session, DEFAULT_PROJECT_ID).find_recent("create", "f", since=NOW) is None
 
 
 def test_what_is_old_is_forgotten_and_its_job_stays(database: Database) -> None:
@@ -58,7 +60,7 @@ def test_what_is_old_is_forgotten_and_its_job_stays(database: Database) -> None:
     jobs = dump_tables(database)["jobs"]
 
     with database.writing() as session:
-        IdempotencyRepository(session).delete_older(than=NOW)
+        OldIdempotencyRecords(session).delete_older(than=NOW)
 
     tables = dump_tables(database)
     assert len(tables["submissions"]) == 1

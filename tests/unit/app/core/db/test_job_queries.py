@@ -2,8 +2,10 @@ from collections.abc import Mapping
 
 import pytest
 
+from app.core.access import DEFAULT_PROJECT_ID
 from app.core.db.repositories.events import EventRepository
-from app.core.db.repositories.jobs import MAX_QUEUE_POSITION, JobRepository
+from app.core.db.repositories.jobs import JobRepository
+from app.core.db.repositories.queue import MAX_POSITION, QueueRepository
 from app.core.db.repositories.leases import LeaseRepository
 from app.core.db.session import Database
 from app.core.db.tables import Event, Job, JobMetadata
@@ -22,18 +24,18 @@ from tests.builders import (
 
 def cancel(database: Database, job_id: str) -> Job | None:
     with database.writing() as session:
-        return JobRepository(session).request_cancel(job_id, now=NOW + MINUTE)
+        return JobRepository(session, DEFAULT_PROJECT_ID).request_cancel(job_id, now=NOW + MINUTE)
 
 
 def list_ids(database: Database, metadata: Mapping[str, str] | None) -> list[str]:
     with database.reading() as session:
-        page = JobRepository(session).list_page(after=None, limit=100, metadata=metadata)
+        page = JobRepository(session, DEFAULT_PROJECT_ID).list_page(after=None, limit=100, metadata=metadata)
         return [job.id for job in page.rows]
 
 
 def events(database: Database, job_id: str) -> list[Event]:
     with database.reading() as session:
-        return EventRepository(session).list_page(job_id, after=None, limit=100).rows
+        return EventRepository(session, DEFAULT_PROJECT_ID).list_page(job_id, after=None, limit=100).rows
 
 
 def test_a_new_job_tells_its_story_in_openais_words(database: Database) -> None:
@@ -63,7 +65,7 @@ def test_a_running_job_is_only_marked_and_the_first_request_counts(database: Dat
     cancel(database, job.id)
 
     with database.writing() as session:
-        again = JobRepository(session).request_cancel(job.id, now=NOW + 2 * MINUTE)
+        again = JobRepository(session, DEFAULT_PROJECT_ID).request_cancel(job.id, now=NOW + 2 * MINUTE)
 
     assert again is not None
     assert (again.status, again.finished_at) == (JobStatus.RUNNING, None)
@@ -112,26 +114,26 @@ def test_a_job_knows_its_place_in_the_queue_until_it_is_taken(database: Database
     taken, *waiting = [get_job(database, job.id) for job in jobs]
 
     with database.reading() as session:
-        repository = JobRepository(session)
-        assert repository.queue_position(taken) is None
-        assert [repository.queue_position(job) for job in waiting] == [1, 2]
-        assert repository.count_queued() == 2
+        queue = QueueRepository(session)
+        assert queue.position(taken) is None
+        assert [queue.position(job) for job in waiting] == [1, 2]
+        assert queue.count() == 2
 
 
 def test_a_job_far_back_in_the_queue_is_not_counted_to(database: Database) -> None:
     with database.writing() as session:
-        session.add_all(build_job(priority=9) for _ in range(MAX_QUEUE_POSITION - 3))
+        session.add_all(build_job(priority=9) for _ in range(MAX_POSITION - 3))
     priorities = [0, 1, 0, 1, 2, 0]
     ids = [add_job(database, priority=priority).id for priority in priorities]
     paused = add_job(database, status=JobStatus.PAUSED).id
     found = [get_job(database, job_id) for job_id in [*ids, paused]]
 
     with database.reading() as session:
-        repository = JobRepository(session)
-        one_by_one = [repository.queue_position(job) for job in found]
-        together = repository.queue_positions(found)
+        queue = QueueRepository(session)
+        one_by_one = [queue.position(job) for job in found]
+        together = queue.positions(found)
 
-    assert MAX_QUEUE_POSITION == 1000
+    assert MAX_POSITION == 1000
     assert one_by_one == [1000, 999, 1000, 1000, 998, 1000, None]
     assert [together[job.id] for job in found] == one_by_one
 
@@ -147,7 +149,7 @@ def test_the_loss_log_is_read_by_step_with_both_ends(database: Database) -> None
         )
 
     with database.reading() as session:
-        jobs = JobRepository(session)
+        jobs = JobRepository(session, DEFAULT_PROJECT_ID)
         assert jobs.list_steps(job.id) == rows
         assert jobs.list_steps(job.id, first=2, last=4) == rows[1:4]
         assert jobs.list_steps(job.id, first=5) == rows[4:]
@@ -159,7 +161,7 @@ def test_a_metrics_event_has_openais_words_and_keys(database: Database) -> None:
     evaluated = build_metrics(2, train_loss=0.149, valid_loss=0.27, valid_mean_token_accuracy=0.9)
 
     with database.writing() as session:
-        repository = EventRepository(session)
+        repository = EventRepository(session, DEFAULT_PROJECT_ID)
         for metrics in (plain, evaluated):
             repository.add_metrics(job.id, metrics, total_steps=300, now=NOW)
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
+from app.core.access import DEFAULT_PROJECT_ID
 from app.core.db.repositories.checkpoints import CheckpointRepository
 from app.core.db.repositories.events import EventRepository
 from app.core.db.repositories.jobs import JobRepository
@@ -54,7 +55,7 @@ def rescue(database: Database, *, after: timedelta) -> list[str]:
 
 def request_cancel(database: Database, job_id: str) -> None:
     with database.writing() as session:
-        JobRepository(session).request_cancel(job_id, now=NOW)
+        JobRepository(session, DEFAULT_PROJECT_ID).request_cancel(job_id, now=NOW)
 
 
 def attempts(database: Database, job_id: str) -> list[tuple[int, str, str | None]]:
@@ -65,7 +66,7 @@ def attempts(database: Database, job_id: str) -> list[tuple[int, str, str | None
 
 def messages(database: Database, job_id: str) -> list[str]:
     with database.reading() as session:
-        page = EventRepository(session).list_page(job_id, after=None, limit=100)
+        page = EventRepository(session, DEFAULT_PROJECT_ID).list_page(job_id, after=None, limit=100)
         return [event.message for event in page.rows]
 
 
@@ -74,7 +75,7 @@ def dump_job(database: Database, job_id: str) -> list[Any]:
     job = get_job(database, job_id)
     columns = {column.key: getattr(job, column.key) for column in job.__table__.columns}
     with database.reading() as session:
-        steps = JobRepository(session).list_steps(job_id)
+        steps = JobRepository(session, DEFAULT_PROJECT_ID).list_steps(job_id)
     return [columns, steps, attempts(database, job_id), messages(database, job_id)]
 
 
@@ -173,14 +174,14 @@ def test_what_follows_a_lost_hold_is_rolled_back(database: Database) -> None:
 
     def publish() -> None:
         with database.writing() as session:
-            CheckpointRepository(session).add(build_checkpoint(job))
+            CheckpointRepository(session, DEFAULT_PROJECT_ID).add(build_checkpoint(job))
             LeaseRepository(session).hold(lease)
 
     with pytest.raises(LeaseLostError):
         publish()
 
     with database.reading() as session:
-        page = CheckpointRepository(session).list_page(job.id, after=None, limit=10)
+        page = CheckpointRepository(session, DEFAULT_PROJECT_ID).list_page(job.id, after=None, limit=10)
     assert page.rows == []
 
 
@@ -191,7 +192,7 @@ def test_a_worker_learns_what_the_user_wants(database: Database, poll: str) -> N
 
     seen = [write(database, poll, lease)]
     with database.writing() as session:
-        JobRepository(session).request_pause(job.id, now=NOW)
+        JobRepository(session, DEFAULT_PROJECT_ID).request_pause(job.id, now=NOW)
     seen.append(write(database, poll, lease))
     request_cancel(database, job.id)
     seen.append(write(database, poll, lease))
@@ -226,7 +227,7 @@ def test_what_was_logged_beyond_the_point_of_resumption_is_void(database: Databa
         LeaseRepository(session).begin(lease, after_step=2, now=NOW)
 
     with database.reading() as session:
-        assert JobRepository(session).list_steps(job.id) == rows[:2]
+        assert JobRepository(session, DEFAULT_PROJECT_ID).list_steps(job.id) == rows[:2]
     assert get_job(database, job.id).trained_steps == 2
     assert "Fine-tuning job resumed after step 2" in messages(database, job.id)
 
@@ -239,7 +240,7 @@ def test_an_attempt_without_a_saved_state_begins_an_empty_loss_log(database: Dat
     write(database, "begin", claim(database))
 
     with database.reading() as session:
-        assert JobRepository(session).list_steps(job.id) == []
+        assert JobRepository(session, DEFAULT_PROJECT_ID).list_steps(job.id) == []
     job = get_job(database, job.id)
     assert (job.trained_steps, job.train_loss, job.epoch) == (0, None, None)
 
@@ -258,7 +259,7 @@ def test_the_job_shows_its_last_step_and_its_newest_validation_loss(database: Da
     assert (job.trained_steps, job.train_loss, job.valid_loss) == (2, 1.5, 2.5)
     assert (job.tokens_per_second, job.estimated_finish_at) == (200.0, NOW + MINUTE)
     with database.reading() as session:
-        assert JobRepository(session).list_steps(job.id) == rows
+        assert JobRepository(session, DEFAULT_PROJECT_ID).list_steps(job.id) == rows
 
 
 def test_a_job_that_cannot_be_read_is_not_in_the_way_of_the_others(database: Database) -> None:
@@ -280,7 +281,7 @@ def test_a_state_that_was_passed_over_is_not_tried_again(database: Database) -> 
     job = add_job(database)
     lease = claim(database)
     with database.writing() as session:
-        states = SavedStateRepository(session)
+        states = SavedStateRepository(session, DEFAULT_PROJECT_ID)
         for step in (1, 3):
             states.add(lease, step, {}, now=NOW)
 
@@ -288,4 +289,4 @@ def test_a_state_that_was_passed_over_is_not_tried_again(database: Database) -> 
         LeaseRepository(session).begin(lease, after_step=1, now=NOW)
 
     with database.reading() as session:
-        assert SavedStateRepository(session).newest_step(job.id) == 1
+        assert SavedStateRepository(session, DEFAULT_PROJECT_ID).newest_step(job.id) == 1

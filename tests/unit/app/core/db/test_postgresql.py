@@ -12,6 +12,10 @@ import pytest
 from sqlalchemy import event, make_url, text
 from sqlalchemy.exc import InternalError
 
+from app.core.db.repositories.saved_states import UnneededStates
+from app.core.db.repositories.files import ExpiredFiles
+from app.core.access import LOCAL_CALLER
+from app.core.access import DEFAULT_PROJECT_ID
 from app.core.db import postgresql as postgresql_module
 from app.core.db.postgresql import MAX_CONNECTIONS
 from app.core.db.repositories.events import EventRepository
@@ -19,7 +23,7 @@ from app.core.db.repositories.files import FileRepository
 from app.core.db.repositories.jobs import JobRepository
 from app.core.db.repositories.saved_states import SavedStateRepository
 from app.core.db.session import Database, Session
-from app.core.db.tables import File, SavedState
+from app.core.db.tables import File
 from app.core.errors import (
     DatabaseBusyError,
     NotFoundError,
@@ -32,6 +36,7 @@ from app.core.job.status import JobStatus
 from app.services.files import delete_file
 from benchmarks.support.postgres import MAX_CONNECTIONS as MAX_CONNECTIONS_OF_THE_SERVER
 from benchmarks.support.postgres import PostgresServer
+from tests.builders import build_saved_state
 from tests.builders import (
     MINUTE,
     NOW,
@@ -394,7 +399,7 @@ def test_a_character_that_postgresql_lacks_does_not_lose_the_text(database: Data
     job = add_job(database)
 
     with database.writing() as session:
-        EventRepository(session).add(job.id, "The end: a\0b", now=NOW)
+        EventRepository(session, DEFAULT_PROJECT_ID).add(job.id, "The end: a\0b", now=NOW)
         missing = new_id(IdPrefix.JOB) + "\0"
         assert (
             session.scalar(text("SELECT count(*) FROM jobs WHERE id = :id"), {"id": missing}) == 0
@@ -416,14 +421,14 @@ def await_one_that_waits(database: Database) -> None:
 
 def use_file(session: Session, file: File) -> None:
     """What making a job does."""
-    FileRepository(session).get_to_use(file.id, now=NOW, param="training_file")
-    JobRepository(session).add(build_job(training_file_id=file.id))
+    FileRepository(session, DEFAULT_PROJECT_ID).get_to_use(file.id, now=NOW, param="training_file")
+    JobRepository(session, DEFAULT_PROJECT_ID).add(build_job(training_file_id=file.id))
 
 
 def try_to_delete(database: Database, file: File) -> str:
     try:
         with database.writing() as session:
-            return delete_file(session, file.id, now=NOW)
+            return delete_file(session, LOCAL_CALLER, file.id, now=NOW)
     except (StateConflictError, NotFoundError) as error:
         return error.code
 
@@ -439,14 +444,14 @@ def try_to_use(database: Database, file: File) -> str:
 
 def list_expired(database: Database) -> list[File]:
     with database.writing() as janitor:
-        return FileRepository(janitor).list_expired(now=NOW + MINUTE, limit=10)
+        return ExpiredFiles(janitor).list_all(now=NOW + MINUTE, limit=10)
 
 
 @pytest.fixture
 def file(other: Database) -> File:
     file = build_file(expires_at=NOW + MINUTE)
     with other.writing() as session:
-        FileRepository(session).add(file)
+        FileRepository(session, DEFAULT_PROJECT_ID).add(file)
     return file
 
 
@@ -463,7 +468,7 @@ def test_a_file_is_not_deleted_under_a_job_that_is_being_made(other: Database, f
 def test_a_job_is_not_made_of_a_file_that_is_being_deleted(other: Database, file: File) -> None:
     with ThreadPoolExecutor(1) as threads:
         with other.writing() as session:
-            delete_file(session, file.id, now=NOW)
+            delete_file(session, LOCAL_CALLER, file.id, now=NOW)
             job = threads.submit(try_to_use, other, file)
             await_one_that_waits(other)
 
@@ -480,12 +485,12 @@ def test_a_file_does_not_expire_under_a_job_that_is_being_made(other: Database, 
 
 def free_states(database: Database) -> list[str]:
     with database.writing() as janitor:
-        return SavedStateRepository(janitor).delete_of_ended(held_since=NOW + MINUTE, limit=10)
+        return UnneededStates(janitor).delete(held_since=NOW + MINUTE, limit=10)
 
 
 def find_states(database: Database, job_id: str) -> list[str]:
     with database.writing() as session:
-        return [state.job_id for state in SavedStateRepository(session).list_to_continue(job_id)]
+        return [state.job_id for state in SavedStateRepository(session, DEFAULT_PROJECT_ID).list_to_continue(job_id)]
 
 
 @pytest.mark.parametrize("rival", [free_states, find_states])
@@ -493,17 +498,17 @@ def test_the_saved_state_that_a_rerun_takes_is_nobody_elses(other: Database, riv
     failed = add_job(other, **build_job_in(JobStatus.FAILED))
     files = {"state": {"key": "a", "bytes": 1, "sha256": "0"}}
     with other.writing() as session:
-        session.add(SavedState(job_id=failed.id, step=1, attempt=1, created_at=NOW, files=files))
+        session.add(build_saved_state(failed.id, 1, files))
     asked = (other,) if rival is free_states else (other, failed.id)
 
     with ThreadPoolExecutor(1) as threads:
         with other.writing() as session:
-            assert SavedStateRepository(session).list_to_continue(failed.id)
+            assert SavedStateRepository(session, DEFAULT_PROJECT_ID).list_to_continue(failed.id)
             found = threads.submit(rival, *asked)
             await_one_that_waits(other)
             job = build_job()
-            JobRepository(session).add(job)
-            SavedStateRepository(session).move(failed.id, job.id)
+            JobRepository(session, DEFAULT_PROJECT_ID).add(job)
+            SavedStateRepository(session, DEFAULT_PROJECT_ID).move(failed.id, job.id)
 
         assert found.result(30) == []
     assert find_states(other, job.id) == [job.id]
@@ -529,6 +534,6 @@ def test_a_file_that_gets_a_job_while_the_expired_are_looked_for_stays(
             session.execute(text("SELECT pg_advisory_xact_lock(1)"))
             expired = threads.submit(list_expired, other)
             await_one_that_waits(other)
-            JobRepository(session).add(build_job(training_file_id=file.id))
+            JobRepository(session, DEFAULT_PROJECT_ID).add(build_job(training_file_id=file.id))
 
         assert expired.result(30) == []

@@ -6,6 +6,8 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import select
 
+from app.core.db.repositories.saved_states import UnneededStates
+from app.core.access import DEFAULT_PROJECT_ID
 from app.core.db.repositories.jobs import JobRepository
 from app.core.db.repositories.leases import Lease, LeaseRepository
 from app.core.db.repositories.recovery import (
@@ -59,7 +61,7 @@ def rescue_orphans(database: Database, *, alive: bool, host: str = "host-1") -> 
 def save(database: Database, lease: Lease, step: int) -> list[str]:
     with database.writing() as session:
         files = {"state.json": {"key": f"{lease.attempt}/{step}", "bytes": 1, "sha256": "0"}}
-        return SavedStateRepository(session).add(lease, step, files, now=NOW)
+        return SavedStateRepository(session, DEFAULT_PROJECT_ID).add(lease, step, files, now=NOW)
 
 
 def outcomes(database: Database, job_id: str) -> list[str | None]:
@@ -106,8 +108,8 @@ def test_one_that_was_to_be_cancelled_is(database: Database, how: str) -> None:
     job = add_job(database)
     lease = claim(database)
     with database.writing() as session:
-        JobRepository(session).request_pause(job.id, now=NOW)
-        JobRepository(session).request_cancel(job.id, now=NOW)
+        JobRepository(session, DEFAULT_PROJECT_ID).request_pause(job.id, now=NOW)
+        JobRepository(session, DEFAULT_PROJECT_ID).request_cancel(job.id, now=NOW)
 
     LEAVINGS[how](database, lease)
 
@@ -121,7 +123,7 @@ def test_one_that_was_to_be_paused_is(database: Database, how: str) -> None:
     job = add_job(database)
     lease = claim(database)
     with database.writing() as session:
-        JobRepository(session).request_pause(job.id, now=NOW)
+        JobRepository(session, DEFAULT_PROJECT_ID).request_pause(job.id, now=NOW)
 
     LEAVINGS[how](database, lease)
 
@@ -222,7 +224,7 @@ def test_the_newest_two_states_are_kept(database: Database) -> None:
 
     assert freed == [[], [], ["1/1"], ["1/2"]]
     with database.reading() as session:
-        found = SavedStateRepository(session).list_newest(job.id)
+        found = SavedStateRepository(session, DEFAULT_PROJECT_ID).list_newest(job.id)
     assert [state.step for state in found] == [4, 3]
 
 
@@ -236,7 +238,7 @@ def test_a_state_that_was_passed_over_is_replaced(database: Database) -> None:
 
     assert save(database, claim(database), 5) == ["1/6"]
     with database.reading() as session:
-        found = SavedStateRepository(session).list_newest(job.id)
+        found = SavedStateRepository(session, DEFAULT_PROJECT_ID).list_newest(job.id)
     assert [(state.step, state.attempt) for state in found] == [(5, 2), (3, 1)]
 
 
@@ -246,14 +248,14 @@ def test_the_states_of_a_job_that_has_ended_are_forgotten(database: Database) ->
     save(database, lease, 1)
     release(database, lease)
     with database.writing() as session:
-        JobRepository(session).request_cancel(ended.id, now=NOW)
+        JobRepository(session, DEFAULT_PROJECT_ID).request_cancel(ended.id, now=NOW)
     add_job(database)
     save(database, claim(database), 1)
 
     with database.writing() as session:
-        states = SavedStateRepository(session)
-        assert states.delete_of_ended(held_since=NOW, limit=10) == ["1/1"]
-        assert states.delete_of_ended(held_since=NOW, limit=10) == []
+        states = UnneededStates(session)
+        assert states.delete(held_since=NOW, limit=10) == ["1/1"]
+        assert states.delete(held_since=NOW, limit=10) == []
 
 
 def test_a_machine_without_space_is_not_tried_for_ever(database: Database) -> None:

@@ -1,0 +1,34 @@
+"""Who may do what: projects, the scopes of API keys, and the caller of a request."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+DEFAULT_PROJECT_ID = "proj-default"
+"""The project that every database has from the start, and that needs no key on a laptop."""
+
+
+class Scope(StrEnum):
+    """What a key may do. A key can have several scopes; none includes another."""
+
+    READ = "read"
+    """Read everything of the project."""
+    WRITE = "write"
+    """Create, change and delete jobs, files and models of the project."""
+    SAMPLE = "sample"
+    """Ask tuned models for completions. Nothing offers that yet."""
+    ADMIN = "admin"
+    """Manage the whole service: every project, its keys, its limits and its usage."""
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Whoever sent a request: everything that it reads or writes belongs to the project."""
+
+    project_id: str
+    scopes: frozenset[Scope]
+    key_id: str | None
+    """Id of the API key that the request was sent with; None where no keys are used."""
+
+
+LOCAL_CALLER = Caller(DEFAULT_PROJECT_ID, frozenset(Scope), None)
+"""The caller of every request to a service that has no keys and listens on this machine only."""

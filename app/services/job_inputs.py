@@ -1,0 +1,76 @@
+"""Checks that a new job can use its base model and its files. The caller owns the transaction."""
+
+from datetime import datetime
+
+from app.core.access import Caller
+from app.core.base_models import Catalogue, CatalogueEntry, InstalledModel
+from app.core.db.repositories.files import FileRepository
+from app.core.db.session import Session
+from app.core.db.tables import File
+from app.core.errors import InvalidRequestError
+
+
+def find_installed(catalogue: Catalogue, name: str) -> tuple[CatalogueEntry, InstalledModel]:
+    """The base model of this name.
+
+    Raises:
+        InvalidRequestError: it does not exist or is not installed.
+    """
+    entry = catalogue.find(name)
+    installed = None if entry is None else catalogue.find_installed(entry.id)
+    if entry is not None and installed is not None:
+        return entry, installed
+    if entry is None:
+        known = ", ".join(each.id for each, _ in catalogue.list_installed()) or "none"
+        message = f"There is no base model {name[:100]!r}. Installed: {known}."
+    else:
+        message = (
+            f"The base model {entry.id} is not installed. Run: tunery models install {entry.id}"
+        )
+    raise InvalidRequestError(message, code="model_not_available", param="model")
+
+
+def check_files(
+    session: Session,
+    caller: Caller,
+    training_file: str,
+    validation_file: str | None,
+    entry: CatalogueEntry,
+    *,
+    now: datetime | None,
+) -> None:
+    """Check the files, and lock them until the job that uses them is committed.
+
+    Args:
+        now: files that have expired by then do not exist; None ignores expiry.
+
+    Raises:
+        InvalidRequestError: a file cannot be used, or both are the same.
+        NotFoundError: a file does not exist.
+    """
+    files = FileRepository(session, caller.project_id)
+    if training_file == validation_file:
+        raise InvalidRequestError(
+            "The validation file must be another file than the training file.",
+            param="validation_file",
+        )
+    for param, file_id in (
+        ("training_file", training_file),
+        ("validation_file", validation_file),
+    ):
+        if file_id is not None:
+            file = files.get_to_use(file_id, now=now, param=param)
+            _check_file(file, entry, param)
+
+
+def _check_file(file: File, entry: CatalogueEntry, param: str) -> None:
+    if file.format is None:
+        raise InvalidRequestError(
+            f"{file.id} was made by a job; {param} must be an uploaded dataset.", param=param
+        )
+    if file.uses_tools and not entry.supports_tools:
+        raise InvalidRequestError(
+            f"{file.id} contains tools, and the chat template of {entry.id} cannot show them.",
+            code="tools_not_supported",
+            param=param,
+        )
