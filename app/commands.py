@@ -15,6 +15,7 @@ from typing import Annotated, NoReturn
 import typer
 import uvicorn
 
+from app.api.metrics import serving_metrics
 from app.api.requests import BoundedHttpProtocol
 from app.core.command_line import CommandGroup
 from app.core.db.migrate import prepare
@@ -77,16 +78,17 @@ def serve_api(host: Host = None, port: Port = None) -> None:
         application = create_app(settings)
         _check_address(settings)
         prepare(application.state.resources.database)
-        uvicorn.run(
-            application,
-            host=settings.host,
-            port=settings.port,
-            log_config=None,
-            access_log=False,  # `app.api.requests` writes one with the request's id
-            server_header=False,
-            http=BoundedHttpProtocol,
-            timeout_graceful_shutdown=10,
-        )
+        with serving_metrics(application.state.metrics, application.state.resources):
+            uvicorn.run(
+                application,
+                host=settings.host,
+                port=settings.port,
+                log_config=None,
+                access_log=False,  # `app.api.requests` writes one with the request's id
+                server_header=False,
+                http=BoundedHttpProtocol,
+                timeout_graceful_shutdown=10,
+            )
 
 
 def override_address(host: str | None, port: int | None) -> None:

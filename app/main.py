@@ -7,9 +7,10 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
-from app.api import health
+from app.api import docs_page, health
 from app.api.deps import Resources
 from app.api.errors import install_error_handlers
+from app.api.metrics import RequestMetrics
 from app.api.recent_answers import RecentAnswers
 from app.api.requests import RequestContext
 from app.api.v1 import files, fine_tuning_jobs, job_results, models, uploads
@@ -46,12 +47,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         catalogue=load_catalogue(settings.data_dir),
         ballast=Ballast(settings),
     )
+    metrics = RequestMetrics()
     app = FastAPIOffline(
-        docs_url="/docs",
-        redoc_url=None,  # its page loads a logo from another server
-        static_url="/docs/assets",
-        # A validator would send the document to another server.
-        swagger_ui_parameters={"validatorUrl": None},
+        docs_url=None,  # `docs_page` has the page
+        redoc_url=None,
+        static_url=docs_page.ASSETS,
         title="Tunery",
         version=VERSION,
         description="Fine-tune language models over REST: OpenAI's fine-tuning API, self-hosted.",
@@ -61,12 +61,16 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         responses=_ERRORS,
     )
     app.state.resources = resources
+    app.state.metrics = metrics
     install_error_handlers(app)
     app.include_router(health.router)
+    app.include_router(docs_page.router)
     for module in (files, uploads, fine_tuning_jobs, job_results, models):
         app.include_router(module.router, prefix="/v1")
     app.add_middleware(RecentAnswers, version=resources.database.version)
-    app.add_middleware(RequestContext)  # the middleware added last sees a request first
+    app.add_middleware(
+        RequestContext, metrics=metrics
+    )  # the middleware added last sees a request first
     return app
 
 

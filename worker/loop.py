@@ -6,10 +6,11 @@ from collections.abc import Callable
 from datetime import timedelta
 
 from app.core.clock import steady_s
-from app.core.db.repositories.queue import QueueRepository
 from app.core.db.repositories.leases import Lease, LeaseRepository
+from app.core.db.repositories.queue import QueueRepository
 from app.core.disk import has_room
 from app.core.errors import DatabaseAwayError, DatabaseBusyError
+from app.core.logging import log_context
 from worker.attempt.attempt import Attempt
 from worker.attempt.lease_keeper import Resources
 from worker.launch.locks import TrainingSlots
@@ -97,7 +98,9 @@ class Worker:
             )
 
     def _attempt(self, lease: Lease) -> float:
-        logger.info("job claimed", extra={"job_id": lease.job_id, "attempt": lease.attempt})
         attempt = Attempt(lease, self._resources, stop_at_s=lambda: self._stop_at_s)
-        attempt.run()
+        job = {"job_id": lease.job_id, "attempt": lease.attempt, "project": lease.project_id}
+        with log_context(**job):
+            logger.info("job claimed")
+            attempt.run()
         return PAUSE_AFTER_FAILURE_S if attempt.must_wait else 0.0

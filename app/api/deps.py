@@ -23,6 +23,12 @@ from app.services.idempotency import RequestOrigin
 
 T = TypeVar("T")
 
+CALLER = "caller"
+"""Key in the state of a request that holds its `Caller`, for the access log."""
+
+JOB_ID = "job_id"
+"""Key in the state of a request that holds the id of a job it made, for the access log."""
+
 _DEFAULT_TIMEOUT_S = 600
 """How long OpenAI's clients wait for an answer by default."""
 _MAX_TIMEOUT_S = 3600
@@ -84,7 +90,8 @@ async def _resources(request: Request) -> Resources:  # not `def`, which would s
     return request.app.state.resources
 
 
-async def _caller() -> Caller:
+async def _caller(request: Request) -> Caller:
+    request.scope["state"][CALLER] = LOCAL_CALLER
     return LOCAL_CALLER
 
 

@@ -88,7 +88,8 @@ class DatabaseBusyError(ServiceError):
 
 
 class DatabaseAwayError(DatabaseBusyError):
-    """
+    """The server of the database does not answer.
+
     Args:
         for_operator: where the database is, why it cannot be reached, and what to do.
     """

@@ -43,6 +43,13 @@ class Settings(BaseSettings):
     port: int = Field(default=8000, ge=0, le=65535)
     """TCP port that the API listens on."""
 
+    metrics_port: int | None = Field(default=None, ge=0, le=65535)
+    """TCP port on which the API process offers metrics for Prometheus, at `/metrics`. By default it
+    offers none."""
+
+    metrics_host: str = "127.0.0.1"
+    """Address of the metrics. They need no key: do not open the address to strangers."""
+
     max_upload_bytes: int = Field(default=512 * 1024 * 1024, ge=1)
     """Maximum size of an uploaded file, in bytes."""
 

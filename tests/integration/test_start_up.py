@@ -4,7 +4,6 @@ All processes start at once, as most of their time goes into imports.
 """
 
 import os
-import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from tunery import service_root
+from tunery.local_service import LoggedProcess
 
 LIMIT_S = 120
-PASSWORD = "swordfish-7"
+SWORDFISH = "swordfish-7"
 SPARE = {"TUNERY_INSTALL_DEFAULT_MODEL": "false", "TUNERY_WARM_S": "0", "TUNERY_PORT": "0"}
 
 
@@ -29,7 +29,7 @@ class Problem:
     """Content by name, in the working directory."""
 
 
-PROBLEMS = {
+OF_SETTINGS = {
     "a bad setting": Problem(
         ("TUNERY_LEASE_S: Input should be a valid number", "docs/settings.md"),
         {"TUNERY_LEASE_S": "soon"},
@@ -50,13 +50,17 @@ PROBLEMS = {
         (".env, line 2: not UTF-8. Save the file in UTF-8.",),
         files={".env": "OTHER=1\nTUNERY_ORGANIZATION=caf\xe9\n".encode("latin-1")},
     ),
+}
+"""What every process finds out in the same code."""
+
+PROBLEMS = {
     "a URL that is none": Problem(
         ("TUNERY_DATABASE_URL is not a valid URL", "docs/settings.md"),
-        {"TUNERY_DATABASE_URL": f"postgresql://tunery:{PASSWORD}@host:port/tunery"},
+        {"TUNERY_DATABASE_URL": f"postgresql://tunery:{SWORDFISH}@host:port/tunery"},
     ),
     "no server": Problem(
         ("The database at 127.0.0.1:1/tunery cannot be reached: ", "TUNERY_DATABASE_URL"),
-        {"TUNERY_DATABASE_URL": f"postgresql://tunery:{PASSWORD}@127.0.0.1:1/tunery"},
+        {"TUNERY_DATABASE_URL": f"postgresql://tunery:{SWORDFISH}@127.0.0.1:1/tunery"},
     ),
     "a damaged database": Problem(
         ("data/tunery.db: file is not a database. ", "restore a backup: see docs/maintenance.md"),
@@ -72,49 +76,43 @@ PROBLEMS = {
     ),
 }
 
-PYTHON = [sys.executable, "-P", "-m"]
-STARTS = {
-    "api": (*PYTHON, "app"),
-    "worker": (*PYTHON, "worker"),
+STARTS = {"api": ("app",), "worker": ("worker",)}
+"""Modules by the name with which their line begins."""
+
+CASES = {
+    **{("api", title): problem for title, problem in OF_SETTINGS.items()},
+    ("worker", "a misspelt setting"): OF_SETTINGS["a misspelt setting"],
+    **{(name, title): PROBLEMS[title] for name in STARTS for title in PROBLEMS},
 }
 
 
-def start(
-    command: tuple[str, ...], place: Path, problem: Problem
-) -> "subprocess.Popen[str]":
+def start(module: tuple[str, ...], place: Path, problem: Problem) -> LoggedProcess:
     for name, content in problem.files.items():
         (place / name).parent.mkdir(parents=True, exist_ok=True)
         (place / name).write_bytes(content)
-    return subprocess.Popen(
-        command,
+    process = LoggedProcess(
+        [sys.executable, "-P", "-m", *module],
+        log=place / "output.log",
         cwd=place,
-        env=os.environ | {"PYTHONPATH": str(service_root())} | SPARE | problem.settings,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
+        environment=os.environ | {"PYTHONPATH": str(service_root())} | SPARE | problem.settings,
     )
+    process.start()
+    return process
 
 
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], tuple[int, str]]:
     """Exit code and output of each process, by its name and the problem."""
-    started: dict[tuple[str, str], subprocess.Popen[str]] = {}
-    for name, command in STARTS.items():
-        for title, problem in PROBLEMS.items():
-            started[name, title] = start(command, tmp_path_factory.mktemp("start"), problem)
-    try:
-        return {
-            key: (process.wait(LIMIT_S), process.stdout.read() if process.stdout else "")
-            for key, process in started.items()
-        }
-    finally:
-        for process in started.values():
-            process.kill()
+    started = {
+        (name, title): start(STARTS[name], tmp_path_factory.mktemp("start"), problem)
+        for (name, title), problem in CASES.items()
+    }
+    return {
+        key: (process.wait(within_s=LIMIT_S), process.log()) for key, process in started.items()
+    }
 
 
-@pytest.mark.parametrize("problem", PROBLEMS)
-@pytest.mark.parametrize("name", STARTS)
+@pytest.mark.parametrize(("name", "problem"), CASES)
 def test_a_process_that_cannot_start_says_why_in_one_line(
     name: str, problem: str, ended: dict[tuple[str, str], tuple[int, str]]
 ) -> None:
@@ -123,28 +121,16 @@ def test_a_process_that_cannot_start_says_why_in_one_line(
     assert code == 2, said
     assert said.startswith(f"{name}: "), said
     assert said.count("\n") == 1, said
-    assert all(words in said for words in PROBLEMS[problem].says), said
-    assert PASSWORD not in said
+    assert all(words in said for words in CASES[name, problem].says), said
+    assert SWORDFISH not in said
 
 
 def test_the_service_ends_with_the_line_of_the_process_that_cannot_start(tmp_path: Path) -> None:
     problem = PROBLEMS["no server"]
-    process = start((*PYTHON, "tunery", "serve"), tmp_path, problem)
-    said, _ = process.communicate(timeout=LIMIT_S)
+    process = start(("tunery", "serve"), tmp_path, problem)
 
-    assert process.returncode == 2
+    assert process.wait(within_s=LIMIT_S) == 2
+    said = process.log()
     assert problem.says[0] in said
     assert "Traceback" not in said
-    assert PASSWORD not in said
-
-
-@pytest.mark.parametrize("arguments", [("models", "list"), ("doctor",), ("backup", "there")])
-def test_a_command_says_in_one_line_that_the_data_is_not_there(
-    arguments: tuple[str, ...], tmp_path: Path
-) -> None:
-    problem = PROBLEMS["a misspelt setting"]
-    process = start((*PYTHON, "tunery", *arguments), tmp_path, problem)
-    said, _ = process.communicate(timeout=LIMIT_S)
-
-    assert (process.returncode, said.count("\n")) == (2, 1), said
-    assert problem.says[0] in said
+    assert SWORDFISH not in said

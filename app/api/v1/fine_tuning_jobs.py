@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query, Request, Response
 
 from app.api.deps import (
+    JOB_ID,
     LIMIT,
     CallerDep,
     Cursor,
@@ -45,7 +46,13 @@ _REPLAYED_HEADER: dict[int | str, dict[str, Any]] = {
 
 @router.post("", responses=_REPLAYED_HEADER)
 def create_job(
-    body: JobCreate, response: Response, origin: OriginDep, caller: CallerDep, resources: ResourcesDep, now: Now
+    body: JobCreate,
+    request: Request,
+    response: Response,
+    origin: OriginDep,
+    caller: CallerDep,
+    resources: ResourcesDep,
+    now: Now,
 ) -> JobRead:
     """Queue a fine-tuning job. The answer shows every hyperparameter with its resolved value.
 
@@ -53,7 +60,7 @@ def create_job(
     job.
     """
     create = partial(new_jobs.create_job_once, caller=caller, request=body, origin=origin, now=now)
-    return _make(create, response, resources)
+    return _make(create, request, response, resources)
 
 
 @router.get("", response_model=PageRead[JobRead])
@@ -84,7 +91,9 @@ def list_jobs(
 def get_job(job_id: str, caller: CallerDep, resources: ResourcesDep) -> Response:
     """Get a job: its status, its progress and its results."""
     settings = resources.settings
-    return as_json(resources.read(lambda session: job_service.get_job(session, caller, job_id, settings)))
+    return as_json(
+        resources.read(lambda session: job_service.get_job(session, caller, job_id, settings))
+    )
 
 
 @router.post("/{job_id}/cancel")
@@ -122,6 +131,7 @@ def resume_job(job_id: str, caller: CallerDep, resources: ResourcesDep, now: Now
 @router.post("/{job_id}/rerun", responses=_REPLAYED_HEADER)
 def rerun_job(
     job_id: str,
+    request: Request,
     response: Response,
     origin: OriginDep,
     caller: CallerDep,
@@ -144,7 +154,7 @@ def rerun_job(
         origin=origin,
         now=now,
     )
-    return _make(rerun, response, resources)
+    return _make(rerun, request, response, resources)
 
 
 @router.delete("/{job_id}")
@@ -157,14 +167,18 @@ def delete_job(job_id: str, caller: CallerDep, resources: ResourcesDep) -> JobDe
     return JobDeleted(id=job_id)
 
 
-def _make(make: Callable[..., NewJob], response: Response, resources: Resources) -> JobRead:
+def _make(
+    make: Callable[..., NewJob], request: Request, response: Response, resources: Resources
+) -> JobRead:
     def act(session: Session) -> JobRead:
         new_job = make(session, catalogue=resources.catalogue, settings=resources.settings)
         if new_job.is_replay:
             response.headers[_REPLAYED] = "true"
         return job_service.read_job(session, new_job.job, resources.settings)
 
-    return resources.write(act)
+    job = resources.write(act)
+    request.scope["state"][JOB_ID] = job.id
+    return job
 
 
 def _change(

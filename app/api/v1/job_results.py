@@ -7,7 +7,7 @@ from fastapi.responses import StreamingResponse
 
 from app.api.archive import zip_segments
 from app.api.deps import LIMIT, CallerDep, Cursor, ResourcesDep, as_json
-from app.api.streaming import send_segments
+from app.api.streaming import attachment, send_segments
 from app.core.db.repositories.checkpoints import CheckpointRepository
 from app.core.db.repositories.events import EventRepository
 from app.core.db.repositories.jobs import JobRepository
@@ -37,7 +37,9 @@ def list_events(
 
     def act(session: Session) -> PageRead[EventRead]:
         JobRepository(session, caller.project_id).require(job_id)
-        page = EventRepository(session, caller.project_id).list_page(job_id, after=after, limit=limit)
+        page = EventRepository(session, caller.project_id).list_page(
+            job_id, after=after, limit=limit
+        )
         return PageRead[EventRead].of(page, EventRead.model_validate)
 
     return as_json(resources.read(act))
@@ -59,7 +61,9 @@ def list_checkpoints(
 
     def act(session: Session) -> PageRead[CheckpointRead]:
         job = JobRepository(session, caller.project_id).get(job_id)
-        page = CheckpointRepository(session, caller.project_id).list_page(job_id, after=after, limit=limit)
+        page = CheckpointRepository(session, caller.project_id).list_page(
+            job_id, after=after, limit=limit
+        )
         return PageRead[CheckpointRead].of(page, lambda row: CheckpointRead.of(row, job))
 
     return resources.read(act)
@@ -99,7 +103,9 @@ def get_metrics(
 
     rows = resources.read(act)
     if "text/csv" in accept:
-        return StreamingResponse(loss_log.csv_lines(rows), media_type="text/csv")
+        named = {"content-disposition": attachment(f"{job_id}-metrics.csv")}
+        lines = loss_log.csv_lines(rows)
+        return StreamingResponse(lines, media_type="text/csv", headers=named)
     if "application/x-ndjson" in accept:
         return StreamingResponse(loss_log.json_lines(rows), media_type="application/x-ndjson")
     return MetricsRead(data=[row.as_row() for row in rows])

@@ -104,6 +104,10 @@ class Backend(Protocol):
         """Problems in the database's own files; empty where the database checks them itself."""
         ...
 
+    def log_bytes(self) -> int | None:
+        """Size of the write-ahead log; None where a server keeps it."""
+        ...
+
     def hold_snapshot(self, session: Session) -> None:
         """Let every statement of a new transaction see the same moment, however long it takes."""
         ...

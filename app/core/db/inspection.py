@@ -125,3 +125,22 @@ def count_from_the_future(session: Session, *, now: datetime, tolerance: timedel
         session.execute(select(func.count()).where(table.created_at > now + tolerance)).scalar_one()
         for table in (File, Job, Checkpoint)
     )
+
+
+def count_failures(session: Session) -> dict[str, int]:
+    """Number of failed jobs by error code, over all projects."""
+    code = Job.error["code"].as_string()
+    failed = select(code, func.count()).where(Job.status == JobStatus.FAILED).group_by(code)
+    return dict(session.execute(failed).all())
+
+
+def find_oldest_queued(session: Session) -> datetime | None:
+    """When the oldest queued job of all projects was created; None if none is queued."""
+    oldest = select(func.min(Job.id)).where(Job.status == JobStatus.QUEUED).scalar_subquery()
+    return session.scalar(select(Job.created_at).where(Job.id == oldest))
+
+
+def sum_training_speed(session: Session) -> float:
+    """Tokens a second of all running jobs together."""
+    speeds = select(func.sum(Job.tokens_per_second)).where(Job.status == JobStatus.RUNNING)
+    return session.scalar(speeds) or 0.0

@@ -112,15 +112,13 @@ class Postgresql:
         self.engine.dispose()
 
     def as_expected_error(self, error: SQLAlchemyError) -> ServiceError | OperatorError | None:
-        if isinstance(error, PoolTimeoutError):
+        state = getattr(getattr(error, "orig", None), "sqlstate", None)
+        if isinstance(error, PoolTimeoutError) or state in _BUSY:
             return busy()
         if not isinstance(error, DBAPIError):
             return None
-        state = getattr(error.orig, "sqlstate", None)
         if state == _DISK_FULL:
             return full()
-        if state in _BUSY:
-            return busy()
         if state == _NOT_PERMITTED or _UNKNOWN_OPTION in reason_of(error):
             return DatabaseUnusableError(
                 f"The database at {self._where}: {reason_of(error)}. Correct TUNERY_DATABASE_URL, "
@@ -155,6 +153,9 @@ class Postgresql:
 
     def find_damage(self, session: Session) -> list[str]:
         return []  # the server checks its files itself, and has no such command
+
+    def log_bytes(self) -> int | None:
+        return None
 
     def hold_snapshot(self, session: Session) -> None:
         session.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"))
