@@ -50,7 +50,7 @@ clients: .venv-clients/.installed ## Install openai-node and litellm, which a fe
 test: setup ## The whole test suite, in two processes; elsewhere: make test WORKERS=4
 	@$(PYTEST)
 
-long: setup ## The whole test suite, searching and attacking at length
+long: setup ## The whole test suite with its long searches and attacks
 	@TUNERY_TEST_LONG=1 $(PYTEST) -m 'not gpu' --timeout 3000
 
 bench: .venv/.bench model ## Training speed beside the reference script and TRL: make bench BENCH="--isa avx2"
@@ -60,7 +60,7 @@ bench: .venv/.bench model ## Training speed beside the reference script and TRL:
 	$(PIP) install --quiet -c requirements.lock --group bench
 	@touch $@
 
-powercut: setup ## Cut a disk's power 200 times while the service writes to it (minutes; needs fuse3)
+powercut: setup ## Cut a disk's power at least 200 times while the service writes to it (15 minutes; needs fuse3)
 	@$(BIN)/python -m tests.powercut.run
 
 chaos: setup ## Attack the real service 3,700 times on both databases (an hour; see tests/chaos/run.py)

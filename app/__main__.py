@@ -1,4 +1,4 @@
-"""`python -m app`: serve the API. `python -m app --help` lists what else there is."""
+"""`python -m app`: serve the API. `python -m app --help` lists the other commands."""
 
 from app.commands import run_app
 

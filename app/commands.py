@@ -42,7 +42,7 @@ commands = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     help="Serve Tunery's API, and maintain its data. Settings come from the environment or from "
-    "a file .env: docs/settings.md. Exit codes: 0 good, 1 problems remain, 2 cannot run, "
+    "a file .env: docs/settings.md. Exit codes: 0 success, 1 problems remain, 2 cannot run, "
     "3 the database is busy.",
 )
 
@@ -113,7 +113,7 @@ def doctor(
     deep: Annotated[bool, typer.Option("--deep", help="Read every byte of every file.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Examine the database, the files and the disk, while the service runs or not."""
+    """Check the database, the files and the disk. The service may be running or stopped."""
     settings = read_settings()
     findings: list[Finding] = []
     with occupied(settings):
@@ -147,7 +147,7 @@ def backup(
     ] = False,
     copy: Copies = False,
 ) -> None:
-    """Copy the database and all files into a new directory, while the service runs or not."""
+    """Copy the database and all files to a new directory. The service may be running or stopped."""
     settings = read_settings()
     with occupied(settings):
         record = make_backup(
@@ -172,15 +172,18 @@ def restore(
     directory: Annotated[Path, typer.Argument(help="A directory that `backup` made.")],
     *,
     force: Annotated[
-        bool, typer.Option("--force", help="Move what is in the data directory aside.")
+        bool, typer.Option("--force", help="Move the present content of the data directory aside.")
     ] = False,
     accept_damage: Annotated[
         bool,
-        typer.Option("--accept-damage", help="Leave damaged files out; never the database."),
+        typer.Option(
+            "--accept-damage",
+            help="Restore without damaged files. A damaged database is never accepted.",
+        ),
     ] = False,
     copy: Copies = False,
 ) -> None:
-    """Put a backup back, with the service stopped."""
+    """Restore a backup. Stop the service first."""
     settings = read_settings()
     restored = restore_backup(
         settings,

@@ -22,7 +22,7 @@ NAMES = {
 }
 _ISAS = {
     "speed": "all instructions of the processor",
-    "speed-avx512": "limited to AVX-512, without bfloat16 and AMX",
+    "speed-avx512": "limited to AVX-512, without the instructions for bfloat16 and AMX",
     "speed-avx2": "limited to AVX2",
 }
 
@@ -40,15 +40,18 @@ _HEAD = """# How fast Tunery trains
 - The data are docstrings of Python's standard library as conversations. All trainers read the same
   tokens, with the same number of threads, rank 64 on `q_proj` and `v_proj`, and the same number of
   examples per optimizer step.
-- The trainers run in turn, each in a fresh process, for several rounds. The figure is the median,
-  with the minimum and maximum in brackets. The first steps are a warm-up and are not counted.
+- The trainers run in turn, each in a fresh process, for as many rounds as `--rounds` says. The
+  figure is the median of the rounds, with the minimum and maximum in brackets. The first steps are
+  a warm-up and are not counted.
 - The figures are those of one machine in one hour. Only ratios carry over to other machines, and
-  only between processors with the same instructions, above all AMX.
+  only to processors with the same instructions. AMX matters most.
 - **Matrix products alone** performs only the matrix products of the same micro-batches, forward and
-  backward. It is an upper bound: a trainer's share of it shows how much can be gained without
-  faster matrix products.
+  backward. It is an upper bound for every trainer. A trainer with a share of 80 % could save at
+  most a fifth of its time without faster matrix products.
 - **Reference script** is the [script that Tunery grew out of](reference-script.md), with its flaws:
   it pads every row to 512 tokens in float32 and learns the padding.
+- The suffix of TRL, such as `bf16-1`, names its configuration: the data type, and the number of
+  rows in a micro-batch.
 """
 
 
@@ -149,8 +152,9 @@ def _quality(part: Part) -> Iterator[str]:
         "`transformers` and `peft` in float32. The plain trainer reads one row at a time without "
         "padding, sums the loss over the learned tokens, and divides it once per step. Data, seed, "
         "steps and order are the same; the dropout masks differ. Tunery's loss is shown as Tunery "
-        "reports it, and as the plain trainer computes it with Tunery's adapter. The largest "
-        f"difference is {part['worst_percent']:.2f} %, {verdict} the allowed {ALLOWED_PERCENT:g} %."
+        "reports it, and as the plain trainer computes it with Tunery's adapter. The last column "
+        'is the larger of the two differences from the column "plain float32". The largest of all '
+        f"is {part['worst_percent']:.2f} %, {verdict} the allowed {ALLOWED_PERCENT:g} %."
     )
     yield "| seed | before | plain float32 | Tunery, reported | Tunery, checked | difference |"
     yield "|---|---|---|---|---|---|"
@@ -168,7 +172,9 @@ def _large(part: Part) -> Iterator[str]:
         f"The job has 3 rows, 3 epochs and a model of the shape of Qwen2-1.5B ({part['layers']} "
         "layers, random weights). For the script, the time runs from its start to its end. For "
         "Tunery, it runs from the request to a downloadable adapter, through an API and a worker "
-        "that are already running. Peak memory is that of all processes together."
+        "that are already running. Peak memory is that of all processes together; memory that "
+        "processes share is divided among them. The largest process counts with all of its memory, "
+        "so its figure can be higher."
     )
     yield "| | whole job | peak memory | largest process |"
     yield "|---|---|---|---|"

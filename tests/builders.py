@@ -249,7 +249,7 @@ def get_job(database: Database, job_id: str) -> Job:
 def add_worker(
     database: Database, worker_id: str = "worker-1", now: datetime = NOW, **changes: Any
 ) -> WorkerIdentity:
-    """A worker that has given a sign of life."""
+    """A worker that has sent a heartbeat."""
     worker = build_identity(worker_id, **changes)
     with database.writing() as session:
         WorkerRepository(session).beat(worker, now=now)

@@ -63,7 +63,7 @@ def run_worker(
         bool,
         typer.Option(
             "--check",
-            help="Say whether the workers of this machine are healthy, and end. Exit code 1: no.",
+            help="Check whether the workers of this machine are healthy. Exit code 1 if not.",
         ),
     ] = False,
 ) -> None:
@@ -82,7 +82,9 @@ cli.add_typer(models, name="models")
 
 @cli.command()
 def examples(
-    directory: Annotated[Path, typer.Argument(help="Where to write them.")] = Path("examples"),
+    directory: Annotated[Path, typer.Argument(help="Directory to write the examples to.")] = Path(
+        "examples"
+    ),
 ) -> None:
     """Write example datasets and programs into a directory; existing files are left alone."""
     directory.mkdir(parents=True, exist_ok=True)
@@ -95,7 +97,7 @@ def examples(
 
 @cli.command()
 def version() -> None:
-    """Print the version of Tunery and of what it runs on."""
+    """Print the versions of Tunery, Python and the main libraries."""
     typer.echo(f"tunery {VERSION}")
     typer.echo(f"Python {platform.python_version()} on {platform.system()} {platform.machine()}")
     for name in _LIBRARIES:

@@ -1,6 +1,6 @@
 """`tunery models`, and `python -m worker.commands`: list, install and remove base models.
 
-What an installation needs is imported only by it, so that the list works without the extra
+Only `install` imports the libraries that it needs, so `list` and `remove` work without the extra
 `worker`.
 """
 
@@ -39,7 +39,7 @@ models = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="List, install and remove base models. Exit codes: 0 good, 1 one of them could not be, "
+    help="List, install and remove base models. Exit codes: 0 success, 1 any of them failed, "
     "2 cannot run, 3 the database is busy.",
 )
 
@@ -97,7 +97,9 @@ def _install(name: str, catalogue: Catalogue) -> bool:
     except (InstallError, OSError) as error:
         return _fail(f"{entry.id} was not installed. {error}")
     except KeyboardInterrupt:
-        return _fail(f"{entry.id} was not installed: interrupted. Run it again to continue.")
+        return _fail(
+            f"{entry.id} was not installed: interrupted. Run the command again to continue."
+        )
     return True
 
 

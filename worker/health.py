@@ -54,7 +54,7 @@ def _judge(workers: list[WorkerStatus]) -> str:
     for worker in running:
         if worker.is_silent(now=now):
             age_s = (now - worker.heartbeat_at).total_seconds()
-            raise UnhealthyError(f"{_name(worker)} has given no sign of life for {age_s:.0f} s.")
+            raise UnhealthyError(f"{_name(worker)} has sent no heartbeat for {age_s:.0f} s.")
     return ", ".join(f"{_name(worker)} is {worker.state}" for worker in running)
 
 

@@ -194,7 +194,7 @@ class JobDirectory:
         """
         directory = self.directory / name
         if directory.resolve() != self.directory.resolve() / name:  # a link is not followed
-            raise manifest.ManifestError(f"{directory.name} is not a directory of its own")
+            raise manifest.ManifestError(f"{directory.name} is a link, not a directory")
         promised = manifest.read(directory)
         stored = {
             path.name: _store(store, path, f"{self._blob_prefix}/{directory.name}/{path.name}")

@@ -22,7 +22,7 @@ _JOIN_S = 2.0
 
 
 def this_host() -> str:
-    """This boot of this machine, and the namespace in which its process ids mean something."""
+    """Identifier of this boot of this machine and of the namespace of its process ids."""
     try:
         namespace = Path("/proc/self/ns/pid").readlink()
         return f"{BOOT_ID.read_text().strip()} {namespace}"

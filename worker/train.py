@@ -1,4 +1,4 @@
-"""The training child: `python -m worker.train DIR`. By hand, it runs a job directory again.
+"""The training child: `python -m worker.train DIR`. Run by hand, it repeats a job directory.
 
 Standard output carries only the events of `app.core.job.training_events`, one JSON object a line.
 Whatever libraries print goes to standard error. The exit code is 0 after `Finished`, `Failed`,

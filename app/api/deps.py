@@ -1,4 +1,4 @@
-"""What a route works with: the service's resources, the time, cursors and the request's origin."""
+"""Dependencies of the routes: resources, clock, list cursors and the origin of a request."""
 
 import hashlib
 import math
@@ -110,12 +110,12 @@ class Cursor:
         self,
         after: Annotated[
             str | None,
-            Query(description="Id of the last item of the previous page. Absent for the first."),
+            Query(description="Id of the last item of the previous page."),
         ] = None,
     ) -> str | None:
         if after and not after.startswith(self._prefix):
             raise InvalidRequestError(
-                f"'after' must be the id of an item of this list; they start with {self._prefix}",
+                f"'after' must be the id of an item in this list, which begins with {self._prefix}",
                 code="invalid_cursor",
                 param="after",
             )

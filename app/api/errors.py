@@ -146,7 +146,7 @@ def _describe(error: dict[str, Any], body_type: Any) -> dict[str, str]:
 def _unknown(shown: str, path: Sequence[Any], body_type: Any) -> str:
     nearest = nearest_field(body_type, tuple(path[:-1]), str(path[-1]))
     if nearest == path[-1]:
-        return f"'{shown}' is given twice, under two names."
+        return f"'{shown}' is given twice, under two names. Keep one."
     hint = f" Did you mean '{nearest}'?" if nearest else ""
     return f"Unknown parameter: '{shown}'.{hint}"
 
@@ -171,7 +171,8 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
     if status is HTTPStatus.NOT_FOUND:
         return await _service_error(request, _explain_missing_route(request))
     if status is HTTPStatus.METHOD_NOT_ALLOWED:
-        message, code = "This route does not have this method.", "method_not_allowed"
+        message = f"{request.url.path} does not support {request.method}."[:MAX_ECHO]
+        code = "method_not_allowed"
     else:
         message, code = str(error.detail), status.phrase.lower().replace(" ", "_")
     return error_response(status, message, code=code, headers=dict(error.headers or {}))
@@ -205,7 +206,7 @@ def _explain_missing_route(request: Request) -> NotFoundError:
             code="not_offered",
         )
     if not has_prefix and _is_below(f"/v1{path}", *offered):
-        hint = f"Add /v1 to the base URL of your client, for /v1{path[:MAX_ECHO]}."
+        hint = f"Add /v1 to the base URL of your client: the path is /v1{path[:MAX_ECHO]}."
     elif path.endswith("/") and _is_below(path, *offered):
         hint = "Remove the slash at the end of the path."
     else:

@@ -28,15 +28,16 @@ class Readiness(Health):
 
 @router.get("/healthz")
 def healthz() -> Health:
-    """Say that the process answers."""
+    """Report that the API process is up."""
     return Health(status="ok")
 
 
 @router.get("/readyz")
 def readyz(resources: ResourcesDep, now: Now) -> Readiness:
-    """Say that the database answers, how many workers are alive and how full the disk is.
+    """Report whether the API can serve requests, with the live workers and the free disk space.
 
-    A full disk is not an error here, because files and jobs can still be read and deleted.
+    The answer is an error if the database cannot be used. A full disk is not an error, because
+    files and jobs can still be read and deleted.
     """
     return Readiness(
         status="ready",

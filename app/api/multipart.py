@@ -218,7 +218,7 @@ class _Form:
         if self._is_file:
             if self._filename is not None:
                 raise InvalidRequestError(
-                    f"Send one {self._field.noun} in a request.", param=self._field.name
+                    f"Send only one {self._field.noun} per request.", param=self._field.name
                 )
             self._filename = options.get(b"filename", b"upload").decode("utf-8", "replace")
 

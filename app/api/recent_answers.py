@@ -1,7 +1,7 @@
 """Reuses the answer to a status poll for as long as nothing in the database has changed.
 
-Clients ask for a job's status many times between two of its steps, and each answer takes time from
-the processor that trains it.
+Clients ask for a job's status many times between two of its steps, and each answer takes
+processor time from the training.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,7 @@
-"""What holds for every request: a bounded head, an id, strict JSON, and an answer to a crash."""
+"""Middleware for every request: limits its headers, gives it an id and answers a crash.
+
+Routes of the class `StrictJsonRoute` accept only strict JSON.
+"""
 
 import logging
 import re
@@ -51,7 +54,9 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._pending_bytes += len(data)
         super().data_received(data)
         if self._pending_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
-            self.send_400_response(f"The request's head is larger than {MAX_HEAD_BYTES} bytes.")
+            self.send_400_response(
+                f"The request line and headers are larger than {MAX_HEAD_BYTES} bytes."
+            )
 
     def on_body(self, body: bytes) -> None:
         self._pending_bytes = 0
@@ -89,7 +94,7 @@ class RequestContext:
                 raise
             response = error_response(
                 HTTPStatus.INTERNAL_SERVER_ERROR,
-                f"The server failed on this request. Its log says why under {request_id}.",
+                f"The server failed on this request. Search its log for {request_id}.",
                 code="internal_error",
             )
             await response(scope, receive, exchange.send)

@@ -83,7 +83,7 @@ def send_segments(
     if asked is not None and asked.start >= asked.stop:
         return error_response(
             HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE,
-            f"The range begins after the last of {total} bytes.",
+            f"The range begins after the end of the file, which has {total} bytes.",
             code="range_not_satisfiable",
             headers={"content-range": f"bytes */{total}"},
         )

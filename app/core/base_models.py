@@ -201,7 +201,7 @@ def _read_entries(
         tables = _file_adapter.validate_python(content).get("model", [])
     except ValidationError as error:
         raise CatalogueError(
-            f"{path} has other content than [[model]] entries. Remove it."
+            f"{path} may contain only [[model]] entries. Remove everything else."
         ) from error
     tables = [_with_known_fields(table, known) for table in tables]
     entries = [_parse_entry(table, path, number) for number, table in enumerate(tables, start=1)]

@@ -1,4 +1,7 @@
-"""Who uses the data directory: a kernel lock, which a process releases when it dies."""
+"""Lock on the data directory, held by every process that uses it.
+
+The kernel releases the lock when the process dies.
+"""
 
 import errno
 import fcntl

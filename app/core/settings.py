@@ -76,8 +76,8 @@ class Settings(BaseSettings):
     """Interval at which an idle worker asks the database for a job, in seconds."""
 
     lease_s: float = Field(default=60.0, ge=1, le=3600)
-    """Lease of a running job, in seconds. A job whose worker gives no sign of life for this long
-    returns to the queue."""
+    """Duration of a worker's lease on a running job, in seconds. A job whose worker gives no sign
+    of life for this long returns to the queue."""
 
     concurrency: int = Field(default=1, ge=1, le=64)
     """Maximum number of jobs that train at once on this machine, over all of its workers. Workers

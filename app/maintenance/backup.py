@@ -156,7 +156,7 @@ class _Backup:
                     copy_database(self.database, session, self.directory / name)
                     return missing
         raise BackupError(
-            f"Blobs were deleted faster than they could be taken, {self.tries} times in a row. "
+            f"Blobs were deleted faster than they could be backed up, {self.tries} times in a row. "
             "Try again when fewer files are deleted."
         )
 

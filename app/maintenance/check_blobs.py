@@ -40,7 +40,7 @@ def check_blobs(patient: Patient) -> Iterator[Finding]:
         advice = "Restore a backup, or delete the files and tuned models these belong to."
         yield Finding("blobs", Level.BAD, message, advice=advice)
     else:
-        how = "with the bytes that were written" if patient.is_deep else "in their sizes"
+        how = "with the right content" if patient.is_deep else "with the right sizes"
         yield Finding("blobs", Level.OK, f"{count - len(damaged)} are there, {how}")
     yield from _check_parts(patient, [each for each in damaged if each.blob.part_id is not None])
     yield from _check_states(patient, [each for each in damaged if each.blob.job_id is not None])
@@ -49,7 +49,9 @@ def check_blobs(patient: Patient) -> Iterator[Finding]:
 def _check_parts(patient: Patient, damaged: list[_Damage]) -> Iterator[Finding]:
     if damaged and not patient.may_repair:
         message = f"{len(damaged)} are damaged: {_name_some(damaged)}"
-        advice = "Run this with --repair: clients then see that these parts must be sent again."
+        advice = (
+            "Run `tunery doctor --repair`: clients then see that these parts must be sent again."
+        )
         yield Finding("upload parts", Level.BAD, message, advice=advice)
         return
     if damaged:
@@ -63,7 +65,7 @@ def _check_parts(patient: Patient, damaged: list[_Damage]) -> Iterator[Finding]:
 def _check_states(patient: Patient, damaged: list[_Damage]) -> Iterator[Finding]:
     if damaged and not patient.may_repair:
         message = f"{len(damaged)} files are damaged: {_name_some(damaged)}"
-        advice = "Run this with --repair: their jobs then resume from an older state."
+        advice = "Run `tunery doctor --repair`: their jobs then resume from an older state."
         yield Finding("saved states", Level.BAD, message, advice=advice)
     elif damaged:
         states = sorted({(each.blob.job_id or "", each.blob.step or 0) for each in damaged})
@@ -104,7 +106,7 @@ def find_damage(store: BlobStore, blob: NamedBlob, *, is_deep: bool) -> str | No
                 return f"has {size:,} bytes instead of {blob.bytes:,}"
             source.seek(0)
             if is_deep and hashlib.file_digest(source, "sha256").hexdigest() != blob.sha256:
-                return "has other bytes than were written"
+                return "does not have the bytes that were written"
     except BlobNotFoundError:
         return "is missing"
     except OSError as error:

@@ -34,9 +34,9 @@ def check_schema(patient: Patient) -> Iterator[Finding]:
     else:
         message = (
             f"at {revision or 'nothing'}, and the newest is {newest_revision()}; the checks of "
-            "rows were left out"
+            "rows were skipped"
         )
-        advice = "Start the service: it brings the database to its version."
+        advice = "Start the service: it upgrades the database."
         yield Finding("schema", Level.WARN, message, advice=advice)
 
 
@@ -57,15 +57,15 @@ def check_jobs(patient: Patient) -> Iterator[Finding]:
     summary = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
     yield Finding("jobs", Level.OK, summary or "none")
     if stuck and not patient.may_repair:
-        message = f"{stuck} running jobs have a worker that gave no sign of life in time"
-        advice = "Start a worker, which puts them back by itself, or run this with --repair."
+        message = f"{stuck} running jobs have an expired lease"
+        advice = "Start a worker, which requeues them, or run `tunery doctor --repair`."
         yield Finding("stuck jobs", Level.BAD, message, advice=advice)
         return
     repaired = ""
     if stuck:
         with patient.database.writing() as session:
             rescued = RecoveryRepository(session).rescue_expired(now=patient.now)
-        repaired = f"{len(rescued)} put back: {rescued}"
+        repaired = f"{len(rescued)} requeued: {', '.join(rescued)}"
     yield Finding("stuck jobs", Level.OK, "none", repaired=repaired)
 
 
@@ -91,8 +91,8 @@ def check_clock(patient: Patient) -> Iterator[Finding]:
         )
     time = f"{patient.now:%Y-%m-%d %H:%M:%S} UTC"
     if ahead:
-        message = f"{ahead} rows were made later than it is now ({time})"
+        message = f"{ahead} rows have a creation time in the future; it is {time}"
         advice = "Set the machine's clock; leases and expiry dates depend on it."
         yield Finding("clock", Level.WARN, message, advice=advice)
     else:
-        yield Finding("clock", Level.OK, f"{time}, after every row")
+        yield Finding("clock", Level.OK, f"{time}; no row is from the future")

@@ -18,10 +18,12 @@ _SHARED = {"9p", "afs", "ceph", "cifs", "glusterfs", "nfs", "nfs4", "smb3", "smb
 def check_space(patient: Patient) -> Iterator[Finding]:
     settings = patient.settings
     free, reserved = free_bytes(settings.data_dir), settings.min_free_bytes
-    message = f"{free // _MIB:,} MiB are free; uploads and new jobs leave {reserved // _MIB:,} MiB"
+    message = f"{free // _MIB:,} MiB are free; {reserved // _MIB:,} MiB are kept free"
     advice = "Delete files or tuned models that are no longer needed, or make the disk larger."
     if not has_room(settings):
-        yield Finding("space", Level.BAD, f"{message}, and are refused now", advice=advice)
+        yield Finding(
+            "space", Level.BAD, f"{message}, so uploads and new jobs are refused", advice=advice
+        )
     elif free < 2 * reserved:
         yield Finding("space", Level.WARN, message, advice=advice)
     else:
@@ -39,7 +41,7 @@ def check_ballast(patient: Patient) -> Iterator[Finding]:
         yield Finding("ballast", Level.OK, f"{size // _MIB} MiB", repaired="made")
     else:
         message = "there is none: it was dropped on a full disk, or no worker has started yet"
-        advice = "Make room; a worker, or this with --repair, makes it again."
+        advice = "Free some space. A worker, or `tunery doctor --repair`, then makes it again."
         yield Finding("ballast", Level.WARN, message, advice=advice)
 
 
@@ -73,7 +75,7 @@ def check_orphans(patient: Patient) -> Iterator[Finding]:
     where = (patient.database, patient.store, patient.settings)
     orphans = free_orphans(*where) if patient.may_repair else find_orphans(*where)
     if orphans and not patient.may_repair:
-        advice = "A worker frees them once an hour. This frees them at once, with --repair."
+        advice = "A worker deletes them once an hour; `tunery doctor --repair` deletes them now."
         yield Finding("orphans", Level.WARN, f"left behind: {orphans}", advice=advice)
     else:
         yield Finding("orphans", Level.OK, "none", repaired=f"freed {orphans}" if orphans else "")

@@ -20,7 +20,7 @@ class Level(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """The answer of one check."""
+    """Result of one check."""
 
     check: str
     level: Level

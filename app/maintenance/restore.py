@@ -100,8 +100,8 @@ def _require_empty(settings: Settings, database: Database) -> None:
     has_rows = file.exists() if file is not None else inspection.has_tables(database)
     if has_rows or _has_blobs(settings):
         raise BackupError(
-            f"There is a database or there are blobs in {settings.data_dir} already. Name an empty "
-            "data directory, or use --force, which moves what is there aside."
+            f"{settings.data_dir} already holds a database or blobs. Use an empty data directory, "
+            "or --force, which moves the present content aside."
         )
 
 

@@ -72,7 +72,7 @@ class ErrorDetail(ResponseBody):
     """Name of the parameter that caused the error. Null if no single parameter did."""
     code: str | None
     errors: list[dict[str, str | int]] | None = None
-    """Each problem, if there can be several. At most the first 50 problems of a file."""
+    """List of all problems, for errors that can have several. For a file, at most the first 50."""
     error_count: int | None = None
     """Number of all problems, including those that `errors` leaves out."""
 

@@ -32,9 +32,10 @@ class MethodCreate(RequestBody):
     """Training method. It must be `supervised`."""
     supervised: SupervisedMethod | None = None
     dpo: Any = None
-    """Settings of direct preference optimization, which is not offered: null or absent."""
+    """Settings of direct preference optimization. It is not offered, so this must be null or
+    absent."""
     reinforcement: Any = None
-    """Settings of reinforcement fine-tuning, which is not offered: null or absent."""
+    """Settings of reinforcement fine-tuning. It is not offered, so this must be null or absent."""
 
     @field_validator("dpo", "reinforcement")
     @classmethod
@@ -215,7 +216,7 @@ class JobRead(ItemRead):
     valid_loss: float | None
     """Validation loss at the most recent evaluation, in nats per learned token."""
     tokens_per_second: float | None
-    """Mean training speed so far, in tokens per second, without padding."""
+    """Mean training speed so far, in tokens per second, not counting padding."""
 
     @classmethod
     def of(cls, job: Job, settings: Settings, *, queue_position: int | None) -> "JobRead":

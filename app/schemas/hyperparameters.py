@@ -1,7 +1,7 @@
 """The hyperparameters of a job on the wire: OpenAI's three and ours, each a value or `"auto"`.
 
 `TrainingConfig` is the source of their ranges, defaults and descriptions. This module only gives
-the fields the names that users of such services know.
+the fields the names that users of other fine-tuning services know.
 """
 
 import re
@@ -58,8 +58,8 @@ class ComputedHyperparameters(RequestBody):
     gradient_accumulation_steps: Annotated[int | None, BeforeValidator(_auto_is_none)] = _field(
         ge=1, le=256
     )
-    """Multiplier of `batch_size`, which is 1 unless given: an optimizer step takes `batch_size`
-    times this many examples, as other trainers count them."""
+    """Multiplier of `batch_size`: an optimizer step takes `batch_size` times this many examples. If
+    only this is set, `batch_size` counts as 1."""
 
     lora_target_modules: Annotated[
         list[str] | Literal["all-linear"] | None, BeforeValidator(_auto_is_none)
@@ -68,7 +68,7 @@ class ComputedHyperparameters(RequestBody):
     offers."""
 
     packing: Annotated[Literal[False] | None, BeforeValidator(_auto_is_none)] = _field()
-    """Joining of several examples into one sequence, which is not offered: it must be `false`.
+    """Packing of several examples into one sequence. It is not offered, so this must be `false`.
     Examples are not padded to a common length, so packing would save nothing."""
 
 

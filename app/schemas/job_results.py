@@ -31,8 +31,8 @@ class CheckpointRead(ItemRead):
     created_at: UnixTime
     fine_tuning_job_id: str
     fine_tuned_model_checkpoint: str
-    """Name of the checkpoint as a model. The job's result has the name of the tuned model; every
-    other checkpoint has that name with `:ckpt-step-N` after it."""
+    """Model name of the checkpoint. For the job's result it is the name of the tuned model; for any
+    other checkpoint, that name followed by `:ckpt-step-N`."""
     is_result: bool
     """True if this checkpoint is the job's result. False for every checkpoint while the job
     runs."""

@@ -1,4 +1,4 @@
-"""What a caller can do with files. The caller owns the transaction."""
+"""Operations on files. The caller owns the transaction."""
 
 from datetime import datetime, timedelta
 from typing import TypeGuard

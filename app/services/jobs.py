@@ -1,4 +1,4 @@
-"""What a caller can do with an existing job and its results. The caller owns the transaction."""
+"""Operations on existing jobs and their results. The caller owns the transaction."""
 
 from datetime import datetime, timedelta
 from typing import Any

@@ -1,4 +1,4 @@
-"""What a caller can do with models. The caller owns the transaction."""
+"""Operations on models. The caller owns the transaction."""
 
 import re
 

@@ -1,6 +1,6 @@
-"""Takes the bytes of a new file to disk, through its hashes and the dataset checker.
+"""Writes the bytes of a new file to disk, and hashes and checks them on the way.
 
-The bytes come in one form of a request (`app/api/multipart.py`), or from the parts of an upload.
+The bytes come in a multipart form (`app/api/multipart.py`), or from the parts of an upload.
 Memory stays constant whatever the size of the file.
 """
 
@@ -160,8 +160,8 @@ def assemble(
             sink.close()
     if md5 and digest.hexdigest() != md5.lower():
         raise InvalidRequestError(
-            f"The file has the MD5 {digest.hexdigest()}, not {md5.lower()}. Name the parts in the "
-            "order in which they stand in the file. If they are in that order, create a new "
+            f"The file has the MD5 {digest.hexdigest()}, not {md5.lower()}. List the parts in the "
+            "order of their bytes in the file. If they are in that order already, create a new "
             "upload.",
             code="upload_md5_mismatch",
             param="md5",

@@ -1,4 +1,4 @@
-"""What a caller can do with uploads, files that are sent in parts. The caller owns the transaction.
+"""Operations on uploads, files that are sent in parts. The caller owns the transaction.
 
 Completing a large file takes long, so it has three steps: `plan_completion`, `assemble` and
 `finish_completion`. The step in the middle holds no transaction.

@@ -1,4 +1,4 @@
-"""Durable jobs: pause, priority, saved states, whose process runs what, requests remembered."""
+"""Durable jobs: pause, priority, saved states, the process of an attempt, repeated requests."""
 
 import sqlalchemy as sa
 from alembic import op

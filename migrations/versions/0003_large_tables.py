@@ -1,4 +1,4 @@
-"""Large tables: an index for every question that would else read all rows of one."""
+"""Large tables: an index for every query that would otherwise read a whole table."""
 
 from alembic import op
 

@@ -1,4 +1,4 @@
-"""Workers: a table of who runs, in place of the process that each attempt named."""
+"""Workers: a table of running workers, which replaces the process columns of attempts."""
 
 import sqlalchemy as sa
 from alembic import op

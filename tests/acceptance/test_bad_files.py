@@ -223,7 +223,7 @@ def message(*roles: str, **changes: Any) -> bytes:
                     1,
                     "messages",
                     "no_assistant_message",
-                    "No message is an assistant's, so there is nothing to learn. Add an answer.",
+                    "There is no assistant message, so there is nothing to learn. Add one.",
                 )
             ),
             id="no answer",
@@ -318,7 +318,7 @@ def test_the_first_fifty_problems_are_listed_and_all_are_counted(lab: Lab) -> No
                 files=[("file", ("a", TEXT_LINE)), ("file", ("b", TEXT_LINE))],
             ),
             400,
-            envelope("invalid_value", "Send one file in a request.", "file"),
+            envelope("invalid_value", "Send only one file per request.", "file"),
             id="two files",
         ),
         pytest.param(

@@ -489,7 +489,10 @@ def test_a_knob_of_two_kinds_says_what_each_of_them_is(
         ("lora_rnak", "Unknown parameter: 'hyperparameters.lora_rnak'. Did you mean 'lora_rank'?"),
         ("epochs", "Unknown parameter: 'hyperparameters.epochs'. Did you mean 'n_epochs'?"),
         ("beta", "Unknown parameter: 'hyperparameters.beta'."),
-        ("lora_rank", "'hyperparameters.lora_rank' is given twice, under two names."),
+        (
+            "lora_rank",
+            "'hyperparameters.lora_rank' is given twice, under two names. Keep one.",
+        ),
     ],
 )
 def test_an_unknown_knob_is_refused_with_the_nearest_known_one(
@@ -722,7 +725,7 @@ def test_a_key_with_another_body_is_refused(lab: Lab) -> None:
             400,
             lambda _: envelope(
                 "invalid_cursor",
-                "'after' must be the id of an item of this list; they start with ftjob-",
+                "'after' must be the id of an item in this list, which begins with ftjob-",
                 "after",
             ),
             id="cursor of another list",
@@ -823,7 +826,7 @@ def test_a_key_with_another_body_is_refused(lab: Lab) -> None:
         pytest.param(
             lambda lab: lab.client.put("/v1/files"),
             405,
-            lambda _: envelope("method_not_allowed", "This route does not have this method."),
+            lambda _: envelope("method_not_allowed", "/v1/files does not support PUT."),
             id="wrong method",
         ),
     ],

@@ -72,7 +72,9 @@ def test_a_head_that_is_too_long_is_told_so(service: InstalledService) -> None:
         answer = connection.recv(PIECE)
 
     assert answer.startswith(b"HTTP/1.1 400 ")
-    assert answer.endswith(f"The request's head is larger than {MAX_HEAD_BYTES} bytes.".encode())
+    assert answer.endswith(
+        f"The request line and headers are larger than {MAX_HEAD_BYTES} bytes.".encode()
+    )
 
 
 def test_requests_after_one_another_are_not_taken_for_one_head(service: InstalledService) -> None:

@@ -131,7 +131,7 @@ def main(arguments: list[str]) -> int:
     with tempfile.TemporaryDirectory() as directory:
         wrong = attack(Path(directory), blows=options.blows, seed=options.seed)
     for line in wrong:
-        print(f"WRONG {line}")  # noqa: T201 - its report
+        print(f"PROBLEM {line}")  # noqa: T201 - its report
     return 1 if wrong else 0
 
 

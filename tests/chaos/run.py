@@ -1,13 +1,14 @@
-"""Attack the real service at random, then check its whole history.
+"""Attacks the real service at random, then checks the history of every job.
 
     python -m tests.chaos.run kill --blows 1000
     python -m tests.chaos.run freeze --blows 500 --database postgresql
     python -m tests.chaos.run terminate --blows 200
-    python -m tests.chaos.run freeze --mutate no-fence      # must find something
+    python -m tests.chaos.run freeze --mutate no-fence      # must report problems
 
-Jobs are submitted over HTTP all the while, each with an Idempotency-Key, and sent again until one
-answer arrives: what was acknowledged is what must survive. Ends with code 1 when anything is
-wrong. The seed is printed; the same one strikes in the same order, though not at the same moment.
+Meanwhile, jobs are created over HTTP. Each request has an Idempotency-Key and is repeated until it
+is answered; every job whose creation was acknowledged must survive. The exit code is 1 if there is
+any problem. The seed is printed. The same seed repeats the order of the attacks, but not their
+exact times.
 """
 
 import argparse
@@ -39,18 +40,18 @@ WORKERS = 3
 LEASES_S = {"kill": 5.0, "freeze": 2.0, "terminate": 10.0}
 GRACE_S = 10.0
 PAUSE_S = {"kill": 0.2, "freeze": 0.3, "terminate": 0.5}
-"""Mean time between two blows."""
+"""Mean time between two attacks."""
 
 WAITING = 6
-"""Jobs that are kept waiting or running."""
+"""Number of unfinished jobs that the submitter maintains."""
 
 STEPS = (20, 120)
 ROUND_UP_S = 180.0
-"""How long the service may take, once it is left alone, to end all its jobs."""
+"""Maximum time for all jobs to end after the last attack, in seconds."""
 
 
 class Submitter(threading.Thread):
-    """Keeps the queue filled over HTTP, through an API that dies now and then."""
+    """Keeps the queue filled over HTTP, although the attacks also kill the API."""
 
     def __init__(self, service: LocalService, database: Database, chance: random.Random) -> None:
         super().__init__(daemon=True)
@@ -124,11 +125,11 @@ def attack(
     slack_s: float = 10.0,
     mutation: str = "",
 ) -> list[str]:
-    """Strike so many times, let the service round up, and return everything that is wrong.
+    """Make `blows` attacks, let the service finish its jobs, and return all problems.
 
     Args:
-        mutation: what `tests.chaos.worker` breaks on purpose.
-        slack_s: how long after the end of its lease a job may wait for somebody to rescue it.
+        mutation: the safeguard that `tests.chaos.worker` turns off, to test this program.
+        slack_s: how long after its lease expires a job may wait for recovery, in seconds.
     """
     write_catalogue(data_dir)
     chance = random.Random(seed)  # noqa: S311 - nothing secret
@@ -163,30 +164,30 @@ def attack(
         attacks.end()
         submitter.end()
         service.start_ended()
-        with suppress(AssertionError):  # what has not ended is found below
+        with suppress(AssertionError):  # `check_history` reports unfinished jobs
             wait_until(lambda: submitter.count_unfinished() == 0, within_s=ROUND_UP_S)
         watch.end()
     wrong = check_history(
         database, LocalBlobStore(data_dir / "blobs"), submitter.accepted, data_dir / "work"
     )
-    wrong += [f"{job_id}: stuck" for job_id in watch.stuck]
+    wrong += [f"{job_id}: it was not recovered in time" for job_id in watch.stuck]
     with database.reading() as session:
         attempts = session.scalars(select(func.sum(Job.attempt))).one()
         crashes = session.scalars(select(func.count()).where(Job.interruptions > 0)).one()
     if how == "terminate" and crashes:
-        wrong.append(f"{crashes} jobs were charged for a worker that was told to stop")
+        wrong.append(f"{crashes} jobs counted an interruption when a worker was told to stop")
     report = {
-        "how": how,
+        "attack": how,
         "database": database.engine.dialect.name,
         "seed": seed,
-        "blows": attacks.blows,
+        "attacks": attacks.blows,
         **attacks.counts,
         "jobs": len(submitter.accepted),
         "attempts": attempts,
         "seconds": round(time.monotonic() - began),
-        "looks for stuck jobs": watch.looks,
+        "checks for stuck jobs": watch.looks,
         "slowest stop (s)": round(attacks.slowest_end_s, 1),
-        "wrong": len(wrong),
+        "problems": len(wrong),
     }
     print(json.dumps(report, indent=2), flush=True)
     database.dispose()
@@ -197,12 +198,17 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("how", choices=list(LEASES_S))
-    parser.add_argument("--blows", type=int, default=1000)
-    parser.add_argument("--limit-s", type=float, default=1e9)
+    parser.add_argument("how", choices=list(LEASES_S), help="what to do to the processes")
+    parser.add_argument("--blows", type=int, default=1000, help="number of attacks")
+    parser.add_argument("--limit-s", type=float, default=1e9, help="maximum time, in seconds")
     parser.add_argument("--database", choices=["sqlite", "postgresql"], default="sqlite")
-    parser.add_argument("--seed", type=int, default=None)
-    parser.add_argument("--mutate", choices=["no-fence"], default="")
+    parser.add_argument("--seed", type=int, default=None, help="random seed (default: random)")
+    parser.add_argument(
+        "--mutate",
+        choices=["no-fence"],
+        default="",
+        help="turn a safeguard off, to see that the checks notice",
+    )
     options = parser.parse_args(arguments)
     seed = options.seed if options.seed is not None else random.SystemRandom().getrandbits(32)
     with tempfile.TemporaryDirectory() as directory:
@@ -218,7 +224,7 @@ def main(arguments: list[str]) -> int:
                 mutation=options.mutate,
             )
     for line in wrong[:50]:
-        print(f"WRONG {line}")
+        print(f"PROBLEM {line}")
     return 1 if wrong else 0
 
 

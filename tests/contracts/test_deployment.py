@@ -174,7 +174,7 @@ def test_a_worker_is_unhealthy_once_it_hangs_or_was_killed(
         let_time_pass(database)
         code, reason = check_health("worker", environment)
         assert (code, reason.count("\n")) == (1, 0)
-        assert re.search(rf"process {process.pid}\) has given no sign of life for \d\d s", reason)
+        assert re.search(rf"process {process.pid}\) has sent no heartbeat for \d\d s", reason)
 
         process.send_signal(signal.SIGCONT)
         assert await_health("worker", environment, process)

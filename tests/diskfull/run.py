@@ -1,8 +1,8 @@
-"""`make diskfull`: fills the disk under a real API, to the page, and looks at what it does.
+"""`make diskfull`: tests a real API on a full disk.
 
-A small tmpfs is its data directory. A filler leaves 0, 4, 8, ... KiB of it free, so that each
-write of an upload, a new job, a cancel and a deletion is once the one that finds no space. Needs
-root, or `unshare --map-root-user --mount`, for the mount.
+Its data directory is a small tmpfs. A filler file leaves 0, 4, 8, ... KiB free, so that every write
+of an upload, a new job, a cancel and a deletion fails once for lack of space. Mounting needs root,
+or `unshare --map-root-user --mount`.
 
     python -m tests.diskfull.run [--points N] [--seconds S]
 """
@@ -41,7 +41,7 @@ RECOVERY_S = 60
 
 
 class Disk:
-    """A tmpfs of a fixed size, and a file that leaves as much of it free as is wanted."""
+    """A tmpfs of a fixed size, with a filler file that sets how much of it is free."""
 
     def __init__(self, mount_point: Path) -> None:
         self.path = mount_point
@@ -71,7 +71,7 @@ def mounted() -> Iterator[Disk]:
 
 
 class Service:
-    """An API process on the disk, and a client that notes every answer."""
+    """An API process on the disk, and a client that counts the answers."""
 
     def __init__(self, disk: Disk, log_dir: Path, **settings: int) -> None:
         self.settings = Settings(_env_file=None, data_dir=disk.path / "data", **settings)
@@ -89,7 +89,7 @@ class Service:
         self._seeds = itertools.count()
 
     def start(self) -> bool:
-        """Whether it came up."""
+        """Start the API. Returns whether it is ready."""
         try:
             self._service.start("api")
         except ServiceError:
@@ -117,10 +117,10 @@ class Service:
     def read(self, name: str, path: str) -> None:
         answer = self.ask(name, "GET", path)
         if answer.status_code != 200:
-            self.problems.append(f"{name}: {answer.status_code}, and reads must go on")
+            self.problems.append(f"{name}: {answer.status_code}, but reads must succeed")
 
     def upload(self, name: str, content: bytes) -> str | None:
-        """The file's id, unless it was refused."""
+        """Upload a file. Returns its id, or None if it was refused."""
         answer = self.ask(
             name,
             "POST",
@@ -131,14 +131,14 @@ class Service:
         return answer.json()["id"] if answer.status_code == 200 else None
 
     def create_job(self, file_id: str) -> str | None:
-        seed = next(self._seeds)  # or it would be the same request once more
+        seed = next(self._seeds)  # so that no two requests are the same
         body = {"model": "tiny", "training_file": file_id, "seed": seed}
         answer = self.ask("create job", "POST", "/v1/fine_tuning/jobs", json=body)
         return answer.json()["id"] if answer.status_code == 200 else None
 
 
 def examine_service(service: Service) -> None:
-    """Nothing is corrupt, and every row has its bytes."""
+    """Run all checks of the doctor: nothing may be corrupt, and every row must have its bytes."""
     for finding in examine(service.settings, is_deep=True, may_repair=False):
         expected = finding.check in ("space", "file system", "ballast", "workers")
         if finding.level is Level.BAD and not expected:
@@ -146,9 +146,9 @@ def examine_service(service: Service) -> None:
 
 
 def do_chores(service: Service) -> None:
-    """What a worker does every few seconds."""
+    """Do what a worker does every few seconds."""
     database = Database(service.settings.resolved_database_url)
-    with database.engine.connect() as connection:  # so that the log grows from nothing once more
+    with database.engine.connect() as connection:  # so that the write-ahead log is empty
         connection.exec_driver_sql("COMMIT")
         connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
         connection.exec_driver_sql("BEGIN")
@@ -176,8 +176,8 @@ def sweep(service: Service, disk: Disk, points: int, *, must_delete: bool) -> fl
         cancelled = service.ask("cancel", "POST", f"/v1/fine_tuning/jobs/{waiting}/cancel")
         deleted = service.ask("delete", "DELETE", f"/v1/files/{victim}")
         if must_delete and (cancelled.status_code, deleted.status_code) != (200, 200):
-            service.problems.append(f"with {point} pages free, not all that frees space worked")
-        for file_id in filter(None, added):  # what was acknowledged is there, whole
+            service.problems.append(f"with {point} pages free, a cancel or a deletion failed")
+        for file_id in filter(None, added):  # acknowledged files must be intact
             service.read("read file", f"/v1/files/{file_id}/content")
         service.check_alive()
         disk.release()
@@ -187,11 +187,13 @@ def sweep(service: Service, disk: Disk, points: int, *, must_delete: bool) -> fl
 
 
 def recover(service: Service) -> float:
-    """Seconds until it takes uploads again."""
+    """Delete everything. Returns the seconds until uploads were accepted again."""
     began_s = time.monotonic()
     while (file_id := service.upload("upload (recovery)", SMALL)) is None:
         if time.monotonic() - began_s > RECOVERY_S:
-            service.problems.append(f"no upload for {RECOVERY_S} s after there was space again")
+            service.problems.append(
+                f"no upload was accepted within {RECOVERY_S} s after space was freed"
+            )
             return RECOVERY_S
         time.sleep(0.1)
     for job in service.ask("list jobs", "GET", "/v1/fine_tuning/jobs?limit=1000").json()["data"]:
@@ -204,7 +206,7 @@ def recover(service: Service) -> float:
 
 
 def storm(service: Service, disk: Disk, seconds: float) -> None:
-    """Five clients at once, while the disk fills up and empties again and again."""
+    """Run five clients at once while the disk fills up and empties repeatedly."""
     kept = service.upload("upload", SMALL)
     ends_s = time.monotonic() + seconds
 
@@ -247,33 +249,33 @@ def upload_and_delete(service: Service) -> None:
     if job_id is not None:
         path = f"/v1/fine_tuning/jobs/{job_id}/cancel"
         if service.ask("cancel (storm)", "POST", path).status_code != 200:
-            return  # so its file is needed still
+            return  # the job still needs its file
     service.ask("delete (storm)", "DELETE", f"/v1/files/{file_id}")
 
 
 def start_when_full(service: Service, disk: Disk) -> None:
-    """A service that is started on a full disk comes up, or does once there is space."""
+    """Start the service on a full disk. Without ballast, it may fail until there is space."""
     service.stop()
     do_chores(service)
     disk.leave(0)
     came_up = service.start()
     service.answers["start (full)", 200 if came_up else 503] += 1
     if service.settings.ballast_bytes and not came_up:
-        service.problems.append("it does not start on a full disk, with ballast to drop")
+        service.problems.append("the service with ballast does not start on a full disk")
     if came_up:
         service.read("readyz", "/readyz")
     disk.release()
     if not came_up and not service.start():
-        service.problems.append("it does not start once there is space")
+        service.problems.append("the service does not start after space was freed")
     recover(service)
 
 
 def watermark(service: Service, disk: Disk) -> None:
-    """With a watermark, uploads are refused before the disk is full, and nothing else is."""
+    """Check that only uploads are refused once less than `min_free_bytes` is free."""
     kept = service.upload("upload", SMALL)
     disk.leave(service.settings.min_free_bytes - PAGE)
     if service.upload("upload (full)", SMALL) is not None:
-        service.problems.append("an upload was taken below the watermark")
+        service.problems.append("an upload was accepted below min_free_bytes")
     service.read("read file", f"/v1/files/{kept}/content")
     service.ask("delete", "DELETE", f"/v1/files/{kept}")
     disk.release()
@@ -312,14 +314,18 @@ def print_table(answers: "collections.Counter[tuple[str, int]]") -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--points", type=int, default=64, help="fill levels, one page apart")
-    parser.add_argument("--seconds", type=float, default=10, help="of four clients at once")
+    parser.add_argument(
+        "--points", type=int, default=64, help="number of fill levels, one page apart"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=10, help="duration of the run with five clients at once"
+    )
     parsed = parser.parse_args()
     size = {"points": parsed.points, "seconds": parsed.seconds}
     problems = run("with ballast", **size, min_free_bytes=0, ballast_bytes=BALLAST_BYTES)
     problems += run("without ballast", **size, min_free_bytes=0, ballast_bytes=0)
     problems += run(
-        "with a watermark",
+        "with min_free_bytes",
         points=parsed.points // 4,
         seconds=parsed.seconds,
         min_free_bytes=4 * BALLAST_BYTES,

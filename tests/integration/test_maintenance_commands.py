@@ -94,7 +94,7 @@ def test_the_doctor_looks_at_a_running_and_at_a_stopped_service(operator: Operat
     assert "There is no database" in operator.run("doctor", code=2)
     with operator.serving() as address:
         file_id = upload(address)
-        assert "ok   blobs         1 are there, in their sizes" in operator.run("doctor")
+        assert "ok   blobs         1 are there, with the right sizes" in operator.run("doctor")
 
     (operator.data_dir / "blobs/files" / file_id).unlink()
     findings = json.loads(operator.run("doctor", "--json", code=1))

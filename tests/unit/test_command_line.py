@@ -107,7 +107,7 @@ def test_a_database_of_a_newer_version_ends_a_start_with_one_line(
 
     said = run(cli, name, code=2).stderr
 
-    assert said.startswith(f"{name}: The database is at schema 9999, which is of a newer version")
+    assert said.startswith(f"{name}: The database has schema 9999, from a newer version")
     assert said.count("\n") == 1
 
 

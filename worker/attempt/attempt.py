@@ -91,7 +91,7 @@ class Attempt:
         except LeaseLostError:
             logger.warning("lease lost; nothing more was written", extra=context)
         except OutcomeUnknownError:  # the job has ended, or is recovered once its lease has
-            logger.warning("the database was lost in a commit", extra=context)
+            logger.warning("the connection to the database was lost during a commit", extra=context)
         finally:
             self._job_directory.remove()
             self._log_end(context | {"seconds": round(steady_s() - began_s, 1)})

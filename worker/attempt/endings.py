@@ -81,7 +81,7 @@ def end_of_error(error: Exception, lease: Lease) -> JobError | Interruption:
         case BaseModelMissingError():
             return JobError(
                 code="model_not_available",
-                message=f"The base model {base_model} is not installed any more. Install it with "
+                message=f"The base model {base_model} is no longer installed. Install it with "
                 f"'tunery models install {base_model}' and rerun the job.",
             )
         case BaseModelChangedError():

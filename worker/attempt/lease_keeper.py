@@ -34,7 +34,7 @@ TRANSIENT_ERRORS = (DatabaseBusyError, StorageFullError)
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """Settings, seams and intervals that all attempts of a worker share."""
+    """Settings, services and intervals that all attempts of a worker share."""
 
     settings: Settings
     database: Database

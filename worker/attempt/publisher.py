@@ -2,8 +2,9 @@
 
 Steps are written in batches. A file's bytes are stored before the rows that point at them. Every
 method raises LeaseLostError once the job is no longer this attempt's: its rows are fenced. Bytes
-that were stored for nothing lie under keys of their own attempt until orphans are collected. They
-are not freed after a failed commit, because it may have succeeded with its confirmation lost.
+that no row points at stay under keys of their attempt until orphans are collected. They are not
+deleted after a failed commit, because the commit may have succeeded and only its confirmation was
+lost.
 """
 
 import logging
@@ -54,11 +55,11 @@ class StepLog:
         self._started_s = self._written_s = self._logged_s = steady_s()
 
     def begin(self, *, after_step: int) -> None:
-        """The training process will resume after this step."""
+        """Record that the training process will resume after this step."""
         self._first_step = after_step
 
     def start(self, *, total_steps: int) -> None:
-        """The training process begins its first step now."""
+        """Record that the training process begins its first step now."""
         self._total_steps = total_steps
         self._started_s = steady_s()
 
@@ -243,7 +244,7 @@ class Publisher:
             lease.job_id, end.step
         )
         if checkpoint is None:
-            raise RuntimeError(f"The child finished at step {end.step} without a checkpoint of it.")
+            raise RuntimeError(f"The child finished at step {end.step} without a checkpoint there.")
         file = as_file(result, lease, now=now)
         FileRepository(session, lease.project_id).add(file)
         TunedModelRepository(session, lease.project_id).add(

@@ -104,9 +104,9 @@ class ForkServer:
     def _fork(self, request: Request, descriptors: list[int]) -> Path | None:
         """Fork a child. Returns the job directory in the child, and None in this process."""
         if self._child is not None:
-            refusal = "the last child is not buried yet"
+            refusal = "the last child has not been reaped yet"
         elif (threads := len(list(Path("/proc/self/task").iterdir()))) != 1:
-            refusal = f"{threads} threads run, where a child would have but one"
+            refusal = f"{threads} threads run, and a forked child would have only one of them"
         else:
             refusal = None
         if refusal is not None:

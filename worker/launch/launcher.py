@@ -1,4 +1,4 @@
-"""Runs one attempt outside this process and reports what it says and how it ends."""
+"""Runs one attempt outside this process, and reports its events and how it ends."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -86,7 +86,7 @@ def check_model_directory(directory: Path) -> None:
     """Check that `directory` holds a complete model, and only data.
 
     Raises:
-        RefusedModelError: it is not.
+        RefusedModelError: it does not.
     """
     check_configs(directory)
     names = {path.name for path in directory.iterdir()}
@@ -98,7 +98,7 @@ def check_model_directory(directory: Path) -> None:
     for name in sorted(names):
         path = directory / name
         if path.is_symlink() or not path.is_file():
-            raise RefusedModelError(f"{name} is not a regular file. Replace it by a copy.")
+            raise RefusedModelError(f"{name} is not a regular file. Replace it with a copy.")
         if name not in weights and not is_wanted(name):
             raise RefusedModelError(f"{name} does not belong to a model. Remove it.")
     for name in weights:

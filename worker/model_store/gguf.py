@@ -135,8 +135,8 @@ def _config(metadata: dict[str, Any]) -> dict[str, Any]:
     architecture = metadata.get("general.architecture")
     if architecture != "llama" or "llama.rope.scaling.type" in metadata:
         raise InstallError(
-            f"GGUF files of the architecture {architecture!r} are converted only when it is "
-            "'llama', without scaled positions. Take the model from a hub or a directory."
+            f"This GGUF file has the architecture {architecture!r}. Only 'llama' without scaled "
+            "positions can be converted. Take the model from a hub or a directory."
         )
     return {
         "architectures": ["LlamaForCausalLM"],
@@ -227,7 +227,8 @@ def _write_tokenizer(metadata: dict[str, Any], files_dir: Path) -> None:
     kind = (metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre"))
     if kind != ("gpt2", "smollm"):
         raise InstallError(
-            f"A tokenizer of the kind {kind} is not rebuilt from GGUF, only ('gpt2', 'smollm'). "
+            f"This GGUF file has a tokenizer of the kind {kind}. Only ('gpt2', 'smollm') can be "
+            "converted. "
             "Take the model from a hub or a directory."
         )
     tokens: list[str] = metadata["tokenizer.ggml.tokens"]

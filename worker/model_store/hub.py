@@ -61,7 +61,12 @@ class HubFile:
 
 
 def fetch_from_hub(
-    source: HubSource, *, job_directory: Path, files_dir: Path, endpoint: str | None = None
+    source: HubSource,
+    *,
+    model_id: str,
+    job_directory: Path,
+    files_dir: Path,
+    endpoint: str | None = None,
 ) -> str:
     """Download the files of a model into `files_dir` and return the commit they are from.
 
@@ -69,13 +74,14 @@ def fetch_from_hub(
     takes the same commit of the default branch.
 
     Args:
+        model_id: id of the model in the catalogue, for messages.
         job_directory: directory of the files that a later call needs to continue.
         endpoint: address of the hub; by default HF_ENDPOINT, or huggingface.co.
 
     Raises:
         InstallError: the hub cannot be reached, refuses, or serves other files than it lists.
     """
-    with _in_plain_words(source.repo, job_directory, endpoint or constants.ENDPOINT):
+    with _in_plain_words(source.repo, model_id, endpoint or constants.ENDPOINT):
         commit, listing = _list_files(source, job_directory, files_dir, endpoint)
 
         def fetch(files: Iterable[HubFile]) -> None:
@@ -103,7 +109,10 @@ def _list_files(
     )
     commit = info.sha
     if commit is None or revision not in (None, commit):
-        raise InstallError(f"It answers with the commit {commit} when asked for {revision}.")
+        raise InstallError(
+            f"The hub answered with the commit {commit} when asked for {revision}. Correct "
+            "`revision` in base_models.toml, or HF_ENDPOINT."
+        )
     if earlier != [source.repo, commit]:
         shutil.rmtree(job_directory)  # the files of two commits must not mix
         files_dir.mkdir(parents=True)
@@ -133,7 +142,7 @@ def _check_space(files: Iterable[HubFile], job_directory: Path, files_dir: Path)
 
 
 @contextmanager
-def _in_plain_words(repo: str, job_directory: Path, endpoint: str) -> Generator[None]:
+def _in_plain_words(repo: str, model_id: str, endpoint: str) -> Generator[None]:
     """Say what went wrong at the hub, and what to do about it."""
     try:
         yield
@@ -150,7 +159,8 @@ def _in_plain_words(repo: str, job_directory: Path, endpoint: str) -> Generator[
     except RevisionNotFoundError as error:
         raise InstallError(
             f"{repo} no longer has the requested commit. Correct `revision` in base_models.toml, "
-            f"or, if it has none, remove {job_directory} to take the newest commit."
+            f"or, if it has none, run `tunery models remove {model_id}` to start over from "
+            "the newest commit."
         ) from error
     except HfHubHTTPError as error:
         status = error.response.status_code

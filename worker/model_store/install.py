@@ -49,7 +49,8 @@ def install_model(
         if directory.exists():
             raise InstallError(
                 f"{directory} is in the way: it has no {RECORD_NAME} that Tunery understands. "
-                "Move it elsewhere, then try again."
+                f"Move it elsewhere, or delete it with `tunery models remove {entry.id}`, then try "
+                "again."
             )
         return _install(entry, directory, endpoint)
 
@@ -82,7 +83,11 @@ def _fetch(
     source = entry.source
     if isinstance(source, HubSource):
         return fetch_from_hub(
-            source, job_directory=job_directory, files_dir=files_dir, endpoint=endpoint
+            source,
+            model_id=entry.id,
+            job_directory=job_directory,
+            files_dir=files_dir,
+            endpoint=endpoint,
         )
     if isinstance(source, DirectorySource):
         _copy_from_directory(source.path, files_dir)
@@ -122,8 +127,8 @@ def _check_same(entry: CatalogueEntry, installed: InstalledModel, directory: Pat
         return
     raise InstallError(
         f"{directory} holds {installed.repo} at {installed.revision}, and the catalogue names "
-        f"{entry.repo} at {pinned}. Remove the directory to install that, or give the new model "
-        "an id of its own."
+        f"{entry.repo} at {pinned}. Run `tunery models remove {entry.id}` to install that one, or "
+        "give it an id of its own."
     )
 
 
@@ -148,7 +153,7 @@ def _copy_from_directory(source: Path, files_dir: Path) -> None:
 def _copy(path: Path, files_dir: Path) -> None:
     if not path.resolve().is_relative_to(path.parent.resolve()):
         raise InstallError(
-            f"{path} is a link to outside of the directory. Give a directory that holds the files "
+            f"{path} is a link out of its directory. Give a directory that holds the files "
             f"themselves; `cp -rL {path.parent} COPY` makes one."
         )
     try:

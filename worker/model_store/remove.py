@@ -28,7 +28,7 @@ def remove_model(entry: CatalogueEntry, catalogue: Catalogue, database: Database
     with exclusive(catalogue, entry.id):
         job_id = _find_job(database, entry.id)
         if job_id is not None:
-            raise ModelInUseError(f"Job {job_id} needs it. Cancel that job, or wait for its end.")
+            raise ModelInUseError(f"Job {job_id} needs it. Cancel that job, or wait until it ends.")
         leftovers = [path for path in (directory, partial) if path.exists()]
         if directory.exists():
             # After this rename the model counts as not installed, even if the process dies.

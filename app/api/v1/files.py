@@ -34,11 +34,11 @@ _FORM = form_of(
 
 
 @router.post("", openapi_extra=_FORM)
-async def create_file(request: Request, caller: CallerDep, resources: ResourcesDep, now: Now) -> FileRead:
-    """Upload a dataset. Every line is checked, and an invalid dataset is refused with its problems.
-
-    The database is used only after the last byte: no transaction is open while bytes come in.
-    """
+async def create_file(
+    request: Request, caller: CallerDep, resources: ResourcesDep, now: Now
+) -> FileRead:
+    """Upload a dataset. Every line is checked. The answer to an invalid file lists its problems."""
+    # No transaction is open while bytes come in: the database is used only after the last byte.
     field = FileField(
         name="file",
         noun="file",
@@ -89,9 +89,11 @@ def list_files(
 
 @router.get("/{file_id}")
 def get_file(file_id: str, caller: CallerDep, resources: ResourcesDep, now: Now) -> FileRead:
-    """Get what is known about a file, without its bytes."""
+    """Get the metadata of a file: its name, size, purpose, format and dates."""
     return FileRead.model_validate(
-        resources.read(lambda session: FileRepository(session, caller.project_id).get(file_id, now=now))
+        resources.read(
+            lambda session: FileRepository(session, caller.project_id).get(file_id, now=now)
+        )
     )
 
 
@@ -105,14 +107,16 @@ def get_content(
     encoding: Annotated[
         Literal["plain", "base64"] | None,
         Query(
-            description="`base64` sends the file in base64, `plain` sends it as it is. Without it, "
-            "the file is sent as it is, unless it is the loss log of a job and the service has the "
-            "setting `TUNERY_RESULT_FILES_BASE64`."
+            description="`base64` sends the file in base64, `plain` sends it as it is. The "
+            "default is `plain`, except for the loss log of a job if the service has the setting "
+            "`TUNERY_RESULT_FILES_BASE64`."
         ),
     ] = None,
 ) -> Response:
     """Download the bytes of a file. Ranges are served, so a download can be resumed."""
-    file = resources.read(lambda session: FileRepository(session, caller.project_id).get(file_id, now=now))
+    file = resources.read(
+        lambda session: FileRepository(session, caller.project_id).get(file_id, now=now)
+    )
     is_loss_log = file.job_id is not None and file.checkpoint_id is None
     default = "base64" if is_loss_log and resources.settings.result_files_base64 else "plain"
     in_base64 = (encoding or default) == "base64"

@@ -35,8 +35,8 @@ _REPLAYED_HEADER: dict[int | str, dict[str, Any]] = {
     200: {
         "headers": {
             _REPLAYED: {
-                "description": "`true` if an earlier sending of this request made the job. "
-                "Otherwise the header is absent.",
+                "description": "`true` if the request was sent before and the job already "
+                "existed. Otherwise the header is absent.",
                 "schema": {"type": "string", "const": "true"},
             }
         }
@@ -141,10 +141,9 @@ def rerun_job(
 ) -> JobRead:
     """Queue a job that repeats another job.
 
-    It has the same files, base model, hyperparameters, seed and labels. The other job can have any
-    status. With `from` set to `saved_state`, the new job continues where
-    a job that failed or was cancelled has stopped. The request is safe to repeat with the header
-    `Idempotency-Key`.
+    The new job has the same files, base model, hyperparameters, seed and labels. The other job can
+    have any status. If it failed or was cancelled, `from` set to `saved_state` resumes from its
+    newest saved state. The request is safe to repeat with the header `Idempotency-Key`.
     """
     rerun = partial(
         new_jobs.rerun_job_once,

@@ -80,14 +80,14 @@ def get_metrics(
     resources: ResourcesDep,
     accept: Annotated[str, Header(description="Media type of the answer.")] = "application/json",
     step_from: Annotated[
-        int, Query(ge=1, le=_MAX_STEP, description="First optimizer step of the answer.")
+        int, Query(ge=1, le=_MAX_STEP, description="First optimizer step to return.")
     ] = 1,
     step_to: Annotated[
         int | None,
         Query(
             ge=1,
             le=_MAX_STEP,
-            description="Last optimizer step of the answer. Absent for all steps so far.",
+            description="Last optimizer step to return. The default is the latest step.",
         ),
     ] = None,
 ) -> MetricsRead | Response:
@@ -121,7 +121,7 @@ def get_adapter(
     resources: ResourcesDep,
     checkpoint: Annotated[
         str | None,
-        Query(description="Id or step of a checkpoint. Absent for the job's result."),
+        Query(description="Id or step of a checkpoint. The default is the job's result."),
     ] = None,
 ) -> Response:
     """Download the adapter as a zip archive. Ranges are served, so a download can be resumed."""

@@ -24,7 +24,7 @@ def list_models(caller: CallerDep, resources: ResourcesDep) -> ModelList:
 def get_model(model: str, caller: CallerDep, resources: ResourcesDep) -> ModelRead:
     """Get a base model by its id, alias or hub repository, or a tuned model by its `ft:` name.
 
-    The name of a tuned model with `:ckpt-step-N` after it is the job's checkpoint at that step.
+    The name of a tuned model followed by `:ckpt-step-N` means its job's checkpoint at step N.
     """
     catalogue, organization = resources.catalogue, resources.settings.organization
     return resources.read(

@@ -41,7 +41,9 @@ _PART_FORM = form_of(
 
 
 @router.post("")
-def create_upload(body: UploadCreate, caller: CallerDep, resources: ResourcesDep, now: Now) -> UploadRead:
+def create_upload(
+    body: UploadCreate, caller: CallerDep, resources: ResourcesDep, now: Now
+) -> UploadRead:
     """Create an upload of a file in parts. It expires unless it is completed within an hour."""
     settings = resources.settings
     return resources.write(
@@ -51,8 +53,10 @@ def create_upload(body: UploadCreate, caller: CallerDep, resources: ResourcesDep
 
 @router.get("/{upload_id}")
 def get_upload(upload_id: str, caller: CallerDep, resources: ResourcesDep, now: Now) -> UploadRead:
-    """Get an upload and the parts received so far. An interrupted client then sends the rest."""
-    return resources.read(lambda session: upload_service.read_upload(session, caller, upload_id, now=now))
+    """Get an upload and the parts received so far. An interrupted client can then send the rest."""
+    return resources.read(
+        lambda session: upload_service.read_upload(session, caller, upload_id, now=now)
+    )
 
 
 @_parts_router.post("/{upload_id}/parts", openapi_extra=_PART_FORM)
@@ -61,11 +65,14 @@ async def create_part(
 ) -> UploadPartRead:
     """Add a part of at most 64 MiB. The same bytes sent again are answered with the same part.
 
-    Parts can be sent at the same time and in any order. The completion names their order.
+    Parts can be sent at the same time and in any order. Their order is given as `part_ids` when the
+    upload is completed.
     """
 
     def require_pending(session: Session) -> None:
-        upload_service.require_pending(UploadRepository(session, caller.project_id).get(upload_id), now=now)
+        upload_service.require_pending(
+            UploadRepository(session, caller.project_id).get(upload_id), now=now
+        )
 
     def act(session: Session, received: ReceivedFile) -> UploadPartRead:
         max_bytes = resources.settings.max_upload_bytes
@@ -98,7 +105,9 @@ def complete_upload(
         except BlobNotFoundError as error:
             if resources.read(plan) is not None:  # the upload has not ended meanwhile
                 raise lost_bytes(upload_id) from error
-    return resources.read(lambda session: upload_service.read_upload(session, caller, upload_id, now=now))
+    return resources.read(
+        lambda session: upload_service.read_upload(session, caller, upload_id, now=now)
+    )
 
 
 def _complete(
@@ -117,10 +126,16 @@ def _complete(
 
 
 @router.post("/{upload_id}/cancel")
-def cancel_upload(upload_id: str, caller: CallerDep, resources: ResourcesDep, now: Now) -> UploadRead:
+def cancel_upload(
+    upload_id: str, caller: CallerDep, resources: ResourcesDep, now: Now
+) -> UploadRead:
     """Cancel a pending upload and delete its parts. Cancelling it again has no further effect."""
-    resources.delete(lambda session: upload_service.cancel_upload(session, caller, upload_id, now=now))
-    return resources.read(lambda session: upload_service.read_upload(session, caller, upload_id, now=now))
+    resources.delete(
+        lambda session: upload_service.cancel_upload(session, caller, upload_id, now=now)
+    )
+    return resources.read(
+        lambda session: upload_service.read_upload(session, caller, upload_id, now=now)
+    )
 
 
 router.include_router(_parts_router)

@@ -167,7 +167,7 @@ def _chat(row: Mapping[str, Any]) -> ChatExample:
         raise LineError("wrong_type", "'tools' must be a list of objects.", "tools")
     parsed = _all_messages(messages)
     if not any(message["role"] == "assistant" for message, _ in parsed):
-        problem = "No message is an assistant's, so there is nothing to learn. Add an answer."
+        problem = "There is no assistant message, so there is nothing to learn. Add one."
         raise LineError("no_assistant_message", problem, "messages")
     is_learned = [learned for _, learned in parsed]
     if not any(is_learned):
@@ -232,7 +232,7 @@ def _content(message: Mapping[str, Any], path: str) -> str:
     content = message.get("content")
     calls = message.get("tool_calls")
     if calls is not None and (message["role"] != "assistant" or not _is_list_of_objects(calls)):
-        problem = "'tool_calls' must be a list of objects, and the message an assistant's."
+        problem = "'tool_calls' must be a list of objects, in an assistant message."
         raise LineError("wrong_type", problem, f"{path}.tool_calls")
     where = f"{path}.content"
     if _is_list(content):

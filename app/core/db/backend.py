@@ -1,4 +1,4 @@
-"""What differs between databases, and the errors that both report in the same words."""
+"""Interface to SQLite and PostgreSQL, and the errors that both report in the same words."""
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -121,7 +121,7 @@ class Backend(Protocol):
         ...
 
     def load_dump(self, source: Path, *, replace: bool) -> None:
-        """Restore what a server's `copy_to` has written, all or nothing.
+        """Restore a dump that `copy_to` has written, in one transaction.
 
         Args:
             replace: drop all present tables; otherwise the database must be empty.

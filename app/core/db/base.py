@@ -1,4 +1,4 @@
-"""What all tables share, names of constraints and types of columns; and what all queries share."""
+"""Base classes of tables and repositories, names of constraints, and types of columns."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime

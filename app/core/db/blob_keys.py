@@ -1,4 +1,4 @@
-"""Every query for the blobs that rows name: rows of files, upload parts and saved states."""
+"""Queries for the blobs of files, upload parts and saved states."""
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager
@@ -39,7 +39,7 @@ class NamedBlob:
 
 
 class BlobKeyRepository(Repository):
-    """The blobs of every project."""
+    """Queries for blobs, over all projects."""
 
     def names_any(self) -> bool:
         """Whether any row names a blob."""

@@ -42,8 +42,8 @@ def require_database(database: Database) -> None:
             raise NoDatabaseError(error.for_operator) from error
     elif not file.exists():
         raise NoDatabaseError(
-            f"There is no database at {file}. Are TUNERY_DATA_DIR and TUNERY_DATABASE_URL those of "
-            "the service, and was it ever started?"
+            f"There is no database at {file}. Check that TUNERY_DATA_DIR and TUNERY_DATABASE_URL "
+            "are those of the service, and that it has been started before."
         )
 
 

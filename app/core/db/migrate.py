@@ -60,8 +60,8 @@ def require_known_schema(database: Database) -> None:
         revision = read_revision(session)
     if revision is not None and not is_known_revision(revision):
         raise NewerSchemaError(
-            f"The database is at schema {revision}, which is of a newer version of Tunery than "
-            "this. Run that version, or restore a backup that this version has made."
+            f"The database has schema {revision}, from a newer version of Tunery than this one. "
+            "Run that version, or restore a backup that this version made."
         )
 
 

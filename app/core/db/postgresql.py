@@ -1,4 +1,4 @@
-"""PostgreSQL, through psycopg: many writers, and a server that may be away."""
+"""PostgreSQL, through psycopg: many writers, and a server that may be unreachable."""
 
 import contextlib
 import hashlib
@@ -100,7 +100,7 @@ class Postgresql:
             if committed is None:
                 raise OutcomeUnknownError(
                     "The connection to the database was lost while the change was being saved, so "
-                    "it may have been made or not. Look before you send the request again."
+                    "it may or may not have been made. Check before you send the request again."
                 ) from error
             if not committed:
                 raise

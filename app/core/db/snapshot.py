@@ -1,4 +1,4 @@
-"""A copy of the database as it is at one moment, and what to do with a restored copy."""
+"""Takes snapshots of the database, and prepares a restored one for use."""
 
 from collections.abc import Generator
 from contextlib import contextmanager

@@ -197,7 +197,7 @@ class WorkerRow(Base):
     """Version of Tunery that the worker runs."""
     started_at: Mapped[datetime]
     heartbeat_at: Mapped[datetime]
-    """Latest sign of life."""
+    """Time of the latest heartbeat."""
     stopping_at: Mapped[datetime | None]
     """When it was told to stop: since then it takes no more jobs."""
 

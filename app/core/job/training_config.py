@@ -66,7 +66,8 @@ class TrainingConfig(Frozen):
     """L2 norm above which the gradient of a step is scaled down."""
 
     max_sequence_tokens: int = Field(default=512, ge=16, le=131_072)
-    """Longest example, in tokens. `overlong_row_behavior` says what happens to longer ones."""
+    """Maximum length of an example, in tokens. `overlong_row_behavior` says what happens to longer
+    ones."""
 
     overlong_row_behavior: OverlongRowBehavior = "truncate"
     """What happens to an example that is too long: `truncate` cuts off its end, `error` fails the
@@ -89,7 +90,7 @@ class TrainingConfig(Frozen):
     those at each epoch's end and each checkpoint."""
 
     early_stopping_patience: int | None = Field(default=None, ge=1, le=1000)
-    """Number of evaluations in a row without a better validation loss after which training stops.
+    """Number of consecutive evaluations without a lower validation loss after which training stops.
     The result is the adapter with the best validation loss. Null to train to the end."""
 
 

@@ -1,4 +1,4 @@
-"""Where bytes live. One conformance suite, `tests/conformance`, holds for every store."""
+"""Interface of blob stores. The suite `tests/conformance` tests every implementation."""
 
 import contextlib
 from collections.abc import Generator, Iterable, Iterator

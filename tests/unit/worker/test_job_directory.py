@@ -133,7 +133,7 @@ def test_a_checkpoint_that_is_a_link_is_not_followed(
     planted.rename(tmp_path / "elsewhere")
     planted.symlink_to(tmp_path / "elsewhere")
 
-    with pytest.raises(ManifestError, match="not a directory of its own"):
+    with pytest.raises(ManifestError, match="is a link, not a directory"):
         job_directory.store_directory(store, "out/step-3")
 
 

@@ -832,7 +832,7 @@ def test_a_base_model_that_is_gone_fails_the_job_and_says_how_to_mend_it(bench: 
     assert bench.launcher.directories == []
     assert bench.job(job).error == {
         "code": "model_not_available",
-        "message": "The base model absent is not installed any more. Install it with 'tunery "
+        "message": "The base model absent is no longer installed. Install it with 'tunery "
         "models install absent' and rerun the job.",
         "param": None,
         "errors": [],

@@ -174,7 +174,7 @@ model = PeftModel.from_pretrained(base, "DIR")
 tokenizer = AutoTokenizer.from_pretrained("DIR")
 ```
 
-With vLLM. Its limit for the rank is 16 unless an option raises it:
+With vLLM, whose limit for the rank is 16 unless an option raises it:
 
 ```sh
 vllm serve {repo}{vllm_revision} --enable-lora --max-lora-rank {max_rank} --lora-modules tuned=DIR

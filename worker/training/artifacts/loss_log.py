@@ -1,4 +1,4 @@
-"""The loss log of a job while it grows, and its picture `loss.svg`.
+"""The loss log of a job while it grows, and its chart `loss.svg`.
 
 A job may take a million steps, and each checkpoint holds the log so far. So the rows are in files,
 memory holds a few numbers per step, and no row is parsed or formatted a second time.

@@ -1,7 +1,7 @@
 """How a job is computed: one plan decides device, dtype, layers, memory and compilation.
 
 It is made before the base model is loaded, from the model's files and the job's examples. A resumed
-job keeps the plan of its first attempt, because another plan would end in other bits.
+job keeps the plan of its first attempt, because another plan would give other bits.
 """
 
 import os
@@ -198,7 +198,7 @@ def _explain_compilation(asked: ComputeSettings, *, should: bool, is_compiled: b
     if is_compiled:
         return "compiled"
     if should:
-        return "not compiled because there is no C++ compiler, which would make it faster"
+        return "not compiled because there is no C++ compiler (compiled layers are faster)"
     if asked.compile is False:
         return "not compiled, as configured"
     return "not compiled because the job is too short to gain from it"

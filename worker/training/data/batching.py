@@ -1,7 +1,7 @@
 """Which examples form a step, and how a step is cut into micro-batches that fit in memory.
 
-The shuffle alone decides which examples share an optimizer step. The cut into micro-batches goes by
-length, and the result of a step does not depend on it.
+The shuffle alone decides which examples share an optimizer step. Micro-batches group them by
+length, and the result of a step does not depend on the grouping.
 
 Dimension key (Shazeer 2024, "Shape Suffixes"):
     B  examples in a micro-batch

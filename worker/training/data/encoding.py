@@ -1,8 +1,8 @@
 """Encodes an example as tokens, and says which of them are learned.
 
-In a conversation, only what the assistant has to write itself is learned: from the end of the
-prompt that the chat template puts before an answer, through the token that ends the turn. The
-template itself shows where an answer begins and ends, so nothing here knows a family of models.
+In a conversation, only the assistant's answers are learned. An answer begins after the prompt that
+the chat template puts before it, and ends with the token that ends the turn. The template itself
+shows where that is, so nothing here is specific to a family of models.
 """
 
 import json
@@ -44,8 +44,8 @@ class ChatRenderer:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         if not tokenizer.chat_template:
             raise NoChatTemplateError(
-                "it has no chat template; give it text or prompt and completion to learn, or tune "
-                "a model that was made for chats"
+                "it has no chat template; use the format text or prompt_completion, or a base "
+                "model that has one"
             )
         self._tokenizer = tokenizer
         self._end_of_turn = self._find_end_of_turn()
@@ -75,8 +75,8 @@ class ChatRenderer:
         position = f"messages[{len(before)}]"
         if not text.startswith(prompt):
             raise ChatTemplateError(
-                f"the chat template renders what comes before {position} in another way once "
-                "that message follows, so its tokens cannot be told apart"
+                f"the chat template renders the messages before {position} differently once that "
+                "message is added, so the tokens of the answer cannot be identified"
             )
         start = len(prompt)
         first_end = text.find(self._end_of_turn, start)
@@ -127,7 +127,7 @@ class ChatRenderer:
                 )
             )
         except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
-            raise ChatTemplateError(f"the chat template says: {error}") from error
+            raise ChatTemplateError(f"the chat template failed: {error}") from error
 
 
 def _with_parsed_arguments(message: dict[str, Any]) -> dict[str, Any]:

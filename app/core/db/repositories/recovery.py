@@ -47,7 +47,7 @@ class Interruption:
     what: str
     """What happened, to begin a sentence with: `The disk is full`."""
     advice: str = (
-        "The job may bring its workers down: see their logs, and how much memory the machine has."
+        "The job may be crashing its workers: check their logs and the machine's free memory."
     )
     """How to avoid it."""
 

@@ -1,4 +1,4 @@
-"""Every query on workers: who runs, on which host, and when each last gave a sign of life."""
+"""Every query on workers: who runs, on which host, and when each sent its last heartbeat."""
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -53,7 +53,7 @@ class WorkerStatus:
 
 class WorkerRepository(Repository):
     def beat(self, worker: WorkerIdentity, *, now: datetime, is_stopping: bool = False) -> None:
-        """Record a sign of life. The first one registers the worker."""
+        """Record a heartbeat. The first one registers the worker."""
         row = self._session.get(WorkerRow, worker.worker_id)
         if row is None:
             row = WorkerRow(

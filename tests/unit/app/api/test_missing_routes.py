@@ -77,7 +77,7 @@ def test_every_path_of_openais_is_offered_or_said_not_to_be(client: TestClient) 
             "/models/ft:tiny:tunery::x",
             "unknown_url",
             "No such route: {method} /models/ft:tiny:tunery::x. Add /v1 to the base URL of your "
-            "client, for /v1/models/ft:tiny:tunery::x.",
+            "client: the path is /v1/models/ft:tiny:tunery::x.",
             id="without /v1, and with an id",
         ),
         pytest.param(

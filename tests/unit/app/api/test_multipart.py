@@ -138,7 +138,7 @@ def test_a_connection_that_breaks_off_is_no_end(tmp_path: Path) -> None:
     ("body", "why"),
     [
         pytest.param(PURPOSE + END, "'file' is missing", id="no-file"),
-        pytest.param(FILE + FILE + END, "Send one file", id="two-files"),
+        pytest.param(FILE + FILE + END, "Send only one file", id="two-files"),
         pytest.param(
             part("x", b"y" * (MAX_FIELD_BYTES + 1)) + FILE + END,
             "at most 65,536 bytes",

@@ -38,7 +38,7 @@ def test_a_crash_is_an_envelope_whose_id_is_in_the_log(
     assert answer.status_code == 500
     assert answer.json() == {
         "error": {
-            "message": f"The server failed on this request. Its log says why under {request_id}.",
+            "message": f"The server failed on this request. Search its log for {request_id}.",
             "type": "server_error",
             "param": None,
             "code": "internal_error",

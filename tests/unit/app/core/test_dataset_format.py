@@ -221,13 +221,13 @@ def test_a_tool_call_needs_no_text() -> None:
             chat(USER | {"tool_calls": []}),
             "wrong_type",
             "messages[0].tool_calls",
-            "'tool_calls' must be a list of objects, and the message an assistant's.",
+            "'tool_calls' must be a list of objects, in an assistant message.",
         ),
         (
             chat(USER),
             "no_assistant_message",
             "messages",
-            "No message is an assistant's, so there is nothing to learn. Add an answer.",
+            "There is no assistant message, so there is nothing to learn. Add one.",
         ),
         (
             chat(USER, ASSISTANT | {"weight": 0}),

@@ -260,7 +260,7 @@ def test_rows_from_the_future_are_found(
         ),
         pytest.param(
             lambda path: path.write_bytes(b"x" * path.stat().st_size),
-            "has other bytes than were written",
+            "does not have the bytes that were written",
             True,
             id="rotten",
         ),

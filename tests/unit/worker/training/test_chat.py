@@ -181,7 +181,7 @@ LOOKS_BACK = (
         pytest.param(
             CHAT_TEMPLATE.replace("message['content']", "message['content'] + message['text']"),
             chat(QUESTION, answer("A")),
-            "the chat template says",
+            "the chat template failed",
             id="undefined-field",
         ),
         pytest.param(

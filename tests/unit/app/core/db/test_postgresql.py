@@ -365,7 +365,9 @@ def test_of_a_commit_that_nobody_can_tell_of_nothing_is_claimed(
                 session.add(build_job())
                 event.listen(database.engine, "commit", lose_the_server)
 
-        with pytest.raises(OutcomeUnknownError, match="it may have been made or not") as unknown:
+        with pytest.raises(
+            OutcomeUnknownError, match="it may or may not have been made"
+        ) as unknown:
             commit_into_the_void()
         event.remove(database.engine, "commit", lose_the_server)
 
