@@ -15,7 +15,6 @@ from typing import Annotated, NoReturn
 import typer
 import uvicorn
 
-from app.api.metrics import serving_metrics
 from app.api.requests import BoundedHttpProtocol
 from app.core.command_line import CommandGroup
 from app.core.db.migrate import prepare
@@ -28,6 +27,7 @@ from app.main import create_app
 from app.maintenance.backup import make_backup
 from app.maintenance.doctor import examine
 from app.maintenance.findings import Finding, Level
+from app.maintenance.metrics import serving_metrics
 from app.maintenance.restore import restore_backup
 
 _MIB = 1024 * 1024
@@ -77,8 +77,9 @@ def serve_api(host: Host = None, port: Port = None) -> None:
             ballast.make_if_room()
         application = create_app(settings)
         _check_address(settings)
-        prepare(application.state.resources.database)
-        with serving_metrics(application.state.metrics, application.state.resources):
+        database = application.state.resources.database
+        prepare(database)
+        with serving_metrics(application.state.metrics.registry, settings, database):
             uvicorn.run(
                 application,
                 host=settings.host,

@@ -2,7 +2,6 @@
 
 import json
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,9 @@ import yaml
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
-from app.api.metrics import serving_metrics
 from app.core.db.session import Database
 from app.core.settings import Settings
+from app.maintenance.metrics import serving_metrics
 from tests.contracts.test_documented import read_table
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -26,10 +25,10 @@ WORDS = re.compile(r"\{[^}]*\}|\"[^\"]*\"")
 def offered(app: FastAPI, client: TestClient, settings: Settings, database: Database) -> set[str]:
     """The name of every sample that Prometheus reads."""
     client.post("/v1/fine_tuning/jobs", json={})
-    metrics = app.state.metrics
+    registry = app.state.metrics.registry
     served = settings.model_copy(update={"metrics_port": 0})
-    with serving_metrics(metrics, replace(app.state.resources, settings=served)):
-        families = [*metrics.registry.collect()]
+    with serving_metrics(registry, served, database):
+        families = [*registry.collect()]
     return {sample.name for family in families for sample in family.samples} | {
         family.name for family in families
     }

@@ -25,7 +25,6 @@ from app.core.errors import NotFoundError
 from app.core.job.loss_log import StepMetrics
 from app.core.job.status import JobStatus
 
-
 # These run many times a second, so they are built only once.
 _BY_ID = (
     select(Job)

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Iterator
-from dataclasses import replace
+from contextlib import AbstractContextManager
 from datetime import timedelta
 
 import httpx
@@ -13,27 +13,33 @@ from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import event
 from starlette.testclient import TestClient
 
-from app.api.deps import Resources
-from app.api.metrics import CannotServeMetricsError, RequestMetrics, serving_metrics
 from app.core.clock import utc_now
 from app.core.db.repositories.leases import LeaseRepository
 from app.core.db.session import Database
 from app.core.db.tables import Job
 from app.core.job.status import JobStatus
 from app.core.job.training_events import JobError
+from app.core.settings import Settings
+from app.main import create_app
+from app.maintenance.metrics import CannotServeMetricsError, serving_metrics
 from tests.builders import add_job, add_worker, claim
 
 Labels = tuple[tuple[str, str], ...]
 
 
-def resources_with(app: FastAPI, **settings: int) -> Resources:
-    resources: Resources = app.state.resources
-    return replace(resources, settings=resources.settings.model_copy(update=settings))
+def serving(
+    app: FastAPI, *, database: Database | None = None, port: int | None = 0
+) -> AbstractContextManager[None]:
+    """Serve the metrics of an application in a block."""
+    resources = app.state.resources
+    settings = resources.settings.model_copy(update={"metrics_port": port})
+    registry = app.state.metrics.registry
+    return serving_metrics(registry, settings, database or resources.database)
 
 
 @pytest.fixture
 def scrape(app: FastAPI, database: Database) -> Iterator["Scrape"]:
-    with serving_metrics(app.state.metrics, resources_with(app, metrics_port=0)):
+    with serving(app):
         yield Scrape(app)
 
 
@@ -108,8 +114,7 @@ def test_the_database_is_asked_at_most_once_a_second(scrape: Scrape, app: FastAP
 def test_a_database_that_is_away_is_said_to_be(app: FastAPI) -> None:
     """And the rest is still there."""
     nowhere = Database("postgresql://nobody@127.0.0.1:1/none?connect_timeout=1")
-    resources = replace(resources_with(app, metrics_port=0), database=nowhere)
-    with serving_metrics(app.state.metrics, resources):
+    with serving(app, database=nowhere):
         values = Scrape(app)()
 
     assert values["tunery_database_up"] == {(): 0}
@@ -148,11 +153,11 @@ def test_whatever_clients_send_there_are_few_labels(scrape: Scrape, client: Test
 
 
 def test_they_are_served_on_their_own_port_alone(
-    app: FastAPI, client: TestClient, caplog: pytest.LogCaptureFixture
+    app: FastAPI, client: TestClient, settings: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
     before = threading.active_count()
-    with serving_metrics(app.state.metrics, resources_with(app, metrics_port=0)):
+    with serving(app):
         (address,) = [
             one.getMessage().split()[-1]
             for one in caplog.records
@@ -164,7 +169,7 @@ def test_they_are_served_on_their_own_port_alone(
             pytest.raises(
                 CannotServeMetricsError, match=f"127.0.0.1:{port}: Address already in use"
             ),
-            serving_metrics(RequestMetrics(), resources_with(app, metrics_port=port)),
+            serving(create_app(settings), port=port),
         ):
             pass
 
@@ -177,5 +182,5 @@ def test_they_are_served_on_their_own_port_alone(
 
 def test_by_default_there_are_none(app: FastAPI) -> None:
     before = threading.active_count()
-    with serving_metrics(app.state.metrics, app.state.resources):
+    with serving(app, port=None):
         assert threading.active_count() == before
