@@ -16,7 +16,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     && groupadd --gid 10001 tunery \
     && useradd --uid 10001 --gid tunery --no-create-home --shell /usr/sbin/nologin tunery \
     # A new volume takes its owner from the image.
-    && install --directory --owner tunery --group tunery --mode 0750 /data
+    && install --directory --owner tunery --group tunery --mode 0700 /data
 
 WORKDIR /srv/tunery
 COPY requirements.lock ./
@@ -42,8 +42,10 @@ RUN --mount=type=cache,target=/root/.cache/pip --mount=from=wheel,source=/wheels
 USER 10001:10001
 VOLUME /data
 # All addresses of the container's own network; what reaches it is decided by what is published.
+# So a key is needed: the first start writes one.
 ENV HOME=/tmp \
     TUNERY_HOST=0.0.0.0 \
+    TUNERY_BOOTSTRAP_KEY_FILE=/data/admin-key \
     TUNERY_PORT=8000
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \

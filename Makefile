@@ -1,6 +1,6 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup model demo serve clients test long bench bench-api powercut diskfull chaos check format types imports deploy openapi wheel lock clean
+.PHONY: help setup model demo serve clients test long bench bench-api powercut diskfull chaos check format types imports deploy audit openapi wheel lock clean
 
 PYTHON ?= python3
 MODEL ?= smollm2-135m-instruct
@@ -95,6 +95,14 @@ deploy: setup ## Dockerfile and compose file
 	@$(BIN)/hadolint Dockerfile
 	@$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
 
+audit: .venv/.audit ## Look the locked versions up among known vulnerabilities (needs the package index)
+	@$(BIN)/pip-audit --strict --requirement requirements.lock --no-deps --disable-pip --progress-spinner off \
+	  || { echo "The locked versions were not shown to be free of known vulnerabilities: see above."; exit 1; }
+
+.venv/.audit: .venv/.installed
+	$(PIP) install --quiet -c requirements.lock --group audit
+	@touch $@
+
 diskfull: setup ## Fill the disk under a real API, to the page (root, 5 minutes)
 	@$(BIN)/python -m tests.diskfull.run
 
@@ -108,7 +116,7 @@ lock: ## Resolve all dependencies again into requirements.lock
 	@rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
 	@.venv-lock/bin/pip install --quiet --upgrade pip
 	@.venv-lock/bin/pip install --quiet --no-deps --retries 0 --extra-index-url $(TORCH_INDEX) torch==2.13.0
-	@.venv-lock/bin/pip install --quiet --group dev --group bench --editable '.[worker]'
+	@.venv-lock/bin/pip install --quiet --group dev --group bench --group audit --editable '.[worker]'
 	@{ echo "# Every version of every package; made by 'make lock'."; \
 	   .venv-lock/bin/pip freeze --all | grep -v -e '^setuptools==' -e '^-e ' -e '^# ' | sed 's/+cpu$$//'; } > requirements.lock
 	@rm -rf .venv-lock

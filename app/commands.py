@@ -16,19 +16,24 @@ import typer
 import uvicorn
 
 from app.api.requests import BoundedHttpProtocol
-from app.core.command_line import CommandGroup
+from app.core.clock import utc_now
 from app.core.db.migrate import prepare
 from app.core.disk import Ballast
 from app.core.errors import OperatorError
 from app.core.logging import configure_logging
 from app.core.occupancy import make_data_dir, occupied
+from app.core.operator.command_line import CommandGroup
 from app.core.settings import Settings, read_settings
+from app.core.storage.privacy import close_data_directory, keep_new_files_private
+from app.key_commands import keys
 from app.main import create_app
 from app.maintenance.backup import make_backup
 from app.maintenance.doctor import examine
 from app.maintenance.findings import Finding, Level
+from app.maintenance.keys import secure_start
 from app.maintenance.metrics import serving_metrics
 from app.maintenance.restore import restore_backup
+from app.signing_commands import signing_key, verify
 
 _MIB = 1024 * 1024
 
@@ -46,6 +51,10 @@ commands = typer.Typer(
     "3 the database is busy.",
 )
 
+commands.add_typer(keys, name="keys")
+commands.command()(verify)
+commands.add_typer(signing_key, name="signing-key")
+
 Host = Annotated[
     str | None, typer.Option(help="Address to listen on, instead of TUNERY_HOST.", metavar="ADDR")
 ]
@@ -61,6 +70,7 @@ def run_app() -> None:
     Raises:
         SystemExit: always, with the exit code.
     """
+    keep_new_files_private()
     commands(sys.argv[1:] or ["api"], prog_name="python -m app")
 
 
@@ -71,6 +81,7 @@ def serve_api(host: Host = None, port: Port = None) -> None:
     settings = read_settings()
     configure_logging(settings)
     make_data_dir(settings)
+    close_data_directory(settings)
     with occupied(settings):
         ballast = Ballast(settings)
         if not ballast.release_if_full():
@@ -79,6 +90,7 @@ def serve_api(host: Host = None, port: Port = None) -> None:
         _check_address(settings)
         database = application.state.resources.database
         prepare(database)
+        secure_start(settings, database, now=utc_now())
         with serving_metrics(application.state.metrics.registry, settings, database):
             uvicorn.run(
                 application,

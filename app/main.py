@@ -1,20 +1,24 @@
 """Builds the HTTP application from its parts."""
 
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
 from app.api import docs_page, health
+from app.api.access import require_policies
+from app.api.authentication import Authenticator
 from app.api.deps import Resources
 from app.api.errors import install_error_handlers
+from app.api.guard import Guard
 from app.api.metrics import RequestMetrics
 from app.api.recent_answers import RecentAnswers
 from app.api.requests import RequestContext
-from app.api.v1 import files, fine_tuning_jobs, job_results, models, uploads
+from app.api.v1 import files, fine_tuning_jobs, job_results, models, uploads, webhooks
 from app.core.base_models import load_catalogue
+from app.core.clock import utc_now
 from app.core.db.migrate import upgrade
 from app.core.db.session import Database
 from app.core.disk import Ballast
@@ -22,11 +26,16 @@ from app.core.settings import Settings, read_settings
 from app.core.storage.local import LocalBlobStore
 from app.core.version import VERSION
 from app.schemas.bodies import ErrorRead
+from app.webhooks.client import WebhookClient
+from app.webhooks.sender import Sender
+from app.webhooks.targets import TargetPolicy
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorRead, "description": description}
     for status, description in {
         400: "The request is invalid or cannot be granted in the current state.",
+        401: "A valid API key is missing.",
+        403: "The API key lacks the scope for this request.",
         404: "What the request names does not exist.",
         413: "The body is too large.",
         415: "The body has the wrong media type.",
@@ -46,6 +55,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         store=LocalBlobStore(settings.blobs_dir),
         catalogue=load_catalogue(settings.data_dir),
         ballast=Ballast(settings),
+        webhooks=WebhookClient(TargetPolicy.of(settings)),
     )
     metrics = RequestMetrics()
     app = FastAPIOffline(
@@ -65,12 +75,18 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     install_error_handlers(app)
     app.include_router(health.router)
     app.include_router(docs_page.router)
-    for module in (files, uploads, fine_tuning_jobs, job_results, models):
+    for module in (files, uploads, fine_tuning_jobs, job_results, models, webhooks):
         app.include_router(module.router, prefix="/v1")
+    require_policies(app)
     app.add_middleware(RecentAnswers, version=resources.database.version)
     app.add_middleware(
-        RequestContext, metrics=metrics
-    )  # the middleware added last sees a request first
+        Guard,
+        authenticator=Authenticator(resources, may_be_keyless=settings.may_be_keyless),
+        hosts=settings.host_names,
+        organization=settings.organization,
+    )
+    # The middleware added last sees a request first.
+    app.add_middleware(RequestContext, metrics=metrics)
     return app
 
 
@@ -78,5 +94,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
     resources: Resources = app.state.resources
     upgrade(resources.database)
-    yield
+    sender = Sender(resources.database, resources.webhooks, clock=utc_now)
+    with sender.running() if resources.webhooks.policy.is_on else nullcontext():
+        yield
     resources.database.dispose()

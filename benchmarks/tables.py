@@ -9,22 +9,21 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from app.core.db.repositories.queue import QueueRepository
-from app.core.db.repositories.idempotency import OldIdempotencyRecords
-from app.core.db.repositories.saved_states import UnneededStates
-from app.core.db.repositories.files import ExpiredFiles
-from app.core.access import LOCAL_CALLER
+from app.core.access import DEFAULT_PROJECT_ID, LOCAL_CALLER
 from app.core.base_models import Catalogue, load_catalogue
 from app.core.clock import utc_now
-from app.core.access import DEFAULT_PROJECT_ID
 from app.core.db.migrate import upgrade
 from app.core.db.repositories.events import EventRepository
-from app.core.db.repositories.files import FileRepository
-from app.core.db.repositories.idempotency import KEPT_FOR, IdempotencyRepository
+from app.core.db.repositories.files import ExpiredFiles, FileRepository
+from app.core.db.repositories.idempotency import (
+    KEPT_FOR,
+    OldIdempotencyRecords,
+)
 from app.core.db.repositories.jobs import JobRepository
 from app.core.db.repositories.leases import Lease, LeaseRepository
+from app.core.db.repositories.queue import QueueRepository
 from app.core.db.repositories.recovery import RecoveryRepository
-from app.core.db.repositories.saved_states import SavedStateRepository
+from app.core.db.repositories.saved_states import UnneededStates
 from app.core.db.session import Database
 from app.core.db.tables import File, Job
 from app.core.ids import IdPrefix, new_id
@@ -193,9 +192,11 @@ class Round:
         ):
             self._read(name, lambda session, a=after, m=labels: self._list(session, a, m))
         for name, after in (("events, newest", None), ("events, deep page", deep_event)):
-            self._read(name, lambda session, a=after: EventRepository(session, DEFAULT_PROJECT_ID).list_page(
-                long, after=a, limit=20))  # fmt: skip
-        self._read("loss log", lambda session: JobRepository(session, DEFAULT_PROJECT_ID).list_steps(long))
+            self._read(name, lambda session, a=after: EventRepository(
+                session, DEFAULT_PROJECT_ID).list_page(long, after=a, limit=20))  # fmt: skip
+        self._read(
+            "loss log", lambda session: JobRepository(session, DEFAULT_PROJECT_ID).list_steps(long)
+        )
         lease: Lease = self._write("claim", lambda session: LeaseRepository(session).claim(
             "worker-1", now=now, lease_for=MINUTE))  # fmt: skip
         self._write("renew", lambda session: LeaseRepository(session).renew(
@@ -203,9 +204,16 @@ class Round:
         self._chores(now)
         self._write("finish", lambda session: LeaseRepository(session).finish(
             lease, JobStatus.CANCELLED, now=now))  # fmt: skip
-        self._write("delete job", lambda session: job_service.delete_job(session, LOCAL_CALLER, lease.job_id))
-        self._write("cancel", lambda session: job_service.cancel_job(session, LOCAL_CALLER, job.id, now=now))
-        self._write("delete new job", lambda session: job_service.delete_job(session, LOCAL_CALLER, job.id))
+        self._write(
+            "delete job",
+            lambda session: job_service.delete_job(session, LOCAL_CALLER, lease.job_id),
+        )
+        self._write(
+            "cancel", lambda session: job_service.cancel_job(session, LOCAL_CALLER, job.id, now=now)
+        )
+        self._write(
+            "delete new job", lambda session: job_service.delete_job(session, LOCAL_CALLER, job.id)
+        )
         return self.took_s
 
     def _chores(self, now: Any) -> None:
@@ -227,7 +235,9 @@ class Round:
     def _create(self, session: Any, key: str) -> Job:
         body = JobCreate(model="tiny", training_file=self._file, seed=1, metadata={"team": "new"})
         origin = RequestOrigin(key=key, credentials_sha256="", retry_count=0, timeout=MINUTE)
-        once = IdempotentRequest(session, LOCAL_CALLER, origin, "create", body.content(), now=utc_now())
+        once = IdempotentRequest(
+            session, LOCAL_CALLER, origin, "create", body.content(), now=utc_now()
+        )
         earlier = once.find_job()
         if earlier is not None:
             return earlier

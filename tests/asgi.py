@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -50,7 +50,13 @@ class Answer(NamedTuple):
     """How much of the request's body the application has read."""
 
 
-def post_in_chunks(app: FastAPI, path: str, chunks: Iterable[bytes], content_type: str) -> Answer:
+def post_in_chunks(
+    app: FastAPI,
+    path: str,
+    chunks: Iterable[bytes],
+    content_type: str,
+    headers: Mapping[str, str] | None = None,
+) -> Answer:
     """Send a body of unknown length, whose chunks are made only as they are asked for."""
     remaining = iter(chunks)
     taken = 0
@@ -75,7 +81,10 @@ def post_in_chunks(app: FastAPI, path: str, chunks: Iterable[bytes], content_typ
         "raw_path": path.encode(),
         "query_string": b"",
         "root_path": "",
-        "headers": [(b"content-type", content_type.encode())],
+        "headers": [
+            (name.encode(), text.encode())
+            for name, text in {"content-type": content_type, **(headers or {})}.items()
+        ],
         "client": ("127.0.0.1", 1),
         "server": ("127.0.0.1", 80),
     }

@@ -1,16 +1,18 @@
 """Valid things with every default filled in; a test names only what matters to it."""
 
 import hashlib
-import json
 import zlib
+from collections.abc import Collection
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import text
 
-from app.core.access import DEFAULT_PROJECT_ID
+from app.core.access import DEFAULT_PROJECT_ID, Scope
+from app.core.clock import utc_now
 from app.core.db.base import Base
+from app.core.db.repositories.access import KeyRepository
 from app.core.db.repositories.checkpoints import CheckpointRepository, TunedModelRepository
 from app.core.db.repositories.events import EventRepository
 from app.core.db.repositories.files import FileRepository
@@ -32,10 +34,17 @@ from app.core.db.tables import (
 from app.core.ids import IdPrefix, new_id
 from app.core.job.loss_log import StepMetrics
 from app.core.job.status import JobStatus
-from app.core.job.training_config import BaseModelRef, DatasetRef, JobSpec, TrainingConfig
-from app.core.manifest import MANIFEST_NAME, Manifest, describe_files
+from app.core.job.training_config import (
+    JOB_SPEC_NAME,
+    BaseModelRef,
+    DatasetRef,
+    JobSpec,
+    TrainingConfig,
+)
+from app.core.manifest import MANIFEST_NAME, Manifest, describe_files, describe_inputs
 from app.core.storage.blob_store import BlobStore
 from app.core.storage.local import LocalBlobStore
+from app.maintenance.keys import create_key
 from benchmarks.support.samples import build_chat_file, write_catalogue
 
 __all__ = ["build_chat_file", "write_catalogue"]
@@ -211,22 +220,50 @@ def add_file(
     return file
 
 
-def add_part(
-    database: Database, store: BlobStore, upload: Upload, content: bytes = TEXT_LINE
-) -> UploadPart:
-    """A part whose bytes are in the store; its upload is added with the first one."""
+def build_part(upload: Upload, content: bytes = TEXT_LINE) -> UploadPart:
+    """The row of a part; `add_part` stores its bytes as well."""
     part_id = new_id(IdPrefix.UPLOAD_PART)
-    part = UploadPart(
+    return UploadPart(
         id=part_id,
+        project_id=upload.project_id,
         upload_id=upload.id,
         bytes=len(content),
         sha256=hashlib.sha256(content).hexdigest(),
         blob_key=f"uploads/{part_id}",
         created_at=NOW,
     )
+
+
+def add_key(
+    database: Database,
+    project: str = DEFAULT_PROJECT_ID,
+    scopes: Collection[Scope] = tuple(Scope),
+    *,
+    expires_at: datetime | None = None,
+    is_revoked: bool = False,
+) -> str:
+    """An API key. The project is made too, if there is none of this name."""
+    now = utc_now()
+    with database.writing() as session:
+        new = create_key(session, project, scopes, expires_at=expires_at, now=now)
+        if is_revoked:
+            KeyRepository(session).revoke(new.key_id, now=now)
+    return new.key
+
+
+def bearer(key: str) -> dict[str, str]:
+    """The header that sends a key."""
+    return {"authorization": f"Bearer {key}"}
+
+
+def add_part(
+    database: Database, store: BlobStore, upload: Upload, content: bytes = TEXT_LINE
+) -> UploadPart:
+    """A part whose bytes are in the store; its upload is added with the first one."""
+    part = build_part(upload, content)
     put_blob(store, part.blob_key, content)
     with database.writing() as session:
-        uploads = UploadRepository(session, DEFAULT_PROJECT_ID)
+        uploads = UploadRepository(session, part.project_id)
         if session.get(Upload, upload.id) is None:
             uploads.add(upload)
         uploads.add_part(part)
@@ -340,13 +377,13 @@ def write_checkpoint(directory: Path, step: int, *, name: str = "step", **change
     checkpoint.mkdir(parents=True)
     (checkpoint / "adapter_model.safetensors").write_bytes(bytes([step]) * 5000)
     (checkpoint / "adapter_config.json").write_text('{"r": 64}')
-    spec = json.loads((directory / "job.json").read_bytes())
+    spec = JobSpec.model_validate_json((directory / JOB_SPEC_NAME).read_bytes())
     values: dict[str, Any] = {
-        "job_id": spec["job_id"],
-        "attempt": spec["attempt"],
+        "job_id": spec.job_id,
+        "attempt": spec.attempt,
         "step": step,
         "files": describe_files(checkpoint),
-        "provenance": {},
+        "provenance": describe_inputs(spec),
     }
     (checkpoint / MANIFEST_NAME).write_text(Manifest(**(values | changes)).model_dump_json())
 
@@ -371,14 +408,18 @@ def dump_tables(database: Database) -> dict[str, list[tuple[Any, ...]]]:
 def list_messages(database: Database, job_id: str) -> list[str]:
     """What its user was told, from the first to the last."""
     with database.reading() as session:
-        page = EventRepository(session, DEFAULT_PROJECT_ID).list_page(job_id, after=None, limit=1000)
+        page = EventRepository(session, DEFAULT_PROJECT_ID).list_page(
+            job_id, after=None, limit=1000
+        )
         return [event.message for event in reversed(page.rows)]
 
 
 def list_checkpoints(database: Database, job_id: str) -> list[Checkpoint]:
     """Its checkpoints, from the first to the last."""
     with database.reading() as session:
-        page = CheckpointRepository(session, DEFAULT_PROJECT_ID).list_page(job_id, after=None, limit=1000)
+        page = CheckpointRepository(session, DEFAULT_PROJECT_ID).list_page(
+            job_id, after=None, limit=1000
+        )
         return list(reversed(page.rows))
 
 

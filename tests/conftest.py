@@ -73,6 +73,7 @@ def settings(data_dir: Path, database_url: str) -> Settings:
         _env_file=None,  # pyright: ignore[reportCallIssue] - pydantic-settings takes it
         data_dir=data_dir,
         database_url=database_url,
+        allowed_hosts="testserver",
         poll_interval_s=0.01,
         training_threads=1,
     )
@@ -137,7 +138,7 @@ def migrated_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def database(settings: Settings, migrated_file: Path) -> Iterator[Database]:
     if not settings.database_url:
-        shutil.copy(migrated_file, settings.data_dir / "tunery.db")
+        shutil.copyfile(migrated_file, settings.data_dir / "tunery.db")
     database = Database(settings.resolved_database_url)
     yield database
     database.dispose()

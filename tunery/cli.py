@@ -9,9 +9,10 @@ from typing import Annotated
 import typer
 
 from app.commands import Host, Port, commands, override_address
-from app.core.command_line import CommandGroup
 from app.core.logging import configure_logging
+from app.core.operator.command_line import CommandGroup
 from app.core.settings import read_settings
+from app.core.storage.privacy import keep_new_files_private
 from app.core.version import VERSION
 from tunery import service_root
 from tunery.supervisor import Supervisor
@@ -39,6 +40,7 @@ def run() -> None:
     Raises:
         SystemExit: always, with the exit code: 0 good, 1 problems remain, 2 cannot run.
     """
+    keep_new_files_private()
     cli(prog_name="tunery")
 
 

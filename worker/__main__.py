@@ -11,14 +11,16 @@ from collections.abc import Sequence
 
 from app.core.base_models import DEFAULT_MODEL_ID, load_catalogue
 from app.core.clock import utc_now
-from app.core.command_line import EXPECTED, report
 from app.core.db.migrate import prepare
 from app.core.db.session import Database
 from app.core.ids import IdPrefix, new_id
 from app.core.logging import configure_logging
 from app.core.occupancy import make_data_dir, occupied
+from app.core.operator.command_line import EXPECTED, report
 from app.core.settings import Settings, read_settings
+from app.core.signing.keys import SigningKeys
 from app.core.storage.local import LocalBlobStore
+from app.core.storage.privacy import close_data_directory, keep_new_files_private
 from app.core.subprocesses import python_module, with_import_path
 from worker.attempt.lease_keeper import Resources
 from worker.janitor import Janitor
@@ -39,10 +41,12 @@ def main(trainer: str = "worker.train") -> int:
     Args:
         trainer: the module that a child runs.
     """
+    keep_new_files_private()
     try:
         settings = read_settings()
         configure_logging(settings)
         make_data_dir(settings)
+        close_data_directory(settings)
         with occupied(settings):
             _serve(settings, trainer)
     except EXPECTED as error:
@@ -57,6 +61,7 @@ def _serve(settings: Settings, trainer: str) -> None:
     catalogue = load_catalogue(settings.data_dir)
     if settings.install_default_model and catalogue.find_installed(DEFAULT_MODEL_ID) is None:
         _install_default_model(settings)
+    SigningKeys(settings.signing_dir).ensure()
     store = LocalBlobStore(settings.blobs_dir)
     workers: list[Worker] = []
     for _ in range(settings.concurrency):

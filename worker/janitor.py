@@ -11,6 +11,7 @@ from app.core.db.repositories.idempotency import KEPT_FOR, OldIdempotencyRecords
 from app.core.db.repositories.recovery import RecoveryRepository
 from app.core.db.repositories.saved_states import UnneededStates
 from app.core.db.repositories.uploads import ENDED_KEPT_FOR, EndedUploads
+from app.core.db.repositories.webhooks import DELIVERIES_KEPT_FOR, GIVE_UP_AFTER, WebhookQueue
 from app.core.db.repositories.workers import WorkerRepository
 from app.core.db.session import Database, Session
 from app.core.disk import Ballast
@@ -63,6 +64,7 @@ class Janitor:
             self.expire_uploads,
             self.delete_saved_states,
             self.delete_idempotency_records,
+            self.give_up_webhooks,
             self.free_orphans,
         ):
             try:
@@ -86,9 +88,7 @@ class Janitor:
     def delete_expired_files(self) -> None:
         """Delete the files past their `expires_at`."""
         now = self._clock()
-        self._delete(
-            lambda session: ExpiredFiles(session).delete(now=now, limit=self._batch)
-        )
+        self._delete(lambda session: ExpiredFiles(session).delete(now=now, limit=self._batch))
 
     def expire_uploads(self) -> None:
         """End uploads that were not completed in time, free their parts, and delete old uploads."""
@@ -106,15 +106,24 @@ class Janitor:
         """Free the saved states that no job will resume from."""
         since = self._clock() - timedelta(seconds=self._settings.held_state_s)
         self._delete(
-            lambda session: UnneededStates(session).delete(
-                held_since=since, limit=self._batch
-            )
+            lambda session: UnneededStates(session).delete(held_since=since, limit=self._batch)
         )
 
     def delete_idempotency_records(self) -> None:
         """Delete old records: a request that comes again after so long is a new request."""
         with self._database.writing() as session:
             OldIdempotencyRecords(session).delete_older(than=self._clock() - KEPT_FOR)
+
+    def give_up_webhooks(self) -> None:
+        """End the events that could not be sent for too long, and delete those that have ended."""
+        now = self._clock()
+        with self._database.writing() as session:
+            queue = WebhookQueue(session)
+            given_up = queue.give_up(older_than=now - GIVE_UP_AFTER, now=now)
+            queue.delete_ended(older_than=now - DELIVERIES_KEPT_FOR)
+        for event_id, endpoint_id in given_up:
+            context = {"webhook_endpoint_id": endpoint_id, "event_id": event_id}
+            logger.warning("webhook given up", extra=context)
 
     def keep_ballast(self) -> None:
         """Create the ballast file again, once there is space."""

@@ -38,6 +38,7 @@ from app.core.job.training_config import (
 from app.core.settings import Settings
 from app.core.storage.blob_store import BlobStore
 from worker.launch.locks import JobLock
+from worker.model_store.installed import check_installed
 
 logger = logging.getLogger(__name__)
 
@@ -76,10 +77,15 @@ class StoredFile:
 
 
 class JobDirectory:
-    """The directory that holds all that a training process sees."""
+    """The directory that holds all that a training process sees.
+
+    Attributes:
+        spec: the job, set by `fill`. The training process may have changed the file of it since.
+    """
 
     def __init__(self, root: Path, lease: Lease) -> None:
         self._lease = lease
+        self.spec: JobSpec
         self.directory = root / lease.job_id / f"{_ATTEMPT}{lease.attempt}"
 
     def fill(
@@ -93,6 +99,7 @@ class JobDirectory:
         Raises:
             BaseModelMissingError: the base model is not installed.
             BaseModelChangedError: the base model has other weights than when the job was created.
+            RefusedModelError: a file of the base model was changed, or may not be used.
             BlobNotFoundError: the store has lost a data file.
         """
         base_model = self._find_base_model(catalogue)
@@ -117,6 +124,7 @@ class JobDirectory:
             raise BaseModelMissingError(self._lease.base_model)
         if self._lease.base_model_sha256 not in {None, installed.sha256}:
             raise BaseModelChangedError(self._lease.base_model)
+        check_installed(catalogue.directory(installed.id), installed)
         return BaseModelRef(**installed.model_dump(include=set(BaseModelRef.model_fields)))
 
     def _make(self) -> None:
@@ -170,7 +178,7 @@ class JobDirectory:
         state: SavedState | None,
         settings: Settings,
     ) -> None:
-        spec = JobSpec(
+        self.spec = JobSpec(
             job_id=self._lease.job_id,
             attempt=self._lease.attempt,
             fine_tuned_model=self._lease.fine_tuned_model,
@@ -184,7 +192,7 @@ class JobDirectory:
             resume_step=state and state.step,
             resume_job_id=state and state.saved_by,
         )
-        (self.directory / JOB_SPEC_NAME).write_text(spec.model_dump_json(indent=2))
+        (self.directory / JOB_SPEC_NAME).write_text(self.spec.model_dump_json(indent=2))
 
     def store_directory(self, store: BlobStore, name: str) -> list[StoredFile]:
         """Copy a checkpoint or a state into the store, under keys of this attempt, and verify it.

@@ -10,8 +10,9 @@ from typing import Annotated, TypeVar
 from fastapi import Depends, Header, Query, Request, Response
 from pydantic import BaseModel
 
+from app.api.access import CALLER
 from app.core import disk
-from app.core.access import LOCAL_CALLER, Caller
+from app.core.access import Caller
 from app.core.base_models import Catalogue
 from app.core.clock import utc_now
 from app.core.db.session import Database, Session
@@ -20,11 +21,9 @@ from app.core.ids import IdPrefix
 from app.core.settings import Settings
 from app.core.storage.blob_store import BlobStore, delete_blobs
 from app.services.idempotency import RequestOrigin
+from app.webhooks.client import WebhookClient
 
 T = TypeVar("T")
-
-CALLER = "caller"
-"""Key in the state of a request that holds its `Caller`, for the access log."""
 
 JOB_ID = "job_id"
 """Key in the state of a request that holds the id of a job it made, for the access log."""
@@ -50,6 +49,7 @@ class Resources:
     store: BlobStore
     catalogue: Catalogue
     ballast: disk.Ballast
+    webhooks: WebhookClient
 
     def read(self, act: Callable[[Session], T]) -> T:
         """Run queries that see one consistent state of the database."""
@@ -91,8 +91,7 @@ async def _resources(request: Request) -> Resources:  # not `def`, which would s
 
 
 async def _caller(request: Request) -> Caller:
-    request.scope["state"][CALLER] = LOCAL_CALLER
-    return LOCAL_CALLER
+    return request.scope["state"][CALLER]
 
 
 ResourcesDep = Annotated[Resources, Depends(_resources)]

@@ -13,7 +13,13 @@ from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from app.core.disk import as_storage_full
-from app.core.errors import DatabaseAwayError, NotFoundError, OutcomeUnknownError, ServiceError
+from app.core.errors import (
+    DatabaseAwayError,
+    NotFoundError,
+    OutcomeUnknownError,
+    ServiceError,
+    UnauthenticatedError,
+)
 from app.schemas.bodies import nearest_field
 
 logger = logging.getLogger(__name__)
@@ -40,7 +46,7 @@ _NOT_OFFERED = re.compile(
     containers|content_provenance_checks|conversations|decisions|edits|embeddings|engines|
     evals|fine-tunes|fine_tuning/alpha|fine_tuning/checkpoints|images|live|moderations|
     organization|projects|realtime|responses|safety|skills|threads|vaults|vector_stores|
-    videos|webhook_endpoints|webhook_event_types
+    videos
     )/""",
     re.VERBOSE,
 )
@@ -83,6 +89,11 @@ class _ErrorResponse(JSONResponse):
 
 async def _service_error(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ServiceError)
+    return service_error_response(error)
+
+
+def service_error_response(error: ServiceError) -> JSONResponse:
+    """The answer to a request that failed with this error."""
     if isinstance(error, DatabaseAwayError):
         logger.warning("%s", error.for_operator)
     extra: dict[str, Any] = {}
@@ -94,14 +105,16 @@ async def _service_error(_request: Request, error: Exception) -> JSONResponse:
         str(error),
         code=error.code,
         param=error.param,
-        headers=_retry_headers(error),
+        headers=_headers_of(error),
         **extra,
     )
 
 
-def _retry_headers(error: ServiceError) -> dict[str, str] | None:
+def _headers_of(error: ServiceError) -> dict[str, str] | None:
     if error.status_code == HTTPStatus.SERVICE_UNAVAILABLE:
         return {"retry-after": str(RETRY_AFTER_S)}
+    if isinstance(error, UnauthenticatedError):
+        return {"www-authenticate": "Bearer"}
     if isinstance(error, OutcomeUnknownError):
         return {"x-should-retry": "false"}  # OpenAI's clients repeat every other 5xx by themselves
     return None

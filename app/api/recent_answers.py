@@ -10,7 +10,9 @@ from http import HTTPStatus
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.api.access import CALLER
 from app.api.metrics import ROUTE, route_of
+from app.core.access import Caller
 
 PATHS = "/v1/fine_tuning/jobs"
 """Path below which every JSON answer depends on the database alone."""
@@ -18,10 +20,10 @@ PATHS = "/v1/fine_tuning/jobs"
 MAX_ANSWER_BYTES = 64 * 1024
 MAX_ANSWERS = 256
 
-_HEADERS = {b"accept", b"authorization"}
-"""Headers of a request on which its answer depends."""
+_HEADERS = {b"accept"}
+"""Headers of a request on which its answer depends, besides its caller."""
 
-_Key = tuple[str, bytes, tuple[tuple[bytes, bytes], ...]]
+_Key = tuple[Caller, str, bytes, tuple[tuple[bytes, bytes], ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +102,6 @@ class _Recorder:
 
 
 def _key(scope: Scope) -> _Key:
-    """Identifies requests with the same answer: path, query and the headers that matter."""
+    """Identifies requests with the same answer: caller, path, query and headers that matter."""
     headers = tuple(header for header in scope["headers"] if header[0] in _HEADERS)
-    return scope["path"], scope["query_string"], headers
+    return scope["state"][CALLER], scope["path"], scope["query_string"], headers

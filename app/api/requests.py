@@ -10,11 +10,11 @@ from http import HTTPStatus
 from typing import Any
 
 from fastapi import Request, Response
-from fastapi.routing import APIRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from app.api.deps import CALLER, JOB_ID
+from app.api.access import CALLER, PolicyRoute
+from app.api.deps import JOB_ID
 from app.api.errors import ERROR_CODE, error_response
 from app.api.metrics import RequestMetrics
 from app.api.security_headers import add_security_headers
@@ -181,7 +181,7 @@ class _StrictRequest(Request):
             ) from error
 
 
-class StrictJsonRoute(APIRoute):
+class StrictJsonRoute(PolicyRoute):
     """A route whose body, if it has one, must be declared as JSON and be strict JSON."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:

@@ -92,6 +92,22 @@ def write_durably(path: Path, content: bytes) -> None:
         os.fsync(target.fileno())
 
 
+def replace_privately(path: Path, content: bytes) -> None:
+    """Give a file new content and mode 0600, durably. Readers see the old content or the new.
+
+    Only one process may do this to a path at a time.
+    """
+    scratch = path.with_name(f".{path.name}.new")
+    scratch.unlink(missing_ok=True)  # from a process that was killed
+    descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "wb") as target:
+        target.write(content)
+        target.flush()
+        os.fsync(target.fileno())
+    scratch.rename(path)
+    sync(path.parent)
+
+
 def sync_directories(root: Path) -> None:
     """Make the names of everything below `root` durable."""
     for directory, _, _ in os.walk(root, topdown=False):

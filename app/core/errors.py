@@ -4,6 +4,8 @@ ServiceError                      the caller acts; the API answers with its stat
 ├── InvalidRequestError           400  the request is invalid
 │   ├── InvalidFileError          400  an upload has bad lines; `problems` lists them
 │   └── StateConflictError        400  the object is in the wrong state (clients would retry a 409)
+├── UnauthenticatedError          401  the request has no valid API key
+├── PermissionDeniedError         403  the key, or the web page that sent it, may not do this
 ├── NotFoundError                 404
 ├── PayloadTooLargeError          413
 ├── UnsupportedMediaTypeError     415
@@ -65,6 +67,16 @@ class InvalidFileError(InvalidRequestError):
 
 class StateConflictError(InvalidRequestError):
     code = "invalid_state"
+
+
+class UnauthenticatedError(ServiceError):
+    status_code = 401
+    code = "invalid_api_key"
+
+
+class PermissionDeniedError(ServiceError):
+    status_code = 403
+    code = "insufficient_scope"
 
 
 class NotFoundError(ServiceError):

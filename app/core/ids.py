@@ -27,6 +27,10 @@ class IdPrefix(StrEnum):
     CHECKPOINT = "ftckpt_"
     REQUEST = "req_"
     WORKER = "worker-"
+    KEY = "key_"
+    PROJECT = "proj_"
+    WEBHOOK_ENDPOINT = "whep_"
+    WEBHOOK_EVENT = "evt_"
 
 
 _lock = threading.Lock()

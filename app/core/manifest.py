@@ -1,7 +1,7 @@
 """`manifest.json`: the list of the files of a checkpoint or saved state, which shows any damage.
 
 The training process writes it last, before it renames the directory. The worker verifies it before
-it publishes anything.
+it publishes anything, and signs that of a checkpoint: see `worker/attempt/signature.py`.
 """
 
 import hashlib
@@ -15,9 +15,14 @@ from typing import Any
 
 from app.core import durable
 from app.core.job.training_config import Frozen, JobSpec
+from app.core.version import VERSION
 
 _LIBRARIES = ("torch", "transformers", "peft", "datasets", "tokenizers", "safetensors", "numpy")
 MANIFEST_NAME = "manifest.json"
+SIGNATURE_NAME = "manifest.json.sig"
+"""Signature of the manifest. The worker adds it, so no manifest lists it."""
+
+UNLISTED_NAMES = frozenset({MANIFEST_NAME, SIGNATURE_NAME})
 
 
 class ManifestFile(Frozen):
@@ -47,11 +52,11 @@ def sha256_of(path: Path) -> str:
 
 
 def describe_files(directory: Path) -> dict[str, ManifestFile]:
-    """Size and sha256 of every regular file in `directory`, except for the manifest."""
+    """Size and sha256 of every regular file in `directory` but the manifest and its signature."""
     return {
         path.name: ManifestFile(bytes=path.stat().st_size, sha256=sha256_of(path))
         for path in sorted(directory.iterdir())
-        if path.is_file() and not path.is_symlink() and path.name != MANIFEST_NAME
+        if path.is_file() and not path.is_symlink() and path.name not in UNLISTED_NAMES
     }
 
 
@@ -62,7 +67,7 @@ def verify(directory: Path) -> Manifest:
         ManifestError: there is no readable manifest, or a file is missing, unexpected or changed.
     """
     manifest = read(directory)
-    names = {path.name for path in directory.iterdir()} - {MANIFEST_NAME}
+    names = {path.name for path in directory.iterdir()} - UNLISTED_NAMES
     files = describe_files(directory)
     if names != files.keys():
         raise ManifestError(f"not regular files: {sorted(names - files.keys())}")
@@ -77,9 +82,21 @@ def read(directory: Path) -> Manifest:
         ManifestError: there is no readable manifest.
     """
     try:
-        return Manifest.model_validate_json((directory / MANIFEST_NAME).read_bytes())
-    except (OSError, ValueError) as error:
+        return parse((directory / MANIFEST_NAME).read_bytes())
+    except (OSError, ManifestError) as error:
         raise ManifestError(f"{directory.name}: no readable {MANIFEST_NAME}: {error}") from error
+
+
+def parse(content: bytes) -> Manifest:
+    """Read a manifest.
+
+    Raises:
+        ManifestError: it is not one.
+    """
+    try:
+        return Manifest.model_validate_json(content)
+    except ValueError as error:
+        raise ManifestError(f"its manifest cannot be read: {error}") from error
 
 
 def check(manifest: Manifest, files: dict[str, ManifestFile]) -> None:
@@ -125,7 +142,7 @@ def _write_manifest(directory: Path, step: int, spec: JobSpec) -> None:
         attempt=spec.attempt,
         step=step,
         files=describe_files(directory),
-        provenance=_describe_provenance(spec),
+        provenance=describe_inputs(spec) | _describe_computation(spec),
     )
     path = directory / MANIFEST_NAME
     path.write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
@@ -133,18 +150,35 @@ def _write_manifest(directory: Path, step: int, spec: JobSpec) -> None:
     durable.sync(directory)
 
 
-def _describe_provenance(spec: JobSpec) -> dict[str, Any]:
-    """Everything that determines the result: model, data, settings, software and computation."""
+def describe_inputs(spec: JobSpec) -> dict[str, Any]:
+    """What the service has given to the training: model, data and hyperparameters."""
     return {
         "fine_tuned_model": spec.fine_tuned_model,
-        "base_model": spec.base_model.model_dump(),
-        "training_file": spec.training_file.model_dump(),
-        "validation_file": spec.validation_file and spec.validation_file.model_dump(),
+        "base_model": spec.base_model.model_dump(mode="json"),
+        "training_file": spec.training_file.model_dump(mode="json"),
+        "validation_file": spec.validation_file and spec.validation_file.model_dump(mode="json"),
         "config": spec.config.model_dump(mode="json"),
         "seed": spec.config.seed,
-        "compute": spec.compute.model_dump(),
+    }
+
+
+def check_inputs(manifest: Manifest, spec: JobSpec) -> None:
+    """Check that a manifest names the inputs that the service has given to the training.
+
+    Raises:
+        ManifestError: it names another; the message says which.
+    """
+    for name, given in describe_inputs(spec).items():
+        if manifest.provenance.get(name) != given:
+            raise ManifestError(f"step {manifest.step}: the manifest has another {name}")
+
+
+def _describe_computation(spec: JobSpec) -> dict[str, Any]:
+    """How the training process has computed, and with what software."""
+    return {
+        "compute": spec.compute.model_dump(mode="json"),
         "threads": spec.threads,
-        "libraries": {name: version(name) for name in _LIBRARIES},
+        "libraries": {"tunery": VERSION} | {name: version(name) for name in _LIBRARIES},
         "python": platform.python_version(),
         "platform": platform.platform(),
         "machine": platform.machine(),

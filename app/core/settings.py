@@ -1,28 +1,51 @@
 """Settings, with defaults and units. A test compares `docs/settings.md` with this file."""
 
 import os
+import re
+from collections.abc import Sequence
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from app.core.environment import (
-    PREFIX,
-    SettingsError,
-    explain_invalid,
-    find_variables,
-    require_known,
-)
+from app.core.operator import environment
 
 _FILE = Path(".env")
+
+_LOOPBACK_NAMES = frozenset({"127.0.0.1", "localhost", "[::1]"})
+Network = IPv4Network | IPv6Network
+
+PUBLIC_WEBHOOKS = "public"
+"""Entry of `webhook_targets` that allows the internet."""
+
+WEBHOOK_ORIGIN = re.compile(
+    r"(?P<scheme>https?)://(?P<host>(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*)(:(?P<port>[0-9]{1,5}))?"
+)
+"""Any other entry of `webhook_targets`. IPv6 addresses need a name."""
+
+_NEVER: Sequence[Network] = [
+    ip_network(text)
+    for text in (
+        "0.0.0.0/8",
+        "169.254.0.0/16",  # link-local; a cloud's metadata
+        "224.0.0.0/3",
+        "::/128",
+        "::ffff:0:0/96",  # IPv4 in another spelling
+        "64:ff9b::/96",
+        "fe80::/10",
+        "ff00::/8",
+    )
+]
+"""Networks that `webhook_private_networks` must not contain, not even a part of them."""
 
 
 class Settings(BaseSettings):
     """Settings of a process, from `TUNERY_...` variables or a file `.env`. The variables win."""
 
     model_config = SettingsConfigDict(
-        env_prefix=PREFIX,
+        env_prefix=environment.PREFIX,
         env_file=_FILE,
         frozen=True,
         extra="ignore",  # `.env` may hold what other programs read
@@ -38,11 +61,18 @@ class Settings(BaseSettings):
     """SQLAlchemy URL of the database. Empty means SQLite in the data directory."""
 
     host: str = "127.0.0.1"
-    """Address that the API listens on. There is no authentication yet: see docs/deployment.md."""
+    """Address that the API listens on. Any other than that of this machine needs an API key."""
 
     port: int = Field(default=8000, ge=0, le=65535)
     """TCP port that the API listens on."""
 
+    allowed_hosts: str = ""
+    """Host names under which clients reach the API, besides those of this machine, separated by
+    commas. Requests under any other name are refused, because a web page could be behind them."""
+
+    bootstrap_key_file: str = ""
+    """File to which the first start writes an API key with every scope, readable by its owner only.
+    Empty means that no key is written."""
     metrics_port: int | None = Field(default=None, ge=0, le=65535)
     """TCP port on which the API process offers metrics for Prometheus, at `/metrics`. By default it
     offers none."""
@@ -140,6 +170,15 @@ class Settings(BaseSettings):
     """Format of the log on standard error: `text` for people, in colour on a terminal, or `json`
     for programs, one object per line."""
 
+    webhook_targets: str = ""
+    """Where webhooks may be sent, separated by commas: `public` for every https URL on the internet
+    on port 443 or 8443, or origins such as `https://hooks.example.com`,
+    `https://*.example.com:8443` or `http://receiver:8080`. Empty means that webhooks are off."""
+
+    webhook_private_networks: str = ""
+    """Private networks in which a host may be that `TUNERY_WEBHOOK_TARGETS` names, separated by
+    commas, such as `10.0.0.0/8`. Empty means none."""
+
     @field_validator("database_url")
     @classmethod
     def _must_be_offered(cls, url: str) -> str:
@@ -148,9 +187,57 @@ class Settings(BaseSettings):
             raise ValueError("it must begin with postgresql:// or sqlite:///")
         return url
 
+    @field_validator("webhook_targets")
+    @classmethod
+    def _must_be_targets(cls, text: str) -> str:
+        for target in _split(text):
+            if target != PUBLIC_WEBHOOKS and not WEBHOOK_ORIGIN.fullmatch(target):
+                raise ValueError(
+                    f"{target[:80]!r} is neither 'public' nor an origin in lower case and without "
+                    "a path, such as https://hooks.example.com or https://*.example.com:8443"
+                )
+        return text
+
+    @field_validator("webhook_private_networks")
+    @classmethod
+    def _must_be_networks(cls, text: str) -> str:
+        for network in _networks_in(text):
+            if any(network.overlaps(never) for never in _NEVER if never.version == network.version):
+                raise ValueError(
+                    f"{network} contains addresses that no webhook may be sent to, such as that of "
+                    "a cloud's metadata; name smaller networks"
+                )
+        return text
+
+    @property
+    def webhook_target_list(self) -> list[str]:
+        return _split(self.webhook_targets)
+
+    @property
+    def webhook_private_network_list(self) -> list[Network]:
+        return _networks_in(self.webhook_private_networks)
+
     @property
     def resolved_database_url(self) -> str:
         return self.database_url or f"sqlite:///{self.data_dir / 'tunery.db'}"
+
+    @property
+    def may_be_keyless(self) -> bool:
+        """Whether the API needs no key until one is created: only this machine can reach it."""
+        if self.bootstrap_key_file:
+            return False
+        try:
+            return self.host == "localhost" or ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    @property
+    def host_names(self) -> frozenset[str]:
+        """Names under which the API answers, in lower case, without a port."""
+        listed = [name.strip().lower() for name in self.allowed_hosts.split(",")]
+        own = f"[{self.host}]" if ":" in self.host else self.host.lower()
+        is_every_address = own in ("0.0.0.0", "[::]")  # noqa: S104 - compared, not listened on
+        return _LOOPBACK_NAMES.union(filter(None, listed), () if is_every_address else (own,))
 
     @property
     def resolved_training_threads(self) -> int:
@@ -164,6 +251,15 @@ class Settings(BaseSettings):
     @property
     def blobs_dir(self) -> Path:
         return self.data_dir / "blobs"
+
+    @property
+    def models_dir(self) -> Path:
+        return self.data_dir / "models"
+
+    @property
+    def signing_dir(self) -> Path:
+        """Directory of the key that signs manifests. No training child may read it."""
+        return self.data_dir / "signing"
 
     @property
     def work_dir(self) -> Path:
@@ -182,12 +278,21 @@ def read_settings() -> Settings:
     Raises:
         SettingsError: a setting has an invalid value, or a `TUNERY_...` variable is no setting.
     """
-    variables = find_variables(_FILE)
-    names = [f"{PREFIX}{name.upper()}" for name in Settings.model_fields]
-    require_known(variables, known=names)
+    variables = environment.find_variables(_FILE)
+    environment.require_known(variables, known=Settings.model_fields)
     try:
         return Settings()
     except ValidationError as error:
         problems = error.errors(include_url=False, include_input=False)
-        lines = [explain_invalid(each["loc"], each["msg"], variables) for each in problems]
-        raise SettingsError("\n".join(lines)) from error
+        lines = [
+            environment.explain_invalid(each["loc"], each["msg"], variables) for each in problems
+        ]
+        raise environment.SettingsError("\n".join(lines)) from error
+
+
+def _split(text: str) -> list[str]:
+    return [entry.strip() for entry in text.split(",") if entry.strip()]
+
+
+def _networks_in(text: str) -> list[Network]:
+    return [ip_network(entry) for entry in _split(text)]

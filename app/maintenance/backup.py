@@ -120,6 +120,7 @@ class _Backup:
         missing = self._take_rows_and_blobs() | self._copy_held()
         self._note(backup_format.DATABASE_NAMES[self.database.backend.kind])
         self._note(backup_format.BLOB_LIST_NAME)
+        self._take_signing_keys()
         self._take_catalogue(with_models=with_models)
         sizes = [blob.bytes for blob in iterate_blobs(self.directory) if blob.key not in missing]
         record = BackupRecord(
@@ -203,6 +204,12 @@ class _Backup:
                 target.unlink()
                 damaged.add(blob.key)
         return damaged
+
+    def _take_signing_keys(self) -> None:
+        for path, name in backup_format.SIGNING_FILES.items():
+            source = self.settings.signing_dir / name
+            if source.exists():
+                self._take(source, path, may_link=False)
 
     def _take_catalogue(self, *, with_models: bool) -> None:
         data_dir = self.settings.data_dir

@@ -5,6 +5,7 @@
 `blobs.jsonl`             key, size and sha256 of every blob that the database names
 `blobs/KEY`               the bytes of each blob
 `base_models.toml`        the operator's own catalogue, if there is one
+`signing/*.pem`           the key that signs manifests, and the public keys before it
 `models/ID/tunery.json`   the record of an installed base model; with `--with-models`, its weights
                           are beside it
 """
@@ -18,10 +19,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from app.core.errors import OperatorError
 from app.core.manifest import ManifestFile, sha256_of
+from app.core.signing.keys import KEY_FILES
 
 RECORD_NAME = "backup.json"
 BLOB_LIST_NAME = "blobs.jsonl"
 BLOBS_NAME = "blobs"
+SIGNING_FILES = {f"signing/{name}": name for name in KEY_FILES}
+"""Files of the signing keys: the path in the backup, and the name in the service's directory."""
 DATABASE_NAMES = {"sqlite": "tunery.db", "postgresql": "database.dump"}
 
 

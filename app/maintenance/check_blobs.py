@@ -9,6 +9,8 @@ from app.core import manifest
 from app.core.db.blob_keys import BlobKeyRepository, NamedBlob, iterate_named
 from app.core.db.inspection import ManifestedFiles, iterate_manifested
 from app.core.errors import BlobNotFoundError
+from app.core.signing.keys import SigningKeys
+from app.core.signing.signatures import PublicKey, find_signer
 from app.core.storage.blob_store import BlobStore
 from app.maintenance.findings import Finding, Level, Patient
 
@@ -82,10 +84,11 @@ def _check_states(patient: Patient, damaged: list[_Damage]) -> Iterator[Finding]
 def check_manifests(patient: Patient) -> Iterator[Finding]:
     bad: list[str] = []
     count = 0
+    keys = SigningKeys(patient.settings.signing_dir).list_public()
     for files in iterate_manifested(patient.database.reading):
         count += 1
         try:
-            _verify(patient.store, files)
+            _verify(patient.store, files, keys)
         except (manifest.ManifestError, BlobNotFoundError, OSError) as error:
             if all(_is_still_named(patient, blob) for blob in files.blobs.values()):
                 bad.append(f"{files.owner}: {error}")
@@ -120,24 +123,28 @@ def _is_still_named(patient: Patient, blob: NamedBlob) -> bool:
         return BlobKeyRepository(session).still_names(blob)
 
 
-def _verify(store: BlobStore, files: ManifestedFiles) -> None:
+def _verify(store: BlobStore, files: ManifestedFiles, keys: Sequence[PublicKey]) -> None:
     blob = files.blobs.get(manifest.MANIFEST_NAME)
     if blob is None:
         raise manifest.ManifestError("it has no manifest")
-    with store.open(blob.key) as source:
-        content = source.read(blob.bytes + 1)
+    content = _read(store, blob)
     if hashlib.sha256(content).hexdigest() != files.manifest_sha256:
         raise manifest.ManifestError("its manifest is not the one that was published")
-    try:
-        promised = manifest.Manifest.model_validate_json(content)
-    except ValueError as error:
-        raise manifest.ManifestError(f"its manifest cannot be read: {error}") from error
+    signature = files.blobs.get(manifest.SIGNATURE_NAME)  # states and older checkpoints have none
+    if signature is not None and not find_signer(content, _read(store, signature), keys):
+        raise manifest.ManifestError("its manifest is not signed with a key of this service")
+    promised = manifest.parse(content)
     rows = {
         name: manifest.ManifestFile(bytes=blob.bytes, sha256=blob.sha256)
         for name, blob in files.blobs.items()
-        if name != manifest.MANIFEST_NAME
+        if name not in manifest.UNLISTED_NAMES
     }
     manifest.check(promised, rows)
+
+
+def _read(store: BlobStore, blob: NamedBlob) -> bytes:
+    with store.open(blob.key) as source:
+        return source.read(blob.bytes + 1)
 
 
 def _name_some(damaged: Sequence[object]) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from app.core.disk import Ballast, free_bytes, has_room
 from app.core.orphans import find_orphans, free_orphans
+from app.core.storage.privacy import close, is_open, iterate_open
 from app.maintenance.findings import Finding, Level, Patient
 
 _MIB = 1024 * 1024
@@ -69,6 +70,21 @@ def file_system_of(directory: Path, mounts: Path = _MOUNTS) -> str:
         if directory.is_relative_to(point) and depth >= deepest:  # later mounts hide earlier ones
             deepest, kind = depth, after.split()[0]
     return kind
+
+
+def check_privacy(patient: Patient) -> Iterator[Finding]:
+    opened = list(iterate_open(patient.settings))
+    if not opened:
+        yield Finding("privacy", Level.OK, "only the owner can read the data directory")
+    elif patient.may_repair:
+        for path in opened:
+            close(path)
+        message = "only the owner can read the data directory"
+        yield Finding("privacy", Level.OK, message, repaired=f"closed {len(opened)} files")
+    else:
+        level = Level.BAD if is_open(patient.settings.data_dir) else Level.WARN
+        message = f"other users have permissions on {len(opened)} files, such as {opened[0]}"
+        yield Finding("privacy", level, message, advice="Run this with --repair.")
 
 
 def check_orphans(patient: Patient) -> Iterator[Finding]:

@@ -21,14 +21,18 @@ from app.maintenance.check_disk import (
     check_ballast,
     check_file_system,
     check_orphans,
+    check_privacy,
     check_space,
 )
+from app.maintenance.check_models import check_base_models
 from app.maintenance.findings import Check, Finding, Level, Patient
 
 _ALWAYS: Sequence[Check] = (
     check_space,
     check_ballast,
     check_file_system,
+    check_privacy,
+    check_base_models,
     check_engine,
     check_integrity,
     check_schema,

@@ -11,7 +11,7 @@ from app.core.db import inspection
 from app.core.db.migrate import is_known_revision, upgrade
 from app.core.db.session import Database, kind_of
 from app.core.db.snapshot import release_running
-from app.core.durable import link_or_copy, sync
+from app.core.durable import link_or_copy, make_directory, replace_privately, sync
 from app.core.occupancy import alone
 from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
@@ -132,6 +132,7 @@ class _Restore:
             self._move_aside(self.settings.blobs_dir)
         shutil.rmtree(self.settings.blobs_dir, ignore_errors=True)
         blobs.rename(self.settings.blobs_dir)
+        self._restore_signing_keys()
         if CATALOGUE_NAME in self.restored.record.files:
             catalogue = self._data_dir / CATALOGUE_NAME
             self._move_aside(catalogue)
@@ -162,6 +163,21 @@ class _Restore:
         fresh.rename(file)
         sync(file.parent)
         return put_back
+
+    def _restore_signing_keys(self) -> None:
+        """Restore the keys that signed the adapters. A backup of an older version has none."""
+        files = {
+            path: name
+            for path, name in backup_format.SIGNING_FILES.items()
+            if path in self.restored.record.files
+        }
+        if not files:
+            return
+        self._move_aside(self.settings.signing_dir)
+        make_directory(self.settings.signing_dir)
+        for path, name in files.items():
+            content = (self.source / path).read_bytes()
+            replace_privately(self.settings.signing_dir / name, content)
 
     def _restore_models(self) -> None:
         """Restore base models whose weights are in the backup, and list the others."""

@@ -81,9 +81,7 @@ def _tuned(model: TunedModel, organization: str) -> ModelRead:
     )
 
 
-def _find_checkpoint(
-    session: Session, caller: Caller, name: str
-) -> tuple[Checkpoint, Job] | None:
+def _find_checkpoint(session: Session, caller: Caller, name: str) -> tuple[Checkpoint, Job] | None:
     """The checkpoint with a name of the form `MODEL:ckpt-step-N`, and its job."""
     match = _CHECKPOINT_NAME.fullmatch(name)
     if match is None:

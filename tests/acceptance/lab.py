@@ -80,7 +80,12 @@ Send = Callable[[Lab], Answer]
 @contextmanager
 def open_lab(data_dir: Path) -> Generator[Lab]:
     write_catalogue(data_dir)
-    settings = Settings(_env_file=None, data_dir=data_dir, max_upload_bytes=MAX_UPLOAD_BYTES)  # pyright: ignore[reportCallIssue] - pydantic-settings takes it
+    settings = Settings(
+        _env_file=None,  # pyright: ignore[reportCallIssue] - pydantic-settings takes it
+        data_dir=data_dir,
+        max_upload_bytes=MAX_UPLOAD_BYTES,
+        allowed_hosts="testserver",
+    )
     with TestClient(create_app(settings), raise_server_exceptions=False) as client:
         yield Lab(client)
 

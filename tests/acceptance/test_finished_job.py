@@ -34,6 +34,7 @@ ADAPTER_FILES = {
     "chat_template.jinja",
     "loss.svg",
     "manifest.json",
+    "manifest.json.sig",
     "metrics.csv",
     "metrics.jsonl",
     "tokenizer.json",
@@ -224,7 +225,7 @@ def test_each_file_of_each_checkpoint_is_what_its_manifest_says(
 
         manifest = json.loads((directory / "manifest.json").read_bytes())
         assert {path.name for path in directory.iterdir()} == ADAPTER_FILES
-        assert manifest["files"].keys() == ADAPTER_FILES - {"manifest.json"}
+        assert manifest["files"].keys() == ADAPTER_FILES - {"manifest.json", "manifest.json.sig"}
         assert (manifest["job_id"], manifest["step"]) == (finished_job.id, checkpoint.step_number)
         for name, promised in manifest["files"].items():
             content = (directory / name).read_bytes()

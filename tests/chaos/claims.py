@@ -18,8 +18,8 @@ from pathlib import Path
 
 from sqlalchemy import func, insert, select
 
-from app.core.clock import utc_now
 from app.core.access import DEFAULT_PROJECT_ID
+from app.core.clock import utc_now
 from app.core.db.migrate import upgrade
 from app.core.db.repositories.leases import LeaseRepository
 from app.core.db.session import Database

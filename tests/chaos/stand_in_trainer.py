@@ -31,7 +31,13 @@ from app.core.job.training_events import (
     Stopped,
     TrainingEvent,
 )
-from app.core.manifest import MANIFEST_NAME, Manifest, describe_files, verify
+from app.core.manifest import (
+    MANIFEST_NAME,
+    Manifest,
+    describe_files,
+    describe_inputs,
+    verify,
+)
 
 STEP_S = 0.01
 SAVE_STEPS = 10
@@ -120,7 +126,7 @@ class Trainer:
             attempt=self._spec.attempt,
             step=step,
             files=describe_files(staging),
-            provenance={},
+            provenance=describe_inputs(self._spec),
         )
         (staging / MANIFEST_NAME).write_text(manifest.model_dump_json())
         staging.rename(target)

@@ -104,6 +104,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
     (tmp_path / "data").mkdir()
     changed = {
         "TUNERY_DATA_DIR": str(tmp_path / "data"),
+        "TUNERY_BOOTSTRAP_KEY_FILE": str(tmp_path / "data" / "admin-key"),
         "TUNERY_PORT": str(free_port()),
         "TUNERY_INSTALL_DEFAULT_MODEL": "false",  # it would be downloaded
         "TUNERY_WARM_S": "0",  # no job is trained, so no torch need be loaded

@@ -20,6 +20,7 @@ OPERATIONS = [
 """Method and path; `test_openapi.py` sees to it that they are those of the application."""
 
 UPLOAD = {"bytes": 1, "filename": "a", "mime_type": "text/jsonl", "purpose": "fine-tune"}
+EVENT_TYPE = "fine_tuning.job.succeeded"
 BODIES: dict[str, dict[str, Any]] = {
     "/v1/files": {
         "files": {"file": ("a.jsonl", b'{"text": "a"}')},
@@ -29,10 +30,23 @@ BODIES: dict[str, dict[str, Any]] = {
     "/v1/uploads": {"json": UPLOAD},
     "/v1/uploads/{upload_id}/complete": {"json": {"part_ids": []}},
     "/v1/uploads/{upload_id}/parts": {"files": {"data": b"a"}},
+    "/v1/webhook_endpoints": {
+        "json": {"name": "a", "url": "https://a.example", "event_types": [EVENT_TYPE]}
+    },
+    "/v1/webhook_endpoints/{endpoint_id}": {"json": {"name": "a"}},
+    "/v1/webhook_endpoints/{endpoint_id}/test": {"json": {"event_type": EVENT_TYPE}},
 }
 """A valid request body for each route that takes one."""
 
 PATHS = sorted(DOCUMENT["paths"])
+NEED_NOTHING = {"/healthz", "/v1/webhook_event_types"}
+"""What is answered without a database and without a blob store."""
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    """What allows the body of a webhook endpoint."""
+    return settings.model_copy(update={"webhook_targets": "public"})
 
 
 def check(answer: Any, status: int) -> None:
@@ -71,7 +85,9 @@ def lost_disk(client: TestClient, app: FastAPI, settings: Settings) -> None:
 
 @pytest.mark.only_sqlite
 @pytest.mark.usefixtures("lost_disk")
-@pytest.mark.parametrize(("method", "path"), [one for one in OPERATIONS if one[1] != "/healthz"])
+@pytest.mark.parametrize(
+    ("method", "path"), [one for one in OPERATIONS if one[1] not in NEED_NOTHING]
+)
 def test_a_failure_of_the_service_is_a_500(client: TestClient, method: str, path: str) -> None:
     answer = client.request(method, re.sub(r"\{.*?\}", "nope", path), **BODIES.get(path, {}))
 

@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from app.core.db.repositories.files import ExpiredFiles
 from app.core.access import LOCAL_CALLER
 from app.core.base_models import Catalogue
 from app.core.clock import utc_now
-from app.core.db.repositories.files import FileRepository
+from app.core.db.repositories.files import ExpiredFiles
 from app.core.db.session import Database, Session
 from app.core.db.tables import Job
 from app.core.storage.local import LocalBlobStore
@@ -95,7 +94,9 @@ def test_no_job_is_made_of_a_file_while_it_is_deleted(
     answer = meet(
         database,
         threads,
-        first=lambda session: file_service.delete_file(session, LOCAL_CALLER, training_file, now=utc_now()),
+        first=lambda session: file_service.delete_file(
+            session, LOCAL_CALLER, training_file, now=utc_now()
+        ),
         second=lambda: client.post(JOBS, json=body),
     )
 
@@ -142,7 +143,9 @@ def test_a_request_waits_for_its_like_and_makes_no_second_job(
     origin = RequestOrigin(key, no_credentials, retry_count=0, timeout=timedelta(minutes=10))
 
     def make_job_once(session: Session) -> None:
-        once = IdempotentRequest(session, LOCAL_CALLER, origin, "create", body.content(), now=utc_now())
+        once = IdempotentRequest(
+            session, LOCAL_CALLER, origin, "create", body.content(), now=utc_now()
+        )
         assert once.find_job() is None
         once.remember(make_job(session, catalogue, training_file))
 
@@ -177,7 +180,9 @@ def test_what_is_deleted_twice_at_once_is_gone_and_nothing_else_is_wrong(
     answer = meet(
         database,
         threads,
-        first=lambda session: blob_keys.extend(job_service.delete_job(session, LOCAL_CALLER, job.id)),
+        first=lambda session: blob_keys.extend(
+            job_service.delete_job(session, LOCAL_CALLER, job.id)
+        ),
         second=lambda: client.delete(urls[what]),
     )
 

@@ -13,8 +13,8 @@ from sqlalchemy import inspect, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.schema import CheckConstraint
 
-from app.core.db.backend import BrokenReferenceError
 from app.core.access import DEFAULT_PROJECT_ID
+from app.core.db.backend import BrokenReferenceError
 from app.core.db.base import Base, Project
 from app.core.db.migrate import MIGRATIONS, newest_revision, read_revision, upgrade
 from app.core.db.postgresql import MIGRATION_LOCK

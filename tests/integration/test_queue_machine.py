@@ -207,7 +207,9 @@ class QueueMachine(RuleBasedStateMachine):
     def cancel(self, data: st.DataObject) -> None:
         job_id, job = self.pick(data)
         with self.database.writing() as session:
-            changed = JobRepository(session, DEFAULT_PROJECT_ID).request_cancel(job_id, now=self.now)
+            changed = JobRepository(session, DEFAULT_PROJECT_ID).request_cancel(
+                job_id, now=self.now
+            )
         assert (changed is None) == job.status.is_terminal
         if job.status is JobStatus.RUNNING:
             job.is_unwanted = True

@@ -12,7 +12,7 @@ import httpx
 import psutil
 import pytest
 
-from tests.builders import write_catalogue
+from tests.builders import bearer, write_catalogue
 from tests.waiting import wait_until
 from tests.wheel import install_wheel
 from tunery.local_service import LoggedProcess
@@ -150,3 +150,25 @@ def test_a_killed_supervisor_takes_its_processes_along(place: Path) -> None:
         _, alive = psutil.wait_procs(parts, timeout=STOP_S)
 
         assert not alive
+
+
+EVERYWHERE = {"TUNERY_HOST": "0.0.0.0"}  # noqa: S104 - that is what is tested
+
+
+def test_others_are_not_let_in_before_there_is_a_key(place: Path) -> None:
+    with Served(place, port=0, **EVERYWHERE) as refused:
+        assert refused.process.wait(within_s=START_S) == 2
+        (line,) = [line for line in refused.log.splitlines() if "TUNERY_HOST" in line]
+        assert "tunery keys create" in line
+        assert "Traceback" not in refused.log
+
+    key_file = {"TUNERY_BOOTSTRAP_KEY_FILE": str(place / "admin-key")}
+    with Served(place, port=0, **EVERYWHERE, **key_file) as served:
+        served.await_ready()
+        key = (place / "admin-key").read_text().strip()
+        port = re.findall(r"running on http://\S+:(\d+)", served.log)[-1]
+        models = f"http://127.0.0.1:{port}/v1/models"
+
+        assert httpx.get(models).status_code == 401
+        assert httpx.get(models, headers=bearer(key)).status_code == 200
+        assert served.process.stop(signal.SIGINT, within_s=STOP_S) == 0, served.log

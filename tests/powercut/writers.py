@@ -18,8 +18,8 @@ from typing import Any, Literal
 
 from sqlalchemy import event
 
-from app.core.access import DEFAULT_PROJECT_ID
 from app.core import durable
+from app.core.access import DEFAULT_PROJECT_ID
 from app.core.db import migrate
 from app.core.db.repositories.checkpoints import CheckpointRepository
 from app.core.db.repositories.jobs import JobRepository

@@ -16,7 +16,16 @@ from app.core.settings import read_settings
 from app.core.version import VERSION
 from tunery.cli import cli
 
-MAINTENANCE = ("api", "openapi", "doctor", "backup", "restore")
+MAINTENANCE = (
+    "api",
+    "openapi",
+    "doctor",
+    "backup",
+    "restore",
+    "keys",
+    "verify",
+    "signing-key",
+)
 OWN = ("serve", "worker", "models", "examples", "version")
 
 pytestmark = pytest.mark.usefixtures("untouched_logging")
@@ -156,3 +165,27 @@ def test_a_database_that_is_no_database_ends_a_backup_with_one_line(place: Path)
     assert re.fullmatch(
         r"backup: The database data/tunery.db: file is not a database\. Keep .*\n", said
     )
+def test_a_key_is_rotated_and_its_old_public_key_shown(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TUNERY_DATA_DIR", str(place / "data"))
+    first = run(cli, "signing-key", "show").stdout
+
+    second = run(cli, "signing-key", "rotate").stdout
+
+    assert first.startswith("# ")
+    assert ", in use\n-----BEGIN PUBLIC KEY-----\n" in first
+    assert run(cli, "signing-key", "show").stdout == second != first
+    shown = run(cli, "signing-key", "show", "--all").stdout
+    assert shown == second + first.replace("in use", "retired")
+    assert "PRIVATE" not in shown
+
+
+@pytest.mark.parametrize("content", ["", "-----BEGIN PRIVATE KEY-----\n"])
+def test_a_file_without_a_public_key_cannot_verify(content: str, place: Path) -> None:
+    (place / "key").write_text(content)
+
+    said = run(cli, "verify", str(place), "--key", "key", code=2).stderr
+
+    assert said.startswith("verify: key: it has no public key")
+    assert said.endswith("Get it from `tunery signing-key show`.\n")

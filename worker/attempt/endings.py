@@ -18,6 +18,7 @@ from app.core.job.training_events import (
 from worker.job_directory import BaseModelChangedError, BaseModelMissingError
 from worker.launch.launcher import Ending
 from worker.launch.locks import JobLockedError
+from worker.model_store.errors import RefusedModelError
 
 logger = logging.getLogger(__name__)
 
@@ -89,6 +90,12 @@ def end_of_error(error: Exception, lease: Lease) -> JobError | Interruption:
                 code="base_model_changed",
                 message=f"The base model {base_model} was reinstalled after the job was created, "
                 "and its weights have changed. Create the job again.",
+            )
+        case RefusedModelError():
+            return JobError(
+                code="base_model_refused",
+                message=f"The base model {base_model} cannot be used: {error} Remove it with "
+                f"'tunery models remove {base_model}', install it again and rerun the job.",
             )
         case OSError() if as_storage_full(error) is not None:
             return Interruption("The disk is full", _FREE_SPACE)

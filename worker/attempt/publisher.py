@@ -29,8 +29,10 @@ from app.core.job.loss_log import StepMetrics
 from app.core.job.status import JobStatus
 from app.core.job.training_events import Checkpointed, Finished, Saved, Unresumable
 from app.core.manifest import MANIFEST_NAME
+from app.core.signing.keys import SigningKeys
 from app.core.storage.blob_store import delete_blobs
 from worker.attempt.lease_keeper import LeaseKeeper, Resources
+from worker.attempt.signature import sign_checkpoint
 from worker.job_directory import JobDirectory, StoredFile, as_file
 
 logger = logging.getLogger(__name__)
@@ -133,6 +135,7 @@ class Publisher:
         self._lease = keeper.lease
         self._job_directory = job_directory
         self._store = resources.store
+        self._signing_keys = SigningKeys(resources.settings.signing_dir)
         self._clock = resources.clock
 
     def publish_checkpoint(self, event: Checkpointed) -> None:
@@ -142,9 +145,19 @@ class Publisher:
         published a checkpoint of the step already, that one is the same and is kept.
 
         Raises:
-            ManifestError: the files are not what the manifest says.
+            ManifestError: the files are not what the manifest says, or the manifest names other
+                inputs than the job has.
+            SigningKeyError: the service's key cannot be read.
         """
         checkpoint = self._job_directory.store_directory(self._store, event.directory)
+        signature = sign_checkpoint(
+            self._store,
+            checkpoint,
+            step=event.step,
+            spec=self._job_directory.spec,
+            keys=self._signing_keys,
+        )
+        checkpoint.append(signature)
         state = self._job_directory.store_directory(self._store, event.state) if event.state else []
 
         def publish(session: Session) -> list[str]:
@@ -187,7 +200,9 @@ class Publisher:
 
         def drop(session: Session) -> list[str]:
             now = self._clock()
-            freed = SavedStateRepository(session, self._lease.project_id).drop(self._lease, end.step)
+            freed = SavedStateRepository(session, self._lease.project_id).drop(
+                self._lease, end.step
+            )
             leases = LeaseRepository(session)
             leases.note(self._lease, f"{why}: {end.message}", now=now, level="warn")
             RecoveryRepository(session).release(self._lease, why, now=now)

@@ -1,44 +1,35 @@
-"""Checks that a base model is only data, and nothing that makes a program run code.
+"""Checks that a base model is complete and only data, and nothing that makes a program run code.
 
-transformers imports Python files and loads kernels that a configuration names, and it unpickles
-weights that are not safetensors. Some versions did part of this without `trust_remote_code`. So
-none of it gets into a model's directory.
+Only known names are taken (`files.py`), and weights only from safetensors, never from pickles.
+`configs.py` checks the JSON files, and `templates.py` the chat templates.
 """
 
-import json
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 from safetensors import SafetensorError, safe_open
 
-from worker.model_store.errors import RefusedModelError
-
-CONFIG_NAME = "config.json"
-WEIGHTS_NAME = "model.safetensors"
-INDEX_NAME = "model.safetensors.index.json"
-
-_TOKENIZER_NAMES = ("tokenizer.json", "tokenizer.model", "vocab.json")
-_CONFIG_NAMES = (CONFIG_NAME, "generation_config.json", "tokenizer_config.json")
-_WANTED_NAMES = frozenset(
-    {
-        *_CONFIG_NAMES,
-        *_TOKENIZER_NAMES,
-        "added_tokens.json",
-        "chat_template.jinja",
-        "merges.txt",
-        "special_tokens_map.json",
-        INDEX_NAME,
-    }
+from worker.model_store.configs import (
+    CONFIG_NAME,
+    CONFIG_NAMES,
+    check_configs,
+    check_json,
+    count_layers,
+    read_object,
 )
-_WANTED_TEXT = re.compile(r"(LICEN[CS]E|NOTICE|README|USE_POLICY)(\.(md|txt))?", re.IGNORECASE)
+from worker.model_store.errors import RefusedModelError
+from worker.model_store.files import (
+    INDEX_NAME,
+    TOKENIZER_NAMES,
+    WEIGHTS_NAME,
+    check_file,
+    is_wanted,
+)
+from worker.model_store.templates import check_templates
+
 _SHARD_NAME = re.compile(r"[\w-][\w.-]*\.safetensors")
-
-
-def is_wanted(name: str) -> bool:
-    """Whether a file of this name, beside the weights, belongs to an installed model."""
-    return name in _WANTED_NAMES or _WANTED_TEXT.fullmatch(name) is not None
 
 
 def find_weight_files(directory: Path, names: Collection[str]) -> list[str]:
@@ -69,7 +60,7 @@ def find_weight_files(directory: Path, names: Collection[str]) -> list[str]:
 
 
 def _read_index(path: Path) -> list[str]:
-    weight_map = _read_object(path).get("weight_map")
+    weight_map = read_object(path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise RefusedModelError(f"{path.name} has no weight_map. Take an intact copy of it.")
     shards = sorted({str(shard) for shard in cast("dict[str, Any]", weight_map).values()})
@@ -88,78 +79,38 @@ def check_model_directory(directory: Path) -> None:
     Raises:
         RefusedModelError: it does not.
     """
+    names = sorted(path.name for path in directory.iterdir())
+    for name in names:
+        check_file(directory / name)
     check_configs(directory)
-    names = {path.name for path in directory.iterdir()}
-    if names.isdisjoint(_TOKENIZER_NAMES):
+    if not set(TOKENIZER_NAMES) & set(names):
         raise RefusedModelError(
-            f"It has no tokenizer: none of {', '.join(_TOKENIZER_NAMES)}. Add it."
+            f"It has no tokenizer: none of {', '.join(TOKENIZER_NAMES)}. Add it."
         )
     weights = find_weight_files(directory, names)
-    for name in sorted(names):
-        path = directory / name
-        if path.is_symlink() or not path.is_file():
-            raise RefusedModelError(f"{name} is not a regular file. Replace it with a copy.")
+    for name in names:
         if name not in weights and not is_wanted(name):
             raise RefusedModelError(f"{name} does not belong to a model. Remove it.")
-    for name in weights:
-        _check_weights(directory / name)
+        if name.endswith(".json") and name not in CONFIG_NAMES:
+            check_json(directory / name)
+    _check_weights(directory, weights)
+    check_templates(directory)
 
 
-def check_configs(directory: Path) -> None:
-    """Check that no configuration in `directory` makes a program run code.
-
-    Raises:
-        RefusedModelError: one does or is not JSON, or `config.json` is missing.
-    """
-    for name in _CONFIG_NAMES:
-        if name == CONFIG_NAME or (directory / name).exists():
-            _check_config(directory / name)
-
-
-def _check_config(path: Path) -> None:
-    for key, value in _walk(_read_object(path)):
-        if key in ("auto_map", "trust_remote_code") or key.endswith("_internal"):
+def _check_weights(directory: Path, names: Sequence[str]) -> None:
+    tensors = 0
+    for name in names:
+        try:  # reads the header and checks the sizes
+            opened: Any = safe_open(directory / name, framework="numpy")
+            with opened as weights:
+                tensors += len(weights.keys())
+        except SafetensorError as error:
             raise RefusedModelError(
-                f"{path.name} has the key {key!r}, which can make a program run code. Tunery "
-                "runs no code of a model: use one whose architecture transformers knows."
-            )
-        if key.endswith("_implementation") and "/" in json.dumps(value):
-            raise RefusedModelError(
-                f"{path.name} has the key {key!r}, which names code in a repository: {value!r}. "
-                "Remove the key from a copy of the model, and give that directory as the source."
-            )
-
-
-def _walk(value: Any) -> Iterator[tuple[str, Any]]:
-    """Yield every key with its value, at every depth."""
-    if isinstance(value, dict):
-        for key, item in cast("dict[str, Any]", value).items():
-            yield key, item
-            yield from _walk(item)
-    elif isinstance(value, list):
-        for item in cast("list[Any]", value):
-            yield from _walk(item)
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise RefusedModelError(f"It has no {path.name}. Add it.") from error
-    except (ValueError, RecursionError) as error:
+                f"{name} is not a safetensors file: {error}. Take an intact copy."
+            ) from error
+    layers = count_layers(directory)
+    if layers > tensors:  # building so many would fill the memory before any weight is read
         raise RefusedModelError(
-            f"{path.name} is not JSON: {error}. Take an intact copy."
-        ) from error
-    if not isinstance(value, dict):
-        raise RefusedModelError(f"{path.name} is not a JSON object. Take an intact copy.")
-    return cast("dict[str, Any]", value)
-
-
-def _check_weights(path: Path) -> None:
-    try:
-        with safe_open(path, framework="numpy"):  # reads the header and checks the sizes
-            pass
-    except SafetensorError as error:
-        raise RefusedModelError(
-            f"{path.name} is not a safetensors file: {error}. Take an intact copy."
-        ) from error
+            f"{CONFIG_NAME} promises {layers:,} layers, and the weights have only {tensors:,} "
+            "tensors. Take intact copies of both."
+        )

@@ -30,8 +30,9 @@ from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 
 from app.core.base_models import WheelSource
 from app.core.manifest import sha256_of
-from worker.model_store.checks import CONFIG_NAME, WEIGHTS_NAME
+from worker.model_store.configs import CONFIG_NAME
 from worker.model_store.errors import InstallError
+from worker.model_store.files import WEIGHTS_NAME
 
 logger = logging.getLogger(__name__)
 
@@ -210,7 +211,6 @@ def _write_weights(path: Path, weights: dict[str, Array]) -> None:
         for name, weight in weights.items()
     }
     serialize_file(specs, path, metadata={"format": "pt"})
-    path.chmod(0o644)  # safetensors makes it readable by its owner alone
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -31,8 +31,10 @@ from huggingface_hub.utils import (
 
 from app.core.base_models import HubSource
 from app.core.manifest import sha256_of
-from worker.model_store.checks import check_configs, find_weight_files, is_wanted
+from worker.model_store.checks import find_weight_files
+from worker.model_store.configs import check_configs
 from worker.model_store.errors import InstallError
+from worker.model_store.files import check_size, is_wanted
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +91,10 @@ def fetch_from_hub(
                 url = hf_hub_url(source.repo, file.name, revision=commit, endpoint=endpoint)
                 _download(file, url, job_directory=job_directory, files_dir=files_dir)
 
-        fetch(file for file in listing.values() if is_wanted(file.name))
+        wanted = [file for file in listing.values() if is_wanted(file.name)]
+        for file in wanted:
+            check_size(file.name, file.size)
+        fetch(wanted)
         check_configs(files_dir)  # before gigabytes are downloaded for nothing
         weights = [listing[name] for name in find_weight_files(files_dir, listing)]
         _check_space(weights, job_directory, files_dir)

@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from app.core import durable
@@ -16,8 +17,9 @@ from app.core.base_models import (
 )
 from app.core.clock import utc_now
 from app.core.manifest import sha256_of
-from worker.model_store.checks import check_model_directory, find_weight_files, is_wanted
+from worker.model_store.checks import check_model_directory, find_weight_files
 from worker.model_store.errors import InstallError, RefusedModelError
+from worker.model_store.files import check_size, is_wanted
 from worker.model_store.gguf import convert_from_wheel
 from worker.model_store.hub import fetch_from_hub
 from worker.model_store.lock import exclusive
@@ -146,17 +148,32 @@ def _copy_from_directory(source: Path, files_dir: Path) -> None:
     names = {path.name for path in source.iterdir()}
     for name in sorted(filter(is_wanted, names)):
         _copy(source / name, files_dir)
-    for name in find_weight_files(files_dir, names):
+    weights = find_weight_files(files_dir, names)
+    _check_space([source / name for name in weights], files_dir)
+    for name in weights:
         _copy(source / name, files_dir)
 
 
+def _check_space(paths: Sequence[Path], files_dir: Path) -> None:
+    needed = sum(path.stat().st_size for path in paths if path.is_file())
+    free = shutil.disk_usage(files_dir).free
+    if needed > free:
+        raise InstallError(
+            f"Its weights have {needed / 1e9:,.1f} GB, and the disk of {files_dir} has "
+            f"{free / 1e9:,.1f} GB left. Make room, then try again."
+        )
+
+
 def _copy(path: Path, files_dir: Path) -> None:
+    if not path.is_file():  # also a link that leads to itself or to nothing
+        raise RefusedModelError(f"{path.name} is not a regular file. Replace it with a copy.")
     if not path.resolve().is_relative_to(path.parent.resolve()):
         raise InstallError(
             f"{path} is a link out of its directory. Give a directory that holds the files "
             f"themselves; `cp -rL {path.parent} COPY` makes one."
         )
     try:
+        check_size(path.name, path.stat().st_size)
         shutil.copyfile(path, files_dir / path.name)
     except OSError as error:
         raise InstallError(f"{path} cannot be copied: {error.strerror}.") from error

@@ -4,9 +4,11 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 
+from app.api.access import PolicyRoute, needs
 from app.api.deps import LIMIT, CallerDep, Cursor, Now, ResourcesDep
 from app.api.multipart import FileField, form_of, receive_and_write
 from app.api.streaming import send_file
+from app.core.access import Scope
 from app.core.db.base import Order
 from app.core.db.repositories.files import FileRepository
 from app.core.db.session import Session
@@ -16,7 +18,7 @@ from app.schemas.files import EXPIRES_AFTER_S, FileDeleted, FileRead
 from app.services import files as file_service
 from app.services.received_files import ReceivedFile
 
-router = APIRouter(prefix="/files", tags=["files"])
+router = APIRouter(prefix="/files", tags=["files"], route_class=PolicyRoute)
 
 _FORM = form_of(
     {
@@ -33,7 +35,7 @@ _FORM = form_of(
 )
 
 
-@router.post("", openapi_extra=_FORM)
+@router.post("", openapi_extra=_FORM, dependencies=[needs(Scope.WRITE)])
 async def create_file(
     request: Request, caller: CallerDep, resources: ResourcesDep, now: Now
 ) -> FileRead:
@@ -54,7 +56,7 @@ async def create_file(
     return await receive_and_write(request, field, resources, act)
 
 
-@router.get("")
+@router.get("", dependencies=[needs(Scope.READ)])
 def list_files(
     caller: CallerDep,
     resources: ResourcesDep,
@@ -87,7 +89,7 @@ def list_files(
     return PageRead[FileRead].of(page, FileRead.model_validate)
 
 
-@router.get("/{file_id}")
+@router.get("/{file_id}", dependencies=[needs(Scope.READ)])
 def get_file(file_id: str, caller: CallerDep, resources: ResourcesDep, now: Now) -> FileRead:
     """Get the metadata of a file: its name, size, purpose, format and dates."""
     return FileRead.model_validate(
@@ -97,7 +99,7 @@ def get_file(file_id: str, caller: CallerDep, resources: ResourcesDep, now: Now)
     )
 
 
-@router.get("/{file_id}/content", response_class=Response)
+@router.get("/{file_id}/content", response_class=Response, dependencies=[needs(Scope.READ)])
 def get_content(
     file_id: str,
     request: Request,
@@ -123,7 +125,7 @@ def get_content(
     return send_file(request, resources.store, file, in_base64=in_base64)
 
 
-@router.delete("/{file_id}")
+@router.delete("/{file_id}", dependencies=[needs(Scope.WRITE)])
 def delete_file(file_id: str, caller: CallerDep, resources: ResourcesDep, now: Now) -> FileDeleted:
     """Delete a file and its bytes. A file that an unfinished job needs is not deleted."""
     resources.delete(lambda session: file_service.delete_file(session, caller, file_id, now=now))

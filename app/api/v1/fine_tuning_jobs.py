@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 
+from app.api.access import needs
 from app.api.deps import (
     JOB_ID,
     LIMIT,
@@ -18,6 +19,7 @@ from app.api.deps import (
     as_json,
 )
 from app.api.requests import StrictJsonRoute
+from app.core.access import Scope
 from app.core.db.session import Session
 from app.core.db.tables import Job
 from app.core.errors import InvalidRequestError
@@ -44,7 +46,7 @@ _REPLAYED_HEADER: dict[int | str, dict[str, Any]] = {
 }
 
 
-@router.post("", responses=_REPLAYED_HEADER)
+@router.post("", responses=_REPLAYED_HEADER, dependencies=[needs(Scope.WRITE)])
 def create_job(
     body: JobCreate,
     request: Request,
@@ -63,7 +65,7 @@ def create_job(
     return _make(create, request, response, resources)
 
 
-@router.get("", response_model=PageRead[JobRead])
+@router.get("", response_model=PageRead[JobRead], dependencies=[needs(Scope.READ)])
 def list_jobs(
     request: Request,
     caller: CallerDep,
@@ -87,7 +89,7 @@ def list_jobs(
     return as_json(resources.read(search))
 
 
-@router.get("/{job_id}", response_model=JobRead)
+@router.get("/{job_id}", response_model=JobRead, dependencies=[needs(Scope.READ)])
 def get_job(job_id: str, caller: CallerDep, resources: ResourcesDep) -> Response:
     """Get a job: its status, its progress and its results."""
     settings = resources.settings
@@ -96,7 +98,7 @@ def get_job(job_id: str, caller: CallerDep, resources: ResourcesDep) -> Response
     )
 
 
-@router.post("/{job_id}/cancel")
+@router.post("/{job_id}/cancel", dependencies=[needs(Scope.WRITE)])
 def cancel_job(job_id: str, caller: CallerDep, resources: ResourcesDep, now: Now) -> JobRead:
     """Stop a job as soon as possible. Cancelling it again has no further effect.
 
@@ -107,7 +109,7 @@ def cancel_job(job_id: str, caller: CallerDep, resources: ResourcesDep, now: Now
     return _change(cancel, resources, frees_space=True)
 
 
-@router.post("/{job_id}/pause")
+@router.post("/{job_id}/pause", dependencies=[needs(Scope.WRITE)])
 def pause_job(job_id: str, caller: CallerDep, resources: ResourcesDep, now: Now) -> JobRead:
     """Take a job out of the queue until it is resumed. Pausing it again has no further effect.
 
@@ -118,7 +120,7 @@ def pause_job(job_id: str, caller: CallerDep, resources: ResourcesDep, now: Now)
     return _change(pause, resources)
 
 
-@router.post("/{job_id}/resume")
+@router.post("/{job_id}/resume", dependencies=[needs(Scope.WRITE)])
 def resume_job(job_id: str, caller: CallerDep, resources: ResourcesDep, now: Now) -> JobRead:
     """Put a paused job back into the queue. This has no effect on a job that is not paused.
 
@@ -128,7 +130,7 @@ def resume_job(job_id: str, caller: CallerDep, resources: ResourcesDep, now: Now
     return _change(resume, resources)
 
 
-@router.post("/{job_id}/rerun", responses=_REPLAYED_HEADER)
+@router.post("/{job_id}/rerun", responses=_REPLAYED_HEADER, dependencies=[needs(Scope.WRITE)])
 def rerun_job(
     job_id: str,
     request: Request,
@@ -156,7 +158,7 @@ def rerun_job(
     return _make(rerun, request, response, resources)
 
 
-@router.delete("/{job_id}")
+@router.delete("/{job_id}", dependencies=[needs(Scope.WRITE)])
 def delete_job(job_id: str, caller: CallerDep, resources: ResourcesDep) -> JobDeleted:
     """Delete a job that has ended, and all it made: adapter, model, checkpoints, log and events.
 

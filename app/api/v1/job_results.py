@@ -5,9 +5,11 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
+from app.api.access import PolicyRoute, needs
 from app.api.archive import zip_segments
 from app.api.deps import LIMIT, CallerDep, Cursor, ResourcesDep, as_json
 from app.api.streaming import attachment, send_segments
+from app.core.access import Scope
 from app.core.db.repositories.checkpoints import CheckpointRepository
 from app.core.db.repositories.events import EventRepository
 from app.core.db.repositories.jobs import JobRepository
@@ -22,10 +24,12 @@ from app.services import jobs as job_service
 _MAX_STEP = 10**9
 """Largest step that a request can name: more than any job takes, and a valid database integer."""
 
-router = APIRouter(prefix="/fine_tuning/jobs/{job_id}", tags=["fine-tuning"])
+router = APIRouter(
+    prefix="/fine_tuning/jobs/{job_id}", tags=["fine-tuning"], route_class=PolicyRoute
+)
 
 
-@router.get("/events", response_model=PageRead[EventRead])
+@router.get("/events", response_model=PageRead[EventRead], dependencies=[needs(Scope.READ)])
 def list_events(
     job_id: str,
     caller: CallerDep,
@@ -45,7 +49,7 @@ def list_events(
     return as_json(resources.read(act))
 
 
-@router.get("/checkpoints")
+@router.get("/checkpoints", dependencies=[needs(Scope.READ)])
 def list_checkpoints(
     job_id: str,
     caller: CallerDep,
@@ -73,6 +77,7 @@ def list_checkpoints(
     "/metrics",
     response_model=MetricsRead,
     responses={200: {"content": {"text/csv": {}, "application/x-ndjson": {}}}},
+    dependencies=[needs(Scope.READ)],
 )
 def get_metrics(
     job_id: str,
@@ -112,7 +117,10 @@ def get_metrics(
 
 
 @router.get(
-    "/adapter", response_class=Response, responses={200: {"content": {"application/zip": {}}}}
+    "/adapter",
+    response_class=Response,
+    responses={200: {"content": {"application/zip": {}}}},
+    dependencies=[needs(Scope.READ)],
 )
 def get_adapter(
     job_id: str,

@@ -2,14 +2,16 @@
 
 from fastapi import APIRouter
 
+from app.api.access import PolicyRoute, needs
 from app.api.deps import CallerDep, ResourcesDep
+from app.core.access import Scope
 from app.schemas.models import ModelDeleted, ModelList, ModelRead
 from app.services import models as model_service
 
-router = APIRouter(prefix="/models", tags=["models"])
+router = APIRouter(prefix="/models", tags=["models"], route_class=PolicyRoute)
 
 
-@router.get("")
+@router.get("", dependencies=[needs(Scope.READ)])
 def list_models(caller: CallerDep, resources: ResourcesDep) -> ModelList:
     """List the installed base models, then the tuned models, newest first."""
     catalogue, organization = resources.catalogue, resources.settings.organization
@@ -20,7 +22,7 @@ def list_models(caller: CallerDep, resources: ResourcesDep) -> ModelList:
 
 
 # `:path`, because a hub repository has a slash in its name, and clients send it as %2F.
-@router.get("/{model:path}")
+@router.get("/{model:path}", dependencies=[needs(Scope.READ)])
 def get_model(model: str, caller: CallerDep, resources: ResourcesDep) -> ModelRead:
     """Get a base model by its id, alias or hub repository, or a tuned model by its `ft:` name.
 
@@ -32,7 +34,7 @@ def get_model(model: str, caller: CallerDep, resources: ResourcesDep) -> ModelRe
     )
 
 
-@router.delete("/{model:path}")
+@router.delete("/{model:path}", dependencies=[needs(Scope.WRITE)])
 def delete_model(model: str, caller: CallerDep, resources: ResourcesDep) -> ModelDeleted:
     """Delete a tuned model and its adapter. The job, its log and its other checkpoints stay.
 

@@ -5,10 +5,11 @@ from datetime import datetime
 from anyio import to_thread
 from fastapi import APIRouter, Request
 
+from app.api.access import PolicyRoute, needs
 from app.api.deps import CallerDep, Now, Resources, ResourcesDep
 from app.api.multipart import FileField, form_of, receive_and_write
 from app.api.requests import StrictJsonRoute
-from app.core.access import Caller
+from app.core.access import Caller, Scope
 from app.core.db.repositories.uploads import UploadRepository
 from app.core.db.session import Session
 from app.core.errors import BlobNotFoundError
@@ -25,7 +26,7 @@ from app.services.received_files import (
 )
 
 router = APIRouter(prefix="/uploads", tags=["uploads"], route_class=StrictJsonRoute)
-_parts_router = APIRouter()
+_parts_router = APIRouter(route_class=PolicyRoute)
 """Routes whose bodies are not JSON."""
 
 _PART = FileField(
@@ -40,7 +41,7 @@ _PART_FORM = form_of(
 )
 
 
-@router.post("")
+@router.post("", dependencies=[needs(Scope.WRITE)])
 def create_upload(
     body: UploadCreate, caller: CallerDep, resources: ResourcesDep, now: Now
 ) -> UploadRead:
@@ -51,7 +52,7 @@ def create_upload(
     )
 
 
-@router.get("/{upload_id}")
+@router.get("/{upload_id}", dependencies=[needs(Scope.READ)])
 def get_upload(upload_id: str, caller: CallerDep, resources: ResourcesDep, now: Now) -> UploadRead:
     """Get an upload and the parts received so far. An interrupted client can then send the rest."""
     return resources.read(
@@ -59,7 +60,9 @@ def get_upload(upload_id: str, caller: CallerDep, resources: ResourcesDep, now: 
     )
 
 
-@_parts_router.post("/{upload_id}/parts", openapi_extra=_PART_FORM)
+@_parts_router.post(
+    "/{upload_id}/parts", openapi_extra=_PART_FORM, dependencies=[needs(Scope.WRITE)]
+)
 async def create_part(
     upload_id: str, request: Request, caller: CallerDep, resources: ResourcesDep, now: Now
 ) -> UploadPartRead:
@@ -85,7 +88,7 @@ async def create_part(
     return await receive_and_write(request, _PART, resources, act)
 
 
-@router.post("/{upload_id}/complete")
+@router.post("/{upload_id}/complete", dependencies=[needs(Scope.WRITE)])
 def complete_upload(
     upload_id: str, body: UploadComplete, caller: CallerDep, resources: ResourcesDep, now: Now
 ) -> UploadRead:
@@ -125,7 +128,7 @@ def _complete(
         delete_blobs(store, parts)
 
 
-@router.post("/{upload_id}/cancel")
+@router.post("/{upload_id}/cancel", dependencies=[needs(Scope.WRITE)])
 def cancel_upload(
     upload_id: str, caller: CallerDep, resources: ResourcesDep, now: Now
 ) -> UploadRead:

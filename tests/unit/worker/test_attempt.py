@@ -1,6 +1,5 @@
 """An attempt whose database is busy: nothing is lost, and the lease says how long that may last."""
 
-import json
 import threading
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager
@@ -27,6 +26,7 @@ from app.core.storage.local import LocalBlobStore
 from tests.builders import (
     NOW,
     add_job,
+    build_job_spec,
     build_metrics,
     claim,
     get_job,
@@ -161,11 +161,11 @@ def test_an_event_waits_until_the_database_is_free(
 
 
 @pytest.fixture
-def saved(settings: Settings, job: Job) -> Saved:
+def saved(settings: Settings, job: Job, lease: Lease) -> Saved:
     """A state that the child has just saved."""
     directory = settings.work_dir / job.id / "attempt-1"
     directory.mkdir(parents=True)
-    (directory / JOB_SPEC_NAME).write_text(json.dumps({"job_id": job.id, "attempt": 1}))
+    (directory / JOB_SPEC_NAME).write_text(build_job_spec(lease).model_dump_json())
     write_checkpoint(directory, 1, name="resume")
     return Saved(step=1, directory="out/resume-1")
 

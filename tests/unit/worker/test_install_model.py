@@ -169,7 +169,7 @@ def test_a_source_that_holds_a_directory_for_a_file_is_refused(
     write_files(source_dir, tiny_model_files())
     (source_dir / "LICENSE").mkdir()
 
-    with pytest.raises(InstallError, match="LICENSE cannot be copied: Is a directory"):
+    with pytest.raises(InstallError, match="LICENSE is not a regular file"):
         install_model(entry, catalogue)
 
 

@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from app.core.db.repositories.files import ExpiredFiles
 from app.core.access import DEFAULT_PROJECT_ID
-from app.core.db.repositories.files import FileRepository
+from app.core.db.repositories.files import ExpiredFiles, FileRepository
 from app.core.db.repositories.workers import WorkerRepository
 from app.core.db.session import Database
 from app.core.errors import BlobNotFoundError, NotFoundError

@@ -1,6 +1,5 @@
 """The job directory; what a whole turn of the worker does with it is in `test_loop.py`."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +32,6 @@ def job_directory(
     """Filled, as for a job with a training file alone."""
     job_directory = JobDirectory(settings.work_dir, lease)
     job_directory.fill(JobInputs(add_file(database, store)), store, catalogue, settings)
-    spec = {"job_id": lease.job_id, "attempt": lease.attempt}
-    (job_directory.directory / "job.json").write_text(json.dumps(spec))
     return job_directory
 
 

@@ -13,8 +13,7 @@ from typing import Any, BinaryIO
 import pytest
 from sqlalchemy import event
 
-from app.core.access import LOCAL_CALLER
-from app.core.access import DEFAULT_PROJECT_ID
+from app.core.access import DEFAULT_PROJECT_ID, LOCAL_CALLER
 from app.core.base_models import Catalogue
 from app.core.db.repositories.checkpoints import CheckpointRepository, TunedModelRepository
 from app.core.db.repositories.events import EventRepository
@@ -112,16 +111,24 @@ class Bench:
 
     def messages(self, job: Job) -> list[str]:
         with self.database.reading() as session:
-            page = EventRepository(session, DEFAULT_PROJECT_ID).list_page(job.id, after=None, limit=100)
+            page = EventRepository(session, DEFAULT_PROJECT_ID).list_page(
+                job.id, after=None, limit=100
+            )
             return [event.message for event in page.rows]
 
     def steps(self, job: Job) -> list[int]:
         with self.database.reading() as session:
-            return [row.step for row in JobRepository(session, DEFAULT_PROJECT_ID).list_steps(job.id)]
+            return [
+                row.step for row in JobRepository(session, DEFAULT_PROJECT_ID).list_steps(job.id)
+            ]
 
     def checkpoints(self, job: Job) -> list[Checkpoint]:
         with self.database.reading() as session:
-            return CheckpointRepository(session, DEFAULT_PROJECT_ID).list_page(job.id, after=None, limit=100).rows
+            return (
+                CheckpointRepository(session, DEFAULT_PROJECT_ID)
+                .list_page(job.id, after=None, limit=100)
+                .rows
+            )
 
     def blobs(self) -> list[str]:
         """Every key below `jobs/`."""
@@ -257,6 +264,7 @@ def test_a_child_that_finishes_leaves_a_job_with_its_results(bench: Bench) -> No
         "adapter_config.json",
         "adapter_model.safetensors",
         "manifest.json",
+        "manifest.json.sig",
     ]
     assert bench.read(checkpoint.files[1].blob_key) == b"\2" * 5000
     with bench.database.reading() as session:

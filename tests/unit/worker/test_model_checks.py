@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 
 from tests.models import sharded_model_files, tiny_model_files, write_files
-from worker.model_store.checks import check_model_directory, is_wanted
+from worker.model_store.checks import check_model_directory
 from worker.model_store.errors import RefusedModelError
+from worker.model_store.files import is_wanted
 
 INDEX = "model.safetensors.index.json"
 

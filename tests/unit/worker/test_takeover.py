@@ -1,6 +1,5 @@
 """What an attempt writes: nothing once its job is another's, and otherwise every step."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from app.core.db.tables import Job
 from app.core.errors import LeaseLostError
 from app.core.job.loss_log import csv_lines
 from app.core.job.status import JobStatus
-from app.core.job.training_config import JOB_SPEC_NAME
 from app.core.job.training_events import (
     Checkpointed,
     Failed,
@@ -34,6 +32,7 @@ from app.core.storage.local import LocalBlobStore
 from tests.builders import (
     MINUTE,
     NOW,
+    add_file,
     add_job,
     build_metrics,
     claim,
@@ -57,8 +56,8 @@ def stepped(step: int) -> Stepped:
 
 
 @pytest.fixture
-def job(database: Database) -> Job:
-    return add_job(database)
+def job(database: Database, store: LocalBlobStore) -> Job:
+    return add_job(database, training_file_id=add_file(database, store).id)
 
 
 @pytest.fixture
@@ -86,12 +85,10 @@ def steal(database: Database) -> dict[str, list[tuple[Any, ...]]]:
 
 
 @pytest.fixture
-def directory(job: Job, settings: Settings) -> Path:
-    """The job directory of the first attempt, with what a child needs to write a manifest."""
-    directory = settings.work_dir / job.id / "attempt-1"
-    directory.mkdir(parents=True)
-    (directory / JOB_SPEC_NAME).write_text(json.dumps({"job_id": job.id, "attempt": 1}))
-    return directory
+def directory(attempt: Attempt, job: Job, settings: Settings) -> Path:
+    """The job directory of the first attempt, filled."""
+    attempt._prepare()
+    return settings.work_dir / job.id / "attempt-1"
 
 
 @pytest.mark.parametrize(

@@ -33,8 +33,8 @@ class CheckpointRepository(ProjectRepository):
 
     def delete(self, checkpoint: Checkpoint) -> list[str]:
         """Delete a checkpoint and its files. Returns the keys of the blobs to free afterwards."""
-        keys = [file.blob_key for file in checkpoint.files]
-        self._session.execute(self._delete(File).where(File.checkpoint_id == checkpoint.id))
+        files = self._delete(File).where(File.checkpoint_id == checkpoint.id)
+        keys = list(self._session.scalars(files.returning(File.blob_key)))
         self._session.execute(self._delete(Checkpoint).where(Checkpoint.id == checkpoint.id))
         return keys
 

@@ -79,8 +79,8 @@ class FileRepository(ProjectRepository):
             query = query.where(File.purpose == purpose)
         if checkpoint is not None:
             # A subquery, because SQLite would otherwise scan the whole index that is in this order.
-            parts = self._select(File).where(File.checkpoint_id == checkpoint)
-            query = query.where(File.id.in_(parts.with_only_columns(File.id)))
+            parts = select(File.id).where(File.checkpoint_id == checkpoint)
+            query = query.where(File.id.in_(parts))
         elif purpose != MADE_BY_JOB:
             query = query.where(File.checkpoint_id.is_(None))
         return self._fetch_page(query, File.id, after=after, limit=limit, order=order)
@@ -137,9 +137,7 @@ class ExpiredFiles(Repository):
         return [file for file in files if not _find_job_using(self._session, file.id, is_needed)]
 
 
-def _find_job_using(
-    session: Session, file_id: str, *which: ColumnElement[bool]
-) -> str | None:
+def _find_job_using(session: Session, file_id: str, *which: ColumnElement[bool]) -> str | None:
     return session.scalar(
         select(Job.id)
         .where(or_(Job.training_file_id == file_id, Job.validation_file_id == file_id))

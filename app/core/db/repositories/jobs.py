@@ -93,7 +93,6 @@ class JobRepository(ProjectRepository):
             by = label.job_id  # sorted by it, a rare label is found quickly among many jobs
         return self._fetch_page(query, by, after=after, limit=limit)
 
-
     def request_cancel(self, job_id: str, *, now: datetime) -> Job | None:
         """Cancel a waiting job, or ask a running one to stop. None if the job has already ended."""
         job = self._lock(job_id)

@@ -17,7 +17,7 @@ from sqlalchemy.orm import lazyload
 
 from app.core.db.base import Repository
 from app.core.db.repositories.events import EventRepository, Level
-from app.core.db.repositories.transitions import lock_job, settle
+from app.core.db.repositories.transitions import announce, lock_job, settle
 from app.core.db.tables import Attempt, Job, SavedState, StepRow
 from app.core.errors import LeaseLostError
 from app.core.job.loss_log import StepMetrics
@@ -98,6 +98,8 @@ class LeaseRepository(Repository):
         lease = _lease_of(job, worker_id)
         if lease is None:  # otherwise no worker would ever reach the jobs behind it
             settle(self._session, job, JobStatus.FAILED, now=now, error=_UNREADABLE)
+        else:
+            announce(self._session, job, now=now)
         return lease
 
     def begin(self, lease: Lease, *, after_step: int, now: datetime) -> None:

@@ -16,6 +16,7 @@ KEPT = 2
 
 PASSING_CODES = frozenset(
     {
+        "base_model_refused",
         "gpu_unavailable",
         "internal_error",
         "interrupted_too_often",

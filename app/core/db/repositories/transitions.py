@@ -9,10 +9,12 @@ from typing import Literal
 from sqlalchemy import ColumnElement, select, update
 
 from app.core.db.repositories.events import EventRepository, Level
+from app.core.db.repositories.webhooks import WebhookRepository
 from app.core.db.session import Session
 from app.core.db.tables import Attempt, Job
 from app.core.job.status import TRANSITIONS, IllegalTransitionError, JobStatus
 from app.core.job.training_events import JobError
+from app.core.job.webhook_events import EVENT_OF_STATUS
 
 Outcome = Literal["released", "crashed", "lost"]
 """How an attempt ended when it did not end its job."""
@@ -45,7 +47,7 @@ def settle(
     message: str | None = None,
     level: Level = "info",
 ) -> None:
-    """Move a job to its next status: write the row, its attempt and the event for the user.
+    """Move a job to its next status: write the row, its attempt, the event and the webhooks.
 
     Args:
         job: its row must be locked by this transaction.
@@ -74,4 +76,12 @@ def settle(
         )
     events = EventRepository(session, job.project_id)
     events.add(job.id, message or _EVENT_TEXTS[status], now=now, level=level)
+    announce(session, job, now=now)
     session.flush()
+
+
+def announce(session: Session, job: Job, *, now: datetime) -> None:
+    """Queue the webhooks that say which status a job has reached, if that status has any."""
+    event_type = EVENT_OF_STATUS.get(job.status)
+    if event_type is not None:
+        WebhookRepository(session, job.project_id).announce(event_type, job.id, now=now)

@@ -67,7 +67,6 @@ class UploadRepository(ProjectRepository):
         parts = self._delete(UploadPart).where(UploadPart.upload_id == upload.id)
         return list(self._session.scalars(parts.returning(UploadPart.blob_key)))
 
-
     def _get(self, query: Select[Upload], upload_id: str) -> Upload:
         upload = self._session.scalar(query.where(Upload.id == upload_id))
         if upload is None:

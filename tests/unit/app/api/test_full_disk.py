@@ -240,6 +240,7 @@ def test_without_ballast_a_deletion_is_refused_after_one_try(
 def test_every_route_that_frees_space_does_so_on_a_full_disk(
     what: str,
     *,
+    app: FastAPI,
     client: TestClient,
     database: Database,
     store: LocalBlobStore,
@@ -251,14 +252,15 @@ def test_every_route_that_frees_space_does_so_on_a_full_disk(
         "file": f"/v1/files/{add_file(database, store).id}",
         "model": f"/v1/models/{job.fine_tuned_model}",
     }[what]
-    flush = Session.flush
+    backend = app.state.resources.database.backend
+    commit = backend.commit
 
-    def flush_if_room(session: Session, *rest: Any) -> None:
+    def commit_if_room(session: Session) -> None:
         if ballast.is_there:
             raise StorageFullError("full")
-        flush(session, *rest)
+        commit(session)
 
-    monkeypatch.setattr(Session, "flush", flush_if_room)
+    monkeypatch.setattr(backend, "commit", commit_if_room)
 
     assert client.delete(path).status_code == 200
     assert not ballast.is_there

@@ -13,7 +13,7 @@ _CALL = re.compile(
 )
 pytestmark = pytest.mark.only_sqlite
 
-OFFERED = ("/files", "/fine_tuning/jobs", "/models", "/uploads")
+OFFERED = ("/files", "/fine_tuning/jobs", "/models", "/uploads", "/webhook_e")
 OPENAIS = sorted(
     {
         re.sub(r"\{\w+\}", "x1", path)

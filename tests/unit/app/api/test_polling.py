@@ -32,7 +32,8 @@ def test_a_poll_asks_the_database_little(
     statements: list[str] = []
 
     def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
-        if statement.startswith("SELECT"):
+        # Keys are looked up once a second at most, for all polls.
+        if statement.startswith("SELECT") and "api_keys" not in statement:
             statements.append(statement)
 
     event.listen(app.state.resources.database.engine, "before_cursor_execute", note)

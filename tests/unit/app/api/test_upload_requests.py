@@ -11,8 +11,8 @@ import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
-from app.core.access import LOCAL_CALLER
 from app.api.v1 import uploads as routes
+from app.core.access import LOCAL_CALLER
 from app.core.clock import utc_now
 from app.core.dataset.checker import DatasetSummary
 from app.core.db.repositories.uploads import COMPLETION_GRACE, ENDED_KEPT_FOR
@@ -352,7 +352,7 @@ def test_a_completion_that_came_in_time_is_given_the_time_it_takes(
     run_janitor(settings, database, store, utc_now())
     came_at = utc_now() - timedelta(minutes=5)
 
-    done = routes.complete_upload(upload["id"], body, app.state.resources, came_at)
+    done = routes.complete_upload(upload["id"], body, LOCAL_CALLER, app.state.resources, came_at)
 
     assert done.status == "completed"
 
@@ -603,7 +603,7 @@ def test_a_request_that_was_killed_anywhere_can_be_sent_again(
         resources: Resources = create_app(settings).state.resources
         if what == "complete":
             body = UploadComplete(part_ids=part_ids)
-            routes.complete_upload(upload["id"], body, resources, utc_now())
+            routes.complete_upload(upload["id"], body, LOCAL_CALLER, resources, utc_now())
         else:
             scratch = store.scratch_file()
             scratch.write_bytes(PARTS[2])

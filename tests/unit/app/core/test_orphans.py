@@ -4,17 +4,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from app.core.db.session import Database
-
 from app.core.orphans import GRACE_S, LONG_GRACE_S, find_orphans, free_orphans
 from app.core.settings import Settings
 from app.core.storage.blob_store import StoredBlob
 from app.core.storage.local import LocalBlobStore
-from tests.builders import build_saved_state
 from tests.builders import (
-    NOW,
     add_file,
     add_job,
     add_part,
+    build_saved_state,
     build_upload,
     claim,
     list_blobs,

@@ -1,7 +1,8 @@
 """A service with something in it, as the commands of its maintenance find it."""
 
 import hashlib
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from typing import Any
 
@@ -14,11 +15,12 @@ from app.core.db.repositories.checkpoints import CheckpointRepository
 from app.core.db.session import Database
 from app.core.db.tables import Checkpoint, Job
 from app.core.ids import IdPrefix, new_id
-from app.core.manifest import MANIFEST_NAME, Manifest, ManifestFile
+from app.core.manifest import MANIFEST_NAME, SIGNATURE_NAME, Manifest, ManifestFile
 from app.core.settings import Settings
+from app.core.signing.keys import SigningKeys
 from app.core.storage.local import LocalBlobStore
-from tests.builders import build_saved_state
-from tests.builders import build_checkpoint, build_file, put_blob
+from app.core.storage.privacy import keep_new_files_private
+from tests.builders import build_checkpoint, build_file, build_saved_state, put_blob
 
 MIB = 1024 * 1024
 
@@ -43,6 +45,15 @@ def build_manifest(job: Job, step: int, files: dict[str, bytes], **changes: Any)
     return Manifest(**(values | changes)).model_dump_json().encode()
 
 
+@pytest.fixture(autouse=True)
+def private_umask() -> Iterator[None]:
+    """That of every command."""
+    before = os.umask(0)
+    keep_new_files_private()
+    yield
+    os.umask(before)
+
+
 AddCheckpoint = Callable[..., Checkpoint]
 
 
@@ -50,9 +61,13 @@ AddCheckpoint = Callable[..., Checkpoint]
 def add_checkpoint(database: Database, store: LocalBlobStore, now: datetime) -> AddCheckpoint:
     """Adds a checkpoint of a job, whole and verifiable."""
 
-    def add(job: Job, step: int = 1, **changes: Any) -> Checkpoint:
+    def add(
+        job: Job, step: int = 1, *, keys: SigningKeys | None = None, **changes: Any
+    ) -> Checkpoint:
         files = {"adapter.safetensors": bytes([step]) * 5000}
         files[MANIFEST_NAME] = build_manifest(job, step, dict(files))
+        if keys is not None:
+            files[SIGNATURE_NAME] = keys.sign(files[MANIFEST_NAME])
         values: dict[str, Any] = {
             "created_at": now,
             "manifest_sha256": hashlib.sha256(files[MANIFEST_NAME]).hexdigest(),
@@ -96,9 +111,7 @@ def add_state(database: Database, store: LocalBlobStore, now: datetime) -> AddSt
             digest = hashlib.sha256(content).hexdigest()
             described[name] = {"key": key, "bytes": len(content), "sha256": digest}
         with database.writing() as session:
-            session.add(
-                build_saved_state(job.id, step, described, created_at=now)
-            )
+            session.add(build_saved_state(job.id, step, described, created_at=now))
 
     return add
 

@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from app.core.db.repositories.files import ExpiredFiles
 from app.core.access import DEFAULT_PROJECT_ID
 from app.core.db.inspection import NoDatabaseError
-from app.core.db.repositories.files import FileRepository
+from app.core.db.repositories.files import ExpiredFiles, FileRepository
 from app.core.db.session import Database, Session
 from app.core.db.snapshot import open_snapshot
 from app.core.db.tables import File

@@ -1,8 +1,10 @@
 """Each check is shown a service in good order, and one in which just this is wrong."""
 
+import json
 import os
 import shutil
 import sqlite3
+import stat
 import time
 from contextlib import closing
 from datetime import datetime, timedelta
@@ -13,6 +15,7 @@ from types import SimpleNamespace
 import pytest
 
 from app.core.access import DEFAULT_PROJECT_ID
+from app.core.base_models import RECORD_NAME
 from app.core.db import inspection
 from app.core.db.migrate import newest_revision
 from app.core.db.repositories.saved_states import SavedStateRepository
@@ -22,6 +25,7 @@ from app.core.db.tables import UploadPart
 from app.core.disk import Ballast
 from app.core.job.status import JobStatus
 from app.core.settings import Settings
+from app.core.signing.keys import SigningKeys
 from app.core.storage.local import LocalBlobStore
 from app.maintenance.check_blobs import check_blobs
 from app.maintenance.check_disk import check_file_system, file_system_of
@@ -85,6 +89,8 @@ def test_a_service_in_good_order_has_nothing_wrong(healthy: Settings, *, is_deep
         "space",
         "ballast",
         "file system",
+        "privacy",
+        "base models",
         "database",
         "integrity",
         "schema",
@@ -494,3 +500,67 @@ def test_a_copy_of_a_service_can_be_examined(healthy: Settings, tmp_path: Path) 
     copy = healthy.model_copy(update={"data_dir": tmp_path / "copy"})
 
     assert not_ok(look(copy)) == {}
+
+
+def test_what_other_users_may_read_is_closed(healthy: Settings) -> None:
+    blob = next((healthy.blobs_dir / "files").iterdir())
+    blob.chmod(0o640)
+
+    found = look(healthy)["privacy"]
+    repaired = look(healthy, may_repair=True)["privacy"]
+
+    assert (found.level, str(blob) in found.message) == (Level.WARN, True)
+    assert (repaired.level, repaired.repaired) == (Level.OK, "closed 1 files")
+    assert stat.S_IMODE(blob.stat().st_mode) == 0o600
+
+
+def test_an_open_data_directory_is_bad(healthy: Settings) -> None:
+    healthy.data_dir.chmod(0o750)
+
+    assert look(healthy)["privacy"].level is Level.BAD
+
+
+@pytest.mark.parametrize("name", ["models/tiny/weights", "work/ftjob-1/job.json"])
+def test_what_a_child_of_another_user_needs_may_be_readable(healthy: Settings, name: str) -> None:
+    path = healthy.data_dir / name
+    for parent in reversed(path.relative_to(healthy.data_dir).parents[:-1]):
+        (healthy.data_dir / parent).mkdir(mode=0o755, exist_ok=True)
+    for directory in (healthy.models_dir, healthy.work_dir):
+        if directory.exists():
+            directory.chmod(0o700)
+    path.write_bytes(b"")
+    path.chmod(0o644)
+
+    assert look(healthy)["privacy"].level is Level.OK
+
+
+def test_a_base_model_with_another_file_is_bad(healthy: Settings) -> None:
+    (healthy.models_dir / "tiny" / "modeling.py").touch(mode=0o600)
+
+    assert look(healthy)["base models"].message == "tiny: modeling.py was added or removed"
+
+
+def test_a_changed_file_of_a_base_model_is_found_by_a_deep_look(healthy: Settings) -> None:
+    directory = healthy.models_dir / "tiny"
+    record = json.loads((directory / RECORD_NAME).read_bytes())
+    (directory / RECORD_NAME).write_text(json.dumps(record | {"files": {"config.json": "0" * 64}}))
+    (directory / "config.json").touch(mode=0o600)
+
+    assert look(healthy)["base models"].level is Level.OK
+    found = look(healthy, is_deep=True)["base models"]
+    assert (found.level, "config.json has other bytes" in found.message) == (Level.BAD, True)
+
+
+def test_a_signature_by_another_key_is_bad(
+    healthy: Settings, database: Database, add_checkpoint: AddCheckpoint, now: datetime
+) -> None:
+    """Until the service's own key signs."""
+    job = add_job(database, created_at=now, status=JobStatus.PAUSED)
+    add_checkpoint(job, 6, keys=SigningKeys(healthy.data_dir / "other"))
+    add_checkpoint(job, 7, keys=SigningKeys(healthy.signing_dir))
+
+    found = look(healthy)["manifests"]
+
+    assert (found.level, found.message.startswith("1 of 5 do not match")) == (Level.BAD, True)
+    assert "step 6" in found.message
+    assert "not signed with a key of this service" in found.message

@@ -1,6 +1,7 @@
 import hashlib
 import json
 import shutil
+import stat
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -16,6 +17,7 @@ from app.core.db.session import Database
 from app.core.job.status import JobStatus
 from app.core.occupancy import OccupiedError, occupied
 from app.core.settings import Settings
+from app.core.signing.keys import SigningKeys
 from app.core.storage.local import LocalBlobStore
 from app.maintenance.backup import make_backup
 from app.maintenance.backup_format import BackupError, read_record
@@ -59,6 +61,7 @@ def backup(
     add_state(job, 8)
     add_file(database, store, created_at=now)
     add_part(database, store, build_upload(created_at=now, expires_at=now + HOUR))
+    SigningKeys(settings.signing_dir).ensure()
     make_backup(settings, tmp_path / "backup", may_link=False)
     return tmp_path / "backup"
 
@@ -107,7 +110,7 @@ def test_a_restored_service_is_the_one_that_was_backed_up(
     assert problems_of(elsewhere) == []
     assert (restored.damaged, restored.put_back, restored.replaced) == (set(), [], None)
     made = {path.name for path in elsewhere.data_dir.iterdir()}
-    assert made - {"tunery.db"} == {"base_models.toml", "blobs"}
+    assert made - {"tunery.db"} == {"base_models.toml", "blobs", "signing"}
 
 
 def test_what_was_done_after_the_backup_is_not_in_it(
@@ -374,3 +377,29 @@ def test_a_restore_that_was_broken_off_can_be_done_again(backup: Path, elsewhere
     assert problems_of(elsewhere) == []
     assert not list(elsewhere.data_dir.rglob("*restoring*"))
     assert not list(elsewhere.data_dir.rglob("stray"))
+
+
+def test_the_service_goes_on_signing_with_its_key(
+    settings: Settings, elsewhere: Settings, backup: Path
+) -> None:
+    restore_backup(elsewhere, backup)
+
+    keys = SigningKeys(elsewhere.signing_dir)
+    assert keys.list_public() == SigningKeys(settings.signing_dir).list_public() != []
+    assert stat.S_IMODE((elsewhere.signing_dir / "key.pem").stat().st_mode) == 0o600
+
+
+def test_retired_public_keys_are_restored_and_a_newer_key_is_moved_aside(
+    settings: Settings, elsewhere: Settings, tmp_path: Path, database: Database
+) -> None:
+    before = SigningKeys(settings.signing_dir)
+    before.ensure()
+    before.rotate()
+    make_backup(settings, tmp_path / "rotated")
+    newer = SigningKeys(elsewhere.signing_dir).ensure()
+
+    restored = restore_backup(elsewhere, tmp_path / "rotated")
+
+    assert SigningKeys(elsewhere.signing_dir).list_public() == before.list_public()
+    assert restored.replaced is not None
+    assert SigningKeys(restored.replaced / "signing").ensure() == newer

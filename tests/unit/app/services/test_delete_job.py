@@ -6,17 +6,15 @@ import pytest
 from starlette.testclient import TestClient
 
 from app.core.db.session import Database
-
 from app.core.job.status import JobStatus
 from app.core.storage.local import LocalBlobStore
-from tests.builders import build_saved_state
 from tests.builders import (
-    NOW,
     TEXT_LINE,
     add_file,
     add_job,
     add_succeeded_job,
     build_job_in,
+    build_saved_state,
     dump_tables,
     list_blobs,
     put_blob,

@@ -5,10 +5,8 @@ import pytest
 
 from app.core.db.blob_keys import BlobKeyRepository, NamedBlob, iterate_named
 from app.core.db.session import Database
-
 from app.core.storage.local import LocalBlobStore
-from tests.builders import build_saved_state
-from tests.builders import NOW, add_file, add_job, add_part, build_upload
+from tests.builders import add_file, add_job, add_part, build_saved_state, build_upload
 
 
 def add_state(database: Database, job_id: str, step: int, *keys: str) -> None:

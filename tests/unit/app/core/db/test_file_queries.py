@@ -2,9 +2,8 @@ from datetime import timedelta
 
 import pytest
 
-from app.core.db.repositories.files import ExpiredFiles
 from app.core.access import DEFAULT_PROJECT_ID
-from app.core.db.repositories.files import FileRepository
+from app.core.db.repositories.files import ExpiredFiles, FileRepository
 from app.core.db.session import Database
 from app.core.db.tables import File
 from app.core.errors import NotFoundError

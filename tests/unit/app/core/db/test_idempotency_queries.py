@@ -2,10 +2,9 @@ from datetime import datetime
 
 import pytest
 
-from app.core.db.repositories.idempotency import OldIdempotencyRecords
 from app.core.access import DEFAULT_PROJECT_ID
 from app.core.db.base import Project
-from app.core.db.repositories.idempotency import IdempotencyRepository
+from app.core.db.repositories.idempotency import IdempotencyRepository, OldIdempotencyRecords
 from app.core.db.session import Database
 from tests.builders import MINUTE, NOW, add_job, dump_tables
 
@@ -16,7 +15,9 @@ def submit(
     """Remember a request that has made a job, whose id is returned."""
     job = add_job(database)
     with database.writing() as session:
-        IdempotencyRepository(session, DEFAULT_PROJECT_ID).add(job, "create", key=key, fingerprint=fingerprint, now=now)
+        IdempotencyRepository(session, DEFAULT_PROJECT_ID).add(
+            job, "create", key=key, fingerprint=fingerprint, now=now
+        )
     return job.id
 
 
@@ -50,7 +51,10 @@ def test_a_request_with_a_key_is_known_by_that_alone(database: Database) -> None
     submit(database, "k")
 
     with database.reading() as session:
-        assert IdempotencyRepository(session, DEFAULT_PROJECT_ID).find_recent("create", "f", since=NOW) is None
+        assert (
+            IdempotencyRepository(session, DEFAULT_PROJECT_ID).find_recent("create", "f", since=NOW)
+            is None
+        )
 
 
 def test_what_is_old_is_forgotten_and_its_job_stays(database: Database) -> None:

@@ -5,8 +5,8 @@ import pytest
 from app.core.access import DEFAULT_PROJECT_ID
 from app.core.db.repositories.events import EventRepository
 from app.core.db.repositories.jobs import JobRepository
-from app.core.db.repositories.queue import MAX_POSITION, QueueRepository
 from app.core.db.repositories.leases import LeaseRepository
+from app.core.db.repositories.queue import MAX_POSITION, QueueRepository
 from app.core.db.session import Database
 from app.core.db.tables import Event, Job, JobMetadata
 from app.core.errors import NotFoundError
@@ -29,13 +29,19 @@ def cancel(database: Database, job_id: str) -> Job | None:
 
 def list_ids(database: Database, metadata: Mapping[str, str] | None) -> list[str]:
     with database.reading() as session:
-        page = JobRepository(session, DEFAULT_PROJECT_ID).list_page(after=None, limit=100, metadata=metadata)
+        page = JobRepository(session, DEFAULT_PROJECT_ID).list_page(
+            after=None, limit=100, metadata=metadata
+        )
         return [job.id for job in page.rows]
 
 
 def events(database: Database, job_id: str) -> list[Event]:
     with database.reading() as session:
-        return EventRepository(session, DEFAULT_PROJECT_ID).list_page(job_id, after=None, limit=100).rows
+        return (
+            EventRepository(session, DEFAULT_PROJECT_ID)
+            .list_page(job_id, after=None, limit=100)
+            .rows
+        )
 
 
 def test_a_new_job_tells_its_story_in_openais_words(database: Database) -> None:
@@ -65,7 +71,9 @@ def test_a_running_job_is_only_marked_and_the_first_request_counts(database: Dat
     cancel(database, job.id)
 
     with database.writing() as session:
-        again = JobRepository(session, DEFAULT_PROJECT_ID).request_cancel(job.id, now=NOW + 2 * MINUTE)
+        again = JobRepository(session, DEFAULT_PROJECT_ID).request_cancel(
+            job.id, now=NOW + 2 * MINUTE
+        )
 
     assert again is not None
     assert (again.status, again.finished_at) == (JobStatus.RUNNING, None)

@@ -181,7 +181,9 @@ def test_what_follows_a_lost_hold_is_rolled_back(database: Database) -> None:
         publish()
 
     with database.reading() as session:
-        page = CheckpointRepository(session, DEFAULT_PROJECT_ID).list_page(job.id, after=None, limit=10)
+        page = CheckpointRepository(session, DEFAULT_PROJECT_ID).list_page(
+            job.id, after=None, limit=10
+        )
     assert page.rows == []
 
 

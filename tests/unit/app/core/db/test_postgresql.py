@@ -12,16 +12,13 @@ import pytest
 from sqlalchemy import event, make_url, text
 from sqlalchemy.exc import InternalError
 
-from app.core.db.repositories.saved_states import UnneededStates
-from app.core.db.repositories.files import ExpiredFiles
-from app.core.access import LOCAL_CALLER
-from app.core.access import DEFAULT_PROJECT_ID
+from app.core.access import DEFAULT_PROJECT_ID, LOCAL_CALLER
 from app.core.db import postgresql as postgresql_module
 from app.core.db.postgresql import MAX_CONNECTIONS
 from app.core.db.repositories.events import EventRepository
-from app.core.db.repositories.files import FileRepository
+from app.core.db.repositories.files import ExpiredFiles, FileRepository
 from app.core.db.repositories.jobs import JobRepository
-from app.core.db.repositories.saved_states import SavedStateRepository
+from app.core.db.repositories.saved_states import SavedStateRepository, UnneededStates
 from app.core.db.session import Database, Session
 from app.core.db.tables import File
 from app.core.errors import (
@@ -37,7 +34,6 @@ from app.core.job.status import JobStatus
 from app.services.files import delete_file
 from benchmarks.support.postgres import MAX_CONNECTIONS as MAX_CONNECTIONS_OF_THE_SERVER
 from benchmarks.support.postgres import PostgresServer
-from tests.builders import build_saved_state
 from tests.builders import (
     MINUTE,
     NOW,
@@ -45,6 +41,7 @@ from tests.builders import (
     build_file,
     build_job,
     build_job_in,
+    build_saved_state,
     get_job,
     list_messages,
     lock_out_writers,
@@ -493,7 +490,10 @@ def free_states(database: Database) -> list[str]:
 
 def find_states(database: Database, job_id: str) -> list[str]:
     with database.writing() as session:
-        return [state.job_id for state in SavedStateRepository(session, DEFAULT_PROJECT_ID).list_to_continue(job_id)]
+        return [
+            state.job_id
+            for state in SavedStateRepository(session, DEFAULT_PROJECT_ID).list_to_continue(job_id)
+        ]
 
 
 @pytest.mark.parametrize("rival", [free_states, find_states])

@@ -7,21 +7,17 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, event
 
-from app.core.db.repositories.queue import QueueRepository
-from app.core.db.repositories.idempotency import OldIdempotencyRecords
-from app.core.db.repositories.uploads import EndedUploads
-from app.core.db.repositories.saved_states import UnneededStates
-from app.core.db.repositories.files import ExpiredFiles
 from app.core.access import DEFAULT_PROJECT_ID
 from app.core.db.repositories.checkpoints import CheckpointRepository
 from app.core.db.repositories.events import EventRepository
-from app.core.db.repositories.files import FileRepository
-from app.core.db.repositories.idempotency import IdempotencyRepository
+from app.core.db.repositories.files import ExpiredFiles, FileRepository
+from app.core.db.repositories.idempotency import IdempotencyRepository, OldIdempotencyRecords
 from app.core.db.repositories.jobs import JobRepository
 from app.core.db.repositories.leases import LeaseRepository
+from app.core.db.repositories.queue import QueueRepository
 from app.core.db.repositories.recovery import RecoveryRepository
-from app.core.db.repositories.saved_states import SavedStateRepository
-from app.core.db.repositories.uploads import UploadRepository
+from app.core.db.repositories.saved_states import UnneededStates
+from app.core.db.repositories.uploads import EndedUploads, UploadRepository
 from app.core.db.repositories.workers import WorkerRepository
 from app.core.db.session import Database, Session
 from tests.builders import (
@@ -38,24 +34,36 @@ from tests.builders import (
 
 def _list_files(session: Session, **filters: Any) -> object:
     options = {"after": "a", "purpose": None, "checkpoint": None} | filters
-    return FileRepository(session, DEFAULT_PROJECT_ID).list_page(now=NOW, limit=20, order="desc", **options)
+    return FileRepository(session, DEFAULT_PROJECT_ID).list_page(
+        now=NOW, limit=20, order="desc", **options
+    )
 
 
 _ASKED: dict[str, Callable[[Session], object]] = {
     "get": lambda session: QueueRepository(session).position(build_job(priority=0)),
-    "list": lambda session: JobRepository(session, DEFAULT_PROJECT_ID).list_page(after="a", limit=20, metadata={}),
+    "list": lambda session: JobRepository(session, DEFAULT_PROJECT_ID).list_page(
+        after="a", limit=20, metadata={}
+    ),
     "list by labels": lambda session: JobRepository(session, DEFAULT_PROJECT_ID).list_page(
         after="a", limit=20, metadata={"a": "b", "c": "d"}
     ),
     "queue": lambda session: QueueRepository(session).positions([build_job()]),
-    "events": lambda session: EventRepository(session, DEFAULT_PROJECT_ID).list_page("a", after="a", limit=20),
+    "events": lambda session: EventRepository(session, DEFAULT_PROJECT_ID).list_page(
+        "a", after="a", limit=20
+    ),
     "loss log": lambda session: JobRepository(session, DEFAULT_PROJECT_ID).list_steps("a"),
     "checkpoints": lambda session: CheckpointRepository(session, DEFAULT_PROJECT_ID).list_page(
         "a", after="a", limit=20
     ),
-    "checkpoint by name": lambda session: CheckpointRepository(session, DEFAULT_PROJECT_ID).find_of_model("a", 1),
-    "key": lambda session: IdempotencyRepository(session, DEFAULT_PROJECT_ID).find_by_key("create", "a"),
-    "retry": lambda session: IdempotencyRepository(session, DEFAULT_PROJECT_ID).find_recent("create", "a", since=NOW),
+    "checkpoint by name": lambda session: CheckpointRepository(
+        session, DEFAULT_PROJECT_ID
+    ).find_of_model("a", 1),
+    "key": lambda session: IdempotencyRepository(session, DEFAULT_PROJECT_ID).find_by_key(
+        "create", "a"
+    ),
+    "retry": lambda session: IdempotencyRepository(session, DEFAULT_PROJECT_ID).find_recent(
+        "create", "a", since=NOW
+    ),
     "claim": lambda session: LeaseRepository(session).claim("worker-1", now=NOW, lease_for=MINUTE),
     "rescue expired": lambda session: RecoveryRepository(session).rescue_expired(now=NOW),
     "rescue orphans": lambda session: RecoveryRepository(session).rescue_orphans(["a"], now=NOW),
@@ -67,18 +75,22 @@ _ASKED: dict[str, Callable[[Session], object]] = {
     "made files": lambda session: _list_files(session, purpose="fine-tune-results"),
     "files of a checkpoint": lambda session: _list_files(session, checkpoint="a"),
     "expired files": lambda session: ExpiredFiles(session).list_all(now=NOW, limit=20),
-    "delete file": lambda session: FileRepository(session, DEFAULT_PROJECT_ID).delete(_added_file(session)),
-    "ended states": lambda session: UnneededStates(session).delete(
-        held_since=NOW, limit=20
+    "delete file": lambda session: FileRepository(session, DEFAULT_PROJECT_ID).delete(
+        _added_file(session)
     ),
+    "ended states": lambda session: UnneededStates(session).delete(held_since=NOW, limit=20),
     "expired uploads": lambda session: EndedUploads(session).expire(now=NOW, limit=20),
     "old uploads": lambda session: EndedUploads(session).delete_older(than=NOW),
     "end an upload": lambda session: UploadRepository(session, DEFAULT_PROJECT_ID).end(
         _added_upload(session), "cancelled"
     ),
     "part": lambda session: UploadRepository(session, DEFAULT_PROJECT_ID).find_part("a", "b"),
-    "size of parts": lambda session: UploadRepository(session, DEFAULT_PROJECT_ID).measure_parts("a"),
-    "parts of an upload": lambda session: UploadRepository(session, DEFAULT_PROJECT_ID).list_parts("a"),
+    "size of parts": lambda session: UploadRepository(session, DEFAULT_PROJECT_ID).measure_parts(
+        "a"
+    ),
+    "parts of an upload": lambda session: UploadRepository(session, DEFAULT_PROJECT_ID).list_parts(
+        "a"
+    ),
     "old records": lambda session: OldIdempotencyRecords(session).delete_older(than=NOW),
 }
 _MAY_BE_READ = {"saved_states", "workers"}

@@ -6,7 +6,6 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import select
 
-from app.core.db.repositories.saved_states import UnneededStates
 from app.core.access import DEFAULT_PROJECT_ID
 from app.core.db.repositories.jobs import JobRepository
 from app.core.db.repositories.leases import Lease, LeaseRepository
@@ -16,7 +15,7 @@ from app.core.db.repositories.recovery import (
     Interruption,
     RecoveryRepository,
 )
-from app.core.db.repositories.saved_states import SavedStateRepository
+from app.core.db.repositories.saved_states import SavedStateRepository, UnneededStates
 from app.core.db.repositories.workers import WorkerRepository
 from app.core.db.session import Database, Session
 from app.core.db.tables import Attempt

@@ -37,13 +37,17 @@ def find_variables(env_file: Path) -> dict[str, str]:
 def require_known(variables: Mapping[str, str], *, known: Collection[str]) -> None:
     """Refuse variables that no setting has: their author believes that they take effect.
 
+    Args:
+        known: names of the settings, in small letters and without the prefix.
+
     Raises:
         SettingsError: a variable is unknown. The message suggests the nearest setting.
     """
+    settings = [f"{PREFIX}{name}".upper() for name in known]
     unknown = [
-        f"{place} is not a setting. {_suggest(name, known)}docs/settings.md lists every setting."
+        f"{place} is not a setting. {_suggest(name, settings)}docs/settings.md lists every setting."
         for name, place in variables.items()
-        if name not in known and name not in _OF_CLIENTS and not name.startswith(_OF_TESTS)
+        if name not in settings and name not in _OF_CLIENTS and not name.startswith(_OF_TESTS)
     ]
     if unknown:
         raise SettingsError("\n".join(unknown))
@@ -68,8 +72,8 @@ def _of_this_service(names: Iterable[str]) -> Iterator[str]:
     return (name.upper() for name in names if name.upper().startswith(PREFIX))
 
 
-def _suggest(name: str, known: Collection[str]) -> str:
-    endings = [each.removeprefix(PREFIX) for each in known]
+def _suggest(name: str, settings: Collection[str]) -> str:
+    endings = [each.removeprefix(PREFIX) for each in settings]
     nearest = difflib.get_close_matches(name.removeprefix(PREFIX), endings, n=1)
     return f"Did you mean {PREFIX}{nearest[0]}? " if nearest else ""
 

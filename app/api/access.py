@@ -1,0 +1,97 @@
+"""What each route needs: one scope of the caller's key, checked before the body is read."""
+
+from typing import Any
+
+from fastapi import FastAPI, Request, params
+from fastapi import Security as FastApiSecurity
+from fastapi.routing import APIRoute, iter_route_contexts
+from fastapi.security import HTTPBearer
+from starlette.types import Receive, Send
+from starlette.types import Scope as AsgiScope
+
+from app.core.access import Caller, Scope
+from app.core.errors import PermissionDeniedError
+
+CALLER = "caller"
+"""Key in the state of a request that holds its `Caller`. Absent on an open path without a key."""
+
+OPEN_PATHS = frozenset({"/healthz", "/openapi.json", "/docs", "/docs/page.js"})
+"""Paths that need no key: they show what is in this repository, or that the service runs."""
+OPEN_PREFIX = "/docs/assets/"
+KEY_OPTIONAL_PATHS = frozenset({"/readyz"})
+"""Paths that say less to a caller without a key."""
+
+
+class _BearerKey(HTTPBearer):
+    """Documents that a route takes a key. The key itself is checked before any route is chosen."""
+
+    async def __call__(self, request: Request) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Accept every request."""
+
+
+_bearer_key = _BearerKey(
+    scheme_name="ApiKey",
+    description="An API key of a project. Not needed while the service has no keys, and only "
+    "this machine can reach it.",
+    auto_error=False,
+)
+
+
+def needs(scope: Scope) -> Any:
+    """The policy of a route, for its `dependencies`: the scope that the caller's key must have."""
+    return FastApiSecurity(_bearer_key, scopes=[scope])
+
+
+class PolicyMissingError(Exception):
+    """A route does not say which scope it needs, so nobody could use it safely."""
+
+
+class PolicyRoute(APIRoute):
+    """A route that refuses callers without the scope that it `needs`."""
+
+    def __init__(self, path: str, *args: Any, **options: Any) -> None:
+        super().__init__(path, *args, **options)
+        policies = [each for each in self.dependencies if isinstance(each, params.Security)]
+        scopes = [Scope(scope) for policy in policies for scope in policy.scopes or ()]
+        if len(scopes) != 1:
+            raise _no_policy(path)
+        self.scope = scopes[0]
+
+    async def handle(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
+        if scope["method"] in self.methods:
+            _require(scope["state"][CALLER], self.scope)
+        await super().handle(scope, receive, send)
+
+
+def require_policies(app: FastAPI) -> None:
+    """Check that every route but the open ones has a policy.
+
+    Raises:
+        PolicyMissingError: one has none.
+    """
+    for route in iter_route_contexts(app.routes):
+        path = route.path or ""
+        is_public = is_open(path) or is_open(f"{path}/") or path in KEY_OPTIONAL_PATHS
+        if not isinstance(route.original_route, PolicyRoute) and not is_public:
+            raise _no_policy(path)
+
+
+def is_open(path: str) -> bool:
+    """Whether a path needs no key."""
+    return path in OPEN_PATHS or path.startswith(OPEN_PREFIX)
+
+
+def _require(caller: Caller, scope: Scope) -> None:
+    if scope not in caller.scopes:
+        has = ", ".join(sorted(caller.scopes)) or "none"
+        raise PermissionDeniedError(
+            f"This request needs an API key with the scope '{scope}'; the scopes of this key are: "
+            f"{has}. The operator of this service creates keys with 'tunery keys create'."
+        )
+
+
+def _no_policy(path: str) -> PolicyMissingError:
+    return PolicyMissingError(
+        f"The route {path} does not say who may use it. Declare it on a router with "
+        "`route_class=PolicyRoute`, with `dependencies=[needs(Scope.READ)]`."
+    )

@@ -1,0 +1,161 @@
+"""Finds out who sent a request: by its API key, or because it comes from this machine."""
+
+import asyncio
+import hmac
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+
+from anyio import to_thread
+
+from app.api.deps import Resources
+from app.core.access import LOCAL_CALLER, Caller, Scope
+from app.core.access.api_keys import hash_key, read_key_id
+from app.core.clock import steady_s, utc_now
+from app.core.db.repositories.access import KeyRepository
+from app.core.errors import ServiceError, UnauthenticatedError
+
+MAX_AGE_S = 1.0
+"""Seconds after which a change of the keys counts at the latest, such as a revocation."""
+
+USE_INTERVAL_S = 60.0
+"""Interval at which the last use of a key is written, in seconds."""
+
+_MAX_REMEMBERED = 1024
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Authenticated:
+    """Who sent a request."""
+
+    caller: Caller
+    project_name: str | None = None
+    """Name of the project; None where no keys are used."""
+    expires_at: datetime | None = None
+    """When the key expires; None if it does not."""
+
+
+_LOCAL = Authenticated(LOCAL_CALLER)
+
+
+class Authenticator:
+    """Looks keys up, and remembers them while nothing in the database changes, or for a second.
+
+    Args:
+        may_be_keyless: whether requests need no key until the first key is created.
+    """
+
+    def __init__(
+        self,
+        resources: Resources,
+        *,
+        may_be_keyless: bool,
+        clock: Callable[[], datetime] = utc_now,
+        monotonic_s: Callable[[], float] = steady_s,
+    ) -> None:
+        self._resources = resources
+        self._may_be_keyless = may_be_keyless
+        self._clock = clock
+        self._monotonic_s = monotonic_s
+        self._version: int | None = None
+        self._read_at_s = float("-inf")
+        self._needs_key: bool | None = None
+        self._remembered: dict[str, Authenticated] = {}
+        self._use_written_at_s: dict[str, float] = {}
+        self._writes: set[asyncio.Task[None]] = set()
+
+    async def authenticate(self, authorization: str) -> Authenticated:
+        """Find out who sent a request with this header `Authorization`, which may be empty.
+
+        Call it from the event loop.
+
+        Raises:
+            UnauthenticatedError: a key is needed, and this is none, or not a valid one.
+            DatabaseBusyError: the key could not be looked up.
+        """
+        self._forget_if_changed()
+        if not await self._is_key_needed():
+            return _LOCAL
+        known = self._remembered.get(authorization) or await self._look_up(authorization)
+        if known.expires_at is not None and known.expires_at <= self._clock():
+            raise _refused(f"This API key expired on {known.expires_at:%Y-%m-%d %H:%M} UTC.")
+        self._note_use(known.caller)
+        return known
+
+    def _forget_if_changed(self) -> None:
+        version, now_s = self._resources.database.version(), self._monotonic_s()
+        is_unchanged = version is not None and version == self._version
+        if not is_unchanged and now_s - self._read_at_s >= MAX_AGE_S:
+            self._version, self._read_at_s = version, now_s
+            self._needs_key = None
+            self._remembered.clear()
+
+    async def _is_key_needed(self) -> bool:
+        if self._needs_key is not None:
+            return self._needs_key
+        read_at_s = self._read_at_s
+        needs_key = not self._may_be_keyless or await to_thread.run_sync(self._has_keys)
+        if read_at_s == self._read_at_s:  # otherwise a newer version may say something else
+            self._needs_key = needs_key
+        return needs_key
+
+    async def _look_up(self, authorization: str) -> Authenticated:
+        key = _read_bearer(authorization)
+        key_id = read_key_id(key)
+        if key_id is None:
+            raise _refused("The API key is malformed or was mistyped.")
+        read_at_s = self._read_at_s
+        found = await to_thread.run_sync(self._find, key_id, hash_key(key))
+        if read_at_s == self._read_at_s and len(self._remembered) < _MAX_REMEMBERED:
+            self._remembered[authorization] = found
+        return found
+
+    def _has_keys(self) -> bool:
+        return self._resources.read(lambda session: KeyRepository(session).is_any())
+
+    def _find(self, key_id: str, sha256: str) -> Authenticated:
+        found = self._resources.read(lambda session: KeyRepository(session).find(key_id))
+        if found is None or not hmac.compare_digest(found[0].sha256, sha256):
+            raise _refused("The API key is not a key of this service.")
+        row, project = found
+        if row.revoked_at is not None:
+            raise _refused("This API key was revoked.")
+        scopes = frozenset(Scope(scope) for scope in row.scopes)
+        return Authenticated(Caller(project.id, scopes, row.id), project.name, row.expires_at)
+
+    def _note_use(self, caller: Caller) -> None:
+        """Have the time of use written, but neither now nor often, so that no request waits."""
+        now_s, key_id = self._monotonic_s(), caller.key_id
+        written_at_s = self._use_written_at_s.get(key_id or "", float("-inf"))
+        if key_id is None or now_s - written_at_s < USE_INTERVAL_S:
+            return
+        self._use_written_at_s[key_id] = now_s
+        write = asyncio.create_task(to_thread.run_sync(self._write_use, key_id))
+        self._writes.add(write)
+        write.add_done_callback(self._writes.discard)
+
+    def _write_use(self, key_id: str) -> None:
+        now = self._clock()
+        try:
+            self._resources.write(
+                lambda session: KeyRepository(session).record_use(key_id, now=now)
+            )
+        except ServiceError as error:  # the next use is written again
+            logger.warning("the use of a key was not recorded: %s", error)
+
+
+def _read_bearer(authorization: str) -> str:
+    scheme, _, key = authorization.partition(" ")
+    if scheme.lower() != "bearer" or not key.strip():
+        raise _refused("You did not provide an API key.")
+    return key.strip()
+
+
+def _refused(why: str) -> UnauthenticatedError:
+    return UnauthenticatedError(
+        f"{why} Send a valid key in the header 'Authorization: Bearer YOUR_KEY'. "
+        "The operator of this service creates keys with 'tunery keys create'."
+    )

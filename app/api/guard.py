@@ -1,0 +1,160 @@
+"""Refuses a request before a byte of its body is read, and before any answer is reused.
+
+A web page cannot be turned against the service: requests under a foreign host name (DNS rebinding)
+and changes that another page asks for (cross-site request forgery) are refused, with or without
+keys.
+"""
+
+import re
+from collections.abc import Collection, Mapping
+from typing import NoReturn
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from app.api.access import CALLER, KEY_OPTIONAL_PATHS, is_open
+from app.api.authentication import Authenticated, Authenticator
+from app.api.errors import MAX_ECHO, service_error_response
+from app.core.errors import (
+    NotFoundError,
+    PermissionDeniedError,
+    ServiceError,
+    UnauthenticatedError,
+)
+
+_READING = frozenset({"GET", "HEAD", "OPTIONS"})
+_OWN_SITE = frozenset({"same-origin", "none"})
+"""Values of `Sec-Fetch-Site`: the page is this service's own, or a person typed the address."""
+_PORT = re.compile(r":\d*$")
+
+_NAMED = frozenset(
+    {
+        b"authorization",
+        b"host",
+        b"openai-organization",
+        b"openai-project",
+        b"origin",
+        b"sec-fetch-site",
+    }
+)
+"""The headers that decide whether a request is served."""
+
+
+class Guard:
+    """Middleware that refuses requests, and gives the others their `Caller`.
+
+    Args:
+        hosts: names, without a port, under which the service may be addressed.
+        organization: the service's organization.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        authenticator: Authenticator,
+        hosts: Collection[str],
+        organization: str,
+    ) -> None:
+        self._app = app
+        self._authenticator = authenticator
+        self._hosts = hosts
+        self._organizations = {organization, f"org-{organization}"}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        try:
+            await self._admit(scope)
+        except ServiceError as error:
+            await service_error_response(error)(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+    async def _admit(self, scope: Scope) -> None:
+        headers = _read_headers(scope)
+        self._check_host(headers)
+        if scope["method"] not in _READING:
+            _check_origin(headers)
+        _check_path(scope)
+        if is_open(scope["path"]):
+            return
+        try:
+            authenticated = await self._authenticator.authenticate(
+                headers.get(b"authorization", "")
+            )
+        except UnauthenticatedError:
+            if scope["path"] in KEY_OPTIONAL_PATHS:
+                return
+            raise
+        if authenticated.caller.key_id is not None:
+            self._check_membership(headers, authenticated)
+        scope["state"][CALLER] = authenticated.caller
+
+    def _check_host(self, headers: Mapping[bytes, str]) -> None:
+        host = headers.get(b"host", "")
+        name = _PORT.sub("", host).rstrip(".").lower()
+        if host and name not in self._hosts:
+            raise PermissionDeniedError(
+                f"This service does not answer under the name {name[:MAX_ECHO]!r}. Its operator "
+                "can add the name to TUNERY_ALLOWED_HOSTS.",
+                code="host_not_allowed",
+            )
+
+    def _check_membership(self, headers: Mapping[bytes, str], authenticated: Authenticated) -> None:
+        project = headers.get(b"openai-project", "")
+        if project and project not in (
+            authenticated.caller.project_id,
+            authenticated.project_name,
+        ):
+            raise _mismatched("OpenAI-Project", "project", project)
+        organization = headers.get(b"openai-organization", "")
+        if organization and organization not in self._organizations:
+            raise _mismatched("OpenAI-Organization", "organization", organization)
+
+
+def _read_headers(scope: Scope) -> dict[bytes, str]:
+    """The headers that matter here. A header that is given twice has both values, and fits none."""
+    found: dict[bytes, str] = {}
+    for name, value in scope["headers"]:
+        if name in _NAMED:
+            text = value.decode("latin-1")
+            found[name] = f"{found[name]}, {text}" if name in found else text
+    return found
+
+
+def _check_origin(headers: Mapping[bytes, str]) -> None:
+    """Refuse a change that another web page asks for. Other clients send neither header."""
+    site = headers.get(b"sec-fetch-site", "none")
+    origin = headers.get(b"origin")
+    if site not in _OWN_SITE:
+        _refuse_page(f"Sec-Fetch-Site: {site}")
+    if origin is not None and origin.partition("://")[2] != headers.get(b"host"):
+        _refuse_page(f"Origin: {origin}")
+
+
+def _refuse_page(header: str) -> NoReturn:
+    raise PermissionDeniedError(
+        f"A page of another web site may not change anything here ({header[:MAX_ECHO]}).",
+        code="cross_site_request",
+    )
+
+
+def _check_path(scope: Scope) -> None:
+    """Refuse an encoded slash, which would let an id name a path below another route."""
+    raw_path = scope["raw_path"]
+    if b"%2f" in raw_path.lower() and not raw_path.startswith(b"/v1/models/"):
+        shown = raw_path.decode("ascii", "replace")[:MAX_ECHO]
+        raise NotFoundError(
+            f"No such route: {scope['method']} {shown}. Only the name of a model can contain '/' "
+            "as %2F.",
+            code="unknown_url",
+        )
+
+
+def _mismatched(header: str, what: str, value: str) -> UnauthenticatedError:
+    return UnauthenticatedError(
+        f"The API key is not one of the {what} {value[:MAX_ECHO]!r}, which the header {header} "
+        "names. Leave the header out, or use another key.",
+        code="mismatched_project" if what == "project" else "mismatched_organization",
+    )

@@ -1,0 +1,61 @@
+"""Every query on projects and their API keys."""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from sqlalchemy import select, update
+
+from app.core.db.access_tables import ApiKey
+from app.core.db.base import Project, Repository
+
+
+class ProjectsRepository(Repository):
+    """All projects."""
+
+    def add(self, project: Project) -> None:
+        self._session.add(project)
+        self._session.flush()
+
+    def find(self, name: str) -> Project | None:
+        """The project with this name or this id, or None."""
+        by_id = self._session.get(Project, name)
+        return by_id or self._session.scalar(select(Project).where(Project.name == name))
+
+    def list_all(self) -> Sequence[Project]:
+        """Every project, in the order of their names."""
+        return self._session.scalars(select(Project).order_by(Project.name)).all()
+
+
+class KeyRepository(Repository):
+    """The keys of all projects: a request has its key before anyone knows its project."""
+
+    def add(self, key: ApiKey) -> None:
+        self._session.add(key)
+        self._session.flush()
+
+    def find(self, key_id: str) -> tuple[ApiKey, Project] | None:
+        """A key and its project, or None if no key has this id."""
+        query = select(ApiKey, Project).join(Project, Project.id == ApiKey.project_id)
+        row = self._session.execute(query.where(ApiKey.id == key_id)).first()
+        return None if row is None else (row[0], row[1])
+
+    def is_any(self) -> bool:
+        """Whether a key was ever created, even if it has expired or was revoked since."""
+        return self._session.scalar(select(ApiKey.id).limit(1)) is not None
+
+    def list_all(self) -> list[tuple[ApiKey, Project]]:
+        """Every key with its project, oldest first."""
+        query = select(ApiKey, Project).join(Project, Project.id == ApiKey.project_id)
+        rows = self._session.execute(query.order_by(ApiKey.id))
+        return [(key, project) for key, project in rows]
+
+    def revoke(self, key_id: str, *, now: datetime) -> bool:
+        """Make a key unusable for good. False if no key has this id."""
+        key = self._session.get(ApiKey, key_id)
+        if key is not None:
+            key.revoked_at = key.revoked_at or now
+        return key is not None
+
+    def record_use(self, key_id: str, *, now: datetime) -> None:
+        used = update(ApiKey).where(ApiKey.id == key_id).values(last_used_at=now)
+        self._session.execute(used)

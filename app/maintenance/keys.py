@@ -1,0 +1,128 @@
+"""Projects and API keys, as the operator manages them; and the first key of a service."""
+
+import os
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from app.core.access import DEFAULT_PROJECT_ID, Scope
+from app.core.access.api_keys import hash_key, new_key
+from app.core.db.access_tables import ApiKey
+from app.core.db.base import Project
+from app.core.db.repositories.access import KeyRepository, ProjectsRepository
+from app.core.db.session import Database, Session
+from app.core.durable import sync
+from app.core.errors import OperatorError
+from app.core.ids import IdPrefix, new_id
+from app.core.settings import Settings
+
+_PROJECT_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9 ._-]{0,62}")
+
+
+class InvalidProjectNameError(OperatorError):
+    """A project cannot have this name."""
+
+
+class KeyNeededError(OperatorError):
+    """Others could reach the service, and it has no API keys."""
+
+
+class KeyFileError(OperatorError):
+    """The first key cannot be written to its file."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewKey:
+    """A key that was just created."""
+
+    key: str
+    """The key itself, which is stored nowhere."""
+    key_id: str
+    project: Project
+    is_new_project: bool
+
+
+def create_key(
+    session: Session,
+    project_name: str,
+    scopes: Collection[Scope],
+    *,
+    expires_at: datetime | None,
+    now: datetime,
+) -> NewKey:
+    """Create a key of a project, and the project too if there is none of this name or id.
+
+    Args:
+        expires_at: when the key stops working; None for never.
+
+    Raises:
+        InvalidProjectNameError: a new project cannot have this name.
+    """
+    project = ProjectsRepository(session).find(project_name)
+    is_new_project = project is None
+    if project is None:
+        project = _create_project(session, project_name, now=now)
+    key_id = new_id(IdPrefix.KEY)
+    key = new_key(key_id)
+    row = ApiKey(
+        id=key_id,
+        project_id=project.id,
+        sha256=hash_key(key),
+        scopes=sorted(set(scopes)),
+        created_at=now,
+        expires_at=expires_at,
+    )
+    KeyRepository(session).add(row)
+    return NewKey(key, key_id, project, is_new_project)
+
+
+def _create_project(session: Session, name: str, *, now: datetime) -> Project:
+    if not _PROJECT_NAME.fullmatch(name):
+        raise InvalidProjectNameError(
+            f"{name[:80]!r} cannot be the name of a project. Use up to 63 letters, digits, spaces, "
+            "'.', '_' and '-', and begin with a letter or a digit."
+        )
+    project = Project(id=new_id(IdPrefix.PROJECT), name=name, created_at=now)
+    ProjectsRepository(session).add(project)
+    return project
+
+
+def secure_start(settings: Settings, database: Database, *, now: datetime) -> None:
+    """Make sure that nobody else can use a service without a key: write the first key, or refuse.
+
+    Raises:
+        KeyNeededError: there is no key, others can reach the service, and the setting
+            `bootstrap_key_file` names no file for a first key.
+        KeyFileError: the first key could not be written.
+    """
+    with database.reading() as session:
+        if KeyRepository(session).is_any():
+            return
+    if settings.bootstrap_key_file:
+        with database.writing() as session:
+            _write_first_key(session, Path(settings.bootstrap_key_file), now=now)
+    elif not settings.may_be_keyless:
+        raise KeyNeededError(
+            f"TUNERY_HOST is {settings.host}, so others can reach this service, and it has no API "
+            "keys. Create one with 'tunery keys create', or set TUNERY_BOOTSTRAP_KEY_FILE, or "
+            "listen on 127.0.0.1."
+        )
+
+
+def _write_first_key(session: Session, path: Path, *, now: datetime) -> None:
+    if KeyRepository(session).is_any():  # another process has just created it
+        return
+    key = create_key(session, DEFAULT_PROJECT_ID, list(Scope), expires_at=None, now=now).key
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(f"{key}\n")
+        sync(path)
+        sync(path.parent)
+    except OSError as error:
+        raise KeyFileError(
+            f"TUNERY_BOOTSTRAP_KEY_FILE: the first API key cannot be written to {path}: "
+            f"{error.strerror}. It must be a new file in a directory that this process may write."
+        ) from error

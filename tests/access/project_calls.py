@@ -1,0 +1,160 @@
+"""A call of every method of every repository of a project, with what belongs to that project."""
+
+import importlib
+import pkgutil
+from typing import Any, NamedTuple
+
+from app.core.db import repositories
+from app.core.db.base import Project, ProjectRepository
+from app.core.db.repositories.files import MADE_BY_JOB
+from app.core.db.session import Database
+from app.core.db.tables import TunedModel
+from app.core.storage.local import LocalBlobStore
+from tests.builders import (
+    NOW,
+    add_file,
+    add_job,
+    add_part,
+    add_succeeded_job,
+    build_checkpoint,
+    build_file,
+    build_job,
+    build_metrics,
+    build_part,
+    build_saved_state,
+    build_upload,
+    claim,
+    list_checkpoints,
+)
+
+OTHER_PROJECT = "proj-other"
+
+
+class Call(NamedTuple):
+    arguments: tuple[Any, ...]
+    options: dict[str, Any]
+
+    def on(self, repository: ProjectRepository, method: str) -> Any:
+        return getattr(repository, method)(*self.arguments, **self.options)
+
+
+def call(*arguments: Any, **options: Any) -> Call:
+    return Call(arguments, options)
+
+
+def find_repositories() -> dict[str, type[ProjectRepository]]:
+    """Every repository of one project, by its name."""
+    for module in pkgutil.iter_modules(repositories.__path__):
+        importlib.import_module(f"{repositories.__name__}.{module.name}")
+    return {each.__name__: each for each in ProjectRepository.__subclasses__()}
+
+
+def find_methods() -> list[str]:
+    """Every public method of them, such as `JobRepository.get`."""
+    return [
+        f"{name}.{method}"
+        for name, repository in find_repositories().items()
+        for method in vars(repository)
+        if not method.startswith("_")
+    ]
+
+
+class World:
+    """Something of every kind in the default project, and another project that has nothing."""
+
+    def __init__(self, database: Database, store: LocalBlobStore) -> None:
+        self.done = add_succeeded_job(database, store, steps=(1, 2))
+        self.first_checkpoint, self.result = list_checkpoints(database, self.done.id)
+        self.running = add_job(database)
+        self.lease = claim(database)
+        self.file = add_file(database, store)
+        self.used_file = add_file(database, store)
+        self.queued = add_job(database, training_file_id=self.used_file.id)
+        self.upload = build_upload()
+        self.part = add_part(database, store, self.upload)
+        self.model = TunedModel(
+            id=self.done.fine_tuned_model,
+            job_id=self.done.id,
+            checkpoint_id=self.result.id,
+            base_model="tiny",
+            created_at=NOW,
+        )
+        with database.writing() as session:
+            session.add(Project(id=OTHER_PROJECT, name="Other", created_at=NOW))
+            for job in (self.done, self.running):
+                session.add(build_saved_state(job.id, 1, {"state": {"key": f"{job.id}/state"}}))
+
+    def calls(self) -> dict[str, list[Call]]:
+        """By method. Several calls of a method ask different questions."""
+        done, queued = self.done, self.queued
+        page: dict[str, Any] = {"after": None, "limit": 9}
+        files: dict[str, Any] = page | {"now": NOW, "order": "asc"}
+        record: dict[str, Any] = {"key": "k", "fingerprint": "f", "now": NOW}
+        new_model = TunedModel(
+            id="ft:new",
+            job_id=done.id,
+            checkpoint_id=self.first_checkpoint.id,
+            base_model="tiny",
+            created_at=NOW,
+        )
+        return {
+            "CheckpointRepository.add": [call(build_checkpoint(done, 9))],
+            "CheckpointRepository.list_page": [call(done.id, **page)],
+            "CheckpointRepository.find": [call(done.id, self.result.id)],
+            "CheckpointRepository.find_at_step": [call(done.id, 1)],
+            "CheckpointRepository.find_of_model": [call(done.fine_tuned_model, 1)],
+            "CheckpointRepository.delete": [call(self.first_checkpoint)],
+            "TunedModelRepository.add": [call(new_model)],
+            "TunedModelRepository.find": [call(self.model.id)],
+            "TunedModelRepository.get": [call(self.model.id)],
+            "TunedModelRepository.list_all": [call()],
+            "TunedModelRepository.delete": [call(self.model)],
+            "EventRepository.add": [call(queued.id, "Hello", now=NOW)],
+            "EventRepository.add_metrics": [
+                call(queued.id, build_metrics(), total_steps=1, now=NOW)
+            ],
+            "EventRepository.list_page": [call(queued.id, **page)],
+            "FileRepository.add": [call(build_file())],
+            "FileRepository.get": [call(self.file.id, now=NOW)],
+            "FileRepository.get_to_use": [call(self.file.id, now=NOW, param="training_file")],
+            "FileRepository.get_to_delete": [call(self.file.id, now=NOW)],
+            "FileRepository.get_for_job": [call(self.file.id)],
+            "FileRepository.list_page": [
+                call(**files, purpose=None, checkpoint=None),
+                call(**files, purpose=MADE_BY_JOB, checkpoint=None),
+                call(**files, purpose=None, checkpoint=self.result.id),
+            ],
+            "FileRepository.find_unfinished_job_using": [call(self.used_file.id)],
+            "FileRepository.delete": [call(self.file)],
+            "IdempotencyRepository.lock": [call("create", "k")],
+            "IdempotencyRepository.find_by_key": [call("create", "k")],
+            "IdempotencyRepository.find_recent": [call("create", "f", since=NOW)],
+            "IdempotencyRepository.add": [call(queued, "create", **record)],
+            "JobRepository.add": [call(build_job())],
+            "JobRepository.get": [call(queued.id)],
+            "JobRepository.require": [call(queued.id)],
+            "JobRepository.list_page": [
+                call(**page, metadata=metadata) for metadata in ({}, {"team": "a"}, None)
+            ],
+            "JobRepository.request_cancel": [call(queued.id, now=NOW)],
+            "JobRepository.request_pause": [call(queued.id, now=NOW)],
+            "JobRepository.resume": [call(queued.id, now=NOW)],
+            "JobRepository.delete": [call(done)],
+            "JobRepository.copy_steps": [call(done.id, queued.id, last=9)],
+            "JobRepository.list_steps": [call(done.id, last=9)],
+            "SavedStateRepository.add": [call(self.lease, 2, {}, now=NOW)],
+            "SavedStateRepository.drop": [call(self.lease, 1)],
+            "SavedStateRepository.list_newest": [call(done.id)],
+            "SavedStateRepository.newest_step": [call(done.id)],
+            "SavedStateRepository.list_to_continue": [call(done.id)],
+            "SavedStateRepository.move": [call(done.id, queued.id)],
+            "SavedStateRepository.delete": [call(done.id)],
+            "UploadRepository.add": [call(build_upload())],
+            "UploadRepository.get": [call(self.upload.id)],
+            "UploadRepository.get_to_change": [call(self.upload.id)],
+            "UploadRepository.list_parts": [call(self.upload.id)],
+            "UploadRepository.find_part": [call(self.upload.id, self.part.sha256)],
+            "UploadRepository.measure_parts": [call(self.upload.id)],
+            "UploadRepository.add_part": [call(build_part(self.upload, b"other"))],
+            "UploadRepository.end": [call(self.upload, "cancelled")],
+        }

@@ -1,0 +1,185 @@
+"""Keys are looked up rarely, so that a poll costs no more than without; but changes count soon."""
+
+import asyncio
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+
+from app.api.authentication import MAX_AGE_S, USE_INTERVAL_S, Authenticator
+from app.core.access import LOCAL_CALLER, Caller
+from app.core.clock import utc_now
+from app.core.db.repositories.access import KeyRepository
+from app.core.db.session import Database
+from app.core.errors import UnauthenticatedError
+from tests.builders import add_job, add_key
+from tests.fakes import FrozenClock
+
+
+class Bench:
+    """An authenticator whose clocks move only when they are told to."""
+
+    def __init__(self, app: FastAPI, database: Database, *, may_be_keyless: bool = True) -> None:
+        self.database = database
+        self.clock = FrozenClock(utc_now())
+        self.monotonic_s = 0.0
+        self.authenticator = Authenticator(
+            app.state.resources,
+            may_be_keyless=may_be_keyless,
+            clock=self.clock,
+            monotonic_s=lambda: self.monotonic_s,
+        )
+
+    async def ask(self, key: str) -> Caller:
+        caller = (await self.authenticator.authenticate(f"Bearer {key}")).caller
+        await asyncio.gather(*self.authenticator._writes)
+        return caller
+
+    def pass_time(self, seconds: float) -> None:
+        self.monotonic_s += seconds
+        self.clock.advance(timedelta(seconds=seconds))
+
+    def revoke_all(self) -> None:
+        with self.database.writing() as session:
+            for key, _ in KeyRepository(session).list_all():
+                KeyRepository(session).revoke(key.id, now=self.clock())
+
+    def last_use(self) -> Any:
+        with self.database.reading() as session:
+            ((key, _),) = KeyRepository(session).list_all()
+        return key.last_used_at
+
+
+@pytest.fixture
+def make(app: FastAPI, database: Database) -> Callable[..., Bench]:
+    return lambda **options: Bench(app, database, **options)
+
+
+def test_without_keys_this_machine_may_do_everything(make: Callable[..., Bench]) -> None:
+    bench = make()
+
+    assert asyncio.run(bench.ask("unused")) == LOCAL_CALLER
+
+
+def test_without_keys_an_address_of_the_network_serves_nobody(make: Callable[..., Bench]) -> None:
+    bench = make(may_be_keyless=False)
+
+    with pytest.raises(UnauthenticatedError):
+        asyncio.run(bench.ask("unused"))
+
+
+def test_a_first_key_is_needed_within_a_second(make: Callable[..., Bench]) -> None:
+    bench = make()
+
+    async def act() -> None:
+        await bench.ask("unused")
+        add_key(bench.database)
+        bench.pass_time(MAX_AGE_S)
+        with pytest.raises(UnauthenticatedError):
+            await bench.ask("unused")
+
+    asyncio.run(act())
+
+
+def test_a_revoked_key_is_refused_within_a_second(make: Callable[..., Bench]) -> None:
+    bench = make()
+    key = add_key(bench.database)
+
+    async def act() -> None:
+        for _ in range(3):
+            await bench.ask(key)
+            bench.pass_time(0.4)
+        bench.revoke_all()
+        bench.pass_time(MAX_AGE_S)
+        with pytest.raises(UnauthenticatedError, match="was revoked"):
+            await bench.ask(key)
+
+    asyncio.run(act())
+
+
+def test_a_key_expires_to_the_second(make: Callable[..., Bench]) -> None:
+    bench = make()
+    key = add_key(bench.database, expires_at=bench.clock() + timedelta(seconds=0.5))
+
+    async def act() -> None:
+        await bench.ask(key)
+        bench.pass_time(0.5)
+        with pytest.raises(UnauthenticatedError, match="expired on"):
+            await bench.ask(key)
+
+    asyncio.run(act())
+
+
+@pytest.mark.only_sqlite  # PostgreSQL does not say cheaply whether anything has changed
+def test_a_key_is_looked_up_again_only_once_something_has_changed(
+    make: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = make()
+    key = add_key(bench.database)
+    found: list[str] = []
+    find = KeyRepository.find
+
+    def count(self: KeyRepository, key_id: str) -> Any:
+        found.append(key_id)
+        return find(self, key_id)
+
+    monkeypatch.setattr(KeyRepository, "find", count)
+
+    async def act() -> None:
+        await bench.ask(key)
+        bench.pass_time(MAX_AGE_S)  # its first use was written, which is a change
+        for _ in range(100):
+            await bench.ask(key)
+            bench.pass_time(0.5)
+        add_job(bench.database)
+        await bench.ask(key)
+
+    asyncio.run(act())
+
+    assert len(found) == 3
+
+
+def test_a_lookup_that_a_change_overtakes_is_not_remembered(
+    make: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was read before the revocation, and arrives after the authenticator has forgotten."""
+    bench = make()
+    key = add_key(bench.database)
+    find = Authenticator._find
+
+    def find_slowly(self: Authenticator, *arguments: Any) -> Any:
+        found = find(self, *arguments)
+        monkeypatch.undo()
+        bench.revoke_all()
+        bench.pass_time(MAX_AGE_S)
+        self._forget_if_changed()
+        return found
+
+    monkeypatch.setattr(Authenticator, "_find", find_slowly)
+
+    async def act() -> None:
+        await bench.ask(key)
+        with pytest.raises(UnauthenticatedError, match="was revoked"):
+            await bench.ask(key)
+
+    asyncio.run(act())
+
+
+def test_the_last_use_is_written_at_most_once_a_minute(make: Callable[..., Bench]) -> None:
+    bench = make()
+    key = add_key(bench.database)
+
+    async def act() -> list[Any]:
+        uses: list[Any] = []
+        for wait_s in (0.0, USE_INTERVAL_S - 1, 1.0):
+            bench.pass_time(wait_s)
+            await bench.ask(key)
+            uses.append(bench.last_use())
+        return uses
+
+    first, same, later = asyncio.run(act())
+
+    assert first == same
+    assert later - first == timedelta(seconds=USE_INTERVAL_S)
