@@ -33,6 +33,7 @@ from app.maintenance.findings import Finding, Level
 from app.maintenance.keys import secure_start
 from app.maintenance.metrics import serving_metrics
 from app.maintenance.restore import restore_backup
+from app.project_commands import projects
 from app.signing_commands import signing_key, verify
 
 _MIB = 1024 * 1024
@@ -52,6 +53,7 @@ commands = typer.Typer(
 )
 
 commands.add_typer(keys, name="keys")
+commands.add_typer(projects, name="projects")
 commands.command()(verify)
 commands.add_typer(signing_key, name="signing-key")
 

@@ -1,8 +1,6 @@
 """The commands that manage API keys: `tunery keys`."""
 
 import re
-from collections.abc import Generator
-from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Annotated
 
@@ -11,13 +9,10 @@ import typer
 from app.core.access import DEFAULT_PROJECT_ID, Scope
 from app.core.clock import utc_now
 from app.core.db.access_tables import ApiKey
-from app.core.db.migrate import prepare
 from app.core.db.repositories.access import KeyRepository
-from app.core.db.session import Database
 from app.core.errors import OperatorError
-from app.core.occupancy import make_data_dir, occupied
-from app.core.settings import read_settings
-from app.maintenance.keys import create_key
+from app.maintenance.keys import create_key, revoke_key
+from app.maintenance.opening import open_database
 
 keys = typer.Typer(help="Create, list and revoke API keys.", no_args_is_help=True)
 
@@ -46,7 +41,7 @@ def create(
     now = utc_now()
     expires_at = None if expires is None else now + _read_lifetime(expires)
     scopes = scope or _DEFAULT_SCOPES
-    with _open_database() as database:
+    with open_database() as database:
         new = database.transact(
             lambda session: create_key(session, project, scopes, expires_at=expires_at, now=now)
         )
@@ -63,7 +58,7 @@ def create(
 @keys.command("list")
 def list_keys() -> None:
     """List the keys of all projects, without the keys themselves."""
-    with _open_database() as database, database.reading() as session:
+    with open_database() as database, database.reading() as session:
         rows = KeyRepository(session).list_all()
     for key, project in rows:
         used = f"last used {key.last_used_at:%Y-%m-%d %H:%M}" if key.last_used_at else "never used"
@@ -78,29 +73,13 @@ def revoke(
     key_id: Annotated[str, typer.Argument(help="Id of the key, such as key_01k9...")],
 ) -> None:
     """Make a key unusable, within a second and for good."""
-    with _open_database() as database:
-        is_known = database.transact(
-            lambda session: KeyRepository(session).revoke(key_id, now=utc_now())
-        )
+    with open_database() as database:
+        is_known = database.transact(lambda session: revoke_key(session, key_id, now=utc_now()))
     if not is_known:
         raise NoSuchKeyError(
             f"There is no key {key_id:.80}. List the keys with 'tunery keys list'."
         )
     typer.echo(f"{key_id} is revoked.")
-
-
-@contextmanager
-def _open_database() -> Generator[Database]:
-    """The database of the service, which may run or not, or may never have been started."""
-    settings = read_settings()
-    make_data_dir(settings)
-    with occupied(settings):
-        database = Database(settings.resolved_database_url)
-        try:
-            prepare(database)
-            yield database
-        finally:
-            database.dispose()
 
 
 def _read_lifetime(text: str) -> timedelta:

@@ -16,7 +16,15 @@ from app.api.guard import Guard
 from app.api.metrics import RequestMetrics
 from app.api.recent_answers import RecentAnswers
 from app.api.requests import RequestContext
-from app.api.v1 import files, fine_tuning_jobs, job_results, models, uploads, webhooks
+from app.api.v1 import (
+    files,
+    fine_tuning_jobs,
+    job_results,
+    models,
+    projects,
+    uploads,
+    webhooks,
+)
 from app.core.base_models import load_catalogue
 from app.core.clock import utc_now
 from app.core.db.migrate import upgrade
@@ -39,6 +47,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
         404: "What the request names does not exist.",
         413: "The body is too large.",
         415: "The body has the wrong media type.",
+        429: "A limit of the project is reached.",
         500: "The server failed unexpectedly.",
         503: "The database is busy. Try again.",
         507: "The disk is full.",
@@ -75,13 +84,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     install_error_handlers(app)
     app.include_router(health.router)
     app.include_router(docs_page.router)
-    for module in (files, uploads, fine_tuning_jobs, job_results, models, webhooks):
+    for module in (files, uploads, fine_tuning_jobs, job_results, models, webhooks, projects):
         app.include_router(module.router, prefix="/v1")
     require_policies(app)
     app.add_middleware(RecentAnswers, version=resources.database.version)
+    app.state.authenticator = Authenticator(resources, may_be_keyless=settings.may_be_keyless)
     app.add_middleware(
         Guard,
-        authenticator=Authenticator(resources, may_be_keyless=settings.may_be_keyless),
+        authenticator=app.state.authenticator,
         hosts=settings.host_names,
         organization=settings.organization,
     )
@@ -97,4 +107,6 @@ async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
     sender = Sender(resources.database, resources.webhooks, clock=utc_now)
     with sender.running() if resources.webhooks.policy.is_on else nullcontext():
         yield
+    authenticator: Authenticator = app.state.authenticator
+    await authenticator.close()
     resources.database.dispose()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks import polls, tables, uploads
+from benchmarks import claims, polls, tables, uploads
 
 
 def main(arguments: list[str]) -> int:
@@ -31,11 +31,16 @@ def main(arguments: list[str]) -> int:
     command.add_argument("--small", type=int, default=1000)
     command.add_argument("--large", type=int, default=1_000_000)
     command.add_argument("--rounds", type=int, default=50)
+    command = commands.add_parser("claims", help="what fair turns cost a claim")
+    command.add_argument("--database", choices=["sqlite", "postgresql"], default="sqlite")
+    command.add_argument("--claims", type=int, default=1000)
     options = parser.parse_args(arguments)
     if options.what == "uploads":
         uploads.measure(
             small_mib=options.small_mib, large_mib=options.large_mib, rounds=options.rounds
         )
+    elif options.what == "claims":
+        claims.measure(options.database, claims=options.claims)
     elif options.what == "tables":
         tables.measure(
             options.database, small=options.small, large=options.large, rounds=options.rounds

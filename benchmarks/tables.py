@@ -206,13 +206,14 @@ class Round:
             lease, JobStatus.CANCELLED, now=now))  # fmt: skip
         self._write(
             "delete job",
-            lambda session: job_service.delete_job(session, LOCAL_CALLER, lease.job_id),
+            lambda session: job_service.delete_job(session, LOCAL_CALLER, lease.job_id, now=now),
         )
         self._write(
             "cancel", lambda session: job_service.cancel_job(session, LOCAL_CALLER, job.id, now=now)
         )
         self._write(
-            "delete new job", lambda session: job_service.delete_job(session, LOCAL_CALLER, job.id)
+            "delete new job",
+            lambda session: job_service.delete_job(session, LOCAL_CALLER, job.id, now=now),
         )
         return self.took_s
 

@@ -11,7 +11,7 @@ from sqlalchemy import text
 
 from app.core.access import DEFAULT_PROJECT_ID, Scope
 from app.core.clock import utc_now
-from app.core.db.base import Base
+from app.core.db.base import Base, Project
 from app.core.db.repositories.access import KeyRepository
 from app.core.db.repositories.checkpoints import CheckpointRepository, TunedModelRepository
 from app.core.db.repositories.events import EventRepository
@@ -216,7 +216,7 @@ def add_file(
     file = build_file(content, **changes)
     put_blob(store, file.blob_key, content)
     with database.writing() as session:
-        FileRepository(session, DEFAULT_PROJECT_ID).add(file)
+        FileRepository(session, file.project_id).add(file)
     return file
 
 
@@ -270,11 +270,19 @@ def add_part(
     return part
 
 
+def add_project(database: Database, project_id: str, **changes: Any) -> Project:
+    """A project beside the default one, without limits."""
+    project = Project(id=project_id, name=project_id, created_at=NOW, **changes)
+    with database.writing() as session:
+        session.add(project)
+    return project
+
+
 def add_job(database: Database, **changes: Any) -> Job:
     """A job in the queue of the database."""
     job = build_job(**changes)
     with database.writing() as session:
-        JobRepository(session, DEFAULT_PROJECT_ID).add(job)
+        JobRepository(session, job.project_id).add(job)
     return job
 
 
@@ -312,14 +320,19 @@ def claim(database: Database, worker_id: str = "worker-1", now: datetime = NOW) 
 
 
 def add_succeeded_job(
-    database: Database, store: BlobStore, *, steps: tuple[int, ...] = (1,), best: int = -1
+    database: Database,
+    store: BlobStore,
+    *,
+    steps: tuple[int, ...] = (1,),
+    best: int = -1,
+    project_id: str = DEFAULT_PROJECT_ID,
 ) -> Job:
     """A job that has ended well: a loss log, a checkpoint at each of these steps, and a model.
 
     Args:
         best: which of the checkpoints is the result; after an early stop, it is not the last.
     """
-    job = add_job(database)
+    job = add_job(database, project_id=project_id)
     lease = claim(database)
     result = add_result_file(database, store, job, "step_metrics.csv")
     checkpoints = [build_checkpoint(job, step) for step in steps]
@@ -333,8 +346,8 @@ def add_succeeded_job(
         log = [build_metrics(step) for step in range(1, steps[-1] + 1)]
         leases.record_steps(lease, log, tokens_per_second=200.0, estimated_finish_at=None)
         for checkpoint in checkpoints:
-            CheckpointRepository(session, DEFAULT_PROJECT_ID).add(checkpoint)
-        TunedModelRepository(session, DEFAULT_PROJECT_ID).add(
+            CheckpointRepository(session, project_id).add(checkpoint)
+        TunedModelRepository(session, project_id).add(
             TunedModel(
                 id=job.fine_tuned_model,
                 job_id=job.id,
@@ -347,7 +360,8 @@ def add_succeeded_job(
         held.trained_tokens, held.result_file_id = 1234, result.id
         held.result_checkpoint_id = checkpoints[best].id
         settle(session, held, JobStatus.SUCCEEDED, now=NOW + MINUTE)
-    return get_job(database, job.id)
+    with database.reading() as session:
+        return JobRepository(session, project_id).get(job.id)
 
 
 def build_result_file(store: BlobStore, job: Job, name: str, content: str) -> File:
@@ -358,6 +372,7 @@ def build_result_file(store: BlobStore, job: Job, name: str, content: str) -> Fi
         purpose="fine-tune-results",
         format=None,
         examples=None,
+        project_id=job.project_id,
         job_id=job.id,
     )
     put_blob(store, file.blob_key, content.encode())
@@ -367,7 +382,7 @@ def build_result_file(store: BlobStore, job: Job, name: str, content: str) -> Fi
 def add_result_file(database: Database, store: BlobStore, job: Job, name: str) -> File:
     file = build_result_file(store, job, name, "step,train_loss\n1,3.0\n")
     with database.writing() as session:
-        FileRepository(session, DEFAULT_PROJECT_ID).add(file)
+        FileRepository(session, job.project_id).add(file)
     return file
 
 

@@ -24,7 +24,10 @@ from app.core.storage.privacy import close_data_directory, keep_new_files_privat
 from app.core.subprocesses import python_module, with_import_path
 from worker.attempt.lease_keeper import Resources
 from worker.janitor import Janitor
+from worker.launch.announcing import AnnouncingLauncher
 from worker.launch.launcher import Launcher
+from worker.launch.sandbox.kernel import refuse_tracing
+from worker.launch.sandbox.sandbox import Sandbox, make_sandbox
 from worker.launch.supervision import LocalLauncher
 from worker.launch.warm import WarmLauncher
 from worker.loop import Worker
@@ -56,6 +59,8 @@ def main(trainer: str = "worker.train") -> int:
 
 
 def _serve(settings: Settings, trainer: str) -> None:
+    if sys.platform == "linux":
+        refuse_tracing()  # this process knows the database's password
     database = Database(settings.resolved_database_url)
     prepare(database)
     catalogue = load_catalogue(settings.data_dir)
@@ -63,9 +68,15 @@ def _serve(settings: Settings, trainer: str) -> None:
         _install_default_model(settings)
     SigningKeys(settings.signing_dir).ensure()
     store = LocalBlobStore(settings.blobs_dir)
+    sandbox = make_sandbox(
+        settings.sandbox,
+        data_dir=settings.data_dir,
+        locks_dir=settings.workers_dir,
+        threads=settings.resolved_training_threads,
+    )
     workers: list[Worker] = []
     for _ in range(settings.concurrency):
-        launcher = _make_launcher(settings, trainer)
+        launcher = _make_launcher(settings, trainer, sandbox)
         resources = Resources(settings, database, store, catalogue, launcher)
         janitor = Janitor(settings, database=database, store=store, clock=utc_now)
         workers.append(Worker(new_id(IdPrefix.WORKER), resources, janitor.run_if_due))
@@ -73,11 +84,13 @@ def _serve(settings: Settings, trainer: str) -> None:
     database.dispose()
 
 
-def _make_launcher(settings: Settings, trainer: str) -> Launcher:
+def _make_launcher(settings: Settings, trainer: str, sandbox: Sandbox) -> Launcher:
     """Make the launcher of one worker. Its fork server ends with the worker's thread."""
     if settings.warm_s and sys.platform == "linux":
-        return WarmLauncher(trainer, idle_s=settings.warm_s)
-    return LocalLauncher(trainer)
+        launcher = WarmLauncher(trainer, idle_s=settings.warm_s, sandbox=sandbox)
+    else:
+        launcher = LocalLauncher(trainer, sandbox=sandbox)
+    return AnnouncingLauncher(launcher, sandbox.describe())
 
 
 def _run(workers: Sequence[Worker]) -> None:

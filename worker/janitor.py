@@ -2,12 +2,17 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 
 from app.core.clock import Clock
+from app.core.db.base import Project
 from app.core.db.repositories.files import ExpiredFiles
 from app.core.db.repositories.idempotency import KEPT_FOR, OldIdempotencyRecords
+from app.core.db.repositories.projects.retention import (
+    RetainingProjects,
+    RetentionRepository,
+)
 from app.core.db.repositories.recovery import RecoveryRepository
 from app.core.db.repositories.saved_states import UnneededStates
 from app.core.db.repositories.uploads import ENDED_KEPT_FOR, EndedUploads
@@ -27,6 +32,9 @@ logger = logging.getLogger(__name__)
 INTERVAL_S = 2.0
 ORPHANS_INTERVAL_S = 3600.0
 """Seconds between two searches for orphans: each reads the list of all blobs."""
+
+RETENTION_INTERVAL_S = 3600.0
+"""Seconds between two looks for what projects keep no longer: each reads all of their jobs."""
 
 BATCH = 100
 """Maximum number of expired rows that one chore deletes in a transaction."""
@@ -51,6 +59,7 @@ class Janitor:
         self._batch = batch
         self._due_s = 0.0
         self._orphans_due_s = 0.0
+        self._retention_due_s = 0.0
 
     def run_if_due(self) -> None:
         """Do the chores if `INTERVAL_S` has passed since the last time."""
@@ -64,6 +73,7 @@ class Janitor:
             self.expire_uploads,
             self.delete_saved_states,
             self.delete_idempotency_records,
+            self.apply_retention,
             self.give_up_webhooks,
             self.free_orphans,
         ):
@@ -129,6 +139,16 @@ class Janitor:
         """Create the ballast file again, once there is space."""
         Ballast(self._settings).make_if_room()
 
+    def apply_retention(self) -> None:
+        """Delete what projects keep no longer, once an hour: files, ended jobs and events."""
+        if self._monotonic_s() < self._retention_due_s:
+            return
+        self._retention_due_s = self._monotonic_s() + RETENTION_INTERVAL_S
+        with self._database.reading() as session:
+            projects = RetainingProjects(session).list_all()
+        for project in projects:
+            self._retain(project)
+
     def free_orphans(self) -> None:
         """Free what killed processes have left behind, once an hour."""
         if self._monotonic_s() < self._orphans_due_s:
@@ -139,6 +159,17 @@ class Janitor:
             logger.warning("orphans freed: %s", freed)
         for path in self._settings.work_dir.glob("*.lock"):
             JobLock(path).remove_if_free()
+
+    def _retain(self, project: Project) -> None:
+        """Delete in small transactions, until nothing is left to delete."""
+        now = self._clock()
+
+        def delete_some(session: Session) -> Sequence[str] | None:
+            retention = RetentionRepository(session, project.id)
+            return retention.delete_some(project, now=now, limit=self._batch)
+
+        while (keys := self._database.transact(delete_some)) is not None:
+            delete_blobs(self._store, keys)
 
     def _delete(self, delete_rows: Callable[[Session], list[str]]) -> None:
         delete_blobs(self._store, self._database.transact(delete_rows))

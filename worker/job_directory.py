@@ -25,7 +25,6 @@ from app.core.job.training_config import (
     BASE_MODEL_NAME,
     JOB_SPEC_NAME,
     LOSS_LOG_NAME,
-    MACHINE_CACHE_NAME,
     OUTPUT_NAME,
     RESUME_NAME,
     TRAINING_DATA_NAME,
@@ -38,6 +37,7 @@ from app.core.job.training_config import (
 from app.core.settings import Settings
 from app.core.storage.blob_store import BlobStore
 from worker.launch.locks import JobLock
+from worker.launch.sandbox.grants import link_cache
 from worker.model_store.installed import check_installed
 
 logger = logging.getLogger(__name__)
@@ -110,9 +110,8 @@ class JobDirectory:
             _copy_blob(store, inputs.validation_file.blob_key, validation_data)
         model = catalogue.directory(base_model.id).resolve()
         (self.directory / BASE_MODEL_NAME).symlink_to(model)
-        cache = settings.cache_dir.resolve()
-        cache.mkdir(parents=True, exist_ok=True)
-        (self.directory / MACHINE_CACHE_NAME).symlink_to(cache)
+        for name, cache in settings.caches_of(self._lease.project_id).items():
+            link_cache(self.directory / name, cache)
         state = self._put_newest_state(inputs, store)
         self._write_spec(inputs, base_model, state, settings)
         return state.step if state is not None else 0

@@ -7,7 +7,7 @@ from datetime import timedelta
 
 from app.core.clock import steady_s
 from app.core.db.repositories.leases import Lease, LeaseRepository
-from app.core.db.repositories.queue import QueueRepository
+from app.core.db.repositories.queue import Turns
 from app.core.disk import has_room
 from app.core.errors import DatabaseAwayError, DatabaseBusyError
 from app.core.logging import log_context
@@ -88,13 +88,14 @@ class Worker:
 
     def _claim(self) -> Lease | None:
         with self._database.reading() as session:
-            if QueueRepository(session).is_empty():
+            if not Turns(session).is_any(now=self._resources.clock()):
                 return None  # without keeping writers waiting just to find nothing
         with self._database.writing() as session:
             return LeaseRepository(session).claim(
                 self._worker_id,
                 now=self._resources.clock(),
                 lease_for=timedelta(seconds=self._settings.lease_s),
+                threads=self._settings.resolved_training_threads,
             )
 
     def _attempt(self, lease: Lease) -> float:

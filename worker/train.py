@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TextIO
 
-from app.core.job.training_config import MACHINE_CACHE_NAME
+from app.core.job.training_config import PROJECT_CACHE_NAME
 from app.core.job.training_events import Started, TrainingEvent
 from worker.parent_death import die_with_parent
 
@@ -27,8 +27,9 @@ def main(directory: Path) -> None:
     die_with_parent(sys.stdout.fileno())  # when the worker is killed, nobody trains on
     with _take_standard_output() as events:
         _set_environment()
-        # Compiled layers are kept for other jobs.
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(directory / MACHINE_CACHE_NAME / "compiled")
+        # Compiled layers are kept for other jobs of the project that train as the same user.
+        cache = directory / PROJECT_CACHE_NAME / str(os.geteuid())
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache / "compiled")
         os.chdir(directory)
         # Only now: what an import prints must not be among the events.
         from worker.training.preloaded_model import preloaded_model  # noqa: PLC0415

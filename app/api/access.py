@@ -12,6 +12,8 @@ from starlette.types import Scope as AsgiScope
 from app.core.access import Caller, Scope
 from app.core.errors import PermissionDeniedError
 
+REQUEST_ID = "request_id"
+"""Key in the state of a request that holds the id of the request."""
 CALLER = "caller"
 """Key in the state of a request that holds its `Caller`. Absent on an open path without a key."""
 

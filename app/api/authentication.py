@@ -3,6 +3,7 @@
 import asyncio
 import hmac
 import logging
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,6 +15,8 @@ from app.core.access import LOCAL_CALLER, Caller, Scope
 from app.core.access.api_keys import hash_key, read_key_id
 from app.core.clock import steady_s, utc_now
 from app.core.db.repositories.access import KeyRepository
+from app.core.db.repositories.projects.usage import UsageRepository
+from app.core.db.session import Session
 from app.core.errors import ServiceError, UnauthenticatedError
 
 MAX_AGE_S = 1.0
@@ -36,6 +39,8 @@ class Authenticated:
     """Name of the project; None where no keys are used."""
     expires_at: datetime | None = None
     """When the key expires; None if it does not."""
+    max_requests_per_minute: int | None = None
+    """Limit of the project; None if it has none."""
 
 
 _LOCAL = Authenticated(LOCAL_CALLER)
@@ -65,6 +70,7 @@ class Authenticator:
         self._needs_key: bool | None = None
         self._remembered: dict[str, Authenticated] = {}
         self._use_written_at_s: dict[str, float] = {}
+        self._requests: Counter[tuple[str, str]] = Counter()
         self._writes: set[asyncio.Task[None]] = set()
 
     async def authenticate(self, authorization: str) -> Authenticated:
@@ -84,6 +90,12 @@ class Authenticator:
             raise _refused(f"This API key expired on {known.expires_at:%Y-%m-%d %H:%M} UTC.")
         self._note_use(known.caller)
         return known
+
+    async def close(self) -> None:
+        """Write down the uses that are not written yet. No request may come any more."""
+        for key_id, project_id in tuple(self._requests):
+            self._start_write(key_id, project_id)
+        await asyncio.gather(*self._writes)
 
     def _forget_if_changed(self) -> None:
         version, now_s = self._resources.database.version(), self._monotonic_s()
@@ -124,25 +136,38 @@ class Authenticator:
         if row.revoked_at is not None:
             raise _refused("This API key was revoked.")
         scopes = frozenset(Scope(scope) for scope in row.scopes)
-        return Authenticated(Caller(project.id, scopes, row.id), project.name, row.expires_at)
+        return Authenticated(
+            Caller(project.id, scopes, row.id),
+            project.name,
+            row.expires_at,
+            project.max_requests_per_minute,
+        )
 
     def _note_use(self, caller: Caller) -> None:
-        """Have the time of use written, but neither now nor often, so that no request waits."""
+        """Count the request. The counts are written neither now nor often, so no request waits."""
         now_s, key_id = self._monotonic_s(), caller.key_id
-        written_at_s = self._use_written_at_s.get(key_id or "", float("-inf"))
-        if key_id is None or now_s - written_at_s < USE_INTERVAL_S:
+        if key_id is None:
             return
-        self._use_written_at_s[key_id] = now_s
-        write = asyncio.create_task(to_thread.run_sync(self._write_use, key_id))
+        self._requests[key_id, caller.project_id] += 1
+        if now_s - self._use_written_at_s.get(key_id, float("-inf")) >= USE_INTERVAL_S:
+            self._use_written_at_s[key_id] = now_s
+            self._start_write(key_id, caller.project_id)
+
+    def _start_write(self, key_id: str, project_id: str) -> None:
+        use = (key_id, project_id, self._requests.pop((key_id, project_id)))
+        write = asyncio.create_task(to_thread.run_sync(self._write_use, *use))
         self._writes.add(write)
         write.add_done_callback(self._writes.discard)
 
-    def _write_use(self, key_id: str) -> None:
+    def _write_use(self, key_id: str, project_id: str, requests: int) -> None:
         now = self._clock()
+
+        def record(session: Session) -> None:
+            if KeyRepository(session).record_use(key_id, now=now):
+                UsageRepository(session, project_id).add(requests=requests, now=now)
+
         try:
-            self._resources.write(
-                lambda session: KeyRepository(session).record_use(key_id, now=now)
-            )
+            self._resources.write(record)
         except ServiceError as error:  # the next use is written again
             logger.warning("the use of a key was not recorded: %s", error)
 

@@ -3,14 +3,14 @@
 import hashlib
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Annotated, TypeVar
 
 from fastapi import Depends, Header, Query, Request, Response
 from pydantic import BaseModel
 
-from app.api.access import CALLER
+from app.api.access import CALLER, REQUEST_ID
 from app.core import disk
 from app.core.access import Caller
 from app.core.base_models import Catalogue
@@ -91,7 +91,8 @@ async def _resources(request: Request) -> Resources:  # not `def`, which would s
 
 
 async def _caller(request: Request) -> Caller:
-    return request.scope["state"][CALLER]
+    state = request.scope["state"]
+    return replace(state[CALLER], request_id=state[REQUEST_ID])
 
 
 ResourcesDep = Annotated[Resources, Depends(_resources)]

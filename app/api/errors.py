@@ -17,6 +17,8 @@ from app.core.errors import (
     DatabaseAwayError,
     NotFoundError,
     OutcomeUnknownError,
+    QuotaExceededError,
+    RateLimitError,
     ServiceError,
     UnauthenticatedError,
 )
@@ -115,8 +117,10 @@ def _headers_of(error: ServiceError) -> dict[str, str] | None:
         return {"retry-after": str(RETRY_AFTER_S)}
     if isinstance(error, UnauthenticatedError):
         return {"www-authenticate": "Bearer"}
-    if isinstance(error, OutcomeUnknownError):
-        return {"x-should-retry": "false"}  # OpenAI's clients repeat every other 5xx by themselves
+    if isinstance(error, RateLimitError):
+        return {"retry-after": str(error.retry_after_s)}
+    if isinstance(error, OutcomeUnknownError | QuotaExceededError):
+        return {"x-should-retry": "false"}  # OpenAI's clients repeat other 5xx and 429 themselves
     return None
 
 

@@ -17,9 +17,11 @@ from app.api.errors import MAX_ECHO, service_error_response
 from app.core.errors import (
     NotFoundError,
     PermissionDeniedError,
+    RateLimitError,
     ServiceError,
     UnauthenticatedError,
 )
+from app.services.token_buckets import TokenBuckets
 
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
 _OWN_SITE = frozenset({"same-origin", "none"})
@@ -58,6 +60,7 @@ class Guard:
         self._app = app
         self._authenticator = authenticator
         self._hosts = hosts
+        self._buckets = TokenBuckets()
         self._organizations = {organization, f"org-{organization}"}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -89,6 +92,7 @@ class Guard:
             raise
         if authenticated.caller.key_id is not None:
             self._check_membership(headers, authenticated)
+            self._check_rate(authenticated)
         scope["state"][CALLER] = authenticated.caller
 
     def _check_host(self, headers: Mapping[bytes, str]) -> None:
@@ -99,6 +103,18 @@ class Guard:
                 f"This service does not answer under the name {name[:MAX_ECHO]!r}. Its operator "
                 "can add the name to TUNERY_ALLOWED_HOSTS.",
                 code="host_not_allowed",
+            )
+
+    def _check_rate(self, authenticated: Authenticated) -> None:
+        limit = authenticated.max_requests_per_minute
+        if limit is None:
+            return
+        wait_s = self._buckets.take(authenticated.caller.project_id, per_minute=limit)
+        if wait_s:
+            raise RateLimitError(
+                f"The project may send {limit:,} requests a minute. Send this request again in "
+                f"{wait_s} s.",
+                retry_after_s=wait_s,
             )
 
     def _check_membership(self, headers: Mapping[bytes, str], authenticated: Authenticated) -> None:

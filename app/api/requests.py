@@ -13,7 +13,7 @@ from fastapi import Request, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from app.api.access import CALLER, PolicyRoute
+from app.api.access import CALLER, REQUEST_ID, PolicyRoute
 from app.api.deps import JOB_ID
 from app.api.errors import ERROR_CODE, error_response
 from app.api.metrics import RequestMetrics
@@ -82,9 +82,9 @@ class RequestContext:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        scope.setdefault("state", {})
         exchange = _Exchange(scope, receive, send)
         request_id = exchange.request_id
+        scope.setdefault("state", {})[REQUEST_ID] = request_id
         try:
             with log_context(request_id=request_id):
                 await self._app(scope, exchange.receive, exchange.send)

@@ -9,6 +9,8 @@ ServiceError                      the caller acts; the API answers with its stat
 ├── NotFoundError                 404
 ├── PayloadTooLargeError          413
 ├── UnsupportedMediaTypeError     415
+├── QuotaExceededError            429  a limit of the project; repeating the request does not help
+├── RateLimitError                429  too many requests; the caller repeats it later
 ├── OutcomeUnknownError           500  the request may have succeeded; check before repeating it
 ├── DatabaseBusyError             503  nothing was done; the caller may repeat the request
 │   └── DatabaseAwayError         503  its server does not answer
@@ -92,6 +94,27 @@ class PayloadTooLargeError(ServiceError):
 class UnsupportedMediaTypeError(ServiceError):
     status_code = 415
     code = "unsupported_media_type"
+
+
+class QuotaExceededError(ServiceError):
+    status_code = 429
+    code = "insufficient_quota"
+
+
+class RateLimitError(ServiceError):
+    """The project has sent too many requests.
+
+    Args:
+        message: see `ServiceError`.
+        retry_after_s: seconds after which the request can be repeated.
+    """
+
+    status_code = 429
+    code = "rate_limit_exceeded"
+
+    def __init__(self, message: str, *, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class DatabaseBusyError(ServiceError):

@@ -28,6 +28,7 @@ class IdPrefix(StrEnum):
     REQUEST = "req_"
     WORKER = "worker-"
     KEY = "key_"
+    AUDIT_EVENT = "audit_"
     PROJECT = "proj_"
     WEBHOOK_ENDPOINT = "whep_"
     WEBHOOK_EVENT = "evt_"

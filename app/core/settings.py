@@ -1,44 +1,20 @@
 """Settings, with defaults and units. A test compares `docs/settings.md` with this file."""
 
 import os
-import re
-from collections.abc import Sequence
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from app.core.job.training_config import MACHINE_CACHE_NAME, PROJECT_CACHE_NAME
 from app.core.operator import environment
+from app.core.operator.networks import NEVER_REACHED, PUBLIC_WEBHOOKS, WEBHOOK_ORIGIN, Network
 
 _FILE = Path(".env")
 
 _LOOPBACK_NAMES = frozenset({"127.0.0.1", "localhost", "[::1]"})
-Network = IPv4Network | IPv6Network
-
-PUBLIC_WEBHOOKS = "public"
-"""Entry of `webhook_targets` that allows the internet."""
-
-WEBHOOK_ORIGIN = re.compile(
-    r"(?P<scheme>https?)://(?P<host>(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*)(:(?P<port>[0-9]{1,5}))?"
-)
-"""Any other entry of `webhook_targets`. IPv6 addresses need a name."""
-
-_NEVER: Sequence[Network] = [
-    ip_network(text)
-    for text in (
-        "0.0.0.0/8",
-        "169.254.0.0/16",  # link-local; a cloud's metadata
-        "224.0.0.0/3",
-        "::/128",
-        "::ffff:0:0/96",  # IPv4 in another spelling
-        "64:ff9b::/96",
-        "fe80::/10",
-        "ff00::/8",
-    )
-]
-"""Networks that `webhook_private_networks` must not contain, not even a part of them."""
 
 
 class Settings(BaseSettings):
@@ -160,6 +136,11 @@ class Settings(BaseSettings):
     stop_grace_s: float = Field(default=30.0, ge=1, le=3600)
     """Time that a worker has to save its job and exit after it is told to stop, in seconds."""
 
+    sandbox: Literal["auto", "required", "off"] = "auto"
+    """Whether training processes are contained. `auto` uses all that the kernel allows, and a job
+    tells what that is. `required` refuses to start a worker on a machine that cannot filter system
+    calls, restrict file access, limit resources or give up privileges. `off` is for debugging."""
+
     install_default_model: bool = True
     """Whether a worker installs the embedded base model at its start if the model is missing."""
 
@@ -202,7 +183,11 @@ class Settings(BaseSettings):
     @classmethod
     def _must_be_networks(cls, text: str) -> str:
         for network in _networks_in(text):
-            if any(network.overlaps(never) for never in _NEVER if never.version == network.version):
+            if any(
+                network.overlaps(never)
+                for never in NEVER_REACHED
+                if never.version == network.version
+            ):
                 raise ValueError(
                     f"{network} contains addresses that no webhook may be sent to, such as that of "
                     "a cloud's metadata; name smaller networks"
@@ -245,8 +230,15 @@ class Settings(BaseSettings):
 
     @property
     def cache_dir(self) -> Path:
-        """Cache that the training jobs of this machine share. Deleting it costs only time."""
+        """What training jobs keep for later ones. Deleting it costs only time."""
         return self.data_dir / "cache"
+
+    def caches_of(self, project_id: str) -> dict[str, Path]:
+        """Caches of a project's training jobs, by their names in a job directory."""
+        return {
+            MACHINE_CACHE_NAME: self.cache_dir / "machine",
+            PROJECT_CACHE_NAME: self.cache_dir / "projects" / project_id,
+        }
 
     @property
     def blobs_dir(self) -> Path:

@@ -25,6 +25,7 @@ from app.maintenance.check_disk import (
     check_space,
 )
 from app.maintenance.check_models import check_base_models
+from app.maintenance.check_sandbox import check_sandbox
 from app.maintenance.findings import Check, Finding, Level, Patient
 
 _ALWAYS: Sequence[Check] = (
@@ -36,6 +37,7 @@ _ALWAYS: Sequence[Check] = (
     check_engine,
     check_integrity,
     check_schema,
+    check_sandbox,
 )
 _ROW_CHECKS: Sequence[Check] = (
     check_jobs,

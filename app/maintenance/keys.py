@@ -12,6 +12,7 @@ from app.core.access.api_keys import hash_key, new_key
 from app.core.db.access_tables import ApiKey
 from app.core.db.base import Project
 from app.core.db.repositories.access import KeyRepository, ProjectsRepository
+from app.core.db.repositories.projects.audit import Action, AuditRepository
 from app.core.db.session import Database, Session
 from app.core.durable import sync
 from app.core.errors import OperatorError
@@ -75,7 +76,19 @@ def create_key(
         expires_at=expires_at,
     )
     KeyRepository(session).add(row)
+    AuditRepository(session, project.id).record(Action.KEY_CREATED, key_id, now=now)
     return NewKey(key, key_id, project, is_new_project)
+
+
+def revoke_key(session: Session, key_id: str, *, now: datetime) -> bool:
+    """Make a key unusable for good. Returns whether there is such a key."""
+    keys = KeyRepository(session)
+    found = keys.find(key_id)
+    if found is None:
+        return False
+    keys.revoke(key_id, now=now)
+    AuditRepository(session, found[1].id).record(Action.KEY_REVOKED, key_id, now=now)
+    return True
 
 
 def _create_project(session: Session, name: str, *, now: datetime) -> Project:

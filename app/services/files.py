@@ -11,6 +11,9 @@ from app.core.errors import InvalidFileError, InvalidRequestError, StateConflict
 from app.core.ids import IdPrefix, new_id
 from app.core.storage.blob_store import BlobStore, stored
 from app.schemas.files import EXPIRES_AFTER_S
+from app.services import audit
+from app.services.audit import Action
+from app.services.quotas import require_bytes
 from app.services.received_files import ReceivedFile
 
 MAX_FILENAME_LENGTH = 255
@@ -26,13 +29,27 @@ def create_file(
     Raises:
         InvalidRequestError: a field of the form is missing or not allowed.
         InvalidFileError: the file is not a dataset; the error lists the problems.
+        QuotaExceededError: the project may not store so much.
     """
     check_purpose(received.fields.get("purpose"))
     expires_at = _expiry(received.fields, now=now)
     check_content(received)
+    require_bytes(session, caller, received.bytes)
     file = build_file(received, now=now, expires_at=expires_at)
     with stored(store, file.blob_key, received.path):
         FileRepository(session, caller.project_id).add(file)
+        audit.record(session, caller, Action.FILE_UPLOADED, file.id, now=now)
+    return file
+
+
+def download_file(session: Session, caller: Caller, file_id: str, *, now: datetime) -> File:
+    """The file to send, and a record of that.
+
+    Raises:
+        NotFoundError: no file has this id.
+    """
+    file = FileRepository(session, caller.project_id).get(file_id, now=now)
+    audit.record(session, caller, Action.FILE_DOWNLOADED, file_id, now=now)
     return file
 
 
@@ -80,6 +97,7 @@ def delete_file(session: Session, caller: Caller, file_id: str, *, now: datetime
             code="file_in_use",
         )
     files.delete(file)
+    audit.record(session, caller, Action.FILE_DELETED, file_id, now=now)
     return [file.blob_key]
 
 

@@ -16,6 +16,8 @@ from app.core.job.status import JobStatus
 from app.core.settings import Settings
 from app.schemas.bodies import PageRead
 from app.schemas.fine_tuning_jobs import JobRead
+from app.services import audit
+from app.services.audit import Action
 
 _MAX_STEP_DIGITS = 9
 """Maximum number of digits of a step, as in the name of a checkpoint's directory."""
@@ -69,6 +71,7 @@ def cancel_job(session: Session, caller: Caller, job_id: str, *, now: datetime) 
     jobs = JobRepository(session, caller.project_id)
     cancelled = jobs.request_cancel(job_id, now=now)
     if cancelled is not None:
+        audit.record(session, caller, Action.JOB_CANCELLED, job_id, now=now)
         return cancelled
     job = jobs.get(job_id)
     if job.status is not JobStatus.CANCELLED:
@@ -90,12 +93,15 @@ def pause_job(session: Session, caller: Caller, job_id: str, *, now: datetime) -
         StateConflictError: the job has ended or is being cancelled.
     """
     jobs = JobRepository(session, caller.project_id)
-    job = jobs.request_pause(job_id, now=now) or jobs.get(job_id)
+    paused = jobs.request_pause(job_id, now=now)
+    job = paused or jobs.get(job_id)
     if job.status.is_terminal or job.cancel_requested_at is not None:
         how = f"has already {_ending(job)}" if job.status.is_terminal else "is being cancelled"
         raise StateConflictError(
             f"Job {job_id} {how}, so it cannot be paused.", code="job_not_pausable"
         )
+    if paused is not None:
+        audit.record(session, caller, Action.JOB_PAUSED, job_id, now=now)
     return job
 
 
@@ -109,17 +115,20 @@ def resume_job(session: Session, caller: Caller, job_id: str, *, now: datetime) 
         StateConflictError: the job has ended.
     """
     jobs = JobRepository(session, caller.project_id)
-    job = jobs.resume(job_id, now=now) or jobs.get(job_id)
+    resumed = jobs.resume(job_id, now=now)
+    job = resumed or jobs.get(job_id)
     if job.status.is_terminal:
         raise StateConflictError(
             f"Job {job_id} has already {_ending(job)}, so it cannot be resumed. "
             "POST .../rerun creates a new job from it.",
             code="job_not_resumable",
         )
+    if resumed is not None:
+        audit.record(session, caller, Action.JOB_RESUMED, job_id, now=now)
     return job
 
 
-def delete_job(session: Session, caller: Caller, job_id: str) -> list[str]:
+def delete_job(session: Session, caller: Caller, job_id: str, *, now: datetime) -> list[str]:
     """Delete a job that has ended and everything it made. The uploaded files stay.
 
     Returns:
@@ -137,7 +146,17 @@ def delete_job(session: Session, caller: Caller, job_id: str) -> list[str]:
             "it first.",
             code="job_not_deletable",
         )
+    audit.record(session, caller, Action.JOB_DELETED, job_id, now=now)
     return jobs.delete(job)
+
+
+def download_adapter(
+    session: Session, caller: Caller, job_id: str, checkpoint: str | None, *, now: datetime
+) -> Checkpoint:
+    """The checkpoint to send, and a record of that: see `get_adapter`, which also raises."""
+    adapter = get_adapter(session, caller, job_id, checkpoint)
+    audit.record(session, caller, Action.ADAPTER_DOWNLOADED, adapter.id, now=now)
+    return adapter
 
 
 def get_adapter(

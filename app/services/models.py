@@ -1,6 +1,7 @@
 """Operations on models. The caller owns the transaction."""
 
 import re
+from datetime import datetime
 
 from app.core.access import Caller
 from app.core.base_models import Catalogue
@@ -9,6 +10,8 @@ from app.core.db.session import Session
 from app.core.db.tables import Checkpoint, Job, TunedModel
 from app.core.errors import InvalidRequestError
 from app.schemas.models import ModelRead
+from app.services import audit
+from app.services.audit import Action
 
 _CHECKPOINT_NAME = re.compile(r"(ft:.+):ckpt-step-([1-9]\d{0,8})", re.ASCII)
 
@@ -42,7 +45,9 @@ def get_model(
     return _tuned(TunedModelRepository(session, caller.project_id).get(name), organization)
 
 
-def delete_model(session: Session, caller: Caller, catalogue: Catalogue, name: str) -> list[str]:
+def delete_model(
+    session: Session, caller: Caller, catalogue: Catalogue, name: str, *, now: datetime
+) -> list[str]:
     """Delete a tuned model and its adapter. Its job, the log and earlier checkpoints stay.
 
     Returns:
@@ -72,6 +77,7 @@ def delete_model(session: Session, caller: Caller, catalogue: Catalogue, name: s
     model = models.get(name)
     checkpoint = model.checkpoint
     models.delete(model)
+    audit.record(session, caller, Action.MODEL_DELETED, model.id, now=now)
     return CheckpointRepository(session, caller.project_id).delete(checkpoint)
 
 

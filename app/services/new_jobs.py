@@ -19,6 +19,8 @@ from app.core.job.status import JobStatus
 from app.core.job.training_config import TrainingConfig
 from app.core.settings import Settings
 from app.schemas.fine_tuning_jobs import JobCreate, JobRerun
+from app.services import audit
+from app.services.audit import Action
 from app.services.idempotency import IdempotentRequest, RequestOrigin
 from app.services.job_inputs import check_files, find_installed
 from app.services.job_settings import (
@@ -28,6 +30,7 @@ from app.services.job_settings import (
     resolve_config,
 )
 from app.services.jobs import hand_over_saved_state, take_saved_state
+from app.services.quotas import require_job
 
 _SUSPICIOUS_MULTIPLIER = 1e-2
 """A smaller multiplier is probably a learning rate in the wrong field, so the job warns."""
@@ -58,6 +61,7 @@ def create_job_once(
         InvalidRequestError: the idempotency key belongs to another request, or as `create_job`.
         NotFoundError: as `create_job`.
         StorageFullError: the disk has no room for a new job.
+        QuotaExceededError: the project may have no more jobs.
     """
 
     def create() -> Job:
@@ -88,6 +92,7 @@ def rerun_job_once(
         NotFoundError: as `rerun_job`.
         StateConflictError: as `rerun_job`.
         StorageFullError: the disk has no room for a new job.
+        QuotaExceededError: the project may have no more jobs.
     """
 
     def rerun() -> Job:
@@ -221,7 +226,12 @@ def rerun_job(
 def _add_job(
     session: Session, caller: Caller, model: InstalledModel, organization: str, **values: Any
 ) -> Job:
-    """Add a job on an installed base model. Its tuned model is named after both."""
+    """Add a job on an installed base model. Its tuned model is named after both.
+
+    Raises:
+        QuotaExceededError: the project may have no more jobs.
+    """
+    require_job(session, caller, now=values["created_at"])
     job_id = new_id(IdPrefix.JOB)
     job = Job(
         id=job_id,
@@ -231,6 +241,8 @@ def _add_job(
         **values,
     )
     JobRepository(session, caller.project_id).add(job)
+    action = Action.JOB_CREATED if job.rerun_of is None else Action.JOB_RERUN
+    audit.record(session, caller, action, job_id, now=job.created_at)
     return job
 
 

@@ -24,7 +24,10 @@ from app.core.ids import IdPrefix, new_id
 from app.core.settings import Settings
 from app.core.storage.blob_store import BlobStore, stored
 from app.schemas.uploads import MAX_PARTS, UploadCreate, UploadRead, UploadStatus
+from app.services import audit
+from app.services.audit import Action
 from app.services.files import build_file, check_purpose, plain_name
+from app.services.quotas import require_bytes
 from app.services.received_files import Assembly, ReceivedFile
 
 MAX_PART_BYTES = 64 * 1024 * 1024
@@ -43,6 +46,7 @@ def create_upload(
         InvalidRequestError: the purpose is not offered.
         PayloadTooLargeError: the file would have more than TUNERY_MAX_UPLOAD_BYTES.
         StorageFullError: the disk has no room for the file.
+        QuotaExceededError: the project may not store so much.
     """
     check_purpose(body.purpose)
     if body.bytes > settings.max_upload_bytes:
@@ -53,6 +57,7 @@ def create_upload(
             param="bytes",
         )
     require_room(settings, body.bytes)
+    require_bytes(session, caller, body.bytes)
     upload = Upload(
         id=new_id(IdPrefix.UPLOAD),
         status="pending",
@@ -124,6 +129,7 @@ def add_part(
         NotFoundError: no upload has this id.
         StateConflictError: the upload has ended.
         PayloadTooLargeError: the upload would have too many parts or too many bytes.
+        QuotaExceededError: the project may not store so much.
     """
     part_id = new_id(IdPrefix.UPLOAD_PART)
     part = UploadPart(
@@ -169,6 +175,7 @@ def _add_row(
             code="file_too_large",
             param="data",
         )
+    require_bytes(session, caller, part.bytes)
     uploads.add_part(part)
     return part
 
@@ -232,6 +239,7 @@ def finish_completion(
 
     Raises:
         StateConflictError: the upload has ended meanwhile, or was completed with other parts.
+        QuotaExceededError: the project may not store so much, as the file repeats parts.
     """
     after_s = plan.file_expires_after_s
     expires_at = None if after_s is None else now + timedelta(seconds=after_s)
@@ -242,9 +250,12 @@ def finish_completion(
         if upload.part_ids == plan.part_ids:
             return [file.blob_key]
         require_pending(upload, now=now)
-        FileRepository(session, caller.project_id).add(file)
         upload.part_ids, upload.file_id = plan.part_ids, file.id
-        return uploads.end(upload, "completed")
+        parts = uploads.end(upload, "completed")
+        require_bytes(session, caller, file.bytes)
+        FileRepository(session, caller.project_id).add(file)
+        audit.record(session, caller, Action.FILE_UPLOADED, file.id, now=now)
+        return parts
 
 
 def cancel_upload(session: Session, caller: Caller, upload_id: str, *, now: datetime) -> list[str]:

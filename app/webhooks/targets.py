@@ -12,7 +12,8 @@ from pydantic import ValidationError
 from pydantic_core import Url
 
 from app.core.errors import InvalidRequestError
-from app.core.settings import PUBLIC_WEBHOOKS, WEBHOOK_ORIGIN, Network, Settings
+from app.core.operator.networks import PUBLIC_WEBHOOKS, WEBHOOK_ORIGIN, Network
+from app.core.settings import Settings
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 

@@ -26,7 +26,7 @@ from pathlib import Path
 
 import psycopg
 
-from app.core.access import DEFAULT_PROJECT_ID
+from app.core.db import project_tables, tables  # noqa: F401 - they define the tables
 from app.core.db.base import Base
 from app.core.db.migrate import upgrade
 from app.core.db.session import Database
@@ -39,7 +39,9 @@ WITHIN_S = 30
 _PREFIX = "tunery-postgres-"
 _TEMPLATE = "migrated"
 _SHARED = "shared"
-_KEPT = {"projects": f"id <> '{DEFAULT_PROJECT_ID}'"}
+_DEFAULT_PROJECT = (
+    "INSERT INTO projects (id, name, created_at) VALUES ('proj-default', 'Default project', now());"
+)
 """What the migrations themselves have put there."""
 _TABLES = list(Base.metadata.tables)
 _LEAVE = """
@@ -147,11 +149,8 @@ class PostgresServer:
         if not self._has_shared:
             self._execute(f"CREATE DATABASE {_SHARED} TEMPLATE {_TEMPLATE} OWNER {ROLE}")
             self._has_shared = True
-        sweep = [
-            f"DELETE FROM {name} WHERE {_KEPT.get(name, True)};"  # noqa: S608 - names of ours
-            for name in _TABLES
-        ]
-        self._execute(_LEAVE + "".join(sweep), _SHARED)
+        sweep = [f"DELETE FROM {name};" for name in _TABLES]  # noqa: S608 - names of ours
+        self._execute(_LEAVE + "".join(sweep) + _DEFAULT_PROJECT, _SHARED)
         return self.url(_SHARED)
 
     @contextmanager

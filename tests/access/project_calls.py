@@ -2,15 +2,20 @@
 
 import importlib
 import pkgutil
+from datetime import timedelta
 from typing import Any, NamedTuple
 
+from app.core.access import DEFAULT_PROJECT_ID
 from app.core.db import repositories
 from app.core.db.base import Project, ProjectRepository
 from app.core.db.repositories.files import MADE_BY_JOB
+from app.core.db.repositories.projects.audit import Action
+from app.core.db.repositories.projects.usage import UsageRepository
 from app.core.db.session import Database
 from app.core.db.tables import TunedModel
 from app.core.storage.local import LocalBlobStore
 from tests.builders import (
+    MINUTE,
     NOW,
     add_file,
     add_job,
@@ -44,8 +49,8 @@ def call(*arguments: Any, **options: Any) -> Call:
 
 def find_repositories() -> dict[str, type[ProjectRepository]]:
     """Every repository of one project, by its name."""
-    for module in pkgutil.iter_modules(repositories.__path__):
-        importlib.import_module(f"{repositories.__name__}.{module.name}")
+    for module in pkgutil.walk_packages(repositories.__path__, f"{repositories.__name__}."):
+        importlib.import_module(module.name)
     return {each.__name__: each for each in ProjectRepository.__subclasses__()}
 
 
@@ -81,8 +86,10 @@ class World:
         )
         with database.writing() as session:
             session.add(Project(id=OTHER_PROJECT, name="Other", created_at=NOW))
+            UsageRepository(session, DEFAULT_PROJECT_ID).add(processor_s=1.0, requests=1, now=NOW)
             for job in (self.done, self.running):
-                session.add(build_saved_state(job.id, 1, {"state": {"key": f"{job.id}/state"}}))
+                state = {"key": f"{job.id}/state", "bytes": 1}
+                session.add(build_saved_state(job.id, 1, {"state": state}))
 
     def calls(self) -> dict[str, list[Call]]:
         """By method. Several calls of a method ask different questions."""
@@ -97,7 +104,23 @@ class World:
             base_model="tiny",
             created_at=NOW,
         )
+        retaining = Project(file_retention_days=1, job_retention_days=1, event_retention_days=1)
         return {
+            "AuditRepository.record": [call(Action.JOB_CREATED, queued.id, now=NOW)],
+            "ErasureRepository.revoke_keys": [call(now=NOW)],
+            "ErasureRepository.count_rows": [call()],
+            "ErasureRepository.delete_jobs": [call(limit=9)],
+            "ErasureRepository.delete_rest": [call()],
+            "RetentionRepository.delete_some": [
+                call(retaining, now=NOW + timedelta(days=9), limit=9)
+            ],
+            "UsageRepository.add": [call(requests=1, now=NOW), call(processor_s=1.0, now=NOW)],
+            "UsageRepository.has_waiting_jobs": [call(1)],
+            "UsageRepository.job_seconds": [call(self.running.id, now=NOW + MINUTE)],
+            "UsageRepository.lock_limits": [call()],
+            "UsageRepository.measure": [call(now=NOW)],
+            "UsageRepository.processor_s": [call(now=NOW + MINUTE)],
+            "UsageRepository.stored_bytes": [call()],
             "CheckpointRepository.add": [call(build_checkpoint(done, 9))],
             "CheckpointRepository.list_page": [call(done.id, **page)],
             "CheckpointRepository.find": [call(done.id, self.result.id)],

@@ -13,6 +13,7 @@ from sqlalchemy.sql.selectable import Alias, Join
 
 from app.core.access import DEFAULT_PROJECT_ID
 from app.core.db.base import Base, Page
+from app.core.db.repositories.projects.usage import Usage
 from app.core.db.session import Database, Session
 from app.core.errors import NotFoundError
 from app.core.storage.local import LocalBlobStore
@@ -168,4 +169,6 @@ def own_rows(session: Session) -> dict[str, list[tuple[Any, ...]]]:
 
 
 def is_nothing(result: Any) -> bool:
-    return result == Page([], has_more=False) or result in (None, [], {}, 0, (0, 0))
+    if result in (Page([], has_more=False), Usage(0, {}, 0.0, 0)):
+        return True
+    return result in (None, [], {}, 0, (0, 0))

@@ -27,6 +27,7 @@ BODIES: dict[str, dict[str, Any]] = {
         "data": {"purpose": "fine-tune"},
     },
     "/v1/fine_tuning/jobs": {"json": {"model": "tiny", "training_file": "file-1"}},
+    "/v1/organization/projects/{project_id}": {"json": {}},
     "/v1/uploads": {"json": UPLOAD},
     "/v1/uploads/{upload_id}/complete": {"json": {"part_ids": []}},
     "/v1/uploads/{upload_id}/parts": {"files": {"data": b"a"}},

@@ -181,7 +181,7 @@ def test_what_is_deleted_twice_at_once_is_gone_and_nothing_else_is_wrong(
         database,
         threads,
         first=lambda session: blob_keys.extend(
-            job_service.delete_job(session, LOCAL_CALLER, job.id)
+            job_service.delete_job(session, LOCAL_CALLER, job.id, now=utc_now())
         ),
         second=lambda: client.delete(urls[what]),
     )

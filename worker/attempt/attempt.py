@@ -10,9 +10,11 @@ import logging
 from collections.abc import Callable, Mapping
 
 from app.core.clock import steady_s
+from app.core.db.repositories.access import ProjectsRepository
 from app.core.db.repositories.files import FileRepository
 from app.core.db.repositories.jobs import JobRepository
 from app.core.db.repositories.leases import Lease, LeaseRepository
+from app.core.db.repositories.projects.usage import UsageRepository
 from app.core.db.repositories.recovery import Crash, Interruption, RecoveryRepository
 from app.core.db.repositories.saved_states import SavedStateRepository
 from app.core.db.session import Session
@@ -104,6 +106,9 @@ class Attempt:
                 self._lease, after_step=after_step, now=self._resources.clock()
             )
         )
+        left_s = self._keeper.read(self._read_seconds_left)
+        if left_s is not None:
+            self._keeper.limit_to(left_s)
 
     def beat(self) -> None:
         """Poll what the user wants, renew the lease, and write the steps that wait."""
@@ -155,6 +160,7 @@ class Attempt:
                 ending,
                 action=self._keeper.requested_action,
                 is_stopping=self._keeper.is_stopping,
+                is_over_time=self._keeper.is_over_time,
             )
         )
 
@@ -199,6 +205,14 @@ class Attempt:
             states,
             jobs.list_steps(lease.job_id, last=states[0].step) if states else (),
         )
+
+    def _read_seconds_left(self, session: Session) -> float | None:
+        project_id = self._lease.project_id
+        limit_s = ProjectsRepository(session).get(project_id).max_duration_s
+        if limit_s is None:
+            return None
+        usage = UsageRepository(session, project_id)
+        return limit_s - usage.job_seconds(self._lease.job_id, now=self._resources.clock())
 
     def _record_total(self, event: Planned | Started) -> None:
         total_steps = event.total_steps

@@ -28,6 +28,13 @@ LastEvent = Finished | Failed | Stopped | OutOfSpace | Unresumable
 _FREE_SPACE = "Free space on the disk, or save fewer checkpoints."
 
 
+_OVER_TIME = JobError(
+    code="max_duration_exceeded",
+    message="The job has trained for as long as its project allows. Its checkpoints are kept. "
+    'POST .../rerun with {"from": "saved_state"} continues it as a new job.',
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Cancelled:
     """The user has cancelled the job."""
@@ -45,7 +52,12 @@ AttemptEnd = Finished | Unresumable | JobError | Cancelled | Crash | Interruptio
 
 
 def end_of_process(
-    event: LastEvent | None, ending: Ending, *, action: RequestedAction, is_stopping: bool
+    event: LastEvent | None,
+    ending: Ending,
+    *,
+    action: RequestedAction,
+    is_stopping: bool,
+    is_over_time: bool,
 ) -> AttemptEnd:
     """Decide how the attempt ends after its training process has.
 
@@ -53,6 +65,7 @@ def end_of_process(
         event: the last event, if there was one.
         action: what the user has asked the job to do.
         is_stopping: whether the worker is told to stop.
+        is_over_time: whether the job has trained for as long as its project allows.
     """
     match event:
         case Finished() if ending.exit_code == 0:
@@ -66,7 +79,11 @@ def end_of_process(
         case Unresumable():
             return event
         case _:
-            return _end_of_interrupted(event, ending, is_stopping=is_stopping)
+            return (
+                _OVER_TIME
+                if is_over_time
+                else _end_of_interrupted(event, ending, is_stopping=is_stopping)
+            )
 
 
 def end_of_error(error: Exception, lease: Lease) -> JobError | Interruption:

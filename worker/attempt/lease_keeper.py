@@ -72,11 +72,22 @@ class LeaseKeeper:
         self._stop_at_s = stop_at_s
         self._is_lost = False
         self._renewed_s = steady_s()
+        self._stop_grace_s = resources.settings.stop_grace_s
+        self._over_at_s = math.inf
 
     @property
     def is_stopping(self) -> bool:
         """Whether the worker is told to stop."""
         return self._stop_at_s() is not None
+
+    @property
+    def is_over_time(self) -> bool:
+        """Whether the job has trained for as long as its project allows."""
+        return steady_s() > self._over_at_s
+
+    def limit_to(self, seconds: float) -> None:
+        """Let the job train for so many seconds more, and then save and stop."""
+        self._over_at_s = steady_s() + seconds
 
     @property
     def is_lost(self) -> bool:
@@ -98,11 +109,11 @@ class LeaseKeeper:
         """Return what the training process is to do. Returns at once."""
         if self.is_lost or self.requested_action is RequestedAction.CANCEL:
             return Signal.KILL
-        stop_at_s = self._stop_at_s()
-        if stop_at_s is not None and steady_s() > stop_at_s:
+        if steady_s() > min(self._stop_at_s() or math.inf, self._over_at_s + self._stop_grace_s):
             return Signal.KILL
         is_pausing = self.requested_action is RequestedAction.PAUSE
-        return Signal.CONTINUE if stop_at_s is None and not is_pausing else Signal.SAVE_AND_STOP
+        must_stop = self.is_stopping or self.is_over_time or is_pausing
+        return Signal.SAVE_AND_STOP if must_stop else Signal.CONTINUE
 
     def poll(self) -> None:
         """Read what the user has asked the job to do, and renew the lease when that is due.

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from app.core.subprocesses import python_module
 from worker.launch.fork_protocol import MAX_MESSAGE_BYTES, Answer, Request
 from worker.launch.launcher import SIGNAL_POLL_INTERVAL_S
+from worker.launch.sandbox.confinement import Confinement
 from worker.launch.supervision import child_environment
 
 PREPARE_S = 600.0
@@ -101,10 +102,13 @@ class ForkClient:
         request = Request(what="prepare", directory=directory.resolve())
         self._ask(request, within_s=self.prepare_s, while_waiting=while_waiting)
 
-    def fork(self, directory: Path, *, log: int, lock: int) -> "ForkedChild":
+    def fork(
+        self, directory: Path, confinement: Confinement | None, *, log: int, lock: int
+    ) -> "ForkedChild":
         """Start a child that trains the job in this directory, which must be prepared.
 
         Args:
+            confinement: what it applies to itself; None if it is not contained.
             log: descriptor for its standard error.
             lock: descriptor that it holds for as long as it lives.
 
@@ -114,7 +118,7 @@ class ForkClient:
         reader, writer = os.pipe()
         output = os.fdopen(reader, "rb")
         try:
-            request = Request(what="fork", directory=directory.resolve())
+            request = Request(what="fork", directory=directory.resolve(), confinement=confinement)
             self._child = ForkedChild(self, self._ask(request, writer, log, lock).pid, output)
         except BaseException:
             output.close()

@@ -5,6 +5,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from worker.launch.sandbox.confinement import Confinement
+
 MAX_MESSAGE_BYTES = 64 * 1024
 
 
@@ -22,6 +24,9 @@ class Request(_Message):
     of the child, which keeps its process id. `bury`: release the process id."""
 
     directory: Path | None = None
+
+    confinement: Confinement | None = None
+    """What the child of `fork` applies to itself. Null if it is not contained."""
 
 
 class Answer(_Message):

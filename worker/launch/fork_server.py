@@ -7,35 +7,21 @@ input, in the form of `worker.launch.fork_protocol`. The process ends when its w
 IDLE_S seconds without a child.
 """
 
-import importlib
 import os
 import socket
 import sys
 import traceback
 from pathlib import Path
-from typing import Protocol, cast
+from typing import cast
 
 from worker.launch.fork_protocol import MAX_MESSAGE_BYTES, Answer, Request
+from worker.launch.sandbox.apply import confine_this_process
+from worker.launch.sandbox.kernel import refuse_tracing
+from worker.launch.trainer import Trainer, load_trainer
 from worker.parent_death import die_with_parent
 
 _DESCRIPTORS = 3
 """Number of descriptors that come with a request to fork."""
-
-
-class Trainer(Protocol):
-    """What MODULE must offer."""
-
-    def preload(self) -> None:
-        """Load what every job needs."""
-        ...
-
-    def prepare(self, directory: Path) -> None:
-        """Load what `main` needs for the job in `directory`, unless that is loaded already."""
-        ...
-
-    def main(self, directory: Path) -> None:
-        """Train that job, in a copy of this process."""
-        ...
 
 
 class ForkServer:
@@ -119,8 +105,9 @@ class ForkServer:
         if self._child == 0:
             os.close(is_ready)
             self._control.detach()  # the child's standard input is put into its place
-            _become_child(fork_server, *descriptors)
+            os.setsid()  # a Ctrl-C in a terminal is for the worker to handle
             os.close(say_ready)
+            _become_child(fork_server, request, *descriptors)
             return cast("Path", request.directory)
         _close([*descriptors, say_ready])
         os.read(is_ready, 1)  # returns once the child leads a group, and so can be killed as one
@@ -133,10 +120,8 @@ class ForkServer:
         self._control.send(answer.model_dump_json().encode())
 
 
-def _become_child(fork_server: int, events: int, log: int, lock: int) -> None:
+def _become_child(fork_server: int, request: Request, events: int, log: int, lock: int) -> None:
     """Make this process one that serves this job alone and holds its lock while it lives."""
-    del lock  # never closed, so it is held until this process ends
-    os.setsid()  # a Ctrl-C in a terminal is for the worker to handle
     nothing = os.open(os.devnull, os.O_RDONLY)
     for source, target in ((nothing, 0), (events, 1), (log, 2)):
         os.dup2(source, target)
@@ -144,6 +129,8 @@ def _become_child(fork_server: int, events: int, log: int, lock: int) -> None:
     die_with_parent(1)
     if os.getppid() != fork_server:
         sys.exit("the fork server has died")
+    if request.confinement is not None:
+        confine_this_process(request.confinement, cast("Path", request.directory), lock)
 
 
 def _exit_code_of(child: int) -> int:
@@ -161,7 +148,8 @@ def _close(descriptors: list[int]) -> None:
 def main(module: str, idle_s: float) -> None:
     control = socket.socket(fileno=sys.stdin.fileno())
     die_with_parent(control.fileno())
-    trainer = cast("Trainer", importlib.import_module(module))
+    refuse_tracing()
+    trainer = load_trainer(module)
     directory = ForkServer(control, trainer, idle_s=idle_s).serve()
     if directory is not None:
         trainer.main(directory)

@@ -126,9 +126,13 @@ class TrainingSlots:
 
 
 def try_lock(path: Path) -> int | None:
-    """Lock a file, which is created. Returns a descriptor, or None if the lock is taken."""
+    """Lock a file, which is created. Returns a descriptor, or None if the lock is taken.
+
+    A training process inherits the descriptor of its job's lock. It cannot write to the file, which
+    names the process that the next attempt would kill.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

@@ -17,6 +17,8 @@ from app.core.job.training_events import TrainingEvent, parse_event
 from app.core.subprocesses import python_module, with_import_path
 from worker.launch.launcher import SIGNAL_POLL_INTERVAL_S, Ending, Signal, Watcher
 from worker.launch.locks import JobLock
+from worker.launch.sandbox.confinement import Confinement
+from worker.launch.sandbox.sandbox import NO_SANDBOX, Sandbox
 
 logger = logging.getLogger(__name__)
 
@@ -137,20 +139,36 @@ class LocalLauncher:
     The job directory's parent belongs to the job alone.
 
     Args:
+        sandbox: contains the training process.
         lock_s: how long to wait for the job's previous training process to die, in seconds.
     """
 
-    def __init__(self, module: str = "worker.train", *, lock_s: float = LOCK_S) -> None:
+    def __init__(
+        self,
+        module: str = "worker.train",
+        *,
+        sandbox: Sandbox = NO_SANDBOX,
+        lock_s: float = LOCK_S,
+    ) -> None:
         self._module = module
+        self._sandbox = sandbox
         self._lock_s = lock_s
 
     def preload(self, lock: Path, *, is_busy: Callable[[], bool]) -> None:
         """Do nothing: no process outlives a job here."""
 
     def run(self, directory: Path, watcher: Watcher) -> Ending:
+        with self._sandbox.confine(directory, self._module) as confinement:
+            return self.run_confined(directory, watcher, confinement)
+
+    def run_confined(
+        self, directory: Path, watcher: Watcher, confinement: Confinement | None
+    ) -> Ending:
+        """Run with what `Sandbox.confine` has prepared for this job."""
+
         def start(lock: int, log: int) -> "subprocess.Popen[bytes]":
             return subprocess.Popen(  # noqa: S603 - our own module, on a directory we made
-                python_module(self._module, str(directory.resolve())),
+                _command(self._module, directory.resolve(), lock, confinement),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -161,6 +179,13 @@ class LocalLauncher:
 
         child = start_locked(directory, watcher, start, within_s=self._lock_s)
         return supervise(child, cast("IO[bytes]", child.stdout), directory, watcher)
+
+
+def _command(module: str, directory: Path, lock: int, confinement: Confinement | None) -> list[str]:
+    if confinement is None:
+        return python_module(module, str(directory))
+    what = confinement.model_dump_json()
+    return python_module("worker.launch.cold_start", module, str(directory), str(lock), what)
 
 
 class _Supervisor(threading.Thread):

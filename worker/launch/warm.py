@@ -9,6 +9,8 @@ from pathlib import Path
 from worker.launch.fork_client import ForkClient, ForkedChild, ForkServerError
 from worker.launch.launcher import Ending, Signal, Watcher
 from worker.launch.locks import try_lock
+from worker.launch.sandbox.confinement import Confinement
+from worker.launch.sandbox.sandbox import NO_SANDBOX, Sandbox
 from worker.launch.supervision import LOCK_S, LocalLauncher, start_locked, supervise
 
 logger = logging.getLogger(__name__)
@@ -33,26 +35,37 @@ class WarmLauncher:
 
     Args:
         idle_s: how long the fork server is kept while there is nothing to train, in seconds.
+        sandbox: contains each training process; the fork server stays outside.
         lock_s: how long to wait for the job's previous training process to die, in seconds.
     """
 
     def __init__(
-        self, module: str = "worker.train", *, idle_s: float, lock_s: float = LOCK_S
+        self,
+        module: str = "worker.train",
+        *,
+        idle_s: float,
+        sandbox: Sandbox = NO_SANDBOX,
+        lock_s: float = LOCK_S,
     ) -> None:
         self._module = module
         self._idle_s = idle_s
         self._lock_s = lock_s
         self._has_preloaded = False
-        self._cold = LocalLauncher(module, lock_s=lock_s)
+        self._sandbox = sandbox
+        self._cold = LocalLauncher(module, sandbox=sandbox, lock_s=lock_s)
         self._fork_server: ForkClient | None = None
         self._failures = 0
 
     def run(self, directory: Path, watcher: Watcher) -> Ending:
         self._has_preloaded = True
+        with self._sandbox.confine(directory, self._module) as confinement:
+            return self._run(directory, watcher, confinement)
+
+    def _run(self, directory: Path, watcher: Watcher, confinement: Confinement | None) -> Ending:
         if self._failures == MAX_FAILURES:
-            return self._cold.run(directory, watcher)
+            return self._cold.run_confined(directory, watcher, confinement)
         try:
-            child = self._start(directory, watcher)
+            child = self._start(directory, watcher, confinement)
         except _SignalledError as error:
             self.close()
             return _ending_before_start(error.requested)
@@ -62,7 +75,7 @@ class WarmLauncher:
             logger.warning("no warm start: %s", error)
             if self._failures == MAX_FAILURES:
                 logger.warning("no more warm starts are tried")
-            return self._cold.run(directory, watcher)
+            return self._cold.run_confined(directory, watcher, confinement)
         except OSError:
             self.close()  # with the child, if there is one already
             raise
@@ -97,19 +110,27 @@ class WarmLauncher:
             self._fork_server.end()
             self._fork_server = None
 
-    def _start(self, directory: Path, watcher: Watcher) -> ForkedChild:
+    def _start(
+        self, directory: Path, watcher: Watcher, confinement: Confinement | None
+    ) -> ForkedChild:
         if self._fork_server is not None and self._fork_server.has_retired:
             self.close()
         if self._fork_server is not None:
             try:
-                return self._fork(self._fork_server, directory, watcher)
+                return self._fork(self._fork_server, directory, watcher, confinement)
             except ForkServerError as error:
                 logger.warning("starting another fork server: %s", error)
                 self.close()
         self._fork_server = ForkClient(self._module, idle_s=self._idle_s)
-        return self._fork(self._fork_server, directory, watcher)
+        return self._fork(self._fork_server, directory, watcher, confinement)
 
-    def _fork(self, fork_server: ForkClient, directory: Path, watcher: Watcher) -> ForkedChild:
+    def _fork(
+        self,
+        fork_server: ForkClient,
+        directory: Path,
+        watcher: Watcher,
+        confinement: Confinement | None,
+    ) -> ForkedChild:
         def check_signal() -> None:
             if (requested := watcher.requested_signal()) is not Signal.CONTINUE:
                 raise _SignalledError(requested)
@@ -119,7 +140,7 @@ class WarmLauncher:
         return start_locked(
             directory,
             watcher,
-            lambda lock, log: fork_server.fork(directory, log=log, lock=lock),
+            lambda lock, log: fork_server.fork(directory, confinement, log=log, lock=lock),
             within_s=self._lock_s,
         )
 

@@ -116,8 +116,9 @@ def get_content(
     ] = None,
 ) -> Response:
     """Download the bytes of a file. Ranges are served, so a download can be resumed."""
-    file = resources.read(
-        lambda session: FileRepository(session, caller.project_id).get(file_id, now=now)
+    file = resources.write(
+        lambda session: file_service.download_file(session, caller, file_id, now=now),
+        frees_space=True,
     )
     is_loss_log = file.job_id is not None and file.checkpoint_id is None
     default = "base64" if is_loss_log and resources.settings.result_files_base64 else "plain"

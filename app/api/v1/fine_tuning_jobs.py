@@ -159,12 +159,12 @@ def rerun_job(
 
 
 @router.delete("/{job_id}", dependencies=[needs(Scope.WRITE)])
-def delete_job(job_id: str, caller: CallerDep, resources: ResourcesDep) -> JobDeleted:
+def delete_job(job_id: str, caller: CallerDep, resources: ResourcesDep, now: Now) -> JobDeleted:
     """Delete a job that has ended, and all it made: adapter, model, checkpoints, log and events.
 
     The uploaded files stay.
     """
-    resources.delete(lambda session: job_service.delete_job(session, caller, job_id))
+    resources.delete(lambda session: job_service.delete_job(session, caller, job_id, now=now))
     return JobDeleted(id=job_id)
 
 

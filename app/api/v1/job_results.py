@@ -1,5 +1,6 @@
 """/v1/fine_tuning/jobs/{id}/...: a job's events, checkpoints, loss log and adapter."""
 
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
@@ -7,7 +8,7 @@ from fastapi.responses import StreamingResponse
 
 from app.api.access import PolicyRoute, needs
 from app.api.archive import zip_segments
-from app.api.deps import LIMIT, CallerDep, Cursor, ResourcesDep, as_json
+from app.api.deps import LIMIT, CallerDep, Cursor, Now, ResourcesDep, as_json
 from app.api.streaming import attachment, send_segments
 from app.core.access import Scope
 from app.core.db.repositories.checkpoints import CheckpointRepository
@@ -127,15 +128,21 @@ def get_adapter(
     request: Request,
     caller: CallerDep,
     resources: ResourcesDep,
+    now: Now,
     checkpoint: Annotated[
         str | None,
         Query(description="Id or step of a checkpoint. The default is the job's result."),
     ] = None,
 ) -> Response:
     """Download the adapter as a zip archive. Ranges are served, so a download can be resumed."""
-    adapter = resources.read(
-        lambda session: job_service.get_adapter(session, caller, job_id, checkpoint)
+    download = partial(
+        job_service.download_adapter,
+        caller=caller,
+        job_id=job_id,
+        checkpoint=checkpoint,
+        now=now,
     )
+    adapter = resources.write(download, frees_space=True)
     return send_segments(
         request,
         resources.store,

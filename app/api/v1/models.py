@@ -3,7 +3,7 @@
 from fastapi import APIRouter
 
 from app.api.access import PolicyRoute, needs
-from app.api.deps import CallerDep, ResourcesDep
+from app.api.deps import CallerDep, Now, ResourcesDep
 from app.core.access import Scope
 from app.schemas.models import ModelDeleted, ModelList, ModelRead
 from app.services import models as model_service
@@ -35,11 +35,13 @@ def get_model(model: str, caller: CallerDep, resources: ResourcesDep) -> ModelRe
 
 
 @router.delete("/{model:path}", dependencies=[needs(Scope.WRITE)])
-def delete_model(model: str, caller: CallerDep, resources: ResourcesDep) -> ModelDeleted:
+def delete_model(model: str, caller: CallerDep, resources: ResourcesDep, now: Now) -> ModelDeleted:
     """Delete a tuned model and its adapter. The job, its log and its other checkpoints stay.
 
     A single checkpoint cannot be deleted by its name.
     """
     catalogue = resources.catalogue
-    resources.delete(lambda session: model_service.delete_model(session, caller, catalogue, model))
+    resources.delete(
+        lambda session: model_service.delete_model(session, caller, catalogue, model, now=now)
+    )
     return ModelDeleted(id=model)

@@ -28,6 +28,8 @@ class Caller:
     scopes: frozenset[Scope]
     key_id: str | None
     """Id of the API key that the request was sent with; None where no keys are used."""
+    request_id: str | None = None
+    """Id of the request, for the audit trail; None before a route has begun with it."""
 
 
 LOCAL_CALLER = Caller(DEFAULT_PROJECT_ID, frozenset(Scope), None)

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 from sqlalchemy import (
     JSON,
+    BigInteger,
     ColumnElement,
     DateTime,
     Delete,
@@ -74,6 +75,18 @@ class Project(Base):
     id: Mapped[str] = mapped_column(primary_key=True)
     name: Mapped[str] = mapped_column(unique=True, index=True)
     created_at: Mapped[datetime]
+    last_turn: Mapped[int] = mapped_column(BigInteger, default=0, index=True)
+    """Number of the turn at which a worker last took one of its jobs. The latest is the highest."""
+    max_stored_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    """Limits, and how long things are kept: `app.core.project_limits` describes them."""
+    max_queued_jobs: Mapped[int | None]
+    max_running_jobs: Mapped[int | None]
+    max_processor_hours: Mapped[float | None]
+    max_duration_s: Mapped[int | None]
+    max_requests_per_minute: Mapped[int | None]
+    file_retention_days: Mapped[int | None]
+    job_retention_days: Mapped[int | None]
+    event_retention_days: Mapped[int | None]
 
 
 class OwnedByProject:

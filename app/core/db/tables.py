@@ -73,7 +73,7 @@ class UploadPart(OwnedByProject, Base):
     """Bytes in the blob store that become part of a file. The same bytes are one part."""
 
     __tablename__ = "upload_parts"
-    __table_args__ = (UniqueConstraint("upload_id", "sha256"),)
+    __table_args__ = (UniqueConstraint("upload_id", "sha256"), Index(None, "project_id", "bytes"))
 
     id: Mapped[str] = mapped_column(primary_key=True)
     upload_id: Mapped[str] = mapped_column(ForeignKey("uploads.id"))
@@ -105,7 +105,8 @@ class Job(OwnedByProject, Base):
     pause_requested_at: Mapped[datetime | None]
     """Set while a running job is asked to pause, and null again once it has paused."""
     priority: Mapped[int] = mapped_column(default=0)
-    """Queue priority. Jobs with a higher priority run first; among equals, the oldest."""
+    """Queue priority within the project. Jobs with a higher priority run first; among equals, the
+    oldest."""
     rerun_of: Mapped[str | None]
     """Job that this one repeats. No foreign key: either may be deleted."""
     resumed_from_step: Mapped[int | None]
@@ -154,7 +155,7 @@ class Job(OwnedByProject, Base):
     )
 
 
-Index("ix_jobs_queue", Job.status, Job.priority.desc(), Job.id)
+Index("ix_jobs_queue", Job.status, Job.project_id, Job.priority.desc(), Job.id)
 
 
 class JobMetadata(Base):
@@ -176,6 +177,8 @@ class Attempt(Base):
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
     attempt: Mapped[int] = mapped_column(primary_key=True)
     worker_id: Mapped[str]
+    threads: Mapped[int] = mapped_column(default=1)
+    """CPU threads of its training process."""
     started_at: Mapped[datetime]
     ended_at: Mapped[datetime | None]
     outcome: Mapped[str | None]

@@ -196,8 +196,11 @@ such a name is whole."""
 RESUME_NAME = "resume"
 """The saved state to resume, with its manifest. Only a job with a `resume_step` has one."""
 MACHINE_CACHE_NAME = "machine-cache"
-"""Symbolic link to what all jobs of a machine share: compiled layers, speeds of the processor.
-Losing the directory costs only time."""
+"""Symbolic link to what all jobs of a machine share: the speeds of its processor. Losing the
+directory costs only time."""
+PROJECT_CACHE_NAME = "project-cache"
+"""Symbolic link to what the jobs of a project share on a machine: compiled layers, in a directory
+for each user that trains. Losing the directory costs only time."""
 LOSS_LOG_NAME = "loss-log.jsonl"
 """One line of `StepMetrics` for every step so far. For a resumed job, the parent fills it with
 steps 1 to `resume_step`; otherwise the child starts an empty one."""

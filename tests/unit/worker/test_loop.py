@@ -359,7 +359,8 @@ def test_the_child_gets_a_directory_with_all_it_needs_and_nothing_stays(bench: B
     bench.run(look)
 
     assert seen["names"] == [
-        "base-model", "job.json", "machine-cache", "out", "train.jsonl", "validation.jsonl"
+        "base-model", "job.json", "machine-cache", "out", "project-cache", "train.jsonl",
+        "validation.jsonl",
     ]  # fmt: skip
     assert (seen["train"], seen["validation"]) == (LINES, TEXT_LINE)
     assert seen["base model"] == (bench.settings.data_dir / "models/tiny").resolve()

@@ -7,6 +7,7 @@ from sqlalchemy import select, update
 
 from app.core.db.access_tables import ApiKey
 from app.core.db.base import Project, Repository
+from app.core.errors import NotFoundError
 
 
 class ProjectsRepository(Repository):
@@ -20,6 +21,22 @@ class ProjectsRepository(Repository):
         """The project with this name or this id, or None."""
         by_id = self._session.get(Project, name)
         return by_id or self._session.scalar(select(Project).where(Project.name == name))
+
+    def get(self, name: str) -> Project:
+        """The project with this name or this id.
+
+        Raises:
+            NotFoundError: there is none.
+        """
+        project = self.find(name)
+        if project is None:
+            raise NotFoundError(f"No such project: {name:.80}", code="project_not_found")
+        return project
+
+    def delete(self, project: Project) -> None:
+        """Delete a project that has no rows in any other table."""
+        self._session.delete(project)
+        self._session.flush()
 
     def list_all(self) -> Sequence[Project]:
         """Every project, in the order of their names."""
@@ -56,6 +73,7 @@ class KeyRepository(Repository):
             key.revoked_at = key.revoked_at or now
         return key is not None
 
-    def record_use(self, key_id: str, *, now: datetime) -> None:
+    def record_use(self, key_id: str, *, now: datetime) -> bool:
+        """Record the time of the last use. Returns whether the key still exists."""
         used = update(ApiKey).where(ApiKey.id == key_id).values(last_used_at=now)
-        self._session.execute(used)
+        return self._session.scalar(used.returning(ApiKey.id)) is not None

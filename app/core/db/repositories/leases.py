@@ -12,11 +12,12 @@ from enum import Enum, auto
 from typing import Any
 
 from pydantic import ValidationError
-from sqlalchemy import ColumnElement, delete, func, select, update
+from sqlalchemy import ColumnElement, bindparam, delete, func, select, update
 from sqlalchemy.orm import lazyload
 
-from app.core.db.base import Repository
+from app.core.db.base import Repository, UtcDateTime
 from app.core.db.repositories.events import EventRepository, Level
+from app.core.db.repositories.queue import Turns
 from app.core.db.repositories.transitions import announce, lock_job, settle
 from app.core.db.tables import Attempt, Job, SavedState, StepRow
 from app.core.errors import LeaseLostError
@@ -62,38 +63,66 @@ class RequestedAction(Enum):
         return cls.CONTINUE if job.pause_requested_at is None else cls.PAUSE
 
 
+_NEXT_QUEUED = (
+    select(Job.id)
+    .where(Job.status == JobStatus.QUEUED, Job.project_id == bindparam("whose"))
+    .order_by(Job.priority.desc(), Job.id)
+    .limit(1)
+    .with_for_update(skip_locked=True)
+)
+# One statement, so two workers can never both win: SQLite has a single writer, and PostgreSQL skips
+# the row another transaction has locked (SQLite ignores FOR UPDATE). It is built only once.
+_CLAIM = (
+    update(Job)
+    .where(Job.id == _NEXT_QUEUED.scalar_subquery())
+    .values(
+        status=JobStatus.RUNNING,
+        attempt=Job.attempt + 1,
+        worker_id=bindparam("claimant"),
+        started_at=func.coalesce(Job.started_at, bindparam("now", type_=UtcDateTime())),
+        lease_expires_at=bindparam("until"),
+        tokens_per_second=None,
+    )
+    .returning(Job)
+    .options(lazyload(Job.metadata_items))  # no worker reads the labels
+    .execution_options(synchronize_session=False)  # this transaction has read no job before
+)
+
+
 class LeaseRepository(Repository):
-    def claim(self, worker_id: str, *, now: datetime, lease_for: timedelta) -> Lease | None:
+    def claim(
+        self, worker_id: str, *, now: datetime, lease_for: timedelta, threads: int = 1
+    ) -> Lease | None:
         """Give the next queued job to a worker. Returns None if there is no job to run.
 
-        One statement, so two workers can never both win: SQLite has a single writer, and
-        PostgreSQL skips the row another transaction has locked (SQLite ignores FOR UPDATE).
+        Usually the first project has its turn. On PostgreSQL, other transactions may be taking all
+        of its queued jobs; then the next one has.
+
+        Args:
+            threads: CPU threads that the training process will have.
         """
-        next_queued = (
-            select(Job.id)
-            .where(Job.status == JobStatus.QUEUED)
-            .order_by(Job.priority.desc(), Job.id)
-            .limit(1)
-            .with_for_update(skip_locked=True)
-            .scalar_subquery()
-        )
-        job = self._session.scalars(
-            update(Job)
-            .where(Job.id == next_queued)
-            .values(
-                status=JobStatus.RUNNING,
-                attempt=Job.attempt + 1,
-                worker_id=worker_id,
-                started_at=func.coalesce(Job.started_at, now),
-                lease_expires_at=now + lease_for,
-                tokens_per_second=None,
-            )
-            .returning(Job)
-        ).one_or_none()
-        if job is None:
+        turns = Turns(self._session)
+        for project_id in turns.list_projects(now=now):
+            values = {
+                "whose": project_id,
+                "claimant": worker_id,
+                "now": now,
+                "until": now + lease_for,
+            }
+            job = self._session.scalars(_CLAIM, values).one_or_none()
+            if job is not None:
+                break
+        else:
             return None
+        turns.end(job.project_id)
         self._session.add(
-            Attempt(job_id=job.id, attempt=job.attempt, worker_id=worker_id, started_at=now)
+            Attempt(
+                job_id=job.id,
+                attempt=job.attempt,
+                worker_id=worker_id,
+                threads=threads,
+                started_at=now,
+            )
         )
         lease = _lease_of(job, worker_id)
         if lease is None:  # otherwise no worker would ever reach the jobs behind it

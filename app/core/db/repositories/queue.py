@@ -1,64 +1,155 @@
-"""Every query on the queue, which the jobs of all projects share."""
+"""Every query on the queue: whose turn it is, and where in its project's queue a job stands.
+
+Projects take turns. The next job is one of the project with the fewest running jobs; among equals,
+of the project whose last turn is longest ago. Within a project, the highest priority is first, then
+the oldest job.
+"""
 
 from collections.abc import Sequence
+from datetime import datetime
 
-from sqlalchemy import ColumnElement, Integer, bindparam, func, literal, select
+from sqlalchemy import (
+    ColumnElement,
+    Integer,
+    Select,
+    bindparam,
+    func,
+    literal,
+    or_,
+    select,
+    update,
+)
 
-from app.core.db.base import Repository
+from app.core.db.base import Project, Repository
+from app.core.db.project_tables import ProjectUsage, month_of
 from app.core.db.tables import Job
 from app.core.job.status import JobStatus
 
 MAX_POSITION = 1000
 """Position shown for every job further back: counting a long queue would make every read slow."""
 
+_SECONDS_AN_HOUR = 3600
 _AT_MOST = bindparam("at_most", type_=Integer)
 
 
 def _count_waiting(*which: ColumnElement[bool]) -> ColumnElement[int]:
-    """Count the queued jobs that match, up to a limit: reads a range of `ix_jobs_queue`."""
-    queued = select(literal(1).label("one")).where(Job.status == JobStatus.QUEUED, *which)
+    """Count the project's queued jobs that match, up to a limit: reads a range of an index."""
+    queued = select(literal(1).label("one")).where(
+        Job.status == JobStatus.QUEUED, Job.project_id == bindparam("project_id"), *which
+    )
     bounded = queued.limit(_AT_MOST).subquery()
     return select(func.count()).select_from(bounded).scalar_subquery()
 
 
+def _turns() -> Select[str]:
+    """Ids of the projects that may have a job started, in the order of their turns.
+
+    A recursive query hops along the index from one project with queued jobs to the next. It reads
+    neither the other queued jobs nor the projects that have none.
+    """
+    queued = select(Job.project_id).where(Job.status == JobStatus.QUEUED)
+    queued = queued.order_by(Job.project_id).limit(1).correlate(None)
+    first = queued.scalar_subquery().label("project_id")
+    waiting = select(first).cte(recursive=True)
+    later = queued.where(Job.project_id > waiting.c.project_id).correlate(waiting)
+    waiting = waiting.union_all(
+        select(later.scalar_subquery()).where(waiting.c.project_id.is_not(None))
+    )
+
+    its = waiting.c.project_id
+    is_running = (Job.status == JobStatus.RUNNING, Job.project_id == its)
+    running = select(func.count()).where(*is_running).correlate(waiting).scalar_subquery()
+    its_usage = (ProjectUsage.project_id == its, ProjectUsage.month == bindparam("month"))
+    used_s = select(ProjectUsage.processor_s).where(*its_usage).correlate(waiting)
+    used_hours = func.coalesce(used_s.scalar_subquery(), 0.0) / _SECONDS_AN_HOUR
+    # Null for a project at a limit. One look at each project, where a join could read all of them.
+    last_turn = select(Project.last_turn).where(
+        Project.id == its,
+        or_(Project.max_running_jobs.is_(None), running < Project.max_running_jobs),
+        or_(Project.max_processor_hours.is_(None), used_hours < Project.max_processor_hours),
+    )
+    last = last_turn.correlate(waiting).scalar_subquery()
+    turns = select(its, running.label("running"), last.label("last")).where(its.is_not(None))
+    known = turns.subquery()
+    order = (known.c.running, known.c.last, known.c.project_id)
+    return select(known.c.project_id).where(known.c.last.is_not(None)).order_by(*order)
+
+
 # These run many times a second, so they are built only once.
+_TURNS = _turns()
+_FRONT = (
+    select(Job.id)
+    .where(Job.status == JobStatus.QUEUED, Job.project_id == bindparam("project_id"))
+    .order_by(Job.priority.desc(), Job.id)
+    .limit(_AT_MOST)
+)
 _POSITION = select(
     _count_waiting(Job.priority > bindparam("priority"))
     + _count_waiting(Job.priority == bindparam("priority"), Job.id <= bindparam("job_id"))
 )
-_FRONT = (
-    select(Job.id)
-    .where(Job.status == JobStatus.QUEUED)
-    .order_by(Job.priority.desc(), Job.id)
-    .limit(_AT_MOST)
+_IS_FREE = (
+    select(Project.id)
+    .where(Project.id == bindparam("whose"))
+    .with_for_update(skip_locked=True, key_share=True)
+)
+_NEWEST_TURN = select(func.max(Project.last_turn)).scalar_subquery()
+_END_TURN = (
+    update(Project)
+    .where(Project.id == _IS_FREE.scalar_subquery())
+    .values(last_turn=_NEWEST_TURN + 1)
 )
 
 
 class QueueRepository(Repository):
-    """The queued jobs of every project."""
+    """The queued jobs, each in the queue of its project."""
 
     def position(self, job: Job) -> int | None:
-        """Return 1 for the job that runs next. None unless the job is queued.
+        """Return 1 for the job that runs at its project's next turn. None unless it is queued.
 
         At most `MAX_POSITION`.
         """
         if job.status is not JobStatus.QUEUED:
             return None
-        which = {"priority": job.priority, "job_id": job.id, "at_most": MAX_POSITION}
+        which = {"priority": job.priority, "job_id": job.id} | _bounds(job.project_id)
         return min(self._session.scalars(_POSITION, which).one(), MAX_POSITION)
 
     def positions(self, jobs: Sequence[Job]) -> dict[str, int | None]:
-        """Return `position` of many jobs, by their ids, in one query."""
+        """Return `position` of many jobs of one project, by their ids, in one query."""
         queued = [job.id for job in jobs if job.status is JobStatus.QUEUED]
-        front = self._session.scalars(_FRONT, {"at_most": MAX_POSITION}) if queued else ()
+        bounds = _bounds(jobs[0].project_id) if jobs else {}
+        front = self._session.scalars(_FRONT, bounds) if queued else ()
         place = {job_id: number for number, job_id in enumerate(front, start=1)}
         positions: dict[str, int | None] = dict.fromkeys(job.id for job in jobs)
         return positions | {job_id: place.get(job_id, MAX_POSITION) for job_id in queued}
 
     def count(self) -> int:
+        """Number of queued jobs of all projects."""
         queued = select(func.count()).where(Job.status == JobStatus.QUEUED)
         return self._session.scalars(queued).one()
 
-    def is_empty(self) -> bool:
-        query = select(Job.id).where(Job.status == JobStatus.QUEUED).limit(1)
-        return self._session.scalar(query) is None
+
+class Turns(Repository):
+    """Whose turn it is."""
+
+    def is_any(self, *, now: datetime) -> bool:
+        """Whether there is a job to start: one that is queued, of a project within its limits."""
+        turn = self._session.scalar(_TURNS.limit(1), {"month": month_of(now)})
+        return turn is not None
+
+    def list_projects(self, *, now: datetime) -> Sequence[str]:
+        """Ids of the projects that may have a job started, in the order of their turns."""
+        return self._session.scalars(_TURNS, {"month": month_of(now)}).all()
+
+    def end(self, project_id: str) -> None:
+        """Record that a project has had its turn.
+
+        On PostgreSQL another transaction may be recording a turn of the same project. That counts
+        for both, so that neither waits for the other.
+        """
+        self._session.execute(
+            _END_TURN, {"whose": project_id}, execution_options={"synchronize_session": False}
+        )
+
+
+def _bounds(project_id: str) -> dict[str, str | int]:
+    return {"project_id": project_id, "at_most": MAX_POSITION}

@@ -17,7 +17,7 @@ from sqlalchemy import ColumnElement, select
 from app.core.db.base import Repository
 from app.core.db.repositories.leases import Lease, LeaseRepository
 from app.core.db.repositories.saved_states import SavedStateRepository
-from app.core.db.repositories.transitions import Outcome, settle
+from app.core.db.repositories.transitions import Outcome, lock_job, settle
 from app.core.db.tables import Job
 from app.core.job.status import JobStatus
 from app.core.job.training_events import JobError
@@ -103,8 +103,19 @@ class RecoveryRepository(Repository):
             return []
         return self._rescue(Job.worker_id.in_(dead_worker_ids), "died", now=now)
 
+    def cancel_running(self, project_id: str, *, now: datetime) -> None:
+        """End the running jobs of a project at once. Their workers have lost their leases."""
+        running = (Job.project_id == project_id, Job.status == JobStatus.RUNNING)
+        for job_id in self._session.scalars(select(Job.id).where(*running)).all():
+            job = lock_job(self._session, Job.id == job_id, *running)
+            if job is not None:
+                settle(self._session, job, JobStatus.CANCELLED, now=now)
+
     def _rescue(self, is_lost: ColumnElement[bool], fate: str, *, now: datetime) -> list[str]:
         lost = select(Job).where(Job.status == JobStatus.RUNNING, is_lost)
+        lost = lost.order_by(
+            Job.project_id, Job.id
+        )  # the usage of projects is locked in this order
         jobs = self._session.scalars(lost.with_for_update(skip_locked=True)).all()
         for job in jobs:
             why = Interruption(f"Its worker {job.worker_id} {fate}")

@@ -20,13 +20,14 @@ PASSING_CODES = frozenset(
         "gpu_unavailable",
         "internal_error",
         "interrupted_too_often",
+        "max_duration_exceeded",
         "model_not_available",
         "not_enough_memory",
         "out_of_memory",
         "training_crashed",
     }
 )
-"""Codes of failed jobs that may succeed later, because the machine was the cause, not the job."""
+"""Codes of failed jobs that may succeed later: the machine or a limit was the cause."""
 
 
 def may_be_continued(job: Job) -> bool:

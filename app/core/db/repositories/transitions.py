@@ -9,6 +9,7 @@ from typing import Literal
 from sqlalchemy import ColumnElement, select, update
 
 from app.core.db.repositories.events import EventRepository, Level
+from app.core.db.repositories.projects.usage import UsageRepository
 from app.core.db.repositories.webhooks import WebhookRepository
 from app.core.db.session import Session
 from app.core.db.tables import Attempt, Job
@@ -69,11 +70,16 @@ def settle(
         job.error = error.model_dump(mode="json")
         message, level = f"The job failed: {error.message}", "error"
     if before is JobStatus.RUNNING:
-        session.execute(
+        ended = session.execute(
             update(Attempt)
             .where(Attempt.job_id == job.id, Attempt.attempt == job.attempt)
             .values(ended_at=now, outcome=outcome or status)
-        )
+            .returning(Attempt.started_at, Attempt.threads)
+        ).one_or_none()
+        if ended is not None:
+            seconds = max(0.0, (now - ended.started_at).total_seconds())
+            usage = UsageRepository(session, job.project_id)
+            usage.add(processor_s=seconds * ended.threads, now=now)
     events = EventRepository(session, job.project_id)
     events.add(job.id, message or _EVENT_TEXTS[status], now=now, level=level)
     announce(session, job, now=now)

@@ -18,6 +18,7 @@ from app.core.db.postgresql import MAX_CONNECTIONS
 from app.core.db.repositories.events import EventRepository
 from app.core.db.repositories.files import ExpiredFiles, FileRepository
 from app.core.db.repositories.jobs import JobRepository
+from app.core.db.repositories.leases import LeaseRepository
 from app.core.db.repositories.saved_states import SavedStateRepository, UnneededStates
 from app.core.db.session import Database, Session
 from app.core.db.tables import File
@@ -38,6 +39,7 @@ from tests.builders import (
     MINUTE,
     NOW,
     add_job,
+    add_project,
     build_file,
     build_job,
     build_job_in,
@@ -540,3 +542,24 @@ def test_a_file_that_gets_a_job_while_the_expired_are_looked_for_stays(
             JobRepository(session, DEFAULT_PROJECT_ID).add(build_job(training_file_id=file.id))
 
         assert expired.result(30) == []
+
+
+@pytest.mark.parametrize("jobs", [1, 4])
+def test_claims_at_the_same_moment_do_not_wait_for_each_other(
+    database: Database, jobs: int
+) -> None:
+    """Each transaction that has claimed a job stays open while the others claim theirs."""
+    add_project(database, "proj-b")
+    for project_id in (DEFAULT_PROJECT_ID, "proj-b"):
+        for _ in range(jobs):
+            add_job(database, project_id=project_id)
+
+    with ExitStack() as transactions:
+        leases = [
+            LeaseRepository(transactions.enter_context(database.writing())).claim(
+                f"worker-{number}", now=NOW, lease_for=MINUTE
+            )
+            for number in range(2 * jobs)
+        ]
+
+    assert len({lease.job_id for lease in leases if lease is not None}) == 2 * jobs

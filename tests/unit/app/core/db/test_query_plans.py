@@ -14,7 +14,8 @@ from app.core.db.repositories.files import ExpiredFiles, FileRepository
 from app.core.db.repositories.idempotency import IdempotencyRepository, OldIdempotencyRecords
 from app.core.db.repositories.jobs import JobRepository
 from app.core.db.repositories.leases import LeaseRepository
-from app.core.db.repositories.queue import QueueRepository
+from app.core.db.repositories.projects.usage import UsageRepository
+from app.core.db.repositories.queue import QueueRepository, Turns
 from app.core.db.repositories.recovery import RecoveryRepository
 from app.core.db.repositories.saved_states import UnneededStates
 from app.core.db.repositories.uploads import EndedUploads, UploadRepository
@@ -65,6 +66,11 @@ _ASKED: dict[str, Callable[[Session], object]] = {
         "create", "a", since=NOW
     ),
     "claim": lambda session: LeaseRepository(session).claim("worker-1", now=NOW, lease_for=MINUTE),
+    "turns": lambda session: Turns(session).is_any(now=NOW),
+    "use": lambda session: UsageRepository(session, DEFAULT_PROJECT_ID).measure(now=NOW),
+    "count use": lambda session: UsageRepository(session, DEFAULT_PROJECT_ID).add(
+        processor_s=1.0, now=NOW
+    ),
     "rescue expired": lambda session: RecoveryRepository(session).rescue_expired(now=NOW),
     "rescue orphans": lambda session: RecoveryRepository(session).rescue_orphans(["a"], now=NOW),
     "find dead workers": lambda session: WorkerRepository(session).find_dead("a", lambda _: True),
@@ -136,7 +142,7 @@ def plans_of(database: Database, act: Callable[[Session], object]) -> list[list[
     statements: list[tuple[str, Any]] = []
 
     def note(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
-        if statement.startswith(("SELECT", "UPDATE", "DELETE")):
+        if statement.startswith(("SELECT", "WITH", "UPDATE", "DELETE")):
             statements.append((statement, parameters))
 
     with database.writing() as session:

@@ -1,0 +1,45 @@
+"""Tables about projects as a whole: what each one uses, and what was done in it."""
+
+from datetime import datetime
+
+from sqlalchemy import BigInteger, Index, PrimaryKeyConstraint
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.core.db.base import Base, OwnedByProject
+
+
+def month_of(moment: datetime) -> str:
+    """The month in UTC, as `ProjectUsage` names it: `2030-01`."""
+    return f"{moment:%Y-%m}"
+
+
+class ProjectUsage(OwnedByProject, Base):
+    """What a project has used in one month. The rows outlive the jobs that they count."""
+
+    __tablename__ = "project_usage"
+    __table_args__ = (PrimaryKeyConstraint("project_id", "month"),)
+
+    month: Mapped[str]
+    """Such as `2030-01`, in UTC."""
+    processor_s: Mapped[float] = mapped_column(default=0.0)
+    """Duration of each attempt that ended in this month times its CPU threads, in seconds."""
+    requests: Mapped[int] = mapped_column(BigInteger, default=0)
+    """Requests to the API."""
+
+
+class AuditEvent(OwnedByProject, Base):
+    """Who did what, and when. It names things by their ids, and holds nothing of their content."""
+
+    __tablename__ = "audit_events"
+    __table_args__ = (Index(None, "project_id", "id"),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    created_at: Mapped[datetime]
+    action: Mapped[str]
+    """Such as `job.cancelled`."""
+    object_id: Mapped[str]
+    """What was created, changed, deleted or downloaded. No foreign key: it may be deleted."""
+    key_id: Mapped[str | None]
+    """API key of the request. Null for the command line, and while no keys are used."""
+    request_id: Mapped[str | None]
+    """Id of the request, as in the log and in `x-request-id`. Null for the command line."""

@@ -1,0 +1,75 @@
+"""Every query on the audit trail: who did what, with which key."""
+
+from datetime import datetime
+from enum import StrEnum
+
+from sqlalchemy import select
+
+from app.core.access import Caller
+from app.core.db.base import Page, ProjectRepository, Repository
+from app.core.db.project_tables import AuditEvent
+from app.core.ids import IdPrefix, new_id
+
+
+class Action(StrEnum):
+    """What was done. The names are stable and for programs."""
+
+    JOB_CREATED = "job.created"
+    JOB_RERUN = "job.rerun"
+    JOB_CANCELLED = "job.cancelled"
+    JOB_PAUSED = "job.paused"
+    JOB_RESUMED = "job.resumed"
+    JOB_DELETED = "job.deleted"
+    ADAPTER_DOWNLOADED = "adapter.downloaded"
+    FILE_UPLOADED = "file.uploaded"
+    FILE_DOWNLOADED = "file.downloaded"
+    FILE_DELETED = "file.deleted"
+    MODEL_DELETED = "model.deleted"
+    KEY_CREATED = "api_key.created"
+    KEY_REVOKED = "api_key.revoked"
+    PROJECT_UPDATED = "project.updated"
+    PROJECT_ERASED = "project.erased"
+
+
+class AuditRepository(ProjectRepository):
+    """What was done in one project."""
+
+    def record(
+        self, action: Action, object_id: str, *, now: datetime, by: Caller | None = None
+    ) -> None:
+        """Add an event to the transaction that makes the change.
+
+        Args:
+            object_id: what was created, changed, deleted or downloaded.
+            by: whoever sent the request. None for the command line.
+        """
+        event = AuditEvent(
+            id=new_id(IdPrefix.AUDIT_EVENT),
+            created_at=now,
+            action=action,
+            object_id=object_id,
+            key_id=by and by.key_id,
+            request_id=by and by.request_id,
+        )
+        self._add(event)
+
+
+class AuditLog(Repository):
+    """What was done in all projects."""
+
+    def list_page(
+        self, *, project_id: str | None, after: str | None, limit: int
+    ) -> Page[AuditEvent]:
+        """A page of events, newest first.
+
+        Args:
+            project_id: only what was done in this project.
+            after: id of the event before the first one of the page.
+        """
+        query = select(AuditEvent).order_by(AuditEvent.id.desc()).limit(limit + 1)
+        if project_id is not None:
+            query = query.where(AuditEvent.project_id == project_id)
+        if after is not None:
+            query = query.where(AuditEvent.id < after)
+        rows = list(self._session.scalars(query))
+        return Page(rows[:limit], has_more=len(rows) > limit)

@@ -1,0 +1,68 @@
+"""The layers that contain a training process, as this machine and this user have them."""
+
+import os
+import subprocess
+from enum import StrEnum
+
+from pydantic import BaseModel, TypeAdapter
+
+from app.core.subprocesses import python_module, with_import_path
+
+_TRIAL_S = 60.0
+"""Time limit for trying all layers, in seconds. It takes a fraction of a second."""
+
+
+class LayerKind(StrEnum):
+    PRIVILEGES = "privileges"
+    """No capabilities, and no way to get any."""
+    LIMITS = "limits"
+    """Limits of memory, processes, open files and the size of a file."""
+    SYSTEM_CALLS = "system_calls"
+    """A seccomp filter."""
+    FILES = "files"
+    """Landlock."""
+    NAMESPACES = "namespaces"
+    """Own processes, network and mounts, and no others in sight."""
+    USER = "user"
+    """A user of its own, where the worker is root."""
+
+
+CORE = (LayerKind.PRIVILEGES, LayerKind.LIMITS, LayerKind.SYSTEM_CALLS, LayerKind.FILES)
+"""The layers that `TUNERY_SANDBOX=required` insists on. They need no privilege."""
+
+
+class Layer(BaseModel):
+    kind: LayerKind
+    name: str
+    missing: str
+    """Why the layer is not available. Empty if it holds."""
+
+    @property
+    def is_core(self) -> bool:
+        return self.kind in CORE
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.missing})" if self.missing else self.name
+
+
+Layers = TypeAdapter(list[Layer])
+
+
+def find_layers() -> list[Layer]:
+    """Try every layer on this machine, as this user.
+
+    Raises:
+        OSError: they cannot be tried.
+    """
+    try:
+        answer = subprocess.run(  # noqa: S603 - our own module, which must have but one thread
+            python_module("worker.launch.sandbox.probe"),
+            env=with_import_path(os.environ),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=True,
+            timeout=_TRIAL_S,
+        )
+    except subprocess.SubprocessError as error:
+        raise OSError(f"the containment of training processes cannot be tried: {error}") from error
+    return Layers.validate_json(answer.stdout)

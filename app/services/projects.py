@@ -1,0 +1,159 @@
+"""What an admin can do with projects, over the API and on the command line."""
+
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import Any, Protocol, TypeVar
+
+from app.core.access import DEFAULT_PROJECT_ID, Caller
+from app.core.db.repositories.access import ProjectsRepository
+from app.core.db.repositories.projects.audit import Action, AuditLog, AuditRepository
+from app.core.db.repositories.projects.erasure import ErasureRepository
+from app.core.db.repositories.projects.usage import UsageRepository
+from app.core.db.repositories.recovery import RecoveryRepository
+from app.core.db.session import Session
+from app.core.errors import StateConflictError
+from app.core.storage.blob_store import BlobStore, delete_blobs
+from app.schemas.bodies import PageRead
+from app.schemas.projects import (
+    AuditEventRead,
+    ProjectErased,
+    ProjectRead,
+    ProjectUpdate,
+    ProjectUsageRead,
+)
+
+T = TypeVar("T")
+
+_JOBS_AT_ONCE = 50
+"""Number of jobs that one transaction of an erasure deletes."""
+
+
+class Transact(Protocol):
+    """Runs a function in a transaction of its own."""
+
+    def __call__(self, act: Callable[[Session], T]) -> T: ...
+
+
+def list_projects(session: Session) -> Sequence[ProjectRead]:
+    """Every project, in the order of their names."""
+    return [ProjectRead.model_validate(row) for row in ProjectsRepository(session).list_all()]
+
+
+def get_project(session: Session, project_id: str) -> ProjectRead:
+    """The project with this id.
+
+    Raises:
+        NotFoundError: there is none.
+    """
+    return ProjectRead.model_validate(ProjectsRepository(session).get(project_id))
+
+
+def update_project(
+    session: Session, project_id: str, changes: ProjectUpdate, *, by: Caller | None, now: datetime
+) -> ProjectRead:
+    """Change limits of a project.
+
+    Args:
+        by: whoever sent the request. None for the command line.
+
+    Raises:
+        NotFoundError: no project has this id.
+    """
+    project = ProjectsRepository(session).get(project_id)
+    values: dict[str, Any] = changes.model_dump(exclude_unset=True)
+    for name, value in values.items():
+        setattr(project, name, value)
+    audit = AuditRepository(session, project.id)
+    audit.record(Action.PROJECT_UPDATED, project.id, now=now, by=by)
+    return ProjectRead.model_validate(project)
+
+
+def read_usage(session: Session, project_id: str, *, now: datetime) -> ProjectUsageRead:
+    """What a project uses.
+
+    Raises:
+        NotFoundError: no project has this id.
+    """
+    project = ProjectsRepository(session).get(project_id)
+    usage = UsageRepository(session, project.id).measure(now=now)
+    return ProjectUsageRead.of(project.id, usage, now=now)
+
+
+def list_audit_events(
+    session: Session, *, project_id: str | None, after: str | None, limit: int
+) -> PageRead[AuditEventRead]:
+    """A page of the audit trail, newest first; of all projects, or of one."""
+    page = AuditLog(session).list_page(project_id=project_id, after=after, limit=limit)
+    return PageRead[AuditEventRead].of(
+        page,
+        lambda row: AuditEventRead(
+            id=row.id,
+            type=row.action,
+            effective_at=int(row.created_at.timestamp()),
+            project_id=row.project_id,
+            object_id=row.object_id,
+            key_id=row.key_id,
+            request_id=row.request_id,
+        ),
+    )
+
+
+def erase_project(
+    transact: Transact, store: BlobStore, project_id: str, *, by: Caller | None, now: datetime
+) -> ProjectErased:
+    """Delete a project and everything that belongs to it: all rows and all bytes.
+
+    Its keys are revoked and its running jobs cancelled first. An erasure that breaks off, because
+    the process dies, is continued by calling this again.
+
+    Args:
+        by: whoever sent the request. None for the command line.
+
+    Raises:
+        NotFoundError: no project has this id.
+        StateConflictError: it is the project of the caller's own key.
+    """
+
+    def close(session: Session) -> tuple[str, dict[str, int], int]:
+        project = ProjectsRepository(session).get(project_id)
+        _require_other(project.id, by)
+        project.max_running_jobs = 0  # so that no worker claims another job
+        erasure = ErasureRepository(session, project.id)
+        erasure.revoke_keys(now=now)
+        RecoveryRepository(session).cancel_running(project.id, now=now)
+        stored_bytes = UsageRepository(session, project.id).stored_bytes()
+        return project.id, erasure.count_rows(), stored_bytes
+
+    def delete_rest(session: Session) -> Sequence[str]:
+        keys = ErasureRepository(session, owner_id).delete_rest()
+        projects = ProjectsRepository(session)
+        project = projects.get(owner_id)
+        if owner_id == DEFAULT_PROJECT_ID:  # a service without keys needs it
+            project.max_running_jobs = None
+        else:
+            projects.delete(project)
+        # Recorded for another project, because this one has no audit trail any more.
+        audit = AuditRepository(session, by.project_id if by else DEFAULT_PROJECT_ID)
+        audit.record(Action.PROJECT_ERASED, owner_id, now=now, by=by)
+        return keys
+
+    def delete_jobs(session: Session) -> Sequence[str] | None:
+        return ErasureRepository(session, owner_id).delete_jobs(limit=_JOBS_AT_ONCE)
+
+    owner_id, rows, stored_bytes = transact(close)
+    blobs = 0
+    while (keys := transact(delete_jobs)) is not None:
+        delete_blobs(store, keys)
+        blobs += len(keys)
+    keys = transact(delete_rest)
+    delete_blobs(store, keys)
+    return ProjectErased(id=owner_id, rows=rows, blobs=blobs + len(keys), bytes=stored_bytes)
+
+
+def _require_other(project_id: str, by: Caller | None) -> None:
+    if by is not None and by.project_id == project_id:
+        raise StateConflictError(
+            f"{project_id} is the project of the key that you use. Use a key of another project, "
+            "or 'tunery projects erase'.",
+            code="project_not_erasable",
+        )

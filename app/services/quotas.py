@@ -1,0 +1,73 @@
+"""Limits of a project, checked in the transaction that would exceed them.
+
+A limit that is not set costs one look at the project. Where one is set, `lock_limits` makes the
+requests of the project that would use it up take turns, so that two cannot both pass.
+"""
+
+from datetime import datetime
+
+from app.core.access import Caller
+from app.core.db.repositories.access import ProjectsRepository
+from app.core.db.repositories.projects.usage import UsageRepository
+from app.core.db.session import Session
+from app.core.errors import QuotaExceededError
+
+_SECONDS_AN_HOUR = 3600
+
+
+def require_bytes(session: Session, caller: Caller, more_bytes: int) -> None:
+    """Reject so many more bytes if the project may not store them.
+
+    Raises:
+        QuotaExceededError: the project would store more than it may.
+    """
+    usage = UsageRepository(session, caller.project_id)
+    limit = ProjectsRepository(session).get(caller.project_id).max_stored_bytes
+    if limit is None:
+        return
+    usage.lock_limits()
+    stored = usage.stored_bytes()
+    if stored + more_bytes > limit:
+        raise QuotaExceededError(
+            f"The project stores {stored:,} bytes and may store {limit:,}, so there is no room for "
+            f"{more_bytes:,} more. Delete files, jobs or tuned models that you no longer need, or "
+            "ask the operator of this service for a higher limit."
+        )
+
+
+def require_job(session: Session, caller: Caller, *, now: datetime) -> None:
+    """Reject a new job if the project may not have it.
+
+    Raises:
+        QuotaExceededError: as many jobs wait as may wait, or the processor hours of this month or
+            the bytes of the project are used up.
+    """
+    usage = UsageRepository(session, caller.project_id)
+    project = ProjectsRepository(session).get(caller.project_id)
+    limits = (project.max_queued_jobs, project.max_processor_hours, project.max_stored_bytes)
+    if limits == (None, None, None):
+        return
+    usage.lock_limits()
+    if project.max_queued_jobs is not None:
+        _require_place(usage, project.max_queued_jobs)
+    if project.max_processor_hours is not None:
+        _require_time(usage, project.max_processor_hours, now=now)
+    require_bytes(session, caller, 1)  # the job will store its adapter
+
+
+def _require_place(usage: UsageRepository, limit: int) -> None:
+    if usage.has_waiting_jobs(limit):
+        raise QuotaExceededError(
+            f"The project already has {limit:,} jobs that are queued or paused, the most that it "
+            "may have. Wait until one of them starts, or cancel one."
+        )
+
+
+def _require_time(usage: UsageRepository, limit_hours: float, *, now: datetime) -> None:
+    used_hours = usage.processor_s(now=now) / _SECONDS_AN_HOUR
+    if used_hours >= limit_hours:
+        raise QuotaExceededError(
+            f"The project has used {used_hours:,.2f} of its {limit_hours:,g} processor hours of "
+            "this month. Create the job next month, or ask the operator of this service for a "
+            "higher limit."
+        )
