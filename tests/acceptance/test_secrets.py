@@ -13,7 +13,7 @@ from sqlalchemy import make_url
 from benchmarks.support.postgres import PostgresServer
 from tests.acceptance.processes import InstalledService
 
-PLACES = ("header", "cookie", "query", "idempotency", "body", "form", "path", "hub")
+PLACES = ("wrong", "header", "cookie", "query", "idempotency", "body", "form", "path", "hub")
 KEYS = {place: f"tnr_01k9{place}_{'5ec2e7' * 11}" for place in PLACES}
 """Secrets in the form of a key, by where they are put."""
 SWORDFISH = "swordfish-of-the-database"
@@ -30,6 +30,8 @@ class Use:
     """A service that was used, with everything that came out of it."""
 
     service: InstalledService
+    key: str
+    """The key with which it was used."""
     answers: list[httpx.Response] = field(default_factory=list[httpx.Response])
     artifacts: list[bytes] = field(default_factory=list[bytes])
 
@@ -78,7 +80,7 @@ def train(use: Use, client: httpx.Client) -> None:
     }
     keyed = {"Idempotency-Key": KEYS["idempotency"]}
     job_id = use.send(client, "POST", JOBS, json=body, headers=keyed).json()["id"]
-    with use.service.client() as stock:
+    with use.service.client().with_options(api_key=use.key) as stock:
         assert use.service.wait_for_end(stock, job_id).status == "succeeded"
     job = f"{JOBS}/{job_id}"
     for path in (job, f"{job}/events?limit=1000", f"{job}/checkpoints", f"{job}/metrics"):
@@ -89,21 +91,29 @@ def train(use: Use, client: httpx.Client) -> None:
 
 
 @pytest.fixture(scope="module")
-def use(tiny_data_dir: Path, postgres: PostgresServer) -> Iterator[Use]:
+def use(
+    tiny_data_dir: Path, postgres: PostgresServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Use]:
+    key_file = tmp_path_factory.mktemp("first") / "key"
     headers = {
-        "Authorization": f"Bearer {KEYS['header']}",
         "X-Api-Key": KEYS["header"],
         "Cookie": f"session={KEYS['cookie']}",
     }
     with pytest.MonkeyPatch.context() as patch, postgres.database(migrated=False) as url:
         patch.setenv("HF_TOKEN", KEYS["hub"])
         secret_url = make_url(url).set(password=SWORDFISH).render_as_string(hide_password=False)
-        settings = {"database_url": secret_url, "log_format": "json"}
+        settings = {
+            "database_url": secret_url,
+            "log_format": "json",
+            "bootstrap_key_file": str(key_file),
+        }
         with (
             InstalledService(tiny_data_dir, **settings) as service,
             httpx.Client(base_url=service.url, headers=headers, timeout=60) as client,
         ):
-            use = Use(service)
+            use = Use(service, key_file.read_text("utf-8").strip())
+            use.send(client, "GET", JOBS, headers={"Authorization": f"Bearer {KEYS['wrong']}"})
+            client.headers["Authorization"] = f"Bearer {use.key}"
             train(use, client)
             send_bad_requests(use, client)
             with postgres.stopped():
@@ -116,7 +126,7 @@ def test_no_log_has_a_secret_or_what_users_write(use: Use) -> None:
 
     assert '"job_id"' in logs
     assert "cannot be reached" in logs
-    for secret in (*KEYS.values(), SWORDFISH, ROW, FILENAME, LABEL):
+    for secret in (use.key, *KEYS.values(), SWORDFISH, ROW, FILENAME, LABEL):
         assert secret not in logs
 
 
@@ -125,8 +135,9 @@ def test_no_answer_has_a_secret_of_the_service_or_of_a_header(use: Use) -> None:
 
     assert [answer.status_code for answer in use.answers].count(200) == 2
     assert use.answers[-1].status_code == 503
-    for place in ("header", "cookie", "query", "idempotency", "form", "hub"):
+    for place in ("wrong", "header", "cookie", "query", "idempotency", "form", "hub"):
         assert KEYS[place] not in said, place
+    assert use.key not in said
     assert SWORDFISH not in said
     assert ROW not in said
 
@@ -135,7 +146,7 @@ def test_no_artifact_has_a_secret_or_a_row(use: Use) -> None:
     made = b"".join(use.artifacts)
 
     assert len(use.artifacts) > 8
-    for secret in (*KEYS.values(), SWORDFISH, ROW):
+    for secret in (use.key, *KEYS.values(), SWORDFISH, ROW):
         assert secret.encode() not in made
 
 
@@ -156,3 +167,5 @@ def test_every_line_about_a_request_says_who_asked_and_how_it_went(use: Use) -> 
     assert {each["outcome"] for each in requests} == {"ok", "refused", "failed"}
     assert made["job_id"].startswith("ftjob-")
     assert made["project"] == "proj-default"
+    assert made["key_id"].startswith("key_")
+    assert use.key.split("_")[1] in made["key_id"]
