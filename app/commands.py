@@ -15,7 +15,7 @@ from typing import Annotated, NoReturn
 import typer
 import uvicorn
 
-from app.api.requests import BoundedHttpProtocol
+from app.api.http_protocol import bounded_protocol
 from app.core.clock import utc_now
 from app.core.db.migrate import prepare
 from app.core.disk import Ballast
@@ -37,6 +37,10 @@ from app.project_commands import projects
 from app.signing_commands import signing_key, verify
 
 _MIB = 1024 * 1024
+
+_SWITCH_INTERVAL_S = 0.001
+"""Time after which a thread that checks a file lets the event loop run, instead of Python's 5 ms.
+The loop waits this long several times in a request."""
 
 
 class CannotListenError(OperatorError):
@@ -93,6 +97,7 @@ def serve_api(host: Host = None, port: Port = None) -> None:
         database = application.state.resources.database
         prepare(database)
         secure_start(settings, database, now=utc_now())
+        sys.setswitchinterval(_SWITCH_INTERVAL_S)
         with serving_metrics(application.state.metrics.registry, settings, database):
             uvicorn.run(
                 application,
@@ -101,7 +106,8 @@ def serve_api(host: Host = None, port: Port = None) -> None:
                 log_config=None,
                 access_log=False,  # `app.api.requests` writes one with the request's id
                 server_header=False,
-                http=BoundedHttpProtocol,
+                http=bounded_protocol(settings),
+                ws="none",
                 timeout_graceful_shutdown=10,
             )
 

@@ -7,15 +7,17 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
-from app.api import docs_page, health
+from app.api import health
 from app.api.access import require_policies
 from app.api.authentication import Authenticator
+from app.api.browser import docs_page
 from app.api.deps import Resources
 from app.api.errors import install_error_handlers
 from app.api.guard import Guard
 from app.api.metrics import RequestMetrics
 from app.api.recent_answers import RecentAnswers
 from app.api.requests import RequestContext
+from app.api.upload_slots import UploadSlots
 from app.api.v1 import (
     files,
     fine_tuning_jobs,
@@ -64,6 +66,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         store=LocalBlobStore(settings.blobs_dir),
         catalogue=load_catalogue(settings.data_dir),
         ballast=Ballast(settings),
+        upload_slots=UploadSlots(settings.max_uploads),
         webhooks=WebhookClient(TargetPolicy.of(settings)),
     )
     metrics = RequestMetrics()

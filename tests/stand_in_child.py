@@ -5,10 +5,14 @@ Each step is a list of a word and what belongs to it:
     ["say", TEXT]       write a line to standard output
     ["blurt", TEXT]     write to standard output, without an end
     ["log", TEXT]       write a line to standard error
+    ["log-bytes", N]    write so many bytes to standard error, without an end
+    ["link", NAME, TO]  put a symbolic link at DIR/NAME
     ["ignore", NAME]    ignore this signal from now on
     ["on-term", WORD, ...]  do this on SIGTERM, and then end well
     ["environment"]     write the names of its environment variables to DIR/environment
     ["leave-behind"]    start a process that keeps standard output open, and write its id to DIR/pid
+    ["escape", CODE]    start a Python program in a session of its own that inherits both pipes, and
+                        write its id to DIR/pid
     ["wait"]            wait for ever
     ["raise", NAME]     send itself a signal
     ["exit", CODE]      end
@@ -29,6 +33,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
+MIB = 1024 * 1024
+
 
 def preload() -> None:
     """Follow `TMPDIR/preload.json`, if it exists. There is no job directory yet."""
@@ -44,6 +50,16 @@ def prepare(directory: Path) -> None:
 
 def main(directory: Path) -> None:
     follow("script.json", directory)
+
+
+def escape(directory: Path, code: str) -> None:
+    escaped = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
+    (directory / "pid").write_text(str(escaped.pid))
+
+
+def log_bytes(count: int) -> None:
+    for _ in range(count // MIB):
+        os.write(sys.stderr.fileno(), b"x" * MIB)
 
 
 def follow(script: str, directory: Path) -> None:
@@ -63,6 +79,9 @@ def follow(script: str, directory: Path) -> None:
         "say": lambda text: print(text, flush=True),  # noqa: T201 - what it is for
         "blurt": lambda text: print(text, end="", flush=True),  # noqa: T201 - as above
         "log": lambda text: print(text, file=sys.stderr, flush=True),  # noqa: T201 - as above
+        "log-bytes": log_bytes,
+        "link": lambda name, target: (directory / name).symlink_to(target),
+        "escape": lambda code: escape(directory, code),
         "ignore": lambda name: signal.signal(signal.Signals[name], signal.SIG_IGN),
         "on-term": lambda *step: signal.signal(signal.SIGTERM, lambda *_: end_after(*step)),
         "environment": lambda: (directory / "environment").write_text("\n".join(os.environ)),

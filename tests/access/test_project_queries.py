@@ -14,6 +14,7 @@ from sqlalchemy.sql.selectable import Alias, Join
 from app.core.access import DEFAULT_PROJECT_ID
 from app.core.db.base import Base, Page
 from app.core.db.repositories.projects.usage import Usage
+from app.core.db.repositories.webhooks import Deliveries
 from app.core.db.session import Database, Session
 from app.core.errors import NotFoundError
 from app.core.storage.local import LocalBlobStore
@@ -169,6 +170,8 @@ def own_rows(session: Session) -> dict[str, list[tuple[Any, ...]]]:
 
 
 def is_nothing(result: Any) -> bool:
+    if isinstance(result, dict):
+        return all(count == Deliveries() for count in result.values())
     if result in (Page([], has_more=False), Usage(0, {}, 0.0, 0)):
         return True
-    return result in (None, [], {}, 0, (0, 0))
+    return result in (None, [], 0, (0, 0))

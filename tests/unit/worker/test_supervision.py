@@ -1,29 +1,25 @@
 """What children really do, however they were started; more of that is in `tests/conformance`."""
 
 import json
-import logging
 import os
 import signal
 import threading
+import tracemalloc
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from app.core.job.training_events import Noted, TrainingEvent
+from app.core.job.training_events import Noted, ProtocolError, TrainingEvent
+from tests.effort import effort
 from tests.fakes import Watch
 from tests.waiting import wait_until
+from worker.launch.child_output import LOG_TAIL_BYTES, LOG_TAIL_LINES, MAX_LINE_BYTES
 from worker.launch.launcher import Ending, Launcher, Signal
 from worker.launch.locks import JobLock, JobLockedError, try_lock
-from worker.launch.supervision import (
-    LOCK_S,
-    LOG_TAIL_LINES,
-    MAX_LINE_BYTES,
-    PASSED_ON,
-    LocalLauncher,
-)
+from worker.launch.supervision import LOCK_S, PASSED_ON, LocalLauncher
 from worker.launch.warm import WarmLauncher
 
 EVENT = Noted(message="hello")
@@ -204,31 +200,90 @@ def test_a_child_that_dies_of_a_signal_says_which(run: Run, name: str) -> None:
     assert (ending.exit_code, ending.was_killed) == (-signal.Signals[name], False)
 
 
-def test_lines_that_are_no_events_are_logged_and_passed_over(
-    run: Run, seen: list[TrainingEvent], caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    "step",
+    [
+        pytest.param(["say", "Loading weights: 100%"], id="text"),
+        pytest.param(["say", '{"kind": "exploded"}'], id="kind"),
+        pytest.param(["say", "x" * 2 * MAX_LINE_BYTES + EVENT.model_dump_json()], id="long"),
+        pytest.param(["blurt", "x" * 2 * MAX_LINE_BYTES], id="endless"),
+    ],
+)
+def test_a_line_that_is_no_event_ends_the_child(
+    run: Run, directory: Path, seen: list[TrainingEvent], step: list[Any]
 ) -> None:
-    with caplog.at_level(logging.WARNING, "worker"):
-        ending = run(
-            ["say", "Loading weights: 100%"],
-            ["say", '{"kind": "exploded"}'],
-            ["say", EVENT.model_dump_json()],
-            ["blurt", '{"kind": "noted", '],
-        )
+    with pytest.raises(ProtocolError):
+        run(["say", EVENT.model_dump_json()], ["leave-behind"], step, ["wait"])
 
     assert seen == [EVENT]
-    assert ending.exit_code == 0
-    assert len(caplog.records) == 3
+    left = int((directory / "pid").read_text())
+    wait_until(lambda: not is_running(left), within_s=END_S)
 
 
-def test_an_endless_line_is_not_collected_and_its_end_is_no_event(
+def test_the_event_that_a_child_was_writing_when_it_died_is_none(
     run: Run, seen: list[TrainingEvent]
 ) -> None:
-    line = EVENT.model_dump_json()
+    ending = run(["say", EVENT.model_dump_json()], ["blurt", '{"kind": "noted", '])
 
-    endless = "x" * 2 * MAX_LINE_BYTES + "y" * (MAX_LINE_BYTES - len(line)) + line
-    run(["say", endless], ["say", line])
+    assert (ending.exit_code, seen) == (0, [EVENT])
 
-    assert seen == [EVENT]
+
+def test_a_log_without_an_end_fills_neither_memory_nor_disk(run: Run, directory: Path) -> None:
+    tracemalloc.start()
+    ending = run(["log-bytes", effort(20, long=200) * 1024 * 1024], ["exit", 3])
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert (ending.exit_code, ending.log_tail) == (3, "x" * LOG_TAIL_BYTES)
+    assert peak_bytes < 4 * 1024 * 1024
+    assert sum(path.stat().st_size for path in directory.rglob("*")) < 64 * 1024
+
+
+def test_the_log_is_not_read_from_where_a_child_can_put_a_link(
+    run: Run, directory: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "secret").write_text("of the machine")
+
+    ending = run(["link", "train.log", str(tmp_path / "secret")], ["log", "its own"], ["exit", 1])
+
+    assert ending.log_tail == "its own"
+
+
+@pytest.fixture
+def escaped(directory: Path) -> Iterator[None]:
+    """Ends the process that has escaped in this test."""
+    yield
+    with suppress(ProcessLookupError):
+        os.kill(int((directory / "pid").read_text()), signal.SIGKILL)
+
+
+SILENT = "import signal; signal.pause()"
+NOISY = "import os\nwhile True: os.write(2, b'x' * 1000)"
+
+
+@pytest.mark.usefixtures("escaped")
+@pytest.mark.parametrize("program", [SILENT, NOISY], ids=["silent", "noisy"])
+def test_a_process_that_has_escaped_does_not_keep_the_worker_waiting(
+    run: Run, program: str
+) -> None:
+    """It is in another session, so no signal to the child's group reaches it."""
+    ending = run(["escape", program], ["exit", 1])
+
+    assert (ending.exit_code, ending.was_killed) == (1, False)
+
+
+@pytest.mark.usefixtures("escaped")
+def test_a_child_is_killed_although_a_process_has_escaped(
+    run: Run, seen: list[TrainingEvent]
+) -> None:
+    ending = run(
+        ["escape", SILENT],
+        ["say", EVENT.model_dump_json()],
+        ["wait"],
+        requested_signal=once(lambda: seen),
+    )
+
+    assert ending.was_killed
 
 
 def test_what_a_child_leaves_behind_does_not_keep_the_worker_waiting(

@@ -1,7 +1,6 @@
 import json
 
 import pytest
-from pydantic import ValidationError
 
 from app.core.job.training_events import (
     Checkpointed,
@@ -9,6 +8,7 @@ from app.core.job.training_events import (
     Noted,
     OutOfSpace,
     Planned,
+    ProtocolError,
     Saved,
     Started,
     Stepped,
@@ -55,11 +55,43 @@ def test_what_a_child_writes_is_what_its_parent_reads(event: Noted) -> None:
         b'{"kind": "saved", "step": 1, "directory": "out/step-1"}',
         b'{"kind": "saved", "step": 0, "directory": "out/resume-0"}',
         b'{"kind": "saved", "step": 1, "directory": "out/resume-1/.."}',
+        b'{"kind": "saved", "step": 1, "directory": "out/resume-\xd9\xa3"}',
         b'{"kind": "stopped", "step": -1}',
-        json.dumps({"kind": "noted", "message": "x" * 10_001}).encode(),
+        b'{"kind": "started", "total_steps": 1180591620717411303424}',
+        b'{"kind": "failed", "code": "<b>", "message": "x"}',
+        b'{"kind": "noted", "message": "\\ud800"}',
+        b"[" * 100_000,
         json.dumps({"kind": "noted", "level": "error", "message": "x"}).encode(),
     ],
 )
 def test_anything_else_is_not_an_event(line: bytes) -> None:
-    with pytest.raises(ValidationError):
+    with pytest.raises(ProtocolError, match="a line that is not an event") as refused:
         parse_event(line)
+
+    assert len(str(refused.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("x" * 10_001, "x" * 1997 + "..."),
+        ("\x1b[2Jgone", "\ufffd[2Jgone"),
+        ("a zero\0byte", "a zero\ufffdbyte"),
+        ("two\n\tlines", "two\n\tlines"),
+        ("read \u202ebackwards", "read \ufffdbackwards"),
+    ],
+    ids=["long", "terminal", "zero byte", "lines", "direction"],
+)
+def test_a_text_is_cleaned_and_cut(said: str, shown: str) -> None:
+    line = json.dumps({"kind": "noted", "message": said}).encode()
+
+    assert parse_event(line) == Noted(message=shown)
+
+
+def test_the_largest_failure_that_a_child_reports_is_small() -> None:
+    problem = {"line": 1, "path": "p" * 9000, "code": "c", "message": "\u20ac" * 9000}
+    failed = {"kind": "failed", "code": "c", "message": "m" * 9000, "errors": [problem] * 50}
+
+    event = parse_event(json.dumps(failed).encode())
+
+    assert len(event.model_dump_json()) < 40_000

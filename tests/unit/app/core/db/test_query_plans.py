@@ -53,6 +53,12 @@ _ASKED: dict[str, Callable[[Session], object]] = {
         "a", after="a", limit=20
     ),
     "loss log": lambda session: JobRepository(session, DEFAULT_PROJECT_ID).list_steps("a"),
+    "part of a loss log": lambda session: JobRepository(session, DEFAULT_PROJECT_ID).list_steps(
+        "a", first=9, limit=9
+    ),
+    "points of a loss log": lambda session: JobRepository(session, DEFAULT_PROJECT_ID).list_points(
+        "a", first=1, last=None, points=5
+    ),
     "checkpoints": lambda session: CheckpointRepository(session, DEFAULT_PROJECT_ID).list_page(
         "a", after="a", limit=20
     ),
