@@ -16,7 +16,7 @@ import typer
 import uvicorn
 from typer.core import TyperGroup
 
-from app.api.requests import BoundedHttpProtocol
+from app.api.http_protocol import bounded_protocol
 from app.core.clock import utc_now
 from app.core.db.migrate import require_known_schema, upgrade
 from app.core.disk import Ballast
@@ -39,6 +39,10 @@ CANNOT_RUN = 2
 """Exit code of a command that could not run, and would fail again without a change."""
 
 _MIB = 1024 * 1024
+
+_SWITCH_INTERVAL_S = 0.001
+"""Time after which a thread that checks a file lets the event loop run, instead of Python's 5 ms.
+The loop waits this long several times in a request."""
 
 
 class CannotListenError(OperatorError):
@@ -111,6 +115,7 @@ def serve_api(host: Host = None, port: Port = None) -> None:
             require_known_schema(database)
             upgrade(database)
             secure_start(settings, database, now=utc_now())
+        sys.setswitchinterval(_SWITCH_INTERVAL_S)
         uvicorn.run(
             application,
             host=settings.host,
@@ -118,7 +123,8 @@ def serve_api(host: Host = None, port: Port = None) -> None:
             log_config=None,
             access_log=False,  # `app.api.requests` writes one with the request's id
             server_header=False,
-            http=BoundedHttpProtocol,
+            http=bounded_protocol(settings),
+            ws="none",
             timeout_graceful_shutdown=10,
         )
 

@@ -15,6 +15,7 @@ from app.api.errors import install_error_handlers
 from app.api.guard import Guard
 from app.api.recent_answers import RecentAnswers
 from app.api.requests import RequestContext
+from app.api.upload_slots import UploadSlots
 from app.api.v1 import (
     files,
     fine_tuning_jobs,
@@ -63,6 +64,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         store=LocalBlobStore(settings.blobs_dir),
         catalogue=load_catalogue(settings.data_dir),
         ballast=Ballast(settings),
+        upload_slots=UploadSlots(settings.max_uploads),
         webhooks=WebhookClient(TargetPolicy.of(settings)),
     )
     app = FastAPIOffline(

@@ -11,6 +11,7 @@ from fastapi import Depends, Header, Query, Request, Response
 from pydantic import BaseModel
 
 from app.api.access import CALLER, REQUEST_ID
+from app.api.upload_slots import UploadSlots
 from app.core import disk
 from app.core.access import Caller
 from app.core.base_models import Catalogue
@@ -47,6 +48,7 @@ class Resources:
     catalogue: Catalogue
     ballast: disk.Ballast
     webhooks: WebhookClient
+    upload_slots: UploadSlots
 
     def read(self, act: Callable[[Session], T]) -> T:
         """Run queries that see one consistent state of the database."""

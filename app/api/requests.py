@@ -1,6 +1,6 @@
 """Middleware for every request: limits its headers, gives it an id and answers a crash.
 
-Routes of the class `StrictJsonRoute` accept only strict JSON.
+Routes of the class `StrictJsonRoute` accept only strict JSON, and not more than the API needs.
 """
 
 import logging
@@ -8,13 +8,13 @@ from collections.abc import AsyncGenerator, Callable, Coroutine
 from http import HTTPStatus
 from typing import Any
 
+from anyio import to_thread
 from fastapi import Request, Response
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app.api.access import REQUEST_ID, PolicyRoute
-from app.api.errors import ERROR_CODE, error_response
+from app.api.errors import ERROR_CODE, MAX_ECHO, error_response
 from app.core import strict_json
 from app.core.clock import steady_s
 from app.core.errors import InvalidRequestError, PayloadTooLargeError, UnsupportedMediaTypeError
@@ -23,41 +23,17 @@ from app.core.ids import IdPrefix, new_id
 logger = logging.getLogger(__name__)
 access = logging.getLogger("app.access")
 
-MAX_HEAD_BYTES = 64 * 1024
-"""Maximum size of the request line and all headers, or of the trailers after a chunked body."""
-
 MAX_JSON_BYTES = 1024 * 1024
+_MAX_JSON_VALUES = 30_000
+_MAX_JSON_KEYS = 100
+"""Maximum number of keys of an object. None that the API knows has half as many."""
+_MAX_JSON_DEPTH = 64
+_QUICK_JSON_BYTES = 16 * 1024
+"""Size up to which a body is parsed at once, as a switch to another thread would take longer."""
 
 _PROBES = ("/healthz", "/readyz")
 """Paths that machines request every few seconds. They are logged at level debug."""
 _MAX_LOGGED_PATH = 200
-
-
-class BoundedHttpProtocol(HttpToolsProtocol):
-    """uvicorn's HTTP protocol, which itself does not limit the head of a request.
-
-    It builds on a class that uvicorn does not document. uvicorn has no setting for this limit with
-    httptools: see Kludex/uvicorn#157.
-    """
-
-    _pending_bytes = 0
-    """Bytes received since the last byte of a body or the end of a request."""
-
-    def data_received(self, data: bytes) -> None:
-        self._pending_bytes += len(data)
-        super().data_received(data)
-        if self._pending_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
-            self.send_400_response(
-                f"The request line and headers are larger than {MAX_HEAD_BYTES} bytes."
-            )
-
-    def on_body(self, body: bytes) -> None:
-        self._pending_bytes = 0
-        super().on_body(body)
-
-    def on_message_complete(self) -> None:
-        self._pending_bytes = 0
-        super().on_message_complete()
 
 
 class RequestContext:
@@ -134,12 +110,49 @@ class _StrictRequest(Request):
             yield chunk
 
     async def json(self) -> Any:
-        try:
-            return strict_json.loads(await self.body())
-        except strict_json.StrictJsonError as error:
-            raise InvalidRequestError(
-                f"The body is not valid JSON: {error}.", code="invalid_json"
-            ) from error
+        body = await self.body()
+        if len(body) <= _QUICK_JSON_BYTES:
+            return _parse(body)
+        return await to_thread.run_sync(_parse, body)
+
+
+def _parse(body: bytes) -> Any:
+    """Parse JSON that every later step handles quickly, also if all of it is wrong.
+
+    Raises:
+        InvalidRequestError: it is not strict JSON, or larger than any that the API needs.
+    """
+    if strict_json.has_more_values(body, _MAX_JSON_VALUES):
+        raise _too_complex(f"more than {_MAX_JSON_VALUES:,} values")
+    try:
+        value = strict_json.loads(body)
+    except strict_json.StrictJsonError as error:
+        raise InvalidRequestError(
+            f"The body is not valid JSON: {error}.", code="invalid_json"
+        ) from error
+    if strict_json.has_wider_object(value, _MAX_JSON_KEYS):
+        raise _too_complex(f"an object with more than {_MAX_JSON_KEYS} keys")
+    if strict_json.is_deeper(value, _MAX_JSON_DEPTH):
+        raise _too_complex(f"more than {_MAX_JSON_DEPTH} levels")
+    return value
+
+
+def _too_complex(why: str) -> InvalidRequestError:
+    return InvalidRequestError(f"The body has {why}. See docs/api.md.", code="json_too_complex")
+
+
+def require_no_content_encoding(request: Request) -> None:
+    """Refuse a compressed body, which would otherwise be read as if it were not compressed.
+
+    Raises:
+        UnsupportedMediaTypeError: the body is compressed.
+    """
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding.lower() != "identity":
+        raise UnsupportedMediaTypeError(
+            f"The service does not decompress requests. Send the body without the header "
+            f"'Content-Encoding: {encoding[:MAX_ECHO]}', and not compressed."
+        )
 
 
 class StrictJsonRoute(PolicyRoute):
@@ -149,6 +162,7 @@ class StrictJsonRoute(PolicyRoute):
         handler = super().get_route_handler()
 
         async def handle(request: Request) -> Response:
+            require_no_content_encoding(request)
             media_type = request.headers.get("content-type", "").partition(";")[0].strip()
             if self._takes_body_of(request) and media_type.lower() != "application/json":
                 raise UnsupportedMediaTypeError(

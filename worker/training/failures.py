@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from safetensors import SafetensorError
 
-from app.core.dataset.checker import MAX_PROBLEMS
+from app.core.dataset.formats import MAX_PROBLEMS
 from app.core.job.training_events import DataProblem, Failed
 
 _OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT)
