@@ -11,6 +11,7 @@ from fastapi import Depends, Header, Query, Request, Response
 from pydantic import BaseModel
 
 from app.api.access import CALLER, REQUEST_ID
+from app.api.upload_slots import UploadSlots
 from app.core import disk
 from app.core.access import Caller
 from app.core.base_models import Catalogue
@@ -24,6 +25,9 @@ from app.services.idempotency import RequestOrigin
 from app.webhooks.client import WebhookClient
 
 T = TypeVar("T")
+
+JOB_ID = "job_id"
+"""Key in the state of a request that holds the id of a job it made, for the access log."""
 
 _DEFAULT_TIMEOUT_S = 600
 """How long OpenAI's clients wait for an answer by default."""
@@ -47,6 +51,7 @@ class Resources:
     catalogue: Catalogue
     ballast: disk.Ballast
     webhooks: WebhookClient
+    upload_slots: UploadSlots
 
     def read(self, act: Callable[[Session], T]) -> T:
         """Run queries that see one consistent state of the database."""

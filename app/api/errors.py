@@ -1,5 +1,6 @@
 """Answers every error in OpenAI's envelope: {"error": {message, type, param, code}}."""
 
+import logging
 import re
 from collections.abc import Sequence
 from http import HTTPStatus
@@ -9,10 +10,12 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Match, Route
 from starlette.types import Receive, Scope, Send
 
 from app.core.disk import as_storage_full
 from app.core.errors import (
+    DatabaseAwayError,
     NotFoundError,
     OutcomeUnknownError,
     QuotaExceededError,
@@ -21,6 +24,8 @@ from app.core.errors import (
     UnauthenticatedError,
 )
 from app.schemas.bodies import nearest_field
+
+logger = logging.getLogger(__name__)
 
 MAX_ECHO = 200
 """Maximum number of characters of a request that an error message repeats."""
@@ -34,6 +39,9 @@ _CODES = {
 RETRY_AFTER_S = 2
 ERROR_CODE = "error_code"
 """Key in the state of a request that holds the error code of its answer."""
+
+_MAX_PROBLEMS = 50
+"""Maximum number of problems of a body that the answer lists."""
 
 _UNION_BRANCH = re.compile(r"(list|literal)\[.*\]$")
 """Part of pydantic's path that names a branch of a union."""
@@ -92,10 +100,14 @@ async def _service_error(_request: Request, error: Exception) -> JSONResponse:
 
 def service_error_response(error: ServiceError) -> JSONResponse:
     """The answer to a request that failed with this error."""
+    if isinstance(error, DatabaseAwayError):
+        logger.warning("%s", error.for_operator)
     extra: dict[str, Any] = {}
     if error.problems:
         extra["errors"] = [problem.model_dump() for problem in error.problems]
-        extra["error_count"] = error.problem_count
+        extra["error_count"] = len(error.problems)
+        if error.is_partial:
+            extra["error_count_is_minimum"] = True
     return error_response(
         error.status_code,
         str(error),
@@ -123,16 +135,17 @@ async def _validation_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     body_field = getattr(request.scope.get("route"), "body_field", None)
     body_type = body_field and body_field.field_info.annotation
-    problems = [_describe(each, body_type) for each in error.errors()]
+    found = error.errors()
+    problems = [_describe(each, body_type) for each in found[:_MAX_PROBLEMS]]
     first = problems[0]
-    more = f" And {len(problems) - 1} more; see 'errors'." if len(problems) > 1 else ""
+    more = f" And {len(found) - 1} more; see 'errors'." if len(found) > 1 else ""
     return error_response(
         HTTPStatus.BAD_REQUEST,
         f"{first['message']}{more}",
         code=first["code"],
         param=first["path"] or None,
         errors=problems,
-        error_count=len(problems),
+        error_count=len(found),
     )
 
 
@@ -181,12 +194,21 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
     status = HTTPStatus(error.status_code)
     if status is HTTPStatus.NOT_FOUND:
         return await _service_error(request, _explain_missing_route(request))
+    headers = dict(error.headers or {})
     if status is HTTPStatus.METHOD_NOT_ALLOWED:
         message = f"{request.url.path} does not support {request.method}."[:MAX_ECHO]
         code = "method_not_allowed"
+        headers["allow"] = _methods_of_path(request)
     else:
         message, code = str(error.detail), status.phrase.lower().replace(" ", "_")
-    return error_response(status, message, code=code, headers=dict(error.headers or {}))
+    return error_response(status, message, code=code, headers=headers)
+
+
+def _methods_of_path(request: Request) -> str:
+    """The methods that the path has. Starlette knows only those of the first route that fits."""
+    routes = [route for route in request.app.routes if isinstance(route, Route)]
+    fitting = (route for route in routes if route.matches(request.scope)[0] is not Match.NONE)
+    return ", ".join(sorted({method for route in fitting for method in route.methods or ()}))
 
 
 async def _os_error(request: Request, error: Exception) -> JSONResponse:

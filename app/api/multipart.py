@@ -12,15 +12,24 @@ from typing import Any, TypeVar
 
 from anyio import to_thread
 from fastapi import Request
+from fastapi.concurrency import contextmanager_in_threadpool
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect
 
 from app.api.deps import Resources
+from app.api.requests import require_no_content_encoding
+from app.api.upload_slots import UploadSlots
 from app.core.dataset.checker import DatasetChecker, DatasetSummary
 from app.core.db.session import Session
 from app.core.errors import InvalidRequestError, PayloadTooLargeError, UnsupportedMediaTypeError
-from app.services.received_files import FileSink, ReceivedFile, RequireRoom, scratch_file
+from app.services.received_files import (
+    FileSink,
+    ReceivedFile,
+    RequireRoom,
+    check_content,
+    scratch_file,
+)
 
 MAX_FIELD_BYTES = 64 * 1024
 MAX_PARTS = 20
@@ -65,9 +74,14 @@ async def receive_and_write(
     Raises:
         ServiceError: as `receive_upload` or `act`.
     """
-    with scratch_file(resources.store) as scratch:
+    slots = resources.upload_slots
+    async with (
+        slots.take(),
+        # In a thread, because deleting a large file takes long.
+        contextmanager_in_threadpool(scratch_file(resources.store)) as scratch,
+    ):
         received = await receive_upload(
-            request, field, scratch=scratch, require_room=resources.require_room
+            request, field, slots, scratch=scratch, require_room=resources.require_room
         )
         write = functools.partial(resources.write, lambda session: act(session, received))
         return await to_thread.run_sync(write)
@@ -76,6 +90,7 @@ async def receive_and_write(
 async def receive_upload(
     request: Request,
     field: FileField,
+    slots: UploadSlots,
     *,
     scratch: Path,
     require_room: RequireRoom,
@@ -91,8 +106,10 @@ async def receive_upload(
         UnsupportedMediaTypeError: the body is not multipart/form-data.
         PayloadTooLargeError: the file has more than `field.max_bytes`.
         StorageFullError: the disk has no room for the file.
+        InvalidFileError: the file has so many problems that the rest of it was not read.
         InvalidRequestError: the body is not well formed, or contains no file.
     """
+    require_no_content_encoding(request)
     content_type, options = parse_options_header(request.headers.get("content-type", ""))
     if content_type != b"multipart/form-data" or not options.get(b"boundary"):
         raise UnsupportedMediaTypeError(
@@ -107,25 +124,24 @@ async def receive_upload(
         sink = FileSink(target)
         try:
             form = _Form(options[b"boundary"], field, sink, require_room)
-            await _pump(request, form, batch_bytes)
-            await to_thread.run_sync(sink.drain)
+            await _pump(request, form, slots, batch_bytes)
+            return await slots.check(form.finish, scratch)
         except FormParserError as error:
             raise _malformed(str(error)) from error
         except ClientDisconnect as error:
             raise _malformed("the connection was closed before the end of the body") from error
         finally:
             await to_thread.run_sync(sink.close)
-    return form.finish(scratch)
 
 
-async def _pump(request: Request, form: "_Form", batch_bytes: int) -> None:
+async def _pump(request: Request, form: "_Form", slots: UploadSlots, batch_bytes: int) -> None:
     batch = bytearray()
     async for chunk in request.stream():
         batch += chunk
         if len(batch) >= batch_bytes:
-            await to_thread.run_sync(form.feed, bytes(batch))
+            await slots.check(form.feed, bytes(batch))
             batch.clear()
-    await to_thread.run_sync(form.feed, bytes(batch))
+    await slots.check(form.feed, bytes(batch))
 
 
 class _Form:
@@ -176,6 +192,8 @@ class _Form:
         self._parser.write(data)
 
     def finish(self, path: Path) -> ReceivedFile:
+        """Check what is left after the last byte, once the file is written."""
+        self._sink.drain()
         if not self._is_complete:
             raise _malformed("its closing boundary is missing")
         if self._filename is None:
@@ -237,6 +255,8 @@ class _Form:
         self._sink.feed(chunk)
         if self._checker:
             self._checker.feed(chunk)
+            if self._checker.has_stopped:
+                check_content(self._checker.finish())
 
     def _end_part(self) -> None:
         if not self._is_file:

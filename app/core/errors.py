@@ -13,6 +13,8 @@ ServiceError                      the caller acts; the API answers with its stat
 ├── RateLimitError                429  too many requests; the caller repeats it later
 ├── OutcomeUnknownError           500  the request may have succeeded; check before repeating it
 ├── DatabaseBusyError             503  nothing was done; the caller may repeat the request
+│   └── DatabaseAwayError         503  its server does not answer
+├── TooManyUploadsError           503  nothing was done; the caller may repeat the request
 └── StorageFullError              507  nothing was done; the disk needs free space first
 OperatorError                     the operator acts; it ends a command with its message
 LeaseLostError                    the worker acts; no caller ever sees it
@@ -34,8 +36,8 @@ class ServiceError(Exception):
     Args:
         message: what is wrong, where, and how to fix it. For people.
         param: the invalid field of the request, such as `method.supervised.batch_size`.
-        problems: all problems, where a request can have several.
-        problem_count: the total number of problems, if `problems` holds only the first of them.
+        problems: the problems, where a request can have several.
+        is_partial: whether there may be more problems than `problems` holds.
     """
 
     status_code: ClassVar[int] = 500
@@ -48,13 +50,13 @@ class ServiceError(Exception):
         code: str | None = None,
         param: str | None = None,
         problems: Sequence[DataProblem] = (),
-        problem_count: int | None = None,
+        is_partial: bool = False,
     ) -> None:
         super().__init__(message)
         self.code = code or type(self).code
         self.param = param
         self.problems = tuple(problems)
-        self.problem_count = len(self.problems) if problem_count is None else problem_count
+        self.is_partial = is_partial
 
 
 class InvalidRequestError(ServiceError):
@@ -119,6 +121,23 @@ class RateLimitError(ServiceError):
 class DatabaseBusyError(ServiceError):
     status_code = 503
     code = "database_busy"
+
+
+class DatabaseAwayError(DatabaseBusyError):
+    """The server of the database does not answer.
+
+    Args:
+        for_operator: where the database is, why it cannot be reached, and what to do.
+    """
+
+    def __init__(self, message: str, *, for_operator: str) -> None:
+        super().__init__(message)
+        self.for_operator = for_operator
+
+
+class TooManyUploadsError(ServiceError):
+    status_code = 503
+    code = "too_many_uploads"
 
 
 class OutcomeUnknownError(ServiceError):

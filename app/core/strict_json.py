@@ -10,6 +10,7 @@ and explains what is wrong.
 
 import json
 import math
+from collections.abc import Iterable
 from typing import Any, NoReturn, cast
 
 import jiter
@@ -33,6 +34,51 @@ def loads(raw: bytes) -> Any:
     except ValueError:
         return _loads_thoroughly(raw)
     return value if _is_finite(value) else _loads_thoroughly(raw)
+
+
+def has_more_values(raw: bytes, limit: int) -> bool:
+    """Whether a text has more than `limit` JSON values, found without parsing it.
+
+    The answer is exact for valid JSON, save that an empty object or list counts as two.
+    """
+    if len(raw) <= limit or _count_marks(raw) < limit:
+        return False
+    # Only marks outside of strings separate values, so take the strings out.
+    text = raw.replace(rb"\\", b"").replace(rb"\"", b"")
+    if text.count(b'"') > 4 * limit:  # a value has at most a key and a string
+        return True
+    return _count_marks(b"".join(text.split(b'"')[::2])) >= limit
+
+
+def _count_marks(raw: bytes) -> int:
+    """Number of characters that a value begins after. Only the outermost value has none."""
+    return raw.count(b",") + raw.count(b"[") + raw.count(b"{")
+
+
+def is_deeper(value: Any, limit: int) -> bool:
+    """Whether lists and objects are nested more than `limit` levels deep."""
+    level = [value]
+    for _ in range(limit + 1):
+        level = [inner for outer in level for inner in _members(outer)]
+        if not level:
+            return False
+    return True
+
+
+def has_wider_object(value: Any, limit: int) -> bool:
+    """Whether an object anywhere in the value has more than `limit` keys."""
+    level = [value]
+    while level:
+        if any(isinstance(each, dict) and len(cast("Any", each)) > limit for each in level):
+            return True
+        level = [inner for outer in level for inner in _members(outer)]
+    return False
+
+
+def _members(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return cast("dict[str, Any]", value).values()
+    return cast("list[Any]", value) if isinstance(value, list) else ()
 
 
 def loads_quickly(raw: bytes) -> Any:
@@ -110,8 +156,10 @@ def _refuse_bad_characters(value: Any) -> None:
     if isinstance(value, str):
         if "\0" in value:
             raise StrictJsonError("a string contains the character U+0000")
-        if any("\ud800" <= character <= "\udfff" for character in value):
-            raise StrictJsonError("a string contains half of a surrogate pair")
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise StrictJsonError("a string contains half of a surrogate pair") from error
     elif isinstance(value, dict):
         for pair in cast("dict[str, Any]", value).items():
             _refuse_bad_characters(list(pair))

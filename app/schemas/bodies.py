@@ -72,17 +72,25 @@ class ErrorDetail(ResponseBody):
     """Name of the parameter that caused the error. Null if no single parameter did."""
     code: str | None
     errors: list[dict[str, str | int]] | None = None
-    """List of all problems, for errors that can have several. For a file, at most the first 50."""
+    """List of the problems, for errors that can have several. At most the first 50."""
     error_count: int | None = None
     """Number of all problems, including those that `errors` leaves out."""
+    error_count_is_minimum: bool | None = None
+    """True if the check of a file stopped at its 50th problem, so there may be more."""
 
 
 class ErrorRead(ResponseBody):
     error: ErrorDetail
 
 
+_MAX_NAME_LENGTH = 64
+"""Length of a name above which no similar field is searched, which would take long."""
+
+
 def nearest_field(annotation: Any, path: tuple[Any, ...], name: str) -> str | None:
     """The field that looks most like `name`, in the object at `path` of a body of this type."""
+    if len(name) > _MAX_NAME_LENGTH:
+        return None
     model = _model_in(annotation)
     for part in path:
         field = model and model.model_fields.get(str(part))

@@ -30,6 +30,10 @@ LORA_WIRE_NAMES = MappingProxyType(
 
 _WIRE_NAME_OF = {name: wire for wire, name in (*WIRE_NAMES.items(), *LORA_WIRE_NAMES.items())}
 
+_NARROWER_RANGES = MappingProxyType({"lora_dropout": Field(le=0.99)})
+"""Ranges of new jobs that are narrower than those of stored jobs. A dropout that rounds to 1 in
+single precision zeroes the whole input and divides by zero."""
+
 _ALIASES = {"lora_r": "lora_rank", "context_length": "max_seq_length"}
 
 
@@ -75,7 +79,8 @@ class ComputedHyperparameters(RequestBody):
 def _hyperparameter(model: type[BaseModel], name: str, wire_name: str) -> tuple[Any, Any]:
     """A field like `model.name`, which may also be absent, null or `"auto"`."""
     field = model.model_fields[name]
-    annotation = Annotated[field.annotation, Field(), *field.metadata]  # pyright: ignore[reportInvalidTypeForm]
+    narrower = _NARROWER_RANGES.get(wire_name, Field())
+    annotation = Annotated[field.annotation, narrower, *field.metadata]  # pyright: ignore[reportInvalidTypeForm]
     alias = _ALIASES.get(wire_name)
     options = {} if alias is None else {"validation_alias": AliasChoices(wire_name, alias)}
     return (

@@ -33,7 +33,7 @@ class UploadCreate(RequestBody):
 
 
 class UploadComplete(RequestBody):
-    part_ids: list[str] = Field(max_length=MAX_PARTS)
+    part_ids: list[str] = Field(max_length=MAX_PARTS, fail_fast=True)
     """Ids of all parts, in the order of their bytes in the file."""
     md5: Annotated[str, StringConstraints(pattern="^[0-9a-fA-F]{32}$")] | None = None
     """MD5 of the whole file in hexadecimal digits. The upload is refused if the received bytes have

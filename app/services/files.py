@@ -7,14 +7,14 @@ from app.core.access import Caller
 from app.core.db.repositories.files import FileRepository
 from app.core.db.session import Session
 from app.core.db.tables import File
-from app.core.errors import InvalidFileError, InvalidRequestError, StateConflictError
+from app.core.errors import InvalidRequestError, StateConflictError
 from app.core.ids import IdPrefix, new_id
 from app.core.storage.blob_store import BlobStore, stored
 from app.schemas.files import EXPIRES_AFTER_S
 from app.services import audit
 from app.services.audit import Action
 from app.services.quotas import require_bytes
-from app.services.received_files import ReceivedFile
+from app.services.received_files import ReceivedFile, check_content
 
 MAX_FILENAME_LENGTH = 255
 _MAX_DIGITS = 18
@@ -33,7 +33,7 @@ def create_file(
     """
     check_purpose(received.fields.get("purpose"))
     expires_at = _expiry(received.fields, now=now)
-    check_content(received)
+    check_content(received.summary)
     require_bytes(session, caller, received.bytes)
     file = build_file(received, now=now, expires_at=expires_at)
     with stored(store, file.blob_key, received.path):
@@ -143,20 +143,3 @@ def _expiry(fields: dict[str, str], *, now: datetime) -> datetime | None:
 
 def _is_whole_number(text: str | None) -> TypeGuard[str]:
     return text is not None and len(text) <= _MAX_DIGITS and text.isdecimal()
-
-
-def check_content(received: ReceivedFile) -> None:
-    """Raises InvalidFileError, which lists the problems, unless the file is a dataset."""
-    summary = received.summary
-    if not summary.problem_count:
-        return
-    first = summary.problems[0]
-    where = f"line {first.line}" + (f", {first.path}" if first.path else "")
-    more = summary.problem_count - 1
-    others = f" And {more} more; see 'errors'." if more else ""
-    raise InvalidFileError(
-        f"The file is not a dataset. In {where}: {first.message}{others}",
-        param="file",
-        problems=summary.problems,
-        problem_count=summary.problem_count,
-    )

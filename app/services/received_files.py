@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from app.core.dataset.checker import DatasetChecker, DatasetSummary
-from app.core.errors import InvalidRequestError, StateConflictError
+from app.core.errors import InvalidFileError, InvalidRequestError, StateConflictError
 from app.core.storage.blob_store import BlobStore
 
 _SYNC_BYTES = 16 * 1024 * 1024
@@ -131,6 +131,7 @@ def assemble(
 
     Raises:
         BlobNotFoundError: a part is gone, for example because the upload was cancelled meanwhile.
+        InvalidFileError: the file is not a dataset. It may have been read in part only.
         InvalidRequestError: the file has another MD5.
         StateConflictError: the bytes of a part are not the bytes that were received.
         StorageFullError: the disk has no room for the file.
@@ -150,6 +151,8 @@ def assemble(
                         part_digest.update(chunk)
                         sink.feed(chunk)
                         checker.feed(chunk)
+                        if checker.has_stopped:
+                            check_content(checker.finish())
                         if md5:
                             digest.update(chunk)
                         size += len(chunk)
@@ -166,14 +169,33 @@ def assemble(
             code="upload_md5_mismatch",
             param="md5",
         )
+    summary = checker.finish()
+    check_content(summary)
     return ReceivedFile(
         path=scratch,
         filename=plan.filename,
         bytes=size,
         sha256=sink.sha256,
         crc32=sink.crc32,
-        summary=checker.finish(),
+        summary=summary,
         fields={},
+    )
+
+
+def check_content(summary: DatasetSummary) -> None:
+    """Raises InvalidFileError, which lists the problems, unless the file is a dataset."""
+    if not summary.problems:
+        return
+    first = summary.problems[0]
+    where = f"line {first.line}" + (f", {first.path}" if first.path else "")
+    more = len(summary.problems) - 1
+    count = f"at least {more}" if summary.is_partial else f"{more}"
+    others = f" And {count} more; see 'errors'." if more else ""
+    raise InvalidFileError(
+        f"The file is not a dataset. In {where}: {first.message}{others}",
+        param="file",
+        problems=summary.problems,
+        is_partial=summary.is_partial,
     )
 
 

@@ -91,7 +91,7 @@ def message(*roles: str, **changes: Any) -> bytes:
             id="UTF-16",
         ),
         pytest.param(
-            b'{"text": ' + b"[" * 100_000 + b"\n",
+            b'{"text": ' + b"[" * 10_000 + b"\n",
             bad_file((1, "", "invalid_json", f"{NOT_JSON}nested too deeply.")),
             id="deep",
         ),
@@ -271,12 +271,12 @@ def test_a_file_that_is_no_data_set_is_refused(
     assert answer.status_code == 400
 
 
-def test_the_first_fifty_problems_are_listed_and_all_are_counted(lab: Lab) -> None:
+def test_the_check_of_a_file_stops_at_the_fiftieth_problem(lab: Lab) -> None:
     answer = lab.upload(b"[]\n" * 60)
 
     error = bad_file(*((line, "", "not_an_object", NO_OBJECT) for line in range(1, 51)))["error"]
-    error["message"] = error["message"].replace("49 more", "59 more")
-    assert answer.json() == {"error": error | {"error_count": 60}}
+    error["message"] = error["message"].replace("49 more", "at least 49 more")
+    assert answer.json() == {"error": error | {"error_count_is_minimum": True}}
     assert answer.status_code == 400
 
 

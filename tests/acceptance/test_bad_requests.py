@@ -334,7 +334,8 @@ def test_a_bad_parameter_of_a_job_is_refused(
         ("lora_alpha", 0, "Input should be greater than 0"),
         ("lora_alpha", 1025, "Input should be less than or equal to 1024"),
         ("lora_dropout", -0.1, "Input should be greater than or equal to 0"),
-        ("lora_dropout", 1, "Input should be less than 1"),
+        ("lora_dropout", 1, "Input should be less than or equal to 0.99"),
+        ("lora_dropout", 1 - 1e-16, "Input should be less than or equal to 0.99"),
         ("context_length", 15, "Input should be greater than or equal to 16"),
         ("context_length", 131_073, "Input should be less than or equal to 131072"),
         (
@@ -838,7 +839,7 @@ def test_what_cannot_be_granted_is_refused(
 
 
 def test_a_wrong_method_is_told_the_right_ones(lab: Lab) -> None:
-    assert lab.client.put("/v1/models/tiny").headers["allow"] in {"GET", "DELETE", "DELETE, GET"}
+    assert lab.client.put("/v1/models/tiny").headers["allow"] == "DELETE, GET"
 
 
 def test_cancelling_again_is_no_error(lab: Lab) -> None:

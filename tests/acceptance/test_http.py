@@ -1,5 +1,6 @@
 """What no client library would send: requests whose head does not end."""
 
+import json
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,7 +8,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from app.api.requests import MAX_HEAD_BYTES
+from app.api.http_protocol import MAX_HEAD_BYTES
 from tests.acceptance.processes import InstalledService
 
 PIECE = 4096
@@ -72,9 +73,9 @@ def test_a_head_that_is_too_long_is_told_so(service: InstalledService) -> None:
         answer = connection.recv(PIECE)
 
     assert answer.startswith(b"HTTP/1.1 400 ")
-    assert answer.endswith(
-        f"The request line and headers are larger than {MAX_HEAD_BYTES} bytes.".encode()
-    )
+    error = json.loads(answer.partition(b"\r\n\r\n")[2])["error"]
+    message = f"The request line and headers are larger than {MAX_HEAD_BYTES} bytes."
+    assert (error["code"], error["message"]) == ("invalid_http", message)
 
 
 def test_requests_after_one_another_are_not_taken_for_one_head(service: InstalledService) -> None:

@@ -13,8 +13,8 @@ from app.core.db.repositories.projects.audit import Action
 from app.core.db.repositories.projects.usage import UsageRepository
 from app.core.db.session import Database
 from app.core.db.tables import TunedModel
-from app.core.job.webhook_events import WebhookEventType
 from app.core.storage.local import LocalBlobStore
+from app.core.webhooks.events import WebhookEventType
 from tests.builders import (
     MINUTE,
     NOW,
@@ -32,7 +32,7 @@ from tests.builders import (
     claim,
     list_checkpoints,
 )
-from tests.webhooks import add_endpoint, build_endpoint
+from tests.webhooks import add_endpoint, build_endpoint, queue_event
 
 OTHER_PROJECT = "proj-other"
 
@@ -86,7 +86,8 @@ class World:
             base_model="tiny",
             created_at=NOW,
         )
-        self.endpoint = add_endpoint(database, "https://a.example")
+        self.endpoint = add_endpoint(database, "https://hooks.example.com/")
+        queue_event(database)
         with database.writing() as session:
             session.add(Project(id=OTHER_PROJECT, name="Other", created_at=NOW))
             UsageRepository(session, DEFAULT_PROJECT_ID).add(processor_s=1.0, requests=1, now=NOW)
@@ -167,6 +168,7 @@ class World:
             "JobRepository.resume": [call(queued.id, now=NOW)],
             "JobRepository.delete": [call(done)],
             "JobRepository.copy_steps": [call(done.id, queued.id, last=9)],
+            "JobRepository.list_points": [call(done.id, first=1, last=None, points=2)],
             "JobRepository.list_steps": [call(done.id, last=9)],
             "SavedStateRepository.add": [call(self.lease, 2, {}, now=NOW)],
             "SavedStateRepository.drop": [call(self.lease, 1)],
@@ -185,7 +187,7 @@ class World:
             "UploadRepository.end": [call(self.upload, "cancelled")],
             "WebhookRepository.lock": [call()],
             "WebhookRepository.count": [call()],
-            "WebhookRepository.add": [call(build_endpoint("https://b.example"))],
+            "WebhookRepository.add": [call(build_endpoint("https://hooks.example.com/"))],
             "WebhookRepository.get": [call(self.endpoint.id)],
             "WebhookRepository.get_to_change": [call(self.endpoint.id)],
             "WebhookRepository.list_page": [call(**page)],

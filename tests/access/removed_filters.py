@@ -92,9 +92,7 @@ def _without_filters(function: Callable[..., Any]) -> Callable[..., Any] | None:
     remover.visit(tree)
     if not remover.count:
         return None
-    cast(
-        "ast.FunctionDef", tree.body[0]
-    ).name = "without_filters"  # it may call its old name
+    cast("ast.FunctionDef", tree.body[0]).name = "without_filters"  # it may call its old name
     names = {**vars(sys.modules[function.__module__]), "sqlalchemy": sqlalchemy}
     exec(compile(ast.fix_missing_locations(tree), "<without filters>", "exec"), names)  # noqa: S102 - our own source
     return cast("Callable[..., Any]", names["without_filters"])

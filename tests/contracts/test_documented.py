@@ -17,7 +17,9 @@ from app.core.job.status import TRANSITIONS, JobStatus
 from app.core.settings import Settings
 
 PROJECT = Path(__file__).parents[2]
-DATASET_MODULES = ("app/core/dataset/formats.py", "app/core/dataset/checker.py")
+DATASET_MODULES = tuple(
+    str(path.relative_to(PROJECT)) for path in (PROJECT / "app/core/dataset").glob("*.py")
+)
 TAKES_A_CODE_FIRST = {"LineError", "TrainingFailedError"}
 CODE_TABLE = "_CODES"
 """The dictionary whose values are codes, in `app/api/errors.py`."""

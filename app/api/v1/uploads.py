@@ -1,6 +1,7 @@
 """/v1/uploads: files that are sent in parts."""
 
 from datetime import datetime
+from functools import partial
 
 from anyio import to_thread
 from fastapi import APIRouter, Request
@@ -16,7 +17,6 @@ from app.core.errors import BlobNotFoundError
 from app.core.storage.blob_store import delete_blobs
 from app.schemas.uploads import UploadComplete, UploadCreate, UploadPartRead, UploadRead
 from app.services import uploads as upload_service
-from app.services.files import check_content
 from app.services.received_files import (
     Assembly,
     ReceivedFile,
@@ -89,7 +89,7 @@ async def create_part(
 
 
 @router.post("/{upload_id}/complete", dependencies=[needs(Scope.WRITE)])
-def complete_upload(
+async def complete_upload(
     upload_id: str, body: UploadComplete, caller: CallerDep, resources: ResourcesDep, now: Now
 ) -> UploadRead:
     """Join the parts into a file, which is checked like any other.
@@ -97,14 +97,21 @@ def complete_upload(
     If the file is refused, the upload stays pending. It can then be completed with its parts in
     another order, or cancelled. A repeated request is answered with the same file.
     """
+    complete = partial(_complete, upload_id, body, caller, resources, now)
+    async with resources.upload_slots.take():
+        return await resources.upload_slots.check(complete)
 
+
+def _complete(
+    upload_id: str, body: UploadComplete, caller: Caller, resources: Resources, now: datetime
+) -> UploadRead:
     def plan(session: Session) -> Assembly | None:
         return upload_service.plan_completion(session, caller, upload_id, body.part_ids, now=now)
 
     assembly = resources.read(plan)
     if assembly is not None:
         try:
-            _complete(resources, caller, assembly, body.md5, now)
+            _join(resources, caller, assembly, body.md5, now)
         except BlobNotFoundError as error:
             if resources.read(plan) is not None:  # the upload has not ended meanwhile
                 raise lost_bytes(upload_id) from error
@@ -113,13 +120,12 @@ def complete_upload(
     )
 
 
-def _complete(
+def _join(
     resources: Resources, caller: Caller, assembly: Assembly, md5: str | None, now: datetime
 ) -> None:
     store = resources.store
     with scratch_file(store) as scratch:
         received = assemble(store, assembly, scratch, md5=md5, require_room=resources.require_room)
-        check_content(received)
         parts = resources.write(
             lambda session: upload_service.finish_completion(
                 session, caller, store, assembly, received, now=now

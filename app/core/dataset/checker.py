@@ -1,4 +1,4 @@
-"""Checks a streamed dataset and reports all of its problems at once."""
+"""Checks a streamed dataset and reports its first problems together."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -6,17 +6,20 @@ from typing import Any
 from app.core import strict_json
 from app.core.dataset.formats import (
     BYTE_ORDER_MARK,
+    MAX_PROBLEMS,
     ChatExample,
     DatasetFormat,
     LineError,
     parse_line,
 )
+from app.core.dataset.limits import (
+    MAX_LINE_BYTES,
+    MAX_LINES,
+    MAX_MESSAGES,
+    check_chat,
+    check_size,
+)
 from app.core.job.training_events import DataProblem
-
-MAX_PROBLEMS = 50
-"""Maximum number of problems reported with their line. Further ones are only counted."""
-
-MAX_LINE_BYTES = 8 * 1024 * 1024
 
 _PLAIN_ROLES = ("user", "assistant", "system")
 
@@ -29,25 +32,33 @@ class DatasetSummary:
     examples: int = 0
     uses_tools: bool = False
     problems: list[DataProblem] = field(default_factory=list[DataProblem])
-    """First `MAX_PROBLEMS` problems."""
-    problem_count: int = 0
+    is_partial: bool = False
+    """True if the check stopped before the end of the file, so there may be more problems."""
 
 
 class DatasetChecker:
-    """Checks a streamed dataset. Its memory does not grow with the file."""
+    """Checks a streamed dataset, up to its fiftieth problem. Memory does not grow with the file."""
 
-    def __init__(self, *, max_line_bytes: int = MAX_LINE_BYTES) -> None:
+    def __init__(self, *, max_line_bytes: int = MAX_LINE_BYTES, max_lines: int = MAX_LINES) -> None:
         self._max_line_bytes = max_line_bytes
+        self._max_lines = max_lines
         self._summary = DatasetSummary()
         self._rest = bytearray()
         self._line_number = 0
         self._blank_since: int | None = None
         self._in_overlong_line = False
 
+    @property
+    def has_stopped(self) -> bool:
+        """Whether the file is refused, so that the rest of it is not checked."""
+        return self._summary.is_partial
+
     def feed(self, chunk: bytes) -> None:
         """Check the next bytes of the file. A chunk may end in the middle of a line."""
         *ends, rest = chunk.split(b"\n")
         for end in ends:
+            if self.has_stopped:
+                return
             self._end_line(bytes(self._rest) + end if self._rest else end)
             self._rest.clear()
         self._rest += rest
@@ -57,9 +68,9 @@ class DatasetChecker:
 
     def finish(self) -> DatasetSummary:
         """Check what is left after the last byte, and return the result for the whole file."""
-        if self._rest or self._in_overlong_line:
+        if (self._rest or self._in_overlong_line) and not self.has_stopped:
             self._end_line(bytes(self._rest))
-        if self._summary.examples == 0 and self._summary.problem_count == 0:
+        if self._summary.examples == 0 and not self._summary.problems:
             self._report(
                 1, LineError("empty_file", "The file has no examples. Add at least one line.")
             )
@@ -67,6 +78,11 @@ class DatasetChecker:
 
     def _end_line(self, line: bytes) -> None:
         self._line_number += 1
+        if self._line_number > self._max_lines:
+            message = f"A file can have at most {self._max_lines:,} lines. Split it."
+            self._report(self._line_number, LineError("too_many_lines", message))
+            self._summary.is_partial = True
+            return
         if self._in_overlong_line or len(line) > self._max_line_bytes:
             self._in_overlong_line = False
             message = (
@@ -87,12 +103,15 @@ class DatasetChecker:
         self._check(line)
 
     def _check(self, line: bytes) -> None:
-        plain = find_plain_format(line)
-        if plain is not None and plain is self._summary.format:
-            self._summary.examples += 1
-            return
         try:
+            check_size(line)
+            plain = find_plain_format(line)
+            if plain is not None and plain is self._summary.format:
+                self._summary.examples += 1
+                return
             format_, example = parse_line(line)
+            if isinstance(example, ChatExample):
+                check_chat(example)
             self._settle_format(format_)
         except LineError as error:
             for problem in (error, *error.others):
@@ -113,11 +132,12 @@ class DatasetChecker:
         self._summary.format = format_
 
     def _report(self, line: int, error: LineError) -> None:
-        self._summary.problem_count += 1
-        if len(self._summary.problems) < MAX_PROBLEMS:
-            self._summary.problems.append(
+        problems = self._summary.problems
+        if len(problems) < MAX_PROBLEMS:
+            problems.append(
                 DataProblem(line=line, path=error.path, code=error.code, message=str(error))
             )
+        self._summary.is_partial = len(problems) == MAX_PROBLEMS
 
 
 def find_plain_format(line: bytes) -> DatasetFormat | None:
@@ -153,7 +173,7 @@ def _is_filled(value: Any) -> bool:
 
 def _is_plain_chat(messages: Any) -> bool:
     """Whether each message has just a role and a text, and one is the assistant's."""
-    if messages.__class__ is not list:
+    if messages.__class__ is not list or len(messages) > MAX_MESSAGES:
         return False
     has_answer = False
     for message in messages:

@@ -21,6 +21,9 @@ from app.core import strict_json
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
+MAX_PROBLEMS = 50
+"""Number of problems after which the check of a file stops."""
+
 
 class DatasetFormat(StrEnum):
     TEXT = "text"
@@ -127,7 +130,7 @@ def _unknown_fields(
             f"{name[:80]!r} is not a field of {what}. Remove it.",
             f"{path}{name[:80]}",
         )
-        for name in sorted(fields.keys() - known)
+        for name in sorted(fields.keys() - known)[:MAX_PROBLEMS]
     ]
 
 
@@ -177,7 +180,7 @@ def _chat(row: Mapping[str, Any]) -> ChatExample:
 
 
 def _all_messages(messages: Sequence[Any]) -> list[tuple[dict[str, Any], bool]]:
-    """Parse all messages. The error has the problems of all of them."""
+    """Parse all messages. The error has the first `MAX_PROBLEMS` problems, or a few more."""
     parsed: list[tuple[dict[str, Any], bool]] = []
     errors: list[LineError] = []
     for index, message in enumerate(messages):
@@ -185,6 +188,8 @@ def _all_messages(messages: Sequence[Any]) -> list[tuple[dict[str, Any], bool]]:
             parsed.append(_message(message, f"messages[{index}]"))
         except LineError as error:
             errors += [error, *error.others]
+            if len(errors) >= MAX_PROBLEMS:
+                break
     if errors:
         raise _together(errors)
     return parsed

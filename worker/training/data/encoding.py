@@ -59,6 +59,10 @@ class ChatRenderer:
         """
         messages = [_with_parsed_arguments(message) for message in example.messages]
         text = self._apply(messages, example.tools)
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:  # from the arguments of a tool call
+            raise ChatTemplateError("a tool call has half of a surrogate pair") from error
         spans = [
             self._find_answer(text, messages[: index + 1], example.tools)
             for index, is_learned in enumerate(example.is_learned)
@@ -126,6 +130,8 @@ class ChatRenderer:
                     tokenize=False,
                 )
             )
+        except RecursionError as error:
+            raise ChatTemplateError("its tools or tool calls are nested too deeply") from error
         except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
             raise ChatTemplateError(f"the chat template failed: {error}") from error
 
@@ -147,7 +153,7 @@ def _with_parsed_call(call: dict[str, Any]) -> dict[str, Any]:
         return call
     try:
         arguments = json.loads(function["arguments"])
-    except ValueError:  # the model may be meant to learn that it writes such a thing
+    except (ValueError, RecursionError):  # the model may be meant to learn to write such a thing
         return call
     return call | {"function": function | {"arguments": arguments}}
 

@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import itertools
 import re
+import threading
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -14,7 +15,10 @@ from fastapi import Request
 from starlette.testclient import TestClient
 
 from app.api.multipart import MAX_FIELD_BYTES, MAX_PARTS, FileField, receive_upload
+from app.api.upload_slots import UploadSlots
+from app.core import strict_json
 from app.core.errors import (
+    InvalidFileError,
     InvalidRequestError,
     PayloadTooLargeError,
     UnsupportedMediaTypeError,
@@ -47,6 +51,7 @@ def receive(
     chunks: Iterable[bytes],
     *,
     content_type: str = FORM,
+    content_encoding: str = "identity",
     max_bytes: int = NO_LIMIT,
     is_cut_off: bool = False,
     batch_bytes: int = 1024 * 1024,
@@ -59,7 +64,9 @@ def receive(
     async def next_message() -> dict[str, Any]:
         return next(remaining)
 
-    scope = {"type": "http", "headers": [(b"content-type", content_type.encode())]}
+    headers = {"content-type": content_type, "content-encoding": content_encoding}
+    encoded = [(name.encode(), value.encode()) for name, value in headers.items()]
+    scope = {"type": "http", "headers": encoded}
     scratch = directory / "scratch"
     try:
         request = Request(scope, next_message)
@@ -67,6 +74,7 @@ def receive(
             receive_upload(
                 request,
                 FileField("file", "file", max_bytes, advice="Split it.", is_dataset=True),
+                UploadSlots(1),
                 scratch=scratch,
                 require_room=lambda _: None,
                 batch_bytes=batch_bytes,
@@ -157,6 +165,43 @@ def test_a_form_that_cannot_be_meant_is_refused(tmp_path: Path, body: bytes, why
 def test_a_body_that_is_no_form_is_not_read(tmp_path: Path, content_type: str) -> None:
     with pytest.raises(UnsupportedMediaTypeError):
         receive(tmp_path, [], content_type=content_type)
+
+
+def test_a_compressed_body_is_not_read(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedMediaTypeError, match="Content-Encoding: gzip"):
+        receive(tmp_path, [], content_encoding="gzip")
+
+
+def test_no_line_is_checked_by_the_thread_that_serves_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parse, threads = strict_json.jiter.from_json, list[int]()
+
+    def parse_and_note(*args: Any, **options: Any) -> Any:
+        threads.append(threading.get_ident())
+        return parse(*args, **options)
+
+    monkeypatch.setattr(strict_json.jiter, "from_json", parse_and_note)
+    last_line = part("file", TEXT_LINE * 3 + TEXT_LINE.strip(), filename="a")
+    receive(tmp_path, [PURPOSE + last_line + END])
+
+    assert len(threads) >= 4
+    assert threading.get_ident() not in threads
+
+
+def test_the_rest_of_a_file_of_problems_is_not_read(tmp_path: Path) -> None:
+    taken = 0
+
+    def endless() -> Iterator[bytes]:
+        nonlocal taken
+        yield PURPOSE + part("file", b"", filename="a").removesuffix(b"\r\n")
+        while True:
+            taken += 1
+            yield b"[]\n" * 1000
+
+    with pytest.raises(InvalidFileError, match="at least 49 more"):
+        receive(tmp_path, endless(), batch_bytes=10_000)
+    assert taken < 10
 
 
 def test_a_file_of_the_largest_size_is_taken_and_one_more_byte_is_not(tmp_path: Path) -> None:

@@ -1,9 +1,13 @@
 """What holds for every request, whatever it asks for."""
 
+import gzip
+import json
 import logging
 import re
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from fastapi import FastAPI
@@ -11,6 +15,7 @@ from sqlalchemy import event
 from starlette.testclient import TestClient
 
 from app.api import requests
+from app.core import strict_json
 from app.core.db.session import Database
 from app.core.errors import OutcomeUnknownError
 from app.core.settings import Settings
@@ -189,6 +194,59 @@ def test_a_json_body_is_refused_before_it_fills_the_memory(app: FastAPI) -> None
 
     assert answer.status == 413
     assert answer.bytes_taken < 2 * requests.MAX_JSON_BYTES
+
+
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        pytest.param({f"k{i}": i for i in range(62_000)}, "30,000 values", id="values"),
+        pytest.param({f"k{i}": i for i in range(101)}, "100 keys", id="keys"),
+        pytest.param({"metadata": {str(i): i for i in range(101)}}, "100 keys", id="inner keys"),
+        pytest.param({"method": json.loads("[" * 70 + "1" + "]" * 70)}, "64 levels", id="levels"),
+    ],
+)
+def test_json_that_is_costly_to_check_is_refused(
+    client: TestClient, body: dict[str, Any], why: str
+) -> None:
+    answer = client.post("/v1/fine_tuning/jobs", json=body)
+
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"]) == (400, "json_too_complex")
+    assert why in error["message"]
+
+
+def test_fifty_problems_of_a_body_are_listed_and_all_are_counted(client: TestClient) -> None:
+    answer = client.post("/v1/fine_tuning/jobs", json={f"epoch{i}": i for i in range(60)})
+
+    error = answer.json()["error"]
+    assert len(error["errors"]) == 50
+    assert error["error_count"] == 62  # with the two required fields
+    assert "And 61 more" in error["message"]
+
+
+def test_a_large_body_is_parsed_beside_the_event_loop(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parse, threads = strict_json.jiter.from_json, list[str]()
+
+    def parse_and_note(*args: Any, **options: Any) -> Any:
+        threads.append(threading.current_thread().name)
+        return parse(*args, **options)
+
+    monkeypatch.setattr(strict_json.jiter, "from_json", parse_and_note)
+    client.post("/v1/fine_tuning/jobs", json={"model": "a" * 100_000})
+
+    assert [name.startswith("AnyIO worker thread") for name in threads] == [True]
+
+
+def test_compressed_json_is_refused(client: TestClient) -> None:
+    headers = {"content-encoding": "gzip", "content-type": "application/json"}
+
+    answer = client.post("/v1/fine_tuning/jobs", content=gzip.compress(b"{}"), headers=headers)
+
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"]) == (415, "unsupported_media_type")
+    assert "'Content-Encoding: gzip'" in error["message"]
 
 
 def test_cancelling_needs_no_body_and_no_content_type(

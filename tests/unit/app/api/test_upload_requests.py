@@ -1,5 +1,6 @@
 """Files that are sent in parts, on both databases: what is kept, what is refused, what is freed."""
 
+import asyncio
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -352,7 +353,8 @@ def test_a_completion_that_came_in_time_is_given_the_time_it_takes(
     run_janitor(settings, database, store, utc_now())
     came_at = utc_now() - timedelta(minutes=5)
 
-    done = routes.complete_upload(upload["id"], body, LOCAL_CALLER, app.state.resources, came_at)
+    resources = app.state.resources
+    done = asyncio.run(routes.complete_upload(upload["id"], body, LOCAL_CALLER, resources, came_at))
 
     assert done.status == "completed"
 
@@ -603,7 +605,9 @@ def test_a_request_that_was_killed_anywhere_can_be_sent_again(
         resources: Resources = create_app(settings).state.resources
         if what == "complete":
             body = UploadComplete(part_ids=part_ids)
-            routes.complete_upload(upload["id"], body, LOCAL_CALLER, resources, utc_now())
+            asyncio.run(
+                routes.complete_upload(upload["id"], body, LOCAL_CALLER, resources, utc_now())
+            )
         else:
             scratch = store.scratch_file()
             scratch.write_bytes(PARTS[2])

@@ -79,11 +79,13 @@ def test_a_second_byte_order_mark_is_not_json() -> None:
     assert [one.line for one in check(TEXT_LINE + BOM + TEXT_LINE).problems] == [2]
 
 
-def test_the_first_fifty_problems_are_listed_and_all_are_counted() -> None:
-    summary = check(b"[]\n" * 60)
+def test_the_check_stops_at_the_fiftieth_problem() -> None:
+    fewer, more = check(b"[]\n" * 49), check(b"[]\n" * 60, TEXT_LINE)
 
-    assert [one.line for one in summary.problems] == list(range(1, 51))
-    assert summary.problem_count == 60
+    assert [one.line for one in fewer.problems] == list(range(1, 50))
+    assert [one.line for one in more.problems] == list(range(1, 51))
+    assert (fewer.is_partial, more.is_partial) == (False, True)
+    assert more.examples == 0
 
 
 @pytest.mark.parametrize("chunk_bytes", [64, 10_000])
@@ -129,7 +131,6 @@ def test_every_problem_of_a_line_is_reported() -> None:
         (1, "messages[0].role", "bad_role"),
         (1, "messages[1].content", "wrong_type"),
     ]
-    assert summary.problem_count == 4
 
 
 def test_an_empty_list_of_tool_calls_is_no_use_of_tools() -> None:

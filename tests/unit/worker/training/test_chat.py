@@ -1,9 +1,11 @@
 import json
+import time
 from typing import Any
 
 import pytest
 
 from app.core.dataset.formats import ChatExample
+from app.core.dataset.limits import MAX_MESSAGES
 from tests.tiny import CHAT_TEMPLATE, build_tokenizer
 from worker.training.data.encoding import ChatRenderer, ChatTemplateError, NoChatTemplateError
 
@@ -197,6 +199,37 @@ def test_a_template_whose_answers_cannot_be_found_is_refused(
 ) -> None:
     with pytest.raises(ChatTemplateError, match=reason):
         ChatRenderer(build_tokenizer(template)).render(example)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ('{"a":' * 900 + "1" + "}" * 900, "nested too deeply"),
+        ('{"city": "\\ud800"}', "half of a surrogate pair"),
+    ],
+    ids=["deep", "surrogate"],
+)
+def test_arguments_of_an_older_file_that_cannot_be_rendered_are_named(
+    arguments: str, reason: str
+) -> None:
+    template = TOOLS.replace("['arguments']['city']", "['arguments'] | tojson")
+    call = {"id": "1", "type": "function", "function": {"name": "say", "arguments": arguments}}
+
+    with pytest.raises(ChatTemplateError, match=reason):
+        ChatRenderer(build_tokenizer(template)).render(
+            chat(QUESTION, answer("", tool_calls=[call]))
+        )
+
+
+def test_the_longest_chat_is_rendered_in_seconds() -> None:
+    example = chat(*[QUESTION, answer("Fine.")] * (MAX_MESSAGES // 2))
+    renderer = ChatRenderer(build_tokenizer(CHAT_TEMPLATE))
+
+    began_s = time.process_time()
+    _, spans = renderer.render(example)
+
+    assert len(spans) == MAX_MESSAGES // 2
+    assert time.process_time() - began_s < 4
 
 
 def test_a_model_without_a_chat_template_is_refused() -> None:

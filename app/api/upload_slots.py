@@ -1,0 +1,57 @@
+"""Limits what all uploads of a process take together: memory, threads and processor time."""
+
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from typing import TypeVar
+
+from anyio import CapacityLimiter, Semaphore, fail_after, to_thread
+
+from app.core.errors import TooManyUploadsError
+
+T = TypeVar("T")
+
+_MAX_CHECKS = 2
+"""Number of threads that check files. A line of 8 MiB can take 100 MiB while it is checked, and
+every busy thread delays the event loop."""
+
+_WAIT_S = 10.0
+"""Time for which an upload waits for others to end before it is refused, in seconds."""
+
+
+class UploadSlots:
+    """Slots for the uploads that are received at the same time.
+
+    Args:
+        count: number of slots.
+        wait_s: seconds after which an upload that has no slot is refused.
+    """
+
+    def __init__(self, count: int, *, wait_s: float = _WAIT_S) -> None:
+        self._count = count
+        self._wait_s = wait_s
+        self._slots = Semaphore(count)
+        self._checks = CapacityLimiter(_MAX_CHECKS)
+
+    @asynccontextmanager
+    async def take(self) -> AsyncGenerator[None]:
+        """Hold a slot, and wait for one first if all are taken.
+
+        Raises:
+            TooManyUploadsError: no slot became free in time.
+        """
+        try:
+            with fail_after(self._wait_s):
+                await self._slots.acquire()
+        except TimeoutError as error:
+            raise TooManyUploadsError(
+                f"The service is receiving {self._count} files, as many as it can at once. Nothing "
+                "was done; send the request again in a moment.",
+            ) from error
+        try:
+            yield
+        finally:
+            self._slots.release()
+
+    async def check(self, act: Callable[..., T], *args: object) -> T:
+        """Run a function that handles bytes of a file, in one of the threads for that."""
+        return await to_thread.run_sync(act, *args, limiter=self._checks)
