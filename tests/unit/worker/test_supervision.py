@@ -6,7 +6,7 @@ import signal
 import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -252,20 +252,12 @@ def test_the_log_is_not_read_from_where_a_child_can_put_a_link(
     assert ending.log_tail == "its own"
 
 
-@pytest.fixture
-def escaped(directory: Path) -> Iterator[None]:
-    """Ends the process that has escaped in this test."""
-    yield
-    with suppress(ProcessLookupError):
-        os.kill(int((directory / "pid").read_text()), signal.SIGKILL)
-
-
-SILENT = "import signal; signal.pause()"
-NOISY = "import os\nwhile True: os.write(2, b'x' * 1000)"
+ESCAPED = "import os, signal; signal.alarm(30)"  # it ends by itself where nothing can end it
+SILENT = f"{ESCAPED}; signal.pause()"
+NOISY = f"{ESCAPED}\nwhile True: os.write(2, b'x' * 1000)"
 
 
 @without_sandbox
-@pytest.mark.usefixtures("escaped")
 @pytest.mark.parametrize("program", [SILENT, NOISY], ids=["silent", "noisy"])
 def test_a_process_that_has_escaped_does_not_keep_the_worker_waiting(
     run: Run, program: str
@@ -277,7 +269,6 @@ def test_a_process_that_has_escaped_does_not_keep_the_worker_waiting(
 
 
 @without_sandbox
-@pytest.mark.usefixtures("escaped")
 def test_a_child_is_killed_although_a_process_has_escaped(
     run: Run, seen: list[TrainingEvent]
 ) -> None:
