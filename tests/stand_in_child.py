@@ -30,6 +30,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,8 @@ def main(directory: Path) -> None:
 
 
 def escape(code: str) -> None:
-    subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
+    with suppress(PermissionError):  # a contained child may not
+        subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
 
 
 def log_bytes(count: int) -> None:

@@ -8,9 +8,11 @@ from typing import Literal
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from app.core.errors import OperatorError
 from app.core.job.training_config import MACHINE_CACHE_NAME, PROJECT_CACHE_NAME
+from app.core.operator import environment
 from app.core.webhooks.allowed_targets import parse_networks, parse_targets
+
+_FILE = Path(".env")
 
 _LOOPBACK_NAMES = frozenset({"127.0.0.1", "localhost", "[::1]"})
 
@@ -19,11 +21,12 @@ class Settings(BaseSettings):
     """Settings of a process, from `TUNERY_...` variables or a file `.env`. The variables win."""
 
     model_config = SettingsConfigDict(
-        env_prefix="TUNERY_",
-        env_file=".env",
+        env_prefix=environment.PREFIX,
+        env_file=_FILE,
         frozen=True,
         extra="ignore",  # `.env` may hold what other programs read
         use_attribute_docstrings=True,
+        hide_input_in_errors=True,  # it may be a password
     )
 
     data_dir: Path = Path("data")
@@ -46,6 +49,12 @@ class Settings(BaseSettings):
     bootstrap_key_file: str = ""
     """File to which the first start writes an API key with every scope, readable by its owner only.
     Empty means that no key is written."""
+    metrics_port: int | None = Field(default=None, ge=0, le=65535)
+    """TCP port on which the API process offers metrics for Prometheus, at `/metrics`. By default it
+    offers none."""
+
+    metrics_host: str = "127.0.0.1"
+    """Address of the metrics. They need no key: do not open the address to strangers."""
 
     max_upload_bytes: int = Field(default=512 * 1024 * 1024, ge=1)
     """Maximum size of an uploaded file, in bytes."""
@@ -248,21 +257,19 @@ class Settings(BaseSettings):
         return self.data_dir / "workers"
 
 
-class SettingsError(OperatorError):
-    """A setting has an invalid value. The message names the setting."""
-
-
 def read_settings() -> Settings:
     """Read the settings of this process.
 
     Raises:
-        SettingsError: a setting has an invalid value.
+        SettingsError: a setting has an invalid value, or a `TUNERY_...` variable is no setting.
     """
+    variables = environment.find_variables(_FILE)
+    environment.require_known(variables, known=Settings.model_fields)
     try:
         return Settings()
     except ValidationError as error:
+        problems = error.errors(include_url=False, include_input=False)
         lines = [
-            f"TUNERY_{'_'.join(map(str, problem['loc'])).upper()}: {problem['msg']}."
-            for problem in error.errors(include_url=False)
+            environment.explain_invalid(each["loc"], each["msg"], variables) for each in problems
         ]
-        raise SettingsError("\n".join(lines)) from error
+        raise environment.SettingsError("\n".join(lines)) from error

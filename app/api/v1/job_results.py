@@ -10,7 +10,7 @@ from fastapi.responses import StreamingResponse
 from app.api.access import PolicyRoute, needs
 from app.api.archive import zip_segments
 from app.api.deps import LIMIT, CallerDep, Cursor, Now, ResourcesDep, as_json
-from app.api.streaming import send_segments
+from app.api.streaming import attachment, send_segments
 from app.core.access import Scope
 from app.core.db.repositories.checkpoints import CheckpointRepository
 from app.core.db.repositories.events import EventRepository
@@ -138,7 +138,10 @@ def get_metrics(
     if media_type is not None:
         rows = read(step_from)
         batches = [rows] if points else in_batches(rows, read)
-        return StreamingResponse(_TEXTS[media_type](batches), media_type=media_type)
+        ending = "csv" if media_type == "text/csv" else "jsonl"
+        named = {"content-disposition": attachment(f"{job_id}-metrics.{ending}")}
+        lines = _TEXTS[media_type](batches)
+        return StreamingResponse(lines, media_type=media_type, headers=named)
     rows = read(step_from, limit + 1)
     shown = rows if points else rows[:limit]
     data = [row.as_row() for row in shown]

@@ -246,7 +246,8 @@ def test_the_log_is_not_read_from_where_a_child_can_put_a_link(
 
     ending = run(["link", "train.log", str(tmp_path / "secret")], ["log", "its own"], ["exit", 1])
 
-    assert ending.log_tail == "its own"
+    # A contained child cannot make the link, and says so.
+    assert ending.log_tail == "its own" or "PermissionError" in ending.log_tail
 
 
 ESCAPED = "import os, signal; signal.alarm(30)"  # it ends by itself where nothing can end it

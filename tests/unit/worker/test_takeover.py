@@ -32,9 +32,9 @@ from app.core.storage.local import LocalBlobStore
 from tests.builders import (
     MINUTE,
     NOW,
-    TEXT_LINE,
     add_file,
     add_job,
+    build_config,
     build_metrics,
     claim,
     dump_tables,
@@ -58,8 +58,8 @@ def stepped(step: int) -> Stepped:
 
 @pytest.fixture
 def job(database: Database, store: LocalBlobStore) -> Job:
-    file = add_file(database, store, TEXT_LINE * 12)  # enough for nine steps
-    return add_job(database, training_file_id=file.id)
+    config = build_config(max_steps=9).model_dump(mode="json")
+    return add_job(database, training_file_id=add_file(database, store).id, config=config)
 
 
 @pytest.fixture
