@@ -8,21 +8,21 @@ import json
 import os
 import socket
 import sys
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 import uvicorn
-from typer.core import TyperGroup
 
 from app.api.http_protocol import bounded_protocol
 from app.core.clock import utc_now
-from app.core.db.migrate import require_known_schema, upgrade
+from app.core.db.migrate import prepare
 from app.core.disk import Ballast
-from app.core.errors import DatabaseBusyError, OperatorError, StorageFullError
+from app.core.errors import OperatorError
 from app.core.logging import configure_logging
-from app.core.occupancy import occupied
+from app.core.occupancy import make_data_dir, occupied
+from app.core.operator.command_line import CommandGroup
 from app.core.settings import Settings, read_settings
 from app.core.storage.privacy import close_data_directory, keep_new_files_private
 from app.key_commands import keys
@@ -31,12 +31,10 @@ from app.maintenance.backup import make_backup
 from app.maintenance.doctor import examine
 from app.maintenance.findings import Finding, Level
 from app.maintenance.keys import secure_start
+from app.maintenance.metrics import serving_metrics
 from app.maintenance.restore import restore_backup
 from app.project_commands import projects
 from app.signing_commands import signing_key, verify
-
-CANNOT_RUN = 2
-"""Exit code of a command that could not run, and would fail again without a change."""
 
 _MIB = 1024 * 1024
 
@@ -49,27 +47,13 @@ class CannotListenError(OperatorError):
     """Another program listens on the address, or it is not one of this machine."""
 
 
-_EXPECTED = (OperatorError, DatabaseBusyError, StorageFullError, OSError)
-"""Errors that end a command with their message instead of a traceback."""
-
-
-class CommandGroup(TyperGroup):
-    """Commands whose expected errors are one line on standard error and exit code 2."""
-
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except _EXPECTED as error:
-            typer.echo(f"{ctx.invoked_subcommand}: {error}", err=True)
-            raise typer.Exit(CANNOT_RUN) from error
-
-
 commands = typer.Typer(
     cls=CommandGroup,
     add_completion=False,
     pretty_exceptions_enable=False,
     help="Serve Tunery's API, and maintain its data. Settings come from the environment or from "
-    "a file .env: docs/settings.md. Exit codes: 0 success, 1 problems remain, 2 cannot run.",
+    "a file .env: docs/settings.md. Exit codes: 0 success, 1 problems remain, 2 cannot run, "
+    "3 the database is busy.",
 )
 
 commands.add_typer(keys, name="keys")
@@ -102,7 +86,7 @@ def serve_api(host: Host = None, port: Port = None) -> None:
     override_address(host, port)
     settings = read_settings()
     configure_logging(settings)
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    make_data_dir(settings)
     close_data_directory(settings)
     with occupied(settings):
         ballast = Ballast(settings)
@@ -111,22 +95,21 @@ def serve_api(host: Host = None, port: Port = None) -> None:
         application = create_app(settings)
         _check_address(settings)
         database = application.state.resources.database
-        with suppress(DatabaseBusyError):  # the start below reports it, and may be repeated
-            require_known_schema(database)
-            upgrade(database)
-            secure_start(settings, database, now=utc_now())
+        prepare(database)
+        secure_start(settings, database, now=utc_now())
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
-        uvicorn.run(
-            application,
-            host=settings.host,
-            port=settings.port,
-            log_config=None,
-            access_log=False,  # `app.api.requests` writes one with the request's id
-            server_header=False,
-            http=bounded_protocol(settings),
-            ws="none",
-            timeout_graceful_shutdown=10,
-        )
+        with serving_metrics(application.state.metrics.registry, settings, database):
+            uvicorn.run(
+                application,
+                host=settings.host,
+                port=settings.port,
+                log_config=None,
+                access_log=False,  # `app.api.requests` writes one with the request's id
+                server_header=False,
+                http=bounded_protocol(settings),
+                ws="none",
+                timeout_graceful_shutdown=10,
+            )
 
 
 def override_address(host: str | None, port: int | None) -> None:

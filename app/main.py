@@ -10,9 +10,11 @@ from fastapi_offline import FastAPIOffline
 from app.api import health
 from app.api.access import require_policies
 from app.api.authentication import Authenticator
+from app.api.browser import docs_page
 from app.api.deps import Resources
 from app.api.errors import install_error_handlers
 from app.api.guard import Guard
+from app.api.metrics import RequestMetrics
 from app.api.recent_answers import RecentAnswers
 from app.api.requests import RequestContext
 from app.api.upload_slots import UploadSlots
@@ -30,7 +32,7 @@ from app.core.clock import utc_now
 from app.core.db.migrate import upgrade
 from app.core.db.session import Database
 from app.core.disk import Ballast
-from app.core.settings import Settings
+from app.core.settings import Settings, read_settings
 from app.core.storage.local import LocalBlobStore
 from app.core.version import VERSION
 from app.schemas.bodies import ErrorRead
@@ -57,7 +59,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 
 def create_app(settings: Settings | None = None) -> FastAPI:
     """The API on the data directory and the database that `settings` name."""
-    settings = settings or Settings()
+    settings = settings or read_settings()
     resources = Resources(
         settings=settings,
         database=Database(settings.resolved_database_url),
@@ -67,12 +69,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         upload_slots=UploadSlots(settings.max_uploads),
         webhooks=WebhookClient(TargetPolicy.of(settings)),
     )
+    metrics = RequestMetrics()
     app = FastAPIOffline(
-        docs_url="/docs",
-        redoc_url=None,  # its page loads a logo from another server
-        static_url="/docs/assets",
-        # A validator would send the document to another server.
-        swagger_ui_parameters={"validatorUrl": None},
+        docs_url=None,  # `docs_page` has the page
+        redoc_url=None,
+        static_url=docs_page.ASSETS,
         title="Tunery",
         version=VERSION,
         description="Fine-tune language models over REST: OpenAI's fine-tuning API, self-hosted.",
@@ -82,8 +83,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         responses=_ERRORS,
     )
     app.state.resources = resources
+    app.state.metrics = metrics
     install_error_handlers(app)
     app.include_router(health.router)
+    app.include_router(docs_page.router)
     for module in (files, uploads, fine_tuning_jobs, job_results, models, webhooks, projects):
         app.include_router(module.router, prefix="/v1")
     require_policies(app)
@@ -95,7 +98,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         hosts=settings.host_names,
         organization=settings.organization,
     )
-    app.add_middleware(RequestContext)  # the middleware added last sees a request first
+    # The middleware added last sees a request first.
+    app.add_middleware(RequestContext, metrics=metrics)
     return app
 
 

@@ -21,7 +21,7 @@ from app.core.db.session import Database
 from app.core.db.webhook_tables import WebhookDelivery, WebhookEndpoint
 from app.core.ids import IdPrefix, new_id
 from app.core.job.status import JobStatus
-from app.core.job.webhook_events import WebhookEventType
+from app.core.webhooks.events import WebhookEventType
 from app.webhooks.messages import new_secret
 from app.webhooks.targets import TargetPolicy
 from tests.builders import NOW, build_job
@@ -123,16 +123,14 @@ def receiving(**options: Any) -> Generator[Receiver]:
 
 def allow(*receivers: Receiver) -> TargetPolicy:
     """What allows these receivers and nothing else."""
-    return TargetPolicy([receiver.origin for receiver in receivers], [LOOPBACK])
+    return TargetPolicy(",".join(receiver.origin for receiver in receivers), LOOPBACK)
 
 
-def add_endpoint(
-    database: Database, url: str, *, now: datetime = NOW, **changes: Any
-) -> WebhookEndpoint:
-    """An endpoint that subscribes to the end of every job."""
-    project_id = changes.pop("project_id", DEFAULT_PROJECT_ID)
+def build_endpoint(url: str, *, now: datetime = NOW, **changes: Any) -> WebhookEndpoint:
+    """An endpoint that subscribes to the end of every job but a failed one."""
     values: dict[str, Any] = {
         "id": new_id(IdPrefix.WEBHOOK_ENDPOINT),
+        "project_id": DEFAULT_PROJECT_ID,
         "name": "receiver",
         "url": url,
         "event_types": ["fine_tuning.job.succeeded", "fine_tuning.job.cancelled"],
@@ -142,9 +140,16 @@ def add_endpoint(
         "retry_at": now,
         "leased_until": now,
     }
-    endpoint = WebhookEndpoint(**(values | changes))
+    return WebhookEndpoint(**(values | changes))
+
+
+def add_endpoint(
+    database: Database, url: str, *, now: datetime = NOW, **changes: Any
+) -> WebhookEndpoint:
+    """An endpoint in the database, as `build_endpoint` makes it."""
+    endpoint = build_endpoint(url, now=now, **changes)
     with database.writing() as session:
-        WebhookRepository(session, project_id).add(endpoint)
+        WebhookRepository(session, endpoint.project_id).add(endpoint)
     return endpoint
 
 

@@ -10,17 +10,11 @@ from contextlib import suppress
 from types import FrameType
 
 from app.core.clock import steady_s
+from app.core.operator.command_line import CANNOT_RUN
 from app.core.subprocesses import python_module, with_import_path
 from tunery.local_service import end_with_parent
 
 logger = logging.getLogger(__name__)
-
-CANNOT_RUN = 2
-"""Exit code of a process that cannot run as it is set up.
-
-At the first start, it ends the service: another try would end the same way. A process that was able
-to start before is started again: what prevents it now may pass.
-"""
 
 FIRST_DELAY_S = 1.0
 MAX_DELAY_S = 60.0
@@ -110,7 +104,11 @@ class Supervisor:
         self._signals = 0
 
     def run(self) -> int:
-        """Return 0 after SIGTERM or Ctrl-C, and 2 as soon as a process cannot start at all."""
+        """Return 0 after SIGTERM or Ctrl-C, and 2 if a process cannot run as it is set up.
+
+        That ends the service only at the first start of the process: another try would end the same
+        way. What prevents a later start may pass.
+        """
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._count)
         while not self._signals:

@@ -11,12 +11,12 @@ from collections.abc import Sequence
 
 from app.core.base_models import DEFAULT_MODEL_ID, load_catalogue
 from app.core.clock import utc_now
-from app.core.db.migrate import require_known_schema, upgrade
+from app.core.db.migrate import prepare
 from app.core.db.session import Database
-from app.core.errors import OperatorError
 from app.core.ids import IdPrefix, new_id
 from app.core.logging import configure_logging
-from app.core.occupancy import occupied
+from app.core.occupancy import make_data_dir, occupied
+from app.core.operator.command_line import EXPECTED, report
 from app.core.settings import Settings, read_settings
 from app.core.signing.keys import SigningKeys
 from app.core.storage.local import LocalBlobStore
@@ -34,9 +34,6 @@ from worker.loop import Worker
 
 logger = logging.getLogger("worker")
 
-CANNOT_RUN = 2
-"""Exit code of a worker that would fail the same way if it were started again."""
-
 CHECK_INTERVAL_S = 0.5
 """Interval at which the main thread checks whether all workers have ended, in seconds."""
 
@@ -51,13 +48,12 @@ def main(trainer: str = "worker.train") -> int:
     try:
         settings = read_settings()
         configure_logging(settings)
-        settings.data_dir.mkdir(parents=True, exist_ok=True)
+        make_data_dir(settings)
         close_data_directory(settings)
         with occupied(settings):
             _serve(settings, trainer)
-    except OperatorError as error:
-        sys.stderr.write(f"worker: {error}\n")
-        return CANNOT_RUN
+    except EXPECTED as error:
+        return report("worker", error)
     logger.info("worker stopped")
     return 0
 
@@ -66,8 +62,7 @@ def _serve(settings: Settings, trainer: str) -> None:
     if sys.platform == "linux":
         refuse_tracing()  # this process knows the database's password
     database = Database(settings.resolved_database_url)
-    require_known_schema(database)
-    upgrade(database)
+    prepare(database)
     catalogue = load_catalogue(settings.data_dir)
     if settings.install_default_model and catalogue.find_installed(DEFAULT_MODEL_ID) is None:
         _install_default_model(settings)

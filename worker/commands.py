@@ -14,12 +14,12 @@ from app.core.base_models import (
     DEFAULT_MODEL_ID,
     Catalogue,
     CatalogueEntry,
-    CatalogueError,
     load_catalogue,
 )
 from app.core.db.session import Database
 from app.core.errors import DatabaseBusyError
-from app.core.settings import SettingsError, read_settings
+from app.core.operator.command_line import CommandGroup
+from app.core.settings import read_settings
 from app.core.storage.privacy import keep_new_files_private
 from worker.model_store.errors import InstallError
 from worker.model_store.remove import ModelInUseError, remove_model
@@ -36,10 +36,12 @@ Names = Annotated[
 ]
 
 models = typer.Typer(
+    cls=CommandGroup,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="List, install and remove base models. The exit code is 1 if any of them fails.",
+    help="List, install and remove base models. Exit codes: 0 success, 1 any of them failed, "
+    "2 cannot run, 3 the database is busy.",
 )
 
 
@@ -82,11 +84,7 @@ def require_worker() -> None:
 
 
 def _load_catalogue() -> Catalogue:
-    try:
-        return load_catalogue(read_settings().data_dir)
-    except (CatalogueError, SettingsError) as error:
-        typer.echo(str(error), err=True)
-        raise typer.Exit(1) from error
+    return load_catalogue(read_settings().data_dir)
 
 
 def _install(name: str, catalogue: Catalogue) -> bool:

@@ -3,14 +3,10 @@
 It is `WORK/JOB/attempt-N/`. The lock of the job, `WORK/JOB.lock`, lies beside the job's directory.
 """
 
-import hashlib
 import logging
-import os
 import shutil
-import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 
 from app.core import manifest
@@ -19,7 +15,7 @@ from app.core.db.repositories.leases import Lease
 from app.core.db.tables import File, SavedState
 from app.core.disk import as_storage_full
 from app.core.errors import BlobNotFoundError
-from app.core.ids import IdPrefix, new_id
+from app.core.job.artifacts import MANIFEST_NAME
 from app.core.job.loss_log import StepMetrics
 from app.core.job.training_config import (
     BASE_MODEL_NAME,
@@ -36,9 +32,12 @@ from app.core.job.training_config import (
 )
 from app.core.settings import Settings
 from app.core.storage.blob_store import BlobStore
+from worker.artifact_size import ROOM_BYTES, largest_artifact
+from worker.child_files import ChildDirectory, remove_tree
 from worker.launch.locks import JobLock
 from worker.launch.sandbox.grants import link_cache
 from worker.model_store.installed import check_installed
+from worker.stored_file import StoredFile, store_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -65,17 +64,6 @@ class JobInputs:
     """The loss log, at least up to the newest state."""
 
 
-@dataclass(frozen=True, slots=True)
-class StoredFile:
-    """A file that is in the blob store but not yet in the database."""
-
-    name: str
-    blob_key: str
-    bytes: int
-    sha256: str
-    crc32: int
-
-
 class JobDirectory:
     """The directory that holds all that a training process sees.
 
@@ -87,6 +75,7 @@ class JobDirectory:
         self._lease = lease
         self.spec: JobSpec
         self.directory = root / lease.job_id / f"{_ATTEMPT}{lease.attempt}"
+        self._max_artifact_bytes = ROOM_BYTES
 
     def fill(
         self, inputs: JobInputs, store: BlobStore, catalogue: Catalogue, settings: Settings
@@ -109,6 +98,11 @@ class JobDirectory:
             validation_data = self.directory / VALIDATION_DATA_NAME
             _copy_blob(store, inputs.validation_file.blob_key, validation_data)
         model = catalogue.directory(base_model.id).resolve()
+        self._max_artifact_bytes = largest_artifact(
+            model,
+            rank=self._lease.config.lora.rank,
+            total_steps=self._lease.config.total_steps(inputs.training_file.examples or 0),
+        )
         (self.directory / BASE_MODEL_NAME).symlink_to(model)
         for name, cache in settings.caches_of(self._lease.project_id).items():
             link_cache(self.directory / name, cache)
@@ -132,8 +126,9 @@ class JobDirectory:
         Directories of later attempts stay: this worker may have been suspended meanwhile.
         """
         for directory in self.directory.parent.glob(f"{_ATTEMPT}*"):
-            if int(directory.name.removeprefix(_ATTEMPT)) <= self._lease.attempt:
-                shutil.rmtree(directory, ignore_errors=True)
+            number = directory.name.removeprefix(_ATTEMPT)
+            if number.isdecimal() and int(number) <= self._lease.attempt:
+                remove_tree(directory.parent, directory.name)
         while True:
             try:
                 (self.directory / OUTPUT_NAME).mkdir(parents=True, exist_ok=True)
@@ -151,7 +146,7 @@ class JobDirectory:
                     raise
                 logger.warning("state skipped: %s", error, extra={"job_id": self._lease.job_id})
                 continue
-            with (self.directory / LOSS_LOG_NAME).open("w", encoding="utf-8") as log:
+            with (self.directory / LOSS_LOG_NAME).open("x", encoding="utf-8") as log:
                 rows = (row for row in inputs.steps if row.step <= state.step)
                 log.writelines(row.model_dump_json() + "\n" for row in rows)
             return state
@@ -159,7 +154,7 @@ class JobDirectory:
 
     def _put_state(self, store: BlobStore, state: SavedState) -> None:
         directory = self.directory / RESUME_NAME
-        shutil.rmtree(directory, ignore_errors=True)  # a newer state, which was damaged
+        remove_tree(self.directory, RESUME_NAME)  # a newer state, which was damaged
         directory.mkdir()
         for name, file in state.files.items():
             _copy_blob(store, file["key"], directory / name)
@@ -191,46 +186,50 @@ class JobDirectory:
             resume_step=state and state.step,
             resume_job_id=state and state.saved_by,
         )
-        (self.directory / JOB_SPEC_NAME).write_text(self.spec.model_dump_json(indent=2))
+        with (self.directory / JOB_SPEC_NAME).open("x", encoding="utf-8") as target:
+            target.write(self.spec.model_dump_json(indent=2))
 
     def store_directory(self, store: BlobStore, name: str) -> list[StoredFile]:
         """Copy a checkpoint or a state into the store, under keys of this attempt, and verify it.
 
         Raises:
-            manifest.ManifestError: the files are not what the manifest says.
+            manifest.ManifestError: the files are not what the manifest says, or are no files that
+                a training process may make.
         """
-        directory = self.directory / name
-        if directory.resolve() != self.directory.resolve() / name:  # a link is not followed
-            raise manifest.ManifestError(f"{directory.name} is a link, not a directory")
-        promised = manifest.read(directory)
-        stored = {
-            path.name: _store(store, path, f"{self._blob_prefix}/{directory.name}/{path.name}")
-            for path in sorted(directory.iterdir())
-        }
+        key = f"{self._blob_prefix}/{Path(name).name}"
+        with ChildDirectory.open(self.directory, name) as made:
+            left_bytes = self._max_artifact_bytes
+            names = made.list_files(max_bytes=left_bytes)
+            described = b"".join(made.read(MANIFEST_NAME, max_bytes=manifest.MAX_BYTES))
+            promised = manifest.parse(described)
+            stored = [store_bytes(store, f"{key}/{MANIFEST_NAME}", [described])]
+            for file_name in names:
+                if file_name != MANIFEST_NAME:
+                    chunks = made.read(file_name, max_bytes=left_bytes)
+                    stored.append(store_bytes(store, f"{key}/{file_name}", chunks))
+                    left_bytes -= stored[-1].bytes
         # What is in the store is what counts, so that is what is compared.
         actual = {
             file.name: manifest.ManifestFile(bytes=file.bytes, sha256=file.sha256)
-            for file in stored.values()
-            if file.name != manifest.MANIFEST_NAME
+            for file in stored
+            if file.name != MANIFEST_NAME
         }
         manifest.check(promised, actual)
         if (promised.job_id, promised.attempt) != (self._lease.job_id, self._lease.attempt):
-            raise manifest.ManifestError(f"{directory.name} is of another job or attempt")
-        return list(stored.values())
+            raise manifest.ManifestError(f"{name} is of another job or attempt")
+        return stored
 
     def drop_directory(self, name: str) -> None:
         """Delete what was stored and is not needed here any more."""
-        shutil.rmtree(self.directory / name, ignore_errors=True)
+        remove_tree(self.directory, name)
 
-    def store_text(self, store: BlobStore, name: str, text: str) -> StoredFile:
-        """Store a text that this process made."""
-        path = self.directory / name
-        path.write_text(text, "utf-8")
-        return _store(store, path, f"{self._blob_prefix}/{name}")
+    def store_texts(self, store: BlobStore, name: str, texts: Iterable[str]) -> StoredFile:
+        """Store a text that this process makes. It never lies where the child can write."""
+        return store_bytes(store, f"{self._blob_prefix}/{name}", map(str.encode, texts))
 
     def remove(self) -> None:
         """Delete the directory."""
-        shutil.rmtree(self.directory, ignore_errors=True)
+        remove_tree(self.directory.parent, self.directory.name)
         try:
             self.directory.parent.rmdir()
         except OSError:
@@ -243,7 +242,7 @@ class JobDirectory:
 
 
 def _copy_blob(store: BlobStore, key: str, target: Path) -> None:
-    with store.open(key) as source, target.open("wb") as copy:
+    with store.open(key) as source, target.open("xb") as copy:
         shutil.copyfileobj(source, copy, 1024 * 1024)
 
 
@@ -270,38 +269,4 @@ def _reference(file: File) -> DatasetRef:
         sha256=file.sha256,
         bytes=file.bytes,
         examples=file.examples or 0,
-    )
-
-
-def _store(store: BlobStore, path: Path, key: str) -> StoredFile:
-    """Copy a file into the store, and compute its size and checksums meanwhile."""
-    sha256, crc32, size = hashlib.sha256(), 0, 0
-    scratch = store.scratch_file()
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)  # a link is not followed
-    try:
-        with os.fdopen(descriptor, "rb") as source, scratch.open("wb") as copy:
-            while chunk := source.read(1024 * 1024):
-                copy.write(chunk)
-                sha256.update(chunk)
-                crc32 = zlib.crc32(chunk, crc32)
-                size += len(chunk)
-        store.put(key, scratch)
-    finally:
-        scratch.unlink(missing_ok=True)  # a full disk must not stay full
-    return StoredFile(path.name, key, size, sha256.hexdigest(), crc32)
-
-
-def as_file(stored: StoredFile, lease: Lease, *, now: datetime) -> File:
-    """Return the row that publishes a stored file as a result of its job."""
-    return File(
-        id=new_id(IdPrefix.FILE),
-        project_id=lease.project_id,
-        purpose="fine-tune-results",
-        filename=stored.name,
-        bytes=stored.bytes,
-        sha256=stored.sha256,
-        crc32=stored.crc32,
-        blob_key=stored.blob_key,
-        created_at=now,
-        job_id=lease.job_id,
     )

@@ -9,7 +9,8 @@ from app.core.clock import steady_s
 from app.core.db.repositories.leases import Lease, LeaseRepository
 from app.core.db.repositories.queue import Turns
 from app.core.disk import has_room
-from app.core.errors import DatabaseBusyError
+from app.core.errors import DatabaseAwayError, DatabaseBusyError
+from app.core.logging import log_context
 from worker.attempt.attempt import Attempt
 from worker.attempt.lease_keeper import Resources
 from worker.launch.locks import TrainingSlots
@@ -62,6 +63,9 @@ class Worker:
             while not self._stopping.is_set():
                 try:
                     idle_s = self.run_once()
+                except DatabaseAwayError as error:
+                    logger.warning("trying again: %s", error.for_operator)
+                    idle_s = PAUSE_AFTER_FAILURE_S
                 except DatabaseBusyError:
                     logger.warning("the database is busy; trying again")
                     idle_s = self._settings.poll_interval_s
@@ -95,7 +99,9 @@ class Worker:
             )
 
     def _attempt(self, lease: Lease) -> float:
-        logger.info("job claimed", extra={"job_id": lease.job_id, "attempt": lease.attempt})
         attempt = Attempt(lease, self._resources, stop_at_s=lambda: self._stop_at_s)
-        attempt.run()
+        job = {"job_id": lease.job_id, "attempt": lease.attempt, "project": lease.project_id}
+        with log_context(**job):
+            logger.info("job claimed")
+            attempt.run()
         return PAUSE_AFTER_FAILURE_S if attempt.must_wait else 0.0

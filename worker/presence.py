@@ -6,6 +6,7 @@ import platform
 import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from contextvars import copy_context
 from pathlib import Path
 
 from app.core.clock import Clock
@@ -64,7 +65,8 @@ def repeating(
             except Exception:
                 logger.exception("a heartbeat failed")
 
-    thread = threading.Thread(target=run, daemon=True)
+    # In the context of its caller, so that its log lines name the same job.
+    thread = threading.Thread(target=copy_context().run, args=(run,), daemon=True)
     thread.start()
     try:
         yield

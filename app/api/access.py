@@ -17,7 +17,7 @@ REQUEST_ID = "request_id"
 CALLER = "caller"
 """Key in the state of a request that holds its `Caller`. Absent on an open path without a key."""
 
-OPEN_PATHS = frozenset({"/healthz", "/openapi.json", "/docs", "/docs/oauth2-redirect"})
+OPEN_PATHS = frozenset({"/healthz", "/openapi.json", "/docs", "/docs/page.js"})
 """Paths that need no key: they show what is in this repository, or that the service runs."""
 OPEN_PREFIX = "/docs/assets/"
 KEY_OPTIONAL_PATHS = frozenset({"/readyz"})

@@ -26,6 +26,9 @@ from app.webhooks.client import WebhookClient
 
 T = TypeVar("T")
 
+JOB_ID = "job_id"
+"""Key in the state of a request that holds the id of a job it made, for the access log."""
+
 _DEFAULT_TIMEOUT_S = 600
 """How long OpenAI's clients wait for an answer by default."""
 _MAX_TIMEOUT_S = 3600

@@ -1,5 +1,6 @@
 """Answers every error in OpenAI's envelope: {"error": {message, type, param, code}}."""
 
+import logging
 import re
 from collections.abc import Sequence
 from http import HTTPStatus
@@ -14,6 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from app.core.disk import as_storage_full
 from app.core.errors import (
+    DatabaseAwayError,
     NotFoundError,
     OutcomeUnknownError,
     QuotaExceededError,
@@ -22,6 +24,8 @@ from app.core.errors import (
     UnauthenticatedError,
 )
 from app.schemas.bodies import nearest_field
+
+logger = logging.getLogger(__name__)
 
 MAX_ECHO = 200
 """Maximum number of characters of a request that an error message repeats."""
@@ -96,6 +100,8 @@ async def _service_error(_request: Request, error: Exception) -> JSONResponse:
 
 def service_error_response(error: ServiceError) -> JSONResponse:
     """The answer to a request that failed with this error."""
+    if isinstance(error, DatabaseAwayError):
+        logger.warning("%s", error.for_operator)
     extra: dict[str, Any] = {}
     if error.problems:
         extra["errors"] = [problem.model_dump() for problem in error.problems]

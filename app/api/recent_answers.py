@@ -11,6 +11,7 @@ from http import HTTPStatus
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.access import CALLER
+from app.api.metrics import ROUTE, route_of
 from app.core.access import Caller
 
 PATHS = "/v1/fine_tuning/jobs"
@@ -27,6 +28,8 @@ _Key = tuple[Caller, str, bytes, tuple[tuple[bytes, bytes], ...]]
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
+    route: str
+    """Template of its path, for the metrics."""
     headers: list[tuple[bytes, bytes]]
     body: bytes
 
@@ -62,11 +65,12 @@ class RecentAnswers:
         if version is None:
             await self._app(scope, receive, send)
         elif known := self._answers.get(key):
+            scope["state"][ROUTE] = known.route
             start = {"status": HTTPStatus.OK.value, "headers": [*known.headers]}
             await send({"type": "http.response.start", **start})
             await send({"type": "http.response.body", "body": known.body})
         else:
-            recorder = _Recorder(send)
+            recorder = _Recorder(scope, send)
             await self._app(scope, receive, recorder)
             # An answer is not stored if another request has seen a newer version meanwhile.
             if recorder.answer and version == self._version and len(self._answers) < MAX_ANSWERS:
@@ -76,7 +80,8 @@ class RecentAnswers:
 class _Recorder:
     """Passes an answer on, and keeps it if it can be reused."""
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, scope: Scope, send: Send) -> None:
+        self._scope = scope
         self._send = send
         self._headers: list[tuple[bytes, bytes]] = []
         self._is_good = False
@@ -91,7 +96,7 @@ class _Recorder:
             body = message.get("body", b"")
             is_whole = not message.get("more_body", False)
             if self._is_good and is_whole and len(body) <= MAX_ANSWER_BYTES:
-                self.answer = _Answer(self._headers, body)
+                self.answer = _Answer(route_of(self._scope), self._headers, body)
             self._is_good = False  # an answer in several parts is not kept
         await self._send(message)
 

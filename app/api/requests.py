@@ -4,21 +4,26 @@ Routes of the class `StrictJsonRoute` accept only strict JSON, and not more than
 """
 
 import logging
+import re
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from http import HTTPStatus
 from typing import Any
 
 from anyio import to_thread
 from fastapi import Request, Response
-from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.api.access import REQUEST_ID, PolicyRoute
+from app.api.access import CALLER, REQUEST_ID, PolicyRoute
+from app.api.browser.security_headers import add_security_headers
+from app.api.deps import JOB_ID
 from app.api.errors import ERROR_CODE, MAX_ECHO, error_response
+from app.api.metrics import RequestMetrics
 from app.core import strict_json
+from app.core.access import Caller
 from app.core.clock import steady_s
 from app.core.errors import InvalidRequestError, PayloadTooLargeError, UnsupportedMediaTypeError
 from app.core.ids import IdPrefix, new_id
+from app.core.logging import log_context
 
 logger = logging.getLogger(__name__)
 access = logging.getLogger("app.access")
@@ -34,66 +39,100 @@ _QUICK_JSON_BYTES = 16 * 1024
 _PROBES = ("/healthz", "/readyz")
 """Paths that machines request every few seconds. They are logged at level debug."""
 _MAX_LOGGED_PATH = 200
+_JOB_ID = re.compile(rf"(?<=/jobs/){IdPrefix.JOB}[0-9a-z]+")
+_OUTCOMES = {4: "refused", 5: "failed"}
 
 
 class RequestContext:
-    """Middleware that gives each answer an `x-request-id` and a line in the log.
+    """Middleware that gives each request an id, a line in the log and a place in the metrics.
 
     It also answers unexpected exceptions in the envelope, before Starlette's own handler would
     answer in plain text and without an id.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, *, metrics: RequestMetrics) -> None:
         self._app = app
+        self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = new_id(IdPrefix.REQUEST)
-        started_s = steady_s()
-        status: int | None = None
-        state = scope.setdefault("state", {})
-        state[REQUEST_ID] = request_id
-
-        async def send_with_id(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = request_id
-            await send(message)
-
+        exchange = _Exchange(scope, receive, send)
+        request_id = exchange.request_id
+        scope.setdefault("state", {})[REQUEST_ID] = request_id
         try:
-            await self._app(scope, receive, send_with_id)
+            with log_context(request_id=request_id):
+                await self._app(scope, exchange.receive, exchange.send)
         except Exception:
             logger.exception("request failed", extra={"request_id": request_id})
-            if status is not None:
+            if exchange.status is not None:
                 raise
             response = error_response(
                 HTTPStatus.INTERNAL_SERVER_ERROR,
                 f"The server failed on this request. Search its log for {request_id}.",
                 code="internal_error",
             )
-            await response(scope, receive, send_with_id)
+            await response(scope, receive, exchange.send)
         finally:
-            seconds = steady_s() - started_s
-            _log_access(scope, status, seconds, request_id, code=state.get(ERROR_CODE))
+            self._metrics.observe(scope, exchange.status, exchange.seconds, exchange.received_bytes)
+            exchange.log()
 
 
-def _log_access(
-    scope: Scope, status: int | None, seconds: float, request_id: str, *, code: str | None
-) -> None:
-    """Log one line for a request: its path, the status and, for an error, the code.
+class _Exchange:
+    """One request and its answer, as the log and the metrics see them.
 
-    Args:
-        status: status of the answer; None if the client left before there was one.
+    Attributes:
+        status: status of the answer; None until it begins.
+        received_bytes: size of the request's body so far.
     """
-    # The raw path, because the decoded path could contain a line break.
-    path = scope["raw_path"].decode("ascii", "replace")[:_MAX_LOGGED_PATH]
-    level = logging.DEBUG if path in _PROBES else logging.INFO
-    context = {"request_id": request_id} | ({"code": code} if code else {})
-    what = (scope["method"], path, status or "no answer", 1000 * seconds)
-    access.log(level, "%s %s %s %.0f ms", *what, extra=context)
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._scope = scope
+        self._receive = receive
+        self._send = send
+        self._started_s = steady_s()
+        self.request_id = new_id(IdPrefix.REQUEST)
+        self.status: int | None = None
+        self.received_bytes = 0
+
+    @property
+    def seconds(self) -> float:
+        """Time since the head of the request."""
+        return steady_s() - self._started_s
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        self.received_bytes += len(message.get("body", b""))
+        return message
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            headers = [*message["headers"], (b"x-request-id", self.request_id.encode())]
+            add_security_headers(headers)
+            message["headers"] = headers
+        await self._send(message)
+
+    def log(self) -> None:
+        """Log one line: the path, the status, who asked for which job, and how it went."""
+        scope, state = self._scope, self._scope["state"]
+        # The raw path, because the decoded path could contain a line break.
+        path = scope["raw_path"].decode("ascii", "replace")[:_MAX_LOGGED_PATH]
+        job = _JOB_ID.search(path)
+        caller: Caller | None = state.get(CALLER)
+        context = {
+            "request_id": self.request_id,
+            "outcome": _OUTCOMES.get(self.status // 100, "ok") if self.status else "abandoned",
+            "code": state.get(ERROR_CODE),
+            "project": caller and caller.project_id,
+            "key_id": caller and caller.key_id,
+            "job_id": state.get(JOB_ID) or (job and job[0]),
+        }
+        level = logging.DEBUG if path in _PROBES else logging.INFO
+        what = (scope["method"], path, self.status or "no answer", 1000 * self.seconds)
+        known = {name: value for name, value in context.items() if value is not None}
+        access.log(level, "%s %s %s %.0f ms", *what, extra=known)
 
 
 class _StrictRequest(Request):

@@ -20,6 +20,12 @@ _CHUNK_BYTES = 384 * 1024
 
 _ONE_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII)
 
+_NOT_IN_NAMES = re.compile(
+    r'[\x00-\x1f\x7f-\x9f/\\:*?"<>|' r"\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+"""Characters that end a header or a name, name a directory, or change how a name is displayed."""
+_MAX_NAME = 200
+
 
 @dataclass(frozen=True, slots=True)
 class BlobSegment:
@@ -69,8 +75,7 @@ def send_segments(
     headers = {
         "accept-ranges": "bytes",
         "etag": f'"{etag}"',
-        "content-disposition": f"attachment; filename*=UTF-8''{quote(filename, safe='')}",
-        "x-content-type-options": "nosniff",
+        "content-disposition": attachment(filename),
     }
     if _names(request.headers.get("if-none-match", ""), headers["etag"]):
         return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
@@ -92,6 +97,17 @@ def send_segments(
         media_type=media_type,
         headers=headers,
     )
+
+
+def attachment(filename: str) -> str:
+    """The header `Content-Disposition` of a download, which no browser shows as a page.
+
+    Old programs read the first name, which is ASCII; all others read the second (RFC 6266, 4.3).
+    Neither can name a directory or hold a control character.
+    """
+    name = _NOT_IN_NAMES.sub("_", filename).lstrip(".")[:_MAX_NAME] or "download"
+    plain = name.encode("ascii", "replace").decode().replace("?", "_")
+    return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{quote(name, safe='')}"
 
 
 def _check_blobs(store: BlobStore, segments: Sequence[Segment]) -> None:

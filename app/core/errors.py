@@ -13,6 +13,7 @@ ServiceError                      the caller acts; the API answers with its stat
 ├── RateLimitError                429  too many requests; the caller repeats it later
 ├── OutcomeUnknownError           500  the request may have succeeded; check before repeating it
 ├── DatabaseBusyError             503  nothing was done; the caller may repeat the request
+│   └── DatabaseAwayError         503  its server does not answer
 ├── TooManyUploadsError           503  nothing was done; the caller may repeat the request
 └── StorageFullError              507  nothing was done; the disk needs free space first
 OperatorError                     the operator acts; it ends a command with its message
@@ -120,6 +121,18 @@ class RateLimitError(ServiceError):
 class DatabaseBusyError(ServiceError):
     status_code = 503
     code = "database_busy"
+
+
+class DatabaseAwayError(DatabaseBusyError):
+    """The server of the database does not answer.
+
+    Args:
+        for_operator: where the database is, why it cannot be reached, and what to do.
+    """
+
+    def __init__(self, message: str, *, for_operator: str) -> None:
+        super().__init__(message)
+        self.for_operator = for_operator
 
 
 class TooManyUploadsError(ServiceError):

@@ -2,10 +2,13 @@
 
 import logging
 import sys
+from contextlib import AbstractContextManager
 
 import structlog
+from structlog.contextvars import bound_contextvars, merge_contextvars
 from structlog.typing import EventDict, Processor, WrappedLogger
 
+from app.core.operator.redaction import redact
 from app.core.settings import Settings
 
 _NOT_SHOWN = ("color_message", "_record", "_from_structlog")
@@ -14,12 +17,14 @@ _NOT_SHOWN = ("color_message", "_record", "_from_structlog")
 def configure_logging(settings: Settings) -> None:
     """Send the messages of this process to standard error, with the level and format of `settings`.
 
-    The values that a call passes as `extra` follow the message as `key=value`, or as JSON keys.
+    The values of `log_context` and those that a call passes as `extra` follow the message as
+    `key=value`, or as JSON keys. What looks like a secret is hidden.
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
+        _Formatter(
             foreign_pre_chain=[
+                merge_contextvars,
                 structlog.stdlib.add_log_level,
                 structlog.stdlib.add_logger_name,
                 structlog.stdlib.ExtraAdder(),
@@ -30,6 +35,16 @@ def configure_logging(settings: Settings) -> None:
     )
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
     logging.getLogger("alembic").setLevel(logging.WARNING)
+
+
+def log_context(**values: str | int) -> AbstractContextManager[None]:
+    """Add values to every message of the block, in whatever thread or task takes its context."""
+    return bound_contextvars(**values)
+
+
+class _Formatter(structlog.stdlib.ProcessorFormatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return redact(super().format(record))
 
 
 def _renderers(settings: Settings) -> list[Processor]:

@@ -14,15 +14,18 @@ from pathlib import Path
 from typing import Any
 
 from app.core import durable
+from app.core.job.artifacts import MANIFEST_NAME
 from app.core.job.training_config import Frozen, JobSpec
 from app.core.version import VERSION
 
 _LIBRARIES = ("torch", "transformers", "peft", "datasets", "tokenizers", "safetensors", "numpy")
-MANIFEST_NAME = "manifest.json"
 SIGNATURE_NAME = "manifest.json.sig"
 """Signature of the manifest. The worker adds it, so no manifest lists it."""
 
 UNLISTED_NAMES = frozenset({MANIFEST_NAME, SIGNATURE_NAME})
+
+MAX_BYTES = 256 * 1024
+"""Largest manifest that is read. Usually it has a few thousand bytes."""
 
 
 class ManifestFile(Frozen):
@@ -84,19 +87,20 @@ def read(directory: Path) -> Manifest:
     try:
         return parse((directory / MANIFEST_NAME).read_bytes())
     except (OSError, ManifestError) as error:
-        raise ManifestError(f"{directory.name}: no readable {MANIFEST_NAME}: {error}") from error
+        raise ManifestError(f"{directory.name}: no readable {MANIFEST_NAME}") from error
 
 
 def parse(content: bytes) -> Manifest:
     """Read a manifest.
 
     Raises:
-        ManifestError: it is not one.
+        ManifestError: it is not one. The message does not quote the content, which may be any
+            file of the machine.
     """
     try:
         return Manifest.model_validate_json(content)
     except ValueError as error:
-        raise ManifestError(f"its manifest cannot be read: {error}") from error
+        raise ManifestError("its manifest cannot be read") from error
 
 
 def check(manifest: Manifest, files: dict[str, ManifestFile]) -> None:

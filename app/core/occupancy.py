@@ -3,15 +3,18 @@
 The kernel releases the lock when the process dies.
 """
 
+import errno
 import fcntl
 import logging
 import os
 from collections.abc import Generator
 from contextlib import contextmanager
+from pathlib import Path
 
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.core.clock import utc_now
+from app.core.db.backend import DatabaseUnusableError
 from app.core.db.inspection import has_tables
 from app.core.db.repositories.workers import SILENT_AFTER, WorkerRepository
 from app.core.db.session import Database
@@ -25,13 +28,42 @@ class OccupiedError(OperatorError):
     """The data directory is in use. The message says by what."""
 
 
+class DataDirError(OperatorError):
+    """The data directory cannot be used. The message says why."""
+
+
+def make_data_dir(settings: Settings) -> None:
+    """Create the data directory, and make sure that this process can write to it.
+
+    Raises:
+        DataDirError: it cannot.
+    """
+    directory = settings.data_dir.absolute()
+    obstacle = _make_writable(directory)
+    if obstacle:
+        raise DataDirError(
+            f"{directory} cannot be the data directory: {obstacle}. Set TUNERY_DATA_DIR to a "
+            f"directory that the user of this process (uid {os.geteuid()}) may write."
+        )
+
+
+def _make_writable(directory: Path) -> str:
+    """Create the directory. Returns what is in the way of writing to it; empty if nothing is."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        return str(error.strerror)
+    may_write = os.access(directory, os.W_OK | os.X_OK)
+    return "" if may_write else os.strerror(errno.EACCES)
+
+
 @contextmanager
 def occupied(settings: Settings) -> Generator[None]:
     """Mark the data directory as used. Many processes may do so at once.
 
     Raises:
         OccupiedError: a backup is being restored into the directory.
-        FileNotFoundError: the directory does not exist.
+        DataDirError: the directory does not exist.
     """
     with _locked(settings, fcntl.LOCK_SH, "A backup is being restored into it."):
         yield
@@ -44,7 +76,7 @@ def alone(settings: Settings) -> Generator[None]:
     Raises:
         OccupiedError: an API or a worker is running.
     """
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    make_data_dir(settings)
     with _locked(settings, fcntl.LOCK_EX, "The API or a worker runs on it. Stop both first."):
         alive = _count_workers_elsewhere(settings)
         if alive:
@@ -63,7 +95,7 @@ def _count_workers_elsewhere(settings: Settings) -> int:
             return 0
         with database.reading() as session:
             return WorkerRepository(session).count_alive(now=utc_now())
-    except SQLAlchemyError as error:  # it is old or damaged, and about to be replaced
+    except (SQLAlchemyError, DatabaseUnusableError) as error:  # old or damaged; replaced next
         logger.warning("the database does not say which workers run: %s", error.args[0])
         return 0
     finally:
@@ -72,7 +104,13 @@ def _count_workers_elsewhere(settings: Settings) -> int:
 
 @contextmanager
 def _locked(settings: Settings, how: int, otherwise: str) -> Generator[None]:
-    descriptor = os.open(settings.data_dir, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        descriptor = os.open(settings.data_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise DataDirError(
+            f"{settings.data_dir.absolute()} is no data directory: {error.strerror}. Is "
+            "TUNERY_DATA_DIR that of the service, and was it ever started?"
+        ) from error
     try:
         fcntl.flock(descriptor, how | fcntl.LOCK_NB)
     except BlockingIOError:

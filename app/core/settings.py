@@ -1,54 +1,32 @@
 """Settings, with defaults and units. A test compares `docs/settings.md` with this file."""
 
 import os
-import re
-from collections.abc import Sequence
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from app.core.errors import OperatorError
 from app.core.job.training_config import MACHINE_CACHE_NAME, PROJECT_CACHE_NAME
+from app.core.operator import environment
+from app.core.webhooks.allowed_targets import parse_networks, parse_targets
+
+_FILE = Path(".env")
 
 _LOOPBACK_NAMES = frozenset({"127.0.0.1", "localhost", "[::1]"})
-Network = IPv4Network | IPv6Network
-
-PUBLIC_WEBHOOKS = "public"
-"""Entry of `webhook_targets` that allows the internet."""
-
-WEBHOOK_ORIGIN = re.compile(
-    r"(?P<scheme>https?)://(?P<host>(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*)(:(?P<port>[0-9]{1,5}))?"
-)
-"""Any other entry of `webhook_targets`. IPv6 addresses need a name."""
-
-_NEVER: Sequence[Network] = [
-    ip_network(text)
-    for text in (
-        "0.0.0.0/8",
-        "169.254.0.0/16",  # link-local; a cloud's metadata
-        "224.0.0.0/3",
-        "::/128",
-        "::ffff:0:0/96",  # IPv4 in another spelling
-        "64:ff9b::/96",
-        "fe80::/10",
-        "ff00::/8",
-    )
-]
-"""Networks that `webhook_private_networks` must not contain, not even a part of them."""
 
 
 class Settings(BaseSettings):
     """Settings of a process, from `TUNERY_...` variables or a file `.env`. The variables win."""
 
     model_config = SettingsConfigDict(
-        env_prefix="TUNERY_",
-        env_file=".env",
+        env_prefix=environment.PREFIX,
+        env_file=_FILE,
         frozen=True,
         extra="ignore",  # `.env` may hold what other programs read
         use_attribute_docstrings=True,
+        hide_input_in_errors=True,  # it may be a password
     )
 
     data_dir: Path = Path("data")
@@ -71,6 +49,12 @@ class Settings(BaseSettings):
     bootstrap_key_file: str = ""
     """File to which the first start writes an API key with every scope, readable by its owner only.
     Empty means that no key is written."""
+    metrics_port: int | None = Field(default=None, ge=0, le=65535)
+    """TCP port on which the API process offers metrics for Prometheus, at `/metrics`. By default it
+    offers none."""
+
+    metrics_host: str = "127.0.0.1"
+    """Address of the metrics. They need no key: do not open the address to strangers."""
 
     max_upload_bytes: int = Field(default=512 * 1024 * 1024, ge=1)
     """Maximum size of an uploaded file, in bytes."""
@@ -206,32 +190,14 @@ class Settings(BaseSettings):
     @field_validator("webhook_targets")
     @classmethod
     def _must_be_targets(cls, text: str) -> str:
-        for target in _split(text):
-            if target != PUBLIC_WEBHOOKS and not WEBHOOK_ORIGIN.fullmatch(target):
-                raise ValueError(
-                    f"{target[:80]!r} is neither 'public' nor an origin in lower case and without "
-                    "a path, such as https://hooks.example.com or https://*.example.com:8443"
-                )
+        parse_targets(text)
         return text
 
     @field_validator("webhook_private_networks")
     @classmethod
     def _must_be_networks(cls, text: str) -> str:
-        for network in _networks_in(text):
-            if any(network.overlaps(never) for never in _NEVER if never.version == network.version):
-                raise ValueError(
-                    f"{network} contains addresses that no webhook may be sent to, such as that of "
-                    "a cloud's metadata; name smaller networks"
-                )
+        parse_networks(text)
         return text
-
-    @property
-    def webhook_target_list(self) -> list[str]:
-        return _split(self.webhook_targets)
-
-    @property
-    def webhook_private_network_list(self) -> list[Network]:
-        return _networks_in(self.webhook_private_networks)
 
     @property
     def resolved_database_url(self) -> str:
@@ -276,10 +242,6 @@ class Settings(BaseSettings):
         return self.data_dir / "blobs"
 
     @property
-    def models_dir(self) -> Path:
-        return self.data_dir / "models"
-
-    @property
     def signing_dir(self) -> Path:
         """Directory of the key that signs manifests. No training child may read it."""
         return self.data_dir / "signing"
@@ -295,29 +257,19 @@ class Settings(BaseSettings):
         return self.data_dir / "workers"
 
 
-class SettingsError(OperatorError):
-    """A setting has an invalid value. The message names the setting."""
-
-
 def read_settings() -> Settings:
     """Read the settings of this process.
 
     Raises:
-        SettingsError: a setting has an invalid value.
+        SettingsError: a setting has an invalid value, or a `TUNERY_...` variable is no setting.
     """
+    variables = environment.find_variables(_FILE)
+    environment.require_known(variables, known=Settings.model_fields)
     try:
         return Settings()
     except ValidationError as error:
+        problems = error.errors(include_url=False, include_input=False)
         lines = [
-            f"TUNERY_{'_'.join(map(str, problem['loc'])).upper()}: {problem['msg']}."
-            for problem in error.errors(include_url=False)
+            environment.explain_invalid(each["loc"], each["msg"], variables) for each in problems
         ]
-        raise SettingsError("\n".join(lines)) from error
-
-
-def _split(text: str) -> list[str]:
-    return [entry.strip() for entry in text.split(",") if entry.strip()]
-
-
-def _networks_in(text: str) -> list[Network]:
-    return [ip_network(entry) for entry in _split(text)]
+        raise environment.SettingsError("\n".join(lines)) from error

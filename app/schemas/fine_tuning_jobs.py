@@ -87,7 +87,8 @@ class JobCreate(RequestBody):
         Field(ge=PRIORITIES.start, le=PRIORITIES.stop - 1),
         AfterValidator(lambda value: value or 0),
     ] = 0
-    """Queue priority. Jobs with a higher priority run first; among equals, the oldest."""
+    """Queue priority within the project. Jobs with a higher priority run first; among equals, the
+    oldest."""
 
     @field_validator("integrations")
     @classmethod
@@ -192,7 +193,8 @@ class JobRead(ItemRead):
     """Unix time at which a running job was asked to pause. Null again once the job is paused or
     resumed."""
     priority: int
-    """Queue priority. Jobs with a higher priority run first; among equals, the oldest."""
+    """Queue priority within the project. Jobs with a higher priority run first; among equals, the
+    oldest."""
     rerun_of: str | None
     """Id of the job that this job repeats. That job may have been deleted."""
     resumed_from_step: int | None
@@ -201,8 +203,8 @@ class JobRead(ItemRead):
     attempt: int
     """Number of times that a worker has started or resumed the job."""
     queue_position: int | None
-    """Position in the queue, where 1 is the next job to run. Null for a job that is not waiting in
-    the queue."""
+    """Position in the queue of the project, where 1 runs at the project's next turn. Null for a job
+    that is not waiting in the queue."""
     trained_steps: int
     """Number of optimizer steps done so far."""
     total_steps: int | None

@@ -63,4 +63,5 @@ class MetricsRead(ResponseBody):
     object: Literal["list"] = "list"
     data: list[dict[str, float | int | None]]
     """The loss log, one row per optimizer step."""
-    has_more: Literal[False] = False
+    has_more: bool
+    """True if the log continues after the last row, within the range that was asked for."""

@@ -6,7 +6,7 @@ from pydantic import Field, StringConstraints
 
 from app.core.db.repositories.webhooks import Deliveries
 from app.core.db.webhook_tables import WebhookEndpoint
-from app.core.job.webhook_events import WebhookEventType
+from app.core.webhooks.events import WebhookEventType
 from app.schemas.bodies import ItemRead, RequestBody, ResponseBody, UnixTime
 from app.webhooks.messages import hint_of
 from app.webhooks.targets import MAX_URL

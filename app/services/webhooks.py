@@ -10,7 +10,7 @@ from app.core.db.session import Session
 from app.core.db.webhook_tables import WebhookEndpoint
 from app.core.errors import InvalidRequestError, StateConflictError
 from app.core.ids import IdPrefix, new_id
-from app.core.job.webhook_events import WebhookEventType
+from app.core.webhooks.events import WebhookEventType
 from app.schemas.bodies import PageRead
 from app.schemas.webhooks import (
     WebhookEndpointCreate,
@@ -19,6 +19,8 @@ from app.schemas.webhooks import (
     WebhookEndpointWithSecretRead,
     WebhookTestRead,
 )
+from app.services import audit
+from app.services.audit import Action
 from app.webhooks.client import DeliveryError, WebhookClient
 from app.webhooks.messages import build_body, build_headers, new_secret
 from app.webhooks.targets import TargetPolicy
@@ -72,6 +74,7 @@ def create_endpoint(
         leased_until=now,
     )
     endpoints.add(endpoint)
+    audit.record(session, caller, Action.WEBHOOK_CREATED, endpoint.id, now=now)
     return WebhookEndpointWithSecretRead.of(endpoint, _count(session, endpoint))
 
 
@@ -83,7 +86,8 @@ def list_endpoints(
     page = endpoints.list_page(after=after, limit=limit)
     counts = endpoints.count_deliveries(page.rows)
     return PageRead[WebhookEndpointRead].of(
-        page, lambda endpoint: WebhookEndpointRead.of(endpoint, counts[endpoint.id])
+        page,
+        lambda endpoint: WebhookEndpointRead.of(endpoint, counts.get(endpoint.id, Deliveries())),
     )
 
 
@@ -125,10 +129,11 @@ def update_endpoint(
         endpoint.failures, endpoint.retry_at = 0, now
     if (endpoint.name, endpoint.url, endpoint.event_types) != before:
         endpoint.updated_at = now
+        audit.record(session, caller, Action.WEBHOOK_UPDATED, endpoint_id, now=now)
     return WebhookEndpointRead.of(endpoint, _count(session, endpoint))
 
 
-def delete_endpoint(session: Session, caller: Caller, endpoint_id: str) -> None:
+def delete_endpoint(session: Session, caller: Caller, endpoint_id: str, *, now: datetime) -> None:
     """Delete an endpoint, and every event that it was not sent yet.
 
     Raises:
@@ -136,6 +141,7 @@ def delete_endpoint(session: Session, caller: Caller, endpoint_id: str) -> None:
     """
     endpoints = WebhookRepository(session, caller.project_id)
     endpoints.delete(endpoints.get_to_change(endpoint_id))
+    audit.record(session, caller, Action.WEBHOOK_DELETED, endpoint_id, now=now)
 
 
 def rotate_secret(
@@ -154,6 +160,7 @@ def rotate_secret(
     endpoint.old_secret = endpoint.secret if keeps_old else None
     endpoint.old_secret_until = now + OLD_SECRET_KEPT_FOR if keeps_old else None
     endpoint.secret, endpoint.updated_at = new_secret(), now
+    audit.record(session, caller, Action.WEBHOOK_ROTATED, endpoint_id, now=now)
     return WebhookEndpointWithSecretRead.of(endpoint, _count(session, endpoint))
 
 
@@ -217,7 +224,7 @@ def send_sample(client: WebhookClient, sample: Sample) -> WebhookTestRead:
 
 def _count(session: Session, endpoint: WebhookEndpoint) -> Deliveries:
     endpoints = WebhookRepository(session, endpoint.project_id)
-    return endpoints.count_deliveries([endpoint])[endpoint.id]
+    return endpoints.count_deliveries([endpoint]).get(endpoint.id, Deliveries())
 
 
 def _without_repetitions(event_types: list[WebhookEventType]) -> list[str]:

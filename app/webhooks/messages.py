@@ -11,8 +11,8 @@ import secrets
 from collections.abc import Sequence
 from datetime import datetime
 
-from app.core.job.webhook_events import WebhookEventType
 from app.core.version import VERSION
+from app.core.webhooks.events import WebhookEventType
 
 _PREFIX = "whsec_"
 _SECRET_BYTES = 32

@@ -12,13 +12,13 @@ from pydantic import ValidationError
 from pydantic_core import Url
 
 from app.core.errors import InvalidRequestError
-from app.core.settings import PUBLIC_WEBHOOKS, WEBHOOK_ORIGIN, Network, Settings
+from app.core.settings import Settings
+from app.core.webhooks.allowed_targets import DEFAULT_PORTS, parse_networks, parse_targets
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 MAX_URL = 2048
 _PUBLIC_PORTS = (443, 8443)
-_DEFAULT_PORTS = {"https": 443, "http": 80}
 
 _GLOBAL_IPV6 = ipaddress.ip_network("2000::/3")
 _NOT_PUBLIC = [
@@ -59,49 +59,26 @@ class Target:
     """Whether the operator has named the host, so that it may be in a private network."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Origin:
-    """One entry of TUNERY_WEBHOOK_TARGETS that names hosts."""
-
-    scheme: str
-    host: str
-    port: int
-
-    def matches(self, scheme: str, host: str, port: int) -> bool:
-        is_host = host == self.host
-        if self.host.startswith("*."):
-            is_host = host.endswith(self.host[1:])
-        return is_host and (scheme, port) == (self.scheme, self.port)
-
-
 class TargetPolicy:
     """What the operator allows.
 
     Args:
-        targets: each is `public` or an origin, such as `https://*.example.com:8443`.
-        private_networks: networks whose addresses a host may have that a target names.
-
-    Raises:
-        ValueError: an entry is neither. The message says which.
+        targets: as in TUNERY_WEBHOOK_TARGETS.
+        private_networks: as in TUNERY_WEBHOOK_PRIVATE_NETWORKS.
     """
 
-    def __init__(
-        self,
-        targets: Sequence[str] = (),
-        private_networks: Sequence[Network] = (),
-    ) -> None:
-        self._allows_public = PUBLIC_WEBHOOKS in targets
-        self._origins = [_parse_origin(target) for target in targets if target != PUBLIC_WEBHOOKS]
-        self._private_networks = private_networks
+    def __init__(self, targets: str = "", private_networks: str = "") -> None:
+        self._allowed = parse_targets(targets)
+        self._private_networks = parse_networks(private_networks)
 
     @classmethod
     def of(cls, settings: Settings) -> "TargetPolicy":
-        return cls(settings.webhook_target_list, settings.webhook_private_network_list)
+        return cls(settings.webhook_targets, settings.webhook_private_networks)
 
     @property
     def is_on(self) -> bool:
         """Whether any target is allowed."""
-        return self._allows_public or bool(self._origins)
+        return self._allowed.has_public or bool(self._allowed.origins)
 
     def check_url(self, url: str) -> Target:
         """Parse a URL, and check everything except for the addresses that a name will have.
@@ -133,8 +110,8 @@ class TargetPolicy:
 
     def _allow(self, url: Url) -> Target:
         scheme, host, port = url.scheme, url.host or "", url.port or 0
-        is_named = any(origin.matches(scheme, host, port) for origin in self._origins)
-        is_public = self._allows_public and scheme == "https" and port in _PUBLIC_PORTS
+        is_named = any(origin.matches(scheme, host, port) for origin in self._allowed.origins)
+        is_public = self._allowed.has_public and scheme == "https" and port in _PUBLIC_PORTS
         if not (is_named or is_public):
             raise _refused(
                 f"The operator of this service does not allow webhooks to '{scheme}' on port "
@@ -174,7 +151,7 @@ def _parse(url: str) -> Url:
     except ValidationError as error:
         raise _refused("It is not a URL, such as https://hooks.example.com/tunery.") from error
     host = parsed.host or ""
-    if parsed.scheme not in _DEFAULT_PORTS or not host:
+    if parsed.scheme not in DEFAULT_PORTS or not host:
         raise _refused("It must begin with https:// and a host.")
     if parsed.username is not None or parsed.password is not None:
         raise _refused("It must not contain a user name or a password.")
@@ -195,11 +172,3 @@ def _literal(host: str) -> Address | None:
         return ipaddress.ip_address(host.strip("[]"))
     except ValueError:
         return None
-
-
-def _parse_origin(text: str) -> _Origin:
-    found = WEBHOOK_ORIGIN.fullmatch(text)
-    if found is None:
-        raise ValueError(text)
-    default = _DEFAULT_PORTS[found["scheme"]]
-    return _Origin(found["scheme"], found["host"], int(found["port"] or default))

@@ -128,8 +128,8 @@ class PostgresServer:
 
     def close(self) -> None:
         self.stop(signal.SIGQUIT)
-        self._claim.close()
         shutil.rmtree(self._directory)
+        self._claim.close()  # only now, or another process would remove what is left behind
 
     def url(self, database: str) -> str:
         return f"postgresql+psycopg://{ROLE}@/{database}?host={self._directory}"

@@ -57,7 +57,7 @@ def messages(client: openai.OpenAI, job_id: str) -> list[str]:
 
 
 def steps(client: openai.OpenAI, job_id: str) -> list[int]:
-    log: Any = client.get(f"/fine_tuning/jobs/{job_id}/metrics", cast_to=object)
+    log: Any = client.get(f"/fine_tuning/jobs/{job_id}/metrics?limit=10000", cast_to=object)
     return [row["step"] for row in log["data"]]
 
 
@@ -320,7 +320,7 @@ def adapter_of(client: openai.OpenAI, job_id: str) -> bytes:
 
 def log_of(client: openai.OpenAI, job_id: str) -> list[dict[str, Any]]:
     """Less the time it took."""
-    log: Any = client.get(f"/fine_tuning/jobs/{job_id}/metrics", cast_to=object)
+    log: Any = client.get(f"/fine_tuning/jobs/{job_id}/metrics?limit=10000", cast_to=object)
     return [{key: row[key] for key in row if key != "elapsed_s"} for row in log["data"]]
 
 

@@ -14,6 +14,7 @@ from app.core.db.repositories.projects.usage import UsageRepository
 from app.core.db.session import Database
 from app.core.db.tables import TunedModel
 from app.core.storage.local import LocalBlobStore
+from app.core.webhooks.events import WebhookEventType
 from tests.builders import (
     MINUTE,
     NOW,
@@ -31,6 +32,7 @@ from tests.builders import (
     claim,
     list_checkpoints,
 )
+from tests.webhooks import add_endpoint, build_endpoint, queue_event
 
 OTHER_PROJECT = "proj-other"
 
@@ -84,6 +86,8 @@ class World:
             base_model="tiny",
             created_at=NOW,
         )
+        self.endpoint = add_endpoint(database, "https://hooks.example.com/")
+        queue_event(database)
         with database.writing() as session:
             session.add(Project(id=OTHER_PROJECT, name="Other", created_at=NOW))
             UsageRepository(session, DEFAULT_PROJECT_ID).add(processor_s=1.0, requests=1, now=NOW)
@@ -164,6 +168,7 @@ class World:
             "JobRepository.resume": [call(queued.id, now=NOW)],
             "JobRepository.delete": [call(done)],
             "JobRepository.copy_steps": [call(done.id, queued.id, last=9)],
+            "JobRepository.list_points": [call(done.id, first=1, last=None, points=2)],
             "JobRepository.list_steps": [call(done.id, last=9)],
             "SavedStateRepository.add": [call(self.lease, 2, {}, now=NOW)],
             "SavedStateRepository.drop": [call(self.lease, 1)],
@@ -180,4 +185,13 @@ class World:
             "UploadRepository.measure_parts": [call(self.upload.id)],
             "UploadRepository.add_part": [call(build_part(self.upload, b"other"))],
             "UploadRepository.end": [call(self.upload, "cancelled")],
+            "WebhookRepository.lock": [call()],
+            "WebhookRepository.count": [call()],
+            "WebhookRepository.add": [call(build_endpoint("https://hooks.example.com/"))],
+            "WebhookRepository.get": [call(self.endpoint.id)],
+            "WebhookRepository.get_to_change": [call(self.endpoint.id)],
+            "WebhookRepository.list_page": [call(**page)],
+            "WebhookRepository.delete": [call(self.endpoint)],
+            "WebhookRepository.count_deliveries": [call([self.endpoint])],
+            "WebhookRepository.announce": [call(WebhookEventType.SUCCEEDED, done.id, now=NOW)],
         }

@@ -60,6 +60,7 @@ def ids_of(world: World) -> dict[str, str]:
         "job_id": world.done.id,
         "upload_id": world.upload.id,
         "model": world.model.id,
+        "endpoint_id": world.endpoint.id,
         "project_id": OTHER_PROJECT,
     }
 

@@ -140,7 +140,7 @@ def attack(
         "stop_grace_s": str(GRACE_S),
         "poll_interval_s": "0.05",
         "install_default_model": "false",
-        "chaos_mutation": mutation,
+        "test_mutation": mutation,
     }
     database = Database(url)
     began = time.monotonic()

@@ -1,6 +1,6 @@
 """`python -m tests.chaos.worker`: the real worker, with a child that learns nothing, but fast.
 
-With TUNERY_CHAOS_MUTATION=no-fence in its environment its writes name no attempt any more: what
+With TUNERY_TEST_MUTATION=no-fence in its environment its writes name no attempt any more: what
 the harness must notice.
 """
 

@@ -90,6 +90,8 @@ def attempts(targets: Targets, directory: Path) -> dict[str, Callable[[], object
         "write the database": lambda: overwrite(targets.database),
         "read a blob": targets.blob.read_bytes,
         "write a blob": lambda: overwrite(targets.blob),
+        "read the signing key": targets.signing_key.read_bytes,
+        "write the signing key": lambda: overwrite(targets.signing_key),
         "write the base model": lambda: overwrite(targets.base_model),
         "read another job": targets.other_job.read_bytes,
         "write another job": lambda: overwrite(targets.other_job),

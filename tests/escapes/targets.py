@@ -15,6 +15,7 @@ class Targets(BaseModel):
     abstract_socket: str
     database: Path
     blob: Path
+    signing_key: Path
     base_model: Path
     other_job: Path
     """A file in the job directory of another job."""

@@ -54,6 +54,7 @@ def build(data_dir: Path, port: int) -> tuple[Path, Targets]:
     files = {
         "database": data_dir / "tunery.db",
         "blob": data_dir / "blobs" / "blob",
+        "signing_key": data_dir / "signing" / "key.pem",
         "base_model": data_dir / "models" / "tiny" / "model.safetensors",
         "other_job": data_dir / "work" / "ftjob-2" / "attempt-1" / "train.jsonl",
         "machine_cache": data_dir / "cache" / "machine" / "processor.json",

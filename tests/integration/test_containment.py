@@ -82,6 +82,8 @@ def test_without_the_sandbox_it_gets_out(attack: Any, user: int | None) -> None:
         "read the database",
         "write the database",
         "write a blob",
+        "read the signing key",
+        "write the signing key",
         "write the base model",
         "read another job",
         "signal the worker",

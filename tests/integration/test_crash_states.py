@@ -22,7 +22,7 @@ from tests.powercut.crash_states import CrashState, Recorder, crash_states
 from worker.job_directory import JobDirectory
 
 LEASE = build_lease(build_job(id="ftjob-1", fine_tuned_model="ft:tiny:tunery::1"))
-FILES = {"adapter_model.safetensors": b"weights" * 20, "optimizer.pt": b"momenta" * 20}
+FILES = {"adapter_model.safetensors": b"weights" * 20, "state.safetensors": b"momenta" * 20}
 
 Check = Callable[[Path, CrashState], str | None]
 """What is wrong with what a power cut has left, if anything."""

@@ -1,5 +1,6 @@
 """The commands of `tunery` and `python -m app`, as far as no process has to be started for them."""
 
+import re
 import socket
 from pathlib import Path
 
@@ -117,6 +118,53 @@ def test_a_database_of_a_newer_version_ends_a_start_with_one_line(
 
     assert said.startswith(f"{name}: The database has schema 9999, from a newer version")
     assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("serve",),
+        ("worker",),
+        ("api",),
+        ("openapi",),
+        ("doctor",),
+        ("backup", "there"),
+        ("restore", "there"),
+        ("models", "list"),
+        ("models", "install", "ours"),
+        ("models", "remove", "ours"),
+    ],
+)
+def test_every_command_refuses_a_setting_that_there_is_not(
+    arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TUNERY_LEASES", "30")
+
+    said = run(cli, *arguments, code=2).stderr
+
+    name = " ".join(arguments[:2]) if arguments[0] == "models" else arguments[0]
+    assert said == (
+        f"{name}: TUNERY_LEASES is not a setting. Did you mean TUNERY_LEASE_S? docs/settings.md "
+        "lists every setting.\n"
+    )
+
+
+@pytest.mark.parametrize("arguments", [("doctor",), ("backup", "there")])
+def test_a_data_directory_that_is_not_there_is_named(arguments: tuple[str, ...]) -> None:
+    said = run(cli, *arguments, code=2).stderr
+
+    assert re.fullmatch(r"\w+: /\S+/data is no data directory: No such file.*\n", said)
+
+
+def test_a_database_that_is_no_database_ends_a_backup_with_one_line(place: Path) -> None:
+    (place / "data").mkdir()
+    (place / "data" / "tunery.db").write_bytes(b"no database " * 1000)
+
+    said = run(cli, "backup", "there", code=2).stderr
+
+    assert re.fullmatch(
+        r"backup: The database data/tunery.db: file is not a database\. Keep .*\n", said
+    )
 
 
 def test_a_key_is_rotated_and_its_old_public_key_shown(

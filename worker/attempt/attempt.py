@@ -13,7 +13,7 @@ from app.core.clock import steady_s
 from app.core.db.repositories.access import ProjectsRepository
 from app.core.db.repositories.files import FileRepository
 from app.core.db.repositories.jobs import JobRepository
-from app.core.db.repositories.leases import Lease, LeaseRepository
+from app.core.db.repositories.leases import Lease, LeaseRepository, RequestedAction
 from app.core.db.repositories.projects.usage import UsageRepository
 from app.core.db.repositories.recovery import Crash, Interruption, RecoveryRepository
 from app.core.db.repositories.saved_states import SavedStateRepository
@@ -24,6 +24,7 @@ from app.core.errors import (
     NotFoundError,
     OutcomeUnknownError,
 )
+from app.core.job.loss_log import MAX_STEP
 from app.core.job.status import JobStatus
 from app.core.job.training_events import (
     Checkpointed,
@@ -46,7 +47,9 @@ from worker.attempt.endings import (
     end_of_process,
 )
 from worker.attempt.lease_keeper import TRANSIENT_ERRORS, LeaseKeeper, Resources
-from worker.attempt.publisher import Publisher, StepLog
+from worker.attempt.publisher import Publisher
+from worker.attempt.report_check import ReportCheck
+from worker.attempt.step_log import StepLog
 from worker.job_directory import JobDirectory, JobInputs
 from worker.launch.launcher import Ending, Signal
 from worker.presence import repeating
@@ -80,6 +83,7 @@ class Attempt:
         self._keeper = LeaseKeeper(lease, resources, stop_at_s)
         self._publisher = Publisher(self._keeper, self._job_directory, resources)
         self._steps = StepLog(self._keeper, resources)
+        self._reports = ReportCheck()
         self._last_event: LastEvent | None = None
         self.must_wait = False
 
@@ -128,8 +132,10 @@ class Attempt:
         """Write down what the training process reports.
 
         Raises:
+            ProtocolError: it cannot be true.
             ManifestError: a checkpoint is not what its manifest says.
         """
+        self._reports.check(event)
         if isinstance(event, Stepped):
             self._steps.append(event.metrics)
             if not self._steps.has_written:  # a user waits for the first step
@@ -154,15 +160,17 @@ class Attempt:
         """End the job or put it back, after its training process has ended."""
         self._keeper.require()
         self._steps.flush()
-        self.end(
-            end_of_process(
-                self._last_event,
-                ending,
-                action=self._keeper.requested_action,
-                is_stopping=self._keeper.is_stopping,
-                is_over_time=self._keeper.is_over_time,
-            )
+        end = end_of_process(
+            self._last_event,
+            ending,
+            action=self._keeper.requested_action,
+            is_stopping=self._keeper.is_stopping,
+            is_over_time=self._keeper.is_over_time,
         )
+        if isinstance(end, Crash):  # clients are shown only a line of it
+            log = {"job_id": self._lease.job_id, "log": ending.log_tail.splitlines()}
+            logger.warning("the training process crashed", extra=log)
+        self.end(end)
 
     def end(self, end: AttemptEnd) -> None:
         """End the attempt in this way, and with it the job, unless that is put back."""
@@ -184,15 +192,21 @@ class Attempt:
         except (LeaseLostError, OutcomeUnknownError):
             raise
         except Exception as error:
-            self.end(end_of_error(error, self._lease))
+            end = end_of_error(error, self._lease)
+            is_cancelled = self._keeper.requested_action is RequestedAction.CANCEL
+            self.end(Cancelled() if is_cancelled else end)
 
     def _prepare(self) -> int:
         """Fill the job directory. Returns the step after which training resumes, or 0."""
         resources = self._resources
         inputs = self._keeper.read(self._read_inputs)
-        return self._job_directory.fill(
+        after_step = self._job_directory.fill(
             inputs, resources.store, resources.catalogue, resources.settings
         )
+        examples = inputs.training_file.examples
+        total_steps = self._lease.config.total_steps(examples) if examples else MAX_STEP
+        self._reports.begin(after_step=after_step, total_steps=total_steps)
+        return after_step
 
     def _read_inputs(self, session: Session) -> JobInputs:
         lease, files = self._lease, FileRepository(session, self._lease.project_id)

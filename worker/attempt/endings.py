@@ -7,14 +7,17 @@ from dataclasses import dataclass
 from app.core.db.repositories.leases import Lease, RequestedAction
 from app.core.db.repositories.recovery import Crash, Interruption
 from app.core.disk import as_storage_full
+from app.core.job.child_text import last_line, without_paths
 from app.core.job.training_events import (
     Failed,
     Finished,
     JobError,
     OutOfSpace,
+    ProtocolError,
     Stopped,
     Unresumable,
 )
+from app.core.manifest import ManifestError
 from worker.job_directory import BaseModelChangedError, BaseModelMissingError
 from worker.launch.launcher import Ending
 from worker.launch.locks import JobLockedError
@@ -90,12 +93,37 @@ def end_of_error(error: Exception, lease: Lease) -> JobError | Interruption:
     """Decide how an attempt ends that failed with this exception, which is being handled."""
     base_model, context = lease.base_model, {"job_id": lease.job_id}
     match error:
+        case ProtocolError() | ManifestError():
+            logger.warning("the training process broke its protocol", exc_info=True, extra=context)
+            what = without_paths(str(error)).rstrip(".")
+            return JobError(
+                code="training_protocol_violated",
+                message=f"The training process was stopped. {what}. "
+                "Rerun the job; if it fails again, report a bug with the worker's log.",
+            )
         case JobLockedError():
             logger.warning("job locked: %s", error, extra=context)
             return Interruption(
                 "Its previous training process does not end",
                 "Find out what blocks that process, or restart the machine.",
             )
+        case BaseModelMissingError() | BaseModelChangedError() | RefusedModelError():
+            return _error_of_base_model(error, base_model)
+        case OSError() if as_storage_full(error) is not None:
+            return Interruption("The disk is full", _FREE_SPACE)
+        case _:
+            logger.exception("attempt failed", extra=context)
+            return JobError(
+                code="internal_error",
+                message=f"The worker failed on this job: {without_paths(repr(error)):.300}. "
+                "See the worker's log.",
+            )
+
+
+def _error_of_base_model(
+    error: BaseModelMissingError | BaseModelChangedError | RefusedModelError, base_model: str
+) -> JobError:
+    match error:
         case BaseModelMissingError():
             return JobError(
                 code="model_not_available",
@@ -114,14 +142,6 @@ def end_of_error(error: Exception, lease: Lease) -> JobError | Interruption:
                 message=f"The base model {base_model} cannot be used: {error} Remove it with "
                 f"'tunery models remove {base_model}', install it again and rerun the job.",
             )
-        case OSError() if as_storage_full(error) is not None:
-            return Interruption("The disk is full", _FREE_SPACE)
-        case _:
-            logger.exception("attempt failed", extra=context)
-            return JobError(
-                code="internal_error",
-                message=f"The worker failed on this job: {error!r:.500}. See the worker's log.",
-            )
 
 
 def _end_of_interrupted(
@@ -129,16 +149,26 @@ def _end_of_interrupted(
 ) -> Released | Crash:
     # A child that is asked to end may do so before it can report that.
     was_ended = ending.was_killed or (ending.was_asked and ending.exit_code == -signal.SIGTERM)
-    if was_ended or isinstance(event, Stopped):
+    was_told = ending.was_asked or is_stopping
+    if was_ended or (was_told and isinstance(event, Stopped)):
         return Released("The worker was stopped" if is_stopping else "The job was interrupted")
     if ending.exit_code == -signal.SIGKILL:
         return Crash(
             "The training process was killed, most likely because the machine ran out of memory",
             "Lower batch_size or context_length, or take a smaller base model.",
-            ending.log_tail,
+            last_line(ending.log_tail),
         )
     if ending.exit_code < 0:
-        what = f"The training process died of {signal.Signals(-ending.exit_code).name}"
+        what = f"The training process died of {_signal_name(-ending.exit_code)}"
+    elif isinstance(event, Stopped):
+        what = "The training process stopped without being asked to"
     else:
         what = f"The training process ended with exit code {ending.exit_code}"
-    return Crash(what, "Its log may show the cause.", ending.log_tail)
+    return Crash(what, "The worker's log has more of its log.", last_line(ending.log_tail))
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal
+        return f"signal {number}"

@@ -6,8 +6,6 @@ model, data and hyperparameters that the job was given. How the job was computed
 versions, is what the training process reports.
 """
 
-import hashlib
-import zlib
 from collections.abc import Sequence
 
 from app.core import manifest
@@ -15,7 +13,7 @@ from app.core.job.training_config import JobSpec
 from app.core.manifest import MANIFEST_NAME, SIGNATURE_NAME, ManifestError, ManifestFile
 from app.core.signing.keys import SigningKeys
 from app.core.storage.blob_store import BlobStore
-from worker.job_directory import StoredFile
+from worker.stored_file import StoredFile, store_bytes
 
 
 def sign_checkpoint(
@@ -50,15 +48,4 @@ def sign_checkpoint(
     manifest.check(promised, files)
     manifest.check_inputs(promised, spec)
     key = listed.blob_key.removesuffix(MANIFEST_NAME) + SIGNATURE_NAME
-    return _store(store, key, keys.sign(content))
-
-
-def _store(store: BlobStore, key: str, signature: bytes) -> StoredFile:
-    scratch = store.scratch_file()
-    try:
-        scratch.write_bytes(signature)
-        store.put(key, scratch)
-    finally:
-        scratch.unlink(missing_ok=True)
-    sha256 = hashlib.sha256(signature).hexdigest()
-    return StoredFile(SIGNATURE_NAME, key, len(signature), sha256, zlib.crc32(signature))
+    return store_bytes(store, key, [keys.sign(content)])

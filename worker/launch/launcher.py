@@ -74,5 +74,6 @@ class Launcher(Protocol):
 
         Raises:
             JobLockedError: another process of the job lives on this machine and does not end.
+            ProtocolError: the process has written something that is not an event. It is killed.
         """
         ...

@@ -2,19 +2,16 @@
 
 import logging
 import os
-import queue
 import signal
 import subprocess
 import threading
-from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Protocol, TypeVar, cast
 
-from pydantic import ValidationError
-
-from app.core.job.training_events import TrainingEvent, parse_event
+from app.core.job.training_events import ProtocolError, TrainingEvent, parse_event
 from app.core.subprocesses import python_module, with_import_path
+from worker.launch.child_output import EXIT_GRACE_S, ChildOutput
 from worker.launch.launcher import SIGNAL_POLL_INTERVAL_S, Ending, Signal, Watcher
 from worker.launch.locks import JobLock
 from worker.launch.sandbox.confinement import Confinement
@@ -22,15 +19,9 @@ from worker.launch.sandbox.sandbox import NO_SANDBOX, Sandbox
 
 logger = logging.getLogger(__name__)
 
-LOG_NAME = "train.log"
-LOG_TAIL_LINES = 20
 LOCK_S = 10.0
 """How long the previous attempt's process may take to die once it is killed, in seconds."""
 
-EXIT_GRACE_S = 10.0
-"""How long a child may take to exit once it has closed its output, in seconds."""
-
-MAX_LINE_BYTES = 1024 * 1024
 PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "PYTHONPATH")
 """Environment variables that a child inherits: no address, no secret."""
 
@@ -67,14 +58,17 @@ def start_locked(
     start: Callable[[int, int], ChildT],
     *,
     within_s: float,
-) -> ChildT:
+) -> tuple[ChildT, int]:
     """Start a child that holds the lock of the job for as long as it lives.
 
     Args:
         directory: the job directory. Its parent belongs to the job alone.
         start: starts the child. Its arguments are descriptors that the child inherits: the lock,
-            and the file for its standard error.
+            and a pipe for its standard error.
         within_s: how long to wait for the lock, in seconds.
+
+    Returns:
+        The child, and the descriptor from which its standard error is read.
 
     Raises:
         JobLockedError: another process of the job lives on this machine and does not end.
@@ -83,43 +77,52 @@ def start_locked(
     lock = job_lock.take(
         within_s=within_s, is_over=lambda: watcher.requested_signal() is Signal.KILL
     )
+    log, its_log = os.pipe()
     try:
-        with (directory / LOG_NAME).open("ab") as log:
-            child = start(lock, log.fileno())
+        child = start(lock, its_log)
         try:
             job_lock.name_holder(child.pid)
         except OSError:  # nobody could kill it later
             _kill(child)
             raise
+    except BaseException:
+        os.close(log)
+        raise
     finally:
         os.close(lock)
-    return child
+        os.close(its_log)
+    return child, log
 
 
-def supervise(child: Child, output: IO[bytes], directory: Path, watcher: Watcher) -> Ending:
+def supervise(child: Child, events: IO[bytes], log: int, watcher: Watcher) -> Ending:
     """Relay the events of a child, pass requested signals on to it, and wait for its end.
 
     Args:
-        output: where the child writes its events. It is closed in the end.
-        directory: the job directory, which has the child's log.
+        child: the child, which leads its process group.
+        events: where the child writes its events. It is closed in the end.
+        log: descriptor from which its standard error is read. It is closed in the end.
+        watcher: follows the child.
+
+    Raises:
+        ProtocolError: the child has written something that is not an event. It is killed.
     """
-    lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-    reader = threading.Thread(target=_read_lines, args=(output, lines), daemon=True)
-    reader.start()
+    output = ChildOutput(events.fileno(), log, is_dead=lambda: child.poll() is not None)
     supervisor = _Supervisor(child, watcher.requested_signal)
     supervisor.start()
     try:
-        _relay(lines, child, watcher.on_event)
+        for line in output.lines():
+            watcher.on_event(_parse(line))
+        _await_exit(child)
     finally:
         supervisor.end()
         _kill(child)
-        reader.join()
-        output.close()
+        events.close()
+        os.close(log)
     return Ending(
         child.wait(),
         was_asked=supervisor.has_asked,
         was_killed=supervisor.has_killed,
-        log_tail=_tail(directory / LOG_NAME),
+        log_tail=output.log_tail,
     )
 
 
@@ -177,8 +180,8 @@ class LocalLauncher:
                 start_new_session=True,  # a Ctrl-C in a terminal is for the worker to handle
             )
 
-        child = start_locked(directory, watcher, start, within_s=self._lock_s)
-        return supervise(child, cast("IO[bytes]", child.stdout), directory, watcher)
+        child, log = start_locked(directory, watcher, start, within_s=self._lock_s)
+        return supervise(child, cast("IO[bytes]", child.stdout), log, watcher)
 
 
 def _command(module: str, directory: Path, lock: int, confinement: Confinement | None) -> list[str]:
@@ -218,28 +221,12 @@ class _Supervisor(threading.Thread):
         self.join()
 
 
-def _relay(
-    lines: "queue.SimpleQueue[bytes | None]",
-    child: Child,
-    on_event: Callable[[TrainingEvent], None],
-) -> None:
-    """Pass on the child's events until it ends."""
-    while True:
-        try:
-            line = lines.get(timeout=1.0)
-        except queue.Empty:
-            if child.poll() is not None:
-                _kill(child)  # it has left something behind that holds its output open
-            continue
-        if line is None:
-            _await_exit(child)
-            return
-        try:
-            event = parse_event(line)
-        except ValidationError:
-            logger.warning("the child wrote a line that is not an event: %.200r", line)
-            continue
-        on_event(event)
+def _parse(line: bytes) -> TrainingEvent:
+    try:
+        return parse_event(line)
+    except ProtocolError:
+        logger.warning("the child wrote a line that is not an event: %.200r", line)
+        raise
 
 
 def _await_exit(child: Child) -> None:
@@ -250,16 +237,6 @@ def _await_exit(child: Child) -> None:
         logger.warning("the child closed its output and did not end")
 
 
-def _read_lines(source: IO[bytes], lines: "queue.SimpleQueue[bytes | None]") -> None:
-    """Read line by line. Only the start of a line that is too long is kept: it is no event."""
-    is_continued = False
-    while line := source.readline(MAX_LINE_BYTES):
-        if not is_continued:
-            lines.put(line)
-        is_continued = not line.endswith(b"\n")
-    lines.put(None)
-
-
 def _kill(child: Child) -> None:
     """Kill the child's process group, which includes whatever the child has started."""
     try:
@@ -268,8 +245,3 @@ def _kill(child: Child) -> None:
         return
     finally:
         child.wait()
-
-
-def _tail(log: Path) -> str:
-    with log.open(encoding="utf-8", errors="replace") as lines:
-        return "".join(deque(lines, maxlen=LOG_TAIL_LINES)).strip()

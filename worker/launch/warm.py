@@ -65,7 +65,7 @@ class WarmLauncher:
         if self._failures == MAX_FAILURES:
             return self._cold.run_confined(directory, watcher, confinement)
         try:
-            child = self._start(directory, watcher, confinement)
+            child, log = self._start(directory, watcher, confinement)
         except _SignalledError as error:
             self.close()
             return _ending_before_start(error.requested)
@@ -81,7 +81,7 @@ class WarmLauncher:
             raise
         self._failures = 0
         try:
-            return supervise(child, child.output, directory, watcher)
+            return supervise(child, child.output, log, watcher)
         finally:
             child.bury()
 
@@ -112,7 +112,7 @@ class WarmLauncher:
 
     def _start(
         self, directory: Path, watcher: Watcher, confinement: Confinement | None
-    ) -> ForkedChild:
+    ) -> tuple[ForkedChild, int]:
         if self._fork_server is not None and self._fork_server.has_retired:
             self.close()
         if self._fork_server is not None:
@@ -130,7 +130,7 @@ class WarmLauncher:
         directory: Path,
         watcher: Watcher,
         confinement: Confinement | None,
-    ) -> ForkedChild:
+    ) -> tuple[ForkedChild, int]:
         def check_signal() -> None:
             if (requested := watcher.requested_signal()) is not Signal.CONTINUE:
                 raise _SignalledError(requested)

@@ -37,9 +37,7 @@ class TrainingFailedError(Exception):
         self.problems = tuple(problems[:MAX_PROBLEMS])
 
     def as_event(self) -> Failed:
-        return Failed(
-            code=self.code, message=str(self)[:10_000], param=self.param, errors=self.problems
-        )
+        return Failed(code=self.code, message=str(self), param=self.param, errors=self.problems)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -92,7 +92,7 @@ def run_job(
     except TrainingFailedError as failure:
         report(failure.as_event())
     except UnresumableError as error:
-        report(Unresumable(step=spec.resume_step or 0, message=str(error)[:10_000]))
+        report(Unresumable(step=spec.resume_step or 0, message=str(error)))
     except Exception as error:
         if is_out_of_space(error):
             report(OutOfSpace(message=f"The disk is full: {_reason(error)}."))

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 
 from app.api.access import needs
 from app.api.deps import (
+    JOB_ID,
     LIMIT,
     CallerDep,
     Cursor,
@@ -48,6 +49,7 @@ _REPLAYED_HEADER: dict[int | str, dict[str, Any]] = {
 @router.post("", responses=_REPLAYED_HEADER, dependencies=[needs(Scope.WRITE)])
 def create_job(
     body: JobCreate,
+    request: Request,
     response: Response,
     origin: OriginDep,
     caller: CallerDep,
@@ -60,7 +62,7 @@ def create_job(
     job.
     """
     create = partial(new_jobs.create_job_once, caller=caller, request=body, origin=origin, now=now)
-    return _make(create, response, resources)
+    return _make(create, request, response, resources)
 
 
 @router.get("", response_model=PageRead[JobRead], dependencies=[needs(Scope.READ)])
@@ -131,6 +133,7 @@ def resume_job(job_id: str, caller: CallerDep, resources: ResourcesDep, now: Now
 @router.post("/{job_id}/rerun", responses=_REPLAYED_HEADER, dependencies=[needs(Scope.WRITE)])
 def rerun_job(
     job_id: str,
+    request: Request,
     response: Response,
     origin: OriginDep,
     caller: CallerDep,
@@ -152,7 +155,7 @@ def rerun_job(
         origin=origin,
         now=now,
     )
-    return _make(rerun, response, resources)
+    return _make(rerun, request, response, resources)
 
 
 @router.delete("/{job_id}", dependencies=[needs(Scope.WRITE)])
@@ -165,14 +168,18 @@ def delete_job(job_id: str, caller: CallerDep, resources: ResourcesDep, now: Now
     return JobDeleted(id=job_id)
 
 
-def _make(make: Callable[..., NewJob], response: Response, resources: Resources) -> JobRead:
+def _make(
+    make: Callable[..., NewJob], request: Request, response: Response, resources: Resources
+) -> JobRead:
     def act(session: Session) -> JobRead:
         new_job = make(session, catalogue=resources.catalogue, settings=resources.settings)
         if new_job.is_replay:
             response.headers[_REPLAYED] = "true"
         return job_service.read_job(session, new_job.job, resources.settings)
 
-    return resources.write(act)
+    job = resources.write(act)
+    request.scope["state"][JOB_ID] = job.id
+    return job
 
 
 def _change(

@@ -1,5 +1,6 @@
 """/v1/fine_tuning/jobs/{id}/...: a job's events, checkpoints, loss log and adapter."""
 
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Annotated
 
@@ -9,7 +10,7 @@ from fastapi.responses import StreamingResponse
 from app.api.access import PolicyRoute, needs
 from app.api.archive import zip_segments
 from app.api.deps import LIMIT, CallerDep, Cursor, Now, ResourcesDep, as_json
-from app.api.streaming import send_segments
+from app.api.streaming import attachment, send_segments
 from app.core.access import Scope
 from app.core.db.repositories.checkpoints import CheckpointRepository
 from app.core.db.repositories.events import EventRepository
@@ -17,13 +18,19 @@ from app.core.db.repositories.jobs import JobRepository
 from app.core.db.session import Session
 from app.core.ids import IdPrefix
 from app.core.job import loss_log
-from app.core.job.loss_log import StepMetrics
+from app.core.job.loss_log import MAX_STEP, StepMetrics, in_batches
 from app.schemas.bodies import PageRead
 from app.schemas.job_results import CheckpointRead, EventRead, MetricsRead
 from app.services import jobs as job_service
 
-_MAX_STEP = 10**9
-"""Largest step that a request can name: more than any job takes, and a valid database integer."""
+_TEXTS: Mapping[str, Callable[[Iterable[Iterable[StepMetrics]]], Iterator[str]]] = {
+    "text/csv": loss_log.csv_texts,
+    "application/x-ndjson": loss_log.json_texts,
+}
+"""How batches of the loss log are written, by media type."""
+
+_BATCH = 1000
+"""Number of steps that are read in one transaction while they are streamed."""
 
 router = APIRouter(
     prefix="/fine_tuning/jobs/{job_id}", tags=["fine-tuning"], route_class=PolicyRoute
@@ -86,33 +93,59 @@ def get_metrics(
     resources: ResourcesDep,
     accept: Annotated[str, Header(description="Media type of the answer.")] = "application/json",
     step_from: Annotated[
-        int, Query(ge=1, le=_MAX_STEP, description="First optimizer step to return.")
+        int, Query(ge=1, le=MAX_STEP, description="First optimizer step to return.")
     ] = 1,
     step_to: Annotated[
         int | None,
         Query(
             ge=1,
-            le=_MAX_STEP,
+            le=MAX_STEP,
             description="Last optimizer step to return. The default is the latest step.",
         ),
     ] = None,
-) -> MetricsRead | Response:
+    limit: Annotated[
+        int,
+        Query(ge=1, le=10_000, description="Maximum number of steps in a response of JSON."),
+    ] = 1000,
+    points: Annotated[
+        int | None,
+        Query(
+            ge=2,
+            le=1000,
+            description="Number of steps to choose, evenly spread over the range and with both of "
+            "its ends. Absent for every step.",
+        ),
+    ] = None,
+) -> Response:
     """Get the loss log, one row per optimizer step, also while the job runs.
 
-    The header `Accept` chooses between JSON, `text/csv` and `application/x-ndjson`.
+    The header `Accept` chooses between JSON, `text/csv` and `application/x-ndjson`. JSON comes in
+    pages: while `has_more` is true, the next page begins with the step after the last one. The
+    other two have every step of the range.
     """
 
-    def act(session: Session) -> list[StepMetrics]:
-        jobs = JobRepository(session, caller.project_id)
-        jobs.require(job_id)
-        return jobs.list_steps(job_id, first=step_from, last=step_to)
+    def read(first: int, at_most: int = _BATCH) -> list[StepMetrics]:
+        def act(session: Session) -> list[StepMetrics]:
+            jobs = JobRepository(session, caller.project_id)
+            jobs.require(job_id)  # also in the middle of a download, which would not be whole
+            if points is not None:
+                return jobs.list_points(job_id, first=first, last=step_to, points=points)
+            return jobs.list_steps(job_id, first=first, last=step_to, limit=at_most)
 
-    rows = resources.read(act)
-    if "text/csv" in accept:
-        return StreamingResponse(loss_log.csv_lines(rows), media_type="text/csv")
-    if "application/x-ndjson" in accept:
-        return StreamingResponse(loss_log.json_lines(rows), media_type="application/x-ndjson")
-    return MetricsRead(data=[row.as_row() for row in rows])
+        return resources.read(act)
+
+    media_type = next((one for one in _TEXTS if one in accept), None)
+    if media_type is not None:
+        rows = read(step_from)
+        batches = [rows] if points else in_batches(rows, read)
+        ending = "csv" if media_type == "text/csv" else "jsonl"
+        named = {"content-disposition": attachment(f"{job_id}-metrics.{ending}")}
+        lines = _TEXTS[media_type](batches)
+        return StreamingResponse(lines, media_type=media_type, headers=named)
+    rows = read(step_from, limit + 1)
+    shown = rows if points else rows[:limit]
+    data = [row.as_row() for row in shown]
+    return as_json(MetricsRead(data=data, has_more=len(rows) > len(shown)))
 
 
 @router.get(

@@ -10,7 +10,7 @@ from app.api.deps import LIMIT, CallerDep, Cursor, Now, ResourcesDep
 from app.api.requests import StrictJsonRoute
 from app.core.access import Scope
 from app.core.ids import IdPrefix
-from app.core.job.webhook_events import WebhookEventType
+from app.core.webhooks.events import WebhookEventType
 from app.schemas.bodies import PageRead
 from app.schemas.webhooks import (
     WebhookEndpointCreate,
@@ -81,10 +81,12 @@ def update_webhook_endpoint(
 
 @router.delete("/webhook_endpoints/{endpoint_id}", dependencies=[needs(Scope.WRITE)])
 def delete_webhook_endpoint(
-    endpoint_id: str, caller: CallerDep, resources: ResourcesDep
+    endpoint_id: str, caller: CallerDep, resources: ResourcesDep, now: Now
 ) -> WebhookEndpointDeleted:
     """Delete a webhook endpoint. It is not sent what it was not sent yet."""
-    delete = partial(webhook_service.delete_endpoint, caller=caller, endpoint_id=endpoint_id)
+    delete = partial(
+        webhook_service.delete_endpoint, caller=caller, endpoint_id=endpoint_id, now=now
+    )
     resources.write(delete, frees_space=True)
     return WebhookEndpointDeleted(id=endpoint_id)
 

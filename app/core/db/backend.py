@@ -10,13 +10,26 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from app.core.errors import DatabaseBusyError, OperatorError, ServiceError, StorageFullError
+from app.core.errors import (
+    DatabaseAwayError,
+    DatabaseBusyError,
+    OperatorError,
+    ServiceError,
+    StorageFullError,
+)
 
 Kind = Literal["sqlite", "postgresql"]
+
+_UNAVAILABLE = "The database is {}. Nothing was done; send the request again in a moment."
+_MAX_REASON = 300
 
 
 class SnapshotError(OperatorError):
     """The database could not be copied or restored. The message says why."""
+
+
+class DatabaseUnusableError(OperatorError):
+    """The database is damaged or closed to this process. The message says where and what to do."""
 
 
 class BrokenReferenceError(Exception):
@@ -63,8 +76,12 @@ class Backend(Protocol):
         """Close every connection."""
         ...
 
-    def as_service_error(self, error: SQLAlchemyError) -> ServiceError | None:
-        """The error to report to a caller; None when the error is a bug in this service."""
+    def as_expected_error(self, error: SQLAlchemyError) -> ServiceError | OperatorError | None:
+        """The error to raise instead; None when the error is a bug in this service.
+
+        A ServiceError says that the caller may try again. An OperatorError says that the database
+        cannot be used until an operator acts.
+        """
         ...
 
     def lock_names(self, session: Session, *names: str) -> None:
@@ -85,6 +102,10 @@ class Backend(Protocol):
 
     def find_damage(self, session: Session) -> list[str]:
         """Problems in the database's own files; empty where the database checks them itself."""
+        ...
+
+    def log_bytes(self) -> int | None:
+        """Size of the write-ahead log; None where a server keeps it."""
         ...
 
     def hold_snapshot(self, session: Session) -> None:
@@ -111,11 +132,24 @@ class Backend(Protocol):
         ...
 
 
-def unavailable(why: Literal["busy", "away"]) -> ServiceError:
-    return DatabaseBusyError(
-        f"The database is {why}. Nothing was done; send the request again in a moment."
+def busy() -> ServiceError:
+    return DatabaseBusyError(_UNAVAILABLE.format("busy"))
+
+
+def away(where: str, reason: str) -> ServiceError:
+    """Say that the server at an address, which is given without a password, does not answer."""
+    return DatabaseAwayError(
+        _UNAVAILABLE.format("away"),
+        for_operator=f"The database at {where} cannot be reached: {reason}. Start its server, or "
+        "correct TUNERY_DATABASE_URL.",
     )
 
 
 def full() -> ServiceError:
     return StorageFullError("The database's disk is full. Nothing was done; make room on it first.")
+
+
+def reason_of(error: SQLAlchemyError) -> str:
+    """What the driver says, in one line."""
+    said = " ".join(str(getattr(error, "orig", error)).split())
+    return said[:_MAX_REASON].rstrip(".")

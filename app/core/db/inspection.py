@@ -10,7 +10,7 @@ from sqlalchemy import func, inspect, select
 from app.core.db.blob_keys import NamedBlob, blobs_of_state, iterate_rows, iterate_states
 from app.core.db.session import Database, Session
 from app.core.db.tables import Checkpoint, File, Job
-from app.core.errors import OperatorError
+from app.core.errors import DatabaseAwayError, OperatorError
 from app.core.job.status import JobStatus
 from app.core.manifest import MANIFEST_NAME
 
@@ -38,8 +38,8 @@ def require_database(database: Database) -> None:
         try:
             with database.reading() as session:
                 database.backend.describe(session)
-        except Exception as error:
-            raise NoDatabaseError(f"The database cannot be reached: {error}") from error
+        except DatabaseAwayError as error:
+            raise NoDatabaseError(error.for_operator) from error
     elif not file.exists():
         raise NoDatabaseError(
             f"There is no database at {file}. Check that TUNERY_DATA_DIR and TUNERY_DATABASE_URL "
@@ -125,3 +125,22 @@ def count_from_the_future(session: Session, *, now: datetime, tolerance: timedel
         session.execute(select(func.count()).where(table.created_at > now + tolerance)).scalar_one()
         for table in (File, Job, Checkpoint)
     )
+
+
+def count_failures(session: Session) -> dict[str, int]:
+    """Number of failed jobs by error code, over all projects."""
+    code = Job.error["code"].as_string()
+    failed = select(code, func.count()).where(Job.status == JobStatus.FAILED).group_by(code)
+    return dict(session.execute(failed).all())
+
+
+def find_oldest_queued(session: Session) -> datetime | None:
+    """When the oldest queued job of all projects was created; None if none is queued."""
+    oldest = select(func.min(Job.id)).where(Job.status == JobStatus.QUEUED).scalar_subquery()
+    return session.scalar(select(Job.created_at).where(Job.id == oldest))
+
+
+def sum_training_speed(session: Session) -> float:
+    """Tokens a second of all running jobs together."""
+    speeds = select(func.sum(Job.tokens_per_second)).where(Job.status == JobStatus.RUNNING)
+    return session.scalar(speeds) or 0.0

@@ -17,6 +17,17 @@ class NewerSchemaError(OperatorError):
     """A newer version of the service has changed the tables of the database."""
 
 
+def prepare(database: Database) -> None:
+    """Bring the database to the newest schema, at the start of a process.
+
+    Raises:
+        OperatorError: it is of a newer version, damaged, or closed to this process.
+        DatabaseBusyError: it is busy or away.
+    """
+    require_known_schema(database)
+    upgrade(database)
+
+
 def upgrade(database: Database, revision: str = "head", *, migrations: Path = MIGRATIONS) -> None:
     """Apply every missing migration up to `revision`, all or none.
 

@@ -19,8 +19,17 @@ from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session
 
-from app.core.db.backend import Description, Kind, SnapshotError, full, unavailable
-from app.core.errors import OutcomeUnknownError, ServiceError
+from app.core.db.backend import (
+    DatabaseUnusableError,
+    Description,
+    Kind,
+    SnapshotError,
+    away,
+    busy,
+    full,
+    reason_of,
+)
+from app.core.errors import OperatorError, OutcomeUnknownError, ServiceError
 
 POOL_SIZE = 5
 MAX_CONNECTIONS = 20
@@ -38,6 +47,9 @@ _PROGRAMS_DIR = Path("/usr/lib/postgresql")
 _RETRY_S = 0.1
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
 _DISK_FULL = "53100"
+_NOT_PERMITTED = "42501"
+_UNKNOWN_OPTION = "invalid connection option"
+"""What the client library says of a parameter of the URL that it does not know."""
 _BUSY = {
     "40001": "serialization failure",
     "40P01": "deadlock",
@@ -62,6 +74,7 @@ class Postgresql:
 
     def __init__(self, url: URL, busy_timeout_s: float) -> None:
         self.file: Path | None = None
+        self._where = _place_of(url)
         self._busy_timeout_s = busy_timeout_s
         self.engine = create_engine(
             url.set(drivername="postgresql+psycopg"),
@@ -98,20 +111,25 @@ class Postgresql:
     def dispose(self) -> None:
         self.engine.dispose()
 
-    def as_service_error(self, error: SQLAlchemyError) -> ServiceError | None:
-        if isinstance(error, PoolTimeoutError):
-            return unavailable("busy")
+    def as_expected_error(self, error: SQLAlchemyError) -> ServiceError | OperatorError | None:
+        state = getattr(getattr(error, "orig", None), "sqlstate", None)
+        if isinstance(error, PoolTimeoutError) or state in _BUSY:
+            return busy()
         if not isinstance(error, DBAPIError):
             return None
-        state = getattr(error.orig, "sqlstate", None)
         if state == _DISK_FULL:
             return full()
-        if state in _BUSY:
-            return unavailable("busy")
+        if state == _NOT_PERMITTED or _UNKNOWN_OPTION in reason_of(error):
+            return DatabaseUnusableError(
+                f"The database at {self._where}: {reason_of(error)}. Correct TUNERY_DATABASE_URL, "
+                "or make its role the owner of the database: see docs/deployment.md."
+            )
         # The client library has no code for a connection that it cannot make or has lost. The
         # server gives a reason when it ends a connection.
         has_no_code = state is None and isinstance(error, OperationalError)
-        return unavailable("away") if has_no_code or error.connection_invalidated else None
+        if has_no_code or error.connection_invalidated:
+            return away(self._where, reason_of(error))
+        return None
 
     def lock_names(self, session: Session, *names: str) -> None:
         digest = hashlib.sha256("\0".join(names).encode()).digest()
@@ -135,6 +153,9 @@ class Postgresql:
 
     def find_damage(self, session: Session) -> list[str]:
         return []  # the server checks its files itself, and has no such command
+
+    def log_bytes(self) -> int | None:
+        return None
 
     def hold_snapshot(self, session: Session) -> None:
         session.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"))
@@ -203,6 +224,12 @@ class _TextDumper(StrDumperUnknown):
 
 def _configure(connection: Connection[Any], _record: Any) -> None:
     connection.adapters.register_dumper(str, _TextDumper)
+
+
+def _place_of(url: URL) -> str:
+    """Host, port and name of the database, for people: a URL may hold a password."""
+    host = url.host or url.query.get("host", "localhost")
+    return f"{host}{f':{url.port}' if url.port else ''}/{url.database or ''}"
 
 
 def _connect_args(url: URL, busy_timeout_s: float) -> dict[str, Any]:

@@ -6,11 +6,12 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 from sqlalchemy import URL, make_url
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 
-from app.core.db.backend import Backend, Kind
+from app.core.db.backend import Backend, DatabaseUnusableError, Kind, reason_of
 from app.core.db.sqlite import Sqlite
+from app.core.errors import DatabaseAwayError, OperatorError
 
 if TYPE_CHECKING:
     from app.core.db.postgresql import Postgresql
@@ -31,7 +32,7 @@ class Database:
     """Short transactions on one database, SQLite or PostgreSQL."""
 
     def __init__(self, url: str, *, busy_timeout_s: float = BUSY_TIMEOUT_S) -> None:
-        parsed = make_url(url)
+        parsed = _parse(url)
         self.backend: Backend = _backend_of(parsed)(parsed, busy_timeout_s)
         self.engine = self.backend.engine
         read_engine = self.engine.execution_options(**self.backend.read_only)
@@ -91,15 +92,18 @@ class Database:
 
     @contextmanager
     def service_errors(self) -> Generator[None]:
-        """Turn a refusal of the database into an error that a caller can act on, and log why."""
+        """Turn a refusal of the database into an error that somebody can act on.
+
+        The log says why, unless the error itself does.
+        """
         try:
             yield
         except SQLAlchemyError as error:
-            meant = self.backend.as_service_error(error)
+            meant = self.backend.as_expected_error(error)
             if meant is None:
                 raise
-            reason = str(getattr(error, "orig", error)).strip()
-            logger.warning("the database refused", extra={"reason": reason})
+            if not isinstance(meant, OperatorError | DatabaseAwayError):
+                logger.warning("the database refused", extra={"reason": reason_of(error)})
             raise meant from error
 
 
@@ -111,7 +115,17 @@ def lock_names(session: Session, *names: str) -> None:
 
 def kind_of(url: str) -> Kind:
     """Kind of the database at a URL, without opening it."""
-    return _backend_of(make_url(url)).kind
+    return _backend_of(_parse(url)).kind
+
+
+def _parse(url: str) -> URL:
+    try:
+        return make_url(url)
+    except (ArgumentError, ValueError) as error:  # they may repeat a part of the password
+        raise DatabaseUnusableError(
+            "TUNERY_DATABASE_URL is not a valid URL. docs/settings.md has examples; percent-encode "
+            "the special characters of a password."
+        ) from error
 
 
 def _backend_of(url: URL) -> "type[Sqlite | Postgresql]":
@@ -123,4 +137,4 @@ def _backend_of(url: URL) -> "type[Sqlite | Postgresql]":
         from app.core.db.postgresql import Postgresql  # noqa: PLC0415
 
         return Postgresql
-    raise ValueError(f"TUNERY_DATABASE_URL: {name} is neither sqlite nor postgresql.")
+    raise DatabaseUnusableError(f"TUNERY_DATABASE_URL: {name} is neither sqlite nor postgresql.")

@@ -15,13 +15,15 @@ from sqlalchemy.orm import Session
 from app.core import durable
 from app.core.db.backend import (
     BrokenReferenceError,
+    DatabaseUnusableError,
     Description,
     Kind,
     SnapshotError,
+    busy,
     full,
-    unavailable,
+    reason_of,
 )
-from app.core.errors import ServiceError
+from app.core.errors import OperatorError, ServiceError
 
 try:  # a recent SQLite, where a wheel of it exists
     from pysqlite3 import dbapi2 as sqlite_driver  # pyright: ignore[reportMissingTypeStubs]
@@ -29,6 +31,8 @@ except ImportError:
     from sqlite3 import dbapi2 as sqlite_driver
 
 _BUSY, _IO_ERROR, _FULL = 5, 10, 13
+_NO_PERMISSION, _READ_ONLY_FILE, _CANNOT_OPEN = 3, 8, 14
+_CORRUPT, _NOT_A_DATABASE = 11, 26
 """Result codes of SQLite, https://sqlite.org/rescode.html: the low byte of an extended code."""
 _NO_ROOM_BYTES = 64 * 1024
 """With less free space, the shared index of a write-ahead log cannot grow."""
@@ -91,14 +95,21 @@ class Sqlite:
         _execute(watcher, "PRAGMA busy_timeout = 0")  # the caller of `version` cannot wait
         return watcher
 
-    def as_service_error(self, error: SQLAlchemyError) -> ServiceError | None:
-        orig = error.orig if isinstance(error, DBAPIError) else None
-        code = getattr(orig, "sqlite_errorcode", 0) & 0xFF
+    def as_expected_error(self, error: SQLAlchemyError) -> ServiceError | OperatorError | None:
+        code = _code_of(error.orig) if isinstance(error, DBAPIError) else 0
         if code == _BUSY:
-            return unavailable("busy")
+            return busy()
         if code == _FULL or (code == _IO_ERROR and self._has_no_room()):
             return full()
+        if code in (_NO_PERMISSION, _READ_ONLY_FILE, _CANNOT_OPEN):
+            return self._unusable(error, "Give the user of this process the right to write it.")
+        if code in (_CORRUPT, _NOT_A_DATABASE):
+            advice = "Keep a copy of it and restore a backup: see docs/maintenance.md."
+            return self._unusable(error, advice)
         return None
+
+    def _unusable(self, error: SQLAlchemyError, advice: str) -> OperatorError:
+        return DatabaseUnusableError(f"The database {self.file}: {reason_of(error)}. {advice}")
 
     def lock_names(self, session: Session, *names: str) -> None:
         """Do nothing: SQLite has one writer at a time."""
@@ -151,6 +162,12 @@ class Sqlite:
             f"row {row} of {table} names no row of {parent}" for table, row, parent, _ in broken
         ]
 
+    def log_bytes(self) -> int | None:
+        try:
+            return Path(f"{self.file}-wal").stat().st_size
+        except FileNotFoundError:
+            return 0
+
     def hold_snapshot(self, session: Session) -> None:
         """Do nothing: every transaction that only reads sees one moment."""
 
@@ -186,6 +203,10 @@ def _begin(connection: Connection) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
+def _code_of(error: BaseException | None) -> int:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF
+
+
 def _execute(connection: PoolProxiedConnection | DBAPIConnection, statement: str) -> None:
     cursor = connection.cursor()
     cursor.execute(statement)
@@ -202,8 +223,8 @@ def _set_journal_mode(connection: DBAPIConnection, mode: str, *, within_s: float
     while True:
         try:
             _execute(connection, f"PRAGMA journal_mode = {mode}")
-        except _DriverError:
-            if time.monotonic() >= deadline_s:
+        except _DriverError as error:
+            if _code_of(error) != _BUSY or time.monotonic() >= deadline_s:
                 raise
             time.sleep(_RETRY_S)
         else:

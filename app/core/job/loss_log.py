@@ -1,36 +1,47 @@
 """The loss log of a job: one row per optimizer step, and how a row is written as CSV and JSON."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from pydantic import Field
 
 from app.core.job.training_config import Frozen
+
+MAX_STEP = 10**9
+"""Largest number of a step: more than any job takes, and a valid integer of both databases."""
+
+MAX_COUNT = 10**15
+"""Largest number of tokens, lines or bytes that is believed."""
+
+_MAX_NUMBER = 1e9
+"""Largest loss, epoch or duration that is believed, so that a text with it stays short."""
 
 
 class StepMetrics(Frozen):
     """What one optimizer step did. Losses are in nats per learned token."""
 
-    step: int
+    step: int = Field(ge=1, le=MAX_STEP)
     """Number of optimizer steps taken so far; 1 for the first row."""
 
-    epoch: float
+    epoch: float = Field(ge=0, le=_MAX_NUMBER)
     """Number of passes over the training file so far, with a fraction."""
 
-    train_loss: float
-    train_mean_token_accuracy: float
+    train_loss: float = Field(ge=-_MAX_NUMBER, le=_MAX_NUMBER)
+    train_mean_token_accuracy: float = Field(ge=0, le=1)
     """Fraction of learned tokens that the model, before the step, ranked first."""
 
-    valid_loss: float | None = None
+    valid_loss: float | None = Field(default=None, ge=-_MAX_NUMBER, le=_MAX_NUMBER)
     """Loss over the whole validation file. Null for steps without an evaluation."""
 
-    valid_mean_token_accuracy: float | None = None
-    learning_rate: float
-    grad_norm: float
+    valid_mean_token_accuracy: float | None = Field(default=None, ge=0, le=1)
+    learning_rate: float = Field(ge=0, le=1)
+    grad_norm: float = Field(ge=0)
     """L2 norm of the adapter's gradient, before clipping."""
 
-    tokens_seen: int
+    tokens_seen: int = Field(ge=0, le=MAX_COUNT)
     """Number of tokens read in training so far, over all epochs and attempts, without padding."""
 
-    elapsed_s: float
+    elapsed_s: float = Field(ge=0, le=_MAX_NUMBER)
     """Seconds spent in the training loop so far, over all attempts, without loading, evaluation and
     saving."""
 
@@ -76,12 +87,39 @@ def json_line(row: StepMetrics) -> str:
     return json.dumps(row.as_row()) + "\n"
 
 
-def csv_lines(rows: Iterable[StepMetrics]) -> Iterator[str]:
-    """The log as CSV: the header, then a line for each row."""
+def csv_texts(batches: Iterable[Iterable[StepMetrics]]) -> Iterator[str]:
+    """The log as CSV: the header, then the lines of each batch of rows."""
     yield CSV_HEADER
-    yield from map(csv_line, rows)
+    for rows in batches:
+        yield "".join(map(csv_line, rows))
 
 
-def json_lines(rows: Iterable[StepMetrics]) -> Iterator[str]:
-    """The log as JSON lines: one object for each row."""
-    return map(json_line, rows)
+def json_texts(batches: Iterable[Iterable[StepMetrics]]) -> Iterator[str]:
+    """The log as JSON lines: those of each batch of rows."""
+    for rows in batches:
+        yield "".join(map(json_line, rows))
+
+
+def in_batches(
+    rows: Sequence[StepMetrics], read: Callable[[int], Sequence[StepMetrics]]
+) -> Iterator[Sequence[StepMetrics]]:
+    """Read a log of any length in constant memory.
+
+    Args:
+        rows: the first rows of the log.
+        read: returns some rows in the order of their steps, from the step that it is given; none
+            at the end of the log.
+    """
+    while rows:
+        yield rows
+        rows = read(rows[-1].step + 1)
+
+
+def evenly_spread(first: int, last: int, count: int) -> list[int]:
+    """Steps from `first` to `last`, with both among them; `count` of them, where there are more.
+
+    A `count` of less than 2 makes no sense.
+    """
+    if last - first < count:
+        return list(range(first, last + 1))
+    return [first + (last - first) * number // (count - 1) for number in range(count)]

@@ -3,6 +3,7 @@
 The defaults are those of the script that Tunery grew out of (see `docs/reference-script.md`).
 """
 
+import math
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -92,6 +93,10 @@ class TrainingConfig(Frozen):
     early_stopping_patience: int | None = Field(default=None, ge=1, le=1000)
     """Number of consecutive evaluations without a lower validation loss after which training stops.
     The result is the adapter with the best validation loss. Null to train to the end."""
+
+    def total_steps(self, examples: int) -> int:
+        """Number of optimizer steps of a job that trains on so many examples."""
+        return self.max_steps or self.epochs * math.ceil(examples / self.batch_size)
 
 
 class DatasetRef(Frozen):

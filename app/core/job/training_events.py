@@ -1,16 +1,29 @@
 """The events of a training child: one JSON object per line on its standard output.
 
-The parent treats every line as hostile: it validates it here before it acts on it.
+The parent treats every line as hostile: it validates it here before it acts on it. Texts are
+cleaned and cut; anything else that is out of bounds is refused.
 """
 
+from functools import partial
 from typing import Annotated, Literal
 
-from pydantic import Field, TypeAdapter
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
-from app.core.job.loss_log import StepMetrics
+from app.core.job.child_text import clean, without_paths
+from app.core.job.loss_log import MAX_COUNT, MAX_STEP, StepMetrics
 from app.core.job.training_config import Frozen
 
-_STATE_PATTERN = r"^out/resume-\d{1,9}$"
+ShortText = Annotated[str, AfterValidator(partial(clean, limit=300))]
+Text = Annotated[str, AfterValidator(without_paths), AfterValidator(clean)]
+"""A message for clients."""
+Code = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
+Step = Annotated[int, Field(ge=1, le=MAX_STEP)]
+CheckpointDirectory = Annotated[str, Field(pattern=r"^out/step-[0-9]{1,9}$")]
+StateDirectory = Annotated[str, Field(pattern=r"^out/resume-[0-9]{1,9}$")]
+
+
+class ProtocolError(Exception):
+    """A training process has written something that it must not. The message is fit for users."""
 
 
 class Noted(Frozen):
@@ -18,21 +31,21 @@ class Noted(Frozen):
 
     kind: Literal["noted"] = "noted"
     level: Literal["info", "warn"] = "info"
-    message: str = Field(max_length=10_000)
+    message: Text
 
 
 class Planned(Frozen):
     """The data is tokenized, so the number of steps is known. The model is loaded next."""
 
     kind: Literal["planned"] = "planned"
-    total_steps: int = Field(ge=1)
+    total_steps: Step
 
 
 class Started(Frozen):
     """Model and data are loaded. The first step comes next."""
 
     kind: Literal["started"] = "started"
-    total_steps: int = Field(ge=1)
+    total_steps: Step
 
 
 class Stepped(Frozen):
@@ -46,9 +59,9 @@ class Checkpointed(Frozen):
     """`directory`, relative to the job directory, holds a whole checkpoint with its manifest."""
 
     kind: Literal["checkpointed"] = "checkpointed"
-    step: int = Field(ge=1)
-    directory: str = Field(pattern=r"^out/step-\d{1,9}$")
-    state: str | None = Field(default=None, pattern=_STATE_PATTERN)
+    step: Step
+    directory: CheckpointDirectory
+    state: StateDirectory | None = None
     """Directory of the saved state of the same step, as in `Saved`. Null for the checkpoint of an
     earlier step that is made at the end because its adapter was the best."""
 
@@ -60,8 +73,8 @@ class Saved(Frozen):
     """
 
     kind: Literal["saved"] = "saved"
-    step: int = Field(ge=1)
-    directory: str = Field(pattern=_STATE_PATTERN)
+    step: Step
+    directory: StateDirectory
 
 
 class Stopped(Frozen):
@@ -71,14 +84,14 @@ class Stopped(Frozen):
     """
 
     kind: Literal["stopped"] = "stopped"
-    step: int = Field(ge=0)
+    step: int = Field(ge=0, le=MAX_STEP)
 
 
 class OutOfSpace(Frozen):
     """The attempt ended because a disk or a quota is full. Unfinished files are removed."""
 
     kind: Literal["out_of_space"] = "out_of_space"
-    message: str = Field(max_length=10_000)
+    message: Text
 
 
 class Unresumable(Frozen):
@@ -88,44 +101,42 @@ class Unresumable(Frozen):
     """
 
     kind: Literal["unresumable"] = "unresumable"
-    step: int = Field(ge=1)
-    message: str = Field(max_length=10_000)
+    step: Step
+    message: Text
 
 
 class Finished(Frozen):
     """Training has succeeded. The checkpoint of `step` is the result, and was verified."""
 
     kind: Literal["finished"] = "finished"
-    step: int = Field(ge=1)
-    trained_tokens: int = Field(ge=0)
+    step: Step
+    trained_tokens: int = Field(ge=0, le=MAX_COUNT)
 
 
 class DataProblem(Frozen):
     """A problem with one line of an uploaded file."""
 
-    line: int
-    path: str
-    code: str
-    message: str
+    line: int = Field(ge=0, le=MAX_COUNT)
+    path: ShortText
+    code: Code
+    message: ShortText
 
 
-class JobError(Frozen):
+class _Reason(Frozen):
+    code: Code
+    message: Text
+    param: ShortText | None = None
+    errors: tuple[DataProblem, ...] = Field(default=(), max_length=50)
+
+
+class JobError(_Reason):
     """Why a job failed, as the API shows it in `error`."""
 
-    code: str
-    message: str
-    param: str | None = None
-    errors: tuple[DataProblem, ...] = ()
 
-
-class Failed(Frozen):
+class Failed(_Reason):
     """The attempt ended because of something that a user can fix. Anything else is a crash."""
 
     kind: Literal["failed"] = "failed"
-    code: str = Field(max_length=100)
-    message: str = Field(max_length=10_000)
-    param: str | None = None
-    errors: tuple[DataProblem, ...] = Field(default=(), max_length=50)
 
 
 TrainingEvent = Annotated[
@@ -150,6 +161,12 @@ def parse_event(line: bytes) -> TrainingEvent:
     """Read one line of a child's standard output.
 
     Raises:
-        pydantic.ValidationError: the line is not an event.
+        ProtocolError: the line is not an event.
     """
-    return _adapter.validate_json(line)
+    try:
+        return _adapter.validate_json(line)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        what = clean(": ".join(filter(None, (place, first["msg"]))), limit=200)
+        raise ProtocolError(f"It wrote a line that is not an event: {what}") from None

@@ -38,6 +38,7 @@ from tests.waiting import wait_until
 from worker.attempt.attempt import Attempt
 from worker.attempt.endings import Released
 from worker.attempt.lease_keeper import LEASE_MARGIN, Resources
+from worker.attempt.step_log import MAX_WAITING
 from worker.launch.launcher import Ending, Signal
 
 ENDED_WELL = Ending(0, was_asked=False, was_killed=False, log_tail="")
@@ -141,6 +142,18 @@ def test_steps_that_a_busy_database_refused_are_written_later(
     assert steps(database, job) == [1, 2, 3]
 
 
+def test_no_more_than_a_batch_of_steps_waits_to_be_written(
+    make: Callable[..., Attempt], database: Database, job: Job
+) -> None:
+    """However fast a child takes them, and however rarely the heartbeat writes them."""
+    attempt = make(flush_interval_s=0.0)
+
+    for number in range(1, MAX_WAITING + 2):
+        attempt.on_event(step(number))
+
+    assert steps(database, job) == list(range(1, MAX_WAITING + 2))
+
+
 def test_an_event_waits_until_the_database_is_free(
     make: Callable[..., Attempt],
     other: OtherProcess,
@@ -189,6 +202,7 @@ def test_bytes_are_stored_once_however_often_the_database_is_asked(
 ) -> None:
     store = CountingStore(settings.blobs_dir)
     attempt = make(store=store)
+    attempt.on_event(step(1))
     other.hold()
     waiting = threading.Thread(target=attempt.on_event, args=(saved,))
 

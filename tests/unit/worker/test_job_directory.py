@@ -1,5 +1,7 @@
 """The job directory; what a whole turn of the worker does with it is in `test_loop.py`."""
 
+import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +10,14 @@ import pytest
 from app.core.base_models import Catalogue
 from app.core.db.repositories.leases import Lease
 from app.core.db.session import Database
-from app.core.manifest import ManifestError, sha256_of
+from app.core.manifest import Manifest, ManifestError, describe_files, sha256_of
 from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
 from tests.builders import NOW, add_file, add_job, claim, write_checkpoint
-from worker.job_directory import JobDirectory, JobInputs, as_file
+from worker.job_directory import JobDirectory, JobInputs
+from worker.stored_file import as_file
+
+MIB = 1024 * 1024
 
 
 @pytest.fixture
@@ -90,7 +95,7 @@ def test_a_checkpoint_of_something_else_is_refused(
 def test_a_stored_file_becomes_a_row_of_its_job(
     job_directory: JobDirectory, store: LocalBlobStore, lease: Lease
 ) -> None:
-    stored = job_directory.store_text(store, "log.csv", "step\n1\n")
+    stored = job_directory.store_texts(store, "log.csv", ["step\n", "1\n"])
 
     row = as_file(stored, lease, now=NOW)
 
@@ -109,6 +114,14 @@ def test_a_stored_file_becomes_a_row_of_its_job(
         pytest.param(lambda path: (path / "more.bin").touch(), id="additional"),
         pytest.param(lambda path: (path / "adapter_config.json").write_text("{}"), id="changed"),
         pytest.param(lambda path: (path / "manifest.json").unlink(), id="no manifest"),
+        pytest.param(lambda path: (path / "manifest.json").write_bytes(b"[" * MIB), id="nested"),
+        pytest.param(lambda path: (path / "README.md").mkdir(), id="directory"),
+        pytest.param(lambda path: os.mkfifo(path / "README.md"), id="pipe"),
+        pytest.param(lambda path: replace_by_pipe(path / "manifest.json"), id="manifest is a pipe"),
+        pytest.param(lambda path: (path / "loss.html").touch(), id="name"),
+        pytest.param(lambda path: (path / "a\x1b[2J\n.json").touch(), id="name of a terminal"),
+        pytest.param(lambda path: make_sparse(path / "README.md"), id="sparse"),
+        pytest.param(lambda path: bind_socket(path / "README.md"), id="socket"),
     ],
 )
 def test_a_checkpoint_that_is_not_as_promised_is_refused(
@@ -117,8 +130,100 @@ def test_a_checkpoint_that_is_not_as_promised_is_refused(
     write_checkpoint(job_directory.directory, 3)
     spoil(job_directory.directory / "out/step-3")
 
-    with pytest.raises(ManifestError):
+    with pytest.raises(ManifestError) as refused:
         job_directory.store_directory(store, "out/step-3")
+
+    assert str(refused.value).isprintable()
+
+
+def replace_by_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def make_sparse(path: Path) -> None:
+    path.touch()
+    os.truncate(path, 3 * 1024 * MIB)
+
+
+def bind_socket(path: Path) -> None:
+    descriptor = os.open(path.parent, os.O_RDONLY)  # the path may be too long for a socket
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(f"/proc/self/fd/{descriptor}/{path.name}")
+    os.close(descriptor)
+
+
+def test_another_file_of_the_machine_cannot_be_published_under_a_second_name(
+    job_directory: JobDirectory, store: LocalBlobStore, tmp_path: Path
+) -> None:
+    (tmp_path / "database").write_bytes(b"of everybody")
+    checkpoint = job_directory.directory / "out/step-3"
+    write_checkpoint(job_directory.directory, 3)
+    (checkpoint / "adapter_config.json").unlink()
+    (checkpoint / "manifest.json").unlink()
+    os.link(tmp_path / "database", checkpoint / "adapter_config.json")
+    promised = Manifest(
+        job_id=job_directory.directory.parent.name,
+        attempt=1,
+        step=3,
+        files=describe_files(checkpoint),
+        provenance={},
+    )
+    (checkpoint / "manifest.json").write_text(promised.model_dump_json())
+
+    with pytest.raises(ManifestError, match="not a regular file of its own"):
+        job_directory.store_directory(store, "out/step-3")
+
+
+def test_nothing_is_copied_of_a_checkpoint_that_is_too_large(
+    job_directory: JobDirectory, store: LocalBlobStore
+) -> None:
+    write_checkpoint(job_directory.directory, 3)
+    make_sparse(job_directory.directory / "out/step-3/README.md")
+
+    with pytest.raises(ManifestError, match="larger than"):
+        job_directory.store_directory(store, "out/step-3")
+
+    assert [blob for blob in store.list_all() if "step-3" in blob.key] == []
+
+
+def test_a_checkpoint_with_a_million_names_is_not_listed(
+    job_directory: JobDirectory, store: LocalBlobStore
+) -> None:
+    checkpoint = job_directory.directory / "out/step-3"
+    write_checkpoint(job_directory.directory, 3)
+    for number in range(1000):
+        (checkpoint / f"{number}.json").touch()
+
+    with pytest.raises(ManifestError, match="does not belong"):
+        job_directory.store_directory(store, "out/step-3")
+
+
+def test_what_is_dropped_is_not_looked_for_behind_a_link(
+    job_directory: JobDirectory, tmp_path: Path
+) -> None:
+    (tmp_path / "others/resume-3").mkdir(parents=True)
+    out = job_directory.directory / "out"
+    out.rename(out.with_name("elsewhere"))
+    out.symlink_to(tmp_path / "others")
+
+    job_directory.drop_directory("out/resume-3")
+
+    assert (tmp_path / "others/resume-3").exists()
+
+
+def test_a_directory_that_is_too_deep_for_a_path_is_removed(job_directory: JobDirectory) -> None:
+    descriptor = os.open(job_directory.directory / "out", os.O_RDONLY)
+    for _ in range(3000):
+        os.mkdir("d", dir_fd=descriptor)
+        deeper = os.open("d", os.O_RDONLY, dir_fd=descriptor)
+        os.close(descriptor)
+        descriptor = deeper
+    os.close(descriptor)
+
+    job_directory.remove()
+
+    assert not job_directory.directory.exists()
 
 
 @pytest.mark.parametrize("link", ["out/step-3", "out"])
@@ -130,7 +235,7 @@ def test_a_checkpoint_that_is_a_link_is_not_followed(
     planted.rename(tmp_path / "elsewhere")
     planted.symlink_to(tmp_path / "elsewhere")
 
-    with pytest.raises(ManifestError, match="is a link, not a directory"):
+    with pytest.raises(ManifestError, match="is a link or no directory"):
         job_directory.store_directory(store, "out/step-3")
 
 
@@ -144,7 +249,7 @@ def test_a_link_in_a_checkpoint_is_not_followed(
     planted.unlink(missing_ok=True)
     planted.symlink_to(tmp_path / "secret")
 
-    with pytest.raises(OSError, match=name):
+    with pytest.raises(ManifestError, match=r"cannot be opened|does not belong"):
         job_directory.store_directory(store, "out/step-3")
 
 

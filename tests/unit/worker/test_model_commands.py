@@ -99,13 +99,13 @@ def test_a_failure_says_which_model_and_why(data_dir: Path) -> None:
 def test_a_broken_catalogue_is_reported_without_a_traceback(data_dir: Path) -> None:
     (data_dir / "base_models.toml").write_text("[[model", "utf-8")
 
-    assert "is not TOML" in run("install", "ours", code=1).stderr
+    assert "is not TOML" in run("install", "ours", code=2).stderr
 
 
 def test_a_setting_that_is_not_allowed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TUNERY_PORT", "http")
 
-    assert "TUNERY_PORT: Input should be a valid integer" in run("list", code=1).stderr
+    assert "TUNERY_PORT: Input should be a valid integer" in run("list", code=2).stderr
 
 
 def test_a_removed_model_is_gone_with_its_files(data_dir: Path) -> None:

@@ -1,10 +1,10 @@
 """What children really do, however they were started; more of that is in `tests/conformance`."""
 
 import json
-import logging
 import os
 import signal
 import threading
+import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,18 +12,16 @@ from typing import Any
 
 import pytest
 
-from app.core.job.training_events import Noted, TrainingEvent
+from app.core.job.containment import find_layers
+from app.core.job.training_events import Noted, ProtocolError, TrainingEvent
+from tests.effort import effort
 from tests.fakes import Watch
 from tests.waiting import wait_until
+from worker.launch.child_output import LOG_TAIL_BYTES, LOG_TAIL_LINES, MAX_LINE_BYTES
 from worker.launch.launcher import Ending, Launcher, Signal
 from worker.launch.locks import JobLock, JobLockedError, try_lock
-from worker.launch.supervision import (
-    LOCK_S,
-    LOG_TAIL_LINES,
-    MAX_LINE_BYTES,
-    PASSED_ON,
-    LocalLauncher,
-)
+from worker.launch.sandbox.sandbox import NO_SANDBOX, Sandbox
+from worker.launch.supervision import LOCK_S, PASSED_ON, LocalLauncher
 from worker.launch.warm import WarmLauncher
 
 EVENT = Noted(message="hello")
@@ -45,17 +43,21 @@ def directory(tmp_path: Path) -> Path:
     return tmp_path / "job" / "attempt-1"
 
 
-@pytest.fixture(params=["local", "warm"])
+@pytest.fixture(params=["local", "warm", "local contained", "warm contained"])
 def make_launcher(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> Iterator[Callable[..., Launcher]]:
+    kind, _, is_contained = request.param.partition(" ")
+    sandbox = NO_SANDBOX
+    if is_contained:
+        sandbox = Sandbox(find_layers(), tmp_path, tmp_path / "workers", 1)
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3]))
     with ExitStack() as stack:
 
         def make(lock_s: float = LOCK_S) -> Launcher:
-            if request.param == "local":
-                return LocalLauncher("tests.stand_in_child", lock_s=lock_s)
-            warm = WarmLauncher("tests.stand_in_child", idle_s=60, lock_s=lock_s)
+            if kind == "local":
+                return LocalLauncher("tests.stand_in_child", sandbox=sandbox, lock_s=lock_s)
+            warm = WarmLauncher("tests.stand_in_child", idle_s=60, sandbox=sandbox, lock_s=lock_s)
             stack.callback(warm.close)
             return warm
 
@@ -93,12 +95,12 @@ def write_script(directory: Path, *script: list[Any]) -> None:
     (directory / "script.json").write_text(json.dumps(script))
 
 
-def is_running(pid: int) -> bool:
-    """Whether there is such a process, which is more than its unburied entry."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
+def is_free(lock: Path) -> bool:
+    """Whether no process holds this lock, and so none lives that had it."""
+    descriptor = try_lock(lock)
+    if descriptor is not None:
+        os.close(descriptor)
+    return descriptor is not None
 
 
 def once(condition: Callable[[], object], wanted: Signal = Signal.KILL) -> Callable[[], Signal]:
@@ -145,14 +147,9 @@ def test_signals_are_passed_on_while_an_event_is_being_written_down(
 
     def be_busy(_event: TrainingEvent) -> None:
         is_busy.set()
-        wait_until(is_unlocked, within_s=30)  # so the child has ended
+        lock = directory.parent.with_suffix(".lock")
+        wait_until(lambda: is_free(lock), within_s=30)  # so the child has ended
         has_ended.append(True)
-
-    def is_unlocked() -> bool:
-        descriptor = try_lock(directory.parent.with_suffix(".lock"))
-        if descriptor is not None:
-            os.close(descriptor)
-        return descriptor is not None
 
     launcher.run(directory, Watch(on_event=be_busy, requested_signal=once(is_busy.is_set)))
 
@@ -204,31 +201,81 @@ def test_a_child_that_dies_of_a_signal_says_which(run: Run, name: str) -> None:
     assert (ending.exit_code, ending.was_killed) == (-signal.Signals[name], False)
 
 
-def test_lines_that_are_no_events_are_logged_and_passed_over(
-    run: Run, seen: list[TrainingEvent], caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    "step",
+    [
+        pytest.param(["say", "Loading weights: 100%"], id="text"),
+        pytest.param(["say", '{"kind": "exploded"}'], id="kind"),
+        pytest.param(["say", "x" * 2 * MAX_LINE_BYTES + EVENT.model_dump_json()], id="long"),
+        pytest.param(["blurt", "x" * 2 * MAX_LINE_BYTES], id="endless"),
+    ],
+)
+def test_a_line_that_is_no_event_ends_the_child(
+    run: Run, directory: Path, seen: list[TrainingEvent], step: list[Any]
 ) -> None:
-    with caplog.at_level(logging.WARNING, "worker"):
-        ending = run(
-            ["say", "Loading weights: 100%"],
-            ["say", '{"kind": "exploded"}'],
-            ["say", EVENT.model_dump_json()],
-            ["blurt", '{"kind": "noted", '],
-        )
+    with pytest.raises(ProtocolError):
+        run(["say", EVENT.model_dump_json()], ["leave-behind"], step, ["wait"])
 
     assert seen == [EVENT]
-    assert ending.exit_code == 0
-    assert len(caplog.records) == 3
+    wait_until(lambda: is_free(directory / "left.lock"), within_s=END_S)
 
 
-def test_an_endless_line_is_not_collected_and_its_end_is_no_event(
+def test_the_event_that_a_child_was_writing_when_it_died_is_none(
     run: Run, seen: list[TrainingEvent]
 ) -> None:
-    line = EVENT.model_dump_json()
+    ending = run(["say", EVENT.model_dump_json()], ["blurt", '{"kind": "noted", '])
 
-    endless = "x" * 2 * MAX_LINE_BYTES + "y" * (MAX_LINE_BYTES - len(line)) + line
-    run(["say", endless], ["say", line])
+    assert (ending.exit_code, seen) == (0, [EVENT])
 
-    assert seen == [EVENT]
+
+def test_a_log_without_an_end_fills_neither_memory_nor_disk(run: Run, directory: Path) -> None:
+    tracemalloc.start()
+    ending = run(["log-bytes", effort(20, long=200) * 1024 * 1024], ["exit", 3])
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert (ending.exit_code, ending.log_tail) == (3, "x" * LOG_TAIL_BYTES)
+    assert peak_bytes < 4 * 1024 * 1024
+    assert sum(path.stat().st_size for path in directory.rglob("*")) < 64 * 1024
+
+
+def test_the_log_is_not_read_from_where_a_child_can_put_a_link(
+    run: Run, directory: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "secret").write_text("of the machine")
+
+    ending = run(["link", "train.log", str(tmp_path / "secret")], ["log", "its own"], ["exit", 1])
+
+    # A contained child cannot make the link, and says so.
+    assert ending.log_tail == "its own" or "PermissionError" in ending.log_tail
+
+
+ESCAPED = "import os, signal; signal.alarm(30)"  # it ends by itself where nothing can end it
+SILENT = f"{ESCAPED}; signal.pause()"
+NOISY = f"{ESCAPED}\nwhile True: os.write(2, b'x' * 1000)"
+
+
+@pytest.mark.parametrize("program", [SILENT, NOISY], ids=["silent", "noisy"])
+def test_a_process_that_has_escaped_does_not_keep_the_worker_waiting(
+    run: Run, program: str
+) -> None:
+    """It is in another session, so no signal to the child's group reaches it."""
+    ending = run(["escape", program], ["exit", 1])
+
+    assert (ending.exit_code, ending.was_killed) == (1, False)
+
+
+def test_a_child_is_killed_although_a_process_has_escaped(
+    run: Run, seen: list[TrainingEvent]
+) -> None:
+    ending = run(
+        ["escape", SILENT],
+        ["say", EVENT.model_dump_json()],
+        ["wait"],
+        requested_signal=once(lambda: seen),
+    )
+
+    assert ending.was_killed
 
 
 def test_what_a_child_leaves_behind_does_not_keep_the_worker_waiting(
@@ -238,8 +285,7 @@ def test_what_a_child_leaves_behind_does_not_keep_the_worker_waiting(
     ending = run(["leave-behind"], ["exit", 1])
 
     assert (ending.exit_code, ending.was_killed) == (1, False)
-    left = int((directory / "pid").read_text())
-    wait_until(lambda: not is_running(left), within_s=END_S)
+    wait_until(lambda: is_free(directory / "left.lock"), within_s=END_S)
 
 
 def test_what_a_child_has_started_is_stopped_with_it(
@@ -252,8 +298,7 @@ def test_what_a_child_has_started_is_stopped_with_it(
         requested_signal=once(lambda: seen),
     )
 
-    left = int((directory / "pid").read_text())
-    wait_until(lambda: not is_running(left), within_s=END_S)
+    wait_until(lambda: is_free(directory / "left.lock"), within_s=END_S)
 
 
 def test_an_error_of_the_worker_stops_the_child(directory: Path, launcher: Launcher) -> None:
@@ -265,8 +310,7 @@ def test_an_error_of_the_worker_stops_the_child(directory: Path, launcher: Launc
     with pytest.raises(ZeroDivisionError):
         launcher.run(directory, Watch(on_event=fail, requested_signal=lambda: Signal.CONTINUE))
 
-    left = int((directory / "pid").read_text())
-    wait_until(lambda: not is_running(left), within_s=END_S)
+    wait_until(lambda: is_free(directory / "left.lock"), within_s=END_S)
 
 
 def test_the_end_of_the_log_is_kept(run: Run) -> None:
@@ -303,9 +347,10 @@ def test_a_ctrl_c_in_the_workers_terminal_does_not_reach_the_child(
     def look() -> Signal:
         if not seen:
             return Signal.CONTINUE
-        sessions.append(os.getsid(int((directory / "pid").read_text())))
+        holder = JobLock.of(directory)._path.read_text().split()[0]
+        sessions.append(os.getsid(int(holder)))
         return Signal.KILL
 
-    run(["leave-behind"], ["say", EVENT.model_dump_json()], ["wait"], requested_signal=look)
+    run(["say", EVENT.model_dump_json()], ["wait"], requested_signal=look)
 
     assert sessions[0] != os.getsid(0)

@@ -12,7 +12,7 @@ from app.core.db.repositories.recovery import RecoveryRepository
 from app.core.db.session import Database
 from app.core.db.tables import Job
 from app.core.errors import LeaseLostError
-from app.core.job.loss_log import csv_lines
+from app.core.job.loss_log import csv_texts
 from app.core.job.status import JobStatus
 from app.core.job.training_events import (
     Checkpointed,
@@ -34,6 +34,7 @@ from tests.builders import (
     NOW,
     add_file,
     add_job,
+    build_config,
     build_metrics,
     claim,
     dump_tables,
@@ -57,7 +58,8 @@ def stepped(step: int) -> Stepped:
 
 @pytest.fixture
 def job(database: Database, store: LocalBlobStore) -> Job:
-    return add_job(database, training_file_id=add_file(database, store).id)
+    config = build_config(max_steps=9).model_dump(mode="json")
+    return add_job(database, training_file_id=add_file(database, store).id, config=config)
 
 
 @pytest.fixture
@@ -91,27 +93,33 @@ def directory(attempt: Attempt, job: Job, settings: Settings) -> Path:
     return settings.work_dir / job.id / "attempt-1"
 
 
+TWO_STEPS = [Started(total_steps=3), stepped(1), stepped(2)]
+"""The second step is not written to the database at once."""
+
+
 @pytest.mark.parametrize(
-    "last",
+    ("first", "last"),
     [
-        pytest.param(Noted(message="unheard"), id="noted"),
-        pytest.param(Planned(total_steps=5), id="planned"),
-        pytest.param(Started(total_steps=5), id="started"),
-        pytest.param(Checkpointed(step=1, directory="out/step-1"), id="checkpointed"),
-        pytest.param(Saved(step=1, directory="out/resume-1"), id="saved"),
-        pytest.param(Finished(step=1, trained_tokens=1), id="finished"),
-        pytest.param(Unresumable(step=1, message="bad"), id="unresumable"),
-        pytest.param(Failed(code="invalid_file", message="bad"), id="failed"),
+        pytest.param(TWO_STEPS, Noted(message="unheard"), id="noted"),
+        pytest.param([], Planned(total_steps=5), id="planned"),
+        pytest.param([], Started(total_steps=5), id="started"),
+        pytest.param(TWO_STEPS, Checkpointed(step=1, directory="out/step-1"), id="checkpointed"),
+        pytest.param(TWO_STEPS, Saved(step=2, directory="out/resume-2"), id="saved"),
+        pytest.param(TWO_STEPS, Finished(step=1, trained_tokens=1), id="finished"),
+        pytest.param(TWO_STEPS, Failed(code="invalid_file", message="bad"), id="failed"),
     ],
 )
 def test_nothing_is_written_of_a_job_that_another_worker_has_taken_over(
-    database: Database, attempt: Attempt, directory: Path, last: TrainingEvent
+    database: Database,
+    attempt: Attempt,
+    directory: Path,
+    first: list[TrainingEvent],
+    last: TrainingEvent,
 ) -> None:
-    attempt.on_event(Started(total_steps=3))
-    attempt.on_event(stepped(1))
-    attempt.on_event(stepped(2))  # which is not written down yet
+    for event in first:
+        attempt.on_event(event)
     write_checkpoint(directory, 1)
-    write_checkpoint(directory, 1, name="resume")
+    write_checkpoint(directory, 2, name="resume")
     left = steal(database)
 
     writes = [
@@ -119,6 +127,7 @@ def test_nothing_is_written_of_a_job_that_another_worker_has_taken_over(
         lambda: attempt.begin(after_step=0),
         lambda: attempt.end(Released("The worker was stopped")),
         lambda: attempt.settle(CRASHED),
+        lambda: attempt.end(Unresumable(step=1, message="bad")),
         lambda: attempt.end(JobError(code="internal_error", message="bad")),
     ]
     for write in writes:
@@ -171,4 +180,4 @@ def test_the_result_file_has_every_step(
         file = FileRepository(session, DEFAULT_PROJECT_ID).get(result_file_id, now=NOW)
     with store.open(file.blob_key) as blob:
         content = blob.read().decode()
-    assert content == "".join(csv_lines(build_metrics(step) for step in (1, 2, 3)))
+    assert content == "".join(csv_texts([[build_metrics(step) for step in (1, 2, 3)]]))

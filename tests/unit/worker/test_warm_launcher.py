@@ -149,7 +149,7 @@ def test_a_child_has_nothing_open_that_is_not_its_own(
 
     assert found.pop(0) == os.devnull
     assert found.pop(1).startswith("pipe:")
-    assert found.pop(2) == str(directory / "train.log")
+    assert found.pop(2).startswith("pipe:")
     assert list(found.values()) == [str(JobLock.of(directory)._path)]
 
 

@@ -12,25 +12,18 @@ from peft.utils.save_and_load import get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from app.core.job.artifacts import (
+    ADAPTER_CONFIG_NAME,
+    ADAPTER_WEIGHTS_NAME,
+    LOSS_CHART_NAME,
+    MODEL_CARD_NAME,
+    TOKENIZER_NAMES,
+    TRAINING_CONFIG_NAME,
+)
 from app.core.job.loss_log import StepMetrics
 from app.core.job.training_config import DatasetRef, JobSpec
 from worker.training.artifacts.loss_log import LossLog, draw_losses
 from worker.training.failures import TrainingFailedError
-
-ADAPTER_WEIGHTS_NAME = "adapter_model.safetensors"
-ADAPTER_CONFIG_NAME = "adapter_config.json"
-
-_TOKENIZER_NAMES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-)
-
 
 _TOKENS_READ = 128
 _NO_EFFECT = 1e-6
@@ -58,16 +51,16 @@ def write_checkpoint(
         log: every step so far.
     """
     write_adapter(directory, model)
-    for name in _TOKENIZER_NAMES:
+    for name in TOKENIZER_NAMES:
         if (base_model / name).is_file():
             shutil.copyfile(base_model / name, directory / name)
     settings = spec.config.model_dump_json(indent=2)
-    (directory / "training_config.json").write_text(settings + "\n", encoding="utf-8")
+    (directory / TRAINING_CONFIG_NAME).write_text(settings + "\n", encoding="utf-8")
     log.copy_tables(directory)
     title = f"Loss of {spec.fine_tuned_model}"
-    (directory / "loss.svg").write_text(draw_losses(log.losses, title=title), encoding="utf-8")
+    (directory / LOSS_CHART_NAME).write_text(draw_losses(log.losses, title=title), encoding="utf-8")
     card = write_model_card(spec, step=step, rows=log.sample(20))
-    (directory / "README.md").write_text(card, encoding="utf-8")
+    (directory / MODEL_CARD_NAME).write_text(card, encoding="utf-8")
 
 
 def write_adapter(directory: Path, model: PeftModel) -> None:

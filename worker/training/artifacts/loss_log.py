@@ -21,10 +21,9 @@ import leather
 import numpy as np
 from leather import theme
 
+from app.core.job.artifacts import METRICS_CSV_NAME, METRICS_JSON_NAME
 from app.core.job.loss_log import CSV_HEADER, StepMetrics, csv_line, json_line
 
-_CSV_NAME = "metrics.csv"
-_JSON_NAME = "metrics.jsonl"
 _ROWS_PER_WRITE = 256
 
 
@@ -55,7 +54,7 @@ class LossLog:
         """
         self.losses = Losses()
         self._path = path
-        self._csv, self._json = path.with_name(_CSV_NAME), path.with_name(_JSON_NAME)
+        self._csv, self._json = path.with_name(METRICS_CSV_NAME), path.with_name(METRICS_JSON_NAME)
         self._starts = array("q")
         self._size = 0
         self._unwritten: list[StepMetrics] = []

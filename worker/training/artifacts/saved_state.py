@@ -16,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from app.core.job.artifacts import STATE_NUMBERS_NAME, STATE_TENSORS_NAME
 from app.core.job.training_config import RESUME_NAME, ComputeSettings, Frozen, JobSpec
 from app.core.manifest import ManifestError, atomic_directory, verify
 from worker.training.failures import is_out_of_memory
@@ -32,9 +33,6 @@ names or files that leaves every bit as it was does not count. A saved state of 
 refused, so that no adapter mixes two computations.
 """
 
-_NUMBERS_NAME = "state.json"
-_TENSORS_NAME = "state.safetensors"
-"""`adapter.NAME`, `best.NAME` and those of AdamW as `exp_avg.NAME`, where NAME is a parameter's."""
 _ADAMW_STATE = ("step", "exp_avg", "exp_avg_sq")
 
 
@@ -72,7 +70,7 @@ class _Numbers(Frozen):
         Raises:
             UnresumableError: the state is of another version.
         """
-        content = (directory / _NUMBERS_NAME).read_bytes()
+        content = (directory / STATE_NUMBERS_NAME).read_bytes()
         version = _Version.model_validate_json(content).numerics
         if version != NUMERICS_VERSION:
             raise UnresumableError(
@@ -101,8 +99,8 @@ def write_state(
         compute=spec.compute,
         best=evaluated,
     )
-    save_file(tensors, directory / _TENSORS_NAME)
-    (directory / _NUMBERS_NAME).write_text(numbers.model_dump_json() + "\n", encoding="utf-8")
+    save_file(tensors, directory / STATE_TENSORS_NAME)
+    (directory / STATE_NUMBERS_NAME).write_text(numbers.model_dump_json() + "\n", encoding="utf-8")
 
 
 def compute_settings(directory: Path, spec: JobSpec) -> ComputeSettings:
@@ -157,7 +155,7 @@ def _refusing() -> Generator[None]:
 def _load_state(directory: Path, *, trainer: Trainer, best: BestAdapter | None) -> None:
     numbers = _Numbers.read(directory)
     parameters = _trainable(trainer.model)
-    with safe_open(directory / _TENSORS_NAME, framework="pt") as stored, torch.no_grad():
+    with safe_open(directory / STATE_TENSORS_NAME, framework="pt") as stored, torch.no_grad():
 
         def load(kind: str, name: str) -> Tensor:
             """A tensor on its parameter's device. It is a copy, because the file may be mapped."""

@@ -40,7 +40,7 @@ class StepSchedule:
         self._config = config
         self._has_validation = has_validation
         self._steps_per_epoch = math.ceil(examples / config.batch_size)
-        self.total_steps = config.max_steps or config.epochs * self._steps_per_epoch
+        self.total_steps = config.total_steps(examples)
 
     def is_checkpoint(self, step: int) -> bool:
         return (

@@ -3,7 +3,17 @@
 from collections.abc import Mapping
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, and_, bindparam, delete, exists, insert, literal, select
+from sqlalchemy import (
+    ColumnElement,
+    and_,
+    bindparam,
+    delete,
+    exists,
+    func,
+    insert,
+    literal,
+    select,
+)
 from sqlalchemy.orm import aliased, joinedload
 
 from app.core.db.base import Page, ProjectRepository
@@ -22,7 +32,7 @@ from app.core.db.tables import (
     TunedModel,
 )
 from app.core.errors import NotFoundError
-from app.core.job.loss_log import StepMetrics
+from app.core.job.loss_log import MAX_STEP, StepMetrics, evenly_spread
 from app.core.job.status import JobStatus
 
 # These run many times a second, so they are built only once.
@@ -170,14 +180,41 @@ class JobRepository(ProjectRepository):
         self._session.execute(insert(StepRow).from_select(names, rows))
 
     def list_steps(
-        self, job_id: str, *, first: int = 1, last: int | None = None
+        self,
+        job_id: str,
+        *,
+        first: int = 1,
+        last: int | None = None,
+        limit: int | None = None,
     ) -> list[StepMetrics]:
-        """Return the loss log in the order of its steps, both ends included."""
+        """Return the loss log in the order of its steps, both ends included.
+
+        Args:
+            job_id: the job.
+            first: first step.
+            last: last step; None for the newest.
+            limit: maximum number of rows; None for all.
+        """
         is_of_job = (StepRow.job_id == job_id, self._owns(job_id))
         query = select(StepRow.metrics).where(*is_of_job, StepRow.step >= first)
         if last is not None:
             query = query.where(StepRow.step <= last)
-        rows = self._session.scalars(query.order_by(StepRow.step))
+        rows = self._session.scalars(query.order_by(StepRow.step).limit(limit))
+        return [StepMetrics.model_validate(row) for row in rows]
+
+    def list_points(
+        self, job_id: str, *, first: int, last: int | None, points: int
+    ) -> list[StepMetrics]:
+        """Return at most `points` rows of the loss log, evenly spread, with both ends included."""
+        is_of_job = (StepRow.job_id == job_id, self._owns(job_id))
+        newest = select(func.max(StepRow.step)).where(*is_of_job)
+        end = min(self._session.scalar(newest) or 0, MAX_STEP if last is None else last)
+        steps = evenly_spread(first, end, points)
+        rows = self._session.scalars(
+            select(StepRow.metrics)
+            .where(*is_of_job, StepRow.step.in_(steps))
+            .order_by(StepRow.step)
+        )
         return [StepMetrics.model_validate(row) for row in rows]
 
     def _owns(self, job_id: str) -> ColumnElement[bool]:

@@ -37,7 +37,8 @@ class Crash:
     """What happened, to begin a sentence with: `The training process died of SIGSEGV`."""
     advice: str
     """How to avoid it."""
-    log_tail: str
+    last_line: str
+    """Last line of its log. Empty if it wrote none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +75,7 @@ class RecoveryRepository(Repository):
         """
         job = LeaseRepository(self._session).hold(lease)
         job.crashes += 1
-        log = f" The end of its log:\n{crash.log_tail}" if crash.log_tail else ""
+        log = f" The last line of its log: {crash.last_line}" if crash.last_line else ""
         error = None
         if job.crashes >= MAX_CRASHES:
             times = f", {MAX_CRASHES} times without progress"

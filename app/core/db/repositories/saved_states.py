@@ -25,6 +25,7 @@ PASSING_CODES = frozenset(
         "not_enough_memory",
         "out_of_memory",
         "training_crashed",
+        "training_protocol_violated",
     }
 )
 """Codes of failed jobs that may succeed later: the machine or a limit was the cause."""

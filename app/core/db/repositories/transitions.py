@@ -15,7 +15,7 @@ from app.core.db.session import Session
 from app.core.db.tables import Attempt, Job
 from app.core.job.status import TRANSITIONS, IllegalTransitionError, JobStatus
 from app.core.job.training_events import JobError
-from app.core.job.webhook_events import EVENT_OF_STATUS
+from app.core.webhooks.events import EVENT_OF_STATUS
 
 Outcome = Literal["released", "crashed", "lost"]
 """How an attempt ended when it did not end its job."""

@@ -4,6 +4,7 @@ An event is queued in the transaction of what it reports, so none is lost and no
 `transitions` does that, whichever process changes a job.
 """
 
+from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -15,7 +16,7 @@ from app.core.db.session import lock_names
 from app.core.db.webhook_tables import WebhookDelivery, WebhookEndpoint
 from app.core.errors import NotFoundError
 from app.core.ids import IdPrefix, new_id
-from app.core.job.webhook_events import WebhookEventType
+from app.core.webhooks.events import WebhookEventType
 
 GIVE_UP_AFTER = timedelta(days=3)
 """Age of an event after which it is not sent any more."""
@@ -69,15 +70,15 @@ class WebhookRepository(ProjectRepository):
 
     def delete(self, endpoint: WebhookEndpoint) -> None:
         """Delete an endpoint and every event for it."""
-        self._session.delete(endpoint)
-        self._session.flush()
+        this = WebhookEndpoint.id == endpoint.id
+        self._session.execute(self._delete(WebhookEndpoint).where(this))
 
     def count_deliveries(self, endpoints: Collection[WebhookEndpoint]) -> dict[str, Deliveries]:
-        """Count the events for each of these endpoints, by the endpoint's id."""
+        """Count the events for each of these endpoints, by its id, unless it has none."""
         ids = [endpoint.id for endpoint in endpoints]
         which = (WebhookDelivery.endpoint_id, WebhookDelivery.status)
         query = self._select(WebhookDelivery).with_only_columns(*which, func.count())
-        counts: dict[str, dict[str, int]] = {endpoint_id: {} for endpoint_id in ids}
+        counts: defaultdict[str, dict[str, int]] = defaultdict(dict)
         for endpoint_id, status, count in self._session.execute(
             query.where(which[0].in_(ids)).group_by(*which)
         ):
@@ -234,10 +235,18 @@ def _is_due(now: datetime) -> ColumnElement[bool]:
 
 
 def _has_due(now: datetime) -> ColumnElement[bool]:
-    """Whether nobody uses an endpoint, and an event is to be sent to it now."""
-    is_for_it = WebhookDelivery.endpoint_id == WebhookEndpoint.id
-    due = select(WebhookDelivery.event_id).where(is_for_it, _is_due(now))
-    return and_(WebhookEndpoint.leased_until <= now, due.correlate(WebhookEndpoint).exists())
+    """Whether nobody uses an endpoint, and an event is to be sent to it now.
+
+    `_is_due` would say the same, but read every pending event of an endpoint that has a pause.
+    """
+    is_pending = (
+        WebhookDelivery.endpoint_id == WebhookEndpoint.id,
+        WebhookDelivery.status == "pending",
+    )
+    pending = select(WebhookDelivery.event_id).where(*is_pending).correlate(WebhookEndpoint)
+    has_new = pending.where(WebhookDelivery.attempts == 0).exists()
+    may_retry = and_(WebhookEndpoint.retry_at <= now, pending.exists())
+    return and_(WebhookEndpoint.leased_until <= now, or_(has_new, may_retry))
 
 
 def _dispatch_of(endpoint: WebhookEndpoint, delivery: WebhookDelivery, now: datetime) -> Dispatch:

@@ -46,7 +46,8 @@ def test_a_file_is_sent_whole_with_what_a_resume_will_need(client: TestClient, u
     assert answer.headers["content-length"] == str(TOTAL)
     assert answer.headers["accept-ranges"] == "bytes"
     assert answer.headers["x-content-type-options"] == "nosniff"
-    assert answer.headers["content-disposition"] == "attachment; filename*=UTF-8''train.jsonl"
+    saved_as = "attachment; filename=\"train.jsonl\"; filename*=UTF-8''train.jsonl"
+    assert answer.headers["content-disposition"] == saved_as
 
 
 @pytest.mark.parametrize(

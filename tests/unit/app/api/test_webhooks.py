@@ -9,9 +9,10 @@ from starlette.testclient import TestClient
 
 from app.core.clock import utc_now
 from app.core.db.base import Project
+from app.core.db.repositories.projects.audit import AuditLog
 from app.core.db.session import Database
-from app.core.job.webhook_events import WebhookEventType
 from app.core.settings import Settings
+from app.core.webhooks.events import WebhookEventType
 from app.main import create_app
 from app.services.webhooks import MAX_ENDPOINTS
 from tests.builders import NOW
@@ -69,6 +70,23 @@ def test_an_endpoint_is_created_shown_changed_and_deleted(
     with pytest.raises(openai.NotFoundError) as error:
         strict.webhooks.retrieve(created.id)
     assert error.value.code == "webhook_endpoint_not_found"
+
+
+def test_what_is_done_to_an_endpoint_is_in_the_audit_trail(
+    strict: openai.OpenAI, receiver: Receiver, database: Database
+) -> None:
+    created = strict.webhooks.create(name="a", url=receiver.origin, event_types=[SUCCEEDED])
+    strict.webhooks.update(created.id, name="a")  # which changes nothing
+    strict.webhooks.update(created.id, name="b")
+    strict.webhooks.rotate_secret(created.id)
+    strict.webhooks.delete(created.id)
+
+    with database.reading() as session:
+        trail = AuditLog(session).list_page(project_id=None, after=None, limit=9).rows
+    assert [(event.action, event.object_id) for event in reversed(trail)] == [
+        (f"webhook_endpoint.{what}", created.id)
+        for what in ("created", "updated", "secret_rotated", "deleted")
+    ]
 
 
 def test_endpoints_are_listed_newest_first_page_by_page(

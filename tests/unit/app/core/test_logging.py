@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from app.core.logging import configure_logging
+from app.core.logging import configure_logging, log_context
 from app.core.settings import Settings
 
 pytestmark = pytest.mark.usefixtures("untouched_logging")
@@ -45,3 +45,32 @@ def test_less_severe_messages_are_left_out(capsys: pytest.CaptureFixture[str]) -
     logging.getLogger("app").info("not shown")
 
     assert capsys.readouterr().err == ""
+
+
+def test_every_message_of_a_block_has_its_context(capsys: pytest.CaptureFixture[str]) -> None:
+    configure(log_format="json")
+
+    with log_context(job_id="ftjob-1", attempt=2):
+        logging.getLogger("worker").info("inside")
+    logging.getLogger("worker").info("outside")
+
+    inside, outside = (json.loads(line) for line in capsys.readouterr().err.splitlines())
+    assert (inside["job_id"], inside["attempt"]) == ("ftjob-1", 2)
+    assert "job_id" not in outside
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_a_secret_is_hidden_wherever_it_is(
+    log_format: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    secret = "tnr_" + "0123456789abcdef" * 6
+    configure(log_format=log_format)
+    with log_context(sent=secret):
+        try:
+            int(secret)
+        except ValueError:
+            logging.getLogger("app").exception("failed on %s", secret, extra={"value": secret})
+
+    said = capsys.readouterr().err
+    assert "failed on [hidden]" in said
+    assert secret not in said

@@ -5,7 +5,14 @@ import json
 import pytest
 from pydantic import ValidationError
 
-from app.core.job.loss_log import COLUMNS, StepMetrics, csv_lines, json_lines
+from app.core.job.loss_log import (
+    COLUMNS,
+    StepMetrics,
+    csv_texts,
+    evenly_spread,
+    in_batches,
+    json_texts,
+)
 from tests.builders import build_metrics
 
 ROWS = [
@@ -15,14 +22,14 @@ ROWS = [
 
 
 def test_the_csv_begins_with_openais_five_columns_which_scripts_read_by_position() -> None:
-    header = next(csv_lines(ROWS)).partition("\n")[0]
+    header = next(csv_texts([ROWS])).partition("\n")[0]
 
     assert header.startswith("step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy,")
     assert tuple(header.split(",")) == COLUMNS
 
 
 def test_the_csv_has_a_line_per_step_and_empty_cells_where_nothing_was_measured() -> None:
-    first, second = csv.DictReader(io.StringIO("".join(csv_lines(ROWS))))
+    first, second = csv.DictReader(io.StringIO("".join(csv_texts([ROWS]))))
 
     assert (first["step"], first["train_loss"], first["valid_loss"]) == ("1", "3.0", "")
     assert first["train_accuracy"] == first["train_mean_token_accuracy"] == "0.5"
@@ -32,12 +39,12 @@ def test_the_csv_has_a_line_per_step_and_empty_cells_where_nothing_was_measured(
 
 
 def test_the_log_of_a_job_that_took_no_step_is_a_header() -> None:
-    assert "".join(csv_lines([])) == ",".join(COLUMNS) + "\n"
-    assert list(json_lines([])) == []
+    assert "".join(csv_texts([])) == ",".join(COLUMNS) + "\n"
+    assert list(json_texts([])) == []
 
 
 def test_json_lines_say_the_same_with_null_for_what_was_not_measured() -> None:
-    lines = [json.loads(line) for line in json_lines(ROWS)]
+    lines = [json.loads(line) for line in "".join(json_texts([ROWS])).splitlines()]
 
     assert lines == [row.as_row() for row in ROWS]
     assert lines[0]["valid_loss"] is None
@@ -49,3 +56,54 @@ def test_a_number_that_json_cannot_write_is_not_a_measurement(loss: float) -> No
         build_metrics(train_loss=loss)
     with pytest.raises(ValidationError, match="finite"):
         StepMetrics.model_validate_json(build_metrics().model_dump_json().replace("1.5", "NaN"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"step": 0},
+        {"step": 2**70},
+        {"epoch": -0.1},
+        {"train_loss": 1e300},
+        {"train_mean_token_accuracy": 1.5},
+        {"valid_loss": -1e300},
+        {"learning_rate": 2.0},
+        {"grad_norm": -1.0},
+        {"tokens_seen": 10**16},
+        {"elapsed_s": -1.0},
+    ],
+    ids=str,
+)
+def test_a_number_that_no_training_can_have_is_refused(change: dict[str, float]) -> None:
+    with pytest.raises(ValidationError):
+        StepMetrics(**(build_metrics().model_dump() | change))
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "count", "expected"),
+    [
+        (1, 0, 5, []),
+        (1, 1, 2, [1]),
+        (3, 7, 5, [3, 4, 5, 6, 7]),
+        (1, 101, 5, [1, 26, 51, 76, 101]),
+        (1, 1_000_000, 2, [1, 1_000_000]),
+    ],
+)
+def test_steps_are_spread_evenly_with_both_ends(
+    first: int, last: int, count: int, expected: list[int]
+) -> None:
+    assert evenly_spread(first, last, count) == expected
+
+
+def test_a_long_log_is_read_in_batches() -> None:
+    rows = [build_metrics(step) for step in range(1, 8)]
+    read_from: list[int] = []
+
+    def read(first: int) -> list[StepMetrics]:
+        read_from.append(first)
+        return rows[first - 1 : first + 2]
+
+    batches = list(in_batches(rows[:3], read))
+
+    assert batches == [rows[:3], rows[3:6], rows[6:]]
+    assert read_from == [4, 7, 8]

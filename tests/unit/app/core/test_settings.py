@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from app.core.settings import Settings
+from app.core.operator.environment import SettingsError
+from app.core.settings import Settings, read_settings
 
 
 @pytest.fixture(autouse=True)
@@ -65,3 +66,55 @@ def test_a_setting_out_of_range_is_refused_at_the_start(
 
     with pytest.raises(ValidationError, match=name.lower()):
         Settings()
+
+
+@pytest.mark.parametrize(
+    ("name", "suggestion"),
+    [
+        ("TUNERY_DATADIR", "Did you mean TUNERY_DATA_DIR?"),
+        ("tunery_lease", "Did you mean TUNERY_LEASE_S?"),
+        ("TUNERY_QQQ", "docs/settings.md"),
+    ],
+)
+def test_a_variable_that_is_no_setting_is_refused_with_a_suggestion(
+    name: str, suggestion: str, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setenv(name, "1")
+        with pytest.raises(SettingsError, match=rf"^{name.upper()} is not a setting\. ") as refusal:
+            read_settings()
+        assert suggestion in str(refusal.value)
+
+    (elsewhere / ".env").write_text(f"export {name}=1\n")
+    with pytest.raises(SettingsError, match=rf"^{name.upper()} in \.env is not a setting\. "):
+        read_settings()
+
+
+def test_variables_of_clients_tests_and_other_programs_are_left_alone(
+    elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("TUNERY_URL", "TUNERY_API_KEY", "TUNERY_TEST_LONG"):
+        monkeypatch.setenv(name, "1")
+    (elsewhere / ".env").write_text("OTHER=1\nnot an assignment of ours\nTUNERY_PORT=9000\n")
+
+    assert read_settings().port == 9000
+
+
+def test_a_line_of_the_file_that_sets_nothing_is_refused(elsewhere: Path) -> None:
+    (elsewhere / ".env").write_text("OTHER=1\n\nTUNERY_PORT 9000\n")
+
+    with pytest.raises(SettingsError, match=r"/\.env, line 3: not an assignment"):
+        read_settings()
+
+
+def test_every_bad_setting_is_named_and_no_value_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TUNERY_LEASE_S", "swordfish")
+    monkeypatch.setenv("TUNERY_DATABASE_URL", "mysql://swordfish")
+
+    with pytest.raises(SettingsError) as refusal:
+        read_settings()
+
+    url, lease = str(refusal.value).splitlines()
+    assert url.startswith("TUNERY_DATABASE_URL: it must begin with postgresql://")
+    assert lease.startswith("TUNERY_LEASE_S: Input should be a valid number")
+    assert "swordfish" not in str(refusal.value)

@@ -38,7 +38,7 @@ def answering(*answers: str) -> Callable[[str, int], list[Address]]:
 
 
 def named(receiver: Receiver) -> TargetPolicy:
-    return TargetPolicy([f"http://{NAME}:{receiver.port}"], [LOOPBACK])
+    return TargetPolicy(f"http://{NAME}:{receiver.port}", LOOPBACK)
 
 
 def test_a_request_goes_to_the_resolved_address_under_the_name(receiver: Receiver) -> None:
@@ -52,7 +52,7 @@ def test_a_request_goes_to_the_resolved_address_under_the_name(receiver: Receive
 
 
 def test_a_name_that_resolves_to_a_private_address_is_refused(receiver: Receiver) -> None:
-    policy = TargetPolicy([f"http://{NAME}:{receiver.port}", "public"])
+    policy = TargetPolicy(f"http://{NAME}:{receiver.port}, public")
 
     for name in (f"http://{NAME}:{receiver.port}/", "https://elsewhere.test/"):
         with pytest.raises(TargetRefusedError):
@@ -64,7 +64,7 @@ def test_a_name_that_resolves_to_a_private_address_is_refused(receiver: Receiver
 def test_a_name_that_changes_its_address_after_the_check_gains_nothing() -> None:
     """It is resolved once, and the connection goes to what was checked."""
     with receiving(host="127.0.0.2") as checked, receiving() as inside:
-        policy = TargetPolicy([f"http://{NAME}:{checked.port}"], [LOOPBACK])
+        policy = TargetPolicy(f"http://{NAME}:{checked.port}", LOOPBACK)
         client = WebhookClient(policy, resolve=answering("127.0.0.2", "127.0.0.1"))
 
         assert client.post(f"http://{NAME}:{checked.port}/", {}, b"{}") == 200
@@ -129,7 +129,7 @@ def listener() -> Iterator[socket.socket]:
 
 def post_to(listener: socket.socket, *, total_s: float) -> int:
     origin = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    client = WebhookClient(TargetPolicy([origin], [LOOPBACK]), total_s=total_s)
+    client = WebhookClient(TargetPolicy(origin, LOOPBACK), total_s=total_s)
     return client.post(f"{origin}/", {}, b"{}")
 
 
@@ -196,7 +196,7 @@ def test_the_certificate_must_be_that_of_the_name(
     names: list[str | None] = []
     serving.sni_callback = lambda _tls, name, _context: names.append(name)
     port = listener.getsockname()[1]
-    policy = TargetPolicy([f"https://{NAME}:{port}", f"https://other.test:{port}"], [LOOPBACK])
+    policy = TargetPolicy(f"https://{NAME}:{port}, https://other.test:{port}", LOOPBACK)
 
     def serve() -> None:
         while True:

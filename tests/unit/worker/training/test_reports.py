@@ -6,7 +6,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from app.core.job.loss_log import StepMetrics, csv_lines, json_lines
+from app.core.job.loss_log import StepMetrics, csv_texts, json_texts
 from tests.tiny import write_job
 from worker.training.artifacts.checkpoint import write_model_card
 from worker.training.artifacts.loss_log import LossLog, draw_losses
@@ -80,8 +80,8 @@ def test_the_tables_of_a_loss_log_have_every_row_so_far(
         log.copy_tables(tmp_path / str(step))
 
         rows = rows_in(tmp_path)
-        assert (tmp_path / str(step) / "metrics.csv").read_text() == "".join(csv_lines(rows))
-        assert (tmp_path / str(step) / "metrics.jsonl").read_text() == "".join(json_lines(rows))
+        assert (tmp_path / str(step) / "metrics.csv").read_text() == "".join(csv_texts([rows]))
+        assert (tmp_path / str(step) / "metrics.jsonl").read_text() == "".join(json_texts([rows]))
 
 
 def test_a_checkpoint_does_not_parse_the_rows_before_it(tmp_path: Path) -> None:

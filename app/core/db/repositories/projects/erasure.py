@@ -1,6 +1,7 @@
 """Deletes everything that belongs to a project, whatever table it is in."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime
 
 from sqlalchemy import ColumnElement, Table, delete, func, select
@@ -9,6 +10,7 @@ from app.core.db.access_tables import ApiKey
 from app.core.db.base import Base, ProjectRepository
 from app.core.db.repositories.jobs import JobRepository
 from app.core.db.tables import Job, SavedState
+from app.core.errors import NotFoundError
 
 
 class ErasureRepository(ProjectRepository):
@@ -40,7 +42,11 @@ class ErasureRepository(ProjectRepository):
         """
         jobs = JobRepository(self._session, self._project_id)
         some = self._session.scalars(self._select(Job).order_by(Job.id).limit(limit)).all()
-        return [key for job in some for key in jobs.delete(job)] if some else None
+        keys: list[str] = []
+        for job in some:
+            with suppress(NotFoundError):  # somebody else has just deleted it
+                keys += jobs.delete(job)
+        return keys if some else None
 
     def delete_rest(self) -> Sequence[str]:
         """Delete all rows that are left. Returns the keys of the blobs to delete."""

@@ -1,6 +1,7 @@
 """Deletes what a project keeps no longer: files, ended jobs and events of a certain age."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime, timedelta
 
 from sqlalchemy import or_, select
@@ -8,6 +9,7 @@ from sqlalchemy import or_, select
 from app.core.db.base import Project, ProjectRepository, Repository
 from app.core.db.repositories.jobs import JobRepository
 from app.core.db.tables import Event, File, Job
+from app.core.errors import NotFoundError
 
 
 class RetentionRepository(ProjectRepository):
@@ -45,7 +47,11 @@ class RetentionRepository(ProjectRepository):
         jobs = JobRepository(self._session, self._project_id)
         ended = self._select(Job).where(Job.finished_at < since).order_by(Job.id).limit(limit)
         old = self._session.scalars(ended).all()
-        return [key for job in old for key in jobs.delete(job)] if old else None
+        keys: list[str] = []
+        for job in old:
+            with suppress(NotFoundError):  # somebody else has just deleted it
+                keys += jobs.delete(job)
+        return keys if old else None
 
     def _delete_events(self, since: datetime, limit: int) -> bool:
         """Delete events from before `since`. Returns whether there were any."""

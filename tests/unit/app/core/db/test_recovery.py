@@ -144,7 +144,7 @@ def test_a_second_crash_without_progress_ends_the_job(database: Database) -> Non
     assert found.error is not None
     assert found.error["code"] == "training_crashed"
     assert found.error["message"] == (
-        "The training process died, 2 times without progress. Do less. The end of its log:\n"
+        "The training process died, 2 times without progress. Do less. The last line of its log: "
         "Segmentation fault"
     )
 

@@ -5,15 +5,16 @@ from datetime import timedelta
 
 import pytest
 
+from app.core.access import DEFAULT_PROJECT_ID
 from app.core.db.base import Project
 from app.core.db.repositories.leases import LeaseRepository
 from app.core.db.repositories.transitions import lock_job, settle
-from app.core.db.repositories.webhooks import WebhookQueue
+from app.core.db.repositories.webhooks import WebhookQueue, WebhookRepository
 from app.core.db.session import Database, Session
 from app.core.db.tables import Job
 from app.core.job.status import JobStatus
 from app.core.job.training_events import JobError
-from app.core.job.webhook_events import EVENT_OF_STATUS, WebhookEventType
+from app.core.webhooks.events import EVENT_OF_STATUS, WebhookEventType
 from app.webhooks.messages import new_secret
 from tests.builders import MINUTE, NOW, add_job, build_job_in, claim
 from tests.webhooks import add_endpoint, end_job, list_deliveries, queue_event
@@ -106,6 +107,6 @@ def test_deleting_an_endpoint_forgets_what_it_was_not_sent(database: Database) -
     queue_event(database)
 
     with database.writing() as session:
-        session.delete(endpoint)
+        WebhookRepository(session, DEFAULT_PROJECT_ID).delete(endpoint)
 
     assert list_deliveries(database) == []

@@ -3,10 +3,10 @@
 from typing import Any
 
 import pytest
-from app.core.api_keys import read_key_id
 from starlette.testclient import TestClient
 
 from app.core.access import DEFAULT_PROJECT_ID, Scope
+from app.core.access.api_keys import read_key_id
 from app.core.clock import utc_now
 from app.core.db.session import Database
 from app.core.storage.local import LocalBlobStore

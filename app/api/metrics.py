@@ -1,0 +1,58 @@
+"""Counts requests for Prometheus. `app/maintenance/metrics.py` has all the other metrics."""
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from starlette.types import Scope
+
+ROUTE = "route"
+"""Key in the state of a request that holds the result of `route_of`, where no route has run."""
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+"""Upper bounds of the histogram: from a status poll to an upload."""
+_METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
+_OTHER = "other"
+"""Label of every path that is no route, and of every method that HTTP itself does not define."""
+
+
+class RequestMetrics:
+    """Counts the requests of one application. Labels have few values, whatever clients send."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._durations = Histogram(
+            "tunery_http_request_duration_seconds",
+            "Time from the head of a request to the last byte of its answer.",
+            ("route", "method", "status"),
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self._received = Counter(
+            "tunery_http_received_bytes",
+            "Bytes of request bodies, uploads included.",
+            ("route",),
+            registry=self.registry,
+        )
+
+    def observe(
+        self, scope: Scope, status: int | None, seconds: float, received_bytes: int
+    ) -> None:
+        """Count a request that has ended.
+
+        Args:
+            status: status of the answer; None if the client left before there was one.
+        """
+        route = scope["state"].get(ROUTE) or route_of(scope)
+        method = scope["method"] if scope["method"] in _METHODS else _OTHER
+        kind = f"{status // 100}xx" if status else "none"
+        self._durations.labels(route, method, kind).observe(seconds)
+        if received_bytes:
+            self._received.labels(route).inc(received_bytes)
+
+
+def route_of(scope: Scope) -> str:
+    """Template of the path of a request that was routed, such as `/v1/files/{file_id}`."""
+    template: str = getattr(scope.get("route"), "path_format", "")
+    if not template:
+        return _OTHER
+    # The route does not know the prefix of its router.
+    prefix, found, _ = scope["path"].rpartition(template.format(**scope["path_params"]))
+    return f"{prefix}{template}" if found else template

@@ -1,0 +1,40 @@
+"""Names of the files that a training process makes. A file with any other name is refused."""
+
+MANIFEST_NAME = "manifest.json"
+ADAPTER_WEIGHTS_NAME = "adapter_model.safetensors"
+ADAPTER_CONFIG_NAME = "adapter_config.json"
+TOKENIZER_NAMES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+)
+TRAINING_CONFIG_NAME = "training_config.json"
+METRICS_CSV_NAME = "metrics.csv"
+METRICS_JSON_NAME = "metrics.jsonl"
+LOSS_CHART_NAME = "loss.svg"
+MODEL_CARD_NAME = "README.md"
+STATE_NUMBERS_NAME = "state.json"
+STATE_TENSORS_NAME = "state.safetensors"
+"""`adapter.NAME`, `best.NAME` and those of AdamW as `exp_avg.NAME`, where NAME is a parameter's."""
+
+ARTIFACT_NAMES = frozenset(
+    {
+        MANIFEST_NAME,
+        ADAPTER_WEIGHTS_NAME,
+        ADAPTER_CONFIG_NAME,
+        *TOKENIZER_NAMES,
+        TRAINING_CONFIG_NAME,
+        METRICS_CSV_NAME,
+        METRICS_JSON_NAME,
+        LOSS_CHART_NAME,
+        MODEL_CARD_NAME,
+        STATE_NUMBERS_NAME,
+        STATE_TENSORS_NAME,
+    }
+)
+"""All files of a checkpoint and of a saved state. Users download them under these names."""

@@ -1,0 +1,112 @@
+"""Checks that a training child reports what a training does, in an order in which it can happen.
+
+The child may be hostile. What it may report is bounded by its job: no step comes twice, and no
+checkpoint or saved state either.
+"""
+
+from app.core.job.loss_log import MAX_STEP
+from app.core.job.training_events import (
+    Checkpointed,
+    Failed,
+    Finished,
+    Noted,
+    OutOfSpace,
+    Planned,
+    ProtocolError,
+    Saved,
+    Started,
+    Stepped,
+    Stopped,
+    TrainingEvent,
+    Unresumable,
+)
+
+MAX_NOTES = 100
+"""Number of messages in one attempt. A training has about ten."""
+
+
+class ReportCheck:
+    """What the child of one attempt has reported, as far as it limits what may come next."""
+
+    def __init__(self) -> None:
+        self._first_step = self._last_step = 0
+        self._total_steps = MAX_STEP
+        self._kinds: set[str] = set()
+        self._directories: set[str] = set()
+        self._notes = 0
+        self._is_over = False
+
+    def begin(self, *, after_step: int, total_steps: int) -> None:
+        """Expect a training that resumes after `after_step` and has at most `total_steps`."""
+        self._first_step = self._last_step = after_step
+        self._total_steps = total_steps
+
+    def check(self, event: TrainingEvent) -> None:
+        """Take the next event.
+
+        Raises:
+            ProtocolError: the event cannot be true here.
+        """
+        _require(not self._is_over, "It reported more after its last event.")
+        match event:
+            case Noted():
+                self._notes += 1
+                _require(self._notes <= MAX_NOTES, f"It sent more than {MAX_NOTES} messages.")
+            case Planned() | Started():
+                self._check_total(event)
+            case Stepped():
+                self._check_step(event.metrics.step)
+            case Checkpointed():
+                self._check_taken(event.step)
+                self._check_directory(event.directory, f"out/step-{event.step}")
+                if event.state is not None:
+                    self._check_state(event.step, event.state)
+            case Saved():
+                self._check_state(event.step, event.directory)
+            case Stopped() | Finished() | Failed() | OutOfSpace() | Unresumable():
+                self._check_end(event)
+
+    def _check_total(self, event: Planned | Started) -> None:
+        total, limit = event.total_steps, self._total_steps
+        _require(event.kind not in self._kinds, f"It reported {event.kind} twice.")
+        _require(total <= limit, f"It announced {total:,} steps; the job has at most {limit:,}.")
+        self._kinds.add(event.kind)
+        self._total_steps = total
+
+    def _check_step(self, step: int) -> None:
+        expected = self._last_step + 1
+        _require(step == expected, f"It reported step {step:,} where step {expected:,} comes next.")
+        _require(step <= self._total_steps, f"It took more than {self._total_steps:,} steps.")
+        self._last_step = step
+
+    def _check_state(self, step: int, directory: str) -> None:
+        is_new = step == self._last_step > self._first_step
+        _require(is_new, f"It saved a state of step {step:,}, which it has not just taken.")
+        self._check_directory(directory, f"out/resume-{step}")
+
+    def _check_directory(self, directory: str, expected: str) -> None:
+        _require(directory == expected, f"It reported {directory} where {expected} belongs.")
+        _require(directory not in self._directories, f"It reported {directory} twice.")
+        self._directories.add(directory)
+
+    def _check_taken(self, step: int) -> None:
+        _require(step <= self._last_step, f"It reported step {step:,} before it took that step.")
+
+    def _check_end(self, event: Stopped | Finished | Failed | OutOfSpace | Unresumable) -> None:
+        self._is_over = True
+        match event:
+            case Stopped():
+                is_last = event.step == self._last_step
+                _require(is_last, f"It stopped at step {event.step:,}, which is not its last.")
+            case Finished():
+                self._check_taken(event.step)
+            case Unresumable():
+                was_given = event.step == self._first_step == self._last_step
+                _require(was_given, f"It refused a state of step {event.step:,}, which it had not.")
+            case _:
+                return
+
+
+def _require(is_true: bool, otherwise: str) -> None:  # noqa: FBT001 - reads like an assertion
+    if not is_true:
+        raise ProtocolError(otherwise)

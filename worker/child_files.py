@@ -1,0 +1,162 @@
+"""Opens what a training child has made. The child may be hostile, and may change it meanwhile.
+
+Directories are walked one name at a time without following a link, and only regular files with a
+single name are opened. So no name leads out of the job directory, and no pipe keeps the worker
+waiting.
+"""
+
+import errno
+import os
+import secrets
+import stat
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from itertools import islice
+from pathlib import Path
+from typing import Self
+
+from app.core.job.artifacts import ARTIFACT_NAMES
+from app.core.manifest import ManifestError
+
+CHUNK_BYTES = 1024 * 1024
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_FILE = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
+_CAUSED_BY_CHILD = (
+    errno.EACCES,
+    errno.EAGAIN,
+    errno.ELOOP,
+    errno.ENODEV,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.ENXIO,
+    errno.EPERM,
+)
+"""Errors of opening a link, a socket, a device, a leased file, or something that is not there."""
+
+
+class ChildDirectory:
+    """A directory that a training child has made, held open.
+
+    Its methods raise ManifestError for whatever a child must not make.
+    """
+
+    def __init__(self, descriptor: int, name: str) -> None:
+        self._descriptor = descriptor
+        self._name = name
+
+    @classmethod
+    @contextmanager
+    def open(cls, root: Path, name: str) -> Generator[Self]:
+        """Open the directory at `name`, a relative path, below `root`.
+
+        Raises:
+            ManifestError: a part of the path is a link or no directory.
+        """
+        with ExitStack() as stack:
+            descriptor = os.open(root, _DIRECTORY)
+            stack.callback(os.close, descriptor)
+            for part in Path(name).parts:
+                with _blaming_child(f"{name} is a link or no directory"):
+                    descriptor = os.open(part, _DIRECTORY, dir_fd=descriptor)
+                stack.callback(os.close, descriptor)
+            yield cls(descriptor, name)
+
+    def list_files(self, *, max_bytes: int) -> list[str]:
+        """Return the names of the files, in order. They are those of `ARTIFACT_NAMES`.
+
+        Args:
+            max_bytes: how large all files may be together.
+        """
+        with os.scandir(self._descriptor) as entries:
+            names = [entry.name for entry in islice(entries, len(ARTIFACT_NAMES) + 1)]
+        for name in names:
+            if name not in ARTIFACT_NAMES:
+                raise ManifestError(f"{self._name} has a file that does not belong: {name[:80]!a}")
+        left_bytes = max_bytes
+        for name in names:
+            with self._open(name) as descriptor:
+                left_bytes -= os.fstat(descriptor).st_size
+        if left_bytes < 0:
+            raise ManifestError(f"{self._name} is larger than {max_bytes:,} bytes")
+        return sorted(names)
+
+    def read(self, name: str, *, max_bytes: int) -> Iterator[bytes]:
+        """Yield the bytes of a file, which must not be more than `max_bytes`."""
+        with self._open(name) as descriptor:
+            while chunk := os.read(descriptor, CHUNK_BYTES):
+                max_bytes -= len(chunk)
+                if max_bytes < 0:
+                    raise ManifestError(f"{self._name}: {name} is too large")
+                yield chunk
+
+    def remove(self, name: str) -> None:
+        """Delete a directory with all that is in it. Follows no link.
+
+        It may be deeper than a path can be long, so what lies two levels down is lifted up first.
+
+        Raises:
+            OSError: it is not there, or something in it cannot be deleted.
+        """
+        descriptor = os.open(name, _DIRECTORY, dir_fd=self._descriptor)
+        try:
+            while directories := _delete_files(descriptor):
+                for directory in directories:
+                    _lift_contents(directory, descriptor)
+        finally:
+            os.close(descriptor)
+        os.rmdir(name, dir_fd=self._descriptor)
+
+    @contextmanager
+    def _open(self, name: str) -> Generator[int]:
+        with _blaming_child(f"{self._name}: {name} cannot be opened"):
+            descriptor = os.open(name, _FILE, dir_fd=self._descriptor)
+        try:
+            found = os.fstat(descriptor)
+            # A file with a second name may be another's, such as the database.
+            if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
+                raise ManifestError(f"{self._name}: {name} is not a regular file of its own")
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+
+@contextmanager
+def _blaming_child(what: str) -> Generator[None]:
+    """Turn an error that the child can have caused into a ManifestError with this message."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _CAUSED_BY_CHILD:
+            raise ManifestError(what) from error
+        raise
+
+
+def remove_tree(root: Path, name: str) -> None:
+    """Delete the directory at `name`, a relative path below `root`, as far as that is possible."""
+    path = Path(name)
+    with suppress(OSError, ManifestError), ChildDirectory.open(root, str(path.parent)) as parent:
+        parent.remove(path.name)
+
+
+def _delete_files(directory: int) -> list[str]:
+    """Delete everything in a directory but its directories. Returns their names."""
+    directories: list[str] = []
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                directories.append(entry.name)
+            else:
+                os.unlink(entry.name, dir_fd=directory)
+    return directories
+
+
+def _lift_contents(name: str, parent: int) -> None:
+    """Delete a directory, and move the directories in it to its parent."""
+    descriptor = os.open(name, _DIRECTORY, dir_fd=parent)
+    try:
+        for nested in _delete_files(descriptor):
+            os.rename(nested, secrets.token_hex(16), src_dir_fd=descriptor, dst_dir_fd=parent)
+    finally:
+        os.close(descriptor)
+    os.rmdir(name, dir_fd=parent)
