@@ -10,9 +10,8 @@ Each step is a list of a word and what belongs to it:
     ["ignore", NAME]    ignore this signal from now on
     ["on-term", WORD, ...]  do this on SIGTERM, and then end well
     ["environment"]     write the names of its environment variables to DIR/environment
-    ["leave-behind"]    start a process that keeps standard output open, and write its id to DIR/pid
-    ["escape", CODE]    start a Python program in a session of its own that inherits both pipes, and
-                        write its id to DIR/pid
+    ["leave-behind"]    start a process that keeps standard output open, and a lock on DIR/left.lock
+    ["escape", CODE]    start a Python program in a session of its own that inherits both pipes
     ["wait"]            wait for ever
     ["raise", NAME]     send itself a signal
     ["exit", CODE]      end
@@ -23,6 +22,7 @@ A fork server uses it as its trainer. It then follows `DIR/prepare.json` before 
     ["thread"]          start a thread
 """
 
+import fcntl
 import json
 import os
 import signal
@@ -30,6 +30,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +53,9 @@ def main(directory: Path) -> None:
     follow("script.json", directory)
 
 
-def escape(directory: Path, code: str) -> None:
-    escaped = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
-    (directory / "pid").write_text(str(escaped.pid))
+def escape(code: str) -> None:
+    with suppress(PermissionError):  # a contained child may not
+        subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
 
 
 def log_bytes(count: int) -> None:
@@ -65,7 +66,10 @@ def log_bytes(count: int) -> None:
 def follow(script: str, directory: Path) -> None:
     def leave_behind() -> None:
         waiting = [sys.executable, "-c", "import signal; signal.pause()"]
-        (directory / "pid").write_text(str(subprocess.Popen(waiting).pid))
+        lock = os.open(directory / "left.lock", os.O_RDONLY | os.O_CREAT)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        subprocess.Popen(waiting, pass_fds=[lock])
+        os.close(lock)
 
     def wait() -> None:
         while True:
@@ -81,7 +85,7 @@ def follow(script: str, directory: Path) -> None:
         "log": lambda text: print(text, file=sys.stderr, flush=True),  # noqa: T201 - as above
         "log-bytes": log_bytes,
         "link": lambda name, target: (directory / name).symlink_to(target),
-        "escape": lambda code: escape(directory, code),
+        "escape": escape,
         "ignore": lambda name: signal.signal(signal.Signals[name], signal.SIG_IGN),
         "on-term": lambda *step: signal.signal(signal.SIGTERM, lambda *_: end_after(*step)),
         "environment": lambda: (directory / "environment").write_text("\n".join(os.environ)),

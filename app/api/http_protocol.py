@@ -35,9 +35,37 @@ _MAX_CHECK_INTERVAL_S = 2.0
 _OTHER_DESCRIPTORS = 256
 """File descriptors that are kept for the database, uploads, logs and libraries."""
 
-_WARNING_INTERVAL_S = 10.0
-"""Minimum interval between warnings about refused connections, so that they do not flood the
-log."""
+_LOG_INTERVAL_S = 10.0
+"""Minimum interval between equal messages, so that an attack does not flood the log."""
+
+
+class _Tally:
+    """Logs how often something has happened, once in `_LOG_INTERVAL_S`.
+
+    Args:
+        message: has one place, for the number of times since the last message.
+    """
+
+    def __init__(self, level: int, message: str) -> None:
+        self._level = level
+        self._message = message
+        self._count = 0
+        self._logged_at = float("-inf")
+
+    def add(self, now: float) -> None:
+        self._count += 1
+        if now - self._logged_at >= _LOG_INTERVAL_S:
+            logger.log(self._level, self._message, self._count)
+            self._logged_at, self._count = now, 0
+
+
+_slow_senders = _Tally(logging.INFO, "Closed %d connections that sent a request too slowly.")
+_slow_readers = _Tally(logging.INFO, "Closed %d connections that did not read an answer.")
+_too_many = _Tally(
+    logging.WARNING,
+    "All connections are taken, so the API has closed or refused %d. Raise TUNERY_MAX_CONNECTIONS, "
+    "or look for a client that opens too many.",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +109,6 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     """One connection. It is closed if the client sends or reads too slowly."""
 
     limits: ClassVar = ConnectionLimits()
-    _last_warning_s: ClassVar = float("-inf")
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -168,11 +195,11 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def _check(self) -> None:
         now = self.loop.time()
         if self._is_stalled(now):
-            logger.info("A client did not read its answer and was disconnected.")
+            _slow_readers.add(now)
             self.transport.abort()
             return
         if not self.transport.is_closing() and self._is_overdue(now):
-            self._cut_off()
+            self._cut_off(now)
         self._schedule_check()
 
     def _is_stalled(self, now: float) -> bool:
@@ -194,12 +221,12 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             or now - self.message_since > self.limits.max_receive_s
         )
 
-    def _cut_off(self) -> None:
+    def _cut_off(self, now: float) -> None:
         has_begun = self._is_in_body or self._head_bytes > 0
         if not has_begun:
             self.transport.close()
             return
-        logger.info("A client sent its request too slowly and was disconnected.")
+        _slow_senders.add(now)
         self._refuse(
             HTTPStatus.REQUEST_TIMEOUT,
             "The request did not arrive in time. Send it again over a faster connection.",
@@ -220,20 +247,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
                 "moment.",
                 code="too_many_connections",
             )
-        self._warn(is_refused=oldest is None)
-
-    def _warn(self, *, is_refused: bool) -> None:
-        now = self.loop.time()
-        if now - BoundedHttpProtocol._last_warning_s < _WARNING_INTERVAL_S:
-            return
-        BoundedHttpProtocol._last_warning_s = now
-        done = "refuses new ones" if is_refused else "closes those that wait without a request"
-        logger.warning(
-            "The API has %d connections, as many as it can serve, and %s. Raise "
-            "TUNERY_MAX_CONNECTIONS, or look for a client that opens too many.",
-            self.limits.max_connections,
-            done,
-        )
+        _too_many.add(self.loop.time())
 
     # Answers without the application
 

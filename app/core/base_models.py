@@ -23,6 +23,8 @@ DEFAULT_MODEL_ID = "smollm2-135m-instruct"
 
 CATALOGUE_NAME = "base_models.toml"
 RECORD_NAME = "tunery.json"
+MODELS_NAME = "models"
+"""Directory of all installed models, in the data directory."""
 
 Repo = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")]
 Alias = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$")]
@@ -167,7 +169,7 @@ def load_catalogue(data_dir: Path) -> Catalogue:
     own = data_dir / CATALOGUE_NAME
     if own.exists():
         entries += _read_entries(own, {entry.id: entry for entry in entries})
-    catalogue = Catalogue(entries, data_dir / "models")
+    catalogue = Catalogue(entries, data_dir / MODELS_NAME)
     _check_aliases(catalogue, own)
     return catalogue
 

@@ -242,10 +242,6 @@ class Settings(BaseSettings):
         return self.data_dir / "blobs"
 
     @property
-    def models_dir(self) -> Path:
-        return self.data_dir / "models"
-
-    @property
     def signing_dir(self) -> Path:
         """Directory of the key that signs manifests. No training child may read it."""
         return self.data_dir / "signing"

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
-from app.core.base_models import CATALOGUE_NAME, RECORD_NAME
+from app.core.base_models import CATALOGUE_NAME, MODELS_NAME, RECORD_NAME
 from app.core.clock import utc_now
 from app.core.db import inspection
 from app.core.db.migrate import is_known_revision, upgrade
@@ -185,7 +185,7 @@ class _Restore:
             if not Path(record).match(f"models/*/{RECORD_NAME}"):
                 continue
             model_id = Path(record).parts[1]
-            directory = self._data_dir / "models" / model_id
+            directory = self._data_dir / MODELS_NAME / model_id
             files = [
                 name
                 for name in self.restored.record.files

@@ -18,9 +18,6 @@ from app.core.errors import OperatorError
 from app.core.manifest import MANIFEST_NAME, SIGNATURE_NAME, Manifest, ManifestError, ManifestFile
 from app.core.signing.signatures import SIGNATURE_BYTES, PublicKey, find_signer
 
-_MAX_MANIFEST_BYTES = 4 * 1024 * 1024
-"""Far more than the manifest of any adapter, so that a forged one cannot fill the memory."""
-
 _CHUNK_BYTES = 1024 * 1024
 
 Files = Mapping[str, Callable[[], IO[bytes]]]
@@ -62,7 +59,7 @@ def _verify(files: Files, keys: Sequence[PublicKey]) -> tuple[Manifest, PublicKe
     for name in (MANIFEST_NAME, SIGNATURE_NAME):
         if name not in files:
             raise NotGenuineError(f"It is not signed: it has no {name}.")
-    content = _read(files[MANIFEST_NAME], _MAX_MANIFEST_BYTES)
+    content = _read(files[MANIFEST_NAME], manifest.MAX_BYTES)
     signer = find_signer(content, _read(files[SIGNATURE_NAME], SIGNATURE_BYTES), keys)
     if signer is None:
         raise NotGenuineError("Its signature is by none of the given keys, or it was changed.")

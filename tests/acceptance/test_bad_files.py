@@ -91,7 +91,7 @@ def message(*roles: str, **changes: Any) -> bytes:
             id="UTF-16",
         ),
         pytest.param(
-            b'{"text": ' + b"[" * 100_000 + b"\n",
+            b'{"text": ' + b"[" * 10_000 + b"\n",
             bad_file((1, "", "invalid_json", f"{NOT_JSON}nested too deeply.")),
             id="deep",
         ),

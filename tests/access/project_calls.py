@@ -168,6 +168,7 @@ class World:
             "JobRepository.resume": [call(queued.id, now=NOW)],
             "JobRepository.delete": [call(done)],
             "JobRepository.copy_steps": [call(done.id, queued.id, last=9)],
+            "JobRepository.list_points": [call(done.id, first=1, last=None, points=2)],
             "JobRepository.list_steps": [call(done.id, last=9)],
             "SavedStateRepository.add": [call(self.lease, 2, {}, now=NOW)],
             "SavedStateRepository.drop": [call(self.lease, 1)],

@@ -15,9 +15,9 @@ from app.core.access import Scope
 from app.core.db.session import Database
 from app.core.db.tables import Event
 from app.core.storage.local import LocalBlobStore
+from tests.access.leaks import own_rows
 from tests.access.operations import DOCUMENT, OPERATIONS, Operation
 from tests.access.project_calls import OTHER_PROJECT, World
-from tests.access.test_project_queries import own_rows
 from tests.builders import TEXT_LINE, add_key, bearer
 from tests.webhooks import add_endpoint
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.only_sqlite  # the repositories' own tests use both
 JOBS = "/v1/fine_tuning/jobs"
 
 NOT_AN_ID = {
-    *("accept", "encoding", "limit", "order", "purpose", "step_from", "step_to"),
+    *("accept", "encoding", "limit", "order", "points", "purpose", "step_from", "step_to"),
     *("auto_start", "from", "hyperparameters", "integrations", "metadata", "method", "priority"),
     *("bytes", "data", "expires_after", "file", "filename", "md5", "mime_type", "seed", "suffix"),
     *("expires_after[anchor]", "expires_after[seconds]"),

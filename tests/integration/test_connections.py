@@ -36,8 +36,8 @@ FORM_HEAD = (
 )
 FORM_END = b"\r\n--X--\r\n"
 UPLOAD = (
-    b"POST /v1/files HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: multipart/form-data; boundary=X\r\n"
-    b"content-length: %d\r\n\r\n"
+    b"POST /v1/files HTTP/1.1\r\nhost: 127.0.0.1\r\n"
+    b"content-type: multipart/form-data; boundary=X\r\ncontent-length: %d\r\n\r\n"
 )
 
 
@@ -178,13 +178,14 @@ def test_a_client_that_does_not_read_is_cut_off(service: LocalService, large_fil
     log = service.processes["api"]
     with connect(service) as connection:
         connection.sendall(request.encode())
-        wait_until(lambda: "did not read its answer" in log.log(), within_s=PATIENCE_S)
+        wait_until(lambda: "did not read an answer" in log.log(), within_s=PATIENCE_S)
 
         assert len(read_all(connection)) < 24 * 2**20
 
 
 def test_a_client_that_reads_slowly_gets_all(service: LocalService, large_file: str) -> None:
-    request = f"GET /v1/files/{large_file}/content HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n\r\n"
+    path = f"/v1/files/{large_file}/content"
+    request = f"GET {path} HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n\r\n"
     received, pause = 0, threading.Event()
     with connect(service) as connection:
         began_s = time.monotonic()
@@ -238,7 +239,7 @@ def test_a_new_client_takes_the_place_of_one_that_waits(service: LocalService) -
         read_all(silent[0])
 
     assert answer.status_code == 200
-    assert "The API has 40 connections" in service.processes["api"].log()
+    assert "All connections are taken" in service.processes["api"].log()
 
 
 def test_a_client_too_many_is_told_so(service: LocalService) -> None:

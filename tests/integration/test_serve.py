@@ -164,10 +164,11 @@ def test_others_are_not_let_in_before_there_is_a_key(place: Path) -> None:
 
     key_file = {"TUNERY_BOOTSTRAP_KEY_FILE": str(place / "admin-key")}
     with Served(place, port=0, **EVERYWHERE, **key_file) as served:
-        served.await_ready()
+        ports = wait_until(
+            lambda: re.findall(r"running on http://\S+:(\d+)", served.log), within_s=START_S
+        )
         key = (place / "admin-key").read_text().strip()
-        port = re.findall(r"running on http://\S+:(\d+)", served.log)[-1]
-        models = f"http://127.0.0.1:{port}/v1/models"
+        models = f"http://127.0.0.1:{ports[-1]}/v1/models"
 
         assert httpx.get(models).status_code == 401
         assert httpx.get(models, headers=bearer(key)).status_code == 200

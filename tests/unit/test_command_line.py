@@ -165,6 +165,8 @@ def test_a_database_that_is_no_database_ends_a_backup_with_one_line(place: Path)
     assert re.fullmatch(
         r"backup: The database data/tunery.db: file is not a database\. Keep .*\n", said
     )
+
+
 def test_a_key_is_rotated_and_its_old_public_key_shown(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

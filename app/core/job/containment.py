@@ -3,6 +3,7 @@
 import os
 import subprocess
 from enum import StrEnum
+from functools import cache
 
 from pydantic import BaseModel, TypeAdapter
 
@@ -48,8 +49,9 @@ class Layer(BaseModel):
 Layers = TypeAdapter(list[Layer])
 
 
-def find_layers() -> list[Layer]:
-    """Try every layer on this machine, as this user.
+@cache
+def find_layers() -> tuple[Layer, ...]:
+    """Try every layer on this machine, as this user. They are tried once in a process.
 
     Raises:
         OSError: they cannot be tried.
@@ -65,4 +67,4 @@ def find_layers() -> list[Layer]:
         )
     except subprocess.SubprocessError as error:
         raise OSError(f"the containment of training processes cannot be tried: {error}") from error
-    return Layers.validate_json(answer.stdout)
+    return tuple(Layers.validate_json(answer.stdout))

@@ -9,12 +9,13 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
-from app.core.job.child_text import clean
+from app.core.job.child_text import clean, without_paths
 from app.core.job.loss_log import MAX_COUNT, MAX_STEP, StepMetrics
 from app.core.job.training_config import Frozen
 
-Text = Annotated[str, AfterValidator(clean)]
 ShortText = Annotated[str, AfterValidator(partial(clean, limit=300))]
+Text = Annotated[str, AfterValidator(without_paths), AfterValidator(clean)]
+"""A message for clients."""
 Code = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
 Step = Annotated[int, Field(ge=1, le=MAX_STEP)]
 CheckpointDirectory = Annotated[str, Field(pattern=r"^out/step-[0-9]{1,9}$")]
@@ -90,7 +91,7 @@ class OutOfSpace(Frozen):
     """The attempt ended because a disk or a quota is full. Unfinished files are removed."""
 
     kind: Literal["out_of_space"] = "out_of_space"
-    message: ShortText
+    message: Text
 
 
 class Unresumable(Frozen):

@@ -14,6 +14,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from app.core.base_models import MODELS_NAME
 from app.core.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -42,8 +43,9 @@ def iterate_open(settings: Settings) -> Iterator[Path]:
     """What other users have permissions on, in the data directory, less what children use."""
     if is_open(settings.data_dir):
         yield settings.data_dir
+    used_by_children = (settings.work_dir, settings.data_dir / MODELS_NAME)
     for parent, directories, files in os.walk(settings.data_dir):
-        if Path(parent) in (settings.work_dir, settings.models_dir):
+        if Path(parent) in used_by_children:
             directories.clear()
             continue
         for name in (*directories, *files):

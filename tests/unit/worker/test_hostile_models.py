@@ -193,8 +193,12 @@ WEIGHTS = [
 ]
 
 FILES = [
-    Attack("link-to-passwd", with_link("merges.txt", "/etc/passwd"), "is a link to outside"),
-    Attack("link-upwards", with_link("tokenizer.json", "../secret"), "is a link to outside"),
+    Attack(
+        "link-to-passwd", with_link("merges.txt", "/etc/passwd"), "is a link out of its directory"
+    ),
+    Attack(
+        "link-upwards", with_link("tokenizer.json", "../secret"), "is a link out of its directory"
+    ),
     Attack("link-to-weights", with_link("model.safetensors", "/dev/zero"), "not a regular file"),
     Attack("link-to-itself", with_link("merges.txt", "merges.txt"), "not a regular file"),
     Attack("a-pipe", with_special(os.mkfifo), "not a regular file"),

@@ -81,7 +81,7 @@ def test_a_job_does_not_start_on_it(
     file = add_file(database, store)
     add_job(database, training_file_id=file.id)
     lease = claim(database)
-    (settings.models_dir / "tiny" / "modeling.py").touch()
+    (settings.data_dir / "models/tiny/modeling.py").touch()
 
     with pytest.raises(RefusedModelError) as refused:
         JobDirectory(settings.work_dir, lease).fill(JobInputs(file), store, catalogue, settings)

@@ -34,6 +34,7 @@ from tests.builders import (
     NOW,
     add_file,
     add_job,
+    build_config,
     build_metrics,
     claim,
     dump_tables,
@@ -57,7 +58,8 @@ def stepped(step: int) -> Stepped:
 
 @pytest.fixture
 def job(database: Database, store: LocalBlobStore) -> Job:
-    return add_job(database, training_file_id=add_file(database, store).id)
+    config = build_config(max_steps=9).model_dump(mode="json")
+    return add_job(database, training_file_id=add_file(database, store).id, config=config)
 
 
 @pytest.fixture

@@ -53,7 +53,7 @@ def hand_over(directory: Path, cache: Path, user: int) -> None:
         for name in (".", *directories, *files):
             os.chown(Path(parent, name), user, user, follow_symlinks=False)
     base_model = (directory / BASE_MODEL_NAME).resolve()
-    for path in (base_model, *base_model.glob("*")):
+    for path in filter(Path.exists, (base_model, *base_model.glob("*"))):
         mode = path.stat().st_mode
         wanted = mode | (0o555 if path.is_dir() else 0o444)
         if wanted != mode:

@@ -129,7 +129,7 @@ def make_sandbox(
     Raises:
         SandboxError: `mode` is `required`, and a core layer is not available.
     """
-    layers = [] if mode == "off" else find_layers()
+    layers = () if mode == "off" else find_layers()
     missing = [str(layer) for layer in layers if layer.missing and layer.is_core]
     if mode == "required" and missing:
         raise SandboxError(

@@ -235,10 +235,18 @@ def _is_due(now: datetime) -> ColumnElement[bool]:
 
 
 def _has_due(now: datetime) -> ColumnElement[bool]:
-    """Whether nobody uses an endpoint, and an event is to be sent to it now."""
-    is_for_it = WebhookDelivery.endpoint_id == WebhookEndpoint.id
-    due = select(WebhookDelivery.event_id).where(is_for_it, _is_due(now))
-    return and_(WebhookEndpoint.leased_until <= now, due.correlate(WebhookEndpoint).exists())
+    """Whether nobody uses an endpoint, and an event is to be sent to it now.
+
+    `_is_due` would say the same, but read every pending event of an endpoint that has a pause.
+    """
+    is_pending = (
+        WebhookDelivery.endpoint_id == WebhookEndpoint.id,
+        WebhookDelivery.status == "pending",
+    )
+    pending = select(WebhookDelivery.event_id).where(*is_pending).correlate(WebhookEndpoint)
+    has_new = pending.where(WebhookDelivery.attempts == 0).exists()
+    may_retry = and_(WebhookEndpoint.retry_at <= now, pending.exists())
+    return and_(WebhookEndpoint.leased_until <= now, or_(has_new, may_retry))
 
 
 def _dispatch_of(endpoint: WebhookEndpoint, delivery: WebhookDelivery, now: datetime) -> Dispatch:

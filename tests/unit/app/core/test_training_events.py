@@ -1,6 +1,8 @@
 import json
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from app.core.job.training_events import (
     Checkpointed,
@@ -13,10 +15,12 @@ from app.core.job.training_events import (
     Started,
     Stepped,
     Stopped,
+    TrainingEvent,
     Unresumable,
     parse_event,
 )
 from tests.builders import build_metrics
+from tests.effort import effort
 
 
 @pytest.mark.parametrize(
@@ -79,8 +83,9 @@ def test_anything_else_is_not_an_event(line: bytes) -> None:
         ("a zero\0byte", "a zero\ufffdbyte"),
         ("two\n\tlines", "two\n\tlines"),
         ("read \u202ebackwards", "read \ufffdbackwards"),
+        ("FileNotFoundError: '/srv/tunery/data/work/x'", "FileNotFoundError: '[path]'"),
     ],
-    ids=["long", "terminal", "zero byte", "lines", "direction"],
+    ids=["long", "terminal", "zero byte", "lines", "direction", "path"],
 )
 def test_a_text_is_cleaned_and_cut(said: str, shown: str) -> None:
     line = json.dumps({"kind": "noted", "message": said}).encode()
@@ -95,3 +100,31 @@ def test_the_largest_failure_that_a_child_reports_is_small() -> None:
     event = parse_event(json.dumps(failed).encode())
 
     assert len(event.model_dump_json()) < 40_000
+
+
+_EVENTS = st.sampled_from(
+    [
+        Noted(message="hello"),
+        Started(total_steps=3),
+        Stepped(metrics=build_metrics(valid_loss=2.0)),
+        Checkpointed(step=3, directory="out/step-3", state="out/resume-3"),
+        Failed(code="loss_not_finite", message="bad"),
+    ]
+)
+_PIECES = st.sampled_from(
+    [b"", b"0", b"-1", b"1e999", b"9" * 400, b"null", b"{", b"]", b'"', b"\\ud800", b"\xff", b"\0"]
+)
+
+
+@settings(max_examples=effort(300, long=10_000))
+@given(event=_EVENTS, start=st.integers(0, 300), length=st.integers(0, 40), piece=_PIECES)
+def test_a_damaged_event_is_another_event_or_none(
+    event: TrainingEvent, start: int, length: int, piece: bytes
+) -> None:
+    line = event.model_dump_json().encode()
+
+    try:
+        found = parse_event(line[:start] + piece + line[start + length :])
+    except ProtocolError:
+        return
+    assert parse_event(found.model_dump_json().encode()) == found

@@ -94,6 +94,7 @@ def test_a_service_in_good_order_has_nothing_wrong(healthy: Settings, *, is_deep
         "database",
         "integrity",
         "schema",
+        "sandbox",
         "jobs",
         "stuck jobs",
         "workers",
@@ -105,6 +106,7 @@ def test_a_service_in_good_order_has_nothing_wrong(healthy: Settings, *, is_deep
         "orphans",
     ]
     assert findings["blobs"].message.startswith("8 are there")
+    assert findings["sandbox"].message.startswith("training processes are contained by no privil")
     assert findings["manifests"].message.startswith("3 match")
 
 
@@ -525,7 +527,7 @@ def test_what_a_child_of_another_user_needs_may_be_readable(healthy: Settings, n
     path = healthy.data_dir / name
     for parent in reversed(path.relative_to(healthy.data_dir).parents[:-1]):
         (healthy.data_dir / parent).mkdir(mode=0o755, exist_ok=True)
-    for directory in (healthy.models_dir, healthy.work_dir):
+    for directory in (healthy.data_dir / "models", healthy.work_dir):
         if directory.exists():
             directory.chmod(0o700)
     path.write_bytes(b"")
@@ -535,13 +537,13 @@ def test_what_a_child_of_another_user_needs_may_be_readable(healthy: Settings, n
 
 
 def test_a_base_model_with_another_file_is_bad(healthy: Settings) -> None:
-    (healthy.models_dir / "tiny" / "modeling.py").touch(mode=0o600)
+    (healthy.data_dir / "models/tiny" / "modeling.py").touch(mode=0o600)
 
     assert look(healthy)["base models"].message == "tiny: modeling.py was added or removed"
 
 
 def test_a_changed_file_of_a_base_model_is_found_by_a_deep_look(healthy: Settings) -> None:
-    directory = healthy.models_dir / "tiny"
+    directory = healthy.data_dir / "models/tiny"
     record = json.loads((directory / RECORD_NAME).read_bytes())
     (directory / RECORD_NAME).write_text(json.dumps(record | {"files": {"config.json": "0" * 64}}))
     (directory / "config.json").touch(mode=0o600)
@@ -564,3 +566,10 @@ def test_a_signature_by_another_key_is_bad(
     assert (found.level, found.message.startswith("1 of 5 do not match")) == (Level.BAD, True)
     assert "step 6" in found.message
     assert "not signed with a key of this service" in found.message
+
+
+def test_a_sandbox_that_is_off_is_a_warning(healthy: Settings) -> None:
+    findings = look(healthy.model_copy(update={"sandbox": "off"}))
+
+    assert not_ok(findings) == {"sandbox": Level.WARN}
+    assert "TUNERY_SANDBOX" in findings["sandbox"].message

@@ -19,6 +19,7 @@ from app.core.db.repositories.queue import QueueRepository, Turns
 from app.core.db.repositories.recovery import RecoveryRepository
 from app.core.db.repositories.saved_states import UnneededStates
 from app.core.db.repositories.uploads import EndedUploads, UploadRepository
+from app.core.db.repositories.webhooks import WebhookQueue
 from app.core.db.repositories.workers import WorkerRepository
 from app.core.db.session import Database, Session
 from tests.builders import (
@@ -103,10 +104,15 @@ _ASKED: dict[str, Callable[[Session], object]] = {
     "parts of an upload": lambda session: UploadRepository(session, DEFAULT_PROJECT_ID).list_parts(
         "a"
     ),
+    "is a webhook due": lambda session: WebhookQueue(session).is_any_due(now=NOW),
+    "next webhook": lambda session: WebhookQueue(session).claim(now=NOW, lease_for=MINUTE),
+    "given up webhooks": lambda session: WebhookQueue(session).give_up(older_than=NOW, now=NOW),
+    "old webhooks": lambda session: WebhookQueue(session).delete_ended(older_than=NOW),
     "old records": lambda session: OldIdempotencyRecords(session).delete_older(than=NOW),
 }
-_MAY_BE_READ = {"saved_states", "workers"}
-"""Tables with few rows: states of jobs that may be continued, and workers that run."""
+_MAY_BE_READ = {"saved_states", "webhook_endpoints", "workers"}
+"""Tables with few rows: states of jobs that may be continued, a few endpoints of each project, and
+workers that run."""
 
 
 def _added_file(session: Session) -> Any:
