@@ -4,7 +4,6 @@ import hashlib
 import threading
 from collections.abc import Callable, Mapping
 from itertools import pairwise
-from pathlib import Path
 
 from sqlalchemy import func, select, text
 
@@ -13,13 +12,13 @@ from app.core.db.session import Database
 from app.core.db.tables import Attempt, Checkpoint, Event, File, Job, StepRow, TunedModel
 from app.core.job.status import JobStatus
 from app.core.storage.local import LocalBlobStore
-from tests.chaos.stand_in_trainer import OVERLAPS_NAME, chain, loss_of, next_link
+from tests.chaos.stand_in_trainer import OVERLAP, chain, loss_of, next_link
 
 LOOK_S = 0.5
 
 
 def check_history(
-    database: Database, store: LocalBlobStore, accepted: Mapping[str, bytes], work_dir: Path
+    database: Database, store: LocalBlobStore, accepted: Mapping[str, bytes]
 ) -> list[str]:
     """Everything that is wrong with jobs that have all ended.
 
@@ -34,9 +33,8 @@ def check_history(
             if job_id in jobs:
                 wrong += check_job(session, store, jobs[job_id], data)
         wrong += check_files(session.scalars(select(File)).all(), store)
-    overlaps = work_dir / OVERLAPS_NAME
-    if overlaps.exists():
-        wrong += [f"two children at once: {line}" for line in overlaps.read_text().splitlines()]
+        overlaps = session.scalars(select(Event).where(Event.message == OVERLAP))
+        wrong += [f"{event.job_id}: two children at once" for event in overlaps]
     return wrong + check_database(database)
 
 

@@ -167,9 +167,7 @@ def attack(
         with suppress(AssertionError):  # `check_history` reports unfinished jobs
             wait_until(lambda: submitter.count_unfinished() == 0, within_s=ROUND_UP_S)
         watch.end()
-    wrong = check_history(
-        database, LocalBlobStore(data_dir / "blobs"), submitter.accepted, data_dir / "work"
-    )
+    wrong = check_history(database, LocalBlobStore(data_dir / "blobs"), submitter.accepted)
     wrong += [f"{job_id}: it was not recovered in time" for job_id in watch.stuck]
     with database.reading() as session:
         attempts = session.scalars(select(func.sum(Job.attempt))).one()

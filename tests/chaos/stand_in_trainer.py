@@ -25,6 +25,7 @@ from app.core.job.training_config import (
 from app.core.job.training_events import (
     Checkpointed,
     Finished,
+    Noted,
     Saved,
     Started,
     Stepped,
@@ -41,8 +42,13 @@ from app.core.manifest import (
 
 STEP_S = 0.01
 SAVE_STEPS = 10
-OVERLAPS_NAME = "overlaps"
-"""Beside the job directories: a line for every child that was not alone."""
+OVERLAP = "Another child of this job is alive."
+"""Event of a child that is not alone."""
+
+
+def lock_of(job_directory: Path) -> Path:
+    """A directory that the children of a job lock. They cannot make it themselves."""
+    return job_directory.parent.with_suffix(".alone")
 
 
 def chain(seed: bytes, steps: int) -> str:
@@ -134,13 +140,11 @@ class Trainer:
 
     def _claim_to_be_alone(self) -> None:
         """With a lock of its own, which nobody else in the service knows of."""
-        work = self._directory.parents[1]
-        own = os.open(work / f"{self._spec.job_id}.alone", os.O_RDWR | os.O_CREAT)
+        own = os.open(lock_of(self._directory), os.O_RDONLY)
         try:
             fcntl.flock(own, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            with (work / OVERLAPS_NAME).open("a") as overlaps:
-                overlaps.write(f"{self._spec.job_id} attempt {self._spec.attempt}\n")
+            self._report(Noted(message=OVERLAP))
 
     @staticmethod
     def _report(event: TrainingEvent) -> None:

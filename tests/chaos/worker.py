@@ -6,11 +6,17 @@ the harness must notice.
 
 import os
 import sys
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
 
 from app.core.db.repositories import leases
 from app.core.db.tables import Job
+from tests.chaos.stand_in_trainer import lock_of
 from worker.__main__ import main
 from worker.attempt.lease_keeper import LeaseKeeper
+from worker.launch.sandbox.confinement import Confinement
+from worker.launch.sandbox.sandbox import Sandbox
 
 
 def remove_fence() -> None:
@@ -18,7 +24,26 @@ def remove_fence() -> None:
     LeaseKeeper.is_lost = property(lambda _self: False)
 
 
+def let_children_lock() -> None:
+    """Let the children of a job see a directory that they lock, to find out if they are alone."""
+    confine = Sandbox.confine
+
+    @contextmanager
+    def confine_with_lock(
+        self: Sandbox, directory: Path, module: str
+    ) -> Generator[Confinement | None]:
+        lock = lock_of(directory)
+        lock.mkdir(exist_ok=True)
+        lock.chmod(0o755)
+        with confine(self, directory, module) as it:
+            more = () if it is None else (*it.readable, lock.resolve())
+            yield it and it.model_copy(update={"readable": more})
+
+    Sandbox.confine = confine_with_lock
+
+
 if __name__ == "__main__":
+    let_children_lock()
     if os.environ.get("TUNERY_CHAOS_MUTATION") == "no-fence":
         remove_fence()
     sys.exit(main("tests.chaos.stand_in_trainer"))

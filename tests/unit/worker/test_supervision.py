@@ -25,6 +25,8 @@ from worker.launch.supervision import LOCK_S, PASSED_ON, LocalLauncher
 from worker.launch.warm import WarmLauncher
 
 EVENT = Noted(message="hello")
+without_sandbox = pytest.mark.parametrize("make_launcher", ["local", "warm"], indirect=True)
+"""For what the sandbox does not let a child do."""
 END_S = 30
 """Longest time an end may take to be seen; generous, as machines that test are busy."""
 
@@ -239,6 +241,7 @@ def test_a_log_without_an_end_fills_neither_memory_nor_disk(run: Run, directory:
     assert sum(path.stat().st_size for path in directory.rglob("*")) < 64 * 1024
 
 
+@without_sandbox
 def test_the_log_is_not_read_from_where_a_child_can_put_a_link(
     run: Run, directory: Path, tmp_path: Path
 ) -> None:
@@ -246,8 +249,7 @@ def test_the_log_is_not_read_from_where_a_child_can_put_a_link(
 
     ending = run(["link", "train.log", str(tmp_path / "secret")], ["log", "its own"], ["exit", 1])
 
-    # A contained child cannot make the link, and says so.
-    assert ending.log_tail == "its own" or "PermissionError" in ending.log_tail
+    assert ending.log_tail == "its own"
 
 
 ESCAPED = "import os, signal; signal.alarm(30)"  # it ends by itself where nothing can end it
@@ -255,6 +257,7 @@ SILENT = f"{ESCAPED}; signal.pause()"
 NOISY = f"{ESCAPED}\nwhile True: os.write(2, b'x' * 1000)"
 
 
+@without_sandbox
 @pytest.mark.parametrize("program", [SILENT, NOISY], ids=["silent", "noisy"])
 def test_a_process_that_has_escaped_does_not_keep_the_worker_waiting(
     run: Run, program: str
@@ -265,6 +268,7 @@ def test_a_process_that_has_escaped_does_not_keep_the_worker_waiting(
     assert (ending.exit_code, ending.was_killed) == (1, False)
 
 
+@without_sandbox
 def test_a_child_is_killed_although_a_process_has_escaped(
     run: Run, seen: list[TrainingEvent]
 ) -> None:
