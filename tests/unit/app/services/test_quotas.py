@@ -136,12 +136,12 @@ def test_the_stock_client_is_told_and_does_not_repeat_the_request(
     strict: openai.OpenAI, database: Database, training_file: str
 ) -> None:
     limit(database, max_queued_jobs=0)
+    patient = strict.with_options(max_retries=2)
 
     with pytest.raises(openai.RateLimitError) as caught:
-        strict.fine_tuning.jobs.create(model="tiny", training_file=training_file)
+        patient.fine_tuning.jobs.create(model="tiny", training_file=training_file)
 
     assert caught.value.code == "insufficient_quota"
-    assert "x-stainless-retry-count" in caught.value.request.headers
     assert caught.value.request.headers["x-stainless-retry-count"] == "0"
 
 
