@@ -3,6 +3,7 @@ from collections.abc import Iterator
 import pytest
 from sqlalchemy.exc import DBAPIError
 
+from app.core.db.backend import DatabaseUnusableError
 from app.core.db.session import Database
 from app.core.errors import DatabaseBusyError
 from app.core.settings import Settings
@@ -95,7 +96,7 @@ def test_what_a_block_has_added_can_be_added_again_after_it_has_failed(database:
 
 
 def test_another_kind_of_database_is_refused_by_name() -> None:
-    with pytest.raises(ValueError, match="TUNERY_DATABASE_URL: mysql is neither"):
+    with pytest.raises(DatabaseUnusableError, match="TUNERY_DATABASE_URL: mysql is neither"):
         Database("mysql://localhost/tunery")
 
 
