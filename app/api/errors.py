@@ -9,8 +9,9 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from fastapi.routing import iter_route_contexts
 from starlette.exceptions import HTTPException
-from starlette.routing import Match, Route
+from starlette.routing import compile_path
 from starlette.types import Receive, Scope, Send
 
 from app.core.disk import as_storage_full
@@ -194,7 +195,7 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
     status = HTTPStatus(error.status_code)
     if status is HTTPStatus.NOT_FOUND:
         return await _service_error(request, _explain_missing_route(request))
-    headers = dict(error.headers or {})
+    headers = {name.lower(): value for name, value in (error.headers or {}).items()}
     if status is HTTPStatus.METHOD_NOT_ALLOWED:
         message = f"{request.url.path} does not support {request.method}."[:MAX_ECHO]
         code = "method_not_allowed"
@@ -206,9 +207,11 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
 
 def _methods_of_path(request: Request) -> str:
     """The methods that the path has. Starlette knows only those of the first route that fits."""
-    routes = [route for route in request.app.routes if isinstance(route, Route)]
-    fitting = (route for route in routes if route.matches(request.scope)[0] is not Match.NONE)
-    return ", ".join(sorted({method for route in fitting for method in route.methods or ()}))
+    methods: set[str] = set()
+    for route in iter_route_contexts(request.app.routes):
+        if compile_path(route.path or "")[0].match(request.url.path):
+            methods |= set(route.methods or ())
+    return ", ".join(sorted(methods))
 
 
 async def _os_error(request: Request, error: Exception) -> JSONResponse:

@@ -104,7 +104,7 @@ def check(lab: Lab, send: Send, status: int, error: Body) -> None:
         pytest.param(
             b"[" * 100_000,
             400,
-            envelope("invalid_json", f"{BAD_JSON}nested too deeply."),
+            envelope("json_too_complex", "The body has more than 30,000 values. See docs/api.md."),
             id="deep",
         ),
         pytest.param(

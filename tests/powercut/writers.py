@@ -35,7 +35,8 @@ from tests.builders import (
     build_job_spec,
     build_lease,
 )
-from worker.job_directory import JobDirectory, as_file
+from worker.job_directory import JobDirectory
+from worker.stored_file import as_file
 
 Sabotage = Literal[
     "none", "synchronous=NORMAL", "no sync of files", "no sync of directories", "no sync above"
