@@ -19,7 +19,7 @@ def stock_client(client: TestClient, *, is_strict: bool) -> openai.OpenAI:
         is_strict: whether it refuses every answer that is not as OpenAI documents it.
     """
     return openai.OpenAI(
-        base_url="http://testserver/v1",
+        base_url="http://127.0.0.1/v1",
         api_key="unused",
         http_client=client,
         max_retries=0,

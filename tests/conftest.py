@@ -73,7 +73,6 @@ def settings(data_dir: Path, database_url: str) -> Settings:
         _env_file=None,  # pyright: ignore[reportCallIssue] - pydantic-settings takes it
         data_dir=data_dir,
         database_url=database_url,
-        allowed_hosts="testserver",
         poll_interval_s=0.01,
         training_threads=1,
     )
@@ -172,7 +171,7 @@ def app(settings: Settings, database: Database) -> Iterator[FastAPI]:
 @pytest.fixture
 def client(app: FastAPI) -> Iterator[TestClient]:
     """Plain HTTP, as a hostile or careless client would speak it."""
-    with TestClient(app, raise_server_exceptions=False) as client:
+    with TestClient(app, base_url="http://127.0.0.1", raise_server_exceptions=False) as client:
         yield client
 
 

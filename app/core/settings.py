@@ -205,8 +205,11 @@ class Settings(BaseSettings):
 
     @property
     def may_be_keyless(self) -> bool:
-        """Whether the API needs no key until one is created: only this machine can reach it."""
-        if self.bootstrap_key_file:
+        """Whether the API needs no key until one is created: only this machine can reach it.
+
+        Another name than those of this machine means that a proxy leads others here.
+        """
+        if self.bootstrap_key_file or self.allowed_hosts:
             return False
         try:
             return self.host == "localhost" or ip_address(self.host).is_loopback

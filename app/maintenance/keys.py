@@ -118,9 +118,10 @@ def secure_start(settings: Settings, database: Database, *, now: datetime) -> No
             _write_first_key(session, Path(settings.bootstrap_key_file), now=now)
     elif not settings.may_be_keyless:
         raise KeyNeededError(
-            f"TUNERY_HOST is {settings.host}, so others can reach this service, and it has no API "
+            f"TUNERY_HOST is {settings.host} and TUNERY_ALLOWED_HOSTS is "
+            f"{settings.allowed_hosts!r}, so others can reach this service, and it has no API "
             "keys. Create one with 'tunery keys create', or set TUNERY_BOOTSTRAP_KEY_FILE, or "
-            "listen on 127.0.0.1."
+            "listen on 127.0.0.1 under no other name."
         )
 
 

@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Any, Protocol, TypeVar
 
 from app.core.access import DEFAULT_PROJECT_ID, Caller
-from app.core.db.repositories.access import ProjectsRepository
+from app.core.db.repositories.access import KeyRepository, ProjectsRepository
 from app.core.db.repositories.projects.audit import Action, AuditLog, AuditRepository
 from app.core.db.repositories.projects.erasure import ErasureRepository
 from app.core.db.repositories.projects.usage import UsageRepository
@@ -111,12 +111,13 @@ def erase_project(
 
     Raises:
         NotFoundError: no project has this id.
-        StateConflictError: it is the project of the caller's own key.
+        StateConflictError: it is the project of the caller's own key, or it has the only keys.
     """
 
     def close(session: Session) -> tuple[str, dict[str, int], int]:
         project = ProjectsRepository(session).get(project_id)
         _require_other(project.id, by)
+        _require_other_keys(session, project.id)
         project.max_running_jobs = 0  # so that no worker claims another job
         erasure = ErasureRepository(session, project.id)
         erasure.revoke_keys(now=now)
@@ -155,5 +156,16 @@ def _require_other(project_id: str, by: Caller | None) -> None:
         raise StateConflictError(
             f"{project_id} is the project of the key that you use. Use a key of another project, "
             "or 'tunery projects erase'.",
+            code="project_not_erasable",
+        )
+
+
+def _require_other_keys(session: Session, project_id: str) -> None:
+    """Keep a service with keys from becoming one without, which would serve everybody."""
+    keys = KeyRepository(session)
+    if keys.is_any() and not keys.is_any(outside=project_id):
+        raise StateConflictError(
+            f"{project_id} has the only API keys of this service, and without any it would need "
+            "none. Create a key of another project first, with 'tunery keys create'.",
             code="project_not_erasable",
         )

@@ -84,9 +84,10 @@ def open_lab(data_dir: Path) -> Generator[Lab]:
         _env_file=None,  # pyright: ignore[reportCallIssue] - pydantic-settings takes it
         data_dir=data_dir,
         max_upload_bytes=MAX_UPLOAD_BYTES,
-        allowed_hosts="testserver",
     )
-    with TestClient(create_app(settings), raise_server_exceptions=False) as client:
+    with TestClient(
+        create_app(settings), base_url="http://127.0.0.1", raise_server_exceptions=False
+    ) as client:
         yield Lab(client)
 
 

@@ -27,12 +27,17 @@ class InstalledService(LocalService):
 
     Args:
         workers: 0 for tests that train nothing: a worker loads torch as soon as it is idle.
+        log_dir: where its processes log; beside the data, and after earlier services, unless given.
         settings: settings by name, without the prefix, as `lease_s="5"`.
     """
 
-    def __init__(self, data_dir: Path, *, workers: int = 1, **settings: str) -> None:
+    def __init__(
+        self, data_dir: Path, *, workers: int = 1, log_dir: Path | None = None, **settings: str
+    ) -> None:
         program = [install_wheel() / "tunery"]
-        super().__init__(data_dir, _SETTINGS | settings, workers=workers, program=program)
+        super().__init__(
+            data_dir, _SETTINGS | settings, workers=workers, program=program, log_dir=log_dir
+        )
 
     def client(self, *, strict: bool = True, **options: Any) -> openai.OpenAI:
         """The stock client, which is told nothing but where the service is."""

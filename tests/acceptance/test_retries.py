@@ -51,7 +51,7 @@ def lossy_client(lab: Lab, losses: int) -> tuple[openai.OpenAI, LossyTransport]:
     """The stock client in its strict mode, with its own retries, on a bad line to the lab."""
     transport = LossyTransport(lab.client._transport, losses)
     client = openai.OpenAI(
-        base_url="http://testserver/v1",
+        base_url="http://127.0.0.1/v1",
         api_key="unused",
         http_client=httpx2.Client(transport=transport),
         _strict_response_validation=True,

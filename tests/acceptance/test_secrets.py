@@ -108,7 +108,7 @@ def use(
             "bootstrap_key_file": str(key_file),
         }
         with (
-            InstalledService(tiny_data_dir, **settings) as service,
+            InstalledService(tiny_data_dir, log_dir=key_file.parent, **settings) as service,
             httpx.Client(base_url=service.url, headers=headers, timeout=60) as client,
         ):
             use = Use(service, key_file.read_text("utf-8").strip())

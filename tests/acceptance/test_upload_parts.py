@@ -112,7 +112,7 @@ def send_half_a_part(service: InstalledService, upload_id: str) -> socket.socket
         + PARTS[2][: PART_BYTES // 2]
     )
     head = (
-        f"POST /v1/uploads/{upload_id}/parts HTTP/1.1\r\nHost: x\r\n"
+        f"POST /v1/uploads/{upload_id}/parts HTTP/1.1\r\nHost: 127.0.0.1\r\n"
         f"Content-Type: multipart/form-data; boundary=X\r\nContent-Length: {2 * len(body)}\r\n\r\n"
     )
     connection = socket.create_connection((address.hostname or "", address.port or 0))

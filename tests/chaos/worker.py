@@ -44,6 +44,6 @@ def let_children_lock() -> None:
 
 if __name__ == "__main__":
     let_children_lock()
-    if os.environ.get("TUNERY_CHAOS_MUTATION") == "no-fence":
+    if os.environ.get("TUNERY_TEST_MUTATION") == "no-fence":
         remove_fence()
     sys.exit(main("tests.chaos.stand_in_trainer"))

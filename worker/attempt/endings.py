@@ -18,6 +18,7 @@ from app.core.job.training_events import (
     Unresumable,
 )
 from app.core.manifest import ManifestError
+from app.core.signing.signatures import SigningKeyError
 from worker.job_directory import BaseModelChangedError, BaseModelMissingError
 from worker.launch.launcher import Ending
 from worker.launch.locks import JobLockedError
@@ -106,6 +107,12 @@ def end_of_error(error: Exception, lease: Lease) -> JobError | Interruption:
             return Interruption(
                 "Its previous training process does not end",
                 "Find out what blocks that process, or restart the machine.",
+            )
+        case SigningKeyError():
+            logger.error("the manifest cannot be signed: %s", error, extra=context)
+            return Interruption(
+                "The service's signing key cannot be used",
+                "The operator finds the cause in the worker's log.",
             )
         case BaseModelMissingError() | BaseModelChangedError() | RefusedModelError():
             return _error_of_base_model(error, base_model)

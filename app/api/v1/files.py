@@ -117,8 +117,7 @@ def get_content(
 ) -> Response:
     """Download the bytes of a file. Ranges are served, so a download can be resumed."""
     file = resources.write(
-        lambda session: file_service.download_file(session, caller, file_id, now=now),
-        frees_space=True,
+        lambda session: file_service.download_file(session, caller, file_id, now=now)
     )
     is_loss_log = file.job_id is not None and file.checkpoint_id is None
     default = "base64" if is_loss_log and resources.settings.result_files_base64 else "plain"

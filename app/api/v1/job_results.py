@@ -173,7 +173,7 @@ def get_adapter(
         checkpoint=checkpoint,
         now=now,
     )
-    adapter = resources.write(download, frees_space=True)
+    adapter = resources.write(download)
     return send_segments(
         request,
         resources.store,

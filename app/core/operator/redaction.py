@@ -9,7 +9,8 @@ _SECRET = re.compile(
     (?P<keep> \b(?:bearer|basic)\s+ )  [^\s'",;]+  # the header Authorization
     | (?P<scheme> \b[a-z][a-z0-9+.-]*:// )  [^\s/@'"]*:[^\s/'"]*@  # user and password in a URL
     | (?P<name> \b(?:password|passwd|secret|api[_-]?key)['"]?\s*[=:]\s*['"]? )  [^\s'"&,;}]+
-    | \b(?:tnr_|sk-|hf_|whsec_)[\w-]{8,}  # keys of services, by their form
+    | \b(?:tnr_|sk-|hf_)[\w-]{8,}  # keys of services, by their form
+    | \bwhsec_[\w+/=-]{8,}  # in base64
     """,
     re.VERBOSE | re.IGNORECASE,
 )

@@ -56,9 +56,14 @@ class KeyRepository(Repository):
         row = self._session.execute(query.where(ApiKey.id == key_id)).first()
         return None if row is None else (row[0], row[1])
 
-    def is_any(self) -> bool:
-        """Whether a key was ever created, even if it has expired or was revoked since."""
-        return self._session.scalar(select(ApiKey.id).limit(1)) is not None
+    def is_any(self, *, outside: str = "") -> bool:
+        """Whether a key was ever created, even if it has expired or was revoked since.
+
+        Args:
+            outside: id of a project whose keys do not count.
+        """
+        query = select(ApiKey.id).where(ApiKey.project_id != outside).limit(1)
+        return self._session.scalar(query) is not None
 
     def list_all(self) -> list[tuple[ApiKey, Project]]:
         """Every key with its project, oldest first."""

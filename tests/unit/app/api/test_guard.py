@@ -65,7 +65,7 @@ def test_the_operator_adds_names(settings: Settings) -> None:
 
 PAGES: dict[str, dict[str, str]] = {
     "another site": {"origin": "https://evil.example"},
-    "another port": {"origin": "http://testserver:3000"},
+    "another port": {"origin": "http://127.0.0.1:3000"},
     "a sandbox": {"origin": "null"},
     "an empty origin": {"origin": ""},
     "cross-site": {"sec-fetch-site": "cross-site"},
@@ -91,7 +91,7 @@ def test_another_page_changes_nothing(
     [
         pytest.param({}, id="curl, or an SDK"),
         pytest.param(
-            {"origin": "http://testserver", "sec-fetch-site": "same-origin"}, id="our own page"
+            {"origin": "http://127.0.0.1", "sec-fetch-site": "same-origin"}, id="our own page"
         ),
         pytest.param({"sec-fetch-site": "none"}, id="typed by a person"),
     ],

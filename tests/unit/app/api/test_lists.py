@@ -166,7 +166,10 @@ def test_a_paused_job_can_be_shown_as_queued_for_clients_that_know_no_paused(
     paused, queued = add_job(database, status=JobStatus.PAUSED), add_job(database)
     app = create_app(settings.model_copy(update={"show_paused_as": "queued"}))
 
-    with TestClient(app) as client, stock_client(client, is_strict=True) as stock:
+    with (
+        TestClient(app, base_url="http://127.0.0.1") as client,
+        stock_client(client, is_strict=True) as stock,
+    ):
         jobs = stock.fine_tuning.jobs
         listed = list(jobs.list())
         answers = [jobs.retrieve(paused.id), jobs.pause(queued.id), jobs.cancel(paused.id)]

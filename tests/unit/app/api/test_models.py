@@ -92,7 +92,7 @@ def test_a_tool_that_names_openais_model_trains_the_one_that_has_it_as_an_alias(
     catalogue.write_text(text.replace('name = "Tiny"', f'name = "Tiny"\naliases = ["{alias}"]'))
 
     with (
-        TestClient(create_app(settings)) as client,
+        TestClient(create_app(settings), base_url="http://127.0.0.1") as client,
         stock_client(client, is_strict=True) as strict,
     ):
         listed = {model.id: model.model_extra or {} for model in strict.models.list()}

@@ -25,7 +25,7 @@ class Counting:
         self.asked = 0
         self._answer = answer
         self._answers = RecentAnswers(self, version=lambda: self.version)
-        self.client = TestClient(self._identify)
+        self.client = TestClient(self._identify, base_url="http://127.0.0.1")
 
     async def _identify(self, scope: Any, receive: Any, send: Any) -> None:
         """As the guard does, but without asking who that is."""

@@ -81,7 +81,7 @@ def test_the_stock_client_comes_back_by_itself(client: TestClient, database: Dat
 
 def test_requests_are_counted_for_their_project(app: FastAPI, database: Database) -> None:
     keys = [add_key(database, name) for name in ("A", "A", "B")]
-    with TestClient(app) as client:
+    with TestClient(app, base_url="http://127.0.0.1") as client:
         for key in keys * 3:
             client.get("/v1/files", headers=bearer(key))
 

@@ -233,7 +233,10 @@ def test_a_service_can_be_set_to_send_loss_logs_as_openai_does(
     uploaded = add_file(database, store, CONTENT)
     app = create_app(settings.model_copy(update={"result_files_base64": True}))
 
-    with TestClient(app) as client, stock_client(client, is_strict=True) as stock:
+    with (
+        TestClient(app, base_url="http://127.0.0.1") as client,
+        stock_client(client, is_strict=True) as stock,
+    ):
         (log_id,) = stock.fine_tuning.jobs.retrieve(job.id).result_files
         log = stock.files.content(log_id)
         plain = stock.files.content(log_id, extra_query={"encoding": "plain"})

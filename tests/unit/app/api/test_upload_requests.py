@@ -412,7 +412,7 @@ def test_a_part_and_all_parts_together_have_a_largest_size(
     app: FastAPI, settings: Settings, store: LocalBlobStore
 ) -> None:
     small = create_app(settings.model_copy(update={"max_upload_bytes": len(CONTENT)}))
-    with TestClient(small) as client:
+    with TestClient(small, base_url="http://127.0.0.1") as client:
         upload = create(client)
         send(client, upload["id"], *PARTS)
 

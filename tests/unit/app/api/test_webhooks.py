@@ -262,7 +262,7 @@ def test_webhooks_are_off_until_the_operator_allows_targets(
 ) -> None:
 
     app = create_app(settings.model_copy(update={"webhook_targets": ""}))
-    with TestClient(app) as client:
+    with TestClient(app, base_url="http://127.0.0.1") as client:
         answer = client.post(
             "/v1/webhook_endpoints",
             json={"name": "a", "url": "https://example.com", "event_types": [SUCCEEDED]},
