@@ -86,7 +86,7 @@ def _read_lifetime(text: str) -> timedelta:
     match = re.fullmatch(r"([1-9]\d{0,4})([hd])", text, re.ASCII)
     if match is None:
         raise typer.BadParameter(
-            f"{text!r} is no lifetime. Give hours or days, such as 12h or 90d.",
+            f"{text!r} is not a lifetime. Give hours or days, such as 12h or 90d.",
             param_hint="--expires",
         )
     return int(match[1]) * _UNITS[match[2]]

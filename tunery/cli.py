@@ -38,7 +38,8 @@ def run() -> None:
     """Run the command that the arguments name.
 
     Raises:
-        SystemExit: always, with the exit code: 0 good, 1 problems remain, 2 cannot run.
+        SystemExit: always, with the exit code: 0 success, 1 problems remain, 2 cannot run,
+            3 the database is busy.
     """
     keep_new_files_private()
     cli(prog_name="tunery")

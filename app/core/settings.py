@@ -37,7 +37,8 @@ class Settings(BaseSettings):
     """SQLAlchemy URL of the database. Empty means SQLite in the data directory."""
 
     host: str = "127.0.0.1"
-    """Address that the API listens on. Any other than that of this machine needs an API key."""
+    """Address that the API listens on. On an address that other machines can reach, an
+    API key is required."""
 
     port: int = Field(default=8000, ge=0, le=65535)
     """TCP port that the API listens on."""
@@ -60,12 +61,12 @@ class Settings(BaseSettings):
     """Maximum size of an uploaded file, in bytes."""
 
     max_uploads: int = Field(default=16, ge=1, le=1000)
-    """Maximum number of files that the API receives at once. Each takes up to 12 MiB of memory, and
-    one more waits ten seconds for its turn before it is refused."""
+    """Maximum number of files that the API receives at once. Each takes up to 12 MiB of memory. A
+    further upload waits up to ten seconds, then gets 503."""
 
     max_connections: int = Field(default=2000, ge=1, le=100_000)
     """Maximum number of connections to the API. The limit is lower if the system allows the process
-    too few open files. Further clients replace those that wait without a request."""
+    too few open files. When all are in use, a new connection closes the oldest idle one."""
 
     receive_timeout_s: float = Field(default=20.0, ge=0.1, le=600)
     """Time within which the head of a request, or another 16 KiB of its body, must arrive, in
@@ -156,8 +157,8 @@ class Settings(BaseSettings):
     """Time that a worker has to save its job and exit after it is told to stop, in seconds."""
 
     sandbox: Literal["auto", "required", "off"] = "auto"
-    """Whether training processes are contained. `auto` uses all that the kernel allows, and a job
-    tells what that is. `required` refuses to start a worker on a machine that cannot filter system
+    """Whether training processes are contained. `auto` uses all that the kernel allows. The first event
+    of each job lists the layers that hold. `required` refuses to start a worker on a machine that cannot filter system
     calls, restrict file access, limit resources or give up privileges. `off` is for debugging."""
 
     install_default_model: bool = True

@@ -13,6 +13,10 @@ from app.core.db.session import Session
 from app.core.errors import QuotaExceededError
 
 _SECONDS_AN_HOUR = 3600
+_FREE_SOME_BYTES = (
+    "Delete files, jobs or tuned models that you no longer need, or ask the operator of this "
+    "service for a higher limit."
+)
 
 
 def require_bytes(session: Session, caller: Caller, more_bytes: int) -> None:
@@ -30,8 +34,7 @@ def require_bytes(session: Session, caller: Caller, more_bytes: int) -> None:
     if stored + more_bytes > limit:
         raise QuotaExceededError(
             f"The project stores {stored:,} bytes and may store {limit:,}, so there is no room for "
-            f"{more_bytes:,} more. Delete files, jobs or tuned models that you no longer need, or "
-            "ask the operator of this service for a higher limit."
+            f"{more_bytes:,} more. {_FREE_SOME_BYTES}"
         )
 
 
@@ -52,7 +55,8 @@ def require_job(session: Session, caller: Caller, *, now: datetime) -> None:
         _require_place(usage, project.max_queued_jobs)
     if project.max_processor_hours is not None:
         _require_time(usage, project.max_processor_hours, now=now)
-    require_bytes(session, caller, 1)  # the job will store its adapter
+    if project.max_stored_bytes is not None:
+        _require_some_bytes(usage, project.max_stored_bytes)
 
 
 def _require_place(usage: UsageRepository, limit: int) -> None:
@@ -60,6 +64,15 @@ def _require_place(usage: UsageRepository, limit: int) -> None:
         raise QuotaExceededError(
             f"The project already has {limit:,} jobs that are queued or paused, the most that it "
             "may have. Wait until one of them starts, or cancel one."
+        )
+
+
+def _require_some_bytes(usage: UsageRepository, limit: int) -> None:
+    stored = usage.stored_bytes()
+    if stored >= limit:
+        raise QuotaExceededError(
+            f"The project stores {stored:,} bytes and may store {limit:,}, and a job stores its "
+            f"adapter. {_FREE_SOME_BYTES}"
         )
 
 

@@ -134,7 +134,7 @@ def update_endpoint(
 
 
 def delete_endpoint(session: Session, caller: Caller, endpoint_id: str, *, now: datetime) -> None:
-    """Delete an endpoint, and every event that it was not sent yet.
+    """Delete an endpoint and its pending events.
 
     Raises:
         NotFoundError: no endpoint has this id.

@@ -83,7 +83,7 @@ def update_webhook_endpoint(
 def delete_webhook_endpoint(
     endpoint_id: str, caller: CallerDep, resources: ResourcesDep, now: Now
 ) -> WebhookEndpointDeleted:
-    """Delete a webhook endpoint. It is not sent what it was not sent yet."""
+    """Delete a webhook endpoint. Its pending events are discarded."""
     delete = partial(
         webhook_service.delete_endpoint, caller=caller, endpoint_id=endpoint_id, now=now
     )

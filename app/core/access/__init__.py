@@ -17,7 +17,7 @@ class Scope(StrEnum):
     SAMPLE = "sample"
     """Ask tuned models for completions. Nothing offers that yet."""
     ADMIN = "admin"
-    """Manage the whole service: every project, its keys, its limits and its usage."""
+    """Manage the projects of the service: their limits, usage, audit events and erasure."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,7 +78,7 @@ class Project(Base):
     last_turn: Mapped[int] = mapped_column(BigInteger, default=0, index=True)
     """Number of the turn at which a worker last took one of its jobs. The latest is the highest."""
     max_stored_bytes: Mapped[int | None] = mapped_column(BigInteger)
-    """Limits, and how long things are kept: `app.core.project_limits` describes them."""
+    """Limits, and how long things are kept: `app.schemas.projects` describes them."""
     max_queued_jobs: Mapped[int | None]
     max_running_jobs: Mapped[int | None]
     max_processor_hours: Mapped[float | None]

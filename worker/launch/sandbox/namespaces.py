@@ -23,7 +23,7 @@ _NEW_NETWORK = 0x40000000
 
 
 def enter_namespaces() -> None:
-    """Go on as a new process in namespaces of its own, with all capabilities in them.
+    """Continue in a new process with its own namespaces, with all capabilities in them.
 
     Raises:
         OSError: the kernel refuses. The process is as it was.
