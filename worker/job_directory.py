@@ -189,7 +189,7 @@ class JobDirectory:
         with (self.directory / JOB_SPEC_NAME).open("x", encoding="utf-8") as target:
             target.write(self.spec.model_dump_json(indent=2))
 
-    def store_directory(self, store: BlobStore, name: str) -> list[StoredFile]:
+    def store_directory(self, store: BlobStore, name: str, *, step: int) -> list[StoredFile]:
         """Copy a checkpoint or a state into the store, under keys of this attempt, and verify it.
 
         Raises:
@@ -215,8 +215,9 @@ class JobDirectory:
             if file.name != MANIFEST_NAME
         }
         manifest.check(promised, actual)
-        if (promised.job_id, promised.attempt) != (self._lease.job_id, self._lease.attempt):
-            raise manifest.ManifestError(f"{name} is of another job or attempt")
+        made_by = (promised.job_id, promised.attempt, promised.step)
+        if made_by != (self._lease.job_id, self._lease.attempt, step):
+            raise manifest.ManifestError(f"{name} is of another job, attempt or step")
         return stored
 
     def drop_directory(self, name: str) -> None:

@@ -108,7 +108,7 @@ def _store_directory(disk: Path, recorder: Recorder) -> None:
     target = job_directory.directory / "out/step-1"
     with atomic_directory(target, 1, build_job_spec(LEASE)) as directory:
         _write_files(directory)
-    job_directory.store_directory(LocalBlobStore(disk / "data/blobs"), "out/step-1")
+    job_directory.store_directory(LocalBlobStore(disk / "data/blobs"), "out/step-1", step=1)
     recorder.acknowledge("step-1")
 
 

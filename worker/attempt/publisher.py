@@ -65,7 +65,7 @@ class Publisher:
                 inputs than the job has.
             SigningKeyError: the service's key cannot be read.
         """
-        checkpoint = self._job_directory.store_directory(self._store, event.directory)
+        checkpoint = self._store_directory(event.directory, event.step)
         signature = sign_checkpoint(
             self._store,
             checkpoint,
@@ -74,7 +74,7 @@ class Publisher:
             keys=self._signing_keys,
         )
         checkpoint.append(signature)
-        state = self._job_directory.store_directory(self._store, event.state) if event.state else []
+        state = self._store_directory(event.state, event.step) if event.state else []
 
         def publish(session: Session) -> list[str]:
             LeaseRepository(session).hold(self._lease)
@@ -91,10 +91,13 @@ class Publisher:
         Raises:
             ManifestError: the files are not what the manifest says.
         """
-        state = self._job_directory.store_directory(self._store, event.directory)
+        state = self._store_directory(event.directory, event.step)
         unused = self._keeper.transact(lambda session: self._add_state(session, event.step, state))
         delete_blobs(self._store, unused)
         self._job_directory.drop_directory(event.directory)
+
+    def _store_directory(self, name: str, step: int) -> list[StoredFile]:
+        return self._job_directory.store_directory(self._store, name, step=step)
 
     def publish_result(self, end: Finished) -> None:
         """Publish the tuned model and the loss log and end the job, all in one transaction.

@@ -70,7 +70,7 @@ def test_a_checkpoint_is_stored_under_keys_of_its_attempt(
 ) -> None:
     write_checkpoint(job_directory.directory, 3)
 
-    stored = job_directory.store_directory(store, "out/step-3")
+    stored = job_directory.store_directory(store, "out/step-3", step=3)
 
     prefix = f"jobs/{lease.job_id}/attempt-1/step-3"
     assert {file.blob_key for file in stored} == {
@@ -82,14 +82,16 @@ def test_a_checkpoint_is_stored_under_keys_of_its_attempt(
         assert (file.bytes, file.sha256) == (path.stat().st_size, sha256_of(path))
 
 
-@pytest.mark.parametrize("other", [{"job_id": "ftjob-other"}, {"attempt": 2}])
+@pytest.mark.parametrize(
+    ("other", "step"), [({"job_id": "ftjob-other"}, 3), ({"attempt": 2}, 3), ({}, 4)]
+)
 def test_a_checkpoint_of_something_else_is_refused(
-    job_directory: JobDirectory, store: LocalBlobStore, other: dict[str, Any]
+    job_directory: JobDirectory, store: LocalBlobStore, other: dict[str, Any], step: int
 ) -> None:
     write_checkpoint(job_directory.directory, 3, **other)
 
-    with pytest.raises(ManifestError, match="of another job or attempt"):
-        job_directory.store_directory(store, "out/step-3")
+    with pytest.raises(ManifestError, match="of another job, attempt or step"):
+        job_directory.store_directory(store, "out/step-3", step=step)
 
 
 def test_a_stored_file_becomes_a_row_of_its_job(
@@ -131,7 +133,7 @@ def test_a_checkpoint_that_is_not_as_promised_is_refused(
     spoil(job_directory.directory / "out/step-3")
 
     with pytest.raises(ManifestError) as refused:
-        job_directory.store_directory(store, "out/step-3")
+        job_directory.store_directory(store, "out/step-3", step=3)
 
     assert str(refused.value).isprintable()
 
@@ -172,7 +174,7 @@ def test_another_file_of_the_machine_cannot_be_published_under_a_second_name(
     (checkpoint / "manifest.json").write_text(promised.model_dump_json())
 
     with pytest.raises(ManifestError, match="not a regular file of its own"):
-        job_directory.store_directory(store, "out/step-3")
+        job_directory.store_directory(store, "out/step-3", step=3)
 
 
 def test_nothing_is_copied_of_a_checkpoint_that_is_too_large(
@@ -182,7 +184,7 @@ def test_nothing_is_copied_of_a_checkpoint_that_is_too_large(
     make_sparse(job_directory.directory / "out/step-3/README.md")
 
     with pytest.raises(ManifestError, match="larger than"):
-        job_directory.store_directory(store, "out/step-3")
+        job_directory.store_directory(store, "out/step-3", step=3)
 
     assert [blob for blob in store.list_all() if "step-3" in blob.key] == []
 
@@ -196,7 +198,7 @@ def test_a_checkpoint_with_a_million_names_is_not_listed(
         (checkpoint / f"{number}.json").touch()
 
     with pytest.raises(ManifestError, match="does not belong"):
-        job_directory.store_directory(store, "out/step-3")
+        job_directory.store_directory(store, "out/step-3", step=3)
 
 
 def test_what_is_dropped_is_not_looked_for_behind_a_link(
@@ -236,7 +238,7 @@ def test_a_checkpoint_that_is_a_link_is_not_followed(
     planted.symlink_to(tmp_path / "elsewhere")
 
     with pytest.raises(ManifestError, match="is a link or no directory"):
-        job_directory.store_directory(store, "out/step-3")
+        job_directory.store_directory(store, "out/step-3", step=3)
 
 
 @pytest.mark.parametrize("name", ["adapter_config.json", "more.json"])
@@ -250,7 +252,7 @@ def test_a_link_in_a_checkpoint_is_not_followed(
     planted.symlink_to(tmp_path / "secret")
 
     with pytest.raises(ManifestError, match=r"cannot be opened|does not belong"):
-        job_directory.store_directory(store, "out/step-3")
+        job_directory.store_directory(store, "out/step-3", step=3)
 
 
 def test_removing_leaves_another_attempts_directory(

@@ -47,7 +47,7 @@ def publish(job_directory: JobDirectory, store: LocalBlobStore, keys: SigningKey
     """Store and sign the checkpoint of step 3, as it then is."""
 
     def publish() -> StoredFile:
-        stored = job_directory.store_directory(store, "out/step-3")
+        stored = job_directory.store_directory(store, "out/step-3", step=3)
         return sign_checkpoint(store, stored, step=3, spec=job_directory.spec, keys=keys)
 
     return publish
@@ -118,7 +118,7 @@ def test_a_manifest_that_changed_while_it_was_stored_is_not_signed(
 ) -> None:
     """The directory is the child's: what was verified there may not be what was stored."""
     write_checkpoint(job_directory.directory, 3)
-    stored = job_directory.store_directory(store, "out/step-3")
+    stored = job_directory.store_directory(store, "out/step-3", step=3)
     stored = [
         replace(file, sha256="0" * 64) if file.name != MANIFEST_NAME else file for file in stored
     ]

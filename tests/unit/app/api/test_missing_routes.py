@@ -32,7 +32,8 @@ WHAT_THERE_IS = (
 
 
 def test_every_path_of_openais_is_offered_or_said_not_to_be(client: TestClient) -> None:
-    not_offered = [path for path in OPENAIS if not path.startswith(OFFERED)]
+    offered = {re.sub(r"\{\w+\}", "x1", path.removeprefix("/v1")) for path in _DOCUMENT["paths"]}
+    not_offered = [path for path in OPENAIS if path not in offered and not path.startswith(OFFERED)]
     answers = {
         f"{method} {path}": client.request(method, f"/v1{path}")
         for path in not_offered
@@ -69,8 +70,8 @@ def test_every_path_of_openais_is_offered_or_said_not_to_be(client: TestClient) 
         pytest.param(
             "/fine_tuning/jobs",
             "unknown_url",
-            "No such route: {method} /fine_tuning/jobs. Add /v1 to the base URL of your client, "
-            "for /v1/fine_tuning/jobs.",
+            "No such route: {method} /fine_tuning/jobs. Add /v1 to the base URL of your client: "
+            "the path is /v1/fine_tuning/jobs.",
             id="without /v1",
         ),
         pytest.param(
