@@ -138,5 +138,6 @@ def _write_first_key(session: Session, path: Path, *, now: datetime) -> None:
     except OSError as error:
         raise KeyFileError(
             f"TUNERY_BOOTSTRAP_KEY_FILE: the first API key cannot be written to {path}: "
-            f"{error.strerror}. It must be a new file in a directory that this process may write."
+            f"{error.strerror}. It must be a new file in a directory that this process may write. "
+            "Delete the file if an earlier start has left it."
         ) from error

@@ -13,9 +13,10 @@ from app.core.db.base import Base
 from app.core.db.repositories.leases import LeaseRepository
 from app.core.db.repositories.projects.usage import UsageRepository
 from app.core.db.session import Database
-from app.core.errors import LeaseLostError
+from app.core.errors import LeaseLostError, StateConflictError
 from app.core.job.status import JobStatus
 from app.core.storage.local import LocalBlobStore
+from app.services.projects import erase_project
 from tests.builders import (
     MINUTE,
     NOW,
@@ -219,6 +220,21 @@ def test_nobody_erases_the_project_of_the_own_key(
     answer = client.delete(f"{PROJECTS}/{DEFAULT_PROJECT_ID}", headers=admin)
 
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "project_not_erasable")
+
+
+def test_the_project_with_the_only_keys_is_not_erased(
+    database: Database, store: LocalBlobStore
+) -> None:
+    """Not by the command line either: without a key, the service would need none."""
+    add_key(database)
+
+    def erase() -> None:
+        erase_project(database.transact, store, DEFAULT_PROJECT_ID, by=None, now=NOW)
+
+    with pytest.raises(StateConflictError, match="the only API keys"):
+        erase()
+    add_key(database, "Other")
+    erase()
 
 
 def test_the_default_project_itself_outlives_its_erasure(
