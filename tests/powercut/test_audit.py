@@ -70,7 +70,7 @@ def _lose_a_checkpoint(root: Path, acknowledged: Acknowledged) -> None:
 
 
 def _cut_a_checkpoint_short(root: Path, acknowledged: Acknowledged) -> None:
-    (root / "data" / next(iter(acknowledged.checkpoints)) / "optimizer.pt").unlink()
+    (root / "data" / next(iter(acknowledged.checkpoints)) / "state.safetensors").unlink()
 
 
 @pytest.mark.parametrize(

@@ -145,7 +145,7 @@ def _publish_checkpoint(service: Service, rng: random.Random, acknowledge: Ackno
     job_directory = JobDirectory(service.data_dir / "work", lease)
     target = job_directory.directory / "out/step-1"
     with atomic_directory(target, 1, build_job_spec(lease)) as directory:
-        for name in ("adapter_config.json", "adapter_model.safetensors", "optimizer.pt"):
+        for name in ("adapter_config.json", "adapter_model.safetensors", "state.safetensors"):
             (directory / name).write_bytes(_content(rng))
     acknowledge("checkpoint", str(target.relative_to(service.data_dir)))
     stored = job_directory.store_directory(service.store, "out/step-1", step=1)

@@ -173,7 +173,12 @@ LOOKS_BACK = (
 @pytest.mark.parametrize(
     ("template", "example", "reason"),
     [
-        pytest.param(LOOKS_BACK, chat(QUESTION, answer("A")), "another way", id="no-prefix"),
+        pytest.param(
+            LOOKS_BACK,
+            chat(QUESTION, answer("A")),
+            "differently once that message is added",
+            id="no-prefix",
+        ),
         pytest.param(
             TURNS,
             chat({"role": "system", "content": "S"}, QUESTION, answer("A")),
