@@ -77,8 +77,8 @@ def test_the_list_says_what_became_of_each_key() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["create", "--expires", "soon"], "no lifetime"),
-        (["create", "--expires", "0d"], "no lifetime"),
+        (["create", "--expires", "soon"], "not a lifetime"),
+        (["create", "--expires", "0d"], "not a lifetime"),
         (["create", "--scope", "root"], "root"),
         (["create", "--project", "../x"], "cannot be the name of a project"),
         (["create", "--project", ""], "cannot be the name of a project"),

@@ -1,5 +1,8 @@
+import inspect
 import json
+import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -206,19 +209,26 @@ def test_a_template_whose_answers_cannot_be_found_is_refused(
         ChatRenderer(build_tokenizer(template)).render(example)
 
 
+def deepest_arguments() -> str:
+    """Tool arguments that Python can just parse from here, and that a template cannot render."""
+    depth = sys.getrecursionlimit() - len(inspect.stack(0)) - 15
+    return '{"a":' * depth + "1" + "}" * depth
+
+
 @pytest.mark.parametrize(
-    ("arguments", "reason"),
+    ("write_arguments", "reason"),
     [
-        ('{"a":' * 900 + "1" + "}" * 900, "nested too deeply"),
-        ('{"city": "\\ud800"}', "half of a surrogate pair"),
+        (deepest_arguments, "nested too deeply"),
+        (lambda: '{"city": "\\ud800"}', "half of a surrogate pair"),
     ],
     ids=["deep", "surrogate"],
 )
 def test_arguments_of_an_older_file_that_cannot_be_rendered_are_named(
-    arguments: str, reason: str
+    write_arguments: Callable[[], str], reason: str
 ) -> None:
     template = TOOLS.replace("['arguments']['city']", "['arguments'] | tojson")
-    call = {"id": "1", "type": "function", "function": {"name": "say", "arguments": arguments}}
+    function = {"name": "say", "arguments": write_arguments()}
+    call = {"id": "1", "type": "function", "function": function}
 
     with pytest.raises(ChatTemplateError, match=reason):
         ChatRenderer(build_tokenizer(template)).render(
