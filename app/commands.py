@@ -17,12 +17,12 @@ import uvicorn
 
 from app.api.http_protocol import bounded_protocol
 from app.core.clock import utc_now
+from app.core.command_line.exit_codes import CommandGroup
 from app.core.db.migrate import prepare
 from app.core.disk import Ballast
 from app.core.errors import OperatorError
 from app.core.logging import configure_logging
 from app.core.occupancy import make_data_dir, occupied
-from app.core.operator.command_line import CommandGroup
 from app.core.settings import Settings, read_settings
 from app.core.storage.privacy import close_data_directory, keep_new_files_private
 from app.key_commands import keys

@@ -16,9 +16,9 @@ from app.core.base_models import (
     CatalogueEntry,
     load_catalogue,
 )
+from app.core.command_line.exit_codes import CommandGroup
 from app.core.db.session import Database
 from app.core.errors import DatabaseBusyError
-from app.core.operator.command_line import CommandGroup
 from app.core.settings import read_settings
 from app.core.storage.privacy import keep_new_files_private
 from worker.model_store.errors import InstallError

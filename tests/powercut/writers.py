@@ -18,12 +18,12 @@ from typing import Any, Literal
 
 from sqlalchemy import event
 
-from app.core import durable
 from app.core.access import DEFAULT_PROJECT_ID
 from app.core.db import migrate
 from app.core.db.repositories.checkpoints import CheckpointRepository
 from app.core.db.repositories.jobs import JobRepository
 from app.core.db.session import Database
+from app.core.machine import durable
 from app.core.manifest import atomic_directory
 from app.core.storage.local import LocalBlobStore
 from tests.builders import (

@@ -2,10 +2,10 @@
 
 import shutil
 
-from app.core import durable
 from app.core.base_models import Catalogue, CatalogueEntry
 from app.core.db.inspection import find_unfinished_job_on, has_tables
 from app.core.db.session import Database
+from app.core.machine import durable
 from worker.model_store.lock import exclusive
 
 

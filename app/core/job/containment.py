@@ -7,7 +7,7 @@ from functools import cache
 
 from pydantic import BaseModel, TypeAdapter
 
-from app.core.subprocesses import python_module, with_import_path
+from app.core.machine.subprocesses import python_module, with_import_path
 
 _TRIAL_S = 60.0
 """Time limit for trying all layers, in seconds. It takes a fraction of a second."""
