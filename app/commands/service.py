@@ -16,6 +16,9 @@ import typer
 import uvicorn
 
 from app.api.http_protocol import bounded_protocol
+from app.commands.keys import keys
+from app.commands.projects import projects
+from app.commands.signing import signing_key, verify
 from app.core.clock import utc_now
 from app.core.command_line.exit_codes import CommandGroup
 from app.core.db.migrate import prepare
@@ -25,7 +28,6 @@ from app.core.logging import configure_logging
 from app.core.occupancy import make_data_dir, occupied
 from app.core.settings import Settings, read_settings
 from app.core.storage.privacy import close_data_directory, keep_new_files_private
-from app.key_commands import keys
 from app.main import create_app
 from app.maintenance.backup import make_backup
 from app.maintenance.doctor import examine
@@ -33,8 +35,6 @@ from app.maintenance.findings import Finding, Level
 from app.maintenance.keys import secure_start
 from app.maintenance.metrics import serving_metrics
 from app.maintenance.restore import restore_backup
-from app.project_commands import projects
-from app.signing_commands import signing_key, verify
 
 _MIB = 1024 * 1024
 
