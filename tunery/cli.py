@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from app.commands import Host, Port, commands, override_address
+from app.commands.service import Host, Port, commands, override_address
+from app.core.command_line.exit_codes import CommandGroup
 from app.core.logging import configure_logging
-from app.core.operator.command_line import CommandGroup
 from app.core.settings import read_settings
 from app.core.storage.privacy import keep_new_files_private
 from app.core.version import VERSION

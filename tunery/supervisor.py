@@ -10,8 +10,8 @@ from contextlib import suppress
 from types import FrameType
 
 from app.core.clock import steady_s
-from app.core.operator.command_line import CANNOT_RUN
-from app.core.subprocesses import python_module, with_import_path
+from app.core.command_line.exit_codes import CANNOT_RUN
+from app.core.machine.subprocesses import python_module, with_import_path
 from tunery.local_service import end_with_parent
 
 logger = logging.getLogger(__name__)

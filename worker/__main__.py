@@ -11,22 +11,22 @@ from collections.abc import Sequence
 
 from app.core.base_models import DEFAULT_MODEL_ID, load_catalogue
 from app.core.clock import utc_now
+from app.core.command_line.exit_codes import EXPECTED, report
 from app.core.db.migrate import prepare
 from app.core.db.session import Database
 from app.core.ids import IdPrefix, new_id
 from app.core.logging import configure_logging
+from app.core.machine.linux import refuse_tracing
+from app.core.machine.subprocesses import python_module, with_import_path
 from app.core.occupancy import make_data_dir, occupied
-from app.core.operator.command_line import EXPECTED, report
 from app.core.settings import Settings, read_settings
 from app.core.signing.keys import SigningKeys
 from app.core.storage.local import LocalBlobStore
 from app.core.storage.privacy import close_data_directory, keep_new_files_private
-from app.core.subprocesses import python_module, with_import_path
 from worker.attempt.lease_keeper import Resources
 from worker.janitor import Janitor
 from worker.launch.announcing import AnnouncingLauncher
 from worker.launch.launcher import Launcher
-from worker.launch.sandbox.kernel import refuse_tracing
 from worker.launch.sandbox.sandbox import Sandbox, make_sandbox
 from worker.launch.supervision import LocalLauncher
 from worker.launch.warm import WarmLauncher

@@ -1,11 +1,10 @@
 """Chores between jobs: requeue lost jobs, and free what has expired or was left behind."""
 
 import logging
-import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 
-from app.core.clock import Clock
+from app.core.clock import Clock, steady_s
 from app.core.db.base import Project
 from app.core.db.repositories.files import ExpiredFiles
 from app.core.db.repositories.idempotency import KEPT_FOR, OldIdempotencyRecords
@@ -48,7 +47,7 @@ class Janitor:
         database: Database,
         store: BlobStore,
         clock: Clock,
-        monotonic_s: Callable[[], float] = time.monotonic,
+        monotonic_s: Callable[[], float] = steady_s,
         batch: int = BATCH,
     ) -> None:
         self._settings = settings

@@ -19,7 +19,7 @@ from typing import TextIO
 
 from app.core.job.training_config import PROJECT_CACHE_NAME
 from app.core.job.training_events import Started, TrainingEvent
-from worker.parent_death import die_with_parent
+from app.core.machine.linux import die_with_parent
 
 
 def main(directory: Path) -> None:

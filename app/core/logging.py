@@ -8,7 +8,7 @@ import structlog
 from structlog.contextvars import bound_contextvars, merge_contextvars
 from structlog.typing import EventDict, Processor, WrappedLogger
 
-from app.core.operator.redaction import redact
+from app.core.redaction import redact
 from app.core.settings import Settings
 
 _NOT_SHOWN = ("color_message", "_record", "_from_structlog")

@@ -13,9 +13,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from app.core import durable
 from app.core.job.artifacts import MANIFEST_NAME
 from app.core.job.training_config import Frozen, JobSpec
+from app.core.machine import durable
 from app.core.version import VERSION
 
 _LIBRARIES = ("torch", "transformers", "peft", "datasets", "tokenizers", "safetensors", "numpy")

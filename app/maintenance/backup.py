@@ -22,7 +22,7 @@ from app.core.db.blob_keys import NamedBlob, iterate_named
 from app.core.db.migrate import read_revision
 from app.core.db.session import Database, Session
 from app.core.db.snapshot import copy_database, open_snapshot
-from app.core.durable import (
+from app.core.machine.durable import (
     copy_file,
     link_or_copy,
     sync,

@@ -14,9 +14,9 @@ from app.core.db.base import Project
 from app.core.db.repositories.access import KeyRepository, ProjectsRepository
 from app.core.db.repositories.projects.audit import Action, AuditRepository
 from app.core.db.session import Database, Session
-from app.core.durable import sync
 from app.core.errors import OperatorError
 from app.core.ids import IdPrefix, new_id
+from app.core.machine.durable import sync
 from app.core.settings import Settings
 
 _PROJECT_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9 ._-]{0,62}")

@@ -11,7 +11,7 @@ from app.core.db import inspection
 from app.core.db.migrate import is_known_revision, upgrade
 from app.core.db.session import Database, kind_of
 from app.core.db.snapshot import release_running
-from app.core.durable import link_or_copy, make_directory, replace_privately, sync
+from app.core.machine.durable import link_or_copy, make_directory, replace_privately, sync
 from app.core.occupancy import alone
 from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore

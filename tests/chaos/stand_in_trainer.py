@@ -4,7 +4,6 @@ Its adapter is a chain of hashes, one for every step, so a step that is left out
 taken from another state gives another adapter. It checks for itself that it is alone.
 """
 
-import ctypes
 import fcntl
 import hashlib
 import json
@@ -32,6 +31,7 @@ from app.core.job.training_events import (
     Stopped,
     TrainingEvent,
 )
+from app.core.machine.linux import die_with_parent
 from app.core.manifest import (
     MANIFEST_NAME,
     Manifest,
@@ -156,7 +156,7 @@ def prepare(directory: Path) -> None:
 
 
 def main(directory: Path) -> None:
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # die with the worker
+    die_with_parent(sys.stdout.fileno())
     Trainer(directory).run()
 
 

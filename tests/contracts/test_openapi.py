@@ -6,7 +6,7 @@ import pytest
 from fastapi import FastAPI
 from typer.testing import CliRunner
 
-from app.commands import commands
+from app.commands.service import commands
 
 DOCUMENT = Path(__file__).parents[2] / "openapi.json"
 STALE = "openapi.json is not that of the code. Run `make openapi` and commit the change."

@@ -16,13 +16,13 @@ import time
 from pathlib import Path
 
 from app.core.job.training_config import BASE_MODEL_NAME, MACHINE_CACHE_NAME, PROJECT_CACHE_NAME
+from app.core.machine.linux import refuse_tracing, unshare
+from app.core.machine.subprocesses import ROOT
 from app.core.storage.privacy import keep_new_files_private
-from app.core.subprocesses import ROOT
 from tests.escapes.targets import RESULTS_NAME, TARGETS_NAME, Targets
 from tests.fakes import Watch
 from worker.launch.launcher import Signal
 from worker.launch.locks import try_lock
-from worker.launch.sandbox.kernel import refuse_tracing, unshare
 from worker.launch.sandbox.limits import available_memory
 from worker.launch.sandbox.privileges import give_up_privileges
 from worker.launch.sandbox.sandbox import Sandbox, make_sandbox

@@ -12,9 +12,10 @@ from unittest.mock import patch
 
 import pytest
 
-from app.core import durable, manifest
+from app.core import manifest
 from app.core.db.session import Database
 from app.core.errors import BlobNotFoundError
+from app.core.machine import durable
 from app.core.manifest import MANIFEST_NAME, atomic_directory
 from app.core.storage.local import LocalBlobStore
 from tests.builders import build_job, build_job_spec, build_lease, put_blob

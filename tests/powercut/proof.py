@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from app.core.durable import sync
+from app.core.machine.durable import sync
 from tests.powercut.machine import Machine
 
 SEEDS = 30

@@ -9,7 +9,7 @@ from sqlalchemy import text
 from typer import Typer
 from typer.testing import CliRunner, Result
 
-from app.commands import commands
+from app.commands.service import commands
 from app.core.db.migrate import upgrade
 from app.core.db.session import Database
 from app.core.settings import read_settings

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from app.core.subprocesses import with_import_path
+from app.core.machine.subprocesses import with_import_path
 
 SUPERVISE = """
 import logging

@@ -14,7 +14,7 @@ from typing import IO, Literal
 
 from pydantic import ValidationError
 
-from app.core.subprocesses import python_module
+from app.core.machine.subprocesses import python_module
 from worker.launch.fork_protocol import MAX_MESSAGE_BYTES, Answer, Request
 from worker.launch.launcher import SIGNAL_POLL_INTERVAL_S
 from worker.launch.sandbox.confinement import Confinement

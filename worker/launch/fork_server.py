@@ -14,11 +14,10 @@ import traceback
 from pathlib import Path
 from typing import cast
 
+from app.core.machine.linux import die_with_parent, refuse_tracing
 from worker.launch.fork_protocol import MAX_MESSAGE_BYTES, Answer, Request
 from worker.launch.sandbox.apply import confine_this_process
-from worker.launch.sandbox.kernel import refuse_tracing
 from worker.launch.trainer import Trainer, load_trainer
-from worker.parent_death import die_with_parent
 
 _DESCRIPTORS = 3
 """Number of descriptors that come with a request to fork."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO, Protocol, TypeVar, cast
 
 from app.core.job.training_events import ProtocolError, TrainingEvent, parse_event
-from app.core.subprocesses import python_module, with_import_path
+from app.core.machine.subprocesses import python_module, with_import_path
 from worker.launch.child_output import EXIT_GRACE_S, ChildOutput
 from worker.launch.launcher import SIGNAL_POLL_INTERVAL_S, Ending, Signal, Watcher
 from worker.launch.locks import JobLock

@@ -5,7 +5,6 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from app.core import durable
 from app.core.base_models import (
     RECORD_NAME,
     Catalogue,
@@ -16,6 +15,7 @@ from app.core.base_models import (
     digest_of_files,
 )
 from app.core.clock import utc_now
+from app.core.machine import durable
 from app.core.manifest import sha256_of
 from worker.model_store.checks import check_model_directory, find_weight_files
 from worker.model_store.errors import InstallError, RefusedModelError

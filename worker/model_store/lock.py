@@ -5,8 +5,8 @@ import logging
 from collections.abc import Generator
 from contextlib import contextmanager
 
-from app.core import durable
 from app.core.base_models import Catalogue
+from app.core.machine import durable
 
 logger = logging.getLogger(__name__)
 

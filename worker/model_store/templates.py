@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
-from app.core.subprocesses import python_module, with_import_path
+from app.core.machine.subprocesses import python_module, with_import_path
 from worker.model_store.configs import TOKENIZER_CONFIG_NAME, read_object
 from worker.model_store.errors import RefusedModelError
 from worker.model_store.files import TEMPLATE_NAME

@@ -11,8 +11,8 @@ from app.core.db.repositories.recovery import RecoveryRepository
 from app.core.db.repositories.workers import WorkerRepository
 from app.core.db.session import Database, Session
 from app.core.db.tables import Job
-from app.core.durable import sync
 from app.core.job.status import JobStatus
+from app.core.machine.durable import sync
 
 _LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
 

@@ -12,7 +12,6 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DatabaseError, DBAPIError, OperationalError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from app.core import durable
 from app.core.db.backend import (
     BrokenReferenceError,
     DatabaseUnusableError,
@@ -24,6 +23,7 @@ from app.core.db.backend import (
     reason_of,
 )
 from app.core.errors import OperatorError, ServiceError
+from app.core.machine import durable
 
 try:  # a recent SQLite, where a wheel of it exists
     from pysqlite3 import dbapi2 as sqlite_driver  # pyright: ignore[reportMissingTypeStubs]

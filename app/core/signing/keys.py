@@ -15,7 +15,7 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from app.core import durable
+from app.core.machine import durable
 from app.core.signing.signatures import (
     PublicKey,
     SigningKeyError,

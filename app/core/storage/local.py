@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from io import BufferedReader
 from pathlib import Path
 
-from app.core import durable
 from app.core.errors import BlobNotFoundError
+from app.core.machine import durable
 from app.core.storage.blob_store import StoredBlob
 
 _SCRATCH = ".incoming"

@@ -70,7 +70,7 @@ def test_a_checkpoint_is_stored_under_keys_of_its_attempt(
 ) -> None:
     write_checkpoint(job_directory.directory, 3)
 
-    stored = job_directory.store_directory(store, "out/step-3", step=3)
+    stored = job_directory.store_directory(store, "out/step-3", step=3).files
 
     prefix = f"jobs/{lease.job_id}/attempt-1/step-3"
     assert {file.blob_key for file in stored} == {

@@ -16,6 +16,7 @@ import os
 import tempfile
 from pathlib import Path
 
+from app.core.machine.linux import PR_SET_DUMPABLE, die_with_parent, prctl
 from worker.launch.sandbox.confinement import Confinement
 from worker.launch.sandbox.file_access import (
     READ,
@@ -25,13 +26,11 @@ from worker.launch.sandbox.file_access import (
     keeps_signals_inside,
     restrict_files,
 )
-from worker.launch.sandbox.kernel import PR_SET_DUMPABLE, prctl
 from worker.launch.sandbox.limits import limit_resources
 from worker.launch.sandbox.namespaces import enter_namespaces
 from worker.launch.sandbox.privileges import give_up_privileges
 from worker.launch.sandbox.system_calls import refuse_system_calls
 from worker.launch.sandbox.view import hide_all_but
-from worker.parent_death import die_with_parent
 
 _SYSTEM = (
     "/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/proc",

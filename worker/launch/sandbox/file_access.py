@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from enum import IntFlag
 from pathlib import Path
 
-from worker.launch.sandbox.kernel import system_call
+from app.core.machine.linux import system_call
 
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446  # the same on every architecture
 _ASK_VERSION = 1

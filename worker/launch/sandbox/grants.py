@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from app.core.job.training_config import BASE_MODEL_NAME, MACHINE_CACHE_NAME, PROJECT_CACHE_NAME
-from app.core.subprocesses import ROOT
+from app.core.machine.subprocesses import ROOT
 
 
 def readable_paths(directory: Path, module: str, *, hidden: Path) -> Iterator[Path]:

@@ -12,8 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from worker.launch.sandbox.kernel import unshare
-from worker.parent_death import die_with_parent
+from app.core.machine.linux import die_with_parent, unshare
 
 _NEW_MOUNTS = 0x00020000
 _NEW_IPC = 0x08000000

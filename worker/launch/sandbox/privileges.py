@@ -3,7 +3,7 @@
 import itertools
 import os
 
-from worker.launch.sandbox.kernel import (
+from app.core.machine.linux import (
     PR_CAP_AMBIENT,
     PR_CAPBSET_DROP,
     PR_SET_DUMPABLE,

@@ -11,7 +11,7 @@ import struct
 import sys
 from collections.abc import Iterable, Sequence
 
-from worker.launch.sandbox.kernel import system_call
+from app.core.machine.linux import system_call
 
 _NUMBERS = {
     # name: x86_64, aarch64. None where the architecture lacks the call.

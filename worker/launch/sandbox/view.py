@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from worker.launch.sandbox.kernel import mount
+from app.core.machine.linux import mount
 
 _READ_ONLY, _NOSUID, _NODEV, _NOEXEC, _REMOUNT = 1, 2, 4, 8, 32
 _BIND_ALL = 0x1000 | 0x4000

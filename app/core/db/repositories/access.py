@@ -71,12 +71,10 @@ class KeyRepository(Repository):
         rows = self._session.execute(query.order_by(ApiKey.id))
         return [(key, project) for key, project in rows]
 
-    def revoke(self, key_id: str, *, now: datetime) -> bool:
-        """Make a key unusable for good. False if no key has this id."""
-        key = self._session.get(ApiKey, key_id)
-        if key is not None:
-            key.revoked_at = key.revoked_at or now
-        return key is not None
+    def revoke(self, key_id: str, *, now: datetime) -> None:
+        """Make a key unusable for good. The time of an earlier revocation stays."""
+        working = ApiKey.id == key_id, ApiKey.revoked_at.is_(None)
+        self._session.execute(update(ApiKey).where(*working).values(revoked_at=now))
 
     def record_use(self, key_id: str, *, now: datetime) -> bool:
         """Record the time of the last use. Returns whether the key still exists."""

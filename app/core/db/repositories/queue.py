@@ -20,6 +20,7 @@ from sqlalchemy import (
     update,
 )
 
+from app.core.clock import SECONDS_AN_HOUR
 from app.core.db.base import Project, Repository
 from app.core.db.project_tables import ProjectUsage, month_of
 from app.core.db.tables import Job
@@ -28,7 +29,6 @@ from app.core.job.status import JobStatus
 MAX_POSITION = 1000
 """Position shown for every job further back: counting a long queue would make every read slow."""
 
-_SECONDS_AN_HOUR = 3600
 _AT_MOST = bindparam("at_most", type_=Integer)
 
 
@@ -61,7 +61,7 @@ def _turns() -> Select[str]:
     running = select(func.count()).where(*is_running).correlate(waiting).scalar_subquery()
     its_usage = (ProjectUsage.project_id == its, ProjectUsage.month == bindparam("month"))
     used_s = select(ProjectUsage.processor_s).where(*its_usage).correlate(waiting)
-    used_hours = func.coalesce(used_s.scalar_subquery(), 0.0) / _SECONDS_AN_HOUR
+    used_hours = func.coalesce(used_s.scalar_subquery(), 0.0) / SECONDS_AN_HOUR
     # Null for a project at a limit. One look at each project, where a join could read all of them.
     last_turn = select(Project.last_turn).where(
         Project.id == its,

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from fastapi import FastAPI
+from sqlalchemy import event
 
 from app.api.authentication import MAX_AGE_S, USE_INTERVAL_S, Authenticator
 from app.core.access import LOCAL_CALLER, Caller
@@ -17,12 +18,16 @@ from app.core.errors import UnauthenticatedError
 from tests.builders import add_job, add_key
 from tests.fakes import FrozenClock
 
+LOOK_UP = "FROM api_keys JOIN projects"
+"""Part of the statement that looks a key up."""
+
 
 class Bench:
     """An authenticator whose clocks move only when they are told to."""
 
     def __init__(self, app: FastAPI, database: Database, *, may_be_keyless: bool = True) -> None:
         self.database = database
+        self.engine = app.state.resources.database.engine
         self.clock = FrozenClock(utc_now())
         self.monotonic_s = 0.0
         self.authenticator = Authenticator(
@@ -114,18 +119,12 @@ def test_a_key_expires_to_the_second(make: Callable[..., Bench]) -> None:
 
 @pytest.mark.only_sqlite  # PostgreSQL does not say cheaply whether anything has changed
 def test_a_key_is_looked_up_again_only_once_something_has_changed(
-    make: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+    make: Callable[..., Bench],
 ) -> None:
     bench = make()
     key = add_key(bench.database)
-    found: list[str] = []
-    find = KeyRepository.find
-
-    def count(self: KeyRepository, key_id: str) -> Any:
-        found.append(key_id)
-        return find(self, key_id)
-
-    monkeypatch.setattr(KeyRepository, "find", count)
+    statements: list[str] = []
+    event.listen(bench.engine, "before_cursor_execute", lambda *args: statements.append(args[2]))
 
     async def act() -> None:
         await bench.ask(key)
@@ -138,26 +137,21 @@ def test_a_key_is_looked_up_again_only_once_something_has_changed(
 
     asyncio.run(act())
 
-    assert len(found) == 3
+    assert sum(LOOK_UP in statement for statement in statements) == 3
 
 
-def test_a_lookup_that_a_change_overtakes_is_not_remembered(
-    make: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_lookup_that_a_change_overtakes_is_not_remembered(make: Callable[..., Bench]) -> None:
     """It was read before the revocation, and arrives after the authenticator has forgotten."""
     bench = make()
     key = add_key(bench.database)
-    find = Authenticator._find
 
-    def find_slowly(self: Authenticator, *arguments: Any) -> Any:
-        found = find(self, *arguments)
-        monkeypatch.undo()
-        bench.revoke_all()
-        bench.pass_time(MAX_AGE_S)
-        self._forget_if_changed()
-        return found
+    def revoke_meanwhile(*args: Any) -> None:
+        if LOOK_UP in args[2] and not bench.monotonic_s:
+            bench.revoke_all()
+            bench.pass_time(MAX_AGE_S)
+            bench.authenticator._forget_if_changed()
 
-    monkeypatch.setattr(Authenticator, "_find", find_slowly)
+    event.listen(bench.engine, "after_cursor_execute", revoke_meanwhile)
 
     async def act() -> None:
         await bench.ask(key)

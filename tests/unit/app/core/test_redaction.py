@@ -1,6 +1,6 @@
 import pytest
 
-from app.core.operator.redaction import redact
+from app.core.redaction import redact
 
 CANARY = "0123456789abcdef" * 4
 KEY = f"tnr_01k9abcdefghjkmnpqrstvwxyz_{CANARY}_0a1b2c3d"

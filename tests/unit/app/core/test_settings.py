@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from app.core.operator.environment import SettingsError
+from app.core.command_line.environment import SettingsError
 from app.core.settings import Settings, read_settings
 
 

@@ -16,16 +16,18 @@ import typer
 import uvicorn
 
 from app.api.http_protocol import bounded_protocol
+from app.commands.keys import keys
+from app.commands.projects import projects
+from app.commands.signing import signing_key, verify
 from app.core.clock import utc_now
+from app.core.command_line.exit_codes import CommandGroup
 from app.core.db.migrate import prepare
-from app.core.disk import Ballast
+from app.core.disk import MIB, Ballast
 from app.core.errors import OperatorError
 from app.core.logging import configure_logging
 from app.core.occupancy import make_data_dir, occupied
-from app.core.operator.command_line import CommandGroup
 from app.core.settings import Settings, read_settings
 from app.core.storage.privacy import close_data_directory, keep_new_files_private
-from app.key_commands import keys
 from app.main import create_app
 from app.maintenance.backup import make_backup
 from app.maintenance.doctor import examine
@@ -33,10 +35,6 @@ from app.maintenance.findings import Finding, Level
 from app.maintenance.keys import secure_start
 from app.maintenance.metrics import serving_metrics
 from app.maintenance.restore import restore_backup
-from app.project_commands import projects
-from app.signing_commands import signing_key, verify
-
-_MIB = 1024 * 1024
 
 _SWITCH_INTERVAL_S = 0.001
 """Time after which a thread that checks a file lets the event loop run, instead of Python's 5 ms.
@@ -180,7 +178,7 @@ def backup(
         )
     typer.echo(
         f"{directory}: the {record.database} database, and {record.blob_count:,} files of "
-        f"{record.blob_bytes // _MIB:,} MiB."
+        f"{record.blob_bytes // MIB:,} MiB."
     )
     _exit_with(
         [f"Not in the backup, as the service no longer has it: {key}" for key in record.missing],

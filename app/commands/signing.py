@@ -14,8 +14,6 @@ from app.maintenance.verify_adapter import NotGenuineError, verify_adapter
 
 signing_key = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
     help="Show or replace the key that signs the manifest of every adapter.",
 )
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from app.commands import commands
+from app.commands.service import commands
 from app.core.access import Scope
 from app.core.access.api_keys import hash_key, read_key_id
 from app.core.clock import utc_now

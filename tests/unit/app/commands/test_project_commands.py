@@ -5,7 +5,7 @@ import re
 import pytest
 from typer.testing import CliRunner
 
-from app.commands import commands
+from app.commands.service import commands
 from app.core.access import DEFAULT_PROJECT_ID
 from app.core.db.base import Project
 from app.core.db.session import Database

@@ -2,13 +2,19 @@
 
 import ctypes
 import os
+import select
+import signal
 import struct
+import sys
 
 PR_SET_DUMPABLE = 4
 PR_CAPBSET_DROP = 24
 PR_SET_SECUREBITS = 28
 PR_SET_NO_NEW_PRIVS = 38
 PR_CAP_AMBIENT = 47
+
+_PR_SET_PDEATHSIG = 1
+"""Linux, `prctl(2)`: the signal to get when the parent dies."""
 
 _CAPABILITY_VERSION = 0x20080522
 
@@ -43,6 +49,24 @@ def drop_capabilities() -> None:
 def refuse_tracing() -> None:
     """Close this process's memory, environment and descriptors to others of the same user."""
     prctl(PR_SET_DUMPABLE, 0)
+
+
+def die_with_parent(shared: int) -> None:
+    """End this process as soon as its parent dies; at once, if it is dead already.
+
+    To the kernel, the parent is the thread that has forked.
+
+    Args:
+        shared: descriptor of a pipe or socket whose other end only the parent holds. It shows
+            whether the parent died before the kernel was asked to watch it.
+    """
+    if sys.platform != "linux":
+        return
+    prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    other_end = select.poll()
+    other_end.register(shared, 0)  # POLLERR and POLLHUP are always reported
+    if any(seen & (select.POLLERR | select.POLLHUP) for _, seen in other_end.poll(0)):
+        sys.exit("the parent process is gone")
 
 
 def _check(result: int, path: str | None = None) -> int:

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from app.core.durable import make_directory, sync
+from app.core.machine.durable import make_directory, sync
 
 
 @pytest.fixture
