@@ -1,6 +1,7 @@
 """Whole jobs on a tiny model, in this process."""
 
 from collections.abc import Callable, Iterator
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -194,8 +195,8 @@ def plain_loss(base_model: Path, adapter: Path) -> float:
     """The loss on `UNLIKE` as plain transformers and peft compute it."""
     base = AutoModelForCausalLM.from_pretrained(base_model, dtype=torch.float32)
     model = PeftModel.from_pretrained(base, str(adapter)).eval()
-    encoder = Encoder(build_tokenizer(), train_on_inputs=False)
-    row = encoder.encode(ChatExample(UNLIKE["messages"], [False, True]))
+    encoder = Encoder(build_tokenizer(), today=date(2026, 1, 31))
+    (row,) = encoder.encode(ChatExample(UNLIKE["messages"], [False, True]))
     input_ids = torch.tensor([row.input_ids])
     labels = input_ids.masked_fill(~torch.tensor([row.is_learned]), IGNORE_INDEX)
     with torch.no_grad():

@@ -4,12 +4,14 @@ The defaults are those of the script that Tunery grew out of (see `docs/referenc
 """
 
 import math
+from datetime import date
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 LrScheduler = Literal["linear", "cosine", "constant", "constant_with_warmup"]
 OverlongRowBehavior = Literal["truncate", "error", "drop"]
+TrainOn = Literal["all_assistant", "last_assistant", "everything"]
 
 
 class Frozen(BaseModel):
@@ -74,8 +76,19 @@ class TrainingConfig(Frozen):
     """What happens to an example that is too long: `truncate` cuts off its end, `error` fails the
     job, and `drop` leaves the example out."""
 
+    train_on: TrainOn = "all_assistant"
+    """What is learned of a conversation: `all_assistant` for every answer whose weight is not 0,
+    `last_assistant` for its last answer only, `everything` for all tokens. With `everything`, the
+    prompts of `prompt` and `completion` rows are learned as well."""
+
     train_on_inputs: bool = False
-    """Whether prompts are learned as well as answers."""
+    """Whether prompts are learned as well as answers. True means the same as `everything` in
+    `train_on`."""
+
+    template_date: date | None = None
+    """Date that the chat template takes for today, if it writes one. By default, that is the day on
+    which the job was created, in UTC. Null in jobs of earlier releases, whose attempts each take
+    their own day."""
 
     seed: int = Field(ge=0, le=2**31 - 1)
     """Seed of every random number of the job: initial adapter, order of examples, dropout."""

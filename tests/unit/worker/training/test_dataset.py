@@ -1,4 +1,5 @@
 import json
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ def tokenize(
     return tokenize_file(
         DataFile(source, "mine.jsonl", "training_file"),
         tmp_path / "tokens" / "data.arrow",
-        Encoder(build_tokenizer(chat_template), train_on_inputs=False),
+        Encoder(build_tokenizer(chat_template), today=date(2026, 1, 31)),
         max_sequence_tokens=max_sequence_tokens,
         overlong=overlong,
     )
