@@ -224,7 +224,7 @@ def _tokenize(job: _Preparation, tokenizer: PreTrainedTokenizerBase) -> _Data:
     stop_tokens = StopTokens.read(job.base_model, tokenizer)
     encoder = Encoder(
         tokenizer,
-        train_on="everything" if config.train_on_inputs else config.train_on,
+        train_on=config.learned_part,
         today=config.template_date or datetime.now(UTC).date(),
         stop_tokens=list(stop_tokens.base.values()) if stop_tokens.are_known else None,
     )

@@ -12,16 +12,13 @@ from datetime import date
 from transformers import PreTrainedTokenizerBase
 
 from app.core.dataset.formats import ChatExample
+from app.core.job.training_config import MAX_EXAMPLES_PER_LINE
 from worker.training.data.answers import AnswerFinder
 from worker.training.data.chat_template import ChatTemplate, ChatTemplateError, list_added_tokens
 from worker.training.data.long_chats import SHORT_CHAT, LongChat, find_in_windows
 
 Span = tuple[int, int]
 """Characters of a text, from the first to one past the last."""
-
-_MAX_REWRITTEN = 1000
-"""Most messages of a conversation whose template rewrites history. The time to render its answers
-grows with the square of their number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +86,11 @@ class ChatRenderer:
             spans = find_in_windows(self._finder, LongChat(messages, tools, learned, text))
             if spans is not None:
                 return [RenderedChat(text, spans)]
-        if len(messages) > _MAX_REWRITTEN:
+        if len(messages) > MAX_EXAMPLES_PER_LINE:  # the time would grow with the square
             raise ChatTemplateError(
                 f"the chat template renders earlier messages differently once others follow, and "
                 f"this chat has {len(messages):,} messages; the limit for such a template is "
-                f"{_MAX_REWRITTEN:,}, so split it"
+                f"{MAX_EXAMPLES_PER_LINE:,}, so split it"
             )
         answers = [self._finder.find(messages[: index + 1], tools) for index in learned]
         if all(text.startswith(answer.text) for answer in answers):
