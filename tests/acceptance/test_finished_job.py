@@ -33,6 +33,7 @@ ADAPTER_FILES = {
     "adapter_config.json",
     "adapter_model.safetensors",
     "chat_template.jinja",
+    "generation_config.json",
     "loss.svg",
     "manifest.json",
     "manifest.json.sig",

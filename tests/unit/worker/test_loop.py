@@ -237,6 +237,15 @@ def test_the_number_of_steps_is_known_before_the_model_is_loaded(bench: Bench) -
     assert seen == [None, 3]
 
 
+def test_a_line_of_the_data_may_become_many_steps(bench: Bench) -> None:
+    job = bench.add_job(config=build_config(epochs=1, batch_size=1).model_dump(mode="json"))
+    lines = bench.training_file.examples or 0
+
+    bench.run(Planned(total_steps=1000 * lines), Started(total_steps=1000 * lines), stepped(1))
+
+    assert bench.job(job).total_steps == 1000 * lines
+
+
 def test_loading_is_announced_before_it_begins(bench: Bench) -> None:
     job = bench.add_job()
     seen: list[list[str]] = []
