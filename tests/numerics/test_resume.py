@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from app.core.job.training_events import (
     Unresumable,
 )
 from app.core.manifest import verify
-from tests.tiny import chat_row, write_job, write_tiny_model
+from tests.tiny import REWRITING_TEMPLATE, chat_row, write_job, write_tiny_model
 from worker.training.recipe import run_job
 
 ROWS = [chat_row(f"What is {i}?", f"It is {i * 'x'}.") for i in range(10)]
@@ -288,6 +289,24 @@ def test_a_job_that_is_stopped_between_two_saves_is_saved_first(
     events = run(tmp_path / "job", steps=4).events
 
     assert events[-2:] == [Saved(step=4, directory="out/resume-4"), Stopped(step=4)]
+
+
+@pytest.mark.parametrize("train_on", ["all_assistant", "last_assistant", "everything"])
+def test_a_job_on_chats_of_several_turns_and_with_a_date_resumes_exactly(
+    tmp_path: Path, train_on: str
+) -> None:
+    write_tiny_model(tmp_path / "model", chat_template=REWRITING_TEMPLATE)
+    rows = [{"messages": one["messages"] + other["messages"]} for one, other in pairwise(ROWS)]
+    settings = {"train_on": train_on, "template_date": "2026-01-31", "epochs": 2}
+    for name in ("whole", "stopped"):
+        write(tmp_path / name, tmp_path / "model", rows, **settings)
+
+    whole, stopped = run(tmp_path / "whole"), run(tmp_path / "stopped", steps=4)
+    hand_over([stopped], 4, tmp_path / "next")
+    resumed = run(tmp_path / "next")
+
+    assert total_steps(whole) == (10 if train_on == "all_assistant" else 6)
+    assert_ends_like(whole, [stopped, resumed])
 
 
 @pytest.mark.parametrize("step", [0, 2])

@@ -1,5 +1,4 @@
 import inspect
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -46,6 +45,13 @@ THINKING = (
 )
 """As Qwen3 does it: only the last answer begins with a thought."""
 
+SPACES = (
+    "{% for message in messages %}{% if message['role'] == 'user' %}"
+    "<s>[INST] {{ message['content'] | trim }} [/INST]"
+    "{% else %} {{ message['content'] | trim }} </s>{% endif %}{% endfor %}"
+)
+"""As Llama 2 does it: spaces around an answer, and no other prompt."""
+
 TOOLS = (
     "{% if tools %}<|im_start|>system\n{{ tools | tojson }}<|im_end|>\n{% endif %}"
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}"
@@ -55,6 +61,7 @@ TOOLS = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
+CITY = '{"city": "Bern"}'
 QUESTION = {"role": "user", "content": "How are you?"}
 
 
@@ -67,9 +74,21 @@ def chat(*messages: dict[str, Any], **changes: Any) -> ChatExample:
     return ChatExample(list(messages), changes.pop("is_learned", is_learned), **changes)
 
 
-def render(template: str | None, example: ChatExample) -> list[RenderedChat]:
+CALLS = answer(
+    "",
+    tool_calls=[
+        {"id": "1", "type": "function", "function": {"name": "weather", "arguments": CITY}},
+    ],
+)
+
+
+def render(
+    template: str | None, example: ChatExample, *, stop_tokens: list[str] | None = None
+) -> list[RenderedChat]:
     learned = [index for index, is_learned in enumerate(example.is_learned) if is_learned]
-    return ChatRenderer(build_tokenizer(template), today=date(2026, 1, 31)).render(example, learned)
+    tokenizer = build_tokenizer(template)
+    renderer = ChatRenderer(tokenizer, today=date(2026, 1, 31), stop_tokens=stop_tokens)
+    return renderer.render(example, learned)
 
 
 def learned_texts(template: str, example: ChatExample) -> list[str]:
@@ -89,6 +108,7 @@ def learned_texts(template: str, example: ChatExample) -> list[str]:
         ),
         pytest.param(HEADERS, ["Fine.<|eot|>", "Bye!<|eot|>"], id="headers"),
         pytest.param(TURNS, ["Fine.</turn>", "Bye!</turn>"], id="turns"),
+        pytest.param(SPACES, [" Fine. </s>", " Bye! </s>"], id="spaces"),
         pytest.param(
             THINKING,
             ["<think>\n\n</think>\n\nFine.<|im_end|>", "<think>\n\n</think>\n\nBye!<|im_end|>"],
@@ -142,15 +162,10 @@ def test_an_answer_that_the_template_changes_does_not_reach_into_the_next_turn()
 
 
 def test_tools_reach_the_template_and_a_call_is_learned() -> None:
-    call = {
-        "id": "1",
-        "type": "function",
-        "function": {"name": "weather", "arguments": json.dumps({"city": "Bern"})},
-    }
     tool = {"type": "function", "function": {"name": "weather", "parameters": {}}}
     example = chat(
         QUESTION,
-        answer("", tool_calls=[call]),
+        CALLS,
         {"role": "tool", "content": "Rain", "tool_call_id": "1"},
         answer("It rains."),
         tools=[tool],
@@ -211,6 +226,42 @@ def test_each_answer_is_a_row_of_its_own_where_the_template_rewrites_history() -
         " A</s>",
         " B</s>",
     ]
+
+
+CALLS_WITHOUT_END = TOOLS.replace(
+    "{% endfor %}<|im_end|>", "{% endfor %}{{ '' if message['tool_calls'] else '<|im_end|>' }}"
+).replace("</tool_call>", "<|im_start|>")
+"""An answer that calls a tool ends with a token that begins a turn."""
+
+
+@pytest.mark.parametrize("stop_tokens", [None, ["<|im_end|>", "<|im_start|>"]])
+def test_an_answer_may_end_with_any_token_that_stops_the_base_model(
+    stop_tokens: list[str] | None,
+) -> None:
+    (row,) = render(CALLS_WITHOUT_END, chat(QUESTION, CALLS), stop_tokens=stop_tokens)
+
+    assert [row.text[start:end] for start, end in row.learned] == [
+        "<tool_call>weather Bern<|im_start|>"
+    ]
+
+
+def test_an_answer_that_ends_with_no_stop_token_is_refused() -> None:
+    with pytest.raises(ChatTemplateError, match=r"does not end the turn of messages\[1\]"):
+        render(CALLS_WITHOUT_END, chat(QUESTION, CALLS), stop_tokens=["<|im_end|>"])
+
+
+@pytest.mark.parametrize(
+    ("dropped", "reason"),
+    [
+        (answer("A", reasoning_content="Hm."), "drops the reasoning_content of messages"),
+        (CALLS, "drops a tool call of messages"),
+    ],
+)
+def test_an_answer_of_which_the_template_drops_a_part_is_refused(
+    dropped: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(ChatTemplateError, match=reason):
+        render(CHAT_TEMPLATE, chat(QUESTION, dropped))
 
 
 def test_an_answer_is_given_what_the_model_is_given_at_inference() -> None:
