@@ -98,7 +98,8 @@ def serve_api(host: Host = None, port: Port = None) -> None:
         prepare(database)
         secure_start(settings, database, now=utc_now())
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
-        with serving_metrics(application.state.metrics.registry, settings, database):
+        metrics = application.state.metrics
+        with serving_metrics(metrics.registry, settings, database):
             uvicorn.run(
                 application,
                 host=settings.host,
@@ -106,7 +107,7 @@ def serve_api(host: Host = None, port: Port = None) -> None:
                 log_config=None,
                 access_log=False,  # `app.api.requests` writes one with the request's id
                 server_header=False,
-                http=bounded_protocol(settings),
+                http=bounded_protocol(settings, metrics),
                 ws="none",
                 timeout_graceful_shutdown=10,
             )
