@@ -222,6 +222,11 @@ def restore(
         typer.echo(f"{len(restored.put_back)} jobs that ran then are back in the queue.")
     for model_id in restored.models_to_install:
         typer.echo(f"Install the base model again: tunery models install {model_id}")
+    if restored.working_keys:
+        typer.echo(
+            f"API keys that work: {restored.working_keys}, also those that were revoked after the "
+            "backup. Check `tunery keys list`."
+        )
     _exit_with(
         [f"Not restored, as it is damaged in the backup: {key}" for key in sorted(restored.damaged)]
     )
