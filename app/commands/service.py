@@ -25,6 +25,7 @@ from app.core.db.migrate import prepare
 from app.core.disk import Ballast
 from app.core.errors import OperatorError
 from app.core.logging import configure_logging
+from app.core.machine.linux import refuse_tracing
 from app.core.occupancy import make_data_dir, occupied
 from app.core.settings import Settings, read_settings
 from app.core.storage.privacy import close_data_directory, keep_new_files_private
@@ -83,6 +84,7 @@ def run_app() -> None:
 @commands.command("api")
 def serve_api(host: Host = None, port: Port = None) -> None:
     """Serve the API on TUNERY_HOST:TUNERY_PORT until SIGTERM or Ctrl-C."""
+    refuse_tracing()  # this process knows the database's password
     override_address(host, port)
     settings = read_settings()
     configure_logging(settings)
@@ -220,13 +222,13 @@ def restore(
         typer.echo(f"What was there before is in {restored.replaced}; delete it when all is well.")
     if restored.put_back:
         typer.echo(f"{len(restored.put_back)} jobs that ran then are back in the queue.")
-    for model_id in restored.models_to_install:
-        typer.echo(f"Install the base model again: tunery models install {model_id}")
     if restored.working_keys:
         typer.echo(
             f"API keys that work: {restored.working_keys}, also those that were revoked after the "
             "backup. Check `tunery keys list`."
         )
+    for model_id in restored.models_to_install:
+        typer.echo(f"Install the base model again: tunery models install {model_id}")
     _exit_with(
         [f"Not restored, as it is damaged in the backup: {key}" for key in sorted(restored.damaged)]
     )
