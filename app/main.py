@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager, nullcontext
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi.concurrency import contextmanager_in_threadpool
 from fastapi_offline import FastAPIOffline
 
 from app.api import health
@@ -108,7 +109,8 @@ async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
     resources: Resources = app.state.resources
     upgrade(resources.database)
     sender = Sender(resources.database, resources.webhooks, clock=utc_now)
-    with sender.running() if resources.webhooks.policy.is_on else nullcontext():
+    sending = sender.running() if resources.webhooks.policy.is_on else nullcontext()
+    async with contextmanager_in_threadpool(sending):  # at its end it waits for attempts
         yield
     authenticator: Authenticator = app.state.authenticator
     await authenticator.close()
