@@ -11,6 +11,7 @@ from sqlalchemy import event
 
 from app.api.authentication import MAX_AGE_S, USE_INTERVAL_S, Authenticator
 from app.core.access import LOCAL_CALLER, Caller
+from app.core.access.api_keys import read_key_id
 from app.core.clock import utc_now
 from app.core.db.repositories.access import KeyRepository
 from app.core.db.session import Database
@@ -52,9 +53,14 @@ class Bench:
                 KeyRepository(session).revoke(key.id, now=self.clock())
 
     def last_use(self) -> Any:
+        """Of the only key."""
+        (used_at,) = self.last_uses().values()
+        return used_at
+
+    def last_uses(self) -> dict[str | None, Any]:
+        """By id of the key."""
         with self.database.reading() as session:
-            ((key, _),) = KeyRepository(session).list_all()
-        return key.last_used_at
+            return {key.id: key.last_used_at for key, _ in KeyRepository(session).list_all()}
 
 
 @pytest.fixture
@@ -177,3 +183,24 @@ def test_the_last_use_is_written_at_most_once_a_minute(make: Callable[..., Bench
 
     assert first == same
     assert later - first == timedelta(seconds=USE_INTERVAL_S)
+
+
+def test_a_key_that_is_used_no_more_is_written_and_forgotten(make: Callable[..., Bench]) -> None:
+    bench = make()
+    old, new = add_key(bench.database), add_key(bench.database)
+
+    async def act() -> Any:
+        await bench.ask(old)
+        bench.pass_time(1.0)
+        await bench.ask(old)
+        used_at = bench.clock()
+        for _ in range(2):
+            bench.pass_time(USE_INTERVAL_S)
+            await bench.ask(new)
+        return used_at
+
+    used_at = asyncio.run(act())
+
+    assert bench.last_uses()[read_key_id(old)] == used_at
+    assert list(bench.authenticator._use_written_at_s) == [read_key_id(new)]
+    assert bench.authenticator._uses == {}
