@@ -108,8 +108,10 @@ async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
     resources: Resources = app.state.resources
     upgrade(resources.database)
     sender = Sender(resources.database, resources.webhooks, clock=utc_now)
-    with sender.running() if resources.webhooks.policy.is_on else nullcontext():
-        yield
     authenticator: Authenticator = app.state.authenticator
-    await authenticator.close()
-    resources.database.dispose()
+    try:
+        with sender.running() if resources.webhooks.policy.is_on else nullcontext():
+            yield
+        await authenticator.close()
+    finally:
+        resources.database.dispose()

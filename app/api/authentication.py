@@ -3,7 +3,7 @@
 import asyncio
 import hmac
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -17,7 +17,7 @@ from app.core.clock import steady_s, utc_now
 from app.core.db.repositories.access import KeyRepository
 from app.core.db.repositories.projects.usage import UsageRepository
 from app.core.db.session import Session
-from app.core.errors import ServiceError, UnauthenticatedError
+from app.core.errors import OperatorError, ServiceError, UnauthenticatedError
 
 MAX_AGE_S = 1.0
 """Seconds after which a change of the keys counts at the latest, such as a revocation."""
@@ -101,9 +101,13 @@ class Authenticator:
         return known
 
     async def close(self) -> None:
-        """Write down the uses that are not written yet. No request may come any more."""
-        self._start_writing(self._uses)
-        await asyncio.gather(*self._writes)
+        """Write down the uses that are not written yet. No request may come any more.
+
+        Raises nothing: what cannot be written now is lost.
+        """
+        uses, self._uses = self._uses, {}
+        self._start_writing(uses)
+        await asyncio.gather(*self._writes, return_exceptions=True)
 
     def _forget_if_changed(self) -> None:
         version, now_s = self._resources.database.version(), self._monotonic_s()
@@ -175,17 +179,28 @@ class Authenticator:
         self._uses = {key_id: uses for key_id, uses in self._uses.items() if key_id in recent}
         self._start_writing(due)
 
-    def _start_writing(self, uses: Mapping[str, _Uses]) -> None:
-        write = asyncio.create_task(to_thread.run_sync(self._write, uses))
+    def _start_writing(self, uses: dict[str, _Uses]) -> None:
+        write = asyncio.create_task(self._write(uses))
         self._writes.add(write)
         write.add_done_callback(self._writes.discard)
 
-    def _write(self, uses: Mapping[str, _Uses]) -> None:
+    async def _write(self, uses: dict[str, _Uses]) -> None:
         try:
-            for key_id, its in uses.items():
-                self._resources.write(partial(_record, key_id, its))
-        except ServiceError as error:  # the next use is written again
+            await to_thread.run_sync(self._write_each, uses)
+        except (ServiceError, OperatorError) as error:
             logger.warning("the use of a key was not recorded: %s", error)
+            for key_id, its in uses.items():  # they are written with the next ones
+                if key_id in self._uses:
+                    self._uses[key_id].requests += its.requests
+                else:
+                    self._uses[key_id] = its
+
+    def _write_each(self, uses: dict[str, _Uses]) -> None:
+        """Write down uses. Each that is written is removed from the dictionary."""
+        while uses:
+            key_id, its = next(iter(uses.items()))
+            self._resources.write(partial(_record, key_id, its))
+            del uses[key_id]
 
 
 def _record(key_id: str, uses: _Uses, session: Session) -> None:

@@ -8,15 +8,18 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 from sqlalchemy import event
+from starlette.testclient import TestClient
 
 from app.api.authentication import MAX_AGE_S, USE_INTERVAL_S, Authenticator
-from app.core.access import LOCAL_CALLER, Caller
+from app.core.access import DEFAULT_PROJECT_ID, LOCAL_CALLER, Caller
 from app.core.access.api_keys import read_key_id
 from app.core.clock import utc_now
+from app.core.db.backend import DatabaseUnusableError
 from app.core.db.repositories.access import KeyRepository
-from app.core.db.session import Database
-from app.core.errors import UnauthenticatedError
-from tests.builders import add_job, add_key
+from app.core.db.repositories.projects.usage import UsageRepository
+from app.core.db.session import Database, Session
+from app.core.errors import DatabaseBusyError, UnauthenticatedError
+from tests.builders import add_job, add_key, bearer
 from tests.fakes import FrozenClock
 
 LOOK_UP = "FROM api_keys JOIN projects"
@@ -31,8 +34,9 @@ class Bench:
         self.engine = app.state.resources.database.engine
         self.clock = FrozenClock(utc_now())
         self.monotonic_s = 0.0
+        self.resources: Any = app.state.resources
         self.authenticator = Authenticator(
-            app.state.resources,
+            self.resources,
             may_be_keyless=may_be_keyless,
             clock=self.clock,
             monotonic_s=lambda: self.monotonic_s,
@@ -204,3 +208,49 @@ def test_a_key_that_is_used_no_more_is_written_and_forgotten(make: Callable[...,
     assert bench.last_uses()[read_key_id(old)] == used_at
     assert list(bench.authenticator._use_written_at_s) == [read_key_id(new)]
     assert bench.authenticator._uses == {}
+
+
+@pytest.mark.parametrize("error", [DatabaseBusyError("busy"), DatabaseUnusableError("damaged")])
+def test_no_request_is_lost_that_could_not_be_written(
+    make: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    bench = make()
+    key = add_key(bench.database)
+
+    def refuse(_: Session) -> None:
+        raise error
+
+    async def act() -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(bench.resources.database.backend, "commit", refuse)
+            for _ in range(3):
+                await bench.ask(key)
+                bench.pass_time(USE_INTERVAL_S)
+            await bench.authenticator.close()
+        await bench.ask(key)
+        await bench.authenticator.close()
+
+    asyncio.run(act())
+
+    with bench.database.reading() as session:
+        usage = UsageRepository(session, DEFAULT_PROJECT_ID).measure(now=bench.clock())
+    assert usage.requests == 4
+
+
+def test_a_database_that_cannot_be_written_stops_no_shutdown(
+    app: FastAPI, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    headers = bearer(add_key(database))
+    own: Database = app.state.resources.database
+    disposed: list[bool] = []
+
+    def refuse(_: Session) -> None:
+        raise DatabaseUnusableError("damaged")
+
+    with TestClient(app, base_url="http://127.0.0.1") as client:
+        monkeypatch.setattr(own, "dispose", lambda: disposed.append(True))
+        monkeypatch.setattr(own.backend, "commit", refuse)
+        for _ in range(2):  # the second one is to be written at the end
+            assert client.get("/v1/files", headers=headers).status_code == 200
+
+    assert disposed == [True]
