@@ -9,11 +9,11 @@ from fastapi_offline import FastAPIOffline
 
 from app.api import health
 from app.api.access import require_policies
-from app.api.authentication import Authenticator
+from app.api.admission.authentication import Authenticator
+from app.api.admission.guard import Guard
 from app.api.browser import docs_page
 from app.api.deps import Resources
 from app.api.errors import install_error_handlers
-from app.api.guard import Guard
 from app.api.metrics import RequestMetrics
 from app.api.recent_answers import RecentAnswers
 from app.api.requests import RequestContext

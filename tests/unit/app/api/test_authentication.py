@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from sqlalchemy import event
 from starlette.testclient import TestClient
 
-from app.api.authentication import MAX_AGE_S, USE_INTERVAL_S, Authenticator
+from app.api.admission.authentication import MAX_AGE_S, USE_INTERVAL_S, Authenticator
 from app.core.access import DEFAULT_PROJECT_ID, LOCAL_CALLER, Caller
 from app.core.access.api_keys import read_key_id
 from app.core.clock import utc_now
