@@ -67,11 +67,21 @@ class JobLock:
         """Write down the process, a leader of its group, that holds the lock from now on."""
         self._path.write_text(f"{pid} {start_ticks(pid)}")
 
-    def remove_if_free(self) -> None:
-        """Delete the file, unless a process holds the lock."""
-        if self._path.exists() and (descriptor := self._try()) is not None:
-            self._path.unlink(missing_ok=True)
-            os.close(descriptor)
+    def remove_if_free(self, *, within_s: float = 0.0) -> None:
+        """Delete the file, unless a process holds the lock.
+
+        Args:
+            within_s: how long to wait for a process that has been killed and still holds the lock.
+        """
+        deadline_s = time.monotonic() + within_s
+        while self._path.exists():
+            if (descriptor := self._try()) is not None:
+                self._path.unlink(missing_ok=True)
+                os.close(descriptor)
+                return
+            if time.monotonic() > deadline_s:
+                return
+            time.sleep(_RETRY_S)
 
     def _try(self) -> int | None:
         descriptor = try_lock(self._path)
