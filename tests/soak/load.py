@@ -50,7 +50,7 @@ class Load:
         self._ended.clear()
         every_s: dict[Callable[[Client], None], float] = {
             self._train: 2.0,
-            self._interfere: 5.0,
+            self._interfere: 3.0,
             self._poll: 0.1,
             self._download: 1.0,
             self._upload: 2.0,
@@ -133,15 +133,15 @@ class Load:
         client.ask("DELETE", f"/files/{job['training_file']}", expect=(200, 404))
 
     def _interfere(self, client: Client) -> None:
-        """Cancel, pause or resume the jobs that have not ended."""
-        for job in client.list_jobs():
-            path = f"/fine_tuning/jobs/{job['id']}"
-            if job["status"] == "paused":
-                client.ask("POST", f"{path}/resume", expect=(200, 400, 404))
-            elif job["finished_at"] is None:
-                how = self._chance.choice(["cancel", "pause", "", ""])
-                if how:
-                    client.ask("POST", f"{path}/{how}", expect=(200, 400, 404))
+        """Cancel, pause or resume a job that has not ended."""
+        jobs = [job for job in client.list_jobs() if job["finished_at"] is None]
+        if jobs:
+            job = self._chance.choice(jobs)
+            how = (
+                "resume" if job["status"] == "paused" else self._chance.choice(["cancel", "pause"])
+            )
+            path = f"/fine_tuning/jobs/{job['id']}/{how}"
+            client.ask("POST", path, expect=(200, 400, 404))
 
     def _poll(self, client: Client) -> None:
         jobs = client.list_jobs()
