@@ -73,9 +73,9 @@ class Client:
 
     def upload(self, rows: int, *, first: int = 0) -> str | None:
         """Upload a file. Returns its id, or None if the service had no time."""
-        form = {"files": {"file": ("train.jsonl", build_chat_file(rows, first=first))}}
-        file = self.ask("POST", "/files", data={"purpose": "fine-tune"}, **form)
-        return file.get("id")
+        files = {"file": ("train.jsonl", build_chat_file(rows, first=first))}
+        data = {"purpose": "fine-tune"}
+        return self.ask("POST", "/files", files=files, data=data).get("id")
 
     def list_jobs(self) -> list[dict[str, Any]]:
         """All jobs, the newest first."""
