@@ -33,7 +33,7 @@ from tests.malformed.out_of_memory import (
 from tests.malformed.small_worker import MEMORY_BYTES
 from tests.malformed.wire import dump
 from tests.models import install_models
-from tests.tiny import write_tiny_model
+from tests.tiny import ALL_LINEAR, write_tiny_model
 from tests.waiting import wait_until
 from tunery.local_service import LocalService
 
@@ -187,8 +187,7 @@ def small_service(data_dir: Path) -> LocalService:
         source = data_dir / "sources" / model_id
         write(source)
         entry = catalogue_entry(model_id, source={"kind": "directory", "path": str(source)})
-        modules = [f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")]
-        entries.append(entry | {"context_length": CONTEXT_LENGTH, "target_modules": modules})
+        entries.append(entry | {"context_length": CONTEXT_LENGTH, "target_modules": ALL_LINEAR})
     install_models(data_dir, *entries)
     settings = {
         "min_free_bytes": "0",
