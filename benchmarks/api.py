@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks import claims, polls, tables, uploads
+from benchmarks import claims, keys, polls, tables, uploads
 
 
 def main(arguments: list[str]) -> int:
@@ -34,6 +34,10 @@ def main(arguments: list[str]) -> int:
     command = commands.add_parser("claims", help="what fair turns cost a claim")
     command.add_argument("--database", choices=["sqlite", "postgresql"], default="sqlite")
     command.add_argument("--claims", type=int, default=1000)
+    command = commands.add_parser("keys", help="what an API key costs a poll")
+    command.add_argument("--polls", type=int, default=4000)
+    command.add_argument("--rate", type=float, default=400)
+    command.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args(arguments)
     if options.what == "uploads":
         uploads.measure(
@@ -41,6 +45,8 @@ def main(arguments: list[str]) -> int:
         )
     elif options.what == "claims":
         claims.measure(options.database, claims=options.claims)
+    elif options.what == "keys":
+        keys.measure(polls=options.polls, rate=options.rate, rounds=options.rounds)
     elif options.what == "tables":
         tables.measure(
             options.database, small=options.small, large=options.large, rounds=options.rounds

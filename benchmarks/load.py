@@ -26,16 +26,17 @@ class Found:
 
 
 class Connection:
-    """Is kept alive, and made anew after an error."""
+    """A connection that is kept alive, and opened again after an error."""
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, host: str, port: int, key: str) -> None:
         self._address = (host, port)
+        self._headers = f"host: {host}\r\n" + (f"authorization: Bearer {key}\r\n" if key else "")
         self._open: socket.socket | None = None
 
     def get(self, path: str) -> int:
         """The status of the answer, once its last byte is there."""
         connection = self._open = self._open or self._connect()
-        connection.sendall(f"GET {path} HTTP/1.1\r\nhost: {self._address[0]}\r\n\r\n".encode())
+        connection.sendall(f"GET {path} HTTP/1.1\r\n{self._headers}\r\n".encode())
         answer = b""
         while part := connection.recv(_READ_BYTES):
             answer += part
@@ -59,10 +60,10 @@ def _length(head: bytes) -> int:
     return int(head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0])
 
 
-def send(url: str, paths: list[str], *, rate: float, seconds: float) -> Found:
-    """Ask for each path in turn, `rate` times a second in all."""
+def send(url: str, paths: list[str], *, rate: float, seconds: float, key: str = "") -> Found:
+    """Ask for each path in turn, `rate` times a second in all, with the API key if there is one."""
     parts = urlsplit(url)
-    connection = Connection(parts.hostname or "", parts.port or 80)
+    connection = Connection(parts.hostname or "", parts.port or 80, key)
     found = Found()
     began = time.perf_counter()
     for number in range(int(rate * seconds)):
@@ -94,8 +95,11 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("paths", nargs="+")
     parser.add_argument("--rate", type=float, default=200)
     parser.add_argument("--seconds", type=float, default=30)
+    parser.add_argument("--key", default="")
     options = parser.parse_args(arguments)
-    found = send(options.url, options.paths, rate=options.rate, seconds=options.seconds)
+    found = send(
+        options.url, options.paths, rate=options.rate, seconds=options.seconds, key=options.key
+    )
     latencies = found.latencies_ms or [float("nan")]
     report = {
         "requests": len(found.latencies_ms),

@@ -68,16 +68,21 @@ def watch(
     first, computed_s = trained_steps(client, job_id), cpu_s(api_pid)
     load: dict[str, Any] = {}
     if rate:
-        job = f"/v1{JOBS}/{job_id}"
-        paths = [*[job] * 8, f"{job}/events", f"/v1{JOBS}"]
-        options = ["--rate", str(rate), "--seconds", str(seconds)]
-        command = [sys.executable, "-m", "benchmarks.load", service.url, *paths, *options]
-        done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True)
-        load = json.loads(done.stdout)
+        load = poll(service.url, job_id, rate=rate, seconds=seconds)
     else:
         threading.Event().wait(seconds)
     used_s = cpu_s(api_pid) - computed_s
     return Window(first, trained_steps(client, job_id), used_s, load)
+
+
+def poll(url: str, job_id: str, *, rate: float, seconds: float, key: str = "") -> dict[str, Any]:
+    """Poll a job, and now and then its events and the list of jobs. Returns what load.py found."""
+    job = f"/v1{JOBS}/{job_id}"
+    paths = [*[job] * 8, f"{job}/events", f"/v1{JOBS}"]
+    options = ["--rate", str(rate), "--seconds", str(seconds), "--key", key]
+    command = [sys.executable, "-m", "benchmarks.load", url, *paths, *options]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True)
+    return json.loads(done.stdout)
 
 
 def steps_per_s(client: httpx.Client, job_id: str, window: Window) -> float:

@@ -18,6 +18,7 @@ import statistics
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -31,8 +32,19 @@ from worker.launch.locks import try_lock
 LOOK_S = 0.01
 
 
-def measure(http: httpx.Client, data_dir: Path, model: str, steps: int) -> tuple[float, float]:
-    """Seconds from the request to the first step, and to its row in the loss log."""
+@dataclass(frozen=True, slots=True)
+class Start:
+    """A finished job, and seconds from the request that created it."""
+
+    job_id: str
+    stepped_s: float
+    """Until its first step."""
+    logged_s: float
+    """Until the row of that step was in the loss log."""
+
+
+def measure(http: httpx.Client, data_dir: Path, model: str, steps: int) -> Start:
+    """Run a job to its end."""
     file = ("train.jsonl", build_chat_file(64))
     training_file = http.post("/files", files={"file": file}, data={"purpose": "fine-tune"})
     body = {
@@ -53,7 +65,7 @@ def measure(http: httpx.Client, data_dir: Path, model: str, steps: int) -> tuple
         time.sleep(LOOK_S)
     while http.get(f"/fine_tuning/jobs/{job}").json()["status"] in {"queued", "running"}:
         time.sleep(0.1)
-    return stepped_s or logged_s, logged_s
+    return Start(job, stepped_s or logged_s, logged_s)
 
 
 def await_preloading(data_dir: Path) -> None:
@@ -73,7 +85,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--warm-jobs", type=int, default=5)
     parser.add_argument("--steps", type=int, default=3)
     options = parser.parse_args(arguments)
-    runs: dict[str, list[tuple[float, float]]] = {}
+    runs: dict[str, list[Start]] = {}
     with tempfile.TemporaryDirectory() as name:
         data_dir = Path(name)
         (data_dir / "models").symlink_to(options.models.resolve(strict=True))
@@ -92,7 +104,8 @@ def main(arguments: list[str]) -> int:
     print(f"{options.model}: seconds from POST to the first optimizer step, medians")
     print(f"{'start':20} {'jobs':>4} {'first step':>12} {'in the loss log':>16}")
     for kind, found in runs.items():
-        steps_s, logs_s = (statistics.median(column) for column in zip(*found, strict=True))
+        steps_s = statistics.median(start.stepped_s for start in found)
+        logs_s = statistics.median(start.logged_s for start in found)
         print(f"{kind:20} {len(found):4} {steps_s:12.2f} {logs_s:16.2f}")
     return 0
 

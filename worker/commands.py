@@ -19,6 +19,7 @@ from app.core.base_models import (
 from app.core.command_line.exit_codes import CommandGroup
 from app.core.db.session import Database
 from app.core.errors import DatabaseBusyError
+from app.core.occupancy import make_data_dir, occupied, open_database
 from app.core.settings import read_settings
 from app.core.storage.privacy import keep_new_files_private
 from worker.model_store.errors import InstallError
@@ -58,7 +59,10 @@ def install(names: Names) -> None:
     catalogue = _load_catalogue()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("worker").setLevel(logging.INFO)
-    failures = [name for name in names if not _install(name, catalogue)]
+    settings = read_settings()
+    make_data_dir(settings)
+    with occupied(settings):
+        failures = [name for name in names if not _install(name, catalogue)]
     raise typer.Exit(int(bool(failures)))
 
 
@@ -66,9 +70,8 @@ def install(names: Names) -> None:
 def remove(names: Names) -> None:
     """Remove installed base models, except those that an unfinished job needs."""
     catalogue = _load_catalogue()
-    database = Database(read_settings().resolved_database_url)
-    failures = [name for name in names if not _remove(name, catalogue, database)]
-    database.dispose()
+    with open_database() as database:
+        failures = [name for name in names if not _remove(name, catalogue, database)]
     raise typer.Exit(int(bool(failures)))
 
 

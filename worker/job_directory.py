@@ -32,8 +32,9 @@ from app.core.job.training_config import (
 )
 from app.core.settings import Settings
 from app.core.storage.blob_store import BlobStore
+from app.core.storage.trees import remove_tree
 from worker.artifact_size import ROOM_BYTES, largest_artifact
-from worker.child_files import ChildDirectory, remove_tree
+from worker.child_files import ChildDirectory
 from worker.launch.locks import JobLock
 from worker.launch.sandbox.grants import link_cache
 from worker.model_store.installed import check_installed
@@ -62,6 +63,18 @@ class JobInputs:
     """Saved states of the job, newest first."""
     steps: Sequence[StepMetrics] = ()
     """The loss log, at least up to the newest state."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredDirectory:
+    """A checkpoint or a saved state that is in the store, as its manifest says."""
+
+    key: str
+    """What the keys of all its files begin with, without the slash."""
+    files: list[StoredFile]
+    promised: manifest.Manifest
+    """The manifest as it was read."""
+    manifest_bytes: bytes
 
 
 class JobDirectory:
@@ -189,7 +202,7 @@ class JobDirectory:
         with (self.directory / JOB_SPEC_NAME).open("x", encoding="utf-8") as target:
             target.write(self.spec.model_dump_json(indent=2))
 
-    def store_directory(self, store: BlobStore, name: str, *, step: int) -> list[StoredFile]:
+    def store_directory(self, store: BlobStore, name: str, *, step: int) -> StoredDirectory:
         """Copy a checkpoint or a state into the store, under keys of this attempt, and verify it.
 
         Raises:
@@ -218,7 +231,7 @@ class JobDirectory:
         made_by = (promised.job_id, promised.attempt, promised.step)
         if made_by != (self._lease.job_id, self._lease.attempt, step):
             raise manifest.ManifestError(f"{name} is of another job, attempt or step")
-        return stored
+        return StoredDirectory(key, stored, promised, described)
 
     def drop_directory(self, name: str) -> None:
         """Delete what was stored and is not needed here any more."""

@@ -10,9 +10,9 @@ from app.core.errors import TooManyUploadsError
 
 T = TypeVar("T")
 
-_MAX_CHECKS = 2
-"""Number of threads that check files. A line of 8 MiB can take 100 MiB while it is checked, and
-every busy thread delays the event loop."""
+_MAX_CHECKS = 1
+"""Number of threads that check files. Checking holds the interpreter's lock nearly all the time, so
+a second thread would not be faster, and would delay the event loop beyond 100 ms."""
 
 _WAIT_S = 10.0
 """Time for which an upload waits for others to end before it is refused, in seconds."""

@@ -11,8 +11,8 @@ from app.core.clock import utc_now
 from app.core.db.access_tables import ApiKey
 from app.core.db.repositories.access import KeyRepository
 from app.core.errors import OperatorError
+from app.core.occupancy import open_database
 from app.maintenance.keys import create_key, revoke_key
-from app.maintenance.opening import open_database
 
 keys = typer.Typer(help="Create, list and revoke API keys.", no_args_is_help=True)
 

@@ -6,11 +6,12 @@ from typing import Annotated, TypeVar
 import typer
 from pydantic import ValidationError
 
-from app.core.clock import utc_now
+from app.core.clock import SECONDS_AN_HOUR, utc_now
+from app.core.disk import MIB
 from app.core.errors import NotFoundError, OperatorError
+from app.core.occupancy import open_database
 from app.core.settings import read_settings
 from app.core.storage.local import LocalBlobStore
-from app.maintenance.opening import open_database
 from app.schemas.projects import ProjectRead, ProjectUpdate, ProjectUsageRead
 from app.services import projects as project_service
 
@@ -18,7 +19,6 @@ projects = typer.Typer(help="List, limit and erase projects.", no_args_is_help=T
 
 T = TypeVar("T")
 
-_MIB = 1024 * 1024
 _NO_LIMIT = "none"
 
 ProjectName = Annotated[str, typer.Argument(help="Name or id of the project.")]
@@ -102,16 +102,18 @@ def erase(
     with open_database(settings) as database:
         erased = _explain(
             lambda: project_service.erase_project(
-                database.transact,
-                LocalBlobStore(settings.blobs_dir),
                 project,
+                read=database.read,
+                write=database.transact,
+                store=LocalBlobStore(settings.blobs_dir),
+                settings=settings,
                 by=None,
                 now=utc_now(),
             )
         )
     for table, count in erased.rows.items():
         typer.echo(f"{table:20} {count:>12,} rows")
-    typer.echo(f"{'files':20} {erased.blobs:>12,} with {erased.bytes / _MIB:,.1f} MiB")
+    typer.echo(f"{'files':20} {erased.blobs:>12,} with {erased.bytes / MIB:,.1f} MiB")
     typer.echo(f"{erased.id} is erased.")
 
 
@@ -144,6 +146,7 @@ def _describe(row: ProjectRead) -> str:
 def _describe_usage(usage: ProjectUsageRead) -> str:
     jobs = ", ".join(f"{count:,} {status}" for status, count in sorted(usage.jobs.items()))
     return (
-        f"{usage.stored_bytes / _MIB:,.1f} MiB; {jobs or 'no'} jobs; in {usage.month}: "
-        f"{usage.processor_seconds / 3600:,.2f} processor hours, {usage.requests:,} requests"
+        f"{usage.stored_bytes / MIB:,.1f} MiB; {jobs or 'no'} jobs; in {usage.month}: "
+        f"{usage.processor_seconds / SECONDS_AN_HOUR:,.2f} processor hours, "
+        f"{usage.requests:,} requests"
     )

@@ -22,7 +22,7 @@ from app.commands.signing import signing_key, verify
 from app.core.clock import utc_now
 from app.core.command_line.exit_codes import CommandGroup
 from app.core.db.migrate import prepare
-from app.core.disk import Ballast
+from app.core.disk import MIB, Ballast
 from app.core.errors import OperatorError
 from app.core.logging import configure_logging
 from app.core.machine.linux import refuse_tracing
@@ -36,8 +36,6 @@ from app.maintenance.findings import Finding, Level
 from app.maintenance.keys import secure_start
 from app.maintenance.metrics import serving_metrics
 from app.maintenance.restore import restore_backup
-
-_MIB = 1024 * 1024
 
 _SWITCH_INTERVAL_S = 0.001
 """Time after which a thread that checks a file lets the event loop run, instead of Python's 5 ms.
@@ -183,7 +181,7 @@ def backup(
         )
     typer.echo(
         f"{directory}: the {record.database} database, and {record.blob_count:,} files of "
-        f"{record.blob_bytes // _MIB:,} MiB."
+        f"{record.blob_bytes // MIB:,} MiB."
     )
     _exit_with(
         [f"Not in the backup, as the service no longer has it: {key}" for key in record.missing],

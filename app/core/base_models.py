@@ -8,7 +8,7 @@ holds its files and a `tunery.json` that records them.
 import hashlib
 import itertools
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
@@ -17,6 +17,7 @@ from pydantic import Field, TypeAdapter, ValidationError, field_validator
 
 from app.core.errors import OperatorError
 from app.core.job.training_config import Frozen
+from app.core.manifest import sha256_of
 
 DEFAULT_MODEL_ID = "smollm2-135m-instruct"
 """Embedded model: it is small enough for any machine and needs no model hub."""
@@ -237,3 +238,23 @@ def digest_of_files(files: dict[str, str]) -> str:
     """Combine the sha256 of every file into one."""
     lines = "".join(f"{name} {sha256}\n" for name, sha256 in sorted(files.items()))
     return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def find_change(
+    directory: Path, installed: InstalledModel, *, is_compared: Callable[[str], bool]
+) -> str | None:
+    """What has changed in a directory since its model was installed. None if nothing has.
+
+    Args:
+        is_compared: whether the bytes of a file with this name are read and compared.
+    """
+    names = {path.name for path in directory.iterdir()} - {RECORD_NAME}
+    if names != installed.files.keys():
+        return f"{min(names ^ installed.files.keys())} was added or removed"
+    for name, sha256 in installed.files.items():
+        path = directory / name
+        if path.is_symlink() or not path.is_file():
+            return f"{name} was replaced by a link or a directory"
+        if is_compared(name) and sha256_of(path) != sha256:
+            return f"{name} was changed"
+    return None

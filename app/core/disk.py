@@ -12,8 +12,8 @@ from pathlib import Path
 from app.core.errors import StorageFullError
 from app.core.settings import Settings
 
-_MIB = 1024 * 1024
-_TO_OPEN_BYTES = _MIB
+MIB = 1024 * 1024
+_TO_OPEN_BYTES = MIB
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -44,8 +44,8 @@ def require_room(settings: Settings, more_bytes: int = 0) -> None:
         return
     free, needed = free_bytes(settings.data_dir), settings.min_free_bytes + more_bytes
     raise StorageFullError(
-        f"The service's disk is nearly full: {free // _MIB:,} MiB are free, and this needs "
-        f"{-(-needed // _MIB):,} MiB, including the {settings.min_free_bytes // _MIB:,} MiB that "
+        f"The service's disk is nearly full: {free // MIB:,} MiB are free, and this needs "
+        f"{-(-needed // MIB):,} MiB, including the {settings.min_free_bytes // MIB:,} MiB that "
         "must stay free (TUNERY_MIN_FREE_BYTES). Delete files or tuned models that you no longer "
         "need, or make the disk larger, then send the request again."
     )

@@ -16,10 +16,11 @@ from sqlalchemy.exc import SQLAlchemyError
 from app.core.clock import utc_now
 from app.core.db.backend import DatabaseUnusableError
 from app.core.db.inspection import has_tables
+from app.core.db.migrate import prepare
 from app.core.db.repositories.workers import SILENT_AFTER, WorkerRepository
 from app.core.db.session import Database
 from app.core.errors import OperatorError
-from app.core.settings import Settings
+from app.core.settings import Settings, read_settings
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +68,25 @@ def occupied(settings: Settings) -> Generator[None]:
     """
     with _locked(settings, fcntl.LOCK_SH, "A backup is being restored into it."):
         yield
+
+
+@contextmanager
+def open_database(settings: Settings | None = None) -> Generator[Database]:
+    """The database of the service, for a command. The service may run, or never have been started.
+
+    Raises:
+        OccupiedError: a backup is being restored into the data directory.
+        DataDirError: the data directory cannot be used.
+    """
+    settings = settings or read_settings()
+    make_data_dir(settings)
+    with occupied(settings):
+        database = Database(settings.resolved_database_url)
+        try:
+            prepare(database)
+            yield database
+        finally:
+            database.dispose()
 
 
 @contextmanager

@@ -59,7 +59,7 @@ def is_deeper(value: Any, limit: int) -> bool:
     """Whether lists and objects are nested more than `limit` levels deep."""
     level = [value]
     for _ in range(limit + 1):
-        level = [inner for outer in level for inner in _members(outer)]
+        level = [inner for outer in level for inner in members(outer)]
         if not level:
             return False
     return True
@@ -71,11 +71,12 @@ def has_wider_object(value: Any, limit: int) -> bool:
     while level:
         if any(isinstance(each, dict) and len(cast("Any", each)) > limit for each in level):
             return True
-        level = [inner for outer in level for inner in _members(outer)]
+        level = [inner for outer in level for inner in members(outer)]
     return False
 
 
-def _members(value: Any) -> Iterable[Any]:
+def members(value: Any) -> Iterable[Any]:
+    """The values in an object or a list. Nothing else has any."""
     if isinstance(value, dict):
         return cast("dict[str, Any]", value).values()
     return cast("list[Any]", value) if isinstance(value, list) else ()

@@ -4,12 +4,11 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from app.core.disk import Ballast, free_bytes, has_room
+from app.core.disk import MIB, Ballast, free_bytes, has_room
 from app.core.orphans import find_orphans, free_orphans
 from app.core.storage.privacy import close, is_open, iterate_open
 from app.maintenance.findings import Finding, Level, Patient
 
-_MIB = 1024 * 1024
 _MOUNTS = Path("/proc/self/mountinfo")
 _ESCAPED = re.compile(r"\\([0-7]{3})")
 _SHARED = {"9p", "afs", "ceph", "cifs", "glusterfs", "nfs", "nfs4", "smb3", "smbfs", "virtiofs"}
@@ -19,7 +18,7 @@ _SHARED = {"9p", "afs", "ceph", "cifs", "glusterfs", "nfs", "nfs4", "smb3", "smb
 def check_space(patient: Patient) -> Iterator[Finding]:
     settings = patient.settings
     free, reserved = free_bytes(settings.data_dir), settings.min_free_bytes
-    message = f"{free // _MIB:,} MiB are free; {reserved // _MIB:,} MiB are kept free"
+    message = f"{free // MIB:,} MiB are free; {reserved // MIB:,} MiB are kept free"
     advice = "Delete files or tuned models that are no longer needed, or make the disk larger."
     if not has_room(settings):
         yield Finding(
@@ -37,9 +36,9 @@ def check_ballast(patient: Patient) -> Iterator[Finding]:
         advice = "Set TUNERY_BALLAST_BYTES, or deletion may fail once the disk is full."
         yield Finding("ballast", Level.WARN, "switched off", advice=advice)
     elif ballast.is_there:
-        yield Finding("ballast", Level.OK, f"{size // _MIB} MiB to drop when the disk is full")
+        yield Finding("ballast", Level.OK, f"{size // MIB} MiB to drop when the disk is full")
     elif patient.may_repair and ballast.make_if_room():
-        yield Finding("ballast", Level.OK, f"{size // _MIB} MiB", repaired="made")
+        yield Finding("ballast", Level.OK, f"{size // MIB} MiB", repaired="made")
     else:
         message = "there is none: it was dropped on a full disk, or no worker has started yet"
         advice = "Free some space. A worker, or `tunery doctor --repair`, then makes it again."

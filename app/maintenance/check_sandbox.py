@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from app.core.job.containment import find_layers
+from app.core.job.containment import describe_layers, find_layers, missing_core_layers
 from app.maintenance.findings import Finding, Level, Patient
 
 
@@ -13,10 +13,5 @@ def check_sandbox(patient: Patient) -> Iterator[Finding]:
         yield Finding("sandbox", Level.WARN, message, advice="Set it to auto.")
         return
     layers = find_layers()
-    held = ", ".join(str(layer) for layer in layers if not layer.missing)
-    missing = ", ".join(str(layer) for layer in layers if layer.missing)
-    message = f"training processes are contained by {held or 'nothing'}"
-    if missing:
-        message += f"; not available to this user: {missing}"
-    is_weak = any(layer.missing and layer.is_core for layer in layers)
-    yield Finding("sandbox", Level.WARN if is_weak else Level.OK, message)
+    level = Level.WARN if missing_core_layers(layers) else Level.OK
+    yield Finding("sandbox", level, f"training processes are {describe_layers(layers)}")

@@ -7,12 +7,12 @@ requests of the project that would use it up take turns, so that two cannot both
 from datetime import datetime
 
 from app.core.access import Caller
+from app.core.clock import SECONDS_AN_HOUR
 from app.core.db.repositories.access import ProjectsRepository
 from app.core.db.repositories.projects.usage import UsageRepository
 from app.core.db.session import Session
 from app.core.errors import QuotaExceededError
 
-_SECONDS_AN_HOUR = 3600
 _FREE_SOME_BYTES = (
     "Delete files, jobs or tuned models that you no longer need, or ask the operator of this "
     "service for a higher limit."
@@ -77,7 +77,7 @@ def _require_some_bytes(usage: UsageRepository, limit: int) -> None:
 
 
 def _require_time(usage: UsageRepository, limit_hours: float, *, now: datetime) -> None:
-    used_hours = usage.processor_s(now=now) / _SECONDS_AN_HOUR
+    used_hours = usage.processor_s(now=now) / SECONDS_AN_HOUR
     if used_hours >= limit_hours:
         raise QuotaExceededError(
             f"The project has used {used_hours:,.2f} of its {limit_hours:,g} processor hours of "

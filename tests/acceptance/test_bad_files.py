@@ -1,6 +1,5 @@
 """Uploads that are refused, each with its whole answer; and those that only look bad."""
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,11 +11,11 @@ from tests.builders import CHAT_LINE, TEXT_LINE
 NOT_JSON = "This line is not valid JSON: "
 NO_OBJECT = 'This line must be a JSON object, as {"text": "..."} is.'
 NO_FORMAT = "This line needs the key 'messages', or 'prompt' and 'completion', or 'text'."
-NO_TEXT = 'This part is not text. Keep only parts such as {"type": "text", "text": "..."}.'
 TWO_FORMATS = (
     "This line is in the messages format, but the lines before it are in the text format. Use one "
     "format per file."
 )
+ROLES = "Use one of system, developer, user, assistant, tool."
 NO_EXAMPLE = "The file has no examples. Add at least one line."
 NO_FORM = "Send the file as multipart/form-data, in the field 'file'."
 BAD_FORM = "The body is not well-formed multipart/form-data: "
@@ -33,13 +32,6 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         yield lab
 
 
-def message(*roles: str, **changes: Any) -> bytes:
-    """A line of messages with these roles; `changes` are made to the last one."""
-    messages: list[dict[str, Any]] = [{"role": role, "content": "Hi"} for role in roles]
-    messages[-1] |= changes
-    return json.dumps({"messages": messages}).encode() + b"\n"
-
-
 @pytest.mark.parametrize(
     ("content", "error"),
     [
@@ -49,208 +41,30 @@ def message(*roles: str, **changes: Any) -> bytes:
             id="NaN",
         ),
         pytest.param(
-            TEXT_LINE + b'{"text": [Infinity]}\n',
-            bad_file((2, "", "invalid_json", f"{NOT_JSON}Infinity is not JSON.")),
-            id="Infinity",
-        ),
-        pytest.param(
-            b'{"text": 1e999}\n',
-            bad_file((1, "", "invalid_json", f"{NOT_JSON}1e999 is too large for a number.")),
-            id="1e999",
-        ),
-        pytest.param(
-            b'{"text": ' + b"1" * 5000 + b"}\n",
-            bad_file((1, "", "invalid_json", f"{NOT_JSON}a number has too many digits.")),
-            id="5,000 digits",
-        ),
-        pytest.param(
-            b'{"text": "a", "text": "b"}\n',
-            bad_file((1, "", "invalid_json", f"{NOT_JSON}the key 'text' is given twice.")),
-            id="repeated key",
-        ),
-        pytest.param(
-            b'{"text": "\\ud800"}\n',
-            bad_file(
-                (1, "", "invalid_json", f"{NOT_JSON}a string contains half of a surrogate pair.")
-            ),
-            id="lone surrogate",
-        ),
-        pytest.param(
-            b'{"text": "\\u0000"}\n',
-            bad_file((1, "", "invalid_json", f"{NOT_JSON}a string contains the character U+0000.")),
-            id="NUL",
-        ),
-        pytest.param(
             b'{"text": "\xff"}\n',
             bad_file((1, "", "not_utf8", f"{NOT_JSON}not UTF-8: invalid start byte at byte 10.")),
             id="not UTF-8",
-        ),
-        pytest.param(
-            '{"text": "a"}'.encode("utf-16"),
-            bad_file((1, "", "not_utf8", f"{NOT_JSON}not UTF-8: invalid start byte at byte 0.")),
-            id="UTF-16",
         ),
         pytest.param(
             b'{"text": ' + b"[" * 10_000 + b"\n",
             bad_file((1, "", "invalid_json", f"{NOT_JSON}nested too deeply.")),
             id="deep",
         ),
-        pytest.param(
-            b'{"text": "a"\n',
-            bad_file((1, "", "invalid_json", f"{NOT_JSON}Expecting ',' delimiter at column 13.")),
-            id="cut off",
-        ),
-        pytest.param(b'["a"]\n', bad_file((1, "", "not_an_object", NO_OBJECT)), id="array"),
         pytest.param(b"", bad_file((1, "", "empty_file", NO_EXAMPLE)), id="empty"),
-        pytest.param(b"\n \r\n\n", bad_file((1, "", "empty_file", NO_EXAMPLE)), id="blank"),
-        pytest.param(
-            TEXT_LINE + b"\n\n" + TEXT_LINE,
-            bad_file(
-                (2, "", "blank_line", "This line is blank, and examples follow it. Remove it.")
-            ),
-            id="blank line in the middle",
-        ),
         pytest.param(
             TEXT_LINE + CHAT_LINE,
-            bad_file(
-                (
-                    2,
-                    "",
-                    "mixed_formats",
-                    TWO_FORMATS,
-                )
-            ),
+            bad_file((2, "", "mixed_formats", TWO_FORMATS)),
             id="two formats in a file",
         ),
         pytest.param(
-            b'{"text": "a", "messages": []}\n',
-            bad_file(
-                (
-                    1,
-                    "",
-                    "unknown_format",
-                    "This line mixes the formats text and messages. Keep one of them.",
-                )
-            ),
-            id="two formats in a line",
-        ),
-        pytest.param(
             b'{"input": "a", "output": "b"}\n',
-            bad_file(
-                (
-                    1,
-                    "",
-                    "unknown_format",
-                    f"{NO_FORMAT} Its keys are: 'input', 'output'.",
-                )
-            ),
+            bad_file((1, "", "unknown_format", f"{NO_FORMAT} Its keys are: 'input', 'output'.")),
             id="no format",
         ),
         pytest.param(
-            b'{"text": "a", "label": 1}\n',
-            bad_file(
-                (
-                    1,
-                    "label",
-                    "unknown_field",
-                    "'label' is not a field of the text format. Remove it.",
-                )
-            ),
-            id="unknown key",
-        ),
-        pytest.param(
-            b'{"prompt": "a"}\n',
-            bad_file((1, "completion", "missing_field", "'completion' is missing. Add it.")),
-            id="no completion",
-        ),
-        pytest.param(
-            b'{"messages": [{"content": "Hi"}]}\n',
-            bad_file(
-                (
-                    1,
-                    "messages[0].role",
-                    "bad_role",
-                    "'role' is missing. Use one of system, developer, user, assistant, tool.",
-                )
-            ),
-            id="no role",
-        ),
-        pytest.param(
-            message("user", "robot"),
-            bad_file(
-                (
-                    1,
-                    "messages[1].role",
-                    "bad_role",
-                    "'robot' is not a role. Use one of system, developer, user, assistant, tool.",
-                )
-            ),
+            b'{"messages": [{"role": "user", "content": "Hi"}, {"role": "robot"}]}\n',
+            bad_file((1, "messages[1].role", "bad_role", f"'robot' is not a role. {ROLES}")),
             id="bad role",
-        ),
-        pytest.param(
-            message("user", "assistant", weight=2),
-            bad_file((1, "messages[1].weight", "bad_weight", "The weight is 2. Use 0 or 1.")),
-            id="weight 2",
-        ),
-        pytest.param(
-            message("assistant", "user", weight=1),
-            bad_file(
-                (
-                    1,
-                    "messages[1].weight",
-                    "bad_weight",
-                    "Only assistant messages can have a weight. Remove it.",
-                )
-            ),
-            id="weight on a user's message",
-        ),
-        pytest.param(
-            message("user", "assistant", weight=0),
-            bad_file(
-                (
-                    1,
-                    "messages",
-                    "no_trainable_tokens",
-                    "Every answer has weight 0, so there is nothing to learn. Set one to 1.",
-                )
-            ),
-            id="every weight 0",
-        ),
-        pytest.param(
-            message("system", "user"),
-            bad_file(
-                (
-                    1,
-                    "messages",
-                    "no_assistant_message",
-                    "There is no assistant message, so there is nothing to learn. Add one.",
-                )
-            ),
-            id="no answer",
-        ),
-        pytest.param(
-            message("user", "assistant", content=""),
-            bad_file(
-                (
-                    1,
-                    "messages[1].content",
-                    "empty_field",
-                    "This answer is empty. Fill it, or remove it.",
-                )
-            ),
-            id="empty answer",
-        ),
-        pytest.param(
-            message("assistant", "user", content=[{"type": "image_url", "image_url": {}}]),
-            bad_file(
-                (
-                    1,
-                    "messages[1].content[0]",
-                    "unsupported_content",
-                    NO_TEXT,
-                )
-            ),
-            id="image",
         ),
         pytest.param(
             TEXT_LINE + b'{"text": "' + b"x" * 2**23 + b'"}\n' + b'{"text": 1}\n',

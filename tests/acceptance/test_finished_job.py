@@ -321,23 +321,6 @@ def test_a_broken_download_is_resumed(http: httpx.Client) -> None:
     assert rest.headers["content-range"] == f"bytes {middle}-{total - 1}/{total}"
 
 
-def test_a_download_that_is_there_already_is_not_sent_again(http: httpx.Client) -> None:
-    etag = http.get("/adapter").headers["etag"]
-
-    again = http.get("/adapter", headers={"if-none-match": etag})
-
-    assert (again.status_code, again.content) == (304, b"")
-
-
-def test_a_range_behind_the_end_cannot_be_sent(http: httpx.Client) -> None:
-    answer = http.get("/adapter", headers={"range": "bytes=99999999-"})
-
-    assert answer.status_code == 416
-    assert answer.json()["error"]["code"] == "range_not_satisfiable"
-    total = http.get("/adapter").headers["content-length"]
-    assert answer.headers["content-range"] == f"bytes */{total}"
-
-
 def test_an_earlier_checkpoint_is_picked_by_its_step_or_its_id(
     http: httpx.Client, client: openai.OpenAI, finished_job: FineTuningJob
 ) -> None:

@@ -144,7 +144,7 @@ def check_listed(listed: list[str], *, written: set[str]) -> None:
 
 def text_of_default(field: FieldInfo) -> str:
     if field.default is None:
-        return "derived"
+        return "derived" if "The default " in (field.description or "") else "none"
     if isinstance(field.default, bool):
         return f"`{str(field.default).lower()}`"
     if isinstance(field.default, float):

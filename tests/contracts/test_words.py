@@ -12,7 +12,12 @@ import pytest
 from app.core.settings import Settings
 
 PROJECT = Path(__file__).parents[2]
-PAGES = sorted([PROJECT / "README.md", PROJECT / "CONTRIBUTING.md", *PROJECT.glob("docs/*.md")])
+PAGES = sorted(
+    [
+        *(PROJECT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")),
+        *PROJECT.glob("docs/*.md"),
+    ]
+)
 MODULES = sorted(
     path for name in ("app", "worker", "tunery") for path in (PROJECT / name).rglob("*.py")
 )

@@ -40,6 +40,12 @@ def test_tables_are_measured(kind: str) -> None:
     assert re.search(r"worst ratio [\d.]+$", printed)
 
 
+def test_the_cost_of_a_key_is_measured() -> None:
+    printed = run("keys", "--polls", "20", "--rounds", "1")
+
+    assert re.search(r"^a key costs [+-][\d.]+ %$", printed, re.MULTILINE)
+
+
 def test_polls_need_a_base_model() -> None:
     command = [sys.executable, "benchmarks/api.py", "polls", "--model", "nowhere"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -74,7 +80,7 @@ def url() -> Iterator[str]:
 
 
 def test_requests_are_sent_when_due_and_errors_are_counted(url: str) -> None:
-    found = send(url, ["/good", "/good", "/bad"], rate=100, seconds=0.3)
+    found = send(url, ["/good", "/good", "/bad"], rate=100, seconds=0.3, key="sk-any")
 
     assert len(found.latencies_ms) == 30
     assert found.errors == ["500 of /bad"] * 10

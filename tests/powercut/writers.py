@@ -148,7 +148,7 @@ def _publish_checkpoint(service: Service, rng: random.Random, acknowledge: Ackno
         for name in ("adapter_config.json", "adapter_model.safetensors", "state.safetensors"):
             (directory / name).write_bytes(_content(rng))
     acknowledge("checkpoint", str(target.relative_to(service.data_dir)))
-    stored = job_directory.store_directory(service.store, "out/step-1", step=1)
+    stored = job_directory.store_directory(service.store, "out/step-1", step=1).files
     acknowledge("stored", [[file.blob_key, file.sha256] for file in stored])
     checkpoint = build_checkpoint(job)
     checkpoint.files = [as_file(file, lease, now=NOW) for file in stored]

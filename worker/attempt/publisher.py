@@ -32,7 +32,7 @@ from app.core.signing.keys import SigningKeys
 from app.core.storage.blob_store import delete_blobs
 from worker.attempt.lease_keeper import LeaseKeeper, Resources
 from worker.attempt.signature import sign_checkpoint
-from worker.job_directory import JobDirectory
+from worker.job_directory import JobDirectory, StoredDirectory
 from worker.stored_file import StoredFile, as_file
 
 RESULT_NAME = "step_metrics.csv"
@@ -65,16 +65,11 @@ class Publisher:
                 inputs than the job has.
             SigningKeyError: the service's key cannot be read.
         """
-        checkpoint = self._store_directory(event.directory, event.step)
-        signature = sign_checkpoint(
-            self._store,
-            checkpoint,
-            step=event.step,
-            spec=self._job_directory.spec,
-            keys=self._signing_keys,
-        )
-        checkpoint.append(signature)
-        state = self._store_directory(event.state, event.step) if event.state else []
+        stored = self._store_directory(event.directory, event.step)
+        spec, keys = self._job_directory.spec, self._signing_keys
+        signature = sign_checkpoint(self._store, stored, spec=spec, keys=keys)
+        checkpoint = [*stored.files, signature]
+        state = self._store_directory(event.state, event.step).files if event.state else []
 
         def publish(session: Session) -> list[str]:
             LeaseRepository(session).hold(self._lease)
@@ -91,12 +86,12 @@ class Publisher:
         Raises:
             ManifestError: the files are not what the manifest says.
         """
-        state = self._store_directory(event.directory, event.step)
+        state = self._store_directory(event.directory, event.step).files
         unused = self._keeper.transact(lambda session: self._add_state(session, event.step, state))
         delete_blobs(self._store, unused)
         self._job_directory.drop_directory(event.directory)
 
-    def _store_directory(self, name: str, step: int) -> list[StoredFile]:
+    def _store_directory(self, name: str, step: int) -> StoredDirectory:
         return self._job_directory.store_directory(self._store, name, step=step)
 
     def publish_result(self, end: Finished) -> None:

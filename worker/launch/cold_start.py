@@ -1,7 +1,7 @@
 """Runs as `python -m worker.launch.cold_start MODULE DIRECTORY LOCK CONFINEMENT`: trains contained.
 
-The sandbox stands before MODULE is imported, and with it everything that comes from a job. LOCK is
-a descriptor to hold, CONFINEMENT what to apply, in JSON.
+MODULE and all that it imports are imported in the sandbox. LOCK is a descriptor to hold,
+CONFINEMENT what to apply, in JSON.
 """
 
 import importlib

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import jiter
 
-from app.core.strict_json import StrictJsonError, loads
+from app.core.strict_json import StrictJsonError, is_deeper, loads, members
 from worker.model_store.errors import RefusedModelError
 
 CONFIG_NAME = "config.json"
@@ -90,7 +90,7 @@ def check_config(path: Path) -> None:
         RefusedModelError: it makes a program run code or read other files, or is not JSON.
     """
     config = read_object(path)
-    if _depth(config) > _MAX_DEPTH:
+    if is_deeper(config, _MAX_DEPTH):
         raise RefusedModelError(
             f"{path.name} is nested more than {_MAX_DEPTH} levels deep. Take an intact copy."
         )
@@ -120,24 +120,9 @@ def _is_path(value: Any) -> bool:
     return isinstance(value, str) and ("/" in value or "\\" in value)
 
 
-def _depth(value: Any) -> int:
-    """Nesting of a value: 1 for an object that holds no other."""
-    depth, level = 0, [value]
-    while level := [item for outer in level for item in _items(outer)]:
-        depth += 1
-    return depth
-
-
-def _items(value: Any) -> Iterator[Any]:
-    if isinstance(value, dict):
-        yield from cast("dict[str, Any]", value).values()
-    elif isinstance(value, list):
-        yield from cast("list[Any]", value)
-
-
 def _walk(value: Any) -> Iterator[tuple[str, Any]]:
     """Yield every key with its value, at every depth."""
     if isinstance(value, dict):
         yield from cast("dict[str, Any]", value).items()
-    for item in _items(value):
+    for item in members(value):
         yield from _walk(item)

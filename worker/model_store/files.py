@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+from app.core.disk import MIB
 from worker.model_store.configs import CONFIG_NAMES
 from worker.model_store.errors import RefusedModelError
 
@@ -24,14 +25,13 @@ _WANTED_NAMES = frozenset(
 )
 _WANTED_TEXT = re.compile(r"(LICEN[CS]E|NOTICE|README|USE_POLICY)(\.(md|txt))?", re.IGNORECASE)
 
-_MIB = 1024 * 1024
-_MAX_BYTES = dict.fromkeys((*TOKENIZER_NAMES, "merges.txt"), 64 * _MIB) | {
-    INDEX_NAME: 16 * _MIB,
-    TEMPLATE_NAME: _MIB // 4,
+_MAX_BYTES = dict.fromkeys((*TOKENIZER_NAMES, "merges.txt"), 64 * MIB) | {
+    INDEX_NAME: 16 * MIB,
+    TEMPLATE_NAME: MIB // 4,
 }
 """Maximum size of a file, in bytes: at least twice that of the largest in any known model."""
 
-_MAX_OTHER_BYTES = 4 * _MIB
+_MAX_OTHER_BYTES = 4 * MIB
 """Maximum size of every other file beside the weights, in bytes."""
 
 

@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from app.core.base_models import RECORD_NAME, InstalledModel
-from app.core.manifest import sha256_of
+from app.core.base_models import InstalledModel, find_change
 from worker.model_store.configs import CONFIG_NAMES, check_config
 from worker.model_store.errors import RefusedModelError
 from worker.model_store.files import check_file, is_weights
@@ -18,13 +17,10 @@ def check_installed(directory: Path, installed: InstalledModel) -> None:
         RefusedModelError: a file was added, removed or changed, or is one that this version of the
             service does not install.
     """
-    names = {path.name for path in directory.iterdir()} - {RECORD_NAME}
-    if names != installed.files.keys():
-        different = sorted(names ^ installed.files.keys())
-        raise RefusedModelError(f"{different[0]} was added or removed after the installation.")
-    for name, sha256 in installed.files.items():
+    change = find_change(directory, installed, is_compared=lambda name: not is_weights(name))
+    if change is not None:
+        raise RefusedModelError(f"{change} after the installation.")
+    for name in installed.files:
         check_file(directory / name)
-        if not is_weights(name) and sha256_of(directory / name) != sha256:
-            raise RefusedModelError(f"{name} was changed after the installation.")
         if name in CONFIG_NAMES:
             check_config(directory / name)

@@ -3,7 +3,7 @@
 import shutil
 
 from app.core.base_models import Catalogue, CatalogueEntry
-from app.core.db.inspection import find_unfinished_job_on, has_tables
+from app.core.db.inspection import find_unfinished_job_on
 from app.core.db.session import Database
 from app.core.machine import durable
 from worker.model_store.lock import exclusive
@@ -26,7 +26,8 @@ def remove_model(entry: CatalogueEntry, catalogue: Catalogue, database: Database
     directory = catalogue.directory(entry.id)
     partial = directory.with_name(f".{entry.id}.partial")
     with exclusive(catalogue, entry.id):
-        job_id = _find_job(database, entry.id)
+        with database.reading() as session:
+            job_id = find_unfinished_job_on(session, entry.id)
         if job_id is not None:
             raise ModelInUseError(f"Job {job_id} needs it. Cancel that job, or wait until it ends.")
         leftovers = [path for path in (directory, partial) if path.exists()]
@@ -37,10 +38,3 @@ def remove_model(entry: CatalogueEntry, catalogue: Catalogue, database: Database
             durable.sync(directory.parent)
         shutil.rmtree(partial, ignore_errors=True)
     return bool(leftovers)
-
-
-def _find_job(database: Database, model_id: str) -> str | None:
-    if not has_tables(database):  # the service has never run here
-        return None
-    with database.reading() as session:
-        return find_unfinished_job_on(session, model_id)

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+from collections.abc import Sequence
 from enum import StrEnum
 from functools import cache
 
@@ -46,7 +47,19 @@ class Layer(BaseModel):
         return f"{self.name} ({self.missing})" if self.missing else self.name
 
 
-Layers = TypeAdapter(list[Layer])
+LAYERS = TypeAdapter(list[Layer])
+
+
+def describe_layers(layers: Sequence[Layer]) -> str:
+    """How a process is contained, as the end of a sentence."""
+    held = ", ".join(str(layer) for layer in layers if not layer.missing)
+    missing = ", ".join(str(layer) for layer in layers if layer.missing)
+    return f"contained by {held or 'nothing'}" + (f"; not available: {missing}" if missing else "")
+
+
+def missing_core_layers(layers: Sequence[Layer]) -> list[str]:
+    """The core layers that do not hold, each with the reason."""
+    return [str(layer) for layer in layers if layer.missing and layer.is_core]
 
 
 @cache
@@ -67,4 +80,4 @@ def find_layers() -> tuple[Layer, ...]:
         )
     except subprocess.SubprocessError as error:
         raise OSError(f"the containment of training processes cannot be tried: {error}") from error
-    return tuple(Layers.validate_json(answer.stdout))
+    return tuple(LAYERS.validate_json(answer.stdout))

@@ -50,7 +50,7 @@ def test_a_model_as_it_was_installed_may_be_used(installed: tuple[Path, Installe
         (lambda path: (path / "modeling.py").touch(), r"modeling\.py was added"),
         (lambda path: (path / "README.md").unlink(), r"README\.md was added or removed"),
         (lambda path: (path / "config.json").write_text("{ }"), r"config\.json was changed"),
-        (replace_by_link, r"tokenizer\.json is not a regular file"),
+        (replace_by_link, r"tokenizer\.json was replaced by a link"),
     ],
     ids=["added", "removed", "changed", "link"],
 )

@@ -11,6 +11,8 @@ from app.core.db.migrate import upgrade
 from app.core.db.repositories.jobs import JobRepository
 from app.core.db.session import Database
 from app.core.job.status import JobStatus
+from app.core.occupancy import alone
+from app.core.settings import read_settings
 from benchmarks.support.samples import catalogue_entry, write_entries
 from tests.builders import build_job
 from tests.models import tiny_model_files, write_files
@@ -140,6 +142,12 @@ def test_a_model_is_not_removed_while_the_database_cannot_be_asked(
     run("install", "ours")
     monkeypatch.setenv("TUNERY_DATABASE_URL", f"postgresql://nobody@/tunery?host={tmp_path}")
 
-    assert "ours was not removed" in run("remove", "ours", code=1).stderr
+    run("remove", "ours", code=2)
 
     assert listed("ours")[-1] == "yes"
+
+
+@pytest.mark.parametrize("command", ["install", "remove"])
+def test_no_model_changes_while_a_backup_is_restored(command: str) -> None:
+    with alone(read_settings()):
+        assert "A backup is being restored" in run(command, "ours", code=2).stderr

@@ -42,7 +42,7 @@ def test_what_holds_is_said_and_what_is_missing_too(tmp_path: Path) -> None:
 
     assert event.level == "info"
     assert event.message.startswith("The training process is contained by privileges, limits, ")
-    assert event.message.endswith("Not available on this machine: user (only root can).")
+    assert event.message.endswith("; not available: user (only root can).")
 
 
 @pytest.mark.parametrize("kind", CORE)

@@ -2,14 +2,10 @@
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
+from app.core.job.training_config import Frozen
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-
-class Limits(_Frozen):
+class Limits(Frozen):
     """Limits of the process, as `setrlimit(2)` has them, in its units."""
 
     processes: int
@@ -21,19 +17,16 @@ class Limits(_Frozen):
     """Size of one file. The largest that a job writes is a tokenized dataset, of a few GB."""
 
 
-class Layers(_Frozen):
-    """The layers of the sandbox that this machine has."""
+class AppliedLayers(Frozen):
+    """Layers that this machine may lack. `LayerKind` says what each of them is."""
 
     namespaces: bool = False
-    """Own processes, network and mounts, and no others in sight."""
     files: bool = False
-    """Landlock."""
     system_calls: bool = False
-    """The seccomp filter."""
 
 
-class Confinement(_Frozen):
-    layers: Layers
+class Confinement(Frozen):
+    layers: AppliedLayers
     user: int | None
     """User to become, with a group of the same number. Null to stay."""
     limits: Limits

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from app.core.job.containment import Layer, LayerKind, Layers
+from app.core.job.containment import LAYERS, Layer, LayerKind
 from worker.launch.sandbox.confinement import Limits
 from worker.launch.sandbox.file_access import READ, landlock_version, restrict_files
 from worker.launch.sandbox.limits import limit_resources
@@ -100,4 +100,4 @@ def _try(trial: Callable[[], None]) -> str:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(Layers.dump_json(_probe()).decode())
+    sys.stdout.write(LAYERS.dump_json(_probe()).decode())

@@ -8,10 +8,16 @@ from pathlib import Path
 from typing import Literal
 
 from app.core.errors import OperatorError
-from app.core.job.containment import Layer, LayerKind, find_layers
+from app.core.job.containment import (
+    Layer,
+    LayerKind,
+    describe_layers,
+    find_layers,
+    missing_core_layers,
+)
 from app.core.job.training_events import Noted
 from worker.launch.locks import try_lock
-from worker.launch.sandbox.confinement import Confinement, Layers, Limits
+from worker.launch.sandbox.confinement import AppliedLayers, Confinement, Limits
 from worker.launch.sandbox.grants import hand_over, make_cache, readable_paths
 from worker.launch.sandbox.limits import available_memory, count_threads
 from worker.launch.sandbox.probe import FIRST_USER
@@ -52,13 +58,9 @@ class Sandbox:
         if not self.layers:
             message = "The training process is not contained, because TUNERY_SANDBOX is off."
             return Noted(level="warn", message=message)
-        held = ", ".join(str(layer) for layer in self.layers if not layer.missing)
-        missing = ", ".join(str(layer) for layer in self.layers if layer.missing)
-        message = f"The training process is contained by {held or 'nothing'}."
-        if missing:
-            message += f" Not available on this machine: {missing}."
-        is_weak = any(layer.missing and layer.is_core for layer in self.layers)
-        return Noted(level="warn" if is_weak else "info", message=message)
+        message = f"The training process is {describe_layers(self.layers)}."
+        level = "warn" if missing_core_layers(self.layers) else "info"
+        return Noted(level=level, message=message)
 
     @contextmanager
     def confine(self, directory: Path, module: str) -> Generator[Confinement | None]:
@@ -80,7 +82,7 @@ class Sandbox:
             if user is not None:
                 hand_over(directory, cache, user)
             yield Confinement(
-                layers=Layers(
+                layers=AppliedLayers(
                     namespaces=self._has(LayerKind.NAMESPACES),
                     files=self._has(LayerKind.FILES),
                     system_calls=self._has(LayerKind.SYSTEM_CALLS),
@@ -130,7 +132,7 @@ def make_sandbox(
         SandboxError: `mode` is `required`, and a core layer is not available.
     """
     layers = () if mode == "off" else find_layers()
-    missing = [str(layer) for layer in layers if layer.missing and layer.is_core]
+    missing = missing_core_layers(layers)
     if mode == "required" and missing:
         raise SandboxError(
             f"TUNERY_SANDBOX is required, and this machine lacks {', '.join(missing)}. Give the "

@@ -77,12 +77,10 @@ class KeyRepository(Repository):
         working = select(func.count(ApiKey.id)).where(ApiKey.revoked_at.is_(None), has_not_expired)
         return self._session.scalars(working).one()
 
-    def revoke(self, key_id: str, *, now: datetime) -> bool:
-        """Make a key unusable for good. False if no key has this id."""
-        key = self._session.get(ApiKey, key_id)
-        if key is not None:
-            key.revoked_at = key.revoked_at or now
-        return key is not None
+    def revoke(self, key_id: str, *, now: datetime) -> None:
+        """Make a key unusable for good. The time of an earlier revocation stays."""
+        working = ApiKey.id == key_id, ApiKey.revoked_at.is_(None)
+        self._session.execute(update(ApiKey).where(*working).values(revoked_at=now))
 
     def record_use(self, key_id: str, *, now: datetime) -> bool:
         """Record the time of the last use. Returns whether the key still exists."""

@@ -7,15 +7,23 @@ from typing import Any
 
 import pytest
 from fastapi import FastAPI
+from sqlalchemy import event
+from starlette.testclient import TestClient
 
-from app.api.authentication import MAX_AGE_S, USE_INTERVAL_S, Authenticator
-from app.core.access import LOCAL_CALLER, Caller
+from app.api.admission.authentication import MAX_AGE_S, USE_INTERVAL_S, Authenticator
+from app.core.access import DEFAULT_PROJECT_ID, LOCAL_CALLER, Caller
+from app.core.access.api_keys import read_key_id
 from app.core.clock import utc_now
+from app.core.db.backend import DatabaseUnusableError
 from app.core.db.repositories.access import KeyRepository
-from app.core.db.session import Database
-from app.core.errors import UnauthenticatedError
-from tests.builders import add_job, add_key
+from app.core.db.repositories.projects.usage import UsageRepository
+from app.core.db.session import Database, Session
+from app.core.errors import DatabaseBusyError, UnauthenticatedError
+from tests.builders import add_job, add_key, bearer
 from tests.fakes import FrozenClock
+
+LOOK_UP = "FROM api_keys JOIN projects"
+"""Part of the statement that looks a key up."""
 
 
 class Bench:
@@ -23,10 +31,12 @@ class Bench:
 
     def __init__(self, app: FastAPI, database: Database, *, may_be_keyless: bool = True) -> None:
         self.database = database
+        self.engine = app.state.resources.database.engine
         self.clock = FrozenClock(utc_now())
         self.monotonic_s = 0.0
+        self.resources: Any = app.state.resources
         self.authenticator = Authenticator(
-            app.state.resources,
+            self.resources,
             may_be_keyless=may_be_keyless,
             clock=self.clock,
             monotonic_s=lambda: self.monotonic_s,
@@ -47,9 +57,14 @@ class Bench:
                 KeyRepository(session).revoke(key.id, now=self.clock())
 
     def last_use(self) -> Any:
+        """Of the only key."""
+        (used_at,) = self.last_uses().values()
+        return used_at
+
+    def last_uses(self) -> dict[str | None, Any]:
+        """By id of the key."""
         with self.database.reading() as session:
-            ((key, _),) = KeyRepository(session).list_all()
-        return key.last_used_at
+            return {key.id: key.last_used_at for key, _ in KeyRepository(session).list_all()}
 
 
 @pytest.fixture
@@ -114,18 +129,12 @@ def test_a_key_expires_to_the_second(make: Callable[..., Bench]) -> None:
 
 @pytest.mark.only_sqlite  # PostgreSQL does not say cheaply whether anything has changed
 def test_a_key_is_looked_up_again_only_once_something_has_changed(
-    make: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+    make: Callable[..., Bench],
 ) -> None:
     bench = make()
     key = add_key(bench.database)
-    found: list[str] = []
-    find = KeyRepository.find
-
-    def count(self: KeyRepository, key_id: str) -> Any:
-        found.append(key_id)
-        return find(self, key_id)
-
-    monkeypatch.setattr(KeyRepository, "find", count)
+    statements: list[str] = []
+    event.listen(bench.engine, "before_cursor_execute", lambda *args: statements.append(args[2]))
 
     async def act() -> None:
         await bench.ask(key)
@@ -138,26 +147,21 @@ def test_a_key_is_looked_up_again_only_once_something_has_changed(
 
     asyncio.run(act())
 
-    assert len(found) == 3
+    assert sum(LOOK_UP in statement for statement in statements) == 3
 
 
-def test_a_lookup_that_a_change_overtakes_is_not_remembered(
-    make: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_lookup_that_a_change_overtakes_is_not_remembered(make: Callable[..., Bench]) -> None:
     """It was read before the revocation, and arrives after the authenticator has forgotten."""
     bench = make()
     key = add_key(bench.database)
-    find = Authenticator._find
 
-    def find_slowly(self: Authenticator, *arguments: Any) -> Any:
-        found = find(self, *arguments)
-        monkeypatch.undo()
-        bench.revoke_all()
-        bench.pass_time(MAX_AGE_S)
-        self._forget_if_changed()
-        return found
+    def revoke_meanwhile(*args: Any) -> None:
+        if LOOK_UP in args[2] and not bench.monotonic_s:
+            bench.revoke_all()
+            bench.pass_time(MAX_AGE_S)
+            bench.authenticator._forget_if_changed()
 
-    monkeypatch.setattr(Authenticator, "_find", find_slowly)
+    event.listen(bench.engine, "after_cursor_execute", revoke_meanwhile)
 
     async def act() -> None:
         await bench.ask(key)
@@ -183,3 +187,70 @@ def test_the_last_use_is_written_at_most_once_a_minute(make: Callable[..., Bench
 
     assert first == same
     assert later - first == timedelta(seconds=USE_INTERVAL_S)
+
+
+def test_a_key_that_is_used_no_more_is_written_and_forgotten(make: Callable[..., Bench]) -> None:
+    bench = make()
+    old, new = add_key(bench.database), add_key(bench.database)
+
+    async def act() -> Any:
+        await bench.ask(old)
+        bench.pass_time(1.0)
+        await bench.ask(old)
+        used_at = bench.clock()
+        for _ in range(2):
+            bench.pass_time(USE_INTERVAL_S)
+            await bench.ask(new)
+        return used_at
+
+    used_at = asyncio.run(act())
+
+    assert bench.last_uses()[read_key_id(old)] == used_at
+    assert list(bench.authenticator._use_written_at_s) == [read_key_id(new)]
+    assert bench.authenticator._uses == {}
+
+
+@pytest.mark.parametrize("error", [DatabaseBusyError("busy"), DatabaseUnusableError("damaged")])
+def test_no_request_is_lost_that_could_not_be_written(
+    make: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    bench = make()
+    key = add_key(bench.database)
+
+    def refuse(_: Session) -> None:
+        raise error
+
+    async def act() -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(bench.resources.database.backend, "commit", refuse)
+            for _ in range(3):
+                await bench.ask(key)
+                bench.pass_time(USE_INTERVAL_S)
+            await bench.authenticator.close()
+        await bench.ask(key)
+        await bench.authenticator.close()
+
+    asyncio.run(act())
+
+    with bench.database.reading() as session:
+        usage = UsageRepository(session, DEFAULT_PROJECT_ID).measure(now=bench.clock())
+    assert usage.requests == 4
+
+
+def test_a_database_that_cannot_be_written_stops_no_shutdown(
+    app: FastAPI, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    headers = bearer(add_key(database))
+    own: Database = app.state.resources.database
+    disposed: list[bool] = []
+
+    def refuse(_: Session) -> None:
+        raise DatabaseUnusableError("damaged")
+
+    with TestClient(app, base_url="http://127.0.0.1") as client:
+        monkeypatch.setattr(own, "dispose", lambda: disposed.append(True))
+        monkeypatch.setattr(own.backend, "commit", refuse)
+        for _ in range(2):  # the second one is to be written at the end
+            assert client.get("/v1/files", headers=headers).status_code == 200
+
+    assert disposed == [True]

@@ -40,6 +40,7 @@ from tests.builders import (
     claim,
     get_job,
     list_blobs,
+    nest_directories,
     put_blob,
 )
 from tests.unit.app.maintenance.conftest import MIB, AddCheckpoint, AddState, execute
@@ -395,6 +396,20 @@ def test_orphans_are_found_and_freed(healthy: Settings, store: LocalBlobStore) -
     assert "files/orphan" not in list_blobs(store)
 
 
+def test_directories_that_a_child_has_nested_without_end_stop_no_check(healthy: Settings) -> None:
+    cache = healthy.project_caches_dir / DEFAULT_PROJECT_ID / "1000"
+    attempt = healthy.work_dir / "ftjob-hostile" / "attempt-1"
+    for directory in (cache, attempt):
+        directory.mkdir(parents=True)
+        nest_directories(directory, levels=5000)
+
+    found = look(healthy, may_repair=True)
+
+    assert found["privacy"].level is Level.OK
+    assert "1 job directories" in found["orphans"].repaired
+    assert not attempt.exists()
+
+
 def test_ballast_is_missed_and_made(healthy: Settings) -> None:
     Ballast(healthy).release()
 
@@ -550,7 +565,7 @@ def test_a_changed_file_of_a_base_model_is_found_by_a_deep_look(healthy: Setting
 
     assert look(healthy)["base models"].level is Level.OK
     found = look(healthy, is_deep=True)["base models"]
-    assert (found.level, "config.json has other bytes" in found.message) == (Level.BAD, True)
+    assert (found.level, "config.json was changed" in found.message) == (Level.BAD, True)
 
 
 def test_a_signature_by_another_key_is_bad(
