@@ -37,6 +37,9 @@ MAX_PARTS = 20
 MAX_OVERHEAD_BYTES = 2 * MAX_PARTS * MAX_FIELD_BYTES
 """Maximum size of the body without the file: all fields at their longest, and their headers."""
 
+_MAX_CONTENT_TYPE = 1024
+"""Characters of the header `Content-Type` that are read: parsing 64 KiB would delay all others."""
+
 _BATCH_BYTES = 1024 * 1024
 """Bytes that are handled in another thread at once, so many that the switch costs nothing."""
 
@@ -112,7 +115,8 @@ async def receive_upload(
         InvalidRequestError: the body is not well formed, or contains no file.
     """
     require_no_content_encoding(request)
-    content_type, options = parse_options_header(request.headers.get("content-type", ""))
+    header = request.headers.get("content-type", "")[:_MAX_CONTENT_TYPE]
+    content_type, options = parse_options_header(header)
     if content_type != b"multipart/form-data" or not options.get(b"boundary"):
         raise UnsupportedMediaTypeError(
             f"Send the {field.noun} as multipart/form-data, in the field '{field.name}'."

@@ -1,7 +1,6 @@
 """Settings, with defaults and units. A test compares `docs/settings.md` with this file."""
 
 import os
-import re
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Literal
@@ -10,13 +9,13 @@ from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from app.core.command_line import environment
+from app.core.host_names import parse_host_names
 from app.core.job.training_config import MACHINE_CACHE_NAME, PROJECT_CACHE_NAME
 from app.core.webhooks.allowed_targets import parse_networks, parse_targets
 
 _FILE = Path(".env")
 
 _LOOPBACK_NAMES = frozenset({"127.0.0.1", "localhost", "[::1]"})
-_HOST_NAME = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*|\[[0-9a-f:.]+\]", re.IGNORECASE)
 
 
 class Settings(BaseSettings):
@@ -198,11 +197,7 @@ class Settings(BaseSettings):
     @field_validator("allowed_hosts")
     @classmethod
     def _must_be_host_names(cls, text: str) -> str:
-        if text and not all(_HOST_NAME.fullmatch(name.strip()) for name in text.split(",")):
-            raise ValueError(
-                "it must be host names such as tunery.example.org, separated by commas, without "
-                "https://, a port or a path"
-            )
+        parse_host_names(text)
         return text
 
     @field_validator("webhook_targets")
@@ -237,10 +232,10 @@ class Settings(BaseSettings):
     @property
     def host_names(self) -> frozenset[str]:
         """Names under which the API answers, in lower case, without a port."""
-        listed = [name.strip().lower() for name in self.allowed_hosts.split(",")]
+        listed = parse_host_names(self.allowed_hosts)
         own = f"[{self.host}]" if ":" in self.host else self.host.lower()
         is_every_address = own in ("0.0.0.0", "[::]")  # noqa: S104 - compared, not listened on
-        return _LOOPBACK_NAMES.union(filter(None, listed), () if is_every_address else (own,))
+        return _LOOPBACK_NAMES.union(listed, () if is_every_address else (own,))
 
     @property
     def resolved_training_threads(self) -> int:

@@ -175,9 +175,12 @@ def test_no_process_shows_its_environment_to_others_of_its_user(place: Path) -> 
         program = [*powerless, "cat", f"/proc/{pid}/environ"]
         return subprocess.run(program, capture_output=True, check=False).returncode == 0
 
-    with subprocess.Popen([*powerless, "cat"], stdin=subprocess.PIPE) as other:
-        wait_until(lambda: may_read(other.pid), within_s=START_S)
-        other.communicate()
+    other = LoggedProcess(
+        [*powerless, "sleep", "600"], log=place / "log", cwd=place, environment=os.environ
+    )
+    other.start()
+    wait_until(lambda: may_read(other.pid), within_s=START_S)
+    other.kill()
 
     with Served(place, port=0, launcher=powerless) as served:
         served.await_ready()

@@ -187,7 +187,14 @@ def test_a_form_that_cannot_be_meant_is_refused(tmp_path: Path, body: bytes, why
 
 
 @pytest.mark.parametrize(
-    "content_type", ["", "application/json", "multipart/form-data", "multipart/mixed; boundary=a"]
+    "content_type",
+    [
+        "",
+        "application/json",
+        "multipart/form-data",
+        "multipart/mixed; boundary=a",
+        "multipart/form-data; " + "x" * 1024 + "; boundary=a-boundary",
+    ],
 )
 def test_a_body_that_is_no_form_is_not_read(tmp_path: Path, content_type: str) -> None:
     with pytest.raises(UnsupportedMediaTypeError):
