@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 
 from benchmarks.support.samples import catalogue_entry
 from tests.children import find_children
@@ -90,13 +91,16 @@ class MemoryWatch(threading.Thread):
         self._is_over = threading.Event()
 
     def run(self) -> None:
-        while not self._is_over.wait(0.1):
+        while not self._is_over.wait(0.25):
             for pid in find_children(self._data_dir).values():
-                with suppress(OSError):  # it has just ended
-                    status = Path(f"/proc/{pid}/status").read_text("ascii", "replace")
-                    own = next((it for it in status.splitlines() if "RssAnon:" in it), "RssAnon: 0")
-                    size = 1024 * int(own.split()[1])
-                    self._findings.peak_bytes = max(self._findings.peak_bytes, size)
+                with suppress(psutil.Error):  # it has just ended
+                    self._look_at(psutil.Process(pid))
+
+    def _look_at(self, child: psutil.Process) -> None:
+        for process in (child, *child.children(recursive=True)):  # one in namespaces of its own
+            memory: Any = process.memory_info()
+            own_bytes = memory.rss - memory.shared
+            self._findings.peak_bytes = max(self._findings.peak_bytes, own_bytes)
 
     def end(self) -> None:
         self._is_over.set()
