@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager, nullcontext
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi.concurrency import contextmanager_in_threadpool
 from fastapi_offline import FastAPIOffline
 
 from app.api import health
@@ -109,8 +110,9 @@ async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
     upgrade(resources.database)
     sender = Sender(resources.database, resources.webhooks, clock=utc_now)
     authenticator: Authenticator = app.state.authenticator
+    sending = sender.running() if resources.webhooks.policy.is_on else nullcontext()
     try:
-        with sender.running() if resources.webhooks.policy.is_on else nullcontext():
+        async with contextmanager_in_threadpool(sending):  # at its end it waits for attempts
             yield
         await authenticator.close()
     finally:

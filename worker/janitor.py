@@ -93,8 +93,9 @@ class Janitor:
             rescued = recovery.rescue_orphans(dead, now=now) + recovery.rescue_expired(now=now)
             workers.remove(dead)
             workers.remove_silent(now=now)
-        for job_id in rescued:
-            logger.warning("job rescued", extra={"job_id": job_id})
+        for job in rescued:
+            context = {"job_id": job.job_id, "attempt": job.attempt, "project": job.project_id}
+            logger.warning("job rescued", extra=context)
 
     def delete_expired_files(self) -> None:
         """Delete the files past their `expires_at`."""

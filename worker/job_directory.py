@@ -44,6 +44,10 @@ logger = logging.getLogger(__name__)
 
 _ATTEMPT = "attempt-"
 
+_DYING_S = 5.0
+"""How long a training process may hold the lock of its job after it was killed, in seconds. It lets
+go of it last, after its memory."""
+
 
 class BaseModelMissingError(Exception):
     """The base model is not installed any more."""
@@ -248,7 +252,7 @@ class JobDirectory:
             self.directory.parent.rmdir()
         except OSError:
             return  # another attempt's directory is still there
-        JobLock.of(self.directory).remove_if_free()
+        JobLock.of(self.directory).remove_if_free(within_s=_DYING_S)
 
     @property
     def _blob_prefix(self) -> str:

@@ -18,6 +18,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect
 
 from app.api.deps import Resources
+from app.api.errors import MAX_ECHO
 from app.api.requests import require_no_content_encoding
 from app.api.upload_slots import UploadSlots
 from app.core.dataset.checker import DatasetChecker, DatasetSummary
@@ -33,7 +34,7 @@ from app.services.received_files import (
 
 MAX_FIELD_BYTES = 64 * 1024
 MAX_PARTS = 20
-_FORM_OVERHEAD_BYTES = 2 * MAX_PARTS * MAX_FIELD_BYTES
+MAX_OVERHEAD_BYTES = 2 * MAX_PARTS * MAX_FIELD_BYTES
 """Maximum size of the body without the file: all fields at their longest, and their headers."""
 
 _BATCH_BYTES = 1024 * 1024
@@ -104,7 +105,8 @@ async def receive_upload(
 
     Raises:
         UnsupportedMediaTypeError: the body is not multipart/form-data.
-        PayloadTooLargeError: the file has more than `field.max_bytes`.
+        PayloadTooLargeError: the file has more than `field.max_bytes`, or the form around it more
+            than `MAX_OVERHEAD_BYTES`.
         StorageFullError: the disk has no room for the file.
         InvalidFileError: the file has so many problems that the rest of it was not read.
         InvalidRequestError: the body is not well formed, or contains no file.
@@ -117,7 +119,7 @@ async def receive_upload(
         )
     announced = request.headers.get("content-length", "")
     announced_bytes = int(announced) if announced.isdecimal() else 0
-    if announced_bytes > field.max_bytes + _FORM_OVERHEAD_BYTES:
+    if announced_bytes > field.max_bytes + MAX_OVERHEAD_BYTES:
         raise _too_large(field)
     require_room(announced_bytes)
     with scratch.open("xb") as target:
@@ -185,11 +187,14 @@ class _Form:
         )
 
     def feed(self, data: bytes) -> None:
-        self._body_bytes += len(data)
-        if self._body_bytes > self._field.max_bytes + _FORM_OVERHEAD_BYTES:
-            raise _too_large(self._field)
         self._require_room(len(data))  # other requests write as well
         self._parser.write(data)
+        self._body_bytes += len(data)
+        if self._body_bytes - self._bytes > MAX_OVERHEAD_BYTES:
+            raise PayloadTooLargeError(
+                f"The form has more than {MAX_OVERHEAD_BYTES:,} bytes besides its file.",
+                code="form_too_large",
+            )
 
     def finish(self, path: Path) -> ReceivedFile:
         """Check what is left after the last byte, once the file is written."""
@@ -225,14 +230,24 @@ class _Form:
         self._header_value += data[start:end]
 
     def _end_header(self) -> None:
-        self._headers[bytes(self._header_name).lower()] = bytes(self._header_value)
+        name = bytes(self._header_name).lower()
+        if name in self._headers:
+            raise _malformed("a part has two headers with the same name")
+        self._headers[name] = bytes(self._header_value)
         self._header_name.clear()
         self._header_value.clear()
 
     def _end_headers(self) -> None:
         _, options = parse_options_header(self._headers.get(b"content-disposition", b""))
         self._field_name = options.get(b"name", b"").decode("utf-8", "replace")
+        if not self._field_name:
+            raise _malformed("a part has no name")
         self._is_file = self._field_name == self._field.name
+        if self._field_name in self._fields:
+            raise InvalidRequestError(
+                f"The field {self._field_name[:MAX_ECHO]!r} is given twice. Keep one.",
+                param=self._field_name[:MAX_ECHO],
+            )
         if self._is_file:
             if self._filename is not None:
                 raise InvalidRequestError(

@@ -1,6 +1,7 @@
 """Settings, with defaults and units. A test compares `docs/settings.md` with this file."""
 
 import os
+import re
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Literal
@@ -15,6 +16,7 @@ from app.core.webhooks.allowed_targets import parse_networks, parse_targets
 _FILE = Path(".env")
 
 _LOOPBACK_NAMES = frozenset({"127.0.0.1", "localhost", "[::1]"})
+_HOST_NAME = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*|\[[0-9a-f:.]+\]", re.IGNORECASE)
 
 
 class Settings(BaseSettings):
@@ -50,6 +52,7 @@ class Settings(BaseSettings):
     bootstrap_key_file: str = ""
     """File to which the first start writes an API key with every scope, readable by its owner only.
     Empty means that no key is written."""
+
     metrics_port: int | None = Field(default=None, ge=0, le=65535)
     """TCP port on which the API process offers metrics for Prometheus, at `/metrics`. By default it
     offers none."""
@@ -191,6 +194,16 @@ class Settings(BaseSettings):
         if url and scheme not in ("sqlite", "postgresql"):
             raise ValueError("it must begin with postgresql:// or sqlite:///")
         return url
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _must_be_host_names(cls, text: str) -> str:
+        if text and not all(_HOST_NAME.fullmatch(name.strip()) for name in text.split(",")):
+            raise ValueError(
+                "it must be host names such as tunery.example.org, separated by commas, without "
+                "https://, a port or a path"
+            )
+        return text
 
     @field_validator("webhook_targets")
     @classmethod

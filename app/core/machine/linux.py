@@ -48,7 +48,8 @@ def drop_capabilities() -> None:
 
 def refuse_tracing() -> None:
     """Close this process's memory, environment and descriptors to others of the same user."""
-    prctl(PR_SET_DUMPABLE, 0)
+    if sys.platform == "linux":
+        prctl(PR_SET_DUMPABLE, 0)
 
 
 def die_with_parent(shared: int) -> None:
