@@ -253,10 +253,8 @@ class Settings(BaseSettings):
 
     def caches_of(self, project_id: str) -> dict[str, Path]:
         """Caches of a project's training jobs, by their names in a job directory."""
-        return {
-            MACHINE_CACHE_NAME: self.cache_dir / "machine",
-            PROJECT_CACHE_NAME: self.project_caches_dir / project_id,
-        }
+        machine, own = self.cache_dir / "machine", self.project_caches_dir / project_id
+        return {MACHINE_CACHE_NAME: machine, PROJECT_CACHE_NAME: own}
 
     @property
     def blobs_dir(self) -> Path:

@@ -18,7 +18,7 @@ from tests.builders import (
     build_upload,
     claim,
     list_blobs,
-    nest_directories,
+    nested_directories,
     put_blob,
 )
 
@@ -189,14 +189,13 @@ def test_directories_that_a_child_has_nested_without_end_are_removed(
     database: Database, store: LocalBlobStore, settings: Settings, name: str
 ) -> None:
     attempt = settings.work_dir / "ftjob-hostile" / "attempt-1"
-    attempt.mkdir(parents=True)
-    nest_directories(attempt, levels=5000, name=name)
     after_it = settings.data_dir / ".backup-killed"
     after_it.mkdir()
     make_old(after_it, LONG_GRACE_S + 60)
 
-    freed = free_orphans(database, store, settings)
+    with nested_directories(attempt, levels=5000, name=name):
+        freed = free_orphans(database, store, settings)
 
-    assert (freed.job_directories, freed.held_directories) == (1, 1)
-    assert not attempt.parent.exists()
-    assert not after_it.exists()
+        assert (freed.job_directories, freed.held_directories) == (1, 1)
+        assert not attempt.parent.exists()
+        assert not after_it.exists()
