@@ -1,6 +1,7 @@
 """Valid things with every default filled in; a test names only what matters to it."""
 
 import hashlib
+import os
 import zlib
 from collections.abc import Collection
 from datetime import UTC, datetime, timedelta
@@ -436,6 +437,22 @@ def list_checkpoints(database: Database, job_id: str) -> list[Checkpoint]:
             job_id, after=None, limit=1000
         )
         return list(reversed(page.rows))
+
+
+def nest_directories(top: Path, *, levels: int, name: str = "d") -> None:
+    """Make directories in `top`, each in the one before, until no path can name the last.
+
+    All of them were last changed in 1970.
+    """
+    descriptor = os.open(top, os.O_RDONLY)
+    for _ in range(levels):
+        os.mkdir(name, dir_fd=descriptor)
+        deeper = os.open(name, os.O_RDONLY, dir_fd=descriptor)
+        os.utime(descriptor, (0, 0))
+        os.close(descriptor)
+        descriptor = deeper
+    os.utime(descriptor, (0, 0))
+    os.close(descriptor)
 
 
 def list_blobs(store: LocalBlobStore) -> list[str]:

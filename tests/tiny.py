@@ -95,10 +95,12 @@ def build_model(model_type: str = "llama", *, seed: int = 0, **changes: Any) -> 
         return AutoModelForCausalLM.from_config(config)
 
 
-def write_tiny_model(directory: Path, *, chat_template: str | None = CHAT_TEMPLATE) -> None:
+def write_tiny_model(
+    directory: Path, *, chat_template: str | None = CHAT_TEMPLATE, **changes: Any
+) -> None:
     """Write a base model as it is on a hub: configuration, tokenizer, safetensors."""
     directory.mkdir(parents=True, exist_ok=True)
-    build_model().save_pretrained(directory)
+    build_model(**changes).save_pretrained(directory)
     build_tokenizer(chat_template).save_pretrained(directory)
 
 

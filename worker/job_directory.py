@@ -32,8 +32,9 @@ from app.core.job.training_config import (
 )
 from app.core.settings import Settings
 from app.core.storage.blob_store import BlobStore
+from app.core.storage.trees import remove_tree
 from worker.artifact_size import ROOM_BYTES, largest_artifact
-from worker.child_files import ChildDirectory, remove_tree
+from worker.child_files import ChildDirectory
 from worker.launch.locks import JobLock
 from worker.launch.sandbox.grants import link_cache
 from worker.model_store.installed import check_installed

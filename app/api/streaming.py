@@ -1,24 +1,35 @@
 """Sends blobs with a length, an ETag and ranges, so that downloads can be resumed."""
 
 import base64
+import logging
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
 from http import HTTPStatus
 from urllib.parse import quote
 
 from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
 
+from app.api.deps import Resources
 from app.api.errors import error_response
+from app.core.access import Caller
+from app.core.db.repositories.projects import audit
+from app.core.db.repositories.projects.audit import Action
 from app.core.db.tables import File
-from app.core.errors import BlobNotFoundError, NotFoundError
+from app.core.errors import BlobNotFoundError, NotFoundError, StorageFullError
 from app.core.storage.blob_store import BlobStore
+
+logger = logging.getLogger(__name__)
 
 _CHUNK_BYTES = 384 * 1024
 """Size of a chunk: a multiple of three, so that each chunk can be encoded in base64 alone."""
 
 _ONE_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII)
+_FROM_FIRST_BYTE = "bytes 0-"
+"""How the header `Content-Range` of a download that begins at the first byte begins."""
 
 _NOT_IN_NAMES = re.compile(
     r'[\x00-\x1f\x7f-\x9f/\\:*?"<>|' r"\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
@@ -99,6 +110,30 @@ def send_segments(
     )
 
 
+def record_download(
+    response: Response,
+    resources: Resources,
+    caller: Caller,
+    action: Action,
+    object_id: str,
+    *,
+    now: datetime,
+) -> None:
+    """Record in the audit trail that `response` begins a download.
+
+    A response with a later range continues a download that has been recorded. A full disk stops no
+    download, because it may be how a user makes room: the download is then only logged.
+    """
+    if not _begins_download(response):
+        return
+    record = partial(audit.record, by=caller, action=action, object_id=object_id, now=now)
+    try:
+        resources.write(record)
+    except StorageFullError:
+        context = {"action": action, "object_id": object_id}
+        logger.warning("a download is not in the audit trail: the disk is full", extra=context)
+
+
 def attachment(filename: str) -> str:
     """The header `Content-Disposition` of a download, which no browser shows as a page.
 
@@ -108,6 +143,12 @@ def attachment(filename: str) -> str:
     name = _NOT_IN_NAMES.sub("_", filename).lstrip(".")[:_MAX_NAME] or "download"
     plain = name.encode("ascii", "replace").decode().replace("?", "_")
     return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{quote(name, safe='')}"
+
+
+def _begins_download(response: Response) -> bool:
+    begin = response.headers.get("content-range", _FROM_FIRST_BYTE)
+    is_sent = response.status_code in (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT)
+    return is_sent and begin.startswith(_FROM_FIRST_BYTE)
 
 
 def _check_blobs(store: BlobStore, segments: Sequence[Segment]) -> None:

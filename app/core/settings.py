@@ -151,6 +151,9 @@ class Settings(BaseSettings):
     and validation files are kept as long, so that a rerun can resume from it. 0 deletes the state
     when the job ends."""
 
+    audit_retention_days: int = Field(default=400, ge=1, le=36_500)
+    """Days after which an event of the audit trail is deleted."""
+
     warm_s: float = Field(default=600.0, ge=0, le=86_400)
     """Time for which the libraries and the base model of the last job stay in memory, in seconds,
     so that the next job starts sooner. A worker also loads the libraries when it starts. 0 turns
@@ -248,11 +251,16 @@ class Settings(BaseSettings):
         """What training jobs keep for later ones. Deleting it costs only time."""
         return self.data_dir / "cache"
 
+    @property
+    def project_caches_dir(self) -> Path:
+        """What the jobs of each project keep for its later ones, in a directory with its id."""
+        return self.cache_dir / "projects"
+
     def caches_of(self, project_id: str) -> dict[str, Path]:
         """Caches of a project's training jobs, by their names in a job directory."""
         return {
             MACHINE_CACHE_NAME: self.cache_dir / "machine",
-            PROJECT_CACHE_NAME: self.cache_dir / "projects" / project_id,
+            PROJECT_CACHE_NAME: self.project_caches_dir / project_id,
         }
 
     @property

@@ -13,7 +13,8 @@ from app.core.access.api_keys import hash_key, new_key
 from app.core.db.access_tables import ApiKey
 from app.core.db.base import Project
 from app.core.db.repositories.access import KeyRepository, ProjectsRepository
-from app.core.db.repositories.projects.audit import Action, AuditRepository
+from app.core.db.repositories.projects import audit
+from app.core.db.repositories.projects.audit import Action
 from app.core.db.session import Database, Session
 from app.core.errors import OperatorError, OutcomeUnknownError
 from app.core.ids import IdPrefix, new_id
@@ -21,6 +22,8 @@ from app.core.machine.durable import sync
 from app.core.settings import Settings
 
 _PROJECT_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9 ._-]{0,62}")
+_ID_PREFIXES = ("proj-", "proj_")
+"""How the ids of the default project and of all others begin. A name like that is a mistyped id."""
 
 
 class InvalidProjectNameError(OperatorError):
@@ -77,7 +80,7 @@ def create_key(
         expires_at=expires_at,
     )
     KeyRepository(session).add(row)
-    AuditRepository(session, project.id).record(Action.KEY_CREATED, key_id, now=now)
+    audit.record(session, None, Action.KEY_CREATED, key_id, now=now, project_id=project.id)
     return NewKey(key, key_id, project, is_new_project)
 
 
@@ -88,11 +91,16 @@ def revoke_key(session: Session, key_id: str, *, now: datetime) -> bool:
     if found is None:
         return False
     keys.revoke(key_id, now=now)
-    AuditRepository(session, found[1].id).record(Action.KEY_REVOKED, key_id, now=now)
+    audit.record(session, None, Action.KEY_REVOKED, key_id, now=now, project_id=found[1].id)
     return True
 
 
 def _create_project(session: Session, name: str, *, now: datetime) -> Project:
+    if name.startswith(_ID_PREFIXES):
+        raise InvalidProjectNameError(
+            f"There is no project {name[:80]!r}, and a new one cannot have this name, because it "
+            "begins like an id. List the projects with 'tunery projects list'."
+        )
     if not _PROJECT_NAME.fullmatch(name):
         raise InvalidProjectNameError(
             f"{name[:80]!r} cannot be the name of a project. Use up to 63 letters, digits, spaces, "

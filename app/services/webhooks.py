@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from app.core.access import Caller
+from app.core.db.repositories.projects import audit
+from app.core.db.repositories.projects.audit import Action
 from app.core.db.repositories.webhooks import Deliveries, WebhookRepository, secrets_of
 from app.core.db.session import Session
 from app.core.db.webhook_tables import WebhookEndpoint
@@ -18,8 +20,6 @@ from app.schemas.webhooks import (
     WebhookEndpointWithSecretRead,
     WebhookTestRead,
 )
-from app.services import audit
-from app.services.audit import Action
 from app.webhooks.client import DeliveryError, WebhookClient
 from app.webhooks.messages import build_body, build_headers, new_secret
 from app.webhooks.targets import TargetPolicy

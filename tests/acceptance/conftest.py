@@ -7,11 +7,10 @@ import openai
 import pytest
 from openai.types.fine_tuning import FineTuningJob
 
-from app.core.base_models import load_catalogue
-from benchmarks.support.samples import build_chat_file, catalogue_entry, write_entries
+from benchmarks.support.samples import build_chat_file, catalogue_entry
 from tests.acceptance.processes import InstalledService
+from tests.models import install_models
 from tests.tiny import write_tiny_model
-from worker.model_store.install import install_model
 
 ALL_LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -28,11 +27,7 @@ def tiny_data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         licence="Apache-2.0",
         target_modules=ALL_LINEAR,
     )
-    write_entries(data_dir, entry)
-    catalogue = load_catalogue(data_dir)
-    tiny = catalogue.find("tiny")
-    assert tiny is not None
-    install_model(tiny, catalogue)
+    install_models(data_dir, entry)
     return data_dir
 
 

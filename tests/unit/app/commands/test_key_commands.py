@@ -85,6 +85,8 @@ def test_the_list_says_what_became_of_each_key() -> None:
         (["create", "--scope", "root"], "root"),
         (["create", "--project", "../x"], "cannot be the name of a project"),
         (["create", "--project", ""], "cannot be the name of a project"),
+        (["create", "--project", "proj-typo"], "There is no project 'proj-typo'"),
+        (["create", "--project", "proj_01typo"], "There is no project 'proj_01typo'"),
         (["revoke", "key_nope"], "There is no key key_nope. List the keys with"),
     ],
 )

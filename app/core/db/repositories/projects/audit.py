@@ -1,13 +1,15 @@
-"""Every query on the audit trail: who did what, with which key."""
+"""The audit trail: who did what, with which key."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from enum import StrEnum
 
-from sqlalchemy import select
+from sqlalchemy import delete, select
 
-from app.core.access import Caller
-from app.core.db.base import Page, ProjectRepository, Repository
+from app.core.access import DEFAULT_PROJECT_ID, Caller
+from app.core.db.base import Page, Repository
 from app.core.db.project_tables import AuditEvent
+from app.core.db.session import Session
 from app.core.ids import IdPrefix, new_id
 
 
@@ -35,27 +37,34 @@ class Action(StrEnum):
     PROJECT_ERASED = "project.erased"
 
 
-class AuditRepository(ProjectRepository):
-    """What was done in one project."""
+def record(
+    session: Session,
+    by: Caller | None,
+    action: Action,
+    object_id: str,
+    *,
+    now: datetime,
+    project_id: str | None = None,
+) -> None:
+    """Add an event to the transaction that makes the change.
 
-    def record(
-        self, action: Action, object_id: str, *, now: datetime, by: Caller | None = None
-    ) -> None:
-        """Add an event to the transaction that makes the change.
-
-        Args:
-            object_id: what was created, changed, deleted or downloaded.
-            by: whoever sent the request. None for the command line.
-        """
-        event = AuditEvent(
-            id=new_id(IdPrefix.AUDIT_EVENT),
-            created_at=now,
-            action=action,
-            object_id=object_id,
-            key_id=by and by.key_id,
-            request_id=by and by.request_id,
-        )
-        self._add(event)
+    Args:
+        by: whoever sent the request. None for the command line.
+        object_id: what was created, changed, deleted or downloaded.
+        project_id: project of the object. By default that of the caller, or the default project
+            for the command line.
+    """
+    own_project_id = by.project_id if by else DEFAULT_PROJECT_ID
+    event = AuditEvent(
+        id=new_id(IdPrefix.AUDIT_EVENT),
+        project_id=project_id or own_project_id,
+        created_at=now,
+        action=action,
+        object_id=object_id,
+        key_id=by and by.key_id,
+        request_id=by and by.request_id,
+    )
+    session.add(event)
 
 
 class AuditLog(Repository):
@@ -77,3 +86,11 @@ class AuditLog(Repository):
             query = query.where(AuditEvent.id < after)
         rows = list(self._session.scalars(query))
         return Page(rows[:limit], has_more=len(rows) > limit)
+
+    def list_older(self, *, than: datetime, limit: int) -> Sequence[str]:
+        """Ids of events from before a time, oldest first."""
+        old = select(AuditEvent.id).where(AuditEvent.created_at < than)
+        return self._session.scalars(old.order_by(AuditEvent.created_at).limit(limit)).all()
+
+    def delete(self, event_ids: Sequence[str]) -> None:
+        self._session.execute(delete(AuditEvent).where(AuditEvent.id.in_(event_ids)))
