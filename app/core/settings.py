@@ -288,7 +288,5 @@ def read_settings() -> Settings:
         return Settings()
     except ValidationError as error:
         problems = error.errors(include_url=False, include_input=False)
-        lines = [
-            environment.explain_invalid(each["loc"], each["msg"], variables) for each in problems
-        ]
+        lines = [environment.explain_invalid(one["loc"], one["msg"], variables) for one in problems]
         raise environment.SettingsError("\n".join(lines)) from error
