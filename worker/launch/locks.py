@@ -14,8 +14,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Self
 
-from app.core.clock import steady_s
-
 _RETRY_S = 0.05
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _MAX_NAME = 100
@@ -63,12 +61,12 @@ class JobLock:
         Raises:
             JobLockedError: the holder did not die in time, or is left alone.
         """
-        deadline_s = steady_s() + within_s
+        deadline_s = time.monotonic() + within_s
         while (descriptor := self._try()) is None:
             if is_over():
                 raise JobLockedError(f"{self._path.name} belongs to the next attempt")
             self._kill_holder()
-            if steady_s() > deadline_s:
+            if time.monotonic() > deadline_s:
                 raise JobLockedError(f"{self._path.name} is held by another process")
             time.sleep(_RETRY_S)
         return descriptor
@@ -84,13 +82,13 @@ class JobLock:
         Args:
             within_s: how long to wait for a process that has been killed and still holds the lock.
         """
-        deadline_s = steady_s() + within_s
+        deadline_s = time.monotonic() + within_s
         while os.path.lexists(self._path):
             if (descriptor := self._try()) is not None:
                 self._path.unlink(missing_ok=True)
                 os.close(descriptor)
                 return
-            if steady_s() > deadline_s:
+            if time.monotonic() > deadline_s:
                 return
             time.sleep(_RETRY_S)
 
