@@ -5,7 +5,7 @@ import logging
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 from http import HTTPStatus
 from urllib.parse import quote
@@ -17,7 +17,7 @@ from app.api.deps import Resources
 from app.api.errors import error_response
 from app.core.access import Caller
 from app.core.db.repositories.projects import audit
-from app.core.db.repositories.projects.audit import Action
+from app.core.db.repositories.projects.audit import Action, AuditLog
 from app.core.db.tables import File
 from app.core.errors import BlobNotFoundError, NotFoundError, StorageFullError
 from app.core.storage.blob_store import BlobStore
@@ -30,6 +30,9 @@ _CHUNK_BYTES = 384 * 1024
 _ONE_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII)
 _FROM_FIRST_BYTE = "bytes 0-"
 """How the header `Content-Range` of a download that begins at the first byte begins."""
+
+_ONE_DOWNLOAD = timedelta(hours=1)
+"""How long later ranges count as the same download."""
 
 _NOT_IN_NAMES = re.compile(
     r'[\x00-\x1f\x7f-\x9f/\\:*?"<>|' r"\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
@@ -119,13 +122,18 @@ def record_download(
     *,
     now: datetime,
 ) -> None:
-    """Record in the audit trail that `response` begins a download.
+    """Record a download in the audit trail.
 
-    A response with a later range continues a download that has been recorded. A full disk stops no
-    download, because it may be how a user makes room: the download is then only logged.
+    A later range is recorded as well, unless the same key has recently begun the same download. A
+    full disk stops no download, because it may be how a user makes room: the download is then only
+    logged.
     """
-    if not _begins_download(response):
+    if response.status_code not in (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT):
         return
+    if not _begins_download(response):
+        since = {"not_before": now - _ONE_DOWNLOAD}
+        if resources.read(lambda db: AuditLog(db).has_recent(caller, action, object_id, **since)):
+            return
     record = partial(audit.record, by=caller, action=action, object_id=object_id, now=now)
     try:
         resources.write(record)
@@ -146,9 +154,7 @@ def attachment(filename: str) -> str:
 
 
 def _begins_download(response: Response) -> bool:
-    begin = response.headers.get("content-range", _FROM_FIRST_BYTE)
-    is_sent = response.status_code in (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT)
-    return is_sent and begin.startswith(_FROM_FIRST_BYTE)
+    return response.headers.get("content-range", _FROM_FIRST_BYTE).startswith(_FROM_FIRST_BYTE)
 
 
 def _check_blobs(store: BlobStore, segments: Sequence[Segment]) -> None:

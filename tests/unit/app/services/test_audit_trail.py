@@ -104,6 +104,15 @@ def test_a_download_in_several_ranges_is_recorded_once(user: TestClient) -> None
     assert len(downloads) == 1
 
 
+def test_a_download_that_leaves_the_first_byte_out_is_recorded_once(user: TestClient) -> None:
+    content = f"/v1/files/{upload(user)}/content"
+    for _ in range(2):
+        assert user.get(content, headers={"range": "bytes=1-"}).status_code == 206
+
+    downloads = [event for event in read_log(user) if event["type"] == "file.downloaded"]
+    assert len(downloads) == 1
+
+
 def test_a_file_of_an_upload_in_parts_is_in_the_log(user: TestClient) -> None:
     body = {"purpose": "fine-tune", "filename": "a", "bytes": len(TEXT_LINE), "mime_type": "x/y"}
     upload_id = user.post("/v1/uploads", json=body).json()["id"]

@@ -5,12 +5,16 @@ from datetime import datetime
 from enum import StrEnum
 
 from sqlalchemy import delete, select
+from sqlalchemy.orm import aliased
 
 from app.core.access import DEFAULT_PROJECT_ID, Caller
 from app.core.db.base import Page, Repository
 from app.core.db.project_tables import AuditEvent
 from app.core.db.session import Session
 from app.core.ids import IdPrefix, new_id
+
+_SEARCHED = 1000
+"""How many events of a project are searched for an earlier one, so that the time is bounded."""
 
 
 class Action(StrEnum):
@@ -69,6 +73,26 @@ def record(
 
 class AuditLog(Repository):
     """What was done in all projects."""
+
+    def has_recent(
+        self, by: Caller, action: Action, object_id: str, *, not_before: datetime
+    ) -> bool:
+        """Whether the same key has done this since a time, among the project's newest events."""
+        newest = (
+            select(AuditEvent)
+            .where(AuditEvent.project_id == by.project_id)
+            .order_by(AuditEvent.id.desc())
+            .limit(_SEARCHED)
+            .subquery()
+        )
+        event = aliased(AuditEvent, newest)
+        is_same = (
+            event.action == action,
+            event.object_id == object_id,
+            event.key_id.is_not_distinct_from(by.key_id),
+            event.created_at >= not_before,
+        )
+        return self._session.scalar(select(event.id).where(*is_same).limit(1)) is not None
 
     def list_page(
         self, *, project_id: str | None, after: str | None, limit: int
