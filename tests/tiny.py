@@ -48,6 +48,12 @@ CHAT_TEMPLATE = (
 )
 """ChatML, without a default system prompt."""
 
+REWRITING_TEMPLATE = "{{ strftime_now('%Y-%m-%d') }}\n" + CHAT_TEMPLATE.replace(
+    "message['content']",
+    "(message['content'] if loop.last or message['role'] == 'user' else 'earlier')",
+)
+"""Writes the date, and an answer differently once another message follows."""
+
 END_OF_TURN = "<|im_end|>"
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", END_OF_TURN)
 VOCABULARY = 256 + len(SPECIAL_TOKENS)
