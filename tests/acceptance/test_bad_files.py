@@ -10,7 +10,10 @@ from tests.builders import CHAT_LINE, TEXT_LINE
 
 NOT_JSON = "This line is not valid JSON: "
 NO_OBJECT = 'This line must be a JSON object, as {"text": "..."} is.'
-NO_FORMAT = "This line needs the key 'messages', or 'prompt' and 'completion', or 'text'."
+NO_FORMAT = (
+    "This line needs the key 'messages', or 'prompt' and 'completion', or 'text', or those of "
+    "another format in docs/files.md."
+)
 TWO_FORMATS = (
     "This line is in the messages format, but the lines before it are in the text format. Use one "
     "format per file."
@@ -57,8 +60,8 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
             id="two formats in a file",
         ),
         pytest.param(
-            b'{"input": "a", "output": "b"}\n',
-            bad_file((1, "", "unknown_format", f"{NO_FORMAT} Its keys are: 'input', 'output'.")),
+            b'{"question": "a", "answer": "b"}\n',
+            bad_file((1, "", "unknown_format", f"{NO_FORMAT} Its keys are: 'question', 'answer'.")),
             id="no format",
         ),
         pytest.param(

@@ -12,7 +12,8 @@ from typing import NamedTuple
 from pydantic.fields import FieldInfo
 
 from app.core import errors
-from app.core.dataset.formats import ChatExample, DatasetFormat, parse_line
+from app.core.dataset.formats import ChatExample, DatasetFormat
+from app.core.dataset.parsing import parse_line
 from app.core.job.status import TRANSITIONS, JobStatus
 from app.core.settings import Settings
 
