@@ -20,6 +20,7 @@ class Answer(Protocol):
     status_code: int
     headers: Any
     text: str
+    content: bytes
 
     def json(self) -> Any: ...
 

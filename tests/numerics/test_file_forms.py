@@ -1,10 +1,15 @@
 """Whole jobs on files of every form: what is learned does not depend on how it was written."""
 
+import csv
+import gzip
+import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -47,6 +52,20 @@ def train(base_model: Path, tmp_path: Path) -> Iterator[Train]:
     torch.use_deterministic_algorithms(mode=False)
 
 
+def as_csv(columns: list[str], rows: Iterable[Iterable[str]], **dialect: Any) -> bytes:
+    target = io.StringIO()
+    csv.writer(target, **dialect).writerows([columns, *rows])
+    return target.getvalue().encode()
+
+
+def as_parquet(rows: list[dict[str, Any]]) -> bytes:
+    target = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), target, row_group_size=3)
+    return target.getvalue()
+
+
+TEXTS = [(f'Line "{i}";\nand {ask}',) for i, (ask, _) in enumerate(PAIRS)]
+TEXT_ROWS = [{"text": text} for (text,) in TEXTS]
 CHATS = as_lines([chat_row(*pair) for pair in PAIRS])
 FORMS = {
     "instruction": (as_lines([{"instruction": ask, "output": tell} for ask, tell in PAIRS]), CHATS),
@@ -59,6 +78,10 @@ FORMS = {
         ),
         CHATS,
     ),
+    "gzip": (gzip.compress(CHATS), CHATS),
+    "parquet": (as_parquet([chat_row(*pair) for pair in PAIRS]), CHATS),
+    "csv": (as_csv(["instruction", "output"], PAIRS), CHATS),
+    "csv with semicolons": (as_csv(["text"], TEXTS, delimiter=";"), as_lines(TEXT_ROWS)),
 }
 """A file in each form, and one whose examples are the same."""
 

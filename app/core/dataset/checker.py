@@ -17,7 +17,7 @@ from app.core.dataset.limits import (
     check_example,
     check_size,
 )
-from app.core.dataset.parsing import parse_line
+from app.core.dataset.rows.parsing import parse_line
 from app.core.job.training_events import DataProblem
 
 _FINAL_CODES = ("unsupported_format",)
@@ -67,6 +67,13 @@ class DatasetChecker:
         if len(self._rest) > self._max_line_bytes:
             self._in_overlong_line = True
             self._rest.clear()
+
+    def stop(self, error: LineError) -> None:
+        """Report a problem because of which the next line, and all after it, cannot be read."""
+        if not self.has_stopped:
+            for problem in (error, *error.others):
+                self._report(self._line_number + 1, problem)
+            self._summary.is_partial = True
 
     def finish(self) -> DatasetSummary:
         """Check what is left after the last byte, and return the result for the whole file."""

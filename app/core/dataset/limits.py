@@ -29,6 +29,15 @@ MAX_DEPTH = 64
 MAX_MESSAGES = 1000
 """Maximum number of messages in a line. The time to render a chat grows with their square."""
 
+MAX_EXPANDED_BYTES = 4 * 1024**3
+"""Maximum size of the content of a compressed file. It takes about a minute to check."""
+
+MAX_EXPANSION = 100
+"""How many times as large as a compressed file its content may be. Datasets reach about 10."""
+
+MIN_EXPANSION_BYTES = 16 * 1024**2
+"""Size of a content that is accepted at any ratio, because small files cost little."""
+
 
 def check_size(line: bytes) -> None:
     """Refuse a line whose JSON would take much memory, before it is parsed.

@@ -12,7 +12,7 @@ from openai.types.chat.chat_completion_message_function_tool_call import (
 )
 
 from app.core.dataset.formats import ChatExample
-from app.core.dataset.parsing import parse_line
+from app.core.dataset.rows.parsing import parse_line
 
 USER = {"role": "user", "content": "How high is the tide?"}
 ADD = {"name": "add", "parameters": {"type": "object", "properties": {}}}

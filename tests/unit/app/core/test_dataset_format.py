@@ -10,7 +10,7 @@ from app.core.dataset.formats import (
     PromptExample,
     TextExample,
 )
-from app.core.dataset.parsing import parse_line
+from app.core.dataset.rows.parsing import parse_line
 
 USER = {"role": "user", "content": "Hi"}
 ASSISTANT = {"role": "assistant", "content": "Ho"}

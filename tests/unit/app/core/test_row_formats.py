@@ -12,7 +12,7 @@ from app.core.dataset.formats import (
     PreferenceExample,
     PromptExample,
 )
-from app.core.dataset.parsing import parse_line
+from app.core.dataset.rows.parsing import parse_line
 
 USER = {"role": "user", "content": "Hi"}
 GOOD = {"role": "assistant", "content": "Ho"}

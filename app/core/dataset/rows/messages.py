@@ -7,7 +7,8 @@ The deprecated `functions`, `function_call` and role `function` are converted to
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from app.core.dataset.fields import (
+from app.core.dataset.formats import MAX_PROBLEMS, ChatExample, LineError
+from app.core.dataset.rows.fields import (
     is_list,
     is_list_of_objects,
     is_object,
@@ -15,7 +16,6 @@ from app.core.dataset.fields import (
     unknown_fields,
     without_nulls,
 )
-from app.core.dataset.formats import MAX_PROBLEMS, ChatExample, LineError
 
 CHAT_FIELDS = frozenset({"messages", "tools", "functions", "parallel_tool_calls"})
 

@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from app.core import strict_json
-from app.core.dataset.fields import is_object, read_string, together, unknown_fields, without_nulls
-from app.core.dataset.foreign_rows import refuse_foreign_row
 from app.core.dataset.formats import (
     ChatExample,
     DatasetFormat,
@@ -15,9 +13,17 @@ from app.core.dataset.formats import (
     PromptExample,
     TextExample,
 )
-from app.core.dataset.messages import CHAT_FIELDS, parse_chat
-from app.core.dataset.preference import ANSWER_FIELDS, PREFERENCE_FIELDS, parse_preference
-from app.core.dataset.sharegpt import SHAREGPT_FIELDS, parse_sharegpt
+from app.core.dataset.rows.fields import (
+    is_object,
+    read_string,
+    together,
+    unknown_fields,
+    without_nulls,
+)
+from app.core.dataset.rows.foreign import refuse_foreign_row
+from app.core.dataset.rows.messages import CHAT_FIELDS, parse_chat
+from app.core.dataset.rows.preference import ANSWER_FIELDS, PREFERENCE_FIELDS, parse_preference
+from app.core.dataset.rows.sharegpt import SHAREGPT_FIELDS, parse_sharegpt
 
 
 def parse_line(line: bytes) -> tuple[DatasetFormat, ParsedExample]:
@@ -35,7 +41,7 @@ def parse_line(line: bytes) -> tuple[DatasetFormat, ParsedExample]:
         raise LineError("not_an_object", 'This line must be a JSON object, as {"text": "..."} is.')
     fields = without_nulls(row)
     refuse_foreign_row(fields)
-    format_ = find_format(fields or row)
+    format_ = _find_format_of(row, fields)
     shape = _SHAPES[format_]
     errors = unknown_fields(fields, shape.fields, f"the {format_} format")
     example: ParsedExample | None = None
@@ -46,6 +52,14 @@ def parse_line(line: bytes) -> tuple[DatasetFormat, ParsedExample]:
     if example is None or errors:
         raise together(errors)
     return format_, example
+
+
+def _find_format_of(row: Mapping[str, Any], fields: Mapping[str, Any]) -> DatasetFormat:
+    """The format of a row, by all its keys or else by those whose value is not null."""
+    try:
+        return find_format(row)
+    except LineError:
+        return find_format(fields)
 
 
 def find_format(row: Mapping[str, Any]) -> DatasetFormat:
@@ -118,3 +132,11 @@ _SHAPES = {
     DatasetFormat.SHAREGPT: _Shape(frozenset({"conversations"}), SHAREGPT_FIELDS, parse_sharegpt),
     DatasetFormat.PREFERENCE: _Shape(ANSWER_FIELDS, PREFERENCE_FIELDS, parse_preference),
 }
+
+FIELDS = frozenset[str]().union(*(shape.fields for shape in _SHAPES.values()))
+"""All keys that rows of any format can have."""
+
+
+def fields_of(format_: DatasetFormat) -> frozenset[str]:
+    """All keys that rows of a format can have."""
+    return _SHAPES[format_].fields

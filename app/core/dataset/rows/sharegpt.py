@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from app.core import strict_json
-from app.core.dataset.fields import (
+from app.core.dataset.formats import MAX_PROBLEMS, ChatExample, LineError
+from app.core.dataset.rows.fields import (
     is_list,
     is_list_of_objects,
     is_object,
@@ -12,8 +13,7 @@ from app.core.dataset.fields import (
     unknown_fields,
     without_nulls,
 )
-from app.core.dataset.formats import MAX_PROBLEMS, ChatExample, LineError
-from app.core.dataset.messages import ParsedMessage, as_tool, as_tool_call, build_chat
+from app.core.dataset.rows.messages import ParsedMessage, as_tool, as_tool_call, build_chat
 
 SHAREGPT_FIELDS = frozenset({"conversations", "system", "tools", "id"})
 

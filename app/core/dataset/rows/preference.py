@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from app.core.dataset.fields import is_list, is_object, read_string, together, unknown_fields
 from app.core.dataset.formats import ChatExample, LineError, PreferenceExample, PromptExample
-from app.core.dataset.messages import ParsedMessage, parse_messages, parse_tools
+from app.core.dataset.rows.fields import is_list, is_object, read_string, together, unknown_fields
+from app.core.dataset.rows.messages import ParsedMessage, parse_messages, parse_tools
 
 _TRL_ANSWERS = ("chosen", "rejected")
 _OPENAI_ANSWERS = (

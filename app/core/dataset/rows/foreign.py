@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from app.core.dataset.fields import is_list_of_objects
 from app.core.dataset.formats import LineError
-from app.core.dataset.messages import CHAT_FIELDS, ROLES
+from app.core.dataset.rows.fields import is_list_of_objects
+from app.core.dataset.rows.messages import CHAT_FIELDS, ROLES
 
 _FOREIGN_ROWS = (
     (
