@@ -1,6 +1,6 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup model demo serve clients fuzz attack test long bench bench-api powercut diskfull chaos check format types imports deploy audit openapi wheel lock clean
+.PHONY: help setup model demo serve clients fuzz fuzz-data attack test long bench bench-api powercut diskfull chaos check format types imports deploy audit openapi wheel lock clean
 
 PYTHON ?= python3
 MODEL ?= smollm2-135m-instruct
@@ -57,6 +57,9 @@ fuzz: .venv-fuzz/.installed ## Send requests that schemathesis derives from open
 
 attack: setup ## Send 102,000 malformed requests, and watch how long others wait (6 minutes)
 	@TUNERY_TEST_LONG=1 $(BIN)/python -m tests.malformed.run
+
+fuzz-data: setup ## Mutate datasets of every kind, and look for one that the checks do not survive (10 minutes)
+	@$(BIN)/python -m tests.bad_data.fuzz --minutes 10
 
 test: setup ## The whole test suite, in two processes; elsewhere: make test WORKERS=4
 	@$(PYTEST)

@@ -130,6 +130,12 @@ FILES: dict[str, tuple[bytes, int, str, str]] = {
     # Parquet.
     "Parquet magic": (b"PAR1", 1, "", "damaged_file"),
     "Parquet cut off": (as_parquet({"text": ["a"]})[:-4], 1, "", "damaged_file"),
+    "Parquet with names that are not UTF-8": (
+        chats().replace(b"content", b"\xff" * 7),
+        1,
+        "",
+        "damaged_file",
+    ),
     "Parquet without rows": (as_parquet({"text": pa.array([], pa.string())}), 1, "", "empty_file"),
     "Parquet with a null": (as_parquet({"text": ["a", None]}), 2, "text", "missing_field"),
     "Parquet with an empty cell": (as_parquet({"text": ["a", ""]}), 2, "text", "empty_field"),

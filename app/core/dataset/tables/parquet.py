@@ -19,6 +19,9 @@ _METADATA_BYTES = 16 * 1024**2
 _BATCH_BYTES = 4 * 1024**2
 _MAX_BATCH_ROWS = 1024
 
+_UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError)
+"""What pyarrow raises for a damaged file, and for names in it that are not UTF-8."""
+
 _SCALARS = (
     types.is_string,
     types.is_large_string,
@@ -48,13 +51,12 @@ def read_parquet(
             thrift_container_size_limit=_METADATA_BYTES // 16,
             schema_depth_limit=3 * MAX_DEPTH,
         )
-        schema = file.schema_arrow
-    except (pa.ArrowException, OSError) as error:
-        raise _damaged(error) from error
-    _check_sizes(file.metadata, max_row_group_bytes)
-    for field in schema:
-        _check_type(field.type, field.name)
-    return list(schema.names), _read_row_groups(file)
+        _check_sizes(file.metadata, max_row_group_bytes)
+        for field in file.schema_arrow:
+            _check_type(field.type, field.name)
+        return list(file.schema_arrow.names), _read_row_groups(file)
+    except _UNREADABLE as error:
+        raise _unreadable(error) from error
 
 
 def _read_row_groups(file: pq.ParquetFile) -> Iterator[tuple[Any, ...]]:
@@ -65,8 +67,8 @@ def _read_row_groups(file: pq.ParquetFile) -> Iterator[tuple[Any, ...]]:
         try:
             for batch in file.iter_batches(rows, row_groups=[index], use_threads=False):
                 yield from _rows_of(batch)
-        except (pa.ArrowException, OSError) as error:
-            raise _damaged(error) from error
+        except _UNREADABLE as error:
+            raise _unreadable(error) from error
 
 
 def _rows_of(batch: pa.RecordBatch) -> Iterator[tuple[Any, ...]]:
@@ -124,6 +126,9 @@ def _check_type(type_: pa.DataType, path: str, depth: int = 0) -> None:
         raise LineError("wrong_type", message, path[:80])
 
 
-def _damaged(error: Exception) -> LineError:
+def _unreadable(error: Exception) -> LineError:
+    if isinstance(error, MemoryError):
+        message = "The Parquet file needs too much memory. Write smaller row groups."
+        return LineError("table_too_large", message)
     why = " ".join(str(error).split())[:200].rstrip(".")
     return LineError("damaged_file", f"The Parquet file cannot be read: {why}. Write it again.")
