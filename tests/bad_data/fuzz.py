@@ -105,6 +105,8 @@ _MUTATIONS: tuple[Callable[[random.Random, bytes], bytes], ...] = (
     _flip,
     _repeat,
     _replace_value,
+    _replace_value,
+    _replace_value,
 )
 
 
