@@ -543,6 +543,18 @@ def test_a_key_with_another_body_is_refused(lab: Lab) -> None:
             id="tools",
         ),
         pytest.param(
+            lambda lab: lab.create_job(validation_file=lab.preference_file),
+            400,
+            lambda lab: envelope(
+                "method_format_mismatch",
+                f"{lab.preference_file} has preferences, and this job is supervised; preference "
+                "tuning is not offered yet. For validation_file, use a file with one answer per "
+                "example.",
+                "validation_file",
+            ),
+            id="preferences",
+        ),
+        pytest.param(
             lambda lab: lab.post(f"/fine_tuning/jobs/{lab.cancelled_job}/pause"),
             400,
             lambda lab: envelope(

@@ -85,6 +85,7 @@ class TrainingLoop:
             self.trainer.model,
             adapter,
             torch.from_numpy(self.training.read(0).input_ids).long(),
+            step=step,
             learning_rate=self.spec.config.learning_rate,
         )
 

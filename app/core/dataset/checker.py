@@ -7,19 +7,21 @@ from app.core import strict_json
 from app.core.dataset.formats import (
     BYTE_ORDER_MARK,
     MAX_PROBLEMS,
-    ChatExample,
     DatasetFormat,
     LineError,
-    parse_line,
 )
 from app.core.dataset.limits import (
     MAX_LINE_BYTES,
     MAX_LINES,
     MAX_MESSAGES,
-    check_chat,
+    check_example,
     check_size,
 )
+from app.core.dataset.rows.parsing import parse_line
 from app.core.job.training_events import DataProblem
+
+_FINAL_CODES = ("unsupported_format",)
+"""Problems that the rest of the file shares, so that naming one is enough."""
 
 _PLAIN_ROLES = ("user", "assistant", "system")
 
@@ -66,6 +68,13 @@ class DatasetChecker:
             self._in_overlong_line = True
             self._rest.clear()
 
+    def stop(self, error: LineError) -> None:
+        """Report a problem because of which the next line, and all after it, cannot be read."""
+        if not self.has_stopped:
+            for problem in (error, *error.others):
+                self._report(self._line_number + 1, problem)
+            self._summary.is_partial = True
+
     def finish(self) -> DatasetSummary:
         """Check what is left after the last byte, and return the result for the whole file."""
         if (self._rest or self._in_overlong_line) and not self.has_stopped:
@@ -110,16 +119,14 @@ class DatasetChecker:
                 self._summary.examples += 1
                 return
             format_, example = parse_line(line)
-            if isinstance(example, ChatExample):
-                check_chat(example)
+            uses_tools = check_example(format_, example)
             self._settle_format(format_)
         except LineError as error:
             for problem in (error, *error.others):
                 self._report(self._line_number, problem)
             return
         self._summary.examples += 1
-        if isinstance(example, ChatExample):
-            self._summary.uses_tools |= example.uses_tools
+        self._summary.uses_tools |= uses_tools
 
     def _settle_format(self, format_: DatasetFormat) -> None:
         settled = self._summary.format
@@ -137,7 +144,7 @@ class DatasetChecker:
             problems.append(
                 DataProblem(line=line, path=error.path, code=error.code, message=str(error))
             )
-        self._summary.is_partial = len(problems) == MAX_PROBLEMS
+        self._summary.is_partial = len(problems) == MAX_PROBLEMS or error.code in _FINAL_CODES
 
 
 def find_plain_format(line: bytes) -> DatasetFormat | None:

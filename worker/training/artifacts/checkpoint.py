@@ -25,7 +25,7 @@ from app.core.job.loss_log import StepMetrics
 from app.core.job.training_config import DatasetRef, JobSpec
 from worker.training.artifacts.loss_log import LossLog, draw_losses
 from worker.training.data.stop_tokens import StopTokens
-from worker.training.failures import TrainingFailedError
+from worker.training.failures import TrainingFailedError, diverged
 
 _TOKENS_READ = 128
 _NO_EFFECT = 1e-6
@@ -81,7 +81,7 @@ def write_adapter(directory: Path, model: PeftModel) -> None:
 
 
 def check_adapter(
-    model: PeftModel, adapter: Path, input_ids: Tensor, *, learning_rate: float
+    model: PeftModel, adapter: Path, input_ids: Tensor, *, step: int, learning_rate: float
 ) -> None:
     """Load a saved adapter as users do, with `peft`, and check that it works and does something.
 
@@ -91,14 +91,19 @@ def check_adapter(
         model: the model with the trained adapter.
         adapter: directory of the saved adapter.
         input_ids: tokens of a training example.
+        step: step of the adapter, for the message.
         learning_rate: learning rate of the job, for the message.
 
     Raises:
-        TrainingFailedError: `adapter_has_no_effect`.
+        TrainingFailedError: `adapter_has_no_effect`, or `loss_not_finite` if the last step was too
+            large: no later step has noticed.
         RuntimeError: the saved adapter is not the one that was trained.
     """
     input_ids_BL = input_ids[None, :_TOKENS_READ].to(model.device)
     trained_BLV = _logits(model, input_ids_BL)
+    if not trained_BLV.isfinite().all():
+        what = "the output of the adapter is not finite"
+        raise diverged(step, what, learning_rate=learning_rate)
     base: nn.Module = model.unload()
     untrained_BLV = _logits(base, input_ids_BL)
     loaded = PeftModel.from_pretrained(base, str(adapter))

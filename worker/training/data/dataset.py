@@ -14,7 +14,8 @@ import numpy as np
 from datasets import Dataset, Features, List, Value
 from datasets.arrow_writer import ArrowWriter
 
-from app.core.dataset.formats import MAX_PROBLEMS, read_examples
+from app.core.dataset.formats import MAX_PROBLEMS
+from app.core.dataset.reading import read_examples
 from app.core.job.training_config import OverlongRowBehavior
 from app.core.job.training_events import DataProblem, Noted
 from worker.training.data.chat_template import ChatTemplateError

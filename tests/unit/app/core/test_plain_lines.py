@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.core.dataset.checker import find_plain_format
-from app.core.dataset.formats import ChatExample, DatasetFormat, LineError, parse_line
+from app.core.dataset.formats import ChatExample, DatasetFormat, LineError
+from app.core.dataset.rows.parsing import parse_line
 from tests.builders import CHAT_LINE, TEXT_LINE
 from tests.effort import effort
 
