@@ -267,9 +267,7 @@ class _Form:
         if not self._is_file:
             self._field_value += chunk
             if len(self._field_value) > MAX_FIELD_BYTES:
-                raise InvalidRequestError(
-                    f"A field of the form can have at most {MAX_FIELD_BYTES:,} bytes."
-                )
+                raise InvalidRequestError(f"A field can have at most {MAX_FIELD_BYTES:,} bytes.")
             return
         self._bytes += len(chunk)
         if self._bytes > self._field.max_bytes:
