@@ -366,6 +366,14 @@ def test_a_long_chat_is_split_where_the_template_rewrites_history(template: str)
     assert len(render(template, example)) == sum(example.is_learned)
 
 
+def test_a_long_chat_is_refused_where_the_template_asks_differently_after_many_messages() -> None:
+    asks = "{% if add_generation_prompt %}{{ 'Now: ' if messages | length > 9 else '' }}"
+    template = CHAT_TEMPLATE.replace("{% if add_generation_prompt %}", asks)
+
+    with pytest.raises(ChatTemplateError, match="differently from how it asks the model"):
+        render(template, long_chat(20))
+
+
 def test_too_long_a_chat_is_refused_where_the_template_rewrites_history() -> None:
     with pytest.raises(ChatTemplateError, match=r"has 1,002 messages; the limit .* is 1,000"):
         render(THINKING, long_chat(501))
