@@ -1,6 +1,6 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup model demo serve clients fuzz fuzz-data attack test long bench bench-api powercut diskfull chaos check format types imports deploy audit openapi wheel lock clean
+.PHONY: help setup model demo serve clients fuzz fuzz-data attack extremes test long bench bench-api powercut diskfull chaos soak check format types imports deploy audit openapi wheel lock clean
 
 PYTHON ?= python3
 MODEL ?= smollm2-135m-instruct
@@ -58,6 +58,9 @@ fuzz: .venv-fuzz/.installed ## Send requests that schemathesis derives from open
 attack: setup ## Send 102,000 malformed requests, and watch how long others wait (6 minutes)
 	@TUNERY_TEST_LONG=1 $(BIN)/python -m tests.malformed.run
 
+extremes: setup ## Send 5,000 extreme requests for jobs, and let jobs run out of memory (25 minutes)
+	@$(BIN)/python -m tests.malformed.extreme_jobs
+
 fuzz-data: setup ## Mutate datasets of every kind, and look for one that the checks do not survive (10 minutes)
 	@$(BIN)/python -m tests.bad_data.fuzz --minutes 10
 
@@ -86,6 +89,9 @@ chaos: setup ## Attack the real service 3,700 times on both databases (an hour; 
 	done
 	@TUNERY_TEST_LONG=1 $(BIN)/python -m pytest --timeout 3000 tests/acceptance/test_retries.py
 	@$(BIN)/python -m tests.chaos.model --blows 100
+
+soak: setup ## Use the real service for 20 minutes, and check that nothing grows
+	@$(BIN)/python -m tests.soak.run
 
 bench-api: setup model ## Measure uploads, polls, keys, the sandbox and large tables (an hour, on a quiet machine)
 	@$(BIN)/python benchmarks/api.py uploads

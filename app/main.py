@@ -5,15 +5,16 @@ from contextlib import asynccontextmanager, nullcontext
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi.concurrency import contextmanager_in_threadpool
 from fastapi_offline import FastAPIOffline
 
 from app.api import health
 from app.api.access import require_policies
-from app.api.authentication import Authenticator
+from app.api.admission.authentication import Authenticator
+from app.api.admission.guard import Guard
 from app.api.browser import docs_page
 from app.api.deps import Resources
 from app.api.errors import install_error_handlers
-from app.api.guard import Guard
 from app.api.metrics import RequestMetrics
 from app.api.recent_answers import RecentAnswers
 from app.api.requests import RequestContext
@@ -108,8 +109,11 @@ async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
     resources: Resources = app.state.resources
     upgrade(resources.database)
     sender = Sender(resources.database, resources.webhooks, clock=utc_now)
-    with sender.running() if resources.webhooks.policy.is_on else nullcontext():
-        yield
     authenticator: Authenticator = app.state.authenticator
-    await authenticator.close()
-    resources.database.dispose()
+    sending = sender.running() if resources.webhooks.policy.is_on else nullcontext()
+    try:
+        async with contextmanager_in_threadpool(sending):  # at its end it waits for attempts
+            yield
+        await authenticator.close()
+    finally:
+        resources.database.dispose()

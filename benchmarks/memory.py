@@ -26,7 +26,7 @@ def watch_memory() -> Iterator[Peak]:
 
     def sample() -> None:
         while not stopping.wait(_SAMPLE_S):
-            each = [_read_bytes(pid) for pid in _find_descendants(os.getpid())]
+            each = [_read_bytes(pid) for pid in find_descendants(os.getpid())]
             # Of a page that several processes share, each counts its part.
             together = sum(proportional for _, proportional in each)
             largest = max((resident for resident, _ in each), default=0)
@@ -55,7 +55,8 @@ def _read_bytes(pid: int) -> tuple[int, int]:
     return resident * 1024, proportional * 1024
 
 
-def _find_descendants(root: int) -> list[int]:
+def find_descendants(root: int) -> list[int]:
+    """All processes that a process has started, each before those that it has started."""
     children: dict[int, list[int]] = {}
     for entry in Path("/proc").glob("[0-9]*"):
         try:

@@ -1,8 +1,10 @@
 """Valid things with every default filled in; a test names only what matters to it."""
 
 import hashlib
+import os
 import zlib
-from collections.abc import Collection
+from collections.abc import Collection, Generator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -44,6 +46,7 @@ from app.core.job.training_config import (
 from app.core.manifest import MANIFEST_NAME, Manifest, describe_files, describe_inputs
 from app.core.storage.blob_store import BlobStore
 from app.core.storage.local import LocalBlobStore
+from app.core.storage.trees import remove_tree
 from app.maintenance.keys import create_key
 from benchmarks.support.samples import build_chat_file, write_catalogue
 
@@ -436,6 +439,28 @@ def list_checkpoints(database: Database, job_id: str) -> list[Checkpoint]:
             job_id, after=None, limit=1000
         )
         return list(reversed(page.rows))
+
+
+@contextmanager
+def nested_directories(top: Path, *, levels: int, name: str = "d") -> Generator[None]:
+    """Directories in a new one at `top`, each in the one before, until no path can name the last.
+
+    All of them were last changed in 1970. They are deleted afterwards, because nobody else could.
+    """
+    top.mkdir(parents=True)
+    descriptor = os.open(top, os.O_RDONLY)
+    for _ in range(levels):
+        os.mkdir(name, dir_fd=descriptor)
+        deeper = os.open(name, os.O_RDONLY, dir_fd=descriptor)
+        os.utime(descriptor, (0, 0))
+        os.close(descriptor)
+        descriptor = deeper
+    os.utime(descriptor, (0, 0))
+    os.close(descriptor)
+    try:
+        yield
+    finally:
+        remove_tree(top.parent, top.name)
 
 
 def list_blobs(store: LocalBlobStore) -> list[str]:

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ import safetensors.numpy
 
 from app.core import base_models
 from app.core.base_models import DEFAULT_MODEL_ID, load_catalogue
+from benchmarks.support.samples import write_entries
 from worker.model_store import gguf
 from worker.model_store.install import install_model
 
@@ -38,6 +40,16 @@ def link_embedded_model(data_dir: Path) -> None:
     models_dir = data_dir / "models"
     models_dir.mkdir(parents=True, exist_ok=True)
     (models_dir / DEFAULT_MODEL_ID).symlink_to(install_embedded_model())
+
+
+def install_models(data_dir: Path, *entries: dict[str, Any]) -> None:
+    """Write a catalogue of these entries, and install all of them."""
+    write_entries(data_dir, *entries)
+    catalogue = load_catalogue(data_dir)
+    names = {entry["id"] for entry in entries}
+    for entry in catalogue.entries:
+        if entry.id in names:
+            install_model(entry, catalogue)
 
 
 def _digest_of_conversion() -> str:

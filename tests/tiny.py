@@ -33,6 +33,8 @@ from app.core.job.training_config import (
     LoraShape,
     TrainingConfig,
 )
+from benchmarks.support.samples import catalogue_entry
+from tests.models import install_models
 from worker.training.data.dataset import TokenizedData, TokenizedRow
 from worker.training.model.base_model import attach_adapter
 from worker.training.model.forward import FusedForward
@@ -46,9 +48,18 @@ CHAT_TEMPLATE = (
 )
 """ChatML, without a default system prompt."""
 
+REWRITING_TEMPLATE = "{{ strftime_now('%Y-%m-%d') }}\n" + CHAT_TEMPLATE.replace(
+    "message['content']",
+    "(message['content'] if loop.last or message['role'] == 'user' else 'earlier')",
+)
+"""Writes the date, and an answer differently once another message follows."""
+
 END_OF_TURN = "<|im_end|>"
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", END_OF_TURN)
 VOCABULARY = 256 + len(SPECIAL_TOKENS)
+
+ALL_LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+"""Every linear layer of these models."""
 
 BASE_MODEL = BaseModelRef(
     id="tiny", repo="org/tiny", revision="c" * 40, licence="Apache-2.0", sha256="b" * 64
@@ -95,11 +106,29 @@ def build_model(model_type: str = "llama", *, seed: int = 0, **changes: Any) -> 
         return AutoModelForCausalLM.from_config(config)
 
 
-def write_tiny_model(directory: Path, *, chat_template: str | None = CHAT_TEMPLATE) -> None:
+def write_tiny_model(
+    directory: Path, *, chat_template: str | None = CHAT_TEMPLATE, **changes: Any
+) -> None:
     """Write a base model as it is on a hub: configuration, tokenizer, safetensors."""
     directory.mkdir(parents=True, exist_ok=True)
-    build_model().save_pretrained(directory)
+    build_model(**changes).save_pretrained(directory)
     build_tokenizer(chat_template).save_pretrained(directory)
+
+
+def install_tiny_model(data_dir: Path, *, source: Path) -> None:
+    """Give a data directory a catalogue with one base model, `tiny`, and install it from `source`.
+
+    Args:
+        source: directory to write the model to; its name is a part of the model's record.
+    """
+    write_tiny_model(source)
+    entry = catalogue_entry(
+        "tiny",
+        source={"kind": "directory", "path": str(source)},
+        licence="Apache-2.0",
+        target_modules=ALL_LINEAR,
+    )
+    install_models(data_dir, entry)
 
 
 def build_peft_model(

@@ -2,7 +2,7 @@
 
 import threading
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -23,7 +23,7 @@ from app.core.ids import IdPrefix, new_id
 from app.core.job.status import JobStatus
 from app.core.webhooks.events import WebhookEventType
 from app.webhooks.messages import new_secret
-from app.webhooks.targets import TargetPolicy
+from app.webhooks.targets import Address, TargetPolicy
 from tests.builders import NOW, build_job
 from tests.webhook_sending import LOOPBACK
 
@@ -110,6 +110,19 @@ class Receiver:
             self._server.shutdown()
             self._server.server_close()
             self._server = None
+
+
+class SlowResolver:
+    """Finds no address before `released` is set."""
+
+    def __init__(self) -> None:
+        self.asked = list[str]()
+        self.released = threading.Event()
+
+    def __call__(self, host: str, _port: int) -> Sequence[Address]:
+        self.asked.append(host)
+        self.released.wait(60)
+        return []
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import typer
 from app.commands.service import Host, Port, commands, override_address
 from app.core.command_line.exit_codes import CommandGroup
 from app.core.logging import configure_logging
+from app.core.machine.linux import refuse_tracing
 from app.core.settings import read_settings
 from app.core.storage.privacy import keep_new_files_private
 from app.core.version import VERSION
@@ -48,6 +49,7 @@ def run() -> None:
 @cli.command()
 def serve(host: Host = None, port: Port = None) -> None:
     """Run API and worker together, and restart what dies; Ctrl-C stops both."""
+    refuse_tracing()  # this process knows the database's password
     require_worker()
     override_address(host, port)
     settings = read_settings()

@@ -59,8 +59,7 @@ def main(trainer: str = "worker.train") -> int:
 
 
 def _serve(settings: Settings, trainer: str) -> None:
-    if sys.platform == "linux":
-        refuse_tracing()  # this process knows the database's password
+    refuse_tracing()  # this process knows the database's password
     database = Database(settings.resolved_database_url)
     prepare(database)
     catalogue = load_catalogue(settings.data_dir)

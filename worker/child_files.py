@@ -7,20 +7,19 @@ waiting.
 
 import errno
 import os
-import secrets
 import stat
 from collections.abc import Generator, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Self
 
 from app.core.job.artifacts import ARTIFACT_NAMES
 from app.core.manifest import ManifestError
+from app.core.storage.trees import opened, opened_below
 
 CHUNK_BYTES = 1024 * 1024
 
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
 _CAUSED_BY_CHILD = (
     errno.EACCES,
@@ -53,13 +52,9 @@ class ChildDirectory:
         Raises:
             ManifestError: a part of the path is a link or no directory.
         """
-        with ExitStack() as stack:
-            descriptor = os.open(root, _DIRECTORY)
-            stack.callback(os.close, descriptor)
-            for part in Path(name).parts:
-                with _blaming_child(f"{name} is a link or no directory"):
-                    descriptor = os.open(part, _DIRECTORY, dir_fd=descriptor)
-                stack.callback(os.close, descriptor)
+        with opened(root) as job_directory, ExitStack() as stack:
+            with _blaming_child(f"{name} is a link or no directory"):
+                descriptor = stack.enter_context(opened_below(job_directory, name))
             yield cls(descriptor, name)
 
     def list_files(self, *, max_bytes: int) -> list[str]:
@@ -90,23 +85,6 @@ class ChildDirectory:
                     raise ManifestError(f"{self._name}: {name} is too large")
                 yield chunk
 
-    def remove(self, name: str) -> None:
-        """Delete a directory with all that is in it. Follows no link.
-
-        It may be deeper than a path can be long, so what lies two levels down is lifted up first.
-
-        Raises:
-            OSError: it is not there, or something in it cannot be deleted.
-        """
-        descriptor = os.open(name, _DIRECTORY, dir_fd=self._descriptor)
-        try:
-            while directories := _delete_files(descriptor):
-                for directory in directories:
-                    _lift_contents(directory, descriptor)
-        finally:
-            os.close(descriptor)
-        os.rmdir(name, dir_fd=self._descriptor)
-
     @contextmanager
     def _open(self, name: str) -> Generator[int]:
         with _blaming_child(f"{self._name}: {name} cannot be opened"):
@@ -130,33 +108,3 @@ def _blaming_child(what: str) -> Generator[None]:
         if error.errno in _CAUSED_BY_CHILD:
             raise ManifestError(what) from error
         raise
-
-
-def remove_tree(root: Path, name: str) -> None:
-    """Delete the directory at `name`, a relative path below `root`, as far as that is possible."""
-    path = Path(name)
-    with suppress(OSError, ManifestError), ChildDirectory.open(root, str(path.parent)) as parent:
-        parent.remove(path.name)
-
-
-def _delete_files(directory: int) -> list[str]:
-    """Delete everything in a directory but its directories. Returns their names."""
-    directories: list[str] = []
-    with os.scandir(directory) as entries:
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                directories.append(entry.name)
-            else:
-                os.unlink(entry.name, dir_fd=directory)
-    return directories
-
-
-def _lift_contents(name: str, parent: int) -> None:
-    """Delete a directory, and move the directories in it to its parent."""
-    descriptor = os.open(name, _DIRECTORY, dir_fd=parent)
-    try:
-        for nested in _delete_files(descriptor):
-            os.rename(nested, secrets.token_hex(16), src_dir_fd=descriptor, dst_dir_fd=parent)
-    finally:
-        os.close(descriptor)
-    os.rmdir(name, dir_fd=parent)

@@ -3,11 +3,13 @@
 import logging
 from collections.abc import Callable, Sequence
 from datetime import timedelta
+from functools import partial
 
 from app.core.clock import Clock, steady_s
 from app.core.db.base import Project
 from app.core.db.repositories.files import ExpiredFiles
 from app.core.db.repositories.idempotency import KEPT_FOR, OldIdempotencyRecords
+from app.core.db.repositories.projects.audit import AuditLog
 from app.core.db.repositories.projects.retention import (
     RetainingProjects,
     RetentionRepository,
@@ -91,8 +93,9 @@ class Janitor:
             rescued = recovery.rescue_orphans(dead, now=now) + recovery.rescue_expired(now=now)
             workers.remove(dead)
             workers.remove_silent(now=now)
-        for job_id in rescued:
-            logger.warning("job rescued", extra={"job_id": job_id})
+        for job in rescued:
+            context = {"job_id": job.job_id, "attempt": job.attempt, "project": job.project_id}
+            logger.warning("job rescued", extra=context)
 
     def delete_expired_files(self) -> None:
         """Delete the files past their `expires_at`."""
@@ -139,7 +142,7 @@ class Janitor:
         Ballast(self._settings).make_if_room()
 
     def apply_retention(self) -> None:
-        """Delete what projects keep no longer, once an hour: files, ended jobs and events."""
+        """Delete what is kept no longer, once an hour: files, ended jobs, events, audit events."""
         if self._monotonic_s() < self._retention_due_s:
             return
         self._retention_due_s = self._monotonic_s() + RETENTION_INTERVAL_S
@@ -147,6 +150,7 @@ class Janitor:
             projects = RetainingProjects(session).list_all()
         for project in projects:
             self._retain(project)
+        self._shorten_audit_trail()
 
     def free_orphans(self) -> None:
         """Free what killed processes have left behind, once an hour."""
@@ -160,15 +164,51 @@ class Janitor:
             JobLock(path).remove_if_free()
 
     def _retain(self, project: Project) -> None:
-        """Delete in small transactions, until nothing is left to delete."""
-        now = self._clock()
+        now, limit = self._clock(), self._batch
 
-        def delete_some(session: Session) -> Sequence[str] | None:
-            retention = RetentionRepository(session, project.id)
-            return retention.delete_some(project, now=now, limit=self._batch)
+        def rows(session: Session) -> RetentionRepository:
+            return RetentionRepository(session, project.id)
 
-        while (keys := self._database.transact(delete_some)) is not None:
-            delete_blobs(self._store, keys)
+        if project.file_retention_days is not None:
+            files_since = now - timedelta(days=project.file_retention_days)
+            self._delete_found(
+                lambda session: rows(session).find_files(files_since, now=now, limit=limit),
+                lambda ids, session: rows(session).expire_files(ids, now=now),
+            )
+        if project.job_retention_days is not None:
+            jobs_since = now - timedelta(days=project.job_retention_days)
+            self._delete_found(
+                lambda session: rows(session).find_jobs(jobs_since, limit=limit),
+                lambda ids, session: rows(session).delete_jobs(ids),
+            )
+        if project.event_retention_days is not None:
+            events_since = now - timedelta(days=project.event_retention_days)
+            self._delete_found(
+                lambda session: rows(session).find_events(events_since, limit=limit),
+                lambda ids, session: rows(session).delete_events(ids),
+            )
+
+    def _shorten_audit_trail(self) -> None:
+        since = self._clock() - timedelta(days=self._settings.audit_retention_days)
+        self._delete_found(
+            lambda session: AuditLog(session).list_older(than=since, limit=self._batch),
+            lambda ids, session: AuditLog(session).delete(ids),
+        )
+
+    def _delete_found(
+        self,
+        find: Callable[[Session], Sequence[str]],
+        delete: Callable[[Sequence[str], Session], list[str] | None],
+    ) -> None:
+        """Delete in small transactions, until nothing is found. Finding keeps nobody from writing.
+
+        Args:
+            find: returns ids of some rows to delete.
+            delete: deletes rows. Returns keys of the blobs to delete afterwards.
+        """
+        while ids := self._database.read(find):
+            keys = self._database.transact(partial(delete, ids))
+            delete_blobs(self._store, keys or ())
 
     def _delete(self, delete_rows: Callable[[Session], list[str]]) -> None:
         delete_blobs(self._store, self._database.transact(delete_rows))

@@ -32,8 +32,9 @@ from app.core.job.training_config import (
 )
 from app.core.settings import Settings
 from app.core.storage.blob_store import BlobStore
+from app.core.storage.trees import remove_tree
 from worker.artifact_size import ROOM_BYTES, largest_artifact
-from worker.child_files import ChildDirectory, remove_tree
+from worker.child_files import ChildDirectory
 from worker.launch.locks import JobLock
 from worker.launch.sandbox.grants import link_cache
 from worker.model_store.installed import check_installed
@@ -42,6 +43,10 @@ from worker.stored_file import StoredFile, store_bytes
 logger = logging.getLogger(__name__)
 
 _ATTEMPT = "attempt-"
+
+_DYING_S = 5.0
+"""How long a training process may hold the lock of its job after it was killed, in seconds. It lets
+go of it last, after its memory."""
 
 
 class BaseModelMissingError(Exception):
@@ -113,7 +118,7 @@ class JobDirectory:
         self._max_artifact_bytes = largest_artifact(
             model,
             rank=self._lease.config.lora.rank,
-            total_steps=self._lease.config.total_steps(inputs.training_file.examples or 0),
+            total_steps=self._lease.config.max_total_steps(inputs.training_file.examples or 0),
         )
         (self.directory / BASE_MODEL_NAME).symlink_to(model)
         for name, cache in settings.caches_of(self._lease.project_id).items():
@@ -247,7 +252,7 @@ class JobDirectory:
             self.directory.parent.rmdir()
         except OSError:
             return  # another attempt's directory is still there
-        JobLock.of(self.directory).remove_if_free()
+        JobLock.of(self.directory).remove_if_free(within_s=_DYING_S)
 
     @property
     def _blob_prefix(self) -> str:

@@ -55,8 +55,7 @@ class Resources:
 
     def read(self, act: Callable[[Session], T]) -> T:
         """Run queries that see one consistent state of the database."""
-        with self.database.reading() as session:
-            return act(session)
+        return self.database.read(act)
 
     def write(self, act: Callable[[Session], T], *, frees_space: bool = False) -> T:
         """Run changes, and commit them.

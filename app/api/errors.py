@@ -199,14 +199,17 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
     if status is HTTPStatus.METHOD_NOT_ALLOWED:
         message = f"{request.url.path} does not support {request.method}."[:MAX_ECHO]
         code = "method_not_allowed"
-        headers["allow"] = _methods_of_path(request)
+        headers["allow"] = _methods_of_path(request) or headers["allow"]
     else:
         message, code = str(error.detail), status.phrase.lower().replace(" ", "_")
     return error_response(status, message, code=code, headers=headers)
 
 
 def _methods_of_path(request: Request) -> str:
-    """The methods that the path has. Starlette knows only those of the first route that fits."""
+    """The methods that the path has; none for a mounted application, which names them itself.
+
+    Starlette knows only those of the first route that fits.
+    """
     methods: set[str] = set()
     for route in iter_route_contexts(request.app.routes):
         if compile_path(route.path or "")[0].match(request.url.path):

@@ -17,8 +17,13 @@ from uvicorn.protocols.http.httptools_impl import (
     RequestResponseCycle,
 )
 
+from app.api.access import REQUEST_ID
+from app.api.browser.security_headers import add_security_headers
 from app.api.errors import RETRY_AFTER_S, error_response
+from app.api.metrics import RequestMetrics
+from app.api.requests import REFUSAL, log_access
 from app.core.ids import IdPrefix, new_id
+from app.core.logging import Tally
 from app.core.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -35,33 +40,10 @@ _MAX_CHECK_INTERVAL_S = 2.0
 _OTHER_DESCRIPTORS = 256
 """File descriptors that are kept for the database, uploads, logs and libraries."""
 
-_LOG_INTERVAL_S = 10.0
-"""Minimum interval between equal messages, so that an attack does not flood the log."""
-
-
-class _Tally:
-    """Logs how often something has happened, once in `_LOG_INTERVAL_S`.
-
-    Args:
-        message: has one place, for the number of times since the last message.
-    """
-
-    def __init__(self, level: int, message: str) -> None:
-        self._level = level
-        self._message = message
-        self._count = 0
-        self._logged_at = float("-inf")
-
-    def add(self, now: float) -> None:
-        self._count += 1
-        if now - self._logged_at >= _LOG_INTERVAL_S:
-            logger.log(self._level, self._message, self._count)
-            self._logged_at, self._count = now, 0
-
-
-_slow_senders = _Tally(logging.INFO, "Closed %d connections that sent a request too slowly.")
-_slow_readers = _Tally(logging.INFO, "Closed %d connections that did not read an answer.")
-_too_many = _Tally(
+_slow_senders = Tally(logger, logging.INFO, "Closed %d connections that sent a request too slowly.")
+_slow_readers = Tally(logger, logging.INFO, "Closed %d connections that did not read an answer.")
+_too_many = Tally(
+    logger,
     logging.WARNING,
     "All connections are taken, so the API has closed or refused %d. Raise TUNERY_MAX_CONNECTIONS, "
     "or look for a client that opens too many.",
@@ -78,10 +60,13 @@ class ConnectionLimits:
     max_connections: int = 2000
 
 
-def bounded_protocol(settings: Settings) -> type["BoundedHttpProtocol"]:
+def bounded_protocol(settings: Settings, metrics: RequestMetrics) -> type["BoundedHttpProtocol"]:
     """The protocol with the limits of the settings, and no more connections than there are files.
 
     Raises the process's limit on open files as far as the system allows.
+
+    Args:
+        metrics: counts the requests that the protocol itself refuses.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:
@@ -102,13 +87,15 @@ def bounded_protocol(settings: Settings) -> type["BoundedHttpProtocol"]:
         send_timeout_s=settings.send_timeout_s,
         max_connections=min(possible, settings.max_connections),
     )
-    return type("ConfiguredHttpProtocol", (BoundedHttpProtocol,), {"limits": limits})
+    members = {"limits": limits, "metrics": metrics}
+    return type("ConfiguredHttpProtocol", (BoundedHttpProtocol,), members)
 
 
 class BoundedHttpProtocol(HttpToolsProtocol):
     """One connection. It is closed if the client sends or reads too slowly."""
 
-    limits: ClassVar = ConnectionLimits()
+    limits: ClassVar[ConnectionLimits]
+    metrics: ClassVar[RequestMetrics]
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -261,18 +248,38 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         """
         request = self._request
         if self.is_waiting or request is None or not request.response_started:
-            answer = error_response(status, message, code=code)
-            headers = [
-                *self.server_state.default_headers,
-                *answer.raw_headers,
-                (b"x-request-id", new_id(IdPrefix.REQUEST).encode()),
-                (b"connection", b"close"),
-            ]
-            if status is HTTPStatus.SERVICE_UNAVAILABLE:
-                headers.append((b"retry-after", str(RETRY_AFTER_S).encode()))
-            lines = [b"%b: %b\r\n" % header for header in headers]
-            self.transport.write(b"".join([STATUS_LINE[status], *lines, b"\r\n", answer.body]))
+            self._answer(status, message, code=code)
         if request is not None and not request.response_complete:
             request.disconnected = True
             request.message_event.set()
         self.transport.close()
+
+    def _answer(self, status: HTTPStatus, message: str, *, code: str) -> None:
+        answer = error_response(status, message, code=code)
+        headers = [
+            *self.server_state.default_headers,
+            *answer.raw_headers,
+            (b"x-request-id", self._record(status, code).encode()),
+            (b"connection", b"close"),
+        ]
+        if status is HTTPStatus.SERVICE_UNAVAILABLE:
+            headers.append((b"retry-after", str(RETRY_AFTER_S).encode()))
+        add_security_headers(headers)
+        lines = [b"%b: %b\r\n" % header for header in headers]
+        self.transport.write(b"".join([STATUS_LINE[status], *lines, b"\r\n", answer.body]))
+
+    def _record(self, status: HTTPStatus, code: str) -> str:
+        """Log and count a refusal. Returns the id of the request.
+
+        A request that the application has already is logged and counted there, once.
+        """
+        request = self._request
+        is_queued = any(queued is request for queued, _ in self.pipeline)
+        if request is not None and not request.response_complete and not is_queued:
+            state = request.scope.setdefault("state", {})
+            state[REFUSAL] = (status, code)
+            return state.setdefault(REQUEST_ID, new_id(IdPrefix.REQUEST))
+        request_id, seconds = new_id(IdPrefix.REQUEST), self.loop.time() - self.message_since
+        log_access("-", "-", status, seconds, request_id=request_id, code=code)
+        self.metrics.observe_unread(status, seconds)
+        return request_id

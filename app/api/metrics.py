@@ -42,10 +42,17 @@ class RequestMetrics:
         """
         route = scope["state"].get(ROUTE) or route_of(scope)
         method = scope["method"] if scope["method"] in _METHODS else _OTHER
-        kind = f"{status // 100}xx" if status else "none"
-        self._durations.labels(route, method, kind).observe(seconds)
+        self._durations.labels(route, method, _class_of(status)).observe(seconds)
         if received_bytes:
             self._received.labels(route).inc(received_bytes)
+
+    def observe_unread(self, status: int, seconds: float) -> None:
+        """Count a request that was refused before its head was read."""
+        self._durations.labels(_OTHER, _OTHER, _class_of(status)).observe(seconds)
+
+
+def _class_of(status: int | None) -> str:
+    return f"{status // 100}xx" if status else "none"
 
 
 def route_of(scope: Scope) -> str:

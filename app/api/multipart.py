@@ -18,6 +18,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect
 
 from app.api.deps import Resources
+from app.api.errors import MAX_ECHO
 from app.api.requests import require_no_content_encoding
 from app.api.upload_slots import UploadSlots
 from app.core.dataset.checker import DatasetSummary
@@ -34,8 +35,11 @@ from app.services.received_files import (
 
 MAX_FIELD_BYTES = 64 * 1024
 MAX_PARTS = 20
-_FORM_OVERHEAD_BYTES = 2 * MAX_PARTS * MAX_FIELD_BYTES
+MAX_OVERHEAD_BYTES = 2 * MAX_PARTS * MAX_FIELD_BYTES
 """Maximum size of the body without the file: all fields at their longest, and their headers."""
+
+_MAX_CONTENT_TYPE = 1024
+"""Characters of the header `Content-Type` that are read: parsing 64 KiB would delay all others."""
 
 _BATCH_BYTES = 1024 * 1024
 """Bytes that are handled in another thread at once, so many that the switch costs nothing."""
@@ -105,20 +109,22 @@ async def receive_upload(
 
     Raises:
         UnsupportedMediaTypeError: the body is not multipart/form-data.
-        PayloadTooLargeError: the file has more than `field.max_bytes`.
+        PayloadTooLargeError: the file has more than `field.max_bytes`, or the form around it more
+            than `MAX_OVERHEAD_BYTES`.
         StorageFullError: the disk has no room for the file.
         InvalidFileError: the file has so many problems that the rest of it was not read.
         InvalidRequestError: the body is not well formed, or contains no file.
     """
     require_no_content_encoding(request)
-    content_type, options = parse_options_header(request.headers.get("content-type", ""))
+    header = request.headers.get("content-type", "")[:_MAX_CONTENT_TYPE]
+    content_type, options = parse_options_header(header)
     if content_type != b"multipart/form-data" or not options.get(b"boundary"):
         raise UnsupportedMediaTypeError(
             f"Send the {field.noun} as multipart/form-data, in the field '{field.name}'."
         )
     announced = request.headers.get("content-length", "")
     announced_bytes = int(announced) if announced.isdecimal() else 0
-    if announced_bytes > field.max_bytes + _FORM_OVERHEAD_BYTES:
+    if announced_bytes > field.max_bytes + MAX_OVERHEAD_BYTES:
         raise _too_large(field)
     require_room(announced_bytes)
     with scratch.open("xb") as target:
@@ -187,11 +193,14 @@ class _Form:
         )
 
     def feed(self, data: bytes) -> None:
-        self._body_bytes += len(data)
-        if self._body_bytes > self._field.max_bytes + _FORM_OVERHEAD_BYTES:
-            raise _too_large(self._field)
         self._require_room(len(data))  # other requests write as well
         self._parser.write(data)
+        self._body_bytes += len(data)
+        if self._body_bytes - self._bytes > MAX_OVERHEAD_BYTES:
+            raise PayloadTooLargeError(
+                f"The form has more than {MAX_OVERHEAD_BYTES:,} bytes besides its file.",
+                code="form_too_large",
+            )
 
     def finish(self, path: Path) -> ReceivedFile:
         """Check what is left after the last byte, once the file is written."""
@@ -228,14 +237,24 @@ class _Form:
         self._header_value += data[start:end]
 
     def _end_header(self) -> None:
-        self._headers[bytes(self._header_name).lower()] = bytes(self._header_value)
+        name = bytes(self._header_name).lower()
+        if name in self._headers:
+            raise _malformed("a part has two headers with the same name")
+        self._headers[name] = bytes(self._header_value)
         self._header_name.clear()
         self._header_value.clear()
 
     def _end_headers(self) -> None:
         _, options = parse_options_header(self._headers.get(b"content-disposition", b""))
         self._field_name = options.get(b"name", b"").decode("utf-8", "replace")
+        if not self._field_name:
+            raise _malformed("a part has no name")
         self._is_file = self._field_name == self._field.name
+        if self._field_name in self._fields:
+            raise InvalidRequestError(
+                f"The field {self._field_name[:MAX_ECHO]!r} is given twice. Keep one.",
+                param=self._field_name[:MAX_ECHO],
+            )
         if self._is_file:
             if self._filename is not None:
                 raise InvalidRequestError(
@@ -248,9 +267,7 @@ class _Form:
         if not self._is_file:
             self._field_value += chunk
             if len(self._field_value) > MAX_FIELD_BYTES:
-                raise InvalidRequestError(
-                    f"A field of the form can have at most {MAX_FIELD_BYTES:,} bytes."
-                )
+                raise InvalidRequestError(f"A field can have at most {MAX_FIELD_BYTES:,} bytes.")
             return
         self._bytes += len(chunk)
         if self._bytes > self._field.max_bytes:

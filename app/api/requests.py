@@ -36,6 +36,10 @@ _MAX_JSON_DEPTH = 64
 _QUICK_JSON_BYTES = 16 * 1024
 """Size up to which a body is parsed at once, as a switch to another thread would take longer."""
 
+REFUSAL = "refusal"
+"""Key in the state of a request that holds the status and the error code with which the connection
+has answered it, while the application had it."""
+
 _PROBES = ("/healthz", "/readyz")
 """Paths that machines request every few seconds. They are logged at level debug."""
 _MAX_LOGGED_PATH = 200
@@ -58,9 +62,9 @@ class RequestContext:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        scope.setdefault("state", {}).setdefault(REQUEST_ID, new_id(IdPrefix.REQUEST))
         exchange = _Exchange(scope, receive, send)
         request_id = exchange.request_id
-        scope.setdefault("state", {})[REQUEST_ID] = request_id
         try:
             with log_context(request_id=request_id):
                 await self._app(scope, exchange.receive, exchange.send)
@@ -75,16 +79,14 @@ class RequestContext:
             )
             await response(scope, receive, exchange.send)
         finally:
-            self._metrics.observe(scope, exchange.status, exchange.seconds, exchange.received_bytes)
-            exchange.log()
+            exchange.record(self._metrics)
 
 
 class _Exchange:
     """One request and its answer, as the log and the metrics see them.
 
     Attributes:
-        status: status of the answer; None until it begins.
-        received_bytes: size of the request's body so far.
+        status: status of the application's answer; None until it begins.
     """
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -92,18 +94,13 @@ class _Exchange:
         self._receive = receive
         self._send = send
         self._started_s = steady_s()
-        self.request_id = new_id(IdPrefix.REQUEST)
+        self.request_id: str = scope["state"][REQUEST_ID]
         self.status: int | None = None
-        self.received_bytes = 0
-
-    @property
-    def seconds(self) -> float:
-        """Time since the head of the request."""
-        return steady_s() - self._started_s
+        self._received_bytes = 0
 
     async def receive(self) -> Message:
         message = await self._receive()
-        self.received_bytes += len(message.get("body", b""))
+        self._received_bytes += len(message.get("body", b""))
         return message
 
     async def send(self, message: Message) -> None:
@@ -114,25 +111,49 @@ class _Exchange:
             message["headers"] = headers
         await self._send(message)
 
-    def log(self) -> None:
-        """Log one line: the path, the status, who asked for which job, and how it went."""
+    def record(self, metrics: RequestMetrics) -> None:
+        """Count the request, and log who asked for which job, and how it went."""
         scope, state = self._scope, self._scope["state"]
+        status, code = state.get(REFUSAL) or (self.status, state.get(ERROR_CODE))
+        seconds = steady_s() - self._started_s
+        metrics.observe(scope, status, seconds, self._received_bytes)
         # The raw path, because the decoded path could contain a line break.
         path = scope["raw_path"].decode("ascii", "replace")[:_MAX_LOGGED_PATH]
         job = _JOB_ID.search(path)
         caller: Caller | None = state.get(CALLER)
-        context = {
-            "request_id": self.request_id,
-            "outcome": _OUTCOMES.get(self.status // 100, "ok") if self.status else "abandoned",
-            "code": state.get(ERROR_CODE),
-            "project": caller and caller.project_id,
-            "key_id": caller and caller.key_id,
-            "job_id": state.get(JOB_ID) or (job and job[0]),
-        }
-        level = logging.DEBUG if path in _PROBES else logging.INFO
-        what = (scope["method"], path, self.status or "no answer", 1000 * self.seconds)
-        known = {name: value for name, value in context.items() if value is not None}
-        access.log(level, "%s %s %s %.0f ms", *what, extra=known)
+        log_access(
+            scope["method"],
+            path,
+            status,
+            seconds,
+            request_id=self.request_id,
+            code=code,
+            project=caller and caller.project_id,
+            key_id=caller and caller.key_id,
+            job_id=state.get(JOB_ID) or (job and job[0]),
+        )
+
+
+def log_access(
+    method: str,
+    path: str,
+    status: int | None,
+    seconds: float,
+    *,
+    request_id: str,
+    **context: str | None,
+) -> None:
+    """Log the one line that each request gets, without what is not known of it.
+
+    Args:
+        status: status of the answer; None if the client left before there was one.
+    """
+    outcome = _OUTCOMES.get(status // 100, "ok") if status else "abandoned"
+    known = {name: value for name, value in context.items() if value is not None}
+    extra = {"request_id": request_id, "outcome": outcome, **known}
+    level = logging.DEBUG if path in _PROBES else logging.INFO
+    what = (method, path, status or "no answer", 1000 * seconds)
+    access.log(level, "%s %s %s %.0f ms", *what, extra=extra)
 
 
 class _StrictRequest(Request):

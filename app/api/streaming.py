@@ -1,24 +1,38 @@
 """Sends blobs with a length, an ETag and ranges, so that downloads can be resumed."""
 
 import base64
+import logging
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import partial
 from http import HTTPStatus
 from urllib.parse import quote
 
 from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
 
+from app.api.deps import Resources
 from app.api.errors import error_response
+from app.core.access import Caller
+from app.core.db.repositories.projects import audit
+from app.core.db.repositories.projects.audit import Action, AuditLog
 from app.core.db.tables import File
-from app.core.errors import BlobNotFoundError, NotFoundError
+from app.core.errors import BlobNotFoundError, NotFoundError, StorageFullError
 from app.core.storage.blob_store import BlobStore
+
+logger = logging.getLogger(__name__)
 
 _CHUNK_BYTES = 384 * 1024
 """Size of a chunk: a multiple of three, so that each chunk can be encoded in base64 alone."""
 
 _ONE_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII)
+_FROM_FIRST_BYTE = "bytes 0-"
+"""How the header `Content-Range` of a download that begins at the first byte begins."""
+
+_ONE_DOWNLOAD = timedelta(hours=1)
+"""How long later ranges count as the same download."""
 
 _NOT_IN_NAMES = re.compile(
     r'[\x00-\x1f\x7f-\x9f/\\:*?"<>|' r"\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
@@ -99,6 +113,35 @@ def send_segments(
     )
 
 
+def record_download(
+    response: Response,
+    resources: Resources,
+    caller: Caller,
+    action: Action,
+    object_id: str,
+    *,
+    now: datetime,
+) -> None:
+    """Record a download in the audit trail.
+
+    A later range is recorded as well, unless the same key has recently begun the same download. A
+    full disk stops no download, because it may be how a user makes room: the download is then only
+    logged.
+    """
+    if response.status_code not in (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT):
+        return
+    if not _begins_download(response):
+        since = {"not_before": now - _ONE_DOWNLOAD}
+        if resources.read(lambda db: AuditLog(db).has_recent(caller, action, object_id, **since)):
+            return
+    record = partial(audit.record, by=caller, action=action, object_id=object_id, now=now)
+    try:
+        resources.write(record)
+    except StorageFullError:
+        context = {"action": action, "object_id": object_id}
+        logger.warning("a download is not in the audit trail: the disk is full", extra=context)
+
+
 def attachment(filename: str) -> str:
     """The header `Content-Disposition` of a download, which no browser shows as a page.
 
@@ -108,6 +151,10 @@ def attachment(filename: str) -> str:
     name = _NOT_IN_NAMES.sub("_", filename).lstrip(".")[:_MAX_NAME] or "download"
     plain = name.encode("ascii", "replace").decode().replace("?", "_")
     return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{quote(name, safe='')}"
+
+
+def _begins_download(response: Response) -> bool:
+    return response.headers.get("content-range", _FROM_FIRST_BYTE).startswith(_FROM_FIRST_BYTE)
 
 
 def _check_blobs(store: BlobStore, segments: Sequence[Segment]) -> None:

@@ -102,9 +102,11 @@ def erase(
     with open_database(settings) as database:
         erased = _explain(
             lambda: project_service.erase_project(
-                database.transact,
-                LocalBlobStore(settings.blobs_dir),
                 project,
+                read=database.read,
+                write=database.transact,
+                store=LocalBlobStore(settings.blobs_dir),
+                settings=settings,
                 by=None,
                 now=utc_now(),
             )

@@ -25,6 +25,7 @@ from app.core.db.migrate import prepare
 from app.core.disk import MIB, Ballast
 from app.core.errors import OperatorError
 from app.core.logging import configure_logging
+from app.core.machine.linux import refuse_tracing, share_heaps
 from app.core.occupancy import make_data_dir, occupied
 from app.core.settings import Settings, read_settings
 from app.core.storage.privacy import close_data_directory, keep_new_files_private
@@ -81,6 +82,8 @@ def run_app() -> None:
 @commands.command("api")
 def serve_api(host: Host = None, port: Port = None) -> None:
     """Serve the API on TUNERY_HOST:TUNERY_PORT until SIGTERM or Ctrl-C."""
+    refuse_tracing()  # this process knows the database's password
+    share_heaps(2)
     override_address(host, port)
     settings = read_settings()
     configure_logging(settings)
@@ -96,7 +99,8 @@ def serve_api(host: Host = None, port: Port = None) -> None:
         prepare(database)
         secure_start(settings, database, now=utc_now())
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
-        with serving_metrics(application.state.metrics.registry, settings, database):
+        metrics = application.state.metrics
+        with serving_metrics(metrics.registry, settings, database):
             uvicorn.run(
                 application,
                 host=settings.host,
@@ -104,7 +108,7 @@ def serve_api(host: Host = None, port: Port = None) -> None:
                 log_config=None,
                 access_log=False,  # `app.api.requests` writes one with the request's id
                 server_header=False,
-                http=bounded_protocol(settings),
+                http=bounded_protocol(settings, metrics),
                 ws="none",
                 timeout_graceful_shutdown=10,
             )
@@ -217,6 +221,11 @@ def restore(
         typer.echo(f"What was there before is in {restored.replaced}; delete it when all is well.")
     if restored.put_back:
         typer.echo(f"{len(restored.put_back)} jobs that ran then are back in the queue.")
+    if restored.working_keys:
+        typer.echo(
+            f"API keys that work: {restored.working_keys}, also those that were revoked after the "
+            "backup. Check `tunery keys list`."
+        )
     for model_id in restored.models_to_install:
         typer.echo(f"Install the base model again: tunery models install {model_id}")
     _exit_with(

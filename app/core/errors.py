@@ -15,6 +15,7 @@ ServiceError                      the caller acts; the API answers with its stat
 ├── DatabaseBusyError             503  nothing was done; the caller may repeat the request
 │   └── DatabaseAwayError         503  its server does not answer
 ├── TooManyUploadsError           503  nothing was done; the caller may repeat the request
+├── TooManyWebhookTestsError      503  nothing was done; the caller may repeat the request
 └── StorageFullError              507  nothing was done; the disk needs free space first
 OperatorError                     the operator acts; it ends a command with its message
 LeaseLostError                    the worker acts; no caller ever sees it
@@ -138,6 +139,11 @@ class DatabaseAwayError(DatabaseBusyError):
 class TooManyUploadsError(ServiceError):
     status_code = 503
     code = "too_many_uploads"
+
+
+class TooManyWebhookTestsError(ServiceError):
+    status_code = 503
+    code = "webhook_tests_busy"
 
 
 class OutcomeUnknownError(ServiceError):

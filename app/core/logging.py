@@ -13,6 +13,9 @@ from app.core.settings import Settings
 
 _NOT_SHOWN = ("color_message", "_record", "_from_structlog")
 
+_TALLY_INTERVAL_S = 10.0
+"""Minimum interval between the messages of a tally, so that an attack does not flood the log."""
+
 
 def configure_logging(settings: Settings) -> None:
     """Send the messages of this process to standard error, with the level and format of `settings`.
@@ -40,6 +43,27 @@ def configure_logging(settings: Settings) -> None:
 def log_context(**values: str | int) -> AbstractContextManager[None]:
     """Add values to every message of the block, in whatever thread or task takes its context."""
     return bound_contextvars(**values)
+
+
+class Tally:
+    """Logs how often something has happened, at most once in `_TALLY_INTERVAL_S`.
+
+    Args:
+        message: has one place, for the number of times since the last message.
+    """
+
+    def __init__(self, logger: logging.Logger, level: int, message: str) -> None:
+        self._logger = logger
+        self._level = level
+        self._message = message
+        self._count = 0
+        self._logged_at = float("-inf")
+
+    def add(self, now: float) -> None:
+        self._count += 1
+        if now - self._logged_at >= _TALLY_INTERVAL_S:
+            self._logger.log(self._level, self._message, self._count)
+            self._logged_at, self._count = now, 0
 
 
 class _Formatter(structlog.stdlib.ProcessorFormatter):

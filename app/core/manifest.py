@@ -1,7 +1,7 @@
 """`manifest.json`: the list of the files of a checkpoint or saved state, which shows any damage.
 
 The training process writes it last, before it renames the directory. The worker verifies it before
-it publishes anything, and signs that of a checkpoint: see `worker/attempt/signature.py`.
+it publishes anything, and signs that of a checkpoint: see `worker/attempt/publisher.py`.
 """
 
 import hashlib

@@ -5,8 +5,8 @@ an attempt in progress loses nothing.
 """
 
 import contextlib
+import math
 import os
-import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ from app.core.db.session import Database
 from app.core.ids import IdPrefix
 from app.core.settings import Settings
 from app.core.storage.blob_store import BlobStore, StoredBlob
+from app.core.storage.trees import remove_tree
 
 GRACE_S = 3600.0
 """Minimum age of an orphan before it is deleted, in seconds. A new blob gets its row sooner."""
@@ -28,6 +29,10 @@ HOLD_PREFIX = ".backup-"
 
 _BATCH = 1000
 """Number of blobs looked up in one query."""
+
+_MAX_DEPTH = 16
+"""Levels of a directory that are searched for changes. What the service itself writes has fewer; a
+hostile training process can nest directories without end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,12 +143,15 @@ def _left_directories(database: Database, work_dir: Path) -> Iterator[Path]:
 
 def _is_left_alone(directory: Path, for_s: float = GRACE_S) -> bool:
     """Whether nothing in the directory has changed for `for_s` seconds."""
-    everything = (
-        Path(parent, name)
-        for parent, directories, files in os.walk(directory)
-        for name in (*directories, *files, ".")
-    )
-    return all(_age_s(path) > for_s for path in everything)
+    return all(_age_s(path) > for_s for path in _walk(directory))
+
+
+def _walk(directory: Path) -> Iterator[Path]:
+    """The directory and all that is in it, down to `_MAX_DEPTH`. Follows no link."""
+    for parent, directories, files in os.walk(directory):
+        yield from (Path(parent, name) for name in (".", *directories, *files))
+        if len(Path(parent).relative_to(directory).parts) >= _MAX_DEPTH:
+            directories.clear()
 
 
 def _age_s(path: Path) -> float:
@@ -152,11 +160,13 @@ def _age_s(path: Path) -> float:
         return time.time() - path.lstat().st_mtime
     except FileNotFoundError:
         return 0.0
+    except OSError:  # its names are too long for a path, as no service makes them
+        return math.inf
 
 
 def _remove(path: Path) -> None:
     if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)  # what cannot be removed is tried again next time
+        remove_tree(path.parent, path.name)  # what cannot be removed is tried again next time
         with contextlib.suppress(OSError):
             path.parent.rmdir()  # the job's directory, once it has no other attempt
     else:

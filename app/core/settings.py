@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from app.core.access.host_names import parse_host_names
 from app.core.command_line import environment
 from app.core.job.training_config import MACHINE_CACHE_NAME, PROJECT_CACHE_NAME
 from app.core.webhooks.allowed_targets import parse_networks, parse_targets
@@ -50,6 +51,7 @@ class Settings(BaseSettings):
     bootstrap_key_file: str = ""
     """File to which the first start writes an API key with every scope, readable by its owner only.
     Empty means that no key is written."""
+
     metrics_port: int | None = Field(default=None, ge=0, le=65535)
     """TCP port on which the API process offers metrics for Prometheus, at `/metrics`. By default it
     offers none."""
@@ -148,6 +150,9 @@ class Settings(BaseSettings):
     and validation files are kept as long, so that a rerun can resume from it. 0 deletes the state
     when the job ends."""
 
+    audit_retention_days: int = Field(default=400, ge=1, le=36_500)
+    """Days after which an event of the audit trail is deleted."""
+
     warm_s: float = Field(default=600.0, ge=0, le=86_400)
     """Time for which the libraries and the base model of the last job stay in memory, in seconds,
     so that the next job starts sooner. A worker also loads the libraries when it starts. 0 turns
@@ -189,6 +194,12 @@ class Settings(BaseSettings):
             raise ValueError("it must begin with postgresql:// or sqlite:///")
         return url
 
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _must_be_host_names(cls, text: str) -> str:
+        parse_host_names(text)
+        return text
+
     @field_validator("webhook_targets")
     @classmethod
     def _must_be_targets(cls, text: str) -> str:
@@ -221,10 +232,10 @@ class Settings(BaseSettings):
     @property
     def host_names(self) -> frozenset[str]:
         """Names under which the API answers, in lower case, without a port."""
-        listed = [name.strip().lower() for name in self.allowed_hosts.split(",")]
+        listed = parse_host_names(self.allowed_hosts)
         own = f"[{self.host}]" if ":" in self.host else self.host.lower()
         is_every_address = own in ("0.0.0.0", "[::]")  # noqa: S104 - compared, not listened on
-        return _LOOPBACK_NAMES.union(filter(None, listed), () if is_every_address else (own,))
+        return _LOOPBACK_NAMES.union(listed, () if is_every_address else (own,))
 
     @property
     def resolved_training_threads(self) -> int:
@@ -235,12 +246,15 @@ class Settings(BaseSettings):
         """What training jobs keep for later ones. Deleting it costs only time."""
         return self.data_dir / "cache"
 
+    @property
+    def project_caches_dir(self) -> Path:
+        """What the jobs of each project keep for its later ones, in a directory with its id."""
+        return self.cache_dir / "projects"
+
     def caches_of(self, project_id: str) -> dict[str, Path]:
         """Caches of a project's training jobs, by their names in a job directory."""
-        return {
-            MACHINE_CACHE_NAME: self.cache_dir / "machine",
-            PROJECT_CACHE_NAME: self.cache_dir / "projects" / project_id,
-        }
+        machine, own = self.cache_dir / "machine", self.project_caches_dir / project_id
+        return {MACHINE_CACHE_NAME: machine, PROJECT_CACHE_NAME: own}
 
     @property
     def blobs_dir(self) -> Path:
@@ -274,7 +288,5 @@ def read_settings() -> Settings:
         return Settings()
     except ValidationError as error:
         problems = error.errors(include_url=False, include_input=False)
-        lines = [
-            environment.explain_invalid(each["loc"], each["msg"], variables) for each in problems
-        ]
+        lines = [environment.explain_invalid(one["loc"], one["msg"], variables) for one in problems]
         raise environment.SettingsError("\n".join(lines)) from error

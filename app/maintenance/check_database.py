@@ -65,7 +65,7 @@ def check_jobs(patient: Patient) -> Iterator[Finding]:
     if stuck:
         with patient.database.writing() as session:
             rescued = RecoveryRepository(session).rescue_expired(now=patient.now)
-        repaired = f"{len(rescued)} requeued: {', '.join(rescued)}"
+        repaired = f"{len(rescued)} requeued: {', '.join(job.job_id for job in rescued)}"
     yield Finding("stuck jobs", Level.OK, "none", repaired=repaired)
 
 

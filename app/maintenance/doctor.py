@@ -24,8 +24,7 @@ from app.maintenance.check_disk import (
     check_privacy,
     check_space,
 )
-from app.maintenance.check_models import check_base_models
-from app.maintenance.check_sandbox import check_sandbox
+from app.maintenance.check_training import check_base_models, check_sandbox
 from app.maintenance.findings import Check, Finding, Level, Patient
 
 _ALWAYS: Sequence[Check] = (

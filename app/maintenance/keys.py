@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Collection
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -12,14 +13,17 @@ from app.core.access.api_keys import hash_key, new_key
 from app.core.db.access_tables import ApiKey
 from app.core.db.base import Project
 from app.core.db.repositories.access import KeyRepository, ProjectsRepository
-from app.core.db.repositories.projects.audit import Action, AuditRepository
+from app.core.db.repositories.projects import audit
+from app.core.db.repositories.projects.audit import Action
 from app.core.db.session import Database, Session
-from app.core.errors import OperatorError
+from app.core.errors import OperatorError, OutcomeUnknownError
 from app.core.ids import IdPrefix, new_id
 from app.core.machine.durable import sync
 from app.core.settings import Settings
 
 _PROJECT_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9 ._-]{0,62}")
+_ID_PREFIXES = ("proj-", "proj_")
+"""How the ids of the default project and of all others begin. A name like that is a mistyped id."""
 
 
 class InvalidProjectNameError(OperatorError):
@@ -76,7 +80,7 @@ def create_key(
         expires_at=expires_at,
     )
     KeyRepository(session).add(row)
-    AuditRepository(session, project.id).record(Action.KEY_CREATED, key_id, now=now)
+    audit.record(session, None, Action.KEY_CREATED, key_id, now=now, project_id=project.id)
     return NewKey(key, key_id, project, is_new_project)
 
 
@@ -87,11 +91,16 @@ def revoke_key(session: Session, key_id: str, *, now: datetime) -> bool:
     if found is None:
         return False
     keys.revoke(key_id, now=now)
-    AuditRepository(session, found[1].id).record(Action.KEY_REVOKED, key_id, now=now)
+    audit.record(session, None, Action.KEY_REVOKED, key_id, now=now, project_id=found[1].id)
     return True
 
 
 def _create_project(session: Session, name: str, *, now: datetime) -> Project:
+    if name.startswith(_ID_PREFIXES):
+        raise InvalidProjectNameError(
+            f"There is no project {name[:80]!r}, and a new one cannot have this name, because it "
+            "begins like an id. List the projects with 'tunery projects list'."
+        )
     if not _PROJECT_NAME.fullmatch(name):
         raise InvalidProjectNameError(
             f"{name[:80]!r} cannot be the name of a project. Use up to 63 letters, digits, spaces, "
@@ -114,8 +123,7 @@ def secure_start(settings: Settings, database: Database, *, now: datetime) -> No
         if KeyRepository(session).is_any():
             return
     if settings.bootstrap_key_file:
-        with database.writing() as session:
-            _write_first_key(session, Path(settings.bootstrap_key_file), now=now)
+        _create_first_key(database, Path(settings.bootstrap_key_file), now=now)
     elif not settings.may_be_keyless:
         raise KeyNeededError(
             f"TUNERY_HOST is {settings.host} and TUNERY_ALLOWED_HOSTS is "
@@ -125,19 +133,36 @@ def secure_start(settings: Settings, database: Database, *, now: datetime) -> No
         )
 
 
-def _write_first_key(session: Session, path: Path, *, now: datetime) -> None:
-    if KeyRepository(session).is_any():  # another process has just created it
-        return
-    key = create_key(session, DEFAULT_PROJECT_ID, list(Scope), expires_at=None, now=now).key
+def _create_first_key(database: Database, path: Path, *, now: datetime) -> None:
+    """Create a key and its file. The file comes first: a key that works is always in it."""
+    with ExitStack() as undo:
+        try:
+            with database.writing() as session:
+                if KeyRepository(session).is_any():  # another process has just created it
+                    return
+                new = create_key(session, DEFAULT_PROJECT_ID, list(Scope), expires_at=None, now=now)
+                _write_key_file(path, new.key, undo)
+        except OutcomeUnknownError:
+            undo.pop_all()  # the key may work
+            raise
+        undo.pop_all()
+
+
+def _write_key_file(path: Path, key: str, undo: ExitStack) -> None:
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        undo.callback(path.unlink, missing_ok=True)
         with os.fdopen(descriptor, "w") as file:
             file.write(f"{key}\n")
         sync(path)
         sync(path.parent)
+    except FileExistsError as error:
+        raise KeyFileError(
+            f"TUNERY_BOOTSTRAP_KEY_FILE: {path} exists already, and the database has no API keys. "
+            "If it is from an earlier database, delete it."
+        ) from error
     except OSError as error:
         raise KeyFileError(
             f"TUNERY_BOOTSTRAP_KEY_FILE: the first API key cannot be written to {path}: "
-            f"{error.strerror}. It must be a new file in a directory that this process may write. "
-            "Delete the file if an earlier start has left it."
+            f"{error.strerror}. It must be a new file in a directory that this process may write."
         ) from error

@@ -9,6 +9,7 @@ from app.core.base_models import CATALOGUE_NAME, MODELS_NAME, RECORD_NAME
 from app.core.clock import utc_now
 from app.core.db import inspection
 from app.core.db.migrate import is_known_revision, upgrade
+from app.core.db.repositories.access import KeyRepository
 from app.core.db.session import Database, kind_of
 from app.core.db.snapshot import release_running
 from app.core.machine.durable import link_or_copy, make_directory, replace_privately, sync
@@ -38,6 +39,8 @@ class Restored:
     """Keys of blobs that are missing or changed in the backup."""
     put_back: list[str] = field(default_factory=list[str])
     """Ids of jobs that ran when the backup was made, and now wait for a worker."""
+    working_keys: int = 0
+    """Number of API keys that work now, even if they were revoked after the backup."""
     models_to_install: list[str] = field(default_factory=list[str])
     """Ids of base models whose weights are not in the backup."""
     replaced: Path | None = None
@@ -127,7 +130,7 @@ class _Restore:
         blobs = self._data_dir / "blobs.restoring"
         shutil.rmtree(blobs, ignore_errors=True)  # from an interrupted restore
         self._copy_blobs(LocalBlobStore(blobs))
-        self.restored.put_back = self._restore_database(database)
+        self._restore_database(database)
         if _has_blobs(self.settings):
             self._move_aside(self.settings.blobs_dir)
         shutil.rmtree(self.settings.blobs_dir, ignore_errors=True)
@@ -149,20 +152,41 @@ class _Restore:
                 link_or_copy(original, scratch, may_link=self.may_link)
                 store.put(blob.key, scratch)
 
-    def _restore_database(self, database: Database) -> list[str]:
-        """Replace the database. Returns the ids of the jobs that were put back into the queue."""
+    def _restore_database(self, database: Database) -> None:
         dump = self.source / self.restored.record.database_name
         file = database.backend.file
         if file is None:
             database.backend.load_dump(dump, replace=inspection.has_tables(database))
-            return _bring_up_to_date(database, self.now)
+            self._bring_up_to_date(database)
+            return
         fresh = file.with_name(f"{file.name}.restoring")
-        put_back = _prepare_sqlite(dump, fresh, self.now)
+        self._prepare_sqlite(dump, fresh)
         for end in _SIDE_FILES:
             self._move_aside(file.with_name(file.name + end))
         fresh.rename(file)
         sync(file.parent)
-        return put_back
+
+    def _prepare_sqlite(self, dump: Path, fresh: Path) -> None:
+        """Make `fresh` a database the service can start on, in one file without side files."""
+        for end in _SIDE_FILES:
+            fresh.with_name(fresh.name + end).unlink(missing_ok=True)
+        link_or_copy(dump, fresh, may_link=False)
+        database = Database(f"sqlite:///{fresh}")
+        try:
+            with database.reading() as session:
+                damage = database.backend.find_damage(session)
+            if damage:
+                raise BackupError(f"The database in the backup is damaged: {'; '.join(damage)}")
+            self._bring_up_to_date(database)
+        finally:
+            database.dispose()  # the last connection moves the write-ahead log into the file
+        sync(fresh)
+
+    def _bring_up_to_date(self, database: Database) -> None:
+        upgrade(database)
+        with database.writing() as session:
+            self.restored.put_back = release_running(session, now=self.now)
+            self.restored.working_keys = KeyRepository(session).count_working(now=self.now)
 
     def _restore_signing_keys(self) -> None:
         """Restore the keys that signed the adapters. A backup of an older version has none."""
@@ -212,27 +236,3 @@ class _Restore:
         if path.exists():
             self._replaced.mkdir(exist_ok=True)
             shutil.move(path, self._replaced / path.name)  # the database may be on another disk
-
-
-def _prepare_sqlite(dump: Path, fresh: Path, now: datetime) -> list[str]:
-    """Make `fresh` a database that the service can start on, in one file without side files."""
-    for end in _SIDE_FILES:
-        fresh.with_name(fresh.name + end).unlink(missing_ok=True)
-    link_or_copy(dump, fresh, may_link=False)
-    database = Database(f"sqlite:///{fresh}")
-    try:
-        with database.reading() as session:
-            damage = database.backend.find_damage(session)
-        if damage:
-            raise BackupError(f"The database in the backup is damaged: {'; '.join(damage)}")
-        put_back = _bring_up_to_date(database, now)
-    finally:
-        database.dispose()  # the last connection moves the write-ahead log into the file
-    sync(fresh)
-    return put_back
-
-
-def _bring_up_to_date(database: Database, now: datetime) -> list[str]:
-    upgrade(database)
-    with database.writing() as session:
-        return release_running(session, now=now)

@@ -46,6 +46,9 @@ class ProjectRead(ItemRead):
     status: Literal["active"] = "active"
 
     # From here on, ours. Null: no limit.
+    erasing_since: UnixTime | None
+    """When its erasure began: no job is started any more. If the erasure was interrupted, erase the
+    project again. Null unless it is being erased."""
     max_stored_bytes: int | None
     """Maximum number of bytes stored. Null for no limit."""
     max_queued_jobs: int | None

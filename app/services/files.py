@@ -5,14 +5,14 @@ from typing import TypeGuard
 
 from app.core.access import Caller
 from app.core.db.repositories.files import FileRepository
+from app.core.db.repositories.projects import audit
+from app.core.db.repositories.projects.audit import Action
 from app.core.db.session import Session
 from app.core.db.tables import File
 from app.core.errors import InvalidRequestError, StateConflictError
 from app.core.ids import IdPrefix, new_id
 from app.core.storage.blob_store import BlobStore, stored
 from app.schemas.files import EXPIRES_AFTER_S
-from app.services import audit
-from app.services.audit import Action
 from app.services.quotas import require_bytes
 from app.services.received_files import ReceivedFile, check_content
 
@@ -39,17 +39,6 @@ def create_file(
     with stored(store, file.blob_key, received.path):
         FileRepository(session, caller.project_id).add(file)
         audit.record(session, caller, Action.FILE_UPLOADED, file.id, now=now)
-    return file
-
-
-def download_file(session: Session, caller: Caller, file_id: str, *, now: datetime) -> File:
-    """The file to send, and a record of that.
-
-    Raises:
-        NotFoundError: no file has this id.
-    """
-    file = FileRepository(session, caller.project_id).get(file_id, now=now)
-    audit.record(session, caller, Action.FILE_DOWNLOADED, file_id, now=now)
     return file
 
 

@@ -7,6 +7,8 @@ from app.core.access import Caller
 from app.core.db.repositories.checkpoints import CheckpointRepository
 from app.core.db.repositories.events import EventRepository
 from app.core.db.repositories.jobs import JobRepository
+from app.core.db.repositories.projects import audit
+from app.core.db.repositories.projects.audit import Action
 from app.core.db.repositories.queue import QueueRepository
 from app.core.db.repositories.saved_states import SavedStateRepository, may_be_continued
 from app.core.db.session import Session
@@ -16,8 +18,6 @@ from app.core.job.status import JobStatus
 from app.core.settings import Settings
 from app.schemas.bodies import PageRead
 from app.schemas.fine_tuning_jobs import JobRead
-from app.services import audit
-from app.services.audit import Action
 
 _MAX_STEP_DIGITS = 9
 """Maximum number of digits of a step, as in the name of a checkpoint's directory."""
@@ -148,15 +148,6 @@ def delete_job(session: Session, caller: Caller, job_id: str, *, now: datetime) 
         )
     audit.record(session, caller, Action.JOB_DELETED, job_id, now=now)
     return jobs.delete(job)
-
-
-def download_adapter(
-    session: Session, caller: Caller, job_id: str, checkpoint: str | None, *, now: datetime
-) -> Checkpoint:
-    """The checkpoint to send, and a record of that: see `get_adapter`, which also raises."""
-    adapter = get_adapter(session, caller, job_id, checkpoint)
-    audit.record(session, caller, Action.ADAPTER_DOWNLOADED, adapter.id, now=now)
-    return adapter
 
 
 def get_adapter(

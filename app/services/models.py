@@ -6,12 +6,12 @@ from datetime import datetime
 from app.core.access import Caller
 from app.core.base_models import Catalogue
 from app.core.db.repositories.checkpoints import CheckpointRepository, TunedModelRepository
+from app.core.db.repositories.projects import audit
+from app.core.db.repositories.projects.audit import Action
 from app.core.db.session import Session
 from app.core.db.tables import Checkpoint, Job, TunedModel
 from app.core.errors import InvalidRequestError
 from app.schemas.models import ModelRead
-from app.services import audit
-from app.services.audit import Action
 
 _CHECKPOINT_NAME = re.compile(r"(ft:.+):ckpt-step-([1-9]\d{0,8})", re.ASCII)
 

@@ -10,6 +10,8 @@ from app.core.access import Caller
 from app.core.base_models import Catalogue, InstalledModel
 from app.core.db.repositories.events import EventRepository
 from app.core.db.repositories.jobs import JobRepository
+from app.core.db.repositories.projects import audit
+from app.core.db.repositories.projects.audit import Action
 from app.core.db.session import Session
 from app.core.db.tables import Job, JobMetadata
 from app.core.disk import require_room
@@ -19,8 +21,6 @@ from app.core.job.status import JobStatus
 from app.core.job.training_config import TrainingConfig
 from app.core.settings import Settings
 from app.schemas.fine_tuning_jobs import JobCreate, JobRerun
-from app.services import audit
-from app.services.audit import Action
 from app.services.idempotency import IdempotentRequest, RequestOrigin
 from app.services.job_inputs import check_files, find_installed
 from app.services.job_settings import (
@@ -139,7 +139,7 @@ def create_job(
     entry, installed = find_installed(catalogue, request.model)
     check_files(session, caller, request.training_file, request.validation_file, entry, now=now)
     given = request.given_hyperparameters()
-    config = resolve_config(given, entry, seed=request.seed)
+    config = resolve_config(given, entry, seed=request.seed, today=now.date())
     if request.validation_file is None:
         refuse_without_validation(config)
     job = _add_job(

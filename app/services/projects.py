@@ -6,13 +6,16 @@ from typing import Any, Protocol, TypeVar
 
 from app.core.access import DEFAULT_PROJECT_ID, Caller
 from app.core.db.repositories.access import KeyRepository, ProjectsRepository
-from app.core.db.repositories.projects.audit import Action, AuditLog, AuditRepository
+from app.core.db.repositories.projects import audit
+from app.core.db.repositories.projects.audit import Action, AuditLog
 from app.core.db.repositories.projects.erasure import ErasureRepository
 from app.core.db.repositories.projects.usage import UsageRepository
 from app.core.db.repositories.recovery import RecoveryRepository
 from app.core.db.session import Session
 from app.core.errors import StateConflictError
+from app.core.settings import Settings
 from app.core.storage.blob_store import BlobStore, delete_blobs
+from app.core.storage.trees import remove_tree
 from app.schemas.bodies import PageRead
 from app.schemas.projects import (
     AuditEventRead,
@@ -39,50 +42,59 @@ def list_projects(session: Session) -> Sequence[ProjectRead]:
     return [ProjectRead.model_validate(row) for row in ProjectsRepository(session).list_all()]
 
 
-def get_project(session: Session, project_id: str) -> ProjectRead:
-    """The project with this id.
+def get_project(session: Session, project_name: str) -> ProjectRead:
+    """The project with this name or id.
 
     Raises:
         NotFoundError: there is none.
     """
-    return ProjectRead.model_validate(ProjectsRepository(session).get(project_id))
+    return ProjectRead.model_validate(ProjectsRepository(session).get(project_name))
 
 
 def update_project(
-    session: Session, project_id: str, changes: ProjectUpdate, *, by: Caller | None, now: datetime
+    session: Session, project_name: str, changes: ProjectUpdate, *, by: Caller | None, now: datetime
 ) -> ProjectRead:
-    """Change limits of a project.
+    """Change limits of the project with this name or id.
 
     Args:
         by: whoever sent the request. None for the command line.
 
     Raises:
-        NotFoundError: no project has this id.
+        NotFoundError: no project has this name or id.
     """
-    project = ProjectsRepository(session).get(project_id)
+    project = ProjectsRepository(session).get(project_name)
     values: dict[str, Any] = changes.model_dump(exclude_unset=True)
     for name, value in values.items():
         setattr(project, name, value)
-    audit = AuditRepository(session, project.id)
-    audit.record(Action.PROJECT_UPDATED, project.id, now=now, by=by)
+    audit.record(session, by, Action.PROJECT_UPDATED, project.id, now=now, project_id=project.id)
     return ProjectRead.model_validate(project)
 
 
-def read_usage(session: Session, project_id: str, *, now: datetime) -> ProjectUsageRead:
-    """What a project uses.
+def read_usage(session: Session, project_name: str, *, now: datetime) -> ProjectUsageRead:
+    """What the project with this name or id uses.
 
     Raises:
-        NotFoundError: no project has this id.
+        NotFoundError: no project has this name or id.
     """
-    project = ProjectsRepository(session).get(project_id)
+    project = ProjectsRepository(session).get(project_name)
     usage = UsageRepository(session, project.id).measure(now=now)
     return ProjectUsageRead.of(project.id, usage, now=now)
 
 
 def list_audit_events(
-    session: Session, *, project_id: str | None, after: str | None, limit: int
+    session: Session, *, project_name: str | None, after: str | None, limit: int
 ) -> PageRead[AuditEventRead]:
-    """A page of the audit trail, newest first; of all projects, or of one."""
+    """A page of the audit trail, newest first.
+
+    Args:
+        project_name: name or id of the only project to show. None for all.
+
+    Raises:
+        NotFoundError: no project has this name or id.
+    """
+    project_id = None
+    if project_name is not None:
+        project_id = ProjectsRepository(session).get(project_name).id
     page = AuditLog(session).list_page(project_id=project_id, after=after, limit=limit)
     return PageRead[AuditEventRead].of(
         page,
@@ -99,7 +111,14 @@ def list_audit_events(
 
 
 def erase_project(
-    transact: Transact, store: BlobStore, project_id: str, *, by: Caller | None, now: datetime
+    project_name: str,
+    *,
+    read: Transact,
+    write: Transact,
+    store: BlobStore,
+    settings: Settings,
+    by: Caller | None,
+    now: datetime,
 ) -> ProjectErased:
     """Delete a project and everything that belongs to it: all rows and all bytes.
 
@@ -107,48 +126,54 @@ def erase_project(
     the process dies, is continued by calling this again.
 
     Args:
+        project_name: name or id of the project.
+        read: runs a function that changes nothing.
+        write: runs a function in a transaction that must also succeed on a full disk.
         by: whoever sent the request. None for the command line.
 
     Raises:
-        NotFoundError: no project has this id.
+        NotFoundError: no project has this name or id.
         StateConflictError: it is the project of the caller's own key, or it has the only keys.
     """
 
-    def close(session: Session) -> tuple[str, dict[str, int], int]:
-        project = ProjectsRepository(session).get(project_id)
+    def close(session: Session) -> str:
+        project = ProjectsRepository(session).get(project_name)
         _require_other(project.id, by)
         _require_other_keys(session, project.id)
-        project.max_running_jobs = 0  # so that no worker claims another job
-        erasure = ErasureRepository(session, project.id)
-        erasure.revoke_keys(now=now)
+        project.erasing_since = project.erasing_since or now
+        ErasureRepository(session, project.id).revoke_keys(now=now)
         RecoveryRepository(session).cancel_running(project.id, now=now)
-        stored_bytes = UsageRepository(session, project.id).stored_bytes()
-        return project.id, erasure.count_rows(), stored_bytes
+        return project.id
+
+    def count(session: Session) -> tuple[dict[str, int], int]:
+        stored_bytes = UsageRepository(session, project_id).stored_bytes()
+        return ErasureRepository(session, project_id).count_rows(), stored_bytes
+
+    def delete_jobs(session: Session) -> Sequence[str] | None:
+        return ErasureRepository(session, project_id).delete_jobs(limit=_JOBS_AT_ONCE)
 
     def delete_rest(session: Session) -> Sequence[str]:
-        keys = ErasureRepository(session, owner_id).delete_rest()
+        keys = ErasureRepository(session, project_id).delete_rest()
         projects = ProjectsRepository(session)
-        project = projects.get(owner_id)
-        if owner_id == DEFAULT_PROJECT_ID:  # a service without keys needs it
-            project.max_running_jobs = None
+        project = projects.get(project_id)
+        if project_id == DEFAULT_PROJECT_ID:  # a service without keys needs it
+            project.erasing_since = None
         else:
             projects.delete(project)
         # Recorded for another project, because this one has no audit trail any more.
-        audit = AuditRepository(session, by.project_id if by else DEFAULT_PROJECT_ID)
-        audit.record(Action.PROJECT_ERASED, owner_id, now=now, by=by)
+        audit.record(session, by, Action.PROJECT_ERASED, project_id, now=now)
         return keys
 
-    def delete_jobs(session: Session) -> Sequence[str] | None:
-        return ErasureRepository(session, owner_id).delete_jobs(limit=_JOBS_AT_ONCE)
-
-    owner_id, rows, stored_bytes = transact(close)
+    project_id = write(close)
+    rows, stored_bytes = read(count)  # not in a transaction that keeps others from writing
     blobs = 0
-    while (keys := transact(delete_jobs)) is not None:
+    while (keys := write(delete_jobs)) is not None:
         delete_blobs(store, keys)
         blobs += len(keys)
-    keys = transact(delete_rest)
+    remove_tree(settings.project_caches_dir, project_id)
+    keys = write(delete_rest)
     delete_blobs(store, keys)
-    return ProjectErased(id=owner_id, rows=rows, blobs=blobs + len(keys), bytes=stored_bytes)
+    return ProjectErased(id=project_id, rows=rows, blobs=blobs + len(keys), bytes=stored_bytes)
 
 
 def _require_other(project_id: str, by: Caller | None) -> None:

@@ -10,6 +10,8 @@ from typing import cast
 
 from app.core.access import Caller
 from app.core.db.repositories.files import FileRepository
+from app.core.db.repositories.projects import audit
+from app.core.db.repositories.projects.audit import Action
 from app.core.db.repositories.uploads import UploadRepository
 from app.core.db.session import Session
 from app.core.db.tables import Upload, UploadPart
@@ -24,8 +26,6 @@ from app.core.ids import IdPrefix, new_id
 from app.core.settings import Settings
 from app.core.storage.blob_store import BlobStore, stored
 from app.schemas.uploads import MAX_PARTS, UploadCreate, UploadRead, UploadStatus
-from app.services import audit
-from app.services.audit import Action
 from app.services.files import build_file, check_purpose, plain_name
 from app.services.quotas import require_bytes
 from app.services.received_files import Assembly, ReceivedFile

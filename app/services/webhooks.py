@@ -1,14 +1,15 @@
 """What a caller can do with webhook endpoints. The caller owns the transaction."""
 
-import threading
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from app.core.access import Caller
+from app.core.db.repositories.projects import audit
+from app.core.db.repositories.projects.audit import Action
 from app.core.db.repositories.webhooks import Deliveries, WebhookRepository, secrets_of
 from app.core.db.session import Session
 from app.core.db.webhook_tables import WebhookEndpoint
-from app.core.errors import InvalidRequestError, StateConflictError
+from app.core.errors import InvalidRequestError
 from app.core.ids import IdPrefix, new_id
 from app.core.webhooks.events import WebhookEventType
 from app.schemas.bodies import PageRead
@@ -19,8 +20,6 @@ from app.schemas.webhooks import (
     WebhookEndpointWithSecretRead,
     WebhookTestRead,
 )
-from app.services import audit
-from app.services.audit import Action
 from app.webhooks.client import DeliveryError, WebhookClient
 from app.webhooks.messages import build_body, build_headers, new_secret
 from app.webhooks.targets import TargetPolicy
@@ -29,10 +28,6 @@ MAX_ENDPOINTS = 20
 """Maximum number of endpoints of a project: each event is sent to all that subscribe to it."""
 
 OLD_SECRET_KEPT_FOR = timedelta(hours=24)
-
-_MAX_TESTS = 4
-"""Maximum number of tests at once in a process: each keeps one of its few threads waiting."""
-_tests = threading.BoundedSemaphore(_MAX_TESTS)
 
 _SAMPLE_JOB_ID = f"{IdPrefix.JOB}{'0' * 26}"
 """Job in the sample that a test sends; there is no such job."""
@@ -202,21 +197,14 @@ def send_sample(client: WebhookClient, sample: Sample) -> WebhookTestRead:
         WebhooksDisabledError: the operator allows no targets.
         TargetRefusedError: the operator does not allow the endpoint's URL.
         InvalidRequestError: there was no answer.
-        StateConflictError: too many tests are running.
+        TooManyWebhookTestsError: too many tests are running.
     """
-    if not _tests.acquire(blocking=False):
-        raise StateConflictError(
-            f"{_MAX_TESTS} tests of webhooks are running. Try again in a few seconds.",
-            code="webhook_tests_busy",
-        )
     try:
-        status = client.post(sample.url, sample.headers, sample.body)
+        status = client.post_test(sample.url, sample.headers, sample.body)
     except DeliveryError as error:
         raise InvalidRequestError(
             f"The webhook endpoint could not be tested. {error}", code="webhook_unreachable"
         ) from error
-    finally:
-        _tests.release()
     return WebhookTestRead(
         webhook_endpoint_id=sample.endpoint_id, event_type=sample.event_type, status_code=status
     )

@@ -5,17 +5,18 @@ between gains nothing. The certificate is still that of the name. httpcore2 foll
 knows no proxy. Nothing of an answer is read but its head.
 """
 
-import ipaddress
-import socket
 import ssl
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
+from threading import BoundedSemaphore
 from typing import Any
 
 import httpcore2
 from httpcore2 import NetworkBackend, NetworkStream
 
 from app.core.clock import steady_s
+from app.core.errors import TooManyWebhookTestsError
+from app.webhooks.resolving import Resolve, Resolver, resolve
 from app.webhooks.targets import Address, Target, TargetPolicy
 
 TOTAL_S = 10.0
@@ -25,21 +26,12 @@ CONNECT_S = 5.0
 _MAX_ADDRESSES = 3
 """How many of a host's addresses are tried."""
 
-Resolve = Callable[[str, int], Sequence[Address]]
-"""Finds every address of a host."""
+MAX_TESTS = 4
+"""Maximum number of tests at once in a process: each keeps one of its few threads waiting."""
 
 
 class DeliveryError(Exception):
     """The request got no answer. The message says why, in words for the owner of the endpoint."""
-
-
-def resolve(host: str, port: int) -> list[Address]:
-    """Every address that the system finds for a host; none if it finds none."""
-    try:
-        found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError):
-        return []
-    return [ipaddress.ip_address(address[0]) for *_, address in found]
 
 
 class WebhookClient:
@@ -59,7 +51,8 @@ class WebhookClient:
         total_s: float = TOTAL_S,
     ) -> None:
         self.policy = policy
-        self._resolve = resolve
+        self._resolver = Resolver(resolve)
+        self._tests = BoundedSemaphore(MAX_TESTS)
         self._given_tls = tls
         self._total_s = total_s
 
@@ -76,7 +69,7 @@ class WebhookClient:
         """
         ends_at_s = steady_s() + self._total_s
         target = self.policy.check_url(url)
-        addresses = self._resolve(target.host, target.port)
+        addresses = self._look_up(target)
         self.policy.check_addresses(target, addresses)
         backend = _PinnedBackend(addresses, ends_at_s)
         try:
@@ -97,6 +90,29 @@ class WebhookClient:
             raise DeliveryError(f"No connection: {error}.") from error
         except (httpcore2.NetworkError, httpcore2.ProtocolError) as error:
             raise DeliveryError(f"No complete answer in HTTP: {error}.") from error
+
+    def post_test(self, url: str, headers: Mapping[str, str], body: bytes) -> int:
+        """Send a request while a caller waits, and return the status of the answer.
+
+        Raises:
+            TooManyWebhookTestsError: as many callers wait already as may.
+            TargetRefusedError, DeliveryError: as `post`.
+        """
+        if not self._tests.acquire(blocking=False):
+            raise TooManyWebhookTestsError(
+                f"{MAX_TESTS} tests of webhooks are running. Nothing was sent; send the request "
+                "again in a few seconds."
+            )
+        try:
+            return self.post(url, headers, body)
+        finally:
+            self._tests.release()
+
+    def _look_up(self, target: Target) -> Sequence[Address]:
+        try:
+            return self._resolver.look_up(target.host, target.port, within_s=self._total_s)
+        except TimeoutError as error:
+            raise DeliveryError(f"The name {target.host} was not resolved in time.") from error
 
 
 def _http_url(target: Target) -> httpcore2.URL:

@@ -7,32 +7,16 @@ import openai
 import pytest
 from openai.types.fine_tuning import FineTuningJob
 
-from app.core.base_models import load_catalogue
-from benchmarks.support.samples import build_chat_file, catalogue_entry, write_entries
+from benchmarks.support.samples import build_chat_file
 from tests.acceptance.processes import InstalledService
-from tests.tiny import write_tiny_model
-from worker.model_store.install import install_model
-
-ALL_LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+from tests.tiny import install_tiny_model
 
 
 @pytest.fixture(scope="session")
 def tiny_data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data directory with one installed base model, `tiny`."""
-    source = tmp_path_factory.mktemp("hub") / "our-tiny"
-    write_tiny_model(source)
     data_dir = tmp_path_factory.mktemp("service") / "data"
-    entry = catalogue_entry(
-        "tiny",
-        source={"kind": "directory", "path": str(source)},
-        licence="Apache-2.0",
-        target_modules=ALL_LINEAR,
-    )
-    write_entries(data_dir, entry)
-    catalogue = load_catalogue(data_dir)
-    tiny = catalogue.find("tiny")
-    assert tiny is not None
-    install_model(tiny, catalogue)
+    install_tiny_model(data_dir, source=tmp_path_factory.mktemp("hub") / "our-tiny")
     return data_dir
 
 

@@ -303,6 +303,12 @@ def test_a_bad_parameter_of_a_job_is_refused(
         ),
         ("overlong_row_behavior", "skip", "Input should be 'truncate', 'error' or 'drop'"),
         ("packing", True, "Input should be False"),
+        ("template_date", "yesterday", "Input should be a valid date"),
+        (
+            "train_on",
+            "answers",
+            "Input should be 'all_assistant', 'last_assistant' or 'everything'",
+        ),
         ("train_on_inputs", "yes", "Input should be a valid boolean"),
         ("warmup_ratio", -0.1, "Input should be greater than or equal to 0"),
         ("warmup_ratio", 1.1, "Input should be less than or equal to 1"),

@@ -5,14 +5,15 @@ import pkgutil
 from datetime import timedelta
 from typing import Any, NamedTuple
 
+from sqlalchemy import select
+
 from app.core.access import DEFAULT_PROJECT_ID
 from app.core.db import repositories
 from app.core.db.base import Project, ProjectRepository
 from app.core.db.repositories.files import MADE_BY_JOB
-from app.core.db.repositories.projects.audit import Action
 from app.core.db.repositories.projects.usage import UsageRepository
 from app.core.db.session import Database
-from app.core.db.tables import TunedModel
+from app.core.db.tables import Event, TunedModel
 from app.core.storage.local import LocalBlobStore
 from app.core.webhooks.events import WebhookEventType
 from tests.builders import (
@@ -88,6 +89,8 @@ class World:
         )
         self.endpoint = add_endpoint(database, "https://hooks.example.com/")
         queue_event(database)
+        with database.reading() as session:
+            self.event_ids = session.scalars(select(Event.id)).all()
         with database.writing() as session:
             session.add(Project(id=OTHER_PROJECT, name="Other", created_at=NOW))
             UsageRepository(session, DEFAULT_PROJECT_ID).add(processor_s=1.0, requests=1, now=NOW)
@@ -108,16 +111,18 @@ class World:
             base_model="tiny",
             created_at=NOW,
         )
-        retaining = Project(file_retention_days=1, job_retention_days=1, event_retention_days=1)
+        later = NOW + timedelta(days=9)
         return {
-            "AuditRepository.record": [call(Action.JOB_CREATED, queued.id, now=NOW)],
             "ErasureRepository.revoke_keys": [call(now=NOW)],
             "ErasureRepository.count_rows": [call()],
             "ErasureRepository.delete_jobs": [call(limit=9)],
             "ErasureRepository.delete_rest": [call()],
-            "RetentionRepository.delete_some": [
-                call(retaining, now=NOW + timedelta(days=9), limit=9)
-            ],
+            "RetentionRepository.find_files": [call(later, now=later, limit=9)],
+            "RetentionRepository.find_jobs": [call(later, limit=9)],
+            "RetentionRepository.find_events": [call(later, limit=9)],
+            "RetentionRepository.expire_files": [call([self.file.id], now=later)],
+            "RetentionRepository.delete_jobs": [call([done.id])],
+            "RetentionRepository.delete_events": [call(self.event_ids)],
             "UsageRepository.add": [call(requests=1, now=NOW), call(processor_s=1.0, now=NOW)],
             "UsageRepository.has_waiting_jobs": [call(1)],
             "UsageRepository.job_seconds": [call(self.running.id, now=NOW + MINUTE)],

@@ -245,6 +245,7 @@ def test_a_container_runs_as_an_ordinary_user_on_a_read_only_system(image: str) 
     assert service["read_only"] is True
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
+    assert service["logging"] == {"driver": "local"}  # it alone throws old lines away
     assert service["restart"] == "unless-stopped"
 
 

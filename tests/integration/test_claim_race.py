@@ -6,15 +6,17 @@ from datetime import timedelta
 
 from app.core.access import DEFAULT_PROJECT_ID
 from app.core.clock import utc_now
+from app.core.db.inspection import count_jobs
 from app.core.db.repositories.jobs import JobRepository
 from app.core.db.repositories.leases import LeaseRepository
 from app.core.db.session import Database
 from app.core.job.status import JobStatus
 from app.core.settings import Settings
-from tests.builders import build_job
+from tests.builders import add_project, build_job
 
 JOBS = 200
 WORKERS = 4
+LIMIT = 2
 
 
 def claim_until_empty(url: str, worker_id: str) -> list[str]:
@@ -52,3 +54,37 @@ def test_every_job_is_claimed_exactly_once(database: Database, settings: Setting
             after=None, limit=JOBS, metadata={}
         )
         assert {(job.status, job.attempt) for job in page.rows} == {(JobStatus.CANCELLED, 1)}
+
+
+def run_limited(url: str, worker_id: str) -> int:
+    """Run jobs until there are none. Returns the most jobs that ran at once, of all workers."""
+    database = Database(url)
+    most = 0
+    while True:
+        with database.writing() as session:
+            leases = LeaseRepository(session)
+            lease = leases.claim(worker_id, now=utc_now(), lease_for=timedelta(minutes=1))
+        with database.reading() as session:
+            counts = count_jobs(session)
+        most = max(most, counts[JobStatus.RUNNING])
+        if lease is None and not counts[JobStatus.QUEUED]:
+            return most
+        if lease is not None:
+            with database.writing() as session:
+                LeaseRepository(session).finish(lease, JobStatus.CANCELLED, now=utc_now())
+
+
+def test_no_more_jobs_of_a_project_run_at_once_than_may(
+    database: Database, settings: Settings
+) -> None:
+    add_project(database, "proj-small", max_running_jobs=LIMIT)
+    with database.writing() as session:
+        for _ in range(JOBS // 2):
+            JobRepository(session, "proj-small").add(build_job(created_at=utc_now()))
+    database.dispose()
+
+    with multiprocessing.get_context("spawn").Pool(WORKERS) as pool:
+        url = settings.resolved_database_url
+        most = pool.starmap(run_limited, [(url, f"worker-{number}") for number in range(WORKERS)])
+
+    assert max(most) == LIMIT

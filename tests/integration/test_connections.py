@@ -1,6 +1,7 @@
 """Connections that no decent client makes: slow, silent, endless, too many, or lying."""
 
 import json
+import re
 import socket
 import sys
 import threading
@@ -29,6 +30,14 @@ LIMITS = {
     "max_receive_s": "6",
     "max_connections": "40",
     "min_free_bytes": "0",
+    "metrics_port": "0",
+}
+SECURITY_HEADERS = {
+    "cache-control",
+    "content-security-policy",
+    "cross-origin-resource-policy",
+    "referrer-policy",
+    "x-content-type-options",
 }
 FORM_HEAD = (
     b'--X\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nfine-tune\r\n'
@@ -67,8 +76,68 @@ def read_all(connection: socket.socket) -> bytes:
 
 def error_of(answer: bytes) -> tuple[int, dict[str, Any]]:
     head, _, body = answer.partition(b"\r\n\r\n")
-    assert b"x-request-id: req_" in head
+    headers = headers_of(answer)
+    assert headers["x-request-id"].startswith("req_")
+    assert headers.keys() >= SECURITY_HEADERS
     return int(head.split()[1]), json.loads(body)["error"]
+
+
+def headers_of(answer: bytes) -> dict[str, str]:
+    _, *lines = answer.partition(b"\r\n\r\n")[0].decode().split("\r\n")
+    return {name: text for name, _, text in (line.partition(": ") for line in lines)}
+
+
+def access_lines(service: LocalService, answer: bytes) -> list[str]:
+    """What the log says of the request that was answered so, once it says something."""
+    request_id = headers_of(answer)["x-request-id"]
+
+    def find() -> list[str]:
+        log = service.processes["api"].log().splitlines()
+        return [line for line in log if "[app.access]" in line and request_id in line]
+
+    return wait_until(find, within_s=PATIENCE_S)
+
+
+def count_refused(service: LocalService) -> int:
+    """Requests in the metrics that were refused before their head was read."""
+    address = service.processes["api"].wait_for(r"metrics on (\S+)")[1]
+    labels = r'\{method="other",route="other",status="[45]xx"\}'
+    pattern = rf"^tunery_http_request_duration_seconds_count{labels} (\d+)"
+    return sum(map(int, re.findall(pattern, httpx.get(address).text, re.MULTILINE)))
+
+
+def test_a_request_that_cannot_be_read_is_logged_once_and_counted(service: LocalService) -> None:
+    before = count_refused(service)
+    with connect(service) as connection:
+        connection.sendall(b"no http\r\n\r\n")
+        answer = read_all(connection)
+
+    assert error_of(answer)[1]["code"] == "invalid_http"
+    (line,) = access_lines(service, answer)
+    assert re.search(r"- - 400 \d+ ms .*outcome=refused code=invalid_http", line)
+    assert count_refused(service) == before + 1
+
+
+def test_a_body_that_stops_is_logged_once_with_its_path(service: LocalService) -> None:
+    before = count_refused(service)
+    with connect(service) as connection:
+        connection.sendall(UPLOAD % 10_000 + FORM_HEAD)
+        answer = read_all(connection)
+
+    (line,) = access_lines(service, answer)
+    assert re.search(r"POST /v1/files 408 \d+ ms .*outcome=refused code=request_timeout", line)
+    assert count_refused(service) == before
+
+
+def test_what_follows_a_request_in_one_piece_is_logged_with_it(service: LocalService) -> None:
+    """The application has not seen the request yet when the answer is sent."""
+    with connect(service) as connection:
+        connection.sendall(b"GET /v1/models HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\nno http\r\n\r\n")
+        answer = read_all(connection)
+
+    assert error_of(answer)[1]["code"] == "invalid_http"
+    (line,) = access_lines(service, answer)
+    assert re.search(r"GET /v1/models 400 \d+ ms .*outcome=refused code=invalid_http", line)
 
 
 def send_slowly(connection: socket.socket, piece: bytes) -> None:
@@ -248,9 +317,13 @@ def test_a_client_too_many_is_told_so(service: LocalService) -> None:
             busy = stack.enter_context(connect(service))
             busy.sendall(UPLOAD % 10_000 + FORM_HEAD)
         with connect(service) as connection:
-            status, error = error_of(read_all(connection))
+            answer = read_all(connection)
+    status, error = error_of(answer)
 
     assert (status, error["code"]) == (503, "too_many_connections")
+    assert headers_of(answer)["retry-after"] == "2"
+    (line,) = access_lines(service, answer)
+    assert re.search(r"- - 503 \d+ ms .*outcome=failed code=too_many_connections", line)
 
 
 def test_few_open_files_lower_the_number_of_connections(tmp_path: Path) -> None:

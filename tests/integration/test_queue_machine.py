@@ -184,7 +184,7 @@ class QueueMachine(RuleBasedStateMachine):
             for job_id, job in self.jobs.items()
             if job.status is JobStatus.RUNNING and job.expires < self.elapsed
         }
-        assert set(rescued) == late
+        assert {job.job_id for job in rescued} == late
         self.lose(late)
 
     @rule(worker=st.sampled_from(["worker-1", "worker-2"]))
@@ -199,7 +199,7 @@ class QueueMachine(RuleBasedStateMachine):
             for job_id, job in self.jobs.items()
             if job.status is JobStatus.RUNNING and owners[job_id] == worker
         }
-        assert set(rescued) == expected
+        assert {job.job_id for job in rescued} == expected
         self.lose(expected)
 
     @precondition(lambda self: self.jobs)

@@ -4,6 +4,9 @@ import os
 import re
 import signal
 import socket
+import subprocess
+import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
@@ -15,6 +18,7 @@ import pytest
 from tests.builders import bearer, write_catalogue
 from tests.waiting import wait_until
 from tests.wheel import install_wheel
+from tunery import service_root
 from tunery.local_service import LoggedProcess
 
 START_S = 60
@@ -28,10 +32,12 @@ SETTINGS = {
 class Served:
     """A `tunery serve` that runs in the block."""
 
-    def __init__(self, place: Path, port: int, **settings: str) -> None:
+    def __init__(
+        self, place: Path, port: int, *, launcher: Sequence[str | Path] = (), **settings: str
+    ) -> None:
         inherited = {name: os.environ[name] for name in os.environ if name != "PYTHONPATH"}
         self.process = LoggedProcess(
-            [install_wheel() / "tunery", "serve", "--port", str(port)],
+            [*launcher, install_wheel() / "tunery", "serve", "--port", str(port)],
             log=place / "serve.log",
             cwd=place,
             environment=inherited | SETTINGS | settings,
@@ -150,6 +156,38 @@ def test_a_killed_supervisor_takes_its_processes_along(place: Path) -> None:
         _, alive = psutil.wait_procs(parts, timeout=STOP_S)
 
         assert not alive
+
+
+POWERLESS = """
+import os, sys
+sys.path.insert(0, sys.argv[1])
+from worker.launch.sandbox.privileges import give_up_privileges
+give_up_privileges(None)
+os.execvp(sys.argv[2], sys.argv[2:])
+"""
+"""Runs a program as the same user, but without what lets root read all processes."""
+
+
+def test_no_process_shows_its_environment_to_others_of_its_user(place: Path) -> None:
+    powerless = [sys.executable, "-P", "-c", POWERLESS, service_root()]
+
+    def may_read(pid: int) -> bool:
+        program = [*powerless, "cat", f"/proc/{pid}/environ"]
+        return subprocess.run(program, capture_output=True, check=False).returncode == 0
+
+    other = LoggedProcess(
+        [*powerless, "sleep", "600"], log=place / "log", cwd=place, environment=os.environ
+    )
+    other.start()
+    wait_until(lambda: may_read(other.pid), within_s=START_S)
+    other.kill()
+
+    with Served(place, port=0, launcher=powerless) as served:
+        served.await_ready()
+        processes = [served.process.pid, *(one.pid for one in served.parts().values())]
+
+        assert len(processes) == 3
+        assert not any(may_read(pid) for pid in processes)
 
 
 EVERYWHERE = {"TUNERY_HOST": "0.0.0.0"}  # noqa: S104 - that is what is tested

@@ -127,17 +127,35 @@ FORMS: dict[str, bytes] = {
     + FORM_END,
     "name of a MiB": FILE_HEAD.replace(b"a.jsonl", b"a" * MIB) + TEXT_LINE + FORM_END,
     "name not utf-8": PURPOSE + FILE_HEAD.replace(b"a.jsonl", b"\xff\xfe") + TEXT_LINE + FORM_END,
+    "name with a line feed": PURPOSE
+    + FILE_HEAD.replace(b"a.jsonl", b"a\nb: c")
+    + TEXT_LINE
+    + FORM_END,
+    "name with a line end": FILE_HEAD.replace(b"a.jsonl", b"a\r\nb: c") + TEXT_LINE + FORM_END,
+    "name in pieces": PURPOSE
+    + FILE_HEAD.replace(b'filename="a.jsonl"', b"filename*0=a; filename*1=b; filename=c")
+    + TEXT_LINE
+    + FORM_END,
     "encoded name": PURPOSE
     + FILE_HEAD.replace(b'filename="a.jsonl"', b"filename*=utf-8''%ff%00%0a")
     + TEXT_LINE
     + FORM_END,
     "many parts": PURPOSE * 1000 + FORM_END,
+    "a hundred thousand parts": b"--X\r\n\r\n\r\n" * 100_000 + FORM_END,
     "many headers": b"--X\r\n" + b"a: b\r\n" * 10_000 + b"\r\n" + FORM_END,
     "endless header": b"--X\r\nContent-Disposition: " + b"a" * 2 * MIB,
+    "two dispositions": FILE_HEAD[:-2] + FILE_HEAD[5:] + TEXT_LINE + FORM_END,
     "header without a colon": b"--X\r\nContent-Disposition\r\n\r\n" + FORM_END,
     "header with a bare line feed": b"--X\nContent-Disposition: form-data\n\n" + FORM_END,
     "two files": (PURPOSE + FILE_HEAD + TEXT_LINE + b"\r\n") + FILE_HEAD + TEXT_LINE + FORM_END,
     "long field": b'--X\r\nContent-Disposition: form-data; name="a"\r\n\r\n' + b"b" * MIB,
+    "two purposes": PURPOSE * 2 + FILE_HEAD + TEXT_LINE + FORM_END,
+    "a form in a form": PURPOSE
+    + FILE_HEAD.replace(b"\r\n\r\n", b"\r\nContent-Type: multipart/mixed; boundary=Y\r\n\r\n")
+    + b"--Y\r\n\r\n"
+    + TEXT_LINE
+    + b"\r\n--Y--"
+    + FORM_END,
     "negative expiry": PURPOSE
     + b'--X\r\nContent-Disposition: form-data; name="expires_after[seconds]"\r\n\r\n-1\r\n'
     + FILE_HEAD
@@ -145,8 +163,11 @@ FORMS: dict[str, bytes] = {
     + FORM_END,
     "boundary after boundary": b"--X\r\n" * 50_000,
     "almost boundaries": PURPOSE + FILE_HEAD + b"\r\n--" * 500_000,
+    "boundaries that go on": PURPOSE + FILE_HEAD + b"\r\n--XX" * 500_000,
+    "spaces after a boundary": b"--X\r\n\r\n\r\n--X" + b" " * 4 * MIB,
     "carriage returns": PURPOSE + FILE_HEAD + b"\r" * 2 * MIB,
     "a MiB before the first boundary": b"x" * MIB + PURPOSE + FORM_END,
+    "line ends before the first boundary": b"\r\n" * 2 * MIB + PURPOSE + FORM_END,
     "a MiB after the last boundary": PURPOSE + FILE_HEAD + TEXT_LINE + FORM_END + b"x" * MIB,
 }
 
@@ -156,6 +177,8 @@ CONTENT_TYPES = (
     "multipart/form-data; boundary=",
     "multipart/form-data; boundary=" + "b" * 5000,
     'multipart/form-data; boundary="X',
+    'multipart/form-data; boundary="' + ';"' * 20_000,
+    "multipart/form-data; boundary=X; boundary=Y",
     "multipart/form-data; boundary=\udcff",
     "multipart/mixed; boundary=X",
     "application/x-www-form-urlencoded",

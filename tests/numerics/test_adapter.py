@@ -85,7 +85,7 @@ def test_a_good_adapter_passes_the_check(tmp_path: Path) -> None:
     model = build_peft_model()
     write_adapter(tmp_path, model)
 
-    check_adapter(model, tmp_path, INPUT_IDS, learning_rate=1e-4)
+    check_adapter(model, tmp_path, INPUT_IDS, step=1, learning_rate=1e-4)
 
 
 def test_an_adapter_that_changes_nothing_fails_the_check(tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_an_adapter_that_changes_nothing_fails_the_check(tmp_path: Path) -> None
     write_adapter(tmp_path, model)
 
     with pytest.raises(TrainingFailedError, match=r"learning_rate=0\.0001 is too low") as caught:
-        check_adapter(model, tmp_path, INPUT_IDS, learning_rate=1e-4)
+        check_adapter(model, tmp_path, INPUT_IDS, step=1, learning_rate=1e-4)
 
     assert caught.value.code == "adapter_has_no_effect"
 
@@ -106,7 +106,20 @@ def test_an_adapter_that_is_not_the_trained_one_fails_the_check(tmp_path: Path) 
             parameter.add_(0.1)
 
     with pytest.raises(RuntimeError, match="is not the one that was trained"):
-        check_adapter(model, tmp_path, INPUT_IDS, learning_rate=1e-4)
+        check_adapter(model, tmp_path, INPUT_IDS, step=1, learning_rate=1e-4)
+
+
+def test_an_adapter_that_diverged_in_the_last_step_fails_the_check(tmp_path: Path) -> None:
+    model = build_peft_model()
+    with torch.no_grad():
+        for parameter in trainable_parameters(model):
+            parameter.mul_(1e30)
+    write_adapter(tmp_path, model)
+
+    with pytest.raises(TrainingFailedError, match="diverged at step 5") as caught:
+        check_adapter(model, tmp_path, INPUT_IDS, step=5, learning_rate=1)
+
+    assert caught.value.code == "loss_not_finite"
 
 
 def test_the_best_adapter_is_remembered_until_patience_ends() -> None:

@@ -16,7 +16,13 @@ from tests.numerics.test_cross_entropy import PROMPTS, RAGGED, build_batch
 from tests.tiny import build_model, build_peft_model
 from worker.training.data.batching import MicroBatch
 from worker.training.model.base_model import ModelShape, trainable_parameters
-from worker.training.model.decoder_layer import compile_layer
+from worker.training.model.decoder_layer import (
+    LayerShape,
+    LayerTensors,
+    Positions,
+    compile_layer,
+    decoder_layer,
+)
 from worker.training.model.forward import (
     Forward,
     FusedForward,
@@ -87,6 +93,22 @@ def test_rows_too_long_for_products_are_the_same() -> None:
     assert_same(
         FusedForward(model), ReferenceForward(model), build_batch((1100,), (900,)), rel=1e-5
     )
+
+
+def test_a_long_row_takes_no_mask_of_its_square() -> None:
+    """For 131,072 tokens, that would be 64 GiB."""
+    sizes: list[int] = []
+
+    def layer(
+        hidden: Tensor, positions: Positions, layer: LayerTensors, shape: LayerShape
+    ) -> Tensor:
+        sizes.append(positions.mask_LL.numel())
+        return decoder_layer(hidden, positions, layer, shape)
+
+    forward = FusedForward(build_peft_model(max_position_embeddings=2048), layer=layer)
+    forward.log_probs(build_batch((1100,), (900,)), KEY)
+
+    assert sizes == [0, 0]
 
 
 class GivenMask(nn.Module):

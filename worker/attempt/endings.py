@@ -1,6 +1,7 @@
 """How an attempt ends, decided by what its training process reported or by what went wrong."""
 
 import logging
+import re
 import signal
 from dataclasses import dataclass
 
@@ -38,6 +39,15 @@ _OVER_TIME = JobError(
     'POST .../rerun with {"from": "saved_state"} continues it as a new job.',
 )
 
+_OUT_OF_MEMORY = JobError(
+    code="out_of_memory",
+    message="The job does not fit in the memory that a training process may take here. Shorten the "
+    "longest examples, lower context_length or lora_r, or choose a smaller base model.",
+)
+_FAILED_ALLOCATION = re.compile(r"memory allocation of \d+ bytes failed|std::bad_alloc")
+"""Last words of a library in Rust or C++, such as the tokenizer, that gets no memory. It ends the
+process, so Python cannot report the error."""
+
 
 @dataclass(frozen=True, slots=True)
 class Cancelled:
@@ -72,7 +82,7 @@ def end_of_process(
         is_over_time: whether the job has trained for as long as its project allows.
     """
     match event:
-        case Finished() if ending.exit_code == 0:
+        case Finished() if ending.exit_code == 0 or _was_ended(ending):
             return event
         case _ if action is RequestedAction.CANCEL:
             return Cancelled()
@@ -153,12 +163,12 @@ def _error_of_base_model(
 
 def _end_of_interrupted(
     event: LastEvent | None, ending: Ending, *, is_stopping: bool
-) -> Released | Crash:
-    # A child that is asked to end may do so before it can report that.
-    was_ended = ending.was_killed or (ending.was_asked and ending.exit_code == -signal.SIGTERM)
+) -> JobError | Released | Crash:
     was_told = ending.was_asked or is_stopping
-    if was_ended or (was_told and isinstance(event, Stopped)):
+    if _was_ended(ending) or (was_told and isinstance(event, Stopped)):
         return Released("The worker was stopped" if is_stopping else "The job was interrupted")
+    if ending.exit_code == -signal.SIGABRT and _FAILED_ALLOCATION.search(ending.log_tail):
+        return _OUT_OF_MEMORY
     if ending.exit_code == -signal.SIGKILL:
         return Crash(
             "The training process was killed, most likely because the machine ran out of memory",
@@ -172,6 +182,11 @@ def _end_of_interrupted(
     else:
         what = f"The training process ended with exit code {ending.exit_code}"
     return Crash(what, "The worker's log has more of its log.", last_line(ending.log_tail))
+
+
+def _was_ended(ending: Ending) -> bool:
+    """Whether the worker ended the process. One that is asked to save may die before it can."""
+    return ending.was_killed or (ending.was_asked and ending.exit_code == -signal.SIGTERM)
 
 
 def _signal_name(number: int) -> str:

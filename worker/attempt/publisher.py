@@ -6,6 +6,7 @@ lie under keys of their own attempt until orphans are collected. They are not fr
 commit, because it may have succeeded with its confirmation lost.
 """
 
+from app.core import manifest
 from app.core.db.repositories.checkpoints import CheckpointRepository, TunedModelRepository
 from app.core.db.repositories.events import EventRepository
 from app.core.db.repositories.files import FileRepository
@@ -21,6 +22,7 @@ from app.core.job import loss_log
 from app.core.job.artifacts import MANIFEST_NAME
 from app.core.job.loss_log import StepMetrics
 from app.core.job.status import JobStatus
+from app.core.job.training_config import JobSpec
 from app.core.job.training_events import (
     Checkpointed,
     Finished,
@@ -29,11 +31,10 @@ from app.core.job.training_events import (
     Unresumable,
 )
 from app.core.signing.keys import SigningKeys
-from app.core.storage.blob_store import delete_blobs
+from app.core.storage.blob_store import BlobStore, delete_blobs
 from worker.attempt.lease_keeper import LeaseKeeper, Resources
-from worker.attempt.signature import sign_checkpoint
 from worker.job_directory import JobDirectory, StoredDirectory
-from worker.stored_file import StoredFile, as_file
+from worker.stored_file import StoredFile, as_file, store_bytes
 
 RESULT_NAME = "step_metrics.csv"
 
@@ -141,7 +142,7 @@ class Publisher:
         jobs = JobRepository(session, lease.project_id)
         # Not always the newest step: after an early stop, the best one is saved.
         (metrics,) = jobs.list_steps(lease.job_id, first=step, last=step)
-        (manifest,) = (file for file in stored if file.name == MANIFEST_NAME)
+        (described,) = (file for file in stored if file.name == MANIFEST_NAME)
         checkpoints.add(
             Checkpoint(
                 id=new_id(IdPrefix.CHECKPOINT),
@@ -150,7 +151,7 @@ class Publisher:
                 step=step,
                 created_at=now,
                 metrics=metrics.model_dump(),
-                manifest_sha256=manifest.sha256,
+                manifest_sha256=described.sha256,
                 files=[as_file(file, lease, now=now) for file in stored],
             )
         )
@@ -196,3 +197,22 @@ class Publisher:
         job.result_checkpoint_id, job.result_file_id = checkpoint.id, file.id
         settle(session, job, JobStatus.SUCCEEDED, now=now)
         return True
+
+
+def sign_checkpoint(
+    store: BlobStore, checkpoint: StoredDirectory, *, spec: JobSpec, keys: SigningKeys
+) -> StoredFile:
+    """Sign the manifest of a checkpoint with the service's key, and store the signature beside it.
+
+    A signature vouches for what the manifest says, and a training process wrote it. So the manifest
+    is compared first with what this process itself knows: `JobDirectory` has compared it with the
+    stored files, and here it is compared with the model, data and hyperparameters that the job was
+    given. How the job was computed, and with which versions, is what the training process reports.
+
+    Raises:
+        ManifestError: the manifest names other inputs than the job has.
+        SigningKeyError: the service's key cannot be read.
+    """
+    manifest.check_inputs(checkpoint.promised, spec)
+    signature = keys.sign(checkpoint.manifest_bytes)
+    return store_bytes(store, f"{checkpoint.key}/{manifest.SIGNATURE_NAME}", [signature])

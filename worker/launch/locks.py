@@ -3,9 +3,11 @@
 They work on one machine. Between machines, only the fence in the database protects a job.
 """
 
+import errno
 import fcntl
 import os
 import signal
+import stat
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
@@ -14,12 +16,18 @@ from typing import Self
 
 _RETRY_S = 0.05
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_MAX_NAME = 100
+"""Maximum number of characters that are read of what names the holder of a lock."""
 _START_TICKS = 19
 """Index among the fields of `/proc/PID/stat` that follow the command's name: `proc_pid_stat(5)`."""
 
 
 class JobLockedError(Exception):
     """Another training process of the job is still alive on this machine and does not end."""
+
+
+class _NoLockFileError(OSError):
+    """There is something else in the place of a lock file."""
 
 
 class JobLock:
@@ -65,13 +73,24 @@ class JobLock:
 
     def name_holder(self, pid: int) -> None:
         """Write down the process, a leader of its group, that holds the lock from now on."""
-        self._path.write_text(f"{pid} {start_ticks(pid)}")
+        with os.fdopen(_open(self._path, os.O_WRONLY | os.O_TRUNC), "w") as file:
+            file.write(f"{pid} {start_ticks(pid)}")
 
-    def remove_if_free(self) -> None:
-        """Delete the file, unless a process holds the lock."""
-        if self._path.exists() and (descriptor := self._try()) is not None:
-            self._path.unlink(missing_ok=True)
-            os.close(descriptor)
+    def remove_if_free(self, *, within_s: float = 0.0) -> None:
+        """Delete the file, unless a process holds the lock.
+
+        Args:
+            within_s: how long to wait for a process that has been killed and still holds the lock.
+        """
+        deadline_s = time.monotonic() + within_s
+        while os.path.lexists(self._path):
+            if (descriptor := self._try()) is not None:
+                self._path.unlink(missing_ok=True)
+                os.close(descriptor)
+                return
+            if time.monotonic() > deadline_s:
+                return
+            time.sleep(_RETRY_S)
 
     def _try(self) -> int | None:
         descriptor = try_lock(self._path)
@@ -85,7 +104,8 @@ class JobLock:
 
     def _kill_holder(self) -> None:
         try:
-            pid, ticks = map(int, self._path.read_text().split())
+            with os.fdopen(_open(self._path, os.O_RDONLY)) as file:
+                pid, ticks = map(int, file.read(_MAX_NAME).split())
         except (OSError, ValueError):
             return  # not written down yet
         if start_ticks(pid) == ticks:
@@ -132,7 +152,11 @@ def try_lock(path: Path) -> int | None:
     names the process that the next attempt would kill.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        descriptor = _open(path, os.O_RDONLY | os.O_CREAT)
+    except _NoLockFileError:
+        path.unlink(missing_ok=True)  # no worker has made it; the next try makes the file
+        return None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -140,6 +164,25 @@ def try_lock(path: Path) -> int | None:
         if isinstance(error, BlockingIOError):
             return None
         raise
+    return descriptor
+
+
+def _open(path: Path, flags: int) -> int:
+    """Open a lock file, but nothing that a training process may have put in its place.
+
+    Raises:
+        _NoLockFileError: it is a link, a pipe or a device.
+    """
+    flags |= os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # a pipe would wait for its other end
+    try:
+        descriptor = os.open(path, flags, 0o600)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):
+            raise _NoLockFileError(path) from error
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise _NoLockFileError(path)
     return descriptor
 
 

@@ -40,6 +40,22 @@ class TrainingFailedError(Exception):
         return Failed(code=self.code, message=str(self), param=self.param, errors=self.problems)
 
 
+def diverged(step: int, what: str, *, learning_rate: float) -> TrainingFailedError:
+    """The failure of a job whose numbers have become infinite or not a number.
+
+    Args:
+        step: the step in which that was noticed.
+        what: which number it is, and its value.
+        learning_rate: learning rate of the job.
+    """
+    return TrainingFailedError(
+        "loss_not_finite",
+        f"Training diverged at step {step:,} ({what}). Lower learning_rate, which is "
+        f"{learning_rate:g}, or set a warmup_ratio.",
+        param="hyperparameters.learning_rate",
+    )
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed: torch reports that as a RuntimeError with only a text."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):

@@ -7,10 +7,11 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from app.api.access import PolicyRoute, needs
 from app.api.deps import LIMIT, CallerDep, Cursor, Now, ResourcesDep
 from app.api.multipart import FileField, form_of, receive_and_write
-from app.api.streaming import send_file
+from app.api.streaming import record_download, send_file
 from app.core.access import Scope
 from app.core.db.base import Order
 from app.core.db.repositories.files import FileRepository
+from app.core.db.repositories.projects.audit import Action
 from app.core.db.session import Session
 from app.core.ids import IdPrefix
 from app.schemas.bodies import PageRead
@@ -116,13 +117,15 @@ def get_content(
     ] = None,
 ) -> Response:
     """Download the bytes of a file. Ranges are served, so a download can be resumed."""
-    file = resources.write(
-        lambda session: file_service.download_file(session, caller, file_id, now=now)
+    file = resources.read(
+        lambda session: FileRepository(session, caller.project_id).get(file_id, now=now)
     )
     is_loss_log = file.job_id is not None and file.checkpoint_id is None
     default = "base64" if is_loss_log and resources.settings.result_files_base64 else "plain"
     in_base64 = (encoding or default) == "base64"
-    return send_file(request, resources.store, file, in_base64=in_base64)
+    response = send_file(request, resources.store, file, in_base64=in_base64)
+    record_download(response, resources, caller, Action.FILE_DOWNLOADED, file_id, now=now)
+    return response
 
 
 @router.delete("/{file_id}", dependencies=[needs(Scope.WRITE)])

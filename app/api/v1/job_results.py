@@ -1,7 +1,6 @@
 """/v1/fine_tuning/jobs/{id}/...: a job's events, checkpoints, loss log and adapter."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
@@ -10,11 +9,12 @@ from fastapi.responses import StreamingResponse
 from app.api.access import PolicyRoute, needs
 from app.api.archive import zip_segments
 from app.api.deps import LIMIT, CallerDep, Cursor, Now, ResourcesDep, as_json
-from app.api.streaming import attachment, send_segments
+from app.api.streaming import attachment, record_download, send_segments
 from app.core.access import Scope
 from app.core.db.repositories.checkpoints import CheckpointRepository
 from app.core.db.repositories.events import EventRepository
 from app.core.db.repositories.jobs import JobRepository
+from app.core.db.repositories.projects.audit import Action
 from app.core.db.session import Session
 from app.core.ids import IdPrefix
 from app.core.job import loss_log
@@ -166,15 +166,10 @@ def get_adapter(
     ] = None,
 ) -> Response:
     """Download the adapter as a zip archive. Ranges are served, so a download can be resumed."""
-    download = partial(
-        job_service.download_adapter,
-        caller=caller,
-        job_id=job_id,
-        checkpoint=checkpoint,
-        now=now,
+    adapter = resources.read(
+        lambda session: job_service.get_adapter(session, caller, job_id, checkpoint)
     )
-    adapter = resources.write(download)
-    return send_segments(
+    response = send_segments(
         request,
         resources.store,
         zip_segments(adapter.files),
@@ -182,3 +177,5 @@ def get_adapter(
         media_type="application/zip",
         filename=f"{job_id}-step-{adapter.step}.zip",
     )
+    record_download(response, resources, caller, Action.ADAPTER_DOWNLOADED, adapter.id, now=now)
+    return response

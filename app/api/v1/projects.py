@@ -3,7 +3,7 @@
 from functools import partial
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query
+from fastapi import APIRouter, Depends, Path, Query
 
 from app.api.access import needs
 from app.api.deps import LIMIT, CallerDep, Cursor, Now, ResourcesDep
@@ -23,6 +23,8 @@ from app.services import projects as project_service
 
 router = APIRouter(prefix="/organization", tags=["organization"], route_class=StrictJsonRoute)
 
+ProjectName = Annotated[str, Path(alias="project_id", description="Id or name of the project.")]
+
 
 @router.get("/projects", dependencies=[needs(Scope.ADMIN)])
 def list_projects(resources: ResourcesDep) -> ProjectList:
@@ -31,41 +33,49 @@ def list_projects(resources: ResourcesDep) -> ProjectList:
 
 
 @router.get("/projects/{project_id}", dependencies=[needs(Scope.ADMIN)])
-def get_project(project_id: str, resources: ResourcesDep) -> ProjectRead:
+def get_project(project_name: ProjectName, resources: ResourcesDep) -> ProjectRead:
     """Get a project and its limits."""
-    return resources.read(lambda session: project_service.get_project(session, project_id))
+    return resources.read(lambda session: project_service.get_project(session, project_name))
 
 
 @router.post("/projects/{project_id}", dependencies=[needs(Scope.ADMIN)])
 def update_project(
-    project_id: str, body: ProjectUpdate, caller: CallerDep, resources: ResourcesDep, now: Now
+    project_name: ProjectName,
+    body: ProjectUpdate,
+    caller: CallerDep,
+    resources: ResourcesDep,
+    now: Now,
 ) -> ProjectRead:
     """Change the limits of a project, and how long it keeps files, jobs and events."""
     return resources.write(
         lambda session: project_service.update_project(
-            session, project_id, body, by=caller, now=now
+            session, project_name, body, by=caller, now=now
         )
     )
 
 
 @router.get("/projects/{project_id}/usage", dependencies=[needs(Scope.ADMIN)])
-def get_usage(project_id: str, resources: ResourcesDep, now: Now) -> ProjectUsageRead:
+def get_usage(project_name: ProjectName, resources: ResourcesDep, now: Now) -> ProjectUsageRead:
     """Get what a project stores and runs, and what it has used this month."""
-    return resources.read(lambda session: project_service.read_usage(session, project_id, now=now))
+    return resources.read(
+        lambda session: project_service.read_usage(session, project_name, now=now)
+    )
 
 
 @router.delete("/projects/{project_id}", dependencies=[needs(Scope.ADMIN)])
 def erase_project(
-    project_id: str, caller: CallerDep, resources: ResourcesDep, now: Now
+    project_name: ProjectName, caller: CallerDep, resources: ResourcesDep, now: Now
 ) -> ProjectErased:
     """Erase a project: revoke its keys, cancel its jobs, and delete all its rows and all its bytes.
 
     If the request breaks off, send it again: it continues.
     """
     return project_service.erase_project(
-        partial(resources.write, frees_space=True),
-        resources.store,
-        project_id,
+        project_name,
+        read=resources.read,
+        write=partial(resources.write, frees_space=True),
+        store=resources.store,
+        settings=resources.settings,
         by=caller,
         now=now,
     )
@@ -76,13 +86,17 @@ def list_audit_events(
     resources: ResourcesDep,
     after: Annotated[str | None, Depends(Cursor(IdPrefix.AUDIT_EVENT))],
     limit: Annotated[int, Query(ge=1, le=1000, description=LIMIT)] = 20,
-    project_id: Annotated[
-        str | None, Query(description="Only what was done in the project with this id.")
+    project_name: Annotated[
+        str | None,
+        Query(
+            alias="project_id",
+            description="Only what was done in the project with this id or name.",
+        ),
     ] = None,
 ) -> PageRead[AuditEventRead]:
     """List who did what, with which key, newest first."""
     return resources.read(
         lambda session: project_service.list_audit_events(
-            session, project_id=project_id, after=after, limit=limit
+            session, project_name=project_name, after=after, limit=limit
         )
     )

@@ -77,6 +77,8 @@ class Project(Base):
     created_at: Mapped[datetime]
     last_turn: Mapped[int] = mapped_column(BigInteger, default=0, index=True)
     """Number of the turn at which a worker last took one of its jobs. The latest is the highest."""
+    erasing_since: Mapped[datetime | None]
+    """When its erasure began: no job of it is started any more. Null unless it is being erased."""
     max_stored_bytes: Mapped[int | None] = mapped_column(BigInteger)
     """Limits, and how long things are kept: `app.schemas.projects` describes them."""
     max_queued_jobs: Mapped[int | None]

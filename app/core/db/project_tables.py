@@ -34,7 +34,7 @@ class AuditEvent(OwnedByProject, Base):
     __table_args__ = (Index(None, "project_id", "id"),)
 
     id: Mapped[str] = mapped_column(primary_key=True)
-    created_at: Mapped[datetime]
+    created_at: Mapped[datetime] = mapped_column(index=True)
     action: Mapped[str]
     """Such as `job.cancelled`."""
     object_id: Mapped[str]

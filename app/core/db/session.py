@@ -68,6 +68,15 @@ class Database:
         with self.writing() as session:
             return act(session)
 
+    def read(self, act: Callable[[Session], T]) -> T:
+        """The result of `act`, which sees one consistent view and changes nothing.
+
+        Raises:
+            DatabaseBusyError: as `reading`, like the other errors.
+        """
+        with self.reading() as session:
+            return act(session)
+
     @contextmanager
     def reading(self) -> Generator[Session]:
         """One consistent view. Changes are discarded.

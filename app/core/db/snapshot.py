@@ -41,4 +41,4 @@ def release_running(session: Session, *, now: datetime) -> list[str]:
     WorkerRepository(session).remove_all()
     running = update(Job).where(Job.status == JobStatus.RUNNING)
     session.execute(running.values(lease_expires_at=_LONG_AGO))
-    return RecoveryRepository(session).rescue_expired(now=now)
+    return [job.job_id for job in RecoveryRepository(session).rescue_expired(now=now)]

@@ -52,6 +52,7 @@ class Upload(OwnedByProject, Base):
         CheckConstraint("(file_id IS NOT NULL) = (status = 'completed')", "file_of_completed"),
         CheckConstraint("(part_ids IS NOT NULL) = (status = 'completed')", "parts_of_completed"),
         Index(None, "status", "expires_at"),
+        Index(None, "project_id"),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)
@@ -105,8 +106,7 @@ class Job(OwnedByProject, Base):
     pause_requested_at: Mapped[datetime | None]
     """Set while a running job is asked to pause, and null again once it has paused."""
     priority: Mapped[int] = mapped_column(default=0)
-    """Queue priority within the project. Jobs with a higher priority run first; among equals, the
-    oldest."""
+    """Queue priority within the project: the highest runs first; among equals, the oldest job."""
     rerun_of: Mapped[str | None]
     """Job that this one repeats. No foreign key: either may be deleted."""
     resumed_from_step: Mapped[int | None]
@@ -222,6 +222,7 @@ class Event(OwnedByProject, Base):
         CheckConstraint("level IN ('info', 'warn', 'error')", "level"),
         CheckConstraint("type IN ('message', 'metrics')", "type"),
         Index(None, "job_id", "id"),
+        Index(None, "project_id", "created_at"),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)
@@ -237,7 +238,7 @@ class Checkpoint(OwnedByProject, Base):
     """A whole, verified checkpoint; its files are the rows of `files` that name it."""
 
     __tablename__ = "checkpoints"
-    __table_args__ = (UniqueConstraint("job_id", "step"),)
+    __table_args__ = (UniqueConstraint("job_id", "step"), Index(None, "project_id"))
 
     id: Mapped[str] = mapped_column(primary_key=True)
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
@@ -288,6 +289,7 @@ class TunedModel(OwnedByProject, Base):
     """A tuned model, which can be requested by name until it is deleted."""
 
     __tablename__ = "tuned_models"
+    __table_args__ = (Index(None, "project_id"),)
 
     id: Mapped[str] = mapped_column(primary_key=True)
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), index=True)

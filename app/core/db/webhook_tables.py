@@ -49,6 +49,7 @@ class WebhookDelivery(OwnedByProject, Base):
         CheckConstraint("(ended_at IS NOT NULL) = (status <> 'pending')", "ended"),
         Index(None, "endpoint_id", "status", "attempts", "event_id"),
         Index(None, "status", "created_at"),
+        Index(None, "project_id"),
     )
 
     event_id: Mapped[str] = mapped_column(primary_key=True)

@@ -4,12 +4,27 @@ The defaults are those of the script that Tunery grew out of (see `docs/referenc
 """
 
 import math
-from typing import Literal
+from datetime import date
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 LrScheduler = Literal["linear", "cosine", "constant", "constant_with_warmup"]
 OverlongRowBehavior = Literal["truncate", "error", "drop"]
+TrainOn = Literal["all_assistant", "last_assistant", "everything"]
+
+
+MAX_EXAMPLES_PER_LINE = 1000
+"""Maximum number of examples that a line of a file becomes: one for each answer, if the chat
+template rewrites the messages before it."""
+
+
+def _read_date(value: Any) -> Any:
+    """A date from its text, where a strict model would take none."""
+    try:
+        return date.fromisoformat(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 class Frozen(BaseModel):
@@ -74,8 +89,19 @@ class TrainingConfig(Frozen):
     """What happens to an example that is too long: `truncate` cuts off its end, `error` fails the
     job, and `drop` leaves the example out."""
 
+    train_on: TrainOn = "all_assistant"
+    """What is learned of a conversation: `all_assistant` for every answer whose weight is not 0,
+    `last_assistant` for its last answer only, `everything` for all tokens. With `everything`, the
+    prompts of `prompt` and `completion` rows are learned as well."""
+
     train_on_inputs: bool = False
-    """Whether prompts are learned as well as answers."""
+    """Whether prompts are learned as well as answers. True means the same as `everything` in
+    `train_on`."""
+
+    template_date: Annotated[date, BeforeValidator(_read_date)] | None = None
+    """Date that the chat template takes for today, if it writes one. By default, that is the day on
+    which the job was created, in UTC. Null in jobs of earlier releases, whose attempts each take
+    their own day."""
 
     seed: int = Field(ge=0, le=2**31 - 1)
     """Seed of every random number of the job: initial adapter, order of examples, dropout."""
@@ -97,6 +123,15 @@ class TrainingConfig(Frozen):
     def total_steps(self, examples: int) -> int:
         """Number of optimizer steps of a job that trains on so many examples."""
         return self.max_steps or self.epochs * math.ceil(examples / self.batch_size)
+
+    def max_total_steps(self, lines: int) -> int:
+        """Number of optimizer steps that a job on a file of so many lines cannot exceed."""
+        return self.total_steps(lines * MAX_EXAMPLES_PER_LINE)
+
+    @property
+    def learned_part(self) -> TrainOn:
+        """What is learned, from `train_on` and `train_on_inputs`."""
+        return "everything" if self.train_on_inputs else self.train_on
 
 
 class DatasetRef(Frozen):

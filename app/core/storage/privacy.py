@@ -4,8 +4,9 @@ The umask does this for new files. Older versions set none, so a process that st
 directory and what lies directly in it; nobody reaches what is below a closed directory. `tunery
 doctor --repair` closes every file.
 
-Two directories are closed themselves, and what is below them need not be: a training child may run
-as another user, who is then given its job directory and may read its base model.
+Three directories are closed themselves, and what is below them need not be: a training child may
+run as another user, who is then given its job directory and a cache, and may read its base model.
+A child can also nest directories in them without end.
 """
 
 import logging
@@ -43,7 +44,7 @@ def iterate_open(settings: Settings) -> Iterator[Path]:
     """What other users have permissions on, in the data directory, less what children use."""
     if is_open(settings.data_dir):
         yield settings.data_dir
-    used_by_children = (settings.work_dir, settings.data_dir / MODELS_NAME)
+    used_by_children = (settings.work_dir, settings.cache_dir, settings.data_dir / MODELS_NAME)
     for parent, directories, files in os.walk(settings.data_dir):
         if Path(parent) in used_by_children:
             directories.clear()

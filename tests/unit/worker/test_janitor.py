@@ -28,7 +28,7 @@ def janitor(
 
 
 def test_a_job_without_a_sign_of_life_goes_back_into_the_queue(
-    janitor: Janitor, database: Database, clock: FrozenClock
+    janitor: Janitor, database: Database, clock: FrozenClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     job = add_job(database)
     claim(database)
@@ -37,6 +37,8 @@ def test_a_job_without_a_sign_of_life_goes_back_into_the_queue(
     janitor.run_if_due()
 
     assert get_job(database, job.id).status is JobStatus.QUEUED
+    (line,) = [one.__dict__ for one in caplog.records if one.getMessage() == "job rescued"]
+    assert (line["job_id"], line["attempt"], line["project"]) == (job.id, 1, DEFAULT_PROJECT_ID)
 
 
 def test_the_job_of_a_worker_that_died_on_this_host_is_not_waited_for(

@@ -13,7 +13,7 @@ from app.core.db.session import Database
 from app.core.manifest import Manifest, ManifestError, describe_files, sha256_of
 from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
-from tests.builders import NOW, add_file, add_job, claim, write_checkpoint
+from tests.builders import NOW, add_file, add_job, claim, nested_directories, write_checkpoint
 from worker.job_directory import JobDirectory, JobInputs
 from worker.stored_file import as_file
 
@@ -215,17 +215,10 @@ def test_what_is_dropped_is_not_looked_for_behind_a_link(
 
 
 def test_a_directory_that_is_too_deep_for_a_path_is_removed(job_directory: JobDirectory) -> None:
-    descriptor = os.open(job_directory.directory / "out", os.O_RDONLY)
-    for _ in range(3000):
-        os.mkdir("d", dir_fd=descriptor)
-        deeper = os.open("d", os.O_RDONLY, dir_fd=descriptor)
-        os.close(descriptor)
-        descriptor = deeper
-    os.close(descriptor)
+    with nested_directories(job_directory.directory / "out" / "d", levels=3000):
+        job_directory.remove()
 
-    job_directory.remove()
-
-    assert not job_directory.directory.exists()
+        assert not job_directory.directory.exists()
 
 
 @pytest.mark.parametrize("link", ["out/step-3", "out"])

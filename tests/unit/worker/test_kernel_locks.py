@@ -1,11 +1,14 @@
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from tests.builders import build_job, build_lease
 from tests.waiting import wait_until
+from worker.job_directory import JobDirectory
 from worker.launch.locks import JobLock, JobLockedError, TrainingSlots, try_lock
 
 
@@ -66,6 +69,56 @@ def test_a_lock_in_use_is_not_removed(path: Path) -> None:
     JobLock(path).remove_if_free()
 
     assert (was_kept, path.exists()) == (True, False)
+
+
+@pytest.mark.parametrize("obstacle", ["link", "dangling link", "pipe"])
+def test_what_a_training_process_puts_in_the_place_of_a_lock_is_removed(
+    path: Path, tmp_path: Path, obstacle: str
+) -> None:
+    target = tmp_path / "target"
+    path.parent.mkdir()
+    if obstacle == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to(target)
+    if obstacle == "link":
+        target.write_text("mine")
+
+    os.close(JobLock(path).take(within_s=10))
+
+    assert path.is_file()
+    assert not path.is_symlink()
+    assert target.exists() == (obstacle == "link")
+
+
+def test_the_name_of_a_holder_is_not_written_through_a_link(path: Path, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.write_text("mine")
+    path.parent.mkdir()
+    path.symlink_to(target)
+
+    with pytest.raises(OSError, match="ftjob-1"):
+        JobLock(path).name_holder(os.getpid())
+    JobLock(path).remove_if_free()
+
+    assert target.read_text() == "mine"
+    assert not path.is_symlink()
+
+
+def test_the_lock_of_a_process_that_is_dying_is_removed_once_it_is_dead(tmp_path: Path) -> None:
+    directory = JobDirectory(tmp_path / "work", build_lease(build_job()))
+    directory.directory.mkdir(parents=True)
+    lock = directory.directory.parent.with_suffix(".lock")
+    held = JobLock(lock).take(within_s=0)
+
+    with ThreadPoolExecutor(1) as pool:
+        removal = pool.submit(directory.remove)
+        with pytest.raises(TimeoutError):
+            removal.result(0.2)
+        os.close(held)
+        removal.result()
+
+    assert list((tmp_path / "work").iterdir()) == []
 
 
 def test_the_holder_that_was_written_down_is_ended(path: Path) -> None:

@@ -1,12 +1,16 @@
 """The janitor deletes what a project keeps for a limited time, and nothing of other projects."""
 
 from datetime import timedelta
+from typing import Any
 
 import pytest
+from sqlalchemy import event
 
 from app.core.access import DEFAULT_PROJECT_ID
 from app.core.db.repositories.events import EventRepository
 from app.core.db.repositories.jobs import JobRepository
+from app.core.db.repositories.projects import audit
+from app.core.db.repositories.projects.audit import AuditLog
 from app.core.db.session import Database
 from app.core.db.tables import Event, File, Job
 from app.core.job.status import JobStatus
@@ -147,3 +151,41 @@ def test_a_job_that_is_kept_can_still_be_read(
 
     with database.reading() as session:
         assert JobRepository(session, THRIFTY).get(job.id).status is JobStatus.CANCELLED
+
+
+def test_the_audit_trail_forgets_what_is_older_than_the_setting_says(
+    janitor: Janitor, database: Database, settings: Settings, clock: FrozenClock
+) -> None:
+    kept_for = timedelta(days=settings.audit_retention_days)
+    ages = {"file-1": 3 * DAY, "file-2": 2 * DAY, "file-3": DAY, "file-4": -DAY}
+    with database.writing() as session:
+        for file_id, age in ages.items():
+            then = NOW - kept_for - age
+            audit.record(session, None, audit.Action.FILE_UPLOADED, file_id, now=then)
+
+    janitor.run_if_due()
+
+    with database.reading() as session:
+        page = AuditLog(session).list_page(project_id=None, after=None, limit=9)
+    assert [event.object_id for event in page.rows] == ["file-4"]
+
+
+@pytest.mark.only_sqlite  # PostgreSQL's writers do not wait for each other
+def test_others_write_while_the_janitor_looks_for_what_is_old(
+    janitor: Janitor, database: Database, settings: Settings, store: LocalBlobStore
+) -> None:
+    days = dict.fromkeys(("file_retention_days", "job_retention_days", "event_retention_days"), 9)
+    add_project(database, THRIFTY, **days)
+    other = Database(settings.resolved_database_url, busy_timeout_s=0.1)
+    written: list[File] = []
+
+    def write(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if statement.startswith("SELECT"):
+            written.append(add_file(other, store))
+
+    event.listen(database.engine, "before_cursor_execute", write)
+    janitor.apply_retention()
+    event.remove(database.engine, "before_cursor_execute", write)
+    other.dispose()
+
+    assert len(written) == 5  # before projects, their files, jobs and events, and the audit trail

@@ -15,7 +15,7 @@ from app.core.settings import Settings
 from app.core.signing.keys import SigningKeys
 from app.core.storage.local import LocalBlobStore
 from tests.builders import add_file, add_job, claim, write_checkpoint
-from worker.attempt.signature import sign_checkpoint
+from worker.attempt.publisher import sign_checkpoint
 from worker.job_directory import JobDirectory, JobInputs, StoredFile
 
 pytestmark = pytest.mark.only_sqlite

@@ -41,7 +41,8 @@ class Positions(NamedTuple):
     """Cosines of the rotary embedding."""
     sin_LD: Tensor
     mask_LL: Tensor
-    """0 where a token sees another, minus infinity where it does not."""
+    """0 where a token sees another, minus infinity where it does not. Empty for rows longer than
+    `LONGEST_BY_PRODUCTS`, for which it would take gigabytes and is not needed."""
 
 
 class Linear(NamedTuple):

@@ -23,6 +23,7 @@ from worker.training.model.cross_entropy import (
 )
 from worker.training.model.decoder_layer import (
     ACTIVATIONS,
+    LONGEST_BY_PRODUCTS,
     LayerFunction,
     LayerShape,
     LayerTensors,
@@ -137,7 +138,8 @@ class FusedForward:
         length = hidden_BLH.shape[1]
         places_1L = torch.arange(length, device=hidden_BLH.device)[None]
         cos_1LD, sin_1LD = self._decoder.rotary_emb(hidden_BLH, places_1L)
-        mask_LL = hidden_BLH.new_full((length, length), -torch.inf, requires_grad=False).triu(1)
+        masked = length if length <= LONGEST_BY_PRODUCTS else 0
+        mask_LL = hidden_BLH.new_full((masked, masked), -torch.inf, requires_grad=False).triu(1)
         positions = Positions(cos_1LD[0], sin_1LD[0], mask_LL)
         masks = None
         if dropout is not None and self._dropout is not None:

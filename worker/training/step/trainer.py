@@ -15,7 +15,7 @@ from app.core.job.loss_log import StepMetrics
 from app.core.job.training_config import Frozen, TrainingConfig
 from worker.training.data.batching import MicroBatch, collate, cut_by_length, shuffled_batches
 from worker.training.data.dataset import TokenizedData
-from worker.training.failures import TrainingFailedError
+from worker.training.failures import diverged
 from worker.training.model.forward import Forward
 from worker.training.model.randomness import DropoutKey
 from worker.training.step.step import (
@@ -165,7 +165,9 @@ class Trainer:
         """
         evaluation = evaluate(self._forward, self._read(data, np.arange(len(data))))
         if not math.isfinite(evaluation.loss):
-            raise _diverged(self.progress.step, f"validation loss {evaluation.loss}", self._config)
+            what = f"validation loss {evaluation.loss}"
+            rate = self._config.learning_rate
+            raise diverged(self.progress.step, what, learning_rate=rate)
         return evaluation
 
     def _batches_after(self, step: int) -> Iterator[np.ndarray]:
@@ -191,13 +193,4 @@ class Trainer:
                 max_grad_norm=self._config.max_grad_norm,
             )
         except NotFiniteError as error:
-            raise _diverged(step, str(error), self._config) from error
-
-
-def _diverged(step: int, what: str, config: TrainingConfig) -> TrainingFailedError:
-    return TrainingFailedError(
-        "loss_not_finite",
-        f"Training diverged at step {step:,} ({what}). Lower learning_rate, which is "
-        f"{config.learning_rate:g}, or set a warmup_ratio.",
-        param="hyperparameters.learning_rate",
-    )
+            raise diverged(step, str(error), learning_rate=self._config.learning_rate) from error

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from datetime import datetime
 
-from sqlalchemy import select, update
+from sqlalchemy import func, or_, select, update
 
 from app.core.db.access_tables import ApiKey
 from app.core.db.base import Project, Repository
@@ -70,6 +70,12 @@ class KeyRepository(Repository):
         query = select(ApiKey, Project).join(Project, Project.id == ApiKey.project_id)
         rows = self._session.execute(query.order_by(ApiKey.id))
         return [(key, project) for key, project in rows]
+
+    def count_working(self, *, now: datetime) -> int:
+        """Number of keys that are neither revoked nor expired."""
+        has_not_expired = or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > now)
+        working = select(func.count(ApiKey.id)).where(ApiKey.revoked_at.is_(None), has_not_expired)
+        return self._session.scalars(working).one()
 
     def revoke(self, key_id: str, *, now: datetime) -> None:
         """Make a key unusable for good. The time of an earlier revocation stays."""

@@ -96,15 +96,15 @@ class LeaseRepository(Repository):
         """Give the next queued job to a worker. Returns None if there is no job to run.
 
         Usually the first project has its turn. On PostgreSQL, other transactions may be taking all
-        of its queued jobs; then the next one has.
+        of its queued jobs, or as many as may run at once; then the next one has.
 
         Args:
             threads: CPU threads that the training process will have.
         """
         turns = Turns(self._session)
-        for project_id in turns.list_projects(now=now):
+        for turn in filter(turns.may_take, turns.list_all(now=now)):
             values = {
-                "whose": project_id,
+                "whose": turn.project_id,
                 "claimant": worker_id,
                 "now": now,
                 "until": now + lease_for,

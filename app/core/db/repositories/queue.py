@@ -6,6 +6,7 @@ the oldest job.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 
 from sqlalchemy import (
@@ -41,8 +42,8 @@ def _count_waiting(*which: ColumnElement[bool]) -> ColumnElement[int]:
     return select(func.count()).select_from(bounded).scalar_subquery()
 
 
-def _turns() -> Select[str]:
-    """Ids of the projects that may have a job started, in the order of their turns.
+def _turns() -> Select[str, bool]:
+    """The projects that may have a job started, in the order of their turns, as `Turn` has them.
 
     A recursive query hops along the index from one project with queued jobs to the next. It reads
     neither the other queued jobs nor the projects that have none.
@@ -62,9 +63,10 @@ def _turns() -> Select[str]:
     its_usage = (ProjectUsage.project_id == its, ProjectUsage.month == bindparam("month"))
     used_s = select(ProjectUsage.processor_s).where(*its_usage).correlate(waiting)
     used_hours = func.coalesce(used_s.scalar_subquery(), 0.0) / SECONDS_AN_HOUR
-    # Null for a project at a limit. One look at each project, where a join could read all of them.
+    # Null for a project that may not start a job. One look at each project: a join could read all.
     last_turn = select(Project.last_turn).where(
         Project.id == its,
+        Project.erasing_since.is_(None),
         or_(Project.max_running_jobs.is_(None), running < Project.max_running_jobs),
         or_(Project.max_processor_hours.is_(None), used_hours < Project.max_processor_hours),
     )
@@ -72,7 +74,10 @@ def _turns() -> Select[str]:
     turns = select(its, running.label("running"), last.label("last")).where(its.is_not(None))
     known = turns.subquery()
     order = (known.c.running, known.c.last, known.c.project_id)
-    return select(known.c.project_id).where(known.c.last.is_not(None)).order_by(*order)
+    limit = select(Project.max_running_jobs).where(Project.id == known.c.project_id)
+    is_limited = limit.correlate(known).scalar_subquery().is_not(None)
+    columns = select(known.c.project_id, is_limited)
+    return columns.where(known.c.last.is_not(None)).order_by(*order)
 
 
 # These run many times a second, so they are built only once.
@@ -91,6 +96,14 @@ _IS_FREE = (
     select(Project.id)
     .where(Project.id == bindparam("whose"))
     .with_for_update(skip_locked=True, key_share=True)
+)
+_RUNNING = (
+    select(func.count())
+    .where(Job.status == JobStatus.RUNNING, Job.project_id == Project.id)
+    .correlate(Project)
+)
+_IS_BELOW_LIMIT = select(Project.id).where(
+    Project.id == bindparam("whose"), _RUNNING.scalar_subquery() < Project.max_running_jobs
 )
 _NEWEST_TURN = select(func.max(Project.last_turn)).scalar_subquery()
 _END_TURN = (
@@ -128,6 +141,15 @@ class QueueRepository(Repository):
         return self._session.scalars(queued).one()
 
 
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A project that may have a job started."""
+
+    project_id: str
+    is_limited: bool
+    """Whether the project has a limit of running jobs."""
+
+
 class Turns(Repository):
     """Whose turn it is."""
 
@@ -136,9 +158,24 @@ class Turns(Repository):
         turn = self._session.scalar(_TURNS.limit(1), {"month": month_of(now)})
         return turn is not None
 
-    def list_projects(self, *, now: datetime) -> Sequence[str]:
-        """Ids of the projects that may have a job started, in the order of their turns."""
-        return self._session.scalars(_TURNS, {"month": month_of(now)}).all()
+    def list_all(self, *, now: datetime) -> list[Turn]:
+        """The projects that may have a job started, in the order of their turns."""
+        rows = self._session.execute(_TURNS, {"month": month_of(now)})
+        return [Turn(project_id, is_limited=is_limited) for project_id, is_limited in rows]
+
+    def may_take(self, turn: Turn) -> bool:
+        """Whether another job of the project may be started, until this transaction ends.
+
+        On PostgreSQL, another transaction may have started a job since the turns were read. So only
+        one transaction at a time starts a job of a project with a limit of running jobs. Nobody
+        waits for it: the others get False meanwhile.
+        """
+        if not turn.is_limited:
+            return True
+        whose = {"whose": turn.project_id}
+        if self._session.scalar(_IS_FREE, whose) is None:
+            return False
+        return self._session.scalar(_IS_BELOW_LIMIT, whose) is not None
 
     def end(self, project_id: str) -> None:
         """Record that a project has had its turn.

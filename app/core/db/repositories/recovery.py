@@ -53,6 +53,15 @@ class Interruption:
     """How to avoid it."""
 
 
+@dataclass(frozen=True, slots=True)
+class RescuedJob:
+    """A job that has lost its worker, and the attempt that ended with it."""
+
+    job_id: str
+    project_id: str
+    attempt: int
+
+
 class RecoveryRepository(Repository):
     """Recovers the jobs of every project."""
 
@@ -94,12 +103,14 @@ class RecoveryRepository(Repository):
         job = LeaseRepository(self._session).hold(lease)
         self._interrupt(job, interruption, "released", now=now)
 
-    def rescue_expired(self, *, now: datetime) -> list[str]:
-        """Recover every job whose lease has run out. Returns their ids."""
+    def rescue_expired(self, *, now: datetime) -> list[RescuedJob]:
+        """Recover every job whose lease has run out."""
         return self._rescue(Job.lease_expires_at < now, "stopped responding", now=now)
 
-    def rescue_orphans(self, dead_worker_ids: Collection[str], *, now: datetime) -> list[str]:
-        """Recover the jobs of these workers without waiting for their leases. Returns job ids."""
+    def rescue_orphans(
+        self, dead_worker_ids: Collection[str], *, now: datetime
+    ) -> list[RescuedJob]:
+        """Recover the jobs of these workers without waiting for their leases."""
         if not dead_worker_ids:
             return []
         return self._rescue(Job.worker_id.in_(dead_worker_ids), "died", now=now)
@@ -112,7 +123,9 @@ class RecoveryRepository(Repository):
             if job is not None:
                 settle(self._session, job, JobStatus.CANCELLED, now=now)
 
-    def _rescue(self, is_lost: ColumnElement[bool], fate: str, *, now: datetime) -> list[str]:
+    def _rescue(
+        self, is_lost: ColumnElement[bool], fate: str, *, now: datetime
+    ) -> list[RescuedJob]:
         lost = select(Job).where(Job.status == JobStatus.RUNNING, is_lost)
         lost = lost.order_by(
             Job.project_id, Job.id
@@ -121,7 +134,7 @@ class RecoveryRepository(Repository):
         for job in jobs:
             why = Interruption(f"Its worker {job.worker_id} {fate}")
             self._interrupt(job, why, "lost", now=now)
-        return [job.id for job in jobs]
+        return [RescuedJob(job.id, job.project_id, job.attempt) for job in jobs]
 
     def _interrupt(
         self, job: Job, interruption: Interruption, outcome: Outcome, *, now: datetime

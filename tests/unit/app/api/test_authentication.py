@@ -8,14 +8,18 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 from sqlalchemy import event
+from starlette.testclient import TestClient
 
-from app.api.authentication import MAX_AGE_S, USE_INTERVAL_S, Authenticator
-from app.core.access import LOCAL_CALLER, Caller
+from app.api.admission.authentication import MAX_AGE_S, USE_INTERVAL_S, Authenticator
+from app.core.access import DEFAULT_PROJECT_ID, LOCAL_CALLER, Caller
+from app.core.access.api_keys import read_key_id
 from app.core.clock import utc_now
+from app.core.db.backend import DatabaseUnusableError
 from app.core.db.repositories.access import KeyRepository
-from app.core.db.session import Database
-from app.core.errors import UnauthenticatedError
-from tests.builders import add_job, add_key
+from app.core.db.repositories.projects.usage import UsageRepository
+from app.core.db.session import Database, Session
+from app.core.errors import DatabaseBusyError, UnauthenticatedError
+from tests.builders import add_job, add_key, bearer
 from tests.fakes import FrozenClock
 
 LOOK_UP = "FROM api_keys JOIN projects"
@@ -30,8 +34,9 @@ class Bench:
         self.engine = app.state.resources.database.engine
         self.clock = FrozenClock(utc_now())
         self.monotonic_s = 0.0
+        self.resources: Any = app.state.resources
         self.authenticator = Authenticator(
-            app.state.resources,
+            self.resources,
             may_be_keyless=may_be_keyless,
             clock=self.clock,
             monotonic_s=lambda: self.monotonic_s,
@@ -52,9 +57,14 @@ class Bench:
                 KeyRepository(session).revoke(key.id, now=self.clock())
 
     def last_use(self) -> Any:
+        """Of the only key."""
+        (used_at,) = self.last_uses().values()
+        return used_at
+
+    def last_uses(self) -> dict[str | None, Any]:
+        """By id of the key."""
         with self.database.reading() as session:
-            ((key, _),) = KeyRepository(session).list_all()
-        return key.last_used_at
+            return {key.id: key.last_used_at for key, _ in KeyRepository(session).list_all()}
 
 
 @pytest.fixture
@@ -177,3 +187,70 @@ def test_the_last_use_is_written_at_most_once_a_minute(make: Callable[..., Bench
 
     assert first == same
     assert later - first == timedelta(seconds=USE_INTERVAL_S)
+
+
+def test_a_key_that_is_used_no_more_is_written_and_forgotten(make: Callable[..., Bench]) -> None:
+    bench = make()
+    old, new = add_key(bench.database), add_key(bench.database)
+
+    async def act() -> Any:
+        await bench.ask(old)
+        bench.pass_time(1.0)
+        await bench.ask(old)
+        used_at = bench.clock()
+        for _ in range(2):
+            bench.pass_time(USE_INTERVAL_S)
+            await bench.ask(new)
+        return used_at
+
+    used_at = asyncio.run(act())
+
+    assert bench.last_uses()[read_key_id(old)] == used_at
+    assert list(bench.authenticator._use_written_at_s) == [read_key_id(new)]
+    assert bench.authenticator._uses == {}
+
+
+@pytest.mark.parametrize("error", [DatabaseBusyError("busy"), DatabaseUnusableError("damaged")])
+def test_no_request_is_lost_that_could_not_be_written(
+    make: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    bench = make()
+    key = add_key(bench.database)
+
+    def refuse(_: Session) -> None:
+        raise error
+
+    async def act() -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(bench.resources.database.backend, "commit", refuse)
+            for _ in range(3):
+                await bench.ask(key)
+                bench.pass_time(USE_INTERVAL_S)
+            await bench.authenticator.close()
+        await bench.ask(key)
+        await bench.authenticator.close()
+
+    asyncio.run(act())
+
+    with bench.database.reading() as session:
+        usage = UsageRepository(session, DEFAULT_PROJECT_ID).measure(now=bench.clock())
+    assert usage.requests == 4
+
+
+def test_a_database_that_cannot_be_written_stops_no_shutdown(
+    app: FastAPI, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    headers = bearer(add_key(database))
+    own: Database = app.state.resources.database
+    disposed: list[bool] = []
+
+    def refuse(_: Session) -> None:
+        raise DatabaseUnusableError("damaged")
+
+    with TestClient(app, base_url="http://127.0.0.1") as client:
+        monkeypatch.setattr(own, "dispose", lambda: disposed.append(True))
+        monkeypatch.setattr(own.backend, "commit", refuse)
+        for _ in range(2):  # the second one is to be written at the end
+            assert client.get("/v1/files", headers=headers).status_code == 200
+
+    assert disposed == [True]

@@ -264,3 +264,28 @@ def test_every_route_that_frees_space_does_so_on_a_full_disk(
 
     assert client.delete(path).status_code == 200
     assert not ballast.is_there
+
+
+@pytest.mark.parametrize("what", ["file", "adapter"])
+def test_a_download_needs_no_space_and_drops_no_ballast(
+    what: str,
+    *,
+    app: FastAPI,
+    client: TestClient,
+    database: Database,
+    store: LocalBlobStore,
+    ballast: Ballast,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = {
+        "file": f"/v1/files/{add_file(database, store).id}/content",
+        "adapter": f"/v1/fine_tuning/jobs/{add_succeeded_job(database, store).id}/adapter",
+    }[what]
+
+    def commit(_: Session) -> None:
+        raise StorageFullError("full")
+
+    monkeypatch.setattr(app.state.resources.database.backend, "commit", commit)
+
+    assert client.get(path).status_code == 200
+    assert ballast.is_there

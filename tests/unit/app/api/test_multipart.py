@@ -14,7 +14,13 @@ import pytest
 from fastapi import Request
 from starlette.testclient import TestClient
 
-from app.api.multipart import MAX_FIELD_BYTES, MAX_PARTS, FileField, receive_upload
+from app.api.multipart import (
+    MAX_FIELD_BYTES,
+    MAX_OVERHEAD_BYTES,
+    MAX_PARTS,
+    FileField,
+    receive_upload,
+)
 from app.api.upload_slots import UploadSlots
 from app.core import strict_json
 from app.core.errors import (
@@ -44,6 +50,7 @@ END = f"--{BOUNDARY}--\r\n".encode()
 PURPOSE = part("purpose", b"fine-tune")
 FILE = part("file", CONTENT, filename="größe.jsonl")
 WHOLE = PURPOSE + FILE + END
+MANY_PARTS = b"".join(part(f"x{number}", b"") for number in range(MAX_PARTS))
 
 
 def receive(
@@ -106,6 +113,23 @@ def test_it_does_not_matter_where_a_body_is_cut(tmp_path: Path) -> None:
     assert differing == []
 
 
+@pytest.mark.parametrize(
+    "almost",
+    [b"\r\n--a-boundary", b"\r\n--a-boundary\r", b"\r\n--a-boundary-", b"\r\n--a-boundary\r\r\n-"],
+)
+def test_what_is_almost_a_boundary_belongs_to_the_file(tmp_path: Path, almost: bytes) -> None:
+    content = TEXT_LINE + almost + b"x\n"
+    body = PURPOSE + part("file", content, filename="a") + END
+
+    differing = [
+        cut
+        for cut in range(len(PURPOSE), len(body))
+        if receive(tmp_path, [body[:cut], body[cut:]], batch_bytes=1)[1] != content
+    ]
+
+    assert differing == []
+
+
 def test_a_body_may_come_byte_by_byte(tmp_path: Path) -> None:
     single = [WHOLE[at : at + 1] for at in range(len(WHOLE))]
 
@@ -127,7 +151,9 @@ def test_the_purpose_may_come_after_the_file(tmp_path: Path) -> None:
         pytest.param(WHOLE[: len(PURPOSE) + 40], id="cut-in-a-header"),
         pytest.param(WHOLE.replace(b"a-boundary", b"b-boundary"), id="another-boundary"),
         pytest.param(b"--a-boundary\r\n: nothing\r\n\r\n\r\n" + END, id="nameless-header"),
-        pytest.param(part("x", b"") * MAX_PARTS + FILE + END, id="too-many-parts"),
+        pytest.param(b"--a-boundary\r\na: b\r\nA: c\r\n\r\n\r\n" + END, id="a-header-twice"),
+        pytest.param(b"--a-boundary\r\n\r\n\r\n" + FILE + END, id="nameless-part"),
+        pytest.param(MANY_PARTS + FILE + END, id="too-many-parts"),
     ],
 )
 def test_a_broken_body_is_said_to_be_broken(tmp_path: Path, body: bytes) -> None:
@@ -147,6 +173,7 @@ def test_a_connection_that_breaks_off_is_no_end(tmp_path: Path) -> None:
     [
         pytest.param(PURPOSE + END, "'file' is missing", id="no-file"),
         pytest.param(FILE + FILE + END, "Send only one file", id="two-files"),
+        pytest.param(PURPOSE + PURPOSE + FILE + END, "'purpose' is given twice", id="two-purposes"),
         pytest.param(
             part("x", b"y" * (MAX_FIELD_BYTES + 1)) + FILE + END,
             "at most 65,536 bytes",
@@ -160,7 +187,14 @@ def test_a_form_that_cannot_be_meant_is_refused(tmp_path: Path, body: bytes, why
 
 
 @pytest.mark.parametrize(
-    "content_type", ["", "application/json", "multipart/form-data", "multipart/mixed; boundary=a"]
+    "content_type",
+    [
+        "",
+        "application/json",
+        "multipart/form-data",
+        "multipart/mixed; boundary=a",
+        "multipart/form-data; " + "x" * 1024 + "; boundary=a-boundary",
+    ],
 )
 def test_a_body_that_is_no_form_is_not_read(tmp_path: Path, content_type: str) -> None:
     with pytest.raises(UnsupportedMediaTypeError):
@@ -211,11 +245,24 @@ def test_a_file_of_the_largest_size_is_taken_and_one_more_byte_is_not(tmp_path: 
         receive(tmp_path, [WHOLE], max_bytes=len(CONTENT) - 1)
 
 
-def test_what_follows_the_end_is_not_read_for_ever(tmp_path: Path) -> None:
-    endless = itertools.chain([WHOLE], itertools.repeat(b"x" * 65_536))
+@pytest.mark.parametrize(
+    ("beginning", "piece"),
+    [
+        pytest.param(b"", b"\n", id="before-the-first-boundary"),
+        pytest.param(FILE + b"--a-boundary", b" ", id="after-a-boundary"),
+        pytest.param(WHOLE, b"x", id="after-the-end"),
+    ],
+)
+def test_what_surrounds_the_parts_is_not_read_for_ever(
+    tmp_path: Path, beginning: bytes, piece: bytes
+) -> None:
+    pieces = itertools.repeat(piece * 65_536, 2 * MAX_OVERHEAD_BYTES // 65_536)
 
-    with pytest.raises(PayloadTooLargeError):
-        receive(tmp_path, endless, max_bytes=len(CONTENT))
+    with pytest.raises(PayloadTooLargeError, match="besides its file") as refusal:
+        receive(tmp_path, itertools.chain([beginning], pieces), batch_bytes=1)
+
+    assert refusal.value.code == "form_too_large"
+    assert len(list(pieces)) > 0
 
 
 @pytest.mark.parametrize(

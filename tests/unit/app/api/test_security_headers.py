@@ -3,11 +3,13 @@
 import csv
 import io
 import re
+from collections.abc import Mapping
 from urllib.parse import unquote
 
 import pytest
 from starlette.testclient import TestClient
 
+from app.api.requests import MAX_JSON_BYTES
 from app.core.db.session import Database
 from app.core.storage.local import LocalBlobStore
 from tests.builders import add_file, add_job, add_succeeded_job
@@ -24,11 +26,75 @@ def test_every_answer_has_them_also_one_that_is_given_again(
     for path in paths:
         headers = client.get(path, headers={"Origin": "https://elsewhere.example"}).headers
         assert headers["content-security-policy"] == POLICY
-        assert headers["cross-origin-resource-policy"] == "same-origin"
-        assert headers["referrer-policy"] == "no-referrer"
-        assert headers["x-content-type-options"] == "nosniff"
         assert headers["cache-control"] == "no-store"
-        assert not [name for name in headers if name.startswith("access-control-")]
+        check_others(headers)
+
+
+def check_others(headers: Mapping[str, str]) -> None:
+    """Those that are the same on every answer."""
+    assert headers["cross-origin-resource-policy"] == "same-origin"
+    assert headers["referrer-policy"] == "no-referrer"
+    assert headers["x-content-type-options"] == "nosniff"
+    assert not [name for name in headers if name.startswith("access-control-")]
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("/docs", "text/html"),
+        ("/docs/page.js", "text/javascript"),
+        ("/docs/assets/swagger-ui-bundle.js", "text/javascript"),
+        ("/docs/assets/swagger-ui.css", "text/css"),
+        ("/docs/assets/favicon.png", "image/png"),
+    ],
+)
+def test_the_documentation_has_them_too(client: TestClient, path: str, kind: str) -> None:
+    answer = client.get(path)
+
+    assert answer.status_code == 200
+    assert answer.headers["content-type"].startswith(kind)
+    assert answer.headers["content-security-policy"].startswith("default-src 'none'; ")
+    check_others(answer.headers)
+
+
+def test_a_refusal_has_them_too(client: TestClient) -> None:
+    too_large = b"{" + b" " * MAX_JSON_BYTES + b"}"
+    kinds = {"content-type": "application/json"}
+    refusals = [
+        client.get("/docs/assets/nothing.js"),
+        client.get("/nope"),
+        client.put("/v1/files"),
+        client.post("/v1/fine_tuning/jobs", content=too_large, headers=kinds),
+        client.post("/v1/fine_tuning/jobs", content=b"a"),
+    ]
+
+    assert [one.status_code for one in refusals] == [404, 404, 405, 413, 415]
+    for answer in refusals:
+        assert answer.headers["content-security-policy"] == POLICY
+        assert answer.headers["cache-control"] == "no-store"
+        check_others(answer.headers)
+
+
+@pytest.mark.parametrize(
+    ("path", "allowed"),
+    [
+        ("/v1/files", "GET, POST"),
+        ("/v1/files/file-1", "DELETE, GET"),
+        ("/healthz", "GET"),
+        ("/docs", "GET"),
+        ("/docs/page.js", "GET"),
+        ("/docs/assets/swagger-ui.css", "GET, HEAD"),
+        ("/openapi.json", "GET, HEAD"),
+    ],
+)
+def test_a_method_that_is_not_offered_is_told_which_are(
+    client: TestClient, path: str, allowed: str
+) -> None:
+    answer = client.put(path)
+
+    assert answer.status_code == 405
+    assert answer.headers["allow"] == allowed
+    check_others(answer.headers)
 
 
 def test_a_crash_and_a_preflight_have_them_too(client: TestClient) -> None:

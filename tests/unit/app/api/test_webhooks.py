@@ -1,10 +1,15 @@
 """Webhook endpoints, as the stock client manages them in its strict mode."""
 
+import asyncio
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import openai
 import pytest
+from anyio import to_thread
+from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from app.core.clock import utc_now
@@ -15,9 +20,18 @@ from app.core.settings import Settings
 from app.core.webhooks.events import WebhookEventType
 from app.main import create_app
 from app.services.webhooks import MAX_ENDPOINTS
+from app.webhooks.client import MAX_TESTS, TOTAL_S, WebhookClient
+from app.webhooks.targets import TargetPolicy
 from tests.builders import NOW
 from tests.waiting import wait_until
-from tests.webhooks import Receiver, add_endpoint, end_job, list_deliveries, receiving
+from tests.webhooks import (
+    Receiver,
+    SlowResolver,
+    add_endpoint,
+    end_job,
+    list_deliveries,
+    receiving,
+)
 
 SUCCEEDED = "fine_tuning.job.succeeded"
 
@@ -139,6 +153,51 @@ def test_a_test_without_an_answer_says_why(strict: openai.OpenAI, receiver: Rece
         strict.webhooks.test(created.id, event_type=SUCCEEDED)
 
     assert error.value.code == "webhook_unreachable"
+
+
+def with_slow_resolver(app: FastAPI) -> SlowResolver:
+    """Make the application ask a resolver that waits for the test, also in its sender."""
+    slow = SlowResolver()
+    webhooks = WebhookClient(TargetPolicy("public"), resolve=slow)
+    app.state.resources = replace(app.state.resources, webhooks=webhooks)
+    return slow
+
+
+def test_a_test_too_many_is_told_to_come_back(
+    app: FastAPI, client: TestClient, database: Database
+) -> None:
+    slow = with_slow_resolver(app)
+    path = f"/v1/webhook_endpoints/{add_endpoint(database, 'https://slow.test/').id}/test"
+    with ThreadPoolExecutor(MAX_TESTS) as threads:
+        body = {"event_type": SUCCEEDED}
+        waiting = [threads.submit(client.post, path, json=body) for _ in range(MAX_TESTS)]
+        wait_until(lambda: len(slow.asked) == MAX_TESTS, within_s=30)
+
+        refused = client.post(path, json=body)
+
+        slow.released.set()
+    assert refused.status_code == 503
+    assert refused.headers["retry-after"] == "2"
+    assert refused.json()["error"]["code"] == "webhook_tests_busy"
+    assert {one.result().json()["error"]["code"] for one in waiting} == {"webhook_target_refused"}
+
+
+def test_others_are_served_while_the_sender_ends(app: FastAPI, database: Database) -> None:
+    """Its end waits for an attempt, which here waits for the event loop."""
+    slow = with_slow_resolver(app)
+    add_endpoint(database, "https://slow.test/", now=utc_now())
+    end_job(database, now=utc_now())
+
+    async def start_and_stop() -> None:
+        async with app.router.lifespan_context(app):
+            await to_thread.run_sync(lambda: wait_until(lambda: slow.asked, within_s=30))
+            asyncio.get_running_loop().call_soon(slow.released.set)
+
+    began_s = time.monotonic()
+    asyncio.run(start_and_stop())
+
+    assert time.monotonic() - began_s < TOTAL_S
+    assert slow.asked == ["slow.test"]
 
 
 def test_a_message_that_is_replayed_or_altered_is_not_believed(

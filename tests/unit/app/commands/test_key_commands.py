@@ -4,8 +4,10 @@ import re
 import stat
 from datetime import timedelta
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
+from sqlalchemy import event
 from typer.testing import CliRunner, Result
 
 from app.commands.service import commands
@@ -14,6 +16,7 @@ from app.core.access.api_keys import hash_key, read_key_id
 from app.core.clock import utc_now
 from app.core.db.repositories.access import KeyRepository
 from app.core.db.session import Database
+from app.core.errors import DatabaseBusyError, OutcomeUnknownError
 from app.core.settings import Settings
 from app.maintenance.keys import KeyFileError, KeyNeededError, secure_start
 from tests.builders import add_key, dump_tables
@@ -82,6 +85,8 @@ def test_the_list_says_what_became_of_each_key() -> None:
         (["create", "--scope", "root"], "root"),
         (["create", "--project", "../x"], "cannot be the name of a project"),
         (["create", "--project", ""], "cannot be the name of a project"),
+        (["create", "--project", "proj-typo"], "There is no project 'proj-typo'"),
+        (["create", "--project", "proj_01typo"], "There is no project 'proj_01typo'"),
         (["revoke", "key_nope"], "There is no key key_nope. List the keys with"),
     ],
 )
@@ -145,12 +150,34 @@ def test_a_first_key_is_never_written_over_something_else(
     else:
         path = place / "nowhere" / "admin-key"
 
-    with pytest.raises(KeyFileError, match="cannot be written"):
+    why = "cannot be written" if obstacle == "no directory" else "earlier database, delete it"
+    with pytest.raises(KeyFileError, match=why):
         start(settings, database, bootstrap_key_file=str(path))
 
     with database.reading() as session:
         assert not KeyRepository(session).is_any()
     assert not (place / "elsewhere").exists()
+
+
+@pytest.mark.parametrize(
+    ("failure", "is_left"),
+    [(DatabaseBusyError("locked"), False), (OutcomeUnknownError("lost"), True)],
+)
+def test_the_file_of_a_first_key_that_was_not_stored_is_deleted(
+    settings: Settings, database: Database, place: Path, failure: Exception, *, is_left: bool
+) -> None:
+    """Unless the key may have been stored all the same."""
+    path = place / "admin-key"
+
+    def fail(_connection: object) -> NoReturn:
+        raise failure
+
+    event.listen(database.engine, "commit", fail)
+
+    with pytest.raises(type(failure)):
+        start(settings, database, bootstrap_key_file=str(path))
+
+    assert path.exists() is is_left
 
 
 def test_a_file_for_the_first_key_asks_for_keys_on_this_machine_too(settings: Settings) -> None:

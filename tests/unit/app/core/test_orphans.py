@@ -3,6 +3,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 from app.core.db.session import Database
 from app.core.orphans import GRACE_S, LONG_GRACE_S, find_orphans, free_orphans
 from app.core.settings import Settings
@@ -16,6 +18,7 @@ from tests.builders import (
     build_upload,
     claim,
     list_blobs,
+    nested_directories,
     put_blob,
 )
 
@@ -179,3 +182,20 @@ def test_what_a_backup_that_was_killed_has_held_is_freed(
 
     assert free_orphans(database, store, settings).held_directories == 1
     assert [path.name for path in settings.data_dir.glob(".backup-*")] == [".backup-running"]
+
+
+@pytest.mark.parametrize("name", ["d", "d" * 250], ids=["short names", "long names"])
+def test_directories_that_a_child_has_nested_without_end_are_removed(
+    database: Database, store: LocalBlobStore, settings: Settings, name: str
+) -> None:
+    attempt = settings.work_dir / "ftjob-hostile" / "attempt-1"
+    after_it = settings.data_dir / ".backup-killed"
+    after_it.mkdir()
+    make_old(after_it, LONG_GRACE_S + 60)
+
+    with nested_directories(attempt, levels=5000, name=name):
+        freed = free_orphans(database, store, settings)
+
+        assert (freed.job_directories, freed.held_directories) == (1, 1)
+        assert not attempt.parent.exists()
+        assert not after_it.exists()

@@ -69,6 +69,41 @@ def test_a_setting_out_of_range_is_refused_at_the_start(
 
 
 @pytest.mark.parametrize(
+    "hosts",
+    [
+        "https://tunery.example.org",
+        "tunery.example.org:8443",
+        "tunery.example.org/v1",
+        "[::1]:8000",
+        "*.example.org",
+        "tunery.example.org.",
+        "a.example.org,",
+        "a.example.org,,b.example.org",
+        "a.example.org b.example.org",
+        " ",
+    ],
+)
+def test_hosts_that_no_request_could_name_are_refused_in_one_line(
+    hosts: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TUNERY_ALLOWED_HOSTS", hosts)
+
+    with pytest.raises(SettingsError) as refusal:
+        read_settings()
+
+    assert str(refusal.value) == (
+        "TUNERY_ALLOWED_HOSTS: it must be host names such as tunery.example.org, separated by "
+        "commas, without https://, a port or a path. See docs/settings.md."
+    )
+
+
+def test_hosts_may_be_names_and_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TUNERY_ALLOWED_HOSTS", "Tunery.example.org, lab_1,10.0.0.7,[fd00::7]")
+
+    assert Settings().host_names >= {"tunery.example.org", "lab_1", "10.0.0.7", "[fd00::7]"}
+
+
+@pytest.mark.parametrize(
     ("name", "suggestion"),
     [
         ("TUNERY_DATADIR", "Did you mean TUNERY_DATA_DIR?"),

@@ -40,6 +40,7 @@ from tests.builders import (
     claim,
     get_job,
     list_blobs,
+    nested_directories,
     put_blob,
 )
 from tests.unit.app.maintenance.conftest import MIB, AddCheckpoint, AddState, execute
@@ -393,6 +394,17 @@ def test_orphans_are_found_and_freed(healthy: Settings, store: LocalBlobStore) -
     repaired = look(healthy, may_repair=True)["orphans"]
     assert (repaired.level, "freed 1 blobs" in repaired.repaired) == (Level.OK, True)
     assert "files/orphan" not in list_blobs(store)
+
+
+def test_directories_that_a_child_has_nested_without_end_stop_no_check(healthy: Settings) -> None:
+    cache = healthy.project_caches_dir / DEFAULT_PROJECT_ID / "1000"
+    attempt = healthy.work_dir / "ftjob-hostile" / "attempt-1"
+    with nested_directories(cache, levels=5000), nested_directories(attempt, levels=5000):
+        found = look(healthy, may_repair=True)
+
+        assert found["privacy"].level is Level.OK
+        assert "1 job directories" in found["orphans"].repaired
+        assert not attempt.exists()
 
 
 def test_ballast_is_missed_and_made(healthy: Settings) -> None:

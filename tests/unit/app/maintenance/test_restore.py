@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import inspect
 
-from app.core.access import DEFAULT_PROJECT_ID
+from app.core.access import DEFAULT_PROJECT_ID, Scope
 from app.core.clock import utc_now
 from app.core.db.repositories.saved_states import SavedStateRepository
 from app.core.db.session import Database
@@ -23,6 +23,7 @@ from app.maintenance.backup import make_backup
 from app.maintenance.backup_format import BackupError, read_record
 from app.maintenance.doctor import examine
 from app.maintenance.findings import Level
+from app.maintenance.keys import create_key, revoke_key
 from app.maintenance.restore import restore_backup
 from tests.builders import (
     TEXT_LINE,
@@ -111,6 +112,25 @@ def test_a_restored_service_is_the_one_that_was_backed_up(
     assert (restored.damaged, restored.put_back, restored.replaced) == (set(), [], None)
     made = {path.name for path in elsewhere.data_dir.iterdir()}
     assert made - {"tunery.db"} == {"base_models.toml", "blobs", "signing"}
+
+
+def test_a_key_that_was_revoked_after_the_backup_is_counted(
+    settings: Settings, database: Database, elsewhere: Settings, tmp_path: Path
+) -> None:
+    now = utc_now()
+    with database.writing() as session:
+        keys = [
+            create_key(session, "a", [Scope.READ], expires_at=expires_at, now=now).key_id
+            for expires_at in (None, now + HOUR, now, None)
+        ]
+        revoke_key(session, keys[0], now=now)
+    make_backup(settings, tmp_path / "backup", may_link=False)
+    with database.writing() as session:
+        revoke_key(session, keys[1], now=now)
+
+    restored = restore_backup(elsewhere, tmp_path / "backup")
+
+    assert restored.working_keys == 2
 
 
 def test_what_was_done_after_the_backup_is_not_in_it(

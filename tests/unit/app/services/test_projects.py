@@ -1,6 +1,6 @@
 """What an admin sees of projects, what he can limit, and that an erased project is gone."""
 
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 from sqlalchemy import select
@@ -10,13 +10,17 @@ from app.core.access import DEFAULT_PROJECT_ID, Scope
 from app.core.clock import utc_now
 from app.core.db.access_tables import ApiKey
 from app.core.db.base import Base
+from app.core.db.repositories.access import ProjectsRepository
 from app.core.db.repositories.leases import LeaseRepository
 from app.core.db.repositories.projects.usage import UsageRepository
+from app.core.db.repositories.queue import Turns
 from app.core.db.session import Database
 from app.core.errors import LeaseLostError, StateConflictError
 from app.core.job.status import JobStatus
+from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
-from app.services.projects import erase_project
+from app.schemas.projects import ProjectErased
+from app.services.projects import erase_project, get_project
 from tests.builders import (
     MINUTE,
     NOW,
@@ -44,6 +48,22 @@ OTHER = "proj-other"
 def admin(database: Database) -> dict[str, str]:
     """The headers of an admin, whose key belongs to the default project."""
     return bearer(add_key(database, scopes=[Scope.ADMIN]))
+
+
+class Erase(Protocol):
+    def __call__(self, project: str, **changes: Any) -> ProjectErased: ...
+
+
+@pytest.fixture
+def erase(database: Database, store: LocalBlobStore, settings: Settings) -> Erase:
+    """Erases a project as the command line does."""
+
+    def act(project: str, **changes: Any) -> ProjectErased:
+        options: dict[str, Any] = {"read": database.read, "write": database.transact}
+        options |= {"store": store, "settings": settings, "by": None, "now": NOW}
+        return erase_project(project, **(options | changes))
+
+    return act
 
 
 def fill(database: Database, store: LocalBlobStore, project_id: str) -> None:
@@ -222,29 +242,82 @@ def test_nobody_erases_the_project_of_the_own_key(
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "project_not_erasable")
 
 
-def test_the_project_with_the_only_keys_is_not_erased(
-    database: Database, store: LocalBlobStore
-) -> None:
+def test_the_project_with_the_only_keys_is_not_erased(database: Database, erase: Erase) -> None:
     """Not by the command line either: without a key, the service would need none."""
     add_key(database)
 
-    def erase() -> None:
-        erase_project(database.transact, store, DEFAULT_PROJECT_ID, by=None, now=NOW)
-
     with pytest.raises(StateConflictError, match="the only API keys"):
-        erase()
+        erase(DEFAULT_PROJECT_ID)
     add_key(database, "Other")
-    erase()
+    erase(DEFAULT_PROJECT_ID)
 
 
 def test_the_default_project_itself_outlives_its_erasure(
     client: TestClient, database: Database, store: LocalBlobStore
 ) -> None:
     headers = bearer(add_key(database, "Other", [Scope.ADMIN]))
+    client.post(f"{PROJECTS}/{DEFAULT_PROJECT_ID}", json={"max_running_jobs": 3}, headers=headers)
     add_file(database, store)
 
     answer = client.delete(f"{PROJECTS}/{DEFAULT_PROJECT_ID}", headers=headers)
 
     assert answer.json()["blobs"] == 1
     project = client.get(f"{PROJECTS}/{DEFAULT_PROJECT_ID}", headers=headers).json()
-    assert project["max_running_jobs"] is None
+    assert (project["max_running_jobs"], project["erasing_since"]) == (3, None)
+    add_job(database)
+    assert claim(database).project_id == DEFAULT_PROJECT_ID
+
+
+class PowerCutError(Exception):
+    pass
+
+
+def test_no_job_is_started_until_an_interrupted_erasure_is_repeated(
+    database: Database, erase: Erase
+) -> None:
+    with database.writing() as session:
+        ProjectsRepository(session).get(DEFAULT_PROJECT_ID).max_running_jobs = 3
+
+    def break_off(_: Any) -> None:
+        raise PowerCutError
+
+    with pytest.raises(PowerCutError):
+        erase(DEFAULT_PROJECT_ID, read=break_off)
+    add_job(database)
+
+    with database.writing() as session:
+        assert not Turns(session).is_any(now=NOW)
+        assert LeaseRepository(session).claim("worker-1", now=NOW, lease_for=MINUTE) is None
+        project = get_project(session, DEFAULT_PROJECT_ID)
+    assert (project.erasing_since, project.max_running_jobs) == (int(NOW.timestamp()), 3)
+    assert erase(DEFAULT_PROJECT_ID).rows["jobs"] == 1
+    add_job(database)
+    assert claim(database).project_id == DEFAULT_PROJECT_ID
+
+
+def test_others_write_while_an_erasure_counts(
+    database: Database, store: LocalBlobStore, erase: Erase
+) -> None:
+    add_project(database, OTHER)
+
+    def count(act: Any) -> Any:
+        add_file(database, store)
+        return database.read(act)
+
+    erase(OTHER, read=count)
+
+    assert rows_of(database, DEFAULT_PROJECT_ID)["files"] == 1
+
+
+def test_the_compiled_layers_of_an_erased_project_are_gone(
+    database: Database, settings: Settings, erase: Erase
+) -> None:
+    add_project(database, OTHER)
+    for project_id in (DEFAULT_PROJECT_ID, OTHER):
+        compiled = settings.project_caches_dir / project_id / "1000" / "layers.so"
+        compiled.parent.mkdir(parents=True)
+        compiled.touch()
+
+    erase(OTHER)
+
+    assert [path.name for path in settings.project_caches_dir.iterdir()] == [DEFAULT_PROJECT_ID]

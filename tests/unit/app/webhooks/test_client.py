@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from app.webhooks.client import DeliveryError, WebhookClient
+from app.webhooks.resolving import Resolver
 from app.webhooks.targets import Address, TargetPolicy, TargetRefusedError
 from tests.programs import require_programs
-from tests.webhooks import LOOPBACK, Receiver, allow, receiving
+from tests.webhooks import LOOPBACK, Receiver, SlowResolver, allow, receiving
 
 NAME = "receiver.test"
 """A name that nobody can resolve, except for the client of a test."""
@@ -25,6 +26,13 @@ NAME = "receiver.test"
 def receiver() -> Iterator[Receiver]:
     with receiving() as receiver:
         yield receiver
+
+
+@pytest.fixture
+def slow() -> Iterator[SlowResolver]:
+    resolver = SlowResolver()
+    yield resolver
+    resolver.released.set()
 
 
 def answering(*answers: str) -> Callable[[str, int], list[Address]]:
@@ -79,6 +87,36 @@ def test_the_address_is_checked_again_each_time(receiver: Receiver) -> None:
 
     with pytest.raises(TargetRefusedError):
         client.post(f"http://{NAME}:{receiver.port}/", {}, b"{}")
+
+
+def test_a_name_server_that_is_slow_is_not_waited_for(slow: SlowResolver) -> None:
+    client = WebhookClient(TargetPolicy("public"), resolve=slow, total_s=0.2)
+
+    with pytest.raises(DeliveryError, match=r"slow\.test was not resolved in time"):
+        client.post("https://slow.test/", {}, b"{}")
+
+    assert slow.asked == ["slow.test"]
+
+
+def test_lookups_that_nobody_waits_for_any_more_are_limited(slow: SlowResolver) -> None:
+    """A name server that never answers must not take all of the threads of the machine."""
+    resolver = Resolver(slow, max_lookups=2)
+
+    for _ in range(4):
+        with pytest.raises(TimeoutError):
+            resolver.look_up("slow.test", 443, within_s=0.05)
+    assert len(slow.asked) == 2
+
+    slow.released.set()
+    assert resolver.look_up("slow.test", 443, within_s=60) == []
+
+
+def test_an_error_of_the_resolver_is_the_callers() -> None:
+    def fail(_host: str, _port: int) -> list[Address]:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        Resolver(fail).look_up("a.test", 443, within_s=60)
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
@@ -203,7 +241,9 @@ def test_the_certificate_must_be_that_of_the_name(
             try:
                 connection, _ = listener.accept()
                 with closing(serving.wrap_socket(connection, server_side=True)) as tls:
-                    tls.recv(65536)
+                    received = b""
+                    while not received.endswith(b"{}") and (piece := tls.recv(65536)):
+                        received += piece  # a rest that is not read would reset the connection
                     tls.sendall(b"HTTP/1.1 204 No Content\r\n\r\n")
             except ssl.SSLError:
                 continue

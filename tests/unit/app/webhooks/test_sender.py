@@ -12,11 +12,13 @@ from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
 from app.webhooks.client import WebhookClient
 from app.webhooks.sender import FIRST_PAUSE_S, LEASE, LONGEST_PAUSE_S, Sender
+from app.webhooks.targets import TargetPolicy
 from tests.builders import MINUTE
 from tests.fakes import FrozenClock
 from tests.waiting import wait_until
 from tests.webhooks import (
     Receiver,
+    SlowResolver,
     add_endpoint,
     allow,
     end_job,
@@ -259,6 +261,23 @@ def test_a_target_that_is_not_allowed_any_more_gets_nothing(
 
     assert receiver.requests == []
     assert "TUNERY_WEBHOOK_TARGETS" in (get_endpoint(database, endpoint.id).last_error or "")
+
+
+def test_senders_stop_in_time_although_a_name_server_does_not_answer(
+    database: Database, clock: FrozenClock
+) -> None:
+    slow = SlowResolver()
+    client = WebhookClient(TargetPolicy("public"), resolve=slow, total_s=0.5)
+    endpoint = add_endpoint(database, "https://slow.test/")
+    end_job(database)
+
+    with Sender(database, client, clock=clock, poll_s=0.01).running():
+        wait_until(lambda: slow.asked, within_s=30)
+
+    assert not slow.released.is_set()
+    assert slow.asked == ["slow.test"]
+    assert "not resolved in time" in (get_endpoint(database, endpoint.id).last_error or "")
+    slow.released.set()
 
 
 def test_running_senders_stop_when_they_are_told_to(

@@ -1,8 +1,12 @@
-"""Deletes what a project keeps no longer: files, ended jobs and events of a certain age."""
+"""Finds and deletes what a project keeps no longer: files, jobs and events of a certain age.
+
+Rows are found in a transaction that only reads, and deleted by their ids in one that writes. So a
+project with much to look through keeps nobody from writing.
+"""
 
 from collections.abc import Sequence
 from contextlib import suppress
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from sqlalchemy import or_, select
 
@@ -15,50 +19,39 @@ from app.core.errors import NotFoundError
 class RetentionRepository(ProjectRepository):
     """What one project keeps, and for how long."""
 
-    def delete_some(self, project: Project, *, now: datetime, limit: int) -> Sequence[str] | None:
-        """Delete some of what is too old. None if there is nothing to delete.
-
-        Uploaded files expire now, and are then deleted like others: once no job needs them.
-
-        Args:
-            project: the project, for how long it keeps what.
-            limit: maximum number of jobs and of events.
-
-        Returns:
-            Keys of the blobs to delete after the transaction.
-        """
-        if project.file_retention_days is not None:
-            self._expire_files(now - timedelta(days=project.file_retention_days), now=now)
-        keys: list[str] | None = None
-        if project.job_retention_days is not None:
-            keys = self._delete_jobs(now - timedelta(days=project.job_retention_days), limit)
-        if project.event_retention_days is not None:
-            since = now - timedelta(days=project.event_retention_days)
-            return keys or [] if self._delete_events(since, limit) else keys
-        return keys
-
-    def _expire_files(self, since: datetime, *, now: datetime) -> None:
+    def find_files(self, since: datetime, *, now: datetime, limit: int) -> Sequence[str]:
+        """Ids of files that were uploaded before `since` and have not expired."""
         has_time_left = or_(File.expires_at.is_(None), File.expires_at > now)
         old = (File.job_id.is_(None), File.created_at < since, has_time_left)
-        self._session.execute(self._update(File).where(*old).values(expires_at=now))
+        ids = self._select(File).where(*old).with_only_columns(File.id)
+        return self._session.scalars(ids.order_by(File.id).limit(limit)).all()
 
-    def _delete_jobs(self, since: datetime, limit: int) -> list[str] | None:
-        """Delete jobs that ended before `since`, and all they made. None if there are none."""
+    def find_jobs(self, since: datetime, *, limit: int) -> Sequence[str]:
+        """Ids of jobs that ended before `since`."""
+        ids = self._select(Job).where(Job.finished_at < since).with_only_columns(Job.id)
+        return self._session.scalars(ids.order_by(Job.id).limit(limit)).all()
+
+    def find_events(self, since: datetime, *, limit: int) -> Sequence[str]:
+        """Ids of events from before `since`."""
+        ids = self._select(Event).where(Event.created_at < since).with_only_columns(Event.id)
+        return self._session.scalars(ids.order_by(Event.created_at).limit(limit)).all()
+
+    def expire_files(self, file_ids: Sequence[str], *, now: datetime) -> None:
+        """Let files expire now. They are deleted like others: once no job needs them."""
+        old = self._update(File).where(File.id.in_(file_ids))
+        self._session.execute(old.values(expires_at=now))
+
+    def delete_jobs(self, job_ids: Sequence[str]) -> list[str]:
+        """Delete jobs and all they made. Returns keys of the blobs to delete afterwards."""
         jobs = JobRepository(self._session, self._project_id)
-        ended = self._select(Job).where(Job.finished_at < since).order_by(Job.id).limit(limit)
-        old = self._session.scalars(ended).all()
         keys: list[str] = []
-        for job in old:
+        for job in self._session.scalars(self._select(Job).where(Job.id.in_(job_ids))).all():
             with suppress(NotFoundError):  # somebody else has just deleted it
                 keys += jobs.delete(job)
-        return keys if old else None
+        return keys
 
-    def _delete_events(self, since: datetime, limit: int) -> bool:
-        """Delete events from before `since`. Returns whether there were any."""
-        old = self._select(Event).where(Event.created_at < since)
-        ids = old.with_only_columns(Event.id).order_by(Event.id).limit(limit)
-        deletion = self._delete(Event).where(Event.id.in_(ids)).returning(Event.id)
-        return bool(self._session.scalars(deletion).all())
+    def delete_events(self, event_ids: Sequence[str]) -> None:
+        self._session.execute(self._delete(Event).where(Event.id.in_(event_ids)))
 
 
 class RetainingProjects(Repository):

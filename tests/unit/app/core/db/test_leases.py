@@ -50,7 +50,8 @@ def write(database: Database, name: str, lease: Lease) -> Any:
 
 def rescue(database: Database, *, after: timedelta) -> list[str]:
     with database.writing() as session:
-        return RecoveryRepository(session).rescue_expired(now=NOW + after)
+        rescued = RecoveryRepository(session).rescue_expired(now=NOW + after)
+        return [job.job_id for job in rescued]
 
 
 def request_cancel(database: Database, job_id: str) -> None:

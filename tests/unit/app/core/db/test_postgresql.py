@@ -18,7 +18,8 @@ from app.core.db.postgresql import MAX_CONNECTIONS
 from app.core.db.repositories.events import EventRepository
 from app.core.db.repositories.files import ExpiredFiles, FileRepository
 from app.core.db.repositories.jobs import JobRepository
-from app.core.db.repositories.leases import LeaseRepository
+from app.core.db.repositories.leases import Lease, LeaseRepository
+from app.core.db.repositories.queue import Turns
 from app.core.db.repositories.saved_states import SavedStateRepository, UnneededStates
 from app.core.db.session import Database, Session
 from app.core.db.tables import File
@@ -563,3 +564,53 @@ def test_claims_at_the_same_moment_do_not_wait_for_each_other(
         ]
 
     assert len({lease.job_id for lease in leases if lease is not None}) == 2 * jobs
+
+
+def claim_in(session: Session) -> Lease | None:
+    return LeaseRepository(session).claim("worker-1", now=NOW, lease_for=MINUTE)
+
+
+@pytest.fixture
+def limited(other: Database) -> str:
+    """A project with three jobs that may run one at once."""
+    project = add_project(other, "proj-small", max_running_jobs=1)
+    for _ in range(3):
+        add_job(other, project_id=project.id)
+    return project.id
+
+
+def test_a_limit_of_running_jobs_holds_while_another_claim_is_open(
+    database: Database, other: Database, limited: str
+) -> None:
+    add_job(database)
+    with database.writing() as first:
+        leases = [claim_in(first), claim_in(first)]
+
+        assert {lease.project_id for lease in leases if lease} == {limited, DEFAULT_PROJECT_ID}
+        assert other.transact(claim_in) is None
+
+
+def test_a_limit_of_running_jobs_holds_if_another_claim_is_faster(
+    database: Database, other: Database, limited: str
+) -> None:
+    with database.writing() as slow:
+        (turn,) = Turns(slow).list_all(now=NOW)
+        assert other.transact(claim_in) is not None
+
+        assert not Turns(slow).may_take(turn)
+
+
+def test_a_project_without_a_limit_is_not_waited_for(
+    database: Database, other: Database, limited: str
+) -> None:
+    """Another claim has the turn of the project with the limit, and one of this one."""
+    for _ in range(2):
+        add_job(database)
+    with database.writing() as first:
+        assert claim_in(first) is not None
+        assert claim_in(first) is not None
+
+        second = other.transact(claim_in)
+
+    assert second is not None
+    assert second.project_id == DEFAULT_PROJECT_ID

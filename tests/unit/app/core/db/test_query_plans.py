@@ -8,14 +8,17 @@ import pytest
 from sqlalchemy import Connection, event
 
 from app.core.access import DEFAULT_PROJECT_ID
-from app.core.db.repositories.checkpoints import CheckpointRepository
+from app.core.db.repositories.checkpoints import CheckpointRepository, TunedModelRepository
 from app.core.db.repositories.events import EventRepository
 from app.core.db.repositories.files import ExpiredFiles, FileRepository
 from app.core.db.repositories.idempotency import IdempotencyRepository, OldIdempotencyRecords
 from app.core.db.repositories.jobs import JobRepository
 from app.core.db.repositories.leases import LeaseRepository
+from app.core.db.repositories.projects.audit import AuditLog
+from app.core.db.repositories.projects.erasure import ErasureRepository
+from app.core.db.repositories.projects.retention import RetentionRepository
 from app.core.db.repositories.projects.usage import UsageRepository
-from app.core.db.repositories.queue import QueueRepository, Turns
+from app.core.db.repositories.queue import QueueRepository, Turn, Turns
 from app.core.db.repositories.recovery import RecoveryRepository
 from app.core.db.repositories.saved_states import UnneededStates
 from app.core.db.repositories.uploads import EndedUploads, UploadRepository
@@ -75,6 +78,33 @@ _ASKED: dict[str, Callable[[Session], object]] = {
     "claim": lambda session: LeaseRepository(session).claim("worker-1", now=NOW, lease_for=MINUTE),
     "turns": lambda session: Turns(session).is_any(now=NOW),
     "use": lambda session: UsageRepository(session, DEFAULT_PROJECT_ID).measure(now=NOW),
+    "count what is erased": lambda session: ErasureRepository(
+        session, DEFAULT_PROJECT_ID
+    ).count_rows(),
+    "erase jobs": lambda session: ErasureRepository(session, DEFAULT_PROJECT_ID).delete_jobs(
+        limit=20
+    ),
+    "erase the rest": lambda session: ErasureRepository(session, "proj-none").delete_rest(),
+    "events that are kept no longer": lambda session: RetentionRepository(
+        session, DEFAULT_PROJECT_ID
+    ).find_events(NOW, limit=20),
+    "jobs that are kept no longer": lambda session: RetentionRepository(
+        session, DEFAULT_PROJECT_ID
+    ).find_jobs(NOW, limit=20),
+    "files that are kept no longer": lambda session: RetentionRepository(
+        session, DEFAULT_PROJECT_ID
+    ).find_files(NOW, now=NOW, limit=20),
+    "delete events": lambda session: RetentionRepository(session, DEFAULT_PROJECT_ID).delete_events(
+        ["a", "b"]
+    ),
+    "audit events that are kept no longer": lambda session: AuditLog(session).list_older(
+        than=NOW, limit=20
+    ),
+    "delete audit events": lambda session: AuditLog(session).delete(["a", "b"]),
+    "may take a turn": lambda session: Turns(session).may_take(
+        Turn(DEFAULT_PROJECT_ID, is_limited=True)
+    ),
+    "list models": lambda session: TunedModelRepository(session, DEFAULT_PROJECT_ID).list_all(),
     "count use": lambda session: UsageRepository(session, DEFAULT_PROJECT_ID).add(
         processor_s=1.0, now=NOW
     ),
@@ -110,9 +140,9 @@ _ASKED: dict[str, Callable[[Session], object]] = {
     "old webhooks": lambda session: WebhookQueue(session).delete_ended(older_than=NOW),
     "old records": lambda session: OldIdempotencyRecords(session).delete_older(than=NOW),
 }
-_MAY_BE_READ = {"saved_states", "webhook_endpoints", "workers"}
-"""Tables with few rows: states of jobs that may be continued, a few endpoints of each project, and
-workers that run."""
+_MAY_BE_READ = {"api_keys", "saved_states", "webhook_endpoints", "workers"}
+"""Tables with few rows: a few keys and endpoints of each project, states of jobs that may be
+continued, and workers that run."""
 
 
 def _added_file(session: Session) -> Any:

@@ -47,14 +47,15 @@ LEAVINGS: dict[str, Leave] = {"released": release, "crashed": crash, "lost": exp
 
 def rescue(database: Database, *, after: timedelta) -> list[str]:
     with database.writing() as session:
-        return RecoveryRepository(session).rescue_expired(now=NOW + after)
+        rescued = RecoveryRepository(session).rescue_expired(now=NOW + after)
+        return [job.job_id for job in rescued]
 
 
 def rescue_orphans(database: Database, *, alive: bool, host: str = "host-1") -> list[str]:
     """What a janitor on this host does, for which its workers live or not."""
     with database.writing() as session:
         dead = WorkerRepository(session).find_dead(host, lambda _: alive)
-        return RecoveryRepository(session).rescue_orphans(dead, now=NOW)
+        return [job.job_id for job in RecoveryRepository(session).rescue_orphans(dead, now=NOW)]
 
 
 def save(database: Database, lease: Lease, step: int) -> list[str]:

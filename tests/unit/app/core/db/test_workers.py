@@ -85,7 +85,8 @@ def test_a_dead_worker_is_forgotten_once_its_job_is_put_back(database: Database)
     assert ids(database) == ["worker-1"]
 
     with database.writing() as session:
-        assert RecoveryRepository(session).rescue_orphans(["worker-1"], now=NOW) == [job.id]
+        (rescued,) = RecoveryRepository(session).rescue_orphans(["worker-1"], now=NOW)
+        assert rescued.job_id == job.id
         WorkerRepository(session).remove(["worker-1"])
     assert ids(database) == []
 
@@ -98,7 +99,8 @@ def test_only_the_jobs_of_dead_workers_are_put_back(database: Database) -> None:
     with database.writing() as session:
         recovery = RecoveryRepository(session)
         assert recovery.rescue_orphans([], now=NOW) == []
-        assert recovery.rescue_orphans(["worker-1", "worker-3"], now=NOW) == [first.id]
+        (rescued,) = recovery.rescue_orphans(["worker-1", "worker-3"], now=NOW)
+        assert rescued.job_id == first.id
 
 
 def test_workers_that_are_silent_for_a_day_are_forgotten(database: Database) -> None:

@@ -1,12 +1,14 @@
-"""Checks that every installed base model has the files that were installed."""
+"""Checks what training needs besides data: the installed base models, and the containment."""
 
 from collections.abc import Iterator
 
 from app.core.base_models import find_change, load_catalogue
+from app.core.job.containment import describe_layers, find_layers, missing_core_layers
 from app.maintenance.findings import Finding, Level, Patient
 
 
 def check_base_models(patient: Patient) -> Iterator[Finding]:
+    """Check that every installed base model has the files that were installed."""
     catalogue = load_catalogue(patient.settings.data_dir)
     installed = [model for _, model in catalogue.list_installed()]
     changed: list[str] = []
@@ -21,3 +23,14 @@ def check_base_models(patient: Patient) -> Iterator[Finding]:
     else:
         how = "with the bytes that were installed" if patient.is_deep else "with all files"
         yield Finding("base models", Level.OK, f"{len(installed)} are installed, {how}")
+
+
+def check_sandbox(patient: Patient) -> Iterator[Finding]:
+    """Try every layer, as the user who examines."""
+    if patient.settings.sandbox == "off":
+        message = "training processes are not contained, because TUNERY_SANDBOX is off"
+        yield Finding("sandbox", Level.WARN, message, advice="Set it to auto.")
+        return
+    layers = find_layers()
+    level = Level.WARN if missing_core_layers(layers) else Level.OK
+    yield Finding("sandbox", level, f"training processes are {describe_layers(layers)}")

@@ -3,10 +3,10 @@
 import asyncio
 import hmac
 import logging
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 
 from anyio import to_thread
 
@@ -17,7 +17,7 @@ from app.core.clock import steady_s, utc_now
 from app.core.db.repositories.access import KeyRepository
 from app.core.db.repositories.projects.usage import UsageRepository
 from app.core.db.session import Session
-from app.core.errors import ServiceError, UnauthenticatedError
+from app.core.errors import OperatorError, ServiceError, UnauthenticatedError
 
 MAX_AGE_S = 1.0
 """Seconds after which a change of the keys counts at the latest, such as a revocation."""
@@ -41,6 +41,15 @@ class Authenticated:
     """When the key expires; None if it does not."""
     max_requests_per_minute: int | None = None
     """Limit of the project; None if it has none."""
+
+
+@dataclass(slots=True)
+class _Uses:
+    """Requests with a key that are not written down yet."""
+
+    project_id: str
+    last_at: datetime
+    requests: int = 0
 
 
 _LOCAL = Authenticated(LOCAL_CALLER)
@@ -70,7 +79,7 @@ class Authenticator:
         self._needs_key: bool | None = None
         self._remembered: dict[str, Authenticated] = {}
         self._use_written_at_s: dict[str, float] = {}
-        self._requests: Counter[tuple[str, str]] = Counter()
+        self._uses: dict[str, _Uses] = {}
         self._writes: set[asyncio.Task[None]] = set()
 
     async def authenticate(self, authorization: str) -> Authenticated:
@@ -92,10 +101,13 @@ class Authenticator:
         return known
 
     async def close(self) -> None:
-        """Write down the uses that are not written yet. No request may come any more."""
-        for key_id, project_id in tuple(self._requests):
-            self._start_write(key_id, project_id)
-        await asyncio.gather(*self._writes)
+        """Write down the uses that are not written yet. No request may come any more.
+
+        Raises nothing: what cannot be written now is lost.
+        """
+        uses, self._uses = self._uses, {}
+        self._start_writing(uses)
+        await asyncio.gather(*self._writes, return_exceptions=True)
 
     def _forget_if_changed(self) -> None:
         version, now_s = self._resources.database.version(), self._monotonic_s()
@@ -145,31 +157,55 @@ class Authenticator:
 
     def _note_use(self, caller: Caller) -> None:
         """Count the request. The counts are written neither now nor often, so no request waits."""
-        now_s, key_id = self._monotonic_s(), caller.key_id
+        key_id = caller.key_id
         if key_id is None:
             return
-        self._requests[key_id, caller.project_id] += 1
+        now, now_s = self._clock(), self._monotonic_s()
+        uses = self._uses.setdefault(key_id, _Uses(caller.project_id, now))
+        uses.requests += 1
+        uses.last_at = now
         if now_s - self._use_written_at_s.get(key_id, float("-inf")) >= USE_INTERVAL_S:
-            self._use_written_at_s[key_id] = now_s
-            self._start_write(key_id, caller.project_id)
+            self._write_due_uses(now_s)
 
-    def _start_write(self, key_id: str, project_id: str) -> None:
-        use = (key_id, project_id, self._requests.pop((key_id, project_id)))
-        write = asyncio.create_task(to_thread.run_sync(self._write_use, *use))
+    def _write_due_uses(self, now_s: float) -> None:
+        """Write the uses of every key that is due, also of those that are not used any more."""
+        recent = {
+            key_id: at_s
+            for key_id, at_s in self._use_written_at_s.items()
+            if now_s - at_s < USE_INTERVAL_S
+        }
+        due = {key_id: uses for key_id, uses in self._uses.items() if key_id not in recent}
+        self._use_written_at_s = recent | dict.fromkeys(due, now_s)
+        self._uses = {key_id: uses for key_id, uses in self._uses.items() if key_id in recent}
+        self._start_writing(due)
+
+    def _start_writing(self, uses: dict[str, _Uses]) -> None:
+        write = asyncio.create_task(self._write(uses))
         self._writes.add(write)
         write.add_done_callback(self._writes.discard)
 
-    def _write_use(self, key_id: str, project_id: str, requests: int) -> None:
-        now = self._clock()
-
-        def record(session: Session) -> None:
-            if KeyRepository(session).record_use(key_id, now=now):
-                UsageRepository(session, project_id).add(requests=requests, now=now)
-
+    async def _write(self, uses: dict[str, _Uses]) -> None:
         try:
-            self._resources.write(record)
-        except ServiceError as error:  # the next use is written again
+            await to_thread.run_sync(self._write_each, uses)
+        except (ServiceError, OperatorError) as error:
             logger.warning("the use of a key was not recorded: %s", error)
+            for key_id, its in uses.items():  # they are written with the next ones
+                if key_id in self._uses:
+                    self._uses[key_id].requests += its.requests
+                else:
+                    self._uses[key_id] = its
+
+    def _write_each(self, uses: dict[str, _Uses]) -> None:
+        """Write down uses. Each that is written is removed from the dictionary."""
+        while uses:
+            key_id, its = next(iter(uses.items()))
+            self._resources.write(partial(_record, key_id, its))
+            del uses[key_id]
+
+
+def _record(key_id: str, uses: _Uses, session: Session) -> None:
+    if KeyRepository(session).record_use(key_id, now=uses.last_at):
+        UsageRepository(session, uses.project_id).add(requests=uses.requests, now=uses.last_at)
 
 
 def _read_bearer(authorization: str) -> str:

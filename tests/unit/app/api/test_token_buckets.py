@@ -1,4 +1,4 @@
-from app.services.token_buckets import TokenBuckets
+from app.api.admission.token_buckets import TokenBuckets
 
 
 class Seconds:

@@ -12,7 +12,8 @@ from typing import NoReturn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.api.access import CALLER, KEY_OPTIONAL_PATHS, is_open
-from app.api.authentication import Authenticated, Authenticator
+from app.api.admission.authentication import Authenticated, Authenticator
+from app.api.admission.token_buckets import TokenBuckets
 from app.api.errors import MAX_ECHO, service_error_response
 from app.core.errors import (
     NotFoundError,
@@ -21,7 +22,6 @@ from app.core.errors import (
     ServiceError,
     UnauthenticatedError,
 )
-from app.services.token_buckets import TokenBuckets
 
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
 _OWN_SITE = frozenset({"same-origin", "none"})
