@@ -7,7 +7,7 @@ from typing import BinaryIO, cast
 from app.core.dataset.file_kinds import HEAD_BYTES, FileKind, find_kind
 from app.core.dataset.formats import BYTE_ORDER_MARK, Example, LineError, PreferenceExample
 from app.core.dataset.rows.parsing import parse_line
-from app.core.dataset.tables.rows import read_rows
+from app.core.dataset.tables.rows import as_line, read_rows
 
 
 def read_examples(source: BinaryIO) -> Iterator[tuple[int, Example]]:
@@ -26,7 +26,7 @@ def _lines_of(source: BinaryIO) -> Iterator[bytes]:
     kind = find_kind(source.read(HEAD_BYTES))
     source.seek(0)
     if kind.is_table:
-        return read_rows(source, kind)
+        return map(as_line, read_rows(source, kind))
     if kind is FileKind.GZIP:
         return iter(cast("BinaryIO", gzip.GzipFile(fileobj=source)))
     return iter(source)

@@ -17,7 +17,7 @@ from app.core.dataset.file_kinds import FileKind
 from app.core.dataset.formats import LineError
 from app.core.dataset.gunzip import ExpansionLimit
 from app.core.dataset.tables.process import CPU_S, MEMORY_BYTES
-from app.core.dataset.tables.rows import read_rows
+from app.core.dataset.tables.rows import as_line, read_rows
 
 _NICENESS = 10
 """So that the API, which answers others meanwhile, is scheduled first."""
@@ -30,9 +30,13 @@ def check_table(path: Path, kind: FileKind) -> DatasetSummary:
     compressed = path.stat().st_size
     try:
         with path.open("rb") as source:
-            for line in read_rows(source, kind):
-                limit.add(len(line), compressed=compressed)
-                checker.feed(line + b"\n")
+            for row in read_rows(source, kind):
+                size = checker.feed_plain_row(row)
+                if size == 0:
+                    line = as_line(row)
+                    size = len(line)
+                    checker.feed(line)
+                limit.add(size, compressed=compressed)
                 if checker.has_stopped:
                     break
     except LineError as error:

@@ -1,4 +1,4 @@
-"""Reads CSV and Parquet as lines of JSON, one for each row.
+"""Reads CSV and Parquet as rows, which are the objects that lines of JSONL have.
 
 The API must not import this module, because pyarrow reads hostile files in native code: a process
 of its own reads them, see `check.py`. Training reads them in its sandbox.
@@ -7,7 +7,7 @@ of its own reads them, see `check.py`. Training reads them in its sandbox.
 import csv
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, BinaryIO, TextIO
 
 from app.core import strict_json
@@ -17,12 +17,14 @@ from app.core.dataset.limits import MAX_LINE_BYTES
 from app.core.dataset.rows.fields import is_list, is_object, together, unknown_fields
 from app.core.dataset.rows.parsing import fields_of, find_format
 
+Row = dict[str, Any]
+
 _JSON_COLUMNS = frozenset({"messages", "conversations", "tools", "functions"})
 """Columns whose cells may be JSON text, because CSV has no lists."""
 
 
-def read_rows(source: BinaryIO, kind: FileKind) -> Iterator[bytes]:
-    """Yield every row of a table, from its first byte, as a line of JSON without its line end.
+def read_rows(source: BinaryIO, kind: FileKind) -> Iterator[Row]:
+    """Yield every row of a table, from its first byte.
 
     Raises:
         LineError: the columns have no format, or the row after the last one cannot be read.
@@ -34,8 +36,7 @@ def read_rows(source: BinaryIO, kind: FileKind) -> Iterator[bytes]:
 
         columns, rows = read_parquet(source)
         check_columns(columns)
-        for row in rows:
-            yield as_line(columns, row)
+        yield from _objects(columns, rows)
 
 
 def check_columns(columns: Sequence[str]) -> None:
@@ -58,13 +59,22 @@ def check_columns(columns: Sequence[str]) -> None:
         raise LineError("unknown_format", "Two columns have the same name. Remove one.")
 
 
-def as_line(columns: Sequence[str], cells: Sequence[Any]) -> bytes:
-    """A row as JSON. Fields of objects that are null are left out, because columns add them."""
-    row = {name: _value(name, cell) for name, cell in zip(columns, cells, strict=True)}
-    return json.dumps(row, ensure_ascii=False).encode()
+def as_line(row: Row) -> bytes:
+    """The line of JSONL that is the same example as a row."""
+    return json.dumps(row, ensure_ascii=False).encode() + b"\n"
+
+
+def _objects(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Iterator[Row]:
+    has_json = not _JSON_COLUMNS.isdisjoint(columns)
+    for cells in rows:
+        if not has_json and set(map(type, cells)) == {str}:
+            yield dict(zip(columns, cells, strict=True))
+        else:
+            yield {name: _value(name, cell) for name, cell in zip(columns, cells, strict=True)}
 
 
 def _value(column: str, cell: Any) -> Any:
+    """A cell as JSON has it. Fields that are null are left out, because structs have them all."""
     if not isinstance(cell, str):
         return _without_nulls(cell)
     if column not in _JSON_COLUMNS:
@@ -84,7 +94,7 @@ def _without_nulls(value: Any) -> Any:
     return [_without_nulls(item) for item in value] if is_list(value) else value
 
 
-def _read_csv(source: BinaryIO) -> Iterator[bytes]:
+def _read_csv(source: BinaryIO) -> Iterator[Row]:
     csv.field_size_limit(MAX_LINE_BYTES)
     delimiter = find_delimiter(source.read(HEAD_BYTES).removeprefix(BYTE_ORDER_MARK))
     source.seek(0)
@@ -93,14 +103,7 @@ def _read_csv(source: BinaryIO) -> Iterator[bytes]:
     try:
         columns = next(rows)
         check_columns(columns)
-        for cells in rows:
-            if not cells:  # a blank line
-                continue
-            if len(cells) != len(columns):
-                message = f"This row has {len(cells)} cells, and the header has {len(columns)}."
-                advice = "Quote cells that have delimiters or line ends in them."
-                raise LineError("wrong_cell_count", f"{message} {advice}")
-            yield as_line(columns, cells)
+        yield from _objects(columns, _whole_rows(rows, len(columns)))
     except csv.Error as error:
         message = f"This row is not valid CSV: {error}. Write the file with a CSV library."
         raise LineError("invalid_csv", message) from error
@@ -109,6 +112,17 @@ def _read_csv(source: BinaryIO) -> Iterator[bytes]:
         raise LineError("not_utf8", message) from error
     finally:
         text.detach()  # or it would close the source
+
+
+def _whole_rows(rows: Iterable[list[str]], columns: int) -> Iterator[list[str]]:
+    for cells in rows:
+        if not cells:  # a blank line
+            continue
+        if len(cells) != columns:
+            message = f"This row has {len(cells)} cells, and the header has {columns}."
+            advice = "Quote cells that have delimiters or line ends in them."
+            raise LineError("wrong_cell_count", f"{message} {advice}")
+        yield cells
 
 
 def _short_lines(source: TextIO) -> Iterator[str]:

@@ -39,8 +39,7 @@ def as_parquet(table: pa.Table | list[dict[str, Any]], **options: Any) -> bytes:
 
 
 def read(content: bytes) -> list[Any]:
-    rows = read_rows(io.BytesIO(content), find_kind(content))
-    return [json.loads(line) for line in rows]
+    return list(read_rows(io.BytesIO(content), find_kind(content)))
 
 
 @pytest.fixture
