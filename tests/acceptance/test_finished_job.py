@@ -167,16 +167,20 @@ def test_metrics_events_have_openais_keys(
     ]
     data = {event.data["step"]: event.data for event in events}  # pyright: ignore[reportIndexIssue, reportOptionalSubscript]
 
-    assert sorted(data) == [5, 10, 12, 15, 20, 24]
-    plain = {"step", "total_steps", "train_loss", "train_mean_token_accuracy"}
+    assert sorted(data) == [0, 5, 10, 12, 15, 20, 24]
+    position = {"step", "total_steps"}
+    trained = {"train_loss", "train_mean_token_accuracy"}
     evaluated = {
+        "valid_perplexity",
         "valid_loss",
         "valid_mean_token_accuracy",
         "full_valid_loss",
         "full_valid_mean_token_accuracy",
     }
-    assert data[5].keys() == plain
-    assert data[10].keys() == plain | evaluated
+    assert data[0].keys() == position | evaluated
+    assert data[5].keys() == position | trained
+    assert data[10].keys() == position | trained | evaluated
+    assert re.fullmatch(r"Step 0/24: full validation loss=\d\.\d\d", events[-1].message)
     assert re.fullmatch(
         r"Step 24/24: training loss=\d\.\d\d, full validation loss=\d\.\d\d", events[0].message
     )
@@ -250,12 +254,12 @@ def test_the_loss_log_has_every_step_in_openais_columns(
         "valid_loss",
         "valid_mean_token_accuracy",
     ]
-    assert [int(row[0]) for row in rows[1:]] == list(range(1, STEPS + 1))
-    assert [int(row[0]) for row in rows[1:] if row[3]] == EVALUATED
+    assert [int(row[0]) for row in rows[1:]] == list(range(STEPS + 1))
+    assert [int(row[0]) for row in rows[1:] if row[3]] == [0, *EVALUATED]
 
 
 def test_the_loss_log_counts_tokens_time_and_learning_rate(http: httpx.Client) -> None:
-    rows = http.get("/metrics").json()["data"]
+    rows = http.get("/metrics", params={"step_from": 1}).json()["data"]
 
     for earlier, later in pairwise(rows):
         assert earlier["tokens_seen"] < later["tokens_seen"]

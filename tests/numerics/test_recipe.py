@@ -89,10 +89,10 @@ def test_a_job_reports_its_data_its_parameters_its_steps_and_its_end(run: RunJob
     assert computation.endswith(" in bfloat16 as in float32), not compiled, as configured.")
     assert events.index(Planned(total_steps=6)) == events.index(Noted(message=parameters)) - 1
     assert Started(total_steps=6) in events
-    assert [event.metrics.step for event in steps(events)] == [1, 2, 3, 4, 5, 6]
-    assert [event.metrics.epoch for event in steps(events)] == [0.4, 0.8, 1.0, 1.4, 1.8, 2.0]
+    assert [event.metrics.step for event in steps(events)] == [0, 1, 2, 3, 4, 5, 6]
+    assert [event.metrics.epoch for event in steps(events)] == [0, 0.4, 0.8, 1.0, 1.4, 1.8, 2.0]
     assert checkpoints(events) == [3, 6]
-    assert list(evaluations(events)) == [3, 6]
+    assert list(evaluations(events)) == [0, 3, 6]
     assert events[-1] == Finished(step=6, trained_tokens=2 * 425)
     assert steps(events)[-1].metrics.tokens_seen == 2 * 425
 
@@ -144,7 +144,34 @@ def test_checkpoints_and_evaluations_come_when_they_are_asked_for(run: RunJob) -
     events = run(max_steps=5, checkpoint_steps=2, n_evals=5, validation=ROWS[:2])
 
     assert checkpoints(events) == [2, 3, 4, 5]
-    assert list(evaluations(events)) == [1, 2, 3, 4, 5]
+    assert list(evaluations(events)) == [0, 1, 2, 3, 4, 5]
+
+
+def test_the_first_row_is_what_the_base_model_itself_does(
+    run: RunJob, base_model: Path, tmp_path: Path
+) -> None:
+    events = run(validation=[UNLIKE])
+
+    base = AutoModelForCausalLM.from_pretrained(base_model, dtype=torch.float32).eval()
+    assert evaluations(events)[0] == pytest.approx(loss_on_unlike(base), abs=1e-4)
+    table = (tmp_path / "job" / "out" / "step-9" / "metrics.csv").read_text().splitlines()
+    assert table[1].startswith(f"0,,,{evaluations(events)[0]},")
+    card = (tmp_path / "job" / "out" / "step-9" / "README.md").read_text()
+    assert f"| 0 | 0.00 |  | {evaluations(events)[0]:.4f} |" in card
+    assert "Step 0 is the\nbase model, before training." in card
+
+
+def test_a_base_model_that_computes_no_number_is_named_before_a_step_is_taken(
+    tmp_path: Path,
+) -> None:
+    write_broken_model(tmp_path / "model")
+    write_job(tmp_path / "job", ROWS, base_model=tmp_path / "model", validation=[UNLIKE])
+    events: list[TrainingEvent] = []
+
+    run_job(tmp_path / "job", events.append)
+
+    assert (failure(events).code, failure(events).param) == ("loss_not_finite", "model")
+    assert not steps(events)
 
 
 def run_until_worse(run: RunJob, *, patience: int) -> tuple[list[TrainingEvent], int, int]:
@@ -158,6 +185,7 @@ def run_until_worse(run: RunJob, *, patience: int) -> tuple[list[TrainingEvent],
         early_stopping_patience=patience,
     )
     losses = evaluations(events)
+    del losses[0]  # the base model is no result
     return events, min(losses, key=lambda step: losses[step]), max(losses)
 
 
@@ -193,7 +221,10 @@ def test_a_job_that_may_stop_early_but_does_not_still_has_its_best_adapter_as_re
 def plain_loss(base_model: Path, adapter: Path) -> float:
     """The loss on `UNLIKE` as plain transformers and peft compute it."""
     base = AutoModelForCausalLM.from_pretrained(base_model, dtype=torch.float32)
-    model = PeftModel.from_pretrained(base, str(adapter)).eval()
+    return loss_on_unlike(PeftModel.from_pretrained(base, str(adapter)).eval())
+
+
+def loss_on_unlike(model: Any) -> float:
     encoder = Encoder(build_tokenizer(), train_on_inputs=False)
     row = encoder.encode(ChatExample(UNLIKE["messages"], [False, True]))
     input_ids = torch.tensor([row.input_ids])
@@ -202,11 +233,16 @@ def plain_loss(base_model: Path, adapter: Path) -> float:
         return model(input_ids=input_ids, labels=labels).loss.item()
 
 
-def test_a_loss_that_is_not_finite_fails_the_job_with_its_step(tmp_path: Path) -> None:
-    write_tiny_model(tmp_path / "model")
-    weights = load_file(tmp_path / "model" / "model.safetensors")
+def write_broken_model(directory: Path) -> None:
+    """Write a model whose logits are infinite."""
+    write_tiny_model(directory)
+    weights = load_file(directory / "model.safetensors")
     weights["model.norm.weight"].fill_(1e38)
-    save_file(weights, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
+    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_a_loss_that_is_not_finite_fails_the_job_with_its_step(tmp_path: Path) -> None:
+    write_broken_model(tmp_path / "model")
     write_job(tmp_path / "job", ROWS, base_model=tmp_path / "model", learning_rate=0.5)
     events: list[TrainingEvent] = []
 

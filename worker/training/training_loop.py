@@ -43,7 +43,13 @@ class TrainingLoop:
         return is_early or self.trainer.progress.step == self.schedule.total_steps
 
     def take_steps(self, is_stop_requested: Callable[[], bool]) -> None:
-        """Train until the job is over or a stop is requested. Saves the state before it returns."""
+        """Train until the job is over or a stop is requested. Saves the state before it returns.
+
+        The base model is evaluated first, but not in a job that is resumed.
+        """
+        is_fresh = self.trainer.progress.step == 0 and not is_stop_requested()
+        if is_fresh and self.validation is not None:
+            self._evaluate_base(self.validation)
         while not self.is_over and not is_stop_requested():
             step = self._take_step()
             if self.is_over or self.schedule.is_checkpoint(step):
@@ -87,13 +93,30 @@ class TrainingLoop:
             learning_rate=self.spec.config.learning_rate,
         )
 
+    def _evaluate_base(self, validation: TokenizedData) -> None:
+        # The adapter changes nothing yet.
+        evaluation = self.trainer.evaluate(validation)
+        self._log(
+            StepMetrics(
+                step=0,
+                epoch=0.0,
+                valid_loss=evaluation.loss,
+                valid_mean_token_accuracy=evaluation.accuracy,
+                tokens_seen=0,
+                elapsed_s=0.0,
+            )
+        )
+
     def _take_step(self) -> int:
         metrics = self.trainer.take_step()
         if self.validation is not None and self.schedule.is_evaluation(metrics.step):
             metrics = self._evaluate(metrics, self.validation)
+        self._log(metrics)
+        return metrics.step
+
+    def _log(self, metrics: StepMetrics) -> None:
         self.log.append(metrics)
         self.report(Stepped(metrics=metrics))
-        return metrics.step
 
     def _evaluate(self, metrics: StepMetrics, validation: TokenizedData) -> StepMetrics:
         evaluation = self.trainer.evaluate(validation)

@@ -207,5 +207,5 @@ PROJECT_CACHE_NAME = "project-cache"
 """Symbolic link to what the jobs of a project share on a machine: compiled layers, in a directory
 for each user that trains. Losing the directory costs only time."""
 LOSS_LOG_NAME = "loss-log.jsonl"
-"""One line of `StepMetrics` for every step so far. For a resumed job, the parent fills it with
-steps 1 to `resume_step`; otherwise the child starts an empty one."""
+"""One line of `StepMetrics` for every step so far. For a resumed job, the parent fills it with all
+up to `resume_step`, and step 0 if there was one; otherwise the child starts an empty one."""

@@ -153,7 +153,7 @@ step {step}.
 
 ## Loss
 
-Nats per learned token; the full log is in `metrics.csv`, the picture in `loss.svg`.
+Nats per learned token; the full log is in `metrics.csv`, the picture in `loss.svg`.{before}
 
 | step | epoch | train loss | validation loss | validation accuracy |
 |---|---|---|---|---|
@@ -190,6 +190,8 @@ It was trained on the files of `models/{id}` in the service's data directory, wh
 a commit of a hub repository. Load that directory for exactly the same weights.
 """
 
+_BEFORE = " Step 0 is the\nbase model, before training."
+
 _VLLM_RANKS = (8, 16, 32, 64, 128, 256)
 """The values that vLLM takes for `--max-lora-rank`."""
 
@@ -210,6 +212,7 @@ def write_model_card(spec: JobSpec, *, step: int, rows: Sequence[StepMetrics]) -
         exact_base="" if base.revision else _EXACT_BASE.format(id=base.id),
         data="\n".join(_data_rows(spec)),
         settings="\n".join(_setting_rows(spec)),
+        before=_BEFORE if rows[0].step == 0 else "",
         losses="\n".join(_loss_row(row) for row in rows),
         load_arguments=load_arguments,
         vllm_revision=f" --revision {base.revision}" if base.revision else "",
@@ -245,6 +248,5 @@ def _loss_row(row: StepMetrics) -> str:
     valid_loss = "" if row.valid_loss is None else f"{row.valid_loss:.4f}"
     accuracy = row.valid_mean_token_accuracy
     valid_accuracy = "" if accuracy is None else f"{accuracy:.1%}"
-    return (
-        f"| {row.step} | {row.epoch:.2f} | {row.train_loss:.4f} | {valid_loss} | {valid_accuracy} |"
-    )
+    train_loss = "" if row.train_loss is None else f"{row.train_loss:.4f}"
+    return f"| {row.step} | {row.epoch:.2f} | {train_loss} | {valid_loss} | {valid_accuracy} |"

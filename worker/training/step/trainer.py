@@ -15,7 +15,7 @@ from app.core.job.loss_log import StepMetrics
 from app.core.job.training_config import Frozen, TrainingConfig
 from worker.training.data.batching import MicroBatch, collate, cut_by_length, shuffled_batches
 from worker.training.data.dataset import TokenizedData
-from worker.training.failures import diverged
+from worker.training.failures import base_not_finite, diverged
 from worker.training.model.forward import Forward
 from worker.training.model.randomness import DropoutKey
 from worker.training.step.step import (
@@ -158,13 +158,15 @@ class Trainer:
         )
 
     def evaluate(self, data: TokenizedData) -> Evaluation:
-        """Loss and accuracy over a whole file, after the last step.
+        """Loss and accuracy over a whole file, after the last step. Step 0 is the base model.
 
         Raises:
             TrainingFailedError: `loss_not_finite`.
         """
         evaluation = evaluate(self._forward, self._read(data, np.arange(len(data))))
         if not math.isfinite(evaluation.loss):
+            if self.progress.step == 0:
+                raise base_not_finite(evaluation.loss)
             what = f"validation loss {evaluation.loss}"
             rate = self._config.learning_rate
             raise diverged(self.progress.step, what, learning_rate=rate)
