@@ -93,7 +93,12 @@ def test_the_job_shows_every_setting_with_the_value_it_had(
         "learning_rate": pytest.approx(3.6e-4),
         "lr_scheduler": "linear",
         "warmup_ratio": 0.0,
+        "warmup_steps": None,
+        "min_lr_ratio": 0.0,
+        "loraplus_lr_ratio": None,
         "weight_decay": 0.0,
+        "adam_beta1": 0.9,
+        "adam_beta2": 0.999,
         "max_grad_norm": 1.0,
         "max_steps": None,
         "context_length": 512,
@@ -101,11 +106,18 @@ def test_the_job_shows_every_setting_with_the_value_it_had(
         "train_on_inputs": False,
         "logging_steps": 5,
         "checkpoint_steps": 10,
+        "keep_checkpoints": None,
         "n_evals": None,
+        "eval_steps": None,
         "early_stopping_patience": None,
+        "early_stopping_threshold": 0.0,
+        "checkpoint_choice": "final",
         "lora_r": 8,
         "lora_alpha": 16.0,
         "lora_dropout": 0.05,
+        "use_rslora": False,
+        "use_dora": False,
+        "init_lora_weights": "kaiming",
         "lora_target_modules": ["q_proj", "v_proj"],
     }
     assert job.method is not None
@@ -142,8 +154,11 @@ def test_the_events_tell_the_story_newest_first_in_openais_words(
         "Fine-tuning job started",
         "Loading base model tiny",
     ]
-    assert story[-6:] == [
-        *(f"Checkpoint created at step {step}: {name}:ckpt-step-{step}" for step in CHECKPOINTS),
+    assert story[-7:-3] == [
+        f"Checkpoint created at step {step}: {name}:ckpt-step-{step}" for step in CHECKPOINTS
+    ]
+    assert story[-3].startswith("The adapter of step 24, the last one, is the result. ")
+    assert story[-2:] == [
         f"New fine-tuned model created: {name}",
         "The job has successfully completed",
     ]

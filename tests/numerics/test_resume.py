@@ -49,6 +49,23 @@ CASES: dict[str, dict[str, Any]] = {
         "warmup_ratio": 0.4,
         "weight_decay": 0.1,
     },
+    "lora-plus-and-betas": {
+        "epochs": 2,
+        "loraplus_lr_ratio": 8.0,
+        "adam_beta1": 0.8,
+        "adam_beta2": 0.95,
+        "warmup_steps": 2,
+        "min_lr_ratio": 0.2,
+    },
+    "rslora-gaussian": {
+        "epochs": 2,
+        "lora": LoraShape(rank=4, use_rslora=True, init_lora_weights="gaussian"),
+    },
+    "dora-and-lora-plus": {
+        "epochs": 2,
+        "lora": LoraShape(rank=4, use_dora=True),
+        "loraplus_lr_ratio": 4.0,
+    },
     "max-steps-in-mid-epoch": {"max_steps": 8, "checkpoint_steps": 5, "max_grad_norm": 0.1},
     "stops-early": {
         "rows": [chat_row("Say a", "aaaaaaaaaaaa")] * 32,
@@ -56,6 +73,14 @@ CASES: dict[str, dict[str, Any]] = {
         "n_evals": 24,
         "learning_rate": 0.1,
         "early_stopping_patience": 3,
+    },
+    "best-without-patience": {
+        "rows": [chat_row("Say a", "aaaaaaaaaaaa")] * 16,
+        "validation": [chat_row("Say z", "zzzzzzzzzzzz")],
+        "epochs": 2,
+        "eval_steps": 2,
+        "learning_rate": 0.1,
+        "checkpoint_choice": "best",
     },
     "bfloat16": {"epochs": 2, "compute": ComputeSettings(dtype="bfloat16", compile=False)},
     "plain": {"epochs": 2, "compute": ComputeSettings(forward="plain", dtype="float32")},

@@ -21,7 +21,7 @@ from app.core.job.artifacts import (
     TRAINING_CONFIG_NAME,
 )
 from app.core.job.loss_log import StepMetrics
-from app.core.job.training_config import DatasetRef, JobSpec
+from app.core.job.training_config import DatasetRef, JobSpec, LoraShape
 from worker.training.artifacts.loss_log import LossLog, draw_losses
 from worker.training.failures import TrainingFailedError, diverged
 
@@ -177,7 +177,7 @@ With vLLM, whose limit for the rank is 16 unless an option raises it:
 ```sh
 vllm serve {repo}{vllm_revision} --enable-lora --max-lora-rank {max_rank} --lora-modules tuned=DIR
 ```
-
+{merge_first}
 Tunery's `docs/use-your-model.md` has more: how to prompt it, how to merge it into the base model,
 and how to run it in llama.cpp and Ollama.
 
@@ -191,6 +191,13 @@ a commit of a hub repository. Load that directory for exactly the same weights.
 """
 
 _BEFORE = " Step 0 is the\nbase model, before training."
+
+_MERGE_DORA = """
+vLLM and llama.cpp do not know DoRA. Merge the adapter into the base model first.
+"""
+_MERGE_RSLORA = """
+llama.cpp does not know the scale of rsLoRA. Merge the adapter into the base model first.
+"""
 
 _VLLM_RANKS = (8, 16, 32, 64, 128, 256)
 """The values that vLLM takes for `--max-lora-rank`."""
@@ -216,8 +223,15 @@ def write_model_card(spec: JobSpec, *, step: int, rows: Sequence[StepMetrics]) -
         losses="\n".join(_loss_row(row) for row in rows),
         load_arguments=load_arguments,
         vllm_revision=f" --revision {base.revision}" if base.revision else "",
+        merge_first=_merge_first(spec.config.lora),
         max_rank=next(limit for limit in _VLLM_RANKS if rank <= limit),
     )
+
+
+def _merge_first(shape: LoraShape) -> str:
+    if shape.use_dora:
+        return _MERGE_DORA
+    return _MERGE_RSLORA if shape.use_rslora else ""
 
 
 def _data_rows(spec: JobSpec) -> list[str]:
