@@ -180,6 +180,19 @@ def build_metrics(step: int = 1, **changes: Any) -> StepMetrics:
     return StepMetrics(**(values | changes))
 
 
+def build_base_metrics(**changes: Any) -> StepMetrics:
+    """The row of step 0: the evaluation of the base model."""
+    values: dict[str, Any] = {
+        "step": 0,
+        "epoch": 0.0,
+        "valid_loss": 4.0,
+        "valid_mean_token_accuracy": 0.125,
+        "tokens_seen": 0,
+        "elapsed_s": 0.0,
+    }
+    return StepMetrics(**(values | changes))
+
+
 def build_checkpoint(job: Job, step: int = 1, **changes: Any) -> Checkpoint:
     values: dict[str, Any] = {
         "id": new_id(IdPrefix.CHECKPOINT),

@@ -6,8 +6,9 @@ A tiny random model with a frozen head cannot be overfitted at transformers' usu
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -138,11 +139,12 @@ def build_peft_model(
     dropout: float = 0.0,
     is_trained: bool = True,
     seed: int = 0,
+    variant: Mapping[str, Any] = MappingProxyType({}),
     **changes: Any,
 ) -> PeftModel:
     """A tiny model with an adapter, in training mode; a trained one is not the identity."""
     base = build_model(model_type, seed=seed, **changes)
-    shape = LoraShape(rank=4, alpha=8, dropout=dropout, target_modules=target_modules)
+    shape = LoraShape(rank=4, alpha=8, dropout=dropout, target_modules=target_modules, **variant)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = attach_adapter(base, shape, BASE_MODEL)

@@ -9,7 +9,7 @@ _COPIES = 4
 """A saved state has the adapter, two moments of the optimizer, and the best adapter so far."""
 
 _LOG_BYTES_PER_STEP = 2048
-"""Most bytes of a step in the two tables of the loss log: 13 numbers each, with their names."""
+"""Most bytes of a step in the two tables of the loss log: 14 numbers each, with their names."""
 
 ROOM_BYTES = 64 * 1024 * 1024
 """Room for everything else: tokenizer, chart, model card."""

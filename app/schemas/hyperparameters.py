@@ -24,7 +24,14 @@ WIRE_NAMES = MappingProxyType(
 """Field of `TrainingConfig` by its name on the wire."""
 
 LORA_WIRE_NAMES = MappingProxyType(
-    {"lora_r": "rank", "lora_alpha": "alpha", "lora_dropout": "dropout"}
+    {
+        "lora_r": "rank",
+        "lora_alpha": "alpha",
+        "lora_dropout": "dropout",
+        "use_rslora": "use_rslora",
+        "use_dora": "use_dora",
+        "init_lora_weights": "init_lora_weights",
+    }
 )
 """Field of `LoraShape` by its name on the wire."""
 
@@ -66,10 +73,11 @@ class ComputedHyperparameters(RequestBody):
     only this is set, `batch_size` counts as 1."""
 
     lora_target_modules: Annotated[
-        list[str] | Literal["all-linear"] | None, BeforeValidator(_auto_is_none)
+        list[str] | Literal["all-linear", "attention", "mlp"] | None, BeforeValidator(_auto_is_none)
     ] = _field()
-    """Names of the linear layers that get an adapter, or `all-linear` for all that the base model
-    offers."""
+    """Names of the linear layers that get an adapter. `all-linear` stands for all that the base
+    model offers, `attention` and `mlp` for those of the two halves of its layers, alone or in the
+    list. The job shows the names."""
 
     packing: Annotated[Literal[False] | None, BeforeValidator(_auto_is_none)] = _field()
     """Packing of several examples into one sequence. It is not offered, so this must be `false`.

@@ -21,6 +21,8 @@ class CheckpointMetricsRead(ResponseBody):
     train_loss: float
     train_mean_token_accuracy: float
     valid_loss: float | None = None
+    valid_perplexity: float | None = None
+    """Exponential of `valid_loss`, at most a thousand million."""
     valid_mean_token_accuracy: float | None = None
     full_valid_loss: float | None = None
     full_valid_mean_token_accuracy: float | None = None
@@ -62,6 +64,7 @@ class CheckpointRead(ItemRead):
 class MetricsRead(ResponseBody):
     object: Literal["list"] = "list"
     data: list[dict[str, float | int | None]]
-    """The loss log, one row per optimizer step."""
+    """The loss log, one row per optimizer step. With validation data, it begins with step 0, the
+    evaluation of the base model."""
     has_more: bool
     """True if the log continues after the last row, within the range that was asked for."""

@@ -11,6 +11,15 @@ from app.core.errors import InvalidRequestError
 from app.core.job.training_config import LoraShape, TrainingConfig
 from app.schemas.hyperparameters import LORA_WIRE_NAMES, WIRE_NAMES
 
+_ATTENTION_MODULES = frozenset(
+    {"q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "out_proj", "dense", "c_attn"}
+)
+_MLP_MODULES = frozenset(
+    {"gate_proj", "up_proj", "down_proj", "gate_up_proj", "fc1", "fc2", "c_fc"}
+)
+"""Names of linear layers in either half of a layer, over all architectures. A name that stands for
+both, such as the `c_proj` of GPT-2, is in neither."""
+
 DEFAULT_LEARNING_RATE: float = TrainingConfig.model_fields["learning_rate"].default
 
 
@@ -47,8 +56,31 @@ def resolve_config(
         first = error.errors()[0]
         name = str(first["loc"][-1])
         raise _bad_value(name, f"'{name}' becomes {first['input']:g}. {first['msg']}.") from error
+    _refuse_contradictions(config)
     check_limits(config, entry)
-    return config
+    choice = "best" if config.chooses_best else "final"
+    return config.model_copy(update={"checkpoint_choice": choice})
+
+
+def _refuse_contradictions(config: TrainingConfig) -> None:
+    """Refuse hyperparameters that exclude each other or have no effect together."""
+    kind = config.lr_scheduler
+    if config.early_stopping_threshold and config.early_stopping_patience is None:
+        raise _bad_value(
+            "early_stopping_threshold",
+            "'early_stopping_threshold' needs an 'early_stopping_patience'.",
+        )
+    if config.warmup_steps is not None and config.warmup_ratio:
+        raise _bad_value("warmup_steps", "Give either 'warmup_steps' or 'warmup_ratio', not both.")
+    if config.warmup_steps and kind == "constant":
+        raise _bad_value(
+            "warmup_steps",
+            "An 'lr_scheduler' of 'constant' has no warmup. Use 'constant_with_warmup'.",
+        )
+    if config.min_lr_ratio and kind not in ("linear", "cosine"):
+        raise _bad_value(
+            "min_lr_ratio", f"'min_lr_ratio' needs a rate that falls. '{kind}' does not."
+        )
 
 
 def check_limits(config: TrainingConfig, entry: CatalogueEntry) -> None:
@@ -72,9 +104,14 @@ def refuse_without_validation(config: TrainingConfig) -> None:
     Raises:
         InvalidRequestError: one of them is set.
     """
-    for name in ("n_evals", "early_stopping_patience"):
+    for name in ("n_evals", "eval_steps", "early_stopping_patience"):
         if getattr(config, name) is not None:
             raise _bad_value(name, f"'{name}' needs a validation_file to evaluate on.")
+    if config.chooses_best:
+        raise _bad_value(
+            "checkpoint_choice",
+            "A 'checkpoint_choice' of 'best' needs a validation_file to evaluate on.",
+        )
 
 
 def _defaults_for(entry: CatalogueEntry) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -106,14 +143,20 @@ def _learned_part(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _target_modules(asked: list[str] | str, entry: CatalogueEntry) -> tuple[str, ...]:
-    if asked == "all-linear":
-        return entry.target_modules
-    unknown = [name for name in asked if name not in entry.target_modules]
-    if unknown or not asked:
+    """The names of the modules that were asked for, by name or by group."""
+    groups = {
+        "all-linear": entry.target_modules,
+        "attention": tuple(name for name in entry.target_modules if name in _ATTENTION_MODULES),
+        "mlp": tuple(name for name in entry.target_modules if name in _MLP_MODULES),
+    }
+    names = [asked] if isinstance(asked, str) else asked
+    known = groups | {name: (name,) for name in entry.target_modules}
+    unknown = [name for name in names if not known.get(name)]
+    if unknown or not names:
         offered = ", ".join(entry.target_modules)
         what = f"{unknown[0][:80]!r} is not a module" if unknown else "Name at least one module"
         raise _bad_value("lora_target_modules", f"{what} that LoRA can target here: {offered}.")
-    return tuple(dict.fromkeys(asked))
+    return tuple(dict.fromkeys(module for name in names for module in known[name]))
 
 
 def _multiplied_learning_rate(given: dict[str, Any]) -> float:

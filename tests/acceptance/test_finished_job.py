@@ -95,7 +95,12 @@ def test_the_job_shows_every_setting_with_the_value_it_had(
         "learning_rate": pytest.approx(3.6e-4),
         "lr_scheduler": "linear",
         "warmup_ratio": 0.0,
+        "warmup_steps": None,
+        "min_lr_ratio": 0.0,
+        "loraplus_lr_ratio": None,
         "weight_decay": 0.0,
+        "adam_beta1": 0.9,
+        "adam_beta2": 0.999,
         "max_grad_norm": 1.0,
         "max_steps": None,
         "context_length": 512,
@@ -105,11 +110,18 @@ def test_the_job_shows_every_setting_with_the_value_it_had(
         "template_date": datetime.fromtimestamp(job.created_at, UTC).date().isoformat(),
         "logging_steps": 5,
         "checkpoint_steps": 10,
+        "keep_checkpoints": None,
         "n_evals": None,
+        "eval_steps": None,
         "early_stopping_patience": None,
+        "early_stopping_threshold": 0.0,
+        "checkpoint_choice": "final",
         "lora_r": 8,
         "lora_alpha": 16.0,
         "lora_dropout": 0.05,
+        "use_rslora": False,
+        "use_dora": False,
+        "init_lora_weights": "kaiming",
         "lora_target_modules": ["q_proj", "v_proj"],
     }
     assert job.method is not None
@@ -146,8 +158,11 @@ def test_the_events_tell_the_story_newest_first_in_openais_words(
         "Fine-tuning job started",
         "Loading base model tiny",
     ]
-    assert story[-6:] == [
-        *(f"Checkpoint created at step {step}: {name}:ckpt-step-{step}" for step in CHECKPOINTS),
+    assert story[-7:-3] == [
+        f"Checkpoint created at step {step}: {name}:ckpt-step-{step}" for step in CHECKPOINTS
+    ]
+    assert story[-3].startswith("The adapter of step 24, the last one, is the result. ")
+    assert story[-2:] == [
         f"New fine-tuned model created: {name}",
         "The job has successfully completed",
     ]
@@ -171,16 +186,20 @@ def test_metrics_events_have_openais_keys(
     ]
     data = {event.data["step"]: event.data for event in events}  # pyright: ignore[reportIndexIssue, reportOptionalSubscript]
 
-    assert sorted(data) == [5, 10, 12, 15, 20, 24]
-    plain = {"step", "total_steps", "train_loss", "train_mean_token_accuracy"}
+    assert sorted(data) == [0, 5, 10, 12, 15, 20, 24]
+    position = {"step", "total_steps"}
+    trained = {"train_loss", "train_mean_token_accuracy"}
     evaluated = {
+        "valid_perplexity",
         "valid_loss",
         "valid_mean_token_accuracy",
         "full_valid_loss",
         "full_valid_mean_token_accuracy",
     }
-    assert data[5].keys() == plain
-    assert data[10].keys() == plain | evaluated
+    assert data[0].keys() == position | evaluated
+    assert data[5].keys() == position | trained
+    assert data[10].keys() == position | trained | evaluated
+    assert re.fullmatch(r"Step 0/24: full validation loss=\d\.\d\d", events[-1].message)
     assert re.fullmatch(
         r"Step 24/24: training loss=\d\.\d\d, full validation loss=\d\.\d\d", events[0].message
     )
@@ -254,12 +273,12 @@ def test_the_loss_log_has_every_step_in_openais_columns(
         "valid_loss",
         "valid_mean_token_accuracy",
     ]
-    assert [int(row[0]) for row in rows[1:]] == list(range(1, STEPS + 1))
-    assert [int(row[0]) for row in rows[1:] if row[3]] == EVALUATED
+    assert [int(row[0]) for row in rows[1:]] == list(range(STEPS + 1))
+    assert [int(row[0]) for row in rows[1:] if row[3]] == [0, *EVALUATED]
 
 
 def test_the_loss_log_counts_tokens_time_and_learning_rate(http: httpx.Client) -> None:
-    rows = http.get("/metrics").json()["data"]
+    rows = http.get("/metrics", params={"step_from": 1}).json()["data"]
 
     for earlier, later in pairwise(rows):
         assert earlier["tokens_seen"] < later["tokens_seen"]

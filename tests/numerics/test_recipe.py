@@ -1,6 +1,7 @@
 """Whole jobs on a tiny model, in this process."""
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from datetime import date
 from pathlib import Path
@@ -89,18 +90,23 @@ def failure(events: list[TrainingEvent]) -> Failed:
 def test_a_job_reports_its_data_its_parameters_its_steps_and_its_end(run: RunJob) -> None:
     events = run(epochs=2, validation=ROWS[:3])
 
-    data, validation, parameters, computation = messages(events)
+    data, validation, parameters, computation, result = messages(events)
     assert data.startswith("train.jsonl: 10 examples, 425 tokens, ")
     assert validation.startswith("validation.jsonl: 3 examples, ")
     assert parameters.startswith("trainable params: 896 || all params: 27,776 || trainable%: ")
     assert computation.startswith("Training in float32 (this processor multiplies matrices ")
     assert computation.endswith(" in bfloat16 as in float32), not compiled, as configured.")
     assert events.index(Planned(total_steps=6)) == events.index(Noted(message=parameters)) - 1
+    assert re.fullmatch(
+        r"The adapter of step 6, the last one, is the result\. "
+        r"Its validation loss is \d\.\d{4}\. Before training it was \d\.\d{4}\.",
+        result,
+    )
     assert Started(total_steps=6) in events
-    assert [event.metrics.step for event in steps(events)] == [1, 2, 3, 4, 5, 6]
-    assert [event.metrics.epoch for event in steps(events)] == [0.4, 0.8, 1.0, 1.4, 1.8, 2.0]
+    assert [event.metrics.step for event in steps(events)] == [0, 1, 2, 3, 4, 5, 6]
+    assert [event.metrics.epoch for event in steps(events)] == [0, 0.4, 0.8, 1.0, 1.4, 1.8, 2.0]
     assert checkpoints(events) == [3, 6]
-    assert list(evaluations(events)) == [3, 6]
+    assert list(evaluations(events)) == [0, 3, 6]
     assert events[-1] == Finished(step=6, trained_tokens=2 * 425)
     assert steps(events)[-1].metrics.tokens_seen == 2 * 425
 
@@ -152,20 +158,54 @@ def test_checkpoints_and_evaluations_come_when_they_are_asked_for(run: RunJob) -
     events = run(max_steps=5, checkpoint_steps=2, n_evals=5, validation=ROWS[:2])
 
     assert checkpoints(events) == [2, 3, 4, 5]
-    assert list(evaluations(events)) == [1, 2, 3, 4, 5]
+    assert list(evaluations(events)) == [0, 1, 2, 3, 4, 5]
 
 
-def run_until_worse(run: RunJob, *, patience: int) -> tuple[list[TrainingEvent], int, int]:
+def test_the_first_row_is_what_the_base_model_itself_does(
+    run: RunJob, base_model: Path, tmp_path: Path
+) -> None:
+    events = run(validation=[UNLIKE])
+
+    base = AutoModelForCausalLM.from_pretrained(base_model, dtype=torch.float32).eval()
+    assert evaluations(events)[0] == pytest.approx(loss_on_unlike(base), abs=1e-4)
+    table = (tmp_path / "job" / "out" / "step-9" / "metrics.csv").read_text().splitlines()
+    assert table[1].startswith(f"0,,,{evaluations(events)[0]},")
+    card = (tmp_path / "job" / "out" / "step-9" / "README.md").read_text()
+    assert f"| 0 | 0.00 |  | {evaluations(events)[0]:.4f} |" in card
+    assert "Step 0 is the\nbase model, before training." in card
+
+
+def test_a_base_model_that_computes_no_number_is_named_before_a_step_is_taken(
+    tmp_path: Path,
+) -> None:
+    write_broken_model(tmp_path / "model")
+    write_job(tmp_path / "job", ROWS, base_model=tmp_path / "model", validation=[UNLIKE])
+    events: list[TrainingEvent] = []
+
+    run_job(tmp_path / "job", events.append)
+
+    assert (failure(events).code, failure(events).param) == ("loss_not_finite", "model")
+    assert not steps(events)
+
+
+def test_evaluations_come_every_so_many_steps(run: RunJob) -> None:
+    events = run(max_steps=7, eval_steps=2, validation=ROWS[:2])
+
+    assert list(evaluations(events)) == [0, 2, 3, 4, 6, 7]
+
+
+def run_until_worse(run: RunJob, **settings: Any) -> tuple[list[TrainingEvent], int, int]:
     """A job whose validation loss soon rises: its events, its best step and its last."""
-    events = run(
-        rows=[chat_row("Say a", "aaaaaaaaaaaa")] * 32,
-        validation=[UNLIKE],
-        epochs=3,
-        n_evals=24,
-        learning_rate=0.1,
-        early_stopping_patience=patience,
-    )
+    worsening: dict[str, Any] = {
+        "rows": [chat_row("Say a", "aaaaaaaaaaaa")] * 32,
+        "validation": [UNLIKE],
+        "epochs": 3,
+        "n_evals": 24,
+        "learning_rate": 0.1,
+    }
+    events = run(**worsening, **settings)
     losses = evaluations(events)
+    del losses[0]  # the base model is no result
     return events, min(losses, key=lambda step: losses[step]), max(losses)
 
 
@@ -175,12 +215,13 @@ UNLIKE = chat_row("Say z", "zzzzzzzzzzzz")
 def test_a_job_that_gets_worse_stops_early_and_its_best_adapter_is_the_result(
     run: RunJob, base_model: Path, tmp_path: Path
 ) -> None:
-    events, best, last = run_until_worse(run, patience=2)
+    events, best, last = run_until_worse(run, early_stopping_patience=2)
 
     assert last == best + 2 < 24
     assert events[-1] == Finished(step=best, trained_tokens=steps(events)[-1].metrics.tokens_seen)
     assert checkpoints(events)[-2:] == [last, best]
     assert messages(events)[-1].startswith(f"Stopped after step {last} of 24: ")
+    assert f"The adapter of step {best}, with the lowest validation loss," in messages(events)[-1]
     result = tmp_path / "job" / "out" / f"step-{best}"
     assert verify(result).step == best
     assert plain_loss(base_model, result) == pytest.approx(evaluations(events)[best], abs=1e-4)
@@ -189,7 +230,7 @@ def test_a_job_that_gets_worse_stops_early_and_its_best_adapter_is_the_result(
 def test_a_job_that_may_stop_early_but_does_not_still_has_its_best_adapter_as_result(
     run: RunJob,
 ) -> None:
-    events, best, last = run_until_worse(run, patience=24)
+    events, best, last = run_until_worse(run, early_stopping_patience=24)
 
     assert last == 24
     assert best < 24
@@ -243,10 +284,48 @@ def test_the_stop_token_of_a_chat_is_beside_the_adapter_and_warned_of(
     assert any("end with <|im_end|>, and the base model stops at" in m for m in messages(events))
 
 
+def test_the_best_adapter_can_be_chosen_without_early_stopping(
+    run: RunJob, base_model: Path, tmp_path: Path
+) -> None:
+    events, best, last = run_until_worse(run, checkpoint_choice="best")
+
+    assert best < last == 24
+    assert isinstance(events[-1], Finished)
+    assert events[-1].step == best
+    result = tmp_path / "job" / "out" / f"step-{best}"
+    assert plain_loss(base_model, result) == pytest.approx(evaluations(events)[best], abs=1e-4)
+
+
+def test_the_last_adapter_can_be_chosen_with_early_stopping_and_a_worse_one_is_a_warning(
+    run: RunJob,
+) -> None:
+    events, best, last = run_until_worse(run, early_stopping_patience=2, checkpoint_choice="final")
+
+    assert last == best + 2 < 24
+    assert events[-1] == Finished(step=last, trained_tokens=steps(events)[-1].metrics.tokens_seen)
+    note = [event for event in events if isinstance(event, Noted)][-1]
+    assert f"The adapter of step {last}, the last one, is the result." in note.message
+    losses = evaluations(events)
+    assert (note.level == "warn") == (losses[last] > losses[0])
+
+
+def test_an_evaluation_that_gains_too_little_does_not_keep_a_job_alive(run: RunJob) -> None:
+    events, best, last = run_until_worse(
+        run, early_stopping_patience=2, early_stopping_threshold=100.0
+    )
+
+    assert last == 3  # only the first evaluation has nothing to improve on
+    assert isinstance(events[-1], Finished)
+    assert events[-1].step == best
+
+
 def plain_loss(base_model: Path, adapter: Path) -> float:
     """The loss on `UNLIKE` as plain transformers and peft compute it."""
     base = AutoModelForCausalLM.from_pretrained(base_model, dtype=torch.float32)
-    model = PeftModel.from_pretrained(base, str(adapter)).eval()
+    return loss_on_unlike(PeftModel.from_pretrained(base, str(adapter)).eval())
+
+
+def loss_on_unlike(model: Any) -> float:
     encoder = Encoder(build_tokenizer(), today=date(2026, 1, 31))
     (row,) = encoder.encode(ChatExample(UNLIKE["messages"], [False, True]))
     input_ids = torch.tensor([row.input_ids])
@@ -255,11 +334,16 @@ def plain_loss(base_model: Path, adapter: Path) -> float:
         return model(input_ids=input_ids, labels=labels).loss.item()
 
 
-def test_a_loss_that_is_not_finite_fails_the_job_with_its_step(tmp_path: Path) -> None:
-    write_tiny_model(tmp_path / "model")
-    weights = load_file(tmp_path / "model" / "model.safetensors")
+def write_broken_model(directory: Path) -> None:
+    """Write a model whose logits are infinite."""
+    write_tiny_model(directory)
+    weights = load_file(directory / "model.safetensors")
     weights["model.norm.weight"].fill_(1e38)
-    save_file(weights, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
+    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_a_loss_that_is_not_finite_fails_the_job_with_its_step(tmp_path: Path) -> None:
+    write_broken_model(tmp_path / "model")
     write_job(tmp_path / "job", ROWS, base_model=tmp_path / "model", learning_rate=0.5)
     events: list[TrainingEvent] = []
 

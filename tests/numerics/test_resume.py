@@ -50,6 +50,23 @@ CASES: dict[str, dict[str, Any]] = {
         "warmup_ratio": 0.4,
         "weight_decay": 0.1,
     },
+    "lora-plus-and-betas": {
+        "epochs": 2,
+        "loraplus_lr_ratio": 8.0,
+        "adam_beta1": 0.8,
+        "adam_beta2": 0.95,
+        "warmup_steps": 2,
+        "min_lr_ratio": 0.2,
+    },
+    "rslora-gaussian": {
+        "epochs": 2,
+        "lora": LoraShape(rank=4, use_rslora=True, init_lora_weights="gaussian"),
+    },
+    "dora-and-lora-plus": {
+        "epochs": 2,
+        "lora": LoraShape(rank=4, use_dora=True),
+        "loraplus_lr_ratio": 4.0,
+    },
     "max-steps-in-mid-epoch": {"max_steps": 8, "checkpoint_steps": 5, "max_grad_norm": 0.1},
     "stops-early": {
         "rows": [chat_row("Say a", "aaaaaaaaaaaa")] * 32,
@@ -57,6 +74,14 @@ CASES: dict[str, dict[str, Any]] = {
         "n_evals": 24,
         "learning_rate": 0.1,
         "early_stopping_patience": 3,
+    },
+    "best-without-patience": {
+        "rows": [chat_row("Say a", "aaaaaaaaaaaa")] * 16,
+        "validation": [chat_row("Say z", "zzzzzzzzzzzz")],
+        "epochs": 2,
+        "eval_steps": 2,
+        "learning_rate": 0.1,
+        "checkpoint_choice": "best",
     },
     "bfloat16": {"epochs": 2, "compute": ComputeSettings(dtype="bfloat16", compile=False)},
     "plain": {"epochs": 2, "compute": ComputeSettings(forward="plain", dtype="float32")},
@@ -82,6 +107,11 @@ class Run:
     def rows(self) -> list[StepMetrics]:
         """The loss log, as far as this attempt has written it."""
         return [event.metrics for event in self.events if isinstance(event, Stepped)]
+
+    @property
+    def steps(self) -> list[int]:
+        """The steps that this attempt has taken."""
+        return [row.step for row in self.rows if row.step > 0]
 
     @property
     def log(self) -> list[StepMetrics]:
@@ -135,7 +165,7 @@ def run(directory: Path, *, steps: int | None = None) -> Run:
     run_job(
         directory,
         result.events.append,
-        lambda: steps is not None and len(result.rows) >= steps,
+        lambda: steps is not None and len(result.steps) >= steps,
     )
     return result
 
@@ -203,7 +233,7 @@ def test_a_job_that_resumes_at_any_step_ends_like_one_that_was_not_interrupted(
     saving = run(tmp_path / "saving")
 
     assert_ends_like(whole, [saving])
-    assert list(saving.states) == [row.step for row in whole.rows]
+    assert list(saving.states) == whole.steps
     for step in saving.states:
         directory = tmp_path / f"from-{step}"
         before = saving.until(step)
@@ -226,15 +256,15 @@ def test_the_cases_with_patience_end_with_an_earlier_adapter(
     whole = run(tmp_path / "job")
 
     assert isinstance(whole.events[-1], Finished)
-    assert whole.events[-1].step < len(whole.rows)
-    assert (len(whole.rows) < total_steps(whole)) == is_early
+    assert whole.events[-1].step < len(whole.steps)
+    assert (len(whole.steps) < total_steps(whole)) == is_early
 
 
 def test_a_job_that_is_stopped_after_every_step_ends_like_one_that_was_not(
     whole: Run, tmp_path: Path
 ) -> None:
     attempts: list[Run] = []
-    for step in range(len(whole.rows)):
+    for step in range(len(whole.steps)):
         directory = tmp_path / f"attempt-{step}"
         if attempts:
             hand_over(attempts, step, directory)
@@ -262,6 +292,23 @@ def test_another_job_goes_on_from_the_state_of_one_that_is_named(
     assert_ends_like(whole, [stopped, continued])
     state = continued.directory / continued.states[6]
     assert (verify(state).job_id, verify(state).step) == ("ftjob-2", 6)
+
+
+def test_a_job_of_an_earlier_release_goes_on_without_an_evaluation_of_its_base_model(
+    base_model: Path, tmp_path: Path
+) -> None:
+    settings = CASES["validation"]
+    write(tmp_path / "whole", base_model, **settings)
+    write(tmp_path / "stopped", base_model, **settings)
+    whole, stopped = run(tmp_path / "whole"), run(tmp_path / "stopped", steps=2)
+    hand_over([stopped], 2, tmp_path / "next")
+    log = tmp_path / "next" / LOSS_LOG_NAME
+    first, *rest = log.read_text().splitlines(keepends=True)
+    assert '"step":0' in first
+    log.write_text("".join(rest))
+
+    assert_ends_like(whole, [stopped, run(tmp_path / "next")])
+    assert log.read_text().count("\n") == len(whole.steps)
 
 
 STEPS = partial(write, epochs=2)

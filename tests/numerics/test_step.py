@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from peft import PeftModel
+from peft.optimizers import create_loraplus_optimizer
 from torch import nn
 
 from app.core.job.training_config import TrainingConfig
@@ -28,9 +29,13 @@ def cut(batch: MicroBatch, size: int) -> list[MicroBatch]:
 
 
 def step_of_ours(
-    forward: Forward, pieces: list[MicroBatch], *, dropout: DropoutKey = KEY
+    forward: Forward,
+    pieces: list[MicroBatch],
+    *,
+    dropout: DropoutKey = KEY,
+    config: TrainingConfig = CONFIG,
 ) -> StepResult:
-    optimizer = build_optimizer(forward.model, CONFIG)
+    optimizer = build_optimizer(forward.model, config)
     return train_step(
         forward, optimizer, pieces, dropout=dropout, max_grad_norm=CONFIG.max_grad_norm
     )
@@ -41,7 +46,21 @@ def plain_step(
 ) -> tuple[float, float]:
     """The same in the plain words of transformers, peft and torch. Returns loss and norm."""
     parameters = list(trainable_parameters(model))
-    optimizer = torch.optim.AdamW(parameters, lr=2e-4, weight_decay=0.01, fused=False)
+    return step_with(
+        torch.optim.AdamW(parameters, lr=2e-4, weight_decay=0.01, fused=False),
+        model,
+        batch,
+        lengths,
+    )
+
+
+def step_with(
+    optimizer: torch.optim.Optimizer,
+    model: PeftModel,
+    batch: MicroBatch,
+    lengths: tuple[int, ...],
+) -> tuple[float, float]:
+    parameters = list(trainable_parameters(model))
     loss = model(
         input_ids=batch.input_ids_BL,
         attention_mask=attention_mask(lengths),
@@ -51,6 +70,7 @@ def plain_step(
     loss.backward()
     norm = nn.utils.clip_grad_norm_(parameters, 1.0)
     optimizer.step()
+    optimizer.zero_grad()
     return loss.item(), norm.item()
 
 
@@ -71,6 +91,73 @@ def test_a_step_is_the_plain_step_of_transformers_and_peft(
     assert result.grad_norm == pytest.approx(norm, rel=1e-4)
     for our, their in zip(trainable_parameters(ours), trainable_parameters(theirs), strict=True):
         torch.testing.assert_close(our, their, rtol=1e-5, atol=1e-5)
+
+
+@FORWARDS
+def test_steps_with_other_betas_are_those_of_torch(make_forward: MakeForward) -> None:
+    config = CONFIG.model_copy(update={"adam_beta1": 0.5, "adam_beta2": 0.9})
+    ours = build_peft_model()
+    theirs = copy.deepcopy(ours)
+    usual = copy.deepcopy(ours)
+
+    assert_steps_are_equal(
+        make_forward(ours),
+        build_optimizer(ours, config),
+        theirs,
+        torch.optim.AdamW(
+            trainable_parameters(theirs), lr=2e-4, weight_decay=0.01, betas=(0.5, 0.9)
+        ),
+    )
+    take_two_steps(FusedForward(usual), build_optimizer(usual, CONFIG))
+    assert largest_difference(ours, usual) > 1e-5
+
+
+@FORWARDS
+def test_steps_of_lora_plus_are_those_of_peft(make_forward: MakeForward) -> None:
+    config = CONFIG.model_copy(update={"loraplus_lr_ratio": 16.0})
+    ours = build_peft_model()
+    theirs = copy.deepcopy(ours)
+    usual = copy.deepcopy(ours)
+
+    assert_steps_are_equal(
+        make_forward(ours),
+        build_optimizer(ours, config),
+        theirs,
+        create_loraplus_optimizer(
+            theirs,
+            torch.optim.AdamW,
+            lr=2e-4,
+            loraplus_lr_ratio=16.0,
+            loraplus_weight_decay=0.01,
+        ),
+    )
+    take_two_steps(FusedForward(usual), build_optimizer(usual, CONFIG))
+    assert largest_difference(ours, usual) > 1e-3
+
+
+def assert_steps_are_equal(
+    forward: Forward,
+    optimizer: torch.optim.Optimizer,
+    theirs: PeftModel,
+    their_optimizer: torch.optim.Optimizer,
+) -> None:
+    """Take two steps, because betas show only in the second."""
+    batch = build_batch(RAGGED, PROMPTS)
+    take_two_steps(forward, optimizer)
+    for _ in range(2):
+        step_with(their_optimizer, theirs, batch, RAGGED)
+    assert largest_difference(forward.model, theirs) < 1e-4
+
+
+def take_two_steps(forward: Forward, optimizer: torch.optim.Optimizer) -> None:
+    batch = build_batch(RAGGED, PROMPTS)
+    for _ in range(2):
+        train_step(forward, optimizer, [batch], dropout=KEY, max_grad_norm=1.0)
+
+
+def largest_difference(one: PeftModel, other: PeftModel) -> float:
+    pairs = zip(trainable_parameters(one), trainable_parameters(other), strict=True)
+    return max((a - b).abs().max().item() for a, b in pairs)
 
 
 def test_a_step_with_dropout_is_the_plain_step_with_the_same_masks() -> None:

@@ -22,7 +22,7 @@ from app.core.job import loss_log
 from app.core.job.artifacts import MANIFEST_NAME
 from app.core.job.loss_log import StepMetrics
 from app.core.job.status import JobStatus
-from app.core.job.training_config import JobSpec
+from app.core.job.training_config import OUTPUT_NAME, JobSpec
 from app.core.job.training_events import (
     Checkpointed,
     Finished,
@@ -59,7 +59,8 @@ class Publisher:
         """Publish a checkpoint and, in the same transaction, the saved state of its step.
 
         So a job is never resumed before a step whose checkpoint is lost. If an earlier attempt has
-        published a checkpoint of the step already, that one is the same and is kept.
+        published a checkpoint of the step already, that one is the same and is kept. Checkpoints
+        beyond `keep_checkpoints` are deleted, here and in the job directory.
 
         Raises:
             ManifestError: the files are not what the manifest says, or the manifest names other
@@ -72,12 +73,17 @@ class Publisher:
         checkpoint = [*stored.files, signature]
         state = self._store_directory(event.state, event.step).files if event.state else []
 
-        def publish(session: Session) -> list[str]:
+        def publish(session: Session) -> tuple[list[str], list[int]]:
             LeaseRepository(session).hold(self._lease)
             unused = self._add_checkpoint(session, event.step, checkpoint)
-            return unused + (self._add_state(session, event.step, state) if state else [])
+            freed, steps = self._delete_surplus(session)
+            states = self._add_state(session, event.step, state) if state else []
+            return unused + freed + states, steps
 
-        delete_blobs(self._store, self._keeper.transact(publish))
+        keys, deleted_steps = self._keeper.transact(publish)
+        delete_blobs(self._store, keys)
+        for step in deleted_steps:
+            self._job_directory.drop_directory(f"{OUTPUT_NAME}/step-{step}")
         if event.state:
             self._job_directory.drop_directory(event.state)
 
@@ -103,7 +109,7 @@ class Publisher:
         Raises:
             ProtocolError: there is no checkpoint of the step that is the result.
         """
-        batches = loss_log.in_batches(self._read_steps(1), self._read_steps)
+        batches = loss_log.in_batches(self._read_steps(0), self._read_steps)
         texts = loss_log.csv_texts(batches)
         result = self._job_directory.store_texts(self._store, RESULT_NAME, texts)
         if not self._keeper.transact(lambda session: self._succeed(session, end, result)):
@@ -158,6 +164,26 @@ class Publisher:
         name = f"{lease.fine_tuned_model}:ckpt-step-{step}"
         LeaseRepository(session).note(lease, f"Checkpoint created at step {step}: {name}", now=now)
         return []
+
+    def _delete_surplus(self, session: Session) -> tuple[list[str], list[int]]:
+        """Delete the rows of surplus checkpoints. Returns the keys of their files and their steps.
+
+        The one that may become the result is never among them: it is the newest, or the best.
+        """
+        lease, config = self._lease, self._lease.config
+        if config.keep_checkpoints is None:
+            return [], []
+        checkpoints = CheckpointRepository(session, lease.project_id)
+        surplus = checkpoints.list_surplus(
+            lease.job_id, keep=config.keep_checkpoints, keeps_best=config.chooses_best
+        )
+        steps = [checkpoint.step for checkpoint in surplus]
+        keys = [key for checkpoint in surplus for key in checkpoints.delete(checkpoint)]
+        for step in steps:
+            why = f"keep_checkpoints is {config.keep_checkpoints}"
+            message = f"Checkpoint of step {step} deleted: {why}"
+            LeaseRepository(session).note(lease, message, now=self._clock())
+        return keys, steps
 
     def _add_state(self, session: Session, step: int, stored: list[StoredFile]) -> list[str]:
         """Add the row of a saved state. Returns the keys of files that are not needed any more."""

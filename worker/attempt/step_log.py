@@ -30,7 +30,7 @@ class StepLog:
     """Steps wait here until they are written. Two threads write them; one of them appends.
 
     Attributes:
-        has_written: whether a step of this attempt is in the database.
+        has_written: whether a step that this attempt took is in the database.
     """
 
     def __init__(self, keeper: LeaseKeeper, resources: Resources) -> None:
@@ -84,8 +84,8 @@ class StepLog:
             return
         self._written_s = steady_s()
         run(self._record)
-        self.has_written = True
         last = self._waiting[-1]
+        self.has_written = last.step > self._first_step
         self._waiting = []  # only now: a database that is busy has taken none of them
         self._log_progress(last)
 
@@ -105,6 +105,8 @@ class StepLog:
             events.add_metrics(lease.job_id, row, total_steps=self._total_steps, now=now)
 
     def _estimate_finish(self, step: int, now: datetime) -> datetime | None:
+        if step == self._first_step:  # the base model was evaluated, and no step was taken
+            return None
         seconds_per_step = (self._written_s - self._started_s) / (step - self._first_step)
         left_s = seconds_per_step * (self._total_steps - step)
         return now + timedelta(seconds=left_s) if left_s < _MAX_ESTIMATE_S else None
@@ -113,7 +115,9 @@ class StepLog:
         if steady_s() - self._logged_s < self._resources.progress_interval_s:
             return
         self._logged_s = steady_s()
-        context = {"job_id": self._keeper.lease.job_id, "train_loss": round(last.train_loss, 4)}
+        context: dict[str, object] = {"job_id": self._keeper.lease.job_id}
+        if last.train_loss is not None:
+            context["train_loss"] = round(last.train_loss, 4)
         logger.info("step %d/%d", last.step, self._total_steps, extra=context)
 
     def _is_worth_an_event(self, row: StepMetrics) -> bool:

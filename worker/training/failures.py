@@ -56,6 +56,16 @@ def diverged(step: int, what: str, *, learning_rate: float) -> TrainingFailedErr
     )
 
 
+def base_not_finite(loss: float) -> TrainingFailedError:
+    """The failure of a job whose base model computes no number before it is trained."""
+    return TrainingFailedError(
+        "loss_not_finite",
+        f"The validation loss of the base model, before training, is {loss}. Its weights are "
+        "damaged or too large for this dtype. Choose another base model.",
+        param="model",
+    )
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed: torch reports that as a RuntimeError with only a text."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):

@@ -23,6 +23,7 @@ from app.core.job.training_config import (
     VALIDATION_DATA_NAME,
     DatasetRef,
     JobSpec,
+    TrainingConfig,
 )
 from app.core.job.training_events import (
     Failed,
@@ -140,8 +141,7 @@ def _prepare(job: _Preparation) -> TrainingLoop:
     training, validation = data.training, data.validation
     schedule = StepSchedule(config, examples=len(training), has_validation=validation is not None)
     job.report(Planned(total_steps=schedule.total_steps))
-    patience = config.early_stopping_patience
-    best = BestAdapter(patience=patience) if validation and patience else None
+    best = _follow_best(config) if validation else None
     plan, forward = _load_model(job, training, schedule)
     spec = job.spec.model_copy(update={"compute": plan.settings})
     trainer = Trainer(
@@ -171,6 +171,14 @@ def _prepare(job: _Preparation) -> TrainingLoop:
             directory / OUTPUT_NAME, spec, trainer=trainer, best=best, data_sha256=data.sha256
         ),
     )
+
+
+def _follow_best(config: TrainingConfig) -> BestAdapter | None:
+    """What remembers the best adapter. None if neither the end nor the result depends on it."""
+    patience = config.early_stopping_patience
+    if patience is None and not config.chooses_best:
+        return None
+    return BestAdapter(patience=patience, threshold=config.early_stopping_threshold)
 
 
 def _load_model(

@@ -35,7 +35,7 @@ class TrainingLoop:
     trainer: Trainer
     log: LossLog
     best: BestAdapter | None
-    """None unless the job may stop early."""
+    """None if neither the end of the job nor its result depends on the best adapter."""
     saver: StateSaver
 
     @property
@@ -45,7 +45,13 @@ class TrainingLoop:
         return is_early or self.trainer.progress.step == self.schedule.total_steps
 
     def take_steps(self, is_stop_requested: Callable[[], bool]) -> None:
-        """Train until the job is over or a stop is requested. Saves the state before it returns."""
+        """Train until the job is over or a stop is requested. Saves the state before it returns.
+
+        The base model is evaluated first, but not in a job that is resumed.
+        """
+        is_fresh = self.trainer.progress.step == 0 and not is_stop_requested()
+        if is_fresh and self.validation is not None:
+            self._evaluate_base(self.validation)
         while not self.is_over and not is_stop_requested():
             step = self._take_step()
             if self.is_over or self.schedule.is_checkpoint(step):
@@ -57,26 +63,39 @@ class TrainingLoop:
             self._save_state()
 
     def settle(self) -> int:
-        """Put the best adapter into the model. Returns its step, which has a checkpoint.
+        """Put the adapter that is the result into the model. Returns its step.
+
+        That step has a checkpoint then.
 
         An earlier attempt, or the job that this one resumes, may have made that checkpoint. It is
         made again here, and is the same.
         """
         last_step = self.trainer.progress.step
-        step = last_step if self.best is None else self.best.step
-        if self.best is not None and step != last_step:
-            self.best.restore(self.trainer.model)
+        chosen = self.best if self.spec.config.chooses_best else None
+        step = last_step if chosen is None else chosen.step
+        if chosen is not None and step != last_step:
+            chosen.restore(self.trainer.model)
         if not self._checkpoint(step).exists():
             self._save_checkpoint(step, state=None)
-        if self.best is None or step == last_step:
-            return step
-        result = f"The adapter of step {step:,}, with the lowest validation loss, is the result."
-        if self.best.is_final:
-            total = self.schedule.total_steps
-            stop = f"Stopped after step {last_step:,} of {total:,}"
-            result = f"{stop}: the validation loss no longer improved. {result}"
-        self.report(Noted(message=result))
+        if self.validation is not None:
+            self.report(self._explain_result(step))
         return step
+
+    def _explain_result(self, step: int) -> Noted:
+        """Which adapter is the result, why, and whether it is better than the base model."""
+        losses = dict(self.log.losses.valid)
+        loss, base_loss = losses[step], losses.get(0)
+        why = "with the lowest validation loss" if self.spec.config.chooses_best else "the last one"
+        told = f"The adapter of step {step:,}, {why}, is the result. "
+        told += f"Its validation loss is {loss:.4f}."
+        if base_loss is not None:
+            told += f" Before training it was {base_loss:.4f}."
+        if self.best is not None and self.best.is_final:
+            taken, total = self.trainer.progress.step, self.schedule.total_steps
+            why = "the validation loss no longer improved"
+            told = f"Stopped after step {taken:,} of {total:,}: {why}. {told}"
+        is_worse = base_loss is not None and loss > base_loss
+        return Noted(message=told, level="warn" if is_worse else "info")
 
     def check(self, step: int) -> None:
         """Check the adapter of `step` as a user would load it. The model is unusable afterwards."""
@@ -89,13 +108,30 @@ class TrainingLoop:
             learning_rate=self.spec.config.learning_rate,
         )
 
+    def _evaluate_base(self, validation: TokenizedData) -> None:
+        # The adapter changes nothing yet.
+        evaluation = self.trainer.evaluate(validation)
+        self._log(
+            StepMetrics(
+                step=0,
+                epoch=0.0,
+                valid_loss=evaluation.loss,
+                valid_mean_token_accuracy=evaluation.accuracy,
+                tokens_seen=0,
+                elapsed_s=0.0,
+            )
+        )
+
     def _take_step(self) -> int:
         metrics = self.trainer.take_step()
         if self.validation is not None and self.schedule.is_evaluation(metrics.step):
             metrics = self._evaluate(metrics, self.validation)
+        self._log(metrics)
+        return metrics.step
+
+    def _log(self, metrics: StepMetrics) -> None:
         self.log.append(metrics)
         self.report(Stepped(metrics=metrics))
-        return metrics.step
 
     def _evaluate(self, metrics: StepMetrics, validation: TokenizedData) -> StepMetrics:
         evaluation = self.trainer.evaluate(validation)

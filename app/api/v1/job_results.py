@@ -93,12 +93,17 @@ def get_metrics(
     resources: ResourcesDep,
     accept: Annotated[str, Header(description="Media type of the answer.")] = "application/json",
     step_from: Annotated[
-        int, Query(ge=1, le=MAX_STEP, description="First optimizer step to return.")
-    ] = 1,
+        int,
+        Query(
+            ge=0,
+            le=MAX_STEP,
+            description="First optimizer step to return. Step 0 is the base model.",
+        ),
+    ] = 0,
     step_to: Annotated[
         int | None,
         Query(
-            ge=1,
+            ge=0,
             le=MAX_STEP,
             description="Last optimizer step to return. The default is the latest step.",
         ),
@@ -118,6 +123,9 @@ def get_metrics(
     ] = None,
 ) -> Response:
     """Get the loss log, one row per optimizer step, also while the job runs.
+
+    With validation data, the first row is that of step 0: the evaluation of the base model, whose
+    training loss, accuracy, learning rate and gradient are null.
 
     The header `Accept` chooses between JSON, `text/csv` and `application/x-ndjson`. JSON comes in
     pages: while `has_more` is true, the next page begins with the step after the last one. The

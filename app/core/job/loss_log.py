@@ -1,9 +1,14 @@
-"""The loss log of a job: one row per optimizer step, and how a row is written as CSV and JSON."""
+"""The loss log of a job: one row per optimizer step, and how a row is written as CSV and JSON.
+
+Where there is validation data, a row of step 0 comes first: how the base model does on it.
+"""
 
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from app.core.job.training_config import Frozen
 
@@ -16,27 +21,36 @@ MAX_COUNT = 10**15
 _MAX_NUMBER = 1e9
 """Largest loss, epoch or duration that is believed, so that a text with it stays short."""
 
+_MAX_LOSS_IN_PERPLEXITY = math.log(_MAX_NUMBER)
+
 
 class StepMetrics(Frozen):
-    """What one optimizer step did. Losses are in nats per learned token."""
+    """What one optimizer step did, or an evaluation of the base model.
 
-    step: int = Field(ge=1, le=MAX_STEP)
-    """Number of optimizer steps taken so far; 1 for the first row."""
+    Losses are in nats per learned token.
+    """
+
+    step: int = Field(ge=0, le=MAX_STEP)
+    """Number of optimizer steps taken so far; 0 for the evaluation of the base model."""
 
     epoch: float = Field(ge=0, le=_MAX_NUMBER)
     """Number of passes over the training file so far, with a fraction."""
 
-    train_loss: float = Field(ge=-_MAX_NUMBER, le=_MAX_NUMBER)
-    train_mean_token_accuracy: float = Field(ge=0, le=1)
-    """Fraction of learned tokens that the model, before the step, ranked first."""
+    train_loss: float | None = Field(default=None, ge=-_MAX_NUMBER, le=_MAX_NUMBER)
+    """Loss over the examples of the step, before it. Null for step 0, which has none."""
+
+    train_mean_token_accuracy: float | None = Field(default=None, ge=0, le=1)
+    """Fraction of learned tokens that the model, before the step, ranked first. Null for step 0."""
 
     valid_loss: float | None = Field(default=None, ge=-_MAX_NUMBER, le=_MAX_NUMBER)
     """Loss over the whole validation file. Null for steps without an evaluation."""
 
     valid_mean_token_accuracy: float | None = Field(default=None, ge=0, le=1)
-    learning_rate: float = Field(ge=0, le=1)
-    grad_norm: float = Field(ge=0)
-    """L2 norm of the adapter's gradient, before clipping."""
+    learning_rate: float | None = Field(default=None, ge=0, le=1)
+    """Learning rate of the step. Null for step 0."""
+
+    grad_norm: float | None = Field(default=None, ge=0)
+    """L2 norm of the adapter's gradient, before clipping. Null for step 0."""
 
     tokens_seen: int = Field(ge=0, le=MAX_COUNT)
     """Number of tokens read in training so far, over all epochs and attempts, without padding."""
@@ -45,12 +59,35 @@ class StepMetrics(Frozen):
     """Seconds spent in the training loop so far, over all attempts, without loading, evaluation and
     saving."""
 
+    @model_validator(mode="after")
+    def _check_measurements(self) -> Self:
+        of_training = (
+            self.train_loss,
+            self.train_mean_token_accuracy,
+            self.learning_rate,
+            self.grad_norm,
+        )
+        if self.step == 0:
+            if self.valid_loss is None or any(value is not None for value in of_training):
+                raise ValueError("step 0 has an evaluation and nothing else")
+        elif None in of_training:
+            raise ValueError("a step has a loss, an accuracy, a learning rate and a gradient")
+        return self
+
+    @property
+    def valid_perplexity(self) -> float | None:
+        """Exponential of the validation loss, at most a thousand million."""
+        if self.valid_loss is None:
+            return None
+        return math.exp(min(self.valid_loss, _MAX_LOSS_IN_PERPLEXITY))
+
     def as_row(self) -> dict[str, float | int | None]:
         """The row under the column names of `COLUMNS`."""
         named = self.model_dump()
         named["train_accuracy"] = self.train_mean_token_accuracy
         named["full_valid_loss"] = self.valid_loss
         named["full_valid_mean_token_accuracy"] = self.valid_mean_token_accuracy
+        named["valid_perplexity"] = self.valid_perplexity
         return {column: named[column] for column in COLUMNS}
 
 
@@ -70,6 +107,7 @@ COLUMNS: tuple[str, ...] = (
     "epoch",
     "tokens_seen",
     "elapsed_s",
+    "valid_perplexity",
 )
 
 

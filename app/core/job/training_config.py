@@ -12,6 +12,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 LrScheduler = Literal["linear", "cosine", "constant", "constant_with_warmup"]
 OverlongRowBehavior = Literal["truncate", "error", "drop"]
 TrainOn = Literal["all_assistant", "last_assistant", "everything"]
+LoraInitialisation = Literal["kaiming", "gaussian"]
+CheckpointChoice = Literal["final", "best"]
 
 
 MAX_EXAMPLES_PER_LINE = 1000
@@ -50,6 +52,18 @@ class LoraShape(Frozen):
     target_modules: tuple[str, ...] = ("q_proj", "v_proj")
     """Names of the linear layers that get an adapter."""
 
+    use_rslora: bool = False
+    """Rank-stabilized LoRA: the denominator of the scaling factor is the square root of the rank.
+    Kalajdzievski 2023 (arXiv:2312.03732)."""
+
+    use_dora: bool = False
+    """Weight-decomposed LoRA: the length of each row of a weight is trained apart from its
+    direction. It is slower. Liu et al. 2024 (arXiv:2402.09353)."""
+
+    init_lora_weights: LoraInitialisation = "kaiming"
+    """Distribution of the adapter's A matrices at the start: `kaiming` for the uniform one that is
+    usual, `gaussian` for a normal one of standard deviation 1 / rank. B matrices start at zero."""
+
 
 class TrainingConfig(Frozen):
     """The hyperparameters of one job, each with its value: nothing is `auto` here."""
@@ -70,13 +84,30 @@ class TrainingConfig(Frozen):
     """Peak learning rate, after warmup."""
 
     lr_scheduler: LrScheduler = "linear"
-    """Schedule of the learning rate after warmup. `linear` and `cosine` fall to zero."""
+    """Schedule of the learning rate after warmup. `linear` and `cosine` fall to `min_lr_ratio`."""
 
     warmup_ratio: float = Field(default=0.0, ge=0, le=1)
     """Fraction of all optimizer steps in which the learning rate rises from zero to its peak."""
 
+    warmup_steps: int | None = Field(default=None, ge=0, le=1_000_000)
+    """Number of optimizer steps in which the learning rate rises from zero to its peak. It takes
+    the place of `warmup_ratio`."""
+
+    min_lr_ratio: float = Field(default=0.0, ge=0, le=1)
+    """Fraction of the peak to which `linear` and `cosine` fall."""
+
+    loraplus_lr_ratio: float | None = Field(default=None, ge=1, le=1000)
+    """LoRA+: the learning rate of the adapter's B matrices, as a multiple of that of its A
+    matrices. Null for the same rate."""
+
     weight_decay: float = Field(default=0.0, ge=0, le=1)
     """Decoupled weight decay of AdamW, applied to the adapter's weights."""
+
+    adam_beta1: float = Field(default=0.9, ge=0, lt=1)
+    """Decay of AdamW's running mean of the gradient."""
+
+    adam_beta2: float = Field(default=0.999, ge=0, lt=1)
+    """Decay of AdamW's running mean of the squared gradient."""
 
     max_grad_norm: float = Field(default=1.0, gt=0, le=1000)
     """L2 norm above which the gradient of a step is scaled down."""
@@ -112,13 +143,37 @@ class TrainingConfig(Frozen):
     checkpoint_steps: int = Field(default=500, ge=1, le=1_000_000)
     """Number of optimizer steps between two checkpoints. Each epoch also ends with one."""
 
+    keep_checkpoints: int | None = Field(default=None, ge=1, le=1000)
+    """Most checkpoints that are kept. The others are deleted as new ones are made, the oldest
+    first, but never the one that may become the result. Null to keep all."""
+
     n_evals: int | None = Field(default=None, ge=1, le=1000)
     """Number of evaluations on the validation file, spread evenly over the job, in addition to
     those at each epoch's end and each checkpoint."""
 
+    eval_steps: int | None = Field(default=None, ge=1, le=1_000_000)
+    """Number of optimizer steps between two evaluations on the validation file, in addition to
+    those at each epoch's end and each checkpoint."""
+
     early_stopping_patience: int | None = Field(default=None, ge=1, le=1000)
     """Number of consecutive evaluations without a lower validation loss after which training stops.
-    The result is the adapter with the best validation loss. Null to train to the end."""
+    Null to train to the end."""
+
+    early_stopping_threshold: float = Field(default=0.0, ge=0, le=1000)
+    """Amount by which an evaluation must lower the validation loss to count as lower for
+    `early_stopping_patience`, in nats per token."""
+
+    checkpoint_choice: CheckpointChoice | None = None
+    """Which adapter is the result: `final` for that of the last step, `best` for that with the
+    lowest validation loss. By default it is `best` with `early_stopping_patience`, and otherwise
+    `final`."""
+
+    @property
+    def chooses_best(self) -> bool:
+        """Whether the result is the adapter with the lowest validation loss."""
+        if self.checkpoint_choice is None:
+            return self.early_stopping_patience is not None
+        return self.checkpoint_choice == "best"
 
     def total_steps(self, examples: int) -> int:
         """Number of optimizer steps of a job that trains on so many examples."""
@@ -242,5 +297,5 @@ PROJECT_CACHE_NAME = "project-cache"
 """Symbolic link to what the jobs of a project share on a machine: compiled layers, in a directory
 for each user that trains. Losing the directory costs only time."""
 LOSS_LOG_NAME = "loss-log.jsonl"
-"""One line of `StepMetrics` for every step so far. For a resumed job, the parent fills it with
-steps 1 to `resume_step`; otherwise the child starts an empty one."""
+"""One line of `StepMetrics` for every step so far. For a resumed job, the parent fills it with all
+up to `resume_step`, and step 0 if there was one; otherwise the child starts an empty one."""

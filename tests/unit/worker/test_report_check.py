@@ -19,7 +19,7 @@ from app.core.job.training_events import (
     TrainingEvent,
     Unresumable,
 )
-from tests.builders import build_metrics
+from tests.builders import build_base_metrics, build_metrics
 from worker.attempt.report_check import MAX_NOTES, ReportCheck
 
 TOTAL = 9
@@ -27,6 +27,9 @@ TOTAL = 9
 
 def stepped(step: int) -> Stepped:
     return Stepped(metrics=build_metrics(step))
+
+
+BASE = Stepped(metrics=build_base_metrics())
 
 
 def checkpointed(step: int, *, state: int | None = None, directory: str = "") -> Checkpointed:
@@ -64,8 +67,11 @@ DONE = Finished(step=1, trained_tokens=1)
         (0, [Failed(code="no_chat_template", message="bad")]),
         (0, [stepped(1), OutOfSpace(message="full")]),
         (0, [NOTE] * MAX_NOTES),
+        (0, [BASE, stepped(1), DONE]),
+        (0, [BASE, Stopped(step=0)]),
     ],
-    ids=["whole", "saved", "best", "unresumable", "asked", "failed", "full", "notes"],
+    ids=["whole", "saved", "best", "unresumable", "asked", "failed", "full", "notes",
+         "base", "base-only"],
 )  # fmt: skip
 def test_what_a_training_does_is_accepted(after_step: int, events: Sequence[TrainingEvent]) -> None:
     check(*events, after_step=after_step)
@@ -78,6 +84,9 @@ def test_what_a_training_does_is_accepted(after_step: int, events: Sequence[Trai
         (0, [stepped(1), stepped(1)]),
         (0, [stepped(1), stepped(3)]),
         (4, [stepped(4)]),
+        (4, [BASE]),
+        (0, [BASE, BASE]),
+        (0, [stepped(1), BASE]),
         (0, [Planned(total_steps=TOTAL + 1)]),
         (0, [Planned(total_steps=3), Started(total_steps=4)]),
         (0, [Started(total_steps=3), Started(total_steps=3)]),

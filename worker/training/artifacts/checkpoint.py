@@ -22,7 +22,7 @@ from app.core.job.artifacts import (
     TRAINING_CONFIG_NAME,
 )
 from app.core.job.loss_log import StepMetrics
-from app.core.job.training_config import DatasetRef, JobSpec
+from app.core.job.training_config import DatasetRef, JobSpec, LoraShape
 from worker.training.artifacts.loss_log import LossLog, draw_losses
 from worker.training.data.stop_tokens import StopTokens
 from worker.training.failures import TrainingFailedError, diverged
@@ -159,7 +159,7 @@ step {step}.
 
 ## Loss
 
-Nats per learned token; the full log is in `metrics.csv`, the picture in `loss.svg`.
+Nats per learned token; the full log is in `metrics.csv`, the picture in `loss.svg`.{before}
 
 | step | epoch | train loss | validation loss | validation accuracy |
 |---|---|---|---|---|
@@ -185,7 +185,7 @@ vllm serve {repo}{vllm_revision} --enable-lora --max-lora-rank {max_rank} --lora
 ```
 
 The model ends an answer with {ends}. `generation_config.json` has every token that must stop it.
-
+{merge_first}
 Tunery's `docs/use-your-model.md` has more: how to prompt it, how to merge it into the base model,
 and how to run it in llama.cpp and Ollama.
 
@@ -196,6 +196,15 @@ versions of all software involved.
 _EXACT_BASE = """
 It was trained on the files of `models/{id}` in the service's data directory, which do not come from
 a commit of a hub repository. Load that directory for exactly the same weights.
+"""
+
+_BEFORE = " Step 0 is the\nbase model, before training."
+
+_MERGE_DORA = """
+vLLM and llama.cpp do not know DoRA. Merge the adapter into the base model first.
+"""
+_MERGE_RSLORA = """
+llama.cpp does not know the scale of rsLoRA. Merge the adapter into the base model first.
 """
 
 _VLLM_RANKS = (8, 16, 32, 64, 128, 256)
@@ -220,12 +229,20 @@ def write_model_card(
         exact_base="" if base.revision else _EXACT_BASE.format(id=base.id),
         data="\n".join(_data_rows(spec)),
         settings="\n".join(_setting_rows(spec)),
+        before=_BEFORE if rows[0].step == 0 else "",
         losses="\n".join(_loss_row(row) for row in rows),
         load_arguments=load_arguments,
         vllm_revision=f" --revision {base.revision}" if base.revision else "",
         ends=" or ".join(f"`{end}`" for end in stop_tokens.taught),
+        merge_first=_merge_first(spec.config.lora),
         max_rank=next(limit for limit in _VLLM_RANKS if rank <= limit),
     )
+
+
+def _merge_first(shape: LoraShape) -> str:
+    if shape.use_dora:
+        return _MERGE_DORA
+    return _MERGE_RSLORA if shape.use_rslora else ""
 
 
 def _data_rows(spec: JobSpec) -> list[str]:
@@ -256,6 +273,5 @@ def _loss_row(row: StepMetrics) -> str:
     valid_loss = "" if row.valid_loss is None else f"{row.valid_loss:.4f}"
     accuracy = row.valid_mean_token_accuracy
     valid_accuracy = "" if accuracy is None else f"{accuracy:.1%}"
-    return (
-        f"| {row.step} | {row.epoch:.2f} | {row.train_loss:.4f} | {valid_loss} | {valid_accuracy} |"
-    )
+    train_loss = "" if row.train_loss is None else f"{row.train_loss:.4f}"
+    return f"| {row.step} | {row.epoch:.2f} | {train_loss} | {valid_loss} | {valid_accuracy} |"

@@ -34,18 +34,18 @@ class Losses:
     train: "array[float]" = field(default_factory=lambda: array("d"))
     """Training loss of each step, from step 1."""
     valid: list[tuple[int, float]] = field(default_factory=list)
-    """Step and loss of each evaluation."""
+    """Step and loss of each evaluation. Step 0 is the base model."""
 
 
 class LossLog:
-    """One row per optimizer step, in the order of the steps.
+    """One row per optimizer step, in their order, after that of step 0 if there is one.
 
     Attributes:
         losses: losses of all rows.
     """
 
     def __init__(self, path: Path, *, length: int = 0) -> None:
-        """Start an empty log in `path`, or continue the log of `length` rows that is there.
+        """Start an empty log in `path`, or continue the log of `length` steps that is there.
 
         The same log as CSV and as JSON grows beside it.
 
@@ -56,6 +56,7 @@ class LossLog:
         self._path = path
         self._csv, self._json = path.with_name(METRICS_CSV_NAME), path.with_name(METRICS_JSON_NAME)
         self._starts = array("q")
+        self._first_step = 1
         self._size = 0
         self._unwritten: list[StepMetrics] = []
         if length == 0:
@@ -66,7 +67,8 @@ class LossLog:
             raise RuntimeError(f"{path.name} is not the loss log of steps 1 to {length}.")
 
     def __len__(self) -> int:
-        return len(self._starts)
+        """Number of steps taken. Step 0 does not count."""
+        return len(self.losses.train)
 
     def append(self, row: StepMetrics) -> None:
         line = row.model_dump_json() + "\n"
@@ -81,17 +83,20 @@ class LossLog:
             shutil.copyfile(table, directory / table.name)
 
     def sample(self, rows: int) -> list[StepMetrics]:
-        """About `rows` rows, evenly spread, with the last one among them.
+        """About `rows` rows, evenly spread, with the last one and step 0 among them.
 
         If there are rows with a validation loss, the sample has only those.
         """
         steps = [step for step, _ in self.losses.valid] or range(1, len(self) + 1)
         stride = max(1, len(steps) // rows)
+        sampled = list(reversed(steps[::-stride]))
+        if steps[0] == 0 != sampled[0]:
+            sampled.insert(0, 0)
         with self._path.open("rb") as lines:
-            return [self._read(lines, step) for step in reversed(steps[::-stride])]
+            return [self._read(lines, step) for step in sampled]
 
     def _read(self, lines: BinaryIO, step: int) -> StepMetrics:
-        lines.seek(self._starts[step - 1])
+        lines.seek(self._starts[step - self._first_step])
         return StepMetrics.model_validate_json(lines.readline())
 
     def _read_all(self) -> bool:
@@ -100,15 +105,19 @@ class LossLog:
             for line in lines:
                 row = StepMetrics.model_validate_json(line)
                 # A last line without its end would swallow the row that is appended to it.
-                if row.step != len(self) + 1 or not line.endswith(b"\n"):
+                is_next = row.step == len(self) + 1 or (row.step == 0 and not self._starts)
+                if not is_next or not line.endswith(b"\n"):
                     return False
                 self._note(row, len(line))
         return True
 
     def _note(self, row: StepMetrics, size: int) -> None:
+        if not self._starts:
+            self._first_step = row.step
         self._starts.append(self._size)
         self._size += size
-        self.losses.train.append(row.train_loss)
+        if row.train_loss is not None:
+            self.losses.train.append(row.train_loss)
         if row.valid_loss is not None:
             self.losses.valid.append((row.step, row.valid_loss))
         self._unwritten.append(row)

@@ -63,7 +63,7 @@ class _Numbers(Frozen):
     data_sha256: str
     """Digest of all tokens of the job, and of which of them are learned."""
     best: _Best | None = None
-    """None unless the job may stop early and was evaluated."""
+    """None if the best adapter is not followed, or there was no evaluation."""
 
     @classmethod
     def read(cls, directory: Path) -> "_Numbers":
@@ -184,7 +184,7 @@ def _load_state(directory: Path, *, trainer: Trainer, best: BestAdapter | None) 
             weights.copy_(load("adapter", name))
         moments = {
             i: {kind: load(kind, name) for kind in _ADAMW_STATE}
-            for i, name in enumerate(parameters)
+            for i, name in enumerate(_names_in_optimizer(trainer.optimizer, parameters))
         }
         if best is not None and numbers.best is not None:
             best.weights = [load("best", name) for name in parameters]
@@ -193,6 +193,15 @@ def _load_state(directory: Path, *, trainer: Trainer, best: BestAdapter | None) 
     settings: Any = trainer.optimizer.state_dict()["param_groups"]
     trainer.optimizer.load_state_dict({"state": moments, "param_groups": settings})
     trainer.resume(numbers.progress)
+
+
+def _names_in_optimizer(
+    optimizer: torch.optim.Optimizer, parameters: dict[str, nn.Parameter]
+) -> list[str]:
+    """Names of the parameters in the order of the optimizer, which may have them in groups."""
+    name_of = {id(parameter): name for name, parameter in parameters.items()}
+    groups: list[dict[str, Any]] = optimizer.param_groups
+    return [name_of[id(parameter)] for group in groups for parameter in group["params"]]
 
 
 def _check(directory: Path, spec: JobSpec) -> None:

@@ -137,6 +137,8 @@ def make_plan(
         TrainingFailedError: `not_enough_memory`.
     """
     objection = why_not_fused(work.base_model, longest_row=work.longest_row)
+    if objection is None and work.lora.use_dora:
+        objection = "the faster, fused layers have no DoRA"
     if objection is None and not has_fused_layers:
         objection = f"its layers are not those of {work.base_model.architecture}"
     forward = "plain" if objection or asked.forward == "plain" else "fast"

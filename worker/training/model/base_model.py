@@ -119,7 +119,8 @@ def attach_adapter(base: PreTrainedModel, shape: LoraShape, reference: BaseModel
     """Freeze the base model and add a new adapter. Only the adapter is trained.
 
     Its A matrices are random (seed torch before) and its B matrices zero, so it changes nothing
-    until the first step.
+    until the first step. The length of each row of a weight, which DoRA trains, is that of the base
+    model.
 
     Raises:
         TrainingFailedError: `unknown_target_module`.
@@ -130,6 +131,9 @@ def attach_adapter(base: PreTrainedModel, shape: LoraShape, reference: BaseModel
         lora_alpha=_as_written(shape.alpha),
         lora_dropout=shape.dropout,
         target_modules=list(shape.target_modules),
+        use_rslora=shape.use_rslora,
+        use_dora=shape.use_dora,
+        init_lora_weights="gaussian" if shape.init_lora_weights == "gaussian" else True,
         task_type="CAUSAL_LM",
         revision=reference.revision,
     )

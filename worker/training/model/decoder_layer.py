@@ -89,7 +89,8 @@ class LayerShape:
     """Number added to the stored weights of the norms: 1 for Gemma, 0 for other architectures."""
     activation: str
     lora_scale: float
-    """alpha / rank; with dropout, also times the factor that makes up for the zeroed inputs."""
+    """alpha / rank, or alpha / sqrt(rank) for rsLoRA. With dropout, also times the factor that
+    makes up for the zeroed inputs."""
 
 
 LayerFunction = Callable[[Tensor, Positions, LayerTensors, LayerShape], Tensor]

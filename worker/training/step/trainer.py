@@ -15,7 +15,7 @@ from app.core.job.loss_log import StepMetrics
 from app.core.job.training_config import Frozen, TrainingConfig
 from worker.training.data.batching import MicroBatch, collate, cut_by_length, shuffled_batches
 from worker.training.data.dataset import TokenizedData
-from worker.training.failures import diverged
+from worker.training.failures import base_not_finite, diverged
 from worker.training.model.forward import Forward
 from worker.training.model.randomness import DropoutKey
 from worker.training.step.step import (
@@ -55,18 +55,25 @@ class StepSchedule:
         )
 
     def _is_extra_evaluation(self, step: int) -> bool:
-        """Whether one of `n_evals` equal parts of the job ends with this step."""
-        parts = self._config.n_evals or 0
+        """Whether one of `n_evals` equal parts of the job, or `eval_steps`, ends with this step."""
+        every, parts = self._config.eval_steps, self._config.n_evals or 0
+        if every is not None and step % every == 0:
+            return True
         return step * parts // self.total_steps > (step - 1) * parts // self.total_steps
 
     def learning_rate(self, step: int) -> float:
         """The learning rate of a step. It equals that of `transformers.get_scheduler`."""
         return self._config.learning_rate * self._fraction_of_peak(step - 1)
 
+    @property
+    def _warmup_steps(self) -> int:
+        steps = self._config.warmup_steps
+        return math.ceil(self.total_steps * self._config.warmup_ratio) if steps is None else steps
+
     def _fraction_of_peak(self, taken: int) -> float:
         """Fraction after `taken` steps. As in transformers, `constant` has no warmup."""
         kind = self._config.lr_scheduler
-        warmup_steps = math.ceil(self.total_steps * self._config.warmup_ratio)
+        warmup_steps = self._warmup_steps
         if kind == "constant":
             return 1.0
         if taken < warmup_steps:
@@ -75,10 +82,13 @@ class StepSchedule:
             return 1.0
         progress = (taken - warmup_steps) / max(1, self.total_steps - warmup_steps)
         if kind == "cosine":
-            return 0.5 * (1.0 + math.cos(math.pi * progress))
-        if kind == "linear":
-            return 1.0 - progress
-        assert_never(kind)
+            left = 0.5 * (1.0 + math.cos(math.pi * progress))
+        elif kind == "linear":
+            left = 1.0 - progress
+        else:
+            assert_never(kind)
+        lowest = self._config.min_lr_ratio
+        return left * (1.0 - lowest) + lowest
 
 
 class Progress(Frozen):
@@ -158,13 +168,15 @@ class Trainer:
         )
 
     def evaluate(self, data: TokenizedData) -> Evaluation:
-        """Loss and accuracy over a whole file, after the last step.
+        """Loss and accuracy over a whole file, after the last step. Step 0 is the base model.
 
         Raises:
             TrainingFailedError: `loss_not_finite`.
         """
         evaluation = evaluate(self._forward, self._read(data, np.arange(len(data))))
         if not math.isfinite(evaluation.loss):
+            if self.progress.step == 0:
+                raise base_not_finite(evaluation.loss)
             what = f"validation loss {evaluation.loss}"
             rate = self._config.learning_rate
             raise diverged(self.progress.step, what, learning_rate=rate)
@@ -183,7 +195,7 @@ class Trainer:
 
     def _train_on(self, indices: np.ndarray, step: int, rate: float) -> StepResult:
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["lr_ratio"]
         try:
             return train_step(
                 self._forward,

@@ -1,5 +1,7 @@
 """Every query on checkpoints, and on the tuned models that point to them."""
 
+import math
+
 from app.core.db.base import Page, ProjectRepository
 from app.core.db.tables import Checkpoint, File, Job, TunedModel
 from app.core.errors import NotFoundError
@@ -30,6 +32,18 @@ class CheckpointRepository(ProjectRepository):
         found = query.where(*is_named, Checkpoint.step == step).add_columns(Job)
         row = self._session.execute(found).first()
         return None if row is None else (row[0], row[1])
+
+    def list_surplus(self, job_id: str, *, keep: int, keeps_best: bool) -> list[Checkpoint]:
+        """Return the checkpoints of a job beyond the `keep` most worth keeping.
+
+        Those are the newest, and with `keeps_best` that with the lowest validation loss first.
+        """
+        query = self._select(Checkpoint).where(Checkpoint.job_id == job_id)
+        ranked = list(self._session.scalars(query.order_by(Checkpoint.step.desc())))
+        if keeps_best:
+            best = min(ranked, key=lambda each: (_valid_loss(each), each.step))
+            ranked.sort(key=lambda each: each is not best)  # the others stay in their order
+        return ranked[keep:]
 
     def delete(self, checkpoint: Checkpoint) -> list[str]:
         """Delete a checkpoint and its files. Returns the keys of the blobs to free afterwards."""
@@ -71,6 +85,11 @@ class TunedModelRepository(ProjectRepository):
         statement = self._delete(TunedModel).where(TunedModel.id == model.id)
         if self._session.scalar(statement.returning(TunedModel.id)) is None:
             raise _no_such_model(model.id)
+
+
+def _valid_loss(checkpoint: Checkpoint) -> float:
+    loss: float | None = checkpoint.metrics["valid_loss"]
+    return math.inf if loss is None else loss
 
 
 def _no_such_model(name: str) -> NotFoundError:

@@ -38,19 +38,20 @@ class EventRepository(ProjectRepository):
     def add_metrics(
         self, job_id: str, metrics: StepMetrics, *, total_steps: int, now: datetime
     ) -> None:
-        """Add the metrics of one step, with OpenAI's text and keys."""
-        message = f"Step {metrics.step}/{total_steps}: training loss={metrics.train_loss:.2f}"
-        data: dict[str, Any] = {
-            "step": metrics.step,
-            "total_steps": total_steps,
-            "train_loss": metrics.train_loss,
-            "train_mean_token_accuracy": metrics.train_mean_token_accuracy,
-        }
+        """Add the metrics of one step, with OpenAI's text and keys. Step 0 has no training loss."""
+        losses: list[str] = []
+        data: dict[str, Any] = {"step": metrics.step, "total_steps": total_steps}
+        if metrics.train_loss is not None:
+            losses.append(f"training loss={metrics.train_loss:.2f}")
+            data["train_loss"] = metrics.train_loss
+            data["train_mean_token_accuracy"] = metrics.train_mean_token_accuracy
         if metrics.valid_loss is not None:
-            message += f", full validation loss={metrics.valid_loss:.2f}"
+            losses.append(f"full validation loss={metrics.valid_loss:.2f}")
+            data["valid_perplexity"] = metrics.valid_perplexity
             data["valid_loss"] = data["full_valid_loss"] = metrics.valid_loss
             data["valid_mean_token_accuracy"] = metrics.valid_mean_token_accuracy
             data["full_valid_mean_token_accuracy"] = metrics.valid_mean_token_accuracy
+        message = f"Step {metrics.step}/{total_steps}: {', '.join(losses)}"
         self.add(job_id, message, now=now, data=data)
 
     def list_page(self, job_id: str, *, after: str | None, limit: int) -> Page[Event]:

@@ -183,7 +183,7 @@ class JobRepository(ProjectRepository):
         self,
         job_id: str,
         *,
-        first: int = 1,
+        first: int = 0,
         last: int | None = None,
         limit: int | None = None,
     ) -> list[StepMetrics]:
@@ -191,7 +191,7 @@ class JobRepository(ProjectRepository):
 
         Args:
             job_id: the job.
-            first: first step.
+            first: first step. Step 0 is the base model, in jobs with validation data.
             last: last step; None for the newest.
             limit: maximum number of rows; None for all.
         """
@@ -207,9 +207,10 @@ class JobRepository(ProjectRepository):
     ) -> list[StepMetrics]:
         """Return at most `points` rows of the loss log, evenly spread, with both ends included."""
         is_of_job = (StepRow.job_id == job_id, self._owns(job_id))
-        newest = select(func.max(StepRow.step)).where(*is_of_job)
-        end = min(self._session.scalar(newest) or 0, MAX_STEP if last is None else last)
-        steps = evenly_spread(first, end, points)
+        query = select(func.min(StepRow.step), func.max(StepRow.step)).where(*is_of_job)
+        oldest, newest = self._session.execute(query).one()
+        end = min(newest or 0, MAX_STEP if last is None else last)
+        steps = evenly_spread(max(first, oldest or 0), end, points)
         rows = self._session.scalars(
             select(StepRow.metrics)
             .where(*is_of_job, StepRow.step.in_(steps))

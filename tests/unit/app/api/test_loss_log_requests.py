@@ -11,7 +11,8 @@ from starlette.testclient import TestClient
 from app.core.db.repositories.leases import LeaseRepository
 from app.core.db.session import Database
 from app.core.db.tables import Job
-from tests.builders import add_job, build_metrics, claim
+from app.core.job.loss_log import StepMetrics
+from tests.builders import add_job, build_base_metrics, build_metrics, claim
 
 STEPS = 2500
 
@@ -19,9 +20,18 @@ STEPS = 2500
 @pytest.fixture
 def job(database: Database) -> Job:
     """A job that has taken 2,500 steps."""
+    return add_job_with(database, [build_metrics(step) for step in range(1, STEPS + 1)])
+
+
+@pytest.fixture
+def evaluated_job(database: Database) -> Job:
+    """A job whose base model was evaluated before its four steps."""
+    return add_job_with(database, [build_base_metrics(), *map(build_metrics, range(1, 5))])
+
+
+def add_job_with(database: Database, rows: list[StepMetrics]) -> Job:
     job = add_job(database)
     lease = claim(database)
-    rows = [build_metrics(step) for step in range(1, STEPS + 1)]
     with database.writing() as session:
         LeaseRepository(session).record_steps(
             lease, rows, tokens_per_second=None, estimated_finish_at=None
@@ -57,6 +67,19 @@ def test_a_page_is_as_long_as_was_asked_for(client: TestClient, job: Job) -> Non
     assert (steps_of(short), short["has_more"]) == ([10, 11, 12], True)
     assert (steps_of(exact), exact["has_more"]) == ([10, 11, 12], False)
     assert (len(whole["data"]), whole["has_more"]) == (STEPS, False)
+
+
+def test_the_base_model_is_step_0_of_every_form(client: TestClient, evaluated_job: Job) -> None:
+    page = get(client, evaluated_job, limit=2)
+    points = get(client, evaluated_job, points=3)
+    table = csv.DictReader(io.StringIO(get(client, evaluated_job, "text/csv")))
+    shown = client.get(f"/v1/fine_tuning/jobs/{evaluated_job.id}").json()
+
+    assert (steps_of(page), page["has_more"]) == ([0, 1], True)
+    assert steps_of(get(client, evaluated_job, step_from=1)) == [1, 2, 3, 4]
+    assert steps_of(points) == [0, 2, 4]
+    assert [row["step"] for row in table] == ["0", "1", "2", "3", "4"]
+    assert (shown["trained_steps"], shown["valid_loss"]) == (4, 4.0)
 
 
 def test_csv_and_json_lines_have_every_step(client: TestClient, job: Job) -> None:

@@ -1,6 +1,7 @@
 import csv
 import io
 import json
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -13,7 +14,7 @@ from app.core.job.loss_log import (
     in_batches,
     json_texts,
 )
-from tests.builders import build_metrics
+from tests.builders import build_base_metrics, build_metrics
 
 ROWS = [
     build_metrics(1),
@@ -62,6 +63,8 @@ def test_a_number_that_json_cannot_write_is_not_a_measurement(loss: float) -> No
     "change",
     [
         {"step": 0},
+        {"train_loss": None},
+        {"grad_norm": None},
         {"step": 2**70},
         {"epoch": -0.1},
         {"train_loss": 1e300},
@@ -74,9 +77,36 @@ def test_a_number_that_json_cannot_write_is_not_a_measurement(loss: float) -> No
     ],
     ids=str,
 )
-def test_a_number_that_no_training_can_have_is_refused(change: dict[str, float]) -> None:
+def test_a_number_that_no_training_can_have_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         StepMetrics(**(build_metrics().model_dump() | change))
+
+
+@pytest.mark.parametrize(
+    "change", [{"valid_loss": None}, {"train_loss": 1.0}, {"learning_rate": 1e-4}], ids=str
+)
+def test_the_row_of_the_base_model_is_an_evaluation_and_nothing_else(
+    change: dict[str, Any],
+) -> None:
+    with pytest.raises(ValidationError, match="step 0 has an evaluation and nothing else"):
+        build_base_metrics(**change)
+
+
+@pytest.mark.parametrize(("loss", "perplexity"), [(0.0, 1.0), (2.5, 12.18249), (900.0, 1e9)])
+def test_the_perplexity_is_the_exponential_of_the_validation_loss_up_to_a_cap(
+    loss: float, perplexity: float
+) -> None:
+    row = build_metrics(valid_loss=loss).as_row()
+
+    assert row["valid_perplexity"] == pytest.approx(perplexity)
+    assert build_metrics().as_row()["valid_perplexity"] is None
+
+
+def test_the_csv_of_an_evaluated_base_model_begins_with_step_0_and_its_losses() -> None:
+    (row,) = csv.DictReader(io.StringIO("".join(csv_texts([[build_base_metrics()]]))))
+
+    assert (row["step"], row["train_loss"], row["valid_loss"]) == ("0", "", "4.0")
+    assert (row["learning_rate"], row["grad_norm"]) == ("", "")
 
 
 @pytest.mark.parametrize(

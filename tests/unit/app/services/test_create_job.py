@@ -8,6 +8,7 @@ from starlette.testclient import TestClient
 
 from app.core.base_models import Catalogue, CatalogueEntry, HubSource
 from app.core.db.session import Database
+from app.core.errors import InvalidRequestError
 from app.core.storage.local import LocalBlobStore
 from app.services.job_settings import resolve_config
 from tests.builders import add_file, build_config, get_job
@@ -42,7 +43,7 @@ def warnings(client: TestClient, job: dict[str, Any]) -> list[str]:
 def test_the_defaults_are_those_of_the_reference_script(entry: CatalogueEntry) -> None:
     config = resolve_config({}, entry, seed=7, today=TODAY)
 
-    assert config == build_config(template_date=TODAY)
+    assert config == build_config(template_date=TODAY, checkpoint_choice="final")
     assert (config.lora.rank, config.lora.alpha, config.lora.dropout) == (64, 16.0, 0.05)
     assert config.lora.target_modules == ("q_proj", "v_proj")
     assert (config.epochs, config.batch_size, config.learning_rate) == (3, 4, 2e-4)
@@ -72,6 +73,8 @@ def test_the_defaults_fit_a_base_model_that_allows_less() -> None:
     [
         ("all-linear", ("q_proj", "k_proj", "v_proj", "o_proj")),
         (["o_proj", "q_proj", "o_proj"], ("o_proj", "q_proj")),
+        ("attention", ("q_proj", "k_proj", "v_proj", "o_proj")),
+        (["v_proj", "attention"], ("v_proj", "q_proj", "k_proj", "o_proj")),
     ],
 )
 def test_the_target_modules_are_those_asked_for(
@@ -83,6 +86,22 @@ def test_the_target_modules_are_those_asked_for(
         ).lora.target_modules
         == targets
     )
+
+
+def test_the_modules_of_a_half_are_those_that_the_base_model_offers(entry: CatalogueEntry) -> None:
+    whole = entry.model_copy(update={"target_modules": ("q_proj", "o_proj", "up_proj", "fc2")})
+
+    halves = [
+        resolve_config({"lora_target_modules": half}, whole, seed=1).lora.target_modules
+        for half in ("attention", "mlp", ["mlp", "q_proj"])
+    ]
+
+    assert halves == [("q_proj", "o_proj"), ("up_proj", "fc2"), ("up_proj", "fc2", "q_proj")]
+
+
+def test_a_half_that_the_base_model_does_not_offer_is_refused(entry: CatalogueEntry) -> None:
+    with pytest.raises(InvalidRequestError, match="'mlp' is not a module that LoRA can target"):
+        resolve_config({"lora_target_modules": "mlp"}, entry, seed=1)
 
 
 @pytest.mark.parametrize(

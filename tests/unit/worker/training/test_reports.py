@@ -7,6 +7,7 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from app.core.job.loss_log import StepMetrics, csv_texts, json_texts
+from tests.builders import build_base_metrics
 from tests.tiny import write_job
 from worker.training.artifacts.checkpoint import write_model_card
 from worker.training.artifacts.loss_log import LossLog, draw_losses
@@ -129,6 +130,22 @@ def test_a_sample_of_a_log_has_its_end_and_prefers_evaluations(
     sample = log_of(tmp_path, steps, evaluated_every=evaluated_every).sample(10)
 
     assert [each.step for each in sample] == expected
+
+
+@pytest.mark.parametrize("resumed_at", [None, 40])
+def test_a_log_that_begins_with_the_base_model_shows_it_in_the_sample_and_the_picture(
+    tmp_path: Path, resumed_at: int | None
+) -> None:
+    log = LossLog(tmp_path / "log.jsonl")
+    log.append(build_base_metrics())
+    for step in range(1, 41):
+        log.append(row(step, valid_loss=3.0))
+    if resumed_at is not None:
+        log = LossLog(tmp_path / "log.jsonl", length=resumed_at)
+
+    assert [each.step for each in log.sample(3)] == [0, 1, 14, 27, 40]
+    assert (len(log), log.losses.valid[:2]) == (40, [(0, 4.0), (1, 3.0)])
+    assert "validation" in draw_losses(log.losses, title="t")
 
 
 @pytest.mark.parametrize(("steps", "evaluated_every"), [(1, None), (1, 1), (30, 10), (5_000, 500)])

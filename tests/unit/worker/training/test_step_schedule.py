@@ -42,6 +42,12 @@ def test_more_evaluations_than_steps_are_one_a_step() -> None:
     assert steps_where(steps.is_evaluation, 3) == [1, 2, 3]
 
 
+def test_evaluations_come_every_eval_steps_beside_the_others() -> None:
+    steps = schedule(examples=40, epochs=1, eval_steps=4, n_evals=2)
+
+    assert steps_where(steps.is_evaluation, 10) == [4, 5, 8, 10]
+
+
 def test_without_a_validation_file_there_is_no_evaluation() -> None:
     steps = schedule(examples=12, epochs=1, n_evals=50, has_validation=False)
 
