@@ -15,7 +15,6 @@ TrainOn = Literal["all_assistant", "last_assistant", "everything"]
 LoraInitialisation = Literal["kaiming", "gaussian"]
 CheckpointChoice = Literal["final", "best"]
 
-
 MAX_EXAMPLES_PER_LINE = 1000
 """Maximum number of examples that a line of a file becomes: one for each answer, if the chat
 template rewrites the messages before it."""
