@@ -15,10 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from app.core.dataset.limits import MAX_MESSAGES
 from tests.acceptance.lab import Lab, open_lab
 
 TABLES = sorted(Path(__file__).parent.glob("*.txt"))
 MESSAGES = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+TURN = {"from": "gpt", "value": "a"}
 CHAT = b'{"messages": [{"role": "assistant", "content": "a"}]}\n'
 TEXT = b'{"text": "a"}\n'
 
@@ -78,13 +80,13 @@ FILES: dict[str, tuple[bytes, int, str, str]] = {
     "many values": (TEXT + b'{"text": [' + b"1," * 60_000 + b"1]}", 2, "", "too_many_values"),
     "long number": (TEXT + b'{"text": ' + b"1" * 5000 + b"}", 2, "", "invalid_json"),
     "many messages": (
-        json.dumps({"messages": MESSAGES * 501}).encode(),
+        json.dumps({"messages": MESSAGES[1:] * (MAX_MESSAGES + 1)}).encode(),
         1,
         "messages",
         "too_many_messages",
     ),
     "many turns": (
-        json.dumps({"conversations": [{"from": "gpt", "value": "a"}] * 1001}).encode(),
+        json.dumps({"conversations": [TURN] * (MAX_MESSAGES + 1)}).encode(),
         1,
         "conversations",
         "too_many_messages",

@@ -15,6 +15,7 @@ from app.core.dataset.limits import (
     MAX_LINE_BYTES,
     MAX_LINES,
     MAX_MESSAGES,
+    MAX_VALUES,
     check_example,
     check_size,
 )
@@ -134,7 +135,8 @@ class DatasetChecker:
 
     def _check(self, line: bytes) -> None:
         try:
-            check_size(line)
+            if len(line) > MAX_VALUES:  # each takes a byte at least
+                check_size(line)
             plain = find_plain_format(line)
             if plain is not None and plain is self._summary.format:
                 self._summary.examples += 1
