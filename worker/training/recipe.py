@@ -44,6 +44,7 @@ from worker.training.compute.hardware import free_gpu_memory, free_memory, read_
 from worker.training.compute.plan import ComputePlan, Workload, choose_placement, make_plan
 from worker.training.data.dataset import DataFile, TokenizedData, tokenize_file
 from worker.training.data.encoding import Encoder, end_of_text
+from worker.training.data.split import split_rows
 from worker.training.failures import TrainingFailedError, is_out_of_memory, is_out_of_space
 from worker.training.model.base_model import (
     ModelLoader,
@@ -207,7 +208,10 @@ def _load_model(
 def _tokenize(
     job: _Preparation, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[TokenizedData, TokenizedData | None]:
-    """Tokenize the training file, and the validation file if there is one."""
+    """Tokenize the training file, and the validation file if there is one.
+
+    Without one, `validation_split` may take rows of the training file in its place.
+    """
     directory, spec, config = job.directory, job.spec, job.spec.config
     encoder = Encoder(tokenizer, train_on_inputs=config.train_on_inputs)
 
@@ -225,8 +229,23 @@ def _tokenize(
 
     training = tokenize(TRAINING_DATA_NAME, spec.training_file, "training_file")
     if spec.validation_file is None:
-        return training, None
+        return _split(job, training)
     return training, tokenize(VALIDATION_DATA_NAME, spec.validation_file, "validation_file")
+
+
+def _split(job: _Preparation, data: TokenizedData) -> tuple[TokenizedData, TokenizedData | None]:
+    """Hold out rows to evaluate on, if the job asks for that."""
+    config = job.spec.config
+    if config.validation_split is None:
+        return data, None
+    training, validation = split_rows(data, fraction=config.validation_split, seed=config.seed)
+    job.report(
+        Noted(
+            message=f"{job.spec.training_file.filename}: {len(validation):,} of {len(data):,} "
+            "examples are held out to evaluate on, as validation_split says."
+        )
+    )
+    return training, validation
 
 
 def _reason(error: Exception) -> str:
