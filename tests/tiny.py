@@ -36,7 +36,7 @@ from app.core.job.training_config import (
 )
 from benchmarks.support.samples import catalogue_entry
 from tests.models import install_models
-from worker.training.data.dataset import TokenizedData, TokenizedRow
+from worker.training.data.dataset import DataFile, DataReport, TokenizedData, TokenizedRow
 from worker.training.model.base_model import attach_adapter
 from worker.training.model.forward import FusedForward
 from worker.training.step.trainer import StepSchedule, Trainer
@@ -158,6 +158,8 @@ class RowsInMemory(TokenizedData):
     def __init__(self, rows: Sequence[TokenizedRow]) -> None:
         self._rows = rows
         self.lengths = np.array([len(row.input_ids) for row in rows])
+        file = DataFile(Path("rows.jsonl"), "rows.jsonl", "training_file")
+        self.report = DataReport(file, max_sequence_tokens=512)
 
     def read(self, index: int) -> TokenizedRow:
         return self._rows[index]

@@ -98,19 +98,25 @@ def check_limits(config: TrainingConfig, entry: CatalogueEntry) -> None:
         )
 
 
-def refuse_without_validation(config: TrainingConfig) -> None:
-    """Refuse hyperparameters that have no effect without a validation file.
+def check_validation(config: TrainingConfig, *, has_file: bool) -> None:
+    """Refuse two sources of validation data, and what has no effect without one.
 
     Raises:
-        InvalidRequestError: one of them is set.
+        InvalidRequestError: such a hyperparameter is set.
     """
+    if config.validation_split is not None and has_file:
+        raise _bad_value(
+            "validation_split", "Give either 'validation_split' or a validation_file, not both."
+        )
+    if config.validation_split is not None or has_file:
+        return
     for name in ("n_evals", "eval_steps", "early_stopping_patience"):
         if getattr(config, name) is not None:
-            raise _bad_value(name, f"'{name}' needs a validation_file to evaluate on.")
+            raise _bad_value(name, f"'{name}' needs a validation_file or a validation_split.")
     if config.chooses_best:
         raise _bad_value(
             "checkpoint_choice",
-            "A 'checkpoint_choice' of 'best' needs a validation_file to evaluate on.",
+            "A 'checkpoint_choice' of 'best' needs a validation_file or a validation_split.",
         )
 
 

@@ -26,7 +26,7 @@ from app.services.job_inputs import check_files, find_installed
 from app.services.job_settings import (
     DEFAULT_LEARNING_RATE,
     check_limits,
-    refuse_without_validation,
+    check_validation,
     resolve_config,
 )
 from app.services.jobs import hand_over_saved_state, take_saved_state
@@ -140,8 +140,7 @@ def create_job(
     check_files(session, caller, request.training_file, request.validation_file, entry, now=now)
     given = request.given_hyperparameters()
     config = resolve_config(given, entry, seed=request.seed, today=now.date())
-    if request.validation_file is None:
-        refuse_without_validation(config)
+    check_validation(config, has_file=request.validation_file is not None)
     job = _add_job(
         session,
         caller,

@@ -328,6 +328,8 @@ def test_a_bad_parameter_of_a_job_is_refused(
         ("max_steps", 1_000_001, "Input should be less than or equal to 1000000"),
         ("logging_steps", 0, "Input should be greater than or equal to 1"),
         ("checkpoint_steps", 0, "Input should be greater than or equal to 1"),
+        ("validation_split", 0, "Input should be greater than 0"),
+        ("validation_split", 0.6, "Input should be less than or equal to 0.5"),
         ("keep_checkpoints", 0, "Input should be greater than or equal to 1"),
         ("n_evals", 1001, "Input should be less than or equal to 1000"),
         ("eval_steps", 0, "Input should be greater than or equal to 1"),
@@ -403,13 +405,13 @@ def test_a_knob_out_of_range_is_refused_wherever_it_is_given(
         pytest.param(
             {"n_evals": 3},
             "n_evals",
-            "'n_evals' needs a validation_file to evaluate on.",
+            "'n_evals' needs a validation_file or a validation_split.",
             id="evaluations of nothing",
         ),
         pytest.param(
             {"early_stopping_patience": 3},
             "early_stopping_patience",
-            "'early_stopping_patience' needs a validation_file to evaluate on.",
+            "'early_stopping_patience' needs a validation_file or a validation_split.",
             id="early stopping by nothing",
         ),
         pytest.param(
@@ -433,7 +435,7 @@ def test_a_knob_out_of_range_is_refused_wherever_it_is_given(
         pytest.param(
             {"eval_steps": 3},
             "eval_steps",
-            "'eval_steps' needs a validation_file to evaluate on.",
+            "'eval_steps' needs a validation_file or a validation_split.",
             id="evaluations of nothing every three steps",
         ),
         pytest.param(
@@ -445,7 +447,7 @@ def test_a_knob_out_of_range_is_refused_wherever_it_is_given(
         pytest.param(
             {"checkpoint_choice": "best"},
             "checkpoint_choice",
-            "A 'checkpoint_choice' of 'best' needs a validation_file to evaluate on.",
+            "A 'checkpoint_choice' of 'best' needs a validation_file or a validation_split.",
             id="best of nothing",
         ),
     ],

@@ -111,6 +111,7 @@ def test_the_job_shows_every_setting_with_the_value_it_had(
         "logging_steps": 5,
         "checkpoint_steps": 10,
         "keep_checkpoints": None,
+        "validation_split": None,
         "n_evals": None,
         "eval_steps": None,
         "early_stopping_patience": None,

@@ -124,7 +124,7 @@ def metrics(events: list[TrainingEvent]) -> list[StepMetrics]:
 
 def test_a_child_reports_every_step_in_events_alone(events: list[TrainingEvent]) -> None:
     assert Started(total_steps=48) in events
-    assert [row.step for row in metrics(events)] == list(range(1, 49))
+    assert [row.step for row in metrics(events)] == list(range(49))
     assert isinstance(events[-1], Finished)
 
 
@@ -146,7 +146,7 @@ def test_every_checkpoint_is_whole_and_has_the_log_so_far(
         assert {path.name for path in directory.iterdir()} == FILES
         header, *rows = (directory / "metrics.csv").read_text().splitlines()
         assert header == ",".join(COLUMNS)
-        assert len(rows) == event.step
+        assert len(rows) == event.step + 1  # and the base model
 
 
 def test_the_validation_loss_is_what_plain_peft_and_transformers_compute(

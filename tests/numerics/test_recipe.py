@@ -188,6 +188,16 @@ def test_a_base_model_that_computes_no_number_is_named_before_a_step_is_taken(
     assert not steps(events)
 
 
+def test_a_part_of_the_training_file_is_held_out_where_there_is_no_validation_file(
+    run: RunJob,
+) -> None:
+    events = run(epochs=1, validation_split=0.3)
+
+    assert "train.jsonl: 3 of 10 examples are held out to evaluate on" in messages(events)[1]
+    assert Planned(total_steps=2) in events  # seven examples are left
+    assert list(evaluations(events)) == [0, 2]
+
+
 def test_evaluations_come_every_so_many_steps(run: RunJob) -> None:
     events = run(max_steps=7, eval_steps=2, validation=ROWS[:2])
 

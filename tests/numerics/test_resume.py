@@ -75,6 +75,7 @@ CASES: dict[str, dict[str, Any]] = {
         "learning_rate": 0.1,
         "early_stopping_patience": 3,
     },
+    "split": {"epochs": 2, "validation_split": 0.3, "n_evals": 2, "checkpoint_choice": "best"},
     "best-without-patience": {
         "rows": [chat_row("Say a", "aaaaaaaaaaaa")] * 16,
         "validation": [chat_row("Say z", "zzzzzzzzzzzz")],

@@ -46,6 +46,7 @@ from worker.training.compute.hardware import free_gpu_memory, free_memory, read_
 from worker.training.compute.plan import ComputePlan, Workload, choose_placement, make_plan
 from worker.training.data.dataset import DataFile, TokenizedData, tokenize_file
 from worker.training.data.encoding import Encoder, end_of_text
+from worker.training.data.split import split_rows
 from worker.training.data.stop_tokens import StopTokens
 from worker.training.failures import TrainingFailedError, is_out_of_memory, is_out_of_space
 from worker.training.model.base_model import (
@@ -227,7 +228,10 @@ class _Data:
 
 
 def _tokenize(job: _Preparation, tokenizer: PreTrainedTokenizerBase) -> _Data:
-    """Tokenize the training file, and the validation file if there is one."""
+    """Tokenize the training file, and the validation file if there is one.
+
+    Without one, `validation_split` may take rows of the training file in its place.
+    """
     directory, spec, config = job.directory, job.spec, job.spec.config
     stop_tokens = StopTokens.read(job.base_model, tokenizer)
     encoder = Encoder(
@@ -253,10 +257,26 @@ def _tokenize(job: _Preparation, tokenizer: PreTrainedTokenizerBase) -> _Data:
     stop_tokens = stop_tokens.teaching(encoder.ends, tokenizer)
     for warning in stop_tokens.warnings():
         job.report(warning)
-    validation = None
-    if spec.validation_file is not None:
+    if spec.validation_file is None:
+        training, validation = _split(job, training)
+    else:
         validation = tokenize(VALIDATION_DATA_NAME, spec.validation_file, "validation_file")
     return _Data(training, validation, stop_tokens)
+
+
+def _split(job: _Preparation, data: TokenizedData) -> tuple[TokenizedData, TokenizedData | None]:
+    """Hold out rows to evaluate on, if the job asks for that."""
+    config = job.spec.config
+    if config.validation_split is None:
+        return data, None
+    training, validation = split_rows(data, fraction=config.validation_split, seed=config.seed)
+    job.report(
+        Noted(
+            message=f"{job.spec.training_file.filename}: {len(validation):,} of {len(data):,} "
+            "examples are held out to evaluate on, as validation_split says."
+        )
+    )
+    return training, validation
 
 
 def _reason(error: Exception) -> str:

@@ -146,12 +146,16 @@ class TrainingConfig(Frozen):
     """Most checkpoints that are kept. The others are deleted as new ones are made, the oldest
     first, but never the one that may become the result. Null to keep all."""
 
+    validation_split: float | None = Field(default=None, gt=0, le=0.5)
+    """Fraction of the training file's examples that are held out to evaluate on, for a job without
+    a validation file. They are drawn by the seed. Null to train on all."""
+
     n_evals: int | None = Field(default=None, ge=1, le=1000)
-    """Number of evaluations on the validation file, spread evenly over the job, in addition to
+    """Number of evaluations on the validation data, spread evenly over the job, in addition to
     those at each epoch's end and each checkpoint."""
 
     eval_steps: int | None = Field(default=None, ge=1, le=1_000_000)
-    """Number of optimizer steps between two evaluations on the validation file, in addition to
+    """Number of optimizer steps between two evaluations on the validation data, in addition to
     those at each epoch's end and each checkpoint."""
 
     early_stopping_patience: int | None = Field(default=None, ge=1, le=1000)
@@ -163,9 +167,9 @@ class TrainingConfig(Frozen):
     `early_stopping_patience`, in nats per token."""
 
     checkpoint_choice: CheckpointChoice | None = None
-    """Which adapter is the result: `final` for that of the last step, `best` for that with the
-    lowest validation loss. By default it is `best` with `early_stopping_patience`, and otherwise
-    `final`."""
+    """Choice of the adapter that is the result: `final` for that of the last step, `best` for that
+    with the lowest validation loss. By default it is `best` with `early_stopping_patience`, and
+    otherwise `final`."""
 
     @property
     def chooses_best(self) -> bool:

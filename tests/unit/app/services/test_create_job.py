@@ -292,3 +292,19 @@ def test_labels_come_back_as_they_were_given(client: TestClient, training_file: 
         "b": "",
     }
     assert create(client, training_file, metadata={})["metadata"] is None
+
+
+def test_validation_data_comes_from_one_place(
+    client: TestClient, training_file: str, database: Database, store: LocalBlobStore
+) -> None:
+    validation_file = add_file(database, store).id
+    knobs = {"validation_split": 0.1, "n_evals": 2, "checkpoint_choice": "best"}
+
+    shown = create(client, training_file, hyperparameters=knobs)["hyperparameters"]
+    body = {"model": "tiny", "training_file": training_file, "hyperparameters": knobs}
+    answer = client.post("/v1/fine_tuning/jobs", json=body | {"validation_file": validation_file})
+
+    assert knobs.items() <= shown.items()
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (400, "hyperparameters.validation_split")
+    assert error["message"] == "Give either 'validation_split' or a validation_file, not both."

@@ -188,6 +188,7 @@ def test_a_metrics_event_has_openais_words_and_keys(database: Database) -> None:
         "train_loss": 0.149,
         "train_mean_token_accuracy": 0.5,
         "valid_loss": 0.27,
+        "valid_perplexity": pytest.approx(1.30996, rel=1e-5),
         "valid_mean_token_accuracy": 0.9,
         "full_valid_loss": 0.27,
         "full_valid_mean_token_accuracy": 0.9,

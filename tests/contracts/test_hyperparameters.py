@@ -1,0 +1,57 @@
+"""`docs/api.md` lists every hyperparameter that the API takes, with its default."""
+
+import json
+import re
+from typing import Any
+
+from app.core.job.training_config import LoraShape, TrainingConfig
+from app.schemas.hyperparameters import (
+    LORA_WIRE_NAMES,
+    WIRE_NAMES,
+    ComputedHyperparameters,
+    Hyperparameters,
+)
+from tests.contracts.test_documented import PROJECT, read_table
+
+TOLD_IN_PROSE = {"packing"}
+"""Not in the table, because it can have only one value."""
+
+DEFAULTS_OF_COMPUTED: dict[str, Any] = {
+    "learning_rate_multiplier": 1,
+    "gradient_accumulation_steps": None,
+    "lora_target_modules": list(LoraShape().target_modules),
+}
+"""Defaults of the hyperparameters that are not simply a field of `TrainingConfig`."""
+
+DEPENDS = "`best` with early stopping, otherwise `final`"
+"""The default of `checkpoint_choice`."""
+
+
+def documented() -> dict[str, Any]:
+    """The default of each hyperparameter in the table, by name."""
+    rows = read_table((PROJECT / "docs" / "api.md").read_text("utf-8"), "Jobs")
+    found: dict[str, Any] = {}
+    for first, *cells in rows:
+        names = re.findall(r"`(\w+)`", first.partition("(")[0])
+        if names[0] in Hyperparameters.model_fields:
+            values = cells[0].split(", ") if len(names) > 1 else [cells[0]]
+            found |= dict(zip(names, map(parse, values), strict=True))
+    return found
+
+
+def parse(cell: str) -> Any:
+    """The value that a cell stands for."""
+    if cell in ("none", DEPENDS):
+        return None
+    text = cell.strip("`")
+    return json.loads(text) if re.match(r"[\d\[]|true|false", text) else text
+
+
+def test_the_table_of_the_api_has_every_hyperparameter_with_its_default() -> None:
+    fields = {wire: TrainingConfig.model_fields[name] for wire, name in WIRE_NAMES.items()}
+    fields |= {wire: LoraShape.model_fields[name] for wire, name in LORA_WIRE_NAMES.items()}
+    defaults = {wire: field.default for wire, field in fields.items()} | DEFAULTS_OF_COMPUTED
+
+    assert documented() == defaults
+    assert defaults.keys() | TOLD_IN_PROSE == Hyperparameters.model_fields.keys()
+    assert DEFAULTS_OF_COMPUTED.keys() | TOLD_IN_PROSE == set(ComputedHyperparameters.model_fields)

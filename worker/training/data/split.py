@@ -1,0 +1,53 @@
+"""Holds out a part of the training file to evaluate on."""
+
+import numpy as np
+
+from worker.training.data.dataset import TokenizedData, TokenizedRow
+from worker.training.failures import TrainingFailedError
+
+_SPLIT_STREAM = 2**32
+"""Tells the random numbers of the split from those of the epochs, which are counted from 0."""
+
+
+class SelectedRows(TokenizedData):
+    """Some rows of a file, in the order of the file."""
+
+    def __init__(self, whole: TokenizedData, indices: np.ndarray) -> None:
+        self._whole = whole
+        self._indices = indices
+        self.lengths = whole.lengths[indices]
+        self.report = whole.report
+        self.sha256 = whole.sha256  # the job's settings and seed decide which rows these are
+
+    def read(self, index: int) -> TokenizedRow:
+        return self._whole.read(self._indices[index])
+
+
+def split_rows(
+    data: TokenizedData, *, fraction: float, seed: int
+) -> tuple[SelectedRows, SelectedRows]:
+    """Split rows into those to train on and those to evaluate on.
+
+    The same rows, fraction and seed always give the same split.
+
+    Args:
+        data: rows that are trained or evaluated on.
+        fraction: part of them to evaluate on. At least one row is, whatever the fraction.
+        seed: seed of the job.
+
+    Raises:
+        TrainingFailedError: `too_few_examples`, when there is no row left to train on.
+    """
+    held_out = max(1, round(fraction * len(data)))
+    if held_out == len(data):
+        raise TrainingFailedError(
+            "too_few_examples",
+            f"A validation_split of {fraction:g} leaves none of the {len(data):,} examples to "
+            "train on. Upload more examples, or omit validation_split.",
+            param="hyperparameters.validation_split",
+        )
+    order = np.random.default_rng([seed, _SPLIT_STREAM]).permutation(len(data))
+    return (
+        SelectedRows(data, np.sort(order[held_out:])),
+        SelectedRows(data, np.sort(order[:held_out])),
+    )
