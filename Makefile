@@ -1,6 +1,6 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup model demo serve clients fuzz attack extremes test long bench bench-api powercut diskfull chaos soak check format types imports deploy audit openapi wheel lock clean
+.PHONY: help setup model demo serve clients fuzz fuzz-data attack extremes test long bench bench-api powercut diskfull chaos soak check format types imports deploy audit openapi wheel lock clean
 
 PYTHON ?= python3
 MODEL ?= smollm2-135m-instruct
@@ -60,6 +60,9 @@ attack: setup ## Send 102,000 malformed requests, and watch how long others wait
 
 extremes: setup ## Send 5,000 extreme requests for jobs, and let jobs run out of memory (25 minutes)
 	@$(BIN)/python -m tests.malformed.extreme_jobs
+
+fuzz-data: setup ## Mutate datasets of every kind, and look for one that the checks do not survive (10 minutes)
+	@$(BIN)/python -m tests.bad_data.fuzz --minutes 10
 
 test: setup ## The whole test suite, in two processes; elsewhere: make test WORKERS=4
 	@$(PYTEST)

@@ -49,6 +49,12 @@ CHAT_TEMPLATE = (
 )
 """ChatML, without a default system prompt."""
 
+REWRITING_TEMPLATE = "{{ strftime_now('%Y-%m-%d') }}\n" + CHAT_TEMPLATE.replace(
+    "message['content']",
+    "(message['content'] if loop.last or message['role'] == 'user' else 'earlier')",
+)
+"""Writes the date, and an answer differently once another message follows."""
+
 END_OF_TURN = "<|im_end|>"
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", END_OF_TURN)
 VOCABULARY = 256 + len(SPECIAL_TOKENS)
@@ -154,6 +160,7 @@ class RowsInMemory(TokenizedData):
         self.lengths = np.array([len(row.input_ids) for row in rows])
         file = DataFile(Path("rows.jsonl"), "rows.jsonl", "training_file")
         self.report = DataReport(file, max_sequence_tokens=512)
+        self.sha256 = "d" * 64
 
     def read(self, index: int) -> TokenizedRow:
         return self._rows[index]

@@ -118,7 +118,7 @@ class JobDirectory:
         self._max_artifact_bytes = largest_artifact(
             model,
             rank=self._lease.config.lora.rank,
-            total_steps=self._lease.config.total_steps(inputs.training_file.examples or 0),
+            total_steps=self._lease.config.max_total_steps(inputs.training_file.examples or 0),
         )
         (self.directory / BASE_MODEL_NAME).symlink_to(model)
         for name, cache in settings.caches_of(self._lease.project_id).items():

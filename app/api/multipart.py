@@ -21,7 +21,8 @@ from app.api.deps import Resources
 from app.api.errors import MAX_ECHO
 from app.api.requests import require_no_content_encoding
 from app.api.upload_slots import UploadSlots
-from app.core.dataset.checker import DatasetChecker, DatasetSummary
+from app.core.dataset.checker import DatasetSummary
+from app.core.dataset.file_check import FileChecker
 from app.core.db.session import Session
 from app.core.errors import InvalidRequestError, PayloadTooLargeError, UnsupportedMediaTypeError
 from app.services.received_files import (
@@ -131,13 +132,14 @@ async def receive_upload(
         try:
             form = _Form(options[b"boundary"], field, sink, require_room)
             await _pump(request, form, slots, batch_bytes)
-            return await slots.check(form.finish, scratch)
+            received = await slots.check(form.finish, scratch)
         except FormParserError as error:
             raise _malformed(str(error)) from error
         except ClientDisconnect as error:
             raise _malformed("the connection was closed before the end of the body") from error
         finally:
             await to_thread.run_sync(sink.close)
+    return await slots.check_table(received)
 
 
 async def _pump(request: Request, form: "_Form", slots: UploadSlots, batch_bytes: int) -> None:
@@ -163,7 +165,7 @@ class _Form:
         self._field = field
         self._sink = sink
         self._require_room = require_room
-        self._checker = DatasetChecker() if field.is_dataset else None
+        self._checker = FileChecker() if field.is_dataset else None
         self._bytes = 0
         self._body_bytes = 0
         self._fields: dict[str, str] = {}
@@ -218,6 +220,7 @@ class _Form:
             crc32=self._sink.crc32,
             summary=self._checker.finish() if self._checker else DatasetSummary(),
             fields=self._fields,
+            unchecked_table=self._checker.table if self._checker else None,
         )
 
     def _begin_part(self) -> None:
@@ -264,9 +267,7 @@ class _Form:
         if not self._is_file:
             self._field_value += chunk
             if len(self._field_value) > MAX_FIELD_BYTES:
-                raise InvalidRequestError(
-                    f"A field of the form can have at most {MAX_FIELD_BYTES:,} bytes."
-                )
+                raise InvalidRequestError(f"A field can have at most {MAX_FIELD_BYTES:,} bytes.")
             return
         self._bytes += len(chunk)
         if self._bytes > self._field.max_bytes:

@@ -7,12 +7,16 @@ from typing import TypeVar
 from anyio import CapacityLimiter, Semaphore, fail_after, to_thread
 
 from app.core.errors import TooManyUploadsError
+from app.services.received_files import ReceivedFile, check_table
 
 T = TypeVar("T")
 
 _MAX_CHECKS = 1
 """Number of threads that check files. Checking holds the interpreter's lock nearly all the time, so
 a second thread would not be faster, and would delay the event loop beyond 100 ms."""
+
+_MAX_TABLE_CHECKS = 1
+"""Number of processes that check tables, each with a processor and memory of its own."""
 
 _WAIT_S = 10.0
 """Time for which an upload waits for others to end before it is refused, in seconds."""
@@ -31,6 +35,7 @@ class UploadSlots:
         self._wait_s = wait_s
         self._slots = Semaphore(count)
         self._checks = CapacityLimiter(_MAX_CHECKS)
+        self._table_checks = CapacityLimiter(_MAX_TABLE_CHECKS)
 
     @asynccontextmanager
     async def take(self) -> AsyncGenerator[None]:
@@ -55,3 +60,9 @@ class UploadSlots:
     async def check(self, act: Callable[..., T], *args: object) -> T:
         """Run a function that handles bytes of a file, in one of the threads for that."""
         return await to_thread.run_sync(act, *args, limiter=self._checks)
+
+    async def check_table(self, received: ReceivedFile) -> ReceivedFile:
+        """Check the rows of a table. Any other file has been checked already."""
+        if received.unchecked_table is None:
+            return received
+        return await to_thread.run_sync(check_table, received, limiter=self._table_checks)

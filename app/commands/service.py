@@ -25,7 +25,7 @@ from app.core.db.migrate import prepare
 from app.core.disk import MIB, Ballast
 from app.core.errors import OperatorError
 from app.core.logging import configure_logging
-from app.core.machine.linux import refuse_tracing
+from app.core.machine.linux import refuse_tracing, share_heaps
 from app.core.occupancy import make_data_dir, occupied
 from app.core.settings import Settings, read_settings
 from app.core.storage.privacy import close_data_directory, keep_new_files_private
@@ -83,6 +83,7 @@ def run_app() -> None:
 def serve_api(host: Host = None, port: Port = None) -> None:
     """Serve the API on TUNERY_HOST:TUNERY_PORT until SIGTERM or Ctrl-C."""
     refuse_tracing()  # this process knows the database's password
+    share_heaps(2)
     override_address(host, port)
     settings = read_settings()
     configure_logging(settings)

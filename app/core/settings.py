@@ -8,8 +8,8 @@ from typing import Literal
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from app.core.access.host_names import parse_host_names
 from app.core.command_line import environment
-from app.core.host_names import parse_host_names
 from app.core.job.training_config import MACHINE_CACHE_NAME, PROJECT_CACHE_NAME
 from app.core.webhooks.allowed_targets import parse_networks, parse_targets
 

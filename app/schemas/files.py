@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+from app.core.dataset.formats import DatasetFormat
 from app.schemas.bodies import ItemRead, ResponseBody, UnixTime
 
 EXPIRES_AFTER_S = range(3600, 2_592_000 + 1)
@@ -21,7 +22,7 @@ class FileRead(ItemRead):
 
     # From here on, ours.
     sha256: str
-    format: Literal["text", "prompt_completion", "messages"] | None
+    format: DatasetFormat | None
     """Format of a dataset. Null for a file that a job made."""
     examples: int | None
     """Number of examples in a dataset. Null for a file that a job made."""

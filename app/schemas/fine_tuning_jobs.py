@@ -110,7 +110,9 @@ class JobCreate(RequestBody):
         newer = _given(supervised and supervised.hyperparameters)
         for name in older.keys() & newer.keys():
             if older[name] != newer[name]:
-                first, second = (json.dumps(value)[:200] for value in (older[name], newer[name]))
+                first, second = (
+                    json.dumps(value, default=str)[:200] for value in (older[name], newer[name])
+                )
                 raise InvalidRequestError(
                     f"'{name}' is {first} in 'hyperparameters' and {second} in "
                     "'method.supervised.hyperparameters'. Give it in one place, or give both the "

@@ -4,6 +4,7 @@ from datetime import datetime
 
 from app.core.access import Caller
 from app.core.base_models import Catalogue, CatalogueEntry, InstalledModel
+from app.core.dataset.formats import DatasetFormat
 from app.core.db.repositories.files import FileRepository
 from app.core.db.session import Session
 from app.core.db.tables import File
@@ -67,6 +68,13 @@ def _check_file(file: File, entry: CatalogueEntry, param: str) -> None:
     if file.format is None:
         raise InvalidRequestError(
             f"{file.id} was made by a job; {param} must be an uploaded dataset.", param=param
+        )
+    if file.format == DatasetFormat.PREFERENCE:
+        raise InvalidRequestError(
+            f"{file.id} has preferences, and this job is supervised; preference tuning is not "
+            f"offered yet. For {param}, use a file with one answer per example.",
+            code="method_format_mismatch",
+            param=param,
         )
     if file.uses_tools and not entry.supports_tools:
         raise InvalidRequestError(

@@ -1,6 +1,7 @@
 """Resolves the hyperparameters of a new job: the caller's values, then the model's defaults."""
 
 import secrets
+from datetime import date
 from typing import Any
 
 from pydantic import ValidationError
@@ -23,12 +24,15 @@ DEFAULT_LEARNING_RATE: float = TrainingConfig.model_fields["learning_rate"].defa
 
 
 def resolve_config(
-    given: dict[str, Any], entry: CatalogueEntry, *, seed: int | None
+    given: dict[str, Any], entry: CatalogueEntry, *, seed: int | None, today: date
 ) -> TrainingConfig:
     """Give every hyperparameter its value.
 
     Args:
         given: the hyperparameters that the caller set, by their names on the wire.
+        entry: the base model.
+        seed: the seed that the caller set.
+        today: the date in UTC.
 
     Raises:
         InvalidRequestError: a value is above the limit of the base model, or two of them exclude
@@ -43,6 +47,8 @@ def resolve_config(
         values["learning_rate"] = _multiplied_learning_rate(given)
     if "gradient_accumulation_steps" in given:
         values["batch_size"] = given.get("batch_size", 1) * given["gradient_accumulation_steps"]
+    values |= _learned_part(given)
+    values.setdefault("template_date", today)
     values["seed"] = secrets.randbelow(2**31) if seed is None else seed
     try:
         config = TrainingConfig(lora=LoraShape(**lora), **values)
@@ -126,6 +132,20 @@ def _defaults_for(entry: CatalogueEntry) -> tuple[dict[str, Any], dict[str, Any]
             "target_modules": targets or entry.target_modules,
         },
     )
+
+
+def _learned_part(given: dict[str, Any]) -> dict[str, Any]:
+    """What is learned, which has two names: `train_on_inputs` means `everything`."""
+    train_on, with_inputs = given.get("train_on"), given.get("train_on_inputs")
+    if train_on is None:
+        return {"train_on": "everything"} if with_inputs else {}
+    if with_inputs is not None and with_inputs != (train_on == "everything"):
+        raise _bad_value(
+            "train_on_inputs",
+            f"'train_on_inputs' is {str(with_inputs).lower()}, and 'train_on' is '{train_on}'. "
+            "Give only 'train_on'.",
+        )
+    return {"train_on_inputs": train_on == "everything"}
 
 
 def _target_modules(asked: list[str] | str, entry: CatalogueEntry) -> tuple[str, ...]:

@@ -139,7 +139,7 @@ def create_job(
     entry, installed = find_installed(catalogue, request.model)
     check_files(session, caller, request.training_file, request.validation_file, entry, now=now)
     given = request.given_hyperparameters()
-    config = resolve_config(given, entry, seed=request.seed)
+    config = resolve_config(given, entry, seed=request.seed, today=now.date())
     check_validation(config, has_file=request.validation_file is not None)
     job = _add_job(
         session,

@@ -10,11 +10,14 @@ import os
 import zlib
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
-from app.core.dataset.checker import DatasetChecker, DatasetSummary
+from app.core.dataset.checker import DatasetSummary
+from app.core.dataset.file_check import FileChecker
+from app.core.dataset.file_kinds import FileKind
+from app.core.dataset.tables.process import check_in_process
 from app.core.errors import InvalidFileError, InvalidRequestError, StateConflictError
 from app.core.storage.blob_store import BlobStore
 
@@ -39,6 +42,8 @@ class ReceivedFile:
     summary: DatasetSummary
     fields: dict[str, str]
     """The other fields of the form."""
+    unchecked_table: FileKind | None = None
+    """Kind of a table whose rows `check_table` has yet to check."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +129,7 @@ def scratch_file(store: BlobStore) -> Generator[Path]:
 def assemble(
     store: BlobStore, plan: Assembly, scratch: Path, *, md5: str | None, require_room: RequireRoom
 ) -> ReceivedFile:
-    """Join the parts of an upload into one file at `scratch`.
+    """Join the parts of an upload into one file at `scratch`. A table's rows are not checked yet.
 
     Args:
         md5: MD5 of the whole file in hexadecimal digits, if the client gave it.
@@ -136,7 +141,7 @@ def assemble(
         StateConflictError: the bytes of a part are not the bytes that were received.
         StorageFullError: the disk has no room for the file.
     """
-    checker = DatasetChecker()
+    checker = FileChecker()
     digest = hashlib.md5(usedforsecurity=False)
     size = 0
     require_room(plan.bytes)
@@ -179,7 +184,20 @@ def assemble(
         crc32=sink.crc32,
         summary=summary,
         fields={},
+        unchecked_table=checker.table,
     )
+
+
+def check_table(received: ReceivedFile) -> ReceivedFile:
+    """Check a table in a process of its own, which takes as long as its rows need.
+
+    Returns:
+        The file with what was found. Its summary may have problems.
+    """
+    if received.unchecked_table is None:
+        return received
+    summary = check_in_process(received.path, received.unchecked_table)
+    return replace(received, summary=summary, unchecked_table=None)
 
 
 def check_content(summary: DatasetSummary) -> None:
@@ -188,11 +206,12 @@ def check_content(summary: DatasetSummary) -> None:
         return
     first = summary.problems[0]
     where = f"line {first.line}" + (f", {first.path}" if first.path else "")
+    start = "" if first.code == "unsupported_file" else f" In {where}:"
     more = len(summary.problems) - 1
     count = f"at least {more}" if summary.is_partial else f"{more}"
     others = f" And {count} more; see 'errors'." if more else ""
     raise InvalidFileError(
-        f"The file is not a dataset. In {where}: {first.message}{others}",
+        f"The file is not a dataset.{start} {first.message}{others}",
         param="file",
         problems=summary.problems,
         is_partial=summary.is_partial,

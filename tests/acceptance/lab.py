@@ -20,6 +20,7 @@ class Answer(Protocol):
     status_code: int
     headers: Any
     text: str
+    content: bytes
 
     def json(self) -> Any: ...
 
@@ -33,6 +34,9 @@ class Lab:
         self.other_file = self.upload(TEXT_LINE).json()["id"]
         self.tools_file = self.upload(
             CHAT_LINE.replace(b"]}\n", b'], "tools": [{"type": "function"}]}\n')
+        ).json()["id"]
+        self.preference_file = self.upload(
+            b'{"prompt": "Hi", "chosen": "Ho", "rejected": "Go"}'
         ).json()["id"]
         self.queued_job = self.create_job().json()["id"]
         self.cancelled_job = self.create_job(training_file=self.other_file).json()["id"]

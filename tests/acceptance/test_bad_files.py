@@ -1,5 +1,6 @@
 """Uploads that are refused, each with its whole answer; and those that only look bad."""
 
+import gzip
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +11,10 @@ from tests.builders import CHAT_LINE, TEXT_LINE
 
 NOT_JSON = "This line is not valid JSON: "
 NO_OBJECT = 'This line must be a JSON object, as {"text": "..."} is.'
-NO_FORMAT = "This line needs the key 'messages', or 'prompt' and 'completion', or 'text'."
+NO_FORMAT = (
+    "This line needs the key 'messages', or 'prompt' and 'completion', or 'text', or those of "
+    "another format in docs/files.md."
+)
 TWO_FORMATS = (
     "This line is in the messages format, but the lines before it are in the text format. Use one "
     "format per file."
@@ -23,6 +27,7 @@ BAD_EXPIRY = "'expires_after[seconds]' must be a whole number from 3600 to 25920
 OVERLONG = "This line is longer than 8 MiB. Split the example, and write one JSON object per line."
 FILE_PART = b'--X\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n' + TEXT_LINE
 PURPOSE_PART = b'--X\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nfine-tune\r\n'
+MANY_PARTS = b"".join(PURPOSE_PART.replace(b"purpose", b"field-%d" % n) for n in range(21))
 END = b"\r\n--X--\r\n"
 
 
@@ -57,8 +62,8 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
             id="two formats in a file",
         ),
         pytest.param(
-            b'{"input": "a", "output": "b"}\n',
-            bad_file((1, "", "unknown_format", f"{NO_FORMAT} Its keys are: 'input', 'output'.")),
+            b'{"question": "a", "answer": "b"}\n',
+            bad_file((1, "", "unknown_format", f"{NO_FORMAT} Its keys are: 'question', 'answer'.")),
             id="no format",
         ),
         pytest.param(
@@ -203,7 +208,7 @@ def test_the_check_of_a_file_stops_at_the_fiftieth_problem(lab: Lab) -> None:
             id="cut off",
         ),
         pytest.param(
-            lambda lab: lab.send_form(PURPOSE_PART * 21 + FILE_PART + END),
+            lambda lab: lab.send_form(MANY_PARTS + FILE_PART + END),
             400,
             envelope("invalid_multipart", f"{BAD_FORM}it has more than 20 parts."),
             id="many parts",
@@ -217,7 +222,7 @@ def test_the_check_of_a_file_stops_at_the_fiftieth_problem(lab: Lab) -> None:
         pytest.param(
             lambda lab: lab.upload(TEXT_LINE, note="x" * 65_537),
             400,
-            envelope("invalid_value", "A field of the form can have at most 65,536 bytes."),
+            envelope("invalid_value", "A field can have at most 65,536 bytes."),
             id="long field",
         ),
         pytest.param(
@@ -259,6 +264,8 @@ def test_a_bad_upload_is_refused(lab: Lab, send: Send, status: int, error: dict[
         pytest.param(b'{"text": "a"}\r\n{"text": "b"}\r\n', "text", 2, id="carriage returns"),
         pytest.param(CHAT_LINE + b"\n \n\r\n", "messages", 1, id="trailing blank lines"),
         pytest.param(b'{"prompt": "", "completion": "b"}', "prompt_completion", 1, id="no end"),
+        pytest.param(gzip.compress(CHAT_LINE * 3), "messages", 3, id="gzip"),
+        pytest.param(b"instruction,output\na,b\n", "instruction", 1, id="CSV"),
     ],
 )
 def test_what_only_looks_bad_is_accepted(
@@ -268,7 +275,35 @@ def test_what_only_looks_bad_is_accepted(
 
     assert answer.status_code == 200
     assert (answer.json()["format"], answer.json()["examples"]) == (format_, examples)
-    assert lab.get(f"/files/{answer.json()['id']}/content").text.encode() == content
+    assert lab.get(f"/files/{answer.json()['id']}/content").content == content
+
+
+def test_a_table_may_be_sent_in_parts(lab: Lab) -> None:
+    parts = [b"prompt,compl", b'etion\na,b\n"c', b'\n",d\n']
+    body = {
+        "filename": "a.csv",
+        "bytes": sum(map(len, parts)),
+        "mime_type": "text/csv",
+        "purpose": "fine-tune",
+    }
+    upload = f"/uploads/{lab.post('/uploads', json=body).json()['id']}"
+    ids = [lab.post(f"{upload}/parts", files={"data": part}).json()["id"] for part in parts]
+
+    answer = lab.post(f"{upload}/complete", json={"part_ids": ids}).json()
+
+    assert (answer["file"]["format"], answer["file"]["examples"]) == ("prompt_completion", 2)
+
+
+def test_a_bad_table_sent_in_parts_can_be_completed_again(lab: Lab) -> None:
+    body = {"filename": "a", "bytes": 8, "mime_type": "text/csv", "purpose": "fine-tune"}
+    upload = f"/uploads/{lab.post('/uploads', json=body).json()['id']}"
+    part = lab.post(f"{upload}/parts", files={"data": b'text\n"a\n'}).json()["id"]
+
+    answer = lab.post(f"{upload}/complete", json={"part_ids": [part]})
+
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_file")
+    assert [one["code"] for one in answer.json()["error"]["errors"]] == ["invalid_csv"]
+    assert lab.get(upload).json()["status"] == "pending"
 
 
 @pytest.mark.parametrize(

@@ -303,6 +303,12 @@ def test_a_bad_parameter_of_a_job_is_refused(
         ),
         ("overlong_row_behavior", "skip", "Input should be 'truncate', 'error' or 'drop'"),
         ("packing", True, "Input should be False"),
+        ("template_date", "yesterday", "Input should be a valid date"),
+        (
+            "train_on",
+            "answers",
+            "Input should be 'all_assistant', 'last_assistant' or 'everything'",
+        ),
         ("train_on_inputs", "yes", "Input should be a valid boolean"),
         ("warmup_ratio", -0.1, "Input should be greater than or equal to 0"),
         ("warmup_ratio", 1.1, "Input should be less than or equal to 1"),
@@ -585,6 +591,18 @@ def test_a_key_with_another_body_is_refused(lab: Lab) -> None:
                 "training_file",
             ),
             id="tools",
+        ),
+        pytest.param(
+            lambda lab: lab.create_job(validation_file=lab.preference_file),
+            400,
+            lambda lab: envelope(
+                "method_format_mismatch",
+                f"{lab.preference_file} has preferences, and this job is supervised; preference "
+                "tuning is not offered yet. For validation_file, use a file with one answer per "
+                "example.",
+                "validation_file",
+            ),
+            id="preferences",
         ),
         pytest.param(
             lambda lab: lab.post(f"/fine_tuning/jobs/{lab.cancelled_job}/pause"),

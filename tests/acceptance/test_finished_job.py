@@ -8,6 +8,7 @@ import re
 import time
 import zipfile
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ ADAPTER_FILES = {
     "adapter_config.json",
     "adapter_model.safetensors",
     "chat_template.jinja",
+    "generation_config.json",
     "loss.svg",
     "manifest.json",
     "manifest.json.sig",
@@ -103,7 +105,9 @@ def test_the_job_shows_every_setting_with_the_value_it_had(
         "max_steps": None,
         "context_length": 512,
         "overlong_row_behavior": "truncate",
+        "train_on": "all_assistant",
         "train_on_inputs": False,
+        "template_date": datetime.fromtimestamp(job.created_at, UTC).date().isoformat(),
         "logging_steps": 5,
         "checkpoint_steps": 10,
         "keep_checkpoints": None,

@@ -12,13 +12,14 @@ from typing import NamedTuple
 from pydantic.fields import FieldInfo
 
 from app.core import errors
-from app.core.dataset.formats import ChatExample, DatasetFormat, parse_line
+from app.core.dataset.formats import ChatExample, DatasetFormat
+from app.core.dataset.rows.parsing import parse_line
 from app.core.job.status import TRANSITIONS, JobStatus
 from app.core.settings import Settings
 
 PROJECT = Path(__file__).parents[2]
 DATASET_MODULES = tuple(
-    str(path.relative_to(PROJECT)) for path in (PROJECT / "app/core/dataset").glob("*.py")
+    str(path.relative_to(PROJECT)) for path in (PROJECT / "app/core/dataset").rglob("*.py")
 )
 TAKES_A_CODE_FIRST = {"LineError", "TrainingFailedError"}
 CODE_TABLE = "_CODES"

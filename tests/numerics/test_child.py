@@ -38,6 +38,7 @@ FILES = {
     "adapter_config.json",
     "adapter_model.safetensors",
     "chat_template.jinja",
+    "generation_config.json",
     "loss.svg",
     "manifest.json",
     "metrics.csv",

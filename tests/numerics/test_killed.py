@@ -21,10 +21,18 @@ from tests.numerics.test_resume import (
     run,
     write,
 )
-from tests.tiny import build_peft_model, build_trainer, chat_row, write_job, write_tiny_model
+from tests.tiny import (
+    build_peft_model,
+    build_tokenizer,
+    build_trainer,
+    chat_row,
+    write_job,
+    write_tiny_model,
+)
 from worker.training.artifacts.checkpoint import write_checkpoint
 from worker.training.artifacts.loss_log import LossLog
 from worker.training.artifacts.saved_state import write_state
+from worker.training.data.stop_tokens import StopTokens
 from worker.training.recipe import run_job
 from worker.training.step.step import BestAdapter
 
@@ -58,9 +66,15 @@ def saves(base_model: Path, tmp_path: Path) -> dict[str, Save]:
         with atomic_directory(target, 2, spec) as staging:
             write_files(staging)
 
-    state = partial(write_state, spec=spec, trainer=trainer, best=best)
+    state = partial(write_state, spec=spec, trainer=trainer, best=best, data_sha256="d")
     checkpoint = partial(
-        write_checkpoint, spec=spec, step=2, model=model, base_model=base_model, log=log
+        write_checkpoint,
+        spec=spec,
+        step=2,
+        model=model,
+        base_model=base_model,
+        log=log,
+        stop_tokens=StopTokens.read(base_model, build_tokenizer()),
     )
     return {
         "state": partial(save, write_files=state),

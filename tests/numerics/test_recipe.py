@@ -1,7 +1,9 @@
 """Whole jobs on a tiny model, in this process."""
 
+import json
 import re
 from collections.abc import Callable, Iterator
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,13 @@ from app.core.job.training_events import (
     TrainingEvent,
 )
 from app.core.manifest import verify
-from tests.tiny import build_tokenizer, chat_row, write_job, write_tiny_model
+from tests.tiny import (
+    REWRITING_TEMPLATE,
+    build_tokenizer,
+    chat_row,
+    write_job,
+    write_tiny_model,
+)
 from worker.training.data.dataset import IGNORE_INDEX
 from worker.training.data.encoding import Encoder
 from worker.training.recipe import run_job
@@ -47,8 +55,8 @@ def run(base_model: Path, tmp_path: Path) -> Iterator[RunJob]:
     def run_in(
         name: str = "job", rows: list[dict[str, Any]] = ROWS, **settings: Any
     ) -> list[TrainingEvent]:
-        settings = {"learning_rate": 1e-2, **settings}
-        write_job(tmp_path / name, rows, base_model=base_model, **settings)
+        settings = {"learning_rate": 1e-2, "base_model": base_model, **settings}
+        write_job(tmp_path / name, rows, **settings)
         events: list[TrainingEvent] = []
         run_job(tmp_path / name, events.append)
         return events
@@ -241,6 +249,51 @@ def test_a_job_that_may_stop_early_but_does_not_still_has_its_best_adapter_as_re
     assert messages(events)[-1].startswith(f"The adapter of step {best}, ")
 
 
+def test_a_chat_of_which_each_answer_is_a_row_takes_as_many_steps(
+    tmp_path: Path, run: RunJob
+) -> None:
+    write_tiny_model(tmp_path / "model", chat_template=REWRITING_TEMPLATE)
+    two_turns = {"messages": ROWS[1]["messages"] + ROWS[2]["messages"]}
+
+    events = run(rows=[two_turns] * 4, base_model=tmp_path / "model", epochs=1, batch_size=2)
+
+    assert [event.total_steps for event in events if isinstance(event, Planned)] == [4]
+    assert isinstance(events[-1], Finished)
+
+
+def test_the_date_of_a_job_is_in_its_tokens_and_its_manifest(tmp_path: Path, run: RunJob) -> None:
+    write_tiny_model(tmp_path / "model", chat_template=REWRITING_TEMPLATE)
+    settings = {"base_model": tmp_path / "model", "epochs": 1}
+
+    first = run("first", template_date="2026-01-31", **settings)
+    other = run("other", template_date="2026-02-01", **settings)
+
+    assert [s.metrics.train_loss for s in steps(first)] != [
+        s.metrics.train_loss for s in steps(other)
+    ]
+    manifest = verify(tmp_path / "first" / "out" / "step-3")
+    assert manifest.provenance["config"]["template_date"] == "2026-01-31"
+
+
+def test_the_stop_token_of_a_chat_is_beside_the_adapter_and_warned_of(
+    tmp_path: Path, run: RunJob
+) -> None:
+    model = tmp_path / "model"
+    write_tiny_model(model)
+    tokenizer = build_tokenizer()
+    tokenizer.eos_token = "<|endoftext|>"  # noqa: S105 - as base models have it
+    tokenizer.save_pretrained(model)
+    (model / "generation_config.json").write_text('{"eos_token_id": 256}')
+
+    events = run(base_model=model, epochs=1)
+
+    written = json.loads(
+        (tmp_path / "job" / "out" / "step-3" / "generation_config.json").read_text()
+    )
+    assert written["eos_token_id"] == [256, 258]
+    assert any("end with <|im_end|>, and the base model stops at" in m for m in messages(events))
+
+
 def test_the_best_adapter_can_be_chosen_without_early_stopping(
     run: RunJob, base_model: Path, tmp_path: Path
 ) -> None:
@@ -283,8 +336,8 @@ def plain_loss(base_model: Path, adapter: Path) -> float:
 
 
 def loss_on_unlike(model: Any) -> float:
-    encoder = Encoder(build_tokenizer(), train_on_inputs=False)
-    row = encoder.encode(ChatExample(UNLIKE["messages"], [False, True]))
+    encoder = Encoder(build_tokenizer(), today=date(2026, 1, 31))
+    (row,) = encoder.encode(ChatExample(UNLIKE["messages"], [False, True]))
     input_ids = torch.tensor([row.input_ids])
     labels = input_ids.masked_fill(~torch.tensor([row.is_learned]), IGNORE_INDEX)
     with torch.no_grad():

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from app.core.job.training_events import (
     Unresumable,
 )
 from app.core.manifest import verify
-from tests.tiny import chat_row, write_job, write_tiny_model
+from tests.tiny import REWRITING_TEMPLATE, chat_row, write_job, write_tiny_model
 from worker.training.recipe import run_job
 
 ROWS = [chat_row(f"What is {i}?", f"It is {i * 'x'}.") for i in range(10)]
@@ -338,6 +339,24 @@ def test_a_job_that_is_stopped_between_two_saves_is_saved_first(
     assert events[-2:] == [Saved(step=4, directory="out/resume-4"), Stopped(step=4)]
 
 
+@pytest.mark.parametrize("train_on", ["all_assistant", "last_assistant", "everything"])
+def test_a_job_on_chats_of_several_turns_and_with_a_date_resumes_exactly(
+    tmp_path: Path, train_on: str
+) -> None:
+    write_tiny_model(tmp_path / "model", chat_template=REWRITING_TEMPLATE)
+    rows = [{"messages": one["messages"] + other["messages"]} for one, other in pairwise(ROWS)]
+    settings = {"train_on": train_on, "template_date": "2026-01-31", "epochs": 2}
+    for name in ("whole", "stopped"):
+        write(tmp_path / name, tmp_path / "model", rows, **settings)
+
+    whole, stopped = run(tmp_path / "whole"), run(tmp_path / "stopped", steps=4)
+    hand_over([stopped], 4, tmp_path / "next")
+    resumed = run(tmp_path / "next")
+
+    assert total_steps(whole) == (10 if train_on == "all_assistant" else 6)
+    assert_ends_like(whole, [stopped, resumed])
+
+
 @pytest.mark.parametrize("step", [0, 2])
 def test_a_job_that_is_stopped_before_its_first_step_has_nothing_to_save(
     base_model: Path, tmp_path: Path, step: int
@@ -441,27 +460,25 @@ def test_a_whole_state_with_unknown_fields_is_refused(next_attempt: Path) -> Non
 def test_a_state_of_other_numerics_is_refused_with_the_versions(
     next_attempt: Path, more: dict[str, Any]
 ) -> None:
-    change_state(next_attempt / RESUME_NAME, numerics=2, **more)
+    change_state(next_attempt / RESUME_NAME, numerics=3, **more)
 
     said = refusal(next_attempt)
 
-    assert "saved by numerics version 2, and this release of Tunery computes with version 1" in said
+    assert "saved by numerics version 3, and this release of Tunery computes with version 2" in said
 
 
-def test_a_state_that_was_saved_before_numerics_had_versions_is_resumed_exactly(
-    base_model: Path, tmp_path: Path
-) -> None:
-    STEPS(tmp_path / "whole", base_model)
-    STEPS(tmp_path / "stopped", base_model)
-    whole, stopped = run(tmp_path / "whole"), run(tmp_path / "stopped", steps=2)
-    hand_over([stopped], 2, tmp_path / "next")
-    state = tmp_path / "next" / RESUME_NAME
-    assert json.loads((state / "state.json").read_text())["numerics"] == 1
+def test_a_state_that_was_saved_before_numerics_had_versions_is_refused(next_attempt: Path) -> None:
+    change_state(next_attempt / RESUME_NAME, numerics=None)
 
-    change_state(state, numerics=None)
-    resumed = run(tmp_path / "next")
+    assert "saved by numerics version 1" in refusal(next_attempt)
 
-    assert_ends_like(whole, [stopped, resumed])
+
+def test_a_state_of_the_same_rows_with_other_tokens_is_refused(next_attempt: Path) -> None:
+    spec = JobSpec.model_validate_json((next_attempt / JOB_SPEC_NAME).read_bytes())
+    config = spec.config.model_copy(update={"train_on_inputs": True})
+    change_spec(next_attempt, spec, config=config)
+
+    assert "The data became other tokens than in the attempt that saved it" in refusal(next_attempt)
 
 
 def test_a_state_that_is_not_there_is_refused(next_attempt: Path) -> None:

@@ -152,8 +152,12 @@ class Load:
         client.ask("GET", self._chance.choice(["/files", "/models"]))
 
     def _download(self, client: Client) -> None:
-        """Download an adapter, or the first bytes of one, and a loss log."""
-        jobs = [job for job in client.list_jobs() if job["status"] == "succeeded"]
+        """Download an adapter, or the first bytes of one, and a loss log.
+
+        The job is a recent one, because a job that is deleted meanwhile ends its downloads.
+        """
+        ended = [job for job in client.list_jobs() if job["finished_at"] is not None]
+        jobs = [job for job in ended[: ENDED_JOBS // 2] if job["status"] == "succeeded"]
         if not jobs:
             return
         job = self._chance.choice(jobs)

@@ -203,8 +203,8 @@ class Attempt:
         after_step = self._job_directory.fill(
             inputs, resources.store, resources.catalogue, resources.settings
         )
-        examples = inputs.training_file.examples
-        total_steps = self._lease.config.total_steps(examples) if examples else MAX_STEP
+        lines = inputs.training_file.examples
+        total_steps = self._lease.config.max_total_steps(lines) if lines else MAX_STEP
         self._reports.begin(after_step=after_step, total_steps=total_steps)
         return after_step
 

@@ -1,8 +1,10 @@
 """Trains one job, from its directory to a verified adapter."""
 
+import hashlib
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +23,6 @@ from app.core.job.training_config import (
     VALIDATION_DATA_NAME,
     DatasetRef,
     JobSpec,
-    TrainingConfig,
 )
 from app.core.job.training_events import (
     Failed,
@@ -45,6 +46,7 @@ from worker.training.compute.plan import ComputePlan, Workload, choose_placement
 from worker.training.data.dataset import DataFile, TokenizedData, tokenize_file
 from worker.training.data.encoding import Encoder, end_of_text
 from worker.training.data.split import split_rows
+from worker.training.data.stop_tokens import StopTokens
 from worker.training.failures import TrainingFailedError, is_out_of_memory, is_out_of_space
 from worker.training.model.base_model import (
     ModelLoader,
@@ -135,10 +137,11 @@ def _prepare(job: _Preparation) -> TrainingLoop:
     """Load everything the job needs. This finds every error in its data."""
     directory, config = job.directory, job.spec.config
     tokenizer = job.loader.load_tokenizer(job.base_model)
-    training, validation = _tokenize(job, tokenizer)
+    data = _tokenize(job, tokenizer)
+    training, validation = data.training, data.validation
     schedule = StepSchedule(config, examples=len(training), has_validation=validation is not None)
     job.report(Planned(total_steps=schedule.total_steps))
-    best = _follow_best(config) if validation else None
+    best = BestAdapter.for_job(config) if validation else None
     plan, forward = _load_model(job, training, schedule)
     spec = job.spec.model_copy(update={"compute": plan.settings})
     trainer = Trainer(
@@ -150,27 +153,24 @@ def _prepare(job: _Preparation) -> TrainingLoop:
         micro_batch_tokens=plan.micro_batch_tokens,
     )
     if spec.resume_step is not None:
-        load_state(directory / RESUME_NAME, spec, trainer=trainer, best=best)
+        load_state(
+            directory / RESUME_NAME, spec, trainer=trainer, best=best, data_sha256=data.sha256
+        )
     return TrainingLoop(
         directory=directory,
         spec=spec,
         report=job.report,
         training=training,
         validation=validation,
+        stop_tokens=data.stop_tokens,
         schedule=schedule,
         trainer=trainer,
         log=LossLog(directory / LOSS_LOG_NAME, length=spec.resume_step or 0),
         best=best,
-        saver=StateSaver(directory / OUTPUT_NAME, spec, trainer=trainer, best=best),
+        saver=StateSaver(
+            directory / OUTPUT_NAME, spec, trainer=trainer, best=best, data_sha256=data.sha256
+        ),
     )
-
-
-def _follow_best(config: TrainingConfig) -> BestAdapter | None:
-    """What remembers the best adapter. None if neither the end nor the result depends on it."""
-    patience = config.early_stopping_patience
-    if patience is None and not config.chooses_best:
-        return None
-    return BestAdapter(patience=patience, threshold=config.early_stopping_threshold)
 
 
 def _load_model(
@@ -205,15 +205,32 @@ def _load_model(
     return plan, plan.build_forward(model)
 
 
-def _tokenize(
-    job: _Preparation, tokenizer: PreTrainedTokenizerBase
-) -> tuple[TokenizedData, TokenizedData | None]:
+@dataclass(frozen=True, slots=True)
+class _Data:
+    training: TokenizedData
+    validation: TokenizedData | None
+    stop_tokens: StopTokens
+
+    @property
+    def sha256(self) -> str:
+        """Digest of all tokens, and of which of them are learned."""
+        parts = [data.sha256 for data in (self.training, self.validation) if data is not None]
+        return hashlib.sha256(" ".join(parts).encode()).hexdigest()
+
+
+def _tokenize(job: _Preparation, tokenizer: PreTrainedTokenizerBase) -> _Data:
     """Tokenize the training file, and the validation file if there is one.
 
     Without one, `validation_split` may take rows of the training file in its place.
     """
     directory, spec, config = job.directory, job.spec, job.spec.config
-    encoder = Encoder(tokenizer, train_on_inputs=config.train_on_inputs)
+    stop_tokens = StopTokens.read(job.base_model, tokenizer)
+    encoder = Encoder(
+        tokenizer,
+        train_on=config.learned_part,
+        today=config.template_date or datetime.now(UTC).date(),
+        stop_tokens=list(stop_tokens.base.values()) if stop_tokens.are_known else None,
+    )
 
     def tokenize(name: str, file: DatasetRef, param: str) -> TokenizedData:
         data = tokenize_file(
@@ -228,24 +245,22 @@ def _tokenize(
         return data
 
     training = tokenize(TRAINING_DATA_NAME, spec.training_file, "training_file")
-    if spec.validation_file is None:
-        return _split(job, training)
-    return training, tokenize(VALIDATION_DATA_NAME, spec.validation_file, "validation_file")
-
-
-def _split(job: _Preparation, data: TokenizedData) -> tuple[TokenizedData, TokenizedData | None]:
-    """Hold out rows to evaluate on, if the job asks for that."""
-    config = job.spec.config
-    if config.validation_split is None:
-        return data, None
-    training, validation = split_rows(data, fraction=config.validation_split, seed=config.seed)
-    job.report(
-        Noted(
-            message=f"{job.spec.training_file.filename}: {len(validation):,} of {len(data):,} "
-            "examples are held out to evaluate on, as validation_split says."
+    stop_tokens = stop_tokens.teaching(encoder.ends, tokenizer)
+    for warning in stop_tokens.warnings():
+        job.report(warning)
+    validation = None
+    if spec.validation_file is not None:
+        validation = tokenize(VALIDATION_DATA_NAME, spec.validation_file, "validation_file")
+    elif config.validation_split is not None:
+        examples, fraction = len(training), config.validation_split
+        training, validation = split_rows(training, fraction=fraction, seed=config.seed)
+        job.report(
+            Noted(
+                message=f"{spec.training_file.filename}: {len(validation):,} of {examples:,} "
+                "examples are held out to evaluate on, as validation_split says."
+            )
         )
-    )
-    return training, validation
+    return _Data(training, validation, stop_tokens)
 
 
 def _reason(error: Exception) -> str:

@@ -14,6 +14,7 @@ from worker.training.artifacts.checkpoint import check_adapter, write_checkpoint
 from worker.training.artifacts.loss_log import LossLog
 from worker.training.artifacts.saved_state import StateSaver
 from worker.training.data.dataset import TokenizedData
+from worker.training.data.stop_tokens import StopTokens
 from worker.training.step.step import BestAdapter
 from worker.training.step.trainer import StepSchedule, Trainer
 
@@ -29,6 +30,7 @@ class TrainingLoop:
     report: Report
     training: TokenizedData
     validation: TokenizedData | None
+    stop_tokens: StopTokens
     schedule: StepSchedule
     trainer: Trainer
     log: LossLog
@@ -156,6 +158,7 @@ class TrainingLoop:
                 model=self.trainer.model,
                 base_model=self.directory / BASE_MODEL_NAME,
                 log=self.log,
+                stop_tokens=self.stop_tokens,
             )
         self.report(Checkpointed(step=step, directory=self._name(target), state=state))
 

@@ -2,9 +2,11 @@
 
 from datetime import datetime
 from functools import partial
+from pathlib import Path
 
 from anyio import to_thread
 from fastapi import APIRouter, Request
+from fastapi.concurrency import contextmanager_in_threadpool
 
 from app.api.access import PolicyRoute, needs
 from app.api.deps import CallerDep, Now, Resources, ResourcesDep
@@ -21,6 +23,7 @@ from app.services.received_files import (
     Assembly,
     ReceivedFile,
     assemble,
+    check_content,
     lost_bytes,
     scratch_file,
 )
@@ -97,41 +100,57 @@ async def complete_upload(
     If the file is refused, the upload stays pending. It can then be completed with its parts in
     another order, or cancelled. A repeated request is answered with the same file.
     """
-    complete = partial(_complete, upload_id, body, caller, resources, now)
-    async with resources.upload_slots.take():
-        return await resources.upload_slots.check(complete)
+    slots = resources.upload_slots
+    join = partial(_join, upload_id, body, caller, resources, now)
+    async with slots.take(), contextmanager_in_threadpool(scratch_file(resources.store)) as scratch:
+        joined = await slots.check(join, scratch)
+        if joined is not None:
+            assembly, received = joined
+            received = await slots.check_table(received)
+            await to_thread.run_sync(_publish, caller, resources, assembly, received, now)
+
+    def read(session: Session) -> UploadRead:
+        return upload_service.read_upload(session, caller, upload_id, now=now)
+
+    return await to_thread.run_sync(resources.read, read)
 
 
-def _complete(
-    upload_id: str, body: UploadComplete, caller: Caller, resources: Resources, now: datetime
-) -> UploadRead:
+def _join(
+    upload_id: str,
+    body: UploadComplete,
+    caller: Caller,
+    resources: Resources,
+    now: datetime,
+    scratch: Path,
+) -> tuple[Assembly, ReceivedFile] | None:
+    """Join the parts at `scratch`, unless the upload has been completed with them already."""
+
     def plan(session: Session) -> Assembly | None:
         return upload_service.plan_completion(session, caller, upload_id, body.part_ids, now=now)
 
     assembly = resources.read(plan)
-    if assembly is not None:
-        try:
-            _join(resources, caller, assembly, body.md5, now)
-        except BlobNotFoundError as error:
-            if resources.read(plan) is not None:  # the upload has not ended meanwhile
-                raise lost_bytes(upload_id) from error
-    return resources.read(
-        lambda session: upload_service.read_upload(session, caller, upload_id, now=now)
-    )
-
-
-def _join(
-    resources: Resources, caller: Caller, assembly: Assembly, md5: str | None, now: datetime
-) -> None:
-    store = resources.store
-    with scratch_file(store) as scratch:
-        received = assemble(store, assembly, scratch, md5=md5, require_room=resources.require_room)
-        parts = resources.write(
-            lambda session: upload_service.finish_completion(
-                session, caller, store, assembly, received, now=now
-            )
+    if assembly is None:
+        return None
+    try:
+        return assembly, assemble(
+            resources.store, assembly, scratch, md5=body.md5, require_room=resources.require_room
         )
-        delete_blobs(store, parts)
+    except BlobNotFoundError as error:
+        if resources.read(plan) is not None:  # the upload has not ended meanwhile
+            raise lost_bytes(upload_id) from error
+        return None
+
+
+def _publish(
+    caller: Caller, resources: Resources, assembly: Assembly, received: ReceivedFile, now: datetime
+) -> None:
+    check_content(received.summary)
+    parts = resources.write(
+        lambda session: upload_service.finish_completion(
+            session, caller, resources.store, assembly, received, now=now
+        )
+    )
+    delete_blobs(resources.store, parts)
 
 
 @router.post("/{upload_id}/cancel", dependencies=[needs(Scope.WRITE)])

@@ -7,7 +7,13 @@ import json
 from typing import Any, cast
 
 from app.core import strict_json
-from app.core.dataset.formats import ChatExample, LineError
+from app.core.dataset.formats import (
+    ChatExample,
+    DatasetFormat,
+    LineError,
+    ParsedExample,
+    PreferenceExample,
+)
 
 MAX_LINE_BYTES = 8 * 1024 * 1024
 
@@ -20,8 +26,17 @@ MAX_VALUES = 50_000
 MAX_DEPTH = 64
 """Maximum depth of the JSON of a line, and of the arguments of a tool call."""
 
-MAX_MESSAGES = 1000
-"""Maximum number of messages in a line. The time to render a chat grows with their square."""
+MAX_MESSAGES = 10_000
+"""Maximum number of messages in a line, each of which takes about a millisecond to render."""
+
+MAX_EXPANDED_BYTES = 4 * 1024**3
+"""Maximum size of the content of a compressed file. It takes about a minute to check."""
+
+MAX_EXPANSION = 100
+"""How many times as large as a compressed file its content may be. Datasets reach about 10."""
+
+MIN_EXPANSION_BYTES = 16 * 1024**2
+"""Size of a content that is accepted at any ratio, because small files cost little."""
 
 
 def check_size(line: bytes) -> None:
@@ -34,18 +49,36 @@ def check_size(line: bytes) -> None:
         raise _too_many_values()
 
 
-def check_chat(example: ChatExample) -> None:
-    """Refuse a chat that a chat template would render slowly or not at all.
+def check_example(format_: DatasetFormat, example: ParsedExample) -> bool:
+    """Refuse an example that a chat template would render slowly or not at all.
+
+    Returns:
+        Whether the example uses tools.
 
     Raises:
         LineError: it has too many messages, or its tools are nested too deeply.
     """
+    is_pair = isinstance(example, PreferenceExample)
+    chats = (example.preferred, example.non_preferred) if is_pair else (example,)
+    uses_tools = False
+    for chat in chats:
+        if isinstance(chat, ChatExample):
+            _check_chat(chat, _CHAT_FIELDS.get(format_, ""))
+            uses_tools |= chat.uses_tools
+    return uses_tools
+
+
+_CHAT_FIELDS = {DatasetFormat.MESSAGES: "messages", DatasetFormat.SHAREGPT: "conversations"}
+"""The field that has the chat, where it is one field."""
+
+
+def _check_chat(example: ChatExample, field: str) -> None:
     count = len(example.messages)
     if count > MAX_MESSAGES:
         raise LineError(
             "too_many_messages",
             f"This chat has {count:,} messages; the limit is {MAX_MESSAGES:,}. Split it.",
-            "messages",
+            field,
         )
     if strict_json.is_deeper(example.tools, MAX_DEPTH):
         raise _too_deep("tools")
@@ -53,11 +86,12 @@ def check_chat(example: ChatExample) -> None:
         calls = message.get("tool_calls")
         if not calls:
             continue
-        path = f"messages[{index}].tool_calls"
+        path = f"{field}[{index}].tool_calls" if field == "messages" else field
         if strict_json.is_deeper(calls, MAX_DEPTH):
             raise _too_deep(path)
         for place, call in enumerate(calls):
-            _check_arguments(call, f"{path}[{place}].function.arguments")
+            where = f"{path}[{place}].function.arguments" if field == "messages" else field
+            _check_arguments(call, where)
 
 
 def _check_arguments(call: dict[str, Any], path: str) -> None:

@@ -34,7 +34,7 @@ class File(OwnedByProject, Base):
     created_at: Mapped[datetime]
     expires_at: Mapped[datetime | None] = mapped_column(index=True)
     format: Mapped[str | None]
-    """Format of a dataset: text, prompt_completion or messages. Null for files that a job made."""
+    """Format of a dataset: a `DatasetFormat`. Null for files that a job made."""
     examples: Mapped[int | None]
     uses_tools: Mapped[bool] = mapped_column(default=False)
     job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"), index=True)

@@ -13,6 +13,8 @@ TOKENIZER_NAMES = (
     "vocab.json",
     "merges.txt",
 )
+GENERATION_CONFIG_NAME = "generation_config.json"
+"""Settings for generation, with every token that has to stop the model."""
 TRAINING_CONFIG_NAME = "training_config.json"
 METRICS_CSV_NAME = "metrics.csv"
 METRICS_JSON_NAME = "metrics.jsonl"
@@ -28,6 +30,7 @@ ARTIFACT_NAMES = frozenset(
         ADAPTER_WEIGHTS_NAME,
         ADAPTER_CONFIG_NAME,
         *TOKENIZER_NAMES,
+        GENERATION_CONFIG_NAME,
         TRAINING_CONFIG_NAME,
         METRICS_CSV_NAME,
         METRICS_JSON_NAME,

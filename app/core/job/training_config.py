@@ -4,14 +4,28 @@ The defaults are those of the script that Tunery grew out of (see `docs/referenc
 """
 
 import math
-from typing import Literal
+from datetime import date
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 LrScheduler = Literal["linear", "cosine", "constant", "constant_with_warmup"]
 OverlongRowBehavior = Literal["truncate", "error", "drop"]
+TrainOn = Literal["all_assistant", "last_assistant", "everything"]
 LoraInitialisation = Literal["kaiming", "gaussian"]
 CheckpointChoice = Literal["final", "best"]
+
+MAX_EXAMPLES_PER_LINE = 1000
+"""Maximum number of examples that a line of a file becomes: one for each answer, if the chat
+template rewrites the messages before it."""
+
+
+def _read_date(value: Any) -> Any:
+    """A date from its text, where a strict model would take none."""
+    try:
+        return date.fromisoformat(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 class Frozen(BaseModel):
@@ -38,12 +52,10 @@ class LoraShape(Frozen):
     """Names of the linear layers that get an adapter."""
 
     use_rslora: bool = False
-    """Rank-stabilized LoRA: the denominator of the scaling factor is the square root of the rank.
-    Kalajdzievski 2023 (arXiv:2312.03732)."""
+    """rsLoRA (arXiv:2312.03732): the denominator of the scaling factor is the root of the rank."""
 
     use_dora: bool = False
-    """Weight-decomposed LoRA: the length of each row of a weight is trained apart from its
-    direction. It is slower. Liu et al. 2024 (arXiv:2402.09353)."""
+    """DoRA (arXiv:2402.09353): the length of each row of a weight is trained too. It is slower."""
 
     init_lora_weights: LoraInitialisation = "kaiming"
     """Distribution of the adapter's A matrices at the start: `kaiming` for the uniform one that is
@@ -82,8 +94,7 @@ class TrainingConfig(Frozen):
     """Fraction of the peak to which `linear` and `cosine` fall."""
 
     loraplus_lr_ratio: float | None = Field(default=None, ge=1, le=1000)
-    """LoRA+: the learning rate of the adapter's B matrices, as a multiple of that of its A
-    matrices. Null for the same rate."""
+    """LoRA+: learning rate of B matrices, in multiples of that of A matrices. Null for the same."""
 
     weight_decay: float = Field(default=0.0, ge=0, le=1)
     """Decoupled weight decay of AdamW, applied to the adapter's weights."""
@@ -105,8 +116,19 @@ class TrainingConfig(Frozen):
     """What happens to an example that is too long: `truncate` cuts off its end, `error` fails the
     job, and `drop` leaves the example out."""
 
+    train_on: TrainOn = "all_assistant"
+    """What is learned of a conversation: `all_assistant` for every answer whose weight is not 0,
+    `last_assistant` for its last answer only, `everything` for all tokens. With `everything`, the
+    prompts of `prompt` and `completion` rows are learned as well."""
+
     train_on_inputs: bool = False
-    """Whether prompts are learned as well as answers."""
+    """Whether prompts are learned as well as answers. True means the same as `everything` in
+    `train_on`."""
+
+    template_date: Annotated[date, BeforeValidator(_read_date)] | None = None
+    """Date that the chat template takes for today, if it writes one. By default, that is the day on
+    which the job was created, in UTC. Null in jobs of earlier releases, whose attempts each take
+    their own day."""
 
     seed: int = Field(ge=0, le=2**31 - 1)
     """Seed of every random number of the job: initial adapter, order of examples, dropout."""
@@ -118,12 +140,12 @@ class TrainingConfig(Frozen):
     """Number of optimizer steps between two checkpoints. Each epoch also ends with one."""
 
     keep_checkpoints: int | None = Field(default=None, ge=1, le=1000)
-    """Most checkpoints that are kept. The others are deleted as new ones are made, the oldest
-    first, but never the one that may become the result. Null to keep all."""
+    """Most checkpoints that are kept. The oldest are deleted, but never the one that may become the
+    result. Null to keep all."""
 
     validation_split: float | None = Field(default=None, gt=0, le=0.5)
-    """Fraction of the training file's examples that are held out to evaluate on, for a job without
-    a validation file. They are drawn by the seed. Null to train on all."""
+    """Fraction of the training examples that are held out, by the seed, to evaluate on. It takes
+    the place of a validation file. Null to train on all."""
 
     n_evals: int | None = Field(default=None, ge=1, le=1000)
     """Number of evaluations on the validation data, spread evenly over the job, in addition to
@@ -138,8 +160,7 @@ class TrainingConfig(Frozen):
     Null to train to the end."""
 
     early_stopping_threshold: float = Field(default=0.0, ge=0, le=1000)
-    """Amount by which an evaluation must lower the validation loss to count as lower for
-    `early_stopping_patience`, in nats per token."""
+    """Decrease of the validation loss that does not yet count as lower, in nats per token."""
 
     checkpoint_choice: CheckpointChoice | None = None
     """Choice of the adapter that is the result: `final` for that of the last step, `best` for that
@@ -156,6 +177,15 @@ class TrainingConfig(Frozen):
     def total_steps(self, examples: int) -> int:
         """Number of optimizer steps of a job that trains on so many examples."""
         return self.max_steps or self.epochs * math.ceil(examples / self.batch_size)
+
+    def max_total_steps(self, lines: int) -> int:
+        """Number of optimizer steps that a job on a file of so many lines cannot exceed."""
+        return self.total_steps(lines * MAX_EXAMPLES_PER_LINE)
+
+    @property
+    def learned_part(self) -> TrainOn:
+        """What is learned, from `train_on` and `train_on_inputs`."""
+        return "everything" if self.train_on_inputs else self.train_on
 
 
 class DatasetRef(Frozen):

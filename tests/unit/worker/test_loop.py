@@ -237,6 +237,18 @@ def test_the_number_of_steps_is_known_before_the_model_is_loaded(bench: Bench) -
     assert seen == [None, 3]
 
 
+@pytest.mark.parametrize(("steps", "announced"), [(3000, [3000]), (3001, [])])
+def test_a_line_of_the_data_may_become_a_thousand_steps(
+    bench: Bench, steps: int, announced: list[int | None]
+) -> None:
+    job = bench.add_job(config=build_config(epochs=1, batch_size=1).model_dump(mode="json"))
+    seen: list[int | None] = []
+
+    bench.run(Planned(total_steps=steps), lambda _: seen.append(bench.job(job).total_steps))
+
+    assert seen == announced
+
+
 def test_loading_is_announced_before_it_begins(bench: Bench) -> None:
     job = bench.add_job()
     seen: list[list[str]] = []

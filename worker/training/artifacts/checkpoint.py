@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from app.core.job.artifacts import (
     ADAPTER_CONFIG_NAME,
     ADAPTER_WEIGHTS_NAME,
+    GENERATION_CONFIG_NAME,
     LOSS_CHART_NAME,
     MODEL_CARD_NAME,
     TOKENIZER_NAMES,
@@ -23,6 +24,7 @@ from app.core.job.artifacts import (
 from app.core.job.loss_log import StepMetrics
 from app.core.job.training_config import DatasetRef, JobSpec, LoraShape
 from worker.training.artifacts.loss_log import LossLog, draw_losses
+from worker.training.data.stop_tokens import StopTokens
 from worker.training.failures import TrainingFailedError, diverged
 
 _TOKENS_READ = 128
@@ -38,6 +40,7 @@ def write_checkpoint(
     model: PeftModel,
     base_model: Path,
     log: LossLog,
+    stop_tokens: StopTokens,
 ) -> None:
     """Write the adapter, its tokenizer, the loss log, the chart and the model card.
 
@@ -49,17 +52,20 @@ def write_checkpoint(
         base_model: directory of the base model. Its tokenizer files are copied, because saving the
             tokenizer would name classes that only the newest transformers knows.
         log: every step so far.
+        stop_tokens: where an inference server has to stop the model.
     """
     write_adapter(directory, model)
     for name in TOKENIZER_NAMES:
         if (base_model / name).is_file():
             shutil.copyfile(base_model / name, directory / name)
+    generation = stop_tokens.as_generation_config()
+    (directory / GENERATION_CONFIG_NAME).write_text(generation, encoding="utf-8")
     settings = spec.config.model_dump_json(indent=2)
     (directory / TRAINING_CONFIG_NAME).write_text(settings + "\n", encoding="utf-8")
     log.copy_tables(directory)
     title = f"Loss of {spec.fine_tuned_model}"
     (directory / LOSS_CHART_NAME).write_text(draw_losses(log.losses, title=title), encoding="utf-8")
-    card = write_model_card(spec, step=step, rows=log.sample(20))
+    card = write_model_card(spec, step=step, rows=log.sample(20), stop_tokens=stop_tokens)
     (directory / MODEL_CARD_NAME).write_text(card, encoding="utf-8")
 
 
@@ -177,6 +183,8 @@ With vLLM, whose limit for the rank is 16 unless an option raises it:
 ```sh
 vllm serve {repo}{vllm_revision} --enable-lora --max-lora-rank {max_rank} --lora-modules tuned=DIR
 ```
+
+The model ends an answer with {ends}. `generation_config.json` has every token that must stop it.
 {merge_first}
 Tunery's `docs/use-your-model.md` has more: how to prompt it, how to merge it into the base model,
 and how to run it in llama.cpp and Ollama.
@@ -203,7 +211,9 @@ _VLLM_RANKS = (8, 16, 32, 64, 128, 256)
 """The values that vLLM takes for `--max-lora-rank`."""
 
 
-def write_model_card(spec: JobSpec, *, step: int, rows: Sequence[StepMetrics]) -> str:
+def write_model_card(
+    spec: JobSpec, *, step: int, rows: Sequence[StepMetrics], stop_tokens: StopTokens
+) -> str:
     """The card of the checkpoint of `step`, with a loss table of `rows`."""
     base, rank = spec.base_model, spec.config.lora.rank
     load_arguments = json.dumps(base.repo)
@@ -223,6 +233,7 @@ def write_model_card(spec: JobSpec, *, step: int, rows: Sequence[StepMetrics]) -
         losses="\n".join(_loss_row(row) for row in rows),
         load_arguments=load_arguments,
         vllm_revision=f" --revision {base.revision}" if base.revision else "",
+        ends=" or ".join(f"`{end}`" for end in stop_tokens.taught),
         merge_first=_merge_first(spec.config.lora),
         max_rank=next(limit for limit in _VLLM_RANKS if rank <= limit),
     )

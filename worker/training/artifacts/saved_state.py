@@ -23,7 +23,7 @@ from worker.training.failures import is_out_of_memory
 from worker.training.step.step import BestAdapter
 from worker.training.step.trainer import Progress, Trainer
 
-NUMERICS_VERSION = 1
+NUMERICS_VERSION = 2
 """Version of the computation that turns a job into an adapter.
 
 Raise it with every change after which the same job may end in other bits: to the layers, the loss,
@@ -56,10 +56,12 @@ class _Version(BaseModel):
 
 
 class _Numbers(Frozen):
-    numerics: int = 1
+    numerics: int
     progress: Progress
     compute: ComputeSettings
     """The choices of the job's first attempt."""
+    data_sha256: str
+    """Digest of all tokens of the job, and of which of them are learned."""
     best: _Best | None = None
     """None if the best adapter is not followed, or there was no evaluation."""
 
@@ -81,7 +83,12 @@ class _Numbers(Frozen):
 
 
 def write_state(
-    directory: Path, *, spec: JobSpec, trainer: Trainer, best: BestAdapter | None
+    directory: Path,
+    *,
+    spec: JobSpec,
+    trainer: Trainer,
+    best: BestAdapter | None,
+    data_sha256: str,
 ) -> None:
     """Write everything that an attempt needs to resume with the next step."""
     parameters = _trainable(trainer.model)
@@ -97,6 +104,7 @@ def write_state(
         numerics=NUMERICS_VERSION,
         progress=trainer.progress,
         compute=spec.compute,
+        data_sha256=data_sha256,
         best=evaluated,
     )
     save_file(tensors, directory / STATE_TENSORS_NAME)
@@ -121,7 +129,12 @@ def compute_settings(directory: Path, spec: JobSpec) -> ComputeSettings:
 
 
 def load_state(
-    directory: Path, spec: JobSpec, *, trainer: Trainer, best: BestAdapter | None
+    directory: Path,
+    spec: JobSpec,
+    *,
+    trainer: Trainer,
+    best: BestAdapter | None,
+    data_sha256: str,
 ) -> None:
     """Restore a job as it was when the state in `directory` was saved.
 
@@ -130,12 +143,18 @@ def load_state(
         spec: the job.
         trainer: trainer of this job, before its first step.
         best: best adapter of this job, before its first evaluation.
+        data_sha256: digest of the tokens of this job.
 
     Raises:
-        UnresumableError: the state is damaged, or of another job, step or version.
+        UnresumableError: the state is damaged, or of another job, step, version or data.
     """
     with _refusing():
         _check(directory, spec)
+        if _Numbers.read(directory).data_sha256 != data_sha256:
+            raise UnresumableError(
+                "The data became other tokens than in the attempt that saved it. An adapter must "
+                "not mix the two."
+            )
         _load_state(directory, trainer=trainer, best=best)
 
 
@@ -218,6 +237,7 @@ class StateSaver:
         *,
         trainer: Trainer,
         best: BestAdapter | None,
+        data_sha256: str,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """The first interval begins now. The state that a job resumes from counts as saved.
@@ -227,12 +247,14 @@ class StateSaver:
             spec: the job.
             trainer: the trainer to save.
             best: the best adapter to save.
+            data_sha256: digest of the tokens of the job.
             clock: a monotonic clock, in seconds.
         """
         self._output = output
         self._spec = spec
         self._trainer = trainer
         self._best = best
+        self._data_sha256 = data_sha256
         self._clock = clock
         self._saved_step = trainer.progress.step
         self._saved_s = clock()
@@ -252,7 +274,13 @@ class StateSaver:
         step = self._trainer.progress.step
         target = self._output / f"resume-{step}"
         with atomic_directory(target, step, self._spec) as staging:
-            write_state(staging, spec=self._spec, trainer=self._trainer, best=self._best)
+            write_state(
+                staging,
+                spec=self._spec,
+                trainer=self._trainer,
+                best=self._best,
+                data_sha256=self._data_sha256,
+            )
         self._saved_step = step
         self._saved_s = self._clock()
         return target

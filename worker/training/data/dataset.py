@@ -4,6 +4,7 @@ Memory holds a few hundred rows at most, and one number per row, so a dataset ma
 memory.
 """
 
+import hashlib
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -13,10 +14,12 @@ import numpy as np
 from datasets import Dataset, Features, List, Value
 from datasets.arrow_writer import ArrowWriter
 
-from app.core.dataset.formats import MAX_PROBLEMS, read_examples
+from app.core.dataset.formats import MAX_PROBLEMS
+from app.core.dataset.reading import read_examples
 from app.core.job.training_config import OverlongRowBehavior
 from app.core.job.training_events import DataProblem, Noted
-from worker.training.data.encoding import ChatTemplateError, Encoded, Encoder
+from worker.training.data.chat_template import ChatTemplateError
+from worker.training.data.encoding import Encoded, Encoder
 from worker.training.failures import TrainingFailedError
 
 IGNORE_INDEX = -100
@@ -49,7 +52,10 @@ class TokenizedRow:
 
 @dataclass(slots=True)
 class DataReport:
-    """Counts the examples of a file, and those that are not trained on as they are."""
+    """Counts the examples of a file, and those that are not trained on as they are.
+
+    An example is a line of the file, or one of several rows that a line becomes.
+    """
 
     file: DataFile
     max_sequence_tokens: int
@@ -57,6 +63,10 @@ class DataReport:
     """Examples that are trained or evaluated on."""
     tokens: int = 0
     learned_tokens: int = 0
+    split_chats: int = 0
+    """Lines that became several examples, each of which ends with one learned answer."""
+    split_examples: int = 0
+    """Examples that these lines became."""
     truncated: int = 0
     dropped: int = 0
     too_long: list[DataProblem] = field(default_factory=list)
@@ -65,6 +75,12 @@ class DataReport:
     unlearnable: int = 0
     """Examples that were left out because no token of them is learned."""
     unlearnable_lines: list[int] = field(default_factory=list)
+
+    def count_split(self, examples: int) -> None:
+        """Take note of a line that became so many examples."""
+        if examples > 1:
+            self.split_chats += 1
+            self.split_examples += examples
 
     def refuse(self, line: int, *, tokens: int) -> None:
         self.too_long_count += 1
@@ -78,7 +94,7 @@ class DataReport:
 
     def leave_out_unlearnable(self, line: int) -> None:
         self.unlearnable += 1
-        if len(self.unlearnable_lines) < _LINES_NAMED:
+        if len(self.unlearnable_lines) < _LINES_NAMED and line not in self.unlearnable_lines[-1:]:
             self.unlearnable_lines.append(line)
 
     def raise_if_useless(self) -> None:
@@ -114,6 +130,12 @@ class DataReport:
             message=f"{name}: {self.examples:,} examples, {self.tokens:,} tokens, "
             f"{self.learned_tokens:,} of them learned, {self.truncated:,} examples truncated."
         )
+        if self.split_chats:
+            yield Noted(
+                message=f"{name}: {self.split_chats:,} conversations became "
+                f"{self.split_examples:,} examples, one for each learned answer, because the chat "
+                "template writes earlier messages differently once others follow."
+            )
         longer = f"examples are longer than {self.max_sequence_tokens:,} tokens"
         if self.truncated:
             yield _warning(f"{name}: {self.truncated:,} {longer}; their ends were cut off.")
@@ -134,12 +156,14 @@ class TokenizedData:
     Attributes:
         lengths: tokens of each row.
         report: what tokenizing the file found.
+        sha256: digest of all tokens, and of which of them are learned.
     """
 
-    def __init__(self, path: Path, lengths: np.ndarray, report: DataReport) -> None:
+    def __init__(self, path: Path, lengths: np.ndarray, report: DataReport, sha256: str) -> None:
         self._rows = Dataset.from_file(str(path)).with_format("numpy")
         self.lengths = lengths
         self.report = report
+        self.sha256 = sha256
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -165,6 +189,7 @@ def tokenize_file(
     """
     report = DataReport(source, max_sequence_tokens)
     lengths = array("i")
+    digest = hashlib.sha256()
     target.parent.mkdir(parents=True, exist_ok=True)
     with (
         source.path.open("rb") as lines,
@@ -174,16 +199,20 @@ def tokenize_file(
     ):
         for line, example in read_examples(lines):
             try:
-                encoded = encoder.encode(example)
+                rows = encoder.encode(example)
             except ChatTemplateError as error:
                 raise _unsupported_chat(source, line, error) from error
-            row = _cut(encoded, line, report, overlong)
-            if row is not None:
-                writer.write({"input_ids": row.input_ids, "labels": row.labels})
-                lengths.append(len(row.input_ids))
+            report.count_split(len(rows))
+            for encoded in rows:
+                row = _cut(encoded, line, report, overlong)
+                if row is not None:
+                    writer.write({"input_ids": row.input_ids, "labels": row.labels})
+                    lengths.append(len(row.input_ids))
+                    for part in (lengths[-1:], row.input_ids, row.labels):
+                        digest.update(part.tobytes())
         writer.finalize()
     report.raise_if_useless()
-    return TokenizedData(target, np.array(lengths), report)
+    return TokenizedData(target, np.array(lengths), report, digest.hexdigest())
 
 
 def _cut(

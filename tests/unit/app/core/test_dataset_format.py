@@ -9,12 +9,15 @@ from app.core.dataset.formats import (
     LineError,
     PromptExample,
     TextExample,
-    parse_line,
 )
+from app.core.dataset.rows.parsing import parse_line
 
 USER = {"role": "user", "content": "Hi"}
 ASSISTANT = {"role": "assistant", "content": "Ho"}
-NO_FORMAT = "This line needs the key 'messages', or 'prompt' and 'completion', or 'text'."
+NO_FORMAT = (
+    "This line needs the key 'messages', or 'prompt' and 'completion', or 'text', or those of "
+    "another format in docs/files.md."
+)
 
 
 def chat(*messages: Any, **more: Any) -> dict[str, Any]:
@@ -218,7 +221,7 @@ def test_a_tool_call_needs_no_text() -> None:
             "This answer is empty. Fill it, or remove it.",
         ),
         (
-            chat(USER | {"tool_calls": []}),
+            chat(USER | {"tool_calls": [{}]}),
             "wrong_type",
             "messages[0].tool_calls",
             "'tool_calls' must be a list of objects, in an assistant message.",

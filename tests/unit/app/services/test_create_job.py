@@ -1,5 +1,6 @@
 """How a request becomes a job with every setting resolved."""
 
+from datetime import UTC, date, datetime
 from typing import Any
 
 import pytest
@@ -11,6 +12,8 @@ from app.core.errors import InvalidRequestError
 from app.core.storage.local import LocalBlobStore
 from app.services.job_settings import resolve_config
 from tests.builders import add_file, build_config, get_job
+
+TODAY = date(2026, 1, 31)
 
 
 @pytest.fixture
@@ -38,9 +41,9 @@ def warnings(client: TestClient, job: dict[str, Any]) -> list[str]:
 
 
 def test_the_defaults_are_those_of_the_reference_script(entry: CatalogueEntry) -> None:
-    config = resolve_config({}, entry, seed=7)
+    config = resolve_config({}, entry, seed=7, today=TODAY)
 
-    assert config == build_config(checkpoint_choice="final")
+    assert config == build_config(template_date=TODAY, checkpoint_choice="final")
     assert (config.lora.rank, config.lora.alpha, config.lora.dropout) == (64, 16.0, 0.05)
     assert config.lora.target_modules == ("q_proj", "v_proj")
     assert (config.epochs, config.batch_size, config.learning_rate) == (3, 4, 2e-4)
@@ -59,7 +62,7 @@ def test_the_defaults_fit_a_base_model_that_allows_less() -> None:
         max_lora_rank=16,
     )
 
-    config = resolve_config({}, small, seed=1)
+    config = resolve_config({}, small, seed=1, today=TODAY)
 
     assert (config.max_sequence_tokens, config.lora.rank) == (256, 16)
     assert config.lora.target_modules == ("c_attn", "c_proj")
@@ -78,7 +81,10 @@ def test_the_target_modules_are_those_asked_for(
     entry: CatalogueEntry, asked: Any, targets: tuple[str, ...]
 ) -> None:
     assert (
-        resolve_config({"lora_target_modules": asked}, entry, seed=1).lora.target_modules == targets
+        resolve_config(
+            {"lora_target_modules": asked}, entry, seed=1, today=TODAY
+        ).lora.target_modules
+        == targets
     )
 
 
@@ -86,7 +92,9 @@ def test_the_modules_of_a_half_are_those_that_the_base_model_offers(entry: Catal
     whole = entry.model_copy(update={"target_modules": ("q_proj", "o_proj", "up_proj", "fc2")})
 
     halves = [
-        resolve_config({"lora_target_modules": half}, whole, seed=1).lora.target_modules
+        resolve_config(
+            {"lora_target_modules": half}, whole, seed=1, today=TODAY
+        ).lora.target_modules
         for half in ("attention", "mlp", ["mlp", "q_proj"])
     ]
 
@@ -95,7 +103,7 @@ def test_the_modules_of_a_half_are_those_that_the_base_model_offers(entry: Catal
 
 def test_a_half_that_the_base_model_does_not_offer_is_refused(entry: CatalogueEntry) -> None:
     with pytest.raises(InvalidRequestError, match="'mlp' is not a module that LoRA can target"):
-        resolve_config({"lora_target_modules": "mlp"}, entry, seed=1)
+        resolve_config({"lora_target_modules": "mlp"}, entry, seed=1, today=TODAY)
 
 
 @pytest.mark.parametrize(
@@ -109,11 +117,11 @@ def test_a_half_that_the_base_model_does_not_offer_is_refused(entry: CatalogueEn
 def test_the_batch_is_what_one_step_learns_from_however_it_is_counted(
     entry: CatalogueEntry, knobs: dict[str, int], batch_size: int
 ) -> None:
-    assert resolve_config(knobs, entry, seed=1).batch_size == batch_size
+    assert resolve_config(knobs, entry, seed=1, today=TODAY).batch_size == batch_size
 
 
 def test_a_seed_is_chosen_when_none_is_given(entry: CatalogueEntry) -> None:
-    seeds = {resolve_config({}, entry, seed=None).seed for _ in range(5)}
+    seeds = {resolve_config({}, entry, seed=None, today=TODAY).seed for _ in range(5)}
 
     assert len(seeds) > 1
     assert all(0 <= seed < 2**31 for seed in seeds)
@@ -186,6 +194,64 @@ def test_a_setting_may_be_left_to_the_service(
     shown = create(client, training_file, hyperparameters=knobs)["hyperparameters"]
 
     assert (shown["n_epochs"], shown["learning_rate"], shown["train_on_inputs"]) == (3, 2e-4, False)
+
+
+@pytest.mark.parametrize(
+    ("knobs", "train_on", "with_inputs"),
+    [
+        ({}, "all_assistant", False),
+        ({"train_on": "last_assistant"}, "last_assistant", False),
+        ({"train_on": "everything"}, "everything", True),
+        ({"train_on_inputs": True}, "everything", True),
+        ({"train_on_inputs": False, "train_on": "last_assistant"}, "last_assistant", False),
+    ],
+)
+def test_what_is_learned_has_two_names_that_agree(
+    client: TestClient,
+    training_file: str,
+    knobs: dict[str, Any],
+    train_on: str,
+    with_inputs: bool,  # noqa: FBT001 - a parameter of the test
+) -> None:
+    shown = create(client, training_file, hyperparameters=knobs)["hyperparameters"]
+
+    assert (shown["train_on"], shown["train_on_inputs"]) == (train_on, with_inputs)
+
+
+def test_two_names_that_say_what_is_learned_may_not_differ(
+    client: TestClient, training_file: str
+) -> None:
+    knobs = {"train_on": "last_assistant", "train_on_inputs": True}
+    body = {"model": "tiny", "training_file": training_file, "hyperparameters": knobs}
+
+    error = client.post("/v1/fine_tuning/jobs", json=body).json()["error"]
+
+    assert error["param"] == "hyperparameters.train_on_inputs"
+    assert "'train_on_inputs' is true, and 'train_on' is 'last_assistant'" in error["message"]
+
+
+def test_the_date_of_chat_templates_is_that_of_the_job_and_can_be_chosen(
+    client: TestClient, training_file: str
+) -> None:
+    usual = create(client, training_file)
+    chosen = create(client, training_file, hyperparameters={"template_date": "2024-07-26"})
+
+    created = datetime.fromtimestamp(usual["created_at"], UTC).date()
+    assert usual["hyperparameters"]["template_date"] == created.isoformat()
+    assert chosen["hyperparameters"]["template_date"] == "2024-07-26"
+
+
+@pytest.mark.parametrize("value", ["yesterday", 0, "2026-02-30"])
+def test_a_date_that_is_none_is_refused(
+    client: TestClient, training_file: str, value: object
+) -> None:
+    knobs = {"template_date": value}
+    body = {"model": "tiny", "training_file": training_file, "hyperparameters": knobs}
+
+    answer = client.post("/v1/fine_tuning/jobs", json=body)
+
+    assert answer.status_code == 400
+    assert "template_date" in answer.json()["error"]["param"]
 
 
 def test_each_alias_sets_what_it_stands_for(client: TestClient, training_file: str) -> None:

@@ -1,8 +1,8 @@
 import inspect
-import json
 import sys
 import time
 from collections.abc import Callable
+from datetime import date
 from typing import Any
 
 import pytest
@@ -10,7 +10,8 @@ import pytest
 from app.core.dataset.formats import ChatExample
 from app.core.dataset.limits import MAX_MESSAGES
 from tests.tiny import CHAT_TEMPLATE, build_tokenizer
-from worker.training.data.encoding import ChatRenderer, ChatTemplateError, NoChatTemplateError
+from worker.training.data.chat_template import ChatTemplateError, NoChatTemplateError
+from worker.training.data.chats import ChatRenderer, RenderedChat
 
 DEFAULT_SYSTEM_PROMPT = (
     "{% if messages[0]['role'] != 'system' %}"
@@ -44,6 +45,13 @@ THINKING = (
 )
 """As Qwen3 does it: only the last answer begins with a thought."""
 
+SPACES = (
+    "{% for message in messages %}{% if message['role'] == 'user' %}"
+    "<s>[INST] {{ message['content'] | trim }} [/INST]"
+    "{% else %} {{ message['content'] | trim }} </s>{% endif %}{% endfor %}"
+)
+"""As Llama 2 does it: spaces around an answer, and no other prompt."""
+
 TOOLS = (
     "{% if tools %}<|im_start|>system\n{{ tools | tojson }}<|im_end|>\n{% endif %}"
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}"
@@ -53,6 +61,7 @@ TOOLS = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
+CITY = '{"city": "Bern"}'
 QUESTION = {"role": "user", "content": "How are you?"}
 
 
@@ -65,9 +74,27 @@ def chat(*messages: dict[str, Any], **changes: Any) -> ChatExample:
     return ChatExample(list(messages), changes.pop("is_learned", is_learned), **changes)
 
 
+CALLS = answer(
+    "",
+    tool_calls=[
+        {"id": "1", "type": "function", "function": {"name": "weather", "arguments": CITY}},
+    ],
+)
+
+
+def render(
+    template: str | None, example: ChatExample, *, stop_tokens: list[str] | None = None
+) -> list[RenderedChat]:
+    learned = [index for index, is_learned in enumerate(example.is_learned) if is_learned]
+    tokenizer = build_tokenizer(template)
+    renderer = ChatRenderer(tokenizer, today=date(2026, 1, 31), stop_tokens=stop_tokens)
+    return renderer.render(example, learned)
+
+
 def learned_texts(template: str, example: ChatExample) -> list[str]:
-    text, spans = ChatRenderer(build_tokenizer(template)).render(example)
-    return [text[start:end] for start, end in spans]
+    return [
+        chat.text[start:end] for chat in render(template, example) for start, end in chat.learned
+    ]
 
 
 @pytest.mark.parametrize(
@@ -81,9 +108,10 @@ def learned_texts(template: str, example: ChatExample) -> list[str]:
         ),
         pytest.param(HEADERS, ["Fine.<|eot|>", "Bye!<|eot|>"], id="headers"),
         pytest.param(TURNS, ["Fine.</turn>", "Bye!</turn>"], id="turns"),
+        pytest.param(SPACES, [" Fine. </s>", " Bye! </s>"], id="spaces"),
         pytest.param(
             THINKING,
-            ["Fine.<|im_end|>", "<think>\n\n</think>\n\nBye!<|im_end|>"],
+            ["<think>\n\n</think>\n\nFine.<|im_end|>", "<think>\n\n</think>\n\nBye!<|im_end|>"],
             id="thinking",
         ),
     ],
@@ -134,23 +162,18 @@ def test_an_answer_that_the_template_changes_does_not_reach_into_the_next_turn()
 
 
 def test_tools_reach_the_template_and_a_call_is_learned() -> None:
-    call = {
-        "id": "1",
-        "type": "function",
-        "function": {"name": "weather", "arguments": json.dumps({"city": "Bern"})},
-    }
     tool = {"type": "function", "function": {"name": "weather", "parameters": {}}}
     example = chat(
         QUESTION,
-        answer("", tool_calls=[call]),
+        CALLS,
         {"role": "tool", "content": "Rain", "tool_call_id": "1"},
         answer("It rains."),
         tools=[tool],
     )
 
-    text, _ = ChatRenderer(build_tokenizer(TOOLS)).render(example)
+    (row,) = render(TOOLS, example)
 
-    assert text.startswith("<|im_start|>system\n[{")
+    assert row.text.startswith("<|im_start|>system\n[{")
     assert learned_texts(TOOLS, example) == [
         "<tool_call>weather Bern</tool_call><|im_end|>",
         "It rains.<|im_end|>",
@@ -172,14 +195,89 @@ LOOKS_BACK = (
 )
 """What it writes first depends on what comes last."""
 
+SYSTEM_IN_LAST_QUESTION = (
+    "{% if messages[0]['role'] == 'system' %}{% set system = messages[0]['content'] %}"
+    "{% set messages = messages[1:] %}{% endif %}<s>{% for message in messages %}"
+    "{% if message['role'] == 'user' %}[INST] "
+    "{% if loop.last and system is defined %}{{ system }}\n\n{% endif %}"
+    "{{ message['content'] }}[/INST]"
+    "{% else %} {{ message['content'] }}</s>{% endif %}{% endfor %}"
+)
+"""As Mistral v0.3 does it: the system prompt moves on, and is gone once an answer follows."""
+
+ADDS_A_HEADER = (
+    "{% for message in messages %}{{ message['content'] }}<|im_end|>{% endfor %}"
+    "{% if add_generation_prompt %}answer: {% endif %}"
+)
+"""What it asks with is not in the conversation."""
+
+
+def test_each_answer_is_a_row_of_its_own_where_the_template_rewrites_history() -> None:
+    example = chat({"role": "system", "content": "S"}, QUESTION, answer("A"), QUESTION, answer("B"))
+
+    rows = render(SYSTEM_IN_LAST_QUESTION, example)
+
+    asked = "[INST] S\n\nHow are you?[/INST]"
+    assert [row.text for row in rows] == [
+        f"<s>{asked} A</s>",
+        f"<s>[INST] How are you?[/INST] A</s>{asked} B</s>",
+    ]
+    assert [row.text[start:end] for row in rows for start, end in row.learned] == [
+        " A</s>",
+        " B</s>",
+    ]
+
+
+CALLS_WITHOUT_END = TOOLS.replace(
+    "{% endfor %}<|im_end|>", "{% endfor %}{{ '' if message['tool_calls'] else '<|im_end|>' }}"
+).replace("</tool_call>", "<|im_start|>")
+"""An answer that calls a tool ends with a token that begins a turn."""
+
+
+@pytest.mark.parametrize("stop_tokens", [None, ["<|im_end|>", "<|im_start|>"]])
+def test_an_answer_may_end_with_any_token_that_stops_the_base_model(
+    stop_tokens: list[str] | None,
+) -> None:
+    (row,) = render(CALLS_WITHOUT_END, chat(QUESTION, CALLS), stop_tokens=stop_tokens)
+
+    assert [row.text[start:end] for start, end in row.learned] == [
+        "<tool_call>weather Bern<|im_start|>"
+    ]
+
+
+def test_an_answer_that_ends_with_no_stop_token_is_refused() -> None:
+    with pytest.raises(ChatTemplateError, match=r"does not end the turn of messages\[1\]"):
+        render(CALLS_WITHOUT_END, chat(QUESTION, CALLS), stop_tokens=["<|im_end|>"])
+
+
+@pytest.mark.parametrize(
+    ("dropped", "reason"),
+    [
+        (answer("A", reasoning_content="Hm."), "drops the reasoning_content of messages"),
+        (CALLS, "drops a tool call of messages"),
+    ],
+)
+def test_an_answer_of_which_the_template_drops_a_part_is_refused(
+    dropped: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(ChatTemplateError, match=reason):
+        render(CHAT_TEMPLATE, chat(QUESTION, dropped))
+
+
+def test_an_answer_is_given_what_the_model_is_given_at_inference() -> None:
+    (row,) = render(LOOKS_BACK, chat(QUESTION, answer("A")))
+
+    assert row.text == "1How are you?<|im_end|>A<|im_end|>"
+    assert row.learned == [(row.text.index("A<"), len(row.text))]
+
 
 @pytest.mark.parametrize(
     ("template", "example", "reason"),
     [
         pytest.param(
-            LOOKS_BACK,
+            ADDS_A_HEADER,
             chat(QUESTION, answer("A")),
-            "differently once that message is added",
+            r"writes messages\[1\] differently from how it asks the model for it",
             id="no-prefix",
         ),
         pytest.param(
@@ -206,12 +304,12 @@ def test_a_template_whose_answers_cannot_be_found_is_refused(
     template: str, example: ChatExample, reason: str
 ) -> None:
     with pytest.raises(ChatTemplateError, match=reason):
-        ChatRenderer(build_tokenizer(template)).render(example)
+        render(template, example)
 
 
 def deepest_arguments() -> str:
     """Tool arguments that Python can just parse from here, and that a template cannot render."""
-    depth = sys.getrecursionlimit() - len(inspect.stack(0)) - 15
+    depth = sys.getrecursionlimit() - len(inspect.stack(0)) - 20
     return '{"a":' * depth + "1" + "}" * depth
 
 
@@ -231,22 +329,74 @@ def test_arguments_of_an_older_file_that_cannot_be_rendered_are_named(
     call = {"id": "1", "type": "function", "function": function}
 
     with pytest.raises(ChatTemplateError, match=reason):
-        ChatRenderer(build_tokenizer(template)).render(
-            chat(QUESTION, answer("", tool_calls=[call]))
-        )
+        render(template, chat(QUESTION, answer("", tool_calls=[call])))
+
+
+def long_chat(turns: int) -> ChatExample:
+    """Questions and answers, of which no two are the same and some are weighted 0."""
+    messages = [
+        message
+        for turn in range(turns)
+        for message in ({"role": "user", "content": f"{turn}?"}, answer(f"It is {turn}."))
+    ]
+    is_learned = [index % 2 == 1 and index % 7 > 0 for index in range(len(messages))]
+    return chat(*messages, is_learned=is_learned)
+
+
+@pytest.mark.parametrize(
+    "template", [CHAT_TEMPLATE, DEFAULT_SYSTEM_PROMPT + CHAT_TEMPLATE, HEADERS]
+)
+def test_a_long_chat_has_the_answers_of_a_short_one(template: str) -> None:
+    example = long_chat(40)
+
+    (row,) = render(template, example)
+
+    end = "<|eot|>" if template == HEADERS else "<|im_end|>"
+    assert [row.text[start:dot] for start, dot in row.learned] == [
+        f"{message['content']}{end}"
+        for message, is_learned in zip(example.messages, example.is_learned, strict=True)
+        if is_learned
+    ]
+
+
+@pytest.mark.parametrize("template", [THINKING, LOOKS_BACK])
+def test_a_long_chat_is_split_where_the_template_rewrites_history(template: str) -> None:
+    example = long_chat(20)
+
+    assert len(render(template, example)) == sum(example.is_learned)
+
+
+def test_a_long_chat_is_refused_where_the_template_asks_differently_after_many_messages() -> None:
+    asks = "{% if add_generation_prompt %}{{ 'Now: ' if messages | length > 9 else '' }}"
+    template = CHAT_TEMPLATE.replace("{% if add_generation_prompt %}", asks)
+
+    with pytest.raises(ChatTemplateError, match="differently from how it asks the model"):
+        render(template, long_chat(20))
+
+
+def test_too_long_a_chat_is_refused_where_the_template_rewrites_history() -> None:
+    with pytest.raises(ChatTemplateError, match=r"has 1,002 messages; the limit .* is 1,000"):
+        render(THINKING, long_chat(501))
 
 
 def test_the_longest_chat_is_rendered_in_seconds() -> None:
-    example = chat(*[QUESTION, answer("Fine.")] * (MAX_MESSAGES // 2))
-    renderer = ChatRenderer(build_tokenizer(CHAT_TEMPLATE))
+    example = long_chat(MAX_MESSAGES // 2)
 
     began_s = time.process_time()
-    _, spans = renderer.render(example)
+    (row,) = render(CHAT_TEMPLATE, example)
 
-    assert len(spans) == MAX_MESSAGES // 2
-    assert time.process_time() - began_s < 4
+    assert len(row.learned) == sum(example.is_learned)
+    assert time.process_time() - began_s < 8
+
+
+def test_a_template_sees_the_date_of_the_job_and_not_the_clock() -> None:
+    template = "{{ strftime_now('%d %b %Y %H:%M') }}\n" + CHAT_TEMPLATE
+
+    (row,) = render(template, chat(QUESTION, answer("A")))
+
+    assert row.text.startswith("31 Jan 2026 00:00\n")
 
 
 def test_a_model_without_a_chat_template_is_refused() -> None:
     with pytest.raises(NoChatTemplateError, match="no chat template"):
-        ChatRenderer(build_tokenizer(None))
+        render(None, chat(QUESTION, answer("A")))

@@ -1,4 +1,5 @@
 import json
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -6,7 +7,7 @@ import numpy as np
 import pytest
 
 from app.core.job.training_config import OverlongRowBehavior
-from tests.tiny import CHAT_TEMPLATE, build_tokenizer, chat_row
+from tests.tiny import CHAT_TEMPLATE, REWRITING_TEMPLATE, build_tokenizer, chat_row
 from worker.training.data.dataset import IGNORE_INDEX, DataFile, TokenizedData, tokenize_file
 from worker.training.data.encoding import Encoder
 from worker.training.failures import TrainingFailedError
@@ -25,7 +26,7 @@ def tokenize(
     return tokenize_file(
         DataFile(source, "mine.jsonl", "training_file"),
         tmp_path / "tokens" / "data.arrow",
-        Encoder(build_tokenizer(chat_template), train_on_inputs=False),
+        Encoder(build_tokenizer(chat_template), today=date(2026, 1, 31)),
         max_sequence_tokens=max_sequence_tokens,
         overlong=overlong,
     )
@@ -114,6 +115,29 @@ def test_rows_of_which_nothing_is_left_to_learn_are_left_out_and_named(tmp_path:
         "mine.jsonl: 12 examples have no token left to learn and were left out "
         "(lines 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, ...)."
     )
+
+
+def test_answers_that_become_rows_of_their_own_are_counted(tmp_path: Path) -> None:
+    two_turns = {"messages": chat_row("a", "b")["messages"] + chat_row("c", "d")["messages"]}
+    rows = [two_turns, chat_row("long " * 20, "never read"), two_turns, chat_row("e", "f")]
+
+    data = tokenize(tmp_path, rows, max_sequence_tokens=55, chat_template=REWRITING_TEMPLATE)
+
+    assert len(data) == 3
+    split, cut, left_out = [message for _, message in notes(data)[1:]]
+    assert split.startswith("mine.jsonl: 2 conversations became 4 examples, one for each learned ")
+    assert cut.startswith("mine.jsonl: 3 examples are longer than 55 tokens")
+    assert left_out.endswith("and were left out (lines 1, 2, 3).")
+
+
+def test_the_digest_of_the_data_is_that_of_its_tokens_and_of_what_is_learned(
+    tmp_path: Path,
+) -> None:
+    same, again = (tokenize(tmp_path, [{"prompt": "ab", "completion": "c"}]) for _ in range(2))
+    learned_more = tokenize(tmp_path, [{"prompt": "a", "completion": "bc"}])
+
+    assert same.read(0).input_ids.tolist() == learned_more.read(0).input_ids.tolist()
+    assert same.sha256 == again.sha256 != learned_more.sha256
 
 
 def test_a_file_of_which_nothing_can_be_learned_is_refused(tmp_path: Path) -> None:

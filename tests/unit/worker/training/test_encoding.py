@@ -1,8 +1,11 @@
+from datetime import date
+
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from app.core.dataset.formats import ChatExample, Example, PromptExample, TextExample
+from app.core.job.training_config import TrainOn
 from tests.tiny import build_tokenizer
 from worker.training.data.encoding import Encoded, Encoder
 
@@ -16,10 +19,11 @@ def encode(
     example: Example,
     tokenizer: PreTrainedTokenizerBase | None = None,
     *,
-    train_on_inputs: bool = False,
+    train_on: TrainOn = "all_assistant",
 ) -> Encoded:
-    encoder = Encoder(tokenizer or build_tokenizer(), train_on_inputs=train_on_inputs)
-    return encoder.encode(example)
+    encoder = Encoder(tokenizer or build_tokenizer(), train_on=train_on, today=date(2026, 1, 31))
+    (row,) = encoder.encode(example)
+    return row
 
 
 def learned_text(encoded: Encoded, tokenizer: PreTrainedTokenizerBase | None = None) -> str:
@@ -42,8 +46,23 @@ def test_what_is_learned_is_what_the_model_has_to_write(example: Example, expect
 
 
 @pytest.mark.parametrize("example", [PromptExample("2 + 2 =", " 4"), CHAT])
-def test_all_of_it_is_learned_when_the_inputs_are_trained_on(example: Example) -> None:
-    assert all(encode(example, train_on_inputs=True).is_learned)
+def test_all_of_it_is_learned_when_everything_is_trained_on(example: Example) -> None:
+    assert all(encode(example, train_on="everything").is_learned)
+
+
+@pytest.mark.parametrize(
+    ("weights", "expected"),
+    [((True, True), "Two.<|im_end|>"), ((True, False), "")],
+    ids=["learned", "weight-0"],
+)
+def test_only_the_last_answer_of_a_chat_is_learned_where_asked(
+    weights: tuple[bool, bool], expected: str
+) -> None:
+    messages = [*CHAT.messages, *CHAT.messages, {"role": "user", "content": "Thanks."}]
+    messages[3] = {"role": "assistant", "content": "Two."}
+    example = ChatExample(messages, [False, weights[0], False, weights[1], False])
+
+    assert learned_text(encode(example, train_on="last_assistant")) == expected
 
 
 def test_a_chat_is_read_as_the_chat_template_writes_it() -> None:

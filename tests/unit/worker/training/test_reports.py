@@ -11,7 +11,9 @@ from tests.builders import build_base_metrics
 from tests.tiny import write_job
 from worker.training.artifacts.checkpoint import write_model_card
 from worker.training.artifacts.loss_log import LossLog, draw_losses
+from worker.training.data.stop_tokens import StopTokens
 
+STOP = StopTokens(generation_config={}, base={1: "</s>"}, taught={"<|im_end|>": 2})
 SVG = "{http://www.w3.org/2000/svg}"
 
 
@@ -200,7 +202,9 @@ def test_a_model_card_names_base_data_settings_losses_and_how_to_load(tmp_path: 
         learning_rate=3e-4,
     )
 
-    card = write_model_card(spec, step=20, rows=[row(10), row(20, valid_loss=2.5)])
+    card = write_model_card(
+        spec, step=20, rows=[row(10), row(20, valid_loss=2.5)], stop_tokens=STOP
+    )
 
     assert card.startswith('---\nbase_model: "org/tiny"\nlibrary_name: peft\nlicense: "apache-2.0"')
     assert spec.training_file.sha256 in card
@@ -210,6 +214,7 @@ def test_a_model_card_names_base_data_settings_losses_and_how_to_load(tmp_path: 
     assert "| 20 | 2.00 | 0.2000 | 2.5000 | 25.0% |" in card
     assert "PeftModel.from_pretrained(base" in card
     assert "`docs/use-your-model.md`" in card
+    assert "ends an answer with `<|im_end|>`" in card
     assert f"vllm serve org/tiny --revision {'c' * 40} --enable-lora --max-lora-rank 8 " in card
 
 
@@ -222,5 +227,5 @@ def test_the_card_says_which_weights_are_the_very_same_when_no_commit_names_them
     )
 
     said = f"`models/{spec.base_model.id}`"
-    assert said in write_model_card(embedded, step=20, rows=[row(20)])
-    assert said not in write_model_card(spec, step=20, rows=[row(20)])
+    assert said in write_model_card(embedded, step=20, rows=[row(20)], stop_tokens=STOP)
+    assert said not in write_model_card(spec, step=20, rows=[row(20)], stop_tokens=STOP)

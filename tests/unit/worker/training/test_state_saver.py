@@ -23,7 +23,12 @@ def test_a_state_is_due_when_its_interval_has_passed_since_the_last(
 ) -> None:
     clock = iter([1000.0, 1119.0, 1120.0, 1125.0, 1244.0, 1245.0])
     saver = StateSaver(
-        tmp_path / "out", spec, trainer=trainer, best=None, clock=lambda: next(clock)
+        tmp_path / "out",
+        spec,
+        trainer=trainer,
+        best=None,
+        data_sha256="d",
+        clock=lambda: next(clock),
     )
     trainer.take_step()
 
@@ -38,7 +43,7 @@ def test_a_state_is_due_when_its_interval_has_passed_since_the_last(
 def test_a_state_is_out_of_date_from_the_next_step_on(
     spec: JobSpec, trainer: Trainer, tmp_path: Path
 ) -> None:
-    saver = StateSaver(tmp_path / "out", spec, trainer=trainer, best=None)
+    saver = StateSaver(tmp_path / "out", spec, trainer=trainer, best=None, data_sha256="d")
     seen = [saver.is_up_to_date]
     for _ in range(2):
         trainer.take_step()
@@ -50,7 +55,7 @@ def test_a_state_is_out_of_date_from_the_next_step_on(
 
 
 def test_no_state_is_deleted(spec: JobSpec, trainer: Trainer, tmp_path: Path) -> None:
-    saver = StateSaver(tmp_path / "out", spec, trainer=trainer, best=None)
+    saver = StateSaver(tmp_path / "out", spec, trainer=trainer, best=None, data_sha256="d")
     for _ in range(3):
         trainer.take_step()
         saver.save()

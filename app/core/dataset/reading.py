@@ -1,0 +1,39 @@
+"""Reads the examples of a checked file, for training."""
+
+import gzip
+from collections.abc import Iterator
+from typing import BinaryIO, cast
+
+from app.core.dataset.file_kinds import HEAD_BYTES, FileKind, find_kind
+from app.core.dataset.formats import BYTE_ORDER_MARK, Example, LineError, PreferenceExample
+from app.core.dataset.rows.parsing import parse_line
+from app.core.dataset.tables.rows import as_line, read_rows
+
+
+def read_examples(source: BinaryIO) -> Iterator[tuple[int, Example]]:
+    """Yield the number of the line or row, from 1, and its example, for all of a checked file.
+
+    Raises:
+        LineError: a line is invalid or is a preference, which should have been found before.
+    """
+    for number, line in enumerate(_lines_of(source), start=1):
+        content = line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line
+        if content.strip():
+            yield number, _parse_example(content)
+
+
+def _lines_of(source: BinaryIO) -> Iterator[bytes]:
+    kind = find_kind(source.read(HEAD_BYTES))
+    source.seek(0)
+    if kind.is_table:
+        return map(as_line, read_rows(source, kind))
+    if kind is FileKind.GZIP:
+        return iter(cast("BinaryIO", gzip.GzipFile(fileobj=source)))
+    return iter(source)
+
+
+def _parse_example(line: bytes) -> Example:
+    example = parse_line(line)[1]
+    if isinstance(example, PreferenceExample):
+        raise LineError("unsupported_format", "Preferences cannot be trained on yet.")
+    return example

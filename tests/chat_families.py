@@ -1,0 +1,115 @@
+"""Families of chat templates, as TRL 1.16 ships them, and the conversations to try with each."""
+
+from importlib.metadata import distribution
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from app.core.dataset.formats import ChatExample
+from worker.training.data.encoding import Encoded
+
+MAX_SHOWN = 160
+
+_TOOL = {
+    "type": "function",
+    "function": {
+        "name": "find",
+        "description": "Finds.",
+        "parameters": {
+            "type": "object",
+            "properties": {"x": {"type": "integer", "description": "Which."}},
+            "required": ["x"],
+        },
+    },
+}
+_CALL = {
+    "id": "call00001",
+    "type": "function",
+    "function": {"name": "find", "arguments": '{"x": 1}'},
+}
+
+
+def _user(content: str) -> dict[str, Any]:
+    return {"role": "user", "content": content}
+
+
+def _answer(content: str, **more: Any) -> dict[str, Any]:
+    return {"role": "assistant", "content": content, **more}
+
+
+def _chat(
+    *messages: dict[str, Any], tools: list[dict[str, Any]] | None = None, unlearned: int = -1
+) -> ChatExample:
+    is_learned = [
+        message["role"] == "assistant" and index != unlearned
+        for index, message in enumerate(messages)
+    ]
+    return ChatExample(list(messages), is_learned, tools)
+
+
+CONVERSATIONS = MappingProxyType(
+    {
+        "single_turn": _chat(_user("Q1"), _answer("R1")),
+        "multi_turn": _chat(_user("Q1"), _answer("R1"), _user("Q2"), _answer("R2")),
+        "system": _chat({"role": "system", "content": "S"}, _user("Q1"), _answer("R1")),
+        "empty_system": _chat({"role": "system", "content": ""}, _user("Q1"), _answer("R1")),
+        "tools": _chat(
+            _user("Q1"),
+            _answer("", tool_calls=[_CALL]),
+            {"role": "tool", "content": "rain", "name": "find", "tool_call_id": "call00001"},
+            _answer("R2"),
+            tools=[_TOOL],
+        ),
+        "weight_0": _chat(_user("Q1"), _answer("R1"), _user("Q2"), _answer("R2"), unlearned=1),
+        "white_space": _chat(_user("Q1"), _answer("  R1 \n\n"), _user("Q2"), _answer("\nR2")),
+        "thinking": _chat(
+            _user("Q1"),
+            _answer("R1", reasoning_content="T1"),
+            _user("Q2"),
+            _answer("R2", reasoning_content="T2"),
+        ),
+    }
+)
+
+
+def read_template(name: str) -> str:
+    """The template of this name, byte for byte as the package ships it."""
+    path = Path(str(distribution("trl").locate_file(f"trl/chat_templates/{name}.jinja")))
+    return path.read_bytes().decode()
+
+
+def build_family_tokenizer(
+    template: str, special_tokens: list[str], *, eos: str
+) -> PreTrainedTokenizerFast:
+    """One token per byte of UTF-8, and one for each of the special tokens."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([AddedToken(token, special=True) for token in special_tokens])
+    special = {"bos_token": "<s>", "eos_token": eos}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **special)
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def mark_learned(encoded: Encoded, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The text of a row, with what is learned of it in « and ».
+
+    A text of more than 160 characters before the first question, such as a description of tools,
+    is shortened to …. The mark of a learned token in it would stay.
+    """
+    tokens = zip(encoded.is_learned, encoded.input_ids, strict=True)
+    parts = [
+        ("«{}»" if is_learned else "{}").format(tokenizer.decode([token for _, token in run]))
+        for is_learned, run in groupby(tokens, key=itemgetter(0))
+    ]
+    before, question, after = "".join(parts).partition("Q1")
+    if len(before) > MAX_SHOWN and "«" not in before:
+        before = "…"
+    return before + question + after

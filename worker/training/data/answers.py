@@ -1,0 +1,195 @@
+"""Finds what a model has to write for an answer, from the chat template alone.
+
+An answer begins after the prompt that an inference server renders, and ends with the token that
+stops the generation. The template is rendered with and without the answer, with and without a
+message after it, and with probes in place of texts. So nothing here knows a family of models, and
+no answer is searched for in a text that may hold it twice.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+
+from worker.training.data.chat_template import ChatTemplate, ChatTemplateError, Message, Tools
+
+_PROBE = "Qm7probeXz4"
+"""Stands for a text of a message; one word that no template changes and that is in none."""
+
+_QUESTION: Message = {"role": "user", "content": "Q"}
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer as it is at inference."""
+
+    prompt: str
+    """All that the model is given."""
+    completion: str
+    """All that the model has to write, through the token that stops it."""
+
+    @property
+    def text(self) -> str:
+        return self.prompt + self.completion
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """Where the completion is in the text."""
+        return len(self.prompt), len(self.prompt) + len(self.completion)
+
+
+class AnswerFinder:
+    """Finds answers with one chat template.
+
+    Attributes:
+        template: the chat template.
+        stop: what ends a plain answer, without the white space before it.
+        closing: what the template writes after that, at the end of a conversation.
+    """
+
+    def __init__(self, template: ChatTemplate, stop_tokens: Sequence[str]) -> None:
+        """Render a probe to see how an answer ends.
+
+        Args:
+            template: the chat template.
+            stop_tokens: the tokens that may end an answer, if it ends unlike a plain answer.
+
+        Raises:
+            ChatTemplateError: the template does not mark where an answer ends.
+        """
+        self.template = template
+        self._stop_tokens = tuple(stop_tokens)
+        self._tail, self.closing = self._find_tail()
+        self.stop = self._tail.removesuffix(self.closing).lstrip()
+
+    def find(self, messages: Sequence[Message], tools: Tools) -> Answer:
+        """The last of `messages`, which is an answer, as the model has to write it.
+
+        Raises:
+            ChatTemplateError: the template refuses the conversation, or writes the answer so that
+                its beginning or its end cannot be proven.
+        """
+        *before, answer = messages
+        position = f"messages[{len(before)}]"
+        prompt = self._render_prompt(before, tools)
+        completion = self._find_completion(prompt, before, answer, tools)
+        if completion is None:
+            raise ChatTemplateError(
+                f"the chat template writes {position} differently from how it asks the model for "
+                "it, so the tokens of the answer cannot be identified"
+            )
+        _check_whole(answer, completion, position)
+        if completion.endswith(self._tail):
+            return Answer(prompt, completion.removesuffix(self.closing))
+        completion = completion.removesuffix(self.closing).rstrip()
+        if not completion.endswith(self._stop_tokens):
+            raise ChatTemplateError(f"the chat template does not end the turn of {position}")
+        return Answer(prompt, completion)
+
+    def _find_completion(
+        self, prompt: str, before: list[Message], answer: Message, tools: Tools
+    ) -> str | None:
+        """What the template writes after the prompt, to the end of the conversation.
+
+        Some templates write the messages before the answer in another way once it is there. Then
+        the text after the last of them is compared, which a probe marks.
+        """
+        for history, cut in ((before, _whole), (_with_probe(before), _after_probe)):
+            asked = prompt if history is before else cut(self._render_prompt(history, tools))
+            if asked is None or not prompt.endswith(asked):
+                continue
+            for write in (self._write, self._write_empty_thought, self._write_thought):
+                text = write([*history, answer], tools)
+                written = None if text is None else cut(text)
+                if written is not None and written.startswith(asked):
+                    return written.removeprefix(asked)
+        return None
+
+    def _write(self, messages: list[Message], tools: Tools) -> str | None:
+        return self.template.render(messages, tools)
+
+    def _write_empty_thought(self, messages: list[Message], tools: Tools) -> str | None:
+        """The conversation with the thought in its last answer that the template has for none.
+
+        Some templates begin a thought in the prompt and write none for an answer without one.
+        """
+        *before, answer = messages
+        if answer.get("reasoning_content") or "</think>" in answer["content"]:
+            return None
+        thinking = answer | {"reasoning_content": _PROBE}
+        return _replace_probe(self.template.render([*before, thinking], tools), "")
+
+    def _write_thought(self, messages: list[Message], tools: Tools) -> str | None:
+        """The conversation with the thought of its last answer written out.
+
+        Some templates begin a thought in the prompt, and drop it from every answer.
+        """
+        *before, answer = messages
+        if answer.get("tool_calls"):
+            return None
+        content, thought = answer["content"], answer.get("reasoning_content") or ""
+        if "</think>" not in content:
+            content = f"<think>\n{thought.strip()}\n</think>\n\n{content}"
+        probe = {"role": "assistant", "content": _PROBE}
+        return _replace_probe(self.template.render([*before, probe], tools), content)
+
+    def _render_prompt(self, messages: list[Message], tools: Tools) -> str:
+        """All that the model is given before it writes the answer to `messages`."""
+        if messages:
+            return self.template.render(messages, tools, add_generation_prompt=True)
+        # Templates need a message, so the prompt of one that opens a chat is seen before a probe.
+        opening = [{"role": "assistant", "content": _PROBE}]
+        return self.template.render(opening, tools).partition(_PROBE)[0]
+
+    def _find_tail(self) -> tuple[str, str]:
+        """What follows a plain answer at the end of a conversation, and how much of it is unread.
+
+        A text that the template writes only at the very end, such as the end-of-text token of
+        Phi-3, is not part of an answer.
+        """
+        chat = [_QUESTION, {"role": "assistant", "content": _PROBE}]
+        tail = self.template.render(chat).partition(_PROBE)[2]
+        if not tail.strip():
+            raise ChatTemplateError(
+                "the chat template does not mark where an answer ends, so a tuned model would "
+                "never stop"
+            )
+        end = len(tail.rstrip())
+        followed = self.template.render([*chat, _QUESTION]).partition(_PROBE)[2]
+        if not followed.startswith(tail[:end]):
+            pairs = zip(tail.split(), followed.split(), strict=False)
+            shared = [word for word, _ in takewhile(lambda pair: pair[0] == pair[1], pairs)]
+            end = tail.find(shared[-1]) + len(shared[-1]) if shared else end
+        return tail, tail[end:]
+
+
+def _check_whole(answer: Message, completion: str, position: str) -> None:
+    """Refuse an answer of which the template drops a part, such as calls that it does not know.
+
+    Raises:
+        ChatTemplateError: the thought of the answer or a call is not in the completion.
+    """
+    if (answer.get("reasoning_content") or "").strip() not in completion:
+        raise ChatTemplateError(
+            f"the chat template drops the reasoning_content of {position}; remove it, or write it "
+            "into the content"
+        )
+    names = (call.get("function", {}).get("name") for call in answer.get("tool_calls") or [])
+    if any(isinstance(name, str) and name not in completion for name in names):
+        raise ChatTemplateError(f"the chat template drops a tool call of {position}")
+
+
+def _with_probe(messages: list[Message]) -> list[Message]:
+    return [*messages[:-1], *(message | {"content": _PROBE} for message in messages[-1:])]
+
+
+def _whole(text: str) -> str | None:
+    return text
+
+
+def _after_probe(text: str) -> str | None:
+    """What follows the probe, if it is there exactly once."""
+    return text.partition(_PROBE)[2] if text.count(_PROBE) == 1 else None
+
+
+def _replace_probe(text: str, replacement: str) -> str | None:
+    return text.replace(_PROBE, replacement) if text.count(_PROBE) == 1 else None

@@ -1,0 +1,105 @@
+"""Turns a conversation into the texts to train on, with the parts of them that are learned.
+
+Usually that is one text. Some templates rewrite earlier messages: Qwen3 drops the thoughts of
+earlier answers, for example. An answer in the middle of such a text is not what the model writes
+there at inference. Then each learned answer becomes a text of its own, which ends with it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date
+
+from transformers import PreTrainedTokenizerBase
+
+from app.core.dataset.formats import ChatExample
+from app.core.job.training_config import MAX_EXAMPLES_PER_LINE
+from worker.training.data.answers import AnswerFinder
+from worker.training.data.chat_template import ChatTemplate, ChatTemplateError, list_added_tokens
+from worker.training.data.long_chats import SHORT_CHAT, LongChat, find_in_windows
+
+Span = tuple[int, int]
+"""Characters of a text, from the first to one past the last."""
+
+
+@dataclass(frozen=True, slots=True)
+class RenderedChat:
+    text: str
+    learned: list[Span]
+
+
+class ChatRenderer:
+    """Renders conversations with the chat template of one tokenizer.
+
+    Raises:
+        NoChatTemplateError: the tokenizer has none.
+        ChatTemplateError: it does not mark where an answer ends.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        today: date,
+        stop_tokens: Sequence[str] | None = None,
+    ) -> None:
+        """Render a probe to see how an answer ends.
+
+        Args:
+            tokenizer: the tokenizer of the base model.
+            today: the date that the template sees.
+            stop_tokens: tokens that stop the base model; None if unknown, so that every added
+                token may be one.
+        """
+        self._template = ChatTemplate(tokenizer, today=today)
+        known = list_added_tokens(tokenizer) if stop_tokens is None else stop_tokens
+        self._finder = AnswerFinder(self._template, tuple(known))
+
+    @property
+    def stop(self) -> str:
+        """What ends a plain answer."""
+        return self._finder.stop
+
+    def render_whole(self, example: ChatExample) -> str:
+        """The text of a conversation.
+
+        Raises:
+            ChatTemplateError: the template refuses the conversation.
+        """
+        text = self._template.render(self._template.adapt(example.messages), example.tools)
+        _check_text(text)
+        return text
+
+    def render(self, example: ChatExample, learned: Sequence[int]) -> list[RenderedChat]:
+        """The texts of a conversation: one, or one for each learned answer.
+
+        Args:
+            example: the conversation.
+            learned: indices of the messages that are learned, in their order.
+
+        Raises:
+            ChatTemplateError: the template refuses the conversation, or an answer cannot be found
+                in what it writes.
+        """
+        text = self.render_whole(example)
+        messages, tools = self._template.adapt(example.messages), example.tools
+        if len(messages) > SHORT_CHAT:
+            spans = find_in_windows(self._finder, LongChat(messages, tools, learned, text))
+            if spans is not None:
+                return [RenderedChat(text, spans)]
+        if len(messages) > MAX_EXAMPLES_PER_LINE:  # the time would grow with the square
+            raise ChatTemplateError(
+                f"the chat template renders earlier messages differently once others follow, and "
+                f"this chat has {len(messages):,} messages; the limit for such a template is "
+                f"{MAX_EXAMPLES_PER_LINE:,}, so split it"
+            )
+        answers = [self._finder.find(messages[: index + 1], tools) for index in learned]
+        if all(text.startswith(answer.text) for answer in answers):
+            return [RenderedChat(text, [answer.span for answer in answers])]
+        return [RenderedChat(answer.text, [answer.span]) for answer in answers]
+
+
+def _check_text(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # from the arguments of a tool call
+        raise ChatTemplateError("a tool call has half of a surrogate pair") from error
