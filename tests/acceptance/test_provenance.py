@@ -48,7 +48,7 @@ def test_a_downloaded_adapter_tells_what_was_trained_on_what(
 
     assert (done.returncode, done.stderr) == (0, "")
     said = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
-    assert said["verified"].startswith(f"{archive}: 10 files, signed with key ")
+    assert said["verified"].startswith(f"{archive}: 11 files, signed with key ")
     assert said["job"].startswith(f"{finished_job.id}, attempt 1, step ")
     assert said["base_model.repo"] == '"our-tiny"'
     assert len(said["base_model.sha256"]) == 66

@@ -23,8 +23,8 @@ DEFAULTS_OF_COMPUTED: dict[str, Any] = {
 }
 """Defaults of the hyperparameters that are not simply a field of `TrainingConfig`."""
 
-DEPENDS = "`best` with early stopping, otherwise `final`"
-"""The default of `checkpoint_choice`."""
+COMPUTED = {"none", "`best` with early stopping, otherwise `final`", "date of creation, in UTC"}
+"""Words for a default of null, and for what the service computes in its place."""
 
 
 def documented() -> dict[str, Any]:
@@ -41,7 +41,7 @@ def documented() -> dict[str, Any]:
 
 def parse(cell: str) -> Any:
     """The value that a cell stands for."""
-    if cell in ("none", DEPENDS):
+    if cell in COMPUTED:
         return None
     text = cell.strip("`")
     return json.loads(text) if re.match(r"[\d\[]|true|false", text) else text

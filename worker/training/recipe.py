@@ -23,7 +23,6 @@ from app.core.job.training_config import (
     VALIDATION_DATA_NAME,
     DatasetRef,
     JobSpec,
-    TrainingConfig,
 )
 from app.core.job.training_events import (
     Failed,
@@ -142,7 +141,7 @@ def _prepare(job: _Preparation) -> TrainingLoop:
     training, validation = data.training, data.validation
     schedule = StepSchedule(config, examples=len(training), has_validation=validation is not None)
     job.report(Planned(total_steps=schedule.total_steps))
-    best = _follow_best(config) if validation else None
+    best = BestAdapter.for_job(config) if validation else None
     plan, forward = _load_model(job, training, schedule)
     spec = job.spec.model_copy(update={"compute": plan.settings})
     trainer = Trainer(
@@ -172,14 +171,6 @@ def _prepare(job: _Preparation) -> TrainingLoop:
             directory / OUTPUT_NAME, spec, trainer=trainer, best=best, data_sha256=data.sha256
         ),
     )
-
-
-def _follow_best(config: TrainingConfig) -> BestAdapter | None:
-    """What remembers the best adapter. None if neither the end nor the result depends on it."""
-    patience = config.early_stopping_patience
-    if patience is None and not config.chooses_best:
-        return None
-    return BestAdapter(patience=patience, threshold=config.early_stopping_threshold)
 
 
 def _load_model(
@@ -257,26 +248,19 @@ def _tokenize(job: _Preparation, tokenizer: PreTrainedTokenizerBase) -> _Data:
     stop_tokens = stop_tokens.teaching(encoder.ends, tokenizer)
     for warning in stop_tokens.warnings():
         job.report(warning)
-    if spec.validation_file is None:
-        training, validation = _split(job, training)
-    else:
+    validation = None
+    if spec.validation_file is not None:
         validation = tokenize(VALIDATION_DATA_NAME, spec.validation_file, "validation_file")
-    return _Data(training, validation, stop_tokens)
-
-
-def _split(job: _Preparation, data: TokenizedData) -> tuple[TokenizedData, TokenizedData | None]:
-    """Hold out rows to evaluate on, if the job asks for that."""
-    config = job.spec.config
-    if config.validation_split is None:
-        return data, None
-    training, validation = split_rows(data, fraction=config.validation_split, seed=config.seed)
-    job.report(
-        Noted(
-            message=f"{job.spec.training_file.filename}: {len(validation):,} of {len(data):,} "
-            "examples are held out to evaluate on, as validation_split says."
+    elif config.validation_split is not None:
+        examples, fraction = len(training), config.validation_split
+        training, validation = split_rows(training, fraction=fraction, seed=config.seed)
+        job.report(
+            Noted(
+                message=f"{spec.training_file.filename}: {len(validation):,} of {examples:,} "
+                "examples are held out to evaluate on, as validation_split says."
+            )
         )
-    )
-    return training, validation
+    return _Data(training, validation, stop_tokens)
 
 
 def _reason(error: Exception) -> str:

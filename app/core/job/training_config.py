@@ -52,12 +52,10 @@ class LoraShape(Frozen):
     """Names of the linear layers that get an adapter."""
 
     use_rslora: bool = False
-    """Rank-stabilized LoRA: the denominator of the scaling factor is the square root of the rank.
-    Kalajdzievski 2023 (arXiv:2312.03732)."""
+    """rsLoRA (arXiv:2312.03732): the denominator of the scaling factor is the root of the rank."""
 
     use_dora: bool = False
-    """Weight-decomposed LoRA: the length of each row of a weight is trained apart from its
-    direction. It is slower. Liu et al. 2024 (arXiv:2402.09353)."""
+    """DoRA (arXiv:2402.09353): the length of each row of a weight is trained too. It is slower."""
 
     init_lora_weights: LoraInitialisation = "kaiming"
     """Distribution of the adapter's A matrices at the start: `kaiming` for the uniform one that is
@@ -96,8 +94,7 @@ class TrainingConfig(Frozen):
     """Fraction of the peak to which `linear` and `cosine` fall."""
 
     loraplus_lr_ratio: float | None = Field(default=None, ge=1, le=1000)
-    """LoRA+: the learning rate of the adapter's B matrices, as a multiple of that of its A
-    matrices. Null for the same rate."""
+    """LoRA+: learning rate of B matrices, in multiples of that of A matrices. Null for the same."""
 
     weight_decay: float = Field(default=0.0, ge=0, le=1)
     """Decoupled weight decay of AdamW, applied to the adapter's weights."""
@@ -143,12 +140,12 @@ class TrainingConfig(Frozen):
     """Number of optimizer steps between two checkpoints. Each epoch also ends with one."""
 
     keep_checkpoints: int | None = Field(default=None, ge=1, le=1000)
-    """Most checkpoints that are kept. The others are deleted as new ones are made, the oldest
-    first, but never the one that may become the result. Null to keep all."""
+    """Most checkpoints that are kept. The oldest are deleted, but never the one that may become the
+    result. Null to keep all."""
 
     validation_split: float | None = Field(default=None, gt=0, le=0.5)
-    """Fraction of the training file's examples that are held out to evaluate on, for a job without
-    a validation file. They are drawn by the seed. Null to train on all."""
+    """Fraction of the training examples that are held out, by the seed, to evaluate on. It takes
+    the place of a validation file. Null to train on all."""
 
     n_evals: int | None = Field(default=None, ge=1, le=1000)
     """Number of evaluations on the validation data, spread evenly over the job, in addition to
@@ -163,8 +160,7 @@ class TrainingConfig(Frozen):
     Null to train to the end."""
 
     early_stopping_threshold: float = Field(default=0.0, ge=0, le=1000)
-    """Amount by which an evaluation must lower the validation loss to count as lower for
-    `early_stopping_patience`, in nats per token."""
+    """Decrease of the validation loss that does not yet count as lower, in nats per token."""
 
     checkpoint_choice: CheckpointChoice | None = None
     """Choice of the adapter that is the result: `final` for that of the last step, `best` for that

@@ -1,5 +1,7 @@
 """Holds out a part of the training file to evaluate on."""
 
+import hashlib
+
 import numpy as np
 
 from worker.training.data.dataset import TokenizedData, TokenizedRow
@@ -17,7 +19,8 @@ class SelectedRows(TokenizedData):
         self._indices = indices
         self.lengths = whole.lengths[indices]
         self.report = whole.report
-        self.sha256 = whole.sha256  # the job's settings and seed decide which rows these are
+        chosen = f"{whole.sha256} {indices.tolist()}"
+        self.sha256 = hashlib.sha256(chosen.encode()).hexdigest()
 
     def read(self, index: int) -> TokenizedRow:
         return self._whole.read(self._indices[index])

@@ -154,6 +154,14 @@ class BestAdapter:
     failures: int = 0
     """Evaluations since the last gain."""
 
+    @classmethod
+    def for_job(cls, config: TrainingConfig) -> "BestAdapter | None":
+        """None if neither the end of the job nor its result depends on the best adapter."""
+        patience = config.early_stopping_patience
+        if patience is None and not config.chooses_best:
+            return None
+        return cls(patience=patience, threshold=config.early_stopping_threshold)
+
     @property
     def is_final(self) -> bool:
         """Whether the patience is used up."""

@@ -92,7 +92,9 @@ def test_the_modules_of_a_half_are_those_that_the_base_model_offers(entry: Catal
     whole = entry.model_copy(update={"target_modules": ("q_proj", "o_proj", "up_proj", "fc2")})
 
     halves = [
-        resolve_config({"lora_target_modules": half}, whole, seed=1).lora.target_modules
+        resolve_config(
+            {"lora_target_modules": half}, whole, seed=1, today=TODAY
+        ).lora.target_modules
         for half in ("attention", "mlp", ["mlp", "q_proj"])
     ]
 
@@ -101,7 +103,7 @@ def test_the_modules_of_a_half_are_those_that_the_base_model_offers(entry: Catal
 
 def test_a_half_that_the_base_model_does_not_offer_is_refused(entry: CatalogueEntry) -> None:
     with pytest.raises(InvalidRequestError, match="'mlp' is not a module that LoRA can target"):
-        resolve_config({"lora_target_modules": "mlp"}, entry, seed=1)
+        resolve_config({"lora_target_modules": "mlp"}, entry, seed=1, today=TODAY)
 
 
 @pytest.mark.parametrize(
