@@ -18,6 +18,10 @@ a second thread would not be faster, and would delay the event loop beyond 100 m
 _MAX_TABLE_CHECKS = 1
 """Number of processes that check tables, each with a processor and memory of its own."""
 
+_MAX_JOINS = 2
+"""Number of threads that join the parts of uploads. A large upload takes one for half a minute, so
+they are not those in which other files are checked batch by batch."""
+
 _WAIT_S = 10.0
 """Time for which an upload waits for others to end before it is refused, in seconds."""
 
@@ -35,6 +39,7 @@ class UploadSlots:
         self._wait_s = wait_s
         self._slots = Semaphore(count)
         self._checks = CapacityLimiter(_MAX_CHECKS)
+        self._joins = CapacityLimiter(_MAX_JOINS)
         self._table_checks = CapacityLimiter(_MAX_TABLE_CHECKS)
 
     @asynccontextmanager
@@ -58,8 +63,12 @@ class UploadSlots:
             self._slots.release()
 
     async def check(self, act: Callable[..., T], *args: object) -> T:
-        """Run a function that handles bytes of a file, in one of the threads for that."""
+        """Run a function that handles a batch of a file's bytes, in the thread for that."""
         return await to_thread.run_sync(act, *args, limiter=self._checks)
+
+    async def join(self, act: Callable[..., T], *args: object) -> T:
+        """Run a function that joins the parts of a whole file, in one of the threads for that."""
+        return await to_thread.run_sync(act, *args, limiter=self._joins)
 
     async def check_table(self, received: ReceivedFile) -> ReceivedFile:
         """Check the rows of a table. Any other file has been checked already."""

@@ -103,7 +103,7 @@ async def complete_upload(
     slots = resources.upload_slots
     join = partial(_join, upload_id, body, caller, resources, now)
     async with slots.take(), contextmanager_in_threadpool(scratch_file(resources.store)) as scratch:
-        joined = await slots.check(join, scratch)
+        joined = await slots.join(join, scratch)
         if joined is not None:
             assembly, received = joined
             received = await slots.check_table(received)
