@@ -52,7 +52,7 @@ class LoraShape(Frozen):
     """Names of the linear layers that get an adapter."""
 
     use_rslora: bool = False
-    """rsLoRA (arXiv:2312.03732): the denominator of the scaling factor is the root of the rank."""
+    """Whether alpha is divided by the root of the rank, as in rsLoRA (arXiv:2312.03732)."""
 
     use_dora: bool = False
     """DoRA (arXiv:2402.09353): the length of each row of a weight is trained too. It is slower."""

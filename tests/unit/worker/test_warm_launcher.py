@@ -344,12 +344,12 @@ def test_a_child_whose_lock_cannot_be_written_down_is_ended(
     before = sorted(open_files(os.getpid()))
     pids: list[int] = []
 
-    def fail(_path: Path, pid_and_ticks: str) -> None:
-        pids.append(int(pid_and_ticks.split(maxsplit=1)[0]))
+    def fail(_lock: JobLock, pid: int) -> None:
+        pids.append(pid)
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_text", fail)
+        patch.setattr(JobLock, "name_holder", fail)
         with pytest.raises(OSError, match="No space"):
             launcher.run(directory, Watch(on_event=print, requested_signal=lambda: Signal.CONTINUE))
 
