@@ -135,6 +135,9 @@ class World:
             "CheckpointRepository.find": [call(done.id, self.result.id)],
             "CheckpointRepository.find_at_step": [call(done.id, 1)],
             "CheckpointRepository.find_of_model": [call(done.fine_tuned_model, 1)],
+            "CheckpointRepository.list_surplus": [
+                call(done.id, keep=0, keeps_best=keeps_best) for keeps_best in (False, True)
+            ],
             "CheckpointRepository.delete": [call(self.first_checkpoint)],
             "TunedModelRepository.add": [call(new_model)],
             "TunedModelRepository.find": [call(self.model.id)],

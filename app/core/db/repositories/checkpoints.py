@@ -40,7 +40,7 @@ class CheckpointRepository(ProjectRepository):
         """
         query = self._select(Checkpoint).where(Checkpoint.job_id == job_id)
         ranked = list(self._session.scalars(query.order_by(Checkpoint.step.desc())))
-        if keeps_best:
+        if keeps_best and ranked:
             best = min(ranked, key=lambda each: (_valid_loss(each), each.step))
             ranked.sort(key=lambda each: each is not best)  # the others stay in their order
         return ranked[keep:]
