@@ -1,9 +1,11 @@
 """Reads the fields of an object in a dataset. A field that is null counts as absent."""
 
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any, TypeGuard
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, TypeGuard, TypeVar
 
 from app.core.dataset.formats import MAX_PROBLEMS, LineError
+
+T = TypeVar("T")
 
 
 def is_object(value: Any) -> TypeGuard[dict[str, Any]]:
@@ -48,6 +50,26 @@ def together(errors: Sequence[LineError]) -> LineError:
     first, *others = errors
     first.others = tuple(others)
     return first
+
+
+def parse_each(items: Sequence[Any], parse: Callable[[Any, int, str], T], path: str) -> list[T]:
+    """Parse every item of the list at `path`.
+
+    Raises:
+        LineError: an item is malformed. It has the first `MAX_PROBLEMS` problems, or a few more.
+    """
+    parsed: list[T] = []
+    errors: list[LineError] = []
+    for index, item in enumerate(items):
+        try:
+            parsed.append(parse(item, index, f"{path}[{index}]"))
+        except LineError as error:
+            errors += [error, *error.others]
+            if len(errors) >= MAX_PROBLEMS:
+                break
+    if errors:
+        raise together(errors)
+    return parsed
 
 
 def read_string(row: Mapping[str, Any], key: str, *, may_be_empty: bool = False) -> str:

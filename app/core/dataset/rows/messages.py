@@ -7,11 +7,12 @@ The deprecated `functions`, `function_call` and role `function` are converted to
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from app.core.dataset.formats import MAX_PROBLEMS, ChatExample, LineError
+from app.core.dataset.formats import ChatExample, LineError
 from app.core.dataset.rows.fields import (
     is_list,
     is_list_of_objects,
     is_object,
+    parse_each,
     together,
     unknown_fields,
     without_nulls,
@@ -75,17 +76,7 @@ def parse_messages(row: Mapping[str, Any], key: str, path: str = "") -> list[Par
     path = f"{path}{key}"
     if not is_list(messages) or not messages:
         raise LineError("wrong_type", f"{key!r} must be a list of messages.", path)
-    parsed: list[ParsedMessage] = []
-    errors: list[LineError] = []
-    for index, message in enumerate(messages):
-        try:
-            parsed.append(_parse_message(message, index, f"{path}[{index}]"))
-        except LineError as error:
-            errors += [error, *error.others]
-            if len(errors) >= MAX_PROBLEMS:
-                break
-    if errors:
-        raise together(errors)
+    parsed = parse_each(messages, _parse_message, path)
     _name_answered_calls(messages, parsed)
     return parsed
 

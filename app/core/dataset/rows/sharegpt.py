@@ -1,14 +1,15 @@
 """Reads chats in ShareGPT's form: `conversations`, a list of turns with `from` and `value`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from app.core import strict_json
-from app.core.dataset.formats import MAX_PROBLEMS, ChatExample, LineError
+from app.core.dataset.formats import ChatExample, LineError
 from app.core.dataset.rows.fields import (
     is_list,
     is_list_of_objects,
     is_object,
+    parse_each,
     together,
     unknown_fields,
     without_nulls,
@@ -40,7 +41,7 @@ def parse_sharegpt(row: Mapping[str, Any]) -> ChatExample:
     if not is_list(turns) or not turns:
         problem = "'conversations' must be a list of turns."
         raise LineError("wrong_type", problem, "conversations")
-    parsed = [*_system(row), *_parse_turns(turns)]
+    parsed = [*_system(row), *parse_each(turns, _parse_turn, "conversations")]
     return build_chat(parsed, _tools(row), "conversations")
 
 
@@ -61,21 +62,6 @@ def _tools(row: Mapping[str, Any]) -> list[dict[str, Any]] | None:
     if not is_list_of_objects(tools):
         raise LineError("wrong_type", "'tools' must be a list of objects.", "tools")
     return [tool if "function" in tool else as_tool(tool) for tool in tools] or None
-
-
-def _parse_turns(turns: Sequence[Any]) -> list[ParsedMessage]:
-    parsed: list[ParsedMessage] = []
-    errors: list[LineError] = []
-    for index, turn in enumerate(turns):
-        try:
-            parsed.append(_parse_turn(turn, index, f"conversations[{index}]"))
-        except LineError as error:
-            errors += [error, *error.others]
-            if len(errors) >= MAX_PROBLEMS:
-                break
-    if errors:
-        raise together(errors)
-    return parsed
 
 
 def _parse_turn(turn: Any, index: int, path: str) -> ParsedMessage:

@@ -57,7 +57,7 @@ class Bench:
                 KeyRepository(session).revoke(key.id, now=self.clock())
 
     def last_use(self) -> Any:
-        """Of the only key."""
+        """When the only key was last used."""
         (used_at,) = self.last_uses().values()
         return used_at
 
