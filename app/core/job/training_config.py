@@ -7,12 +7,14 @@ import math
 from datetime import date
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, Field
+
+from app.core.job.frozen import Frozen
+from app.core.job.lora_shape import LoraShape
 
 LrScheduler = Literal["linear", "cosine", "constant", "constant_with_warmup"]
 OverlongRowBehavior = Literal["truncate", "error", "drop"]
 TrainOn = Literal["all_assistant", "last_assistant", "everything"]
-LoraInitialisation = Literal["kaiming", "gaussian"]
 CheckpointChoice = Literal["final", "best"]
 
 MAX_EXAMPLES_PER_LINE = 1000
@@ -26,40 +28,6 @@ def _read_date(value: Any) -> Any:
         return date.fromisoformat(value) if isinstance(value, str) else value
     except ValueError:
         return value
-
-
-class Frozen(BaseModel):
-    """Data that is checked when it is read and never changed afterwards."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
-    )
-
-
-class LoraShape(Frozen):
-    """Shape of the adapter, in the terms of Hu et al. 2021 (arXiv:2106.09685)."""
-
-    rank: int = Field(default=64, ge=1, le=256)
-    """Rank of the adapter: the inner dimension r of the update BA."""
-
-    alpha: float = Field(default=16.0, gt=0, le=1024)
-    """Numerator of the adapter's scaling factor. Its denominator is the rank of the adapter."""
-
-    dropout: float = Field(default=0.05, ge=0, lt=1)
-    """Probability that an input of the adapter is zeroed during training."""
-
-    target_modules: tuple[str, ...] = ("q_proj", "v_proj")
-    """Names of the linear layers that get an adapter."""
-
-    use_rslora: bool = False
-    """Whether alpha is divided by the root of the rank, as in rsLoRA (arXiv:2312.03732)."""
-
-    use_dora: bool = False
-    """DoRA (arXiv:2402.09353): the length of each row of a weight is trained too. It is slower."""
-
-    init_lora_weights: LoraInitialisation = "kaiming"
-    """Distribution of the adapter's A matrices at the start: `kaiming` for the uniform one that is
-    usual, `gaussian` for a normal one of standard deviation 1 / rank. B matrices start at zero."""
 
 
 class TrainingConfig(Frozen):

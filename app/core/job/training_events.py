@@ -10,8 +10,8 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
 from app.core.job.child_text import clean, without_paths
+from app.core.job.frozen import Frozen
 from app.core.job.loss_log import MAX_COUNT, MAX_STEP, StepMetrics
-from app.core.job.training_config import Frozen
 
 ShortText = Annotated[str, AfterValidator(partial(clean, limit=300))]
 Text = Annotated[str, AfterValidator(without_paths), AfterValidator(clean)]
