@@ -184,6 +184,7 @@ class BaseModelRef(Frozen):
     """Digest of the sorted `name sha256` lines of the base model's files."""
 
 
+TaskName = Literal["train", "check_data"]
 DeviceName = Literal["cpu", "cuda"]
 DtypeName = Literal["float32", "bfloat16"]
 ForwardName = Literal["fast", "plain"]
@@ -222,6 +223,9 @@ class ComputeSettings(Frozen):
 class JobSpec(Frozen):
     """`job.json`: all that a training child is told besides the files next to it."""
 
+    task: TaskName = "train"
+    """Whether the child trains, or only tokenizes the data and reports on it."""
+
     job_id: str
     attempt: int
     fine_tuned_model: str
@@ -255,6 +259,9 @@ BASE_MODEL_NAME = "base-model"
 OUTPUT_NAME = "out"
 """Output of the child: checkpoints `out/step-N/` and saved states `out/resume-N/`. A directory with
 such a name is whole."""
+TOKENS_NAME = "tokens"
+"""The data as tokens, from the check of the job's data, with its manifest. A job without it, or
+with tokens of other inputs, tokenizes its data itself."""
 RESUME_NAME = "resume"
 """The saved state to resume, with its manifest. Only a job with a `resume_step` has one."""
 MACHINE_CACHE_NAME = "machine-cache"
