@@ -6,7 +6,7 @@ memory.
 
 import hashlib
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -75,6 +75,9 @@ class DataReport:
     unlearnable: int = 0
     """Examples that were left out because no token of them is learned."""
     unlearnable_lines: list[int] = field(default_factory=list)
+    incomplete: int = 0
+    """Conversations with a learned answer that the chat template does not write as it is."""
+    incomplete_lines: list[int] = field(default_factory=list)
 
     def count_split(self, examples: int) -> None:
         """Take note of a line that became so many examples."""
@@ -96,6 +99,13 @@ class DataReport:
         self.unlearnable += 1
         if len(self.unlearnable_lines) < _LINES_NAMED and line not in self.unlearnable_lines[-1:]:
             self.unlearnable_lines.append(line)
+
+    def count_incomplete(self, line: int, rows: Sequence[Encoded]) -> None:
+        """Take note of a conversation if the chat template leaves out a part of an answer."""
+        if not all(row.is_whole for row in rows):
+            self.incomplete += 1
+            if len(self.incomplete_lines) < _LINES_NAMED:
+                self.incomplete_lines.append(line)
 
     def raise_if_useless(self) -> None:
         """Refuse a file in which nothing can be learned or a row is too long.
@@ -142,11 +152,16 @@ class DataReport:
         if self.dropped:
             yield _warning(f"{name}: {self.dropped:,} {longer} and were left out.")
         if self.unlearnable:
-            lines = ", ".join(str(line) for line in self.unlearnable_lines)
-            more = ", ..." if self.unlearnable > len(self.unlearnable_lines) else ""
             yield _warning(
                 f"{name}: {self.unlearnable:,} examples have no token left to learn and were left "
-                f"out (lines {lines}{more})."
+                f"out ({_lines(self.unlearnable_lines, self.unlearnable)})."
+            )
+        if self.incomplete:
+            yield _warning(
+                f"{name}: in {self.incomplete:,} conversations, the chat template leaves out or "
+                "changes a part of an answer, such as reasoning_content or the content beside "
+                "tool_calls. Only what the template writes is learned "
+                f"({_lines(self.incomplete_lines, self.incomplete)})."
             )
 
 
@@ -203,6 +218,7 @@ def tokenize_file(
             except ChatTemplateError as error:
                 raise _unsupported_chat(source, line, error) from error
             report.count_split(len(rows))
+            report.count_incomplete(line, rows)
             for encoded in rows:
                 row = _cut(encoded, line, report, overlong)
                 if row is not None:
@@ -248,6 +264,12 @@ def _unsupported_chat(file: DataFile, line: int, error: ChatTemplateError) -> Tr
         param=file.param,
         problems=[DataProblem(line=line, path="messages", code=error.code, message=str(error))],
     )
+
+
+def _lines(named: Sequence[int], count: int) -> str:
+    """The lines that a message names, and whether there are more."""
+    more = ", ..." if count > len(named) else ""
+    return f"lines {', '.join(str(line) for line in named)}{more}"
 
 
 def _warning(message: str) -> Noted:
