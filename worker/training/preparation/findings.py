@@ -75,6 +75,8 @@ class FileFindings:
     """Answers whose end, with the token that stops the model, was cut off."""
     unlearnable: NamedLines = field(default_factory=NamedLines)
     """Examples that were left out because no token of them is learned."""
+    incomplete: NamedLines = field(default_factory=NamedLines)
+    """Conversations with a learned answer that the chat template does not write as it is."""
     too_long: list[DataProblem] = field(default_factory=list[DataProblem])
     """The first `MAX_PROBLEMS` examples that refuse the job because they are too long."""
     too_long_count: int = 0
@@ -106,6 +108,8 @@ class FileFindings:
             self.longest.add(line, len(row.input_ids))
             parts += [np.array(row.input_ids, np.int32).tobytes(), bytes(row.is_learned)]
         self.digests.add(line, parts)
+        if not all(row.is_whole for row in rows):
+            self.incomplete.add(line)
         if len(rows) > 1:
             self.split_chats += 1
             self.split_examples += len(rows)
@@ -191,6 +195,13 @@ class FileFindings:
         """A warning for each oddity."""
         param = self.file.param
         yield from self._warn_of_lengths(param)
+        yield from self.incomplete.warn(
+            "answer_not_whole",
+            "In {count} conversations, the chat template leaves out or changes a part of an "
+            "answer, such as reasoning_content or the content beside tool_calls. Only what the "
+            "template writes is learned.",
+            param,
+        )
         yield from self.duplicates.warn(
             "duplicate",
             "{count} lines are exactly the same as an earlier line, so they count several times. "

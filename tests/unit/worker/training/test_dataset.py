@@ -183,6 +183,18 @@ def test_answers_that_become_rows_of_their_own_are_counted(tmp_path: Path) -> No
     assert warnings(findings)["nothing_to_learn"] == (3, (1, 2, 3))
 
 
+def test_answers_that_the_template_does_not_write_whole_are_learned_and_counted(
+    tmp_path: Path,
+) -> None:
+    thoughtful = chat_row("4?", "2 + 2")
+    thoughtful["messages"][-1]["reasoning_content"] = "Two and two."
+
+    findings, _ = tokenize(tmp_path, [thoughtful, chat_row("5?", "3 + 2")] * 11)
+
+    assert findings.examples == 22
+    assert warnings(findings)["answer_not_whole"] == (11, tuple(range(1, 22, 2)))
+
+
 def test_the_digest_of_the_data_is_that_of_its_tokens_and_of_what_is_learned(
     tmp_path: Path,
 ) -> None:
