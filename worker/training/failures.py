@@ -40,6 +40,19 @@ class TrainingFailedError(Exception):
         return Failed(code=self.code, message=str(self), param=self.param, errors=self.problems)
 
 
+class MemoryShortError(Exception):
+    """Too little memory is free for the job now, but the machine has enough.
+
+    Args:
+        message: what the job needs, and what there is.
+        needed_bytes: memory that the job takes at most, by the estimate.
+    """
+
+    def __init__(self, message: str, *, needed_bytes: int) -> None:
+        super().__init__(message)
+        self.needed_bytes = needed_bytes
+
+
 def diverged(step: int, what: str, *, learning_rate: float) -> TrainingFailedError:
     """The failure of a job whose numbers have become infinite or not a number.
 
