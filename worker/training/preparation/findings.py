@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
@@ -40,6 +41,27 @@ class DataFile:
     def filename(self) -> str:
         """Name that the user gave the file."""
         return self.reference.filename
+
+
+@dataclass(frozen=True, slots=True)
+class WholeRow:
+    """An example as tokens, before any limit on their number."""
+
+    line: int
+    input_ids: np.ndarray
+    is_learned: np.ndarray
+    """Whether each token is learned. The first never is, because nothing predicts it."""
+    is_whole: bool
+    """As in `Encoded`."""
+
+    @classmethod
+    def of(cls, encoded: Encoded, line: int) -> Self:
+        is_learned = np.array(encoded.is_learned, dtype=bool)
+        is_learned[:1] = False
+        return cls(line, np.array(encoded.input_ids, np.int32), is_learned, encoded.is_whole)
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
 
 
 @dataclass
@@ -98,15 +120,15 @@ class FileFindings:
         """Lines that are the same as an earlier one. Ask only after the last line."""
         return self.digests.find_repeats()
 
-    def take(self, line: int, example: Example, rows: Sequence[Encoded]) -> None:
+    def take(self, line: int, example: Example, rows: Sequence[WholeRow]) -> None:
         """Take note of a line and what it became."""
         self.lines += 1
         self.content.add(line, example)
         parts: list[bytes] = []
         for row in rows:
-            self.lengths.append(len(row.input_ids))
-            self.longest.add(line, len(row.input_ids))
-            parts += [np.array(row.input_ids, np.int32).tobytes(), bytes(row.is_learned)]
+            self.lengths.append(len(row))
+            self.longest.add(line, len(row))
+            parts += [row.input_ids.tobytes(), row.is_learned.tobytes()]
         self.digests.add(line, parts)
         if not all(row.is_whole for row in rows):
             self.incomplete.add(line)
@@ -123,30 +145,30 @@ class FileFindings:
                 DataProblem(line=line, path="messages", code=error.code, message=str(error))
             )
 
-    def refuse_long(self, line: int, *, tokens: int) -> None:
+    def refuse_long(self, row: WholeRow) -> None:
         """Take note of an example that is too long where that is an error."""
         self.too_long_count += 1
         if len(self.too_long) < MAX_PROBLEMS:
             message = (
-                f"The example has {tokens:,} tokens; the limit is {self.max_sequence_tokens:,}."
+                f"The example has {len(row):,} tokens; the limit is {self.max_sequence_tokens:,}."
             )
             self.too_long.append(
-                DataProblem(line=line, path="", code="row_too_long", message=message)
+                DataProblem(line=row.line, path="", code="row_too_long", message=message)
             )
 
-    def drop(self, line: int, is_learned: np.ndarray) -> None:
+    def drop(self, row: WholeRow) -> None:
         """Take note of an example that is left out because it is too long."""
-        self.dropped.add(line)
-        self.lost_learned_tokens += int(is_learned.sum())
+        self.dropped.add(row.line)
+        self.lost_learned_tokens += int(row.is_learned.sum())
 
-    def truncate(self, line: int, is_learned: np.ndarray) -> None:
-        """Take note of an example whose end is cut off. `is_learned` is that of all its tokens."""
-        self.truncated.add(line)
-        limit = self.max_sequence_tokens
-        self.lost_learned_tokens += int(is_learned[limit:].sum())
-        ends = np.append(is_learned[limit:-1] & ~is_learned[limit + 1 :], is_learned[-1])
+    def truncate(self, row: WholeRow) -> None:
+        """Take note of an example whose end is cut off."""
+        self.truncated.add(row.line)
+        lost = row.is_learned[self.max_sequence_tokens :]
+        self.lost_learned_tokens += int(lost.sum())
+        ends = lost & ~np.append(lost[1:], [False])
         for _ in range(int(ends.sum())):
-            self.lost_ends.add(line)
+            self.lost_ends.add(row.line)
 
     def failure(self) -> TrainingFailedError | None:
         """Why the file cannot be used. None if it can.

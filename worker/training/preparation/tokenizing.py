@@ -8,9 +8,9 @@ from app.core.dataset.reading import read_examples
 from app.core.job.training_config import OverlongRowBehavior
 from worker.training.data.chat_template import ChatTemplateError
 from worker.training.data.dataset import TokenWriter
-from worker.training.data.encoding import Encoded, Encoder
+from worker.training.data.encoding import Encoder
 from worker.training.preparation.content import ContentCheck
-from worker.training.preparation.findings import DataFile, FileFindings
+from worker.training.preparation.findings import DataFile, FileFindings, WholeRow
 
 
 def tokenize_file(
@@ -32,37 +32,32 @@ def tokenize_file(
     with source.path.open("rb") as lines, TokenWriter(target, source.param) as writer:
         for line, example in read_examples(lines):
             try:
-                rows = encoder.encode(example)
+                encoded = encoder.encode(example)
             except ChatTemplateError as error:
                 findings.refuse_chat(line, error)
                 continue
+            rows = [WholeRow.of(row, line) for row in encoded]
             findings.take(line, example, rows)
             for row in rows:
-                _write(row, line, writer, findings, overlong)
+                _write(row, writer, findings, overlong)
     return findings, writer.sha256
 
 
 def _write(
-    encoded: Encoded,
-    line: int,
-    writer: TokenWriter,
-    findings: FileFindings,
-    overlong: OverlongRowBehavior,
+    row: WholeRow, writer: TokenWriter, findings: FileFindings, overlong: OverlongRowBehavior
 ) -> None:
     """Write the row that is trained on, unless it is left out."""
-    limit, tokens = findings.max_sequence_tokens, len(encoded.input_ids)
-    is_learned = np.array(encoded.is_learned, dtype=bool)
-    is_learned[:1] = False
-    if tokens > limit:
+    limit = findings.max_sequence_tokens
+    if len(row) > limit:
         if overlong == "error":
-            return findings.refuse_long(line, tokens=tokens)
+            return findings.refuse_long(row)
         if overlong == "drop":
-            return findings.drop(line, is_learned)
-        findings.truncate(line, is_learned)
-    is_learned = is_learned[:limit]
-    if not is_learned.any():
-        return findings.unlearnable.add(line)
+            return findings.drop(row)
+        findings.truncate(row)
+    is_learned = row.is_learned[:limit]
+    learned = int(np.count_nonzero(is_learned))
+    if learned == 0:
+        return findings.unlearnable.add(row.line)
     findings.tokens += len(is_learned)
-    findings.learned_lengths.append(int(is_learned.sum()))
-    input_ids = np.array(encoded.input_ids[:limit], dtype=np.int32)
-    return writer.write(input_ids, is_learned, line=line)
+    findings.learned_lengths.append(learned)
+    return writer.write(row.input_ids[:limit], is_learned, line=row.line)
