@@ -16,6 +16,7 @@ from app.core.clock import utc_now
 from app.core.db.base import Base, Project
 from app.core.db.repositories.access import KeyRepository
 from app.core.db.repositories.checkpoints import CheckpointRepository, TunedModelRepository
+from app.core.db.repositories.data_checks import CheckLimits, DataCheckRepository
 from app.core.db.repositories.events import EventRepository
 from app.core.db.repositories.files import FileRepository
 from app.core.db.repositories.jobs import JobRepository
@@ -54,6 +55,7 @@ __all__ = ["build_chat_file", "write_catalogue"]
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
+EVERY_CHECK = CheckLimits(created_before=datetime.max.replace(tzinfo=UTC))
 
 TEXT_LINE = b'{"text": "To be, or not to be."}\n'
 CHAT_LINE = (
@@ -295,11 +297,29 @@ def add_project(database: Database, project_id: str, **changes: Any) -> Project:
 
 
 def add_job(database: Database, **changes: Any) -> Job:
-    """A job in the queue of the database."""
+    """A job in the queue of the database. Nobody has checked its data."""
     job = build_job(**changes)
     with database.writing() as session:
         JobRepository(session, job.project_id).add(job)
     return job
+
+
+def claim_check(
+    database: Database,
+    worker_id: str = "worker-1",
+    limits: CheckLimits = EVERY_CHECK,
+    now: datetime = NOW,
+) -> Lease | None:
+    """A lease of one minute on the next data check, if there is one."""
+    with database.writing() as session:
+        return DataCheckRepository(session).claim(worker_id, limits, now=now, lease_for=MINUTE)
+
+
+def pass_checks(database: Database, now: datetime = NOW) -> None:
+    """Check the data of all jobs that wait for that, as a worker does, and find no fault."""
+    while lease := claim_check(database, now=now):
+        with database.writing() as session:
+            DataCheckRepository(session).finish(lease, {}, now=now)
 
 
 def get_job(database: Database, job_id: str) -> Job:
@@ -328,7 +348,8 @@ def build_identity(worker_id: str = "worker-1", **changes: Any) -> WorkerIdentit
 
 
 def claim(database: Database, worker_id: str = "worker-1", now: datetime = NOW) -> Lease:
-    """A lease of one minute on the oldest job in the queue."""
+    """A lease of one minute on the oldest job. Its data is checked first if nobody has."""
+    pass_checks(database, now)
     with database.writing() as session:
         lease = LeaseRepository(session).claim(worker_id, now=now, lease_for=MINUTE)
     assert lease is not None

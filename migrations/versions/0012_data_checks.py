@@ -31,7 +31,8 @@ def upgrade() -> None:
         sa.Column("files", sa.JSON()),
         sa.Column("project_id", sa.String(), nullable=False),
         sa.CheckConstraint(
-            "(worker_id IS NOT NULL) = (lease_expires_at IS NOT NULL)", "ck_data_checks_leased"
+            "(worker_id IS NOT NULL) = (lease_expires_at IS NOT NULL)",
+            name=op.f("ck_data_checks_leased"),
         ),
         sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name="fk_data_checks_job_id"),
         sa.ForeignKeyConstraint(["project_id"], ["projects.id"], name="fk_data_checks_project_id"),
