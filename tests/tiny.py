@@ -22,6 +22,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from app.core.job.lora_shape import LoraShape
 from app.core.job.training_config import (
     BASE_MODEL_NAME,
     JOB_SPEC_NAME,
@@ -31,7 +32,6 @@ from app.core.job.training_config import (
     ComputeSettings,
     DatasetRef,
     JobSpec,
-    LoraShape,
     TrainingConfig,
 )
 from benchmarks.support.samples import catalogue_entry
