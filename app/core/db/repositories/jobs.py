@@ -55,7 +55,6 @@ class JobRepository(ProjectRepository):
 
     def add(self, job: Job) -> None:
         """Add a new job. Its data is checked before anything else happens to it."""
-        job.status = JobStatus.VALIDATING_FILES
         self._add(job)
         self._add(DataCheck(job_id=job.id))
         events = EventRepository(self._session, self._project_id)
