@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter, ValidationError, field_validator
 
 from app.core.errors import OperatorError
-from app.core.job.training_config import Frozen
+from app.core.job.frozen import Frozen
 from app.core.manifest import sha256_of
 
 DEFAULT_MODEL_ID = "smollm2-135m-instruct"

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AliasChoices, BaseModel, BeforeValidator, Field, create_model
 
-from app.core.job.training_config import LoraShape, TrainingConfig
+from app.core.job.lora_shape import LoraShape
+from app.core.job.training_config import TrainingConfig
 from app.schemas.bodies import RequestBody
 
 _RENAMED = {"epochs": "n_epochs", "max_sequence_tokens": "context_length"}

@@ -4,7 +4,8 @@ import json
 import re
 from typing import Any
 
-from app.core.job.training_config import LoraShape, TrainingConfig
+from app.core.job.lora_shape import LoraShape
+from app.core.job.training_config import TrainingConfig
 from app.schemas.hyperparameters import (
     LORA_WIRE_NAMES,
     WIRE_NAMES,

@@ -5,7 +5,7 @@ import pytest
 import torch
 from peft import PeftModel
 
-from app.core.job.training_config import LoraShape
+from app.core.job.lora_shape import LoraShape
 from tests.tiny import BASE_MODEL, build_model, build_peft_model
 from worker.training.artifacts.checkpoint import (
     ADAPTER_CONFIG_NAME,

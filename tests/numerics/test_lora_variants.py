@@ -9,7 +9,8 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
-from app.core.job.training_config import LoraShape, TrainingConfig
+from app.core.job.lora_shape import LoraShape
+from app.core.job.training_config import TrainingConfig
 from app.core.job.training_events import Finished, Noted, TrainingEvent
 from tests.numerics.test_cross_entropy import PROMPTS, RAGGED, build_batch
 from tests.tiny import build_model, build_peft_model, chat_row, write_job, write_tiny_model

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from app.core.job.training_config import ComputeSettings, DtypeName, ForwardName, LoraShape
+from app.core.job.lora_shape import LoraShape
+from app.core.job.training_config import ComputeSettings, DtypeName, ForwardName
 from app.core.job.training_events import Failed, Noted, Started, Stepped, TrainingEvent
 from tests.numerics.test_cross_entropy import build_batch
 from tests.tiny import (

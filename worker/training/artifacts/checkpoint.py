@@ -21,8 +21,9 @@ from app.core.job.artifacts import (
     TOKENIZER_NAMES,
     TRAINING_CONFIG_NAME,
 )
+from app.core.job.lora_shape import LoraShape
 from app.core.job.loss_log import StepMetrics
-from app.core.job.training_config import DatasetRef, JobSpec, LoraShape
+from app.core.job.training_config import DatasetRef, JobSpec
 from worker.training.artifacts.loss_log import LossLog, draw_losses
 from worker.training.data.stop_tokens import StopTokens
 from worker.training.failures import TrainingFailedError, diverged

@@ -12,7 +12,7 @@ import psutil
 import torch
 from pydantic import ValidationError
 
-from app.core.job.training_config import Frozen
+from app.core.job.frozen import Frozen
 
 _NAME = "processor.json"
 _SHAPE = (512, 1024, 1024)

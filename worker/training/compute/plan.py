@@ -11,13 +11,8 @@ from dataclasses import dataclass
 import torch
 from peft import PeftModel
 
-from app.core.job.training_config import (
-    ComputeSettings,
-    DeviceName,
-    DtypeName,
-    ForwardName,
-    LoraShape,
-)
+from app.core.job.lora_shape import LoraShape
+from app.core.job.training_config import ComputeSettings, DeviceName, DtypeName, ForwardName
 from worker.training.compute.hardware import Speeds
 from worker.training.compute.memory import Footprint, plan_memory
 from worker.training.failures import TrainingFailedError

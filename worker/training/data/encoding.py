@@ -78,6 +78,12 @@ class Encoder:
             encoded = self._encode_text(example.text, [(0, len(example.text))])
         return [self._with_end(encoded)]
 
+    @property
+    def special_tokens(self) -> list[str]:
+        """Texts that the tokenizer reads as special tokens, wherever they are."""
+        added = self._tokenizer.added_tokens_decoder.values()
+        return [token.content for token in added if token.special]
+
     @cached_property
     def _chat(self) -> ChatRenderer:
         return ChatRenderer(self._tokenizer, today=self._today, stop_tokens=self._stop_tokens)

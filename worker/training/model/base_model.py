@@ -18,7 +18,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from app.core.job.training_config import BaseModelRef, LoraShape
+from app.core.job.lora_shape import LoraShape
+from app.core.job.training_config import BaseModelRef
 from worker.training.failures import TrainingFailedError
 
 

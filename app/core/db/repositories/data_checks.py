@@ -16,7 +16,7 @@ from sqlalchemy.orm import aliased
 from app.core.db.base import Repository, UtcDateTime
 from app.core.db.check_tables import DataCheck
 from app.core.db.repositories.events import EventRepository, Level
-from app.core.db.repositories.leases import UNREADABLE, Lease, lease_of
+from app.core.db.repositories.leases import UNREADABLE, Lease, RequestedAction, lease_of
 from app.core.db.repositories.projects.usage import UsageRepository
 from app.core.db.repositories.transitions import lock_job, settle
 from app.core.db.tables import File, Job
@@ -115,25 +115,29 @@ class DataCheckRepository(Repository):
         values = self._values(limits, now=now)
         return self._session.execute(_WAITING.limit(1), values).first() is not None
 
-    def renew(self, lease: Lease, *, until: datetime) -> None:
-        """Extend the lease to `until`.
+    def renew(self, lease: Lease, *, until: datetime) -> RequestedAction:
+        """Extend the lease to `until`. Returns what the user has asked: always to go on.
+
+        A pause waits for the end of the check, and a cancelled job loses its lease.
 
         Raises:
             LeaseLostError: the check is no longer this worker's, or its job is cancelled.
         """
         self.hold(lease)
         self._update(lease, lease_expires_at=until)
+        return RequestedAction.CONTINUE
 
-    def require_held(self, lease: Lease) -> None:
-        """Check that the check is still this worker's. Writes nothing.
+    def read_requested_action(self, lease: Lease) -> RequestedAction:
+        """Return what the user has asked, as `renew` does. Writes nothing.
 
         Raises:
-            LeaseLostError: it is not, or its job is cancelled.
+            LeaseLostError: the check is no longer this worker's, or its job is cancelled.
         """
         held = select(DataCheck.job_id).join(Job, Job.id == DataCheck.job_id)
         is_waiting = Job.status == JobStatus.VALIDATING_FILES
         if self._session.scalar(held.where(*_is_held(lease), is_waiting)) is None:
             raise LeaseLostError(lease.job_id, lease.attempt)
+        return RequestedAction.CONTINUE
 
     def hold(self, lease: Lease) -> Job:
         """Lock the job and make the rest of this transaction conditional on still owning it.
@@ -145,7 +149,7 @@ class DataCheckRepository(Repository):
         job = lock_job(self._session, Job.id == lease.job_id, is_waiting)
         if job is None:
             raise LeaseLostError(lease.job_id, lease.attempt)
-        self.require_held(lease)
+        self.read_requested_action(lease)
         return job
 
     def finish(
@@ -170,7 +174,7 @@ class DataCheckRepository(Repository):
             LeaseLostError: the check is no longer this worker's, or its job is cancelled.
         """
         job = self.hold(lease)
-        self._free(lease, now=now, report=report, files=files, finished_at=now)
+        self._end_try(lease, now=now, report=report, files=files, finished_at=now)
         move = partial(settle, self._session, job, now=now)
         if error is not None:
             move(JobStatus.FAILED, error=error)
@@ -186,7 +190,7 @@ class DataCheckRepository(Repository):
             LeaseLostError: the check is no longer this worker's, or its job is cancelled.
         """
         self.hold(lease)
-        self._free(lease, now=now)
+        self._end_try(lease, now=now)
 
     def crash(self, lease: Lease, what: str, *, now: datetime) -> None:
         """Give the check back after its process died, or fail the job after too many times.
@@ -200,7 +204,7 @@ class DataCheckRepository(Repository):
             LeaseLostError: the check is no longer this worker's, or its job is cancelled.
         """
         job = self.hold(lease)
-        crashes = self._free(lease, now=now, crashes=DataCheck.crashes + 1).crashes
+        crashes = self._end_try(lease, now=now, crashes=DataCheck.crashes + 1).crashes
         if crashes >= MAX_CRASHES:
             error = JobError(
                 code="data_check_crashed",
@@ -216,6 +220,11 @@ class DataCheckRepository(Repository):
         """Add an event that tells the user something."""
         events = EventRepository(self._session, lease.project_id)
         events.add(lease.job_id, message, now=now, level=level)
+
+    def find_tokens(self, job_id: str) -> dict[str, Any]:
+        """Blob key, bytes and sha256 of each file of tokens of a job, by name. Empty if none."""
+        tokens = select(DataCheck.files).where(DataCheck.job_id == job_id)
+        return self._session.scalar(tokens) or {}
 
     def release_orphans(self, dead_worker_ids: Collection[str]) -> None:
         """Give back the checks of workers that have died, without waiting for their leases."""
@@ -233,7 +242,7 @@ class DataCheckRepository(Repository):
     def _values(self, limits: CheckLimits, *, now: datetime) -> dict[str, Any]:
         return {"now": now} | asdict(limits)
 
-    def _free(self, lease: Lease, *, now: datetime, **values: Any) -> DataCheck:
+    def _end_try(self, lease: Lease, *, now: datetime, **values: Any) -> DataCheck:
         """End the try, and count the time that it took as the project's."""
         check = self._update(lease, worker_id=None, lease_expires_at=None, **values)
         if check.started_at is not None:
