@@ -352,9 +352,10 @@ def claim_check(
 
 def pass_checks(database: Database, now: datetime = NOW) -> None:
     """Check the data of all jobs that wait for that, as a worker does, and find no fault."""
+    report = build_data_report().model_dump(mode="json")
     while lease := claim_check(database, now=now):
         with database.writing() as session:
-            DataCheckRepository(session).finish(lease, {}, now=now)
+            DataCheckRepository(session).finish(lease, report, now=now)
 
 
 def get_job(database: Database, job_id: str) -> Job:

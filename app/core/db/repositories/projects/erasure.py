@@ -8,6 +8,7 @@ from sqlalchemy import ColumnElement, Table, delete, func, select
 
 from app.core.db.access_tables import ApiKey
 from app.core.db.base import Base, ProjectRepository
+from app.core.db.check_tables import DataCheck
 from app.core.db.repositories.jobs import JobRepository
 from app.core.db.tables import Job, SavedState
 from app.core.errors import NotFoundError
@@ -63,8 +64,11 @@ class ErasureRepository(ProjectRepository):
             is_own = _is_of_project(table, self._project_id)
             if is_own is not None and "blob_key" in table.c:
                 keys += self._session.scalars(select(table.c.blob_key).where(is_own))
-        states = self._session.scalars(self._select(SavedState))
-        return keys + [file["key"] for state in states for file in state.files.values()]
+        for owner in (SavedState, DataCheck):
+            kept = self._select(owner).where(owner.files.is_not(None))
+            rows = self._session.scalars(kept.with_only_columns(owner.files))
+            keys += [file["key"] for files in rows for file in files.values()]
+        return keys
 
 
 def _is_of_project(table: Table, project_id: str) -> ColumnElement[bool] | None:

@@ -6,6 +6,7 @@ from datetime import datetime
 from sqlalchemy import func, select
 
 from app.core.db.base import ProjectRepository
+from app.core.db.check_tables import DataCheck
 from app.core.db.project_tables import ProjectUsage, month_of
 from app.core.db.session import lock_names
 from app.core.db.tables import Attempt, File, Job, SavedState, UploadPart
@@ -17,7 +18,7 @@ class Usage:
     """What a project uses at one moment."""
 
     stored_bytes: int
-    """Bytes of files, parts of uploads, adapters and saved states."""
+    """Bytes of files, parts of uploads, adapters, saved states and tokens."""
     jobs: dict[JobStatus, int]
     """Number of jobs by status. Statuses without jobs are absent."""
     processor_s: float
@@ -49,18 +50,21 @@ class UsageRepository(ProjectRepository):
         lock_names(self._session, "limits", self._project_id)
 
     def stored_bytes(self) -> int:
-        """Bytes of files, parts of uploads, adapters and saved states."""
+        """Bytes of files, parts of uploads, adapters, saved states and tokens."""
         sums = (
             self._select(table).with_only_columns(func.coalesce(func.sum(table.bytes), 0))
             for table in (File, UploadPart)
         )
         total = sum(int(self._session.scalars(each).one()) for each in sums)
-        states = self._session.scalars(self._select(SavedState))
-        return total + sum(file["bytes"] for state in states for file in state.files.values())
+        for owner in (SavedState, DataCheck):
+            kept = self._select(owner).where(owner.files.is_not(None))
+            rows = self._session.scalars(kept.with_only_columns(owner.files))
+            total += sum(file["bytes"] for files in rows for file in files.values())
+        return total
 
     def has_waiting_jobs(self, count: int) -> bool:
-        """Whether at least so many jobs are queued or paused."""
-        waiting = (JobStatus.QUEUED, JobStatus.PAUSED)
+        """Whether at least so many jobs wait: for the check of their data, in the queue, paused."""
+        waiting = (JobStatus.VALIDATING_FILES, JobStatus.QUEUED, JobStatus.PAUSED)
         query = self._select(Job).where(Job.status.in_(waiting)).with_only_columns(Job.id)
         bounded = query.limit(count).subquery()
         return self._session.scalars(select(func.count()).select_from(bounded)).one() >= count
