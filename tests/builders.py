@@ -14,6 +14,7 @@ from sqlalchemy import text
 from app.core.access import DEFAULT_PROJECT_ID, Scope
 from app.core.clock import utc_now
 from app.core.db.base import Base, Project
+from app.core.db.check_tables import DataCheck
 from app.core.db.repositories.access import KeyRepository
 from app.core.db.repositories.checkpoints import CheckpointRepository, TunedModelRepository
 from app.core.db.repositories.data_checks import CheckLimits, DataCheckRepository
@@ -332,10 +333,13 @@ def add_project(database: Database, project_id: str, **changes: Any) -> Project:
 
 
 def add_job(database: Database, **changes: Any) -> Job:
-    """A job in the queue of the database. Nobody has checked its data."""
+    """A job in the queue of the database, as if its data had been checked."""
     job = build_job(**changes)
     with database.writing() as session:
         JobRepository(session, job.project_id).add(job)
+        if job.status is not JobStatus.VALIDATING_FILES:
+            told = "Files validated, moving job to queued state"
+            EventRepository(session, job.project_id).add(job.id, told, now=job.created_at)
     return job
 
 
@@ -348,6 +352,26 @@ def claim_check(
     """A lease of one minute on the next data check, if there is one."""
     with database.writing() as session:
         return DataCheckRepository(session).claim(worker_id, limits, now=now, lease_for=MINUTE)
+
+
+def add_tokens(database: Database, job: Job, store: BlobStore | None = None, *keys: str) -> None:
+    """Give a job tokens, which its data check would have made.
+
+    Args:
+        store: contains their bytes afterwards. By default, they have none.
+        keys: keys of their blobs.
+    """
+    files: dict[str, Any] = {}
+    for key in keys or (f"jobs/{job.id}/tokens",):
+        files[key] = {
+            "key": key,
+            "bytes": len(TEXT_LINE),
+            "sha256": hashlib.sha256(TEXT_LINE).hexdigest(),
+        }
+        if store is not None:
+            put_blob(store, key, TEXT_LINE)
+    with database.writing() as session:
+        session.get_one(DataCheck, job.id).files = files
 
 
 def pass_checks(database: Database, now: datetime = NOW) -> None:

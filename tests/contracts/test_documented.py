@@ -217,7 +217,7 @@ def test_every_status_is_explained_and_no_other() -> None:
 def test_the_diagram_of_a_job_shows_every_transition_and_no_other() -> None:
     arrows = re.findall(r"^ +(\S+) --> ([^\s:]+)", read_document("jobs.md"), re.MULTILINE)
     changes = [(before, after) for before, afters in TRANSITIONS.items() for after in afters]
-    begin = [("[*]", JobStatus.QUEUED), ("[*]", JobStatus.PAUSED)]
+    begin = [("[*]", JobStatus.VALIDATING_FILES)]
     ends = [(status, "[*]") for status in JobStatus if status.is_terminal]
 
     assert sorted(arrows) == sorted(begin + changes + ends)
