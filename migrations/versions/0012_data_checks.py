@@ -41,7 +41,14 @@ def upgrade() -> None:
     op.create_index(
         "ix_data_checks_project_id_started_at", "data_checks", ["project_id", "started_at"]
     )
-    kept = sa.text("files IS NOT NULL")
-    op.create_index(
-        "ix_data_checks_kept", "data_checks", ["job_id"], sqlite_where=kept, postgresql_where=kept
-    )
+    for name, column, where in (
+        ("kept", "job_id", sa.text("files IS NOT NULL")),
+        ("held", "worker_id", sa.text("worker_id IS NOT NULL")),
+    ):
+        op.create_index(
+            f"ix_data_checks_{name}",
+            "data_checks",
+            [column],
+            sqlite_where=where,
+            postgresql_where=where,
+        )

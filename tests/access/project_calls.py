@@ -133,6 +133,7 @@ class World:
             "UsageRepository.add": [call(requests=1, now=NOW), call(processor_s=1.0, now=NOW)],
             "UsageRepository.has_waiting_jobs": [call(1)],
             "UsageRepository.job_seconds": [call(self.running.id, now=NOW + MINUTE)],
+            "UsageRepository.list_inner_files": [call()],
             "UsageRepository.lock_limits": [call()],
             "UsageRepository.measure": [call(now=NOW)],
             "UsageRepository.processor_s": [call(now=NOW + MINUTE)],

@@ -65,7 +65,7 @@ class BlobKeyRepository(Repository):
             for column in (SavedState.files, DataCheck.files):
                 rows = select(column).where(column.is_not(None))
                 for files in self._session.scalars(rows.execution_options(yield_per=PAGE_ROWS)):
-                    named |= unknown.intersection(file["key"] for file in files.values())
+                    named |= unknown.intersection(file["key"] for file in (files or {}).values())
         return named
 
     def still_names(self, blob: NamedBlob) -> bool:

@@ -1,7 +1,9 @@
 """Every query on what a project uses: bytes, jobs, processor time and requests."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import func, select
 
@@ -56,11 +58,16 @@ class UsageRepository(ProjectRepository):
             for table in (File, UploadPart)
         )
         total = sum(int(self._session.scalars(each).one()) for each in sums)
+        return total + sum(file["bytes"] for file in self.list_inner_files())
+
+    def list_inner_files(self) -> list[Mapping[str, Any]]:
+        """`key` and `bytes` of the files of saved states and data checks, which have no rows."""
+        files: list[Mapping[str, Any]] = []
         for owner in (SavedState, DataCheck):
             kept = self._select(owner).where(owner.files.is_not(None))
-            rows = self._session.scalars(kept.with_only_columns(owner.files))
-            total += sum(file["bytes"] for files in rows for file in files.values())
-        return total
+            for row in self._session.scalars(kept.with_only_columns(owner.files)):
+                files += (row or {}).values()
+        return files
 
     def has_waiting_jobs(self, count: int) -> bool:
         """Whether at least so many jobs wait: for the check of their data, in the queue, paused."""
