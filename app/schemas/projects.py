@@ -18,9 +18,9 @@ class ProjectUpdate(RequestBody):
     """Limits to change. A field that is absent stays as it is; null removes the limit."""
 
     max_stored_bytes: int | None = Field(None, ge=0, le=_MAX_BYTES)
-    """Maximum number of bytes stored: files, parts of uploads, adapters and saved states."""
+    """Maximum number of bytes of files, parts of uploads, adapters, saved states and tokens."""
     max_queued_jobs: int | None = Field(None, ge=0, le=_MAX_INTEGER)
-    """Maximum number of jobs that are queued or paused."""
+    """Maximum number of jobs that are `validating_files`, `queued` or `paused`."""
     max_running_jobs: int | None = Field(None, ge=0, le=_MAX_INTEGER)
     """Maximum number of jobs that run at once. Other jobs wait in the queue."""
     max_processor_hours: float | None = Field(None, ge=0, le=_MAX_INTEGER)
@@ -52,7 +52,8 @@ class ProjectRead(ItemRead):
     max_stored_bytes: int | None
     """Maximum number of bytes stored. Null for no limit."""
     max_queued_jobs: int | None
-    """Maximum number of jobs that are queued or paused. Null for no limit."""
+    """Maximum number of jobs that are `validating_files`, `queued` or `paused`. Null for no
+    limit."""
     max_running_jobs: int | None
     """Maximum number of jobs that run at once. Null for no limit."""
     max_processor_hours: float | None
@@ -81,7 +82,7 @@ class ProjectUsageRead(ResponseBody):
     month: str
     """Month that `processor_seconds` and `requests` are about, such as `2030-01`, in UTC."""
     stored_bytes: int
-    """Bytes of files, parts of uploads, adapters and saved states."""
+    """Bytes of files, parts of uploads, adapters, saved states and tokens."""
     jobs: dict[str, int]
     """Number of jobs by status. Statuses without jobs are absent."""
     processor_seconds: float

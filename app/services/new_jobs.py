@@ -17,7 +17,6 @@ from app.core.db.tables import Job, JobMetadata
 from app.core.disk import require_room
 from app.core.errors import InvalidRequestError
 from app.core.ids import IdPrefix, new_id
-from app.core.job.status import JobStatus
 from app.core.job.training_config import TrainingConfig
 from app.core.settings import Settings
 from app.schemas.fine_tuning_jobs import JobCreate, JobRerun
@@ -129,7 +128,7 @@ def create_job(
     organization: str,
     now: datetime,
 ) -> Job:
-    """Create a queued or paused job with every hyperparameter resolved.
+    """Create a job with every hyperparameter resolved.
 
     Raises:
         InvalidRequestError: the model, a file or a hyperparameter cannot be used, or two of them
@@ -147,7 +146,7 @@ def create_job(
         installed,
         organization,
         created_at=now,
-        status=JobStatus.QUEUED if request.auto_start else JobStatus.PAUSED,
+        pause_requested_at=None if request.auto_start else now,
         priority=request.priority,
         training_file_id=request.training_file,
         validation_file_id=request.validation_file,
@@ -172,7 +171,7 @@ def rerun_job(
     held_for: timedelta | None = None,
     now: datetime,
 ) -> Job:
-    """Create a queued job that repeats another job, in whatever status that job is.
+    """Create a job that repeats another job, in whatever status that job is.
 
     It has the same data, base model, hyperparameters, seed, labels, suffix and priority.
 
@@ -206,7 +205,6 @@ def rerun_job(
         installed,
         organization,
         created_at=now,
-        status=JobStatus.QUEUED,
         priority=original.priority,
         rerun_of=original.id,
         training_file_id=original.training_file_id,

@@ -8,7 +8,7 @@ from datetime import datetime
 
 from app.core.access import Caller
 from app.core.clock import SECONDS_AN_HOUR
-from app.core.db.repositories.access import ProjectsRepository
+from app.core.db.repositories.projects.access import ProjectsRepository
 from app.core.db.repositories.projects.usage import UsageRepository
 from app.core.db.session import Session
 from app.core.errors import QuotaExceededError
@@ -62,8 +62,8 @@ def require_job(session: Session, caller: Caller, *, now: datetime) -> None:
 def _require_place(usage: UsageRepository, limit: int) -> None:
     if usage.has_waiting_jobs(limit):
         raise QuotaExceededError(
-            f"The project already has {limit:,} jobs that are queued or paused, the most that it "
-            "may have. Wait until one of them starts, or cancel one."
+            f"The project already has {limit:,} jobs that are validating_files, queued or paused, "
+            "the most that it may have. Wait until one of them starts, or cancel one."
         )
 
 

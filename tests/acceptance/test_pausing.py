@@ -84,6 +84,6 @@ def test_a_job_that_is_not_to_start_is_taken_by_no_worker_until_it_is_resumed(
     jobs.resume(held.id)
     ended = service.wait_for_end(client, held.id)
 
-    assert (held.status, still_held.status) == ("paused", "paused")
+    assert (held.status, still_held.status) == ("validating_files", "paused")
     assert extra(still_held)["attempt"] == 0
     assert (other.status, ended.status) == ("succeeded", "succeeded")
