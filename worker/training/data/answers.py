@@ -141,7 +141,7 @@ class AnswerFinder:
                 written = None if text is None else cut(text)
                 if written is not None and written.startswith(asked):
                     return written.removeprefix(asked)
-        return None
+        return self._find_after_empty_thought(prompt, [*before, answer], tools)
 
     def _check_calls(self, messages: Sequence[Message], tools: Tools) -> None:
         """Refuse an answer of which the template drops a call. Probes take the place of the names.
@@ -177,6 +177,21 @@ class AnswerFinder:
             return None
         thinking = answer | {"reasoning_content": _PROBE}
         return _replace_probe(self.render_to_end([*before, thinking], tools), "")
+
+    def _find_after_empty_thought(
+        self, prompt: str, messages: list[Message], tools: Tools
+    ) -> str | None:
+        """What the template writes after a thought, if the prompt ends with an empty one.
+
+        Gemma 4 asks for an answer with an empty thought, which no message has.
+        """
+        *before, answer = messages
+        thinking = answer | {"reasoning_content": _PROBE}
+        begin, _, rest = self.render_to_end([*before, thinking], tools).partition(_PROBE)
+        end = prompt.removeprefix(begin.rstrip()).lstrip()
+        if not end or not prompt.startswith(begin.rstrip()) or not rest.lstrip().startswith(end):
+            return None
+        return rest.lstrip().removeprefix(end)
 
     def _write_thought(self, messages: list[Message], tools: Tools) -> str | None:
         """The conversation with the thought of its last answer written out.

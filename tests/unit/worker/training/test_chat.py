@@ -363,6 +363,24 @@ def test_a_raw_completion_goes_on_with_the_thought_that_the_prompt_begins(
     assert row.is_whole
 
 
+ASKS_WITH_AN_EMPTY_THOUGHT = CHAT_TEMPLATE.replace(
+    "\n{{ message['content']",
+    "\n{% if message['reasoning_content'] %}<thought>\n{{ message['reasoning_content'] }}\n"
+    "</thought>\n{% endif %}{{ message['content']",
+).replace("assistant\n{% endif", "assistant\n<thought>\n</thought>\n{% endif")
+"""As Gemma 4 does it: only the prompt has an empty thought."""
+
+
+def test_an_answer_follows_the_empty_thought_of_its_prompt() -> None:
+    example = chat(QUESTION, answer("A"), QUESTION, answer("B", reasoning_content="Hm."))
+
+    rows = render(ASKS_WITH_AN_EMPTY_THOUGHT, example)
+
+    assert [row.text[slice(*row.learned[0])] for row in rows] == ["A<|im_end|>", "B<|im_end|>"]
+    assert all(row.text.endswith("<thought>\n</thought>\n" + row.text[-11:]) for row in rows)
+    assert [row.is_whole for row in rows] == [True, False]
+
+
 def test_an_answer_is_given_what_the_model_is_given_at_inference() -> None:
     (row,) = render(LOOKS_BACK, chat(QUESTION, answer("A")))
 
