@@ -69,8 +69,6 @@ class WheelSource(Frozen):
     """Checksum of the GGUF file."""
     repo: Repo
     """Hub repository that the GGUF file was made from."""
-    revision: Commit | None = None
-    """Commit of `repo` that the GGUF file was made from, if known."""
 
 
 class CatalogueEntry(Frozen):

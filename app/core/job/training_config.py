@@ -167,7 +167,7 @@ class DatasetRef(Frozen):
 
 
 class BaseModelRef(Frozen):
-    """The base model, as the adapter's own configuration must name it."""
+    """The base model of a job, and where its weights come from."""
 
     id: str
     """Id of the base model in the catalogue."""
@@ -177,11 +177,26 @@ class BaseModelRef(Frozen):
     directory that it came from."""
 
     revision: str | None
-    """Hub commit of the weights. Null if the base model did not come from a hub."""
+    """Hub commit of the weights. Null if the base model did not come from a hub, also if it was
+    converted from a file that was made from `repo`."""
 
     licence: str
     sha256: str
     """Digest of the sorted `name sha256` lines of the base model's files."""
+
+    @property
+    def is_from_directory(self) -> bool:
+        """Whether the base model came from a directory of the operator, and from no repository."""
+        return "/" not in self.repo
+
+    @property
+    def address(self) -> str:
+        """Base model that the adapter's configuration names.
+
+        That of a directory is a path in the service's data directory. It begins with a dot, because
+        its bare name would be the name of somebody's repository for programs that reach for a hub.
+        """
+        return f"./models/{self.id}" if self.is_from_directory else self.repo
 
 
 TaskName = Literal["train", "check_data"]

@@ -140,7 +140,7 @@ def attach_adapter(base: PreTrainedModel, shape: LoraShape, reference: BaseModel
     )
     model = cast("PeftModel", get_peft_model(base, adapter))
     # peft has put the local directory here, which nobody else has.
-    adapter.base_model_name_or_path = reference.repo
+    adapter.base_model_name_or_path = reference.address
     return model
 
 
