@@ -13,7 +13,8 @@ from transformers import PreTrainedTokenizerBase
 
 from app.core.dataset.formats import ChatExample, Example, PromptExample
 from app.core.job.training_config import TrainOn
-from worker.training.data.chats import ChatRenderer, Span
+from worker.training.data.answers import RenderedChat, Span
+from worker.training.data.chats import ChatRenderer
 
 
 def end_of_text(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -27,6 +28,9 @@ class Encoded:
 
     input_ids: list[int]
     is_learned: list[bool]
+    is_whole: bool = True
+    """Whether the chat template writes the learned answers as they are. It may leave out thoughts,
+    or the content beside a tool call."""
 
 
 class Encoder:
@@ -90,15 +94,16 @@ class Encoder:
 
     def _encode_chat(self, example: ChatExample) -> list[Encoded]:
         if self._train_on == "everything":
-            return [self._encode_text(self._chat.render_whole(example), [], is_rendered=True)]
+            return [self._encode_rendered(self._chat.render_whole(example))]
         learned = [index for index, is_learned in enumerate(example.is_learned) if is_learned]
         if self._train_on == "last_assistant":
             last = max(i for i, m in enumerate(example.messages) if m["role"] == "assistant")
             learned = [index for index in learned if index == last]
-        return [
-            self._encode_text(chat.text, chat.learned, is_rendered=True)
-            for chat in self._chat.render(example, learned)
-        ]
+        return [self._encode_rendered(chat) for chat in self._chat.render(example, learned)]
+
+    def _encode_rendered(self, chat: RenderedChat) -> Encoded:
+        encoded = self._encode_text(chat.text, chat.learned, is_rendered=True)
+        return Encoded(encoded.input_ids, encoded.is_learned, chat.is_whole)
 
     def _encode_text(
         self, text: str, learned: Iterable[Span], *, is_rendered: bool = False

@@ -67,6 +67,8 @@ class FileFindings:
     """Lines that became several examples, each of which ends with one learned answer."""
     split_examples: int = 0
     """Examples that these lines became."""
+    incomplete: NamedLines = field(default_factory=NamedLines)
+    """Conversations with a learned answer that the chat template does not write as it is."""
     truncated: NamedLines = field(default_factory=NamedLines)
     dropped: NamedLines = field(default_factory=NamedLines)
     lost_learned_tokens: int = 0
@@ -106,6 +108,8 @@ class FileFindings:
             self.longest.add(line, len(row.input_ids))
             parts += [np.array(row.input_ids, np.int32).tobytes(), bytes(row.is_learned)]
         self.digests.add(line, parts)
+        if not all(row.is_whole for row in rows):
+            self.incomplete.add(line)
         if len(rows) > 1:
             self.split_chats += 1
             self.split_examples += len(rows)
@@ -191,6 +195,13 @@ class FileFindings:
         """A warning for each oddity."""
         param = self.file.param
         yield from self._warn_of_lengths(param)
+        yield from self.incomplete.warn(
+            "incomplete_answer",
+            "in {count} conversations, the chat template leaves out or changes a part of an "
+            "answer, such as reasoning_content or the content beside tool_calls. Only what the "
+            "template writes is learned.",
+            param,
+        )
         yield from self.duplicates.warn(
             "duplicate",
             "{count} lines are exactly the same as an earlier line, so they count several times. "

@@ -183,6 +183,21 @@ def test_answers_that_become_rows_of_their_own_are_counted(tmp_path: Path) -> No
     assert warnings(findings)["nothing_to_learn"] == (3, (1, 2, 3))
 
 
+def test_answers_that_the_template_does_not_write_whole_are_learned_and_counted(
+    tmp_path: Path,
+) -> None:
+    thoughtful = chat_row("4?", "2 + 2")
+    thoughtful["messages"][-1]["reasoning_content"] = "Two and two."
+
+    data = tokenize(tmp_path, [thoughtful, chat_row("5?", "3 + 2")] * 11)
+
+    assert len(data) == 22
+    ((level, message),) = notes(data)[1:]
+    assert level == "warn"
+    assert message.startswith("mine.jsonl: in 11 conversations, the chat template leaves out ")
+    assert message.endswith(" is learned (lines 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, ...).")
+
+
 def test_the_digest_of_the_data_is_that_of_its_tokens_and_of_what_is_learned(
     tmp_path: Path,
 ) -> None:
