@@ -189,13 +189,10 @@ def test_answers_that_the_template_does_not_write_whole_are_learned_and_counted(
     thoughtful = chat_row("4?", "2 + 2")
     thoughtful["messages"][-1]["reasoning_content"] = "Two and two."
 
-    data = tokenize(tmp_path, [thoughtful, chat_row("5?", "3 + 2")] * 11)
+    findings, _ = tokenize(tmp_path, [thoughtful, chat_row("5?", "3 + 2")])
 
-    assert len(data) == 22
-    ((level, message),) = notes(data)[1:]
-    assert level == "warn"
-    assert message.startswith("mine.jsonl: in 11 conversations, the chat template leaves out ")
-    assert message.endswith(" is learned (lines 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, ...).")
+    assert findings.examples == 2
+    assert warnings(findings)["incomplete_answer"] == (1, (1,))
 
 
 def test_the_digest_of_the_data_is_that_of_its_tokens_and_of_what_is_learned(
