@@ -39,11 +39,14 @@ def check_files(
     entry: CatalogueEntry,
     *,
     now: datetime | None,
-) -> None:
+) -> File:
     """Check the files, and lock them until the job that uses them is committed.
 
     Args:
         now: files that have expired by then do not exist; None ignores expiry.
+
+    Returns:
+        The training file.
 
     Raises:
         InvalidRequestError: a file cannot be used, or both are the same.
@@ -55,13 +58,12 @@ def check_files(
             "The validation file must be another file than the training file.",
             param="validation_file",
         )
-    for param, file_id in (
-        ("training_file", training_file),
-        ("validation_file", validation_file),
-    ):
-        if file_id is not None:
-            file = files.get_to_use(file_id, now=now, param=param)
-            _check_file(file, entry, param)
+    training = files.get_to_use(training_file, now=now, param="training_file")
+    _check_file(training, entry, "training_file")
+    if validation_file is not None:
+        validation = files.get_to_use(validation_file, now=now, param="validation_file")
+        _check_file(validation, entry, "validation_file")
+    return training
 
 
 def _check_file(file: File, entry: CatalogueEntry, param: str) -> None:

@@ -17,7 +17,7 @@ from app.core.db.tables import Job, JobMetadata
 from app.core.disk import require_room
 from app.core.errors import InvalidRequestError
 from app.core.ids import IdPrefix, new_id
-from app.core.job.training_config import TrainingConfig
+from app.core.job.training_config import Recipe, TrainingConfig
 from app.core.settings import Settings
 from app.schemas.fine_tuning_jobs import JobCreate, JobRerun
 from app.services.idempotency import IdempotentRequest, RequestOrigin
@@ -26,10 +26,10 @@ from app.services.job_settings import (
     DEFAULT_LEARNING_RATE,
     check_limits,
     check_validation,
-    resolve_config,
 )
 from app.services.jobs import hand_over_saved_state, take_saved_state
 from app.services.quotas import require_job
+from app.services.recipe_choice import HyperparameterRequest
 
 _SUSPICIOUS_MULTIPLIER = 1e-2
 """A smaller multiplier is probably a learning rate in the wrong field, so the job warns."""
@@ -64,9 +64,14 @@ def create_job_once(
     """
 
     def create() -> Job:
-        organization = settings.organization
         return create_job(
-            session, caller, request, catalogue=catalogue, organization=organization, now=now
+            session,
+            caller,
+            request,
+            catalogue=catalogue,
+            organization=settings.organization,
+            default_recipe=settings.default_recipe,
+            now=now,
         )
 
     once = IdempotentRequest(session, caller, origin, "create", request.content(), now=now)
@@ -126,6 +131,7 @@ def create_job(
     *,
     catalogue: Catalogue,
     organization: str,
+    default_recipe: Recipe = "reference",
     now: datetime,
 ) -> Job:
     """Create a job with every hyperparameter resolved.
@@ -136,9 +142,17 @@ def create_job(
         NotFoundError: a file does not exist.
     """
     entry, installed = find_installed(catalogue, request.model)
-    check_files(session, caller, request.training_file, request.validation_file, entry, now=now)
+    files = (request.training_file, request.validation_file)
+    data = check_files(session, caller, *files, entry, now=now)
     given = request.given_hyperparameters()
-    config = resolve_config(given, entry, seed=request.seed, today=now.date())
+    asked = HyperparameterRequest.of(
+        request,
+        entry,
+        data,
+        parameters=catalogue.count_parameters(entry.id),
+        default_recipe=default_recipe,
+    )
+    config = asked.resolve(today=now.date())
     check_validation(config, has_file=request.validation_file is not None)
     job = _add_job(
         session,
@@ -158,6 +172,9 @@ def create_job(
         metadata_items=_labels(request.metadata or {}),
     )
     _warn_about_multiplier(session, caller, job, given, now=now)
+    difference = asked.compare_with_auto(config)
+    if difference is not None:
+        EventRepository(session, caller.project_id).add(job.id, difference, now=now)
     return job
 
 

@@ -16,6 +16,7 @@ LrScheduler = Literal["linear", "cosine", "constant", "constant_with_warmup"]
 OverlongRowBehavior = Literal["truncate", "error", "drop"]
 TrainOn = Literal["all_assistant", "last_assistant", "everything"]
 CheckpointChoice = Literal["final", "best"]
+Recipe = Literal["reference", "auto"]
 
 MAX_EXAMPLES_PER_LINE = 1000
 """Maximum number of examples that a line of a file becomes: one for each answer, if the chat
@@ -34,6 +35,9 @@ class TrainingConfig(Frozen):
     """The hyperparameters of one job, each with its value: nothing is `auto` here."""
 
     lora: LoraShape = LoraShape()
+
+    recipe: Recipe = "reference"
+    """Recipe that chose the hyperparameters that the request left out."""
 
     epochs: int = Field(default=3, ge=1, le=50)
     """Number of passes over the training file."""
