@@ -59,14 +59,22 @@ def check_files(
             param="validation_file",
         )
     training = files.get_to_use(training_file, now=now, param="training_file")
-    _check_file(training, entry, "training_file")
+    check_file(training, entry, "training_file")
     if validation_file is not None:
         validation = files.get_to_use(validation_file, now=now, param="validation_file")
-        _check_file(validation, entry, "validation_file")
+        check_file(validation, entry, "validation_file")
     return training
 
 
-def _check_file(file: File, entry: CatalogueEntry, param: str) -> None:
+def check_file(file: File, entry: CatalogueEntry, param: str) -> None:
+    """Check that a base model can be trained on a file.
+
+    Args:
+        param: field of the request that names the file.
+
+    Raises:
+        InvalidRequestError: it cannot.
+    """
     if file.format is None:
         raise InvalidRequestError(
             f"{file.id} was made by a job; {param} must be an uploaded dataset.", param=param

@@ -4,6 +4,7 @@ from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -134,19 +135,24 @@ class FileFindings:
                 DataProblem(line=line, path="", code="row_too_long", message=message)
             )
 
-    def drop(self, line: int, is_learned: np.ndarray) -> None:
+    def keep(self, is_learned: Sequence[bool]) -> None:
+        """Take note of an example that is trained or evaluated on."""
+        self.tokens += len(is_learned)
+        self.learned_lengths.append(sum(is_learned))
+
+    def drop(self, line: int, is_learned: Sequence[bool]) -> None:
         """Take note of an example that is left out because it is too long."""
         self.dropped.add(line)
-        self.lost_learned_tokens += int(is_learned.sum())
+        self.lost_learned_tokens += sum(is_learned)
 
-    def truncate(self, line: int, is_learned: np.ndarray) -> None:
+    def truncate(self, line: int, is_learned: Sequence[bool]) -> None:
         """Take note of an example whose end is cut off. `is_learned` is that of all its tokens."""
         self.truncated.add(line)
-        limit = self.max_sequence_tokens
-        self.lost_learned_tokens += int(is_learned[limit:].sum())
-        ends = np.append(is_learned[limit:-1] & ~is_learned[limit + 1 :], is_learned[-1])
-        for _ in range(int(ends.sum())):
-            self.lost_ends.add(line)
+        lost = is_learned[self.max_sequence_tokens :]
+        self.lost_learned_tokens += sum(lost)
+        for now, following in pairwise([*lost, False]):
+            if now and not following:  # an answer ends here
+                self.lost_ends.add(line)
 
     def failure(self) -> TrainingFailedError | None:
         """Why the file cannot be used. None if it can.

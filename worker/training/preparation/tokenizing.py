@@ -7,6 +7,7 @@ import numpy as np
 from app.core.dataset.reading import read_examples
 from app.core.job.training_config import OverlongRowBehavior
 from worker.training.data.chat_template import ChatTemplateError
+from worker.training.data.cutting import cut
 from worker.training.data.dataset import TokenWriter
 from worker.training.data.encoding import Encoded, Encoder
 from worker.training.preparation.content import ContentCheck
@@ -50,19 +51,18 @@ def _write(
     overlong: OverlongRowBehavior,
 ) -> None:
     """Write the row that is trained on, unless it is left out."""
-    limit, tokens = findings.max_sequence_tokens, len(encoded.input_ids)
-    is_learned = np.array(encoded.is_learned, dtype=bool)
-    is_learned[:1] = False
-    if tokens > limit:
-        if overlong == "error":
-            return findings.refuse_long(line, tokens=tokens)
-        if overlong == "drop":
-            return findings.drop(line, is_learned)
-        findings.truncate(line, is_learned)
-    is_learned = is_learned[:limit]
-    if not is_learned.any():
-        return findings.unlearnable.add(line)
-    findings.tokens += len(is_learned)
-    findings.learned_lengths.append(int(is_learned.sum()))
-    input_ids = np.array(encoded.input_ids[:limit], dtype=np.int32)
-    return writer.write(input_ids, is_learned, line=line)
+    limit = findings.max_sequence_tokens
+    row = cut(encoded, max_tokens=limit, overlong=overlong)
+    match row.outcome:
+        case "too_long":
+            findings.refuse_long(line, tokens=len(encoded.input_ids))
+        case "dropped":
+            findings.drop(line, row.is_learned)
+        case "nothing_to_learn":
+            findings.unlearnable.add(line)
+        case _:
+            findings.keep(row.is_learned)
+            input_ids = np.array(row.input_ids, dtype=np.int32)
+            writer.write(input_ids, np.array(row.is_learned, dtype=bool), line=line)
+    if len(row.input_ids) < len(encoded.input_ids):
+        findings.truncate(line, encoded.is_learned)
