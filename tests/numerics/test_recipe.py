@@ -90,9 +90,10 @@ def failure(events: list[TrainingEvent]) -> Failed:
 def test_a_job_reports_its_data_its_parameters_its_steps_and_its_end(run: RunJob) -> None:
     events = run(epochs=2, validation=ROWS[:3])
 
-    data, validation, parameters, computation, warning, result = messages(events)
+    data, validation, overlap, parameters, computation, warning, result = messages(events)
     assert data.startswith("train.jsonl: 10 examples, 425 tokens, ")
     assert validation.startswith("validation.jsonl: 3 examples, ")
+    assert overlap.startswith("train.jsonl: 3 lines also stand in the validation file")
     assert parameters.startswith("trainable params: 896 || all params: 27,776 || trainable%: ")
     assert computation.startswith("Training in float32 (this processor multiplies matrices ")
     assert computation.endswith(" in bfloat16 as in float32), not compiled, as configured.")

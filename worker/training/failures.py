@@ -47,6 +47,8 @@ def last_event_after(error: Exception, config: TrainingConfig) -> Failed | OutOf
     """The last event of a child that this error ends. None if it is a crash."""
     if isinstance(error, TrainingFailedError):
         return error.as_event()
+    if isinstance(error, MemoryShortError):
+        return Failed(code="not_enough_memory", message=str(error))
     if is_out_of_space(error):
         return OutOfSpace(message=f"The disk is full: {_reason(error)}.")
     if is_out_of_memory(error):
@@ -62,6 +64,19 @@ def last_event_after(error: Exception, config: TrainingConfig) -> Failed | OutOf
 def _reason(error: Exception) -> str:
     """The message of the operating system, without the path, which is internal."""
     return error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+
+
+class MemoryShortError(Exception):
+    """Too little memory is free for the job now, but the machine has enough.
+
+    Args:
+        message: what the job needs, and what there is.
+        needed_bytes: memory that the job takes at most, by the estimate.
+    """
+
+    def __init__(self, message: str, *, needed_bytes: int) -> None:
+        super().__init__(message)
+        self.needed_bytes = needed_bytes
 
 
 def diverged(step: int, what: str, *, learning_rate: float) -> TrainingFailedError:

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from app.core.job.training_config import (
     JobSpec,
 )
 from app.core.job.training_events import Finished, Noted, Planned, Started, Stopped, Unresumable
+from app.core.machine.memory import Memory, measure_memory
 from worker.training.artifacts.loss_log import LossLog
 from worker.training.artifacts.saved_state import (
     StateSaver,
@@ -25,7 +26,7 @@ from worker.training.artifacts.saved_state import (
     compute_settings,
     load_state,
 )
-from worker.training.compute.hardware import free_gpu_memory, free_memory, read_or_measure
+from worker.training.compute.hardware import measure_gpu_memory, read_or_measure
 from worker.training.compute.plan import ComputePlan, Workload, choose_placement, make_plan
 from worker.training.data.dataset import TokenizedData
 from worker.training.data.encoding import end_of_text
@@ -50,7 +51,7 @@ def run_job(
     is_stop_requested: Callable[[], bool] = lambda: False,
     *,
     loader: ModelLoader | None = None,
-    measure_free_memory: Callable[[], int] = free_memory,
+    measure_memory: Callable[[], Memory] = measure_memory,
 ) -> None:
     """Train the job in `directory`.
 
@@ -62,7 +63,7 @@ def run_job(
         report: takes every event as it happens.
         is_stop_requested: called before each step; training stops once it returns true.
         loader: loads the base model; None to load it from the disk.
-        measure_free_memory: returns the free memory of the machine, in bytes.
+        measure_memory: measures the memory of the machine.
 
     Raises:
         RuntimeError: the loss log of a resumed job does not end at its `resume_step`.
@@ -71,7 +72,7 @@ def run_job(
     make_deterministic(spec.config.seed, threads=spec.threads)
     transformers_logging.disable_progress_bar()
     try:
-        job = _Preparation(directory, spec, report, loader or ModelLoader(), measure_free_memory)
+        job = _Preparation(directory, spec, report, loader or ModelLoader(), measure_memory)
         report(_train(job, is_stop_requested))
     except UnresumableError as error:
         report(Unresumable(step=spec.resume_step or 0, message=str(error)))
@@ -89,7 +90,7 @@ class _Preparation:
     spec: JobSpec
     report: Report
     loader: ModelLoader
-    measure_free_memory: Callable[[], int]
+    measure_memory: Callable[[], Memory]
 
     @property
     def base_model(self) -> Path:
@@ -157,24 +158,27 @@ def _load_model(
     speeds = read_or_measure(job.directory / MACHINE_CACHE_NAME)
     placement = choose_placement(asked, speeds)
     if placement.device == "cuda":
-        free_bytes = free_gpu_memory()
+        memory = measure_gpu_memory()
     else:
+        memory = job.measure_memory()
         loaded_bytes = job.loader.bytes_in_memory(job.base_model, placement.torch_dtype)
-        free_bytes = job.measure_free_memory() + loaded_bytes
-    work = Workload(
-        base_model=ModelShape.read(job.base_model),
-        lora=config.lora,
-        batch_size=config.batch_size,
-        tokens=int(data.lengths.mean() * schedule.total_steps * config.batch_size),
-        longest_row=int(data.lengths.max()),
+        memory = replace(memory, free=memory.free + loaded_bytes)
+    work = Workload.of_job(
+        ModelShape.read(job.base_model),
+        config,
+        data.lengths,
+        total_steps=schedule.total_steps,
+        threads=spec.threads,
     )
-    make = partial(make_plan, asked, placement, speeds, work, free_bytes=free_bytes)
+    make = partial(make_plan, asked, placement, speeds, work, free_bytes=memory.free)
     plan = make()
+    plan.check_memory(memory)
     base = job.loader.load_weights(job.base_model, placement.torch_dtype)
     seed_torch(config.seed, 0)  # the random half of the adapter
     model = attach_adapter(base, config.lora, spec.base_model).to(placement.device)
     report(Noted(message=describe_parameters(model)))
     if plan.forward == "fast" and not has_fused_layers(model):
         plan = make(has_fused_layers=False)
+        plan.check_memory(memory)
     report(Noted(message=plan.explanation, level="warn" if plan.is_warning else "info"))
     return plan, plan.build_forward(model)

@@ -8,8 +8,9 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from app.core.job.child_text import Code, ShortText, Text
+from app.core.job.estimate import Estimate
+from app.core.job.frozen import Frozen
 from app.core.job.loss_log import MAX_COUNT
-from app.core.job.training_config import Frozen
 
 MAX_LINES_NAMED = 20
 """How many lines a warning names; the rest are only counted."""
@@ -131,3 +132,6 @@ class DataReport(Frozen):
     stop_tokens: tuple[ShortText, ...] = Field(max_length=MAX_LONGEST)
     """Texts that end what the model learns to write."""
     warnings: tuple[DataWarning, ...] = Field(max_length=MAX_WARNINGS)
+    estimate: Estimate | None = None
+    """What the training takes. Null if the job cannot train, or if it would train on a GPU, whose
+    memory the check leaves alone."""

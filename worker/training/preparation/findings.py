@@ -78,6 +78,8 @@ class FileFindings:
     """Answers whose end, with the token that stops the model, was cut off."""
     unlearnable: NamedLines = field(default_factory=NamedLines)
     """Examples that were left out because no token of them is learned."""
+    incomplete: NamedLines = field(default_factory=NamedLines)
+    """Conversations with a learned answer that the chat template does not write as it is."""
     too_long: list[DataProblem] = field(default_factory=list[DataProblem])
     """The first `MAX_PROBLEMS` examples that refuse the job because they are too long."""
     too_long_count: int = 0
@@ -202,8 +204,8 @@ class FileFindings:
         param = self.file.param
         yield from self._warn_of_lengths(param)
         yield from self.incomplete.warn(
-            "incomplete_answer",
-            "in {count} conversations, the chat template leaves out or changes a part of an "
+            "answer_not_whole",
+            "In {count} conversations, the chat template leaves out or changes a part of an "
             "answer, such as reasoning_content or the content beside tool_calls. Only what the "
             "template writes is learned.",
             param,

@@ -8,7 +8,8 @@ from typing import Any, Self
 
 from app.core.job.artifacts import TOKENS_INDEX_NAME
 from app.core.job.data_report import FileParam
-from app.core.job.training_config import Frozen, JobSpec
+from app.core.job.frozen import Frozen
+from app.core.job.training_config import JobSpec
 from app.core.manifest import ManifestError, verify
 from worker.training.artifacts.saved_state import NUMERICS_VERSION
 from worker.training.data.dataset import TokenizedData

@@ -13,6 +13,7 @@ from app.core.job.data_report import (
     DataWarning,
     FileParam,
 )
+from app.core.job.estimate import Estimate
 from app.core.job.training_config import (
     BASE_MODEL_NAME,
     TOKENS_NAME,
@@ -101,11 +102,14 @@ class TokenizedJob:
             )
         return data
 
-    def describe(self, data: PreparedData | None) -> DataReport:
+    def describe(
+        self, data: PreparedData | None = None, estimate: Estimate | None = None
+    ) -> DataReport:
         """The report on what was found.
 
         Args:
             data: the opened tokens. None if the job cannot train on them.
+            estimate: what the training takes, if that is known.
         """
         held_out = data.held_out if data is not None else None
         training, *others = (report_file(file) for file in self._files())
@@ -115,6 +119,7 @@ class TokenizedJob:
             held_out=report_held_out(held_out) if held_out is not None else None,
             stop_tokens=tuple(self.stop_tokens.taught)[:MAX_LONGEST],
             warnings=tuple(self._warnings())[:MAX_WARNINGS],
+            estimate=estimate,
         )
 
     def _files(self) -> list[FileFindings]:

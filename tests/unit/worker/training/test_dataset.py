@@ -189,10 +189,10 @@ def test_answers_that_the_template_does_not_write_whole_are_learned_and_counted(
     thoughtful = chat_row("4?", "2 + 2")
     thoughtful["messages"][-1]["reasoning_content"] = "Two and two."
 
-    findings, _ = tokenize(tmp_path, [thoughtful, chat_row("5?", "3 + 2")])
+    findings, _ = tokenize(tmp_path, [thoughtful, chat_row("5?", "3 + 2")] * 11)
 
-    assert findings.examples == 2
-    assert warnings(findings)["incomplete_answer"] == (1, (1,))
+    assert findings.examples == 22
+    assert warnings(findings)["answer_not_whole"] == (11, tuple(range(1, 22, 2)))
 
 
 def test_the_digest_of_the_data_is_that_of_its_tokens_and_of_what_is_learned(
