@@ -9,6 +9,7 @@ from app.core.job.training_events import (
     Checkpointed,
     Failed,
     Finished,
+    MemoryShort,
     Noted,
     OutOfSpace,
     Planned,
@@ -64,7 +65,7 @@ class ReportCheck:
                     self._check_state(event.step, event.state)
             case Saved():
                 self._check_state(event.step, event.directory)
-            case Stopped() | Finished() | Failed() | OutOfSpace() | Unresumable():
+            case Stopped() | Finished() | Failed() | OutOfSpace() | MemoryShort() | Unresumable():
                 self._check_end(event)
 
     def _check_total(self, event: Planned | Started) -> None:
@@ -96,7 +97,9 @@ class ReportCheck:
     def _check_taken(self, step: int) -> None:
         _require(step <= self._last_step, f"It reported step {step:,} before it took that step.")
 
-    def _check_end(self, event: Stopped | Finished | Failed | OutOfSpace | Unresumable) -> None:
+    def _check_end(
+        self, event: Stopped | Finished | Failed | OutOfSpace | MemoryShort | Unresumable
+    ) -> None:
         self._is_over = True
         match event:
             case Stopped():

@@ -7,7 +7,7 @@ import torch
 from safetensors import SafetensorError
 
 from app.core.dataset.formats import MAX_PROBLEMS
-from app.core.job.training_events import DataProblem, Failed
+from app.core.job.training_events import DataProblem, Failed, MemoryShort
 
 _OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _SIGNS_OF_FAILED_ALLOCATION = ("can't allocate memory", "not enough memory", "out of memory")
@@ -41,16 +41,15 @@ class TrainingFailedError(Exception):
 
 
 class MemoryShortError(Exception):
-    """Too little memory is free for the job now, but the machine has enough.
+    """The job does not fit into the free memory of its device.
 
     Args:
-        message: what the job needs, and what there is.
-        needed_bytes: memory that the job takes at most, by the estimate.
+        event: what the job needs and what there is.
     """
 
-    def __init__(self, message: str, *, needed_bytes: int) -> None:
-        super().__init__(message)
-        self.needed_bytes = needed_bytes
+    def __init__(self, event: MemoryShort) -> None:
+        super().__init__(event.message)
+        self.event = event
 
 
 def diverged(step: int, what: str, *, learning_rate: float) -> TrainingFailedError:

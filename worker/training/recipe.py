@@ -102,7 +102,7 @@ def run_job(
     except TrainingFailedError as failure:
         report(failure.as_event())
     except MemoryShortError as error:
-        report(Failed(code="not_enough_memory", message=str(error)))
+        report(error.event)
     except UnresumableError as error:
         report(Unresumable(step=spec.resume_step or 0, message=str(error)))
     except Exception as error:

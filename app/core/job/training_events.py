@@ -10,8 +10,9 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
 from app.core.job.child_text import clean, without_paths
+from app.core.job.estimate import MAX_BYTES
 from app.core.job.loss_log import MAX_COUNT, MAX_STEP, StepMetrics
-from app.core.job.training_config import Frozen
+from app.core.job.training_config import DeviceName, Frozen
 
 ShortText = Annotated[str, AfterValidator(partial(clean, limit=300))]
 Text = Annotated[str, AfterValidator(without_paths), AfterValidator(clean)]
@@ -94,6 +95,21 @@ class OutOfSpace(Frozen):
     message: Text
 
 
+class MemoryShort(Frozen):
+    """The job was not started: its device has too little memory, or too little of it is free.
+
+    It can be tried again, here or on another machine.
+    """
+
+    kind: Literal["memory_short"] = "memory_short"
+    message: Text
+    device: DeviceName
+    needed_bytes: int = Field(ge=1, le=MAX_BYTES)
+    """Memory that the job takes at least, by the estimate."""
+    total_bytes: int = Field(ge=0, le=MAX_BYTES)
+    """Memory of the device, free or not."""
+
+
 class Unresumable(Frozen):
     """The saved state of `step` cannot be resumed: it is damaged, or of another job or version.
 
@@ -148,6 +164,7 @@ TrainingEvent = Annotated[
     | Checkpointed
     | Stopped
     | OutOfSpace
+    | MemoryShort
     | Unresumable
     | Finished
     | Failed,
