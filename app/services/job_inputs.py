@@ -61,10 +61,18 @@ def check_files(
     ):
         if file_id is not None:
             file = files.get_to_use(file_id, now=now, param=param)
-            _check_file(file, entry, param)
+            check_file(file, entry, param)
 
 
-def _check_file(file: File, entry: CatalogueEntry, param: str) -> None:
+def check_file(file: File, entry: CatalogueEntry, param: str) -> None:
+    """Check that a base model can be trained on a file.
+
+    Args:
+        param: field of the request that names the file.
+
+    Raises:
+        InvalidRequestError: it cannot.
+    """
     if file.format is None:
         raise InvalidRequestError(
             f"{file.id} was made by a job; {param} must be an uploaded dataset.", param=param

@@ -3,7 +3,6 @@
 import errno
 from collections.abc import Sequence
 
-import torch
 from safetensors import SafetensorError
 
 from app.core.dataset.formats import MAX_PROBLEMS
@@ -80,7 +79,7 @@ def base_not_finite(loss: float) -> TrainingFailedError:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed: torch reports that as a RuntimeError with only a text."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+    if isinstance(error, MemoryError):
         return True
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM

@@ -4,7 +4,6 @@ import hashlib
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
@@ -236,12 +235,7 @@ def _tokenize(job: _Preparation, tokenizer: PreTrainedTokenizerBase) -> _Data:
     """
     directory, spec, config = job.directory, job.spec, job.spec.config
     stop_tokens = StopTokens.read(job.base_model, tokenizer)
-    encoder = Encoder(
-        tokenizer,
-        train_on=config.learned_part,
-        today=config.template_date or datetime.now(UTC).date(),
-        stop_tokens=list(stop_tokens.base.values()) if stop_tokens.are_known else None,
-    )
+    encoder = Encoder.for_job(config, tokenizer, stop_tokens)
 
     def tokenize(name: str, file: DatasetRef, param: str) -> TokenizedData:
         data = tokenize_file(

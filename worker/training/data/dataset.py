@@ -19,6 +19,7 @@ from app.core.dataset.reading import read_examples
 from app.core.job.training_config import OverlongRowBehavior
 from app.core.job.training_events import DataProblem, Noted
 from worker.training.data.chat_template import ChatTemplateError
+from worker.training.data.cutting import cut
 from worker.training.data.encoding import Encoded, Encoder
 from worker.training.failures import TrainingFailedError
 
@@ -220,20 +221,19 @@ def _cut(
 ) -> TokenizedRow | None:
     """The row that is trained on, or None when it is left out."""
     limit, tokens = report.max_sequence_tokens, len(encoded.input_ids)
-    if tokens > limit:
-        if overlong == "error":
-            report.refuse(line, tokens=tokens)
-            return None
-        if overlong == "drop":
-            report.dropped += 1
-            return None
-        report.truncated += 1
-    input_ids = np.array(encoded.input_ids[:limit], dtype=np.int32)
-    is_learned = np.array(encoded.is_learned[:limit], dtype=bool)
-    is_learned[:1] = False
-    if not is_learned.any():
+    row = cut(encoded, max_tokens=limit, overlong=overlong)
+    if row.outcome == "too_long":
+        report.refuse(line, tokens=tokens)
+        return None
+    if row.outcome == "dropped":
+        report.dropped += 1
+        return None
+    report.truncated += tokens > limit
+    if row.outcome == "nothing_to_learn":
         report.leave_out_unlearnable(line)
         return None
+    input_ids = np.array(row.input_ids, dtype=np.int32)
+    is_learned = np.array(row.is_learned, dtype=bool)
     report.examples += 1
     report.tokens += len(input_ids)
     report.learned_tokens += int(is_learned.sum())
