@@ -11,6 +11,7 @@ from pathlib import Path
 
 from app.core import manifest
 from app.core.base_models import Catalogue
+from app.core.compute_choices import compute_choices
 from app.core.db.repositories.leases import Lease
 from app.core.db.tables import File, SavedState
 from app.core.disk import as_storage_full
@@ -26,7 +27,6 @@ from app.core.job.training_config import (
     TRAINING_DATA_NAME,
     VALIDATION_DATA_NAME,
     BaseModelRef,
-    ComputeSettings,
     DatasetRef,
     JobSpec,
 )
@@ -198,7 +198,7 @@ class JobDirectory:
             validation_file=inputs.validation_file and _reference(inputs.validation_file),
             config=self._lease.config,
             threads=settings.resolved_training_threads,
-            compute=_compute_settings(settings),
+            compute=compute_choices(settings),
             save_interval_s=settings.save_interval_s,
             resume_step=state and state.step,
             resume_job_id=state and state.saved_by,
@@ -262,22 +262,6 @@ class JobDirectory:
 def _copy_blob(store: BlobStore, key: str, target: Path) -> None:
     with store.open(key) as source, target.open("xb") as copy:
         shutil.copyfileobj(source, copy, 1024 * 1024)
-
-
-_CHOICES = {"auto": None, "always": True, "never": False}
-
-
-def _compute_settings(settings: Settings) -> ComputeSettings:
-    dtype = settings.training_dtype
-    device = settings.training_device
-    return ComputeSettings(
-        device=None if device == "auto" else device,
-        forward=None if settings.training_forward == "auto" else settings.training_forward,
-        dtype=None if dtype == "auto" else dtype,
-        compile=_CHOICES[settings.training_compile],
-        gradient_checkpointing=_CHOICES[settings.training_checkpointing],
-        micro_batch_tokens=settings.micro_batch_tokens,
-    )
 
 
 def _reference(file: File) -> DatasetRef:

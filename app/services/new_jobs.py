@@ -136,11 +136,7 @@ def create_job(
             cannot be combined.
         NotFoundError: a file does not exist.
     """
-    entry, installed = find_installed(catalogue, request.model)
-    check_files(session, caller, request.training_file, request.validation_file, entry, now=now)
-    given = request.given_hyperparameters()
-    config = resolve_config(given, entry, seed=request.seed, today=now.date())
-    check_validation(config, has_file=request.validation_file is not None)
+    installed, given, config = check_request(session, caller, request, catalogue, now=now)
     job = _add_job(
         session,
         caller,
@@ -153,13 +149,38 @@ def create_job(
         validation_file_id=request.validation_file,
         suffix=request.suffix,
         config=config.model_dump(mode="json"),
-        learning_rate_multiplier=given.get(
-            "learning_rate_multiplier", config.learning_rate / DEFAULT_LEARNING_RATE
-        ),
+        learning_rate_multiplier=learning_rate_multiplier(given, config),
         metadata_items=_labels(request.metadata or {}),
     )
     _warn_about_multiplier(session, caller, job, given, now=now)
     return job
+
+
+def check_request(
+    session: Session, caller: Caller, request: JobCreate, catalogue: Catalogue, *, now: datetime
+) -> tuple[InstalledModel, dict[str, Any], TrainingConfig]:
+    """Check a request for a job, and lock its files until the end of the transaction.
+
+    Returns:
+        The base model, the hyperparameters that the caller set, by their names on the wire, and all
+        of them, resolved.
+
+    Raises:
+        InvalidRequestError: as `create_job`.
+        NotFoundError: as `create_job`.
+    """
+    entry, installed = find_installed(catalogue, request.model)
+    check_files(session, caller, request.training_file, request.validation_file, entry, now=now)
+    given = request.given_hyperparameters()
+    config = resolve_config(given, entry, seed=request.seed, today=now.date())
+    check_validation(config, has_file=request.validation_file is not None)
+    return installed, given, config
+
+
+def learning_rate_multiplier(given: Mapping[str, Any], config: TrainingConfig) -> float:
+    """The multiplier that the caller set, or the one that the learning rate implies."""
+    implied = config.learning_rate / DEFAULT_LEARNING_RATE
+    return given.get("learning_rate_multiplier", implied)
 
 
 def rerun_job(
