@@ -4,6 +4,7 @@ Standard input has a request of `app.core.dataset.tokenizing.messages`, and FD a
 descriptors of the files that it is about. Standard output gets the answer. Both are JSON.
 """
 
+import importlib
 import os
 import sys
 from collections.abc import Sequence
@@ -28,6 +29,9 @@ def main(*descriptors: int) -> int:
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print is no answer
     request = REQUESTS.validate_json(sys.stdin.buffer.read())
+    if isinstance(request, EstimateRequest):
+        # Torch needs to write while it is imported. It reads nothing yet that is untrusted.
+        importlib.import_module("worker.tokenizing.estimating")
     contain(request)
     with answers:
         answer = _answer(request, [os.fdopen(descriptor, "rb") for descriptor in descriptors])
@@ -37,7 +41,7 @@ def main(*descriptors: int) -> int:
 
 def _answer(request: PreviewRequest | EstimateRequest, sources: Sequence[BinaryIO]) -> BaseModel:
     if isinstance(request, EstimateRequest):
-        from worker.tokenizing.estimating import estimate  # noqa: PLC0415 - it takes seconds
+        from worker.tokenizing.estimating import estimate  # noqa: PLC0415 - the libraries are slow
 
         return estimate(request, sources)
     # Without torch, a preview starts in a second instead of four; tokenizers do not need it.

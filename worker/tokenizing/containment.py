@@ -6,7 +6,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from app.core.dataset.tokenizing.messages import CPU_S, MEMORY_BYTES, EstimateRequest, FileRequest
+from app.core.dataset.tokenizing.messages import MEMORY_BYTES, EstimateRequest, FileRequest
 from worker.launch.sandbox.apply import SYSTEM
 from worker.launch.sandbox.file_access import (
     READ,
@@ -37,7 +37,7 @@ def contain(request: FileRequest) -> None:
     os.nice(_NICENESS)
     for kind, limit in (
         (resource.RLIMIT_AS, MEMORY_BYTES),
-        (resource.RLIMIT_CPU, CPU_S),
+        (resource.RLIMIT_CPU, request.cpu_s),
         (resource.RLIMIT_FSIZE, 0),
         (resource.RLIMIT_CORE, 0),
     ):

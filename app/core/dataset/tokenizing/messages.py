@@ -38,6 +38,8 @@ class FileRequest(Frozen):
     """Directory of which the process sees nothing but the base model."""
     sandbox: Literal["auto", "required", "off"]
     """How the process is contained. It has the meaning of `TUNERY_SANDBOX`."""
+    cpu_s: int = CPU_S
+    """Limit on the processor time of the process, in seconds."""
     config: TrainingConfig
     """The hyperparameters of a job on the file."""
 
