@@ -26,8 +26,8 @@ def estimate(client: TestClient, data_dir: Path) -> Callable[..., Any]:
     write_tiny_model(model)
     build_tokenizer(CHAT_TEMPLATE).save_pretrained(model)
 
-    def ask(training_file: str, **body: Any) -> Any:
-        body = {"model": "tiny", "training_file": training_file, "seed": 1} | body
+    def ask(file_id: str, **body: Any) -> Any:
+        body = {"model": "tiny", "training_file": file_id, "seed": 1} | body
         return client.post("/v1/fine_tuning/jobs/estimate", json=body)
 
     return ask
@@ -88,7 +88,7 @@ def test_what_no_worker_has_memory_for_is_told_what_would_fit(
     ("body", "code", "param"),
     [
         ({"model": "none"}, "model_not_available", "model"),
-        ({"training_file": "file-none"}, "not_found", "training_file"),
+        ({"training_file": "file-none"}, "file_not_found", "training_file"),
         ({"hyperparameters": {"lora_r": 999}}, "invalid_value", "hyperparameters.lora_r"),
         ({"hyperparameters": {"eval_steps": 1}}, "invalid_value", "hyperparameters.eval_steps"),
         (

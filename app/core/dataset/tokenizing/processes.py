@@ -39,6 +39,7 @@ _PASSED_ON = ("LD_LIBRARY_PATH", "PYTHONPATH")
 _ENVIRONMENT = {
     "ARROW_DEFAULT_MEMORY_POOL": "system",  # the others reserve address space
     "HF_HUB_OFFLINE": "1",
+    "JE_ARROW_MALLOC_CONF": "background_thread:false",  # no thread may escape the sandbox
     "MALLOC_ARENA_MAX": "2",
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
