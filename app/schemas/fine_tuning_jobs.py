@@ -225,6 +225,9 @@ class JobRead(ItemRead):
     queue_position: int | None
     """Position in the queue of the project, where 1 runs at the project's next turn. Null for a job
     that is not waiting in the queue."""
+    waiting_reason: str | None
+    """Why a queued job waits although it may be its turn, such as too little free memory. Null for
+    any other job."""
     trained_steps: int
     """Number of optimizer steps done so far."""
     total_steps: int | None
@@ -269,6 +272,7 @@ class JobRead(ItemRead):
                 "metadata": {item.key: item.value for item in job.metadata_items} or None,
                 "user_provided_suffix": job.suffix,
                 "queue_position": queue_position,
+                "waiting_reason": job.waiting_reason if job.status is JobStatus.QUEUED else None,
                 "progress": 1.0 if has_succeeded else job.trained_steps / (job.total_steps or 1),
             }
         )

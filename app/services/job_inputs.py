@@ -9,6 +9,10 @@ from app.core.db.repositories.files import FileRepository
 from app.core.db.session import Session
 from app.core.db.tables import File
 from app.core.errors import InvalidRequestError
+from app.core.job.training_config import Recipe, TrainingConfig
+from app.schemas.fine_tuning_jobs import JobCreate
+from app.services.job_settings import check_validation
+from app.services.recipe_choice import HyperparameterRequest
 
 
 def find_installed(catalogue: Catalogue, name: str) -> tuple[CatalogueEntry, InstalledModel]:
@@ -29,6 +33,40 @@ def find_installed(catalogue: Catalogue, name: str) -> tuple[CatalogueEntry, Ins
             f"The base model {entry.id} is not installed. Run: tunery models install {entry.id}"
         )
     raise InvalidRequestError(message, code="model_not_available", param="model")
+
+
+def check_request(
+    session: Session,
+    caller: Caller,
+    request: JobCreate,
+    catalogue: Catalogue,
+    *,
+    default_recipe: Recipe,
+    now: datetime,
+) -> tuple[InstalledModel, HyperparameterRequest, TrainingConfig]:
+    """Check a request for a job, and lock its files until the end of the transaction.
+
+    Returns:
+        The base model, what the request says about hyperparameters, and all of them, resolved.
+
+    Raises:
+        InvalidRequestError: the model, a file or a hyperparameter cannot be used, or two of them
+            cannot be combined.
+        NotFoundError: a file does not exist.
+    """
+    entry, installed = find_installed(catalogue, request.model)
+    files = (request.training_file, request.validation_file)
+    data = check_files(session, caller, *files, entry, now=now)
+    asked = HyperparameterRequest.of(
+        request,
+        entry,
+        data,
+        parameters=catalogue.count_parameters(entry.id),
+        default_recipe=default_recipe,
+    )
+    config = asked.resolve(today=now.date())
+    check_validation(config, has_file=request.validation_file is not None)
+    return installed, asked, config
 
 
 def check_files(

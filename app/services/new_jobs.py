@@ -21,15 +21,13 @@ from app.core.job.training_config import Recipe, TrainingConfig
 from app.core.settings import Settings
 from app.schemas.fine_tuning_jobs import JobCreate, JobRerun
 from app.services.idempotency import IdempotentRequest, RequestOrigin
-from app.services.job_inputs import check_files, find_installed
+from app.services.job_inputs import check_files, check_request, find_installed
 from app.services.job_settings import (
     DEFAULT_LEARNING_RATE,
     check_limits,
-    check_validation,
 )
 from app.services.jobs import hand_over_saved_state, take_saved_state
 from app.services.quotas import require_job
-from app.services.recipe_choice import HyperparameterRequest
 
 _SUSPICIOUS_MULTIPLIER = 1e-2
 """A smaller multiplier is probably a learning rate in the wrong field, so the job warns."""
@@ -141,19 +139,9 @@ def create_job(
             cannot be combined.
         NotFoundError: a file does not exist.
     """
-    entry, installed = find_installed(catalogue, request.model)
-    files = (request.training_file, request.validation_file)
-    data = check_files(session, caller, *files, entry, now=now)
-    given = request.given_hyperparameters()
-    asked = HyperparameterRequest.of(
-        request,
-        entry,
-        data,
-        parameters=catalogue.count_parameters(entry.id),
-        default_recipe=default_recipe,
+    installed, asked, config = check_request(
+        session, caller, request, catalogue, default_recipe=default_recipe, now=now
     )
-    config = asked.resolve(today=now.date())
-    check_validation(config, has_file=request.validation_file is not None)
     job = _add_job(
         session,
         caller,
@@ -166,12 +154,10 @@ def create_job(
         validation_file_id=request.validation_file,
         suffix=request.suffix,
         config=config.model_dump(mode="json"),
-        learning_rate_multiplier=given.get(
-            "learning_rate_multiplier", config.learning_rate / DEFAULT_LEARNING_RATE
-        ),
+        learning_rate_multiplier=asked.learning_rate_multiplier(config),
         metadata_items=_labels(request.metadata or {}),
     )
-    _warn_about_multiplier(session, caller, job, given, now=now)
+    _warn_about_multiplier(session, caller, job, asked.given, now=now)
     difference = asked.compare_with_auto(config)
     if difference is not None:
         EventRepository(session, caller.project_id).add(job.id, difference, now=now)

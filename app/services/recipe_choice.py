@@ -12,7 +12,7 @@ from app.core.job.recipes import JobSize
 from app.core.job.training_config import Recipe, TrainingConfig
 from app.schemas.fine_tuning_jobs import JobCreate
 from app.schemas.hyperparameters import RECIPE_NAMES, as_hyperparameters
-from app.services.job_settings import resolve_config
+from app.services.job_settings import DEFAULT_LEARNING_RATE, resolve_config
 
 _RATE_NAMES = frozenset({"learning_rate", "learning_rate_multiplier"})
 
@@ -88,6 +88,11 @@ class HyperparameterRequest:
                 self.size, config.lora, loraplus_lr_ratio=config.loraplus_lr_ratio
             )
         return config.model_copy(update=changes)
+
+    def learning_rate_multiplier(self, config: TrainingConfig) -> float:
+        """The multiplier that the caller set, or the one that the learning rate implies."""
+        implied = config.learning_rate / DEFAULT_LEARNING_RATE
+        return self.given.get("learning_rate_multiplier", implied)
 
     @property
     def _chosen(self) -> AbstractSet[str]:

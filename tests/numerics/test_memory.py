@@ -9,7 +9,7 @@ from torch import Tensor
 
 from app.core.job.lora_shape import LoraShape
 from app.core.job.training_config import ComputeSettings, DtypeName, ForwardName
-from app.core.job.training_events import Failed, Noted, Started, Stepped, TrainingEvent
+from app.core.job.training_events import MemoryShort, Noted, Started, Stepped, TrainingEvent
 from app.core.machine.memory import Memory
 from tests.numerics.test_cross_entropy import build_batch
 from tests.tiny import (
@@ -144,16 +144,17 @@ def run(
     return events
 
 
-def test_a_job_too_large_is_refused_before_it_starts(tmp_path: Path) -> None:
+def test_a_job_too_large_is_told_before_it_starts(tmp_path: Path) -> None:
     write_tiny_model(tmp_path / "model")
 
-    short = {"free_bytes": 400_000_000, "total_bytes": 500_000_000}
-    *before, refused = run(tmp_path / "job", tmp_path / "model", **short)
+    *before, short = run(
+        tmp_path / "job", tmp_path / "model", free_bytes=400_000_000, total_bytes=500_000_000
+    )
 
-    assert isinstance(refused, Failed)
-    assert refused.code == "not_enough_memory"
-    assert "this machine has 0.5 GB" in refused.message
-    assert "Lower context_length or lora_r, " in refused.message
+    assert isinstance(short, MemoryShort)
+    assert "0.4 GB of 0.5 GB are free" in short.message
+    assert "Lower context_length or lora_r, " in short.message
+    assert short.needed_bytes > short.total_bytes == 500_000_000
     assert not [event for event in before if isinstance(event, Started | Stepped)]
 
 

@@ -78,8 +78,6 @@ class FileFindings:
     """Answers whose end, with the token that stops the model, was cut off."""
     unlearnable: NamedLines = field(default_factory=NamedLines)
     """Examples that were left out because no token of them is learned."""
-    incomplete: NamedLines = field(default_factory=NamedLines)
-    """Conversations with a learned answer that the chat template does not write as it is."""
     too_long: list[DataProblem] = field(default_factory=list[DataProblem])
     """The first `MAX_PROBLEMS` examples that refuse the job because they are too long."""
     too_long_count: int = 0
