@@ -170,6 +170,11 @@ class JobErrorRead(ResponseBody):
     """The first 50 problems of an invalid dataset, each with line, path, code and message."""
 
 
+def status_shown(job: Job, settings: Settings) -> JobStatus:
+    """The status that the API shows: a paused job can be shown as another one, for old clients."""
+    return JobStatus(settings.show_paused_as) if job.status is JobStatus.PAUSED else job.status
+
+
 class JobRead(ItemRead):
     object: Literal["fine_tuning.job"] = "fine_tuning.job"
     created_at: UnixTime
@@ -177,8 +182,9 @@ class JobRead(ItemRead):
     estimated_finish: UnixTime | None
     """Unix time at which a running job will end if its speed stays the same."""
     status: JobStatus
-    """Status of the job. With the setting `TUNERY_SHOW_PAUSED_AS=queued`, a paused job is shown as
-    `queued`, with a null `queue_position`."""
+    """Status of the job. A new job is `validating_files` until its data is checked. With the
+    setting `TUNERY_SHOW_PAUSED_AS=queued`, a paused job is shown as `queued`, with a null
+    `queue_position`."""
     model: str
     """Id of the base model in the catalogue."""
     fine_tuned_model: str | None
@@ -208,8 +214,8 @@ class JobRead(ItemRead):
     cancel_requested_at: UnixTime | None
     """Unix time at which a running job was asked to stop. Its status changes within seconds."""
     pause_requested_at: UnixTime | None
-    """Unix time at which a running job was asked to pause. Null again once the job is paused or
-    resumed."""
+    """Unix time at which a job was asked to pause while it ran or its data was checked. Null again
+    once the job is paused or resumed."""
     priority: int
     """Queue priority within the project. Jobs with a higher priority run first; among equals, the
     oldest."""
@@ -247,13 +253,12 @@ class JobRead(ItemRead):
     def of(cls, job: Job, settings: Settings, *, queue_position: int | None) -> "JobRead":
         config = TrainingConfig.model_validate(job.config)
         hyperparameters = as_hyperparameters(config, job.learning_rate_multiplier)
-        is_paused = job.status is JobStatus.PAUSED
         has_succeeded = job.status is JobStatus.SUCCEEDED
         same_names = cls.model_fields.keys() & Job.__table__.columns.keys()
         return cls.model_validate(
             {name: getattr(job, name) for name in same_names}
             | {
-                "status": JobStatus(settings.show_paused_as) if is_paused else job.status,
+                "status": status_shown(job, settings),
                 "estimated_finish": job.estimated_finish_at,
                 "model": job.base_model,
                 "fine_tuned_model": job.fine_tuned_model if has_succeeded else None,

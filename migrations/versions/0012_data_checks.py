@@ -31,7 +31,8 @@ def upgrade() -> None:
         sa.Column("files", sa.JSON()),
         sa.Column("project_id", sa.String(), nullable=False),
         sa.CheckConstraint(
-            "(worker_id IS NOT NULL) = (lease_expires_at IS NOT NULL)", "ck_data_checks_leased"
+            "(worker_id IS NOT NULL) = (lease_expires_at IS NOT NULL)",
+            name=op.f("ck_data_checks_leased"),
         ),
         sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name="fk_data_checks_job_id"),
         sa.ForeignKeyConstraint(["project_id"], ["projects.id"], name="fk_data_checks_project_id"),
@@ -40,7 +41,14 @@ def upgrade() -> None:
     op.create_index(
         "ix_data_checks_project_id_started_at", "data_checks", ["project_id", "started_at"]
     )
-    kept = sa.text("files IS NOT NULL")
-    op.create_index(
-        "ix_data_checks_kept", "data_checks", ["job_id"], sqlite_where=kept, postgresql_where=kept
-    )
+    for name, column, where in (
+        ("kept", "job_id", sa.text("files IS NOT NULL")),
+        ("held", "worker_id", sa.text("worker_id IS NOT NULL")),
+    ):
+        op.create_index(
+            f"ix_data_checks_{name}",
+            "data_checks",
+            [column],
+            sqlite_where=where,
+            postgresql_where=where,
+        )

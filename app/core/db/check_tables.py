@@ -9,6 +9,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 from app.core.db.base import Base, OwnedByProject
 
 _KEPT = text("files IS NOT NULL")
+_HELD = text("worker_id IS NOT NULL")
 
 
 class DataCheck(OwnedByProject, Base):
@@ -19,6 +20,7 @@ class DataCheck(OwnedByProject, Base):
         CheckConstraint("(worker_id IS NOT NULL) = (lease_expires_at IS NOT NULL)", "leased"),
         Index(None, "project_id", "started_at"),
         Index("ix_data_checks_kept", "job_id", sqlite_where=_KEPT, postgresql_where=_KEPT),
+        Index("ix_data_checks_held", "worker_id", sqlite_where=_HELD, postgresql_where=_HELD),
     )
 
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from sqlalchemy import BigInteger, ColumnElement, Select, bindparam, func, or_, select, update
 from sqlalchemy.orm import aliased
 
-from app.core.db.base import Repository, UtcDateTime
+from app.core.db.base import Project, Repository, UtcDateTime
 from app.core.db.check_tables import DataCheck
 from app.core.db.repositories.events import EventRepository, Level
 from app.core.db.repositories.leases import UNREADABLE, Lease, RequestedAction, lease_of
@@ -38,12 +38,14 @@ _IS_FREE = (
     ),
     Job.created_at <= bindparam("created_before", type_=UtcDateTime()),
     File.bytes <= bindparam("max_bytes", type_=BigInteger()),
+    Project.erasing_since.is_(None),
 )
 
 
 def _free(checks: _Query) -> _Query:
     """Those of the selected checks that a worker may take."""
     jobs = checks.join_from(DataCheck, Job, Job.id == DataCheck.job_id)
+    jobs = jobs.join(Project, Project.id == Job.project_id)
     return jobs.join(File, File.id == Job.training_file_id).where(*_IS_FREE)
 
 

@@ -175,6 +175,11 @@ class JobRepository(ProjectRepository):
             raise _no_such_job(job.id)
         return keys
 
+    def find_check(self, job_id: str) -> DataCheck | None:
+        """Return the check of a job's data. None for a job of a release that checked none."""
+        its_check = self._select(DataCheck).where(DataCheck.job_id == job_id)
+        return self._session.scalars(its_check).one_or_none()
+
     def copy_steps(self, from_job_id: str, to_job_id: str, *, last: int) -> None:
         """Copy the loss log of one job, up to a step, to the loss log of another."""
         columns = (StepRow.step, StepRow.attempt, StepRow.metrics)
