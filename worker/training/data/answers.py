@@ -6,6 +6,7 @@ message after it, and with probes in place of texts. So nothing here knows a fam
 no answer is searched for in a text that may hold it twice.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -88,13 +89,14 @@ class AnswerFinder:
         *before, answer = messages
         position = f"messages[{len(before)}]"
         prompt = self._render_prompt(before, tools)
+        answer = _with_begun_thought(answer, prompt)
         completion = self._find_completion(prompt, before, answer, tools)
         if completion is None:
             raise ChatTemplateError(
                 f"the chat template writes {position} differently from how it asks the model for "
                 "it, so the tokens of the answer cannot be identified"
             )
-        _check_calls(answer, completion, position)
+        self._check_calls(messages, tools)
         is_plain = completion.endswith(self._tail)
         completion = completion.removesuffix(self.closing)
         if not is_plain:
@@ -139,7 +141,28 @@ class AnswerFinder:
                 written = None if text is None else cut(text)
                 if written is not None and written.startswith(asked):
                     return written.removeprefix(asked)
-        return None
+        return self._find_after_empty_thought(prompt, [*before, answer], tools)
+
+    def _check_calls(self, messages: Sequence[Message], tools: Tools) -> None:
+        """Refuse an answer of which the template drops a call. Probes take the place of the names.
+
+        Raises:
+            ChatTemplateError: the name of a call is not in the text.
+        """
+        *before, answer = messages
+        calls = [
+            call | {"function": call["function"] | {"name": f"{_PROBE}{index}z"}}
+            for index, call in enumerate(answer.get("tool_calls") or [])
+            if isinstance(call.get("function"), dict)
+        ]
+        if not calls:
+            return
+        text = self.template.render([*before, answer | {"tool_calls": calls}], tools)
+        if not all(call["function"]["name"] in text for call in calls):
+            raise ChatTemplateError(
+                f"the chat template does not write all tool calls of messages[{len(before)}]; use "
+                "a base model whose template supports them"
+            )
 
     def _write(self, messages: list[Message], tools: Tools) -> str | None:
         return self.render_to_end(messages, tools)
@@ -154,6 +177,21 @@ class AnswerFinder:
             return None
         thinking = answer | {"reasoning_content": _PROBE}
         return _replace_probe(self.render_to_end([*before, thinking], tools), "")
+
+    def _find_after_empty_thought(
+        self, prompt: str, messages: list[Message], tools: Tools
+    ) -> str | None:
+        """What the template writes after a thought, if the prompt ends with an empty one.
+
+        Gemma 4 asks for an answer with an empty thought, which no message has.
+        """
+        *before, answer = messages
+        thinking = answer | {"reasoning_content": _PROBE}
+        begin, _, rest = self.render_to_end([*before, thinking], tools).partition(_PROBE)
+        end = prompt.removeprefix(begin.rstrip()).lstrip()
+        if not end or not prompt.startswith(begin.rstrip()) or not rest.lstrip().startswith(end):
+            return None
+        return rest.lstrip().removeprefix(end)
 
     def _write_thought(self, messages: list[Message], tools: Tools) -> str | None:
         """The conversation with the thought of its last answer written out.
@@ -213,23 +251,17 @@ class AnswerFinder:
 
 def is_whole(answer: Message, text: str) -> bool:
     """Whether a text has the thought and the content of an answer, but for white space around."""
-    thought, _, content = answer["content"].rpartition("</think>")
-    thoughts = (answer.get("reasoning_content") or "", thought.rpartition("<think>")[2])
-    return all(part.strip() in text for part in (*thoughts, content))
+    parts = (answer.get("reasoning_content") or "", *re.split("</?think>", answer["content"]))
+    return all(part.strip() in text for part in parts)
 
 
-def _check_calls(answer: Message, completion: str, position: str) -> None:
-    """Refuse an answer of which the template drops a call.
-
-    Raises:
-        ChatTemplateError: the name of a function is not in the completion.
-    """
-    names = (call.get("function", {}).get("name") for call in answer.get("tool_calls") or [])
-    if any(isinstance(name, str) and name not in completion for name in names):
-        raise ChatTemplateError(
-            f"the chat template does not write the tool calls of {position}; use a base model "
-            "whose template supports tools"
-        )
+def _with_begun_thought(answer: Message, prompt: str) -> Message:
+    """The answer with the `<think>` that a raw completion lacks where the prompt ends with it."""
+    content = answer["content"]
+    is_begun = prompt.rstrip().endswith("<think>") and "<think>" not in content
+    if not is_begun or "</think>" not in content:
+        return answer
+    return answer | {"content": f"<think>\n{content}"}
 
 
 def _with_probe(messages: list[Message]) -> list[Message]:

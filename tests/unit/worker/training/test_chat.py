@@ -251,8 +251,20 @@ def test_an_answer_that_ends_with_no_stop_token_is_refused() -> None:
 
 
 def test_an_answer_of_which_the_template_drops_a_call_is_refused() -> None:
-    with pytest.raises(ChatTemplateError, match="does not write the tool calls of messages"):
-        render(CHAT_TEMPLATE, chat(QUESTION, CALLS))
+    question = {"role": "user", "content": "What is the weather?"}
+
+    with pytest.raises(ChatTemplateError, match=r"does not write all tool calls of messages\[1\]"):
+        render(CHAT_TEMPLATE, chat(question, CALLS | {"content": "I ask for the weather."}))
+
+
+def test_a_template_that_writes_only_the_first_of_several_calls_is_refused() -> None:
+    only_first = TOOLS.replace("message['tool_calls'] or []", "(message['tool_calls'] or [])[:1]")
+    twice = CALLS | {"tool_calls": CALLS["tool_calls"] * 2}
+
+    assert len(learned_texts(only_first, chat(QUESTION, CALLS))) == 1
+    assert learned_texts(TOOLS, chat(QUESTION, twice))[0].count("weather") == 2
+    with pytest.raises(ChatTemplateError, match="does not write all tool calls"):
+        render(only_first, chat(QUESTION, twice))
 
 
 @pytest.mark.parametrize("turns", [1, 10])
@@ -325,6 +337,48 @@ def test_an_answer_that_ends_where_the_base_model_is_not_known_to_stop_is_refuse
 ) -> None:
     with pytest.raises(ChatTemplateError, match=reason):
         render(ENDS_WITH_THE_NEXT_TURN, chat(QUESTION, CALLS), stop_tokens=stop_tokens)
+
+
+BEGINS_A_THOUGHT = CHAT_TEMPLATE.replace("assistant\n{% endif", "assistant\n<think>\n{% endif")
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        BEGINS_A_THOUGHT,
+        BEGINS_A_THOUGHT.replace("['content']", "['content'].split('</think>')[-1].strip()"),
+    ],
+    ids=["keeps-thoughts", "drops-thoughts"],
+)
+@pytest.mark.parametrize("begin", ["", "<think>\n"])
+def test_a_raw_completion_goes_on_with_the_thought_that_the_prompt_begins(
+    template: str, begin: str
+) -> None:
+    example = chat(QUESTION, answer(f"{begin}Hm.\n</think>\n\nFine."))
+
+    (row,) = render(template, example)
+
+    assert row.text[: row.learned[0][0]].endswith("assistant\n<think>\n")
+    assert learned_texts(template, example) == ["Hm.\n</think>\n\nFine.<|im_end|>"]
+    assert row.is_whole
+
+
+ASKS_WITH_AN_EMPTY_THOUGHT = CHAT_TEMPLATE.replace(
+    "\n{{ message['content']",
+    "\n{% if message['reasoning_content'] %}<thought>\n{{ message['reasoning_content'] }}\n"
+    "</thought>\n{% endif %}{{ message['content']",
+).replace("assistant\n{% endif", "assistant\n<thought>\n</thought>\n{% endif")
+"""As Gemma 4 does it: only the prompt has an empty thought."""
+
+
+def test_an_answer_follows_the_empty_thought_of_its_prompt() -> None:
+    example = chat(QUESTION, answer("A"), QUESTION, answer("B", reasoning_content="Hm."))
+
+    rows = render(ASKS_WITH_AN_EMPTY_THOUGHT, example)
+
+    assert [row.text[slice(*row.learned[0])] for row in rows] == ["A<|im_end|>", "B<|im_end|>"]
+    assert all(row.text.endswith("<thought>\n</thought>\n" + row.text[-11:]) for row in rows)
+    assert [row.is_whole for row in rows] == [True, False]
 
 
 def test_an_answer_is_given_what_the_model_is_given_at_inference() -> None:

@@ -1,10 +1,7 @@
 """What is learned with chat templates of many families, token by token."""
 
 import re
-import tomllib
 from collections.abc import Sequence
-from datetime import date
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,32 +10,16 @@ from transformers import PreTrainedTokenizerFast
 from app.core.dataset.formats import ChatExample
 from tests.chat_families import (
     CONVERSATIONS,
-    build_family_tokenizer,
+    FAMILIES,
+    TODAY,
+    build_encoder,
+    build_tokenizer,
     mark_learned,
     read_template,
+    trl_file,
 )
 from worker.training.data.chat_template import ChatTemplate, ChatTemplateError
-from worker.training.data.encoding import Encoded, Encoder
-
-FAMILIES: dict[str, dict[str, Any]] = tomllib.loads(
-    Path(__file__).with_name("masks.toml").read_text("utf-8")
-)
-TODAY = date(2024, 7, 26)
-
-
-def trl_file(name: str) -> str:
-    return f"trl/chat_templates/{name}.jinja"
-
-
-def build_tokenizer(family: str) -> PreTrainedTokenizerFast:
-    expected = FAMILIES[family]
-    special_tokens = dict.fromkeys(["<s>", expected["eos"], *expected["special_tokens"]])
-    template = read_template(expected.get("template", trl_file(family)))
-    return build_family_tokenizer(template, list(special_tokens), eos=expected["eos"])
-
-
-def build_encoder(family: str, tokenizer: PreTrainedTokenizerFast) -> Encoder:
-    return Encoder(tokenizer, today=TODAY, stop_tokens=FAMILIES[family].get("stop_tokens"))
+from worker.training.data.encoding import Encoded
 
 
 def test_at_least_30_families_are_tried() -> None:
@@ -74,6 +55,7 @@ LEARNED_BY_TRL_ONLY = {
     "cohere": (),
     "gemma": AFTER_THE_STOP,
     "gemma3": AFTER_THE_STOP,
+    "glm4moe": (),
     "gptoss": HEADER,
     "lfm2_2_5_v2": AFTER_THE_STOP,
     "llama3": (),
@@ -87,8 +69,8 @@ LEARNED_BY_TRL_ONLY = {
 """Why the masks of TRL's own templates for training are wider.
 
 The rest is not compared. `deepseek_*` and `nemotron_*`: TRL leaves out the thought that the prompt
-begins. `glm4moe` is refused here. Conversations that become several rows: TRL trains on one text,
-in which earlier answers are not what the model writes at inference.
+begins. Conversations that become several rows: TRL trains on one text, in which earlier answers are
+not what the model writes at inference.
 """
 
 
