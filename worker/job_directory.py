@@ -118,6 +118,7 @@ class JobDirectory:
         self._max_artifact_bytes = largest_artifact(
             model,
             rank=self._lease.config.lora.rank,
+            has_embeddings=bool(self._lease.config.lora.modules_to_save),
             total_steps=self._lease.config.max_total_steps(inputs.training_file.examples or 0),
         )
         (self.directory / BASE_MODEL_NAME).symlink_to(model)

@@ -319,6 +319,7 @@ def test_a_bad_parameter_of_a_job_is_refused(
         ("use_rslora", "no!", "Input should be a valid boolean"),
         ("use_dora", 2, "Input should be a valid boolean"),
         ("init_lora_weights", "pissa", "Input should be 'kaiming' or 'gaussian'"),
+        ("modules_to_save", "lm_head", "Input should be a valid list"),
         ("warmup_steps", -1, "Input should be greater than or equal to 0"),
         ("min_lr_ratio", 1.1, "Input should be less than or equal to 1"),
         ("loraplus_lr_ratio", 0.5, "Input should be greater than or equal to 1"),

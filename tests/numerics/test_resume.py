@@ -67,6 +67,14 @@ CASES: dict[str, dict[str, Any]] = {
         "lora": LoraShape(rank=4, use_dora=True),
         "loraplus_lr_ratio": 4.0,
     },
+    "embeddings": {
+        "epochs": 2,
+        "lora": LoraShape(rank=4, modules_to_save=("embed_tokens", "lm_head")),
+        "compute": ComputeSettings(dtype="bfloat16", compile=False),
+        "validation": ROWS[:3],
+        "checkpoint_choice": "best",
+        "weight_decay": 0.1,
+    },
     "max-steps-in-mid-epoch": {"max_steps": 8, "checkpoint_steps": 5, "max_grad_norm": 0.1},
     "stops-early": {
         "rows": [chat_row("Say a", "aaaaaaaaaaaa")] * 32,

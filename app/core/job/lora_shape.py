@@ -7,6 +7,7 @@ from pydantic import Field
 from app.core.job.frozen import Frozen
 
 LoraInitialisation = Literal["kaiming", "gaussian"]
+Embeddings = Literal["embed_tokens", "lm_head"]
 
 
 class LoraShape(Frozen):
@@ -33,3 +34,9 @@ class LoraShape(Frozen):
     init_lora_weights: LoraInitialisation = "kaiming"
     """Distribution of the adapter's A matrices at the start: `kaiming` for the uniform one that is
     usual, `gaussian` for a normal one of standard deviation 1 / rank. B matrices start at zero."""
+
+    modules_to_save: tuple[Embeddings, ...] = ()
+    """Embeddings that are trained whole, to teach new special tokens or a new language:
+    `embed_tokens` for those of the input, `lm_head` for those of the output. If the base model has
+    one matrix for both, either name trains it. This takes much memory, and vLLM and llama.cpp can
+    load the result only after it is merged into the base model."""

@@ -25,6 +25,9 @@ _LIBRARIES = 600_000_000
 """Bytes of a process that has loaded torch, transformers and peft, with its buffers."""
 _BYTES_PER_TRAINED = 16
 """Bytes per trained parameter: weight, gradient and two moments of AdamW, all in float32."""
+_BYTES_PER_EMBEDDING = 32
+"""Bytes per trained parameter of embeddings while a state is saved: weight, two moments, the best
+weight so far, and a copy of these four. A step takes less."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +69,14 @@ class Footprint:
 
     @property
     def trained(self) -> int:
-        """Adapter and optimizer."""
+        """Adapter, trained embeddings and optimizer."""
         linears = [self.model.linear(name) for name in self.lora.target_modules]
         weights = self.model.layers * self.lora.rank * sum(map(sum, linears))
-        return weights * _BYTES_PER_TRAINED
+        matrices = len(set(self.lora.modules_to_save))
+        if self.model.has_tied_embeddings:
+            matrices = min(matrices, 1)
+        embeddings = matrices * self.model.vocabulary * self.model.width
+        return weights * _BYTES_PER_TRAINED + embeddings * _BYTES_PER_EMBEDDING
 
     def activations(self, tokens: int, *, checkpointing: bool) -> int:
         """Activations of a micro-batch at their peak.
@@ -155,10 +162,13 @@ def _refusal(footprint: Footprint, tokens: int, *, checkpointing: bool, free_byt
         "libraries": _LIBRARIES,
     }
     listed = ", ".join(f"{_gigabytes(size)} for {what}" for what, size in parts.items())
+    lower = "Lower context_length or lora_r"
+    if footprint.lora.modules_to_save:
+        lower += ", leave out modules_to_save"
     return (
         f"The job needs about {_gigabytes(sum(parts.values()))} of memory, and "
         f"{_gigabytes(free_bytes)} are free. It needs {listed}. Its longest example has "
-        f"{footprint.longest_row:,} tokens. Lower context_length or lora_r, choose a smaller base "
+        f"{footprint.longest_row:,} tokens. {lower}, choose a smaller base "
         "model, or give the machine more memory."
     )
 
