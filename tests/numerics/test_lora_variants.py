@@ -51,8 +51,18 @@ def take_steps(make_forward: MakeForward, model: PeftModel) -> list[torch.Tensor
         (ReferenceForward, {"use_rslora": True}, {"use_rslora": True}),
         (ReferenceForward, {"use_dora": True}, {"use_dora": True}),
         (FusedForward, {"init_lora_weights": "gaussian"}, {"init_lora_weights": "gaussian"}),
+        (FusedForward, {"init_lora_weights": "orthogonal"}, {"init_lora_weights": "orthogonal"}),
     ],
-    ids=["rank", "alpha", "targets", "rslora-fast", "rslora-plain", "dora-plain", "gaussian-fast"],
+    ids=[
+        "rank",
+        "alpha",
+        "targets",
+        "rslora-fast",
+        "rslora-plain",
+        "dora-plain",
+        "gaussian-fast",
+        "orthogonal",
+    ],
 )
 def test_steps_are_those_of_peft_and_not_those_of_plain_lora(
     make_forward: MakeForward, variant: dict[str, Any], of_peft: dict[str, Any]
@@ -97,10 +107,11 @@ def run(tmp_path: Path) -> Iterator[Callable[..., list[TrainingEvent]]]:
     [
         ({"use_rslora": True}, False),
         ({"init_lora_weights": "gaussian"}, False),
+        ({"init_lora_weights": "orthogonal"}, False),
         ({"use_dora": True}, True),
         ({"use_dora": True, "use_rslora": True, "init_lora_weights": "gaussian"}, True),
     ],
-    ids=["rslora", "gaussian", "dora", "all"],
+    ids=["rslora", "gaussian", "orthogonal", "dora", "all"],
 )
 def test_a_job_with_a_variant_ends_with_an_adapter_that_peft_loads(
     run: Callable[..., list[TrainingEvent]],

@@ -64,7 +64,7 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "dora-and-lora-plus": {
         "epochs": 2,
-        "lora": LoraShape(rank=4, use_dora=True),
+        "lora": LoraShape(rank=4, use_dora=True, init_lora_weights="orthogonal"),
         "loraplus_lr_ratio": 4.0,
     },
     "embeddings": {

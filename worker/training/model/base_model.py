@@ -123,8 +123,8 @@ class ModelShape:
 def attach_adapter(base: PreTrainedModel, shape: LoraShape, reference: BaseModelRef) -> PeftModel:
     """Freeze the base model and add a new adapter. Only that and `modules_to_save` are trained.
 
-    Its A matrices are random (seed torch before) and its B matrices zero, so it changes nothing
-    until the first step. The length of each row of a weight, which DoRA trains, is that of the base
+    Its matrices are random (seed torch before) and their product zero, so it changes nothing until
+    the first step. The length of each row of a weight, which DoRA trains, is that of the base
     model.
 
     Raises:
@@ -139,7 +139,7 @@ def attach_adapter(base: PreTrainedModel, shape: LoraShape, reference: BaseModel
         target_modules=list(shape.target_modules),
         use_rslora=shape.use_rslora,
         use_dora=shape.use_dora,
-        init_lora_weights="gaussian" if shape.init_lora_weights == "gaussian" else True,
+        init_lora_weights=True if shape.init_lora_weights == "kaiming" else shape.init_lora_weights,
         modules_to_save=list(shape.modules_to_save) or None,
         ensure_weight_tying=bool(shape.modules_to_save) and are_tied(base),
         task_type="CAUSAL_LM",
