@@ -7,6 +7,7 @@ from app.core.db import (  # noqa: F401 - they define the tables
     check_tables,
     project_tables,
     tables,
+    worker_tables,
 )
 from app.core.db.base import Base
 

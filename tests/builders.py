@@ -388,12 +388,17 @@ def get_job(database: Database, job_id: str) -> Job:
 
 
 def add_worker(
-    database: Database, worker_id: str = "worker-1", now: datetime = NOW, **changes: Any
+    database: Database,
+    worker_id: str = "worker-1",
+    now: datetime = NOW,
+    *,
+    memory_bytes: int | None = None,
+    **changes: Any,
 ) -> WorkerIdentity:
     """A worker that has sent a heartbeat."""
     worker = build_identity(worker_id, **changes)
     with database.writing() as session:
-        WorkerRepository(session).beat(worker, now=now)
+        WorkerRepository(session).beat(worker, now=now, memory_bytes=memory_bytes)
     return worker
 
 

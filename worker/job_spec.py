@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from app.core.compute_choices import compute_choices
 from app.core.db.repositories.leases import Lease
 from app.core.db.tables import File, SavedState
 from app.core.job.loss_log import StepMetrics
 from app.core.job.training_config import (
     BaseModelRef,
-    ComputeSettings,
     DatasetRef,
     JobSpec,
     TaskName,
@@ -60,26 +60,10 @@ def build_spec(
         validation_file=inputs.validation_file and _reference(inputs.validation_file),
         config=lease.config,
         threads=settings.resolved_training_threads,
-        compute=_compute_settings(settings),
+        compute=compute_choices(settings),
         save_interval_s=settings.save_interval_s,
         resume_step=state and state.step,
         resume_job_id=state and state.saved_by,
-    )
-
-
-_CHOICES = {"auto": None, "always": True, "never": False}
-
-
-def _compute_settings(settings: Settings) -> ComputeSettings:
-    dtype = settings.training_dtype
-    device = settings.training_device
-    return ComputeSettings(
-        device=None if device == "auto" else device,
-        forward=None if settings.training_forward == "auto" else settings.training_forward,
-        dtype=None if dtype == "auto" else dtype,
-        compile=_CHOICES[settings.training_compile],
-        gradient_checkpointing=_CHOICES[settings.training_checkpointing],
-        micro_batch_tokens=settings.micro_batch_tokens,
     )
 
 

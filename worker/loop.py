@@ -14,6 +14,7 @@ from app.core.db.repositories.queue import Turns
 from app.core.disk import has_room
 from app.core.errors import DatabaseAwayError, DatabaseBusyError
 from app.core.logging import log_context
+from app.core.machine.memory import measure_memory
 from worker.attempt.attempt import Attempt
 from worker.attempt.lease_keeper import Resources
 from worker.data_check.loop import PAUSE_AFTER_FAILURE_S, DataChecker
@@ -103,6 +104,7 @@ class Worker:
                 now=self._resources.clock(),
                 lease_for=timedelta(seconds=self._settings.lease_s),
                 threads=self._settings.resolved_training_threads,
+                memory=measure_memory(),
             )
 
     def _attempt(self, lease: Lease) -> float:

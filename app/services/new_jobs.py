@@ -17,16 +17,14 @@ from app.core.db.tables import Job, JobMetadata
 from app.core.disk import require_room
 from app.core.errors import InvalidRequestError
 from app.core.ids import IdPrefix, new_id
-from app.core.job.training_config import TrainingConfig
+from app.core.job.training_config import Recipe, TrainingConfig
 from app.core.settings import Settings
 from app.schemas.fine_tuning_jobs import JobCreate, JobRerun
 from app.services.idempotency import IdempotentRequest, RequestOrigin
-from app.services.job_inputs import check_files, find_installed
+from app.services.job_inputs import check_files, check_request, find_installed
 from app.services.job_settings import (
     DEFAULT_LEARNING_RATE,
     check_limits,
-    check_validation,
-    resolve_config,
 )
 from app.services.jobs import hand_over_saved_state, take_saved_state
 from app.services.quotas import require_job
@@ -64,9 +62,14 @@ def create_job_once(
     """
 
     def create() -> Job:
-        organization = settings.organization
         return create_job(
-            session, caller, request, catalogue=catalogue, organization=organization, now=now
+            session,
+            caller,
+            request,
+            catalogue=catalogue,
+            organization=settings.organization,
+            default_recipe=settings.default_recipe,
+            now=now,
         )
 
     once = IdempotentRequest(session, caller, origin, "create", request.content(), now=now)
@@ -126,6 +129,7 @@ def create_job(
     *,
     catalogue: Catalogue,
     organization: str,
+    default_recipe: Recipe = "reference",
     now: datetime,
 ) -> Job:
     """Create a job with every hyperparameter resolved.
@@ -135,11 +139,9 @@ def create_job(
             cannot be combined.
         NotFoundError: a file does not exist.
     """
-    entry, installed = find_installed(catalogue, request.model)
-    check_files(session, caller, request.training_file, request.validation_file, entry, now=now)
-    given = request.given_hyperparameters()
-    config = resolve_config(given, entry, seed=request.seed, today=now.date())
-    check_validation(config, has_file=request.validation_file is not None)
+    installed, asked, config = check_request(
+        session, caller, request, catalogue, default_recipe=default_recipe, now=now
+    )
     job = _add_job(
         session,
         caller,
@@ -152,12 +154,13 @@ def create_job(
         validation_file_id=request.validation_file,
         suffix=request.suffix,
         config=config.model_dump(mode="json"),
-        learning_rate_multiplier=given.get(
-            "learning_rate_multiplier", config.learning_rate / DEFAULT_LEARNING_RATE
-        ),
+        learning_rate_multiplier=asked.learning_rate_multiplier(config),
         metadata_items=_labels(request.metadata or {}),
     )
-    _warn_about_multiplier(session, caller, job, given, now=now)
+    _warn_about_multiplier(session, caller, job, asked.given, now=now)
+    difference = asked.compare_with_auto(config)
+    if difference is not None:
+        EventRepository(session, caller.project_id).add(job.id, difference, now=now)
     return job
 
 

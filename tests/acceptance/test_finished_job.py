@@ -123,6 +123,7 @@ def test_the_job_shows_every_setting_with_the_value_it_had(
         "use_rslora": False,
         "use_dora": False,
         "init_lora_weights": "kaiming",
+        "modules_to_save": [],
         "lora_target_modules": ["q_proj", "v_proj"],
     }
     assert job.method is not None
@@ -157,14 +158,17 @@ def test_the_events_tell_the_story_newest_first_in_openais_words(
         f"Validating training file: {finished_job.training_file}",
     ]
     validated = story.index("Files validated, moving job to queued state")
-    assert any("of them learned" in told for told in story[2:validated])
+    before = story[2:validated]
+    assert any(told.startswith('"recipe": "auto" would choose ') for told in before)
+    assert any("of them learned" in told for told in before)
     assert story[validated + 1 : validated + 3] == [
         "Fine-tuning job started",
         "Loading base model tiny",
     ]
-    assert story[-7:-3] == [
+    assert story[-8:-4] == [
         f"Checkpoint created at step {step}: {name}:ckpt-step-{step}" for step in CHECKPOINTS
     ]
+    assert story[-4].startswith("The validation loss was still falling: ")
     assert story[-3].startswith("The adapter of step 24, the last one, is the result. ")
     assert story[-2:] == [
         f"New fine-tuned model created: {name}",
@@ -378,8 +382,8 @@ def test_the_adapter_says_what_it_belongs_to(http: httpx.Client) -> None:
         card = archive.read("README.md").decode()
         log = archive.read("metrics.csv").decode()
 
-    assert (config["base_model_name_or_path"], config["r"]) == ("our-tiny", 8)
-    assert "our-tiny" in card
+    assert (config["base_model_name_or_path"], config["r"]) == ("./models/tiny", 8)
+    assert "`models/tiny` in the service's data directory" in card
     assert log.splitlines()[-1].startswith("24,")
 
 

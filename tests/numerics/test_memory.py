@@ -1,5 +1,6 @@
 """The estimate of a job's memory, against what its layers really keep."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from app.core.job.lora_shape import LoraShape
 from app.core.job.training_config import ComputeSettings, DtypeName, ForwardName
-from app.core.job.training_events import Failed, Noted, Started, Stepped, TrainingEvent
+from app.core.job.training_events import MemoryShort, Noted, Started, Stepped, TrainingEvent
 from app.core.machine.memory import Memory
 from tests.numerics.test_cross_entropy import build_batch
 from tests.tiny import (
@@ -144,16 +145,17 @@ def run(
     return events
 
 
-def test_a_job_too_large_is_refused_before_it_starts(tmp_path: Path) -> None:
+def test_a_job_too_large_is_told_before_it_starts(tmp_path: Path) -> None:
     write_tiny_model(tmp_path / "model")
 
-    short = {"free_bytes": 400_000_000, "total_bytes": 500_000_000}
-    *before, refused = run(tmp_path / "job", tmp_path / "model", **short)
+    *before, short = run(
+        tmp_path / "job", tmp_path / "model", free_bytes=400_000_000, total_bytes=500_000_000
+    )
 
-    assert isinstance(refused, Failed)
-    assert refused.code == "not_enough_memory"
-    assert "this machine has 0.5 GB" in refused.message
-    assert "Lower context_length or lora_r, " in refused.message
+    assert isinstance(short, MemoryShort)
+    assert "0.4 GB of 0.5 GB are free" in short.message
+    assert "Lower context_length or lora_r, " in short.message
+    assert short.needed_bytes > short.total_bytes == 500_000_000
     assert not [event for event in before if isinstance(event, Started | Stepped)]
 
 
@@ -207,3 +209,16 @@ def test_the_trained_part_is_adapter_gradient_and_moments() -> None:
     one_layer = 64 * (576 + 576) + 64 * (576 + 192)
     assert FOOTPRINT.trained == 30 * one_layer * 16
     assert FOOTPRINT.base_model == 269_030_016
+
+
+@pytest.mark.parametrize(("is_tied", "matrices"), [(True, 1), (False, 2)])
+def test_trained_embeddings_are_counted_once_if_they_are_one_matrix(
+    matrices: int, *, is_tied: bool
+) -> None:
+    model = dataclasses.replace(SMOL, has_tied_embeddings=is_tied)
+    shape = LoraShape(modules_to_save=("embed_tokens", "lm_head"))
+    footprint = dataclasses.replace(FOOTPRINT, model=model, lora=shape)
+
+    assert footprint.trained == FOOTPRINT.trained + matrices * 49_152 * 576 * 32
+    with pytest.raises(TrainingFailedError, match="lora_r, leave out modules_to_save, choose"):
+        plan_memory(ComputeSettings(), footprint, batch_size=4, free_bytes=0)

@@ -32,6 +32,7 @@ from app.core.job.training_events import (
     Checkpointed,
     Finished,
     JobError,
+    MemoryShort,
     Noted,
     Planned,
     Saved,
@@ -184,8 +185,8 @@ class Attempt:
             case Unresumable():
                 self._publisher.drop_state(end)
             case _:
+                self.must_wait = isinstance(end, Interruption | MemoryShort)
                 if isinstance(end, Interruption):
-                    self.must_wait = True
                     self._job_directory.remove()  # it may fill the disk that the database needs
                 self._keeper.transact(lambda session: self._write_end(session, end))
 
@@ -247,7 +248,9 @@ class Attempt:
         leases.note(self._lease, event.message, now=now, level=event.level)
 
     def _write_end(
-        self, session: Session, end: JobError | Cancelled | Crash | Interruption | Released
+        self,
+        session: Session,
+        end: JobError | Cancelled | Crash | Interruption | Released | MemoryShort,
     ) -> None:
         lease, now = self._lease, self._resources.clock()
         match end:
@@ -261,6 +264,8 @@ class Attempt:
                 RecoveryRepository(session).interrupt(lease, end, now=now)
             case Released():
                 RecoveryRepository(session).release(lease, end.why, now=now)
+            case MemoryShort():
+                RecoveryRepository(session).wait_for_memory(lease, end, now=now)
 
     def _log_end(self, context: Mapping[str, object]) -> None:
         """Log how the attempt ended, in one line, as the database has it."""

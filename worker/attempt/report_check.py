@@ -10,6 +10,7 @@ from app.core.job.training_events import (
     Checkpointed,
     Failed,
     Finished,
+    MemoryShort,
     Noted,
     OutOfSpace,
     Planned,
@@ -107,7 +108,8 @@ class ReportCheck:
         _require(step <= self._last_step, f"It reported step {step:,} before it took that step.")
 
     def _check_end(
-        self, event: Stopped | Finished | Failed | OutOfSpace | Unresumable | Checked
+        self,
+        event: Stopped | Finished | Failed | OutOfSpace | MemoryShort | Unresumable | Checked,
     ) -> None:
         self._is_over = True
         match event:

@@ -3,12 +3,11 @@
 import errno
 from collections.abc import Sequence
 
-import torch
 from safetensors import SafetensorError
 
 from app.core.dataset.formats import MAX_PROBLEMS
 from app.core.job.training_config import TrainingConfig
-from app.core.job.training_events import DataProblem, Failed, JobError, OutOfSpace
+from app.core.job.training_events import DataProblem, Failed, JobError, MemoryShort, OutOfSpace
 
 _OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _SIGNS_OF_FAILED_ALLOCATION = ("can't allocate memory", "not enough memory", "out of memory")
@@ -44,12 +43,14 @@ class TrainingFailedError(Exception):
         return JobError(code=self.code, message=str(self), param=self.param, errors=self.problems)
 
 
-def last_event_after(error: Exception, config: TrainingConfig) -> Failed | OutOfSpace | None:
+def last_event_after(
+    error: Exception, config: TrainingConfig
+) -> Failed | OutOfSpace | MemoryShort | None:
     """The last event of a child that this error ends. None if it is a crash."""
     if isinstance(error, TrainingFailedError):
         return error.as_event()
     if isinstance(error, MemoryShortError):
-        return Failed(code="not_enough_memory", message=str(error))
+        return error.event
     if is_out_of_space(error):
         return OutOfSpace(message=f"The disk is full: {_reason(error)}.")
     if is_out_of_memory(error):
@@ -68,16 +69,15 @@ def _reason(error: Exception) -> str:
 
 
 class MemoryShortError(Exception):
-    """Too little memory is free for the job now, but the machine has enough.
+    """The job does not fit into the free memory of its device.
 
     Args:
-        message: what the job needs, and what there is.
-        needed_bytes: memory that the job takes at most, by the estimate.
+        event: what the job needs and what there is.
     """
 
-    def __init__(self, message: str, *, needed_bytes: int) -> None:
-        super().__init__(message)
-        self.needed_bytes = needed_bytes
+    def __init__(self, event: MemoryShort) -> None:
+        super().__init__(event.message)
+        self.event = event
 
 
 def diverged(step: int, what: str, *, learning_rate: float) -> TrainingFailedError:
@@ -108,7 +108,7 @@ def base_not_finite(loss: float) -> TrainingFailedError:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed: torch reports that as a RuntimeError with only a text."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+    if isinstance(error, MemoryError):
         return True
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM

@@ -16,6 +16,7 @@ LrScheduler = Literal["linear", "cosine", "constant", "constant_with_warmup"]
 OverlongRowBehavior = Literal["truncate", "error", "drop"]
 TrainOn = Literal["all_assistant", "last_assistant", "everything"]
 CheckpointChoice = Literal["final", "best"]
+Recipe = Literal["reference", "auto"]
 
 MAX_EXAMPLES_PER_LINE = 1000
 """Maximum number of examples that a line of a file becomes: one for each answer, if the chat
@@ -34,6 +35,9 @@ class TrainingConfig(Frozen):
     """The hyperparameters of one job, each with its value: nothing is `auto` here."""
 
     lora: LoraShape = LoraShape()
+
+    recipe: Recipe = "reference"
+    """Recipe that chose the hyperparameters that the request left out."""
 
     epochs: int = Field(default=3, ge=1, le=50)
     """Number of passes over the training file."""
@@ -167,7 +171,7 @@ class DatasetRef(Frozen):
 
 
 class BaseModelRef(Frozen):
-    """The base model, as the adapter's own configuration must name it."""
+    """The base model of a job, and where its weights come from."""
 
     id: str
     """Id of the base model in the catalogue."""
@@ -177,11 +181,26 @@ class BaseModelRef(Frozen):
     directory that it came from."""
 
     revision: str | None
-    """Hub commit of the weights. Null if the base model did not come from a hub."""
+    """Hub commit of the weights. Null if the base model did not come from a hub, also if it was
+    converted from a file that was made from `repo`."""
 
     licence: str
     sha256: str
     """Digest of the sorted `name sha256` lines of the base model's files."""
+
+    @property
+    def is_from_directory(self) -> bool:
+        """Whether the base model came from a directory of the operator, and from no repository."""
+        return "/" not in self.repo
+
+    @property
+    def address(self) -> str:
+        """Base model that the adapter's configuration names.
+
+        That of a directory is a path in the service's data directory. It begins with a dot, because
+        its bare name would be the name of somebody's repository for programs that reach for a hub.
+        """
+        return f"./models/{self.id}" if self.is_from_directory else self.repo
 
 
 TaskName = Literal["train", "check_data"]

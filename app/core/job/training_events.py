@@ -10,8 +10,10 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from app.core.job.child_text import Code, ShortText, Text, clean
 from app.core.job.data_report import DataReport
+from app.core.job.estimate import MAX_BYTES
 from app.core.job.frozen import Frozen
 from app.core.job.loss_log import MAX_COUNT, MAX_STEP, StepMetrics
+from app.core.job.training_config import DeviceName
 
 Step = Annotated[int, Field(ge=1, le=MAX_STEP)]
 CheckpointDirectory = Annotated[str, Field(pattern=r"^out/step-[0-9]{1,9}$")]
@@ -90,6 +92,21 @@ class OutOfSpace(Frozen):
     message: Text
 
 
+class MemoryShort(Frozen):
+    """The job was not started: its device has too little memory, or too little of it is free.
+
+    It can be tried again, here or on another machine.
+    """
+
+    kind: Literal["memory_short"] = "memory_short"
+    message: Text
+    device: DeviceName
+    needed_bytes: int = Field(ge=1, le=MAX_BYTES)
+    """Memory that the job takes at least, by the estimate."""
+    total_bytes: int = Field(ge=0, le=MAX_BYTES)
+    """Memory of the device, free or not."""
+
+
 class Unresumable(Frozen):
     """The saved state of `step` cannot be resumed: it is damaged, or of another job or version.
 
@@ -156,6 +173,7 @@ TrainingEvent = Annotated[
     | Checkpointed
     | Stopped
     | OutOfSpace
+    | MemoryShort
     | Unresumable
     | Finished
     | Failed

@@ -17,6 +17,10 @@ class Memory:
     free: int
 
 
+PLENTY = Memory(total=2**62, free=2**62)
+"""Memory for any job."""
+
+
 def measure_memory(*, root: Path = Path("/")) -> Memory:
     """Measure the memory that this process may use.
 

@@ -10,6 +10,7 @@ from app.core.job.training_events import (
     Failed,
     Finished,
     JobError,
+    MemoryShort,
     Noted,
     OutOfSpace,
     Planned,
@@ -70,11 +71,12 @@ REFUSED = JobError(code="row_too_long", message="Too long.")
         (4, [Started(total_steps=9), Stopped(step=4)]),
         (0, [Failed(code="no_chat_template", message="bad")]),
         (0, [stepped(1), OutOfSpace(message="full")]),
+        (0, [MemoryShort(message="full", device="cpu", needed_bytes=9, total_bytes=8)]),
         (0, [NOTE] * MAX_NOTES),
         (0, [BASE, stepped(1), DONE]),
         (0, [BASE, Stopped(step=0)]),
     ],
-    ids=["whole", "saved", "best", "unresumable", "asked", "failed", "full", "notes",
+    ids=["whole", "saved", "best", "unresumable", "asked", "failed", "full", "memory", "notes",
          "base", "base-only"],
 )  # fmt: skip
 def test_what_a_training_does_is_accepted(after_step: int, events: Sequence[TrainingEvent]) -> None:

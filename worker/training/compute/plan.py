@@ -20,6 +20,7 @@ from app.core.job.training_config import (
     ForwardName,
     TrainingConfig,
 )
+from app.core.job.training_events import MemoryShort
 from app.core.machine.memory import Memory
 from worker.training.compute.hardware import Speeds
 from worker.training.compute.memory import (
@@ -129,29 +130,27 @@ class ComputePlan:
         )
 
     def check_memory(self, memory: Memory) -> None:
-        """Check that the job fits into the memory of its device.
+        """Check that the job fits into the free memory of its device.
 
         Raises:
-            MemoryShortError: too little is free, but there would be enough.
-            TrainingFailedError: `not_enough_memory`, when there is too little in all.
+            MemoryShortError: it does not.
         """
         needed = self.peak_bytes
         if needed <= memory.free:
             return
-        need = f"The job needs about {gigabytes(needed)} of memory"
         parts = explain_need(
             self.footprint, self.largest_micro_batch, checkpointing=self.gradient_checkpointing
         )
-        if needed <= memory.total:
-            have = f"and {gigabytes(memory.free)} of {gigabytes(memory.total)} are free"
-            raise MemoryShortError(f"{need}, {have}. {parts}", needed_bytes=needed)
-        raise TrainingFailedError(
-            "not_enough_memory",
-            f"{need}, and this machine has {gigabytes(memory.total)}. {parts} Lower "
+        short = MemoryShort(
+            message=f"The job needs about {gigabytes(needed)} of memory, and "
+            f"{gigabytes(memory.free)} of {gigabytes(memory.total)} are free. {parts} Lower "
             "context_length or lora_r, choose a smaller base model, or give the machine more "
             "memory.",
-            param="hyperparameters.context_length",
+            device=self.device,
+            needed_bytes=needed,
+            total_bytes=memory.total,
         )
+        raise MemoryShortError(short)
 
     def build_forward(self, model: PeftModel) -> Forward:
         """Build the forward pass of the loaded model."""

@@ -5,21 +5,27 @@ In a conversation, only the assistant's answers are learned: see `worker.trainin
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import date
+from datetime import UTC, date, datetime
 from functools import cached_property
 from typing import cast
 
 from transformers import PreTrainedTokenizerBase
 
 from app.core.dataset.formats import ChatExample, Example, PromptExample
-from app.core.job.training_config import TrainOn
+from app.core.job.training_config import TrainingConfig, TrainOn
 from worker.training.data.answers import RenderedChat, Span
 from worker.training.data.chats import ChatRenderer
+from worker.training.data.stop_tokens import StopTokens
 
 
 def end_of_text(tokenizer: PreTrainedTokenizerBase) -> int:
     """The token that ends a generation. `load_tokenizer` has checked that there is one."""
     return cast("int", tokenizer.eos_token_id)
+
+
+def today_of(config: TrainingConfig) -> date:
+    """The date that chat templates see. Jobs of earlier releases take the day of the attempt."""
+    return config.template_date or datetime.now(UTC).date()
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +70,18 @@ class Encoder:
         self._today = today
         self._stop_tokens = stop_tokens
         self.ends: set[str] = set()
+
+    @classmethod
+    def for_job(
+        cls, config: TrainingConfig, tokenizer: PreTrainedTokenizerBase, stops: StopTokens
+    ) -> "Encoder":
+        """The encoder of a job with these hyperparameters, whose base model stops at `stops`."""
+        return cls(
+            tokenizer,
+            train_on=config.learned_part,
+            today=today_of(config),
+            stop_tokens=list(stops.base.values()) if stops.are_known else None,
+        )
 
     def encode(self, example: Example) -> list[Encoded]:
         """The tokens of one example: one row, or one for each learned answer of a conversation.

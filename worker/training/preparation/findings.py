@@ -4,8 +4,8 @@ from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 
@@ -43,27 +43,6 @@ class DataFile:
         return self.reference.filename
 
 
-@dataclass(frozen=True, slots=True)
-class WholeRow:
-    """An example as tokens, before any limit on their number."""
-
-    line: int
-    input_ids: np.ndarray
-    is_learned: np.ndarray
-    """Whether each token is learned. The first never is, because nothing predicts it."""
-    is_whole: bool
-    """As in `Encoded`."""
-
-    @classmethod
-    def of(cls, encoded: Encoded, line: int) -> Self:
-        is_learned = np.array(encoded.is_learned, dtype=bool)
-        is_learned[:1] = False
-        return cls(line, np.array(encoded.input_ids, np.int32), is_learned, encoded.is_whole)
-
-    def __len__(self) -> int:
-        return len(self.input_ids)
-
-
 @dataclass
 class FileFindings:
     """Counts the examples of a file, and those that are not trained on as they are.
@@ -89,6 +68,8 @@ class FileFindings:
     """Lines that became several examples, each of which ends with one learned answer."""
     split_examples: int = 0
     """Examples that these lines became."""
+    incomplete: NamedLines = field(default_factory=NamedLines)
+    """Conversations with a learned answer that the chat template does not write as it is."""
     truncated: NamedLines = field(default_factory=NamedLines)
     dropped: NamedLines = field(default_factory=NamedLines)
     lost_learned_tokens: int = 0
@@ -97,8 +78,6 @@ class FileFindings:
     """Answers whose end, with the token that stops the model, was cut off."""
     unlearnable: NamedLines = field(default_factory=NamedLines)
     """Examples that were left out because no token of them is learned."""
-    incomplete: NamedLines = field(default_factory=NamedLines)
-    """Conversations with a learned answer that the chat template does not write as it is."""
     too_long: list[DataProblem] = field(default_factory=list[DataProblem])
     """The first `MAX_PROBLEMS` examples that refuse the job because they are too long."""
     too_long_count: int = 0
@@ -120,15 +99,15 @@ class FileFindings:
         """Lines that are the same as an earlier one. Ask only after the last line."""
         return self.digests.find_repeats()
 
-    def take(self, line: int, example: Example, rows: Sequence[WholeRow]) -> None:
+    def take(self, line: int, example: Example, rows: Sequence[Encoded]) -> None:
         """Take note of a line and what it became."""
         self.lines += 1
         self.content.add(line, example)
         parts: list[bytes] = []
         for row in rows:
-            self.lengths.append(len(row))
-            self.longest.add(line, len(row))
-            parts += [row.input_ids.tobytes(), row.is_learned.tobytes()]
+            self.lengths.append(len(row.input_ids))
+            self.longest.add(line, len(row.input_ids))
+            parts += [np.array(row.input_ids, np.int32).tobytes(), bytes(row.is_learned)]
         self.digests.add(line, parts)
         if not all(row.is_whole for row in rows):
             self.incomplete.add(line)
@@ -145,30 +124,35 @@ class FileFindings:
                 DataProblem(line=line, path="messages", code=error.code, message=str(error))
             )
 
-    def refuse_long(self, row: WholeRow) -> None:
+    def refuse_long(self, line: int, *, tokens: int) -> None:
         """Take note of an example that is too long where that is an error."""
         self.too_long_count += 1
         if len(self.too_long) < MAX_PROBLEMS:
             message = (
-                f"The example has {len(row):,} tokens; the limit is {self.max_sequence_tokens:,}."
+                f"The example has {tokens:,} tokens; the limit is {self.max_sequence_tokens:,}."
             )
             self.too_long.append(
-                DataProblem(line=row.line, path="", code="row_too_long", message=message)
+                DataProblem(line=line, path="", code="row_too_long", message=message)
             )
 
-    def drop(self, row: WholeRow) -> None:
-        """Take note of an example that is left out because it is too long."""
-        self.dropped.add(row.line)
-        self.lost_learned_tokens += int(row.is_learned.sum())
+    def keep(self, is_learned: Sequence[bool]) -> None:
+        """Take note of an example that is trained or evaluated on."""
+        self.tokens += len(is_learned)
+        self.learned_lengths.append(sum(is_learned))
 
-    def truncate(self, row: WholeRow) -> None:
-        """Take note of an example whose end is cut off."""
-        self.truncated.add(row.line)
-        lost = row.is_learned[self.max_sequence_tokens :]
-        self.lost_learned_tokens += int(lost.sum())
-        ends = lost & ~np.append(lost[1:], [False])
-        for _ in range(int(ends.sum())):
-            self.lost_ends.add(row.line)
+    def drop(self, line: int, is_learned: Sequence[bool]) -> None:
+        """Take note of an example that is left out because it is too long."""
+        self.dropped.add(line)
+        self.lost_learned_tokens += sum(is_learned)
+
+    def truncate(self, line: int, is_learned: Sequence[bool]) -> None:
+        """Take note of an example whose end is cut off. `is_learned` is that of all its tokens."""
+        self.truncated.add(line)
+        lost = is_learned[self.max_sequence_tokens :]
+        self.lost_learned_tokens += sum(lost)
+        for now, following in pairwise([*lost, False]):
+            if now and not following:  # an answer ends here
+                self.lost_ends.add(line)
 
     def failure(self) -> TrainingFailedError | None:
         """Why the file cannot be used. None if it can.

@@ -3,7 +3,6 @@
 import hashlib
 import logging
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,6 +13,7 @@ from app.core.job.training_config import JobSpec
 from app.core.manifest import ManifestError, verify
 from worker.training.artifacts.saved_state import NUMERICS_VERSION
 from worker.training.data.dataset import TokenizedData
+from worker.training.data.encoding import today_of
 from worker.training.data.split import split_rows
 from worker.training.data.stop_tokens import StopTokens
 
@@ -115,10 +115,5 @@ def describe_inputs(spec: JobSpec) -> dict[str, Any]:
         "max_sequence_tokens": config.max_sequence_tokens,
         "overlong_row_behavior": config.overlong_row_behavior,
         "learned_part": config.learned_part,
-        "template_date": today_of(spec).isoformat(),
+        "template_date": today_of(config).isoformat(),
     }
-
-
-def today_of(spec: JobSpec) -> date:
-    """The date that chat templates see. Jobs of earlier releases take the day of the attempt."""
-    return spec.config.template_date or datetime.now(UTC).date()

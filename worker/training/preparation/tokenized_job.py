@@ -32,7 +32,6 @@ from worker.training.preparation.prepared_data import (
     describe_inputs,
     find_checked_tokens,
     open_data,
-    today_of,
 )
 from worker.training.preparation.reporting import as_note, report_file, report_held_out
 from worker.training.preparation.tokenizing import tokenize_file
@@ -145,12 +144,7 @@ def tokenize_job(
     """Tokenize the files of the job in `directory`, whatever is wrong with them."""
     config = spec.config
     stop_tokens = StopTokens.read(directory / BASE_MODEL_NAME, tokenizer)
-    encoder = Encoder(
-        tokenizer,
-        train_on=config.learned_part,
-        today=today_of(spec),
-        stop_tokens=list(stop_tokens.base.values()) if stop_tokens.are_known else None,
-    )
+    encoder = Encoder.for_job(config, tokenizer, stop_tokens)
     target = directory / OWN_TOKENS_NAME
     digests: dict[FileParam, str] = {}
 

@@ -7,10 +7,11 @@ import numpy as np
 from app.core.dataset.reading import read_examples
 from app.core.job.training_config import OverlongRowBehavior
 from worker.training.data.chat_template import ChatTemplateError
+from worker.training.data.cutting import cut
 from worker.training.data.dataset import TokenWriter
-from worker.training.data.encoding import Encoder
+from worker.training.data.encoding import Encoded, Encoder
 from worker.training.preparation.content import ContentCheck
-from worker.training.preparation.findings import DataFile, FileFindings, WholeRow
+from worker.training.preparation.findings import DataFile, FileFindings
 
 
 def tokenize_file(
@@ -32,32 +33,36 @@ def tokenize_file(
     with source.path.open("rb") as lines, TokenWriter(target, source.param) as writer:
         for line, example in read_examples(lines):
             try:
-                encoded = encoder.encode(example)
+                rows = encoder.encode(example)
             except ChatTemplateError as error:
                 findings.refuse_chat(line, error)
                 continue
-            rows = [WholeRow.of(row, line) for row in encoded]
             findings.take(line, example, rows)
             for row in rows:
-                _write(row, writer, findings, overlong)
+                _write(row, line, writer, findings, overlong)
     return findings, writer.sha256
 
 
 def _write(
-    row: WholeRow, writer: TokenWriter, findings: FileFindings, overlong: OverlongRowBehavior
+    encoded: Encoded,
+    line: int,
+    writer: TokenWriter,
+    findings: FileFindings,
+    overlong: OverlongRowBehavior,
 ) -> None:
     """Write the row that is trained on, unless it is left out."""
     limit = findings.max_sequence_tokens
-    if len(row) > limit:
-        if overlong == "error":
-            return findings.refuse_long(row)
-        if overlong == "drop":
-            return findings.drop(row)
-        findings.truncate(row)
-    is_learned = row.is_learned[:limit]
-    learned = int(np.count_nonzero(is_learned))
-    if learned == 0:
-        return findings.unlearnable.add(row.line)
-    findings.tokens += len(is_learned)
-    findings.learned_lengths.append(learned)
-    return writer.write(row.input_ids[:limit], is_learned, line=row.line)
+    row = cut(encoded, max_tokens=limit, overlong=overlong)
+    match row.outcome:
+        case "too_long":
+            findings.refuse_long(line, tokens=len(encoded.input_ids))
+        case "dropped":
+            findings.drop(line, row.is_learned)
+        case "nothing_to_learn":
+            findings.unlearnable.add(line)
+        case _:
+            findings.keep(row.is_learned)
+            input_ids = np.array(row.input_ids, dtype=np.int32)
+            writer.write(input_ids, np.array(row.is_learned, dtype=bool), line=line)
+    if len(row.input_ids) < len(encoded.input_ids):
+        findings.truncate(line, encoded.is_learned)

@@ -88,6 +88,13 @@ def test_the_target_modules_are_those_asked_for(
     )
 
 
+def test_embeddings_are_named_in_a_list(client: TestClient, training_file: str) -> None:
+    job = create(client, training_file, hyperparameters={"modules_to_save": ["lm_head"]})
+
+    shown = job["method"]["supervised"]["hyperparameters"]
+    assert shown["modules_to_save"] == ["lm_head"]
+
+
 def test_the_modules_of_a_half_are_those_that_the_base_model_offers(entry: CatalogueEntry) -> None:
     whole = entry.model_copy(update={"target_modules": ("q_proj", "o_proj", "up_proj", "fc2")})
 
@@ -186,14 +193,15 @@ def test_a_method_that_is_not_offered_is_never_ignored(
 def test_a_setting_may_be_left_to_the_service(
     client: TestClient, training_file: str, value: str | None
 ) -> None:
-    knobs = dict.fromkeys(
-        ["n_epochs", "learning_rate", "learning_rate_multiplier", "packing", "train_on_inputs"],
-        value,
-    )
+    knobs = dict.fromkeys(["batch_size", "lora_dropout", "packing", "train_on_inputs"], value)
 
     shown = create(client, training_file, hyperparameters=knobs)["hyperparameters"]
 
-    assert (shown["n_epochs"], shown["learning_rate"], shown["train_on_inputs"]) == (3, 2e-4, False)
+    assert (shown["batch_size"], shown["lora_dropout"], shown["train_on_inputs"]) == (
+        4,
+        0.05,
+        False,
+    )
 
 
 @pytest.mark.parametrize(

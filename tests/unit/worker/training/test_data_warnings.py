@@ -14,7 +14,7 @@ from app.core.job.training_config import DatasetRef
 from tests.tiny import build_tokenizer, chat_row
 from worker.training.data.encoding import Encoded, Encoder
 from worker.training.preparation.content import ContentCheck
-from worker.training.preparation.findings import DataFile, FileFindings, WholeRow
+from worker.training.preparation.findings import DataFile, FileFindings
 from worker.training.preparation.reporting import report_file
 from worker.training.preparation.tokenizing import tokenize_file
 
@@ -200,7 +200,7 @@ def test_memory_does_not_grow_with_the_texts_and_little_with_the_rows(tmp_path: 
             message = {"role": "assistant", "content": f"{line} " + "x" * 500, "name": str(line)}
             example = ChatExample([message], [True])
             row = Encoded([line, *range(200)], [True] * 201)
-            findings.take(line, example, [WholeRow.of(row, line)])
+            findings.take(line, example, [row])
         kept, _ = tracemalloc.get_traced_memory()
         assert list(findings.warnings()) == []
         report_file(findings)

@@ -6,8 +6,8 @@ from datetime import datetime
 
 from sqlalchemy import ColumnElement, Table, delete, func, select
 
-from app.core.db.access_tables import ApiKey
 from app.core.db.base import Base, ProjectRepository
+from app.core.db.project_tables import ApiKey
 from app.core.db.repositories.jobs import JobRepository
 from app.core.db.repositories.projects.usage import UsageRepository
 from app.core.db.tables import Job
