@@ -102,6 +102,8 @@ class Machine:
     threads: int
     total_bytes: int
     """Memory of the machine or of its GPU, free or not."""
+    has_gpu: bool | None = None
+    """Whether it has a GPU. None to ask torch."""
 
 
 def estimate(
@@ -167,7 +169,7 @@ class _Job:
 
     def _plan(self, *, free_bytes: int) -> ComputePlan:
         """The plan of the job where so much memory is free."""
-        placement = choose_placement(self.asked, self.machine.speeds)
+        placement = choose_placement(self.asked, self.machine.speeds, has_gpu=self.machine.has_gpu)
         work = Workload.of_job(
             self.base_model,
             self.config,

@@ -124,6 +124,15 @@ def test_no_length_helps_a_base_model_that_is_too_large() -> None:
     assert made.advice[1].endswith("Choose a smaller base model.")
 
 
+def test_nobody_knows_how_fast_a_gpu_is() -> None:
+    made = of(asked=ComputeSettings(device="cuda"), machine=replace(MACHINE, has_gpu=True))
+
+    assert made.duration is None
+    assert (made.compute.device, made.compute.dtype) == ("cuda", "bfloat16")
+    with pytest.raises(TrainingFailedError, match="has no GPU"):
+        of(asked=ComputeSettings(device="cuda"), machine=replace(MACHINE, has_gpu=False))
+
+
 def test_checkpoints_and_saved_states_take_disk_until_they_are_bounded() -> None:
     unbounded, bounded = of(epochs=10), of(epochs=10, keep_checkpoints=2)
 
