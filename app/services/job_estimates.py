@@ -16,7 +16,7 @@ from app.core.machine.memory import measure_memory
 from app.core.settings import Settings
 from app.schemas.fine_tuning_jobs import JobCreate
 from app.schemas.hyperparameters import as_hyperparameters
-from app.services.new_jobs import check_request, learning_rate_multiplier
+from app.services.job_inputs import check_request
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,9 @@ def plan_estimate(
         InvalidRequestError: as `create_job`.
         NotFoundError: as `create_job`.
     """
-    model, given, config = check_request(session, caller, request, catalogue, now=now)
+    model, asked, config = check_request(
+        session, caller, request, catalogue, default_recipe=settings.default_recipe, now=now
+    )
     ids = filter(None, (request.training_file, request.validation_file))
     repository = FileRepository(session, caller.project_id)
     files = [repository.get(file_id, now=now) for file_id in ids]
@@ -64,5 +66,5 @@ def plan_estimate(
             memory_bytes=workers.largest_memory() or measure_memory().total,
         ),
         model=model.id,
-        hyperparameters=as_hyperparameters(config, learning_rate_multiplier(given, config)),
+        hyperparameters=as_hyperparameters(config, asked.learning_rate_multiplier(config)),
     )

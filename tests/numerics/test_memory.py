@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from app.core.job.training_config import ComputeSettings, DtypeName, ForwardName, LoraShape
+from app.core.job.lora_shape import LoraShape
+from app.core.job.training_config import ComputeSettings, DtypeName, ForwardName
 from app.core.job.training_events import MemoryShort, Noted, Started, Stepped, TrainingEvent
 from app.core.machine.memory import Memory
 from tests.numerics.test_cross_entropy import build_batch

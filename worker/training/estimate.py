@@ -273,18 +273,17 @@ class _Job:
     def _what_fits(self, least: ComputePlan) -> Iterator[str]:
         """Which single change would make the job fit into the memory of the machine."""
         total, footprint = self.machine.total_bytes, least.footprint
-        yield (
-            f"The job needs at least {gigabytes(least.peak_bytes)} of memory, and this machine "
-            f"has {gigabytes(total)}."
-        )
         tokens = footprint.longest_row
         while tokens > _SHORTEST_CONTEXT:
             tokens //= 2
             shorter = replace(footprint, longest_row=tokens)
             if shorter.peak(tokens, checkpointing=least.gradient_checkpointing) <= total:
-                yield f"It would fit with a context_length of {tokens:,}."
+                yield f"It would fit into {gigabytes(total)} with a context_length of {tokens:,}."
                 return
-        yield "No context_length makes it fit. Choose a smaller base model."
+        yield (
+            f"It does not fit into {gigabytes(total)} with any context_length. Choose a smaller "
+            "base model."
+        )
 
 
 def _duration(parts: dict[str, float]) -> Duration | None:

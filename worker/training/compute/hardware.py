@@ -12,7 +12,7 @@ import psutil
 import torch
 from pydantic import Field, ValidationError
 
-from app.core.job.training_config import Frozen
+from app.core.job.frozen import Frozen
 from app.core.machine.memory import Memory
 
 _NAME = "processor.json"

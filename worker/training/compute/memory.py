@@ -6,7 +6,8 @@ rounded up. A test checks them against what the layers really keep.
 
 from dataclasses import dataclass
 
-from app.core.job.training_config import ComputeSettings, DtypeName, ForwardName, LoraShape
+from app.core.job.lora_shape import LoraShape
+from app.core.job.training_config import ComputeSettings, DtypeName, ForwardName
 from worker.training.model.base_model import ModelShape
 from worker.training.model.cross_entropy import CHUNK
 from worker.training.model.decoder_layer import LONGEST_BY_PRODUCTS

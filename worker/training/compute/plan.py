@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from peft import PeftModel
 
+from app.core.job.lora_shape import LoraShape
 from app.core.job.training_config import (
     ComputeSettings,
     DeviceName,
     DtypeName,
     ForwardName,
-    LoraShape,
     TrainingConfig,
 )
 from app.core.job.training_events import MemoryShort

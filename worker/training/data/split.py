@@ -18,7 +18,8 @@ class SelectedRows(TokenizedData):
         self._whole = whole
         self._indices = indices
         self.lengths = whole.lengths[indices]
-        self.report = whole.report
+        self.learned = whole.learned[indices]
+        self.lines = whole.lines[indices]
         chosen = f"{whole.sha256} {indices.tolist()}"
         self.sha256 = hashlib.sha256(chosen.encode()).hexdigest()
 

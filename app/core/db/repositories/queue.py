@@ -155,9 +155,9 @@ class QueueRepository(Repository):
         return positions | {job_id: place.get(job_id, MAX_POSITION) for job_id in queued}
 
     def count(self) -> int:
-        """Number of queued jobs of all projects."""
-        queued = select(func.count()).where(Job.status == JobStatus.QUEUED)
-        return self._session.scalars(queued).one()
+        """Number of jobs of all projects that wait for a worker, which checks or trains them."""
+        waiting = (JobStatus.VALIDATING_FILES, JobStatus.QUEUED)
+        return self._session.scalars(select(func.count()).where(Job.status.in_(waiting))).one()
 
 
 @dataclass(frozen=True, slots=True)

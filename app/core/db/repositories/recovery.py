@@ -151,10 +151,14 @@ class RecoveryRepository(Repository):
         return self._rescue(Job.worker_id.in_(dead_worker_ids), "died", now=now)
 
     def cancel_running(self, project_id: str, *, now: datetime) -> None:
-        """End the running jobs of a project at once. Their workers have lost their leases."""
-        running = (Job.project_id == project_id, Job.status == JobStatus.RUNNING)
-        for job_id in self._session.scalars(select(Job.id).where(*running)).all():
-            job = lock_job(self._session, Job.id == job_id, *running)
+        """End what workers do for a project at once: training, and checks of data.
+
+        The workers have lost their leases.
+        """
+        busy = (JobStatus.VALIDATING_FILES, JobStatus.RUNNING)
+        their_jobs = (Job.project_id == project_id, Job.status.in_(busy))
+        for job_id in self._session.scalars(select(Job.id).where(*their_jobs)).all():
+            job = lock_job(self._session, Job.id == job_id, *their_jobs)
             if job is not None:
                 settle(self._session, job, JobStatus.CANCELLED, now=now)
 
