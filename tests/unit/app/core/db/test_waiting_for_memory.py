@@ -2,7 +2,9 @@
 
 from datetime import datetime
 
+from app.core.access import DEFAULT_PROJECT_ID
 from app.core.db.repositories.data_checks import DataCheckRepository
+from app.core.db.repositories.files import FileRepository
 from app.core.db.repositories.leases import Lease, LeaseRepository
 from app.core.db.repositories.recovery import MEMORY_PAUSE, RecoveryRepository
 from app.core.db.session import Database
@@ -16,6 +18,7 @@ from tests.builders import (
     NOW,
     add_job,
     add_worker,
+    build_file,
     build_metrics,
     claim,
     claim_check,
@@ -143,7 +146,10 @@ def test_the_memory_of_workers_says_nothing_about_a_gpu(database: Database) -> N
 
 def check_data(database: Database, *, needed_bytes: int) -> str:
     """A new job whose data was checked, and which is estimated to need so much memory."""
-    job = add_job(database, status=JobStatus.VALIDATING_FILES)
+    file = build_file()
+    with database.writing() as session:
+        FileRepository(session, DEFAULT_PROJECT_ID).add(file)
+    job = add_job(database, status=JobStatus.VALIDATING_FILES, training_file_id=file.id)
     lease = claim_check(database)
     assert lease is not None
     assert lease.job_id == job.id
