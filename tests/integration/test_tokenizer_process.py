@@ -128,6 +128,15 @@ def test_a_client_that_leaves_takes_its_process_along(base_model: Path) -> None:
     assert list_processes() == []
 
 
+def test_a_service_without_the_libraries_says_so(
+    base_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)  # means: not installed
+
+    with pytest.raises(TokenizingFailedError, match=r"Install tunery\[worker\]"):
+        asyncio.run(ask(build_request(base_model)))
+
+
 @pytest.mark.parametrize(
     ("exit_code", "said"),
     [
