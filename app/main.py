@@ -23,6 +23,7 @@ from app.api.v1 import (
     file_preview,
     files,
     fine_tuning_jobs,
+    job_estimates,
     job_results,
     models,
     projects,
@@ -91,7 +92,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     install_error_handlers(app)
     app.include_router(health.router)
     app.include_router(docs_page.router)
-    jobs = (fine_tuning_jobs, job_results)
+    jobs = (fine_tuning_jobs, job_estimates, job_results)
     for module in (files, file_preview, uploads, *jobs, models, webhooks, projects):
         app.include_router(module.router, prefix="/v1")
     require_policies(app)

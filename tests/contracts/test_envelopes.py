@@ -28,6 +28,7 @@ BODIES: dict[str, dict[str, Any]] = {
     },
     "/v1/files/{file_id}/preview": {"params": {"model": "tiny"}},
     "/v1/fine_tuning/jobs": {"json": {"model": "tiny", "training_file": "file-1"}},
+    "/v1/fine_tuning/jobs/estimate": {"json": {"model": "tiny", "training_file": "file-1"}},
     "/v1/organization/projects/{project_id}": {"json": {}},
     "/v1/uploads": {"json": UPLOAD},
     "/v1/uploads/{upload_id}/complete": {"json": {"part_ids": []}},

@@ -5,7 +5,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from app.core.dataset.tokenizing.messages import MEMORY_BYTES, FileRequest
+from app.core.dataset.tokenizing.messages import MEMORY_BYTES, EstimateRequest, FileRequest
 from worker.launch.sandbox.apply import SYSTEM
 from worker.launch.sandbox.file_access import (
     READ,
@@ -62,6 +62,8 @@ def _restrict_files(request: FileRequest) -> None:
         *library_paths("worker.tokenizing", hidden=request.data_dir.resolve()),
         request.base_model.resolve(),
     ]
+    if isinstance(request, EstimateRequest) and request.machine_cache.exists():
+        readable.append(request.machine_cache.resolve())
     restrict_files((path, READ) for path in readable)
 
 

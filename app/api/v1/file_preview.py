@@ -95,7 +95,7 @@ async def preview_file(
 
     planned = await to_thread.run_sync(resources.read, plan)
     with await to_thread.run_sync(open_blob, resources.store, planned.blob_key) as source:
-        work = resources.tokenizers.ask(planned.request, source, Preview)
+        work = resources.tokenizers.ask(planned.request, [source], Preview)
         try:
             preview = await unless_client_leaves(request, work)
         except ClientLeftError:

@@ -17,7 +17,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from app.core.job.training_config import BaseModelRef, LoraShape
+from app.core.job.lora_shape import LoraShape
+from app.core.job.training_config import BaseModelRef
 from worker.training.data.tokenizer import load_tokenizer
 from worker.training.failures import TrainingFailedError
 
@@ -128,7 +129,7 @@ def attach_adapter(base: PreTrainedModel, shape: LoraShape, reference: BaseModel
     )
     model = cast("PeftModel", get_peft_model(base, adapter))
     # peft has put the local directory here, which nobody else has.
-    adapter.base_model_name_or_path = reference.repo
+    adapter.base_model_name_or_path = reference.address
     return model
 
 

@@ -4,11 +4,12 @@ The API treats every answer as hostile: it validates it here before it passes it
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
-from app.core.job.training_config import Frozen, TrainingConfig
+from app.core.job.estimate import Estimate
+from app.core.job.training_config import ComputeSettings, Frozen, TrainingConfig
 from app.core.job.training_events import Code, DataProblem, ShortText, Text
 
 MEMORY_BYTES = 2 * 1024**3
@@ -51,7 +52,36 @@ class PreviewRequest(FileRequest):
     """Numbers of the rows, from 1."""
 
 
-REQUESTS = TypeAdapter[PreviewRequest](PreviewRequest)
+class EstimateRequest(FileRequest):
+    """Asks what a job takes. The answer is a `SampledEstimate`.
+
+    The inherited descriptors are those of the training file and, if there is one, of the validation
+    file.
+    """
+
+    kind: Literal["estimate"] = "estimate"
+    rows: tuple[int, ...] = Field(min_length=1, max_length=2)
+    """Number of rows of each file."""
+    compute: ComputeSettings
+    """Choices of the service's settings on how jobs are computed."""
+    machine_cache: Path
+    """Directory that holds the measured speeds of this processor."""
+    threads: int = Field(ge=1)
+    """Threads of the processor that the job would compute with."""
+    memory_bytes: int = Field(ge=1)
+    """Memory of the machine that would train the job."""
+
+
+Request = Annotated[PreviewRequest | EstimateRequest, Field(discriminator="kind")]
+REQUESTS = TypeAdapter[PreviewRequest | EstimateRequest](Request)
+
+
+class SampledEstimate(Frozen):
+    """An estimate from some rows of a file, which stand for all."""
+
+    estimate: Estimate
+    sampled_rows: int = Field(ge=1)
+    """Number of rows of the training file whose tokens were counted."""
 
 
 class Token(Frozen):

@@ -7,6 +7,7 @@ a chat template are untrusted, and take a processor for seconds.
 import logging
 import os
 import signal
+from collections.abc import Sequence
 from contextlib import suppress
 from importlib.util import find_spec
 from io import BufferedReader
@@ -39,6 +40,7 @@ _PASSED_ON = ("LD_LIBRARY_PATH", "PYTHONPATH")
 _ENVIRONMENT = {
     "ARROW_DEFAULT_MEMORY_POOL": "system",  # the others reserve address space
     "HF_HUB_OFFLINE": "1",
+    "JE_ARROW_MALLOC_CONF": "background_thread:false",  # no thread may escape the sandbox
     "MALLOC_ARENA_MAX": "2",
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
@@ -68,13 +70,13 @@ class TokenizerProcesses:
         self._wall_s = wall_s
 
     async def ask(
-        self, request: FileRequest, source: BufferedReader, answer: type[Answer]
+        self, request: FileRequest, sources: Sequence[BufferedReader], answer: type[Answer]
     ) -> Answer:
-        """Let a process answer a request about a file. If this is cancelled, the process ends.
+        """Let a process answer a request about files. If this is cancelled, the process ends.
 
         Args:
             request: the request.
-            source: the file, which has a descriptor and is at its first byte.
+            sources: the files, each of which has a descriptor and is at its first byte.
             answer: model of the answer.
 
         Raises:
@@ -95,7 +97,7 @@ class TokenizerProcesses:
             raise _busy() from error
         try:
             with fail_after(self._wall_s):
-                exit_code, said = await _run(request, source.fileno())
+                exit_code, said = await _run(request, [source.fileno() for source in sources])
         except TimeoutError as error:
             raise _busy() from error
         finally:
@@ -103,16 +105,16 @@ class TokenizerProcesses:
         return await to_thread.run_sync(_read, exit_code, said, answer)
 
 
-async def _run(request: FileRequest, source: int) -> tuple[int, bytes]:
+async def _run(request: FileRequest, sources: Sequence[int]) -> tuple[int, bytes]:
     process = await open_process(
-        python_module("worker.tokenizing", str(source)),
+        python_module("worker.tokenizing", *map(str, sources)),
         stderr=DEVNULL,
         env=with_import_path(
             _ENVIRONMENT | {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
         ),
         cwd="/",
         start_new_session=True,
-        pass_fds=[source],
+        pass_fds=sources,
     )
     async with process:
         try:

@@ -8,7 +8,8 @@ from enum import StrEnum
 from sqlalchemy import delete, exists, func, select
 
 from app.core.db.base import Repository
-from app.core.db.tables import Job, WorkerRow
+from app.core.db.tables import Job
+from app.core.db.worker_tables import WorkerRow
 from app.core.job.status import JobStatus
 from app.core.version import VERSION
 
@@ -52,8 +53,19 @@ class WorkerStatus:
 
 
 class WorkerRepository(Repository):
-    def beat(self, worker: WorkerIdentity, *, now: datetime, is_stopping: bool = False) -> None:
-        """Record a heartbeat. The first one registers the worker."""
+    def beat(
+        self,
+        worker: WorkerIdentity,
+        *,
+        now: datetime,
+        is_stopping: bool = False,
+        memory_bytes: int | None = None,
+    ) -> None:
+        """Record a heartbeat. The first one registers the worker.
+
+        Args:
+            memory_bytes: memory of its machine or container, free or not.
+        """
         row = self._session.get(WorkerRow, worker.worker_id)
         if row is None:
             row = WorkerRow(
@@ -62,6 +74,7 @@ class WorkerRepository(Repository):
                 pid=worker.pid,
                 process_started=worker.process_started,
                 version=VERSION,
+                memory_bytes=memory_bytes,
                 started_at=now,
             )
             self._session.add(row)
@@ -77,6 +90,10 @@ class WorkerRepository(Repository):
         """Number of workers with a recent heartbeat."""
         alive = WorkerRow.heartbeat_at >= now - SILENT_AFTER
         return self._session.scalars(select(func.count()).where(alive)).one()
+
+    def largest_memory(self) -> int | None:
+        """Memory of the registered worker that has most. None if no worker says how much it has."""
+        return self._session.scalars(select(func.max(WorkerRow.memory_bytes))).one()
 
     def find_dead(self, host: str, is_alive: Callable[[WorkerIdentity], bool]) -> list[str]:
         """Ids of the workers of this host whose process has ended, whatever their heartbeat says.
