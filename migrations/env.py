@@ -3,7 +3,6 @@
 from alembic import context
 
 from app.core.db import (  # noqa: F401 - they define the tables
-    access_tables,
     check_tables,
     project_tables,
     tables,

@@ -123,6 +123,7 @@ def test_the_job_shows_every_setting_with_the_value_it_had(
         "use_rslora": False,
         "use_dora": False,
         "init_lora_weights": "kaiming",
+        "modules_to_save": [],
         "lora_target_modules": ["q_proj", "v_proj"],
     }
     assert job.method is not None

@@ -166,6 +166,7 @@ class CheckRun:
                     self._lease,
                     report,
                     files or None,
+                    estimate=checked.report.estimate,
                     error=checked.error,
                     now=self._resources.clock(),
                 )

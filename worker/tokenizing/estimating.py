@@ -11,6 +11,7 @@ from app.core.dataset.formats import LineError
 from app.core.dataset.reading import read_examples
 from app.core.dataset.tokenizing.messages import EstimateRequest, Refused, SampledEstimate
 from app.core.job.training_config import TrainingConfig
+from app.core.machine.memory import PLENTY
 from worker.training.compute.hardware import read_or_measure
 from worker.training.data.chat_template import ChatTemplateError
 from worker.training.data.cutting import cut
@@ -40,6 +41,8 @@ def estimate(request: EstimateRequest, sources: Sequence[BinaryIO]) -> SampledEs
             for source, rows, param in zip(sources, request.rows, _PARAMS, strict=False)
         ]
         training, *validation = (sample.stand_for_all() for sample in samples)
+        # No GPU can be seen from here, nor its memory.
+        is_on_gpu = request.compute.device == "cuda"
         return SampledEstimate(
             estimate=estimate_job(
                 ModelShape.read(request.base_model),
@@ -50,7 +53,8 @@ def estimate(request: EstimateRequest, sources: Sequence[BinaryIO]) -> SampledEs
                 machine=Machine(
                     speeds=read_or_measure(request.machine_cache),
                     threads=request.threads,
-                    total_bytes=request.memory_bytes,
+                    total_bytes=PLENTY.total if is_on_gpu else request.memory_bytes,
+                    has_gpu=is_on_gpu,
                 ),
             ),
             sampled_rows=samples[0].rows,

@@ -13,7 +13,7 @@ from worker.training.compute.cost import Cost
 from worker.training.compute.hardware import Speeds
 from worker.training.compute.memory import gigabytes
 from worker.training.compute.plan import ComputePlan, Workload, choose_placement, make_plan
-from worker.training.data.batching import shuffled_batches
+from worker.training.data.batching import cut_by_length, shuffled_batches
 from worker.training.data.split import count_held_out
 from worker.training.model.base_model import ModelShape
 from worker.training.step.trainer import StepSchedule
@@ -89,10 +89,6 @@ class Rows:
             return _LEARNED
         return self.learned_tokens / int(self.lengths.sum())
 
-    def part(self, count: int) -> "Rows":
-        """So many of the examples, chosen at random."""
-        return replace(self, count=count)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
@@ -102,6 +98,8 @@ class Machine:
     threads: int
     total_bytes: int
     """Memory of the machine or of its GPU, free or not."""
+    has_gpu: bool | None = None
+    """Whether it has a GPU. None to ask torch."""
 
 
 def estimate(
@@ -128,8 +126,8 @@ def estimate(
     """
     if validation is None and config.validation_split is not None:
         held_out = count_held_out(training.count, fraction=config.validation_split)
-        validation = training.part(held_out)
-        training = training.part(training.count - held_out)
+        validation = replace(training, count=held_out)  # chosen at random, so like the rest
+        training = replace(training, count=training.count - held_out)
     schedule = StepSchedule(config, examples=training.count, has_validation=validation is not None)
     job = _Job(base_model, config, training, validation, schedule, asked, machine)
     return job.estimate()
@@ -158,7 +156,7 @@ class _Job:
             if self.training.learned_tokens is None
             else round(self.training.learned * self.training.tokens),
             duration=_duration(parts),
-            peak_memory_bytes=plan.peak_bytes,
+            peak_memory_bytes=self._peak_bytes(plan),
             least_memory_bytes=least.peak_bytes,
             disk_bytes=self._disk_bytes(plan),
             compute=plan.settings,
@@ -167,7 +165,7 @@ class _Job:
 
     def _plan(self, *, free_bytes: int) -> ComputePlan:
         """The plan of the job where so much memory is free."""
-        placement = choose_placement(self.asked, self.machine.speeds)
+        placement = choose_placement(self.asked, self.machine.speeds, has_gpu=self.machine.has_gpu)
         work = Workload.of_job(
             self.base_model,
             self.config,
@@ -205,7 +203,9 @@ class _Job:
     def _parts(self, plan: ComputePlan) -> dict[str, float]:
         """Seconds of the job, by what they are spent on."""
         cost = Cost(plan=plan, speeds=self.machine.speeds, threads=self.machine.threads)
-        steps = float(np.mean(list(self._step_costs(cost)))) * self.schedule.total_steps
+        rows = self.training
+        each = [cost.step(step, rows.lengths, learned=rows.learned) for step in self._steps()]
+        steps = sum(each) / len(each) * self.schedule.total_steps
         compiling = _COMPILATION_S if plan.compile else 0.0
         return {
             "start": self._start_s(plan),
@@ -219,13 +219,26 @@ class _Job:
         tokenizing = (self.training.tokens + validation_tokens) / _TOKENIZED_PER_S
         return _START_S + tokenizing + plan.footprint.base_model / _READ_PER_S
 
-    def _step_costs(self, cost: Cost) -> Iterator[float]:
-        """Seconds of each of the first steps. A sample of rows is cut into steps as a file is."""
-        rows, batch_size = self.training, self.config.batch_size
-        batches = shuffled_batches(len(rows.lengths), batch_size, seed=self.config.seed)
-        counted = min(self.schedule.total_steps, _STEPS_COUNTED)
-        for examples in islice(batches, counted):
-            yield cost.step(examples, rows.lengths, learned=rows.learned)
+    def _steps(self) -> Iterator[np.ndarray]:
+        """The examples of each of the first steps. A sample of rows is shuffled as a file is."""
+        examples, size = len(self.training.lengths), self.config.batch_size
+        batches = shuffled_batches(examples, size, seed=self.config.seed)
+        return islice(batches, min(self.schedule.total_steps, _STEPS_COUNTED))
+
+    def _peak_bytes(self, plan: ComputePlan) -> int:
+        """Memory of the largest micro-batch of these steps."""
+        lengths, limit = self.training.lengths, plan.micro_batch_tokens
+        shapes = {
+            (len(piece), int(lengths[piece].max()))
+            for step in self._steps()
+            for piece in cut_by_length(step, lengths, micro_batch_tokens=limit)
+        }
+        return max(
+            replace(plan.footprint, longest_row=longest).peak(
+                rows * longest, checkpointing=plan.gradient_checkpointing
+            )
+            for rows, longest in shapes
+        )
 
     def _evaluation_s(self, cost: Cost) -> float:
         """Seconds of all evaluations, that of the base model included."""
@@ -260,18 +273,17 @@ class _Job:
     def _what_fits(self, least: ComputePlan) -> Iterator[str]:
         """Which single change would make the job fit into the memory of the machine."""
         total, footprint = self.machine.total_bytes, least.footprint
-        yield (
-            f"The job needs at least {gigabytes(least.peak_bytes)} of memory, and this machine "
-            f"has {gigabytes(total)}."
-        )
         tokens = footprint.longest_row
         while tokens > _SHORTEST_CONTEXT:
             tokens //= 2
             shorter = replace(footprint, longest_row=tokens)
             if shorter.peak(tokens, checkpointing=least.gradient_checkpointing) <= total:
-                yield f"It would fit with a context_length of {tokens:,}."
+                yield f"It would fit into {gigabytes(total)} with a context_length of {tokens:,}."
                 return
-        yield "No context_length makes it fit. Choose a smaller base model."
+        yield (
+            f"It does not fit into {gigabytes(total)} with any context_length. Choose a smaller "
+            "base model."
+        )
 
 
 def _duration(parts: dict[str, float]) -> Duration | None:

@@ -160,13 +160,21 @@ class ComputePlan:
         return FusedForward(model, layer=layer, is_checkpointing=self.gradient_checkpointing)
 
 
-def choose_placement(asked: ComputeSettings, speeds: Speeds) -> Placement:
+def choose_placement(
+    asked: ComputeSettings, speeds: Speeds, *, has_gpu: bool | None = None
+) -> Placement:
     """Choose the device and dtype to load the base model with.
+
+    Args:
+        asked: choices that the service's settings or an earlier attempt have made.
+        speeds: speeds of this processor.
+        has_gpu: whether there is a GPU. None to ask torch, which does not see one from everywhere.
 
     Raises:
         TrainingFailedError: `gpu_unavailable`.
     """
-    has_gpu = torch.cuda.is_available()
+    if has_gpu is None:
+        has_gpu = torch.cuda.is_available()
     if asked.device == "cuda" and not has_gpu:
         raise TrainingFailedError(
             "gpu_unavailable",
@@ -249,7 +257,8 @@ def _is_worth_compiling(asked: ComputeSettings, placement: Placement, work: Work
 
 def _explain_placement(placement: Placement, speeds: Speeds) -> str:
     if placement.device == "cuda":
-        return f"Training in {placement.dtype} ({torch.cuda.get_device_name()})"
+        name = torch.cuda.get_device_name() if torch.cuda.is_available() else "on a GPU"
+        return f"Training in {placement.dtype} ({name})"
     gain = speeds.bfloat16 / speeds.float32
     return (
         f"Training in {placement.dtype} (this processor multiplies matrices {gain:.1f} times as "

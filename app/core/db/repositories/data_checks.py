@@ -19,8 +19,10 @@ from app.core.db.repositories.events import EventRepository, Level
 from app.core.db.repositories.leases import UNREADABLE, Lease, RequestedAction, lease_of
 from app.core.db.repositories.projects.usage import UsageRepository
 from app.core.db.repositories.transitions import lock_job, settle
+from app.core.db.repositories.workers import WorkerRepository
 from app.core.db.tables import File, Job
 from app.core.errors import LeaseLostError
+from app.core.job.estimate import Estimate
 from app.core.job.loss_log import MAX_COUNT
 from app.core.job.status import JobStatus
 from app.core.job.training_events import JobError
@@ -160,6 +162,7 @@ class DataCheckRepository(Repository):
         report: Mapping[str, Any] | None,
         files: Mapping[str, Mapping[str, Any]] | None = None,
         *,
+        estimate: Estimate | None = None,
         error: JobError | None = None,
         now: datetime,
     ) -> None:
@@ -169,6 +172,7 @@ class DataCheckRepository(Repository):
             lease: the check.
             report: a `DataReport` as JSON. None if the check found out nothing.
             files: `key`, `bytes` and `sha256` of each file of tokens, by name.
+            estimate: what the job takes. It fails if no worker has enough memory.
             error: why the data is refused.
             now: the time.
 
@@ -176,6 +180,8 @@ class DataCheckRepository(Repository):
             LeaseLostError: the check is no longer this worker's, or its job is cancelled.
         """
         job = self.hold(lease)
+        if estimate is not None and error is None:
+            error = WorkerRepository(self._session).admit(job, estimate)
         self._end_try(lease, now=now, report=report, files=files, finished_at=now)
         move = partial(settle, self._session, job, now=now)
         if error is not None:

@@ -10,7 +10,9 @@ from sqlalchemy import delete, exists, func, select
 from app.core.db.base import Repository
 from app.core.db.tables import Job
 from app.core.db.worker_tables import WorkerRow
+from app.core.job.estimate import Estimate
 from app.core.job.status import JobStatus
+from app.core.job.training_events import JobError
 from app.core.version import VERSION
 
 SILENT_AFTER = timedelta(seconds=30)
@@ -94,6 +96,23 @@ class WorkerRepository(Repository):
     def largest_memory(self) -> int | None:
         """Memory of the registered worker that has most. None if no worker says how much it has."""
         return self._session.scalars(select(func.max(WorkerRow.memory_bytes))).one()
+
+    def admit(self, job: Job, estimate: Estimate) -> JobError | None:
+        """Let only workers take a job that have enough memory for it.
+
+        Returns:
+            The error of a job that needs more than any registered worker has.
+        """
+        needed_bytes = job.needed_memory_bytes = estimate.least_memory_bytes
+        largest = self.largest_memory()
+        if largest is None or needed_bytes <= largest:
+            return None
+        return JobError(
+            code="not_enough_memory",
+            message=f"The job needs at least {needed_bytes / 1e9:.1f} GB of memory, and the "
+            f"largest worker has {largest / 1e9:.1f} GB. {' '.join(estimate.advice)}",
+            param="hyperparameters.context_length",
+        )
 
     def find_dead(self, host: str, is_alive: Callable[[WorkerIdentity], bool]) -> list[str]:
         """Ids of the workers of this host whose process has ended, whatever their heartbeat says.

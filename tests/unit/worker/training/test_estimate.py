@@ -114,14 +114,22 @@ def test_a_job_that_cannot_fit_is_told_what_would() -> None:
     made = of(rows(length=4096), machine=small, batch_size=1)
 
     assert made.least_memory_bytes > small.total_bytes
-    assert "at least 1.5 GB" in made.advice[0]
-    assert made.advice[1] == "It would fit with a context_length of 512."
+    assert made.advice[0] == "It would fit into 1.2 GB with a context_length of 512."
 
 
 def test_no_length_helps_a_base_model_that_is_too_large() -> None:
     made = of(machine=replace(MACHINE, total_bytes=700_000_000))
 
-    assert made.advice[1].endswith("Choose a smaller base model.")
+    assert made.advice[0].endswith("Choose a smaller base model.")
+
+
+def test_nobody_knows_how_fast_a_gpu_is() -> None:
+    made = of(asked=ComputeSettings(device="cuda"), machine=replace(MACHINE, has_gpu=True))
+
+    assert made.duration is None
+    assert (made.compute.device, made.compute.dtype) == ("cuda", "bfloat16")
+    with pytest.raises(TrainingFailedError, match="has no GPU"):
+        of(asked=ComputeSettings(device="cuda"), machine=replace(MACHINE, has_gpu=False))
 
 
 def test_checkpoints_and_saved_states_take_disk_until_they_are_bounded() -> None:

@@ -2,11 +2,15 @@
 
 from datetime import datetime
 
+from app.core.access import DEFAULT_PROJECT_ID
+from app.core.db.repositories.data_checks import DataCheckRepository
+from app.core.db.repositories.files import FileRepository
 from app.core.db.repositories.leases import Lease, LeaseRepository
 from app.core.db.repositories.recovery import MEMORY_PAUSE, RecoveryRepository
 from app.core.db.session import Database
+from app.core.job.estimate import Estimate
 from app.core.job.status import JobStatus
-from app.core.job.training_config import DeviceName
+from app.core.job.training_config import ComputeSettings, DeviceName
 from app.core.job.training_events import MemoryShort
 from app.core.machine.memory import Memory
 from tests.builders import (
@@ -14,8 +18,10 @@ from tests.builders import (
     NOW,
     add_job,
     add_worker,
+    build_file,
     build_metrics,
     claim,
+    claim_check,
     get_job,
     list_messages,
 )
@@ -136,3 +142,62 @@ def test_the_memory_of_workers_says_nothing_about_a_gpu(database: Database) -> N
     assert get_job(database, waiting.id).status is JobStatus.QUEUED
     assert claim_with(database, LARGE) is None
     assert claim_with(database, SMALL, now=NOW + MEMORY_PAUSE) == waiting.id
+
+
+def check_data(database: Database, *, needed_bytes: int) -> str:
+    """A new job whose data was checked, and which is estimated to need so much memory."""
+    file = build_file()
+    with database.writing() as session:
+        FileRepository(session, DEFAULT_PROJECT_ID).add(file)
+    job = add_job(database, status=JobStatus.VALIDATING_FILES, training_file_id=file.id)
+    lease = claim_check(database)
+    assert lease is not None
+    assert lease.job_id == job.id
+    estimate = Estimate(
+        steps=1,
+        examples=1,
+        tokens_per_epoch=1,
+        tokens=1,
+        learned_tokens=1,
+        duration=None,
+        peak_memory_bytes=needed_bytes,
+        least_memory_bytes=needed_bytes,
+        disk_bytes=1,
+        compute=ComputeSettings(),
+        advice=("It would fit into 4.0 GB with a context_length of 512.",),
+    )
+    with database.writing() as session:
+        DataCheckRepository(session).finish(lease, {}, estimate=estimate, now=NOW)
+    return job.id
+
+
+def test_a_checked_job_is_refused_if_no_worker_has_memory_for_it(database: Database) -> None:
+    add_worker(database, memory_bytes=SMALL.total)
+
+    failed = get_job(database, check_data(database, needed_bytes=6 * GB))
+
+    assert failed.status is JobStatus.FAILED
+    assert failed.error is not None
+    assert failed.error["code"] == "not_enough_memory"
+    assert failed.error["message"] == (
+        "The job needs at least 6.0 GB of memory, and the largest worker has 4.0 GB. It would fit "
+        "into 4.0 GB with a context_length of 512."
+    )
+
+
+def test_a_checked_job_is_taken_by_a_worker_that_has_memory_for_it(database: Database) -> None:
+    add_worker(database, memory_bytes=SMALL.total)
+    add_worker(database, "worker-2", memory_bytes=LARGE.total)
+    job_id = check_data(database, needed_bytes=6 * GB)
+
+    assert get_job(database, job_id).status is JobStatus.QUEUED
+    assert claim_with(database, SMALL) is None
+    assert claim_with(database, BUSY) == job_id  # it has not been tried yet
+
+
+def test_a_worker_that_does_not_say_how_much_memory_it_has_refuses_nothing(
+    database: Database,
+) -> None:
+    add_worker(database)
+
+    assert get_job(database, check_data(database, needed_bytes=6 * GB)).status is JobStatus.QUEUED
