@@ -34,6 +34,7 @@ from app.core.db.tables import (
     UploadPart,
 )
 from app.core.ids import IdPrefix, new_id
+from app.core.job.data_report import DataReport, Distribution, FileReport, LengthBin, LongExample
 from app.core.job.loss_log import StepMetrics
 from app.core.job.status import JobStatus
 from app.core.job.training_config import (
@@ -178,6 +179,40 @@ def build_metrics(step: int = 1, **changes: Any) -> StepMetrics:
         "elapsed_s": 0.5 * step,
     }
     return StepMetrics(**(values | changes))
+
+
+def build_data_report(**changes: Any) -> DataReport:
+    """The report on a training file of ten short examples."""
+    lengths = Distribution(min=12, median=14, mean=14.0, p95=16, max=16)
+    training_file = FileReport(
+        file_id="file-training",
+        filename="train.jsonl",
+        lines=10,
+        examples=10,
+        tokens=140,
+        learned_tokens=60,
+        tokens_per_example=lengths,
+        learned_tokens_per_example=lengths,
+        lengths=(LengthBin(up_to_tokens=16, examples=10),),
+        longest=(LongExample(line=3, tokens=16),),
+        truncated=0,
+        dropped=0,
+        lost_learned_tokens=0,
+        lost_stop_tokens=0,
+        nothing_to_learn=0,
+        duplicates=0,
+        split_conversations=0,
+        split_examples=0,
+        refusal=None,
+    )
+    values: dict[str, Any] = {
+        "training_file": training_file,
+        "validation_file": None,
+        "held_out": None,
+        "stop_tokens": ("<|im_end|>",),
+        "warnings": (),
+    }
+    return DataReport(**(values | changes))
 
 
 def build_base_metrics(**changes: Any) -> StepMetrics:

@@ -1,4 +1,4 @@
-"""Families of chat templates, as TRL 1.16 ships them, and the conversations to try with each."""
+"""Families of chat templates, as packages ship them, and the conversations to try with each."""
 
 from importlib.metadata import distribution
 from itertools import groupby
@@ -77,10 +77,10 @@ CONVERSATIONS = MappingProxyType(
 )
 
 
-def read_template(name: str) -> str:
-    """The template of this name, byte for byte as the package ships it."""
-    path = Path(str(distribution("trl").locate_file(f"trl/chat_templates/{name}.jinja")))
-    return path.read_bytes().decode()
+def read_template(file: str) -> str:
+    """A template, byte for byte as a package ships it in this file, such as `trl/x.jinja`."""
+    package = distribution(file.partition("/")[0])
+    return Path(str(package.locate_file(file))).read_bytes().decode()
 
 
 def build_family_tokenizer(

@@ -10,7 +10,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from app.core.access.host_names import parse_host_names
 from app.core.command_line import environment
-from app.core.job.training_config import MACHINE_CACHE_NAME, PROJECT_CACHE_NAME
+from app.core.job.training_config import MACHINE_CACHE_NAME, PROJECT_CACHE_NAME, Recipe
 from app.core.webhooks.allowed_targets import parse_networks, parse_targets
 
 _FILE = Path(".env")
@@ -95,6 +95,10 @@ class Settings(BaseSettings):
     result_files_base64: bool = False
     """Whether a job's loss log is sent in base64, as OpenAI sends it. The loss log is the only file
     in a job's `result_files`."""
+
+    default_recipe: Recipe = "reference"
+    """Recipe of jobs whose request names none. `reference` uses the documented defaults. `auto`
+    chooses hyperparameters that fit the size of the base model and of the training file."""
 
     show_paused_as: Literal["paused", "queued"] = "paused"
     """Status that the API shows for a paused job. `queued` is for clients that reject statuses

@@ -9,10 +9,10 @@ from pydantic_core import PydanticCustomError
 from app.core.db.tables import Job
 from app.core.errors import InvalidRequestError
 from app.core.job.status import JobStatus
-from app.core.job.training_config import TrainingConfig
+from app.core.job.training_config import Recipe, TrainingConfig
 from app.core.settings import Settings
 from app.schemas.bodies import ItemRead, RequestBody, ResponseBody, UnixTime
-from app.schemas.hyperparameters import Hyperparameters, as_hyperparameters
+from app.schemas.hyperparameters import AUTO, Hyperparameters, as_hyperparameters
 
 MAX_LABELS = 16
 """Maximum number of metadata pairs of a job."""
@@ -80,6 +80,11 @@ class JobCreate(RequestBody):
     """Integrations with other services. None is offered, so the list must be empty or absent."""
 
     # From here on, ours; the stock client is given them in `extra_body`.
+    recipe: Recipe | None = None
+    """Source of the hyperparameters that the request leaves out: `reference` for the defaults,
+    `auto` for values that fit the size of the base model and of the training file. It decides
+    `n_epochs`, `learning_rate`, `lora_r`, `lora_alpha` and `lora_target_modules`. By default, the
+    operator's setting decides, which is `reference` unless changed."""
     auto_start: Annotated[bool | None, AfterValidator(lambda value: value is not False)] = True
     """False creates the job paused: it is validated now and trains once it is resumed."""
     priority: Annotated[
@@ -105,9 +110,10 @@ class JobCreate(RequestBody):
         Raises:
             InvalidRequestError: the request sets one of them to two different values.
         """
-        supervised = self.method and self.method.supervised
-        older = _given(self.hyperparameters)
-        newer = _given(supervised and supervised.hyperparameters)
+        older, newer = (
+            {name: value for name, value in place.items() if value != AUTO}
+            for place in self._hyperparameters()
+        )
         for name in older.keys() & newer.keys():
             if older[name] != newer[name]:
                 first, second = (
@@ -120,6 +126,16 @@ class JobCreate(RequestBody):
                     param=f"hyperparameters.{name}",
                 )
         return older | newer
+
+    def auto_hyperparameters(self) -> frozenset[str]:
+        """Names on the wire of the hyperparameters that the request leaves to the recipe `auto`."""
+        named = (name for place in self._hyperparameters() for name in place if place[name] == AUTO)
+        return frozenset(named) - self.given_hyperparameters().keys()
+
+    def _hyperparameters(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What the older and the newer place of the hyperparameters have."""
+        supervised = self.method and self.method.supervised
+        return _given(self.hyperparameters), _given(supervised and supervised.hyperparameters)
 
     def content(self) -> dict[str, Any]:
         """What the request asks for, in one form for every way to write it.
@@ -197,6 +213,8 @@ class JobRead(ItemRead):
     priority: int
     """Queue priority within the project. Jobs with a higher priority run first; among equals, the
     oldest."""
+    recipe: Recipe
+    """Source of the hyperparameters that the request left out: `reference` or `auto`."""
     rerun_of: str | None
     """Id of the job that this job repeats. That job may have been deleted."""
     resumed_from_step: int | None
@@ -242,6 +260,7 @@ class JobRead(ItemRead):
                 "result_files": [job.result_file_id] if job.result_file_id else [],
                 "result_checkpoint": job.result_checkpoint_id,
                 "seed": config.seed,
+                "recipe": config.recipe,
                 "hyperparameters": hyperparameters,
                 "method": {
                     "type": "supervised",

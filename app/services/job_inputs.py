@@ -39,11 +39,14 @@ def check_files(
     entry: CatalogueEntry,
     *,
     now: datetime | None,
-) -> None:
+) -> File:
     """Check the files, and lock them until the job that uses them is committed.
 
     Args:
         now: files that have expired by then do not exist; None ignores expiry.
+
+    Returns:
+        The training file.
 
     Raises:
         InvalidRequestError: a file cannot be used, or both are the same.
@@ -55,16 +58,23 @@ def check_files(
             "The validation file must be another file than the training file.",
             param="validation_file",
         )
-    for param, file_id in (
-        ("training_file", training_file),
-        ("validation_file", validation_file),
-    ):
-        if file_id is not None:
-            file = files.get_to_use(file_id, now=now, param=param)
-            _check_file(file, entry, param)
+    training = files.get_to_use(training_file, now=now, param="training_file")
+    check_file(training, entry, "training_file")
+    if validation_file is not None:
+        validation = files.get_to_use(validation_file, now=now, param="validation_file")
+        check_file(validation, entry, "validation_file")
+    return training
 
 
-def _check_file(file: File, entry: CatalogueEntry, param: str) -> None:
+def check_file(file: File, entry: CatalogueEntry, param: str) -> None:
+    """Check that a base model can be trained on a file.
+
+    Args:
+        param: field of the request that names the file.
+
+    Raises:
+        InvalidRequestError: it cannot.
+    """
     if file.format is None:
         raise InvalidRequestError(
             f"{file.id} was made by a job; {param} must be an uploaded dataset.", param=param

@@ -8,7 +8,8 @@ from pydantic import ValidationError
 
 from app.core.base_models import CatalogueEntry
 from app.core.errors import InvalidRequestError
-from app.core.job.training_config import LoraShape, TrainingConfig
+from app.core.job.lora_shape import LoraShape
+from app.core.job.training_config import TrainingConfig
 from app.schemas.hyperparameters import LORA_WIRE_NAMES, WIRE_NAMES
 
 _ATTENTION_MODULES = frozenset(

@@ -17,8 +17,7 @@ from app.core.db.tables import Job, JobMetadata
 from app.core.disk import require_room
 from app.core.errors import InvalidRequestError
 from app.core.ids import IdPrefix, new_id
-from app.core.job.status import JobStatus
-from app.core.job.training_config import TrainingConfig
+from app.core.job.training_config import Recipe, TrainingConfig
 from app.core.settings import Settings
 from app.schemas.fine_tuning_jobs import JobCreate, JobRerun
 from app.services.idempotency import IdempotentRequest, RequestOrigin
@@ -27,10 +26,10 @@ from app.services.job_settings import (
     DEFAULT_LEARNING_RATE,
     check_limits,
     check_validation,
-    resolve_config,
 )
 from app.services.jobs import hand_over_saved_state, take_saved_state
 from app.services.quotas import require_job
+from app.services.recipe_choice import HyperparameterRequest
 
 _SUSPICIOUS_MULTIPLIER = 1e-2
 """A smaller multiplier is probably a learning rate in the wrong field, so the job warns."""
@@ -65,9 +64,14 @@ def create_job_once(
     """
 
     def create() -> Job:
-        organization = settings.organization
         return create_job(
-            session, caller, request, catalogue=catalogue, organization=organization, now=now
+            session,
+            caller,
+            request,
+            catalogue=catalogue,
+            organization=settings.organization,
+            default_recipe=settings.default_recipe,
+            now=now,
         )
 
     once = IdempotentRequest(session, caller, origin, "create", request.content(), now=now)
@@ -127,9 +131,10 @@ def create_job(
     *,
     catalogue: Catalogue,
     organization: str,
+    default_recipe: Recipe = "reference",
     now: datetime,
 ) -> Job:
-    """Create a queued or paused job with every hyperparameter resolved.
+    """Create a job with every hyperparameter resolved.
 
     Raises:
         InvalidRequestError: the model, a file or a hyperparameter cannot be used, or two of them
@@ -137,9 +142,17 @@ def create_job(
         NotFoundError: a file does not exist.
     """
     entry, installed = find_installed(catalogue, request.model)
-    check_files(session, caller, request.training_file, request.validation_file, entry, now=now)
+    files = (request.training_file, request.validation_file)
+    data = check_files(session, caller, *files, entry, now=now)
     given = request.given_hyperparameters()
-    config = resolve_config(given, entry, seed=request.seed, today=now.date())
+    asked = HyperparameterRequest.of(
+        request,
+        entry,
+        data,
+        parameters=catalogue.count_parameters(entry.id),
+        default_recipe=default_recipe,
+    )
+    config = asked.resolve(today=now.date())
     check_validation(config, has_file=request.validation_file is not None)
     job = _add_job(
         session,
@@ -147,7 +160,7 @@ def create_job(
         installed,
         organization,
         created_at=now,
-        status=JobStatus.QUEUED if request.auto_start else JobStatus.PAUSED,
+        pause_requested_at=None if request.auto_start else now,
         priority=request.priority,
         training_file_id=request.training_file,
         validation_file_id=request.validation_file,
@@ -159,6 +172,9 @@ def create_job(
         metadata_items=_labels(request.metadata or {}),
     )
     _warn_about_multiplier(session, caller, job, given, now=now)
+    difference = asked.compare_with_auto(config)
+    if difference is not None:
+        EventRepository(session, caller.project_id).add(job.id, difference, now=now)
     return job
 
 
@@ -172,7 +188,7 @@ def rerun_job(
     held_for: timedelta | None = None,
     now: datetime,
 ) -> Job:
-    """Create a queued job that repeats another job, in whatever status that job is.
+    """Create a job that repeats another job, in whatever status that job is.
 
     It has the same data, base model, hyperparameters, seed, labels, suffix and priority.
 
@@ -206,7 +222,6 @@ def rerun_job(
         installed,
         organization,
         created_at=now,
-        status=JobStatus.QUEUED,
         priority=original.priority,
         rerun_of=original.id,
         training_file_id=original.training_file_id,

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from app.core.job.lora_shape import LoraShape
 from app.core.job.training_config import (
     BASE_MODEL_NAME,
     JOB_SPEC_NAME,
@@ -22,7 +23,6 @@ from app.core.job.training_config import (
     DatasetRef,
     DtypeName,
     JobSpec,
-    LoraShape,
     TrainingConfig,
 )
 from app.core.job.training_events import Failed, Finished, Started, Stepped, parse_event

@@ -367,8 +367,8 @@ def test_the_adapter_says_what_it_belongs_to(http: httpx.Client) -> None:
         card = archive.read("README.md").decode()
         log = archive.read("metrics.csv").decode()
 
-    assert (config["base_model_name_or_path"], config["r"]) == ("our-tiny", 8)
-    assert "our-tiny" in card
+    assert (config["base_model_name_or_path"], config["r"]) == ("./models/tiny", 8)
+    assert "`models/tiny` in the service's data directory" in card
     assert log.splitlines()[-1].startswith("24,")
 
 

@@ -1,11 +1,13 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from huggingface_hub.utils import HFValidationError, validate_repo_id
 from peft import PeftModel
 
-from app.core.job.training_config import LoraShape
+from app.core.job.lora_shape import LoraShape
 from tests.tiny import BASE_MODEL, build_model, build_peft_model
 from worker.training.artifacts.checkpoint import (
     ADAPTER_CONFIG_NAME,
@@ -48,17 +50,47 @@ def test_the_adapter_that_peft_loads_is_the_one_that_was_saved(tmp_path: Path) -
     }
 
 
-def test_the_configuration_of_an_adapter_names_the_base_that_anyone_can_get(
+@pytest.mark.parametrize(
+    ("variant", "more"),
+    [
+        ({}, {}),
+        ({"init_lora_weights": "gaussian"}, {}),
+        ({"use_rslora": True}, {"use_rslora": True}),
+        ({"use_dora": True}, {"use_dora": True}),
+    ],
+    ids=["usual", "gaussian", "rslora", "dora"],
+)
+def test_the_configuration_of_an_adapter_has_no_setting_that_an_older_peft_refuses(
+    tmp_path: Path, variant: dict[str, Any], more: dict[str, Any]
+) -> None:
+    """peft 0.13 knows all of these names, and refuses an adapter with any that came later."""
+    write_adapter(tmp_path, build_peft_model(variant=variant))
+
+    assert json.loads((tmp_path / ADAPTER_CONFIG_NAME).read_text()) == more | {
+        "base_model_name_or_path": BASE_MODEL.repo,
+        "bias": "none",
+        "inference_mode": True,
+        "lora_alpha": 8,
+        "lora_dropout": 0.0,
+        "peft_type": "LORA",
+        "r": 4,
+        "revision": BASE_MODEL.revision,
+        "target_modules": ["q_proj", "v_proj"],
+        "task_type": "CAUSAL_LM",
+    }
+
+
+def test_a_base_model_from_a_directory_has_an_address_that_is_no_repository(
     tmp_path: Path,
 ) -> None:
-    write_adapter(tmp_path, build_peft_model())
+    own = BASE_MODEL.model_copy(update={"id": "ours", "repo": "q3b", "revision": None})
 
-    settings = json.loads((tmp_path / ADAPTER_CONFIG_NAME).read_text())
-    assert settings["base_model_name_or_path"] == BASE_MODEL.repo
-    assert settings["revision"] == BASE_MODEL.revision
-    assert settings["inference_mode"] is True
-    assert settings["target_modules"] == ["q_proj", "v_proj"]
-    assert (settings["r"], settings["lora_alpha"], settings["peft_type"]) == (4, 8, "LORA")
+    write_adapter(tmp_path, attach_adapter(build_model(), LoraShape(), own))
+
+    named = json.loads((tmp_path / ADAPTER_CONFIG_NAME).read_text())["base_model_name_or_path"]
+    assert named == "./models/ours"
+    with pytest.raises(HFValidationError):
+        validate_repo_id(named)
 
 
 def test_the_trainable_parameters_are_described_as_peft_does(

@@ -14,8 +14,8 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from app.core.job.lora_shape import LoraShape
 from app.core.job.loss_log import COLUMNS, StepMetrics
-from app.core.job.training_config import LoraShape
 from app.core.job.training_events import (
     Checkpointed,
     Finished,

@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from app.core.job.training_config import ComputeSettings, DtypeName, ForwardName, LoraShape
+from app.core.job.lora_shape import LoraShape
+from app.core.job.training_config import ComputeSettings, DtypeName, ForwardName
 from app.core.job.training_events import Failed, Noted, Started, Stepped, TrainingEvent
+from app.core.machine.memory import Memory
 from tests.numerics.test_cross_entropy import build_batch
 from tests.tiny import (
     build_model,
@@ -19,7 +21,6 @@ from tests.tiny import (
     write_tiny_model,
 )
 from worker.training.compute.memory import Footprint, plan_memory
-from worker.training.failures import TrainingFailedError
 from worker.training.model.base_model import ModelShape
 from worker.training.model.forward import Forward, FusedForward, ReferenceForward
 from worker.training.model.randomness import DropoutKey
@@ -112,28 +113,33 @@ def plan_within(
 
 
 def test_short_memory_brings_gradient_checkpointing_and_then_smaller_micro_batches() -> None:
-    planned = [plan_within(free_bytes) for free_bytes in (8e9, 1.9e9, 1.16e9)]
+    planned = [plan_within(free_bytes) for free_bytes in (8e9, 1.9e9, 1.16e9, 0)]
 
-    assert planned == [(1024, False), (1024, True), (512, True)]
-    with pytest.raises(TrainingFailedError, match=r"about 1\.1 GB of memory, and 1\.1 GB are free"):
-        plan_within(1.1e9)
+    assert planned == [(1024, False), (1024, True), (512, True), (512, True)]
 
 
 def test_a_choice_of_the_settings_is_kept() -> None:
     assert plan_within(8e9, ComputeSettings(micro_batch_tokens=2048)) == (2048, False)
     assert plan_within(8e9, ComputeSettings(gradient_checkpointing=True)) == (1024, True)
-    with pytest.raises(TrainingFailedError):
-        plan_within(1.3e9, ComputeSettings(micro_batch_tokens=2048))
-    with pytest.raises(TrainingFailedError):
-        plan_within(2e9, ComputeSettings(gradient_checkpointing=False, micro_batch_tokens=2048))
+    assert plan_within(1.3e9, ComputeSettings(micro_batch_tokens=2048)) == (2048, True)
+    asked = ComputeSettings(gradient_checkpointing=False, micro_batch_tokens=2048)
+    assert plan_within(2e9, asked) == (2048, False)
+
+
+PLENTY = 100_000_000_000
 
 
 def run(
-    directory: Path, base_model: Path, *, free_bytes: int = 100_000_000_000
+    directory: Path,
+    base_model: Path,
+    *,
+    free_bytes: int = PLENTY,
+    total_bytes: int = PLENTY,
 ) -> list[TrainingEvent]:
     write_job(directory, ROWS, base_model=base_model)
     events: list[TrainingEvent] = []
-    run_job(directory, events.append, measure_free_memory=lambda: free_bytes)
+    memory = Memory(total=total_bytes, free=free_bytes)
+    run_job(directory, events.append, measure_memory=lambda: memory)
     torch.use_deterministic_algorithms(mode=False)
     return events
 
@@ -141,11 +147,12 @@ def run(
 def test_a_job_too_large_is_refused_before_it_starts(tmp_path: Path) -> None:
     write_tiny_model(tmp_path / "model")
 
-    *before, refused = run(tmp_path / "job", tmp_path / "model", free_bytes=500_000_000)
+    short = {"free_bytes": 400_000_000, "total_bytes": 500_000_000}
+    *before, refused = run(tmp_path / "job", tmp_path / "model", **short)
 
     assert isinstance(refused, Failed)
     assert refused.code == "not_enough_memory"
-    assert "0.5 GB are free" in refused.message
+    assert "this machine has 0.5 GB" in refused.message
     assert "Lower context_length or lora_r, " in refused.message
     assert not [event for event in before if isinstance(event, Started | Stepped)]
 

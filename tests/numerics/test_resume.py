@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from app.core.job.lora_shape import LoraShape
 from app.core.job.loss_log import StepMetrics
 from app.core.job.training_config import (
     JOB_SPEC_NAME,
@@ -20,7 +21,6 @@ from app.core.job.training_config import (
     RESUME_NAME,
     ComputeSettings,
     JobSpec,
-    LoraShape,
 )
 from app.core.job.training_events import (
     Checkpointed,

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 
 from app.core.clock import steady_s
 from app.core.db.repositories.access import ProjectsRepository
+from app.core.db.repositories.data_checks import DataCheckRepository
 from app.core.db.repositories.files import FileRepository
 from app.core.db.repositories.jobs import JobRepository
 from app.core.db.repositories.leases import Lease, LeaseRepository, RequestedAction
@@ -27,6 +28,7 @@ from app.core.errors import (
 from app.core.job.loss_log import MAX_STEP
 from app.core.job.status import JobStatus
 from app.core.job.training_events import (
+    Checked,
     Checkpointed,
     Finished,
     JobError,
@@ -152,6 +154,8 @@ class Attempt:
             case Saved():
                 self._steps.flush()
                 self._publisher.publish_state(event)
+            case Checked():  # only a child that checks data may report it
+                raise TypeError(event.kind)
             case _:
                 self._steps.flush()
                 self._last_event = event
@@ -218,6 +222,7 @@ class Attempt:
             files.get_for_job(validation_file_id) if validation_file_id else None,
             states,
             jobs.list_steps(lease.job_id, last=states[0].step) if states else (),
+            DataCheckRepository(session).find_tokens(lease.job_id),
         )
 
     def _read_seconds_left(self, session: Session) -> float | None:

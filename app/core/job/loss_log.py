@@ -11,7 +11,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from app.core.job.training_config import Frozen
+from app.core.job.frozen import Frozen
 
 MAX_STEP = 10**9
 """Largest number of a step: more than any job takes, and a valid integer of both databases."""

@@ -7,13 +7,16 @@ import math
 from datetime import date
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, Field
+
+from app.core.job.frozen import Frozen
+from app.core.job.lora_shape import LoraShape
 
 LrScheduler = Literal["linear", "cosine", "constant", "constant_with_warmup"]
 OverlongRowBehavior = Literal["truncate", "error", "drop"]
 TrainOn = Literal["all_assistant", "last_assistant", "everything"]
-LoraInitialisation = Literal["kaiming", "gaussian"]
 CheckpointChoice = Literal["final", "best"]
+Recipe = Literal["reference", "auto"]
 
 MAX_EXAMPLES_PER_LINE = 1000
 """Maximum number of examples that a line of a file becomes: one for each answer, if the chat
@@ -28,44 +31,13 @@ def _read_date(value: Any) -> Any:
         return value
 
 
-class Frozen(BaseModel):
-    """Data that is checked when it is read and never changed afterwards."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
-    )
-
-
-class LoraShape(Frozen):
-    """Shape of the adapter, in the terms of Hu et al. 2021 (arXiv:2106.09685)."""
-
-    rank: int = Field(default=64, ge=1, le=256)
-    """Rank of the adapter: the inner dimension r of the update BA."""
-
-    alpha: float = Field(default=16.0, gt=0, le=1024)
-    """Numerator of the adapter's scaling factor. Its denominator is the rank of the adapter."""
-
-    dropout: float = Field(default=0.05, ge=0, lt=1)
-    """Probability that an input of the adapter is zeroed during training."""
-
-    target_modules: tuple[str, ...] = ("q_proj", "v_proj")
-    """Names of the linear layers that get an adapter."""
-
-    use_rslora: bool = False
-    """Whether alpha is divided by the root of the rank, as in rsLoRA (arXiv:2312.03732)."""
-
-    use_dora: bool = False
-    """DoRA (arXiv:2402.09353): the length of each row of a weight is trained too. It is slower."""
-
-    init_lora_weights: LoraInitialisation = "kaiming"
-    """Distribution of the adapter's A matrices at the start: `kaiming` for the uniform one that is
-    usual, `gaussian` for a normal one of standard deviation 1 / rank. B matrices start at zero."""
-
-
 class TrainingConfig(Frozen):
     """The hyperparameters of one job, each with its value: nothing is `auto` here."""
 
     lora: LoraShape = LoraShape()
+
+    recipe: Recipe = "reference"
+    """Recipe that chose the hyperparameters that the request left out."""
 
     epochs: int = Field(default=3, ge=1, le=50)
     """Number of passes over the training file."""
@@ -199,7 +171,7 @@ class DatasetRef(Frozen):
 
 
 class BaseModelRef(Frozen):
-    """The base model, as the adapter's own configuration must name it."""
+    """The base model of a job, and where its weights come from."""
 
     id: str
     """Id of the base model in the catalogue."""
@@ -209,13 +181,29 @@ class BaseModelRef(Frozen):
     directory that it came from."""
 
     revision: str | None
-    """Hub commit of the weights. Null if the base model did not come from a hub."""
+    """Hub commit of the weights. Null if the base model did not come from a hub, also if it was
+    converted from a file that was made from `repo`."""
 
     licence: str
     sha256: str
     """Digest of the sorted `name sha256` lines of the base model's files."""
 
+    @property
+    def is_from_directory(self) -> bool:
+        """Whether the base model came from a directory of the operator, and from no repository."""
+        return "/" not in self.repo
 
+    @property
+    def address(self) -> str:
+        """Base model that the adapter's configuration names.
+
+        That of a directory is a path in the service's data directory. It begins with a dot, because
+        its bare name would be the name of somebody's repository for programs that reach for a hub.
+        """
+        return f"./models/{self.id}" if self.is_from_directory else self.repo
+
+
+TaskName = Literal["train", "check_data"]
 DeviceName = Literal["cpu", "cuda"]
 DtypeName = Literal["float32", "bfloat16"]
 ForwardName = Literal["fast", "plain"]
@@ -254,6 +242,9 @@ class ComputeSettings(Frozen):
 class JobSpec(Frozen):
     """`job.json`: all that a training child is told besides the files next to it."""
 
+    task: TaskName = "train"
+    """Whether the child trains, or only tokenizes the data and reports on it."""
+
     job_id: str
     attempt: int
     fine_tuned_model: str
@@ -287,6 +278,9 @@ BASE_MODEL_NAME = "base-model"
 OUTPUT_NAME = "out"
 """Output of the child: checkpoints `out/step-N/` and saved states `out/resume-N/`. A directory with
 such a name is whole."""
+TOKENS_NAME = "tokens"
+"""The data as tokens, from the check of the job's data, with its manifest. A job without it, or
+with tokens of other inputs, tokenizes its data itself."""
 RESUME_NAME = "resume"
 """The saved state to resume, with its manifest. Only a job with a `resume_step` has one."""
 MACHINE_CACHE_NAME = "machine-cache"

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from app.core.job.training_config import Frozen
+from app.core.job.frozen import Frozen
 
 
 class Limits(Frozen):

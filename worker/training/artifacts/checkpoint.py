@@ -2,12 +2,11 @@
 
 import json
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftConfig, PeftModel
 from peft.utils.save_and_load import get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -21,13 +20,21 @@ from app.core.job.artifacts import (
     TOKENIZER_NAMES,
     TRAINING_CONFIG_NAME,
 )
-from app.core.job.loss_log import StepMetrics
-from app.core.job.training_config import DatasetRef, JobSpec, LoraShape
+from app.core.job.training_config import JobSpec
 from worker.training.artifacts.loss_log import LossLog, draw_losses
+from worker.training.artifacts.model_card import write_model_card
 from worker.training.data.stop_tokens import StopTokens
 from worker.training.failures import TrainingFailedError, diverged
 
 _TOKENS_READ = 128
+_SETTINGS_FOR_READERS = frozenset(
+    {"base_model_name_or_path", "bias", "lora_alpha", "lora_dropout", "peft_type", "r"}
+    | {"target_modules", "task_type"}
+)
+"""Settings of an adapter that are written even if they are the defaults of `peft`, because vLLM,
+SGLang and llama.cpp read them without its defaults."""
+_SETTINGS_FOR_TRAINING = frozenset({"init_lora_weights", "peft_version"})
+"""Settings of an adapter that are never written."""
 _NO_EFFECT = 1e-6
 """Largest change of a logit, as a fraction of the largest logit, that may be rounding alone."""
 
@@ -74,10 +81,27 @@ def write_adapter(directory: Path, model: PeftModel) -> None:
     # Embeddings are never resized. With "auto", peft would ask a model hub whether they were.
     weights = get_peft_model_state_dict(model, save_embedding_layers=False)
     save_file(weights, directory / ADAPTER_WEIGHTS_NAME, metadata={"format": "pt"})
-    settings: dict[str, Any] = model.active_peft_config.to_dict() | {"inference_mode": True}
-    settings["target_modules"] = sorted(settings["target_modules"])  # a set, of no fixed order
+    settings = _adapter_settings(model.active_peft_config)
     text = json.dumps(settings, indent=2, sort_keys=True)
     (directory / ADAPTER_CONFIG_NAME).write_text(text + "\n", encoding="utf-8")
+
+
+def _adapter_settings(config: PeftConfig) -> dict[str, Any]:
+    """The settings that readers need, and those that differ from the defaults of `peft`.
+
+    An older `peft` refuses a configuration with a setting that it does not know, even if it is
+    null, and every release adds some. How the weights began is left out as well: it does not matter
+    any more, and `peft` would begin again before it loads them.
+    """
+    usual = LoraConfig().to_dict()
+    settings: dict[str, Any] = config.to_dict() | {"inference_mode": True}
+    settings["target_modules"] = sorted(settings["target_modules"])  # a set, of no fixed order
+    return {
+        name: value
+        for name, value in settings.items()
+        if name in _SETTINGS_FOR_READERS
+        or (name not in _SETTINGS_FOR_TRAINING and value != usual[name])
+    }
 
 
 def check_adapter(
@@ -125,153 +149,3 @@ def _logits(model: nn.Module, input_ids_BL: Tensor) -> Tensor:
     model.eval()
     with torch.no_grad():
         return model(input_ids=input_ids_BL, use_cache=False).logits
-
-
-_CARD = """\
----
-base_model: {base_model}
-library_name: peft
-license: {license}
-pipeline_tag: text-generation
-tags:
-- lora
-- peft
-- fine-tuned
-- tunery
----
-
-# {name}
-
-A LoRA adapter for `{repo}`{revision}, fine-tuned with Tunery. This is the state after optimizer
-step {step}.
-{exact_base}
-## Data
-
-| | file | examples | sha256 |
-|---|---|---|---|
-{data}
-
-## Settings
-
-| setting | value |
-|---|---|
-{settings}
-
-## Loss
-
-Nats per learned token; the full log is in `metrics.csv`, the picture in `loss.svg`.{before}
-
-| step | epoch | train loss | validation loss | validation accuracy |
-|---|---|---|---|---|
-{losses}
-
-## How to load it
-
-With `peft`, where DIR is the directory of this file:
-
-```python
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-base = AutoModelForCausalLM.from_pretrained({load_arguments})
-model = PeftModel.from_pretrained(base, "DIR")
-tokenizer = AutoTokenizer.from_pretrained("DIR")
-```
-
-With vLLM, whose limit for the rank is 16 unless an option raises it:
-
-```sh
-vllm serve {repo}{vllm_revision} --enable-lora --max-lora-rank {max_rank} --lora-modules tuned=DIR
-```
-
-The model ends an answer with {ends}. `generation_config.json` has every token that must stop it.
-{merge_first}
-Tunery's `docs/use-your-model.md` has more: how to prompt it, how to merge it into the base model,
-and how to run it in llama.cpp and Ollama.
-
-`manifest.json` has the sha256 of every file here, of the data and of the base model, and the
-versions of all software involved.
-"""
-
-_EXACT_BASE = """
-It was trained on the files of `models/{id}` in the service's data directory, which do not come from
-a commit of a hub repository. Load that directory for exactly the same weights.
-"""
-
-_BEFORE = " Step 0 is the\nbase model, before training."
-
-_MERGE_DORA = """
-vLLM and llama.cpp do not know DoRA. Merge the adapter into the base model first.
-"""
-_MERGE_RSLORA = """
-llama.cpp does not know the scale of rsLoRA. Merge the adapter into the base model first.
-"""
-
-_VLLM_RANKS = (8, 16, 32, 64, 128, 256)
-"""The values that vLLM takes for `--max-lora-rank`."""
-
-
-def write_model_card(
-    spec: JobSpec, *, step: int, rows: Sequence[StepMetrics], stop_tokens: StopTokens
-) -> str:
-    """The card of the checkpoint of `step`, with a loss table of `rows`."""
-    base, rank = spec.base_model, spec.config.lora.rank
-    load_arguments = json.dumps(base.repo)
-    if base.revision:
-        load_arguments += f', revision="{base.revision}"'
-    return _CARD.format(
-        base_model=json.dumps(base.repo),
-        license=json.dumps(base.licence.lower()),
-        name=spec.fine_tuned_model,
-        repo=base.repo,
-        revision=f" at revision `{base.revision}`" if base.revision else "",
-        step=f"{step:,}",
-        exact_base="" if base.revision else _EXACT_BASE.format(id=base.id),
-        data="\n".join(_data_rows(spec)),
-        settings="\n".join(_setting_rows(spec)),
-        before=_BEFORE if rows[0].step == 0 else "",
-        losses="\n".join(_loss_row(row) for row in rows),
-        load_arguments=load_arguments,
-        vllm_revision=f" --revision {base.revision}" if base.revision else "",
-        ends=" or ".join(f"`{end}`" for end in stop_tokens.taught),
-        merge_first=_merge_first(spec.config.lora),
-        max_rank=next(limit for limit in _VLLM_RANKS if rank <= limit),
-    )
-
-
-def _merge_first(shape: LoraShape) -> str:
-    if shape.use_dora:
-        return _MERGE_DORA
-    return _MERGE_RSLORA if shape.use_rslora else ""
-
-
-def _data_rows(spec: JobSpec) -> list[str]:
-    rows = [_data_row("training", spec.training_file)]
-    if spec.validation_file is not None:
-        rows.append(_data_row("validation", spec.validation_file))
-    return rows
-
-
-def _data_row(use: str, file: DatasetRef) -> str:
-    name = " ".join(file.filename.split()).replace("|", "\\|").replace("`", "'")
-    return f"| {use} | `{name}` | {file.examples:,} | `{file.sha256}` |"
-
-
-def _setting_rows(spec: JobSpec) -> list[str]:
-    settings = spec.config.model_dump(mode="json")
-    lora = {f"lora.{name}": value for name, value in settings.pop("lora").items()}
-    return [f"| {name} | {_cell(value)} |" for name, value in (lora | settings).items()]
-
-
-def _cell(value: object) -> str:
-    if isinstance(value, list):
-        return ", ".join(f"`{item}`" for item in value)
-    return "none" if value is None else f"{value}"
-
-
-def _loss_row(row: StepMetrics) -> str:
-    valid_loss = "" if row.valid_loss is None else f"{row.valid_loss:.4f}"
-    accuracy = row.valid_mean_token_accuracy
-    valid_accuracy = "" if accuracy is None else f"{accuracy:.1%}"
-    train_loss = "" if row.train_loss is None else f"{row.train_loss:.4f}"
-    return f"| {row.step} | {row.epoch:.2f} | {train_loss} | {valid_loss} | {valid_accuracy} |"

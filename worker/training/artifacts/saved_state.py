@@ -17,7 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from app.core.job.artifacts import STATE_NUMBERS_NAME, STATE_TENSORS_NAME
-from app.core.job.training_config import RESUME_NAME, ComputeSettings, Frozen, JobSpec
+from app.core.job.frozen import Frozen
+from app.core.job.training_config import RESUME_NAME, ComputeSettings, JobSpec
 from app.core.manifest import ManifestError, atomic_directory, verify
 from worker.training.failures import is_out_of_memory
 from worker.training.step.step import BestAdapter

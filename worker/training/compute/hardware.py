@@ -1,18 +1,18 @@
-"""Speed of this machine's processor, and its free memory."""
+"""Speed of this machine's processor, memory of its GPU, and of this process."""
 
 import hashlib
 import os
 import platform
 import time
-from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import psutil
 import torch
 from pydantic import ValidationError
 
-from app.core.job.training_config import Frozen
+from app.core.job.frozen import Frozen
+from app.core.machine.memory import Memory
 
 _NAME = "processor.json"
 _SHAPE = (512, 1024, 1024)
@@ -84,56 +84,13 @@ def _processor() -> str:
     )
 
 
-def free_memory(*, root: Path = Path("/")) -> int:
-    """Bytes of memory left on this machine, or within the container's limit if that is less.
-
-    Args:
-        root: directory of `proc` and `sys`.
-    """
-    return min([int(psutil.virtual_memory().available), *_left_in_groups(root)])
-
-
-def free_gpu_memory() -> int:
-    """Bytes of memory left on the GPU that this process uses."""
-    free, _ = torch.cuda.mem_get_info()
-    return free
+def measure_gpu_memory() -> Memory:
+    """Measure the memory of the GPU that this process uses."""
+    free, total = torch.cuda.mem_get_info()
+    return Memory(total=total, free=free)
 
 
 def anonymous_memory() -> int:
     """Bytes that this process has in memory and not on the disk, shared with its parent or not."""
     memory = psutil.Process().memory_info()
     return int(memory.rss - getattr(memory, "shared", 0))
-
-
-def _left_in_groups(root: Path) -> Iterator[int]:
-    """Bytes left in this process's control group and in each group around it."""
-    for directory, (limit_name, used_name, idle_name) in _groups(root):
-        # A file is missing where the kernel sets no limit, and "max" stands for none.
-        with suppress(OSError, ValueError):
-            limit = int((directory / limit_name).read_text("ascii"))
-            used = int((directory / used_name).read_text("ascii"))
-            statistics = (directory / "memory.stat").read_text("ascii").splitlines()
-            idle = dict(line.split() for line in statistics).get(idle_name, 0)
-            yield max(0, limit - used + int(idle))
-
-
-def _groups(root: Path) -> Iterator[tuple[Path, tuple[str, str, str]]]:
-    """Directories of the groups, and the names of their files in cgroups version 1 or 2."""
-    top = root / "sys/fs/cgroup"
-    try:
-        lines = (root / "proc/self/cgroup").read_text("utf-8").splitlines()
-    except OSError:
-        return
-    for line in lines:
-        _, controllers, name = line.split(":", 2)
-        if not controllers:
-            names = ("memory.max", "memory.current", "inactive_file")
-            base = top
-        elif "memory" in controllers.split(","):
-            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-            base = top / "memory"
-        else:
-            continue
-        group = PurePosixPath(name.lstrip("/"))
-        for path in (group, *group.parents):
-            yield base / path, names

@@ -13,12 +13,13 @@ from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
-from app.core.job.training_config import BaseModelRef, LoraShape
+from app.core.job.lora_shape import LoraShape
+from app.core.job.training_config import BaseModelRef
+from worker.training.data.tokenizer import load_tokenizer
 from worker.training.failures import TrainingFailedError
 
 
@@ -29,20 +30,9 @@ class ModelLoader:
         """Load the tokenizer of a base model.
 
         Raises:
-            TrainingFailedError: `tokenizer_unsupported`, when it cannot tell which characters a
-                token stands for, or has no token that ends a text.
+            TrainingFailedError: `tokenizer_unsupported`.
         """
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            directory, local_files_only=True, trust_remote_code=False
-        )
-        if not tokenizer.is_fast or tokenizer.eos_token_id is None:
-            raise TrainingFailedError(
-                "tokenizer_unsupported",
-                "The base model's tokenizer has no fast form (tokenizer.json) or no end-of-text "
-                "token. Choose another base model.",
-                param="model",
-            )
-        return tokenizer
+        return load_tokenizer(directory)
 
     def load_weights(self, directory: Path, dtype: torch.dtype) -> PreTrainedModel:
         """Load the weights of a base model from safetensors and nothing else."""
@@ -139,7 +129,7 @@ def attach_adapter(base: PreTrainedModel, shape: LoraShape, reference: BaseModel
     )
     model = cast("PeftModel", get_peft_model(base, adapter))
     # peft has put the local directory here, which nobody else has.
-    adapter.base_model_name_or_path = reference.repo
+    adapter.base_model_name_or_path = reference.address
     return model
 
 

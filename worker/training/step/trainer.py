@@ -11,8 +11,9 @@ from typing import assert_never
 
 import numpy as np
 
+from app.core.job.frozen import Frozen
 from app.core.job.loss_log import StepMetrics
-from app.core.job.training_config import Frozen, TrainingConfig
+from app.core.job.training_config import TrainingConfig
 from worker.training.data.batching import MicroBatch, collate, cut_by_length, shuffled_batches
 from worker.training.data.dataset import TokenizedData
 from worker.training.failures import base_not_finite, diverged

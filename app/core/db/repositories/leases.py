@@ -43,7 +43,7 @@ class Lease:
     config: TrainingConfig
 
 
-_UNREADABLE = JobError(
+UNREADABLE = JobError(
     code="settings_unreadable",
     message="This version of Tunery cannot read the settings of the job. Create the job again.",
 )
@@ -124,9 +124,9 @@ class LeaseRepository(Repository):
                 started_at=now,
             )
         )
-        lease = _lease_of(job, worker_id)
+        lease = lease_of(job, worker_id, attempt=job.attempt)
         if lease is None:  # otherwise no worker would ever reach the jobs behind it
-            settle(self._session, job, JobStatus.FAILED, now=now, error=_UNREADABLE)
+            settle(self._session, job, JobStatus.FAILED, now=now, error=UNREADABLE)
         else:
             announce(self._session, job, now=now)
         return lease
@@ -259,8 +259,8 @@ def _require_held(job: Job | None, lease: Lease) -> Job:
     return job
 
 
-def _lease_of(job: Job, worker_id: str) -> Lease | None:
-    """Return None if this version cannot read the job's settings."""
+def lease_of(job: Job, worker_id: str, *, attempt: int) -> Lease | None:
+    """The lease of an attempt. None if this version cannot read the job's settings."""
     try:
         config = TrainingConfig.model_validate(job.config)
     except ValidationError:
@@ -268,7 +268,7 @@ def _lease_of(job: Job, worker_id: str) -> Lease | None:
     return Lease(
         job_id=job.id,
         project_id=job.project_id,
-        attempt=job.attempt,
+        attempt=attempt,
         worker_id=worker_id,
         base_model=job.base_model,
         base_model_sha256=job.base_model_sha256,

@@ -250,18 +250,81 @@ def test_an_answer_that_ends_with_no_stop_token_is_refused() -> None:
         render(CALLS_WITHOUT_END, chat(QUESTION, CALLS), stop_tokens=["<|im_end|>"])
 
 
+def test_an_answer_of_which_the_template_drops_a_call_is_refused() -> None:
+    with pytest.raises(ChatTemplateError, match="does not write the tool calls of messages"):
+        render(CHAT_TEMPLATE, chat(QUESTION, CALLS))
+
+
+@pytest.mark.parametrize("turns", [1, 10])
 @pytest.mark.parametrize(
-    ("dropped", "reason"),
+    "dropped",
     [
-        (answer("A", reasoning_content="Hm."), "drops the reasoning_content of messages"),
-        (CALLS, "drops a tool call of messages"),
+        answer("A", reasoning_content="Hm."),
+        answer("<think>Hm.</think>A"),
+        CALLS | {"content": "Let me see."},
     ],
 )
-def test_an_answer_of_which_the_template_drops_a_part_is_refused(
-    dropped: dict[str, Any], reason: str
+def test_an_answer_of_which_the_template_drops_a_text_is_not_whole(
+    dropped: dict[str, Any], turns: int
+) -> None:
+    template = TOOLS.replace(
+        "message['content'] }}",
+        "'' if message['tool_calls'] else message['content'].split('</think>')[-1] }}",
+    )
+    written = [QUESTION, CALLS, QUESTION, answer("A", reasoning_content=" A ")] * turns
+
+    (whole,) = render(template, chat(*written))
+    (cropped,) = render(template, chat(*written, QUESTION, dropped, *written))
+
+    assert whole.is_whole
+    assert not cropped.is_whole
+    assert len(cropped.learned) == 2 * len(whole.learned) + 1
+
+
+ENDS_WITH_THE_NEXT_TURN = (
+    "{% for message in messages %}<|{{ message['role'] }}|>\n{{ message['content'] }}"
+    "{% for call in message['tool_calls'] or [] %}<call>{{ call['function']['name'] }}</call>"
+    "{% endfor %}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+"""As GLM does it: the model stops at the token that begins the next message."""
+
+
+@pytest.mark.parametrize("turns", [1, 10])
+def test_the_token_that_begins_the_next_turn_ends_an_answer_if_the_base_model_stops_there(
+    turns: int,
+) -> None:
+    result = {"role": "tool", "content": "Rain", "tool_call_id": "1"}
+    example = chat(*[QUESTION, CALLS, result, answer("It rains.")] * turns)
+
+    (row,) = render(ENDS_WITH_THE_NEXT_TURN, example, stop_tokens=["<|user|>", "<|tool|>"])
+
+    assert [row.text[start:end] for start, end in row.learned] == [
+        "\n<call>weather</call><|tool|>",
+        "\nIt rains.<|user|>",
+    ] * turns
+
+
+def test_a_call_at_the_end_of_a_chat_ends_with_the_token_that_begins_its_result() -> None:
+    stop_tokens = ["<|user|>", "<|tool|>"]
+
+    (row,) = render(ENDS_WITH_THE_NEXT_TURN, chat(QUESTION, CALLS), stop_tokens=stop_tokens)
+
+    assert row.text.endswith("</call><|tool|>")
+
+
+@pytest.mark.parametrize(
+    ("stop_tokens", "reason"),
+    [
+        (None, "does not mark where an answer ends"),
+        (["<|eot|>"], "does not mark where an answer ends"),
+        (["<|user|>"], r"does not end the turn of messages\[1\]"),
+    ],
+)
+def test_an_answer_that_ends_where_the_base_model_is_not_known_to_stop_is_refused(
+    stop_tokens: list[str] | None, reason: str
 ) -> None:
     with pytest.raises(ChatTemplateError, match=reason):
-        render(CHAT_TEMPLATE, chat(QUESTION, dropped))
+        render(ENDS_WITH_THE_NEXT_TURN, chat(QUESTION, CALLS), stop_tokens=stop_tokens)
 
 
 def test_an_answer_is_given_what_the_model_is_given_at_inference() -> None:

@@ -3,7 +3,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from worker.training.compute.hardware import anonymous_memory, free_memory
+from app.core.machine.memory import Memory, measure_memory
+from worker.training.compute.hardware import anonymous_memory
 
 
 def write(root: Path, files: dict[str, str]) -> Path:
@@ -27,7 +28,8 @@ def test_the_limit_of_a_container_counts_whichever_level_sets_it(
         f"{group}/memory.stat": "anon 500000\ninactive_file 50000\n",
     }
 
-    assert free_memory(root=write(tmp_path, files)) == 450_000
+    expected = Memory(total=1_000_000, free=450_000)
+    assert measure_memory(root=write(tmp_path, files)) == expected
 
 
 def test_the_older_groups_are_known_too(tmp_path: Path) -> None:
@@ -39,7 +41,7 @@ def test_the_older_groups_are_known_too(tmp_path: Path) -> None:
         f"{group}/memory.stat": "inactive_file 1\ntotal_inactive_file 300000\n",
     }
 
-    assert free_memory(root=write(tmp_path, files)) == 100_000
+    assert measure_memory(root=write(tmp_path, files)).free == 100_000
 
 
 def test_a_container_that_is_full_has_nothing_left(tmp_path: Path) -> None:
@@ -50,13 +52,14 @@ def test_a_container_that_is_full_has_nothing_left(tmp_path: Path) -> None:
         "sys/fs/cgroup/memory.stat": "inactive_file 10\n",
     }
 
-    assert free_memory(root=write(tmp_path, files)) == 0
+    assert measure_memory(root=write(tmp_path, files)).free == 0
 
 
 def test_without_a_limit_it_is_what_the_machine_has(tmp_path: Path) -> None:
     free = psutil.virtual_memory().available
 
-    assert free_memory(root=tmp_path) == pytest.approx(free, rel=0.2)
+    assert measure_memory(root=tmp_path).free == pytest.approx(free, rel=0.2)
+    assert measure_memory(root=tmp_path).total == psutil.virtual_memory().total
 
 
 def test_what_a_process_allocates_is_its_own() -> None:

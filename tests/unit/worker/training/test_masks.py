@@ -1,4 +1,4 @@
-"""What is learned with the chat templates that TRL ships, token by token."""
+"""What is learned with chat templates of many families, token by token."""
 
 import re
 import tomllib
@@ -26,30 +26,36 @@ FAMILIES: dict[str, dict[str, Any]] = tomllib.loads(
 TODAY = date(2024, 7, 26)
 
 
+def trl_file(name: str) -> str:
+    return f"trl/chat_templates/{name}.jinja"
+
+
 def build_tokenizer(family: str) -> PreTrainedTokenizerFast:
     expected = FAMILIES[family]
     special_tokens = dict.fromkeys(["<s>", expected["eos"], *expected["special_tokens"]])
-    template = read_template(family)
+    template = read_template(expected.get("template", trl_file(family)))
     return build_family_tokenizer(template, list(special_tokens), eos=expected["eos"])
 
 
-def test_at_least_14_families_are_tried() -> None:
-    assert len(FAMILIES) >= 14
+def build_encoder(family: str, tokenizer: PreTrainedTokenizerFast) -> Encoder:
+    return Encoder(tokenizer, today=TODAY, stop_tokens=FAMILIES[family].get("stop_tokens"))
+
+
+def test_at_least_30_families_are_tried() -> None:
+    assert len(FAMILIES) >= 30
 
 
 @pytest.mark.parametrize("conversation", CONVERSATIONS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_exactly_what_the_model_has_to_write_is_learned(family: str, conversation: str) -> None:
-    tokenizer = build_tokenizer(family)
-    expected = FAMILIES[family][conversation]
-
-    assert mark_rows(tokenizer, CONVERSATIONS[conversation]) == expected
+    assert mark_rows(family, CONVERSATIONS[conversation]) == FAMILIES[family][conversation]
 
 
-def mark_rows(tokenizer: PreTrainedTokenizerFast, example: ChatExample) -> str | list[str]:
+def mark_rows(family: str, example: ChatExample) -> str | list[str]:
     """The only row or all rows of a conversation, or why it is refused."""
+    tokenizer = build_tokenizer(family)
     try:
-        encoded = Encoder(tokenizer, today=TODAY).encode(example)
+        encoded = build_encoder(family, tokenizer).encode(example)
     except ChatTemplateError as error:
         return f"REFUSED: {error}"
     rows = [mark_learned(row, tokenizer) for row in encoded]
@@ -90,7 +96,8 @@ def mask_of_trl(family: str, example: ChatExample) -> tuple[list[int], list[bool
     """Tokens and mask as `SFTTrainer` makes them with `assistant_only_loss`."""
     tokenizer = build_tokenizer(family)
     messages = ChatTemplate(tokenizer, today=TODAY).adapt(example.messages)
-    tokenizer.chat_template = read_template(TRAINING_TEMPLATES.get(family, f"{family}_training"))
+    training_template = TRAINING_TEMPLATES.get(family, f"{family}_training")
+    tokenizer.chat_template = read_template(trl_file(training_template))
     ChatTemplate(tokenizer, today=TODAY)  # stops its clock
     encoded: Any = tokenizer.apply_chat_template(
         messages,
@@ -114,7 +121,7 @@ def test_trl_learns_the_same_and_what_no_model_generates(family: str) -> None:
 
     assert {"single_turn", "weight_0"} & conversations.keys() == {"single_turn"}
     for example in conversations.values():
-        (ours,) = Encoder(tokenizer, today=TODAY).encode(example)
+        (ours,) = build_encoder(family, tokenizer).encode(example)
         input_ids, theirs = mask_of_trl(family, example)
         assert input_ids == ours.input_ids
         only_ours = [o and not t for o, t in zip(ours.is_learned, theirs, strict=True)]

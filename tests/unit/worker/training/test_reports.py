@@ -9,8 +9,8 @@ import pytest
 from app.core.job.loss_log import StepMetrics, csv_texts, json_texts
 from tests.builders import build_base_metrics
 from tests.tiny import write_job
-from worker.training.artifacts.checkpoint import write_model_card
 from worker.training.artifacts.loss_log import LossLog, draw_losses
+from worker.training.artifacts.model_card import write_model_card
 from worker.training.data.stop_tokens import StopTokens
 
 STOP = StopTokens(generation_config={}, base={1: "</s>"}, taught={"<|im_end|>": 2})
@@ -218,14 +218,28 @@ def test_a_model_card_names_base_data_settings_losses_and_how_to_load(tmp_path: 
     assert f"vllm serve org/tiny --revision {'c' * 40} --enable-lora --max-lora-rank 8 " in card
 
 
-def test_the_card_says_which_weights_are_the_very_same_when_no_commit_names_them(
-    tmp_path: Path,
+@pytest.mark.parametrize(
+    ("repo", "said"),
+    [
+        ("org/tiny", "the losses below are not\nthose of the repository's own weights"),
+        ("q3b", "A repository with a similar name is another model"),
+    ],
+    ids=["converted", "directory"],
+)
+def test_the_card_says_where_the_weights_are_when_no_commit_names_them(
+    tmp_path: Path, repo: str, said: str
 ) -> None:
     spec = write_job(tmp_path / "job", [{"text": "a"}], base_model=tmp_path)
-    embedded = spec.model_copy(
-        update={"base_model": spec.base_model.model_copy(update={"revision": None})}
-    )
+    changes = {"id": "ours", "repo": repo, "revision": None}
+    own = spec.model_copy(update={"base_model": spec.base_model.model_copy(update=changes)})
 
-    said = f"`models/{spec.base_model.id}`"
-    assert said in write_model_card(embedded, step=20, rows=[row(20)], stop_tokens=STOP)
+    card = write_model_card(own, step=20, rows=[row(20)], stop_tokens=STOP)
+
+    assert said in card
+    assert "A LoRA adapter for the base model `ours`" in card
+    assert "BASE is `models/ours` in the service's data directory" in card
+    assert 'AutoModelForCausalLM.from_pretrained("BASE")' in card
+    assert "vllm serve BASE --enable-lora" in card
+    assert ("base_model: " in card) == (repo == "org/tiny")
+    assert "q3b" not in card
     assert said not in write_model_card(spec, step=20, rows=[row(20)], stop_tokens=STOP)

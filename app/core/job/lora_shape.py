@@ -1,0 +1,35 @@
+"""The adapter's hyperparameters: what is trained besides the frozen base model."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from app.core.job.frozen import Frozen
+
+LoraInitialisation = Literal["kaiming", "gaussian"]
+
+
+class LoraShape(Frozen):
+    """Shape of the adapter, in the terms of Hu et al. 2021 (arXiv:2106.09685)."""
+
+    rank: int = Field(default=64, ge=1, le=256)
+    """Rank of the adapter: the inner dimension r of the update BA."""
+
+    alpha: float = Field(default=16.0, gt=0, le=1024)
+    """Numerator of the adapter's scaling factor. Its denominator is the rank of the adapter."""
+
+    dropout: float = Field(default=0.05, ge=0, lt=1)
+    """Probability that an input of the adapter is zeroed during training."""
+
+    target_modules: tuple[str, ...] = ("q_proj", "v_proj")
+    """Names of the linear layers that get an adapter."""
+
+    use_rslora: bool = False
+    """Whether alpha is divided by the root of the rank, as in rsLoRA (arXiv:2312.03732)."""
+
+    use_dora: bool = False
+    """DoRA (arXiv:2402.09353): the length of each row of a weight is trained too. It is slower."""
+
+    init_lora_weights: LoraInitialisation = "kaiming"
+    """Distribution of the adapter's A matrices at the start: `kaiming` for the uniform one that is
+    usual, `gaussian` for a normal one of standard deviation 1 / rank. B matrices start at zero."""
