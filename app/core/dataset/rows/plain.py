@@ -46,7 +46,9 @@ def count_characters(value: Any) -> int:
     """Number of characters of all texts in a plain row, or in a part of one."""
     if value.__class__ is str:
         return len(value)
-    return sum(map(count_characters, value if value.__class__ is list else value.values()))
+    if value.__class__ is list:  # of messages, whose fields are texts
+        return sum([len(text) for message in value for text in message.values()])
+    return sum(map(count_characters, value.values()))
 
 
 def count_plain_characters(columns: Mapping[str, Sequence[Any]], format_: DatasetFormat) -> int:

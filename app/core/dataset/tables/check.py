@@ -18,7 +18,7 @@ from app.core.dataset.file_kinds import FileKind
 from app.core.dataset.formats import LineError
 from app.core.dataset.gunzip import ExpansionLimit
 from app.core.dataset.tables.process import CPU_S, MEMORY_BYTES
-from app.core.dataset.tables.rows import Cells, as_line, as_objects, read_table
+from app.core.dataset.tables.rows import Cells, Row, as_example, as_line, read_table
 
 _BATCH_ROWS = 16
 """Number of rows that are in memory at once, each of which may have a few times 8 MiB."""
@@ -62,13 +62,19 @@ def _check_rows(
         if size := checker.feed_plain_rows(cells):
             yield size
             continue
-        for row in as_objects(columns, batch):
-            size = checker.feed_plain_row(row)
-            if size == 0:
-                line = as_line(row)
-                size = len(line)
-                checker.feed(line)
-            yield size
+        for row in batch:
+            yield _check_row(checker, dict(zip(columns, row, strict=True)))
+
+
+def _check_row(checker: DatasetChecker, row: Row) -> int:
+    if size := checker.feed_plain_row(row):
+        return size
+    example = as_example(row)
+    if size := checker.feed_plain_row(example):
+        return size
+    line = as_line(example)
+    checker.feed(line)
+    return len(line)
 
 
 def _in_batches(rows: Iterable[Cells]) -> Iterator[list[Cells]]:

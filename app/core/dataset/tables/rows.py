@@ -21,7 +21,7 @@ Cells = Sequence[Any]
 """A row of a table: a value for each of its columns."""
 
 Row = dict[str, Any]
-"""The object that a line of JSONL with the same example has."""
+"""A row by the names of the columns."""
 
 _JSON_COLUMNS = frozenset({"messages", "conversations", "tools", "functions"})
 """Columns whose cells may be JSON text, because CSV has no lists."""
@@ -34,7 +34,7 @@ def read_rows(source: BinaryIO, kind: FileKind) -> Iterator[Row]:
         LineError: the columns have no format, or the row after the last one cannot be read.
     """
     columns, rows = read_table(source, kind)
-    return as_objects(columns, rows)
+    return (as_example(dict(zip(columns, cells, strict=True))) for cells in rows)
 
 
 def read_table(source: BinaryIO, kind: FileKind) -> tuple[list[str], Iterator[Cells]]:
@@ -81,14 +81,13 @@ def as_line(row: Row) -> bytes:
     return json.dumps(row, ensure_ascii=False).encode() + b"\n"
 
 
-def as_objects(columns: Sequence[str], rows: Iterable[Cells]) -> Iterator[Row]:
-    """The rows as objects.
+def as_example(row: Row) -> Row:
+    """The row with values in the place of JSON, and without what is null inside of values.
 
     Raises:
         LineError: a cell that must be JSON is not.
     """
-    for cells in rows:
-        yield {name: _value(name, cell) for name, cell in zip(columns, cells, strict=True)}
+    return {name: _value(name, cell) for name, cell in row.items()}
 
 
 def _value(column: str, cell: Any) -> Any:
