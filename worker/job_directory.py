@@ -117,7 +117,7 @@ class JobDirectory:
         model = catalogue.directory(base_model.id).resolve()
         self._max_artifact_bytes = largest_artifact(
             model,
-            rank=self._lease.config.lora.rank,
+            rank=self._lease.config.lora.saved_rank,
             has_embeddings=bool(self._lease.config.lora.modules_to_save),
             total_steps=self._lease.config.max_total_steps(inputs.training_file.examples or 0),
         )

@@ -71,7 +71,7 @@ class Footprint:
     def trained(self) -> int:
         """Adapter, trained embeddings and optimizer."""
         linears = [self.model.linear(name) for name in self.lora.target_modules]
-        weights = self.model.layers * self.lora.rank * sum(map(sum, linears))
+        weights = self.model.layers * self.lora.saved_rank * sum(map(sum, linears))
         matrices = len(set(self.lora.modules_to_save))
         if self.model.has_tied_embeddings:
             matrices = min(matrices, 1)
