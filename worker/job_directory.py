@@ -138,7 +138,7 @@ class JobDirectory:
         total_steps = config.max_total_steps(inputs.training_file.examples or 0)
         return largest_artifact(
             base_model,
-            rank=config.lora.rank,
+            rank=config.lora.saved_rank,
             has_embeddings=bool(config.lora.modules_to_save),
             total_steps=total_steps,
         )

@@ -58,6 +58,7 @@ def resolve_config(
         name = str(first["loc"][-1])
         raise _bad_value(name, f"'{name}' becomes {first['input']:g}. {first['msg']}.") from error
     _refuse_contradictions(config)
+    _refuse_initialisation(config)
     check_limits(config, entry)
     choice = "best" if config.chooses_best else "final"
     return config.model_copy(update={"checkpoint_choice": choice})
@@ -78,14 +79,29 @@ def _refuse_contradictions(config: TrainingConfig) -> None:
             "warmup_steps",
             "An 'lr_scheduler' of 'constant' has no warmup. Use 'constant_with_warmup'.",
         )
-    if config.lora.init_lora_weights == "orthogonal" and config.lora.rank % 2:
-        raise _bad_value(
-            "init_lora_weights",
-            f"'orthogonal' needs an even 'lora_r', and it is {config.lora.rank}.",
-        )
     if config.min_lr_ratio and kind not in ("linear", "cosine"):
         raise _bad_value(
             "min_lr_ratio", f"'min_lr_ratio' needs a rate that falls. '{kind}' does not."
+        )
+
+
+def _refuse_initialisation(config: TrainingConfig) -> None:
+    """Refuse an initialisation that does not go with the other hyperparameters."""
+    lora, kind = config.lora, config.lora.init_lora_weights
+    if kind == "orthogonal" and lora.rank % 2:
+        raise _bad_value(
+            "init_lora_weights", f"'orthogonal' needs an even 'lora_r', and it is {lora.rank}."
+        )
+    if not lora.starts_from_base:
+        return
+    for name in ("use_dora", "use_rslora"):
+        if getattr(lora, name):
+            raise _bad_value("init_lora_weights", f"'{kind}' cannot be combined with '{name}'.")
+    if config.weight_decay:
+        raise _bad_value(
+            "weight_decay",
+            f"With an 'init_lora_weights' of '{kind}', 'weight_decay' would shrink weights of the "
+            "base model itself. Leave it out.",
         )
 
 
@@ -95,8 +111,11 @@ def check_limits(config: TrainingConfig, entry: CatalogueEntry) -> None:
     Raises:
         InvalidRequestError: one of them is above the base model's limit.
     """
-    if config.lora.rank > entry.max_lora_rank:
-        raise _bad_value("lora_r", f"'lora_r' can be at most {entry.max_lora_rank} for {entry.id}.")
+    if config.lora.saved_rank > entry.max_lora_rank:
+        highest = entry.max_lora_rank * config.lora.rank // config.lora.saved_rank
+        start = config.lora.init_lora_weights
+        why = f" with '{start}', which doubles it" if config.lora.starts_from_base else ""
+        raise _bad_value("lora_r", f"'lora_r' can be at most {highest} for {entry.id}{why}.")
     if config.max_sequence_tokens > entry.context_length:
         raise _bad_value(
             "context_length",

@@ -318,7 +318,11 @@ def test_a_bad_parameter_of_a_job_is_refused(
         ("max_grad_norm", 1001, "Input should be less than or equal to 1000"),
         ("use_rslora", "no!", "Input should be a valid boolean"),
         ("use_dora", 2, "Input should be a valid boolean"),
-        ("init_lora_weights", "pissa", "Input should be 'kaiming', 'gaussian' or 'orthogonal'"),
+        (
+            "init_lora_weights",
+            "pissa",
+            "Input should be 'kaiming', 'gaussian', 'orthogonal', 'pissa_niter_16' or 'olora'",
+        ),
         ("modules_to_save", "lm_head", "Input should be a valid list"),
         ("warmup_steps", -1, "Input should be greater than or equal to 0"),
         ("min_lr_ratio", 1.1, "Input should be less than or equal to 1"),
@@ -432,6 +436,25 @@ def test_a_knob_out_of_range_is_refused_wherever_it_is_given(
             "init_lora_weights",
             "'orthogonal' needs an even 'lora_r', and it is 5.",
             id="orthogonal matrices of an odd rank",
+        ),
+        pytest.param(
+            {"init_lora_weights": "olora", "use_rslora": True},
+            "init_lora_weights",
+            "'olora' cannot be combined with 'use_rslora'.",
+            id="OLoRA and rsLoRA",
+        ),
+        pytest.param(
+            {"init_lora_weights": "olora", "weight_decay": 0.1},
+            "weight_decay",
+            "With an 'init_lora_weights' of 'olora', 'weight_decay' would shrink weights of the "
+            "base model itself. Leave it out.",
+            id="decay of the base model",
+        ),
+        pytest.param(
+            {"init_lora_weights": "pissa_niter_16", "lora_r": 33},
+            "lora_r",
+            "'lora_r' can be at most 32 for tiny with 'pissa_niter_16', which doubles it.",
+            id="a rank that is too large when it is doubled",
         ),
         pytest.param(
             {"min_lr_ratio": 0.1, "lr_scheduler": "constant"},

@@ -84,6 +84,16 @@ CASES: dict[str, dict[str, Any]] = {
         "early_stopping_patience": 3,
         "early_stopping_threshold": 0.5,
     },
+    "pissa": {
+        "epochs": 2,
+        "lora": LoraShape(rank=4, dropout=0.05, init_lora_weights="pissa_niter_16"),
+        "loraplus_lr_ratio": 4.0,
+    },
+    "olora": {
+        "epochs": 2,
+        "lora": LoraShape(rank=4, init_lora_weights="olora", modules_to_save=("lm_head",)),
+        "compute": ComputeSettings(forward="plain", dtype="bfloat16"),
+    },
     "max-steps-in-mid-epoch": {"max_steps": 8, "checkpoint_steps": 5, "max_grad_norm": 0.1},
     "stops-early": {
         "rows": [chat_row("Say a", "aaaaaaaaaaaa")] * 32,

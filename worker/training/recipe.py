@@ -35,19 +35,15 @@ from worker.training.model.base_model import (
     ModelLoader,
     ModelShape,
     attach_adapter,
-    describe_parameters,
+    explain_adapter,
 )
 from worker.training.model.forward import Forward, has_fused_layers
+from worker.training.model.initialisation import freeze_start
 from worker.training.model.randomness import make_deterministic, seed_torch
 from worker.training.preparation.tokenized_job import prepare_data
 from worker.training.step.step import BestAdapter
 from worker.training.step.trainer import StepSchedule, Trainer
 from worker.training.training_loop import Report, TrainingLoop
-
-_EMBEDDINGS_WARNING = (
-    "The adapter has whole embeddings, because modules_to_save names some. vLLM and llama.cpp "
-    "cannot load it: merge it into the base model first."
-)
 
 
 def run_job(
@@ -181,9 +177,10 @@ def _load_model(
     base = job.loader.load_weights(job.base_model, placement.torch_dtype)
     seed_torch(config.seed, 0)  # the random half of the adapter
     model = attach_adapter(base, config.lora, spec.base_model).to(placement.device)
-    report(Noted(message=describe_parameters(model)))
-    if config.lora.modules_to_save:
-        report(Noted(message=_EMBEDDINGS_WARNING, level="warn"))
+    if config.lora.starts_from_base:
+        freeze_start(model)
+    for note in explain_adapter(model, config.lora):
+        report(note)
     if plan.forward == "fast" and not has_fused_layers(model):
         plan = make(has_fused_layers=False)
         plan.check_memory(memory)

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from app.core.job.frozen import Frozen
 
-LoraInitialisation = Literal["kaiming", "gaussian", "orthogonal"]
+LoraInitialisation = Literal["kaiming", "gaussian", "orthogonal", "pissa_niter_16", "olora"]
 Embeddings = Literal["embed_tokens", "lm_head"]
 
 
@@ -34,10 +34,21 @@ class LoraShape(Frozen):
     init_lora_weights: LoraInitialisation = "kaiming"
     """Start of the adapter: `kaiming` for the usual uniform A matrices, `gaussian` for normal ones
     of standard deviation 1 / rank, both with B matrices of zeros. `orthogonal` fills both with
-    random numbers whose product is zero, which needs an even rank."""
+    random numbers whose product is zero, which needs an even rank. `pissa_niter_16` (PiSSA) and
+    `olora` train a part of the base model's own weights; the adapter then has twice the rank."""
 
     modules_to_save: tuple[Embeddings, ...] = ()
     """Embeddings that are trained whole, to teach new special tokens or a new language:
     `embed_tokens` for those of the input, `lm_head` for those of the output. If the base model has
     one matrix for both, either name trains it. This takes much memory, and vLLM and llama.cpp can
     load the result only after it is merged into the base model."""
+
+    @property
+    def starts_from_base(self) -> bool:
+        """Whether the adapter starts as a part of the base model's weights."""
+        return self.init_lora_weights in ("pissa_niter_16", "olora")
+
+    @property
+    def saved_rank(self) -> int:
+        """Rank of the adapter in memory and in its files. It may be twice that which is trained."""
+        return 2 * self.rank if self.starts_from_base else self.rank

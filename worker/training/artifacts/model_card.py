@@ -105,7 +105,7 @@ def write_model_card(
     spec: JobSpec, *, step: int, rows: Sequence[StepMetrics], stop_tokens: StopTokens
 ) -> str:
     """The card of the checkpoint of `step`, with a loss table of `rows`."""
-    base, rank = spec.base_model, spec.config.lora.rank
+    base, rank = spec.base_model, spec.config.lora.saved_rank
     arguments, served = _load_base(base)
     return _CARD.format(
         metadata="" if base.is_from_directory else f"base_model: {json.dumps(base.repo)}\n",

@@ -74,7 +74,7 @@ class Footprint:
     @property
     def _adapter_parameters(self) -> int:
         linears = [self.model.linear(name) for name in self.lora.target_modules]
-        return self.model.layers * self.lora.rank * sum(map(sum, linears))
+        return self.model.layers * self.lora.saved_rank * sum(map(sum, linears))
 
     @property
     def _embedding_parameters(self) -> int:

@@ -19,9 +19,11 @@ from transformers import (
 
 from app.core.job.lora_shape import LoraShape
 from app.core.job.training_config import BaseModelRef
+from app.core.job.training_events import Noted
 from worker.training.data.tokenizer import load_tokenizer
 from worker.training.failures import TrainingFailedError
 from worker.training.model.embeddings import are_tied, check_embeddings, train_in_float32
+from worker.training.model.initialisation import start_from_base
 
 
 class ModelLoader:
@@ -117,18 +119,18 @@ def attach_adapter(base: PreTrainedModel, shape: LoraShape, reference: BaseModel
     model.
 
     Raises:
-        TrainingFailedError: `unknown_target_module`.
+        TrainingFailedError: `unknown_target_module` or `lora_rank_too_large`.
     """
     _check_target_modules(base, shape)
     check_embeddings(base, shape.modules_to_save)
     adapter = LoraConfig(
-        r=shape.rank,
-        lora_alpha=_as_written(shape.alpha),
+        r=shape.saved_rank,
+        lora_alpha=_as_written(shape.alpha * shape.saved_rank / shape.rank),
         lora_dropout=shape.dropout,
         target_modules=list(shape.target_modules),
         use_rslora=shape.use_rslora,
         use_dora=shape.use_dora,
-        init_lora_weights=True if shape.init_lora_weights == "kaiming" else shape.init_lora_weights,
+        init_lora_weights=_initialisation_of_peft(shape),
         modules_to_save=list(shape.modules_to_save) or None,
         ensure_weight_tying=bool(shape.modules_to_save) and are_tied(base),
         task_type="CAUSAL_LM",
@@ -136,9 +138,17 @@ def attach_adapter(base: PreTrainedModel, shape: LoraShape, reference: BaseModel
     )
     model = cast("PeftModel", get_peft_model(base, adapter))
     train_in_float32(model)
+    if shape.starts_from_base:
+        start_from_base(model, shape)
     # peft has put the local directory here, which nobody else has.
     adapter.base_model_name_or_path = reference.address
     return model
+
+
+def _initialisation_of_peft(shape: LoraShape) -> Any:
+    if shape.starts_from_base or shape.init_lora_weights == "kaiming":
+        return True
+    return shape.init_lora_weights
 
 
 def _as_written(alpha: float) -> int:
@@ -171,6 +181,23 @@ def describe_parameters(model: PeftModel) -> str:
         f"trainable params: {trainable:,d} || all params: {all_:,d} || "
         f"trainable%: {100 * trainable / all_:.4f}"
     )
+
+
+def explain_adapter(model: PeftModel, shape: LoraShape) -> Iterator[Noted]:
+    """What is trained, and what other programs have to know of the adapter."""
+    yield Noted(message=describe_parameters(model))
+    if shape.starts_from_base:
+        yield Noted(
+            message=f"The adapter has rank {shape.saved_rank}, twice lora_r: one half is trained, "
+            f"and the other subtracts what '{shape.init_lora_weights}' starts from, so that it "
+            "fits the base model as it is. vLLM needs --max-lora-rank for this rank."
+        )
+    if shape.modules_to_save:
+        yield Noted(
+            message="The adapter has whole embeddings, because modules_to_save names some. vLLM "
+            "and llama.cpp cannot load it: merge it into the base model first.",
+            level="warn",
+        )
 
 
 def trainable_parameters(model: nn.Module) -> Iterator[nn.Parameter]:

@@ -140,11 +140,12 @@ def _gradient_of_head(
     gradient_VH = torch.zeros_like(head_VH)
     for start in range(0, len(targets_N), CHUNK):
         chunk = slice(start, start + CHUNK)
-        grad_C1, targets_C1 = grad_N[chunk, None], targets_N[chunk, None]
+        grad_C, targets_C = grad_N[chunk], targets_N[chunk]
         logits_CV = F.linear(hidden_NH[chunk], weight_VH)
-        _softmax_(logits_CV, targets_N[chunk])
+        _softmax_(logits_CV, targets_C)
         # The gradient of the log-probability of a target is 1 - softmax for it, else -softmax.
-        grad_logits_CV = logits_CV.mul_(-grad_C1)
-        grad_logits_CV.scatter_add_(1, targets_C1, grad_C1.to(logits_CV.dtype))
+        grad_logits_CV = logits_CV.mul_(-grad_C[:, None])
+        tokens_C = torch.arange(len(targets_C), device=targets_C.device)
+        grad_logits_CV[tokens_C, targets_C] += grad_C
         gradient_VH += grad_logits_CV.mT @ hidden_NH[chunk]
     return gradient_VH
