@@ -34,15 +34,17 @@ _WIDE = LoraShape(
 CANDIDATES = {
     "reference": TrainingConfig(seed=0),
     "reference at 8e-4": TrainingConfig(seed=0, learning_rate=8e-4),
+    "reference at 1e-3": TrainingConfig(seed=0, learning_rate=1e-3),
     "all-linear at 4e-4": TrainingConfig(seed=0, lora=_WIDE, learning_rate=4e-4),
+    "all-linear at 5e-4": TrainingConfig(seed=0, lora=_WIDE, learning_rate=5e-4),
     "all-linear at 1e-3": TrainingConfig(seed=0, lora=_WIDE, learning_rate=1e-3),
 }
-"""The adapter of the reference, at its rate and at the one that `auto` chooses for it; that of
-`auto`, at its rate and at a higher one."""
+"""The adapter of the reference and that of `auto`, each at some learning rates. `auto` chooses 1e-3
+for the first and 5e-4 for the second."""
 
 FEW_ROWS = 16
 CANDIDATES_FOR_FEW_ROWS = {
-    f"{epochs} epochs": CANDIDATES["all-linear at 4e-4"].model_copy(update={"epochs": epochs})
+    f"{epochs} epochs": CANDIDATES["all-linear at 5e-4"].model_copy(update={"epochs": epochs})
     for epochs in (3, 10)
 }
 

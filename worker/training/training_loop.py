@@ -18,7 +18,7 @@ from worker.training.data.stop_tokens import StopTokens
 from worker.training.step.step import BestAdapter
 from worker.training.step.trainer import StepSchedule, Trainer
 
-_STEEP_SHARE = 0.05
+_STEEP_SHARE = 0.04
 """Fraction of the fall of the validation loss above which its fall at the end is steep. Measured:
 see `docs/recipes.md`."""
 

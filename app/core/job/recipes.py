@@ -47,7 +47,7 @@ class Choice:
 
 
 LEARNING_RATES = (
-    Choice(0.5e9, 4e-4, MEASURED),
+    Choice(0.5e9, 5e-4, MEASURED),
     Choice(3e9, 4e-4, "LoRA Without Regret"),
     Choice(15e9, 2e-4, "QLoRA, Unsloth"),
     Choice(math.inf, 1e-4, "QLoRA"),

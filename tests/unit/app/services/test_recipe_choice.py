@@ -19,7 +19,7 @@ SMALL_BYTES = 270_000_000
 
 AUTO = {
     "n_epochs": 3,
-    "learning_rate": 4e-4,
+    "learning_rate": 5e-4,
     "lora_r": 16,
     "lora_alpha": 32,
     "lora_target_modules": WHOLE,
@@ -77,7 +77,7 @@ def test_the_recipe_chooses_what_is_absent(client: TestClient, training_file: st
     job = create(client, training_file, recipe="auto")
 
     assert (job["recipe"], chosen(job)) == ("auto", AUTO)
-    assert job["hyperparameters"]["learning_rate_multiplier"] == 2.0
+    assert job["hyperparameters"]["learning_rate_multiplier"] == 2.5
 
 
 def test_the_recipe_chooses_nothing_that_is_given(client: TestClient, training_file: str) -> None:
@@ -97,7 +97,7 @@ def test_the_rate_fits_the_adapter_that_was_asked_for(
 ) -> None:
     job = create(client, training_file, recipe="auto", hyperparameters={"lora_alpha": 16})
 
-    assert chosen(job) == AUTO | {"lora_alpha": 16, "learning_rate": 8e-4}
+    assert chosen(job) == AUTO | {"lora_alpha": 16, "learning_rate": 1e-3}
 
 
 def test_what_openais_clients_send_gets_a_rate_for_the_default_adapter(
@@ -109,7 +109,7 @@ def test_what_openais_clients_send_gets_a_rate_for_the_default_adapter(
     job = create(client, training_file, hyperparameters=knobs)
 
     assert (job["recipe"], job["hyperparameters"]["batch_size"]) == ("reference", 4)
-    assert chosen(job) == REFERENCE | {"learning_rate": 8e-4}
+    assert chosen(job) == REFERENCE | {"learning_rate": 1e-3}
 
 
 @pytest.mark.parametrize("name", ["lora_r", "lora_alpha", "lora_target_modules"])
@@ -196,7 +196,7 @@ def test_an_event_says_what_auto_would_choose(client: TestClient, training_file:
     (message,) = advice(client, job)
     assert message == (
         '"recipe": "auto" would choose lora_r 16 (here 64), lora_alpha 32 (here 16), '
-        "learning_rate 0.0004 (here 0.0002), n_epochs 3 (here 1)."
+        "learning_rate 0.0005 (here 0.0002), n_epochs 3 (here 1)."
     )
 
 
