@@ -145,7 +145,8 @@ def build_peft_model(
 ) -> PeftModel:
     """A tiny model with an adapter, in training mode; a trained one is not the identity."""
     base = build_model(model_type, seed=seed, **changes)
-    shape = LoraShape(rank=4, alpha=8, dropout=dropout, target_modules=target_modules, **variant)
+    usual = {"rank": 4, "alpha": 8, "dropout": dropout, "target_modules": target_modules}
+    shape = LoraShape(**(usual | dict(variant)))
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = attach_adapter(base, shape, BASE_MODEL)

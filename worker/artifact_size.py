@@ -3,12 +3,16 @@
 import json
 import math
 from pathlib import Path
+from typing import get_args
 
+from app.core.job.lora_shape import Embeddings
 from app.core.job.training_config import MAX_EXAMPLES_PER_LINE
 
 _FLOAT32_BYTES = 4
 _COPIES = 4
 """A saved state has the adapter, two moments of the optimizer, and the best adapter so far."""
+
+_EMBEDDINGS = tuple(f"{name}.weight" for name in get_args(Embeddings))
 
 _LOG_BYTES_PER_STEP = 2048
 """Most bytes of a step in the two tables of the loss log: 14 numbers each, with their names."""
@@ -23,21 +27,29 @@ _MAX_HEADER_BYTES = 100_000_000
 """Limit of the format of safetensors itself."""
 
 
-def largest_artifact(base_model: Path, *, rank: int, total_steps: int) -> int:
+def largest_artifact(
+    base_model: Path, *, rank: int, total_steps: int, has_embeddings: bool = False
+) -> int:
     """Most bytes of a checkpoint or a saved state, if every weight matrix had an adapter.
 
     Args:
         base_model: directory of the base model.
         rank: rank of the adapter.
         total_steps: number of steps in its loss log.
+        has_embeddings: whether embeddings are trained whole.
     """
-    rows_and_columns = sum(
-        sum(shape[-2:]) * math.prod(shape[:-2])
+    shapes = {
+        name: shape
         for weights in base_model.glob("*.safetensors")
-        for shape in _read_shapes(weights)
+        for name, shape in _read_shapes(weights).items()
         if len(shape) > 1
-    )
-    adapter_bytes = _FLOAT32_BYTES * rank * rows_and_columns
+    }
+    trained = rank * sum(sum(shape[-2:]) * math.prod(shape[:-2]) for shape in shapes.values())
+    if has_embeddings:
+        trained += sum(
+            math.prod(shape) for name, shape in shapes.items() if name.endswith(_EMBEDDINGS)
+        )
+    adapter_bytes = _FLOAT32_BYTES * trained
     return _COPIES * adapter_bytes + _LOG_BYTES_PER_STEP * total_steps + ROOM_BYTES
 
 
@@ -49,12 +61,12 @@ def largest_tokens(data_bytes: int) -> int:
     return _BYTES_PER_TOKEN * MAX_EXAMPLES_PER_LINE * data_bytes + ROOM_BYTES
 
 
-def _read_shapes(weights: Path) -> list[list[int]]:
-    """Read the shapes of the tensors from the header of a file in the format of safetensors."""
+def _read_shapes(weights: Path) -> dict[str, list[int]]:
+    """Read the shape of each tensor from the header of a file in the format of safetensors."""
     with weights.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         try:
             header = json.loads(file.read(min(length, _MAX_HEADER_BYTES)))
         except ValueError:
-            return []  # the training process will say what is wrong with the model
-    return [about["shape"] for name, about in header.items() if name != "__metadata__"]
+            return {}  # the training process will say what is wrong with the model
+    return {name: about["shape"] for name, about in header.items() if name != "__metadata__"}

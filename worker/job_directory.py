@@ -136,7 +136,12 @@ class JobDirectory:
             return largest_tokens(sum(file.bytes for file in files if file is not None))
         config = self._lease.config
         total_steps = config.max_total_steps(inputs.training_file.examples or 0)
-        return largest_artifact(base_model, rank=config.lora.rank, total_steps=total_steps)
+        return largest_artifact(
+            base_model,
+            rank=config.lora.rank,
+            has_embeddings=bool(config.lora.modules_to_save),
+            total_steps=total_steps,
+        )
 
     def _make(self) -> None:
         """Make the directory, and delete those of this attempt and of earlier ones.

@@ -166,10 +166,10 @@ class Settings(BaseSettings):
     """Time that a worker has to save its job and exit after it is told to stop, in seconds."""
 
     sandbox: Literal["auto", "required", "off"] = "auto"
-    """Whether training processes are contained. `auto` uses all that the kernel allows. The first
-    event of each job lists the layers that hold. `required` refuses to start a worker on a machine
-    that cannot filter system calls, restrict file access, limit resources or give up privileges.
-    `off` is for debugging."""
+    """Whether training processes, and those that tokenize for previews, are contained. `auto` uses
+    all that the kernel allows. The first event of each job lists the layers that hold. `required`
+    refuses to start a worker on a machine that cannot filter system calls, restrict file access,
+    limit resources or give up privileges. `off` is for debugging."""
 
     install_default_model: bool = True
     """Whether a worker installs the embedded base model at its start if the model is missing."""

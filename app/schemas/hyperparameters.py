@@ -6,7 +6,7 @@ the fields the names that users of other fine-tuning services know.
 
 import re
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import (
     AliasChoices,
@@ -41,6 +41,7 @@ LORA_WIRE_NAMES = MappingProxyType(
         "use_rslora": "use_rslora",
         "use_dora": "use_dora",
         "init_lora_weights": "init_lora_weights",
+        "modules_to_save": "modules_to_save",
     }
 )
 """Field of `LoraShape` by its name on the wire."""
@@ -122,7 +123,7 @@ def _hyperparameter(model: type[BaseModel], name: str, wire_name: str) -> tuple[
     """A field like `model.name`, which may also be absent, null or `"auto"`."""
     field = model.model_fields[name]
     narrower = _NARROWER_RANGES.get(wire_name, Field())
-    annotation = Annotated[field.annotation, narrower, *field.metadata]  # pyright: ignore[reportInvalidTypeForm]
+    annotation = Annotated[_as_json(field.annotation), narrower, *field.metadata]  # pyright: ignore[reportInvalidTypeForm]
     alias = _ALIASES.get(wire_name)
     options = {} if alias is None else {"validation_alias": AliasChoices(wire_name, alias)}
     auto = _LeftToRecipe if wire_name in RECIPE_NAMES else (_LeftToDefault,)
@@ -130,6 +131,11 @@ def _hyperparameter(model: type[BaseModel], name: str, wire_name: str) -> tuple[
         Annotated[annotation | None, *auto],  # pyright: ignore[reportInvalidTypeForm]
         _field(description=_in_wire_names(field.description or ""), **options),
     )
+
+
+def _as_json(annotation: Any) -> Any:
+    """The type of a field in JSON, which has lists and no tuples."""
+    return list[get_args(annotation)[0]] if get_origin(annotation) is tuple else annotation
 
 
 def _in_wire_names(text: str) -> str:

@@ -78,6 +78,11 @@ def _refuse_contradictions(config: TrainingConfig) -> None:
             "warmup_steps",
             "An 'lr_scheduler' of 'constant' has no warmup. Use 'constant_with_warmup'.",
         )
+    if config.lora.init_lora_weights == "orthogonal" and config.lora.rank % 2:
+        raise _bad_value(
+            "init_lora_weights",
+            f"'orthogonal' needs an even 'lora_r', and it is {config.lora.rank}.",
+        )
     if config.min_lr_ratio and kind not in ("linear", "cosine"):
         raise _bad_value(
             "min_lr_ratio", f"'min_lr_ratio' needs a rate that falls. '{kind}' does not."

@@ -318,7 +318,8 @@ def test_a_bad_parameter_of_a_job_is_refused(
         ("max_grad_norm", 1001, "Input should be less than or equal to 1000"),
         ("use_rslora", "no!", "Input should be a valid boolean"),
         ("use_dora", 2, "Input should be a valid boolean"),
-        ("init_lora_weights", "pissa", "Input should be 'kaiming' or 'gaussian'"),
+        ("init_lora_weights", "pissa", "Input should be 'kaiming', 'gaussian' or 'orthogonal'"),
+        ("modules_to_save", "lm_head", "Input should be a valid list"),
         ("warmup_steps", -1, "Input should be greater than or equal to 0"),
         ("min_lr_ratio", 1.1, "Input should be less than or equal to 1"),
         ("loraplus_lr_ratio", 0.5, "Input should be greater than or equal to 1"),
@@ -425,6 +426,12 @@ def test_a_knob_out_of_range_is_refused_wherever_it_is_given(
             "warmup_steps",
             "An 'lr_scheduler' of 'constant' has no warmup. Use 'constant_with_warmup'.",
             id="warmup of a constant",
+        ),
+        pytest.param(
+            {"init_lora_weights": "orthogonal", "lora_r": 5},
+            "init_lora_weights",
+            "'orthogonal' needs an even 'lora_r', and it is 5.",
+            id="orthogonal matrices of an odd rank",
         ),
         pytest.param(
             {"min_lr_ratio": 0.1, "lr_scheduler": "constant"},

@@ -123,6 +123,7 @@ def test_the_job_shows_every_setting_with_the_value_it_had(
         "use_rslora": False,
         "use_dora": False,
         "init_lora_weights": "kaiming",
+        "modules_to_save": [],
         "lora_target_modules": ["q_proj", "v_proj"],
     }
     assert job.method is not None
@@ -152,13 +153,18 @@ def test_the_events_tell_the_story_newest_first_in_openais_words(
     story = [event.message for event in reversed(events) if event.type == "message"]
 
     name = finished_job.fine_tuned_model
-    assert story[:3] == [
+    assert story[:2] == [
         f"Created fine-tuning job: {finished_job.id}",
         f"Validating training file: {finished_job.training_file}",
-        "Files validated, moving job to queued state",
     ]
-    assert story[3].startswith('"recipe": "auto" would choose ')
-    assert story[4:6] == ["Fine-tuning job started", "Loading base model tiny"]
+    validated = story.index("Files validated, moving job to queued state")
+    before = story[2:validated]
+    assert any(told.startswith('"recipe": "auto" would choose ') for told in before)
+    assert any("of them learned" in told for told in before)
+    assert story[validated + 1 : validated + 3] == [
+        "Fine-tuning job started",
+        "Loading base model tiny",
+    ]
     assert story[-8:-4] == [
         f"Checkpoint created at step {step}: {name}:ckpt-step-{step}" for step in CHECKPOINTS
     ]
@@ -176,6 +182,17 @@ def test_the_events_tell_the_story_newest_first_in_openais_words(
     )
     assert {event.object for event in events} == {"fine_tuning.job.event"}
     assert [event.id for event in events] == sorted((event.id for event in events), reverse=True)
+
+
+def test_the_report_says_what_was_learned(
+    client: openai.OpenAI, finished_job: FineTuningJob
+) -> None:
+    data: Any = client.get(f"/fine_tuning/jobs/{finished_job.id}/data", cast_to=object)
+
+    assert data["status"] == "succeeded"
+    file = data["report"]["training_file"]
+    assert file["file_id"] == finished_job.training_file
+    assert 0 < file["learned_tokens"] < file["tokens"]
 
 
 def test_metrics_events_have_openais_keys(

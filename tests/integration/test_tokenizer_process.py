@@ -53,7 +53,7 @@ async def ask(request: PreviewRequest, tokenizers: TokenizerProcesses | None = N
     path = request.base_model / "rows.jsonl"
     path.write_bytes(CHAT_LINE)
     with path.open("rb") as source:
-        return await (tokenizers or TokenizerProcesses()).ask(request, source, Preview)
+        return await (tokenizers or TokenizerProcesses()).ask(request, [source], Preview)
 
 
 def list_processes() -> list[psutil.Process]:
@@ -89,7 +89,7 @@ def test_a_row_of_many_megabytes_is_shown_in_part(base_model: Path) -> None:
 
     async def show() -> Preview:
         with path.open("rb") as source:
-            return await TokenizerProcesses().ask(build_request(base_model), source, Preview)
+            return await TokenizerProcesses().ask(build_request(base_model), [source], Preview)
 
     (row,) = asyncio.run(show()).rows
     assert row.examples[0].total_tokens == 1_100_001
@@ -126,6 +126,15 @@ def test_a_client_that_leaves_takes_its_process_along(base_model: Path) -> None:
     asyncio.run(leave())
 
     assert list_processes() == []
+
+
+def test_a_service_without_the_libraries_says_so(
+    base_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)  # means: not installed
+
+    with pytest.raises(TokenizingFailedError, match=r"Install tunery\[worker\]"):
+        asyncio.run(ask(build_request(base_model)))
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,10 @@
 """The check of a job's data, and the training that reads the tokens which it has made."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +14,14 @@ import torch
 
 from app.core.job.artifacts import TOKEN_FILE_NAMES
 from app.core.job.training_config import TOKENS_NAME
-from app.core.job.training_events import Checked, Failed, Noted, Stepped, TrainingEvent
+from app.core.job.training_events import (
+    Checked,
+    Failed,
+    Noted,
+    Stepped,
+    TrainingEvent,
+    parse_event,
+)
 from app.core.manifest import sha256_of, verify
 from tests.tiny import chat_row, write_job, write_tiny_model
 from worker.training.check import check_data
@@ -254,3 +264,24 @@ def test_a_base_model_without_an_end_of_text_token_fails_the_check(
 
     assert isinstance(events[-1], Failed)
     assert events[-1].code == "tokenizer_unsupported"
+
+
+def test_a_child_that_only_checks_gives_way_to_others(base_model: Path, tmp_path: Path) -> None:
+    write_job(tmp_path / "job", ROWS, base_model=base_model, task="check_data")
+    program = (
+        "import os, sys; from pathlib import Path; from worker import train; "
+        "train.main(Path(sys.argv[1])); print('niceness', os.nice(0), file=sys.stderr)"
+    )
+
+    child = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "job")],
+        capture_output=True,
+        check=True,
+        cwd=Path(__file__).parents[2],
+        timeout=120,
+    )
+
+    events = [parse_event(line) for line in child.stdout.splitlines()]
+    assert isinstance(events[-1], Checked)
+    assert f"niceness {os.nice(0) + 10}" in child.stderr.decode()
+    assert "model shards" not in child.stderr.decode(), "it loaded the weights"

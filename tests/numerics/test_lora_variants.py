@@ -1,4 +1,4 @@
-"""rsLoRA, DoRA and the initialisations are those of `peft`."""
+"""The shape of an adapter, rsLoRA, DoRA and the initialisations are those of `peft`."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -25,13 +25,8 @@ MakeForward = Callable[[PeftModel], Forward]
 
 
 def model_of_peft(**settings: Any) -> PeftModel:
-    adapter = LoraConfig(
-        r=4,
-        lora_alpha=8,
-        target_modules=["q_proj", "v_proj"],
-        task_type="CAUSAL_LM",
-        **settings,
-    )
+    usual = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"]}
+    adapter = LoraConfig(task_type="CAUSAL_LM", **(usual | settings))
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return get_peft_model(build_model(), adapter).train()  # pyright: ignore[reportReturnType]
@@ -49,12 +44,25 @@ def take_steps(make_forward: MakeForward, model: PeftModel) -> list[torch.Tensor
 @pytest.mark.parametrize(
     ("make_forward", "variant", "of_peft"),
     [
+        (FusedForward, {"rank": 8}, {"r": 8}),
+        (FusedForward, {"alpha": 32.5}, {"lora_alpha": 32.5}),
+        (FusedForward, {"target_modules": ("down_proj",)}, {"target_modules": ["down_proj"]}),
         (FusedForward, {"use_rslora": True}, {"use_rslora": True}),
         (ReferenceForward, {"use_rslora": True}, {"use_rslora": True}),
         (ReferenceForward, {"use_dora": True}, {"use_dora": True}),
         (FusedForward, {"init_lora_weights": "gaussian"}, {"init_lora_weights": "gaussian"}),
+        (FusedForward, {"init_lora_weights": "orthogonal"}, {"init_lora_weights": "orthogonal"}),
     ],
-    ids=["rslora-fast", "rslora-plain", "dora-plain", "gaussian-fast"],
+    ids=[
+        "rank",
+        "alpha",
+        "targets",
+        "rslora-fast",
+        "rslora-plain",
+        "dora-plain",
+        "gaussian-fast",
+        "orthogonal",
+    ],
 )
 def test_steps_are_those_of_peft_and_not_those_of_plain_lora(
     make_forward: MakeForward, variant: dict[str, Any], of_peft: dict[str, Any]
@@ -65,7 +73,8 @@ def test_steps_are_those_of_peft_and_not_those_of_plain_lora(
 
     for our, their in zip(ours, theirs, strict=True):
         torch.testing.assert_close(our, their, rtol=0, atol=1e-4)
-    assert len(ours) != len(usual) or any(
+    shapes, usual_shapes = ([each.shape for each in model] for model in (ours, usual))
+    assert shapes != usual_shapes or any(
         (our - plain).abs().max() > 1e-3 for our, plain in zip(ours, usual, strict=True)
     )
 
@@ -98,10 +107,11 @@ def run(tmp_path: Path) -> Iterator[Callable[..., list[TrainingEvent]]]:
     [
         ({"use_rslora": True}, False),
         ({"init_lora_weights": "gaussian"}, False),
+        ({"init_lora_weights": "orthogonal"}, False),
         ({"use_dora": True}, True),
         ({"use_dora": True, "use_rslora": True, "init_lora_weights": "gaussian"}, True),
     ],
-    ids=["rslora", "gaussian", "dora", "all"],
+    ids=["rslora", "gaussian", "orthogonal", "dora", "all"],
 )
 def test_a_job_with_a_variant_ends_with_an_adapter_that_peft_loads(
     run: Callable[..., list[TrainingEvent]],

@@ -1,5 +1,6 @@
 """The estimate of a job's memory, against what its layers really keep."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -208,3 +209,16 @@ def test_the_trained_part_is_adapter_gradient_and_moments() -> None:
     one_layer = 64 * (576 + 576) + 64 * (576 + 192)
     assert FOOTPRINT.trained == 30 * one_layer * 16
     assert FOOTPRINT.base_model == 269_030_016
+
+
+@pytest.mark.parametrize(("is_tied", "matrices"), [(True, 1), (False, 2)])
+def test_trained_embeddings_are_counted_once_if_they_are_one_matrix(
+    matrices: int, *, is_tied: bool
+) -> None:
+    model = dataclasses.replace(SMOL, has_tied_embeddings=is_tied)
+    shape = LoraShape(modules_to_save=("embed_tokens", "lm_head"))
+    footprint = dataclasses.replace(FOOTPRINT, model=model, lora=shape)
+
+    assert footprint.trained == FOOTPRINT.trained + matrices * 49_152 * 576 * 32
+    with pytest.raises(TrainingFailedError, match="lora_r, leave out modules_to_save, choose"):
+        plan_memory(ComputeSettings(), footprint, batch_size=4, free_bytes=0)

@@ -64,8 +64,27 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "dora-and-lora-plus": {
         "epochs": 2,
-        "lora": LoraShape(rank=4, use_dora=True),
+        "lora": LoraShape(rank=4, use_dora=True, init_lora_weights="orthogonal"),
         "loraplus_lr_ratio": 4.0,
+    },
+    "embeddings": {
+        "epochs": 2,
+        "lora": LoraShape(rank=4, modules_to_save=("embed_tokens", "lm_head")),
+        "compute": ComputeSettings(dtype="bfloat16", compile=False),
+        "validation": ROWS[:3],
+        "checkpoint_choice": "best",
+        "weight_decay": 0.1,
+    },
+    "data-shape-and-threshold": {
+        "epochs": 2,
+        "rows": [{"messages": chat_row("Say a", i * "a")["messages"] * 2} for i in range(8, 18)],
+        "validation": ROWS[:2],
+        "train_on": "last_assistant",
+        "max_sequence_tokens": 80,
+        "overlong_row_behavior": "drop",
+        "lora": LoraShape(rank=8, alpha=32, target_modules=("o_proj", "gate_proj")),
+        "early_stopping_patience": 3,
+        "early_stopping_threshold": 0.5,
     },
     "max-steps-in-mid-epoch": {"max_steps": 8, "checkpoint_steps": 5, "max_grad_norm": 0.1},
     "stops-early": {

@@ -59,6 +59,8 @@ def step_with(
     model: PeftModel,
     batch: MicroBatch,
     lengths: tuple[int, ...],
+    *,
+    max_grad_norm: float = 1.0,
 ) -> tuple[float, float]:
     parameters = list(trainable_parameters(model))
     loss = model(
@@ -68,7 +70,7 @@ def step_with(
         use_cache=False,
     ).loss
     loss.backward()
-    norm = nn.utils.clip_grad_norm_(parameters, 1.0)
+    norm = nn.utils.clip_grad_norm_(parameters, max_grad_norm)
     optimizer.step()
     optimizer.zero_grad()
     return loss.item(), norm.item()
@@ -110,6 +112,28 @@ def test_steps_with_other_betas_are_those_of_torch(make_forward: MakeForward) ->
     )
     take_two_steps(FusedForward(usual), build_optimizer(usual, CONFIG))
     assert largest_difference(ours, usual) > 1e-5
+
+
+@pytest.mark.parametrize(
+    ("knob", "value"), [("learning_rate", 1e-3), ("weight_decay", 1.0), ("max_grad_norm", 1e-8)]
+)
+def test_a_step_with_a_knob_of_the_optimizer_is_that_of_torch(knob: str, value: float) -> None:
+    usual_config = TrainingConfig(seed=0, learning_rate=1e-2)
+    config = usual_config.model_copy(update={knob: value})
+    ours, usual = build_peft_model(), build_peft_model()
+    theirs = copy.deepcopy(ours)
+    batch = build_batch(RAGGED, PROMPTS)
+
+    for model, its in ((ours, config), (usual, usual_config)):
+        optimizer, norm = build_optimizer(model, its), its.max_grad_norm
+        train_step(FusedForward(model), optimizer, [batch], dropout=KEY, max_grad_norm=norm)
+    their_optimizer = torch.optim.AdamW(
+        trainable_parameters(theirs), lr=config.learning_rate, weight_decay=config.weight_decay
+    )
+    step_with(their_optimizer, theirs, batch, RAGGED, max_grad_norm=config.max_grad_norm)
+
+    assert largest_difference(ours, theirs) < 1e-4
+    assert largest_difference(ours, usual) > 1e-3
 
 
 @FORWARDS

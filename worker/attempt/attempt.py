@@ -10,11 +10,11 @@ import logging
 from collections.abc import Callable, Mapping
 
 from app.core.clock import steady_s
-from app.core.db.repositories.access import ProjectsRepository
 from app.core.db.repositories.data_checks import DataCheckRepository
 from app.core.db.repositories.files import FileRepository
 from app.core.db.repositories.jobs import JobRepository
 from app.core.db.repositories.leases import Lease, LeaseRepository, RequestedAction
+from app.core.db.repositories.projects.access import ProjectsRepository
 from app.core.db.repositories.projects.usage import UsageRepository
 from app.core.db.repositories.recovery import Crash, Interruption, RecoveryRepository
 from app.core.db.repositories.saved_states import SavedStateRepository

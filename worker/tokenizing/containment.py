@@ -1,6 +1,5 @@
 """Contains this process before it reads a file, a tokenizer and a chat template, all untrusted."""
 
-import os
 import resource
 import sys
 from functools import partial
@@ -18,9 +17,6 @@ from worker.launch.sandbox.grants import library_paths
 from worker.launch.sandbox.privileges import give_up_privileges
 from worker.launch.sandbox.system_calls import is_known_architecture, refuse_system_calls
 
-_NICENESS = 10
-"""So that the API, which answers others meanwhile, is scheduled first."""
-
 _PROCESSES = "/proc"
 _DEVICES = ("/dev/null", "/dev/random", "/dev/urandom", "/dev/zero")
 
@@ -34,7 +30,6 @@ def contain(request: FileRequest) -> None:
     Raises:
         OSError: the sandbox is required, and this machine lacks a layer.
     """
-    os.nice(_NICENESS)
     for kind, limit in (
         (resource.RLIMIT_AS, MEMORY_BYTES),
         (resource.RLIMIT_CPU, request.cpu_s),

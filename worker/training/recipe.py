@@ -44,6 +44,11 @@ from worker.training.step.step import BestAdapter
 from worker.training.step.trainer import StepSchedule, Trainer
 from worker.training.training_loop import Report, TrainingLoop
 
+_EMBEDDINGS_WARNING = (
+    "The adapter has whole embeddings, because modules_to_save names some. vLLM and llama.cpp "
+    "cannot load it: merge it into the base model first."
+)
+
 
 def run_job(
     directory: Path,
@@ -177,6 +182,8 @@ def _load_model(
     seed_torch(config.seed, 0)  # the random half of the adapter
     model = attach_adapter(base, config.lora, spec.base_model).to(placement.device)
     report(Noted(message=describe_parameters(model)))
+    if config.lora.modules_to_save:
+        report(Noted(message=_EMBEDDINGS_WARNING, level="warn"))
     if plan.forward == "fast" and not has_fused_layers(model):
         plan = make(has_fused_layers=False)
         plan.check_memory(memory)

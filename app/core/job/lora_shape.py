@@ -6,7 +6,8 @@ from pydantic import Field
 
 from app.core.job.frozen import Frozen
 
-LoraInitialisation = Literal["kaiming", "gaussian"]
+LoraInitialisation = Literal["kaiming", "gaussian", "orthogonal"]
+Embeddings = Literal["embed_tokens", "lm_head"]
 
 
 class LoraShape(Frozen):
@@ -31,5 +32,12 @@ class LoraShape(Frozen):
     """DoRA (arXiv:2402.09353): the length of each row of a weight is trained too. It is slower."""
 
     init_lora_weights: LoraInitialisation = "kaiming"
-    """Distribution of the adapter's A matrices at the start: `kaiming` for the uniform one that is
-    usual, `gaussian` for a normal one of standard deviation 1 / rank. B matrices start at zero."""
+    """Start of the adapter: `kaiming` for the usual uniform A matrices, `gaussian` for normal ones
+    of standard deviation 1 / rank, both with B matrices of zeros. `orthogonal` fills both with
+    random numbers whose product is zero, which needs an even rank."""
+
+    modules_to_save: tuple[Embeddings, ...] = ()
+    """Embeddings that are trained whole, to teach new special tokens or a new language:
+    `embed_tokens` for those of the input, `lm_head` for those of the output. If the base model has
+    one matrix for both, either name trains it. This takes much memory, and vLLM and llama.cpp can
+    load the result only after it is merged into the base model."""

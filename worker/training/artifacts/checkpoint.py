@@ -2,11 +2,12 @@
 
 import json
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel
+from peft import LoraConfig, PeftModel
 from peft.utils.save_and_load import get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -25,6 +26,7 @@ from worker.training.artifacts.loss_log import LossLog, draw_losses
 from worker.training.artifacts.model_card import write_model_card
 from worker.training.data.stop_tokens import StopTokens
 from worker.training.failures import TrainingFailedError, diverged
+from worker.training.model.embeddings import take_adapter_out, trained_embeddings
 
 _TOKENS_READ = 128
 _SETTINGS_FOR_READERS = frozenset(
@@ -33,8 +35,9 @@ _SETTINGS_FOR_READERS = frozenset(
 )
 """Settings of an adapter that are written even if they are the defaults of `peft`, because vLLM,
 SGLang and llama.cpp read them without its defaults."""
-_SETTINGS_FOR_TRAINING = frozenset({"init_lora_weights", "peft_version"})
-"""Settings of an adapter that are never written."""
+_SETTINGS_FOR_TRAINING = frozenset({"ensure_weight_tying", "init_lora_weights", "peft_version"})
+"""Settings of an adapter that are never written. Embeddings that were trained as one matrix are
+written under both names instead, which every `peft` loads."""
 _NO_EFFECT = 1e-6
 """Largest change of a logit, as a fraction of the largest logit, that may be rounding alone."""
 
@@ -80,13 +83,15 @@ def write_adapter(directory: Path, model: PeftModel) -> None:
     """Write the adapter under the names and keys that `PeftModel.from_pretrained` reads."""
     # Embeddings are never resized. With "auto", peft would ask a model hub whether they were.
     weights = get_peft_model_state_dict(model, save_embedding_layers=False)
+    # Embeddings that are one matrix have two names, which the format does not allow.
+    weights = {name: weight.clone() for name, weight in weights.items()}
     save_file(weights, directory / ADAPTER_WEIGHTS_NAME, metadata={"format": "pt"})
-    settings = _adapter_settings(model.active_peft_config)
+    settings = _adapter_settings(model)
     text = json.dumps(settings, indent=2, sort_keys=True)
     (directory / ADAPTER_CONFIG_NAME).write_text(text + "\n", encoding="utf-8")
 
 
-def _adapter_settings(config: PeftConfig) -> dict[str, Any]:
+def _adapter_settings(model: PeftModel) -> dict[str, Any]:
     """The settings that readers need, and those that differ from the defaults of `peft`.
 
     An older `peft` refuses a configuration with a setting that it does not know, even if it is
@@ -94,7 +99,8 @@ def _adapter_settings(config: PeftConfig) -> dict[str, Any]:
     any more, and `peft` would begin again before it loads them.
     """
     usual = LoraConfig().to_dict()
-    settings: dict[str, Any] = config.to_dict() | {"inference_mode": True}
+    settings: dict[str, Any] = model.active_peft_config.to_dict() | {"inference_mode": True}
+    settings["modules_to_save"] = trained_embeddings(model) or None
     settings["target_modules"] = sorted(settings["target_modules"])  # a set, of no fixed order
     return {
         name: value
@@ -128,9 +134,12 @@ def check_adapter(
     if not trained_BLV.isfinite().all():
         what = "the output of the adapter is not finite"
         raise diverged(step, what, learning_rate=learning_rate)
-    base: nn.Module = model.unload()
+    base = take_adapter_out(model)
     untrained_BLV = _logits(base, input_ids_BL)
-    loaded = PeftModel.from_pretrained(base, str(adapter))
+    with warnings.catch_warnings():
+        # It warns of embeddings that were one matrix. They are saved twice, and equal.
+        warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")
+        loaded = PeftModel.from_pretrained(base, str(adapter))
     loaded_BLV = _logits(loaded, input_ids_BL)
     if not torch.allclose(loaded_BLV, trained_BLV, rtol=1e-4, atol=1e-4):
         raise RuntimeError(f"The adapter in {adapter.name} is not the one that was trained.")

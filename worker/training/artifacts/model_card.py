@@ -90,6 +90,9 @@ _BEFORE = " Step 0 is the\nbase model, before training."
 _MERGE_DORA = """
 vLLM and llama.cpp do not know DoRA. Merge the adapter into the base model first.
 """
+_MERGE_EMBEDDINGS = """
+vLLM and llama.cpp cannot load trained embeddings. Merge the adapter into the base model first.
+"""
 _MERGE_RSLORA = """
 llama.cpp does not know the scale of rsLoRA. Merge the adapter into the base model first.
 """
@@ -147,6 +150,8 @@ def _load_base(base: BaseModelRef) -> tuple[str, str]:
 
 
 def _merge_first(shape: LoraShape) -> str:
+    if shape.modules_to_save:
+        return _MERGE_EMBEDDINGS
     if shape.use_dora:
         return _MERGE_DORA
     return _MERGE_RSLORA if shape.use_rslora else ""
@@ -172,7 +177,7 @@ def _setting_rows(spec: JobSpec) -> list[str]:
 
 def _cell(value: object) -> str:
     if isinstance(value, list):
-        return ", ".join(f"`{item}`" for item in value)
+        return ", ".join(f"`{item}`" for item in value) or "none"
     return "none" if value is None else f"{value}"
 
 

@@ -27,6 +27,9 @@ _FRAGMENTATION = 1.35
 that were freed, and the next micro-batch needs others. Measured with the smallest base model."""
 _BYTES_PER_TRAINED = 16
 """Bytes per trained parameter: weight, gradient and two moments of AdamW, all in float32."""
+_BYTES_PER_EMBEDDING = 32
+"""Bytes per trained parameter of embeddings while a state is saved: weight, two moments, the best
+weight so far, and a copy of these four. A step takes less."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,14 +71,26 @@ class Footprint:
 
     @property
     def trained_parameters(self) -> int:
-        """Number of parameters of the adapter."""
+        """Number of parameters of the adapter, with trained embeddings."""
+        return self._adapter_parameters + self._embedding_parameters
+
+    @property
+    def _adapter_parameters(self) -> int:
         linears = [self.model.linear(name) for name in self.lora.target_modules]
         return self.model.layers * self.lora.rank * sum(map(sum, linears))
 
     @property
+    def _embedding_parameters(self) -> int:
+        matrices = len(set(self.lora.modules_to_save))
+        if self.model.has_tied_embeddings:
+            matrices = min(matrices, 1)
+        return matrices * self.model.vocabulary * self.model.width
+
+    @property
     def trained(self) -> int:
-        """Adapter and optimizer."""
-        return self.trained_parameters * _BYTES_PER_TRAINED
+        """Adapter, trained embeddings and optimizer."""
+        embeddings = self._embedding_parameters * _BYTES_PER_EMBEDDING
+        return self._adapter_parameters * _BYTES_PER_TRAINED + embeddings
 
     def activations(self, tokens: int, *, checkpointing: bool) -> int:
         """Activations of a micro-batch at their peak.

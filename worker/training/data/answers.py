@@ -115,7 +115,7 @@ class AnswerFinder:
             ChatTemplateError: the template refuses the conversation.
         """
         text = self.template.render(messages, tools)
-        if not self._unwritten_end or not messages or messages[-1]["role"] != "assistant":
+        if not self._unwritten_end or messages[-1]["role"] != "assistant":
             return text
         calls = messages[-1].get("tool_calls")
         if not calls:
@@ -136,12 +136,27 @@ class AnswerFinder:
             asked = prompt if history is before else cut(self._render_prompt(history, tools))
             if asked is None or not prompt.endswith(asked):
                 continue
-            for write in (self._write, self._write_empty_thought, self._write_thought):
+            for write in (self.render_to_end, self._write_empty_thought, self._write_thought):
                 text = write([*history, answer], tools)
                 written = None if text is None else cut(text)
                 if written is not None and written.startswith(asked):
                     return written.removeprefix(asked)
         return self._find_after_empty_thought(prompt, [*before, answer], tools)
+
+    def _find_after_empty_thought(
+        self, prompt: str, messages: list[Message], tools: Tools
+    ) -> str | None:
+        """What the template writes after a thought, if the prompt ends with an empty one.
+
+        Gemma 4 asks for an answer with an empty thought, which no message has.
+        """
+        *before, answer = messages
+        thinking = answer | {"reasoning_content": _PROBE}
+        begin, _, rest = self.render_to_end([*before, thinking], tools).partition(_PROBE)
+        end = prompt.removeprefix(begin.rstrip()).lstrip()
+        if not end or not prompt.startswith(begin.rstrip()) or not rest.lstrip().startswith(end):
+            return None
+        return rest.lstrip().removeprefix(end)
 
     def _check_calls(self, messages: Sequence[Message], tools: Tools) -> None:
         """Refuse an answer of which the template drops a call. Probes take the place of the names.
@@ -164,9 +179,6 @@ class AnswerFinder:
                 "a base model whose template supports them"
             )
 
-    def _write(self, messages: list[Message], tools: Tools) -> str | None:
-        return self.render_to_end(messages, tools)
-
     def _write_empty_thought(self, messages: list[Message], tools: Tools) -> str | None:
         """The conversation with the thought in its last answer that the template has for none.
 
@@ -177,21 +189,6 @@ class AnswerFinder:
             return None
         thinking = answer | {"reasoning_content": _PROBE}
         return _replace_probe(self.render_to_end([*before, thinking], tools), "")
-
-    def _find_after_empty_thought(
-        self, prompt: str, messages: list[Message], tools: Tools
-    ) -> str | None:
-        """What the template writes after a thought, if the prompt ends with an empty one.
-
-        Gemma 4 asks for an answer with an empty thought, which no message has.
-        """
-        *before, answer = messages
-        thinking = answer | {"reasoning_content": _PROBE}
-        begin, _, rest = self.render_to_end([*before, thinking], tools).partition(_PROBE)
-        end = prompt.removeprefix(begin.rstrip()).lstrip()
-        if not end or not prompt.startswith(begin.rstrip()) or not rest.lstrip().startswith(end):
-            return None
-        return rest.lstrip().removeprefix(end)
 
     def _write_thought(self, messages: list[Message], tools: Tools) -> str | None:
         """The conversation with the thought of its last answer written out.

@@ -21,6 +21,7 @@ from app.core.job.lora_shape import LoraShape
 from app.core.job.training_config import BaseModelRef
 from worker.training.data.tokenizer import load_tokenizer
 from worker.training.failures import TrainingFailedError
+from worker.training.model.embeddings import are_tied, check_embeddings, train_in_float32
 
 
 class ModelLoader:
@@ -68,6 +69,8 @@ class ModelShape:
     attention_window: int | None = None
     """Tokens that a token can look back on; None for all."""
     has_attention_dropout: bool = False
+    has_tied_embeddings: bool = True
+    """Whether one matrix is both the input and the output embeddings."""
 
     @classmethod
     def read(cls, directory: Path) -> "ModelShape":
@@ -88,6 +91,7 @@ class ModelShape:
             activation=getattr(config, "hidden_act", ""),
             attention_window=getattr(config, "sliding_window", None),
             has_attention_dropout=bool(getattr(config, "attention_dropout", 0.0)),
+            has_tied_embeddings=bool(getattr(config, "tie_word_embeddings", True)),
         )
 
     def linear(self, name: str) -> tuple[int, int]:
@@ -106,16 +110,17 @@ class ModelShape:
 
 
 def attach_adapter(base: PreTrainedModel, shape: LoraShape, reference: BaseModelRef) -> PeftModel:
-    """Freeze the base model and add a new adapter. Only the adapter is trained.
+    """Freeze the base model and add a new adapter. Only that and `modules_to_save` are trained.
 
-    Its A matrices are random (seed torch before) and its B matrices zero, so it changes nothing
-    until the first step. The length of each row of a weight, which DoRA trains, is that of the base
+    Its matrices are random (seed torch before) and their product zero, so it changes nothing until
+    the first step. The length of each row of a weight, which DoRA trains, is that of the base
     model.
 
     Raises:
         TrainingFailedError: `unknown_target_module`.
     """
     _check_target_modules(base, shape)
+    check_embeddings(base, shape.modules_to_save)
     adapter = LoraConfig(
         r=shape.rank,
         lora_alpha=_as_written(shape.alpha),
@@ -123,11 +128,14 @@ def attach_adapter(base: PreTrainedModel, shape: LoraShape, reference: BaseModel
         target_modules=list(shape.target_modules),
         use_rslora=shape.use_rslora,
         use_dora=shape.use_dora,
-        init_lora_weights="gaussian" if shape.init_lora_weights == "gaussian" else True,
+        init_lora_weights=True if shape.init_lora_weights == "kaiming" else shape.init_lora_weights,
+        modules_to_save=list(shape.modules_to_save) or None,
+        ensure_weight_tying=bool(shape.modules_to_save) and are_tied(base),
         task_type="CAUSAL_LM",
         revision=reference.revision,
     )
     model = cast("PeftModel", get_peft_model(base, adapter))
+    train_in_float32(model)
     # peft has put the local directory here, which nobody else has.
     adapter.base_model_name_or_path = reference.address
     return model

@@ -54,7 +54,10 @@ def learned_targets(batch: MicroBatch) -> tuple[Tensor, Tensor]:
 
 
 def linear_log_probs(hidden_NH: Tensor, head_VH: Tensor, targets_N: Tensor) -> TargetLogProbs:
-    """Log-probabilities of targets, from the hidden states that predict them and a frozen head.
+    """Log-probabilities of targets, from the hidden states that predict them and the head.
+
+    A head of another dtype is used in that of the hidden states. If it is trained, its gradient has
+    its own dtype.
 
     Source:
         Hsu et al. 2024, "Liger Kernel" (arXiv:2410.10989), FusedLinearCrossEntropy: logits in
@@ -89,11 +92,13 @@ def _softmax_(logits_CV: Tensor, targets_C: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _ChunkedLinear(torch.autograd.Function):
-    """Log-probabilities from hidden states through a frozen head, in chunks.
+    """Log-probabilities from hidden states through the head, in chunks.
 
     The gradient of one token's log-probability with respect to its own hidden state is
     `head[target] - softmax @ head`. It is formed in the forward pass, while the logits are there,
-    and only scaled in the backward pass, so no logits are kept and none are computed twice.
+    and only scaled in the backward pass, so no logits are kept and none are computed twice. Only
+    the gradient of a trained head needs them again, because it sums over tokens what the backward
+    pass scales.
     """
 
     @staticmethod
@@ -102,16 +107,18 @@ class _ChunkedLinear(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         log_probs_N = torch.empty_like(targets_N, dtype=torch.float32)
         is_top_N = torch.empty_like(targets_N, dtype=torch.bool)
-        needs_gradient = ctx.needs_input_grad[0]
+        needs_gradient, is_head_trained, _ = ctx.needs_input_grad
+        weight_VH = head_VH.to(hidden_NH.dtype)
         gradient_NH = torch.empty_like(hidden_NH if needs_gradient else hidden_NH[:0])
         for start in range(0, len(targets_N), CHUNK):
             chunk = slice(start, start + CHUNK)
-            logits_CV = F.linear(hidden_NH[chunk], head_VH)
+            logits_CV = F.linear(hidden_NH[chunk], weight_VH)
             log_probs_N[chunk], is_top_N[chunk] = _softmax_(logits_CV, targets_N[chunk])
             if needs_gradient:
                 softmax_CV = logits_CV  # `_softmax_` has overwritten it
-                gradient_NH[chunk] = head_VH[targets_N[chunk]] - softmax_CV @ head_VH
-        ctx.save_for_backward(gradient_NH)
+                gradient_NH[chunk] = weight_VH[targets_N[chunk]] - softmax_CV @ weight_VH
+        head = (hidden_NH, head_VH, targets_N) if is_head_trained else ()
+        ctx.save_for_backward(gradient_NH, *head)
         ctx.mark_non_differentiable(is_top_N)
         return log_probs_N, is_top_N
 
@@ -119,7 +126,25 @@ class _ChunkedLinear(torch.autograd.Function):
     @once_differentiable  # its untyped wrapper hides the name `ctx`
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, *grad_outputs: Tensor
-    ) -> tuple[Tensor, None, None]:
+    ) -> tuple[Tensor, Tensor | None, None]:
         grad_N, _ = grad_outputs
-        (gradient_NH,) = ctx.saved_tensors
-        return grad_N[:, None].to(gradient_NH.dtype) * gradient_NH, None, None
+        gradient_NH, *head = ctx.saved_tensors
+        head_gradient_VH = _gradient_of_head(grad_N, *head) if head else None
+        return grad_N[:, None].to(gradient_NH.dtype) * gradient_NH, head_gradient_VH, None
+
+
+def _gradient_of_head(
+    grad_N: Tensor, hidden_NH: Tensor, head_VH: Tensor, targets_N: Tensor
+) -> Tensor:
+    weight_VH = head_VH.to(hidden_NH.dtype)
+    gradient_VH = torch.zeros_like(head_VH)
+    for start in range(0, len(targets_N), CHUNK):
+        chunk = slice(start, start + CHUNK)
+        grad_C1, targets_C1 = grad_N[chunk, None], targets_N[chunk, None]
+        logits_CV = F.linear(hidden_NH[chunk], weight_VH)
+        _softmax_(logits_CV, targets_N[chunk])
+        # The gradient of the log-probability of a target is 1 - softmax for it, else -softmax.
+        grad_logits_CV = logits_CV.mul_(-grad_C1)
+        grad_logits_CV.scatter_add_(1, targets_C1, grad_C1.to(logits_CV.dtype))
+        gradient_VH += grad_logits_CV.mT @ hidden_NH[chunk]
+    return gradient_VH

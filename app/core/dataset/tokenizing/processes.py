@@ -9,6 +9,7 @@ import os
 import signal
 from collections.abc import Sequence
 from contextlib import suppress
+from importlib.util import find_spec
 from io import BufferedReader
 from subprocess import DEVNULL
 from typing import TypeVar
@@ -80,9 +81,15 @@ class TokenizerProcesses:
 
         Raises:
             InvalidRequestError: the request cannot be answered.
-            TokenizingFailedError: it cannot be answered within the limits.
+            TokenizingFailedError: it cannot be answered within the limits, or the libraries for it
+                are not installed.
             TokenizingBusyError: no process was free in time, or the machine is too busy.
         """
+        if find_spec("transformers") is None:
+            raise TokenizingFailedError(
+                "This service cannot tokenize, because the libraries for it are not installed "
+                "beside it. Install tunery[worker] there."
+            )
         try:
             with fail_after(self._wait_s):
                 await self._slots.acquire()

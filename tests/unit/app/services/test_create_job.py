@@ -88,6 +88,13 @@ def test_the_target_modules_are_those_asked_for(
     )
 
 
+def test_embeddings_are_named_in_a_list(client: TestClient, training_file: str) -> None:
+    job = create(client, training_file, hyperparameters={"modules_to_save": ["lm_head"]})
+
+    shown = job["method"]["supervised"]["hyperparameters"]
+    assert shown["modules_to_save"] == ["lm_head"]
+
+
 def test_the_modules_of_a_half_are_those_that_the_base_model_offers(entry: CatalogueEntry) -> None:
     whole = entry.model_copy(update={"target_modules": ("q_proj", "o_proj", "up_proj", "fc2")})
 

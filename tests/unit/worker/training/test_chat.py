@@ -324,19 +324,19 @@ def test_a_call_at_the_end_of_a_chat_ends_with_the_token_that_begins_its_result(
     assert row.text.endswith("</call><|tool|>")
 
 
-@pytest.mark.parametrize(
-    ("stop_tokens", "reason"),
-    [
-        (None, "does not mark where an answer ends"),
-        (["<|eot|>"], "does not mark where an answer ends"),
-        (["<|user|>"], r"does not end the turn of messages\[1\]"),
-    ],
-)
-def test_an_answer_that_ends_where_the_base_model_is_not_known_to_stop_is_refused(
-    stop_tokens: list[str] | None, reason: str
+@pytest.mark.parametrize("stop_tokens", [None, ["<|eot|>"]])
+def test_a_template_is_refused_if_the_base_model_may_not_stop_where_the_next_turn_begins(
+    stop_tokens: list[str] | None,
 ) -> None:
-    with pytest.raises(ChatTemplateError, match=reason):
-        render(ENDS_WITH_THE_NEXT_TURN, chat(QUESTION, CALLS), stop_tokens=stop_tokens)
+    template = ENDS_WITH_THE_NEXT_TURN.replace("<|{{", "<|im_start|>{{")
+
+    with pytest.raises(ChatTemplateError, match="does not mark where an answer ends"):
+        render(template, chat(QUESTION, answer("A")), stop_tokens=stop_tokens)
+
+
+def test_a_call_is_refused_if_the_base_model_does_not_stop_where_its_result_begins() -> None:
+    with pytest.raises(ChatTemplateError, match=r"does not end the turn of messages\[1\]"):
+        render(ENDS_WITH_THE_NEXT_TURN, chat(QUESTION, CALLS), stop_tokens=["<|user|>"])
 
 
 BEGINS_A_THOUGHT = CHAT_TEMPLATE.replace("assistant\n{% endif", "assistant\n<think>\n{% endif")

@@ -32,6 +32,18 @@ def test_exactly_what_the_model_has_to_write_is_learned(family: str, conversatio
     assert mark_rows(family, CONVERSATIONS[conversation]) == FAMILIES[family][conversation]
 
 
+def test_a_system_prompt_that_moves_to_the_last_question_is_given_with_each_answer() -> None:
+    single, several = CONVERSATIONS["system"], CONVERSATIONS["multi_turn"]
+    messages = [*single.messages[:1], *several.messages]
+
+    rows = mark_rows("mistral_v0_3", ChatExample(messages, [False, *several.is_learned]))
+
+    assert rows == [
+        "<s>[INST] S\n\nQ1[/INST]« R1</s>»",
+        "<s>[INST] Q1[/INST] R1</s>[INST] S\n\nQ2[/INST]« R2</s>»",
+    ]
+
+
 def mark_rows(family: str, example: ChatExample) -> str | list[str]:
     """The only row or all rows of a conversation, or why it is refused."""
     tokenizer = build_tokenizer(family)
