@@ -22,7 +22,7 @@ depends on the model and not on the machine, so that a job has the same result o
 _BYTES = {"float32": 4, "bfloat16": 2}
 _LIBRARIES = 600_000_000
 """Bytes of a process that has loaded torch, transformers and peft, with its buffers."""
-_FRAGMENTATION = 1.35
+_FRAGMENTATION = 1.2
 """Memory that the allocator takes for activations, as a multiple of their size: it keeps blocks
 that were freed, and the next micro-batch needs others. Measured with the smallest base model."""
 _BYTES_PER_TRAINED = 16
