@@ -5,12 +5,11 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from app.core.job.artifacts import TOKEN_FILE_NAMES
 from app.core.job.training_config import TOKENS_NAME
@@ -23,7 +22,7 @@ from app.core.job.training_events import (
     parse_event,
 )
 from app.core.manifest import sha256_of, verify
-from tests.tiny import chat_row, write_job, write_tiny_model
+from tests.tiny import chat_row, write_job
 from worker.training.check import check_data
 from worker.training.preparation.tokenized_job import OWN_TOKENS_NAME
 from worker.training.recipe import run_job
@@ -32,13 +31,6 @@ ROWS = [chat_row(f"What is {i}?", f"It is {i * 'x'}.") for i in range(10)]
 
 Check = Callable[..., tuple[Checked, list[str]]]
 Train = Callable[..., list[TrainingEvent]]
-
-
-@pytest.fixture(scope="module")
-def base_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("models") / "tiny"
-    write_tiny_model(directory)
-    return directory
 
 
 @pytest.fixture
@@ -70,7 +62,7 @@ def as_checked(checked: Checked) -> dict[str, Any]:
 
 
 @pytest.fixture
-def train(base_model: Path, tmp_path: Path) -> Iterator[Train]:
+def train(base_model: Path, tmp_path: Path) -> Train:
     """Trains a job in `tmp_path/NAME`, with the tokens of an earlier check if there are any."""
 
     def train_in(
@@ -87,8 +79,7 @@ def train(base_model: Path, tmp_path: Path) -> Iterator[Train]:
         run_job(tmp_path / name, events.append)
         return events
 
-    yield train_in
-    torch.use_deterministic_algorithms(mode=False)
+    return train_in
 
 
 def losses(events: list[TrainingEvent]) -> list[float | None]:

@@ -171,6 +171,7 @@ class Attempt:
             action=self._keeper.requested_action,
             is_stopping=self._keeper.is_stopping,
             is_over_time=self._keeper.is_over_time,
+            has_trained=self._reports.last_step > 0,
         )
         if isinstance(end, Crash):  # clients are shown only a line of it
             log = {"job_id": self._lease.job_id, "log": ending.log_tail.splitlines()}
