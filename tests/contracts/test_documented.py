@@ -33,7 +33,8 @@ class FoundCode(NamedTuple):
 
 
 JOB_MODULES = tuple(
-    f"app/core/db/repositories/{name}.py" for name in ("data_checks", "leases", "recovery")
+    f"app/core/db/repositories/{name}.py"
+    for name in ("data_checks", "leases", "recovery", "workers")
 )
 """Say why jobs have failed; every other module there speaks to callers."""
 

@@ -15,7 +15,7 @@ from app.core.dataset.tokenizing.preview_text import write_preview
 from app.core.db.session import Session
 from app.core.job.training_config import OverlongRowBehavior, TrainingConfig, TrainOn
 from app.schemas.files import PreviewRead
-from app.services.previews import AskedPreview, PreviewPlan, plan_preview
+from app.services.tokenizing import AskedPreview, PreviewPlan, plan_preview
 
 router = APIRouter(prefix="/files/{file_id}", tags=["files"], route_class=PolicyRoute)
 

@@ -15,7 +15,7 @@ from app.core.access import Scope
 from app.core.dataset.tokenizing.messages import SampledEstimate
 from app.schemas.fine_tuning_jobs import JobCreate
 from app.schemas.job_estimates import JobEstimateRead
-from app.services.job_estimates import plan_estimate
+from app.services.tokenizing import plan_estimate
 
 router = APIRouter(prefix="/fine_tuning/jobs", tags=["fine-tuning"], route_class=StrictJsonRoute)
 

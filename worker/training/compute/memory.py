@@ -22,6 +22,9 @@ depends on the model and not on the machine, so that a job has the same result o
 _BYTES = {"float32": 4, "bfloat16": 2}
 _LIBRARIES = 600_000_000
 """Bytes of a process that has loaded torch, transformers and peft, with its buffers."""
+_FRAGMENTATION = 1.2
+"""Memory that the allocator takes for activations, as a multiple of their size: it keeps blocks
+that were freed, and the next micro-batch needs others. Measured with the smallest base model."""
 _BYTES_PER_TRAINED = 16
 """Bytes per trained parameter: weight, gradient and two moments of AdamW, all in float32."""
 _BYTES_PER_EMBEDDING = 32
@@ -103,10 +106,14 @@ class Footprint:
         head = CHUNK * model.vocabulary * (2 * 4 + size) + 3 * tokens * model.width * 4
         return tokens * kept + head
 
+    def allocated(self, tokens: int, *, checkpointing: bool) -> int:
+        """What the process takes for the activations of a micro-batch of so many tokens."""
+        return round(_FRAGMENTATION * self.activations(tokens, checkpointing=checkpointing))
+
     def peak(self, tokens: int, *, checkpointing: bool) -> int:
         """The whole process, with micro-batches of so many tokens."""
-        activations = self.activations(tokens, checkpointing=checkpointing)
-        return _LIBRARIES + self.base_model + self.trained + activations
+        allocated = self.allocated(tokens, checkpointing=checkpointing)
+        return _LIBRARIES + self.base_model + self.trained + allocated
 
     def usual_tokens(self) -> int:
         """Tokens of a micro-batch on a machine with plenty of memory."""
@@ -168,7 +175,7 @@ def explain_need(footprint: Footprint, tokens: int, *, checkpointing: bool) -> s
     parts = {
         f"the base model in {footprint.dtype}": footprint.base_model,
         "adapter and optimizer": footprint.trained,
-        f"a micro-batch of {tokens:,} tokens": footprint.activations(
+        f"a micro-batch of {tokens:,} tokens": footprint.allocated(
             tokens, checkpointing=checkpointing
         ),
         "libraries": _LIBRARIES,

@@ -4,7 +4,7 @@ import pytest
 
 from app.core.dataset.tokenizing.messages import MAX_ROWS
 from app.core.errors import InvalidRequestError
-from app.services.previews import read_rows
+from app.services.tokenizing import read_rows
 
 
 @pytest.mark.parametrize(
