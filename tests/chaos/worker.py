@@ -12,7 +12,8 @@ from pathlib import Path
 
 from app.core.db.repositories import leases
 from app.core.db.tables import Job
-from tests.chaos.stand_in_trainer import lock_of
+from tests.builders import build_data_report
+from tests.chaos.stand_in_trainer import REPORT_NAME, lock_of
 from worker.__main__ import main
 from worker.attempt.lease_keeper import LeaseKeeper
 from worker.launch.sandbox.confinement import Confinement
@@ -35,6 +36,10 @@ def let_children_lock() -> None:
         lock = lock_of(directory)
         lock.mkdir(exist_ok=True)
         lock.chmod(0o755)
+        report = lock / REPORT_NAME
+        if not report.exists():
+            report.write_text(build_data_report().model_dump_json())
+            report.chmod(0o644)
         with confine(self, directory, module) as it:
             more = () if it is None else (*it.readable, lock.resolve())
             yield it and it.model_copy(update={"readable": more})

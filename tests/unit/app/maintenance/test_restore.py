@@ -197,7 +197,8 @@ def test_a_check_of_data_begins_again_at_once_and_tokens_are_restored(
     other.dispose()
     assert lease is not None
     assert (lease.job_id, lease.attempt) == (job.id, 2)
-    assert LocalBlobStore(elsewhere.blobs_dir).open("jobs/tokens").read() == TEXT_LINE
+    with LocalBlobStore(elsewhere.blobs_dir).open("jobs/tokens") as tokens:
+        assert tokens.read() == TEXT_LINE
 
 
 @pytest.mark.parametrize("may_link", [False, True], ids=["copied", "linked"])
