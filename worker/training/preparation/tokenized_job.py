@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
@@ -65,7 +66,7 @@ def prepare_data(
     return tokenize_job(directory, spec, tokenizer).open(report)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class TokenizedJob:
     """The files of a job, tokenized."""
 
@@ -86,7 +87,7 @@ class TokenizedJob:
         for file in self._files():
             for note in file.notes():
                 report(note)
-        for warning in self._warnings():
+        for warning in self._warnings:
             report(as_note(warning, self.spec))
         for file in self._files():
             if (failure := file.failure()) is not None:
@@ -118,13 +119,14 @@ class TokenizedJob:
             validation_file=others[0] if others else None,
             held_out=report_held_out(held_out) if held_out is not None else None,
             stop_tokens=tuple(self.stop_tokens.taught)[:MAX_LONGEST],
-            warnings=tuple(self._warnings())[:MAX_WARNINGS],
+            warnings=tuple(self._warnings)[:MAX_WARNINGS],
             estimate=estimate,
         )
 
     def _files(self) -> list[FileFindings]:
         return [self.training, *([self.validation] if self.validation is not None else [])]
 
+    @cached_property
     def _warnings(self) -> list[DataWarning]:
         found = [warning for file in self._files() for warning in file.warnings()]
         found += self.stop_tokens.warnings()
