@@ -101,6 +101,7 @@ soak: setup ## Use the real service for 20 minutes, and check that nothing grows
 
 bench-api: setup model ## Measure uploads, polls, keys, the sandbox and large tables (an hour, on a quiet machine)
 	@$(BIN)/python benchmarks/api.py uploads
+	@$(BIN)/python benchmarks/api.py checks
 	@$(BIN)/python benchmarks/api.py polls
 	@$(BIN)/python benchmarks/api.py keys
 	@$(BIN)/python benchmarks/sandbox.py
