@@ -1,6 +1,6 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup model demo serve clients fuzz fuzz-data attack extremes test long bench bench-api powercut diskfull chaos soak check format types imports deploy audit openapi wheel lock clean
+.PHONY: help setup model demo serve clients fuzz fuzz-data attack extremes test long bench estimates bench-api recipes powercut diskfull chaos soak check format types imports deploy audit openapi wheel lock clean
 
 PYTHON ?= python3
 MODEL ?= smollm2-135m-instruct
@@ -73,9 +73,15 @@ long: setup ## The whole test suite with its long searches and attacks
 bench: .venv/.bench model ## Training speed beside the reference script and TRL: make bench BENCH="--isa avx2"
 	@$(BIN)/python -m benchmarks.training $(BENCH)
 
+estimates: .venv/.bench model ## Compare the estimates of ten jobs with what they take (10 minutes, on a quiet machine)
+	@$(BIN)/python -m benchmarks.training estimates
+
 .venv/.bench: .venv/.installed
 	$(PIP) install --quiet -c requirements.lock --group bench
 	@touch $@
+
+recipes: setup model ## Measure which hyperparameters give a good model (an hour)
+	@$(BIN)/python -m benchmarks.recipes
 
 powercut: setup ## Cut a disk's power at least 200 times while the service writes to it (15 minutes; needs fuse3)
 	@$(BIN)/python -m tests.powercut.run

@@ -20,8 +20,10 @@ from app.api.recent_answers import RecentAnswers
 from app.api.requests import RequestContext
 from app.api.upload_slots import UploadSlots
 from app.api.v1 import (
+    file_preview,
     files,
     fine_tuning_jobs,
+    job_estimates,
     job_results,
     models,
     projects,
@@ -30,6 +32,7 @@ from app.api.v1 import (
 )
 from app.core.base_models import load_catalogue
 from app.core.clock import utc_now
+from app.core.dataset.tokenizing.processes import TokenizerProcesses
 from app.core.db.migrate import upgrade
 from app.core.db.session import Database
 from app.core.disk import Ballast
@@ -68,6 +71,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         catalogue=load_catalogue(settings.data_dir),
         ballast=Ballast(settings),
         upload_slots=UploadSlots(settings.max_uploads),
+        tokenizers=TokenizerProcesses(),
         webhooks=WebhookClient(TargetPolicy.of(settings)),
     )
     metrics = RequestMetrics()
@@ -88,7 +92,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     install_error_handlers(app)
     app.include_router(health.router)
     app.include_router(docs_page.router)
-    for module in (files, uploads, fine_tuning_jobs, job_results, models, webhooks, projects):
+    jobs = (fine_tuning_jobs, job_estimates, job_results)
+    for module in (files, file_preview, uploads, *jobs, models, webhooks, projects):
         app.include_router(module.router, prefix="/v1")
     require_policies(app)
     app.add_middleware(RecentAnswers, version=resources.database.version)

@@ -15,7 +15,7 @@ from benchmarks.trainers.task import Task
 from benchmarks.trainers.trl_variants import BEST, VARIANTS
 
 ROOT = Path(__file__).parents[1]
-PARTS = ("speed", "search", "quality", "service", "large")
+PARTS = ("speed", "search", "quality", "service", "large", "estimates")
 TRAINERS = ("reference", "trl", "tunery", "products")
 """The last are the matrix products alone."""
 
@@ -30,6 +30,8 @@ class Options:
     """Optimizer steps that are timed; None for as many as one pass over the examples takes."""
     warm_up: int
     rounds: int
+    jobs: int
+    """Number of jobs whose estimates are compared."""
     batch_size: int
     threads: int
     seed: int
@@ -59,7 +61,8 @@ def read_options(arguments: Sequence[str], description: str | None) -> Options:
     add("--validation", type=int, default=32, help="examples held out, for `quality`")
     add("--steps", type=int, help="timed; one pass over the examples unless set")
     add("--warm-up", type=int, default=1, help="steps before those")
-    add("--rounds", type=int, default=2, help="how often each takes its turn; for `quality`, seeds")
+    add("--rounds", type=int, default=2, help="turns of each; seeds of `quality`")
+    add("--jobs", type=int, default=10, help="of `estimates`")
     add("--batch-size", type=int, default=4, help="examples of an optimizer step")
     add("--threads", type=int, default=2)
     add("--seed", type=int, default=0)

@@ -39,8 +39,8 @@ def write_catalogue(data_dir: Path, model_id: str, source: Path) -> None:
     write_entries(data_dir, catalogue_entry(model_id, source=where, licence="none"))
 
 
-def open_service(data_dir: Path, installed: Path, options: Options) -> LocalService:
-    """API and worker with their default settings, and one installed base model."""
+def open_service(data_dir: Path, installed: Path, options: Options, **more: str) -> LocalService:
+    """API and worker with their default settings but for `more`, and one installed base model."""
     write_catalogue(data_dir, installed.name, installed)
     (data_dir / "models").mkdir()
     (data_dir / "models" / installed.name).symlink_to(installed)
@@ -49,7 +49,7 @@ def open_service(data_dir: Path, installed: Path, options: Options) -> LocalServ
         "poll_interval_s": "0.5",
         "install_default_model": "false",
     }
-    return LocalService(data_dir, settings)
+    return LocalService(data_dir, settings | more)
 
 
 def run_job(service: LocalService, model: str, rows: Path, *, steps: int, **knobs: Any) -> JobTimes:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from benchmarks import estimates
 from benchmarks.chart import Bar, draw_bars
 from benchmarks.quality import ALLOWED_PERCENT
 
@@ -75,6 +76,8 @@ def _sections(results: dict[str, Part]) -> Iterator[str]:
         yield from _quality(results["quality"])
     if "large" in results:
         yield from _large(results["large"])
+    if "estimates" in results:
+        yield from _estimates(results["estimates"])
     if "service" in results:
         yield from _service(results["service"])
 
@@ -162,6 +165,21 @@ def _quality(part: Part) -> Iterator[str]:
         keys = ("before", "plain", "tunery_reported", "tunery_checked")
         losses = " | ".join(f"{seed[key]:.4f}" for key in keys)
         yield f"| {seed['seed']} | {losses} | {seed['percent']:+.2f} % |"
+    yield ""
+    yield from _provenance(part)
+
+
+def _estimates(part: Part) -> Iterator[str]:
+    yield "## Estimates and what the jobs took\n"
+    yield _paragraph(
+        "`POST /v1/fine_tuning/jobs/estimate` was asked about each job before it was trained "
+        "through the service, whose data directory was new. The duration runs from the start of "
+        "the attempt to the end of the job. Peak memory is that of the training process, with what "
+        "it shares with others."
+    )
+    yield "| job | steps | tokens | estimated | took | ratio | estimated | peak memory | ratio |"
+    yield "|---|---|---|---|---|---|---|---|---|"
+    yield from map(estimates.row, part["jobs"])
     yield ""
     yield from _provenance(part)
 

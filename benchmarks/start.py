@@ -63,7 +63,7 @@ def measure(http: httpx.Client, data_dir: Path, model: str, steps: int) -> Start
             logged_s = time.monotonic() - began
             break
         time.sleep(LOOK_S)
-    while http.get(f"/fine_tuning/jobs/{job}").json()["status"] in {"queued", "running"}:
+    while http.get(f"/fine_tuning/jobs/{job}").json()["finished_at"] is None:
         time.sleep(0.1)
     return Start(job, stepped_s or logged_s, logged_s)
 

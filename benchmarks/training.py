@@ -6,6 +6,7 @@
     python -m benchmarks.training quality --rounds 3 # is the result that of plain float32?
     python -m benchmarks.training service            # what the service costs beside the training
     python -m benchmarks.training large --rounds 1   # the reference's own job, on 1.5B parameters
+    python -m benchmarks.training estimates          # what ten jobs should take, and what they took
 
 On a machine that does nothing else. Every part is added to a file of results; `--write` makes
 `docs/benchmarks.md` of it. `make bench` installs TRL first, which nothing else needs. The exit code
@@ -20,6 +21,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
+from benchmarks.estimates import measure_estimates
 from benchmarks.large import compare_large
 from benchmarks.machine import ISAS, describe_machine
 from benchmarks.options import ROOT, Options, read_options
@@ -34,6 +36,7 @@ _RUN: dict[str, Callable[[Options], dict[str, Any]]] = {
     "quality": compare_quality,
     "service": measure_service,
     "large": compare_large,
+    "estimates": measure_estimates,
 }
 _PATHS = {"--model", "--cache", "--results"}
 

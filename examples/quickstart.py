@@ -22,7 +22,7 @@ training_file = client.files.create(
 job = client.fine_tuning.jobs.create(
     model="smollm2-135m-instruct",
     training_file=training_file.id,
-    hyperparameters={"n_epochs": 3, "learning_rate": 1.7e-3, "lora_target_modules": "all-linear"},
+    extra_body={"recipe": "auto"},  # hyperparameters that fit the model and the data
 )
 print(job.id)
 

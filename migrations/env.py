@@ -2,7 +2,12 @@
 
 from alembic import context
 
-from app.core.db import access_tables, project_tables, tables  # noqa: F401 - they define the tables
+from app.core.db import (  # noqa: F401 - they define the tables
+    check_tables,
+    project_tables,
+    tables,
+    worker_tables,
+)
 from app.core.db.base import Base
 
 context.configure(

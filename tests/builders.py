@@ -14,8 +14,10 @@ from sqlalchemy import text
 from app.core.access import DEFAULT_PROJECT_ID, Scope
 from app.core.clock import utc_now
 from app.core.db.base import Base, Project
+from app.core.db.check_tables import DataCheck
 from app.core.db.repositories.access import KeyRepository
 from app.core.db.repositories.checkpoints import CheckpointRepository, TunedModelRepository
+from app.core.db.repositories.data_checks import CheckLimits, DataCheckRepository
 from app.core.db.repositories.events import EventRepository
 from app.core.db.repositories.files import FileRepository
 from app.core.db.repositories.jobs import JobRepository
@@ -34,6 +36,7 @@ from app.core.db.tables import (
     UploadPart,
 )
 from app.core.ids import IdPrefix, new_id
+from app.core.job.data_report import DataReport, Distribution, FileReport, LengthBin, LongExample
 from app.core.job.loss_log import StepMetrics
 from app.core.job.status import JobStatus
 from app.core.job.training_config import (
@@ -54,6 +57,7 @@ __all__ = ["build_chat_file", "write_catalogue"]
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
+EVERY_CHECK = CheckLimits(created_before=datetime.max.replace(tzinfo=UTC))
 
 TEXT_LINE = b'{"text": "To be, or not to be."}\n'
 CHAT_LINE = (
@@ -180,6 +184,40 @@ def build_metrics(step: int = 1, **changes: Any) -> StepMetrics:
     return StepMetrics(**(values | changes))
 
 
+def build_data_report(**changes: Any) -> DataReport:
+    """The report on a training file of ten short examples."""
+    lengths = Distribution(min=12, median=14, mean=14.0, p95=16, max=16)
+    training_file = FileReport(
+        file_id="file-training",
+        filename="train.jsonl",
+        lines=10,
+        examples=10,
+        tokens=140,
+        learned_tokens=60,
+        tokens_per_example=lengths,
+        learned_tokens_per_example=lengths,
+        lengths=(LengthBin(up_to_tokens=16, examples=10),),
+        longest=(LongExample(line=3, tokens=16),),
+        truncated=0,
+        dropped=0,
+        lost_learned_tokens=0,
+        lost_stop_tokens=0,
+        nothing_to_learn=0,
+        duplicates=0,
+        split_conversations=0,
+        split_examples=0,
+        refusal=None,
+    )
+    values: dict[str, Any] = {
+        "training_file": training_file,
+        "validation_file": None,
+        "held_out": None,
+        "stop_tokens": ("<|im_end|>",),
+        "warnings": (),
+    }
+    return DataReport(**(values | changes))
+
+
 def build_base_metrics(**changes: Any) -> StepMetrics:
     """The row of step 0: the evaluation of the base model."""
     values: dict[str, Any] = {
@@ -295,11 +333,53 @@ def add_project(database: Database, project_id: str, **changes: Any) -> Project:
 
 
 def add_job(database: Database, **changes: Any) -> Job:
-    """A job in the queue of the database."""
+    """A job in the queue of the database, as if its data had been checked."""
     job = build_job(**changes)
     with database.writing() as session:
         JobRepository(session, job.project_id).add(job)
+        if job.status is not JobStatus.VALIDATING_FILES:
+            told = "Files validated, moving job to queued state"
+            EventRepository(session, job.project_id).add(job.id, told, now=job.created_at)
     return job
+
+
+def claim_check(
+    database: Database,
+    worker_id: str = "worker-1",
+    limits: CheckLimits = EVERY_CHECK,
+    now: datetime = NOW,
+) -> Lease | None:
+    """A lease of one minute on the next data check, if there is one."""
+    with database.writing() as session:
+        return DataCheckRepository(session).claim(worker_id, limits, now=now, lease_for=MINUTE)
+
+
+def add_tokens(database: Database, job: Job, store: BlobStore | None = None, *keys: str) -> None:
+    """Give a job tokens, which its data check would have made.
+
+    Args:
+        store: contains their bytes afterwards. By default, they have none.
+        keys: keys of their blobs.
+    """
+    files: dict[str, Any] = {}
+    for key in keys or (f"jobs/{job.id}/tokens",):
+        files[key] = {
+            "key": key,
+            "bytes": len(TEXT_LINE),
+            "sha256": hashlib.sha256(TEXT_LINE).hexdigest(),
+        }
+        if store is not None:
+            put_blob(store, key, TEXT_LINE)
+    with database.writing() as session:
+        session.get_one(DataCheck, job.id).files = files
+
+
+def pass_checks(database: Database, now: datetime = NOW) -> None:
+    """Check the data of all jobs that wait for that, as a worker does, and find no fault."""
+    report = build_data_report().model_dump(mode="json")
+    while lease := claim_check(database, now=now):
+        with database.writing() as session:
+            DataCheckRepository(session).finish(lease, report, now=now)
 
 
 def get_job(database: Database, job_id: str) -> Job:
@@ -308,12 +388,17 @@ def get_job(database: Database, job_id: str) -> Job:
 
 
 def add_worker(
-    database: Database, worker_id: str = "worker-1", now: datetime = NOW, **changes: Any
+    database: Database,
+    worker_id: str = "worker-1",
+    now: datetime = NOW,
+    *,
+    memory_bytes: int | None = None,
+    **changes: Any,
 ) -> WorkerIdentity:
     """A worker that has sent a heartbeat."""
     worker = build_identity(worker_id, **changes)
     with database.writing() as session:
-        WorkerRepository(session).beat(worker, now=now)
+        WorkerRepository(session).beat(worker, now=now, memory_bytes=memory_bytes)
     return worker
 
 
@@ -328,7 +413,8 @@ def build_identity(worker_id: str = "worker-1", **changes: Any) -> WorkerIdentit
 
 
 def claim(database: Database, worker_id: str = "worker-1", now: datetime = NOW) -> Lease:
-    """A lease of one minute on the oldest job in the queue."""
+    """A lease of one minute on the oldest job. Its data is checked first if nobody has."""
+    pass_checks(database, now)
     with database.writing() as session:
         lease = LeaseRepository(session).claim(worker_id, now=now, lease_for=MINUTE)
     assert lease is not None

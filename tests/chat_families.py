@@ -1,5 +1,7 @@
-"""Families of chat templates, as TRL 1.16 ships them, and the conversations to try with each."""
+"""Families of chat templates, as packages ship them, and the conversations to try with each."""
 
+import tomllib
+from datetime import date
 from importlib.metadata import distribution
 from itertools import groupby
 from operator import itemgetter
@@ -11,8 +13,12 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from app.core.dataset.formats import ChatExample
-from worker.training.data.encoding import Encoded
+from worker.training.data.encoding import Encoded, Encoder
 
+FAMILIES: dict[str, dict[str, Any]] = tomllib.loads(
+    Path(__file__).with_name("unit").joinpath("worker/training/masks.toml").read_text("utf-8")
+)
+TODAY = date(2024, 7, 26)
 MAX_SHOWN = 160
 
 _TOOL = {
@@ -77,25 +83,33 @@ CONVERSATIONS = MappingProxyType(
 )
 
 
-def read_template(name: str) -> str:
-    """The template of this name, byte for byte as the package ships it."""
-    path = Path(str(distribution("trl").locate_file(f"trl/chat_templates/{name}.jinja")))
-    return path.read_bytes().decode()
+def read_template(file: str) -> str:
+    """A template, byte for byte as a package ships it in this file, such as `trl/x.jinja`."""
+    package = distribution(file.partition("/")[0])
+    return Path(str(package.locate_file(file))).read_bytes().decode()
 
 
-def build_family_tokenizer(
-    template: str, special_tokens: list[str], *, eos: str
-) -> PreTrainedTokenizerFast:
+def trl_file(name: str) -> str:
+    return f"trl/chat_templates/{name}.jinja"
+
+
+def build_tokenizer(family: str) -> PreTrainedTokenizerFast:
     """One token per byte of UTF-8, and one for each of the special tokens."""
+    expected = FAMILIES[family]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
+    special_tokens = dict.fromkeys(["<s>", expected["eos"], *expected["special_tokens"]])
     backend.add_special_tokens([AddedToken(token, special=True) for token in special_tokens])
-    special = {"bos_token": "<s>", "eos_token": eos}
+    special = {"bos_token": "<s>", "eos_token": expected["eos"]}
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **special)
-    tokenizer.chat_template = template
+    tokenizer.chat_template = read_template(expected.get("template", trl_file(family)))
     return tokenizer
+
+
+def build_encoder(family: str, tokenizer: PreTrainedTokenizerFast) -> Encoder:
+    return Encoder(tokenizer, today=TODAY, stop_tokens=FAMILIES[family].get("stop_tokens"))
 
 
 def mark_learned(encoded: Encoded, tokenizer: PreTrainedTokenizerBase) -> str:

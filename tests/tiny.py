@@ -32,11 +32,12 @@ from app.core.job.training_config import (
     ComputeSettings,
     DatasetRef,
     JobSpec,
+    TaskName,
     TrainingConfig,
 )
 from benchmarks.support.samples import catalogue_entry
 from tests.models import install_models
-from worker.training.data.dataset import DataFile, DataReport, TokenizedData, TokenizedRow
+from worker.training.data.dataset import IGNORE_INDEX, TokenizedData, TokenizedRow
 from worker.training.model.base_model import attach_adapter
 from worker.training.model.forward import FusedForward
 from worker.training.step.trainer import StepSchedule, Trainer
@@ -159,8 +160,8 @@ class RowsInMemory(TokenizedData):
     def __init__(self, rows: Sequence[TokenizedRow]) -> None:
         self._rows = rows
         self.lengths = np.array([len(row.input_ids) for row in rows])
-        file = DataFile(Path("rows.jsonl"), "rows.jsonl", "training_file")
-        self.report = DataReport(file, max_sequence_tokens=512)
+        self.learned = np.array([int((row.labels != IGNORE_INDEX).sum()) for row in rows])
+        self.lines = np.arange(1, len(rows) + 1)
         self.sha256 = "d" * 64
 
     def read(self, index: int) -> TokenizedRow:
@@ -190,6 +191,7 @@ def write_job(
     base_model: Path,
     validation: Sequence[dict[str, Any]] | None = None,
     compute: ComputeSettings | None = None,
+    task: TaskName = "train",
     **settings: Any,
 ) -> JobSpec:
     """Fill a job directory as the worker does.
@@ -200,11 +202,13 @@ def write_job(
         base_model: its directory.
         validation: rows of the validation file, if there is one.
         compute: in float32 and not compiled unless given, on every machine.
+        task: what the child is to do.
         settings: of the `TrainingConfig`.
     """
     directory.mkdir(parents=True)
     (directory / BASE_MODEL_NAME).symlink_to(base_model)
     spec = JobSpec(
+        task=task,
         job_id="ftjob-1",
         attempt=1,
         fine_tuned_model="ft:tiny:org:suffix:1",

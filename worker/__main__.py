@@ -24,6 +24,7 @@ from app.core.signing.keys import SigningKeys
 from app.core.storage.local import LocalBlobStore
 from app.core.storage.privacy import close_data_directory, keep_new_files_private
 from worker.attempt.lease_keeper import Resources
+from worker.data_check.loop import CheckerBesideTraining
 from worker.janitor import Janitor
 from worker.launch.announcing import AnnouncingLauncher
 from worker.launch.launcher import Launcher
@@ -74,12 +75,18 @@ def _serve(settings: Settings, trainer: str) -> None:
         threads=settings.resolved_training_threads,
     )
     workers: list[Worker] = []
-    for _ in range(settings.concurrency):
+    worker_ids = [new_id(IdPrefix.WORKER) for _ in range(settings.concurrency)]
+    for worker_id in worker_ids:
         launcher = _make_launcher(settings, trainer, sandbox)
         resources = Resources(settings, database, store, catalogue, launcher)
         janitor = Janitor(settings, database=database, store=store, clock=utc_now)
-        workers.append(Worker(new_id(IdPrefix.WORKER), resources, janitor.run_if_due))
-    _run(workers)
+        workers.append(Worker(worker_id, resources, janitor.run_if_due))
+    # A fork server of its own would take memory all the time to save a low priority some seconds.
+    launcher = LocalLauncher(trainer, sandbox=sandbox)
+    resources = Resources(settings, database, store, catalogue, launcher)
+    checker = CheckerBesideTraining(worker_ids[0], resources, launcher)
+    logger.info("worker ready", extra={"concurrency": len(workers)})
+    _run([*workers, checker])
     database.dispose()
 
 
@@ -92,13 +99,12 @@ def _make_launcher(settings: Settings, trainer: str, sandbox: Sandbox) -> Launch
     return AnnouncingLauncher(launcher, sandbox.describe())
 
 
-def _run(workers: Sequence[Worker]) -> None:
-    """Run each worker in a thread of its own until a signal comes. A second one stops at once."""
+def _run(workers: Sequence[Worker | CheckerBesideTraining]) -> None:
+    """Run each of them in a thread of its own until a signal comes. A second one stops at once."""
     signals = _listen()
     threads = [threading.Thread(target=worker.run) for worker in workers]
     for thread in threads:
         thread.start()
-    logger.info("worker ready", extra={"concurrency": len(workers)})
     for at_once in (False, True):
         while any(thread.is_alive() for thread in threads):
             if select.select([signals], [], [], CHECK_INTERVAL_S)[0]:

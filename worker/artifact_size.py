@@ -1,4 +1,4 @@
-"""How large a checkpoint or a saved state of a job can be, from its base model and its steps."""
+"""How large a checkpoint, a saved state or the tokens of a job can be."""
 
 import json
 import math
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import get_args
 
 from app.core.job.lora_shape import Embeddings
+from app.core.job.training_config import MAX_EXAMPLES_PER_LINE
 
 _FLOAT32_BYTES = 4
 _COPIES = 4
@@ -18,6 +19,9 @@ _LOG_BYTES_PER_STEP = 2048
 
 ROOM_BYTES = 64 * 1024 * 1024
 """Room for everything else: tokenizer, chart, model card."""
+
+_BYTES_PER_TOKEN = 8
+"""Most bytes of a token in the files of tokens."""
 
 _MAX_HEADER_BYTES = 100_000_000
 """Limit of the format of safetensors itself."""
@@ -47,6 +51,14 @@ def largest_artifact(
         )
     adapter_bytes = _FLOAT32_BYTES * trained
     return _COPIES * adapter_bytes + _LOG_BYTES_PER_STEP * total_steps + ROOM_BYTES
+
+
+def largest_tokens(data_bytes: int) -> int:
+    """Most bytes of the tokens of data files of this size together.
+
+    A token stands for a byte at least, and a line becomes so many examples at most.
+    """
+    return _BYTES_PER_TOKEN * MAX_EXAMPLES_PER_LINE * data_bytes + ROOM_BYTES
 
 
 def _read_shapes(weights: Path) -> dict[str, list[int]]:

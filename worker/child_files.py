@@ -8,7 +8,7 @@ waiting.
 import errno
 import os
 import stat
-from collections.abc import Generator, Iterator
+from collections.abc import Collection, Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import islice
 from pathlib import Path
@@ -40,14 +40,22 @@ class ChildDirectory:
     Its methods raise ManifestError for whatever a child must not make.
     """
 
-    def __init__(self, descriptor: int, name: str) -> None:
+    def __init__(self, descriptor: int, name: str, allowed: Collection[str]) -> None:
         self._descriptor = descriptor
         self._name = name
+        self._allowed = allowed
 
     @classmethod
     @contextmanager
-    def open(cls, root: Path, name: str) -> Generator[Self]:
+    def open(
+        cls, root: Path, name: str, allowed: Collection[str] = ARTIFACT_NAMES
+    ) -> Generator[Self]:
         """Open the directory at `name`, a relative path, below `root`.
+
+        Args:
+            root: a directory of ours.
+            name: a relative path.
+            allowed: names that its files may have.
 
         Raises:
             ManifestError: a part of the path is a link or no directory.
@@ -55,18 +63,18 @@ class ChildDirectory:
         with opened(root) as job_directory, ExitStack() as stack:
             with _blaming_child(f"{name} is a link or no directory"):
                 descriptor = stack.enter_context(opened_below(job_directory, name))
-            yield cls(descriptor, name)
+            yield cls(descriptor, name, allowed)
 
     def list_files(self, *, max_bytes: int) -> list[str]:
-        """Return the names of the files, in order. They are those of `ARTIFACT_NAMES`.
+        """Return the names of the files, in order. Each is one that is allowed.
 
         Args:
             max_bytes: how large all files may be together.
         """
         with os.scandir(self._descriptor) as entries:
-            names = [entry.name for entry in islice(entries, len(ARTIFACT_NAMES) + 1)]
+            names = [entry.name for entry in islice(entries, len(self._allowed) + 1)]
         for name in names:
-            if name not in ARTIFACT_NAMES:
+            if name not in self._allowed:
                 raise ManifestError(f"{self._name} has a file that does not belong: {name[:80]!a}")
         left_bytes = max_bytes
         for name in names:

@@ -7,6 +7,7 @@ from functools import partial
 
 from app.core.clock import Clock, steady_s
 from app.core.db.base import Project
+from app.core.db.repositories.data_checks import DataCheckRepository, EndedChecks
 from app.core.db.repositories.files import ExpiredFiles
 from app.core.db.repositories.idempotency import KEPT_FOR, OldIdempotencyRecords
 from app.core.db.repositories.projects.audit import AuditLog
@@ -73,6 +74,7 @@ class Janitor:
             self.delete_expired_files,
             self.expire_uploads,
             self.delete_saved_states,
+            self.forget_tokens,
             self.delete_idempotency_records,
             self.apply_retention,
             self.give_up_webhooks,
@@ -86,11 +88,12 @@ class Janitor:
                 logger.exception("a chore failed")
 
     def rescue_jobs(self) -> None:
-        """Put the jobs of dead and silent workers back into the queue, and delete their rows."""
+        """Put back what dead and silent workers ran or checked, and delete their rows."""
         with self._database.writing() as session:
             workers, recovery = WorkerRepository(session), RecoveryRepository(session)
             now, dead = self._clock(), workers.find_dead(this_host(), is_alive)
             rescued = recovery.rescue_orphans(dead, now=now) + recovery.rescue_expired(now=now)
+            DataCheckRepository(session).release_orphans(dead)
             workers.remove(dead)
             workers.remove_silent(now=now)
         for job in rescued:
@@ -120,6 +123,10 @@ class Janitor:
         self._delete(
             lambda session: UnneededStates(session).delete(held_since=since, limit=self._batch)
         )
+
+    def forget_tokens(self) -> None:
+        """Free the tokens of jobs that have ended."""
+        self._delete(lambda session: EndedChecks(session).forget_tokens(limit=self._batch))
 
     def delete_idempotency_records(self) -> None:
         """Delete old records: a request that comes again after so long is a new request."""

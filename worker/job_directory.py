@@ -1,40 +1,42 @@
 """The job directory of one attempt: fill it, store what the training process made, delete it.
 
-It is `WORK/JOB/attempt-N/`. The lock of the job, `WORK/JOB.lock`, lies beside the job's directory.
+It is `WORK/JOB/attempt-N/`, or `check-N` for the Nth try to check the data. The lock of the job,
+`WORK/JOB.lock`, lies beside the job's directory.
 """
 
 import logging
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from app.core import manifest
 from app.core.base_models import Catalogue
 from app.core.db.repositories.leases import Lease
-from app.core.db.tables import File, SavedState
+from app.core.db.tables import SavedState
 from app.core.disk import as_storage_full
 from app.core.errors import BlobNotFoundError
-from app.core.job.artifacts import MANIFEST_NAME
-from app.core.job.loss_log import StepMetrics
+from app.core.job.artifacts import ARTIFACT_NAMES, MANIFEST_NAME, TOKEN_FILE_NAMES
 from app.core.job.training_config import (
     BASE_MODEL_NAME,
     JOB_SPEC_NAME,
     LOSS_LOG_NAME,
     OUTPUT_NAME,
     RESUME_NAME,
+    TOKENS_NAME,
     TRAINING_DATA_NAME,
     VALIDATION_DATA_NAME,
     BaseModelRef,
-    ComputeSettings,
-    DatasetRef,
     JobSpec,
+    TaskName,
 )
 from app.core.settings import Settings
 from app.core.storage.blob_store import BlobStore
 from app.core.storage.trees import remove_tree
-from worker.artifact_size import ROOM_BYTES, largest_artifact
+from worker.artifact_size import ROOM_BYTES, largest_artifact, largest_tokens
 from worker.child_files import ChildDirectory
+from worker.job_spec import JobInputs, build_spec
 from worker.launch.locks import JobLock
 from worker.launch.sandbox.grants import link_cache
 from worker.model_store.installed import check_installed
@@ -42,7 +44,8 @@ from worker.stored_file import StoredFile, store_bytes
 
 logger = logging.getLogger(__name__)
 
-_ATTEMPT = "attempt-"
+_PREFIXES: dict[TaskName, str] = {"train": "attempt-", "check_data": "check-"}
+"""What the name of a directory begins with, before the number of the attempt."""
 
 _DYING_S = 5.0
 """How long a training process may hold the lock of its job after it was killed, in seconds. It lets
@@ -58,20 +61,8 @@ class BaseModelChangedError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class JobInputs:
-    """What the database knows of the things that an attempt starts from."""
-
-    training_file: File
-    validation_file: File | None = None
-    states: Sequence[SavedState] = ()
-    """Saved states of the job, newest first."""
-    steps: Sequence[StepMetrics] = ()
-    """The loss log, at least up to the newest state."""
-
-
-@dataclass(frozen=True, slots=True)
 class StoredDirectory:
-    """A checkpoint or a saved state that is in the store, as its manifest says."""
+    """What the child made, in the store, as its manifest says."""
 
     key: str
     """What the keys of all its files begin with, without the slash."""
@@ -88,10 +79,11 @@ class JobDirectory:
         spec: the job, set by `fill`. The training process may have changed the file of it since.
     """
 
-    def __init__(self, root: Path, lease: Lease) -> None:
+    def __init__(self, root: Path, lease: Lease, task: TaskName = "train") -> None:
         self._lease = lease
+        self._task: TaskName = task
         self.spec: JobSpec
-        self.directory = root / lease.job_id / f"{_ATTEMPT}{lease.attempt}"
+        self.directory = root / lease.job_id / f"{_PREFIXES[task]}{lease.attempt}"
         self._max_artifact_bytes = ROOM_BYTES
 
     def fill(
@@ -115,17 +107,17 @@ class JobDirectory:
             validation_data = self.directory / VALIDATION_DATA_NAME
             _copy_blob(store, inputs.validation_file.blob_key, validation_data)
         model = catalogue.directory(base_model.id).resolve()
-        self._max_artifact_bytes = largest_artifact(
-            model,
-            rank=self._lease.config.lora.saved_rank,
-            has_embeddings=bool(self._lease.config.lora.modules_to_save),
-            total_steps=self._lease.config.max_total_steps(inputs.training_file.examples or 0),
-        )
+        self._max_artifact_bytes = self._limit_artifacts(model, inputs)
         (self.directory / BASE_MODEL_NAME).symlink_to(model)
         for name, cache in settings.caches_of(self._lease.project_id).items():
             link_cache(self.directory / name, cache)
+        self._put_tokens(inputs.tokens, store)
         state = self._put_newest_state(inputs, store)
-        self._write_spec(inputs, base_model, state, settings)
+        self.spec = build_spec(
+            self._lease, inputs, base_model, state, settings=settings, task=self._task
+        )
+        with (self.directory / JOB_SPEC_NAME).open("x", encoding="utf-8") as target:
+            target.write(self.spec.model_dump_json(indent=2))
         return state.step if state is not None else 0
 
     def _find_base_model(self, catalogue: Catalogue) -> BaseModelRef:
@@ -138,13 +130,27 @@ class JobDirectory:
         check_installed(catalogue.directory(installed.id), installed)
         return BaseModelRef(**installed.model_dump(include=set(BaseModelRef.model_fields)))
 
+    def _limit_artifacts(self, base_model: Path, inputs: JobInputs) -> int:
+        if self._task == "check_data":
+            files = (inputs.training_file, inputs.validation_file)
+            return largest_tokens(sum(file.bytes for file in files if file is not None))
+        config = self._lease.config
+        total_steps = config.max_total_steps(inputs.training_file.examples or 0)
+        return largest_artifact(
+            base_model,
+            rank=config.lora.saved_rank,
+            has_embeddings=bool(config.lora.modules_to_save),
+            total_steps=total_steps,
+        )
+
     def _make(self) -> None:
         """Make the directory, and delete those of this attempt and of earlier ones.
 
         Directories of later attempts stay: this worker may have been suspended meanwhile.
         """
-        for directory in self.directory.parent.glob(f"{_ATTEMPT}*"):
-            number = directory.name.removeprefix(_ATTEMPT)
+        prefix = _PREFIXES[self._task]
+        for directory in self.directory.parent.glob(f"{prefix}*"):
+            number = directory.name.removeprefix(prefix)
             if number.isdecimal() and int(number) <= self._lease.attempt:
                 remove_tree(directory.parent, directory.name)
         while True:
@@ -153,6 +159,22 @@ class JobDirectory:
             except FileNotFoundError:  # another attempt has just removed the parent directory
                 continue
             return
+
+    def _put_tokens(self, tokens: Mapping[str, Mapping[str, Any]], store: BlobStore) -> None:
+        """Copy what the data check has made, if all of it is there and whole.
+
+        Otherwise the training process makes the tokens again.
+        """
+        if not tokens:
+            return
+        directory = self.directory / TOKENS_NAME
+        directory.mkdir()
+        try:
+            for name, file in tokens.items():
+                _copy_checked(store, file, directory / name)
+        except (manifest.ManifestError, BlobNotFoundError) as error:
+            logger.warning("tokens skipped: %s", error, extra={"job_id": self._lease.job_id})
+            remove_tree(self.directory, TOKENS_NAME)
 
     def _put_newest_state(self, inputs: JobInputs, store: BlobStore) -> SavedState | None:
         """Copy the newest undamaged state, with the loss log up to it, into the directory."""
@@ -175,47 +197,24 @@ class JobDirectory:
         remove_tree(self.directory, RESUME_NAME)  # a newer state, which was damaged
         directory.mkdir()
         for name, file in state.files.items():
-            _copy_blob(store, file["key"], directory / name)
-            if manifest.sha256_of(directory / name) != file["sha256"]:
-                raise manifest.ManifestError(f"step {state.step}: {name} has changed")
+            _copy_checked(store, file, directory / name)
         promised = manifest.verify(directory)
         saved_by = state.saved_by or self._lease.job_id
         if (promised.job_id, promised.step) != (saved_by, state.step):
             raise manifest.ManifestError(f"step {state.step}: the state is of another job or step")
 
-    def _write_spec(
-        self,
-        inputs: JobInputs,
-        base_model: BaseModelRef,
-        state: SavedState | None,
-        settings: Settings,
-    ) -> None:
-        self.spec = JobSpec(
-            job_id=self._lease.job_id,
-            attempt=self._lease.attempt,
-            fine_tuned_model=self._lease.fine_tuned_model,
-            base_model=base_model,
-            training_file=_reference(inputs.training_file),
-            validation_file=inputs.validation_file and _reference(inputs.validation_file),
-            config=self._lease.config,
-            threads=settings.resolved_training_threads,
-            compute=_compute_settings(settings),
-            save_interval_s=settings.save_interval_s,
-            resume_step=state and state.step,
-            resume_job_id=state and state.saved_by,
-        )
-        with (self.directory / JOB_SPEC_NAME).open("x", encoding="utf-8") as target:
-            target.write(self.spec.model_dump_json(indent=2))
-
     def store_directory(self, store: BlobStore, name: str, *, step: int) -> StoredDirectory:
-        """Copy a checkpoint or a state into the store, under keys of this attempt, and verify it.
+        """Copy what the child made into the store, under keys of this attempt, and verify it.
+
+        It is a checkpoint, a state or, with step 0, the tokens of a data check.
 
         Raises:
             manifest.ManifestError: the files are not what the manifest says, or are no files that
                 a training process may make.
         """
         key = f"{self._blob_prefix}/{Path(name).name}"
-        with ChildDirectory.open(self.directory, name) as made:
+        allowed = TOKEN_FILE_NAMES if self._task == "check_data" else ARTIFACT_NAMES
+        with ChildDirectory.open(self.directory, name, allowed) as made:
             left_bytes = self._max_artifact_bytes
             names = made.list_files(max_bytes=left_bytes)
             described = b"".join(made.read(MANIFEST_NAME, max_bytes=manifest.MAX_BYTES))
@@ -257,7 +256,7 @@ class JobDirectory:
 
     @property
     def _blob_prefix(self) -> str:
-        return f"jobs/{self._lease.job_id}/attempt-{self._lease.attempt}"
+        return f"jobs/{self._lease.job_id}/{self.directory.name}"
 
 
 def _copy_blob(store: BlobStore, key: str, target: Path) -> None:
@@ -265,27 +264,13 @@ def _copy_blob(store: BlobStore, key: str, target: Path) -> None:
         shutil.copyfileobj(source, copy, 1024 * 1024)
 
 
-_CHOICES = {"auto": None, "always": True, "never": False}
+def _copy_checked(store: BlobStore, file: Mapping[str, Any], target: Path) -> None:
+    """Copy a file that a training process has made, and compare it with its digest.
 
-
-def _compute_settings(settings: Settings) -> ComputeSettings:
-    dtype = settings.training_dtype
-    device = settings.training_device
-    return ComputeSettings(
-        device=None if device == "auto" else device,
-        forward=None if settings.training_forward == "auto" else settings.training_forward,
-        dtype=None if dtype == "auto" else dtype,
-        compile=_CHOICES[settings.training_compile],
-        gradient_checkpointing=_CHOICES[settings.training_checkpointing],
-        micro_batch_tokens=settings.micro_batch_tokens,
-    )
-
-
-def _reference(file: File) -> DatasetRef:
-    return DatasetRef(
-        file_id=file.id,
-        filename=file.filename,
-        sha256=file.sha256,
-        bytes=file.bytes,
-        examples=file.examples or 0,
-    )
+    Raises:
+        ManifestError: it has changed.
+        BlobNotFoundError: the store has lost it.
+    """
+    _copy_blob(store, file["key"], target)
+    if manifest.sha256_of(target) != file["sha256"]:
+        raise manifest.ManifestError(f"{target.name} has changed")

@@ -1,4 +1,7 @@
-"""Claim a job, make an attempt at it, ask again. No torch in this process."""
+"""Claim a job, make an attempt at it, ask again. No torch in this process.
+
+A worker that finds no job to train checks the data of one.
+"""
 
 import logging
 import threading
@@ -11,15 +14,14 @@ from app.core.db.repositories.queue import Turns
 from app.core.disk import has_room
 from app.core.errors import DatabaseAwayError, DatabaseBusyError
 from app.core.logging import log_context
+from app.core.machine.memory import measure_memory
 from worker.attempt.attempt import Attempt
 from worker.attempt.lease_keeper import Resources
+from worker.data_check.loop import PAUSE_AFTER_FAILURE_S, DataChecker
 from worker.launch.locks import TrainingSlots
 from worker.presence import Presence, this_worker
 
 logger = logging.getLogger(__name__)
-
-PAUSE_AFTER_FAILURE_S = 5.0
-"""Pause after a failed attempt, in seconds, so that a repeating error does not flood the log."""
 
 SAVING_SHARE = 0.8
 """Fraction of the grace period of a worker that is told to stop in which its child may save. The
@@ -45,6 +47,9 @@ class Worker:
         self._do_chores = do_chores
         self._stopping = threading.Event()
         self._stop_at_s: float | None = None
+        self._checker = DataChecker(
+            worker_id, resources, resources.launcher, stop_at_s=lambda: self._stop_at_s
+        )
         self._presence = Presence(
             this_worker(worker_id),
             resources.database,
@@ -75,13 +80,16 @@ class Worker:
                 self._stopping.wait(idle_s)
 
     def run_once(self) -> float:
-        """Run at most one job. Returns how long to wait before the next call, in seconds."""
+        """Run or check at most one job. Returns seconds to wait before the next call."""
         self._do_chores()
         with self._slots.take() as may_train:
             lease = self._claim() if may_train and has_room(self._settings) else None
             if lease is not None:
                 return self._attempt(lease)
             if may_train:
+                idle_s = self._checker.check_small()
+                if idle_s is not None:
+                    return idle_s
                 is_busy = self._slots.is_any_other_taken
                 self._resources.launcher.preload(self._preload_lock, is_busy=is_busy)
             return self._settings.poll_interval_s
@@ -96,6 +104,7 @@ class Worker:
                 now=self._resources.clock(),
                 lease_for=timedelta(seconds=self._settings.lease_s),
                 threads=self._settings.resolved_training_threads,
+                memory=measure_memory(),
             )
 
     def _attempt(self, lease: Lease) -> float:

@@ -12,6 +12,7 @@ from pathlib import Path
 from app.core.clock import Clock
 from app.core.db.repositories.workers import WorkerIdentity, WorkerRepository
 from app.core.db.session import Database
+from app.core.machine.memory import measure_memory
 from worker.launch.locks import BOOT_ID, start_ticks
 
 logger = logging.getLogger(__name__)
@@ -96,6 +97,7 @@ class Presence:
         self._clock = clock
         self._is_stopping = is_stopping
         self._interval_s = interval_s
+        self._memory_bytes = measure_memory().total
         self._is_failing = False
 
     @contextmanager
@@ -119,7 +121,10 @@ class Presence:
         try:
             with self._database.writing() as session:
                 WorkerRepository(session).beat(
-                    self._worker, now=self._clock(), is_stopping=self._is_stopping()
+                    self._worker,
+                    now=self._clock(),
+                    is_stopping=self._is_stopping(),
+                    memory_bytes=self._memory_bytes,
                 )
         except Exception as error:
             if not self._is_failing:

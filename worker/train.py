@@ -2,8 +2,8 @@
 
 Standard output carries only the events of `app.core.job.training_events`, one JSON object a line.
 Whatever libraries print goes to standard error. The exit code is 0 after `Finished`, `Failed`,
-`Stopped`, `OutOfSpace` or `Unresumable`, and 1 with a traceback after an unexpected error. SIGTERM
-asks the child to save its state and stop.
+`Stopped`, `OutOfSpace`, `Unresumable` or `Checked`, and 1 with a traceback after an unexpected
+error. SIGTERM asks a child that trains to save its state and stop.
 
 `worker.launch.fork_server` imports this module as well: it calls `preload` and `prepare`, then
 forks children into `main`.
@@ -17,13 +17,16 @@ from pathlib import Path
 from types import FrameType
 from typing import TextIO
 
-from app.core.job.training_config import PROJECT_CACHE_NAME
+from app.core.job.training_config import JOB_SPEC_NAME, PROJECT_CACHE_NAME, JobSpec
 from app.core.job.training_events import Started, TrainingEvent
 from app.core.machine.linux import die_with_parent
 
+_NICENESS = 10
+"""Priority of a check, which leaves most of the processor to a training beside it."""
+
 
 def main(directory: Path) -> None:
-    """Train the job in `directory` and write its events to standard output."""
+    """Train the job in `directory`, or check its data, and write the events to standard output."""
     die_with_parent(sys.stdout.fileno())  # when the worker is killed, nobody trains on
     with _take_standard_output() as events:
         _set_environment()
@@ -32,6 +35,7 @@ def main(directory: Path) -> None:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache / "compiled")
         os.chdir(directory)
         # Only now: what an import prints must not be among the events.
+        from worker.training.check import check_data  # noqa: PLC0415
         from worker.training.preloaded_model import preloaded_model  # noqa: PLC0415
         from worker.training.recipe import run_job  # noqa: PLC0415
 
@@ -43,7 +47,11 @@ def main(directory: Path) -> None:
             events.write(event.model_dump_json() + "\n")
             events.flush()
 
-        run_job(directory, report, lambda: stop_request.has_come, loader=preloaded_model)
+        if _only_checks(directory):
+            os.nice(_NICENESS)
+            check_data(directory, report, loader=preloaded_model)
+        else:
+            run_job(directory, report, lambda: stop_request.has_come, loader=preloaded_model)
 
 
 def preload() -> None:
@@ -52,15 +60,26 @@ def preload() -> None:
     This starts no thread, because the copies would lack it.
     """
     _set_environment()
-    importlib.import_module("worker.training.recipe")
+    for module in ("check", "recipe"):
+        importlib.import_module(f"worker.training.{module}")
 
 
 def prepare(directory: Path) -> None:
-    """Load what `main` needs for the job in `directory`; for the rest, see `preload`."""
+    """Load what `main` needs for the job in `directory`; for the rest, see `preload`.
+
+    The base model of another job stays loaded while a job's data is checked.
+    """
     preload()
     from worker.training.preloaded_model import preloaded_model  # noqa: PLC0415
 
-    preloaded_model.load(directory)
+    if not _only_checks(directory):
+        preloaded_model.load(directory)
+
+
+def _only_checks(directory: Path) -> bool:
+    """Whether the child only checks the data of its job, so that it needs no weights."""
+    spec = JobSpec.model_validate_json((directory / JOB_SPEC_NAME).read_bytes())
+    return spec.task == "check_data"
 
 
 class _StopRequest:

@@ -16,6 +16,7 @@ from app.core import disk
 from app.core.access import Caller
 from app.core.base_models import Catalogue
 from app.core.clock import utc_now
+from app.core.dataset.tokenizing.processes import TokenizerProcesses
 from app.core.db.session import Database, Session
 from app.core.errors import InvalidRequestError, StorageFullError
 from app.core.ids import IdPrefix
@@ -52,6 +53,7 @@ class Resources:
     ballast: disk.Ballast
     webhooks: WebhookClient
     upload_slots: UploadSlots
+    tokenizers: TokenizerProcesses
 
     def read(self, act: Callable[[Session], T]) -> T:
         """Run queries that see one consistent state of the database."""

@@ -20,7 +20,7 @@ class Readiness(Health):
     workers: int
     """Number of workers with a recent heartbeat. With none, jobs wait in the queue."""
     queued_jobs: int
-    """Number of jobs that wait in the queue."""
+    """Number of jobs that wait for a worker, which checks or trains them."""
     free_bytes: int
     """Free bytes on the disk of the data directory."""
     has_room: bool

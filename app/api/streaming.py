@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
 from http import HTTPStatus
+from io import BufferedReader
 from urllib.parse import quote
 
 from fastapi import Request
@@ -157,16 +158,25 @@ def _begins_download(response: Response) -> bool:
     return response.headers.get("content-range", _FROM_FIRST_BYTE).startswith(_FROM_FIRST_BYTE)
 
 
+def open_blob(store: BlobStore, key: str) -> BufferedReader:
+    """The bytes of a file, from the first. The caller closes it.
+
+    Raises:
+        NotFoundError: the file has just been deleted.
+    """
+    try:
+        return store.open(key)
+    except BlobNotFoundError as error:
+        raise NotFoundError(
+            "The bytes of this file have been deleted.", code="file_not_found"
+        ) from error
+
+
 def _check_blobs(store: BlobStore, segments: Sequence[Segment]) -> None:
     """Check that the blobs exist before the status line is sent: a file may just be deleted."""
     for segment in segments:
         if isinstance(segment, BlobSegment):
-            try:
-                store.open(segment.key).close()
-            except BlobNotFoundError as error:
-                raise NotFoundError(
-                    "The bytes of this file have been deleted.", code="file_not_found"
-                ) from error
+            open_blob(store, segment.key).close()
 
 
 def _names(tags: str, etag: str) -> bool:

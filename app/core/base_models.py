@@ -27,6 +27,9 @@ RECORD_NAME = "tunery.json"
 MODELS_NAME = "models"
 """Directory of all installed models, in the data directory."""
 
+_BYTES_PER_PARAMETER = 2
+"""Size of a parameter in the files of nearly every model on a hub."""
+
 Repo = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")]
 Alias = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$")]
 Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
@@ -136,6 +139,14 @@ class Catalogue:
     def directory(self, model_id: str) -> Path:
         """Directory of the model's files. It exists once the model is installed."""
         return self._models_dir / model_id
+
+    def count_parameters(self, model_id: str) -> int | None:
+        """Approximate number of parameters of an installed model. None if it has no weights."""
+        try:
+            weights = self.directory(model_id).glob("*.safetensors")
+            return sum(file.stat().st_size for file in weights) // _BYTES_PER_PARAMETER or None
+        except OSError:  # the model is being removed
+            return None
 
     def find_installed(self, model_id: str) -> InstalledModel | None:
         """Read the record of an installed model. None if it is not completely installed."""

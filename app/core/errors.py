@@ -3,6 +3,7 @@
 ServiceError                      the caller acts; the API answers with its status and code
 ├── InvalidRequestError           400  the request is invalid
 │   ├── InvalidFileError          400  an upload has bad lines; `problems` lists them
+│   ├── TokenizingFailedError     400  rows need more memory or time than there is for them
 │   └── StateConflictError        400  the object is in the wrong state (clients would retry a 409)
 ├── UnauthenticatedError          401  the request has no valid API key
 ├── PermissionDeniedError         403  the key, or the web page that sent it, may not do this
@@ -14,6 +15,7 @@ ServiceError                      the caller acts; the API answers with its stat
 ├── OutcomeUnknownError           500  the request may have succeeded; check before repeating it
 ├── DatabaseBusyError             503  nothing was done; the caller may repeat the request
 │   └── DatabaseAwayError         503  its server does not answer
+├── TokenizingBusyError           503  nothing was done; the caller may repeat the request
 ├── TooManyUploadsError           503  nothing was done; the caller may repeat the request
 ├── TooManyWebhookTestsError      503  nothing was done; the caller may repeat the request
 └── StorageFullError              507  nothing was done; the disk needs free space first
@@ -67,6 +69,10 @@ class InvalidRequestError(ServiceError):
 
 class InvalidFileError(InvalidRequestError):
     code = "invalid_file"
+
+
+class TokenizingFailedError(InvalidRequestError):
+    code = "tokenizing_failed"
 
 
 class StateConflictError(InvalidRequestError):
@@ -134,6 +140,11 @@ class DatabaseAwayError(DatabaseBusyError):
     def __init__(self, message: str, *, for_operator: str) -> None:
         super().__init__(message)
         self.for_operator = for_operator
+
+
+class TokenizingBusyError(ServiceError):
+    status_code = 503
+    code = "tokenizing_busy"
 
 
 class TooManyUploadsError(ServiceError):

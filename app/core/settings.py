@@ -10,7 +10,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from app.core.access.host_names import parse_host_names
 from app.core.command_line import environment
-from app.core.job.training_config import MACHINE_CACHE_NAME, PROJECT_CACHE_NAME
+from app.core.job.training_config import MACHINE_CACHE_NAME, PROJECT_CACHE_NAME, Recipe
 from app.core.webhooks.allowed_targets import parse_networks, parse_targets
 
 _FILE = Path(".env")
@@ -96,6 +96,10 @@ class Settings(BaseSettings):
     """Whether a job's loss log is sent in base64, as OpenAI sends it. The loss log is the only file
     in a job's `result_files`."""
 
+    default_recipe: Recipe = "reference"
+    """Recipe of jobs whose request names none. `reference` uses the documented defaults. `auto`
+    chooses hyperparameters that fit the size of the base model and of the training file."""
+
     show_paused_as: Literal["paused", "queued"] = "paused"
     """Status that the API shows for a paused job. `queued` is for clients that reject statuses
     unknown to OpenAI's client."""
@@ -162,10 +166,10 @@ class Settings(BaseSettings):
     """Time that a worker has to save its job and exit after it is told to stop, in seconds."""
 
     sandbox: Literal["auto", "required", "off"] = "auto"
-    """Whether training processes are contained. `auto` uses all that the kernel allows. The first
-    event of each job lists the layers that hold. `required` refuses to start a worker on a machine
-    that cannot filter system calls, restrict file access, limit resources or give up privileges.
-    `off` is for debugging."""
+    """Whether training processes, and those that tokenize for previews, are contained. `auto` uses
+    all that the kernel allows. The first event of each job lists the layers that hold. `required`
+    refuses to start a worker on a machine that cannot filter system calls, restrict file access,
+    limit resources or give up privileges. `off` is for debugging."""
 
     install_default_model: bool = True
     """Whether a worker installs the embedded base model at its start if the model is missing."""

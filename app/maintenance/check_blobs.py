@@ -28,7 +28,7 @@ class _Damage:
 
 
 def check_blobs(patient: Patient) -> Iterator[Finding]:
-    """Check all blobs. A damaged saved state or upload part can be deleted; a file cannot."""
+    """Check all blobs. A damaged file is lost. Everything else can be deleted and made again."""
     damaged: list[_Damage] = []
     count = 0
     for blob in iterate_named(patient.database.reading):
@@ -46,6 +46,9 @@ def check_blobs(patient: Patient) -> Iterator[Finding]:
         yield Finding("blobs", Level.OK, f"{count - len(damaged)} are there, {how}")
     yield from _check_parts(patient, [each for each in damaged if each.blob.part_id is not None])
     yield from _check_states(patient, [each for each in damaged if each.blob.job_id is not None])
+    yield from _check_tokens(
+        patient, [each for each in damaged if each.blob.checked_job_id is not None]
+    )
 
 
 def _check_parts(patient: Patient, damaged: list[_Damage]) -> Iterator[Finding]:
@@ -79,6 +82,22 @@ def _check_states(patient: Patient, damaged: list[_Damage]) -> Iterator[Finding]
         yield Finding("saved states", Level.OK, message, repaired=repaired)
     else:
         yield Finding("saved states", Level.OK, "every job can resume from its saved state")
+
+
+def _check_tokens(patient: Patient, damaged: list[_Damage]) -> Iterator[Finding]:
+    if damaged and not patient.may_repair:
+        message = f"{len(damaged)} files are damaged: {_name_some(damaged)}"
+        advice = "Run `tunery doctor --repair`: their jobs then tokenize their data again."
+        yield Finding("tokens", Level.BAD, message, advice=advice)
+        return
+    job_ids = sorted({each.blob.checked_job_id or "" for each in damaged})
+    if job_ids:
+        with patient.database.writing() as session:
+            for job_id in job_ids:
+                BlobKeyRepository(session).forget_tokens(job_id)
+    repaired = f"forgotten: those of {', '.join(job_ids)}" if job_ids else ""
+    message = "the tokens of every checked job are there, or are made again"
+    yield Finding("tokens", Level.OK, message, repaired=repaired)
 
 
 def check_manifests(patient: Patient) -> Iterator[Finding]:

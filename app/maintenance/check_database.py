@@ -72,14 +72,15 @@ def check_jobs(patient: Patient) -> Iterator[Finding]:
 def check_workers(patient: Patient) -> Iterator[Finding]:
     with patient.database.reading() as session:
         workers = WorkerRepository(session).list_all()
-        waiting = inspection.count_jobs(session)[JobStatus.QUEUED]
+        counts = inspection.count_jobs(session)
+    waiting = counts[JobStatus.VALIDATING_FILES] + counts[JobStatus.QUEUED]
     alive = [worker for worker in workers if not worker.is_silent(now=patient.now)]
     if waiting and not alive:
         message = f"none is alive, and {waiting} jobs wait"
         yield Finding("workers", Level.WARN, message, advice="Start a worker.")
     else:
-        counts = Counter(worker.state for worker in alive)
-        states = ", ".join(f"{count} {state}" for state, count in counts.items())
+        by_state = Counter(worker.state for worker in alive)
+        states = ", ".join(f"{count} {state}" for state, count in by_state.items())
         message = f"{len(alive)} alive: {states}" if alive else "none is alive, and no job waits"
         yield Finding("workers", Level.OK, message)
 

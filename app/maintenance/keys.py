@@ -10,8 +10,8 @@ from pathlib import Path
 
 from app.core.access import DEFAULT_PROJECT_ID, Scope
 from app.core.access.api_keys import hash_key, new_key
-from app.core.db.access_tables import ApiKey
 from app.core.db.base import Project
+from app.core.db.project_tables import ApiKey
 from app.core.db.repositories.access import KeyRepository, ProjectsRepository
 from app.core.db.repositories.projects import audit
 from app.core.db.repositories.projects.audit import Action

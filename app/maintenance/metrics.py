@@ -121,7 +121,7 @@ class ServiceCollector(Collector):
 
 def _read_families(session: Session) -> list[GaugeMetricFamily]:
     now = utc_now()
-    oldest = inspection.find_oldest_queued(session)
+    oldest = inspection.find_oldest_waiting(session)
     jobs = {str(status): count for status, count in inspection.count_jobs(session).items()}
     workers = Counter({"idle": 0, "running": 0, "draining": 0, "silent": 0})
     for worker in WorkerRepository(session).list_all():
@@ -136,7 +136,7 @@ def _read_families(session: Session) -> list[GaugeMetricFamily]:
         ),
         GaugeMetricFamily(
             "tunery_queue_oldest_seconds",
-            "Age of the oldest queued job; 0 if none is queued.",
+            "Age of the oldest job that waits for a worker; 0 if none waits.",
             max(0.0, (now - oldest).total_seconds()) if oldest else 0,
         ),
         GaugeMetricFamily(

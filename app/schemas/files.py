@@ -3,6 +3,7 @@
 from typing import Literal
 
 from app.core.dataset.formats import DatasetFormat
+from app.core.dataset.tokenizing.messages import PreviewedRow
 from app.schemas.bodies import ItemRead, ResponseBody, UnixTime
 
 EXPIRES_AFTER_S = range(3600, 2_592_000 + 1)
@@ -32,3 +33,15 @@ class FileDeleted(ResponseBody):
     id: str
     object: Literal["file"] = "file"
     deleted: Literal[True] = True
+
+
+class PreviewRead(ResponseBody):
+    object: Literal["file.preview"] = "file.preview"
+    file_id: str
+    model: str
+    """Base model whose tokenizer has read the rows, as the request named it."""
+    rows: tuple[PreviewedRow, ...]
+    stop: str
+    """Text that ends an answer. Empty if no row could be read."""
+    warnings: tuple[str, ...]
+    """What a job on these rows would be warned of."""

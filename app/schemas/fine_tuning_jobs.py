@@ -9,10 +9,10 @@ from pydantic_core import PydanticCustomError
 from app.core.db.tables import Job
 from app.core.errors import InvalidRequestError
 from app.core.job.status import JobStatus
-from app.core.job.training_config import TrainingConfig
+from app.core.job.training_config import Recipe, TrainingConfig
 from app.core.settings import Settings
 from app.schemas.bodies import ItemRead, RequestBody, ResponseBody, UnixTime
-from app.schemas.hyperparameters import Hyperparameters, as_hyperparameters
+from app.schemas.hyperparameters import AUTO, Hyperparameters, as_hyperparameters
 
 MAX_LABELS = 16
 """Maximum number of metadata pairs of a job."""
@@ -80,6 +80,11 @@ class JobCreate(RequestBody):
     """Integrations with other services. None is offered, so the list must be empty or absent."""
 
     # From here on, ours; the stock client is given them in `extra_body`.
+    recipe: Recipe | None = None
+    """Source of the hyperparameters that the request leaves out: `reference` for the defaults,
+    `auto` for values that fit the size of the base model and of the training file. It decides
+    `n_epochs`, `learning_rate`, `lora_r`, `lora_alpha` and `lora_target_modules`. By default, the
+    operator's setting decides, which is `reference` unless changed."""
     auto_start: Annotated[bool | None, AfterValidator(lambda value: value is not False)] = True
     """False creates the job paused: it is validated now and trains once it is resumed."""
     priority: Annotated[
@@ -105,9 +110,10 @@ class JobCreate(RequestBody):
         Raises:
             InvalidRequestError: the request sets one of them to two different values.
         """
-        supervised = self.method and self.method.supervised
-        older = _given(self.hyperparameters)
-        newer = _given(supervised and supervised.hyperparameters)
+        older, newer = (
+            {name: value for name, value in place.items() if value != AUTO}
+            for place in self._hyperparameters()
+        )
         for name in older.keys() & newer.keys():
             if older[name] != newer[name]:
                 first, second = (
@@ -120,6 +126,16 @@ class JobCreate(RequestBody):
                     param=f"hyperparameters.{name}",
                 )
         return older | newer
+
+    def auto_hyperparameters(self) -> frozenset[str]:
+        """Names on the wire of the hyperparameters that the request leaves to the recipe `auto`."""
+        named = (name for place in self._hyperparameters() for name in place if place[name] == AUTO)
+        return frozenset(named) - self.given_hyperparameters().keys()
+
+    def _hyperparameters(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What the older and the newer place of the hyperparameters have."""
+        supervised = self.method and self.method.supervised
+        return _given(self.hyperparameters), _given(supervised and supervised.hyperparameters)
 
     def content(self) -> dict[str, Any]:
         """What the request asks for, in one form for every way to write it.
@@ -154,6 +170,11 @@ class JobErrorRead(ResponseBody):
     """The first 50 problems of an invalid dataset, each with line, path, code and message."""
 
 
+def status_shown(job: Job, settings: Settings) -> JobStatus:
+    """The status that the API shows: a paused job can be shown as another one, for old clients."""
+    return JobStatus(settings.show_paused_as) if job.status is JobStatus.PAUSED else job.status
+
+
 class JobRead(ItemRead):
     object: Literal["fine_tuning.job"] = "fine_tuning.job"
     created_at: UnixTime
@@ -161,8 +182,9 @@ class JobRead(ItemRead):
     estimated_finish: UnixTime | None
     """Unix time at which a running job will end if its speed stays the same."""
     status: JobStatus
-    """Status of the job. With the setting `TUNERY_SHOW_PAUSED_AS=queued`, a paused job is shown as
-    `queued`, with a null `queue_position`."""
+    """Status of the job. A new job is `validating_files` until its data is checked. With the
+    setting `TUNERY_SHOW_PAUSED_AS=queued`, a paused job is shown as `queued`, with a null
+    `queue_position`."""
     model: str
     """Id of the base model in the catalogue."""
     fine_tuned_model: str | None
@@ -192,11 +214,13 @@ class JobRead(ItemRead):
     cancel_requested_at: UnixTime | None
     """Unix time at which a running job was asked to stop. Its status changes within seconds."""
     pause_requested_at: UnixTime | None
-    """Unix time at which a running job was asked to pause. Null again once the job is paused or
-    resumed."""
+    """Unix time at which a job was asked to pause while it ran or its data was checked. Null again
+    once the job is paused or resumed."""
     priority: int
     """Queue priority within the project. Jobs with a higher priority run first; among equals, the
     oldest."""
+    recipe: Recipe
+    """Source of the hyperparameters that the request left out: `reference` or `auto`."""
     rerun_of: str | None
     """Id of the job that this job repeats. That job may have been deleted."""
     resumed_from_step: int | None
@@ -207,6 +231,9 @@ class JobRead(ItemRead):
     queue_position: int | None
     """Position in the queue of the project, where 1 runs at the project's next turn. Null for a job
     that is not waiting in the queue."""
+    waiting_reason: str | None
+    """Why a queued job waits although it may be its turn, such as too little free memory. Null for
+    any other job."""
     trained_steps: int
     """Number of optimizer steps done so far."""
     total_steps: int | None
@@ -226,13 +253,12 @@ class JobRead(ItemRead):
     def of(cls, job: Job, settings: Settings, *, queue_position: int | None) -> "JobRead":
         config = TrainingConfig.model_validate(job.config)
         hyperparameters = as_hyperparameters(config, job.learning_rate_multiplier)
-        is_paused = job.status is JobStatus.PAUSED
         has_succeeded = job.status is JobStatus.SUCCEEDED
         same_names = cls.model_fields.keys() & Job.__table__.columns.keys()
         return cls.model_validate(
             {name: getattr(job, name) for name in same_names}
             | {
-                "status": JobStatus(settings.show_paused_as) if is_paused else job.status,
+                "status": status_shown(job, settings),
                 "estimated_finish": job.estimated_finish_at,
                 "model": job.base_model,
                 "fine_tuned_model": job.fine_tuned_model if has_succeeded else None,
@@ -242,6 +268,7 @@ class JobRead(ItemRead):
                 "result_files": [job.result_file_id] if job.result_file_id else [],
                 "result_checkpoint": job.result_checkpoint_id,
                 "seed": config.seed,
+                "recipe": config.recipe,
                 "hyperparameters": hyperparameters,
                 "method": {
                     "type": "supervised",
@@ -250,6 +277,7 @@ class JobRead(ItemRead):
                 "metadata": {item.key: item.value for item in job.metadata_items} or None,
                 "user_provided_suffix": job.suffix,
                 "queue_position": queue_position,
+                "waiting_reason": job.waiting_reason if job.status is JobStatus.QUEUED else None,
                 "progress": 1.0 if has_succeeded else job.trained_steps / (job.total_steps or 1),
             }
         )

@@ -8,7 +8,16 @@ import re
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import AliasChoices, BaseModel, BeforeValidator, Field, create_model
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    create_model,
+)
 
 from app.core.job.lora_shape import LoraShape
 from app.core.job.training_config import TrainingConfig
@@ -19,7 +28,7 @@ WIRE_NAMES = MappingProxyType(
     {
         _RENAMED.get(name, name): name
         for name in TrainingConfig.model_fields
-        if name not in ("lora", "seed")
+        if name not in ("lora", "seed", "recipe")
     }
 )
 """Field of `TrainingConfig` by its name on the wire."""
@@ -37,6 +46,23 @@ LORA_WIRE_NAMES = MappingProxyType(
 )
 """Field of `LoraShape` by its name on the wire."""
 
+RECIPE_NAMES = frozenset(
+    {
+        "n_epochs",
+        "learning_rate",
+        "learning_rate_multiplier",
+        "lora_r",
+        "lora_alpha",
+        "lora_target_modules",
+    }
+)
+"""Hyperparameters, by their names on the wire, for which `"auto"` asks for a value that fits the
+job. For every other one, it means the default."""
+
+_LISTED_RECIPE_NAMES = ", ".join(f"`{name}`" for name in sorted(RECIPE_NAMES))
+
+AUTO = "auto"
+
 _WIRE_NAME_OF = {name: wire for wire, name in (*WIRE_NAMES.items(), *LORA_WIRE_NAMES.items())}
 
 _NARROWER_RANGES = MappingProxyType({"lora_dropout": Field(le=0.99)})
@@ -47,12 +73,21 @@ _ALIASES = {"lora_r": "lora_rank", "context_length": "max_seq_length"}
 
 
 def _auto_is_none(value: Any) -> Any:
-    return None if value == "auto" else value
+    return None if value == AUTO else value
+
+
+def _keep_auto(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    return AUTO if value == AUTO else check(value)
+
+
+_LeftToDefault = BeforeValidator(_auto_is_none)
+_LeftToRecipe = (WrapValidator(_keep_auto), PlainSerializer(lambda value: value))
+"""Keeps `"auto"`, which the type of the field does not mention: errors then name one type."""
 
 
 def _allow_auto(schema: dict[str, Any]) -> None:
-    """Tell the OpenAPI document about `"auto"`, which the validator turns into null."""
-    schema["anyOf"].append({"type": "string", "const": "auto"})
+    """Tell the OpenAPI document about `"auto"`, which the validators take."""
+    schema["anyOf"].append({"type": "string", "const": AUTO})
 
 
 def _field(default: Any = None, **options: Any) -> Any:
@@ -62,26 +97,24 @@ def _field(default: Any = None, **options: Any) -> Any:
 class ComputedHyperparameters(RequestBody):
     """The hyperparameters that are not simply a field of `TrainingConfig`."""
 
-    learning_rate_multiplier: Annotated[float | None, BeforeValidator(_auto_is_none)] = _field(
-        gt=0, le=10_000
-    )
+    learning_rate_multiplier: Annotated[
+        Annotated[float, Field(gt=0, le=10_000)] | None, *_LeftToRecipe
+    ] = _field()
     """OpenAI's way to set the learning rate: a factor on the default of 2e-4. It cannot be given
     together with `learning_rate`."""
 
-    gradient_accumulation_steps: Annotated[int | None, BeforeValidator(_auto_is_none)] = _field(
-        ge=1, le=256
-    )
+    gradient_accumulation_steps: Annotated[int | None, _LeftToDefault] = _field(ge=1, le=256)
     """Multiplier of `batch_size`: an optimizer step takes `batch_size` times this many examples. If
     only this is set, `batch_size` counts as 1."""
 
     lora_target_modules: Annotated[
-        list[str] | Literal["all-linear", "attention", "mlp"] | None, BeforeValidator(_auto_is_none)
+        list[str] | Literal["all-linear", "attention", "mlp"] | None, *_LeftToRecipe
     ] = _field()
     """Names of the linear layers that get an adapter. `all-linear` stands for all that the base
     model offers, `attention` and `mlp` for those of the two halves of its layers, alone or in the
     list. The job shows the names."""
 
-    packing: Annotated[Literal[False] | None, BeforeValidator(_auto_is_none)] = _field()
+    packing: Annotated[Literal[False] | None, _LeftToDefault] = _field()
     """Packing of several examples into one sequence. It is not offered, so this must be `false`.
     Examples are not padded to a common length, so packing would save nothing."""
 
@@ -93,8 +126,9 @@ def _hyperparameter(model: type[BaseModel], name: str, wire_name: str) -> tuple[
     annotation = Annotated[_as_json(field.annotation), narrower, *field.metadata]  # pyright: ignore[reportInvalidTypeForm]
     alias = _ALIASES.get(wire_name)
     options = {} if alias is None else {"validation_alias": AliasChoices(wire_name, alias)}
+    auto = _LeftToRecipe if wire_name in RECIPE_NAMES else (_LeftToDefault,)
     return (
-        Annotated[annotation | None, BeforeValidator(_auto_is_none)],  # pyright: ignore[reportInvalidTypeForm]
+        Annotated[annotation | None, *auto],  # pyright: ignore[reportInvalidTypeForm]
         _field(description=_in_wire_names(field.description or ""), **options),
     )
 
@@ -120,8 +154,10 @@ else:
     Hyperparameters = create_model(
         "Hyperparameters",
         __base__=ComputedHyperparameters,
-        __doc__='Hyperparameters of a job. A value that is absent, null or "auto" is chosen by the '
-        "service, and the job shows which.",
+        __doc__="Hyperparameters of a job. One that is absent or null gets its default, or a value "
+        'that fits the job if the recipe of the job is `auto`. "auto" asks for a fitting value of '
+        f"this one hyperparameter, if it is {_LISTED_RECIPE_NAMES}; otherwise it means the "
+        "default. The job shows all values.",
         **_fields,
     )
 

@@ -1,9 +1,12 @@
-"""Wire format of what a job makes: events, checkpoints and the loss log."""
+"""Wire format of what a job makes: events, the report on its data, checkpoints, the loss log."""
 
 from typing import Any, Literal
 
+from app.core.db.check_tables import DataCheck
 from app.core.db.tables import Checkpoint, Job
+from app.core.job.data_report import DataReport
 from app.core.job.loss_log import StepMetrics
+from app.core.job.status import JobStatus
 from app.schemas.bodies import ItemRead, ResponseBody, UnixTime
 
 
@@ -14,6 +17,28 @@ class EventRead(ItemRead):
     message: str
     type: Literal["message", "metrics"]
     data: dict[str, Any] | None
+
+
+class DataRead(ResponseBody):
+    object: Literal["fine_tuning.job.data"] = "fine_tuning.job.data"
+    fine_tuning_job_id: str
+    status: JobStatus
+    """Status of the job, as `GET /v1/fine_tuning/jobs/{id}` shows it."""
+    checked_at: UnixTime | None
+    """Unix time at which the check ended. Null while the job is `validating_files`."""
+    report: DataReport | None
+    """What the check found. Null while the job is `validating_files`."""
+
+    @classmethod
+    def of(cls, check: DataCheck, status: JobStatus) -> "DataRead":
+        return cls.model_validate(
+            {
+                "fine_tuning_job_id": check.job_id,
+                "status": status,
+                "checked_at": check.finished_at,
+                "report": check.report,
+            }
+        )
 
 
 class CheckpointMetricsRead(ResponseBody):

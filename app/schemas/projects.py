@@ -20,7 +20,7 @@ class ProjectUpdate(RequestBody):
     max_stored_bytes: int | None = Field(None, ge=0, le=_MAX_BYTES)
     """Maximum number of bytes stored: files, parts of uploads, adapters and saved states."""
     max_queued_jobs: int | None = Field(None, ge=0, le=_MAX_INTEGER)
-    """Maximum number of jobs that are queued or paused."""
+    """Maximum number of jobs that are `validating_files`, `queued` or `paused`."""
     max_running_jobs: int | None = Field(None, ge=0, le=_MAX_INTEGER)
     """Maximum number of jobs that run at once. Other jobs wait in the queue."""
     max_processor_hours: float | None = Field(None, ge=0, le=_MAX_INTEGER)
@@ -52,7 +52,8 @@ class ProjectRead(ItemRead):
     max_stored_bytes: int | None
     """Maximum number of bytes stored. Null for no limit."""
     max_queued_jobs: int | None
-    """Maximum number of jobs that are queued or paused. Null for no limit."""
+    """Maximum number of jobs that are `validating_files`, `queued` or `paused`. Null for no
+    limit."""
     max_running_jobs: int | None
     """Maximum number of jobs that run at once. Null for no limit."""
     max_processor_hours: float | None

@@ -9,6 +9,10 @@ from app.core.db.repositories.files import FileRepository
 from app.core.db.session import Session
 from app.core.db.tables import File
 from app.core.errors import InvalidRequestError
+from app.core.job.training_config import Recipe, TrainingConfig
+from app.schemas.fine_tuning_jobs import JobCreate
+from app.services.job_settings import check_validation
+from app.services.recipe_choice import HyperparameterRequest
 
 
 def find_installed(catalogue: Catalogue, name: str) -> tuple[CatalogueEntry, InstalledModel]:
@@ -31,6 +35,40 @@ def find_installed(catalogue: Catalogue, name: str) -> tuple[CatalogueEntry, Ins
     raise InvalidRequestError(message, code="model_not_available", param="model")
 
 
+def check_request(
+    session: Session,
+    caller: Caller,
+    request: JobCreate,
+    catalogue: Catalogue,
+    *,
+    default_recipe: Recipe,
+    now: datetime,
+) -> tuple[InstalledModel, HyperparameterRequest, TrainingConfig]:
+    """Check a request for a job, and lock its files until the end of the transaction.
+
+    Returns:
+        The base model, what the request says about hyperparameters, and all of them, resolved.
+
+    Raises:
+        InvalidRequestError: the model, a file or a hyperparameter cannot be used, or two of them
+            cannot be combined.
+        NotFoundError: a file does not exist.
+    """
+    entry, installed = find_installed(catalogue, request.model)
+    files = (request.training_file, request.validation_file)
+    data = check_files(session, caller, *files, entry, now=now)
+    asked = HyperparameterRequest.of(
+        request,
+        entry,
+        data,
+        parameters=catalogue.count_parameters(entry.id),
+        default_recipe=default_recipe,
+    )
+    config = asked.resolve(today=now.date())
+    check_validation(config, has_file=request.validation_file is not None)
+    return installed, asked, config
+
+
 def check_files(
     session: Session,
     caller: Caller,
@@ -39,11 +77,14 @@ def check_files(
     entry: CatalogueEntry,
     *,
     now: datetime | None,
-) -> None:
+) -> File:
     """Check the files, and lock them until the job that uses them is committed.
 
     Args:
         now: files that have expired by then do not exist; None ignores expiry.
+
+    Returns:
+        The training file.
 
     Raises:
         InvalidRequestError: a file cannot be used, or both are the same.
@@ -55,16 +96,23 @@ def check_files(
             "The validation file must be another file than the training file.",
             param="validation_file",
         )
-    for param, file_id in (
-        ("training_file", training_file),
-        ("validation_file", validation_file),
-    ):
-        if file_id is not None:
-            file = files.get_to_use(file_id, now=now, param=param)
-            _check_file(file, entry, param)
+    training = files.get_to_use(training_file, now=now, param="training_file")
+    check_file(training, entry, "training_file")
+    if validation_file is not None:
+        validation = files.get_to_use(validation_file, now=now, param="validation_file")
+        check_file(validation, entry, "validation_file")
+    return training
 
 
-def _check_file(file: File, entry: CatalogueEntry, param: str) -> None:
+def check_file(file: File, entry: CatalogueEntry, param: str) -> None:
+    """Check that a base model can be trained on a file.
+
+    Args:
+        param: field of the request that names the file.
+
+    Raises:
+        InvalidRequestError: it cannot.
+    """
     if file.format is None:
         raise InvalidRequestError(
             f"{file.id} was made by a job; {param} must be an uploaded dataset.", param=param

@@ -61,8 +61,8 @@ def read_job(session: Session, job: Job, settings: Settings) -> JobRead:
 def cancel_job(session: Session, caller: Caller, job_id: str, *, now: datetime) -> Job:
     """Stop a job as soon as possible.
 
-    A queued or paused job is cancelled at once. A running job is only marked, and its worker stops
-    it within seconds. Cancelling twice has no further effect.
+    A running job is only marked, and its worker stops it within seconds. Any other job is cancelled
+    at once. Cancelling twice has no further effect.
 
     Raises:
         NotFoundError: no job has this id.
@@ -86,7 +86,8 @@ def pause_job(session: Session, caller: Caller, job_id: str, *, now: datetime) -
     """Take a job out of the queue until it is resumed.
 
     A queued job is paused at once. A running job is only marked, and its worker pauses it as soon
-    as its state is saved. Pausing twice has no further effect.
+    as its state is saved. So is a job whose data is being checked, which is paused after that.
+    Pausing twice has no further effect.
 
     Raises:
         NotFoundError: no job has this id.
@@ -106,9 +107,9 @@ def pause_job(session: Session, caller: Caller, job_id: str, *, now: datetime) -
 
 
 def resume_job(session: Session, caller: Caller, job_id: str, *, now: datetime) -> Job:
-    """Put a paused job back into the queue, or withdraw a pause request from a running job.
+    """Put a paused job back into the queue, or withdraw a request to pause that is not done yet.
 
-    A queued job, or a running job without a pause request, stays as it is. Resuming twice is safe.
+    A job that is neither paused nor asked to pause stays as it is. Resuming twice is safe.
 
     Raises:
         NotFoundError: no job has this id.

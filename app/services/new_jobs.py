@@ -17,17 +17,14 @@ from app.core.db.tables import Job, JobMetadata
 from app.core.disk import require_room
 from app.core.errors import InvalidRequestError
 from app.core.ids import IdPrefix, new_id
-from app.core.job.status import JobStatus
-from app.core.job.training_config import TrainingConfig
+from app.core.job.training_config import Recipe, TrainingConfig
 from app.core.settings import Settings
 from app.schemas.fine_tuning_jobs import JobCreate, JobRerun
 from app.services.idempotency import IdempotentRequest, RequestOrigin
-from app.services.job_inputs import check_files, find_installed
+from app.services.job_inputs import check_files, check_request, find_installed
 from app.services.job_settings import (
     DEFAULT_LEARNING_RATE,
     check_limits,
-    check_validation,
-    resolve_config,
 )
 from app.services.jobs import hand_over_saved_state, take_saved_state
 from app.services.quotas import require_job
@@ -65,9 +62,14 @@ def create_job_once(
     """
 
     def create() -> Job:
-        organization = settings.organization
         return create_job(
-            session, caller, request, catalogue=catalogue, organization=organization, now=now
+            session,
+            caller,
+            request,
+            catalogue=catalogue,
+            organization=settings.organization,
+            default_recipe=settings.default_recipe,
+            now=now,
         )
 
     once = IdempotentRequest(session, caller, origin, "create", request.content(), now=now)
@@ -127,38 +129,38 @@ def create_job(
     *,
     catalogue: Catalogue,
     organization: str,
+    default_recipe: Recipe = "reference",
     now: datetime,
 ) -> Job:
-    """Create a queued or paused job with every hyperparameter resolved.
+    """Create a job with every hyperparameter resolved.
 
     Raises:
         InvalidRequestError: the model, a file or a hyperparameter cannot be used, or two of them
             cannot be combined.
         NotFoundError: a file does not exist.
     """
-    entry, installed = find_installed(catalogue, request.model)
-    check_files(session, caller, request.training_file, request.validation_file, entry, now=now)
-    given = request.given_hyperparameters()
-    config = resolve_config(given, entry, seed=request.seed, today=now.date())
-    check_validation(config, has_file=request.validation_file is not None)
+    installed, asked, config = check_request(
+        session, caller, request, catalogue, default_recipe=default_recipe, now=now
+    )
     job = _add_job(
         session,
         caller,
         installed,
         organization,
         created_at=now,
-        status=JobStatus.QUEUED if request.auto_start else JobStatus.PAUSED,
+        pause_requested_at=None if request.auto_start else now,
         priority=request.priority,
         training_file_id=request.training_file,
         validation_file_id=request.validation_file,
         suffix=request.suffix,
         config=config.model_dump(mode="json"),
-        learning_rate_multiplier=given.get(
-            "learning_rate_multiplier", config.learning_rate / DEFAULT_LEARNING_RATE
-        ),
+        learning_rate_multiplier=asked.learning_rate_multiplier(config),
         metadata_items=_labels(request.metadata or {}),
     )
-    _warn_about_multiplier(session, caller, job, given, now=now)
+    _warn_about_multiplier(session, caller, job, asked.given, now=now)
+    difference = asked.compare_with_auto(config)
+    if difference is not None:
+        EventRepository(session, caller.project_id).add(job.id, difference, now=now)
     return job
 
 
@@ -172,7 +174,7 @@ def rerun_job(
     held_for: timedelta | None = None,
     now: datetime,
 ) -> Job:
-    """Create a queued job that repeats another job, in whatever status that job is.
+    """Create a job that repeats another job, in whatever status that job is.
 
     It has the same data, base model, hyperparameters, seed, labels, suffix and priority.
 
@@ -206,7 +208,6 @@ def rerun_job(
         installed,
         organization,
         created_at=now,
-        status=JobStatus.QUEUED,
         priority=original.priority,
         rerun_of=original.id,
         training_file_id=original.training_file_id,

@@ -62,8 +62,8 @@ def require_job(session: Session, caller: Caller, *, now: datetime) -> None:
 def _require_place(usage: UsageRepository, limit: int) -> None:
     if usage.has_waiting_jobs(limit):
         raise QuotaExceededError(
-            f"The project already has {limit:,} jobs that are queued or paused, the most that it "
-            "may have. Wait until one of them starts, or cancel one."
+            f"The project already has {limit:,} jobs that are validating_files, queued or paused, "
+            "the most that it may have. Wait until one of them starts, or cancel one."
         )
 
 

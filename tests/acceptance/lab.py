@@ -7,9 +7,10 @@ from typing import Any, Protocol
 
 from starlette.testclient import TestClient
 
+from app.core.db.session import Database
 from app.core.settings import Settings
 from app.main import create_app
-from tests.builders import CHAT_LINE, TEXT_LINE, write_catalogue
+from tests.builders import CHAT_LINE, TEXT_LINE, pass_checks, write_catalogue
 
 MAX_UPLOAD_BYTES = 20_000_000
 
@@ -89,10 +90,14 @@ def open_lab(data_dir: Path) -> Generator[Lab]:
         data_dir=data_dir,
         max_upload_bytes=MAX_UPLOAD_BYTES,
     )
+    database = Database(settings.resolved_database_url)
     with TestClient(
         create_app(settings), base_url="http://127.0.0.1", raise_server_exceptions=False
     ) as client:
-        yield Lab(client)
+        lab = Lab(client)
+        pass_checks(database)
+        yield lab
+    database.dispose()
 
 
 def envelope(

@@ -84,6 +84,7 @@ def cancellation(
     running = create_job(client, training_file, **FOREVER)
     waiting = create_job(client, training_file)
     wait_for_checkpoint(client, running.id)
+    wait_until(lambda: jobs.retrieve(waiting.id).status == "queued", within_s=JOB_S)
     before = [jobs.retrieve(waiting.id), jobs.retrieve(running.id)]
     waiting_answer = jobs.cancel(waiting.id)
     assert service.find_child(running.id) is not None

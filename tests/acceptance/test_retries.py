@@ -133,14 +133,12 @@ def test_a_strict_client_meets_paused_only_where_it_was_asked_for(lab: Lab) -> N
     client, _ = lossy_client(lab, 0)
 
     with pytest.raises(openai.APIResponseValidationError):
-        client.fine_tuning.jobs.create(
-            model="tiny", training_file=lab.text_file, extra_body={"auto_start": False}
-        )
+        client.fine_tuning.jobs.pause(lab.queued_job)
     job = client.fine_tuning.jobs.create(
         model="tiny", training_file=lab.text_file, extra_body={"priority": 7}
     )
 
-    assert job.status == "queued"
+    assert job.status == "validating_files"
     assert (job.model_extra or {})["priority"] == 7
 
 

@@ -10,6 +10,7 @@ from sqlalchemy import select
 from app.core.access import DEFAULT_PROJECT_ID
 from app.core.db import repositories
 from app.core.db.base import Project, ProjectRepository
+from app.core.db.check_tables import DataCheck
 from app.core.db.repositories.files import MADE_BY_JOB
 from app.core.db.repositories.projects.usage import UsageRepository
 from app.core.db.session import Database
@@ -24,6 +25,7 @@ from tests.builders import (
     add_part,
     add_succeeded_job,
     build_checkpoint,
+    build_data_report,
     build_file,
     build_job,
     build_metrics,
@@ -97,6 +99,11 @@ class World:
             for job in (self.done, self.running):
                 state = {"key": f"{job.id}/state", "bytes": 1}
                 session.add(build_saved_state(job.id, 1, {"state": state}))
+            done, running = (
+                session.get_one(DataCheck, job.id) for job in (self.done, self.running)
+            )
+            done.report = build_data_report().model_dump(mode="json")
+            running.files = {"tokens": {"key": "tokens", "bytes": 1}}
 
     def calls(self) -> dict[str, list[Call]]:
         """By method. Several calls of a method ask different questions."""
@@ -126,6 +133,7 @@ class World:
             "UsageRepository.add": [call(requests=1, now=NOW), call(processor_s=1.0, now=NOW)],
             "UsageRepository.has_waiting_jobs": [call(1)],
             "UsageRepository.job_seconds": [call(self.running.id, now=NOW + MINUTE)],
+            "UsageRepository.list_inner_files": [call()],
             "UsageRepository.lock_limits": [call()],
             "UsageRepository.measure": [call(now=NOW)],
             "UsageRepository.processor_s": [call(now=NOW + MINUTE)],
@@ -175,6 +183,7 @@ class World:
             "JobRepository.request_pause": [call(queued.id, now=NOW)],
             "JobRepository.resume": [call(queued.id, now=NOW)],
             "JobRepository.delete": [call(done)],
+            "JobRepository.find_check": [call(done.id)],
             "JobRepository.copy_steps": [call(done.id, queued.id, last=9)],
             "JobRepository.list_points": [call(done.id, first=1, last=None, points=2)],
             "JobRepository.list_steps": [call(done.id, last=9)],

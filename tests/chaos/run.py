@@ -27,7 +27,6 @@ from sqlalchemy import func, select
 
 from app.core.db.session import Database
 from app.core.db.tables import Job
-from app.core.job.status import JobStatus
 from app.core.storage.local import LocalBlobStore
 from benchmarks.support.databases import new_database
 from tests.builders import write_catalogue
@@ -75,9 +74,7 @@ class Submitter(threading.Thread):
 
     def count_unfinished(self) -> int:
         with self._database.reading() as session:
-            query = select(func.count()).where(
-                Job.status.in_([JobStatus.QUEUED, JobStatus.RUNNING])
-            )
+            query = select(func.count()).where(Job.finished_at.is_(None))
             return session.scalars(query).one()
 
     def _submit(self, number: int) -> None:

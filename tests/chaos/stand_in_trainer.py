@@ -11,8 +11,10 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
+from app.core.job.artifacts import TOKENS_INDEX_NAME
 from app.core.job.loss_log import StepMetrics
 from app.core.job.training_config import (
     JOB_SPEC_NAME,
@@ -22,6 +24,7 @@ from app.core.job.training_config import (
     JobSpec,
 )
 from app.core.job.training_events import (
+    Checked,
     Checkpointed,
     Finished,
     Noted,
@@ -78,6 +81,19 @@ class Trainer:
         self._first = self._spec.resume_step or 0
 
     def run(self) -> None:
+        if self._spec.task == "check_data":
+            self._check_data()
+        else:
+            self._train()
+
+    def _check_data(self) -> None:
+        """Find no fault, and make tokens that nobody reads."""
+        from tests.builders import build_data_report  # noqa: PLC0415 - it takes a second
+
+        directory = self._write("tokens", 0, {TOKENS_INDEX_NAME: "{}"})
+        self._report(Checked(report=build_data_report(), directory=directory))
+
+    def _train(self) -> None:
         self._claim_to_be_alone()
         if self._first:
             self._resume()
@@ -89,11 +105,12 @@ class Trainer:
             self._report(Stepped(metrics=self._metrics(step)))
             is_checkpoint = step % self._spec.config.checkpoint_steps == 0 or step == self._total
             if is_checkpoint:
-                state = self._write(f"resume-{step}", step)
-                directory = self._write(f"step-{step}", step)
+                state = self._write_adapter(f"resume-{step}", step)
+                directory = self._write_adapter(f"step-{step}", step)
                 self._report(Checkpointed(step=step, directory=directory, state=state))
             elif step % SAVE_STEPS == 0 or self._must_stop:
-                self._report(Saved(step=step, directory=self._write(f"resume-{step}", step)))
+                directory = self._write_adapter(f"resume-{step}", step)
+                self._report(Saved(step=step, directory=directory))
             if self._must_stop and step < self._total:
                 self._report(Stopped(step=step))
                 return
@@ -121,12 +138,16 @@ class Trainer:
             elapsed_s=STEP_S * step,
         )
 
-    def _write(self, name: str, step: int) -> str:
+    def _write_adapter(self, name: str, step: int) -> str:
+        adapter = {"adapter_model.safetensors": self._digest, "adapter_config.json": "{}"}
+        return self._write(name, step, adapter)
+
+    def _write(self, name: str, step: int, files: Mapping[str, str]) -> str:
         target = self._directory / "out" / name
         staging = target.with_name(f".tmp-{name}")
         staging.mkdir(parents=True)
-        (staging / "adapter_model.safetensors").write_text(self._digest)
-        (staging / "adapter_config.json").write_text("{}")
+        for file, content in files.items():
+            (staging / file).write_text(content)
         manifest = Manifest(
             job_id=self._spec.job_id,
             attempt=self._spec.attempt,

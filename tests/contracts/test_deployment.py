@@ -19,7 +19,7 @@ import yaml
 from sqlalchemy import select
 
 from app.core.db.session import Database
-from app.core.db.tables import WorkerRow
+from app.core.db.worker_tables import WorkerRow
 from app.core.settings import Settings
 from tests.wheel import install_wheel
 

@@ -32,7 +32,9 @@ class FoundCode(NamedTuple):
     """Of the HTTP answer, where the class of the error says it."""
 
 
-JOB_MODULES = ("app/core/db/repositories/leases.py", "app/core/db/repositories/recovery.py")
+JOB_MODULES = tuple(
+    f"app/core/db/repositories/{name}.py" for name in ("data_checks", "leases", "recovery")
+)
 """Say why jobs have failed; every other module there speaks to callers."""
 
 
@@ -69,6 +71,8 @@ def expand(path: Path) -> list[Path]:
 
 def codes_of(node: ast.AST) -> Iterator[FoundCode]:
     match node:
+        case ast.Call(func=ast.Name(id="DataWarning")):
+            values, status = [], None
         case ast.Call(func=ast.Name(id=name)):
             values = [keyword.value for keyword in node.keywords if keyword.arg == "code"]
             values += node.args[:1] if name in TAKES_A_CODE_FIRST else []
@@ -193,6 +197,23 @@ def test_the_codes_of_failed_jobs_are_those_of_the_source() -> None:
     check_listed(listed, written=written)
 
 
+def test_the_codes_of_warnings_are_those_of_the_source() -> None:
+    written: set[str] = set()
+    for path in expand(PROJECT / "worker" / "training"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            match node:
+                case ast.Call(func=ast.Name(id="DataWarning"), keywords=keywords):
+                    values = [keyword.value for keyword in keywords if keyword.arg == "code"]
+                case ast.Call(func=ast.Attribute(attr="warn"), args=[code, *_]):
+                    values = [code]
+                case _:
+                    continue
+            written.update(text for value in values for text in texts_of(value))
+    listed = listed_in(read_document("errors.md"), "Codes of warnings about data")
+
+    check_listed(listed, written=written)
+
+
 def test_the_codes_of_bad_lines_are_those_of_the_source() -> None:
     written = {found.code for found in find_codes(*DATASET_MODULES)}
     listed = listed_in(read_document("files.md"), "Problems of a line")
@@ -217,7 +238,7 @@ def test_every_status_is_explained_and_no_other() -> None:
 def test_the_diagram_of_a_job_shows_every_transition_and_no_other() -> None:
     arrows = re.findall(r"^ +(\S+) --> ([^\s:]+)", read_document("jobs.md"), re.MULTILINE)
     changes = [(before, after) for before, afters in TRANSITIONS.items() for after in afters]
-    begin = [("[*]", JobStatus.QUEUED), ("[*]", JobStatus.PAUSED)]
+    begin = [("[*]", JobStatus.VALIDATING_FILES)]
     ends = [(status, "[*]") for status in JobStatus if status.is_terminal]
 
     assert sorted(arrows) == sorted(begin + changes + ends)

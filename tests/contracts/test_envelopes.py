@@ -26,7 +26,9 @@ BODIES: dict[str, dict[str, Any]] = {
         "files": {"file": ("a.jsonl", b'{"text": "a"}')},
         "data": {"purpose": "fine-tune"},
     },
+    "/v1/files/{file_id}/preview": {"params": {"model": "tiny"}},
     "/v1/fine_tuning/jobs": {"json": {"model": "tiny", "training_file": "file-1"}},
+    "/v1/fine_tuning/jobs/estimate": {"json": {"model": "tiny", "training_file": "file-1"}},
     "/v1/organization/projects/{project_id}": {"json": {}},
     "/v1/uploads": {"json": UPLOAD},
     "/v1/uploads/{upload_id}/complete": {"json": {"part_ids": []}},
@@ -37,7 +39,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "/v1/webhook_endpoints/{endpoint_id}": {"json": {"name": "a"}},
     "/v1/webhook_endpoints/{endpoint_id}/test": {"json": {"event_type": EVENT_TYPE}},
 }
-"""A valid request body for each route that takes one."""
+"""A valid request for each route that needs more than its path, as options of a client."""
 
 PATHS = sorted(DOCUMENT["paths"])
 NEED_NOTHING = {"/healthz", "/v1/webhook_event_types"}

@@ -1,9 +1,12 @@
-"""`docs/api.md` lists every hyperparameter that the API takes, with its default."""
+"""`docs/api.md` lists every hyperparameter with its default, `docs/recipes.md` those of `auto`."""
 
 import json
 import re
 from typing import Any
 
+import pytest
+
+from app.core.job import recipes
 from app.core.job.lora_shape import LoraShape
 from app.core.job.training_config import TrainingConfig
 from app.schemas.hyperparameters import (
@@ -57,3 +60,29 @@ def test_the_table_of_the_api_has_every_hyperparameter_with_its_default() -> Non
     assert documented() == defaults
     assert defaults.keys() | TOLD_IN_PROSE == Hyperparameters.model_fields.keys()
     assert DEFAULTS_OF_COMPUTED.keys() | TOLD_IN_PROSE == set(ComputedHyperparameters.model_fields)
+
+
+def read_number(cell: str) -> float:
+    """The number in a cell such as `0.5 billion`."""
+    text = cell.strip("`")
+    for word, digits in ((",", ""), (" million", "e6"), (" billion", "e9"), ("any", "inf")):
+        text = text.replace(word, digits)
+    return float(text)
+
+
+@pytest.mark.parametrize(
+    ("heading", "choices"),
+    [
+        ("Learning rate", recipes.LEARNING_RATES),
+        ("Rank", recipes.RANKS),
+        ("Epochs", recipes.EPOCHS),
+    ],
+)
+def test_the_page_of_the_recipe_has_the_tables_of_the_code(
+    heading: str, choices: tuple[recipes.Choice, ...]
+) -> None:
+    rows = read_table((PROJECT / "docs" / "recipes.md").read_text("utf-8"), heading)
+
+    assert choices == tuple(
+        recipes.Choice(read_number(below), float(value), basis) for below, value, basis in rows
+    )

@@ -197,7 +197,7 @@ def recover(service: Service) -> float:
             return RECOVERY_S
         time.sleep(0.1)
     for job in service.ask("list jobs", "GET", "/v1/fine_tuning/jobs?limit=1000").json()["data"]:
-        if job["status"] == "queued":
+        if job["finished_at"] is None:
             service.ask("cancel", "POST", f"/v1/fine_tuning/jobs/{job['id']}/cancel")
     for file in service.ask("list files", "GET", "/v1/files").json()["data"]:
         service.ask("delete", "DELETE", f"/v1/files/{file['id']}")

@@ -86,7 +86,8 @@ def test_a_service_is_lost_and_comes_back_from_its_backup(
     with new.serving() as address:
         content = httpx.get(f"{address}/v1/files/{file_id}/content").content
         assert content == TEXT_LINE * 100
-        assert httpx.get(f"{address}/v1/fine_tuning/jobs/{job['id']}").json()["status"] == "queued"
+        restored = httpx.get(f"{address}/v1/fine_tuning/jobs/{job['id']}").json()
+        assert restored["status"] == "validating_files"
         assert httpx.get(f"{address}/v1/files/{lost_id}").status_code == 404
 
 

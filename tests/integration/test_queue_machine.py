@@ -1,7 +1,7 @@
 """The life of jobs as a state machine, driven at random over the real repositories.
 
-A model of a few lines says what must be true after every step, for jobs that are claimed, lost,
-paused, cancelled and finished in any order, by workers that may have been dead for long.
+A model of a few lines says what must be true after every step, for jobs that are checked, claimed,
+lost, paused, cancelled and finished in any order, by workers that may have been dead for long.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -26,6 +26,9 @@ from hypothesis.stateful import (
 from sqlalchemy import delete, event, select
 
 from app.core.access import DEFAULT_PROJECT_ID
+from app.core.db.check_tables import DataCheck
+from app.core.db.repositories.data_checks import MAX_CRASHES as MAX_CHECK_CRASHES
+from app.core.db.repositories.data_checks import DataCheckRepository
 from app.core.db.repositories.jobs import JobRepository
 from app.core.db.repositories.leases import Lease, LeaseRepository, RequestedAction
 from app.core.db.repositories.recovery import (
@@ -36,13 +39,15 @@ from app.core.db.repositories.recovery import (
 )
 from app.core.db.repositories.saved_states import KEPT, SavedStateRepository
 from app.core.db.session import Database
-from app.core.db.tables import Attempt, Event, Job, SavedState, StepRow
+from app.core.db.tables import Attempt, Event, File, Job, SavedState, StepRow
 from app.core.errors import LeaseLostError
 from app.core.job.status import TRANSITIONS, JobStatus
-from tests.builders import MINUTE, NOW, build_job, build_metrics
+from app.core.job.training_events import JobError
+from tests.builders import MINUTE, NOW, build_file, build_job, build_metrics, claim_check
 from tests.effort import effort
 
 CRASH = Crash("The training process died", "Do less.", "")
+REFUSED = JobError(code="row_too_long", message="Line 3 is too long.", param="training_file")
 
 
 @dataclass
@@ -59,6 +64,11 @@ class Expected:
     is_unwanted: bool = False
     is_to_pause: bool = False
     expires: timedelta = timedelta(0)
+    checks: int = 0
+    """How often the check of its data was begun."""
+    check_expires: timedelta | None = None
+    """When the lease of the present check ends. None if nobody checks the data."""
+    check_crashes: int = 0
 
 
 class QueueMachine(RuleBasedStateMachine):
@@ -68,22 +78,80 @@ class QueueMachine(RuleBasedStateMachine):
     """Set by the test; emptied before every run."""
 
     leases = Bundle("leases")
+    checks = Bundle("checks")
 
     @initialize()
     def empty(self) -> None:
         self.jobs: dict[str, Expected] = {}
         self.elapsed = timedelta(0)
         with self.database.engine.begin() as connection:
-            for table in (StepRow, Event, SavedState, Attempt, Job):
+            for table in (StepRow, Event, SavedState, Attempt, DataCheck, Job, File):
                 connection.execute(delete(table))
+        with self.database.writing() as session:
+            session.add(build_file(id="file-training"))
 
     @rule(priority=st.sampled_from([0, 0, 0, 5, -5]), starts=st.booleans())
     def submit(self, priority: int, *, starts: bool) -> None:
-        status = JobStatus.QUEUED if starts else JobStatus.PAUSED
-        job = build_job(priority=priority, status=status, created_at=self.now)
-        with self.database.writing() as session:
-            JobRepository(session, DEFAULT_PROJECT_ID).add(job)
-        self.jobs[job.id] = Expected(status, priority)
+        self.add(priority, JobStatus.VALIDATING_FILES, is_to_pause=not starts)
+
+    @rule(priority=st.sampled_from([0, 0, 0, 5, -5]), starts=st.booleans())
+    def submit_checked(self, priority: int, *, starts: bool) -> None:
+        """A job whose data was checked before, so that there is more to train."""
+        self.add(priority, JobStatus.QUEUED if starts else JobStatus.PAUSED)
+
+    @rule(target=checks, worker=st.sampled_from(["worker-1", "worker-2"]))
+    def claim_check(self, worker: str) -> Any:
+        lease = claim_check(self.database, worker, now=self.now)
+        free = [
+            (-job.priority, job_id)
+            for job_id, job in self.jobs.items()
+            if job.status is JobStatus.VALIDATING_FILES
+            and (job.check_expires is None or job.check_expires < self.elapsed)
+        ]
+        if lease is None:
+            assert not free
+            return multiple()
+        job = self.jobs[lease.job_id]
+        assert (-job.priority, lease.job_id) == min(free)
+        job.checks, job.check_expires = job.checks + 1, self.elapsed + MINUTE
+        assert lease.attempt == job.checks
+        return multiple(lease)
+
+    @rule(check=checks)
+    def renew_check(self, check: Lease) -> None:
+        job = self.checked(check)
+        with self.fenced_check(check), self.database.writing() as session:
+            DataCheckRepository(session).renew(check, until=self.now + MINUTE)
+        if job:
+            job.check_expires = self.elapsed + MINUTE
+
+    @rule(check=consumes(checks), error=st.sampled_from([None, None, REFUSED]))
+    def finish_check(self, check: Lease, error: JobError | None) -> None:
+        job = self.checked(check)
+        with self.fenced_check(check), self.database.writing() as session:
+            DataCheckRepository(session).finish(check, {}, error=error, now=self.now)
+        if job:
+            after = JobStatus.PAUSED if job.is_to_pause else JobStatus.QUEUED
+            job.status, job.is_to_pause = JobStatus.FAILED if error else after, False
+
+    @rule(check=checks)
+    def release_check(self, check: Lease) -> None:
+        job = self.checked(check)
+        with self.fenced_check(check), self.database.writing() as session:
+            DataCheckRepository(session).release(check, now=self.now)
+        if job:
+            job.check_expires = None
+
+    @rule(check=checks)
+    def crash_check(self, check: Lease) -> None:
+        job = self.checked(check)
+        with self.fenced_check(check), self.database.writing() as session:
+            DataCheckRepository(session).crash(check, "It died", now=self.now)
+        if job:
+            job.check_expires = None
+            job.check_crashes += 1
+            if job.check_crashes >= MAX_CHECK_CRASHES:
+                job.status, job.is_to_pause = JobStatus.FAILED, False
 
     @rule(target=leases, worker=st.sampled_from(["worker-1", "worker-2"]))
     def claim(self, worker: str) -> Any:
@@ -214,7 +282,7 @@ class QueueMachine(RuleBasedStateMachine):
         if job.status is JobStatus.RUNNING:
             job.is_unwanted = True
         elif not job.status.is_terminal:
-            job.status = JobStatus.CANCELLED
+            job.status, job.is_to_pause = JobStatus.CANCELLED, False
 
     @precondition(lambda self: self.jobs)
     @rule(data=st.data())
@@ -224,7 +292,7 @@ class QueueMachine(RuleBasedStateMachine):
             JobRepository(session, DEFAULT_PROJECT_ID).request_pause(job_id, now=self.now)
         if job.status is JobStatus.QUEUED:
             job.status = JobStatus.PAUSED
-        elif job.status is JobStatus.RUNNING:
+        elif job.status in (JobStatus.VALIDATING_FILES, JobStatus.RUNNING):
             job.is_to_pause = not job.is_unwanted
 
     @precondition(lambda self: self.jobs)
@@ -235,7 +303,7 @@ class QueueMachine(RuleBasedStateMachine):
             JobRepository(session, DEFAULT_PROJECT_ID).resume(job_id, now=self.now)
         if job.status is JobStatus.PAUSED:
             job.status = JobStatus.QUEUED
-        elif job.status is JobStatus.RUNNING:
+        elif job.status in (JobStatus.VALIDATING_FILES, JobStatus.RUNNING):
             job.is_to_pause = False
 
     @invariant()
@@ -268,6 +336,15 @@ class QueueMachine(RuleBasedStateMachine):
     def now(self):
         return NOW + self.elapsed
 
+    def add(self, priority: int, status: JobStatus, *, is_to_pause: bool = False) -> None:
+        asked_at = self.now if is_to_pause else None
+        job = build_job(
+            priority=priority, status=status, created_at=self.now, pause_requested_at=asked_at
+        )
+        with self.database.writing() as session:
+            JobRepository(session, DEFAULT_PROJECT_ID).add(job)
+        self.jobs[job.id] = Expected(status, priority, is_to_pause=is_to_pause)
+
     def pick(self, data: st.DataObject) -> tuple[str, Expected]:
         job_id = data.draw(st.sampled_from(sorted(self.jobs)))
         return job_id, self.jobs[job_id]
@@ -281,6 +358,15 @@ class QueueMachine(RuleBasedStateMachine):
     def fenced(self, lease: Lease) -> AbstractContextManager[Any]:
         """Whoever does not hold the job any more is refused."""
         return nullcontext() if self.owned(lease) else pytest.raises(LeaseLostError)
+
+    def checked(self, check: Lease) -> Expected | None:
+        """The job, if the lease still holds the check of its data."""
+        job = self.jobs[check.job_id]
+        is_held = job.check_expires is not None and check.attempt == job.checks
+        return job if is_held and job.status is JobStatus.VALIDATING_FILES else None
+
+    def fenced_check(self, check: Lease) -> AbstractContextManager[Any]:
+        return nullcontext() if self.checked(check) else pytest.raises(LeaseLostError)
 
     def lose(self, job_ids: set[str]) -> None:
         for job_id in job_ids:

@@ -155,6 +155,6 @@ def test_what_libraries_might_cache_is_in_the_jobs_own_directory(
     assert not (PROJECT / "cache").exists()
     assert {path.name for path in directory.iterdir()} <= {
         "base-model", "cache", "job.json", "loss-log.jsonl", "machine-cache",
-        "metrics.csv", "metrics.jsonl", "out", "tokens", "train.jsonl",
+        "metrics.csv", "metrics.jsonl", "out", "tokenized", "train.jsonl",
         "validation.jsonl",
     }  # fmt: skip

@@ -259,6 +259,7 @@ PATHS = (
     "/v1/files/%ff%fe",
     "/v1/files/" + "a" * 20_000,
     "/v1/files/file-1%2Fcontent",
+    "/v1/files/file-1/preview?model=%00&rows=" + "1," * 5000,
     "/v1/files?limit=-1",
     "/v1/files?limit=" + "9" * 5000,
     "/v1/files?limit=1&limit=2&limit=x",

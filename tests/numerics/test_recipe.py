@@ -90,9 +90,10 @@ def failure(events: list[TrainingEvent]) -> Failed:
 def test_a_job_reports_its_data_its_parameters_its_steps_and_its_end(run: RunJob) -> None:
     events = run(epochs=2, validation=ROWS[:3])
 
-    data, validation, parameters, computation, result = messages(events)
+    data, validation, overlap, parameters, computation, warning, result = messages(events)
     assert data.startswith("train.jsonl: 10 examples, 425 tokens, ")
     assert validation.startswith("validation.jsonl: 3 examples, ")
+    assert overlap.startswith("train.jsonl: 3 lines also stand in the validation file")
     assert parameters.startswith("trainable params: 896 || all params: 27,776 || trainable%: ")
     assert computation.startswith("Training in float32 (this processor multiplies matrices ")
     assert computation.endswith(" in bfloat16 as in float32), not compiled, as configured.")
@@ -102,6 +103,7 @@ def test_a_job_reports_its_data_its_parameters_its_steps_and_its_end(run: RunJob
         r"Its validation loss is \d\.\d{4}\. Before training it was \d\.\d{4}\.",
         result,
     )
+    assert warning.startswith("The validation loss was still falling: ")
     assert Started(total_steps=6) in events
     assert [event.metrics.step for event in steps(events)] == [0, 1, 2, 3, 4, 5, 6]
     assert [event.metrics.epoch for event in steps(events)] == [0, 0.4, 0.8, 1.0, 1.4, 1.8, 2.0]
@@ -196,6 +198,23 @@ def test_a_part_of_the_training_file_is_held_out_where_there_is_no_validation_fi
     assert "train.jsonl: 3 of 10 examples are held out to evaluate on" in messages(events)[1]
     assert Planned(total_steps=2) in events  # seven examples are left
     assert list(evaluations(events)) == [0, 2]
+
+
+@pytest.mark.parametrize(("learning_rate", "is_warned"), [(1e-3, True), (1e-1, False)])
+def test_a_validation_loss_that_is_still_falling_at_the_end_is_a_warning(
+    run: RunJob,
+    learning_rate: float,
+    is_warned: bool,  # noqa: FBT001 - a parameter of the test
+) -> None:
+    rows = [chat_row("Say a", "aaaaaaaaaaaa")] * 32
+
+    events = run(rows=rows, validation=rows[:1], learning_rate=learning_rate)
+
+    warnings = [
+        event.message for event in events if isinstance(event, Noted) if event.level == "warn"
+    ]
+    assert any("The validation loss was still falling" in each for each in warnings) == is_warned
+    assert messages(events)[-1].startswith("The adapter of step 24")
 
 
 def test_evaluations_come_every_so_many_steps(run: RunJob) -> None:

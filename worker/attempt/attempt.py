@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 
 from app.core.clock import steady_s
 from app.core.db.repositories.access import ProjectsRepository
+from app.core.db.repositories.data_checks import DataCheckRepository
 from app.core.db.repositories.files import FileRepository
 from app.core.db.repositories.jobs import JobRepository
 from app.core.db.repositories.leases import Lease, LeaseRepository, RequestedAction
@@ -27,9 +28,11 @@ from app.core.errors import (
 from app.core.job.loss_log import MAX_STEP
 from app.core.job.status import JobStatus
 from app.core.job.training_events import (
+    Checked,
     Checkpointed,
     Finished,
     JobError,
+    MemoryShort,
     Noted,
     Planned,
     Saved,
@@ -152,6 +155,8 @@ class Attempt:
             case Saved():
                 self._steps.flush()
                 self._publisher.publish_state(event)
+            case Checked():  # only a child that checks data may report it
+                raise TypeError(event.kind)
             case _:
                 self._steps.flush()
                 self._last_event = event
@@ -180,8 +185,8 @@ class Attempt:
             case Unresumable():
                 self._publisher.drop_state(end)
             case _:
+                self.must_wait = isinstance(end, Interruption | MemoryShort)
                 if isinstance(end, Interruption):
-                    self.must_wait = True
                     self._job_directory.remove()  # it may fill the disk that the database needs
                 self._keeper.transact(lambda session: self._write_end(session, end))
 
@@ -218,6 +223,7 @@ class Attempt:
             files.get_for_job(validation_file_id) if validation_file_id else None,
             states,
             jobs.list_steps(lease.job_id, last=states[0].step) if states else (),
+            DataCheckRepository(session).find_tokens(lease.job_id),
         )
 
     def _read_seconds_left(self, session: Session) -> float | None:
@@ -242,7 +248,9 @@ class Attempt:
         leases.note(self._lease, event.message, now=now, level=event.level)
 
     def _write_end(
-        self, session: Session, end: JobError | Cancelled | Crash | Interruption | Released
+        self,
+        session: Session,
+        end: JobError | Cancelled | Crash | Interruption | Released | MemoryShort,
     ) -> None:
         lease, now = self._lease, self._resources.clock()
         match end:
@@ -256,6 +264,8 @@ class Attempt:
                 RecoveryRepository(session).interrupt(lease, end, now=now)
             case Released():
                 RecoveryRepository(session).release(lease, end.why, now=now)
+            case MemoryShort():
+                RecoveryRepository(session).wait_for_memory(lease, end, now=now)
 
     def _log_end(self, context: Mapping[str, object]) -> None:
         """Log how the attempt ended, in one line, as the database has it."""

@@ -13,6 +13,7 @@ from app.core.job.training_events import (
     Failed,
     Finished,
     JobError,
+    MemoryShort,
     OutOfSpace,
     ProtocolError,
     Stopped,
@@ -27,7 +28,7 @@ from worker.model_store.errors import RefusedModelError
 
 logger = logging.getLogger(__name__)
 
-LastEvent = Finished | Failed | Stopped | OutOfSpace | Unresumable
+LastEvent = Finished | Failed | Stopped | OutOfSpace | MemoryShort | Unresumable
 """What a training process reports before it exits, unless it dies."""
 
 _FREE_SPACE = "Free space on the disk, or save fewer checkpoints."
@@ -62,7 +63,9 @@ class Released:
     """What happened, to begin a sentence with: `The worker was stopped`."""
 
 
-AttemptEnd = Finished | Unresumable | JobError | Cancelled | Crash | Interruption | Released
+AttemptEnd = (
+    Finished | Unresumable | JobError | Cancelled | Crash | Interruption | Released | MemoryShort
+)
 
 
 def end_of_process(
@@ -90,7 +93,7 @@ def end_of_process(
             return JobError.model_validate(event.model_dump(exclude={"kind"}))
         case OutOfSpace():
             return Interruption(event.message.rstrip("."), _FREE_SPACE)
-        case Unresumable():
+        case Unresumable() | MemoryShort():
             return event
         case _:
             return (

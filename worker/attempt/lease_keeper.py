@@ -5,8 +5,8 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from datetime import timedelta
-from typing import TypeVar
+from datetime import datetime, timedelta
+from typing import Protocol, TypeVar
 
 from app.core.base_models import Catalogue
 from app.core.clock import Clock, steady_s, utc_now
@@ -50,6 +50,14 @@ class Resources:
     """Minimum interval between two lines of a job's progress in the worker's log."""
 
 
+class Leases(Protocol):
+    """The queries on a lease: of a `LeaseRepository` to train, of another one to do otherwise."""
+
+    def renew(self, lease: Lease, *, until: datetime) -> RequestedAction: ...
+
+    def read_requested_action(self, lease: Lease) -> RequestedAction: ...
+
+
 class LeaseKeeper:
     """The lease of one attempt. Two threads use it: one relays events, the other polls.
 
@@ -59,12 +67,18 @@ class LeaseKeeper:
     Args:
         stop_at_s: returns when a worker that is told to stop must have left the job, by `steady_s`;
             None while it may go on.
+        leases: makes the queries on the lease in a session.
     """
 
     def __init__(
-        self, lease: Lease, resources: Resources, stop_at_s: Callable[[], float | None]
+        self,
+        lease: Lease,
+        resources: Resources,
+        stop_at_s: Callable[[], float | None],
+        leases: Callable[[Session], Leases] = LeaseRepository,
     ) -> None:
         self.lease = lease
+        self._leases = leases
         self.requested_action = RequestedAction.CONTINUE
         self._database = resources.database
         self._clock = resources.clock
@@ -128,7 +142,7 @@ class LeaseKeeper:
         is_due = now_s - self._renewed_s >= self._lease_s / RENEWALS
         try:
             with self._database.writing() if is_due else self._database.reading() as session:
-                leases = LeaseRepository(session)
+                leases = self._leases(session)
                 if is_due:
                     until = self._clock() + timedelta(seconds=self._lease_s)
                     self.requested_action = leases.renew(self.lease, until=until)

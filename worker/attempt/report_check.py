@@ -1,14 +1,16 @@
-"""Checks that a training child reports what a training does, in an order in which it can happen.
+"""Checks that a child reports what its task does, in an order in which it can happen.
 
 The child may be hostile. What it may report is bounded by its job: no step comes twice, and no
-checkpoint or saved state either.
+checkpoint or saved state either. A child that checks data reports messages and then its result.
 """
 
 from app.core.job.loss_log import MAX_STEP
 from app.core.job.training_events import (
+    Checked,
     Checkpointed,
     Failed,
     Finished,
+    MemoryShort,
     Noted,
     OutOfSpace,
     Planned,
@@ -22,7 +24,9 @@ from app.core.job.training_events import (
 )
 
 MAX_NOTES = 100
-"""Number of messages in one attempt. A training has about ten."""
+"""Number of messages in one attempt. A training has about ten, and a check at most 42."""
+
+_OF_BOTH_TASKS = (Noted, Failed, OutOfSpace)
 
 
 class ReportCheck:
@@ -35,7 +39,11 @@ class ReportCheck:
         self._kinds: set[str] = set()
         self._directories: set[str] = set()
         self._notes = 0
-        self._is_over = False
+        self._only_checks = self._is_over = False
+
+    def begin_check(self) -> None:
+        """Expect a child that only checks the data of its job."""
+        self._only_checks = True
 
     def begin(self, *, after_step: int, total_steps: int) -> None:
         """Expect a training that resumes after `after_step` and has at most `total_steps`."""
@@ -49,6 +57,9 @@ class ReportCheck:
             ProtocolError: the event cannot be true here.
         """
         _require(not self._is_over, "It reported more after its last event.")
+        if not isinstance(event, _OF_BOTH_TASKS):
+            is_of_task = isinstance(event, Checked) is self._only_checks
+            _require(is_of_task, f"It reported {event.kind}, which is not of its task.")
         match event:
             case Noted():
                 self._notes += 1
@@ -64,7 +75,7 @@ class ReportCheck:
                     self._check_state(event.step, event.state)
             case Saved():
                 self._check_state(event.step, event.directory)
-            case Stopped() | Finished() | Failed() | OutOfSpace() | Unresumable():
+            case _:
                 self._check_end(event)
 
     def _check_total(self, event: Planned | Started) -> None:
@@ -96,7 +107,10 @@ class ReportCheck:
     def _check_taken(self, step: int) -> None:
         _require(step <= self._last_step, f"It reported step {step:,} before it took that step.")
 
-    def _check_end(self, event: Stopped | Finished | Failed | OutOfSpace | Unresumable) -> None:
+    def _check_end(
+        self,
+        event: Stopped | Finished | Failed | OutOfSpace | MemoryShort | Unresumable | Checked,
+    ) -> None:
         self._is_over = True
         match event:
             case Stopped():
@@ -104,6 +118,9 @@ class ReportCheck:
                 _require(is_last, f"It stopped at step {event.step:,}, which is not its last.")
             case Finished():
                 self._check_taken(event.step)
+            case Checked():
+                is_either = (event.error is None) is (event.directory is not None)
+                _require(is_either, "It must report its tokens, or why the job cannot train.")
             case Unresumable():
                 was_given = event.step == self._first_step == self._last_step
                 _require(was_given, f"It refused a state of step {event.step:,}, which it had not.")

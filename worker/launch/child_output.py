@@ -18,8 +18,9 @@ LOG_TAIL_LINES = 20
 LOG_TAIL_BYTES = 8 * 1024
 """Number of bytes that are kept of a child's standard error."""
 
-MAX_LINE_BYTES = 128 * 1024
-"""Longest event in bytes. The largest that a child may write has 50 problems of a dataset."""
+MAX_LINE_BYTES = 512 * 1024
+"""Longest event in bytes. The largest that a child may write has a report on its data, with 40
+warnings, and 50 problems of a dataset."""
 
 EXIT_GRACE_S = 10.0
 """How long a child may take to exit once it has closed its output, in seconds."""

@@ -20,7 +20,7 @@ def remove_model(entry: CatalogueEntry, catalogue: Catalogue, database: Database
         Whether there was a model or an unfinished download.
 
     Raises:
-        ModelInUseError: a job that is queued, running or paused needs it.
+        ModelInUseError: a job that has not ended needs it.
         DatabaseBusyError: the database is too busy to tell.
     """
     directory = catalogue.directory(entry.id)

@@ -3,11 +3,11 @@
 import errno
 from collections.abc import Sequence
 
-import torch
 from safetensors import SafetensorError
 
 from app.core.dataset.formats import MAX_PROBLEMS
-from app.core.job.training_events import DataProblem, Failed
+from app.core.job.training_config import TrainingConfig
+from app.core.job.training_events import DataProblem, Failed, JobError, MemoryShort, OutOfSpace
 
 _OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _SIGNS_OF_FAILED_ALLOCATION = ("can't allocate memory", "not enough memory", "out of memory")
@@ -39,6 +39,46 @@ class TrainingFailedError(Exception):
     def as_event(self) -> Failed:
         return Failed(code=self.code, message=str(self), param=self.param, errors=self.problems)
 
+    def as_error(self) -> JobError:
+        return JobError(code=self.code, message=str(self), param=self.param, errors=self.problems)
+
+
+def last_event_after(
+    error: Exception, config: TrainingConfig
+) -> Failed | OutOfSpace | MemoryShort | None:
+    """The last event of a child that this error ends. None if it is a crash."""
+    if isinstance(error, TrainingFailedError):
+        return error.as_event()
+    if isinstance(error, MemoryShortError):
+        return error.event
+    if is_out_of_space(error):
+        return OutOfSpace(message=f"The disk is full: {_reason(error)}.")
+    if is_out_of_memory(error):
+        return Failed(
+            code="out_of_memory",
+            message="The job does not fit in the memory of this machine. Lower context_length, "
+            f"which is {config.max_sequence_tokens:,}, or lora_r, which is {config.lora.rank}, or "
+            "choose a smaller base model.",
+        )
+    return None
+
+
+def _reason(error: Exception) -> str:
+    """The message of the operating system, without the path, which is internal."""
+    return error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+
+
+class MemoryShortError(Exception):
+    """The job does not fit into the free memory of its device.
+
+    Args:
+        event: what the job needs and what there is.
+    """
+
+    def __init__(self, event: MemoryShort) -> None:
+        super().__init__(event.message)
+        self.event = event
+
 
 def diverged(step: int, what: str, *, learning_rate: float) -> TrainingFailedError:
     """The failure of a job whose numbers have become infinite or not a number.
@@ -68,7 +108,7 @@ def base_not_finite(loss: float) -> TrainingFailedError:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed: torch reports that as a RuntimeError with only a text."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+    if isinstance(error, MemoryError):
         return True
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM

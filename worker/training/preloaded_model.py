@@ -19,8 +19,9 @@ from app.core.job.training_config import (
     MACHINE_CACHE_NAME,
     JobSpec,
 )
+from app.core.machine.memory import measure_memory
 from worker.training.artifacts.saved_state import compute_settings
-from worker.training.compute.hardware import anonymous_memory, free_memory, read_or_measure
+from worker.training.compute.hardware import anonymous_memory, read_or_measure
 from worker.training.compute.plan import choose_placement
 from worker.training.model.base_model import ModelLoader, ModelShape
 
@@ -73,7 +74,7 @@ class PreloadedModel(ModelLoader):
             gc.unfreeze()
             gc.collect()
             transformers_logging.disable_progress_bar()  # a progress bar starts a thread
-            if ModelShape.read(base_model).parameters * dtype.itemsize > free_memory():
+            if ModelShape.read(base_model).parameters * dtype.itemsize > measure_memory().free:
                 return
             tokenizer = super().load_tokenizer(base_model)
             before = anonymous_memory()

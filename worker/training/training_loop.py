@@ -18,6 +18,10 @@ from worker.training.data.stop_tokens import StopTokens
 from worker.training.step.step import BestAdapter
 from worker.training.step.trainer import StepSchedule, Trainer
 
+_STEEP_SHARE = 0.05
+"""Fraction of the fall of the validation loss above which its fall at the end is steep. Measured:
+see `docs/recipes.md`."""
+
 Report = Callable[[TrainingEvent], None]
 
 
@@ -78,6 +82,7 @@ class TrainingLoop:
         if not self._checkpoint(step).exists():
             self._save_checkpoint(step, state=None)
         if self.validation is not None:
+            self._warn_if_unfinished()
             self.report(self._explain_result(step))
         return step
 
@@ -96,6 +101,16 @@ class TrainingLoop:
             told = f"Stopped after step {taken:,} of {total:,}: {why}. {told}"
         is_worse = base_loss is not None and loss > base_loss
         return Noted(message=told, level="warn" if is_worse else "info")
+
+    def _warn_if_unfinished(self) -> None:
+        """Warn if the validation loss was still falling steeply at the end of a whole job."""
+        share = self.log.losses.late_share()
+        if share > _STEEP_SHARE and not (self.best is not None and self.best.is_final):
+            message = (
+                f"The validation loss was still falling: {share:.0%} of its fall came at the end. "
+                "For a better model, train with a higher learning_rate or more n_epochs."
+            )
+            self.report(Noted(message=message, level="warn"))
 
     def check(self, step: int) -> None:
         """Check the adapter of `step` as a user would load it. The model is unusable afterwards."""

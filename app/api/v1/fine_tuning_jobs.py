@@ -56,7 +56,10 @@ def create_job(
     resources: ResourcesDep,
     now: Now,
 ) -> JobRead:
-    """Queue a fine-tuning job. The answer shows every hyperparameter with its resolved value.
+    """Create a fine-tuning job. The answer shows every hyperparameter with its resolved value.
+
+    The job is `validating_files` until a worker has checked its data. Then it is `queued`, or
+    `failed` if it cannot be trained.
 
     The request is safe to repeat with the header `Idempotency-Key`: the same key and body make one
     job.
@@ -114,7 +117,8 @@ def pause_job(job_id: str, caller: CallerDep, resources: ResourcesDep, now: Now)
     """Take a job out of the queue until it is resumed. Pausing it again has no further effect.
 
     A running job is still `running` in the answer, with `pause_requested_at` set. It is `paused` as
-    soon as its state is saved, and resumes from there.
+    soon as its state is saved, and resumes from there. A job that is `validating_files` is `paused`
+    once its data is checked.
     """
     pause = partial(job_service.pause_job, caller=caller, job_id=job_id, now=now)
     return _change(pause, resources)
@@ -124,7 +128,7 @@ def pause_job(job_id: str, caller: CallerDep, resources: ResourcesDep, now: Now)
 def resume_job(job_id: str, caller: CallerDep, resources: ResourcesDep, now: Now) -> JobRead:
     """Put a paused job back into the queue. This has no effect on a job that is not paused.
 
-    A running job that was asked to pause and has not paused yet continues.
+    A job that was asked to pause and has not paused yet continues.
     """
     resume = partial(job_service.resume_job, caller=caller, job_id=job_id, now=now)
     return _change(resume, resources)
@@ -141,7 +145,7 @@ def rerun_job(
     now: Now,
     body: JobRerun | None = None,
 ) -> JobRead:
-    """Queue a job that repeats another job.
+    """Create a job that repeats another job.
 
     The new job has the same files, base model, hyperparameters, seed and labels. The other job can
     have any status. If it failed or was cancelled, `from` set to `saved_state` resumes from its

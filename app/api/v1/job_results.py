@@ -1,4 +1,4 @@
-"""/v1/fine_tuning/jobs/{id}/...: a job's events, checkpoints, loss log and adapter."""
+"""/v1/fine_tuning/jobs/{id}/...: a job's events, data, checkpoints, loss log and adapter."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Annotated
@@ -11,16 +11,21 @@ from app.api.archive import zip_segments
 from app.api.deps import LIMIT, CallerDep, Cursor, Now, ResourcesDep, as_json
 from app.api.streaming import attachment, record_download, send_segments
 from app.core.access import Scope
+from app.core.db.check_tables import DataCheck
 from app.core.db.repositories.checkpoints import CheckpointRepository
 from app.core.db.repositories.events import EventRepository
 from app.core.db.repositories.jobs import JobRepository
 from app.core.db.repositories.projects.audit import Action
 from app.core.db.session import Session
+from app.core.db.tables import Job
+from app.core.errors import NotFoundError
 from app.core.ids import IdPrefix
 from app.core.job import loss_log
 from app.core.job.loss_log import MAX_STEP, StepMetrics, in_batches
+from app.core.job.status import JobStatus
 from app.schemas.bodies import PageRead
-from app.schemas.job_results import CheckpointRead, EventRead, MetricsRead
+from app.schemas.fine_tuning_jobs import status_shown
+from app.schemas.job_results import CheckpointRead, DataRead, EventRead, MetricsRead
 from app.services import jobs as job_service
 
 _TEXTS: Mapping[str, Callable[[Iterable[Iterable[StepMetrics]]], Iterator[str]]] = {
@@ -55,6 +60,25 @@ def list_events(
         return PageRead[EventRead].of(page, EventRead.model_validate)
 
     return as_json(resources.read(act))
+
+
+@router.get("/data", dependencies=[needs(Scope.READ)])
+def get_data(job_id: str, caller: CallerDep, resources: ResourcesDep) -> DataRead:
+    """Get what the check of a job's data found: rows, tokens, lengths, warnings and refusals.
+
+    `report` is null while the job is `validating_files`. A job whose data was never checked to the
+    end has no report, and the answer is 404.
+    """
+
+    def act(session: Session) -> DataRead:
+        jobs = JobRepository(session, caller.project_id)
+        job = jobs.get(job_id)
+        check = jobs.find_check(job_id)
+        if check is None or (check.report is None and job.status is not JobStatus.VALIDATING_FILES):
+            raise NotFoundError(_why_no_report(job, check), code="data_report_not_found")
+        return DataRead.of(check, status_shown(job, resources.settings))
+
+    return resources.read(act)
 
 
 @router.get("/checkpoints", dependencies=[needs(Scope.READ)])
@@ -187,3 +211,13 @@ def get_adapter(
     )
     record_download(response, resources, caller, Action.ADAPTER_DOWNLOADED, adapter.id, now=now)
     return response
+
+
+def _why_no_report(job: Job, check: DataCheck | None) -> str:
+    if check is None:
+        return (
+            f"Job {job.id} was created by a release of Tunery that did not check data before "
+            "training, so there is no report. POST .../rerun creates a job that has one."
+        )
+    ending = "failed" if job.status is JobStatus.FAILED else f"was {job.status}"
+    return f"Job {job.id} {ending} before its data was checked to the end, so there is no report."

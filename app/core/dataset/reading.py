@@ -1,7 +1,8 @@
-"""Reads the examples of a checked file, for training."""
+"""Reads the examples of a checked file, for training and for previews."""
 
 import gzip
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from itertools import islice
 from typing import BinaryIO, cast
 
 from app.core.dataset.file_kinds import HEAD_BYTES, FileKind, find_kind
@@ -10,13 +11,22 @@ from app.core.dataset.rows.parsing import parse_line
 from app.core.dataset.tables.rows import as_line, read_rows
 
 
-def read_examples(source: BinaryIO) -> Iterator[tuple[int, Example]]:
+def read_examples(
+    source: BinaryIO, *, only: Collection[int] | None = None
+) -> Iterator[tuple[int, Example]]:
     """Yield the number of the line or row, from 1, and its example, for all of a checked file.
+
+    Args:
+        source: the file, at its first byte.
+        only: numbers of the lines to read; the others are passed over. None for all.
 
     Raises:
         LineError: a line is invalid or is a preference, which should have been found before.
     """
-    for number, line in enumerate(_lines_of(source), start=1):
+    lines = enumerate(_lines_of(source), start=1)
+    if only is not None:
+        lines = ((n, line) for n, line in islice(lines, max(only, default=0)) if n in only)
+    for number, line in lines:
         content = line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line
         if content.strip():
             yield number, _parse_example(content)

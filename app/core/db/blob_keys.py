@@ -1,14 +1,15 @@
-"""Queries for the blobs of files, upload parts and saved states."""
+"""Queries for the blobs of files, upload parts, saved states and data checks."""
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from sqlalchemy import delete, select, tuple_
+from sqlalchemy import ColumnElement, delete, select, true, tuple_, update
 from sqlalchemy.orm import InstrumentedAttribute
 
 from app.core.db.base import Repository
+from app.core.db.check_tables import DataCheck
 from app.core.db.session import Session
 from app.core.db.tables import File, SavedState, UploadPart
 
@@ -16,10 +17,15 @@ PAGE_ROWS = 500
 
 Row = TypeVar("Row")
 
+_HAS_TOKENS = DataCheck.files.is_not(None)
+
 
 @dataclass(frozen=True, slots=True)
 class NamedBlob:
-    """A blob as the row that names it describes it: a file, an upload part or a saved state."""
+    """A blob as the row that names it describes it.
+
+    The row is a file, an upload part, a saved state or the check of a job's data.
+    """
 
     key: str
     bytes: int
@@ -29,13 +35,15 @@ class NamedBlob:
     """Job of the saved state. With `step`, the primary key of the state."""
     step: int | None = None
     part_id: str | None = None
+    checked_job_id: str | None = None
+    """Job of the data check that made the blob, which contains tokens."""
 
     @property
     def owner(self) -> str:
         """Readable name of the object that the blob belongs to, for messages to the operator."""
-        return (
-            self.file_id or self.part_id or f"the state of {self.job_id} saved at step {self.step}"
-        )
+        if self.job_id is not None:
+            return f"the state of {self.job_id} saved at step {self.step}"
+        return self.file_id or self.part_id or f"the tokens of {self.checked_job_id}"
 
 
 class BlobKeyRepository(Repository):
@@ -53,12 +61,11 @@ class BlobKeyRepository(Repository):
         for column in (File.blob_key, UploadPart.blob_key):
             named.update(self._session.scalars(select(column).where(column.in_(keys))))
         unknown = set(keys) - named
-        if unknown:  # states name their blobs inside a column of JSON, so all are read
-            states = self._session.scalars(
-                select(SavedState).execution_options(yield_per=PAGE_ROWS)
-            )
-            keys = {blob.key for state in states for blob in blobs_of_state(state).values()}
-            named |= keys & unknown
+        if unknown:  # the others name their blobs inside a column of JSON, so all are read
+            for column in (SavedState.files, DataCheck.files):
+                rows = select(column).where(column.is_not(None))
+                for files in self._session.scalars(rows.execution_options(yield_per=PAGE_ROWS)):
+                    named |= unknown.intersection(file["key"] for file in (files or {}).values())
         return named
 
     def still_names(self, blob: NamedBlob) -> bool:
@@ -66,6 +73,9 @@ class BlobKeyRepository(Repository):
         if blob.job_id is not None:
             state = self._session.get(SavedState, (blob.job_id, blob.step))
             return state is not None and blob in blobs_of_state(state).values()
+        if blob.checked_job_id is not None:
+            check = self._session.get(DataCheck, blob.checked_job_id)
+            return check is not None and blob in _token_blobs(check)
         table, row_id = (File, blob.file_id) if blob.file_id else (UploadPart, blob.part_id)
         row = self._session.get(table, row_id)
         return row is not None and row.blob_key == blob.key
@@ -74,6 +84,11 @@ class BlobKeyRepository(Repository):
         """Delete a state: the job resumes from an older state, or starts over."""
         state = (SavedState.job_id == job_id, SavedState.step == step)
         self._session.execute(delete(SavedState).where(*state))
+
+    def forget_tokens(self, job_id: str) -> None:
+        """Forget the tokens of a job: its training makes them again."""
+        check = update(DataCheck).where(DataCheck.job_id == job_id)
+        self._session.execute(check.values(files=None))
 
     def delete_part(self, part_id: str) -> None:
         """Delete a part: its upload can be completed only after its bytes were sent again."""
@@ -90,6 +105,9 @@ def iterate_named(
         yield NamedBlob(part.blob_key, part.bytes, part.sha256, part_id=part.id)
     for state in iterate_states(open_session, page_rows=page_rows):
         yield from blobs_of_state(state).values()
+    key = DataCheck.job_id
+    for check in iterate_rows(open_session, DataCheck, key, which=_HAS_TOKENS, page_rows=page_rows):
+        yield from _token_blobs(check)
 
 
 def iterate_states(
@@ -104,15 +122,18 @@ def iterate_rows(
     open_session: Callable[[], AbstractContextManager[Session]],
     table: type[Row],
     *key: InstrumentedAttribute[Any],
+    which: ColumnElement[bool] | None = None,
     page_rows: int = PAGE_ROWS,
 ) -> Iterator[Row]:
-    """Every row of a table, page by page, in the order of its primary key.
+    """The rows of a table, page by page, in the order of its primary key.
 
     Args:
+        which: which rows. By default, all of them.
         open_session: called for each page. `Database.reading`, so that no transaction is open
             while the caller does something slow; or one session for all, which see one moment.
     """
-    query = select(table).order_by(*key).limit(page_rows)
+    query = select(table).where(true() if which is None else which)
+    query = query.order_by(*key).limit(page_rows)
     page_query = query
     while True:
         with open_session() as session:
@@ -132,3 +153,10 @@ def blobs_of_state(state: SavedState) -> dict[str, NamedBlob]:
         )
         for name, file in state.files.items()
     }
+
+
+def _token_blobs(check: DataCheck) -> list[NamedBlob]:
+    return [
+        NamedBlob(file["key"], file["bytes"], file["sha256"], checked_job_id=check.job_id)
+        for file in (check.files or {}).values()
+    ]

@@ -108,8 +108,9 @@ def count_jobs(session: Session) -> dict[JobStatus, int]:
 
 
 def find_running(session: Session, job_ids: Collection[str]) -> set[str]:
-    """The running jobs among `job_ids`."""
-    running = select(Job.id).where(Job.id.in_(job_ids), Job.status == JobStatus.RUNNING)
+    """The jobs among `job_ids` that may be running, or may have their data checked."""
+    busy = (JobStatus.VALIDATING_FILES, JobStatus.RUNNING)
+    running = select(Job.id).where(Job.id.in_(job_ids), Job.status.in_(busy))
     return set(session.scalars(running))
 
 
@@ -134,9 +135,13 @@ def count_failures(session: Session) -> dict[str, int]:
     return dict(session.execute(failed).all())
 
 
-def find_oldest_queued(session: Session) -> datetime | None:
-    """When the oldest queued job of all projects was created; None if none is queued."""
-    oldest = select(func.min(Job.id)).where(Job.status == JobStatus.QUEUED).scalar_subquery()
+def find_oldest_waiting(session: Session) -> datetime | None:
+    """When the oldest job that waits for a worker was created, of all projects; None without one.
+
+    It waits to have its data checked, or to be trained.
+    """
+    waiting = (JobStatus.VALIDATING_FILES, JobStatus.QUEUED)
+    oldest = select(func.min(Job.id)).where(Job.status.in_(waiting)).scalar_subquery()
     return session.scalar(select(Job.created_at).where(Job.id == oldest))
 
 

@@ -1,4 +1,4 @@
-"""Tables about projects as a whole: what each one uses, and what was done in it."""
+"""Tables about projects as a whole: their keys, what each one uses, and what was done in it."""
 
 from datetime import datetime
 
@@ -11,6 +11,22 @@ from app.core.db.base import Base, OwnedByProject
 def month_of(moment: datetime) -> str:
     """The month in UTC, as `ProjectUsage` names it: `2030-01`."""
     return f"{moment:%Y-%m}"
+
+
+class ApiKey(OwnedByProject, Base):
+    """An API key. The key itself is shown once, when it is created."""
+
+    __tablename__ = "api_keys"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    sha256: Mapped[str]
+    scopes: Mapped[list[str]]
+    created_at: Mapped[datetime]
+    expires_at: Mapped[datetime | None]
+    """When it stops working; null if it does not expire."""
+    revoked_at: Mapped[datetime | None]
+    last_used_at: Mapped[datetime | None]
+    """Time of its last use, to the minute."""
 
 
 class ProjectUsage(OwnedByProject, Base):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sqlalchemy import text, update
 
+from app.core.db.check_tables import DataCheck
 from app.core.db.repositories.recovery import RecoveryRepository
 from app.core.db.repositories.workers import WorkerRepository
 from app.core.db.session import Database, Session
@@ -37,8 +38,13 @@ def copy_database(database: Database, session: Session, target: Path) -> None:
 
 
 def release_running(session: Session, *, now: datetime) -> list[str]:
-    """Put every running job back at once: a restored database has no workers. Returns job ids."""
+    """Put every running job back at once: a restored database has no workers. Returns job ids.
+
+    Checks of data begin again as well.
+    """
     WorkerRepository(session).remove_all()
+    checks = update(DataCheck).where(DataCheck.worker_id.is_not(None))
+    session.execute(checks.values(worker_id=None, lease_expires_at=None))
     running = update(Job).where(Job.status == JobStatus.RUNNING)
     session.execute(running.values(lease_expires_at=_LONG_AGO))
     return [job.job_id for job in RecoveryRepository(session).rescue_expired(now=now)]

@@ -97,7 +97,7 @@ class Job(OwnedByProject, Base):
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)
-    status: Mapped[JobStatus]
+    status: Mapped[JobStatus] = mapped_column(default=JobStatus.VALIDATING_FILES)
     created_at: Mapped[datetime]
     started_at: Mapped[datetime | None]
     """When its first attempt began."""
@@ -149,6 +149,12 @@ class Job(OwnedByProject, Base):
     result_file_id: Mapped[str | None] = mapped_column(index=True)
     error: Mapped[dict[str, Any] | None]
     """`code`, `message` and `param`, and `errors` for an invalid dataset."""
+    needed_memory_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    """Memory that it takes at least, by the estimate. Null until it was estimated."""
+    not_before: Mapped[datetime | None]
+    """When it is tried again even if less memory is free; null if it does not wait for memory."""
+    waiting_reason: Mapped[str | None]
+    """Why it waits in the queue although it may be its turn."""
 
     metadata_items: Mapped[list["JobMetadata"]] = relationship(
         lazy="selectin", order_by="JobMetadata.key"
@@ -183,26 +189,6 @@ class Attempt(Base):
     ended_at: Mapped[datetime | None]
     outcome: Mapped[str | None]
     """succeeded, failed, cancelled, paused, released, crashed or lost; null while it runs."""
-
-
-class WorkerRow(Base):
-    """A worker that runs. Its row is removed when it ends, by itself or by a janitor."""
-
-    __tablename__ = "workers"
-
-    id: Mapped[str] = mapped_column(primary_key=True)
-    host: Mapped[str]
-    """Boot of the machine and process namespace: where `pid` names a process."""
-    pid: Mapped[int]
-    process_started: Mapped[int] = mapped_column(BigInteger)
-    """When the kernel started the process, in clock ticks since boot: pids are used again."""
-    version: Mapped[str]
-    """Version of Tunery that the worker runs."""
-    started_at: Mapped[datetime]
-    heartbeat_at: Mapped[datetime]
-    """Time of the latest heartbeat."""
-    stopping_at: Mapped[datetime | None]
-    """When it was told to stop: since then it takes no more jobs."""
 
 
 class StepRow(Base):

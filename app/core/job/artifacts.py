@@ -41,3 +41,18 @@ ARTIFACT_NAMES = frozenset(
     }
 )
 """All files of a checkpoint and of a saved state. Users download them under these names."""
+
+TOKENS_INDEX_NAME = "tokens.json"
+"""What the tokens of a job were made from, and what they are."""
+TOKEN_FILE_NAMES = frozenset(
+    {
+        MANIFEST_NAME,
+        TOKENS_INDEX_NAME,
+        *(
+            f"{param}.{kind}"
+            for param in ("training_file", "validation_file")
+            for kind in ("tokens", "rows")
+        ),
+    }
+)
+"""All files of a checked job's tokens. Only the training of that job reads them."""

@@ -1,6 +1,10 @@
 """Text that a training process wrote, made safe to store, to log and to show to clients."""
 
 import re
+from functools import partial
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
 
 MAX_TEXT = 2000
 """Longest message of an event or an error, in characters. The end of a longer one is cut off."""
@@ -28,3 +32,9 @@ def last_line(log: str) -> str:
     """The last line of a log that is not blank, without paths. Empty if there is none."""
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     return clean(without_paths(lines[-1]), limit=300) if lines else ""
+
+
+ShortText = Annotated[str, AfterValidator(partial(clean, limit=300))]
+Text = Annotated[str, AfterValidator(without_paths), AfterValidator(clean)]
+"""A message for clients."""
+Code = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]

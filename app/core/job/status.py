@@ -1,7 +1,8 @@
 """The statuses of a job and the transitions between them. `docs/jobs.md` draws the same table.
 
 A request to cancel or to pause is a timestamp on the job, not a status: a running job stays
-`running` until its worker has really stopped.
+`running` until its worker has really stopped. A job whose data is being checked is cancelled at
+once, and paused when the check is done.
 """
 
 from collections.abc import Mapping
@@ -9,6 +10,7 @@ from enum import StrEnum
 
 
 class JobStatus(StrEnum):
+    VALIDATING_FILES = "validating_files"
     QUEUED = "queued"
     RUNNING = "running"
     PAUSED = "paused"
@@ -22,6 +24,9 @@ class JobStatus(StrEnum):
 
 
 TRANSITIONS: Mapping[JobStatus, frozenset[JobStatus]] = {
+    JobStatus.VALIDATING_FILES: frozenset(
+        {JobStatus.QUEUED, JobStatus.PAUSED, JobStatus.FAILED, JobStatus.CANCELLED}
+    ),
     JobStatus.QUEUED: frozenset({JobStatus.RUNNING, JobStatus.PAUSED, JobStatus.CANCELLED}),
     JobStatus.RUNNING: frozenset(
         {

@@ -16,6 +16,7 @@ LrScheduler = Literal["linear", "cosine", "constant", "constant_with_warmup"]
 OverlongRowBehavior = Literal["truncate", "error", "drop"]
 TrainOn = Literal["all_assistant", "last_assistant", "everything"]
 CheckpointChoice = Literal["final", "best"]
+Recipe = Literal["reference", "auto"]
 
 MAX_EXAMPLES_PER_LINE = 1000
 """Maximum number of examples that a line of a file becomes: one for each answer, if the chat
@@ -34,6 +35,9 @@ class TrainingConfig(Frozen):
     """The hyperparameters of one job, each with its value: nothing is `auto` here."""
 
     lora: LoraShape = LoraShape()
+
+    recipe: Recipe = "reference"
+    """Recipe that chose the hyperparameters that the request left out."""
 
     epochs: int = Field(default=3, ge=1, le=50)
     """Number of passes over the training file."""
@@ -199,6 +203,7 @@ class BaseModelRef(Frozen):
         return f"./models/{self.id}" if self.is_from_directory else self.repo
 
 
+TaskName = Literal["train", "check_data"]
 DeviceName = Literal["cpu", "cuda"]
 DtypeName = Literal["float32", "bfloat16"]
 ForwardName = Literal["fast", "plain"]
@@ -237,6 +242,9 @@ class ComputeSettings(Frozen):
 class JobSpec(Frozen):
     """`job.json`: all that a training child is told besides the files next to it."""
 
+    task: TaskName = "train"
+    """Whether the child trains, or only tokenizes the data and reports on it."""
+
     job_id: str
     attempt: int
     fine_tuned_model: str
@@ -270,6 +278,9 @@ BASE_MODEL_NAME = "base-model"
 OUTPUT_NAME = "out"
 """Output of the child: checkpoints `out/step-N/` and saved states `out/resume-N/`. A directory with
 such a name is whole."""
+TOKENS_NAME = "tokens"
+"""The data as tokens, from the check of the job's data, with its manifest. A job without it, or
+with tokens of other inputs, tokenizes its data itself."""
 RESUME_NAME = "resume"
 """The saved state to resume, with its manifest. Only a job with a `resume_step` has one."""
 MACHINE_CACHE_NAME = "machine-cache"

@@ -4,19 +4,17 @@ The parent treats every line as hostile: it validates it here before it acts on 
 cleaned and cut; anything else that is out of bounds is refused.
 """
 
-from functools import partial
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
-from app.core.job.child_text import clean, without_paths
+from app.core.job.child_text import Code, ShortText, Text, clean
+from app.core.job.data_report import DataReport
+from app.core.job.estimate import MAX_BYTES
 from app.core.job.frozen import Frozen
 from app.core.job.loss_log import MAX_COUNT, MAX_STEP, StepMetrics
+from app.core.job.training_config import DeviceName
 
-ShortText = Annotated[str, AfterValidator(partial(clean, limit=300))]
-Text = Annotated[str, AfterValidator(without_paths), AfterValidator(clean)]
-"""A message for clients."""
-Code = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
 Step = Annotated[int, Field(ge=1, le=MAX_STEP)]
 CheckpointDirectory = Annotated[str, Field(pattern=r"^out/step-[0-9]{1,9}$")]
 StateDirectory = Annotated[str, Field(pattern=r"^out/resume-[0-9]{1,9}$")]
@@ -94,6 +92,21 @@ class OutOfSpace(Frozen):
     message: Text
 
 
+class MemoryShort(Frozen):
+    """The job was not started: its device has too little memory, or too little of it is free.
+
+    It can be tried again, here or on another machine.
+    """
+
+    kind: Literal["memory_short"] = "memory_short"
+    message: Text
+    device: DeviceName
+    needed_bytes: int = Field(ge=1, le=MAX_BYTES)
+    """Memory that the job takes at least, by the estimate."""
+    total_bytes: int = Field(ge=0, le=MAX_BYTES)
+    """Memory of the device, free or not."""
+
+
 class Unresumable(Frozen):
     """The saved state of `step` cannot be resumed: it is damaged, or of another job or version.
 
@@ -139,6 +152,18 @@ class Failed(_Reason):
     kind: Literal["failed"] = "failed"
 
 
+class Checked(Frozen):
+    """The job's data is tokenized and checked. A child that only checks ends with this."""
+
+    kind: Literal["checked"] = "checked"
+    report: DataReport
+    error: JobError | None = None
+    """Why the job cannot train on its data. Null if it can."""
+    directory: Literal["out/tokens"] | None = None
+    """Directory with the tokens, relative to the job directory, with its manifest. Null if the job
+    cannot train."""
+
+
 TrainingEvent = Annotated[
     Noted
     | Planned
@@ -148,9 +173,11 @@ TrainingEvent = Annotated[
     | Checkpointed
     | Stopped
     | OutOfSpace
+    | MemoryShort
     | Unresumable
     | Finished
-    | Failed,
+    | Failed
+    | Checked,
     Field(discriminator="kind"),
 ]
 

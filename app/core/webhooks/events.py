@@ -23,4 +23,4 @@ EVENT_OF_STATUS: Mapping[JobStatus, WebhookEventType] = {
     JobStatus.RUNNING: WebhookEventType.RUNNING,
     JobStatus.PAUSED: WebhookEventType.PAUSED,
 }
-"""The event that says that a job has reached a status. A job that is queued has none."""
+"""The event that says that a job has reached a status. A job that is new or queued has none."""

@@ -6,14 +6,27 @@ from pathlib import Path
 import pytest
 
 from app.core.access import DEFAULT_PROJECT_ID
+from app.core.db.check_tables import DataCheck
 from app.core.db.repositories.files import ExpiredFiles, FileRepository
+from app.core.db.repositories.jobs import JobRepository
 from app.core.db.repositories.workers import WorkerRepository
 from app.core.db.session import Database
 from app.core.errors import BlobNotFoundError, NotFoundError
 from app.core.job.status import JobStatus
 from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
-from tests.builders import MINUTE, NOW, add_file, add_job, claim, get_job, list_workers
+from tests.builders import (
+    MINUTE,
+    NOW,
+    add_file,
+    add_job,
+    add_tokens,
+    claim,
+    claim_check,
+    get_job,
+    list_blobs,
+    list_workers,
+)
 from tests.fakes import FrozenClock
 from worker.janitor import INTERVAL_S, ORPHANS_INTERVAL_S, Janitor
 from worker.launch.locks import JobLock
@@ -59,6 +72,42 @@ def test_the_job_of_a_worker_that_died_on_this_host_is_not_waited_for(
     assert get_job(database, job.id).status is JobStatus.QUEUED
     assert get_job(database, waiting.id).status is JobStatus.RUNNING
     assert [one.identity.worker_id for one in list_workers(database)] == ["worker-2"]
+
+
+def test_the_check_of_a_worker_that_died_on_this_host_is_not_waited_for(
+    janitor: Janitor, database: Database, store: LocalBlobStore
+) -> None:
+    file = add_file(database, store)
+    job = add_job(database, training_file_id=file.id, status=JobStatus.VALIDATING_FILES)
+    living = this_worker("worker-2")
+    died = replace(living, worker_id="worker-1", process_started=living.process_started - 1)
+    with database.writing() as session:
+        WorkerRepository(session).beat(died, now=NOW)
+    claim_check(database, "worker-1")
+
+    janitor.run_if_due()
+
+    lease = claim_check(database, "worker-2")
+    assert lease is not None
+    assert (lease.job_id, lease.attempt) == (job.id, 2)
+
+
+def test_tokens_are_kept_until_their_job_ends(
+    janitor: Janitor, database: Database, store: LocalBlobStore, clock: FrozenClock
+) -> None:
+    running, ended = add_job(database), add_job(database)
+    claim(database)
+    for job, name in ((running, "running"), (ended, "ended")):
+        add_tokens(database, job, store, f"jobs/{name}")
+    with database.writing() as session:
+        JobRepository(session, DEFAULT_PROJECT_ID).request_cancel(ended.id, now=NOW)
+
+    janitor.run_if_due()
+
+    assert list_blobs(store) == ["jobs/running"]
+    with database.reading() as session:
+        kept = [session.get_one(DataCheck, job.id).files for job in (running, ended)]
+    assert [files is not None for files in kept] == [True, False]
 
 
 def test_an_expired_file_is_deleted_with_its_bytes(

@@ -29,6 +29,7 @@ from app.core.job.training_events import (
     Checkpointed,
     Failed,
     Finished,
+    MemoryShort,
     Noted,
     OutOfSpace,
     Planned,
@@ -710,6 +711,20 @@ def test_a_full_disk_does_not_end_the_job_and_is_not_tried_again_at_once(bench: 
 
 def fill_the_disk(_directory: Path) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_job_without_memory_waits_and_counts_as_no_interruption(bench: Bench) -> None:
+    job = bench.add_job()
+    short = MemoryShort(
+        message="The job needs more.", device="cpu", needed_bytes=2**59, total_bytes=2**60
+    )
+
+    idle_s = [bench.run(short), bench.run(*success())]
+
+    done = bench.job(job)
+    assert (done.status, done.attempt, done.interruptions) == (JobStatus.QUEUED, 1, 0)
+    assert done.waiting_reason == "The job needs more."
+    assert idle_s == [PAUSE_AFTER_FAILURE_S, bench.settings.poll_interval_s]
 
 
 def test_another_base_model_of_the_same_name_ends_the_job(bench: Bench) -> None:

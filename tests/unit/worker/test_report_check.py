@@ -5,9 +5,12 @@ from collections.abc import Sequence
 import pytest
 
 from app.core.job.training_events import (
+    Checked,
     Checkpointed,
     Failed,
     Finished,
+    JobError,
+    MemoryShort,
     Noted,
     OutOfSpace,
     Planned,
@@ -19,7 +22,7 @@ from app.core.job.training_events import (
     TrainingEvent,
     Unresumable,
 )
-from tests.builders import build_base_metrics, build_metrics
+from tests.builders import build_base_metrics, build_data_report, build_metrics
 from worker.attempt.report_check import MAX_NOTES, ReportCheck
 
 TOTAL = 9
@@ -53,6 +56,8 @@ def check(*events: TrainingEvent, after_step: int = 0) -> None:
 
 NOTE = Noted(message="hello")
 DONE = Finished(step=1, trained_tokens=1)
+CHECKED = Checked(report=build_data_report(), directory="out/tokens")
+REFUSED = JobError(code="row_too_long", message="Too long.")
 
 
 @pytest.mark.parametrize(
@@ -66,11 +71,12 @@ DONE = Finished(step=1, trained_tokens=1)
         (4, [Started(total_steps=9), Stopped(step=4)]),
         (0, [Failed(code="no_chat_template", message="bad")]),
         (0, [stepped(1), OutOfSpace(message="full")]),
+        (0, [MemoryShort(message="full", device="cpu", needed_bytes=9, total_bytes=8)]),
         (0, [NOTE] * MAX_NOTES),
         (0, [BASE, stepped(1), DONE]),
         (0, [BASE, Stopped(step=0)]),
     ],
-    ids=["whole", "saved", "best", "unresumable", "asked", "failed", "full", "notes",
+    ids=["whole", "saved", "best", "unresumable", "asked", "failed", "full", "memory", "notes",
          "base", "base-only"],
 )  # fmt: skip
 def test_what_a_training_does_is_accepted(after_step: int, events: Sequence[TrainingEvent]) -> None:
@@ -109,6 +115,7 @@ def test_what_a_training_does_is_accepted(after_step: int, events: Sequence[Trai
         (4, [Unresumable(step=3, message="damaged")]),
         (4, [stepped(5), Unresumable(step=4, message="damaged")]),
         (0, [NOTE] * (MAX_NOTES + 1)),
+        (0, [CHECKED]),
     ],
 )
 def test_anything_else_is_refused_at_its_last_event(
@@ -118,3 +125,45 @@ def test_anything_else_is_refused_at_its_last_event(
 
     with pytest.raises(ProtocolError):
         check(*events, after_step=after_step)
+
+
+def check_in_check(*events: TrainingEvent) -> None:
+    reports = ReportCheck()
+    reports.begin_check()
+    for event in events:
+        reports.check(event)
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        [NOTE, NOTE, CHECKED],
+        [Checked(report=build_data_report(), error=REFUSED)],
+        [NOTE, Failed(code="tokenizer_unsupported", message="bad")],
+        [OutOfSpace(message="full")],
+    ],
+    ids=["checked", "refused", "failed", "full"],
+)
+def test_what_a_check_of_data_does_is_accepted(events: Sequence[TrainingEvent]) -> None:
+    check_in_check(*events)
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        [Planned(total_steps=3)],
+        [stepped(1)],
+        [Stopped(step=0)],
+        [DONE],
+        [CHECKED, NOTE],
+        [CHECKED, CHECKED],
+        [Checked(report=build_data_report())],
+        [Checked(report=build_data_report(), error=REFUSED, directory="out/tokens")],
+        [NOTE] * (MAX_NOTES + 1),
+    ],
+)
+def test_a_check_of_data_reports_nothing_else(events: Sequence[TrainingEvent]) -> None:
+    check_in_check(*events[:-1])
+
+    with pytest.raises(ProtocolError):
+        check_in_check(*events)

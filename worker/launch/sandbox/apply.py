@@ -32,7 +32,7 @@ from worker.launch.sandbox.privileges import give_up_privileges
 from worker.launch.sandbox.system_calls import refuse_system_calls
 from worker.launch.sandbox.view import hide_all_but
 
-_SYSTEM = (
+SYSTEM = (
     "/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/proc",
     "/etc/alternatives", "/etc/group", "/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d",
     "/etc/localtime", "/etc/nsswitch.conf", "/etc/passwd",
@@ -91,7 +91,7 @@ def _set_environment(directory: Path) -> None:
 def _rights(confinement: Confinement) -> list[tuple[Path, Right]]:
     devices = [path for pattern in _DEVICES for path in Path("/dev").glob(pattern)]
     return [
-        *((Path(path), READ) for path in _SYSTEM),
+        *((Path(path), READ) for path in SYSTEM),
         *((path, READ) for path in confinement.readable),
         *((path, USE_DEVICE) for path in devices),
         *((path, WRITE) for path in confinement.writable),

@@ -18,6 +18,14 @@ def readable_paths(directory: Path, module: str, *, hidden: Path) -> Iterator[Pa
         hidden: the data directory, of which nothing but the base model and the speeds of the
             processor is given.
     """
+    yield from library_paths(module, hidden=hidden)
+    for name in (BASE_MODEL_NAME, MACHINE_CACHE_NAME):
+        if (directory / name).exists():
+            yield (directory / name).resolve()
+
+
+def library_paths(module: str, *, hidden: Path) -> Iterator[Path]:
+    """Our code, and Python with what is installed for it, without what lies in `hidden`."""
     packages = {"app", "worker", module.partition(".")[0]}
     yield from (ROOT / package for package in sorted(packages))
     installed = {sys.prefix, sys.base_prefix, sys.exec_prefix, sys.base_exec_prefix}
@@ -25,9 +33,6 @@ def readable_paths(directory: Path, module: str, *, hidden: Path) -> Iterator[Pa
     installed |= set(filter(None, os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep)))
     for path in sorted(map(Path, installed)):
         yield from _around(path, hidden)
-    for name in (BASE_MODEL_NAME, MACHINE_CACHE_NAME):
-        if (directory / name).exists():
-            yield (directory / name).resolve()
 
 
 def link_cache(link: Path, cache: Path) -> None:

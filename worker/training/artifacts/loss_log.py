@@ -36,6 +36,20 @@ class Losses:
     valid: list[tuple[int, float]] = field(default_factory=list)
     """Step and loss of each evaluation. Step 0 is the base model."""
 
+    def late_share(self) -> float:
+        """Fraction of the whole fall of the validation loss that came at the end of the job.
+
+        The end is the time since the last evaluation in the first two thirds of the steps. The
+        fraction is 0 if that was in the first half of the steps, or if the loss has not fallen.
+        """
+        if not self.valid or self.valid[0][0] != 0:
+            return 0.0
+        base_loss, (last_step, last_loss) = self.valid[0][1], self.valid[-1]
+        *_, (step, loss) = (row for row in self.valid if 3 * row[0] <= 2 * last_step)
+        if 2 * step < last_step or last_loss >= base_loss:
+            return 0.0
+        return (loss - last_loss) / (base_loss - last_loss)
+
 
 class LossLog:
     """One row per optimizer step, in their order, after that of step 0 if there is one.

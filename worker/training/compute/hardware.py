@@ -1,23 +1,32 @@
-"""Speed of this machine's processor, and its free memory."""
+"""Speed of this machine's processor, memory of its GPU, and of this process."""
 
 import hashlib
 import os
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import psutil
 import torch
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from app.core.job.frozen import Frozen
+from app.core.machine.memory import Memory
 
 _NAME = "processor.json"
 _SHAPE = (512, 1024, 1024)
 """Rows, inputs and outputs of the timed matrix product, like those of small models."""
 _ROUNDS = 7
+_MEASUREMENTS = 5
+"""Number of measurements after which the speeds are believed, however implausible they are."""
+_SLOWEST = 5.0
+"""GFLOP/s in float32 that one thread of any processor with AVX2 or NEON exceeds."""
+_FASTEST = 1e6
+_RATIOS = (0.02, 20.0)
+"""Speed in bfloat16 over that in float32: emulated without instructions for it, and with tiles."""
+
 _ISA_VARIABLES = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY")
 """Variables that limit the libraries to the instructions of an older processor."""
 
@@ -25,8 +34,33 @@ _ISA_VARIABLES = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY
 class Speeds(Frozen):
     """Speed of matrix products on one thread, in GFLOP/s."""
 
-    float32: float
-    bfloat16: float
+    float32: float = Field(gt=0, le=_FASTEST)
+    bfloat16: float = Field(gt=0, le=_FASTEST)
+
+    def best_of(self, other: "Speeds") -> "Speeds":
+        """The higher of both speeds in each dtype: other programs only ever make them lower."""
+        return Speeds(
+            float32=max(self.float32, other.float32), bfloat16=max(self.bfloat16, other.bfloat16)
+        )
+
+
+class _Measured(Frozen):
+    """The speeds as they are stored, with what tells whether they can be relied on."""
+
+    speeds: Speeds
+    is_quiet: bool
+    """Whether the processor had nothing else to do during at least one measurement."""
+    measurements: int = Field(ge=1)
+
+    @property
+    def is_reliable(self) -> bool:
+        return self.measurements >= _MEASUREMENTS or (self.is_quiet and self._is_plausible)
+
+    @property
+    def _is_plausible(self) -> bool:
+        speeds = self.speeds
+        ratio = speeds.bfloat16 / speeds.float32
+        return speeds.float32 >= _SLOWEST and _RATIOS[0] <= ratio <= _RATIOS[1]
 
 
 def _measure() -> Speeds:
@@ -39,21 +73,45 @@ def _measure() -> Speeds:
         torch.set_num_threads(threads)
 
 
-def read_or_measure(cache: Path) -> Speeds:
-    """The speeds of this processor, from `cache` if an earlier job has stored them there.
+def _is_quiet() -> bool:
+    """Whether the processor had idle cores in the last minute, besides that of this process."""
+    return os.getloadavg()[0] <= (os.cpu_count() or 1)
 
-    Measurements differ a little. Jobs share one, so that they make the same choices.
+
+def read_or_measure(
+    cache: Path,
+    *,
+    measure: Callable[[], Speeds] = _measure,
+    is_quiet: Callable[[], bool] = _is_quiet,
+) -> Speeds:
+    """The speeds of this processor, from `cache` if earlier jobs have stored reliable ones there.
+
+    Measurements differ a little. Jobs share one, so that they make the same choices. It is repeated
+    by the next jobs if it is implausible or other programs were busy; the highest speeds count.
+
+    Args:
+        cache: directory of the stored speeds. It need not exist.
+        measure: measures the speeds.
+        is_quiet: whether the processor has nothing else to do.
     """
     path = cache / f"{_key()}-{_NAME}"
+    known = None
     with suppress(OSError, ValidationError):
-        return Speeds.model_validate_json(path.read_bytes())
-    speeds = _measure()
+        known = _Measured.model_validate_json(path.read_bytes())
+        if known.is_reliable:
+            return known.speeds
+    speeds, quiet = measure(), is_quiet()
+    new = _Measured(
+        speeds=speeds.best_of(known.speeds) if known else speeds,
+        is_quiet=quiet or (known is not None and known.is_quiet),
+        measurements=1 + (known.measurements if known else 0),
+    )
     with suppress(OSError):  # it is only a cache
         cache.mkdir(parents=True, exist_ok=True)
         staging = path.with_suffix(f".{os.getpid()}")
-        staging.write_text(speeds.model_dump_json(), encoding="utf-8")
+        staging.write_text(new.model_dump_json(), encoding="utf-8")
         staging.replace(path)
-    return speeds
+    return new.speeds
 
 
 def _speed(dtype: torch.dtype) -> float:
@@ -84,56 +142,13 @@ def _processor() -> str:
     )
 
 
-def free_memory(*, root: Path = Path("/")) -> int:
-    """Bytes of memory left on this machine, or within the container's limit if that is less.
-
-    Args:
-        root: directory of `proc` and `sys`.
-    """
-    return min([int(psutil.virtual_memory().available), *_left_in_groups(root)])
-
-
-def free_gpu_memory() -> int:
-    """Bytes of memory left on the GPU that this process uses."""
-    free, _ = torch.cuda.mem_get_info()
-    return free
+def measure_gpu_memory() -> Memory:
+    """Measure the memory of the GPU that this process uses."""
+    free, total = torch.cuda.mem_get_info()
+    return Memory(total=total, free=free)
 
 
 def anonymous_memory() -> int:
     """Bytes that this process has in memory and not on the disk, shared with its parent or not."""
     memory = psutil.Process().memory_info()
     return int(memory.rss - getattr(memory, "shared", 0))
-
-
-def _left_in_groups(root: Path) -> Iterator[int]:
-    """Bytes left in this process's control group and in each group around it."""
-    for directory, (limit_name, used_name, idle_name) in _groups(root):
-        # A file is missing where the kernel sets no limit, and "max" stands for none.
-        with suppress(OSError, ValueError):
-            limit = int((directory / limit_name).read_text("ascii"))
-            used = int((directory / used_name).read_text("ascii"))
-            statistics = (directory / "memory.stat").read_text("ascii").splitlines()
-            idle = dict(line.split() for line in statistics).get(idle_name, 0)
-            yield max(0, limit - used + int(idle))
-
-
-def _groups(root: Path) -> Iterator[tuple[Path, tuple[str, str, str]]]:
-    """Directories of the groups, and the names of their files in cgroups version 1 or 2."""
-    top = root / "sys/fs/cgroup"
-    try:
-        lines = (root / "proc/self/cgroup").read_text("utf-8").splitlines()
-    except OSError:
-        return
-    for line in lines:
-        _, controllers, name = line.split(":", 2)
-        if not controllers:
-            names = ("memory.max", "memory.current", "inactive_file")
-            base = top
-        elif "memory" in controllers.split(","):
-            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-            base = top / "memory"
-        else:
-            continue
-        group = PurePosixPath(name.lstrip("/"))
-        for path in (group, *group.parents):
-            yield base / path, names

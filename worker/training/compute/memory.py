@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from app.core.job.lora_shape import LoraShape
 from app.core.job.training_config import ComputeSettings, DtypeName, ForwardName
-from worker.training.failures import TrainingFailedError
 from worker.training.model.base_model import ModelShape
 from worker.training.model.cross_entropy import CHUNK
 from worker.training.model.decoder_layer import LONGEST_BY_PRODUCTS
@@ -68,15 +67,27 @@ class Footprint:
         return self.model.parameters * _BYTES[self.dtype]
 
     @property
-    def trained(self) -> int:
-        """Adapter, trained embeddings and optimizer."""
+    def trained_parameters(self) -> int:
+        """Number of parameters of the adapter, with trained embeddings."""
+        return self._adapter_parameters + self._embedding_parameters
+
+    @property
+    def _adapter_parameters(self) -> int:
         linears = [self.model.linear(name) for name in self.lora.target_modules]
-        weights = self.model.layers * self.lora.saved_rank * sum(map(sum, linears))
+        return self.model.layers * self.lora.saved_rank * sum(map(sum, linears))
+
+    @property
+    def _embedding_parameters(self) -> int:
         matrices = len(set(self.lora.modules_to_save))
         if self.model.has_tied_embeddings:
             matrices = min(matrices, 1)
-        embeddings = matrices * self.model.vocabulary * self.model.width
-        return weights * _BYTES_PER_TRAINED + embeddings * _BYTES_PER_EMBEDDING
+        return matrices * self.model.vocabulary * self.model.width
+
+    @property
+    def trained(self) -> int:
+        """Adapter, trained embeddings and optimizer."""
+        embeddings = self._embedding_parameters * _BYTES_PER_EMBEDDING
+        return self._adapter_parameters * _BYTES_PER_TRAINED + embeddings
 
     def activations(self, tokens: int, *, checkpointing: bool) -> int:
         """Activations of a micro-batch at their peak.
@@ -117,23 +128,25 @@ class Footprint:
         )
 
 
+def largest_micro_batch(limit: int, *, longest_row: int, batch_size: int) -> int:
+    """Most tokens of a micro-batch, padding included, in a job whose setting is `limit`."""
+    return min(max(limit, longest_row), batch_size * longest_row)
+
+
 def plan_memory(
     asked: ComputeSettings, footprint: Footprint, *, batch_size: int, free_bytes: int
 ) -> tuple[int, bool]:
     """Choose the tokens of a micro-batch and gradient checkpointing so that the job fits.
 
     If memory is short, checkpointing comes first, because it changes no bit of the result. Smaller
-    micro-batches come second.
+    micro-batches come second. A job that does not fit even so gets the smallest.
 
     Returns:
         Tokens of a micro-batch, and whether there is gradient checkpointing.
-
-    Raises:
-        TrainingFailedError: `not_enough_memory`.
     """
     longest = footprint.longest_row
     limit = asked.micro_batch_tokens or footprint.usual_tokens()
-    tokens = min(max(limit, longest), batch_size * longest)
+    tokens = largest_micro_batch(limit, longest_row=longest, batch_size=batch_size)
     choices = [False, True]
     if asked.gradient_checkpointing is not None:
         choices = [asked.gradient_checkpointing]
@@ -141,18 +154,17 @@ def plan_memory(
         if footprint.peak(tokens, checkpointing=checkpointing) <= free_bytes:
             return limit, checkpointing
     checkpointing = choices[-1]
-    while asked.micro_batch_tokens is None and tokens > longest:
+    if asked.micro_batch_tokens is not None:
+        return limit, checkpointing
+    while tokens > longest:
         tokens = max(tokens // 2, longest)
         if footprint.peak(tokens, checkpointing=checkpointing) <= free_bytes:
-            return tokens, checkpointing
-    raise TrainingFailedError(
-        "not_enough_memory",
-        _refusal(footprint, tokens, checkpointing=checkpointing, free_bytes=free_bytes),
-        param="hyperparameters.context_length",
-    )
+            break
+    return tokens, checkpointing
 
 
-def _refusal(footprint: Footprint, tokens: int, *, checkpointing: bool, free_bytes: int) -> str:
+def explain_need(footprint: Footprint, tokens: int, *, checkpointing: bool) -> str:
+    """What a job with micro-batches of so many tokens needs memory for."""
     parts = {
         f"the base model in {footprint.dtype}": footprint.base_model,
         "adapter and optimizer": footprint.trained,
@@ -161,17 +173,9 @@ def _refusal(footprint: Footprint, tokens: int, *, checkpointing: bool, free_byt
         ),
         "libraries": _LIBRARIES,
     }
-    listed = ", ".join(f"{_gigabytes(size)} for {what}" for what, size in parts.items())
-    lower = "Lower context_length or lora_r"
-    if footprint.lora.modules_to_save:
-        lower += ", leave out modules_to_save"
-    return (
-        f"The job needs about {_gigabytes(sum(parts.values()))} of memory, and "
-        f"{_gigabytes(free_bytes)} are free. It needs {listed}. Its longest example has "
-        f"{footprint.longest_row:,} tokens. {lower}, choose a smaller base "
-        "model, or give the machine more memory."
-    )
+    listed = ", ".join(f"{gigabytes(size)} for {what}" for what, size in parts.items())
+    return f"It needs {listed}. Its longest example has {footprint.longest_row:,} tokens."
 
 
-def _gigabytes(size: int) -> str:
+def gigabytes(size: int) -> str:
     return f"{size / 1e9:.1f} GB"

@@ -8,14 +8,29 @@ import os
 import shutil
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from peft import PeftModel
 
 from app.core.job.lora_shape import LoraShape
-from app.core.job.training_config import ComputeSettings, DeviceName, DtypeName, ForwardName
+from app.core.job.training_config import (
+    ComputeSettings,
+    DeviceName,
+    DtypeName,
+    ForwardName,
+    TrainingConfig,
+)
+from app.core.job.training_events import MemoryShort
+from app.core.machine.memory import Memory
 from worker.training.compute.hardware import Speeds
-from worker.training.compute.memory import Footprint, plan_memory
-from worker.training.failures import TrainingFailedError
+from worker.training.compute.memory import (
+    Footprint,
+    explain_need,
+    gigabytes,
+    largest_micro_batch,
+    plan_memory,
+)
+from worker.training.failures import MemoryShortError, TrainingFailedError
 from worker.training.model.base_model import ModelShape
 from worker.training.model.decoder_layer import compile_layer, decoder_layer
 from worker.training.model.forward import (
@@ -60,6 +75,28 @@ class Workload:
     """Tokens that the whole job reads."""
     longest_row: int
     """Tokens of the longest example."""
+    threads: int
+    """Threads of the processor that the job computes with."""
+
+    @classmethod
+    def of_job(
+        cls,
+        base_model: ModelShape,
+        config: TrainingConfig,
+        lengths: np.ndarray,
+        *,
+        total_steps: int,
+        threads: int,
+    ) -> "Workload":
+        """What a job computes whose examples, or a sample of them, have these lengths."""
+        return cls(
+            base_model=base_model,
+            lora=config.lora,
+            batch_size=config.batch_size,
+            tokens=int(lengths.mean() * total_steps * config.batch_size),
+            longest_row=int(lengths.max()),
+            threads=threads,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +107,9 @@ class ComputePlan:
     compile: bool
     micro_batch_tokens: int
     gradient_checkpointing: bool
+    footprint: Footprint
+    largest_micro_batch: int
+    """Tokens of the largest micro-batch that there may be, padding included."""
     explanation: str
     """A sentence for the job's events: the choices and their reasons."""
     is_warning: bool
@@ -82,6 +122,36 @@ class ComputePlan:
             **{name: getattr(self, name) for name in ComputeSettings.model_fields}
         )
 
+    @property
+    def peak_bytes(self) -> int:
+        """Memory that the job takes at most, by the estimate."""
+        return self.footprint.peak(
+            self.largest_micro_batch, checkpointing=self.gradient_checkpointing
+        )
+
+    def check_memory(self, memory: Memory) -> None:
+        """Check that the job fits into the free memory of its device.
+
+        Raises:
+            MemoryShortError: it does not.
+        """
+        needed = self.peak_bytes
+        if needed <= memory.free:
+            return
+        parts = explain_need(
+            self.footprint, self.largest_micro_batch, checkpointing=self.gradient_checkpointing
+        )
+        short = MemoryShort(
+            message=f"The job needs about {gigabytes(needed)} of memory, and "
+            f"{gigabytes(memory.free)} of {gigabytes(memory.total)} are free. {parts} Lower "
+            "context_length or lora_r, choose a smaller base model, or give the machine more "
+            "memory.",
+            device=self.device,
+            needed_bytes=needed,
+            total_bytes=memory.total,
+        )
+        raise MemoryShortError(short)
+
     def build_forward(self, model: PeftModel) -> Forward:
         """Build the forward pass of the loaded model."""
         if self.forward == "plain":
@@ -90,13 +160,21 @@ class ComputePlan:
         return FusedForward(model, layer=layer, is_checkpointing=self.gradient_checkpointing)
 
 
-def choose_placement(asked: ComputeSettings, speeds: Speeds) -> Placement:
+def choose_placement(
+    asked: ComputeSettings, speeds: Speeds, *, has_gpu: bool | None = None
+) -> Placement:
     """Choose the device and dtype to load the base model with.
+
+    Args:
+        asked: choices that the service's settings or an earlier attempt have made.
+        speeds: speeds of this processor.
+        has_gpu: whether there is a GPU. None to ask torch, which does not see one from everywhere.
 
     Raises:
         TrainingFailedError: `gpu_unavailable`.
     """
-    has_gpu = torch.cuda.is_available()
+    if has_gpu is None:
+        has_gpu = torch.cuda.is_available()
     if asked.device == "cuda" and not has_gpu:
         raise TrainingFailedError(
             "gpu_unavailable",
@@ -118,7 +196,7 @@ def make_plan(
     free_bytes: int,
     has_fused_layers: bool = True,
 ) -> ComputePlan:
-    """Make every choice that `asked` leaves open.
+    """Make every choice that `asked` leaves open. A job that cannot fit gets a plan as well.
 
     Args:
         asked: choices that the service's settings or an earlier attempt have made.
@@ -127,9 +205,6 @@ def make_plan(
         work: what the job has to compute.
         free_bytes: memory that the job may take, on its device.
         has_fused_layers: False if the loaded model turned out to have layers of another kind.
-
-    Raises:
-        TrainingFailedError: `not_enough_memory`.
     """
     objection = why_not_fused(work.base_model, longest_row=work.longest_row)
     if objection is None and work.lora.use_dora:
@@ -157,6 +232,10 @@ def make_plan(
         compile=is_compiled,
         micro_batch_tokens=tokens,
         gradient_checkpointing=checkpointing,
+        footprint=footprint,
+        largest_micro_batch=largest_micro_batch(
+            tokens, longest_row=work.longest_row, batch_size=work.batch_size
+        ),
         explanation=", ".join(filter(None, reasons)) + ".",
         is_warning=objection is not None or should_compile != is_compiled,
     )
@@ -173,12 +252,13 @@ def _is_worth_compiling(asked: ComputeSettings, placement: Placement, work: Work
     if placement.device == "cuda":
         return False
     numbers = work.tokens * work.base_model.layers * work.base_model.width
-    return numbers / (_FUSED_PER_S * torch.get_num_threads()) >= _WORTH_COMPILING_S
+    return numbers / (_FUSED_PER_S * work.threads) >= _WORTH_COMPILING_S
 
 
 def _explain_placement(placement: Placement, speeds: Speeds) -> str:
     if placement.device == "cuda":
-        return f"Training in {placement.dtype} ({torch.cuda.get_device_name()})"
+        name = torch.cuda.get_device_name() if torch.cuda.is_available() else "on a GPU"
+        return f"Training in {placement.dtype} ({name})"
     gain = speeds.bfloat16 / speeds.float32
     return (
         f"Training in {placement.dtype} (this processor multiplies matrices {gain:.1f} times as "

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from worker.training.data.dataset import IGNORE_INDEX, TokenizedData
 
-_GROUP_COST = 64
+GROUP_COST = 64
 """Fixed cost of a micro-batch, in tokens: each one reads all weights."""
 
 
@@ -85,7 +85,7 @@ def cut_by_length(
     for end, longest in enumerate(rows, 1):
         fits = max(1, micro_batch_tokens // longest)
         candidates = (
-            (least[start] + _GROUP_COST + (end - start) * longest, start)
+            (least[start] + GROUP_COST + (end - start) * longest, start)
             for start in range(max(0, end - fits), end)
         )
         cost, start = min(candidates)

@@ -15,6 +15,12 @@ from transformers.utils.chat_template_utils import (
 Message = dict[str, Any]
 Tools = list[dict[str, Any]] | None
 
+_TEMPLATE_ERRORS = (
+    *(TemplateError, TypeError, ValueError, LookupError, AttributeError),
+    ArithmeticError,  # such as a range that the template's sandbox finds too long
+)
+"""What a template raises for a conversation that it does not take."""
+
 
 class ChatTemplateError(Exception):
     """The template cannot render a conversation, or not so that its answers can be found."""
@@ -71,7 +77,7 @@ class ChatTemplate:
             )
         except RecursionError as error:
             raise ChatTemplateError("its tools or tool calls are nested too deeply") from error
-        except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
+        except _TEMPLATE_ERRORS as error:
             raise ChatTemplateError(f"the chat template failed: {error}") from error
         return str(text)
 

@@ -6,25 +6,15 @@ there at inference. Then each learned answer becomes a text of its own, which en
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import date
 
 from transformers import PreTrainedTokenizerBase
 
 from app.core.dataset.formats import ChatExample
 from app.core.job.training_config import MAX_EXAMPLES_PER_LINE
-from worker.training.data.answers import AnswerFinder
+from worker.training.data.answers import Answer, AnswerFinder, RenderedChat, is_whole
 from worker.training.data.chat_template import ChatTemplate, ChatTemplateError, list_added_tokens
 from worker.training.data.long_chats import SHORT_CHAT, LongChat, find_in_windows
-
-Span = tuple[int, int]
-"""Characters of a text, from the first to one past the last."""
-
-
-@dataclass(frozen=True, slots=True)
-class RenderedChat:
-    text: str
-    learned: list[Span]
 
 
 class ChatRenderer:
@@ -51,23 +41,22 @@ class ChatRenderer:
                 token may be one.
         """
         self._template = ChatTemplate(tokenizer, today=today)
-        known = list_added_tokens(tokenizer) if stop_tokens is None else stop_tokens
-        self._finder = AnswerFinder(self._template, tuple(known))
+        self._finder = AnswerFinder(self._template, stop_tokens, list_added_tokens(tokenizer))
 
     @property
     def stop(self) -> str:
         """What ends a plain answer."""
         return self._finder.stop
 
-    def render_whole(self, example: ChatExample) -> str:
-        """The text of a conversation.
+    def render_whole(self, example: ChatExample) -> RenderedChat:
+        """The text of a conversation, in which all is learned.
 
         Raises:
             ChatTemplateError: the template refuses the conversation.
         """
-        text = self._template.render(self._template.adapt(example.messages), example.tools)
-        _check_text(text)
-        return text
+        text = self._render_text(example)
+        answers = (message for message in example.messages if message["role"] == "assistant")
+        return RenderedChat(text, [(0, len(text))], all(is_whole(m, text) for m in answers))
 
     def render(self, example: ChatExample, learned: Sequence[int]) -> list[RenderedChat]:
         """The texts of a conversation: one, or one for each learned answer.
@@ -80,12 +69,12 @@ class ChatRenderer:
             ChatTemplateError: the template refuses the conversation, or an answer cannot be found
                 in what it writes.
         """
-        text = self.render_whole(example)
+        text = self._render_text(example)
         messages, tools = self._template.adapt(example.messages), example.tools
         if len(messages) > SHORT_CHAT:
-            spans = find_in_windows(self._finder, LongChat(messages, tools, learned, text))
-            if spans is not None:
-                return [RenderedChat(text, spans)]
+            chat = find_in_windows(self._finder, LongChat(messages, tools, learned, text))
+            if chat is not None:
+                return [chat]
         if len(messages) > MAX_EXAMPLES_PER_LINE:  # the time would grow with the square
             raise ChatTemplateError(
                 f"the chat template renders earlier messages differently once others follow, and "
@@ -94,8 +83,19 @@ class ChatRenderer:
             )
         answers = [self._finder.find(messages[: index + 1], tools) for index in learned]
         if all(text.startswith(answer.text) for answer in answers):
-            return [RenderedChat(text, [answer.span for answer in answers])]
-        return [RenderedChat(answer.text, [answer.span]) for answer in answers]
+            return [_as_one(text, answers)]
+        return [_as_one(answer.text, [answer]) for answer in answers]
+
+    def _render_text(self, example: ChatExample) -> str:
+        text = self._finder.render_to_end(self._template.adapt(example.messages), example.tools)
+        _check_text(text)
+        return text
+
+
+def _as_one(text: str, answers: Sequence[Answer]) -> RenderedChat:
+    """The text with these answers in it."""
+    spans = [answer.span for answer in answers]
+    return RenderedChat(text, spans, all(answer.is_whole for answer in answers))
 
 
 def _check_text(text: str) -> None:

@@ -5,20 +5,27 @@ In a conversation, only the assistant's answers are learned: see `worker.trainin
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import date
+from datetime import UTC, date, datetime
 from functools import cached_property
 from typing import cast
 
 from transformers import PreTrainedTokenizerBase
 
 from app.core.dataset.formats import ChatExample, Example, PromptExample
-from app.core.job.training_config import TrainOn
-from worker.training.data.chats import ChatRenderer, Span
+from app.core.job.training_config import TrainingConfig, TrainOn
+from worker.training.data.answers import RenderedChat, Span
+from worker.training.data.chats import ChatRenderer
+from worker.training.data.stop_tokens import StopTokens
 
 
 def end_of_text(tokenizer: PreTrainedTokenizerBase) -> int:
     """The token that ends a generation. `load_tokenizer` has checked that there is one."""
     return cast("int", tokenizer.eos_token_id)
+
+
+def today_of(config: TrainingConfig) -> date:
+    """The date that chat templates see. Jobs of earlier releases take the day of the attempt."""
+    return config.template_date or datetime.now(UTC).date()
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +34,9 @@ class Encoded:
 
     input_ids: list[int]
     is_learned: list[bool]
+    is_whole: bool = True
+    """Whether the chat template writes the learned answers as they are. It may leave out thoughts,
+    or the content beside a tool call."""
 
 
 class Encoder:
@@ -61,6 +71,18 @@ class Encoder:
         self._stop_tokens = stop_tokens
         self.ends: set[str] = set()
 
+    @classmethod
+    def for_job(
+        cls, config: TrainingConfig, tokenizer: PreTrainedTokenizerBase, stops: StopTokens
+    ) -> "Encoder":
+        """The encoder of a job with these hyperparameters, whose base model stops at `stops`."""
+        return cls(
+            tokenizer,
+            train_on=config.learned_part,
+            today=today_of(config),
+            stop_tokens=list(stops.base.values()) if stops.are_known else None,
+        )
+
     def encode(self, example: Example) -> list[Encoded]:
         """The tokens of one example: one row, or one for each learned answer of a conversation.
 
@@ -78,21 +100,28 @@ class Encoder:
             encoded = self._encode_text(example.text, [(0, len(example.text))])
         return [self._with_end(encoded)]
 
+    @property
+    def special_tokens(self) -> list[str]:
+        """Texts that the tokenizer reads as special tokens, wherever they are."""
+        added = self._tokenizer.added_tokens_decoder.values()
+        return [token.content for token in added if token.special]
+
     @cached_property
     def _chat(self) -> ChatRenderer:
         return ChatRenderer(self._tokenizer, today=self._today, stop_tokens=self._stop_tokens)
 
     def _encode_chat(self, example: ChatExample) -> list[Encoded]:
         if self._train_on == "everything":
-            return [self._encode_text(self._chat.render_whole(example), [], is_rendered=True)]
+            return [self._encode_rendered(self._chat.render_whole(example))]
         learned = [index for index, is_learned in enumerate(example.is_learned) if is_learned]
         if self._train_on == "last_assistant":
             last = max(i for i, m in enumerate(example.messages) if m["role"] == "assistant")
             learned = [index for index in learned if index == last]
-        return [
-            self._encode_text(chat.text, chat.learned, is_rendered=True)
-            for chat in self._chat.render(example, learned)
-        ]
+        return [self._encode_rendered(chat) for chat in self._chat.render(example, learned)]
+
+    def _encode_rendered(self, chat: RenderedChat) -> Encoded:
+        encoded = self._encode_text(chat.text, chat.learned, is_rendered=True)
+        return Encoded(encoded.input_ids, encoded.is_learned, chat.is_whole)
 
     def _encode_text(
         self, text: str, learned: Iterable[Span], *, is_rendered: bool = False

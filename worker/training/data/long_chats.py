@@ -10,13 +10,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from worker.training.data.answers import AnswerFinder
+from worker.training.data.answers import AnswerFinder, RenderedChat, Span
 from worker.training.data.chat_template import ChatTemplateError, Message, Tools
 
 SHORT_CHAT = 16
 """Messages of a conversation of which every answer is found by rendering all that is before it."""
-
-_Span = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,30 +24,36 @@ class LongChat:
     learned: Sequence[int]
     """Indices of the messages that are learned."""
     text: str
-    """The whole conversation, rendered."""
+    """The whole conversation, rendered, with the token that stops the model after it."""
 
 
 class _RewrittenError(Exception):
     """The template writes a message differently with other messages around it."""
 
 
-def find_in_windows(finder: AnswerFinder, chat: LongChat) -> list[_Span] | None:
-    """Where the learned answers are in the text of a conversation.
+def find_in_windows(finder: AnswerFinder, chat: LongChat) -> RenderedChat | None:
+    """The conversation with its learned answers.
 
     Returns:
         None if the template does not write each message alike with and without the others.
     """
+    learned: list[Span] = []
+    is_whole = True
     try:
-        spans = list(_find_spans(finder, chat))
-        _check_some(finder, chat, spans)
+        for span, answer_is_whole in _find_spans(finder, chat):
+            learned.append(span)
+            is_whole &= answer_is_whole
+        _check_some(finder, chat, learned)
     except (_RewrittenError, ChatTemplateError):
         return None
-    return spans
+    return RenderedChat(chat.text, learned, is_whole)
 
 
-def _find_spans(finder: AnswerFinder, chat: LongChat) -> Iterator[_Span]:
+def _find_spans(finder: AnswerFinder, chat: LongChat) -> Iterator[tuple[Span, bool]]:
+    """Where each learned answer is, and whether the template writes it as it is."""
+
     def render(messages: list[Message]) -> str:
-        return finder.template.render(messages, chat.tools).removesuffix(finder.closing)
+        return finder.render_to_end(messages, chat.tools).removesuffix(finder.closing)
 
     messages, is_learned = chat.messages, set(chat.learned)
     system = [message for message in messages[:1] if message["role"] == "system"]
@@ -67,13 +71,13 @@ def _find_spans(finder: AnswerFinder, chat: LongChat) -> Iterator[_Span]:
                 answer = finder.find(window[: len(context) + index - start + 1], chat.tools)
                 _require(whole.startswith(answer.text) and len(answer.prompt) >= len(before))
                 shift = position - len(before)
-                yield answer.span[0] + shift, answer.span[1] + shift
+                yield (answer.span[0] + shift, answer.span[1] + shift), answer.is_whole
         position += len(added)
         earlier = start
     _require(position == len(chat.text.removesuffix(finder.closing)))
 
 
-def _check_some(finder: AnswerFinder, chat: LongChat, spans: Sequence[_Span]) -> None:
+def _check_some(finder: AnswerFinder, chat: LongChat, spans: Sequence[Span]) -> None:
     """Check the first, the middle and the last answer with all that is before them.
 
     A template might depend on the number of messages only where it asks for an answer.

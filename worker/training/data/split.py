@@ -18,12 +18,30 @@ class SelectedRows(TokenizedData):
         self._whole = whole
         self._indices = indices
         self.lengths = whole.lengths[indices]
-        self.report = whole.report
+        self.learned = whole.learned[indices]
+        self.lines = whole.lines[indices]
         chosen = f"{whole.sha256} {indices.tolist()}"
         self.sha256 = hashlib.sha256(chosen.encode()).hexdigest()
 
     def read(self, index: int) -> TokenizedRow:
         return self._whole.read(self._indices[index])
+
+
+def count_held_out(examples: int, *, fraction: float) -> int:
+    """Number of examples that are taken to evaluate on: at least one, whatever the fraction.
+
+    Raises:
+        TrainingFailedError: `too_few_examples`, when there is no row left to train on.
+    """
+    held_out = max(1, round(fraction * examples))
+    if held_out == examples:
+        raise TrainingFailedError(
+            "too_few_examples",
+            f"A validation_split of {fraction:g} leaves none of the {examples:,} examples to "
+            "train on. Upload more examples, or omit validation_split.",
+            param="hyperparameters.validation_split",
+        )
+    return held_out
 
 
 def split_rows(
@@ -35,20 +53,13 @@ def split_rows(
 
     Args:
         data: rows that are trained or evaluated on.
-        fraction: part of them to evaluate on. At least one row is, whatever the fraction.
+        fraction: part of them to evaluate on.
         seed: seed of the job.
 
     Raises:
         TrainingFailedError: `too_few_examples`, when there is no row left to train on.
     """
-    held_out = max(1, round(fraction * len(data)))
-    if held_out == len(data):
-        raise TrainingFailedError(
-            "too_few_examples",
-            f"A validation_split of {fraction:g} leaves none of the {len(data):,} examples to "
-            "train on. Upload more examples, or omit validation_split.",
-            param="hyperparameters.validation_split",
-        )
+    held_out = count_held_out(len(data), fraction=fraction)
     order = np.random.default_rng([seed, _SPLIT_STREAM]).permutation(len(data))
     return (
         SelectedRows(data, np.sort(order[held_out:])),

@@ -9,7 +9,7 @@ from typing import Any, cast
 from transformers import PreTrainedTokenizerBase
 
 from app.core.job.artifacts import GENERATION_CONFIG_NAME
-from app.core.job.training_events import Noted
+from app.core.job.data_report import DataWarning
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +45,14 @@ class StopTokens:
             taught[end] = ids[0] if len(ids) == 1 else None
         return StopTokens(self.generation_config, self.base, taught)
 
-    def warnings(self) -> list[Noted]:
+    def warnings(self) -> list[DataWarning]:
         """A warning for each end at which the base model does not stop."""
         known = ", ".join(self.base.values())
         return [
-            Noted(
-                level="warn",
+            DataWarning(
+                code="stop_token_unknown",
+                param=None,
+                count=1,
                 message=f"The answers end with {end}, and the base model stops at {known}. To keep "
                 f"a served model from running on, have the inference server stop at {end}, too: "
                 f"{GENERATION_CONFIG_NAME} in the checkpoint names "

@@ -13,7 +13,6 @@ from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -21,6 +20,7 @@ from transformers import (
 from app.core.job.lora_shape import LoraShape
 from app.core.job.training_config import BaseModelRef
 from app.core.job.training_events import Noted
+from worker.training.data.tokenizer import load_tokenizer
 from worker.training.failures import TrainingFailedError
 from worker.training.model.embeddings import are_tied, check_embeddings, train_in_float32
 from worker.training.model.initialisation import start_from_base
@@ -33,20 +33,9 @@ class ModelLoader:
         """Load the tokenizer of a base model.
 
         Raises:
-            TrainingFailedError: `tokenizer_unsupported`, when it cannot tell which characters a
-                token stands for, or has no token that ends a text.
+            TrainingFailedError: `tokenizer_unsupported`.
         """
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            directory, local_files_only=True, trust_remote_code=False
-        )
-        if not tokenizer.is_fast or tokenizer.eos_token_id is None:
-            raise TrainingFailedError(
-                "tokenizer_unsupported",
-                "The base model's tokenizer has no fast form (tokenizer.json) or no end-of-text "
-                "token. Choose another base model.",
-                param="model",
-            )
-        return tokenizer
+        return load_tokenizer(directory)
 
     def load_weights(self, directory: Path, dtype: torch.dtype) -> PreTrainedModel:
         """Load the weights of a base model from safetensors and nothing else."""

@@ -5,8 +5,8 @@ from datetime import datetime
 
 from sqlalchemy import func, or_, select, update
 
-from app.core.db.access_tables import ApiKey
 from app.core.db.base import Project, Repository
+from app.core.db.project_tables import ApiKey
 from app.core.errors import NotFoundError
 
 

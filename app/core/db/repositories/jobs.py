@@ -17,6 +17,8 @@ from sqlalchemy import (
 from sqlalchemy.orm import aliased, joinedload
 
 from app.core.db.base import Page, ProjectRepository
+from app.core.db.check_tables import DataCheck
+from app.core.db.repositories.data_checks import token_keys
 from app.core.db.repositories.events import EventRepository
 from app.core.db.repositories.saved_states import SavedStateRepository
 from app.core.db.repositories.transitions import lock_job, settle
@@ -44,21 +46,21 @@ _BY_ID = (
 _EXISTS = select(Job.id).where(
     Job.id == bindparam("job_id"), Job.project_id == bindparam("project_id")
 )
+_PAUSED_LATER = (JobStatus.VALIDATING_FILES, JobStatus.RUNNING)
+"""Statuses in which a job is asked to pause, and goes on for a while."""
 
 
 class JobRepository(ProjectRepository):
     """The jobs of one project."""
 
     def add(self, job: Job) -> None:
-        """Add a new job, which is queued or paused."""
+        """Add a new job. Its data is checked before anything else happens to it."""
         self._add(job)
-        is_paused = job.status is JobStatus.PAUSED
-        where = "paused until it is resumed" if is_paused else "moving job to queued state"
+        self._add(DataCheck(job_id=job.id))
         events = EventRepository(self._session, self._project_id)
         for message in (
             f"Created fine-tuning job: {job.id}",
             f"Validating training file: {job.training_file_id}",
-            f"Files validated, {where}",
         ):
             events.add(job.id, message, now=job.created_at)
 
@@ -114,12 +116,12 @@ class JobRepository(ProjectRepository):
         return job
 
     def request_pause(self, job_id: str, *, now: datetime) -> Job | None:
-        """Pause a queued job, or ask a running one to pause. None if it is neither.
+        """Pause a queued job, or ask one that runs or is checked to pause. Otherwise None.
 
         A job that is being cancelled cannot be paused any more.
         """
         job = self._lock(job_id)
-        if job is None or job.status not in (JobStatus.QUEUED, JobStatus.RUNNING):
+        if job is None or job.status not in (JobStatus.QUEUED, *_PAUSED_LATER):
             return None
         if job.status is JobStatus.QUEUED:
             settle(self._session, job, JobStatus.PAUSED, now=now)
@@ -132,14 +134,14 @@ class JobRepository(ProjectRepository):
     def resume(self, job_id: str, *, now: datetime) -> Job | None:
         """Put a paused job back into the queue, at its old place. None if it is not paused.
 
-        For a running job that was asked to pause, this takes the request back.
+        For a job that runs or is checked, and was asked to pause, this takes the request back.
         """
         job = self._lock(job_id)
         if job is None:
             return None
         if job.status is JobStatus.PAUSED:
             settle(self._session, job, JobStatus.QUEUED, now=now)
-        elif job.status is JobStatus.RUNNING and job.pause_requested_at is not None:
+        elif job.status in _PAUSED_LATER and job.pause_requested_at is not None:
             job.pause_requested_at = None
             events = EventRepository(self._session, self._project_id)
             events.add(job_id, "Fine-tuning job resumed", now=now)
@@ -161,6 +163,8 @@ class JobRepository(ProjectRepository):
         made = self._select(File).where(File.job_id == job.id).order_by(File.id)
         keys = [file.blob_key for file in self._session.scalars(made.with_for_update())]
         keys += SavedStateRepository(self._session, self._project_id).delete(job.id)
+        checks = self._delete(DataCheck).where(DataCheck.job_id == job.id).returning(DataCheck)
+        keys += [key for check in self._session.scalars(checks) for key in token_keys(check)]
         for table in (File, Checkpoint, Event, IdempotencyRecord):
             self._session.execute(self._delete(table).where(table.job_id == job.id))
         for table in (StepRow, Attempt, JobMetadata):
@@ -170,6 +174,11 @@ class JobRepository(ProjectRepository):
         if self._session.scalar(deletion) is None:
             raise _no_such_job(job.id)
         return keys
+
+    def find_check(self, job_id: str) -> DataCheck | None:
+        """Return the check of a job's data. None for a job of a release that checked none."""
+        its_check = self._select(DataCheck).where(DataCheck.job_id == job_id)
+        return self._session.scalars(its_check).one_or_none()
 
     def copy_steps(self, from_job_id: str, to_job_id: str, *, last: int) -> None:
         """Copy the loss log of one job, up to a step, to the loss log of another."""

@@ -15,9 +15,9 @@ from pydantic import ValidationError
 from sqlalchemy import ColumnElement, bindparam, delete, func, select, update
 from sqlalchemy.orm import lazyload
 
-from app.core.db.base import Repository, UtcDateTime
+from app.core.db.base import Repository
 from app.core.db.repositories.events import EventRepository, Level
-from app.core.db.repositories.queue import Turns
+from app.core.db.repositories.queue import NEXT_QUEUED, NOW, Turns
 from app.core.db.repositories.transitions import announce, lock_job, settle
 from app.core.db.tables import Attempt, Job, SavedState, StepRow
 from app.core.errors import LeaseLostError
@@ -25,6 +25,7 @@ from app.core.job.loss_log import StepMetrics
 from app.core.job.status import JobStatus
 from app.core.job.training_config import TrainingConfig
 from app.core.job.training_events import JobError
+from app.core.machine.memory import PLENTY, Memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,7 @@ class Lease:
     config: TrainingConfig
 
 
-_UNREADABLE = JobError(
+UNREADABLE = JobError(
     code="settings_unreadable",
     message="This version of Tunery cannot read the settings of the job. Create the job again.",
 )
@@ -63,23 +64,16 @@ class RequestedAction(Enum):
         return cls.CONTINUE if job.pause_requested_at is None else cls.PAUSE
 
 
-_NEXT_QUEUED = (
-    select(Job.id)
-    .where(Job.status == JobStatus.QUEUED, Job.project_id == bindparam("whose"))
-    .order_by(Job.priority.desc(), Job.id)
-    .limit(1)
-    .with_for_update(skip_locked=True)
-)
 # One statement, so two workers can never both win: SQLite has a single writer, and PostgreSQL skips
 # the row another transaction has locked (SQLite ignores FOR UPDATE). It is built only once.
 _CLAIM = (
     update(Job)
-    .where(Job.id == _NEXT_QUEUED.scalar_subquery())
+    .where(Job.id == NEXT_QUEUED.scalar_subquery())
     .values(
         status=JobStatus.RUNNING,
         attempt=Job.attempt + 1,
         worker_id=bindparam("claimant"),
-        started_at=func.coalesce(Job.started_at, bindparam("now", type_=UtcDateTime())),
+        started_at=func.coalesce(Job.started_at, NOW),
         lease_expires_at=bindparam("until"),
         tokens_per_second=None,
     )
@@ -91,7 +85,13 @@ _CLAIM = (
 
 class LeaseRepository(Repository):
     def claim(
-        self, worker_id: str, *, now: datetime, lease_for: timedelta, threads: int = 1
+        self,
+        worker_id: str,
+        *,
+        now: datetime,
+        lease_for: timedelta,
+        threads: int = 1,
+        memory: Memory = PLENTY,
     ) -> Lease | None:
         """Give the next queued job to a worker. Returns None if there is no job to run.
 
@@ -100,6 +100,9 @@ class LeaseRepository(Repository):
 
         Args:
             threads: CPU threads that the training process will have.
+            memory: memory of the worker's machine. A job that needs more than there is in all is
+                left to other workers. One that waits for memory is passed over until enough is
+                free, or until its `not_before`.
         """
         turns = Turns(self._session)
         for turn in filter(turns.may_take, turns.list_all(now=now)):
@@ -108,6 +111,8 @@ class LeaseRepository(Repository):
                 "claimant": worker_id,
                 "now": now,
                 "until": now + lease_for,
+                "total_bytes": memory.total,
+                "free_bytes": memory.free,
             }
             job = self._session.scalars(_CLAIM, values).one_or_none()
             if job is not None:
@@ -124,9 +129,9 @@ class LeaseRepository(Repository):
                 started_at=now,
             )
         )
-        lease = _lease_of(job, worker_id)
+        lease = lease_of(job, worker_id, attempt=job.attempt)
         if lease is None:  # otherwise no worker would ever reach the jobs behind it
-            settle(self._session, job, JobStatus.FAILED, now=now, error=_UNREADABLE)
+            settle(self._session, job, JobStatus.FAILED, now=now, error=UNREADABLE)
         else:
             announce(self._session, job, now=now)
         return lease
@@ -192,6 +197,8 @@ class LeaseRepository(Repository):
             lease,
             trained_steps=rows[-1].step,
             epoch=rows[-1].epoch,
+            not_before=None,
+            waiting_reason=None,
             train_loss=rows[-1].train_loss,
             **({"valid_loss": evaluated[-1]} if evaluated else {}),
             tokens_per_second=tokens_per_second,
@@ -259,8 +266,8 @@ def _require_held(job: Job | None, lease: Lease) -> Job:
     return job
 
 
-def _lease_of(job: Job, worker_id: str) -> Lease | None:
-    """Return None if this version cannot read the job's settings."""
+def lease_of(job: Job, worker_id: str, *, attempt: int) -> Lease | None:
+    """The lease of an attempt. None if this version cannot read the job's settings."""
     try:
         config = TrainingConfig.model_validate(job.config)
     except ValidationError:
@@ -268,7 +275,7 @@ def _lease_of(job: Job, worker_id: str) -> Lease | None:
     return Lease(
         job_id=job.id,
         project_id=job.project_id,
-        attempt=job.attempt,
+        attempt=attempt,
         worker_id=worker_id,
         base_model=job.base_model,
         base_model_sha256=job.base_model_sha256,

@@ -22,7 +22,7 @@ from sqlalchemy import (
 )
 
 from app.core.clock import SECONDS_AN_HOUR
-from app.core.db.base import Project, Repository
+from app.core.db.base import Project, Repository, UtcDateTime
 from app.core.db.project_tables import ProjectUsage, month_of
 from app.core.db.tables import Job
 from app.core.job.status import JobStatus
@@ -112,6 +112,25 @@ _END_TURN = (
     .values(last_turn=_NEWEST_TURN + 1)
 )
 
+NOW = bindparam("now", type_=UtcDateTime())
+_NEEDED = Job.needed_memory_bytes
+_IS_WORTH_TRYING = or_(
+    Job.not_before.is_(None), Job.not_before <= NOW, bindparam("free_bytes") >= _NEEDED
+)
+NEXT_QUEUED = (
+    select(Job.id)
+    .where(
+        Job.status == JobStatus.QUEUED,
+        Job.project_id == bindparam("whose"),
+        or_(_NEEDED.is_(None), bindparam("total_bytes") >= _NEEDED),
+        _IS_WORTH_TRYING,
+    )
+    .order_by(Job.priority.desc(), Job.id)
+    .limit(1)
+    .with_for_update(skip_locked=True)
+)
+"""The job that a worker claims at the turn of project `whose`, by the memory of its machine."""
+
 
 class QueueRepository(Repository):
     """The queued jobs, each in the queue of its project."""
@@ -136,9 +155,9 @@ class QueueRepository(Repository):
         return positions | {job_id: place.get(job_id, MAX_POSITION) for job_id in queued}
 
     def count(self) -> int:
-        """Number of queued jobs of all projects."""
-        queued = select(func.count()).where(Job.status == JobStatus.QUEUED)
-        return self._session.scalars(queued).one()
+        """Number of jobs of all projects that wait for a worker, which checks or trains them."""
+        waiting = (JobStatus.VALIDATING_FILES, JobStatus.QUEUED)
+        return self._session.scalars(select(func.count()).where(Job.status.in_(waiting))).one()
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ saved state is progress and resets both counts.
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 
 from sqlalchemy import ColumnElement, select
@@ -18,15 +18,21 @@ from app.core.db.base import Repository
 from app.core.db.repositories.leases import Lease, LeaseRepository
 from app.core.db.repositories.saved_states import SavedStateRepository
 from app.core.db.repositories.transitions import Outcome, lock_job, settle
+from app.core.db.repositories.workers import WorkerRepository
 from app.core.db.tables import Job
 from app.core.job.status import JobStatus
-from app.core.job.training_events import JobError
+from app.core.job.training_events import JobError, MemoryShort
 
 MAX_CRASHES = 2
 """Crashes without progress after which a job fails."""
 
 MAX_INTERRUPTIONS = 10
 """Interruptions without progress after which a job fails: it probably brings its workers down."""
+
+
+MEMORY_PAUSE = timedelta(minutes=10)
+"""Time after which a job that waits for memory is tried again even if too little seems to be free:
+a worker may have its base model in memory already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +109,35 @@ class RecoveryRepository(Repository):
         job = LeaseRepository(self._session).hold(lease)
         self._interrupt(job, interruption, "released", now=now)
 
+    def wait_for_memory(self, lease: Lease, short: MemoryShort, *, now: datetime) -> None:
+        """Queue the job again until enough memory is free, or end it if no worker has so much.
+
+        An event says so once, not after every try.
+
+        Raises:
+            LeaseLostError: the job is no longer this attempt's.
+        """
+        job = LeaseRepository(self._session).hold(lease)
+        is_known = job.waiting_reason is not None
+        most = short.total_bytes
+        if short.device == "cpu":
+            most = max(most, WorkerRepository(self._session).largest_memory() or 0)
+            job.needed_memory_bytes = short.needed_bytes
+        job.not_before = now + MEMORY_PAUSE
+        job.waiting_reason = short.message
+        why = "Too little memory is free"
+        if short.needed_bytes > short.total_bytes:
+            why = "The worker has too little memory"
+        error = None
+        if short.needed_bytes > most:
+            error = JobError(
+                code="not_enough_memory",
+                message=f"{why}. {short.message}",
+                param="hyperparameters.context_length",
+            )
+        more = f". {short.message}"
+        self._put_back(job, "released", why, now=now, more=more, error=error, is_told=not is_known)
+
     def rescue_expired(self, *, now: datetime) -> list[RescuedJob]:
         """Recover every job whose lease has run out."""
         return self._rescue(Job.lease_expires_at < now, "stopped responding", now=now)
@@ -116,10 +151,14 @@ class RecoveryRepository(Repository):
         return self._rescue(Job.worker_id.in_(dead_worker_ids), "died", now=now)
 
     def cancel_running(self, project_id: str, *, now: datetime) -> None:
-        """End the running jobs of a project at once. Their workers have lost their leases."""
-        running = (Job.project_id == project_id, Job.status == JobStatus.RUNNING)
-        for job_id in self._session.scalars(select(Job.id).where(*running)).all():
-            job = lock_job(self._session, Job.id == job_id, *running)
+        """End what workers do for a project at once: training, and checks of data.
+
+        The workers have lost their leases.
+        """
+        busy = (JobStatus.VALIDATING_FILES, JobStatus.RUNNING)
+        their_jobs = (Job.project_id == project_id, Job.status.in_(busy))
+        for job_id in self._session.scalars(select(Job.id).where(*their_jobs)).all():
+            job = lock_job(self._session, Job.id == job_id, *their_jobs)
             if job is not None:
                 settle(self._session, job, JobStatus.CANCELLED, now=now)
 
@@ -159,6 +198,7 @@ class RecoveryRepository(Repository):
         now: datetime,
         more: str = "",
         error: JobError | None = None,
+        is_told: bool = True,
     ) -> None:
         """Cancel or pause the job if the user asked for that; otherwise fail it, or queue it."""
         step = SavedStateRepository(self._session, job.project_id).newest_step(job.id)
@@ -173,7 +213,7 @@ class RecoveryRepository(Repository):
         else:
             place = f"resume after step {step}" if step else "start from its first step"
             message = f"{why}; the job is queued again and will {place}{more}"
-            move(JobStatus.QUEUED, message=message, level="warn")
+            move(JobStatus.QUEUED, message=message, level="warn", is_told=is_told)
 
     def _how_to_continue(self, job: Job) -> str:
         step = SavedStateRepository(self._session, job.project_id).newest_step(job.id)

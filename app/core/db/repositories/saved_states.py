@@ -17,6 +17,7 @@ KEPT = 2
 PASSING_CODES = frozenset(
     {
         "base_model_refused",
+        "data_check_crashed",
         "gpu_unavailable",
         "internal_error",
         "interrupted_too_often",

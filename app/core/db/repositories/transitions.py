@@ -47,6 +47,7 @@ def settle(
     error: JobError | None = None,
     message: str | None = None,
     level: Level = "info",
+    is_told: bool = True,
 ) -> None:
     """Move a job to its next status: write the row, its attempt, the event and the webhooks.
 
@@ -56,6 +57,7 @@ def settle(
         error: why the job failed; for `FAILED` only.
         message: text of the event, where the usual one does not say enough.
         level: level of that event.
+        is_told: whether there is an event.
 
     Raises:
         IllegalTransitionError: the job cannot go from its present status to this one.
@@ -80,8 +82,9 @@ def settle(
             seconds = max(0.0, (now - ended.started_at).total_seconds())
             usage = UsageRepository(session, job.project_id)
             usage.add(processor_s=seconds * ended.threads, now=now)
-    events = EventRepository(session, job.project_id)
-    events.add(job.id, message or _EVENT_TEXTS[status], now=now, level=level)
+    if is_told:
+        events = EventRepository(session, job.project_id)
+        events.add(job.id, message or _EVENT_TEXTS[status], now=now, level=level)
     announce(session, job, now=now)
     session.flush()
 

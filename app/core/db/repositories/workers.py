@@ -8,8 +8,11 @@ from enum import StrEnum
 from sqlalchemy import delete, exists, func, select
 
 from app.core.db.base import Repository
-from app.core.db.tables import Job, WorkerRow
+from app.core.db.tables import Job
+from app.core.db.worker_tables import WorkerRow
+from app.core.job.estimate import Estimate
 from app.core.job.status import JobStatus
+from app.core.job.training_events import JobError
 from app.core.version import VERSION
 
 SILENT_AFTER = timedelta(seconds=30)
@@ -52,8 +55,19 @@ class WorkerStatus:
 
 
 class WorkerRepository(Repository):
-    def beat(self, worker: WorkerIdentity, *, now: datetime, is_stopping: bool = False) -> None:
-        """Record a heartbeat. The first one registers the worker."""
+    def beat(
+        self,
+        worker: WorkerIdentity,
+        *,
+        now: datetime,
+        is_stopping: bool = False,
+        memory_bytes: int | None = None,
+    ) -> None:
+        """Record a heartbeat. The first one registers the worker.
+
+        Args:
+            memory_bytes: memory of its machine or container, free or not.
+        """
         row = self._session.get(WorkerRow, worker.worker_id)
         if row is None:
             row = WorkerRow(
@@ -62,6 +76,7 @@ class WorkerRepository(Repository):
                 pid=worker.pid,
                 process_started=worker.process_started,
                 version=VERSION,
+                memory_bytes=memory_bytes,
                 started_at=now,
             )
             self._session.add(row)
@@ -77,6 +92,27 @@ class WorkerRepository(Repository):
         """Number of workers with a recent heartbeat."""
         alive = WorkerRow.heartbeat_at >= now - SILENT_AFTER
         return self._session.scalars(select(func.count()).where(alive)).one()
+
+    def largest_memory(self) -> int | None:
+        """Memory of the registered worker that has most. None if no worker says how much it has."""
+        return self._session.scalars(select(func.max(WorkerRow.memory_bytes))).one()
+
+    def admit(self, job: Job, estimate: Estimate) -> JobError | None:
+        """Let only workers take a job that have enough memory for it.
+
+        Returns:
+            The error of a job that needs more than any registered worker has.
+        """
+        needed_bytes = job.needed_memory_bytes = estimate.least_memory_bytes
+        largest = self.largest_memory()
+        if largest is None or needed_bytes <= largest:
+            return None
+        return JobError(
+            code="not_enough_memory",
+            message=f"The job needs at least {needed_bytes / 1e9:.1f} GB of memory, and the "
+            f"largest worker has {largest / 1e9:.1f} GB. {' '.join(estimate.advice)}",
+            param="hyperparameters.context_length",
+        )
 
     def find_dead(self, host: str, is_alive: Callable[[WorkerIdentity], bool]) -> list[str]:
         """Ids of the workers of this host whose process has ended, whatever their heartbeat says.

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from app.core.job.training_events import (
     Checkpointed,
     Failed,
+    MemoryShort,
     Noted,
     OutOfSpace,
     Planned,
@@ -35,6 +36,7 @@ from tests.effort import effort
         Saved(step=3, directory="out/resume-3"),
         Stopped(step=0),
         OutOfSpace(message="There is no space left."),
+        MemoryShort(message="It is full.", device="cpu", needed_bytes=9, total_bytes=8),
         Unresumable(step=3, message="It is of another version."),
         Failed(code="loss_diverged", message="The loss is not a number any more."),
     ],

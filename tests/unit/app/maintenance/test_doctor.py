@@ -17,6 +17,7 @@ import pytest
 from app.core.access import DEFAULT_PROJECT_ID
 from app.core.base_models import RECORD_NAME
 from app.core.db import inspection
+from app.core.db.check_tables import DataCheck
 from app.core.db.migrate import newest_revision
 from app.core.db.repositories.saved_states import SavedStateRepository
 from app.core.db.session import Database
@@ -35,6 +36,7 @@ from tests.builders import (
     add_file,
     add_job,
     add_part,
+    add_tokens,
     add_worker,
     build_upload,
     claim,
@@ -74,6 +76,7 @@ def healthy(
     add_file(database, store, created_at=now)
     add_part(database, store, build_upload(created_at=now, expires_at=now + HOUR))
     job = add_job(database, created_at=now, status=JobStatus.PAUSED)
+    add_tokens(database, job, store)
     add_checkpoint(job, 5)
     add_state(job, 4)
     add_state(job, 8)
@@ -103,10 +106,11 @@ def test_a_service_in_good_order_has_nothing_wrong(healthy: Settings, *, is_deep
         "blobs",
         "upload parts",
         "saved states",
+        "tokens",
         "manifests",
         "orphans",
     ]
-    assert findings["blobs"].message.startswith("8 are there")
+    assert findings["blobs"].message.startswith("9 are there")
     assert findings["sandbox"].message.startswith("training processes are contained by no privil")
     assert findings["manifests"].message.startswith("3 match")
 
@@ -334,6 +338,22 @@ def test_a_part_without_its_bytes_is_deleted_and_can_be_sent_again(
     assert finding.repaired.startswith(f"1 deleted: uploads/{blob.name} ({blob.name}) is missing")
     with database.reading() as session:
         assert session.get(UploadPart, blob.name) is None
+    assert not_ok(look(healthy)) == {}
+
+
+def test_tokens_without_their_bytes_are_forgotten_and_made_again(
+    healthy: Settings, database: Database
+) -> None:
+    (blob,) = (healthy.blobs_dir / "jobs").glob("*/tokens")
+    blob.unlink()
+
+    assert look(healthy)["tokens"].level is Level.BAD
+
+    finding = look(healthy, may_repair=True)["tokens"]
+    job_id = blob.parent.name
+    assert (finding.level, finding.repaired) == (Level.OK, f"forgotten: those of {job_id}")
+    with database.reading() as session:
+        assert session.get_one(DataCheck, job_id).files is None
     assert not_ok(look(healthy)) == {}
 
 

@@ -30,9 +30,11 @@ from tests.builders import (
     add_file,
     add_job,
     add_part,
+    add_tokens,
     add_worker,
     build_upload,
     claim,
+    claim_check,
     dump_tables,
     get_job,
     list_messages,
@@ -170,6 +172,32 @@ def test_a_job_that_ran_waits_for_a_worker_at_once_and_goes_on(
     assert "after step 8" in list_messages(other, job.id)[-1]
     other.dispose()
     assert get_job(database, job.id).status is JobStatus.RUNNING
+
+
+def test_a_check_of_data_begins_again_at_once_and_tokens_are_restored(
+    *,
+    settings: Settings,
+    database: Database,
+    store: LocalBlobStore,
+    elsewhere: Settings,
+    tmp_path: Path,
+) -> None:
+    file = add_file(database, store)
+    checked = add_job(database)
+    add_tokens(database, checked, store, "jobs/tokens")
+    job = add_job(database, training_file_id=file.id, status=JobStatus.VALIDATING_FILES)
+    claim_check(database)
+    make_backup(settings, tmp_path / "backup")
+
+    restore_backup(elsewhere, tmp_path / "backup")
+
+    other = Database(elsewhere.resolved_database_url)
+    assert claim_check(database) is None
+    lease = claim_check(other)
+    other.dispose()
+    assert lease is not None
+    assert (lease.job_id, lease.attempt) == (job.id, 2)
+    assert LocalBlobStore(elsewhere.blobs_dir).open("jobs/tokens").read() == TEXT_LINE
 
 
 @pytest.mark.parametrize("may_link", [False, True], ids=["copied", "linked"])

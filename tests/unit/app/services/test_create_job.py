@@ -193,14 +193,15 @@ def test_a_method_that_is_not_offered_is_never_ignored(
 def test_a_setting_may_be_left_to_the_service(
     client: TestClient, training_file: str, value: str | None
 ) -> None:
-    knobs = dict.fromkeys(
-        ["n_epochs", "learning_rate", "learning_rate_multiplier", "packing", "train_on_inputs"],
-        value,
-    )
+    knobs = dict.fromkeys(["batch_size", "lora_dropout", "packing", "train_on_inputs"], value)
 
     shown = create(client, training_file, hyperparameters=knobs)["hyperparameters"]
 
-    assert (shown["n_epochs"], shown["learning_rate"], shown["train_on_inputs"]) == (3, 2e-4, False)
+    assert (shown["batch_size"], shown["lora_dropout"], shown["train_on_inputs"]) == (
+        4,
+        0.05,
+        False,
+    )
 
 
 @pytest.mark.parametrize(

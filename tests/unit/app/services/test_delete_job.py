@@ -102,7 +102,7 @@ def test_a_job_whose_model_was_deleted_before_can_be_deleted(
     assert list_blobs(store) == []
 
 
-@pytest.mark.parametrize("status", [JobStatus.QUEUED, JobStatus.RUNNING, JobStatus.PAUSED])
+@pytest.mark.parametrize("status", [status for status in JobStatus if not status.is_terminal])
 def test_a_job_that_has_not_ended_must_be_cancelled_first(
     client: TestClient, database: Database, status: JobStatus
 ) -> None:

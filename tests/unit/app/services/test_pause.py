@@ -10,7 +10,16 @@ from app.core.db.repositories.recovery import RecoveryRepository
 from app.core.db.session import Database
 from app.core.job.status import JobStatus
 from app.core.storage.local import LocalBlobStore
-from tests.builders import NOW, add_file, add_job, build_job_in, claim, dump_tables, list_messages
+from tests.builders import (
+    NOW,
+    add_file,
+    add_job,
+    build_job_in,
+    claim,
+    dump_tables,
+    list_messages,
+    pass_checks,
+)
 
 JOBS = "/v1/fine_tuning/jobs"
 
@@ -91,6 +100,7 @@ def test_a_running_job_is_paused_once_its_worker_has_left_it(
     ("status", "what"),
     [
         (JobStatus.PAUSED, "pause"),
+        (JobStatus.VALIDATING_FILES, "resume"),
         (JobStatus.QUEUED, "resume"),
         (JobStatus.RUNNING, "resume"),
     ],
@@ -169,7 +179,10 @@ def test_a_job_that_is_not_to_start_waits_to_be_resumed(
     client: TestClient, database: Database, training_file: str
 ) -> None:
     held = create(client, training_file, auto_start=False)
-    assert (held["status"], held["queue_position"]) == ("paused", None)
+    assert (held["status"], held["queue_position"]) == ("validating_files", None)
+    assert held["pause_requested_at"] == held["created_at"]
+    pass_checks(database)
+    assert client.get(f"{JOBS}/{held['id']}").json()["status"] == "paused"
     assert list_messages(database, held["id"])[-1] == "Files validated, paused until it is resumed"
     assert client.delete(f"/v1/files/{training_file}").json()["error"]["code"] == "file_in_use"
 
@@ -180,9 +193,13 @@ def test_a_job_that_is_not_to_start_waits_to_be_resumed(
 
 @pytest.mark.parametrize("value", [True, None])
 def test_a_job_starts_by_itself_unless_it_is_told_not_to(
-    client: TestClient, training_file: str, *, value: bool | None
+    client: TestClient, database: Database, training_file: str, *, value: bool | None
 ) -> None:
-    assert create(client, training_file, auto_start=value)["status"] == "queued"
+    job = create(client, training_file, auto_start=value)
+
+    pass_checks(database)
+
+    assert client.get(f"{JOBS}/{job['id']}").json()["status"] == "queued"
 
 
 def test_the_higher_priority_is_next_and_then_the_older_job(
@@ -190,6 +207,7 @@ def test_the_higher_priority_is_next_and_then_the_older_job(
 ) -> None:
     priorities = [0, -1000, 1000, None, 5, 1000]
     jobs = [create(client, training_file, priority=one) for one in priorities]
+    pass_checks(database)
 
     assert [job["priority"] for job in jobs] == [0, -1000, 1000, 0, 5, 1000]
     order = [jobs[index]["id"] for index in (2, 5, 4, 0, 3, 1)]

@@ -8,8 +8,8 @@ from starlette.testclient import TestClient
 
 from app.core.access import DEFAULT_PROJECT_ID, Scope
 from app.core.clock import utc_now
-from app.core.db.access_tables import ApiKey
 from app.core.db.base import Base
+from app.core.db.project_tables import ApiKey
 from app.core.db.repositories.access import ProjectsRepository
 from app.core.db.repositories.leases import LeaseRepository
 from app.core.db.repositories.projects.usage import UsageRepository

@@ -68,7 +68,9 @@ def test_as_many_jobs_wait_as_may_wait(
 
     assert [answer.status_code for answer in [*answers, later]] == [200, 200, 200]
     assert is_refused(refused)
-    assert "2 jobs that are queued or paused" in refused.json()["error"]["message"]
+    assert (
+        "2 jobs that are validating_files, queued or paused" in refused.json()["error"]["message"]
+    )
 
 
 def test_a_rerun_is_a_new_job_too(

@@ -103,7 +103,8 @@ def test_the_new_job_takes_over_the_states_and_the_loss_log_up_to_them(
 
     assert answer.status_code == 200, answer.text
     job = answer.json()
-    assert (job["status"], job["rerun_of"], job["resumed_from_step"]) == ("queued", failed.id, 4)
+    assert job["status"] == "validating_files"
+    assert (job["rerun_of"], job["resumed_from_step"]) == (failed.id, 4)
     assert (job["trained_steps"], job["total_steps"], job["progress"]) == (4, 6, 4 / 6)
     assert job["train_loss"] == build_metrics(4).train_loss
     assert states_of(database, job["id"]) == [(4, failed.id), (2, failed.id)]
@@ -215,6 +216,7 @@ def test_a_state_is_given_to_one_job_only(
 @pytest.mark.parametrize(
     ("status", "why"),
     [
+        (JobStatus.VALIDATING_FILES, "it is validating_files and continues by itself"),
         (JobStatus.QUEUED, "it is queued and continues by itself"),
         (JobStatus.RUNNING, "it is running and continues by itself"),
         (JobStatus.PAUSED, "POST .../resume continues it"),

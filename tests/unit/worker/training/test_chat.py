@@ -250,18 +250,135 @@ def test_an_answer_that_ends_with_no_stop_token_is_refused() -> None:
         render(CALLS_WITHOUT_END, chat(QUESTION, CALLS), stop_tokens=["<|im_end|>"])
 
 
+def test_an_answer_of_which_the_template_drops_a_call_is_refused() -> None:
+    question = {"role": "user", "content": "What is the weather?"}
+
+    with pytest.raises(ChatTemplateError, match=r"does not write all tool calls of messages\[1\]"):
+        render(CHAT_TEMPLATE, chat(question, CALLS | {"content": "I ask for the weather."}))
+
+
+def test_a_template_that_writes_only_the_first_of_several_calls_is_refused() -> None:
+    only_first = TOOLS.replace("message['tool_calls'] or []", "(message['tool_calls'] or [])[:1]")
+    twice = CALLS | {"tool_calls": CALLS["tool_calls"] * 2}
+
+    assert len(learned_texts(only_first, chat(QUESTION, CALLS))) == 1
+    assert learned_texts(TOOLS, chat(QUESTION, twice))[0].count("weather") == 2
+    with pytest.raises(ChatTemplateError, match="does not write all tool calls"):
+        render(only_first, chat(QUESTION, twice))
+
+
+@pytest.mark.parametrize("turns", [1, 10])
 @pytest.mark.parametrize(
-    ("dropped", "reason"),
+    "dropped",
     [
-        (answer("A", reasoning_content="Hm."), "drops the reasoning_content of messages"),
-        (CALLS, "drops a tool call of messages"),
+        answer("A", reasoning_content="Hm."),
+        answer("<think>Hm.</think>A"),
+        CALLS | {"content": "Let me see."},
     ],
 )
-def test_an_answer_of_which_the_template_drops_a_part_is_refused(
-    dropped: dict[str, Any], reason: str
+def test_an_answer_of_which_the_template_drops_a_text_is_not_whole(
+    dropped: dict[str, Any], turns: int
 ) -> None:
-    with pytest.raises(ChatTemplateError, match=reason):
-        render(CHAT_TEMPLATE, chat(QUESTION, dropped))
+    template = TOOLS.replace(
+        "message['content'] }}",
+        "'' if message['tool_calls'] else message['content'].split('</think>')[-1] }}",
+    )
+    written = [QUESTION, CALLS, QUESTION, answer("A", reasoning_content=" A ")] * turns
+
+    (whole,) = render(template, chat(*written))
+    (cropped,) = render(template, chat(*written, QUESTION, dropped, *written))
+
+    assert whole.is_whole
+    assert not cropped.is_whole
+    assert len(cropped.learned) == 2 * len(whole.learned) + 1
+
+
+ENDS_WITH_THE_NEXT_TURN = (
+    "{% for message in messages %}<|{{ message['role'] }}|>\n{{ message['content'] }}"
+    "{% for call in message['tool_calls'] or [] %}<call>{{ call['function']['name'] }}</call>"
+    "{% endfor %}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+"""As GLM does it: the model stops at the token that begins the next message."""
+
+
+@pytest.mark.parametrize("turns", [1, 10])
+def test_the_token_that_begins_the_next_turn_ends_an_answer_if_the_base_model_stops_there(
+    turns: int,
+) -> None:
+    result = {"role": "tool", "content": "Rain", "tool_call_id": "1"}
+    example = chat(*[QUESTION, CALLS, result, answer("It rains.")] * turns)
+
+    (row,) = render(ENDS_WITH_THE_NEXT_TURN, example, stop_tokens=["<|user|>", "<|tool|>"])
+
+    assert [row.text[start:end] for start, end in row.learned] == [
+        "\n<call>weather</call><|tool|>",
+        "\nIt rains.<|user|>",
+    ] * turns
+
+
+def test_a_call_at_the_end_of_a_chat_ends_with_the_token_that_begins_its_result() -> None:
+    stop_tokens = ["<|user|>", "<|tool|>"]
+
+    (row,) = render(ENDS_WITH_THE_NEXT_TURN, chat(QUESTION, CALLS), stop_tokens=stop_tokens)
+
+    assert row.text.endswith("</call><|tool|>")
+
+
+@pytest.mark.parametrize("stop_tokens", [None, ["<|eot|>"]])
+def test_a_template_is_refused_if_the_base_model_may_not_stop_where_the_next_turn_begins(
+    stop_tokens: list[str] | None,
+) -> None:
+    template = ENDS_WITH_THE_NEXT_TURN.replace("<|{{", "<|im_start|>{{")
+
+    with pytest.raises(ChatTemplateError, match="does not mark where an answer ends"):
+        render(template, chat(QUESTION, answer("A")), stop_tokens=stop_tokens)
+
+
+def test_a_call_is_refused_if_the_base_model_does_not_stop_where_its_result_begins() -> None:
+    with pytest.raises(ChatTemplateError, match=r"does not end the turn of messages\[1\]"):
+        render(ENDS_WITH_THE_NEXT_TURN, chat(QUESTION, CALLS), stop_tokens=["<|user|>"])
+
+
+BEGINS_A_THOUGHT = CHAT_TEMPLATE.replace("assistant\n{% endif", "assistant\n<think>\n{% endif")
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        BEGINS_A_THOUGHT,
+        BEGINS_A_THOUGHT.replace("['content']", "['content'].split('</think>')[-1].strip()"),
+    ],
+    ids=["keeps-thoughts", "drops-thoughts"],
+)
+@pytest.mark.parametrize("begin", ["", "<think>\n"])
+def test_a_raw_completion_goes_on_with_the_thought_that_the_prompt_begins(
+    template: str, begin: str
+) -> None:
+    example = chat(QUESTION, answer(f"{begin}Hm.\n</think>\n\nFine."))
+
+    (row,) = render(template, example)
+
+    assert row.text[: row.learned[0][0]].endswith("assistant\n<think>\n")
+    assert learned_texts(template, example) == ["Hm.\n</think>\n\nFine.<|im_end|>"]
+    assert row.is_whole
+
+
+ASKS_WITH_AN_EMPTY_THOUGHT = CHAT_TEMPLATE.replace(
+    "\n{{ message['content']",
+    "\n{% if message['reasoning_content'] %}<thought>\n{{ message['reasoning_content'] }}\n"
+    "</thought>\n{% endif %}{{ message['content']",
+).replace("assistant\n{% endif", "assistant\n<thought>\n</thought>\n{% endif")
+"""As Gemma 4 does it: only the prompt has an empty thought."""
+
+
+def test_an_answer_follows_the_empty_thought_of_its_prompt() -> None:
+    example = chat(QUESTION, answer("A"), QUESTION, answer("B", reasoning_content="Hm."))
+
+    rows = render(ASKS_WITH_AN_EMPTY_THOUGHT, example)
+
+    assert [row.text[slice(*row.learned[0])] for row in rows] == ["A<|im_end|>", "B<|im_end|>"]
+    assert all(row.text.endswith("<thought>\n</thought>\n" + row.text[-11:]) for row in rows)
+    assert [row.is_whole for row in rows] == [True, False]
 
 
 def test_an_answer_is_given_what_the_model_is_given_at_inference() -> None:

@@ -33,7 +33,7 @@ def test_every_token_that_stops_the_model_is_in_its_generation_config(
 def test_a_base_model_that_stops_elsewhere_is_warned_of(tmp_path: Path) -> None:
     (warning,) = read(tmp_path, {"<|im_end|>", "<|endoftext|>"}).warnings()
 
-    assert warning.level == "warn"
+    assert (warning.code, warning.param) == ("stop_token_unknown", None)
     assert warning.message.startswith(
         "The answers end with <|im_end|>, and the base model stops at <|endoftext|>. "
     )

@@ -6,10 +6,11 @@ from datetime import datetime
 
 from sqlalchemy import ColumnElement, Table, delete, func, select
 
-from app.core.db.access_tables import ApiKey
 from app.core.db.base import Base, ProjectRepository
+from app.core.db.project_tables import ApiKey
 from app.core.db.repositories.jobs import JobRepository
-from app.core.db.tables import Job, SavedState
+from app.core.db.repositories.projects.usage import UsageRepository
+from app.core.db.tables import Job
 from app.core.errors import NotFoundError
 
 
@@ -63,8 +64,8 @@ class ErasureRepository(ProjectRepository):
             is_own = _is_of_project(table, self._project_id)
             if is_own is not None and "blob_key" in table.c:
                 keys += self._session.scalars(select(table.c.blob_key).where(is_own))
-        states = self._session.scalars(self._select(SavedState))
-        return keys + [file["key"] for state in states for file in state.files.values()]
+        inner_files = UsageRepository(self._session, self._project_id).list_inner_files()
+        return keys + [file["key"] for file in inner_files]
 
 
 def _is_of_project(table: Table, project_id: str) -> ColumnElement[bool] | None:

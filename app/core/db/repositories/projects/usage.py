@@ -1,11 +1,14 @@
 """Every query on what a project uses: bytes, jobs, processor time and requests."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import func, select
 
 from app.core.db.base import ProjectRepository
+from app.core.db.check_tables import DataCheck
 from app.core.db.project_tables import ProjectUsage, month_of
 from app.core.db.session import lock_names
 from app.core.db.tables import Attempt, File, Job, SavedState, UploadPart
@@ -17,7 +20,7 @@ class Usage:
     """What a project uses at one moment."""
 
     stored_bytes: int
-    """Bytes of files, parts of uploads, adapters and saved states."""
+    """Bytes of files, parts of uploads, adapters, saved states and tokens."""
     jobs: dict[JobStatus, int]
     """Number of jobs by status. Statuses without jobs are absent."""
     processor_s: float
@@ -49,18 +52,26 @@ class UsageRepository(ProjectRepository):
         lock_names(self._session, "limits", self._project_id)
 
     def stored_bytes(self) -> int:
-        """Bytes of files, parts of uploads, adapters and saved states."""
+        """Bytes of files, parts of uploads, adapters, saved states and tokens."""
         sums = (
             self._select(table).with_only_columns(func.coalesce(func.sum(table.bytes), 0))
             for table in (File, UploadPart)
         )
         total = sum(int(self._session.scalars(each).one()) for each in sums)
-        states = self._session.scalars(self._select(SavedState))
-        return total + sum(file["bytes"] for state in states for file in state.files.values())
+        return total + sum(file["bytes"] for file in self.list_inner_files())
+
+    def list_inner_files(self) -> list[Mapping[str, Any]]:
+        """`key` and `bytes` of the files of saved states and data checks, which have no rows."""
+        files: list[Mapping[str, Any]] = []
+        for owner in (SavedState, DataCheck):
+            kept = self._select(owner).where(owner.files.is_not(None))
+            for row in self._session.scalars(kept.with_only_columns(owner.files)):
+                files += (row or {}).values()
+        return files
 
     def has_waiting_jobs(self, count: int) -> bool:
-        """Whether at least so many jobs are queued or paused."""
-        waiting = (JobStatus.QUEUED, JobStatus.PAUSED)
+        """Whether at least so many jobs wait: for the check of their data, in the queue, paused."""
+        waiting = (JobStatus.VALIDATING_FILES, JobStatus.QUEUED, JobStatus.PAUSED)
         query = self._select(Job).where(Job.status.in_(waiting)).with_only_columns(Job.id)
         bounded = query.limit(count).subquery()
         return self._session.scalars(select(func.count()).select_from(bounded)).one() >= count

@@ -15,10 +15,12 @@ from tests.builders import (
     MINUTE,
     NOW,
     add_job,
+    build_file,
     build_job,
     build_metrics,
     claim,
     get_job,
+    pass_checks,
 )
 
 
@@ -45,11 +47,16 @@ def events(database: Database, job_id: str) -> list[Event]:
 
 
 def test_a_new_job_tells_its_story_in_openais_words(database: Database) -> None:
-    job = add_job(database)
+    file = build_file()
+    job = add_job(database, status=JobStatus.VALIDATING_FILES, training_file_id=file.id)
+    with database.writing() as session:
+        session.add(file)
+
+    pass_checks(database)
 
     assert [event.message for event in reversed(events(database, job.id))] == [
         f"Created fine-tuning job: {job.id}",
-        "Validating training file: file-training",
+        f"Validating training file: {file.id}",
         "Files validated, moving job to queued state",
     ]
 

@@ -9,6 +9,7 @@ from sqlalchemy import Connection, event
 
 from app.core.access import DEFAULT_PROJECT_ID
 from app.core.db.repositories.checkpoints import CheckpointRepository, TunedModelRepository
+from app.core.db.repositories.data_checks import DataCheckRepository, EndedChecks
 from app.core.db.repositories.events import EventRepository
 from app.core.db.repositories.files import ExpiredFiles, FileRepository
 from app.core.db.repositories.idempotency import IdempotencyRepository, OldIdempotencyRecords
@@ -25,7 +26,9 @@ from app.core.db.repositories.uploads import EndedUploads, UploadRepository
 from app.core.db.repositories.webhooks import WebhookQueue
 from app.core.db.repositories.workers import WorkerRepository
 from app.core.db.session import Database, Session
+from app.core.job.status import JobStatus
 from tests.builders import (
+    EVERY_CHECK,
     MINUTE,
     NOW,
     add_job,
@@ -76,6 +79,13 @@ _ASKED: dict[str, Callable[[Session], object]] = {
         "create", "a", since=NOW
     ),
     "claim": lambda session: LeaseRepository(session).claim("worker-1", now=NOW, lease_for=MINUTE),
+    "is a check due": lambda session: DataCheckRepository(session).is_any(EVERY_CHECK, now=NOW),
+    "claim a check": lambda session: DataCheckRepository(session).claim(
+        "worker-1", EVERY_CHECK, now=NOW, lease_for=MINUTE
+    ),
+    "ended checks": lambda session: EndedChecks(session).forget_tokens(limit=20),
+    "checks of dead workers": lambda session: DataCheckRepository(session).release_orphans(["a"]),
+    "report on data": lambda session: JobRepository(session, DEFAULT_PROJECT_ID).find_check("a"),
     "turns": lambda session: Turns(session).is_any(now=NOW),
     "use": lambda session: UsageRepository(session, DEFAULT_PROJECT_ID).measure(now=NOW),
     "count what is erased": lambda session: ErasureRepository(
@@ -143,6 +153,8 @@ _ASKED: dict[str, Callable[[Session], object]] = {
 _MAY_BE_READ = {"api_keys", "saved_states", "webhook_endpoints", "workers"}
 """Tables with few rows: a few keys and endpoints of each project, states of jobs that may be
 continued, and workers that run."""
+_SHORT_INDEXES = {"ix_data_checks_kept"}
+"""Indexes with few rows: those of jobs that have not ended."""
 
 
 def _added_file(session: Session) -> Any:
@@ -169,7 +181,8 @@ def explain(connection: Connection, statement: str, parameters: Any) -> list[str
 
 
 def tables_read_whole(plan: list[str]) -> set[str]:
-    """Those that are scanned, and those of which a whole index is read."""
+    """Those that are scanned, and those of which a whole index is read that is not short."""
+    plan = [line for line in plan if not any(name in line for name in _SHORT_INDEXES)]
     found = [re.search(r"(?:^SCAN|Seq Scan on) (\w+)", line) for line in plan]
     tables = {match[1] for match in found if match and match[1] != "CONSTANT"}
     for node in "\n".join(plan).split("->"):
@@ -197,7 +210,11 @@ def plans_of(database: Database, act: Callable[[Session], object]) -> list[list[
 
 @pytest.mark.parametrize("asked", _ASKED)
 def test_no_table_is_read_whole(database: Database, asked: str) -> None:
+    file = build_file()
+    with database.writing() as session:
+        session.add(file)
     add_job(database)
+    add_job(database, status=JobStatus.VALIDATING_FILES, training_file_id=file.id)
 
     plans = plans_of(database, _ASKED[asked])
 

@@ -10,7 +10,7 @@ from app.core.db.repositories.workers import (
     WorkerState,
 )
 from app.core.db.session import Database
-from app.core.db.tables import WorkerRow
+from app.core.db.worker_tables import WorkerRow
 from app.core.version import VERSION
 from tests.builders import MINUTE, NOW, add_job, add_worker, build_identity, claim, list_workers
 

@@ -1,0 +1,40 @@
+"""Ends work that nobody waits for any more."""
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from fastapi import Request
+
+T = TypeVar("T")
+
+CLIENT_CLOSED_REQUEST = 499
+"""Status in the log of a request whose client left before the answer. Nobody receives it."""
+
+
+class ClientLeftError(Exception):
+    """The client has closed its connection."""
+
+
+async def unless_client_leaves(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Do work for a request whose body has been read. It is cancelled if the client leaves.
+
+    Raises:
+        ClientLeftError: the client has left.
+    """
+    working = asyncio.create_task(work)
+    leaving = asyncio.create_task(_wait_for_end(request))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        raise ClientLeftError
+    finally:
+        for task in (working, leaving):
+            task.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+async def _wait_for_end(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,123 @@
+"""Checks the request for a preview. The caller owns the transaction."""
+
+import re
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from app.core.access import Caller
+from app.core.base_models import Catalogue, CatalogueEntry
+from app.core.dataset.formats import DatasetFormat
+from app.core.dataset.tokenizing.messages import MAX_ROWS, PreviewRequest
+from app.core.db.repositories.files import FileRepository
+from app.core.db.session import Session
+from app.core.db.tables import File
+from app.core.errors import InvalidRequestError
+from app.core.settings import Settings
+from app.services.job_inputs import check_file, find_installed
+from app.services.job_settings import resolve_config
+
+_DEFAULT_ROWS = 5
+_RANGE = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9}))?", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class AskedPreview:
+    """What a client asks for."""
+
+    file_id: str
+    model: str
+    rows: str | None
+    hyperparameters: dict[str, Any]
+    """Those that the client has set, by their names on the wire."""
+
+
+@dataclass(frozen=True, slots=True)
+class PreviewPlan:
+    blob_key: str
+    """Key of the file's bytes."""
+    request: PreviewRequest
+
+
+def plan_preview(
+    session: Session,
+    caller: Caller,
+    asked: AskedPreview,
+    *,
+    settings: Settings,
+    catalogue: Catalogue,
+    now: datetime,
+) -> PreviewPlan:
+    """Check what a client asks for, and complete it.
+
+    Raises:
+        NotFoundError: no file has this id.
+        InvalidRequestError: the file has no rows to train on, the base model is not installed, or
+            a value is out of range.
+    """
+    file = FileRepository(session, caller.project_id).get(asked.file_id, now=now)
+    entry, _ = find_installed(catalogue, asked.model)
+    _check_format(file, entry)
+    try:
+        config = resolve_config(asked.hyperparameters, entry, seed=0, today=now.date())
+    except InvalidRequestError as error:
+        param = (error.param or "").removeprefix("hyperparameters.")
+        raise InvalidRequestError(str(error), code=error.code, param=param) from error
+    return PreviewPlan(
+        file.blob_key,
+        PreviewRequest(
+            base_model=catalogue.directory(entry.id).absolute(),
+            data_dir=settings.data_dir.absolute(),
+            sandbox=settings.sandbox,
+            config=config,
+            rows=read_rows(asked.rows, examples=file.examples or 0),
+        ),
+    )
+
+
+def read_rows(text: str | None, *, examples: int) -> tuple[int, ...]:
+    """The numbers in a list of rows such as `1,5,10-20`, in their order in the file.
+
+    Args:
+        text: the list; None for the first rows.
+        examples: number of rows of the file.
+
+    Raises:
+        InvalidRequestError: it is no such list, names too many rows, or one that does not exist.
+    """
+    if text is None:
+        return tuple(range(1, min(_DEFAULT_ROWS, examples) + 1))
+    ranges = [_read_range(part) for part in text.replace(" ", "").split(",")]
+    if sum(map(len, ranges)) > MAX_ROWS:
+        raise _bad_rows(f"'rows' names more than {MAX_ROWS} rows. Ask for fewer.")
+    rows = sorted({row for each in ranges for row in each})
+    if rows[-1] > examples:
+        raise _bad_rows(f"The file has {examples:,} rows, so there is no row {rows[-1]:,}.")
+    return tuple(rows)
+
+
+def _read_range(text: str) -> range:
+    match = _RANGE.fullmatch(text)
+    first = int(match[1]) if match else 0
+    last = int(match[2] or first) if match else 0
+    if not 1 <= first <= last:
+        raise _bad_rows(
+            f"'rows' has {text[:40]!r}, which is no row and no range of rows. Name rows from 1, "
+            "such as rows=1,5,10-20."
+        )
+    return range(first, last + 1)
+
+
+def _check_format(file: File, entry: CatalogueEntry) -> None:
+    if file.format == DatasetFormat.PREFERENCE:
+        raise InvalidRequestError(
+            f"{file.id} has preferences, which no job trains on yet, so there is nothing to show. "
+            "Preview a file with one answer per example.",
+            code="method_format_mismatch",
+            param="file_id",
+        )
+    check_file(file, entry, "file_id")
+
+
+def _bad_rows(message: str) -> InvalidRequestError:
+    return InvalidRequestError(message, param="rows")

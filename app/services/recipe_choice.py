@@ -1,0 +1,138 @@
+"""Resolves the hyperparameters of a request, with those that it leaves to the recipe `auto`."""
+
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, replace
+from datetime import date
+from typing import Any, Self
+
+from app.core.base_models import CatalogueEntry
+from app.core.db.tables import File
+from app.core.job import recipes
+from app.core.job.recipes import JobSize
+from app.core.job.training_config import Recipe, TrainingConfig
+from app.schemas.fine_tuning_jobs import JobCreate
+from app.schemas.hyperparameters import RECIPE_NAMES, as_hyperparameters
+from app.services.job_settings import DEFAULT_LEARNING_RATE, resolve_config
+
+_RATE_NAMES = frozenset({"learning_rate", "learning_rate_multiplier"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HyperparameterRequest:
+    """What a request says about hyperparameters, and what it is about."""
+
+    given: dict[str, Any]
+    """Hyperparameters that the caller set, by their names on the wire."""
+    auto: AbstractSet[str]
+    """Names on the wire of those that the caller set to `"auto"`."""
+    recipe: Recipe
+    """Recipe of the job. `auto` chooses all that the caller did not set, `reference` only those
+    that are `"auto"`."""
+    entry: CatalogueEntry
+    """Base model."""
+    size: JobSize
+    seed: int | None
+
+    @classmethod
+    def of(
+        cls,
+        request: JobCreate,
+        entry: CatalogueEntry,
+        training_file: File,
+        *,
+        parameters: int | None,
+        default_recipe: Recipe,
+    ) -> Self:
+        """Read the request for a job.
+
+        Args:
+            parameters: number of parameters of the base model. None if unknown.
+            default_recipe: recipe of a request that names none.
+
+        Raises:
+            InvalidRequestError: the request sets a hyperparameter to two different values.
+        """
+        return cls(
+            given=request.given_hyperparameters(),
+            auto=request.auto_hyperparameters(),
+            recipe=request.recipe or default_recipe,
+            entry=entry,
+            size=JobSize(
+                parameters=parameters,
+                rows=training_file.examples or 0,
+                bytes=training_file.bytes,
+            ),
+            seed=request.seed,
+        )
+
+    def resolve(self, *, today: date) -> TrainingConfig:
+        """Give every hyperparameter its value.
+
+        Args:
+            today: the date in UTC.
+
+        Raises:
+            InvalidRequestError: as `resolve_config`.
+        """
+        chosen = self._chosen
+        config = resolve_config(
+            self._choose_adapter(chosen) | self.given, self.entry, seed=self.seed, today=today
+        )
+        changes: dict[str, Any] = {"recipe": self.recipe}
+        if "n_epochs" in chosen:
+            held_out = config.validation_split or 0.0
+            size = replace(self.size, rows=round(self.size.rows * (1 - held_out)))
+            changes["epochs"] = recipes.choose_epochs(size, batch_size=config.batch_size)
+        if chosen & _RATE_NAMES and not self.given.keys() & _RATE_NAMES:
+            changes["learning_rate"] = recipes.choose_learning_rate(
+                self.size, config.lora, loraplus_lr_ratio=config.loraplus_lr_ratio
+            )
+        return config.model_copy(update=changes)
+
+    def learning_rate_multiplier(self, config: TrainingConfig) -> float:
+        """The multiplier that the caller set, or the one that the learning rate implies."""
+        implied = config.learning_rate / DEFAULT_LEARNING_RATE
+        return self.given.get("learning_rate_multiplier", implied)
+
+    @property
+    def _chosen(self) -> AbstractSet[str]:
+        """Names of the hyperparameters that the recipe chooses."""
+        return (RECIPE_NAMES if self.recipe == "auto" else self.auto) - self.given.keys()
+
+    def _choose_adapter(self, chosen: AbstractSet[str]) -> dict[str, Any]:
+        """Those of the chosen hyperparameters that are the adapter's."""
+        rank = min(recipes.choose_rank(self.size), self.entry.max_lora_rank)
+        adapter = {
+            "lora_r": rank,
+            "lora_alpha": recipes.ALPHA,
+            "lora_target_modules": recipes.TARGETS,
+        }
+        return {name: adapter[name] for name in adapter.keys() & chosen}
+
+    def compare_with_auto(self, config: TrainingConfig) -> str | None:
+        """What the recipe `auto` would choose where it differs. None if it does not.
+
+        Args:
+            config: what the request was resolved to.
+        """
+        given = {name: self.given[name] for name in self.given.keys() - RECIPE_NAMES}
+        request = replace(self, given=given, auto=frozenset(), recipe="auto", seed=config.seed)
+        best = self._describe(request.resolve(today=config.template_date or date.min))
+        used = self._describe(config)
+        differences = [
+            f"{name} {best[name]} (here {used[name]})" for name in best if best[name] != used[name]
+        ]
+        if not differences:
+            return None
+        return f'"recipe": "auto" would choose {", ".join(differences)}.'
+
+    def _describe(self, config: TrainingConfig) -> dict[str, str]:
+        """The hyperparameters that a recipe chooses, as a message shows them."""
+        values = as_hyperparameters(config, None)
+        shown = {name: f"{values[name]:g}" for name in ("lora_r", "lora_alpha", "learning_rate")}
+        targets = config.lora.target_modules
+        is_all = set(targets) == set(self.entry.target_modules)
+        shown["lora_target_modules"] = recipes.TARGETS if is_all else " and ".join(targets)
+        if config.max_steps is None:
+            shown["n_epochs"] = str(config.epochs)
+        return shown

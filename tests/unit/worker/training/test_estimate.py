@@ -1,0 +1,147 @@
+"""What a job takes, estimated from lengths. `make estimates` compares it with real jobs."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from app.core.job.estimate import Estimate
+from app.core.job.training_config import ComputeSettings, LoraShape, TrainingConfig
+from worker.training.compute.hardware import Speeds
+from worker.training.estimate import Machine, Rows, estimate
+from worker.training.failures import TrainingFailedError
+from worker.training.model.base_model import ModelShape
+
+SMOL = ModelShape(
+    architecture="llama",
+    parameters=134_515_008,
+    layers=30,
+    width=576,
+    mlp_width=1536,
+    heads=9,
+    head_width=64,
+    kv_heads=3,
+    vocabulary=49_152,
+)
+MACHINE = Machine(speeds=Speeds(float32=90, bfloat16=190), threads=2, total_bytes=24 * 10**9)
+
+
+def rows(count: int = 100, *, length: int = 200, sampled: int | None = None) -> Rows:
+    lengths = np.full(sampled or count, length)
+    return Rows(lengths=lengths, count=count, learned_tokens=int(lengths.sum()) // 4)
+
+
+def of(
+    training: Rows | None = None,
+    validation: Rows | None = None,
+    *,
+    machine: Machine = MACHINE,
+    asked: ComputeSettings | None = None,
+    **settings: Any,
+) -> Estimate:
+    return estimate(
+        SMOL,
+        TrainingConfig(seed=0, **settings),
+        training or rows(),
+        validation,
+        asked=asked or ComputeSettings(compile=False),
+        machine=machine,
+    )
+
+
+def seconds(made: Estimate) -> float:
+    assert made.duration is not None
+    assert made.duration.low < made.duration.seconds < made.duration.high
+    return made.duration.seconds
+
+
+def test_steps_and_tokens_are_counted() -> None:
+    made = of(rows(101), epochs=3)
+
+    assert (made.steps, made.examples) == (3 * 26, 101)
+    assert (made.tokens_per_epoch, made.tokens) == (101 * 200, 3 * 101 * 200)
+    assert made.learned_tokens == 101 * 50
+
+
+def test_a_sample_stands_for_the_whole_file() -> None:
+    whole, sample = of(rows(5000)), of(rows(5000, sampled=500))
+
+    assert sample == whole
+
+
+def test_rows_that_nobody_counted_have_no_learned_tokens() -> None:
+    assert of(replace(rows(), learned_tokens=None)).learned_tokens is None
+
+
+def test_held_out_rows_are_not_trained_on() -> None:
+    made = of(rows(100), validation_split=0.2)
+
+    assert (made.examples, made.steps) == (80, 3 * 20)
+    with pytest.raises(TrainingFailedError, match="leaves none of the 1 examples"):
+        of(rows(1), validation_split=0.2)
+
+
+@pytest.mark.parametrize(
+    "slower",
+    [
+        {"training": rows(200)},
+        {"training": rows(length=400)},
+        {"validation": rows(50)},
+        {"epochs": 6},
+        {"lora": LoraShape(rank=256)},
+        {"lora": LoraShape(use_dora=True)},
+        {"checkpoint_steps": 1},
+        {"asked": ComputeSettings(compile=False, gradient_checkpointing=True)},
+        {"asked": ComputeSettings(compile=False, dtype="float32")},
+        {"machine": replace(MACHINE, threads=1)},
+    ],
+    ids=str,
+)
+def test_more_to_do_takes_longer(slower: dict[str, Any]) -> None:
+    assert seconds(of(**slower)) > 1.05 * seconds(of())
+
+
+def test_more_evaluations_take_longer_and_are_named() -> None:
+    made = of(validation=rows(100), eval_steps=1)
+
+    assert seconds(made) > 2 * seconds(of(validation=rows(100)))
+    assert any("Evaluations take" in advice for advice in made.advice)
+
+
+def test_a_job_that_cannot_fit_is_told_what_would() -> None:
+    small = replace(MACHINE, total_bytes=1_200_000_000)
+    made = of(rows(length=4096), machine=small, batch_size=1)
+
+    assert made.least_memory_bytes > small.total_bytes
+    assert made.advice[0] == "It would fit into 1.2 GB with a context_length of 512."
+
+
+def test_no_length_helps_a_base_model_that_is_too_large() -> None:
+    made = of(machine=replace(MACHINE, total_bytes=700_000_000))
+
+    assert made.advice[0].endswith("Choose a smaller base model.")
+
+
+def test_nobody_knows_how_fast_a_gpu_is() -> None:
+    made = of(asked=ComputeSettings(device="cuda"), machine=replace(MACHINE, has_gpu=True))
+
+    assert made.duration is None
+    assert (made.compute.device, made.compute.dtype) == ("cuda", "bfloat16")
+    with pytest.raises(TrainingFailedError, match="has no GPU"):
+        of(asked=ComputeSettings(device="cuda"), machine=replace(MACHINE, has_gpu=False))
+
+
+def test_checkpoints_and_saved_states_take_disk_until_they_are_bounded() -> None:
+    unbounded, bounded = of(epochs=10), of(epochs=10, keep_checkpoints=2)
+
+    adapter = 30 * 64 * (1152 + 768) * 4
+    assert unbounded.disk_bytes - bounded.disk_bytes == 8 * (adapter + 5_000_000)
+
+
+def test_short_memory_makes_a_job_slower() -> None:
+    tight = of(machine=replace(MACHINE, total_bytes=1_700_000_000))
+
+    assert tight.compute.gradient_checkpointing
+    assert tight.peak_memory_bytes <= 1_700_000_000 < of().peak_memory_bytes
+    assert any("computed twice" in advice for advice in tight.advice)

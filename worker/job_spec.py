@@ -1,0 +1,77 @@
+"""What an attempt starts from, and what it tells its training process about it: `job.json`."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from app.core.compute_choices import compute_choices
+from app.core.db.repositories.leases import Lease
+from app.core.db.tables import File, SavedState
+from app.core.job.loss_log import StepMetrics
+from app.core.job.training_config import (
+    BaseModelRef,
+    DatasetRef,
+    JobSpec,
+    TaskName,
+)
+from app.core.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class JobInputs:
+    """What the database knows of the things that an attempt starts from."""
+
+    training_file: File
+    validation_file: File | None = None
+    states: Sequence[SavedState] = ()
+    """Saved states of the job, newest first."""
+    steps: Sequence[StepMetrics] = ()
+    """The loss log, at least up to the newest state."""
+    tokens: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Any])
+    """Blob key, bytes and sha256 of each file of tokens that the data check has made, by name."""
+
+
+def build_spec(
+    lease: Lease,
+    inputs: JobInputs,
+    base_model: BaseModelRef,
+    state: SavedState | None,
+    *,
+    settings: Settings,
+    task: TaskName,
+) -> JobSpec:
+    """All that a training process is told besides the files next to it.
+
+    Args:
+        lease: the attempt.
+        inputs: the data files.
+        base_model: the base model.
+        state: the saved state to resume from.
+        settings: the settings of the service.
+        task: what the process has to do.
+    """
+    return JobSpec(
+        job_id=lease.job_id,
+        attempt=lease.attempt,
+        task=task,
+        fine_tuned_model=lease.fine_tuned_model,
+        base_model=base_model,
+        training_file=_reference(inputs.training_file),
+        validation_file=inputs.validation_file and _reference(inputs.validation_file),
+        config=lease.config,
+        threads=settings.resolved_training_threads,
+        compute=compute_choices(settings),
+        save_interval_s=settings.save_interval_s,
+        resume_step=state and state.step,
+        resume_job_id=state and state.saved_by,
+    )
+
+
+def _reference(file: File) -> DatasetRef:
+    return DatasetRef(
+        file_id=file.id,
+        filename=file.filename,
+        sha256=file.sha256,
+        bytes=file.bytes,
+        examples=file.examples or 0,
+    )

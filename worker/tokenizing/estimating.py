@@ -1,0 +1,144 @@
+"""Estimates what a job takes, from a sample of its rows."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import BinaryIO
+
+import numpy as np
+
+from app.core.dataset.formats import LineError
+from app.core.dataset.reading import read_examples
+from app.core.dataset.tokenizing.messages import EstimateRequest, Refused, SampledEstimate
+from app.core.job.training_config import TrainingConfig
+from app.core.machine.memory import PLENTY
+from worker.training.compute.hardware import read_or_measure
+from worker.training.data.chat_template import ChatTemplateError
+from worker.training.data.cutting import cut
+from worker.training.data.encoding import Encoded, Encoder
+from worker.training.data.stop_tokens import StopTokens
+from worker.training.data.tokenizer import load_tokenizer
+from worker.training.estimate import Machine, Rows
+from worker.training.estimate import estimate as estimate_job
+from worker.training.failures import TrainingFailedError
+from worker.training.model.base_model import ModelShape
+
+_SAMPLED_ROWS = 500
+_SAMPLING_S = 6.0
+"""Time after which no more rows of a file are read. The rows read so far are the sample then."""
+
+_PARAMS = ("training_file", "validation_file")
+
+
+def estimate(request: EstimateRequest, sources: Sequence[BinaryIO]) -> SampledEstimate | Refused:
+    """Count the tokens of some rows of each file, and estimate the job from them."""
+    try:
+        tokenizer = load_tokenizer(request.base_model)
+        stops = StopTokens.read(request.base_model, tokenizer)
+        encoder = Encoder.for_job(request.config, tokenizer, stops)
+        samples = [
+            _Sample.take(source, rows, encoder, request.config, param)
+            for source, rows, param in zip(sources, request.rows, _PARAMS, strict=False)
+        ]
+        training, *validation = (sample.stand_for_all() for sample in samples)
+        # No GPU can be seen from here, nor its memory.
+        is_on_gpu = request.compute.device == "cuda"
+        return SampledEstimate(
+            estimate=estimate_job(
+                ModelShape.read(request.base_model),
+                request.config,
+                training,
+                validation[0] if validation else None,
+                asked=request.compute,
+                machine=Machine(
+                    speeds=read_or_measure(request.machine_cache),
+                    threads=request.threads,
+                    total_bytes=PLENTY.total if is_on_gpu else request.memory_bytes,
+                    has_gpu=is_on_gpu,
+                ),
+            ),
+            sampled_rows=samples[0].rows,
+        )
+    except TrainingFailedError as error:
+        return Refused(code=error.code, message=str(error), param=error.param)
+
+
+@dataclass(slots=True)
+class _Sample:
+    """What a file's rows become, counted over some of them."""
+
+    all_rows: int
+    config: TrainingConfig
+    param: str
+    """Field of the request that names the file."""
+    rows: int = 0
+    lengths: list[int] = field(default_factory=list[int])
+    learned_tokens: int = 0
+
+    @classmethod
+    def take(
+        cls,
+        source: BinaryIO,
+        rows: int,
+        encoder: Encoder,
+        config: TrainingConfig,
+        param: str,
+    ) -> "_Sample":
+        """Count the tokens of rows that are chosen by the seed of the job.
+
+        Raises:
+            TrainingFailedError: a job on such rows would fail.
+        """
+        sample = cls(rows, config, param)
+        chosen = np.random.default_rng(config.seed).permutation(rows)[:_SAMPLED_ROWS] + 1
+        until = monotonic() + _SAMPLING_S
+        try:
+            for line, example in read_examples(source, only=set(chosen.tolist())):
+                try:
+                    encoded = encoder.encode(example)
+                except ChatTemplateError as error:
+                    message = f"Line {line} does not fit this base model: {error}."
+                    raise TrainingFailedError(error.code, message, param=param) from error
+                for each in encoded:
+                    sample._count(line, each)
+                sample.rows += 1
+                if monotonic() > until:
+                    break
+        except LineError as error:
+            raise TrainingFailedError(error.code, str(error), param=param) from error
+        return sample
+
+    def stand_for_all(self) -> Rows:
+        """The examples of the whole file, if its other rows are like these.
+
+        Raises:
+            TrainingFailedError: none of them is trained on.
+        """
+        if not self.lengths:
+            raise TrainingFailedError(
+                "no_trainable_tokens",
+                f"None of the {self.rows:,} rows that were looked at has a token to learn within "
+                f"{self.config.max_sequence_tokens:,} tokens. Raise context_length, or shorten "
+                "the prompts.",
+                param=self.param,
+            )
+        return Rows(
+            lengths=np.array(self.lengths),
+            count=round(self.all_rows * len(self.lengths) / self.rows),
+            learned_tokens=self.learned_tokens,
+        )
+
+    def _count(self, line: int, encoded: Encoded) -> None:
+        limit = self.config.max_sequence_tokens
+        row = cut(encoded, max_tokens=limit, overlong=self.config.overlong_row_behavior)
+        if row.outcome == "too_long":
+            raise TrainingFailedError(
+                "row_too_long",
+                f"Line {line} has {len(encoded.input_ids):,} tokens; the limit is {limit:,}. "
+                "Shorten it, raise context_length, or set overlong_row_behavior to truncate or "
+                "drop.",
+                param=self.param,
+            )
+        if row.outcome in ("kept", "truncated"):
+            self.lengths.append(len(row.input_ids))
+            self.learned_tokens += sum(row.is_learned)

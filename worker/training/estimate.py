@@ -1,0 +1,298 @@
+"""Estimates what a job takes, from the lengths of its rows and the plan by which it would train."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+
+import numpy as np
+
+from app.core.job.estimate import Duration, Estimate
+from app.core.job.training_config import ComputeSettings, TrainingConfig
+from worker.training.compute.cost import Cost
+from worker.training.compute.hardware import Speeds
+from worker.training.compute.memory import gigabytes
+from worker.training.compute.plan import ComputePlan, Workload, choose_placement, make_plan
+from worker.training.data.batching import cut_by_length, shuffled_batches
+from worker.training.data.split import count_held_out
+from worker.training.model.base_model import ModelShape
+from worker.training.step.trainer import StepSchedule
+
+_STEPS_COUNTED = 400
+"""Most steps whose micro-batches are counted. The others are taken to be like them."""
+
+_STEPS_ASKED = 100_000
+"""Most steps for which the schedule is asked what is due. The others are taken to be like them."""
+_ROWS_EVALUATED = 2000
+"""Most validation rows whose micro-batches are counted."""
+
+_LEARNED = 0.5
+"""Fraction of the tokens that are learned, where nobody has counted them."""
+
+_START_S = 4.0
+"""Seconds from the start of an attempt until its base model is read, and from its last checkpoint
+to its end, on a machine with a current processor."""
+_READ_PER_S = 5e8
+"""Bytes of a base model that are read in a second."""
+_TOKENIZED_PER_S = 1e5
+"""Tokens that are made of text in a second."""
+_COMPILATION_S = 30.0
+"""Seconds that compiling takes if no earlier job of the project has compiled the same layers."""
+_SAVING_S = 0.3
+"""Seconds that a checkpoint and a saved state take, whatever their size."""
+_SAVED_PER_S = 1e8
+"""Bytes of checkpoints and saved states that are written and checked in a second."""
+_MUCH = 0.2
+"""Fraction of the time above which the user is told how to save it."""
+_HOW_TO_SAVE = {
+    "evaluation": "Evaluations take {:.0%} of the time. A smaller validation file, larger "
+    "eval_steps or a lower n_evals would make the job faster.",
+    "saving": "Checkpoints take {:.0%} of the time. Larger checkpoint_steps would make the job "
+    "faster.",
+}
+_SHORTEST_CONTEXT = 32
+"""Lowest context_length that is proposed, in tokens."""
+
+_MOMENTS = 2
+"""Numbers of the optimizer for each parameter of the adapter."""
+_FLOAT32_BYTES = 4
+_HELD_STATES = 2
+"""Saved states of a job that are kept."""
+
+_TEXT_BYTES = 5_000_000
+"""Bytes of a checkpoint beside the adapter: tokenizer, tables, chart."""
+
+_UNCERTAINTY = 0.25
+"""Fraction by which the duration may be off on a machine that does nothing else."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rows:
+    """The examples of a file, or a sample of them that stands for all."""
+
+    lengths: np.ndarray
+    """Tokens of each example, after truncation."""
+    count: int
+    """Number of examples in the file. It is larger than the number of lengths for a sample."""
+    learned_tokens: int | None = None
+    """Tokens among `lengths` that are learned. None if nobody has counted them."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the file."""
+        return round(float(self.lengths.mean()) * self.count)
+
+    @property
+    def learned(self) -> float:
+        """Fraction of the tokens that are learned."""
+        if self.learned_tokens is None:
+            return _LEARNED
+        return self.learned_tokens / int(self.lengths.sum())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """What the duration and the plan of a job depend on, besides the job."""
+
+    speeds: Speeds
+    threads: int
+    total_bytes: int
+    """Memory of the machine or of its GPU, free or not."""
+    has_gpu: bool | None = None
+    """Whether it has a GPU. None to ask torch."""
+
+
+def estimate(
+    base_model: ModelShape,
+    config: TrainingConfig,
+    training: Rows,
+    validation: Rows | None,
+    *,
+    asked: ComputeSettings,
+    machine: Machine,
+) -> Estimate:
+    """Estimate what a job takes if it trains to the end without interruption.
+
+    Args:
+        base_model: shape of the base model.
+        config: hyperparameters. Its `validation_split` is taken off the training rows here.
+        training: rows of the training file.
+        validation: rows of the validation file, if there is one.
+        asked: choices that the service's settings have made.
+        machine: the machine that would train the job.
+
+    Raises:
+        TrainingFailedError: `gpu_unavailable`, or `too_few_examples` for the `validation_split`.
+    """
+    if validation is None and config.validation_split is not None:
+        held_out = count_held_out(training.count, fraction=config.validation_split)
+        validation = replace(training, count=held_out)  # chosen at random, so like the rest
+        training = replace(training, count=training.count - held_out)
+    schedule = StepSchedule(config, examples=training.count, has_validation=validation is not None)
+    job = _Job(base_model, config, training, validation, schedule, asked, machine)
+    return job.estimate()
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    base_model: ModelShape
+    config: TrainingConfig
+    training: Rows
+    validation: Rows | None
+    schedule: StepSchedule
+    asked: ComputeSettings
+    machine: Machine
+
+    def estimate(self) -> Estimate:
+        plan = self._plan(free_bytes=self.machine.total_bytes)
+        least = self._plan(free_bytes=0)
+        parts = {} if plan.device == "cuda" else self._parts(plan)
+        return Estimate(
+            steps=self.schedule.total_steps,
+            examples=self.training.count,
+            tokens_per_epoch=self.training.tokens,
+            tokens=self._tokens,
+            learned_tokens=None
+            if self.training.learned_tokens is None
+            else round(self.training.learned * self.training.tokens),
+            duration=_duration(parts),
+            peak_memory_bytes=self._peak_bytes(plan),
+            least_memory_bytes=least.peak_bytes,
+            disk_bytes=self._disk_bytes(plan),
+            compute=plan.settings,
+            advice=tuple(self._advice(plan, least, parts)),
+        )
+
+    def _plan(self, *, free_bytes: int) -> ComputePlan:
+        """The plan of the job where so much memory is free."""
+        placement = choose_placement(self.asked, self.machine.speeds, has_gpu=self.machine.has_gpu)
+        work = Workload.of_job(
+            self.base_model,
+            self.config,
+            self.training.lengths,
+            total_steps=self.schedule.total_steps,
+            threads=self.machine.threads,
+        )
+        return make_plan(self.asked, placement, self.machine.speeds, work, free_bytes=free_bytes)
+
+    @property
+    def _tokens(self) -> int:
+        """Tokens that the whole job reads in training."""
+        steps_per_epoch = math.ceil(self.training.count / self.config.batch_size)
+        return round(self.training.tokens * self.schedule.total_steps / steps_per_epoch)
+
+    def _how_often(self, is_due: Callable[[int], bool]) -> int:
+        """In how many steps of the job something is due."""
+        total = self.schedule.total_steps
+        counted = min(total, _STEPS_ASKED)
+        return round(sum(map(is_due, range(1, counted + 1))) * total / counted)
+
+    def _saved_bytes(self, plan: ComputePlan) -> tuple[int, int]:
+        """Bytes of a checkpoint and of a saved state."""
+        adapter = plan.footprint.trained_parameters * _FLOAT32_BYTES
+        copies = 1 + _MOMENTS + (self.config.chooses_best and self.validation is not None)
+        return adapter + _TEXT_BYTES, adapter * copies
+
+    def _disk_bytes(self, plan: ComputePlan) -> int:
+        checkpoint, state = self._saved_bytes(plan)
+        kept = self._how_often(self.schedule.is_checkpoint)
+        if self.config.keep_checkpoints is not None:
+            kept = min(kept, self.config.keep_checkpoints)
+        return kept * checkpoint + _HELD_STATES * state
+
+    def _parts(self, plan: ComputePlan) -> dict[str, float]:
+        """Seconds of the job, by what they are spent on."""
+        cost = Cost(plan=plan, speeds=self.machine.speeds, threads=self.machine.threads)
+        rows = self.training
+        each = [cost.step(step, rows.lengths, learned=rows.learned) for step in self._steps()]
+        steps = sum(each) / len(each) * self.schedule.total_steps
+        compiling = _COMPILATION_S if plan.compile else 0.0
+        return {
+            "start": self._start_s(plan),
+            "training": steps + compiling,
+            "evaluation": self._evaluation_s(cost),
+            "saving": self._saving_s(plan),
+        }
+
+    def _start_s(self, plan: ComputePlan) -> float:
+        validation_tokens = self.validation.tokens if self.validation else 0
+        tokenizing = (self.training.tokens + validation_tokens) / _TOKENIZED_PER_S
+        return _START_S + tokenizing + plan.footprint.base_model / _READ_PER_S
+
+    def _steps(self) -> Iterator[np.ndarray]:
+        """The examples of each of the first steps. A sample of rows is shuffled as a file is."""
+        examples, size = len(self.training.lengths), self.config.batch_size
+        batches = shuffled_batches(examples, size, seed=self.config.seed)
+        return islice(batches, min(self.schedule.total_steps, _STEPS_COUNTED))
+
+    def _peak_bytes(self, plan: ComputePlan) -> int:
+        """Memory of the largest micro-batch of these steps."""
+        lengths, limit = self.training.lengths, plan.micro_batch_tokens
+        shapes = {
+            (len(piece), int(lengths[piece].max()))
+            for step in self._steps()
+            for piece in cut_by_length(step, lengths, micro_batch_tokens=limit)
+        }
+        return max(
+            replace(plan.footprint, longest_row=longest).peak(
+                rows * longest, checkpointing=plan.gradient_checkpointing
+            )
+            for rows, longest in shapes
+        )
+
+    def _evaluation_s(self, cost: Cost) -> float:
+        """Seconds of all evaluations, that of the base model included."""
+        rows = self.validation
+        if rows is None:
+            return 0.0
+        lengths = rows.lengths[:_ROWS_EVALUATED]
+        one = cost.evaluation(lengths, learned=rows.learned) * rows.count / len(lengths)
+        return one * (1 + self._how_often(self.schedule.is_evaluation))
+
+    def _saving_s(self, plan: ComputePlan) -> float:
+        each = _SAVING_S + sum(self._saved_bytes(plan)) / _SAVED_PER_S
+        return each * self._how_often(self.schedule.is_checkpoint)
+
+    def _advice(
+        self, plan: ComputePlan, least: ComputePlan, parts: dict[str, float]
+    ) -> Iterator[str]:
+        if least.peak_bytes > self.machine.total_bytes:
+            yield from self._what_fits(least)
+        elif plan.gradient_checkpointing and self.asked.gradient_checkpointing is None:
+            yield (
+                "Memory is so short that each layer is computed twice. With a lower "
+                "context_length the job would be about a third faster."
+            )
+        if plan.is_warning:
+            yield plan.explanation
+        for part, much in parts.items():
+            share = much / sum(parts.values())
+            if part in _HOW_TO_SAVE and share > _MUCH:
+                yield _HOW_TO_SAVE[part].format(share)
+
+    def _what_fits(self, least: ComputePlan) -> Iterator[str]:
+        """Which single change would make the job fit into the memory of the machine."""
+        total, footprint = self.machine.total_bytes, least.footprint
+        tokens = footprint.longest_row
+        while tokens > _SHORTEST_CONTEXT:
+            tokens //= 2
+            shorter = replace(footprint, longest_row=tokens)
+            if shorter.peak(tokens, checkpointing=least.gradient_checkpointing) <= total:
+                yield f"It would fit into {gigabytes(total)} with a context_length of {tokens:,}."
+                return
+        yield (
+            f"It does not fit into {gigabytes(total)} with any context_length. Choose a smaller "
+            "base model."
+        )
+
+
+def _duration(parts: dict[str, float]) -> Duration | None:
+    if not parts:
+        return None
+    seconds = sum(parts.values())
+    spread = _UNCERTAINTY * seconds
+    return Duration(
+        seconds=round(seconds, 1),
+        low=round(seconds - spread, 1),
+        high=round(seconds + spread, 1),
+    )
