@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks import claims, keys, polls, tables, uploads
+from benchmarks import checks, claims, keys, polls, tables, uploads
 
 
 def main(arguments: list[str]) -> int:
@@ -20,6 +20,9 @@ def main(arguments: list[str]) -> int:
     command = commands.add_parser("uploads", help="MiB/s and memory of uploads")
     command.add_argument("--small-mib", type=float, default=4)
     command.add_argument("--large-mib", type=float, default=400)
+    command.add_argument("--rounds", type=int, default=3)
+    command = commands.add_parser("checks", help="MiB/s of the check alone, for every format")
+    command.add_argument("--mib", type=float, default=24)
     command.add_argument("--rounds", type=int, default=3)
     command = commands.add_parser("polls", help="latency of polls while a job trains")
     command.add_argument("--model", type=Path, default=Path("data/models/smollm2-135m-instruct"))
@@ -43,6 +46,8 @@ def main(arguments: list[str]) -> int:
         uploads.measure(
             small_mib=options.small_mib, large_mib=options.large_mib, rounds=options.rounds
         )
+    elif options.what == "checks":
+        checks.measure(mib=options.mib, rounds=options.rounds)
     elif options.what == "claims":
         claims.measure(options.database, claims=options.claims)
     elif options.what == "keys":

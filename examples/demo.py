@@ -196,12 +196,10 @@ def download_metrics(client: OpenAI, job: FineTuningJob, path: Path) -> None:
     print(f"\n{'step':>6} {'epoch':>6} {'train loss':>11} {'valid loss':>11}")
     since_last: list[float] = []
     for row in rows:
-        if row["train_loss"]:  # step 0 is the base model, which is only evaluated
-            since_last.append(float(row["train_loss"]))
+        since_last.append(float(row["train_loss"]))
         if row["valid_loss"]:
-            mean = f"{sum(since_last) / len(since_last):.3f}" if since_last else ""
-            valid = float(row["valid_loss"])
-            print(f"{row['step']:>6} {float(row['epoch']):6.2f} {mean:>11} {valid:11.3f}")
+            mean, valid = sum(since_last) / len(since_last), float(row["valid_loss"])
+            print(f"{row['step']:>6} {float(row['epoch']):6.2f} {mean:11.3f} {valid:11.3f}")
             since_last.clear()
     last = rows[-1]
     print(f"{last['tokens_seen']} tokens in {float(last['elapsed_s']):.0f} s of training\n")

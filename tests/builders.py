@@ -15,13 +15,13 @@ from app.core.access import DEFAULT_PROJECT_ID, Scope
 from app.core.clock import utc_now
 from app.core.db.base import Base, Project
 from app.core.db.check_tables import DataCheck
-from app.core.db.repositories.access import KeyRepository
 from app.core.db.repositories.checkpoints import CheckpointRepository, TunedModelRepository
 from app.core.db.repositories.data_checks import CheckLimits, DataCheckRepository
 from app.core.db.repositories.events import EventRepository
 from app.core.db.repositories.files import FileRepository
 from app.core.db.repositories.jobs import JobRepository
 from app.core.db.repositories.leases import Lease, LeaseRepository
+from app.core.db.repositories.projects.access import KeyRepository
 from app.core.db.repositories.transitions import settle
 from app.core.db.repositories.uploads import UploadRepository
 from app.core.db.repositories.workers import WorkerIdentity, WorkerRepository, WorkerStatus

@@ -9,7 +9,7 @@ import typer
 from app.core.access import DEFAULT_PROJECT_ID, Scope
 from app.core.clock import utc_now
 from app.core.db.project_tables import ApiKey
-from app.core.db.repositories.access import KeyRepository
+from app.core.db.repositories.projects.access import KeyRepository
 from app.core.errors import OperatorError
 from app.core.occupancy import open_database
 from app.maintenance.keys import create_key, revoke_key

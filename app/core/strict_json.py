@@ -33,7 +33,7 @@ def loads(raw: bytes) -> Any:
         value = loads_quickly(raw)
     except ValueError:
         return _loads_thoroughly(raw)
-    return value if _is_finite(value) else _loads_thoroughly(raw)
+    return _loads_thoroughly(raw) if _NUL in raw or not _is_finite(value) else value
 
 
 def has_more_values(raw: bytes, limit: int) -> bool:
@@ -85,13 +85,12 @@ def members(value: Any) -> Iterable[Any]:
 def loads_quickly(raw: bytes) -> Any:
     """Parse most UTF-8 JSON quickly. A number that is too large becomes an infinity.
 
-    Apart from that, it accepts only what `loads` accepts, with the same result.
+    Apart from that and from strings with U+0000, it accepts only what `loads` accepts, with the
+    same result.
 
     Raises:
         ValueError: the text is not strict JSON, or only the thorough parser can decide.
     """
-    if _NUL in raw:
-        raise ValueError("a string may contain the character U+0000")
     return jiter.from_json(raw, allow_inf_nan=False, catch_duplicate_keys=True, cache_mode="keys")
 
 

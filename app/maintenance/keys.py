@@ -12,8 +12,8 @@ from app.core.access import DEFAULT_PROJECT_ID, Scope
 from app.core.access.api_keys import hash_key, new_key
 from app.core.db.base import Project
 from app.core.db.project_tables import ApiKey
-from app.core.db.repositories.access import KeyRepository, ProjectsRepository
 from app.core.db.repositories.projects import audit
+from app.core.db.repositories.projects.access import KeyRepository, ProjectsRepository
 from app.core.db.repositories.projects.audit import Action
 from app.core.db.session import Database, Session
 from app.core.errors import OperatorError, OutcomeUnknownError

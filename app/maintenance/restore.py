@@ -9,7 +9,7 @@ from app.core.base_models import CATALOGUE_NAME, MODELS_NAME, RECORD_NAME
 from app.core.clock import utc_now
 from app.core.db import inspection
 from app.core.db.migrate import is_known_revision, upgrade
-from app.core.db.repositories.access import KeyRepository
+from app.core.db.repositories.projects.access import KeyRepository
 from app.core.db.session import Database, kind_of
 from app.core.db.snapshot import release_running
 from app.core.machine.durable import link_or_copy, make_directory, replace_privately, sync

@@ -18,7 +18,7 @@ class ProjectUpdate(RequestBody):
     """Limits to change. A field that is absent stays as it is; null removes the limit."""
 
     max_stored_bytes: int | None = Field(None, ge=0, le=_MAX_BYTES)
-    """Maximum number of bytes stored: files, parts of uploads, adapters and saved states."""
+    """Maximum number of bytes of files, parts of uploads, adapters, saved states and tokens."""
     max_queued_jobs: int | None = Field(None, ge=0, le=_MAX_INTEGER)
     """Maximum number of jobs that are `validating_files`, `queued` or `paused`."""
     max_running_jobs: int | None = Field(None, ge=0, le=_MAX_INTEGER)
@@ -82,7 +82,7 @@ class ProjectUsageRead(ResponseBody):
     month: str
     """Month that `processor_seconds` and `requests` are about, such as `2030-01`, in UTC."""
     stored_bytes: int
-    """Bytes of files, parts of uploads, adapters and saved states."""
+    """Bytes of files, parts of uploads, adapters, saved states and tokens."""
     jobs: dict[str, int]
     """Number of jobs by status. Statuses without jobs are absent."""
     processor_seconds: float

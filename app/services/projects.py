@@ -5,8 +5,8 @@ from datetime import datetime
 from typing import Any, Protocol, TypeVar
 
 from app.core.access import DEFAULT_PROJECT_ID, Caller
-from app.core.db.repositories.access import KeyRepository, ProjectsRepository
 from app.core.db.repositories.projects import audit
+from app.core.db.repositories.projects.access import KeyRepository, ProjectsRepository
 from app.core.db.repositories.projects.audit import Action, AuditLog
 from app.core.db.repositories.projects.erasure import ErasureRepository
 from app.core.db.repositories.projects.usage import UsageRepository

@@ -8,7 +8,7 @@ from datetime import datetime
 
 from app.core.access import Caller
 from app.core.clock import SECONDS_AN_HOUR
-from app.core.db.repositories.access import ProjectsRepository
+from app.core.db.repositories.projects.access import ProjectsRepository
 from app.core.db.repositories.projects.usage import UsageRepository
 from app.core.db.session import Session
 from app.core.errors import QuotaExceededError

@@ -80,10 +80,13 @@ def test_a_job_that_is_not_to_start_is_taken_by_no_worker_until_it_is_resumed(
     held = jobs.create(**body, extra_body={"auto_start": False})
 
     other = service.wait_for_end(client, jobs.create(**body).id)
-    still_held = jobs.retrieve(held.id)
+    still_held = wait_until(  # its data may be checked beside the training of the other job
+        lambda: one if (one := jobs.retrieve(held.id)).status == "paused" else None,
+        within_s=JOB_S,
+    )
     jobs.resume(held.id)
     ended = service.wait_for_end(client, held.id)
 
-    assert (held.status, still_held.status) == ("paused", "paused")
+    assert (held.status, still_held.status) == ("validating_files", "paused")
     assert extra(still_held)["attempt"] == 0
     assert (other.status, ended.status) == ("succeeded", "succeeded")

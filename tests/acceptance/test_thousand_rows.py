@@ -51,8 +51,9 @@ def result(service: InstalledService, tmp_path_factory: pytest.TempPathFactory) 
             seed=1,
         )
         job = service.wait_for_end(client, job.id)
-        log = client.files.content(job.result_files[0]).text
-    archive = httpx.get(f"{service.base_url}/fine_tuning/jobs/{job.id}/adapter").content
+        url = f"{service.base_url}/fine_tuning/jobs/{job.id}"
+        log = httpx.get(f"{url}/metrics", headers={"accept": "text/csv"}).text
+    archive = httpx.get(f"{url}/adapter").content
     adapter = tmp_path_factory.mktemp("adapter")
     zipfile.ZipFile(io.BytesIO(archive)).extractall(adapter)
     return Result(job, list(csv.DictReader(io.StringIO(log))), adapter)

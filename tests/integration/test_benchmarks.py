@@ -29,6 +29,12 @@ def test_uploads_are_measured() -> None:
     assert len(re.findall(r"peak memory: \d+ MiB after .*, \d+ MiB after", printed)) == 2
 
 
+def test_checks_are_measured() -> None:
+    printed = run("checks", "--mib", "0.1", "--rounds", "1")
+
+    assert len(re.findall(r"^\w.*?( +\d+){4}$", printed, re.MULTILINE)) == 7
+
+
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
 def test_tables_are_measured(kind: str) -> None:
     sizes = ["--small", "20", "--large", "50", "--rounds", "1"]

@@ -66,6 +66,7 @@ class Expected:
     expires: timedelta = timedelta(0)
     checks: int = 0
     """How often the check of its data was begun."""
+    checked_by: str = ""
     check_expires: timedelta | None = None
     """When the lease of the present check ends. None if nobody checks the data."""
     check_crashes: int = 0
@@ -113,7 +114,8 @@ class QueueMachine(RuleBasedStateMachine):
             return multiple()
         job = self.jobs[lease.job_id]
         assert (-job.priority, lease.job_id) == min(free)
-        job.checks, job.check_expires = job.checks + 1, self.elapsed + MINUTE
+        job.checks, job.checked_by = job.checks + 1, worker
+        job.check_expires = self.elapsed + MINUTE
         assert lease.attempt == job.checks
         return multiple(lease)
 
@@ -260,6 +262,7 @@ class QueueMachine(RuleBasedStateMachine):
         """A worker of this host is seen to be dead."""
         with self.database.writing() as session:
             rescued = RecoveryRepository(session).rescue_orphans([worker], now=self.now)
+            DataCheckRepository(session).release_orphans([worker])
         with self.database.reading() as session:
             owners = dict(session.execute(select(Job.id, Job.worker_id)).all())
         expected = {
@@ -269,6 +272,9 @@ class QueueMachine(RuleBasedStateMachine):
         }
         assert {job.job_id for job in rescued} == expected
         self.lose(expected)
+        for job in self.jobs.values():
+            if job.checked_by == worker:
+                job.check_expires = None
 
     @precondition(lambda self: self.jobs)
     @rule(data=st.data())

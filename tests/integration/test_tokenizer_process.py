@@ -53,7 +53,7 @@ async def ask(request: PreviewRequest, tokenizers: TokenizerProcesses | None = N
     path = request.base_model / "rows.jsonl"
     path.write_bytes(CHAT_LINE)
     with path.open("rb") as source:
-        return await (tokenizers or TokenizerProcesses()).ask(request, source, Preview)
+        return await (tokenizers or TokenizerProcesses()).ask(request, [source], Preview)
 
 
 def list_processes() -> list[psutil.Process]:
@@ -89,7 +89,7 @@ def test_a_row_of_many_megabytes_is_shown_in_part(base_model: Path) -> None:
 
     async def show() -> Preview:
         with path.open("rb") as source:
-            return await TokenizerProcesses().ask(build_request(base_model), source, Preview)
+            return await TokenizerProcesses().ask(build_request(base_model), [source], Preview)
 
     (row,) = asyncio.run(show()).rows
     assert row.examples[0].total_tokens == 1_100_001

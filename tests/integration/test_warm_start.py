@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from app.core.job.training_events import Finished, Started, TrainingEvent
+from app.core.job.training_events import Checked, Finished, Started, TrainingEvent
 from tests.children import find_children
 from tests.counting_trainer import loads
 from tests.fakes import Watch
@@ -124,6 +124,29 @@ def test_another_base_model_takes_the_place_of_the_last_one(
     third = bench.run(warm, "third")
 
     assert [what for _, what in loads(third)] == ["tokenizer", "model"] * 3
+
+
+def test_a_check_of_data_between_two_jobs_leaves_the_base_model_loaded(
+    bench: Bench, tmp_path: Path, warm: WarmLauncher
+) -> None:
+    bench.run(warm, "first")
+
+    other = tmp_path / "other"
+    write_tiny_model(other)
+    directory = tmp_path / "work" / "check" / "attempt-1"
+    write_job(directory, ROWS, base_model=other, task="check_data")
+    seen: list[TrainingEvent] = []
+    ending = warm.run(
+        directory, Watch(on_event=seen.append, requested_signal=lambda: Signal.CONTINUE)
+    )
+    third = bench.run(warm, "third")
+
+    assert ending.exit_code == 0, ending.log_tail
+    assert isinstance(seen[-1], Checked)
+    assert warm._fork_server is not None
+    in_fork_server = [what for pid, what in loads(third) if pid == warm._fork_server.pid]
+    assert in_fork_server == ["tokenizer", "model"]
+    assert "model" not in [what for pid, what in loads(third) if pid != warm._fork_server.pid]
 
 
 def test_a_base_model_that_cannot_be_loaded_is_left_to_the_job_which_says_why(

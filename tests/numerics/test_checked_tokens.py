@@ -1,19 +1,28 @@
 """The check of a job's data, and the training that reads the tokens which it has made."""
 
 import json
+import os
 import shutil
-from collections.abc import Callable, Iterator
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from app.core.job.artifacts import TOKEN_FILE_NAMES
 from app.core.job.training_config import TOKENS_NAME
-from app.core.job.training_events import Checked, Failed, Noted, Stepped, TrainingEvent
+from app.core.job.training_events import (
+    Checked,
+    Failed,
+    Noted,
+    Stepped,
+    TrainingEvent,
+    parse_event,
+)
 from app.core.manifest import sha256_of, verify
-from tests.tiny import chat_row, write_job, write_tiny_model
+from tests.tiny import chat_row, write_job
 from worker.training.check import check_data
 from worker.training.preparation.tokenized_job import OWN_TOKENS_NAME
 from worker.training.recipe import run_job
@@ -22,13 +31,6 @@ ROWS = [chat_row(f"What is {i}?", f"It is {i * 'x'}.") for i in range(10)]
 
 Check = Callable[..., tuple[Checked, list[str]]]
 Train = Callable[..., list[TrainingEvent]]
-
-
-@pytest.fixture(scope="module")
-def base_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("models") / "tiny"
-    write_tiny_model(directory)
-    return directory
 
 
 @pytest.fixture
@@ -60,7 +62,7 @@ def as_checked(checked: Checked) -> dict[str, Any]:
 
 
 @pytest.fixture
-def train(base_model: Path, tmp_path: Path) -> Iterator[Train]:
+def train(base_model: Path, tmp_path: Path) -> Train:
     """Trains a job in `tmp_path/NAME`, with the tokens of an earlier check if there are any."""
 
     def train_in(
@@ -77,8 +79,7 @@ def train(base_model: Path, tmp_path: Path) -> Iterator[Train]:
         run_job(tmp_path / name, events.append)
         return events
 
-    yield train_in
-    torch.use_deterministic_algorithms(mode=False)
+    return train_in
 
 
 def losses(events: list[TrainingEvent]) -> list[float | None]:
@@ -254,3 +255,24 @@ def test_a_base_model_without_an_end_of_text_token_fails_the_check(
 
     assert isinstance(events[-1], Failed)
     assert events[-1].code == "tokenizer_unsupported"
+
+
+def test_a_child_that_only_checks_gives_way_to_others(base_model: Path, tmp_path: Path) -> None:
+    write_job(tmp_path / "job", ROWS, base_model=base_model, task="check_data")
+    program = (
+        "import os, sys; from pathlib import Path; from worker import train; "
+        "train.main(Path(sys.argv[1])); print('niceness', os.nice(0), file=sys.stderr)"
+    )
+
+    child = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "job")],
+        capture_output=True,
+        check=True,
+        cwd=Path(__file__).parents[2],
+        timeout=120,
+    )
+
+    events = [parse_event(line) for line in child.stdout.splitlines()]
+    assert isinstance(events[-1], Checked)
+    assert f"niceness {os.nice(0) + 10}" in child.stderr.decode()
+    assert "model shards" not in child.stderr.decode(), "it loaded the weights"

@@ -5,7 +5,6 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from app.core.job.training_events import (
 )
 from app.core.manifest import verify
 from tests.numerics.test_resume import Run, assert_ends_like, hand_over, run
-from tests.tiny import END_OF_TURN, chat_row, write_job, write_tiny_model
+from tests.tiny import END_OF_TURN, chat_row, write_job
 
 ROWS = [chat_row(f"How many {i}?", "There are " + "very " * (i % 3) + "many.") for i in range(22)]
 VALIDATION = [chat_row(f"How many {i}?", "There are many.") for i in (3, 30, 300)]
@@ -77,14 +76,6 @@ def start_child(directory: Path) -> subprocess.Popen[bytes]:
         env=ENVIRONMENT,
         cwd=PROJECT,
     )
-
-
-@pytest.fixture(scope="module")
-def base_model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    directory = tmp_path_factory.mktemp("models") / "tiny"
-    write_tiny_model(directory)
-    yield directory
-    torch.use_deterministic_algorithms(mode=False)
 
 
 @pytest.fixture(scope="module")

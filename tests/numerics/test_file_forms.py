@@ -4,18 +4,17 @@ import csv
 import gzip
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 
 from app.core.job.training_config import TRAINING_DATA_NAME
 from app.core.job.training_events import Finished, Stepped, TrainingEvent
-from tests.tiny import chat_row, write_job, write_tiny_model
+from tests.tiny import chat_row, write_job
 from worker.training.recipe import run_job
 
 PAIRS = [(f"What is {i}?", f"It is {i * 'x'}.") for i in range(10)]
@@ -28,15 +27,8 @@ def as_lines(rows: list[dict[str, Any]]) -> bytes:
     return "".join(json.dumps(row) + "\n" for row in rows).encode()
 
 
-@pytest.fixture(scope="module")
-def base_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("models") / "tiny"
-    write_tiny_model(directory)
-    return directory
-
-
 @pytest.fixture
-def train(base_model: Path, tmp_path: Path) -> Iterator[Train]:
+def train(base_model: Path, tmp_path: Path) -> Train:
     """Trains on a file with this content, and returns the loss of every step."""
 
     def train_on(content: bytes) -> Losses:
@@ -48,8 +40,7 @@ def train(base_model: Path, tmp_path: Path) -> Iterator[Train]:
         assert isinstance(events[-1], Finished), events[-1]
         return [event.metrics.train_loss for event in events if isinstance(event, Stepped)]
 
-    yield train_on
-    torch.use_deterministic_algorithms(mode=False)
+    return train_on
 
 
 def as_csv(columns: list[str], rows: Iterable[Iterable[str]], **dialect: Any) -> bytes:

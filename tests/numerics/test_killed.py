@@ -1,13 +1,12 @@
 """Killed at any moment of a save, a child leaves something whole, or nothing of that name."""
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from itertools import count
 from pathlib import Path
 
 import pytest
-import torch
 
 from app.core.job.training_events import TrainingEvent, parse_event
 from app.core.manifest import atomic_directory, verify
@@ -27,7 +26,6 @@ from tests.tiny import (
     build_trainer,
     chat_row,
     write_job,
-    write_tiny_model,
 )
 from worker.training.artifacts.checkpoint import write_checkpoint
 from worker.training.artifacts.loss_log import LossLog
@@ -40,14 +38,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning
 """Python 3.12 warns of other threads, which may hold a lock; there is none of ours here."""
 
 Save = Callable[[Path], None]
-
-
-@pytest.fixture(scope="module")
-def base_model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    directory = tmp_path_factory.mktemp("models") / "tiny"
-    write_tiny_model(directory)
-    yield directory
-    torch.use_deterministic_algorithms(mode=False)
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from tests.tiny import (
     write_job,
     write_tiny_model,
 )
-from worker.training.compute.memory import Footprint, plan_memory
+from worker.training.compute.memory import Footprint, advise_less, plan_memory
 from worker.training.model.base_model import ModelShape
 from worker.training.model.forward import Forward, FusedForward, ReferenceForward
 from worker.training.model.randomness import DropoutKey
@@ -220,3 +220,4 @@ def test_trained_embeddings_are_counted_once_if_they_are_one_matrix(
     footprint = dataclasses.replace(FOOTPRINT, model=model, lora=shape)
 
     assert footprint.trained == FOOTPRINT.trained + matrices * 49_152 * 576 * 32
+    assert "lora_r, leave out modules_to_save, choose" in advise_less(shape)

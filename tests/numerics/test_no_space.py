@@ -2,27 +2,17 @@
 
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import safetensors.torch
-import torch
 from safetensors import SafetensorError
 
 from app.core.job.training_events import Checkpointed, OutOfSpace
 from app.core.manifest import verify
 from tests.numerics.test_resume import reported_state, run, write
-from tests.tiny import write_tiny_model
-
-
-@pytest.fixture(scope="module")
-def base_model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    directory = tmp_path_factory.mktemp("models") / "tiny"
-    write_tiny_model(directory)
-    yield directory
-    torch.use_deterministic_algorithms(mode=False)
 
 
 def failing_at(call: int, error: Exception, function: Callable[..., Any]) -> Callable[..., Any]:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -41,15 +41,8 @@ ROWS = [chat_row(f"What is {i}?", f"It is {i * 'x'}.") for i in range(10)]
 RunJob = Callable[..., list[TrainingEvent]]
 
 
-@pytest.fixture(scope="module")
-def base_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("models") / "tiny"
-    write_tiny_model(directory)
-    return directory
-
-
 @pytest.fixture
-def run(base_model: Path, tmp_path: Path) -> Iterator[RunJob]:
+def run(base_model: Path, tmp_path: Path) -> RunJob:
     """Runs a job in `tmp_path/NAME` and returns its events."""
 
     def run_in(
@@ -61,8 +54,7 @@ def run(base_model: Path, tmp_path: Path) -> Iterator[RunJob]:
         run_job(tmp_path / name, events.append)
         return events
 
-    yield run_in
-    torch.use_deterministic_algorithms(mode=False)
+    return run_in
 
 
 def steps(events: list[TrainingEvent]) -> list[Stepped]:

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from app.core.job.lora_shape import LoraShape
 from app.core.job.loss_log import StepMetrics
@@ -219,14 +217,6 @@ def hand_over(earlier: list[Run], step: int, directory: Path, **changes: Any) ->
     rows = [row for run in earlier for row in run.rows if row.step <= step]
     log = "".join(row.model_dump_json() + "\n" for row in rows)
     (directory / LOSS_LOG_NAME).write_text(log, encoding="utf-8")
-
-
-@pytest.fixture(scope="module")
-def base_model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    directory = tmp_path_factory.mktemp("models") / "tiny"
-    write_tiny_model(directory)
-    yield directory
-    torch.use_deterministic_algorithms(mode=False)
 
 
 @pytest.fixture(scope="module", params=CASES)

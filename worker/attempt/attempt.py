@@ -10,11 +10,11 @@ import logging
 from collections.abc import Callable, Mapping
 
 from app.core.clock import steady_s
-from app.core.db.repositories.access import ProjectsRepository
 from app.core.db.repositories.data_checks import DataCheckRepository
 from app.core.db.repositories.files import FileRepository
 from app.core.db.repositories.jobs import JobRepository
 from app.core.db.repositories.leases import Lease, LeaseRepository, RequestedAction
+from app.core.db.repositories.projects.access import ProjectsRepository
 from app.core.db.repositories.projects.usage import UsageRepository
 from app.core.db.repositories.recovery import Crash, Interruption, RecoveryRepository
 from app.core.db.repositories.saved_states import SavedStateRepository
@@ -171,6 +171,7 @@ class Attempt:
             action=self._keeper.requested_action,
             is_stopping=self._keeper.is_stopping,
             is_over_time=self._keeper.is_over_time,
+            has_trained=self._reports.last_step > 0,
         )
         if isinstance(end, Crash):  # clients are shown only a line of it
             log = {"job_id": self._lease.job_id, "log": ending.log_tail.splitlines()}

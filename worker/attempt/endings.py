@@ -40,6 +40,13 @@ _OVER_TIME = JobError(
     'POST .../rerun with {"from": "saved_state"} continues it as a new job.',
 )
 
+_OVER_TIME_BEFORE_TRAINING = JobError(
+    code="max_duration_exceeded",
+    message="The time that the project allows a job, its max_duration_s, was over before the first "
+    "step. Loading the base model and reading the data count. Ask the operator for a longer time, "
+    "then rerun the job.",
+)
+
 _OUT_OF_MEMORY = JobError(
     code="out_of_memory",
     message="The job does not fit in the memory that a training process may take here. Shorten the "
@@ -75,6 +82,7 @@ def end_of_process(
     action: RequestedAction,
     is_stopping: bool,
     is_over_time: bool,
+    has_trained: bool,
 ) -> AttemptEnd:
     """Decide how the attempt ends after its training process has.
 
@@ -82,7 +90,8 @@ def end_of_process(
         event: the last event, if there was one.
         action: what the user has asked the job to do.
         is_stopping: whether the worker is told to stop.
-        is_over_time: whether the job has trained for as long as its project allows.
+        is_over_time: whether the job has run for as long as its project allows.
+        has_trained: whether the job has taken a step.
     """
     match event:
         case Finished() if ending.exit_code == 0 or _was_ended(ending):
@@ -96,8 +105,9 @@ def end_of_process(
         case Unresumable() | MemoryShort():
             return event
         case _:
+            over_time = _OVER_TIME if has_trained else _OVER_TIME_BEFORE_TRAINING
             return (
-                _OVER_TIME
+                over_time
                 if is_over_time
                 else _end_of_interrupted(event, ending, is_stopping=is_stopping)
             )

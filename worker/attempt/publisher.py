@@ -109,7 +109,8 @@ class Publisher:
         Raises:
             ProtocolError: there is no checkpoint of the step that is the result.
         """
-        batches = loss_log.in_batches(self._read_steps(0), self._read_steps)
+        # Programs written for OpenAI's file expect a training loss in every row: not so step 0.
+        batches = loss_log.in_batches(self._read_steps(1), self._read_steps)
         texts = loss_log.csv_texts(batches)
         result = self._job_directory.store_texts(self._store, RESULT_NAME, texts)
         if not self._keeper.transact(lambda session: self._succeed(session, end, result)):

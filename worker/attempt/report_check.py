@@ -30,10 +30,14 @@ _OF_BOTH_TASKS = (Noted, Failed, OutOfSpace)
 
 
 class ReportCheck:
-    """What the child of one attempt has reported, as far as it limits what may come next."""
+    """What the child of one attempt has reported, as far as it limits what may come next.
+
+    Attributes:
+        last_step: the last step that was taken, also by an earlier attempt.
+    """
 
     def __init__(self) -> None:
-        self._first_step = self._last_step = 0
+        self._first_step = self.last_step = 0
         self._is_base_evaluated = False
         self._total_steps = MAX_STEP
         self._kinds: set[str] = set()
@@ -47,7 +51,7 @@ class ReportCheck:
 
     def begin(self, *, after_step: int, total_steps: int) -> None:
         """Expect a training that resumes after `after_step` and has at most `total_steps`."""
-        self._first_step = self._last_step = after_step
+        self._first_step = self.last_step = after_step
         self._total_steps = total_steps
 
     def check(self, event: TrainingEvent) -> None:
@@ -86,16 +90,16 @@ class ReportCheck:
         self._total_steps = total
 
     def _check_step(self, step: int) -> None:
-        if step == 0 == self._last_step and not self._is_base_evaluated:
+        if step == 0 == self.last_step and not self._is_base_evaluated:
             self._is_base_evaluated = True
             return
-        expected = self._last_step + 1
+        expected = self.last_step + 1
         _require(step == expected, f"It reported step {step:,} where step {expected:,} comes next.")
         _require(step <= self._total_steps, f"It took more than {self._total_steps:,} steps.")
-        self._last_step = step
+        self.last_step = step
 
     def _check_state(self, step: int, directory: str) -> None:
-        is_new = step == self._last_step > self._first_step
+        is_new = step == self.last_step > self._first_step
         _require(is_new, f"It saved a state of step {step:,}, which it has not just taken.")
         self._check_directory(directory, f"out/resume-{step}")
 
@@ -105,7 +109,7 @@ class ReportCheck:
         self._directories.add(directory)
 
     def _check_taken(self, step: int) -> None:
-        _require(step <= self._last_step, f"It reported step {step:,} before it took that step.")
+        _require(step <= self.last_step, f"It reported step {step:,} before it took that step.")
 
     def _check_end(
         self,
@@ -114,7 +118,7 @@ class ReportCheck:
         self._is_over = True
         match event:
             case Stopped():
-                is_last = event.step == self._last_step
+                is_last = event.step == self.last_step
                 _require(is_last, f"It stopped at step {event.step:,}, which is not its last.")
             case Finished():
                 self._check_taken(event.step)
@@ -122,7 +126,7 @@ class ReportCheck:
                 is_either = (event.error is None) is (event.directory is not None)
                 _require(is_either, "It must report its tokens, or why the job cannot train.")
             case Unresumable():
-                was_given = event.step == self._first_step == self._last_step
+                was_given = event.step == self._first_step == self.last_step
                 _require(was_given, f"It refused a state of step {event.step:,}, which it had not.")
             case _:
                 return

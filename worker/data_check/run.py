@@ -145,6 +145,7 @@ class CheckRun:
                 action=RequestedAction.CONTINUE,
                 is_stopping=self._keeper.is_stopping,
                 is_over_time=False,
+                has_trained=False,
             )
         )
 

@@ -21,7 +21,7 @@ from app.core.job.training_config import TrainingConfig
 from app.core.job.training_events import DataProblem
 from worker.training.data.chat_template import ChatTemplateError, NoChatTemplateError
 from worker.training.data.cutting import CutExample, cut
-from worker.training.data.encoding import Encoder
+from worker.training.data.encoding import Encoded, Encoder
 from worker.training.data.stop_tokens import StopTokens
 from worker.training.data.tokenizer import load_tokenizer
 from worker.training.failures import TrainingFailedError
@@ -87,17 +87,18 @@ class _Previewer:
             )
             is_cut = len(row.input_ids) > room
             if room:
-                examples.append(self._show_example(row, room, total_tokens=len(whole.input_ids)))
+                examples.append(self._show_example(whole, row, room))
             room = max(0, room - len(row.input_ids))
         return PreviewedRow(line=line, examples=tuple(examples), is_cut=is_cut)
 
-    def _show_example(self, row: CutExample, room: int, *, total_tokens: int) -> PreviewedExample:
+    def _show_example(self, whole: Encoded, row: CutExample, room: int) -> PreviewedExample:
         is_trained = row.outcome in ("kept", "truncated")
         return PreviewedExample(
             outcome=row.outcome,
-            total_tokens=total_tokens,
+            total_tokens=len(whole.input_ids),
             learned_tokens=sum(row.is_learned) if is_trained else 0,
             learns_stop=is_trained and self._ends_with_stop(row),
+            is_whole=whole.is_whole,
             tokens=tuple(
                 Token(id=id_, text=text, is_learned=is_learned, is_special=id_ in self._special)
                 for id_, text, is_learned in zip(

@@ -14,7 +14,7 @@ from app.api.deps import Resources
 from app.core.access import LOCAL_CALLER, Caller, Scope
 from app.core.access.api_keys import hash_key, read_key_id
 from app.core.clock import steady_s, utc_now
-from app.core.db.repositories.access import KeyRepository
+from app.core.db.repositories.projects.access import KeyRepository
 from app.core.db.repositories.projects.usage import UsageRepository
 from app.core.db.session import Session
 from app.core.errors import OperatorError, ServiceError, UnauthenticatedError

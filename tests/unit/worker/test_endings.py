@@ -29,6 +29,7 @@ def end(
         action=RequestedAction.CONTINUE,
         is_stopping=False,
         is_over_time=is_over_time,
+        has_trained=True,
     )
 
 

@@ -14,12 +14,14 @@ from app.core.db.repositories.recovery import RecoveryRepository
 from app.core.db.repositories.saved_states import may_be_continued
 from app.core.db.session import Database
 from app.core.job.status import JobStatus
+from app.core.job.training_events import Started, Stepped
 from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
 from tests.builders import (
     NOW,
     add_job,
     build_checkpoint,
+    build_metrics,
     claim,
     get_job,
     list_checkpoints,
@@ -90,6 +92,23 @@ def test_a_job_over_its_time_fails_and_keeps_its_checkpoints(
     assert (job.status, (job.error or {})["code"]) == (JobStatus.FAILED, "max_duration_exceeded")
     assert len(list_checkpoints(database, job.id)) == 1
     assert may_be_continued(job)
+
+
+@pytest.mark.parametrize(("steps", "why"), [(0, "before the first step"), (1, "has trained for")])
+def test_a_job_over_its_time_says_whether_it_has_trained(
+    make: Make, database: Database, clock: FrozenClock, steps: int, why: str
+) -> None:
+    job = add_job(database)
+    attempt = make(claim(database))
+    clock.advance(timedelta(seconds=LIMIT_S + 1))
+    attempt.begin(after_step=0)
+    attempt.on_event(Started(total_steps=1))
+    for step in range(1, steps + 1):
+        attempt.on_event(Stepped(metrics=build_metrics(step)))
+
+    attempt.settle(SAVED_AND_STOPPED)
+
+    assert why in (get_job(database, job.id).error or {})["message"]
 
 
 def test_earlier_attempts_count(make: Make, database: Database, clock: FrozenClock) -> None:

@@ -78,6 +78,14 @@ def test_the_last_token_of_a_character_has_all_of_it(base_model: Path) -> None:
     assert [token.text for token in example.tokens[at - 3 : at + 1]] == ["", "", "", "🚢"]
 
 
+def test_what_the_template_leaves_out_of_an_answer_is_told(base_model: Path) -> None:
+    row = chat_row("2 + 2?", "Four.")
+    row["messages"][1]["reasoning_content"] = "Counting."
+
+    assert not show_example(base_model, row).is_whole
+    assert show_example(base_model, chat_row("2 + 2?", "Four.")).is_whole
+
+
 def test_special_tokens_are_told_from_text(base_model: Path) -> None:
     example = show_example(base_model, chat_row("2 + 2?", ANSWER))
 

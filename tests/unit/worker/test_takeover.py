@@ -34,6 +34,7 @@ from tests.builders import (
     NOW,
     add_file,
     add_job,
+    build_base_metrics,
     build_config,
     build_metrics,
     claim,
@@ -158,7 +159,7 @@ def test_after_an_early_stop_the_best_step_is_published_after_later_ones(
     assert checkpoint.metrics == build_metrics(2).model_dump()
 
 
-def test_the_result_file_has_every_step(
+def test_the_result_file_has_every_step_but_not_the_base_model(
     database: Database,
     store: LocalBlobStore,
     attempt: Attempt,
@@ -166,6 +167,7 @@ def test_the_result_file_has_every_step(
     job: Job,
 ) -> None:
     attempt.on_event(Started(total_steps=3))
+    attempt.on_event(Stepped(metrics=build_base_metrics()))
     for step in (1, 2, 3):
         attempt.on_event(stepped(step))
     write_checkpoint(directory, 3)

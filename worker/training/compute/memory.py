@@ -177,5 +177,14 @@ def explain_need(footprint: Footprint, tokens: int, *, checkpointing: bool) -> s
     return f"It needs {listed}. Its longest example has {footprint.longest_row:,} tokens."
 
 
+def advise_less(lora: LoraShape) -> str:
+    """How a job takes less memory."""
+    embeddings = ", leave out modules_to_save" if lora.modules_to_save else ""
+    return (
+        f"Lower context_length or lora_r{embeddings}, choose a smaller base model, or give the "
+        "machine more memory."
+    )
+
+
 def gigabytes(size: int) -> str:
     return f"{size / 1e9:.1f} GB"

@@ -25,6 +25,7 @@ from app.core.machine.memory import Memory
 from worker.training.compute.hardware import Speeds
 from worker.training.compute.memory import (
     Footprint,
+    advise_less,
     explain_need,
     gigabytes,
     largest_micro_batch,
@@ -143,9 +144,8 @@ class ComputePlan:
         )
         short = MemoryShort(
             message=f"The job needs about {gigabytes(needed)} of memory, and "
-            f"{gigabytes(memory.free)} of {gigabytes(memory.total)} are free. {parts} Lower "
-            "context_length or lora_r, choose a smaller base model, or give the machine more "
-            "memory.",
+            f"{gigabytes(memory.free)} of {gigabytes(memory.total)} are free. {parts} "
+            f"{advise_less(self.footprint.lora)}",
             device=self.device,
             needed_bytes=needed,
             total_bytes=memory.total,

@@ -95,7 +95,7 @@ class TokenWriter:
             is_learned: for each token, whether it is learned.
             line: its line in the user's file.
         """
-        length, learned = len(input_ids), int(is_learned.sum())
+        length, learned = len(input_ids), int(np.count_nonzero(is_learned))
         self._tokens.write(np.where(is_learned, input_ids, ~input_ids).tobytes())
         self._rows.write(np.array((length, learned, line), _INT32).tobytes())
         # Every release has computed the digest from labels, and saved states have it.

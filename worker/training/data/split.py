@@ -30,8 +30,12 @@ class SelectedRows(TokenizedData):
 def count_held_out(examples: int, *, fraction: float) -> int:
     """Number of examples that are taken to evaluate on: at least one, whatever the fraction.
 
+    Args:
+        examples: number of lines of the file that have an example.
+        fraction: part of them to evaluate on.
+
     Raises:
-        TrainingFailedError: `too_few_examples`, when there is no row left to train on.
+        TrainingFailedError: `too_few_examples`, when there is none left to train on.
     """
     held_out = max(1, round(fraction * examples))
     if held_out == examples:
@@ -49,19 +53,22 @@ def split_rows(
 ) -> tuple[SelectedRows, SelectedRows]:
     """Split rows into those to train on and those to evaluate on.
 
-    The same rows, fraction and seed always give the same split.
+    The same rows, fraction and seed always give the same split. The rows of a line stay together,
+    because those of a chat repeat each other.
 
     Args:
         data: rows that are trained or evaluated on.
-        fraction: part of them to evaluate on.
+        fraction: part of their lines to evaluate on.
         seed: seed of the job.
 
     Raises:
         TrainingFailedError: `too_few_examples`, when there is no row left to train on.
     """
-    held_out = count_held_out(len(data), fraction=fraction)
-    order = np.random.default_rng([seed, _SPLIT_STREAM]).permutation(len(data))
+    lines = np.unique(data.lines)
+    held_out = count_held_out(len(lines), fraction=fraction)
+    order = np.random.default_rng([seed, _SPLIT_STREAM]).permutation(len(lines))
+    is_held_out = np.isin(data.lines, lines[order[:held_out]])
     return (
-        SelectedRows(data, np.sort(order[held_out:])),
-        SelectedRows(data, np.sort(order[:held_out])),
+        SelectedRows(data, np.flatnonzero(~is_held_out)),
+        SelectedRows(data, np.flatnonzero(is_held_out)),
     )

@@ -54,7 +54,7 @@ class FileFindings:
     max_sequence_tokens: int
     content: ContentCheck
     digests: LineDigests = field(default_factory=LineDigests)
-    """Of all tokens of each line, and of which of them are learned."""
+    """Digests of all tokens of each line, and of which of them are learned."""
     lines: int = 0
     """Lines with an example."""
     lengths: "array[int]" = field(default_factory=lambda: array("i"))

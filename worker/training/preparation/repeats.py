@@ -51,7 +51,12 @@ class LineDigests:
 
     def find_in(self, others: "LineDigests") -> NamedLines:
         """The lines that are the same as a line of another file."""
-        return self._name(np.flatnonzero(np.isin(self.digests, others.digests)), others)
+        if len(others) == 0:
+            return NamedLines()
+        ordered = np.sort(others.digests)  # `np.isin` needs five times the memory
+        places = np.searchsorted(ordered, self.digests)
+        is_there = ordered[np.minimum(places, len(ordered) - 1)] == self.digests
+        return self._name(np.flatnonzero(is_there), others)
 
     def find_most_common(self) -> NamedLines:
         """The lines with the most frequent content."""

@@ -8,11 +8,11 @@ from app.core.dataset.rows.fields import is_list, is_object, read_string, togeth
 from app.core.dataset.rows.messages import ParsedMessage, parse_messages, parse_tools
 
 _TRL_ANSWERS = ("chosen", "rejected")
-_OPENAI_ANSWERS = (
+OPENAI_ANSWERS = (
     ("preferred_output", "non_preferred_output"),
     ("preferred_completion", "non_preferred_completion"),
 )
-ANSWER_FIELDS = frozenset({*_TRL_ANSWERS, *_OPENAI_ANSWERS[0], *_OPENAI_ANSWERS[1]})
+ANSWER_FIELDS = frozenset({*_TRL_ANSWERS, *OPENAI_ANSWERS[0], *OPENAI_ANSWERS[1]})
 PREFERENCE_FIELDS = ANSWER_FIELDS | {"prompt", "input"}
 
 
@@ -22,7 +22,7 @@ def parse_preference(row: Mapping[str, Any]) -> PreferenceExample:
     Raises:
         LineError: the row is malformed, or mixes two forms.
     """
-    for preferred, rejected in _OPENAI_ANSWERS:
+    for preferred, rejected in OPENAI_ANSWERS:
         if preferred in row or rejected in row:
             _refuse_other_forms(row, {"input", preferred, rejected})
             return _parse_openai(row, preferred, rejected)

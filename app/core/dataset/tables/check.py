@@ -8,6 +8,7 @@ It knows only the file that it is told to check, and prints a `DatasetSummary` a
 import os
 import resource
 import sys
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from pydantic import TypeAdapter
@@ -17,7 +18,10 @@ from app.core.dataset.file_kinds import FileKind
 from app.core.dataset.formats import LineError
 from app.core.dataset.gunzip import ExpansionLimit
 from app.core.dataset.tables.process import CPU_S, MEMORY_BYTES
-from app.core.dataset.tables.rows import as_line, read_rows
+from app.core.dataset.tables.rows import Cells, Row, as_example, as_line, read_table
+
+_BATCH_ROWS = 16
+"""Number of rows that are in memory at once, each of which may have a few times 8 MiB."""
 
 _NICENESS = 10
 """So that the API, which answers others meanwhile, is scheduled first."""
@@ -30,12 +34,7 @@ def check_table(path: Path, kind: FileKind) -> DatasetSummary:
     compressed = path.stat().st_size
     try:
         with path.open("rb") as source:
-            for row in read_rows(source, kind):
-                size = checker.feed_plain_row(row)
-                if size == 0:
-                    line = as_line(row)
-                    size = len(line)
-                    checker.feed(line)
+            for size in _check_rows(checker, *read_table(source, kind)):
                 limit.add(size, compressed=compressed)
                 if checker.has_stopped:
                     break
@@ -52,6 +51,45 @@ def check_table(path: Path, kind: FileKind) -> DatasetSummary:
             )
         )
     return checker.finish()
+
+
+def _check_rows(
+    checker: DatasetChecker, columns: Sequence[str], rows: Iterable[Cells]
+) -> Iterator[int]:
+    """Check rows, and yield how large they are."""
+    for batch in filter(None, _in_batches(rows)):
+        cells = dict(zip(columns, zip(*batch, strict=True), strict=True))
+        if size := checker.feed_plain_rows(cells):
+            yield size
+            continue
+        for row in batch:
+            yield _check_row(checker, dict(zip(columns, row, strict=True)))
+
+
+def _check_row(checker: DatasetChecker, row: Row) -> int:
+    if size := checker.feed_plain_row(row):
+        return size
+    example = as_example(row)
+    if size := checker.feed_plain_row(example):
+        return size
+    line = as_line(example)
+    checker.feed(line)
+    return len(line)
+
+
+def _in_batches(rows: Iterable[Cells]) -> Iterator[list[Cells]]:
+    """Group rows, so that those before an error come before it. The last group may be empty."""
+    batch: list[Cells] = []
+    try:
+        for row in rows:
+            batch.append(row)
+            if len(batch) == _BATCH_ROWS:
+                yield batch
+                batch = []
+    except Exception:
+        yield batch
+        raise
+    yield batch
 
 
 def main(arguments: list[str]) -> None:

@@ -17,7 +17,11 @@ from app.core.dataset.limits import MAX_LINE_BYTES
 from app.core.dataset.rows.fields import is_list, is_object, together, unknown_fields
 from app.core.dataset.rows.parsing import fields_of, find_format
 
+Cells = Sequence[Any]
+"""A row of a table: a value for each of its columns."""
+
 Row = dict[str, Any]
+"""A row by the names of the columns."""
 
 _JSON_COLUMNS = frozenset({"messages", "conversations", "tools", "functions"})
 """Columns whose cells may be JSON text, because CSV has no lists."""
@@ -29,14 +33,27 @@ def read_rows(source: BinaryIO, kind: FileKind) -> Iterator[Row]:
     Raises:
         LineError: the columns have no format, or the row after the last one cannot be read.
     """
+    columns, rows = read_table(source, kind)
+    return (as_example(dict(zip(columns, cells, strict=True))) for cells in rows)
+
+
+def read_table(source: BinaryIO, kind: FileKind) -> tuple[list[str], Iterator[Cells]]:
+    """The columns of a table and its rows, from its first byte. It closes the source of CSV.
+
+    Raises:
+        LineError: the columns have no format. The iterator raises it where the row after the last
+            one cannot be read.
+    """
     if kind is FileKind.CSV:
-        yield from _read_csv(source)
+        rows = _read_csv(source)
+        columns = next(rows)
+        rows = _whole_rows(rows, len(columns))
     else:
         from app.core.dataset.tables.parquet import read_parquet  # noqa: PLC0415 - needs pyarrow
 
         columns, rows = read_parquet(source)
-        check_columns(columns)
-        yield from _objects(columns, rows)
+    check_columns(columns)
+    return columns, rows
 
 
 def check_columns(columns: Sequence[str]) -> None:
@@ -64,13 +81,13 @@ def as_line(row: Row) -> bytes:
     return json.dumps(row, ensure_ascii=False).encode() + b"\n"
 
 
-def _objects(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Iterator[Row]:
-    has_json = not _JSON_COLUMNS.isdisjoint(columns)
-    for cells in rows:
-        if not has_json and set(map(type, cells)) == {str}:
-            yield dict(zip(columns, cells, strict=True))
-        else:
-            yield {name: _value(name, cell) for name, cell in zip(columns, cells, strict=True)}
+def as_example(row: Row) -> Row:
+    """The row with values in the place of JSON, and without what is null inside of values.
+
+    Raises:
+        LineError: a cell that must be JSON is not.
+    """
+    return {name: _value(name, cell) for name, cell in row.items()}
 
 
 def _value(column: str, cell: Any) -> Any:
@@ -94,24 +111,20 @@ def _without_nulls(value: Any) -> Any:
     return [_without_nulls(item) for item in value] if is_list(value) else value
 
 
-def _read_csv(source: BinaryIO) -> Iterator[Row]:
+def _read_csv(source: BinaryIO) -> Iterator[list[str]]:
+    """The header and the rows."""
     csv.field_size_limit(MAX_LINE_BYTES)
     delimiter = find_delimiter(source.read(HEAD_BYTES).removeprefix(BYTE_ORDER_MARK))
     source.seek(0)
-    text = io.TextIOWrapper(source, encoding="utf-8-sig", newline="")
-    rows = csv.reader(_short_lines(text), delimiter=delimiter or ",", strict=True)
     try:
-        columns = next(rows)
-        check_columns(columns)
-        yield from _objects(columns, _whole_rows(rows, len(columns)))
+        with io.TextIOWrapper(source, encoding="utf-8-sig", newline="") as text:
+            yield from csv.reader(_short_lines(text), delimiter=delimiter or ",", strict=True)
     except csv.Error as error:
         message = f"This row is not valid CSV: {error}. Write the file with a CSV library."
         raise LineError("invalid_csv", message) from error
     except UnicodeDecodeError as error:
         message = "The file is not UTF-8 from about this row on. Save it as UTF-8."
         raise LineError("not_utf8", message) from error
-    finally:
-        text.detach()  # or it would close the source
 
 
 def _whole_rows(rows: Iterable[list[str]], columns: int) -> Iterator[list[str]]:

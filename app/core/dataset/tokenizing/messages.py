@@ -108,6 +108,9 @@ class PreviewedExample(Frozen):
     learns_stop: bool
     """Whether what is learned ends with the text at which a model stops. If not, the tuned model
     may run on."""
+    is_whole: bool
+    """Whether the chat template writes the answers that are learned as they are. It may leave out
+    thoughts, or the content beside a tool call."""
     tokens: tuple[Token, ...]
     """The first tokens. `is_cut` of the row is true if there are more."""
 

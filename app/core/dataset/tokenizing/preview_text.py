@@ -72,6 +72,8 @@ def _describe(example: PreviewedExample) -> str:
     )
     if example.learned_tokens and not example.learns_stop:
         text += "; what is learned does not end with the stop token"
+    if not example.is_whole:
+        text += "; the chat template leaves out a part of an answer"
     return text
 
 

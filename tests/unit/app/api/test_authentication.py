@@ -15,7 +15,7 @@ from app.core.access import DEFAULT_PROJECT_ID, LOCAL_CALLER, Caller
 from app.core.access.api_keys import read_key_id
 from app.core.clock import utc_now
 from app.core.db.backend import DatabaseUnusableError
-from app.core.db.repositories.access import KeyRepository
+from app.core.db.repositories.projects.access import KeyRepository
 from app.core.db.repositories.projects.usage import UsageRepository
 from app.core.db.session import Database, Session
 from app.core.errors import DatabaseBusyError, UnauthenticatedError

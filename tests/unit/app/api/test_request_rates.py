@@ -8,7 +8,7 @@ from starlette.testclient import TestClient
 
 from app.core.clock import utc_now
 from app.core.db.base import Project
-from app.core.db.repositories.access import ProjectsRepository
+from app.core.db.repositories.projects.access import ProjectsRepository
 from app.core.db.repositories.projects.usage import UsageRepository
 from app.core.db.session import Database
 from tests.asgi import post_in_chunks, stock_client

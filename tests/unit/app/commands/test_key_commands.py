@@ -14,7 +14,7 @@ from app.commands.service import commands
 from app.core.access import Scope
 from app.core.access.api_keys import hash_key, read_key_id
 from app.core.clock import utc_now
-from app.core.db.repositories.access import KeyRepository
+from app.core.db.repositories.projects.access import KeyRepository
 from app.core.db.session import Database
 from app.core.errors import DatabaseBusyError, OutcomeUnknownError
 from app.core.settings import Settings

@@ -7,9 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.core.dataset.checker import DatasetChecker, find_plain_format
-from app.core.dataset.formats import ChatExample, DatasetFormat, LineError
+from app.core.dataset.checker import DatasetChecker
+from app.core.dataset.formats import ChatExample, DatasetFormat, LineError, PreferenceExample
 from app.core.dataset.rows.parsing import parse_line
+from app.core.dataset.rows.plain import is_plain_line
+from app.core.dataset.tables.rows import as_line
 from tests.builders import CHAT_LINE, TEXT_LINE
 from tests.effort import effort
 
@@ -56,7 +58,34 @@ _TEXT_ROWS = (
     | st.fixed_dictionaries({"prompt": _TEXTS, "chosen": _TEXTS, "rejected": _TEXTS})
     | st.fixed_dictionaries({"prompt": _TEXTS, "completion": _TEXTS})
 )
-_ALL_ROWS = _ROWS | _TEXT_ROWS | st.fixed_dictionaries({"messages": st.lists(_USUAL_MESSAGES)})
+_LISTS = st.lists(_USUAL_MESSAGES, max_size=2) | _SCALARS
+_TURNS = st.fixed_dictionaries(
+    {"from": st.sampled_from(["human", "gpt", "system", "tool", "x", None]), "value": _SCALARS}
+)
+_LIST_ROWS = (
+    st.fixed_dictionaries({"messages": st.lists(_USUAL_MESSAGES)})
+    | st.fixed_dictionaries({"conversations": st.lists(_TURNS)}, optional={"id": _SCALARS})
+    | st.fixed_dictionaries({"prompt": _LISTS, "chosen": _LISTS, "rejected": _LISTS})
+    | st.sampled_from(["output", "completion"]).flatmap(
+        lambda form: st.fixed_dictionaries(
+            {
+                "input": st.fixed_dictionaries({"messages": _LISTS}),
+                f"preferred_{form}": _LISTS,
+                f"non_preferred_{form}": _LISTS,
+            }
+        )
+    )
+)
+_ALL_ROWS = _ROWS | _TEXT_ROWS | _LIST_ROWS
+_TURN = b'{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}'
+_ANSWER = b'[{"role": "assistant", "content": "b"}]'
+
+
+def find_plain_format(line: bytes) -> DatasetFormat | None:
+    """The only format of which a line is a plain example, if any."""
+    formats = [format_ for format_ in DatasetFormat if is_plain_line(line, format_)]
+    assert len(formats) <= 1
+    return formats[0] if formats else None
 
 
 @given(_ALL_ROWS | _CONTENTS)
@@ -68,7 +97,8 @@ def test_what_is_recognised_is_an_example_of_that_format_without_tools(row: Any)
     if format_ is not None:
         found, example = parse_line(line)
         assert found is format_
-        assert not (isinstance(example, ChatExample) and example.uses_tools)
+        chat = example.preferred if isinstance(example, PreferenceExample) else example
+        assert not (isinstance(chat, ChatExample) and chat.uses_tools)
 
 
 @pytest.mark.parametrize(
@@ -79,9 +109,20 @@ def test_what_is_recognised_is_an_example_of_that_format_without_tools(row: Any)
         (CHAT_LINE, DatasetFormat.MESSAGES),
         (b'{"instruction": "a", "output": "b"}', DatasetFormat.INSTRUCTION),
         (b'{"instruction": "a", "input": "", "output": "b"}', DatasetFormat.INSTRUCTION),
+        (b'{"conversations": [%b]}' % _TURN, DatasetFormat.SHAREGPT),
+        (b'{"id": "1", "conversations": [%b]}' % _TURN, DatasetFormat.SHAREGPT),
         (b'{"prompt": "", "chosen": "a", "rejected": "b"}', DatasetFormat.PREFERENCE),
+        (
+            b'{"prompt": [{"role": "user", "content": "a"}], "chosen": %b, "rejected": %b}'
+            % (_ANSWER, _ANSWER),
+            DatasetFormat.PREFERENCE,
+        ),
+        (
+            b'{"input": {"messages": [{"role": "user", "content": "a"}]}, "preferred_output": %b, '
+            b'"non_preferred_output": %b}' % (_ANSWER, _ANSWER),
+            DatasetFormat.PREFERENCE,
+        ),
     ],
-    ids=["text", "pair", "chat", "instruction", "instruction with input", "preference"],
 )
 def test_what_is_usual_is_recognised(line: bytes, format_: DatasetFormat) -> None:
     assert find_plain_format(line) is format_
@@ -90,15 +131,34 @@ def test_what_is_usual_is_recognised(line: bytes, format_: DatasetFormat) -> Non
 @given(_ALL_ROWS)
 @settings(max_examples=effort(500, long=3000))
 def test_a_plain_row_of_a_table_is_taken_only_where_its_line_is(row: dict[str, Any]) -> None:
-    line = json.dumps(row).encode() + b"\n"
-    by_row, by_line = DatasetChecker(), DatasetChecker()
-    for checker in (by_row, by_line):
-        checker.feed(line)  # settles the format, if it is an example
+    by_row, by_line = checkers_that_know_the_format_of(row)
 
     if by_row.feed_plain_row(row):
-        by_line.feed(line)
+        by_line.feed(as_line(row))
 
         assert by_row.finish() == by_line.finish()
+
+
+@given(_TEXT_ROWS.flatmap(lambda row: st.lists(st.fixed_dictionaries(dict.fromkeys(row, _TEXTS)))))
+@settings(max_examples=effort(500, long=3000))
+def test_plain_rows_of_a_table_are_taken_together_only_where_their_lines_are(
+    rows: list[dict[str, Any]],
+) -> None:
+    usual = dict.fromkeys(rows[0] if rows else ["text"], "a")
+    by_row, by_line = checkers_that_know_the_format_of(usual)
+    columns = {name: [row[name] for row in [usual, *rows]] for name in usual}
+
+    if by_row.feed_plain_rows(columns):
+        by_line.feed(b"".join(map(as_line, [usual, *rows])))
+
+        assert by_row.finish() == by_line.finish()
+
+
+def checkers_that_know_the_format_of(row: dict[str, Any]) -> tuple[DatasetChecker, DatasetChecker]:
+    checkers = DatasetChecker(), DatasetChecker()
+    for checker in checkers:
+        checker.feed(as_line(row))  # settles the format, if it is an example
+    return checkers
 
 
 @pytest.mark.parametrize(

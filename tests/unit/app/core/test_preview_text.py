@@ -21,7 +21,12 @@ def build_preview(
     *tokens: Token, warning: str = "", problem: str = "", **changes: object
 ) -> Preview:
     example = PreviewedExample(
-        outcome="kept", total_tokens=len(tokens), learned_tokens=1, learns_stop=True, tokens=tokens
+        outcome="kept",
+        total_tokens=len(tokens),
+        learned_tokens=1,
+        learns_stop=True,
+        is_whole=True,
+        tokens=tokens,
     ).model_copy(update=changes)
     rows = [PreviewedRow(line=1, examples=(example,))]
     if problem:
@@ -78,6 +83,7 @@ def test_no_text_controls_the_terminal_or_passes_for_ours(
     ("changes", "expected"),
     [
         ({"outcome": "truncated", "learns_stop": False}, "cut off; what is learned does not end"),
+        ({"is_whole": False}, "kept; the chat template leaves out a part of an answer"),
         ({"outcome": "dropped", "learned_tokens": 0}, "left out, because it is too long"),
         ({"outcome": "too_long", "learned_tokens": 0}, "fails the job"),
         ({"outcome": "nothing_to_learn", "learned_tokens": 0}, "nothing of it is learned"),

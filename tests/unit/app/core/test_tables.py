@@ -64,6 +64,17 @@ def test_a_csv_row_may_have_any_text() -> None:
     ]
 
 
+def test_problems_among_many_plain_rows_have_their_lines(path: Path) -> None:
+    rows = [["prompt", "completion"], *[["", "a"]] * 100]
+    rows[50] = ["a", ""]
+    content = as_csv(*rows) + b'"not closed'
+
+    summary = check(path, content)
+
+    assert problems(summary) == [(50, "completion", "empty_field"), (101, "", "invalid_csv")]
+    assert summary.examples == 99
+
+
 def test_csv_has_lists_as_json() -> None:
     content = as_csv(["messages", "tools"], [json.dumps(CHAT["messages"]), ""])
 

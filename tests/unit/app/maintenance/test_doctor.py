@@ -296,7 +296,7 @@ def test_a_file_without_its_bytes_is_found(
     finding = look(healthy, is_deep=is_deep, may_repair=True)["blobs"]
 
     assert finding.level is Level.BAD
-    assert finding.message.startswith("1 of 9 are damaged")
+    assert finding.message.startswith("1 of 10 are damaged")
     assert f"{file.blob_key} ({file.id}) {what}" in finding.message
 
 
@@ -371,7 +371,7 @@ def test_what_is_deleted_meanwhile_is_not_missing(
 
     findings = [*check_blobs(Patient(healthy, database, store, now))]
 
-    assert [finding.level for finding in findings] == [Level.OK] * 3
+    assert [finding.level for finding in findings] == [Level.OK] * 4
     assert not [blob for blob in store.list_all() if blob.key.startswith("files/")]
 
 

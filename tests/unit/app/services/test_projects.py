@@ -10,8 +10,8 @@ from app.core.access import DEFAULT_PROJECT_ID, Scope
 from app.core.clock import utc_now
 from app.core.db.base import Base
 from app.core.db.project_tables import ApiKey
-from app.core.db.repositories.access import ProjectsRepository
 from app.core.db.repositories.leases import LeaseRepository
+from app.core.db.repositories.projects.access import ProjectsRepository
 from app.core.db.repositories.projects.usage import UsageRepository
 from app.core.db.repositories.queue import Turns
 from app.core.db.session import Database
@@ -31,6 +31,7 @@ from tests.builders import (
     add_part,
     add_project,
     add_succeeded_job,
+    add_tokens,
     bearer,
     build_saved_state,
     build_upload,
@@ -77,6 +78,7 @@ def fill(database: Database, store: LocalBlobStore, project_id: str) -> None:
     files = {"state": {"key": f"states/{running.id}", "bytes": 5, "sha256": "0" * 64}}
     with database.writing() as session:
         session.add(build_saved_state(running.id, 1, files, project_id=project_id))
+    add_tokens(database, running, store, f"tokens/{running.id}")
     add_job(database, project_id=project_id)
     add_file(database, store, project_id=project_id)
     add_part(database, store, build_upload(project_id=project_id))
@@ -138,7 +140,7 @@ def test_an_admin_sees_what_a_project_uses(
     add_project(database, OTHER)
     with database.writing() as session:
         UsageRepository(session, OTHER).add(processor_s=1.5, requests=2, now=utc_now())
-    add_job(database, project_id=OTHER)
+    add_tokens(database, add_job(database, project_id=OTHER))
     add_file(database, store, project_id=OTHER)
 
     usage = client.get(f"{PROJECTS}/{OTHER}/usage", headers=admin).json()
@@ -147,7 +149,7 @@ def test_an_admin_sees_what_a_project_uses(
         "object": "organization.project.usage",
         "project_id": OTHER,
         "month": f"{utc_now():%Y-%m}",
-        "stored_bytes": len(TEXT_LINE),
+        "stored_bytes": 2 * len(TEXT_LINE),
         "jobs": {"queued": 1},
         "processor_seconds": 1.5,
         "requests": 2,

@@ -1,16 +1,19 @@
 """Every warning of the report on a job's data, on a small file that has what it is about."""
 
 import json
+import tracemalloc
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from app.core.dataset.formats import ChatExample
 from app.core.job.data_report import MAX_LINES_NAMED, DataWarning
 from app.core.job.training_config import DatasetRef
 from tests.tiny import build_tokenizer, chat_row
-from worker.training.data.encoding import Encoder
+from worker.training.data.encoding import Encoded, Encoder
+from worker.training.preparation.content import ContentCheck
 from worker.training.preparation.findings import DataFile, FileFindings
 from worker.training.preparation.reporting import report_file
 from worker.training.preparation.tokenizing import tokenize_file
@@ -184,3 +187,26 @@ def test_long_prompts_with_little_to_learn_are_warned_of(tmp_path: Path) -> None
     warning = only(warn(tmp_path, rows), "few_learned_tokens")
 
     assert warning.message.startswith("Only 35 of ")
+
+
+def test_memory_does_not_grow_with_the_texts_and_little_with_the_rows(tmp_path: Path) -> None:
+    reference = find(tmp_path, PLAIN[:1]).file.reference
+    file = DataFile(tmp_path, reference, "training_file")
+    findings = FileFindings(file, 512, ContentCheck(["<|im_end|>"]))
+    count = 10_000
+    tracemalloc.start()
+    try:
+        for line in range(1, count + 1):
+            message = {"role": "assistant", "content": f"{line} " + "x" * 500, "name": str(line)}
+            example = ChatExample([message], [True])
+            row = Encoded([line, *range(200)], [True] * 201)
+            findings.take(line, example, [row])
+        kept, _ = tracemalloc.get_traced_memory()
+        assert list(findings.warnings()) == []
+        report_file(findings)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert kept < 60 * count
+    assert most < 120 * count

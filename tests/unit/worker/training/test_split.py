@@ -39,6 +39,23 @@ def test_the_split_depends_on_the_seed_alone() -> None:
     assert splits[0] == splits[1] != splits[2]
 
 
+def test_the_rows_of_a_line_stay_together() -> None:
+    data = rows(40)
+    data.lines = np.repeat(np.arange(1, 21), [1, 3] * 10)
+
+    training, validation = split_rows(data, fraction=0.25, seed=1)
+
+    assert len(np.unique(validation.lines)) == 5
+    assert set(training.lines.tolist()).isdisjoint(validation.lines.tolist())
+    assert len(training) + len(validation) == 40
+
+
+def test_the_split_of_rows_of_different_lines_is_that_of_earlier_releases() -> None:
+    _, validation = split_rows(rows(20), fraction=0.25, seed=1)
+
+    assert numbers(validation) == [0, 4, 10, 15, 19]
+
+
 def test_a_single_row_cannot_be_split() -> None:
     with pytest.raises(TrainingFailedError, match="leaves none of the 1 examples") as caught:
         split_rows(rows(1), fraction=0.5, seed=1)
