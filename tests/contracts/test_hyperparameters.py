@@ -37,7 +37,7 @@ def documented() -> dict[str, Any]:
     found: dict[str, Any] = {}
     for first, *cells in rows:
         names = re.findall(r"`(\w+)`", first.partition("(")[0])
-        if names[0] in Hyperparameters.model_fields:
+        if names and names[0] in Hyperparameters.model_fields:
             values = cells[0].split(", ") if len(names) > 1 else [cells[0]]
             found |= dict(zip(names, map(parse, values), strict=True))
     return found

@@ -109,7 +109,7 @@ class Cost:
             return 0
         shapes = [footprint.model.linear(name) for name in footprint.lora.target_modules]
         adapted = footprint.model.layers * sum(inputs * outputs for inputs, outputs in shapes)
-        return 2 * footprint.lora.rank * adapted
+        return 2 * footprint.lora.saved_rank * adapted
 
     @property
     def _speed(self) -> float:
