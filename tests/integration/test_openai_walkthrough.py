@@ -1,8 +1,8 @@
 """OpenAI's walk-through "Data preparation and analysis for chat model fine-tuning", and our counts.
 
 The walk-through checks the format of a file, counts its messages and tokens, and says which
-examples will be truncated. It is written anew here from its description, with the tokenizer of the
-base model in place of tiktoken. The data is that of the walk-through, from OpenAI's cookbook
+examples will be truncated. It is written here from its description, with the tokenizer of the base
+model in place of tiktoken. The data is that of the walk-through, from OpenAI's cookbook
 (`examples/data/toy_chat_fine_tuning.jsonl`, MIT licence).
 """
 
@@ -18,8 +18,11 @@ import pytest
 from transformers import AutoTokenizer
 
 from app.core.dataset.checker import DatasetChecker
-from worker.training.data.dataset import DataFile, TokenizedData, tokenize_file
+from app.core.job.training_config import DatasetRef
+from worker.training.data.dataset import TokenizedData
 from worker.training.data.encoding import Encoder
+from worker.training.preparation.findings import DataFile, FileFindings
+from worker.training.preparation.tokenizing import tokenize_file
 
 LIMIT = 4096
 """Tokens of an example after which the walk-through warns that it will be truncated."""
@@ -108,16 +111,22 @@ def count(tokenizer: Any) -> Callable[[str], int]:
     return count
 
 
-def tokenize(tokenizer: Any, directory: Path, *, max_sequence_tokens: int) -> TokenizedData:
+def tokenize(
+    tokenizer: Any, directory: Path, *, max_sequence_tokens: int
+) -> tuple[FileFindings, TokenizedData]:
     source = directory / "toy_chat_fine_tuning.jsonl"
     source.write_text("".join(json.dumps(row) + "\n" for row in ROWS), "utf-8")
-    return tokenize_file(
-        DataFile(source, source.name, "training_file"),
-        directory / "tokens.arrow",
+    reference = DatasetRef(
+        file_id="file-1", filename=source.name, sha256="e" * 64, bytes=1, examples=len(ROWS)
+    )
+    findings, sha256 = tokenize_file(
+        DataFile(source, reference, "training_file"),
+        directory / "tokens",
         Encoder(tokenizer, today=date(2026, 1, 31)),
         max_sequence_tokens=max_sequence_tokens,
         overlong="truncate",
     )
+    return findings, TokenizedData(directory / "tokens", "training_file", sha256=sha256)
 
 
 def test_it_counts_messages_as_published(count: Callable[[str], int]) -> None:
@@ -131,7 +140,7 @@ def test_it_counts_messages_as_published(count: Callable[[str], int]) -> None:
 def test_learned_tokens_are_its_assistant_tokens_and_one_that_ends_each_answer(
     tokenizer: Any, count: Callable[[str], int], tmp_path: Path
 ) -> None:
-    data = tokenize(tokenizer, tmp_path, max_sequence_tokens=10_000)
+    findings, data = tokenize(tokenizer, tmp_path, max_sequence_tokens=10_000)
     counts = walk_through(ROWS, count)
 
     learned = [int((data.read(index).labels >= 0).sum()) for index in range(len(data))]
@@ -140,7 +149,7 @@ def test_learned_tokens_are_its_assistant_tokens_and_one_that_ends_each_answer(
     assert learned == [
         tokens + ends for tokens, ends in zip(counts.assistant_tokens, answers, strict=True)
     ]
-    assert data.report.learned_tokens == sum(counts.assistant_tokens) + 8
+    assert findings.learned_tokens == sum(counts.assistant_tokens) + 8
 
 
 def test_tokens_and_truncated_examples_are_its_own_with_what_this_template_writes(
@@ -151,7 +160,7 @@ def test_tokens_and_truncated_examples_are_its_own_with_what_this_template_write
     This template writes 4 for a message, does not ask for another answer, and begins with a system
     message of its own if there is none.
     """
-    data = tokenize(tokenizer, tmp_path, max_sequence_tokens=LIMIT)
+    findings, data = tokenize(tokenizer, tmp_path, max_sequence_tokens=LIMIT)
     default = tokenizer.apply_chat_template([{"role": "user", "content": ""}], tokenize=False)
     content = default.removeprefix("<|im_start|>system\n").partition("<|im_end|>")[0]
     system = {"role": "system", "content": content}
@@ -162,9 +171,9 @@ def test_tokens_and_truncated_examples_are_its_own_with_what_this_template_write
     counts = walk_through(rows, count, per_message=4, per_example=0)
 
     assert data.lengths.tolist() == [min(tokens, LIMIT) for tokens in counts.tokens]
-    assert data.report.tokens == counts.billed
-    assert data.report.truncated == counts.too_long == 1
-    assert data.report.examples == len(ROWS)
+    assert findings.tokens == counts.billed
+    assert findings.truncated.count == counts.too_long == 1
+    assert findings.examples == len(ROWS)
 
 
 QUESTION = {"role": "user", "content": "Q"}
