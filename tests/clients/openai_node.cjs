@@ -122,7 +122,8 @@ test("a job is resumed, paused and cancelled", async () => {
     method: { type: "supervised", supervised: { hyperparameters: { n_epochs: 50 } } },
     auto_start: false,
   });
-  assert.equal(job.status, "paused");
+  assert.equal(job.status, "validating_files");
+  await waitFor(job.id, ({ status }) => status === "paused");
   await jobs.resume(job.id);
   await waitFor(job.id, ({ status }) => status === "running");
   await jobs.pause(job.id);

@@ -85,7 +85,7 @@ def test_a_job_reports_its_data_its_parameters_its_steps_and_its_end(run: RunJob
     data, validation, overlap, parameters, computation, warning, result = messages(events)
     assert data.startswith("train.jsonl: 10 examples, 425 tokens, ")
     assert validation.startswith("validation.jsonl: 3 examples, ")
-    assert overlap.startswith("train.jsonl: 3 lines also stand in the validation file")
+    assert overlap.startswith("train.jsonl: Lines that also stand in the validation file: 3.")
     assert parameters.startswith("trainable params: 896 || all params: 27,776 || trainable%: ")
     assert computation.startswith("Training in float32 (this processor multiplies matrices ")
     assert computation.endswith(" in bfloat16 as in float32), not compiled, as configured.")

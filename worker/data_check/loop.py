@@ -28,6 +28,9 @@ SMALL_BYTES = 16 * 1024 * 1024
 PATIENCE = timedelta(seconds=2)
 """Age from which a job is checked beside training. An idle worker would have taken it by then."""
 
+IDLE_S = 1.0
+"""Pause beside training when there was nothing to check, in seconds."""
+
 PAUSE_AFTER_FAILURE_S = 5.0
 """Pause after a check that could not be done, in seconds, such as on a full disk."""
 
@@ -95,7 +98,6 @@ class CheckerBesideTraining:
     """Checks data beside training, until told to stop. One for each worker process."""
 
     def __init__(self, worker_id: str, resources: Resources, launcher: Launcher) -> None:
-        self._idle_s = resources.settings.poll_interval_s
         self._stopping = threading.Event()
         self._stop_at_s: float | None = None
         self._checker = DataChecker(
@@ -120,4 +122,4 @@ class CheckerBesideTraining:
             except Exception:  # its check, if any, is taken again once the lease has run out
                 logger.exception("a check failed; trying again in a moment")
                 idle_s = PAUSE_AFTER_FAILURE_S
-            self._stopping.wait(self._idle_s if idle_s is None else idle_s)
+            self._stopping.wait(IDLE_S if idle_s is None else idle_s)

@@ -109,15 +109,15 @@ class ContentCheck:
         tokens = ", ".join(sorted(self._special_found)[:_TOKENS_NAMED])
         yield from self._special_lines.warn(
             "special_token_in_text",
-            f"{{count}} lines have special tokens in their texts, such as {tokens}. The model "
+            f"Lines with special tokens in their texts, such as {tokens}: {{count}}. The model "
             "takes them for those of the chat template, so they can end a turn in the middle. "
             "Remove them, unless you rendered the rows yourself.",
             param,
         )
         yield from self._empty_answers.warn(
             "empty_answer",
-            "{count} lines have an answer that looks empty, such as null or a hyphen. Remove these "
-            "lines, unless the model is to learn such an answer.",
+            "Lines with an answer that looks empty, such as null or a hyphen: {count}. Remove "
+            "them, unless the model is to learn such an answer.",
             param,
         )
         same = self._answers.find_most_common()
@@ -141,18 +141,18 @@ class ContentCheck:
     def _warn_of_rarities(self, param: FileParam) -> Iterator[DataWarning]:
         yield from self._tools.warn(
             "tool_used_once",
-            "{count} tools are called only once: {names}. Check their spelling.",
+            "Tools that are called only once: {names}. Check their spelling.",
             param,
         )
         yield from self._speakers.warn(
             "name_used_once",
-            "{count} names of speakers occur only once: {names}. Check their spelling.",
+            "Names of speakers that occur only once: {names}. Check their spelling.",
             param,
         )
         yield from self._scripts.warn(
             "script_used_once",
-            "The answers of {count} lines are in a script that no other line has: {names}. Check "
-            "that these lines belong to this file.",
+            "Scripts in which only one line is answered: {names}. Check that this line belongs to "
+            "this file.",
             param,
         )
 

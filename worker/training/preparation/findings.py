@@ -203,40 +203,40 @@ class FileFindings:
         yield from self._warn_of_lengths(param)
         yield from self.incomplete.warn(
             "answer_not_whole",
-            "In {count} conversations, the chat template leaves out or changes a part of an "
-            "answer, such as reasoning_content or the content beside tool_calls. Only what the "
+            "Conversations in which the chat template leaves out or changes a part of an answer, "
+            "such as reasoning_content or the content beside tool_calls: {count}. Only what the "
             "template writes is learned.",
             param,
         )
         yield from self.duplicates.warn(
             "duplicate",
-            "{count} lines are exactly the same as an earlier line, so they count several times. "
-            "Remove them, unless that is meant.",
+            "Lines that are exactly the same as an earlier line: {count}. They count several "
+            "times. Remove them, unless that is meant.",
             param,
         )
         yield from self.content.warnings(param)
         yield from self._warn_of_little(param)
 
     def _warn_of_lengths(self, param: FileParam) -> Iterator[DataWarning]:
-        longer = f"{{count}} examples are longer than {self.max_sequence_tokens:,} tokens"
+        longer = f"Examples longer than {self.max_sequence_tokens:,} tokens: {{count}}."
         lost = f"{self.lost_learned_tokens:,} learned tokens"
         advice = "Raise context_length, or shorten them."
         yield from self.truncated.warn(
-            "truncated", f"{longer}; their ends were cut off, with {lost}. {advice}", param
+            "truncated", f"{longer} Their ends were cut off, with {lost}. {advice}", param
         )
         yield from self.lost_ends.warn(
             "stop_token_cut_off",
-            "{count} answers lost their end with the token that stops the model, so it may learn "
-            f"to run on. {advice}",
+            "Answers whose end was cut off, with the token that stops the model: {count}. The "
+            f"model may learn to run on. {advice}",
             param,
         )
         yield from self.dropped.warn(
-            "dropped", f"{longer} and were left out, with {lost}. {advice}", param
+            "dropped", f"{longer} They were left out, with {lost}. {advice}", param
         )
         yield from self.unlearnable.warn(
             "nothing_to_learn",
-            "{count} examples have no token left to learn and were left out. Raise context_length, "
-            "shorten the prompts, or set the weight of an answer to 1.",
+            "Examples with no token left to learn: {count}. They were left out. Raise "
+            "context_length, shorten the prompts, or set the weight of an answer to 1.",
             param,
         )
 

@@ -133,7 +133,7 @@ class TokenizedJob:
         if self.validation is not None:
             found += self.training.digests.find_in(self.validation.digests).warn(
                 "also_in_validation_file",
-                "{count} lines also stand in the validation file, so the validation loss looks "
+                "Lines that also stand in the validation file: {count}. The validation loss looks "
                 "better than it is. Remove them from one of the two files.",
                 "training_file",
             )

@@ -32,8 +32,9 @@ MAX_CRASHES = 3
 
 _Query = TypeVar("_Query", bound=Select[*tuple[Any, ...]])
 
+_IS_WAITING = Job.status == JobStatus.VALIDATING_FILES
 _IS_FREE = (
-    Job.status == JobStatus.VALIDATING_FILES,
+    _IS_WAITING,
     or_(
         DataCheck.lease_expires_at.is_(None),
         DataCheck.lease_expires_at < bindparam("now", type_=UtcDateTime()),
@@ -111,7 +112,9 @@ class DataCheckRepository(Repository):
         job = self._session.get_one(Job, check.job_id)
         lease = lease_of(job, worker_id, attempt=check.number)
         if lease is None:  # otherwise no worker would ever reach the jobs behind it
-            settle(self._session, job, JobStatus.FAILED, now=now, error=UNREADABLE)
+            waiting = lock_job(self._session, Job.id == job.id, _IS_WAITING)
+            if waiting is not None:
+                settle(self._session, waiting, JobStatus.FAILED, now=now, error=UNREADABLE)
         return lease
 
     def is_any(self, limits: CheckLimits, *, now: datetime) -> bool:
@@ -138,8 +141,7 @@ class DataCheckRepository(Repository):
             LeaseLostError: the check is no longer this worker's, or its job is cancelled.
         """
         held = select(DataCheck.job_id).join(Job, Job.id == DataCheck.job_id)
-        is_waiting = Job.status == JobStatus.VALIDATING_FILES
-        if self._session.scalar(held.where(*_is_held(lease), is_waiting)) is None:
+        if self._session.scalar(held.where(*_is_held(lease), _IS_WAITING)) is None:
             raise LeaseLostError(lease.job_id, lease.attempt)
         return RequestedAction.CONTINUE
 
@@ -149,8 +151,7 @@ class DataCheckRepository(Repository):
         Raises:
             LeaseLostError: the check is no longer this worker's, or its job is cancelled.
         """
-        is_waiting = Job.status == JobStatus.VALIDATING_FILES
-        job = lock_job(self._session, Job.id == lease.job_id, is_waiting)
+        job = lock_job(self._session, Job.id == lease.job_id, _IS_WAITING)
         if job is None:
             raise LeaseLostError(lease.job_id, lease.attempt)
         self.read_requested_action(lease)

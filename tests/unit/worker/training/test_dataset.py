@@ -123,7 +123,7 @@ def test_the_end_of_a_long_row_is_cut_off_and_counted(tmp_path: Path) -> None:
     assert findings.lost_learned_tokens == 7
     assert warnings(findings) == {"truncated": (1, (1,)), "stop_token_cut_off": (1, (1,))}
     assert next(iter(findings.warnings())).message == (
-        "1 examples are longer than 64 tokens; their ends were cut off, with 7 learned tokens. "
+        "Examples longer than 64 tokens: 1. Their ends were cut off, with 7 learned tokens. "
         "Raise context_length, or shorten them."
     )
 
