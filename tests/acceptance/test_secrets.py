@@ -154,8 +154,11 @@ def test_every_line_about_a_job_says_which_attempt_and_whose(use: Use) -> None:
     lines = [json.loads(each) for each in use.service.processes["worker-1"].log().splitlines()]
     about_jobs = [each for each in lines if "job_id" in each]
 
-    assert {"job claimed", "job ended"} <= {each["event"] for each in about_jobs}
-    assert all(each["attempt"] == 1 and each["project"] == "proj-default" for each in about_jobs)
+    events = {"check claimed", "check ended", "job claimed", "job ended"}
+    assert events <= {each["event"] for each in about_jobs}
+    for line in about_jobs:
+        number = line["check"] if "check" in line else line["attempt"]
+        assert (number, line["project"]) == (1, "proj-default")
 
 
 def test_every_line_about_a_request_says_who_asked_and_how_it_went(use: Use) -> None:

@@ -69,19 +69,17 @@ class CheckRun:
 
     def run(self) -> None:
         """Check the data. Afterwards the job is queued, paused or failed, or is checked again."""
-        context = {"job_id": self._lease.job_id, "check": self._lease.attempt}
         began_s = steady_s()
         try:
             with repeating(self.beat, interval_s=self._resources.cancel_poll_interval_s):
                 self._run()
         except LeaseLostError:
-            logger.info("the check is no longer this worker's", extra=context)
+            logger.info("the check is no longer this worker's")
         except OutcomeUnknownError:  # it is done, or is done again once the lease has run out
-            logger.warning("the connection to the database was lost during a commit", extra=context)
+            logger.warning("the connection to the database was lost during a commit")
         finally:
             self._job_directory.remove()
-            seconds = round(steady_s() - began_s, 1)
-            logger.info("check ended", extra=context | {"seconds": seconds})
+            logger.info("check ended", extra={"seconds": round(steady_s() - began_s, 1)})
 
     def beat(self) -> None:
         """Renew the lease, and see whether the job is cancelled."""
@@ -90,7 +88,7 @@ class CheckRun:
         except LeaseLostError:
             return  # the next signal kills the child
         except TRANSIENT_ERRORS as error:
-            logger.warning("the database refused: %s", error, extra={"job_id": self._lease.job_id})
+            logger.warning("the database refused: %s", error)
 
     def requested_signal(self) -> Signal:
         """Return what the child is to do. Returns at once."""
@@ -183,7 +181,7 @@ class CheckRun:
             case JobError():
                 self._transact(lambda checks: checks.finish(lease, None, error=end, now=now))
             case Crash():
-                logger.warning("the check crashed: %s", end.last_line, extra={"job": lease.job_id})
+                logger.warning("the check crashed: %s", end.last_line)
                 self._transact(lambda checks: checks.crash(lease, end.what, now=now))
             case _:
                 self.must_wait = isinstance(end, Interruption)
