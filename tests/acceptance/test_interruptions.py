@@ -141,6 +141,8 @@ def test_a_cancelled_job_keeps_its_log_and_its_checkpoints(
 def poison(client: openai.OpenAI, training_file: str, service: InstalledService) -> FineTuningJob:
     """A job whose child is killed by the machine whenever it starts."""
     job = create_job(client, training_file, **FOREVER)
+    jobs = client.fine_tuning.jobs
+    wait_until(lambda: jobs.retrieve(job.id).status == "running", within_s=JOB_S)
     killed: set[int] = set()
     while len(killed) < 2:
         killed.add(kill_child(service, job.id, spared=killed))
