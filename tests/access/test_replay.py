@@ -30,7 +30,7 @@ NOT_AN_ID = {
     *("auto_start", "from", "hyperparameters", "integrations", "metadata", "method", "priority"),
     *("bytes", "data", "expires_after", "file", "filename", "md5", "mime_type", "seed", "suffix"),
     *("expires_after[anchor]", "expires_after[seconds]"),
-    *("colour", "context_length", "overlong_row_behavior", "rows", "train_on"),
+    *("colour", "context_length", "overlong_row_behavior", "recipe", "rows", "train_on"),
     *("name", "url", "event_type", "event_types", "keep_old_secret_active_for_24_hours"),
     "Idempotency-Key",  # a value of the caller's choice: tested by itself below
 }

@@ -20,7 +20,7 @@ from app.services.tokenizing import plan_estimate
 router = APIRouter(prefix="/fine_tuning/jobs", tags=["fine-tuning"], route_class=StrictJsonRoute)
 
 
-@router.post("/estimate", response_model=JobEstimateRead, dependencies=[needs(Scope.READ)])
+@router.post("/estimate", response_model=JobEstimateRead, dependencies=[needs(Scope.WRITE)])
 async def estimate_job(
     request: Request, body: JobCreate, caller: CallerDep, resources: ResourcesDep, now: Now
 ) -> Response:
