@@ -141,7 +141,7 @@ class Driver:
         if answer.status_code != 200:
             return
         job = answer.json()
-        if job["status"] == "paused":
+        if job["pause_requested_at"]:
             self._check_answer(self._http.post(f"{JOBS}/{job['id']}/resume"), shown)
         self._unfinished.append((job["id"], shown))
 
@@ -171,7 +171,8 @@ class Driver:
     def _check_end(self, job: dict[str, Any], shown: str) -> None:
         error = job["error"] or {}
         self._findings.ends[error.get("code", job["status"])] += 1
-        took_s = job["finished_at"] - job["started_at"]
+        began_at = job["started_at"] or job["finished_at"]  # its data may be refused before
+        took_s = job["finished_at"] - began_at
         self._findings.slowest = max(self._findings.slowest, (took_s, shown))
         if error.get("code", "none") not in USERS_CODES and job["status"] != "succeeded":
             self._report(f"{job['status']}: {error}", shown)
