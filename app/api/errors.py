@@ -233,7 +233,8 @@ def _explain_missing_route(request: Request) -> NotFoundError:
     has_prefix = path == "/v1" or path.startswith("/v1/")
     below = path.removeprefix("/v1") if has_prefix else path
     paths = request.app.openapi()["paths"]
-    offered = [each for each in paths if each.startswith("/v1/") and "{" not in each]
+    whole = [each for each in paths if each.startswith("/v1/") and "{" not in each]
+    offered = [each for each in whole if not any(each.startswith(f"{one}/") for one in whole)]
     what_there_is = (
         f"This service offers {', '.join(offered)} and the paths below them. See docs/api.md, or "
         "/docs on the service itself."

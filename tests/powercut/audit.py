@@ -13,7 +13,7 @@ from app.core.errors import BlobNotFoundError
 from app.core.manifest import MANIFEST_NAME, Manifest
 from tests.powercut.writers import Service, is_whole
 
-_EVENTS_OF_A_NEW_JOB = 3
+_EVENTS_OF_A_NEW_JOB = 2
 
 
 @dataclass(slots=True)
