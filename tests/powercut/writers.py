@@ -23,6 +23,7 @@ from app.core.db import migrate
 from app.core.db.repositories.checkpoints import CheckpointRepository
 from app.core.db.repositories.jobs import JobRepository
 from app.core.db.session import Database
+from app.core.job.status import JobStatus
 from app.core.machine import durable
 from app.core.manifest import atomic_directory
 from app.core.storage.local import LocalBlobStore
@@ -112,12 +113,15 @@ def _weaken(sabotage: Sabotage) -> None:
         durable.make_directory = lambda path, **_: path.mkdir(parents=True, exist_ok=True)
 
 
+_NEW = JobStatus.VALIDATING_FILES
+
+
 def write_all_kinds(service: Service, rng: random.Random, acknowledge: Acknowledge) -> None:
     """Jobs mostly, one or several in a transaction; uploads; checkpoints."""
     for number in count():
         chance = rng.random()
         if chance < 0.6:
-            acknowledge("jobs", [add_job(service.database).id])
+            acknowledge("jobs", [add_job(service.database, status=_NEW).id])
         elif chance < 0.85:
             _submit_together(service, f"{os.getpid()}.{number}", rng.randint(2, 8), acknowledge)
         elif chance < 0.97:
@@ -129,7 +133,7 @@ def write_all_kinds(service: Service, rng: random.Random, acknowledge: Acknowled
 
 def _submit_together(service: Service, tag: str, size: int, acknowledge: Acknowledge) -> None:
     """Several jobs in one transaction. Their suffix says which, and how many they are."""
-    jobs = [build_job(suffix=f"{tag}/{size}") for _ in range(size)]
+    jobs = [build_job(suffix=f"{tag}/{size}", status=_NEW) for _ in range(size)]
     with service.database.writing() as session:
         repository = JobRepository(session, DEFAULT_PROJECT_ID)
         for job in jobs:
@@ -139,7 +143,7 @@ def _submit_together(service: Service, tag: str, size: int, acknowledge: Acknowl
 
 def _publish_checkpoint(service: Service, rng: random.Random, acknowledge: Acknowledge) -> None:
     """Saved as the child does it, then stored and recorded as the worker does."""
-    job = add_job(service.database)
+    job = add_job(service.database, status=_NEW)
     acknowledge("jobs", [job.id])
     lease = build_lease(job)
     job_directory = JobDirectory(service.data_dir / "work", lease)

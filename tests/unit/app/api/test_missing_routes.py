@@ -24,7 +24,9 @@ OPENAIS = sorted(
 """Every path that the official client can ask for."""
 
 _DOCUMENT = json.loads((Path(__file__).parents[4] / "openapi.json").read_bytes())
-_BASES = [path for path in _DOCUMENT["paths"] if path.startswith("/v1/") and "{" not in path]
+_WHOLE = [path for path in _DOCUMENT["paths"] if path.startswith("/v1/") and "{" not in path]
+_BASES = [path for path in _WHOLE if path != "/v1/fine_tuning/jobs/estimate"]
+"""The estimate lies below the path of jobs."""
 WHAT_THERE_IS = (
     f"This service offers {', '.join(_BASES)} and the paths below them. "
     "See docs/api.md, or /docs on the service itself."
