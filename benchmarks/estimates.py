@@ -21,7 +21,6 @@ from tunery.local_service import LocalService
 _ASK_S = 1.0
 _SHORT = 120
 """Characters of an answer in the jobs with short rows."""
-_EVERY_LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +40,7 @@ _JOBS = (
     _Job(
         name="all linear layers",
         rows=48,
-        knobs={"lora_r": 16, "lora_target_modules": _EVERY_LINEAR},
+        knobs={"lora_r": 16, "lora_target_modules": "all-linear"},
     ),
     _Job(name="short rows, 3 epochs", rows=80, is_short=True, knobs={"n_epochs": 3}),
     _Job(name="validation every 4 steps", rows=32, validation=16, knobs={"eval_steps": 4}),

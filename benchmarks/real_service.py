@@ -33,10 +33,20 @@ class JobTimes:
     """When the job was seen to have succeeded: its adapter can be downloaded."""
 
 
+LINEAR_MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+"""The linear layers of the models that are measured."""
+
+
 def write_catalogue(data_dir: Path, model_id: str, source: Path) -> None:
     """A catalogue with one more entry, for a model in a directory."""
-    where = {"kind": "directory", "path": str(source)}
-    write_entries(data_dir, catalogue_entry(model_id, source=where, licence="none"))
+    entry = catalogue_entry(
+        model_id,
+        source={"kind": "directory", "path": str(source)},
+        licence="none",
+        context_length=2048,
+        target_modules=LINEAR_MODULES,
+    )
+    write_entries(data_dir, entry)
 
 
 def open_service(data_dir: Path, installed: Path, options: Options, **more: str) -> LocalService:
