@@ -28,6 +28,7 @@ from worker.data_check.loop import CheckerBesideTraining
 from worker.janitor import Janitor
 from worker.launch.announcing import AnnouncingLauncher
 from worker.launch.launcher import Launcher
+from worker.launch.locks import TrainingSlots
 from worker.launch.sandbox.sandbox import Sandbox, make_sandbox
 from worker.launch.supervision import LocalLauncher
 from worker.launch.warm import WarmLauncher
@@ -82,7 +83,8 @@ def _serve(settings: Settings, trainer: str) -> None:
         janitor = Janitor(settings, database=database, store=store, clock=utc_now)
         workers.append(Worker(worker_id, resources, janitor.run_if_due))
     # A fork server of its own would take memory all the time to save a low priority some seconds.
-    launcher = LocalLauncher(trainer, sandbox=sandbox)
+    slots = TrainingSlots(settings.workers_dir, settings.concurrency)
+    launcher = LocalLauncher(trainer, sandbox=sandbox, is_busy=slots.is_any_taken)
     resources = Resources(settings, database, store, catalogue, launcher)
     checker = CheckerBesideTraining(worker_ids[0], resources, launcher)
     logger.info("worker ready", extra={"concurrency": len(workers)})

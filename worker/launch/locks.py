@@ -138,11 +138,18 @@ class TrainingSlots:
 
     def is_any_other_taken(self) -> bool:
         """Whether another worker holds a slot. Call this while holding one."""
+        return self._count_taken() > 1
+
+    def is_any_taken(self) -> bool:
+        """Whether a worker holds a slot."""
+        return self._count_taken() > 0
+
+    def _count_taken(self) -> int:
         tried = [try_lock(path) for path in self._paths]
         free = [descriptor for descriptor in tried if descriptor is not None]
         for descriptor in free:
             os.close(descriptor)
-        return len(free) < len(self._paths) - 1
+        return len(self._paths) - len(free)
 
 
 def try_lock(path: Path) -> int | None:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import IO, Protocol, TypeVar, cast
 
@@ -16,6 +17,7 @@ from worker.launch.launcher import SIGNAL_POLL_INTERVAL_S, Ending, Signal, Watch
 from worker.launch.locks import JobLock
 from worker.launch.sandbox.confinement import Confinement
 from worker.launch.sandbox.sandbox import NO_SANDBOX, Sandbox
+from worker.launch.throttle import throttled
 
 logger = logging.getLogger(__name__)
 
@@ -144,6 +146,8 @@ class LocalLauncher:
     Args:
         sandbox: contains the training process.
         lock_s: how long to wait for the job's previous training process to die, in seconds.
+        is_busy: whether the machine trains a job. While it does, the process is stopped for most of
+            the time; None never to stop it.
     """
 
     def __init__(
@@ -152,7 +156,9 @@ class LocalLauncher:
         *,
         sandbox: Sandbox = NO_SANDBOX,
         lock_s: float = LOCK_S,
+        is_busy: Callable[[], bool] | None = None,
     ) -> None:
+        self._is_busy = is_busy
         self._module = module
         self._sandbox = sandbox
         self._lock_s = lock_s
@@ -181,7 +187,8 @@ class LocalLauncher:
             )
 
         child, log = start_locked(directory, watcher, start, within_s=self._lock_s)
-        return supervise(child, cast("IO[bytes]", child.stdout), log, watcher)
+        with throttled(child.pid, self._is_busy) if self._is_busy else nullcontext():
+            return supervise(child, cast("IO[bytes]", child.stdout), log, watcher)
 
 
 def _command(module: str, directory: Path, lock: int, confinement: Confinement | None) -> list[str]:

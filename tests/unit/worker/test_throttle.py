@@ -1,0 +1,59 @@
+"""A process that is stopped for most of the time while a job trains on the machine."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Generator
+
+import psutil
+import pytest
+
+from worker.launch.throttle import RUNS_S, STOPS_S, throttled
+
+ROUNDS = 2
+BUSY = "while True: pass"
+
+
+@pytest.fixture
+def busy() -> Generator[psutil.Process]:
+    """A process that computes for ever, and leads its group."""
+    command = [sys.executable, "-c", BUSY]
+    with subprocess.Popen(command, start_new_session=True) as process:
+        yield psutil.Process(process.pid)
+        process.kill()
+
+
+def computed_s(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return times.user + times.system
+
+
+def test_it_computes_little_while_the_machine_is_busy(busy: psutil.Process) -> None:
+    with throttled(busy.pid, lambda: True):
+        time.sleep(RUNS_S + STOPS_S)  # it may have been starting
+        before = computed_s(busy)
+        time.sleep(ROUNDS * (RUNS_S + STOPS_S))
+        assert computed_s(busy) - before <= (ROUNDS + 1) * 2 * RUNS_S
+
+    assert busy.status() != psutil.STATUS_STOPPED
+
+
+def test_it_is_never_stopped_while_the_machine_is_idle(busy: psutil.Process) -> None:
+    asked: list[str] = []
+
+    def is_busy() -> bool:
+        asked.append(busy.status())
+        return False
+
+    with throttled(busy.pid, is_busy):
+        while len(asked) < ROUNDS:
+            time.sleep(RUNS_S)
+
+    assert psutil.STATUS_STOPPED not in asked
+
+
+def test_a_process_that_ends_meanwhile_is_no_error() -> None:
+    with subprocess.Popen(["/bin/true"], start_new_session=True) as process:
+        process.wait()
+        with throttled(process.pid, lambda: True):
+            time.sleep(2 * RUNS_S)
