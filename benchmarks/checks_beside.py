@@ -22,6 +22,8 @@ from benchmarks.polls import (
 from benchmarks.support.samples import build_chat_file
 from tunery.local_service import LocalService
 
+_SELDOM_S = 2.0
+
 
 def _upload(client: httpx.Client, rows: int) -> str:
     files = {"file": ("train.jsonl", build_chat_file(rows))}
@@ -29,13 +31,19 @@ def _upload(client: httpx.Client, rows: int) -> str:
     return upload.raise_for_status().json()["id"]
 
 
-def _check(client: httpx.Client, file_id: str) -> float:
-    """Let a job's data be checked. Returns how long that took, in seconds, with the wait for it."""
+def _check(client: httpx.Client, file_id: str, *, look_s: float = LOOK_S) -> float:
+    """Let a job's data be checked. Returns how long that took, in seconds, with the wait for it.
+
+    Args:
+        client: of the service.
+        file_id: the data.
+        look_s: seconds between two looks at the job, which cost a training beside it something.
+    """
     body = {"model": DEFAULT_MODEL_ID, "training_file": file_id, "auto_start": False}
     began_s = time.monotonic()
     job = client.post(JOBS, json=body).raise_for_status().json()
     while job["status"] == "validating_files":
-        time.sleep(LOOK_S)
+        time.sleep(look_s)
         job = client.get(f"{JOBS}/{job['id']}").raise_for_status().json()
     assert job["status"] == "paused", job
     return time.monotonic() - began_s
@@ -68,7 +76,7 @@ def _measure_beside(service: LocalService, client: httpx.Client, *, rows: int, r
     windows: list[tuple[Window, Window]] = []
     for _ in range(rounds):
         first = trained_steps(client, job_id)
-        seconds = _check(client, large)
+        seconds = _check(client, large, look_s=_SELDOM_S)
         beside = Window(first, trained_steps(client, job_id), 0.0, {})
         print(f"  a check of {rows:,} rows beside a training took {seconds:.0f} s", flush=True)
         alone = watch(service, client, job_id, rate=0, seconds=seconds)
