@@ -31,5 +31,5 @@ def test_an_extreme_job_is_refused_or_ends_within_its_limits(service: LocalServi
 
     assert findings.problems == []
     assert findings.answers.total() == REQUESTS
-    assert set(findings.answers) == {200, 400, 404}
+    assert {200, 400} <= set(findings.answers) <= {200, 400, 404}
     assert findings.ends["succeeded"] > 0
