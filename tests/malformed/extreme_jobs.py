@@ -64,6 +64,7 @@ USERS_CODES = {
     "not_enough_memory",
     "out_of_memory",
     "row_too_long",
+    "too_few_examples",
 }
 """Codes of failed jobs whose cause is in the request. The others are a fault of the service."""
 

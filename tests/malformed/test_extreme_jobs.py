@@ -27,9 +27,9 @@ def test_jobs_that_run_out_of_memory_say_so_and_slow_nobody_down(service: LocalS
 
 
 def test_an_extreme_job_is_refused_or_ends_within_its_limits(service: LocalService) -> None:
-    findings = send_extremes(service, REQUESTS, seed=1)
+    findings = send_extremes(service, REQUESTS, seed=2)
 
     assert findings.problems == []
     assert findings.answers.total() == REQUESTS
-    assert {200, 400} <= set(findings.answers) <= {200, 400, 404}
+    assert set(findings.answers) == {200, 400, 404}
     assert findings.ends["succeeded"] > 0
