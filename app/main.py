@@ -12,7 +12,7 @@ from app.api import health
 from app.api.access import require_policies
 from app.api.admission.authentication import Authenticator
 from app.api.admission.guard import Guard
-from app.api.browser import docs_page
+from app.api.browser import dashboard, docs_page
 from app.api.deps import Resources
 from app.api.errors import install_error_handlers
 from app.api.metrics import RequestMetrics
@@ -92,6 +92,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     install_error_handlers(app)
     app.include_router(health.router)
     app.include_router(docs_page.router)
+    app.include_router(dashboard.router)
     jobs = (fine_tuning_jobs, job_estimates, job_results)
     for module in (files, file_preview, uploads, *jobs, models, webhooks, projects):
         app.include_router(module.router, prefix="/v1")

@@ -9,6 +9,7 @@ from fastapi.security import HTTPBearer
 from starlette.types import Receive, Send
 from starlette.types import Scope as AsgiScope
 
+from app.api.browser import dashboard
 from app.core.access import Caller, Scope
 from app.core.errors import PermissionDeniedError
 
@@ -17,9 +18,11 @@ REQUEST_ID = "request_id"
 CALLER = "caller"
 """Key in the state of a request that holds its `Caller`. Absent on an open path without a key."""
 
-OPEN_PATHS = frozenset({"/healthz", "/openapi.json", "/docs", "/docs/page.js"})
+OPEN_PATHS = frozenset(
+    {"/healthz", "/openapi.json", "/docs", "/docs/page.js", *dashboard.PAGES}
+)
 """Paths that need no key: they show what is in this repository, or that the service runs."""
-OPEN_PREFIX = "/docs/assets/"
+OPEN_PREFIXES = ("/docs/assets/", f"{dashboard.ASSETS}/")
 KEY_OPTIONAL_PATHS = frozenset({"/readyz"})
 """Paths that say less to a caller without a key."""
 
@@ -80,7 +83,7 @@ def require_policies(app: FastAPI) -> None:
 
 def is_open(path: str) -> bool:
     """Whether a path needs no key."""
-    return path in OPEN_PATHS or path.startswith(OPEN_PREFIX)
+    return path in OPEN_PATHS or path.startswith(OPEN_PREFIXES)
 
 
 def _require(caller: Caller, scope: Scope) -> None:
