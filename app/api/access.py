@@ -18,9 +18,7 @@ REQUEST_ID = "request_id"
 CALLER = "caller"
 """Key in the state of a request that holds its `Caller`. Absent on an open path without a key."""
 
-OPEN_PATHS = frozenset(
-    {"/healthz", "/openapi.json", "/docs", "/docs/page.js", *dashboard.PAGES}
-)
+OPEN_PATHS = frozenset({"/healthz", "/openapi.json", "/docs", "/docs/page.js", *dashboard.PAGES})
 """Paths that need no key: they show what is in this repository, or that the service runs."""
 OPEN_PREFIXES = ("/docs/assets/", f"{dashboard.ASSETS}/")
 KEY_OPTIONAL_PATHS = frozenset({"/readyz"})
