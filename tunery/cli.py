@@ -16,6 +16,7 @@ from app.core.settings import read_settings
 from app.core.storage.privacy import keep_new_files_private
 from app.core.version import VERSION
 from tunery import service_root
+from tunery.client.init import commands as job_file_commands
 from tunery.supervisor import Supervisor
 from worker.commands import models, require_worker
 from worker.health import report_health
@@ -83,6 +84,7 @@ def run_worker(
 
 cli.add_typer(commands)
 cli.add_typer(models, name="models")
+cli.add_typer(job_file_commands)
 
 
 @cli.command()
