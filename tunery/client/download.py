@@ -4,6 +4,7 @@ import hashlib
 import re
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -92,7 +93,7 @@ def fetch_file(api: Api, file_id: str, target: Path) -> Path:
     def check(path: Path) -> None:
         with path.open("rb") as content:
             if hashlib.file_digest(content, "sha256").hexdigest() != expected:
-                raise DamagedDownloadError(f"{target} is not what the service has.")
+                raise DamagedDownloadError(_describe_damage(target.name))
 
     fetch(api, f"{address}/content", target, check=check)
     return target
@@ -165,16 +166,16 @@ def _is_named(row: Json, checkpoint: str) -> bool:
 
 def _check_archive(archive: Path, digests: dict[str, str]) -> None:
     """Compare the files of an archive with what the service says of them."""
-    try:
-        with zipfile.ZipFile(archive) as opened:
-            found = {name: _digest_in(opened, name) for name in opened.namelist()}
-    except zipfile.BadZipFile as error:
-        raise DamagedDownloadError(f"{archive.stem} is not whole: {error}") from error
-    unsafe = [name for name in found if not re.fullmatch(r"[\w.-]*\w", name, re.ASCII)]
-    if found != digests or unsafe:
-        raise DamagedDownloadError(
-            f"{archive.stem} is not what the service has. Run the command again."
-        )
+    found: dict[str, str] = {}
+    with suppress(zipfile.BadZipFile, EOFError), zipfile.ZipFile(archive) as opened:
+        found = {name: _digest_in(opened, name) for name in opened.namelist()}
+    is_safe = all(re.fullmatch(r"[\w.-]*\w", name, re.ASCII) for name in found)
+    if found != digests or not is_safe:
+        raise DamagedDownloadError(_describe_damage(archive.stem))
+
+
+def _describe_damage(name: str) -> str:
+    return f"{escape(name)} is not what the service has. Run the command again."
 
 
 def _digest_in(archive: zipfile.ZipFile, name: str) -> str:

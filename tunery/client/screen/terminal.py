@@ -129,12 +129,12 @@ def transfer(name: str, total: int) -> Generator[Callable[[int], None]]:
         BarColumn,
         DownloadColumn,
         Progress,
-        TransferSpeedColumn,
+        TextColumn,
     )
 
-    columns = (BarColumn(bar_width=None), DownloadColumn(), TransferSpeedColumn())
+    label = TextColumn("{task.description}", markup=False)
+    columns = (label, BarColumn(bar_width=None), DownloadColumn())
     shown = console(on_stderr=True)
-    shown.print(escape(name), soft_wrap=True)
     with Progress(*columns, console=shown, transient=True, expand=True) as progress:
-        task = progress.add_task("", total=total)
+        task = progress.add_task(escape(name), total=total)
         yield lambda done: progress.update(task, completed=done)
