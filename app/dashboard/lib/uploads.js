@@ -73,7 +73,7 @@ export class Uploader {
       @dragleave=${(event) => this.#over(event, false)}
       @drop=${(event) => this.#drop(event)}
     >
-      <span><b>Drop a file here</b> or choose one</span>
+      <span><b>Drop a file here</b> or <span class="link">choose one</span></span>
       <input type="file" accept=${ACCEPTED} @change=${(event) => this.#choose(event)} />
       <span class="hint">${hint}</span>
     </label>`;
