@@ -26,10 +26,11 @@ from app.api.v1 import (
     job_estimates,
     job_results,
     models,
-    projects,
+    sessions,
     uploads,
     webhooks,
 )
+from app.api.v1.organization import projects
 from app.core.base_models import load_catalogue
 from app.core.clock import utc_now
 from app.core.dataset.tokenizing.processes import TokenizerProcesses
@@ -94,7 +95,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.include_router(docs_page.router)
     app.include_router(dashboard.router)
     jobs = (fine_tuning_jobs, job_estimates, job_results)
-    for module in (files, file_preview, uploads, *jobs, models, webhooks, projects):
+    for module in (files, file_preview, uploads, *jobs, models, webhooks, projects, sessions):
         app.include_router(module.router, prefix="/v1")
     require_policies(app)
     app.add_middleware(RecentAnswers, version=resources.database.version)

@@ -11,6 +11,7 @@ from typing import Any
 
 from anyio import to_thread
 from fastapi import Request, Response
+from fastapi.routing import APIRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.access import CALLER, REQUEST_ID, PolicyRoute
@@ -215,7 +216,7 @@ def require_no_content_encoding(request: Request) -> None:
         )
 
 
-class StrictJsonRoute(PolicyRoute):
+class OpenStrictJsonRoute(APIRoute):
     """A route whose body, if it has one, must be declared as JSON and be strict JSON."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -238,3 +239,7 @@ class StrictJsonRoute(PolicyRoute):
             return self.body_field is not None
         has_length = request.headers.get("content-length", "0") != "0"
         return has_length or "transfer-encoding" in request.headers
+
+
+class StrictJsonRoute(OpenStrictJsonRoute, PolicyRoute):
+    """A route that takes strict JSON, and refuses callers without the scope that it `needs`."""

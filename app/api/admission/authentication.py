@@ -88,7 +88,8 @@ class Authenticator:
         Call it from the event loop.
 
         Raises:
-            UnauthenticatedError: a key is needed, and this is none, or not a valid one.
+            UnauthenticatedError: a key is needed, and this is none, or not a valid one. The message
+                says what is wrong, and not how to send a valid key.
             DatabaseBusyError: the key could not be looked up.
         """
         self._forget_if_changed()
@@ -96,7 +97,9 @@ class Authenticator:
             return _LOCAL
         known = self._remembered.get(authorization) or await self._look_up(authorization)
         if known.expires_at is not None and known.expires_at <= self._clock():
-            raise _refused(f"This API key expired on {known.expires_at:%Y-%m-%d %H:%M} UTC.")
+            raise UnauthenticatedError(
+                f"This API key expired on {known.expires_at:%Y-%m-%d %H:%M} UTC."
+            )
         self._note_use(known.caller)
         return known
 
@@ -130,7 +133,7 @@ class Authenticator:
         key = _read_bearer(authorization)
         key_id = read_key_id(key)
         if key_id is None:
-            raise _refused("The API key is malformed or was mistyped.")
+            raise UnauthenticatedError("The API key is malformed or was mistyped.")
         read_at_s = self._read_at_s
         found = await to_thread.run_sync(self._find, key_id, hash_key(key))
         if read_at_s == self._read_at_s and len(self._remembered) < _MAX_REMEMBERED:
@@ -143,10 +146,10 @@ class Authenticator:
     def _find(self, key_id: str, sha256: str) -> Authenticated:
         found = self._resources.read(lambda session: KeyRepository(session).find(key_id))
         if found is None or not hmac.compare_digest(found[0].sha256, sha256):
-            raise _refused("The API key is not a key of this service.")
+            raise UnauthenticatedError("The API key is not a key of this service.")
         row, project = found
         if row.revoked_at is not None:
-            raise _refused("This API key was revoked.")
+            raise UnauthenticatedError("This API key was revoked.")
         scopes = frozenset(Scope(scope) for scope in row.scopes)
         return Authenticated(
             Caller(project.id, scopes, row.id),
@@ -211,12 +214,5 @@ def _record(key_id: str, uses: _Uses, session: Session) -> None:
 def _read_bearer(authorization: str) -> str:
     scheme, _, key = authorization.partition(" ")
     if scheme.lower() != "bearer" or not key.strip():
-        raise _refused("You did not provide an API key.")
+        raise UnauthenticatedError("You did not provide an API key.")
     return key.strip()
-
-
-def _refused(why: str) -> UnauthenticatedError:
-    return UnauthenticatedError(
-        f"{why} Send a valid key in the header 'Authorization: Bearer YOUR_KEY'. "
-        "The operator of this service creates keys with 'tunery keys create'."
-    )
