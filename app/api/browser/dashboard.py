@@ -46,6 +46,7 @@ _PAGE = """\
 <link rel="icon" href="assets/icon.svg">
 <link rel="stylesheet" href="assets/vendor/uplot/uPlot.min.css">
 <link rel="stylesheet" href="assets/style.css">
+<link rel="stylesheet" href="assets/job.css">
 <script src="assets/lib/theme.js"></script>
 <script type="module" src="assets/pages/{name}.js"></script>
 </head>
