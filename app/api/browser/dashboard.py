@@ -6,7 +6,6 @@ The pages hold no data, so they need no key. Their files lie in `app/dashboard/`
 import gzip
 import hashlib
 import html
-import mimetypes
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -47,6 +46,7 @@ _PAGE = """\
 <link rel="icon" href="assets/icon.svg">
 <link rel="stylesheet" href="assets/vendor/uplot/uPlot.min.css">
 <link rel="stylesheet" href="assets/style.css">
+<link rel="stylesheet" href="assets/job.css">
 <script src="assets/lib/theme.js"></script>
 <script type="module" src="assets/pages/{name}.js"></script>
 </head>
@@ -62,7 +62,9 @@ _PAGE = """\
 """
 
 _FOLDER = Path(__file__).parents[2] / "dashboard"
-_SERVED = frozenset({".css", ".js", ".svg"})
+_SERVED = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+_SAMPLE = Path(__file__).parents[3] / "examples" / "lighthouse-train.jsonl"
+"""Dataset that the pages offer to somebody who has none yet."""
 
 router = APIRouter(include_in_schema=False)
 
@@ -104,14 +106,16 @@ async def get_asset(name: str, request: Request) -> Response:
 @cache
 def _read_assets() -> dict[str, _Asset]:
     """All files of the dashboard, by their path below its folder. They fit in memory."""
-    assets: dict[str, _Asset] = {}
-    for path in _FOLDER.rglob("*"):
-        if path.suffix in _SERVED:
-            body = path.read_bytes()
-            assets[path.relative_to(_FOLDER).as_posix()] = _Asset(
-                body,
-                gzip.compress(body, mtime=0),
-                mimetypes.types_map[path.suffix],
-                f'"{hashlib.sha256(body).hexdigest()[:32]}"',
-            )
+    assets = {
+        path.relative_to(_FOLDER).as_posix(): _read_asset(path, _SERVED[path.suffix])
+        for path in _FOLDER.rglob("*")
+        if path.suffix in _SERVED
+    }
+    assets[f"sample/{_SAMPLE.name}"] = _read_asset(_SAMPLE, "application/jsonl")
     return assets
+
+
+def _read_asset(path: Path, media_type: str) -> _Asset:
+    body = path.read_bytes()
+    etag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
+    return _Asset(body, gzip.compress(body, mtime=0), media_type, etag)
