@@ -33,7 +33,7 @@ from app.api.v1 import (
     uploads,
     webhooks,
 )
-from app.api.v1.organization import projects
+from app.api.v1.organization import projects, service
 from app.core.base_models import load_catalogue
 from app.core.clock import utc_now
 from app.core.dataset.tokenizing.processes import TokenizerProcesses
@@ -43,6 +43,7 @@ from app.core.disk import Ballast
 from app.core.settings import Settings, read_settings
 from app.core.storage.local import LocalBlobStore
 from app.core.version import VERSION
+from app.maintenance.doctor import Checkups
 from app.schemas.bodies import ErrorRead
 from app.webhooks.client import WebhookClient
 from app.webhooks.sender import Sender
@@ -68,15 +69,18 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 def create_app(settings: Settings | None = None) -> FastAPI:
     """The API on the data directory and the database that `settings` name."""
     settings = settings or read_settings()
+    database = Database(settings.resolved_database_url)
+    store = LocalBlobStore(settings.blobs_dir)
     resources = Resources(
         settings=settings,
-        database=Database(settings.resolved_database_url),
-        store=LocalBlobStore(settings.blobs_dir),
+        database=database,
+        store=store,
         catalogue=load_catalogue(settings.data_dir),
         ballast=Ballast(settings),
         upload_slots=UploadSlots(settings.max_uploads),
         tokenizers=TokenizerProcesses(),
         webhooks=WebhookClient(TargetPolicy.of(settings)),
+        checkups=Checkups(settings, database, store),
     )
     metrics = RequestMetrics()
     app = FastAPIOffline(
@@ -98,12 +102,22 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.include_router(docs_page.router)
     app.include_router(dashboard.router)
     jobs = (fine_tuning_jobs, job_estimates, job_results)
-    for module in (files, file_preview, uploads, *jobs, models, webhooks, projects, sessions):
+    for module in (
+        files,
+        file_preview,
+        uploads,
+        *jobs,
+        models,
+        webhooks,
+        projects,
+        service,
+        sessions,
+    ):
         app.include_router(module.router, prefix="/v1")
     require_policies(app)
     authenticator = Authenticator(resources, may_be_keyless=settings.may_be_keyless)
     buckets = TokenBuckets()
-    memory = Memory(resources.database.version)
+    memory = Memory(database.version)
     repeats = Repeats(memory, authenticator=authenticator, buckets=buckets, metrics=metrics)
     app.state.authenticator, app.state.repeats = authenticator, repeats
     app.add_middleware(RecentAnswers, repeats=repeats)

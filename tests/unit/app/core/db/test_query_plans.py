@@ -8,6 +8,7 @@ import pytest
 from sqlalchemy import Connection, event
 
 from app.core.access import DEFAULT_PROJECT_ID
+from app.core.db import inspection
 from app.core.db.repositories.checkpoints import CheckpointRepository, TunedModelRepository
 from app.core.db.repositories.data_checks import DataCheckRepository, EndedChecks
 from app.core.db.repositories.events import EventRepository
@@ -131,6 +132,8 @@ _ASKED: dict[str, Callable[[Session], object]] = {
     "rescue expired": lambda session: RecoveryRepository(session).rescue_expired(now=NOW),
     "rescue orphans": lambda session: RecoveryRepository(session).rescue_orphans(["a"], now=NOW),
     "find dead workers": lambda session: WorkerRepository(session).find_dead("a", lambda _: True),
+    "list workers": lambda session: WorkerRepository(session).list_all(),
+    "queues of the projects": inspection.count_unfinished_jobs,
     "count workers": lambda session: WorkerRepository(session).count_alive(now=NOW),
     "forget workers": lambda session: WorkerRepository(session).remove(["a"]),
     "files": _list_files,
@@ -163,7 +166,7 @@ _ASKED: dict[str, Callable[[Session], object]] = {
 _MAY_BE_READ = {"api_keys", "saved_states", "webhook_endpoints", "workers"}
 """Tables with few rows: a few keys and endpoints of each project, states of jobs that may be
 continued, and workers that run."""
-_SHORT_INDEXES = {"ix_data_checks_kept"}
+_SHORT_INDEXES = {"ix_data_checks_held", "ix_data_checks_kept"}
 """Indexes with few rows: those of jobs that have not ended."""
 
 
