@@ -1,21 +1,26 @@
 """Every job that waits says why, in a sentence."""
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
 from sqlalchemy import update
 from starlette.testclient import TestClient
 
 from app.core.access import DEFAULT_PROJECT_ID
+from app.core.clock import utc_now
 from app.core.db.base import Project
 from app.core.db.repositories.projects.usage import UsageRepository
 from app.core.db.repositories.queue import MAX_POSITION
-from app.core.db.repositories.workers import WorkerRepository
+from app.core.db.repositories.workers import SILENT_AFTER, WorkerRepository
 from app.core.db.session import Database
 from app.core.db.tables import Job
 from app.core.job.status import JobStatus
 from app.core.storage.local import LocalBlobStore
+from app.maintenance.worker_watch import WorkerWatch
 from tests.builders import (
+    MINUTE,
     NOW,
     add_file,
     add_job,
@@ -26,8 +31,11 @@ from tests.builders import (
     claim,
     claim_check,
 )
+from tests.fakes import FrozenClock
+from tests.waiting import wait_until
 
 JOBS = "/v1/fine_tuning/jobs"
+NO_WORKER = "No worker is running. Start one with `tunery worker`, or all with `tunery serve`."
 NEXT = "The job is the next of its project. A worker takes it as soon as one is free."
 
 
@@ -55,13 +63,35 @@ def test_nothing_happens_without_a_worker(
 ) -> None:
     job = add_job(database, status=status)
 
-    assert reason_of(client, job) == (
-        "No worker is running. Start one with `tunery worker`, or all with `tunery serve`."
-    )
+    assert reason_of(client, job) == NO_WORKER
     add_worker(database)
     with database.writing() as session:
         WorkerRepository(session).beat(build_identity(), now=NOW, is_stopping=True)
     assert reason_of(client, job) == "Every worker has been told to stop and takes no more jobs."
+
+
+def test_a_worker_that_falls_silent_does_not_count_until_it_wakes(
+    client: TestClient, database: Database, clock: FrozenClock
+) -> None:
+    job = add_job(database)
+    add_worker(database, now=clock())
+    watch = WorkerWatch(database, clock=clock)
+
+    watch.look()
+    assert reason_of(client, job) == NEXT
+    clock.advance(SILENT_AFTER + timedelta(seconds=1))
+    watch.look()
+    assert reason_of(client, job) == NO_WORKER
+    add_worker(database, now=clock())
+    assert reason_of(client, job) == NEXT
+
+
+def test_the_api_looks_for_silent_workers_when_it_starts(app: FastAPI, database: Database) -> None:
+    job = add_job(database)
+    add_worker(database, now=utc_now() - MINUTE)
+
+    with TestClient(app, base_url="http://127.0.0.1") as client:
+        wait_until(lambda: reason_of(client, job) == NO_WORKER, within_s=30)
 
 
 @pytest.mark.usefixtures("worker")

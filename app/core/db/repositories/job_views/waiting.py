@@ -1,8 +1,8 @@
 """Why a job waits, in sentences for people.
 
 The reasons depend on the database alone, never on the time, so that an answer can be reused until
-something is written. A worker therefore counts as running as long as it is registered: it deletes
-its row when it ends, and a worker that was killed loses its row to the next janitor of its machine.
+something is written. A worker runs until it deletes its row, another worker of its machine finds
+that it died, or `WorkerWatch` notes that it is silent.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,12 +32,12 @@ _NEXT = "The job is the next of its project. A worker takes it as soon as one is
 class _Facts:
     """What decides when the jobs of a project start."""
 
-    registered: int
-    """Number of registered workers."""
+    alive: int
+    """Number of workers that are not silent."""
     taking: int
-    """Number of workers that have not been told to stop."""
+    """Number of these that have not been told to stop."""
     largest_memory: int | None
-    """Memory of the largest registered worker, in bytes."""
+    """Memory of the largest of these workers, in bytes."""
     running: int
     """Number of running jobs of the project."""
     max_running: int | None
@@ -74,24 +74,25 @@ class WaitingReasons(Repository):
         return reasons
 
     def _read_facts(self, project_id: str) -> _Facts:
-        workers = select(func.count(), func.max(WorkerRow.memory_bytes))
-        registered, largest = self._session.execute(workers).one()
-        taking = select(func.count()).where(WorkerRow.stopping_at.is_(None)).scalar_subquery()
+        told_to_stop = func.count(WorkerRow.stopping_at)
+        workers = select(func.count(), told_to_stop, func.max(WorkerRow.memory_bytes))
+        is_alive = WorkerRow.silent_since.is_(None)
+        alive, stopping, largest = self._session.execute(workers.where(is_alive)).one()
         is_running = (Job.status == JobStatus.RUNNING, Job.project_id == project_id)
         running = select(func.count()).where(*is_running).scalar_subquery()
         usage = select(ProjectUsage.processor_s).where(ProjectUsage.project_id == project_id)
         newest = usage.order_by(ProjectUsage.month.desc()).limit(1).scalar_subquery()
         limits = (Project.max_running_jobs, Project.max_processor_hours)
-        query = select(taking, running, func.coalesce(newest, 0.0), *limits)
+        query = select(running, func.coalesce(newest, 0.0), *limits)
         row = self._session.execute(query.where(Project.id == project_id)).one()
         return _Facts(
-            registered=registered,
-            taking=row[0],
+            alive=alive,
+            taking=alive - stopping,
             largest_memory=largest,
-            running=row[1],
-            max_running=row[3],
-            used_hours=row[2] / SECONDS_AN_HOUR,
-            max_hours=row[4],
+            running=row[0],
+            max_running=row[2],
+            used_hours=row[1] / SECONDS_AN_HOUR,
+            max_hours=row[3],
         )
 
     def _find_checked(self, jobs: Sequence[Job]) -> set[str]:
@@ -106,7 +107,7 @@ class WaitingReasons(Repository):
 
 
 def _tell(job: Job, position: int, facts: _Facts) -> str:
-    if facts.registered == 0:
+    if facts.alive == 0:
         return _NO_WORKER
     if facts.taking == 0:
         return _ALL_STOPPING

@@ -137,6 +137,7 @@ _ASKED: dict[str, Callable[[Session], object]] = {
     "rescue orphans": lambda session: RecoveryRepository(session).rescue_orphans(["a"], now=NOW),
     "find dead workers": lambda session: WorkerRepository(session).find_dead("a", lambda _: True),
     "count workers": lambda session: WorkerRepository(session).count_alive(now=NOW),
+    "find silent workers": lambda session: WorkerRepository(session).is_any_falling_silent(now=NOW),
     "forget workers": lambda session: WorkerRepository(session).remove(["a"]),
     "files": _list_files,
     "uploads": lambda session: _list_files(session, purpose="fine-tune"),
