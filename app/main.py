@@ -44,6 +44,7 @@ from app.core.settings import Settings, read_settings
 from app.core.storage.local import LocalBlobStore
 from app.core.version import VERSION
 from app.maintenance.doctor import Checkups
+from app.maintenance.worker_watch import WorkerWatch
 from app.schemas.bodies import ErrorRead
 from app.webhooks.client import WebhookClient
 from app.webhooks.sender import Sender
@@ -140,8 +141,12 @@ async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
     sender = Sender(resources.database, resources.webhooks, clock=utc_now)
     authenticator: Authenticator = app.state.authenticator
     sending = sender.running() if resources.webhooks.policy.is_on else nullcontext()
+    watching = WorkerWatch(resources.database, clock=utc_now).running()
     try:
-        async with contextmanager_in_threadpool(sending):  # at its end it waits for attempts
+        async with (
+            contextmanager_in_threadpool(watching),
+            contextmanager_in_threadpool(sending),  # at its end it waits for attempts
+        ):
             yield
         app.state.repeats.close()
         await authenticator.close()

@@ -6,7 +6,17 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Literal
 
-from sqlalchemy import and_, delete, exists, func, null, select, union_all
+from sqlalchemy import (
+    ColumnElement,
+    and_,
+    delete,
+    exists,
+    func,
+    null,
+    select,
+    union_all,
+    update,
+)
 
 from app.core.db.base import Repository
 from app.core.db.check_tables import DataCheck
@@ -126,7 +136,7 @@ class WorkerRepository(Repository):
                 started_at=now,
             )
             self._session.add(row)
-        row.heartbeat_at = now
+        row.heartbeat_at, row.silent_since = now, None
         row.stopping_at = (row.stopping_at or now) if is_stopping else None
 
     def list_all(self) -> list[WorkerStatus]:
@@ -142,6 +152,16 @@ class WorkerRepository(Repository):
         """Number of workers with a recent heartbeat."""
         alive = WorkerRow.heartbeat_at >= now - SILENT_AFTER
         return self._session.scalars(select(func.count()).where(alive)).one()
+
+    def is_any_falling_silent(self, *, now: datetime) -> bool:
+        """Whether a worker is silent and that is not noted yet."""
+        query = select(WorkerRow.id).where(*_is_falling_silent(now)).limit(1)
+        return self._session.scalar(query) is not None
+
+    def note_silent(self, *, now: datetime) -> None:
+        """Note which workers have fallen silent, so that nobody else has to know the time."""
+        silent = update(WorkerRow).where(*_is_falling_silent(now)).values(silent_since=now)
+        self._session.execute(silent)
 
     def largest_memory(self) -> int | None:
         """Memory of the registered worker that has most. None if no worker says how much it has."""
@@ -189,6 +209,10 @@ class WorkerRepository(Repository):
     def remove_all(self) -> None:
         """Delete every row: no worker of a restored database still runs."""
         self._session.execute(delete(WorkerRow))
+
+
+def _is_falling_silent(now: datetime) -> tuple[ColumnElement[bool], ...]:
+    return WorkerRow.heartbeat_at < now - SILENT_AFTER, WorkerRow.silent_since.is_(None)
 
 
 def _identity_of(row: WorkerRow) -> WorkerIdentity:

@@ -1,6 +1,7 @@
 """No question that is asked all the time reads a whole table: see benchmarks/api.py for times."""
 
 import re
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ from app.core.db.repositories.events import EventRepository
 from app.core.db.repositories.files import ExpiredFiles, FileRepository
 from app.core.db.repositories.idempotency import IdempotencyRepository, OldIdempotencyRecords
 from app.core.db.repositories.job_views.curves import CurveRepository
+from app.core.db.repositories.job_views.waiting import WaitingReasons
 from app.core.db.repositories.jobs import JobFilter, JobRepository
 from app.core.db.repositories.leases import LeaseRepository
 from app.core.db.repositories.projects.audit import AuditLog
@@ -64,6 +66,9 @@ _ASKED: dict[str, Callable[[Session], object]] = {
         after="a", limit=20, which=JobFilter(metadata={"a": "b", "c": "d"})
     ),
     "queue": lambda session: QueueRepository(session).positions([build_job()]),
+    "why jobs wait": lambda session: WaitingReasons(session).find(
+        [build_job(), build_job(status=JobStatus.VALIDATING_FILES)], defaultdict(int)
+    ),
     "events": lambda session: EventRepository(session, DEFAULT_PROJECT_ID).list_page(
         "a", after="a", limit=20
     ),
@@ -135,6 +140,7 @@ _ASKED: dict[str, Callable[[Session], object]] = {
     "list workers": lambda session: WorkerRepository(session).list_all(),
     "queues of the projects": inspection.count_unfinished_jobs,
     "count workers": lambda session: WorkerRepository(session).count_alive(now=NOW),
+    "find silent workers": lambda session: WorkerRepository(session).is_any_falling_silent(now=NOW),
     "forget workers": lambda session: WorkerRepository(session).remove(["a"]),
     "files": _list_files,
     "uploads": lambda session: _list_files(session, purpose="fine-tune"),
