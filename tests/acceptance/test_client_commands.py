@@ -116,6 +116,32 @@ def test_ctrl_c_leaves_the_job_running_and_says_how_to_come_back(
     assert "\rcancelled, " in terminal.text
 
 
+def test_a_job_that_fails_is_told_by_the_exit_code(tunery: Client) -> None:
+    tunery.write_job_file(epochs=1)
+    path = tunery.place / "job.yaml"
+    more = "batch_size: 4, context_length: 16, overlong_row_behavior: error"
+    path.write_text(path.read_text("utf-8").replace("batch_size: 4", more), "utf-8")
+
+    printed, _ = tunery.run("submit", "job.yaml", "--follow", code=1)
+
+    job_id, *_, last = printed.splitlines()
+    assert last.startswith("failed, ")
+    assert tunery.run("watch", job_id, code=1)[0].splitlines()[-1] == last
+
+
+def test_one_idempotency_key_makes_one_job(tunery: Client) -> None:
+    tunery.write_job_file(epochs=50)
+    command = ("submit", "job.yaml", "--idempotency-key", f"once-{tunery.place.name}")
+
+    first, again = (tunery.run(*command)[0].strip() for _ in range(2))
+    tunery.run("cancel", first)
+
+    assert again == first
+    other = tunery.run("rerun", first)[0].strip()
+    assert tunery.read_json("pause", other)[0]["id"] == other != first
+    tunery.run("cancel", other)
+
+
 def test_watching_outlives_a_restart_of_the_service(tmp_path: Path) -> None:
     data_dir = tmp_path / "data"
     install_tiny_model(data_dir, source=tmp_path / "hub" / "our-tiny")

@@ -131,15 +131,15 @@ def draw_bar(job: Json) -> "RenderableType":
 
     done, total = job["trained_steps"], job["total_steps"]
     figures = [
+        *(["stopping"] if job["cancel_requested_at"] else []),
+        *(["pausing"] if job["pause_requested_at"] else []),
         f"{done:,}/{total:,}",
         *(f"{name} {number(job[key])}" for name, key in _LOSSES if job[key] is not None),
     ]
-    if job["tokens_per_second"]:
-        figures.append(f"{job['tokens_per_second']:,.0f} tok/s")
     if job["estimated_finish"]:
         figures.append(f"{duration(job['estimated_finish'] - time.time())} left")
-    if job["cancel_requested_at"] or job["pause_requested_at"]:
-        figures.append("stopping" if job["cancel_requested_at"] else "pausing")
+    if job["tokens_per_second"]:
+        figures.append(f"{job['tokens_per_second']:,.0f} tok/s")
     grid = Table.grid(expand=True, padding=(0, 1))
     grid.add_column(ratio=1, min_width=6)
     grid.add_column(no_wrap=True, overflow="ellipsis")
