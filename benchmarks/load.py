@@ -23,6 +23,7 @@ MIN_CONNECTIONS = 10
 """Polls come from several clients, and not all from one."""
 _READ_BYTES = 256 * 1024
 _GOOD = (b"200", b"304")
+_UNCHANGED = b"HTTP/1.1 304"
 
 
 @dataclass
@@ -66,6 +67,8 @@ class _Connection:
         part = self.socket.recv(_READ_BYTES)
         if not part:
             raise EOFError("The server has closed the connection.")
+        if part.startswith(_UNCHANGED) and part.endswith(b"\r\n\r\n"):  # most answers, in one piece
+            return b"304", b""
         self._received += part
         head, end, body = self._received.partition(b"\r\n\r\n")
         status = head[9:12]
@@ -84,12 +87,20 @@ class Generator:
 
     Args:
         key: API key; empty if there is none.
+        burst: requests that are sent at the same time, as by a page that asks for several things.
         is_lazy: look for answers only when the next request is due. That takes half of the
             processor time, and a latency is up to the time between two requests too long.
     """
 
     def __init__(
-        self, url: str, paths: list[str], *, rate: float, key: str = "", is_lazy: bool = False
+        self,
+        url: str,
+        paths: list[str],
+        *,
+        rate: float,
+        key: str = "",
+        burst: int = 1,
+        is_lazy: bool = False,
     ) -> None:
         parts = urlsplit(url)
         self._address = (parts.hostname or "", parts.port or 80)
@@ -102,6 +113,7 @@ class Generator:
             target.know(b"")
         self._targets = [by_path[path] for path in paths]
         self._rate = rate
+        self._burst = burst
         self._is_lazy = is_lazy
         self._idle: deque[_Connection] = deque()
         self._waiting: dict[int, _Connection] = {}
@@ -112,8 +124,9 @@ class Generator:
         """Send for so long, and wait for the last answers."""
         began_s = time.perf_counter()
         for number in range(int(self._rate * seconds)):
-            due_s = began_s + number / self._rate
-            self._wait_until(due_s)
+            due_s = began_s + number // self._burst * self._burst / self._rate
+            if number % self._burst == 0:
+                self._wait_until(due_s)
             self._ask(self._targets[number % len(self._targets)], due_s)
         end_s = time.perf_counter() + TIMEOUT_S
         while self._waiting and (left_s := end_s - time.perf_counter()) > 0:
@@ -198,10 +211,16 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--rate", type=float, default=200)
     parser.add_argument("--seconds", type=float, default=30)
     parser.add_argument("--key", default="")
+    parser.add_argument("--burst", type=int, default=1, help="requests sent at the same time")
     parser.add_argument("--lazy", action="store_true", help="look for answers only when sending")
     options = parser.parse_args(arguments)
     generator = Generator(
-        options.url, options.paths, rate=options.rate, key=options.key, is_lazy=options.lazy
+        options.url,
+        options.paths,
+        rate=options.rate,
+        key=options.key,
+        burst=options.burst,
+        is_lazy=options.lazy,
     )
     began_s = time.process_time()
     found = generator.run(options.seconds)
