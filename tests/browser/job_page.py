@@ -71,5 +71,11 @@ def wait_for_step(page: Page, at_least: int) -> int:
     return steps_shown(page)[0]
 
 
+def expect_every_step_after(page: Page, step: int) -> None:
+    """Check that the steps after this one are in the table, each of them once."""
+    shown = steps_shown(page)
+    assert [each for each in shown if each > step] == list(range(shown[0], step, -1))
+
+
 def expect_status(page: Page, status: str) -> None:
     expect(page.locator("#head .status")).to_have_text(re.compile(status), timeout=LIVE_MS)
