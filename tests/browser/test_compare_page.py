@@ -69,9 +69,9 @@ def test_a_running_job_is_compared_live(
 
     expect(readout).not_to_have_text(before, timeout=LIVE_MS)
 
-    page.get_by_label("By").select_option("Tokens")
+    page.get_by_label("By", exact=True).select_option("Tokens")
     page.reload()
-    expect(page.get_by_label("By")).to_have_value("tokens_seen")
+    expect(page.get_by_label("By", exact=True)).to_have_value("tokens_seen")
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
