@@ -9,8 +9,7 @@ from playwright.sync_api import expect
 
 from tests.browser.job_page import (
     LIVE_MS,
-    LONG,
-    create_job,
+    create_long_job,
     expect_every_step_after,
     expect_status,
     open_table,
@@ -27,7 +26,7 @@ BROKEN_CONNECTION = r"ERR_|Failed to load resource|does not answer"
 
 @pytest.fixture(scope="module")
 def running_job(client: openai.OpenAI) -> Iterator[str]:
-    job_id = create_job(client, "long one", **LONG)
+    job_id = create_long_job(client, "long one")
     wait_for(client, job_id, "running")
     yield job_id
     client.fine_tuning.jobs.cancel(job_id)
@@ -111,7 +110,7 @@ def test_two_tabs_pause_and_resume_one_job(tabs: Tabs, running_job: str) -> None
     other.get_by_role("button", name="Resume", exact=True).click()
     for page in (one, other):
         expect_status(page, "Running")
-        expect(page.locator("#attempts")).to_contain_text("Resumed from step", timeout=LIVE_MS)
+        expect(page.locator("#attempts")).to_contain_text("resumed from step", timeout=LIVE_MS)
 
 
 def test_a_job_can_be_paused_by_keyboard_alone(tabs: Tabs, running_job: str) -> None:

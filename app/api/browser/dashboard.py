@@ -53,7 +53,9 @@ _PAGE = """\
 <body data-page="{name}">
 <a class="skip" href="#main">Skip to the content</a>
 <header></header>
-<main id="main" aria-busy="true" tabindex="-1"><noscript>The dashboard needs JavaScript.</noscript></main>
+<main id="main" aria-busy="true" tabindex="-1">
+<noscript>The dashboard needs JavaScript.</noscript>
+</main>
 <div id="messages" role="status" aria-live="polite"></div>
 </body>
 </html>
