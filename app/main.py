@@ -16,6 +16,7 @@ from app.api.admission.token_buckets import TokenBuckets
 from app.api.browser import dashboard, docs_page
 from app.api.deps import Resources
 from app.api.errors import install_error_handlers
+from app.api.live.hub import Hub
 from app.api.metrics import RequestMetrics
 from app.api.polls.memory import Memory
 from app.api.polls.recent_answers import RecentAnswers
@@ -98,6 +99,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.resources = resources
     app.state.metrics = metrics
+    app.state.hub = Hub(resources.database, metrics, max_connections=settings.max_connections)
     install_error_handlers(app)
     app.include_router(health.router)
     app.include_router(docs_page.router)
@@ -149,6 +151,8 @@ async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
         ):
             yield
         app.state.repeats.close()
+        hub: Hub = app.state.hub
+        await hub.close()
         await authenticator.close()
     finally:
         resources.database.dispose()
