@@ -251,12 +251,7 @@ class JobRead(ItemRead):
 
     @classmethod
     def of(
-        cls,
-        job: Job,
-        settings: Settings,
-        *,
-        queue_position: int | None,
-        waiting_reason: str | None,
+        cls, job: Job, settings: Settings, *, queue_position: int | None, waiting_reason: str | None
     ) -> "JobRead":
         config = TrainingConfig.model_validate(job.config)
         hyperparameters = as_hyperparameters(config, job.learning_rate_multiplier)
