@@ -15,6 +15,7 @@ from app.api.admission.guard import Guard
 from app.api.browser import dashboard, docs_page
 from app.api.deps import Resources
 from app.api.errors import install_error_handlers
+from app.api.live.hub import Hub
 from app.api.metrics import RequestMetrics
 from app.api.recent_answers import RecentAnswers
 from app.api.requests import RequestContext
@@ -90,6 +91,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.resources = resources
     app.state.metrics = metrics
+    app.state.hub = Hub(resources.database, metrics, max_connections=settings.max_connections)
     install_error_handlers(app)
     app.include_router(health.router)
     app.include_router(docs_page.router)
@@ -125,6 +127,8 @@ async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
             contextmanager_in_threadpool(sending),  # at its end it waits for attempts
         ):
             yield
+        hub: Hub = app.state.hub
+        await hub.close()
         await authenticator.close()
     finally:
         resources.database.dispose()

@@ -53,6 +53,7 @@ class RecentAnswers:
             scope["type"] != "http"
             or scope["method"] != "GET"
             or not scope["path"].startswith(PATHS)
+            or b"wait=" in scope["query_string"]  # answered later than it is asked
         ):
             await self._app(scope, receive, send)
             return

@@ -91,13 +91,22 @@ class Authenticator:
             UnauthenticatedError: a key is needed, and this is none, or not a valid one.
             DatabaseBusyError: the key could not be looked up.
         """
+        known = await self.check(authorization)
+        self._note_use(known.caller)
+        return known
+
+    async def check(self, authorization: str) -> Authenticated:
+        """Like `authenticate`, but not counted as a request with the key.
+
+        Raises:
+            UnauthenticatedError: as `authenticate`, like the other errors.
+        """
         self._forget_if_changed()
         if not await self._is_key_needed():
             return _LOCAL
         known = self._remembered.get(authorization) or await self._look_up(authorization)
         if known.expires_at is not None and known.expires_at <= self._clock():
             raise _refused(f"This API key expired on {known.expires_at:%Y-%m-%d %H:%M} UTC.")
-        self._note_use(known.caller)
         return known
 
     async def close(self) -> None:

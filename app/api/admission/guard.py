@@ -7,11 +7,12 @@ keys.
 
 import re
 from collections.abc import Collection, Mapping
+from functools import partial
 from typing import NoReturn
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.api.access import CALLER, KEY_OPTIONAL_PATHS, is_open
+from app.api.access import CALLER, KEY_OPTIONAL_PATHS, RECHECK, is_open
 from app.api.admission.authentication import Authenticated, Authenticator
 from app.api.admission.token_buckets import TokenBuckets
 from app.api.errors import MAX_ECHO, service_error_response
@@ -82,10 +83,9 @@ class Guard:
         _check_path(scope)
         if is_open(scope["path"]):
             return
+        authorization = headers.get(b"authorization", "")
         try:
-            authenticated = await self._authenticator.authenticate(
-                headers.get(b"authorization", "")
-            )
+            authenticated = await self._authenticator.authenticate(authorization)
         except UnauthenticatedError:
             if scope["path"] in KEY_OPTIONAL_PATHS:
                 return
@@ -94,6 +94,7 @@ class Guard:
             self._check_membership(headers, authenticated)
             self._check_rate(authenticated)
         scope["state"][CALLER] = authenticated.caller
+        scope["state"][RECHECK] = partial(self._authenticator.check, authorization)
 
     def _check_host(self, headers: Mapping[bytes, str]) -> None:
         host = headers.get(b"host", "")

@@ -95,6 +95,15 @@ class Database:
         """
         return self.backend.version()
 
+    def ask_version(self) -> str | None:
+        """Like `version`, where that is unknown. It may have to ask a server, and to wait for it.
+
+        Raises:
+            DatabaseBusyError: the database is busy or away.
+        """
+        with self.service_errors():
+            return self.backend.ask_version()
+
     def dispose(self) -> None:
         """Close every connection."""
         self.backend.dispose()

@@ -6,6 +6,7 @@ from typing import Any
 from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, UniqueConstraint, text
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
+from app.core.clock import utc_now
 from app.core.db.base import Base, OwnedByProject
 from app.core.job.status import JobStatus
 
@@ -96,11 +97,14 @@ class Job(OwnedByProject, Base):
             "(result_checkpoint_id IS NOT NULL) <= (status = 'succeeded')", "result_of_success"
         ),
         Index("ix_jobs_listed", "project_id", "id", *_SEARCHED),
+        Index(None, "project_id", "updated_at"),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)
     status: Mapped[JobStatus] = mapped_column(default=JobStatus.VALIDATING_FILES)
     created_at: Mapped[datetime]
+    updated_at: Mapped[datetime] = mapped_column(default=utc_now, onupdate=utc_now)
+    """When the row was last written. Its transaction may be committed some time later."""
     started_at: Mapped[datetime | None]
     """When its first attempt began."""
     finished_at: Mapped[datetime | None]
@@ -157,6 +161,8 @@ class Job(OwnedByProject, Base):
     """When it is tried again even if less memory is free; null if it does not wait for memory."""
     waiting_reason: Mapped[str | None]
     """Why it waits for memory. Null if it does not."""
+    event_count: Mapped[int] = mapped_column(default=0)
+    """Number of events so far, including those that were deleted."""
 
     metadata_items: Mapped[list["JobMetadata"]] = relationship(
         lazy="selectin", order_by="JobMetadata.key"
@@ -198,11 +204,14 @@ class Event(OwnedByProject, Base):
         CheckConstraint("level IN ('info', 'warn', 'error')", "level"),
         CheckConstraint("type IN ('message', 'metrics')", "type"),
         Index(None, "job_id", "id"),
+        Index(None, "job_id", "number", unique=True),
         Index(None, "project_id", "created_at"),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    number: Mapped[int]
+    """Number within the job, from 1, in the order of the commits. Ids follow clocks instead."""
     created_at: Mapped[datetime]
     level: Mapped[str]
     type: Mapped[str]
