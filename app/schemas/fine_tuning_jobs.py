@@ -170,13 +170,8 @@ class JobErrorRead(ResponseBody):
     """The first 50 problems of an invalid dataset, each with line, path, code and message."""
 
 
-def status_shown(job: Job, settings: Settings) -> JobStatus:
+def status_shown(status: JobStatus, settings: Settings) -> JobStatus:
     """The status that the API shows: a paused job can be shown as another one, for old clients."""
-    return as_shown(job.status, settings)
-
-
-def as_shown(status: JobStatus, settings: Settings) -> JobStatus:
-    """How the API shows a status."""
     return JobStatus(settings.show_paused_as) if status is JobStatus.PAUSED else status
 
 
@@ -256,12 +251,7 @@ class JobRead(ItemRead):
 
     @classmethod
     def of(
-        cls,
-        job: Job,
-        settings: Settings,
-        *,
-        queue_position: int | None,
-        waiting_reason: str | None,
+        cls, job: Job, settings: Settings, *, queue_position: int | None, waiting_reason: str | None
     ) -> "JobRead":
         config = TrainingConfig.model_validate(job.config)
         hyperparameters = as_hyperparameters(config, job.learning_rate_multiplier)
@@ -270,7 +260,7 @@ class JobRead(ItemRead):
         return cls.model_validate(
             {name: getattr(job, name) for name in same_names}
             | {
-                "status": status_shown(job, settings),
+                "status": status_shown(job.status, settings),
                 "estimated_finish": job.estimated_finish_at,
                 "model": job.base_model,
                 "fine_tuned_model": job.fine_tuned_model if has_succeeded else None,

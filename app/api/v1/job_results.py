@@ -111,7 +111,7 @@ def get_data(job_id: str, caller: CallerDep, resources: ResourcesDep) -> DataRea
         check = jobs.find_check(job_id)
         if check is None or (check.report is None and job.status is not JobStatus.VALIDATING_FILES):
             raise NotFoundError(_why_no_report(job, check), code="data_report_not_found")
-        return DataRead.of(check, status_shown(job, resources.settings))
+        return DataRead.of(check, status_shown(job.status, resources.settings))
 
     return resources.read(act)
 
