@@ -19,7 +19,7 @@ from app.core.db.repositories.idempotency import (
     KEPT_FOR,
     OldIdempotencyRecords,
 )
-from app.core.db.repositories.jobs import JobRepository
+from app.core.db.repositories.jobs import JobFilter, JobRepository
 from app.core.db.repositories.leases import Lease, LeaseRepository
 from app.core.db.repositories.queue import QueueRepository
 from app.core.db.repositories.recovery import RecoveryRepository
@@ -65,8 +65,9 @@ def build_rows(jobs: int) -> dict[str, tuple[str, Callable[[], _Rows]]]:
             is_queued = number % 10 < QUEUED_OF_TEN
             status, ended = ("queued", None) if is_queued else ("cancelled", at)
             result = None if is_queued else f"file-{number:026}"
+            events = EVENTS_EACH + (LONG_STEPS if number == jobs - 1 else 0)
             yield (job_id(number), project, status, at, ended, 0, "tiny", f"file-in-{number % 99}",
-                   config, f"ft:tiny:tunery::{number}", 0, 0, 0, 0, result)  # fmt: skip
+                   config, f"ft:tiny:tunery::{number}", 0, 0, 0, 0, result, at, events)  # fmt: skip
 
     def file_rows() -> _Rows:
         for number in range(jobs):
@@ -87,7 +88,8 @@ def build_rows(jobs: int) -> dict[str, tuple[str, Callable[[], _Rows]]]:
         for number in range(jobs * EVENTS_EACH + LONG_STEPS):
             owner = min(number // EVENTS_EACH, jobs - 1)  # the last one has many more
             yield (f"ftevent-{number:026}", project, job_id(owner), at, "info", "metrics",
-                   f"Step {number}: training loss=1.00", metrics)  # fmt: skip
+                   f"Step {number}: training loss=1.00", metrics,
+                   number - owner * EVENTS_EACH + 1)  # fmt: skip
 
     def step_rows() -> _Rows:
         for step in range(1, LONG_STEPS + 1):
@@ -97,14 +99,15 @@ def build_rows(jobs: int) -> dict[str, tuple[str, Callable[[], _Rows]]]:
 
     job_columns = (
         "id, project_id, status, created_at, finished_at, priority, base_model, training_file_id, "
-        "config, fine_tuned_model, attempt, trained_steps, crashes, interruptions, result_file_id"
+        "config, fine_tuned_model, attempt, trained_steps, crashes, interruptions, result_file_id, "
+        "updated_at, event_count"
     )
     file_columns = (
         "id, project_id, purpose, filename, bytes, sha256, crc32, blob_key, created_at, "
         "uses_tools, job_id, expires_at"
     )
     submission_columns = "job_id, project_id, route, key, fingerprint, created_at"
-    event_columns = "id, project_id, job_id, created_at, level, type, message, data"
+    event_columns = "id, project_id, job_id, created_at, level, type, message, data, number"
     return {
         "jobs": (job_columns, job_rows),
         "files": (file_columns, file_rows),
@@ -184,13 +187,15 @@ class Round:
         self._read("retrieve, last in queue", lambda session: self._look(session, job.id))
         first = self._jobs // 10 // 2 * 10
         self._read("retrieve, within queue", lambda session: self._look(session, job_id(first)))
-        for name, after, labels in (
-            ("list, first page", None, {}),
-            ("list, deep page", middle, {}),
-            ("list, by a usual label", None, {"team": "team-7"}),
-            ("list, by a rare label", None, {"team": "rare"}),
+        for name, after, which in (
+            ("list, first page", None, JobFilter()),
+            ("list, deep page", middle, JobFilter()),
+            ("list, by a usual label", None, JobFilter(metadata={"team": "team-7"})),
+            ("list, by a rare label", None, JobFilter(metadata={"team": "rare"})),
+            ("list, by a usual status", None, JobFilter(frozenset({JobStatus.CANCELLED}))),
+            ("list, by a usual text", None, JobFilter(search="team-7")),
         ):
-            self._read(name, lambda session, a=after, m=labels: self._list(session, a, m))
+            self._read(name, lambda session, a=after, w=which: self._list(session, a, w))
         for name, after in (("events, newest", None), ("events, deep page", deep_event)):
             self._read(name, lambda session, a=after: EventRepository(
                 session, DEFAULT_PROJECT_ID).list_page(long, after=a, limit=20))  # fmt: skip
@@ -257,9 +262,9 @@ class Round:
         jobs = JobRepository(session, DEFAULT_PROJECT_ID)
         QueueRepository(session).position(jobs.get(wanted))
 
-    def _list(self, session: Any, after: str | None, labels: dict[str, str]) -> None:
+    def _list(self, session: Any, after: str | None, which: JobFilter) -> None:
         jobs = JobRepository(session, DEFAULT_PROJECT_ID)
-        page = jobs.list_page(after=after, limit=20, metadata=labels)
+        page = jobs.list_page(after=after, limit=20, which=which)
         assert page.rows
         QueueRepository(session).positions(page.rows)
 

@@ -3,17 +3,20 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Annotated
 
+from anyio import to_thread
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from app.api.access import PolicyRoute, needs
 from app.api.archive import zip_segments
 from app.api.deps import LIMIT, CallerDep, Cursor, Now, ResourcesDep, as_json
+from app.api.live.answers import MAX_CURSOR, STREAMED, HubDep, follow_job
 from app.api.streaming import attachment, record_download, send_segments
 from app.core.access import Scope
 from app.core.db.check_tables import DataCheck
 from app.core.db.repositories.checkpoints import CheckpointRepository
 from app.core.db.repositories.events import EventRepository
+from app.core.db.repositories.job_views.curves import CurveRepository
 from app.core.db.repositories.jobs import JobRepository
 from app.core.db.repositories.projects.audit import Action
 from app.core.db.session import Session
@@ -23,6 +26,7 @@ from app.core.ids import IdPrefix
 from app.core.job import loss_log
 from app.core.job.loss_log import MAX_STEP, StepMetrics, in_batches
 from app.core.job.status import JobStatus
+from app.schemas.attempts import AttemptsRead
 from app.schemas.bodies import PageRead
 from app.schemas.fine_tuning_jobs import status_shown
 from app.schemas.job_results import CheckpointRead, DataRead, EventRead, MetricsRead
@@ -34,6 +38,7 @@ _TEXTS: Mapping[str, Callable[[Iterable[Iterable[StepMetrics]]], Iterator[str]]]
 }
 """How batches of the loss log are written, by media type."""
 
+_MAX_ATTEMPTS = 1000
 _BATCH = 1000
 """Number of steps that are read in one transaction while they are streamed."""
 
@@ -42,15 +47,45 @@ router = APIRouter(
 )
 
 
-@router.get("/events", response_model=PageRead[EventRead], dependencies=[needs(Scope.READ)])
-def list_events(
+@router.get(
+    "/events",
+    response_model=PageRead[EventRead],
+    responses=STREAMED,
+    dependencies=[needs(Scope.READ)],
+)
+async def list_events(
     job_id: str,
+    request: Request,
     caller: CallerDep,
     resources: ResourcesDep,
+    hub: HubDep,
     after: Annotated[str | None, Depends(Cursor(IdPrefix.EVENT))],
     limit: Annotated[int, Query(ge=1, le=1000, description=LIMIT)] = 20,
+    *,
+    stream: Annotated[
+        bool,
+        Query(description="True to receive the events, the steps and the job as they come."),
+    ] = False,
+    cursor: Annotated[
+        str | None,
+        Query(
+            max_length=MAX_CURSOR,
+            description="Where a stream begins: after the message with this `id`, or with what "
+            "comes from now on if it is `latest`. The default is the beginning of the job. The "
+            "header `Last-Event-ID` has precedence.",
+        ),
+    ] = None,
 ) -> Response:
-    """List what happened to a job, newest first."""
+    """List what happened to a job, newest first.
+
+    With `stream=true`, the answer is a stream of server-sent events, oldest first. The `data` of
+    each is one line of JSON. `event: job` has the job; it comes first and whenever the job has
+    changed. `event: event` has an event, and `event: step` a row of the loss log. A step with the
+    number of an earlier one replaces it, and all later steps are void: an attempt resumed there.
+    `event: end` has the job, which has ended, or says that it was deleted. No more messages follow.
+    """
+    if stream:
+        return await follow_job(request, resources, hub, job_id, cursor)
 
     def act(session: Session) -> PageRead[EventRead]:
         JobRepository(session, caller.project_id).require(job_id)
@@ -59,7 +94,7 @@ def list_events(
         )
         return PageRead[EventRead].of(page, EventRead.model_validate)
 
-    return as_json(resources.read(act))
+    return as_json(await to_thread.run_sync(resources.read, act))
 
 
 @router.get("/data", dependencies=[needs(Scope.READ)])
@@ -79,6 +114,22 @@ def get_data(job_id: str, caller: CallerDep, resources: ResourcesDep) -> DataRea
         return DataRead.of(check, status_shown(job, resources.settings))
 
     return resources.read(act)
+
+
+@router.get("/attempts", response_model=AttemptsRead, dependencies=[needs(Scope.READ)])
+def list_attempts(job_id: str, caller: CallerDep, resources: ResourcesDep) -> Response:
+    """List the attempts at a job, oldest first, each with why it ended and how the job went on.
+
+    Of a job with more than 1,000 attempts, the newest 1,000 are listed.
+    """
+
+    def act(session: Session) -> AttemptsRead:
+        jobs = JobRepository(session, caller.project_id)
+        job = jobs.get(job_id)
+        attempts = jobs.list_attempts(job_id, limit=_MAX_ATTEMPTS)
+        return AttemptsRead.of(job, attempts, jobs.find_check(job_id))
+
+    return as_json(resources.read(act))
 
 
 @router.get("/checkpoints", dependencies=[needs(Scope.READ)])
@@ -141,8 +192,9 @@ def get_metrics(
         Query(
             ge=2,
             le=1000,
-            description="Number of steps to choose, evenly spread over the range and with both of "
-            "its ends. Absent for every step.",
+            description="Maximum number of steps to choose, for a chart: the first and the last, "
+            "those with a validation loss, and in each of many equal ranges those with the lowest "
+            "and the highest training loss. Absent for every step.",
         ),
     ] = None,
 ) -> Response:
@@ -161,7 +213,8 @@ def get_metrics(
             jobs = JobRepository(session, caller.project_id)
             jobs.require(job_id)  # also in the middle of a download, which would not be whole
             if points is not None:
-                return jobs.list_points(job_id, first=first, last=step_to, points=points)
+                curves = CurveRepository(session, caller.project_id)
+                return curves.list_points(job_id, first=first, last=step_to, points=points)
             return jobs.list_steps(job_id, first=first, last=step_to, limit=at_most)
 
         return resources.read(act)

@@ -1,6 +1,7 @@
 """No question that is asked all the time reads a whole table: see benchmarks/api.py for times."""
 
 import re
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -8,12 +9,15 @@ import pytest
 from sqlalchemy import Connection, event
 
 from app.core.access import DEFAULT_PROJECT_ID
+from app.core.db import inspection
 from app.core.db.repositories.checkpoints import CheckpointRepository, TunedModelRepository
 from app.core.db.repositories.data_checks import DataCheckRepository, EndedChecks
 from app.core.db.repositories.events import EventRepository
 from app.core.db.repositories.files import ExpiredFiles, FileRepository
 from app.core.db.repositories.idempotency import IdempotencyRepository, OldIdempotencyRecords
-from app.core.db.repositories.jobs import JobRepository
+from app.core.db.repositories.job_views.curves import CurveRepository
+from app.core.db.repositories.job_views.waiting import WaitingReasons
+from app.core.db.repositories.jobs import JobFilter, JobRepository
 from app.core.db.repositories.leases import LeaseRepository
 from app.core.db.repositories.projects.audit import AuditLog
 from app.core.db.repositories.projects.erasure import ErasureRepository
@@ -35,6 +39,7 @@ from tests.builders import (
     build_checkpoint,
     build_file,
     build_job,
+    build_step,
     build_upload,
     claim,
 )
@@ -50,12 +55,20 @@ def _list_files(session: Session, **filters: Any) -> object:
 _ASKED: dict[str, Callable[[Session], object]] = {
     "get": lambda session: QueueRepository(session).position(build_job(priority=0)),
     "list": lambda session: JobRepository(session, DEFAULT_PROJECT_ID).list_page(
-        after="a", limit=20, metadata={}
+        after="a", limit=20
+    ),
+    "search": lambda session: JobRepository(session, DEFAULT_PROJECT_ID).list_page(
+        after="a",
+        limit=20,
+        which=JobFilter(frozenset({JobStatus.RUNNING}), base_model="tiny", search="a"),
     ),
     "list by labels": lambda session: JobRepository(session, DEFAULT_PROJECT_ID).list_page(
-        after="a", limit=20, metadata={"a": "b", "c": "d"}
+        after="a", limit=20, which=JobFilter(metadata={"a": "b", "c": "d"})
     ),
     "queue": lambda session: QueueRepository(session).positions([build_job()]),
+    "why jobs wait": lambda session: WaitingReasons(session).find(
+        [build_job(), build_job(status=JobStatus.VALIDATING_FILES)], defaultdict(int)
+    ),
     "events": lambda session: EventRepository(session, DEFAULT_PROJECT_ID).list_page(
         "a", after="a", limit=20
     ),
@@ -63,8 +76,11 @@ _ASKED: dict[str, Callable[[Session], object]] = {
     "part of a loss log": lambda session: JobRepository(session, DEFAULT_PROJECT_ID).list_steps(
         "a", first=9, limit=9
     ),
-    "points of a loss log": lambda session: JobRepository(session, DEFAULT_PROJECT_ID).list_points(
-        "a", first=1, last=None, points=5
+    "points of a loss log": lambda session: CurveRepository(
+        session, DEFAULT_PROJECT_ID
+    ).list_points(_added_log(session), first=1, last=None, points=5),
+    "attempts": lambda session: JobRepository(session, DEFAULT_PROJECT_ID).list_attempts(
+        "a", limit=20
     ),
     "checkpoints": lambda session: CheckpointRepository(session, DEFAULT_PROJECT_ID).list_page(
         "a", after="a", limit=20
@@ -121,7 +137,10 @@ _ASKED: dict[str, Callable[[Session], object]] = {
     "rescue expired": lambda session: RecoveryRepository(session).rescue_expired(now=NOW),
     "rescue orphans": lambda session: RecoveryRepository(session).rescue_orphans(["a"], now=NOW),
     "find dead workers": lambda session: WorkerRepository(session).find_dead("a", lambda _: True),
+    "list workers": lambda session: WorkerRepository(session).list_all(),
+    "queues of the projects": inspection.count_unfinished_jobs,
     "count workers": lambda session: WorkerRepository(session).count_alive(now=NOW),
+    "find silent workers": lambda session: WorkerRepository(session).is_any_falling_silent(now=NOW),
     "forget workers": lambda session: WorkerRepository(session).remove(["a"]),
     "files": _list_files,
     "uploads": lambda session: _list_files(session, purpose="fine-tune"),
@@ -153,7 +172,7 @@ _ASKED: dict[str, Callable[[Session], object]] = {
 _MAY_BE_READ = {"api_keys", "saved_states", "webhook_endpoints", "workers"}
 """Tables with few rows: a few keys and endpoints of each project, states of jobs that may be
 continued, and workers that run."""
-_SHORT_INDEXES = {"ix_data_checks_kept"}
+_SHORT_INDEXES = {"ix_data_checks_held", "ix_data_checks_kept"}
 """Indexes with few rows: those of jobs that have not ended."""
 
 
@@ -161,6 +180,16 @@ def _added_file(session: Session) -> Any:
     file = build_file()
     FileRepository(session, DEFAULT_PROJECT_ID).add(file)
     return file
+
+
+def _added_log(session: Session) -> str:
+    """Id of a job with a loss log of ten steps, each with an evaluation."""
+    job = build_job()
+    session.add(job)
+    session.flush()
+    session.add_all(build_step(job, step, valid_loss=1.0) for step in range(1, 11))
+    session.flush()
+    return job.id
 
 
 def _added_upload(session: Session) -> Any:
@@ -250,6 +279,6 @@ def test_the_files_of_a_checkpoint_are_found_by_it(database: Database) -> None:
 
 def test_a_table_that_is_read_whole_is_noticed(database: Database) -> None:
     with database.engine.begin() as connection:
-        plan = explain(connection, "SELECT id FROM jobs WHERE suffix = 'a' ORDER BY id", ())
+        plan = explain(connection, "SELECT id FROM jobs WHERE worker_id = 'a' ORDER BY id", ())
 
     assert tables_read_whole(plan) == {"jobs"}
