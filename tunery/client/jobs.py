@@ -56,7 +56,7 @@ def list_jobs(
         ],
     )
     for job in rows:
-        if job["waiting_reason"] or job["queue_position"]:
+        if job["waiting_reason"] and job["status"] != "paused":
             say(f"{job['id']}: {describe_waiting(job)}")
 
 
