@@ -34,7 +34,7 @@ from app.api.v1 import (
     uploads,
     webhooks,
 )
-from app.api.v1.organization import projects, service
+from app.api.v1.organization import api_keys, projects, service
 from app.core.base_models import load_catalogue
 from app.core.clock import utc_now
 from app.core.dataset.tokenizing.processes import TokenizerProcesses
@@ -105,17 +105,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.include_router(docs_page.router)
     app.include_router(dashboard.router)
     jobs = (fine_tuning_jobs, job_estimates, job_results)
-    for module in (
-        files,
-        file_preview,
-        uploads,
-        *jobs,
-        models,
-        webhooks,
-        projects,
-        service,
-        sessions,
-    ):
+    admin = (projects, api_keys, service)
+    for module in (files, file_preview, uploads, *jobs, models, webhooks, *admin, sessions):
         app.include_router(module.router, prefix="/v1")
     require_policies(app)
     authenticator = Authenticator(resources, may_be_keyless=settings.may_be_keyless)
