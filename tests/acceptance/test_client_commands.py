@@ -159,11 +159,13 @@ def test_watching_outlives_a_restart_of_the_service(tmp_path: Path) -> None:
 
         messages = [json.loads(line) for line in terminal.text.splitlines()]
         events = [each["data"]["id"] for each in messages if each["event"] == "event"]
+        steps = [each["data"]["step"] for each in messages if each["event"] == "step"]
         written = [event["id"] for event in reversed(read_events(service, job_id))]
 
     assert messages[-1]["event"] == "end"
     assert messages[-1]["data"]["status"] == "cancelled"
     assert events == written[written.index(events[0]) :]
+    assert steps == [*range(steps[0], steps[-1] + 1)]
 
 
 def read_events(service: InstalledService, job_id: str) -> list[dict[str, Any]]:
@@ -179,7 +181,9 @@ def test_json_is_what_the_service_says(
     job_id = finished_job.id
     answer = httpx.get(f"{service.base_url}/fine_tuning/jobs/{job_id}").json()
 
-    assert answer in tunery.read_json("jobs", "--label", "team=red")
+    found = ("jobs", "--search", job_id, "--label", "team=red", "--status")
+    assert tunery.read_json(*found, "succeeded,failed") == [answer]
+    assert tunery.read_json(*found, "failed") == []
     assert [each["id"] for each in tunery.read_json("files", "list")]
     compared = tunery.read_json("compare", job_id, job_id)
     assert compared["settings"] == {}

@@ -45,10 +45,14 @@ def test_a_bar_fits_on_one_line() -> None:
     ("job", "text"),
     [
         ({"status": "validating_files"}, "checking the data"),
+        (
+            {"status": "validating_files", "waiting_reason": "No worker is running."},
+            "waiting: No worker is running.",
+        ),
         ({"status": "queued", "queue_position": 3, "waiting_reason": None}, "queued, position 3"),
         (
             {"status": "queued", "queue_position": 1, "waiting_reason": "It needs 3 GiB."},
-            "queued, position 1, It needs 3 GiB.",
+            "queued, position 1: It needs 3 GiB.",
         ),
         ({"status": "paused", "id": "ftjob-1"}, "paused; to continue: tunery resume ftjob-1"),
         ({"status": "running"}, "starting"),

@@ -151,21 +151,21 @@ _LOSSES = (("loss", "train_loss"), ("valid", "valid_loss"))
 
 
 def describe_waiting(job: Json) -> str:
-    """What a job that does not train is doing, in one line."""
-    status = job.get("status", "")
-    if status == "validating_files":
-        return "checking the data"
-    if status == "queued":
-        position = job.get("queue_position")
-        return ", ".join(
-            [
-                "queued" if position is None else f"queued, position {position}",
-                *([str(job["waiting_reason"])] if job.get("waiting_reason") else []),
-            ]
-        )
-    if status == "paused":
-        return f"paused; to continue: tunery resume {job['id']}"
-    return "starting" if status == "running" else str(status)
+    """What a job that does not train is doing, in one line, and why it waits if it does."""
+    reason: str | None = job.get("waiting_reason")
+    match job.get("status"):
+        case "validating_files":
+            return f"waiting: {reason}" if reason else "checking the data"
+        case "queued":
+            position = job.get("queue_position")
+            parts = ["queued" if position is None else f"queued, position {position}"]
+            return ": ".join([*parts, reason] if reason else parts)
+        case "paused":
+            return f"paused; to continue: tunery resume {job['id']}"
+        case "running":
+            return "starting"
+        case status:
+            return str(status)
 
 
 def print_event(event: Json) -> None:
