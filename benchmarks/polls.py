@@ -11,8 +11,6 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from typing import Any
 import httpx
 
 from app.core.base_models import DEFAULT_MODEL_ID
+from benchmarks.support.fixed_answers import Server, fixed_answers
 from benchmarks.support.samples import build_chat_file
 from benchmarks.uploads import ROOT, cpu_s
 from tunery.local_service import LocalService
@@ -33,14 +32,6 @@ JOBS = "/fine_tuning/jobs"
 
 
 ALONE, CONTROL, POLLED = "alone", "control", "polled"
-
-
-@dataclass(frozen=True)
-class Server:
-    """A server that can be polled."""
-
-    url: str
-    pid: int
 
 
 @dataclass(frozen=True)
@@ -125,17 +116,6 @@ def poll(
     command = [sys.executable, "-m", "benchmarks.load", url, *paths, *options]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True)
     return json.loads(done.stdout)
-
-
-@contextmanager
-def fixed_answers() -> Iterator[Server]:
-    """A server that gives every request the same answer, until the block ends."""
-    command = [sys.executable, "-m", "benchmarks.support.fixed_answers"]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        port = int(process.stdout.readline())
-        yield Server(f"http://127.0.0.1:{port}", process.pid)
-        process.kill()
 
 
 def measure(*, model: Path, rate: float, seconds: float, rounds: int) -> None:
