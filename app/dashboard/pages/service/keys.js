@@ -1,0 +1,1 @@
+export class Keys { constructor() {} async fetch() {} view() { return ""; } }
