@@ -2,6 +2,7 @@
 
 import { get, url } from "../../lib/api.js";
 import { follow } from "../../lib/live.js";
+import { tell } from "../../lib/shell.js";
 import { StepLog } from "../../lib/steps.js";
 import { atMostEvery } from "../../lib/timing.js";
 
@@ -19,8 +20,8 @@ export class JobFeed {
   /** Newest first. */
   events = [];
   hasEarlierEvents = false;
-  /** Oldest first. */
-  attempts = [];
+  /** The attempts at the job, oldest first, and the check of its data. */
+  attempts = { data: [], data_check: null };
   /** Newest first. */
   checkpoints = [];
   /** The report on the data; null while there is none. */
@@ -50,8 +51,8 @@ export class JobFeed {
   async start(onState) {
     this.setJob(await get(this.#path()));
     if (hasEnded(this.job)) {
-      await this.#fetchHistory();
-      return onState("ended");
+      onState("ended");
+      return this.#try(() => this.#fetchHistory());
     }
     // The first message has the place in the stream, so what is fetched after it leaves no gap.
     let history = null;
@@ -98,7 +99,6 @@ export class JobFeed {
     const [metrics, events] = await Promise.all([
       get(this.#path("metrics"), { points: POINTS }),
       get(this.#path("events"), { limit: EVENTS }),
-      this.#fetchLists(),
     ]);
     this.log.prepend(metrics.data);
     const known = new Set(this.events.map((event) => event.id));
@@ -106,7 +106,7 @@ export class JobFeed {
     this.hasEarlierEvents = events.has_more;
     this.isLoaded = true;
     for (const part of ["log", "events"]) this.#onChange(part);
-    await this.#fetchReport();
+    await Promise.all([this.#fetchLists(), this.#fetchReport()]);
   }
 
   async #fetchLists() {
@@ -114,7 +114,7 @@ export class JobFeed {
       get(this.#path("attempts")),
       get(this.#path("checkpoints"), { limit: 100 }),
     ]);
-    this.attempts = attempts.data;
+    this.attempts = attempts;
     this.checkpoints = checkpoints.data;
     this.#onChange("lists");
   }
@@ -145,12 +145,12 @@ export class JobFeed {
     }
   }
 
-  /** Runs what the page can do without: the next change tries it again. */
+  /** Runs what the page can do without, and tells the user if it fails. */
   async #try(act) {
     try {
       await act();
     } catch (error) {
-      if (error.name !== "ApiError" && error.status === undefined) throw error;
+      tell(error.message, "problem");
     }
   }
 

@@ -4,38 +4,38 @@ import { count, duration, moment } from "../../lib/format.js";
 import { html, nothing, repeat } from "../../lib/html.js";
 
 /** @param {import("./feed.js").JobFeed} feed */
-export function timeline({ attempts, job }) {
+export function timeline({ attempts }) {
+  const { data, data_check: check } = attempts;
   return html`
     <h2>Attempts</h2>
-    ${attempts.length ? nothing : html`<p class="muted">No worker has started the job yet.</p>`}
+    ${data.length ? nothing : html`<p class="muted">No worker has started to train the job yet.</p>`}
     <ol class="timeline">
-      ${attempts.map((attempt, index) => row(attempt, attempts[index - 1], job))}
+      ${check ? dataCheck(check) : nothing} ${data.map(row)}
     </ol>
   `;
 }
 
-function row(attempt, before, job) {
-  const end = attempt.ended_at ?? Date.now() / 1000;
-  const isOpen = attempt.ended_at === null;
-  return html`<li class=${isOpen ? "running" : (attempt.outcome ?? "ended")}>
-    <p>
-      <strong>Attempt ${count(attempt.attempt)}</strong>
-      <span class="muted">${moment(attempt.started_at)} · ${duration(end - attempt.started_at)} · ${attempt.worker_id}</span>
-    </p>
-    ${before ? html`<p>${continuation(attempt, before)}</p>` : nothing}
-    <p>
-      Steps ${count(attempt.from_step)} to ${count(isOpen ? job.trained_steps : attempt.to_step)}
-      ${isOpen ? nothing : html`· <span class="outcome">${(attempt.outcome ?? "ended").replaceAll("_", " ")}</span>`}
-    </p>
-    ${attempt.cause ? html`<p class="cause">${attempt.cause}</p>` : nothing}
+function dataCheck({ tries, started_at: start, ended_at: end }) {
+  const state = end === null ? "running" : "succeeded";
+  return html`<li class=${start === null ? nothing : state}>
+    <p><strong>Check of the data</strong> <span class="muted">${start === null ? nothing : lasted(start, end)}</span></p>
+    ${tries > 1 ? html`<p class="cause">It took ${count(tries)} tries.</p>` : nothing}
   </li>`;
 }
 
-/** How an attempt took up the work, such as "Resumed from step 118 after 61 s". */
-function continuation(attempt, before) {
-  const start = attempt.from_step ? `Resumed from step ${count(attempt.from_step)}` : "Started from the first step";
-  return `${start} after ${duration(attempt.started_at - (before.ended_at ?? attempt.started_at))}`;
+function row(attempt) {
+  const { started_at: start, ended_at: end, outcome, from_step: from, to_step: to, cause } = attempt;
+  return html`<li class=${outcome ?? "running"}>
+    <p>
+      <strong>Attempt ${count(attempt.attempt)}</strong>
+      <span class="muted">${lasted(start, end)} · ${attempt.worker_id}</span>
+    </p>
+    ${from === null ? nothing : html`<p>Steps ${count(from)} to ${count(to)}</p>`}
+    ${cause ? html`<p class=${outcome === "succeeded" ? "muted" : "cause"}>${cause}</p>` : nothing}
+  </li>`;
 }
+
+const lasted = (start, end) => `${moment(start)} · ${duration((end ?? Date.now() / 1000) - start)}`;
 
 /**
  * @param {import("./feed.js").JobFeed} feed
