@@ -9,8 +9,8 @@ from tests.browser.watching import Tabs
 
 def test_a_page_asks_for_a_key_and_then_shows_itself(member: Member) -> None:
     page = member.tabs.open("/files?x=1")
-    member.tabs.forgive("401")
     expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
+    member.tabs.forgive("401")
 
     fill_in_key(page, member.key)
 
