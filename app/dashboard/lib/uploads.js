@@ -100,7 +100,7 @@ export class Uploader {
 
 function problems({ name, error }) {
   return html`<div class="problems" role="alert">
-    <p><b>${name}</b> was not taken. ${error.message}</p>
+    <p><b>${name}</b> was not taken. ${summary(error)}</p>
     ${error.errors.length
       ? html`<div class="scroll" tabindex="0" role="region" aria-label="Problems by line">
           <table>
@@ -120,4 +120,12 @@ function problems({ name, error }) {
         </div>`
       : nothing}
   </div>`;
+}
+
+/** How much is wrong. The message of the API repeats the first line of the table. */
+function summary({ errors, errorCount, hasMoreErrors, message }) {
+  if (!errors.length) return message;
+  if (errorCount === 1) return "One line has a problem. Fix it and upload the file again.";
+  const many = `${hasMoreErrors ? "At least " : ""}${count(errorCount)} problems were found.`;
+  return `${many} Fix them and upload the file again.`;
 }

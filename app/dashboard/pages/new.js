@@ -5,7 +5,7 @@ import { curlOf, pythonOf } from "../lib/calls.js";
 import { copyButton } from "../lib/copy.js";
 import { html, nothing, render } from "../lib/html.js";
 import { uploadSample } from "../lib/sample.js";
-import { openPage, tell } from "../lib/shell.js";
+import { can, openPage, tell } from "../lib/shell.js";
 import { debounce } from "../lib/timing.js";
 import { Data } from "./new/data.js";
 import { forgetDraft, keyOf, loadDraft, read, saveDraft } from "./new/draft.js";
@@ -134,6 +134,11 @@ function callSection(body) {
   </section>`;
 }
 
+function cannotWrite() {
+  return html`<h1>New job</h1>
+    <p class="card empty">A new job needs a key with the scope <code>write</code>.</p>`;
+}
+
 const hyperparametersOf = (body) => body.method?.supervised.hyperparameters ?? {};
 
 function presetOf(name) {
@@ -226,4 +231,5 @@ async function trySample() {
   draw();
 }
 
-await start();
+if (can(session, "write")) await start();
+else render(cannotWrite(), main);
