@@ -1,6 +1,6 @@
 // The list of jobs as a table. On narrow screens, the style sheet turns each row into a card.
 
-import { ago, figure, loss, moment, percent, short, UNKNOWN, duration } from "../../lib/format.js";
+import { ago, count, duration, loss, moment, percent, short, UNKNOWN } from "../../lib/format.js";
 import { html, live, nothing, repeat } from "../../lib/html.js";
 import { reasonOf, statusOf } from "../../lib/status.js";
 
@@ -53,7 +53,7 @@ function row(job, { selected, onSelect, onLabel }) {
     </td>
     <td class="state">
       ${statusOf(job)}
-      <div class="reason muted small" title=${reasonOf(job)}>${reasonOf(job)}</div>
+      <div class="muted small one-line" title=${reasonOf(job)}>${reasonOf(job)}</div>
     </td>
     <td class="progress">${progress(job)}</td>
     <td class="number" data-label="Loss">${loss(job.train_loss)}</td>
@@ -83,14 +83,14 @@ function labels(metadata, onLabel) {
 
 function progress(job) {
   const steps = job.total_steps
-    ? `${short(job.trained_steps)} of ${short(job.total_steps)} steps`
+    ? `${short(job.trained_steps)} / ${short(job.total_steps)} steps`
     : "";
   return html`<progress max="1" .value=${job.progress} aria-label="Progress"></progress>
-    <div class="small"><span class="figure">${percent(job.progress)}</span> <span class="muted">${steps}</span></div>`;
+    <div class="small one-line"><span class="figure">${percent(job.progress)}</span> <span class="muted">${steps}</span></div>`;
 }
 
 function speed(job) {
-  return job.tokens_per_second === null ? UNKNOWN : figure(Math.round(job.tokens_per_second));
+  return job.tokens_per_second === null ? UNKNOWN : count(Math.round(job.tokens_per_second));
 }
 
 function timeLeft(job) {
