@@ -17,9 +17,7 @@ _PAGES = ["/", "/new", "/files", "/models", "/service", "/sign-in"]
 def busy_member(member: Member) -> Member:
     """A member with a file and a job of long names."""
     file = member.upload(f"{'long-name-' * 12}.jsonl", _SAMPLE.read_bytes())
-    member.create_job(
-        file, suffix="x" * 60, metadata={"k" * 60: "v" * 200}, auto_start=False
-    )
+    member.create_job(file, suffix="x" * 60, metadata={"k" * 60: "v" * 200}, auto_start=False)
     return member
 
 

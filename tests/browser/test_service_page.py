@@ -6,13 +6,15 @@ from app.core.access import Scope
 from tests.browser.members import Member, fill_in_key
 from tests.browser.watching import Tabs
 from tests.builders import add_key, bearer
+from tests.waiting import wait_until
 
 
 def test_workers_disk_and_findings_are_shown(member: Member) -> None:
     page = member.sign_in("/service")
 
     expect(page.get_by_text("Free on the disk")).to_be_visible()
-    expect(page.locator("tr", has_text="idle").or_(page.locator("tr", has_text="running")).first
+    expect(
+        page.locator("tr", has_text="idle").or_(page.locator("tr", has_text="running")).first
     ).to_be_visible()
     expect(page.get_by_text("These are the quick checks.")).to_be_visible()
 
@@ -35,7 +37,9 @@ def test_a_key_is_created_used_and_revoked(member: Member) -> None:
     row.first.get_by_role("button", name="Revoke").click()
     page.get_by_role("button", name="Revoke the key").click()
     expect(row.first).to_contain_text("revoked")
-    assert member.api.get("/v1/session", headers=bearer(key)).status_code == 401
+    wait_until(
+        lambda: member.api.get("/v1/session", headers=bearer(key)).status_code == 401, within_s=10
+    )
 
 
 def test_what_was_done_is_in_the_audit_trail(member: Member) -> None:

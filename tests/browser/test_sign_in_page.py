@@ -54,8 +54,9 @@ def test_signing_out_forgets_the_key(member: Member) -> None:
 )
 def test_next_does_not_leave_the_dashboard(member: Member, next_page: str) -> None:
     page = member.tabs.open("/sign-in")
-    page.evaluate("(next) => history.replaceState(null, '', `?next=${encodeURIComponent(next)}`)",
-                  next_page)
+    page.evaluate(
+        "(next) => history.replaceState(null, '', `?next=${encodeURIComponent(next)}`)", next_page
+    )
 
     fill_in_key(page, member.key)
 
