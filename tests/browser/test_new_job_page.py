@@ -72,7 +72,8 @@ def test_the_shown_call_makes_the_same_job(member: Member) -> None:
     text = page.get_by_label("The call").inner_text()
 
     body = json.loads(text.partition("-d '")[2].removesuffix("'"))
-    job = member.create_job(**{"file" if k == "training_file" else k: v for k, v in body.items()})
+    body["file"] = body.pop("training_file")
+    job = member.create_job(**body)
     read = member.api.get(f"/v1/fine_tuning/jobs/{job}").json()
     assert (read["training_file"], read["hyperparameters"]["batch_size"]) == (file, 4)
 

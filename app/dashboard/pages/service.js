@@ -1,8 +1,9 @@
 // The service as its operators see it: findings, workers, queue, disk, keys and the audit trail.
 
 import { get } from "../lib/api.js";
-import { ago, bytes, count, moment } from "../lib/format.js";
+import { ago, bytes, count, moment, UNKNOWN } from "../lib/format.js";
 import { html, nothing, render, repeat } from "../lib/html.js";
+import { problemNote } from "../lib/problems.js";
 import { can, openPage } from "../lib/shell.js";
 import { STATUS_LABELS } from "../lib/status.js";
 import { whileVisible } from "../lib/timing.js";
@@ -48,35 +49,48 @@ function view() {
       <p class="card empty">This page needs a key with the scope <code>admin</code>.</p>`;
   }
   return html`<h1>Service</h1>
-    ${problem ? html`<p class="problem" role="alert">${problem}</p>` : nothing}
+    ${problemNote(problem)}
     ${service ? state(service) : problem ? nothing : html`<p class="muted">Loading…</p>`}
     ${keys.view()} ${audit.view()}`;
 }
 
 function state({ version, database, workers, queue, disk, findings }) {
+  const waiting = (queue.jobs.queued ?? 0) + (queue.jobs.validating_files ?? 0);
   return html`<dl class="figures card">
       ${figure("Version", version)} ${figure("Database", database)}
       ${figure("Workers", count(workers.filter((worker) => worker.is_alive).length))}
-      ${figure("Jobs that wait", count((queue.jobs.queued ?? 0) + (queue.jobs.validating_files ?? 0)))}
-      ${figure("Oldest of them", queue.oldest_waiting_at ? ago(queue.oldest_waiting_at) : "none waits")}
+      ${figure("Jobs that wait", count(waiting))}
+      ${figure("Oldest of them", waiting ? ago(queue.oldest_waiting_at) : UNKNOWN)}
       ${figure("Free on the disk", `${bytes(disk.free_bytes)} of ${bytes(disk.total_bytes)}`)}
     </dl>
     ${findingList(findings)} ${workerTable(workers)} ${queueTable(queue.projects)}`;
 }
 
-const figure = (name, value) => html`<div><dt>${name}</dt><dd>${value}</dd></div>`;
+const figure = (name, value) =>
+  html`<div>
+    <dt>${name}</dt>
+    <dd>${value}</dd>
+  </div>`;
 
 function findingList(findings) {
   const notable = findings.filter(({ level }) => level !== "ok");
   return html`<section class="stack" aria-labelledby="findings">
     <h2 id="findings">Findings</h2>
     <div class="card stack">
-      ${notable.length
-        ? notable.map(findingRow)
-        : html`<p><span class="status succeeded">All ${count(findings.length)} checks are fine.</span></p>`}
-      ${notable.length < findings.length && notable.length
-        ? html`<p class="hint">${count(findings.length - notable.length)} other checks are fine.</p>`
-        : nothing}
+      ${
+        notable.length
+          ? notable.map(findingRow)
+          : html`<p>
+              <span class="status succeeded">All ${count(findings.length)} checks are fine.</span>
+            </p>`
+      }
+      ${
+        notable.length < findings.length && notable.length
+          ? html`<p class="hint">
+              ${count(findings.length - notable.length)} other checks are fine.
+            </p>`
+          : nothing
+      }
       <p class="hint">These are the quick checks. <code>tunery doctor</code> makes them all.</p>
     </div>
   </section>`;
@@ -92,36 +106,39 @@ function findingRow({ check, level, message, advice }) {
 function workerTable(workers) {
   return html`<section class="stack" aria-labelledby="workers">
     <h2 id="workers">Workers</h2>
-    ${workers.length
-      ? html`<div class="card flush">
-          <table class="stackable">
-            <thead>
-              <tr>
-                <th>Worker</th>
-                <th>State</th>
-                <th>Job</th>
-                <th class="number">Memory</th>
-                <th class="number">Heartbeat</th>
-                <th class="number">Started</th>
-                <th>Version</th>
-              </tr>
-            </thead>
-            <tbody>
-              ${repeat(workers, (worker) => worker.id, workerRow)}
-            </tbody>
-          </table>
-        </div>`
-      : html`<p class="card empty">No worker is registered. Jobs wait until one is started.</p>`}
+    ${
+      workers.length
+        ? html`<div class="card flush">
+            <table class="stackable">
+              <thead>
+                <tr>
+                  <th>Worker</th>
+                  <th>State</th>
+                  <th>Job</th>
+                  <th class="number">Memory</th>
+                  <th class="number">Heartbeat</th>
+                  <th class="number">Started</th>
+                  <th>Version</th>
+                </tr>
+              </thead>
+              <tbody>
+                ${repeat(workers, (worker) => worker.id, workerRow)}
+              </tbody>
+            </table>
+          </div>`
+        : html`<p class="card empty">No worker is registered. Jobs wait until one is started.</p>`
+    }
   </section>`;
 }
 
 function workerRow(worker) {
   const state = worker.is_alive ? worker.state : "silent";
-  const colour = { running: "running", checking: "running", silent: "failed" }[state] ?? "succeeded";
+  const colour =
+    { running: "running", checking: "running", silent: "failed" }[state] ?? "succeeded";
   return html`<tr>
     <td class="name mono">${worker.id}</td>
     <td data-label="State"><span class="status ${colour}">${state}</span></td>
-    <td data-label="Job">${worker.tasks.length ? worker.tasks.map(task) : "–"}</td>
+    <td data-label="Job">${worker.tasks.length ? worker.tasks.map(task) : UNKNOWN}</td>
     <td class="number" data-label="Memory">${bytes(worker.memory_bytes)}</td>
     <td class="number" data-label="Heartbeat">${ago(worker.heartbeat_at)}</td>
     <td class="number" data-label="Started" title=${moment(worker.started_at)}>
@@ -134,10 +151,9 @@ function workerRow(worker) {
 /** A job that a worker has. Its page exists only for members of its project. */
 function task({ job_id: job, project_id: project, activity }) {
   const isOwn = !session.project || session.project.id === project;
+  const name = html`<span class="mono">${job}</span>`;
   const what = activity === "training" ? "trains" : "checks the data of";
-  return html`<div>
-    ${what} ${isOwn ? html`<a class="mono" href="job?id=${job}">${job}</a>` : html`<span class="mono">${job}</span>`}
-  </div>`;
+  return html`<div>${what} ${isOwn ? html`<a href="job?id=${job}">${name}</a>` : name}</div>`;
 }
 
 function queueTable(projects) {
@@ -155,14 +171,16 @@ function queueTable(projects) {
         </thead>
         <tbody>
           ${projects.map(
-            ({ name, jobs }) => html`<tr>
-              <td class="name">${name}</td>
-              ${statuses.map(
-                (status) => html`<td class="number" data-label=${STATUS_LABELS[status]}>
-                  ${count(jobs[status] ?? 0)}
-                </td>`,
-              )}
-            </tr>`,
+            ({ name, jobs }) =>
+              html`<tr>
+                <td class="name">${name}</td>
+                ${statuses.map(
+                  (status) =>
+                    html`<td class="number" data-label=${STATUS_LABELS[status]}>
+                      ${count(jobs[status] ?? 0)}
+                    </td>`,
+                )}
+              </tr>`,
           )}
         </tbody>
       </table>

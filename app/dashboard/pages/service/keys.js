@@ -4,6 +4,7 @@ import { get, post, remove } from "../../lib/api.js";
 import { copyButton } from "../../lib/copy.js";
 import { ago, moment, UNKNOWN } from "../../lib/format.js";
 import { html, nothing, repeat } from "../../lib/html.js";
+import { problemNote } from "../../lib/problems.js";
 import { confirm, tell } from "../../lib/shell.js";
 
 const PAGE_SIZE = 50;
@@ -75,15 +76,16 @@ export class Keys {
 
   #manager() {
     return html`<div class="card stack">${this.#projectChoice()} ${this.#form()}</div>
-      ${this.#problem ? html`<p class="problem" role="alert">${this.#problem}</p>` : nothing}
-      ${this.#keys ? this.#table() : nothing}
-      ${this.#hasMore
-        ? html`<div>
-            <button ?disabled=${this.#isBusy} @click=${() => this.#act(() => this.#fetchMore())}>
-              Older keys
-            </button>
-          </div>`
-        : nothing}
+      ${problemNote(this.#problem)} ${this.#keys ? this.#table() : nothing}
+      ${
+        this.#hasMore
+          ? html`<div>
+              <button ?disabled=${this.#isBusy} @click=${() => this.#act(() => this.#fetchMore())}>
+                Older keys
+              </button>
+            </div>`
+          : nothing
+      }
       ${this.#dialog()}`;
   }
 
@@ -92,7 +94,8 @@ export class Keys {
       Project
       <select ?disabled=${this.#isBusy} @change=${(event) => this.#choose(event.target.value)}>
         ${this.#projects.map(
-          ({ id, name }) => html`<option value=${id} ?selected=${id === this.#project}>${name}</option>`,
+          ({ id, name }) =>
+            html`<option value=${id} ?selected=${id === this.#project}>${name}</option>`,
         )}
       </select>
     </label>`;
@@ -109,10 +112,11 @@ export class Keys {
       <fieldset class="stack tight">
         <legend>What a new key may do</legend>
         ${Object.entries(SCOPES).map(
-          ([scope, about]) => html`<label class="inline">
-            <input type="checkbox" name=${scope} ?checked=${scope !== "admin"} />
-            <span>${scope} <span class="muted">${about}</span></span>
-          </label>`,
+          ([scope, about]) =>
+            html`<label class="inline">
+              <input type="checkbox" name=${scope} ?checked=${scope !== "admin"} />
+              <span>${scope} <span class="muted">${about}</span></span>
+            </label>`,
         )}
       </fieldset>
       <div class="row">
@@ -174,7 +178,9 @@ export class Keys {
     if (!this.#keys.length) return html`<p class="card empty">This project has no key.</p>`;
     return html`<div class="card flush">
       <table class="stackable">
-        <caption class="visually-hidden">API keys of the project, newest first</caption>
+        <caption class="visually-hidden">
+          API keys of the project, newest first
+        </caption>
         <thead>
           <tr>
             <th>Key</th>
@@ -186,7 +192,11 @@ export class Keys {
           </tr>
         </thead>
         <tbody>
-          ${repeat(this.#keys, (key) => key.id, (key) => this.#row(key))}
+          ${repeat(
+            this.#keys,
+            (key) => key.id,
+            (key) => this.#row(key),
+          )}
         </tbody>
       </table>
     </div>`;
@@ -201,15 +211,25 @@ export class Keys {
       <td data-label="State">
         <span class="status ${works ? "succeeded" : "cancelled"}">${stateOf(key, works)}</span>
       </td>
-      <td class="number" data-label="Last used">${key.last_used_at ? ago(key.last_used_at) : UNKNOWN}</td>
-      <td class="number" data-label="Created" title=${moment(key.created_at)}>${ago(key.created_at)}</td>
+      <td class="number" data-label="Last used">
+        ${key.last_used_at ? ago(key.last_used_at) : UNKNOWN}
+      </td>
+      <td class="number" data-label="Created" title=${moment(key.created_at)}>
+        ${ago(key.created_at)}
+      </td>
       <td class="actions">
         ${isOwn ? html`<span class="muted">in use here</span>` : nothing}
-        ${works && !isOwn
-          ? html`<button class="danger" ?disabled=${this.#isBusy} @click=${() => this.#revoke(key)}>
-              Revoke<span class="visually-hidden"> ${key.id}</span>
-            </button>`
-          : nothing}
+        ${
+          works && !isOwn
+            ? html`<button
+                class="danger"
+                ?disabled=${this.#isBusy}
+                @click=${() => this.#revoke(key)}
+              >
+                Revoke<span class="visually-hidden"> ${key.id}</span>
+              </button>`
+            : nothing
+        }
       </td>
     </tr>`;
   }
@@ -224,8 +244,8 @@ function stateOf(key, works) {
 function keyless() {
   return html`<div class="card stack">
     <p>
-      This service has no keys: everybody on its machine may do everything. With the first key, every
-      request needs one. Its operator creates that key on the machine of the service:
+      This service has no keys: everybody on its machine may do everything. With the first key,
+      every request needs one. Its operator creates that key on the machine of the service:
     </p>
     <pre>tunery keys create --scope admin --scope read --scope write</pre>
   </div>`;
