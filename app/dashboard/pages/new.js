@@ -96,7 +96,7 @@ function dataSection(problems) {
 function startSection(body, problems) {
   const wrong = Object.keys(problems).filter((name) => !["training_file", "model"].includes(name));
   return html`<section class="card stack">
-    ${problemNote(refusal.message)}
+    ${problemNote(refusal?.message)}
     <button
       type="button"
       class="primary big"

@@ -61,7 +61,7 @@ export class Estimator {
   view() {
     return html`<section class="card" aria-busy=${this.#isBusy}>
       <h2>Estimate <span class="muted small" ?hidden=${!this.#isBusy}>Counting…</span></h2>
-      ${problemNote(this.error.message)} ${this.answer ? figures(this.answer) : this.#hint()}
+      ${problemNote(this.error?.message)} ${this.answer ? figures(this.answer) : this.#hint()}
     </section>`;
   }
 
