@@ -17,6 +17,7 @@ from app.core.base_models import (
     load_catalogue,
 )
 from app.core.command_line.exit_codes import CommandGroup
+from app.core.command_line.json_output import AsJson, print_json
 from app.core.db.session import Database
 from app.core.errors import DatabaseBusyError
 from app.core.occupancy import make_data_dir, occupied, open_database
@@ -47,9 +48,24 @@ models = typer.Typer(
 
 
 @models.command("list")
-def list_models() -> None:
+def list_models(*, as_json: AsJson = False) -> None:
     """Show the catalogue, and which base models are installed."""
-    typer.echo(_table(_load_catalogue()))
+    catalogue = _load_catalogue()
+    if not as_json:
+        typer.echo(_table(catalogue))
+        return
+    print_json(
+        [
+            {
+                "id": entry.id,
+                "name": entry.name,
+                "licence": entry.licence,
+                "context_length": entry.context_length,
+                "is_installed": catalogue.find_installed(entry.id) is not None,
+            }
+            for entry in catalogue.entries
+        ]
+    )
 
 
 @models.command("install")

@@ -8,11 +8,13 @@ import typer
 
 from app.core.access import DEFAULT_PROJECT_ID, DEFAULT_SCOPES, Scope
 from app.core.clock import utc_now
+from app.core.command_line.json_output import AsJson, print_json
 from app.core.db.project_tables import ApiKey
 from app.core.db.repositories.projects.access import KeyRepository
 from app.core.errors import OperatorError
 from app.core.occupancy import open_database
 from app.maintenance.keys import create_key, revoke_key
+from app.schemas.organization.api_keys import ApiKeyRead
 
 keys = typer.Typer(help="Create, list and revoke API keys.", no_args_is_help=True)
 
@@ -55,10 +57,14 @@ def create(
 
 
 @keys.command("list")
-def list_keys() -> None:
+def list_keys(*, as_json: AsJson = False) -> None:
     """List the keys of all projects, without the keys themselves."""
     with open_database() as database, database.reading() as session:
         rows = KeyRepository(session).list_all()
+    if as_json:
+        now = utc_now()
+        print_json([ApiKeyRead.of(key, now=now).model_dump(mode="json") for key, _ in rows])
+        return
     for key, project in rows:
         used = f"last used {key.last_used_at:%Y-%m-%d %H:%M}" if key.last_used_at else "never used"
         typer.echo(

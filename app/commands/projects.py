@@ -7,6 +7,7 @@ import typer
 from pydantic import ValidationError
 
 from app.core.clock import SECONDS_AN_HOUR, utc_now
+from app.core.command_line.json_output import AsJson, print_json
 from app.core.disk import MIB
 from app.core.errors import NotFoundError, OperatorError
 from app.core.occupancy import open_database
@@ -30,10 +31,13 @@ class NoSuchProjectError(OperatorError):
 
 
 @projects.command("list")
-def list_projects() -> None:
+def list_projects(*, as_json: AsJson = False) -> None:
     """List all projects with their limits."""
     with open_database() as database, database.reading() as session:
         rows = project_service.list_projects(session)
+    if as_json:
+        print_json([row.model_dump(mode="json") for row in rows])
+        return
     for row in rows:
         typer.echo(_describe(row))
 
@@ -77,7 +81,7 @@ def set_limits(
 
 
 @projects.command("usage")
-def show_usage() -> None:
+def show_usage(*, as_json: AsJson = False) -> None:
     """Show what each project stores and runs, and what it has used this month."""
     now = utc_now()
     with open_database() as database, database.reading() as session:
@@ -85,6 +89,9 @@ def show_usage() -> None:
             (row, project_service.read_usage(session, row.id, now=now))
             for row in project_service.list_projects(session)
         ]
+    if as_json:
+        print_json([usage.model_dump(mode="json") for _, usage in used])
+        return
     for row, usage in used:
         typer.echo(f"{row.name} ({row.id})  {_describe_usage(usage)}")
 

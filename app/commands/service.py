@@ -22,6 +22,7 @@ from app.commands.projects import projects
 from app.commands.signing import signing_key, verify
 from app.core.clock import utc_now
 from app.core.command_line.exit_codes import CommandGroup
+from app.core.command_line.json_output import AsJson, print_json
 from app.core.db.migrate import prepare
 from app.core.disk import MIB, Ballast
 from app.core.errors import OperatorError
@@ -135,7 +136,7 @@ def doctor(
         bool, typer.Option("--repair", help="Repair what is safe to repair.")
     ] = False,
     deep: Annotated[bool, typer.Option("--deep", help="Read every byte of every file.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Check the database, the files and the disk. The service may be running or stopped."""
     settings = read_settings()
@@ -146,7 +147,7 @@ def doctor(
             if not as_json:
                 typer.echo(_describe(finding))
     if as_json:
-        typer.echo(json.dumps([dataclasses.asdict(finding) for finding in findings], indent=2))
+        print_json([dataclasses.asdict(finding) for finding in findings])
     raise typer.Exit(int(any(finding.level is Level.BAD for finding in findings)))
 
 

@@ -1,5 +1,6 @@
 """`tunery models`: list, install, remove."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,18 @@ def run(*arguments: str, code: int = 0) -> Result:
 def listed(model_id: str) -> list[str]:
     lines = run("list").stdout.splitlines()
     return next(line.split() for line in lines if line.startswith(f"{model_id} "))
+
+
+def test_the_list_as_json_has_the_same() -> None:
+    shown = json.loads(run("list", "--json").stdout)
+
+    assert {
+        "id": "ours",
+        "name": "Our model",
+        "licence": "Our Licence",
+        "context_length": 4242,
+        "is_installed": False,
+    } in shown
 
 
 def test_the_list_shows_licence_and_context_length() -> None:

@@ -1,5 +1,6 @@
 """`tunery keys`, and a start that is safe before there is a key."""
 
+import json
 import re
 import stat
 from datetime import timedelta
@@ -73,6 +74,9 @@ def test_the_list_says_what_became_of_each_key() -> None:
     one, two = run("list").stdout.splitlines()
 
     assert one.startswith(f"{first}  Default project (proj-default)  admin  revoked 2")
+    shown = json.loads(run("list", "--json").stdout)
+    assert [key["owner_project_access"] for key in shown] == ["inactive", "active"]
+    assert shown[0]["id"] == first
     assert "read, sample, write  expires 2" in two
     assert "never used" in two
 

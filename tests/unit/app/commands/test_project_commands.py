@@ -1,5 +1,6 @@
 """`tunery projects`: what an operator sees and does without the API."""
 
+import json
 import re
 
 import pytest
@@ -44,6 +45,10 @@ def test_limits_are_set_and_removed(database: Database) -> None:
     assert "max_queued_jobs=1,000, max_processor_hours=2.5" in output
     assert (before, read_limits(database, "proj-a")) == ((1000, 2.5), (None, 2.5))
     assert "proj-a (proj-a)  max_processor_hours=2.5" in run("list")
+    shown = {project["id"]: project for project in json.loads(run("list", "--json"))}
+    assert shown["proj-a"]["max_processor_hours"] == 2.5
+    used = {each["project_id"] for each in json.loads(run("usage", "--json"))}
+    assert used == shown.keys()
 
 
 @pytest.mark.parametrize("value", ["many", "-1", "1.5", "", "1e400"])
