@@ -135,8 +135,9 @@ audit: .venv/.audit ## Look the locked versions up among known vulnerabilities (
 diskfull: setup ## Fill the disk under a real API, to the page (root, 5 minutes)
 	@$(BIN)/python -m tests.diskfull.run
 
-openapi: setup ## Write openapi.json again from the code
+openapi: setup ## Write openapi.json and the schema of job files again from the code
 	@$(BIN)/tunery openapi > openapi.json
+	@$(BIN)/tunery schema > docs/job.schema.json
 
 wheel: setup ## Build the package into dist/
 	@$(BIN)/python -m build --wheel --outdir dist .

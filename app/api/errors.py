@@ -24,7 +24,7 @@ from app.core.errors import (
     ServiceError,
     UnauthenticatedError,
 )
-from app.schemas.bodies import nearest_field
+from app.schemas.bodies import dotted, nearest_field
 
 logger = logging.getLogger(__name__)
 
@@ -43,9 +43,6 @@ ERROR_CODE = "error_code"
 
 _MAX_PROBLEMS = 50
 """Maximum number of problems of a body that the answer lists."""
-
-_UNION_BRANCH = re.compile(r"(list|literal)\[.*\]$")
-"""Part of pydantic's path that names a branch of a union."""
 
 _NOT_OFFERED = re.compile(
     r"""/(
@@ -154,7 +151,7 @@ def _describe(error: dict[str, Any], body_type: Any) -> dict[str, str]:
     """One of pydantic's errors as a problem, without its `input`, which may be huge or not JSON."""
     source, *path = error["loc"]
     is_key = path[-1:] == ["[key]"]
-    shown = _dotted(path[:-2] if is_key else path)
+    shown = dotted(path[:-2] if is_key else path)[:MAX_ECHO]
     code = _CODES.get(error["type"], "invalid_value")
     if not path:
         return {"path": "", "code": code, "message": "The body must be a JSON object."}
@@ -174,17 +171,6 @@ def _unknown(shown: str, path: Sequence[Any], body_type: Any) -> str:
         return f"'{shown}' is given twice, under two names. Keep one."
     hint = f" Did you mean '{nearest}'?" if nearest else ""
     return f"Unknown parameter: '{shown}'.{hint}"
-
-
-def _dotted(path: Sequence[Any]) -> str:
-    """`('messages', 0, 'role')` as `messages[0].role`."""
-    shown = ""
-    for part in path:
-        if isinstance(part, int):
-            shown += f"[{part}]"
-        elif not _UNION_BRANCH.match(part):
-            shown += f".{part}" if shown else part
-    return shown[:MAX_ECHO]
 
 
 async def _http_error(request: Request, error: Exception) -> JSONResponse:

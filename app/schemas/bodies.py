@@ -1,6 +1,7 @@
 """What the bodies of requests and answers share: strict requests, Unix times, pages and errors."""
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from difflib import get_close_matches
 from typing import Annotated, Any, Generic, Literal, Self, TypeVar
@@ -81,6 +82,21 @@ class ErrorDetail(ResponseBody):
 
 class ErrorRead(ResponseBody):
     error: ErrorDetail
+
+
+_UNION_BRANCH = re.compile(r"(list|literal)\[.*\]$")
+"""Part of pydantic's path that names a branch of a union."""
+
+
+def dotted(path: Iterable[str | int]) -> str:
+    """Write `('messages', 0, 'role')`, the path of one of pydantic's errors, `messages[0].role`."""
+    shown = ""
+    for part in path:
+        if isinstance(part, int):
+            shown += f"[{part}]"
+        elif not _UNION_BRANCH.match(part):
+            shown += f".{part}" if shown else part
+    return shown
 
 
 _MAX_NAME_LENGTH = 64

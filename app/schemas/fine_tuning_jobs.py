@@ -237,8 +237,8 @@ class JobRead(ItemRead):
     """Position in the queue of the project, where 1 runs at the project's next turn. Null for a job
     that is not waiting in the queue."""
     waiting_reason: str | None
-    """Why a queued job waits although it may be its turn, such as too little free memory. Null for
-    any other job."""
+    """Sentence about why the job waits: in the queue, for the check of its data, or because it is
+    paused. Null for a job that a worker is busy with, and for one that has ended."""
     trained_steps: int
     """Number of optimizer steps done so far."""
     total_steps: int | None
@@ -255,7 +255,14 @@ class JobRead(ItemRead):
     """Mean training speed so far, in tokens per second, not counting padding."""
 
     @classmethod
-    def of(cls, job: Job, settings: Settings, *, queue_position: int | None) -> "JobRead":
+    def of(
+        cls,
+        job: Job,
+        settings: Settings,
+        *,
+        queue_position: int | None,
+        waiting_reason: str | None,
+    ) -> "JobRead":
         config = TrainingConfig.model_validate(job.config)
         hyperparameters = as_hyperparameters(config, job.learning_rate_multiplier)
         has_succeeded = job.status is JobStatus.SUCCEEDED
@@ -282,7 +289,7 @@ class JobRead(ItemRead):
                 "metadata": {item.key: item.value for item in job.metadata_items} or None,
                 "user_provided_suffix": job.suffix,
                 "queue_position": queue_position,
-                "waiting_reason": job.waiting_reason if job.status is JobStatus.QUEUED else None,
+                "waiting_reason": waiting_reason,
                 "progress": 1.0 if has_succeeded else job.trained_steps / (job.total_steps or 1),
             }
         )

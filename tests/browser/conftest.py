@@ -7,7 +7,9 @@ import openai
 import pytest
 from playwright.sync_api import Browser, sync_playwright
 
+from tests.browser.members import Member, database_of, watched_tabs
 from tests.browser.watching import AXE, Tabs
+from tests.builders import add_key
 from tests.programs import require_programs, skip_unless_ci
 from tests.tiny import install_tiny_model
 from tunery.local_service import LocalService
@@ -56,8 +58,28 @@ def client(service: LocalService) -> Iterator[openai.OpenAI]:
 @pytest.fixture
 def tabs(browser: Browser, service: LocalService) -> Iterator[Tabs]:
     """Tabs on the service. At the end of the test, nothing may have gone wrong in any of them."""
-    tabs = Tabs(browser, service.url)
-    yield tabs
-    for context in browser.contexts:
-        context.close()
-    assert tabs.faults == []
+    with watched_tabs(browser, service) as tabs:
+        yield tabs
+
+
+@pytest.fixture(scope="session")
+def keyed_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalService]:
+    """Like `service`, but it wants a key."""
+    data_dir = tmp_path_factory.mktemp("keyed") / "data"
+    install_tiny_model(data_dir, source=tmp_path_factory.mktemp("keyed-hub") / "our-tiny")
+    with LocalService(data_dir, _SETTINGS) as service:
+        with database_of(service) as database:
+            add_key(database)
+        yield service
+
+
+@pytest.fixture
+def member(
+    browser: Browser, keyed_service: LocalService, request: pytest.FixtureRequest
+) -> Iterator[Member]:
+    """Somebody with a key of a project of their own, which has nothing in it yet."""
+    project = request.node.name[:60]
+    with database_of(keyed_service) as database:
+        key = add_key(database, project)
+        with watched_tabs(browser, keyed_service) as tabs:
+            yield Member(tabs, key, project, database)

@@ -26,7 +26,7 @@ MAINTENANCE = (
     "verify",
     "signing-key",
 )
-OWN = ("serve", "worker", "models", "examples", "version")
+OWN = ("serve", "worker", "models", "examples", "init", "schema", "version")
 
 pytestmark = pytest.mark.usefixtures("untouched_logging")
 every_command = pytest.mark.parametrize(

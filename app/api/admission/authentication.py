@@ -4,7 +4,7 @@ import asyncio
 import hmac
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 
@@ -18,6 +18,9 @@ from app.core.db.repositories.projects.access import KeyRepository
 from app.core.db.repositories.projects.usage import UsageRepository
 from app.core.db.session import Session
 from app.core.errors import OperatorError, ServiceError, UnauthenticatedError
+
+AUTHENTICATED = "authenticated"
+"""Key in the state of a request that holds its `Authenticated`. Absent as `CALLER` is."""
 
 MAX_AGE_S = 1.0
 """Seconds after which a change of the keys counts at the latest, such as a revocation."""
@@ -41,6 +44,11 @@ class Authenticated:
     """When the key expires; None if it does not."""
     max_requests_per_minute: int | None = None
     """Limit of the project; None if it has none."""
+    read_at_s: float = 0.0
+    """When the authenticator has read the keys, by its own clock."""
+
+    def is_expired(self, now: datetime) -> bool:
+        return self.expires_at is not None and self.expires_at <= now
 
 
 @dataclass(slots=True)
@@ -93,7 +101,7 @@ class Authenticator:
             DatabaseBusyError: the key could not be looked up.
         """
         known = await self.check(authorization)
-        self._note_use(known.caller)
+        self.note_use(known.caller)
         return known
 
     async def check(self, authorization: str) -> Authenticated:
@@ -106,11 +114,21 @@ class Authenticator:
         if not await self._is_key_needed():
             return _LOCAL
         known = self._remembered.get(authorization) or await self._look_up(authorization)
-        if known.expires_at is not None and known.expires_at <= self._clock():
+        if known.is_expired(self._clock()):
             raise UnauthenticatedError(
                 f"This API key expired on {known.expires_at:%Y-%m-%d %H:%M} UTC."
             )
         return known
+
+    def knows(self, known: Authenticated) -> bool:
+        """Whether `authenticate` would find the same again, without a look into the database.
+
+        Call it from the event loop.
+        """
+        self._forget_if_changed()
+        if known is _LOCAL:
+            return self._needs_key is False
+        return known.read_at_s == self._read_at_s and not known.is_expired(self._clock())
 
     async def close(self) -> None:
         """Write down the uses that are not written yet. No request may come any more.
@@ -145,6 +163,7 @@ class Authenticator:
             raise UnauthenticatedError("The API key is malformed or was mistyped.")
         read_at_s = self._read_at_s
         found = await to_thread.run_sync(self._find, key_id, hash_key(key))
+        found = replace(found, read_at_s=read_at_s)
         if read_at_s == self._read_at_s and len(self._remembered) < _MAX_REMEMBERED:
             self._remembered[authorization] = found
         return found
@@ -167,7 +186,7 @@ class Authenticator:
             project.max_requests_per_minute,
         )
 
-    def _note_use(self, caller: Caller) -> None:
+    def note_use(self, caller: Caller) -> None:
         """Count the request. The counts are written neither now nor often, so no request waits."""
         key_id = caller.key_id
         if key_id is None:

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.api.access import CALLER, KEY_OPTIONAL_PATHS, RECHECK, is_open
 from app.api.admission import session_cookie
-from app.api.admission.authentication import Authenticated, Authenticator
+from app.api.admission.authentication import AUTHENTICATED, Authenticated, Authenticator
 from app.api.admission.token_buckets import TokenBuckets
 from app.api.errors import MAX_ECHO, service_error_response
 from app.core.errors import (
@@ -57,6 +57,7 @@ class Guard:
     Args:
         hosts: names, without a port, under which the service may be addressed.
         organization: the service's organization.
+        buckets: limit the requests of each project.
     """
 
     def __init__(
@@ -66,11 +67,12 @@ class Guard:
         authenticator: Authenticator,
         hosts: Collection[str],
         organization: str,
+        buckets: TokenBuckets,
     ) -> None:
         self._app = app
         self._authenticator = authenticator
         self._hosts = hosts
-        self._buckets = TokenBuckets()
+        self._buckets = buckets
         self._organizations = {organization, f"org-{organization}"}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -103,6 +105,7 @@ class Guard:
         if authenticated.caller.key_id is not None:
             self._check_membership(headers, authenticated)
             self._check_rate(authenticated)
+        scope["state"][AUTHENTICATED] = authenticated
         scope["state"][CALLER] = authenticated.caller
         scope["state"][RECHECK] = partial(self._authenticator.check, authorization)
 

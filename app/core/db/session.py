@@ -127,8 +127,12 @@ class Database:
 
 def lock_names(session: Session, *names: str) -> None:
     """Wait for other transactions that lock the same names; lock until this one ends."""
-    backend: Backend = session.info[_BACKEND]
-    backend.lock_names(session, *names)
+    backend_of(session).lock_names(session, *names)
+
+
+def backend_of(session: Session) -> Backend:
+    """The backend of the database that a session belongs to."""
+    return session.info[_BACKEND]
 
 
 def kind_of(url: str) -> Kind:

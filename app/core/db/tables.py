@@ -160,7 +160,7 @@ class Job(OwnedByProject, Base):
     not_before: Mapped[datetime | None]
     """When it is tried again even if less memory is free; null if it does not wait for memory."""
     waiting_reason: Mapped[str | None]
-    """Why it waits in the queue although it may be its turn."""
+    """Why it waits for memory. Null if it does not."""
     event_count: Mapped[int] = mapped_column(default=0)
     """Number of events so far, including those that were deleted."""
 

@@ -26,5 +26,7 @@ class WorkerRow(Base):
     started_at: Mapped[datetime]
     heartbeat_at: Mapped[datetime]
     """Time of the latest heartbeat."""
+    silent_since: Mapped[datetime | None]
+    """When an API process noticed that heartbeats are missing. The next heartbeat clears it."""
     stopping_at: Mapped[datetime | None]
     """When it was told to stop: since then it takes no more jobs."""

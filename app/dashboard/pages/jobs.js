@@ -98,18 +98,17 @@ async function refetch() {
   draw();
 }
 
-function show(next) {
+function show(next, jobs = null) {
   list.leave();
   filters = next;
-  list = new JobList(filters);
+  list = new JobList(filters, jobs);
 }
 
 const search = debounce(refetch, TYPING_MS);
 
 function change(changed) {
-  const jobs = list.jobs;
-  show({ ...filters, ...changed, after: "" });
-  list.jobs = jobs; // until the others are there, so that the page does not jump
+  // The jobs stay until the others are there, so that the page does not jump.
+  show({ ...filters, ...changed, after: "" }, list.jobs);
   history.replaceState(null, "", addressOf(filters));
   draw();
   if ("search" in changed) search();

@@ -12,20 +12,28 @@ export class JobList {
 
   #filters;
   #pending = null;
+  /** Jobs that have changed while the page was being fetched: the answer may be older. */
+  #changed = [];
 
-  constructor(filters) {
+  /** @param {object[] | null} jobs what to show until the page is fetched */
+  constructor(filters, jobs = null) {
     this.#filters = filters;
+    this.jobs = jobs;
   }
 
   /** Fetch the page. Rejects with an `AbortError` if it is fetched again meanwhile. */
   async fetch() {
-    this.#pending?.abort();
+    this.leave();
     const pending = new AbortController();
     this.#pending = pending;
+    this.#changed = [];
     const query = { ...queryOf(this.#filters), limit: PAGE_SIZE };
     const page = await get("fine_tuning/jobs", query, { signal: pending.signal });
     this.jobs = page.data;
     this.hasMore = page.has_more;
+    const changed = this.#changed;
+    this.#pending = null;
+    changed.forEach((job) => this.update(job));
   }
 
   /** Stop fetching: the page shows another list now. */
@@ -39,6 +47,7 @@ export class JobList {
    * @returns {boolean} whether others may have moved in the queue
    */
   update(job) {
+    if (this.#pending) this.#changed.push(job);
     if (!this.jobs) return false;
     const known = this.jobs.find(({ id }) => id === job.id);
     const belongs = matches(job, this.#filters);
