@@ -7,7 +7,7 @@ import openai
 import pytest
 from playwright.sync_api import expect
 
-from tests.browser.job_page import LIVE_MS, create_job, create_long_job, wait_for
+from tests.browser.job_page import LIVE_MS, create_job, create_long_job, wait_for, wait_for_steps
 from tests.browser.watching import Tabs, find_barriers, scrolls_sideways
 
 
@@ -26,7 +26,7 @@ def two_jobs(client: openai.OpenAI) -> tuple[str, str]:
 @pytest.fixture
 def running_job(client: openai.OpenAI) -> Iterator[str]:
     job_id = create_long_job(client, "compared while it runs")
-    wait_for(client, job_id, "running")
+    wait_for_steps(client, job_id)
     yield job_id
     client.fine_tuning.jobs.cancel(job_id)
     wait_for(client, job_id, "cancelled")

@@ -131,11 +131,13 @@ export class Curves {
 
   /** Tells the last values of all curves, up to a place if there is one. */
   #read(at) {
+    const [xs, ...curves] = this.#columns;
     const readouts = this.place.querySelectorAll(".legend .readout");
-    this.#columns.slice(1).forEach((values, index) => {
+    if (readouts.length !== curves.length) return; // other jobs are about to be drawn
+    curves.forEach((values, index) => {
       const upTo = at === null ? values : values.slice(0, at + 1);
       const value = upTo.findLast((each) => each !== null);
-      const where = at === null ? "" : ` at ${figure(this.#columns[0][at])}`;
+      const where = at === null ? "" : ` at ${figure(xs[at])}`;
       readouts[index].textContent = `${loss(value)}${where}`;
     });
   }
