@@ -40,7 +40,7 @@ class Window:
 
     first_step: int
     last_step: int
-    server_cpu_s: float
+    cpu_s: float
     """Processor time of the process that was asked."""
     load: dict[str, Any]
     """What the generator of requests has found; empty where there was none."""
@@ -179,7 +179,7 @@ def describe(window: Window) -> str:
     load = window.load
     server_us, own_us = (
         1e6 * used_s / max(1, load["requests"])
-        for used_s in (window.server_cpu_s, load["own_cpu_s"])
+        for used_s in (window.cpu_s, load["own_cpu_s"])
     )
     return (
         f"{load['requests']} requests, {load['unchanged']} unchanged, {load['errors']} errors "
