@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from contextvars import copy_context
 from dataclasses import dataclass
 
+from pydantic import ValidationError
+
 from app.core.clock import Clock, steady_s
 from app.core.db.repositories.events import EventRepository, Level
 from app.core.db.repositories.jobs import JobRepository
@@ -71,8 +73,7 @@ def feeding(
     """
     has_ended = threading.Event()
     threads: list[threading.Thread] = []
-    for each in lease.integrations:
-        integration = Integration.model_validate(each)
+    for integration in _read_integrations(lease):
         feed = _Feed(
             integration=integration,
             lease=lease,
@@ -89,6 +90,14 @@ def feeding(
         yield threads
     finally:
         has_ended.set()
+
+
+def _read_integrations(lease: Lease) -> list[Integration]:
+    try:
+        return [Integration.model_validate(each) for each in lease.integrations]
+    except ValidationError as error:  # of a later release, and no reason not to train
+        logger.warning("the integrations of the job cannot be read: %s", error)
+        return []
 
 
 @dataclass(kw_only=True)

@@ -196,6 +196,16 @@ def test_a_tracker_that_comes_back_gets_every_step(
     assert mlflow.steps(job_id) == [1, 2, 3, 4, 5, 6, 7]
 
 
+@pytest.mark.only_sqlite
+def test_integrations_of_a_later_release_are_no_reason_not_to_train(
+    database: Database, reachable: Settings
+) -> None:
+    add_job(database, integrations=[{"type": "comet", "comet": {}}])
+
+    with feeding(claim(database), database, reachable, FrozenClock()) as threads:
+        assert threads == []
+
+
 @pytest.fixture
 def closed() -> str:
     """Address at which nobody listens."""
