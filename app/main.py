@@ -12,11 +12,14 @@ from app.api import health
 from app.api.access import require_policies
 from app.api.admission.authentication import Authenticator
 from app.api.admission.guard import Guard
-from app.api.browser import docs_page
+from app.api.admission.token_buckets import TokenBuckets
+from app.api.browser import dashboard, docs_page
 from app.api.deps import Resources
 from app.api.errors import install_error_handlers
 from app.api.metrics import RequestMetrics
-from app.api.recent_answers import RecentAnswers
+from app.api.polls.memory import Memory
+from app.api.polls.recent_answers import RecentAnswers
+from app.api.polls.repeats import Repeats
 from app.api.requests import RequestContext
 from app.api.upload_slots import UploadSlots
 from app.api.v1 import (
@@ -26,10 +29,11 @@ from app.api.v1 import (
     job_estimates,
     job_results,
     models,
-    projects,
+    sessions,
     uploads,
     webhooks,
 )
+from app.api.v1.organization import projects
 from app.core.base_models import load_catalogue
 from app.core.clock import utc_now
 from app.core.dataset.tokenizing.processes import TokenizerProcesses
@@ -92,15 +96,21 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     install_error_handlers(app)
     app.include_router(health.router)
     app.include_router(docs_page.router)
+    app.include_router(dashboard.router)
     jobs = (fine_tuning_jobs, job_estimates, job_results)
-    for module in (files, file_preview, uploads, *jobs, models, webhooks, projects):
+    for module in (files, file_preview, uploads, *jobs, models, webhooks, projects, sessions):
         app.include_router(module.router, prefix="/v1")
     require_policies(app)
-    app.add_middleware(RecentAnswers, version=resources.database.version)
-    app.state.authenticator = Authenticator(resources, may_be_keyless=settings.may_be_keyless)
+    authenticator = Authenticator(resources, may_be_keyless=settings.may_be_keyless)
+    buckets = TokenBuckets()
+    memory = Memory(resources.database.version)
+    repeats = Repeats(memory, authenticator=authenticator, buckets=buckets, metrics=metrics)
+    app.state.authenticator, app.state.repeats = authenticator, repeats
+    app.add_middleware(RecentAnswers, repeats=repeats)
     app.add_middleware(
         Guard,
-        authenticator=app.state.authenticator,
+        authenticator=authenticator,
+        buckets=buckets,
         hosts=settings.host_names,
         organization=settings.organization,
     )
@@ -119,6 +129,7 @@ async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
     try:
         async with contextmanager_in_threadpool(sending):  # at its end it waits for attempts
             yield
+        app.state.repeats.close()
         await authenticator.close()
     finally:
         resources.database.dispose()

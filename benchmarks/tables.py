@@ -19,7 +19,7 @@ from app.core.db.repositories.idempotency import (
     KEPT_FOR,
     OldIdempotencyRecords,
 )
-from app.core.db.repositories.jobs import JobRepository
+from app.core.db.repositories.jobs import JobFilter, JobRepository
 from app.core.db.repositories.leases import Lease, LeaseRepository
 from app.core.db.repositories.queue import QueueRepository
 from app.core.db.repositories.recovery import RecoveryRepository
@@ -184,13 +184,15 @@ class Round:
         self._read("retrieve, last in queue", lambda session: self._look(session, job.id))
         first = self._jobs // 10 // 2 * 10
         self._read("retrieve, within queue", lambda session: self._look(session, job_id(first)))
-        for name, after, labels in (
-            ("list, first page", None, {}),
-            ("list, deep page", middle, {}),
-            ("list, by a usual label", None, {"team": "team-7"}),
-            ("list, by a rare label", None, {"team": "rare"}),
+        for name, after, which in (
+            ("list, first page", None, JobFilter()),
+            ("list, deep page", middle, JobFilter()),
+            ("list, by a usual label", None, JobFilter(metadata={"team": "team-7"})),
+            ("list, by a rare label", None, JobFilter(metadata={"team": "rare"})),
+            ("list, by a usual status", None, JobFilter(frozenset({JobStatus.CANCELLED}))),
+            ("list, by a usual text", None, JobFilter(search="team-7")),
         ):
-            self._read(name, lambda session, a=after, m=labels: self._list(session, a, m))
+            self._read(name, lambda session, a=after, w=which: self._list(session, a, w))
         for name, after in (("events, newest", None), ("events, deep page", deep_event)):
             self._read(name, lambda session, a=after: EventRepository(
                 session, DEFAULT_PROJECT_ID).list_page(long, after=a, limit=20))  # fmt: skip
@@ -257,9 +259,9 @@ class Round:
         jobs = JobRepository(session, DEFAULT_PROJECT_ID)
         QueueRepository(session).position(jobs.get(wanted))
 
-    def _list(self, session: Any, after: str | None, labels: dict[str, str]) -> None:
+    def _list(self, session: Any, after: str | None, which: JobFilter) -> None:
         jobs = JobRepository(session, DEFAULT_PROJECT_ID)
-        page = jobs.list_page(after=after, limit=20, metadata=labels)
+        page = jobs.list_page(after=after, limit=20, which=which)
         assert page.rows
         QueueRepository(session).positions(page.rows)
 

@@ -31,6 +31,7 @@ from app.core.db.tables import (
     File,
     Job,
     SavedState,
+    StepRow,
     TunedModel,
     Upload,
     UploadPart,
@@ -182,6 +183,14 @@ def build_metrics(step: int = 1, **changes: Any) -> StepMetrics:
         "elapsed_s": 0.5 * step,
     }
     return StepMetrics(**(values | changes))
+
+
+def build_step(job: Job, step: int, **changes: Any) -> StepRow:
+    """A row of the loss log of a job, as its first attempt records it."""
+    metrics = build_metrics(step, **changes)
+    losses = {"train_loss": metrics.train_loss, "valid_loss": metrics.valid_loss}
+    values = {"job_id": job.id, "step": step, "attempt": 1, "metrics": metrics.model_dump()}
+    return StepRow(**values, **losses)
 
 
 def build_data_report(**changes: Any) -> DataReport:

@@ -13,6 +13,7 @@ Each step is a list of a word and what belongs to it:
     ["leave-behind"]    start a process that keeps standard output open, and a lock on DIR/left.lock
     ["escape", CODE]    start a Python program in a session of its own that inherits both pipes
     ["wait"]            wait for ever
+    ["delay", S]        do nothing for so many seconds
     ["raise", NAME]     send itself a signal
     ["exit", CODE]      end
 
@@ -30,6 +31,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +91,7 @@ def follow(script: str, directory: Path) -> None:
         "environment": lambda: (directory / "environment").write_text("\n".join(os.environ)),
         "leave-behind": leave_behind,
         "wait": wait,
+        "delay": time.sleep,
         "raise": lambda name: signal.raise_signal(signal.Signals[name]),
         "exit": sys.exit,
         "thread": lambda: threading.Thread(target=threading.Event().wait, daemon=True).start(),

@@ -16,6 +16,8 @@ from app.core.settings import read_settings
 from app.core.storage.privacy import keep_new_files_private
 from app.core.version import VERSION
 from tunery import service_root
+from tunery.client.cli import client
+from tunery.client.files import list_models
 from tunery.client.init import commands as job_file_commands
 from tunery.supervisor import Supervisor
 from worker.commands import models, require_worker
@@ -29,10 +31,9 @@ _LIBRARIES = ("torch", "transformers", "peft", "datasets", "fastapi", "sqlalchem
 cli = typer.Typer(
     cls=CommandGroup,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="Fine-tune language models over OpenAI's API, on your own machine. `tunery serve` is all "
-    "it takes. Settings come from the environment or from a file .env.",
+    "it takes. Settings of the service come from the environment or from a file .env.",
 )
 
 
@@ -82,8 +83,10 @@ def run_worker(
     raise typer.Exit(main())
 
 
+cli.add_typer(client)
 cli.add_typer(commands)
 cli.add_typer(models, name="models")
+models.command("available")(list_models)  # on the other side: see decision 0048
 cli.add_typer(job_file_commands)
 
 

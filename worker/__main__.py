@@ -27,7 +27,7 @@ from worker.attempt.lease_keeper import Resources
 from worker.data_check.loop import CheckerBesideTraining
 from worker.janitor import Janitor
 from worker.launch.announcing import AnnouncingLauncher
-from worker.launch.launcher import Launcher
+from worker.launch.beside import BesideLauncher
 from worker.launch.locks import TrainingSlots
 from worker.launch.sandbox.sandbox import Sandbox, make_sandbox
 from worker.launch.supervision import LocalLauncher
@@ -76,29 +76,33 @@ def _serve(settings: Settings, trainer: str) -> None:
         threads=settings.resolved_training_threads,
     )
     workers: list[Worker] = []
+    warm: list[WarmLauncher] = []
     worker_ids = [new_id(IdPrefix.WORKER) for _ in range(settings.concurrency)]
     for worker_id in worker_ids:
         launcher = _make_launcher(settings, trainer, sandbox)
-        resources = Resources(settings, database, store, catalogue, launcher)
+        if isinstance(launcher, WarmLauncher):
+            warm.append(launcher)
+        announcing = AnnouncingLauncher(launcher, sandbox.describe())
+        resources = Resources(settings, database, store, catalogue, announcing)
         janitor = Janitor(settings, database=database, store=store, clock=utc_now)
         workers.append(Worker(worker_id, resources, janitor.run_if_due))
-    # A fork server of its own would take memory all the time to save a low priority some seconds.
-    slots = TrainingSlots(settings.workers_dir, settings.concurrency)
-    launcher = LocalLauncher(trainer, sandbox=sandbox, is_busy=slots.is_any_taken)
-    resources = Resources(settings, database, store, catalogue, launcher)
-    checker = CheckerBesideTraining(worker_ids[0], resources, launcher)
+    is_busy = TrainingSlots(settings.workers_dir, settings.concurrency).is_any_taken
+    cold = LocalLauncher(trainer, sandbox=sandbox, is_busy=is_busy)
+    beside = BesideLauncher(warm, cold, is_busy)
+    resources = Resources(settings, database, store, catalogue, beside)
+    checker = CheckerBesideTraining(worker_ids[0], resources, beside)
     logger.info("worker ready", extra={"concurrency": len(workers)})
     _run([*workers, checker])
     database.dispose()
 
 
-def _make_launcher(settings: Settings, trainer: str, sandbox: Sandbox) -> Launcher:
+def _make_launcher(
+    settings: Settings, trainer: str, sandbox: Sandbox
+) -> WarmLauncher | LocalLauncher:
     """Make the launcher of one worker. Its fork server ends with the worker's thread."""
     if settings.warm_s and sys.platform == "linux":
-        launcher = WarmLauncher(trainer, idle_s=settings.warm_s, sandbox=sandbox)
-    else:
-        launcher = LocalLauncher(trainer, sandbox=sandbox)
-    return AnnouncingLauncher(launcher, sandbox.describe())
+        return WarmLauncher(trainer, idle_s=settings.warm_s, sandbox=sandbox)
+    return LocalLauncher(trainer, sandbox=sandbox)
 
 
 def _run(workers: Sequence[Worker | CheckerBesideTraining]) -> None:

@@ -21,9 +21,6 @@ from app.core.job.training_config import JOB_SPEC_NAME, PROJECT_CACHE_NAME, JobS
 from app.core.job.training_events import Started, TrainingEvent
 from app.core.machine.linux import die_with_parent
 
-_NICENESS = 10
-"""Priority of a check, which leaves most of the processor to a training beside it."""
-
 
 def main(directory: Path) -> None:
     """Train the job in `directory`, or check its data, and write the events to standard output."""
@@ -48,7 +45,6 @@ def main(directory: Path) -> None:
             events.flush()
 
         if _only_checks(directory):
-            os.nice(_NICENESS)
             check_data(directory, report, loader=preloaded_model)
         else:
             run_job(directory, report, lambda: stop_request.has_come, loader=preloaded_model)

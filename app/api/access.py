@@ -9,6 +9,7 @@ from fastapi.security import HTTPBearer
 from starlette.types import Receive, Send
 from starlette.types import Scope as AsgiScope
 
+from app.api.browser import dashboard
 from app.core.access import Caller, Scope
 from app.core.errors import PermissionDeniedError
 
@@ -17,9 +18,11 @@ REQUEST_ID = "request_id"
 CALLER = "caller"
 """Key in the state of a request that holds its `Caller`. Absent on an open path without a key."""
 
-OPEN_PATHS = frozenset({"/healthz", "/openapi.json", "/docs", "/docs/page.js"})
+OPEN_PATHS = frozenset({"/healthz", "/openapi.json", "/docs", "/docs/page.js", *dashboard.PAGES})
 """Paths that need no key: they show what is in this repository, or that the service runs."""
-OPEN_PREFIX = "/docs/assets/"
+OPEN_REQUESTS = frozenset({("POST", "/v1/session"), ("DELETE", "/v1/session")})
+"""Method and path of what a browser sends to sign in or out, with a valid key or without."""
+OPEN_PREFIXES = ("/docs/assets/", f"{dashboard.ASSETS}/")
 KEY_OPTIONAL_PATHS = frozenset({"/readyz"})
 """Paths that say less to a caller without a key."""
 
@@ -39,9 +42,13 @@ _bearer_key = _BearerKey(
 )
 
 
-def needs(scope: Scope) -> Any:
-    """The policy of a route, for its `dependencies`: the scope that the caller's key must have."""
-    return FastApiSecurity(_bearer_key, scopes=[scope])
+def needs(*scopes: Scope) -> Any:
+    """The policy of a route, for its `dependencies`: the scope that the caller's key must have.
+
+    Args:
+        scopes: one scope. None lets every valid key use the route.
+    """
+    return FastApiSecurity(_bearer_key, scopes=scopes)
 
 
 class PolicyMissingError(Exception):
@@ -49,18 +56,18 @@ class PolicyMissingError(Exception):
 
 
 class PolicyRoute(APIRoute):
-    """A route that refuses callers without the scope that it `needs`."""
+    """A route that refuses callers without the scope that it `needs`, if it needs one."""
 
     def __init__(self, path: str, *args: Any, **options: Any) -> None:
         super().__init__(path, *args, **options)
         policies = [each for each in self.dependencies if isinstance(each, params.Security)]
         scopes = [Scope(scope) for policy in policies for scope in policy.scopes or ()]
-        if len(scopes) != 1:
+        if len(policies) != 1 or len(scopes) > 1:
             raise _no_policy(path)
-        self.scope = scopes[0]
+        self.scope = scopes[0] if scopes else None
 
     async def handle(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
-        if scope["method"] in self.methods:
+        if self.scope is not None and scope["method"] in self.methods:
             _require(scope["state"][CALLER], self.scope)
         await super().handle(scope, receive, send)
 
@@ -73,14 +80,18 @@ def require_policies(app: FastAPI) -> None:
     """
     for route in iter_route_contexts(app.routes):
         path = route.path or ""
-        is_public = is_open(path) or is_open(f"{path}/") or path in KEY_OPTIONAL_PATHS
+        is_public = path in KEY_OPTIONAL_PATHS or all(
+            is_open(method, path) or is_open(method, f"{path}/")
+            for method in route.methods or ("",)
+        )
         if not isinstance(route.original_route, PolicyRoute) and not is_public:
             raise _no_policy(path)
 
 
-def is_open(path: str) -> bool:
-    """Whether a path needs no key."""
-    return path in OPEN_PATHS or path.startswith(OPEN_PREFIX)
+def is_open(method: str, path: str) -> bool:
+    """Whether a request needs no key."""
+    is_open_path = path in OPEN_PATHS or path.startswith(OPEN_PREFIXES)
+    return is_open_path or (method, path) in OPEN_REQUESTS
 
 
 def _require(caller: Caller, scope: Scope) -> None:

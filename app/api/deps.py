@@ -166,6 +166,7 @@ def _timeout_s(text: str) -> float:
 
 
 LIMIT = "Maximum number of items on the page."
+ORDER = "Order by the time of creation: `desc` lists the newest first."
 
 
 def as_json(answer: BaseModel) -> Response:

@@ -21,7 +21,7 @@ from app.api.access import REQUEST_ID
 from app.api.browser.security_headers import add_security_headers
 from app.api.errors import RETRY_AFTER_S, error_response
 from app.api.metrics import RequestMetrics
-from app.api.requests import REFUSAL, log_access
+from app.api.requests import REFUSAL, UNREAD, log_access
 from app.core.ids import IdPrefix, new_id
 from app.core.logging import Tally
 from app.core.settings import Settings
@@ -163,11 +163,21 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     # Limits
 
+    def expect_next_request(self) -> None:
+        """Begin the wait for the next request, after one that this class has not seen."""
+        self._awaited_since = None
+        self.message_since = self.loop.time()
+
     @property
     def is_waiting(self) -> bool:
         """Whether no request has arrived whose answer is not sent yet."""
         request = self._request
         return (request is None or request.response_complete) and not self._is_in_body
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether a part of the next request has arrived."""
+        return self._is_in_body or self._head_bytes > 0
 
     @property
     def _request(self) -> RequestResponseCycle | None:
@@ -209,8 +219,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         )
 
     def _cut_off(self, now: float) -> None:
-        has_begun = self._is_in_body or self._head_bytes > 0
-        if not has_begun:
+        if not self.has_begun:
             self.transport.close()
             return
         _slow_senders.add(now)
@@ -280,6 +289,6 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             state[REFUSAL] = (status, code)
             return state.setdefault(REQUEST_ID, new_id(IdPrefix.REQUEST))
         request_id, seconds = new_id(IdPrefix.REQUEST), self.loop.time() - self.message_since
-        log_access("-", "-", status, seconds, request_id=request_id, code=code)
+        log_access(UNREAD, status, seconds, request_id=request_id, code=code)
         self.metrics.observe_unread(status, seconds)
         return request_id

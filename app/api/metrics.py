@@ -46,6 +46,10 @@ class RequestMetrics:
         if received_bytes:
             self._received.labels(route).inc(received_bytes)
 
+    def observe_repeat(self, route: str, status: int, seconds: float) -> None:
+        """Count a GET that was answered without the application."""
+        self._durations.labels(route, "GET", _class_of(status)).observe(seconds)
+
     def observe_unread(self, status: int, seconds: float) -> None:
         """Count a request that was refused before its head was read."""
         self._durations.labels(_OTHER, _OTHER, _class_of(status)).observe(seconds)

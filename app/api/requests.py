@@ -7,10 +7,11 @@ import logging
 import re
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from http import HTTPStatus
-from typing import Any
+from typing import Any, NamedTuple
 
 from anyio import to_thread
 from fastapi import Request, Response
+from fastapi.routing import APIRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.access import CALLER, REQUEST_ID, PolicyRoute
@@ -117,26 +118,39 @@ class _Exchange:
         status, code = state.get(REFUSAL) or (self.status, state.get(ERROR_CODE))
         seconds = steady_s() - self._started_s
         metrics.observe(scope, status, seconds, self._received_bytes)
+        log_access(LoggedRequest.of(scope), status, seconds, request_id=self.request_id, code=code)
+
+
+class LoggedRequest(NamedTuple):
+    """What the log says of a request, besides its id and its answer."""
+
+    method: str
+    path: str
+    project: str | None = None
+    key_id: str | None = None
+    job_id: str | None = None
+
+    @classmethod
+    def of(cls, scope: Scope) -> "LoggedRequest":
         # The raw path, because the decoded path could contain a line break.
         path = scope["raw_path"].decode("ascii", "replace")[:_MAX_LOGGED_PATH]
         job = _JOB_ID.search(path)
-        caller: Caller | None = state.get(CALLER)
-        log_access(
+        caller: Caller | None = scope["state"].get(CALLER)
+        return cls(
             scope["method"],
             path,
-            status,
-            seconds,
-            request_id=self.request_id,
-            code=code,
             project=caller and caller.project_id,
             key_id=caller and caller.key_id,
-            job_id=state.get(JOB_ID) or (job and job[0]),
+            job_id=scope["state"].get(JOB_ID) or (job and job[0]),
         )
 
 
+UNREAD = LoggedRequest("-", "-")
+"""A request that was refused before its head was read."""
+
+
 def log_access(
-    method: str,
-    path: str,
+    request: LoggedRequest,
     status: int | None,
     seconds: float,
     *,
@@ -149,6 +163,8 @@ def log_access(
         status: status of the answer; None if the client left before there was one.
     """
     outcome = _OUTCOMES.get(status // 100, "ok") if status else "abandoned"
+    method, path, *_ = request
+    context |= {"project": request.project, "key_id": request.key_id, "job_id": request.job_id}
     known = {name: value for name, value in context.items() if value is not None}
     extra = {"request_id": request_id, "outcome": outcome, **known}
     level = logging.DEBUG if path in _PROBES else logging.INFO
@@ -215,7 +231,7 @@ def require_no_content_encoding(request: Request) -> None:
         )
 
 
-class StrictJsonRoute(PolicyRoute):
+class OpenStrictJsonRoute(APIRoute):
     """A route whose body, if it has one, must be declared as JSON and be strict JSON."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -238,3 +254,7 @@ class StrictJsonRoute(PolicyRoute):
             return self.body_field is not None
         has_length = request.headers.get("content-length", "0") != "0"
         return has_length or "transfer-encoding" in request.headers
+
+
+class StrictJsonRoute(OpenStrictJsonRoute, PolicyRoute):
+    """A route that takes strict JSON, and refuses callers without the scope that it `needs`."""

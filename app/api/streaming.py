@@ -16,6 +16,7 @@ from fastapi.responses import Response, StreamingResponse
 
 from app.api.deps import Resources
 from app.api.errors import error_response
+from app.api.polls.entity_tags import lists_tag
 from app.core.access import Caller
 from app.core.db.repositories.projects import audit
 from app.core.db.repositories.projects.audit import Action, AuditLog
@@ -92,7 +93,7 @@ def send_segments(
         "etag": f'"{etag}"',
         "content-disposition": attachment(filename),
     }
-    if _names(request.headers.get("if-none-match", ""), headers["etag"]):
+    if lists_tag(request.headers.get("if-none-match", ""), headers["etag"]):
         return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
     asked = _asked_range(request, total, etag=headers["etag"])
     if asked is not None and asked.start >= asked.stop:
@@ -177,11 +178,6 @@ def _check_blobs(store: BlobStore, segments: Sequence[Segment]) -> None:
     for segment in segments:
         if isinstance(segment, BlobSegment):
             open_blob(store, segment.key).close()
-
-
-def _names(tags: str, etag: str) -> bool:
-    """True if the header lists this ETag, which a proxy may have marked as weak."""
-    return any(tag.strip().removeprefix("W/") in (etag, "*") for tag in tags.split(","))
 
 
 def _length(segment: Segment) -> int:

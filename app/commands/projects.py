@@ -12,7 +12,7 @@ from app.core.errors import NotFoundError, OperatorError
 from app.core.occupancy import open_database
 from app.core.settings import read_settings
 from app.core.storage.local import LocalBlobStore
-from app.schemas.projects import ProjectRead, ProjectUpdate, ProjectUsageRead
+from app.schemas.organization.projects import ProjectRead, ProjectUpdate, ProjectUsageRead
 from app.services import projects as project_service
 
 projects = typer.Typer(help="List, limit and erase projects.", no_args_is_help=True)

@@ -16,6 +16,7 @@ import typer
 import uvicorn
 
 from app.api.http_protocol import bounded_protocol
+from app.api.polls.protocol import repeating
 from app.commands.keys import keys
 from app.commands.projects import projects
 from app.commands.signing import signing_key, verify
@@ -108,7 +109,7 @@ def serve_api(host: Host = None, port: Port = None) -> None:
                 log_config=None,
                 access_log=False,  # `app.api.requests` writes one with the request's id
                 server_header=False,
-                http=bounded_protocol(settings, metrics),
+                http=repeating(bounded_protocol(settings, metrics), application.state.repeats),
                 ws="none",
                 timeout_graceful_shutdown=10,
             )

@@ -19,7 +19,7 @@ ServiceError                      the caller acts; the API answers with its stat
 ├── TooManyUploadsError           503  nothing was done; the caller may repeat the request
 ├── TooManyWebhookTestsError      503  nothing was done; the caller may repeat the request
 └── StorageFullError              507  nothing was done; the disk needs free space first
-OperatorError                     the operator acts; it ends a command with its message
+OperatorError                     who gave a command acts; it ends the command with its message
 LeaseLostError                    the worker acts; no caller ever sees it
 BlobNotFoundError                 the service or the worker acts
 
@@ -168,6 +168,9 @@ class StorageFullError(ServiceError):
 
 class OperatorError(Exception):
     """A command cannot do its work. The message tells the operator why, and what to do."""
+
+    may_pass: ClassVar[bool] = False
+    """Whether the same command may succeed later, without a change."""
 
 
 class LeaseLostError(Exception):

@@ -172,7 +172,12 @@ class JobErrorRead(ResponseBody):
 
 def status_shown(job: Job, settings: Settings) -> JobStatus:
     """The status that the API shows: a paused job can be shown as another one, for old clients."""
-    return JobStatus(settings.show_paused_as) if job.status is JobStatus.PAUSED else job.status
+    return as_shown(job.status, settings)
+
+
+def as_shown(status: JobStatus, settings: Settings) -> JobStatus:
+    """How the API shows a status."""
+    return JobStatus(settings.show_paused_as) if status is JobStatus.PAUSED else status
 
 
 class JobRead(ItemRead):

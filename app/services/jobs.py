@@ -4,9 +4,10 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from app.core.access import Caller
+from app.core.db.base import Order
 from app.core.db.repositories.checkpoints import CheckpointRepository
 from app.core.db.repositories.events import EventRepository
-from app.core.db.repositories.jobs import JobRepository
+from app.core.db.repositories.jobs import JobFilter, JobRepository
 from app.core.db.repositories.projects import audit
 from app.core.db.repositories.projects.audit import Action
 from app.core.db.repositories.queue import QueueRepository
@@ -41,11 +42,12 @@ def list_jobs(
     *,
     after: str | None,
     limit: int,
-    metadata: dict[str, str] | None,
+    which: JobFilter,
+    order: Order,
 ) -> PageRead[JobRead]:
-    """A page of jobs on the wire, newest first; `metadata` is as in `JobRepository.list_page`."""
+    """A page of the jobs that match, on the wire."""
     jobs = JobRepository(session, caller.project_id)
-    page = jobs.list_page(after=after, limit=limit, metadata=metadata)
+    page = jobs.list_page(after=after, limit=limit, which=which, order=order)
     positions = QueueRepository(session).positions(page.rows)
     return PageRead[JobRead].of(
         page, lambda job: JobRead.of(job, settings, queue_position=positions[job.id])

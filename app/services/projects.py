@@ -17,7 +17,7 @@ from app.core.settings import Settings
 from app.core.storage.blob_store import BlobStore, delete_blobs
 from app.core.storage.trees import remove_tree
 from app.schemas.bodies import PageRead
-from app.schemas.projects import (
+from app.schemas.organization.projects import (
     AuditEventRead,
     ProjectErased,
     ProjectRead,

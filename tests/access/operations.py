@@ -11,11 +11,14 @@ from tests.contracts.test_envelopes import BODIES
 DOCUMENT = json.loads((Path(__file__).parents[2] / "openapi.json").read_bytes())
 
 
+ANY_KEY = "any key"
+
+
 class Operation(NamedTuple):
     method: str
     path: str
     scope: str | None
-    """The scope that it needs; None for an open one."""
+    """The scope that it needs; `ANY_KEY` for one that every key may use, None for an open one."""
     description: dict[str, Any]
     """As in the OpenAPI document."""
 
@@ -39,7 +42,8 @@ def _scope_of(operation: dict[str, Any]) -> str | None:
     security = operation.get("security")
     if security is None:
         return None
-    ((scope,),) = [scopes for each in security for scopes in each.values()]
+    (scopes,) = [scopes for each in security for scopes in each.values()]
+    (scope,) = scopes or [ANY_KEY]
     return scope
 
 

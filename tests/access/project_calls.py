@@ -12,6 +12,7 @@ from app.core.db import repositories
 from app.core.db.base import Project, ProjectRepository
 from app.core.db.check_tables import DataCheck
 from app.core.db.repositories.files import MADE_BY_JOB
+from app.core.db.repositories.jobs import JobFilter
 from app.core.db.repositories.projects.usage import UsageRepository
 from app.core.db.session import Database
 from app.core.db.tables import Event, TunedModel
@@ -73,7 +74,7 @@ class World:
     """Something of every kind in the default project, and another project that has nothing."""
 
     def __init__(self, database: Database, store: LocalBlobStore) -> None:
-        self.done = add_succeeded_job(database, store, steps=(1, 2))
+        self.done = add_succeeded_job(database, store, steps=(1, 6))
         self.first_checkpoint, self.result = list_checkpoints(database, self.done.id)
         self.running = add_job(database)
         self.lease = claim(database)
@@ -177,7 +178,8 @@ class World:
             "JobRepository.get": [call(queued.id)],
             "JobRepository.require": [call(queued.id)],
             "JobRepository.list_page": [
-                call(**page, metadata=metadata) for metadata in ({}, {"team": "a"}, None)
+                call(**page, which=JobFilter(metadata=metadata))
+                for metadata in ({}, {"team": "a"}, None)
             ],
             "JobRepository.request_cancel": [call(queued.id, now=NOW)],
             "JobRepository.request_pause": [call(queued.id, now=NOW)],
@@ -185,8 +187,11 @@ class World:
             "JobRepository.delete": [call(done)],
             "JobRepository.find_check": [call(done.id)],
             "JobRepository.copy_steps": [call(done.id, queued.id, last=9)],
-            "JobRepository.list_points": [call(done.id, first=1, last=None, points=2)],
+            "JobRepository.list_attempts": [call(done.id, limit=9)],
             "JobRepository.list_steps": [call(done.id, last=9)],
+            "CurveRepository.list_points": [
+                call(done.id, first=1, last=None, points=points) for points in (4, 9)
+            ],
             "SavedStateRepository.add": [call(self.lease, 2, {}, now=NOW)],
             "SavedStateRepository.drop": [call(self.lease, 1)],
             "SavedStateRepository.list_newest": [call(done.id)],

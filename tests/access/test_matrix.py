@@ -15,7 +15,7 @@ from app.core.clock import utc_now
 from app.core.db.session import Database
 from app.core.ids import IdPrefix, new_id
 from app.core.storage.local import LocalBlobStore
-from tests.access.operations import CLOSED, OPERATIONS, Operation
+from tests.access.operations import ANY_KEY, CLOSED, OPERATIONS, Operation
 from tests.access.project_calls import OTHER_PROJECT, World
 from tests.asgi import post_in_chunks
 from tests.builders import add_key, bearer
@@ -29,6 +29,11 @@ def _same_id_other_secret(database: Database) -> str:
     return new_key(read_key_id(add_key(database)) or "")
 
 
+def browser(key: str, *, site: str = "same-origin") -> Headers:
+    """The headers of a page of the service after a sign-in."""
+    return {"cookie": f"tunery_key={key}"} | ({"sec-fetch-site": site} if site else {})
+
+
 NOT_A_KEY: dict[str, Callable[[Database], Headers]] = {
     "no header": lambda _: {},
     "an empty header": lambda _: {"authorization": ""},
@@ -38,6 +43,11 @@ NOT_A_KEY: dict[str, Callable[[Database], Headers]] = {
     "a wrong checksum": lambda database: bearer(add_key(database)[:-1] + "x"),
     "a key that never was": lambda _: bearer(new_key(new_id(IdPrefix.KEY))),
     "another secret": lambda database: bearer(_same_id_other_secret(database)),
+    "a cookie, and no word of a page of ours": lambda database: browser(add_key(database), site=""),
+    "a cookie with an unknown key": lambda _: browser(new_key(new_id(IdPrefix.KEY))),
+    "a cookie, and an empty header": lambda database: (
+        {"authorization": ""} | browser(add_key(database))
+    ),
     "two keys": lambda database: bearer(f"{add_key(database)}, Bearer {add_key(database)}"),
     "revoked": lambda database: bearer(add_key(database, is_revoked=True)),
     "expired": lambda database: bearer(
@@ -89,6 +99,8 @@ def test_without_the_scope_every_route_answers_403(
     keys = {scope: add_key(database, scopes=set(Scope) - {scope}) for scope in Scope}
 
     for each in CLOSED:
+        if each.scope == ANY_KEY:
+            continue
         answer = send(client, each, world, bearer(keys[Scope(each.scope)]))
         error = answer.json()["error"]
         assert (answer.status_code, error["code"]) == (403, "insufficient_scope"), each.name
@@ -101,7 +113,7 @@ def test_a_key_of_another_project_finds_nothing(
     other = bearer(add_key(database, "Other"))
 
     for each in CLOSED:
-        if each.scope == Scope.ADMIN:  # an admin manages every project
+        if each.scope in (Scope.ADMIN, ANY_KEY):  # of every project, or of none
             continue
         answer = send(client, each, world, other)
         if "{" in each.path:
@@ -110,10 +122,11 @@ def test_a_key_of_another_project_finds_nothing(
             assert not any(known in answer.text for known in ids_of(world).values()), each.name
 
 
+@pytest.mark.parametrize("sent_as", [bearer, browser], ids=["header", "cookie"])
 def test_the_right_key_is_served_everywhere(
-    client: TestClient, database: Database, world: World
+    client: TestClient, database: Database, world: World, sent_as: Callable[[str], Headers]
 ) -> None:
-    key = bearer(add_key(database))
+    key = sent_as(add_key(database))
 
     refused = {
         each.name: answer.text
@@ -128,11 +141,14 @@ def test_only_these_are_open() -> None:
     assert {each.name for each in OPERATIONS if each.scope is None} == {
         "GET /healthz",
         "GET /readyz",
+        "POST /v1/session",
+        "DELETE /v1/session",
     }
 
 
 def test_the_scope_to_write_is_needed_to_change_anything() -> None:
     assert {(each.method, each.scope) for each in CLOSED} == {
+        ("GET", ANY_KEY),
         ("GET", "read"),
         ("POST", "write"),
         ("DELETE", "write"),
@@ -141,7 +157,7 @@ def test_the_scope_to_write_is_needed_to_change_anything() -> None:
 
 
 def test_what_is_no_route_is_not_open_either(client: TestClient, world: World) -> None:
-    for path in ("/", "/v1", "/v1/nope", "/v1/files", "//v1/files", "/docs/nope"):
+    for path in ("/v1", "/v1/nope", "/v1/files", "/v1//files", "/docs/nope", "/jobs"):
         for method in ("GET", "PUT", "PATCH", "DELETE", "OPTIONS", "HEAD", "TRACE"):
             assert client.request(method, path).status_code == 401, (method, path)
 

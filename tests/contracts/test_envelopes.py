@@ -30,6 +30,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "/v1/fine_tuning/jobs": {"json": {"model": "tiny", "training_file": "file-1"}},
     "/v1/fine_tuning/jobs/estimate": {"json": {"model": "tiny", "training_file": "file-1"}},
     "/v1/organization/projects/{project_id}": {"json": {}},
+    "/v1/session": {"json": {"key": "unused"}},
     "/v1/uploads": {"json": UPLOAD},
     "/v1/uploads/{upload_id}/complete": {"json": {"part_ids": []}},
     "/v1/uploads/{upload_id}/parts": {"files": {"data": b"a"}},
@@ -42,7 +43,7 @@ BODIES: dict[str, dict[str, Any]] = {
 """A valid request for each route that needs more than its path, as options of a client."""
 
 PATHS = sorted(DOCUMENT["paths"])
-NEED_NOTHING = {"/healthz", "/v1/webhook_event_types"}
+NEED_NOTHING = {"/healthz", "/v1/session", "/v1/webhook_event_types"}
 """What is answered without a database and without a blob store."""
 
 

@@ -56,9 +56,7 @@ def test_every_job_is_claimed_exactly_once(database: Database, settings: Setting
     assert Counter(job_id for ids in claimed for job_id in ids) == Counter(job.id for job in jobs)
     assert all(ids == sorted(ids) for ids in claimed), "the oldest job comes first"
     with database.reading() as session:
-        page = JobRepository(session, DEFAULT_PROJECT_ID).list_page(
-            after=None, limit=JOBS, metadata={}
-        )
+        page = JobRepository(session, DEFAULT_PROJECT_ID).list_page(after=None, limit=JOBS)
         assert {(job.status, job.attempt) for job in page.rows} == {(JobStatus.CANCELLED, 1)}
 
 

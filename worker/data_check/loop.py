@@ -2,7 +2,7 @@
 
 A worker that has nothing to train checks small files itself, in the process that has the libraries
 in memory already. All others are checked beside training by one thread of each worker process. Its
-child has a low priority, so that it takes a small share of a busy processor and all of an idle one.
+child runs for a small part of the time while a job trains.
 """
 
 import logging

@@ -1,5 +1,6 @@
 """Starts a fork server, talks to it, and watches the child that it forks."""
 
+import itertools
 import os
 import select
 import signal
@@ -15,7 +16,7 @@ from typing import IO, Literal
 from pydantic import ValidationError
 
 from app.core.machine.subprocesses import python_module
-from worker.launch.fork_protocol import MAX_MESSAGE_BYTES, Answer, Request
+from worker.launch.fork_protocol import MAX_MESSAGE_BYTES, Answer, Request, What
 from worker.launch.launcher import SIGNAL_POLL_INTERVAL_S
 from worker.launch.sandbox.confinement import Confinement
 from worker.launch.supervision import child_environment
@@ -47,7 +48,8 @@ class ForkClient:
         self.prepare_s = PREPARE_S
         self.answer_s = ANSWER_S
         self._asking = threading.Lock()
-        self._child: ForkedChild | None = None
+        self._requests = itertools.count(1)
+        self._children: set[ForkedChild] = set()
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._answers = select.poll()
         self._answers.register(self._control, select.POLLIN)
@@ -69,6 +71,11 @@ class ForkClient:
         return self._process.pid
 
     @property
+    def has_children(self) -> bool:
+        """Whether it has children. Then it has the libraries in memory, and answers at once."""
+        return bool(self._children)
+
+    @property
     def has_retired(self) -> bool:
         """Whether the fork server has ended because it was idle for too long."""
         return self._process.poll() == 0
@@ -84,8 +91,8 @@ class ForkClient:
         """
         try:
             with self._asking:
-                request = Request(what="preload").model_dump_json().encode()
-                socket.send_fds(self._control, [request], [lock])
+                message = self._request("preload").model_dump_json().encode()
+                socket.send_fds(self._control, [message], [lock])
         except OSError as error:
             raise ForkServerError(f"the fork server has died: {error}") from error
 
@@ -93,14 +100,17 @@ class ForkClient:
         """Load what the job in this directory needs, unless that is loaded already.
 
         Args:
-            while_waiting: called regularly. If it raises, the exception reaches the caller, who
-                must then end the fork server, because its answer would still arrive.
+            while_waiting: called regularly. If it raises, the exception reaches the caller, and
+                the fork server is still busy.
 
         Raises:
             ForkServerError: it could not be done.
         """
-        request = Request(what="prepare", directory=directory.resolve())
-        self._ask(request, within_s=self.prepare_s, while_waiting=while_waiting)
+        self._ask(
+            self._request("prepare", directory=directory.resolve()),
+            within_s=self.prepare_s,
+            while_waiting=while_waiting,
+        )
 
     def fork(
         self, directory: Path, confinement: Confinement | None, *, log: int, lock: int
@@ -118,42 +128,54 @@ class ForkClient:
         reader, writer = os.pipe()
         output = os.fdopen(reader, "rb")
         try:
-            request = Request(what="fork", directory=directory.resolve(), confinement=confinement)
-            self._child = ForkedChild(self, self._ask(request, writer, log, lock).pid, output)
+            request = self._request("fork", directory=directory.resolve(), confinement=confinement)
+            child = ForkedChild(self, self._ask(request, writer, log, lock).pid, output)
         except BaseException:
             output.close()
             raise
         finally:
             os.close(writer)
-        return self._child
+        self._children.add(child)
+        return child
 
-    def find_exit_code(self) -> int | None:
-        """Return the exit code of the child, which has ended. None if the fork server has died."""
-        return self._ask_about_child("wait")
+    def find_exit_code(self, child: "ForkedChild") -> int | None:
+        """Return the exit code of a child that has ended. None if the fork server has died."""
+        return self._ask_about(child, "wait")
 
-    def bury(self) -> None:
-        """Release the child's process id."""
-        self._ask_about_child("bury")
-        self._close_child()
+    def bury(self, child: "ForkedChild") -> None:
+        """Release the process id of a child that has ended."""
+        self._ask_about(child, "bury")
+        self._children.remove(child)
 
     def end(self) -> None:
-        """Kill the fork server, and its child with it."""
+        """Kill the fork server, and its children with it. They are still to be buried."""
         self._process.kill()
         self._process.wait()
-        self._control.close()
-        self._close_child()
+        with self._asking:
+            self._control.close()
 
-    def _close_child(self) -> None:
-        if self._child is not None:
-            self._child.close()
-            self._child = None
-
-    def _ask_about_child(self, what: Literal["wait", "bury"]) -> int | None:
+    def _ask_about(self, child: "ForkedChild", what: Literal["wait", "bury"]) -> int | None:
         try:
-            return self._ask(Request(what=what)).exit_code
+            return self._ask(self._request(what, pid=child.pid)).exit_code
         except ForkServerError:
-            self._process.kill()  # kills the child, too: its exit code is lost
+            self._process.kill()  # kills its children, too: their exit codes are lost
             return None
+
+    def _request(
+        self,
+        what: What,
+        *,
+        directory: Path | None = None,
+        confinement: Confinement | None = None,
+        pid: int | None = None,
+    ) -> Request:
+        return Request(
+            number=next(self._requests),
+            what=what,
+            directory=directory,
+            confinement=confinement,
+            pid=pid,
+        )
 
     def _ask(
         self,
@@ -167,8 +189,7 @@ class ForkClient:
                 message = request.model_dump_json().encode()
                 socket.send_fds(self._control, [message], descriptors)
                 limit_s = self.answer_s if within_s is None else within_s
-                self._await_answer(request, within_s=limit_s, while_waiting=while_waiting)
-                answer = Answer.model_validate_json(self._control.recv(MAX_MESSAGE_BYTES))
+                answer = self._await_answer(request, within_s=limit_s, while_waiting=while_waiting)
         except OSError as error:
             raise ForkServerError(f"the fork server has died: {error}") from error
         except ValidationError as error:  # also for the empty message of a closed socket
@@ -179,9 +200,13 @@ class ForkClient:
 
     def _await_answer(
         self, request: Request, *, within_s: float, while_waiting: Callable[[], object]
-    ) -> None:
+    ) -> Answer:
         deadline_s = time.monotonic() + within_s
-        while not self._answers.poll(1000 * SIGNAL_POLL_INTERVAL_S):
+        while True:
+            if self._answers.poll(1000 * SIGNAL_POLL_INTERVAL_S):
+                answer = Answer.model_validate_json(self._control.recv(MAX_MESSAGE_BYTES))
+                if answer.number == request.number:
+                    return answer
             while_waiting()
             if time.monotonic() > deadline_s:
                 raise ForkServerError(f"the fork server does not answer: {request.what}")
@@ -227,9 +252,7 @@ class ForkedChild:
 
     def bury(self) -> None:
         """Release the process id. Call this once the child has ended; it is then unusable."""
-        self._fork_server.bury()
-
-    def close(self) -> None:
+        self._fork_server.bury(self)
         self.output.close()
         os.close(self._process)
 
@@ -238,7 +261,7 @@ class ForkedChild:
             ended = select.poll()
             ended.register(self._process, select.POLLIN)
             if ended.poll(None if timeout_s is None else 1000 * timeout_s):
-                exit_code = self._fork_server.find_exit_code()
+                exit_code = self._fork_server.find_exit_code(self)
                 # A child that died together with the fork server was killed with it.
                 self._exit_code = -signal.SIGKILL if exit_code is None else exit_code
         return self._exit_code

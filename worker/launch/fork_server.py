@@ -34,12 +34,12 @@ class ForkServer:
         self._control = control
         self._trainer = trainer
         self._idle_s = idle_s
-        self._child: int | None = None
+        self._children: set[int] = set()
 
     def serve(self) -> Path | None:
         """Return None at the end; in each child, return the job directory to train in."""
         while True:
-            self._control.settimeout(self._idle_s if self._child is None else None)
+            self._control.settimeout(None if self._children else self._idle_s)
             try:
                 message, descriptors, _, _ = socket.recv_fds(
                     self._control, MAX_MESSAGE_BYTES, _DESCRIPTORS
@@ -60,14 +60,14 @@ class ForkServer:
 
     def _do(self, request: Request) -> Answer:
         if request.what == "prepare":
-            return self._prepare(cast("Path", request.directory))
-        if self._child is None:
-            return Answer(refusal="there is no child")
+            return self._prepare(request)
+        if request.pid not in self._children:
+            return Answer(number=request.number, refusal="there is no such child")
         if request.what == "wait":
-            return Answer(exit_code=_exit_code_of(self._child))
-        os.waitpid(self._child, 0)
-        self._child = None
-        return Answer()
+            return Answer(number=request.number, exit_code=_exit_code_of(request.pid))
+        os.waitpid(request.pid, 0)
+        self._children.remove(request.pid)
+        return Answer(number=request.number)
 
     def _preload(self, descriptors: list[int]) -> None:
         """Load what every job needs. A failure is only logged: `prepare` will report it."""
@@ -78,30 +78,27 @@ class ForkServer:
         finally:
             _close(descriptors)
 
-    def _prepare(self, directory: Path) -> Answer:
+    def _prepare(self, request: Request) -> Answer:
+        refusal: str | None = None
         try:
-            self._trainer.prepare(directory)
+            self._trainer.prepare(cast("Path", request.directory))
         except Exception as error:
             traceback.print_exc()
-            return Answer(refusal=f"the preparation failed: {error!r:.500}")
-        return Answer()
+            refusal = f"the preparation failed: {error!r:.500}"
+        return Answer(number=request.number, refusal=refusal)
 
     def _fork(self, request: Request, descriptors: list[int]) -> Path | None:
         """Fork a child. Returns the job directory in the child, and None in this process."""
-        if self._child is not None:
-            refusal = "the last child has not been reaped yet"
-        elif (threads := len(list(Path("/proc/self/task").iterdir()))) != 1:
-            refusal = f"{threads} threads run, and a forked child would have only one of them"
-        else:
-            refusal = None
-        if refusal is not None:
+        threads = len(list(Path("/proc/self/task").iterdir()))
+        if threads != 1:
             _close(descriptors)
-            self._answer(Answer(refusal=refusal))
+            refusal = f"{threads} threads run, and a forked child would have only one of them"
+            self._answer(Answer(number=request.number, refusal=refusal))
             return None
         fork_server = os.getpid()
         is_ready, say_ready = os.pipe()
-        self._child = os.fork()
-        if self._child == 0:
+        child = os.fork()
+        if child == 0:
             os.close(is_ready)
             self._control.detach()  # the child's standard input is put into its place
             os.setsid()  # a Ctrl-C in a terminal is for the worker to handle
@@ -111,7 +108,8 @@ class ForkServer:
         _close([*descriptors, say_ready])
         os.read(is_ready, 1)  # returns once the child leads a group, and so can be killed as one
         os.close(is_ready)
-        self._answer(Answer(pid=self._child))
+        self._children.add(child)
+        self._answer(Answer(number=request.number, pid=child))
         return None
 
     def _answer(self, answer: Answer) -> None:

@@ -3,7 +3,8 @@
 A low priority is not enough. The threads of a training wait for each other several hundred times a
 second. Whenever one of them waits, the kernel gives its processor to the other process for some
 milliseconds, so that all of them wait: a check at niceness 10 slowed a training by 43 %, and one
-whose session had niceness 15 by 23 %.
+whose session had niceness 15 by 23 %. So the process has its usual priority: in the little time
+that it runs, it should get a processor of its own.
 """
 
 import os

@@ -3,7 +3,8 @@
 import logging
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from worker.launch.fork_client import ForkClient, ForkedChild, ForkServerError
@@ -12,6 +13,7 @@ from worker.launch.locks import try_lock
 from worker.launch.sandbox.confinement import Confinement
 from worker.launch.sandbox.sandbox import NO_SANDBOX, Sandbox
 from worker.launch.supervision import LOCK_S, LocalLauncher, start_locked, supervise
+from worker.launch.throttle import throttled
 
 logger = logging.getLogger(__name__)
 
@@ -76,14 +78,37 @@ class WarmLauncher:
             if self._failures == MAX_FAILURES:
                 logger.warning("no more warm starts are tried")
             return self._cold.run_confined(directory, watcher, confinement)
-        except OSError:
-            self.close()  # with the child, if there is one already
-            raise
         self._failures = 0
-        try:
+        with _buried(child):
             return supervise(child, child.output, log, watcher)
-        finally:
-            child.bury()
+
+    def run_beside(
+        self, directory: Path, watcher: Watcher, *, is_busy: Callable[[], bool]
+    ) -> Ending | None:
+        """Run a check in another child while one of this launcher's children trains.
+
+        Any thread may call this. It never ends the fork server, which the training needs.
+
+        Args:
+            is_busy: whether the machine trains a job. While it does, the child is stopped for most
+                of the time.
+
+        Returns:
+            None if there is no such fork server, or if it could not start the child.
+        """
+        fork_server = self._fork_server
+        if fork_server is None or not fork_server.has_children:
+            return None
+        with self._sandbox.confine(directory, self._module) as confinement:
+            try:
+                child, log = self._fork(fork_server, directory, watcher, confinement)
+            except _SignalledError as error:
+                return _ending_before_start(error.requested)
+            except ForkServerError as error:
+                logger.warning("no warm start of a check: %s", error)
+                return None
+            with _buried(child), throttled(child.pid, is_busy):
+                return supervise(child, child.output, log, watcher)
 
     def preload(self, lock: Path, *, is_busy: Callable[[], bool]) -> None:
         """Load the libraries for the first job, once: later jobs find a process that has them.
@@ -137,12 +162,25 @@ class WarmLauncher:
 
         # Before taking the lock: loading may take long, and the lock keeps others from the job.
         fork_server.prepare(directory, while_waiting=check_signal)
-        return start_locked(
-            directory,
-            watcher,
-            lambda lock, log: fork_server.fork(directory, confinement, log=log, lock=lock),
-            within_s=self._lock_s,
-        )
+        with ExitStack() as undo:
+
+            def start(lock: int, log: int) -> ForkedChild:
+                child = fork_server.fork(directory, confinement, log=log, lock=lock)
+                undo.callback(child.bury)
+                return child
+
+            started = start_locked(directory, watcher, start, within_s=self._lock_s)
+            undo.pop_all()
+            return started
+
+
+@contextmanager
+def _buried(child: ForkedChild) -> Generator[None]:
+    """Release the process id of the child after the block, in which it ends."""
+    try:
+        yield
+    finally:
+        child.bury()
 
 
 def _ending_before_start(requested: Signal) -> Ending:

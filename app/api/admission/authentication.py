@@ -4,7 +4,7 @@ import asyncio
 import hmac
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 
@@ -18,6 +18,9 @@ from app.core.db.repositories.projects.access import KeyRepository
 from app.core.db.repositories.projects.usage import UsageRepository
 from app.core.db.session import Session
 from app.core.errors import OperatorError, ServiceError, UnauthenticatedError
+
+AUTHENTICATED = "authenticated"
+"""Key in the state of a request that holds its `Authenticated`. Absent as `CALLER` is."""
 
 MAX_AGE_S = 1.0
 """Seconds after which a change of the keys counts at the latest, such as a revocation."""
@@ -41,6 +44,11 @@ class Authenticated:
     """When the key expires; None if it does not."""
     max_requests_per_minute: int | None = None
     """Limit of the project; None if it has none."""
+    read_at_s: float = 0.0
+    """When the authenticator has read the keys, by its own clock."""
+
+    def is_expired(self, now: datetime) -> bool:
+        return self.expires_at is not None and self.expires_at <= now
 
 
 @dataclass(slots=True)
@@ -88,17 +96,30 @@ class Authenticator:
         Call it from the event loop.
 
         Raises:
-            UnauthenticatedError: a key is needed, and this is none, or not a valid one.
+            UnauthenticatedError: a key is needed, and this is none, or not a valid one. The message
+                says what is wrong, and not how to send a valid key.
             DatabaseBusyError: the key could not be looked up.
         """
         self._forget_if_changed()
         if not await self._is_key_needed():
             return _LOCAL
         known = self._remembered.get(authorization) or await self._look_up(authorization)
-        if known.expires_at is not None and known.expires_at <= self._clock():
-            raise _refused(f"This API key expired on {known.expires_at:%Y-%m-%d %H:%M} UTC.")
-        self._note_use(known.caller)
+        if known.is_expired(self._clock()):
+            raise UnauthenticatedError(
+                f"This API key expired on {known.expires_at:%Y-%m-%d %H:%M} UTC."
+            )
+        self.note_use(known.caller)
         return known
+
+    def knows(self, known: Authenticated) -> bool:
+        """Whether `authenticate` would find the same again, without a look into the database.
+
+        Call it from the event loop.
+        """
+        self._forget_if_changed()
+        if known is _LOCAL:
+            return self._needs_key is False
+        return known.read_at_s == self._read_at_s and not known.is_expired(self._clock())
 
     async def close(self) -> None:
         """Write down the uses that are not written yet. No request may come any more.
@@ -130,9 +151,10 @@ class Authenticator:
         key = _read_bearer(authorization)
         key_id = read_key_id(key)
         if key_id is None:
-            raise _refused("The API key is malformed or was mistyped.")
+            raise UnauthenticatedError("The API key is malformed or was mistyped.")
         read_at_s = self._read_at_s
         found = await to_thread.run_sync(self._find, key_id, hash_key(key))
+        found = replace(found, read_at_s=read_at_s)
         if read_at_s == self._read_at_s and len(self._remembered) < _MAX_REMEMBERED:
             self._remembered[authorization] = found
         return found
@@ -143,10 +165,10 @@ class Authenticator:
     def _find(self, key_id: str, sha256: str) -> Authenticated:
         found = self._resources.read(lambda session: KeyRepository(session).find(key_id))
         if found is None or not hmac.compare_digest(found[0].sha256, sha256):
-            raise _refused("The API key is not a key of this service.")
+            raise UnauthenticatedError("The API key is not a key of this service.")
         row, project = found
         if row.revoked_at is not None:
-            raise _refused("This API key was revoked.")
+            raise UnauthenticatedError("This API key was revoked.")
         scopes = frozenset(Scope(scope) for scope in row.scopes)
         return Authenticated(
             Caller(project.id, scopes, row.id),
@@ -155,7 +177,7 @@ class Authenticator:
             project.max_requests_per_minute,
         )
 
-    def _note_use(self, caller: Caller) -> None:
+    def note_use(self, caller: Caller) -> None:
         """Count the request. The counts are written neither now nor often, so no request waits."""
         key_id = caller.key_id
         if key_id is None:
@@ -211,12 +233,5 @@ def _record(key_id: str, uses: _Uses, session: Session) -> None:
 def _read_bearer(authorization: str) -> str:
     scheme, _, key = authorization.partition(" ")
     if scheme.lower() != "bearer" or not key.strip():
-        raise _refused("You did not provide an API key.")
+        raise UnauthenticatedError("You did not provide an API key.")
     return key.strip()
-
-
-def _refused(why: str) -> UnauthenticatedError:
-    return UnauthenticatedError(
-        f"{why} Send a valid key in the header 'Authorization: Bearer YOUR_KEY'. "
-        "The operator of this service creates keys with 'tunery keys create'."
-    )

@@ -2,7 +2,7 @@
 
 A web page cannot be turned against the service: requests under a foreign host name (DNS rebinding)
 and changes that another page asks for (cross-site request forgery) are refused, with or without
-keys.
+keys. A browser may send the key in a cookie, but only for the service's own pages: decision 0047.
 """
 
 import re
@@ -12,7 +12,8 @@ from typing import NoReturn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.api.access import CALLER, KEY_OPTIONAL_PATHS, is_open
-from app.api.admission.authentication import Authenticated, Authenticator
+from app.api.admission import session_cookie
+from app.api.admission.authentication import AUTHENTICATED, Authenticated, Authenticator
 from app.api.admission.token_buckets import TokenBuckets
 from app.api.errors import MAX_ECHO, service_error_response
 from app.core.errors import (
@@ -24,13 +25,21 @@ from app.core.errors import (
 )
 
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
-_OWN_SITE = frozenset({"same-origin", "none"})
+OWN_PAGE = "same-origin"
+"""Value of `Sec-Fetch-Site` with which a browser says that a page of this service asks."""
+_OWN_SITE = frozenset({OWN_PAGE, "none"})
 """Values of `Sec-Fetch-Site`: the page is this service's own, or a person typed the address."""
 _PORT = re.compile(r":\d*$")
+
+_HOW_TO_SEND = (
+    "Send a valid key in the header 'Authorization: Bearer YOUR_KEY'. The operator of this service "
+    "creates keys with 'tunery keys create'."
+)
 
 _NAMED = frozenset(
     {
         b"authorization",
+        b"cookie",
         b"host",
         b"openai-organization",
         b"openai-project",
@@ -47,6 +56,7 @@ class Guard:
     Args:
         hosts: names, without a port, under which the service may be addressed.
         organization: the service's organization.
+        buckets: limit the requests of each project.
     """
 
     def __init__(
@@ -56,11 +66,12 @@ class Guard:
         authenticator: Authenticator,
         hosts: Collection[str],
         organization: str,
+        buckets: TokenBuckets,
     ) -> None:
         self._app = app
         self._authenticator = authenticator
         self._hosts = hosts
-        self._buckets = TokenBuckets()
+        self._buckets = buckets
         self._organizations = {organization, f"org-{organization}"}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -80,19 +91,21 @@ class Guard:
         if scope["method"] not in _READING:
             _check_origin(headers)
         _check_path(scope)
-        if is_open(scope["path"]):
+        if is_open(scope["method"], scope["path"]):
             return
+        _use_cookie(scope, headers)
         try:
             authenticated = await self._authenticator.authenticate(
                 headers.get(b"authorization", "")
             )
-        except UnauthenticatedError:
+        except UnauthenticatedError as error:
             if scope["path"] in KEY_OPTIONAL_PATHS:
                 return
-            raise
+            raise UnauthenticatedError(f"{error} {_HOW_TO_SEND}") from error
         if authenticated.caller.key_id is not None:
             self._check_membership(headers, authenticated)
             self._check_rate(authenticated)
+        scope["state"][AUTHENTICATED] = authenticated
         scope["state"][CALLER] = authenticated.caller
 
     def _check_host(self, headers: Mapping[bytes, str]) -> None:
@@ -137,6 +150,20 @@ def _read_headers(scope: Scope) -> dict[bytes, str]:
             text = value.decode("latin-1")
             found[name] = f"{found[name]}, {text}" if name in found else text
     return found
+
+
+def _use_cookie(scope: Scope, headers: dict[bytes, str]) -> None:
+    """Let the key in the cookie of a page of this service stand for the header `Authorization`."""
+    if b"authorization" in headers or headers.get(b"sec-fetch-site") != OWN_PAGE:
+        return
+    cookies = headers.get(b"cookie", "")
+    key = session_cookie.read_key(cookies, is_https=scope["scheme"] == "https")
+    if key:
+        headers[b"authorization"] = f"Bearer {key}"
+        scope["headers"] = [
+            *scope["headers"],
+            (b"authorization", f"Bearer {key}".encode("latin-1")),
+        ]
 
 
 def _check_origin(headers: Mapping[bytes, str]) -> None:

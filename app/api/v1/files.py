@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Depends, Query, Request, Response
 
 from app.api.access import PolicyRoute, needs
-from app.api.deps import LIMIT, CallerDep, Cursor, Now, ResourcesDep
+from app.api.deps import LIMIT, ORDER, CallerDep, Cursor, Now, ResourcesDep
 from app.api.multipart import FileField, form_of, receive_and_write
 from app.api.streaming import record_download, send_file
 from app.core.access import Scope
@@ -64,9 +64,7 @@ def list_files(
     now: Now,
     after: Annotated[str | None, Depends(Cursor(IdPrefix.FILE))],
     limit: Annotated[int, Query(ge=1, le=10_000, description=LIMIT)] = 10_000,
-    order: Annotated[
-        Order, Query(description="Order by the time of creation: `desc` lists the newest first.")
-    ] = "desc",
+    order: Annotated[Order, Query(description=ORDER)] = "desc",
     purpose: Annotated[
         str | None,
         Query(

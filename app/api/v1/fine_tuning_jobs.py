@@ -10,6 +10,7 @@ from app.api.access import needs
 from app.api.deps import (
     JOB_ID,
     LIMIT,
+    ORDER,
     CallerDep,
     Cursor,
     Now,
@@ -19,13 +20,15 @@ from app.api.deps import (
     as_json,
 )
 from app.api.requests import StrictJsonRoute
+from app.api.v1.job_filters import read_filter
 from app.core.access import Scope
+from app.core.db.base import Order
+from app.core.db.repositories.jobs import JobFilter
 from app.core.db.session import Session
 from app.core.db.tables import Job
-from app.core.errors import InvalidRequestError
 from app.core.ids import IdPrefix
 from app.schemas.bodies import PageRead
-from app.schemas.fine_tuning_jobs import MAX_LABELS, JobCreate, JobDeleted, JobRead, JobRerun
+from app.schemas.fine_tuning_jobs import JobCreate, JobDeleted, JobRead, JobRerun
 from app.services import jobs as job_service
 from app.services import new_jobs
 from app.services.new_jobs import NewJob
@@ -70,13 +73,14 @@ def create_job(
 
 @router.get("", response_model=PageRead[JobRead], dependencies=[needs(Scope.READ)])
 def list_jobs(
-    request: Request,
     caller: CallerDep,
     resources: ResourcesDep,
+    which: Annotated[JobFilter, Depends(read_filter)],
     after: Annotated[str | None, Depends(Cursor(IdPrefix.JOB))],
     limit: Annotated[int, Query(ge=1, le=1000, description=LIMIT)] = 20,
+    order: Annotated[Order, Query(description=ORDER)] = "desc",
 ) -> Response:
-    """List jobs, newest first.
+    """List jobs, newest first unless `order` is `asc`. A job must match every filter.
 
     `metadata[KEY]=VALUE` selects the jobs with this label, and `metadata=null` the jobs without
     labels.
@@ -87,7 +91,8 @@ def list_jobs(
         settings=resources.settings,
         after=after,
         limit=limit,
-        metadata=_metadata_filter(request),
+        which=which,
+        order=order,
     )
     return as_json(resources.read(search))
 
@@ -193,19 +198,3 @@ def _change(
         lambda session: job_service.read_job(session, change(session), resources.settings),
         frees_space=frees_space,
     )
-
-
-def _metadata_filter(request: Request) -> dict[str, str] | None:
-    if request.query_params.get("metadata") == "null":
-        return None
-    labels = {
-        name.removeprefix("metadata[").removesuffix("]"): value
-        for name, value in request.query_params.items()
-        if name.startswith("metadata[") and name.endswith("]")
-    }
-    if len(labels) > MAX_LABELS:
-        raise InvalidRequestError(
-            f"A job has at most {MAX_LABELS} labels. Filter by {MAX_LABELS} labels or fewer.",
-            param="metadata",
-        )
-    return labels

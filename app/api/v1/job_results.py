@@ -14,6 +14,7 @@ from app.core.access import Scope
 from app.core.db.check_tables import DataCheck
 from app.core.db.repositories.checkpoints import CheckpointRepository
 from app.core.db.repositories.events import EventRepository
+from app.core.db.repositories.job_views.curves import CurveRepository
 from app.core.db.repositories.jobs import JobRepository
 from app.core.db.repositories.projects.audit import Action
 from app.core.db.session import Session
@@ -23,6 +24,7 @@ from app.core.ids import IdPrefix
 from app.core.job import loss_log, tensorboard
 from app.core.job.loss_log import MAX_STEP, StepMetrics, in_batches
 from app.core.job.status import JobStatus
+from app.schemas.attempts import AttemptsRead
 from app.schemas.bodies import PageRead
 from app.schemas.fine_tuning_jobs import status_shown
 from app.schemas.job_results import CheckpointRead, DataRead, EventRead, MetricsRead
@@ -34,6 +36,7 @@ _TEXTS: Mapping[str, Callable[[Iterable[Iterable[StepMetrics]]], Iterator[str]]]
 }
 """How batches of the loss log are written, by media type."""
 
+_MAX_ATTEMPTS = 1000
 _BATCH = 1000
 """Number of steps that are read in one transaction while they are streamed."""
 
@@ -79,6 +82,22 @@ def get_data(job_id: str, caller: CallerDep, resources: ResourcesDep) -> DataRea
         return DataRead.of(check, status_shown(job, resources.settings))
 
     return resources.read(act)
+
+
+@router.get("/attempts", response_model=AttemptsRead, dependencies=[needs(Scope.READ)])
+def list_attempts(job_id: str, caller: CallerDep, resources: ResourcesDep) -> Response:
+    """List the attempts at a job, oldest first, each with why it ended and how the job went on.
+
+    Of a job with more than 1,000 attempts, the newest 1,000 are listed.
+    """
+
+    def act(session: Session) -> AttemptsRead:
+        jobs = JobRepository(session, caller.project_id)
+        job = jobs.get(job_id)
+        attempts = jobs.list_attempts(job_id, limit=_MAX_ATTEMPTS)
+        return AttemptsRead.of(job, attempts, jobs.find_check(job_id))
+
+    return as_json(resources.read(act))
 
 
 @router.get("/checkpoints", dependencies=[needs(Scope.READ)])
@@ -143,8 +162,9 @@ def get_metrics(
         Query(
             ge=2,
             le=1000,
-            description="Number of steps to choose, evenly spread over the range and with both of "
-            "its ends. Absent for every step.",
+            description="Maximum number of steps to choose, for a chart: the first and the last, "
+            "those with a validation loss, and in each of many equal ranges those with the lowest "
+            "and the highest training loss. Absent for every step.",
         ),
     ] = None,
 ) -> Response:
@@ -164,7 +184,8 @@ def get_metrics(
             jobs = JobRepository(session, caller.project_id)
             jobs.require(job_id)  # also in the middle of a download, which would not be whole
             if points is not None:
-                return jobs.list_points(job_id, first=first, last=step_to, points=points)
+                curves = CurveRepository(session, caller.project_id)
+                return curves.list_points(job_id, first=first, last=step_to, points=points)
             return jobs.list_steps(job_id, first=first, last=step_to, limit=at_most)
 
         return resources.read(act)

@@ -12,8 +12,8 @@ from app.core.errors import OperatorError
 
 PREFIX = "TUNERY_"
 
-_OF_CLIENTS = (f"{PREFIX}URL", f"{PREFIX}BASE_URL", f"{PREFIX}API_KEY")
-"""Variables that the README and client programs use, often in the shell that starts the service."""
+_OF_CLIENTS = tuple(f"{PREFIX}{name}" for name in ("URL", "BASE_URL", "API_KEY", "PROFILE"))
+"""Variables of the README and of clients, often set in the shell that starts the service."""
 _OF_TESTS = f"{PREFIX}TEST_"
 
 

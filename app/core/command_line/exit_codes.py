@@ -16,7 +16,8 @@ CANNOT_RUN = 2
 """Exit code of a command that could not run, and would fail again without a change."""
 
 TRY_AGAIN = 3
-"""Exit code of a command for which the database was busy. It may succeed the next time."""
+"""Exit code of a command for which the database was busy, or the service was busy or away. It may
+succeed the next time."""
 
 EXPECTED = (OperatorError, DatabaseBusyError, StorageFullError, OSError)
 """Errors that end a command with their message instead of a traceback."""
@@ -39,8 +40,13 @@ class CommandGroup(TyperGroup):
 def report(command: str, error: Exception) -> int:
     """Print why the command cannot do its work. Returns its exit code."""
     sys.stderr.write(f"{command}: {_describe(error)}\n")
-    is_busy = isinstance(error, DatabaseBusyError) and not isinstance(error, DatabaseAwayError)
-    return TRY_AGAIN if is_busy else CANNOT_RUN
+    match error:
+        case DatabaseAwayError():
+            return CANNOT_RUN
+        case DatabaseBusyError() | OperatorError(may_pass=True):
+            return TRY_AGAIN
+        case _:
+            return CANNOT_RUN
 
 
 def _describe(error: Exception) -> str:

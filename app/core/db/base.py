@@ -81,7 +81,7 @@ class Project(Base):
     erasing_since: Mapped[datetime | None]
     """When its erasure began: no job of it is started any more. Null unless it is being erased."""
     max_stored_bytes: Mapped[int | None] = mapped_column(BigInteger)
-    """Limits, and how long things are kept: `app.schemas.projects` describes them."""
+    """Limits, and how long things are kept: `app.schemas.organization.projects` describes them."""
     max_queued_jobs: Mapped[int | None]
     max_running_jobs: Mapped[int | None]
     max_processor_hours: Mapped[float | None]

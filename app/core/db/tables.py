@@ -11,6 +11,8 @@ from app.core.job.status import JobStatus
 
 _TERMINAL = ", ".join(f"'{status}'" for status in JobStatus if status.is_terminal)
 _OWN = text("checkpoint_id IS NULL")
+_SEARCHED = ("status", "base_model", "fine_tuned_model", "suffix")
+"""Columns by which a list of jobs is filtered. In the index, so that a filter reads no row."""
 
 
 class File(OwnedByProject, Base):
@@ -93,7 +95,7 @@ class Job(OwnedByProject, Base):
         CheckConstraint(
             "(result_checkpoint_id IS NOT NULL) <= (status = 'succeeded')", "result_of_success"
         ),
-        Index(None, "project_id", "id"),
+        Index("ix_jobs_listed", "project_id", "id", *_SEARCHED),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)
@@ -191,6 +193,13 @@ class Attempt(Base):
     ended_at: Mapped[datetime | None]
     outcome: Mapped[str | None]
     """succeeded, failed, cancelled, paused, released, crashed or lost; null while it runs."""
+    from_step: Mapped[int | None]
+    """Step after which it resumed, 0 for the start. Null until its training process is started."""
+    to_step: Mapped[int | None]
+    """Last step in the loss log when it ended. Null while it runs, and if it never began."""
+    cause: Mapped[str | None]
+    """Why it ended, where its outcome does not say enough: the message of an error, or what
+    happened, to begin a sentence with: `The worker died`."""
 
 
 class StepRow(Base):
@@ -202,6 +211,10 @@ class StepRow(Base):
     step: Mapped[int] = mapped_column(primary_key=True)
     attempt: Mapped[int]
     metrics: Mapped[dict[str, Any]]
+    train_loss: Mapped[float | None]
+    """The same as in `metrics`. It is found in a column eight times as fast as in JSON."""
+    valid_loss: Mapped[float | None]
+    """The same as in `metrics`, for the same reason."""
 
 
 class Event(OwnedByProject, Base):

@@ -152,13 +152,3 @@ def in_batches(
     while rows:
         yield rows
         rows = read(rows[-1].step + 1)
-
-
-def evenly_spread(first: int, last: int, count: int) -> list[int]:
-    """Steps from `first` to `last`, with both among them; `count` of them, where there are more.
-
-    A `count` of less than 2 makes no sense.
-    """
-    if last - first < count:
-        return list(range(first, last + 1))
-    return [first + (last - first) * number // (count - 1) for number in range(count)]

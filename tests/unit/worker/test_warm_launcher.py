@@ -515,3 +515,85 @@ def test_a_fork_server_sees_no_secret_of_the_workers_environment(
     run(["exit", 0])
 
     assert b"secret" not in Path(f"/proc/{fork_server_of(launcher)}/environ").read_bytes()
+
+
+@pytest.fixture
+def beside(
+    run: Run, launcher: WarmLauncher, tmp_path: Path
+) -> Callable[..., tuple[Ending | None, Ending]]:
+    """Run a check while a child of the launcher trains; returns how both end."""
+
+    def beside(
+        *script: list[Any],
+        prepare: list[list[Any]] | None = None,
+        requested_signal: Callable[[], Signal] = lambda: Signal.CONTINUE,
+    ) -> tuple[Ending | None, Ending]:
+        directory = tmp_path / "check" / "attempt-1"
+        directory.mkdir(parents=True)
+        (directory / "prepare.json").write_text(json.dumps(prepare or []))
+        (directory / "script.json").write_text(json.dumps(script))
+        checks: list[Ending | None] = []
+        watcher = Watch(on_event=print, requested_signal=requested_signal)
+
+        def check(_event: TrainingEvent) -> None:
+            thread = threading.Thread(
+                target=lambda: checks.append(
+                    launcher.run_beside(directory, watcher, is_busy=lambda: True)
+                )
+            )
+            thread.start()
+            thread.join(END_S)
+
+        training = run(SAY, ["exit", 5], on_event=check)
+        return checks[0], training
+
+    return beside
+
+
+def test_a_check_beside_training_is_forked_from_the_same_process(
+    beside: Callable[..., tuple[Ending | None, Ending]], launcher: WarmLauncher
+) -> None:
+    check, training = beside(["exit", 3])
+
+    assert check is not None
+    assert (check.exit_code, training.exit_code) == (3, 5)
+    assert launcher._fork_server is not None
+    assert not launcher._fork_server.has_children
+
+
+def test_a_check_has_no_warm_start_while_nothing_trains(
+    run: Run, launcher: WarmLauncher, directory: Path
+) -> None:
+    watcher = Watch(on_event=print, requested_signal=lambda: Signal.CONTINUE)
+    assert launcher.run_beside(directory, watcher, is_busy=lambda: True) is None
+
+    run(["exit", 0])
+
+    assert launcher.run_beside(directory, watcher, is_busy=lambda: True) is None
+
+
+@pytest.mark.parametrize(
+    "prepare",
+    [
+        pytest.param([["no such word"]], id="it cannot be prepared"),
+        pytest.param([["thread"]], id="it cannot be forked"),
+    ],
+)
+def test_a_check_that_cannot_be_forked_leaves_the_training_alone(
+    beside: Callable[..., tuple[Ending | None, Ending]], prepare: list[list[Any]]
+) -> None:
+    check, training = beside(["exit", 3], prepare=prepare)
+
+    assert check is None
+    assert training.exit_code == 5
+
+
+def test_a_check_that_is_cancelled_while_it_is_prepared_leaves_the_training_alone(
+    beside: Callable[..., tuple[Ending | None, Ending]],
+) -> None:
+    """The answer to its request arrives while another one waits for its own."""
+    check, training = beside(prepare=[["delay", 0.5]], requested_signal=lambda: Signal.KILL)
+
+    assert check is not None
+    assert check.was_killed
+    assert training.exit_code == 5

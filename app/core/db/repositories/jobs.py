@@ -1,7 +1,9 @@
 """Every query on jobs that the API makes. The queries of workers are in `leases`."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
@@ -9,14 +11,14 @@ from sqlalchemy import (
     bindparam,
     delete,
     exists,
-    func,
     insert,
     literal,
+    or_,
     select,
 )
-from sqlalchemy.orm import aliased, joinedload
+from sqlalchemy.orm import InstrumentedAttribute, aliased, joinedload
 
-from app.core.db.base import Page, ProjectRepository
+from app.core.db.base import Order, Page, ProjectRepository
 from app.core.db.check_tables import DataCheck
 from app.core.db.repositories.data_checks import token_keys
 from app.core.db.repositories.events import EventRepository
@@ -34,7 +36,7 @@ from app.core.db.tables import (
     TunedModel,
 )
 from app.core.errors import NotFoundError
-from app.core.job.loss_log import MAX_STEP, StepMetrics, evenly_spread
+from app.core.job.loss_log import StepMetrics
 from app.core.job.status import JobStatus
 
 # These run many times a second, so they are built only once.
@@ -48,6 +50,42 @@ _EXISTS = select(Job.id).where(
 )
 _PAUSED_LATER = (JobStatus.VALIDATING_FILES, JobStatus.RUNNING)
 """Statuses in which a job is asked to pause, and goes on for a while."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobFilter:
+    """Which jobs a list has. A job must match everything that is set."""
+
+    statuses: frozenset[JobStatus] | None = None
+    base_model: str | None = None
+    """Id of the base model."""
+    search: str | None = None
+    """Text that is part of the job's id, of the name of its model or base model, of its suffix, or
+    of the key or value of a label. Upper and lower case are the same."""
+    metadata: Mapping[str, str] | None = field(default_factory=dict[str, str])
+    """Labels that a job must have, all of them. None selects jobs without labels."""
+
+    def conditions(self) -> Iterator[ColumnElement[bool]]:
+        """All conditions on a job, except that it has certain labels."""
+        if self.statuses is not None:
+            yield Job.status.in_(self.statuses)
+        if self.base_model is not None:
+            yield Job.base_model == self.base_model
+        if self.metadata is None:
+            yield ~Job.metadata_items.any()
+        if self.search is not None:
+            labels = (JobMetadata.key, JobMetadata.value)
+            yield or_(
+                *(self._is_in(column) for column in _SEARCHED),
+                Job.metadata_items.any(or_(*(self._is_in(column) for column in labels))),
+            )
+
+    def _is_in(self, column: InstrumentedAttribute[Any]) -> ColumnElement[bool]:
+        return column.icontains(self.search, autoescape=True)
+
+
+EVERY_JOB = JobFilter()
+_SEARCHED = (Job.id, Job.fine_tuned_model, Job.base_model, Job.suffix)
 
 
 class JobRepository(ProjectRepository):
@@ -87,23 +125,28 @@ class JobRepository(ProjectRepository):
             raise _no_such_job(job_id)
 
     def list_page(
-        self, *, after: str | None, limit: int, metadata: Mapping[str, str] | None
+        self,
+        *,
+        after: str | None,
+        limit: int,
+        which: JobFilter = EVERY_JOB,
+        order: Order = "desc",
     ) -> Page[Job]:
-        """Return a page of jobs, newest first.
+        """Return a page of the jobs that match, by the time of their creation.
 
-        Args:
-            metadata: labels that a job must have, all of them. None selects jobs without labels.
+        The ids are found first: an index has what they are filtered by, and is read much faster
+        than the rows.
         """
-        query = self._select(Job)
-        if metadata is None:
-            query = query.where(~Job.metadata_items.any())
-        by = Job.id
-        for key, value in (metadata or {}).items():
+        query, by = self._select(Job).with_only_columns(Job.id).where(*which.conditions()), Job.id
+        for key, value in (which.metadata or {}).items():
             label = aliased(JobMetadata)
             is_it = and_(label.job_id == Job.id, label.key == key, label.value == value)
             query = query.join(label, is_it)
             by = label.job_id  # sorted by it, a rare label is found quickly among many jobs
-        return self._fetch_page(query, by, after=after, limit=limit)
+        found = self._fetch_page(query, by, after=after, limit=limit, order=order)
+        jobs = self._select(Job).where(Job.id.in_(found.rows))
+        in_order = jobs.order_by(Job.id.asc() if order == "asc" else Job.id.desc())
+        return Page(list(self._session.scalars(in_order)), found.has_more)
 
     def request_cancel(self, job_id: str, *, now: datetime) -> Job | None:
         """Cancel a waiting job, or ask a running one to stop. None if the job has already ended."""
@@ -180,9 +223,16 @@ class JobRepository(ProjectRepository):
         its_check = self._select(DataCheck).where(DataCheck.job_id == job_id)
         return self._session.scalars(its_check).one_or_none()
 
+    def list_attempts(self, job_id: str, *, limit: int) -> list[Attempt]:
+        """Return the newest attempts at a job, oldest first."""
+        its_attempts = select(Attempt).where(Attempt.job_id == job_id, self._owns(job_id))
+        newest = its_attempts.order_by(Attempt.attempt.desc()).limit(limit)
+        return list(self._session.scalars(newest))[::-1]
+
     def copy_steps(self, from_job_id: str, to_job_id: str, *, last: int) -> None:
         """Copy the loss log of one job, up to a step, to the loss log of another."""
-        columns = (StepRow.step, StepRow.attempt, StepRow.metrics)
+        losses = (StepRow.train_loss, StepRow.valid_loss)
+        columns = (StepRow.step, StepRow.attempt, StepRow.metrics, *losses)
         is_of_job = (StepRow.job_id == from_job_id, self._owns(from_job_id))
         rows = select(literal(to_job_id), *columns).where(*is_of_job, StepRow.step <= last)
         names = ["job_id", *(column.key for column in columns)]
@@ -209,22 +259,6 @@ class JobRepository(ProjectRepository):
         if last is not None:
             query = query.where(StepRow.step <= last)
         rows = self._session.scalars(query.order_by(StepRow.step).limit(limit))
-        return [StepMetrics.model_validate(row) for row in rows]
-
-    def list_points(
-        self, job_id: str, *, first: int, last: int | None, points: int
-    ) -> list[StepMetrics]:
-        """Return at most `points` rows of the loss log, evenly spread, with both ends included."""
-        is_of_job = (StepRow.job_id == job_id, self._owns(job_id))
-        query = select(func.min(StepRow.step), func.max(StepRow.step)).where(*is_of_job)
-        oldest, newest = self._session.execute(query).one()
-        end = min(newest or 0, MAX_STEP if last is None else last)
-        steps = evenly_spread(max(first, oldest or 0), end, points)
-        rows = self._session.scalars(
-            select(StepRow.metrics)
-            .where(*is_of_job, StepRow.step.in_(steps))
-            .order_by(StepRow.step)
-        )
         return [StepMetrics.model_validate(row) for row in rows]
 
     def _owns(self, job_id: str) -> ColumnElement[bool]:

@@ -150,6 +150,8 @@ class LeaseRepository(Repository):
         for table in (StepRow, SavedState):
             is_later = (table.job_id == lease.job_id, table.step > after_step)
             self._session.execute(delete(table).where(*is_later))
+        attempt = (Attempt.job_id == lease.job_id, Attempt.attempt == lease.attempt)
+        self._session.execute(update(Attempt).where(*attempt).values(from_step=after_step))
         if after_step:
             self.note(lease, f"Fine-tuning job resumed after step {after_step}", now=now)
         else:
@@ -216,6 +218,8 @@ class LeaseRepository(Repository):
                 step=row.step,
                 attempt=lease.attempt,
                 metrics=row.model_dump(),
+                train_loss=row.train_loss,
+                valid_loss=row.valid_loss,
             )
             for row in rows
         )

@@ -172,11 +172,17 @@ class RecoveryRepository(Repository):
         jobs = self._session.scalars(lost.with_for_update(skip_locked=True)).all()
         for job in jobs:
             why = Interruption(f"Its worker {job.worker_id} {fate}")
-            self._interrupt(job, why, "lost", now=now)
+            self._interrupt(job, why, "lost", now=now, cause=f"The worker {fate}")
         return [RescuedJob(job.id, job.project_id, job.attempt) for job in jobs]
 
     def _interrupt(
-        self, job: Job, interruption: Interruption, outcome: Outcome, *, now: datetime
+        self,
+        job: Job,
+        interruption: Interruption,
+        outcome: Outcome,
+        *,
+        now: datetime,
+        cause: str | None = None,
     ) -> None:
         job.interruptions += 1
         error = None
@@ -187,7 +193,7 @@ class RecoveryRepository(Repository):
                 message=f"{interruption.what}, for the {job.interruptions}th time in a row without "
                 f"progress. {interruption.advice}{how}",
             )
-        self._put_back(job, outcome, interruption.what, now=now, error=error)
+        self._put_back(job, outcome, interruption.what, now=now, error=error, cause=cause)
 
     def _put_back(
         self,
@@ -199,10 +205,14 @@ class RecoveryRepository(Repository):
         more: str = "",
         error: JobError | None = None,
         is_told: bool = True,
+        cause: str | None = None,
     ) -> None:
         """Cancel or pause the job if the user asked for that; otherwise fail it, or queue it."""
         step = SavedStateRepository(self._session, job.project_id).newest_step(job.id)
-        move = partial(settle, self._session, job, now=now, outcome=outcome)
+        move = partial(settle, self._session, job, now=now, outcome=outcome, cause=cause or why)
+        is_asked = job.cancel_requested_at is not None or job.pause_requested_at is not None
+        if is_asked and outcome == "released" and error is None:
+            move = partial(settle, self._session, job, now=now)  # the worker did as it was asked
         if job.cancel_requested_at is not None:
             move(JobStatus.CANCELLED)
         elif error is not None:

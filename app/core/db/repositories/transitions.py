@@ -6,7 +6,7 @@ Lock the row first, with `lock_job` or `LeaseRepository.hold`, then call `settle
 from datetime import datetime
 from typing import Literal
 
-from sqlalchemy import ColumnElement, select, update
+from sqlalchemy import ColumnElement, case, select, update
 
 from app.core.db.repositories.events import EventRepository, Level
 from app.core.db.repositories.projects.usage import UsageRepository
@@ -48,6 +48,7 @@ def settle(
     message: str | None = None,
     level: Level = "info",
     is_told: bool = True,
+    cause: str | None = None,
 ) -> None:
     """Move a job to its next status: write the row, its attempt, the event and the webhooks.
 
@@ -58,6 +59,8 @@ def settle(
         message: text of the event, where the usual one does not say enough.
         level: level of that event.
         is_told: whether there is an event.
+        cause: why the attempt of a running job ended, to begin a sentence with: `The worker died`.
+            By default the error says it, or the new status alone.
 
     Raises:
         IllegalTransitionError: the job cannot go from its present status to this one.
@@ -75,7 +78,12 @@ def settle(
         ended = session.execute(
             update(Attempt)
             .where(Attempt.job_id == job.id, Attempt.attempt == job.attempt)
-            .values(ended_at=now, outcome=outcome or status)
+            .values(
+                ended_at=now,
+                outcome=outcome or status,
+                to_step=case((Attempt.from_step.is_not(None), job.trained_steps)),
+                cause=cause or (error and error.message),
+            )
             .returning(Attempt.started_at, Attempt.threads)
         ).one_or_none()
         if ended is not None:

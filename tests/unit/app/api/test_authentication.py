@@ -254,3 +254,57 @@ def test_a_database_that_cannot_be_written_stops_no_shutdown(
             assert client.get("/v1/files", headers=headers).status_code == 200
 
     assert disposed == [True]
+
+
+def test_who_was_admitted_is_known_until_the_keys_are_read_again(
+    make: Callable[..., Bench], database: Database
+) -> None:
+    key = add_key(database, expires_at=utc_now() + timedelta(hours=1))
+    bench = make()
+
+    async def admit_and_look() -> list[bool]:
+        known = await bench.authenticator.authenticate(f"Bearer {key}")
+        await asyncio.gather(*bench.authenticator._writes)
+        seen = [bench.authenticator.knows(known)]
+        bench.pass_time(MAX_AGE_S + 0.1)
+        bench.revoke_all()
+        seen.append(bench.authenticator.knows(known))
+        return seen
+
+    assert asyncio.run(admit_and_look()) == [True, False]
+
+
+@pytest.mark.only_sqlite
+def test_who_was_admitted_is_not_known_once_the_key_has_expired(
+    make: Callable[..., Bench], database: Database
+) -> None:
+    key = add_key(database, expires_at=utc_now() + timedelta(seconds=2))
+    bench = make()
+
+    async def admit_and_look() -> list[bool]:
+        await bench.authenticator.authenticate(f"Bearer {key}")
+        await asyncio.gather(*bench.authenticator._writes)
+        bench.pass_time(MAX_AGE_S + 0.1)  # so that the use, a commit, is seen
+        known = await bench.authenticator.authenticate(f"Bearer {key}")
+        seen = [bench.authenticator.knows(known)]
+        bench.clock.advance(timedelta(seconds=2))
+        seen.append(bench.authenticator.knows(known))
+        return seen
+
+    assert asyncio.run(admit_and_look()) == [True, False]
+
+
+def test_without_keys_everybody_is_known_until_the_first_one(
+    make: Callable[..., Bench], database: Database
+) -> None:
+    bench = make()
+
+    async def admit_and_look() -> list[bool]:
+        known = await bench.authenticator.authenticate("")
+        seen = [bench.authenticator.knows(known)]
+        add_key(database)
+        bench.pass_time(MAX_AGE_S + 0.1)
+        seen.append(bench.authenticator.knows(known))
+        return seen
+
+    assert asyncio.run(admit_and_look()) == [True, False]

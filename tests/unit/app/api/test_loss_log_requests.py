@@ -71,13 +71,13 @@ def test_a_page_is_as_long_as_was_asked_for(client: TestClient, job: Job) -> Non
 
 def test_the_base_model_is_step_0_of_every_form(client: TestClient, evaluated_job: Job) -> None:
     page = get(client, evaluated_job, limit=2)
-    points = get(client, evaluated_job, points=3)
+    points = get(client, evaluated_job, points=4)
     table = csv.DictReader(io.StringIO(get(client, evaluated_job, "text/csv")))
     shown = client.get(f"/v1/fine_tuning/jobs/{evaluated_job.id}").json()
 
     assert (steps_of(page), page["has_more"]) == ([0, 1], True)
     assert steps_of(get(client, evaluated_job, step_from=1)) == [1, 2, 3, 4]
-    assert steps_of(points) == [0, 2, 4]
+    assert steps_of(points) == [0, 1, 3, 4]
     assert [row["step"] for row in table] == ["0", "1", "2", "3", "4"]
     assert (shown["trained_steps"], shown["valid_loss"]) == (4, 4.0)
 
@@ -92,14 +92,14 @@ def test_csv_and_json_lines_have_every_step(client: TestClient, job: Job) -> Non
     assert [int(row["step"]) for row in part] == [5, 6, 7]
 
 
-def test_points_are_spread_over_the_range_and_only_on_request(client: TestClient, job: Job) -> None:
+def test_points_are_the_ends_and_extremes_and_only_on_request(client: TestClient, job: Job) -> None:
     page = get(client, job, points=5)
-    part = get(client, job, points=3, step_from=10, step_to=30)
+    part = get(client, job, points=4, step_from=10, step_to=30)
     few = get(client, job, points=1000, step_from=2499)
     lines = get(client, job, "application/x-ndjson", points=2).splitlines()
 
-    assert (steps_of(page), page["has_more"]) == ([1, 625, 1250, 1875, 2500], False)
-    assert steps_of(part) == [10, 20, 30]
+    assert (steps_of(page), page["has_more"]) == ([1, 2, 2499, 2500], False)
+    assert steps_of(part) == [10, 11, 29, 30]
     assert steps_of(few) == [2499, 2500]
     assert [json.loads(line)["step"] for line in lines] == [1, 2500]
 

@@ -97,7 +97,7 @@ def test_every_path_of_openais_is_offered_or_said_not_to_be(client: TestClient) 
                 f"No such route: {{method}} {path}. {WHAT_THERE_IS}",
                 id=path,
             )
-            for path in ("/", "/v1", "/v1/", "/admin", "/v1/chats", "/v1/filesystem", "/v1/v1")
+            for path in ("/v1", "/v1/", "/admin", "/v1/chats", "/v1/filesystem", "/v1/v1")
         ),
     ],
 )

@@ -10,7 +10,6 @@ from app.core.job.loss_log import (
     COLUMNS,
     StepMetrics,
     csv_texts,
-    evenly_spread,
     in_batches,
     json_texts,
 )
@@ -107,22 +106,6 @@ def test_the_csv_of_an_evaluated_base_model_begins_with_step_0_and_its_losses() 
 
     assert (row["step"], row["train_loss"], row["valid_loss"]) == ("0", "", "4.0")
     assert (row["learning_rate"], row["grad_norm"]) == ("", "")
-
-
-@pytest.mark.parametrize(
-    ("first", "last", "count", "expected"),
-    [
-        (1, 0, 5, []),
-        (1, 1, 2, [1]),
-        (3, 7, 5, [3, 4, 5, 6, 7]),
-        (1, 101, 5, [1, 26, 51, 76, 101]),
-        (1, 1_000_000, 2, [1, 1_000_000]),
-    ],
-)
-def test_steps_are_spread_evenly_with_both_ends(
-    first: int, last: int, count: int, expected: list[int]
-) -> None:
-    assert evenly_spread(first, last, count) == expected
 
 
 def test_a_long_log_is_read_in_batches() -> None:

@@ -12,6 +12,7 @@ KEY = f"tnr_01k9abcdefghjkmnpqrstvwxyz_{CANARY}_0a1b2c3d"
         (f"Authorization: Bearer {CANARY}", "Authorization: Bearer [hidden]"),
         (f"(b'authorization', b'Bearer {KEY}')", "(b'authorization', b'Bearer [hidden]')"),
         ("authorization: basic dXNlcjpwYXNz", "authorization: basic [hidden]"),
+        (f"cookie: theme=dark; tunery_key={KEY}", "cookie: theme=dark; tunery_key=[hidden]"),
         (f"GET /v1/files/{KEY} 404", "GET /v1/files/[hidden] 404"),
         (f"api_key={CANARY}&limit=5", "api_key=[hidden]&limit=5"),
         (f'{{"password": "{CANARY}"}}', '{"password": "[hidden]"}'),

@@ -19,7 +19,7 @@ from app.core.errors import LeaseLostError, StateConflictError
 from app.core.job.status import JobStatus
 from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
-from app.schemas.projects import ProjectErased
+from app.schemas.organization.projects import ProjectErased
 from app.services.projects import erase_project, get_project
 from tests.builders import (
     MINUTE,

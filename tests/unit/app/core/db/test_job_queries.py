@@ -4,7 +4,7 @@ import pytest
 
 from app.core.access import DEFAULT_PROJECT_ID
 from app.core.db.repositories.events import EventRepository
-from app.core.db.repositories.jobs import JobRepository
+from app.core.db.repositories.jobs import JobFilter, JobRepository
 from app.core.db.repositories.leases import LeaseRepository
 from app.core.db.repositories.queue import MAX_POSITION, QueueRepository
 from app.core.db.session import Database
@@ -32,7 +32,7 @@ def cancel(database: Database, job_id: str) -> Job | None:
 def list_ids(database: Database, metadata: Mapping[str, str] | None) -> list[str]:
     with database.reading() as session:
         page = JobRepository(session, DEFAULT_PROJECT_ID).list_page(
-            after=None, limit=100, metadata=metadata
+            after=None, limit=100, which=JobFilter(metadata=metadata)
         )
         return [job.id for job in page.rows]
 
@@ -106,7 +106,7 @@ def test_a_job_of_another_project_does_not_exist(database: Database) -> None:
     with database.writing() as session:
         others = JobRepository(session, "proj-other")
         assert others.request_cancel(job.id, now=NOW) is None
-        assert others.list_page(after=None, limit=10, metadata={}).rows == []
+        assert others.list_page(after=None, limit=10).rows == []
         with pytest.raises(NotFoundError):
             others.get(job.id)
 

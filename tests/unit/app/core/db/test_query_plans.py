@@ -13,7 +13,8 @@ from app.core.db.repositories.data_checks import DataCheckRepository, EndedCheck
 from app.core.db.repositories.events import EventRepository
 from app.core.db.repositories.files import ExpiredFiles, FileRepository
 from app.core.db.repositories.idempotency import IdempotencyRepository, OldIdempotencyRecords
-from app.core.db.repositories.jobs import JobRepository
+from app.core.db.repositories.job_views.curves import CurveRepository
+from app.core.db.repositories.jobs import JobFilter, JobRepository
 from app.core.db.repositories.leases import LeaseRepository
 from app.core.db.repositories.projects.audit import AuditLog
 from app.core.db.repositories.projects.erasure import ErasureRepository
@@ -35,6 +36,7 @@ from tests.builders import (
     build_checkpoint,
     build_file,
     build_job,
+    build_step,
     build_upload,
     claim,
 )
@@ -50,10 +52,15 @@ def _list_files(session: Session, **filters: Any) -> object:
 _ASKED: dict[str, Callable[[Session], object]] = {
     "get": lambda session: QueueRepository(session).position(build_job(priority=0)),
     "list": lambda session: JobRepository(session, DEFAULT_PROJECT_ID).list_page(
-        after="a", limit=20, metadata={}
+        after="a", limit=20
+    ),
+    "search": lambda session: JobRepository(session, DEFAULT_PROJECT_ID).list_page(
+        after="a",
+        limit=20,
+        which=JobFilter(frozenset({JobStatus.RUNNING}), base_model="tiny", search="a"),
     ),
     "list by labels": lambda session: JobRepository(session, DEFAULT_PROJECT_ID).list_page(
-        after="a", limit=20, metadata={"a": "b", "c": "d"}
+        after="a", limit=20, which=JobFilter(metadata={"a": "b", "c": "d"})
     ),
     "queue": lambda session: QueueRepository(session).positions([build_job()]),
     "events": lambda session: EventRepository(session, DEFAULT_PROJECT_ID).list_page(
@@ -63,8 +70,11 @@ _ASKED: dict[str, Callable[[Session], object]] = {
     "part of a loss log": lambda session: JobRepository(session, DEFAULT_PROJECT_ID).list_steps(
         "a", first=9, limit=9
     ),
-    "points of a loss log": lambda session: JobRepository(session, DEFAULT_PROJECT_ID).list_points(
-        "a", first=1, last=None, points=5
+    "points of a loss log": lambda session: CurveRepository(
+        session, DEFAULT_PROJECT_ID
+    ).list_points(_added_log(session), first=1, last=None, points=5),
+    "attempts": lambda session: JobRepository(session, DEFAULT_PROJECT_ID).list_attempts(
+        "a", limit=20
     ),
     "checkpoints": lambda session: CheckpointRepository(session, DEFAULT_PROJECT_ID).list_page(
         "a", after="a", limit=20
@@ -163,6 +173,16 @@ def _added_file(session: Session) -> Any:
     return file
 
 
+def _added_log(session: Session) -> str:
+    """Id of a job with a loss log of ten steps, each with an evaluation."""
+    job = build_job()
+    session.add(job)
+    session.flush()
+    session.add_all(build_step(job, step, valid_loss=1.0) for step in range(1, 11))
+    session.flush()
+    return job.id
+
+
 def _added_upload(session: Session) -> Any:
     upload = build_upload()
     UploadRepository(session, DEFAULT_PROJECT_ID).add(upload)
@@ -250,6 +270,6 @@ def test_the_files_of_a_checkpoint_are_found_by_it(database: Database) -> None:
 
 def test_a_table_that_is_read_whole_is_noticed(database: Database) -> None:
     with database.engine.begin() as connection:
-        plan = explain(connection, "SELECT id FROM jobs WHERE suffix = 'a' ORDER BY id", ())
+        plan = explain(connection, "SELECT id FROM jobs WHERE worker_id = 'a' ORDER BY id", ())
 
     assert tables_read_whole(plan) == {"jobs"}

@@ -11,7 +11,7 @@ from app.api.requests import StrictJsonRoute
 from app.core.access import Scope
 from app.core.ids import IdPrefix
 from app.schemas.bodies import PageRead
-from app.schemas.projects import (
+from app.schemas.organization.projects import (
     AuditEventRead,
     ProjectErased,
     ProjectList,

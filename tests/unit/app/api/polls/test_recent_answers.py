@@ -1,6 +1,8 @@
 """An answer is given again only while nothing has changed, and only to who has had it before."""
 
 import asyncio
+from collections.abc import Callable
+from http import HTTPStatus
 from typing import Any
 
 import pytest
@@ -9,12 +11,28 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 from starlette.testclient import TestClient
 
 from app.api.access import CALLER
-from app.api.recent_answers import MAX_ANSWER_BYTES, MAX_ANSWERS, PATHS, RecentAnswers
+from app.api.admission.authentication import Authenticator
+from app.api.admission.token_buckets import TokenBuckets
+from app.api.metrics import RequestMetrics
+from app.api.polls.memory import MAX_ANSWER_BYTES, MAX_ANSWERS, Memory
+from app.api.polls.recent_answers import PATHS, RecentAnswers
+from app.api.polls.repeats import Repeats
 from app.core.access import LOCAL_CALLER, Caller
 from app.core.db.session import Database
 from tests.builders import add_job
 
 JOB = f"{PATHS}/ftjob-1"
+
+
+def repeats_at(version: Callable[[], int | None]) -> Repeats:
+    """Repeats that keep nothing by its bytes: no request here comes over a connection."""
+    nothing: Any = None
+    return Repeats(
+        Memory(version),
+        authenticator=Authenticator(nothing, may_be_keyless=True),
+        buckets=TokenBuckets(),
+        metrics=RequestMetrics(),
+    )
 
 
 class Counting:
@@ -24,7 +42,7 @@ class Counting:
         self.version: int | None = 1
         self.asked = 0
         self._answer = answer
-        self._answers = RecentAnswers(self, version=lambda: self.version)
+        self._answers = RecentAnswers(self, repeats=repeats_at(lambda: self.version))
         self.client = TestClient(self._identify, base_url="http://127.0.0.1")
 
     async def _identify(self, scope: Any, receive: Any, send: Any) -> None:
@@ -124,6 +142,15 @@ def test_what_is_no_small_good_answer_is_not_kept(answer: Response) -> None:
     assert counting.asked == 2
 
 
+@pytest.mark.parametrize("query", ["wait=30", "limit=1&wait=30", "stream=true"])
+def test_what_is_answered_later_than_asked_is_asked_for_again(query: str) -> None:
+    counting = Counting()
+
+    asked = [counting.get(f"{JOB}?{query}") for _ in range(2)]
+
+    assert asked == [1, 2]
+
+
 def test_no_more_than_so_many_answers_are_kept() -> None:
     counting = Counting()
 
@@ -149,7 +176,7 @@ def test_an_answer_that_was_overtaken_by_a_change_is_not_kept() -> None:
 
     async def ignore(_message: Any) -> None: ...
 
-    app = RecentAnswers(slow, version=lambda: version)
+    app = RecentAnswers(slow, repeats=repeats_at(lambda: version))
 
     async def ask(path: str) -> None:
         scope: Any = {"type": "http", "method": "GET", "path": path}
@@ -170,6 +197,52 @@ def test_an_answer_that_was_overtaken_by_a_change_is_not_kept() -> None:
     asyncio.run(overtake())
 
     assert asked == [JOB, f"{JOB}/events", JOB]
+
+
+@pytest.mark.parametrize("version", [pytest.param(1, id="kept"), pytest.param(None, id="made")])
+def test_an_answer_that_the_client_has_is_not_sent(version: int | None) -> None:
+    counting = Counting(JSONResponse({"status": "running"}))
+    counting.version = version
+    whole = counting.client.get(JOB)
+    tag = whole.headers["etag"]
+
+    same = counting.client.get(JOB, headers={"If-None-Match": f'"other", W/{tag}'})
+    other = counting.client.get(JOB, headers={"If-None-Match": '"other"'})
+
+    assert (same.status_code, same.content, same.headers) == (304, b"", {"etag": tag})
+    assert (other.status_code, other.content, other.headers["etag"]) == (200, whole.content, tag)
+
+
+def test_the_tag_changes_exactly_when_the_answer_does() -> None:
+    counting = Counting(JSONResponse({"status": "queued"}))
+    tags = [counting.client.get(JOB).headers["etag"]]
+
+    counting.version = 2  # a commit that concerns something else
+    tags.append(counting.client.get(JOB).headers["etag"])
+    counting.version, counting._answer = 3, JSONResponse({"status": "running"})
+    tags.append(counting.client.get(JOB).headers["etag"])
+
+    assert tags[0] == tags[1] != tags[2]
+
+
+@pytest.mark.parametrize(
+    ("answer", "has_tag"),
+    [
+        pytest.param(JSONResponse("x" * MAX_ANSWER_BYTES), True, id="large"),
+        pytest.param(JSONResponse({}, status_code=HTTPStatus.NOT_FOUND), False, id="error"),
+        pytest.param(PlainTextResponse("step,loss"), False, id="no JSON"),
+        pytest.param(
+            StreamingResponse(iter([b"[", b"]"]), media_type="application/json"),
+            False,
+            id="in parts",
+        ),
+    ],
+)
+def test_only_a_good_answer_in_json_has_a_tag(answer: Response, *, has_tag: bool) -> None:
+    asked = Counting(answer).client.get(JOB, headers={"If-None-Match": "*"})
+
+    assert asked.status_code == (304 if has_tag else answer.status_code)
+    assert ("etag" in asked.headers) == has_tag
 
 
 def test_every_commit_is_seen_by_the_next_poll(client: TestClient, database: Database) -> None:

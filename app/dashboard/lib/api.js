@@ -1,0 +1,96 @@
+// The public API. Every request of the dashboard goes through this module or through `live.js`.
+
+export class ApiError extends Error {
+  /**
+   * @param {number} status HTTP status; 0 if there was no answer
+   * @param {object} error the `error` of the answer: message, code, param, and `errors` for data
+   */
+  constructor(status, error) {
+    super(error.message);
+    this.status = status;
+    this.code = error.code ?? null;
+    this.param = error.param ?? null;
+    this.errors = error.errors ?? [];
+  }
+}
+
+/** The address of a route, such as `url("fine_tuning/jobs", {limit: 20})`. Empty values are left out. */
+export function url(path, query = {}) {
+  const search = new URLSearchParams();
+  for (const [name, value] of Object.entries(query)) {
+    if (value !== undefined && value !== null && value !== "") search.append(name, value);
+  }
+  return search.size ? `v1/${path}?${search}` : `v1/${path}`;
+}
+
+export function get(path, query, { signal } = {}) {
+  return send("GET", url(path, query), { signal });
+}
+
+export function post(path, body, { query, headers, signal } = {}) {
+  const json = body === undefined ? {} : { "content-type": "application/json" };
+  return send("POST", url(path, query), {
+    body: body === undefined ? undefined : JSON.stringify(body),
+    headers: { ...json, ...headers },
+    signal,
+  });
+}
+
+export function remove(path) {
+  return send("DELETE", url(path));
+}
+
+async function send(method, address, { body, headers, signal } = {}) {
+  let answer;
+  try {
+    answer = await fetch(address, { method, body, headers, signal });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw unreachable();
+  }
+  const text = await answer.text();
+  if (!answer.ok) throw toError(answer.status, text);
+  const isJson = (answer.headers.get("content-type") ?? "").includes("json");
+  return isJson ? JSON.parse(text) : text;
+}
+
+/**
+ * Uploads a file.
+ *
+ * @param {(fraction: number) => void} onProgress called with the part that was sent, 0 to 1
+ * @returns {{done: Promise<object>, abort: () => void}} `done` has the file as the API shows it
+ */
+export function upload(file, onProgress) {
+  // `fetch` does not report how much of a body was sent.
+  const request = new XMLHttpRequest();
+  const form = new FormData();
+  form.append("purpose", "fine-tune");
+  form.append("file", file, file.name);
+  const done = new Promise((resolve, reject) => {
+    request.upload.onprogress = (event) => onProgress(event.loaded / event.total);
+    request.onerror = () => reject(unreachable());
+    request.onabort = () => reject(new DOMException("The upload was cancelled.", "AbortError"));
+    request.onload = () => {
+      if (request.status === 200) resolve(JSON.parse(request.responseText));
+      else reject(toError(request.status, request.responseText));
+    };
+  });
+  request.open("POST", url("files"));
+  request.send(form);
+  return { done, abort: () => request.abort() };
+}
+
+function unreachable() {
+  const message = "The service does not answer. Check that it runs and that you are online.";
+  return new ApiError(0, { message, code: "unreachable" });
+}
+
+function toError(status, text) {
+  try {
+    const { error } = JSON.parse(text);
+    if (error?.message) return new ApiError(status, error);
+  } catch {
+    // A proxy in front of the service answers in HTML.
+  }
+  return new ApiError(status, { message: `The service answered with status ${status}.` });
+}

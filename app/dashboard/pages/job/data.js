@@ -1,0 +1,127 @@
+// The report on a job's data: its size, its lengths, its warnings, and rows as the model reads them.
+
+import { get } from "../../lib/api.js";
+import { count, percent } from "../../lib/format.js";
+import { html, nothing, svg } from "../../lib/html.js";
+import { previewRows } from "../../lib/preview.js";
+import { tell } from "../../lib/shell.js";
+
+const BAR = 10;
+const BARS_HEIGHT = 80;
+
+export class DataPanel {
+  #preview = null;
+  #rows = "1-3";
+  #isLoading = false;
+
+  /**
+   * @param {import("./feed.js").JobFeed} feed
+   * @param {() => void} draw
+   */
+  constructor(feed, draw) {
+    this.feed = feed;
+    this.draw = draw;
+  }
+
+  view() {
+    const { data, job } = this.feed;
+    return html`
+      <h2>Data</h2>
+      ${data ? this.#report(data) : html`<p class="muted">${missing(job)}</p>`}
+      <form class="row" @submit=${(event) => this.#show(event)}>
+        <label class="edge">
+          Rows
+          <input name="rows" .value=${this.#rows} size="8" placeholder="1-3" required />
+        </label>
+        <button ?disabled=${this.#isLoading}>Show as the model reads them</button>
+      </form>
+      <div class="preview" aria-live="polite">${this.#preview ? previewRows(this.#preview) : nothing}</div>
+    `;
+  }
+
+  #report(data) {
+    return html`
+      ${data.warnings.map(
+        (warning) => html`<p class="notice">
+          ${warning.message} ${warning.lines.length ? html`<span class="muted">Lines ${lines(warning)}</span>` : nothing}
+        </p>`,
+      )}
+      ${[data.training_file, data.validation_file].filter(Boolean).map(file)}
+      ${data.held_out
+        ? html`<p>${count(data.held_out.examples)} examples of the training file are kept for validation.</p>`
+        : nothing}
+    `;
+  }
+
+  async #show(event) {
+    event.preventDefault();
+    this.#rows = new FormData(event.target).get("rows");
+    this.#isLoading = true;
+    this.draw();
+    try {
+      const { job } = this.feed;
+      const { context_length, overlong_row_behavior, train_on } = job.hyperparameters;
+      this.#preview = await get(`files/${encodeURIComponent(job.training_file)}/preview`, {
+        model: job.model,
+        rows: this.#rows,
+        context_length,
+        overlong_row_behavior,
+        train_on,
+      });
+    } catch (error) {
+      tell(error.message, "problem");
+    } finally {
+      this.#isLoading = false;
+      this.draw();
+    }
+  }
+}
+
+function missing(job) {
+  if (job.status === "validating_files") return "The data is being checked.";
+  return "There is no report: the job ended before its data was checked.";
+}
+
+const lines = ({ lines: named, count: total }) => `${named.join(", ")}${total > named.length ? " and others" : ""}.`;
+
+function file(report) {
+  const problems = [
+    ["cut off", report.truncated],
+    ["left out", report.dropped],
+    ["without anything to learn", report.nothing_to_learn],
+    ["repeated", report.duplicates],
+  ].filter(([, number]) => number);
+  return html`<section class="report">
+    <h3>${report.filename}</h3>
+    ${report.refusal ? html`<p class="problem">${report.refusal}</p>` : nothing}
+    <p>
+      ${count(report.examples)} examples, ${count(report.tokens)} tokens, ${count(report.learned_tokens)} of them learned
+      (${percent(report.tokens && report.learned_tokens / report.tokens)}).
+      ${problems.map(([what, number]) => html`<span class="tag">${count(number)} ${what}</span> `)}
+    </p>
+    ${report.lengths.length ? histogram(report) : nothing}
+  </section>`;
+}
+
+function histogram({ lengths, tokens_per_example: spread, filename }) {
+  const most = Math.max(...lengths.map((bin) => bin.examples));
+  const width = lengths.length * BAR;
+  const summary = `Lengths in ${filename}: median ${count(spread.median)}, 95 % up to ${count(spread.p95)}, longest ${count(spread.max)} tokens.`;
+  return html`<figure class="histogram">
+    <svg viewBox="0 0 ${width} ${BARS_HEIGHT}" preserveAspectRatio="none" role="img" aria-label=${summary}>
+      ${lengths.map((bin, index) => bar(bin, index, most))}
+    </svg>
+    <figcaption class="muted">
+      <span>${count(spread.min)}</span>
+      <span>tokens per example, median ${count(spread.median)}, 95 % up to ${count(spread.p95)}</span>
+      <span>${count(spread.max)}</span>
+    </figcaption>
+  </figure>`;
+}
+
+function bar({ up_to_tokens: upTo, examples }, index, most) {
+  const height = (BARS_HEIGHT * examples) / most;
+  return svg`<rect x=${index * BAR + 0.5} width=${BAR - 1} y=${BARS_HEIGHT - height} height=${height}>
+    <title>${`${count(examples)} examples of up to ${count(upTo)} tokens`}</title>
+  </rect>`;
+}

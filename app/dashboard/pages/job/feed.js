@@ -1,0 +1,160 @@
+// A job and all that belongs to it, kept as the service has it.
+
+import { get, url } from "../../lib/api.js";
+import { follow } from "../../lib/live.js";
+import { tell } from "../../lib/shell.js";
+import { StepLog } from "../../lib/steps.js";
+import { atMostEvery } from "../../lib/timing.js";
+
+const POINTS = 1000;
+const EVENTS = 200;
+const REFETCH_MS = 2000;
+
+const ENDED = new Set(["succeeded", "failed", "cancelled"]);
+
+export const hasEnded = (job) => ENDED.has(job.status);
+
+export class JobFeed {
+  job = null;
+  log = new StepLog();
+  /** Newest first. */
+  events = [];
+  hasEarlierEvents = false;
+  /** The attempts at the job, oldest first, and the check of its data. */
+  attempts = { data: [], data_check: null };
+  /** Newest first. */
+  checkpoints = [];
+  /** The report on the data; null while there is none. */
+  data = null;
+  isLoaded = false;
+  isDeleted = false;
+
+  #onChange;
+  #isReportAsked = false;
+  #refetchLists = atMostEvery(() => this.#try(() => this.#fetchLists()), REFETCH_MS);
+
+  /**
+   * @param {string} id
+   * @param {(part: "job" | "log" | "events" | "lists" | "data") => void} onChange
+   */
+  constructor(id, onChange) {
+    this.id = id;
+    this.#onChange = onChange;
+  }
+
+  /**
+   * Fetches the job and follows it until it ends.
+   *
+   * @param {(state: string) => void} onState whether the page is live, as `follow` tells it
+   * @throws {ApiError} there is no such job, or the service does not answer
+   */
+  async start(onState) {
+    this.setJob(await get(this.#path()));
+    if (hasEnded(this.job)) {
+      onState("ended");
+      return this.#try(() => this.#fetchHistory());
+    }
+    // The first message has the place in the stream, so what is fetched after it leaves no gap.
+    let history = null;
+    const handlers = {
+      job: (job) => {
+        this.setJob(job);
+        history ??= this.#try(() => this.#fetchHistory());
+      },
+      event: (event) => this.#addEvent(event),
+      step: (row) => {
+        this.log.put(row);
+        this.#onChange("log");
+      },
+      end: (job) => this.#end(job),
+    };
+    follow(url(this.#path("events"), { stream: true, cursor: "latest" }), handlers, onState);
+  }
+
+  /** Takes a job as an answer of the service shows it. */
+  setJob(job) {
+    const before = this.job;
+    this.job = job;
+    this.#onChange("job");
+    if (before && (before.attempt !== job.attempt || before.status !== job.status)) this.#refetchLists();
+    if (job.status !== "validating_files" && this.isLoaded) this.#try(() => this.#fetchReport());
+  }
+
+  async fetchEarlierEvents() {
+    const after = this.events.at(-1)?.id;
+    const page = await get(this.#path("events"), { limit: EVENTS, after });
+    this.events = [...this.events, ...page.data];
+    this.hasEarlierEvents = page.has_more;
+    this.#onChange("events");
+  }
+
+  /** Fetches more rows of a range than the whole log has there. */
+  async refine(from, to) {
+    const page = await get(this.#path("metrics"), { step_from: from, step_to: to, points: POINTS });
+    this.log.refine(page.data);
+    this.#onChange("log");
+  }
+
+  async #fetchHistory() {
+    const [metrics, events] = await Promise.all([
+      get(this.#path("metrics"), { points: POINTS }),
+      get(this.#path("events"), { limit: EVENTS }),
+    ]);
+    this.log.prepend(metrics.data);
+    const known = new Set(this.events.map((event) => event.id));
+    this.events = [...this.events, ...events.data.filter((event) => !known.has(event.id))];
+    this.hasEarlierEvents = events.has_more;
+    this.isLoaded = true;
+    for (const part of ["log", "events"]) this.#onChange(part);
+    await Promise.all([this.#fetchLists(), this.#fetchReport()]);
+  }
+
+  async #fetchLists() {
+    const [attempts, checkpoints] = await Promise.all([
+      get(this.#path("attempts")),
+      get(this.#path("checkpoints"), { limit: 100 }),
+    ]);
+    this.attempts = attempts;
+    this.checkpoints = checkpoints.data;
+    this.#onChange("lists");
+  }
+
+  async #fetchReport() {
+    // A job that has ended before its check did has no report, and the route answers 404.
+    const wasChecked = this.job.started_at !== null || !["validating_files", "failed", "cancelled"].includes(this.job.status);
+    if (this.#isReportAsked || !wasChecked) return;
+    this.#isReportAsked = true;
+    this.data = (await get(this.#path("data"))).report;
+    this.#onChange("data");
+  }
+
+  #addEvent(event) {
+    if (this.events.some((other) => other.id === event.id)) return;
+    this.events = [event, ...this.events];
+    this.#onChange("events");
+    if (event.type === "message") this.#refetchLists();
+  }
+
+  #end(job) {
+    if (job.deleted) {
+      this.isDeleted = true;
+      this.#onChange("job");
+    } else {
+      this.setJob(job);
+      this.#refetchLists();
+    }
+  }
+
+  /** Runs what the page can do without, and tells the user if it fails. */
+  async #try(act) {
+    try {
+      await act();
+    } catch (error) {
+      tell(error.message, "problem");
+    }
+  }
+
+  #path(part = "") {
+    return `fine_tuning/jobs/${encodeURIComponent(this.id)}${part && `/${part}`}`;
+  }
+}

@@ -1,0 +1,65 @@
+// The attempts at a job, with the causes of their ends, and its events.
+
+import { count, duration, moment } from "../../lib/format.js";
+import { html, nothing, repeat } from "../../lib/html.js";
+
+/** @param {import("./feed.js").JobFeed} feed */
+export function timeline({ attempts }) {
+  const { data, data_check: check } = attempts;
+  return html`
+    <h2>Attempts</h2>
+    ${data.length ? nothing : html`<p class="muted">No worker has started to train the job yet.</p>`}
+    <ol class="timeline">
+      ${check ? dataCheck(check) : nothing} ${data.map(row)}
+    </ol>
+  `;
+}
+
+function dataCheck({ tries, started_at: start, ended_at: end }) {
+  const state = end === null ? "running" : "succeeded";
+  return html`<li class=${start === null ? nothing : state}>
+    <p><strong>Check of the data</strong> <span class="muted">${start === null ? nothing : lasted(start, end)}</span></p>
+    ${tries > 1 ? html`<p class="cause">It took ${count(tries)} tries.</p>` : nothing}
+  </li>`;
+}
+
+function row(attempt) {
+  const { started_at: start, ended_at: end, outcome, from_step: from, to_step: to, cause } = attempt;
+  return html`<li class=${outcome ?? "running"}>
+    <p>
+      <strong>Attempt ${count(attempt.attempt)}</strong>
+      <span class="muted">${lasted(start, end)} · ${attempt.worker_id}</span>
+    </p>
+    ${from === null ? nothing : html`<p>Steps ${count(from)} to ${count(to)}</p>`}
+    ${cause ? html`<p class=${outcome === "succeeded" ? "muted" : "cause"}>${cause}</p>` : nothing}
+  </li>`;
+}
+
+const lasted = (start, end) => `${moment(start)} · ${duration((end ?? Date.now() / 1000) - start)}`;
+
+/**
+ * @param {import("./feed.js").JobFeed} feed
+ * @param {{hasMetrics: boolean, onMetrics: (shown: boolean) => void, onEarlier: () => void}} options
+ */
+export function eventList({ events, hasEarlierEvents }, { hasMetrics, onMetrics, onEarlier }) {
+  const shown = hasMetrics ? events : events.filter((event) => event.type !== "metrics");
+  return html`
+    <div class="row">
+      <h2>Events</h2>
+      <label class="check end">
+        <input type="checkbox" .checked=${hasMetrics} @change=${(change) => onMetrics(change.target.checked)} />
+        Show losses
+      </label>
+    </div>
+    <ol class="events" tabindex="0" aria-label="Events, newest first">
+      ${repeat(
+        shown,
+        (event) => event.id,
+        (event) => html`<li class=${event.level}>
+          <time class="muted">${moment(event.created_at)}</time> <span>${event.message}</span>
+        </li>`,
+      )}
+      ${hasEarlierEvents ? html`<li><button @click=${onEarlier}>Earlier events</button></li>` : nothing}
+    </ol>
+  `;
+}

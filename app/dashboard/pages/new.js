@@ -1,0 +1,229 @@
+// A new job: data, base model, settings, estimate, start. All of it is one call of the public API.
+
+import { get, post } from "../lib/api.js";
+import { curlOf, pythonOf } from "../lib/calls.js";
+import { copyButton } from "../lib/copy.js";
+import { html, nothing, render } from "../lib/html.js";
+import { uploadSample } from "../lib/sample.js";
+import { openPage, tell } from "../lib/shell.js";
+import { debounce } from "../lib/timing.js";
+import { Data } from "./new/data.js";
+import { forgetDraft, keyOf, loadDraft, read, saveDraft } from "./new/draft.js";
+import { Estimator } from "./new/estimate.js";
+import { modelSection, nameSection, settingsSection, validationSection } from "./new/sections.js";
+import { arrange, readFields } from "./new/schema.js";
+
+const TYPING_MS = 600;
+
+const { session, main } = await openPage("new");
+
+const draft = loadDraft();
+const estimator = new Estimator(draw);
+const data = new Data(draft, draw, (file) => change({ file: file.id }));
+
+let models = null;
+let fields = new Map();
+let arranged = null;
+let refusal = null; // the API's answer to "Start", as an ApiError
+let wasTried = false;
+let isStarting = false;
+let isUploadingSample = false;
+let openTab = "curl";
+
+async function start() {
+  try {
+    const [openapi, list] = await Promise.all([
+      fetch("openapi.json").then((answer) => answer.json()),
+      get("models"),
+      data.fetch(),
+    ]);
+    fields = readFields(openapi);
+    arranged = arrange(openapi, fields);
+    models = list.data.filter((model) => !model.base_model);
+    if (!models.some(({ id }) => id === draft.model)) draft.model = models[0]?.id ?? "";
+    refreshNow();
+  } catch (error) {
+    render(html`<p class="problem" role="alert">${error.message}</p>`, main);
+    return;
+  }
+  draw();
+}
+
+function draw() {
+  if (arranged) render(view(), main);
+}
+
+function view() {
+  const { body, problems } = read(draft, fields);
+  const shown = { ...problemsToShow(problems), ...problemOf(refusal ?? estimator.error) };
+  const form = { draft, fields, arranged, models, problems: shown, presetOf, change, setSetting };
+  return html`<h1>New job</h1>
+    <form class="columns" @submit=${(event) => event.preventDefault()}>
+      <div class="stack">
+        ${dataSection(shown)} ${modelSection(form)} ${validationSection(form, data)}
+        ${settingsSection(form)} ${nameSection(form)}
+      </div>
+      <aside class="stack sticky">
+        ${estimator.view()} ${startSection(body, problems)} ${callSection(body)}
+      </aside>
+    </form>`;
+}
+
+function dataSection(problems) {
+  return html`<section class="card stack">
+    <h2>Data</h2>
+    ${data.uploader.view("JSONL, CSV or Parquet, also packed with gzip. Every line is checked.")}
+    <div class="row baseline">
+      ${data.files.length
+        ? data.fileSelect("training_file", "Or a file that is uploaded already", draft.file, (file) =>
+            change({ file }),
+          )
+        : html`<button type="button" ?disabled=${isUploadingSample} @click=${trySample}>
+            ${isUploadingSample ? "Uploading the sample…" : "Use a sample"}
+          </button>`}
+    </div>
+    ${problems.training_file ? html`<p class="wrong" role="alert">${problems.training_file}</p>` : nothing}
+    ${data.report()} ${data.preview(hyperparametersOf(read(draft, fields).body))}
+  </section>`;
+}
+
+function startSection(body, problems) {
+  const wrong = Object.keys(problems).filter((name) => !["training_file", "model"].includes(name));
+  return html`<section class="card stack">
+    ${refusal ? html`<p class="problem" role="alert">${refusal.message}</p>` : nothing}
+    <button
+      type="button"
+      class="primary big"
+      ?disabled=${isStarting}
+      @click=${() => startJob(body, problems)}
+    >
+      ${isStarting ? "Starting…" : draft.startsPaused ? "Create the job, paused" : "Start the job"}
+    </button>
+    ${wrong.length && wasTried
+      ? html`<p class="wrong">Some fields need a look: ${wrong.join(", ")}.</p>`
+      : nothing}
+  </section>`;
+}
+
+function callSection(body) {
+  const texts = {
+    curl: curlOf("fine_tuning/jobs", body, session),
+    Python: pythonOf(body, session),
+  };
+  return html`<section class="card stack">
+    <div class="row">
+      <h2>The same as a call</h2>
+      <span class="end row tight">
+        ${Object.keys(texts).map(
+          (name) => html`<button
+            type="button"
+            class="chip"
+            aria-pressed=${name === openTab}
+            @click=${() => {
+              openTab = name;
+              draw();
+            }}
+          >
+            ${name}
+          </button>`,
+        )}
+        ${copyButton(texts[openTab])}
+      </span>
+    </div>
+    <pre class="call" tabindex="0" aria-label="The call">${texts[openTab]}</pre>
+  </section>`;
+}
+
+const hyperparametersOf = (body) => body.method?.supervised.hyperparameters ?? {};
+
+function presetOf(name) {
+  return estimator.presetOf(name);
+}
+
+/** What is missing is told once "Start" was pressed; what is wrong, at once. */
+function problemsToShow(problems) {
+  if (wasTried) return problems;
+  const { training_file, model, validation_file, ...wrong } = problems;
+  return wrong;
+}
+
+/** The error of the API at the field that it names. */
+function problemOf(error) {
+  const name = error?.param?.split(".").find((part) => fields.has(part) && part !== "method" && part !== "hyperparameters");
+  return name ? { [name]: error.message } : {};
+}
+
+function change(changed) {
+  Object.assign(draft, changed);
+  saveDraft(draft);
+  refusal = null;
+  draw();
+  refresh();
+}
+
+function setSetting(name, text) {
+  const settings = { ...draft.settings, [name]: text };
+  if (text === "") delete settings[name];
+  change({ settings });
+}
+
+function refreshNow() {
+  const { body, problems } = read(draft, fields);
+  if (Object.keys(problems).length) {
+    estimator.forget(estimator.answer);
+    if (!draft.file || !draft.model) estimator.forget();
+    draw();
+  } else {
+    estimator.refresh(body);
+  }
+  data.refreshPreview(hyperparametersOf(body));
+}
+
+const refresh = debounce(refreshNow, TYPING_MS);
+
+async function startJob(body, problems) {
+  if (isStarting) return;
+  wasTried = true;
+  refusal = null;
+  if (Object.keys(problems).length) {
+    draw();
+    focusProblem();
+    return;
+  }
+  isStarting = true;
+  draw();
+  try {
+    const headers = { "idempotency-key": keyOf(body) };
+    const job = await post("fine_tuning/jobs", body, { headers });
+    forgetDraft();
+    location.assign(`job?id=${encodeURIComponent(job.id)}`);
+  } catch (error) {
+    refusal = error;
+    isStarting = false;
+    draw();
+    focusProblem();
+  }
+}
+
+function focusProblem() {
+  const wrong = main.querySelector("[aria-invalid=true]") ?? main.querySelector(".wrong, .problem");
+  wrong?.closest("details:not([open])")?.setAttribute("open", "");
+  wrong?.focus();
+  wrong?.scrollIntoView({ block: "center" });
+}
+
+async function trySample() {
+  isUploadingSample = true;
+  draw();
+  try {
+    const file = await uploadSample();
+    data.files = [file, ...data.files];
+    change({ file: file.id });
+  } catch (error) {
+    tell(error.message, "problem");
+  }
+  isUploadingSample = false;
+  draw();
+}
+
+await start();

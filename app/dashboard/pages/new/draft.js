@@ -1,0 +1,115 @@
+// What the form says. It survives a reload in the session storage of the tab.
+
+import { parse } from "./schema.js";
+
+const STORED = "tunery.draft";
+const REQUEST = "tunery.draft.request";
+
+const EMPTY = {
+  file: "",
+  validation: "none",
+  validationFile: "",
+  split: "0.1",
+  model: "",
+  recipe: "auto",
+  settings: {},
+  suffix: "",
+  seed: "",
+  priority: "",
+  labels: "",
+  startsPaused: false,
+};
+
+/** The draft of this tab. `?file=` and `?model=` in the address begin with that file or model. */
+export function loadDraft() {
+  const stored = JSON.parse(sessionStorage.getItem(STORED) ?? "{}");
+  const asked = new URLSearchParams(location.search);
+  const draft = { ...EMPTY, ...stored };
+  for (const name of ["file", "model"]) draft[name] = asked.get(name) ?? draft[name];
+  return draft;
+}
+
+export function saveDraft(draft) {
+  sessionStorage.setItem(STORED, JSON.stringify(draft));
+}
+
+export function forgetDraft() {
+  sessionStorage.removeItem(STORED);
+  sessionStorage.removeItem(REQUEST);
+}
+
+/**
+ * The body of the request, and what is wrong with the form.
+ *
+ * @param {object} draft
+ * @param {Map<string, object>} fields by name, as `readFields` gives them
+ * @returns {{body: object, problems: Record<string, string>}} problems by the name of the field
+ */
+export function read(draft, fields) {
+  const problems = {};
+  const take = (name, text) => {
+    const { value, problem } = parse(fields.get(name), text);
+    if (problem) problems[name] = problem;
+    return value;
+  };
+  const labels = readLabels(draft.labels);
+  if (labels.problem) problems.metadata = labels.problem;
+  if (!draft.file) problems.training_file = "Choose a file first.";
+  if (!draft.model) problems.model = "Choose a base model.";
+  if (draft.validation === "file" && !draft.validationFile) {
+    problems.validation_file = "Choose the file to validate with.";
+  }
+  const hyperparameters = readHyperparameters(draft, take);
+  const body = {
+    model: draft.model,
+    training_file: draft.file,
+    validation_file: draft.validation === "file" ? draft.validationFile : undefined,
+    suffix: take("suffix", draft.suffix),
+    seed: take("seed", draft.seed),
+    metadata: labels.value,
+    recipe: draft.recipe || undefined,
+    priority: take("priority", draft.priority),
+    auto_start: draft.startsPaused ? false : undefined,
+    method: hyperparameters && { type: "supervised", supervised: { hyperparameters } },
+  };
+  return { body: withoutAbsent(body), problems };
+}
+
+function readHyperparameters(draft, take) {
+  const values = Object.entries(draft.settings).map(([name, text]) => [name, take(name, text)]);
+  if (draft.validation === "split") {
+    values.push(["validation_split", take("validation_split", draft.split)]);
+  }
+  const given = values.filter(([, value]) => value !== undefined);
+  return given.length ? Object.fromEntries(given) : undefined;
+}
+
+const withoutAbsent = (body) =>
+  Object.fromEntries(Object.entries(body).filter(([, value]) => value !== undefined));
+
+function readLabels(text) {
+  const lines = text.split(/[\n,]/).map((line) => line.trim()).filter(Boolean);
+  if (!lines.length) return {};
+  const bad = lines.find((line) => line.indexOf("=") < 1);
+  if (bad) return { problem: `“${bad}” is not a label. Write key=value, such as team=search.` };
+  const pairs = lines.map((line) => {
+    const end = line.indexOf("=");
+    return [line.slice(0, end).trim(), line.slice(end + 1).trim()];
+  });
+  return { value: Object.fromEntries(pairs) };
+}
+
+/**
+ * The idempotency key of a request. The same body has the same key until a job was made, so that a
+ * second click or a lost answer does not make a second job.
+ */
+export function keyOf(body) {
+  const text = JSON.stringify(body);
+  const stored = JSON.parse(sessionStorage.getItem(REQUEST) ?? "null");
+  if (stored?.text === text) return stored.key;
+  // `randomUUID` exists only in secure contexts.
+  const bytes = crypto.getRandomValues(new Uint8Array(16));
+  const key = `dashboard-${Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("")}`;
+  sessionStorage.setItem(REQUEST, JSON.stringify({ text, key }));
+  return key;
+}

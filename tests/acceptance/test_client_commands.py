@@ -1,0 +1,270 @@
+"""`tunery` as a client, in a terminal and in scripts, against a service that trains."""
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from benchmarks.support.samples import build_chat_file
+from tests.acceptance.processes import JOB_S, InstalledService
+from tests.terminal import COLUMNS, CTRL_C, InTerminal
+from tests.tiny import install_tiny_model
+from tests.wheel import install_wheel
+from tunery.client.job_file import read_job_file
+
+COMMAND_S = 30
+HOSTILE = "[red]x[/red]\x1b[31mred\x1b]0;title\x07"
+"""Markup of rich, a colour and a new title for the terminal's window."""
+
+JOB_FILE = """\
+model: tiny
+training_file: train.jsonl
+suffix: from-a-file
+hyperparameters: {n_epochs: %d, batch_size: 4, lora_r: 8}
+"""
+
+
+class Client:
+    """The installed command, in a directory that has a dataset and no other user's settings."""
+
+    def __init__(self, place: Path, base_url: str) -> None:
+        self.place = place
+        self.environment = {
+            **{name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ},
+            "HOME": str(place),
+            "TUNERY_BASE_URL": base_url,
+        }
+        (place / "train.jsonl").write_bytes(build_chat_file(48))
+
+    def write_job_file(self, *, epochs: int) -> None:
+        (self.place / "job.yaml").write_text(JOB_FILE % epochs, "utf-8")
+
+    def run(self, *arguments: str, code: int = 0, **variables: str) -> tuple[str, str]:
+        """Run a command without a terminal. Returns standard output and standard error."""
+        done = subprocess.run(
+            [install_wheel() / "tunery", *arguments],
+            cwd=self.place,
+            env=self.environment | variables,
+            capture_output=True,
+            text=True,
+            timeout=COMMAND_S,
+            check=False,
+        )
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stdout, done.stderr
+
+    def read_json(self, *arguments: str) -> Any:
+        return json.loads(self.run(*arguments, "--json")[0])
+
+    def in_terminal(self, *arguments: str) -> InTerminal:
+        command = [install_wheel() / "tunery", *arguments]
+        return InTerminal(command, cwd=self.place, environment=self.environment)
+
+
+@pytest.fixture
+def tunery(service: InstalledService, tmp_path: Path) -> Client:
+    return Client(tmp_path, service.base_url)
+
+
+@pytest.fixture
+def long_job(tunery: Client) -> Iterator[str]:
+    """Id of a job that runs until it is cancelled, which it is after the test."""
+    tunery.write_job_file(epochs=50)
+    job_id = tunery.run("submit", "job.yaml")[0].strip()
+    yield job_id
+    tunery.run("cancel", job_id)
+
+
+def test_a_job_file_becomes_an_adapter(tunery: Client) -> None:
+    tunery.write_job_file(epochs=8)
+
+    with tunery.in_terminal("submit", "job.yaml", "--follow", "--output", "there") as terminal:
+        terminal.wait_for(r"\d+/96 loss \d", within_s=JOB_S)
+        code = terminal.wait(within_s=JOB_S)
+
+    assert code == 0, terminal.text
+    assert "succeeded, ft:tiny:tunery:from-a-file:" in terminal.text
+    lines = [line for line in terminal.text.replace("\r", "\n").splitlines() if "━" in line]
+    assert max(map(len, lines)) == COLUMNS
+    assert (tunery.place / "there" / "adapter" / "adapter_model.safetensors").stat().st_size > 1000
+    assert (tunery.place / "there" / "loss.csv").read_text("utf-8").startswith("step,")
+    assert not [path for path in tunery.place.rglob("*") if "part" in path.suffixes]
+
+
+def test_the_settings_of_a_job_become_a_job_file(tunery: Client, long_job: str) -> None:
+    tunery.run("init", "again.yaml", "--from", long_job)
+
+    content = read_job_file(tunery.place / "again.yaml").content
+    assert (content["model"], content["suffix"]) == ("tiny", "from-a-file")
+    assert content["training_file"] == tunery.read_json("files", "list")[0]["id"]
+    given = {"n_epochs": 50, "batch_size": 4, "lora_r": 8}.items()
+    assert given <= content["hyperparameters"].items()
+    assert "lora_target_modules" in content["hyperparameters"]
+
+
+def test_ctrl_c_leaves_the_job_running_and_says_how_to_come_back(
+    tunery: Client, long_job: str
+) -> None:
+    with tunery.in_terminal("watch", long_job) as terminal:
+        terminal.wait_for(r"\d+/600 loss", within_s=JOB_S)
+        terminal.press(CTRL_C)
+        assert terminal.wait(within_s=COMMAND_S) == 130
+
+    assert f"To watch it again: tunery watch {long_job}" in terminal.text
+    assert tunery.read_json("jobs", "--limit", "1")[0]["status"] == "running"
+
+    with tunery.in_terminal("watch", long_job) as terminal:
+        terminal.wait_for(r"\d+/600 loss", within_s=JOB_S)
+        tunery.run("cancel", long_job)
+        assert terminal.wait(within_s=JOB_S) == 1
+
+    assert "\rcancelled, " in terminal.text
+
+
+def test_watching_outlives_a_restart_of_the_service(tmp_path: Path) -> None:
+    data_dir = tmp_path / "data"
+    install_tiny_model(data_dir, source=tmp_path / "hub" / "our-tiny")
+    with InstalledService(data_dir) as service:
+        tunery = Client(tmp_path, service.base_url)
+        tunery.write_job_file(epochs=50)
+        job_id = tunery.run("submit", "job.yaml")[0].strip()
+        with tunery.in_terminal("watch", job_id, "--json") as terminal:
+            terminal.wait_for("Step 10/600", within_s=JOB_S)
+            service.processes["api"].stop(signal.SIGKILL)
+            terminal.wait_for('"disconnected"', within_s=COMMAND_S)
+            service.start("api")
+            tunery.run("cancel", job_id)
+            assert terminal.wait(within_s=JOB_S) == 1
+
+        messages = [json.loads(line) for line in terminal.text.splitlines()]
+        events = [each["data"]["id"] for each in messages if each["event"] == "event"]
+        written = [event["id"] for event in reversed(read_events(service, job_id))]
+
+    assert messages[-1]["event"] == "end"
+    assert messages[-1]["data"]["status"] == "cancelled"
+    assert events == written[written.index(events[0]) :]
+
+
+def read_events(service: InstalledService, job_id: str) -> list[dict[str, Any]]:
+    answer = httpx.get(
+        f"{service.base_url}/fine_tuning/jobs/{job_id}/events", params={"limit": 1000}
+    )
+    return answer.json()["data"]
+
+
+def test_json_is_what_the_service_says(
+    tunery: Client, service: InstalledService, finished_job: openai.types.fine_tuning.FineTuningJob
+) -> None:
+    job_id = finished_job.id
+    answer = httpx.get(f"{service.base_url}/fine_tuning/jobs/{job_id}").json()
+
+    assert answer in tunery.read_json("jobs", "--label", "team=red")
+    assert [each["id"] for each in tunery.read_json("files", "list")]
+    compared = tunery.read_json("compare", job_id, job_id)
+    assert compared["settings"] == {}
+    assert compared["results"]["status"] == ["succeeded"] * 2
+    assert "tiny" in [each["id"] for each in tunery.read_json("models", "available")]
+    last = tunery.run("logs", job_id, "--json", "--limit", "1")[0]
+    assert json.loads(last)["message"] == "The job has successfully completed"
+
+
+def test_a_dataset_is_uploaded_once(tunery: Client) -> None:
+    first, _ = tunery.run("files", "upload", "train.jsonl")
+    second, said = tunery.run("files", "upload", "train.jsonl")
+
+    assert (second, said) == (first, "train.jsonl is there already.\n")
+
+
+def test_a_broken_download_is_continued_and_checked(
+    tunery: Client,
+    service: InstalledService,
+    finished_job: openai.types.fine_tuning.FineTuningJob,
+) -> None:
+    adapter = httpx.get(f"{service.base_url}/fine_tuning/jobs/{finished_job.id}/adapter")
+    half = adapter.content[: len(adapter.content) // 2]
+    part = tunery.place / "a.zip.part"
+    command = ("download", finished_job.id, "--output", "a.zip")
+
+    part.write_bytes(bytes(len(half)))
+    part.with_name("a.zip.part.etag").write_text(adapter.headers["etag"], "utf-8")
+    _, said = tunery.run(*command, code=2)
+    assert said.startswith("download: a.zip is not what the service has")
+
+    part.write_bytes(half)
+    tunery.run(*command)
+    assert (tunery.place / "a.zip").read_bytes() == adapter.content
+
+
+def test_text_of_users_does_not_control_the_terminal(
+    tunery: Client, service: InstalledService
+) -> None:
+    with service.client() as client:
+        file = client.files.create(
+            file=(f"{HOSTILE}.jsonl", build_chat_file(8)), purpose="fine-tune"
+        )
+        jobs = [
+            client.fine_tuning.jobs.create(
+                model="tiny",
+                training_file=file.id,
+                metadata={"note": f"{number}{HOSTILE}"},
+                extra_body={"auto_start": False},
+            )
+            for number in (1, 2)
+        ]
+
+    with tunery.in_terminal("compare", *(job.id for job in jobs)) as terminal:
+        assert terminal.wait(within_s=COMMAND_S) == 0
+    assert "[red]" in terminal.text
+    assert "\x1b[31m" not in terminal.output
+    assert "\x1b]0;" not in terminal.output
+
+    shown, _ = tunery.run("compare", *(job.id for job in jobs))
+    assert "1[red]x[/red]\\x1b[31mred\\x1b]0;title\\x07" in shown
+    tunery.run("cancel", *(job.id for job in jobs))
+
+
+def test_an_id_that_there_is_not(tunery: Client) -> None:
+    assert tunery.run("watch", "ftjob-none", code=2) == (
+        "",
+        "watch: No such fine-tuning job: ftjob-none\n",
+    )
+
+
+def test_a_service_that_is_down(tunery: Client) -> None:
+    _, said = tunery.run("jobs", code=3, TUNERY_BASE_URL="http://127.0.0.1:9/v1")
+
+    assert said.startswith("jobs: http://127.0.0.1:9/v1 does not answer: ")
+    assert said.count("\n") == 1
+
+
+def test_a_wrong_key_is_named_and_not_shown(tmp_path: Path) -> None:
+    key_file = tmp_path / "key"
+    with InstalledService(
+        tmp_path / "data", workers=0, bootstrap_key_file=str(key_file)
+    ) as service:
+        tunery = Client(tmp_path, service.base_url)
+        key = key_file.read_text("utf-8").strip()
+        wrong = f"{key[:-4]}0000"
+
+        assert tunery.run("jobs", TUNERY_API_KEY=key)[1] == ""
+        said = "".join(tunery.run("jobs", code=2, TUNERY_API_KEY=wrong))
+
+    assert said.startswith("jobs: ")
+    assert wrong not in said
+
+
+def test_a_shell_completes_ids_of_jobs(
+    tunery: Client, finished_job: openai.types.fine_tuning.FineTuningJob
+) -> None:
+    offered, _ = tunery.run(
+        _TUNERY_COMPLETE="complete_bash", COMP_WORDS="tunery watch ftjob-", COMP_CWORD="2"
+    )
+
+    assert finished_job.id in offered.split()

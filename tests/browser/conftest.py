@@ -1,0 +1,84 @@
+"""A real service with a tiny base model, and a real browser on it."""
+
+import shutil
+from collections.abc import Iterator
+
+import openai
+import pytest
+from playwright.sync_api import Browser, sync_playwright
+
+from tests.browser.members import Member, database_of, watched_tabs
+from tests.browser.watching import AXE, Tabs
+from tests.builders import add_key
+from tests.programs import require_programs
+from tests.tiny import install_tiny_model
+from tunery.local_service import LocalService
+
+_SETTINGS = {
+    "poll_interval_s": "0.05",
+    "training_threads": "1",
+    "training_dtype": "float32",
+    "install_default_model": "false",
+}
+_FLAGS = [
+    "--no-sandbox",  # the tests may run as root
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    require_programs("chromium")
+    assert AXE.exists(), "axe-core is not installed: run make clients"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=_FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="session")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalService]:
+    """The API and one worker; its base model is `tiny`."""
+    data_dir = tmp_path_factory.mktemp("browser") / "data"
+    install_tiny_model(data_dir, source=tmp_path_factory.mktemp("hub") / "our-tiny")
+    with LocalService(data_dir, _SETTINGS) as service:
+        yield service
+
+
+@pytest.fixture(scope="session")
+def client(service: LocalService) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=service.base_url, api_key="unused", max_retries=0) as client:
+        yield client
+
+
+@pytest.fixture
+def tabs(browser: Browser, service: LocalService) -> Iterator[Tabs]:
+    """Tabs on the service. At the end of the test, nothing may have gone wrong in any of them."""
+    with watched_tabs(browser, service) as tabs:
+        yield tabs
+
+
+@pytest.fixture(scope="session")
+def keyed_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalService]:
+    """Like `service`, but it wants a key."""
+    data_dir = tmp_path_factory.mktemp("keyed") / "data"
+    install_tiny_model(data_dir, source=tmp_path_factory.mktemp("keyed-hub") / "our-tiny")
+    with LocalService(data_dir, _SETTINGS) as service:
+        with database_of(service) as database:
+            add_key(database)
+        yield service
+
+
+@pytest.fixture
+def member(
+    browser: Browser, keyed_service: LocalService, request: pytest.FixtureRequest
+) -> Iterator[Member]:
+    """Somebody with a key of a project of their own, which has nothing in it yet."""
+    project = request.node.name[:60]
+    with database_of(keyed_service) as database:
+        key = add_key(database, project)
+        with watched_tabs(browser, keyed_service) as tabs:
+            yield Member(tabs, key, project, database)

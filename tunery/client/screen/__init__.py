@@ -1,0 +1,1 @@
+"""What the client shows. Nothing that others wrote controls the terminal."""
