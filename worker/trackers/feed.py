@@ -7,6 +7,7 @@ trained a second time are not sent again.
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from contextvars import copy_context
@@ -43,6 +44,8 @@ LINGER_S = 60.0
 """Time that a tracker has to catch up after the attempt has ended, in seconds."""
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 2.0, 60.0
+
+_TRANSIENT_ERRORS = (DatabaseBusyError, StorageFullError)
 
 _ENDINGS: dict[JobStatus, Ending] = {
     JobStatus.SUCCEEDED: "succeeded",
@@ -128,27 +131,37 @@ class _Feed:
             self._feed()
         except (LeaseLostError, NotFoundError):  # another attempt feeds now, or the job is deleted
             return
-        except (DatabaseBusyError, StorageFullError) as error:
+        except _TRANSIENT_ERRORS as error:
             logger.warning("%s gets no more steps: %s", self._label, error)
         except Exception:
             logger.exception("the feed of %s failed", self._label)
 
     def _feed(self) -> None:
         pause_s = _FIRST_PAUSE_S
-        while True:
-            try:
-                with TrackerProcess() as process:
-                    self._send_all(process)
-            except TrackerError as error:
-                logger.warning("%s: %s: %s", self._label, error, error.detail)
-                self._warn_of_failure(error)
-            else:
-                return
+        while not self._try_to_feed():
             if self._seconds_left() <= pause_s:
                 self._warn_of_loss()
                 return
-            self.has_ended.wait(pause_s)
+            if self.has_ended.is_set():
+                time.sleep(pause_s)
+            elif self.has_ended.wait(pause_s):
+                pause_s = _FIRST_PAUSE_S  # tried again at once: little time is left
+                continue
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    def _try_to_feed(self) -> bool:
+        """Feed until the attempt has ended. Returns False if something kept it from that."""
+        try:
+            with TrackerProcess() as process:
+                self._send_all(process)
+        except TrackerError as error:
+            logger.warning("%s: %s: %s", self._label, error, error.detail)
+            self._warn_of_failure(error)
+        except _TRANSIENT_ERRORS as error:
+            logger.warning("%s waits for the database: %s", self._label, error)
+        else:
+            return True
+        return False
 
     def _send_all(self, process: TrackerProcess) -> None:
         """Send everything that the tracker does not have, until the attempt has ended.

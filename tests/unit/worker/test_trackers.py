@@ -43,6 +43,7 @@ class Mlflow:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self.directory = path.parent
         self.uri = f"sqlite:///{path}"
 
     def query(self, sql: str, *values: str) -> list[Any]:
@@ -176,9 +177,32 @@ def test_a_later_attempt_continues_the_run_and_sends_no_step_twice(
 
 @pytest.mark.only_sqlite
 def test_a_tracker_that_comes_back_gets_every_step(
+    database: Database, settings: Settings, mlflow: Mlflow, tmp_path: Path
+) -> None:
+    job_id = add_tracked_job(database)
+    lease = claim(database)
+    place = tmp_path / "place"
+    place.write_text("not a directory")
+    later = settings.model_copy(update={"mlflow_tracking_uri": f"sqlite:///{place}/mlflow.db"})
+    with fed(lease, database, later):
+        record(database, lease, 1, 5)
+        wait_until(lambda: told(database, job_id, "warn"), within_s=WAIT_S)
+        place.unlink()
+        place.symlink_to(mlflow.directory)
+        wait_until(lambda: mlflow.steps(job_id) == [1, 2, 3, 4, 5], within_s=WAIT_S)
+        finish(database, lease)
+
+    assert mlflow.runs(job_id) == [("support", job_id, "KILLED")]
+    (warning,) = told(database, job_id, "warn")
+    assert warning.startswith(
+        "MLflow cannot be used: FileExistsError. The training is not affected"
+    )
+
+
+@pytest.mark.only_sqlite
+def test_an_attempt_sends_what_an_earlier_one_could_not(
     database: Database, reachable: Settings, mlflow: Mlflow
 ) -> None:
-    """The next attempt sends what this one could not."""
     job_id = add_tracked_job(database)
     lease = claim(database)
     away = reachable.model_copy(update={"mlflow_tracking_uri": "http://127.0.0.1:1"})
