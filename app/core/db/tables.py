@@ -131,6 +131,8 @@ class Job(OwnedByProject, Base):
     learning_rate_multiplier: Mapped[float | None]
     """Learning rate multiplier from the request, or the one implied by `learning_rate`. Already
     applied in `config`."""
+    integrations: Mapped[list[dict[str, Any]] | None]
+    """Each is an `Integration`; null for none."""
     fine_tuned_model: Mapped[str] = mapped_column(index=True)
     """The name the tuned model has, or will have."""
     attempt: Mapped[int] = mapped_column(default=0)

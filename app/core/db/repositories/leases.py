@@ -5,7 +5,7 @@ LeaseLostError if that attempt is not the newest one or the job has ended. `reco
 whose attempt ends before the job does.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import Enum, auto
@@ -43,6 +43,8 @@ class Lease:
     validation_file_id: str | None
     fine_tuned_model: str
     config: TrainingConfig
+    integrations: Sequence[Mapping[str, Any]] = ()
+    """Trackers that get the metrics; each is an `Integration`."""
 
 
 UNREADABLE = JobError(
@@ -288,4 +290,5 @@ def lease_of(job: Job, worker_id: str, *, attempt: int) -> Lease | None:
         validation_file_id=job.validation_file_id,
         fine_tuned_model=job.fine_tuned_model,
         config=config,
+        integrations=job.integrations or (),
     )
