@@ -178,8 +178,7 @@ def report(rate: float, windows: list[dict[str, Window]], speeds: list[dict[str,
 def describe(window: Window) -> str:
     load = window.load
     server_us, own_us = (
-        1e6 * used_s / max(1, load["requests"])
-        for used_s in (window.cpu_s, load["own_cpu_s"])
+        1e6 * used_s / max(1, load["requests"]) for used_s in (window.cpu_s, load["own_cpu_s"])
     )
     return (
         f"{load['requests']} requests, {load['unchanged']} unchanged, {load['errors']} errors "

@@ -136,18 +136,13 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._head_bytes += len(data)
         super().data_received(data)
         if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
-            self.send_400_response(
-                f"The request line and headers are larger than {MAX_HEAD_BYTES} bytes."
-            )
-
-    # What the server asks for
+            self.send_400_response(f"The request's head is larger than {MAX_HEAD_BYTES} bytes.")
 
     def shutdown(self) -> None:
         """Close the connection after its answer. End an answer that would not end by itself."""
         super().shutdown()
         state = self._request.scope.get("state", {}) if self._request else {}
-        end_answer = state.get(END_ANSWER)
-        if end_answer is not None:
+        if end_answer := state.get(END_ANSWER):
             end_answer()
 
     # What the parser reports
