@@ -16,6 +16,7 @@ from app.api.admission.token_buckets import TokenBuckets
 from app.api.browser import dashboard, docs_page
 from app.api.deps import Resources
 from app.api.errors import install_error_handlers
+from app.api.live.hub import Hub
 from app.api.metrics import RequestMetrics
 from app.api.polls.memory import Memory
 from app.api.polls.recent_answers import RecentAnswers
@@ -33,7 +34,7 @@ from app.api.v1 import (
     uploads,
     webhooks,
 )
-from app.api.v1.organization import projects
+from app.api.v1.organization import api_keys, projects, service
 from app.core.base_models import load_catalogue
 from app.core.clock import utc_now
 from app.core.dataset.tokenizing.processes import TokenizerProcesses
@@ -43,6 +44,8 @@ from app.core.disk import Ballast
 from app.core.settings import Settings, read_settings
 from app.core.storage.local import LocalBlobStore
 from app.core.version import VERSION
+from app.maintenance.doctor import Checkups
+from app.maintenance.worker_watch import WorkerWatch
 from app.schemas.bodies import ErrorRead
 from app.webhooks.client import WebhookClient
 from app.webhooks.sender import Sender
@@ -68,15 +71,18 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 def create_app(settings: Settings | None = None) -> FastAPI:
     """The API on the data directory and the database that `settings` name."""
     settings = settings or read_settings()
+    database = Database(settings.resolved_database_url)
+    store = LocalBlobStore(settings.blobs_dir)
     resources = Resources(
         settings=settings,
-        database=Database(settings.resolved_database_url),
-        store=LocalBlobStore(settings.blobs_dir),
+        database=database,
+        store=store,
         catalogue=load_catalogue(settings.data_dir),
         ballast=Ballast(settings),
         upload_slots=UploadSlots(settings.max_uploads),
         tokenizers=TokenizerProcesses(),
         webhooks=WebhookClient(TargetPolicy.of(settings)),
+        checkups=Checkups(settings, database, store),
     )
     metrics = RequestMetrics()
     app = FastAPIOffline(
@@ -93,17 +99,19 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.resources = resources
     app.state.metrics = metrics
+    app.state.hub = Hub(resources.database, metrics, max_connections=settings.max_connections)
     install_error_handlers(app)
     app.include_router(health.router)
     app.include_router(docs_page.router)
     app.include_router(dashboard.router)
     jobs = (fine_tuning_jobs, job_estimates, job_results)
-    for module in (files, file_preview, uploads, *jobs, models, webhooks, projects, sessions):
+    admin = (projects, api_keys, service)
+    for module in (files, file_preview, uploads, *jobs, models, webhooks, *admin, sessions):
         app.include_router(module.router, prefix="/v1")
     require_policies(app)
     authenticator = Authenticator(resources, may_be_keyless=settings.may_be_keyless)
     buckets = TokenBuckets()
-    memory = Memory(resources.database.version)
+    memory = Memory(database.version)
     repeats = Repeats(memory, authenticator=authenticator, buckets=buckets, metrics=metrics)
     app.state.authenticator, app.state.repeats = authenticator, repeats
     app.add_middleware(RecentAnswers, repeats=repeats)
@@ -126,10 +134,16 @@ async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
     sender = Sender(resources.database, resources.webhooks, clock=utc_now)
     authenticator: Authenticator = app.state.authenticator
     sending = sender.running() if resources.webhooks.policy.is_on else nullcontext()
+    watching = WorkerWatch(resources.database, clock=utc_now).running()
     try:
-        async with contextmanager_in_threadpool(sending):  # at its end it waits for attempts
+        async with (
+            contextmanager_in_threadpool(watching),
+            contextmanager_in_threadpool(sending),  # at its end it waits for attempts
+        ):
             yield
         app.state.repeats.close()
+        hub: Hub = app.state.hub
+        await hub.close()
         await authenticator.close()
     finally:
         resources.database.dispose()

@@ -9,7 +9,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks import checks, checks_beside, claims, keys, polls, tables, uploads
+from benchmarks import (
+    checks,
+    checks_beside,
+    claims,
+    keys,
+    polls,
+    tables,
+    uploads,
+    watchers,
+)
 
 _MODEL = Path("data/models/smollm2-135m-instruct")
 
@@ -49,8 +58,14 @@ def _add_jobs(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     command.set_defaults(measure=polls.measure)
     command.add_argument("--model", type=Path, default=_MODEL)
     command.add_argument("--rate", type=float, default=200)
-    command.add_argument("--seconds", type=float, default=60)
-    command.add_argument("--rounds", type=int, default=3)
+    command.add_argument("--seconds", type=float, default=25)
+    command.add_argument("--rounds", type=int, default=5)
+    command = commands.add_parser("watchers", help="what many streams of a job cost its training")
+    command.set_defaults(measure=watchers.measure)
+    command.add_argument("--model", type=Path, default=_MODEL)
+    command.add_argument("--readers", type=int, default=200)
+    command.add_argument("--seconds", type=float, default=30)
+    command.add_argument("--rounds", type=int, default=5)
     command = commands.add_parser("tables", help="queries with 1,000 and with 1,000,000 jobs")
     command.set_defaults(measure=tables.measure)
     command.add_argument(

@@ -65,10 +65,10 @@ def measure(*, model: Path, rows: int, rounds: int) -> None:
             small = _upload(client, 10)
             print("ten rows on an idle worker, from creation to the end of the check:")
             print("  " + ", ".join(f"{_check(client, small):.2f} s" for _ in range(3)))
-            _measure_beside(service, client, rows=rows, rounds=rounds)
+            _measure_beside(client, rows=rows, rounds=rounds)
 
 
-def _measure_beside(service: LocalService, client: httpx.Client, *, rows: int, rounds: int) -> None:
+def _measure_beside(client: httpx.Client, *, rows: int, rounds: int) -> None:
     large = _upload(client, rows)
     job_id = start_job(client)
     while trained_steps(client, job_id) < WARM_STEPS:
@@ -79,7 +79,7 @@ def _measure_beside(service: LocalService, client: httpx.Client, *, rows: int, r
         seconds = _check(client, large, look_s=_SELDOM_S)
         beside = Window(first, trained_steps(client, job_id), 0.0, {})
         print(f"  a check of {rows:,} rows beside a training took {seconds:.0f} s", flush=True)
-        alone = watch(service, client, job_id, rate=0, seconds=seconds)
+        alone = watch(client, job_id, seconds=seconds)
         windows.append((alone, beside))
     speeds = [tuple(steps_per_s(client, job_id, window) for window in pair) for pair in windows]
     client.post(f"{JOBS}/{job_id}/cancel").raise_for_status()

@@ -1,4 +1,8 @@
-"""How long status polls take while a job trains, and what they cost the training."""
+"""How long status polls take while a job trains, and what they cost the training.
+
+Each round has three windows: nobody asks; a server that does nothing is asked; the API is asked.
+The second one is what the generator of requests and the network cost by themselves.
+"""
 
 import json
 import statistics
@@ -7,6 +11,8 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,13 +32,25 @@ STOP_S = 60.0
 JOBS = "/fine_tuning/jobs"
 
 
+ALONE, CONTROL, POLLED = "alone", "control", "polled"
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server that can be polled."""
+
+    url: str
+    pid: int
+
+
 @dataclass(frozen=True)
 class Window:
     """A stretch of the training."""
 
     first_step: int
     last_step: int
-    cpu_s: float
+    server_cpu_s: float
+    """Processor time of the process that was asked."""
     load: dict[str, Any]
     """What the generator of requests has found; empty where there was none."""
 
@@ -61,28 +79,26 @@ def trained_steps(client: httpx.Client, job_id: str) -> int:
 
 
 def watch(
-    service: LocalService, client: httpx.Client, job_id: str, *, rate: float, seconds: float
+    client: httpx.Client,
+    job_id: str,
+    *,
+    seconds: float,
+    server: Server | None = None,
+    rate: float = 0.0,
 ) -> Window:
-    """Let it train for so long, with so many polls a second beside it."""
-    api_pid = service.processes["api"].pid
-    first, computed_s = trained_steps(client, job_id), cpu_s(api_pid)
-    load: dict[str, Any] = {}
-    if rate:
-        load = poll(service.url, job_id, rate=rate, seconds=seconds)
-    else:
+    """Let it train for so long, and poll a server meanwhile, if there is one.
+
+    Args:
+        rate: polls a second.
+    """
+    first = trained_steps(client, job_id)
+    if server is None:
         threading.Event().wait(seconds)
-    used_s = cpu_s(api_pid) - computed_s
+        return Window(first, trained_steps(client, job_id), 0.0, {})
+    before_s = cpu_s(server.pid)
+    load = poll(server.url, job_id, rate=rate, seconds=seconds, is_cheap=True)
+    used_s = cpu_s(server.pid) - before_s
     return Window(first, trained_steps(client, job_id), used_s, load)
-
-
-def poll(url: str, job_id: str, *, rate: float, seconds: float, key: str = "") -> dict[str, Any]:
-    """Poll a job, and now and then its events and the list of jobs. Returns what load.py found."""
-    job = f"/v1{JOBS}/{job_id}"
-    paths = [*[job] * 8, f"{job}/events", f"/v1{JOBS}"]
-    options = ["--rate", str(rate), "--seconds", str(seconds), "--key", key]
-    command = [sys.executable, "-m", "benchmarks.load", url, *paths, *options]
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True)
-    return json.loads(done.stdout)
 
 
 def steps_per_s(client: httpx.Client, job_id: str, window: Window) -> float:
@@ -94,8 +110,36 @@ def steps_per_s(client: httpx.Client, job_id: str, window: Window) -> float:
     return (len(rows) - 1) / (rows[-1]["elapsed_s"] - rows[0]["elapsed_s"])
 
 
+def poll(
+    url: str, job_id: str, *, rate: float, seconds: float, key: str = "", is_cheap: bool = False
+) -> dict[str, Any]:
+    """Poll a job, and now and then its events and the list of jobs. Returns what load.py found.
+
+    Args:
+        is_cheap: send two requests at a time, and wake up for no answer.
+    """
+    job = f"/v1{JOBS}/{job_id}"
+    paths = [*[job] * 8, f"{job}/events", f"/v1{JOBS}"]
+    options = ["--rate", str(rate), "--seconds", str(seconds), "--key", key]
+    options += ["--lazy", "--burst", "2"] if is_cheap else []
+    command = [sys.executable, "-m", "benchmarks.load", url, *paths, *options]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True)
+    return json.loads(done.stdout)
+
+
+@contextmanager
+def fixed_answers() -> Iterator[Server]:
+    """A server that gives every request the same answer, until the block ends."""
+    command = [sys.executable, "-m", "benchmarks.support.fixed_answers"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        port = int(process.stdout.readline())
+        yield Server(f"http://127.0.0.1:{port}", process.pid)
+        process.kill()
+
+
 def measure(*, model: Path, rate: float, seconds: float, rounds: int) -> None:
-    """Print latencies, errors, and steps a second with and without polls, in turn."""
+    """Print latencies, errors, and steps a second alone, beside a control, and with polls."""
     if not model.is_dir():
         sys.exit(f"There is no base model at {model}. Run: make model")
     with tempfile.TemporaryDirectory() as name:
@@ -108,19 +152,25 @@ def measure(*, model: Path, rate: float, seconds: float, rounds: int) -> None:
             "install_default_model": "false",
         }
         with (
+            fixed_answers() as control,
             LocalService(data_dir, settings) as service,
             httpx.Client(base_url=service.base_url, timeout=30) as client,
         ):
             job_id = start_job(client)
             while trained_steps(client, job_id) < WARM_STEPS:
                 time.sleep(LOOK_S)
-            windows: list[tuple[Window, Window]] = []
-            for _ in range(rounds):
-                alone = watch(service, client, job_id, rate=0, seconds=seconds)
-                polled = watch(service, client, job_id, rate=rate, seconds=seconds)
-                windows.append((alone, polled))
+            api = Server(service.url, service.processes["api"].pid)
+            servers = {ALONE: None, CONTROL: control, POLLED: api}
+            windows = [
+                {
+                    kind: watch(client, job_id, seconds=seconds, server=server, rate=rate)
+                    for kind, server in servers.items()
+                }
+                for _ in range(rounds)
+            ]
             speeds = [
-                tuple(steps_per_s(client, job_id, window) for window in pair) for pair in windows
+                {kind: steps_per_s(client, job_id, window) for kind, window in each.items()}
+                for each in windows
             ]
             client.post(f"{JOBS}/{job_id}/cancel").raise_for_status()
             began = time.monotonic()
@@ -129,20 +179,31 @@ def measure(*, model: Path, rate: float, seconds: float, rounds: int) -> None:
     report(rate, windows, speeds)
 
 
-def report(
-    rate: float, windows: list[tuple[Window, Window]], speeds: list[tuple[float, ...]]
-) -> None:
+def report(rate: float, windows: list[dict[str, Window]], speeds: list[dict[str, float]]) -> None:
     print(f"{rate:g} polls a second while a job trains, {len(windows)} rounds in turn")
-    for _, polled in windows:
-        load = polled.load
-        api_ms, own_ms = (
-            1000 * used_s / max(1, load["requests"]) for used_s in (polled.cpu_s, load["own_cpu_s"])
-        )
+    for kind in (CONTROL, POLLED):
+        for each in windows:
+            print(f"  {kind}: {describe(each[kind])}")
+    for each in speeds:
+        shown = ", ".join(f"{kind} {speed:.3f}" for kind, speed in each.items())
+        print(f"  steps/s: {shown}")
+    for kind, what in ((CONTROL, "a server that does nothing"), (POLLED, "the API")):
+        slowed = [100 * (1 - each[kind] / each[ALONE]) for each in speeds]
         print(
-            f"  {load['requests']} requests, {load['errors']} errors {load['first_errors']}: "
-            f"p50 {load['p50_ms']:.1f} ms, p99 {load['p99_ms']:.1f} ms, max {load['max_ms']:.1f} "
-            f"ms; for each, the API computes {api_ms:.2f} ms and who asks {own_ms:.2f} ms"
+            f"  polls of {what} slow training by {statistics.median(slowed):.1f} % in the median; "
+            f"rounds {[round(one, 1) for one in slowed]}"
         )
-    alone, polled = (statistics.fmean(each) for each in zip(*speeds, strict=True))
-    print(f"  steps/s without and with polls: {[[round(one, 2) for one in two] for two in speeds]}")
-    print(f"  training is slowed by {100 * (1 - polled / alone):.1f} %")
+
+
+def describe(window: Window) -> str:
+    load = window.load
+    server_us, own_us = (
+        1e6 * used_s / max(1, load["requests"])
+        for used_s in (window.server_cpu_s, load["own_cpu_s"])
+    )
+    return (
+        f"{load['requests']} requests, {load['unchanged']} unchanged, {load['errors']} errors "
+        f"{load['first_errors']}: p50 {load['p50_ms']:.1f} ms, p99 {load['p99_ms']:.1f} ms, "
+        f"max {load['max_ms']:.1f} ms; for each, the server computes {server_us:.0f} us and who "
+        f"asks {own_us:.0f} us"
+    )

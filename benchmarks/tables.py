@@ -65,8 +65,9 @@ def build_rows(jobs: int) -> dict[str, tuple[str, Callable[[], _Rows]]]:
             is_queued = number % 10 < QUEUED_OF_TEN
             status, ended = ("queued", None) if is_queued else ("cancelled", at)
             result = None if is_queued else f"file-{number:026}"
+            events = EVENTS_EACH + (LONG_STEPS if number == jobs - 1 else 0)
             yield (job_id(number), project, status, at, ended, 0, "tiny", f"file-in-{number % 99}",
-                   config, f"ft:tiny:tunery::{number}", 0, 0, 0, 0, result)  # fmt: skip
+                   config, f"ft:tiny:tunery::{number}", 0, 0, 0, 0, result, at, events)  # fmt: skip
 
     def file_rows() -> _Rows:
         for number in range(jobs):
@@ -87,7 +88,8 @@ def build_rows(jobs: int) -> dict[str, tuple[str, Callable[[], _Rows]]]:
         for number in range(jobs * EVENTS_EACH + LONG_STEPS):
             owner = min(number // EVENTS_EACH, jobs - 1)  # the last one has many more
             yield (f"ftevent-{number:026}", project, job_id(owner), at, "info", "metrics",
-                   f"Step {number}: training loss=1.00", metrics)  # fmt: skip
+                   f"Step {number}: training loss=1.00", metrics,
+                   number - owner * EVENTS_EACH + 1)  # fmt: skip
 
     def step_rows() -> _Rows:
         for step in range(1, LONG_STEPS + 1):
@@ -97,14 +99,15 @@ def build_rows(jobs: int) -> dict[str, tuple[str, Callable[[], _Rows]]]:
 
     job_columns = (
         "id, project_id, status, created_at, finished_at, priority, base_model, training_file_id, "
-        "config, fine_tuned_model, attempt, trained_steps, crashes, interruptions, result_file_id"
+        "config, fine_tuned_model, attempt, trained_steps, crashes, interruptions, result_file_id, "
+        "updated_at, event_count"
     )
     file_columns = (
         "id, project_id, purpose, filename, bytes, sha256, crc32, blob_key, created_at, "
         "uses_tools, job_id, expires_at"
     )
     submission_columns = "job_id, project_id, route, key, fingerprint, created_at"
-    event_columns = "id, project_id, job_id, created_at, level, type, message, data"
+    event_columns = "id, project_id, job_id, created_at, level, type, message, data, number"
     return {
         "jobs": (job_columns, job_rows),
         "files": (file_columns, file_rows),

@@ -17,6 +17,9 @@ REQUEST_ID = "request_id"
 """Key in the state of a request that holds the id of the request."""
 CALLER = "caller"
 """Key in the state of a request that holds its `Caller`. Absent on an open path without a key."""
+RECHECK = "recheck"
+"""Key in the state of a request that holds a function for answers that take long. It raises
+UnauthenticatedError once the caller's key is no longer valid."""
 
 OPEN_PATHS = frozenset({"/healthz", "/openapi.json", "/docs", "/docs/page.js", *dashboard.PAGES})
 """Paths that need no key: they show what is in this repository, or that the service runs."""

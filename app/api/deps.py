@@ -22,6 +22,7 @@ from app.core.errors import InvalidRequestError, StorageFullError
 from app.core.ids import IdPrefix
 from app.core.settings import Settings
 from app.core.storage.blob_store import BlobStore, delete_blobs
+from app.maintenance.doctor import Checkups
 from app.services.idempotency import RequestOrigin
 from app.webhooks.client import WebhookClient
 
@@ -54,6 +55,7 @@ class Resources:
     webhooks: WebhookClient
     upload_slots: UploadSlots
     tokenizers: TokenizerProcesses
+    checkups: Checkups
 
     def read(self, act: Callable[[Session], T]) -> T:
         """Run queries that see one consistent state of the database."""

@@ -20,6 +20,7 @@ from uvicorn.protocols.http.httptools_impl import (
 from app.api.access import REQUEST_ID
 from app.api.browser.security_headers import add_security_headers
 from app.api.errors import RETRY_AFTER_S, error_response
+from app.api.leaving import END_ANSWER
 from app.api.metrics import RequestMetrics
 from app.api.requests import REFUSAL, UNREAD, log_access
 from app.core.ids import IdPrefix, new_id
@@ -138,6 +139,16 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self.send_400_response(
                 f"The request line and headers are larger than {MAX_HEAD_BYTES} bytes."
             )
+
+    # What the server asks for
+
+    def shutdown(self) -> None:
+        """Close the connection after its answer. End an answer that would not end by itself."""
+        super().shutdown()
+        state = self._request.scope.get("state", {}) if self._request else {}
+        end_answer = state.get(END_ANSWER)
+        if end_answer is not None:
+            end_answer()
 
     # What the parser reports
 

@@ -1,4 +1,4 @@
-"""Ends work that nobody waits for any more."""
+"""Ends work that nobody waits for any more, and answers that would not end by themselves."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -10,6 +10,11 @@ T = TypeVar("T")
 
 CLIENT_CLOSED_REQUEST = 499
 """Status in the log of a request whose client left before the answer. Nobody receives it."""
+
+
+END_ANSWER = "end_answer"
+"""Key in the state of a request that holds a function that ends its answer. It is set for answers
+that wait for changes, and called when the service stops."""
 
 
 class ClientLeftError(Exception):

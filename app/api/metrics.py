@@ -1,10 +1,14 @@
 """Counts requests for Prometheus. `app/maintenance/metrics.py` has all the other metrics."""
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from starlette.types import Scope
 
 ROUTE = "route"
 """Key in the state of a request that holds the result of `route_of`, where no route has run."""
+
+WAITED_S = "waited_s"
+"""Key in the state of a request that holds for how many seconds its answer has waited for changes.
+That is no part of its duration."""
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 """Upper bounds of the histogram: from a status poll to an upload."""
@@ -20,7 +24,8 @@ class RequestMetrics:
         self.registry = CollectorRegistry()
         self._durations = Histogram(
             "tunery_http_request_duration_seconds",
-            "Time from the head of a request to the last byte of its answer.",
+            "Time from the head of a request to the last byte of its answer, less the time it "
+            "waited for changes.",
             ("route", "method", "status"),
             buckets=_SECONDS,
             registry=self.registry,
@@ -29,6 +34,16 @@ class RequestMetrics:
             "tunery_http_received_bytes",
             "Bytes of request bodies, uploads included.",
             ("route",),
+            registry=self.registry,
+        )
+        self.open_streams = Gauge(
+            "tunery_streams_open",
+            "Streams and waiting requests that are open.",
+            registry=self.registry,
+        )
+        self.stream_reads = Counter(
+            "tunery_stream_reads",
+            "How often the database was read for streams and waiting requests.",
             registry=self.registry,
         )
 

@@ -18,7 +18,7 @@ from app.api.access import CALLER, REQUEST_ID, PolicyRoute
 from app.api.browser.security_headers import add_security_headers
 from app.api.deps import JOB_ID
 from app.api.errors import ERROR_CODE, MAX_ECHO, error_response
-from app.api.metrics import RequestMetrics
+from app.api.metrics import WAITED_S, RequestMetrics
 from app.core import strict_json
 from app.core.access import Caller
 from app.core.clock import steady_s
@@ -117,7 +117,8 @@ class _Exchange:
         scope, state = self._scope, self._scope["state"]
         status, code = state.get(REFUSAL) or (self.status, state.get(ERROR_CODE))
         seconds = steady_s() - self._started_s
-        metrics.observe(scope, status, seconds, self._received_bytes)
+        answering_s = seconds - state.get(WAITED_S, 0.0)
+        metrics.observe(scope, status, answering_s, self._received_bytes)
         log_access(LoggedRequest.of(scope), status, seconds, request_id=self.request_id, code=code)
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from app.core.access import DEFAULT_PROJECT_ID, Scope
+from app.core.access import DEFAULT_PROJECT_ID, DEFAULT_SCOPES, Scope
 from app.core.clock import utc_now
 from app.core.db.project_tables import ApiKey
 from app.core.db.repositories.projects.access import KeyRepository
@@ -17,7 +17,6 @@ from app.maintenance.keys import create_key, revoke_key
 keys = typer.Typer(help="Create, list and revoke API keys.", no_args_is_help=True)
 
 _UNITS = {"h": timedelta(hours=1), "d": timedelta(days=1)}
-_DEFAULT_SCOPES = [Scope.READ, Scope.WRITE, Scope.SAMPLE]
 
 
 class NoSuchKeyError(OperatorError):
@@ -40,7 +39,7 @@ def create(
     """Create an API key and print it. It is shown only this once."""
     now = utc_now()
     expires_at = None if expires is None else now + _read_lifetime(expires)
-    scopes = scope or _DEFAULT_SCOPES
+    scopes = scope or DEFAULT_SCOPES
     with open_database() as database:
         new = database.transact(
             lambda session: create_key(session, project, scopes, expires_at=expires_at, now=now)

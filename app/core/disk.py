@@ -19,12 +19,22 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 def free_bytes(directory: Path) -> int:
     """Bytes that an ordinary user can still write below `directory`, which need not exist yet."""
-    while not directory.exists():
-        directory = directory.parent
-    disk = os.statvfs(directory)
+    disk = _find_disk(directory)
     if disk.f_files and not disk.f_favail:  # no inode is left; some file systems do not count them
         return 0
     return disk.f_bavail * disk.f_frsize
+
+
+def total_bytes(directory: Path) -> int:
+    """Size of the disk of `directory`, which need not exist yet."""
+    disk = _find_disk(directory)
+    return disk.f_blocks * disk.f_frsize
+
+
+def _find_disk(directory: Path) -> os.statvfs_result:
+    while not directory.exists():
+        directory = directory.parent
+    return os.statvfs(directory)
 
 
 def has_room(settings: Settings, more_bytes: int = 0) -> bool:

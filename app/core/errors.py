@@ -16,6 +16,7 @@ ServiceError                      the caller acts; the API answers with its stat
 ├── DatabaseBusyError             503  nothing was done; the caller may repeat the request
 │   └── DatabaseAwayError         503  its server does not answer
 ├── TokenizingBusyError           503  nothing was done; the caller may repeat the request
+├── TooManyStreamsError           503  nothing was done; the caller may repeat the request
 ├── TooManyUploadsError           503  nothing was done; the caller may repeat the request
 ├── TooManyWebhookTestsError      503  nothing was done; the caller may repeat the request
 └── StorageFullError              507  nothing was done; the disk needs free space first
@@ -145,6 +146,11 @@ class DatabaseAwayError(DatabaseBusyError):
 class TokenizingBusyError(ServiceError):
     status_code = 503
     code = "tokenizing_busy"
+
+
+class TooManyStreamsError(ServiceError):
+    status_code = 503
+    code = "too_many_streams"
 
 
 class TooManyUploadsError(ServiceError):

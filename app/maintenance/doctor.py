@@ -1,12 +1,16 @@
 """Examines a service, running or stopped, and repairs what is safe to repair."""
 
+import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 
 from app.core.clock import utc_now
 from app.core.db import inspection
 from app.core.db.migrate import newest_revision, read_revision
 from app.core.db.session import Database
 from app.core.settings import Settings
+from app.core.storage.blob_store import BlobStore
 from app.core.storage.local import LocalBlobStore
 from app.maintenance.check_blobs import check_blobs, check_manifests
 from app.maintenance.check_database import (
@@ -47,6 +51,49 @@ _ROW_CHECKS: Sequence[Check] = (
     check_orphans,
 )
 """Checks that need the newest schema. Orphans come last, because repairs can leave some."""
+
+_QUICK: Sequence[Check] = (
+    check_space,
+    check_ballast,
+    check_file_system,
+    check_base_models,
+    check_engine,
+    check_jobs,
+    check_workers,
+)
+"""Checks that take milliseconds, whatever the service holds. None of the others does: they read
+every row or every file, or start a process."""
+_FRESH_FOR = timedelta(seconds=10)
+"""Time for which the findings of the quick checks are used again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkup:
+    """The findings of the quick checks."""
+
+    findings: Sequence[Finding]
+    made_at: datetime
+
+
+class Checkups:
+    """Makes quick checks of the service that this process runs, and repairs nothing."""
+
+    def __init__(self, settings: Settings, database: Database, store: BlobStore) -> None:
+        self._settings = settings
+        self._database = database
+        self._store = store
+        self._lock = threading.Lock()
+        self._latest: Checkup | None = None
+
+    def make(self, *, now: datetime) -> Checkup:
+        """Make a checkup, or return the last one if it is younger than ten seconds."""
+        with self._lock:
+            latest = self._latest
+            if latest is None or now - latest.made_at >= _FRESH_FOR:
+                patient = Patient(self._settings, self._database, self._store, now=now)
+                findings = [finding for check in _QUICK for finding in _make(check, patient)]
+                latest = self._latest = Checkup(findings, now)
+            return latest
 
 
 def examine(settings: Settings, *, is_deep: bool, may_repair: bool) -> Iterator[Finding]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from app.core.access import DEFAULT_PROJECT_ID, Scope
+from app.core.access import DEFAULT_PROJECT_ID, Caller, Scope
 from app.core.access.api_keys import hash_key, new_key
 from app.core.db.base import Project
 from app.core.db.project_tables import ApiKey
@@ -56,11 +56,13 @@ def create_key(
     *,
     expires_at: datetime | None,
     now: datetime,
+    by: Caller | None = None,
 ) -> NewKey:
     """Create a key of a project, and the project too if there is none of this name or id.
 
     Args:
         expires_at: when the key stops working; None for never.
+        by: whoever sent the request. None for the command line.
 
     Raises:
         InvalidProjectNameError: a new project cannot have this name.
@@ -80,18 +82,22 @@ def create_key(
         expires_at=expires_at,
     )
     KeyRepository(session).add(row)
-    audit.record(session, None, Action.KEY_CREATED, key_id, now=now, project_id=project.id)
+    audit.record(session, by, Action.KEY_CREATED, key_id, now=now, project_id=project.id)
     return NewKey(key, key_id, project, is_new_project)
 
 
-def revoke_key(session: Session, key_id: str, *, now: datetime) -> bool:
-    """Make a key unusable for good. Returns whether there is such a key."""
+def revoke_key(session: Session, key_id: str, *, now: datetime, by: Caller | None = None) -> bool:
+    """Make a key unusable for good. Returns whether there is such a key.
+
+    Args:
+        by: whoever sent the request. None for the command line.
+    """
     keys = KeyRepository(session)
     found = keys.find(key_id)
     if found is None:
         return False
     keys.revoke(key_id, now=now)
-    audit.record(session, None, Action.KEY_REVOKED, key_id, now=now, project_id=found[1].id)
+    audit.record(session, by, Action.KEY_REVOKED, key_id, now=now, project_id=found[1].id)
     return True
 
 

@@ -123,9 +123,9 @@ def _read_families(session: Session) -> list[GaugeMetricFamily]:
     now = utc_now()
     oldest = inspection.find_oldest_waiting(session)
     jobs = {str(status): count for status, count in inspection.count_jobs(session).items()}
-    workers = Counter({"idle": 0, "running": 0, "draining": 0, "silent": 0})
+    workers = Counter({"idle": 0, "checking": 0, "running": 0, "draining": 0, "silent": 0})
     for worker in WorkerRepository(session).list_all():
-        workers["silent" if worker.is_silent(now=now) else worker.state.name.lower()] += 1
+        workers["silent" if worker.is_silent(now=now) else worker.state] += 1
     return [
         _by("status", "tunery_jobs", "Jobs in the database by status.", jobs),
         _by(

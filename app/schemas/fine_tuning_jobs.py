@@ -170,13 +170,8 @@ class JobErrorRead(ResponseBody):
     """The first 50 problems of an invalid dataset, each with line, path, code and message."""
 
 
-def status_shown(job: Job, settings: Settings) -> JobStatus:
+def status_shown(status: JobStatus, settings: Settings) -> JobStatus:
     """The status that the API shows: a paused job can be shown as another one, for old clients."""
-    return as_shown(job.status, settings)
-
-
-def as_shown(status: JobStatus, settings: Settings) -> JobStatus:
-    """How the API shows a status."""
     return JobStatus(settings.show_paused_as) if status is JobStatus.PAUSED else status
 
 
@@ -238,8 +233,8 @@ class JobRead(ItemRead):
     """Position in the queue of the project, where 1 runs at the project's next turn. Null for a job
     that is not waiting in the queue."""
     waiting_reason: str | None
-    """Why a queued job waits although it may be its turn, such as too little free memory. Null for
-    any other job."""
+    """Sentence about why the job waits: in the queue, for the check of its data, or because it is
+    paused. Null for a job that a worker is busy with, and for one that has ended."""
     trained_steps: int
     """Number of optimizer steps done so far."""
     total_steps: int | None
@@ -256,7 +251,9 @@ class JobRead(ItemRead):
     """Mean training speed so far, in tokens per second, not counting padding."""
 
     @classmethod
-    def of(cls, job: Job, settings: Settings, *, queue_position: int | None) -> "JobRead":
+    def of(
+        cls, job: Job, settings: Settings, *, queue_position: int | None, waiting_reason: str | None
+    ) -> "JobRead":
         config = TrainingConfig.model_validate(job.config)
         hyperparameters = as_hyperparameters(config, job.learning_rate_multiplier)
         has_succeeded = job.status is JobStatus.SUCCEEDED
@@ -264,7 +261,7 @@ class JobRead(ItemRead):
         return cls.model_validate(
             {name: getattr(job, name) for name in same_names}
             | {
-                "status": status_shown(job, settings),
+                "status": status_shown(job.status, settings),
                 "estimated_finish": job.estimated_finish_at,
                 "model": job.base_model,
                 "fine_tuned_model": job.fine_tuned_model if has_succeeded else None,
@@ -284,7 +281,7 @@ class JobRead(ItemRead):
                 "integrations": job.integrations or [],
                 "user_provided_suffix": job.suffix,
                 "queue_position": queue_position,
-                "waiting_reason": job.waiting_reason if job.status is JobStatus.QUEUED else None,
+                "waiting_reason": waiting_reason,
                 "progress": 1.0 if has_succeeded else job.trained_steps / (job.total_steps or 1),
             }
         )

@@ -1,5 +1,6 @@
 """Operations on existing jobs and their results. The caller owns the transaction."""
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -7,6 +8,7 @@ from app.core.access import Caller
 from app.core.db.base import Order
 from app.core.db.repositories.checkpoints import CheckpointRepository
 from app.core.db.repositories.events import EventRepository
+from app.core.db.repositories.job_views.waiting import WaitingReasons
 from app.core.db.repositories.jobs import JobFilter, JobRepository
 from app.core.db.repositories.projects import audit
 from app.core.db.repositories.projects.audit import Action
@@ -48,16 +50,27 @@ def list_jobs(
     """A page of the jobs that match, on the wire."""
     jobs = JobRepository(session, caller.project_id)
     page = jobs.list_page(after=after, limit=limit, which=which, order=order)
-    positions = QueueRepository(session).positions(page.rows)
-    return PageRead[JobRead].of(
-        page, lambda job: JobRead.of(job, settings, queue_position=positions[job.id])
-    )
+    shown = read_jobs(session, page.rows, settings)
+    return PageRead[JobRead].of(page, lambda job: shown[job.id])
 
 
 def read_job(session: Session, job: Job, settings: Settings) -> JobRead:
-    """The job on the wire, with its place in the queue."""
+    """The job on the wire, with its place in the queue and why it waits."""
     position = QueueRepository(session).position(job)
-    return JobRead.of(job, settings, queue_position=position)
+    reasons = WaitingReasons(session).find([job], {job.id: position})
+    return JobRead.of(job, settings, queue_position=position, waiting_reason=reasons[job.id])
+
+
+def read_jobs(session: Session, jobs: Sequence[Job], settings: Settings) -> dict[str, JobRead]:
+    """The same as `read_job` for many jobs of one project, by their ids."""
+    positions = QueueRepository(session).positions(jobs)
+    reasons = WaitingReasons(session).find(jobs, positions)
+    return {
+        job.id: JobRead.of(
+            job, settings, queue_position=positions[job.id], waiting_reason=reasons[job.id]
+        )
+        for job in jobs
+    }
 
 
 def cancel_job(session: Session, caller: Caller, job_id: str, *, now: datetime) -> Job:

@@ -128,6 +128,32 @@ def test_ctrl_c_leaves_the_job_running_and_says_how_to_come_back(
     assert "\rcancelled, " in terminal.text
 
 
+def test_a_job_that_fails_is_told_by_the_exit_code(tunery: Client) -> None:
+    tunery.write_job_file(epochs=1)
+    path = tunery.place / "job.yaml"
+    more = "batch_size: 4, context_length: 16, overlong_row_behavior: error"
+    path.write_text(path.read_text("utf-8").replace("batch_size: 4", more), "utf-8")
+
+    printed, _ = tunery.run("submit", "job.yaml", "--follow", code=1)
+
+    job_id, *_, last = printed.splitlines()
+    assert last.startswith("failed, ")
+    assert tunery.run("watch", job_id, code=1)[0].splitlines()[-1] == last
+
+
+def test_one_idempotency_key_makes_one_job(tunery: Client) -> None:
+    tunery.write_job_file(epochs=50)
+    command = ("submit", "job.yaml", "--idempotency-key", f"once-{tunery.place.name}")
+
+    first, again = (tunery.run(*command)[0].strip() for _ in range(2))
+    tunery.run("cancel", first)
+
+    assert again == first
+    other = tunery.run("rerun", first)[0].strip()
+    assert tunery.read_json("pause", other)[0]["id"] == other != first
+    tunery.run("cancel", other)
+
+
 def test_watching_outlives_a_restart_of_the_service(tmp_path: Path) -> None:
     data_dir = tmp_path / "data"
     install_tiny_model(data_dir, source=tmp_path / "hub" / "our-tiny")
@@ -145,11 +171,13 @@ def test_watching_outlives_a_restart_of_the_service(tmp_path: Path) -> None:
 
         messages = [json.loads(line) for line in terminal.text.splitlines()]
         events = [each["data"]["id"] for each in messages if each["event"] == "event"]
+        steps = [each["data"]["step"] for each in messages if each["event"] == "step"]
         written = [event["id"] for event in reversed(read_events(service, job_id))]
 
     assert messages[-1]["event"] == "end"
     assert messages[-1]["data"]["status"] == "cancelled"
     assert events == written[written.index(events[0]) :]
+    assert steps == [*range(steps[0], steps[-1] + 1)]
 
 
 def read_events(service: InstalledService, job_id: str) -> list[dict[str, Any]]:
@@ -165,7 +193,9 @@ def test_json_is_what_the_service_says(
     job_id = finished_job.id
     answer = httpx.get(f"{service.base_url}/fine_tuning/jobs/{job_id}").json()
 
-    assert answer in tunery.read_json("jobs", "--label", "team=red")
+    found = ("jobs", "--search", job_id, "--label", "team=red", "--status")
+    assert tunery.read_json(*found, "succeeded,failed") == [answer]
+    assert tunery.read_json(*found, "failed") == []
     assert [each["id"] for each in tunery.read_json("files", "list")]
     compared = tunery.read_json("compare", job_id, job_id)
     assert compared["settings"] == {}

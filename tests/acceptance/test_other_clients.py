@@ -16,6 +16,7 @@ import pytest
 from openai.types.fine_tuning import FineTuningJob
 
 from tests.acceptance.processes import InstalledService
+from tests.programs import skip_unless_ci
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "tests" / "clients"
@@ -64,10 +65,7 @@ def run(service: InstalledService, finished_job: FineTuningJob) -> Callable[[Pat
 def installed() -> None:
     """Skip where the clients are not installed; fail in CI, where they must be."""
     if not (INSTALLED / ".installed").exists():
-        reason = "openai-node and litellm are not installed; run: make clients"
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
+        skip_unless_ci("openai-node and litellm are not installed; run: make clients")
 
 
 @pytest.mark.parametrize(

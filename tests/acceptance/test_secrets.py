@@ -90,6 +90,15 @@ def train(use: Use, client: httpx.Client) -> None:
         use.artifacts.append(client.get(f"/v1/files/{made['id']}/content").content)
 
 
+def browse(use: Use) -> None:
+    """Sign in with a wrong key and the right one. Only the answer to the right one may show it."""
+    page = {"sec-fetch-site": "same-origin"}
+    with httpx.Client(base_url=use.service.url, headers=page) as browser:
+        use.send(browser, "POST", "/v1/session", json={"key": KEYS["wrong"]})
+        browser.post("/v1/session", json={"key": use.key}).raise_for_status()
+        browser.get(JOBS).raise_for_status()
+
+
 @pytest.fixture(scope="module")
 def use(
     tiny_data_dir: Path, postgres: PostgresServer, tmp_path_factory: pytest.TempPathFactory
@@ -116,6 +125,7 @@ def use(
             client.headers["Authorization"] = f"Bearer {use.key}"
             train(use, client)
             send_bad_requests(use, client)
+            browse(use)
             with postgres.stopped():
                 use.send(client, "GET", JOBS)
             yield use

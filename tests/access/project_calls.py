@@ -155,8 +155,9 @@ class World:
             "TunedModelRepository.delete": [call(self.model)],
             "EventRepository.add": [call(queued.id, "Hello", now=NOW)],
             "EventRepository.add_metrics": [
-                call(queued.id, build_metrics(), total_steps=1, now=NOW)
+                call(queued.id, [build_metrics()], total_steps=1, now=NOW)
             ],
+            "EventRepository.list_after": [call(queued.id, 0, limit=9)],
             "EventRepository.list_page": [call(queued.id, **page)],
             "FileRepository.add": [call(build_file())],
             "FileRepository.get": [call(self.file.id, now=NOW)],
@@ -192,6 +193,13 @@ class World:
             "CurveRepository.list_points": [
                 call(done.id, first=1, last=None, points=points) for points in (4, 9)
             ],
+            "ChangeRepository.find_newest_step": [call(done.id)],
+            "ChangeRepository.list_steps_after": [
+                call(done.id, attempt=1, next_step=2, limit=9),
+            ],
+            "ChangeRepository.find_last_change": [call()],
+            "ChangeRepository.list_changed": [call(NOW - MINUTE)],
+            "ChangeRepository.list_jobs": [call([queued.id])],
             "SavedStateRepository.add": [call(self.lease, 2, {}, now=NOW)],
             "SavedStateRepository.drop": [call(self.lease, 1)],
             "SavedStateRepository.list_newest": [call(done.id)],

@@ -72,6 +72,7 @@ def ids_of(world: World) -> dict[str, str]:
         "model": world.model.id,
         "endpoint_id": world.endpoint.id,
         "project_id": OTHER_PROJECT,
+        "api_key_id": new_id(IdPrefix.KEY),
     }
 
 

@@ -10,7 +10,7 @@ from playwright.sync_api import Browser, sync_playwright
 from tests.browser.members import Member, database_of, watched_tabs
 from tests.browser.watching import AXE, Tabs
 from tests.builders import add_key
-from tests.programs import require_programs
+from tests.programs import require_programs, skip_unless_ci
 from tests.tiny import install_tiny_model
 from tunery.local_service import LocalService
 
@@ -32,7 +32,8 @@ _FLAGS = [
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
     require_programs("chromium")
-    assert AXE.exists(), "axe-core is not installed: run make clients"
+    if not AXE.exists():
+        skip_unless_ci("axe-core is not installed; run: make clients")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=_FLAGS)
         yield browser

@@ -15,21 +15,23 @@ JOB_S = 120
 LIVE_MS = 60_000
 """Limit for what a page shows once a job has made progress, in milliseconds."""
 
-LONG = {"n_epochs": 50, "batch_size": 1, "checkpoint_steps": 20}
-"""Thousands of steps: a job that still runs whenever a test looks."""
+
+def create_long_job(client: openai.OpenAI, suffix: str) -> str:
+    """Create a job of thousands of steps, which still runs whenever a test looks."""
+    return create_job(client, suffix, rows=400, n_epochs=50, batch_size=1, checkpoint_steps=20)
 
 
-def create_job(client: openai.OpenAI, suffix: str | None = None, **changes: object) -> str:
+def create_job(client: openai.OpenAI, suffix: str, *, rows: int = 40, **changes: object) -> str:
     """Create a job with a validation file, and return its id. `changes` are hyperparameters."""
     training, validation = (
-        client.files.create(file=(name, build_chat_file(rows)), purpose="fine-tune").id
-        for name, rows in (("train.jsonl", 40), ("valid.jsonl", 4))
+        client.files.create(file=(name, build_chat_file(size)), purpose="fine-tune").id
+        for name, size in (("train.jsonl", rows), ("valid.jsonl", 4))
     )
     job = client.fine_tuning.jobs.create(
         model="tiny",
         training_file=training,
         validation_file=validation,
-        suffix=suffix or openai.omit,
+        suffix=suffix,
         extra_body={"hyperparameters": {"n_epochs": 1, "batch_size": 4, **changes}},
     )
     return job.id
@@ -69,6 +71,12 @@ def wait_for_step(page: Page, at_least: int) -> int:
         timeout=LIVE_MS,
     )
     return steps_shown(page)[0]
+
+
+def expect_every_step_after(page: Page, step: int) -> None:
+    """Check that the steps after this one are in the table, each of them once."""
+    shown = steps_shown(page)
+    assert [each for each in shown if each > step] == list(range(shown[0], step, -1))
 
 
 def expect_status(page: Page, status: str) -> None:

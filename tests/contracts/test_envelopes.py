@@ -30,6 +30,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "/v1/fine_tuning/jobs": {"json": {"model": "tiny", "training_file": "file-1"}},
     "/v1/fine_tuning/jobs/estimate": {"json": {"model": "tiny", "training_file": "file-1"}},
     "/v1/organization/projects/{project_id}": {"json": {}},
+    "/v1/organization/projects/{project_id}/api_keys": {"json": {}},
     "/v1/session": {"json": {"key": "unused"}},
     "/v1/uploads": {"json": UPLOAD},
     "/v1/uploads/{upload_id}/complete": {"json": {"part_ids": []}},

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.load import percentile, send
+from benchmarks.load import Generator, percentile
+from benchmarks.polls import fixed_answers
 
 ROOT = Path(__file__).parents[2]
 
@@ -86,16 +87,25 @@ def url() -> Iterator[str]:
 
 
 def test_requests_are_sent_when_due_and_errors_are_counted(url: str) -> None:
-    found = send(url, ["/good", "/good", "/bad"], rate=100, seconds=0.3, key="sk-any")
+    paths = ["/good", "/good", "/bad"]
+    found = Generator(url, paths, rate=100, key="sk-any").run(seconds=0.3)
 
     assert len(found.latencies_ms) == 30
     assert found.errors == ["500 of /bad"] * 10
 
 
 def test_a_server_that_is_not_there_is_an_error() -> None:
-    found = send("http://127.0.0.1:9", ["/"], rate=100, seconds=0.02)
+    found = Generator("http://127.0.0.1:9", ["/"], rate=100).run(seconds=0.02)
 
     assert len(found.errors) == 2
+
+
+@pytest.mark.parametrize("is_lazy", [False, True])
+def test_the_control_says_that_nothing_has_changed(is_lazy: bool) -> None:  # noqa: FBT001
+    with fixed_answers() as server:
+        found = Generator(server.url, ["/", "/a"], rate=200, is_lazy=is_lazy).run(seconds=0.2)
+
+    assert (len(found.latencies_ms), found.unchanged, found.errors) == (40, 40, [])
 
 
 def test_a_percentile_is_one_of_the_values() -> None:

@@ -14,6 +14,7 @@ from sqlalchemy import JSON, Connection, MetaData, Table, event, insert, inspect
 from app.core.access import DEFAULT_PROJECT_ID
 from app.core.db.migrate import MIGRATIONS, newest_revision, read_revision, upgrade
 from app.core.db.session import Database
+from app.core.db.tables import StepRow
 from tests.builders import NOW, build_config
 from tests.effort import effort
 
@@ -162,3 +163,30 @@ def test_an_upgrade_that_is_killed_at_any_step_is_done_the_next_time(
     assert kills > 5
     assert revision(empty) == newest_revision()
     assert digest(empty, columns) == before
+
+
+def test_the_losses_of_old_steps_are_found_in_their_columns(empty: Database) -> None:
+    upgrade(empty, "0013")
+    logged = [
+        {"step": 0, "train_loss": None, "valid_loss": 4.5},
+        {"step": 1, "train_loss": 2.25, "valid_loss": None},
+        {"step": 2},
+    ]
+    with empty.engine.begin() as connection:
+        tables = MetaData()
+        tables.reflect(connection)
+        tables.tables["jobs"].c.error.type = JSON(none_as_null=True)
+        job = {"priority": 0, "crashes": 0, "interruptions": 0} | build_row(0)
+        connection.execute(insert(tables.tables["jobs"]), job)
+        rows = [
+            {"job_id": job["id"], "step": row["step"], "attempt": 1, "metrics": row}
+            for row in logged
+        ]
+        connection.execute(insert(tables.tables["steps"]), rows)
+
+    upgrade(empty)
+
+    with empty.reading() as session:
+        columns = select(StepRow.train_loss, StepRow.valid_loss).order_by(StepRow.step)
+        found = [tuple(row) for row in session.execute(columns)]
+    assert found == [(None, 4.5), (2.25, None), (None, None)]

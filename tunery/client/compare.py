@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from tunery.client.jobs import name_model
 from tunery.client.options import AsJson, JobIds, ProfileName, open_api
 from tunery.client.screen.terminal import number, print_json, print_table
 from tunery.client.service.api import Json, job_path
@@ -50,7 +51,13 @@ def compare(
         return
     settings = [(name, *(_cell(each.get(name)) for each in told)) for name in names]
     results = [(name, *(_cell(job[name]) for job in rows)) for name in _RESULTS]
-    print_table(("", *(job["id"] for job in rows)), [*settings, *results])
+    places = [str(place) for place in range(1, len(rows) + 1)]
+    told_apart = [
+        (place, job["id"], name_model(job)) for place, job in zip(places, rows, strict=True)
+    ]
+    print_table(("", "JOB", "MODEL"), told_apart)
+    typer.echo()
+    print_table(("", *places), [*settings, *results])
 
 
 def _settings_of(job: Json) -> Json:

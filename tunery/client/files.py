@@ -8,9 +8,9 @@ import typer
 
 from tunery.client.options import AsJson, ProfileName, open_api
 from tunery.client.screen.terminal import (
+    age,
     escape_all_but_colours,
     has_colours,
-    local_time,
     print_json,
     print_table,
     say,
@@ -37,14 +37,13 @@ def list_files(
         print_json(rows)
         return
     print_table(
-        ("FILE", "SIZE", "EXAMPLES", "FORMAT", "CREATED", "NAME"),
+        ("FILE", "SIZE", "EXAMPLES", "AGE", "NAME"),
         [
             (
                 file["id"],
                 size(file["bytes"]),
                 file["examples"],
-                file["format"],
-                local_time(file["created_at"]),
+                age(file["created_at"]),
                 file["filename"],
             )
             for file in rows
@@ -122,6 +121,4 @@ def list_models(*, as_json: AsJson = False, profile: ProfileName = None) -> None
     if as_json:
         print_json(rows)
         return
-    headings = ("MODEL", "TUNED FROM", "JOB")
-    keys = ("id", "base_model", "fine_tuning_job_id")
-    print_table(headings, [tuple(row[key] for key in keys) for row in rows])
+    print_table(("MODEL", "TUNED FROM"), [(row["id"], row["base_model"]) for row in rows])

@@ -7,7 +7,7 @@ import typer
 
 from tunery.client.options import AsJson, JobId, JobIds, ProfileName, open_api
 from tunery.client.screen.progress import describe_waiting
-from tunery.client.screen.terminal import local_time, number, print_json, print_table, say
+from tunery.client.screen.terminal import age, number, print_json, print_table, say
 from tunery.client.service.api import Json, job_path
 
 _DEFAULT_LIMIT = 20
@@ -42,22 +42,21 @@ def list_jobs(
         print_json(rows)
         return
     print_table(
-        ("JOB", "STATUS", "DONE", "LOSS", "VALID", "CREATED", "MODEL"),
+        ("JOB", "STATUS", "DONE", "LOSS", "AGE", "MODEL"),
         [
             (
                 job["id"],
-                job["status"],
+                job["status"].removesuffix("_files"),
                 f"{job['progress']:.0%}",
                 number(job["train_loss"]),
-                number(job["valid_loss"]),
-                local_time(job["created_at"]),
-                job["fine_tuned_model"] or _planned_model(job),
+                age(job["created_at"]),
+                name_model(job),
             )
             for job in rows
         ],
     )
     for job in rows:
-        if job["waiting_reason"] or job["queue_position"]:
+        if job["waiting_reason"] and job["status"] != "paused":
             say(f"{job['id']}: {describe_waiting(job)}")
 
 
@@ -119,8 +118,8 @@ def _describe_change(job: Json) -> str:
     return job["status"]
 
 
-def _planned_model(job: Json) -> str:
-    """The base model, with the suffix of the model that is to be made of it."""
+def name_model(job: Json) -> str:
+    """The base model of a job, with the suffix of the model that is made of it."""
     suffix = job["user_provided_suffix"]
     return f"{job['model']} ({suffix})" if suffix else job["model"]
 

@@ -33,7 +33,7 @@ def open_api(profile: str | None) -> Api:
 def _complete_job(incomplete: str) -> Iterator[tuple[str, str]]:
     """Yield ids of recent jobs, each with what a shell may show beside it; none on an error."""
     with suppress(OperatorError):
-        api = Api(choose_profile(None), retries=0)
+        api = Api(choose_profile(None), is_hurried=True)
         for job in api.pages("/fine_tuning/jobs", limit=_COMPLETED_JOBS):
             if job["id"].startswith(incomplete):
                 yield job["id"], job["status"]

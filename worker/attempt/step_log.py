@@ -101,8 +101,8 @@ class StepLog:
             estimated_finish_at=self._estimate_finish(last.step, now),
         )
         events = EventRepository(session, lease.project_id)
-        for row in filter(self._is_worth_an_event, rows):
-            events.add_metrics(lease.job_id, row, total_steps=self._total_steps, now=now)
+        worth_one = [row for row in rows if self._is_worth_an_event(row)]
+        events.add_metrics(lease.job_id, worth_one, total_steps=self._total_steps, now=now)
 
     def _estimate_finish(self, step: int, now: datetime) -> datetime | None:
         if step == self._first_step:  # the base model was evaluated, and no step was taken

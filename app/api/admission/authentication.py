@@ -100,6 +100,16 @@ class Authenticator:
                 says what is wrong, and not how to send a valid key.
             DatabaseBusyError: the key could not be looked up.
         """
+        known = await self.check(authorization)
+        self.note_use(known.caller)
+        return known
+
+    async def check(self, authorization: str) -> Authenticated:
+        """Like `authenticate`, but not counted as a request with the key.
+
+        Raises:
+            UnauthenticatedError: as `authenticate`, like the other errors.
+        """
         self._forget_if_changed()
         if not await self._is_key_needed():
             return _LOCAL
@@ -108,7 +118,6 @@ class Authenticator:
             raise UnauthenticatedError(
                 f"This API key expired on {known.expires_at:%Y-%m-%d %H:%M} UTC."
             )
-        self.note_use(known.caller)
         return known
 
     def knows(self, known: Authenticated) -> bool:

@@ -7,11 +7,12 @@ keys. A browser may send the key in a cookie, but only for the service's own pag
 
 import re
 from collections.abc import Collection, Mapping
+from functools import partial
 from typing import NoReturn
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.api.access import CALLER, KEY_OPTIONAL_PATHS, is_open
+from app.api.access import CALLER, KEY_OPTIONAL_PATHS, RECHECK, is_open
 from app.api.admission import session_cookie
 from app.api.admission.authentication import AUTHENTICATED, Authenticated, Authenticator
 from app.api.admission.token_buckets import TokenBuckets
@@ -94,10 +95,9 @@ class Guard:
         if is_open(scope["method"], scope["path"]):
             return
         _use_cookie(scope, headers)
+        authorization = headers.get(b"authorization", "")
         try:
-            authenticated = await self._authenticator.authenticate(
-                headers.get(b"authorization", "")
-            )
+            authenticated = await self._authenticator.authenticate(authorization)
         except UnauthenticatedError as error:
             if scope["path"] in KEY_OPTIONAL_PATHS:
                 return
@@ -107,6 +107,7 @@ class Guard:
             self._check_rate(authenticated)
         scope["state"][AUTHENTICATED] = authenticated
         scope["state"][CALLER] = authenticated.caller
+        scope["state"][RECHECK] = partial(self._authenticator.check, authorization)
 
     def _check_host(self, headers: Mapping[bytes, str]) -> None:
         host = headers.get(b"host", "")

@@ -1,24 +1,32 @@
 """The HTTP protocol that answers repeated polls before they are parsed."""
 
+import asyncio
 from typing import Any, ClassVar
 
 from app.api.http_protocol import BoundedHttpProtocol
+from app.api.polls.pauses import Pauses
 from app.api.polls.repeats import REQUEST_BYTES, Repeats
 
 
 def repeating(base: type[BoundedHttpProtocol], repeats: Repeats) -> type[BoundedHttpProtocol]:
     """The protocol `base`, with these repeats."""
-    return type("ConfiguredRepeatingProtocol", (_RepeatingProtocol, base), {"repeats": repeats})
+    members = {"repeats": repeats, "pauses": Pauses()}
+    return type("ConfiguredRepeatingProtocol", (_RepeatingProtocol, base), members)
 
 
 class _RepeatingProtocol(BoundedHttpProtocol):
     repeats: ClassVar[Repeats]
+    pauses: ClassVar[Pauses]
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._begun = 0
         self._ended = 0
         """Requests whose first byte, and whose last byte, has arrived."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.pauses.note_other_work(self.loop.time())
+        super().connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
         is_fresh = self.is_waiting and not self.has_begun and not self.flow.write_paused
@@ -27,6 +35,7 @@ class _RepeatingProtocol(BoundedHttpProtocol):
             if answer is not None:
                 self._send(answer)
                 return
+        self.pauses.note_other_work(self.loop.time())
         begun, ended = self._begun, self._ended
         super().data_received(data)
         is_one_request = (self._begun - begun, self._ended - ended) == (1, 1)
@@ -56,3 +65,4 @@ class _RepeatingProtocol(BoundedHttpProtocol):
         self.timeout_keep_alive_task = self.loop.call_later(
             self.timeout_keep_alive, self.timeout_keep_alive_handler
         )
+        self.pauses.after_poll(id(self), self.tasks, self.loop.time())

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Annotated, Any
 
+from anyio import to_thread
 from fastapi import APIRouter, Depends, Query, Request, Response
 
 from app.api.access import needs
@@ -19,6 +20,7 @@ from app.api.deps import (
     ResourcesDep,
     as_json,
 )
+from app.api.live.answers import MAX_WAIT_S, STREAMED, HubDep, follow_project, wait_for_job
 from app.api.requests import StrictJsonRoute
 from app.api.v1.job_filters import read_filter
 from app.core.access import Scope
@@ -71,20 +73,38 @@ def create_job(
     return _make(create, request, response, resources)
 
 
-@router.get("", response_model=PageRead[JobRead], dependencies=[needs(Scope.READ)])
-def list_jobs(
+@router.get(
+    "",
+    response_model=PageRead[JobRead],
+    responses=STREAMED,
+    dependencies=[needs(Scope.READ)],
+)
+async def list_jobs(
+    request: Request,
     caller: CallerDep,
     resources: ResourcesDep,
+    hub: HubDep,
     which: Annotated[JobFilter, Depends(read_filter)],
     after: Annotated[str | None, Depends(Cursor(IdPrefix.JOB))],
     limit: Annotated[int, Query(ge=1, le=1000, description=LIMIT)] = 20,
     order: Annotated[Order, Query(description=ORDER)] = "desc",
+    *,
+    stream: Annotated[
+        bool,
+        Query(description="True to receive each job that is created or changed from now on."),
+    ] = False,
 ) -> Response:
     """List jobs, newest first unless `order` is `asc`. A job must match every filter.
 
     `metadata[KEY]=VALUE` selects the jobs with this label, and `metadata=null` the jobs without
     labels.
+
+    With `stream=true`, the answer is a stream of server-sent events. `event: job` has a job that
+    was created or has changed. The other parameters have no effect on it. The stream does not say
+    that a job was deleted, or that only its `queue_position` has changed.
     """
+    if stream:
+        return await follow_project(request, resources, hub)
     search = partial(
         job_service.list_jobs,
         caller=caller,
@@ -94,16 +114,32 @@ def list_jobs(
         which=which,
         order=order,
     )
-    return as_json(resources.read(search))
+    return as_json(await to_thread.run_sync(resources.read, search))
 
 
 @router.get("/{job_id}", response_model=JobRead, dependencies=[needs(Scope.READ)])
-def get_job(job_id: str, caller: CallerDep, resources: ResourcesDep) -> Response:
+async def get_job(
+    job_id: str,
+    request: Request,
+    caller: CallerDep,
+    resources: ResourcesDep,
+    hub: HubDep,
+    wait: Annotated[
+        int | None,
+        Query(
+            ge=1,
+            le=MAX_WAIT_S,
+            description="Number of seconds to wait for a change. The answer comes as soon as the "
+            "job differs from the header `If-None-Match`, or without that header, from what it was "
+            "when the request arrived. After this time it comes in any case.",
+        ),
+    ] = None,
+) -> Response:
     """Get a job: its status, its progress and its results."""
-    settings = resources.settings
-    return as_json(
-        resources.read(lambda session: job_service.get_job(session, caller, job_id, settings))
-    )
+    if wait is not None:
+        return await wait_for_job(request, resources, hub, job_id, seconds=wait)
+    read = partial(job_service.get_job, caller=caller, job_id=job_id, settings=resources.settings)
+    return as_json(await to_thread.run_sync(resources.read, read))
 
 
 @router.post("/{job_id}/cancel", dependencies=[needs(Scope.WRITE)])

@@ -3,12 +3,14 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Annotated
 
+from anyio import to_thread
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from app.api.access import PolicyRoute, needs
 from app.api.archive import zip_segments
 from app.api.deps import LIMIT, CallerDep, Cursor, Now, ResourcesDep, as_json
+from app.api.live.answers import MAX_CURSOR, STREAMED, HubDep, follow_job
 from app.api.streaming import attachment, record_download, send_segments
 from app.core.access import Scope
 from app.core.db.check_tables import DataCheck
@@ -45,15 +47,45 @@ router = APIRouter(
 )
 
 
-@router.get("/events", response_model=PageRead[EventRead], dependencies=[needs(Scope.READ)])
-def list_events(
+@router.get(
+    "/events",
+    response_model=PageRead[EventRead],
+    responses=STREAMED,
+    dependencies=[needs(Scope.READ)],
+)
+async def list_events(
     job_id: str,
+    request: Request,
     caller: CallerDep,
     resources: ResourcesDep,
+    hub: HubDep,
     after: Annotated[str | None, Depends(Cursor(IdPrefix.EVENT))],
     limit: Annotated[int, Query(ge=1, le=1000, description=LIMIT)] = 20,
+    *,
+    stream: Annotated[
+        bool,
+        Query(description="True to receive the events, the steps and the job as they come."),
+    ] = False,
+    cursor: Annotated[
+        str | None,
+        Query(
+            max_length=MAX_CURSOR,
+            description="Where a stream begins: after the message with this `id`, or with what "
+            "comes from now on if it is `latest`. The default is the beginning of the job. The "
+            "header `Last-Event-ID` has precedence.",
+        ),
+    ] = None,
 ) -> Response:
-    """List what happened to a job, newest first."""
+    """List what happened to a job, newest first.
+
+    With `stream=true`, the answer is a stream of server-sent events, oldest first. The `data` of
+    each is one line of JSON. `event: job` has the job; it comes first and whenever the job has
+    changed. `event: event` has an event, and `event: step` a row of the loss log. A step with the
+    number of an earlier one replaces it, and all later steps are void: an attempt resumed there.
+    `event: end` has the job, which has ended, or says that it was deleted. No more messages follow.
+    """
+    if stream:
+        return await follow_job(request, resources, hub, job_id, cursor)
 
     def act(session: Session) -> PageRead[EventRead]:
         JobRepository(session, caller.project_id).require(job_id)
@@ -62,7 +94,7 @@ def list_events(
         )
         return PageRead[EventRead].of(page, EventRead.model_validate)
 
-    return as_json(resources.read(act))
+    return as_json(await to_thread.run_sync(resources.read, act))
 
 
 @router.get("/data", dependencies=[needs(Scope.READ)])
@@ -79,7 +111,7 @@ def get_data(job_id: str, caller: CallerDep, resources: ResourcesDep) -> DataRea
         check = jobs.find_check(job_id)
         if check is None or (check.report is None and job.status is not JobStatus.VALIDATING_FILES):
             raise NotFoundError(_why_no_report(job, check), code="data_report_not_found")
-        return DataRead.of(check, status_shown(job, resources.settings))
+        return DataRead.of(check, status_shown(job.status, resources.settings))
 
     return resources.read(act)
 

@@ -17,7 +17,11 @@ class Scope(StrEnum):
     SAMPLE = "sample"
     """Ask tuned models for completions. Nothing offers that yet."""
     ADMIN = "admin"
-    """Manage the projects of the service: their limits, usage, audit events and erasure."""
+    """Manage the service and all of its projects: their limits, keys, audit events and erasure."""
+
+
+DEFAULT_SCOPES = (Scope.READ, Scope.WRITE, Scope.SAMPLE)
+"""Scopes of a new key for which nobody names any."""
 
 
 @dataclass(frozen=True, slots=True)

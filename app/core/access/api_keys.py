@@ -30,6 +30,11 @@ def read_key_id(key: str) -> str | None:
     return IdPrefix.KEY + match[1]
 
 
+def redact_key(key_id: str) -> str:
+    """The key that has this id, without its secret."""
+    return f"tnr_{key_id.removeprefix(IdPrefix.KEY)}_***"
+
+
 def hash_key(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()
 

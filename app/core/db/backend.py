@@ -72,6 +72,10 @@ class Backend(Protocol):
         """See `Database.version`."""
         ...
 
+    def ask_version(self) -> str | None:
+        """See `Database.ask_version`."""
+        ...
+
     def dispose(self) -> None:
         """Close every connection."""
         ...

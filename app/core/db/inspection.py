@@ -7,8 +7,9 @@ from datetime import datetime, timedelta
 
 from sqlalchemy import func, inspect, select
 
+from app.core.db.base import Project
 from app.core.db.blob_keys import NamedBlob, blobs_of_state, iterate_rows, iterate_states
-from app.core.db.session import Database, Session
+from app.core.db.session import Database, Session, backend_of
 from app.core.db.tables import Checkpoint, File, Job
 from app.core.errors import DatabaseAwayError, OperatorError
 from app.core.job.status import JobStatus
@@ -105,6 +106,43 @@ def count_jobs(session: Session) -> dict[JobStatus, int]:
     for status, count in session.execute(select(Job.status, func.count()).group_by(Job.status)):
         counts[status] = count
     return counts
+
+
+@dataclass(frozen=True, slots=True)
+class ProjectQueue:
+    """The jobs of one project that have not ended."""
+
+    project_id: str
+    name: str
+    jobs: dict[JobStatus, int]
+    """Number of jobs by status. Statuses without jobs are absent."""
+
+
+def count_unfinished_jobs(session: Session) -> list[ProjectQueue]:
+    """The unfinished jobs of each project that has some, in the order of the projects' names."""
+    unfinished = [status for status in JobStatus if not status.is_terminal]
+    counts = (
+        select(Job.project_id, Job.status, func.count().label("jobs"))
+        .where(Job.status.in_(unfinished))
+        .group_by(Job.project_id, Job.status)
+        .subquery()
+    )
+    of_project = Project.id == counts.c.project_id
+    rows = session.execute(
+        select(Project.id, Project.name, counts.c.status, counts.c.jobs)
+        .join(counts, of_project)
+        .order_by(Project.name)
+    )
+    queues: dict[str, ProjectQueue] = {}
+    for project_id, name, status, count in rows:
+        queue = queues.setdefault(project_id, ProjectQueue(project_id, name, {}))
+        queue.jobs[status] = count
+    return list(queues.values())
+
+
+def describe_database(session: Session) -> str:
+    """Name and version of the database program, such as `PostgreSQL 17.2`."""
+    return backend_of(session).describe(session).text
 
 
 def find_running(session: Session, job_ids: Collection[str]) -> set[str]:

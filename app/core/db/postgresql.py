@@ -108,6 +108,12 @@ class Postgresql:
     def version(self) -> int | None:
         return None  # asking the server takes as long as the work that the answer would save
 
+    def ask_version(self) -> str | None:
+        """Ask which transactions have ended: those that write, in every database of the server."""
+        engine = self.engine.execution_options(isolation_level="AUTOCOMMIT")
+        with engine.connect() as connection:
+            return connection.scalar(text("SELECT CAST(pg_current_snapshot() AS text)"))
+
     def dispose(self) -> None:
         self.engine.dispose()
 

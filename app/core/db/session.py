@@ -95,6 +95,15 @@ class Database:
         """
         return self.backend.version()
 
+    def ask_version(self) -> str | None:
+        """Like `version`, where that is unknown. It may have to ask a server, and to wait for it.
+
+        Raises:
+            DatabaseBusyError: the database is busy or away.
+        """
+        with self.service_errors():
+            return self.backend.ask_version()
+
     def dispose(self) -> None:
         """Close every connection."""
         self.backend.dispose()
@@ -118,8 +127,12 @@ class Database:
 
 def lock_names(session: Session, *names: str) -> None:
     """Wait for other transactions that lock the same names; lock until this one ends."""
-    backend: Backend = session.info[_BACKEND]
-    backend.lock_names(session, *names)
+    backend_of(session).lock_names(session, *names)
+
+
+def backend_of(session: Session) -> Backend:
+    """The backend of the database that a session belongs to."""
+    return session.info[_BACKEND]
 
 
 def kind_of(url: str) -> Kind:

@@ -83,6 +83,9 @@ class Sqlite:
             return None
         return row and row[0]
 
+    def ask_version(self) -> str | None:
+        return None  # `version` knows it, except while the file cannot be read
+
     def dispose(self) -> None:
         if self._watcher is not None:
             self._watcher.close()

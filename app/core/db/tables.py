@@ -6,6 +6,7 @@ from typing import Any
 from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, UniqueConstraint, text
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
+from app.core.clock import utc_now
 from app.core.db.base import Base, OwnedByProject
 from app.core.job.status import JobStatus
 
@@ -96,11 +97,14 @@ class Job(OwnedByProject, Base):
             "(result_checkpoint_id IS NOT NULL) <= (status = 'succeeded')", "result_of_success"
         ),
         Index("ix_jobs_listed", "project_id", "id", *_SEARCHED),
+        Index(None, "project_id", "updated_at"),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)
     status: Mapped[JobStatus] = mapped_column(default=JobStatus.VALIDATING_FILES)
     created_at: Mapped[datetime]
+    updated_at: Mapped[datetime] = mapped_column(default=utc_now, onupdate=utc_now)
+    """When the row was last written. Its transaction may be committed some time later."""
     started_at: Mapped[datetime | None]
     """When its first attempt began."""
     finished_at: Mapped[datetime | None]
@@ -158,7 +162,9 @@ class Job(OwnedByProject, Base):
     not_before: Mapped[datetime | None]
     """When it is tried again even if less memory is free; null if it does not wait for memory."""
     waiting_reason: Mapped[str | None]
-    """Why it waits in the queue although it may be its turn."""
+    """Why it waits for memory. Null if it does not."""
+    event_count: Mapped[int] = mapped_column(default=0)
+    """Number of events so far, including those that were deleted."""
 
     metadata_items: Mapped[list["JobMetadata"]] = relationship(
         lazy="selectin", order_by="JobMetadata.key"
@@ -177,29 +183,6 @@ class JobMetadata(Base):
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
     key: Mapped[str] = mapped_column(primary_key=True)
     value: Mapped[str]
-
-
-class Attempt(Base):
-    """One attempt at running a job, and how it ended."""
-
-    __tablename__ = "attempts"
-
-    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
-    attempt: Mapped[int] = mapped_column(primary_key=True)
-    worker_id: Mapped[str]
-    threads: Mapped[int] = mapped_column(default=1)
-    """CPU threads of its training process."""
-    started_at: Mapped[datetime]
-    ended_at: Mapped[datetime | None]
-    outcome: Mapped[str | None]
-    """succeeded, failed, cancelled, paused, released, crashed or lost; null while it runs."""
-    from_step: Mapped[int | None]
-    """Step after which it resumed, 0 for the start. Null until its training process is started."""
-    to_step: Mapped[int | None]
-    """Last step in the loss log when it ended. Null while it runs, and if it never began."""
-    cause: Mapped[str | None]
-    """Why it ended, where its outcome does not say enough: the message of an error, or what
-    happened, to begin a sentence with: `The worker died`."""
 
 
 class StepRow(Base):
@@ -223,11 +206,14 @@ class Event(OwnedByProject, Base):
         CheckConstraint("level IN ('info', 'warn', 'error')", "level"),
         CheckConstraint("type IN ('message', 'metrics')", "type"),
         Index(None, "job_id", "id"),
+        Index(None, "job_id", "number", unique=True),
         Index(None, "project_id", "created_at"),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    number: Mapped[int]
+    """Number within the job, from 1, in the order of the commits. Ids follow clocks instead."""
     created_at: Mapped[datetime]
     level: Mapped[str]
     type: Mapped[str]

@@ -68,7 +68,8 @@ export class Plot {
         series: [{}, ...series.map(curve)],
         axes: [axis({ size: 30, values: (_, ticks) => ticks.map(short) }), axis({ size: 56, values: labels })],
         cursor: {
-          sync: { key: group },
+          // Only the cursor is common: the others would each zoom by what was dragged in one.
+          sync: { key: group, filters: { pub: (type) => type.startsWith("mouse") && !isDrag(type) } },
           drag: { x: true, y: false, setScale: false },
           points: { size: 7 },
           bind: { dblclick: () => () => this.options.onZoom(null) },
@@ -123,6 +124,8 @@ export class Plot {
     this.options.onZoom(range());
   }
 }
+
+const isDrag = (type) => type === "mousedown" || type === "mouseup";
 
 function onThemeChange(act) {
   addEventListener("themechange", act);

@@ -131,15 +131,15 @@ def draw_bar(job: Json) -> "RenderableType":
 
     done, total = job["trained_steps"], job["total_steps"]
     figures = [
+        *(["stopping"] if job["cancel_requested_at"] else []),
+        *(["pausing"] if job["pause_requested_at"] else []),
         f"{done:,}/{total:,}",
         *(f"{name} {number(job[key])}" for name, key in _LOSSES if job[key] is not None),
     ]
-    if job["tokens_per_second"]:
-        figures.append(f"{job['tokens_per_second']:,.0f} tok/s")
     if job["estimated_finish"]:
         figures.append(f"{duration(job['estimated_finish'] - time.time())} left")
-    if job["cancel_requested_at"] or job["pause_requested_at"]:
-        figures.append("stopping" if job["cancel_requested_at"] else "pausing")
+    if job["tokens_per_second"]:
+        figures.append(f"{job['tokens_per_second']:,.0f} tok/s")
     grid = Table.grid(expand=True, padding=(0, 1))
     grid.add_column(ratio=1, min_width=6)
     grid.add_column(no_wrap=True, overflow="ellipsis")
@@ -151,21 +151,21 @@ _LOSSES = (("loss", "train_loss"), ("valid", "valid_loss"))
 
 
 def describe_waiting(job: Json) -> str:
-    """What a job that does not train is doing, in one line."""
-    status = job.get("status", "")
-    if status == "validating_files":
-        return "checking the data"
-    if status == "queued":
-        position = job.get("queue_position")
-        return ", ".join(
-            [
-                "queued" if position is None else f"queued, position {position}",
-                *([str(job["waiting_reason"])] if job.get("waiting_reason") else []),
-            ]
-        )
-    if status == "paused":
-        return f"paused; to continue: tunery resume {job['id']}"
-    return "starting" if status == "running" else str(status)
+    """What a job that does not train is doing, in one line, and why it waits if it does."""
+    reason: str | None = job.get("waiting_reason")
+    match job.get("status"):
+        case "validating_files":
+            return f"waiting: {reason}" if reason else "checking the data"
+        case "queued":
+            position = job.get("queue_position")
+            parts = ["queued" if position is None else f"queued, position {position}"]
+            return ": ".join([*parts, reason] if reason else parts)
+        case "paused":
+            return f"paused; to continue: tunery resume {job['id']}"
+        case "running":
+            return "starting"
+        case status:
+            return str(status)
 
 
 def print_event(event: Json) -> None:

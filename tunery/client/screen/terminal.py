@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -56,19 +57,21 @@ def print_json(value: object) -> None:
 
 
 def print_table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print rows under headings. The first column is never cut, because it has what to copy.
+    """Print rows under headings. In a narrow terminal, only the last column becomes shorter.
 
     A cell that is a status has its colour; None is an empty cell.
     """
-    from rich.table import Table  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415 - see the package
     from rich.text import Text  # noqa: PLC0415
 
     table = Table(box=None, pad_edge=False, show_edge=False, header_style="bold")
-    for number, heading in enumerate(headings):
-        table.add_column(heading, no_wrap=number == 0, overflow="fold")
+    for place, heading in enumerate(headings, start=1):
+        table.add_column(heading, no_wrap=place < len(headings))
     for row in rows:
         texts = ["" if cell is None else escape(str(cell)) for cell in row]
-        table.add_row(*(Text(text, STYLES.get(text, "")) for text in texts))
+        table.add_row(
+            *(Text(text, STYLES.get(text, ""), no_wrap=True, overflow="ellipsis") for text in texts)
+        )
     console().print(table)
 
 
@@ -77,14 +80,20 @@ def local_time(unix_time: int) -> str:
     return f"{datetime.fromtimestamp(unix_time, UTC).astimezone():%Y-%m-%d %H:%M:%S}"
 
 
-def duration(seconds: float) -> str:
-    """A duration in its two largest units, such as `2 h 5 min`."""
+def age(unix_time: int) -> str:
+    """Time since then in its largest unit, such as `5 min`."""
+    return duration(time.time() - unix_time, units=1)
+
+
+def duration(seconds: float, *, units: int = 2) -> str:
+    """A duration in its largest units, such as `2 h 5 min`."""
     minutes, rest = divmod(max(0, round(seconds)), 60)
     hours, minutes = divmod(minutes, 60)
     days, hours = divmod(hours, 24)
-    units = [(days, "d"), (hours, "h"), (minutes, "min"), (rest, "s")]
-    first = next((place for place, (count, _) in enumerate(units) if count), len(units) - 1)
-    return " ".join(f"{count} {unit}" for count, unit in units[first : first + 2] if count) or "0 s"
+    parts = [(days, "d"), (hours, "h"), (minutes, "min"), (rest, "s")]
+    first = next((place for place, (count, _) in enumerate(parts) if count), len(parts) - 1)
+    shown = parts[first : first + units]
+    return " ".join(f"{count} {unit}" for count, unit in shown if count) or "0 s"
 
 
 def number(value: Any, digits: int = 4) -> str:

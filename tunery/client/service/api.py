@@ -26,6 +26,11 @@ _RETRIES = 2
 """Times that a request is repeated if the service is away or busy. The pauses take 1.5 s in sum,
 unless a busy service asks for longer ones."""
 
+_CONNECT_S = 5.0
+_ANSWER_S = 600.0
+"""Seconds for an answer: the service may have a large dataset to check first."""
+_HURRIED_S = 2.0
+
 _IDLE_S = 45.0
 """Seconds without a byte after which a stream is broken. The service sends one every 15 s."""
 
@@ -54,10 +59,16 @@ class AwayError(OperatorError):
 
 
 class Api:
-    """One service, as one key may use it."""
+    """One service, as one key may use it.
 
-    def __init__(self, profile: Profile, *, retries: int = _RETRIES) -> None:
-        from openai import Omit, OpenAI  # noqa: PLC0415 - takes most of a second
+    Args:
+        profile: address and key.
+        is_hurried: whether no answer is better than one that takes long.
+    """
+
+    def __init__(self, profile: Profile, *, is_hurried: bool = False) -> None:
+        from httpx2 import Timeout  # noqa: PLC0415 - see the package
+        from openai import Omit, OpenAI  # noqa: PLC0415
 
         self._base_url = profile.base_url
         # Variables for OpenAI's own service must not reach this one, which would refuse them.
@@ -65,7 +76,8 @@ class Api:
         self._client = OpenAI(
             base_url=profile.base_url,
             api_key=profile.api_key or _UNSENT_KEY,
-            max_retries=retries,
+            max_retries=0 if is_hurried else _RETRIES,
+            timeout=Timeout(_HURRIED_S) if is_hurried else Timeout(_ANSWER_S, connect=_CONNECT_S),
             default_headers=none,
         )
 
@@ -111,12 +123,12 @@ class Api:
         self, path: str, *, headers: Mapping[str, str], **params: object
     ) -> Generator["httpx2.Response"]:
         """Get an answer whose body is read in the block. It is not tried again."""
-        import httpx2  # noqa: PLC0415 - see above
+        import httpx2  # noqa: PLC0415 - see the package
 
         options: Any = {
             "headers": {**headers, **_AS_STREAM},
             "params": _without_none(params),
-            "timeout": _IDLE_S,
+            "timeout": httpx2.Timeout(_IDLE_S, connect=_CONNECT_S),
             "max_retries": 0,
         }
         with self._explained():
@@ -128,7 +140,7 @@ class Api:
 
     @contextmanager
     def _explained(self) -> Generator[None]:
-        import httpx2  # noqa: PLC0415 - see above
+        import httpx2  # noqa: PLC0415 - see the package
         import openai  # noqa: PLC0415
 
         try:

@@ -21,11 +21,10 @@ from sqlalchemy.orm import InstrumentedAttribute, aliased, joinedload
 from app.core.db.base import Order, Page, ProjectRepository
 from app.core.db.check_tables import DataCheck
 from app.core.db.repositories.data_checks import token_keys
-from app.core.db.repositories.events import EventRepository
+from app.core.db.repositories.events import EventRepository, no_such_job
 from app.core.db.repositories.saved_states import SavedStateRepository
 from app.core.db.repositories.transitions import lock_job, settle
 from app.core.db.tables import (
-    Attempt,
     Checkpoint,
     Event,
     File,
@@ -35,7 +34,7 @@ from app.core.db.tables import (
     StepRow,
     TunedModel,
 )
-from app.core.errors import NotFoundError
+from app.core.db.worker_tables import Attempt
 from app.core.job.loss_log import StepMetrics
 from app.core.job.status import JobStatus
 
@@ -111,7 +110,7 @@ class JobRepository(ProjectRepository):
         which = {"job_id": job_id, "project_id": self._project_id}
         job = self._session.scalars(_BY_ID, which).unique().one_or_none()
         if job is None:
-            raise _no_such_job(job_id)
+            raise no_such_job(job_id)
         return job
 
     def require(self, job_id: str) -> None:
@@ -122,7 +121,7 @@ class JobRepository(ProjectRepository):
         """
         which = {"job_id": job_id, "project_id": self._project_id}
         if self._session.scalar(_EXISTS, which) is None:
-            raise _no_such_job(job_id)
+            raise no_such_job(job_id)
 
     def list_page(
         self,
@@ -215,7 +214,7 @@ class JobRepository(ProjectRepository):
             self._session.execute(delete(table).where(*is_of_job))
         deletion = self._delete(Job).where(Job.id == job.id).returning(Job.id)
         if self._session.scalar(deletion) is None:
-            raise _no_such_job(job.id)
+            raise no_such_job(job.id)
         return keys
 
     def find_check(self, job_id: str) -> DataCheck | None:
@@ -231,11 +230,12 @@ class JobRepository(ProjectRepository):
 
     def copy_steps(self, from_job_id: str, to_job_id: str, *, last: int) -> None:
         """Copy the loss log of one job, up to a step, to the loss log of another."""
-        losses = (StepRow.train_loss, StepRow.valid_loss)
-        columns = (StepRow.step, StepRow.attempt, StepRow.metrics, *losses)
         is_of_job = (StepRow.job_id == from_job_id, self._owns(from_job_id))
-        rows = select(literal(to_job_id), *columns).where(*is_of_job, StepRow.step <= last)
-        names = ["job_id", *(column.key for column in columns)]
+        # Attempt 0: every attempt of the other job comes after what is copied.
+        copied = (StepRow.step, StepRow.metrics, StepRow.train_loss, StepRow.valid_loss)
+        columns = (literal(to_job_id), literal(0), *copied)
+        rows = select(*columns).where(*is_of_job, StepRow.step <= last)
+        names = ["job_id", "attempt", *(column.key for column in copied)]
         self._session.execute(insert(StepRow).from_select(names, rows))
 
     def list_steps(
@@ -267,7 +267,3 @@ class JobRepository(ProjectRepository):
 
     def _lock(self, job_id: str) -> Job | None:
         return lock_job(self._session, Job.id == job_id, Job.project_id == self._project_id)
-
-
-def _no_such_job(job_id: str) -> NotFoundError:
-    return NotFoundError(f"No such fine-tuning job: {job_id:.80}", code="job_not_found")

@@ -19,7 +19,8 @@ from app.core.db.base import Repository
 from app.core.db.repositories.events import EventRepository, Level
 from app.core.db.repositories.queue import NEXT_QUEUED, NOW, Turns
 from app.core.db.repositories.transitions import announce, lock_job, settle
-from app.core.db.tables import Attempt, Job, SavedState, StepRow
+from app.core.db.tables import Job, SavedState, StepRow
+from app.core.db.worker_tables import Attempt
 from app.core.errors import LeaseLostError
 from app.core.job.loss_log import StepMetrics
 from app.core.job.status import JobStatus

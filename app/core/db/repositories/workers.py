@@ -1,15 +1,27 @@
-"""Every query on workers: who runs, on which host, and when each sent its last heartbeat."""
+"""Every query on workers: who runs, on which host, at what, and when its last heartbeat was."""
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
+from typing import Literal
 
-from sqlalchemy import delete, exists, func, select
+from sqlalchemy import (
+    ColumnElement,
+    and_,
+    delete,
+    exists,
+    func,
+    null,
+    select,
+    union_all,
+    update,
+)
 
 from app.core.db.base import Repository
+from app.core.db.check_tables import DataCheck
 from app.core.db.tables import Job
-from app.core.db.worker_tables import WorkerRow
+from app.core.db.worker_tables import Attempt, WorkerRow
 from app.core.job.estimate import Estimate
 from app.core.job.status import JobStatus
 from app.core.job.training_events import JobError
@@ -19,6 +31,17 @@ SILENT_AFTER = timedelta(seconds=30)
 """Age of a heartbeat after which its worker no longer counts as alive: three were missed."""
 KEPT_FOR = timedelta(days=1)
 """Age of a heartbeat after which its row is deleted: longer than any lease."""
+
+_TRAININGS = (
+    select(Job.worker_id, Job.id, Job.project_id, Attempt.started_at, Attempt.threads)
+    .join(Attempt, and_(Attempt.job_id == Job.id, Attempt.attempt == Job.attempt))
+    .where(Job.status == JobStatus.RUNNING)
+)
+_CHECKS = select(
+    DataCheck.worker_id, DataCheck.job_id, DataCheck.project_id, DataCheck.started_at, null()
+).where(DataCheck.worker_id.is_not(None))
+_TASKS = union_all(_TRAININGS, _CHECKS)
+"""Id of the worker and the fields of a `WorkerTask`, of every job that a worker holds."""
 
 _HAS_JOB = exists().where(Job.worker_id == WorkerRow.id, Job.status == JobStatus.RUNNING)
 
@@ -37,9 +60,27 @@ class WorkerIdentity:
 
 class WorkerState(StrEnum):
     IDLE = "idle"
-    RUNNING = "running a job"
+    CHECKING = "checking"
+    """It checks the data of a job, and trains none."""
+    RUNNING = "running"
+    """It trains a job, and may check the data of another one."""
     DRAINING = "draining"
     """It was told to stop, and takes no more jobs."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerTask:
+    """What a worker does for a job."""
+
+    job_id: str
+    project_id: str
+    started_at: datetime
+    threads: int | None
+    """CPU threads of the training. None while only the data of the job is checked."""
+
+    @property
+    def activity(self) -> Literal["training", "checking_data"]:
+        return "training" if self.threads else "checking_data"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +88,23 @@ class WorkerStatus:
     """What the database knows about a worker."""
 
     identity: WorkerIdentity
-    state: WorkerState
+    version: str
+    """Version of Tunery that it runs."""
+    memory_bytes: int | None
+    """Memory of its machine or container. None for a worker of an earlier version."""
+    started_at: datetime
     heartbeat_at: datetime
+    stopping_at: datetime | None
+    """When it was told to stop. None if it was not."""
+    tasks: tuple[WorkerTask, ...]
+
+    @property
+    def state(self) -> WorkerState:
+        if self.stopping_at is not None:
+            return WorkerState.DRAINING
+        if any(task.activity == "training" for task in self.tasks):
+            return WorkerState.RUNNING
+        return WorkerState.CHECKING if self.tasks else WorkerState.IDLE
 
     def is_silent(self, *, now: datetime) -> bool:
         return now - self.heartbeat_at > SILENT_AFTER
@@ -80,18 +136,32 @@ class WorkerRepository(Repository):
                 started_at=now,
             )
             self._session.add(row)
-        row.heartbeat_at = now
+        row.heartbeat_at, row.silent_since = now, None
         row.stopping_at = (row.stopping_at or now) if is_stopping else None
 
     def list_all(self) -> list[WorkerStatus]:
         """Every registered worker, the oldest first, whether or not it still lives."""
-        query = select(WorkerRow, _HAS_JOB).order_by(WorkerRow.id)
-        return [_status_of(row, has_job=has_job) for row, has_job in self._session.execute(query)]
+        tasks: dict[str | None, tuple[WorkerTask, ...]] = {}
+        for worker_id, job_id, project_id, started_at, threads in self._session.execute(_TASKS):
+            task = WorkerTask(job_id, project_id, started_at, threads)
+            tasks[worker_id] = (*tasks.get(worker_id, ()), task)
+        rows = self._session.scalars(select(WorkerRow).order_by(WorkerRow.id))
+        return [_status_of(row, tasks.get(row.id, ())) for row in rows]
 
     def count_alive(self, *, now: datetime) -> int:
         """Number of workers with a recent heartbeat."""
         alive = WorkerRow.heartbeat_at >= now - SILENT_AFTER
         return self._session.scalars(select(func.count()).where(alive)).one()
+
+    def is_any_falling_silent(self, *, now: datetime) -> bool:
+        """Whether a worker is silent and that is not noted yet."""
+        query = select(WorkerRow.id).where(*_is_falling_silent(now)).limit(1)
+        return self._session.scalar(query) is not None
+
+    def note_silent(self, *, now: datetime) -> None:
+        """Note which workers have fallen silent, so that nobody else has to know the time."""
+        silent = update(WorkerRow).where(*_is_falling_silent(now)).values(silent_since=now)
+        self._session.execute(silent)
 
     def largest_memory(self) -> int | None:
         """Memory of the registered worker that has most. None if no worker says how much it has."""
@@ -141,12 +211,21 @@ class WorkerRepository(Repository):
         self._session.execute(delete(WorkerRow))
 
 
+def _is_falling_silent(now: datetime) -> tuple[ColumnElement[bool], ...]:
+    return WorkerRow.heartbeat_at < now - SILENT_AFTER, WorkerRow.silent_since.is_(None)
+
+
 def _identity_of(row: WorkerRow) -> WorkerIdentity:
     return WorkerIdentity(row.id, row.host, row.pid, row.process_started)
 
 
-def _status_of(row: WorkerRow, *, has_job: bool) -> WorkerStatus:
-    state = WorkerState.RUNNING if has_job else WorkerState.IDLE
-    if row.stopping_at is not None:
-        state = WorkerState.DRAINING
-    return WorkerStatus(_identity_of(row), state, row.heartbeat_at)
+def _status_of(row: WorkerRow, tasks: tuple[WorkerTask, ...]) -> WorkerStatus:
+    return WorkerStatus(
+        _identity_of(row),
+        row.version,
+        row.memory_bytes,
+        row.started_at,
+        row.heartbeat_at,
+        row.stopping_at,
+        tasks,
+    )

@@ -26,11 +26,9 @@ export class JobFeed {
   checkpoints = [];
   /** The report on the data; null while there is none. */
   data = null;
-  isLoaded = false;
   isDeleted = false;
 
   #onChange;
-  #isReportAsked = false;
   #refetchLists = atMostEvery(() => this.#try(() => this.#fetchLists()), REFETCH_MS);
 
   /**
@@ -77,7 +75,6 @@ export class JobFeed {
     this.job = job;
     this.#onChange("job");
     if (before && (before.attempt !== job.attempt || before.status !== job.status)) this.#refetchLists();
-    if (job.status !== "validating_files" && this.isLoaded) this.#try(() => this.#fetchReport());
   }
 
   async fetchEarlierEvents() {
@@ -104,9 +101,8 @@ export class JobFeed {
     const known = new Set(this.events.map((event) => event.id));
     this.events = [...this.events, ...events.data.filter((event) => !known.has(event.id))];
     this.hasEarlierEvents = events.has_more;
-    this.isLoaded = true;
     for (const part of ["log", "events"]) this.#onChange(part);
-    await Promise.all([this.#fetchLists(), this.#fetchReport()]);
+    await this.#fetchLists();
   }
 
   async #fetchLists() {
@@ -117,13 +113,11 @@ export class JobFeed {
     this.attempts = attempts;
     this.checkpoints = checkpoints.data;
     this.#onChange("lists");
+    await this.#fetchReport();
   }
 
   async #fetchReport() {
-    // A job that has ended before its check did has no report, and the route answers 404.
-    const wasChecked = this.job.started_at !== null || !["validating_files", "failed", "cancelled"].includes(this.job.status);
-    if (this.#isReportAsked || !wasChecked) return;
-    this.#isReportAsked = true;
+    if (this.data || !this.attempts.data_check?.ended_at) return;
     this.data = (await get(this.#path("data"))).report;
     this.#onChange("data");
   }

@@ -119,7 +119,7 @@ def test_a_missing_route_is_explained(
 def test_a_long_address_is_not_repeated_whole(client: TestClient) -> None:
     message = client.get("/v1/" + "x" * 5000).json()["error"]["message"]
 
-    assert len(message) < 500
+    assert len(message) < 600
 
 
 def test_the_stock_client_is_told_what_is_not_offered(strict: openai.OpenAI) -> None:

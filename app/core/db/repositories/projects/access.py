@@ -5,7 +5,7 @@ from datetime import datetime
 
 from sqlalchemy import func, or_, select, update
 
-from app.core.db.base import Project, Repository
+from app.core.db.base import Page, Project, Repository
 from app.core.db.project_tables import ApiKey
 from app.core.errors import NotFoundError
 
@@ -70,6 +70,20 @@ class KeyRepository(Repository):
         query = select(ApiKey, Project).join(Project, Project.id == ApiKey.project_id)
         rows = self._session.execute(query.order_by(ApiKey.id))
         return [(key, project) for key, project in rows]
+
+    def list_page(self, project_id: str, *, after: str | None, limit: int) -> Page[ApiKey]:
+        """A page of the keys of a project, newest first, revoked and expired ones included.
+
+        Args:
+            project_id: id of the project.
+            after: id of the key before the first one of the page.
+            limit: maximum number of keys.
+        """
+        query = select(ApiKey).where(ApiKey.project_id == project_id).order_by(ApiKey.id.desc())
+        if after is not None:
+            query = query.where(ApiKey.id < after)
+        rows = list(self._session.scalars(query.limit(limit + 1)))
+        return Page(rows[:limit], has_more=len(rows) > limit)
 
     def count_working(self, *, now: datetime) -> int:
         """Number of keys that are neither revoked nor expired."""

@@ -178,7 +178,7 @@ def test_a_metrics_event_has_openais_words_and_keys(database: Database) -> None:
     with database.writing() as session:
         repository = EventRepository(session, DEFAULT_PROJECT_ID)
         for metrics in (plain, evaluated):
-            repository.add_metrics(job.id, metrics, total_steps=300, now=NOW)
+            repository.add_metrics(job.id, [metrics], total_steps=300, now=NOW)
 
     second, first = events(database, job.id)[:2]
     assert (first.type, first.message) == ("metrics", "Step 1/300: training loss=0.15")

@@ -1,6 +1,7 @@
 """No question that is asked all the time reads a whole table: see benchmarks/api.py for times."""
 
 import re
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -8,12 +9,14 @@ import pytest
 from sqlalchemy import Connection, event
 
 from app.core.access import DEFAULT_PROJECT_ID
+from app.core.db import inspection
 from app.core.db.repositories.checkpoints import CheckpointRepository, TunedModelRepository
 from app.core.db.repositories.data_checks import DataCheckRepository, EndedChecks
 from app.core.db.repositories.events import EventRepository
 from app.core.db.repositories.files import ExpiredFiles, FileRepository
 from app.core.db.repositories.idempotency import IdempotencyRepository, OldIdempotencyRecords
 from app.core.db.repositories.job_views.curves import CurveRepository
+from app.core.db.repositories.job_views.waiting import WaitingReasons
 from app.core.db.repositories.jobs import JobFilter, JobRepository
 from app.core.db.repositories.leases import LeaseRepository
 from app.core.db.repositories.projects.audit import AuditLog
@@ -63,6 +66,9 @@ _ASKED: dict[str, Callable[[Session], object]] = {
         after="a", limit=20, which=JobFilter(metadata={"a": "b", "c": "d"})
     ),
     "queue": lambda session: QueueRepository(session).positions([build_job()]),
+    "why jobs wait": lambda session: WaitingReasons(session).find(
+        [build_job(), build_job(status=JobStatus.VALIDATING_FILES)], defaultdict(int)
+    ),
     "events": lambda session: EventRepository(session, DEFAULT_PROJECT_ID).list_page(
         "a", after="a", limit=20
     ),
@@ -131,7 +137,10 @@ _ASKED: dict[str, Callable[[Session], object]] = {
     "rescue expired": lambda session: RecoveryRepository(session).rescue_expired(now=NOW),
     "rescue orphans": lambda session: RecoveryRepository(session).rescue_orphans(["a"], now=NOW),
     "find dead workers": lambda session: WorkerRepository(session).find_dead("a", lambda _: True),
+    "list workers": lambda session: WorkerRepository(session).list_all(),
+    "queues of the projects": inspection.count_unfinished_jobs,
     "count workers": lambda session: WorkerRepository(session).count_alive(now=NOW),
+    "find silent workers": lambda session: WorkerRepository(session).is_any_falling_silent(now=NOW),
     "forget workers": lambda session: WorkerRepository(session).remove(["a"]),
     "files": _list_files,
     "uploads": lambda session: _list_files(session, purpose="fine-tune"),
@@ -163,7 +172,7 @@ _ASKED: dict[str, Callable[[Session], object]] = {
 _MAY_BE_READ = {"api_keys", "saved_states", "webhook_endpoints", "workers"}
 """Tables with few rows: a few keys and endpoints of each project, states of jobs that may be
 continued, and workers that run."""
-_SHORT_INDEXES = {"ix_data_checks_kept"}
+_SHORT_INDEXES = {"ix_data_checks_held", "ix_data_checks_kept"}
 """Indexes with few rows: those of jobs that have not ended."""
 
 
