@@ -15,8 +15,16 @@ from typing import Any
 import httpx
 
 from app.core.base_models import DEFAULT_MODEL_ID
-from benchmarks.polls import JOBS, LOOK_S, WARM_STEPS, start_job, steps_per_s, trained_steps
-from benchmarks.polls import Window as _Window
+from benchmarks.polls import (
+    JOBS,
+    LOOK_S,
+    STOP_S,
+    WARM_STEPS,
+    Window,
+    start_job,
+    steps_per_s,
+    trained_steps,
+)
 from benchmarks.uploads import ROOT, cpu_s
 from tunery.local_service import LocalService
 
@@ -27,7 +35,7 @@ _READS = re.compile(r"^tunery_stream_reads_total (\S+)", re.MULTILINE)
 class Watched:
     """A stretch of the training with readers."""
 
-    window: _Window
+    window: Window
     reads: int
     """How often the database was read for all streams."""
 
@@ -43,7 +51,7 @@ class Bench:
         while trained_steps(client, self.job_id) < WARM_STEPS:
             time.sleep(LOOK_S)
 
-    def train_alone(self, seconds: float) -> _Window:
+    def train_alone(self, seconds: float) -> Window:
         return self._measure(lambda: threading.Event().wait(seconds))
 
     def train_watched(self, readers: int, seconds: float) -> Watched:
@@ -51,16 +59,16 @@ class Bench:
         window = self._measure(lambda: self._follow(readers, seconds))
         return Watched(window, self._reads() - before)
 
-    def steps_per_s(self, window: _Window) -> float:
+    def steps_per_s(self, window: Window) -> float:
         return steps_per_s(self._client, self.job_id, window)
 
-    def _measure(self, act: Any) -> _Window:
+    def _measure(self, act: Any) -> Window:
         pid = self._service.processes["api"].pid
         first, computed_s = trained_steps(self._client, self.job_id), cpu_s(pid)
         found = act()
         used_s = cpu_s(pid) - computed_s
         last = trained_steps(self._client, self.job_id)
-        return _Window(first, last, used_s, found if isinstance(found, dict) else {})
+        return Window(first, last, used_s, found if isinstance(found, dict) else {})
 
     def _follow(self, readers: int, seconds: float) -> dict[str, Any]:
         options = ["--readers", str(readers), "--seconds", str(seconds)]
@@ -93,7 +101,7 @@ def measure(*, model: Path, readers: int, seconds: float, rounds: int) -> None:
             httpx.Client(base_url=service.base_url, timeout=30) as client,
         ):
             bench = Bench(service, client)
-            windows: list[tuple[_Window, Watched]] = []
+            windows: list[tuple[Window, Watched]] = []
             for _ in range(rounds):
                 alone = bench.train_alone(seconds)
                 windows.append((alone, bench.train_watched(readers, seconds)))
@@ -102,11 +110,12 @@ def measure(*, model: Path, readers: int, seconds: float, rounds: int) -> None:
                 for alone, watched in windows
             ]
             client.post(f"{JOBS}/{bench.job_id}/cancel").raise_for_status()
+            service.processes["worker-1"].stop(within_s=STOP_S)
     report(readers, windows, speeds)
 
 
 def report(
-    readers: int, windows: list[tuple[_Window, Watched]], speeds: list[tuple[float, float]]
+    readers: int, windows: list[tuple[Window, Watched]], speeds: list[tuple[float, float]]
 ) -> None:
     print(f"{readers} readers of one job that trains, {len(windows)} rounds in turn")
     for alone, watched in windows:

@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ from app.api.metrics import RequestMetrics
 from tests.waiting import wait_until
 
 PATIENCE_S = 20.0
+STREAM_S = 90.0
 
 
 class Message(NamedTuple):
@@ -79,7 +81,15 @@ def streaming(client: httpx.Client, path: str, **options: Any) -> Generator[Iter
     with client.stream("GET", path, **options) as answer:
         assert answer.status_code == 200, answer.read()
         assert answer.headers["content-type"].startswith("text/event-stream")
-        yield parse_messages(answer.iter_lines())
+        yield parse_messages(_in_time(answer.iter_lines()))
+
+
+def _in_time(lines: Iterable[str]) -> Iterator[str]:
+    """The lines of a stream that should have ended by then: its comments would come for ever."""
+    deadline_s = time.monotonic() + STREAM_S
+    for line in lines:
+        assert time.monotonic() < deadline_s, "the stream does not end"
+        yield line
 
 
 def read_to_end(client: httpx.Client, path: str, **options: Any) -> list[Message]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import inspect, text
+from sqlalchemy import inspect, select, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.schema import CheckConstraint
 
@@ -19,7 +19,7 @@ from app.core.db.base import Base, Project
 from app.core.db.migrate import MIGRATIONS, newest_revision, read_revision, upgrade
 from app.core.db.postgresql import MIGRATION_LOCK
 from app.core.db.session import Database
-from app.core.db.tables import JobMetadata
+from app.core.db.tables import Job, JobMetadata
 from benchmarks.support.postgres import PostgresServer
 from tests.builders import add_job, dump_tables, get_job, lock_out_writers
 from tests.waiting import wait_until
@@ -219,3 +219,33 @@ def test_a_process_waits_for_the_migrations_of_another_however_long_they_take(
         assert revision(second) == newest_revision()
         first.dispose()
         second.dispose()
+
+
+_OLD_JOB = text(
+    "INSERT INTO jobs (id, project_id, status, created_at, priority, base_model, training_file_id, "
+    "config, fine_tuned_model, attempt, trained_steps, crashes, interruptions) "
+    "VALUES (:id, :project, 'queued', :at, 0, 'tiny', 'file-1', '{}', 'ft:tiny', 0, 0, 0, 0)"
+)
+_OLD_EVENT = text(
+    "INSERT INTO events (id, project_id, job_id, created_at, level, type, message) "
+    "VALUES (:id, :project, :job, :at, 'info', 'message', 'Hello')"
+)
+
+
+def test_the_events_of_older_releases_are_numbered(empty: Database) -> None:
+    upgrade(empty, "0013")
+    old = {"project": DEFAULT_PROJECT_ID, "at": "2026-01-02 03:04:05.000000+00:00"}
+    with empty.writing() as session:
+        for job_id in ("ftjob-1", "ftjob-2"):
+            session.execute(_OLD_JOB, old | {"id": job_id})
+        for number, job_id in enumerate(("ftjob-1", "ftjob-2", "ftjob-1", "ftjob-1")):
+            session.execute(_OLD_EVENT, old | {"id": f"ftevent-{number}", "job": job_id})
+
+    upgrade(empty)
+
+    with empty.reading() as session:
+        events = session.execute(text("SELECT id, number FROM events ORDER BY id")).all()
+        jobs = {job.id: job for job in session.scalars(select(Job))}
+    assert events == [("ftevent-0", 1), ("ftevent-1", 1), ("ftevent-2", 2), ("ftevent-3", 3)]
+    assert [jobs[job_id].event_count for job_id in ("ftjob-1", "ftjob-2")] == [3, 1]
+    assert jobs["ftjob-1"].updated_at == jobs["ftjob-1"].created_at

@@ -114,7 +114,7 @@ async def list_jobs(
         which=which,
         order=order,
     )
-    return as_json(await to_thread.run_sync(resources.read, search))
+    return await to_thread.run_sync(lambda: as_json(resources.read(search)))
 
 
 @router.get("/{job_id}", response_model=JobRead, dependencies=[needs(Scope.READ)])
@@ -139,7 +139,7 @@ async def get_job(
     if wait is not None:
         return await wait_for_job(request, resources, hub, job_id, seconds=wait)
     read = partial(job_service.get_job, caller=caller, job_id=job_id, settings=resources.settings)
-    return as_json(await to_thread.run_sync(resources.read, read))
+    return await to_thread.run_sync(lambda: as_json(resources.read(read)))
 
 
 @router.post("/{job_id}/cancel", dependencies=[needs(Scope.WRITE)])

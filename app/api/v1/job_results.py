@@ -94,7 +94,7 @@ async def list_events(
         )
         return PageRead[EventRead].of(page, EventRead.model_validate)
 
-    return as_json(await to_thread.run_sync(resources.read, act))
+    return await to_thread.run_sync(lambda: as_json(resources.read(act)))
 
 
 @router.get("/data", dependencies=[needs(Scope.READ)])

@@ -79,8 +79,14 @@ def test_a_job_that_does_not_change_is_sent_in_the_end(app: FastAPI, database: D
         began_s = time.monotonic()
         answers = [client.get(f"/jobs/{job.id}", params={"wait": 1}) for _ in range(2)]
 
+    took_s = time.monotonic() - began_s
     assert [answer.json()["status"] for answer in answers] == ["queued"] * 2
-    assert time.monotonic() - began_s >= 2
+    assert took_s >= 2
+    labels = {"route": "/v1/fine_tuning/jobs/{job_id}", "method": "GET", "status": "2xx"}
+    registry = app.state.metrics.registry
+    name = "tunery_http_request_duration_seconds_sum"
+    assert 0 < registry.get_sample_value(name, labels) < took_s - 1.5
+    assert registry.get_sample_value("tunery_streams_open") == 0
 
 
 @pytest.mark.only_sqlite
