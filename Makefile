@@ -25,7 +25,7 @@ setup: .venv/.installed ## Install what everything needs into .venv (quick when 
 	  || { echo "On Debian and Ubuntu, Python's venv is a package: apt-get install python3-venv"; exit 1; }
 	$(PIP) install --quiet "$$(grep '^pip==' requirements.lock)"
 	$(PIP) install --quiet --no-deps --retries 0 --extra-index-url $(TORCH_INDEX) -c requirements.lock torch
-	$(PIP) install --quiet -c requirements.lock --group dev --editable '.[worker]'
+	$(PIP) install --quiet -c requirements.lock --group dev --editable '.[worker,mlflow,wandb]'
 	@touch $@
 
 model: setup ## Install a base model: make model MODEL=qwen2.5-0.5b-instruct
@@ -146,7 +146,7 @@ lock: ## Resolve all dependencies again into requirements.lock
 	@rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
 	@.venv-lock/bin/pip install --quiet --upgrade pip
 	@.venv-lock/bin/pip install --quiet --no-deps --retries 0 --extra-index-url $(TORCH_INDEX) torch==2.13.0
-	@.venv-lock/bin/pip install --quiet --group dev --group bench --group audit --editable '.[worker]'
+	@.venv-lock/bin/pip install --quiet --group dev --group bench --group audit --editable '.[worker,mlflow,wandb]'
 	@{ echo "# Every version of every package; made by 'make lock'."; \
 	   .venv-lock/bin/pip freeze --all | grep -v -e '^setuptools==' -e '^-e ' -e '^# ' | sed 's/+cpu$$//'; } > requirements.lock
 	@rm -rf .venv-lock

@@ -58,7 +58,7 @@ def _add_jobs(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     command.set_defaults(measure=polls.measure)
     command.add_argument("--model", type=Path, default=_MODEL)
     command.add_argument("--rate", type=float, default=200)
-    command.add_argument("--seconds", type=float, default=25)
+    command.add_argument("--seconds", type=float, default=22)
     command.add_argument("--rounds", type=int, default=5)
     command = commands.add_parser("watchers", help="what many streams of a job cost its training")
     command.set_defaults(measure=watchers.measure)

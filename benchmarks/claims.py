@@ -16,7 +16,8 @@ from app.core.db.base import Project
 from app.core.db.migrate import upgrade
 from app.core.db.repositories.leases import LeaseRepository
 from app.core.db.session import Database, Session
-from app.core.db.tables import Attempt, Job
+from app.core.db.tables import Job
+from app.core.db.worker_tables import Attempt
 from app.core.ids import IdPrefix, new_id
 from app.core.job.status import JobStatus
 from app.core.job.training_config import TrainingConfig

@@ -11,8 +11,6 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from typing import Any
 import httpx
 
 from app.core.base_models import DEFAULT_MODEL_ID
+from benchmarks.support.fixed_answers import Server, fixed_answers
 from benchmarks.support.samples import build_chat_file
 from benchmarks.uploads import ROOT, cpu_s
 from tunery.local_service import LocalService
@@ -36,20 +35,12 @@ ALONE, CONTROL, POLLED = "alone", "control", "polled"
 
 
 @dataclass(frozen=True)
-class Server:
-    """A server that can be polled."""
-
-    url: str
-    pid: int
-
-
-@dataclass(frozen=True)
 class Window:
     """A stretch of the training."""
 
     first_step: int
     last_step: int
-    server_cpu_s: float
+    cpu_s: float
     """Processor time of the process that was asked."""
     load: dict[str, Any]
     """What the generator of requests has found; empty where there was none."""
@@ -127,17 +118,6 @@ def poll(
     return json.loads(done.stdout)
 
 
-@contextmanager
-def fixed_answers() -> Iterator[Server]:
-    """A server that gives every request the same answer, until the block ends."""
-    command = [sys.executable, "-m", "benchmarks.support.fixed_answers"]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        port = int(process.stdout.readline())
-        yield Server(f"http://127.0.0.1:{port}", process.pid)
-        process.kill()
-
-
 def measure(*, model: Path, rate: float, seconds: float, rounds: int) -> None:
     """Print latencies, errors, and steps a second alone, beside a control, and with polls."""
     if not model.is_dir():
@@ -198,8 +178,7 @@ def report(rate: float, windows: list[dict[str, Window]], speeds: list[dict[str,
 def describe(window: Window) -> str:
     load = window.load
     server_us, own_us = (
-        1e6 * used_s / max(1, load["requests"])
-        for used_s in (window.server_cpu_s, load["own_cpu_s"])
+        1e6 * used_s / max(1, load["requests"]) for used_s in (window.cpu_s, load["own_cpu_s"])
     )
     return (
         f"{load['requests']} requests, {load['unchanged']} unchanged, {load['errors']} errors "

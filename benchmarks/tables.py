@@ -19,6 +19,7 @@ from app.core.db.repositories.idempotency import (
     KEPT_FOR,
     OldIdempotencyRecords,
 )
+from app.core.db.repositories.job_views.curves import CurveRepository
 from app.core.db.repositories.jobs import JobFilter, JobRepository
 from app.core.db.repositories.leases import Lease, LeaseRepository
 from app.core.db.repositories.queue import QueueRepository
@@ -95,7 +96,8 @@ def build_rows(jobs: int) -> dict[str, tuple[str, Callable[[], _Rows]]]:
         for step in range(1, LONG_STEPS + 1):
             loss = {"tokens_seen": step, "elapsed_s": 1.0, "grad_norm": 1.0}
             accuracy = {"train_mean_token_accuracy": 0.5, "step": step}
-            yield job_id(jobs - 1), step, 1, json.dumps(json.loads(metrics) | loss | accuracy)
+            row = json.loads(metrics) | loss | accuracy
+            yield job_id(jobs - 1), step, 1, json.dumps(row), row["train_loss"]
 
     job_columns = (
         "id, project_id, status, created_at, finished_at, priority, base_model, training_file_id, "
@@ -114,7 +116,7 @@ def build_rows(jobs: int) -> dict[str, tuple[str, Callable[[], _Rows]]]:
         "submissions": (submission_columns, submission_rows),
         "job_metadata": ("job_id, key, value", label_rows),
         "events": (event_columns, event_rows),
-        "steps": ("job_id, step, attempt, metrics", step_rows),
+        "steps": ("job_id, step, attempt, metrics, train_loss", step_rows),
     }
 
 
@@ -202,6 +204,9 @@ class Round:
         self._read(
             "loss log", lambda session: JobRepository(session, DEFAULT_PROJECT_ID).list_steps(long)
         )
+        self._read("points of the loss log", lambda session: CurveRepository(
+            session, DEFAULT_PROJECT_ID
+        ).list_points(long, first=0, last=None, points=200))  # fmt: skip
         lease: Lease = self._write("claim", lambda session: LeaseRepository(session).claim(
             "worker-1", now=now, lease_for=MINUTE))  # fmt: skip
         self._write("renew", lambda session: LeaseRepository(session).renew(

@@ -113,8 +113,8 @@ def report(
         load = watched.window.load
         more_s = watched.window.cpu_s - alone.cpu_s
         print(
-            f"  {load['served']} served; {load['most_jobs']} changes, {watched.reads} reads of the "
-            f"database; the API computes {more_s:.2f} s more, the readers "
+            f"  {load['served']} served; {load['most_jobs'] - 1} changes, {watched.reads} reads of "
+            f"the database; the API computes {more_s:.2f} s more, the readers "
             f"{load['own_cpu_s']:.2f} s, and {load['bytes'] / 2**20:.1f} MiB are sent"
         )
     print(

@@ -31,13 +31,13 @@ logger = logging.getLogger(__name__)
 
 MAX_HEAD_BYTES = 64 * 1024
 """Maximum size of the request line and all headers, or of the trailers after a chunked body."""
+_HEAD_TOO_LARGE = f"The request line and headers are larger than {MAX_HEAD_BYTES} bytes."
 
 PROGRESS_BYTES = 16 * 1024
 """Part of a body that must arrive within `receive_timeout_s`."""
 
 _CHECKS_PER_TIMEOUT = 10
 _MAX_CHECK_INTERVAL_S = 2.0
-
 _OTHER_DESCRIPTORS = 256
 """File descriptors that are kept for the database, uploads, logs and libraries."""
 
@@ -136,18 +136,13 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._head_bytes += len(data)
         super().data_received(data)
         if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
-            self.send_400_response(
-                f"The request line and headers are larger than {MAX_HEAD_BYTES} bytes."
-            )
-
-    # What the server asks for
+            self.send_400_response(_HEAD_TOO_LARGE)
 
     def shutdown(self) -> None:
         """Close the connection after its answer. End an answer that would not end by itself."""
         super().shutdown()
         state = self._request.scope.get("state", {}) if self._request else {}
-        end_answer = state.get(END_ANSWER)
-        if end_answer is not None:
+        if end_answer := state.get(END_ANSWER):
             end_answer()
 
     # What the parser reports

@@ -57,17 +57,17 @@ class RequestMetrics:
         """
         route = scope["state"].get(ROUTE) or route_of(scope)
         method = scope["method"] if scope["method"] in _METHODS else _OTHER
-        self._durations.labels(route, method, _class_of(status)).observe(seconds)
+        self.durations_of(route, method, status).observe(seconds)
         if received_bytes:
             self._received.labels(route).inc(received_bytes)
 
-    def observe_repeat(self, route: str, status: int, seconds: float) -> None:
-        """Count a GET that was answered without the application."""
-        self._durations.labels(route, "GET", _class_of(status)).observe(seconds)
+    def durations_of(self, route: str, method: str, status: int | None) -> Histogram:
+        """Durations of the requests that are counted together with one that ended so."""
+        return self._durations.labels(route, method, _class_of(status))
 
     def observe_unread(self, status: int, seconds: float) -> None:
         """Count a request that was refused before its head was read."""
-        self._durations.labels(_OTHER, _OTHER, _class_of(status)).observe(seconds)
+        self.durations_of(_OTHER, _OTHER, status).observe(seconds)
 
 
 def _class_of(status: int | None) -> str:

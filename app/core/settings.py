@@ -1,21 +1,30 @@
 """Settings, with defaults and units. A test compares `docs/settings.md` with this file."""
 
 import os
+from collections.abc import Callable
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import AfterValidator, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from app.core.access.host_names import parse_host_names
+from app.core.access.host_names import names_of_service, parse_host_names
 from app.core.command_line import environment
 from app.core.job.training_config import MACHINE_CACHE_NAME, PROJECT_CACHE_NAME, Recipe
 from app.core.webhooks.allowed_targets import parse_networks, parse_targets
 
 _FILE = Path(".env")
 
-_LOOPBACK_NAMES = frozenset({"127.0.0.1", "localhost", "[::1]"})
+
+def _parsed_by(parse: Callable[[str], object]) -> AfterValidator:
+    """Refuse a text that `parse` refuses, and keep any other as it is."""
+
+    def check(text: str) -> str:
+        parse(text)
+        return text
+
+    return AfterValidator(check)
 
 
 class Settings(BaseSettings):
@@ -44,7 +53,7 @@ class Settings(BaseSettings):
     port: int = Field(default=8000, ge=0, le=65535)
     """TCP port that the API listens on."""
 
-    allowed_hosts: str = ""
+    allowed_hosts: Annotated[str, _parsed_by(parse_host_names)] = ""
     """Host names under which clients reach the API, besides those of this machine, separated by
     commas. Requests under any other name are refused, because a web page could be behind them."""
 
@@ -181,14 +190,28 @@ class Settings(BaseSettings):
     """Format of the log on standard error: `text` for people, in colour on a terminal, or `json`
     for programs, one object per line."""
 
-    webhook_targets: str = ""
+    webhook_targets: Annotated[str, _parsed_by(parse_targets)] = ""
     """Where webhooks may be sent, separated by commas: `public` for every https URL on the internet
     on port 443 or 8443, or origins such as `https://hooks.example.com`,
     `https://*.example.com:8443` or `http://receiver:8080`. Empty means that webhooks are off."""
 
-    webhook_private_networks: str = ""
+    webhook_private_networks: Annotated[str, _parsed_by(parse_networks)] = ""
     """Private networks in which a host may be that `TUNERY_WEBHOOK_TARGETS` names, separated by
     commas, such as `10.0.0.0/8`. Empty means none."""
+
+    mlflow_tracking_uri: str = ""
+    """Address of the MLflow server that jobs may send their metrics to, such as
+    `https://mlflow.example.com`. Empty means that MLflow is not offered."""
+
+    mlflow_tracking_token: SecretStr = SecretStr("")
+    """Bearer token for the MLflow server. Empty sends none."""
+
+    wandb_api_key: SecretStr = SecretStr("")
+    """API key with which jobs may send their metrics to Weights & Biases. Empty means that Weights
+    & Biases is not offered."""
+
+    wandb_base_url: str = "https://api.wandb.ai"
+    """Address of the API of Weights & Biases. A server of your own has another one."""
 
     @field_validator("database_url")
     @classmethod
@@ -197,24 +220,6 @@ class Settings(BaseSettings):
         if url and scheme not in ("sqlite", "postgresql"):
             raise ValueError("it must begin with postgresql:// or sqlite:///")
         return url
-
-    @field_validator("allowed_hosts")
-    @classmethod
-    def _must_be_host_names(cls, text: str) -> str:
-        parse_host_names(text)
-        return text
-
-    @field_validator("webhook_targets")
-    @classmethod
-    def _must_be_targets(cls, text: str) -> str:
-        parse_targets(text)
-        return text
-
-    @field_validator("webhook_private_networks")
-    @classmethod
-    def _must_be_networks(cls, text: str) -> str:
-        parse_networks(text)
-        return text
 
     @property
     def resolved_database_url(self) -> str:
@@ -236,10 +241,7 @@ class Settings(BaseSettings):
     @property
     def host_names(self) -> frozenset[str]:
         """Names under which the API answers, in lower case, without a port."""
-        listed = parse_host_names(self.allowed_hosts)
-        own = f"[{self.host}]" if ":" in self.host else self.host.lower()
-        is_every_address = own in ("0.0.0.0", "[::]")  # noqa: S104 - compared, not listened on
-        return _LOOPBACK_NAMES.union(listed, () if is_every_address else (own,))
+        return names_of_service(self.host, parse_host_names(self.allowed_hosts))
 
     @property
     def resolved_training_threads(self) -> int:

@@ -5,7 +5,8 @@ from itertools import zip_longest
 from typing import Literal
 
 from app.core.db.check_tables import DataCheck
-from app.core.db.tables import Attempt, Job
+from app.core.db.tables import Job
+from app.core.db.worker_tables import Attempt
 from app.core.job.status import JobStatus
 from app.schemas.bodies import ResponseBody, UnixTime
 

@@ -8,6 +8,7 @@ from pydantic_core import PydanticCustomError
 
 from app.core.db.tables import Job
 from app.core.errors import InvalidRequestError
+from app.core.job.integrations import LABELS, Integration
 from app.core.job.status import JobStatus
 from app.core.job.training_config import Recipe, TrainingConfig
 from app.core.settings import Settings
@@ -76,8 +77,9 @@ class JobCreate(RequestBody):
     hyperparameters: Hyperparameters | None = None
     """OpenAI's older place for `method.supervised.hyperparameters`. If both places set a
     hyperparameter, the values must be equal; null and "auto" do not set it."""
-    integrations: list[Any] | None = None
-    """Integrations with other services. None is offered, so the list must be empty or absent."""
+    integrations: list[Integration] | None = Field(default=None, max_length=len(LABELS))
+    """Trackers that get the metrics of the job, at most one of each type. The operator of the
+    service sets up which types are offered."""
 
     # From here on, ours; the stock client is given them in `extra_body`.
     recipe: Recipe | None = None
@@ -97,11 +99,9 @@ class JobCreate(RequestBody):
 
     @field_validator("integrations")
     @classmethod
-    def _must_be_empty(cls, value: list[Any] | None) -> list[Any] | None:
-        if value:
-            raise PydanticCustomError(
-                "unsupported_integration", "No integration is offered here; leave the list empty"
-            )
+    def _must_differ(cls, value: list[Integration] | None) -> list[Integration] | None:
+        if len({each.type for each in value or ()}) < len(value or ()):
+            raise PydanticCustomError("repeated_type", "Each type can be given once")
         return value
 
     def given_hyperparameters(self) -> dict[str, Any]:
@@ -170,13 +170,8 @@ class JobErrorRead(ResponseBody):
     """The first 50 problems of an invalid dataset, each with line, path, code and message."""
 
 
-def status_shown(job: Job, settings: Settings) -> JobStatus:
+def status_shown(status: JobStatus, settings: Settings) -> JobStatus:
     """The status that the API shows: a paused job can be shown as another one, for old clients."""
-    return as_shown(job.status, settings)
-
-
-def as_shown(status: JobStatus, settings: Settings) -> JobStatus:
-    """How the API shows a status."""
     return JobStatus(settings.show_paused_as) if status is JobStatus.PAUSED else status
 
 
@@ -210,7 +205,8 @@ class JobRead(ItemRead):
     """All hyperparameters with their resolved values. No value is `auto`."""
     method: dict[str, Any]
     """Training method, with the same hyperparameters."""
-    integrations: list[Any] = Field(default=[])
+    integrations: list[dict[str, Any]] = Field(default=[])
+    """Trackers that get the metrics of the job, as the request has named them."""
     metadata: dict[str, str] | None
     user_provided_suffix: str | None
 
@@ -256,12 +252,7 @@ class JobRead(ItemRead):
 
     @classmethod
     def of(
-        cls,
-        job: Job,
-        settings: Settings,
-        *,
-        queue_position: int | None,
-        waiting_reason: str | None,
+        cls, job: Job, settings: Settings, *, queue_position: int | None, waiting_reason: str | None
     ) -> "JobRead":
         config = TrainingConfig.model_validate(job.config)
         hyperparameters = as_hyperparameters(config, job.learning_rate_multiplier)
@@ -270,7 +261,7 @@ class JobRead(ItemRead):
         return cls.model_validate(
             {name: getattr(job, name) for name in same_names}
             | {
-                "status": status_shown(job, settings),
+                "status": status_shown(job.status, settings),
                 "estimated_finish": job.estimated_finish_at,
                 "model": job.base_model,
                 "fine_tuned_model": job.fine_tuned_model if has_succeeded else None,
@@ -287,6 +278,7 @@ class JobRead(ItemRead):
                     "supervised": {"hyperparameters": hyperparameters},
                 },
                 "metadata": {item.key: item.value for item in job.metadata_items} or None,
+                "integrations": job.integrations or [],
                 "user_provided_suffix": job.suffix,
                 "queue_position": queue_position,
                 "waiting_reason": waiting_reason,

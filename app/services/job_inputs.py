@@ -1,5 +1,6 @@
 """Checks that a new job can use its base model and its files. The caller owns the transaction."""
 
+from collections.abc import Iterable
 from datetime import datetime
 
 from app.core.access import Caller
@@ -9,7 +10,9 @@ from app.core.db.repositories.files import FileRepository
 from app.core.db.session import Session
 from app.core.db.tables import File
 from app.core.errors import InvalidRequestError
+from app.core.job.integrations import LABELS
 from app.core.job.training_config import Recipe, TrainingConfig
+from app.core.settings import Settings
 from app.schemas.fine_tuning_jobs import JobCreate
 from app.services.job_settings import check_validation
 from app.services.recipe_choice import HyperparameterRequest
@@ -130,3 +133,24 @@ def check_file(file: File, entry: CatalogueEntry, param: str) -> None:
             code="tools_not_supported",
             param=param,
         )
+
+
+def require_trackers(types: Iterable[str], settings: Settings) -> None:
+    """Check that the operator has set up every tracker of a job.
+
+    Args:
+        types: types of the job's integrations.
+        settings: those of the operator.
+
+    Raises:
+        InvalidRequestError: one of them is not set up.
+    """
+    set_up = {"wandb": settings.wandb_api_key, "mlflow": settings.mlflow_tracking_uri}
+    for each in types:
+        if not set_up[each]:
+            raise InvalidRequestError(
+                f"{LABELS[each]} is not set up on this service. Leave the integration out, or ask "
+                "the operator to set it up: docs/trackers.md says how.",
+                code="unsupported_integration",
+                param="integrations",
+            )

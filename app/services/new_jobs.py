@@ -21,7 +21,12 @@ from app.core.job.training_config import Recipe, TrainingConfig
 from app.core.settings import Settings
 from app.schemas.fine_tuning_jobs import JobCreate, JobRerun
 from app.services.idempotency import IdempotentRequest, RequestOrigin
-from app.services.job_inputs import check_files, check_request, find_installed
+from app.services.job_inputs import (
+    check_files,
+    check_request,
+    find_installed,
+    require_trackers,
+)
 from app.services.job_settings import (
     DEFAULT_LEARNING_RATE,
     check_limits,
@@ -118,6 +123,7 @@ def _make_once(once: IdempotentRequest, make: Callable[[], Job], settings: Setti
         return NewJob(earlier, is_replay=True)
     require_room(settings)
     job = make()
+    require_trackers((each["type"] for each in job.integrations or ()), settings)
     once.remember(job)
     return NewJob(job, is_replay=False)
 
@@ -154,6 +160,7 @@ def create_job(
         validation_file_id=request.validation_file,
         suffix=request.suffix,
         config=config.model_dump(mode="json"),
+        integrations=[each.as_json() for each in request.integrations or ()] or None,
         learning_rate_multiplier=asked.learning_rate_multiplier(config),
         metadata_items=_labels(request.metadata or {}),
     )
@@ -176,7 +183,8 @@ def rerun_job(
 ) -> Job:
     """Create a job that repeats another job, in whatever status that job is.
 
-    It has the same data, base model, hyperparameters, seed, labels, suffix and priority.
+    It has the same data, base model, hyperparameters, seed, labels, integrations, suffix and
+    priority.
 
     Args:
         held_for: how long saved states are kept. With it, the new job takes over the saved state
@@ -214,6 +222,7 @@ def rerun_job(
         validation_file_id=original.validation_file_id,
         suffix=original.suffix,
         config=original.config,
+        integrations=original.integrations,
         learning_rate_multiplier=original.learning_rate_multiplier,
         metadata_items=_labels({item.key: item.value for item in original.metadata_items}),
         **(progress or {}),

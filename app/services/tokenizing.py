@@ -20,7 +20,7 @@ from app.core.machine.memory import measure_memory
 from app.core.settings import Settings
 from app.schemas.fine_tuning_jobs import JobCreate
 from app.schemas.hyperparameters import as_hyperparameters
-from app.services.job_inputs import check_file, check_request, find_installed
+from app.services.job_inputs import check_file, check_request, find_installed, require_trackers
 from app.services.job_settings import resolve_config
 
 _DEFAULT_ROWS = 5
@@ -110,6 +110,7 @@ def plan_estimate(
     model, asked, config = check_request(
         session, caller, request, catalogue, default_recipe=settings.default_recipe, now=now
     )
+    require_trackers((each.type for each in request.integrations or ()), settings)
     ids = filter(None, (request.training_file, request.validation_file))
     repository = FileRepository(session, caller.project_id)
     files = [repository.get(file_id, now=now) for file_id in ids]

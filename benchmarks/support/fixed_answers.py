@@ -8,10 +8,40 @@ asks.
 
 import select
 import socket
+import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from tunery.local_service import end_with_parent
 
 ANSWER = b'HTTP/1.1 304 Not Modified\r\netag: "fixed"\r\n\r\n'
 _READ_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server that can be polled."""
+
+    url: str
+    pid: int
+
+
+@contextmanager
+def fixed_answers() -> Iterator[Server]:
+    """A server that gives every request the same answer, until the block ends."""
+    command = [sys.executable, "-m", "benchmarks.support.fixed_answers"]
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=end_with_parent,  # noqa: PLW1509 - one call of the system, no locks
+    ) as process:
+        assert process.stdout is not None
+        port = int(process.stdout.readline())
+        yield Server(f"http://127.0.0.1:{port}", process.pid)
+        process.kill()
 
 
 def serve() -> None:

@@ -153,10 +153,11 @@ def test_a_body_must_be_declared_as_json(lab: Lab, content_type: str) -> None:
         ),
         pytest.param(
             {"integrations": [{"type": "wandb", "wandb": {"project": "p"}}]},
-            bad_value(
-                "integrations",
-                "No integration is offered here; leave the list empty",
+            envelope(
                 "unsupported_integration",
+                "Weights & Biases is not set up on this service. Leave the integration out, or ask "
+                "the operator to set it up: docs/trackers.md says how.",
+                "integrations",
             ),
             id="integration",
         ),

@@ -17,6 +17,7 @@ from tests.acceptance.processes import JOB_S, InstalledService
 from tests.terminal import COLUMNS, CTRL_C, InTerminal
 from tests.tiny import install_tiny_model
 from tests.wheel import install_wheel
+from tunery.client.job_file import read_job_file
 
 COMMAND_S = 30
 HOSTILE = "[red]x[/red]\x1b[31mred\x1b]0;title\x07"
@@ -95,6 +96,17 @@ def test_a_job_file_becomes_an_adapter(tunery: Client) -> None:
     assert (tunery.place / "there" / "adapter" / "adapter_model.safetensors").stat().st_size > 1000
     assert (tunery.place / "there" / "loss.csv").read_text("utf-8").startswith("step,")
     assert not [path for path in tunery.place.rglob("*") if "part" in path.suffixes]
+
+
+def test_the_settings_of_a_job_become_a_job_file(tunery: Client, long_job: str) -> None:
+    tunery.run("init", "again.yaml", "--from", long_job)
+
+    content = read_job_file(tunery.place / "again.yaml").content
+    assert (content["model"], content["suffix"]) == ("tiny", "from-a-file")
+    assert content["training_file"] == tunery.read_json("files", "list")[0]["id"]
+    given = {"n_epochs": 50, "batch_size": 4, "lora_r": 8}.items()
+    assert given <= content["hyperparameters"].items()
+    assert "lora_target_modules" in content["hyperparameters"]
 
 
 def test_ctrl_c_leaves_the_job_running_and_says_how_to_come_back(

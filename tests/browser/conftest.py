@@ -2,14 +2,16 @@
 
 import shutil
 from collections.abc import Iterator
+from secrets import token_hex
 
+import httpx
 import openai
 import pytest
 from playwright.sync_api import Browser, sync_playwright
 
 from tests.browser.members import Member, database_of, watched_tabs
 from tests.browser.watching import AXE, Tabs
-from tests.builders import add_key
+from tests.builders import add_key, bearer
 from tests.programs import require_programs, skip_unless_ci
 from tests.tiny import install_tiny_model
 from tunery.local_service import LocalService
@@ -74,12 +76,12 @@ def keyed_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalSer
 
 
 @pytest.fixture
-def member(
-    browser: Browser, keyed_service: LocalService, request: pytest.FixtureRequest
-) -> Iterator[Member]:
+def member(browser: Browser, keyed_service: LocalService) -> Iterator[Member]:
     """Somebody with a key of a project of their own, which has nothing in it yet."""
-    project = request.node.name[:60]
     with database_of(keyed_service) as database:
-        key = add_key(database, project)
-        with watched_tabs(browser, keyed_service) as tabs:
-            yield Member(tabs, key, project, database)
+        key = add_key(database, f"project-{token_hex(8)}")
+        with (
+            watched_tabs(browser, keyed_service) as tabs,
+            httpx.Client(base_url=keyed_service.url, headers=bearer(key)) as api,
+        ):
+            yield Member(tabs, key, api, database)

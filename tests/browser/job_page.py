@@ -45,6 +45,14 @@ def wait_for(client: openai.OpenAI, job_id: str, *statuses: str) -> FineTuningJo
     return wait_until(look, within_s=JOB_S)
 
 
+def wait_for_steps(client: openai.OpenAI, job_id: str) -> None:
+    def look() -> int:
+        job = client.fine_tuning.jobs.retrieve(job_id)
+        return (job.model_extra or {})["trained_steps"]
+
+    wait_until(look, within_s=JOB_S)
+
+
 def path_of(job_id: str) -> str:
     return f"/job?id={job_id}"
 

@@ -3,15 +3,14 @@
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Literal
+from urllib.parse import urlencode
 
 import httpx
 from playwright.sync_api import Browser, Page, expect
 
 from app.core.db.session import Database
 from tests.browser.watching import Tabs
-from tests.builders import bearer
 from tunery.local_service import LocalService
 
 
@@ -19,15 +18,10 @@ from tunery.local_service import LocalService
 class Member:
     tabs: Tabs
     key: str
-    project: str
-    """Name of the project."""
+    api: httpx.Client
+    """The API, with the key."""
     database: Database
     """That of the service."""
-
-    @cached_property
-    def api(self) -> httpx.Client:
-        """The API, with the member's key."""
-        return httpx.Client(base_url=self.tabs.base_url, headers=bearer(self.key))
 
     @property
     def project_id(self) -> str:
@@ -36,13 +30,12 @@ class Member:
     def sign_in(
         self, path: str = "/", *, theme: Literal["light", "dark"] = "light", width: int = 1280
     ) -> Page:
-        """Open a tab, sign in, and go to `path`."""
-        page = self.tabs.open("/sign-in", theme=theme, width=width)
+        """Open a tab and sign in, to land on `path`."""
+        query = urlencode({"next": path.removeprefix("/")})
+        page = self.tabs.open(f"/sign-in?{query}", theme=theme, width=width)
         fill_in_key(page, self.key)
-        expect(page).to_have_url(f"{self.tabs.base_url}/")
+        expect(page).to_have_url(f"{self.tabs.base_url}{path}")
         expect(page.get_by_role("heading", level=1)).to_be_visible()
-        if path != "/":
-            page.goto(path)
         return page
 
     def upload(self, name: str, content: bytes) -> str:
@@ -69,7 +62,7 @@ def watched_tabs(browser: Browser, service: LocalService) -> Generator[Tabs]:
     yield tabs
     for context in browser.contexts:
         context.close()
-    assert tabs.faults == []
+    assert tabs.faults == [], tabs.faults
 
 
 @contextmanager

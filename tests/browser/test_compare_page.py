@@ -7,7 +7,7 @@ import openai
 import pytest
 from playwright.sync_api import expect
 
-from tests.browser.job_page import LIVE_MS, create_job, create_long_job, wait_for
+from tests.browser.job_page import LIVE_MS, create_job, create_long_job, wait_for, wait_for_steps
 from tests.browser.watching import Tabs, find_barriers, scrolls_sideways
 
 
@@ -26,7 +26,7 @@ def two_jobs(client: openai.OpenAI) -> tuple[str, str]:
 @pytest.fixture
 def running_job(client: openai.OpenAI) -> Iterator[str]:
     job_id = create_long_job(client, "compared while it runs")
-    wait_for(client, job_id, "running")
+    wait_for_steps(client, job_id)
     yield job_id
     client.fine_tuning.jobs.cancel(job_id)
     wait_for(client, job_id, "cancelled")
@@ -47,7 +47,7 @@ def test_jobs_are_found_added_and_removed(tabs: Tabs, two_jobs: tuple[str, str])
     slow, fast = two_jobs
     page = tabs.open(f"/compare?ids={slow}")
 
-    page.get_by_label("Add jobs").fill(fast)
+    page.get_by_role("searchbox", name="Add jobs").fill(fast)
     offered = page.locator(".offered li")
     expect(offered).to_have_count(1)
     offered.get_by_role("button", name="Add").click()
@@ -69,9 +69,9 @@ def test_a_running_job_is_compared_live(
 
     expect(readout).not_to_have_text(before, timeout=LIVE_MS)
 
-    page.get_by_label("By", exact=True).select_option("Tokens")
+    page.get_by_role("combobox", name=re.compile("^By")).select_option("Tokens")
     page.reload()
-    expect(page.get_by_label("By", exact=True)).to_have_value("tokens_seen")
+    expect(page.get_by_role("combobox", name=re.compile("^By"))).to_have_value("tokens_seen")
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

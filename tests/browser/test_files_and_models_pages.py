@@ -17,7 +17,8 @@ def test_the_name_of_a_file_is_never_html(member: Member) -> None:
 
     for path in ("/files", f"/new?file={file}", "/"):
         page = member.sign_in(path)
-        expect(page.get_by_text("<script>" if path == "/" else _HOSTILE_NAME).first).to_be_visible()
+        text = page.get_by_text("<script>" if path == "/" else _HOSTILE_NAME)
+        expect(text.locator("visible=true").first).to_be_visible()
         expect(page.locator("main img, main script")).to_have_count(0)
 
 

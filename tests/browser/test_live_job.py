@@ -17,6 +17,7 @@ from tests.browser.job_page import (
     steps_shown,
     wait_for,
     wait_for_step,
+    wait_for_steps,
 )
 from tests.browser.watching import Tabs
 from tunery.local_service import LocalService
@@ -27,7 +28,7 @@ BROKEN_CONNECTION = r"ERR_|Failed to load resource|does not answer"
 @pytest.fixture(scope="module")
 def running_job(client: openai.OpenAI) -> Iterator[str]:
     job_id = create_long_job(client, "long one")
-    wait_for(client, job_id, "running")
+    wait_for_steps(client, job_id)
     yield job_id
     client.fine_tuning.jobs.cancel(job_id)
     wait_for(client, job_id, "cancelled")

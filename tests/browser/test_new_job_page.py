@@ -58,7 +58,10 @@ def test_from_a_dropped_file_to_a_started_job(member: Member) -> None:
     assert job["user_provided_suffix"] == "keeper"
     assert job["hyperparameters"]["n_epochs"] == 3
     assert job["metadata"] == {"team": "sea"}
-    wait_until(lambda: member.api.get(f"/v1/fine_tuning/jobs/{job['id']}").json()["progress"] > 0, within_s=120)
+    wait_until(
+        lambda: member.api.get(f"/v1/fine_tuning/jobs/{job['id']}").json()["progress"] > 0,
+        within_s=120,
+    )
 
 
 def test_the_shown_call_makes_the_same_job(member: Member) -> None:
@@ -69,7 +72,8 @@ def test_the_shown_call_makes_the_same_job(member: Member) -> None:
     text = page.get_by_label("The call").inner_text()
 
     body = json.loads(text.partition("-d '")[2].removesuffix("'"))
-    job = member.create_job(**{"file" if k == "training_file" else k: v for k, v in body.items()})
+    body["file"] = body.pop("training_file")
+    job = member.create_job(**body)
     read = member.api.get(f"/v1/fine_tuning/jobs/{job}").json()
     assert (read["training_file"], read["hyperparameters"]["batch_size"]) == (file, 4)
 

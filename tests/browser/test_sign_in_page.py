@@ -9,8 +9,8 @@ from tests.browser.watching import Tabs
 
 def test_a_page_asks_for_a_key_and_then_shows_itself(member: Member) -> None:
     page = member.tabs.open("/files?x=1")
-    member.tabs.forgive("401")
     expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
+    member.tabs.forgive("401")
 
     fill_in_key(page, member.key)
 
@@ -54,8 +54,9 @@ def test_signing_out_forgets_the_key(member: Member) -> None:
 )
 def test_next_does_not_leave_the_dashboard(member: Member, next_page: str) -> None:
     page = member.tabs.open("/sign-in")
-    page.evaluate("(next) => history.replaceState(null, '', `?next=${encodeURIComponent(next)}`)",
-                  next_page)
+    page.evaluate(
+        "(next) => history.replaceState(null, '', `?next=${encodeURIComponent(next)}`)", next_page
+    )
 
     fill_in_key(page, member.key)
 

@@ -23,7 +23,8 @@ from app.core.clock import utc_now
 from app.core.db.migrate import upgrade
 from app.core.db.repositories.leases import LeaseRepository
 from app.core.db.session import Database
-from app.core.db.tables import Attempt, Job
+from app.core.db.tables import Job
+from app.core.db.worker_tables import Attempt
 from app.core.errors import DatabaseBusyError
 from app.core.ids import IdPrefix, new_id
 from app.core.job.status import JobStatus

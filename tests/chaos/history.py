@@ -9,7 +9,8 @@ from sqlalchemy import func, select, text
 
 from app.core.clock import utc_now
 from app.core.db.session import Database
-from app.core.db.tables import Attempt, Checkpoint, Event, File, Job, StepRow, TunedModel
+from app.core.db.tables import Checkpoint, Event, File, Job, StepRow, TunedModel
+from app.core.db.worker_tables import Attempt
 from app.core.job.status import JobStatus
 from app.core.storage.local import LocalBlobStore
 from tests.chaos.stand_in_trainer import OVERLAP, chain, loss_of, next_link

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.load import Generator, percentile
-from benchmarks.polls import fixed_answers
+from benchmarks.support.fixed_answers import fixed_answers
 
 ROOT = Path(__file__).parents[2]
 

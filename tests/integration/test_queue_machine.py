@@ -39,7 +39,8 @@ from app.core.db.repositories.recovery import (
 )
 from app.core.db.repositories.saved_states import KEPT, SavedStateRepository
 from app.core.db.session import Database
-from app.core.db.tables import Attempt, Event, File, Job, SavedState, StepRow
+from app.core.db.tables import Event, File, Job, SavedState, StepRow
+from app.core.db.worker_tables import Attempt
 from app.core.errors import LeaseLostError
 from app.core.job.status import TRANSITIONS, JobStatus
 from app.core.job.training_events import JobError

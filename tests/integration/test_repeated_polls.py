@@ -28,6 +28,8 @@ from tunery.local_service import LocalService
 
 JOBS = "/v1/fine_tuning/jobs"
 PATIENCE_S = 30.0
+KEEP_ALIVE_S = 5.0
+"""How long uvicorn keeps a connection open that is not used."""
 SLACK_S = 1.0
 """For the time that a request takes while other tests run."""
 MANY = 100
@@ -244,3 +246,19 @@ def test_a_connection_that_is_to_close_closes(
         poller = connect(service, path, key, Connection="close")
         assert poller.poll().status_code == HTTPStatus.OK
         assert poller.connection.recv(1) == b""
+
+
+def test_a_connection_stays_open_while_it_polls_and_not_much_longer(
+    service: LocalService, stored: Database, connect: Connect
+) -> None:
+    poller = connect(service, JOBS, add_key(stored))
+    began_s = time.monotonic()
+
+    def poll_long() -> bool:
+        return poller.poll().is_success and time.monotonic() - began_s > KEEP_ALIVE_S + SLACK_S
+
+    wait_until(poll_long, within_s=PATIENCE_S)
+    idle_s = time.monotonic()
+
+    assert poller.connection.recv(1) == b""
+    assert time.monotonic() - idle_s > KEEP_ALIVE_S - SLACK_S

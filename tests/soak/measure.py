@@ -10,7 +10,6 @@ from sqlalchemy import func, select
 
 from app.core.db.session import Database
 from app.core.db.tables import (
-    Attempt,
     Checkpoint,
     Event,
     File,
@@ -23,6 +22,7 @@ from app.core.db.tables import (
     UploadPart,
 )
 from app.core.db.webhook_tables import WebhookDelivery, WebhookEndpoint
+from app.core.db.worker_tables import Attempt
 from app.core.storage.local import LocalBlobStore
 from benchmarks.memory import find_descendants
 from tests.soak.trends import DESCRIPTORS, LOG, MEMORY, THREADS, Metric, Point, Sample

@@ -12,6 +12,8 @@ from app.core.base_models import DEFAULT_MODEL_ID
 from app.core.errors import OperatorError
 from app.schemas.fine_tuning_jobs import PRIORITIES
 from tunery.client.job_schema import SCHEMA_NAME, make_schema
+from tunery.client.options import ProfileName, open_api
+from tunery.client.service.api import job_path
 
 commands = typer.Typer()
 
@@ -32,9 +34,10 @@ _EXAMPLES = {
 
 _WIDTH = 96
 
+_SCHEMA_LINE = f"# yaml-language-server: $schema={SCHEMA_NAME}\n"
+
 _HEAD = f"""\
-# yaml-language-server: $schema={SCHEMA_NAME}
-#
+{_SCHEMA_LINE}#
 # A fine-tuning job. Start it with: tunery submit FILE
 # Remove the # before a line to set it. What is not set has the default that is shown, unless
 # an example is marked as such. `tunery schema` prints every field.
@@ -75,13 +78,22 @@ hyperparameters:
 @commands.command()
 def init(
     file: Annotated[Path, typer.Argument(help="Job file to write.")] = Path("job.yaml"),
+    *,
+    job_id: Annotated[
+        str | None,
+        typer.Option(
+            "--from", help="Id of a job. The file gets its settings, all of them.", metavar="JOB"
+        ),
+    ] = None,
+    profile: ProfileName = None,
 ) -> None:
     """Write a commented job file, and the schema from which editors complete it.
 
     The schema is `job.schema.json` beside the file. No existing file is overwritten.
     """
     schema = file.with_name(SCHEMA_NAME)
-    _write_new(file, example_text(file.name))
+    text = example_text(file.name) if job_id is None else _text_of_job(job_id, profile)
+    _write_new(file, text)
     typer.echo(file)
     if not schema.exists():
         _write_new(schema, schema_text())
@@ -104,6 +116,12 @@ def example_text(name: str) -> str:
     fields = make_schema()["$defs"]["Hyperparameters"]["properties"]
     blocks = ("\n".join(_describe(name, fields[name])) for name in _SHOWN)
     return _HEAD.replace("FILE", name) + "\n\n".join(blocks) + "\n"
+
+
+def _text_of_job(job_id: str, profile: str | None) -> str:
+    from tunery.client.job_file import to_yaml  # noqa: PLC0415 - PyYAML takes a moment
+
+    return _SCHEMA_LINE + to_yaml(open_api(profile).get(job_path(job_id)))
 
 
 def _describe(name: str, field: Mapping[str, Any]) -> Iterator[str]:

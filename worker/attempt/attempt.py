@@ -56,6 +56,7 @@ from worker.attempt.step_log import StepLog
 from worker.job_directory import JobDirectory, JobInputs
 from worker.launch.launcher import Ending, Signal
 from worker.presence import repeating
+from worker.trackers.feed import feeding
 
 logger = logging.getLogger(__name__)
 
@@ -93,9 +94,12 @@ class Attempt:
     def run(self) -> None:
         """Make the attempt. Afterwards the job has ended, waits for another attempt, or is lost."""
         context = {"job_id": self._lease.job_id, "attempt": self._lease.attempt}
-        began_s = steady_s()
+        began_s, shared = steady_s(), self._resources
         try:
-            with repeating(self.beat, interval_s=self._resources.cancel_poll_interval_s):
+            with (
+                repeating(self.beat, interval_s=shared.cancel_poll_interval_s),
+                feeding(self._lease, shared.database, shared.settings, shared.clock),
+            ):
                 self._run()
         except LeaseLostError:
             logger.warning("lease lost; nothing more was written", extra=context)

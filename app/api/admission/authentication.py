@@ -110,7 +110,7 @@ class Authenticator:
         Raises:
             UnauthenticatedError: as `authenticate`, like the other errors.
         """
-        self._forget_if_changed()
+        self._forget_if_changed(self._resources.database.version())
         if not await self._is_key_needed():
             return _LOCAL
         known = self._remembered.get(authorization) or await self._look_up(authorization)
@@ -120,12 +120,15 @@ class Authenticator:
             )
         return known
 
-    def knows(self, known: Authenticated) -> bool:
+    def knows(self, known: Authenticated, version: int | None) -> bool:
         """Whether `authenticate` would find the same again, without a look into the database.
 
         Call it from the event loop.
+
+        Args:
+            version: of the database, read just now.
         """
-        self._forget_if_changed()
+        self._forget_if_changed(version)
         if known is _LOCAL:
             return self._needs_key is False
         return known.read_at_s == self._read_at_s and not known.is_expired(self._clock())
@@ -139,8 +142,8 @@ class Authenticator:
         self._start_writing(uses)
         await asyncio.gather(*self._writes, return_exceptions=True)
 
-    def _forget_if_changed(self) -> None:
-        version, now_s = self._resources.database.version(), self._monotonic_s()
+    def _forget_if_changed(self, version: int | None) -> None:
+        now_s = self._monotonic_s()
         is_unchanged = version is not None and version == self._version
         if not is_unchanged and now_s - self._read_at_s >= MAX_AGE_S:
             self._version, self._read_at_s = version, now_s

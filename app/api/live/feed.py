@@ -10,9 +10,8 @@ from app.api.deps import Resources
 from app.api.live.messages import COMMENT, opening, write_message
 from app.api.live.topic import Reader, Update
 from app.core.db.repositories.events import ChangeRepository
-from app.core.db.repositories.queue import QueueRepository
 from app.core.db.session import Session
-from app.schemas.fine_tuning_jobs import JobRead
+from app.services import jobs as job_service
 
 OVERLAP = timedelta(seconds=30)
 """How far each look goes back behind the newest change. The clocks of two machines may differ by
@@ -79,14 +78,8 @@ class FollowedProject:
     def _show(self, session: Session, job_ids: list[str]) -> dict[str, str]:
         """The jobs as the list of jobs shows them, in JSON, by their ids."""
         jobs = ChangeRepository(session, self._project_id).list_jobs(job_ids)
-        positions = QueueRepository(session).positions(jobs)
-        settings = self._resources.settings
-        return {
-            job.id: JobRead.of(job, settings, queue_position=positions[job.id]).model_dump_json(
-                by_alias=True
-            )
-            for job in jobs
-        }
+        shown = job_service.read_jobs(session, jobs, self._resources.settings)
+        return {job_id: job.model_dump_json(by_alias=True) for job_id, job in shown.items()}
 
 
 async def stream_project(reader: Reader[FeedState]) -> AsyncGenerator[bytes]:

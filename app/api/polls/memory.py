@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from prometheus_client import Histogram
+
 from app.api.admission.authentication import Authenticated
 from app.api.requests import LoggedRequest
 from app.core.access import Caller
@@ -34,7 +36,8 @@ class Reply:
 
     authenticated: Authenticated
     request: LoggedRequest
-    route: str
+    durations: Histogram
+    """The metric that counts it."""
     status: int
     head: bytes
     """Headers, each with the end of its line."""

@@ -59,10 +59,24 @@ class _RepeatingProtocol(BoundedHttpProtocol):
 
     def _send(self, answer: bytes) -> None:
         """Send an answer, and wait for the next request as after every other."""
-        self._unset_keepalive_if_required()
         self.expect_next_request()
         self.transport.write(answer)
-        self.timeout_keep_alive_task = self.loop.call_later(
-            self.timeout_keep_alive, self.timeout_keep_alive_handler
-        )
+        if self.timeout_keep_alive_task is None:
+            self._keep_alive_for(self.timeout_keep_alive)
         self.pauses.after_poll(id(self), self.tasks, self.loop.time())
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Close the connection, unless a poll has come since the time-out was set.
+
+        To set it again takes longer than to look a poll's answer up.
+        """
+        left_s = self.message_since + self.timeout_keep_alive - self.loop.time()
+        if left_s > 0:
+            self._keep_alive_for(left_s)
+        else:
+            super().timeout_keep_alive_handler()
+
+    def _keep_alive_for(self, seconds: float) -> None:
+        self.timeout_keep_alive_task = self.loop.call_later(
+            seconds, self.timeout_keep_alive_handler
+        )

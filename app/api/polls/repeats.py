@@ -57,7 +57,7 @@ class Repeats:
         reply = Reply(
             state[AUTHENTICATED],
             LoggedRequest.of(scope),
-            route,
+            self._metrics.durations_of(route, "GET", status),
             status,
             _lines(complete),
             body,
@@ -74,12 +74,12 @@ class Repeats:
         if request not in self.memory.replies:
             return None
         began_s = steady_s()
-        self.memory.refresh()
+        version = self.memory.refresh()
         reply = self.memory.replies.get(request)
-        if reply is None or not self._admits(reply.authenticated):
+        if reply is None or not self._admits(reply.authenticated, version):
             return None
         seconds = steady_s() - began_s
-        self._metrics.observe_repeat(reply.route, reply.status, seconds)
+        reply.durations.observe(seconds)
         request_id = self._log.count(reply.request, reply.status, seconds)
         head = _lines([*extra, (b"x-request-id", request_id.encode())])
         return b"".join([STATUS_LINE[reply.status], head, reply.head, b"\r\n", reply.body])
@@ -88,9 +88,9 @@ class Repeats:
         """Log what is not logged yet. No request may come any more."""
         self._log.flush()
 
-    def _admits(self, known: Authenticated) -> bool:
+    def _admits(self, known: Authenticated, version: int | None) -> bool:
         """Whether the caller may send another request now, which is counted if so."""
-        if not self._authenticator.knows(known):
+        if not self._authenticator.knows(known, version):
             return False
         limit = known.max_requests_per_minute
         if limit is not None and self._buckets.take(known.caller.project_id, per_minute=limit):

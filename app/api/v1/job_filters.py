@@ -9,7 +9,7 @@ from app.core.db.repositories.jobs import JobFilter
 from app.core.errors import InvalidRequestError
 from app.core.job.status import JobStatus
 from app.core.settings import Settings
-from app.schemas.fine_tuning_jobs import MAX_LABELS, as_shown
+from app.schemas.fine_tuning_jobs import MAX_LABELS, status_shown
 
 _MAX_SEARCH_LENGTH = 100
 
@@ -48,7 +48,7 @@ async def read_filter(
 
 def _statuses(text: str, settings: Settings) -> frozenset[JobStatus]:
     """The statuses that the API shows as one of those in `text`."""
-    shown = {status: as_shown(status, settings) for status in JobStatus}
+    shown = {status: status_shown(status, settings) for status in JobStatus}
     wanted = {each.strip() for each in text.split(",")}
     unknown = sorted(wanted - set(shown.values()))
     if unknown:

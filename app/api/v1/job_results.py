@@ -23,7 +23,7 @@ from app.core.db.session import Session
 from app.core.db.tables import Job
 from app.core.errors import NotFoundError
 from app.core.ids import IdPrefix
-from app.core.job import loss_log
+from app.core.job import loss_log, tensorboard
 from app.core.job.loss_log import MAX_STEP, StepMetrics, in_batches
 from app.core.job.status import JobStatus
 from app.schemas.attempts import AttemptsRead
@@ -111,7 +111,7 @@ def get_data(job_id: str, caller: CallerDep, resources: ResourcesDep) -> DataRea
         check = jobs.find_check(job_id)
         if check is None or (check.report is None and job.status is not JobStatus.VALIDATING_FILES):
             raise NotFoundError(_why_no_report(job, check), code="data_report_not_found")
-        return DataRead.of(check, status_shown(job, resources.settings))
+        return DataRead.of(check, status_shown(job.status, resources.settings))
 
     return resources.read(act)
 
@@ -159,7 +159,9 @@ def list_checkpoints(
 @router.get(
     "/metrics",
     response_model=MetricsRead,
-    responses={200: {"content": {"text/csv": {}, "application/x-ndjson": {}}}},
+    responses={
+        200: {"content": {"text/csv": {}, "application/x-ndjson": {}, tensorboard.MEDIA_TYPE: {}}}
+    },
     dependencies=[needs(Scope.READ)],
 )
 def get_metrics(
@@ -203,9 +205,10 @@ def get_metrics(
     With validation data, the first row is that of step 0: the evaluation of the base model, whose
     training loss, accuracy, learning rate and gradient are null.
 
-    The header `Accept` chooses between JSON, `text/csv` and `application/x-ndjson`. JSON comes in
-    pages: while `has_more` is true, the next page begins with the step after the last one. The
-    other two have every step of the range.
+    The header `Accept` chooses between JSON, `text/csv`, `application/x-ndjson` and
+    `application/x-tensorboard`, an events file of TensorBoard. JSON comes in pages: while
+    `has_more` is true, the next page begins with the step after the last one. The others have every
+    step of the range.
     """
 
     def read(first: int, at_most: int = _BATCH) -> list[StepMetrics]:
@@ -219,6 +222,10 @@ def get_metrics(
 
         return resources.read(act)
 
+    if tensorboard.MEDIA_TYPE in accept:
+        job = resources.read(lambda session: JobRepository(session, caller.project_id).get(job_id))
+        rows = read(step_from)
+        return _send_events_file(job, [rows] if points else in_batches(rows, read))
     media_type = next((one for one in _TEXTS if one in accept), None)
     if media_type is not None:
         rows = read(step_from)
@@ -264,6 +271,17 @@ def get_adapter(
     )
     record_download(response, resources, caller, Action.ADAPTER_DOWNLOADED, adapter.id, now=now)
     return response
+
+
+def _send_events_file(job: Job, batches: Iterable[Iterable[StepMetrics]]) -> Response:
+    """Send the loss log under a name by which TensorBoard knows its files."""
+    began_s = (job.started_at or job.created_at).timestamp()
+    name = f"events.out.tfevents.{began_s:.0f}.{job.id}"
+    return StreamingResponse(
+        tensorboard.event_records(batches, began_s=began_s),
+        media_type=tensorboard.MEDIA_TYPE,
+        headers={"content-disposition": attachment(name)},
+    )
 
 
 def _why_no_report(job: Job, check: DataCheck | None) -> str:

@@ -1,8 +1,17 @@
-"""What the operator may write in TUNERY_ALLOWED_HOSTS."""
+"""Names under which clients reach the API, and what may be in TUNERY_ALLOWED_HOSTS."""
 
 import re
+from collections.abc import Iterable
 
 _NAME = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*|\[[0-9a-f:.]+\]")
+_LOOPBACK_NAMES = frozenset({"127.0.0.1", "localhost", "[::1]"})
+
+
+def names_of_service(address: str, listed: Iterable[str]) -> frozenset[str]:
+    """Return the names of a service that listens on an address, with those that are listed."""
+    own = f"[{address}]" if ":" in address else address.lower()
+    is_every_address = own in ("0.0.0.0", "[::]")  # noqa: S104 - compared, not listened on
+    return _LOOPBACK_NAMES.union(listed, () if is_every_address else (own,))
 
 
 def parse_host_names(text: str) -> list[str]:

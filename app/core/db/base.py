@@ -63,6 +63,7 @@ class Base(DeclarativeBase):
         datetime: UtcDateTime,
         dict[str, Any]: JSON(none_as_null=True),
         list[str]: JSON(none_as_null=True),
+        list[dict[str, Any]]: JSON(none_as_null=True),
         JobStatus: Enum(
             JobStatus, native_enum=False, length=20, create_constraint=True, values_callable=list
         ),

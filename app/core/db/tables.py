@@ -131,6 +131,8 @@ class Job(OwnedByProject, Base):
     learning_rate_multiplier: Mapped[float | None]
     """Learning rate multiplier from the request, or the one implied by `learning_rate`. Already
     applied in `config`."""
+    integrations: Mapped[list[dict[str, Any]] | None]
+    """Each is an `Integration`; null for none."""
     fine_tuned_model: Mapped[str] = mapped_column(index=True)
     """The name the tuned model has, or will have."""
     attempt: Mapped[int] = mapped_column(default=0)
@@ -181,29 +183,6 @@ class JobMetadata(Base):
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
     key: Mapped[str] = mapped_column(primary_key=True)
     value: Mapped[str]
-
-
-class Attempt(Base):
-    """One attempt at running a job, and how it ended."""
-
-    __tablename__ = "attempts"
-
-    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
-    attempt: Mapped[int] = mapped_column(primary_key=True)
-    worker_id: Mapped[str]
-    threads: Mapped[int] = mapped_column(default=1)
-    """CPU threads of its training process."""
-    started_at: Mapped[datetime]
-    ended_at: Mapped[datetime | None]
-    outcome: Mapped[str | None]
-    """succeeded, failed, cancelled, paused, released, crashed or lost; null while it runs."""
-    from_step: Mapped[int | None]
-    """Step after which it resumed, 0 for the start. Null until its training process is started."""
-    to_step: Mapped[int | None]
-    """Last step in the loss log when it ended. Null while it runs, and if it never began."""
-    cause: Mapped[str | None]
-    """Why it ended, where its outcome does not say enough: the message of an error, or what
-    happened, to begin a sentence with: `The worker died`."""
 
 
 class StepRow(Base):

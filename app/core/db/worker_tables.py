@@ -1,8 +1,8 @@
-"""The table of the workers that run."""
+"""The tables of the workers that run and of their attempts at jobs."""
 
 from datetime import datetime
 
-from sqlalchemy import BigInteger
+from sqlalchemy import BigInteger, ForeignKey
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.core.db.base import Base
@@ -30,3 +30,26 @@ class WorkerRow(Base):
     """When an API process noticed that heartbeats are missing. The next heartbeat clears it."""
     stopping_at: Mapped[datetime | None]
     """When it was told to stop: since then it takes no more jobs."""
+
+
+class Attempt(Base):
+    """One attempt at running a job, and how it ended."""
+
+    __tablename__ = "attempts"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    attempt: Mapped[int] = mapped_column(primary_key=True)
+    worker_id: Mapped[str]
+    threads: Mapped[int] = mapped_column(default=1)
+    """CPU threads of its training process."""
+    started_at: Mapped[datetime]
+    ended_at: Mapped[datetime | None]
+    outcome: Mapped[str | None]
+    """succeeded, failed, cancelled, paused, released, crashed or lost; null while it runs."""
+    from_step: Mapped[int | None]
+    """Step after which it resumed, 0 for the start. Null until its training process is started."""
+    to_step: Mapped[int | None]
+    """Last step in the loss log when it ended. Null while it runs, and if it never began."""
+    cause: Mapped[str | None]
+    """Why it ended, where its outcome does not say enough: the message of an error, or what
+    happened, to begin a sentence with: `The worker died`."""

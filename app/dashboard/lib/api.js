@@ -3,7 +3,8 @@
 export class ApiError extends Error {
   /**
    * @param {number} status HTTP status; 0 if there was no answer
-   * @param {object} error the `error` of the answer: message, code, param, and `errors` for data
+   * @param {object} error the `error` of the answer: message, code, param, and for data `errors`
+   *   and their number
    */
   constructor(status, error) {
     super(error.message);
@@ -11,6 +12,8 @@ export class ApiError extends Error {
     this.code = error.code ?? null;
     this.param = error.param ?? null;
     this.errors = error.errors ?? [];
+    this.errorCount = error.error_count ?? this.errors.length;
+    this.hasMoreErrors = error.error_count_is_minimum ?? false;
   }
 }
 

@@ -57,7 +57,10 @@ function literal(value, indent) {
   const [open, close] = Array.isArray(value) ? "[]" : "{}";
   const items = Array.isArray(value)
     ? value.map((item) => literal(item, indent + 4))
-    : Object.entries(value).map(([key, item]) => `${JSON.stringify(key)}: ${literal(item, indent + 4)}`);
+    : Object.entries(value).map(
+        ([key, item]) => `${JSON.stringify(key)}: ${literal(item, indent + 4)}`,
+      );
   if (!items.length) return open + close;
-  return `${open}\n${items.map((item) => `${inner}${item},\n`).join("")}${" ".repeat(indent)}${close}`;
+  const lines = items.map((item) => `${inner}${item},\n`).join("");
+  return `${open}\n${lines}${" ".repeat(indent)}${close}`;
 }

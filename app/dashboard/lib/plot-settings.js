@@ -38,7 +38,11 @@ export function settingsBar(settings, onChange) {
 
 function check(label, isChecked, onChange) {
   return html`<label class="check">
-    <input type="checkbox" .checked=${live(isChecked)} @change=${(event) => onChange(event.target.checked)} />
+    <input
+      type="checkbox"
+      .checked=${live(isChecked)}
+      @change=${(event) => onChange(event.target.checked)}
+    />
     ${label}
   </label>`;
 }

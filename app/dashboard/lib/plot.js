@@ -3,6 +3,8 @@
 import uPlot from "../vendor/uplot/uPlot.esm.js";
 import { figure, short } from "./format.js";
 
+export const PLOT_KEYS = "Arrow keys move, plus and minus zoom, 0 shows everything.";
+
 const HEIGHT_SHARE = 0.42;
 const PAN_SHARE = 0.2;
 const ZOOM_FACTOR = 0.6;
@@ -66,10 +68,16 @@ export class Plot {
         legend: { show: false },
         scales: { x: { time: false }, y: { distr: isLog ? LOGARITHMIC : LINEAR } },
         series: [{}, ...series.map(curve)],
-        axes: [axis({ size: 30, values: (_, ticks) => ticks.map(short) }), axis({ size: 56, values: labels })],
+        axes: [
+          axis({ size: 30, values: (_, ticks) => ticks.map(short) }),
+          axis({ size: 56, values: labels }),
+        ],
         cursor: {
           // Only the cursor is common: the others would each zoom by what was dragged in one.
-          sync: { key: group, filters: { pub: (type) => type.startsWith("mouse") && !isDrag(type) } },
+          sync: {
+            key: group,
+            filters: { pub: (type) => type.startsWith("mouse") && !isDrag(type) },
+          },
           drag: { x: true, y: false, setScale: false },
           points: { size: 7 },
           bind: { dblclick: () => () => this.options.onZoom(null) },
@@ -86,7 +94,10 @@ export class Plot {
 
   #size() {
     const width = Math.max(200, this.place.clientWidth);
-    return { width, height: Math.round(Math.max(150, Math.min(this.options.maxHeight, HEIGHT_SHARE * width))) };
+    return {
+      width,
+      height: Math.round(Math.max(150, Math.min(this.options.maxHeight, HEIGHT_SHARE * width))),
+    };
   }
 
   #resize() {
@@ -171,5 +182,7 @@ function axis(options) {
 }
 
 function labels(_, ticks) {
-  return ticks.map((tick) => (tick === null ? "" : Math.abs(tick) >= 1e4 ? short(tick) : figure(tick)));
+  return ticks.map((tick) =>
+    tick === null ? "" : Math.abs(tick) >= 1e4 ? short(tick) : figure(tick),
+  );
 }

@@ -2,6 +2,7 @@
 
 import { count } from "./format.js";
 import { html, nothing } from "./html.js";
+import { problemNote } from "./problems.js";
 
 const OUTCOMES = {
   kept: null,
@@ -16,8 +17,8 @@ export function previewRows(preview) {
   return html`
     ${preview.warnings.map((warning) => html`<p class="notice">${warning}</p>`)}
     <p class="hint">
-      <span class="tokens"><span class="learned">Coloured text</span></span> is what the model learns
-      to write. The rest is what it reads before.
+      <span class="tokens"><span class="learned">Coloured text</span></span> is what the model
+      learns to write. The rest is what it reads before.
     </p>
     <ol class="rows">
       ${preview.rows.map(row)}
@@ -28,15 +29,15 @@ export function previewRows(preview) {
 function row({ line, examples, is_cut: isCut, error }) {
   return html`<li>
     <div class="muted small">Row ${count(line)}</div>
-    ${error ? html`<p class="problem">${error.path ? `${error.path}: ` : ""}${error.message}</p>` : nothing}
-    ${examples.map(example)}
-    ${isCut ? html`<p class="hint">The row goes on.</p>` : nothing}
+    ${problemNote(error && [error.path, error.message].filter(Boolean).join(": "))}
+    ${examples.map(example)} ${isCut ? html`<p class="hint">The row goes on.</p>` : nothing}
   </li>`;
 }
 
 function example({ tokens, outcome, total_tokens: total, learned_tokens: learned }) {
   const note = OUTCOMES[outcome];
-  return html`<pre class="tokens" tabindex="0" aria-label="Text of the row">${merge(tokens).map(token)}</pre>
+  return html`<pre class="tokens" tabindex="0" aria-label="Text of the row">
+${merge(tokens).map(token)}</pre>
     <div class="muted small">
       ${count(total)} tokens, ${count(learned)} learned.
       ${note ? html`<strong>${note}</strong>` : nothing}

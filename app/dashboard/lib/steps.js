@@ -43,7 +43,10 @@ export class StepLog {
     const thinned = [];
     for (let start = 0; start < this.rows.length; start += BUCKET_ROWS) {
       const bucket = this.rows.slice(start, start + BUCKET_ROWS);
-      const extremes = new Set([...extremesOf(bucket, "train_loss"), ...extremesOf(bucket, "valid_loss")]);
+      const extremes = new Set([
+        ...extremesOf(bucket, "train_loss"),
+        ...extremesOf(bucket, "valid_loss"),
+      ]);
       if (start === 0) extremes.add(bucket[0]);
       if (start + BUCKET_ROWS >= this.rows.length) extremes.add(bucket.at(-1));
       thinned.push(...bucket.filter((row) => extremes.has(row) || isKept(row)));
@@ -80,6 +83,7 @@ export function speeds(rows) {
 function extremesOf(rows, column) {
   const known = rows.filter((row) => row[column] !== null);
   if (!known.length) return [];
-  const byValue = (better) => known.reduce((best, row) => (better(row[column], best[column]) ? row : best));
+  const byValue = (better) =>
+    known.reduce((best, row) => (better(row[column], best[column]) ? row : best));
   return [byValue((one, other) => one < other), byValue((one, other) => one > other)];
 }

@@ -10,7 +10,10 @@ const ACCEPTED = ".jsonl,.json,.csv,.parquet,.gz,.txt";
 export class Uploader {
   /** @type {null | {name: string, size: number, fraction: number}} what is being sent */
   sending = null;
-  /** @type {null | {name: string, error: import("./api.js").ApiError}} why the last file was refused */
+  /**
+   * Why the last file was refused.
+   * @type {null | {name: string, error: import("./api.js").ApiError}}
+   */
   refused = null;
 
   #draw;
@@ -60,7 +63,9 @@ export class Uploader {
       <p><b>${name}</b> <span class="muted">${bytes(size)}</span></p>
       <progress max="1" .value=${fraction} aria-label="Upload"></progress>
       <div class="row">
-        <span role="status">${isSent ? "Checking every line…" : `${percent(fraction)} sent`}</span>
+        <span role="status">
+          ${isSent ? "Checking every line…" : `${percent(fraction)} sent`}
+        </span>
         <button type="button" class="end" @click=${() => this.#abort()}>Cancel the upload</button>
       </div>
     </div>`;
@@ -100,24 +105,39 @@ export class Uploader {
 
 function problems({ name, error }) {
   return html`<div class="problems" role="alert">
-    <p><b>${name}</b> was not taken. ${error.message}</p>
-    ${error.errors.length
-      ? html`<div class="scroll" tabindex="0" role="region" aria-label="Problems by line">
-          <table>
-            <thead>
-              <tr><th class="number">Line</th><th>Where</th><th>Problem</th></tr>
-            </thead>
-            <tbody>
-              ${error.errors.map(
-                ({ line, path, message }) => html`<tr>
-                  <td class="number">${count(line)}</td>
-                  <td class="mono">${path}</td>
-                  <td>${message}</td>
-                </tr>`,
-              )}
-            </tbody>
-          </table>
-        </div>`
-      : nothing}
+    <p><b>${name}</b> was not taken. ${summary(error)}</p>
+    ${
+      error.errors.length
+        ? html`<div class="scroll" tabindex="0" role="region" aria-label="Problems by line">
+            <table>
+              <thead>
+                <tr>
+                  <th class="number">Line</th>
+                  <th>Where</th>
+                  <th>Problem</th>
+                </tr>
+              </thead>
+              <tbody>
+                ${error.errors.map(
+                  ({ line, path, message }) =>
+                    html`<tr>
+                      <td class="number">${count(line)}</td>
+                      <td class="mono">${path}</td>
+                      <td>${message}</td>
+                    </tr>`,
+                )}
+              </tbody>
+            </table>
+          </div>`
+        : nothing
+    }
   </div>`;
+}
+
+/** How much is wrong. The message of the API repeats the first line of the table. */
+function summary({ errors, errorCount, hasMoreErrors, message }) {
+  if (!errors.length) return message;
+  if (errorCount === 1) return "One line has a problem. Fix it and upload the file again.";
+  const many = `${hasMoreErrors ? "At least " : ""}${count(errorCount)} problems were found.`;
+  return `${many} Fix them and upload the file again.`;
 }

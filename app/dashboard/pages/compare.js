@@ -46,10 +46,18 @@ function drawFrame() {
 function draw() {
   const isEmpty = !runs.list.length;
   for (const name of ["differences", "curves"]) document.getElementById(name).hidden = isEmpty;
-  render(isEmpty ? nothing : html`<span class="connection ${connection}">${connection === "live" ? "Live" : ""}</span>`, document.getElementById("connection"));
+  render(
+    isEmpty
+      ? nothing
+      : html`<span class="connection ${connection}">${connection === "live" ? "Live" : ""}</span>`,
+    document.getElementById("connection"),
+  );
   render(picker.view(), document.getElementById("picker"));
   if (isEmpty) return;
-  render(differences(runs.list, { hasAll, onAll: showAll, onRemove: remove }), document.getElementById("differences"));
+  render(
+    differences(runs.list, { hasAll, onAll: showAll, onRemove: remove }),
+    document.getElementById("differences"),
+  );
   curves.draw();
 }
 

@@ -3,6 +3,7 @@
 import { get, remove, url } from "../lib/api.js";
 import { ago, bytes, count, moment, UNKNOWN } from "../lib/format.js";
 import { html, nothing, render, repeat } from "../lib/html.js";
+import { problemNote } from "../lib/problems.js";
 import { previewRows } from "../lib/preview.js";
 import { can, confirm, openPage, tell } from "../lib/shell.js";
 import { Uploader } from "../lib/uploads.js";
@@ -35,12 +36,14 @@ function draw() {
 
 function view() {
   return html`<h1>Files</h1>
-    ${canWrite
-      ? html`<section class="card stack" aria-label="Upload">
-          ${uploader.view("JSONL, CSV or Parquet, also packed with gzip. Every line is checked.")}
-        </section>`
-      : nothing}
-    ${problem ? html`<p class="problem" role="alert">${problem}</p>` : nothing}
+    ${
+      canWrite
+        ? html`<section class="card stack" aria-label="Upload">
+            ${uploader.view("JSONL, CSV or Parquet, also packed with gzip. Every line is checked.")}
+          </section>`
+        : nothing
+    }
+    ${problemNote(problem)}
     ${files === null ? (problem ? nothing : html`<p class="muted">Loading…</p>`) : list()}
     ${previewDialog()}`;
 }
@@ -49,7 +52,9 @@ function list() {
   if (!files.length) return html`<p class="card empty">There is no file yet.</p>`;
   return html`<div class="card flush">
       <table class="stackable">
-        <caption class="visually-hidden">Files, newest first</caption>
+        <caption class="visually-hidden">
+          Files, newest first
+        </caption>
         <thead>
           <tr>
             <th>File</th>
@@ -66,9 +71,11 @@ function list() {
         </tbody>
       </table>
     </div>
-    ${hasMore
-      ? html`<div><button ?disabled=${isBusy} @click=${fetchMore}>Older files</button></div>`
-      : nothing}`;
+    ${
+      hasMore
+        ? html`<div><button ?disabled=${isBusy} @click=${fetchMore}>Older files</button></div>`
+        : nothing
+    }`;
 }
 
 function row(file) {
@@ -79,24 +86,40 @@ function row(file) {
       ${file.filename}
       <div class="muted small mono">${file.id}</div>
     </td>
-    <td data-label="Format">${isDataset ? (file.format?.replaceAll("_", ", ") ?? UNKNOWN) : "result of a job"}</td>
+    <td data-label="Format">
+      ${isDataset ? (file.format?.replaceAll("_", ", ") ?? UNKNOWN) : "result of a job"}
+    </td>
     <td class="number" data-label="Examples">${count(file.examples)}</td>
     <td class="number" data-label="Size">${bytes(file.bytes)}</td>
     <td data-label="Used by">${usedBy(file)}</td>
-    <td class="number" data-label="Created" title=${moment(file.created_at)}>${ago(file.created_at)}</td>
+    <td class="number" data-label="Created" title=${moment(file.created_at)}>
+      ${ago(file.created_at)}
+    </td>
     <td class="actions">
-      ${isDataset
-        ? html`<button @click=${() => open(file)}>Preview<span class="visually-hidden"> ${file.filename}</span></button>`
-        : nothing}
-      ${isDataset && canWrite
-        ? html`<a class="button" href="new?file=${encodeURIComponent(file.id)}">Tune<span class="visually-hidden"> on ${file.filename}</span></a>`
-        : nothing}
-      <a class="button" href=${content} download=${file.filename}>Download<span class="visually-hidden"> ${file.filename}</span></a>
-      ${canWrite
-        ? html`<button class="danger" @click=${(event) => deleteFile(event.target, file)}>
-            Delete<span class="visually-hidden"> ${file.filename}</span>
-          </button>`
-        : nothing}
+      ${
+        isDataset
+          ? html`<button @click=${() => open(file)}>
+              Preview<span class="visually-hidden"> ${file.filename}</span>
+            </button>`
+          : nothing
+      }
+      ${
+        isDataset && canWrite
+          ? html`<a class="button" href="new?file=${encodeURIComponent(file.id)}"
+              >Tune<span class="visually-hidden"> on ${file.filename}</span></a
+            >`
+          : nothing
+      }
+      <a class="button" href=${content} download=${file.filename}
+        >Download<span class="visually-hidden"> ${file.filename}</span></a
+      >
+      ${
+        canWrite
+          ? html`<button class="danger" @click=${(event) => deleteFile(event.target, file)}>
+              Delete<span class="visually-hidden"> ${file.filename}</span>
+            </button>`
+          : nothing
+      }
     </td>
   </tr>`;
 }
@@ -134,7 +157,11 @@ async function fetchUses() {
         .map((file) => [file, job]),
     );
     jobsOf = Map.groupBy(uses, ([file]) => file);
-    for (const [file, pairs] of jobsOf) jobsOf.set(file, pairs.map(([, job]) => job));
+    for (const [file, pairs] of jobsOf)
+      jobsOf.set(
+        file,
+        pairs.map(([, job]) => job),
+      );
     draw();
   } catch {
     // The column stays empty; the list itself tells what is wrong.
@@ -151,7 +178,8 @@ async function fetchModels() {
 }
 
 async function deleteFile(button, file) {
-  if (!(await confirm(`Delete ${file.filename}? This cannot be undone.`, "Delete the file"))) return;
+  if (!(await confirm(`Delete ${file.filename}? This cannot be undone.`, "Delete the file")))
+    return;
   button.disabled = true;
   try {
     await remove(`files/${encodeURIComponent(file.id)}`);
@@ -183,8 +211,9 @@ function previewContent({ file, model, answer, problem: why }) {
         ${models.map((id) => html`<option value=${id} ?selected=${id === model}>${id}</option>`)}
       </select>
     </label>
-    ${why ? html`<p class="problem" role="alert">${why}</p>` : nothing}
-    ${answer ? previewRows(answer) : why ? nothing : html`<p class="muted">Reading the first rows…</p>`}
+    ${problemNote(why)}
+    <p class="muted" ?hidden=${answer || why}>Reading the first rows…</p>
+    ${answer ? previewRows(answer) : nothing}
   </div>`;
 }
 
@@ -202,7 +231,10 @@ async function fetchPreview(file, model) {
   opened = asked;
   draw();
   try {
-    asked.answer = await get(`files/${encodeURIComponent(file.id)}/preview`, { model, rows: "1-10" });
+    asked.answer = await get(`files/${encodeURIComponent(file.id)}/preview`, {
+      model,
+      rows: "1-10",
+    });
   } catch (error) {
     asked.problem = error.message;
   }

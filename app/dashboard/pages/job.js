@@ -52,8 +52,11 @@ try {
   });
   setInterval(() => hasEnded(feed.job) || document.hidden || drawHead(), CLOCK_MS);
 } catch (error) {
-  render(html`<p class="problem" role="alert">${error.message}</p>
-    <p><a href=".">All jobs</a></p>`, main);
+  render(
+    html`<p class="problem" role="alert">${error.message}</p>
+      <p><a href=".">All jobs</a></p>`,
+    main,
+  );
 }
 
 function draw() {
@@ -105,10 +108,14 @@ function drawBar() {
   render(
     html`
       <h2>Training</h2>
-      <span class="end connection ${connection}" role="status">${isFrozen ? "Held" : STATES[connection]}</span>
-      ${hasEnded(feed.job) && !isFrozen
-        ? nothing
-        : html`<button @click=${freeze}>${isFrozen ? "Resume updates" : "Hold updates"}</button>`}
+      <span class="end connection ${connection}" role="status"
+        >${isFrozen ? "Held" : STATES[connection]}</span
+      >
+      ${
+        hasEnded(feed.job) && !isFrozen
+          ? nothing
+          : html`<button @click=${freeze}>${isFrozen ? "Resume updates" : "Hold updates"}</button>`
+      }
     `,
     at("bar"),
   );

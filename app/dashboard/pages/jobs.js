@@ -2,6 +2,7 @@
 
 import { get, url } from "../lib/api.js";
 import { html, nothing, render } from "../lib/html.js";
+import { problemNote } from "../lib/problems.js";
 import { follow } from "../lib/live.js";
 import { uploadSample } from "../lib/sample.js";
 import { can, openPage, tell } from "../lib/shell.js";
@@ -39,16 +40,18 @@ function view() {
       <h1>Jobs</h1>
       <span class="connection muted" role="status">${connectionText()}</span>
       <span class="row end">
-        ${selected.size ? html`<button class="quiet" @click=${clearSelection}>Clear</button>` : nothing}
-        <button ?disabled=${selected.size < 2} @click=${compare} title="Select two to eight jobs of the list">
+        <button class="quiet" ?hidden=${!selected.size} @click=${clearSelection}>Clear</button>
+        <button
+          ?disabled=${selected.size < 2}
+          @click=${compare}
+          title="Select two to eight jobs of the list"
+        >
           Compare${selected.size ? ` (${selected.size})` : ""}
         </button>
         ${can(session, "write") ? html`<a class="button primary" href="new">New job</a>` : nothing}
       </span>
     </div>
-    ${isFirst() ? nothing : filterBar(filters, models, change)}
-    ${problem ? html`<p class="problem" role="alert">${problem}</p>` : nothing}
-    ${content()}
+    ${isFirst() ? nothing : filterBar(filters, models, change)} ${problemNote(problem)} ${content()}
   `;
 }
 
@@ -73,12 +76,20 @@ function paging() {
   const older = { ...filters, after: list.jobs.at(-1)?.id ?? "" };
   const newest = { ...filters, after: "" };
   return html`<nav class="row" aria-label="Pages of the list">
-    ${filters.after
-      ? html`<a class="button" href=${addressOf(newest)} @click=${(event) => turn(event, newest)}>Newest</a>`
-      : nothing}
-    ${list.hasMore
-      ? html`<a class="button" href=${addressOf(older)} @click=${(event) => turn(event, older)}>Older jobs</a>`
-      : nothing}
+    ${
+      filters.after
+        ? html`<a class="button" href=${addressOf(newest)} @click=${(event) => turn(event, newest)}
+            >Newest</a
+          >`
+        : nothing
+    }
+    ${
+      list.hasMore
+        ? html`<a class="button" href=${addressOf(older)} @click=${(event) => turn(event, older)}
+            >Older jobs</a
+          >`
+        : nothing
+    }
   </nav>`;
 }
 

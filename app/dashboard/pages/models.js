@@ -4,6 +4,7 @@ import { get, remove, url } from "../lib/api.js";
 import { copyButton } from "../lib/copy.js";
 import { ago, count, moment, UNKNOWN } from "../lib/format.js";
 import { html, nothing, render, repeat } from "../lib/html.js";
+import { problemNote } from "../lib/problems.js";
 import { can, confirm, openPage, tell } from "../lib/shell.js";
 
 const SHOWN_AT_FIRST = 100;
@@ -35,13 +36,15 @@ function draw() {
 
 function view() {
   return html`<h1>Models</h1>
-    ${problem ? html`<p class="problem" role="alert">${problem}</p>` : nothing}
-    ${models
-      ? html`${tunedModels(models.filter((model) => model.base_model))}
+    ${problemNote(problem)}
+    ${
+      models
+        ? html`${tunedModels(models.filter((model) => model.base_model))}
           ${baseModels(models.filter((model) => !model.base_model))}`
-      : problem
-        ? nothing
-        : html`<p class="muted">Loading…</p>`}`;
+        : problem
+          ? nothing
+          : html`<p class="muted">Loading…</p>`
+    }`;
 }
 
 function tunedModels(tuned) {
@@ -51,33 +54,37 @@ function tunedModels(tuned) {
   return html`<section class="stack" aria-labelledby="tuned">
     <div class="row">
       <h2 id="tuned">Tuned models</h2>
-      ${tuned.length
-        ? html`<label class="end">
-            <span class="visually-hidden">Search the tuned models</span>
-            <input
-              type="search"
-              placeholder="Search"
-              @input=${(event) => {
-                search = event.target.value.trim();
-                draw();
-              }}
-            />
-          </label>`
-        : nothing}
+      ${
+        tuned.length
+          ? html`<label class="end">
+              <span class="visually-hidden">Search the tuned models</span>
+              <input
+                type="search"
+                placeholder="Search"
+                @input=${(event) => {
+                  search = event.target.value.trim();
+                  draw();
+                }}
+              />
+            </label>`
+          : nothing
+      }
     </div>
     ${tuned.length ? tunedTable(shown) : noneYet()}
-    ${shown.length < found.length
-      ? html`<div>
-          <button
-            @click=${() => {
-              showsAll = true;
-              draw();
-            }}
-          >
-            Show all ${count(found.length)}
-          </button>
-        </div>`
-      : nothing}
+    ${
+      shown.length < found.length
+        ? html`<div>
+            <button
+              @click=${() => {
+                showsAll = true;
+                draw();
+              }}
+            >
+              Show all ${count(found.length)}
+            </button>
+          </div>`
+        : nothing
+    }
   </section>`;
 }
 
@@ -91,7 +98,9 @@ function noneYet() {
 function tunedTable(tuned) {
   return html`<div class="card flush">
     <table class="stackable">
-      <caption class="visually-hidden">Tuned models, newest first</caption>
+      <caption class="visually-hidden">
+        Tuned models, newest first
+      </caption>
       <thead>
         <tr>
           <th>Model</th>
@@ -115,15 +124,21 @@ function tunedRow(model) {
     <td class="name mono">${model.id}</td>
     <td data-label="Base model">${model.base_model}</td>
     <td data-label="Job"><a class="mono" href="job?id=${job}">${model.fine_tuning_job_id}</a></td>
-    <td class="number" data-label="Created" title=${moment(model.created)}>${ago(model.created)}</td>
+    <td class="number" data-label="Created" title=${moment(model.created)}>
+      ${ago(model.created)}
+    </td>
     <td class="actions">
       ${copyButton(model.id, "Copy the name")}
-      <a class="button" href=${adapter} download>Adapter<span class="visually-hidden"> of ${model.id}</span></a>
-      ${canWrite
-        ? html`<button class="danger" @click=${(event) => deleteModel(event.target, model)}>
-            Delete<span class="visually-hidden"> ${model.id}</span>
-          </button>`
-        : nothing}
+      <a class="button" href=${adapter} download
+        >Adapter<span class="visually-hidden"> of ${model.id}</span></a
+      >
+      ${
+        canWrite
+          ? html`<button class="danger" @click=${(event) => deleteModel(event.target, model)}>
+              Delete<span class="visually-hidden"> ${model.id}</span>
+            </button>`
+          : nothing
+      }
     </td>
   </tr>`;
 }
@@ -131,32 +146,37 @@ function tunedRow(model) {
 function baseModels(base) {
   return html`<section class="stack" aria-labelledby="base">
     <h2 id="base">Base models</h2>
-    ${base.length
-      ? html`<div class="card flush">
-          <table class="stackable">
-            <caption class="visually-hidden">Installed base models</caption>
-            <thead>
-              <tr>
-                <th>Model</th>
-                <th class="number">Context</th>
-                <th class="number">Highest LoRA rank</th>
-                <th>Tools</th>
-                <th>Licence</th>
-                <th><span class="visually-hidden">Actions</span></th>
-              </tr>
-            </thead>
-            <tbody>
-              ${repeat(base, (model) => model.id, baseRow)}
-            </tbody>
-          </table>
-        </div>`
-      : html`<p class="card empty">No base model is installed yet.</p>`}
+    ${
+      base.length
+        ? html`<div class="card flush">
+            <table class="stackable">
+              <caption class="visually-hidden">
+                Installed base models
+              </caption>
+              <thead>
+                <tr>
+                  <th>Model</th>
+                  <th class="number">Context</th>
+                  <th class="number">Highest LoRA rank</th>
+                  <th>Tools</th>
+                  <th>Licence</th>
+                  <th><span class="visually-hidden">Actions</span></th>
+                </tr>
+              </thead>
+              <tbody>
+                ${repeat(base, (model) => model.id, baseRow)}
+              </tbody>
+            </table>
+          </div>`
+        : html`<p class="card empty">No base model is installed yet.</p>`
+    }
     <div class="card stack">
       <p>
-        The operator of the service installs more, on its machine. The first command lists the models
-        that the service knows, the second installs one.
+        The operator of the service installs more, on its machine. The first command lists the
+        models that the service knows, the second installs one.
       </p>
-      <pre>tunery models list
+      <pre>
+tunery models list
 tunery models install qwen2.5-0.5b-instruct</pre>
     </div>
   </section>`;
@@ -173,15 +193,20 @@ function baseRow({ id, repo, licence, limits }) {
     <td data-label="Tools">${limits?.supports_tools ? "yes" : "no"}</td>
     <td data-label="Licence">${licence ?? UNKNOWN}</td>
     <td class="actions">
-      ${canWrite
-        ? html`<a class="button" href="new?model=${encodeURIComponent(id)}">Tune<span class="visually-hidden"> ${id}</span></a>`
-        : nothing}
+      ${
+        canWrite
+          ? html`<a class="button" href="new?model=${encodeURIComponent(id)}"
+              >Tune<span class="visually-hidden"> ${id}</span></a
+            >`
+          : nothing
+      }
     </td>
   </tr>`;
 }
 
 async function deleteModel(button, model) {
-  const question = `Delete ${model.id} and its adapter? This cannot be undone. The job and its log stay.`;
+  const question =
+    `Delete ${model.id} and its adapter? This cannot be undone. ` + "The job and its log stay.";
   if (!(await confirm(question, "Delete the model"))) return;
   button.disabled = true;
   try {

@@ -4,8 +4,9 @@ import { get, post } from "../lib/api.js";
 import { curlOf, pythonOf } from "../lib/calls.js";
 import { copyButton } from "../lib/copy.js";
 import { html, nothing, render } from "../lib/html.js";
+import { problemNote, wrongNote } from "../lib/problems.js";
 import { uploadSample } from "../lib/sample.js";
-import { openPage, tell } from "../lib/shell.js";
+import { can, openPage, tell } from "../lib/shell.js";
 import { debounce } from "../lib/timing.js";
 import { Data } from "./new/data.js";
 import { forgetDraft, keyOf, loadDraft, read, saveDraft } from "./new/draft.js";
@@ -43,7 +44,7 @@ async function start() {
     if (!models.some(({ id }) => id === draft.model)) draft.model = models[0]?.id ?? "";
     refreshNow();
   } catch (error) {
-    render(html`<p class="problem" role="alert">${error.message}</p>`, main);
+    render(problemNote(error.message), main);
     return;
   }
   draw();
@@ -74,35 +75,47 @@ function dataSection(problems) {
     <h2>Data</h2>
     ${data.uploader.view("JSONL, CSV or Parquet, also packed with gzip. Every line is checked.")}
     <div class="row baseline">
-      ${data.files.length
-        ? data.fileSelect("training_file", "Or a file that is uploaded already", draft.file, (file) =>
-            change({ file }),
-          )
-        : html`<button type="button" ?disabled=${isUploadingSample} @click=${trySample}>
-            ${isUploadingSample ? "Uploading the sample…" : "Use a sample"}
-          </button>`}
+      ${
+        data.files.length
+          ? data.fileSelect(
+              "training_file",
+              "Or a file that is uploaded already",
+              draft.file,
+              (file) => change({ file }),
+            )
+          : html`<button type="button" ?disabled=${isUploadingSample} @click=${trySample}>
+              ${isUploadingSample ? "Uploading the sample…" : "Use a sample"}
+            </button>`
+      }
     </div>
-    ${problems.training_file ? html`<p class="wrong" role="alert">${problems.training_file}</p>` : nothing}
-    ${data.report()} ${data.preview(hyperparametersOf(read(draft, fields).body))}
+    ${wrongNote(problems.training_file)} ${data.report()}
+    ${data.preview(hyperparametersOf(read(draft, fields).body))}
   </section>`;
 }
 
 function startSection(body, problems) {
   const wrong = Object.keys(problems).filter((name) => !["training_file", "model"].includes(name));
   return html`<section class="card stack">
-    ${refusal ? html`<p class="problem" role="alert">${refusal.message}</p>` : nothing}
+    ${problemNote(refusal?.message)}
     <button
       type="button"
       class="primary big"
       ?disabled=${isStarting}
       @click=${() => startJob(body, problems)}
     >
-      ${isStarting ? "Starting…" : draft.startsPaused ? "Create the job, paused" : "Start the job"}
+      ${startLabel()}
     </button>
-    ${wrong.length && wasTried
-      ? html`<p class="wrong">Some fields need a look: ${wrong.join(", ")}.</p>`
-      : nothing}
+    ${
+      wrong.length && wasTried
+        ? html`<p class="wrong">Some fields need a look: ${wrong.join(", ")}.</p>`
+        : nothing
+    }
   </section>`;
+}
+
+function startLabel() {
+  if (isStarting) return "Starting…";
+  return draft.startsPaused ? "Create the job, paused" : "Start the job";
 }
 
 function callSection(body) {
@@ -115,23 +128,29 @@ function callSection(body) {
       <h2>The same as a call</h2>
       <span class="end row tight">
         ${Object.keys(texts).map(
-          (name) => html`<button
-            type="button"
-            class="chip"
-            aria-pressed=${name === openTab}
-            @click=${() => {
-              openTab = name;
-              draw();
-            }}
-          >
-            ${name}
-          </button>`,
+          (name) =>
+            html`<button
+              type="button"
+              class="chip"
+              aria-pressed=${name === openTab}
+              @click=${() => {
+                openTab = name;
+                draw();
+              }}
+            >
+              ${name}
+            </button>`,
         )}
         ${copyButton(texts[openTab])}
       </span>
     </div>
     <pre class="call" tabindex="0" aria-label="The call">${texts[openTab]}</pre>
   </section>`;
+}
+
+function cannotWrite() {
+  return html`<h1>New job</h1>
+    <p class="card empty">A new job needs a key with the scope <code>write</code>.</p>`;
 }
 
 const hyperparametersOf = (body) => body.method?.supervised.hyperparameters ?? {};
@@ -149,7 +168,9 @@ function problemsToShow(problems) {
 
 /** The error of the API at the field that it names. */
 function problemOf(error) {
-  const name = error?.param?.split(".").find((part) => fields.has(part) && part !== "method" && part !== "hyperparameters");
+  const name = error?.param
+    ?.split(".")
+    .find((part) => fields.has(part) && part !== "method" && part !== "hyperparameters");
   return name ? { [name]: error.message } : {};
 }
 
@@ -226,4 +247,5 @@ async function trySample() {
   draw();
 }
 
-await start();
+if (can(session, "write")) await start();
+else render(cannotWrite(), main);

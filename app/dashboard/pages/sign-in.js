@@ -2,6 +2,7 @@
 
 import { post } from "../lib/api.js";
 import { html, nothing, render } from "../lib/html.js";
+import { problemNote } from "../lib/problems.js";
 
 const PAGES = ["", "job", "new", "compare", "files", "models", "service"];
 
@@ -39,7 +40,7 @@ function form() {
           aria-describedby="key-hint"
         />
       </label>
-      ${problem ? html`<p class="problem" role="alert">${problem}</p>` : nothing}
+      ${problemNote(problem)}
       <button class="primary" ?disabled=${isBusy}>${isBusy ? "Signing in…" : "Sign in"}</button>
     </form>
     <div id="key-hint" class="hint">

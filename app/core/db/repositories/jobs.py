@@ -25,7 +25,6 @@ from app.core.db.repositories.events import EventRepository, no_such_job
 from app.core.db.repositories.saved_states import SavedStateRepository
 from app.core.db.repositories.transitions import lock_job, settle
 from app.core.db.tables import (
-    Attempt,
     Checkpoint,
     Event,
     File,
@@ -35,6 +34,7 @@ from app.core.db.tables import (
     StepRow,
     TunedModel,
 )
+from app.core.db.worker_tables import Attempt
 from app.core.job.loss_log import StepMetrics
 from app.core.job.status import JobStatus
 

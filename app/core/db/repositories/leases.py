@@ -5,7 +5,7 @@ LeaseLostError if that attempt is not the newest one or the job has ended. `reco
 whose attempt ends before the job does.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import Enum, auto
@@ -19,7 +19,8 @@ from app.core.db.base import Repository
 from app.core.db.repositories.events import EventRepository, Level
 from app.core.db.repositories.queue import NEXT_QUEUED, NOW, Turns
 from app.core.db.repositories.transitions import announce, lock_job, settle
-from app.core.db.tables import Attempt, Job, SavedState, StepRow
+from app.core.db.tables import Job, SavedState, StepRow
+from app.core.db.worker_tables import Attempt
 from app.core.errors import LeaseLostError
 from app.core.job.loss_log import StepMetrics
 from app.core.job.status import JobStatus
@@ -42,6 +43,8 @@ class Lease:
     validation_file_id: str | None
     fine_tuned_model: str
     config: TrainingConfig
+    integrations: Sequence[Mapping[str, Any]] = ()
+    """Trackers that get the metrics; each is an `Integration`."""
 
 
 UNREADABLE = JobError(
@@ -287,4 +290,5 @@ def lease_of(job: Job, worker_id: str, *, attempt: int) -> Lease | None:
         validation_file_id=job.validation_file_id,
         fine_tuned_model=job.fine_tuned_model,
         config=config,
+        integrations=job.integrations or (),
     )

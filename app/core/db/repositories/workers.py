@@ -20,8 +20,8 @@ from sqlalchemy import (
 
 from app.core.db.base import Repository
 from app.core.db.check_tables import DataCheck
-from app.core.db.tables import Attempt, Job
-from app.core.db.worker_tables import WorkerRow
+from app.core.db.tables import Job
+from app.core.db.worker_tables import Attempt, WorkerRow
 from app.core.job.estimate import Estimate
 from app.core.job.status import JobStatus
 from app.core.job.training_events import JobError

@@ -3,7 +3,7 @@
 import { smooth, valueRange } from "../../lib/curves.js";
 import { figure, loss } from "../../lib/format.js";
 import { html, live, render } from "../../lib/html.js";
-import { Plot } from "../../lib/plot.js";
+import { Plot, PLOT_KEYS } from "../../lib/plot.js";
 import { loadSettings, saveSettings, settingsBar } from "../../lib/plot-settings.js";
 import { nameOf } from "../job/head.js";
 
@@ -14,7 +14,11 @@ const AXES = { step: "Steps", epoch: "Epochs", tokens_seen: "Tokens" };
 
 export class Curves {
   #settings = loadSettings();
-  #choice = { metric: "train_loss", axis: "step", ...JSON.parse(localStorage.getItem(KEY) ?? "{}") };
+  #choice = {
+    metric: "train_loss",
+    axis: "step",
+    ...JSON.parse(localStorage.getItem(KEY) ?? "{}"),
+  };
   #zoom = null;
   #plot = null;
   #drawnFor = "";
@@ -33,13 +37,21 @@ export class Curves {
     this.#renderFrame();
     const { metric, axis } = this.#choice;
     const isLog = this.#settings.isLog;
-    const curves = this.runs.list.map((run) => pointsOf(run, axis, metric, this.#settings.smoothing));
+    const curves = this.runs.list.map((run) =>
+      pointsOf(run, axis, metric, this.#settings.smoothing),
+    );
     const columns = align(curves);
     this.#makePlot(isLog);
     const [xs] = columns;
     const view = this.#zoom ?? { from: xs[0] ?? 0, to: xs.at(-1) ?? 1 };
-    const inView = columns.slice(1).map((values) => values.filter((_, at) => xs[at] >= view.from && xs[at] <= view.to));
-    this.#plot.show(columns, view, valueRange(inView, { isLog, isClipped: this.#settings.isClipped }));
+    const inView = columns
+      .slice(1)
+      .map((values) => values.filter((_, at) => xs[at] >= view.from && xs[at] <= view.to));
+    this.#plot.show(
+      columns,
+      view,
+      valueRange(inView, { isLog, isClipped: this.#settings.isClipped }),
+    );
     this.#columns = columns;
     this.#read(null);
   }
@@ -49,7 +61,11 @@ export class Curves {
     const wanted = `${this.runs.list.map((run) => run.place)} ${isLog}`;
     if (wanted === this.#drawnFor) return;
     this.#drawnFor = wanted;
-    const series = this.runs.list.map((run) => ({ color: `--series-${run.place}`, width: 2, isSparse: true }));
+    const series = this.runs.list.map((run) => ({
+      color: `--series-${run.place}`,
+      width: 2,
+      isSparse: true,
+    }));
     if (this.#plot) return this.#plot.change({ series, isLog });
     this.#plot = new Plot(this.place.querySelector(".plot"), {
       series,
@@ -72,14 +88,23 @@ export class Curves {
           ${choose("Curve", METRICS, metric, (value) => this.#choose({ metric: value }))}
           ${choose("By", AXES, axis, (value) => this.#choose({ axis: value }))}
           ${settingsBar(this.#settings, (changed) => this.#change(changed))}
-          <button class="end" ?disabled=${!this.#zoom} @click=${() => this.#showAll()}>Show all</button>
+          <button class="end" ?disabled=${!this.#zoom} @click=${() => this.#showAll()}>
+            Show all
+          </button>
         </div>
-        <div class="plot" tabindex="0" role="group" aria-label="Plot: ${METRICS[metric]} by ${AXES[axis]}. Arrow keys move, plus and minus zoom, 0 shows everything."></div>
+        <div
+          class="plot"
+          tabindex="0"
+          role="group"
+          aria-label="Plot: ${METRICS[metric]} by ${AXES[axis]}. ${PLOT_KEYS}"
+        ></div>
         <ul class="legend">
           ${this.runs.list.map(
-            ({ job, place }) => html`<li>
-              <span class="swatch series-${place}"></span>${nameOf(job)} <span class="readout muted"></span>
-            </li>`,
+            ({ job, place }) =>
+              html`<li>
+                <span class="swatch series-${place}"></span>${nameOf(job)}
+                <span class="readout muted"></span>
+              </li>`,
           )}
         </ul>
       `,
@@ -104,13 +129,15 @@ export class Curves {
     this.draw();
   }
 
-  /** Tells the values of all curves at a place, or the last ones: jobs differ in where they have any. */
+  /** Tells the last values of all curves, up to a place if there is one. */
   #read(at) {
+    const [xs, ...curves] = this.#columns;
     const readouts = this.place.querySelectorAll(".legend .readout");
-    this.#columns.slice(1).forEach((values, index) => {
+    if (readouts.length !== curves.length) return; // other jobs are about to be drawn
+    curves.forEach((values, index) => {
       const upTo = at === null ? values : values.slice(0, at + 1);
       const value = upTo.findLast((each) => each !== null);
-      const where = at === null ? "" : ` at ${figure(this.#columns[0][at])}`;
+      const where = at === null ? "" : ` at ${figure(xs[at])}`;
       readouts[index].textContent = `${loss(value)}${where}`;
     });
   }
@@ -120,7 +147,10 @@ function choose(label, options, chosen, onChange) {
   return html`<label class="edge">
     ${label}
     <select .value=${live(chosen)} @change=${(event) => onChange(event.target.value)}>
-      ${Object.entries(options).map(([value, text]) => html`<option value=${value} ?selected=${value === chosen}>${text}</option>`)}
+      ${Object.entries(options).map(
+        ([value, text]) =>
+          html`<option value=${value} ?selected=${value === chosen}>${text}</option>`,
+      )}
     </select>
   </label>`;
 }
@@ -133,9 +163,11 @@ function pointsOf({ log }, axis, metric, weight) {
   return rows.map((row, index) => [row[axis], smoothed[index]]);
 }
 
-/** Curves with points of their own as columns with one common x, and null where a curve has none. */
+/** Curves as columns with one common x, and null where a curve has no point. */
 function align(curves) {
-  const xs = [...new Set(curves.flatMap((points) => points.map(([x]) => x)))].sort((one, other) => one - other);
+  const xs = [...new Set(curves.flatMap((points) => points.map(([x]) => x)))].sort(
+    (one, other) => one - other,
+  );
   const columns = curves.map((points) => {
     const values = new Map(points);
     return xs.map((x) => values.get(x) ?? null);

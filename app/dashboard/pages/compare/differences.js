@@ -12,19 +12,25 @@ const RESULTS = [
   ["Validation loss", (job) => loss(job.valid_loss)],
   ["Steps", (job) => figure(job.trained_steps)],
   ["Tokens/s", (job) => short(job.tokens_per_second)],
-  ["Duration", (job) => duration(job.started_at && (job.finished_at ?? Date.now() / 1000) - job.started_at)],
+  [
+    "Duration",
+    (job) => duration(job.started_at && (job.finished_at ?? Date.now() / 1000) - job.started_at),
+  ],
 ];
 
 /** The names of settings with more than one value. */
 export function differing(jobs) {
   const all = jobs.map(settingsOf);
   const names = [...new Set(all.flatMap(Object.keys))];
-  return names.filter((name) => new Set(all.map((settings) => JSON.stringify(settings[name]))).size > 1);
+  return names.filter(
+    (name) => new Set(all.map((settings) => JSON.stringify(settings[name]))).size > 1,
+  );
 }
 
 /**
  * @param {object[]} runs
- * @param {{hasAll: boolean, onAll: (isShown: boolean) => void, onRemove: (id: string) => void}} options
+ * @param {object} options `hasAll` tells whether equal settings are shown; `onAll` and `onRemove`
+ *   are called when the reader wants that changed, or a job removed
  */
 export function differences(runs, { hasAll, onAll, onRemove }) {
   const jobs = runs.map((run) => run.job);
@@ -34,7 +40,11 @@ export function differences(runs, { hasAll, onAll, onRemove }) {
     <div class="row">
       <h2>Settings and results</h2>
       <label class="check end">
-        <input type="checkbox" .checked=${hasAll} @change=${(event) => onAll(event.target.checked)} />
+        <input
+          type="checkbox"
+          .checked=${hasAll}
+          @change=${(event) => onAll(event.target.checked)}
+        />
         Show equal ones too
       </label>
     </div>
@@ -44,17 +54,35 @@ export function differences(runs, { hasAll, onAll, onRemove }) {
           <tr>
             <th scope="col"><span class="visually-hidden">Setting</span></th>
             ${runs.map(
-              ({ job, place }) => html`<th scope="col">
-                <span class="swatch series-${place}"></span>
-                <a href="job?id=${encodeURIComponent(job.id)}">${nameOf(job)}</a>
-                <button class="quiet" @click=${() => onRemove(job.id)} aria-label="Remove ${nameOf(job)}">×</button>
-              </th>`,
+              ({ job, place }) =>
+                html`<th scope="col">
+                  <span class="swatch series-${place}"></span>
+                  <a href="job?id=${encodeURIComponent(job.id)}">${nameOf(job)}</a>
+                  <button
+                    class="quiet"
+                    @click=${() => onRemove(job.id)}
+                    aria-label="Remove ${nameOf(job)}"
+                  >
+                    ×
+                  </button>
+                </th>`,
             )}
           </tr>
         </thead>
         <tbody>
-          ${names.map((name) => row(name, all.map((settings) => shown(settings[name]))))}
-          ${names.length || jobs.length < 2 ? "" : html`<tr><td colspan=${jobs.length + 1}>All settings are equal.</td></tr>`}
+          ${names.map((name) =>
+            row(
+              name,
+              all.map((settings) => shown(settings[name])),
+            ),
+          )}
+          ${
+            names.length || jobs.length < 2
+              ? ""
+              : html`<tr>
+                  <td colspan=${jobs.length + 1}>All settings are equal.</td>
+                </tr>`
+          }
         </tbody>
         <tbody class="results">
           ${RESULTS.map(([name, valueOf]) => row(name, jobs.map(valueOf)))}

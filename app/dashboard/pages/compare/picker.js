@@ -46,18 +46,25 @@ export class Picker {
     return html`
       <label>
         Add jobs
-        <input type="search" placeholder="Name, id or label" @input=${(event) => this.#type(event.target.value)} />
+        <input
+          type="search"
+          placeholder="Name, id or label"
+          @input=${(event) => this.#type(event.target.value)}
+        />
       </label>
       ${this.#problem ? html`<p class="problem" role="alert">${this.#problem}</p>` : nothing}
-      ${isFull ? html`<p class="hint">${MAX_RUNS} jobs is the most that one plot shows.</p>` : nothing}
+      ${isFull ? html`<p class="hint">One plot shows at most ${MAX_RUNS} jobs.</p>` : nothing}
       <ul class="offered">
         ${offered.map(
-          (job) => html`<li>
-            <button ?disabled=${isFull} @click=${() => this.onPick(job.id)}>Add</button>
-            <span>${nameOf(job)}</span>
-            ${statusOf(job)}
-            <span class="muted">${job.model} · loss ${loss(job.train_loss)} · ${ago(job.created_at)}</span>
-          </li>`,
+          (job) =>
+            html`<li>
+              <button ?disabled=${isFull} @click=${() => this.onPick(job.id)}>Add</button>
+              <span>${nameOf(job)}</span>
+              ${statusOf(job)}
+              <span class="muted"
+                >${job.model} · loss ${loss(job.train_loss)} · ${ago(job.created_at)}</span
+              >
+            </li>`,
         )}
         ${offered.length ? nothing : html`<li class="muted">No other job matches.</li>`}
       </ul>

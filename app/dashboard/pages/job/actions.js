@@ -26,14 +26,19 @@ export class Actions {
     const { job } = this.feed;
     const isActive = ["validating_files", "queued", "running"].includes(job.status);
     const isStopping = Boolean(job.cancel_requested_at);
+    const isPausing = Boolean(job.pause_requested_at);
+    const canPause = isActive && !isStopping && !isPausing;
+    const canResume = job.status === "paused" || isPausing;
     return html`
-      ${isActive && !isStopping && !job.pause_requested_at ? this.#button("pause", "Pause") : nothing}
-      ${job.status === "paused" || job.pause_requested_at ? this.#button("resume", "Resume", "primary") : nothing}
+      ${canPause ? this.#button("pause", "Pause") : nothing}
+      ${canResume ? this.#button("resume", "Resume", "primary") : nothing}
       ${!hasEnded(job) && !isStopping ? this.#button("cancel", "Cancel", "danger") : nothing}
       ${this.#button("rerun", "Rerun")}
-      ${["failed", "cancelled"].includes(job.status) && job.trained_steps
-        ? this.#button("continue", "Rerun from the saved state")
-        : nothing}
+      ${
+        ["failed", "cancelled"].includes(job.status) && job.trained_steps
+          ? this.#button("continue", "Rerun from the saved state")
+          : nothing
+      }
       ${hasEnded(job) ? this.#button("delete", "Delete", "danger") : nothing}
     `;
   }
@@ -85,8 +90,8 @@ export class Actions {
 
   async delete() {
     const question =
-      `Delete ${nameOf(this.feed.job)}? Its adapter, model, checkpoints, log and events are deleted too. ` +
-      "This cannot be undone.";
+      `Delete ${nameOf(this.feed.job)}? Its adapter, model, checkpoints, log and events are ` +
+      "deleted too. This cannot be undone.";
     if (!(await confirm(question, "Delete"))) return;
     await remove(`fine_tuning/jobs/${this.feed.id}`);
     location.assign(".");

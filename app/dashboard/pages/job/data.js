@@ -1,4 +1,4 @@
-// The report on a job's data: its size, its lengths, its warnings, and rows as the model reads them.
+// The report on a job's data: size, lengths, warnings, and rows as the model reads them.
 
 import { get } from "../../lib/api.js";
 import { count, percent } from "../../lib/format.js";
@@ -35,21 +35,34 @@ export class DataPanel {
         </label>
         <button ?disabled=${this.#isLoading}>Show as the model reads them</button>
       </form>
-      <div class="preview" aria-live="polite">${this.#preview ? previewRows(this.#preview) : nothing}</div>
+      <div class="preview" aria-live="polite">
+        ${this.#preview ? previewRows(this.#preview) : nothing}
+      </div>
     `;
   }
 
   #report(data) {
     return html`
       ${data.warnings.map(
-        (warning) => html`<p class="notice">
-          ${warning.message} ${warning.lines.length ? html`<span class="muted">Lines ${lines(warning)}</span>` : nothing}
-        </p>`,
+        (warning) =>
+          html`<p class="notice">
+            ${warning.message}
+            ${
+              warning.lines.length
+                ? html`<span class="muted">Lines ${lines(warning)}</span>`
+                : nothing
+            }
+          </p>`,
       )}
       ${[data.training_file, data.validation_file].filter(Boolean).map(file)}
-      ${data.held_out
-        ? html`<p>${count(data.held_out.examples)} examples of the training file are kept for validation.</p>`
-        : nothing}
+      ${
+        data.held_out
+          ? html`<p>
+              ${count(data.held_out.examples)} examples of the training file are kept for
+              validation.
+            </p>`
+          : nothing
+      }
     `;
   }
 
@@ -82,7 +95,8 @@ function missing(job) {
   return "There is no report: the job ended before its data was checked.";
 }
 
-const lines = ({ lines: named, count: total }) => `${named.join(", ")}${total > named.length ? " and others" : ""}.`;
+const lines = ({ lines: named, count: total }) =>
+  `${named.join(", ")}${total > named.length ? " and others" : ""}.`;
 
 function file(report) {
   const problems = [
@@ -95,7 +109,8 @@ function file(report) {
     <h3>${report.filename}</h3>
     ${report.refusal ? html`<p class="problem">${report.refusal}</p>` : nothing}
     <p>
-      ${count(report.examples)} examples, ${count(report.tokens)} tokens, ${count(report.learned_tokens)} of them learned
+      ${count(report.examples)} examples, ${count(report.tokens)} tokens,
+      ${count(report.learned_tokens)} of them learned
       (${percent(report.tokens && report.learned_tokens / report.tokens)}).
       ${problems.map(([what, number]) => html`<span class="tag">${count(number)} ${what}</span> `)}
     </p>
@@ -106,14 +121,22 @@ function file(report) {
 function histogram({ lengths, tokens_per_example: spread, filename }) {
   const most = Math.max(...lengths.map((bin) => bin.examples));
   const width = lengths.length * BAR;
-  const summary = `Lengths in ${filename}: median ${count(spread.median)}, 95 % up to ${count(spread.p95)}, longest ${count(spread.max)} tokens.`;
+  const middle = `median ${count(spread.median)}, 95 % up to ${count(spread.p95)}`;
+  const summary = `Lengths in ${filename}: ${middle}, longest ${count(spread.max)} tokens.`;
   return html`<figure class="histogram">
-    <svg viewBox="0 0 ${width} ${BARS_HEIGHT}" preserveAspectRatio="none" role="img" aria-label=${summary}>
+    <svg
+      viewBox="0 0 ${width} ${BARS_HEIGHT}"
+      preserveAspectRatio="none"
+      role="img"
+      aria-label=${summary}
+    >
       ${lengths.map((bin, index) => bar(bin, index, most))}
     </svg>
     <figcaption class="muted">
       <span>${count(spread.min)}</span>
-      <span>tokens per example, median ${count(spread.median)}, 95 % up to ${count(spread.p95)}</span>
+      <span
+        >tokens per example, ${middle}</span
+      >
       <span>${count(spread.max)}</span>
     </figcaption>
   </figure>`;
@@ -121,7 +144,8 @@ function histogram({ lengths, tokens_per_example: spread, filename }) {
 
 function bar({ up_to_tokens: upTo, examples }, index, most) {
   const height = (BARS_HEIGHT * examples) / most;
-  return svg`<rect x=${index * BAR + 0.5} width=${BAR - 1} y=${BARS_HEIGHT - height} height=${height}>
+  const [x, y] = [index * BAR + 0.5, BARS_HEIGHT - height];
+  return svg`<rect x=${x} width=${BAR - 1} y=${y} height=${height}>
     <title>${`${count(examples)} examples of up to ${count(upTo)} tokens`}</title>
   </rect>`;
 }

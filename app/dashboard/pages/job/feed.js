@@ -74,7 +74,8 @@ export class JobFeed {
     const before = this.job;
     this.job = job;
     this.#onChange("job");
-    if (before && (before.attempt !== job.attempt || before.status !== job.status)) this.#refetchLists();
+    if (before && (before.attempt !== job.attempt || before.status !== job.status))
+      this.#refetchLists();
   }
 
   async fetchEarlierEvents() {

@@ -1,6 +1,16 @@
 // The head of the page: what the job is, how far it is, and every figure that matters.
 
-import { bytes, count, duration, figure, loss, moment, percent, short, UNKNOWN } from "../../lib/format.js";
+import {
+  bytes,
+  count,
+  duration,
+  figure,
+  loss,
+  moment,
+  percent,
+  short,
+  UNKNOWN,
+} from "../../lib/format.js";
 import { html, nothing } from "../../lib/html.js";
 import { reasonOf, statusOf } from "../../lib/status.js";
 import { hasEnded } from "./feed.js";
@@ -29,16 +39,29 @@ export function head(feed, actions) {
       <span>${job.model}</span>
       <span>created ${moment(job.created_at)}</span>
       ${job.finished_at ? html`<span>ended ${moment(job.finished_at)}</span>` : nothing}
-      ${job.rerun_of
-        ? html`<span>repeats <a href="job?id=${encodeURIComponent(job.rerun_of)}">${job.rerun_of}</a></span>`
-        : nothing}
-      ${Object.entries(job.metadata ?? {}).map(([key, value]) => html`<span class="tag">${key}: ${value}</span>`)}
+      ${
+        job.rerun_of
+          ? html`<span
+              >repeats
+              <a href="job?id=${encodeURIComponent(job.rerun_of)}">${job.rerun_of}</a></span
+            >`
+          : nothing
+      }
+      ${Object.entries(job.metadata ?? {}).map(
+        ([key, value]) => html`<span class="tag">${key}: ${value}</span>`,
+      )}
     </p>
     ${job.error ? problem(job.error) : nothing}
     ${reason ? html`<p class="notice">${reason}</p>` : nothing}
     <progress max="1" .value=${job.progress} aria-label="Progress of the job"></progress>
     <dl class="figures">
-      ${figures(feed).map(([name, value]) => html`<div><dt>${name}</dt><dd>${value}</dd></div>`)}
+      ${figures(feed).map(
+        ([name, value]) =>
+          html`<div>
+            <dt>${name}</dt>
+            <dd>${value}</dd>
+          </div>`,
+      )}
     </dl>
   `;
 }
@@ -46,11 +69,16 @@ export function head(feed, actions) {
 function problem(error) {
   return html`<div class="problem" role="alert">
     <p><strong>${error.code}</strong> ${error.message}</p>
-    ${error.errors?.length
-      ? html`<ul>
-          ${error.errors.map((each) => html`<li>Line ${each.line}${each.path ? `, ${each.path}` : ""}: ${each.message}</li>`)}
-        </ul>`
-      : nothing}
+    ${
+      error.errors?.length
+        ? html`<ul>
+            ${error.errors.map(
+              ({ line, path, message }) =>
+                html`<li>Line ${line}${path ? `, ${path}` : ""}: ${message}</li>`,
+            )}
+          </ul>`
+        : nothing
+    }
   </div>`;
 }
 
@@ -62,7 +90,10 @@ function figures({ job, log, data }) {
   return [
     ["Progress", percent(job.progress)],
     ["Step", `${count(job.trained_steps)} / ${count(job.total_steps)}`],
-    ["Epoch", job.epoch === null ? UNKNOWN : `${figure(job.epoch)} / ${job.hyperparameters.n_epochs}`],
+    [
+      "Epoch",
+      job.epoch === null ? UNKNOWN : `${figure(job.epoch)} / ${job.hyperparameters.n_epochs}`,
+    ],
     ...(hasEnded(job) ? [] : [["Time left", duration(left)]]),
     ["Elapsed", duration(job.started_at && ended - job.started_at)],
     ["Tokens/s", short(job.tokens_per_second)],

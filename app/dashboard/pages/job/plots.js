@@ -3,14 +3,13 @@
 import { smooth, valueRange } from "../../lib/curves.js";
 import { count, figure, loss, short, UNKNOWN } from "../../lib/format.js";
 import { html, live, render } from "../../lib/html.js";
-import { Plot } from "../../lib/plot.js";
+import { Plot, PLOT_KEYS } from "../../lib/plot.js";
 import { loadSettings, saveSettings, settingsBar } from "../../lib/plot-settings.js";
 import { speeds } from "../../lib/steps.js";
 import { debounce } from "../../lib/timing.js";
 
 const DETAIL_MS = 300;
 const DETAIL_ROWS = 500;
-const KEYS = "Arrow keys move, plus and minus zoom, 0 shows everything.";
 
 const column = (name) => (rows) => rows.map((row) => row[name]);
 
@@ -21,7 +20,14 @@ const PLOTS = [
     curves: [
       { label: "training", color: "--series-1", isFaint: true, format: loss },
       { label: "smoothed", color: "--series-1", width: 2, format: loss },
-      { label: "validation", color: "--series-2", width: 2, isSparse: true, hasPoints: true, format: loss },
+      {
+        label: "validation",
+        color: "--series-2",
+        width: 2,
+        isSparse: true,
+        hasPoints: true,
+        format: loss,
+      },
     ],
     columns(rows, { smoothing }) {
       const training = column("train_loss")(rows);
@@ -79,12 +85,17 @@ export class Plots {
   draw() {
     const { log } = this.feed;
     log.thin(this.#zoom);
-    const view = this.#zoom ?? { from: log.rows[0]?.step ?? 0, to: Math.max(log.last?.step ?? 1, 1) };
+    const view = this.#zoom ?? {
+      from: log.rows[0]?.step ?? 0,
+      to: Math.max(log.last?.step ?? 1, 1),
+    };
     const all = log.rows;
     const shown = log.between(view.from, view.to);
     const start = all.indexOf(shown[0]);
     for (const { kind, plot, readout } of this.#drawn) {
-      const columns = kind.columns(all, this.#settings).map((values) => values.slice(start, start + shown.length));
+      const columns = kind
+        .columns(all, this.#settings)
+        .map((values) => values.slice(start, start + shown.length));
       const isLog = this.#isLog(kind);
       const range = valueRange(columns, { isLog, isClipped: this.#settings.isClipped });
       plot.show([shown.map((row) => row.step), ...columns], view, range);
@@ -123,13 +134,19 @@ export class Plots {
         </div>
         <div class="plots">
           ${PLOTS.map(
-            (kind) => html`<figure>
-              <figcaption>
-                <h3>${kind.title}</h3>
-                <span class="readout muted"></span>
-              </figcaption>
-              <div class="plot" tabindex="0" role="group" aria-label="Plot: ${kind.title}. ${KEYS}"></div>
-            </figure>`,
+            (kind) =>
+              html`<figure>
+                <figcaption>
+                  <h3>${kind.title}</h3>
+                  <span class="readout muted"></span>
+                </figcaption>
+                <div
+                  class="plot"
+                  tabindex="0"
+                  role="group"
+                  aria-label="Plot: ${kind.title}. ${PLOT_KEYS}"
+                ></div>
+              </figure>`,
           )}
         </div>
       `,
@@ -181,7 +198,8 @@ export class Plots {
     saveSettings(this.#settings);
     this.#renderFrame();
     if ("isLog" in changed) {
-      for (const { kind, plot } of this.#drawn) if (kind.canBeLog) plot.change({ isLog: changed.isLog });
+      for (const { kind, plot } of this.#drawn)
+        if (kind.canBeLog) plot.change({ isLog: changed.isLog });
     }
     this.draw();
   }
@@ -203,8 +221,11 @@ export class Plots {
   #read(kind, readout, columns, rows, at) {
     const drawn = this.#drawn.find((each) => each.kind === kind);
     Object.assign(drawn, { columns, rows });
-    const known = (values) => (at === null ? (values.findLast((value) => value !== null) ?? null) : values[at]);
-    const texts = kind.curves.map(({ label, format }, index) => `${label} ${format(known(columns[index]))}`.trim());
+    const known = (values) =>
+      at === null ? (values.findLast((value) => value !== null) ?? null) : values[at];
+    const texts = kind.curves.map(({ label, format }, index) =>
+      `${label} ${format(known(columns[index]))}`.trim(),
+    );
     const row = at === null ? rows.at(-1) : rows[at];
     readout.textContent = row ? `step ${count(row.step)} · ${texts.join(" · ")}` : UNKNOWN;
   }

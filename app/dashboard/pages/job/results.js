@@ -14,16 +14,31 @@ export function results({ job, checkpoints }) {
     <div class="row">
       <h2>Results</h2>
       <span class="row end">
-        ${job.status === "succeeded"
-          ? html`<a class="button primary" href=${adapterOf(job)} download>Download the adapter</a>`
-          : nothing}
-        ${log
-          ? html`<a class="button" href=${url(`files/${encodeURIComponent(log)}/content`)} download="${job.id}.csv">Download the loss log</a>`
-          : nothing}
+        ${
+          job.status === "succeeded"
+            ? html`<a class="button primary" href=${adapterOf(job)} download
+                >Download the adapter</a
+              >`
+            : nothing
+        }
+        ${
+          log
+            ? html`<a
+                class="button"
+                href=${url(`files/${encodeURIComponent(log)}/content`)}
+                download="${job.id}.csv"
+                >Download the loss log</a
+              >`
+            : nothing
+        }
       </span>
     </div>
     ${job.fine_tuned_model ? html`<p>Model <code>${job.fine_tuned_model}</code></p>` : nothing}
-    ${checkpoints.length ? table(job, checkpoints) : html`<p class="muted">There is no checkpoint yet.</p>`}
+    ${
+      checkpoints.length
+        ? table(job, checkpoints)
+        : html`<p class="muted">There is no checkpoint yet.</p>`
+    }
   `;
 }
 
@@ -42,19 +57,25 @@ function table(job, checkpoints) {
       </thead>
       <tbody>
         ${checkpoints.map(
-          (checkpoint) => html`<tr>
-            <td>
-              Step ${count(checkpoint.step_number)}
-              ${checkpoint.is_result ? html`<span class="tag">result</span>` : nothing}
-            </td>
-            <td class="number">${loss(checkpoint.metrics.train_loss)}</td>
-            <td class="number">${loss(checkpoint.metrics.valid_loss)}</td>
-            <td class="number">${percent(checkpoint.metrics.train_mean_token_accuracy)}</td>
-            <td>${ago(checkpoint.created_at)}</td>
-            <td>
-              <a href=${adapterOf(job, checkpoint.id)} download aria-label="Download step ${checkpoint.step_number}">Download</a>
-            </td>
-          </tr>`,
+          (checkpoint) =>
+            html`<tr>
+              <td>
+                Step ${count(checkpoint.step_number)}
+                ${checkpoint.is_result ? html`<span class="tag">result</span>` : nothing}
+              </td>
+              <td class="number">${loss(checkpoint.metrics.train_loss)}</td>
+              <td class="number">${loss(checkpoint.metrics.valid_loss)}</td>
+              <td class="number">${percent(checkpoint.metrics.train_mean_token_accuracy)}</td>
+              <td>${ago(checkpoint.created_at)}</td>
+              <td>
+                <a
+                  href=${adapterOf(job, checkpoint.id)}
+                  download
+                  aria-label="Download step ${checkpoint.step_number}"
+                  >Download</a
+                >
+              </td>
+            </tr>`,
         )}
       </tbody>
     </table>

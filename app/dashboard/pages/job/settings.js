@@ -2,6 +2,7 @@
 
 import { curlOf, pythonOf } from "../../lib/calls.js";
 import { copyButton } from "../../lib/copy.js";
+import { UNKNOWN } from "../../lib/format.js";
 import { html, nothing } from "../../lib/html.js";
 
 // Other hyperparameters of the same job imply these.
@@ -12,7 +13,9 @@ const FORMS = { table: "Table", curl: "curl", python: "Python", yaml: "YAML" };
 /** The body of `POST /v1/fine_tuning/jobs` for a job with the same settings. */
 export function requestOf(job) {
   const hyperparameters = Object.fromEntries(
-    Object.entries(job.hyperparameters).filter(([name, value]) => value !== null && !IMPLIED.has(name)),
+    Object.entries(job.hyperparameters).filter(
+      ([name, value]) => value !== null && !IMPLIED.has(name),
+    ),
   );
   const body = {
     model: job.model,
@@ -47,13 +50,14 @@ export function settings(job, session, form, onForm) {
       <h2>Settings</h2>
       <span class="row end" role="group" aria-label="Show the settings as">
         ${Object.entries(FORMS).map(
-          ([name, label]) => html`<button
-            class="quiet"
-            aria-pressed=${String(name === form)}
-            @click=${() => onForm(name)}
-          >
-            ${label}
-          </button>`,
+          ([name, label]) =>
+            html`<button
+              class="quiet"
+              aria-pressed=${String(name === form)}
+              @click=${() => onForm(name)}
+            >
+              ${label}
+            </button>`,
         )}
         ${text === null ? nothing : copyButton(text)}
       </span>
@@ -72,15 +76,19 @@ function textOf(job, session, form) {
 function table(job) {
   return html`<dl class="settings">
     ${Object.entries(settingsOf(job)).map(
-      ([name, value]) => html`<div><dt>${name}</dt><dd>${shown(value)}</dd></div>`,
+      ([name, value]) =>
+        html`<div>
+          <dt>${name}</dt>
+          <dd>${shown(value)}</dd>
+        </div>`,
     )}
   </dl>`;
 }
 
 /** A setting as text. */
 export function shown(value) {
-  if (value === undefined || value === null) return "–";
-  return Array.isArray(value) ? value.join(", ") : String(value);
+  const text = Array.isArray(value) ? value.join(", ") : String(value ?? "");
+  return text || UNKNOWN;
 }
 
 /** A job file for `tunery submit`. */

@@ -12,12 +12,15 @@ const MAX_ROWS = 500;
  * @param {{from: number, to: number} | null} zoom steps that the plots show; null for all
  */
 export function stepsTable({ log, id }, zoom) {
-  const rows = zoom ? log.rows.filter((row) => row.step >= zoom.from && row.step <= zoom.to) : log.rows;
+  const rows = zoom
+    ? log.rows.filter((row) => row.step >= zoom.from && row.step <= zoom.to)
+    : log.rows;
   const shown = rows.slice(-MAX_ROWS).reverse();
   return html`
     <div class="row">
       <p class="hint">
-        ${count(shown.length)} of ${count(rows.length)} plotted steps, newest first. The download has every step.
+        ${count(shown.length)} of ${count(rows.length)} plotted steps, newest first. The download
+        has every step.
       </p>
       <button class="end" @click=${(event) => download(event.target, id)}>Download CSV</button>
     </div>
@@ -25,24 +28,31 @@ export function stepsTable({ log, id }, zoom) {
       <table class="steps">
         <thead>
           <tr>
-            ${["Step", "Training loss", "Validation loss", "Accuracy", "Learning rate", "Gradient norm", "Tokens"].map(
-              (title) => html`<th scope="col" class="number">${title}</th>`,
-            )}
+            ${[
+              "Step",
+              "Training loss",
+              "Validation loss",
+              "Accuracy",
+              "Learning rate",
+              "Gradient norm",
+              "Tokens",
+            ].map((title) => html`<th scope="col" class="number">${title}</th>`)}
           </tr>
         </thead>
         <tbody>
           ${shown.map(
-            (row) => html`<tr>
-              ${[
-                count(row.step),
-                loss(row.train_loss),
-                loss(row.valid_loss),
-                figure(row.train_accuracy),
-                figure(row.learning_rate),
-                figure(row.grad_norm),
-                count(row.tokens_seen),
-              ].map((text) => html`<td class="number">${text}</td>`)}
-            </tr>`,
+            (row) =>
+              html`<tr>
+                ${[
+                  count(row.step),
+                  loss(row.train_loss),
+                  loss(row.valid_loss),
+                  figure(row.train_accuracy),
+                  figure(row.learning_rate),
+                  figure(row.grad_norm),
+                  count(row.tokens_seen),
+                ].map((text) => html`<td class="number">${text}</td>`)}
+              </tr>`,
           )}
         </tbody>
       </table>

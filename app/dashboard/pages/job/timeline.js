@@ -8,7 +8,7 @@ export function timeline({ attempts }) {
   const { data, data_check: check } = attempts;
   return html`
     <h2>Attempts</h2>
-    ${data.length ? nothing : html`<p class="muted">No worker has started to train the job yet.</p>`}
+    ${data.length ? nothing : html`<p class="muted">No worker has begun to train it yet.</p>`}
     <ol class="timeline">
       ${check ? dataCheck(check) : nothing} ${data.map(row)}
     </ol>
@@ -18,13 +18,23 @@ export function timeline({ attempts }) {
 function dataCheck({ tries, started_at: start, ended_at: end }) {
   const state = end === null ? "running" : "succeeded";
   return html`<li class=${start === null ? nothing : state}>
-    <p><strong>Check of the data</strong> <span class="muted">${start === null ? nothing : lasted(start, end)}</span></p>
+    <p>
+      <strong>Check of the data</strong>
+      <span class="muted">${start === null ? nothing : lasted(start, end)}</span>
+    </p>
     ${tries > 1 ? html`<p class="cause">It took ${count(tries)} tries.</p>` : nothing}
   </li>`;
 }
 
 function row(attempt) {
-  const { started_at: start, ended_at: end, outcome, from_step: from, to_step: to, cause } = attempt;
+  const {
+    started_at: start,
+    ended_at: end,
+    outcome,
+    from_step: from,
+    to_step: to,
+    cause,
+  } = attempt;
   return html`<li class=${outcome ?? "running"}>
     <p>
       <strong>Attempt ${count(attempt.attempt)}</strong>
@@ -35,11 +45,14 @@ function row(attempt) {
   </li>`;
 }
 
-const lasted = (start, end) => `${moment(start)} · ${duration((end ?? Date.now() / 1000) - start)}`;
+function lasted(start, end) {
+  return `${moment(start)} · ${duration((end ?? Date.now() / 1000) - start)}`;
+}
 
 /**
  * @param {import("./feed.js").JobFeed} feed
- * @param {{hasMetrics: boolean, onMetrics: (shown: boolean) => void, onEarlier: () => void}} options
+ * @param {object} options `hasMetrics` tells whether events with losses are shown; `onMetrics` and
+ *   `onEarlier` are called when the reader wants that changed, or earlier events
  */
 export function eventList({ events, hasEarlierEvents }, { hasMetrics, onMetrics, onEarlier }) {
   const shown = hasMetrics ? events : events.filter((event) => event.type !== "metrics");
@@ -47,7 +60,11 @@ export function eventList({ events, hasEarlierEvents }, { hasMetrics, onMetrics,
     <div class="row">
       <h2>Events</h2>
       <label class="check end">
-        <input type="checkbox" .checked=${hasMetrics} @change=${(change) => onMetrics(change.target.checked)} />
+        <input
+          type="checkbox"
+          .checked=${hasMetrics}
+          @change=${(change) => onMetrics(change.target.checked)}
+        />
         Show losses
       </label>
     </div>
@@ -55,11 +72,16 @@ export function eventList({ events, hasEarlierEvents }, { hasMetrics, onMetrics,
       ${repeat(
         shown,
         (event) => event.id,
-        (event) => html`<li class=${event.level}>
-          <time class="muted">${moment(event.created_at)}</time> <span>${event.message}</span>
-        </li>`,
+        (event) =>
+          html`<li class=${event.level}>
+            <time class="muted">${moment(event.created_at)}</time> <span>${event.message}</span>
+          </li>`,
       )}
-      ${hasEarlierEvents ? html`<li><button @click=${onEarlier}>Earlier events</button></li>` : nothing}
+      ${
+        hasEarlierEvents
+          ? html`<li><button @click=${onEarlier}>Earlier events</button></li>`
+          : nothing
+      }
     </ol>
   `;
 }

@@ -13,7 +13,7 @@ export function filterBar(filters, models, onChange) {
   const known = models.includes(filters.model) || !filters.model;
   return html`<search class="filters">
     <div class="chips" role="group" aria-label="Status">
-      ${Object.entries(STATUS_LABELS).map(([status, label]) => chip(status, label, filters, onChange))}
+      ${Object.keys(STATUS_LABELS).map((status) => chip(status, filters, onChange))}
     </div>
     <label>
       <span class="visually-hidden">Search</span>
@@ -33,21 +33,29 @@ export function filterBar(filters, models, onChange) {
       >
         <option value="">All base models</option>
         ${(known ? models : [...models, filters.model]).map(
-          (model) => html`<option value=${model} ?selected=${model === filters.model}>${model}</option>`,
+          (model) =>
+            html`<option value=${model} ?selected=${model === filters.model}>${model}</option>`,
         )}
       </select>
     </label>
     <form @submit=${(event) => addLabel(event, filters, onChange)}>
       <label>
         <span class="visually-hidden">Label</span>
-        <input name="label" placeholder="label=value" size="14" pattern="[^=]+=.*" title="A label and its value, such as team=search" required />
+        <input
+          name="label"
+          placeholder="label=value"
+          size="14"
+          pattern="[^=]+=.*"
+          title="A label and its value, such as team=search"
+          required
+        />
       </label>
     </form>
     ${filters.labels.map((label) => labelChip(label, filters, onChange))}
   </search>`;
 }
 
-function chip(status, label, { statuses }, onChange) {
+function chip(status, { statuses }, onChange) {
   const isOn = statuses.includes(status);
   const next = isOn ? statuses.filter((each) => each !== status) : [...statuses, status];
   return html`<button
@@ -55,7 +63,7 @@ function chip(status, label, { statuses }, onChange) {
     aria-pressed=${isOn}
     @click=${() => onChange({ statuses: next })}
   >
-    <span class="status ${status}">${label}</span>
+    <span class="status ${status}">${STATUS_LABELS[status]}</span>
   </button>`;
 }
 

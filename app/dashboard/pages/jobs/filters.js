@@ -2,7 +2,16 @@
 
 import { STATUS_LABELS } from "../../lib/status.js";
 
-/** @returns {{statuses: string[], model: string, search: string, labels: [string, string][], after: string}} */
+/**
+ * @typedef {object} Filters
+ * @property {string[]} statuses
+ * @property {string} model id of the base model
+ * @property {string} search
+ * @property {[string, string][]} labels keys and values
+ * @property {string} after id of the job after which the page of the list begins
+ */
+
+/** @returns {Filters} */
 export function readFilters(address) {
   const query = new URLSearchParams(address);
   const asked = (query.get("status") ?? "").split(",");

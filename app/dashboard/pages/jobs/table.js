@@ -1,6 +1,6 @@
 // The list of jobs as a table. On narrow screens, the style sheet turns each row into a card.
 
-import { ago, figure, loss, moment, percent, short, UNKNOWN, duration } from "../../lib/format.js";
+import { ago, count, duration, loss, moment, percent, short, UNKNOWN } from "../../lib/format.js";
 import { html, live, nothing, repeat } from "../../lib/html.js";
 import { reasonOf, statusOf } from "../../lib/status.js";
 
@@ -8,11 +8,16 @@ const MAX_COMPARED = 8;
 
 /**
  * @param {object[]} jobs
- * @param {{selected: Set<string>, onSelect: (id: string) => void, onLabel: (key: string, value: string) => void}} options
+ * @param {object} options
+ * @param {Set<string>} options.selected ids of the jobs to compare
+ * @param {(id: string) => void} options.onSelect
+ * @param {(key: string, value: string) => void} options.onLabel
  */
 export function table(jobs, options) {
   return html`<table class="jobs">
-    <caption class="visually-hidden">Jobs, newest first</caption>
+    <caption class="visually-hidden">
+      Jobs, newest first
+    </caption>
     <thead>
       <tr>
         <th><span class="visually-hidden">Compare</span></th>
@@ -26,7 +31,11 @@ export function table(jobs, options) {
       </tr>
     </thead>
     <tbody>
-      ${repeat(jobs, (job) => job.id, (job) => row(job, options))}
+      ${repeat(
+        jobs,
+        (job) => job.id,
+        (job) => row(job, options),
+      )}
     </tbody>
   </table>`;
 }
@@ -47,13 +56,14 @@ function row(job, { selected, onSelect, onLabel }) {
     <td class="name">
       <a href="job?id=${encodeURIComponent(job.id)}">${name}</a>
       <div class="muted small">
-        <span>${job.model}</span>${name === job.id ? nothing : html` · <span class="mono">${job.id}</span>`}
+        <span>${job.model}</span
+        >${name === job.id ? nothing : html` · <span class="mono">${job.id}</span>`}
       </div>
       ${labels(job.metadata ?? {}, onLabel)}
     </td>
     <td class="state">
       ${statusOf(job)}
-      <div class="reason muted small" title=${reasonOf(job)}>${reasonOf(job)}</div>
+      <div class="muted small one-line" title=${reasonOf(job)}>${reasonOf(job)}</div>
     </td>
     <td class="progress">${progress(job)}</td>
     <td class="number" data-label="Loss">${loss(job.train_loss)}</td>
@@ -70,27 +80,30 @@ function labels(metadata, onLabel) {
   if (!entries.length) return nothing;
   return html`<div class="tags">
     ${entries.map(
-      ([key, value]) => html`<button
-        class="tag"
-        title="Show only jobs with this label"
-        @click=${() => onLabel(key, value)}
-      >
-        ${key}=${value}
-      </button>`,
+      ([key, value]) =>
+        html`<button
+          class="tag"
+          title="Show only jobs with this label"
+          @click=${() => onLabel(key, value)}
+        >
+          ${key}=${value}
+        </button>`,
     )}
   </div>`;
 }
 
 function progress(job) {
   const steps = job.total_steps
-    ? `${short(job.trained_steps)} of ${short(job.total_steps)} steps`
+    ? `${short(job.trained_steps)} / ${short(job.total_steps)} steps`
     : "";
   return html`<progress max="1" .value=${job.progress} aria-label="Progress"></progress>
-    <div class="small"><span class="figure">${percent(job.progress)}</span> <span class="muted">${steps}</span></div>`;
+    <div class="small one-line">
+      <span class="figure">${percent(job.progress)}</span> <span class="muted">${steps}</span>
+    </div>`;
 }
 
 function speed(job) {
-  return job.tokens_per_second === null ? UNKNOWN : figure(Math.round(job.tokens_per_second));
+  return job.tokens_per_second === null ? UNKNOWN : count(Math.round(job.tokens_per_second));
 }
 
 function timeLeft(job) {

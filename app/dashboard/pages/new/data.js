@@ -3,6 +3,7 @@
 import { get } from "../../lib/api.js";
 import { bytes, count } from "../../lib/format.js";
 import { html, nothing } from "../../lib/html.js";
+import { problemNote } from "../../lib/problems.js";
 import { previewRows } from "../../lib/preview.js";
 import { Uploader } from "../../lib/uploads.js";
 
@@ -99,9 +100,10 @@ export class Data {
       <select name=${name} @change=${(event) => onChoose(event.target.value)}>
         <option value="" ?selected=${!value}>Choose…</option>
         ${this.files.map(
-          (file) => html`<option value=${file.id} ?selected=${file.id === value}>
-            ${file.filename} (${count(file.examples)} examples)
-          </option>`,
+          (file) =>
+            html`<option value=${file.id} ?selected=${file.id === value}>
+              ${file.filename} (${count(file.examples)} examples)
+            </option>`,
         )}
       </select>
     </label>`;
@@ -111,10 +113,22 @@ export class Data {
     const file = this.chosen;
     if (!file) return nothing;
     return html`<dl class="figures">
-      <div><dt>File</dt><dd>${file.filename}</dd></div>
-      <div><dt>Examples</dt><dd>${count(file.examples)}</dd></div>
-      <div><dt>Format</dt><dd>${file.format?.replaceAll("_", ", ")}</dd></div>
-      <div><dt>Size</dt><dd>${bytes(file.bytes)}</dd></div>
+      <div>
+        <dt>File</dt>
+        <dd>${file.filename}</dd>
+      </div>
+      <div>
+        <dt>Examples</dt>
+        <dd>${count(file.examples)}</dd>
+      </div>
+      <div>
+        <dt>Format</dt>
+        <dd>${file.format?.replaceAll("_", ", ")}</dd>
+      </div>
+      <div>
+        <dt>Size</dt>
+        <dd>${bytes(file.bytes)}</dd>
+      </div>
     </dl>`;
   }
 
@@ -124,13 +138,18 @@ export class Data {
     return html`<details class="preview" open>
       <summary>What the model learns from it</summary>
       <div class="stack" aria-busy=${isBusy}>
-        ${problem ? html`<p class="problem" role="alert">${problem}</p>` : nothing}
-        ${answer ? previewRows(answer) : isBusy ? html`<p class="muted">Reading the first rows…</p>` : nothing}
-        ${answer && this.#rows === ROWS.few && this.chosen.examples > 3
-          ? html`<div>
-              <button type="button" @click=${() => this.showMoreRows(settings)}>Show more rows</button>
-            </div>`
-          : nothing}
+        ${problemNote(problem)}
+        <p class="muted" ?hidden=${!isBusy || answer}>Reading the first rows…</p>
+        ${answer ? previewRows(answer) : nothing}
+        ${
+          answer && this.#rows === ROWS.few && this.chosen.examples > 3
+            ? html`<div>
+                <button type="button" @click=${() => this.showMoreRows(settings)}>
+                  Show more rows
+                </button>
+              </div>`
+            : nothing
+        }
       </div>
     </details>`;
   }

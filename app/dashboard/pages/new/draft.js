@@ -88,7 +88,10 @@ const withoutAbsent = (body) =>
   Object.fromEntries(Object.entries(body).filter(([, value]) => value !== undefined));
 
 function readLabels(text) {
-  const lines = text.split(/[\n,]/).map((line) => line.trim()).filter(Boolean);
+  const lines = text
+    .split(/[\n,]/)
+    .map((line) => line.trim())
+    .filter(Boolean);
   if (!lines.length) return {};
   const bad = lines.find((line) => line.indexOf("=") < 1);
   if (bad) return { problem: `“${bad}” is not a label. Write key=value, such as team=search.` };
@@ -108,8 +111,7 @@ export function keyOf(body) {
   const stored = JSON.parse(sessionStorage.getItem(REQUEST) ?? "null");
   if (stored?.text === text) return stored.key;
   // `randomUUID` exists only in secure contexts.
-  const bytes = crypto.getRandomValues(new Uint8Array(16));
-  const key = `dashboard-${Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("")}`;
+  const key = `dashboard-${crypto.getRandomValues(new BigUint64Array(2)).join("-")}`;
   sessionStorage.setItem(REQUEST, JSON.stringify({ text, key }));
   return key;
 }

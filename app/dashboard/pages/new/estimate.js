@@ -3,6 +3,7 @@
 import { post } from "../../lib/api.js";
 import { bytes, count, duration } from "../../lib/format.js";
 import { html, nothing } from "../../lib/html.js";
+import { problemNote } from "../../lib/problems.js";
 
 export class Estimator {
   /** The last answer of `POST /v1/fine_tuning/jobs/estimate`, or null. */
@@ -59,18 +60,19 @@ export class Estimator {
 
   view() {
     return html`<section class="card" aria-busy=${this.#isBusy}>
-      <h2>Estimate ${this.#isBusy ? html`<span class="muted small">Counting…</span>` : nothing}</h2>
-      ${this.error ? html`<p class="problem" role="alert">${this.error.message}</p>` : nothing}
-      ${this.answer ? figures(this.answer) : this.#hint()}
+      <h2>Estimate <span class="muted small" ?hidden=${!this.#isBusy}>Counting…</span></h2>
+      ${problemNote(this.error?.message)} ${this.answer ? figures(this.answer) : this.#hint()}
     </section>`;
   }
 
   #hint() {
     if (this.error) return nothing;
     return html`<p class="muted">
-      ${this.#isBusy
-        ? "The tokens of some rows are being counted. This takes a few seconds."
-        : "Choose a file and a base model to see what the job will take."}
+      ${
+        this.#isBusy
+          ? "The tokens of some rows are being counted. This takes a few seconds."
+          : "Choose a file and a base model to see what the job will take."
+      }
     </p>`;
   }
 }
@@ -83,15 +85,35 @@ function withoutLabels({ suffix, metadata, priority, auto_start, ...rest }) {
 function figures({ estimate, rows, sampled_rows: sampled }) {
   const time = estimate.duration;
   return html`<dl class="figures narrow">
-      <div><dt>Duration</dt><dd>${time ? `about ${duration(time.seconds)}` : "unknown on a GPU"}</dd></div>
-      <div><dt>Between</dt><dd>${time ? `${duration(time.low)} and ${duration(time.high)}` : "–"}</dd></div>
-      <div><dt>Steps</dt><dd>${count(estimate.steps)}</dd></div>
-      <div><dt>Tokens</dt><dd>${count(estimate.tokens)}</dd></div>
-      <div><dt>Peak memory</dt><dd>${bytes(estimate.peak_memory_bytes)}</dd></div>
-      <div><dt>Disk</dt><dd>${bytes(estimate.disk_bytes)}</dd></div>
+      <div>
+        <dt>Duration</dt>
+        <dd>${time ? `about ${duration(time.seconds)}` : "unknown on a GPU"}</dd>
+      </div>
+      <div>
+        <dt>Between</dt>
+        <dd>${time ? `${duration(time.low)} and ${duration(time.high)}` : "–"}</dd>
+      </div>
+      <div>
+        <dt>Steps</dt>
+        <dd>${count(estimate.steps)}</dd>
+      </div>
+      <div>
+        <dt>Tokens</dt>
+        <dd>${count(estimate.tokens)}</dd>
+      </div>
+      <div>
+        <dt>Peak memory</dt>
+        <dd>${bytes(estimate.peak_memory_bytes)}</dd>
+      </div>
+      <div>
+        <dt>Disk</dt>
+        <dd>${bytes(estimate.disk_bytes)}</dd>
+      </div>
     </dl>
     ${estimate.advice.map((advice) => html`<p class="notice">${advice}</p>`)}
-    ${sampled < rows
-      ? html`<p class="hint">From ${count(sampled)} of ${count(rows)} rows.</p>`
-      : nothing}`;
+    ${
+      sampled < rows
+        ? html`<p class="hint">From ${count(sampled)} of ${count(rows)} rows.</p>`
+        : nothing
+    }`;
 }

@@ -1,6 +1,7 @@
 // One setting of the form: label, control, range, description, and what is wrong with it.
 
 import { html, live, nothing } from "../../lib/html.js";
+import { wrongNote } from "../../lib/problems.js";
 import { rangeOf } from "./schema.js";
 
 /**
@@ -14,16 +15,28 @@ export function settingField(field, state) {
     <label for=${id}>${field.title} <code class="muted small">${field.name}</code></label>
     ${control(field, state, id)}
     <div id="${id}-about" class="hint">
-      ${state.problem ? html`<p class="wrong" role="alert">${state.problem}</p>` : nothing}
-      ${prose(field.description)} ${rangeOf(field) ? html`<span class="range">${capital(rangeOf(field))}.</span>` : nothing}
+      ${wrongNote(state.problem)} ${prose(field.description)}
+      ${rangeOf(field) ? html`<span class="range">${capital(rangeOf(field))}.</span>` : nothing}
     </div>
   </div>`;
 }
 
 function control(field, state, id) {
-  if (field.kind === "boolean") return choice([["true", "Yes"], ["false", "No"]], state, id);
+  if (field.kind === "boolean")
+    return choice(
+      [
+        ["true", "Yes"],
+        ["false", "No"],
+      ],
+      state,
+      id,
+    );
   if (field.kind !== "list" && field.words.length) {
-    return choice(field.words.map((word) => [word, word]), state, id);
+    return choice(
+      field.words.map((word) => [word, word]),
+      state,
+      id,
+    );
   }
   const isNumber = ["integer", "number"].includes(field.kind);
   return html`<input
@@ -39,9 +52,13 @@ function control(field, state, id) {
       .value=${live(state.text)}
       @input=${(event) => state.onText(event.target.value)}
     />
-    ${field.kind === "list"
-      ? html`<datalist id="${id}-words">${field.words.map((word) => html`<option value=${word}></option>`)}</datalist>`
-      : nothing}`;
+    ${
+      field.kind === "list"
+        ? html`<datalist id="${id}-words">
+            ${field.words.map((word) => html`<option value=${word}></option>`)}
+          </datalist>`
+        : nothing
+    }`;
 }
 
 function choice(options, state, id) {
@@ -53,7 +70,8 @@ function choice(options, state, id) {
   >
     <option value="" ?selected=${state.text === ""}>Default${preset ? `: ${preset}` : ""}</option>
     ${options.map(
-      ([value, label]) => html`<option value=${value} ?selected=${state.text === value}>${label}</option>`,
+      ([value, label]) =>
+        html`<option value=${value} ?selected=${state.text === value}>${label}</option>`,
     )}
   </select>`;
 }

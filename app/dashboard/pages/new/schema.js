@@ -72,7 +72,8 @@ export function arrange(openapi, fields) {
   const names = Object.keys(openapi.components.schemas.Hyperparameters.properties);
   const placed = new Set([...BASIC, ...Object.values(GROUPS).flat(), ...ELSEWHERE]);
   const others = names.filter((name) => !placed.has(name));
-  const pick = (wanted) => wanted.filter((name) => names.includes(name)).map((name) => fields.get(name));
+  const pick = (wanted) =>
+    wanted.filter((name) => names.includes(name)).map((name) => fields.get(name));
   const groups = Object.entries({ ...GROUPS, Other: others });
   return {
     basic: pick(BASIC),
@@ -116,7 +117,8 @@ function sentence(name) {
 export function rangeOf({ range: { least, most, above, below } }) {
   if (most === undefined && least === undefined && above === undefined) return "";
   const low = least === undefined ? `above ${above}` : String(least);
-  if (most === undefined && below === undefined) return above === undefined ? `at least ${low}` : low;
+  if (most === undefined && below === undefined)
+    return above === undefined ? `at least ${low}` : low;
   const high = most ?? below;
   return above === undefined ? `${low} to ${high}` : `${low}, at most ${high}`;
 }
@@ -149,13 +151,15 @@ function parseNumber(field, text) {
   if (field.kind === "integer" && !Number.isInteger(value)) {
     return { problem: "This must be a whole number." };
   }
-  const isInside =
-    !(value < least) && !(value > most) && !(value <= above) && !(value >= below);
+  const isInside = !(value < least) && !(value > most) && !(value <= above) && !(value >= below);
   return isInside ? { value } : { problem: `This must be ${rangeOf(field)}.` };
 }
 
 /** Names between commas, or one word that stands for several of them. */
 function parseList(text, shortcuts) {
-  const names = text.split(",").map((name) => name.trim()).filter(Boolean);
+  const names = text
+    .split(",")
+    .map((name) => name.trim())
+    .filter(Boolean);
   return names.length === 1 && shortcuts.includes(names[0]) ? names[0] : names;
 }

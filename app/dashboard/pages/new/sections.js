@@ -2,32 +2,38 @@
 
 import { count } from "../../lib/format.js";
 import { html, live, nothing } from "../../lib/html.js";
+import { wrongNote } from "../../lib/problems.js";
 import { prose, settingField } from "./field.js";
 
 export function modelSection({ draft, models, problems, change }) {
   const chosen = models.find(({ id }) => id === draft.model);
   return html`<section class="card stack">
     <h2>Base model</h2>
-    ${models.length
-      ? html`<label>
-          <span class="visually-hidden">Base model</span>
-          <select name="model" @change=${(event) => change({ model: event.target.value })}>
-            ${models.map(
-              ({ id }) => html`<option value=${id} ?selected=${id === draft.model}>${id}</option>`,
-            )}
-          </select>
-        </label>`
-      : html`<p>
-          No base model is installed. On the machine of the service, run
-          <code>tunery models install smollm2-135m-instruct</code>.
-        </p>`}
-    ${problems.model ? html`<p class="wrong" role="alert">${problems.model}</p>` : nothing}
-    ${chosen
-      ? html`<p class="hint">
-          Up to ${count(chosen.limits?.context_length)} tokens an example. Licence:
-          ${chosen.licence ?? "not recorded"}.
-        </p>`
-      : nothing}
+    ${
+      models.length
+        ? html`<label>
+            <span class="visually-hidden">Base model</span>
+            <select name="model" @change=${(event) => change({ model: event.target.value })}>
+              ${models.map(
+                ({ id }) =>
+                  html`<option value=${id} ?selected=${id === draft.model}>${id}</option>`,
+              )}
+            </select>
+          </label>`
+        : html`<p>
+            No base model is installed. On the machine of the service, run
+            <code>tunery models install smollm2-135m-instruct</code>.
+          </p>`
+    }
+    ${wrongNote(problems.model)}
+    ${
+      chosen
+        ? html`<p class="hint">
+            Up to ${count(chosen.limits?.context_length)} tokens an example. Licence:
+            ${chosen.licence ?? "not recorded"}.
+          </p>`
+        : nothing
+    }
   </section>`;
 }
 
@@ -44,25 +50,30 @@ export function validationSection({ draft, fields, problems, change }, data) {
       ${option("split", "Hold out a part of the file", draft.validation, choose)}
       ${option("file", "A file of its own", draft.validation, choose)}
     </div>
-    ${draft.validation === "split"
-      ? settingField(
-          { ...fields.get("validation_split"), title: "Part to hold out" },
-          {
-            text: draft.split,
-            preset: "",
-            problem: problems.validation_split,
-            onText: (split) => change({ split }),
-          },
-        )
-      : nothing}
-    ${draft.validation === "file"
-      ? data.fileSelect("validation_file", "Validation file", draft.validationFile, (validationFile) =>
-          change({ validationFile }),
-        )
-      : nothing}
-    ${problems.validation_file
-      ? html`<p class="wrong" role="alert">${problems.validation_file}</p>`
-      : nothing}
+    ${
+      draft.validation === "split"
+        ? settingField(
+            { ...fields.get("validation_split"), title: "Part to hold out" },
+            {
+              text: draft.split,
+              preset: "",
+              problem: problems.validation_split,
+              onText: (split) => change({ split }),
+            },
+          )
+        : nothing
+    }
+    ${
+      draft.validation === "file"
+        ? data.fileSelect(
+            "validation_file",
+            "Validation file",
+            draft.validationFile,
+            (validationFile) => change({ validationFile }),
+          )
+        : nothing
+    }
+    ${wrongNote(problems.validation_file)}
   </section>`;
 }
 
@@ -86,21 +97,31 @@ export function settingsSection(form) {
     <h2>Settings</h2>
     <div class="field">
       <label for="recipe">Recipe <code class="muted small">recipe</code></label>
-      <select id="recipe" aria-describedby="recipe-about" @change=${(event) => change({ recipe: event.target.value })}>
-        ${fields.get("recipe").words.map(
-          (recipe) => html`<option value=${recipe} ?selected=${recipe === draft.recipe}>${recipe}</option>`,
-        )}
+      <select
+        id="recipe"
+        aria-describedby="recipe-about"
+        @change=${(event) => change({ recipe: event.target.value })}
+      >
+        ${fields
+          .get("recipe")
+          .words.map(
+            (recipe) =>
+              html`<option value=${recipe} ?selected=${recipe === draft.recipe}>${recipe}</option>`,
+          )}
       </select>
       <div id="recipe-about" class="hint">${prose(fields.get("recipe").description)}</div>
     </div>
     <div class="grid">${arranged.basic.map((field) => setting(field, form))}</div>
     <details class="all">
-      <summary>All settings${set ? html` <span class="muted">(${set} set)</span>` : nothing}</summary>
+      <summary>
+        All settings${set ? html` <span class="muted">(${set} set)</span>` : nothing}
+      </summary>
       ${arranged.groups.map(
-        (group) => html`<fieldset>
-          <legend>${group.title}</legend>
-          <div class="grid">${group.fields.map((field) => setting(field, form))}</div>
-        </fieldset>`,
+        (group) =>
+          html`<fieldset>
+            <legend>${group.title}</legend>
+            <div class="grid">${group.fields.map((field) => setting(field, form))}</div>
+          </fieldset>`,
       )}
     </details>
   </section>`;

@@ -3,6 +3,7 @@
 import { get } from "../../lib/api.js";
 import { moment, UNKNOWN } from "../../lib/format.js";
 import { html, nothing, repeat } from "../../lib/html.js";
+import { problemNote } from "../../lib/problems.js";
 
 const PAGE_SIZE = 50;
 
@@ -36,13 +37,16 @@ export class AuditTrail {
   view() {
     return html`<section class="stack" aria-labelledby="audit">
       <h2 id="audit">Audit trail</h2>
-      ${this.#problem ? html`<p class="problem" role="alert">${this.#problem}</p>` : nothing}
-      ${this.#events ? this.#table() : nothing}
-      ${this.#hasMore
-        ? html`<div>
-            <button ?disabled=${this.#isBusy} @click=${() => this.fetchMore()}>Older events</button>
-          </div>`
-        : nothing}
+      ${problemNote(this.#problem)} ${this.#events ? this.#table() : nothing}
+      ${
+        this.#hasMore
+          ? html`<div>
+              <button ?disabled=${this.#isBusy} @click=${() => this.fetchMore()}>
+                Older events
+              </button>
+            </div>`
+          : nothing
+      }
     </section>`;
   }
 
@@ -50,7 +54,9 @@ export class AuditTrail {
     if (!this.#events.length) return html`<p class="card empty">Nothing was done yet.</p>`;
     return html`<div class="card flush">
       <table class="stackable">
-        <caption class="visually-hidden">Audit events, newest first</caption>
+        <caption class="visually-hidden">
+          Audit events, newest first
+        </caption>
         <thead>
           <tr>
             <th>Time</th>

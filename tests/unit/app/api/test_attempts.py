@@ -12,7 +12,8 @@ from app.core.db.repositories.jobs import JobRepository
 from app.core.db.repositories.leases import Lease, LeaseRepository
 from app.core.db.repositories.recovery import Crash, Interruption, RecoveryRepository
 from app.core.db.session import Database
-from app.core.db.tables import Attempt, Job
+from app.core.db.tables import Job
+from app.core.db.worker_tables import Attempt
 from app.core.job.status import JobStatus
 from app.core.job.training_events import JobError
 from app.core.storage.local import LocalBlobStore

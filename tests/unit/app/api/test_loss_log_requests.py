@@ -114,7 +114,9 @@ def test_a_page_cannot_be_of_any_size(client: TestClient, job: Job, params: dict
     assert answer.json()["error"]["param"] in params
 
 
-@pytest.mark.parametrize("accept", ["application/json", "text/csv", "application/x-ndjson"])
+@pytest.mark.parametrize(
+    "accept", ["application/json", "text/csv", "application/x-ndjson", "application/x-tensorboard"]
+)
 def test_the_log_of_an_unknown_job_is_not_found(client: TestClient, accept: str) -> None:
     answer = client.get("/v1/fine_tuning/jobs/ftjob-nope/metrics", headers={"accept": accept})
 

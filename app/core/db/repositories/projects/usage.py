@@ -11,7 +11,8 @@ from app.core.db.base import ProjectRepository
 from app.core.db.check_tables import DataCheck
 from app.core.db.project_tables import ProjectUsage, month_of
 from app.core.db.session import lock_names
-from app.core.db.tables import Attempt, File, Job, SavedState, UploadPart
+from app.core.db.tables import File, Job, SavedState, UploadPart
+from app.core.db.worker_tables import Attempt
 from app.core.job.status import JobStatus
 
 

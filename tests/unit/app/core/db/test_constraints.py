@@ -90,6 +90,7 @@ def test_an_event_of_unknown_kind_is_refused(database: Database, changes: dict[s
         "id": new_id(IdPrefix.EVENT),
         "project_id": DEFAULT_PROJECT_ID,
         "job_id": job.id,
+        "number": 1,
         "created_at": NOW,
         "level": "info",
         "type": "message",

@@ -15,7 +15,7 @@ from app.core.db.repositories.leases import Lease, LeaseRepository, RequestedAct
 from app.core.db.repositories.recovery import RecoveryRepository
 from app.core.db.repositories.saved_states import SavedStateRepository
 from app.core.db.session import Database
-from app.core.db.tables import Attempt
+from app.core.db.worker_tables import Attempt
 from app.core.errors import LeaseLostError
 from app.core.job.status import JobStatus
 from tests.builders import (

@@ -18,7 +18,7 @@ from app.core.db.repositories.recovery import (
 from app.core.db.repositories.saved_states import SavedStateRepository, UnneededStates
 from app.core.db.repositories.workers import WorkerRepository
 from app.core.db.session import Database, Session
-from app.core.db.tables import Attempt
+from app.core.db.worker_tables import Attempt
 from app.core.errors import LeaseLostError
 from app.core.job.status import JobStatus
 from tests.builders import MINUTE, NOW, add_job, add_worker, claim, get_job, list_messages

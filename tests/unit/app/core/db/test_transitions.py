@@ -9,7 +9,8 @@ from sqlalchemy import select
 from app.core.db import repositories
 from app.core.db.repositories.transitions import lock_job, settle
 from app.core.db.session import Database
-from app.core.db.tables import Attempt, Job
+from app.core.db.tables import Job
+from app.core.db.worker_tables import Attempt
 from app.core.job.status import TRANSITIONS, IllegalTransitionError, JobStatus
 from app.core.job.training_events import JobError
 from tests.builders import (
