@@ -47,10 +47,6 @@ _TOO_MANY_REQUESTS, _SERVER_ERRORS = 429, 500
 class RefusedError(OperatorError):
     """The service refuses the request. The message is the service's own."""
 
-    def __init__(self, message: str, code: str | None) -> None:
-        super().__init__(message)
-        self.code = code
-
 
 class AwayError(OperatorError):
     """The service does not answer, or is busy."""
@@ -159,8 +155,7 @@ class Api:
         if not isinstance(error.body, dict):
             return RefusedError(
                 f"{self._base_url} answered with status {error.status_code}, and not as Tunery "
-                "does. The address of a service ends in /v1.",
-                code=None,
+                "does. The address of a service ends in /v1."
             )
         body = cast("Json", error.body)
         message = "\n".join([str(body.get("message", error.message)), *_problems(body)])
@@ -169,7 +164,7 @@ class Api:
             error.status_code == _TOO_MANY_REQUESTS
             and error.response.headers.get("x-should-retry") != "false"
         )
-        return AwayError(message) if is_busy else RefusedError(message, code=error.code)
+        return AwayError(message) if is_busy else RefusedError(message)
 
 
 def job_path(job_id: str, *rest: str) -> str:
