@@ -35,12 +35,13 @@ function row(attempt, job) {
     to_step: to,
     cause,
   } = attempt;
+  const last = outcome ? to : job.trained_steps;
   return html`<li class=${outcome ?? "running"}>
     <p>
       <strong>Attempt ${count(attempt.attempt)}</strong>
       <span class="muted">${lasted(start, end)} · ${attempt.worker_id}</span>
     </p>
-    ${from === null ? nothing : html`<p>Steps ${count(from)} to ${count(outcome ? to : job.trained_steps)}</p>`}
+    ${from === null ? nothing : html`<p>Steps ${count(from)} to ${count(last)}</p>`}
     ${cause ? html`<p class=${outcome === "succeeded" ? "muted" : "cause"}>${cause}</p>` : nothing}
   </li>`;
 }
