@@ -4,13 +4,13 @@ import { count, duration, moment } from "../../lib/format.js";
 import { html, nothing, repeat } from "../../lib/html.js";
 
 /** @param {import("./feed.js").JobFeed} feed */
-export function timeline({ attempts }) {
+export function timeline({ attempts, job }) {
   const { data, data_check: check } = attempts;
   return html`
     <h2>Attempts</h2>
     ${data.length ? nothing : html`<p class="muted">No worker has begun to train it yet.</p>`}
     <ol class="timeline">
-      ${check ? dataCheck(check) : nothing} ${data.map(row)}
+      ${check ? dataCheck(check) : nothing} ${data.map((attempt) => row(attempt, job))}
     </ol>
   `;
 }
@@ -26,7 +26,7 @@ function dataCheck({ tries, started_at: start, ended_at: end }) {
   </li>`;
 }
 
-function row(attempt) {
+function row(attempt, job) {
   const {
     started_at: start,
     ended_at: end,
@@ -35,12 +35,13 @@ function row(attempt) {
     to_step: to,
     cause,
   } = attempt;
+  const last = outcome ? to : job.trained_steps;
   return html`<li class=${outcome ?? "running"}>
     <p>
       <strong>Attempt ${count(attempt.attempt)}</strong>
       <span class="muted">${lasted(start, end)} · ${attempt.worker_id}</span>
     </p>
-    ${from === null ? nothing : html`<p>Steps ${count(from)} to ${count(to)}</p>`}
+    ${from === null ? nothing : html`<p>Steps ${count(from)} to ${count(last)}</p>`}
     ${cause ? html`<p class=${outcome === "succeeded" ? "muted" : "cause"}>${cause}</p>` : nothing}
   </li>`;
 }
