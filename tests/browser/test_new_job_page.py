@@ -4,7 +4,7 @@ import json
 import re
 from pathlib import Path
 
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from tests.browser.members import Member
 from tests.waiting import wait_until
@@ -137,11 +137,20 @@ def test_a_lost_answer_makes_one_job(member: Member) -> None:
     page = member.sign_in(f"/new?file={file}")
     expect(page.get_by_label("The call")).to_contain_text(file)
     is_jobs = re.compile(r"/v1/fine_tuning/jobs$")
-    page.route(is_jobs, lambda route: (route.fetch(), route.abort()), times=1)
+
+    def lose_answer(route: Route) -> None:
+        """Let the request do its work, and the page not know of it."""
+        kept = ("content-type", "idempotency-key")
+        headers = {name: route.request.headers[name] for name in kept}
+        member.api.post("/v1/fine_tuning/jobs", content=route.request.post_data, headers=headers)
+        route.abort()
+
+    page.route(is_jobs, lose_answer, times=1)
 
     page.get_by_role("button", name="Start the job").click()
     expect(page.locator(".problem")).to_contain_text("does not answer")
     member.tabs.forgive("ERR_FAILED")
+    assert len(member.api.get("/v1/fine_tuning/jobs").json()["data"]) == 1
     page.get_by_role("button", name="Start the job").click()
 
     expect(page).to_have_url(re.compile(r"/job\?id=ftjob-"))

@@ -193,10 +193,6 @@ follow(
       if (list.update(job)) refetchSoon();
       drawSoon();
     },
-    deleted: ({ id }) => {
-      list.drop(id);
-      drawSoon();
-    },
   },
   (state) => {
     // What happened while nobody listened is not told again.
