@@ -32,6 +32,7 @@ NOT_AN_ID = {
     *("expires_after[anchor]", "expires_after[seconds]"),
     *("colour", "context_length", "overlong_row_behavior", "recipe", "rows", "train_on"),
     *("name", "url", "event_type", "event_types", "keep_old_secret_active_for_24_hours"),
+    *("cursor", "key", "status", "stream", "wait"),
     "Idempotency-Key",  # a value of the caller's choice: tested by itself below
 }
 
@@ -88,6 +89,8 @@ class Two:
                 *(world.file.id, world.queued.id, world.result.id, event_id or ""),
                 world.endpoint.id,
             ],
+            "base_model": [world.model.id],
+            "search": [world.done.id, world.model.id],
             "checkpoint": [world.result.id],
             "training_file": [world.file.id],
             "validation_file": [world.file.id],
