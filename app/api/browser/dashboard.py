@@ -6,11 +6,12 @@ The pages hold no data, so they need no key. Their files lie in `app/dashboard/`
 import gzip
 import hashlib
 import html
+import json
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import HTMLResponse, Response
 
 from app.core.errors import NotFoundError
@@ -65,6 +66,8 @@ _FOLDER = Path(__file__).parents[2] / "dashboard"
 _SERVED = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 _SAMPLE = Path(__file__).parents[3] / "examples" / "lighthouse-train.jsonl"
 """Dataset that the pages offer to somebody who has none yet."""
+_API = "openapi.json"
+"""The description of the API, here compressed: forms are made of it."""
 
 router = APIRouter(include_in_schema=False)
 
@@ -90,7 +93,7 @@ for _path in PAGES:
 
 @router.get(f"{ASSETS}/{{name:path}}")
 async def get_asset(name: str, request: Request) -> Response:
-    asset = _read_assets().get(name)
+    asset = _describe_api(request.app) if name == _API else _read_assets().get(name)
     if asset is None:
         raise NotFoundError(f"There is no file {name[:80]!r} here.", code="unknown_url")
     headers = {"etag": asset.etag, "vary": "accept-encoding"}
@@ -107,15 +110,19 @@ async def get_asset(name: str, request: Request) -> Response:
 def _read_assets() -> dict[str, _Asset]:
     """All files of the dashboard, by their path below its folder. They fit in memory."""
     assets = {
-        path.relative_to(_FOLDER).as_posix(): _read_asset(path, _SERVED[path.suffix])
+        path.relative_to(_FOLDER).as_posix(): _make_asset(path.read_bytes(), _SERVED[path.suffix])
         for path in _FOLDER.rglob("*")
         if path.suffix in _SERVED
     }
-    assets[f"sample/{_SAMPLE.name}"] = _read_asset(_SAMPLE, "application/jsonl")
+    assets[f"sample/{_SAMPLE.name}"] = _make_asset(_SAMPLE.read_bytes(), "application/jsonl")
     return assets
 
 
-def _read_asset(path: Path, media_type: str) -> _Asset:
-    body = path.read_bytes()
+@cache
+def _describe_api(app: FastAPI) -> _Asset:
+    return _make_asset(json.dumps(app.openapi()).encode(), "application/json")
+
+
+def _make_asset(body: bytes, media_type: str) -> _Asset:
     etag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
     return _Asset(body, gzip.compress(body, mtime=0), media_type, etag)

@@ -34,7 +34,7 @@ let openTab = "curl";
 async function start() {
   try {
     const [openapi, list] = await Promise.all([
-      fetch("openapi.json").then((answer) => answer.json()),
+      fetch("assets/openapi.json").then((answer) => answer.json()),
       get("models"),
       data.fetch(),
     ]);
