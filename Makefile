@@ -99,6 +99,9 @@ chaos: setup ## Attack the real service 3,700 times on both databases (an hour; 
 soak: setup ## Use the real service for 20 minutes, and check that nothing grows
 	@$(BIN)/python -m tests.soak.run
 
+soak-page: clients ## Keep the page of a running job open for 20 minutes, and check that it does not grow
+	@$(BIN)/python -m tests.soak.page
+
 bench-api: setup model ## Measure uploads, polls, keys, the sandbox and large tables (an hour, on a quiet machine)
 	@$(BIN)/python benchmarks/api.py uploads
 	@$(BIN)/python benchmarks/api.py checks

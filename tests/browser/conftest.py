@@ -1,16 +1,15 @@
 """A real service with a tiny base model, and a real browser on it."""
 
-import shutil
 from collections.abc import Iterator
 from secrets import token_hex
 
 import httpx
 import openai
 import pytest
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser
 
 from tests.browser.members import Member, database_of, watched_tabs
-from tests.browser.watching import AXE, Tabs
+from tests.browser.watching import AXE, Tabs, launching
 from tests.builders import add_key, bearer
 from tests.programs import require_programs, skip_unless_ci
 from tests.tiny import install_tiny_model
@@ -22,13 +21,6 @@ _SETTINGS = {
     "training_dtype": "float32",
     "install_default_model": "false",
 }
-_FLAGS = [
-    "--no-sandbox",  # the tests may run as root
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 
 
 @pytest.fixture(scope="session")
@@ -36,10 +28,8 @@ def browser() -> Iterator[Browser]:
     require_programs("chromium")
     if not AXE.exists():
         skip_unless_ci("axe-core is not installed; run: make clients")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=_FLAGS)
+    with launching() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="session")

@@ -1,14 +1,24 @@
 """Tabs of a real browser in which nothing may go wrong unseen."""
 
 import re
+import shutil
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from playwright.sync_api import Browser, Page, Request
+from playwright.sync_api import Browser, Page, Request, sync_playwright
 
 AXE = Path(__file__).parents[2] / ".venv-clients/node_modules/axe-core/axe.min.js"
 
+_FLAGS = [
+    "--no-sandbox",  # the tests may run as root
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 _TELL_VIOLATIONS = """
 addEventListener("securitypolicyviolation", (event) => {
   console.error(`policy: ${event.violatedDirective} ${event.blockedURI}`);
@@ -16,6 +26,16 @@ addEventListener("securitypolicyviolation", (event) => {
 """
 _ABORTED = "net::ERR_ABORTED"
 """Failure of a request that the page itself ended, such as a stream when the tab is left."""
+
+
+@contextmanager
+def launching() -> Generator[Browser]:
+    """Start chromium, and end it after the block."""
+    with sync_playwright() as playwright:
+        chromium = shutil.which("chromium")
+        browser = playwright.chromium.launch(executable_path=chromium, args=_FLAGS)
+        yield browser
+        browser.close()
 
 
 @dataclass

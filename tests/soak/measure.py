@@ -129,6 +129,11 @@ class Meter:
                 self.problems.append(f"process {pid} has been a zombie for {ZOMBIE_S:.0f} s")
 
 
+def memory_of(pid: int) -> float:
+    """Memory that belongs to a process and not to a file, in MiB."""
+    return _measure_process(pid)[MEMORY]
+
+
 def _measure_process(pid: int) -> dict[str, float]:
     """Memory that belongs to a process and not to a file, and how much it has open and running."""
     status = dict(re.findall(r"^(RssAnon|Threads):\s+(\d+)", _read(pid, "status"), re.MULTILINE))

@@ -17,7 +17,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from app.core.db.session import Database
@@ -42,7 +42,8 @@ REST_S = 60.0
 class Outcome:
     rows: list[Row]
     problems: list[str]
-    statuses: Counter[int]
+    statuses: Counter[int] = field(default_factory=Counter)
+    """Answers by their status, if they were counted."""
 
     @property
     def is_ok(self) -> bool:
@@ -136,7 +137,10 @@ def print_report(outcome: Outcome) -> None:
         verdict = "ok" if row.is_ok else "TOO MUCH"
         figures = [f"{value:.1f}" for value in (row.start, row.end, row.measured, row.limit)]
         print(line(*row.metric, *figures, row.unit, verdict))
-    print("answers:", ", ".join(f"{n} x {status}" for status, n in outcome.statuses.most_common()))
+    if outcome.statuses:
+        print(
+            "answers:", ", ".join(f"{n} x {status}" for status, n in outcome.statuses.most_common())
+        )
     for problem in outcome.problems[:50]:
         print(f"PROBLEM {problem}")
 
