@@ -227,9 +227,28 @@ def test_a_broken_download_is_continued_and_checked(
     _, said = tunery.run(*command, code=2)
     assert said.startswith("download: a.zip is not what the service has")
 
-    part.write_bytes(half)
-    tunery.run(*command)
-    assert (tunery.place / "a.zip").read_bytes() == adapter.content
+    for arrived in (b"", half, adapter.content):
+        part.write_bytes(arrived)
+        part.with_name("a.zip.part.etag").write_text(adapter.headers["etag"], "utf-8")
+        tunery.run(*command)
+        assert (tunery.place / "a.zip").read_bytes() == adapter.content
+
+
+def test_unpacking_leaves_an_archive_alone(
+    tunery: Client, finished_job: openai.types.fine_tuning.FineTuningJob
+) -> None:
+    archive = tunery.place / f"{finished_job.id}.zip"
+    tunery.run("download", finished_job.id)
+    content = archive.read_bytes()
+
+    printed, _ = tunery.run("download", finished_job.id, "--unpack")
+
+    assert archive.read_bytes() == content
+    unpacked = tunery.place / finished_job.id
+    assert {str(path.relative_to(tunery.place)) for path in unpacked.iterdir()} == {
+        *printed.splitlines()
+    }
+    assert not [*tunery.place.glob("*.part*")]
 
 
 def test_text_of_users_does_not_control_the_terminal(
@@ -285,9 +304,11 @@ def test_a_wrong_key_is_named_and_not_shown(tmp_path: Path) -> None:
 
         assert tunery.run("jobs", TUNERY_API_KEY=key)[1] == ""
         said = "".join(tunery.run("jobs", code=2, TUNERY_API_KEY=wrong))
+        _, said_without = tunery.run("jobs", code=2)
 
     assert said.startswith("jobs: ")
     assert wrong not in said
+    assert "wants an API key. Set TUNERY_API_KEY" in said_without
 
 
 def test_a_shell_completes_ids_of_jobs(

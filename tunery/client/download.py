@@ -32,7 +32,9 @@ def download(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", help="File, or with --unpack directory, to write. Default: JOB.zip."
+            "--output",
+            "-o",
+            help="File to write, JOB.zip by default. With --unpack a directory, JOB by default.",
         ),
     ] = None,
     checkpoint: Annotated[
@@ -75,13 +77,17 @@ def fetch_adapter(
     }
     archive = target.with_name(f"{target.name}.zip") if unpack else target
     address = job_path(job_id, "adapter")
-    fetch(api, address, archive, check=lambda path: _check_archive(path, digests), step=row["id"])
+    part = _fetch_part(
+        api, address, archive, check=lambda path: _check_archive(path, digests), step=row["id"]
+    )
     if not unpack:
+        part.replace(archive)
         return [archive]
+    # The part is unpacked and not the archive: a file with the archive's name is the user's.
     target.mkdir(parents=True, exist_ok=True)
-    with zipfile.ZipFile(archive) as opened:
+    with zipfile.ZipFile(part) as opened:
         paths = [Path(opened.extract(name, target)) for name in digests]
-    archive.unlink()
+    part.unlink()
     return paths
 
 
@@ -95,16 +101,16 @@ def fetch_file(api: Api, file_id: str, target: Path) -> Path:
             if hashlib.file_digest(content, "sha256").hexdigest() != expected:
                 raise DamagedDownloadError(_describe_damage(target.name))
 
-    fetch(api, f"{address}/content", target, check=check)
+    _fetch_part(api, f"{address}/content", target, check=check).replace(target)
     return target
 
 
-def fetch(
+def _fetch_part(
     api: Api, address: str, target: Path, *, check: Callable[[Path], None], step: str | None = None
-) -> None:
-    """Download something to a file, which appears once it is whole and has been checked.
+) -> Path:
+    """Download something to `NAME.part`, check it, and return that path.
 
-    Until then the bytes are in `NAME.part`, where the next try or the next command finds them.
+    After a failure, the bytes stay there, where the next try or the next command finds them.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f"{target.name}.part")
@@ -122,18 +128,22 @@ def fetch(
         part.unlink()
         raise
     _etag_of(part).unlink()
-    part.replace(target)
+    return part
 
 
 def _fetch_rest(api: Api, address: str, part: Path, step: str | None) -> None:
     headers = {"Accept": "*/*"}
     known = _etag_of(part)
+    begin = 0
     if part.exists() and known.exists():
-        headers["Range"] = f"bytes={part.stat().st_size}-"
+        # The last byte is asked for again: a range that begins behind the end would be refused.
+        begin = max(0, part.stat().st_size - 1)
+        headers["Range"] = f"bytes={begin}-"
         headers["If-Range"] = known.read_text("utf-8")
     with api.stream(address, headers=headers, checkpoint=step) as response:
         is_rest = response.status_code == _PARTIAL_CONTENT
-        with part.open("ab" if is_rest else "wb") as file:
+        with part.open("r+b" if is_rest else "wb") as file:
+            file.seek(begin if is_rest else 0)
             known.write_text(response.headers.get("etag", ""), "utf-8")
             total = file.tell() + int(response.headers.get("content-length", 0))
             with transfer(part.stem, total) as show:

@@ -67,8 +67,10 @@ def read_job_file(path: Path) -> JobFile:
         request.given_hyperparameters()
     except ValidationError as error:
         problems = error.errors(include_url=False)
-        lines = [_located(path, *_describe(document, problem)) for problem in problems]
-        raise JobFileError("\n".join(lines)) from None
+        found = sorted(
+            (_describe(document, problem) for problem in problems), key=lambda each: each[0] or 0
+        )
+        raise JobFileError("\n".join(_located(path, *each) for each in found)) from None
     except InvalidRequestError as error:
         raise JobFileError(_located(path, None, str(error))) from None
     return JobFile(request.content(), _find_uploads(path, document, request))

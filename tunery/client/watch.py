@@ -36,7 +36,7 @@ def watch_to_end(api: Api, job_id: str, *, as_json: bool) -> Json:
                 view.show(message)
                 job = message.data
     except KeyboardInterrupt:
-        say(f"The job goes on. To watch it again: tunery watch {job_id}")
+        say(f"Ctrl-C does not change the job. To watch it again: tunery watch {job_id}")
         raise typer.Exit(INTERRUPTED) from None
     return job
 

@@ -9,6 +9,8 @@ const HEIGHT_SHARE = 0.42;
 const PAN_SHARE = 0.2;
 const ZOOM_FACTOR = 0.6;
 const LINEAR = 1;
+const INCREMENTS = increments(-6, 15);
+const WHOLE_INCREMENTS = increments(0, 15);
 const LOGARITHMIC = 3;
 
 /**
@@ -27,6 +29,8 @@ export class Plot {
    * @param {string} options.group
    * @param {number} [options.maxHeight]
    * @param {boolean} [options.isLog]
+   * @param {() => boolean} [options.hasWholeX] whether x counts something, so that its labels are
+   *   whole numbers
    * @param {(range: {from: number, to: number} | null) => void} options.onZoom null for everything
    * @param {(index: number | null) => void} options.onPoint position in the data below the cursor
    */
@@ -69,7 +73,11 @@ export class Plot {
         scales: { x: { time: false }, y: { distr: isLog ? LOGARITHMIC : LINEAR } },
         series: [{}, ...series.map(curve)],
         axes: [
-          axis({ size: 30, values: (_, ticks) => ticks.map(short) }),
+          axis({
+            size: 30,
+            values: (_, ticks) => ticks.map(short),
+            incrs: () => (this.options.hasWholeX?.() ? WHOLE_INCREMENTS : INCREMENTS),
+          }),
           axis({ size: 56, values: labels }),
         ],
         cursor: {
@@ -179,6 +187,12 @@ function axis(options) {
     font: "12px system-ui, sans-serif",
     ...options,
   };
+}
+
+/** Distances between labels: 1, 2 and 5 times the powers of ten from one exponent to another. */
+function increments(from, to) {
+  const exponents = Array.from({ length: to - from + 1 }, (_, index) => from + index);
+  return exponents.flatMap((exponent) => [1, 2, 5].map((digit) => Number(`${digit}e${exponent}`)));
 }
 
 function labels(_, ticks) {

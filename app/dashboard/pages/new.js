@@ -65,7 +65,7 @@ function view() {
         ${settingsSection(form)} ${nameSection(form)}
       </div>
       <aside class="stack sticky">
-        ${estimator.view()} ${startSection(body, problems)} ${callSection(body)}
+        ${estimator.view(Boolean(draft.file && draft.model))} ${startSection(body, problems)} ${callSection(body)}
       </aside>
     </form>`;
 }

@@ -134,8 +134,8 @@ def test_every_mistake_is_named_in_a_line_of_its_own(tmp_path: Path) -> None:
     explained = explain(tmp_path, HEAD + "sufix: a\nseed: -1\n")
 
     assert [line.partition(":")[0] for line in explained.splitlines()] == [
-        "job.yaml line 4",
         "job.yaml line 3",
+        "job.yaml line 4",
     ]
 
 

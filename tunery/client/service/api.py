@@ -41,7 +41,9 @@ _AS_STREAM = {"X-Stainless-Raw-Response": "stream"}
 """Makes the stock client hand over an answer before its body has arrived."""
 
 _SHOWN_PROBLEMS = 10
-_TOO_MANY_REQUESTS, _SERVER_ERRORS = 429, 500
+_LIST_IN_BODY = "see 'errors'"
+"""How the message of a refusal names the list of problems, which people see below the message."""
+_UNAUTHORIZED, _TOO_MANY_REQUESTS, _SERVER_ERRORS = 401, 429, 500
 
 
 class RefusedError(OperatorError):
@@ -67,6 +69,7 @@ class Api:
         from openai import Omit, OpenAI  # noqa: PLC0415
 
         self._base_url = profile.base_url
+        self._has_key = bool(profile.api_key)
         # Variables for OpenAI's own service must not reach this one, which would refuse them.
         none = cast("Mapping[str, str]", {"OpenAI-Organization": Omit(), "OpenAI-Project": Omit()})
         self._client = OpenAI(
@@ -157,9 +160,17 @@ class Api:
                 f"{self._base_url} answered with status {error.status_code}, and not as Tunery "
                 "does. The address of a service ends in /v1."
             )
+        if error.status_code == _UNAUTHORIZED and not self._has_key:
+            return RefusedError(
+                f"{self._base_url} wants an API key. Set TUNERY_API_KEY, or api_key in a profile. "
+                "The operator of the service creates keys with `tunery keys create`."
+            )
         body = cast("Json", error.body)
-        message = "\n".join([str(body.get("message", error.message)), *_problems(body)])
-        message = escape(message, keep="\n")
+        problems = _problems(body)
+        message = str(body.get("message", error.message))
+        if problems:
+            message = message.replace(_LIST_IN_BODY, "see below")
+        message = escape("\n".join([message, *problems]), keep="\n")
         is_busy = error.status_code >= _SERVER_ERRORS or (
             error.status_code == _TOO_MANY_REQUESTS
             and error.response.headers.get("x-should-retry") != "false"

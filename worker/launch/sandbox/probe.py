@@ -29,7 +29,7 @@ _HELD = "it holds"
 
 def _probe() -> list[Layer]:
     trials: list[tuple[LayerKind, str, Callable[[], None]]] = [
-        (LayerKind.PRIVILEGES, "no privileges", lambda: give_up_privileges(None)),
+        (LayerKind.PRIVILEGES, "dropped privileges", lambda: give_up_privileges(None)),
         (LayerKind.LIMITS, "resource limits", _try_limits),
         (LayerKind.SYSTEM_CALLS, "a filter of system calls", _try_filter),
         (LayerKind.FILES, f"rules of file access (Landlock {landlock_version()})", _try_landlock),

@@ -71,6 +71,7 @@ export class Curves {
       series,
       isLog,
       group: "compare",
+      hasWholeX: () => this.#choice.axis !== "epoch",
       maxHeight: 420,
       onZoom: (range) => {
         this.#zoom = range;

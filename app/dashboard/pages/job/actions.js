@@ -90,7 +90,7 @@ export class Actions {
 
   async delete() {
     const question =
-      `Delete ${nameOf(this.feed.job)}? Its adapter, model, checkpoints, log and events are ` +
+      `Delete the job “${nameOf(this.feed.job)}”? Its adapter, model, checkpoints, log and events are ` +
       "deleted too. This cannot be undone.";
     if (!(await confirm(question, "Delete"))) return;
     await remove(`fine_tuning/jobs/${this.feed.id}`);

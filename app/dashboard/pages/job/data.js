@@ -118,10 +118,12 @@ function file(report) {
   </section>`;
 }
 
-function histogram({ lengths, tokens_per_example: spread, filename }) {
+function histogram({ lengths: allLengths, tokens_per_example: spread, filename }) {
+  // The bars begin where the examples do, because the labels below are the shortest and the longest.
+  const lengths = allLengths.slice(allLengths.findIndex((bin) => bin.examples));
   const most = Math.max(...lengths.map((bin) => bin.examples));
   const width = lengths.length * BAR;
-  const middle = `median ${count(spread.median)}, 95 % up to ${count(spread.p95)}`;
+  const middle = `median ${count(spread.median)}, 95 % up to ${count(Math.ceil(spread.p95))}`;
   const summary = `Lengths in ${filename}: ${middle}, longest ${count(spread.max)} tokens.`;
   return html`<figure class="histogram">
     <svg

@@ -112,6 +112,7 @@ export class Plots {
       group: "job",
       maxHeight: index === 0 ? 320 : 180,
       isLog: this.#isLog(kind),
+      hasWholeX: () => true,
       onZoom: (range) => this.#setZoom(range),
       onPoint: (at) => this.#readAt(index, at),
     };

@@ -58,22 +58,22 @@ export class Estimator {
     return Array.isArray(value) ? value.join(", ") : String(value);
   }
 
-  view() {
+  /** @param {boolean} isComplete whether there is a file and a base model */
+  view(isComplete) {
     return html`<section class="card" aria-busy=${this.#isBusy}>
       <h2>Estimate <span class="muted small" ?hidden=${!this.#isBusy}>Counting…</span></h2>
-      ${problemNote(this.error?.message)} ${this.answer ? figures(this.answer) : this.#hint()}
+      ${problemNote(this.error?.message)} ${this.answer ? figures(this.answer) : this.#hint(isComplete)}
     </section>`;
   }
 
-  #hint() {
+  #hint(isComplete) {
     if (this.error) return nothing;
-    return html`<p class="muted">
-      ${
-        this.#isBusy
-          ? "The tokens of some rows are being counted. This takes a few seconds."
-          : "Choose a file and a base model to see what the job will take."
-      }
-    </p>`;
+    if (this.#isBusy)
+      return html`<p class="muted">
+        The tokens of some rows are being counted. This takes a few seconds.
+      </p>`;
+    const need = isComplete ? "Fix the fields that are marked" : "Choose a file and a base model";
+    return html`<p class="muted">${need} to see what the job will take.</p>`;
   }
 }
 

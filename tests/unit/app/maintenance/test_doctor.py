@@ -111,7 +111,7 @@ def test_a_service_in_good_order_has_nothing_wrong(healthy: Settings, *, is_deep
         "orphans",
     ]
     assert findings["blobs"].message.startswith("9 are there")
-    assert findings["sandbox"].message.startswith("training processes are contained by no privil")
+    assert findings["sandbox"].message.startswith("training processes are contained by dropped p")
     assert findings["manifests"].message.startswith("3 match")
 
 
