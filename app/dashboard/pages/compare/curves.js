@@ -1,10 +1,10 @@
 // The curves of several jobs in one plot.
 
-import { smooth, valueRange } from "../../lib/curves.js";
+import { smooth, valueRange } from "../../lib/plot/curves.js";
 import { figure, loss } from "../../lib/format.js";
 import { html, live, render } from "../../lib/html.js";
-import { Plot, PLOT_KEYS } from "../../lib/plot.js";
-import { loadSettings, saveSettings, settingsBar } from "../../lib/plot-settings.js";
+import { Plot, PLOT_KEYS } from "../../lib/plot/plot.js";
+import { loadSettings, saveSettings, settingsBar } from "../../lib/plot/settings.js";
 import { nameOf } from "../job/head.js";
 
 const KEY = "tunery.compare";

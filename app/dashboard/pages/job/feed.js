@@ -3,7 +3,7 @@
 import { get, url } from "../../lib/api.js";
 import { follow } from "../../lib/live.js";
 import { tell } from "../../lib/shell.js";
-import { StepLog } from "../../lib/steps.js";
+import { StepLog } from "../../lib/plot/steps.js";
 import { atMostEvery } from "../../lib/timing.js";
 
 const POINTS = 1000;

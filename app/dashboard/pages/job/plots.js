@@ -1,11 +1,11 @@
 // The plots of a job. All of them show the same range of steps.
 
-import { smooth, valueRange } from "../../lib/curves.js";
+import { smooth, valueRange } from "../../lib/plot/curves.js";
 import { count, figure, loss, short, UNKNOWN } from "../../lib/format.js";
 import { html, live, render } from "../../lib/html.js";
-import { Plot, PLOT_KEYS } from "../../lib/plot.js";
-import { loadSettings, saveSettings, settingsBar } from "../../lib/plot-settings.js";
-import { speeds } from "../../lib/steps.js";
+import { Plot, PLOT_KEYS } from "../../lib/plot/plot.js";
+import { loadSettings, saveSettings, settingsBar } from "../../lib/plot/settings.js";
+import { speeds } from "../../lib/plot/steps.js";
 import { debounce } from "../../lib/timing.js";
 
 const DETAIL_MS = 300;

@@ -1,7 +1,7 @@
 // A plot that grows, keeps what the user set, and can be used by mouse and by keyboard.
 
-import uPlot from "../vendor/uplot/uPlot.esm.js";
-import { figure, short } from "./format.js";
+import uPlot from "../../vendor/uplot/uPlot.esm.js";
+import { figure, short } from "../format.js";
 
 export const PLOT_KEYS = "Arrow keys move, plus and minus zoom, 0 shows everything.";
 
