@@ -23,6 +23,7 @@ const { session, main } = await openPage("jobs");
 let connection = "waiting";
 let isFrozen = false;
 let hasMetrics = false;
+let hasLog = false;
 let plots = null;
 
 const changed = new Set();
@@ -62,6 +63,7 @@ try {
 function draw() {
   if (feed.isDeleted) return location.assign(".");
   if (!plots) drawFrame();
+  hasLog ||= changed.has("log");
   drawHead();
   drawBar();
   if (isFrozen) return;
@@ -77,17 +79,18 @@ function drawFrame() {
       <section class="card job-head" id="head" aria-label="Job"></section>
       <section class="card" aria-label="Plots">
         <div class="row" id="bar"></div>
+        <div id="no-step"></div>
         <div id="plots"></div>
         <details id="values">
           <summary>Values as a table</summary>
           <div id="steps"></div>
         </details>
       </section>
+      <section class="card" id="results" aria-label="Results"></section>
       <div class="pair">
         <section class="card" id="attempts" aria-label="Attempts"></section>
         <section class="card" id="events" aria-label="Events"></section>
       </div>
-      <section class="card" id="results" aria-label="Results"></section>
       <div class="pair">
         <section class="card" id="data" aria-label="Data"></section>
         <section class="card" id="settings" aria-label="Settings"></section>
@@ -105,6 +108,9 @@ function drawHead() {
 }
 
 function drawBar() {
+  const isEmpty = !feed.log.rows.length;
+  for (const name of ["plots", "values"]) at(name).hidden = isEmpty;
+  render(isEmpty && hasLog ? html`<p class="muted">${noStep()}</p>` : nothing, at("no-step"));
   render(
     html`
       <h2>Training</h2>
@@ -119,6 +125,10 @@ function drawBar() {
     `,
     at("bar"),
   );
+}
+
+function noStep() {
+  return hasEnded(feed.job) ? "No step was trained." : "The curves begin with the first step.";
 }
 
 /** Keeps plots and lists as they are, for reading. The head of the page stays true. */

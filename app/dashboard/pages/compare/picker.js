@@ -59,11 +59,13 @@ export class Picker {
           (job) =>
             html`<li>
               <button ?disabled=${isFull} @click=${() => this.onPick(job.id)}>Add</button>
-              <span>${nameOf(job)}</span>
-              ${statusOf(job)}
-              <span class="muted"
-                >${job.model} · loss ${loss(job.train_loss)} · ${ago(job.created_at)}</span
-              >
+              <div class="row">
+                <b>${nameOf(job)}</b>
+                ${statusOf(job)}
+                <span class="muted"
+                  >${job.model} · loss ${loss(job.train_loss)} · ${ago(job.created_at)}</span
+                >
+              </div>
             </li>`,
         )}
         ${offered.length ? nothing : html`<li class="muted">No other job matches.</li>`}
