@@ -46,6 +46,7 @@ const SECTIONS = [
   [drawSettings, ["job"]],
 ];
 
+render(html`<p class="muted">Loading…</p>`, main);
 try {
   await feed.start((state) => {
     connection = state;

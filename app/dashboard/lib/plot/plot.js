@@ -10,6 +10,8 @@ const PAN_SHARE = 0.2;
 const ZOOM_FACTOR = 0.6;
 const LINEAR = 1;
 const LOGARITHMIC = 3;
+/** Distances of ticks on an axis that has no fractions. */
+const WHOLE = Array.from({ length: 30 }, (_, at) => [1, 2, 5][at % 3] * 10 ** Math.floor(at / 3));
 
 /**
  * A plot in an element that the caller has laid out. It takes the width of that element.
@@ -27,6 +29,7 @@ export class Plot {
    * @param {string} options.group
    * @param {number} [options.maxHeight]
    * @param {boolean} [options.isLog]
+   * @param {boolean} [options.isWhole] whether x is a whole number, such as a step
    * @param {(range: {from: number, to: number} | null) => void} options.onZoom null for everything
    * @param {(index: number | null) => void} options.onPoint position in the data below the cursor
    */
@@ -61,7 +64,7 @@ export class Plot {
   }
 
   #build() {
-    const { series, group, isLog } = this.options;
+    const { series, group, isLog, isWhole } = this.options;
     this.#plot = new uPlot(
       {
         ...this.#size(),
@@ -69,7 +72,11 @@ export class Plot {
         scales: { x: { time: false }, y: { distr: isLog ? LOGARITHMIC : LINEAR } },
         series: [{}, ...series.map(curve)],
         axes: [
-          axis({ size: 30, values: (_, ticks) => ticks.map(short) }),
+          axis({
+            size: 30,
+            incrs: isWhole ? WHOLE : undefined,
+            values: (_, ticks) => ticks.map(short),
+          }),
           axis({ size: 56, values: labels }),
         ],
         cursor: {

@@ -44,6 +44,11 @@ export class Picker {
     const isFull = this.runs.list.length >= MAX_RUNS;
     const offered = this.#found.filter((job) => !this.runs.ids.includes(job.id));
     return html`
+      ${
+        this.runs.list.length
+          ? nothing
+          : html`<p>Add jobs to see how their settings, results and curves differ.</p>`
+      }
       <label>
         Add jobs
         <input

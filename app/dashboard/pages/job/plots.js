@@ -124,6 +124,7 @@ export class Plots {
       group: "job",
       maxHeight: index === 0 ? 320 : 180,
       isLog: this.#isLog(kind),
+      isWhole: true,
       onZoom: (range) => this.#setZoom(range),
       onPoint: (at) => this.#readAt(index, at),
     };
