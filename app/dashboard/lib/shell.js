@@ -20,8 +20,8 @@ const MESSAGE_MS = 6000;
  * Goes to the sign-in page if the service wants a key and the browser has none.
  *
  * @param {string} current name of the page
- * @returns {Promise<{session: object, main: HTMLElement}>} who is signed in, and the element to draw
- *   in; it does not resolve if the page is left
+ * @returns {Promise<{session: object, main: HTMLElement}>} who is signed in, and the element to
+ *   draw in; it does not resolve if the page is left
  */
 export async function openPage(current) {
   const main = document.querySelector("main");

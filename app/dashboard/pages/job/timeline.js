@@ -7,9 +7,10 @@ import { hasEnded } from "./feed.js";
 /** @param {import("./feed.js").JobFeed} feed */
 export function timeline({ attempts, job }) {
   const { data, data_check: check } = attempts;
+  const none = hasEnded(job) ? "No worker has trained it." : "No worker has trained it yet.";
   return html`
     <h2>Attempts</h2>
-    ${data.length ? nothing : html`<p class="muted">No worker has trained it${hasEnded(job) ? "" : " yet"}.</p>`}
+    ${data.length ? nothing : html`<p class="muted">${none}</p>`}
     <ol class="timeline">
       ${check ? dataCheck(check, job.status === "failed" && !data.length) : nothing}
       ${data.map((attempt) => row(attempt, job))}
