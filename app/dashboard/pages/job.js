@@ -23,10 +23,9 @@ const { session, main } = await openPage("jobs");
 let connection = "waiting";
 let isFrozen = false;
 let hasMetrics = false;
-let hasLog = false;
 let plots = null;
 
-const changed = new Set();
+const changed = new Set(["job", "log", "events", "lists", "data"]);
 const drawSoon = atMostEvery(draw, DRAW_MS);
 const feed = new JobFeed(new URLSearchParams(location.search).get("id") ?? "", (part) => {
   changed.add(part);
@@ -64,7 +63,6 @@ try {
 function draw() {
   if (feed.isDeleted) return location.assign(".");
   if (!plots) drawFrame();
-  hasLog ||= changed.has("log");
   drawHead();
   drawBar();
   if (isFrozen) return;
@@ -109,9 +107,9 @@ function drawHead() {
 }
 
 function drawBar() {
-  const isEmpty = !feed.log.rows.length;
+  const isEmpty = !feed.has.history || !feed.log.rows.length;
   for (const name of ["plots", "values"]) at(name).hidden = isEmpty;
-  render(isEmpty && hasLog ? html`<p class="muted">${noStep()}</p>` : nothing, at("no-step"));
+  render(isEmpty ? html`<p class="muted">${noStep()}</p>` : nothing, at("no-step"));
   render(
     html`
       <h2>Training</h2>
@@ -129,6 +127,7 @@ function drawBar() {
 }
 
 function noStep() {
+  if (!feed.has.history) return "Loading…";
   return hasEnded(feed.job) ? "No step was trained." : "The curves begin with the first step.";
 }
 

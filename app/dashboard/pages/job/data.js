@@ -5,6 +5,7 @@ import { count, percent } from "../../lib/format.js";
 import { html, nothing } from "../../lib/html.js";
 import { previewRows } from "../../lib/preview.js";
 import { tell } from "../../lib/shell.js";
+import { hasEnded } from "./feed.js";
 
 export class DataPanel {
   #preview = null;
@@ -21,10 +22,10 @@ export class DataPanel {
   }
 
   view() {
-    const { data, job } = this.feed;
+    const { data } = this.feed;
     return html`
       <h2>Data</h2>
-      ${data ? this.#report(data) : html`<p class="muted">${missing(job)}</p>`}
+      ${data ? this.#report(data) : html`<p class="muted">${missing(this.feed)}</p>`}
       <form class="row" @submit=${(event) => this.#show(event)}>
         <label class="edge">
           Rows
@@ -87,8 +88,10 @@ export class DataPanel {
   }
 }
 
-function missing(job) {
+function missing({ job, has }) {
+  if (!has.report) return "Loading…";
   if (job.status === "validating_files") return "The data is being checked.";
+  if (!hasEnded(job)) return "The report is not there yet.";
   return "There is no report: the job ended before its data was checked.";
 }
 

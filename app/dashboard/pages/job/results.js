@@ -9,8 +9,9 @@ const adapterOf = (job, checkpoint) =>
   url(`fine_tuning/jobs/${encodeURIComponent(job.id)}/adapter`, { checkpoint });
 
 /** @param {import("./feed.js").JobFeed} feed */
-export function results({ job, checkpoints }) {
+export function results({ job, checkpoints, has }) {
   const [log] = job.result_files;
+  const none = hasEnded(job) ? "There is no checkpoint." : "There is no checkpoint yet.";
   return html`
     <div class="row">
       <h2>Results</h2>
@@ -38,7 +39,7 @@ export function results({ job, checkpoints }) {
     ${
       checkpoints.length
         ? table(job, checkpoints)
-        : html`<p class="muted">There is no checkpoint${hasEnded(job) ? "" : " yet"}.</p>`
+        : html`<p class="muted">${has.lists ? none : "Loading…"}</p>`
     }
   `;
 }

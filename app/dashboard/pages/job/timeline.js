@@ -5,9 +5,13 @@ import { html, nothing, repeat } from "../../lib/html.js";
 import { hasEnded } from "./feed.js";
 
 /** @param {import("./feed.js").JobFeed} feed */
-export function timeline({ attempts, job }) {
+export function timeline({ attempts, job, has }) {
   const { data, data_check: check } = attempts;
   const none = hasEnded(job) ? "No worker has trained it." : "No worker has trained it yet.";
+  if (!has.lists) {
+    return html`<h2>Attempts</h2>
+      <p class="muted">Loading…</p>`;
+  }
   return html`
     <h2>Attempts</h2>
     ${data.length ? nothing : html`<p class="muted">${none}</p>`}
