@@ -103,7 +103,8 @@ def test_the_settings_of_a_job_become_a_job_file(tunery: Client, long_job: str) 
 
     content = read_job_file(tunery.place / "again.yaml").content
     assert (content["model"], content["suffix"]) == ("tiny", "from-a-file")
-    assert content["training_file"] == tunery.read_json("files", "list")[0]["id"]
+    job = tunery.read_json("jobs", "--search", long_job)[0]
+    assert content["training_file"] == job["training_file"]
     given = {"n_epochs": 50, "batch_size": 4, "lora_r": 8}.items()
     assert given <= content["hyperparameters"].items()
     assert "lora_target_modules" in content["hyperparameters"]

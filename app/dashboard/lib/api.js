@@ -17,7 +17,7 @@ export class ApiError extends Error {
   }
 }
 
-/** The address of a route, such as `url("fine_tuning/jobs", {limit: 20})`. Empty values are left out. */
+/** The address of a route: `url("fine_tuning/jobs", {limit: 20})`. Empty values are left out. */
 export function url(path, query = {}) {
   const search = new URLSearchParams();
   for (const [name, value] of Object.entries(query)) {

@@ -13,7 +13,11 @@ export const short = (value) => (known(value) ? compact.format(value) : UNKNOWN)
 
 export const loss = (value) => (known(value) ? value.toFixed(4) : UNKNOWN);
 
-export const percent = (fraction) => (known(fraction) ? `${(100 * fraction).toFixed(1)} %` : UNKNOWN);
+/** With one decimal, except for all of it. */
+export function percent(fraction) {
+  if (!known(fraction)) return UNKNOWN;
+  return fraction === 1 ? "100 %" : `${(100 * fraction).toFixed(1)} %`;
+}
 
 /** Few significant digits, such as 2e-4 or 0.0312. */
 export function figure(value) {

@@ -20,8 +20,8 @@ const MESSAGE_MS = 6000;
  * Goes to the sign-in page if the service wants a key and the browser has none.
  *
  * @param {string} current name of the page
- * @returns {Promise<{session: object, main: HTMLElement}>} who is signed in, and the element to draw in;
- *   it does not resolve if the page is left
+ * @returns {Promise<{session: object, main: HTMLElement}>} who is signed in, and the element to
+ *   draw in; it does not resolve if the page is left
  */
 export async function openPage(current) {
   const main = document.querySelector("main");
@@ -101,8 +101,14 @@ function frame(current, session) {
     </nav>
     <div class="account">
       ${session.project ? html`<span class="muted">${session.project.name}</span>` : nothing}
-      <button class="quiet" @click=${switchTheme} title="Switch between dark and light">Theme</button>
-      ${session.is_keyless ? nothing : html`<button class="quiet" @click=${signOut}>Sign out</button>`}
+      <button class="quiet" @click=${switchTheme} title="Switch between dark and light">
+        Theme
+      </button>
+      ${
+        session.is_keyless
+          ? nothing
+          : html`<button class="quiet" @click=${signOut}>Sign out</button>`
+      }
     </div>
   `;
 }

@@ -10,6 +10,7 @@ import { Uploader } from "../lib/uploads.js";
 
 const PAGE_SIZE = 50;
 const JOBS_SEARCHED = 200;
+const PURPOSES = { "": "All", "fine-tune": "Datasets", "fine-tune-results": "Loss logs" };
 
 const { session, main } = await openPage("files");
 const canWrite = can(session, "write");
@@ -20,6 +21,7 @@ let isBusy = false;
 let problem = null;
 let jobsOf = new Map(); // by the id of the file
 let models = [];
+let purpose = ""; // of the files that are shown; empty for all
 let opened = null; // {file, model, answer, problem}
 
 const uploader = new Uploader(draw, (file) => {
@@ -43,15 +45,31 @@ function view() {
           </section>`
         : nothing
     }
+    <div class="chips" role="group" aria-label="Show">
+      ${Object.entries(PURPOSES).map(
+        ([name, label]) =>
+          html`<button
+            class="chip"
+            aria-pressed=${String(name === purpose)}
+            ?disabled=${isBusy}
+            @click=${() => choosePurpose(name)}
+          >
+            ${label}
+          </button>`,
+      )}
+    </div>
     ${problemNote(problem)}
     ${files === null ? (problem ? nothing : html`<p class="muted">Loading…</p>`) : list()}
     ${previewDialog()}`;
 }
 
 function list() {
-  if (!files.length) return html`<p class="card empty">There is no file yet.</p>`;
+  if (!files.length) {
+    const kind = purpose === "fine-tune-results" ? "loss log" : "file";
+    return html`<p class="card empty">There is no ${kind} yet.</p>`;
+  }
   return html`<div class="card flush">
-      <table class="stackable">
+      <table class="stackable files">
         <caption class="visually-hidden">
           Files, newest first
         </caption>
@@ -86,8 +104,8 @@ function row(file) {
       ${file.filename}
       <div class="muted small mono">${file.id}</div>
     </td>
-    <td data-label="Format">
-      ${isDataset ? (file.format?.replaceAll("_", ", ") ?? UNKNOWN) : "result of a job"}
+    <td class="word" data-label="Format">
+      ${isDataset ? (file.format?.replaceAll("_", ", ") ?? UNKNOWN) : "loss log"}
     </td>
     <td class="number" data-label="Examples">${count(file.examples)}</td>
     <td class="number" data-label="Size">${bytes(file.bytes)}</td>
@@ -133,11 +151,17 @@ function usedBy(file) {
     >${jobs.length > 1 ? html` <span class="muted">and ${jobs.length - 1} more</span>` : nothing}`;
 }
 
+async function choosePurpose(name) {
+  purpose = name;
+  files = null;
+  await fetchMore();
+}
+
 async function fetchMore() {
   isBusy = true;
   draw();
   try {
-    const page = await get("files", { limit: PAGE_SIZE, after: files?.at(-1)?.id });
+    const page = await get("files", { purpose, limit: PAGE_SIZE, after: files?.at(-1)?.id });
     files = [...(files ?? []), ...page.data];
     hasMore = page.has_more;
     problem = null;

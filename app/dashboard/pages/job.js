@@ -25,7 +25,7 @@ let isFrozen = false;
 let hasMetrics = false;
 let plots = null;
 
-const changed = new Set();
+const changed = new Set(["job", "log", "events", "lists", "data"]);
 const drawSoon = atMostEvery(draw, DRAW_MS);
 const feed = new JobFeed(new URLSearchParams(location.search).get("id") ?? "", (part) => {
   changed.add(part);
@@ -45,6 +45,7 @@ const SECTIONS = [
   [drawSettings, ["job"]],
 ];
 
+render(html`<p class="muted">Loading…</p>`, main);
 try {
   await feed.start((state) => {
     connection = state;
@@ -77,17 +78,18 @@ function drawFrame() {
       <section class="card job-head" id="head" aria-label="Job"></section>
       <section class="card" aria-label="Plots">
         <div class="row" id="bar"></div>
+        <div id="no-step"></div>
         <div id="plots"></div>
         <details id="values">
           <summary>Values as a table</summary>
           <div id="steps"></div>
         </details>
       </section>
+      <section class="card" id="results" aria-label="Results"></section>
       <div class="pair">
         <section class="card" id="attempts" aria-label="Attempts"></section>
         <section class="card" id="events" aria-label="Events"></section>
       </div>
-      <section class="card" id="results" aria-label="Results"></section>
       <div class="pair">
         <section class="card" id="data" aria-label="Data"></section>
         <section class="card" id="settings" aria-label="Settings"></section>
@@ -105,6 +107,9 @@ function drawHead() {
 }
 
 function drawBar() {
+  const isEmpty = !feed.has.history || !feed.log.rows.length;
+  for (const name of ["plots", "values"]) at(name).hidden = isEmpty;
+  render(isEmpty ? html`<p class="muted">${noStep()}</p>` : nothing, at("no-step"));
   render(
     html`
       <h2>Training</h2>
@@ -119,6 +124,11 @@ function drawBar() {
     `,
     at("bar"),
   );
+}
+
+function noStep() {
+  if (!feed.has.history) return "Loading…";
+  return hasEnded(feed.job) ? "No step was trained." : "The curves begin with the first step.";
 }
 
 /** Keeps plots and lists as they are, for reading. The head of the page stays true. */

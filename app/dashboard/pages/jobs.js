@@ -38,7 +38,7 @@ function view() {
   return html`
     <div class="row">
       <h1>Jobs</h1>
-      <span class="connection muted" role="status">${connectionText()}</span>
+      <span class="connection ${connection}" role="status">${connectionText()}</span>
       <span class="row end">
         <button class="quiet" ?hidden=${!selected.size} @click=${clearSelection}>Clear</button>
         <button

@@ -32,6 +32,11 @@ let isUploadingSample = false;
 let openTab = "curl";
 
 async function start() {
+  render(
+    html`<h1>New job</h1>
+      <p class="muted">Loading…</p>`,
+    main,
+  );
   try {
     const [openapi, list] = await Promise.all([
       fetch("assets/openapi.json").then((answer) => answer.json()),
@@ -74,7 +79,7 @@ function dataSection(problems) {
   return html`<section class="card stack">
     <h2>Data</h2>
     ${data.uploader.view("JSONL, CSV or Parquet, also packed with gzip. Every line is checked.")}
-    <div class="row baseline">
+    <div class="stack">
       ${
         data.files.length
           ? data.fileSelect(
@@ -125,7 +130,7 @@ function callSection(body) {
   };
   return html`<section class="card stack">
     <div class="row">
-      <h2>The same as a call</h2>
+      <h2>As a call</h2>
       <span class="end row tight">
         ${Object.keys(texts).map(
           (name) =>

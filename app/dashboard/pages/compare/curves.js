@@ -1,10 +1,10 @@
 // The curves of several jobs in one plot.
 
-import { smooth, valueRange } from "../../lib/curves.js";
+import { smooth, valueRange } from "../../lib/plot/curves.js";
 import { figure, loss } from "../../lib/format.js";
 import { html, live, render } from "../../lib/html.js";
-import { Plot, PLOT_KEYS } from "../../lib/plot.js";
-import { loadSettings, saveSettings, settingsBar } from "../../lib/plot-settings.js";
+import { Plot, PLOT_KEYS } from "../../lib/plot/plot.js";
+import { loadSettings, saveSettings, settingsBar } from "../../lib/plot/settings.js";
 import { nameOf } from "../job/head.js";
 
 const KEY = "tunery.compare";
@@ -58,7 +58,8 @@ export class Curves {
 
   /** The plot has a fixed number of curves, so other jobs need another one. */
   #makePlot(isLog) {
-    const wanted = `${this.runs.list.map((run) => run.place)} ${isLog}`;
+    const isWhole = this.#choice.axis !== "epoch";
+    const wanted = `${this.runs.list.map((run) => run.place)} ${isLog} ${isWhole}`;
     if (wanted === this.#drawnFor) return;
     this.#drawnFor = wanted;
     const series = this.runs.list.map((run) => ({
@@ -66,12 +67,12 @@ export class Curves {
       width: 2,
       isSparse: true,
     }));
-    if (this.#plot) return this.#plot.change({ series, isLog });
+    if (this.#plot) return this.#plot.change({ series, isLog, isWhole });
     this.#plot = new Plot(this.place.querySelector(".plot"), {
       series,
       isLog,
       group: "compare",
-      hasWholeX: () => this.#choice.axis !== "epoch",
+      isWhole,
       maxHeight: 420,
       onZoom: (range) => {
         this.#zoom = range;

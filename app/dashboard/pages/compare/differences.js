@@ -1,6 +1,6 @@
 // The settings and results of jobs side by side: those that differ, or all.
 
-import { duration, figure, loss, short } from "../../lib/format.js";
+import { count, duration, loss, short } from "../../lib/format.js";
 import { html } from "../../lib/html.js";
 import { statusOf } from "../../lib/status.js";
 import { settingsOf, shown } from "../job/settings.js";
@@ -10,7 +10,7 @@ const RESULTS = [
   ["Status", (job) => statusOf(job)],
   ["Training loss", (job) => loss(job.train_loss)],
   ["Validation loss", (job) => loss(job.valid_loss)],
-  ["Steps", (job) => figure(job.trained_steps)],
+  ["Steps", (job) => count(job.trained_steps)],
   ["Tokens/s", (job) => short(job.tokens_per_second)],
   [
     "Duration",

@@ -44,6 +44,11 @@ export class Picker {
     const isFull = this.runs.list.length >= MAX_RUNS;
     const offered = this.#found.filter((job) => !this.runs.ids.includes(job.id));
     return html`
+      ${
+        this.runs.list.length
+          ? nothing
+          : html`<p>Add jobs to see how their settings, results and curves differ.</p>`
+      }
       <label>
         Add jobs
         <input
@@ -59,11 +64,13 @@ export class Picker {
           (job) =>
             html`<li>
               <button ?disabled=${isFull} @click=${() => this.onPick(job.id)}>Add</button>
-              <span>${nameOf(job)}</span>
-              ${statusOf(job)}
-              <span class="muted"
-                >${job.model} · loss ${loss(job.train_loss)} · ${ago(job.created_at)}</span
-              >
+              <div class="row">
+                <b>${nameOf(job)}</b>
+                ${statusOf(job)}
+                <span class="muted"
+                  >${job.model} · loss ${loss(job.train_loss)} · ${ago(job.created_at)}</span
+                >
+              </div>
             </li>`,
         )}
         ${offered.length ? nothing : html`<li class="muted">No other job matches.</li>`}

@@ -2,7 +2,7 @@
 
 import { get, url } from "../../lib/api.js";
 import { follow } from "../../lib/live.js";
-import { StepLog } from "../../lib/steps.js";
+import { StepLog } from "../../lib/plot/steps.js";
 import { atMostEvery } from "../../lib/timing.js";
 
 export const MAX_RUNS = 8;

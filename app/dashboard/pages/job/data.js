@@ -2,12 +2,10 @@
 
 import { get } from "../../lib/api.js";
 import { count, percent } from "../../lib/format.js";
-import { html, nothing, svg } from "../../lib/html.js";
+import { html, nothing } from "../../lib/html.js";
 import { previewRows } from "../../lib/preview.js";
 import { tell } from "../../lib/shell.js";
-
-const BAR = 10;
-const BARS_HEIGHT = 80;
+import { hasEnded } from "./feed.js";
 
 export class DataPanel {
   #preview = null;
@@ -24,10 +22,10 @@ export class DataPanel {
   }
 
   view() {
-    const { data, job } = this.feed;
+    const { data } = this.feed;
     return html`
       <h2>Data</h2>
-      ${data ? this.#report(data) : html`<p class="muted">${missing(job)}</p>`}
+      ${data ? this.#report(data) : html`<p class="muted">${missing(this.feed)}</p>`}
       <form class="row" @submit=${(event) => this.#show(event)}>
         <label class="edge">
           Rows
@@ -90,8 +88,10 @@ export class DataPanel {
   }
 }
 
-function missing(job) {
+function missing({ job, has }) {
+  if (!has.report) return "Loading…";
   if (job.status === "validating_files") return "The data is being checked.";
+  if (!hasEnded(job)) return "The report is not there yet.";
   return "There is no report: the job ended before its data was checked.";
 }
 
@@ -99,55 +99,60 @@ const lines = ({ lines: named, count: total }) =>
   `${named.join(", ")}${total > named.length ? " and others" : ""}.`;
 
 function file(report) {
+  return html`<section class="report">
+    <h3>${report.filename}</h3>
+    ${report.refusal ? html`<p class="problem">${report.refusal}</p>` : nothing}
+    ${report.refusal && !report.examples ? nothing : size(report)}
+    ${report.lengths.length ? histogram(report) : nothing}
+  </section>`;
+}
+
+function size(report) {
   const problems = [
     ["cut off", report.truncated],
     ["left out", report.dropped],
     ["without anything to learn", report.nothing_to_learn],
     ["repeated", report.duplicates],
   ].filter(([, number]) => number);
-  return html`<section class="report">
-    <h3>${report.filename}</h3>
-    ${report.refusal ? html`<p class="problem">${report.refusal}</p>` : nothing}
-    <p>
-      ${count(report.examples)} examples, ${count(report.tokens)} tokens,
-      ${count(report.learned_tokens)} of them learned
-      (${percent(report.tokens && report.learned_tokens / report.tokens)}).
-      ${problems.map(([what, number]) => html`<span class="tag">${count(number)} ${what}</span> `)}
-    </p>
-    ${report.lengths.length ? histogram(report) : nothing}
-  </section>`;
+  return html`<p>
+    ${count(report.examples)} examples, ${count(report.tokens)} tokens,
+    ${count(report.learned_tokens)} of them learned
+    (${percent(report.tokens && report.learned_tokens / report.tokens)}).
+    ${problems.map(([what, number]) => html`<span class="tag">${count(number)} ${what}</span> `)}
+  </p>`;
 }
 
-function histogram({ lengths: allLengths, tokens_per_example: spread, filename }) {
-  // The bars begin where the examples do, because the labels below are the shortest and the longest.
-  const lengths = allLengths.slice(allLengths.findIndex((bin) => bin.examples));
+/** Lengths from the shortest example to the longest, one line for each bar. */
+function histogram({ lengths, tokens_per_example: spread, filename }) {
   const most = Math.max(...lengths.map((bin) => bin.examples));
-  const width = lengths.length * BAR;
-  const middle = `median ${count(spread.median)}, 95 % up to ${count(Math.ceil(spread.p95))}`;
-  const summary = `Lengths in ${filename}: ${middle}, longest ${count(spread.max)} tokens.`;
+  const first = lengths.findIndex((bin) => bin.examples);
   return html`<figure class="histogram">
-    <svg
-      viewBox="0 0 ${width} ${BARS_HEIGHT}"
-      preserveAspectRatio="none"
-      role="img"
-      aria-label=${summary}
-    >
-      ${lengths.map((bin, index) => bar(bin, index, most))}
-    </svg>
     <figcaption class="muted">
-      <span>${count(spread.min)}</span>
-      <span
-        >tokens per example, ${middle}</span
-      >
-      <span>${count(spread.max)}</span>
+      Tokens per example: median ${count(spread.median)}, 95 % up to
+      ${count(Math.round(spread.p95))}, longest ${count(spread.max)}
     </figcaption>
+    <table aria-label="Lengths in ${filename}">
+      <tbody>
+        ${lengths.slice(first).map((bin, index) => {
+          const shortest = (lengths[first + index - 1]?.up_to_tokens ?? 0) + 1;
+          return bar(bin, shortest, most);
+        })}
+      </tbody>
+    </table>
   </figure>`;
 }
 
-function bar({ up_to_tokens: upTo, examples }, index, most) {
-  const height = (BARS_HEIGHT * examples) / most;
-  const [x, y] = [index * BAR + 0.5, BARS_HEIGHT - height];
-  return svg`<rect x=${x} width=${BAR - 1} y=${y} height=${height}>
-    <title>${`${count(examples)} examples of up to ${count(upTo)} tokens`}</title>
-  </rect>`;
+function bar({ up_to_tokens: upTo, examples }, shortest, most) {
+  const range = shortest < upTo ? `${count(shortest)}–${count(upTo)}` : count(upTo);
+  return html`<tr>
+    <th scope="row" class="number">${range}</th>
+    <td>
+      <progress
+        max=${most}
+        .value=${examples}
+        aria-label="Examples of ${range} tokens"
+      ></progress>
+    </td>
+    <td class="number">${count(examples)}</td>
+  </tr>`;
 }

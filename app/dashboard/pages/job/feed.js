@@ -3,7 +3,7 @@
 import { get, url } from "../../lib/api.js";
 import { follow } from "../../lib/live.js";
 import { tell } from "../../lib/shell.js";
-import { StepLog } from "../../lib/steps.js";
+import { StepLog } from "../../lib/plot/steps.js";
 import { atMostEvery } from "../../lib/timing.js";
 
 const POINTS = 1000;
@@ -27,6 +27,8 @@ export class JobFeed {
   /** The report on the data; null while there is none. */
   data = null;
   isDeleted = false;
+  /** What was fetched, or has failed to be: until then, a part that is empty may not be. */
+  has = { history: false, lists: false, report: false };
 
   #onChange;
   #refetchLists = atMostEvery(() => this.#try(() => this.#fetchLists()), REFETCH_MS);
@@ -94,6 +96,16 @@ export class JobFeed {
   }
 
   async #fetchHistory() {
+    try {
+      await this.#fetchRows();
+    } finally {
+      this.has.history = true;
+      for (const part of ["log", "events"]) this.#onChange(part);
+    }
+    await this.#fetchLists();
+  }
+
+  async #fetchRows() {
     const [metrics, events] = await Promise.all([
       get(this.#path("metrics"), { points: POINTS }),
       get(this.#path("events"), { limit: EVENTS }),
@@ -102,8 +114,6 @@ export class JobFeed {
     const known = new Set(this.events.map((event) => event.id));
     this.events = [...this.events, ...events.data.filter((event) => !known.has(event.id))];
     this.hasEarlierEvents = events.has_more;
-    for (const part of ["log", "events"]) this.#onChange(part);
-    await this.#fetchLists();
   }
 
   async #fetchLists() {
@@ -113,14 +123,16 @@ export class JobFeed {
     ]);
     this.attempts = attempts;
     this.checkpoints = checkpoints.data;
+    this.has.lists = true;
     this.#onChange("lists");
     await this.#fetchReport();
+    this.has.report = true;
+    this.#onChange("data");
   }
 
   async #fetchReport() {
     if (this.data || !this.attempts.data_check?.ended_at) return;
     this.data = (await get(this.#path("data"))).report;
-    this.#onChange("data");
   }
 
   #addEvent(event) {

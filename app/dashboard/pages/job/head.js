@@ -71,7 +71,7 @@ function problem(error) {
     <p><strong>${error.code}</strong> ${error.message}</p>
     ${
       error.errors?.length
-        ? html`<ul>
+        ? html`<ul class="lines" tabindex="0" aria-label="What is wrong, by line">
             ${error.errors.map(
               ({ line, path, message }) =>
                 html`<li>Line ${line}${path ? `, ${path}` : ""}: ${message}</li>`,
@@ -87,7 +87,7 @@ function figures({ job, log, data }) {
   const last = log.last;
   const ended = job.finished_at ?? now;
   const left = job.status === "running" && job.estimated_finish ? job.estimated_finish - now : null;
-  return [
+  const all = [
     ["Progress", percent(job.progress)],
     ["Step", `${count(job.trained_steps)} / ${count(job.total_steps)}`],
     [
@@ -104,4 +104,5 @@ function figures({ job, log, data }) {
     ["Memory (estimate)", bytes(data?.estimate?.peak_memory_bytes)],
     ["Attempt", count(job.attempt)],
   ];
+  return hasEnded(job) ? all.filter(([, text]) => text !== UNKNOWN) : all;
 }

@@ -1,13 +1,15 @@
 // The plots of a job. All of them show the same range of steps.
 
-import { smooth, valueRange } from "../../lib/curves.js";
+import { smooth, valueRange } from "../../lib/plot/curves.js";
 import { count, figure, loss, short, UNKNOWN } from "../../lib/format.js";
-import { html, live, render } from "../../lib/html.js";
-import { Plot, PLOT_KEYS } from "../../lib/plot.js";
-import { loadSettings, saveSettings, settingsBar } from "../../lib/plot-settings.js";
-import { speeds } from "../../lib/steps.js";
+import { html, live, nothing, render } from "../../lib/html.js";
+import { Plot, PLOT_KEYS } from "../../lib/plot/plot.js";
+import { loadSettings, saveSettings, settingsBar } from "../../lib/plot/settings.js";
+import { speeds } from "../../lib/plot/steps.js";
 import { debounce } from "../../lib/timing.js";
+import { hasEnded } from "./feed.js";
 
+const ROUND = [1, 1.25, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10];
 const DETAIL_MS = 300;
 const DETAIL_ROWS = 500;
 
@@ -16,7 +18,7 @@ const column = (name) => (rows) => rows.map((row) => row[name]);
 const PLOTS = [
   {
     title: "Loss",
-    canBeLog: true,
+    isMain: true,
     curves: [
       { label: "training", color: "--series-1", isFaint: true, format: loss },
       { label: "smoothed", color: "--series-1", width: 2, format: loss },
@@ -85,10 +87,7 @@ export class Plots {
   draw() {
     const { log } = this.feed;
     log.thin(this.#zoom);
-    const view = this.#zoom ?? {
-      from: log.rows[0]?.step ?? 0,
-      to: Math.max(log.last?.step ?? 1, 1),
-    };
+    const view = this.#zoom ?? { from: log.rows[0]?.step ?? 0, to: this.#end() };
     const all = log.rows;
     const shown = log.between(view.from, view.to);
     const start = all.indexOf(shown[0]);
@@ -103,6 +102,19 @@ export class Plots {
     }
   }
 
+  /**
+   * The right edge if all is shown. While a job grows it is a round number ahead of the last step,
+   * so that curves grow into the plot: an axis that ends at the last step would move with each.
+   */
+  #end() {
+    const { job, log } = this.feed;
+    const last = Math.max(log.last?.step ?? 1, 1);
+    if (hasEnded(job)) return last;
+    const size = 10 ** Math.floor(Math.log10(last));
+    const round = ROUND.map((factor) => factor * size).find((edge) => edge >= last);
+    return Math.max(last, Math.min(round, job.total_steps ?? round));
+  }
+
   #makePlot(kind, index) {
     const figureElement = this.place.querySelectorAll("figure")[index];
     const readout = figureElement.querySelector(".readout");
@@ -112,7 +124,7 @@ export class Plots {
       group: "job",
       maxHeight: index === 0 ? 320 : 180,
       isLog: this.#isLog(kind),
-      hasWholeX: () => true,
+      isWhole: true,
       onZoom: (range) => this.#setZoom(range),
       onPoint: (at) => this.#readAt(index, at),
     };
@@ -120,7 +132,7 @@ export class Plots {
   }
 
   #isLog(kind) {
-    return Boolean(kind.canBeLog) && this.#settings.isLog;
+    return Boolean(kind.isMain) && this.#settings.isLog;
   }
 
   #renderFrame() {
@@ -200,7 +212,7 @@ export class Plots {
     this.#renderFrame();
     if ("isLog" in changed) {
       for (const { kind, plot } of this.#drawn)
-        if (kind.canBeLog) plot.change({ isLog: changed.isLog });
+        if (kind.isMain) plot.change({ isLog: changed.isLog });
     }
     this.draw();
   }
@@ -224,11 +236,15 @@ export class Plots {
     Object.assign(drawn, { columns, rows });
     const known = (values) =>
       at === null ? (values.findLast((value) => value !== null) ?? null) : values[at];
-    const texts = kind.curves.map(({ label, format }, index) =>
-      `${label} ${format(known(columns[index]))}`.trim(),
-    );
     const row = at === null ? rows.at(-1) : rows[at];
-    readout.textContent = row ? `step ${count(row.step)} · ${texts.join(" · ")}` : UNKNOWN;
+    const values = kind.curves.map(({ label, format, color, isFaint, isSparse }, index) => {
+      const value = known(columns[index]);
+      if (isSparse && at === null && value === null) return nothing; // nothing is measured
+      const key = `swatch ${color.replace("--", "")} ${isFaint ? "faint" : ""}`;
+      return html`<span class="value"><span class=${key}></span>${label} ${format(value)}</span>`;
+    });
+    const step = kind.isMain ? html`<span class="value">step ${count(row?.step)}</span>` : "";
+    render(row ? html`${step} ${values}` : UNKNOWN, readout);
   }
 }
 

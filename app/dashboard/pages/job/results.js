@@ -3,13 +3,15 @@
 import { url } from "../../lib/api.js";
 import { ago, count, loss, percent } from "../../lib/format.js";
 import { html, nothing } from "../../lib/html.js";
+import { hasEnded } from "./feed.js";
 
 const adapterOf = (job, checkpoint) =>
   url(`fine_tuning/jobs/${encodeURIComponent(job.id)}/adapter`, { checkpoint });
 
 /** @param {import("./feed.js").JobFeed} feed */
-export function results({ job, checkpoints }) {
+export function results({ job, checkpoints, has }) {
   const [log] = job.result_files;
+  const none = hasEnded(job) ? "There is no checkpoint." : "There is no checkpoint yet.";
   return html`
     <div class="row">
       <h2>Results</h2>
@@ -37,13 +39,13 @@ export function results({ job, checkpoints }) {
     ${
       checkpoints.length
         ? table(job, checkpoints)
-        : html`<p class="muted">There is no checkpoint yet.</p>`
+        : html`<p class="muted">${has.lists ? none : "Loading…"}</p>`
     }
   `;
 }
 
 function table(job, checkpoints) {
-  return html`<div class="scroll" tabindex="0" role="group" aria-label="Checkpoints">
+  return html`<div class="scroll tall" tabindex="0" role="group" aria-label="Checkpoints">
     <table class="checkpoints">
       <thead>
         <tr>
@@ -51,7 +53,7 @@ function table(job, checkpoints) {
           <th scope="col" class="number">Training loss</th>
           <th scope="col" class="number">Validation loss</th>
           <th scope="col" class="number">Accuracy</th>
-          <th scope="col">Made</th>
+          <th scope="col" class="number">Created</th>
           <th scope="col"><span class="visually-hidden">Download</span></th>
         </tr>
       </thead>
@@ -66,7 +68,7 @@ function table(job, checkpoints) {
               <td class="number">${loss(checkpoint.metrics.train_loss)}</td>
               <td class="number">${loss(checkpoint.metrics.valid_loss)}</td>
               <td class="number">${percent(checkpoint.metrics.train_mean_token_accuracy)}</td>
-              <td>${ago(checkpoint.created_at)}</td>
+              <td class="number">${ago(checkpoint.created_at)}</td>
               <td>
                 <a
                   href=${adapterOf(job, checkpoint.id)}

@@ -8,6 +8,10 @@ import { html, nothing } from "../../lib/html.js";
 // Other hyperparameters of the same job imply these.
 const IMPLIED = new Set(["learning_rate_multiplier", "train_on_inputs"]);
 
+// What a job is made of; such values are too long for half a line.
+const IDENTITY = new Set(["model", "training_file", "validation_file", "suffix"]);
+const LONG = 18;
+
 const FORMS = { table: "Table", curl: "curl", python: "Python", yaml: "YAML" };
 
 /** The body of `POST /v1/fine_tuning/jobs` for a job with the same settings. */
@@ -74,8 +78,18 @@ function textOf(job, session, form) {
 }
 
 function table(job) {
-  return html`<dl class="settings">
-    ${Object.entries(settingsOf(job)).map(
+  const all = Object.entries(settingsOf(job));
+  const isLong = ([name, value]) => IDENTITY.has(name) || shown(value).length > LONG;
+  return html`${list(all.filter(isLong), "settings long")}
+  ${list(
+    all.filter((each) => !isLong(each)),
+    "settings",
+  )}`;
+}
+
+function list(entries, kind) {
+  return html`<dl class=${kind}>
+    ${entries.map(
       ([name, value]) =>
         html`<div>
           <dt>${name}</dt>

@@ -2,21 +2,28 @@
 
 import { count, duration, moment } from "../../lib/format.js";
 import { html, nothing, repeat } from "../../lib/html.js";
+import { hasEnded } from "./feed.js";
 
 /** @param {import("./feed.js").JobFeed} feed */
-export function timeline({ attempts, job }) {
+export function timeline({ attempts, job, has }) {
   const { data, data_check: check } = attempts;
+  const none = hasEnded(job) ? "No worker has trained it." : "No worker has trained it yet.";
+  if (!has.lists) {
+    return html`<h2>Attempts</h2>
+      <p class="muted">Loading…</p>`;
+  }
   return html`
     <h2>Attempts</h2>
-    ${data.length ? nothing : html`<p class="muted">No worker has begun to train it yet.</p>`}
+    ${data.length ? nothing : html`<p class="muted">${none}</p>`}
     <ol class="timeline">
-      ${check ? dataCheck(check) : nothing} ${data.map((attempt) => row(attempt, job))}
+      ${check ? dataCheck(check, job.status === "failed" && !data.length) : nothing}
+      ${data.map((attempt) => row(attempt, job))}
     </ol>
   `;
 }
 
-function dataCheck({ tries, started_at: start, ended_at: end }) {
-  const state = end === null ? "running" : "succeeded";
+function dataCheck({ tries, started_at: start, ended_at: end }, hasFailed) {
+  const state = end === null ? "running" : hasFailed ? "failed" : "succeeded";
   return html`<li class=${start === null ? nothing : state}>
     <p>
       <strong>Check of the data</strong>
@@ -39,9 +46,12 @@ function row(attempt, job) {
   return html`<li class=${outcome ?? "running"}>
     <p>
       <strong>Attempt ${count(attempt.attempt)}</strong>
-      <span class="muted">${lasted(start, end)} · ${attempt.worker_id}</span>
+      <span class="muted">${lasted(start, end)}</span>
     </p>
-    ${from === null ? nothing : html`<p>Steps ${count(from)} to ${count(last)}</p>`}
+    <p>
+      ${from === null ? nothing : html`Steps ${count(from)} to ${count(last)} `}
+      <span class="muted">on <span class="mono">${attempt.worker_id}</span></span>
+    </p>
     ${cause ? html`<p class=${outcome === "succeeded" ? "muted" : "cause"}>${cause}</p>` : nothing}
   </li>`;
 }

@@ -63,7 +63,7 @@ function row(job, { selected, onSelect, onLabel }) {
     </td>
     <td class="state">
       ${statusOf(job)}
-      <div class="muted small one-line" title=${reasonOf(job)}>${reasonOf(job)}</div>
+      <div class="muted small two-lines" title=${reasonOf(job)}>${reasonOf(job)}</div>
     </td>
     <td class="progress">${progress(job)}</td>
     <td class="number" data-label="Loss">${loss(job.train_loss)}</td>
@@ -83,7 +83,7 @@ function labels(metadata, onLabel) {
       ([key, value]) =>
         html`<button
           class="tag"
-          title="Show only jobs with this label"
+          title="Show only jobs with ${key}=${value}"
           @click=${() => onLabel(key, value)}
         >
           ${key}=${value}
@@ -96,7 +96,12 @@ function progress(job) {
   const steps = job.total_steps
     ? `${short(job.trained_steps)} / ${short(job.total_steps)} steps`
     : "";
-  return html`<progress max="1" .value=${job.progress} aria-label="Progress"></progress>
+  const isOver = ["succeeded", "failed", "cancelled"].includes(job.status);
+  return html`${
+      isOver
+        ? nothing
+        : html`<progress max="1" .value=${job.progress} aria-label="Progress"></progress>`
+    }
     <div class="small one-line">
       <span class="figure">${percent(job.progress)}</span> <span class="muted">${steps}</span>
     </div>`;

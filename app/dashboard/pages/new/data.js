@@ -113,7 +113,7 @@ export class Data {
     const file = this.chosen;
     if (!file) return nothing;
     return html`<dl class="figures">
-      <div>
+      <div class="wide">
         <dt>File</dt>
         <dd>${file.filename}</dd>
       </div>

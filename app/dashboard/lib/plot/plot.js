@@ -1,7 +1,7 @@
 // A plot that grows, keeps what the user set, and can be used by mouse and by keyboard.
 
-import uPlot from "../vendor/uplot/uPlot.esm.js";
-import { figure, short } from "./format.js";
+import uPlot from "../../vendor/uplot/uPlot.esm.js";
+import { figure, short } from "../format.js";
 
 export const PLOT_KEYS = "Arrow keys move, plus and minus zoom, 0 shows everything.";
 
@@ -9,9 +9,9 @@ const HEIGHT_SHARE = 0.42;
 const PAN_SHARE = 0.2;
 const ZOOM_FACTOR = 0.6;
 const LINEAR = 1;
-const INCREMENTS = increments(-6, 15);
-const WHOLE_INCREMENTS = increments(0, 15);
 const LOGARITHMIC = 3;
+/** Distances of ticks on an axis that has no fractions. */
+const WHOLE = Array.from({ length: 30 }, (_, at) => [1, 2, 5][at % 3] * 10 ** Math.floor(at / 3));
 
 /**
  * A plot in an element that the caller has laid out. It takes the width of that element.
@@ -29,8 +29,7 @@ export class Plot {
    * @param {string} options.group
    * @param {number} [options.maxHeight]
    * @param {boolean} [options.isLog]
-   * @param {() => boolean} [options.hasWholeX] whether x counts something, so that its labels are
-   *   whole numbers
+   * @param {boolean} [options.isWhole] whether x is a whole number, such as a step
    * @param {(range: {from: number, to: number} | null) => void} options.onZoom null for everything
    * @param {(index: number | null) => void} options.onPoint position in the data below the cursor
    */
@@ -65,7 +64,7 @@ export class Plot {
   }
 
   #build() {
-    const { series, group, isLog } = this.options;
+    const { series, group, isLog, isWhole } = this.options;
     this.#plot = new uPlot(
       {
         ...this.#size(),
@@ -75,8 +74,8 @@ export class Plot {
         axes: [
           axis({
             size: 30,
+            incrs: isWhole ? WHOLE : undefined,
             values: (_, ticks) => ticks.map(short),
-            incrs: () => (this.options.hasWholeX?.() ? WHOLE_INCREMENTS : INCREMENTS),
           }),
           axis({ size: 56, values: labels }),
         ],
@@ -187,12 +186,6 @@ function axis(options) {
     font: "12px system-ui, sans-serif",
     ...options,
   };
-}
-
-/** Distances between labels: 1, 2 and 5 times the powers of ten from one exponent to another. */
-function increments(from, to) {
-  const exponents = Array.from({ length: to - from + 1 }, (_, index) => from + index);
-  return exponents.flatMap((exponent) => [1, 2, 5].map((digit) => Number(`${digit}e${exponent}`)));
 }
 
 function labels(_, ticks) {

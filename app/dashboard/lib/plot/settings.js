@@ -1,6 +1,6 @@
 // How a reader wants plots: smoothing, a logarithmic axis, clipping. Kept over reloads.
 
-import { html, live } from "./html.js";
+import { html, live } from "../html.js";
 
 const KEY = "tunery.plots";
 const DEFAULTS = { smoothing: 0.8, isLog: false, isClipped: false };
