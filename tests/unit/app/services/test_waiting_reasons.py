@@ -91,7 +91,10 @@ def test_the_api_looks_for_silent_workers_when_it_starts(app: FastAPI, database:
     add_worker(database, now=utc_now() - MINUTE)
 
     with TestClient(app, base_url="http://127.0.0.1") as client:
-        wait_until(lambda: reason_of(client, job) == NO_WORKER, within_s=30)
+        wait_until(
+            lambda: client.get(f"{JOBS}/{job.id}").json()["waiting_reason"] == NO_WORKER,
+            within_s=30,
+        )
 
 
 @pytest.mark.usefixtures("worker")
