@@ -14,6 +14,7 @@ from pathlib import Path
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import HTMLResponse, Response
 
+from app.api.browser.security_headers import PAGE_POLICY
 from app.core.errors import NotFoundError
 
 ASSETS = "/assets"
@@ -29,11 +30,6 @@ PAGES = {
     "/sign-in": ("sign-in", "Sign in"),
 }
 """The module in `app/dashboard/pages/` and the title of each page, by its path."""
-
-_POLICY = (
-    "default-src 'none'; base-uri 'none'; connect-src 'self'; form-action 'none'; "
-    "frame-ancestors 'none'; img-src 'self' data:; script-src 'self'; style-src 'self'"
-)
 
 # Addresses are relative, so that the pages also work below a path of a proxy.
 _PAGE = """\
@@ -84,7 +80,7 @@ class _Asset:
 async def _show_page(request: Request) -> HTMLResponse:
     name, title = PAGES[request.url.path]
     page = _PAGE.format(name=name, title=html.escape(title))
-    return HTMLResponse(page, headers={"content-security-policy": _POLICY})
+    return HTMLResponse(page, headers={"content-security-policy": PAGE_POLICY})
 
 
 for _path in PAGES:

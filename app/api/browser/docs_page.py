@@ -7,13 +7,10 @@ scripts, and with them any that a text of the API could smuggle in.
 from fastapi import APIRouter
 from fastapi.responses import HTMLResponse, Response
 
+from app.api.browser.security_headers import PAGE_POLICY
+
 PATH = "/docs"
 ASSETS = f"{PATH}/assets"
-
-_POLICY = (
-    "default-src 'none'; base-uri 'none'; connect-src 'self'; form-action 'none'; "
-    "frame-ancestors 'none'; img-src 'self' data:; script-src 'self'; style-src 'self'"
-)
 
 # Addresses are relative, so that the page also works below a path of a proxy.
 _PAGE = """\
@@ -50,7 +47,7 @@ router = APIRouter(include_in_schema=False)
 
 @router.get(PATH)
 async def show_page() -> HTMLResponse:
-    return HTMLResponse(_PAGE, headers={"content-security-policy": _POLICY})
+    return HTMLResponse(_PAGE, headers={"content-security-policy": PAGE_POLICY})
 
 
 @router.get(f"{PATH}/page.js")

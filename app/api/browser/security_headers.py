@@ -3,6 +3,12 @@
 No header lets other origins read answers: there is no CORS.
 """
 
+PAGE_POLICY = (
+    "default-src 'none'; base-uri 'none'; connect-src 'self'; form-action 'none'; "
+    "frame-ancestors 'none'; img-src 'self' data:; script-src 'self'; style-src 'self'"
+)
+"""Content security policy of a page: it loads and asks for nothing but what this service has."""
+
 _ALWAYS = (
     (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
     (b"cross-origin-resource-policy", b"same-origin"),
