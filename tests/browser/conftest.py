@@ -23,7 +23,7 @@ _SETTINGS = {
 }
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # not longer: while it lasts, the thread has a running event loop
 def browser() -> Iterator[Browser]:
     require_programs("chromium")
     if not AXE.exists():
