@@ -1,8 +1,6 @@
 """What the check of a job's data costs another job that trains, and how soon it begins."""
 
 import statistics
-import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -19,8 +17,8 @@ from benchmarks.polls import (
     trained_steps,
     watch,
 )
+from benchmarks.real_service import serving_default_model
 from benchmarks.support.samples import build_chat_file
-from tunery.local_service import LocalService
 
 _SELDOM_S = 2.0
 
@@ -51,21 +49,11 @@ def _check(client: httpx.Client, file_id: str, *, look_s: float = LOOK_S) -> flo
 
 def measure(*, model: Path, rows: int, rounds: int) -> None:
     """Print how soon an idle worker has checked ten rows, and what checks cost a training."""
-    if not model.is_dir():
-        sys.exit(f"There is no base model at {model}. Run: make model")
-    with tempfile.TemporaryDirectory() as name:
-        data_dir = Path(name) / "data"
-        (data_dir / "models").mkdir(parents=True)
-        (data_dir / "models" / DEFAULT_MODEL_ID).symlink_to(model.resolve())
-        settings = {"min_free_bytes": "0", "save_interval_s": "3600"}
-        with (
-            LocalService(data_dir, settings) as service,
-            httpx.Client(base_url=service.base_url, timeout=60) as client,
-        ):
-            small = _upload(client, 10)
-            print("ten rows on an idle worker, from creation to the end of the check:")
-            print("  " + ", ".join(f"{_check(client, small):.2f} s" for _ in range(3)))
-            _measure_beside(client, rows=rows, rounds=rounds)
+    with serving_default_model(model) as (_service, client):
+        small = _upload(client, 10)
+        print("ten rows on an idle worker, from creation to the end of the check:")
+        print("  " + ", ".join(f"{_check(client, small):.2f} s" for _ in range(3)))
+        _measure_beside(client, rows=rows, rounds=rounds)
 
 
 def _measure_beside(client: httpx.Client, *, rows: int, rounds: int) -> None:

@@ -8,7 +8,6 @@ import json
 import statistics
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from dataclasses import dataclass
@@ -18,10 +17,10 @@ from typing import Any
 import httpx
 
 from app.core.base_models import DEFAULT_MODEL_ID
+from benchmarks.real_service import serving_default_model
 from benchmarks.support.fixed_answers import Server, fixed_answers
 from benchmarks.support.samples import build_chat_file
 from benchmarks.uploads import ROOT, cpu_s
-from tunery.local_service import LocalService
 
 WARM_STEPS = 5
 """Steps before anything is measured: the first ones take longer."""
@@ -120,42 +119,27 @@ def poll(
 
 def measure(*, model: Path, rate: float, seconds: float, rounds: int) -> None:
     """Print latencies, errors, and steps a second alone, beside a control, and with polls."""
-    if not model.is_dir():
-        sys.exit(f"There is no base model at {model}. Run: make model")
-    with tempfile.TemporaryDirectory() as name:
-        data_dir = Path(name) / "data"
-        (data_dir / "models").mkdir(parents=True)
-        (data_dir / "models" / DEFAULT_MODEL_ID).symlink_to(model.resolve())
-        settings = {
-            "min_free_bytes": "0",
-            "save_interval_s": "3600",
-            "install_default_model": "false",
-        }
-        with (
-            fixed_answers() as control,
-            LocalService(data_dir, settings) as service,
-            httpx.Client(base_url=service.base_url, timeout=30) as client,
-        ):
-            job_id = start_job(client)
-            while trained_steps(client, job_id) < WARM_STEPS:
-                time.sleep(LOOK_S)
-            api = Server(service.url, service.processes["api"].pid)
-            servers = {ALONE: None, CONTROL: control, POLLED: api}
-            windows = [
-                {
-                    kind: watch(client, job_id, seconds=seconds, server=server, rate=rate)
-                    for kind, server in servers.items()
-                }
-                for _ in range(rounds)
-            ]
-            speeds = [
-                {kind: steps_per_s(client, job_id, window) for kind, window in each.items()}
-                for each in windows
-            ]
-            client.post(f"{JOBS}/{job_id}/cancel").raise_for_status()
-            began = time.monotonic()
-            service.processes["worker-1"].stop(within_s=STOP_S)
-            print(f"worker ended within {time.monotonic() - began:.0f} s", file=sys.stderr)
+    with fixed_answers() as control, serving_default_model(model) as (service, client):
+        job_id = start_job(client)
+        while trained_steps(client, job_id) < WARM_STEPS:
+            time.sleep(LOOK_S)
+        api = Server(service.url, service.processes["api"].pid)
+        servers = {ALONE: None, CONTROL: control, POLLED: api}
+        windows = [
+            {
+                kind: watch(client, job_id, seconds=seconds, server=server, rate=rate)
+                for kind, server in servers.items()
+            }
+            for _ in range(rounds)
+        ]
+        speeds = [
+            {kind: steps_per_s(client, job_id, window) for kind, window in each.items()}
+            for each in windows
+        ]
+        client.post(f"{JOBS}/{job_id}/cancel").raise_for_status()
+        began = time.monotonic()
+        service.processes["worker-1"].stop(within_s=STOP_S)
+        print(f"worker ended within {time.monotonic() - began:.0f} s", file=sys.stderr)
     report(rate, windows, speeds)
 
 

@@ -1,12 +1,18 @@
 """A job through the real service, and when its steps were done, seen from outside."""
 
+import sys
+import tempfile
 import time
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 
+from app.core.base_models import DEFAULT_MODEL_ID
 from app.core.job.training_config import LOSS_LOG_NAME
 from benchmarks.options import Options
 from benchmarks.support.samples import catalogue_entry, write_entries
@@ -60,6 +66,32 @@ def open_service(data_dir: Path, installed: Path, options: Options, **more: str)
         "install_default_model": "false",
     }
     return LocalService(data_dir, settings | more)
+
+
+@contextmanager
+def serving_default_model(model: Path, **more: str) -> Generator[tuple[LocalService, httpx.Client]]:
+    """A service of its own, with the default model and nothing else, and a client of it.
+
+    Args:
+        model: the directory that the default model is installed in. Without it, the program ends.
+        more: settings.
+    """
+    if not model.is_dir():
+        sys.exit(f"There is no base model at {model}. Run: make model")
+    with tempfile.TemporaryDirectory() as name:
+        data_dir = Path(name) / "data"
+        (data_dir / "models").mkdir(parents=True)
+        (data_dir / "models" / DEFAULT_MODEL_ID).symlink_to(model.resolve())
+        settings = {
+            "min_free_bytes": "0",
+            "save_interval_s": "3600",
+            "install_default_model": "false",
+        }
+        with (
+            LocalService(data_dir, settings | more) as service,
+            httpx.Client(base_url=service.base_url, timeout=60) as client,
+        ):
+            yield service, client
 
 
 def run_job(service: LocalService, model: str, rows: Path, *, steps: int, **knobs: Any) -> JobTimes:

@@ -5,7 +5,6 @@ import re
 import statistics
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from dataclasses import dataclass
@@ -14,7 +13,6 @@ from typing import Any
 
 import httpx
 
-from app.core.base_models import DEFAULT_MODEL_ID
 from benchmarks.polls import (
     JOBS,
     LOOK_S,
@@ -25,6 +23,7 @@ from benchmarks.polls import (
     steps_per_s,
     trained_steps,
 )
+from benchmarks.real_service import serving_default_model
 from benchmarks.uploads import ROOT, cpu_s
 from tunery.local_service import LocalService
 
@@ -84,33 +83,18 @@ class Bench:
 
 def measure(*, model: Path, readers: int, seconds: float, rounds: int) -> None:
     """Print reads of the database, and steps a second with and without readers, in turn."""
-    if not model.is_dir():
-        sys.exit(f"There is no base model at {model}. Run: make model")
-    with tempfile.TemporaryDirectory() as name:
-        data_dir = Path(name) / "data"
-        (data_dir / "models").mkdir(parents=True)
-        (data_dir / "models" / DEFAULT_MODEL_ID).symlink_to(model.resolve())
-        settings = {
-            "min_free_bytes": "0",
-            "save_interval_s": "3600",
-            "install_default_model": "false",
-            "metrics_port": "0",
-        }
-        with (
-            LocalService(data_dir, settings) as service,
-            httpx.Client(base_url=service.base_url, timeout=30) as client,
-        ):
-            bench = Bench(service, client)
-            windows: list[tuple[Window, Watched]] = []
-            for _ in range(rounds):
-                alone = bench.train_alone(seconds)
-                windows.append((alone, bench.train_watched(readers, seconds)))
-            speeds = [
-                (bench.steps_per_s(alone), bench.steps_per_s(watched.window))
-                for alone, watched in windows
-            ]
-            client.post(f"{JOBS}/{bench.job_id}/cancel").raise_for_status()
-            service.processes["worker-1"].stop(within_s=STOP_S)
+    with serving_default_model(model, metrics_port="0") as (service, client):
+        bench = Bench(service, client)
+        windows: list[tuple[Window, Watched]] = []
+        for _ in range(rounds):
+            alone = bench.train_alone(seconds)
+            windows.append((alone, bench.train_watched(readers, seconds)))
+        speeds = [
+            (bench.steps_per_s(alone), bench.steps_per_s(watched.window))
+            for alone, watched in windows
+        ]
+        client.post(f"{JOBS}/{bench.job_id}/cancel").raise_for_status()
+        service.processes["worker-1"].stop(within_s=STOP_S)
     report(readers, windows, speeds)
 
 

@@ -79,12 +79,13 @@ def test_a_duration_has_two_units_at_most(seconds: float, text: str) -> None:
 
 
 def test_sizes_have_three_digits() -> None:
-    assert [size(count) for count in (0, 999, 5920, 12_345_678, 4 * 10**12)] == [
+    assert [size(count) for count in (0, 999, 1020, 5920, 12_345_678, 2**41)] == [
         "0 B",
         "999 B",
-        "5.92 kB",
-        "12.3 MB",
-        "4e+03 GB",
+        "0.996 KiB",
+        "5.78 KiB",
+        "11.8 MiB",
+        "2.05e+03 GiB",
     ]
 
 

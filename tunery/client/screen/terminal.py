@@ -59,7 +59,8 @@ def print_json(value: object) -> None:
 def print_table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Print rows under headings. In a narrow terminal, only the last column becomes shorter.
 
-    A cell that is a status has its colour; None is an empty cell.
+    A cell that is a status has its colour; None is an empty cell. Without rows, standard error says
+    so.
     """
     from rich.table import Table  # noqa: PLC0415 - see the package
     from rich.text import Text  # noqa: PLC0415
@@ -73,6 +74,8 @@ def print_table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> No
             *(Text(text, STYLES.get(text, ""), no_wrap=True, overflow="ellipsis") for text in texts)
         )
     console().print(table)
+    if not rows:
+        say(f"Found no {headings[0].lower()}.")
 
 
 def local_time(unix_time: int) -> str:
@@ -102,12 +105,12 @@ def number(value: Any, digits: int = 4) -> str:
 
 
 def size(count: float) -> str:
-    """Bytes for people, such as `12.3 MB`."""
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:  # noqa: PLR2004 - the step of decimal units
+    """Bytes for people, such as `12.3 MiB`, in the units of the dashboard."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1000:  # noqa: PLR2004 - so that three digits are enough
             return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} GB"
+        count /= 1024
+    return f"{count:.3g} GiB"
 
 
 def escape(text: str, *, keep: str = "") -> str:
