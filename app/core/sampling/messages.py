@@ -1,0 +1,162 @@
+"""What the API asks of the sampler, and what that answers. Both cross a Unix socket as JSON.
+
+A connection carries one request. The API sends `Ask` in one message, with the descriptors of the
+adapter's files, and reads one `Answer` a line until the sampler closes the connection. Closing it
+earlier cancels the request.
+
+The API treats every answer as hostile: it validates it here before it passes it on.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter
+
+from app.core.job.frozen import Frozen
+from app.core.job.training_events import Code, ShortText
+
+MAX_ASK_BYTES = 8 * 1024**2
+"""Maximum size of a request: what the API accepts as a JSON body, with room for its own fields."""
+
+MAX_CHOICES = 4
+MAX_STOPS = 4
+MAX_TOP_LOGPROBS = 20
+
+FinishReason = Literal["stop", "length", "tool_calls"]
+
+
+class AdapterRef(Frozen):
+    """The adapter of a request.
+
+    Its weights and its `adapter_config.json` are the two descriptors that come with the request, in
+    this order.
+    """
+
+    weights_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    config_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class ChatPrompt(Frozen):
+    """Messages, which the chat template of the base model renders."""
+
+    kind: Literal["chat"] = "chat"
+    messages: tuple[dict[str, Any], ...]
+    tools: tuple[dict[str, Any], ...] = ()
+    tool_choice: Literal["auto", "none"] = "auto"
+
+
+class TextPrompt(Frozen):
+    """A text, or its tokens, which the model goes on with."""
+
+    kind: Literal["text"] = "text"
+    text: str = ""
+    tokens: tuple[int, ...] | None = None
+
+
+class TextForm(Frozen):
+    """What the text of an answer must be: JSON, by a schema if there is one."""
+
+    json_schema: dict[str, Any] | None = None
+
+
+class SamplingParameters(Frozen):
+    """How the next token is chosen, and when an answer ends."""
+
+    temperature: float = Field(default=1.0, ge=0, le=2)
+    """0 for the most likely token each time."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    max_tokens: int | None = Field(default=None, ge=1)
+    """Maximum number of tokens of an answer; None for as many as the model's window holds."""
+    stop: tuple[str, ...] = Field(default=(), max_length=MAX_STOPS)
+    seed: int | None = None
+    frequency_penalty: float = Field(default=0.0, ge=-2, le=2)
+    presence_penalty: float = Field(default=0.0, ge=-2, le=2)
+    logit_bias: dict[int, float] = Field(default_factory=dict)
+    """By token."""
+    top_logprobs: int | None = Field(default=None, ge=0, le=MAX_TOP_LOGPROBS)
+    """Number of the most likely tokens to tell with each token; None for no log-probabilities."""
+    form: TextForm | None = None
+
+
+class Ask(Frozen):
+    """A request for answers."""
+
+    project_id: str
+    """What was read for one project is never used for another."""
+    base_model: Path
+    """Directory of the base model."""
+    base_model_sha256: str
+    adapter: AdapterRef | None = None
+    prompt: Annotated[ChatPrompt | TextPrompt, Field(discriminator="kind")]
+    choices: int = Field(default=1, ge=1, le=MAX_CHOICES)
+    parameters: SamplingParameters = SamplingParameters()
+    echoes: bool = False
+    """Whether the answer begins with the prompt."""
+
+
+class Accepted(Frozen):
+    """The request is being answered. Comes first, once."""
+
+    kind: Literal["accepted"] = "accepted"
+    prompt_tokens: int
+    cached_tokens: int
+    """Tokens at the beginning of the prompt that had been read before."""
+
+
+class TokenLogProb(Frozen):
+    """A token that could stand here, with the logarithm of its probability."""
+
+    token: str
+    """Its text; what is no whole character is U+FFFD."""
+    logprob: float
+    """Before temperature, penalties and top_p. -9999 if it cannot be chosen."""
+    text_bytes: tuple[int, ...]
+    """Its text in UTF-8, also if it is a part of a character."""
+
+
+class ChosenLogProb(TokenLogProb):
+    top: tuple[TokenLogProb, ...] = ()
+    """The most likely tokens, most likely first."""
+
+
+class ToolCall(Frozen):
+    name: str
+    arguments: str
+    """JSON, as the model has written it."""
+
+
+class Delta(Frozen):
+    """The next piece of an answer."""
+
+    kind: Literal["delta"] = "delta"
+    choice: int
+    text: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    """Whole calls."""
+    logprobs: tuple[ChosenLogProb, ...] = ()
+
+
+class Finished(Frozen):
+    """An answer is complete."""
+
+    kind: Literal["finished"] = "finished"
+    choice: int
+    reason: FinishReason
+    tokens: int
+    """Tokens of this answer."""
+
+
+class Refused(Frozen):
+    """The request is not answered, or not to the end. Nothing comes after it."""
+
+    kind: Literal["refused"] = "refused"
+    status: Literal[400, 429, 500, 503]
+    code: Code
+    message: ShortText
+    param: Code | None = None
+    retry_after_s: int | None = None
+    """With 429: seconds after which it makes sense to ask again."""
+
+
+Answer = Annotated[Accepted | Delta | Finished | Refused, Field(discriminator="kind")]
+ANSWERS = TypeAdapter[Accepted | Delta | Finished | Refused](Answer)
