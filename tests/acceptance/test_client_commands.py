@@ -29,6 +29,9 @@ training_file: train.jsonl
 suffix: from-a-file
 hyperparameters: {n_epochs: %d, batch_size: 4, lora_r: 8}
 """
+ROWS = 48
+LONG_ROWS, LONG_EPOCHS = 1200, 50
+"""So many that a job lasts until it is cancelled, however fast the machine."""
 
 
 class Client:
@@ -41,10 +44,14 @@ class Client:
             "HOME": str(place),
             "TUNERY_BASE_URL": base_url,
         }
-        (place / "train.jsonl").write_bytes(build_chat_file(48))
+        (place / "train.jsonl").write_bytes(build_chat_file(ROWS))
 
     def write_job_file(self, *, epochs: int) -> None:
         (self.place / "job.yaml").write_text(JOB_FILE % epochs, "utf-8")
+
+    def write_long_job_file(self) -> None:
+        (self.place / "train.jsonl").write_bytes(build_chat_file(LONG_ROWS))
+        self.write_job_file(epochs=LONG_EPOCHS)
 
     def run(self, *arguments: str, code: int = 0, **variables: str) -> tuple[str, str]:
         """Run a command without a terminal. Returns standard output and standard error."""
@@ -76,7 +83,7 @@ def tunery(service: InstalledService, tmp_path: Path) -> Client:
 @pytest.fixture
 def long_job(tunery: Client) -> Iterator[str]:
     """Id of a job that runs until it is cancelled, which it is after the test."""
-    tunery.write_job_file(epochs=50)
+    tunery.write_long_job_file()
     job_id = tunery.run("submit", "job.yaml")[0].strip()
     yield job_id
     tunery.run("cancel", job_id)
@@ -105,7 +112,7 @@ def test_the_settings_of_a_job_become_a_job_file(tunery: Client, long_job: str) 
     assert (content["model"], content["suffix"]) == ("tiny", "from-a-file")
     job = tunery.read_json("jobs", "--search", long_job)[0]
     assert content["training_file"] == job["training_file"]
-    given = {"n_epochs": 50, "batch_size": 4, "lora_r": 8}.items()
+    given = {"n_epochs": LONG_EPOCHS, "batch_size": 4, "lora_r": 8}.items()
     assert given <= content["hyperparameters"].items()
     assert "lora_target_modules" in content["hyperparameters"]
 
@@ -114,7 +121,7 @@ def test_ctrl_c_leaves_the_job_running_and_says_how_to_come_back(
     tunery: Client, long_job: str
 ) -> None:
     with tunery.in_terminal("watch", long_job) as terminal:
-        terminal.wait_for(r"\d+/600 loss", within_s=JOB_S)
+        terminal.wait_for(r"\d+/15,000 loss", within_s=JOB_S)
         terminal.press(CTRL_C)
         assert terminal.wait(within_s=COMMAND_S) == 130
 
@@ -122,7 +129,7 @@ def test_ctrl_c_leaves_the_job_running_and_says_how_to_come_back(
     assert tunery.read_json("jobs", "--limit", "1")[0]["status"] == "running"
 
     with tunery.in_terminal("watch", long_job) as terminal:
-        terminal.wait_for(r"\d+/600 loss", within_s=JOB_S)
+        terminal.wait_for(r"\d+/15,000 loss", within_s=JOB_S)
         tunery.run("cancel", long_job)
         assert terminal.wait(within_s=JOB_S) == 1
 
@@ -143,7 +150,7 @@ def test_a_job_that_fails_is_told_by_the_exit_code(tunery: Client) -> None:
 
 
 def test_one_idempotency_key_makes_one_job(tunery: Client) -> None:
-    tunery.write_job_file(epochs=50)
+    tunery.write_long_job_file()
     command = ("submit", "job.yaml", "--idempotency-key", f"once-{tunery.place.name}")
 
     first, again = (tunery.run(*command)[0].strip() for _ in range(2))
@@ -160,10 +167,10 @@ def test_watching_outlives_a_restart_of_the_service(tmp_path: Path) -> None:
     install_tiny_model(data_dir, source=tmp_path / "hub" / "our-tiny")
     with InstalledService(data_dir) as service:
         tunery = Client(tmp_path, service.base_url)
-        tunery.write_job_file(epochs=50)
+        tunery.write_long_job_file()
         job_id = tunery.run("submit", "job.yaml")[0].strip()
         with tunery.in_terminal("watch", job_id, "--json") as terminal:
-            terminal.wait_for("Step 10/600", within_s=JOB_S)
+            terminal.wait_for("Step 10/15000", within_s=JOB_S)
             service.processes["api"].stop(signal.SIGKILL)
             terminal.wait_for('"disconnected"', within_s=COMMAND_S)
             service.start("api")
@@ -303,7 +310,7 @@ def test_a_wrong_key_is_named_and_not_shown(tmp_path: Path) -> None:
         key = key_file.read_text("utf-8").strip()
         wrong = f"{key[:-4]}0000"
 
-        assert tunery.run("jobs", TUNERY_API_KEY=key)[1] == ""
+        assert tunery.run("jobs", TUNERY_API_KEY=key)[1] == "Found no job.\n"
         said = "".join(tunery.run("jobs", code=2, TUNERY_API_KEY=wrong))
         _, said_without = tunery.run("jobs", code=2)
 

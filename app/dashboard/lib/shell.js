@@ -57,7 +57,7 @@ export function confirm(question, verb) {
     html`<form method="dialog">
       <p>${question}</p>
       <menu>
-        <button value="no" autofocus>Cancel</button>
+        <button value="no" autofocus>Go back</button>
         <button value="yes" class="danger">${verb}</button>
       </menu>
     </form>`,
