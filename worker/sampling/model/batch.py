@@ -64,6 +64,7 @@ class Batch:
         self.is_in_order = order == list(range(len(rows)))
         self.rows: list[RowInBatch] = []
         self.segments: list[Segment] = []
+        self._caches: list[FusedCache] = []
         tokens: list[int] = []
         places: list[int] = []
         for row in (rows[index] for index in order):
@@ -74,6 +75,7 @@ class Batch:
             here = slice(start, len(tokens))
             self._add_to_segment(cast("FusedAdapter | None", row.adapter), here)
             self.rows.append(_place(cache, here))
+            self._caches.append(cache)
         lasts = [row.tokens.stop - 1 for row in self.rows]
         self.tokens_T, self.places_T, self.last_B, self.places_of_rows_B = (
             torch.tensor(each, device=shape.device)
@@ -84,6 +86,11 @@ class Batch:
             for segment in self.segments
             if segment.adapter is not None
         ]
+
+    def finish(self) -> None:
+        """Note that the caches have the keys and values of the new tokens, in all layers."""
+        for cache, row in zip(self._caches, self.rows, strict=True):
+            cache.length += row.length
 
     def _add_to_segment(self, adapter: FusedAdapter | None, tokens: slice) -> None:
         row = len(self.rows)

@@ -51,10 +51,6 @@ class FusedCache:
         fork.length = length
         return fork
 
-    def advance(self, tokens: int) -> None:
-        """Count so many more tokens, whose keys and values have been written."""
-        self.length += tokens
-
     def make_room(self, tokens: int) -> None:
         """Make room for so many tokens in all."""
         room = self.states_N2KSD.shape[3]

@@ -78,9 +78,9 @@ class FusedRunner:
 
     @property
     def bytes(self) -> int:
-        embeddings = {id(weight): weight for weight in (self._head_VH, *self._embed.parameters())}
-        tied = {weight.data_ptr(): weight.nbytes for weight in embeddings.values()}
-        return sum(tied.values()) + sum(layer.bytes for layer in self._layers)
+        embeddings = (self._head_VH, *self._embed.parameters())
+        without_tied = {weight.data_ptr(): weight.nbytes for weight in embeddings}
+        return sum(without_tied.values()) + sum(layer.bytes for layer in self._layers)
 
     @property
     def bytes_per_token(self) -> int:
@@ -115,8 +115,7 @@ class FusedRunner:
             hidden_TH = hidden_TH + _linear(seen_TH, layer.o, batch, index, 1)
             hidden_TH = hidden_TH + self._think(hidden_TH, layer, batch, index)
         logits_BV = self._score(hidden_TH, batch)
-        for row in rows:
-            row.cache.advance(len(row.tokens))
+        batch.finish()
         return logits_BV
 
     def _embed_tokens(self, batch: Batch) -> Tensor:
