@@ -18,8 +18,10 @@ from tests.sampled_models import (
 )
 from tests.tiny import ALL_LINEAR
 from worker.sampling.model.fused_runner import FusedRunner
+from worker.sampling.model.loading import load_runner
 from worker.sampling.model.reference_runner import ReferenceRunner
 from worker.sampling.model.runner import Row
+from worker.training.compute.plan import Placement
 
 FUSED = ("gemma", "llama", "mistral", "qwen2", "qwen3")
 FUSED_NAMES = ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]
@@ -157,3 +159,21 @@ def test_memory_is_told_in_bytes(tmp_path: Path) -> None:
     adapter = load_into(runner, write_random_adapter(tmp_path / "adapter", base))
     assert adapter is not None
     assert 0 < adapter.bytes < runner.bytes
+
+
+@pytest.mark.parametrize("model_type", FUSED)
+def test_in_bfloat16_it_is_about_what_it_is_in_float32(tmp_path: Path, model_type: str) -> None:
+    base = write_base(tmp_path / "base", model_type, initializer_range=0.1)
+    adapter = write_random_adapter(tmp_path / "adapter", base, use_dora=True)
+    answers: list[torch.Tensor] = []
+    for dtype in ("float32", "bfloat16"):
+        runner = load_runner(base, Placement("cpu", dtype))
+        cache, own = runner.new_cache(), load_into(runner, adapter)
+        runner.read([Row(cache, PROMPTS[0], own)])
+        answers.append(
+            runner.read([Row(cache, PROMPTS[2], own), Row(runner.new_cache(), [5], None)])
+        )
+
+    exact, rounded = answers
+    assert rounded.dtype == torch.float32
+    assert (rounded - exact).abs().max() < 0.1 * exact.abs().max()

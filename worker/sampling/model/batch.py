@@ -76,6 +76,7 @@ class Batch:
             self._add_to_segment(cast("FusedAdapter | None", row.adapter), here)
             self.rows.append(_place(cache, here))
             self._caches.append(cache)
+        self.lengths = [row.length for row in self.rows]
         lasts = [row.tokens.stop - 1 for row in self.rows]
         self.tokens_T, self.places_T, self.last_B, self.places_of_rows_B = (
             torch.tensor(each, device=shape.device)

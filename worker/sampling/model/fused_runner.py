@@ -143,29 +143,32 @@ class FusedRunner:
         return qkv_TND
 
     def _attend(self, qkv_TND: Tensor, batch: Batch, index: int) -> Tensor:
-        seen_TH = [self._attend_row(qkv_TND, row, index) for row in batch.rows]
-        return torch.cat(seen_TH) if len(seen_TH) > 1 else seen_TH[0]
+        T, _, D = qkv_TND.shape
+        q_TKGD = qkv_TND[:, : self._heads].view(T, self._kv_heads, -1, D)
+        new_T2KD = qkv_TND[:, self._heads :].view(T, 2, self._kv_heads, D)
+        news = new_T2KD.permute(1, 2, 0, 3).split(batch.lengths, dim=2)
+        seen_LKGD: list[Tensor] = []
+        for row, q_LKGD, new_2KLD in zip(
+            batch.rows, q_TKGD.split(batch.lengths), news, strict=True
+        ):
+            row.kept_2KLD[index].copy_(new_2KLD)
+            seen_LKGD.append(self._attend_row(q_LKGD, row, index))
+        return torch.cat(seen_LKGD).flatten(1)
 
-    def _attend_row(self, qkv_TND: Tensor, row: RowInBatch, index: int) -> Tensor:
-        qkv_LND = qkv_TND[row.tokens]
-        new_L2KD = qkv_LND[:, self._heads :].view(row.length, 2, self._kv_heads, -1)
-        row.kept_2KLD[index].copy_(new_L2KD.permute(1, 2, 0, 3))
-        q_LQD = qkv_LND[:, : self._heads]
+    def _attend_row(self, q_LKGD: Tensor, row: RowInBatch, index: int) -> Tensor:
         keys_1KSD, values_1KSD = row.keys_1KSD[index], row.values_1KSD[index]
         if row.length == 1:
             # The queries of one token that share keys are as several tokens of one query head.
-            q_1KGD = q_LQD.view(1, self._kv_heads, self._shape.query_groups, -1)
-            seen_1KGD = F.scaled_dot_product_attention(q_1KGD, keys_1KSD, values_1KSD)
-            return seen_1KGD.reshape(1, -1)
+            return F.scaled_dot_product_attention(q_LKGD, keys_1KSD, values_1KSD)
         seen_1QLD = F.scaled_dot_product_attention(
-            q_LQD.transpose(0, 1)[None],
+            q_LKGD.flatten(1, 2).transpose(0, 1)[None],
             keys_1KSD,
             values_1KSD,
             attn_mask=row.mask_LS,
             is_causal=row.mask_LS is None,
             enable_gqa=self._shape.query_groups > 1,
         )
-        return seen_1QLD[0].transpose(0, 1).reshape(row.length, -1)
+        return seen_1QLD[0].transpose(0, 1).reshape(q_LKGD.shape)
 
     def _think(self, hidden_TH: Tensor, layer: FusedLayer, batch: Batch, index: int) -> Tensor:
         normed_TH = self._norm(hidden_TH, layer.mlp_norm_H)
