@@ -128,8 +128,8 @@ class JsonGrammar:
 def _reason(matcher: LLMatcher) -> str:
     """The library's words, without what only its caller could follow."""
     words = " ".join(matcher.get_error().removesuffix("<non-verbose/>").split())
-    hint = "Enable 'coerce_one_of' option to approximate oneOf with anyOf."
-    return words.replace(hint, "Use anyOf.").rstrip(".")
+    hint = "Enable 'coerce_one_of' option to approximate oneOf with anyOf"
+    return words.replace(hint, "Use anyOf").rstrip(".")
 
 
 def _refuse(problem: str) -> RefusedError:
