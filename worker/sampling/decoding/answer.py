@@ -67,14 +67,14 @@ class SampledAnswer:
 
     def take(self, logits_V: Tensor) -> tuple[int | None, list[Delta | Finished]]:
         """Choose the next token: see `Choice.take`."""
-        logits_V = logits_V.detach().cpu()
-        token = self._chooser.choose(logits_V, self._grammar.allowed() if self._grammar else None)
+        logits = logits_V.numpy(force=True)
+        token = self._chooser.choose(logits, self._grammar.allowed() if self._grammar else None)
         self._tokens += 1
         if token in self._limits.stop_tokens:
             return None, self._finish("stop", self._text.end())
         told = self._text.add(token)
         if self._logprobs:
-            self._logprobs.add(logits_V, token, end=self._text.written)
+            self._logprobs.add(logits, token, end=self._text.written)
         if self._text.is_stopped:
             return None, self._finish("stop", told)
         if self._grammar:

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, cast
 
 import llguidance.hf
 import numpy as np
-import torch
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
-from torch import Tensor
+from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from app.core.sampling.messages import TextForm
@@ -100,7 +99,7 @@ class JsonGrammar:
         """The grammar for another answer, at the same place."""
         return JsonGrammar(self._matcher.deep_copy(), self._vocabulary)
 
-    def allowed(self) -> Tensor:
+    def allowed(self) -> NDArray[np.bool_]:
         """`allowed_V`: whether each token may be chosen now.
 
         Raises:
@@ -109,7 +108,7 @@ class JsonGrammar:
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         self._check()
         allowed_V = np.unpackbits(bits, count=self._vocabulary, bitorder="little")
-        return torch.from_numpy(allowed_V.view(np.bool_))
+        return allowed_V.view(np.bool_)
 
     def take(self, token: int) -> None:
         """Go on with a token that was allowed.

@@ -4,11 +4,13 @@ Dimension key:
     V  vocabulary
 """
 
+import math
 from collections import deque
 
-from torch import Tensor
+import numpy as np
 
 from app.core.sampling.messages import ChosenLogProb, TokenLogProb
+from worker.sampling.decoding.next_token import Floats
 from worker.sampling.decoding.text.token_text import TokenTexts
 
 _IMPOSSIBLE = -9999.0
@@ -29,7 +31,7 @@ class LogProbs:
         self._top = top
         self._held: deque[tuple[int, ChosenLogProb]] = deque()
 
-    def add(self, logits_V: Tensor, token: int, *, end: int) -> None:
+    def add(self, logits_V: Floats, token: int, *, end: int) -> None:
         """Note a token.
 
         Args:
@@ -37,12 +39,14 @@ class LogProbs:
             token: the token.
             end: number of characters of the answer up to its end.
         """
-        norm = float(logits_V.logsumexp(0))
-        top = logits_V.topk(min(self._top, len(logits_V)))
-        pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
+        peak = logits_V.max()
+        norm = float(peak) + math.log(np.exp(logits_V - peak).sum(dtype=np.float64))
         chosen = ChosenLogProb(
             **self._describe(token, float(logits_V[token]) - norm).model_dump(),
-            top=tuple(self._describe(token, logit - norm) for token, logit in pairs),
+            top=tuple(
+                self._describe(likely, float(logits_V[likely]) - norm)
+                for likely in self._most_likely(logits_V)
+            ),
         )
         self._held.append((end, chosen))
 
@@ -52,6 +56,13 @@ class LogProbs:
         while self._held and self._held[0][0] <= end:
             told.append(self._held.popleft()[1])
         return tuple(told)
+
+    def _most_likely(self, logits_V: Floats) -> list[int]:
+        top = min(self._top, len(logits_V))
+        if top == 0:
+            return []
+        likely = np.argpartition(logits_V, -top)[-top:]
+        return likely[np.argsort(-logits_V[likely], kind="stable")].tolist()
 
     def _describe(self, token: int, logprob: float) -> TokenLogProb:
         text = self._texts.read(token)

@@ -1,5 +1,8 @@
 """Chooses the next token from logits, in a fraction of the time that a sort would take.
 
+All of it is numpy in one thread: the threads of torch would wait for each other longer than they
+compute.
+
 Dimension key:
     V  vocabulary
     C  candidates
@@ -9,11 +12,12 @@ import math
 import random
 
 import numpy as np
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from app.core.sampling.messages import SamplingParameters
 from worker.sampling.decoding.refusals import model_is_broken
+
+Floats = NDArray[np.float32]
 
 _COLDEST = 1e-4
 """Temperature below which the most likely token is chosen: no other one has a chance."""
@@ -47,21 +51,28 @@ class TokenChooser:
         self._random = random.Random(seed)  # noqa: S311
         self._chosen: set[int] = set()
         self._shift_V = _biases(parameters, vocabulary)
+        # The same memory each time: to get that of large arrays anew costs more than to fill it.
+        self._scores_V = np.empty(vocabulary, np.float32)
+        self._weights_V = np.empty(vocabulary, np.float32)
 
-    def choose(self, logits_V: Tensor, allowed_V: Tensor | None = None) -> int:
+    def choose(self, logits_V: Floats, allowed_V: NDArray[np.bool_] | None = None) -> int:
         """Choose a token.
 
         Args:
-            logits_V: float32, on the CPU. They are not changed.
+            logits_V: of the next token. They are not changed.
             allowed_V: whether each token may be chosen; None if all of them may.
 
         Raises:
             RefusedError: the logits are not numbers.
         """
-        scores_V = logits_V if self._shift_V is None else logits_V + self._shift_V
+        scores_V = logits_V
+        if self._shift_V is not None:
+            scores_V = np.add(scores_V, self._shift_V, out=self._scores_V)
         if allowed_V is not None:
-            scores_V = scores_V.masked_fill(~allowed_V, -math.inf)
-        best = int(scores_V.numpy().argmax())  # much faster than torch's
+            np.copyto(self._scores_V, scores_V)
+            scores_V = self._scores_V
+            scores_V[~allowed_V] = -math.inf
+        best = int(scores_V.argmax())
         peak = float(scores_V[best])
         if not math.isfinite(peak):
             raise model_is_broken()
@@ -70,30 +81,30 @@ class TokenChooser:
         self._penalise(token)
         return token
 
-    def _sample(self, scores_V: Tensor, peak: float) -> int:
-        log_weights_V = (scores_V - peak).div_(self._parameters.temperature)
-        weights_V = log_weights_V.exp()
+    def _sample(self, scores_V: Floats, peak: float) -> int:
+        with np.errstate(over="ignore"):  # what is that unlikely has no weight
+            log_weights_V = np.subtract(scores_V, np.float32(peak), out=self._scores_V)
+            log_weights_V /= np.float32(self._parameters.temperature)
+        weights_V = np.exp(log_weights_V, out=self._weights_V)
         if self._parameters.top_p == 1:
             return self._draw(weights_V)
         tokens_C = _nucleus(log_weights_V, weights_V, self._parameters.top_p)
         return int(tokens_C[self._draw(weights_V[tokens_C])])
 
-    def _draw(self, weights: Tensor) -> int:
+    def _draw(self, weights: Floats) -> int:
         """An index, each with the probability of its weight."""
         end = len(weights) // _BLOCK * _BLOCK
-        blocks = torch.cat(
-            (weights[:end].view(-1, _BLOCK).sum(1), weights[end:].sum(0, keepdim=True))
-        )
-        start = self._draw_from_few(blocks) * _BLOCK
+        blocks = [*weights[:end].reshape(-1, _BLOCK).sum(1), weights[end:].sum()]
+        start = self._draw_from_few(np.array(blocks)) * _BLOCK
         return start + self._draw_from_few(weights[start : start + _BLOCK])
 
-    def _draw_from_few(self, weights: Tensor) -> int:
-        mass = weights.cumsum(0, dtype=torch.float64)
+    def _draw_from_few(self, weights: Floats) -> int:
+        mass = weights.cumsum(dtype=np.float64)
         total = float(mass[-1])
         # What is drawn lies below the total, also when rounded, so an index without weight is never
         # drawn.
         drawn = min(self._random.random() * total, math.nextafter(total, 0))
-        return int(torch.searchsorted(mass, drawn, right=True))
+        return int(mass.searchsorted(drawn, "right"))
 
     def _penalise(self, token: int) -> None:
         """Make a token that was chosen less likely, by OpenAI's formula."""
@@ -105,18 +116,18 @@ class TokenChooser:
             self._shift_V[token] -= self._parameters.presence_penalty
 
 
-def _biases(parameters: SamplingParameters, vocabulary: int) -> Tensor | None:
+def _biases(parameters: SamplingParameters, vocabulary: int) -> Floats | None:
     """What is added to the logits of the first token; None if nothing is added to any."""
     penalties = parameters.frequency_penalty, parameters.presence_penalty
     if not parameters.logit_bias and not any(penalties):
         return None
-    shift_V = torch.zeros(vocabulary)
+    shift_V = np.zeros(vocabulary, np.float32)
     for token, bias in parameters.logit_bias.items():
         shift_V[token] = bias
     return shift_V
 
 
-def _nucleus(log_weights_V: Tensor, weights_V: Tensor, top_p: float) -> Tensor:
+def _nucleus(log_weights_V: Floats, weights_V: Floats, top_p: float) -> NDArray[np.intp]:
     """The fewest tokens that have `top_p` of the weight together.
 
     Only tokens that are about as likely as the last of them are sorted.
@@ -130,11 +141,11 @@ def _nucleus(log_weights_V: Tensor, weights_V: Tensor, top_p: float) -> Tensor:
     needed = top_p * total
     # All tokens below the second of these weights have less than the rest of the weight together.
     for smallest in (_LIKELY, (1 - top_p) * total / len(weights_V)):
-        tokens_C = np.flatnonzero(weights_V.numpy() >= smallest)
-        weights_C = weights_V.numpy()[tokens_C]
+        tokens_C = np.flatnonzero(weights_V >= smallest)
+        weights_C = weights_V[tokens_C]
         if weights_C.sum(dtype=np.float64) >= needed:
             break
-    buckets_C = (log_weights_V.numpy()[tokens_C] * -_BUCKETS_PER_UNIT).clip(max=_BUCKETS - 1)
+    buckets_C = (log_weights_V[tokens_C] * -_BUCKETS_PER_UNIT).clip(max=_BUCKETS - 1)
     buckets_C = buckets_C.astype(np.intp)
     mass = np.bincount(buckets_C, weights_C, _BUCKETS).cumsum()
     last = min(int(mass.searchsorted(needed)), _BUCKETS - 1)
@@ -143,4 +154,4 @@ def _nucleus(log_weights_V: Tensor, weights_V: Tensor, top_p: float) -> Tensor:
     last_C = last_C[np.argsort(-weights_C[last_C], kind="stable")]
     kept = int(weights_C[last_C].cumsum(dtype=np.float64).searchsorted(missing)) + 1
     kept_C = np.concatenate((np.flatnonzero(buckets_C < last), last_C[:kept]))
-    return torch.from_numpy(tokens_C[kept_C])
+    return tokens_C[kept_C]

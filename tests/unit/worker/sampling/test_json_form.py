@@ -7,8 +7,8 @@ import time
 from typing import Any
 
 import jsonschema
+import numpy as np
 import pytest
-import torch
 
 from app.core.sampling.messages import SamplingParameters, TextForm
 from tests.tiny import VOCABULARY, build_tokenizer
@@ -25,11 +25,11 @@ FORMS = JsonForms(build_tokenizer(), vocabulary=PADDED, stop_tokens=[STOP])
 
 def write(grammar: JsonGrammar, *, seed: int, limit: int = 20_000) -> str:
     """What a model with random logits writes."""
-    noise = torch.Generator().manual_seed(seed)
+    noise = np.random.default_rng(seed)
     chooser = TokenChooser(SamplingParameters(seed=seed), vocabulary=PADDED)
     tokens: list[int] = []
     while not grammar.is_complete and len(tokens) < limit:
-        token = chooser.choose(torch.randn(PADDED, generator=noise), grammar.allowed())
+        token = chooser.choose(noise.standard_normal(PADDED, np.float32), grammar.allowed())
         if token == STOP:
             break
         grammar.take(token)
