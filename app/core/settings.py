@@ -272,6 +272,11 @@ class Settings(BaseSettings):
         return self.data_dir / "signing"
 
     @property
+    def sampler_dir(self) -> Path:
+        """Directory of the socket at which the sampler listens."""
+        return self.data_dir / "sampler"
+
+    @property
     def work_dir(self) -> Path:
         """Directory of the job directories of running attempts."""
         return self.data_dir / "work"
