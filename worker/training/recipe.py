@@ -181,7 +181,7 @@ def _load_model(
         freeze_start(model)
     for note in explain_adapter(model, config.lora):
         report(note)
-    if plan.forward == "fast" and not has_fused_layers(model):
+    if plan.forward == "fast" and not has_fused_layers(model.get_base_model()):
         plan = make(has_fused_layers=False)
         plan.check_memory(memory)
     report(Noted(message=plan.explanation, level="warn" if plan.is_warning else "info"))

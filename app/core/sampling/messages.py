@@ -128,7 +128,7 @@ class ChosenLogProb(TokenLogProb):
 class ToolCall(Frozen):
     name: str
     arguments: str
-    """JSON, as the model has written it."""
+    """A JSON object."""
 
 
 class Delta(Frozen):

@@ -1,0 +1,134 @@
+"""Answers that must be JSON, written by a model that knows nothing."""
+
+import json
+import random
+from typing import Any
+
+import jsonschema
+import pytest
+import torch
+
+from app.core.sampling.messages import SamplingParameters, TextForm
+from tests.tiny import VOCABULARY, build_tokenizer
+from worker.sampling.decoding.json_form import MAX_SCHEMA_CHARACTERS, JsonForms, JsonGrammar
+from worker.sampling.decoding.next_token import TokenChooser
+from worker.sampling.decoding.refusals import RefusedError
+
+STOP = 258
+PADDED = VOCABULARY + 29
+"""Some models have more logits than there are tokens."""
+
+FORMS = JsonForms(build_tokenizer(), vocabulary=PADDED, stop_tokens=[STOP])
+
+
+def write(grammar: JsonGrammar, *, seed: int, limit: int = 20_000) -> str:
+    """What a model with random logits writes."""
+    noise = torch.Generator().manual_seed(seed)
+    chooser = TokenChooser(SamplingParameters(seed=seed), vocabulary=PADDED)
+    tokens: list[int] = []
+    while not grammar.is_complete and len(tokens) < limit:
+        token = chooser.choose(torch.randn(PADDED, generator=noise), grammar.allowed())
+        if token == STOP:
+            break
+        grammar.take(token)
+        tokens.append(token)
+    return str(build_tokenizer().decode(tokens))
+
+
+def random_schema(rng: random.Random, depth: int = 0) -> dict[str, Any]:
+    kinds = ["string", "integer", "number", "boolean", "null", "enum", "pattern"]
+    kind = rng.choice(kinds + ["object", "array", "anyOf"] * (depth < 2))
+    match kind:
+        case "object":
+            names = [f"k{index}" for index in range(rng.randint(1, 3))]
+            return {
+                "type": "object",
+                "properties": {name: random_schema(rng, depth + 1) for name in names},
+                "required": names[: rng.randint(0, len(names))],
+                "additionalProperties": False,
+            }
+        case "array":
+            return {"type": "array", "items": random_schema(rng, depth + 1), "maxItems": 3}
+        case "anyOf":
+            return {"anyOf": [random_schema(rng, depth + 1) for _ in range(2)]}
+        case "enum":
+            return {"enum": ["red", "grün", 7, None]}
+        case "pattern":
+            return {"type": "string", "pattern": "^[A-Z]{2}[0-9]{3}$"}
+        case "string":
+            return {"type": "string", "maxLength": 20}
+        case "integer":
+            return {"type": "integer", "minimum": 0, "maximum": 120}
+        case _:
+            return {"type": kind}
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_answers_are_instances_of_a_random_schema(seed: int) -> None:
+    schema = random_schema(random.Random(seed))  # noqa: S311 - repeatable
+
+    text = write(FORMS.compile(TextForm(json_schema=schema)), seed=seed)
+
+    jsonschema.validate(json.loads(text), schema)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_without_a_schema_an_answer_is_a_json_object(seed: int) -> None:
+    assert isinstance(json.loads(write(FORMS.compile(TextForm()), seed=seed)), dict)
+
+
+def test_a_copy_goes_on_by_itself() -> None:
+    grammar = FORMS.compile(TextForm(json_schema={"enum": [1, 23]}))
+    first, second = grammar.copy(), grammar.copy()
+
+    assert json.loads(write(first, seed=1)) in (1, 23)
+    assert json.loads(write(second, seed=1)) in (1, 23)
+
+
+@pytest.mark.parametrize(
+    ("schema", "named"),
+    [
+        ({"type": "colour"}, "colour"),
+        ({"type": "array", "uniqueItems": True}, "uniqueItems"),
+        ({"type": "object", "properties": {"x": {"not": {}}}}, "not"),
+        ({"$ref": "https://example.com/schema.json"}, "example.com"),
+        ({"$ref": "#/$defs/missing"}, "missing"),
+        ({"type": "string", "pattern": "("}, "pattern"),
+        ({"type": "string", "pattern": "(?=x)"}, "pattern"),
+        ({"type": "string", "minLength": 5, "maxLength": 2}, "Length"),
+        ({"type": "array", "uniqueItems": True, "x-guidance": {"lenient": True}}, "uniqueItems"),
+    ],
+)
+def test_a_schema_that_cannot_be_followed_is_refused_with_its_part(
+    schema: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(RefusedError, match=named) as raised:
+        FORMS.compile(TextForm(json_schema=schema))
+
+    assert raised.value.answer.status == 400
+    assert raised.value.answer.code == "schema_unsupported"
+    assert raised.value.answer.param == "response_format"
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"enum": ["x" * 9] * (MAX_SCHEMA_CHARACTERS // 9)},
+        {"type": "string", "pattern": "^(a{1,1000}b{1,1000}){1,1000}$"},
+        {"type": "array", "minItems": 10**9, "items": {"type": "string", "pattern": "a{9999}"}},
+    ],
+)
+@pytest.mark.timeout(20)
+def test_a_schema_that_would_take_too_long_is_refused(schema: dict[str, Any]) -> None:
+    with pytest.raises(RefusedError):
+        write(FORMS.compile(TextForm(json_schema=schema)), seed=0, limit=50)
+
+
+def test_white_space_ends() -> None:
+    grammar = FORMS.compile(TextForm(json_schema={"type": "boolean"}))
+    space = build_tokenizer().encode("\n")[0]
+    lines = 0
+    while bool(grammar.allowed()[space]):
+        grammar.take(space)
+        lines += 1
+        assert lines <= 100
