@@ -180,6 +180,21 @@ class Settings(BaseSettings):
     refuses to start a worker on a machine that cannot filter system calls, restrict file access,
     limit resources or give up privileges. `off` is for debugging."""
 
+    sampling: Literal["off", "idle", "shared"] = "idle"
+    """Whether models can be asked, and what happens while a job trains on the same machine. `off`
+    means never. `idle` refuses new requests while a job trains. `shared` answers them with one
+    thread in a quarter of the time, which slows the job down."""
+
+    sampling_memory_bytes: int | None = Field(default=None, ge=64 * 1024 * 1024)
+    """Maximum memory of the sampler for base models, adapters and the text of requests, in bytes.
+    The default is a quarter of the memory of the machine."""
+
+    sampling_queue: int = Field(default=32, ge=0, le=10_000)
+    """Maximum number of requests that wait for the sampler. A further one gets 429."""
+
+    sampling_threads: int | None = Field(default=None, ge=1, le=1024)
+    """CPU threads of the sampler while no job trains. The default is the number of CPUs."""
+
     install_default_model: bool = True
     """Whether a worker installs the embedded base model at its start if the model is missing."""
 
@@ -248,9 +263,18 @@ class Settings(BaseSettings):
         return self.training_threads or max(1, (os.cpu_count() or 1) // self.concurrency)
 
     @property
+    def resolved_sampling_threads(self) -> int:
+        return self.sampling_threads or os.cpu_count() or 1
+
+    @property
     def cache_dir(self) -> Path:
         """What training jobs keep for later ones. Deleting it costs only time."""
         return self.data_dir / "cache"
+
+    @property
+    def machine_cache_dir(self) -> Path:
+        """What the jobs of all projects keep for later ones: the speeds of the processor."""
+        return self.cache_dir / "machine"
 
     @property
     def project_caches_dir(self) -> Path:
@@ -259,8 +283,8 @@ class Settings(BaseSettings):
 
     def caches_of(self, project_id: str) -> dict[str, Path]:
         """Caches of a project's training jobs, by their names in a job directory."""
-        machine, own = self.cache_dir / "machine", self.project_caches_dir / project_id
-        return {MACHINE_CACHE_NAME: machine, PROJECT_CACHE_NAME: own}
+        own = self.project_caches_dir / project_id
+        return {MACHINE_CACHE_NAME: self.machine_cache_dir, PROJECT_CACHE_NAME: own}
 
     @property
     def blobs_dir(self) -> Path:

@@ -174,9 +174,7 @@ class Shelf:
 
     def _check_model(self, ask: Ask) -> Path:
         """The directory of a base model, if the model in it is the one that was asked for."""
-        directory = ask.base_model
-        if self._options.models not in directory.parents or ".." in directory.parts:
-            raise UnavailableError("base_model_missing", "The base model is not an installed one.")
+        directory = self._options.models / ask.base_model.name  # wherever the API sees it
         try:
             record = InstalledModel.model_validate_json((directory / RECORD_NAME).read_bytes())
         except (OSError, ValidationError):

@@ -4,6 +4,7 @@ The client is the API alone, but nothing here relies on that: sizes are bounded,
 that are not regular files are refused.
 """
 
+import fcntl
 import os
 import socket
 import stat
@@ -102,10 +103,16 @@ class AskReader:
             raise ProtocolError(f"an invalid request: {first['loc']}: {first['msg']}") from None
         if len(self._descriptors) != (2 if ask.adapter else 0):
             raise ProtocolError(f"{len(self._descriptors)} descriptors")
-        if not all(stat.S_ISREG(os.fstat(each).st_mode) for each in self._descriptors):
-            raise ProtocolError("a descriptor that is no file")
+        if not all(map(_is_readable_file, self._descriptors)):
+            raise ProtocolError("a descriptor that is no file to read")
         files = [os.fdopen(descriptor, "rb") for descriptor in self._descriptors]
         self._descriptors.clear()
         for file in files:
             file.seek(0)  # whoever has opened it shares the position
         return Received(ask, files)
+
+
+def _is_readable_file(descriptor: int) -> bool:
+    flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
+    is_opened_to_read = not flags & (os.O_WRONLY | os.O_PATH)
+    return is_opened_to_read and stat.S_ISREG(os.fstat(descriptor).st_mode)
