@@ -43,12 +43,13 @@ class AdapterRef(Frozen):
 
 
 class ChatPrompt(Frozen):
-    """Messages, which the chat template of the base model renders."""
+    """Messages and tools in the form of chat templates, which that of the base model renders."""
 
     kind: Literal["chat"] = "chat"
     messages: tuple[dict[str, Any], ...]
     tools: tuple[dict[str, Any], ...] = ()
     tool_choice: Literal["auto", "none"] = "auto"
+    """`none` looks for no calls in the answers. The tools are shown to the model either way."""
 
 
 class TextPrompt(Frozen):

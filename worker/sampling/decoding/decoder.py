@@ -73,7 +73,7 @@ class Decoder:
         self._prompts = PromptWriter(
             self._tokenizer, window=window, vocabulary=vocabulary, today=today
         )
-        self._endings = Endings(base_model, self._tokenizer, today)
+        self._endings = Endings(base_model, self._tokenizer, lambda: self._prompts.template)
 
     def prepare(self, ask: Ask) -> Prepared:
         """The prompt of a request, and its answers in the making.
@@ -99,7 +99,7 @@ class Decoder:
 
     @cached_property
     def _call_form(self) -> DetectedForm | None:
-        return detect_form(self._prompts.template, self._endings.written)
+        return detect_form(self._endings.finder) if self._endings.finder else None
 
     def _check(self, ask: Ask) -> None:
         parameters, problem, param = ask.parameters, "", ""

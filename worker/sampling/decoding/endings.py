@@ -2,14 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import date
 from functools import cached_property
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from worker.training.data.chat_template import ChatTemplateError
-from worker.training.data.chats import ChatRenderer
+from worker.training.data.answers import AnswerFinder
+from worker.training.data.chat_template import ChatTemplate, ChatTemplateError, list_added_tokens
 from worker.training.data.stop_tokens import StopTokens
 
 
@@ -24,17 +23,20 @@ class Endings:
     """Where a base model stops, and where training teaches its adapters to stop."""
 
     def __init__(
-        self, base_model: Path, tokenizer: PreTrainedTokenizerBase, today: Callable[[], date]
+        self,
+        base_model: Path,
+        tokenizer: PreTrainedTokenizerBase,
+        template: Callable[[], ChatTemplate],
     ) -> None:
         """Read the settings of a base model.
 
         Args:
             base_model: its directory.
             tokenizer: its tokenizer.
-            today: tells the day that chat templates see.
+            template: tells its chat template, or raises ChatTemplateError.
         """
         self._tokenizer = tokenizer
-        self._today = today
+        self._template = template
         self._base = StopTokens.read(base_model, tokenizer)
 
     @property
@@ -43,19 +45,19 @@ class Endings:
 
     @cached_property
     def of_chats(self) -> Stops:
-        stop_tokens = list(self._base.base.values()) if self._base.are_known else None
-        try:
-            renderer = ChatRenderer(self._tokenizer, today=self._today(), stop_tokens=stop_tokens)
-        except ChatTemplateError:  # it marks no end, so nothing was taught either
+        if self.finder is None:
             return self.of_texts
-        taught = self._base.teaching([renderer.stop], self._tokenizer).taught
+        taught = self._base.teaching([self.finder.stop], self._tokenizer).taught
         tokens = {token for token in taught.values() if token is not None}
         texts = (text for text, token in taught.items() if token is None)
         return Stops(frozenset(tokens.union(self._base.base)), tuple(texts))
 
-    @property
-    def written(self) -> list[str]:
-        """All that ends an answer in a chat, as it is written."""
-        stops = self.of_chats
-        tokens = (self._tokenizer.convert_ids_to_tokens(token) for token in stops.tokens)
-        return [*map(str, tokens), *stops.texts]
+    @cached_property
+    def finder(self) -> AnswerFinder | None:
+        """Finds what training teaches. None if nothing can be taught with this template."""
+        stop_tokens = list(self._base.base.values()) if self._base.are_known else None
+        try:
+            template = self._template()
+            return AnswerFinder(template, stop_tokens, list_added_tokens(self._tokenizer))
+        except ChatTemplateError:
+            return None

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from app.core.sampling.messages import SamplingParameters
-from worker.sampling.decoding.refusals import BrokenModelError
+from worker.sampling.decoding.refusals import model_is_broken
 
 _COLDEST = 1e-4
 """Temperature below which the most likely token is chosen: no other one has a chance."""
@@ -50,7 +50,7 @@ class TokenChooser:
             allowed_V: whether each token may be chosen; None if all of them may.
 
         Raises:
-            BrokenModelError: the logits are not numbers.
+            RefusedError: the logits are not numbers.
         """
         scores_V = logits_V if self._shift_V is None else logits_V + self._shift_V
         if allowed_V is not None:
@@ -58,7 +58,7 @@ class TokenChooser:
         best = int(scores_V.argmax())
         peak = float(scores_V[best])
         if not math.isfinite(peak):
-            raise BrokenModelError
+            raise model_is_broken()
         is_greedy = self._parameters.temperature < _COLDEST
         token = best if is_greedy else self._sample(scores_V, peak)
         self._penalise(token)

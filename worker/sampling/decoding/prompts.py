@@ -6,15 +6,12 @@ from typing import cast
 
 from transformers import PreTrainedTokenizerBase
 
-from app.core.dataset.formats import LineError
-from app.core.dataset.rows.messages import parse_messages
 from app.core.sampling.messages import ChatPrompt, TextPrompt
 from worker.sampling.decoding.probes import writes_calls, writes_tools
 from worker.sampling.decoding.refusals import RefusedError
 from worker.training.data.chat_template import (
     ChatTemplate,
     ChatTemplateError,
-    Message,
     NoChatTemplateError,
 )
 from worker.training.data.encoding import end_of_text
@@ -77,16 +74,12 @@ class PromptWriter:
             RefusedError: the chat template does not take the messages or the tools.
         """
         try:
-            parsed = parse_messages({"messages": list(prompt.messages)}, "messages")
-        except LineError as error:
-            raise RefusedError("invalid_value", f"{error.path}: {error}", param="messages") from None
-        messages = [message for message, _ in parsed]
-        try:
             template = self.template
-            self._check_tools(prompt, messages, template)
-            tools = list(prompt.tools) if prompt.tool_choice == "auto" else []
+            _check_tools(prompt, template)
             text = template.render(
-                template.adapt(messages), tools or None, add_generation_prompt=True
+                template.adapt(prompt.messages),
+                list(prompt.tools) or None,
+                add_generation_prompt=True,
             )
             text.encode()
         except NoChatTemplateError:
@@ -115,22 +108,6 @@ class PromptWriter:
             self._template = today, ChatTemplate(self._tokenizer, today=today)
         return self._template[1]
 
-    def _check_tools(
-        self, prompt: ChatPrompt, messages: list[Message], template: ChatTemplate
-    ) -> None:
-        """Refuse what the template would leave out without a word."""
-        if prompt.tools and prompt.tool_choice == "auto" and not writes_tools(template):
-            message = (
-                "This model's chat template has no place for tools. Remove 'tools', or use a model "
-                "whose template has one."
-            )
-            raise RefusedError("tools_unsupported", message, param="tools")
-        if any(message.get("tool_calls") for message in messages) and not writes_calls(template):
-            message = (
-                "This model's chat template leaves tool calls out. Remove them from the messages, "
-                "or use a model whose template writes them."
-            )
-            raise RefusedError("tools_unsupported", message, param="messages")
 
     def _write_text(self, prompt: TextPrompt) -> list[int]:
         if prompt.tokens is None:
@@ -170,3 +147,20 @@ class PromptWriter:
         return cast("list[int]", encoded["input_ids"])
 
 
+
+
+def _check_tools(prompt: ChatPrompt, template: ChatTemplate) -> None:
+    """Refuse what the template would leave out without a word."""
+    if prompt.tools and not writes_tools(template):
+        message = (
+            "This model's chat template has no place for tools. Leave 'tools' out, or use a model "
+            "whose template has one."
+        )
+        raise RefusedError("tools_not_supported", message, param="tools")
+    has_calls = any(message.get("tool_calls") for message in prompt.messages)
+    if has_calls and not writes_calls(template):
+        message = (
+            "This model's chat template leaves tool calls out. Remove them from the messages, or "
+            "use a model whose template writes them."
+        )
+        raise RefusedError("tools_not_supported", message, param="messages")

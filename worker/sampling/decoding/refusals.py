@@ -1,5 +1,7 @@
 """Why a request gets no answer, or not all of it."""
 
+from typing import Literal
+
 from app.core.sampling.messages import Refused
 
 
@@ -10,18 +12,22 @@ class RefusedError(Exception):
         answer: what the API is told.
     """
 
-    def __init__(self, code: str, message: str, *, param: str | None = None) -> None:
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        *,
+        param: str | None = None,
+        status: Literal[400, 500, 503] = 400,
+    ) -> None:
         super().__init__(message)
-        self.answer = Refused(status=400, code=code, message=message, param=param)
+        self.answer = Refused(status=status, code=code, message=message, param=param)
 
 
-class BrokenModelError(RefusedError):
-    """The logits of a model are not numbers, so nothing can be chosen by them."""
-
-    def __init__(self) -> None:
-        code, message = "model_broken", (
-            "The model computes values that are not numbers. If it is a tuned model, its training "
-            "may have diverged: try an earlier checkpoint."
-        )
-        super().__init__(code, message, param="model")
-        self.answer = Refused(status=500, code=code, message=message, param="model")
+def model_is_broken() -> RefusedError:
+    """The logits are not numbers, so nothing can be chosen by them."""
+    message = (
+        "The model computes values that are not numbers. If it is a tuned model, its training may "
+        "have diverged: try an earlier checkpoint."
+    )
+    return RefusedError("model_broken", message, param="model", status=500)

@@ -8,7 +8,7 @@ import torch
 
 from app.core.sampling.messages import SamplingParameters
 from worker.sampling.decoding.next_token import TokenChooser
-from worker.sampling.decoding.refusals import BrokenModelError
+from worker.sampling.decoding.refusals import RefusedError
 
 LOGITS = torch.tensor([2.0, 1.0, 0.0, -1.0, -2.0, 0.5])
 DRAWS = 4000
@@ -121,7 +121,7 @@ def test_only_allowed_tokens_are_chosen(top_p: float) -> None:
 def test_logits_that_are_not_numbers_are_reported(temperature: float) -> None:
     choose = chooser(temperature=temperature, vocabulary=3).choose
 
-    with pytest.raises(BrokenModelError):
+    with pytest.raises(RefusedError, match="not numbers"):
         choose(torch.tensor([0.0, float("nan"), 1.0]))
 
 

@@ -12,7 +12,8 @@ from worker.sampling.decoding.calls.forms import FORMS, CallForm
 from worker.sampling.decoding.calls.reader import CallReader
 from worker.sampling.decoding.calls.values import schemas_of
 from worker.sampling.decoding.text.told import Told
-from worker.training.data.chat_template import ChatTemplate
+from worker.training.data.answers import AnswerFinder
+from worker.training.data.chat_template import ChatTemplate, ChatTemplateError, list_added_tokens
 
 HERMES = FORMS[0]
 BARE = FORMS[-1]
@@ -64,9 +65,19 @@ ONE_CALL = {"llama3_1", "llama3_2"}
 """Families whose templates take one call in an answer."""
 
 
-def template_of(family: str) -> tuple[ChatTemplate, list[str]]:
-    template = ChatTemplate(build_tokenizer(family), today=TODAY)
-    return template, [FAMILIES[family]["eos"], *FAMILIES[family].get("stop_tokens", ())]
+def finder_of(family: str) -> AnswerFinder:
+    tokenizer = build_tokenizer(family)
+    template = ChatTemplate(tokenizer, today=TODAY)
+    return AnswerFinder(
+        template, FAMILIES[family].get("stop_tokens"), list_added_tokens(tokenizer)
+    )
+
+
+def is_known(family: str) -> bool:
+    try:
+        return detect_form(finder_of(family)) is not None
+    except ChatTemplateError:
+        return False
 
 
 def read(form: CallForm, text: str, *, size: int = 1) -> Told:
@@ -82,7 +93,7 @@ def parsed(calls: tuple[ToolCall, ...]) -> list[tuple[str, dict[str, Any]]]:
 
 
 def test_the_forms_of_these_families_are_known() -> None:
-    found = {family for family in FAMILIES if detect_form(*template_of(family)) is not None}
+    found = {family for family in FAMILIES if is_known(family)}
 
     assert found == KNOWN
 
@@ -90,33 +101,25 @@ def test_the_forms_of_these_families_are_known() -> None:
 @pytest.mark.parametrize("size", [1, 7, 1000])
 @pytest.mark.parametrize("family", sorted(KNOWN))
 def test_what_a_template_writes_is_read_back(family: str, size: int) -> None:
-    template, stops = template_of(family)
-    detected = detect_form(template, stops)
+    finder = finder_of(family)
+    detected = detect_form(finder)
     assert detected
     calls = CALLS[:1] if family in ONE_CALL else CALLS
-    message = {
-        "role": "assistant",
-        "content": "",
-        "tool_calls": [
-            {
-                "id": f"call0000{index}",
-                "type": "function",
-                "function": {"name": name, "arguments": json.dumps(arguments)},
-            }
-            for index, (name, arguments) in enumerate(calls)
-        ],
-    }
-    question = {"role": "user", "content": "Q"}
-    marker = detected.written[:1]
-    prompt = template.render([question], list(TOOLS), add_generation_prompt=True)
-    text = template.render(template.adapt([question, message]), list(TOOLS))
-    answer = text[text.rfind(prompt[-20:].rstrip()[-5:]) :] if not text.startswith(prompt) else (
-        text[len(prompt) :]
-    )
-    answer = answer[answer.index(marker) :]
-    end = min(answer.find(stop) for stop in stops if stop in answer)
+    written = [
+        {
+            "id": f"call0000{index}",
+            "type": "function",
+            "function": {"name": name, "arguments": json.dumps(arguments)},
+        }
+        for index, (name, arguments) in enumerate(calls)
+    ]
+    messages = [
+        {"role": "user", "content": "Q"},
+        {"role": "assistant", "content": "", "tool_calls": written},
+    ]
+    answer = finder.find(finder.template.adapt(messages), list(TOOLS)).completion
 
-    told = read(detected.form, answer[:end], size=size)
+    told = read(detected.form, answer.removesuffix(finder.stop), size=size)
 
     assert parsed(told.calls) == calls
     assert "find_city" not in told.text

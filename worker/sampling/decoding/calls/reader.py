@@ -39,48 +39,49 @@ class CallReader:
         """What was held back, now that nothing follows."""
         held, self._held = self._held, ""
         if self._is_in_call and self._form.closing is None:
-            return self._read(held, held)
+            return self._read(held)
         if self._has_calls and not self._is_in_call:
             held = held.rstrip()
         return Told(held)
 
     def _find_call(self) -> Told | None:
-        """What comes before the next call; None if there may be one that is not whole yet."""
+        """What comes before the next call; None if nothing more can be told."""
         start = self._held.find(self._form.opening)
-        if self._form.is_bare and (self._has_text or self._held[:start].strip() or start < 0):
-            start = -1
+        if self._form.is_bare and (self._has_text or self._held[: max(0, start)].strip()):
+            start = -1  # only a whole answer is a call
         self._is_in_call = start >= 0
-        end = start if self._is_in_call else len(self._held) - self._uncertain()
-        before, self._held = self._held[:end], self._held[end:]
-        if self._is_in_call:
-            before = before.rstrip()
-        self._has_text |= bool(before)
-        return Told(before) if before or self._is_in_call else None
+        certain = start if self._is_in_call else len(self._held) - self._uncertain()
+        end = len(self._held[:certain].rstrip())
+        if self._form.is_bare and self._has_text:
+            end = certain
+        told, self._held = self._held[:end], self._held[end:]
+        self._has_text |= bool(told)
+        return Told(told) if told or self._is_in_call else None
 
     def _uncertain(self) -> int:
-        """Number of characters at the end that may belong to a call."""
-        if self._form.is_bare:
-            return 0 if self._has_text or self._held.strip() else len(self._held)
-        mark = overlap(self._held, self._form.opening)
-        text = self._held[: len(self._held) - mark]
-        return mark + len(text) - len(text.rstrip())
+        """Number of characters at the end that a call may begin with."""
+        return 0 if self._form.is_bare else overlap(self._held, self._form.opening)
 
     def _finish_call(self) -> Told | None:
         """The call that is begun; None if it is not whole yet."""
-        closing = self._form.closing
-        end = self._held.find(closing, len(self._form.opening)) if closing else -1
-        if closing is None or end < 0:
+        opening, closing = self._form.opening, self._form.closing
+        if closing is None:
+            return None
+        end = self._held.find(closing, self._held.find(opening) + len(opening))
+        if end < 0:
             return None
         whole, self._held = self._held[: end + len(closing)], self._held[end + len(closing) :]
         self._is_in_call = False
-        return self._read(whole, whole.removesuffix(closing))
+        return self._read(whole)
 
-    def _read(self, whole: str, call: str) -> Told:
-        body = call if self._form.is_bare else call.removeprefix(self._form.opening)
+    def _read(self, written: str) -> Told:
+        body = written.lstrip().removesuffix(self._form.closing or "")
+        if not self._form.is_bare:
+            body = body.removeprefix(self._form.opening)
         try:
             calls = self._form.read(body, self._tools)
         except (ValueError, RecursionError):
             self._has_text = True
-            return Told(whole)
+            return Told(written)
         self._has_calls = True
         return Told(calls=tuple(calls))
