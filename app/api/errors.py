@@ -227,19 +227,15 @@ def _explain_missing_route(request: Request) -> NotFoundError:
         "/docs on the service itself."
     )
     if not has_prefix and _is_below(f"/v1{path}", *offered):
-        return NotFoundError(
-            f"No such route: {asked}. Add /v1 to the base URL of your client: the path is "
-            f"/v1{path[:MAX_ECHO]}.",
-            code="unknown_url",
-        )
-    if _NOT_OFFERED.match(f"{below}/"):
+        hint = f"Add /v1 to the base URL of your client: the path is /v1{path[:MAX_ECHO]}."
+    elif path.endswith("/") and _is_below(path, *offered):
+        hint = "Remove the slash at the end of the path."
+    elif _NOT_OFFERED.match(f"{below}/"):
         hint = "" if has_prefix else " Add /v1 to the base URL of your client."
         return NotFoundError(
             f"{asked} is part of OpenAI's API and is not offered here. {what_there_is}{hint}",
             code="not_offered",
         )
-    if path.endswith("/") and _is_below(path, *offered):
-        hint = "Remove the slash at the end of the path."
     else:
         hint = what_there_is
     return NotFoundError(f"No such route: {asked}. {hint}", code="unknown_url")
