@@ -53,6 +53,7 @@ class Plan:
             raise InvalidRequestError(
                 f"The chat template of {model.entry.id} cannot show tools. Leave 'tools' out, or "
                 "use another base model.",
+                code="tools_not_supported",
                 param="tools",
             )
         return Ask(

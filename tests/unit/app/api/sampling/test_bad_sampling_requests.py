@@ -145,8 +145,14 @@ BAD: list[tuple[str, dict[str, Any], str, str | None, str]] = [
         "temprature",
         "Unknown parameter: 'temprature'. Did you mean 'temperature'?",
     ),
-    (CHAT, {"tools": [TOOL]}, "invalid_value", "tools", "The chat template of tiny cannot show "
-     "tools. Leave 'tools' out, or use another base model."),
+    (
+        CHAT,
+        {"tools": [TOOL]},
+        "tools_not_supported",
+        "tools",
+        "The chat template of tiny cannot show tools. Leave 'tools' out, or use another base "
+        "model.",
+    ),
     (
         CHAT,
         {"tools": [{"type": "custom"}]},

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.only_sqlite
 HI = [{"role": "user", "content": "ahoy to you"}]
 SAID = "ahoy to you "
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
-TOOL = {"type": "function", "function": {"name": "look", "parameters": SCHEMA}}
+TOOL = {"type": "function", "function": {"name": "look", "parameters": SCHEMA, "strict": True}}
 
 CHATS: dict[str, dict[str, Any]] = {
     "plain": {},
