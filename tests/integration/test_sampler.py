@@ -105,7 +105,12 @@ def test_choices_share_the_prompt_and_end_one_by_one(data_dir: Path, sampler_dir
         "".join(each.text for each in rest if isinstance(each, Delta) and each.choice == choice)
         for choice in range(3)
     ]
-    assert texts[0] == texts[1] == texts[2] == Call.of(sampler_dir, build_ask(data_dir, "several")).text()
+    assert (
+        texts[0]
+        == texts[1]
+        == texts[2]
+        == Call.of(sampler_dir, build_ask(data_dir, "several")).text()
+    )
 
 
 def test_what_one_project_has_sent_is_not_known_to_another(
@@ -114,7 +119,9 @@ def test_what_one_project_has_sent_is_not_known_to_another(
     prompt = "a secret of nobody else " * 4
 
     def cached_tokens(project_id: str) -> int:
-        accepted, *_ = Call.of(sampler_dir, build_ask(data_dir, prompt, project_id=project_id)).answers()
+        accepted, *_ = Call.of(
+            sampler_dir, build_ask(data_dir, prompt, project_id=project_id)
+        ).answers()
         assert isinstance(accepted, Accepted)
         return accepted.cached_tokens
 

@@ -88,9 +88,7 @@ class DecodeLoop:
                 self._advance(sequence, logits_V)
 
     def _read(self, model: LoadedModel, sequences: list[Sequence], shares: list[int]) -> Tensor:
-        rows = [
-            sequence.row(share) for sequence, share in zip(sequences, shares, strict=True)
-        ]
+        rows = [sequence.row(share) for sequence, share in zip(sequences, shares, strict=True)]
         return model.runner.read(rows)
 
     def _read_alone(self, model: LoadedModel, sequences: list[Sequence]) -> None:

@@ -181,7 +181,9 @@ class Shelf:
             message = f"The base model {directory.name} is not installed where the sampler runs."
             raise UnavailableError("base_model_missing", message) from None
         if record.sha256 != ask.base_model_sha256:
-            message = f"The base model {directory.name} was installed again. Send the request again."
+            message = (
+                f"The base model {directory.name} was installed again. Send the request again."
+            )
             raise UnavailableError("base_model_missing", message)
         return directory
 
