@@ -73,12 +73,12 @@ class Call:
 
     def __init__(self, sampler_dir: Path) -> None:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.socket.settimeout(PATIENCE_S)
         directory = os.open(sampler_dir, os.O_PATH)
         try:
             self.socket.connect(f"/proc/self/fd/{directory}/{SOCKET_NAME}")
         finally:
             os.close(directory)
+        self.socket.settimeout(PATIENCE_S)
         self._lines: BinaryIO = self.socket.makefile("rb")
 
     @classmethod
@@ -97,9 +97,10 @@ class Call:
         self.socket.sendall(body)
 
     def answers(self) -> Iterator[Accepted | Delta | Finished | Refused]:
-        """All answers until the sampler closes the connection."""
+        """All answers until the sampler closes the connection, which is then closed here too."""
         for line in self._lines:
             yield ANSWERS.validate_json(line)
+        self.close()
 
     def next(self) -> Accepted | Delta | Finished | Refused:
         return next(self.answers())

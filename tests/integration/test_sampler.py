@@ -12,12 +12,12 @@ import pytest
 
 from app.core.clock import steady_s
 from app.core.sampling.health import answers
-from app.core.sampling.messages import Accepted, AdapterRef, Delta, Finished, Refused
+from app.core.sampling.messages import Accepted, Delta, Finished, Refused
+from benchmarks.support.samples import catalogue_entry
 from tests.models import install_models
 from tests.sampler_client import Call, SavedAdapter, build_ask, endless
 from tests.tiny import ALL_LINEAR, write_tiny_model
 from tests.waiting import wait_until
-from benchmarks.support.samples import catalogue_entry
 from tunery.local_service import LocalService
 from worker.launch.locks import TrainingSlots
 from worker.sampling.serving.desk import MAX_ANSWERS
@@ -207,48 +207,53 @@ def test_a_process_that_is_killed_comes_back(
         assert Call.of(sampler_dir, build_ask(data_dir)).text()
 
 
+def open_damaged(adapter: SavedAdapter, how: str) -> list[int]:
+    """Descriptors of what comes instead of an adapter."""
+    weights, config = (os.open(path, os.O_RDONLY) for path in (adapter.weights, adapter.config))
+    others = {
+        "directory": lambda: os.open(adapter.weights.parent, os.O_RDONLY),
+        "write only": lambda: os.open(adapter.config, os.O_WRONLY),
+        "pipe": lambda: os.open("/dev/null", os.O_RDONLY),
+    }
+    match how:
+        case "swapped":
+            return [config, weights]
+        case "missing" | "only one":
+            os.close(weights)
+            if how == "only one":
+                return [config]
+            os.close(config)
+            return []
+        case _:
+            os.close(weights)
+            return [others[how](), config]
+
+
 @pytest.mark.parametrize(
-    "damage", ["swapped", "changed", "not there", "a directory", "only one", "to write only"]
+    "damage", ["swapped", "missing", "only one", "directory", "write only", "pipe"]
 )
 def test_an_adapter_that_is_not_the_right_one_is_refused_alone(
     data_dir: Path, sampler_dir: Path, tmp_path: Path, damage: str
 ) -> None:
     adapter = SavedAdapter.make(tmp_path / "adapter", data_dir / "models" / "tiny", seed=3)
-    ref = adapter.ref
-    if damage == "changed":
-        ref = AdapterRef(weights_sha256="a" * 64, config_sha256=ref.config_sha256)
-    with ExitStack() as stack:
-        descriptors = [os.open(path, os.O_RDONLY) for path in (adapter.weights, adapter.config)]
-        match damage:
-            case "swapped":
-                descriptors.reverse()
-            case "not there":
-                descriptors = []
-            case "only one":
-                os.close(descriptors.pop())
-            case "a directory":
-                os.dup2(os.open(tmp_path, os.O_RDONLY), descriptors[0])
-            case "to write only":
-                os.dup2(os.open(adapter.config, os.O_WRONLY), descriptors[1])
-            case _:
-                pass
-        call = stack.enter_context(closing(Call(sampler_dir)))
-        call.send(build_ask(data_dir, adapter=ref).model_dump_json().encode(), descriptors)
-        with suppress(ConnectionError):
-            for answer in call.answers():
-                assert isinstance(answer, Refused)
-                assert answer.code == "adapter_damaged"
-        for descriptor in descriptors:
-            os.close(descriptor)
+    ask = build_ask(data_dir, adapter=adapter.ref)
+    descriptors = open_damaged(adapter, damage)
+    with closing(Call(sampler_dir)) as call, suppress(ConnectionError):
+        call.send(ask.model_dump_json().encode(), descriptors)
+        for answer in call.answers():
+            assert isinstance(answer, Refused)
+            assert answer.code == "adapter_damaged"
+    for descriptor in descriptors:
+        os.close(descriptor)
 
-    assert Call.of(sampler_dir, build_ask(data_dir, adapter=adapter.ref), adapter).text()
+    assert Call.of(sampler_dir, ask, adapter).text()
 
 
 def test_noise_on_the_socket_disturbs_nobody(
     data_dir: Path, sampler_dir: Path, service: LocalService
 ) -> None:
     before = find_process(service).pid
-    chance = random.Random(16)
+    chance = random.Random(16)  # noqa: S311 - no secret
     good = build_ask(data_dir).model_dump_json().encode()
     with ExitStack() as stack:
         running = begin_endless(sampler_dir, data_dir, stack, choices=1)

@@ -1,4 +1,4 @@
-"""Keeps a sampler running: listens, starts the process that answers, and starts another when it dies.
+"""Keeps a sampler running: makes its socket, and starts the process that answers.
 
 The keeper reads nothing that is untrusted but the log of that process, and loads no libraries. It
 keeps the socket open, so a request that comes between two processes waits for the next one.
@@ -100,7 +100,7 @@ class Keeper:
             delay_s = min(2 * delay_s, MAX_DELAY_S)
 
     def _run_child(self, listener: socket.socket) -> int | None:
-        """Run one process until it ends. Returns its exit code, or None if the keeper is to stop."""
+        """Run one process until it ends. Returns its exit code; None if the keeper is to stop."""
         self._open_models()
         with Child.started(self._settings, self._sandbox, listener) as child:
             trains: bool | None = None

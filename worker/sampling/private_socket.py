@@ -8,7 +8,7 @@ from pathlib import Path
 
 from app.core.sampling.messages import SOCKET_NAME
 
-_BACKLOG = 128
+_BACKLOG = 1024
 _SO_THAT_ONLY_ITS_OWNER_CONNECTS = 0o177
 
 

@@ -7,6 +7,8 @@ import sys
 import threading
 from collections.abc import Callable
 
+from transformers.utils import logging as transformers_logging
+
 from worker.sampling.serving.decode_loop import DecodeLoop
 from worker.sampling.serving.desk import Desk
 from worker.sampling.serving.options import READY, ServingOptions
@@ -16,10 +18,16 @@ from worker.sampling.serving.shelf import Shelf
 
 logger = logging.getLogger(__name__)
 
+_SWITCH_INTERVAL_S = 0.001
+"""Time after which the thread that decodes lets the others run, instead of Python's 5 ms. That of
+the sockets waits this long several times in a request."""
+
 
 def serve(listener: int, control: int, options: ServingOptions) -> None:
     """Answer requests until the keeper is gone."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    transformers_logging.disable_progress_bar()
     desk = Desk(queue=options.queue, mode=options.mode)
     shelf = Shelf(options)
     loop = DecodeLoop(desk, shelf, threads=options.threads)

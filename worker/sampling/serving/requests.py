@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, Literal, Protocol
 
 from app.core.sampling.messages import Accepted, Ask, Delta, Finished, Refused
 from worker.sampling.decoding.refusals import RefusedError
@@ -27,9 +27,16 @@ class Outlet(Protocol):
 class UnavailableError(RefusedError):
     """The request is right, and cannot be answered here or now."""
 
-    def __init__(self, code: str, message: str) -> None:
+    def __init__(self, code: str, message: str, *, status: Literal[500, 503] = 503) -> None:
+        """Say why.
+
+        Args:
+            code: for programs.
+            message: for people.
+            status: 503 if it may pass.
+        """
         super().__init__(code, message)
-        self.answer = Refused(status=503, code=code, message=message)
+        self.answer = Refused(status=status, code=code, message=message)
 
 
 @dataclass(eq=False, slots=True)

@@ -5,8 +5,7 @@ import os
 import selectors
 import socket
 from collections import deque
-from collections.abc import Callable
-from typing import cast
+from functools import partial
 
 from app.core.clock import steady_s
 from worker.sampling.serving.connection import Connection
@@ -48,14 +47,14 @@ class Server:
         self._is_accepting = False
 
     def run(self) -> None:
-        self._listener.setblocking(False)
+        self._listener.settimeout(0)
         os.set_blocking(self._control, False)
         self._selector.register(self._control, selectors.EVENT_READ, self._hear_keeper)
         self._selector.register(self._woken, selectors.EVENT_READ, self._flush)
         while not self._is_over:
             self._accept_if_room()
             for key, _ in self._selector.select(self._time_left_s()):
-                cast("Callable[[], None]", key.data)()
+                key.data()
             self._drop_late()
 
     def _accept_if_room(self) -> None:
@@ -68,14 +67,18 @@ class Server:
         self._is_accepting = has_room
 
     def _accept(self) -> None:
-        try:
-            accepted, _ = self._listener.accept()
-        except OSError:
-            return  # the client has left again
-        accepted.setblocking(False)
-        connection = Connection(accepted, wake=self._wake, deadline_s=steady_s() + RECEIVE_S)
-        self._connections.add(connection)
-        self._selector.register(accepted, selectors.EVENT_READ, lambda: self._serve(connection))
+        """Accept all connections that wait, while there may be more."""
+        while len(self._connections) < self._limit:
+            try:
+                accepted, _ = self._listener.accept()
+            except OSError:
+                return  # there are no others, or this one has left again
+            accepted.settimeout(0)
+            connection = Connection(accepted, wake=self._wake, deadline_s=steady_s() + RECEIVE_S)
+            self._connections.add(connection)
+            self._selector.register(
+                accepted, selectors.EVENT_READ, partial(self._serve, connection)
+            )
 
     def _serve(self, connection: Connection) -> None:
         """Read from a connection, or send to it."""
@@ -139,7 +142,7 @@ class Server:
         if connection.is_done:
             self._close(connection)
         else:
-            self._selector.modify(connection.socket, events, lambda: self._serve(connection))
+            self._selector.modify(connection.socket, events, partial(self._serve, connection))
 
     def _close(self, connection: Connection) -> None:
         if connection not in self._connections:

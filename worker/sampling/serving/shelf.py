@@ -201,7 +201,7 @@ class Shelf:
             raise RefusedError("adapter_unsupported", message, param="model") from None
         except (AdapterError, OSError) as error:
             message = f"The adapter of this model is damaged. {error}"
-            raise UnavailableError("adapter_damaged", message) from None
+            raise UnavailableError("adapter_damaged", message, status=500) from None
         if not self.make_room(adapter.bytes):
             message = "The sampler has no room for the adapter (TUNERY_SAMPLING_MEMORY_BYTES)."
             raise UnavailableError("sampler_memory", message)
