@@ -80,7 +80,7 @@ class DecodeLoop:
             logits = self._read(model, sequences, shares)
         except Exception:
             logger.exception("a step has failed; its requests are read one by one")
-            self._read_alone(model, sequences)
+            self._read_alone(sequences)
             return
         self._pace.note(sum(shares), steady_s() - began_s)
         for sequence, logits_V in zip(sequences, logits, strict=True):
@@ -91,19 +91,17 @@ class DecodeLoop:
         rows = [sequence.row(share) for sequence, share in zip(sequences, shares, strict=True)]
         return model.runner.read(rows)
 
-    def _read_alone(self, model: LoadedModel, sequences: list[Sequence]) -> None:
+    def _read_alone(self, sequences: list[Sequence]) -> None:
         """After a failed step, find whose fault it was: read all of each sequence again."""
         for sequence in sequences:
             if sequence not in sequence.running.sequences:
                 continue  # another answer to the same request has failed
-            sequence.cache = model.runner.new_cache()
             try:
-                while sequence.pending:
-                    (logits_V,) = model.runner.read([sequence.row(MOST)])
+                logits_V = _read_again(sequence)
             except Exception as error:
                 self._refuse(sequence.running, error)
             else:
-                self._advance(sequence, logits_V)  # pyright: ignore[reportPossiblyUnbound]
+                self._advance(sequence, logits_V)
 
     def _advance(self, sequence: Sequence, logits_V: Tensor) -> None:
         """Choose the next token of a sequence, or the first one of each answer to a prompt."""
@@ -188,3 +186,13 @@ class DecodeLoop:
         while (left_s := until_s - steady_s()) > 0 and self._desk.trains:
             self._desk.rest(left_s)
             self._drop_cancelled()
+
+
+def _read_again(sequence: Sequence) -> Tensor:
+    """Read all tokens of a sequence from the first one on. Returns the logits of what follows."""
+    runner = sequence.running.model.runner
+    sequence.cache = runner.new_cache()
+    while True:
+        (logits_V,) = runner.read([sequence.row(MOST)])
+        if not sequence.pending:
+            return logits_V
