@@ -1,6 +1,6 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup model demo serve clients fuzz fuzz-data attack extremes test long bench estimates bench-api recipes powercut diskfull chaos soak check format types imports deploy audit openapi wheel lock clean
+.PHONY: help setup model demo serve clients fuzz fuzz-data attack extremes test long bench estimates bench-api bench-sampling recipes powercut diskfull chaos soak check format types imports deploy audit openapi wheel lock clean
 
 PYTHON ?= python3
 MODEL ?= smollm2-135m-instruct
@@ -111,6 +111,9 @@ bench-api: setup model ## Measure uploads, polls, keys, the sandbox and large ta
 	@for database in sqlite postgresql; do \
 	  $(BIN)/python benchmarks/api.py tables --database $$database || exit 1; \
 	done
+
+bench-sampling: setup model ## Measure how fast answers are decoded, beside the matrix products alone (5 minutes)
+	@$(BIN)/python benchmarks/sampling.py
 
 check: setup clients format types imports deploy test ## Everything CI runs, in the order that fails fastest
 

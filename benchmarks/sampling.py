@@ -4,7 +4,7 @@
 
 Everything runs in this process, in turn, round after round, so that a machine's moods hit all
 alike. The products are those of one token in one row: every weight of the model, read once. Their
-speed is the bound for one row, whatever else a token needs. What a batch decodes shares each weight.
+speed is the bound for one row, whatever else a token needs. The rows of a batch share each weight.
 
 On a busy machine, compare the columns of processor time.
 """
@@ -25,7 +25,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 from safetensors.torch import save
-from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
 from benchmarks.matrix_products import Shape
@@ -58,8 +57,7 @@ class Products:
     """The products with all weights of a model for one token, and nothing else."""
 
     def __init__(self, shape: Shape, dtype: torch.dtype) -> None:
-        sizes = {name: size for name, size in shape.projections.items()}
-        width = shape.width
+        sizes, width = shape.projections, shape.width
         # Those with the same input are one product, which is never slower.
         fused = [
             (width, sum(sizes[name][1] for name in ("q_proj", "k_proj", "v_proj"))),
@@ -79,7 +77,7 @@ class Products:
     def run(self, tokens: int) -> None:
         for _ in range(tokens):
             for weight in self._weights:
-                F.linear(self._inputs[weight.shape[1]], weight)
+                torch.nn.functional.linear(self._inputs[weight.shape[1]], weight)
 
 
 def build_adapter(shape: Shape, rank: int, seed: int) -> AdapterFiles:
@@ -166,9 +164,8 @@ def main(arguments: list[str]) -> int:
         options.model, dtype=placement.torch_dtype
     ).eval()
     products = Products(shape, placement.torch_dtype)
-    adapters = [
-        runner.load_adapter(build_adapter(shape, options.rank, seed)) for seed in range(max(_BATCHES))
-    ]
+    files = [build_adapter(shape, options.rank, seed) for seed in range(max(_BATCHES))]
+    adapters = [runner.load_adapter(each) for each in files]
     entrants: dict[str, Callable[[], Time]] = {
         "products alone": lambda: clock(lambda: products.run(options.tokens), options.tokens),
         "generate": lambda: generate(model, options.tokens),
@@ -204,12 +201,12 @@ def report(options: argparse.Namespace, measured: dict[str, list[Time]]) -> None
     }
     bound = medians["products alone"]
     print(f"{options.model.name}, {options.dtype}, {options.threads} threads, rank {options.rank}")
-    print(f"{'medians of ' + str(options.rounds):24} {'ms/token':>9} {'CPU ms':>9} {'tok/s':>8}", end="")
-    print(f" {'of the products':>16} {'by CPU time':>12}")
+    head = f"medians of {options.rounds}"
+    print(f"{head:24} {'ms/token':>9} {'CPU ms':>9} {'tok/s':>8} {'of products':>12} {'by CPU':>8}")
     for name, each in medians.items():
         print(
             f"{name:24} {each.wall_s * 1e3:9.2f} {each.cpu_s * 1e3:9.2f} {1 / each.wall_s:8.1f}"
-            f" {bound.wall_s / each.wall_s:16.0%} {bound.cpu_s / each.cpu_s:12.0%}"
+            f" {bound.wall_s / each.wall_s:12.0%} {bound.cpu_s / each.cpu_s:8.0%}"
         )
 
 

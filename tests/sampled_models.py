@@ -1,6 +1,7 @@
 """Tiny base models and adapters on the disk, and what `transformers` and `peft` make of them."""
 
 import hashlib
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.utils.warning import PeftWarning
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -35,7 +37,8 @@ def write_random_adapter(
     directory.mkdir()
     settings: dict[str, Any] = {"r": 4, "lora_alpha": 8, "target_modules": list(modules)}
     config = LoraConfig(task_type="CAUSAL_LM", **(settings | lora))
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=PeftWarning)  # of biases of adapters
         torch.manual_seed(seed)
         model: Any = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
         for name, parameter in model.named_parameters():
@@ -43,7 +46,7 @@ def write_random_adapter(
                 torch.nn.init.normal_(parameter, std=0.2)
             elif "magnitude" in name:
                 parameter.data *= 1 + torch.rand_like(parameter)
-    write_adapter(directory, model)
+        write_adapter(directory, model)
     return directory
 
 
@@ -82,14 +85,19 @@ def answer_greedily(
         rows = [Row(*each) for each in zip(caches, tokens, adapters, strict=True)]
         tokens = [[token] for token in runner.read(rows).argmax(-1).tolist()]
         for answer, token in zip(answers, tokens, strict=True):
-            answer += token
+            answer.append(token[0])
     return answers
 
 
 def load_reference(base: Path, adapter: Path | None) -> Any:
     """The model as users load it elsewhere."""
     model: Any = AutoModelForCausalLM.from_pretrained(base)
-    if adapter is not None:
+    if adapter is None:
+        return model.eval()
+    with warnings.catch_warnings():
+        # Embeddings that were one matrix are saved twice, and equal.
+        warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")
+        warnings.filterwarnings("ignore", category=PeftWarning)
         model = PeftModel.from_pretrained(model, str(adapter))
     return model.eval()
 

@@ -89,7 +89,10 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "dora": ({}, {"use_dora": True}),
     "dora with biases": ({"attention_bias": True, "mlp_bias": True}, {"use_dora": True}),
     "bias of the adapter": ({"attention_bias": True, "mlp_bias": True}, {"lora_bias": True}),
-    "patterns": ({}, {"alpha_pattern": {"layers.1.mlp.up_proj": 40}, "rank_pattern": {"q_proj": 2}}),
+    "patterns": (
+        {},
+        {"alpha_pattern": {"layers.1.mlp.up_proj": 40}, "rank_pattern": {"q_proj": 2}},
+    ),
     "tied embeddings": ({}, {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True}),
     "input": ({"tie_word_embeddings": False}, {"modules_to_save": ["embed_tokens"]}),
     "output": ({"tie_word_embeddings": False}, {"modules_to_save": ["lm_head"]}),

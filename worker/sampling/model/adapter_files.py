@@ -10,7 +10,7 @@ import hashlib
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
 
 from safetensors import SafetensorError
@@ -34,6 +34,8 @@ _WITHOUT_EFFECT = frozenset(
 
 _PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 """Values of `init_lora_weights` that leave the base model's own weights as they are."""
+
+_MAX_ALPHA = 1e6
 
 _PATTERN = re.compile(r"[\w.]+", re.ASCII)
 """Keys of `alpha_pattern` that are names and not regular expressions, which could take forever."""
@@ -102,12 +104,12 @@ class LowRank:
     """DoRA: length of each row of the weight. None for plain LoRA."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class AdapterWeights:
     """All tensors of an adapter, checked against the sizes of the base model."""
 
-    linears: dict[str, LowRank] = field(default_factory=dict[str, LowRank])
-    embeddings: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+    linears: Mapping[str, LowRank]
+    embeddings: Mapping[str, Tensor]
     """Embeddings that take the place of those of the base model."""
 
 
@@ -196,7 +198,7 @@ def _refuse_unknown(settings: Mapping[str, Any]) -> None:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e6
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < _MAX_ALPHA
 
 
 class _Assembly:
@@ -208,25 +210,24 @@ class _Assembly:
         self._tensors = dict(tensors)
 
     def build(self) -> AdapterWeights:
+        if not self._tensors:
+            raise DamagedAdapterError("It has no weights.")
         for name, tensor in self._tensors.items():
             if not tensor.is_floating_point() or not tensor.isfinite().all():
                 raise DamagedAdapterError(f"{name[:120]} has values that are no finite numbers.")
-        weights = AdapterWeights()
-        for module in self._sizes.linears:
-            low_rank = self._take_low_rank(module)
-            if low_rank is not None:
-                weights.linears[module] = low_rank
-        for module, size in self._sizes.embeddings.items():
-            embedding = self._take(f"{module}.weight", size)
-            if embedding is not None:
-                weights.embeddings[module] = embedding
+        low_ranks = {name: self._take_low_rank(name) for name in self._sizes.linears}
+        embeddings = {
+            name: self._take(f"{name}.weight", size)
+            for name, size in self._sizes.embeddings.items()
+        }
         if self._tensors:
             raise UnsupportedAdapterError(
                 f"It changes what the sampler cannot change: {min(self._tensors)[:120]}."
             )
-        if not weights.linears and not weights.embeddings:
-            raise DamagedAdapterError("It has no weights.")
-        return weights
+        return AdapterWeights(
+            {name: each for name, each in low_ranks.items() if each is not None},
+            {name: each for name, each in embeddings.items() if each is not None},
+        )
 
     def _take_low_rank(self, module: str) -> LowRank | None:
         outputs, inputs = self._sizes.linears[module]

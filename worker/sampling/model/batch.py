@@ -93,13 +93,11 @@ class Batch:
             cache.length += row.length
 
     def _add_to_segment(self, adapter: FusedAdapter | None, tokens: slice) -> None:
-        row = len(self.rows)
-        start = Segment(adapter, slice(row, row), tokens)
+        rows = slice(len(self.rows), len(self.rows) + 1)
         if self.segments and self.segments[-1].adapter is adapter:
-            start = self.segments.pop()
-        self.segments.append(
-            Segment(adapter, slice(start.rows.start, row + 1), slice(start.tokens.start, tokens.stop))
-        )
+            last = self.segments.pop()
+            rows, tokens = slice(last.rows.start, rows.stop), slice(last.tokens.start, tokens.stop)
+        self.segments.append(Segment(adapter, rows, tokens))
 
 
 def _place(cache: FusedCache, tokens: slice) -> RowInBatch:

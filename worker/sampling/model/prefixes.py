@@ -45,7 +45,7 @@ class PrefixStore:
 
         It never has read all of them, because the last one must be read for what follows it.
         """
-        wanted = np.asarray(tokens, dtype=np.int64)[:-1]
+        wanted = np.array(list(tokens[:-1]))
         shared = [
             _common(entry.tokens, wanted) if entry.owner == owner else 0 for entry in self._entries
         ]
@@ -59,7 +59,7 @@ class PrefixStore:
 
     def keep(self, owner: PrefixOwner, tokens: Sequence[int], cache: Cache) -> None:
         """Keep a cache that has read `tokens`. The caller must not read with it any more."""
-        new = np.asarray(tokens, dtype=np.int64)[: cache.length]
+        new = np.array(list(tokens[: cache.length]))
         for entry in list(self._entries):
             if entry.owner != owner:
                 continue

@@ -109,6 +109,11 @@ class ReferenceRunner:
         self._model = model.eval()
         self._modules: dict[str, Any] = dict(model.named_modules())
         self._sizes = ModuleSizes.of(model)
+        self._rotations = [
+            module
+            for module in self._modules.values()
+            if getattr(module, "rope_type", None) == "dynamic"
+        ]
         known = inspect.signature(model.forward).parameters
         self._options = {"logits_to_keep": 1} if "logits_to_keep" in known else {}
 
@@ -140,6 +145,9 @@ class ReferenceRunner:
         pieces = [tokens]
         if cache.length and cache.reads_one_by_one:
             pieces = [[token] for token in tokens]
+        for rotation in self._rotations:  # forget the length of the row before
+            rotation.inv_freq = rotation.original_inv_freq
+            rotation.max_seq_len_cached = rotation.original_max_seq_len
         logits_1LV = torch.empty(())
         for piece in pieces:
             logits_1LV = self._model(
