@@ -9,11 +9,7 @@ from worker.sampling.decoding.text.told import Told
 
 
 class AnswerText:
-    """Makes text and tool calls of the tokens of one answer.
-
-    Attributes:
-        written: number of characters that the model has written.
-    """
+    """Makes text and tool calls of the tokens of one answer."""
 
     def __init__(
         self, detokenizer: Detokenizer, *, stops: Sequence[str], calls: CallReader | None = None
@@ -29,12 +25,17 @@ class AnswerText:
         self._stops = StopTexts(stops)
         self._calls = calls
         self._passed = 0
-        self.written = 0
+        self._written = 0
 
     @property
     def is_stopped(self) -> bool:
         """Whether a stop text ended the answer. Then all of it was told."""
         return self._stops.is_found
+
+    @property
+    def written(self) -> int:
+        """Number of characters that the model has written or begun."""
+        return self._written + self._detokenizer.is_within_character
 
     @property
     def told(self) -> int:
@@ -54,7 +55,7 @@ class AnswerText:
         return self._pass(text) + self._end_calls()
 
     def _write(self, text: str) -> str:
-        self.written += len(text)
+        self._written += len(text)
         return self._stops.add(text)
 
     def _pass(self, text: str) -> Told:

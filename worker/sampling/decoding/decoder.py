@@ -147,7 +147,6 @@ class Decoder:
         return cast("str", self._tokenizer.decode(prompt, skip_special_tokens=True))
 
 
-
 def _tools_of(ask: Ask) -> tuple[dict[str, Any], ...]:
     """The tools that the model may call."""
     is_chat = isinstance(ask.prompt, ChatPrompt) and ask.prompt.tool_choice == "auto"

@@ -25,9 +25,7 @@ always the first tokens suffice, and sorting those takes no time."""
 class TokenChooser:
     """Chooses the tokens of one answer."""
 
-    def __init__(
-        self, parameters: SamplingParameters, *, choice: int = 0, vocabulary: int
-    ) -> None:
+    def __init__(self, parameters: SamplingParameters, *, choice: int = 0, vocabulary: int) -> None:
         """Prepare to choose.
 
         Args:

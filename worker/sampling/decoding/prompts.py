@@ -17,7 +17,6 @@ from worker.training.data.chat_template import (
 from worker.training.data.encoding import end_of_text
 
 
-
 def utc_today() -> date:
     return datetime.now(UTC).date()
 
@@ -108,7 +107,6 @@ class PromptWriter:
             self._template = today, ChatTemplate(self._tokenizer, today=today)
         return self._template[1]
 
-
     def _write_text(self, prompt: TextPrompt) -> list[int]:
         if prompt.tokens is None:
             tokens = self._encode(prompt.text, is_rendered=False)
@@ -147,11 +145,12 @@ class PromptWriter:
         return cast("list[int]", encoded["input_ids"])
 
 
-
-
 def _check_tools(prompt: ChatPrompt, template: ChatTemplate) -> None:
-    """Refuse what the template would leave out without a word."""
-    if prompt.tools and not writes_tools(template):
+    """Refuse what the template would leave out without a word.
+
+    A template that writes calls but no tools is taken: tuning can teach a model which tools it has.
+    """
+    if prompt.tools and not writes_tools(template) and not writes_calls(template):
         message = (
             "This model's chat template has no place for tools. Leave 'tools' out, or use a model "
             "whose template has one."

@@ -35,32 +35,28 @@ def write(grammar: JsonGrammar, *, seed: int, limit: int = 20_000) -> str:
     return str(build_tokenizer().decode(tokens))
 
 
+PLAIN_SCHEMAS: list[dict[str, Any]] = [
+    {"type": "string", "maxLength": 20},
+    {"type": "string", "pattern": "^[A-Z]{2}[0-9]{3}$"},
+    {"type": "integer", "minimum": 0, "maximum": 120},
+    {"type": "number"},
+    {"type": "boolean"},
+    {"type": "null"},
+    {"enum": ["red", "grün", 7, None]},
+]
+
+
 def random_schema(rng: random.Random, depth: int = 0) -> dict[str, Any]:
-    kinds = ["string", "integer", "number", "boolean", "null", "enum", "pattern"]
-    kind = rng.choice(kinds + ["object", "array", "anyOf"] * (depth < 2))
-    match kind:
-        case "object":
-            names = [f"k{index}" for index in range(rng.randint(1, 3))]
-            return {
-                "type": "object",
-                "properties": {name: random_schema(rng, depth + 1) for name in names},
-                "required": names[: rng.randint(0, len(names))],
-                "additionalProperties": False,
-            }
-        case "array":
-            return {"type": "array", "items": random_schema(rng, depth + 1), "maxItems": 3}
-        case "anyOf":
-            return {"anyOf": [random_schema(rng, depth + 1) for _ in range(2)]}
-        case "enum":
-            return {"enum": ["red", "grün", 7, None]}
-        case "pattern":
-            return {"type": "string", "pattern": "^[A-Z]{2}[0-9]{3}$"}
-        case "string":
-            return {"type": "string", "maxLength": 20}
-        case "integer":
-            return {"type": "integer", "minimum": 0, "maximum": 120}
-        case _:
-            return {"type": kind}
+    kind = rng.choice(["plain", "object", "array", "either"]) if depth < 3 else "plain"
+    parts = [random_schema(rng, depth + 1) for _ in range(rng.randint(1, 3))] if depth < 3 else []
+    if kind == "object":
+        properties = {f"k{index}": part for index, part in enumerate(parts)}
+        required = list(properties)[: rng.randint(0, len(parts))]
+        schema = {"type": "object", "properties": properties, "required": required}
+        return schema | {"additionalProperties": False}
+    if kind == "array":
+        return {"type": "array", "items": parts[0], "maxItems": 3}
+    return {"anyOf": parts} if kind == "either" else rng.choice(PLAIN_SCHEMAS)
 
 
 @pytest.mark.parametrize("seed", range(50))

@@ -16,7 +16,9 @@ CRITICAL = 20.515
 """Chi-square with 5 degrees of freedom exceeds it once in a thousand times."""
 
 
-def chooser(*, vocabulary: int = len(LOGITS), choice: int = 0, **parameters: object) -> TokenChooser:
+def chooser(
+    *, vocabulary: int = len(LOGITS), choice: int = 0, **parameters: object
+) -> TokenChooser:
     return TokenChooser(
         SamplingParameters.model_validate(parameters), choice=choice, vocabulary=vocabulary
     )

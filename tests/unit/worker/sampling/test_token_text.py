@@ -9,7 +9,8 @@ from transformers import PreTrainedTokenizerFast
 from tests import tiny
 from worker.sampling.decoding.text.token_text import Detokenizer, TokenTexts
 
-WORDS = "the grey fox — naïve Straße Привет 你好 日本語 한국어 مرحبا שלום ไทย हिन्दी 👩‍👩‍👧 🇨🇭 é\u0301 \n\t x"
+UNKNOWN, BEGIN, END = "<unk>", "<s>", "</s>"
+WORDS = "the grey fox — naïve Straße Привет 你好 日本語 한국어 مرحبا שלום ไทย हिन्दी 👩‍👩‍👧 🇨🇭 \n\t"
 
 
 def sentencepiece_tokenizer() -> PreTrainedTokenizerFast:
@@ -21,16 +22,21 @@ def sentencepiece_tokenizer() -> PreTrainedTokenizerFast:
     for first, second in merges:
         vocabulary[first + second] = len(vocabulary)
     backend = Tokenizer(
-        models.BPE(vocab=vocabulary, merges=merges, unk_token="<unk>", byte_fallback=True)
+        models.BPE(vocab=vocabulary, merges=merges, unk_token=UNKNOWN, byte_fallback=True)
     )
     backend.normalizer = normalizers.Sequence(
         [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
     )
     backend.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
     )
     backend.add_special_tokens([AddedToken(t, special=True) for t in ("<s>", "</s>")])
-    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=BEGIN, eos_token=END)
 
 
 def metaspace_tokenizer() -> PreTrainedTokenizerFast:
@@ -39,13 +45,13 @@ def metaspace_tokenizer() -> PreTrainedTokenizerFast:
         models.BPE(
             vocab={piece: index for index, piece in enumerate(alphabet)},
             merges=[("▁", "x"), ("x", "x")],
-            unk_token="<unk>",
+            unk_token=UNKNOWN,
         )
     )
     backend.pre_tokenizer = pre_tokenizers.Metaspace()
     backend.decoder = decoders.Metaspace()
     backend.add_special_tokens([AddedToken("</s>", special=True)])
-    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=END)
 
 
 def byte_level_tokenizer() -> PreTrainedTokenizerFast:

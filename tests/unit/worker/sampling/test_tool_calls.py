@@ -68,9 +68,7 @@ ONE_CALL = {"llama3_1", "llama3_2"}
 def finder_of(family: str) -> AnswerFinder:
     tokenizer = build_tokenizer(family)
     template = ChatTemplate(tokenizer, today=TODAY)
-    return AnswerFinder(
-        template, FAMILIES[family].get("stop_tokens"), list_added_tokens(tokenizer)
-    )
+    return AnswerFinder(template, FAMILIES[family].get("stop_tokens"), list_added_tokens(tokenizer))
 
 
 def is_known(family: str) -> bool:

@@ -1,12 +1,21 @@
 """The forms in which families of models write tool calls."""
 
+# ruff: noqa: RUF001 - DeepSeek writes with characters that look like others
+
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from app.core.sampling.messages import ToolCall
 from worker.sampling.decoding.calls.python_calls import read_python_calls
-from worker.sampling.decoding.calls.values import Tools, call_of, make_call, read_json, typed
+from worker.sampling.decoding.calls.values import (
+    MalformedCallError,
+    Tools,
+    call_of,
+    make_call,
+    read_json,
+    typed,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +39,7 @@ def _read_object(body: str, _: Tools) -> list[ToolCall]:
 def _read_list(body: str, _: Tools) -> list[ToolCall]:
     values = read_json(body)
     if not isinstance(values, list) or not values:
-        raise ValueError("no list of calls")
+        raise MalformedCallError("no list of calls")
     return [call_of(value) for value in values]
 
 
@@ -38,11 +47,13 @@ def _read_known_object(body: str, tools: Tools) -> list[ToolCall]:
     """One call of a tool that exists, because JSON may also be an answer."""
     call = call_of(read_json(body))
     if call.name not in tools:
-        raise ValueError("no tool of the request")
+        raise MalformedCallError("no tool of the request")
     return [call]
 
 
-_NAMED = re.compile(r"\s*([^\[\]{}]+?)\s*(?:\[CALL_ID\]\s*\w*\s*)?(?:\[ARGS\])?\s*(\{.*\})\s*", re.DOTALL)
+_NAMED = re.compile(
+    r"\s*([^\[\]{}]+?)\s*(?:\[CALL_ID\]\s*\w*\s*)?(?:\[ARGS\])?\s*(\{.*\})\s*", re.DOTALL
+)
 
 
 def _read_named(body: str, _: Tools) -> list[ToolCall]:
@@ -107,7 +118,7 @@ FORMS = (
 def _matched(pattern: re.Pattern[str], text: str) -> re.Match[str]:
     match = pattern.fullmatch(text)
     if match is None:
-        raise ValueError("malformed call")
+        raise MalformedCallError("malformed call")
     return match
 
 
@@ -115,16 +126,16 @@ def _matched_all(pattern: re.Pattern[str], text: str) -> list[re.Match[str]]:
     """The matches that a text consists of.
 
     Raises:
-        ValueError: there is something between them, or no match at all.
+        MalformedCallError: there is something between them, or no match at all.
     """
     found: list[re.Match[str]] = []
     position = 0
     while position < len(text):
         match = pattern.match(text, position)
         if match is None:
-            raise ValueError("malformed call")
+            raise MalformedCallError("malformed call")
         found.append(match)
         position = match.end()
     if not found:
-        raise ValueError("no call")
+        raise MalformedCallError("no call")
     return found

@@ -4,7 +4,7 @@ import ast
 from typing import Any
 
 from app.core.sampling.messages import ToolCall
-from worker.sampling.decoding.calls.values import Tools, make_call
+from worker.sampling.decoding.calls.values import MalformedCallError, Tools, make_call
 
 _JSON_WORDS = {"true": True, "false": False, "null": None}
 
@@ -13,15 +13,15 @@ def read_python_calls(body: str, _: Tools) -> list[ToolCall]:
     """The calls in a list. Nothing is run.
 
     Raises:
-        ValueError: it is no list of calls, or an argument is not a plain value.
+        MalformedCallError: it is no list of calls, or an argument is not a plain value.
     """
     try:
         tree = ast.parse(body.strip(), mode="eval").body
         if not isinstance(tree, ast.List) or not tree.elts:
-            raise ValueError("no list of calls")
+            raise MalformedCallError("no list of calls")
         return [_read_call(node) for node in tree.elts]
     except (SyntaxError, RecursionError, MemoryError) as error:
-        raise ValueError("malformed call") from error
+        raise MalformedCallError("malformed call") from error
 
 
 def _read_call(node: ast.expr) -> ToolCall:
@@ -29,7 +29,7 @@ def _read_call(node: ast.expr) -> ToolCall:
         case ast.Call(func=ast.Name(id=name), args=[], keywords=keywords):
             return make_call(name, {str(word.arg): _read_value(word.value) for word in keywords})
         case _:
-            raise ValueError("no call")
+            raise MalformedCallError("no call")
 
 
 def _read_value(node: ast.expr) -> Any:
@@ -44,5 +44,5 @@ def _read_value(node: ast.expr) -> Any:
         case _:
             value = ast.literal_eval(node)
             if not isinstance(value, str | int | float | None):
-                raise ValueError("no plain value")
+                raise MalformedCallError("no plain value")
             return value

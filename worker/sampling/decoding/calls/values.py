@@ -1,6 +1,7 @@
 """Reads the calls and the values in what a model has written."""
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +11,13 @@ from app.core.sampling.messages import ToolCall
 Tools = Mapping[str, Mapping[str, Any]]
 """The JSON schema of the parameters of each tool, by its name."""
 
+_NAME = re.compile(r"[\w.:/-]{1,128}")
+
 _PYTHON_WORDS = {"True": True, "False": False, "None": None}
+
+
+class MalformedCallError(ValueError):
+    """What a model has written is no call."""
 
 
 def schemas_of(tools: tuple[dict[str, Any], ...]) -> Tools:
@@ -36,10 +43,11 @@ def make_call(name: object, arguments: object) -> ToolCall:
     """A call of a tool.
 
     Raises:
-        ValueError: it has no name, or its arguments are not an object.
+        MalformedCallError: it has no name, or its arguments are not an object.
     """
-    if not isinstance(name, str) or not name.strip() or not isinstance(arguments, dict):
-        raise ValueError("a call needs a name and an object of arguments")
+    is_named = isinstance(name, str) and _NAME.fullmatch(name.strip())
+    if not is_named or not isinstance(arguments, dict):
+        raise MalformedCallError("a call needs a name and an object of arguments")
     return ToolCall(name=name.strip(), arguments=json.dumps(arguments, ensure_ascii=False))
 
 
@@ -47,10 +55,10 @@ def call_of(value: object) -> ToolCall:
     """The call that an object is, with `arguments` or, as Llama calls them, `parameters`.
 
     Raises:
-        ValueError: it is none.
+        MalformedCallError: it is none.
     """
     if not isinstance(value, dict):
-        raise ValueError("a call is an object")
+        raise MalformedCallError("a call is an object")
     return make_call(value.get("name"), value.get("arguments", value.get("parameters")))
 
 

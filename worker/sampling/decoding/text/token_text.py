@@ -82,6 +82,11 @@ class Detokenizer:
             self._drops_space = False
         return self._decoder.decode(read)
 
+    @property
+    def is_within_character(self) -> bool:
+        """Whether a character is begun and not complete."""
+        return bool(self._decoder.getstate()[0])
+
     def end(self) -> str:
         """U+FFFD if the last character was not completed."""
         return self._decoder.decode(b"", final=True)
