@@ -15,9 +15,7 @@ from app.schemas.sampling.completions import CompletionCreate, CompletionRead
 from app.schemas.sampling.responses import ResponseCreate, ResponseRead
 from app.services.sampling.prompts import plan_chat, plan_completion, plan_response
 
-router = APIRouter(
-    tags=["sampling"], route_class=EngineRoute, dependencies=[needs(Scope.SAMPLE)]
-)
+router = APIRouter(tags=["sampling"], route_class=EngineRoute, dependencies=[needs(Scope.SAMPLE)])
 
 
 @router.post("/chat/completions", response_model=ChatCompletionRead, responses=STREAMED)

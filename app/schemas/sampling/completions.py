@@ -58,7 +58,7 @@ class CompletionCreate(CompletionParameters):
     log-probabilities at all."""
     echo: bool | None = None
     """Whether an answer begins with the prompt."""
-    best_of: Annotated[Any, refuse_unless(1)] = None
+    best_of: Annotated[Any, refuse_unless([1])] = None
     """Number of answers of which the best is sent. Only 1 is supported."""
     suffix: Unsupported = None
 

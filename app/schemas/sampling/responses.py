@@ -48,7 +48,7 @@ class TextFormatCreate(RequestBody):
 
 class TextCreate(RequestBody):
     format: TextFormatCreate | None = None
-    verbosity: Annotated[Any, refuse_unless("medium")] = None
+    verbosity: Annotated[Any, refuse_unless(["medium"])] = None
     """Length of an answer. Only `medium` is supported, which changes nothing."""
 
 
@@ -89,14 +89,14 @@ class ResponseCreate(SamplingCreate):
     text: TextCreate | None = None
     """Format of the answer's text."""
     stream_options: ResponseStreamOptions | None = None
-    tools: Annotated[Any, refuse_unless([])] = None
+    tools: Annotated[Any, refuse_unless([[]])] = None
     """Tools that the model may call. None are supported here: use chat completions."""
     tool_choice: Annotated[Any, AfterValidator(_check_tool_choice)] = None
     """Whether the model may call tools, of which there are none here."""
     parallel_tool_calls: Ignored = None
-    truncation: Annotated[Any, refuse_unless("disabled")] = None
+    truncation: Annotated[Any, refuse_unless(["disabled"])] = None
     """What happens to an input that is too long. Only `disabled` is supported, which refuses it."""
-    background: Annotated[Any, refuse_unless(False)] = None
+    background: Annotated[Any, refuse_unless([False])] = None
     """Whether the answer is made in the background, which is not supported."""
     access_programs: Unsupported = None
     background_options: Unsupported = None

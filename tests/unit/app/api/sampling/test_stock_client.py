@@ -8,8 +8,8 @@ import openai
 import pytest
 
 from app.core.db.tables import Job
-from tests.standin_sampler import Asked, Said, StandInSampler
 from app.core.sampling.messages import Accepted, Delta, Finished, ToolCall
+from tests.standin_sampler import Asked, Said, StandInSampler
 
 pytestmark = pytest.mark.only_sqlite
 
@@ -154,9 +154,7 @@ def test_a_chat_completion(strict: openai.OpenAI, asked: dict[str, Any]) -> None
 
 @pytest.mark.usefixtures("sampler")
 @pytest.mark.parametrize("asked", COMPLETIONS.values(), ids=list(COMPLETIONS))
-def test_a_completion(
-    strict: openai.OpenAI, lenient: openai.OpenAI, asked: dict[str, Any]
-) -> None:
+def test_a_completion(strict: openai.OpenAI, lenient: openai.OpenAI, asked: dict[str, Any]) -> None:
     request: dict[str, Any] = {"model": "tiny", "prompt": "ahoy to you"} | asked
     whole = strict.completions.create(**request)
     # OpenAI sends null as the `finish_reason` of all chunks but the last, which its strict client
@@ -239,9 +237,7 @@ def test_calls_of_tools(strict: openai.OpenAI, sampler: StandInSampler) -> None:
 @pytest.mark.parametrize(
     "choice", ["required", {"type": "function", "function": {"name": "look"}}], ids=str
 )
-def test_a_call_that_is_forced(
-    strict: openai.OpenAI, sampler: StandInSampler, choice: Any
-) -> None:
+def test_a_call_that_is_forced(strict: openai.OpenAI, sampler: StandInSampler, choice: Any) -> None:
     sampler.script = answering(
         Delta(choice=0, text='{"a"'),
         Delta(choice=0, text=": 1}"),
@@ -276,7 +272,9 @@ def test_an_answer_that_is_cut_off(strict: openai.OpenAI, sampler: StandInSample
     assert response.incomplete_details is not None
     assert response.incomplete_details.reason == "max_output_tokens"
     chat = strict.chat.completions.create(
-        model="tiny", messages=HI, max_tokens=2  # pyright: ignore[reportArgumentType]
+        model="tiny",
+        messages=HI,
+        max_tokens=2,  # pyright: ignore[reportArgumentType]
     )
     assert chat.choices[0].finish_reason == "length"
 
