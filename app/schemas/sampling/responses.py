@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, ValidationInfo, WithJsonSchema, field_validator
 from pydantic_core import PydanticCustomError
 
+from app.core.dataset.rows.fields import is_list_of_objects
 from app.core.sampling.messages import MAX_TOP_LOGPROBS, TextForm
 from app.schemas.bodies import RequestBody, ResponseBody
 from app.schemas.sampling.chat import Name, Schema
@@ -58,8 +59,7 @@ class ResponseStreamOptions(RequestBody):
 
 def _check_input(value: Any) -> Any:
     is_text = isinstance(value, str) and value
-    is_items = isinstance(value, list) and value and all(isinstance(each, dict) for each in value)
-    if not is_text and not is_items:
+    if not is_text and not (is_list_of_objects(value) and value):
         raise PydanticCustomError("bad_input", "Give a text, or a list of messages")
     return value
 

@@ -126,7 +126,8 @@ def test_open_requests_are_bounded(
     app.state.sampling_slots = SamplingSlots(app.state.metrics, max_connections=8)
     sampler.script = wait_for_leaving
     with served.stream("POST", url(served), json=body(stream=True)) as first:
-        next(first.iter_lines())
+        lines = first.iter_lines()  # which ends the answer once it is forgotten
+        next(lines)
         refused = served.post(url(served), json=body())
 
     assert refused.status_code == 429

@@ -13,7 +13,7 @@ from tests.standin_sampler import Asked, Said, StandInSampler
 
 pytestmark = pytest.mark.only_sqlite
 
-HI = [{"role": "user", "content": "ahoy to you"}]
+HI: list[Any] = [{"role": "user", "content": "ahoy to you"}]
 SAID = "ahoy to you "
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
 TOOL = {"type": "function", "function": {"name": "look", "parameters": SCHEMA, "strict": True}}
@@ -121,8 +121,13 @@ RESPONSES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.usefixtures("sampler")
-@pytest.mark.parametrize("asked", CHATS.values(), ids=list(CHATS))
-def test_a_chat_completion(strict: openai.OpenAI, asked: dict[str, Any]) -> None:
+def test_chat_completions(strict: openai.OpenAI, subtests: pytest.Subtests) -> None:
+    for name, asked in CHATS.items():
+        with subtests.test(name):
+            check_chat(strict, asked)
+
+
+def check_chat(strict: openai.OpenAI, asked: dict[str, Any]) -> None:
     request: dict[str, Any] = {"model": "tiny", "messages": HI} | asked
     whole = strict.chat.completions.create(**request)
     chunks = list(
@@ -153,8 +158,15 @@ def test_a_chat_completion(strict: openai.OpenAI, asked: dict[str, Any]) -> None
 
 
 @pytest.mark.usefixtures("sampler")
-@pytest.mark.parametrize("asked", COMPLETIONS.values(), ids=list(COMPLETIONS))
-def test_a_completion(strict: openai.OpenAI, lenient: openai.OpenAI, asked: dict[str, Any]) -> None:
+def test_completions(
+    strict: openai.OpenAI, lenient: openai.OpenAI, subtests: pytest.Subtests
+) -> None:
+    for name, asked in COMPLETIONS.items():
+        with subtests.test(name):
+            check_completion(strict, lenient, asked)
+
+
+def check_completion(strict: openai.OpenAI, lenient: openai.OpenAI, asked: dict[str, Any]) -> None:
     request: dict[str, Any] = {"model": "tiny", "prompt": "ahoy to you"} | asked
     whole = strict.completions.create(**request)
     # OpenAI sends null as the `finish_reason` of all chunks but the last, which its strict client
@@ -171,8 +183,13 @@ def test_a_completion(strict: openai.OpenAI, lenient: openai.OpenAI, asked: dict
 
 
 @pytest.mark.usefixtures("sampler")
-@pytest.mark.parametrize("asked", RESPONSES.values(), ids=list(RESPONSES))
-def test_a_response(strict: openai.OpenAI, asked: dict[str, Any]) -> None:
+def test_responses(strict: openai.OpenAI, subtests: pytest.Subtests) -> None:
+    for name, asked in RESPONSES.items():
+        with subtests.test(name):
+            check_response(strict, asked)
+
+
+def check_response(strict: openai.OpenAI, asked: dict[str, Any]) -> None:
     request: dict[str, Any] = {"model": "tiny", "input": "ahoy to you"} | asked
     whole = strict.responses.create(**request)
     events: list[Any] = list(strict.responses.create(**request, stream=True))
@@ -274,7 +291,7 @@ def test_an_answer_that_is_cut_off(strict: openai.OpenAI, sampler: StandInSample
     chat = strict.chat.completions.create(
         model="tiny",
         messages=HI,
-        max_tokens=2,  # pyright: ignore[reportArgumentType]
+        max_tokens=2,
     )
     assert chat.choices[0].finish_reason == "length"
 
