@@ -64,7 +64,7 @@ def build_ask(data_dir: Path, text: str = "Once", **changes: Any) -> Ask:
 
 def endless(**changes: Any) -> SamplingParameters:
     """Parameters of an answer that does not end in the time of a test."""
-    never = dict.fromkeys((256, 257, 258), -100.0)
+    never: dict[int, float] = dict.fromkeys((256, 257, 258), -100.0)
     return SamplingParameters(temperature=0, max_tokens=60_000, logit_bias=never, **changes)
 
 

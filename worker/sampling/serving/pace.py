@@ -12,8 +12,8 @@ FEWEST, MOST = 16, 256
 SHARE_BESIDE_TRAINING = 0.25
 """Share of the time in which the sampler computes while a job trains, with one thread."""
 
-_WEIGHT = 0.3
-"""Of the newest measurement in the average."""
+_NEWEST = 0.3
+"""Weight of the newest measurement in the average."""
 
 
 class Pace:
@@ -46,7 +46,7 @@ class Pace:
             return
         token_s = seconds / tokens
         known = token_s if self._token_s is None else self._token_s
-        self._token_s = known + _WEIGHT * (token_s - known)
+        self._token_s = known + _NEWEST * (token_s - known)
 
 
 def rest_after(seconds: float, *, trains: bool) -> float:
