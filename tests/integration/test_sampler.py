@@ -192,6 +192,18 @@ def test_while_a_job_trains_new_requests_are_refused_and_old_ones_go_on(
         wait_until(lambda: isinstance(ask(), Accepted), within_s=30)
 
 
+def test_a_shared_machine_answers_while_a_job_trains(data_dir: Path) -> None:
+    shared = {**SETTINGS, "sampling": "shared"}
+    slots = TrainingSlots(data_dir / "workers", 1)
+    with (
+        LocalService(data_dir, shared, workers=0, has_sampler=True),
+        slots.take() as is_taken,
+        closing(Call.of(data_dir / "sampler", build_ask(data_dir))) as call,
+    ):
+        assert is_taken
+        assert call.text()
+
+
 def test_a_process_that_is_killed_comes_back(
     data_dir: Path, sampler_dir: Path, service: LocalService
 ) -> None:

@@ -39,17 +39,21 @@ class DecodeLoop:
 
     def run(self) -> None:
         """Answer requests for as long as the process lives."""
-        with torch.inference_mode():
-            while True:
-                for running in self._desk.collect(waits=not self._running):
-                    self._join(running)
-                self._drop_cancelled()
-                self._pace.use_threads(trains=self._desk.trains)
-                began_s = steady_s()
-                for model in {each.model for each in self._running}:
-                    self._step(model)
-                self._keep_within_memory()
-                self._rest(steady_s() - began_s)
+        while True:
+            self.run_once()
+
+    @torch.inference_mode()
+    def run_once(self) -> None:
+        """Let all answers go on by one token. Waits for a request if there is none."""
+        for running in self._desk.collect(waits=not self._running):
+            self._join(running)
+        self._drop_cancelled()
+        self._pace.use_threads(trains=self._desk.trains)
+        began_s = steady_s()
+        for model in {each.model for each in self._running}:
+            self._step(model)
+        self._keep_within_memory()
+        self._rest(steady_s() - began_s)
 
     def _join(self, running: Running) -> None:
         prompt, runner = running.prepared.prompt, running.model.runner
