@@ -33,11 +33,8 @@ SETTINGS = {
 AT_ONCE_S = 0.2
 
 
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data directory with a tiny model whose window holds answers that do not end."""
-    directory = tmp_path_factory.mktemp("data")
-    source = tmp_path_factory.mktemp("hub") / "tiny"
+def install(data_dir: Path, source: Path) -> None:
+    """Install a tiny model whose window holds answers that do not end."""
     write_tiny_model(source, max_position_embeddings=65_536)
     entry = catalogue_entry(
         "tiny",
@@ -45,7 +42,13 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         licence="Apache-2.0",
         target_modules=ALL_LINEAR,
     )
-    install_models(directory, entry)
+    install_models(data_dir, entry)
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("data")
+    install(directory, tmp_path_factory.mktemp("hub") / "tiny")
     return directory
 
 
@@ -192,8 +195,10 @@ def test_while_a_job_trains_new_requests_are_refused_and_old_ones_go_on(
         wait_until(lambda: isinstance(ask(), Accepted), within_s=30)
 
 
-def test_a_shared_machine_answers_while_a_job_trains(data_dir: Path) -> None:
-    shared = {**SETTINGS, "sampling": "shared"}
+def test_a_shared_machine_answers_while_a_job_trains(tmp_path: Path) -> None:
+    data_dir, shared = tmp_path / "data", {**SETTINGS, "sampling": "shared"}
+    data_dir.mkdir()
+    install(data_dir, tmp_path / "tiny")
     slots = TrainingSlots(data_dir / "workers", 1)
     with (
         LocalService(data_dir, shared, workers=0, has_sampler=True),

@@ -17,7 +17,7 @@ from worker.sampling.serving.wire import ProtocolError, Received
 logger = logging.getLogger(__name__)
 
 RECEIVE_S = 10.0
-"""Time in which a request must have arrived, in seconds."""
+"""Default time in which a request must have arrived, in seconds."""
 
 _MORE_CONNECTIONS = 32
 """Connections beyond those of requests that wait or are answered: for what is still arriving, and
@@ -32,12 +32,22 @@ class Server:
         control: descriptor from which the keeper is heard.
         desk: takes the requests.
         queue: maximum number of requests that wait.
+        receive_s: time in which a request must have arrived, in seconds.
     """
 
-    def __init__(self, listener: socket.socket, control: int, desk: Desk, *, queue: int) -> None:
+    def __init__(
+        self,
+        listener: socket.socket,
+        control: int,
+        desk: Desk,
+        *,
+        queue: int,
+        receive_s: float = RECEIVE_S,
+    ) -> None:
         self._listener = listener
         self._control = control
         self._desk = desk
+        self._receive_s = receive_s
         self._limit = MAX_ANSWERS + queue + _MORE_CONNECTIONS
         self._connections: set[Connection] = set()
         self._to_flush = deque[Connection]()
@@ -74,7 +84,9 @@ class Server:
             except OSError:
                 return  # there are no others, or this one has left again
             accepted.settimeout(0)
-            connection = Connection(accepted, wake=self._wake, deadline_s=steady_s() + RECEIVE_S)
+            connection = Connection(
+                accepted, wake=self._wake, deadline_s=steady_s() + self._receive_s
+            )
             self._connections.add(connection)
             self._selector.register(
                 accepted, selectors.EVENT_READ, partial(self._serve, connection)
