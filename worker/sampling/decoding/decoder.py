@@ -148,6 +148,8 @@ class Decoder:
 
 
 def _tools_of(ask: Ask) -> tuple[dict[str, Any], ...]:
-    """The tools that the model may call."""
-    is_chat = isinstance(ask.prompt, ChatPrompt) and ask.prompt.tool_choice == "auto"
-    return ask.prompt.tools if is_chat else ()
+    """The tools whose calls are looked for in the answers."""
+    prompt = ask.prompt
+    if not isinstance(prompt, ChatPrompt) or prompt.tool_choice == "none":
+        return ()
+    return prompt.tools

@@ -7,22 +7,26 @@ Dimension key:
 import json
 from collections.abc import Iterable
 from functools import cached_property
+from typing import TYPE_CHECKING, cast
 
 import llguidance.hf
 import numpy as np
 import torch
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from app.core.sampling.messages import TextForm
 from worker.sampling.decoding.refusals import RefusedError
+
+if TYPE_CHECKING:
+    from llguidance._lib import JsonCompileOptions
 
 MAX_SCHEMA_CHARACTERS = 64 * 1024
 """Maximum length of a JSON schema. Together with the library's own limits on the grammar that
 becomes of it, it bounds the time that a request can take before its first token."""
 
-_OPTIONS = {
+_OPTIONS: "JsonCompileOptions" = {
     "lenient": False,
     "item_separator": ",",
     "key_separator": ":",
@@ -67,13 +71,13 @@ class JsonForms:
         grammar = LLMatcher.grammar_from_json_schema(text, overrides=_OPTIONS)
         matcher = LLMatcher(self._library_tokenizer, grammar, log_level=0, limits=_LIMITS)
         if matcher.is_error():
-            raise _refuse(f"cannot be followed: {matcher.get_error()}")
+            raise _refuse(f"cannot be followed: {_reason(matcher)}")
         return JsonGrammar(matcher, self._vocabulary)
 
     @cached_property
     def _library_tokenizer(self) -> LLTokenizer:
         return llguidance.hf.from_tokenizer(
-            self._tokenizer,
+            cast("PreTrainedTokenizerFast", self._tokenizer),
             n_vocab=self._vocabulary,
             eos_token=self._stop_tokens,
             slices=LLTokenizer.json_slices(),
@@ -118,7 +122,14 @@ class JsonGrammar:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise _refuse(f"cannot be followed any further: {self._matcher.get_error()}")
+            raise _refuse(f"cannot be followed any further: {_reason(self._matcher)}")
+
+
+def _reason(matcher: LLMatcher) -> str:
+    """The library's words, without what only its caller could follow."""
+    words = " ".join(matcher.get_error().removesuffix("<non-verbose/>").split())
+    hint = "Enable 'coerce_one_of' option to approximate oneOf with anyOf"
+    return words.replace(hint, "Use anyOf").rstrip(".")
 
 
 def _refuse(problem: str) -> RefusedError:

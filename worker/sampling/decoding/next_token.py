@@ -1,13 +1,14 @@
-"""Chooses the next token from logits.
+"""Chooses the next token from logits, in a fraction of the time that a sort would take.
 
 Dimension key:
     V  vocabulary
-    C  candidates, most likely first
+    C  candidates
 """
 
 import math
 import random
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,9 +18,16 @@ from worker.sampling.decoding.refusals import model_is_broken
 _COLDEST = 1e-4
 """Temperature below which the most likely token is chosen: no other one has a chance."""
 
-_CANDIDATE_FLOORS = (1e-2, 1e-4, 0.0)
-"""Weights, relative to the most likely token, from which a token is a candidate of top_p. Nearly
-always the first tokens suffice, and sorting those takes no time."""
+_BLOCK = 512
+"""Number of weights in a block. A block is drawn, then an index in it: to add up all weights one
+after the other takes several times as long."""
+
+_LIKELY = 1e-3
+"""Weight, relative to the most likely token, of those that nearly always have the share of top_p.
+"""
+_BUCKETS = 2048
+_BUCKETS_PER_UNIT = 64
+"""Buckets for the logarithm of a weight; a weight below exp(-32) is in the last one."""
 
 
 class TokenChooser:
@@ -38,7 +46,7 @@ class TokenChooser:
         seed = None if parameters.seed is None else f"{parameters.seed}/{choice}"
         self._random = random.Random(seed)  # noqa: S311
         self._chosen: set[int] = set()
-        self._shift_V = self._biases(vocabulary)
+        self._shift_V = _biases(parameters, vocabulary)
 
     def choose(self, logits_V: Tensor, allowed_V: Tensor | None = None) -> int:
         """Choose a token.
@@ -53,7 +61,7 @@ class TokenChooser:
         scores_V = logits_V if self._shift_V is None else logits_V + self._shift_V
         if allowed_V is not None:
             scores_V = scores_V.masked_fill(~allowed_V, -math.inf)
-        best = int(scores_V.argmax())
+        best = int(scores_V.numpy().argmax())  # much faster than torch's
         peak = float(scores_V[best])
         if not math.isfinite(peak):
             raise model_is_broken()
@@ -63,31 +71,29 @@ class TokenChooser:
         return token
 
     def _sample(self, scores_V: Tensor, peak: float) -> int:
-        weights_V = ((scores_V - peak) / self._parameters.temperature).exp_()
+        log_weights_V = (scores_V - peak).div_(self._parameters.temperature)
+        weights_V = log_weights_V.exp()
         if self._parameters.top_p == 1:
-            return self._draw(weights_V.cumsum(0, dtype=torch.float64))
-        tokens_C, mass_C = _nucleus(weights_V, self._parameters.top_p)
-        return int(tokens_C[self._draw(mass_C)])
+            return self._draw(weights_V)
+        tokens_C = _nucleus(log_weights_V, weights_V, self._parameters.top_p)
+        return int(tokens_C[self._draw(weights_V[tokens_C])])
 
-    def _draw(self, mass: Tensor) -> int:
-        """An index, each with the probability by which the cumulated mass grows there."""
+    def _draw(self, weights: Tensor) -> int:
+        """An index, each with the probability of its weight."""
+        end = len(weights) // _BLOCK * _BLOCK
+        blocks = torch.cat(
+            (weights[:end].view(-1, _BLOCK).sum(1), weights[end:].sum(0, keepdim=True))
+        )
+        start = self._draw_from_few(blocks) * _BLOCK
+        return start + self._draw_from_few(weights[start : start + _BLOCK])
+
+    def _draw_from_few(self, weights: Tensor) -> int:
+        mass = weights.cumsum(0, dtype=torch.float64)
         total = float(mass[-1])
-        # What is drawn lies below the total, also when rounded, so an index without mass is never
+        # What is drawn lies below the total, also when rounded, so an index without weight is never
         # drawn.
         drawn = min(self._random.random() * total, math.nextafter(total, 0))
         return int(torch.searchsorted(mass, drawn, right=True))
-
-    def _biases(self, vocabulary: int) -> Tensor | None:
-        """What is added to the logits before the first token; None if nothing ever is."""
-        parameters = self._parameters
-        if not (
-            parameters.logit_bias or parameters.frequency_penalty or parameters.presence_penalty
-        ):
-            return None
-        shift_V = torch.zeros(vocabulary)
-        for token, bias in parameters.logit_bias.items():
-            shift_V[token] = bias
-        return shift_V
 
     def _penalise(self, token: int) -> None:
         """Make a token that was chosen less likely, by OpenAI's formula."""
@@ -99,23 +105,42 @@ class TokenChooser:
             self._shift_V[token] -= self._parameters.presence_penalty
 
 
-def _nucleus(weights_V: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
+def _biases(parameters: SamplingParameters, vocabulary: int) -> Tensor | None:
+    """What is added to the logits of the first token; None if nothing is added to any."""
+    penalties = parameters.frequency_penalty, parameters.presence_penalty
+    if not parameters.logit_bias and not any(penalties):
+        return None
+    shift_V = torch.zeros(vocabulary)
+    for token, bias in parameters.logit_bias.items():
+        shift_V[token] = bias
+    return shift_V
+
+
+def _nucleus(log_weights_V: Tensor, weights_V: Tensor, top_p: float) -> Tensor:
     """The fewest tokens that have `top_p` of the weight together.
 
-    Args:
-        weights_V: of all tokens; the largest is 1.
-        top_p: a share of the weight.
+    Only tokens that are about as likely as the last of them are sorted.
 
-    Returns:
-        The tokens, most likely first, and for each the weight of all up to it.
+    Args:
+        log_weights_V: logarithms of the weights; the largest is 0.
+        weights_V: the weights.
+        top_p: a share of the weight.
     """
-    needed = top_p * float(weights_V.sum(dtype=torch.float64))
-    tokens_C = mass_C = torch.empty(0)
-    for floor in _CANDIDATE_FLOORS:
-        tokens_C = (weights_V >= floor).nonzero().squeeze(1)
-        weights_C, order_C = weights_V[tokens_C].sort(descending=True, stable=True)
-        tokens_C, mass_C = tokens_C[order_C], weights_C.cumsum(0, dtype=torch.float64)
-        if float(mass_C[-1]) >= needed:
+    total = float(weights_V.sum())
+    needed = top_p * total
+    # All tokens below the second of these weights have less than the rest of the weight together.
+    for smallest in (_LIKELY, (1 - top_p) * total / len(weights_V)):
+        tokens_C = np.flatnonzero(weights_V.numpy() >= smallest)
+        weights_C = weights_V.numpy()[tokens_C]
+        if weights_C.sum(dtype=np.float64) >= needed:
             break
-    kept = int(torch.searchsorted(mass_C, needed)) + 1
-    return tokens_C[:kept], mass_C[:kept]
+    buckets_C = (log_weights_V.numpy()[tokens_C] * -_BUCKETS_PER_UNIT).clip(max=_BUCKETS - 1)
+    buckets_C = buckets_C.astype(np.intp)
+    mass = np.bincount(buckets_C, weights_C, _BUCKETS).cumsum()
+    last = min(int(mass.searchsorted(needed)), _BUCKETS - 1)
+    missing = needed - (mass[last - 1] if last else 0)
+    last_C = np.flatnonzero(buckets_C == last)
+    last_C = last_C[np.argsort(-weights_C[last_C], kind="stable")]
+    kept = int(weights_C[last_C].cumsum(dtype=np.float64).searchsorted(missing)) + 1
+    kept_C = np.concatenate((np.flatnonzero(buckets_C < last), last_C[:kept]))
+    return torch.from_numpy(tokens_C[kept_C])

@@ -138,6 +138,7 @@ def test_logits_that_are_not_numbers_are_reported(temperature: float) -> None:
 def test_a_large_vocabulary_takes_little_time(parameters: dict[str, float]) -> None:
     vocabulary = 150_000
     logits = 4 * torch.randn(vocabulary, generator=torch.Generator().manual_seed(0))
+    logits[:5] = float(logits.max()) + torch.arange(5) / 2
     choose = chooser(seed=1, vocabulary=vocabulary, **parameters).choose
     times: list[float] = []
     for _ in range(30):
@@ -145,4 +146,4 @@ def test_a_large_vocabulary_takes_little_time(parameters: dict[str, float]) -> N
         choose(logits)
         times.append(time.thread_time() - start)
 
-    assert min(times) < 3e-3  # a full sort takes longer; an idle core needs a third of it
+    assert min(times) < 1e-3  # a sort takes ten times as long

@@ -146,13 +146,15 @@ def test_log_probabilities_are_those_before_anything_is_changed(decoder: Decoder
         top_logprobs=2, logit_bias={STOP: -100}, frequency_penalty=2, temperature=1.7, max_tokens=2
     )
     logits = torch.linspace(-3, 3, VOCABULARY)
-    logits[65] = 12
+    token = encode("A")[0]
+    logits[token] = 12
 
     _, (delta,) = only(decoder, biased).take(logits)
 
     expected = logits.log_softmax(0)
     (found,) = delta.logprobs
-    assert found.logprob == pytest.approx(float(expected[65]), abs=1e-4)
+    assert (found.token, found.text_bytes) == ("A", (65,))
+    assert found.logprob == pytest.approx(float(expected[token]), abs=1e-4)
     assert [top.logprob for top in found.top] == pytest.approx(
         expected.topk(2).values.tolist(), abs=1e-4
     )

@@ -45,9 +45,10 @@ def make_call(name: object, arguments: object) -> ToolCall:
     Raises:
         MalformedCallError: it has no name, or its arguments are not an object.
     """
-    is_named = isinstance(name, str) and _NAME.fullmatch(name.strip())
-    if not is_named or not isinstance(arguments, dict):
+    if not isinstance(name, str) or not isinstance(arguments, dict):
         raise MalformedCallError("a call needs a name and an object of arguments")
+    if not _NAME.fullmatch(name.strip()):
+        raise MalformedCallError("no name of a function")
     return ToolCall(name=name.strip(), arguments=json.dumps(arguments, ensure_ascii=False))
 
 
