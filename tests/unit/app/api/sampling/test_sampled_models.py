@@ -10,7 +10,7 @@ from app.core.access import DEFAULT_PROJECT_ID, Scope
 from app.core.db.repositories.checkpoints import CheckpointRepository
 from app.core.db.session import Database
 from app.core.db.tables import Job
-from app.core.sampling.messages import Accepted, Refused
+from app.core.sampling.messages import Accepted, Delta, Finished, Refused
 from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
 from tests.builders import (
@@ -23,6 +23,9 @@ from tests.builders import (
     list_checkpoints,
 )
 from tests.standin_sampler import Asked, Said, StandInSampler
+
+BEGIN = Accepted(prompt_tokens=1, cached_tokens=0)
+END = Finished(choice=0, reason="stop", tokens=1)
 
 
 def ask(client: TestClient, model: str | None, **options: Any) -> Any:
@@ -153,12 +156,12 @@ def test_a_refusal_of_the_sampler_is_passed_on(
 @pytest.mark.parametrize(
     "lines",
     [
-        [b"not JSON\n"],
-        [b'{"kind": "delta", "choice": 0}\n'],
-        [Accepted(prompt_tokens=1, cached_tokens=0)] * 2,
-        [Accepted(prompt_tokens=1, cached_tokens=0), b'{"kind": "delta", "choice": 1}\n'],
-        [Accepted(prompt_tokens=1, cached_tokens=0), b"x" * 5 * 1024**2],
-        [Accepted(prompt_tokens=1, cached_tokens=0)],
+        [BEGIN, b"not JSON\n", END],
+        [Delta(choice=0, text="a"), END],
+        [BEGIN, BEGIN, END],
+        [BEGIN, Delta(choice=1, text="a"), END],
+        [BEGIN, b"x" * 5 * 1024**2, END],
+        [BEGIN],
         [b'{"kind": "acce'],
         [],
     ],
