@@ -195,6 +195,17 @@ def test_while_a_job_trains_new_requests_are_refused_and_old_ones_go_on(
         wait_until(lambda: isinstance(ask(), Accepted), within_s=30)
 
 
+def test_what_answers_is_contained(service: LocalService, sampler_dir: Path) -> None:
+    assert answers(sampler_dir)
+    innermost = psutil.Process(service.processes["sampler"].pid).children(recursive=True)[-1]
+    lines = Path(f"/proc/{innermost.pid}/status").read_text("utf-8").splitlines()
+    status = {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+    assert status["Seccomp"] == "2"
+    assert status["NoNewPrivs"] == "1"
+    assert int(status["CapEff"], 16) == 0
+
+
 def test_a_shared_machine_answers_while_a_job_trains(tmp_path: Path) -> None:
     data_dir, shared = tmp_path / "data", {**SETTINGS, "sampling": "shared"}
     data_dir.mkdir()
