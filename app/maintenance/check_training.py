@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from app.core.base_models import find_change, load_catalogue
 from app.core.job.containment import describe_layers, find_layers, missing_core_layers
 from app.core.sampling.health import answers
+from app.core.sampling.messages import SOCKET_NAME
 from app.maintenance.findings import Finding, Level, Patient
 
 
@@ -44,6 +45,8 @@ def check_sampler(patient: Patient) -> Iterator[Finding]:
         yield Finding("sampler", Level.OK, "models cannot be asked, because TUNERY_SAMPLING is off")
     elif answers(settings.sampler_dir):
         yield Finding("sampler", Level.OK, "it takes requests to models")
+    elif (settings.sampler_dir / SOCKET_NAME).exists():
+        advice = "See the log of `tunery serve`, which starts it again, or of `tunery sampler`."
+        yield Finding("sampler", Level.WARN, "it does not answer", advice=advice)
     else:
-        advice = "`tunery serve` starts it, and so does `tunery sampler`."
-        yield Finding("sampler", Level.WARN, "no sampler answers", advice=advice)
+        yield Finding("sampler", Level.OK, "it was not started, so no model can be asked")
