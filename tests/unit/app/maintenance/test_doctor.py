@@ -103,6 +103,7 @@ def test_a_service_in_good_order_has_nothing_wrong(healthy: Settings, *, is_deep
         "integrity",
         "schema",
         "sandbox",
+        "sampler",
         "jobs",
         "stuck jobs",
         "workers",
