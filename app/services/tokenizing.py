@@ -7,7 +7,7 @@ from typing import Any
 
 from app.core.access import Caller
 from app.core.base_models import Catalogue, CatalogueEntry
-from app.core.compute_choices import compute_choices
+from app.core.compute_choices import compute_choices, training_memory
 from app.core.dataset.formats import DatasetFormat
 from app.core.dataset.tokenizing.messages import MAX_ROWS, EstimateRequest, PreviewRequest
 from app.core.db.repositories.files import FileRepository
@@ -16,7 +16,6 @@ from app.core.db.session import Session
 from app.core.db.tables import File
 from app.core.errors import InvalidRequestError
 from app.core.job.training_config import MACHINE_CACHE_NAME
-from app.core.machine.memory import measure_memory
 from app.core.settings import Settings
 from app.schemas.fine_tuning_jobs import JobCreate
 from app.schemas.hyperparameters import as_hyperparameters
@@ -126,7 +125,7 @@ def plan_estimate(
             compute=compute_choices(settings),
             machine_cache=settings.caches_of(caller.project_id)[MACHINE_CACHE_NAME].absolute(),
             threads=settings.resolved_training_threads,
-            memory_bytes=workers.largest_memory() or measure_memory().total,
+            memory_bytes=workers.largest_memory() or training_memory(settings),
         ),
         model=model.id,
         hyperparameters=as_hyperparameters(config, asked.learning_rate_multiplier(config)),

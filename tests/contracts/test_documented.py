@@ -21,7 +21,7 @@ PROJECT = Path(__file__).parents[2]
 DATASET_MODULES = tuple(
     str(path.relative_to(PROJECT)) for path in (PROJECT / "app/core/dataset").rglob("*.py")
 )
-TAKES_A_CODE_FIRST = {"LineError", "RefusedError", "TrainingFailedError"}
+TAKES_A_CODE_FIRST = {"LineError", "RefusedError", "TrainingFailedError", "UnavailableError"}
 CODE_TABLE = "_CODES"
 """The dictionary whose values are codes, in `app/api/errors.py`."""
 

@@ -17,7 +17,7 @@ class PrefixOwner(NamedTuple):
     adapter_sha256: str | None
 
 
-@dataclass(slots=True)
+@dataclass(eq=False, slots=True)  # arrays cannot be compared as a whole
 class _Entry:
     owner: PrefixOwner
     tokens: np.ndarray
