@@ -311,6 +311,13 @@ BAD: list[Bad] = [
     ),
     (
         RESPONSE,
+        {"input": [{"role": "user", "content": [{"type": ["input_text"]}]}]},
+        "unsupported_content",
+        "input[0].content[0]",
+        f"'input[0].content[0]': {NOT_TEXT}",
+    ),
+    (
+        RESPONSE,
         {"include": ["reasoning.encrypted_content"]},
         "invalid_value",
         "include[0]",
