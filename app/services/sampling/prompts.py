@@ -45,19 +45,6 @@ class Plan:
     """Parameter that errors of the sampler about the messages have to name."""
 
     def ask(self, model: SamplingModel, project_id: str) -> Ask:
-        """The request for a model.
-
-        Raises:
-            InvalidRequestError: the model cannot be shown the tools of the request.
-        """
-        has_tools = isinstance(self.prompt, ChatPrompt) and self.prompt.tools
-        if has_tools and not model.entry.supports_tools:
-            raise InvalidRequestError(
-                f"The chat template of {model.entry.id} cannot show tools. Leave 'tools' out, or "
-                "use another base model.",
-                code="tools_not_supported",
-                param="tools",
-            )
         return Ask(
             project_id=project_id,
             base_model=model.directory,
