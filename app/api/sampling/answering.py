@@ -52,8 +52,8 @@ class Answering:
         """Answer the request.
 
         Raises:
-            ServiceError: as `SamplingSlots.taken`, `Channel.open` and `Channel.answers`, all before a
-                stream begins; or the model has been deleted.
+            ServiceError: as `SamplingSlots.taken`, `Channel.open` and `Channel.answers`, all
+                before a stream begins; or the model has been deleted.
         """
         answers = self._sample(plan.ask(model, self._project_id), model)
         try:
