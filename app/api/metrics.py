@@ -80,7 +80,7 @@ class RequestMetrics:
         )
         self.open_samplings = Gauge(
             "tunery_sampling_open",
-            "Requests for completions that the sampler is answering.",
+            "Requests for completions that are being answered.",
             registry=self.registry,
         )
         self._sampled_tokens = Counter(

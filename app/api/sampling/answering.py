@@ -19,7 +19,7 @@ from app.api.sampling.slots import SamplingSlots
 from app.api.sampling.writer import Writer
 from app.api.streaming import open_blob
 from app.core.db.repositories.checkpoints import no_such_model
-from app.core.errors import NotFoundError, ServiceError
+from app.core.errors import InvalidRequestError, NotFoundError, ServiceError
 from app.core.sampling.channel import Channel, Progress
 from app.core.sampling.messages import Ask
 from app.services.sampling.models import SamplingModel, find_sampling_model
@@ -52,8 +52,8 @@ class Answering:
         """Answer the request.
 
         Raises:
-            ServiceError: as `Plan.ask`, `SamplingSlots.taken`, `Channel.open` and
-                `Channel.answers`, all before a stream begins; or the model has been deleted.
+            ServiceError: as `SamplingSlots.taken`, `Channel.open` and `Channel.answers`, all
+                before a stream begins; or the model has been deleted.
         """
         answers = self._sample(plan.ask(model, self._project_id), model)
         try:
@@ -64,6 +64,10 @@ class Answering:
             return _Stream(_write(first, answers, writer))
         except ClientLeftError:
             return Response(status_code=CLIENT_CLOSED_REQUEST)
+        except InvalidRequestError as error:
+            if error.param == "messages":
+                error.param = plan.prompt_param
+            raise
 
     async def _sample(self, ask: Ask, model: SamplingModel) -> AsyncGenerator[Progress]:
         """Ask the sampler, and yield its answers. Closing this cancels the request."""

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from app.core.access import Caller
-from app.core.base_models import Catalogue, CatalogueEntry, InstalledModel
+from app.core.base_models import Catalogue, InstalledModel
 from app.core.db.repositories.checkpoints import TunedModelRepository
 from app.core.db.session import Session
 from app.core.db.tables import Checkpoint, File
@@ -34,7 +34,6 @@ class SamplingModel:
 
     name: str
     """Its name in answers: the id of a base model, whatever it was asked for as."""
-    entry: CatalogueEntry
     directory: Path
     """That of the base model, absolute."""
     base_sha256: str
@@ -59,17 +58,17 @@ def find_sampling_model(
     entry = catalogue.find(name)
     installed = None if entry is None else catalogue.find_installed(entry.id)
     if entry is not None and installed is not None:
-        return _build(entry.id, catalogue, entry, installed, None)
+        return _build(entry.id, catalogue, installed, None)
     base_model, checkpoint = find_adapter(session, caller, name)
-    entry, installed = catalogue.find(base_model), catalogue.find_installed(base_model)
-    if entry is None or installed is None:
+    installed = catalogue.find_installed(base_model)
+    if installed is None:
         raise InvalidRequestError(
             f"The base model {base_model} of {name:.200} is not installed any more. Its operator "
             f"can install it with 'tunery models install {base_model}'.",
             code="model_not_available",
             param="model",
         )
-    return _build(name, catalogue, entry, installed, _adapter_of(checkpoint, name))
+    return _build(name, catalogue, installed, _adapter_of(checkpoint, name))
 
 
 def find_adapter(session: Session, caller: Caller, name: str) -> tuple[str, Checkpoint]:
@@ -87,14 +86,10 @@ def find_adapter(session: Session, caller: Caller, name: str) -> tuple[str, Chec
 
 
 def _build(
-    name: str,
-    catalogue: Catalogue,
-    entry: CatalogueEntry,
-    installed: InstalledModel,
-    adapter: SamplingAdapter | None,
+    name: str, catalogue: Catalogue, installed: InstalledModel, adapter: SamplingAdapter | None
 ) -> SamplingModel:
-    directory = catalogue.directory(entry.id).absolute()
-    return SamplingModel(name, entry, directory, installed.sha256, adapter)
+    directory = catalogue.directory(installed.id).absolute()
+    return SamplingModel(name, directory, installed.sha256, adapter)
 
 
 def _adapter_of(checkpoint: Checkpoint, name: str) -> SamplingAdapter:

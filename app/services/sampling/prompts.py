@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 from app.core.dataset.formats import LineError
@@ -29,7 +28,7 @@ _CODES = {
 """Codes for problems of a message, by those for a line of a file."""
 
 _ITEM_FIELDS = frozenset({"type", "id", "role", "content", "status", "phase"})
-_PART_TYPES = MappingProxyType({"input_text": "text", "output_text": "text"})
+_TEXT_PARTS = ("input_text", "output_text")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,21 +41,10 @@ class Plan:
     echoes: bool = False
     forced_tool: str | None = None
     """Name of the function that each answer calls: its text is the arguments."""
+    prompt_param: str = "messages"
+    """Parameter that errors of the sampler about the messages have to name."""
 
     def ask(self, model: SamplingModel, project_id: str) -> Ask:
-        """The request for a model.
-
-        Raises:
-            InvalidRequestError: the model cannot be shown the tools of the request.
-        """
-        has_tools = isinstance(self.prompt, ChatPrompt) and self.prompt.tools
-        if has_tools and not model.entry.supports_tools:
-            raise InvalidRequestError(
-                f"The chat template of {model.entry.id} cannot show tools. Leave 'tools' out, or "
-                "use another base model.",
-                code="tools_not_supported",
-                param="tools",
-            )
         return Ask(
             project_id=project_id,
             base_model=model.directory,
@@ -131,6 +119,7 @@ def plan_response(body: ResponseCreate) -> Plan:
         SamplingParameters.model_validate(
             {name: value for name, value in given.items() if value is not None}
         ),
+        prompt_param="input",
     )
 
 
@@ -174,8 +163,8 @@ def _as_message(item: dict[str, Any], path: str) -> dict[str, Any]:
 
 
 def _as_part(part: Any) -> Any:
-    if is_object(part) and part.get("type") in _PART_TYPES:
-        return {"type": _PART_TYPES[part["type"]], "text": part.get("text")}
+    if is_object(part) and part.get("type") in _TEXT_PARTS:
+        return {"type": "text", "text": part.get("text")}
     return part
 
 

@@ -22,7 +22,7 @@ VALID: dict[str, dict[str, Any]] = {
 UNSUPPORTED = "Invalid value for '{}': This is not supported here; leave it out."
 ONLY = "Invalid value for '{}': Only {} is supported here; leave it out."
 TOOL = {"type": "function", "function": {"name": "look"}}
-TOOLS = {"model": "hub-tiny", "tools": [TOOL]}
+TOOLS = {"tools": [TOOL]}
 BAD_CHOICE = (
     "Invalid value for 'tool_choice': Use 'auto', 'none', 'required', or the name of one function, "
     'as in {"type": "function", "function": {"name": "..."}}.'
@@ -149,16 +149,6 @@ BAD: list[Bad] = [
         "unknown_parameter",
         "temprature",
         "Unknown parameter: 'temprature'. Did you mean 'temperature'?",
-    ),
-    (
-        CHAT,
-        {"tools": [TOOL]},
-        "tools_not_supported",
-        "tools",
-        (
-            "The chat template of tiny cannot show tools. Leave 'tools' out, or use another base "
-            "model."
-        ),
     ),
     (
         CHAT,
@@ -305,6 +295,13 @@ BAD: list[Bad] = [
     (
         RESPONSE,
         {"input": [{"role": "user", "content": [{"type": "input_image", "file_id": "a"}]}]},
+        "unsupported_content",
+        "input[0].content[0]",
+        f"'input[0].content[0]': {NOT_TEXT}",
+    ),
+    (
+        RESPONSE,
+        {"input": [{"role": "user", "content": [{"type": ["input_text"]}]}]},
         "unsupported_content",
         "input[0].content[0]",
         f"'input[0].content[0]': {NOT_TEXT}",

@@ -175,3 +175,18 @@ def test_a_sampler_is_not_trusted(
     answer = ask(client, "tiny")
 
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "sampler_unavailable")
+
+
+@pytest.mark.only_sqlite
+def test_a_refusal_names_the_parameter_of_the_request(
+    client: TestClient, sampler: StandInSampler
+) -> None:
+    sampler.script = lambda _: iter(
+        [Refused(status=400, code="context_length_exceeded", message="Long.", param="messages")]
+    )
+
+    chat = ask(client, "tiny")
+    response = client.post("/v1/responses", json={"model": "tiny", "input": "Hi", "stream": True})
+
+    params = [answer.json()["error"]["param"] for answer in (chat, response)]
+    assert params == ["messages", "input"]

@@ -48,7 +48,7 @@ CHATS: dict[str, dict[str, Any]] = {
     "bias": {"logit_bias": {"50256": -100, "7": 1}},
     "logprobs": {"logprobs": True},
     "top logprobs": {"logprobs": True, "top_logprobs": 3},
-    "tools": {"model": "hub-tiny", "tools": [TOOL], "parallel_tool_calls": True},
+    "tools": {"model": "tiny", "tools": [TOOL], "parallel_tool_calls": True},
     "tools, not to be called": {"tools": [TOOL], "tool_choice": "none"},
     "JSON": {"response_format": {"type": "json_object"}},
     "text": {"response_format": {"type": "text"}},
@@ -229,7 +229,7 @@ def test_calls_of_tools(strict: openai.OpenAI, sampler: StandInSampler) -> None:
         Delta(choice=0, tool_calls=(calls[1],)),
         Finished(choice=0, reason="tool_calls", tokens=9),
     )
-    asked: dict[str, Any] = {"model": "hub-tiny", "messages": HI, "tools": [TOOL]}
+    asked: dict[str, Any] = {"model": "tiny", "messages": HI, "tools": [TOOL]}
 
     whole = strict.chat.completions.create(**asked).choices[0]
     chunks = list(strict.chat.completions.create(**asked, stream=True))
@@ -261,7 +261,7 @@ def test_a_call_that_is_forced(strict: openai.OpenAI, sampler: StandInSampler, c
         Finished(choice=0, reason="stop", tokens=4),
     )
     asked: dict[str, Any] = {
-        "model": "hub-tiny",
+        "model": "tiny",
         "messages": HI,
         "tools": [TOOL],
         "tool_choice": choice,
