@@ -37,7 +37,7 @@ def get_model(
     installed = None if entry is None else catalogue.find_installed(entry.id)
     if entry is not None and installed is not None:
         return ModelRead.of_base(entry, installed)
-    named = _find_checkpoint(session, caller, name)
+    named = find_checkpoint(session, caller, name)
     if named is not None:
         checkpoint, job = named
         created_at = checkpoint.created_at
@@ -63,7 +63,7 @@ def delete_model(
             code="model_not_deletable",
             param="model",
         )
-    named = _find_checkpoint(session, caller, name)
+    named = find_checkpoint(session, caller, name)
     if named is not None:
         _, job = named
         raise InvalidRequestError(
@@ -87,7 +87,7 @@ def _tuned(model: TunedModel, organization: str) -> ModelRead:
     )
 
 
-def _find_checkpoint(session: Session, caller: Caller, name: str) -> tuple[Checkpoint, Job] | None:
+def find_checkpoint(session: Session, caller: Caller, name: str) -> tuple[Checkpoint, Job] | None:
     """The checkpoint with a name of the form `MODEL:ckpt-step-N`, and its job."""
     match = _CHECKPOINT_NAME.fullmatch(name)
     if match is None:

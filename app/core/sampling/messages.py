@@ -18,6 +18,12 @@ from app.core.job.training_events import Code, ShortText
 MAX_ASK_BYTES = 8 * 1024**2
 """Maximum size of a request: what the API accepts as a JSON body, with room for its own fields."""
 
+MAX_ANSWER_BYTES = 2 * 1024**2
+"""Maximum size of a line that answers: an answer that begins with the longest prompt."""
+
+SOCKET_NAME = "socket"
+"""Name of the sampler's socket in `Settings.sampler_dir`."""
+
 MAX_CHOICES = 4
 MAX_STOPS = 4
 MAX_TOP_LOGPROBS = 20

@@ -68,7 +68,7 @@ class TunedModelRepository(ProjectRepository):
         """
         model = self.find(name)
         if model is None:
-            raise _no_such_model(name)
+            raise no_such_model(name)
         return model
 
     def list_all(self) -> list[TunedModel]:
@@ -84,7 +84,7 @@ class TunedModelRepository(ProjectRepository):
         """
         statement = self._delete(TunedModel).where(TunedModel.id == model.id)
         if self._session.scalar(statement.returning(TunedModel.id)) is None:
-            raise _no_such_model(model.id)
+            raise no_such_model(model.id)
 
 
 def _valid_loss(checkpoint: Checkpoint) -> float:
@@ -92,5 +92,5 @@ def _valid_loss(checkpoint: Checkpoint) -> float:
     return math.inf if loss is None else loss
 
 
-def _no_such_model(name: str) -> NotFoundError:
+def no_such_model(name: str) -> NotFoundError:
     return NotFoundError(f"No such model: {name:.200}", code="model_not_found", param="model")
