@@ -42,9 +42,7 @@ def say_and_wait(asked: Asked) -> Iterator[Said]:
     asked.has_left.wait(COMMAND_S)
 
 
-def test_a_prompt_gets_its_answer_and_nothing_else(
-    tunery: Client, sampler: StandInSampler
-) -> None:
+def test_a_prompt_gets_its_answer_and_nothing_else(tunery: Client, sampler: StandInSampler) -> None:
     settings = ("--temperature", "0.5", "--top-p", "0.9", "--max-tokens", "7", "--seed", "3")
 
     shown = tunery.run("chat", "tiny", "Hé?", "--system", "Be brief.", *settings, "--stop", "\n")
@@ -138,9 +136,7 @@ def test_what_a_model_says_does_not_control_the_terminal(
     assert json.loads(printed)["choices"][0]["message"]["content"].startswith(HOSTILE)
 
 
-def test_refusals_end_with_their_exit_codes(
-    tunery: Client, sampler: StandInSampler
-) -> None:
+def test_refusals_end_with_their_exit_codes(tunery: Client, sampler: StandInSampler) -> None:
     def break_off(_asked: Asked) -> Iterator[Said]:
         yield Accepted(prompt_tokens=1, cached_tokens=0)
         yield Delta(choice=0, text="Well,")

@@ -21,7 +21,6 @@ HOSTILE = "[red]x[/red]\x1b[31mred\x1b]0;title\x07"
 """Markup of rich, a colour and a new title for the terminal's window."""
 
 
-
 @pytest.fixture
 def long_job(tunery: Client) -> Iterator[str]:
     """Id of a job that runs until it is cancelled, which it is after the test."""

@@ -38,9 +38,7 @@ NAMES = {
 
 
 @pytest.fixture(scope="module")
-def run(
-    service: InstalledService, finished_job: FineTuningJob
-) -> Iterator[Callable[[Path], str]]:
+def run(service: InstalledService, finished_job: FineTuningJob) -> Iterator[Callable[[Path], str]]:
     """Runs a script, once; returns what it says of its tests in the Test Anything Protocol.
 
     A model that is asked repeats the words of the question, one after another.

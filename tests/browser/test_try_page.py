@@ -175,7 +175,7 @@ def test_settings_are_sent_and_shown_as_a_call(tabs: Tabs, sampler: StandInSampl
         ("Stop", r"\n,END"),
     ):
         page.get_by_label(label).fill(text)
-    message_box(page).fill("It's \"late\"")
+    message_box(page).fill('It\'s "late"')
 
     call = page.get_by_label("The call")
     expect(call).to_contain_text('"temperature": 0.5')
@@ -349,9 +349,7 @@ def test_everybody_can_ask(
     assert not scrolls_sideways(page)
 
 
-def test_a_key_that_may_not_sample_is_told(
-    browser: Browser, keyed_service: LocalService
-) -> None:
+def test_a_key_that_may_not_sample_is_told(browser: Browser, keyed_service: LocalService) -> None:
     with database_of(keyed_service) as database:
         key = add_key(database, scopes=[Scope.READ])
     with watched_tabs(browser, keyed_service) as tabs:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 
 def run_tests(names: Mapping[str, object]) -> int:
-    """Run every function of a module whose name begins with `test_`. Returns 1 if one has failed."""
+    """Run each function whose name begins with `test_`. Returns 1 if one has failed."""
     failures = 0
     tests = [act for name, act in names.items() if name.startswith("test_") and callable(act)]
     for number, act in enumerate(tests, start=1):

@@ -130,8 +130,8 @@ class _Conversation:
         try:
             with closing(_stream(self._api, request)) as choices:
                 for choice in choices:
-                    reason = choice["finish_reason"] or reason
-                    if text := choice["delta"].get("content"):
+                    reason = choice.get("finish_reason") or reason
+                    if text := (choice.get("delta") or {}).get("content"):
                         said.append(text)
                         sys.stdout.write(escape(text, keep=_HARMLESS))
                         sys.stdout.flush()

@@ -127,7 +127,7 @@ class Api:
         body: Json | None = None,
         **params: object,
     ) -> Generator["httpx2.Response"]:
-        """Get an answer, or post a body, and read what comes in the block. It is not tried again."""
+        """Get, or post a body, and read the answer in the block. It is not tried again."""
         import httpx2  # noqa: PLC0415 - see the package
 
         # A model may have to be loaded before it answers; everything else is there at once.

@@ -106,7 +106,8 @@ export class Conversation {
       } else {
         answer.state = "failed";
         answer.problem = error.message;
-        if (error.retryAfterS !== null) return this.#waitFor(answer, error.retryAfterS, signal);
+        const isBusy = error.status === 429 && error.retryAfterS !== null;
+        if (isBusy) return this.#waitFor(answer, error.retryAfterS, signal);
       }
     }
     return false;
