@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Generator, Iterator
 from contextlib import closing, suppress
+from importlib import import_module
 from typing import Annotated
 from urllib.parse import quote
 
@@ -131,7 +132,8 @@ class _Conversation:
             with closing(_stream(self._api, request)) as choices:
                 for choice in choices:
                     reason = choice.get("finish_reason") or reason
-                    if text := (choice.get("delta") or {}).get("content"):
+                    delta: Json = choice["delta"]
+                    if text := delta.get("content"):
                         said.append(text)
                         sys.stdout.write(escape(text, keep=_HARMLESS))
                         sys.stdout.flush()
@@ -166,7 +168,7 @@ def _talk(conversation: _Conversation) -> None:
         typer.Exit: the user has pressed Ctrl-C.
     """
     with suppress(ImportError):
-        import readline  # noqa: F401, PLC0415 - makes `input` edit lines
+        import_module("readline")  # makes `input` edit lines
     say("Ctrl-C stops an answer, Ctrl-D leaves.")
     while True:
         try:

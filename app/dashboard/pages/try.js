@@ -106,25 +106,25 @@ function pickers() {
 
 function picker(id, place) {
   return html`<div class="field">
-    <label for="model-${place}">Model ${place + 1}</label>
-    <select id="model-${place}" @change=${(event) => change(chosen.with(place, event.target.value))}>
-      ${models.options(id)}
-    </select>
-    ${wrongNote(models.problemOf(id))}
-    ${
-      chosen.length > 1
-        ? html`<div>
-            <button
+    <div class="row">
+      <label for="model-${place}">Model ${place + 1}</label>
+      ${
+        chosen.length > 1
+          ? html`<button
               type="button"
-              class="quiet"
+              class="quiet small end"
               @click=${() => change(chosen.toSpliced(place, 1))}
               aria-label="Remove ${id}"
             >
               Remove
-            </button>
-          </div>`
-        : nothing
-    }
+            </button>`
+          : nothing
+      }
+    </div>
+    <select id="model-${place}" @change=${(event) => change(chosen.with(place, event.target.value))}>
+      ${models.options(id)}
+    </select>
+    ${wrongNote(models.problemOf(id))}
   </div>`;
 }
 

@@ -15,16 +15,14 @@ export function answerView(model, answer, onAsk) {
     <h3 class="mono">${model}</h3>
     ${answer?.text ? html`<p class="words">${answer.text}</p>` : nothing}
     ${answer?.problem ? problem(answer) : nothing}
+    <div class="muted small" role="status">${remark(answer)}</div>
     <div class="row tight small">
-      <span class="muted" role="status">${remark(answer)}</span>
-      <span class="row tight end">
-        ${answer?.text && !isBusy ? copyButton(answer.text) : nothing}
-        ${
-          onAsk && !isBusy
-            ? html`<button type="button" @click=${onAsk}>${answer ? "Ask again" : "Ask"}</button>`
-            : nothing
-        }
-      </span>
+      ${answer?.text && !isBusy ? copyButton(answer.text) : nothing}
+      ${
+        onAsk && !isBusy
+          ? html`<button type="button" @click=${onAsk}>${answer ? "Ask again" : "Ask"}</button>`
+          : nothing
+      }
     </div>
   </article>`;
 }
