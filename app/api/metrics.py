@@ -89,6 +89,8 @@ class RequestMetrics:
             ("kind",),
             registry=self.registry,
         )
+        for kind in ("prompt", "cached", "completion"):
+            self._sampled_tokens.labels(kind)  # so that each begins with 0
         self._first_token = Histogram(
             "tunery_sampling_first_token_seconds",
             "Time from the request to the sampler until the first text of its answer.",

@@ -24,6 +24,7 @@ from app.api.sampling.engines import Engines, media_type_of
 from app.api.sampling.slots import SamplingSlots
 from app.api.sampling.writer import data
 from app.core.access import Caller
+from app.core.dataset.rows.fields import is_object
 from app.core.errors import EngineUnavailableError
 from app.core.sampling.engines import Engine
 from app.services.sampling.models import TUNED_PREFIX, find_adapter
@@ -43,7 +44,7 @@ class _PassingRoute(APIRoute):
         async def handle(request: Request) -> Response:
             engines: Engines = request.app.state.engines
             body: Any = await request.json() if engines else None
-            engine = engines.find(body.get("model")) if isinstance(body, dict) else None
+            engine = engines.find(body.get("model")) if is_object(body) else None
             return await (handler(request) if engine is None else _pass_on(request, engine, body))
 
         return handle

@@ -129,7 +129,7 @@ class Channel:
 def _connect(directory: Path) -> socket.socket:
     """A connection to the socket. The path that the system sees is short, however long it is."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    connection.setblocking(False)
+    connection.settimeout(0)
     try:
         descriptor = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:

@@ -106,9 +106,7 @@ _TOOL_CHOICE_SCHEMA = {
         {"type": "null"},
     ]
 }
-ToolChoice = Annotated[
-    Any, AfterValidator(_check_tool_choice), WithJsonSchema(_TOOL_CHOICE_SCHEMA)
-]
+ToolChoice = Annotated[Any, AfterValidator(_check_tool_choice), WithJsonSchema(_TOOL_CHOICE_SCHEMA)]
 
 
 class ChatCompletionCreate(CompletionParameters):
@@ -133,11 +131,11 @@ class ChatCompletionCreate(CompletionParameters):
     parallel_tool_calls: bool | None = None
     """False keeps only the first call of an answer."""
     response_format: ResponseFormat | None = None
-    modalities: Annotated[Any, refuse_unless(["text"])] = None
+    modalities: Annotated[Any, refuse_unless([["text"]])] = None
     """Kinds of output. Only `["text"]` is supported."""
-    verbosity: Annotated[Any, refuse_unless("medium")] = None
+    verbosity: Annotated[Any, refuse_unless(["medium"])] = None
     """Length of an answer. Only `medium` is supported, which changes nothing."""
-    reasoning_effort: Annotated[Any, refuse_unless("none")] = None
+    reasoning_effort: Annotated[Any, refuse_unless(["none"])] = None
     """Effort of a reasoning model. Only `none` is supported."""
     audio: Unsupported = None
     function_call: Unsupported = None

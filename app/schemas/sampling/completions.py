@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
+from app.core.dataset.rows.fields import is_list
 from app.schemas.bodies import ResponseBody
 from app.schemas.sampling.fields import (
     UNSUPPORTED,
@@ -30,7 +31,7 @@ def _one_prompt(value: Any) -> Any:
             )
         case _:
             pass
-    is_tokens = isinstance(value, list) and value and all(map(_is_token, value))
+    is_tokens = is_list(value) and value and all(map(_is_token, value))
     if not isinstance(value, str) and not is_tokens:
         raise PydanticCustomError("bad_prompt", "Give a text, or a list of the ids of its tokens")
     return value
@@ -58,7 +59,7 @@ class CompletionCreate(CompletionParameters):
     log-probabilities at all."""
     echo: bool | None = None
     """Whether an answer begins with the prompt."""
-    best_of: Annotated[Any, refuse_unless(1)] = None
+    best_of: Annotated[Any, refuse_unless([1])] = None
     """Number of answers of which the best is sent. Only 1 is supported."""
     suffix: Unsupported = None
 

@@ -1,5 +1,6 @@
 """What the three kinds of requests for completions share, and what none of them supports."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, WithJsonSchema
@@ -20,7 +21,7 @@ def _refuse(value: Any) -> Any:
     return value
 
 
-def refuse_unless(*harmless: Any) -> AfterValidator:
+def refuse_unless(harmless: Sequence[Any]) -> AfterValidator:
     """Refuse every value of a parameter but null and those that ask for what is done anyway."""
 
     def check(value: Any) -> Any:
@@ -82,7 +83,7 @@ class SamplingCreate(RequestBody):
     """Only the most likely tokens that together have this probability are drawn from."""
     stream: bool | None = None
     """Whether the answer is sent piece by piece, as server-sent events."""
-    store: Annotated[Any, refuse_unless(False)] = None
+    store: Annotated[Any, refuse_unless([False])] = None
     """Whether the answer is kept. Nothing is kept, so this must not be true."""
     metadata: dict[str, str] | None = None
     """Labels of your own. They are not kept."""

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, ValidationInfo, WithJsonSchema, field_validator
 from pydantic_core import PydanticCustomError
 
+from app.core.dataset.rows.fields import is_list_of_objects
 from app.core.sampling.messages import MAX_TOP_LOGPROBS, TextForm
 from app.schemas.bodies import RequestBody, ResponseBody
 from app.schemas.sampling.chat import Name, Schema
@@ -48,7 +49,7 @@ class TextFormatCreate(RequestBody):
 
 class TextCreate(RequestBody):
     format: TextFormatCreate | None = None
-    verbosity: Annotated[Any, refuse_unless("medium")] = None
+    verbosity: Annotated[Any, refuse_unless(["medium"])] = None
     """Length of an answer. Only `medium` is supported, which changes nothing."""
 
 
@@ -58,8 +59,7 @@ class ResponseStreamOptions(RequestBody):
 
 def _check_input(value: Any) -> Any:
     is_text = isinstance(value, str) and value
-    is_items = isinstance(value, list) and value and all(isinstance(each, dict) for each in value)
-    if not is_text and not is_items:
+    if not is_text and not (is_list_of_objects(value) and value):
         raise PydanticCustomError("bad_input", "Give a text, or a list of messages")
     return value
 
@@ -89,14 +89,14 @@ class ResponseCreate(SamplingCreate):
     text: TextCreate | None = None
     """Format of the answer's text."""
     stream_options: ResponseStreamOptions | None = None
-    tools: Annotated[Any, refuse_unless([])] = None
+    tools: Annotated[Any, refuse_unless([[]])] = None
     """Tools that the model may call. None are supported here: use chat completions."""
     tool_choice: Annotated[Any, AfterValidator(_check_tool_choice)] = None
     """Whether the model may call tools, of which there are none here."""
     parallel_tool_calls: Ignored = None
-    truncation: Annotated[Any, refuse_unless("disabled")] = None
+    truncation: Annotated[Any, refuse_unless(["disabled"])] = None
     """What happens to an input that is too long. Only `disabled` is supported, which refuses it."""
-    background: Annotated[Any, refuse_unless(False)] = None
+    background: Annotated[Any, refuse_unless([False])] = None
     """Whether the answer is made in the background, which is not supported."""
     access_programs: Unsupported = None
     background_options: Unsupported = None

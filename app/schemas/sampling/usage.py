@@ -40,9 +40,7 @@ class TopLogProbRead(ResponseBody):
 
     @classmethod
     def of(cls, measured: TokenLogProb) -> Self:
-        return cls(
-            token=measured.token, logprob=measured.logprob, bytes=list(measured.text_bytes)
-        )
+        return cls(token=measured.token, logprob=measured.logprob, bytes=list(measured.text_bytes))
 
 
 class TokenLogProbRead(TopLogProbRead):

@@ -6,6 +6,7 @@ from types import MappingProxyType
 from typing import Any
 
 from app.core.dataset.formats import LineError
+from app.core.dataset.rows.fields import is_list, is_object
 from app.core.dataset.rows.messages import parse_messages
 from app.core.errors import InvalidRequestError
 from app.core.sampling.messages import (
@@ -94,7 +95,7 @@ def plan_chat(body: ChatCompletionCreate) -> Plan:
             form=form,
         ),
         choices=body.choices,
-        forced_tool=forced and forced["name"],
+        forced_tool=None if forced is None else forced["name"],
     )
 
 
@@ -167,13 +168,13 @@ def _as_message(item: dict[str, Any], path: str) -> dict[str, Any]:
             param=path,
         )
     content = item.get("content")
-    if isinstance(content, list):
+    if is_list(content):
         content = [_as_part(part) for part in content]
     return {"role": item.get("role"), "content": content}
 
 
 def _as_part(part: Any) -> Any:
-    if isinstance(part, dict) and part.get("type") in _PART_TYPES:
+    if is_object(part) and part.get("type") in _PART_TYPES:
         return {"type": _PART_TYPES[part["type"]], "text": part.get("text")}
     return part
 

@@ -7,7 +7,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from app.core.db.session import Database
-from app.core.db.tables import Checkpoint, Job
+from app.core.db.tables import Job
 from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
 from tests.asgi import stock_client
@@ -27,8 +27,9 @@ def tuned(database: Database, store: LocalBlobStore) -> Job:
     job = add_succeeded_job(database, store, steps=(1, 6))
     for checkpoint in list_checkpoints(database, job.id):
         config = build_result_file(store, job, "adapter_config.json", f'{{"r": {checkpoint.step}}}')
+        config.checkpoint_id = checkpoint.id
         with database.writing() as session:
-            session.get_one(Checkpoint, checkpoint.id).files.append(config)
+            session.add(config)
     return job
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from fastapi import FastAPI
+from pydantic import SecretStr
 from starlette.testclient import TestClient
 
 from app.core.db.session import Database
@@ -17,7 +18,6 @@ from app.core.db.tables import Job
 from app.core.sampling.engines import parse_engines
 from app.core.settings import Settings
 from app.main import create_app
-from pydantic import SecretStr
 from tests.builders import add_key, bearer
 from tests.standin_sampler import PATIENCE_S, StandInSampler
 from tests.streams import serving
@@ -29,6 +29,10 @@ SECRET = "the key of the engine"  # noqa: S105 - of no service
 ANSWER = {"object": "chat.completion", "model": "as the engine says", "choices": []}
 
 
+def send_answer(handler: BaseHTTPRequestHandler) -> None:
+    handler.wfile.write(json.dumps(ANSWER).encode())
+
+
 class StandInEngine:
     """An OpenAI-compatible server whose answers a test decides."""
 
@@ -36,11 +40,8 @@ class StandInEngine:
         self.asked: list[tuple[str, dict[str, str], Any]] = []
         self.status, self.media_type = 200, "application/json"
         self.has_left = threading.Event()
-        self.send: Callable[[BaseHTTPRequestHandler], None] = lambda handler: self._send(handler)
+        self.send: Callable[[BaseHTTPRequestHandler], None] = send_answer
         self.url = ""
-
-    def _send(self, handler: BaseHTTPRequestHandler) -> None:
-        handler.wfile.write(json.dumps(ANSWER).encode())
 
 
 @contextmanager
@@ -167,9 +168,7 @@ def test_an_engine_that_is_away(settings: Settings, database: Database) -> None:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
         engines = json.dumps([{"models": "big", "url": url, "key": SECRET}])
-        app = create_app(
-            settings.model_copy(update={"sampling_engines": SecretStr(engines)})
-        )
+        app = create_app(settings.model_copy(update={"sampling_engines": SecretStr(engines)}))
         with TestClient(app, base_url="http://127.0.0.1") as client:
             answer = ask(client, "big")
 
@@ -215,9 +214,7 @@ def test_a_client_that_leaves_ends_the_request_to_the_engine(
 
         assert engine.has_left.wait(PATIENCE_S)
         slots = app.state.metrics.registry
-        wait_until(
-            lambda: slots.get_sample_value("tunery_sampling_open") == 0, within_s=PATIENCE_S
-        )
+        wait_until(lambda: slots.get_sample_value("tunery_sampling_open") == 0, within_s=PATIENCE_S)
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from app.core.db.repositories.checkpoints import CheckpointRepository
 from app.core.access import DEFAULT_PROJECT_ID, Scope
+from app.core.db.repositories.checkpoints import CheckpointRepository
 from app.core.db.session import Database
 from app.core.db.tables import Job
 from app.core.sampling.messages import Accepted, Refused
@@ -138,9 +138,7 @@ def test_a_refusal_of_the_sampler_is_passed_on(
     client: TestClient, sampler: StandInSampler, status: Any
 ) -> None:
     def refuse(_: Asked) -> Iterator[Said]:
-        yield Refused(
-            status=status, code="no_way", message="No.", param="model", retry_after_s=7
-        )
+        yield Refused(status=status, code="no_way", message="No.", param="model", retry_after_s=7)
 
     sampler.script = refuse
 

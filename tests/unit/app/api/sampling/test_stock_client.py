@@ -8,12 +8,12 @@ import openai
 import pytest
 
 from app.core.db.tables import Job
-from tests.standin_sampler import Asked, Said, StandInSampler
 from app.core.sampling.messages import Accepted, Delta, Finished, ToolCall
+from tests.standin_sampler import Asked, Said, StandInSampler
 
 pytestmark = pytest.mark.only_sqlite
 
-HI = [{"role": "user", "content": "ahoy to you"}]
+HI: list[Any] = [{"role": "user", "content": "ahoy to you"}]
 SAID = "ahoy to you "
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
 TOOL = {"type": "function", "function": {"name": "look", "parameters": SCHEMA, "strict": True}}
@@ -121,8 +121,13 @@ RESPONSES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.usefixtures("sampler")
-@pytest.mark.parametrize("asked", CHATS.values(), ids=list(CHATS))
-def test_a_chat_completion(strict: openai.OpenAI, asked: dict[str, Any]) -> None:
+def test_chat_completions(strict: openai.OpenAI, subtests: pytest.Subtests) -> None:
+    for name, asked in CHATS.items():
+        with subtests.test(name):
+            check_chat(strict, asked)
+
+
+def check_chat(strict: openai.OpenAI, asked: dict[str, Any]) -> None:
     request: dict[str, Any] = {"model": "tiny", "messages": HI} | asked
     whole = strict.chat.completions.create(**request)
     chunks = list(
@@ -153,10 +158,15 @@ def test_a_chat_completion(strict: openai.OpenAI, asked: dict[str, Any]) -> None
 
 
 @pytest.mark.usefixtures("sampler")
-@pytest.mark.parametrize("asked", COMPLETIONS.values(), ids=list(COMPLETIONS))
-def test_a_completion(
-    strict: openai.OpenAI, lenient: openai.OpenAI, asked: dict[str, Any]
+def test_completions(
+    strict: openai.OpenAI, lenient: openai.OpenAI, subtests: pytest.Subtests
 ) -> None:
+    for name, asked in COMPLETIONS.items():
+        with subtests.test(name):
+            check_completion(strict, lenient, asked)
+
+
+def check_completion(strict: openai.OpenAI, lenient: openai.OpenAI, asked: dict[str, Any]) -> None:
     request: dict[str, Any] = {"model": "tiny", "prompt": "ahoy to you"} | asked
     whole = strict.completions.create(**request)
     # OpenAI sends null as the `finish_reason` of all chunks but the last, which its strict client
@@ -173,8 +183,13 @@ def test_a_completion(
 
 
 @pytest.mark.usefixtures("sampler")
-@pytest.mark.parametrize("asked", RESPONSES.values(), ids=list(RESPONSES))
-def test_a_response(strict: openai.OpenAI, asked: dict[str, Any]) -> None:
+def test_responses(strict: openai.OpenAI, subtests: pytest.Subtests) -> None:
+    for name, asked in RESPONSES.items():
+        with subtests.test(name):
+            check_response(strict, asked)
+
+
+def check_response(strict: openai.OpenAI, asked: dict[str, Any]) -> None:
     request: dict[str, Any] = {"model": "tiny", "input": "ahoy to you"} | asked
     whole = strict.responses.create(**request)
     events: list[Any] = list(strict.responses.create(**request, stream=True))
@@ -239,9 +254,7 @@ def test_calls_of_tools(strict: openai.OpenAI, sampler: StandInSampler) -> None:
 @pytest.mark.parametrize(
     "choice", ["required", {"type": "function", "function": {"name": "look"}}], ids=str
 )
-def test_a_call_that_is_forced(
-    strict: openai.OpenAI, sampler: StandInSampler, choice: Any
-) -> None:
+def test_a_call_that_is_forced(strict: openai.OpenAI, sampler: StandInSampler, choice: Any) -> None:
     sampler.script = answering(
         Delta(choice=0, text='{"a"'),
         Delta(choice=0, text=": 1}"),
@@ -276,7 +289,9 @@ def test_an_answer_that_is_cut_off(strict: openai.OpenAI, sampler: StandInSample
     assert response.incomplete_details is not None
     assert response.incomplete_details.reason == "max_output_tokens"
     chat = strict.chat.completions.create(
-        model="tiny", messages=HI, max_tokens=2  # pyright: ignore[reportArgumentType]
+        model="tiny",
+        messages=HI,
+        max_tokens=2,
     )
     assert chat.choices[0].finish_reason == "length"
 
