@@ -1,9 +1,7 @@
 """`tunery` as a client, in a terminal and in scripts, against a service that trains."""
 
 import json
-import os
 import signal
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,71 +11,14 @@ import openai
 import pytest
 
 from benchmarks.support.samples import build_chat_file
+from tests.acceptance.client_command import COMMAND_S, LONG_EPOCHS, Client
 from tests.acceptance.processes import JOB_S, InstalledService
-from tests.terminal import COLUMNS, CTRL_C, InTerminal
+from tests.terminal import COLUMNS, CTRL_C
 from tests.tiny import install_tiny_model
-from tests.wheel import install_wheel
 from tunery.client.job_file import read_job_file
 
-COMMAND_S = 30
 HOSTILE = "[red]x[/red]\x1b[31mred\x1b]0;title\x07"
 """Markup of rich, a colour and a new title for the terminal's window."""
-
-JOB_FILE = """\
-model: tiny
-training_file: train.jsonl
-suffix: from-a-file
-hyperparameters: {n_epochs: %d, batch_size: 4, lora_r: 8}
-"""
-ROWS = 48
-LONG_ROWS, LONG_EPOCHS = 1200, 50
-"""So many that a job lasts until it is cancelled, however fast the machine."""
-
-
-class Client:
-    """The installed command, in a directory that has a dataset and no other user's settings."""
-
-    def __init__(self, place: Path, base_url: str) -> None:
-        self.place = place
-        self.environment = {
-            **{name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ},
-            "HOME": str(place),
-            "TUNERY_BASE_URL": base_url,
-        }
-        (place / "train.jsonl").write_bytes(build_chat_file(ROWS))
-
-    def write_job_file(self, *, epochs: int) -> None:
-        (self.place / "job.yaml").write_text(JOB_FILE % epochs, "utf-8")
-
-    def write_long_job_file(self) -> None:
-        (self.place / "train.jsonl").write_bytes(build_chat_file(LONG_ROWS))
-        self.write_job_file(epochs=LONG_EPOCHS)
-
-    def run(self, *arguments: str, code: int = 0, **variables: str) -> tuple[str, str]:
-        """Run a command without a terminal. Returns standard output and standard error."""
-        done = subprocess.run(
-            [install_wheel() / "tunery", *arguments],
-            cwd=self.place,
-            env=self.environment | variables,
-            capture_output=True,
-            text=True,
-            timeout=COMMAND_S,
-            check=False,
-        )
-        assert done.returncode == code, done.stdout + done.stderr
-        return done.stdout, done.stderr
-
-    def read_json(self, *arguments: str) -> Any:
-        return json.loads(self.run(*arguments, "--json")[0])
-
-    def in_terminal(self, *arguments: str) -> InTerminal:
-        command = [install_wheel() / "tunery", *arguments]
-        return InTerminal(command, cwd=self.place, environment=self.environment)
-
-
-@pytest.fixture
-def tunery(service: InstalledService, tmp_path: Path) -> Client:
-    return Client(tmp_path, service.base_url)
 
 
 @pytest.fixture

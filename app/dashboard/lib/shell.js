@@ -7,6 +7,7 @@ const PAGES = [
   { name: "jobs", title: "Jobs", href: "." },
   { name: "new", title: "New job", href: "new" },
   { name: "compare", title: "Compare", href: "compare" },
+  { name: "try", title: "Try", href: "try", scope: "sample" },
   { name: "files", title: "Files", href: "files" },
   { name: "models", title: "Models", href: "models" },
   { name: "service", title: "Service", href: "service", scope: "admin" },
