@@ -47,6 +47,15 @@ export function head(feed, actions) {
             >`
           : nothing
       }
+      ${
+        job.parent
+          ? html`<span
+              >continues
+              <a href="job?id=${encodeURIComponent(job.parent.job_id)}">${job.parent.model}</a> after
+              step ${count(job.parent.step)}</span
+            >`
+          : nothing
+      }
       ${Object.entries(job.metadata ?? {}).map(
         ([key, value]) => html`<span class="tag">${key}: ${value}</span>`,
       )}
