@@ -186,6 +186,7 @@ class World:
             "IdempotencyRepository.find_recent": [call("create", "f", since=NOW)],
             "IdempotencyRepository.add": [call(queued, "create", **record)],
             "JobRepository.add": [call(build_job())],
+            "JobRepository.add_imported": [call(build_job())],
             "JobRepository.get": [call(queued.id)],
             "JobRepository.require": [call(queued.id)],
             "JobRepository.list_page": [
