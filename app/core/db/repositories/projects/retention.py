@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, exists, or_, select
+from sqlalchemy import or_, select
 from sqlalchemy.orm import aliased
 
 from app.core.db.base import Project, ProjectRepository, Repository
@@ -31,8 +31,14 @@ class RetentionRepository(ProjectRepository):
 
     def find_jobs(self, since: datetime, *, limit: int) -> Sequence[str]:
         """Ids of jobs that ended before `since`, and whose adapters no unfinished job continues."""
-        ids = self._select(Job).where(Job.finished_at < since, ~_is_continued())
-        ids = ids.with_only_columns(Job.id).order_by(Job.id).limit(limit)
+        successor = aliased(Job)
+        continued = self._select(Checkpoint).join(
+            successor, successor.parent_checkpoint_id == Checkpoint.id
+        )
+        is_needed = (successor.status.in_(UNFINISHED), successor.project_id == self._project_id)
+        needed = continued.where(*is_needed).with_only_columns(Checkpoint.job_id)
+        old = self._select(Job).where(Job.finished_at < since, Job.id.not_in(needed))
+        ids = old.with_only_columns(Job.id).order_by(Job.id).limit(limit)
         return self._session.scalars(ids).all()
 
     def find_events(self, since: datetime, *, limit: int) -> Sequence[str]:
@@ -75,13 +81,3 @@ class RetainingProjects(Repository):
         )
         is_limited = or_(*(limit.is_not(None) for limit in limits))
         return self._session.scalars(select(Project).where(is_limited)).all()
-
-
-def _is_continued() -> ColumnElement[bool]:
-    """Whether an unfinished job continues an adapter of the job."""
-    successor = aliased(Job)
-    return exists().where(
-        Checkpoint.job_id == Job.id,
-        successor.parent_checkpoint_id == Checkpoint.id,
-        successor.status.in_(UNFINISHED),
-    )
