@@ -39,6 +39,7 @@ export function head(feed, actions) {
       <span>${job.model}</span>
       <span>created ${moment(job.created_at)}</span>
       ${job.finished_at ? html`<span>ended ${moment(job.finished_at)}</span>` : nothing}
+      ${job.imported ? html`<span>imported from ${job.imported.filename}</span>` : nothing}
       ${
         job.rerun_of
           ? html`<span

@@ -7,6 +7,7 @@ import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -141,7 +142,7 @@ def bomb() -> bytes:
     return zip_adapter(weights=write_tensors(ADAPTER) + bytes(10_000_000))
 
 
-def change_header(**changes: object) -> bytes:
+def change_header(**changes: Any) -> bytes:
     return zip_adapter(weights=write_tensors(ADAPTER, **changes))
 
 
