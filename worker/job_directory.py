@@ -14,15 +14,17 @@ from typing import Any
 from app.core import manifest
 from app.core.base_models import Catalogue
 from app.core.db.repositories.leases import Lease
-from app.core.db.tables import SavedState
+from app.core.db.tables import File, SavedState
 from app.core.disk import as_storage_full
 from app.core.errors import BlobNotFoundError
 from app.core.job.artifacts import ARTIFACT_NAMES, MANIFEST_NAME, TOKEN_FILE_NAMES
+from app.core.job.lora_shape import ParentAdapter
 from app.core.job.training_config import (
     BASE_MODEL_NAME,
     JOB_SPEC_NAME,
     LOSS_LOG_NAME,
     OUTPUT_NAME,
+    PARENT_NAME,
     RESUME_NAME,
     TOKENS_NAME,
     TRAINING_DATA_NAME,
@@ -58,6 +60,10 @@ class BaseModelMissingError(Exception):
 
 class BaseModelChangedError(Exception):
     """The base model was reinstalled after the job was created, with other weights."""
+
+
+class ParentLostError(Exception):
+    """The adapter that the job continues is not in the store as it was."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +104,7 @@ class JobDirectory:
             BaseModelMissingError: the base model is not installed.
             BaseModelChangedError: the base model has other weights than when the job was created.
             RefusedModelError: a file of the base model was changed, or may not be used.
+            ParentLostError: the adapter that the job continues was changed or lost.
             BlobNotFoundError: the store has lost a data file.
         """
         base_model = self._find_base_model(catalogue)
@@ -113,6 +120,8 @@ class JobDirectory:
             link_cache(self.directory / name, cache)
         self._put_tokens(inputs.tokens, store)
         state = self._put_newest_state(inputs, store)
+        if state is None and self._lease.parent is not None and self._task == "train":
+            self._put_parent(self._lease.parent, inputs.parent_weights, store)
         self.spec = build_spec(
             self._lease, inputs, base_model, state, settings=settings, task=self._task
         )
@@ -175,6 +184,16 @@ class JobDirectory:
         except (manifest.ManifestError, BlobNotFoundError) as error:
             logger.warning("tokens skipped: %s", error, extra={"job_id": self._lease.job_id})
             remove_tree(self.directory, TOKENS_NAME)
+
+    def _put_parent(self, parent: ParentAdapter, weights: File | None, store: BlobStore) -> None:
+        """Copy the weights of the adapter that the job continues."""
+        if weights is None:
+            raise ParentLostError(parent.model)
+        file = {"key": weights.blob_key, "sha256": parent.sha256}
+        try:
+            _copy_checked(store, file, self.directory / PARENT_NAME)
+        except (manifest.ManifestError, BlobNotFoundError) as error:
+            raise ParentLostError(parent.model) from error
 
     def _put_newest_state(self, inputs: JobInputs, store: BlobStore) -> SavedState | None:
         """Copy the newest undamaged state, with the loss log up to it, into the directory."""

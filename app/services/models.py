@@ -1,6 +1,5 @@
 """Operations on models. The caller owns the transaction."""
 
-import re
 from datetime import datetime
 
 from app.core.access import Caller
@@ -9,11 +8,11 @@ from app.core.db.repositories.checkpoints import CheckpointRepository, TunedMode
 from app.core.db.repositories.projects import audit
 from app.core.db.repositories.projects.audit import Action
 from app.core.db.session import Session
-from app.core.db.tables import Checkpoint, Job, TunedModel
+from app.core.db.tables import TunedModel
 from app.core.errors import InvalidRequestError
 from app.schemas.models import ModelRead
-
-_CHECKPOINT_NAME = re.compile(r"(ft:.+):ckpt-step-([1-9]\d{0,8})", re.ASCII)
+from app.services.adapters.lookup import find_checkpoint
+from app.services.adapters.parents import require_unneeded
 
 
 def list_models(
@@ -40,8 +39,7 @@ def get_model(
     named = find_checkpoint(session, caller, name)
     if named is not None:
         checkpoint, job = named
-        created_at = checkpoint.created_at
-        return ModelRead.of_tuned(name, job.base_model, checkpoint, created_at, organization)
+        return ModelRead.of_tuned(name, job, checkpoint, checkpoint.created_at, organization)
     return _tuned(TunedModelRepository(session, caller.project_id).get(name), organization)
 
 
@@ -56,6 +54,7 @@ def delete_model(
     Raises:
         NotFoundError: no tuned model has this name.
         InvalidRequestError: it is a base model or a single checkpoint.
+        StateConflictError: an unfinished job continues its adapter.
     """
     if catalogue.find(name) is not None:
         raise InvalidRequestError(
@@ -76,20 +75,11 @@ def delete_model(
     models = TunedModelRepository(session, caller.project_id)
     model = models.get(name)
     checkpoint = model.checkpoint
+    require_unneeded(session, caller, f"the adapter of {name}", checkpoint.job_id, checkpoint.id)
     models.delete(model)
     audit.record(session, caller, Action.MODEL_DELETED, model.id, now=now)
     return CheckpointRepository(session, caller.project_id).delete(checkpoint)
 
 
 def _tuned(model: TunedModel, organization: str) -> ModelRead:
-    return ModelRead.of_tuned(
-        model.id, model.base_model, model.checkpoint, model.created_at, organization
-    )
-
-
-def find_checkpoint(session: Session, caller: Caller, name: str) -> tuple[Checkpoint, Job] | None:
-    """The checkpoint with a name of the form `MODEL:ckpt-step-N`, and its job."""
-    match = _CHECKPOINT_NAME.fullmatch(name)
-    if match is None:
-        return None
-    return CheckpointRepository(session, caller.project_id).find_of_model(match[1], int(match[2]))
+    return ModelRead.of_tuned(model.id, model, model.checkpoint, model.created_at, organization)

@@ -19,7 +19,7 @@ from app.core.job.training_config import MACHINE_CACHE_NAME
 from app.core.settings import Settings
 from app.schemas.fine_tuning_jobs import JobCreate
 from app.schemas.hyperparameters import as_hyperparameters
-from app.services.job_inputs import check_file, check_request, find_installed, require_trackers
+from app.services.job_inputs import check_file, check_request, find_start, require_trackers
 from app.services.job_settings import resolve_config
 
 _DEFAULT_ROWS = 5
@@ -56,15 +56,18 @@ def plan_preview(
     """Check what a client asks for, and complete it.
 
     Raises:
-        NotFoundError: no file has this id.
+        NotFoundError: no file has this id, or no tuned model this name.
         InvalidRequestError: the file has no rows to train on, the base model is not installed, or
             a value is out of range.
     """
     file = FileRepository(session, caller.project_id).get(asked.file_id, now=now)
-    entry, _ = find_installed(catalogue, asked.model)
+    start = find_start(session, caller, catalogue, asked.model)
+    entry = start.entry
     _check_format(file, entry)
     try:
-        config = resolve_config(asked.hyperparameters, entry, seed=0, today=now.date())
+        config = resolve_config(
+            asked.hyperparameters, entry, seed=0, today=now.date(), shape=start.shape
+        )
     except InvalidRequestError as error:
         param = (error.param or "").removeprefix("hyperparameters.")
         raise InvalidRequestError(str(error), code=error.code, param=param) from error
@@ -106,9 +109,10 @@ def plan_estimate(
         InvalidRequestError: as `create_job`.
         NotFoundError: as `create_job`.
     """
-    model, asked, config = check_request(
+    checked = check_request(
         session, caller, request, catalogue, default_recipe=settings.default_recipe, now=now
     )
+    model, asked, config = checked.start.installed, checked.asked, checked.config
     require_trackers((each.type for each in request.integrations or ()), settings)
     ids = filter(None, (request.training_file, request.validation_file))
     repository = FileRepository(session, caller.project_id)

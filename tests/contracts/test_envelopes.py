@@ -33,6 +33,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "/v1/files/{file_id}/preview": {"params": {"model": "tiny"}},
     "/v1/fine_tuning/jobs": {"json": {"model": "tiny", "training_file": "file-1"}},
     "/v1/fine_tuning/jobs/estimate": {"json": {"model": "tiny", "training_file": "file-1"}},
+    "/v1/models": {"files": {"file": ("a.zip", b"PK")}, "data": {"base_model": "tiny"}},
     "/v1/organization/projects/{project_id}": {"json": {}},
     "/v1/organization/projects/{project_id}/api_keys": {"json": {}},
     "/v1/responses": {"json": {"model": "ft:tiny", "input": "Hi"}},

@@ -11,7 +11,7 @@ from app.core.db.tables import Checkpoint, File
 from app.core.errors import InvalidRequestError, NotFoundError
 from app.core.job.artifacts import ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS_NAME
 from app.core.sampling.messages import AdapterRef
-from app.services.models import find_checkpoint
+from app.services.adapters.lookup import find_checkpoint
 
 TUNED_PREFIX = "ft:"
 """How the name of every tuned model begins."""

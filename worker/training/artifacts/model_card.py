@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 
-from app.core.job.lora_shape import LoraShape
+from app.core.job.lora_shape import LoraShape, ParentAdapter
 from app.core.job.loss_log import StepMetrics
 from app.core.job.training_config import BaseModelRef, DatasetRef, JobSpec
 from worker.training.data.stop_tokens import StopTokens
@@ -23,7 +23,7 @@ tags:
 # {name}
 
 A LoRA adapter for {base_model}, fine-tuned with Tunery. This is the state after optimizer step
-{step}.
+{step}.{lineage}
 {exact_base}
 ## Data
 
@@ -85,7 +85,12 @@ a model hub. A repository with a similar name is another model.
 """
 _WHERE_BASE = ",\nand BASE is `models/{id}` in the service's data directory"
 
-_BEFORE = " Step 0 is the\nbase model, before training."
+_CONTINUED = """
+
+It continues the adapter of `{model}` after that one's step {step}, with a fresh
+optimizer. The weights it started from have the sha256 `{sha256}`."""
+
+_BEFORE = " Step 0 is the\nmodel before training."
 
 _MERGE_DORA = """
 vLLM and llama.cpp do not know DoRA. Merge the adapter into the base model first.
@@ -113,6 +118,7 @@ def write_model_card(
         name=spec.fine_tuned_model,
         base_model=_name_base(base),
         step=f"{step:,}",
+        lineage="" if spec.parent is None else _describe_parent(spec.parent),
         exact_base=_explain_base(base),
         data="\n".join(_data_rows(spec)),
         settings="\n".join(_setting_rows(spec)),
@@ -125,6 +131,10 @@ def write_model_card(
         merge_first=_merge_first(spec.config.lora),
         max_rank=next(limit for limit in _VLLM_RANKS if rank <= limit),
     )
+
+
+def _describe_parent(parent: ParentAdapter) -> str:
+    return _CONTINUED.format(model=parent.model, step=f"{parent.step:,}", sha256=parent.sha256)
 
 
 def _name_base(base: BaseModelRef) -> str:

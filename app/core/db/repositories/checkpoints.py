@@ -5,6 +5,7 @@ import math
 from app.core.db.base import Page, ProjectRepository
 from app.core.db.tables import Checkpoint, File, Job, TunedModel
 from app.core.errors import NotFoundError
+from app.core.job.status import UNFINISHED
 
 
 class CheckpointRepository(ProjectRepository):
@@ -32,6 +33,28 @@ class CheckpointRepository(ProjectRepository):
         found = query.where(*is_named, Checkpoint.step == step).add_columns(Job)
         row = self._session.execute(found).first()
         return None if row is None else (row[0], row[1])
+
+    def lock_to_continue(self, checkpoint_id: str) -> bool:
+        """Keep a checkpoint until a job that continues it is committed. False if it is gone."""
+        query = self._select(Checkpoint).where(Checkpoint.id == checkpoint_id)
+        locked = query.with_only_columns(Checkpoint.id).with_for_update(read=True)
+        return self._session.scalar(locked) is not None
+
+    def lock_to_delete(self, job_id: str, checkpoint_id: str | None = None) -> dict[str, str]:
+        """Lock the checkpoints of a job, or one, so that no new job continues them meanwhile.
+
+        Returns:
+            The ids of those that an unfinished job continues, each with that job's id.
+        """
+        which = [Checkpoint.job_id == job_id]
+        if checkpoint_id is not None:
+            which.append(Checkpoint.id == checkpoint_id)
+        ids = self._select(Checkpoint).where(*which).with_only_columns(Checkpoint.id)
+        self._session.execute(ids.order_by(Checkpoint.id).with_for_update()).all()
+        continued = self._select(Checkpoint).join(Job, Job.parent_checkpoint_id == Checkpoint.id)
+        is_needed = (Job.status.in_(UNFINISHED), Job.project_id == self._project_id)
+        needed = continued.where(*which, *is_needed).with_only_columns(Checkpoint.id, Job.id)
+        return dict(self._session.execute(needed).all())
 
     def list_surplus(self, job_id: str, *, keep: int, keeps_best: bool) -> list[Checkpoint]:
         """Return the checkpoints of a job beyond the `keep` most worth keeping.
