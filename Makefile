@@ -37,7 +37,7 @@ demo: setup model ## Fine-tune a real model through the API and show what change
 serve: setup ## Run API and worker in the foreground; Ctrl-C stops both
 	@exec $(BIN)/tunery serve
 
-clients: .venv-clients/.installed ## Install openai-node, litellm and axe-core, which a few tests use
+clients: .venv-clients/.installed ## Install openai-node, litellm, axe-core and llama.cpp, which a few tests use
 
 .venv-clients/.installed: .venv/.installed tests/clients/requirements.lock tests/clients/package-lock.json
 	@test -x .venv-clients/bin/python || $(PYTHON) -m venv .venv-clients

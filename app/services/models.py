@@ -6,12 +6,14 @@ from datetime import datetime
 from app.core.access import Caller
 from app.core.base_models import Catalogue
 from app.core.db.repositories.checkpoints import CheckpointRepository, TunedModelRepository
+from app.core.db.repositories.jobs import JobRepository
 from app.core.db.repositories.projects import audit
 from app.core.db.repositories.projects.audit import Action
 from app.core.db.session import Session
 from app.core.db.tables import Checkpoint, Job, TunedModel
 from app.core.errors import InvalidRequestError
-from app.schemas.models import ModelRead
+from app.schemas.models import ModelCommands, ModelRead
+from app.services.hand_off.serving import commands_of
 
 _CHECKPOINT_NAME = re.compile(r"(ft:.+):ckpt-step-([1-9]\d{0,8})", re.ASCII)
 
@@ -41,8 +43,13 @@ def get_model(
     if named is not None:
         checkpoint, job = named
         created_at = checkpoint.created_at
-        return ModelRead.of_tuned(name, job.base_model, checkpoint, created_at, organization)
-    return _tuned(TunedModelRepository(session, caller.project_id).get(name), organization)
+        commands = commands_of(job, catalogue)
+        return ModelRead.of_tuned(
+            name, job.base_model, checkpoint, created_at, organization, commands=commands
+        )
+    model = TunedModelRepository(session, caller.project_id).get(name)
+    job = JobRepository(session, caller.project_id).get(model.job_id)
+    return _tuned(model, organization, commands_of(job, catalogue))
 
 
 def delete_model(
@@ -81,9 +88,16 @@ def delete_model(
     return CheckpointRepository(session, caller.project_id).delete(checkpoint)
 
 
-def _tuned(model: TunedModel, organization: str) -> ModelRead:
+def _tuned(
+    model: TunedModel, organization: str, commands: ModelCommands | None = None
+) -> ModelRead:
     return ModelRead.of_tuned(
-        model.id, model.base_model, model.checkpoint, model.created_at, organization
+        model.id,
+        model.base_model,
+        model.checkpoint,
+        model.created_at,
+        organization,
+        commands=commands,
     )
 
 
