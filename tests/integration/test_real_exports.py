@@ -2,11 +2,7 @@
 
 import os
 import signal
-import subprocess
-import sys
 import threading
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,7 +15,6 @@ from app.core.db.check_tables import Task
 from app.core.db.repositories.checkpoints import CheckpointRepository
 from app.core.db.session import Database
 from app.core.job.containment import find_layers
-from app.core.machine.subprocesses import with_import_path
 from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
 from tests.builders import (
@@ -35,6 +30,7 @@ from tests.export_jobs import STEP, write_adapter_checkpoint
 from tests.exports import add_task, read_task
 from tests.tiny import build_peft_model, install_tiny_model
 from tests.waiting import wait_until
+from tunery.local_service import LocalService
 from worker.attempt.lease_keeper import Resources
 from worker.launch.sandbox.sandbox import Sandbox
 from worker.launch.supervision import LocalLauncher
@@ -44,9 +40,16 @@ LIMIT_S = 120.0
 
 
 @pytest.fixture
+def data_dir(tmp_path: Path) -> Path:
+    """A data directory with a tiny base model that works."""
+    directory = tmp_path / "data"
+    install_tiny_model(directory, source=tmp_path / "source" / "tiny")
+    return directory
+
+
+@pytest.fixture
 def task(settings: Settings, database: Database, store: LocalBlobStore, tmp_path: Path) -> Task:
     """A merged model that somebody has asked for: of a tiny base model and a trained adapter."""
-    install_tiny_model(settings.data_dir, source=tmp_path / "source" / "tiny")
     job = add_job(database)
     base_model = load_catalogue(settings.data_dir).directory("tiny")
     written = tmp_path / "checkpoint"
@@ -130,30 +133,14 @@ def test_a_child_that_is_killed_is_started_again(
     assert not list(settings.work_dir.glob("task_*"))
 
 
-@contextmanager
-def running_worker(settings: Settings) -> Generator["subprocess.Popen[bytes]"]:
-    """A worker process. It is killed after the block, if it still runs."""
-    environment = with_import_path(os.environ) | {
-        "TUNERY_DATA_DIR": str(settings.data_dir),
-        "TUNERY_INSTALL_DEFAULT_MODEL": "false",
-        "TUNERY_TRAINING_THREADS": "1",
-    }
-    worker = subprocess.Popen([sys.executable, "-m", "worker"], env=environment)
-    try:
-        yield worker
-    finally:
-        worker.kill()
-        worker.wait()
-
-
 @pytest.mark.only_sqlite
 def test_the_export_of_a_worker_that_is_killed_is_made_by_the_next_one(
     task: Task, settings: Settings, database: Database, store: LocalBlobStore, tmp_path: Path
 ) -> None:
-    with running_worker(settings) as worker:
+    with LocalService(settings.data_dir, {"install_default_model": "false"}) as service:
         wait_until(lambda: find_children(settings.data_dir).get(task.id), within_s=LIMIT_S)
-        worker.kill()
-    with running_worker(settings):
+        service.processes["worker-1"].kill()
+        service.start("worker-1")
         wait_until(lambda: must_read(database, task.id).files, within_s=LIMIT_S)
 
     done = must_read(database, task.id)
