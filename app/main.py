@@ -29,6 +29,7 @@ from app.api.v1 import (
     file_preview,
     files,
     fine_tuning_jobs,
+    job_adapters,
     job_estimates,
     job_results,
     models,
@@ -110,7 +111,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.include_router(health.router)
     app.include_router(docs_page.router)
     app.include_router(dashboard.router)
-    jobs = (fine_tuning_jobs, job_estimates, job_results)
+    jobs = (fine_tuning_jobs, job_estimates, job_results, job_adapters)
     admin = (projects, api_keys, service)
     data = (files, file_preview, uploads)
     for module in (*data, *jobs, models, sampling, webhooks, *admin, sessions):

@@ -24,7 +24,8 @@ from app.core.signing.keys import SigningKeys
 from app.core.storage.local import LocalBlobStore
 from app.core.storage.privacy import close_data_directory, keep_new_files_private
 from worker.attempt.lease_keeper import Resources
-from worker.data_check.loop import CheckerBesideTraining
+from worker.beside import BesideTraining
+from worker.data_check.loop import DataChecker
 from worker.janitor import Janitor
 from worker.launch.announcing import AnnouncingLauncher
 from worker.launch.beside import BesideLauncher
@@ -33,6 +34,7 @@ from worker.launch.sandbox.sandbox import Sandbox, make_sandbox
 from worker.launch.supervision import LocalLauncher
 from worker.launch.warm import WarmLauncher
 from worker.loop import Worker
+from worker.tasks.loop import TaskDoer
 
 logger = logging.getLogger("worker")
 
@@ -90,9 +92,11 @@ def _serve(settings: Settings, trainer: str) -> None:
     cold = LocalLauncher(trainer, sandbox=sandbox, is_busy=is_busy)
     beside = BesideLauncher(warm, cold, is_busy)
     resources = Resources(settings, database, store, catalogue, beside)
-    checker = CheckerBesideTraining(worker_ids[0], resources, beside)
+    checker = BesideTraining(DataChecker(worker_ids[0], resources, beside).check_any)
+    # In a thread of its own: no check waits for an export, which may take hours beside training.
+    tasks = BesideTraining(TaskDoer(worker_ids[0], resources, beside).do_next)
     logger.info("worker ready", extra={"concurrency": len(workers)})
-    _run([*workers, checker])
+    _run([*workers, checker, tasks])
     database.dispose()
 
 
@@ -105,7 +109,7 @@ def _make_launcher(
     return LocalLauncher(trainer, sandbox=sandbox)
 
 
-def _run(workers: Sequence[Worker | CheckerBesideTraining]) -> None:
+def _run(workers: Sequence[Worker | BesideTraining]) -> None:
     """Run each of them in a thread of its own until a signal comes. A second one stops at once."""
     signals = listen_for_stops()
     threads = [threading.Thread(target=worker.run) for worker in workers]

@@ -17,6 +17,8 @@ from app.core.db.repositories.projects.retention import (
 )
 from app.core.db.repositories.recovery import RecoveryRepository
 from app.core.db.repositories.saved_states import UnneededStates
+from app.core.db.repositories.tasks.leases import TaskQueue
+from app.core.db.repositories.tasks.requests import ExpiredTasks
 from app.core.db.repositories.uploads import ENDED_KEPT_FOR, EndedUploads
 from app.core.db.repositories.webhooks import DELIVERIES_KEPT_FOR, GIVE_UP_AFTER, WebhookQueue
 from app.core.db.repositories.workers import WorkerRepository
@@ -75,6 +77,7 @@ class Janitor:
             self.expire_uploads,
             self.delete_saved_states,
             self.forget_tokens,
+            self.delete_expired_tasks,
             self.delete_idempotency_records,
             self.apply_retention,
             self.give_up_webhooks,
@@ -94,6 +97,7 @@ class Janitor:
             now, dead = self._clock(), workers.find_dead(this_host(), is_alive)
             rescued = recovery.rescue_orphans(dead, now=now) + recovery.rescue_expired(now=now)
             DataCheckRepository(session).release_orphans(dead)
+            TaskQueue(session).release_orphans(dead)
             workers.remove(dead)
             workers.remove_silent(now=now)
         for job in rescued:
@@ -127,6 +131,11 @@ class Janitor:
     def forget_tokens(self) -> None:
         """Free the tokens of jobs that have ended."""
         self._delete(lambda session: EndedChecks(session).forget_tokens(limit=self._batch))
+
+    def delete_expired_tasks(self) -> None:
+        """Delete tasks that are kept no longer, such as exports, with their files."""
+        now = self._clock()
+        self._delete(lambda session: ExpiredTasks(session).delete(now=now, limit=self._batch))
 
     def delete_idempotency_records(self) -> None:
         """Delete old records: a request that comes again after so long is a new request."""

@@ -1,7 +1,8 @@
 """The job directory of one attempt: fill it, store what the training process made, delete it.
 
 It is `WORK/JOB/attempt-N/`, or `check-N` for the Nth try to check the data. The lock of the job,
-`WORK/JOB.lock`, lies beside the job's directory.
+`WORK/JOB.lock`, lies beside the job's directory. An export has `WORK/TASK/export-N/` and a lock of
+its own, because its job may train meanwhile.
 """
 
 import logging
@@ -17,7 +18,7 @@ from app.core.db.repositories.leases import Lease
 from app.core.db.tables import File, SavedState
 from app.core.disk import as_storage_full
 from app.core.errors import BlobNotFoundError
-from app.core.job.artifacts import ARTIFACT_NAMES, MANIFEST_NAME, TOKEN_FILE_NAMES
+from app.core.job.artifacts import ARTIFACT_NAMES, EXPORT_NAMES, MANIFEST_NAME, TOKEN_FILE_NAMES
 from app.core.job.lora_shape import ParentAdapter
 from app.core.job.training_config import (
     BASE_MODEL_NAME,
@@ -46,8 +47,21 @@ from worker.stored_file import StoredFile, store_bytes
 
 logger = logging.getLogger(__name__)
 
-_PREFIXES: dict[TaskName, str] = {"train": "attempt-", "check_data": "check-"}
+_PREFIXES: dict[TaskName, str] = {
+    "train": "attempt-",
+    "check_data": "check-",
+    "export_gguf": "export-",
+    "export_merged": "export-",
+}
 """What the name of a directory begins with, before the number of the attempt."""
+
+_ALLOWED_NAMES: dict[TaskName, frozenset[str]] = {
+    "train": ARTIFACT_NAMES,
+    "check_data": TOKEN_FILE_NAMES,
+    "export_gguf": EXPORT_NAMES,
+    "export_merged": EXPORT_NAMES,
+}
+"""Names of the files that the child may make."""
 
 _DYING_S = 5.0
 """How long a training process may hold the lock of its job after it was killed, in seconds. It lets
@@ -83,13 +97,20 @@ class JobDirectory:
 
     Attributes:
         spec: the job, set by `fill`. The training process may have changed the file of it since.
+
+    Args:
+        task_id: id of the task, for an export.
     """
 
-    def __init__(self, root: Path, lease: Lease, task: TaskName = "train") -> None:
+    def __init__(
+        self, root: Path, lease: Lease, task: TaskName = "train", *, task_id: str | None = None
+    ) -> None:
         self._lease = lease
         self._task: TaskName = task
         self.spec: JobSpec
-        self.directory = root / lease.job_id / f"{_PREFIXES[task]}{lease.attempt}"
+        name = f"{_PREFIXES[task]}{lease.attempt}"
+        self.directory = root / (task_id or lease.job_id) / name
+        self._blob_prefix = "/".join(filter(None, ("jobs", lease.job_id, task_id, name)))
         self._max_artifact_bytes = ROOM_BYTES
 
     def fill(
@@ -115,19 +136,26 @@ class JobDirectory:
             _copy_blob(store, inputs.validation_file.blob_key, validation_data)
         model = catalogue.directory(base_model.id).resolve()
         self._max_artifact_bytes = self._limit_artifacts(model, inputs)
-        (self.directory / BASE_MODEL_NAME).symlink_to(model)
-        for name, cache in settings.caches_of(self._lease.project_id).items():
-            link_cache(self.directory / name, cache)
+        self._link_shared(model, settings)
         self._put_tokens(inputs.tokens, store)
         state = self._put_newest_state(inputs, store)
         if state is None and self._lease.parent is not None and self._task == "train":
             self._put_parent(self._lease.parent, inputs.parent_weights, store)
-        self.spec = build_spec(
-            self._lease, inputs, base_model, state, settings=settings, task=self._task
+        self._put_spec(
+            build_spec(self._lease, inputs, base_model, state, settings=settings, task=self._task)
         )
-        with (self.directory / JOB_SPEC_NAME).open("x", encoding="utf-8") as target:
-            target.write(self.spec.model_dump_json(indent=2))
         return state.step if state is not None else 0
+
+    def _link_shared(self, model: Path, settings: Settings) -> None:
+        """Link the base model, and the caches that jobs share."""
+        (self.directory / BASE_MODEL_NAME).symlink_to(model)
+        for name, cache in settings.caches_of(self._lease.project_id).items():
+            link_cache(self.directory / name, cache)
+
+    def _put_spec(self, spec: JobSpec) -> None:
+        self.spec = spec
+        with (self.directory / JOB_SPEC_NAME).open("x", encoding="utf-8") as target:
+            target.write(spec.model_dump_json(indent=2))
 
     def _find_base_model(self, catalogue: Catalogue) -> BaseModelRef:
         entry = catalogue.find(self._lease.base_model)
@@ -180,7 +208,7 @@ class JobDirectory:
         directory.mkdir()
         try:
             for name, file in tokens.items():
-                _copy_checked(store, file, directory / name)
+                copy_checked(store, file["key"], file["sha256"], directory / name)
         except (manifest.ManifestError, BlobNotFoundError) as error:
             logger.warning("tokens skipped: %s", error, extra={"job_id": self._lease.job_id})
             remove_tree(self.directory, TOKENS_NAME)
@@ -216,7 +244,7 @@ class JobDirectory:
         remove_tree(self.directory, RESUME_NAME)  # a newer state, which was damaged
         directory.mkdir()
         for name, file in state.files.items():
-            _copy_checked(store, file, directory / name)
+            copy_checked(store, file["key"], file["sha256"], directory / name)
         promised = manifest.verify(directory)
         saved_by = state.saved_by or self._lease.job_id
         if (promised.job_id, promised.step) != (saved_by, state.step):
@@ -225,15 +253,14 @@ class JobDirectory:
     def store_directory(self, store: BlobStore, name: str, *, step: int) -> StoredDirectory:
         """Copy what the child made into the store, under keys of this attempt, and verify it.
 
-        It is a checkpoint, a state or, with step 0, the tokens of a data check.
+        It is a checkpoint, a state, an export or, with step 0, the tokens of a data check.
 
         Raises:
             manifest.ManifestError: the files are not what the manifest says, or are no files that
                 a training process may make.
         """
         key = f"{self._blob_prefix}/{Path(name).name}"
-        allowed = TOKEN_FILE_NAMES if self._task == "check_data" else ARTIFACT_NAMES
-        with ChildDirectory.open(self.directory, name, allowed) as made:
+        with ChildDirectory.open(self.directory, name, _ALLOWED_NAMES[self._task]) as made:
             left_bytes = self._max_artifact_bytes
             names = made.list_files(max_bytes=left_bytes)
             described = b"".join(made.read(MANIFEST_NAME, max_bytes=manifest.MAX_BYTES))
@@ -273,23 +300,19 @@ class JobDirectory:
             return  # another attempt's directory is still there
         JobLock.of(self.directory).remove_if_free(within_s=_DYING_S)
 
-    @property
-    def _blob_prefix(self) -> str:
-        return f"jobs/{self._lease.job_id}/{self.directory.name}"
-
 
 def _copy_blob(store: BlobStore, key: str, target: Path) -> None:
     with store.open(key) as source, target.open("xb") as copy:
         shutil.copyfileobj(source, copy, 1024 * 1024)
 
 
-def _copy_checked(store: BlobStore, file: Mapping[str, Any], target: Path) -> None:
+def copy_checked(store: BlobStore, key: str, sha256: str, target: Path) -> None:
     """Copy a file that a training process has made, and compare it with its digest.
 
     Raises:
         ManifestError: it has changed.
         BlobNotFoundError: the store has lost it.
     """
-    _copy_blob(store, file["key"], target)
-    if manifest.sha256_of(target) != file["sha256"]:
+    _copy_blob(store, key, target)
+    if manifest.sha256_of(target) != sha256:
         raise manifest.ManifestError(f"{target.name} has changed")

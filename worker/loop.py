@@ -18,7 +18,8 @@ from app.core.logging import log_context
 from app.core.machine.memory import measure_memory
 from worker.attempt.attempt import Attempt
 from worker.attempt.lease_keeper import Resources
-from worker.data_check.loop import PAUSE_AFTER_FAILURE_S, DataChecker
+from worker.beside import PAUSE_AFTER_FAILURE_S
+from worker.data_check.loop import DataChecker
 from worker.launch.locks import TrainingSlots
 from worker.presence import Presence, this_worker
 
@@ -48,9 +49,7 @@ class Worker:
         self._do_chores = do_chores
         self._stopping = threading.Event()
         self._stop_at_s: float | None = None
-        self._checker = DataChecker(
-            worker_id, resources, resources.launcher, stop_at_s=lambda: self._stop_at_s
-        )
+        self._checker = DataChecker(worker_id, resources, resources.launcher)
         self._presence = Presence(
             this_worker(worker_id),
             resources.database,
@@ -89,7 +88,7 @@ class Worker:
             if lease is not None:
                 return self._attempt(lease)
             if may_train:
-                idle_s = self._checker.check_small()
+                idle_s = self._checker.check_small(lambda: self._stop_at_s)
                 if idle_s is not None:
                     return idle_s
                 is_busy = self._slots.is_any_other_taken

@@ -2,8 +2,8 @@
 
 Standard output carries only the events of `app.core.job.training_events`, one JSON object a line.
 Whatever libraries print goes to standard error. The exit code is 0 after `Finished`, `Failed`,
-`Stopped`, `OutOfSpace`, `Unresumable` or `Checked`, and 1 with a traceback after an unexpected
-error. SIGTERM asks a child that trains to save its state and stop.
+`Stopped`, `OutOfSpace`, `Unresumable`, `Checked` or `Exported`, and 1 with a traceback after an
+unexpected error. SIGTERM asks a child that trains to save its state and stop.
 
 `worker.launch.fork_server` imports this module as well: it calls `preload` and `prepare`, then
 forks children into `main`.
@@ -17,13 +17,13 @@ from pathlib import Path
 from types import FrameType
 from typing import TextIO
 
-from app.core.job.training_config import JOB_SPEC_NAME, PROJECT_CACHE_NAME, JobSpec
+from app.core.job.training_config import JOB_SPEC_NAME, PROJECT_CACHE_NAME, JobSpec, TaskName
 from app.core.job.training_events import Started, TrainingEvent
 from app.core.machine.linux import die_with_parent
 
 
 def main(directory: Path) -> None:
-    """Train the job in `directory`, or check its data, and write the events to standard output."""
+    """Do the task of the job in `directory`, and write the events to standard output."""
     die_with_parent(sys.stdout.fileno())  # when the worker is killed, nobody trains on
     with _take_standard_output() as events:
         _set_environment()
@@ -33,6 +33,7 @@ def main(directory: Path) -> None:
         os.chdir(directory)
         # Only now: what an import prints must not be among the events.
         from worker.training.check import check_data  # noqa: PLC0415
+        from worker.training.export import export_adapter  # noqa: PLC0415
         from worker.training.preloaded_model import preloaded_model  # noqa: PLC0415
         from worker.training.recipe import run_job  # noqa: PLC0415
 
@@ -44,10 +45,13 @@ def main(directory: Path) -> None:
             events.write(event.model_dump_json() + "\n")
             events.flush()
 
-        if _only_checks(directory):
-            check_data(directory, report, loader=preloaded_model)
-        else:
-            run_job(directory, report, lambda: stop_request.has_come, loader=preloaded_model)
+        match _task_of(directory):
+            case "check_data":
+                check_data(directory, report, loader=preloaded_model)
+            case "train":
+                run_job(directory, report, lambda: stop_request.has_come, loader=preloaded_model)
+            case _:
+                export_adapter(directory, report)
 
 
 def preload() -> None:
@@ -56,26 +60,24 @@ def preload() -> None:
     This starts no thread, because the copies would lack it.
     """
     _set_environment()
-    for module in ("check", "recipe"):
+    for module in ("check", "export", "recipe"):
         importlib.import_module(f"worker.training.{module}")
 
 
 def prepare(directory: Path) -> None:
     """Load what `main` needs for the job in `directory`; for the rest, see `preload`.
 
-    The base model of another job stays loaded while a job's data is checked.
+    The base model of another job stays loaded while a job's data is checked or an adapter exported.
     """
     preload()
     from worker.training.preloaded_model import preloaded_model  # noqa: PLC0415
 
-    if not _only_checks(directory):
+    if _task_of(directory) == "train":
         preloaded_model.load(directory)
 
 
-def _only_checks(directory: Path) -> bool:
-    """Whether the child only checks the data of its job, so that it needs no weights."""
-    spec = JobSpec.model_validate_json((directory / JOB_SPEC_NAME).read_bytes())
-    return spec.task == "check_data"
+def _task_of(directory: Path) -> TaskName:
+    return JobSpec.model_validate_json((directory / JOB_SPEC_NAME).read_bytes()).task
 
 
 class _StopRequest:

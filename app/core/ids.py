@@ -25,6 +25,7 @@ class IdPrefix(StrEnum):
     JOB = "ftjob-"
     EVENT = "ftevent-"
     CHECKPOINT = "ftckpt_"
+    TASK = "task_"
     REQUEST = "req_"
     WORKER = "worker-"
     KEY = "key_"

@@ -130,14 +130,15 @@ def _without_a_row(database: Database, blobs: dict[str, StoredBlob]) -> list[Sto
 def _left_directories(database: Database, work_dir: Path) -> Iterator[Path]:
     directories = {
         path.name: path
-        for path in work_dir.glob(f"{IdPrefix.JOB}*")
+        for prefix in (IdPrefix.JOB, IdPrefix.TASK)
+        for path in work_dir.glob(f"{prefix}*")
         if path.is_dir() and not path.is_symlink()
     }
     with database.reading() as session:
         running = find_running(session, directories.keys())
     # One by one: the next attempt, which may begin at this moment, has another directory.
-    for job_id, path in directories.items():
-        if job_id not in running:
+    for owner_id, path in directories.items():
+        if owner_id not in running:
             yield from (attempt for attempt in path.iterdir() if _is_left_alone(attempt))
 
 

@@ -4,9 +4,15 @@ import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from app.core import manifest
-from app.core.db.blob_keys import BlobKeyRepository, NamedBlob, iterate_named
+from app.core.db.blob_keys import (
+    BlobKeyRepository,
+    NamedBlob,
+    iterate_named,
+    iterate_task_blobs,
+)
 from app.core.db.inspection import ManifestedFiles, iterate_manifested
 from app.core.errors import BlobNotFoundError
 from app.core.signing.keys import SigningKeys
@@ -31,7 +37,8 @@ def check_blobs(patient: Patient) -> Iterator[Finding]:
     """Check all blobs. A damaged file is lost. Everything else can be deleted and made again."""
     damaged: list[_Damage] = []
     count = 0
-    for blob in iterate_named(patient.database.reading):
+    reading = patient.database.reading
+    for blob in chain(iterate_named(reading), iterate_task_blobs(reading)):
         count += 1
         what = find_damage(patient.store, blob, is_deep=patient.is_deep)
         if what is not None and _is_still_named(patient, blob):
@@ -49,6 +56,7 @@ def check_blobs(patient: Patient) -> Iterator[Finding]:
     yield from _check_tokens(
         patient, [each for each in damaged if each.blob.checked_job_id is not None]
     )
+    yield from _check_tasks(patient, [each for each in damaged if each.blob.task_id is not None])
 
 
 def _check_parts(patient: Patient, damaged: list[_Damage]) -> Iterator[Finding]:
@@ -98,6 +106,21 @@ def _check_tokens(patient: Patient, damaged: list[_Damage]) -> Iterator[Finding]
     repaired = f"forgotten: those of {', '.join(job_ids)}" if job_ids else ""
     message = "the tokens of every checked job are there, or are made again"
     yield Finding("tokens", Level.OK, message, repaired=repaired)
+
+
+def _check_tasks(patient: Patient, damaged: list[_Damage]) -> Iterator[Finding]:
+    if damaged and not patient.may_repair:
+        message = f"{len(damaged)} files are damaged: {_name_some(damaged)}"
+        advice = "Run `tunery doctor --repair`: they are made again when somebody asks for them."
+        yield Finding("exports", Level.BAD, message, advice=advice)
+        return
+    task_ids = sorted({each.blob.task_id or "" for each in damaged})
+    if task_ids:
+        with patient.database.writing() as session:
+            for task_id in task_ids:
+                BlobKeyRepository(session).delete_task(task_id)
+    repaired = f"deleted: {', '.join(task_ids)}" if task_ids else ""
+    yield Finding("exports", Level.OK, "the files of every export are there", repaired=repaired)
 
 
 def check_manifests(patient: Patient) -> Iterator[Finding]:

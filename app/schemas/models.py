@@ -22,6 +22,15 @@ class ModelLimits(ResponseBody):
     """True if the model's chat template can show tools and tool calls."""
 
 
+class ModelCommands(ResponseBody):
+    vllm: str
+    """For vLLM. DIR is the directory of the adapter; BASE, if it is there, that of the base
+    model. If an adapter cannot be served, DIR is that of the merged model."""
+    llama_server: str | None
+    """For llama.cpp. BASE.gguf is the base model as GGUF, FILE.gguf the adapter from `GET
+    .../adapter?format=gguf`. Null if llama.cpp cannot load the adapter."""
+
+
 class ModelRead(ResponseBody):
     id: str
     object: Literal["model"] = "model"
@@ -53,6 +62,8 @@ class ModelRead(ResponseBody):
     model that was not fetched from a hub."""
     licence: str | None = None
     limits: ModelLimits | None = None
+    commands: ModelCommands | None = None
+    """Commands that serve a tuned model in other programs. Null for a base model, and in lists."""
 
     @classmethod
     def of_base(cls, entry: CatalogueEntry, installed: InstalledModel) -> "ModelRead":
@@ -75,6 +86,8 @@ class ModelRead(ResponseBody):
         checkpoint: Checkpoint,
         created_at: datetime,
         organization: str,
+        *,
+        commands: ModelCommands | None = None,
     ) -> "ModelRead":
         """A tuned model, or one checkpoint of a job under its own name."""
         parent, imported = source.parent, source.imported
@@ -88,6 +101,7 @@ class ModelRead(ResponseBody):
             step_number=checkpoint.step,
             parent=None if parent is None else ParentAdapter.model_validate(parent),
             imported=None if imported is None else ImportedArchive.model_validate(imported),
+            commands=commands,
         )
 
 

@@ -5,14 +5,16 @@ from datetime import datetime
 from app.core.access import Caller
 from app.core.base_models import Catalogue
 from app.core.db.repositories.checkpoints import CheckpointRepository, TunedModelRepository
+from app.core.db.repositories.jobs import JobRepository
 from app.core.db.repositories.projects import audit
 from app.core.db.repositories.projects.audit import Action
 from app.core.db.session import Session
 from app.core.db.tables import TunedModel
 from app.core.errors import InvalidRequestError
-from app.schemas.models import ModelRead
+from app.schemas.models import ModelCommands, ModelRead
 from app.services.adapters.lookup import find_checkpoint
 from app.services.adapters.parents import require_unneeded
+from app.services.hand_off.serving import commands_of
 
 
 def list_models(
@@ -39,8 +41,13 @@ def get_model(
     named = find_checkpoint(session, caller, name)
     if named is not None:
         checkpoint, job = named
-        return ModelRead.of_tuned(name, job, checkpoint, checkpoint.created_at, organization)
-    return _tuned(TunedModelRepository(session, caller.project_id).get(name), organization)
+        commands = commands_of(job, catalogue)
+        return ModelRead.of_tuned(
+            name, job, checkpoint, checkpoint.created_at, organization, commands=commands
+        )
+    model = TunedModelRepository(session, caller.project_id).get(name)
+    job = JobRepository(session, caller.project_id).get(model.job_id)
+    return _tuned(model, organization, commands_of(job, catalogue))
 
 
 def delete_model(
@@ -81,5 +88,9 @@ def delete_model(
     return CheckpointRepository(session, caller.project_id).delete(checkpoint)
 
 
-def _tuned(model: TunedModel, organization: str) -> ModelRead:
-    return ModelRead.of_tuned(model.id, model, model.checkpoint, model.created_at, organization)
+def _tuned(
+    model: TunedModel, organization: str, commands: ModelCommands | None = None
+) -> ModelRead:
+    return ModelRead.of_tuned(
+        model.id, model, model.checkpoint, model.created_at, organization, commands=commands
+    )

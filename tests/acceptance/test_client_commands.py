@@ -183,6 +183,36 @@ def test_a_broken_download_is_continued_and_checked(
         assert (tunery.place / "a.zip").read_bytes() == adapter.content
 
 
+def test_an_adapter_for_llama_cpp_is_waited_for_and_checked(
+    tunery: Client, finished_job: openai.types.fine_tuning.FineTuningJob
+) -> None:
+    printed, _ = tunery.run("download", finished_job.id, "--format", "gguf")
+
+    assert printed == f"{finished_job.id}.gguf\n"
+    assert (tunery.place / f"{finished_job.id}.gguf").read_bytes().startswith(b"GGUF")
+    _, said = tunery.run("download", finished_job.id, "--format", "gguf", "--unpack", code=2)
+    assert said.startswith("download: A GGUF adapter is one file.")
+
+
+def test_a_merged_model_is_waited_for_and_unpacked(
+    tunery: Client, finished_job: openai.types.fine_tuning.FineTuningJob
+) -> None:
+    command = ("download", finished_job.id, "--format", "merged")
+
+    printed, _ = tunery.run(*command, "--unpack")
+
+    unpacked = tunery.place / f"{finished_job.id}-merged"
+    assert {str(path.relative_to(tunery.place)) for path in unpacked.iterdir()} == {
+        *printed.splitlines()
+    }
+    assert {"config.json", "tokenizer.json", "README.md"} <= {
+        path.name for path in unpacked.iterdir()
+    }
+    tunery.run(*command)
+    assert (tunery.place / f"{finished_job.id}-merged.zip").exists()
+    assert not [*tunery.place.glob("*.part*")]
+
+
 def test_unpacking_leaves_an_archive_alone(
     tunery: Client, finished_job: openai.types.fine_tuning.FineTuningJob
 ) -> None:

@@ -36,6 +36,7 @@ from tests.builders import (
     claim,
     list_checkpoints,
 )
+from tests.exports import add_finished_export, build_task
 from tests.webhooks import add_endpoint, build_endpoint, queue_event
 
 OTHER_PROJECT = "proj-other"
@@ -94,6 +95,7 @@ class World:
             base_model="tiny",
             created_at=NOW,
         )
+        self.task = add_finished_export(database, store, self.result, {"adapter.gguf": b"GGUF"})
         self.endpoint = add_endpoint(database, "https://hooks.example.com/")
         queue_event(database)
         with database.reading() as session:
@@ -218,6 +220,13 @@ class World:
             "SavedStateRepository.list_to_continue": [call(done.id)],
             "SavedStateRepository.move": [call(done.id, queued.id)],
             "SavedStateRepository.delete": [call(done.id)],
+            "TaskRepository.find": [call(self.result.id, "export", "merged")],
+            "TaskRepository.find_to_add": [call(self.result.id, "export", "merged")],
+            "TaskRepository.add": [call(build_task(self.first_checkpoint))],
+            "TaskRepository.list_of_job": [call(done.id, "export")],
+            "TaskRepository.keep_until": [call(self.task.id, later)],
+            "TaskRepository.delete_of_job": [call(done.id)],
+            "TaskRepository.delete_of_checkpoint": [call(self.result.id)],
             "UploadRepository.add": [call(build_upload())],
             "UploadRepository.get": [call(self.upload.id)],
             "UploadRepository.get_to_change": [call(self.upload.id)],

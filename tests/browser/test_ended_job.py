@@ -57,6 +57,15 @@ def test_every_step_and_result_is_there(tabs: Tabs, ended_job: str) -> None:
         assert download.value.suggested_filename.endswith(ending)
 
 
+def test_a_checkpoint_is_downloaded_for_llama_cpp(tabs: Tabs, ended_job: str) -> None:
+    page = open_ended(tabs, ended_job)
+
+    with page.expect_download(timeout=120_000) as download:
+        page.get_by_role("button", name=f"Download step {STEPS} as GGUF").click()
+
+    assert download.value.suggested_filename == f"{ended_job}-step-{STEPS}.gguf"
+
+
 def test_settings_are_shown_as_calls_that_make_such_a_job(
     tabs: Tabs, ended_job: str, client: openai.OpenAI
 ) -> None:

@@ -34,9 +34,9 @@ class FoundCode(NamedTuple):
 
 JOB_MODULES = tuple(
     f"app/core/db/repositories/{name}.py"
-    for name in ("data_checks", "leases", "recovery", "workers")
+    for name in ("data_checks", "leases", "recovery", "tasks/leases", "workers")
 )
-"""Say why jobs have failed; every other module there speaks to callers."""
+"""Say why jobs and exports have failed; every other module there speaks to callers."""
 
 
 SAMPLING_MODULES = tuple(

@@ -7,7 +7,7 @@ import typer
 from app.core.command_line.exit_codes import CommandGroup
 from tunery.client.chat import chat
 from tunery.client.compare import compare
-from tunery.client.download import download
+from tunery.client.downloads.command import download
 from tunery.client.files import files
 from tunery.client.jobs import cancel, list_jobs, pause, rerun, resume
 from tunery.client.submit import estimate, submit

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from tunery.client.download import fetch_adapter, fetch_file
+from tunery.client.downloads.command import fetch_adapter
+from tunery.client.downloads.fetching import fetch_file
 from tunery.client.options import AsJson, ProfileName, open_api
 from tunery.client.screen.terminal import (
     duration,

@@ -30,11 +30,13 @@ from app.core.job.status import JobStatus
 from app.core.job.training_events import (
     Checked,
     Checkpointed,
+    Exported,
     Finished,
     JobError,
     MemoryShort,
     Noted,
     Planned,
+    Progressed,
     Saved,
     Started,
     Stepped,
@@ -159,7 +161,7 @@ class Attempt:
             case Saved():
                 self._steps.flush()
                 self._publisher.publish_state(event)
-            case Checked():  # only a child that checks data may report it
+            case Checked() | Progressed() | Exported():  # only children that do not train may
                 raise TypeError(event.kind)
             case _:
                 self._steps.flush()

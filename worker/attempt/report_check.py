@@ -1,19 +1,22 @@
 """Checks that a child reports what its task does, in an order in which it can happen.
 
 The child may be hostile. What it may report is bounded by its job: no step comes twice, and no
-checkpoint or saved state either. A child that checks data reports messages and then its result.
+checkpoint or saved state either. A child that checks data reports messages and then its result. One
+that exports an adapter reports its progress and then its result.
 """
 
 from app.core.job.loss_log import MAX_STEP
 from app.core.job.training_events import (
     Checked,
     Checkpointed,
+    Exported,
     Failed,
     Finished,
     MemoryShort,
     Noted,
     OutOfSpace,
     Planned,
+    Progressed,
     ProtocolError,
     Saved,
     Started,
@@ -26,7 +29,14 @@ from app.core.job.training_events import (
 MAX_NOTES = 100
 """Number of messages in one attempt. A training has about ten, and a check at most 42."""
 
-_OF_BOTH_TASKS = (Noted, Failed, OutOfSpace)
+MAX_PROGRESS = 1000
+"""Number of times that an export reports its progress. It does so about ten times."""
+
+_OF_ALL_TASKS = (Noted, Failed, OutOfSpace)
+_OF_TRAINING = (
+    *(Planned, Started, Stepped, Saved, Checkpointed),
+    *(Stopped, MemoryShort, Unresumable, Finished),
+)
 
 
 class ReportCheck:
@@ -42,12 +52,17 @@ class ReportCheck:
         self._total_steps = MAX_STEP
         self._kinds: set[str] = set()
         self._directories: set[str] = set()
-        self._notes = 0
-        self._only_checks = self._is_over = False
+        self._notes = self._progress_reports = 0
+        self._is_over = False
+        self._of_task: tuple[type[object], ...] = _OF_TRAINING
 
     def begin_check(self) -> None:
         """Expect a child that only checks the data of its job."""
-        self._only_checks = True
+        self._of_task = (Checked,)
+
+    def begin_export(self) -> None:
+        """Expect a child that only exports an adapter."""
+        self._of_task = (Progressed, Exported)
 
     def begin(self, *, after_step: int, total_steps: int) -> None:
         """Expect a training that resumes after `after_step` and has at most `total_steps`."""
@@ -61,13 +76,16 @@ class ReportCheck:
             ProtocolError: the event cannot be true here.
         """
         _require(not self._is_over, "It reported more after its last event.")
-        if not isinstance(event, _OF_BOTH_TASKS):
-            is_of_task = isinstance(event, Checked) is self._only_checks
-            _require(is_of_task, f"It reported {event.kind}, which is not of its task.")
+        is_of_task = isinstance(event, (*_OF_ALL_TASKS, *self._of_task))
+        _require(is_of_task, f"It reported {event.kind}, which is not of its task.")
         match event:
             case Noted():
                 self._notes += 1
                 _require(self._notes <= MAX_NOTES, f"It sent more than {MAX_NOTES} messages.")
+            case Progressed():
+                self._progress_reports += 1
+                is_few = self._progress_reports <= MAX_PROGRESS
+                _require(is_few, f"It reported its progress more than {MAX_PROGRESS:,} times.")
             case Planned() | Started():
                 self._check_total(event)
             case Stepped():
@@ -113,7 +131,14 @@ class ReportCheck:
 
     def _check_end(
         self,
-        event: Stopped | Finished | Failed | OutOfSpace | MemoryShort | Unresumable | Checked,
+        event: Stopped
+        | Finished
+        | Failed
+        | OutOfSpace
+        | MemoryShort
+        | Unresumable
+        | Checked
+        | Exported,
     ) -> None:
         self._is_over = True
         match event:

@@ -6,17 +6,15 @@ child runs for a small part of the time while a job trains.
 """
 
 import logging
-import threading
 from collections.abc import Callable
 from datetime import timedelta
 
-from app.core.clock import steady_s
 from app.core.db.repositories.data_checks import CheckLimits, DataCheckRepository
 from app.core.db.repositories.leases import Lease
 from app.core.disk import has_room
-from app.core.errors import DatabaseAwayError, DatabaseBusyError
 from app.core.logging import log_context
 from worker.attempt.lease_keeper import Resources
+from worker.beside import PAUSE_AFTER_FAILURE_S
 from worker.data_check.run import CheckRun
 from worker.launch.launcher import Launcher
 
@@ -28,12 +26,6 @@ SMALL_BYTES = 16 * 1024 * 1024
 PATIENCE = timedelta(seconds=2)
 """Age from which a job is checked beside training. An idle worker would have taken it by then."""
 
-IDLE_S = 1.0
-"""Pause beside training when there was nothing to check, in seconds."""
-
-PAUSE_AFTER_FAILURE_S = 5.0
-"""Pause after a check that could not be done, in seconds, such as on a full disk."""
-
 
 class DataChecker:
     """Checks the data of one job after another.
@@ -42,39 +34,35 @@ class DataChecker:
         worker_id: the worker that holds the leases.
         resources: what all attempts of the worker share.
         launcher: starts the children.
-        stop_at_s: as in `CheckRun`.
     """
 
-    def __init__(
-        self,
-        worker_id: str,
-        resources: Resources,
-        launcher: Launcher,
-        stop_at_s: Callable[[], float | None],
-    ) -> None:
+    def __init__(self, worker_id: str, resources: Resources, launcher: Launcher) -> None:
         self._worker_id = worker_id
         self._resources = resources
         self._launcher = launcher
-        self._stop_at_s = stop_at_s
 
-    def check_small(self) -> float | None:
+    def check_small(self, stop_at_s: Callable[[], float | None]) -> float | None:
         """Check the data of a job, unless its file is large. For a worker with nothing to train.
+
+        Args:
+            stop_at_s: as in `CheckRun`.
 
         Returns:
             Seconds to wait before the next call. None if there was nothing to check.
         """
         now = self._resources.clock()
-        return self._check(CheckLimits(created_before=now, max_bytes=SMALL_BYTES))
+        return self._check(CheckLimits(created_before=now, max_bytes=SMALL_BYTES), stop_at_s)
 
-    def check_any(self) -> float | None:
+    def check_any(self, stop_at_s: Callable[[], float | None]) -> float | None:
         """Check the data of a job that no idle worker has taken. Returns as `check_small`."""
-        return self._check(CheckLimits(created_before=self._resources.clock() - PATIENCE))
+        limits = CheckLimits(created_before=self._resources.clock() - PATIENCE)
+        return self._check(limits, stop_at_s)
 
-    def _check(self, limits: CheckLimits) -> float | None:
+    def _check(self, limits: CheckLimits, stop_at_s: Callable[[], float | None]) -> float | None:
         lease = self._claim(limits)
         if lease is None:
             return None
-        run = CheckRun(lease, self._resources, self._launcher, stop_at_s=self._stop_at_s)
+        run = CheckRun(lease, self._resources, self._launcher, stop_at_s=stop_at_s)
         with log_context(job_id=lease.job_id, check=lease.attempt, project=lease.project_id):
             logger.info("check claimed")
             run.run()
@@ -92,34 +80,3 @@ class DataChecker:
             return DataCheckRepository(session).claim(
                 self._worker_id, limits, now=resources.clock(), lease_for=lease_for
             )
-
-
-class CheckerBesideTraining:
-    """Checks data beside training, until told to stop. One for each worker process."""
-
-    def __init__(self, worker_id: str, resources: Resources, launcher: Launcher) -> None:
-        self._stopping = threading.Event()
-        self._stop_at_s: float | None = None
-        self._checker = DataChecker(
-            worker_id, resources, launcher, stop_at_s=lambda: self._stop_at_s
-        )
-
-    def stop(self, *, at_once: bool = False) -> None:
-        """Give the present check back. It has no progress to save."""
-        del at_once
-        self._stop_at_s = steady_s()
-        self._stopping.set()
-
-    def run(self) -> None:
-        while not self._stopping.is_set():
-            try:
-                idle_s = self._checker.check_any()
-            except DatabaseAwayError as error:
-                logger.warning("trying again: %s", error.for_operator)
-                idle_s = PAUSE_AFTER_FAILURE_S
-            except DatabaseBusyError:
-                idle_s = None
-            except Exception:  # its check, if any, is taken again once the lease has run out
-                logger.exception("a check failed; trying again in a moment")
-                idle_s = PAUSE_AFTER_FAILURE_S
-            self._stopping.wait(IDLE_S if idle_s is None else idle_s)

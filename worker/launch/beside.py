@@ -1,4 +1,4 @@
-"""Checks data beside training, in processes that start without loading the libraries."""
+"""Checks data and exports beside training, in processes that start without loading libraries."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from worker.launch.warm import WarmLauncher
 
 @dataclass(frozen=True, slots=True)
 class BesideLauncher:
-    """A `Launcher` for checks of data. While the machine trains, it stops them most of the time.
+    """A `Launcher` for all but training. While the machine trains, it stops them most of the time.
 
     A fork server whose child trains has the libraries in memory. Loading them takes a check some
     seconds of the processor, which are minutes at the share that it gets.

@@ -1,4 +1,4 @@
-"""/v1/fine_tuning/jobs/{id}/...: a job's events, data, checkpoints, loss log and adapter."""
+"""/v1/fine_tuning/jobs/{id}/...: a job's events, data, checkpoints and loss log."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Annotated
@@ -8,17 +8,15 @@ from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from app.api.access import PolicyRoute, needs
-from app.api.archive import zip_segments
-from app.api.deps import LIMIT, CallerDep, Cursor, Now, ResourcesDep, as_json
+from app.api.deps import LIMIT, CallerDep, Cursor, ResourcesDep, as_json
 from app.api.live.answers import MAX_CURSOR, STREAMED, HubDep, follow_job
-from app.api.streaming import attachment, record_download, send_segments
+from app.api.streaming import attachment
 from app.core.access import Scope
 from app.core.db.check_tables import DataCheck
 from app.core.db.repositories.checkpoints import CheckpointRepository
 from app.core.db.repositories.events import EventRepository
 from app.core.db.repositories.job_views.curves import CurveRepository
 from app.core.db.repositories.jobs import JobRepository
-from app.core.db.repositories.projects.audit import Action
 from app.core.db.session import Session
 from app.core.db.tables import Job
 from app.core.errors import NotFoundError
@@ -30,7 +28,6 @@ from app.schemas.attempts import AttemptsRead
 from app.schemas.bodies import PageRead
 from app.schemas.fine_tuning_jobs import status_shown
 from app.schemas.job_results import CheckpointRead, DataRead, EventRead, MetricsRead
-from app.services import jobs as job_service
 
 _TEXTS: Mapping[str, Callable[[Iterable[Iterable[StepMetrics]]], Iterator[str]]] = {
     "text/csv": loss_log.csv_texts,
@@ -238,39 +235,6 @@ def get_metrics(
     shown = rows if points else rows[:limit]
     data = [row.as_row() for row in shown]
     return as_json(MetricsRead(data=data, has_more=len(rows) > len(shown)))
-
-
-@router.get(
-    "/adapter",
-    response_class=Response,
-    responses={200: {"content": {"application/zip": {}}}},
-    dependencies=[needs(Scope.READ)],
-)
-def get_adapter(
-    job_id: str,
-    request: Request,
-    caller: CallerDep,
-    resources: ResourcesDep,
-    now: Now,
-    checkpoint: Annotated[
-        str | None,
-        Query(description="Id or step of a checkpoint. The default is the job's result."),
-    ] = None,
-) -> Response:
-    """Download the adapter as a zip archive. Ranges are served, so a download can be resumed."""
-    adapter = resources.read(
-        lambda session: job_service.get_adapter(session, caller, job_id, checkpoint)
-    )
-    response = send_segments(
-        request,
-        resources.store,
-        zip_segments(adapter.files),
-        etag=adapter.manifest_sha256,
-        media_type="application/zip",
-        filename=f"{job_id}-step-{adapter.step}.zip",
-    )
-    record_download(response, resources, caller, Action.ADAPTER_DOWNLOADED, adapter.id, now=now)
-    return response
 
 
 def _send_events_file(job: Job, batches: Iterable[Iterable[StepMetrics]]) -> Response:

@@ -1,4 +1,4 @@
-"""Queries for the blobs of files, upload parts, saved states and data checks."""
+"""Queries for the blobs of files, upload parts, saved states, data checks and tasks."""
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager
@@ -9,7 +9,7 @@ from sqlalchemy import ColumnElement, delete, select, true, tuple_, update
 from sqlalchemy.orm import InstrumentedAttribute
 
 from app.core.db.base import Repository
-from app.core.db.check_tables import DataCheck
+from app.core.db.check_tables import DataCheck, Task
 from app.core.db.session import Session
 from app.core.db.tables import File, SavedState, UploadPart
 
@@ -18,13 +18,14 @@ PAGE_ROWS = 500
 Row = TypeVar("Row")
 
 _HAS_TOKENS = DataCheck.files.is_not(None)
+_HAS_FILES = Task.files.is_not(None)
 
 
 @dataclass(frozen=True, slots=True)
 class NamedBlob:
     """A blob as the row that names it describes it.
 
-    The row is a file, an upload part, a saved state or the check of a job's data.
+    The row is a file, an upload part, a saved state, the check of a job's data or a task.
     """
 
     key: str
@@ -37,13 +38,17 @@ class NamedBlob:
     part_id: str | None = None
     checked_job_id: str | None = None
     """Job of the data check that made the blob, which contains tokens."""
+    task_id: str | None = None
+    """Task that made the blob, such as an export."""
 
     @property
     def owner(self) -> str:
         """Readable name of the object that the blob belongs to, for messages to the operator."""
         if self.job_id is not None:
             return f"the state of {self.job_id} saved at step {self.step}"
-        return self.file_id or self.part_id or f"the tokens of {self.checked_job_id}"
+        if self.checked_job_id is not None:
+            return f"the tokens of {self.checked_job_id}"
+        return self.file_id or self.part_id or f"the files of {self.task_id}"
 
 
 class BlobKeyRepository(Repository):
@@ -62,7 +67,7 @@ class BlobKeyRepository(Repository):
             named.update(self._session.scalars(select(column).where(column.in_(keys))))
         unknown = set(keys) - named
         if unknown:  # the others name their blobs inside a column of JSON, so all are read
-            for column in (SavedState.files, DataCheck.files):
+            for column in (SavedState.files, DataCheck.files, Task.files):
                 rows = select(column).where(column.is_not(None))
                 for files in self._session.scalars(rows.execution_options(yield_per=PAGE_ROWS)):
                     named |= unknown.intersection(file["key"] for file in (files or {}).values())
@@ -76,6 +81,9 @@ class BlobKeyRepository(Repository):
         if blob.checked_job_id is not None:
             check = self._session.get(DataCheck, blob.checked_job_id)
             return check is not None and blob in _token_blobs(check)
+        if blob.task_id is not None:
+            task = self._session.get(Task, blob.task_id)
+            return task is not None and blob in _task_blobs(task)
         table, row_id = (File, blob.file_id) if blob.file_id else (UploadPart, blob.part_id)
         row = self._session.get(table, row_id)
         return row is not None and row.blob_key == blob.key
@@ -90,6 +98,10 @@ class BlobKeyRepository(Repository):
         check = update(DataCheck).where(DataCheck.job_id == job_id)
         self._session.execute(check.values(files=None))
 
+    def delete_task(self, task_id: str) -> None:
+        """Delete a task: the next request for its files makes them again."""
+        self._session.execute(delete(Task).where(Task.id == task_id))
+
     def delete_part(self, part_id: str) -> None:
         """Delete a part: its upload can be completed only after its bytes were sent again."""
         self._session.execute(delete(UploadPart).where(UploadPart.id == part_id))
@@ -98,7 +110,7 @@ class BlobKeyRepository(Repository):
 def iterate_named(
     open_session: Callable[[], AbstractContextManager[Session]], *, page_rows: int = PAGE_ROWS
 ) -> Iterator[NamedBlob]:
-    """Every blob that a row names, page by page; see `iterate_rows`."""
+    """Every blob that a row names and a backup keeps, page by page; see `iterate_rows`."""
     for file in iterate_rows(open_session, File, File.id, page_rows=page_rows):
         yield NamedBlob(file.blob_key, file.bytes, file.sha256, file_id=file.id)
     for part in iterate_rows(open_session, UploadPart, UploadPart.id, page_rows=page_rows):
@@ -108,6 +120,14 @@ def iterate_named(
     key = DataCheck.job_id
     for check in iterate_rows(open_session, DataCheck, key, which=_HAS_TOKENS, page_rows=page_rows):
         yield from _token_blobs(check)
+
+
+def iterate_task_blobs(
+    open_session: Callable[[], AbstractContextManager[Session]], *, page_rows: int = PAGE_ROWS
+) -> Iterator[NamedBlob]:
+    """The blobs of tasks, page by page. No backup keeps them, because they can be made again."""
+    for task in iterate_rows(open_session, Task, Task.id, which=_HAS_FILES, page_rows=page_rows):
+        yield from _task_blobs(task)
 
 
 def iterate_states(
@@ -153,6 +173,13 @@ def blobs_of_state(state: SavedState) -> dict[str, NamedBlob]:
         )
         for name, file in state.files.items()
     }
+
+
+def _task_blobs(task: Task) -> list[NamedBlob]:
+    return [
+        NamedBlob(file["key"], file["bytes"], file["sha256"], task_id=task.id)
+        for file in (task.files or {}).values()
+    ]
 
 
 def _token_blobs(check: DataCheck) -> list[NamedBlob]:

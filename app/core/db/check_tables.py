@@ -1,9 +1,17 @@
-"""The table of data checks: what was found in the data of a job before it trains."""
+"""The tables of what workers do beside training: checks of data, and tasks."""
 
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
-from sqlalchemy import CheckConstraint, ForeignKey, Index, text
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    ForeignKey,
+    Index,
+    String,
+    UniqueConstraint,
+    text,
+)
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.core.db.base import Base, OwnedByProject
@@ -38,3 +46,57 @@ class DataCheck(OwnedByProject, Base):
     """A `DataReport`. Null until the check is done."""
     files: Mapped[dict[str, Any] | None]
     """Blob key, bytes and sha256 of each file of tokens, by name. Null once the job has ended."""
+
+
+TaskStatus = Literal["queued", "running", "succeeded", "failed"]
+
+
+class Task(OwnedByProject, Base):
+    """Something that a worker makes of a checkpoint beside training, such as an export."""
+
+    __tablename__ = "tasks"
+    __table_args__ = (
+        CheckConstraint("status IN ('queued', 'running', 'succeeded', 'failed')", "status"),
+        CheckConstraint("(worker_id IS NOT NULL) = (status = 'running')", "held"),
+        CheckConstraint("(lease_expires_at IS NOT NULL) = (status = 'running')", "leased"),
+        CheckConstraint(
+            "(expires_at IS NOT NULL) = (status IN ('succeeded', 'failed'))", "expiry_of_ended"
+        ),
+        CheckConstraint("(error IS NOT NULL) = (status = 'failed')", "error"),
+        UniqueConstraint("checkpoint_id", "kind", "variant"),
+        Index(None, "status", "id"),
+        Index(None, "project_id", "started_at"),
+        Index("ix_tasks_held", "worker_id", sqlite_where=_HELD, postgresql_where=_HELD),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), index=True)
+    checkpoint_id: Mapped[str] = mapped_column(ForeignKey("checkpoints.id"))
+    kind: Mapped[str]
+    """What is made: `export`."""
+    variant: Mapped[str]
+    """Which of its kind: the `ExportFormat` of an export."""
+    status: Mapped[TaskStatus] = mapped_column(String, default="queued")
+    number: Mapped[int] = mapped_column(default=0)
+    """Number of the newest try. Older tries can no longer write."""
+    worker_id: Mapped[str | None]
+    lease_expires_at: Mapped[datetime | None]
+    created_at: Mapped[datetime]
+    started_at: Mapped[datetime | None]
+    """When the newest try began."""
+    finished_at: Mapped[datetime | None]
+    expires_at: Mapped[datetime | None] = mapped_column(index=True)
+    """When the ended task is deleted, with its files. Each download puts it off."""
+    crashes: Mapped[int] = mapped_column(default=0)
+    """How many tries ended because their process died by itself, or because the disk was full."""
+    progress: Mapped[float] = mapped_column(default=0.0)
+    """How much of the newest try is done, from 0 to 1."""
+    bytes: Mapped[int] = mapped_column(BigInteger)
+    """Size of the files; before they are made, the room that is kept for them. They count as stored
+    by the project."""
+    result: Mapped[dict[str, Any] | None]
+    """What the child reported in the end: the `Verification` of an export."""
+    files: Mapped[dict[str, Any] | None]
+    """Blob key, bytes, sha256 and crc32 of each file by name. Null until they are made."""
+    error: Mapped[dict[str, Any] | None]
+    """A `JobError`."""

@@ -9,6 +9,7 @@ from sqlalchemy import func, inspect, select
 
 from app.core.db.base import Project
 from app.core.db.blob_keys import NamedBlob, blobs_of_state, iterate_rows, iterate_states
+from app.core.db.check_tables import Task
 from app.core.db.session import Database, Session, backend_of
 from app.core.db.tables import Checkpoint, File, Job
 from app.core.errors import DatabaseAwayError, OperatorError
@@ -145,11 +146,12 @@ def describe_database(session: Session) -> str:
     return backend_of(session).describe(session).text
 
 
-def find_running(session: Session, job_ids: Collection[str]) -> set[str]:
-    """The jobs among `job_ids` that may be running, or may have their data checked."""
+def find_running(session: Session, ids: Collection[str]) -> set[str]:
+    """The jobs and tasks among `ids` that may be running. A job may have its data checked."""
     busy = (JobStatus.VALIDATING_FILES, JobStatus.RUNNING)
-    running = select(Job.id).where(Job.id.in_(job_ids), Job.status.in_(busy))
-    return set(session.scalars(running))
+    jobs = select(Job.id).where(Job.id.in_(ids), Job.status.in_(busy))
+    tasks = select(Task.id).where(Task.id.in_(ids), Task.status == "running")
+    return {*session.scalars(jobs), *session.scalars(tasks)}
 
 
 def count_expired_leases(session: Session, *, now: datetime) -> int:

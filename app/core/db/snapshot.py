@@ -5,9 +5,9 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from sqlalchemy import text, update
+from sqlalchemy import delete, text, update
 
-from app.core.db.check_tables import DataCheck
+from app.core.db.check_tables import DataCheck, Task
 from app.core.db.repositories.recovery import RecoveryRepository
 from app.core.db.repositories.workers import WorkerRepository
 from app.core.db.session import Database, Session
@@ -40,11 +40,12 @@ def copy_database(database: Database, session: Session, target: Path) -> None:
 def release_running(session: Session, *, now: datetime) -> list[str]:
     """Put every running job back at once: a restored database has no workers. Returns job ids.
 
-    Checks of data begin again as well.
+    Checks of data begin again as well. Tasks are deleted: a backup does not have their files.
     """
     WorkerRepository(session).remove_all()
     checks = update(DataCheck).where(DataCheck.worker_id.is_not(None))
     session.execute(checks.values(worker_id=None, lease_expires_at=None))
+    session.execute(delete(Task))
     running = update(Job).where(Job.status == JobStatus.RUNNING)
     session.execute(running.values(lease_expires_at=_LONG_AGO))
     return [job.job_id for job in RecoveryRepository(session).rescue_expired(now=now)]

@@ -42,6 +42,30 @@ ARTIFACT_NAMES = frozenset(
 )
 """All files of a checkpoint and of a saved state. Users download them under these names."""
 
+GGUF_ADAPTER_NAME = "adapter.gguf"
+ADAPTER_CARD_NAME = "adapter-card.md"
+"""Model card of the adapter that was merged."""
+_MAX_SHARDS = 128
+EXPORT_NAMES = frozenset(
+    {
+        MANIFEST_NAME,
+        GGUF_ADAPTER_NAME,
+        "config.json",
+        GENERATION_CONFIG_NAME,
+        *TOKENIZER_NAMES,
+        "model.safetensors",
+        "model.safetensors.index.json",
+        MODEL_CARD_NAME,
+        ADAPTER_CARD_NAME,
+        *(
+            f"model-{shard:05}-of-{shards:05}.safetensors"
+            for shards in range(2, _MAX_SHARDS + 1)
+            for shard in range(1, shards + 1)
+        ),
+    }
+)
+"""All files of an export: an adapter for llama.cpp, or a merged model in up to 128 parts."""
+
 TOKENS_INDEX_NAME = "tokens.json"
 """What the tokens of a job were made from, and what they are."""
 TOKEN_FILE_NAMES = frozenset(

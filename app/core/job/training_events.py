@@ -164,6 +164,41 @@ class Checked(Frozen):
     cannot train."""
 
 
+class Progressed(Frozen):
+    """A part of an export is done."""
+
+    kind: Literal["progressed"] = "progressed"
+    fraction: float = Field(ge=0, le=1)
+
+
+class Verification(Frozen):
+    """How the logits of an export differ from those of the base model with the adapter.
+
+    Differences are fractions of the largest logit.
+    """
+
+    prompts: int = Field(ge=1, le=MAX_COUNT)
+    """Number of prompts whose logits were compared, at each of their tokens."""
+    dtype: ShortText
+    """Dtype of the exported weights."""
+    computed_in: ShortText
+    """Dtype in which the logits were computed."""
+    max_difference: float = Field(ge=0)
+    """Largest difference that was found."""
+    tolerance: float = Field(gt=0)
+    """Largest difference that is accepted for this dtype."""
+    adapter_effect: float = Field(ge=0)
+    """Largest difference between the base model without and with the adapter."""
+
+
+class Exported(Frozen):
+    """`directory`, relative to the job directory, holds a verified export with its manifest."""
+
+    kind: Literal["exported"] = "exported"
+    directory: Literal["out/export"] = "out/export"
+    verification: Verification
+
+
 TrainingEvent = Annotated[
     Noted
     | Planned
@@ -177,7 +212,9 @@ TrainingEvent = Annotated[
     | Unresumable
     | Finished
     | Failed
-    | Checked,
+    | Checked
+    | Progressed
+    | Exported,
     Field(discriminator="kind"),
 ]
 

@@ -5,6 +5,7 @@ import { openPage } from "../lib/shell.js";
 import { atMostEvery } from "../lib/timing.js";
 import { Actions } from "./job/actions.js";
 import { DataPanel } from "./job/data.js";
+import { Exports } from "./job/exports.js";
 import { hasEnded, JobFeed } from "./job/feed.js";
 import { head, tabTitle } from "./job/head.js";
 import { Plots } from "./job/plots.js";
@@ -33,6 +34,7 @@ const feed = new JobFeed(new URLSearchParams(location.search).get("id") ?? "", (
 });
 const actions = new Actions(feed, session, drawHead);
 const dataPanel = new DataPanel(feed, drawData);
+const exports = new Exports(feed, drawResults);
 
 /** What draws each part of the page, and the parts of the feed that it shows. */
 const SECTIONS = [
@@ -162,7 +164,7 @@ function drawEvents() {
 }
 
 function drawResults() {
-  render(results(feed), at("results"));
+  render(results(feed, exports), at("results"));
 }
 
 function drawData() {

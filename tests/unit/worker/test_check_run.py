@@ -37,18 +37,17 @@ from tests.builders import (
 )
 from tests.fakes import Act, FakeLauncher, FrozenClock
 from worker.attempt.lease_keeper import Resources
-from worker.data_check.loop import (
-    PATIENCE,
-    PAUSE_AFTER_FAILURE_S,
-    SMALL_BYTES,
-    CheckerBesideTraining,
-    DataChecker,
-)
+from worker.beside import PAUSE_AFTER_FAILURE_S, BesideTraining
+from worker.data_check.loop import PATIENCE, SMALL_BYTES, DataChecker
 from worker.loop import Worker
 
 REPORT = build_data_report()
 BAD_DATA = JobError(code="row_too_long", message="Two rows are too long.", param="training_file")
 REFUSED = Checked(report=REPORT, error=BAD_DATA)
+
+
+def go_on() -> None:
+    """When a worker that is not told to stop must have left a check."""
 
 
 class Bench:
@@ -67,7 +66,7 @@ class Bench:
         self.clock = clock
         self.launcher = FakeLauncher()
         self.resources = Resources(settings, database, store, catalogue, self.launcher, clock)
-        self.checker = DataChecker("worker-1", self.resources, self.launcher, lambda: None)
+        self.checker = DataChecker("worker-1", self.resources, self.launcher)
 
     def add_job(self, **changes: object) -> Job:
         file = add_file(self.database, self.store, TEXT_LINE * 3)
@@ -77,7 +76,7 @@ class Bench:
     def check(self, *acts: Act, exit_code: int = 0) -> float | None:
         self.launcher.acts = acts
         self.launcher.exit_code = exit_code
-        return self.checker.check_small()
+        return self.checker.check_small(go_on)
 
     def job(self, job: Job) -> Job:
         return get_job(self.database, job.id)
@@ -270,8 +269,8 @@ def test_a_worker_whose_check_was_taken_over_writes_nothing(bench: Bench) -> Non
 
     def lose() -> None:
         bench.clock.advance(timedelta(hours=1))
-        other = DataChecker("worker-2", bench.resources, FakeLauncher([tokens_made]), lambda: None)
-        assert other.check_small() == 0.0
+        other = DataChecker("worker-2", bench.resources, FakeLauncher([tokens_made]))
+        assert other.check_small(go_on) == 0.0
 
     bench.check(doing(lose), REFUSED)
 
@@ -286,10 +285,10 @@ def test_an_idle_worker_leaves_large_files_to_the_checker_beside_training(bench:
         file.bytes = SMALL_BYTES + 1
     bench.launcher.acts = [tokens_made]
 
-    assert bench.checker.check_small() is None
-    assert bench.checker.check_any() is None  # an idle worker may still take a small file
+    assert bench.checker.check_small(go_on) is None
+    assert bench.checker.check_any(go_on) is None  # an idle worker may still take a small file
     bench.clock.advance(PATIENCE)
-    assert bench.checker.check_any() == 0.0
+    assert bench.checker.check_any(go_on) == 0.0
     assert bench.job(job).status is JobStatus.QUEUED
 
 
@@ -312,7 +311,7 @@ def test_a_worker_trains_what_is_queued_before_it_checks(bench: Bench) -> None:
 def test_the_checker_beside_training_gives_its_check_back_when_it_is_stopped(bench: Bench) -> None:
     job = bench.add_job()
     bench.clock.advance(PATIENCE)
-    checker = CheckerBesideTraining("worker-1", bench.resources, bench.launcher)
+    checker = BesideTraining(bench.checker.check_any)
     bench.launcher.acts = [doing(checker.stop), tokens_made]
 
     checker.run()

@@ -20,13 +20,16 @@ from tests.builders import (
     NOW,
     add_file,
     add_job,
+    add_succeeded_job,
     add_tokens,
     claim,
     claim_check,
     get_job,
     list_blobs,
+    list_checkpoints,
     list_workers,
 )
+from tests.exports import add_finished_export, add_task, claim_task, read_task
 from tests.fakes import FrozenClock
 from worker.janitor import INTERVAL_S, ORPHANS_INTERVAL_S, Janitor
 from worker.launch.locks import JobLock
@@ -108,6 +111,39 @@ def test_tokens_are_kept_until_their_job_ends(
     with database.reading() as session:
         kept = [session.get_one(DataCheck, job.id).files for job in (running, ended)]
     assert [files is not None for files in kept] == [True, False]
+
+
+def test_an_expired_export_is_deleted_with_its_bytes(
+    janitor: Janitor, database: Database, store: LocalBlobStore, clock: FrozenClock
+) -> None:
+    job = add_succeeded_job(database, store, steps=(1, 2))
+    first, second = list_checkpoints(database, job.id)
+    kept = add_finished_export(database, store, first, {"a": b"1"})
+    expired = add_finished_export(database, store, second, {"a": b"1"}, expires_at=NOW + MINUTE)
+    clock.advance(2 * MINUTE)
+
+    janitor.run_if_due()
+
+    assert read_task(database, expired.id) is None
+    assert [key for key in list_blobs(store) if "task_" in key] == [
+        file["key"] for file in (kept.files or {}).values()
+    ]
+
+
+def test_a_task_of_a_dead_worker_is_given_back_at_once(
+    janitor: Janitor, database: Database, store: LocalBlobStore
+) -> None:
+    job = add_succeeded_job(database, store)
+    add_task(database, list_checkpoints(database, job.id)[0])
+    living = this_worker("worker-2")
+    died = replace(living, worker_id="worker-1", process_started=living.process_started - 1)
+    with database.writing() as session:
+        WorkerRepository(session).beat(died, now=NOW)
+    claim_task(database, "worker-1")
+
+    janitor.run_if_due()
+
+    assert claim_task(database, "worker-2").lease.attempt == 2
 
 
 def test_an_expired_file_is_deleted_with_its_bytes(

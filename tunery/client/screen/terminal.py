@@ -128,6 +128,31 @@ def escape_all_but_colours(text: str) -> str:
 
 
 @contextmanager
+def percent(name: str) -> Generator[Callable[[float], None]]:
+    """Show how much of something is done; in a terminal only.
+
+    Returns:
+        A function to call with the fraction so far.
+    """
+    if not sys.stderr.isatty():
+        yield lambda _fraction: None
+        return
+    from rich.progress import (  # noqa: PLC0415 - see the package
+        BarColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+    )
+
+    label = TextColumn("{task.description}", markup=False)
+    columns = (label, BarColumn(bar_width=None), TaskProgressColumn())
+    shown = console(on_stderr=True)
+    with Progress(*columns, console=shown, transient=True, expand=True) as progress:
+        task = progress.add_task(escape(name), total=1.0)
+        yield lambda fraction: progress.update(task, completed=fraction)
+
+
+@contextmanager
 def transfer(name: str, total: int) -> Generator[Callable[[int], None]]:
     """Show how much of something is sent or received; in a terminal only.
 

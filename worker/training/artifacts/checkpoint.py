@@ -130,17 +130,13 @@ def check_adapter(
         RuntimeError: the saved adapter is not the one that was trained.
     """
     input_ids_BL = input_ids[None, :_TOKENS_READ].to(model.device)
-    trained_BLV = _logits(model, input_ids_BL)
+    trained_BLV = read_logits(model, input_ids_BL)
     if not trained_BLV.isfinite().all():
         what = "the output of the adapter is not finite"
         raise diverged(step, what, learning_rate=learning_rate)
     base = take_adapter_out(model)
-    untrained_BLV = _logits(base, input_ids_BL)
-    with warnings.catch_warnings():
-        # It warns of embeddings that were one matrix. They are saved twice, and equal.
-        warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")
-        loaded = PeftModel.from_pretrained(base, str(adapter))
-    loaded_BLV = _logits(loaded, input_ids_BL)
+    untrained_BLV = read_logits(base, input_ids_BL)
+    loaded_BLV = read_logits(load_adapter(base, adapter), input_ids_BL)
     if not torch.allclose(loaded_BLV, trained_BLV, rtol=1e-4, atol=1e-4):
         raise RuntimeError(f"The adapter in {adapter.name} is not the one that was trained.")
     change = (loaded_BLV - untrained_BLV).abs().max()
@@ -154,7 +150,16 @@ def check_adapter(
         )
 
 
-def _logits(model: nn.Module, input_ids_BL: Tensor) -> Tensor:
+def load_adapter(base: nn.Module, adapter: Path) -> PeftModel:
+    """Load a saved adapter as users do, with `peft`. This changes `base`."""
+    with warnings.catch_warnings():
+        # It warns of embeddings that were one matrix. They are saved twice, and equal.
+        warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")
+        return PeftModel.from_pretrained(base, str(adapter))
+
+
+def read_logits(model: nn.Module, input_ids_BL: Tensor) -> Tensor:
+    """The logits after each token, without dropout."""
     model.eval()
     with torch.no_grad():
         return model(input_ids=input_ids_BL, use_cache=False).logits

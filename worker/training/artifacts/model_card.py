@@ -3,9 +3,12 @@
 import json
 from collections.abc import Sequence
 
+from app.core.hand_off.commands import llama_server, vllm_with_adapter, vllm_with_merged_model
+from app.core.job.artifacts import ADAPTER_CARD_NAME
 from app.core.job.lora_shape import LoraShape, ParentAdapter
 from app.core.job.loss_log import StepMetrics
 from app.core.job.training_config import BaseModelRef, DatasetRef, JobSpec
+from app.core.job.training_events import Verification
 from worker.training.data.stop_tokens import StopTokens
 
 _CARD = """\
@@ -61,13 +64,20 @@ tokenizer = AutoTokenizer.from_pretrained("DIR")
 With vLLM, whose limit for the rank is 16 unless an option raises it:
 
 ```sh
-vllm serve {served_base} --enable-lora --max-lora-rank {max_rank} --lora-modules tuned=DIR
+{vllm}
+```
+
+With llama.cpp, where BASE.gguf is the base model as GGUF, and FILE.gguf this adapter, which
+`GET /v1/fine_tuning/jobs/{job_id}/adapter?format=gguf` gives:
+
+```sh
+{llama}
 ```
 
 The model ends an answer with {ends}. `generation_config.json` has every token that must stop it.
 {merge_first}
-Tunery's `docs/use-your-model.md` has more: how to prompt it, how to merge it into the base model,
-and how to run it in llama.cpp and Ollama.
+Tunery's `docs/use-your-model.md` has more: how to prompt it, how to get it merged into the base
+model, and how to run it in llama.cpp and Ollama.
 
 `manifest.json` has the sha256 of every file here, of the data and of the base model, and the
 versions of all software involved.
@@ -93,27 +103,76 @@ optimizer. The weights it started from have the sha256 `{sha256}`."""
 _BEFORE = " Step 0 is the\nmodel before training."
 
 _MERGE_DORA = """
-vLLM and llama.cpp do not know DoRA. Merge the adapter into the base model first.
+vLLM and llama.cpp do not know DoRA. Take the merged model instead: `.../adapter?format=merged`.
 """
 _MERGE_EMBEDDINGS = """
-vLLM and llama.cpp cannot load trained embeddings. Merge the adapter into the base model first.
+vLLM and llama.cpp cannot load trained embeddings. Take the merged model instead:
+`.../adapter?format=merged`.
 """
-_MERGE_RSLORA = """
-llama.cpp does not know the scale of rsLoRA. Merge the adapter into the base model first.
+_CONVERT_RSLORA = """
+The converter of llama.cpp does not know the scale of rsLoRA. The file of `format=gguf` has it.
 """
 
-_VLLM_RANKS = (8, 16, 32, 64, 128, 256)
-"""The values that vLLM takes for `--max-lora-rank`."""
+_MERGED_CARD = """\
+---
+{metadata}library_name: transformers
+license: {license}
+pipeline_tag: text-generation
+tags:
+- merged
+- fine-tuned
+- tunery
+---
+
+# {name}
+
+{base_model}, fine-tuned with Tunery, with the adapter in its weights. `{adapter_card}` is the card
+of the adapter: its data, settings and losses.
+{exact_base}
+With transformers, where DIR is the directory of this file:
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("DIR")
+tokenizer = AutoTokenizer.from_pretrained("DIR")
+```
+
+With vLLM:
+
+```sh
+{vllm}
+```
+
+The weights are in {verification.dtype}. They were loaded again and compared with the base model and
+its adapter on {verification.prompts} prompts, in {verification.computed_in}: no logit differs by
+more than {verification.max_difference:.2g} of the largest. The limit is {verification.tolerance:g}.
+The adapter itself changes logits by up to {verification.adapter_effect:.2g} of the largest.
+"""
+
+
+def write_merged_card(spec: JobSpec, verification: Verification) -> str:
+    """The card of the base model with the adapter merged into it."""
+    base = spec.base_model
+    return _MERGED_CARD.format(
+        metadata=_name_in_metadata(base),
+        license=json.dumps(base.licence.lower()),
+        name=spec.fine_tuned_model,
+        base_model=_upper_first(_name_base(base)),
+        adapter_card=ADAPTER_CARD_NAME,
+        exact_base=_explain_base(base),
+        vllm=vllm_with_merged_model(spec.fine_tuned_model),
+        verification=verification,
+    )
 
 
 def write_model_card(
     spec: JobSpec, *, step: int, rows: Sequence[StepMetrics], stop_tokens: StopTokens
 ) -> str:
     """The card of the checkpoint of `step`, with a loss table of `rows`."""
-    base, rank = spec.base_model, spec.config.lora.saved_rank
-    arguments, served = _load_base(base)
+    base = spec.base_model
     return _CARD.format(
-        metadata="" if base.is_from_directory else f"base_model: {json.dumps(base.repo)}\n",
+        metadata=_name_in_metadata(base),
         license=json.dumps(base.licence.lower()),
         name=spec.fine_tuned_model,
         base_model=_name_base(base),
@@ -125,16 +184,25 @@ def write_model_card(
         before=_BEFORE if rows[0].step == 0 else "",
         losses="\n".join(_loss_row(row) for row in rows),
         where_base="" if base.revision else _WHERE_BASE.format(id=base.id),
-        load_arguments=arguments,
-        served_base=served,
+        load_arguments=_load_arguments(base),
+        vllm=vllm_with_adapter(base.repo, base.revision, rank=spec.config.lora.saved_rank),
+        llama=llama_server(),
+        job_id=spec.job_id,
         ends=" or ".join(f"`{end}`" for end in stop_tokens.taught),
         merge_first=_merge_first(spec.config.lora),
-        max_rank=next(limit for limit in _VLLM_RANKS if rank <= limit),
     )
 
 
 def _describe_parent(parent: ParentAdapter) -> str:
     return _CONTINUED.format(model=parent.model, step=f"{parent.step:,}", sha256=parent.sha256)
+
+
+def _name_in_metadata(base: BaseModelRef) -> str:
+    return "" if base.is_from_directory else f"base_model: {json.dumps(base.repo)}\n"
+
+
+def _upper_first(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _name_base(base: BaseModelRef) -> str:
@@ -151,12 +219,9 @@ def _explain_base(base: BaseModelRef) -> str:
     return text.format(id=base.id, repo=base.repo)
 
 
-def _load_base(base: BaseModelRef) -> tuple[str, str]:
-    """The base model in the arguments of `from_pretrained` and of `vllm serve`."""
-    if base.revision:
-        arguments = f'{json.dumps(base.repo)}, revision="{base.revision}"'
-        return arguments, f"{base.repo} --revision {base.revision}"
-    return '"BASE"', "BASE"
+def _load_arguments(base: BaseModelRef) -> str:
+    """The base model in the arguments of `from_pretrained`."""
+    return f'{json.dumps(base.repo)}, revision="{base.revision}"' if base.revision else '"BASE"'
 
 
 def _merge_first(shape: LoraShape) -> str:
@@ -164,7 +229,7 @@ def _merge_first(shape: LoraShape) -> str:
         return _MERGE_EMBEDDINGS
     if shape.use_dora:
         return _MERGE_DORA
-    return _MERGE_RSLORA if shape.use_rslora else ""
+    return _CONVERT_RSLORA if shape.use_rslora else ""
 
 
 def _data_rows(spec: JobSpec) -> list[str]:

@@ -3,6 +3,7 @@
 import math
 
 from app.core.db.base import Page, ProjectRepository
+from app.core.db.repositories.tasks.requests import TaskRepository
 from app.core.db.tables import Checkpoint, File, Job, TunedModel
 from app.core.errors import NotFoundError
 from app.core.job.status import UNFINISHED
@@ -69,9 +70,15 @@ class CheckpointRepository(ProjectRepository):
         return ranked[keep:]
 
     def delete(self, checkpoint: Checkpoint) -> list[str]:
-        """Delete a checkpoint and its files. Returns the keys of the blobs to free afterwards."""
+        """Delete a checkpoint, its files and the tasks on it.
+
+        Returns:
+            Keys of the blobs to free afterwards.
+        """
+        tasks = TaskRepository(self._session, self._project_id)
+        keys = tasks.delete_of_checkpoint(checkpoint.id)
         files = self._delete(File).where(File.checkpoint_id == checkpoint.id)
-        keys = list(self._session.scalars(files.returning(File.blob_key)))
+        keys += self._session.scalars(files.returning(File.blob_key))
         self._session.execute(self._delete(Checkpoint).where(Checkpoint.id == checkpoint.id))
         return keys
 

@@ -24,6 +24,7 @@ from app.core.db.project_tables import IdempotencyRecord
 from app.core.db.repositories.data_checks import token_keys
 from app.core.db.repositories.events import EventRepository, no_such_job
 from app.core.db.repositories.saved_states import SavedStateRepository
+from app.core.db.repositories.tasks.requests import TaskRepository
 from app.core.db.repositories.transitions import lock_job, settle
 from app.core.db.tables import (
     Checkpoint,
@@ -215,6 +216,7 @@ class JobRepository(ProjectRepository):
         made = self._select(File).where(File.job_id == job.id).order_by(File.id)
         keys = [file.blob_key for file in self._session.scalars(made.with_for_update())]
         keys += SavedStateRepository(self._session, self._project_id).delete(job.id)
+        keys += TaskRepository(self._session, self._project_id).delete_of_job(job.id)
         checks = self._delete(DataCheck).where(DataCheck.job_id == job.id).returning(DataCheck)
         keys += [key for check in self._session.scalars(checks) for key in token_keys(check)]
         for table in (File, Checkpoint, Event, IdempotencyRecord):

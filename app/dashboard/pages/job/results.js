@@ -9,8 +9,11 @@ import { hasEnded } from "./feed.js";
 const adapterOf = (job, checkpoint) =>
   url(`fine_tuning/jobs/${encodeURIComponent(job.id)}/adapter`, { checkpoint });
 
-/** @param {import("./feed.js").JobFeed} feed */
-export function results({ job, checkpoints, has }) {
+/**
+ * @param {import("./feed.js").JobFeed} feed
+ * @param {import("./exports.js").Exports} exports
+ */
+export function results({ job, checkpoints, has }, exports) {
   const [log] = job.result_files;
   const none = hasEnded(job) ? "There is no checkpoint." : "There is no checkpoint yet.";
   return html`
@@ -44,13 +47,13 @@ export function results({ job, checkpoints, has }) {
     ${job.fine_tuned_model ? html`<p>Model <code>${job.fine_tuned_model}</code></p>` : nothing}
     ${
       checkpoints.length
-        ? table(job, checkpoints)
+        ? table(job, checkpoints, exports)
         : html`<p class="muted">${has.lists ? none : "Loading…"}</p>`
     }
   `;
 }
 
-function table(job, checkpoints) {
+function table(job, checkpoints, exports) {
   return html`<div class="scroll tall" tabindex="0" role="group" aria-label="Checkpoints">
     <table class="checkpoints">
       <thead>
@@ -75,7 +78,7 @@ function table(job, checkpoints) {
               <td class="number">${loss(checkpoint.metrics.valid_loss)}</td>
               <td class="number">${percent(checkpoint.metrics.train_mean_token_accuracy)}</td>
               <td class="number">${ago(checkpoint.created_at)}</td>
-              <td>
+              <td class="row">
                 <a
                   href=${tryAddress(job.model, checkpoint.fine_tuned_model_checkpoint)}
                   aria-label="Try step ${checkpoint.step_number}"
@@ -87,6 +90,7 @@ function table(job, checkpoints) {
                   aria-label="Download step ${checkpoint.step_number}"
                   >Download</a
                 >
+                ${exports.buttons(checkpoint)}
               </td>
             </tr>`,
         )}

@@ -1,4 +1,5 @@
 import io
+import struct
 import zipfile
 from pathlib import Path
 
@@ -7,7 +8,6 @@ import pytest
 from app.api.archive import zip_segments
 from app.api.streaming import BlobSegment
 from app.core.db.tables import File
-from app.core.errors import InvalidRequestError
 from app.core.storage.local import LocalBlobStore
 from tests.builders import build_file, put_blob
 
@@ -87,11 +87,27 @@ def test_a_file_behind_three_gibibytes_is_found(tmp_path: Path) -> None:
         assert [info.file_size for info in opened.infolist()] == [3 * GIB, GIB // 2, 12]
 
 
-@pytest.mark.parametrize("sizes", [(4 * GIB,), (2 * GIB, 2 * GIB - 60), (4 * GIB - 38,)])
-def test_an_archive_past_what_the_format_can_address_is_refused(sizes: tuple[int, ...]) -> None:
-    files = [build_file(filename="adapter", bytes=size) for size in sizes]
+@pytest.mark.parametrize(
+    "sizes", [(4 * GIB,), (2 * GIB, 2 * GIB - 60), (4 * GIB - 38,), (9 * GIB, 1, 5 * GIB)]
+)
+def test_a_file_behind_four_gibibytes_is_found(tmp_path: Path, sizes: tuple[int, ...]) -> None:
+    files = [build_file(filename=f"{number}", bytes=size) for number, size in enumerate(sizes)]
+    last = build_file(b"the last one", filename="last")
+    path = tmp_path / "large.zip"
 
-    with pytest.raises(InvalidRequestError, match="too large for one archive") as refusal:
-        zip_segments(files)
+    write_sparse(path, [*files, last], {last.blob_key: b"the last one"})
 
-    assert refusal.value.code == "archive_too_large"
+    with zipfile.ZipFile(path) as opened:
+        assert opened.read("last") == b"the last one"
+        assert [info.file_size for info in opened.infolist()] == [*sizes, 12]
+
+
+def test_the_size_of_a_large_file_is_in_front_of_it_as_well(tmp_path: Path) -> None:
+    """A program that reads the archive as a stream does not know the directory at its end."""
+    file = build_file(filename="large", bytes=5 * GIB)
+    path = tmp_path / "large.zip"
+    write_sparse(path, [file], {})
+
+    with path.open("rb") as archive:
+        archive.seek(30 + len("large"))
+        assert struct.unpack("<2H2Q", archive.read(20)) == (1, 16, 5 * GIB, 5 * GIB)

@@ -67,6 +67,7 @@ def test_a_base_model_is_found_by_its_id_and_by_its_repository(client: TestClien
             "target_modules": ["q_proj", "v_proj"],
             "supports_tools": True,
         },
+        "commands": None,
     }
 
 
@@ -122,6 +123,34 @@ def test_no_model_has_a_date_on_which_it_is_switched_off(
         assert model.shutdown_date is None
 
 
+def test_a_tuned_model_says_how_other_programs_serve_it(
+    client: TestClient, database: Database, stopped_early: Job
+) -> None:
+    name = stopped_early.fine_tuned_model
+    lora = {"rank": 20, "target_modules": ["q_proj"]}
+    commands: list[dict[str, str | None]] = []
+    for base_model, shape in (
+        ("tiny", lora),
+        ("hub-tiny", lora),
+        ("hub-tiny", lora | {"use_dora": True}),
+    ):
+        with database.writing() as session:
+            job = session.get_one(Job, stopped_early.id)
+            job.base_model, job.config = base_model, job.config | {"lora": shape}
+        commands.append(client.get(f"/v1/models/{name}").json()["commands"])
+
+    options = f"--enable-lora --max-lora-rank 32 --lora-modules {name}=DIR"
+    llama_server = "llama-server -m BASE.gguf --lora FILE.gguf"
+    assert commands == [
+        {"vllm": f"vllm serve BASE {options}", "llama_server": llama_server},
+        {
+            "vllm": f"vllm serve us/hub-tiny --revision {'1' * 40} {options}",
+            "llama_server": llama_server,
+        },
+        {"vllm": f"vllm serve DIR --served-model-name {name}", "llama_server": None},
+    ]
+
+
 def test_each_checkpoint_is_a_model_under_its_own_name(
     strict: openai.OpenAI, database: Database, stopped_early: Job
 ) -> None:
@@ -129,7 +158,7 @@ def test_each_checkpoint_is_a_model_under_its_own_name(
 
     for checkpoint in list_checkpoints(database, stopped_early.id):
         model = strict.models.retrieve(f"{name}:ckpt-step-{checkpoint.step}")
-        assert model.model_dump(exclude_none=True, exclude={"created", "object"}) == {
+        assert model.model_dump(exclude_none=True, exclude={"created", "object", "commands"}) == {
             "id": f"{name}:ckpt-step-{checkpoint.step}",
             "owned_by": "tunery",
             "base_model": "tiny",

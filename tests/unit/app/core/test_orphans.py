@@ -161,11 +161,12 @@ def test_directories_of_jobs_that_do_not_run_are_removed(
     kept = [make_directory(settings, running.id), make_directory(settings, "slot-0")]
     touched = make_directory(settings, add_job(database).id)
     (touched / "attempt-1" / "out" / "adapter").write_bytes(b"a child that still writes")
-    gone = [make_directory(settings, waiting.id), make_directory(settings, "ftjob-unknown")]
+    unknown = ("ftjob-unknown", "task_unknown")
+    gone = [make_directory(settings, name) for name in (waiting.id, *unknown)]
 
     freed = free_orphans(database, store, settings)
 
-    assert freed.job_directories == 2
+    assert freed.job_directories == 3
     assert all(path.exists() for path in [*kept, touched])
     assert not any(path.exists() for path in gone)
 

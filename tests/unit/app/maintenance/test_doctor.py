@@ -16,6 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from sqlalchemy import select
 
 from app.core.access import DEFAULT_PROJECT_ID
 from app.core.base_models import RECORD_NAME
@@ -25,7 +26,7 @@ from app.core.db.migrate import newest_revision
 from app.core.db.repositories.saved_states import SavedStateRepository
 from app.core.db.session import Database
 from app.core.db.sqlite import sqlite_driver
-from app.core.db.tables import UploadPart
+from app.core.db.tables import Checkpoint, UploadPart
 from app.core.disk import Ballast
 from app.core.job.status import JobStatus
 from app.core.sampling.messages import SOCKET_NAME
@@ -49,6 +50,7 @@ from tests.builders import (
     nested_directories,
     put_blob,
 )
+from tests.exports import add_finished_export
 from tests.unit.app.maintenance.conftest import MIB, AddCheckpoint, AddState, execute
 
 HOUR = timedelta(hours=1)
@@ -112,6 +114,7 @@ def test_a_service_in_good_order_has_nothing_wrong(healthy: Settings, *, is_deep
         "upload parts",
         "saved states",
         "tokens",
+        "exports",
         "manifests",
         "orphans",
     ]
@@ -359,6 +362,22 @@ def test_tokens_without_their_bytes_are_forgotten_and_made_again(
     assert (finding.level, finding.repaired) == (Level.OK, f"forgotten: those of {job_id}")
     with database.reading() as session:
         assert session.get_one(DataCheck, job_id).files is None
+    assert not_ok(look(healthy)) == {}
+
+
+def test_an_export_without_its_bytes_is_deleted_and_made_again(
+    healthy: Settings, database: Database, store: LocalBlobStore
+) -> None:
+    with database.reading() as session:
+        checkpoint = session.scalars(select(Checkpoint)).one()
+    task = add_finished_export(database, store, checkpoint, {"adapter.gguf": b"GGUF"})
+    assert not_ok(look(healthy, is_deep=True)) == {}
+    store.delete((task.files or {})["adapter.gguf"]["key"])
+
+    assert look(healthy)["exports"].level is Level.BAD
+
+    finding = look(healthy, may_repair=True)["exports"]
+    assert (finding.level, finding.repaired) == (Level.OK, f"deleted: {task.id}")
     assert not_ok(look(healthy)) == {}
 
 

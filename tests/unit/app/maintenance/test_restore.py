@@ -30,6 +30,7 @@ from tests.builders import (
     add_file,
     add_job,
     add_part,
+    add_succeeded_job,
     add_tokens,
     add_worker,
     build_upload,
@@ -37,8 +38,10 @@ from tests.builders import (
     claim_check,
     dump_tables,
     get_job,
+    list_checkpoints,
     list_messages,
 )
+from tests.exports import add_finished_export, read_task
 from tests.unit.app.maintenance.conftest import AddCheckpoint, AddState
 
 if TYPE_CHECKING:
@@ -199,6 +202,29 @@ def test_a_check_of_data_begins_again_at_once_and_tokens_are_restored(
     assert (lease.job_id, lease.attempt) == (job.id, 2)
     with LocalBlobStore(elsewhere.blobs_dir).open("jobs/tokens") as tokens:
         assert tokens.read() == TEXT_LINE
+
+
+def test_a_backup_has_no_exports_and_a_restored_service_makes_them_again(
+    *,
+    settings: Settings,
+    database: Database,
+    store: LocalBlobStore,
+    elsewhere: Settings,
+    tmp_path: Path,
+) -> None:
+    job = add_succeeded_job(database, store)
+    (checkpoint,) = list_checkpoints(database, job.id)
+    before = make_backup(settings, tmp_path / "before")
+    task = add_finished_export(database, store, checkpoint, {"adapter.gguf": b"GGUF"})
+    record = make_backup(settings, tmp_path / "backup", reads_back=True)
+
+    restore_backup(elsewhere, tmp_path / "backup")
+
+    assert record.blob_count == before.blob_count
+    other = Database(elsewhere.resolved_database_url)
+    assert read_task(other, task.id) is None
+    other.dispose()
+    assert read_task(database, task.id) is not None
 
 
 @pytest.mark.parametrize("may_link", [False, True], ids=["copied", "linked"])

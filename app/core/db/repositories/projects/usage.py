@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import func, select
 
 from app.core.db.base import ProjectRepository
-from app.core.db.check_tables import DataCheck
+from app.core.db.check_tables import DataCheck, Task
 from app.core.db.project_tables import ProjectUsage, month_of
 from app.core.db.session import lock_names
 from app.core.db.tables import File, Job, SavedState, UploadPart
@@ -21,7 +21,7 @@ class Usage:
     """What a project uses at one moment."""
 
     stored_bytes: int
-    """Bytes of files, parts of uploads, adapters, saved states and tokens."""
+    """Bytes of files, parts of uploads, adapters, saved states, tokens and exports."""
     jobs: dict[JobStatus, int]
     """Number of jobs by status. Statuses without jobs are absent."""
     processor_s: float
@@ -53,22 +53,27 @@ class UsageRepository(ProjectRepository):
         lock_names(self._session, "limits", self._project_id)
 
     def stored_bytes(self) -> int:
-        """Bytes of files, parts of uploads, adapters, saved states and tokens."""
+        """Bytes of files, parts of uploads, adapters, saved states, tokens and exports.
+
+        The room that is kept for an unfinished export counts as well.
+        """
         sums = (
             self._select(table).with_only_columns(func.coalesce(func.sum(table.bytes), 0))
-            for table in (File, UploadPart)
+            for table in (File, UploadPart, Task)
         )
         total = sum(int(self._session.scalars(each).one()) for each in sums)
-        return total + sum(file["bytes"] for file in self.list_inner_files())
+        inner_files = self._list_files(SavedState) + self._list_files(DataCheck)
+        return total + sum(file["bytes"] for file in inner_files)
 
     def list_inner_files(self) -> list[Mapping[str, Any]]:
-        """`key` and `bytes` of the files of saved states and data checks, which have no rows."""
-        files: list[Mapping[str, Any]] = []
-        for owner in (SavedState, DataCheck):
-            kept = self._select(owner).where(owner.files.is_not(None))
-            for row in self._session.scalars(kept.with_only_columns(owner.files)):
-                files += (row or {}).values()
-        return files
+        """`key` and `bytes` of the files of saved states, checks and tasks, which have no rows."""
+        owners = (SavedState, DataCheck, Task)
+        return [file for owner in owners for file in self._list_files(owner)]
+
+    def _list_files(self, owner: type[SavedState | DataCheck | Task]) -> list[Mapping[str, Any]]:
+        kept = self._select(owner).where(owner.files.is_not(None))
+        rows = self._session.scalars(kept.with_only_columns(owner.files))
+        return [file for row in rows for file in (row or {}).values()]
 
     def has_waiting_jobs(self, count: int) -> bool:
         """Whether at least so many jobs wait: for the check of their data, in the queue, paused."""

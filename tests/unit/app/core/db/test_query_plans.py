@@ -26,6 +26,8 @@ from app.core.db.repositories.projects.usage import UsageRepository
 from app.core.db.repositories.queue import QueueRepository, Turn, Turns
 from app.core.db.repositories.recovery import RecoveryRepository
 from app.core.db.repositories.saved_states import UnneededStates
+from app.core.db.repositories.tasks.leases import TaskQueue
+from app.core.db.repositories.tasks.requests import ExpiredTasks, TaskRepository
 from app.core.db.repositories.uploads import EndedUploads, UploadRepository
 from app.core.db.repositories.webhooks import WebhookQueue
 from app.core.db.repositories.workers import WorkerRepository
@@ -102,6 +104,14 @@ _ASKED: dict[str, Callable[[Session], object]] = {
     "ended checks": lambda session: EndedChecks(session).forget_tokens(limit=20),
     "checks of dead workers": lambda session: DataCheckRepository(session).release_orphans(["a"]),
     "report on data": lambda session: JobRepository(session, DEFAULT_PROJECT_ID).find_check("a"),
+    "is a task due": lambda session: TaskQueue(session).is_any(now=NOW),
+    "claim a task": lambda session: TaskQueue(session).claim("worker-1", now=NOW, lease_for=MINUTE),
+    "tasks of dead workers": lambda session: TaskQueue(session).release_orphans(["a"]),
+    "expired tasks": lambda session: ExpiredTasks(session).delete(now=NOW, limit=20),
+    "find a task": lambda session: TaskRepository(session, DEFAULT_PROJECT_ID).find("a", "b", "c"),
+    "tasks of a job": lambda session: TaskRepository(session, DEFAULT_PROJECT_ID).list_of_job(
+        "a", "export"
+    ),
     "turns": lambda session: Turns(session).is_any(now=NOW),
     "use": lambda session: UsageRepository(session, DEFAULT_PROJECT_ID).measure(now=NOW),
     "count what is erased": lambda session: ErasureRepository(

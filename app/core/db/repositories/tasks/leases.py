@@ -1,0 +1,235 @@
+"""What a worker does with a task: claim it, renew its lease, record its progress and its result.
+
+`number` is the fence, as `attempt` is for training: every write names the try it belongs to, and is
+refused with LeaseLostError if that try is not the newest one or the task was deleted.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import ColumnElement, bindparam, func, or_, select, update
+from sqlalchemy.orm import aliased
+
+from app.core.db.base import Project, Repository, UtcDateTime
+from app.core.db.check_tables import Task
+from app.core.db.repositories.leases import UNREADABLE, Lease, RequestedAction, lease_of
+from app.core.db.repositories.projects.usage import UsageRepository
+from app.core.db.session import Session
+from app.core.db.tables import Job
+from app.core.errors import LeaseLostError
+from app.core.job.training_events import JobError
+
+KEPT_FOR = timedelta(hours=24)
+"""How long the files of a task are kept after they were made or last downloaded."""
+
+FAILURE_KEPT_FOR = timedelta(minutes=10)
+"""How long a failed task is kept. Afterwards, a request begins it again."""
+
+MAX_CRASHES = 3
+"""Tries that end because their process died by itself or the disk was full, after which a task
+fails."""
+
+MAX_TRIES = 10
+"""Tries after which a task fails that was never crashed: it probably brings its workers down."""
+
+_NOW = bindparam("now", type_=UtcDateTime())
+_IS_FREE = (
+    Task.status.in_(("queued", "running")),
+    or_(Task.lease_expires_at.is_(None), Task.lease_expires_at < _NOW),
+)
+
+# These run every second, so they are built only once.
+_OTHERS = aliased(Task)
+_LAST = select(func.max(_OTHERS.started_at)).where(_OTHERS.project_id == Task.project_id)
+_FREE = (
+    select(Task.id)
+    .join(Project, Project.id == Task.project_id)
+    .where(*_IS_FREE, Project.erasing_since.is_(None))
+)
+_NEXT = (
+    _FREE.order_by(_LAST.correlate(Task).scalar_subquery().asc().nulls_first(), Task.id)
+    .limit(1)
+    .with_for_update(skip_locked=True, of=Task)
+)
+_CLAIM = (
+    update(Task)
+    .where(Task.id == _NEXT.scalar_subquery())
+    .values(
+        status="running",
+        number=Task.number + 1,
+        worker_id=bindparam("claimant"),
+        started_at=_NOW,
+        lease_expires_at=bindparam("until", type_=UtcDateTime()),
+        progress=0.0,
+    )
+    .returning(Task)
+    .execution_options(synchronize_session=False)  # this transaction has read no task before
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimedTask:
+    """The right to make one try at a task until the lease ends."""
+
+    id: str
+    variant: str
+    checkpoint_id: str
+    bytes: int
+    """Room that is kept for its files."""
+    lease: Lease
+    """The job of the checkpoint. `attempt` is the number of the try."""
+
+
+class TaskQueue(Repository):
+    """The tasks of every project. Projects take turns, as in training."""
+
+    def is_any(self, *, now: datetime) -> bool:
+        """Whether there is a task to do."""
+        return self._session.execute(_FREE.limit(1), {"now": now}).first() is not None
+
+    def claim(self, worker_id: str, *, now: datetime, lease_for: timedelta) -> ClaimedTask | None:
+        """Give a worker the next task. Returns None if there is none to do.
+
+        The project whose last task began longest ago is first, and in it the oldest task.
+        """
+        values = {"now": now, "claimant": worker_id, "until": now + lease_for}
+        task = self._session.scalars(_CLAIM, values).one_or_none()
+        if task is None:
+            return None
+        job = self._session.get_one(Job, task.job_id)
+        lease = lease_of(job, worker_id, attempt=task.number)
+        error = UNREADABLE if lease is None else None
+        if task.number > MAX_TRIES:
+            error = JobError(
+                code="interrupted_too_often",
+                message=f"Its worker was interrupted {MAX_TRIES} times. It may need more memory "
+                "than the workers have: see their logs.",
+            )
+        if lease is None or error is not None:
+            _end(task, now=now, error=error)
+            return None
+        return ClaimedTask(task.id, task.variant, task.checkpoint_id, task.bytes, lease)
+
+    def release_orphans(self, dead_worker_ids: Collection[str]) -> None:
+        """Give back the tasks of workers that have died, without waiting for their leases."""
+        if dead_worker_ids:
+            orphans = update(Task).where(Task.worker_id.in_(dead_worker_ids))
+            self._session.execute(
+                orphans.values(status="queued", worker_id=None, lease_expires_at=None)
+            )
+
+
+class TaskLeases(Repository):
+    """The lease of one task. Every method raises LeaseLostError once it is another worker's."""
+
+    def __init__(self, session: Session, task_id: str) -> None:
+        super().__init__(session)
+        self._task_id = task_id
+
+    def renew(self, lease: Lease, *, until: datetime) -> RequestedAction:
+        """Extend the lease to `until`. Returns what the user has asked: always to go on.
+
+        A task that is deleted loses its lease.
+        """
+        self._hold(lease).lease_expires_at = until
+        return RequestedAction.CONTINUE
+
+    def read_requested_action(self, lease: Lease) -> RequestedAction:
+        """Return what the user has asked, as `renew` does. Writes nothing."""
+        if self._session.scalar(select(Task.id).where(*self._is_held(lease))) is None:
+            raise LeaseLostError(lease.job_id, lease.attempt)
+        return RequestedAction.CONTINUE
+
+    def progress(self, lease: Lease, fraction: float) -> None:
+        """Record how much of the try is done, from 0 to 1."""
+        self._hold(lease).progress = fraction
+
+    def finish(
+        self,
+        lease: Lease,
+        result: Mapping[str, Any],
+        files: Mapping[str, Mapping[str, Any]],
+        *,
+        now: datetime,
+    ) -> None:
+        """Publish what was made.
+
+        Args:
+            lease: the try.
+            result: what the child reported.
+            files: `key`, `bytes`, `sha256` and `crc32` of each file, by name.
+            now: the time.
+        """
+        task = self._hold(lease)
+        self._count_time(task, now=now)
+        task.result, task.files = dict(result), dict(files)
+        task.bytes = sum(file["bytes"] for file in files.values())
+        task.progress = 1.0
+        _end(task, now=now)
+
+    def fail(self, lease: Lease, error: JobError, *, now: datetime) -> None:
+        """End the task without a result."""
+        task = self._hold(lease)
+        self._count_time(task, now=now)
+        _end(task, now=now, error=error)
+
+    def crash(self, lease: Lease, what: str, *, now: datetime) -> None:
+        """Give the task back after a crash, or end it if that was one crash too many.
+
+        Args:
+            lease: the try.
+            what: what happened, to begin a sentence with: `The process died of SIGSEGV`.
+            now: the time.
+        """
+        task = self._hold(lease)
+        self._count_time(task, now=now)
+        task.crashes += 1
+        if task.crashes >= MAX_CRASHES:
+            message = f"{what}, {task.crashes} times. The worker's log has more."
+            _end(task, now=now, error=JobError(code="export_crashed", message=message))
+        else:
+            _put_back(task)
+
+    def release(self, lease: Lease, *, now: datetime) -> None:
+        """Give the task back, so that any worker may begin it again."""
+        task = self._hold(lease)
+        self._count_time(task, now=now)
+        _put_back(task)
+
+    def _hold(self, lease: Lease) -> Task:
+        query = select(Task).where(*self._is_held(lease)).with_for_update()
+        options = {"populate_existing": True}
+        task = self._session.scalars(query, execution_options=options).one_or_none()
+        if task is None:
+            raise LeaseLostError(lease.job_id, lease.attempt)
+        return task
+
+    def _is_held(self, lease: Lease) -> tuple[ColumnElement[bool], ...]:
+        """The fence."""
+        return (
+            Task.id == self._task_id,
+            Task.number == lease.attempt,
+            Task.worker_id == lease.worker_id,
+        )
+
+    def _count_time(self, task: Task, *, now: datetime) -> None:
+        """Count the time of the try as the project's."""
+        if task.started_at is not None:
+            seconds = max(0.0, (now - task.started_at).total_seconds())
+            UsageRepository(self._session, task.project_id).add(processor_s=seconds, now=now)
+
+
+def _put_back(task: Task) -> None:
+    task.status, task.worker_id, task.lease_expires_at = "queued", None, None
+
+
+def _end(task: Task, *, now: datetime, error: JobError | None = None) -> None:
+    _put_back(task)
+    task.status = "succeeded" if error is None else "failed"
+    task.finished_at = now
+    task.expires_at = now + (KEPT_FOR if error is None else FAILURE_KEPT_FOR)
+    if error is not None:
+        task.bytes = 0
+        task.error = error.model_dump(mode="json")

@@ -1,0 +1,224 @@
+"""Which task is done next and by whom, how it ends, and what goes with what it was made of."""
+
+from datetime import timedelta
+
+import pytest
+
+from app.core.access import DEFAULT_PROJECT_ID
+from app.core.db.check_tables import Task
+from app.core.db.repositories.checkpoints import CheckpointRepository
+from app.core.db.repositories.jobs import JobRepository
+from app.core.db.repositories.projects.usage import UsageRepository
+from app.core.db.repositories.tasks.leases import (
+    FAILURE_KEPT_FOR,
+    KEPT_FOR,
+    MAX_CRASHES,
+    MAX_TRIES,
+    ClaimedTask,
+    TaskLeases,
+    TaskQueue,
+)
+from app.core.db.repositories.tasks.requests import ExpiredTasks, TaskRepository
+from app.core.db.session import Database
+from app.core.db.tables import Checkpoint, Job
+from app.core.errors import LeaseLostError
+from app.core.job.training_events import JobError
+from app.core.storage.local import LocalBlobStore
+from tests.builders import (
+    MINUTE,
+    NOW,
+    add_project,
+    add_succeeded_job,
+    list_checkpoints,
+)
+from tests.exports import (
+    VERIFICATION,
+    add_finished_export,
+    add_task,
+    claim_task,
+    read_task,
+)
+
+LATER = NOW + 2 * MINUTE
+"""The lease of a task that was claimed at `NOW` has expired."""
+FILES = {"adapter.gguf": {"key": "a", "bytes": 300, "sha256": "0", "crc32": 0}}
+REFUSED = JobError(code="export_not_equal", message="Logits differ.")
+
+
+@pytest.fixture
+def job(database: Database, store: LocalBlobStore) -> Job:
+    return add_succeeded_job(database, store, steps=(1, 6))
+
+
+@pytest.fixture
+def checkpoint(database: Database, job: Job) -> Checkpoint:
+    return list_checkpoints(database, job.id)[-1]
+
+
+def finish(database: Database, task: ClaimedTask) -> None:
+    with database.writing() as session:
+        result = VERIFICATION.model_dump(mode="json")
+        TaskLeases(session, task.id).finish(task.lease, result, FILES, now=NOW + MINUTE / 2)
+
+
+def must_read(database: Database, task_id: str) -> Task:
+    task = read_task(database, task_id)
+    assert task is not None
+    return task
+
+
+def test_a_task_is_claimed_once_and_again_when_its_lease_has_run_out(
+    database: Database, checkpoint: Checkpoint
+) -> None:
+    added = add_task(database, checkpoint)
+
+    first = claim_task(database)
+    with database.writing() as session:
+        assert not TaskQueue(session).is_any(now=NOW)
+        assert TaskQueue(session).claim("worker-2", now=NOW, lease_for=MINUTE) is None
+    second = claim_task(database, "worker-2", now=LATER)
+
+    assert (first.id, first.lease.attempt) == (added.id, 1)
+    assert (second.id, second.lease.attempt) == (added.id, 2)
+    with pytest.raises(LeaseLostError), database.writing() as session:
+        TaskLeases(session, first.id).renew(first.lease, until=LATER)
+    with pytest.raises(LeaseLostError):
+        finish(database, first)
+
+
+def test_projects_take_turns_however_many_tasks_one_of_them_has(
+    database: Database, store: LocalBlobStore, job: Job
+) -> None:
+    many = [add_task(database, each) for each in list_checkpoints(database, job.id)]
+    add_project(database, "proj-small")
+    small = add_succeeded_job(database, store, project_id="proj-small")
+    with database.reading() as session:
+        page = CheckpointRepository(session, "proj-small").list_page(small.id, after=None, limit=1)
+    one = add_task(database, page.rows[0], project_id="proj-small")
+
+    assert [claim_task(database).id for _ in range(3)] == [many[0].id, one.id, many[1].id]
+
+
+def test_a_finished_task_counts_what_it_stores_and_the_time_it_took(
+    database: Database, checkpoint: Checkpoint
+) -> None:
+    with database.reading() as session:
+        before = UsageRepository(session, DEFAULT_PROJECT_ID).measure(now=NOW)
+    add_task(database, checkpoint, bytes=1000)
+    with database.reading() as session:
+        usage = UsageRepository(session, DEFAULT_PROJECT_ID)
+        assert usage.stored_bytes() == before.stored_bytes + 1000
+
+    task = claim_task(database)
+    finish(database, task)
+
+    with database.reading() as session:
+        after = UsageRepository(session, DEFAULT_PROJECT_ID).measure(now=NOW)
+    assert after.stored_bytes == before.stored_bytes + 300
+    assert after.processor_s == before.processor_s + 30
+    row = must_read(database, task.id)
+    assert (row.status, row.progress, row.files) == ("succeeded", 1.0, FILES)
+    assert row.expires_at == NOW + MINUTE / 2 + KEPT_FOR
+
+
+def test_a_crash_is_tried_again_and_the_third_one_fails_the_task(
+    database: Database, checkpoint: Checkpoint
+) -> None:
+    task = add_task(database, checkpoint)
+    for _ in range(MAX_CRASHES):
+        claimed = claim_task(database)
+        with database.writing() as session:
+            what = "The process died of SIGSEGV"
+            TaskLeases(session, claimed.id).crash(claimed.lease, what, now=NOW)
+
+    row = must_read(database, task.id)
+    assert row.status == "failed"
+    assert row.error is not None
+    assert row.error["code"] == "export_crashed"
+    assert row.error["message"].startswith("The process died of SIGSEGV, 3 times")
+    assert (row.bytes, row.expires_at) == (0, NOW + FAILURE_KEPT_FOR)
+
+
+def test_a_task_that_brings_its_workers_down_fails_in_the_end(
+    database: Database, checkpoint: Checkpoint
+) -> None:
+    task = add_task(database, checkpoint)
+    for _ in range(MAX_TRIES):
+        claim_task(database)
+        with database.writing() as session:
+            TaskQueue(session).release_orphans(["worker-1"])
+
+    with database.writing() as session:
+        assert TaskQueue(session).claim("worker-1", now=NOW, lease_for=MINUTE) is None
+
+    row = must_read(database, task.id)
+    assert row.error is not None
+    assert row.error["code"] == "interrupted_too_often"
+
+
+def test_progress_is_that_of_the_newest_try(database: Database, checkpoint: Checkpoint) -> None:
+    add_task(database, checkpoint)
+    task = claim_task(database)
+    with database.writing() as session:
+        TaskLeases(session, task.id).progress(task.lease, 0.5)
+    assert must_read(database, task.id).progress == 0.5
+
+    claim_task(database, now=LATER)
+
+    assert must_read(database, task.id).progress == 0.0
+
+
+def test_a_failed_task_can_be_asked_for_again_once_it_has_expired(
+    database: Database, checkpoint: Checkpoint
+) -> None:
+    add_task(database, checkpoint)
+    task = claim_task(database)
+    with database.writing() as session:
+        TaskLeases(session, task.id).fail(task.lease, REFUSED, now=NOW)
+
+    with database.writing() as session:
+        ExpiredTasks(session).delete(now=NOW + FAILURE_KEPT_FOR - MINUTE, limit=9)
+        assert session.get(Task, task.id) is not None
+        ExpiredTasks(session).delete(now=NOW + FAILURE_KEPT_FOR, limit=9)
+
+    assert read_task(database, task.id) is None
+
+
+def test_a_download_keeps_the_files_for_longer(
+    database: Database, store: LocalBlobStore, checkpoint: Checkpoint
+) -> None:
+    task = add_finished_export(database, store, checkpoint, {"a": b"1"}, expires_at=LATER)
+    with database.writing() as session:
+        tasks = TaskRepository(session, DEFAULT_PROJECT_ID)
+        tasks.keep_until(task.id, LATER + timedelta(hours=1))
+        tasks.keep_until(task.id, LATER)  # never shorter
+
+    with database.writing() as session:
+        assert ExpiredTasks(session).delete(now=LATER, limit=9) == []
+        keys = ExpiredTasks(session).delete(now=LATER + timedelta(hours=1), limit=9)
+
+    assert keys == [file["key"] for file in (task.files or {}).values()]
+
+
+def test_what_is_deleted_takes_its_tasks_with_it(
+    database: Database, store: LocalBlobStore, job: Job, checkpoint: Checkpoint
+) -> None:
+    first = list_checkpoints(database, job.id)[0]
+    of_first = add_finished_export(database, store, first, {"a": b"1"})
+    of_result = add_finished_export(database, store, checkpoint, {"a": b"1"})
+    running = claim_task(database) if add_task(database, checkpoint, variant="gguf") else None
+    assert running is not None
+
+    with database.writing() as session:
+        keys = CheckpointRepository(session, DEFAULT_PROJECT_ID).delete(
+            session.get_one(Checkpoint, first.id)
+        )
+    assert (of_first.files or {})["a"]["key"] in keys
+    assert read_task(database, of_first.id) is None
+
+    with database.writing() as session:
+        jobs = JobRepository(session, DEFAULT_PROJECT_ID)
+        keys = jobs.delete(jobs.get(job.id))
+    assert (of_result.files or {})["a"]["key"] in keys
+    with pytest.raises(LeaseLostError):
+        finish(database, running)

@@ -1,0 +1,192 @@
+"""What a child makes of an adapter: it computes the same, in the formats of other programs."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from app.core import manifest
+from app.core.hand_off.formats import ADAPTER_DIRECTORY_NAME
+from app.core.job.artifacts import ADAPTER_WEIGHTS_NAME, EXPORT_NAMES
+from app.core.job.training_config import TaskName
+from app.core.job.training_events import Exported, Failed, Progressed, TrainingEvent
+from tests.export_jobs import STEP, write_export_job
+from tests.tiny import ALL_LINEAR, build_model, build_peft_model, build_tokenizer
+from worker.training.artifacts.checkpoint import load_adapter
+from worker.training.export import export_adapter
+from worker.training.failures import TrainingFailedError
+from worker.training.hand_off.logits import Probe
+
+IDS = torch.arange(40, 60)[None]
+
+
+def write_base(directory: Path, dtype: torch.dtype = torch.float32, **changes: Any) -> Path:
+    """A base model with the weights of `build_peft_model`."""
+    model: Any = build_model(**changes)
+    model.to(dtype).save_pretrained(directory)
+    build_tokenizer().save_pretrained(directory)
+    return directory
+
+
+def export(
+    tmp_path: Path,
+    task: TaskName,
+    *,
+    dtype: torch.dtype = torch.float32,
+    model_type: str = "llama",
+    **adapter: Any,
+) -> list[TrainingEvent]:
+    """Export an adapter of a tiny model in `tmp_path / job`."""
+    base_model = write_base(tmp_path / "base", dtype, model_type=model_type)
+    model = build_peft_model(model_type, target_modules=tuple(ALL_LINEAR), **adapter)
+    write_export_job(tmp_path / "job", task, model, base_model=base_model)
+    events: list[TrainingEvent] = []
+    export_adapter(tmp_path / "job", events.append)
+    return events
+
+
+def tuned_logits(tmp_path: Path) -> torch.Tensor:
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32)
+    tuned = load_adapter(base, tmp_path / "job" / ADAPTER_DIRECTORY_NAME)
+    with torch.no_grad():
+        return tuned.eval()(IDS).logits
+
+
+def merged_logits(tmp_path: Path) -> torch.Tensor:
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "job/out/export", dtype=torch.float32)
+    with torch.no_grad():
+        return merged.eval()(IDS).logits
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [
+        {},
+        {"use_rslora": True},
+        {"use_dora": True},
+        {"modules_to_save": ("embed_tokens",)},
+        {"init_lora_weights": "olora"},
+    ],
+    ids=lambda variant: next(iter(variant), "lora"),
+)
+def test_a_merged_model_computes_what_the_adapter_does(
+    tmp_path: Path, variant: dict[str, Any]
+) -> None:
+    *progress, last = export(tmp_path, "export_merged", variant=variant)
+
+    assert all(isinstance(event, Progressed) for event in progress)
+    assert isinstance(last, Exported)
+    assert last.verification.max_difference < last.verification.tolerance
+    assert last.verification.adapter_effect > 10 * last.verification.tolerance
+    torch.testing.assert_close(
+        merged_logits(tmp_path), tuned_logits(tmp_path), rtol=1e-3, atol=1e-3
+    )
+
+
+def test_a_merged_model_keeps_the_dtype_of_its_base_model(tmp_path: Path) -> None:
+    *_, last = export(tmp_path, "export_merged", dtype=torch.bfloat16)
+
+    assert isinstance(last, Exported)
+    assert (last.verification.dtype, last.verification.computed_in) == ("bfloat16", "float32")
+    weights = load_file(tmp_path / "job/out/export/model.safetensors")
+    assert {weight.dtype for weight in weights.values()} == {torch.bfloat16}
+    config = json.loads((tmp_path / "job/out/export/config.json").read_text())
+    assert config["dtype"] == "bfloat16"
+
+
+def test_an_export_has_all_that_a_program_needs_and_nothing_else(tmp_path: Path) -> None:
+    export(tmp_path, "export_merged")
+
+    directory = tmp_path / "job/out/export"
+    promised = manifest.verify(directory)
+    assert promised.step == STEP
+    assert {path.name for path in directory.iterdir()} <= EXPORT_NAMES
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    assert tokenizer.chat_template
+    assert json.loads((directory / "generation_config.json").read_text())["eos_token_id"] == [258]
+    card = (directory / "README.md").read_text()
+    assert "vllm serve DIR" in card
+    assert (directory / "adapter-card.md").read_text() == "# The adapter\n"
+
+
+def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray[Any, Any]]]:
+    reader = gguf.GGUFReader(path)
+    metadata = {name: field.contents() for name, field in reader.fields.items()}
+    return metadata, {tensor.name: np.array(tensor.data) for tensor in reader.tensors}
+
+
+@pytest.mark.parametrize("model_type", ["llama", "mistral", "qwen2", "qwen3", "gemma"])
+def test_a_gguf_adapter_has_the_names_of_llama_cpp(tmp_path: Path, model_type: str) -> None:
+    *_, last = export(tmp_path, "export_gguf", model_type=model_type)
+
+    assert isinstance(last, Exported)
+    metadata, tensors = read_gguf(tmp_path / "job/out/export/adapter.gguf")
+    assert metadata["general.type"] == "adapter"
+    assert metadata["adapter.type"] == "lora"
+    assert metadata["adapter.lora.alpha"] == 8
+    architecture = "llama" if model_type == "mistral" else model_type
+    assert metadata["general.architecture"] == architecture
+    parts = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+    assert tensors.keys() == {
+        f"blk.{block}.{part}.weight.lora_{matrix}"
+        for block in (0, 1)
+        for part in parts
+        for matrix in "ab"
+    }
+
+
+def test_rows_of_queries_and_keys_are_in_the_order_of_llama_cpp(tmp_path: Path) -> None:
+    export(tmp_path, "export_gguf")
+
+    adapter = load_file(tmp_path / "job" / ADAPTER_DIRECTORY_NAME / ADAPTER_WEIGHTS_NAME)
+    _, tensors = read_gguf(tmp_path / "job/out/export/adapter.gguf")
+    layer = "base_model.model.model.layers.1.self_attn"
+    in_a_head = [0, 4, 1, 5, 2, 6, 3, 7]
+    order = [8 * head + row for head in range(4) for row in in_a_head]
+    rows = adapter[f"{layer}.q_proj.lora_B.weight"].numpy()
+    assert np.array_equal(tensors["blk.1.attn_q.weight.lora_b"], rows[order])
+    rows = adapter[f"{layer}.k_proj.lora_B.weight"].numpy()
+    assert np.array_equal(tensors["blk.1.attn_k.weight.lora_b"], rows[order[:16]])
+    rows = adapter[f"{layer}.v_proj.lora_B.weight"].numpy()
+    assert np.array_equal(tensors["blk.1.attn_v.weight.lora_b"], rows)
+
+
+def test_alpha_has_the_scale_of_rslora(tmp_path: Path) -> None:
+    *_, last = export(tmp_path, "export_gguf", variant={"use_rslora": True})
+
+    assert isinstance(last, Exported)
+    metadata, _ = read_gguf(tmp_path / "job/out/export/adapter.gguf")
+    assert metadata["adapter.lora.alpha"] == 8 * 4**0.5
+
+
+def test_a_weight_without_a_place_in_gguf_fails_the_export(tmp_path: Path) -> None:
+    base_model = write_base(tmp_path / "base")
+    job = tmp_path / "job"
+    write_export_job(job, "export_gguf", build_peft_model(), base_model=base_model)
+    weights = job / ADAPTER_DIRECTORY_NAME / ADAPTER_WEIGHTS_NAME
+    save_file({"base_model.model.other.lora_A.weight": torch.zeros(4, 32)}, weights)
+    events: list[TrainingEvent] = []
+
+    export_adapter(job, events.append)
+
+    (failed,) = events
+    assert isinstance(failed, Failed)
+    assert failed.code == "format_not_possible"
+    assert "format=merged" in failed.message
+    assert not (job / "out/export").exists()
+
+
+def test_logits_that_differ_by_more_than_the_tolerance_are_refused(tmp_path: Path) -> None:
+    probe = Probe(write_base(tmp_path / "base"))
+    logits = probe.read(build_model())
+    changed = [each + 0.01 * each.abs().max() for each in logits]
+
+    probe.compare(changed, tuned=logits, untuned=logits, dtype=torch.bfloat16)
+    with pytest.raises(TrainingFailedError, match=r"logits differ by 0\.01"):
+        probe.compare(changed, tuned=logits, untuned=logits, dtype=torch.float32)

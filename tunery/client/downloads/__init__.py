@@ -1,0 +1,1 @@
+"""`tunery download`, and what else the client downloads."""

@@ -1,0 +1,71 @@
+"""The directory of one try at an export: the base model, the adapter, and what becomes of them."""
+
+import errno
+import os
+from pathlib import Path
+
+from app.core import manifest
+from app.core.base_models import Catalogue
+from app.core.compute_choices import compute_choices
+from app.core.db.repositories.tasks.leases import ClaimedTask
+from app.core.db.tables import Checkpoint
+from app.core.disk import has_room
+from app.core.hand_off.formats import ADAPTER_DIRECTORY_NAME, export_task
+from app.core.job.training_config import JobSpec
+from app.core.settings import Settings
+from app.core.storage.blob_store import BlobStore
+from worker.job_directory import JobDirectory, copy_checked
+
+_COPIES = 2
+"""An export is in the directory and in the blob store until the directory is removed."""
+
+_FROM_CHECKPOINT = ("fine_tuned_model", "training_file", "validation_file", "config")
+"""What the manifest of the checkpoint says of its training."""
+
+
+class ExportDirectory(JobDirectory):
+    """The directory, with the attributes of `JobDirectory`.
+
+    Attributes:
+        step: step of the checkpoint, set by `fill_with`.
+    """
+
+    def __init__(self, root: Path, task: ClaimedTask) -> None:
+        super().__init__(root, task.lease, export_task(task.variant), task_id=task.id)
+        self.step: int
+        self._max_artifact_bytes = task.bytes
+
+    def fill_with(
+        self, checkpoint: Checkpoint, store: BlobStore, catalogue: Catalogue, settings: Settings
+    ) -> None:
+        """Make the directory, with the checkpoint and a link to its base model.
+
+        Raises:
+            BaseModelMissingError: the base model is not installed.
+            BaseModelChangedError: the base model has other weights than when the job was created.
+            RefusedModelError: a file of the base model was changed, or may not be used.
+            BlobNotFoundError: the store has lost a file of the checkpoint.
+            ManifestError: the checkpoint has changed.
+            OSError: there is no room for the export.
+        """
+        if not has_room(settings, _COPIES * self._max_artifact_bytes):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        base_model = self._find_base_model(catalogue)
+        self._make()
+        self._link_shared(catalogue.directory(base_model.id).resolve(), settings)
+        adapter = self.directory / ADAPTER_DIRECTORY_NAME
+        adapter.mkdir()
+        for file in checkpoint.files:
+            copy_checked(store, file.blob_key, file.sha256, adapter / file.filename)
+        promised = manifest.verify(adapter)
+        self.step = promised.step
+        spec = {
+            "task": self._task,
+            "job_id": self._lease.job_id,
+            "attempt": self._lease.attempt,
+            "base_model": base_model,
+            "threads": 1,
+            "compute": compute_choices(settings),
+        }
+        spec |= {name: promised.provenance[name] for name in _FROM_CHECKPOINT}
+        self._put_spec(JobSpec.model_validate(spec))

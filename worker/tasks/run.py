@@ -1,0 +1,110 @@
+"""One try at a task: prepare its directory, start the child, publish what it has made.
+
+Once the task belongs to another worker or is deleted, LeaseLostError ends this try.
+"""
+
+import logging
+from collections.abc import Callable
+
+from app.core.db.repositories.checkpoints import CheckpointRepository
+from app.core.db.repositories.recovery import Crash, Interruption
+from app.core.db.repositories.tasks.leases import ClaimedTask, TaskLeases
+from app.core.db.session import Session
+from app.core.db.tables import Checkpoint
+from app.core.errors import LeaseLostError
+from app.core.job.training_events import Checked, Exported, JobError, Noted, Progressed
+from app.core.storage.blob_store import delete_blobs
+from worker.attempt.endings import AttemptEnd
+from worker.attempt.lease_keeper import LeaseKeeper, Resources
+from worker.attempt.leased_run import LeasedRun
+from worker.attempt.report_check import ReportCheck
+from worker.launch.launcher import Launcher
+from worker.tasks.directory import ExportDirectory
+
+logger = logging.getLogger(__name__)
+
+
+class TaskRun(LeasedRun):
+    """Makes an export. Afterwards it can be downloaded or has failed, or it is tried again.
+
+    Args:
+        task: the task.
+        resources: what all attempts of the worker share.
+        launcher: starts the child.
+        stop_at_s: returns when a worker that is told to stop must have left the task, by
+            `steady_s`; None while it may go on.
+    """
+
+    def __init__(
+        self,
+        task: ClaimedTask,
+        resources: Resources,
+        launcher: Launcher,
+        *,
+        stop_at_s: Callable[[], float | None],
+    ) -> None:
+        reports = ReportCheck()
+        reports.begin_export()
+
+        def leases(session: Session) -> TaskLeases:
+            return TaskLeases(session, task.id)
+
+        keeper = LeaseKeeper(task.lease, resources, stop_at_s, leases)
+        self._task = task
+        self._export = ExportDirectory(resources.settings.work_dir, task)
+        super().__init__(keeper, resources, launcher, self._export, reports)
+
+    def _fill(self) -> None:
+        resources = self._resources
+        checkpoint = self._keeper.read(self._read_checkpoint)
+        self._export.fill_with(checkpoint, resources.store, resources.catalogue, resources.settings)
+
+    def _read_checkpoint(self, session: Session) -> Checkpoint:
+        lease = self._lease
+        checkpoints = CheckpointRepository(session, lease.project_id)
+        checkpoint = checkpoints.find(lease.job_id, self._task.checkpoint_id)
+        if checkpoint is None:  # it has just been deleted, and the task with it
+            raise LeaseLostError(lease.job_id, lease.attempt)
+        return checkpoint
+
+    def _note(self, event: Noted | Progressed) -> None:
+        if isinstance(event, Progressed):
+            self._transact(lambda task: task.progress(self._lease, event.fraction))
+
+    def _finish(self, event: Checked | Exported) -> None:
+        """Store the files and publish them, or free them if the task is lost."""
+        assert isinstance(event, Exported)  # noqa: S101 - `ReportCheck` refuses any other
+        store = self._resources.store
+        stored = self._export.store_directory(store, event.directory, step=self._export.step)
+        files = {
+            file.name: {
+                "key": file.blob_key,
+                "bytes": file.bytes,
+                "sha256": file.sha256,
+                "crc32": file.crc32,
+            }
+            for file in stored.files
+        }
+        result = event.verification.model_dump(mode="json")
+        now = self._resources.clock()
+        try:
+            self._transact(lambda task: task.finish(self._lease, result, files, now=now))
+        except LeaseLostError:
+            delete_blobs(store, [file.blob_key for file in stored.files])
+            raise
+
+    def _end(self, end: AttemptEnd) -> None:
+        lease, now = self._lease, self._resources.clock()
+        self._export.remove()  # it may fill the disk that the database needs
+        match end:
+            case JobError():
+                self._transact(lambda task: task.fail(lease, end, now=now))
+            case Crash() | Interruption():
+                logger.warning("the task was interrupted: %s", end.what)
+                self.must_wait = True
+                self._transact(lambda task: task.crash(lease, end.what, now=now))
+            case _:
+                self._transact(lambda task: task.release(lease, now=now))
+
+    def _transact(self, act: Callable[[TaskLeases], None]) -> None:
+        self._keeper.transact(lambda session: act(TaskLeases(session, self._task.id)))

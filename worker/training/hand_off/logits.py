@@ -1,0 +1,113 @@
+"""Compares what an export computes with what the base model with the adapter computes."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from app.core.job.training_events import Verification
+from app.core.machine.memory import measure_memory
+from worker.training.artifacts.checkpoint import read_logits
+from worker.training.data.tokenizer import load_tokenizer
+from worker.training.failures import TrainingFailedError
+from worker.training.model.base_model import ModelShape
+
+_PROMPTS = (
+    "The capital of France is",
+    "def add(a, b):\n    return",
+    "Once upon a time there was a fox, and it",
+)
+_MAX_TOKENS = 32
+
+TOLERANCES = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+"""Largest difference of a logit, as a fraction of the largest logit, by the dtype of the weights.
+A merged weight is rounded once to this dtype; the base model with the adapter is not."""
+
+_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16}
+"""By the names of the format of safetensors. Some models have a few weights in float32 besides."""
+
+_ROOM = 1.2
+"""Memory that a loaded model takes, in multiples of its weights."""
+
+Logits = Sequence[Tensor]
+
+
+def stored_dtype(base_model: Path) -> torch.dtype:
+    """Dtype of the weights of a base model, in which its merged model is stored as well."""
+    with safe_open(min(base_model.glob("*.safetensors")), "pt") as tensors:  # pyright: ignore[reportUnknownVariableType]
+        names = {tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118
+    return next((dtype for name, dtype in _DTYPES.items() if name in names), torch.float32)
+
+
+class Probe:
+    """Prompts for a base model, and the dtype in which models with its shape are computed.
+
+    Attributes:
+        dtype: float32 if that fits in memory, otherwise the dtype of the weights.
+
+    Raises:
+        TrainingFailedError: `not_enough_memory`.
+    """
+
+    def __init__(self, base_model: Path) -> None:
+        tokenizer = load_tokenizer(base_model)
+        encoded = [tokenizer(prompt)["input_ids"][:_MAX_TOKENS] for prompt in _PROMPTS]
+        self._prompts = [torch.tensor([ids]) for ids in encoded]
+        stored, free = stored_dtype(base_model), measure_memory().free
+        needed = _ROOM * ModelShape.read(base_model).parameters
+        if needed * stored.itemsize > free:
+            raise TrainingFailedError(
+                "not_enough_memory",
+                f"The export needs about {needed * stored.itemsize / 1e9:.1f} GB of memory, and "
+                f"{free / 1e9:.1f} GB are free. Try again when no job trains.",
+            )
+        self.dtype = torch.float32 if needed * torch.float32.itemsize <= free else stored
+
+    def read(self, model: nn.Module) -> Logits:
+        """The logits at each token of each prompt."""
+        return [read_logits(model, ids).float() for ids in self._prompts]
+
+    def compare(
+        self, export: Logits, *, tuned: Logits, untuned: Logits, dtype: torch.dtype
+    ) -> Verification:
+        """Compare an export with the base model with and without the adapter.
+
+        Args:
+            export: logits of the export.
+            tuned: logits of the base model with the adapter.
+            untuned: logits of the base model.
+            dtype: dtype of the exported weights.
+
+        Raises:
+            TrainingFailedError: `export_not_equal`.
+        """
+        difference = _difference(export, tuned)
+        tolerance = max(TOLERANCES[dtype], TOLERANCES[self.dtype])
+        if not difference <= tolerance:  # also if it is not a number
+            raise TrainingFailedError(
+                "export_not_equal",
+                "The export was made and does not compute what the adapter does: logits differ by "
+                f"{difference:.2g} of the largest, and {tolerance:g} is accepted for "
+                f"{_name(dtype)}. Report a bug with the name of the model.",
+            )
+        return Verification(
+            prompts=len(self._prompts),
+            dtype=_name(dtype),
+            computed_in=_name(self.dtype),
+            max_difference=difference,
+            tolerance=tolerance,
+            adapter_effect=_difference(untuned, tuned),
+        )
+
+
+def _difference(some: Logits, expected: Logits) -> float:
+    """Largest difference of a logit, as a fraction of the largest that is expected."""
+    pairs = zip(some, expected, strict=True)
+    largest = max(logits.abs().max().item() for logits in expected)
+    return max((one - other).abs().max().item() for one, other in pairs) / (largest or 1.0)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
