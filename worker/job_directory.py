@@ -6,7 +6,6 @@ its own, because its job may train meanwhile.
 """
 
 import logging
-import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +42,7 @@ from worker.job_spec import JobInputs, build_spec
 from worker.launch.locks import JobLock
 from worker.launch.sandbox.grants import link_cache
 from worker.model_store.installed import check_installed
-from worker.stored_file import StoredFile, store_bytes
+from worker.stored_file import StoredFile, copy_blob, copy_checked, store_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -130,10 +129,10 @@ class JobDirectory:
         """
         base_model = self._find_base_model(catalogue)
         self._make()
-        _copy_blob(store, inputs.training_file.blob_key, self.directory / TRAINING_DATA_NAME)
+        copy_blob(store, inputs.training_file.blob_key, self.directory / TRAINING_DATA_NAME)
         if inputs.validation_file is not None:
             validation_data = self.directory / VALIDATION_DATA_NAME
-            _copy_blob(store, inputs.validation_file.blob_key, validation_data)
+            copy_blob(store, inputs.validation_file.blob_key, validation_data)
         model = catalogue.directory(base_model.id).resolve()
         self._max_artifact_bytes = self._limit_artifacts(model, inputs)
         self._link_shared(model, settings)
@@ -217,9 +216,8 @@ class JobDirectory:
         """Copy the weights of the adapter that the job continues."""
         if weights is None:
             raise ParentLostError(parent.model)
-        file = {"key": weights.blob_key, "sha256": parent.sha256}
         try:
-            _copy_checked(store, file, self.directory / PARENT_NAME)
+            copy_checked(store, weights.blob_key, parent.sha256, self.directory / PARENT_NAME)
         except (manifest.ManifestError, BlobNotFoundError) as error:
             raise ParentLostError(parent.model) from error
 
@@ -299,20 +297,3 @@ class JobDirectory:
         except OSError:
             return  # another attempt's directory is still there
         JobLock.of(self.directory).remove_if_free(within_s=_DYING_S)
-
-
-def _copy_blob(store: BlobStore, key: str, target: Path) -> None:
-    with store.open(key) as source, target.open("xb") as copy:
-        shutil.copyfileobj(source, copy, 1024 * 1024)
-
-
-def copy_checked(store: BlobStore, key: str, sha256: str, target: Path) -> None:
-    """Copy a file that a training process has made, and compare it with its digest.
-
-    Raises:
-        ManifestError: it has changed.
-        BlobNotFoundError: the store has lost it.
-    """
-    _copy_blob(store, key, target)
-    if manifest.sha256_of(target) != sha256:
-        raise manifest.ManifestError(f"{target.name} has changed")

@@ -14,7 +14,8 @@ from app.core.hand_off.formats import ADAPTER_DIRECTORY_NAME, export_task
 from app.core.job.training_config import JobSpec
 from app.core.settings import Settings
 from app.core.storage.blob_store import BlobStore
-from worker.job_directory import JobDirectory, copy_checked
+from worker.job_directory import JobDirectory
+from worker.stored_file import copy_checked
 
 _COPIES = 2
 """An export is in the directory and in the blob store until the directory is removed."""
