@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 import pytest
@@ -312,6 +312,7 @@ def test_a_deletion_waits_for_a_job_that_is_just_being_created(
             assert checkpoints.lock_to_continue(checkpoint_id)
             needed = threads.submit(delete)
             assert has_begun.wait(timeout=60)
+            assert not wait([needed], timeout=0.3).done
             job = build_job(parent_checkpoint_id=checkpoint_id)
             JobRepository(session, DEFAULT_PROJECT_ID).add(job)
         assert needed.result(timeout=60) == {checkpoint_id: job.id}
