@@ -1,11 +1,16 @@
 """A job that continues a tuned model or a checkpoint: what is accepted, kept and refused."""
 
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
 
+from app.core.access import DEFAULT_PROJECT_ID
+from app.core.db.repositories.checkpoints import CheckpointRepository
+from app.core.db.repositories.jobs import JobRepository
 from app.core.db.session import Database
 from app.core.db.tables import Job
 from app.core.job.status import JobStatus
@@ -15,6 +20,7 @@ from tests.builders import (
     add_key,
     add_succeeded_job,
     bearer,
+    build_job,
     dump_tables,
     get_job,
     list_blobs,
@@ -286,3 +292,27 @@ def test_an_event_says_which_adapter_is_continued(
 
     said = f"Continuing the adapter of {parent.fine_tuned_model}, saved at its step 4"
     assert list_messages(database, job["id"])[1] == said
+
+
+def test_a_deletion_waits_for_a_job_that_is_just_being_created(
+    database: Database, parent: Job
+) -> None:
+    checkpoint_id = parent.result_checkpoint_id or ""
+    has_begun = threading.Event()
+
+    def delete() -> dict[str, str]:
+        has_begun.set()
+        with database.writing() as session:
+            checkpoints = CheckpointRepository(session, DEFAULT_PROJECT_ID)
+            return checkpoints.lock_to_delete(parent.id, checkpoint_id)
+
+    with ThreadPoolExecutor() as threads:
+        with database.writing() as session:
+            checkpoints = CheckpointRepository(session, DEFAULT_PROJECT_ID)
+            assert checkpoints.lock_to_continue(checkpoint_id)
+            needed = threads.submit(delete)
+            assert has_begun.wait(timeout=60)
+            assert not wait([needed], timeout=0.3).done
+            job = build_job(parent_checkpoint_id=checkpoint_id)
+            JobRepository(session, DEFAULT_PROJECT_ID).add(job)
+        assert needed.result(timeout=60) == {checkpoint_id: job.id}

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import zipfile
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from tests.adapters import (
     write_tensors,
     zip_adapter,
 )
+from tests.asgi import stock_client
 from tests.builders import add_file, add_key, bearer, dump_tables, list_blobs
 
 JOBS = "/v1/fine_tuning/jobs"
@@ -144,3 +146,30 @@ def test_an_import_belongs_to_its_project_and_counts_toward_its_bytes(
 
     assert (answer.status_code, answer.json()["error"]["code"]) == (429, "insufficient_quota")
     assert list_blobs(store) == blobs
+
+
+@pytest.mark.only_sqlite
+def test_the_official_client_imports_continues_and_lists(
+    client: TestClient, database: Database, store: LocalBlobStore, tmp_path: Path
+) -> None:
+    """As `docs/use-your-model.md` has it."""
+    (tmp_path / "adapter.zip").write_bytes(zip_adapter())
+    api = stock_client(client, is_strict=True)
+
+    model: Any = api.post(
+        "/models",
+        cast_to=object,
+        body={"base_model": "tiny", "suffix": "mine"},
+        files={"file": tmp_path / "adapter.zip"},
+        options={"headers": {"Content-Type": "multipart/form-data"}},
+    )
+
+    job = api.fine_tuning.jobs.create(
+        model=model["id"], training_file=add_file(database, store).id, suffix="more"
+    )
+    assert job.model_dump()["parent"]["model"] == model["id"]
+    assert {each.id for each in api.models.list()} >= {"tiny", model["id"]}
+    assert [each.id for each in api.fine_tuning.jobs.list()][-1] == model["fine_tuning_job_id"]
+    checkpoints = api.fine_tuning.jobs.checkpoints.list(model["fine_tuning_job_id"])
+    assert [each.step_number for each in checkpoints] == [0]
+    assert api.models.retrieve(model["id"]).model_dump()["imported"]["filename"] == "adapter.zip"
