@@ -26,7 +26,13 @@ TOKENS = 12
 
 
 def write_base(directory: Path, model_type: str = "llama", **changes: Any) -> Path:
-    build_model(model_type, **changes).save_pretrained(directory)
+    """A base model whose biases and norms are random as well."""
+    model = build_model(model_type, **changes)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        if parameter.dim() == 1:
+            parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator)
+    model.save_pretrained(directory)
     return directory
 
 
