@@ -200,6 +200,7 @@ def test_a_wrong_setting_is_told_and_nothing_is_sent(tabs: Tabs, sampler: StandI
     ask(page, "Anything?")
 
     expect(page.get_by_label("Temperature")).to_be_focused()
+    expect(message_box(page)).to_have_value("Anything?")
     assert sampler.asked == []
 
 
