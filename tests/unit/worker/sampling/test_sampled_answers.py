@@ -18,7 +18,7 @@ from app.core.sampling.messages import (
     TextPrompt,
 )
 from tests.chat_families import build_tokenizer as build_family_tokenizer
-from tests.tiny import VOCABULARY, build_tokenizer, write_tiny_model
+from tests.tiny import CHAT_TEMPLATE, VOCABULARY, build_tokenizer, write_tiny_model
 from worker.sampling.decoding.choice import Choice
 from worker.sampling.decoding.decoder import Decoder
 from worker.sampling.decoding.refusals import RefusedError
@@ -103,13 +103,15 @@ def test_every_stop_token_of_the_base_model_ends_an_answer(tmp_path: Path) -> No
 
 
 def test_an_answer_ends_where_training_taught_it_to_end(tmp_path: Path) -> None:
-    ending = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</{{ m.role }}>{% endfor %}"
-    write_tiny_model(tmp_path / "m", chat_template=ending)
+    template = CHAT_TEMPLATE.replace("<|im_end|>", "<|endoftext|>")
+    write_tiny_model(tmp_path / "m", chat_template=template)
     decoder = Decoder(tmp_path / "m", window=512, vocabulary=VOCABULARY)
 
-    messages = dictate(only(decoder, ask()), [258])
+    chat = dictate(only(decoder, ask()), [256])
+    text = dictate(only(decoder, ask(TextPrompt(text="x"))), [256])
 
-    assert messages[-1].reason == "stop"
+    assert chat == [Finished(choice=0, reason="stop", tokens=1)]
+    assert text == []
 
 
 def test_max_tokens_and_the_window_end_an_answer(decoder: Decoder) -> None:

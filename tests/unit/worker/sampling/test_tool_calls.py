@@ -123,6 +123,32 @@ def test_what_a_template_writes_is_read_back(family: str, size: int) -> None:
     assert "find_city" not in told.text
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        '<TOOLCALL>[{"name": "plot", "arguments": {"points": [1]}}]</TOOLCALL>',
+        '<tool_calls>[\n {"name": "plot", "arguments": {"points": [1]}}\n]</tool_calls>',
+        "<function_calls>plot(points=[1])</function_calls>",
+        '[{"name": "plot", "arguments": {"points": [1]}}]',
+        '{"name": "plot", "parameters": {"points": [1]}}',
+    ],
+)
+def test_other_forms_are_read(text: str) -> None:
+    found = [form for form in FORMS if parsed(read(form, text).calls)]
+
+    assert [parsed(read(form, text).calls) for form in found] == [[("plot", {"points": [1]})]]
+
+
+def test_python_calls_may_stand_in_lines() -> None:
+    text = "<function_calls>plot(points=[])\nfind_city(city='x', exact=true)</function_calls>"
+    (form,) = (form for form in FORMS if form.opening == "<function_calls>")
+
+    assert parsed(read(form, text).calls) == [
+        ("plot", {"points": []}),
+        ("find_city", {"city": "x", "exact": True}),
+    ]
+
+
 def test_text_before_a_call_is_told_without_the_space_between() -> None:
     call = '<tool_call>\n{"name": "plot", "arguments": {"points": []}}\n</tool_call>'
 
@@ -157,7 +183,19 @@ def test_a_malformed_call_stays_text(text: str) -> None:
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.opening)
 def test_hostile_text_is_no_call(form: CallForm) -> None:
-    for body in ("", "[" * 2000, "{}", "[]", "__import__('os').abort()", "[f(x=g())]", "<f=><"):
+    for body in (
+        "",
+        "import os",
+        "x = f()",
+        "f()\nimport os",
+        "f(*a)",
+        "[" * 2000,
+        "{}",
+        "[]",
+        "__import__('os').abort()",
+        "[f(x=g())]",
+        "<f=><",
+    ):
         text = f"{'' if form.is_bare else form.opening}{body}{form.closing or ''}"
         assert read(form, text, size=1000).calls == ()
 

@@ -43,12 +43,12 @@ def _read_list(body: str, _: Tools) -> list[ToolCall]:
     return [call_of(value) for value in values]
 
 
-def _read_known_object(body: str, tools: Tools) -> list[ToolCall]:
-    """One call of a tool that exists, because JSON may also be an answer."""
-    call = call_of(read_json(body))
-    if call.name not in tools:
+def _read_known(body: str, tools: Tools) -> list[ToolCall]:
+    """A call or a list of calls of tools that exist, because JSON may also be an answer."""
+    calls = (_read_list if body.startswith("[") else _read_object)(body, tools)
+    if not all(call.name in tools for call in calls):
         raise MalformedCallError("no tool of the request")
-    return [call]
+    return calls
 
 
 _NAMED = re.compile(
@@ -110,7 +110,11 @@ FORMS = (
     CallForm("[TOOL_CALLS]", None, _read_named),  # Mistral Small 3
     CallForm("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>", _read_deepseek),
     CallForm("<|tool_call_start|>", "<|tool_call_end|>", read_python_calls),  # LFM2
-    CallForm("{", None, _read_known_object, is_bare=True),  # Llama 3.1 and 3.2
+    CallForm("<TOOLCALL>", "</TOOLCALL>", _read_list),  # Nemotron Nano
+    CallForm("<tool_calls>", "</tool_calls>", _read_list),  # Jamba
+    CallForm("<function_calls>", "</function_calls>", read_python_calls),  # OLMo 3
+    CallForm("[", None, _read_known, is_bare=True),  # xLAM
+    CallForm("{", None, _read_known, is_bare=True),  # Llama 3.1 and 3.2
 )
 """Every form that is known. The first that reads what a template writes is that of the template."""
 

@@ -1,4 +1,4 @@
-"""Reads calls that are written as in Python, such as `[find(x=1), stop()]`."""
+"""Reads calls that are written as in Python, such as `[find(x=1), stop()]`, or one a line."""
 
 import ast
 from typing import Any
@@ -10,21 +10,26 @@ _JSON_WORDS = {"true": True, "false": False, "null": None}
 
 
 def read_python_calls(body: str, _: Tools) -> list[ToolCall]:
-    """The calls in a list. Nothing is run.
+    """The calls in a list, or in lines. Nothing is run.
 
     Raises:
-        MalformedCallError: it is no list of calls, or an argument is not a plain value.
+        MalformedCallError: something is no call, or an argument is not a plain value.
     """
     try:
-        tree = ast.parse(body.strip(), mode="eval").body
-        if not isinstance(tree, ast.List) or not tree.elts:
-            raise MalformedCallError("no list of calls")
-        return [_read_call(node) for node in tree.elts]
+        match ast.parse(body.strip()).body:
+            case [ast.Expr(value=ast.List(elts=[_, *_] as calls))]:
+                return [_read_call(call) for call in calls]
+            case [_, *_] as lines:
+                return [
+                    _read_call(line.value if isinstance(line, ast.Expr) else line) for line in lines
+                ]
+            case _:
+                raise MalformedCallError("no call")
     except (SyntaxError, RecursionError, MemoryError) as error:
         raise MalformedCallError("malformed call") from error
 
 
-def _read_call(node: ast.expr) -> ToolCall:
+def _read_call(node: ast.AST) -> ToolCall:
     match node:
         case ast.Call(func=ast.Name(id=name), args=[], keywords=keywords):
             return make_call(name, {str(word.arg): _read_value(word.value) for word in keywords})
