@@ -20,6 +20,7 @@ from tests.wheel import install_wheel
 from tunery.client.job_file import read_job_file
 
 COMMAND_S = 30
+EXPORT_S = 240
 HOSTILE = "[red]x[/red]\x1b[31mred\x1b]0;title\x07"
 """Markup of rich, a colour and a new title for the terminal's window."""
 
@@ -46,7 +47,9 @@ class Client:
     def write_job_file(self, *, epochs: int) -> None:
         (self.place / "job.yaml").write_text(JOB_FILE % epochs, "utf-8")
 
-    def run(self, *arguments: str, code: int = 0, **variables: str) -> tuple[str, str]:
+    def run(
+        self, *arguments: str, code: int = 0, within_s: float = COMMAND_S, **variables: str
+    ) -> tuple[str, str]:
         """Run a command without a terminal. Returns standard output and standard error."""
         done = subprocess.run(
             [install_wheel() / "tunery", *arguments],
@@ -54,7 +57,7 @@ class Client:
             env=self.environment | variables,
             capture_output=True,
             text=True,
-            timeout=COMMAND_S,
+            timeout=within_s,
             check=False,
         )
         assert done.returncode == code, done.stdout + done.stderr
@@ -238,7 +241,7 @@ def test_a_broken_download_is_continued_and_checked(
 def test_an_adapter_for_llama_cpp_is_waited_for_and_checked(
     tunery: Client, finished_job: openai.types.fine_tuning.FineTuningJob
 ) -> None:
-    printed, _ = tunery.run("download", finished_job.id, "--format", "gguf")
+    printed, _ = tunery.run("download", finished_job.id, "--format", "gguf", within_s=EXPORT_S)
 
     assert printed == f"{finished_job.id}.gguf\n"
     assert (tunery.place / f"{finished_job.id}.gguf").read_bytes().startswith(b"GGUF")
@@ -251,7 +254,7 @@ def test_a_merged_model_is_waited_for_and_unpacked(
 ) -> None:
     command = ("download", finished_job.id, "--format", "merged")
 
-    printed, _ = tunery.run(*command, "--unpack")
+    printed, _ = tunery.run(*command, "--unpack", within_s=EXPORT_S)
 
     unpacked = tunery.place / f"{finished_job.id}-merged"
     assert {str(path.relative_to(tunery.place)) for path in unpacked.iterdir()} == {
