@@ -1,4 +1,5 @@
-# Two images from one file: `app` answers HTTP and has no torch in it; `worker` trains.
+# Two images from one file: `app` answers HTTP and has no torch in it; `worker` trains, and answers
+# requests to models where its command is `tunery sampler`.
 #
 #   docker build --target app    -t tunery-app .
 #   docker build --target worker -t tunery-worker .

@@ -1,6 +1,6 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup model demo serve clients fuzz fuzz-data attack extremes test long bench estimates bench-api recipes powercut diskfull chaos soak check format types imports deploy audit openapi wheel lock clean
+.PHONY: help setup model demo serve clients frameworks fuzz fuzz-data attack extremes test long bench estimates bench-api bench-sampling recipes powercut diskfull chaos soak check format types imports deploy audit openapi wheel lock clean
 
 PYTHON ?= python3
 MODEL ?= smollm2-135m-instruct
@@ -49,6 +49,13 @@ clients: .venv-clients/.installed ## Install openai-node, litellm, axe-core and 
 	  ci --prefix .venv-clients --omit=optional --ignore-scripts --force --no-audit --no-fund --loglevel error
 	@touch $@
 
+frameworks: .venv-frameworks/.installed ## Install instructor, dspy and llama-index (600 MB), which one long test uses
+
+.venv-frameworks/.installed: tests/clients/frameworks.lock
+	@test -x .venv-frameworks/bin/python || $(PYTHON) -m venv .venv-frameworks
+	@.venv-frameworks/bin/python -m pip --disable-pip-version-check install --quiet --no-deps -r tests/clients/frameworks.lock
+	@touch $@
+
 fuzz: .venv-fuzz/.installed ## Send requests that schemathesis derives from openapi.json (a quarter of an hour)
 	@$(BIN)/python -m tests.malformed.document
 
@@ -69,7 +76,7 @@ fuzz-data: setup ## Mutate datasets of every kind, and look for one that the che
 test: setup ## The whole test suite, in two processes; elsewhere: make test WORKERS=4
 	@$(PYTEST)
 
-long: setup ## The whole test suite with its long searches and attacks
+long: setup frameworks ## The whole test suite with its long searches and attacks
 	@TUNERY_TEST_LONG=1 $(PYTEST) -m 'not gpu' --timeout 3000
 
 bench: .venv/.bench model ## Training speed beside the reference script and TRL: make bench BENCH="--isa avx2"
@@ -114,6 +121,9 @@ bench-api: setup model ## Measure uploads, polls, keys, the sandbox and large ta
 	  $(BIN)/python benchmarks/api.py tables --database $$database || exit 1; \
 	done
 
+bench-sampling: setup model ## Measure how fast answers are decoded, beside the matrix products alone (5 minutes)
+	@$(BIN)/python benchmarks/sampling.py
+
 check: setup clients format types imports deploy test ## Everything CI runs, in the order that fails fastest
 
 format: setup ## ruff: format and lint
@@ -157,4 +167,4 @@ lock: ## Resolve all dependencies again into requirements.lock
 	@rm -rf .venv-lock
 
 clean: ## Remove what was installed and made here, except ./data
-	@rm -rf .venv .venv-clients .venv-fuzz .venv-lock .cache demo-output dist
+	@rm -rf .venv .venv-clients .venv-frameworks .venv-fuzz .venv-lock .cache demo-output dist

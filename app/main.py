@@ -22,6 +22,8 @@ from app.api.polls.memory import Memory
 from app.api.polls.recent_answers import RecentAnswers
 from app.api.polls.repeats import Repeats
 from app.api.requests import RequestContext
+from app.api.sampling.engines import Engines
+from app.api.sampling.slots import SamplingSlots
 from app.api.upload_slots import UploadSlots
 from app.api.v1 import (
     file_preview,
@@ -31,6 +33,7 @@ from app.api.v1 import (
     job_estimates,
     job_results,
     models,
+    sampling,
     sessions,
     uploads,
     webhooks,
@@ -42,6 +45,7 @@ from app.core.dataset.tokenizing.processes import TokenizerProcesses
 from app.core.db.migrate import upgrade
 from app.core.db.session import Database
 from app.core.disk import Ballast
+from app.core.sampling.engines import parse_engines
 from app.core.settings import Settings, read_settings
 from app.core.storage.local import LocalBlobStore
 from app.core.version import VERSION
@@ -101,13 +105,16 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.resources = resources
     app.state.metrics = metrics
     app.state.hub = Hub(resources.database, metrics, max_connections=settings.max_connections)
+    app.state.sampling_slots = SamplingSlots(metrics, max_connections=settings.max_connections)
+    app.state.engines = Engines(parse_engines(settings.sampling_engines.get_secret_value()))
     install_error_handlers(app)
     app.include_router(health.router)
     app.include_router(docs_page.router)
     app.include_router(dashboard.router)
     jobs = (fine_tuning_jobs, job_estimates, job_results, job_adapters)
     admin = (projects, api_keys, service)
-    for module in (files, file_preview, uploads, *jobs, models, webhooks, *admin, sessions):
+    data = (files, file_preview, uploads)
+    for module in (*data, *jobs, models, sampling, webhooks, *admin, sessions):
         app.include_router(module.router, prefix="/v1")
     require_policies(app)
     authenticator = Authenticator(resources, may_be_keyless=settings.may_be_keyless)
@@ -145,6 +152,8 @@ async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
         app.state.repeats.close()
         hub: Hub = app.state.hub
         await hub.close()
+        engines: Engines = app.state.engines
+        await engines.close()
         await authenticator.close()
     finally:
         resources.database.dispose()

@@ -119,7 +119,7 @@ def poll(
 
 def measure(*, model: Path, rate: float, seconds: float, rounds: int) -> None:
     """Print latencies, errors, and steps a second alone, beside a control, and with polls."""
-    with fixed_answers() as control, serving_default_model(model) as (service, client):
+    with serving_default_model(model) as (service, client), fixed_answers() as control:
         job_id = start_job(client)
         while trained_steps(client, job_id) < WARM_STEPS:
             time.sleep(LOOK_S)

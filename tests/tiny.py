@@ -6,6 +6,7 @@ A tiny random model with a frozen head cannot be overfitted at transformers' usu
 
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -22,10 +23,12 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from app.core.job.lora_shape import LoraShape
+from app.core.job.artifacts import ADAPTER_WEIGHTS_NAME
+from app.core.job.lora_shape import LoraShape, ParentAdapter
 from app.core.job.training_config import (
     BASE_MODEL_NAME,
     JOB_SPEC_NAME,
+    PARENT_NAME,
     TRAINING_DATA_NAME,
     VALIDATION_DATA_NAME,
     BaseModelRef,
@@ -35,10 +38,12 @@ from app.core.job.training_config import (
     TaskName,
     TrainingConfig,
 )
+from app.core.manifest import sha256_of
 from benchmarks.support.samples import catalogue_entry
 from tests.models import install_models
+from worker.training.artifacts.checkpoint import write_adapter
 from worker.training.data.dataset import IGNORE_INDEX, TokenizedData, TokenizedRow
-from worker.training.model.base_model import attach_adapter
+from worker.training.model.base_model import attach_adapter, trainable_parameters
 from worker.training.model.forward import FusedForward
 from worker.training.step.trainer import StepSchedule, Trainer
 
@@ -246,3 +251,26 @@ def chat_row(question: str, answer: str) -> dict[str, Any]:
             {"role": "assistant", "content": answer},
         ]
     }
+
+
+def write_parent(directory: Path, shape: LoraShape) -> ParentAdapter:
+    """Put a trained adapter into a job directory, for its job to continue. Returns its record.
+
+    Its whole folder is `parent` in the directory.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = attach_adapter(build_model(), shape, BASE_MODEL)
+        for parameter in trainable_parameters(model):
+            parameter.data += 0.05 * torch.randn_like(parameter)
+    adapter = directory / "parent"
+    adapter.mkdir()
+    write_adapter(adapter, model)
+    weights = shutil.copyfile(adapter / ADAPTER_WEIGHTS_NAME, directory / PARENT_NAME)
+    return ParentAdapter(
+        model="ft:tiny:org::0",
+        job_id="ftjob-0",
+        checkpoint_id="ftckpt-0",
+        step=3,
+        sha256=sha256_of(weights),
+    )

@@ -12,6 +12,7 @@ from app.commands.service import Host, Port, commands, override_address
 from app.core.command_line.exit_codes import CommandGroup
 from app.core.logging import configure_logging
 from app.core.machine.linux import refuse_tracing
+from app.core.sampling.health import answers
 from app.core.settings import read_settings
 from app.core.storage.privacy import keep_new_files_private
 from app.core.version import VERSION
@@ -50,14 +51,17 @@ def run() -> None:
 
 @cli.command()
 def serve(host: Host = None, port: Port = None) -> None:
-    """Run API and worker together, and restart what dies; Ctrl-C stops both."""
+    """Run API, worker and sampler together, and restart what dies; Ctrl-C stops all."""
     refuse_tracing()  # this process knows the database's password
     require_worker()
     override_address(host, port)
     settings = read_settings()
     configure_logging(settings)
+    parts = {"api": "app", "worker": "worker"}
+    if settings.sampling != "off":
+        parts["sampler"] = "worker.sampling"
     supervisor = Supervisor(
-        {"api": "app", "worker": "worker"},
+        parts,
         stop_within_s=settings.stop_grace_s + STOP_MARGIN_S,
     )
     raise typer.Exit(supervisor.run())
@@ -79,6 +83,25 @@ def run_worker(
         raise typer.Exit(report_health())
     require_worker()
     from worker.__main__ import main  # noqa: PLC0415 - needs the extra `worker`
+
+    raise typer.Exit(main())
+
+
+@cli.command("sampler")
+def run_sampler(
+    *,
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Check whether the sampler answers. Exit code 1 if not."),
+    ] = False,
+) -> None:
+    """Answer requests to models until SIGTERM or Ctrl-C."""
+    if check:
+        is_alive = answers(read_settings().sampler_dir)
+        typer.echo("healthy" if is_alive else "unhealthy: no sampler answers.", err=not is_alive)
+        raise typer.Exit(int(not is_alive))
+    require_worker()
+    from worker.sampling.__main__ import main  # noqa: PLC0415 - needs the extra `worker`
 
     raise typer.Exit(main())
 

@@ -35,7 +35,11 @@ _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 _PREFIX = "TUNERY_"
 _POLL_S = 0.05
-_READY = {"api": r"running on http://\S+:(\d+)\D", "worker": r"worker ready"}
+_READY = {
+    "api": r"running on http://\S+:(\d+)\D",
+    "worker": r"worker ready",
+    "sampler": r"sampler ready",
+}
 
 
 class ServiceError(Exception):
@@ -164,7 +168,7 @@ class LoggedProcess:
 
 
 class LocalService:
-    """The API and its workers, on one data directory and on a free port of 127.0.0.1.
+    """The API, its workers and a sampler, on one data directory and on a free port of 127.0.0.1.
 
     A context manager: in the block all processes are ready, after it all have ended. They are
     called `api`, `worker-1`, `worker-2` and so on, and each logs to a file of that name.
@@ -176,6 +180,7 @@ class LocalService:
         workers: number of worker processes.
         program: a `tunery` command to run, instead of the code around this module.
         worker_module: module to run as worker, instead of `worker`.
+        has_sampler: whether models can be asked, by a process called `sampler`.
         cwd: working directory, where the processes read `.env`; the data directory by default.
         log_dir: directory of the logs; the data directory by default.
         start_within_s: limit for the start of each process. A worker that misses its default base
@@ -190,6 +195,7 @@ class LocalService:
         workers: int = 1,
         program: Sequence[str | Path] | None = None,
         worker_module: str = "worker",
+        has_sampler: bool = False,
         cwd: Path | None = None,
         log_dir: Path | None = None,
         start_within_s: float = START_S,
@@ -204,6 +210,9 @@ class LocalService:
         api = [*program, "api"] if program else [*python, "app"]
         worker = [*program, "worker"] if program else [*python, worker_module]
         self.worker_names = [f"worker-{number}" for number in range(1, workers + 1)]
+        commands = {"api": api, **dict.fromkeys(self.worker_names, worker)}
+        if has_sampler:
+            commands["sampler"] = [*program, "sampler"] if program else [*python, "worker.sampling"]
         self.processes = {
             name: LoggedProcess(
                 command,
@@ -211,7 +220,7 @@ class LocalService:
                 cwd=cwd or data_dir,
                 environment=self._environment,
             )
-            for name, command in [("api", api), *((name, worker) for name in self.worker_names)]
+            for name, command in commands.items()
         }
 
     def __enter__(self) -> Self:
@@ -260,12 +269,13 @@ class LocalService:
             process.check()
 
     def stop(self) -> None:
-        """Stop all workers at once, and then the API, which they may need until then.
+        """Stop workers and sampler at once, and then the API, which workers may need until then.
 
         Raises:
             ServiceError: a process did not end in time, and was killed.
         """
-        for names in (self.worker_names, ["api"]):
+        others = [name for name in self.processes if name != "api"]
+        for names in (others, ["api"]):
             running = [self.processes[name] for name in names if self.processes[name].is_running]
             for process in running:
                 process.send(signal.SIGTERM)

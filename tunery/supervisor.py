@@ -1,4 +1,4 @@
-"""Runs API and worker as one service: starts both, restarts what dies, stops both together."""
+"""Runs the processes of a service as one: starts them, restarts what dies, stops all together."""
 
 import logging
 import os
@@ -51,7 +51,7 @@ class _Part:
         self._process = subprocess.Popen(  # noqa: S603 - our own module
             python_module(self._module),
             env=with_import_path(os.environ),
-            start_new_session=True,  # Ctrl-C reaches the supervisor alone, which stops both
+            start_new_session=True,  # Ctrl-C reaches the supervisor alone, which stops all
             preexec_fn=end_with_parent,  # noqa: PLW1509 - this process has one thread
         )
         self._started_s = now_s

@@ -3,7 +3,6 @@
 import logging
 import os
 import select
-import signal
 import subprocess
 import sys
 import threading
@@ -17,6 +16,7 @@ from app.core.db.session import Database
 from app.core.ids import IdPrefix, new_id
 from app.core.logging import configure_logging
 from app.core.machine.linux import refuse_tracing
+from app.core.machine.signals import listen_for_stops
 from app.core.machine.subprocesses import python_module, with_import_path
 from app.core.occupancy import make_data_dir, occupied
 from app.core.settings import Settings, read_settings
@@ -111,7 +111,7 @@ def _make_launcher(
 
 def _run(workers: Sequence[Worker | BesideTraining]) -> None:
     """Run each of them in a thread of its own until a signal comes. A second one stops at once."""
-    signals = _listen()
+    signals = listen_for_stops()
     threads = [threading.Thread(target=worker.run) for worker in workers]
     for thread in threads:
         thread.start()
@@ -124,20 +124,6 @@ def _run(workers: Sequence[Worker | BesideTraining]) -> None:
                 break
     for thread in threads:
         thread.join()
-
-
-def _listen() -> int:
-    """Return a descriptor that can be read once for every SIGTERM and Ctrl-C.
-
-    The handlers do nothing: they may interrupt any statement, and would then wait for a lock that
-    the interrupted code holds.
-    """
-    reader, writer = os.pipe()
-    os.set_blocking(writer, False)
-    signal.set_wakeup_fd(writer)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda _signal, _frame: None)
-    return reader
 
 
 def _install_default_model(settings: Settings) -> None:

@@ -1,10 +1,10 @@
 """How large a checkpoint, a saved state or the tokens of a job can be."""
 
-import json
 import math
 from pathlib import Path
 from typing import get_args
 
+from app.core.adapter_files.header import read_shapes
 from app.core.job.lora_shape import Embeddings
 from app.core.job.training_config import MAX_EXAMPLES_PER_LINE
 
@@ -23,9 +23,6 @@ ROOM_BYTES = 64 * 1024 * 1024
 _BYTES_PER_TOKEN = 8
 """Most bytes of a token in the files of tokens."""
 
-_MAX_HEADER_BYTES = 100_000_000
-"""Limit of the format of safetensors itself."""
-
 
 def largest_artifact(
     base_model: Path, *, rank: int, total_steps: int, has_embeddings: bool = False
@@ -41,7 +38,7 @@ def largest_artifact(
     shapes = {
         name: shape
         for weights in base_model.glob("*.safetensors")
-        for name, shape in _read_shapes(weights).items()
+        for name, shape in read_shapes(weights).items()
         if len(shape) > 1
     }
     trained = rank * sum(sum(shape[-2:]) * math.prod(shape[:-2]) for shape in shapes.values())
@@ -59,14 +56,3 @@ def largest_tokens(data_bytes: int) -> int:
     A token stands for a byte at least, and a line becomes so many examples at most.
     """
     return _BYTES_PER_TOKEN * MAX_EXAMPLES_PER_LINE * data_bytes + ROOM_BYTES
-
-
-def _read_shapes(weights: Path) -> dict[str, list[int]]:
-    """Read the shape of each tensor from the header of a file in the format of safetensors."""
-    with weights.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        try:
-            header = json.loads(file.read(min(length, _MAX_HEADER_BYTES)))
-        except ValueError:
-            return {}  # the training process will say what is wrong with the model
-    return {name: about["shape"] for name, about in header.items() if name != "__metadata__"}

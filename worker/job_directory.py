@@ -6,7 +6,6 @@ its own, because its job may train meanwhile.
 """
 
 import logging
-import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +14,17 @@ from typing import Any
 from app.core import manifest
 from app.core.base_models import Catalogue
 from app.core.db.repositories.leases import Lease
-from app.core.db.tables import SavedState
+from app.core.db.tables import File, SavedState
 from app.core.disk import as_storage_full
 from app.core.errors import BlobNotFoundError
 from app.core.job.artifacts import ARTIFACT_NAMES, EXPORT_NAMES, MANIFEST_NAME, TOKEN_FILE_NAMES
+from app.core.job.lora_shape import ParentAdapter
 from app.core.job.training_config import (
     BASE_MODEL_NAME,
     JOB_SPEC_NAME,
     LOSS_LOG_NAME,
     OUTPUT_NAME,
+    PARENT_NAME,
     RESUME_NAME,
     TOKENS_NAME,
     TRAINING_DATA_NAME,
@@ -41,7 +42,7 @@ from worker.job_spec import JobInputs, build_spec
 from worker.launch.locks import JobLock
 from worker.launch.sandbox.grants import link_cache
 from worker.model_store.installed import check_installed
-from worker.stored_file import StoredFile, store_bytes
+from worker.stored_file import StoredFile, copy_blob, copy_checked, store_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +73,10 @@ class BaseModelMissingError(Exception):
 
 class BaseModelChangedError(Exception):
     """The base model was reinstalled after the job was created, with other weights."""
+
+
+class ParentLostError(Exception):
+    """The adapter that the job continues is not in the store as it was."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,19 +124,22 @@ class JobDirectory:
             BaseModelMissingError: the base model is not installed.
             BaseModelChangedError: the base model has other weights than when the job was created.
             RefusedModelError: a file of the base model was changed, or may not be used.
+            ParentLostError: the adapter that the job continues was changed or lost.
             BlobNotFoundError: the store has lost a data file.
         """
         base_model = self._find_base_model(catalogue)
         self._make()
-        _copy_blob(store, inputs.training_file.blob_key, self.directory / TRAINING_DATA_NAME)
+        copy_blob(store, inputs.training_file.blob_key, self.directory / TRAINING_DATA_NAME)
         if inputs.validation_file is not None:
             validation_data = self.directory / VALIDATION_DATA_NAME
-            _copy_blob(store, inputs.validation_file.blob_key, validation_data)
+            copy_blob(store, inputs.validation_file.blob_key, validation_data)
         model = catalogue.directory(base_model.id).resolve()
         self._max_artifact_bytes = self._limit_artifacts(model, inputs)
         self._link_shared(model, settings)
         self._put_tokens(inputs.tokens, store)
         state = self._put_newest_state(inputs, store)
+        if state is None and self._lease.parent is not None and self._task == "train":
+            self._put_parent(self._lease.parent, inputs.parent_weights, store)
         self._put_spec(
             build_spec(self._lease, inputs, base_model, state, settings=settings, task=self._task)
         )
@@ -203,6 +211,15 @@ class JobDirectory:
         except (manifest.ManifestError, BlobNotFoundError) as error:
             logger.warning("tokens skipped: %s", error, extra={"job_id": self._lease.job_id})
             remove_tree(self.directory, TOKENS_NAME)
+
+    def _put_parent(self, parent: ParentAdapter, weights: File | None, store: BlobStore) -> None:
+        """Copy the weights of the adapter that the job continues."""
+        if weights is None:
+            raise ParentLostError(parent.model)
+        try:
+            copy_checked(store, weights.blob_key, parent.sha256, self.directory / PARENT_NAME)
+        except (manifest.ManifestError, BlobNotFoundError) as error:
+            raise ParentLostError(parent.model) from error
 
     def _put_newest_state(self, inputs: JobInputs, store: BlobStore) -> SavedState | None:
         """Copy the newest undamaged state, with the loss log up to it, into the directory."""
@@ -280,20 +297,3 @@ class JobDirectory:
         except OSError:
             return  # another attempt's directory is still there
         JobLock.of(self.directory).remove_if_free(within_s=_DYING_S)
-
-
-def _copy_blob(store: BlobStore, key: str, target: Path) -> None:
-    with store.open(key) as source, target.open("xb") as copy:
-        shutil.copyfileobj(source, copy, 1024 * 1024)
-
-
-def copy_checked(store: BlobStore, key: str, sha256: str, target: Path) -> None:
-    """Copy a file that a training process has made, and compare it with its digest.
-
-    Raises:
-        ManifestError: it has changed.
-        BlobNotFoundError: the store has lost it.
-    """
-    _copy_blob(store, key, target)
-    if manifest.sha256_of(target) != sha256:
-        raise manifest.ManifestError(f"{target.name} has changed")

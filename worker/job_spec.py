@@ -29,6 +29,8 @@ class JobInputs:
     """The loss log, at least up to the newest state."""
     tokens: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Any])
     """Blob key, bytes and sha256 of each file of tokens that the data check has made, by name."""
+    parent_weights: File | None = None
+    """Weights of the adapter that the job continues."""
 
 
 def build_spec(
@@ -56,6 +58,7 @@ def build_spec(
         task=task,
         fine_tuned_model=lease.fine_tuned_model,
         base_model=base_model,
+        parent=lease.parent,
         training_file=_reference(inputs.training_file),
         validation_file=inputs.validation_file and _reference(inputs.validation_file),
         config=lease.config,

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from datetime import timedelta
 
 from app.core.clock import steady_s
+from app.core.compute_choices import training_memory
 from app.core.db.repositories.leases import Lease, LeaseRepository
 from app.core.db.repositories.queue import Turns
 from app.core.disk import has_room
@@ -54,6 +55,7 @@ class Worker:
             resources.database,
             clock=resources.clock,
             is_stopping=self._stopping.is_set,
+            memory_bytes=training_memory(settings),
         )
 
     def stop(self, *, at_once: bool = False) -> None:

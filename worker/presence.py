@@ -12,7 +12,6 @@ from pathlib import Path
 from app.core.clock import Clock
 from app.core.db.repositories.workers import WorkerIdentity, WorkerRepository
 from app.core.db.session import Database
-from app.core.machine.memory import measure_memory
 from worker.launch.locks import BOOT_ID, start_ticks
 
 logger = logging.getLogger(__name__)
@@ -81,6 +80,9 @@ class Presence:
 
     The heartbeat comes from a thread of its own, whatever the worker is busy with. If it cannot be
     written, the worker continues without it, and the log says so once.
+
+    Args:
+        memory_bytes: memory of the machine that is for jobs.
     """
 
     def __init__(
@@ -90,6 +92,7 @@ class Presence:
         *,
         clock: Clock,
         is_stopping: Callable[[], bool],
+        memory_bytes: int,
         interval_s: float = HEARTBEAT_INTERVAL_S,
     ) -> None:
         self._worker = worker
@@ -97,7 +100,7 @@ class Presence:
         self._clock = clock
         self._is_stopping = is_stopping
         self._interval_s = interval_s
-        self._memory_bytes = measure_memory().total
+        self._memory_bytes = memory_bytes
         self._is_failing = False
 
     @contextmanager

@@ -1,12 +1,14 @@
-"""Files that are in the blob store but not yet in the database."""
+"""Writes files to the blob store before the database names them, and copies files out of it."""
 
 import hashlib
+import shutil
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
+from app.core import manifest
 from app.core.db.repositories.leases import Lease
 from app.core.db.tables import File
 from app.core.ids import IdPrefix, new_id
@@ -55,3 +57,25 @@ def as_file(stored: StoredFile, lease: Lease, *, now: datetime) -> File:
         created_at=now,
         job_id=lease.job_id,
     )
+
+
+def copy_blob(store: BlobStore, key: str, target: Path) -> None:
+    """Copy a file of the store to a path that does not exist.
+
+    Raises:
+        BlobNotFoundError: the store has lost it.
+    """
+    with store.open(key) as source, target.open("xb") as copy:
+        shutil.copyfileobj(source, copy, 1024 * 1024)
+
+
+def copy_checked(store: BlobStore, key: str, sha256: str, target: Path) -> None:
+    """Copy a file that a training process has made, and compare it with its digest.
+
+    Raises:
+        ManifestError: it has changed.
+        BlobNotFoundError: the store has lost it.
+    """
+    copy_blob(store, key, target)
+    if manifest.sha256_of(target) != sha256:
+        raise manifest.ManifestError(f"{target.name} has changed")

@@ -36,6 +36,7 @@ _CODES = {
     "extra_forbidden": "unknown_parameter",
     "unsupported_method": "unsupported_method",
     "unsupported_integration": "unsupported_integration",
+    "unsupported_parameter": "unsupported_parameter",
 }
 RETRY_AFTER_S = 2
 ERROR_CODE = "error_code"
@@ -225,16 +226,16 @@ def _explain_missing_route(request: Request) -> NotFoundError:
         f"This service offers {', '.join(offered)} and the paths below them. See docs/api.md, or "
         "/docs on the service itself."
     )
-    if _NOT_OFFERED.match(f"{below}/"):
+    if not has_prefix and _is_below(f"/v1{path}", *offered):
+        hint = f"Add /v1 to the base URL of your client: the path is /v1{path[:MAX_ECHO]}."
+    elif path.endswith("/") and _is_below(path, *offered):
+        hint = "Remove the slash at the end of the path."
+    elif _NOT_OFFERED.match(f"{below}/"):
         hint = "" if has_prefix else " Add /v1 to the base URL of your client."
         return NotFoundError(
             f"{asked} is part of OpenAI's API and is not offered here. {what_there_is}{hint}",
             code="not_offered",
         )
-    if not has_prefix and _is_below(f"/v1{path}", *offered):
-        hint = f"Add /v1 to the base URL of your client: the path is /v1{path[:MAX_ECHO]}."
-    elif path.endswith("/") and _is_below(path, *offered):
-        hint = "Remove the slash at the end of the path."
     else:
         hint = what_there_is
     return NotFoundError(f"No such route: {asked}. {hint}", code="unknown_url")

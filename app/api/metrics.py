@@ -3,6 +3,9 @@
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from starlette.types import Scope
 
+from app.core.clock import steady_s
+from app.core.sampling.messages import Accepted, Delta, Finished
+
 ROUTE = "route"
 """Key in the state of a request that holds the result of `route_of`, where no route has run."""
 
@@ -10,11 +13,40 @@ WAITED_S = "waited_s"
 """Key in the state of a request that holds for how many seconds its answer has waited for changes.
 That is no part of its duration."""
 
+SAMPLED = "sampled"
+"""Key in the state of a request that holds what was `Sampled` for it, for the access log."""
+
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 """Upper bounds of the histogram: from a status poll to an upload."""
 _METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
 _OTHER = "other"
 """Label of every path that is no route, and of every method that HTTP itself does not define."""
+
+
+class Sampled:
+    """What was sampled for one request, from now on.
+
+    Attributes:
+        prompt_tokens: number of tokens of the prompt.
+        cached_tokens: number of tokens at its beginning that had been read before.
+        completion_tokens: number of tokens of the answers that are complete.
+        first_token_s: time until the first text, in seconds; None before it.
+    """
+
+    def __init__(self) -> None:
+        self.prompt_tokens = self.cached_tokens = self.completion_tokens = 0
+        self.first_token_s: float | None = None
+        self._began_s = steady_s()
+
+    def take(self, answer: Accepted | Delta | Finished) -> None:
+        """Count what the sampler has answered."""
+        if isinstance(answer, Accepted):
+            self.prompt_tokens = answer.prompt_tokens
+            self.cached_tokens = answer.cached_tokens
+        elif isinstance(answer, Finished):
+            self.completion_tokens += answer.tokens
+        elif self.first_token_s is None:
+            self.first_token_s = steady_s() - self._began_s
 
 
 class RequestMetrics:
@@ -46,6 +78,33 @@ class RequestMetrics:
             "How often the database was read for streams and waiting requests.",
             registry=self.registry,
         )
+        self.open_samplings = Gauge(
+            "tunery_sampling_open",
+            "Requests for completions that are being answered.",
+            registry=self.registry,
+        )
+        self._sampled_tokens = Counter(
+            "tunery_sampling_tokens",
+            "Tokens of complete requests: of prompts, of those the cached ones, and of answers.",
+            ("kind",),
+            registry=self.registry,
+        )
+        for kind in ("prompt", "cached", "completion"):
+            self._sampled_tokens.labels(kind)  # so that each begins with 0
+        self._first_token = Histogram(
+            "tunery_sampling_first_token_seconds",
+            "Time from the request to the sampler until the first text of its answer.",
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+
+    def observe_sampled(self, sampled: Sampled) -> None:
+        """Count a request for completions that was answered completely."""
+        self._sampled_tokens.labels("prompt").inc(sampled.prompt_tokens)
+        self._sampled_tokens.labels("cached").inc(sampled.cached_tokens)
+        self._sampled_tokens.labels("completion").inc(sampled.completion_tokens)
+        if sampled.first_token_s is not None:
+            self._first_token.observe(sampled.first_token_s)
 
     def observe(
         self, scope: Scope, status: int | None, seconds: float, received_bytes: int

@@ -4,7 +4,6 @@ Starlette's own form parser is not used: it writes the whole body to a temporary
 the route runs, without a limit.
 """
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,6 @@ from app.api.requests import require_no_content_encoding
 from app.api.upload_slots import UploadSlots
 from app.core.dataset.checker import DatasetSummary
 from app.core.dataset.file_check import FileChecker
-from app.core.db.session import Session
 from app.core.errors import InvalidRequestError, PayloadTooLargeError, UnsupportedMediaTypeError
 from app.services.received_files import (
     FileSink,
@@ -68,16 +66,16 @@ def form_of(properties: dict[str, Any], *, required: list[str]) -> dict[str, Any
     return {"requestBody": {"required": True, "content": content}}
 
 
-async def receive_and_write(
+async def receive_and_use(
     request: Request,
     field: FileField,
     resources: Resources,
-    act: Callable[[Session, ReceivedFile], T],
+    use: Callable[[ReceivedFile], T],
 ) -> T:
-    """Read a file from a form to its end, then run `act` on it in one transaction.
+    """Read a file from a form to its end, then run `use` on it, in another thread.
 
     Raises:
-        ServiceError: as `receive_upload` or `act`.
+        ServiceError: as `receive_upload` or `use`.
     """
     slots = resources.upload_slots
     async with (
@@ -88,8 +86,7 @@ async def receive_and_write(
         received = await receive_upload(
             request, field, slots, scratch=scratch, require_room=resources.require_room
         )
-        write = functools.partial(resources.write, lambda session: act(session, received))
-        return await to_thread.run_sync(write)
+        return await to_thread.run_sync(use, received)
 
 
 async def receive_upload(

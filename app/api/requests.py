@@ -18,7 +18,7 @@ from app.api.access import CALLER, REQUEST_ID, PolicyRoute
 from app.api.browser.security_headers import add_security_headers
 from app.api.deps import JOB_ID
 from app.api.errors import ERROR_CODE, MAX_ECHO, error_response
-from app.api.metrics import WAITED_S, RequestMetrics
+from app.api.metrics import SAMPLED, WAITED_S, RequestMetrics, Sampled
 from app.core import strict_json
 from app.core.access import Caller
 from app.core.clock import steady_s
@@ -119,7 +119,20 @@ class _Exchange:
         seconds = steady_s() - self._started_s
         answering_s = seconds - state.get(WAITED_S, 0.0)
         metrics.observe(scope, status, answering_s, self._received_bytes)
-        log_access(LoggedRequest.of(scope), status, seconds, request_id=self.request_id, code=code)
+        sampled: Sampled | None = state.get(SAMPLED)
+        context = {"code": code, **(_describe_sampled(sampled) if sampled else {})}
+        request = LoggedRequest.of(scope)
+        log_access(request, status, seconds, request_id=self.request_id, **context)
+
+
+def _describe_sampled(sampled: Sampled) -> dict[str, str | None]:
+    first_s = sampled.first_token_s
+    return {
+        "prompt_tokens": str(sampled.prompt_tokens),
+        "cached_tokens": str(sampled.cached_tokens),
+        "completion_tokens": str(sampled.completion_tokens),
+        "first_token_ms": None if first_s is None else f"{1000 * first_s:.0f}",
+    }
 
 
 class LoggedRequest(NamedTuple):

@@ -1,7 +1,11 @@
-"""What the operator has chosen of how jobs are computed."""
+"""What the operator has chosen of how jobs are computed, and how memory is divided."""
 
 from app.core.job.training_config import ComputeSettings
+from app.core.machine.memory import measure_memory
 from app.core.settings import Settings
+
+_SHARE_OF_SAMPLER = 4
+"""By default, the sampler may fill one part in so many of the memory of the machine."""
 
 _SWITCHES = {"auto": None, "always": True, "never": False}
 
@@ -18,3 +22,17 @@ def compute_choices(settings: Settings) -> ComputeSettings:
         gradient_checkpointing=_SWITCHES[settings.training_checkpointing],
         micro_batch_tokens=settings.micro_batch_tokens,
     )
+
+
+def sampling_memory(settings: Settings) -> int:
+    """Maximum bytes that the sampler may fill."""
+    return settings.sampling_memory_bytes or measure_memory().total // _SHARE_OF_SAMPLER
+
+
+def training_memory(settings: Settings) -> int:
+    """Bytes of this machine's memory that are for jobs.
+
+    A sampler that answers while a job trains keeps its part. Otherwise it gives all of it back.
+    """
+    taken = sampling_memory(settings) if settings.sampling == "shared" else 0
+    return measure_memory().total - taken

@@ -13,8 +13,11 @@ ServiceError                      the caller acts; the API answers with its stat
 ├── QuotaExceededError            429  a limit of the project; repeating the request does not help
 ├── RateLimitError                429  too many requests; the caller repeats it later
 ├── OutcomeUnknownError           500  the request may have succeeded; check before repeating it
+├── EngineFailedError             502  the operator acts; an engine of theirs is set up wrongly
 ├── DatabaseBusyError             503  nothing was done; the caller may repeat the request
 │   └── DatabaseAwayError         503  its server does not answer
+├── EngineUnavailableError        503  an engine of the operator is away; the caller may repeat it
+├── SamplerUnavailableError       503  the sampler is away or has failed; the caller may repeat it
 ├── TokenizingBusyError           503  nothing was done; the caller may repeat the request
 ├── TooManyStreamsError           503  nothing was done; the caller may repeat the request
 ├── TooManyUploadsError           503  nothing was done; the caller may repeat the request
@@ -116,13 +119,14 @@ class RateLimitError(ServiceError):
     Args:
         message: see `ServiceError`.
         retry_after_s: seconds after which the request can be repeated.
+        code: see `ServiceError`.
     """
 
     status_code = 429
     code = "rate_limit_exceeded"
 
-    def __init__(self, message: str, *, retry_after_s: int) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, *, retry_after_s: int, code: str | None = None) -> None:
+        super().__init__(message, code=code)
         self.retry_after_s = retry_after_s
 
 
@@ -141,6 +145,21 @@ class DatabaseAwayError(DatabaseBusyError):
     def __init__(self, message: str, *, for_operator: str) -> None:
         super().__init__(message)
         self.for_operator = for_operator
+
+
+class EngineFailedError(ServiceError):
+    status_code = 502
+    code = "engine_failed"
+
+
+class EngineUnavailableError(ServiceError):
+    status_code = 503
+    code = "engine_unavailable"
+
+
+class SamplerUnavailableError(ServiceError):
+    status_code = 503
+    code = "sampler_unavailable"
 
 
 class TokenizingBusyError(ServiceError):

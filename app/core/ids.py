@@ -33,6 +33,11 @@ class IdPrefix(StrEnum):
     PROJECT = "proj_"
     WEBHOOK_ENDPOINT = "whep_"
     WEBHOOK_EVENT = "evt_"
+    CHAT_COMPLETION = "chatcmpl-"
+    COMPLETION = "cmpl-"
+    RESPONSE = "resp_"
+    MESSAGE = "msg_"
+    TOOL_CALL = "call_"
 
 
 _lock = threading.Lock()

@@ -160,6 +160,7 @@ def describe_inputs(spec: JobSpec) -> dict[str, Any]:
     return {
         "fine_tuned_model": spec.fine_tuned_model,
         "base_model": spec.base_model.model_dump(mode="json"),
+        "parent": spec.parent and spec.parent.model_dump(mode="json"),
         "training_file": spec.training_file.model_dump(mode="json"),
         "validation_file": spec.validation_file and spec.validation_file.model_dump(mode="json"),
         "config": spec.config.model_dump(mode="json"),

@@ -1,9 +1,11 @@
-"""Checks what training needs besides data: the installed base models, and the containment."""
+"""Checks what training needs besides data, and the sampler: base models, containment."""
 
 from collections.abc import Iterator
 
 from app.core.base_models import find_change, load_catalogue
 from app.core.job.containment import describe_layers, find_layers, missing_core_layers
+from app.core.sampling.health import answers
+from app.core.sampling.messages import SOCKET_NAME
 from app.maintenance.findings import Finding, Level, Patient
 
 
@@ -34,3 +36,17 @@ def check_sandbox(patient: Patient) -> Iterator[Finding]:
     layers = find_layers()
     level = Level.WARN if missing_core_layers(layers) else Level.OK
     yield Finding("sandbox", level, f"training processes are {describe_layers(layers)}")
+
+
+def check_sampler(patient: Patient) -> Iterator[Finding]:
+    """Check that models can be asked."""
+    settings = patient.settings
+    if settings.sampling == "off":
+        yield Finding("sampler", Level.OK, "models cannot be asked, because TUNERY_SAMPLING is off")
+    elif answers(settings.sampler_dir):
+        yield Finding("sampler", Level.OK, "it takes requests to models")
+    elif (settings.sampler_dir / SOCKET_NAME).exists():
+        advice = "See the log of `tunery serve`, which starts it again, or of `tunery sampler`."
+        yield Finding("sampler", Level.WARN, "it does not answer", advice=advice)
+    else:
+        yield Finding("sampler", Level.OK, "it was not started, so no model can be asked")

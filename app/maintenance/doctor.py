@@ -28,7 +28,7 @@ from app.maintenance.check_disk import (
     check_privacy,
     check_space,
 )
-from app.maintenance.check_training import check_base_models, check_sandbox
+from app.maintenance.check_training import check_base_models, check_sampler, check_sandbox
 from app.maintenance.findings import Check, Finding, Level, Patient
 
 _ALWAYS: Sequence[Check] = (
@@ -41,6 +41,7 @@ _ALWAYS: Sequence[Check] = (
     check_integrity,
     check_schema,
     check_sandbox,
+    check_sampler,
 )
 _ROW_CHECKS: Sequence[Check] = (
     check_jobs,

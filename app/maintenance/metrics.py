@@ -20,6 +20,7 @@ from app.core.db.repositories.workers import WorkerRepository
 from app.core.db.session import Database, Session
 from app.core.disk import free_bytes
 from app.core.errors import OperatorError, ServiceError
+from app.core.sampling.health import answers
 from app.core.settings import Settings
 from app.core.version import VERSION
 
@@ -97,6 +98,12 @@ class ServiceCollector(Collector):
         if log_bytes is not None:
             yield GaugeMetricFamily(
                 "tunery_database_wal_bytes", "Size of SQLite's write-ahead log.", log_bytes
+            )
+        if self._settings.sampling != "off":
+            yield GaugeMetricFamily(
+                "tunery_sampler_up",
+                "1 if the sampler takes requests to models, else 0.",
+                int(answers(self._settings.sampler_dir)),
             )
         yield from self._read_database()
 

@@ -9,6 +9,7 @@ from pydantic_core import PydanticCustomError
 from app.core.db.tables import Job
 from app.core.errors import InvalidRequestError
 from app.core.job.integrations import LABELS, Integration
+from app.core.job.lora_shape import ImportedArchive, ParentAdapter
 from app.core.job.status import JobStatus
 from app.core.job.training_config import Recipe, TrainingConfig
 from app.core.settings import Settings
@@ -61,7 +62,9 @@ class MethodCreate(RequestBody):
 
 class JobCreate(RequestBody):
     model: str = Field(min_length=1, max_length=256)
-    """Base model to tune: its id in the catalogue, one of its aliases, or its hub repository."""
+    """Model to tune. A base model is named by its id in the catalogue, one of its aliases, or its
+    hub repository. The name of a tuned model, or of one of its checkpoints, continues its adapter,
+    which keeps its shape."""
     training_file: str
     """Id of the uploaded file to train on."""
     validation_file: str | None = None
@@ -222,6 +225,10 @@ class JobRead(ItemRead):
     oldest."""
     recipe: Recipe
     """Source of the hyperparameters that the request left out: `reference` or `auto`."""
+    parent: ParentAdapter | None
+    """Adapter that the job continues. Null for a job that tunes a base model."""
+    imported: ImportedArchive | None
+    """Archive of an adapter that was made elsewhere. Null for a job that trains."""
     rerun_of: str | None
     """Id of the job that this job repeats. That job may have been deleted."""
     resumed_from_step: int | None

@@ -43,14 +43,21 @@ class DataRead(ResponseBody):
 
 class CheckpointMetricsRead(ResponseBody):
     step: int
-    train_loss: float
-    train_mean_token_accuracy: float
+    train_loss: float | None = None
+    """Training loss of the step, in nats per learned token. Null for an imported adapter."""
+    train_mean_token_accuracy: float | None = None
     valid_loss: float | None = None
     valid_perplexity: float | None = None
     """Exponential of `valid_loss`, at most a thousand million."""
     valid_mean_token_accuracy: float | None = None
     full_valid_loss: float | None = None
     full_valid_mean_token_accuracy: float | None = None
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> "CheckpointMetricsRead":
+        if not checkpoint.metrics:
+            return cls(step=checkpoint.step)
+        return cls.model_validate(StepMetrics.model_validate(checkpoint.metrics).as_row())
 
 
 class CheckpointRead(ItemRead):
@@ -79,9 +86,7 @@ class CheckpointRead(ItemRead):
             fine_tuned_model_checkpoint=f"{job.fine_tuned_model}{step_name}",
             is_result=is_result,
             step_number=checkpoint.step,
-            metrics=CheckpointMetricsRead.model_validate(
-                StepMetrics.model_validate(checkpoint.metrics).as_row()
-            ),
+            metrics=CheckpointMetricsRead.of(checkpoint),
             result_files=[file.id for file in checkpoint.files],
         )
 
@@ -90,6 +95,6 @@ class MetricsRead(ResponseBody):
     object: Literal["list"] = "list"
     data: list[dict[str, float | int | None]]
     """The loss log, one row per optimizer step. With validation data, it begins with step 0, the
-    evaluation of the base model."""
+    evaluation before training."""
     has_more: bool
     """True if the log continues after the last row, within the range that was asked for."""

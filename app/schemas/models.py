@@ -6,7 +6,8 @@ from typing import Literal
 from pydantic import Field
 
 from app.core.base_models import CatalogueEntry, InstalledModel
-from app.core.db.tables import Checkpoint
+from app.core.db.tables import Checkpoint, Job, TunedModel
+from app.core.job.lora_shape import ImportedArchive, ParentAdapter
 from app.schemas.bodies import ResponseBody, UnixTime
 
 
@@ -47,6 +48,11 @@ class ModelRead(ResponseBody):
     """Id of the checkpoint that holds a tuned model's adapter. Null for a base model."""
     step_number: int | None = None
     """Optimizer step after which that checkpoint was saved. Null for a base model."""
+    parent: ParentAdapter | None = None
+    """Adapter that a tuned model continues. Null for a base model, and for a new adapter on one."""
+    imported: ImportedArchive | None = None
+    """Archive that a tuned model was imported from. Null for a base model, and for a model that a
+    job has trained."""
     aliases: list[str] = Field(default=[])
     """Other names of a base model that a job can give as its `model`."""
     repo: str | None = None
@@ -76,22 +82,25 @@ class ModelRead(ResponseBody):
     def of_tuned(
         cls,
         name: str,
-        base_model: str,
+        source: TunedModel | Job,
         checkpoint: Checkpoint,
         created_at: datetime,
         organization: str,
         *,
         commands: ModelCommands | None = None,
     ) -> "ModelRead":
-        """A tuned model, or one checkpoint under its own name."""
+        """A tuned model, or one checkpoint of a job under its own name."""
+        parent, imported = source.parent, source.imported
         return cls(
             id=name,
             created=int(created_at.timestamp()),
             owned_by=organization,
-            base_model=base_model,
+            base_model=source.base_model,
             fine_tuning_job_id=checkpoint.job_id,
             checkpoint_id=checkpoint.id,
             step_number=checkpoint.step,
+            parent=None if parent is None else ParentAdapter.model_validate(parent),
+            imported=None if imported is None else ImportedArchive.model_validate(imported),
             commands=commands,
         )
 

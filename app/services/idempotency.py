@@ -8,10 +8,11 @@ from datetime import datetime, timedelta
 from typing import Any, Literal
 
 from app.core.access import Caller
+from app.core.db.project_tables import IdempotencyRecord
 from app.core.db.repositories.idempotency import KEPT_FOR, IdempotencyRepository
 from app.core.db.repositories.jobs import JobRepository
 from app.core.db.session import Session
-from app.core.db.tables import IdempotencyRecord, Job
+from app.core.db.tables import Job
 from app.core.errors import InvalidRequestError
 
 Route = Literal["create", "rerun"]

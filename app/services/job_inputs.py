@@ -1,6 +1,7 @@
 """Checks that a new job can use its base model and its files. The caller owns the transaction."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from datetime import datetime
 
 from app.core.access import Caller
@@ -8,12 +9,14 @@ from app.core.base_models import Catalogue, CatalogueEntry, InstalledModel
 from app.core.dataset.formats import DatasetFormat
 from app.core.db.repositories.files import FileRepository
 from app.core.db.session import Session
-from app.core.db.tables import File
+from app.core.db.tables import File, Job
 from app.core.errors import InvalidRequestError
 from app.core.job.integrations import LABELS
+from app.core.job.lora_shape import LoraShape
 from app.core.job.training_config import Recipe, TrainingConfig
 from app.core.settings import Settings
 from app.schemas.fine_tuning_jobs import JobCreate
+from app.services.adapters.parents import TUNED_PREFIX, Parent, find_parent, keep_parent
 from app.services.job_settings import check_validation
 from app.services.recipe_choice import HyperparameterRequest
 
@@ -38,6 +41,70 @@ def find_installed(catalogue: Catalogue, name: str) -> tuple[CatalogueEntry, Ins
     raise InvalidRequestError(message, code="model_not_available", param="model")
 
 
+def find_base_of(
+    catalogue: Catalogue, job: Job, consequence: str
+) -> tuple[CatalogueEntry, InstalledModel]:
+    """The base model of a job, if it still has the weights that the job was created for.
+
+    Args:
+        catalogue: the base models.
+        job: the job.
+        consequence: what cannot be done otherwise, as the end of a sentence.
+
+    Raises:
+        InvalidRequestError: it is not installed, or has other weights.
+    """
+    entry, installed = find_installed(catalogue, job.base_model)
+    if job.base_model_sha256 not in (None, installed.sha256):  # null in old rows
+        raise InvalidRequestError(
+            f"Base model {entry.id} was reinstalled after job {job.id} was created and its weights "
+            f"have changed, so {consequence}. Create a new job.",
+            code="base_model_changed",
+            param="model",
+        )
+    return entry, installed
+
+
+@dataclass(frozen=True, slots=True)
+class JobStart:
+    """What a new job starts from."""
+
+    entry: CatalogueEntry
+    installed: InstalledModel
+    parent: Parent | None = None
+    """Adapter that the job continues. None for a new adapter of the base model."""
+
+    @property
+    def shape(self) -> LoraShape | None:
+        """Shape of that adapter, which the job keeps."""
+        return self.parent and self.parent.shape
+
+
+def find_start(session: Session, caller: Caller, catalogue: Catalogue, name: str) -> JobStart:
+    """What the `model` of a request names: a base model, a tuned model or a checkpoint.
+
+    Raises:
+        InvalidRequestError: the base model does not exist, is not installed, or has other weights
+            than when the tuned model was made.
+        NotFoundError: no tuned model has this name.
+    """
+    if not name.startswith(TUNED_PREFIX):
+        return JobStart(*find_installed(catalogue, name))
+    parent = find_parent(session, caller, name)
+    consequence = f"the adapter of {name} cannot be continued"
+    return JobStart(*find_base_of(catalogue, parent.job, consequence), parent)
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedRequest:
+    """A request for a job that can be created."""
+
+    start: JobStart
+    asked: HyperparameterRequest
+    config: TrainingConfig
+    """All hyperparameters, resolved."""
+
+
 def check_request(
     session: Session,
     caller: Caller,
@@ -46,30 +113,30 @@ def check_request(
     *,
     default_recipe: Recipe,
     now: datetime,
-) -> tuple[InstalledModel, HyperparameterRequest, TrainingConfig]:
-    """Check a request for a job, and lock its files until the end of the transaction.
-
-    Returns:
-        The base model, what the request says about hyperparameters, and all of them, resolved.
+) -> CheckedRequest:
+    """Check a request for a job, and lock what it names until the end of the transaction.
 
     Raises:
         InvalidRequestError: the model, a file or a hyperparameter cannot be used, or two of them
             cannot be combined.
-        NotFoundError: a file does not exist.
+        NotFoundError: a file or a tuned model does not exist.
     """
-    entry, installed = find_installed(catalogue, request.model)
+    start = find_start(session, caller, catalogue, request.model)
+    if start.parent is not None:
+        keep_parent(session, caller, start.parent.adapter)
     files = (request.training_file, request.validation_file)
-    data = check_files(session, caller, *files, entry, now=now)
+    data = check_files(session, caller, *files, start.entry, now=now)
     asked = HyperparameterRequest.of(
         request,
-        entry,
+        start.entry,
         data,
-        parameters=catalogue.count_parameters(entry.id),
+        shape=start.shape,
+        parameters=catalogue.count_parameters(start.entry.id),
         default_recipe=default_recipe,
     )
     config = asked.resolve(today=now.date())
     check_validation(config, has_file=request.validation_file is not None)
-    return installed, asked, config
+    return CheckedRequest(start, asked, config)
 
 
 def check_files(

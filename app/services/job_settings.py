@@ -1,5 +1,6 @@
 """Resolves the hyperparameters of a new job: the caller's values, then the model's defaults."""
 
+import json
 import secrets
 from datetime import date
 from typing import Any
@@ -21,11 +22,23 @@ _MLP_MODULES = frozenset(
 """Names of linear layers in either half of a layer, over all architectures. A name that stands for
 both, such as the `c_proj` of GPT-2, is in neither."""
 
+_SHAPE_NAMES = {name: wire for wire, name in LORA_WIRE_NAMES.items() if name != "dropout"} | {
+    "target_modules": "lora_target_modules"
+}
+"""Name on the wire of each field of `LoraShape` that a continued adapter keeps."""
+_NAME_LISTS = frozenset({"target_modules", "modules_to_save"})
+"""Fields of `LoraShape` whose order says nothing."""
+
 DEFAULT_LEARNING_RATE: float = TrainingConfig.model_fields["learning_rate"].default
 
 
 def resolve_config(
-    given: dict[str, Any], entry: CatalogueEntry, *, seed: int | None, today: date
+    given: dict[str, Any],
+    entry: CatalogueEntry,
+    *,
+    seed: int | None,
+    today: date,
+    shape: LoraShape | None = None,
 ) -> TrainingConfig:
     """Give every hyperparameter its value.
 
@@ -34,12 +47,15 @@ def resolve_config(
         entry: the base model.
         seed: the seed that the caller set.
         today: the date in UTC.
+        shape: shape of the adapter that the job continues. None for a new adapter.
 
     Raises:
-        InvalidRequestError: a value is above the limit of the base model, or two of them exclude
-            each other.
+        InvalidRequestError: a value is above the limit of the base model, two of them exclude each
+            other, or one would change the shape of the adapter.
     """
     values, lora = _defaults_for(entry)
+    if shape is not None:
+        lora = shape.model_dump()
     values |= {WIRE_NAMES[wire]: given[wire] for wire in given.keys() & WIRE_NAMES.keys()}
     lora |= {LORA_WIRE_NAMES[wire]: given[wire] for wire in given.keys() & LORA_WIRE_NAMES.keys()}
     if "lora_target_modules" in given:
@@ -57,11 +73,28 @@ def resolve_config(
         first = error.errors()[0]
         name = str(first["loc"][-1])
         raise _bad_value(name, f"'{name}' becomes {first['input']:g}. {first['msg']}.") from error
+    if shape is not None:
+        config = _keep_shape(config, shape)
     _refuse_contradictions(config)
     _refuse_initialisation(config)
     check_limits(config, entry)
     choice = "best" if config.chooses_best else "final"
     return config.model_copy(update={"checkpoint_choice": choice})
+
+
+def _keep_shape(config: TrainingConfig, shape: LoraShape) -> TrainingConfig:
+    """Refuse to change the shape of the adapter that the job continues. Its dropout may change."""
+    for name, wire in _SHAPE_NAMES.items():
+        kept, asked = getattr(shape, name), getattr(config.lora, name)
+        is_same = kept == asked if name not in _NAME_LISTS else set(kept) == set(asked)
+        if not is_same:
+            raise _bad_value(
+                wire,
+                f"'{wire}' is {json.dumps(kept)} in the adapter that the job continues, and "
+                f"{json.dumps(asked)} in the request. It cannot change. Leave it out.",
+            )
+    lora = shape.model_copy(update={"dropout": config.lora.dropout})
+    return config.model_copy(update={"lora": lora})
 
 
 def _refuse_contradictions(config: TrainingConfig) -> None:

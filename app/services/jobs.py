@@ -21,6 +21,7 @@ from app.core.job.status import JobStatus
 from app.core.settings import Settings
 from app.schemas.bodies import PageRead
 from app.schemas.fine_tuning_jobs import JobRead
+from app.services.adapters.parents import require_unneeded
 
 _MAX_STEP_DIGITS = 9
 """Maximum number of digits of a step, as in the name of a checkpoint's directory."""
@@ -152,7 +153,7 @@ def delete_job(session: Session, caller: Caller, job_id: str, *, now: datetime) 
 
     Raises:
         NotFoundError: no job has this id.
-        StateConflictError: the job has not ended.
+        StateConflictError: the job has not ended, or an unfinished job continues its adapter.
     """
     jobs = JobRepository(session, caller.project_id)
     job = jobs.get(job_id)
@@ -162,6 +163,7 @@ def delete_job(session: Session, caller: Caller, job_id: str, *, now: datetime) 
             "it first.",
             code="job_not_deletable",
         )
+    require_unneeded(session, caller, f"an adapter of {job_id}", job_id)
     audit.record(session, caller, Action.JOB_DELETED, job_id, now=now)
     return jobs.delete(job)
 

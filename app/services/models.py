@@ -1,6 +1,5 @@
 """Operations on models. The caller owns the transaction."""
 
-import re
 from datetime import datetime
 
 from app.core.access import Caller
@@ -10,12 +9,12 @@ from app.core.db.repositories.jobs import JobRepository
 from app.core.db.repositories.projects import audit
 from app.core.db.repositories.projects.audit import Action
 from app.core.db.session import Session
-from app.core.db.tables import Checkpoint, Job, TunedModel
+from app.core.db.tables import TunedModel
 from app.core.errors import InvalidRequestError
 from app.schemas.models import ModelCommands, ModelRead
+from app.services.adapters.lookup import find_checkpoint
+from app.services.adapters.parents import require_unneeded
 from app.services.hand_off.serving import commands_of
-
-_CHECKPOINT_NAME = re.compile(r"(ft:.+):ckpt-step-([1-9]\d{0,8})", re.ASCII)
 
 
 def list_models(
@@ -39,13 +38,12 @@ def get_model(
     installed = None if entry is None else catalogue.find_installed(entry.id)
     if entry is not None and installed is not None:
         return ModelRead.of_base(entry, installed)
-    named = _find_checkpoint(session, caller, name)
+    named = find_checkpoint(session, caller, name)
     if named is not None:
         checkpoint, job = named
-        created_at = checkpoint.created_at
         commands = commands_of(job, catalogue)
         return ModelRead.of_tuned(
-            name, job.base_model, checkpoint, created_at, organization, commands=commands
+            name, job, checkpoint, checkpoint.created_at, organization, commands=commands
         )
     model = TunedModelRepository(session, caller.project_id).get(name)
     job = JobRepository(session, caller.project_id).get(model.job_id)
@@ -63,6 +61,7 @@ def delete_model(
     Raises:
         NotFoundError: no tuned model has this name.
         InvalidRequestError: it is a base model or a single checkpoint.
+        StateConflictError: an unfinished job continues its adapter.
     """
     if catalogue.find(name) is not None:
         raise InvalidRequestError(
@@ -70,7 +69,7 @@ def delete_model(
             code="model_not_deletable",
             param="model",
         )
-    named = _find_checkpoint(session, caller, name)
+    named = find_checkpoint(session, caller, name)
     if named is not None:
         _, job = named
         raise InvalidRequestError(
@@ -83,6 +82,7 @@ def delete_model(
     models = TunedModelRepository(session, caller.project_id)
     model = models.get(name)
     checkpoint = model.checkpoint
+    require_unneeded(session, caller, f"the adapter of {name}", checkpoint.job_id, checkpoint.id)
     models.delete(model)
     audit.record(session, caller, Action.MODEL_DELETED, model.id, now=now)
     return CheckpointRepository(session, caller.project_id).delete(checkpoint)
@@ -92,18 +92,5 @@ def _tuned(
     model: TunedModel, organization: str, commands: ModelCommands | None = None
 ) -> ModelRead:
     return ModelRead.of_tuned(
-        model.id,
-        model.base_model,
-        model.checkpoint,
-        model.created_at,
-        organization,
-        commands=commands,
+        model.id, model, model.checkpoint, model.created_at, organization, commands=commands
     )
-
-
-def _find_checkpoint(session: Session, caller: Caller, name: str) -> tuple[Checkpoint, Job] | None:
-    """The checkpoint with a name of the form `MODEL:ckpt-step-N`, and its job."""
-    match = _CHECKPOINT_NAME.fullmatch(name)
-    if match is None:
-        return None
-    return CheckpointRepository(session, caller.project_id).find_of_model(match[1], int(match[2]))

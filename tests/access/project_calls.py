@@ -81,7 +81,11 @@ class World:
         self.lease = claim(database)
         self.file = add_file(database, store)
         self.used_file = add_file(database, store)
-        self.queued = add_job(database, training_file_id=self.used_file.id)
+        self.queued = add_job(
+            database,
+            training_file_id=self.used_file.id,
+            parent_checkpoint_id=self.first_checkpoint.id,
+        )
         self.upload = build_upload()
         self.part = add_part(database, store, self.upload)
         self.model = TunedModel(
@@ -149,6 +153,11 @@ class World:
             "CheckpointRepository.list_surplus": [
                 call(done.id, keep=0, keeps_best=keeps_best) for keeps_best in (False, True)
             ],
+            "CheckpointRepository.lock_to_continue": [call(self.result.id)],
+            "CheckpointRepository.lock_to_delete": [
+                call(done.id),
+                call(done.id, self.first_checkpoint.id),
+            ],
             "CheckpointRepository.delete": [call(self.first_checkpoint)],
             "TunedModelRepository.add": [call(new_model)],
             "TunedModelRepository.find": [call(self.model.id)],
@@ -166,6 +175,7 @@ class World:
             "FileRepository.get_to_use": [call(self.file.id, now=NOW, param="training_file")],
             "FileRepository.get_to_delete": [call(self.file.id, now=NOW)],
             "FileRepository.get_for_job": [call(self.file.id)],
+            "FileRepository.find_weights": [call(self.result.id)],
             "FileRepository.list_page": [
                 call(**files, purpose=None, checkpoint=None),
                 call(**files, purpose=MADE_BY_JOB, checkpoint=None),
@@ -178,6 +188,7 @@ class World:
             "IdempotencyRepository.find_recent": [call("create", "f", since=NOW)],
             "IdempotencyRepository.add": [call(queued, "create", **record)],
             "JobRepository.add": [call(build_job())],
+            "JobRepository.add_imported": [call(build_job())],
             "JobRepository.get": [call(queued.id)],
             "JobRepository.require": [call(queued.id)],
             "JobRepository.list_page": [

@@ -152,6 +152,7 @@ def test_the_scope_to_write_is_needed_to_change_anything() -> None:
         ("GET", ANY_KEY),
         ("GET", "read"),
         ("POST", "write"),
+        ("POST", "sample"),
         ("DELETE", "write"),
         *((method, "admin") for method in ("GET", "POST", "DELETE")),
     }

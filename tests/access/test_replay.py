@@ -33,6 +33,16 @@ NOT_AN_ID = {
     *("colour", "context_length", "overlong_row_behavior", "recipe", "rows", "train_on"),
     *("name", "url", "event_type", "event_types", "keep_old_secret_active_for_24_hours"),
     *("cursor", "key", "status", "stream", "wait"),
+    *("access_programs", "audio", "background", "background_options", "best_of"),
+    *("context_management", "conversation", "echo", "frequency_penalty", "function_call"),
+    *("functions", "image", "include", "input", "instructions", "logit_bias", "logprobs"),
+    *("max_completion_tokens", "max_output_tokens", "max_tokens", "max_tool_calls", "messages"),
+    *("modalities", "moderation", "n", "parallel_tool_calls", "prediction", "presence_penalty"),
+    *("previous_response_id", "prompt", "prompt_cache_key", "prompt_cache_options"),
+    *("prompt_cache_retention", "reasoning", "reasoning_effort", "response_format"),
+    *("safety_identifier", "service_tier", "stop", "store", "stream_options", "temperature"),
+    *("text", "tool_choice", "tools", "top_logprobs", "top_p", "truncation", "user"),
+    *("verbosity", "web_search_options"),
     "Idempotency-Key",  # a value of the caller's choice: tested by itself below
 }
 

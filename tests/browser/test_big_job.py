@@ -1,4 +1,4 @@
-"""The page of a job with 100,000 steps: soon drawn, and exact where it is enlarged."""
+"""The page of a job with very many steps: soon drawn, and exact where it is enlarged."""
 
 import shutil
 from collections.abc import Iterator
@@ -12,9 +12,10 @@ from app.core.storage.local import LocalBlobStore
 from tests.browser.job_page import open_table, path_of, steps_shown
 from tests.browser.watching import Tabs
 from tests.builders import add_succeeded_job, write_catalogue
+from tests.effort import effort
 from tunery.local_service import LocalService
 
-STEPS = 100_000
+STEPS = effort(100_000, long=1_000_000)
 MAX_DRAWN_MS = 5000
 """Generous, as the machine may be busy. On a quiet one it is well below a second."""
 

@@ -8,6 +8,7 @@ from playwright.sync_api import Page, Response, expect
 
 from tests.browser.job_page import (
     create_job,
+    create_long_job,
     expect_status,
     open_table,
     path_of,
@@ -118,7 +119,7 @@ def test_a_job_is_deleted_only_after_a_question(tabs: Tabs, client: openai.OpenA
     page = open_ended(tabs, job_id)
 
     page.get_by_role("button", name="Delete", exact=True).click()
-    page.get_by_role("dialog").get_by_role("button", name="Cancel").click()
+    page.get_by_role("dialog").get_by_role("button", name="Go back").click()
     assert client.fine_tuning.jobs.retrieve(job_id)
 
     page.get_by_role("button", name="Delete", exact=True).click()
@@ -126,6 +127,26 @@ def test_a_job_is_deleted_only_after_a_question(tabs: Tabs, client: openai.OpenA
     page.wait_for_url(re.compile("/$"))
     with pytest.raises(openai.NotFoundError):
         client.fine_tuning.jobs.retrieve(job_id)
+
+
+def test_a_rerun_is_cancelled_only_after_a_question(tabs: Tabs, client: openai.OpenAI) -> None:
+    job_id = create_long_job(client, "to repeat")
+    client.fine_tuning.jobs.cancel(job_id)
+    wait_for(client, job_id, "cancelled")
+    page = tabs.open(path_of(job_id))
+
+    page.get_by_role("button", name="Rerun", exact=True).click()
+    expect(page.locator("#head")).to_contain_text(f"repeats {job_id}")
+    page.get_by_role("button", name="Cancel", exact=True).click()
+    page.get_by_role("dialog").get_by_role("button", name="Go back").click()
+    again = client.fine_tuning.jobs.list(limit=1).data[0]
+    assert again.id in page.url
+    assert again.status != "cancelled"
+
+    page.get_by_role("button", name="Cancel", exact=True).click()
+    page.get_by_role("dialog").get_by_role("button", name="Cancel the job").click()
+    expect_status(page, "Cancelled")
+    assert client.fine_tuning.jobs.retrieve(again.id).status == "cancelled"
 
 
 def test_an_unknown_job_is_named_as_such(tabs: Tabs) -> None:

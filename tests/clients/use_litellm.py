@@ -6,17 +6,19 @@ It has an environment of its own, so nothing of this project can be imported her
 import os
 import sys
 import time
-import traceback
 from collections.abc import Callable
 from typing import Any
 
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # else its import waits for the network
 
 import litellm  # pyright: ignore[reportMissingImports] - of its own environment
+from tap import run_tests  # pyright: ignore[reportMissingImports] - beside this script
 
 litellm.suppress_debug_info = True
 
 FINISHED_JOB = os.environ["FINISHED_JOB"]
+TUNED_MODEL = os.environ["TUNED_MODEL"]
+QUESTION = [{"role": "user", "content": "Who are you?"}]
 SERVICE: dict[str, Any] = {
     "custom_llm_provider": "openai",
     "api_base": os.environ["TUNERY_BASE_URL"],
@@ -109,19 +111,19 @@ def test_errors_keep_their_status_and_their_words() -> None:
         assert words in str(refusal), repr(refusal)
 
 
-def main() -> int:
-    """Run every test and say how each has ended, a line for each. Returns 1 if one has failed."""
-    failures = 0
-    tests = [(name, act) for name, act in globals().items() if name.startswith("test_")]
-    for number, (name, act) in enumerate(tests, start=1):
-        try:
-            act()
-        except Exception:
-            failures += 1
-            sys.stdout.write(f"not ok {number} - {name}\n{traceback.format_exc()}\n")
-        else:
-            sys.stdout.write(f"ok {number} - {name}\n")
-    return min(failures, 1)
+def test_a_tuned_model_is_asked() -> None:
+    answer = litellm.completion(model=TUNED_MODEL, messages=QUESTION, max_tokens=2, **SERVICE)
+
+    [choice] = answer.choices
+    assert (choice.message.content, choice.finish_reason) == ("Who are ", "length")
+    assert answer.usage.completion_tokens == 2
 
 
-sys.exit(main())
+def test_an_answer_is_streamed() -> None:
+    chunks = litellm.completion(model=TUNED_MODEL, messages=QUESTION, stream=True, **SERVICE)
+
+    pieces = [chunk.choices[0].delta.content for chunk in chunks]
+    assert [piece for piece in pieces if piece] == ["Who ", "are ", "you? "]
+
+
+sys.exit(run_tests(globals()))

@@ -277,6 +277,16 @@ def test_the_worker_waits_for_an_app_that_is_healthy() -> None:
     assert "TimeoutStopSec=40" in DEPLOYMENT_GUIDE
 
 
+def test_the_sampler_is_the_image_of_the_worker_without_a_network() -> None:
+    sampler, worker = COMPOSE["services"]["sampler"], COMPOSE["services"]["worker"]
+
+    assert sampler["image"] == worker["image"]
+    assert sampler["command"] == ["tunery", "sampler"]
+    assert sampler["network_mode"] == "none"
+    for name in ("read_only", "cap_drop", "security_opt", "volumes", "restart"):
+        assert sampler[name] == worker[name]
+
+
 @pytest.mark.parametrize(
     "text", [pytest.param(DOCKERFILE, id="Dockerfile"), pytest.param(DEPLOYMENT_GUIDE, id="guide")]
 )

@@ -21,7 +21,7 @@ PROJECT = Path(__file__).parents[2]
 DATASET_MODULES = tuple(
     str(path.relative_to(PROJECT)) for path in (PROJECT / "app/core/dataset").rglob("*.py")
 )
-TAKES_A_CODE_FIRST = {"LineError", "TrainingFailedError"}
+TAKES_A_CODE_FIRST = {"LineError", "RefusedError", "TrainingFailedError", "UnavailableError"}
 CODE_TABLE = "_CODES"
 """The dictionary whose values are codes, in `app/api/errors.py`."""
 
@@ -37,6 +37,12 @@ JOB_MODULES = tuple(
     for name in ("data_checks", "leases", "recovery", "tasks/leases", "workers")
 )
 """Say why jobs and exports have failed; every other module there speaks to callers."""
+
+
+SAMPLING_MODULES = tuple(
+    str(path.relative_to(PROJECT)) for path in (PROJECT / "worker/sampling").rglob("*.py")
+)
+"""Answer requests, although they belong to the worker."""
 
 
 def read_document(name: str) -> str:
@@ -177,7 +183,7 @@ def test_the_codes_of_requests_are_those_of_the_source() -> None:
         for path in expand(PROJECT / "app")
         if str(path.relative_to(PROJECT)) not in (*DATASET_MODULES, *JOB_MODULES)
     ]
-    written = {found.code for found in find_codes(*elsewhere)}
+    written = {found.code for found in find_codes(*elsewhere, *SAMPLING_MODULES)}
     listed = listed_in(read_document("errors.md"), "Codes of requests")
 
     check_listed(listed, written=written)
@@ -192,7 +198,12 @@ def test_the_statuses_of_requests_are_those_of_the_source() -> None:
 
 
 def test_the_codes_of_failed_jobs_are_those_of_the_source() -> None:
-    written = {found.code for found in find_codes("worker", *JOB_MODULES)}
+    modules = [
+        str(path.relative_to(PROJECT))
+        for path in expand(PROJECT / "worker")
+        if str(path.relative_to(PROJECT)) not in SAMPLING_MODULES
+    ]
+    written = {found.code for found in find_codes(*modules, *JOB_MODULES)}
     listed = listed_in(read_document("errors.md"), "Codes of failed jobs")
 
     check_listed(listed, written=written)

@@ -22,6 +22,10 @@ OPERATIONS = [
 UPLOAD = {"bytes": 1, "filename": "a", "mime_type": "text/jsonl", "purpose": "fine-tune"}
 EVENT_TYPE = "fine_tuning.job.succeeded"
 BODIES: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": {
+        "json": {"model": "ft:tiny", "messages": [{"role": "user", "content": "Hi"}]}
+    },
+    "/v1/completions": {"json": {"model": "ft:tiny", "prompt": "Hi"}},
     "/v1/files": {
         "files": {"file": ("a.jsonl", b'{"text": "a"}')},
         "data": {"purpose": "fine-tune"},
@@ -29,8 +33,10 @@ BODIES: dict[str, dict[str, Any]] = {
     "/v1/files/{file_id}/preview": {"params": {"model": "tiny"}},
     "/v1/fine_tuning/jobs": {"json": {"model": "tiny", "training_file": "file-1"}},
     "/v1/fine_tuning/jobs/estimate": {"json": {"model": "tiny", "training_file": "file-1"}},
+    "/v1/models": {"files": {"file": ("a.zip", b"PK")}, "data": {"base_model": "tiny"}},
     "/v1/organization/projects/{project_id}": {"json": {}},
     "/v1/organization/projects/{project_id}/api_keys": {"json": {}},
+    "/v1/responses": {"json": {"model": "ft:tiny", "input": "Hi"}},
     "/v1/session": {"json": {"key": "unused"}},
     "/v1/uploads": {"json": UPLOAD},
     "/v1/uploads/{upload_id}/complete": {"json": {"part_ids": []}},

@@ -26,6 +26,7 @@ STOP_S = 30
 SETTINGS = {
     "TUNERY_INSTALL_DEFAULT_MODEL": "false",
     "TUNERY_WARM_S": "0",  # no job is trained, so no torch need be loaded
+    "TUNERY_SAMPLING": "off",
 }
 
 
@@ -91,10 +92,10 @@ def place(tmp_path: Path) -> Path:
 
 
 def test_what_dies_is_started_again_and_ctrl_c_stops_everything(place: Path) -> None:
-    with Served(place, port=0) as served:
+    with Served(place, port=0, TUNERY_SAMPLING="idle") as served:
         served.await_ready()
         before = served.parts()
-        assert before.keys() == {"app", "worker"}
+        assert before.keys() == {"app", "worker", "worker.sampling"}
 
         for process in before.values():
             process.kill()

@@ -179,7 +179,7 @@ def test_fused_layers_support_these(tmp_path: Path, model_type: str) -> None:
     build_model(model_type).save_pretrained(tmp_path)
 
     assert why_not_fused(ModelShape.read(tmp_path), longest_row=512) is None
-    assert has_fused_layers(build_peft_model(model_type))
+    assert has_fused_layers(build_model(model_type))
 
 
 def test_layers_of_another_kind_are_noticed_once_they_are_loaded() -> None:
@@ -187,8 +187,8 @@ def test_layers_of_another_kind_are_noticed_once_they_are_loaded() -> None:
     base: Any = model.get_base_model()
     base.base_model.layers[1].extra_norm = nn.Identity()
 
-    assert not has_fused_layers(model)
-    assert not has_fused_layers(build_peft_model("olmo2"))
+    assert not has_fused_layers(base)
+    assert not has_fused_layers(build_model("olmo2"))
 
 
 @pytest.mark.parametrize("build", [FusedForward, ReferenceForward])

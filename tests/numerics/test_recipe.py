@@ -166,7 +166,7 @@ def test_the_first_row_is_what_the_base_model_itself_does(
     assert table[1].startswith(f"0,,,{evaluations(events)[0]},")
     card = (tmp_path / "job" / "out" / "step-9" / "README.md").read_text()
     assert f"| 0 | 0.00 |  | {evaluations(events)[0]:.4f} |" in card
-    assert "Step 0 is the\nbase model, before training." in card
+    assert "Step 0 is the\nmodel before training." in card
 
 
 def test_a_base_model_that_computes_no_number_is_named_before_a_step_is_taken(

@@ -33,7 +33,13 @@ from app.core.job.training_events import (
     Unresumable,
 )
 from app.core.manifest import verify
-from tests.tiny import REWRITING_TEMPLATE, chat_row, write_job, write_tiny_model
+from tests.tiny import (
+    REWRITING_TEMPLATE,
+    chat_row,
+    write_job,
+    write_parent,
+    write_tiny_model,
+)
 from worker.training.recipe import run_job
 
 ROWS = [chat_row(f"What is {i}?", f"It is {i * 'x'}.") for i in range(10)]
@@ -101,6 +107,19 @@ CASES: dict[str, dict[str, Any]] = {
         "n_evals": 24,
         "learning_rate": 0.1,
         "early_stopping_patience": 3,
+    },
+    "continued": {"epochs": 2, "validation": ROWS[:3], "is_continued": True},
+    "continued-pissa-and-embeddings": {
+        "epochs": 2,
+        "is_continued": True,
+        "lora": LoraShape(
+            rank=4, init_lora_weights="pissa_niter_16", modules_to_save=("embed_tokens",)
+        ),
+    },
+    "continued-dora": {
+        "epochs": 2,
+        "is_continued": True,
+        "lora": LoraShape(rank=4, use_dora=True),
     },
     "split": {"epochs": 2, "validation_split": 0.3, "n_evals": 2, "checkpoint_choice": "best"},
     "best-without-patience": {
@@ -176,10 +195,20 @@ def reported_state(event: TrainingEvent) -> tuple[int, str] | None:
             return None
 
 
-def write(directory: Path, base_model: Path, rows: list[Any] = ROWS, **settings: Any) -> None:
+def write(
+    directory: Path,
+    base_model: Path,
+    rows: list[Any] = ROWS,
+    *,
+    is_continued: bool = False,
+    **settings: Any,
+) -> None:
     spec: dict[str, Any] = {"save_interval_s": settings.pop("save_interval_s", 1e6)}
     settings = {"learning_rate": 1e-2, "lora": LoraShape(rank=4, dropout=0.05), **settings}
-    change_spec(directory, write_job(directory, rows, base_model=base_model, **settings), **spec)
+    job = write_job(directory, rows, base_model=base_model, **settings)
+    if is_continued:
+        spec["parent"] = write_parent(directory, job.config.lora)
+    change_spec(directory, job, **spec)
 
 
 def change_spec(directory: Path, spec: JobSpec, **changes: Any) -> None:

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from sqlalchemy import func, select
 
+from app.core.db.project_tables import IdempotencyRecord
 from app.core.db.session import Database
 from app.core.db.tables import (
     Checkpoint,
     Event,
     File,
-    IdempotencyRecord,
     Job,
     JobMetadata,
     SavedState,

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import typer
 
 from app.core.command_line.exit_codes import CommandGroup
+from tunery.client.chat import chat
 from tunery.client.compare import compare
 from tunery.client.downloads.command import download
 from tunery.client.files import files
@@ -28,6 +29,7 @@ _COMMANDS = {
     "rerun": rerun,
     "download": download,
     "compare": compare,
+    "chat": chat,
 }
 for _name, _command in _COMMANDS.items():
     client.command(_name, rich_help_panel=PANEL)(_command)

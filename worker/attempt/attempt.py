@@ -231,6 +231,7 @@ class Attempt:
             states,
             jobs.list_steps(lease.job_id, last=states[0].step) if states else (),
             DataCheckRepository(session).find_tokens(lease.job_id),
+            files.find_weights(lease.parent.checkpoint_id) if lease.parent else None,
         )
 
     def _read_seconds_left(self, session: Session) -> float | None:

@@ -21,7 +21,7 @@ from app.core.job.training_events import (
 )
 from app.core.manifest import ManifestError
 from app.core.signing.signatures import SigningKeyError
-from worker.job_directory import BaseModelChangedError, BaseModelMissingError
+from worker.job_directory import BaseModelChangedError, BaseModelMissingError, ParentLostError
 from worker.launch.launcher import Ending
 from worker.launch.locks import JobLockedError
 from worker.model_store.errors import RefusedModelError
@@ -137,8 +137,13 @@ def end_of_error(error: Exception, lease: Lease) -> JobError | Interruption:
                 "The service's signing key cannot be used",
                 "The operator finds the cause in the worker's log.",
             )
-        case BaseModelMissingError() | BaseModelChangedError() | RefusedModelError():
-            return _error_of_base_model(error, base_model)
+        case (
+            BaseModelMissingError()
+            | BaseModelChangedError()
+            | RefusedModelError()
+            | ParentLostError()
+        ):
+            return _error_of_model(error, base_model)
         case OSError() if as_storage_full(error) is not None:
             return Interruption("The disk is full", _FREE_SPACE)
         case _:
@@ -150,10 +155,19 @@ def end_of_error(error: Exception, lease: Lease) -> JobError | Interruption:
             )
 
 
-def _error_of_base_model(
-    error: BaseModelMissingError | BaseModelChangedError | RefusedModelError, base_model: str
+def _error_of_model(
+    error: BaseModelMissingError | BaseModelChangedError | RefusedModelError | ParentLostError,
+    base_model: str,
 ) -> JobError:
     match error:
+        case ParentLostError():
+            return JobError(
+                code="parent_unusable",
+                message=f"The adapter of {error}, which the job continues, is damaged or missing "
+                "in the store. 'tunery doctor --deep' says more to the operator. Create a job that "
+                "continues another model.",
+                param="model",
+            )
         case BaseModelMissingError():
             return JobError(
                 code="model_not_available",

@@ -169,7 +169,8 @@ class Publisher:
     def _delete_surplus(self, session: Session) -> tuple[list[str], list[int]]:
         """Delete the rows of surplus checkpoints. Returns the keys of their files and their steps.
 
-        The one that may become the result is never among them: it is the newest, or the best.
+        The one that may become the result is never among them: it is the newest, or the best. One
+        that another job continues is deleted after a later checkpoint, once that job has ended.
         """
         lease, config = self._lease, self._lease.config
         if config.keep_checkpoints is None:
@@ -178,6 +179,8 @@ class Publisher:
         surplus = checkpoints.list_surplus(
             lease.job_id, keep=config.keep_checkpoints, keeps_best=config.chooses_best
         )
+        needed = checkpoints.lock_to_delete(lease.job_id)
+        surplus = [checkpoint for checkpoint in surplus if checkpoint.id not in needed]
         steps = [checkpoint.step for checkpoint in surplus]
         keys = [key for checkpoint in surplus for key in checkpoints.delete(checkpoint)]
         for step in steps:

@@ -97,11 +97,12 @@ def diverged(step: int, what: str, *, learning_rate: float) -> TrainingFailedErr
 
 
 def base_not_finite(loss: float) -> TrainingFailedError:
-    """The failure of a job whose base model computes no number before it is trained."""
+    """The failure of a job whose model computes no number before it is trained."""
     return TrainingFailedError(
         "loss_not_finite",
-        f"The validation loss of the base model, before training, is {loss}. Its weights are "
-        "damaged or too large for this dtype. Choose another base model.",
+        f"The validation loss before training is {loss}. The weights of the base model, or of the "
+        "adapter that the job continues, are damaged or too large for this dtype. Choose another "
+        "model.",
         param="model",
     )
 

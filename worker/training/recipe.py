@@ -14,6 +14,7 @@ from app.core.job.training_config import (
     LOSS_LOG_NAME,
     MACHINE_CACHE_NAME,
     OUTPUT_NAME,
+    PARENT_NAME,
     RESUME_NAME,
     JobSpec,
 )
@@ -176,12 +177,15 @@ def _load_model(
     plan.check_memory(memory)
     base = job.loader.load_weights(job.base_model, placement.torch_dtype)
     seed_torch(config.seed, 0)  # the random half of the adapter
-    model = attach_adapter(base, config.lora, spec.base_model).to(placement.device)
+    # A saved state has the adapter as it has become.
+    is_new = spec.parent is None or spec.resume_step is not None
+    parent = None if is_new else job.directory / PARENT_NAME
+    model = attach_adapter(base, config.lora, spec.base_model, parent).to(placement.device)
     if config.lora.starts_from_base:
         freeze_start(model)
     for note in explain_adapter(model, config.lora):
         report(note)
-    if plan.forward == "fast" and not has_fused_layers(model):
+    if plan.forward == "fast" and not has_fused_layers(model.get_base_model()):
         plan = make(has_fused_layers=False)
         plan.check_memory(memory)
     report(Noted(message=plan.explanation, level="warn" if plan.is_warning else "info"))

@@ -51,11 +51,11 @@ class TrainingLoop:
     def take_steps(self, is_stop_requested: Callable[[], bool]) -> None:
         """Train until the job is over or a stop is requested. Saves the state before it returns.
 
-        The base model is evaluated first, but not in a job that is resumed.
+        The model is evaluated first as it is before training, but not in a job that is resumed.
         """
         is_fresh = self.trainer.progress.step == 0 and not is_stop_requested()
         if is_fresh and self.validation is not None:
-            self._evaluate_base(self.validation)
+            self._evaluate_start(self.validation)
         while not self.is_over and not is_stop_requested():
             step = self._take_step()
             if self.is_over or self.schedule.is_checkpoint(step):
@@ -123,8 +123,7 @@ class TrainingLoop:
             learning_rate=self.spec.config.learning_rate,
         )
 
-    def _evaluate_base(self, validation: TokenizedData) -> None:
-        # The adapter changes nothing yet.
+    def _evaluate_start(self, validation: TokenizedData) -> None:
         evaluation = self.trainer.evaluate(validation)
         self._log(
             StepMetrics(

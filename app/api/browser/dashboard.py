@@ -24,6 +24,7 @@ PAGES = {
     "/job": ("job", "Job"),
     "/new": ("new", "New job"),
     "/compare": ("compare", "Compare"),
+    "/try": ("try", "Try"),
     "/files": ("files", "Files"),
     "/models": ("models", "Models"),
     "/service": ("service", "Service"),

@@ -54,7 +54,7 @@ async def preview_file(
     resources: ResourcesDep,
     now: Now,
     hyperparameters: Annotated[dict[str, Any], Depends(_read_hyperparameters)],
-    model: Annotated[str, Query(description="Base model whose tokenizer reads the rows.")],
+    model: Annotated[str, Query(description="Model whose tokenizer reads the rows.")],
     rows: Annotated[
         str | None,
         Query(

@@ -1,12 +1,13 @@
 """/v1/files: upload, list, read, download and delete files."""
 
+from functools import partial
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 
 from app.api.access import PolicyRoute, needs
 from app.api.deps import LIMIT, ORDER, CallerDep, Cursor, Now, ResourcesDep
-from app.api.multipart import FileField, form_of, receive_and_write
+from app.api.multipart import FileField, form_of, receive_and_use
 from app.api.streaming import record_download, send_file
 from app.core.access import Scope
 from app.core.db.base import Order
@@ -54,7 +55,9 @@ async def create_file(
         file = file_service.create_file(session, caller, resources.store, received, now=now)
         return FileRead.model_validate(file)
 
-    return await receive_and_write(request, field, resources, act)
+    return await receive_and_use(
+        request, field, resources, lambda received: resources.write(partial(act, received=received))
+    )
 
 
 @router.get("", dependencies=[needs(Scope.READ)])

@@ -171,7 +171,7 @@ def get_metrics(
         Query(
             ge=0,
             le=MAX_STEP,
-            description="First optimizer step to return. Step 0 is the base model.",
+            description="First optimizer step to return. Step 0 is the model before training.",
         ),
     ] = 0,
     step_to: Annotated[
@@ -199,7 +199,7 @@ def get_metrics(
 ) -> Response:
     """Get the loss log, one row per optimizer step, also while the job runs.
 
-    With validation data, the first row is that of step 0: the evaluation of the base model, whose
+    With validation data, the first row is that of step 0: the evaluation before training, whose
     training loss, accuracy, learning rate and gradient are null.
 
     The header `Accept` chooses between JSON, `text/csv`, `application/x-ndjson` and

@@ -1,14 +1,57 @@
-"""/v1/models: base models that can be tuned here, and tuned models."""
+"""/v1/models: base models that can be tuned here, tuned models, and the import of adapters."""
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 
 from app.api.access import PolicyRoute, needs
 from app.api.deps import CallerDep, Now, ResourcesDep
+from app.api.multipart import FileField, form_of, receive_and_use
 from app.core.access import Scope
 from app.schemas.models import ModelDeleted, ModelList, ModelRead
 from app.services import models as model_service
+from app.services.adapters.imports import MAX_SUFFIX, checked_adapter, import_adapter
+from app.services.received_files import ReceivedFile
 
 router = APIRouter(prefix="/models", tags=["models"], route_class=PolicyRoute)
+
+
+_FORM = form_of(
+    {
+        "base_model": {"type": "string"},
+        "suffix": {"type": "string", "maxLength": MAX_SUFFIX},
+        "file": {"type": "string", "contentMediaType": "application/zip"},
+    },
+    required=["base_model", "file"],
+)
+
+
+@router.post("", openapi_extra=_FORM, dependencies=[needs(Scope.WRITE)])
+async def import_model(
+    request: Request, caller: CallerDep, resources: ResourcesDep, now: Now
+) -> ModelRead:
+    """Import an adapter that was made elsewhere, as a tuned model.
+
+    The file is a zip archive of the folder that `peft` writes, with weights in safetensors. All of
+    it is checked against the base model. The model can be downloaded, continued and deleted like
+    others.
+    """
+    settings, store = resources.settings, resources.store
+    field = FileField(
+        name="file",
+        noun="archive",
+        max_bytes=settings.max_upload_bytes,
+        advice="Leave out what is not the adapter, or raise TUNERY_MAX_UPLOAD_BYTES.",
+        is_dataset=False,
+    )
+
+    def use(received: ReceivedFile) -> ModelRead:
+        resources.require_room(received.bytes)  # the weights are unpacked beside it
+        with checked_adapter(received, store, resources.catalogue, settings=settings) as adapter:
+            resources.write(
+                lambda session: import_adapter(session, caller, store, adapter, now=now)
+            )
+        return get_model(adapter.model, caller, resources)
+
+    return await receive_and_use(request, field, resources, use)
 
 
 @router.get("", dependencies=[needs(Scope.READ)])

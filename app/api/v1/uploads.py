@@ -10,7 +10,7 @@ from fastapi.concurrency import contextmanager_in_threadpool
 
 from app.api.access import PolicyRoute, needs
 from app.api.deps import CallerDep, Now, Resources, ResourcesDep
-from app.api.multipart import FileField, form_of, receive_and_write
+from app.api.multipart import FileField, form_of, receive_and_use
 from app.api.requests import StrictJsonRoute
 from app.core.access import Caller, Scope
 from app.core.db.repositories.uploads import UploadRepository
@@ -88,7 +88,9 @@ async def create_part(
         return UploadPartRead.model_validate(part)
 
     await to_thread.run_sync(resources.read, require_pending)  # before a byte of the part is read
-    return await receive_and_write(request, _PART, resources, act)
+    return await receive_and_use(
+        request, _PART, resources, lambda received: resources.write(partial(act, received=received))
+    )
 
 
 @router.post("/{upload_id}/complete", dependencies=[needs(Scope.WRITE)])

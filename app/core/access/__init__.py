@@ -15,7 +15,7 @@ class Scope(StrEnum):
     WRITE = "write"
     """Create, change and delete jobs, files and models of the project."""
     SAMPLE = "sample"
-    """Ask tuned models for completions. Nothing offers that yet."""
+    """Ask base models and tuned models for completions."""
     ADMIN = "admin"
     """Manage the service and all of its projects: their limits, keys, audit events and erasure."""
 

@@ -1,8 +1,8 @@
-"""Tables about projects as a whole: their keys, what each one uses, and what was done in it."""
+"""Tables about projects as a whole: keys, usage, what was done, and remembered requests."""
 
 from datetime import datetime
 
-from sqlalchemy import BigInteger, Index, PrimaryKeyConstraint
+from sqlalchemy import BigInteger, ForeignKey, Index, PrimaryKeyConstraint, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.core.db.base import Base, OwnedByProject
@@ -59,3 +59,21 @@ class AuditEvent(OwnedByProject, Base):
     """API key of the request. Null for the command line, and while no keys are used."""
     request_id: Mapped[str | None]
     """Id of the request, as in the log and in `x-request-id`. Null for the command line."""
+
+
+class IdempotencyRecord(OwnedByProject, Base):
+    """A request that made a job, remembered so that the same request makes no second one."""
+
+    __tablename__ = "submissions"
+    __table_args__ = (
+        UniqueConstraint("project_id", "route", "key"),
+        Index(None, "project_id", "route", "fingerprint", "created_at"),
+    )
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    route: Mapped[str]
+    key: Mapped[str | None]
+    """The caller's `Idempotency-Key`."""
+    fingerprint: Mapped[str]
+    """sha256 over who asks and what for."""
+    created_at: Mapped[datetime] = mapped_column(index=True)

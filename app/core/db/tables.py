@@ -3,8 +3,16 @@
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, UniqueConstraint, text
-from sqlalchemy.orm import Mapped, mapped_column, relationship
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    ForeignKey,
+    Index,
+    UniqueConstraint,
+    select,
+    text,
+)
+from sqlalchemy.orm import Mapped, column_property, mapped_column, relationship
 
 from app.core.clock import utc_now
 from app.core.db.base import Base, OwnedByProject
@@ -126,6 +134,12 @@ class Job(OwnedByProject, Base):
     """No foreign key: an ended job outlives the files it was made from."""
     validation_file_id: Mapped[str | None] = mapped_column(index=True)
     suffix: Mapped[str | None]
+    parent: Mapped[dict[str, Any] | None]
+    """A `ParentAdapter`: the adapter that the job continues. Null for a new one."""
+    parent_checkpoint_id: Mapped[str | None] = mapped_column(index=True)
+    """Checkpoint of `parent`. It is kept until the job has ended."""
+    imported: Mapped[dict[str, Any] | None]
+    """An `ImportedArchive`, for an adapter that was made elsewhere. Null if the job trains."""
     config: Mapped[dict[str, Any]]
     """A `TrainingConfig`: every hyperparameter, resolved."""
     learning_rate_multiplier: Mapped[float | None]
@@ -233,7 +247,7 @@ class Checkpoint(OwnedByProject, Base):
     step: Mapped[int]
     created_at: Mapped[datetime]
     metrics: Mapped[dict[str, Any]]
-    """The `StepMetrics` of its step."""
+    """The `StepMetrics` of its step. Empty for an imported adapter."""
     manifest_sha256: Mapped[str]
 
     files: Mapped[list[File]] = relationship(lazy="selectin", order_by=File.filename)
@@ -254,24 +268,6 @@ class SavedState(OwnedByProject, Base):
     """Blob key, bytes and sha256 of each file by file name, including the manifest."""
 
 
-class IdempotencyRecord(OwnedByProject, Base):
-    """A request that made a job, remembered so that the same request makes no second one."""
-
-    __tablename__ = "submissions"
-    __table_args__ = (
-        UniqueConstraint("project_id", "route", "key"),
-        Index(None, "project_id", "route", "fingerprint", "created_at"),
-    )
-
-    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
-    route: Mapped[str]
-    key: Mapped[str | None]
-    """The caller's `Idempotency-Key`."""
-    fingerprint: Mapped[str]
-    """sha256 over who asks and what for."""
-    created_at: Mapped[datetime] = mapped_column(index=True)
-
-
 class TunedModel(OwnedByProject, Base):
     """A tuned model, which can be requested by name until it is deleted."""
 
@@ -285,3 +281,11 @@ class TunedModel(OwnedByProject, Base):
     created_at: Mapped[datetime]
 
     checkpoint: Mapped[Checkpoint] = relationship(lazy="joined")
+    parent: Mapped[dict[str, Any] | None] = column_property(
+        select(Job.parent).where(Job.id == job_id).scalar_subquery()
+    )
+    """`parent` of its job."""
+    imported: Mapped[dict[str, Any] | None] = column_property(
+        select(Job.imported).where(Job.id == job_id).scalar_subquery()
+    )
+    """`imported` of its job."""

@@ -1,4 +1,4 @@
-"""The adapter's hyperparameters: what is trained besides the frozen base model."""
+"""The adapter of a job: its hyperparameters, and the adapter that it continues."""
 
 from typing import Literal
 
@@ -52,3 +52,28 @@ class LoraShape(Frozen):
     def saved_rank(self) -> int:
         """Rank of the adapter in memory and in its files. It may be twice that which is trained."""
         return 2 * self.rank if self.starts_from_base else self.rank
+
+
+class ParentAdapter(Frozen):
+    """The adapter that a job continues. It may have been deleted once the job has ended."""
+
+    model: str
+    """Name of the tuned model, or of the checkpoint: `ft:...:ckpt-step-N`."""
+
+    job_id: str
+    """Id of the job that made the adapter."""
+
+    checkpoint_id: str
+    step: int
+    """Number of optimizer steps that this job had taken."""
+
+    sha256: str
+    """Checksum of the file of weights, `adapter_model.safetensors`."""
+
+
+class ImportedArchive(Frozen):
+    """The archive that an adapter was imported from."""
+
+    filename: str
+    sha256: str
+    """Checksum of the archive."""

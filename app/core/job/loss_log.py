@@ -1,7 +1,7 @@
 """The loss log of a job: one row per optimizer step, and how a row is written as CSV and JSON.
 
-Where there is validation data, a row of step 0 comes first: how the base model does on it. Only the
-file in `result_files` is without it.
+Where there is validation data, a row of step 0 comes first: how the model does on it before
+training. Only the file in `result_files` is without it.
 """
 
 import json

@@ -44,6 +44,10 @@ TRANSITIONS: Mapping[JobStatus, frozenset[JobStatus]] = {
 }
 
 
+UNFINISHED = [status for status in JobStatus if not status.is_terminal]
+"""Statuses of a job that has not ended."""
+
+
 class IllegalTransitionError(Exception):
     """`TRANSITIONS` does not allow a change of status. This is a bug, not a caller's mistake."""
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from app.core.job.frozen import Frozen
-from app.core.job.lora_shape import LoraShape
+from app.core.job.lora_shape import LoraShape, ParentAdapter
 
 LrScheduler = Literal["linear", "cosine", "constant", "constant_with_warmup"]
 OverlongRowBehavior = Literal["truncate", "error", "drop"]
@@ -251,6 +251,9 @@ class JobSpec(Frozen):
     """Name of the tuned model: `ft:BASE:ORG:SUFFIX:ID`."""
 
     base_model: BaseModelRef
+    parent: ParentAdapter | None = None
+    """Adapter that the job continues. `PARENT_NAME` has its weights, unless a state is resumed."""
+
     training_file: DatasetRef
     validation_file: DatasetRef | None
     config: TrainingConfig
@@ -278,6 +281,8 @@ BASE_MODEL_NAME = "base-model"
 OUTPUT_NAME = "out"
 """Output of the child: checkpoints `out/step-N/` and saved states `out/resume-N/`. A directory with
 such a name is whole."""
+PARENT_NAME = "parent.safetensors"
+"""Weights of the adapter that the job continues."""
 TOKENS_NAME = "tokens"
 """The data as tokens, from the check of the job's data, with its manifest. A job without it, or
 with tokens of other inputs, tokenizes its data itself."""

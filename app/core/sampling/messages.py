@@ -18,6 +18,12 @@ from app.core.job.training_events import Code, ShortText
 MAX_ASK_BYTES = 8 * 1024**2
 """Maximum size of a request: what the API accepts as a JSON body, with room for its own fields."""
 
+MAX_ANSWER_BYTES = 2 * 1024**2
+"""Maximum size of a line that answers: an answer that begins with the longest prompt."""
+
+SOCKET_NAME = "socket"
+"""Name of the sampler's socket in `Settings.sampler_dir`."""
+
 MAX_CHOICES = 4
 MAX_STOPS = 4
 MAX_TOP_LOGPROBS = 20
@@ -37,12 +43,13 @@ class AdapterRef(Frozen):
 
 
 class ChatPrompt(Frozen):
-    """Messages, which the chat template of the base model renders."""
+    """Messages and tools in the form of chat templates, which that of the base model renders."""
 
     kind: Literal["chat"] = "chat"
     messages: tuple[dict[str, Any], ...]
     tools: tuple[dict[str, Any], ...] = ()
     tool_choice: Literal["auto", "none"] = "auto"
+    """`none` looks for no calls in the answers. The tools are shown to the model either way."""
 
 
 class TextPrompt(Frozen):
@@ -122,7 +129,7 @@ class ChosenLogProb(TokenLogProb):
 class ToolCall(Frozen):
     name: str
     arguments: str
-    """JSON, as the model has written it."""
+    """A JSON object."""
 
 
 class Delta(Frozen):

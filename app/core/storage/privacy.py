@@ -4,9 +4,10 @@ The umask does this for new files. Older versions set none, so a process that st
 directory and what lies directly in it; nobody reaches what is below a closed directory. `tunery
 doctor --repair` closes every file.
 
-Three directories are closed themselves, and what is below them need not be: a training child may
-run as another user, who is then given its job directory and a cache, and may read its base model.
-A child can also nest directories in them without end.
+What lies below three directories need not be closed: a training child may run as another user, who
+is then given its job directory and a cache, and may read its base model. A child can also nest
+directories in them without end. The directory of base models itself may be open as well: the
+sampler may be another user and read all of them.
 """
 
 import logging
@@ -32,7 +33,7 @@ def close_data_directory(settings: Settings) -> None:
     """Close the data directory and what lies directly in it. What cannot be closed is logged."""
     for path in (settings.data_dir, *settings.data_dir.iterdir()):
         try:
-            if is_open(path):
+            if path.name != MODELS_NAME and is_open(path):
                 close(path)
         except FileNotFoundError:  # deleted meanwhile
             continue
@@ -51,6 +52,8 @@ def iterate_open(settings: Settings) -> Iterator[Path]:
             continue
         for name in (*directories, *files):
             path = Path(parent, name)
+            if path == settings.data_dir / MODELS_NAME:
+                continue
             try:
                 if is_open(path):
                     yield path

@@ -1,12 +1,15 @@
 // The public API. Every request of the dashboard goes through this module or through `live.js`.
 
+import { dataOf } from "./server-events.js";
+
 export class ApiError extends Error {
   /**
    * @param {number} status HTTP status; 0 if there was no answer
    * @param {object} error the `error` of the answer: message, code, param, and for data `errors`
    *   and their number
+   * @param {number | null} retryAfterS seconds after which the service says to ask again
    */
-  constructor(status, error) {
+  constructor(status, error, retryAfterS = null) {
     super(error.message);
     this.status = status;
     this.code = error.code ?? null;
@@ -14,6 +17,7 @@ export class ApiError extends Error {
     this.errors = error.errors ?? [];
     this.errorCount = error.error_count ?? this.errors.length;
     this.hasMoreErrors = error.error_count_is_minimum ?? false;
+    this.retryAfterS = retryAfterS;
   }
 }
 
@@ -31,10 +35,9 @@ export function get(path, query, { signal } = {}) {
 }
 
 export function post(path, body, { query, headers, signal } = {}) {
-  const json = body === undefined ? {} : { "content-type": "application/json" };
   return send("POST", url(path, query), {
-    body: body === undefined ? undefined : JSON.stringify(body),
-    headers: { ...json, ...headers },
+    body: textOf(body),
+    headers: { ...typeOf(body), ...headers },
     signal,
   });
 }
@@ -43,18 +46,39 @@ export function remove(path) {
   return send("DELETE", url(path));
 }
 
-async function send(method, address, { body, headers, signal } = {}) {
+/**
+ * Posts, and yields the data of each message of the stream that answers.
+ *
+ * @throws {ApiError} the service refuses, does not answer, or is gone before the stream has ended
+ */
+export async function* postForStream(path, body, { signal } = {}) {
+  const options = { method: "POST", body: textOf(body), headers: typeOf(body), signal };
+  const answer = await request(url(path), options);
+  try {
+    yield* dataOf(answer);
+  } catch (error) {
+    throw error.name === "AbortError" ? error : unreachable();
+  }
+}
+
+async function send(method, address, options = {}) {
+  const answer = await request(address, { method, ...options });
+  const text = await answer.text();
+  const isJson = (answer.headers.get("content-type") ?? "").includes("json");
+  return isJson ? JSON.parse(text) : text;
+}
+
+async function request(address, options) {
   let answer;
   try {
-    answer = await fetch(address, { method, body, headers, signal });
+    answer = await fetch(address, options);
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw unreachable();
   }
-  const text = await answer.text();
-  if (!answer.ok) throw toError(answer.status, text);
-  const isJson = (answer.headers.get("content-type") ?? "").includes("json");
-  return isJson ? JSON.parse(text) : text;
+  if (answer.ok) return answer;
+  const wait = Number.parseInt(answer.headers.get("retry-after"), 10);
+  throw toError(answer.status, await answer.text(), Number.isNaN(wait) ? null : wait);
 }
 
 /**
@@ -88,10 +112,14 @@ function unreachable() {
   return new ApiError(0, { message, code: "unreachable" });
 }
 
-function toError(status, text) {
+const textOf = (body) => (body === undefined ? undefined : JSON.stringify(body));
+
+const typeOf = (body) => (body === undefined ? {} : { "content-type": "application/json" });
+
+function toError(status, text, retryAfterS = null) {
   try {
     const { error } = JSON.parse(text);
-    if (error?.message) return new ApiError(status, error);
+    if (error?.message) return new ApiError(status, error, retryAfterS);
   } catch {
     // A proxy in front of the service answers in HTML.
   }

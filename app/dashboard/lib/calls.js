@@ -17,34 +17,49 @@ export function curlOf(path, body, session) {
   return lines.join(" \\\n  ");
 }
 
-const OPENAI_FIELDS = [
-  "model",
-  "training_file",
-  "validation_file",
-  "suffix",
-  "seed",
-  "metadata",
-  "method",
-];
+const NEW_JOB = {
+  method: "job = client.fine_tuning.jobs.create",
+  result: "job.id, job.status",
+  fields: [
+    "model",
+    "training_file",
+    "validation_file",
+    "suffix",
+    "seed",
+    "metadata",
+    "method",
+  ],
+};
 
-/** The creation of a job with the stock `openai` client. */
+/** The creation of a job with the stock `openai` client. It does not know all fields of ours. */
 export function pythonOf(body, session) {
-  const entries = Object.entries(body);
-  const own = entries.filter(([name]) => !OPENAI_FIELDS.includes(name));
-  const given = entries
-    .filter(([name]) => OPENAI_FIELDS.includes(name))
-    .map(([name, value]) => `    ${name}=${literal(value, 4)},`);
-  if (own.length) given.push(`    extra_body=${literal(Object.fromEntries(own), 4)},`);
+  const known = ([name]) => NEW_JOB.fields.includes(name);
+  const own = Object.entries(body).filter((entry) => !known(entry));
+  const given = Object.fromEntries(Object.entries(body).filter(known));
+  if (own.length) given.extra_body = Object.fromEntries(own);
+  return pythonCall(NEW_JOB, given, session);
+}
+
+/** A chat completion with the stock `openai` client. */
+export function pythonOfChat(body, session) {
+  const call = {
+    method: "answer = client.chat.completions.create",
+    result: "answer.choices[0].message.content",
+  };
+  return pythonCall(call, body, session);
+}
+
+function pythonCall({ method, result }, given, session) {
   const key = session.is_keyless ? '"unused"' : 'os.environ["TUNERY_API_KEY"]';
   return [
     ...(session.is_keyless ? [] : ["import os", ""]),
     "from openai import OpenAI",
     "",
     `client = OpenAI(base_url="${new URL("v1", document.baseURI)}", api_key=${key})`,
-    "job = client.fine_tuning.jobs.create(",
-    ...given,
+    `${method}(`,
+    ...Object.entries(given).map(([name, value]) => `    ${name}=${literal(value, 4)},`),
     ")",
-    "print(job.id, job.status)",
+    `print(${result})`,
   ].join("\n");
 }
 

@@ -7,6 +7,7 @@ const PAGES = [
   { name: "jobs", title: "Jobs", href: "." },
   { name: "new", title: "New job", href: "new" },
   { name: "compare", title: "Compare", href: "compare" },
+  { name: "try", title: "Try", href: "try", scope: "sample" },
   { name: "files", title: "Files", href: "files" },
   { name: "models", title: "Models", href: "models" },
   { name: "service", title: "Service", href: "service", scope: "admin" },
@@ -57,7 +58,7 @@ export function confirm(question, verb) {
     html`<form method="dialog">
       <p>${question}</p>
       <menu>
-        <button value="no" autofocus>Cancel</button>
+        <button value="no" autofocus>Go back</button>
         <button value="yes" class="danger">${verb}</button>
       </menu>
     </form>`,

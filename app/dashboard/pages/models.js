@@ -6,11 +6,13 @@ import { ago, count, moment, UNKNOWN } from "../lib/format.js";
 import { html, nothing, render, repeat } from "../lib/html.js";
 import { problemNote } from "../lib/problems.js";
 import { can, confirm, openPage, tell } from "../lib/shell.js";
+import { tryAddress } from "../lib/try-link.js";
 
 const SHOWN_AT_FIRST = 100;
 
 const { session, main } = await openPage("models");
 const canWrite = can(session, "write");
+const canAsk = can(session, "sample");
 
 let models = null;
 let problem = null;
@@ -128,6 +130,7 @@ function tunedRow(model) {
       ${ago(model.created)}
     </td>
     <td class="actions">
+      ${tryLink(model.id, model.base_model, model.id)}
       ${copyButton(model.id, "Copy the name")}
       <a class="button" href=${adapter} download
         >Adapter<span class="visually-hidden"> of ${model.id}</span></a
@@ -141,6 +144,14 @@ function tunedRow(model) {
       }
     </td>
   </tr>`;
+}
+
+function tryLink(id, ...asked) {
+  return canAsk
+    ? html`<a class="button" href=${tryAddress(...asked)}
+        >Try<span class="visually-hidden"> ${id}</span></a
+      >`
+    : nothing;
 }
 
 function baseModels(base) {
@@ -193,6 +204,7 @@ function baseRow({ id, repo, licence, limits }) {
     <td data-label="Tools">${limits?.supports_tools ? "yes" : "no"}</td>
     <td data-label="Licence">${licence ?? UNKNOWN}</td>
     <td class="actions">
+      ${tryLink(id, id)}
       ${
         canWrite
           ? html`<a class="button" href="new?model=${encodeURIComponent(id)}"

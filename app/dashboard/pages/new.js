@@ -2,7 +2,7 @@
 
 import { get, post } from "../lib/api.js";
 import { curlOf, pythonOf } from "../lib/calls.js";
-import { copyButton } from "../lib/copy.js";
+import { callView } from "../lib/call-view.js";
 import { html, nothing, render } from "../lib/html.js";
 import { problemNote, wrongNote } from "../lib/problems.js";
 import { uploadSample } from "../lib/sample.js";
@@ -128,29 +128,11 @@ function callSection(body) {
     curl: curlOf("fine_tuning/jobs", body, session),
     Python: pythonOf(body, session),
   };
-  return html`<section class="card stack">
-    <div class="row">
-      <h2>As a call</h2>
-      <span class="end row tight">
-        ${Object.keys(texts).map(
-          (name) =>
-            html`<button
-              type="button"
-              class="chip"
-              aria-pressed=${name === openTab}
-              @click=${() => {
-                openTab = name;
-                draw();
-              }}
-            >
-              ${name}
-            </button>`,
-        )}
-        ${copyButton(texts[openTab])}
-      </span>
-    </div>
-    <pre class="call" tabindex="0" aria-label="The call">${texts[openTab]}</pre>
-  </section>`;
+  const open = (label) => {
+    openTab = label;
+    draw();
+  };
+  return html`<section class="card stack">${callView(texts, openTab, open)}</section>`;
 }
 
 function cannotWrite() {

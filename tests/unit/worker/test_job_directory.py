@@ -2,19 +2,33 @@
 
 import os
 import socket
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
 from app.core.base_models import Catalogue
 from app.core.db.repositories.leases import Lease
 from app.core.db.session import Database
+from app.core.db.tables import File
+from app.core.job.lora_shape import ParentAdapter
+from app.core.job.training_config import PARENT_NAME
 from app.core.manifest import Manifest, ManifestError, describe_files, sha256_of
 from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
-from tests.builders import NOW, add_file, add_job, claim, nested_directories, write_checkpoint
-from worker.job_directory import JobDirectory, JobInputs
+from tests.builders import (
+    NOW,
+    add_file,
+    add_job,
+    claim,
+    nested_directories,
+    put_blob,
+    write_checkpoint,
+)
+from worker.job_directory import JobDirectory, ParentLostError
+from worker.job_spec import JobInputs
 from worker.stored_file import as_file
 
 MIB = 1024 * 1024
@@ -308,3 +322,73 @@ def test_a_worker_that_was_suspended_leaves_the_next_attempts_directory_alone(
     job_directory.fill(JobInputs(file), store, catalogue, settings)
 
     assert (older.exists(), newer.exists()) == (False, True)
+
+
+class Continued(NamedTuple):
+    """An attempt that continues the adapter of another job."""
+
+    job_directory: JobDirectory
+    inputs: JobInputs
+    weights: File
+
+
+@pytest.fixture
+def continued(
+    lease: Lease, settings: Settings, database: Database, store: LocalBlobStore
+) -> Continued:
+    weights = add_file(database, store, b"weights")
+    parent = ParentAdapter(
+        model="ft:a", job_id="ftjob-a", checkpoint_id="ckpt-a", step=2, sha256=weights.sha256
+    )
+    job_directory = JobDirectory(settings.work_dir, replace(lease, parent=parent))
+    inputs = JobInputs(add_file(database, store), parent_weights=weights)
+    return Continued(job_directory, inputs, weights)
+
+
+def test_the_adapter_that_a_job_continues_is_copied(
+    continued: Continued, store: LocalBlobStore, catalogue: Catalogue, settings: Settings
+) -> None:
+    job_directory = continued.job_directory
+
+    job_directory.fill(continued.inputs, store, catalogue, settings)
+
+    assert (job_directory.directory / PARENT_NAME).read_bytes() == b"weights"
+    assert job_directory.spec.parent is not None
+    assert job_directory.spec.parent.sha256 == continued.weights.sha256
+
+
+def damage(store: LocalBlobStore, weights: File) -> File:
+    put_blob(store, "damaged", b"weightz")
+    weights.blob_key = "damaged"
+    return weights
+
+
+def lose(store: LocalBlobStore, weights: File) -> File:
+    store.delete(weights.blob_key)
+    return weights
+
+
+@pytest.mark.parametrize("spoil", [damage, lose, lambda *_: None])
+def test_an_adapter_that_is_not_there_as_it_was_is_refused(
+    continued: Continued,
+    store: LocalBlobStore,
+    catalogue: Catalogue,
+    settings: Settings,
+    *,
+    spoil: Callable[[LocalBlobStore, File], File | None],
+) -> None:
+    inputs = replace(continued.inputs, parent_weights=spoil(store, continued.weights))
+
+    with pytest.raises(ParentLostError):
+        continued.job_directory.fill(inputs, store, catalogue, settings)
+
+
+def test_the_check_of_the_data_needs_no_adapter(
+    continued: Continued, store: LocalBlobStore, catalogue: Catalogue, settings: Settings
+) -> None:
+    lease = continued.job_directory._lease
+    check = JobDirectory(settings.work_dir, lease, "check_data")
+
+    check.fill(replace(continued.inputs, parent_weights=None), store, catalogue, settings)
+
+    assert not (check.directory / PARENT_NAME).exists()

@@ -35,9 +35,12 @@ LOSSES = [3.0, 1.0, 2.0, 1.0, 2.0]
 def train(
     database: Database, store: LocalBlobStore, catalogue: Catalogue, settings: Settings
 ) -> Callable[..., str]:
-    """Runs a job with a checkpoint after each of five steps. Returns its id."""
+    """Runs a job with a checkpoint after each of five steps. Returns its id.
 
-    def train(*, result: int, **knobs: Any) -> str:
+    Another job continues the checkpoint of the step `continued` as soon as there is one.
+    """
+
+    def train(*, result: int, continued: int | None = None, **knobs: Any) -> str:
         training_file = add_file(database, store).id
         config = build_config(max_steps=len(LOSSES), **knobs).model_dump(mode="json")
         job = add_job(database, training_file_id=training_file, config=config)
@@ -50,6 +53,9 @@ def train(
             attempt.on_event(Stepped(metrics=build_metrics(step, valid_loss=loss)))
             write_checkpoint(directory, step)
             attempt.on_event(Checkpointed(step=step, directory=f"out/step-{step}"))
+            if step == continued:
+                newest = list_checkpoints(database, job.id)[-1]
+                add_job(database, parent_checkpoint_id=newest.id)
         left = {path.name for path in (directory / "out").iterdir()}
         kept = {f"step-{each.step}" for each in list_checkpoints(database, job.id)}
         assert left == kept
@@ -91,3 +97,11 @@ def test_the_oldest_checkpoints_are_deleted_but_never_the_result(
     assert chosen.step == result
     stored = {blob.key for blob in store.list_all() if "/step-" in blob.key}
     assert {key.rpartition("/step-")[2].partition("/")[0] for key in stored} == set(map(str, kept))
+
+
+def test_a_checkpoint_that_another_job_continues_stays(
+    database: Database, train: Callable[..., str]
+) -> None:
+    job_id = train(result=5, keep_checkpoints=1, continued=2)
+
+    assert [checkpoint.step for checkpoint in list_checkpoints(database, job_id)] == [2, 5]

@@ -31,7 +31,12 @@ def build_presence(
     database: Database, clock: FrozenClock, *, is_stopping: bool = False
 ) -> Presence:
     return Presence(
-        build_identity(), database, clock=clock, is_stopping=lambda: is_stopping, interval_s=0.01
+        build_identity(),
+        database,
+        clock=clock,
+        is_stopping=lambda: is_stopping,
+        memory_bytes=8 * 1024**3,
+        interval_s=0.01,
     )
 
 

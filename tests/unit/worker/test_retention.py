@@ -82,6 +82,31 @@ def test_ended_jobs_are_deleted_with_all_they_made(
     assert list_blobs(store) == []
 
 
+def test_a_job_whose_adapter_another_continues_is_deleted_once_that_one_has_ended(
+    janitor: Janitor,
+    database: Database,
+    store: LocalBlobStore,
+    *,
+    clock: FrozenClock,
+    seconds: Seconds,
+) -> None:
+    add_project(database, THRIFTY, job_retention_days=2)
+    parent = add_succeeded_job(database, store, project_id=THRIFTY)
+    other = add_succeeded_job(database, store, project_id=THRIFTY)
+    job = add_job(database, project_id=THRIFTY, parent_checkpoint_id=parent.result_checkpoint_id)
+    clock.advance(3 * DAY)
+
+    janitor.run_if_due()
+
+    assert is_there(database, Job, parent.id)
+    assert not is_there(database, Job, other.id)
+    with database.writing() as session:
+        JobRepository(session, THRIFTY).request_cancel(job.id, now=clock())
+    seconds.now += RETENTION_INTERVAL_S
+    janitor.run_if_due()
+    assert not is_there(database, Job, parent.id)
+
+
 def test_old_files_are_deleted_unless_a_job_needs_them(
     janitor: Janitor,
     database: Database,

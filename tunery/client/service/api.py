@@ -7,6 +7,7 @@ not answer or is busy, after the client has tried several times.
 import re
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import IO, TYPE_CHECKING, Any, ClassVar, cast
 
 from app.core.errors import OperatorError
@@ -119,19 +120,27 @@ class Api:
 
     @contextmanager
     def stream(
-        self, path: str, *, headers: Mapping[str, str], **params: object
+        self,
+        path: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        body: Json | None = None,
+        **params: object,
     ) -> Generator["httpx2.Response"]:
-        """Get an answer whose body is read in the block. It is not tried again."""
+        """Get, or post a body, and read the answer in the block. It is not tried again."""
         import httpx2  # noqa: PLC0415 - see the package
 
+        # A model may have to be loaded before it answers; everything else is there at once.
+        idle_s = _IDLE_S if body is None else _ANSWER_S
         options: Any = {
-            "headers": {**headers, **_AS_STREAM},
+            "headers": {**(headers or {}), **_AS_STREAM},
             "params": _without_none(params),
-            "timeout": httpx2.Timeout(_IDLE_S, connect=_CONNECT_S),
+            "timeout": httpx2.Timeout(idle_s, connect=_CONNECT_S),
             "max_retries": 0,
         }
+        send = self._client.get if body is None else partial(self._client.post, body=body)
         with self._explained():
-            response = self._client.get(path, cast_to=httpx2.Response, options=options)
+            response = send(path, cast_to=httpx2.Response, options=options)
             try:
                 yield response
             finally:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from tunery.client.service.api import Api, AwayError, Json, job_path
+from tunery.client.service.server_events import read_events
 
 if TYPE_CHECKING:
     import httpx2
@@ -128,27 +129,6 @@ class _Source:
 
 
 def read_messages(response: "httpx2.Response") -> Iterator[Message]:
-    """Read server-sent events whose data is JSON. Comments and unknown fields are passed over."""
-    fields: dict[str, str] = {}
-    cursor = ""
-    for line in _lines(response.iter_bytes()):
-        name, _, value = line.partition(":")
-        value = value.removeprefix(" ")
-        if name == "id":
-            cursor = value
-        elif name == "data" and "data" in fields:
-            fields["data"] += f"\n{value}"
-        elif name in {"event", "data"}:
-            fields[name] = value
-        elif not line:
-            if "data" in fields:
-                yield Message(fields.get("event", ""), json.loads(fields["data"]), cursor)
-            fields = {}
-
-
-def _lines(chunks: Iterator[bytes]) -> Iterator[str]:
-    rest = b""
-    for chunk in chunks:
-        *lines, rest = (rest + chunk).split(b"\n")
-        for line in lines:
-            yield line.removesuffix(b"\r").decode()
+    """Read server-sent events whose data is JSON."""
+    for event in read_events(response):
+        yield Message(event.name, json.loads(event.data), event.cursor)

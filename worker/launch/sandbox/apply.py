@@ -1,4 +1,4 @@
-"""Puts this process, which is to train, into its sandbox. There is no way back.
+"""Puts this process, which is to train or to sample, into its sandbox. There is no way back.
 
 The order matters, because each step takes away what an earlier one needs:
 
@@ -14,6 +14,7 @@ The order matters, because each step takes away what an earlier one needs:
 
 import os
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from app.core.machine.linux import PR_SET_DUMPABLE, die_with_parent, prctl
@@ -45,17 +46,17 @@ _SCRATCH_NAME = "tmp"
 """Directory for temporary files, in the job directory."""
 
 
-def confine_this_process(confinement: Confinement, directory: Path, lock: int) -> None:
-    """Apply every layer. Returns in the process that trains, which may be a new one.
+def confine_this_process(confinement: Confinement, directory: Path, *kept: int) -> None:
+    """Apply every layer. Returns in the process that goes on, which may be a new one.
 
     Args:
         directory: the job directory.
-        lock: descriptor that the process holds for as long as it lives.
+        kept: descriptors that stay open besides the standard ones, such as that of a lock.
 
     Raises:
         OSError: the kernel refuses a layer. The process must then end.
     """
-    _close_all_but(lock)
+    _close_all_but(kept)
     prctl(PR_SET_DUMPABLE, 1)  # /proc is closed to a copy of the fork server, which refuses tracing
     limit_resources(confinement.limits)
     if confinement.layers.namespaces:
@@ -75,9 +76,12 @@ def confine_this_process(confinement: Confinement, directory: Path, lock: int) -
         refuse_system_calls(limits_signals=not keeps_signals_inside())
 
 
-def _close_all_but(lock: int) -> None:
-    os.closerange(3, lock)
-    os.closerange(lock + 1, os.sysconf("SC_OPEN_MAX"))
+def _close_all_but(kept: Iterable[int]) -> None:
+    begin = 3
+    for descriptor in sorted(kept):
+        os.closerange(begin, descriptor)
+        begin = descriptor + 1
+    os.closerange(begin, os.sysconf("SC_OPEN_MAX"))
 
 
 def _set_environment(directory: Path) -> None:

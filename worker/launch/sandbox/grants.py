@@ -57,7 +57,11 @@ def hand_over(directory: Path, cache: Path, user: int) -> None:
     for parent, directories, files in os.walk(directory):
         for name in (".", *directories, *files):
             os.chown(Path(parent, name), user, user, follow_symlinks=False)
-    base_model = (directory / BASE_MODEL_NAME).resolve()
+    open_to_all((directory / BASE_MODEL_NAME).resolve())
+
+
+def open_to_all(base_model: Path) -> None:
+    """Let every user read a base model. Nobody reaches it from outside the data directory."""
     for path in filter(Path.exists, (base_model, *base_model.glob("*"))):
         mode = path.stat().st_mode
         wanted = mode | (0o555 if path.is_dir() else 0o444)

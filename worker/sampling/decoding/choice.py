@@ -23,5 +23,8 @@ class Choice(Protocol):
             The token that must be read next, None if the answer is complete, and what there is to
             tell now: text is held back while it may be the beginning of a stop text, of a tool call
             or of a character.
+
+        Raises:
+            RefusedError: the answer cannot go on.
         """
         ...

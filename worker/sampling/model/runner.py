@@ -11,6 +11,8 @@ from typing import Protocol
 
 from torch import Tensor
 
+from worker.sampling.model.adapter_files import AdapterFiles
+
 
 class Adapter(Protocol):
     """An adapter in memory, of the base model of one runner."""
@@ -35,7 +37,11 @@ class Cache(Protocol):
         ...
 
     def fork(self, length: int) -> "Cache":
-        """A cache of its own that has read the same first `length` tokens."""
+        """A cache of its own that has read the same first `length` tokens.
+
+        It has read none if the architecture's states cannot be cut there, so look at its own
+        `length`. All that was read can always be forked.
+        """
         ...
 
 
@@ -74,8 +80,20 @@ class Runner(Protocol):
 
     def new_cache(self) -> Cache: ...
 
+    def load_adapter(self, files: AdapterFiles) -> Adapter:
+        """Load an adapter of this base model.
+
+        Raises:
+            DamagedAdapterError: the files are not those that were asked for, or do not fit.
+            UnsupportedAdapterError: the adapter has a form that the sampler does not know.
+        """
+        ...
+
     def read(self, rows: Sequence[Row]) -> Tensor:
         """Read the tokens of all rows in one batch.
+
+        Besides the caches, it takes memory for each token of the batch: read a long prompt in
+        pieces. After an error, the caches of the rows must not be used any more.
 
         Returns:
             `logits_BV`, float32: for each row, those of the token that follows its last one.

@@ -34,7 +34,7 @@ class Losses:
     train: "array[float]" = field(default_factory=lambda: array("d"))
     """Training loss of each step, from step 1."""
     valid: list[tuple[int, float]] = field(default_factory=list)
-    """Step and loss of each evaluation. Step 0 is the base model."""
+    """Step and loss of each evaluation. Step 0 is the model before training."""
 
     def late_share(self) -> float:
         """Fraction of the whole fall of the validation loss that came at the end of the job.

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from app.core.hand_off.commands import llama_server, vllm_with_adapter, vllm_with_merged_model
 from app.core.job.artifacts import ADAPTER_CARD_NAME
-from app.core.job.lora_shape import LoraShape
+from app.core.job.lora_shape import LoraShape, ParentAdapter
 from app.core.job.loss_log import StepMetrics
 from app.core.job.training_config import BaseModelRef, DatasetRef, JobSpec
 from app.core.job.training_events import Verification
@@ -26,7 +26,7 @@ tags:
 # {name}
 
 A LoRA adapter for {base_model}, fine-tuned with Tunery. This is the state after optimizer step
-{step}.
+{step}.{lineage}
 {exact_base}
 ## Data
 
@@ -95,7 +95,12 @@ a model hub. A repository with a similar name is another model.
 """
 _WHERE_BASE = ",\nand BASE is `models/{id}` in the service's data directory"
 
-_BEFORE = " Step 0 is the\nbase model, before training."
+_CONTINUED = """
+
+It continues the adapter of `{model}` after that one's step {step}, with a fresh
+optimizer. The weights it started from have the sha256 `{sha256}`."""
+
+_BEFORE = " Step 0 is the\nmodel before training."
 
 _MERGE_DORA = """
 vLLM and llama.cpp do not know DoRA. Take the merged model instead: `.../adapter?format=merged`.
@@ -172,6 +177,7 @@ def write_model_card(
         name=spec.fine_tuned_model,
         base_model=_name_base(base),
         step=f"{step:,}",
+        lineage="" if spec.parent is None else _describe_parent(spec.parent),
         exact_base=_explain_base(base),
         data="\n".join(_data_rows(spec)),
         settings="\n".join(_setting_rows(spec)),
@@ -185,6 +191,10 @@ def write_model_card(
         ends=" or ".join(f"`{end}`" for end in stop_tokens.taught),
         merge_first=_merge_first(spec.config.lora),
     )
+
+
+def _describe_parent(parent: ParentAdapter) -> str:
+    return _CONTINUED.format(model=parent.model, step=f"{parent.step:,}", sha256=parent.sha256)
 
 
 def _name_in_metadata(base: BaseModelRef) -> str:

@@ -24,6 +24,7 @@ from worker.training.data.tokenizer import load_tokenizer
 from worker.training.failures import TrainingFailedError
 from worker.training.model.embeddings import are_tied, check_embeddings, train_in_float32
 from worker.training.model.initialisation import start_from_base
+from worker.training.model.parent import load_parent
 
 
 class ModelLoader:
@@ -111,15 +112,17 @@ class ModelShape:
         return known.get(name, (self.mlp_width, 2 * self.mlp_width))
 
 
-def attach_adapter(base: PreTrainedModel, shape: LoraShape, reference: BaseModelRef) -> PeftModel:
+def attach_adapter(
+    base: PreTrainedModel, shape: LoraShape, reference: BaseModelRef, parent: Path | None = None
+) -> PeftModel:
     """Freeze the base model and add a new adapter. Only that and `modules_to_save` are trained.
 
     Its matrices are random (seed torch before) and their product zero, so it changes nothing until
     the first step. The length of each row of a weight, which DoRA trains, is that of the base
-    model.
+    model. With `parent`, the weights of an adapter, it starts as that one instead.
 
     Raises:
-        TrainingFailedError: `unknown_target_module` or `lora_rank_too_large`.
+        TrainingFailedError: `unknown_target_module`, `lora_rank_too_large` or `parent_unusable`.
     """
     _check_target_modules(base, shape)
     check_embeddings(base, shape.modules_to_save)
@@ -138,7 +141,9 @@ def attach_adapter(base: PreTrainedModel, shape: LoraShape, reference: BaseModel
     )
     model = cast("PeftModel", get_peft_model(base, adapter))
     train_in_float32(model)
-    if shape.starts_from_base:
+    if parent is not None:
+        load_parent(model, parent)
+    elif shape.starts_from_base:
         start_from_base(model, shape)
     # peft has put the local directory here, which nobody else has.
     adapter.base_model_name_or_path = reference.address

@@ -117,9 +117,9 @@ class FusedForward:
         self._decoder: Any = base.base_model
         self._run_layer = layer
         self._is_checkpointing = is_checkpointing
-        self._layers = [_tensors_of(each) for each in self._decoder.layers]
+        self._layers = [layer_tensors(each) for each in self._decoder.layers]
         adapters = [module for module in self._decoder.modules() if isinstance(module, LoraLayer)]
-        self._shape = _shape_of(base.config, adapters[0])
+        self._shape = layer_shape(base.config, lora_scale=_scale_of(adapters[0]))
         self._dropout = _dropout_of(adapters[0])
         scale = self._shape.lora_scale * (self._dropout.scale if self._dropout else 1)
         self._shape_with_dropout = dataclasses.replace(self._shape, lora_scale=scale)
@@ -189,9 +189,8 @@ def why_not_fused(shape: ModelShape, *, longest_row: int) -> str | None:
     return None
 
 
-def has_fused_layers(model: PeftModel) -> bool:
-    """Whether the layers of a loaded model are those that `FusedForward` knows."""
-    base: Any = model.get_base_model()
+def has_fused_layers(base: Any) -> bool:
+    """Whether the layers of a loaded base model are those that fused layers can stand for."""
     return base.config.model_type in _NORM_OFFSETS and all(map(_is_known, base.base_model.layers))
 
 
@@ -204,7 +203,8 @@ def _is_known(layer: nn.Module) -> bool:
     )
 
 
-def _tensors_of(layer: Any) -> LayerTensors:
+def layer_tensors(layer: Any) -> LayerTensors:
+    """The weights of a decoder layer of `transformers`, with those of its adapter."""
     attention, mlp = layer.self_attn, layer.mlp
     has_head_norms = hasattr(attention, "q_norm")
     return LayerTensors(
@@ -231,8 +231,8 @@ def _linear_of(module: Any) -> Linear:
     return Linear(base.weight, base.bias, lora_a, lora_b)
 
 
-def _shape_of(config: Any, adapter: LoraLayer) -> LayerShape:
-    (name,) = adapter.active_adapters
+def layer_shape(config: Any, *, lora_scale: float) -> LayerShape:
+    """What all layers of a model with this configuration share."""
     heads = config.num_attention_heads
     return LayerShape(
         query_groups=heads // config.num_key_value_heads,
@@ -240,8 +240,13 @@ def _shape_of(config: Any, adapter: LoraLayer) -> LayerShape:
         norm_epsilon=config.rms_norm_eps,
         norm_offset=_NORM_OFFSETS[config.model_type],
         activation=config.hidden_act,
-        lora_scale=adapter.scaling[name],
+        lora_scale=lora_scale,
     )
+
+
+def _scale_of(adapter: LoraLayer) -> float:
+    (name,) = adapter.active_adapters
+    return adapter.scaling[name]
 
 
 def _dropout_of(adapter: LoraLayer) -> DropoutRate | None:

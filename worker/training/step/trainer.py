@@ -169,7 +169,7 @@ class Trainer:
         )
 
     def evaluate(self, data: TokenizedData) -> Evaluation:
-        """Loss and accuracy over a whole file, after the last step. Step 0 is the base model.
+        """Loss and accuracy over a whole file, after the last step, or before the first one.
 
         Raises:
             TrainingFailedError: `loss_not_finite`.

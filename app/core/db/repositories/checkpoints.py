@@ -6,6 +6,7 @@ from app.core.db.base import Page, ProjectRepository
 from app.core.db.repositories.tasks.requests import TaskRepository
 from app.core.db.tables import Checkpoint, File, Job, TunedModel
 from app.core.errors import NotFoundError
+from app.core.job.status import UNFINISHED
 
 
 class CheckpointRepository(ProjectRepository):
@@ -33,6 +34,28 @@ class CheckpointRepository(ProjectRepository):
         found = query.where(*is_named, Checkpoint.step == step).add_columns(Job)
         row = self._session.execute(found).first()
         return None if row is None else (row[0], row[1])
+
+    def lock_to_continue(self, checkpoint_id: str) -> bool:
+        """Keep a checkpoint until a job that continues it is committed. False if it is gone."""
+        query = self._select(Checkpoint).where(Checkpoint.id == checkpoint_id)
+        locked = query.with_only_columns(Checkpoint.id).with_for_update(read=True)
+        return self._session.scalar(locked) is not None
+
+    def lock_to_delete(self, job_id: str, checkpoint_id: str | None = None) -> dict[str, str]:
+        """Lock the checkpoints of a job, or one, so that no new job continues them meanwhile.
+
+        Returns:
+            The ids of those that an unfinished job continues, each with that job's id.
+        """
+        which = [Checkpoint.job_id == job_id]
+        if checkpoint_id is not None:
+            which.append(Checkpoint.id == checkpoint_id)
+        ids = self._select(Checkpoint).where(*which).with_only_columns(Checkpoint.id)
+        self._session.execute(ids.order_by(Checkpoint.id).with_for_update()).all()
+        continued = self._select(Checkpoint).join(Job, Job.parent_checkpoint_id == Checkpoint.id)
+        is_needed = (Job.status.in_(UNFINISHED), Job.project_id == self._project_id)
+        needed = continued.where(*which, *is_needed).with_only_columns(Checkpoint.id, Job.id)
+        return dict(self._session.execute(needed).all())
 
     def list_surplus(self, job_id: str, *, keep: int, keeps_best: bool) -> list[Checkpoint]:
         """Return the checkpoints of a job beyond the `keep` most worth keeping.
@@ -75,7 +98,7 @@ class TunedModelRepository(ProjectRepository):
         """
         model = self.find(name)
         if model is None:
-            raise _no_such_model(name)
+            raise no_such_model(name)
         return model
 
     def list_all(self) -> list[TunedModel]:
@@ -91,7 +114,7 @@ class TunedModelRepository(ProjectRepository):
         """
         statement = self._delete(TunedModel).where(TunedModel.id == model.id)
         if self._session.scalar(statement.returning(TunedModel.id)) is None:
-            raise _no_such_model(model.id)
+            raise no_such_model(model.id)
 
 
 def _valid_loss(checkpoint: Checkpoint) -> float:
@@ -99,5 +122,5 @@ def _valid_loss(checkpoint: Checkpoint) -> float:
     return math.inf if loss is None else loss
 
 
-def _no_such_model(name: str) -> NotFoundError:
+def no_such_model(name: str) -> NotFoundError:
     return NotFoundError(f"No such model: {name:.200}", code="model_not_found", param="model")

@@ -8,12 +8,11 @@ from app.core.db.base import Order, Page, ProjectRepository, Repository
 from app.core.db.session import Session
 from app.core.db.tables import File, Job, SavedState
 from app.core.errors import NotFoundError
-from app.core.job.status import JobStatus
+from app.core.job.artifacts import ADAPTER_WEIGHTS_NAME
+from app.core.job.status import UNFINISHED
 
 MADE_BY_JOB = "fine-tune-results"
 """Purpose of a file that a job made."""
-
-_UNFINISHED = [status for status in JobStatus if not status.is_terminal]
 
 
 class FileRepository(ProjectRepository):
@@ -58,6 +57,11 @@ class FileRepository(ProjectRepository):
         """
         return self._get(self._select(File), file_id)
 
+    def find_weights(self, checkpoint_id: str) -> File | None:
+        """The file with the weights of a checkpoint. None if the checkpoint was deleted."""
+        which = (File.checkpoint_id == checkpoint_id, File.filename == ADAPTER_WEIGHTS_NAME)
+        return self._session.scalar(self._select(File).where(*which))
+
     def list_page(
         self,
         *,
@@ -88,7 +92,7 @@ class FileRepository(ProjectRepository):
     def find_unfinished_job_using(self, file_id: str) -> str | None:
         """The id of an unfinished job that needs this file, or None."""
         is_own = Job.project_id == self._project_id
-        return _find_job_using(self._session, file_id, is_own, Job.status.in_(_UNFINISHED))
+        return _find_job_using(self._session, file_id, is_own, Job.status.in_(UNFINISHED))
 
     def delete(self, file: File) -> None:
         """Delete a file, and remove it from the job that names it as its result."""
@@ -126,7 +130,7 @@ class ExpiredFiles(Repository):
         A job that has ended still needs its files while it has a saved state to rerun from.
         """
         has_state = exists().where(SavedState.job_id == Job.id)
-        is_needed = or_(Job.status.in_(_UNFINISHED), has_state)
+        is_needed = or_(Job.status.in_(UNFINISHED), has_state)
         still_read = select(Job.id).where(
             is_needed,
             or_(Job.training_file_id == File.id, Job.validation_file_id == File.id),

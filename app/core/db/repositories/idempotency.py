@@ -5,8 +5,9 @@ from datetime import datetime, timedelta
 from sqlalchemy import delete
 
 from app.core.db.base import ProjectRepository, Repository
+from app.core.db.project_tables import IdempotencyRecord
 from app.core.db.session import lock_names
-from app.core.db.tables import IdempotencyRecord, Job
+from app.core.db.tables import Job
 
 KEPT_FOR = timedelta(days=7)
 """How long a record is kept at least, and a repeated request therefore recognized."""

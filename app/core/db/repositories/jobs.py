@@ -20,6 +20,7 @@ from sqlalchemy.orm import InstrumentedAttribute, aliased, joinedload
 
 from app.core.db.base import Order, Page, ProjectRepository
 from app.core.db.check_tables import DataCheck
+from app.core.db.project_tables import IdempotencyRecord
 from app.core.db.repositories.data_checks import token_keys
 from app.core.db.repositories.events import EventRepository, no_such_job
 from app.core.db.repositories.saved_states import SavedStateRepository
@@ -29,7 +30,6 @@ from app.core.db.tables import (
     Checkpoint,
     Event,
     File,
-    IdempotencyRecord,
     Job,
     JobMetadata,
     StepRow,
@@ -95,12 +95,22 @@ class JobRepository(ProjectRepository):
         """Add a new job. Its data is checked before anything else happens to it."""
         self._add(job)
         self._add(DataCheck(job_id=job.id))
-        events = EventRepository(self._session, self._project_id)
-        for message in (
+        messages = [
             f"Created fine-tuning job: {job.id}",
             f"Validating training file: {job.training_file_id}",
-        ):
+        ]
+        if job.parent is not None:
+            step, model = job.parent["step"], job.parent["model"]
+            messages.insert(1, f"Continuing the adapter of {model}, saved at its step {step}")
+        events = EventRepository(self._session, self._project_id)
+        for message in messages:
             events.add(job.id, message, now=job.created_at)
+
+    def add_imported(self, job: Job) -> None:
+        """Add the job of an adapter that was made elsewhere. It has ended, and never trains."""
+        self._add(job)
+        events = EventRepository(self._session, self._project_id)
+        events.add(job.id, f"Adapter imported as {job.fine_tuned_model}", now=job.created_at)
 
     def get(self, job_id: str) -> Job:
         """Return the job with this id.
@@ -252,7 +262,7 @@ class JobRepository(ProjectRepository):
 
         Args:
             job_id: the job.
-            first: first step. Step 0 is the base model, in jobs with validation data.
+            first: first step. Step 0 is the model before training, in jobs with validation data.
             last: last step; None for the newest.
             limit: maximum number of rows; None for all.
         """

@@ -22,6 +22,7 @@ from app.core.db.repositories.transitions import announce, lock_job, settle
 from app.core.db.tables import Job, SavedState, StepRow
 from app.core.db.worker_tables import Attempt
 from app.core.errors import LeaseLostError
+from app.core.job.lora_shape import ParentAdapter
 from app.core.job.loss_log import StepMetrics
 from app.core.job.status import JobStatus
 from app.core.job.training_config import TrainingConfig
@@ -45,6 +46,8 @@ class Lease:
     config: TrainingConfig
     integrations: Sequence[Mapping[str, Any]] = ()
     """Trackers that get the metrics; each is an `Integration`."""
+    parent: ParentAdapter | None = None
+    """Adapter that the job continues."""
 
 
 UNREADABLE = JobError(
@@ -277,6 +280,7 @@ def lease_of(job: Job, worker_id: str, *, attempt: int) -> Lease | None:
     """The lease of an attempt. None if this version cannot read the job's settings."""
     try:
         config = TrainingConfig.model_validate(job.config)
+        parent = None if job.parent is None else ParentAdapter.model_validate(job.parent)
     except ValidationError:
         return None
     return Lease(
@@ -291,4 +295,5 @@ def lease_of(job: Job, worker_id: str, *, attempt: int) -> Lease | None:
         fine_tuned_model=job.fine_tuned_model,
         config=config,
         integrations=job.integrations or (),
+        parent=parent,
     )

@@ -39,11 +39,21 @@ export function head(feed, actions) {
       <span>${job.model}</span>
       <span>created ${moment(job.created_at)}</span>
       ${job.finished_at ? html`<span>ended ${moment(job.finished_at)}</span>` : nothing}
+      ${job.imported ? html`<span>imported from ${job.imported.filename}</span>` : nothing}
       ${
         job.rerun_of
           ? html`<span
               >repeats
               <a href="job?id=${encodeURIComponent(job.rerun_of)}">${job.rerun_of}</a></span
+            >`
+          : nothing
+      }
+      ${
+        job.parent
+          ? html`<span
+              >continues
+              <a href="job?id=${encodeURIComponent(job.parent.job_id)}">${job.parent.model}</a> after
+              step ${count(job.parent.step)}</span
             >`
           : nothing
       }

@@ -3,6 +3,7 @@
 import { url } from "../../lib/api.js";
 import { ago, count, loss, percent } from "../../lib/format.js";
 import { html, nothing } from "../../lib/html.js";
+import { tryAddress } from "../../lib/try-link.js";
 import { hasEnded } from "./feed.js";
 
 const adapterOf = (job, checkpoint) =>
@@ -19,6 +20,11 @@ export function results({ job, checkpoints, has }, exports) {
     <div class="row">
       <h2>Results</h2>
       <span class="row end">
+        ${
+          job.fine_tuned_model
+            ? html`<a class="button" href=${tryAddress(job.model, job.fine_tuned_model)}>Try it</a>`
+            : nothing
+        }
         ${
           job.status === "succeeded"
             ? html`<a class="button primary" href=${adapterOf(job)} download
@@ -57,7 +63,7 @@ function table(job, checkpoints, exports) {
           <th scope="col" class="number">Validation loss</th>
           <th scope="col" class="number">Accuracy</th>
           <th scope="col" class="number">Created</th>
-          <th scope="col"><span class="visually-hidden">Download</span></th>
+          <th scope="col"><span class="visually-hidden">Actions</span></th>
         </tr>
       </thead>
       <tbody>
@@ -73,6 +79,11 @@ function table(job, checkpoints, exports) {
               <td class="number">${percent(checkpoint.metrics.train_mean_token_accuracy)}</td>
               <td class="number">${ago(checkpoint.created_at)}</td>
               <td class="row">
+                <a
+                  href=${tryAddress(job.model, checkpoint.fine_tuned_model_checkpoint)}
+                  aria-label="Try step ${checkpoint.step_number}"
+                  >Try</a
+                >
                 <a
                   href=${adapterOf(job, checkpoint.id)}
                   download

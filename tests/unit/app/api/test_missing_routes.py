@@ -42,7 +42,7 @@ def test_every_path_of_openais_is_offered_or_said_not_to_be(client: TestClient) 
         for method in ("GET", "POST")
     }
 
-    assert {"/chat/completions", "/responses", "/batches", "/evals"} < set(not_offered)
+    assert {"/embeddings", "/responses/x1", "/batches", "/evals"} < set(not_offered)
     assert "/fine_tuning/checkpoints/x1/permissions" in not_offered
     wrong = {
         asked: answer.text
@@ -56,16 +56,16 @@ def test_every_path_of_openais_is_offered_or_said_not_to_be(client: TestClient) 
     ("path", "code", "message"),
     [
         pytest.param(
-            "/v1/chat/completions",
+            "/v1/embeddings",
             "not_offered",
-            "{method} /v1/chat/completions is part of OpenAI's API and is not offered here. "
+            "{method} /v1/embeddings is part of OpenAI's API and is not offered here. "
             f"{WHAT_THERE_IS}",
             id="not offered",
         ),
         pytest.param(
-            "/chat/completions",
+            "/embeddings",
             "not_offered",
-            "{method} /chat/completions is part of OpenAI's API and is not offered here. "
+            "{method} /embeddings is part of OpenAI's API and is not offered here. "
             f"{WHAT_THERE_IS} Add /v1 to the base URL of your client.",
             id="not offered, and without /v1",
         ),
@@ -124,8 +124,6 @@ def test_a_long_address_is_not_repeated_whole(client: TestClient) -> None:
 
 def test_the_stock_client_is_told_what_is_not_offered(strict: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError, match="not offered here") as caught:
-        strict.chat.completions.create(
-            model="tiny", messages=[{"role": "user", "content": "Ahoy?"}]
-        )
+        strict.embeddings.create(model="tiny", input="Ahoy?")
 
     assert caught.value.code == "not_offered"

@@ -55,6 +55,8 @@ def test_a_base_model_is_found_by_its_id_and_by_its_repository(client: TestClien
         "fine_tuning_job_id": None,
         "checkpoint_id": None,
         "step_number": None,
+        "parent": None,
+        "imported": None,
         "aliases": [],
         "repo": "us/hub-tiny",
         "revision": "1" * 40,

@@ -3,10 +3,13 @@
 import json
 import os
 import shutil
+import socket
 import sqlite3
 import stat
+import threading
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from datetime import datetime, timedelta
 from io import BufferedReader
 from pathlib import Path
@@ -26,6 +29,7 @@ from app.core.db.sqlite import sqlite_driver
 from app.core.db.tables import Checkpoint, UploadPart
 from app.core.disk import Ballast
 from app.core.job.status import JobStatus
+from app.core.sampling.messages import SOCKET_NAME
 from app.core.settings import Settings
 from app.core.signing.keys import SigningKeys
 from app.core.storage.local import LocalBlobStore
@@ -101,6 +105,7 @@ def test_a_service_in_good_order_has_nothing_wrong(healthy: Settings, *, is_deep
         "integrity",
         "schema",
         "sandbox",
+        "sampler",
         "jobs",
         "stuck jobs",
         "workers",
@@ -624,3 +629,34 @@ def test_a_sandbox_that_is_off_is_a_warning(healthy: Settings) -> None:
 
     assert not_ok(findings) == {"sandbox": Level.WARN}
     assert "TUNERY_SANDBOX" in findings["sandbox"].message
+
+
+@contextmanager
+def answering_in(sampler_dir: Path) -> Iterator[None]:
+    """A sampler that answers one question whether it is there."""
+    sampler_dir.mkdir()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        directory = os.open(sampler_dir, os.O_PATH)
+        listener.bind(f"/proc/self/fd/{directory}/{SOCKET_NAME}")
+        os.close(directory)
+        listener.listen()
+
+        def answer() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(4)
+                connection.sendall(b"\n")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        yield
+        thread.join()
+
+
+def test_a_sampler_that_has_died_is_a_warning(healthy: Settings) -> None:
+    assert "not started" in look(healthy)["sampler"].message
+    with answering_in(healthy.sampler_dir):
+        assert "takes requests" in look(healthy)["sampler"].message
+
+    assert not_ok(look(healthy)) == {"sampler": Level.WARN}
+    assert "off" in look(healthy.model_copy(update={"sampling": "off"}))["sampler"].message

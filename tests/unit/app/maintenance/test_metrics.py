@@ -88,6 +88,7 @@ def test_jobs_workers_and_the_queue_are_those_of_the_database(
     workers = values["tunery_workers"]
     assert (workers[(("state", "idle"),)], workers[(("state", "silent"),)]) == (1, 1)
     assert values["tunery_database_up"] == {(): 1}
+    assert values["tunery_sampler_up"] == {(): 0}
 
 
 def test_the_speed_of_training_is_that_of_the_jobs_that_run(

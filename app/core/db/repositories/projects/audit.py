@@ -30,6 +30,7 @@ class Action(StrEnum):
     FILE_UPLOADED = "file.uploaded"
     FILE_DOWNLOADED = "file.downloaded"
     FILE_DELETED = "file.deleted"
+    MODEL_IMPORTED = "model.imported"
     MODEL_DELETED = "model.deleted"
     WEBHOOK_CREATED = "webhook_endpoint.created"
     WEBHOOK_UPDATED = "webhook_endpoint.updated"

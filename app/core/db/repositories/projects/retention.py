@@ -9,11 +9,14 @@ from contextlib import suppress
 from datetime import datetime
 
 from sqlalchemy import or_, select
+from sqlalchemy.orm import aliased
 
 from app.core.db.base import Project, ProjectRepository, Repository
+from app.core.db.repositories.checkpoints import CheckpointRepository
 from app.core.db.repositories.jobs import JobRepository
-from app.core.db.tables import Event, File, Job
+from app.core.db.tables import Checkpoint, Event, File, Job
 from app.core.errors import NotFoundError
+from app.core.job.status import UNFINISHED
 
 
 class RetentionRepository(ProjectRepository):
@@ -27,9 +30,16 @@ class RetentionRepository(ProjectRepository):
         return self._session.scalars(ids.order_by(File.id).limit(limit)).all()
 
     def find_jobs(self, since: datetime, *, limit: int) -> Sequence[str]:
-        """Ids of jobs that ended before `since`."""
-        ids = self._select(Job).where(Job.finished_at < since).with_only_columns(Job.id)
-        return self._session.scalars(ids.order_by(Job.id).limit(limit)).all()
+        """Ids of jobs that ended before `since`, and whose adapters no unfinished job continues."""
+        successor = aliased(Job)
+        continued = self._select(Checkpoint).join(
+            successor, successor.parent_checkpoint_id == Checkpoint.id
+        )
+        is_needed = (successor.status.in_(UNFINISHED), successor.project_id == self._project_id)
+        needed = continued.where(*is_needed).with_only_columns(Checkpoint.job_id)
+        old = self._select(Job).where(Job.finished_at < since, Job.id.not_in(needed))
+        ids = old.with_only_columns(Job.id).order_by(Job.id).limit(limit)
+        return self._session.scalars(ids).all()
 
     def find_events(self, since: datetime, *, limit: int) -> Sequence[str]:
         """Ids of events from before `since`."""
@@ -42,10 +52,16 @@ class RetentionRepository(ProjectRepository):
         self._session.execute(old.values(expires_at=now))
 
     def delete_jobs(self, job_ids: Sequence[str]) -> list[str]:
-        """Delete jobs and all they made. Returns keys of the blobs to delete afterwards."""
+        """Delete jobs and all they made. Returns keys of the blobs to delete afterwards.
+
+        A job whose adapter is continued by a job that was just created stays.
+        """
         jobs = JobRepository(self._session, self._project_id)
+        checkpoints = CheckpointRepository(self._session, self._project_id)
         keys: list[str] = []
         for job in self._session.scalars(self._select(Job).where(Job.id.in_(job_ids))).all():
+            if checkpoints.lock_to_delete(job.id):
+                continue
             with suppress(NotFoundError):  # somebody else has just deleted it
                 keys += jobs.delete(job)
         return keys

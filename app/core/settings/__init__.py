@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, SecretStr, ValidationError, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
 
 from app.core.access.host_names import names_of_service, parse_host_names
 from app.core.command_line import environment
-from app.core.job.training_config import MACHINE_CACHE_NAME, PROJECT_CACHE_NAME, Recipe
+from app.core.job.training_config import Recipe
+from app.core.sampling.engines import parse_engines
+from app.core.settings.data_directory import DataDirectory
 from app.core.webhooks.allowed_targets import parse_networks, parse_targets
 
 _FILE = Path(".env")
@@ -27,7 +29,12 @@ def _parsed_by(parse: Callable[[str], object]) -> AfterValidator:
     return AfterValidator(check)
 
 
-class Settings(BaseSettings):
+def _check_engines(secret: SecretStr) -> SecretStr:
+    parse_engines(secret.get_secret_value())
+    return secret
+
+
+class Settings(DataDirectory):
     """Settings of a process, from `TUNERY_...` variables or a file `.env`. The variables win."""
 
     model_config = SettingsConfigDict(
@@ -38,10 +45,6 @@ class Settings(BaseSettings):
         use_attribute_docstrings=True,
         hide_input_in_errors=True,  # it may be a password
     )
-
-    data_dir: Path = Path("data")
-    """Directory that holds everything the service keeps: database, uploads, results, base
-    models."""
 
     database_url: str = ""
     """SQLAlchemy URL of the database. Empty means SQLite in the data directory."""
@@ -180,6 +183,21 @@ class Settings(BaseSettings):
     refuses to start a worker on a machine that cannot filter system calls, restrict file access,
     limit resources or give up privileges. `off` is for debugging."""
 
+    sampling: Literal["off", "idle", "shared"] = "idle"
+    """Whether models can be asked, and what happens while a job trains on the same machine. `off`
+    means never. `idle` refuses new requests while a job trains. `shared` answers them with one
+    thread in a quarter of the time, which slows the job down."""
+
+    sampling_memory_bytes: int | None = Field(default=None, ge=64 * 1024 * 1024)
+    """Maximum memory of the sampler for base models, adapters and the text of requests, in bytes.
+    The default is a quarter of the memory of the machine."""
+
+    sampling_queue: int = Field(default=32, ge=0, le=10_000)
+    """Maximum number of requests that wait for the sampler. A further one gets 429."""
+
+    sampling_threads: int | None = Field(default=None, ge=1, le=1024)
+    """CPU threads of the sampler while no job trains. The default is the number of CPUs."""
+
     install_default_model: bool = True
     """Whether a worker installs the embedded base model at its start if the model is missing."""
 
@@ -212,6 +230,12 @@ class Settings(BaseSettings):
 
     wandb_base_url: str = "https://api.wandb.ai"
     """Address of the API of Weights & Biases. A server of your own has another one."""
+
+    sampling_engines: Annotated[SecretStr, AfterValidator(_check_engines)] = SecretStr("")
+    """Engines with OpenAI's API, such as vLLM or llama.cpp's server, that answer for some models,
+    as a list in JSON: `[{"models": "ft:*", "url": "http://127.0.0.1:8080/v1"}]`. `models` is a
+    name or a pattern. `key` can be added for the engine's API key, and `name` for the name under
+    which it knows the model. Empty means that the sampler answers for every model."""
 
     @field_validator("database_url")
     @classmethod
@@ -248,38 +272,8 @@ class Settings(BaseSettings):
         return self.training_threads or max(1, (os.cpu_count() or 1) // self.concurrency)
 
     @property
-    def cache_dir(self) -> Path:
-        """What training jobs keep for later ones. Deleting it costs only time."""
-        return self.data_dir / "cache"
-
-    @property
-    def project_caches_dir(self) -> Path:
-        """What the jobs of each project keep for its later ones, in a directory with its id."""
-        return self.cache_dir / "projects"
-
-    def caches_of(self, project_id: str) -> dict[str, Path]:
-        """Caches of a project's training jobs, by their names in a job directory."""
-        machine, own = self.cache_dir / "machine", self.project_caches_dir / project_id
-        return {MACHINE_CACHE_NAME: machine, PROJECT_CACHE_NAME: own}
-
-    @property
-    def blobs_dir(self) -> Path:
-        return self.data_dir / "blobs"
-
-    @property
-    def signing_dir(self) -> Path:
-        """Directory of the key that signs manifests. No training child may read it."""
-        return self.data_dir / "signing"
-
-    @property
-    def work_dir(self) -> Path:
-        """Directory of the job directories of running attempts."""
-        return self.data_dir / "work"
-
-    @property
-    def workers_dir(self) -> Path:
-        """Directory in which the workers of this machine keep their locks."""
-        return self.data_dir / "workers"
+    def resolved_sampling_threads(self) -> int:
+        return self.sampling_threads or os.cpu_count() or 1
 
 
 def read_settings() -> Settings:

@@ -1,0 +1,109 @@
+"""Reads the configuration of an adapter that `peft` has saved elsewhere."""
+
+from collections.abc import Sequence
+from typing import Any, cast, get_args
+
+from pydantic import ValidationError
+
+from app.core import strict_json
+from app.core.adapter_files.archive import ImportRefusedError
+from app.core.job.artifacts import ADAPTER_CONFIG_NAME
+from app.core.job.lora_shape import Embeddings, LoraShape
+
+_SHAPE = {
+    "r": "rank",
+    "lora_alpha": "alpha",
+    "lora_dropout": "dropout",
+    "use_rslora": "use_rslora",
+    "use_dora": "use_dora",
+}
+"""Field of `LoraShape` by its name in the configuration."""
+
+_EXPECTED: dict[str, tuple[Any, ...]] = {
+    "peft_type": ("LORA",),
+    "task_type": ("CAUSAL_LM", None),
+    "bias": ("none", None),
+}
+"""What the configuration may say, and nothing else."""
+
+_WITHOUT_EFFECT = frozenset(
+    {"auto_mapping", "base_model_name_or_path", "corda_config", "ensure_weight_tying"}
+    | {"eva_config", "inference_mode", "init_lora_weights", "loftq_config", "lora_ga_config"}
+    | {"megatron_core", "peft_version", "qalora_group_size", "revision", "runtime_config"}
+)
+"""What says where an adapter comes from and how it began, or has an effect only together with
+another setting. Everything that is not named here must be null, false or empty."""
+
+
+def read_config(text: bytes, *, target_modules: Sequence[str], max_rank: int) -> LoraShape:
+    """Read the shape of an adapter.
+
+    Args:
+        text: content of `adapter_config.json`.
+        target_modules: linear layers of the base model that an adapter may have.
+        max_rank: highest rank for the base model.
+
+    Raises:
+        ImportRefusedError: it is not the configuration of an adapter that can be used here.
+    """
+    config = _parse(text)
+    _refuse_unsupported(config)
+    targets, embeddings = (
+        _read_names(config, key) for key in ("target_modules", "modules_to_save")
+    )
+    _refuse_unknown("target_modules", targets, target_modules)
+    _refuse_unknown("modules_to_save", embeddings, get_args(Embeddings))
+    if not targets:
+        raise _refused("'target_modules' has no module.")
+    values = {field: config[name] for name, field in _SHAPE.items() if config.get(name) is not None}
+    if not {"rank", "alpha"} <= values.keys():
+        raise _refused("'r' and 'lora_alpha' must be set.")
+    try:
+        shape = LoraShape.model_validate(
+            values | {"target_modules": targets, "modules_to_save": embeddings}, strict=True
+        )
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = next(key for key, field in _SHAPE.items() if field == first["loc"][0])
+        raise _refused(f"'{name}': {first['msg']}.") from error
+    if shape.rank > max_rank:
+        raise _refused(f"'r' is {shape.rank}, and can be at most {max_rank} for this base model.")
+    return shape
+
+
+def _refuse_unsupported(config: dict[str, Any]) -> None:
+    for name, allowed in _EXPECTED.items():
+        if config.get(name) not in allowed:
+            raise _refused(f"'{name}' must be '{allowed[0]}'.")
+    known = {*_SHAPE, *_EXPECTED, *_WITHOUT_EFFECT, "target_modules", "modules_to_save"}
+    for name in sorted(config.keys() - known):
+        if config[name]:
+            raise _refused(f"{name[:80]!r} is set, which is not supported here.")
+
+
+def _refuse_unknown(key: str, names: Sequence[str], known: Sequence[str]) -> None:
+    for name in names:
+        if name not in known:
+            raise _refused(f"'{key}' has {name[:80]!r}. It can have {', '.join(known)}.")
+
+
+def _parse(text: bytes) -> dict[str, Any]:
+    try:
+        config = strict_json.loads(text)
+    except ValueError as error:
+        raise _refused(f"It is not JSON: {error}.") from error
+    if not isinstance(config, dict):
+        raise _refused("It is no JSON object.")
+    return cast("dict[str, Any]", config)
+
+
+def _read_names(config: dict[str, Any], key: str) -> tuple[str, ...]:
+    """A list of names, without repeats and sorted, since `peft` writes sets in any order."""
+    names = cast("object", config.get(key) or [])
+    if not isinstance(names, list) or not all(type(each) is str for each in cast("Any", names)):
+        raise _refused(f"'{key}' must be a list of names.")
+    return tuple(sorted(set(cast("list[str]", names))))
+
+
+def _refused(what: str) -> ImportRefusedError:
+    return ImportRefusedError(f"{ADAPTER_CONFIG_NAME}: {what}")

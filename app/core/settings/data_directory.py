@@ -1,0 +1,61 @@
+"""Where a process keeps what: the paths below the data directory."""
+
+from pathlib import Path
+
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from app.core.job.training_config import MACHINE_CACHE_NAME, PROJECT_CACHE_NAME
+
+
+class DataDirectory(BaseSettings):
+    """The data directory, and the places in it."""
+
+    model_config = SettingsConfigDict(frozen=True, use_attribute_docstrings=True)
+
+    data_dir: Path = Path("data")
+    """Directory that holds everything the service keeps: database, uploads, results, base
+    models."""
+
+    @property
+    def cache_dir(self) -> Path:
+        """What training jobs keep for later ones. Deleting it costs only time."""
+        return self.data_dir / "cache"
+
+    @property
+    def machine_cache_dir(self) -> Path:
+        """What the jobs of all projects keep for later ones: the speeds of the processor."""
+        return self.cache_dir / "machine"
+
+    @property
+    def project_caches_dir(self) -> Path:
+        """What the jobs of each project keep for its later ones, in a directory with its id."""
+        return self.cache_dir / "projects"
+
+    def caches_of(self, project_id: str) -> dict[str, Path]:
+        """Caches of a project's training jobs, by their names in a job directory."""
+        own = self.project_caches_dir / project_id
+        return {MACHINE_CACHE_NAME: self.machine_cache_dir, PROJECT_CACHE_NAME: own}
+
+    @property
+    def blobs_dir(self) -> Path:
+        return self.data_dir / "blobs"
+
+    @property
+    def signing_dir(self) -> Path:
+        """Directory of the key that signs manifests. No training child may read it."""
+        return self.data_dir / "signing"
+
+    @property
+    def sampler_dir(self) -> Path:
+        """Directory of the socket at which the sampler listens."""
+        return self.data_dir / "sampler"
+
+    @property
+    def work_dir(self) -> Path:
+        """Directory of the job directories of running attempts."""
+        return self.data_dir / "work"
+
+    @property
+    def workers_dir(self) -> Path:
+        """Directory in which the workers of this machine keep their locks."""
+        return self.data_dir / "workers"

@@ -1,0 +1,150 @@
+"""What the three kinds of requests for completions share, and what none of them supports."""
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, WithJsonSchema
+from pydantic_core import PydanticCustomError
+
+from app.core.sampling.messages import MAX_STOPS, SamplingParameters, TextForm
+from app.schemas.bodies import RequestBody
+
+UNSUPPORTED = "unsupported_parameter"
+
+_MAX_SEED = 2**63
+_MAX_STOP_LENGTH = 1000
+
+
+def _refuse(value: Any) -> Any:
+    if value is not None:
+        raise PydanticCustomError(UNSUPPORTED, "This is not supported here; leave it out")
+    return value
+
+
+def refuse_unless(harmless: Sequence[Any]) -> AfterValidator:
+    """Refuse every value of a parameter but null and those that ask for what is done anyway."""
+
+    def check(value: Any) -> Any:
+        if value is not None and value not in harmless:
+            raise PydanticCustomError(
+                UNSUPPORTED,
+                "Only {harmless} is supported here; leave it out",
+                {"harmless": " or ".join(map(repr, harmless))},
+            )
+        return value
+
+    return AfterValidator(check)
+
+
+Unsupported = Annotated[
+    Any,
+    AfterValidator(_refuse),
+    Field(description="This part of OpenAI's API is not supported: it must be null or absent."),
+]
+Ignored = Annotated[Any, Field(description="Accepted for OpenAI's clients, and has no effect.")]
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+_STOP_SCHEMA = {
+    "anyOf": [
+        {"type": "string"},
+        {"type": "array", "items": {"type": "string"}, "maxItems": MAX_STOPS},
+        {"type": "null"},
+    ],
+    "default": None,
+}
+
+Stop = Annotated[
+    list[Annotated[str, StringConstraints(min_length=1, max_length=_MAX_STOP_LENGTH)]] | None,
+    Field(max_length=MAX_STOPS),
+    BeforeValidator(_as_list),
+    WithJsonSchema(_STOP_SCHEMA),
+]
+
+
+class StreamOptions(RequestBody):
+    include_usage: bool | None = None
+    """Whether the stream ends with a chunk that has the usage of the whole request."""
+    include_obfuscation: Ignored = None
+
+
+class SamplingCreate(RequestBody):
+    """What every request for completions has."""
+
+    model: str = Field(min_length=1, max_length=512)
+    """Model that answers: a base model by its id, alias or hub repository, a tuned model, or one of
+    its checkpoints, `MODEL:ckpt-step-N`, also while its job still trains."""
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    """Temperature of sampling, 1 by default. 0 takes the most likely token each time."""
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    """Only the most likely tokens that together have this probability are drawn from."""
+    stream: bool | None = None
+    """Whether the answer is sent piece by piece, as server-sent events."""
+    store: Annotated[Any, refuse_unless([False])] = None
+    """Whether the answer is kept. Nothing is kept, so this must not be true."""
+    metadata: dict[str, str] | None = None
+    """Labels of your own. They are not kept."""
+    prompt_cache_key: Ignored = None
+    prompt_cache_options: Ignored = None
+    prompt_cache_retention: Ignored = None
+    safety_identifier: Ignored = None
+    service_tier: Ignored = None
+    user: Ignored = None
+    moderation: Unsupported = None
+
+
+class CompletionParameters(SamplingCreate):
+    """What requests for chat completions and for completions share."""
+
+    frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
+    """Amount that the logit of a token falls for each time that the answer has it."""
+    presence_penalty: float | None = Field(default=None, ge=-2, le=2)
+    """Amount that the logit of a token falls if the answer has it."""
+    logit_bias: (
+        dict[
+            Annotated[str, StringConstraints(pattern=r"^[0-9]{1,9}$")],
+            Annotated[float, Field(ge=-100, le=100)],
+        ]
+        | None
+    ) = None
+    """Amounts that are added to logits, by the id of the token."""
+    n: int | None = Field(default=None, ge=1, le=4)
+    """Number of answers, 1 by default."""
+    seed: int | None = Field(default=None, ge=-_MAX_SEED, lt=_MAX_SEED)
+    """Random seed. The same request with the same seed gives the same text."""
+    stop: Stop = None
+    """A text, or up to four, before which an answer ends."""
+    stream_options: StreamOptions | None = None
+
+    @property
+    def choices(self) -> int:
+        return self.n or 1
+
+    @property
+    def includes_usage(self) -> bool:
+        """Whether the stream has to end with the usage."""
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    def sampling_parameters(
+        self, *, max_tokens: int | None, top_logprobs: int | None, form: TextForm | None = None
+    ) -> SamplingParameters:
+        """The parameters for the sampler, with its defaults for what the request leaves out."""
+        given = {
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "frequency_penalty": self.frequency_penalty,
+            "presence_penalty": self.presence_penalty,
+            "seed": self.seed,
+            "max_tokens": max_tokens,
+            "top_logprobs": top_logprobs,
+            "form": form,
+            "stop": self.stop,
+        }
+        bias = {int(token): amount for token, amount in (self.logit_bias or {}).items()}
+        return SamplingParameters.model_validate(
+            {name: value for name, value in given.items() if value is not None}
+            | {"logit_bias": bias}
+        )

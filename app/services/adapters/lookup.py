@@ -1,0 +1,32 @@
+"""Finds an adapter by the name of a model. The caller owns the transaction."""
+
+import re
+
+from app.core.access import Caller
+from app.core.db.repositories.checkpoints import CheckpointRepository, TunedModelRepository
+from app.core.db.repositories.jobs import JobRepository
+from app.core.db.session import Session
+from app.core.db.tables import Checkpoint, Job
+
+_CHECKPOINT_NAME = re.compile(r"(ft:.+):ckpt-step-([1-9]\d{0,8})", re.ASCII)
+
+
+def find_checkpoint(session: Session, caller: Caller, name: str) -> tuple[Checkpoint, Job] | None:
+    """The checkpoint with a name of the form `MODEL:ckpt-step-N`, and its job."""
+    match = _CHECKPOINT_NAME.fullmatch(name)
+    if match is None:
+        return None
+    return CheckpointRepository(session, caller.project_id).find_of_model(match[1], int(match[2]))
+
+
+def get_adapter_of(session: Session, caller: Caller, name: str) -> tuple[Checkpoint, Job]:
+    """The checkpoint of a tuned model, or the one that `name` means, and its job.
+
+    Raises:
+        NotFoundError: no tuned model and no checkpoint has this name.
+    """
+    named = find_checkpoint(session, caller, name)
+    if named is not None:
+        return named
+    model = TunedModelRepository(session, caller.project_id).get(name)
+    return model.checkpoint, JobRepository(session, caller.project_id).get(model.job_id)

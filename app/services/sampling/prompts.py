@@ -1,0 +1,180 @@
+"""What a request for completions means to the sampler."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from app.core.dataset.formats import LineError
+from app.core.dataset.rows.fields import is_list, is_object
+from app.core.dataset.rows.messages import parse_messages
+from app.core.errors import InvalidRequestError
+from app.core.sampling.messages import (
+    Ask,
+    ChatPrompt,
+    SamplingParameters,
+    TextForm,
+    TextPrompt,
+)
+from app.schemas.sampling.chat import ChatCompletionCreate
+from app.schemas.sampling.completions import DEFAULT_MAX_TOKENS, CompletionCreate
+from app.schemas.sampling.responses import ResponseCreate
+from app.services.sampling.models import SamplingModel
+
+_CODES = {
+    "missing_field": "missing_required_parameter",
+    "unknown_field": "unknown_parameter",
+    "unsupported_content": "unsupported_content",
+}
+"""Codes for problems of a message, by those for a line of a file."""
+
+_ITEM_FIELDS = frozenset({"type", "id", "role", "content", "status", "phase"})
+_TEXT_PARTS = ("input_text", "output_text")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A request for the sampler, without what depends on the model."""
+
+    prompt: ChatPrompt | TextPrompt
+    parameters: SamplingParameters
+    choices: int = 1
+    echoes: bool = False
+    forced_tool: str | None = None
+    """Name of the function that each answer calls: its text is the arguments."""
+    prompt_param: str = "messages"
+    """Parameter that errors of the sampler about the messages have to name."""
+
+    def ask(self, model: SamplingModel, project_id: str) -> Ask:
+        return Ask(
+            project_id=project_id,
+            base_model=model.directory,
+            base_model_sha256=model.base_sha256,
+            adapter=model.adapter and model.adapter.ref,
+            prompt=self.prompt,
+            choices=self.choices,
+            parameters=self.parameters,
+            echoes=self.echoes,
+        )
+
+
+def plan_chat(body: ChatCompletionCreate) -> Plan:
+    """Raises InvalidRequestError if a message or the choice of a tool is invalid."""
+    forced = _forced_tool(body)
+    form = body.response_format and body.response_format.form
+    if forced is not None:
+        if form is not None:
+            raise InvalidRequestError(
+                "'tool_choice' forces a call, so the answer has no format of its own. Leave "
+                "'response_format' out.",
+                param="response_format",
+            )
+        form = TextForm(json_schema=forced.get("parameters") or {"type": "object"})
+    is_shown = body.tool_choice != "none"
+    return Plan(
+        ChatPrompt(
+            messages=_parse_messages({"messages": body.messages}, "messages"),
+            tools=tuple(body.given_tools) if is_shown else (),
+            # A forced call is not parsed from the text: all of the text is its arguments.
+            tool_choice="auto" if is_shown and forced is None else "none",
+        ),
+        body.sampling_parameters(
+            max_tokens=body.token_limit,
+            top_logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+            form=form,
+        ),
+        choices=body.choices,
+        forced_tool=None if forced is None else forced["name"],
+    )
+
+
+def plan_completion(body: CompletionCreate) -> Plan:
+    prompt = body.prompt
+    is_text = isinstance(prompt, str)
+    return Plan(
+        TextPrompt(text=prompt) if is_text else TextPrompt(tokens=tuple(prompt)),
+        body.sampling_parameters(
+            max_tokens=body.max_tokens or DEFAULT_MAX_TOKENS, top_logprobs=body.logprobs
+        ),
+        choices=body.choices,
+        echoes=bool(body.echo),
+    )
+
+
+def plan_response(body: ResponseCreate) -> Plan:
+    """Raises InvalidRequestError if an item of the input is invalid."""
+    items = body.input
+    if isinstance(items, str):
+        items = [{"role": "user", "content": items}]
+    messages = [_as_message(item, f"input[{index}]") for index, item in enumerate(items)]
+    system = [{"role": "system", "content": body.instructions}] if body.instructions else []
+    given = {
+        "temperature": body.temperature,
+        "top_p": body.top_p,
+        "max_tokens": body.max_output_tokens,
+        "top_logprobs": body.told_logprobs,
+        "form": body.form,
+    }
+    return Plan(
+        ChatPrompt(messages=(*system, *_parse_messages({"input": messages}, "input"))),
+        SamplingParameters.model_validate(
+            {name: value for name, value in given.items() if value is not None}
+        ),
+        prompt_param="input",
+    )
+
+
+def _forced_tool(body: ChatCompletionCreate) -> dict[str, Any] | None:
+    """The function that `tool_choice` forces the model to call."""
+    functions = [tool["function"] for tool in body.given_tools]
+    choice = body.tool_choice
+    if choice in (None, "auto", "none"):
+        return None
+    if choice == "required":
+        if len(functions) != 1:
+            raise InvalidRequestError(
+                "'required' is supported with exactly one tool. Name the function that has to be "
+                'called, as in {"type": "function", "function": {"name": "..."}}, or use \'auto\'.',
+                param="tool_choice",
+            )
+        return functions[0]
+    name = choice["function"]["name"]
+    named = next((each for each in functions if each["name"] == name), None)
+    if named is None:
+        raise InvalidRequestError(
+            f"'tools' has no function {name[:64]!r}, which 'tool_choice' names.",
+            param="tool_choice",
+        )
+    return named
+
+
+def _as_message(item: dict[str, Any], path: str) -> dict[str, Any]:
+    """A message of the input of a response, in the form of chat completions."""
+    if item.get("type", "message") != "message" or not item.keys() <= _ITEM_FIELDS:
+        raise InvalidRequestError(
+            f"'{path}' is not a message of text, and nothing else is supported here. Give messages "
+            'such as {"role": "user", "content": "..."}.',
+            code="unsupported_content",
+            param=path,
+        )
+    content = item.get("content")
+    if is_list(content):
+        content = [_as_part(part) for part in content]
+    return {"role": item.get("role"), "content": content}
+
+
+def _as_part(part: Any) -> Any:
+    if is_object(part) and part.get("type") in _TEXT_PARTS:
+        return {"type": "text", "text": part.get("text")}
+    return part
+
+
+def _parse_messages(fields: Mapping[str, Any], key: str) -> tuple[dict[str, Any], ...]:
+    """The messages in the form of chat templates, as those of a training file."""
+    try:
+        return tuple(message for message, _ in parse_messages(fields, key))
+    except LineError as error:
+        raise InvalidRequestError(
+            f"'{error.path}': {error}",
+            code=_CODES.get(error.code, "invalid_value"),
+            param=error.path,
+        ) from error

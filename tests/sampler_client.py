@@ -1,0 +1,119 @@
+"""Speaks to a real sampler as the API does, or worse."""
+
+import hashlib
+import os
+import socket
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Self
+
+from app.core.base_models import load_catalogue
+from app.core.sampling.messages import (
+    ANSWERS,
+    SOCKET_NAME,
+    Accepted,
+    AdapterRef,
+    Ask,
+    Delta,
+    Finished,
+    Refused,
+    SamplingParameters,
+    TextPrompt,
+)
+from tests.sampled_models import write_random_adapter
+
+PATIENCE_S = 60.0
+
+
+@dataclass(frozen=True)
+class SavedAdapter:
+    """An adapter of the tiny model in files."""
+
+    weights: Path
+    config: Path
+
+    @classmethod
+    def make(cls, directory: Path, base: Path, *, seed: int) -> Self:
+        write_random_adapter(directory, base, seed=seed)
+        return cls(directory / "adapter_model.safetensors", directory / "adapter_config.json")
+
+    @property
+    def ref(self) -> AdapterRef:
+        weights, config = (
+            hashlib.sha256(path.read_bytes()).hexdigest() for path in (self.weights, self.config)
+        )
+        return AdapterRef(weights_sha256=weights, config_sha256=config)
+
+
+def build_ask(data_dir: Path, text: str = "Once", **changes: Any) -> Ask:
+    """A request to the tiny model of a data directory, greedy unless a change says otherwise."""
+    catalogue = load_catalogue(data_dir)
+    record = catalogue.find_installed("tiny")
+    assert record is not None
+    usual = {
+        "project_id": "proj_1",
+        "base_model": catalogue.directory("tiny"),
+        "base_model_sha256": record.sha256,
+        "prompt": TextPrompt(text=text),
+        "parameters": SamplingParameters(temperature=0, max_tokens=12),
+    }
+    return Ask(**(usual | changes))
+
+
+def endless(**changes: Any) -> SamplingParameters:
+    """Parameters of an answer that does not end in the time of a test."""
+    never: dict[int, float] = dict.fromkeys((256, 257, 258), -100.0)
+    return SamplingParameters(temperature=0, max_tokens=60_000, logit_bias=never, **changes)
+
+
+class Call:
+    """One connection to a sampler."""
+
+    def __init__(self, sampler_dir: Path) -> None:
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        directory = os.open(sampler_dir, os.O_PATH)
+        try:
+            self.socket.connect(f"/proc/self/fd/{directory}/{SOCKET_NAME}")
+        finally:
+            os.close(directory)
+        self.socket.settimeout(PATIENCE_S)
+        self._lines: BinaryIO = self.socket.makefile("rb")
+
+    @classmethod
+    def of(cls, sampler_dir: Path, ask: Ask, adapter: SavedAdapter | None = None) -> Self:
+        """Send a request, with the files of its adapter."""
+        call = cls(sampler_dir)
+        body = ask.model_dump_json().encode()
+        files = [adapter.weights.open("rb"), adapter.config.open("rb")] if adapter else []
+        call.send(body, [file.fileno() for file in files])
+        for file in files:
+            file.close()
+        return call
+
+    def send(self, body: bytes, descriptors: Sequence[int] = ()) -> None:
+        socket.send_fds(self.socket, [struct.pack(">I", len(body))], descriptors)
+        self.socket.sendall(body)
+
+    def answers(self) -> Iterator[Accepted | Delta | Finished | Refused]:
+        """All answers until the sampler closes the connection, which is then closed here too."""
+        for line in self._lines:
+            yield ANSWERS.validate_json(line)
+        self.close()
+
+    def next(self) -> Accepted | Delta | Finished | Refused:
+        return next(self.answers())
+
+    def text(self) -> str:
+        """The text of a whole answer to a request that is not refused."""
+        texts: list[str] = []
+        for answer in self.answers():
+            assert not isinstance(answer, Refused), answer
+            if isinstance(answer, Delta):
+                texts.append(answer.text)
+        return "".join(texts)
+
+    def close(self) -> None:
+        self._lines.close()
+        self.socket.close()

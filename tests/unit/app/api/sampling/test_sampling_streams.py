@@ -1,0 +1,157 @@
+"""Requests for completions over real connections: they leave, they fail, and they are bounded."""
+
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from app.api.sampling.slots import SamplingSlots
+from app.core.sampling.messages import Accepted, Delta
+from tests.standin_sampler import PATIENCE_S, Asked, Said, StandInSampler, wait_for_leaving
+from tests.streams import serving
+from tests.waiting import wait_until
+
+pytestmark = pytest.mark.only_sqlite
+
+FREED_WITHIN_S = 0.2
+
+
+@pytest.fixture
+def served(app: FastAPI) -> Iterator[httpx.Client]:
+    with serving(app) as client:
+        yield client
+
+
+def url(client: httpx.Client, path: str = "chat/completions") -> httpx.URL:
+    return client.base_url.copy_with(path=f"/v1/{path}")
+
+
+def body(**changes: Any) -> dict[str, Any]:
+    return {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}]} | changes
+
+
+def metric(app: FastAPI, name: str, **labels: str) -> float:
+    return app.state.metrics.registry.get_sample_value(name, labels) or 0.0
+
+
+def wait_for_request(sampler: StandInSampler, count: int = 1) -> Asked:
+    wait_until(lambda: len(sampler.asked) >= count, within_s=PATIENCE_S)
+    return sampler.asked[count - 1]
+
+
+def test_a_client_that_leaves_a_stream_frees_its_slot_at_once(
+    served: httpx.Client, sampler: StandInSampler, app: FastAPI
+) -> None:
+    sampler.script = wait_for_leaving
+    with served.stream("POST", url(served), json=body(stream=True)) as answer:
+        lines = answer.iter_lines()
+        assert "assistant" in next(lines)
+    left_s = time.monotonic()
+
+    assert wait_for_request(sampler).has_left.wait(PATIENCE_S)
+    assert time.monotonic() - left_s < FREED_WITHIN_S
+    wait_until(lambda: metric(app, "tunery_sampling_open") == 0, within_s=PATIENCE_S)
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+def test_a_client_that_leaves_before_an_answer_frees_its_slot_at_once(
+    served: httpx.Client, sampler: StandInSampler, *, is_streamed: bool
+) -> None:
+    def say_nothing(asked: Asked) -> Iterator[Said]:
+        asked.has_left.wait(PATIENCE_S)
+        yield from ()
+
+    sampler.script = say_nothing
+    with pytest.raises(httpx.ReadTimeout):
+        served.post(url(served), json=body(stream=is_streamed), timeout=0.3)
+    left_s = time.monotonic()
+
+    assert wait_for_request(sampler).has_left.wait(PATIENCE_S)
+    assert time.monotonic() - left_s < FREED_WITHIN_S
+
+
+@pytest.mark.parametrize("path", ["chat/completions", "completions", "responses"])
+def test_a_sampler_that_dies_in_the_middle_ends_the_stream_with_an_error(
+    served: httpx.Client, sampler: StandInSampler, path: str
+) -> None:
+    def die(_: Asked) -> Iterator[Said]:
+        yield Accepted(prompt_tokens=1, cached_tokens=0)
+        yield Delta(choice=0, text="Well ")
+        sampler.die()
+
+    sampler.script = die
+    asked = {"model": "tiny", "stream": True, "prompt": "Hi"}
+    if path != "completions":
+        asked.pop("prompt")
+        asked |= {"input": "Hi"} if path == "responses" else {"messages": body()["messages"]}
+    answer = served.post(url(served, path), json=asked)
+
+    data = [line for line in answer.text.splitlines() if line.startswith("data: ")]
+    last = json.loads(data[-1].removeprefix("data: "))
+    error = last if path == "responses" else last["error"]
+    assert answer.status_code == 200
+    assert "Well " in data[-2]
+    assert (error["code"], error["param"]) == ("sampler_unavailable", None)
+    assert error["message"].startswith("The sampler has stopped before the answer was complete.")
+    assert error["type"] == ("error" if path == "responses" else "server_error")
+
+
+def test_tokens_come_as_they_are_made(served: httpx.Client, sampler: StandInSampler) -> None:
+    seen: list[str] = []
+
+    def wait_for_reader(_: Asked) -> Iterator[Said]:
+        yield Accepted(prompt_tokens=1, cached_tokens=0)
+        for word in ("one ", "two "):
+            yield Delta(choice=0, text=word)
+            wait_until(lambda word=word: word in seen, within_s=PATIENCE_S)
+
+    sampler.script = wait_for_reader
+    with served.stream("POST", url(served), json=body(stream=True)) as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        assert answer.headers["cache-control"] == "no-store"
+        pieces = (json.loads(line[6:]) for line in answer.iter_lines() if "delta" in line)
+        for piece in pieces:
+            seen.append(piece["choices"][0]["delta"]["content"])  # noqa: PERF401 - one by one
+
+    assert seen == ["", "one ", "two "]
+
+
+def test_open_requests_are_bounded(
+    served: httpx.Client, sampler: StandInSampler, app: FastAPI
+) -> None:
+    app.state.sampling_slots = SamplingSlots(app.state.metrics, max_connections=8)
+    sampler.script = wait_for_leaving
+    with served.stream("POST", url(served), json=body(stream=True)) as first:
+        lines = first.iter_lines()  # which ends the answer once it is forgotten
+        next(lines)
+        refused = served.post(url(served), json=body())
+
+    assert refused.status_code == 429
+    assert refused.json()["error"]["code"] == "rate_limit_exceeded"
+    assert refused.headers["retry-after"] == "5"
+
+
+def test_what_was_sampled_is_counted_and_logged(
+    served: httpx.Client,
+    sampler: StandInSampler,
+    app: FastAPI,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level("INFO", logger="app.access"):
+        served.post(url(served), json=body(messages=[{"role": "user", "content": "a b c d"}]))
+
+    wait_until(lambda: len(caplog.records) > 0, within_s=PATIENCE_S)
+    counted = {
+        kind: metric(app, "tunery_sampling_tokens_total", kind=kind)
+        for kind in ("prompt", "cached", "completion")
+    }
+    assert counted == {"prompt": 4, "cached": 2, "completion": 4}
+    assert metric(app, "tunery_sampling_first_token_seconds_count") == 1
+    (record,) = caplog.records
+    logged = vars(record)
+    assert (logged["prompt_tokens"], logged["completion_tokens"]) == ("4", "4")
+    assert sampler.asked

@@ -1,0 +1,128 @@
+"""Base models and adapters are loaded once, and leave by least recent use within a limit."""
+
+from pathlib import Path
+
+import pytest
+
+from app.core.base_models import load_catalogue
+from app.core.job.training_config import ComputeSettings
+from app.core.sampling.messages import AdapterRef
+from tests.sampler_client import SavedAdapter, build_ask
+from tests.tiny import install_tiny_model
+from worker.sampling.serving.options import ServingOptions
+from worker.sampling.serving.requests import UnavailableError
+from worker.sampling.serving.shelf import LoadedAdapter, LoadedModel, Shelf
+
+PLENTY = 2**30
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("data")
+    install_tiny_model(directory, source=tmp_path_factory.mktemp("hub") / "tiny")
+    return directory
+
+
+@pytest.fixture(scope="module")
+def adapters(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> list[SavedAdapter]:
+    directory, base = (
+        tmp_path_factory.mktemp("adapters"),
+        load_catalogue(data_dir).directory("tiny"),
+    )
+    return [SavedAdapter.make(directory / str(seed), base, seed=seed) for seed in range(3)]
+
+
+def build_shelf(data_dir: Path, *, memory_bytes: int = PLENTY) -> Shelf:
+    return Shelf(
+        ServingOptions(
+            mode="idle",
+            memory_bytes=memory_bytes,
+            queue=1,
+            threads=1,
+            models=data_dir / "models",
+            speeds=data_dir / "speeds",
+            compute=ComputeSettings(dtype="float32"),
+        )
+    )
+
+
+def take_adapter(shelf: Shelf, model: LoadedModel, adapter: SavedAdapter) -> LoadedAdapter:
+    with adapter.weights.open("rb") as weights, adapter.config.open("rb") as config:
+        return shelf.take_adapter(model, adapter.ref, [weights, config])
+
+
+def refs_on(model: LoadedModel) -> list[AdapterRef]:
+    return list(model.adapters)
+
+
+def test_what_is_needed_twice_is_loaded_once(data_dir: Path, adapters: list[SavedAdapter]) -> None:
+    shelf = build_shelf(data_dir)
+    model = shelf.take_model(build_ask(data_dir))
+
+    assert shelf.take_model(build_ask(data_dir)) is model
+    assert take_adapter(shelf, model, adapters[0]) is take_adapter(shelf, model, adapters[0])
+
+
+def test_the_adapter_that_was_not_used_for_longest_makes_room(
+    data_dir: Path, adapters: list[SavedAdapter]
+) -> None:
+    shelf = build_shelf(data_dir)
+    model = shelf.take_model(build_ask(data_dir))
+    size = take_adapter(shelf, model, adapters[0]).bytes
+    shelf = build_shelf(data_dir, memory_bytes=model.bytes + 2 * size + size // 2)
+    model = shelf.take_model(build_ask(data_dir))
+    for index in (0, 1, 0, 2):
+        shelf.release(take_adapter(shelf, model, adapters[index]))
+
+    assert refs_on(model) == [adapters[0].ref, adapters[2].ref]
+
+
+def test_what_a_request_needs_never_leaves(data_dir: Path, adapters: list[SavedAdapter]) -> None:
+    shelf = build_shelf(data_dir)
+    model = shelf.take_model(build_ask(data_dir))
+    size = take_adapter(shelf, model, adapters[0]).bytes
+    shelf = build_shelf(data_dir, memory_bytes=model.bytes + size + size // 2)
+    model = shelf.take_model(build_ask(data_dir))
+    take_adapter(shelf, model, adapters[0])
+
+    with pytest.raises(UnavailableError, match="no room"):
+        take_adapter(shelf, model, adapters[1])
+    shelf.clear()
+    assert refs_on(model) == [adapters[0].ref]
+
+
+def test_a_base_model_without_room_is_refused_before_it_is_loaded(data_dir: Path) -> None:
+    with pytest.raises(UnavailableError) as raised:
+        build_shelf(data_dir, memory_bytes=1000).take_model(build_ask(data_dir))
+
+    assert raised.value.answer.code == "sampler_memory"
+    assert raised.value.answer.status == 503
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({"base_model_sha256": "0" * 64}, id="installed again"),
+        pytest.param({"base_model": Path("/etc/..")}, id="elsewhere"),
+        pytest.param({"base_model": Path("/models/other")}, id="not installed"),
+    ],
+)
+def test_only_the_base_model_that_was_asked_for_is_loaded(
+    data_dir: Path, changes: dict[str, object]
+) -> None:
+    with pytest.raises(UnavailableError) as raised:
+        build_shelf(data_dir).take_model(build_ask(data_dir, **changes))
+
+    assert raised.value.answer.code == "base_model_missing"
+
+
+def test_when_training_begins_everything_that_nobody_needs_leaves(
+    data_dir: Path, adapters: list[SavedAdapter]
+) -> None:
+    shelf = build_shelf(data_dir)
+    model = shelf.take_model(build_ask(data_dir))
+    shelf.release(model, take_adapter(shelf, model, adapters[0]))
+
+    shelf.clear()
+
+    assert shelf.take_model(build_ask(data_dir)) is not model

@@ -1,0 +1,70 @@
+"""One connection of the API: takes one request, and sends its answers without waiting."""
+
+import socket
+import threading
+from collections.abc import Callable, Sequence
+
+from worker.sampling.serving.requests import Request, Told
+from worker.sampling.serving.wire import AskReader
+
+MAX_UNSENT_BYTES = 8 * 1024**2
+"""Answers that a client may leave unread before it counts as gone."""
+
+
+class Connection:
+    """A connection. It is the `Outlet` of its request.
+
+    Attributes:
+        request: what was asked; None until it has arrived.
+        reader: reads the request.
+
+    Args:
+        wake: called when there is something to send, from any thread.
+        deadline_s: time of the steady clock by which the request must have arrived.
+    """
+
+    def __init__(
+        self, connection: socket.socket, *, wake: Callable[["Connection"], None], deadline_s: float
+    ) -> None:
+        self.socket = connection
+        self.reader = AskReader(connection)
+        self.deadline_s = deadline_s
+        self.request: Request | None = None
+        self._wake = wake
+        self._lock = threading.Lock()
+        self._unsent = bytearray()
+        self._is_complete = False
+
+    def send(self, answers: Sequence[Told], *, is_last: bool) -> None:
+        lines = b"".join(b"%b\n" % answer.model_dump_json().encode() for answer in answers)
+        with self._lock:
+            self._unsent += lines
+            self._is_complete = self._is_complete or is_last
+        self._wake(self)
+
+    def flush(self) -> bool:
+        """Send what the client takes now. Returns whether more is left.
+
+        Raises:
+            OSError: the client has left, or leaves too much unread.
+        """
+        with self._lock:
+            if self._unsent:
+                try:
+                    sent = self.socket.send(self._unsent)
+                except BlockingIOError:
+                    sent = 0
+                del self._unsent[:sent]
+            if len(self._unsent) > MAX_UNSENT_BYTES:
+                raise OSError("the client does not read its answers")
+            return bool(self._unsent)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the last answer was sent."""
+        with self._lock:
+            return self._is_complete and not self._unsent
+
+    def close(self) -> None:
+        self.reader.close()
+        self.socket.close()

@@ -1,0 +1,31 @@
+"""What the keeper tells the process that samples. It crosses to it as JSON."""
+
+from pathlib import Path
+from typing import Literal
+
+from app.core.job.frozen import Frozen
+from app.core.job.training_config import ComputeSettings
+
+
+class ServingOptions(Frozen):
+    mode: Literal["idle", "shared"]
+    """`idle`: requests are refused while a job trains. `shared`: they are answered slowly."""
+    memory_bytes: int
+    """Maximum memory of base models, adapters and all that was read."""
+    queue: int
+    """Maximum number of requests that wait."""
+    threads: int
+    """CPU threads while no job trains."""
+    models: Path
+    """Directory of all base models."""
+    speeds: Path
+    """Directory in which jobs have stored the speeds of the processor. It may be missing."""
+    compute: ComputeSettings
+    """Choices of the operator."""
+
+
+TRAINS, RESTS = b"T", b"R"
+"""What the keeper says through the control pipe: whether a job trains on this machine."""
+
+READY = "ready"
+"""Line with which the process says that it takes requests."""

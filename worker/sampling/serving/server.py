@@ -1,0 +1,179 @@
+"""Takes connections and requests, sends answers, and listens to the keeper: one thread, no wait."""
+
+import logging
+import os
+import selectors
+import socket
+from collections import deque
+from functools import partial
+
+from app.core.clock import steady_s
+from worker.sampling.serving.connection import Connection
+from worker.sampling.serving.desk import MAX_ANSWERS, Desk
+from worker.sampling.serving.options import TRAINS
+from worker.sampling.serving.requests import Request
+from worker.sampling.serving.wire import ProtocolError, Received
+
+logger = logging.getLogger(__name__)
+
+RECEIVE_S = 10.0
+"""Default time in which a request must have arrived, in seconds."""
+
+_MORE_CONNECTIONS = 32
+"""Connections beyond those of requests that wait or are answered: for what is still arriving, and
+for refusals. Further ones wait in the kernel."""
+
+
+class Server:
+    """Serves connections until the keeper is gone.
+
+    Args:
+        listener: socket that the API connects to.
+        control: descriptor from which the keeper is heard.
+        desk: takes the requests.
+        queue: maximum number of requests that wait.
+        receive_s: time in which a request must have arrived, in seconds.
+    """
+
+    def __init__(
+        self,
+        listener: socket.socket,
+        control: int,
+        desk: Desk,
+        *,
+        queue: int,
+        receive_s: float = RECEIVE_S,
+    ) -> None:
+        self._listener = listener
+        self._control = control
+        self._desk = desk
+        self._receive_s = receive_s
+        self._limit = MAX_ANSWERS + queue + _MORE_CONNECTIONS
+        self._connections: set[Connection] = set()
+        self._to_flush = deque[Connection]()
+        self._woken = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._selector = selectors.DefaultSelector()
+        self._is_over = False
+        self._is_accepting = False
+
+    def run(self) -> None:
+        self._listener.settimeout(0)
+        os.set_blocking(self._control, False)
+        self._selector.register(self._control, selectors.EVENT_READ, self._hear_keeper)
+        self._selector.register(self._woken, selectors.EVENT_READ, self._flush)
+        while not self._is_over:
+            self._accept_if_room()
+            for key, _ in self._selector.select(self._time_left_s()):
+                key.data()
+            self._drop_late()
+
+    def _accept_if_room(self) -> None:
+        """Listen for connections only while there may be more."""
+        has_room = len(self._connections) < self._limit
+        if has_room and not self._is_accepting:
+            self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
+        elif self._is_accepting and not has_room:
+            self._selector.unregister(self._listener)
+        self._is_accepting = has_room
+
+    def _accept(self) -> None:
+        """Accept all connections that wait, while there may be more."""
+        while len(self._connections) < self._limit:
+            try:
+                accepted, _ = self._listener.accept()
+            except OSError:
+                return  # there are no others, or this one has left again
+            accepted.settimeout(0)
+            connection = Connection(
+                accepted, wake=self._wake, deadline_s=steady_s() + self._receive_s
+            )
+            self._connections.add(connection)
+            self._selector.register(
+                accepted, selectors.EVENT_READ, partial(self._serve, connection)
+            )
+
+    def _serve(self, connection: Connection) -> None:
+        """Read from a connection, or send to it."""
+        try:
+            if connection.request is not None:
+                self._notice_leaving(connection)
+            else:
+                received = connection.reader.read()
+                if received is not None:
+                    self._submit(connection, received)
+        except ProtocolError as error:
+            logger.warning("a connection is closed: %s", error)
+            self._close(connection)
+        except OSError:
+            self._close(connection)
+
+    def _submit(self, connection: Connection, received: Received) -> None:
+        if received.ask is None:
+            connection.socket.send(b"\n")
+            self._close(connection)
+            return
+        connection.request = Request(received.ask, received.files, connection)
+        self._desk.submit(connection.request)
+
+    def _notice_leaving(self, connection: Connection) -> None:
+        """Close the connection of a client that has closed it, or that breaks the protocol."""
+        self._flush_one(connection)
+        try:
+            connection.socket.recv(1)
+        except BlockingIOError:
+            return  # it only takes answers again
+        self._close(connection)
+
+    def _hear_keeper(self) -> None:
+        said = os.read(self._control, 64)
+        if not said:
+            self._is_over = True
+            return
+        self._desk.set_training(said[-1:] == TRAINS)
+
+    def _wake(self, connection: Connection) -> None:
+        self._to_flush.append(connection)
+        os.eventfd_write(self._woken, 1)
+
+    def _flush(self) -> None:
+        os.eventfd_read(self._woken)
+        while self._to_flush:
+            connection = self._to_flush.popleft()
+            if connection in self._connections:
+                try:
+                    self._flush_one(connection)
+                except OSError:
+                    self._close(connection)
+
+    def _flush_one(self, connection: Connection) -> None:
+        if connection not in self._connections:
+            return
+        events = selectors.EVENT_READ
+        if connection.flush():
+            events |= selectors.EVENT_WRITE
+        if connection.is_done:
+            self._close(connection)
+        else:
+            self._selector.modify(connection.socket, events, partial(self._serve, connection))
+
+    def _close(self, connection: Connection) -> None:
+        if connection not in self._connections:
+            return
+        self._connections.remove(connection)
+        self._selector.unregister(connection.socket)
+        connection.close()
+        if connection.request is not None:
+            self._desk.cancel(connection.request)
+
+    def _time_left_s(self) -> float | None:
+        """Time until the first connection must have sent its request."""
+        deadlines = [each.deadline_s for each in self._connections if each.request is None]
+        return max(0.0, min(deadlines) - steady_s()) if deadlines else None
+
+    def _drop_late(self) -> None:
+        now_s = steady_s()
+        for connection in [
+            each for each in self._connections if each.request is None and each.deadline_s <= now_s
+        ]:
+            logger.warning("a connection is closed: its request has not arrived in time")
+            self._close(connection)

@@ -1,0 +1,214 @@
+"""Base models, adapters and read prompts in memory; the least recently used ones leave."""
+
+import logging
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO, TypeVar
+
+from pydantic import ValidationError
+
+from app.core.base_models import RECORD_NAME, InstalledModel
+from app.core.clock import steady_s
+from app.core.sampling.messages import AdapterRef, Ask
+from worker.sampling.decoding.decoder import Decoder
+from worker.sampling.decoding.refusals import RefusedError
+from worker.sampling.model.adapter_files import AdapterError, AdapterFiles, UnsupportedAdapterError
+from worker.sampling.model.loading import load_runner
+from worker.sampling.model.prefixes import PrefixStore
+from worker.sampling.model.runner import Adapter, Runner
+from worker.sampling.serving.options import ServingOptions
+from worker.sampling.serving.requests import UnavailableError
+from worker.training.compute.hardware import read_or_measure
+from worker.training.compute.plan import choose_placement
+from worker.training.model.base_model import ModelShape
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(eq=False, slots=True)
+class _Loaded:
+    bytes: int
+    users: int = field(default=0, init=False)
+    """Requests that need it now."""
+    used_s: float = field(default=0.0, init=False)
+
+
+_LoadedT = TypeVar("_LoadedT", bound=_Loaded)
+
+
+@dataclass(eq=False, slots=True)
+class LoadedModel(_Loaded):
+    runner: Runner
+    decoder: Decoder
+    adapters: dict[AdapterRef, "LoadedAdapter"] = field(
+        default_factory=dict["AdapterRef", "LoadedAdapter"], init=False
+    )
+
+
+@dataclass(eq=False, slots=True)
+class LoadedAdapter(_Loaded):
+    adapter: Adapter
+
+
+class Shelf:
+    """All that is in memory, within a limit.
+
+    One thread loads, and another one reads with what is loaded.
+
+    Attributes:
+        prefixes: prompts that were read. For the thread that reads, which holds `lock`.
+        lock: held by whoever changes what is here.
+    """
+
+    def __init__(self, options: ServingOptions) -> None:
+        self.prefixes = PrefixStore(options.memory_bytes)
+        self.lock = threading.RLock()
+        self._options = options
+        self._models: dict[tuple[Path, str], LoadedModel] = {}
+        self._running_bytes = 0
+
+    def take_model(self, ask: Ask) -> LoadedModel:
+        """The base model of a request, loaded if it is not here. Give it back with `release`.
+
+        Raises:
+            RefusedError: it cannot be loaded.
+        """
+        key = (ask.base_model, ask.base_model_sha256)
+        with self.lock:
+            loaded = self._models.get(key)
+            if loaded is not None:
+                return _use(loaded)
+        loaded = self._load_model(ask)
+        with self.lock:
+            self._models[key] = loaded
+            return _use(loaded)
+
+    def take_adapter(
+        self, model: LoadedModel, ref: AdapterRef, files: Sequence[BinaryIO]
+    ) -> LoadedAdapter:
+        """The adapter of a request, as `take_model` does it.
+
+        Raises:
+            RefusedError: it cannot be loaded.
+        """
+        with self.lock:
+            loaded = model.adapters.get(ref)
+            if loaded is not None:
+                return _use(loaded)
+        loaded = self._load_adapter(model, ref, files)
+        with self.lock:
+            model.adapters[ref] = loaded
+            return _use(loaded)
+
+    def release(self, *loaded: LoadedModel | LoadedAdapter | None) -> None:
+        with self.lock:
+            for each in loaded:
+                if each is not None:
+                    each.users -= 1
+
+    def make_room(self, needed: int) -> bool:
+        """Let what nobody needs leave, until there is room. Returns whether there is."""
+        with self.lock:
+            while True:
+                taken = self._taken() + needed
+                self.prefixes.shrink(max(0, self._options.memory_bytes - taken))
+                if taken <= self._options.memory_bytes:
+                    return True
+                if not self._drop_oldest():
+                    return False
+
+    def note_running(self, running_bytes: int) -> bool:
+        """Note what the answers in the making take. Returns whether they fit into the limit."""
+        with self.lock:
+            self._running_bytes = running_bytes
+            return self.make_room(0)
+
+    def clear(self) -> None:
+        """Let everything leave that nobody needs."""
+        with self.lock:
+            self.prefixes.shrink(0)
+            while self._drop_oldest():
+                pass
+
+    def _taken(self) -> int:
+        models = self._models.values()
+        adapters = (each for model in models for each in model.adapters.values())
+        loaded = sum(each.bytes for each in models) + sum(each.bytes for each in adapters)
+        return loaded + self._running_bytes
+
+    def _drop_oldest(self) -> bool:
+        """Drop the least recently used adapter, or a base model if no adapter can leave."""
+        adapters = [
+            (each.used_s, model.adapters, ref)
+            for model in self._models.values()
+            for ref, each in model.adapters.items()
+            if not each.users
+        ]
+        if adapters:
+            _, holder, ref = min(adapters, key=lambda each: each[0])
+            del holder[ref]
+            return True
+        models = [(each.used_s, key) for key, each in self._models.items() if not each.users]
+        if models:
+            del self._models[min(models)[1]]
+            return True
+        return False
+
+    def _load_model(self, ask: Ask) -> LoadedModel:
+        directory = self._check_model(ask)
+        placement = choose_placement(self._options.compute, read_or_measure(self._options.speeds))
+        shape = ModelShape.read(directory)
+        needed = shape.parameters * placement.torch_dtype.itemsize
+        if not self.make_room(needed):
+            raise UnavailableError(
+                "sampler_memory",
+                f"The base model takes {needed:,} bytes, and the sampler has no room for it within "
+                f"its {self._options.memory_bytes:,} (TUNERY_SAMPLING_MEMORY_BYTES).",
+            )
+        logger.info("loading %s in %s", directory.name, placement.dtype)
+        runner = load_runner(directory, placement)
+        decoder = Decoder(directory, window=runner.window, vocabulary=runner.vocabulary)
+        return LoadedModel(runner.bytes, runner, decoder)
+
+    def _check_model(self, ask: Ask) -> Path:
+        """The directory of a base model, if the model in it is the one that was asked for."""
+        directory = self._options.models / ask.base_model.name  # wherever the API sees it
+        try:
+            record = InstalledModel.model_validate_json((directory / RECORD_NAME).read_bytes())
+        except (OSError, ValidationError):
+            message = f"The base model {directory.name} is not installed where the sampler runs."
+            raise UnavailableError("base_model_missing", message) from None
+        if record.sha256 != ask.base_model_sha256:
+            message = (
+                f"The base model {directory.name} was installed again. Send the request again."
+            )
+            raise UnavailableError("base_model_missing", message)
+        return directory
+
+    def _load_adapter(
+        self, model: LoadedModel, ref: AdapterRef, files: Sequence[BinaryIO]
+    ) -> LoadedAdapter:
+        weights, config = files
+        limit = self._options.memory_bytes
+        try:
+            adapter = model.runner.load_adapter(
+                AdapterFiles(weights, config, ref.weights_sha256, ref.config_sha256, limit)
+            )
+        except UnsupportedAdapterError as error:
+            message = f"The sampler cannot use the adapter of this model. {error}"
+            raise RefusedError("adapter_unsupported", message, param="model") from None
+        except (AdapterError, OSError) as error:
+            message = f"The adapter of this model is damaged. {error}"
+            raise UnavailableError("adapter_damaged", message, status=500) from None
+        if not self.make_room(adapter.bytes):
+            message = "The sampler has no room for the adapter (TUNERY_SAMPLING_MEMORY_BYTES)."
+            raise UnavailableError("sampler_memory", message)
+        return LoadedAdapter(adapter.bytes, adapter)
+
+
+def _use(loaded: _LoadedT) -> _LoadedT:
+    loaded.users += 1
+    loaded.used_s = steady_s()
+    return loaded

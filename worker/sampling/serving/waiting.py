@@ -1,0 +1,70 @@
+"""The requests that wait, in fair turns between projects."""
+
+from collections import Counter
+from collections.abc import Mapping
+
+from worker.sampling.serving.requests import Request
+
+
+class WaitingLine:
+    """Requests that wait, oldest first."""
+
+    def __init__(self) -> None:
+        self._requests: list[Request] = []
+
+    def __len__(self) -> int:
+        return len(self._requests)
+
+    def add(self, request: Request, *, limit: int) -> Request | None:
+        """Let a request wait. Returns the one for which there is no room, if any.
+
+        That is the newest request of the project with the most, so no project can take the room of
+        all others.
+
+        Args:
+            request: the new one.
+            limit: maximum number of requests that wait.
+        """
+        self._requests.append(request)
+        if len(self._requests) <= limit:
+            return None
+        counts = Counter(each.ask.project_id for each in self._requests)
+        most = max(counts.values())
+        if counts[request.ask.project_id] == most:
+            excess = request
+        else:
+            excess = next(
+                each for each in reversed(self._requests) if counts[each.ask.project_id] == most
+            )
+        self._requests.remove(excess)
+        return excess
+
+    def take(self, room: int, running: Mapping[str, int]) -> Request | None:
+        """Take the request whose turn it is: the oldest of the project that has the fewest running.
+
+        None if there is none, or if that one needs more room. It is not overtaken, so a request for
+        many answers waits no longer than others.
+
+        Args:
+            room: number of answers that can be begun.
+            running: number of answers in the making, by project.
+        """
+        turn = min(
+            self._requests, key=lambda each: running.get(each.ask.project_id, 0), default=None
+        )
+        if turn is None or turn.ask.choices > room:
+            return None
+        self._requests.remove(turn)
+        return turn
+
+    def remove(self, request: Request) -> bool:
+        """Take this request out. Returns whether it waited."""
+        if request not in self._requests:
+            return False
+        self._requests.remove(request)
+        return True
+
+    def clear(self) -> list[Request]:
+        """Take all of them out."""
+        requests, self._requests = self._requests, []
+        return requests
