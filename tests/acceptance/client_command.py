@@ -43,7 +43,12 @@ class Client:
         self.write_job_file(epochs=LONG_EPOCHS)
 
     def run(
-        self, *arguments: str, code: int = 0, piped: str | None = None, **variables: str
+        self,
+        *arguments: str,
+        code: int = 0,
+        piped: str | None = None,
+        within_s: float = COMMAND_S,
+        **variables: str,
     ) -> tuple[str, str]:
         """Run a command without a terminal. Returns standard output and standard error."""
         done = subprocess.run(
@@ -53,7 +58,7 @@ class Client:
             input=piped,
             capture_output=True,
             text=True,
-            timeout=COMMAND_S,
+            timeout=within_s,
             check=False,
         )
         assert done.returncode == code, done.stdout + done.stderr

@@ -17,6 +17,9 @@ from tests.terminal import COLUMNS, CTRL_C
 from tests.tiny import install_tiny_model
 from tunery.client.job_file import read_job_file
 
+EXPORT_S = 240
+"""Limit for a command that waits until the service has made an export, in seconds."""
+
 HOSTILE = "[red]x[/red]\x1b[31mred\x1b]0;title\x07"
 """Markup of rich, a colour and a new title for the terminal's window."""
 
@@ -186,7 +189,7 @@ def test_a_broken_download_is_continued_and_checked(
 def test_an_adapter_for_llama_cpp_is_waited_for_and_checked(
     tunery: Client, finished_job: openai.types.fine_tuning.FineTuningJob
 ) -> None:
-    printed, _ = tunery.run("download", finished_job.id, "--format", "gguf")
+    printed, _ = tunery.run("download", finished_job.id, "--format", "gguf", within_s=EXPORT_S)
 
     assert printed == f"{finished_job.id}.gguf\n"
     assert (tunery.place / f"{finished_job.id}.gguf").read_bytes().startswith(b"GGUF")
@@ -199,7 +202,7 @@ def test_a_merged_model_is_waited_for_and_unpacked(
 ) -> None:
     command = ("download", finished_job.id, "--format", "merged")
 
-    printed, _ = tunery.run(*command, "--unpack")
+    printed, _ = tunery.run(*command, "--unpack", within_s=EXPORT_S)
 
     unpacked = tunery.place / f"{finished_job.id}-merged"
     assert {str(path.relative_to(tunery.place)) for path in unpacked.iterdir()} == {

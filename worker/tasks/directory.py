@@ -20,8 +20,8 @@ from worker.stored_file import copy_checked
 _COPIES = 2
 """An export is in the directory and in the blob store until the directory is removed."""
 
-_FROM_CHECKPOINT = ("fine_tuned_model", "training_file", "validation_file", "config")
-"""What the manifest of the checkpoint says of its training."""
+_FROM_CHECKPOINT = ("training_file", "validation_file")
+"""What the manifest of the checkpoint says of its data."""
 
 
 class ExportDirectory(JobDirectory):
@@ -64,9 +64,14 @@ class ExportDirectory(JobDirectory):
             "task": self._task,
             "job_id": self._lease.job_id,
             "attempt": self._lease.attempt,
+            "fine_tuned_model": self._lease.fine_tuned_model,
+            "config": self._lease.config,
             "base_model": base_model,
             "threads": 1,
             "compute": compute_choices(settings),
         }
-        spec |= {name: promised.provenance[name] for name in _FROM_CHECKPOINT}
-        self._put_spec(JobSpec.model_validate(spec))
+        data = {name: promised.provenance.get(name) for name in _FROM_CHECKPOINT}
+        if data["training_file"] is None:  # the adapter was imported, and only its archive is known
+            archive = promised.provenance["imported"]
+            data["training_file"] = archive | {"file_id": "", "bytes": 0, "examples": 0}
+        self._put_spec(JobSpec.model_validate(spec | data))

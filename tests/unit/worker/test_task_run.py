@@ -69,7 +69,9 @@ class Bench:
         self.blobs = list_blobs(store)
         self.task_id = add_task(database, self.checkpoint, variant="gguf", bytes=100_000).id
 
-    def give_manifest(self, checkpoint: Checkpoint) -> None:
+    def give_manifest(
+        self, checkpoint: Checkpoint, provenance: dict[str, Any] | None = None
+    ) -> None:
         """Replace what stands for the manifest of the checkpoint by a manifest."""
         weights = next(one for one in checkpoint.files if one.filename.endswith("safetensors"))
         spec = build_job_spec(build_lease(self.job))
@@ -78,7 +80,7 @@ class Bench:
             attempt=1,
             step=checkpoint.step,
             files={weights.filename: {"bytes": weights.bytes, "sha256": weights.sha256}},  # pyright: ignore[reportArgumentType]
-            provenance=spec.model_dump(mode="json"),
+            provenance=provenance or spec.model_dump(mode="json"),
         ).model_dump_json()
         file = build_result_file(self.store, self.job, MANIFEST_NAME, content)
         with self.database.writing() as session:
@@ -153,6 +155,22 @@ def test_the_child_is_given_the_checkpoint_and_its_base_model(bench: Bench) -> N
     assert seen["spec"].fine_tuned_model == bench.job.fine_tuned_model
     assert seen["adapter"] == {"adapter_model.safetensors", MANIFEST_NAME}
     assert seen["base"]
+
+
+def test_an_adapter_that_was_imported_is_exported_as_well(bench: Bench) -> None:
+    """Its manifest names the archive that it came from, and no data."""
+    archive = {"filename": "mine.zip", "sha256": "c" * 64}
+    bench.give_manifest(bench.checkpoint, {"imported": archive})
+    seen: list[JobSpec] = []
+
+    def look(directory: Path) -> None:
+        seen.append(JobSpec.model_validate_json((directory / JOB_SPEC_NAME).read_bytes()))
+
+    bench.do(look, export_made)
+
+    assert bench.task().status == "succeeded"
+    assert seen[0].training_file.filename == "mine.zip"
+    assert seen[0].fine_tuned_model == bench.job.fine_tuned_model
 
 
 def test_progress_is_written_while_the_child_works(bench: Bench) -> None:

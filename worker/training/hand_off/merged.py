@@ -50,7 +50,7 @@ def export_merged(
     with model.disable_adapter():
         untuned = probe.read(model)
     progress(0.4)
-    _write(_merge(model, dtype), target, adapter)
+    _write(_merge(model, dtype), target, adapter=adapter, base_model=base_model)
     del model
     gc.collect()
     progress(0.7)
@@ -75,9 +75,11 @@ def _merge(model: PeftModel, dtype: torch.dtype) -> PreTrainedModel:
     return merged.to(dtype)
 
 
-def _write(merged: PreTrainedModel, target: Path, adapter: Path) -> None:
+def _write(merged: PreTrainedModel, target: Path, *, adapter: Path, base_model: Path) -> None:
     merged.save_pretrained(target, max_shard_size=_SHARD)
-    for name in (*TOKENIZER_NAMES, GENERATION_CONFIG_NAME):
-        if (adapter / name).is_file():
-            shutil.copyfile(adapter / name, target / name)
-    shutil.copyfile(adapter / MODEL_CARD_NAME, target / ADAPTER_CARD_NAME)
+    copies = {name: name for name in (*TOKENIZER_NAMES, GENERATION_CONFIG_NAME)}
+    for name, copy in (copies | {MODEL_CARD_NAME: ADAPTER_CARD_NAME}).items():
+        # An adapter that was imported has weights and nothing else.
+        found = adapter if (adapter / name).is_file() or name == MODEL_CARD_NAME else base_model
+        if (found / name).is_file():
+            shutil.copyfile(found / name, target / copy)

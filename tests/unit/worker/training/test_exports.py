@@ -115,6 +115,25 @@ def test_an_export_has_all_that_a_program_needs_and_nothing_else(tmp_path: Path)
     assert (directory / "adapter-card.md").read_text() == "# The adapter\n"
 
 
+def test_an_adapter_that_has_only_weights_is_merged_with_the_tokenizer_of_its_base_model(
+    tmp_path: Path,
+) -> None:
+    """So is one that was imported."""
+    base_model, job = write_base(tmp_path / "base"), tmp_path / "job"
+    write_export_job(job, "export_merged", build_peft_model(), base_model=base_model)
+    adapter = job / ADAPTER_DIRECTORY_NAME
+    for path in adapter.iterdir():
+        if not path.name.startswith(("adapter_", "manifest")):
+            path.unlink()
+    events: list[TrainingEvent] = []
+
+    export_adapter(job, events.append)
+
+    assert isinstance(events[-1], Exported)
+    assert AutoTokenizer.from_pretrained(job / "out/export").chat_template
+    assert not (job / "out/export/adapter-card.md").exists()
+
+
 def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray[Any, Any]]]:
     reader = gguf.GGUFReader(path)
     metadata = {name: field.contents() for name, field in reader.fields.items()}
