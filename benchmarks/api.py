@@ -15,6 +15,7 @@ from benchmarks import (
     claims,
     keys,
     polls,
+    sampling_beside,
     tables,
     uploads,
     watchers,
@@ -50,6 +51,15 @@ def _add_files(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     command.set_defaults(measure=checks_beside.measure)
     command.add_argument("--model", type=Path, default=_MODEL)
     command.add_argument("--rows", type=int, default=10_000)
+    command.add_argument("--rounds", type=int, default=3)
+    command = commands.add_parser(
+        "sampling", help="what requests to a model cost a job that trains"
+    )
+    command.set_defaults(measure=sampling_beside.measure)
+    command.add_argument("--model", type=Path, default=_MODEL)
+    command.add_argument("--mode", choices=["idle", "shared"], default="shared")
+    command.add_argument("--clients", type=int, default=4)
+    command.add_argument("--seconds", type=float, default=30)
     command.add_argument("--rounds", type=int, default=3)
 
 

@@ -69,11 +69,14 @@ def open_service(data_dir: Path, installed: Path, options: Options, **more: str)
 
 
 @contextmanager
-def serving_default_model(model: Path, **more: str) -> Generator[tuple[LocalService, httpx.Client]]:
+def serving_default_model(
+    model: Path, *, has_sampler: bool = False, **more: str
+) -> Generator[tuple[LocalService, httpx.Client]]:
     """A service of its own, with the default model and nothing else, and a client of it.
 
     Args:
         model: the directory that the default model is installed in. Without it, the program ends.
+        has_sampler: whether models can be asked.
         more: settings.
     """
     if not model.is_dir():
@@ -88,7 +91,7 @@ def serving_default_model(model: Path, **more: str) -> Generator[tuple[LocalServ
             "install_default_model": "false",
         }
         with (
-            LocalService(data_dir, settings | more) as service,
+            LocalService(data_dir, settings | more, has_sampler=has_sampler) as service,
             httpx.Client(base_url=service.base_url, timeout=60) as client,
         ):
             yield service, client

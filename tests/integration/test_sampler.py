@@ -104,10 +104,8 @@ def test_choices_share_the_prompt_and_end_one_by_one(data_dir: Path, sampler_dir
     assert isinstance(first, Accepted)
     assert first.prompt_tokens == len("several")
     assert {each.choice for each in rest if isinstance(each, Finished)} == {0, 1, 2}
-    texts = [
-        "".join(each.text for each in rest if isinstance(each, Delta) and each.choice == choice)
-        for choice in range(3)
-    ]
+    deltas = [each for each in rest if isinstance(each, Delta)]
+    texts = ["".join(each.text for each in deltas if each.choice == n) for n in range(3)]
     assert (
         texts[0]
         == texts[1]
