@@ -26,7 +26,8 @@ pytestmark = pytest.mark.only_sqlite  # the repositories' own tests use both
 JOBS = "/v1/fine_tuning/jobs"
 
 NOT_AN_ID = {
-    *("accept", "encoding", "limit", "order", "points", "purpose", "step_from", "step_to"),
+    *("accept", "encoding", "format", "limit", "order", "points", "purpose"),
+    *("step_from", "step_to"),
     *("auto_start", "from", "hyperparameters", "integrations", "metadata", "method", "priority"),
     *("bytes", "data", "expires_after", "file", "filename", "md5", "mime_type", "seed", "suffix"),
     *("expires_after[anchor]", "expires_after[seconds]"),
