@@ -5,6 +5,7 @@ import os
 import pty
 import re
 import select
+import signal
 import struct
 import subprocess
 import termios
@@ -41,7 +42,7 @@ class InTerminal:
             stdout=slave,
             stderr=slave,
             start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # noqa: PLW1509 - for Ctrl-C
+            preexec_fn=_take_terminal,  # noqa: PLW1509 - for Ctrl-C
         )
         os.close(slave)
         self.output = ""
@@ -86,3 +87,9 @@ class InTerminal:
             return False
         self.output += chunk.decode("utf-8", "replace")
         return bool(chunk)
+
+
+def _take_terminal() -> None:
+    """Let Ctrl-C reach this process, even if it is ignored by whoever runs the tests."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)

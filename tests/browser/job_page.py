@@ -17,8 +17,11 @@ LIVE_MS = 60_000
 
 
 def create_long_job(client: openai.OpenAI, suffix: str) -> str:
-    """Create a job of thousands of steps, which still runs whenever a test looks."""
-    return create_job(client, suffix, rows=400, n_epochs=50, batch_size=1, checkpoint_steps=20)
+    """Create a job of thousands of steps, which still runs whenever a test looks.
+
+    Its batches are large, so that a table of the newest steps still has those of half a minute ago.
+    """
+    return create_job(client, suffix, rows=3200, n_epochs=50, batch_size=32, checkpoint_steps=20)
 
 
 def create_job(client: openai.OpenAI, suffix: str, *, rows: int = 40, **changes: object) -> str:
