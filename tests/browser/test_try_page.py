@@ -282,6 +282,7 @@ def test_checkpoints_are_chosen_added_and_removed(
 
     page.get_by_label("Model 1").select_option(checkpoint)
     page.get_by_role("button", name="Add a model").click()
+    page.get_by_label("Model 3").select_option("tiny")
     expect(page).to_have_url(re.compile("tiny$"))
     ask(page, "Who?")
     expect(page.locator(".answer h3")).to_have_text([checkpoint, tuned, "tiny"])

@@ -395,7 +395,7 @@ def test_what_is_deleted_meanwhile_is_not_missing(
 
     findings = [*check_blobs(Patient(healthy, database, store, now))]
 
-    assert [finding.level for finding in findings] == [Level.OK] * 4
+    assert [finding.level for finding in findings] == [Level.OK] * 5
     assert not [blob for blob in store.list_all() if blob.key.startswith("files/")]
 
 

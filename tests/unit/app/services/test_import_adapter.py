@@ -53,7 +53,8 @@ def test_an_imported_model_is_listed_downloaded_and_deleted(
     assert model["id"].startswith("ft:tiny:tunery:found:")
     archive = {"filename": "adapter.zip", "sha256": hashlib.sha256(content).hexdigest()}
     assert (model["imported"], model["parent"], model["step_number"]) == (archive, None, 0)
-    assert model in client.get("/v1/models").json()["data"]
+    assert client.get(f"/v1/models/{model['id']}").json() == model
+    assert model["id"] in {each["id"] for each in client.get("/v1/models").json()["data"]}
     job = client.get(f"{JOBS}/{model['fine_tuning_job_id']}").json()
     assert (job["status"], job["imported"], job["fine_tuned_model"]) == (
         "succeeded",
