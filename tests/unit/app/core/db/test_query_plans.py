@@ -270,7 +270,7 @@ def test_the_list_of_files_does_not_read_those_that_it_hides(database: Database)
         session.add(checkpoint)
         session.flush()
         hidden = [build_file(checkpoint_id=checkpoint.id, job_id=job.id) for _ in range(1000)]
-        session.add_all([*hidden, build_file()])
+        session.add_all([*hidden, *(build_file() for _ in range(300))])
     with database.engine.begin() as connection:
         if connection.dialect.name == "postgresql":  # it decides by how many rows there are
             connection.exec_driver_sql("ANALYZE files")
