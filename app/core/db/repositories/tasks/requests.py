@@ -26,6 +26,13 @@ class TaskRepository(ProjectRepository):
     def add(self, task: Task) -> None:
         self._add(task)
 
+    def replace(self, task: Task) -> None:
+        """Add a task. One of the same kind and variant is deleted; it must have no files."""
+        which = (task.checkpoint_id, task.kind, task.variant)
+        if (former := self.find_to_add(*which)) is not None:
+            self._session.execute(self._delete(Task).where(Task.id == former.id))
+        self._add(task)
+
     def list_of_job(self, job_id: str, kind: str) -> list[Task]:
         """Return the tasks of a kind on checkpoints of a job, newest first."""
         query = self._select(Task).where(Task.job_id == job_id, Task.kind == kind)
