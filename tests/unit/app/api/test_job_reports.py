@@ -84,9 +84,15 @@ def test_a_report_that_has_failed_says_why(
     assert shown["error"] == {"code": "not_enough_memory", "message": "It needs 14 GB."}
 
 
-def test_a_job_without_a_report_says_how_to_get_one(client: TestClient, address: str) -> None:
+def test_a_job_without_a_report_says_how_to_get_one(
+    client: TestClient, job: Job, address: str
+) -> None:
+    attempts = f"/v1/fine_tuning/jobs/{job.id}/attempts"
     error = error_of(client.get(address), 404)
+    before = client.get(attempts).json()["has_report"]
+    client.post(address, json=PROMPTS)
 
+    assert (before, client.get(attempts).json()["has_report"]) == (False, True)
     assert error["code"] == "report_not_found"
     assert "eval_prompts" in error["message"]
 

@@ -56,7 +56,10 @@ def begin_report(
         created_at=now,
         bytes=0,
     )
-    TaskRepository(session, job.project_id).replace(task)
+    tasks = TaskRepository(session, job.project_id)
+    if (former := tasks.find_to_add(checkpoint_id, REPORT, VARIANT)) is not None:
+        tasks.delete(former.id)
+    tasks.add(task)
     return task
 
 

@@ -26,12 +26,9 @@ class TaskRepository(ProjectRepository):
     def add(self, task: Task) -> None:
         self._add(task)
 
-    def replace(self, task: Task) -> None:
-        """Add a task. One of the same kind and variant is deleted; it must have no files."""
-        which = (task.checkpoint_id, task.kind, task.variant)
-        if (former := self.find_to_add(*which)) is not None:
-            self._session.execute(self._delete(Task).where(Task.id == former.id))
-        self._add(task)
+    def delete(self, task_id: str) -> None:
+        """Delete a task that has no files."""
+        self._session.execute(self._delete(Task).where(Task.id == task_id))
 
     def list_of_job(self, job_id: str, kind: str) -> list[Task]:
         """Return the tasks of a kind on checkpoints of a job, newest first."""
