@@ -137,13 +137,7 @@ class ReportCheck:
 
     def _check_end(
         self,
-        event: Stopped
-        | Finished
-        | Failed
-        | OutOfSpace
-        | MemoryShort
-        | Unresumable
-        | Made,
+        event: Stopped | Finished | Failed | OutOfSpace | MemoryShort | Unresumable | Made,
     ) -> None:
         self._is_over = True
         match event:

@@ -131,6 +131,6 @@ def _describe(
         base=score([(pair.base.text, pair.reference) for pair in finished]),
         tuned=score([(pair.tuned.text, pair.reference) for pair in finished]),
         answers=tuple(pair.show() for pair in (shown or scored)[:MAX_PROMPTS]),
-        processor_s=round(processor_s, 1),
+        processor_s=round(processor_s, 3),
         is_over_time=not all(pair.is_finished for pair in (*shown, *scored)),
     )

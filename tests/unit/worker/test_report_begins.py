@@ -142,9 +142,7 @@ def test_prompts_are_read_as_those_of_the_training_file(
 def test_a_job_that_is_cancelled_at_its_end_has_no_report(
     settings: Settings, database: Database, store: LocalBlobStore, catalogue: Catalogue
 ) -> None:
-    run = Training(
-        settings, database, store, catalogue, training="messages", validation="messages"
-    )
+    run = Training(settings, database, store, catalogue, training="messages", validation="messages")
     run.cancel()
 
     run.finish()

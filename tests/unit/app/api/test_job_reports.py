@@ -1,4 +1,4 @@
-"""Reports over HTTP: begun by a worker or a request, told while they are made, kept with the job."""
+"""Reports over HTTP: begun by a worker or a request, told in the making, kept with the job."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -145,7 +145,7 @@ def test_a_job_that_has_not_succeeded_has_nothing_to_report(
         ({"eval_prompts": ["a"] * 6}, "invalid_value"),
         ({"eval_prompts": [""]}, "invalid_value"),
         ({"eval_prompts": ["a" * 4001]}, "invalid_value"),
-        ({"eval_prompts": "a"}, "invalid_type"),
+        ({"eval_prompts": "a"}, "invalid_value"),
         ({"prompts": ["a"]}, "unknown_parameter"),
     ],
     ids=["none", "six", "empty", "long", "no-list", "unknown"],

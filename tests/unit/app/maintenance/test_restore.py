@@ -14,9 +14,9 @@ from app.core.access import DEFAULT_PROJECT_ID, Scope
 from app.core.clock import utc_now
 from app.core.db.repositories.saved_states import SavedStateRepository
 from app.core.db.session import Database
+from app.core.job.scores.report import REPORT, VARIANT
 from app.core.job.status import JobStatus
 from app.core.occupancy import OccupiedError, occupied
-from app.core.job.scores.report import REPORT, VARIANT
 from app.core.settings import Settings
 from app.core.signing.keys import SigningKeys
 from app.core.storage.local import LocalBlobStore
@@ -205,7 +205,7 @@ def test_a_check_of_data_begins_again_at_once_and_tokens_are_restored(
         assert tokens.read() == TEXT_LINE
 
 
-def test_a_backup_has_no_exports_and_a_restored_service_makes_them_again(
+def test_a_backup_has_no_exports_and_a_restored_service_goes_on_with_reports(
     *,
     settings: Settings,
     database: Database,

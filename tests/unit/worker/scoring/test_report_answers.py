@@ -27,7 +27,7 @@ CHATS = [chat_row(f"Question {number}", f'{{"answer": {number}}}') for number in
 @pytest.fixture
 def base_model(tmp_path: Path) -> Path:
     directory = tmp_path / "base"
-    build_model().to(torch.float32).save_pretrained(directory)
+    build_model().save_pretrained(directory)
     build_tokenizer().save_pretrained(directory)
     return directory
 
