@@ -164,7 +164,7 @@ def test_every_line_about_a_job_says_which_attempt_and_whose(use: Use) -> None:
     lines = [json.loads(each) for each in use.service.processes["worker-1"].log().splitlines()]
     about_jobs = [each for each in lines if "job_id" in each]
 
-    events = {"check claimed", "check ended", "job claimed", "job ended"}
+    events = {"check claimed", "child ended", "job claimed", "job ended"}
     assert events <= {each["event"] for each in about_jobs}
     for line in about_jobs:
         number = line["check"] if "check" in line else line["attempt"]

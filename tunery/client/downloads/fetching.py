@@ -80,7 +80,7 @@ def _fetch_rest(api: Api, address: str, part: Path, params: Mapping[str, object]
         begin = max(0, part.stat().st_size - 1)
         headers["Range"] = f"bytes={begin}-"
         headers["If-Range"] = known.read_text("utf-8")
-    with api.stream(address, headers=headers, **params) as response:
+    with api.stream(address, headers=headers, body=None, **params) as response:
         is_rest = response.status_code == _PARTIAL_CONTENT
         with part.open("r+b" if is_rest else "wb") as file:
             file.seek(begin if is_rest else 0)
