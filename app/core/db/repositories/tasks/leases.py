@@ -200,7 +200,10 @@ class TaskLeases(Repository):
         task.crashes += 1
         if task.crashes >= MAX_CRASHES:
             message = f"{what}, {task.crashes} times. The worker's log has more."
-            _end(task, now=now, error=JobError(code=f"{task.kind}_crashed", message=message))
+            code = "export_crashed"
+            if task.kind == REPORT:
+                code = "report_crashed"
+            _end(task, now=now, error=JobError(code=code, message=message))
         else:
             _put_back(task)
 
