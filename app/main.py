@@ -31,6 +31,7 @@ from app.api.v1 import (
     fine_tuning_jobs,
     job_adapters,
     job_estimates,
+    job_reports,
     job_results,
     models,
     sampling,
@@ -111,7 +112,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.include_router(health.router)
     app.include_router(docs_page.router)
     app.include_router(dashboard.router)
-    jobs = (fine_tuning_jobs, job_estimates, job_results, job_adapters)
+    jobs = (fine_tuning_jobs, job_estimates, job_results, job_reports, job_adapters)
     admin = (projects, api_keys, service)
     data = (files, file_preview, uploads)
     for module in (*data, *jobs, models, sampling, webhooks, *admin, sessions):

@@ -2,7 +2,7 @@
 
 It is `WORK/JOB/attempt-N/`, or `check-N` for the Nth try to check the data. The lock of the job,
 `WORK/JOB.lock`, lies beside the job's directory. An export has `WORK/TASK/export-N/` and a lock of
-its own, because its job may train meanwhile.
+its own, because its job may train meanwhile; so has a report, in `report-N`.
 """
 
 import logging
@@ -51,6 +51,7 @@ _PREFIXES: dict[TaskName, str] = {
     "check_data": "check-",
     "export_gguf": "export-",
     "export_merged": "export-",
+    "report": "report-",
 }
 """What the name of a directory begins with, before the number of the attempt."""
 
@@ -60,7 +61,7 @@ _ALLOWED_NAMES: dict[TaskName, frozenset[str]] = {
     "export_gguf": EXPORT_NAMES,
     "export_merged": EXPORT_NAMES,
 }
-"""Names of the files that the child may make."""
+"""Names of the files that the child may make. A report makes none."""
 
 _DYING_S = 5.0
 """How long a training process may hold the lock of its job after it was killed, in seconds. It lets
@@ -98,7 +99,7 @@ class JobDirectory:
         spec: the job, set by `fill`. The training process may have changed the file of it since.
 
     Args:
-        task_id: id of the task, for an export.
+        task_id: id of the task, for an export or a report.
     """
 
     def __init__(

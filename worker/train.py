@@ -2,8 +2,8 @@
 
 Standard output carries only the events of `app.core.job.training_events`, one JSON object a line.
 Whatever libraries print goes to standard error. The exit code is 0 after `Finished`, `Failed`,
-`Stopped`, `OutOfSpace`, `Unresumable`, `Checked` or `Exported`, and 1 with a traceback after an
-unexpected error. SIGTERM asks a child that trains to save its state and stop.
+`Stopped`, `OutOfSpace`, `Unresumable`, `Checked`, `Exported` or `Reported`, and 1 with a traceback
+after an unexpected error. SIGTERM asks a child that trains to save its state and stop.
 
 `worker.launch.fork_server` imports this module as well: it calls `preload` and `prepare`, then
 forks children into `main`.
@@ -50,6 +50,11 @@ def main(directory: Path) -> None:
                 check_data(directory, report, loader=preloaded_model)
             case "train":
                 run_job(directory, report, lambda: stop_request.has_come, loader=preloaded_model)
+            case "report":
+                # Nobody else needs these libraries.
+                from worker.scoring.report import report_answers  # noqa: PLC0415
+
+                report_answers(directory, report)
             case _:
                 export_adapter(directory, report)
 
@@ -67,7 +72,7 @@ def preload() -> None:
 def prepare(directory: Path) -> None:
     """Load what `main` needs for the job in `directory`; for the rest, see `preload`.
 
-    The base model of another job stays loaded while a job's data is checked or an adapter exported.
+    The base model of another job stays loaded while anything else is done.
     """
     preload()
     from worker.training.preloaded_model import preloaded_model  # noqa: PLC0415

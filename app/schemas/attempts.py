@@ -80,9 +80,18 @@ class AttemptsRead(ResponseBody):
     data_check: DataCheckRead | None
     """Check of the job's data, which comes before the first attempt. Null for a job of a release
     that did not check data."""
+    has_report: bool
+    """Whether the job has a report, made or in the making: `GET .../report`."""
 
     @classmethod
-    def of(cls, job: Job, attempts: Sequence[Attempt], check: DataCheck | None) -> "AttemptsRead":
+    def of(
+        cls,
+        job: Job,
+        attempts: Sequence[Attempt],
+        check: DataCheck | None,
+        *,
+        has_report: bool,
+    ) -> "AttemptsRead":
         pairs = zip_longest(attempts, attempts[1:])
         return cls(
             data=[AttemptRead.of(attempt, following, job) for attempt, following in pairs],
@@ -95,6 +104,7 @@ class AttemptsRead(ResponseBody):
                     "ended_at": check.finished_at,
                 }
             ),
+            has_report=has_report,
         )
 
 

@@ -10,10 +10,10 @@ from app.core.job.training_events import Verification
 from app.schemas.bodies import ItemRead, ResponseBody, UnixTime
 
 RETRY_AFTER_S = 2
-"""Seconds after which to ask again whether an export is ready."""
+"""Seconds after which to ask again whether an export or a report is ready."""
 
 
-class ExportErrorRead(ResponseBody):
+class TaskErrorRead(ResponseBody):
     code: str
     message: str
 
@@ -37,7 +37,7 @@ class ExportRead(ItemRead):
     download puts it off. Null until the export has ended."""
     verification: Verification | None
     """How the export was compared with the base model and its adapter. Null until it is ready."""
-    error: ExportErrorRead | None
+    error: TaskErrorRead | None
     """Why it has failed. Null unless it has."""
     command: str
     """Command that serves it. The model card says what its capitals stand for."""

@@ -1,4 +1,4 @@
-"""What workers make of checkpoints beside training, such as exports: a table of tasks."""
+"""What workers make of checkpoints beside training, exports and reports: a table of tasks."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -17,6 +17,7 @@ def upgrade() -> None:
         sa.Column("checkpoint_id", sa.String(), nullable=False),
         sa.Column("kind", sa.String(), nullable=False),
         sa.Column("variant", sa.String(), nullable=False),
+        sa.Column("request", sa.JSON()),
         sa.Column("status", sa.String(), nullable=False),
         sa.Column("number", sa.Integer(), nullable=False),
         sa.Column("worker_id", sa.String()),
@@ -42,7 +43,7 @@ def upgrade() -> None:
             "(lease_expires_at IS NOT NULL) = (status = 'running')", name=op.f("ck_tasks_leased")
         ),
         sa.CheckConstraint(
-            "(expires_at IS NOT NULL) = (status IN ('succeeded', 'failed'))",
+            "expires_at IS NULL OR status IN ('succeeded', 'failed')",
             name=op.f("ck_tasks_expiry_of_ended"),
         ),
         sa.CheckConstraint(

@@ -223,6 +223,7 @@ class World:
             "TaskRepository.find": [call(self.result.id, "export", "merged")],
             "TaskRepository.find_to_add": [call(self.result.id, "export", "merged")],
             "TaskRepository.add": [call(build_task(self.first_checkpoint))],
+            "TaskRepository.delete": [call(self.task.id)],
             "TaskRepository.list_of_job": [call(done.id, "export")],
             "TaskRepository.keep_until": [call(self.task.id, later)],
             "TaskRepository.delete_of_job": [call(done.id)],

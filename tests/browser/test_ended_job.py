@@ -66,6 +66,16 @@ def test_a_checkpoint_is_downloaded_for_llama_cpp(tabs: Tabs, ended_job: str) ->
     assert download.value.suggested_filename == f"{ended_job}-step-{STEPS}.gguf"
 
 
+def test_the_answers_of_both_models_are_compared(tabs: Tabs, ended_job: str) -> None:
+    page = open_ended(tabs, ended_job)
+
+    report = page.locator("#report")
+    expect(report.locator(".scores tbody tr")).to_have_count(2, timeout=120_000)
+    expect(report).to_contain_text("4 of 4 examples of the validation file are scored")
+    expect(report.locator(".answers")).to_have_count(4)
+    expect(report.locator(".answers").first).to_contain_text("Reference")
+
+
 def test_settings_are_shown_as_calls_that_make_such_a_job(
     tabs: Tabs, ended_job: str, client: openai.OpenAI
 ) -> None:

@@ -37,6 +37,7 @@ from app.core.job.training_events import (
     Noted,
     Planned,
     Progressed,
+    Reported,
     Saved,
     Started,
     Stepped,
@@ -161,7 +162,7 @@ class Attempt:
             case Saved():
                 self._steps.flush()
                 self._publisher.publish_state(event)
-            case Checked() | Progressed() | Exported():  # only children that do not train may
+            case Progressed() | Checked() | Exported() | Reported():  # no training reports these
                 raise TypeError(event.kind)
             case _:
                 self._steps.flush()

@@ -14,9 +14,11 @@ from app.core.job.training_events import (
     Checked,
     Exported,
     Failed,
+    Made,
     Noted,
     OutOfSpace,
     Progressed,
+    Reported,
     TrainingEvent,
 )
 from worker.attempt.endings import AttemptEnd, end_of_error, end_of_process
@@ -57,7 +59,7 @@ class LeasedRun(ABC):
         self._launcher = launcher
         self._directory = job_directory
         self._reports = reports
-        self._last_event: Checked | Exported | Failed | OutOfSpace | None = None
+        self._last_event: Made | Failed | OutOfSpace | None = None
         self.must_wait = False
 
     def run(self) -> None:
@@ -97,7 +99,7 @@ class LeasedRun(ABC):
         match event:
             case Noted() | Progressed():
                 self._note(event)
-            case Checked() | Exported() | Failed() | OutOfSpace():
+            case Checked() | Exported() | Reported() | Failed() | OutOfSpace():
                 self._last_event = event
             case _:  # `ReportCheck` has refused it
                 raise TypeError(event.kind)
@@ -114,7 +116,7 @@ class LeasedRun(ABC):
     def _settle(self, ending: Ending) -> None:
         self._keeper.require()
         event = self._last_event
-        if isinstance(event, Checked | Exported):
+        if isinstance(event, Made):
             self._finish(event)
             return
         self._end(
@@ -137,7 +139,7 @@ class LeasedRun(ABC):
         """Write down what the child reports on the way."""
 
     @abstractmethod
-    def _finish(self, event: Checked | Exported) -> None:
+    def _finish(self, event: Made) -> None:
         """Store what the child has made, and record its last report."""
 
     @abstractmethod

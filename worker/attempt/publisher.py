@@ -14,6 +14,7 @@ from app.core.db.repositories.jobs import JobRepository
 from app.core.db.repositories.leases import LeaseRepository, RequestedAction
 from app.core.db.repositories.recovery import RecoveryRepository
 from app.core.db.repositories.saved_states import SavedStateRepository
+from app.core.db.repositories.tasks.reports import begin_report, find_validation_data
 from app.core.db.repositories.transitions import settle
 from app.core.db.session import Session
 from app.core.db.tables import Checkpoint, TunedModel
@@ -226,6 +227,8 @@ class Publisher:
         job.trained_tokens = end.trained_tokens
         job.result_checkpoint_id, job.result_file_id = checkpoint.id, file.id
         settle(session, job, JobStatus.SUCCEEDED, now=now)
+        if find_validation_data(session, job) is not None:
+            begin_report(session, job, checkpoint.id, (), now=now)
         return True
 
 

@@ -2,7 +2,7 @@
 
 The child may be hostile. What it may report is bounded by its job: no step comes twice, and no
 checkpoint or saved state either. A child that checks data reports messages and then its result. One
-that exports an adapter reports its progress and then its result.
+that makes an export or a report reports its progress and then its result.
 """
 
 from app.core.job.loss_log import MAX_STEP
@@ -12,12 +12,14 @@ from app.core.job.training_events import (
     Exported,
     Failed,
     Finished,
+    Made,
     MemoryShort,
     Noted,
     OutOfSpace,
     Planned,
     Progressed,
     ProtocolError,
+    Reported,
     Saved,
     Started,
     Stepped,
@@ -30,7 +32,7 @@ MAX_NOTES = 100
 """Number of messages in one attempt. A training has about ten, and a check at most 42."""
 
 MAX_PROGRESS = 1000
-"""Number of times that an export reports its progress. It does so about ten times."""
+"""Number of times that an export or a report tells its progress. It does so 10 to 20 times."""
 
 _OF_ALL_TASKS = (Noted, Failed, OutOfSpace)
 _OF_TRAINING = (
@@ -63,6 +65,10 @@ class ReportCheck:
     def begin_export(self) -> None:
         """Expect a child that only exports an adapter."""
         self._of_task = (Progressed, Exported)
+
+    def begin_report(self) -> None:
+        """Expect a child that only reports how a tuned model answers."""
+        self._of_task = (Progressed, Reported)
 
     def begin(self, *, after_step: int, total_steps: int) -> None:
         """Expect a training that resumes after `after_step` and has at most `total_steps`."""
@@ -131,14 +137,7 @@ class ReportCheck:
 
     def _check_end(
         self,
-        event: Stopped
-        | Finished
-        | Failed
-        | OutOfSpace
-        | MemoryShort
-        | Unresumable
-        | Checked
-        | Exported,
+        event: Stopped | Finished | Failed | OutOfSpace | MemoryShort | Unresumable | Made,
     ) -> None:
         self._is_over = True
         match event:

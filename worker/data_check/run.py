@@ -13,7 +13,7 @@ from app.core.db.repositories.leases import Lease
 from app.core.db.repositories.recovery import Crash, Interruption
 from app.core.db.session import Session
 from app.core.errors import LeaseLostError
-from app.core.job.training_events import Checked, Exported, JobError, Noted, Progressed
+from app.core.job.training_events import Checked, JobError, Made, Noted, Progressed
 from app.core.storage.blob_store import delete_blobs
 from worker.attempt.endings import AttemptEnd
 from worker.attempt.lease_keeper import LeaseKeeper, Resources
@@ -64,7 +64,7 @@ class CheckRun(LeasedRun):
             files.get_for_job(validation_file_id) if validation_file_id else None,
         )
 
-    def _finish(self, event: Checked | Exported) -> None:
+    def _finish(self, event: Made) -> None:
         """Store the tokens and record the report, or free the tokens if the check is lost."""
         assert isinstance(event, Checked)  # noqa: S101 - `ReportCheck` refuses any other
         files: dict[str, dict[str, Any]] = {}

@@ -1,4 +1,4 @@
-"""The directory of one try at an export: the base model, the adapter, and what becomes of them."""
+"""The directory of one try at a task: base model, adapter, data, and what becomes of them."""
 
 import errno
 import os
@@ -8,14 +8,15 @@ from app.core import manifest
 from app.core.base_models import Catalogue
 from app.core.compute_choices import compute_choices
 from app.core.db.repositories.tasks.leases import ClaimedTask
-from app.core.db.tables import Checkpoint
+from app.core.db.tables import Checkpoint, File
 from app.core.disk import has_room
 from app.core.hand_off.formats import ADAPTER_DIRECTORY_NAME, export_task
-from app.core.job.training_config import JobSpec
+from app.core.job.scores.report import REPORT, REQUEST_NAME, ReportRequest
+from app.core.job.training_config import TRAINING_DATA_NAME, VALIDATION_DATA_NAME, JobSpec
 from app.core.settings import Settings
 from app.core.storage.blob_store import BlobStore
 from worker.job_directory import JobDirectory
-from worker.stored_file import copy_checked
+from worker.stored_file import copy_blob, copy_checked
 
 _COPIES = 2
 """An export is in the directory and in the blob store until the directory is removed."""
@@ -24,7 +25,7 @@ _FROM_CHECKPOINT = ("training_file", "validation_file")
 """What the manifest of the checkpoint says of its data."""
 
 
-class ExportDirectory(JobDirectory):
+class TaskDirectory(JobDirectory):
     """The directory, with the attributes of `JobDirectory`.
 
     Attributes:
@@ -32,20 +33,34 @@ class ExportDirectory(JobDirectory):
     """
 
     def __init__(self, root: Path, task: ClaimedTask) -> None:
-        super().__init__(root, task.lease, export_task(task.variant), task_id=task.id)
+        name = "report" if task.kind == REPORT else export_task(task.variant)
+        super().__init__(root, task.lease, name, task_id=task.id)
         self.step: int
+        self._request = task.request
         self._max_artifact_bytes = task.bytes
 
     def fill_with(
-        self, checkpoint: Checkpoint, store: BlobStore, catalogue: Catalogue, settings: Settings
+        self,
+        checkpoint: Checkpoint,
+        data: File | None,
+        store: BlobStore,
+        catalogue: Catalogue,
+        settings: Settings,
     ) -> None:
         """Make the directory, with the checkpoint and a link to its base model.
+
+        Args:
+            checkpoint: what the task is on.
+            data: file with the validation data, for a report.
+            store: has the files.
+            catalogue: has the base model.
+            settings: the settings of the service.
 
         Raises:
             BaseModelMissingError: the base model is not installed.
             BaseModelChangedError: the base model has other weights than when the job was created.
             RefusedModelError: a file of the base model was changed, or may not be used.
-            BlobNotFoundError: the store has lost a file of the checkpoint.
+            BlobNotFoundError: the store has lost a file of the checkpoint or the data.
             ManifestError: the checkpoint has changed.
             OSError: there is no room for the export.
         """
@@ -58,6 +73,8 @@ class ExportDirectory(JobDirectory):
         adapter.mkdir()
         for file in checkpoint.files:
             copy_checked(store, file.blob_key, file.sha256, adapter / file.filename)
+        if self._request is not None:
+            self._put_request(ReportRequest.model_validate(self._request), data, store)
         promised = manifest.verify(adapter)
         self.step = promised.step
         spec = {
@@ -70,8 +87,15 @@ class ExportDirectory(JobDirectory):
             "threads": 1,
             "compute": compute_choices(settings),
         }
-        data = {name: promised.provenance.get(name) for name in _FROM_CHECKPOINT}
-        if data["training_file"] is None:  # the adapter was imported, and only its archive is known
+        given = {name: promised.provenance.get(name) for name in _FROM_CHECKPOINT}
+        if given["training_file"] is None:  # the adapter was imported; only its archive is known
             archive = promised.provenance["imported"]
-            data["training_file"] = archive | {"file_id": "", "bytes": 0, "examples": 0}
-        self._put_spec(JobSpec.model_validate(spec | data))
+            given["training_file"] = archive | {"file_id": "", "bytes": 0, "examples": 0}
+        self._put_spec(JobSpec.model_validate(spec | given))
+
+    def _put_request(self, request: ReportRequest, data: File | None, store: BlobStore) -> None:
+        (self.directory / REQUEST_NAME).write_text(request.model_dump_json(), encoding="utf-8")
+        if data is not None:
+            is_own = data.id == self._lease.validation_file_id
+            name = VALIDATION_DATA_NAME if is_own else TRAINING_DATA_NAME
+            copy_blob(store, data.blob_key, self.directory / name)

@@ -7,25 +7,35 @@ import logging
 from collections.abc import Callable
 
 from app.core.db.repositories.checkpoints import CheckpointRepository
+from app.core.db.repositories.jobs import JobRepository
 from app.core.db.repositories.recovery import Crash, Interruption
 from app.core.db.repositories.tasks.leases import ClaimedTask, TaskLeases
+from app.core.db.repositories.tasks.reports import find_validation_data
 from app.core.db.session import Session
-from app.core.db.tables import Checkpoint
+from app.core.db.tables import Checkpoint, File
 from app.core.errors import LeaseLostError
-from app.core.job.training_events import Checked, Exported, JobError, Noted, Progressed
+from app.core.job.scores.report import REPORT
+from app.core.job.training_events import (
+    Exported,
+    JobError,
+    Made,
+    Noted,
+    Progressed,
+    Reported,
+)
 from app.core.storage.blob_store import delete_blobs
 from worker.attempt.endings import AttemptEnd
 from worker.attempt.lease_keeper import LeaseKeeper, Resources
 from worker.attempt.leased_run import LeasedRun
 from worker.attempt.report_check import ReportCheck
 from worker.launch.launcher import Launcher
-from worker.tasks.directory import ExportDirectory
+from worker.tasks.directory import TaskDirectory
 
 logger = logging.getLogger(__name__)
 
 
 class TaskRun(LeasedRun):
-    """Makes an export. Afterwards it can be downloaded or has failed, or it is tried again.
+    """Makes an export or a report. Afterwards it is there or has failed, or it is tried again.
 
     Args:
         task: the task.
@@ -44,38 +54,54 @@ class TaskRun(LeasedRun):
         stop_at_s: Callable[[], float | None],
     ) -> None:
         reports = ReportCheck()
-        reports.begin_export()
+        if task.kind == REPORT:
+            reports.begin_report()
+        else:
+            reports.begin_export()
 
         def leases(session: Session) -> TaskLeases:
             return TaskLeases(session, task.id)
 
         keeper = LeaseKeeper(task.lease, resources, stop_at_s, leases)
         self._task = task
-        self._export = ExportDirectory(resources.settings.work_dir, task)
-        super().__init__(keeper, resources, launcher, self._export, reports)
+        self._made = TaskDirectory(resources.settings.work_dir, task)
+        super().__init__(keeper, resources, launcher, self._made, reports)
 
     def _fill(self) -> None:
         resources = self._resources
-        checkpoint = self._keeper.read(self._read_checkpoint)
-        self._export.fill_with(checkpoint, resources.store, resources.catalogue, resources.settings)
+        checkpoint, data = self._keeper.read(self._read_inputs)
+        self._made.fill_with(
+            checkpoint, data, resources.store, resources.catalogue, resources.settings
+        )
 
-    def _read_checkpoint(self, session: Session) -> Checkpoint:
+    def _read_inputs(self, session: Session) -> tuple[Checkpoint, File | None]:
+        """The checkpoint, and the validation data for a report."""
         lease = self._lease
         checkpoints = CheckpointRepository(session, lease.project_id)
         checkpoint = checkpoints.find(lease.job_id, self._task.checkpoint_id)
         if checkpoint is None:  # it has just been deleted, and the task with it
             raise LeaseLostError(lease.job_id, lease.attempt)
-        return checkpoint
+        if self._task.kind != REPORT:
+            return checkpoint, None
+        job = JobRepository(session, lease.project_id).get(lease.job_id)
+        return checkpoint, find_validation_data(session, job)
 
     def _note(self, event: Noted | Progressed) -> None:
         if isinstance(event, Progressed):
             self._transact(lambda task: task.progress(self._lease, event.fraction))
 
-    def _finish(self, event: Checked | Exported) -> None:
-        """Store the files and publish them, or free them if the task is lost."""
+    def _finish(self, event: Made) -> None:
+        if isinstance(event, Reported):
+            result, now = event.report.model_dump(mode="json"), self._resources.clock()
+            self._transact(lambda task: task.finish(self._lease, result, None, now=now))
+            return
         assert isinstance(event, Exported)  # noqa: S101 - `ReportCheck` refuses any other
+        self._publish(event)
+
+    def _publish(self, event: Exported) -> None:
+        """Store the files and publish them, or free them if the task is lost."""
         store = self._resources.store
-        stored = self._export.store_directory(store, event.directory, step=self._export.step)
+        stored = self._made.store_directory(store, event.directory, step=self._made.step)
         files = {
             file.name: {
                 "key": file.blob_key,
@@ -95,7 +121,7 @@ class TaskRun(LeasedRun):
 
     def _end(self, end: AttemptEnd) -> None:
         lease, now = self._lease, self._resources.clock()
-        self._export.remove()  # it may fill the disk that the database needs
+        self._made.remove()  # it may fill the disk that the database needs
         match end:
             case JobError():
                 self._transact(lambda task: task.fail(lease, end, now=now))

@@ -17,12 +17,14 @@ from app.core.db.repositories.checkpoints import CheckpointRepository
 from app.core.db.repositories.events import EventRepository
 from app.core.db.repositories.job_views.curves import CurveRepository
 from app.core.db.repositories.jobs import JobRepository
+from app.core.db.repositories.tasks.requests import TaskRepository
 from app.core.db.session import Session
 from app.core.db.tables import Job
 from app.core.errors import NotFoundError
 from app.core.ids import IdPrefix
 from app.core.job import loss_log, tensorboard
 from app.core.job.loss_log import MAX_STEP, StepMetrics, in_batches
+from app.core.job.scores.report import REPORT
 from app.core.job.status import JobStatus
 from app.schemas.attempts import AttemptsRead
 from app.schemas.bodies import PageRead
@@ -124,7 +126,9 @@ def list_attempts(job_id: str, caller: CallerDep, resources: ResourcesDep) -> Re
         jobs = JobRepository(session, caller.project_id)
         job = jobs.get(job_id)
         attempts = jobs.list_attempts(job_id, limit=_MAX_ATTEMPTS)
-        return AttemptsRead.of(job, attempts, jobs.find_check(job_id))
+        check = jobs.find_check(job_id)
+        reports = TaskRepository(session, caller.project_id).list_of_job(job_id, REPORT)
+        return AttemptsRead.of(job, attempts, check, has_report=bool(reports))
 
     return as_json(resources.read(act))
 

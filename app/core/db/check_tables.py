@@ -52,7 +52,7 @@ TaskStatus = Literal["queued", "running", "succeeded", "failed"]
 
 
 class Task(OwnedByProject, Base):
-    """Something that a worker makes of a checkpoint beside training, such as an export."""
+    """Something that a worker makes of a checkpoint beside training: an export or a report."""
 
     __tablename__ = "tasks"
     __table_args__ = (
@@ -60,7 +60,7 @@ class Task(OwnedByProject, Base):
         CheckConstraint("(worker_id IS NOT NULL) = (status = 'running')", "held"),
         CheckConstraint("(lease_expires_at IS NOT NULL) = (status = 'running')", "leased"),
         CheckConstraint(
-            "(expires_at IS NOT NULL) = (status IN ('succeeded', 'failed'))", "expiry_of_ended"
+            "expires_at IS NULL OR status IN ('succeeded', 'failed')", "expiry_of_ended"
         ),
         CheckConstraint("(error IS NOT NULL) = (status = 'failed')", "error"),
         UniqueConstraint("checkpoint_id", "kind", "variant"),
@@ -73,9 +73,11 @@ class Task(OwnedByProject, Base):
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), index=True)
     checkpoint_id: Mapped[str] = mapped_column(ForeignKey("checkpoints.id"))
     kind: Mapped[str]
-    """What is made: `export`."""
+    """What is made: `export` or `report`."""
     variant: Mapped[str]
-    """Which of its kind: the `ExportFormat` of an export."""
+    """Which of its kind: the `ExportFormat` of an export. A checkpoint has one report."""
+    request: Mapped[dict[str, Any] | None]
+    """The `ReportRequest` of a report. Null for an export."""
     status: Mapped[TaskStatus] = mapped_column(String, default="queued")
     number: Mapped[int] = mapped_column(default=0)
     """Number of the newest try. Older tries can no longer write."""
@@ -86,7 +88,8 @@ class Task(OwnedByProject, Base):
     """When the newest try began."""
     finished_at: Mapped[datetime | None]
     expires_at: Mapped[datetime | None] = mapped_column(index=True)
-    """When the ended task is deleted, with its files. Each download puts it off."""
+    """When the ended task is deleted, with its files. Each download puts it off. Null for a report,
+    which is kept with its job."""
     crashes: Mapped[int] = mapped_column(default=0)
     """How many tries ended because their process died by itself, or because the disk was full."""
     progress: Mapped[float] = mapped_column(default=0.0)
@@ -95,8 +98,9 @@ class Task(OwnedByProject, Base):
     """Size of the files; before they are made, the room that is kept for them. They count as stored
     by the project."""
     result: Mapped[dict[str, Any] | None]
-    """What the child reported in the end: the `Verification` of an export."""
+    """What the child reported in the end: the `Verification` of an export, an `AnswerReport`."""
     files: Mapped[dict[str, Any] | None]
-    """Blob key, bytes, sha256 and crc32 of each file by name. Null until they are made."""
+    """Blob key, bytes, sha256 and crc32 of each file by name. Null until they are made, and for a
+    report, which has none."""
     error: Mapped[dict[str, Any] | None]
     """A `JobError`."""

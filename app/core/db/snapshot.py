@@ -12,6 +12,7 @@ from app.core.db.repositories.recovery import RecoveryRepository
 from app.core.db.repositories.workers import WorkerRepository
 from app.core.db.session import Database, Session
 from app.core.db.tables import Job
+from app.core.job.scores.report import REPORT
 from app.core.job.status import JobStatus
 from app.core.machine.durable import sync
 
@@ -40,12 +41,15 @@ def copy_database(database: Database, session: Session, target: Path) -> None:
 def release_running(session: Session, *, now: datetime) -> list[str]:
     """Put every running job back at once: a restored database has no workers. Returns job ids.
 
-    Checks of data begin again as well. Tasks are deleted: a backup does not have their files.
+    Checks of data and reports begin again as well. Exports are deleted: a backup does not have
+    their files.
     """
     WorkerRepository(session).remove_all()
     checks = update(DataCheck).where(DataCheck.worker_id.is_not(None))
     session.execute(checks.values(worker_id=None, lease_expires_at=None))
-    session.execute(delete(Task))
+    session.execute(delete(Task).where(Task.kind != REPORT))
+    reports = update(Task).where(Task.worker_id.is_not(None))
+    session.execute(reports.values(status="queued", worker_id=None, lease_expires_at=None))
     running = update(Job).where(Job.status == JobStatus.RUNNING)
     session.execute(running.values(lease_expires_at=_LONG_AGO))
     return [job.job_id for job in RecoveryRepository(session).rescue_expired(now=now)]

@@ -203,7 +203,7 @@ class BaseModelRef(Frozen):
         return f"./models/{self.id}" if self.is_from_directory else self.repo
 
 
-TaskName = Literal["train", "check_data", "export_gguf", "export_merged"]
+TaskName = Literal["train", "check_data", "export_gguf", "export_merged", "report"]
 DeviceName = Literal["cpu", "cuda"]
 DtypeName = Literal["float32", "bfloat16"]
 ForwardName = Literal["fast", "plain"]
@@ -243,7 +243,7 @@ class JobSpec(Frozen):
     """`job.json`: all that a training child is told besides the files next to it."""
 
     task: TaskName = "train"
-    """Whether the child trains, only tokenizes the data and reports on it, or makes an export."""
+    """Whether the child trains, only checks the data, makes an export, or makes a report."""
 
     job_id: str
     attempt: int

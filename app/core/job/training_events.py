@@ -13,6 +13,7 @@ from app.core.job.data_report import DataReport
 from app.core.job.estimate import MAX_BYTES
 from app.core.job.frozen import Frozen
 from app.core.job.loss_log import MAX_COUNT, MAX_STEP, StepMetrics
+from app.core.job.scores.report import AnswerReport
 from app.core.job.training_config import DeviceName
 
 Step = Annotated[int, Field(ge=1, le=MAX_STEP)]
@@ -165,7 +166,7 @@ class Checked(Frozen):
 
 
 class Progressed(Frozen):
-    """A part of an export is done."""
+    """A part of an export or a report is done."""
 
     kind: Literal["progressed"] = "progressed"
     fraction: float = Field(ge=0, le=1)
@@ -199,6 +200,16 @@ class Exported(Frozen):
     verification: Verification
 
 
+class Reported(Frozen):
+    """The report on a tuned model is made."""
+
+    kind: Literal["reported"] = "reported"
+    report: AnswerReport
+
+
+Made = Checked | Exported | Reported
+"""What a child that does not train ends with, if it succeeds."""
+
 TrainingEvent = Annotated[
     Noted
     | Planned
@@ -214,7 +225,8 @@ TrainingEvent = Annotated[
     | Failed
     | Checked
     | Progressed
-    | Exported,
+    | Exported
+    | Reported,
     Field(discriminator="kind"),
 ]
 

@@ -9,6 +9,7 @@ import { Exports } from "./job/exports.js";
 import { hasEnded, JobFeed } from "./job/feed.js";
 import { head, tabTitle } from "./job/head.js";
 import { Plots } from "./job/plots.js";
+import { ReportCard } from "./job/report.js";
 import { results } from "./job/results.js";
 import { settings } from "./job/settings.js";
 import { stepsTable } from "./job/steps-table.js";
@@ -35,6 +36,7 @@ const feed = new JobFeed(new URLSearchParams(location.search).get("id") ?? "", (
 const actions = new Actions(feed, session, drawHead);
 const dataPanel = new DataPanel(feed, drawData);
 const exports = new Exports(feed, drawResults);
+const report = new ReportCard(feed, drawReport);
 
 /** What draws each part of the page, and the parts of the feed that it shows. */
 const SECTIONS = [
@@ -43,6 +45,7 @@ const SECTIONS = [
   [drawTimeline, ["lists", "job"]],
   [drawEvents, ["events"]],
   [drawResults, ["lists", "job"]],
+  [drawReport, ["lists"]],
   [drawData, ["data", "job"]],
   [drawSettings, ["job"]],
 ];
@@ -88,6 +91,7 @@ function drawFrame() {
         </details>
       </section>
       <section class="card" id="results" aria-label="Results"></section>
+      <section class="card" id="report" aria-label="Report" hidden></section>
       <div class="pair">
         <section class="card" id="attempts" aria-label="Attempts"></section>
         <section class="card" id="events" aria-label="Events"></section>
@@ -165,6 +169,11 @@ function drawEvents() {
 
 function drawResults() {
   render(results(feed, exports), at("results"));
+}
+
+function drawReport() {
+  at("report").hidden = !report.isShown;
+  if (report.isShown) render(report.view(), at("report"));
 }
 
 function drawData() {

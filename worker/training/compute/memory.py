@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from app.core.job.lora_shape import LoraShape
 from app.core.job.training_config import ComputeSettings, DtypeName, ForwardName
+from app.core.machine.memory import measure_memory
+from worker.training.failures import TrainingFailedError
 from worker.training.model.base_model import ModelShape
 from worker.training.model.cross_entropy import CHUNK
 from worker.training.model.decoder_layer import LONGEST_BY_PRODUCTS
@@ -195,3 +197,23 @@ def advise_less(lora: LoraShape) -> str:
 
 def gigabytes(size: int) -> str:
     return f"{size / 1e9:.1f} GB"
+
+
+def require_free_memory(needed_bytes: float, *, what: str) -> int:
+    """Reject what needs more memory than is free. Returns the free bytes.
+
+    Args:
+        needed_bytes: what it needs.
+        what: what it is, to begin a sentence with.
+
+    Raises:
+        TrainingFailedError: `not_enough_memory`.
+    """
+    free_bytes = measure_memory().free
+    if needed_bytes > free_bytes:
+        raise TrainingFailedError(
+            "not_enough_memory",
+            f"{what} needs about {needed_bytes / 1e9:.1f} GB of memory, and {free_bytes / 1e9:.1f} "
+            "GB are free. Try again when no job trains.",
+        )
+    return free_bytes

@@ -8,8 +8,8 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from app.core.job.training_events import Verification
-from app.core.machine.memory import measure_memory
 from worker.training.artifacts.checkpoint import read_logits
+from worker.training.compute.memory import require_free_memory
 from worker.training.data.tokenizer import load_tokenizer
 from worker.training.failures import TrainingFailedError
 from worker.training.model.base_model import ModelShape
@@ -55,14 +55,8 @@ class Probe:
         tokenizer = load_tokenizer(base_model)
         encoded = [tokenizer(prompt)["input_ids"][:_MAX_TOKENS] for prompt in _PROMPTS]
         self._prompts = [torch.tensor([ids]) for ids in encoded]
-        stored, free = stored_dtype(base_model), measure_memory().free
-        needed = _ROOM * ModelShape.read(base_model).parameters
-        if needed * stored.itemsize > free:
-            raise TrainingFailedError(
-                "not_enough_memory",
-                f"The export needs about {needed * stored.itemsize / 1e9:.1f} GB of memory, and "
-                f"{free / 1e9:.1f} GB are free. Try again when no job trains.",
-            )
+        stored, needed = stored_dtype(base_model), _ROOM * ModelShape.read(base_model).parameters
+        free = require_free_memory(needed * stored.itemsize, what="The export")
         self.dtype = torch.float32 if needed * torch.float32.itemsize <= free else stored
 
     def read(self, model: nn.Module) -> Logits:

@@ -20,8 +20,8 @@ export class JobFeed {
   /** Newest first. */
   events = [];
   hasEarlierEvents = false;
-  /** The attempts at the job, oldest first, and the check of its data. */
-  attempts = { data: [], data_check: null };
+  /** The attempts at the job, oldest first, the check of its data, and whether it has a report. */
+  attempts = { data: [], data_check: null, has_report: false };
   /** Newest first. */
   checkpoints = [];
   /** The report on the data; null while there is none. */

@@ -14,6 +14,7 @@ from app.core.access import DEFAULT_PROJECT_ID, Scope
 from app.core.clock import utc_now
 from app.core.db.repositories.saved_states import SavedStateRepository
 from app.core.db.session import Database
+from app.core.job.scores.report import REPORT, VARIANT
 from app.core.job.status import JobStatus
 from app.core.occupancy import OccupiedError, occupied
 from app.core.settings import Settings
@@ -41,7 +42,7 @@ from tests.builders import (
     list_checkpoints,
     list_messages,
 )
-from tests.exports import add_finished_export, read_task
+from tests.exports import add_finished_export, add_task, claim_task, read_task
 from tests.unit.app.maintenance.conftest import AddCheckpoint, AddState
 
 if TYPE_CHECKING:
@@ -204,7 +205,7 @@ def test_a_check_of_data_begins_again_at_once_and_tokens_are_restored(
         assert tokens.read() == TEXT_LINE
 
 
-def test_a_backup_has_no_exports_and_a_restored_service_makes_them_again(
+def test_a_backup_has_no_exports_and_a_restored_service_goes_on_with_reports(
     *,
     settings: Settings,
     database: Database,
@@ -216,6 +217,8 @@ def test_a_backup_has_no_exports_and_a_restored_service_makes_them_again(
     (checkpoint,) = list_checkpoints(database, job.id)
     before = make_backup(settings, tmp_path / "before")
     task = add_finished_export(database, store, checkpoint, {"adapter.gguf": b"GGUF"})
+    report = add_task(database, checkpoint, kind=REPORT, variant=VARIANT)
+    claim_task(database)
     record = make_backup(settings, tmp_path / "backup", reads_back=True)
 
     restore_backup(elsewhere, tmp_path / "backup")
@@ -223,6 +226,9 @@ def test_a_backup_has_no_exports_and_a_restored_service_makes_them_again(
     assert record.blob_count == before.blob_count
     other = Database(elsewhere.resolved_database_url)
     assert read_task(other, task.id) is None
+    restored = read_task(other, report.id)
+    assert restored is not None
+    assert (restored.status, restored.worker_id) == ("queued", None)
     other.dispose()
     assert read_task(database, task.id) is not None
 

@@ -19,13 +19,14 @@ from app.core.db.repositories.projects.usage import UsageRepository
 from app.core.db.session import Session
 from app.core.db.tables import Job
 from app.core.errors import LeaseLostError
+from app.core.job.scores.report import REPORT
 from app.core.job.training_events import JobError
 
 KEPT_FOR = timedelta(hours=24)
 """How long the files of a task are kept after they were made or last downloaded."""
 
 FAILURE_KEPT_FOR = timedelta(minutes=10)
-"""How long a failed task is kept. Afterwards, a request begins it again."""
+"""How long a failed export is kept. Afterwards, a request begins it again."""
 
 MAX_CRASHES = 3
 """Tries that end because their process died by itself or the disk was full, after which a task
@@ -74,12 +75,15 @@ class ClaimedTask:
     """The right to make one try at a task until the lease ends."""
 
     id: str
+    kind: str
     variant: str
     checkpoint_id: str
     bytes: int
     """Room that is kept for its files."""
     lease: Lease
     """The job of the checkpoint. `attempt` is the number of the try."""
+    request: Mapping[str, Any] | None
+    """What was asked for, as `Task.request` has it."""
 
 
 class TaskQueue(Repository):
@@ -110,7 +114,15 @@ class TaskQueue(Repository):
         if lease is None or error is not None:
             _end(task, now=now, error=error)
             return None
-        return ClaimedTask(task.id, task.variant, task.checkpoint_id, task.bytes, lease)
+        return ClaimedTask(
+            task.id,
+            task.kind,
+            task.variant,
+            task.checkpoint_id,
+            task.bytes,
+            lease,
+            task.request,
+        )
 
     def release_orphans(self, dead_worker_ids: Collection[str]) -> None:
         """Give back the tasks of workers that have died, without waiting for their leases."""
@@ -150,7 +162,7 @@ class TaskLeases(Repository):
         self,
         lease: Lease,
         result: Mapping[str, Any],
-        files: Mapping[str, Mapping[str, Any]],
+        files: Mapping[str, Mapping[str, Any]] | None,
         *,
         now: datetime,
     ) -> None:
@@ -159,13 +171,13 @@ class TaskLeases(Repository):
         Args:
             lease: the try.
             result: what the child reported.
-            files: `key`, `bytes`, `sha256` and `crc32` of each file, by name.
+            files: `key`, `bytes`, `sha256` and `crc32` of each file, by name; None for none.
             now: the time.
         """
         task = self._hold(lease)
         self._count_time(task, now=now)
-        task.result, task.files = dict(result), dict(files)
-        task.bytes = sum(file["bytes"] for file in files.values())
+        task.result, task.files = dict(result), None if files is None else dict(files)
+        task.bytes = sum(file["bytes"] for file in (files or {}).values())
         task.progress = 1.0
         _end(task, now=now)
 
@@ -188,7 +200,10 @@ class TaskLeases(Repository):
         task.crashes += 1
         if task.crashes >= MAX_CRASHES:
             message = f"{what}, {task.crashes} times. The worker's log has more."
-            _end(task, now=now, error=JobError(code="export_crashed", message=message))
+            code = "export_crashed"
+            if task.kind == REPORT:
+                code = "report_crashed"
+            _end(task, now=now, error=JobError(code=code, message=message))
         else:
             _put_back(task)
 
@@ -229,7 +244,8 @@ def _end(task: Task, *, now: datetime, error: JobError | None = None) -> None:
     _put_back(task)
     task.status = "succeeded" if error is None else "failed"
     task.finished_at = now
-    task.expires_at = now + (KEPT_FOR if error is None else FAILURE_KEPT_FOR)
+    if task.kind != REPORT:
+        task.expires_at = now + (KEPT_FOR if error is None else FAILURE_KEPT_FOR)
     if error is not None:
         task.bytes = 0
         task.error = error.model_dump(mode="json")

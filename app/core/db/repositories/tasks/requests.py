@@ -26,6 +26,10 @@ class TaskRepository(ProjectRepository):
     def add(self, task: Task) -> None:
         self._add(task)
 
+    def delete(self, task_id: str) -> None:
+        """Delete a task that has no files."""
+        self._session.execute(self._delete(Task).where(Task.id == task_id))
+
     def list_of_job(self, job_id: str, kind: str) -> list[Task]:
         """Return the tasks of a kind on checkpoints of a job, newest first."""
         query = self._select(Task).where(Task.job_id == job_id, Task.kind == kind)

@@ -1,4 +1,4 @@
-"""Exports by real processes: whole, contained, and made again when one of them is killed."""
+"""Tasks by real processes: whole, contained, and made again when one of them is killed."""
 
 import os
 import signal
@@ -13,11 +13,15 @@ from app.core.base_models import load_catalogue
 from app.core.clock import utc_now
 from app.core.db.check_tables import Task
 from app.core.db.repositories.checkpoints import CheckpointRepository
+from app.core.db.repositories.tasks.reports import begin_report
 from app.core.db.session import Database
+from app.core.db.tables import Checkpoint, Job
 from app.core.job.containment import find_layers
+from app.core.job.scores.report import AnswerReport
 from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
 from tests.builders import (
+    NOW,
     add_job,
     build_checkpoint,
     build_file,
@@ -48,8 +52,10 @@ def data_dir(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def task(settings: Settings, database: Database, store: LocalBlobStore, tmp_path: Path) -> Task:
-    """A merged model that somebody has asked for: of a tiny base model and a trained adapter."""
+def checkpoint(
+    settings: Settings, database: Database, store: LocalBlobStore, tmp_path: Path
+) -> Checkpoint:
+    """A trained adapter of a tiny base model."""
     job = add_job(database)
     base_model = load_catalogue(settings.data_dir).directory("tiny")
     written = tmp_path / "checkpoint"
@@ -64,6 +70,12 @@ def task(settings: Settings, database: Database, store: LocalBlobStore, tmp_path
         put_blob(store, file.blob_key, (written / file.filename).read_bytes())
     with database.writing() as session:
         CheckpointRepository(session, job.project_id).add(checkpoint)
+    return checkpoint
+
+
+@pytest.fixture
+def task(database: Database, checkpoint: Checkpoint) -> Task:
+    """A merged model that somebody has asked for."""
     return add_task(database, checkpoint, bytes=64 * 1024 * 1024)
 
 
@@ -105,6 +117,23 @@ def test_a_contained_child_makes_a_model_that_loads(
     check_published(done, store, tmp_path / "merged")
     assert done.result is not None
     assert done.result["max_difference"] < done.result["tolerance"] < done.result["adapter_effect"]
+
+
+@pytest.mark.only_sqlite
+def test_a_contained_child_lets_both_models_answer(
+    checkpoint: Checkpoint, doer: TaskDoer, database: Database
+) -> None:
+    with database.writing() as session:
+        job = session.get_one(Job, checkpoint.job_id)
+        report = begin_report(session, job, checkpoint.id, ["Hi", "And then?"], now=NOW)
+
+    assert doer.do_next(lambda: None) == 0.0
+
+    done = must_read(database, report.id)
+    assert done.status == "succeeded", done.error
+    made = AnswerReport.model_validate(done.result, strict=False)
+    assert [pair.prompt for pair in made.answers] == ["Hi", "And then?"]
+    assert all(pair.base.text != pair.tuned.text for pair in made.answers)
 
 
 @pytest.mark.only_sqlite

@@ -1,0 +1,45 @@
+"""/v1/fine_tuning/jobs/{id}/report: how a tuned model and its base model answer."""
+
+from functools import partial
+
+from fastapi import APIRouter
+
+from app.api.access import PolicyRoute, needs
+from app.api.deps import CallerDep, Now, ResourcesDep
+from app.core.access import Scope
+from app.schemas.job_reports import ReportCreate, ReportRead
+from app.services.scoring import reports
+
+router = APIRouter(
+    prefix="/fine_tuning/jobs/{job_id}/report", tags=["fine-tuning"], route_class=PolicyRoute
+)
+
+
+@router.get("", dependencies=[needs(Scope.READ)])
+def get_report(job_id: str, caller: CallerDep, resources: ResourcesDep) -> ReportRead:
+    """Get the report of a job: greedy answers of the base model and the tuned one, with scores.
+
+    A worker makes it when a job with validation data has succeeded. `status` and `progress` say how
+    far it is. The answer is 404 for a job without a report.
+    """
+    return resources.read(partial(reports.get_report, caller=caller, job_id=job_id))
+
+
+@router.post("", status_code=202, dependencies=[needs(Scope.WRITE)])
+def create_report(
+    job_id: str,
+    caller: CallerDep,
+    resources: ResourcesDep,
+    now: Now,
+    body: ReportCreate | None = None,
+) -> ReportRead:
+    """Make the report of a job that has succeeded, in place of an earlier one.
+
+    With `eval_prompts`, both models answer these prompts as well. A job without validation data
+    needs them, and its report has no scores.
+    """
+    prompts = (body or ReportCreate()).eval_prompts or ()
+    request = partial(
+        reports.request_report, caller=caller, job_id=job_id, prompts=prompts, now=now
+    )
+    return resources.write(request)

@@ -1,0 +1,61 @@
+"""Reports on tuned models: how they and their base models answer. The caller owns the transaction.
+
+A worker begins the report of a job with validation data by itself, when the job succeeds.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from app.core.access import Caller
+from app.core.db.repositories.jobs import JobRepository
+from app.core.db.repositories.projects import audit
+from app.core.db.repositories.projects.audit import Action
+from app.core.db.repositories.tasks.reports import begin_report, find_validation_data
+from app.core.db.repositories.tasks.requests import TaskRepository
+from app.core.db.session import Session
+from app.core.errors import InvalidRequestError, NotFoundError
+from app.core.job.scores.report import REPORT
+from app.schemas.job_reports import ReportRead
+from app.services import jobs
+
+
+def get_report(session: Session, caller: Caller, job_id: str) -> ReportRead:
+    """The report of a job, made or in the making.
+
+    Raises:
+        NotFoundError: no job has this id, or it has no report.
+    """
+    job = JobRepository(session, caller.project_id).get(job_id)
+    tasks = TaskRepository(session, caller.project_id).list_of_job(job_id, REPORT)
+    if not tasks:
+        raise NotFoundError(
+            f"Job {job_id} has no report. A worker makes one when a job with validation data "
+            f"succeeds. For a job without, send POST /v1/fine_tuning/jobs/{job_id}/report with "
+            "eval_prompts.",
+            code="report_not_found",
+        )
+    return ReportRead.of(tasks[0], job)
+
+
+def request_report(
+    session: Session, caller: Caller, job_id: str, prompts: Sequence[str], *, now: datetime
+) -> ReportRead:
+    """Let a worker make the report of a job. It takes the place of an earlier one.
+
+    Raises:
+        NotFoundError: no job has this id, or its adapter was deleted.
+        StateConflictError: the job has no result, or does not have it yet.
+        InvalidRequestError: the job has no validation data to answer, and there are no prompts.
+    """
+    adapter = jobs.get_adapter(session, caller, job_id, None)
+    job = JobRepository(session, caller.project_id).get(job_id)
+    if not prompts and find_validation_data(session, job) is None:
+        raise InvalidRequestError(
+            f"Job {job_id} has no validation data with answers to compare with: it had none, its "
+            "rows are texts, or the file was deleted. Send up to 5 eval_prompts.",
+            code="missing_required_parameter",
+            param="eval_prompts",
+        )
+    task = begin_report(session, job, adapter.id, prompts, now=now)
+    audit.record(session, caller, Action.REPORT_REQUESTED, job_id, now=now)
+    return ReportRead.of(task, job)

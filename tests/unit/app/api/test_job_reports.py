@@ -1,0 +1,167 @@
+"""Reports over HTTP: begun by a worker or a request, told in the making, kept with the job."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from app.core.db.check_tables import Task
+from app.core.db.repositories.tasks.leases import TaskLeases
+from app.core.db.session import Database
+from app.core.db.tables import Job
+from app.core.job.training_events import JobError
+from app.core.storage.local import LocalBlobStore
+from tests.builders import CHAT_LINE, NOW, add_file, add_job, add_succeeded_job
+from tests.exports import claim_task
+from tests.reports import REPORT_MADE
+
+PROMPTS = {"eval_prompts": ["Hi", "And then?"]}
+
+
+@pytest.fixture
+def job(database: Database, store: LocalBlobStore) -> Job:
+    """A job without validation data."""
+    return add_succeeded_job(database, store)
+
+
+@pytest.fixture
+def address(job: Job) -> str:
+    return f"/v1/fine_tuning/jobs/{job.id}/report"
+
+
+def set_validation_file(database: Database, job: Job, file_id: str) -> None:
+    with database.writing() as session:
+        session.get_one(Job, job.id).validation_file_id = file_id
+
+
+def error_of(answer: Any, status: int) -> Mapping[str, Any]:
+    assert answer.status_code == status
+    return answer.json()["error"]
+
+
+def test_a_report_is_told_from_its_request_to_its_end(
+    client: TestClient, database: Database, job: Job, address: str
+) -> None:
+    asked = client.post(address, json=PROMPTS)
+    task = claim_task(database)
+    with database.writing() as session:
+        TaskLeases(session, task.id).progress(task.lease, 0.4)
+    running = client.get(address).json()
+    with database.writing() as session:
+        result = REPORT_MADE.model_dump(mode="json")
+        TaskLeases(session, task.id).finish(task.lease, result, None, now=NOW)
+    done = client.get(address).json()
+
+    assert asked.status_code == 202
+    assert task.request == {"prompts": PROMPTS["eval_prompts"], "are_chats": True}
+    shown = asked.json()
+    assert (shown["object"], shown["status"], shown["retry_after"], shown["report"]) == (
+        "fine_tuning.job.report",
+        "queued",
+        2,
+        None,
+    )
+    assert (shown["base_model"], shown["fine_tuned_model"]) == ("tiny", job.fine_tuned_model)
+    assert (running["status"], running["progress"]) == ("running", 0.4)
+    assert (done["status"], done["retry_after"], done["error"]) == ("succeeded", None, None)
+    assert done["report"] == result
+    assert done["finished_at"] == int(NOW.timestamp())
+
+
+def test_a_report_that_has_failed_says_why(
+    client: TestClient, database: Database, address: str
+) -> None:
+    client.post(address, json=PROMPTS)
+    task = claim_task(database)
+    error = JobError(code="not_enough_memory", message="It needs 14 GB.")
+    with database.writing() as session:
+        TaskLeases(session, task.id).fail(task.lease, error, now=NOW)
+
+    shown = client.get(address).json()
+
+    assert (shown["status"], shown["report"]) == ("failed", None)
+    assert shown["error"] == {"code": "not_enough_memory", "message": "It needs 14 GB."}
+
+
+def test_a_job_without_a_report_says_how_to_get_one(
+    client: TestClient, job: Job, address: str
+) -> None:
+    attempts = f"/v1/fine_tuning/jobs/{job.id}/attempts"
+    error = error_of(client.get(address), 404)
+    before = client.get(attempts).json()["has_report"]
+    client.post(address, json=PROMPTS)
+
+    assert (before, client.get(attempts).json()["has_report"]) == (False, True)
+    assert error["code"] == "report_not_found"
+    assert "eval_prompts" in error["message"]
+
+
+def test_a_job_without_validation_data_needs_prompts(client: TestClient, address: str) -> None:
+    error = error_of(client.post(address), 400)
+
+    assert (error["code"], error["param"]) == ("missing_required_parameter", "eval_prompts")
+
+
+def test_a_validation_file_is_scored_without_prompts_unless_it_has_only_texts(
+    client: TestClient, database: Database, store: LocalBlobStore, job: Job, address: str
+) -> None:
+    chats = add_file(database, store, CHAT_LINE, format="messages")
+    set_validation_file(database, job, add_file(database, store).id)
+    refused = client.post(address, json={})
+    set_validation_file(database, job, chats.id)
+    taken = client.post(address, json={})
+
+    assert (refused.status_code, taken.status_code) == (400, 202)
+
+
+def test_a_new_report_takes_the_place_of_the_earlier_one(
+    client: TestClient, database: Database, address: str
+) -> None:
+    first = client.post(address, json={"eval_prompts": ["One"]}).json()
+    claim_task(database)
+    second = client.post(address, json={"eval_prompts": ["Two"]}).json()
+
+    assert second["id"] != first["id"]
+    assert client.get(address).json()["id"] == second["id"]
+    with database.reading() as session:
+        assert session.query(Task).count() == 1
+
+
+def test_a_job_that_has_not_succeeded_has_nothing_to_report(
+    client: TestClient, database: Database
+) -> None:
+    job = add_job(database)
+
+    error = error_of(client.post(f"/v1/fine_tuning/jobs/{job.id}/report", json=PROMPTS), 400)
+
+    assert error["code"] == "adapter_not_ready"
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        ({"eval_prompts": []}, "invalid_value"),
+        ({"eval_prompts": ["a"] * 6}, "invalid_value"),
+        ({"eval_prompts": [""]}, "invalid_value"),
+        ({"eval_prompts": ["a" * 4001]}, "invalid_value"),
+        ({"eval_prompts": "a"}, "invalid_value"),
+        ({"prompts": ["a"]}, "unknown_parameter"),
+    ],
+    ids=["none", "six", "empty", "long", "no-list", "unknown"],
+)
+def test_bad_prompts_are_refused(
+    client: TestClient, address: str, body: dict[str, Any], code: str
+) -> None:
+    assert error_of(client.post(address, json=body), 400)["code"] == code
+
+
+def test_a_report_goes_with_its_job(client: TestClient, database: Database, job: Job) -> None:
+    address = f"/v1/fine_tuning/jobs/{job.id}"
+    client.post(f"{address}/report", json=PROMPTS)
+
+    assert client.delete(address).status_code == 200
+
+    assert error_of(client.get(f"{address}/report"), 404)["code"] == "job_not_found"
+    with database.reading() as session:
+        assert session.query(Task).count() == 0

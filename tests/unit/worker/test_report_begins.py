@@ -1,0 +1,151 @@
+"""The report of a job begins with its success, if there are answers to compare with."""
+
+from typing import Any
+
+import pytest
+from sqlalchemy import select
+
+from app.core.base_models import Catalogue
+from app.core.db.check_tables import Task
+from app.core.db.repositories.jobs import JobRepository
+from app.core.db.session import Database
+from app.core.db.tables import Job
+from app.core.job.scores.report import REPORT, ReportRequest
+from app.core.job.training_events import Checkpointed, Finished, Started, Stepped
+from app.core.settings import Settings
+from app.core.storage.local import LocalBlobStore
+from tests.builders import (
+    CHAT_LINE,
+    NOW,
+    add_file,
+    add_job,
+    build_config,
+    build_metrics,
+    claim,
+    get_job,
+    write_checkpoint,
+)
+from tests.fakes import FakeLauncher, FrozenClock
+from worker.attempt.attempt import Attempt
+from worker.attempt.lease_keeper import Resources
+from worker.launch.launcher import Ending
+
+ENDED = Ending(0, was_asked=False, was_killed=False, log_tail="")
+
+
+class Training:
+    """One job of one step, with files of these formats."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        database: Database,
+        store: LocalBlobStore,
+        catalogue: Catalogue,
+        *,
+        training: str,
+        validation: str | None,
+        **config: Any,
+    ) -> None:
+        self.database = database
+        formats = [each for each in (training, validation) if each is not None]
+        files = [add_file(database, store, CHAT_LINE, format=each).id for each in formats]
+        self.job = add_job(
+            database,
+            training_file_id=files[0],
+            validation_file_id=files[1] if validation else None,
+            config=build_config(max_steps=1, **config).model_dump(mode="json"),
+        )
+        resources = Resources(settings, database, store, catalogue, FakeLauncher(), FrozenClock())
+        self.attempt = Attempt(claim(database), resources)
+        self.attempt._prepare()
+        self.directory = settings.work_dir / self.job.id / "attempt-1"
+
+    def finish(self) -> None:
+        self.attempt.on_event(Started(total_steps=1))
+        self.attempt.on_event(Stepped(metrics=build_metrics(1)))
+        write_checkpoint(self.directory, 1)
+        self.attempt.on_event(Checkpointed(step=1, directory="out/step-1"))
+        self.attempt.on_event(Finished(step=1, trained_tokens=500))
+        self.attempt.settle(ENDED)
+
+    def cancel(self) -> None:
+        with self.database.writing() as session:
+            JobRepository(session, self.job.project_id).request_cancel(self.job.id, now=NOW)
+
+    def tasks(self) -> list[Task]:
+        with self.database.reading() as session:
+            return list(session.scalars(select(Task)))
+
+    def read_job(self) -> Job:
+        return get_job(self.database, self.job.id)
+
+
+@pytest.mark.parametrize(
+    ("training", "validation", "config", "begins"),
+    [
+        ("messages", "messages", {}, True),
+        ("messages", None, {"validation_split": 0.5}, True),
+        ("messages", None, {}, False),
+        ("text", "text", {}, False),
+        ("text", None, {"validation_split": 0.5}, False),
+    ],
+)
+def test_a_report_begins_if_there_are_answers_to_compare_with(
+    settings: Settings,
+    database: Database,
+    store: LocalBlobStore,
+    catalogue: Catalogue,
+    *,
+    training: str,
+    validation: str | None,
+    config: dict[str, Any],
+    begins: bool,
+) -> None:
+    run = Training(
+        settings,
+        database,
+        store,
+        catalogue,
+        training=training,
+        validation=validation,
+        **config,
+    )
+
+    run.finish()
+
+    assert run.read_job().status == "succeeded"
+    assert [task.kind for task in run.tasks()] == [REPORT] * begins
+
+
+@pytest.mark.parametrize(
+    ("format_", "are_chats"), [("messages", True), ("prompt_completion", False)]
+)
+def test_prompts_are_read_as_those_of_the_training_file(
+    settings: Settings,
+    database: Database,
+    store: LocalBlobStore,
+    catalogue: Catalogue,
+    *,
+    format_: str,
+    are_chats: bool,
+) -> None:
+    run = Training(settings, database, store, catalogue, training=format_, validation=format_)
+
+    run.finish()
+
+    (task,) = run.tasks()
+    assert ReportRequest.model_validate(task.request) == ReportRequest(are_chats=are_chats)
+    assert task.checkpoint_id == run.read_job().result_checkpoint_id
+
+
+def test_a_job_that_is_cancelled_at_its_end_has_no_report(
+    settings: Settings, database: Database, store: LocalBlobStore, catalogue: Catalogue
+) -> None:
+    run = Training(settings, database, store, catalogue, training="messages", validation="messages")
+    run.cancel()
+
+    run.finish()
+
+    assert run.read_job().status == "cancelled"
+    assert run.tasks() == []
