@@ -51,7 +51,7 @@ def verify_adapter(path: Path, keys: Sequence[PublicKey]) -> tuple[Manifest, Pub
     except ManifestError as error:
         raise NotGenuineError(f"{error}.") from error
     # What the zip module raises for a damaged archive, one that is encrypted or otherwise packed.
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
         raise NotGenuineError(f"{path} is not an intact zip archive: {error}.") from error
 
 
