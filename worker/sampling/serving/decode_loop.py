@@ -13,6 +13,7 @@ from torch import Tensor
 
 from app.core.clock import steady_s
 from app.core.sampling.messages import Accepted
+from worker.sampling.pulse import STEP_S, Pulse
 from worker.sampling.serving.batch import Running, Sequence, share_step
 from worker.sampling.serving.desk import Desk
 from worker.sampling.serving.pace import MOST, Pace, rest_after
@@ -25,6 +26,9 @@ logger = logging.getLogger(__name__)
 class DecodeLoop:
     """Reads with the models, in one thread.
 
+    Attributes:
+        pulse: that of the thread.
+
     Args:
         desk: hands requests over.
         shelf: has what they need.
@@ -36,6 +40,7 @@ class DecodeLoop:
         self._shelf = shelf
         self._pace = Pace(threads)
         self._running: list[Running] = []
+        self.pulse = Pulse()
 
     def run(self) -> None:
         """Answer requests for as long as the process lives."""
@@ -51,8 +56,10 @@ class DecodeLoop:
         self._pace.use_threads(trains=self._desk.trains)
         began_s = steady_s()
         for model in {each.model for each in self._running}:
+            self.pulse.expect(STEP_S)
             self._step(model)
         self._keep_within_memory()
+        self.pulse.rest()
         self._rest(steady_s() - began_s)
 
     def _join(self, running: Running) -> None:

@@ -5,6 +5,7 @@ from contextlib import ExitStack
 
 import torch
 
+from worker.sampling.pulse import LOADING_S, STEP_S, Pulse
 from worker.sampling.serving.batch import Running
 from worker.sampling.serving.desk import Desk
 from worker.sampling.serving.requests import Request, UnavailableError, explain_failure
@@ -20,17 +21,24 @@ _FIRST_TOKENS = 64
 
 
 class Preparer:
-    """Takes requests in their turn, and hands them over to be answered."""
+    """Takes requests in their turn, and hands them over to be answered.
+
+    Attributes:
+        pulse: that of the thread that runs it.
+    """
 
     def __init__(self, desk: Desk, shelf: Shelf) -> None:
         self._desk = desk
         self._shelf = shelf
+        self.pulse = Pulse()
 
     def run(self) -> None:
         """Prepare requests for as long as the process lives."""
         torch.set_num_threads(1)
         while True:
+            self.pulse.rest()
             request = self._desk.take()
+            self.pulse.expect(LOADING_S)
             with ExitStack() as undo:
                 undo.callback(self._desk.leave, request)
                 try:
@@ -52,7 +60,9 @@ class Preparer:
         if ask.adapter is not None:
             adapter = self._shelf.take_adapter(model, ask.adapter, request.files)
             undo.callback(self._shelf.release, adapter)
+        self.pulse.expect(STEP_S)
         prepared = model.decoder.prepare(ask)
+        self.pulse.rest()
         tokens = ask.choices * (len(prepared.prompt) + _FIRST_TOKENS)
         self._wait_for_room(request, tokens * model.runner.bytes_per_token)
         return Running(request, model, adapter, prepared)
