@@ -1,6 +1,7 @@
 """A process that the keeper starts instead of one that answers requests: it only goes wrong.
 
-The file `how` in its working directory says how. It writes down its process id and its options.
+The file `how` beside its working directory says how. There it writes down its process id and what
+it gets.
 """
 
 import os
@@ -12,12 +13,13 @@ from worker.sampling.serving.options import READY
 
 
 def main() -> None:
-    Path("options.json").write_text(sys.argv[3], encoding="utf-8")
+    for name, argument in zip(("options", "confinement"), sys.argv[3:], strict=False):
+        Path("..", name).write_text(argument, encoding="utf-8")
     sys.stdout.write(f"{READY}\n")
     sys.stdout.flush()
-    with Path("started").open("a", encoding="utf-8") as started:
+    with Path("../started").open("a", encoding="utf-8") as started:
         started.write(f"{os.getpid()}\n")
-    how = Path("how").read_text(encoding="utf-8")
+    how = Path("../how").read_text(encoding="utf-8")
     if how == "closes its output":
         os.close(1)
         os.close(2)

@@ -19,6 +19,7 @@ from app.core.job.training_config import BASE_MODEL_NAME, MACHINE_CACHE_NAME
 from app.core.machine.subprocesses import python_module
 from app.core.sampling.messages import MAX_SILENCE_S
 from app.core.settings import Settings
+from app.core.storage.trees import remove_tree
 from worker.launch.sandbox.confinement import Confinement
 from worker.launch.sandbox.sandbox import Sandbox
 from worker.launch.supervision import child_environment
@@ -178,6 +179,7 @@ def _pipe() -> Generator[tuple[FileIO, FileIO]]:
 def _make_directory(settings: Settings) -> Path:
     """Make its working directory, with links to what it may read, as jobs have them."""
     directory = settings.sampler_dir.resolve() / "process"
+    remove_tree(directory.parent, directory.name)  # an earlier process may have left code there
     directory.mkdir(parents=True, exist_ok=True)
     models = settings.data_dir / MODELS_NAME
     models.mkdir(exist_ok=True)

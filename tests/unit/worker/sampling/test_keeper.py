@@ -10,8 +10,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from app.core.compute_choices import sampler_memory, sampling_memory
 from app.core.settings import Settings
 from tests.waiting import wait_until
+from worker.launch.sandbox.confinement import Confinement
 from worker.sampling.child import LINES_A_MINUTE, LogLimit
 from worker.sampling.keeper import Keeper
 from worker.sampling.serving.options import ServingOptions
@@ -21,18 +23,19 @@ PATIENCE_S = 30.0
 
 @pytest.fixture
 def directory(settings: Settings) -> Path:
-    """Working directory of the process."""
-    directory = settings.sampler_dir / "process"
-    directory.mkdir(parents=True)
-    return directory
+    """Where the process writes down what it gets."""
+    settings.sampler_dir.mkdir(parents=True)
+    return settings.sampler_dir
 
 
 @contextmanager
-def keeping(settings: Settings, how: str, *, silence_s: float = PATIENCE_S) -> Generator[None]:
+def keeping(
+    settings: Settings, how: str, *, silence_s: float = PATIENCE_S, sandbox: str = "off"
+) -> Generator[None]:
     """Run a keeper of processes that go wrong in this way. It has to stop when it is told to."""
-    (settings.sampler_dir / "process" / "how").write_text(how)
+    (settings.sampler_dir / "how").write_text(how)
     stops, stop = os.pipe()
-    changed = settings.model_copy(update={"sandbox": "off", "training_device": "cuda"})
+    changed = settings.model_copy(update={"sandbox": sandbox, "training_device": "cuda"})
     keeper = Keeper(changed, stops=stops, module="tests.standin_serving", silence_s=silence_s)
     thread = threading.Thread(target=keeper.run)
     thread.start()
@@ -61,6 +64,17 @@ def test_a_process_that_is_of_no_use_is_replaced(
         assert not psutil.pid_exists(started(directory)[0])
 
 
+def test_a_process_leaves_nothing_to_the_next_one(settings: Settings, directory: Path) -> None:
+    process = directory / "process"
+    with keeping(settings, "waits"):
+        wait_until(lambda: started(directory), within_s=PATIENCE_S)
+        (process / "code").write_text("")
+    with keeping(settings, "waits"):
+        wait_until(lambda: len(started(directory)) > 1, within_s=PATIENCE_S)
+
+    assert not (process / "code").exists()
+
+
 def test_the_log_says_how_a_process_has_ended(
     settings: Settings, directory: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -76,8 +90,19 @@ def test_models_are_sampled_on_the_processor_also_where_a_gpu_trains(
     with keeping(settings, "waits"):
         wait_until(lambda: started(directory), within_s=PATIENCE_S)
 
-    options = ServingOptions.model_validate_json((directory / "options.json").read_bytes())
+    options = ServingOptions.model_validate_json((directory / "options").read_bytes())
     assert options.compute.device == "cpu"
+
+
+def test_the_memory_of_the_process_is_limited_to_what_jobs_do_not_count_on(
+    settings: Settings, directory: Path
+) -> None:
+    with keeping(settings, "waits", sandbox="auto"):
+        wait_until(lambda: started(directory), within_s=PATIENCE_S)
+
+    confinement = Confinement.model_validate_json((directory / "confinement").read_bytes())
+    of_mapped_files = 2 * sampling_memory(settings)
+    assert confinement.limits.memory_bytes == sampler_memory(settings) + of_mapped_files
 
 
 def test_the_log_goes_on_in_the_next_minute() -> None:
