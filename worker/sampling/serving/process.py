@@ -1,4 +1,4 @@
-"""Puts the process together that answers requests: three threads that meet at the desk."""
+"""Puts the process together that answers requests: four threads that meet at the desk."""
 
 import logging
 import os
@@ -31,7 +31,8 @@ def serve(listener: int, control: int, options: ServingOptions) -> None:
     desk = Desk(queue=options.queue, mode=options.mode)
     shelf = Shelf(options)
     loop = DecodeLoop(desk, shelf, threads=options.threads)
-    for work in (Preparer(desk, shelf).run, loop.run):
+    preparers = [Preparer(desk, shelf, loads=loads) for loads in (False, True)]
+    for work in (loop.run, *(each.run for each in preparers)):
         threading.Thread(target=_end_process_with, args=(work,), daemon=True).start()
     server = Server(socket.socket(fileno=listener), control, desk, queue=options.queue)
     sys.stdout.write(f"{READY}\n")
