@@ -16,6 +16,7 @@ from torch import Tensor
 
 from app.core.clock import steady_s
 from app.core.sampling.messages import Accepted
+from worker.sampling.pulse import STEP_S, Pulse
 from worker.sampling.serving.batch import Batch, Running, Sequence, plan_step
 from worker.sampling.serving.desk import Desk
 from worker.sampling.serving.pace import Pace, rest_after
@@ -35,6 +36,9 @@ PATIENCE_S = 30.0
 class DecodeLoop:
     """Reads with the models, in one thread.
 
+    Attributes:
+        pulse: that of the thread.
+
     Args:
         desk: hands requests over.
         shelf: has what they need.
@@ -52,6 +56,7 @@ class DecodeLoop:
         self._arrived: list[Running] = []
         """Those that wait for memory."""
         self._running: list[Running] = []
+        self.pulse = Pulse()
 
     def run(self) -> None:
         """Answer requests for as long as the process lives."""
@@ -67,7 +72,9 @@ class DecodeLoop:
         self._pace.use_threads(trains=self._desk.trains)
         began_s = steady_s()
         for batch in plan_step(self._running, self._pace.budget):
+            self.pulse.expect(STEP_S)
             self._read(batch)
+        self.pulse.rest()
         self._keep_within_memory()
         self._shelf.drop_unused(since_s=began_s - KEEP_S)
         self._rest(steady_s() - began_s)

@@ -6,6 +6,7 @@ from contextlib import ExitStack
 import torch
 
 from app.core.clock import steady_s
+from worker.sampling.pulse import LOADING_S, STEP_S, Pulse
 from worker.sampling.serving.batch import Running
 from worker.sampling.serving.desk import Desk
 from worker.sampling.serving.pace import rest_after
@@ -19,6 +20,9 @@ class Preparer:
     One thread takes those for which a base model or an adapter must be loaded, and another one all
     others, which need not wait for that.
 
+    Attributes:
+        pulse: that of the thread that runs it.
+
     Args:
         desk: has the requests.
         shelf: has what they need.
@@ -29,6 +33,7 @@ class Preparer:
         self._desk = desk
         self._shelf = shelf
         self._loads = loads
+        self.pulse = Pulse()
 
     def run(self) -> None:
         """Prepare requests for as long as the process lives."""
@@ -42,7 +47,9 @@ class Preparer:
         if request is None:
             return
         began_s = time.thread_time()
+        self.pulse.expect(LOADING_S)
         self.prepare(request)
+        self.pulse.rest()
         worked_s = time.thread_time() - began_s
         until_s = steady_s() + rest_after(worked_s, trains=self._desk.trains)
         while self._desk.rest(until_s):
@@ -75,5 +82,6 @@ class Preparer:
             undo.callback(self._shelf.release, adapter)
         if request.is_stopped:
             return None
+        self.pulse.expect(STEP_S)
         with model.preparing:
             return Running(request, model, adapter, model.decoder.prepare(ask))

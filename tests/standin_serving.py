@@ -1,0 +1,30 @@
+"""A process that the keeper starts instead of one that answers requests: it only goes wrong.
+
+The file `how` in its working directory says how. It writes down its process id and its options.
+"""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+from worker.sampling.serving.options import READY
+
+
+def main() -> None:
+    Path("options.json").write_text(sys.argv[3], encoding="utf-8")
+    sys.stdout.write(f"{READY}\n")
+    sys.stdout.flush()
+    with Path("started").open("a", encoding="utf-8") as started:
+        started.write(f"{os.getpid()}\n")
+    how = Path("how").read_text(encoding="utf-8")
+    if how == "closes its output":
+        os.close(1)
+        os.close(2)
+    if how == "ends":
+        sys.exit(3)
+    signal.pause()
+
+
+if __name__ == "__main__":
+    main()
