@@ -1,4 +1,4 @@
-"""Puts the process together that answers requests: three threads that meet at the desk."""
+"""Puts the process together that answers requests: four threads that meet at the desk."""
 
 import logging
 import os
@@ -31,15 +31,19 @@ def serve(listener: int, control: int, options: ServingOptions) -> None:
     transformers_logging.disable_progress_bar()
     desk = Desk(queue=options.queue, mode=options.mode)
     shelf = Shelf(options)
-    preparer, loop = Preparer(desk, shelf), DecodeLoop(desk, shelf, threads=options.threads)
-    for work in (preparer.run, loop.run):
-        threading.Thread(target=_end_process_with, args=(work,), daemon=True).start()
+    threads = (
+        Preparer(desk, shelf, loads=False),
+        Preparer(desk, shelf, loads=True),
+        DecodeLoop(desk, shelf, threads=options.threads),
+    )
+    for each in threads:
+        threading.Thread(target=_end_process_with, args=(each.run,), daemon=True).start()
     server = Server(
         socket.socket(fileno=listener),
         control,
         desk,
         queue=options.queue,
-        pulses=(preparer.pulse, loop.pulse),
+        pulses=[each.pulse for each in threads],
         say_alive=partial(_tell_keeper, ALIVE),
     )
     _tell_keeper(READY)
