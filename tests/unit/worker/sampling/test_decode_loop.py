@@ -5,11 +5,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+import pytest
 import torch
 from torch import Tensor
 
 from app.core.job.training_config import ComputeSettings
 from app.core.sampling.messages import Accepted, Ask, Delta, Finished, Refused, TextPrompt
+from tests.pulses import would_be_noticed
 from worker.sampling.decoding.decoder import Decoder, Prepared
 from worker.sampling.model.adapter_files import AdapterFiles
 from worker.sampling.model.runner import Adapter, Row
@@ -332,3 +334,19 @@ def test_what_was_read_for_a_project_need_not_be_read_again() -> None:
     accepted = second.answers[0]
     assert isinstance(accepted, Accepted)
     assert accepted.cached_tokens == 3
+
+
+def test_a_step_that_does_not_end_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench, noticed = Bench(), list[bool]()
+
+    class SlowRunner(FailingRunner):
+        def read(self, rows: Sequence[Row]) -> Tensor:
+            noticed.append(would_be_noticed(bench.loop.pulse))
+            return super().read(rows)
+
+    monkeypatch.setattr(bench.runner, "read", SlowRunner().read)
+    _, heard = bench.ask([1])
+    bench.run(heard)
+
+    assert noticed == [True] * 3
+    assert not would_be_noticed(bench.loop.pulse)

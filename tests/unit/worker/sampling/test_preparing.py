@@ -1,14 +1,17 @@
 """Requests are prepared in two threads: what must be loaded holds nobody else up."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from io import FileIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from app.core.job.training_config import ComputeSettings
 from app.core.sampling.messages import Refused
+from tests.pulses import would_be_noticed
 from tests.sampler_client import SavedAdapter, build_ask
 from tests.tiny import install_tiny_model
 from worker.sampling.serving.desk import Desk
@@ -63,8 +66,10 @@ class Office:
         self.loads = Preparer(self.desk, self.shelf, loads=True)
         self.encodes = Preparer(self.desk, self.shelf, loads=False)
 
-    def submit(self, adapter: SavedAdapter | None = None) -> Request:
-        files = [adapter.weights.open("rb"), adapter.config.open("rb")] if adapter else []
+    def submit(
+        self, adapter: SavedAdapter | None = None, *, opened: Callable[[Path], Any] = FileIO
+    ) -> Request:
+        files = [opened(adapter.weights), opened(adapter.config)] if adapter else []
         ask = build_ask(self._data_dir, adapter=adapter and adapter.ref)
         request = Request(ask, files, Heard())
         self._requests.append(request)
@@ -134,3 +139,19 @@ def test_a_request_that_cannot_be_prepared_makes_room_for_others(
     assert isinstance(refused, Refused)
     assert refused.code == "adapter_damaged"
     assert not office.shelf.has(office.submit().ask)
+
+
+def test_loading_that_does_not_end_is_noticed(office: Office, adapter: SavedAdapter) -> None:
+    noticed: list[bool] = []
+
+    class SlowFile(FileIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            noticed.append(would_be_noticed(office.loads.pulse))
+            return super().read(size) or b""
+
+    office.submit(adapter, opened=SlowFile)
+    office.loads.run_once()
+
+    assert noticed
+    assert all(noticed)
+    assert not would_be_noticed(office.loads.pulse)
