@@ -29,7 +29,7 @@ from app.core.db.sqlite import sqlite_driver
 from app.core.db.tables import Checkpoint, UploadPart
 from app.core.disk import Ballast
 from app.core.job.status import JobStatus
-from app.core.sampling.messages import SOCKET_NAME
+from app.core.sampling.socket_path import socket_path
 from app.core.settings import Settings
 from app.core.signing.keys import SigningKeys
 from app.core.storage.local import LocalBlobStore
@@ -636,9 +636,8 @@ def answering_in(sampler_dir: Path) -> Iterator[None]:
     """A sampler that answers one question whether it is there."""
     sampler_dir.mkdir()
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-        directory = os.open(sampler_dir, os.O_PATH)
-        listener.bind(f"/proc/self/fd/{directory}/{SOCKET_NAME}")
-        os.close(directory)
+        with socket_path(sampler_dir) as path:
+            listener.bind(path)
         listener.listen()
 
         def answer() -> None:
