@@ -15,6 +15,7 @@ from app.core.db.tables import Job
 from app.core.sampling.messages import Accepted, AdapterRef, Delta, Finished, Refused
 from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
+from app.main import create_app
 from app.services.sampling.models import SamplingAdapter, SamplingModel
 from tests.builders import (
     add_job,
@@ -27,6 +28,7 @@ from tests.builders import (
 )
 from tests.standin_sampler import Asked, Said, StandInSampler
 
+ORIGIN = "http://127.0.0.1"
 BEGIN = Accepted(prompt_tokens=1, cached_tokens=0)
 END = Finished(choice=0, reason="stop", tokens=1)
 
@@ -203,6 +205,22 @@ def test_a_service_without_a_sampler_says_so(client: TestClient, settings: Setti
     for answer in (never, dead):
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "sampler_unavailable")
         assert answer.headers["retry-after"]
+
+
+@pytest.mark.only_sqlite
+@pytest.mark.parametrize("path", ["chat/completions", "completions", "responses"])
+def test_a_service_whose_sampling_is_off_says_how_to_turn_it_on(
+    settings: Settings, database: Database, path: str
+) -> None:
+    app = create_app(settings.model_copy(update={"sampling": "off"}))
+    asked = {"model": "tiny", "messages": [], "prompt": "", "input": ""}
+    with StandInSampler(settings.sampler_dir), TestClient(app, base_url=ORIGIN) as client:
+        answer = client.post(f"/v1/{path}", json=asked)
+
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["param"]) == (400, "sampling_off", "model")
+    assert "set it to idle or shared" in error["message"]
+    assert database is not None
 
 
 @pytest.mark.only_sqlite
