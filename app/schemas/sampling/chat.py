@@ -208,7 +208,9 @@ class ChatCompletionRead(ResponseBody):
     created: int
     model: str
     system_fingerprint: str
-    """Beginning of the sha256 of the adapter's weights, or of the base model without one."""
+    """`fp_` with the first digits of the sha256 of the adapter's weights, and with digits that
+    change with its configuration and its base model. Without an adapter, those of the base
+    model."""
     choices: list[ChatChoiceRead]
     usage: UsageRead
 

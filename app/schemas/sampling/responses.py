@@ -193,7 +193,9 @@ class ResponseRead(ResponseBody):
     store: Literal[False] = False
     """Always false, because no answer is kept."""
     system_fingerprint: str
-    """Beginning of the sha256 of the adapter's weights, or of the base model without one."""
+    """`fp_` with the first digits of the sha256 of the adapter's weights, and with digits that
+    change with its configuration and its base model. Without an adapter, those of the base
+    model."""
     temperature: float
     text: TextRead
     tool_choice: Literal["auto", "none"] = "auto"

@@ -63,11 +63,6 @@ class SampledAnswer:
         self._echo = echo
         self._tokens = 0
         self._has_calls = False
-        self._is_finished = False
-
-    @property
-    def is_finished(self) -> bool:
-        return self._is_finished
 
     def take(self, logits_V: Tensor) -> tuple[int | None, list[Delta | Finished]]:
         """Choose the next token: see `Choice.take`."""
@@ -106,7 +101,6 @@ class SampledAnswer:
         ]
 
     def _finish(self, reason: FinishReason, told: Told) -> list[Delta | Finished]:
-        self._is_finished = True
         last = self._tell(told)
         if reason == "stop" and self._has_calls:
             reason = "tool_calls"

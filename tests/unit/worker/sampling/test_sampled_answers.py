@@ -58,13 +58,13 @@ def dictate(choice: Choice, tokens: Iterable[int], *, vocabulary: int = VOCABULA
     """Let a choice take logits that have each of these tokens as the most likely one."""
     messages: list[Any] = []
     for token in tokens:
-        assert not choice.is_finished
         logits = torch.zeros(vocabulary)
         logits[token] = 9
         following, told = choice.take(logits)
         messages += told
-        assert (following is None) == choice.is_finished
-        if choice.is_finished:
+        is_finished = any(isinstance(message, Finished) for message in told)
+        assert (following is None) == is_finished
+        if is_finished:
             break
         assert following == token
     return messages
