@@ -16,7 +16,7 @@ from app.core.db.session import Session
 from app.core.errors import InvalidRequestError, NotFoundError
 from app.core.job.scores.report import REPORT
 from app.schemas.job_reports import ReportRead
-from app.services import jobs
+from app.services.adapters.kept import keep_adapter
 
 
 def get_report(session: Session, caller: Caller, job_id: str) -> ReportRead:
@@ -47,7 +47,7 @@ def request_report(
         StateConflictError: the job has no result, or does not have it yet.
         InvalidRequestError: the job has no validation data to answer, and there are no prompts.
     """
-    adapter = jobs.get_adapter(session, caller, job_id, None)
+    adapter = keep_adapter(session, caller, job_id, None)
     job = JobRepository(session, caller.project_id).get(job_id)
     if not prompts and find_validation_data(session, job) is None:
         raise InvalidRequestError(
