@@ -8,19 +8,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 from openai.types.fine_tuning import FineTuningJob
 
-from app.core.job.artifacts import ADAPTER_WEIGHTS_NAME
+from app.core.db.session import Database
+from app.core.job.artifacts import ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS_NAME
 from benchmarks.support.samples import catalogue_entry
+from tests.builders import add_key, bearer
 from tests.models import install_models
+from tests.sampled_models import write_random_adapter
 from tests.tiny import ALL_LINEAR, chat_row, write_tiny_model
 from tests.waiting import wait_until
 from tunery.local_service import LocalService
 
 JOB_S = 180
 ENDED = ("succeeded", "failed", "cancelled")
-WINDOW = 2048
+WINDOW = 8192
+END_TOKENS = (256, 257, 258)
 
 TEMPLATE = (
     "{% if tools %}<|im_start|>system\n{{ tools | tojson }}<|im_end|>\n{% endif %}"
@@ -68,12 +73,23 @@ class AskedService(LocalService):
 
     Args:
         data_dir: has the model of `install_asked_model`.
+        workers: 0 for tests that train nothing.
         has_sampler: False for a service of which nothing can be asked.
         settings: settings by name, without the prefix, as `sampling="shared"`.
     """
 
-    def __init__(self, data_dir: Path, *, has_sampler: bool = True, **settings: str) -> None:
-        super().__init__(data_dir, _SETTINGS | settings, has_sampler=has_sampler)
+    def __init__(
+        self, data_dir: Path, *, workers: int = 1, has_sampler: bool = True, **settings: str
+    ) -> None:
+        super().__init__(data_dir, _SETTINGS | settings, workers=workers, has_sampler=has_sampler)
+
+    def new_project(self, name: str) -> str:
+        """Make a project. Returns a key of it, which has every scope."""
+        database = Database(f"sqlite:///{self.data_dir / 'tunery.db'}")
+        try:
+            return add_key(database, name)
+        finally:
+            database.dispose()
 
     def client(self, key: str = "unused", **options: Any) -> openai.OpenAI:
         """The stock client, which refuses every answer that is not as OpenAI documents it."""
@@ -132,7 +148,35 @@ def download_adapter(
     return weights.parent
 
 
+def pack(adapter: Path) -> bytes:
+    """The archive of an adapter, as it is imported."""
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        for name in (ADAPTER_WEIGHTS_NAME, ADAPTER_CONFIG_NAME):
+            archive.write(adapter / name, name)
+    return content.getvalue()
+
+
 def checksum_of(adapter: Path) -> str:
     """What the fingerprint of answers with an adapter begins with."""
     weights = (adapter / ADAPTER_WEIGHTS_NAME).read_bytes()
     return f"fp_{hashlib.sha256(weights).hexdigest()[:16]}"
+
+
+def import_random_adapter(client: openai.OpenAI, base: Path, directory: Path, *, seed: int) -> str:
+    """Import an adapter with random weights, which makes a model quickly. Returns its name.
+
+    Args:
+        base: directory of the base model.
+        directory: where the adapter is written; made by this.
+        seed: models with different seeds give different answers.
+    """
+    write_random_adapter(directory, base, seed=seed)
+    answer = httpx.post(
+        f"{client.base_url}models",
+        headers=bearer(client.api_key),
+        files={"file": ("adapter.zip", pack(directory))},
+        data={"base_model": "tiny"},
+        timeout=60,
+    )
+    return answer.raise_for_status().json()["id"]
