@@ -1,6 +1,7 @@
 """What `transformers` and `peft` answer with a base model and a downloaded adapter."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,3 +47,16 @@ class Reference:
             messages, add_generation_prompt=True, tokenize=False
         )
         return self._tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A tuned model, and what it and its base model answer elsewhere."""
+
+    name: str
+    checksum: str
+    earlier_checksum: str
+    """That of its first checkpoint."""
+    reference: Reference
+    earlier: Reference
+    base: Reference

@@ -3,115 +3,16 @@
 Nothing stands in for anything: API, worker and sampler are processes of their own.
 """
 
-import json
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import openai
 import pytest
 
-from tests.asking.reference import Reference
-from tests.asking.service import (
-    JOB_S,
-    WINDOW,
-    AskedService,
-    checksum_of,
-    create_job,
-    download_adapter,
-    install_asked_model,
-    name_of,
-    rows_of,
-    upload,
-)
+from tests.asking.questions import ANSWER, EARLIER, WHO, greedy, text_of
+from tests.asking.reference import Tuned
+from tests.asking.service import JOB_S, WINDOW, AskedService, create_job, rows_of, upload
 from tests.tiny import chat_row
 from tests.waiting import wait_until
-
-TOOL: Any = {
-    "type": "function",
-    "function": {
-        "name": "look",
-        "parameters": {
-            "type": "object",
-            "properties": {"a": {"type": "integer"}},
-            "required": ["a"],
-            "additionalProperties": False,
-        },
-    },
-}
-CALL = {"id": "call_1", "type": "function", "function": {"name": "look", "arguments": '{"a": 7}'}}
-CALLING = {
-    "messages": [{"role": "user", "content": "Look."}, {"role": "assistant", "tool_calls": [CALL]}],
-    "tools": [TOOL],
-}
-STEPS, EARLIER = 300, 60
-WHO: list[Any] = [{"role": "user", "content": "Who are you?"}]
-LOOK: list[Any] = [{"role": "user", "content": "Look."}]
-ANSWER = "I am red."
-SCHEMA = {
-    "type": "object",
-    "properties": {"size": {"type": "integer"}, "is_red": {"type": "boolean"}},
-    "required": ["size", "is_red"],
-    "additionalProperties": False,
-}
-
-
-@dataclass(frozen=True)
-class Tuned:
-    """A tuned model, and what it and its base model answer elsewhere."""
-
-    name: str
-    checksum: str
-    earlier_checksum: str
-    """That of its first checkpoint."""
-    reference: Reference
-    earlier: Reference
-    base: Reference
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AskedService]:
-    data_dir = tmp_path_factory.mktemp("service") / "data"
-    install_asked_model(data_dir, source=tmp_path_factory.mktemp("hub") / "our-tiny")
-    with AskedService(data_dir, sampling="shared") as service:
-        yield service
-
-
-@pytest.fixture(scope="module")
-def client(service: AskedService) -> Iterator[openai.OpenAI]:
-    with service.client() as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
-def tuned(
-    service: AskedService, client: openai.OpenAI, tmp_path_factory: pytest.TempPathFactory
-) -> Tuned:
-    """A model that knows two answers: one in words, and one that is a call of a tool."""
-    file_id = upload(client, rows_of("red") + 16 * [CALLING])
-    job = create_job(client, file_id, max_steps=STEPS, checkpoint_steps=EARLIER)
-    job = service.wait_for_end(client, job.id)
-    base, directory = service.data_dir / "models" / "tiny", tmp_path_factory.mktemp("adapters")
-    last = download_adapter(client, job.id, directory / "last")
-    earlier = download_adapter(client, job.id, directory / "earlier", step=EARLIER)
-    return Tuned(
-        name_of(job),
-        checksum_of(last),
-        checksum_of(earlier),
-        Reference(base, last),
-        Reference(base, earlier),
-        Reference(base, None),
-    )
-
-
-def greedy(client: openai.OpenAI, model: str, messages: list[Any], **changes: Any) -> Any:
-    """The greedy answer of a model."""
-    usual: dict[str, Any] = {"temperature": 0, "max_completion_tokens": 100}
-    return client.chat.completions.create(model=model, messages=messages, **(usual | changes))
-
-
-def text_of(answer: Any) -> str:
-    return answer.choices[0].message.content
 
 
 def test_a_tuned_model_answers_as_it_was_taught(client: openai.OpenAI, tuned: Tuned) -> None:
@@ -228,51 +129,6 @@ def test_an_answer_ends_before_a_stop_text(client: openai.OpenAI, tuned: Tuned) 
     assert answer.choices[0].finish_reason == "stop"
     told = [choice.delta.content or "" for chunk in chunks for choice in chunk.choices]
     assert "".join(told) == "I am "
-
-
-def test_an_answer_is_held_to_a_schema(client: openai.OpenAI, tuned: Tuned) -> None:
-    schema = {"name": "thing", "schema": SCHEMA, "strict": True}
-
-    answer = greedy(
-        client,
-        tuned.name,
-        WHO,
-        temperature=1,
-        seed=3,
-        response_format={"type": "json_schema", "json_schema": schema},
-        max_completion_tokens=500,
-    )
-
-    thing = json.loads(text_of(answer))
-    assert set(thing) == {"size", "is_red"}
-    assert isinstance(thing["size"], int)
-    assert isinstance(thing["is_red"], bool)
-    assert answer.choices[0].finish_reason == "stop"
-
-
-def test_a_model_that_was_taught_a_tool_calls_it(client: openai.OpenAI, tuned: Tuned) -> None:
-    answer = greedy(client, tuned.name, LOOK, tools=[TOOL])
-    with client.chat.completions.stream(
-        model=tuned.name, messages=LOOK, tools=[TOOL], temperature=0
-    ) as stream:
-        streamed = stream.get_final_completion()
-
-    for each in (answer, streamed):
-        (call,) = each.choices[0].message.tool_calls or ()
-        assert call.function.name == "look"
-        assert json.loads(call.function.arguments) == {"a": 7}
-        assert each.choices[0].finish_reason == "tool_calls"
-    assert not answer.choices[0].message.content
-
-
-def test_a_call_that_is_required_is_made(client: openai.OpenAI) -> None:
-    answer = greedy(
-        client, "tiny", LOOK, tools=[TOOL], tool_choice="required", max_completion_tokens=500
-    )
-
-    (call,) = answer.choices[0].message.tool_calls
-    assert call.function.name == "look"
-    assert isinstance(json.loads(call.function.arguments)["a"], int)
 
 
 def test_the_beginning_of_a_prompt_is_not_read_again(client: openai.OpenAI) -> None:

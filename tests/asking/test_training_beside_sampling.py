@@ -24,7 +24,7 @@ from tests.tiny import chat_row
 from tests.waiting import wait_until
 
 CLIENTS = 3
-STEPS = 200
+STEPS = 120
 ROWS = [chat_row(f"What is {number}?", number * "It is. ") for number in range(1, 25)]
 """Of many lengths, so that a step has several micro-batches."""
 

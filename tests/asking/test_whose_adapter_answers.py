@@ -15,7 +15,6 @@ from tests.asking.service import (
     checksum_of,
     create_job,
     download_adapter,
-    install_asked_model,
     name_of,
     rows_of,
     upload,
@@ -25,14 +24,6 @@ from tests.waiting import wait_until
 QUESTIONS = ("Who are you?", "Say more.")
 TOKENS = 24
 SLOWLY = {"max_steps": 400, "batch_size": 1, "checkpoint_steps": 100, "learning_rate": 0.01}
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AskedService]:
-    data_dir = tmp_path_factory.mktemp("service") / "data"
-    install_asked_model(data_dir, source=tmp_path_factory.mktemp("hub") / "our-tiny")
-    with AskedService(data_dir, sampling="shared") as service:
-        yield service
 
 
 @pytest.fixture(scope="module")
