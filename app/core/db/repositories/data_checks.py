@@ -17,9 +17,9 @@ from app.core.clock import steady_s
 from app.core.db.base import Project, Repository, UtcDateTime
 from app.core.db.check_tables import DataCheck
 from app.core.db.repositories.events import EventRepository, Level
-from app.core.db.repositories.leases import UNREADABLE, Lease, RequestedAction, lease_of
+from app.core.db.repositories.leases import Lease, RequestedAction, lease_of
 from app.core.db.repositories.projects.usage import UsageRepository
-from app.core.db.repositories.transitions import lock_job, settle
+from app.core.db.repositories.transitions import UNREADABLE, lock_job, settle
 from app.core.db.repositories.workers import WorkerRepository
 from app.core.db.tables import File, Job
 from app.core.errors import LeaseLostError

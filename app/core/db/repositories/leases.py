@@ -19,7 +19,7 @@ from app.core.clock import steady_s
 from app.core.db.base import Repository
 from app.core.db.repositories.events import EventRepository, Level
 from app.core.db.repositories.queue import NEXT_QUEUED, NOW, Turns
-from app.core.db.repositories.transitions import announce, lock_job, settle
+from app.core.db.repositories.transitions import UNREADABLE, announce, lock_job, settle
 from app.core.db.tables import Job, SavedState, StepRow
 from app.core.db.worker_tables import Attempt
 from app.core.errors import LeaseLostError
@@ -51,12 +51,6 @@ class Lease:
     """Trackers that get the metrics; each is an `Integration`."""
     parent: ParentAdapter | None = None
     """Adapter that the job continues."""
-
-
-UNREADABLE = JobError(
-    code="settings_unreadable",
-    message="This version of Tunery cannot read the settings of the job. Create the job again.",
-)
 
 
 class RequestedAction(Enum):

@@ -15,9 +15,10 @@ from sqlalchemy.orm import aliased
 from app.core.clock import steady_s
 from app.core.db.base import Project, Repository, UtcDateTime
 from app.core.db.check_tables import Task
-from app.core.db.repositories.leases import UNREADABLE, Lease, RequestedAction, lease_of
+from app.core.db.repositories.leases import Lease, RequestedAction, lease_of
 from app.core.db.repositories.projects.usage import UsageRepository
 from app.core.db.repositories.recovery import MEMORY_PAUSE
+from app.core.db.repositories.transitions import UNREADABLE
 from app.core.db.session import Session
 from app.core.db.tables import Job
 from app.core.errors import LeaseLostError
