@@ -197,8 +197,8 @@ def rerun_job(
 
     Raises:
         NotFoundError: no job has this id, or one of its files is gone.
-        InvalidRequestError: the base model is gone, or its weights have changed; or the job
-            continues an adapter that was deleted.
+        InvalidRequestError: the base model is gone, or its weights have changed; or the job would
+            begin with an adapter that was deleted.
         StateConflictError: there is no saved state to resume from, or the job was imported.
     """
     original = JobRepository(session, caller.project_id).get(job_id)
@@ -212,7 +212,8 @@ def rerun_job(
     parent = None
     if original.parent is not None:
         parent = ParentAdapter.model_validate(original.parent)
-        keep_parent(session, caller, parent)
+        if held_for is None:  # a saved state has all that is trained
+            keep_parent(session, caller, parent)
     progress = None
     if held_for is not None:
         progress = take_saved_state(session, caller, original, held_for, now=now)

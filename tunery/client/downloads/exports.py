@@ -16,11 +16,15 @@ from tunery.client.downloads.fetching import (
     is_safe,
 )
 from tunery.client.screen.terminal import percent
-from tunery.client.service.api import Api, Json, job_path
+from tunery.client.service.api import Api, AwayError, Json, job_path
 
 ExportFormat = Literal["gguf", "merged"]
 
 _ACCEPTED = 202
+_PAUSE_S = 1.0
+"""Pause before a service is asked again that has become busy or does not answer, in seconds."""
+_MOST_PAUSES = 60
+"""Pauses in a row after which the service is given up."""
 _MANIFEST = "manifest.json"
 
 
@@ -64,13 +68,22 @@ def fetch_export(
 
 
 def _wait(api: Api, address: str, asked: Json) -> None:
-    """Ask for the export, and wait until the service has it."""
+    """Ask for the export, and wait until the service has it, also if it is away in between."""
+    pauses_left = 0
     with percent(f"the service makes {asked['format']}") as show:
         while True:
-            with api.stream(address, headers={"Range": "bytes=0-0"}, **asked) as response:
-                if response.status_code != _ACCEPTED:
-                    return
-                status: Json = json.loads(response.read())
+            try:
+                with api.stream(address, headers={"Range": "bytes=0-0"}, **asked) as response:
+                    if response.status_code != _ACCEPTED:
+                        return
+                    status: Json = json.loads(response.read())
+            except AwayError:
+                if not pauses_left:
+                    raise
+                pauses_left -= 1
+                time.sleep(_PAUSE_S)
+                continue
+            pauses_left = _MOST_PAUSES
             show(status["progress"])
             time.sleep(status["retry_after"])
 

@@ -51,7 +51,7 @@ from tests.builders import (
     nested_directories,
     put_blob,
 )
-from tests.exports import add_finished_export, add_task
+from tests.exports import add_finished_export, add_task, claim_task
 from tests.unit.app.maintenance.conftest import MIB, AddCheckpoint, AddState, execute
 
 HOUR = timedelta(hours=1)
@@ -109,6 +109,7 @@ def test_a_service_in_good_order_has_nothing_wrong(healthy: Settings, *, is_deep
         "sampler",
         "jobs",
         "stuck jobs",
+        "tasks",
         "workers",
         "clock",
         "blobs",
@@ -238,6 +239,19 @@ def test_jobs_whose_worker_is_gone_are_found_and_put_back(
     repaired = look(healthy, may_repair=True)["stuck jobs"]
     assert (repaired.level, job.id in repaired.repaired) == (Level.OK, True)
     assert get_job(database, job.id).status is JobStatus.QUEUED
+
+
+def test_a_task_whose_worker_is_gone_is_pointed_out(
+    healthy: Settings, database: Database, now: datetime
+) -> None:
+    with database.reading() as session:
+        checkpoint = session.scalars(select(Checkpoint).limit(1)).one()
+    add_task(database, checkpoint, variant="gguf", created_at=now - HOUR)
+    queued = look(healthy)["tasks"]
+    claim_task(database, now=now - HOUR)
+
+    assert (queued.level, queued.message) == (Level.OK, "export: 1 queued")
+    assert look(healthy)["tasks"].level is Level.WARN
 
 
 def test_a_job_that_runs_is_not_stuck(healthy: Settings, database: Database, now: datetime) -> None:

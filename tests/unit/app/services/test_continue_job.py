@@ -21,6 +21,8 @@ from tests.builders import (
     add_succeeded_job,
     bearer,
     build_job,
+    build_saved_state,
+    build_step,
     dump_tables,
     get_job,
     list_blobs,
@@ -245,6 +247,26 @@ def test_the_adapter_is_kept_until_the_job_has_ended(
     rerun = client.post(f"{JOBS}/{job['id']}/rerun")
     assert refusal(rerun) == (400, "parent_deleted", "model")
     assert get_job(database, job["id"]).status is JobStatus.CANCELLED
+
+
+def test_a_rerun_from_a_saved_state_needs_no_adapter(
+    client: TestClient,
+    database: Database,
+    parent: Job,
+    body: dict[str, Any],
+) -> None:
+    job = create(client, body)
+    file = {"key": "state", "bytes": 7, "sha256": "a" * 64}
+    with database.writing() as session:
+        session.add(build_saved_state(job["id"], 1, {"adapter.safetensors": file}))
+        session.add(build_step(session.get_one(Job, job["id"]), 1))
+    client.post(f"{JOBS}/{job['id']}/cancel")
+    assert delete_model(client, parent).status_code == 200
+
+    rerun = client.post(f"{JOBS}/{job['id']}/rerun", json={"from": "saved_state"})
+
+    assert rerun.status_code == 200
+    assert rerun.json()["parent"]["model"] == parent.fine_tuned_model
 
 
 def test_another_checkpoint_of_the_job_is_deleted_as_ever(
