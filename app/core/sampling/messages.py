@@ -128,6 +128,9 @@ class Accepted(Frozen):
     """Tokens at the beginning of the prompt that had been read before."""
 
 
+Byte = Annotated[int, Field(ge=0, le=255)]
+
+
 class TokenLogProb(Frozen):
     """A token that could stand here, with the logarithm of its probability."""
 
@@ -135,7 +138,7 @@ class TokenLogProb(Frozen):
     """Its text; what is no whole character is U+FFFD."""
     logprob: float
     """Before temperature, penalties and top_p. -9999 if it cannot be chosen."""
-    text_bytes: tuple[int, ...]
+    text_bytes: tuple[Byte, ...]
     """Its text in UTF-8, also if it is a part of a character."""
 
 

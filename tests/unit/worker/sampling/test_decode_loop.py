@@ -93,10 +93,6 @@ class Counting:
     index: int
     left: int
 
-    @property
-    def is_finished(self) -> bool:
-        return not self.left
-
     def take(self, logits_V: Tensor) -> tuple[int | None, list[Delta | Finished]]:  # noqa: N803
         assert len(logits_V)
         self.left -= 1
