@@ -43,6 +43,7 @@ from tests.builders import (
     add_part,
     add_tokens,
     add_worker,
+    build_job_in,
     build_upload,
     claim,
     get_job,
@@ -50,7 +51,7 @@ from tests.builders import (
     nested_directories,
     put_blob,
 )
-from tests.exports import add_finished_export
+from tests.exports import add_finished_export, add_task
 from tests.unit.app.maintenance.conftest import MIB, AddCheckpoint, AddState, execute
 
 HOUR = timedelta(hours=1)
@@ -260,6 +261,22 @@ def test_a_queue_without_a_worker_is_pointed_out(
     add_worker(database, now=now)
     workers = look(healthy)["workers"]
     assert (workers.level, workers.message) == (Level.OK, "1 alive: 1 idle")
+
+
+def test_exports_that_no_worker_makes_are_pointed_out(
+    healthy: Settings, database: Database, add_checkpoint: AddCheckpoint, now: datetime
+) -> None:
+    job = add_job(database, **build_job_in(JobStatus.CANCELLED))
+    add_task(database, add_checkpoint(job))
+
+    workers = look(healthy)["workers"]
+
+    assert (workers.level, workers.message) == (
+        Level.WARN,
+        "none is alive, and 1 exports or reports wait",
+    )
+    add_worker(database, now=now)
+    assert look(healthy)["workers"].level is Level.OK
 
 
 def test_rows_from_the_future_are_found(
