@@ -142,10 +142,8 @@ class Child:
         text = clean(line[:_MAX_LINE].decode("utf-8", "replace"))
         if text in (READY, ALIVE):
             self._hangs_at_s = time.monotonic() + self._silence_s
-        if text == READY:
-            logger.info("sampler ready")
-        elif text != ALIVE and self._log_limit.allows_line(time.monotonic()):
-            logger.info("%s", text)
+        if text != ALIVE and self._log_limit.allows_line(time.monotonic()):
+            logger.info("%s", "sampler ready" if text == READY else text)
 
 
 class LogLimit:

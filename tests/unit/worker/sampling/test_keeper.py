@@ -2,6 +2,8 @@
 
 import logging
 import os
+import socket
+import sys
 import threading
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -14,7 +16,8 @@ from app.core.compute_choices import sampler_memory, sampling_memory
 from app.core.settings import Settings
 from tests.waiting import wait_until
 from worker.launch.sandbox.confinement import Confinement
-from worker.sampling.child import LINES_A_MINUTE, LogLimit
+from worker.launch.sandbox.sandbox import NO_SANDBOX
+from worker.sampling.child import LINES_A_MINUTE, Child, LogLimit
 from worker.sampling.keeper import Keeper
 from worker.sampling.serving.options import ServingOptions
 
@@ -82,6 +85,21 @@ def test_the_log_says_how_a_process_has_ended(
         wait_until(lambda: "exit code 3" in caplog.text, within_s=PATIENCE_S)
 
     assert started(directory)
+
+
+def test_a_process_that_cannot_be_started_leaves_no_descriptor_open(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/missing")
+    before = psutil.Process().num_fds()
+    with (
+        socket.socket(socket.AF_UNIX) as listener,
+        pytest.raises(FileNotFoundError),
+        Child.started(settings, NO_SANDBOX, listener),
+    ):
+        raise AssertionError
+
+    assert psutil.Process().num_fds() == before
 
 
 def test_models_are_sampled_on_the_processor_also_where_a_gpu_trains(
