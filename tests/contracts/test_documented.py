@@ -34,7 +34,7 @@ class FoundCode(NamedTuple):
 
 JOB_MODULES = tuple(
     f"app/core/db/repositories/{name}.py"
-    for name in ("data_checks", "leases", "recovery", "tasks/leases", "workers")
+    for name in ("data_checks", "recovery", "tasks/leases", "transitions", "workers")
 )
 """Say why jobs and exports have failed; every other module there speaks to callers."""
 
