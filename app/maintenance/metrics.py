@@ -141,7 +141,12 @@ def _read_families(session: Session) -> list[GaugeMetricFamily]:
             "Failed jobs in the database by error code.",
             inspection.count_failures(session),
         ),
-        _tasks(session),
+        _by(
+            "status",
+            "tunery_tasks",
+            "Exports and reports in the database by status.",
+            inspection.count_tasks(session),
+        ),
         GaugeMetricFamily(
             "tunery_queue_oldest_seconds",
             "Age of the oldest job that waits for a worker; 0 if none waits.",
@@ -159,15 +164,6 @@ def _read_families(session: Session) -> list[GaugeMetricFamily]:
             workers,
         ),
     ]
-
-
-def _tasks(session: Session) -> GaugeMetricFamily:
-    family = GaugeMetricFamily(
-        "tunery_tasks", "Exports and reports by kind and status.", labels=("kind", "status")
-    )
-    for labels, count in inspection.count_tasks(session).items():
-        family.add_metric(labels, count)
-    return family
 
 
 def _by(label: str, name: str, description: str, values: Mapping[str, int]) -> GaugeMetricFamily:

@@ -110,7 +110,8 @@ class WarmLauncher:
                 return None
             with _buried(child), throttled(child.pid, is_busy) as meter:
                 ending = supervise(child, child.output, log, watcher)
-            return replace(ending, processor_s=meter.processor_s)
+        was_killed = ending.was_killed or fork_server.has_been_ended  # then it died with that
+        return replace(ending, was_killed=was_killed, processor_s=meter.processor_s)
 
     def preload(self, lock: Path, *, is_busy: Callable[[], bool]) -> None:
         """Load the libraries for the first job, once: later jobs find a process that has them.

@@ -4,12 +4,13 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import get_args
 
 from sqlalchemy import func, inspect, select
 
 from app.core.db.base import Project
 from app.core.db.blob_keys import NamedBlob, blobs_of_state, iterate_rows, iterate_states
-from app.core.db.check_tables import Task
+from app.core.db.check_tables import Task, TaskStatus
 from app.core.db.session import Database, Session, backend_of
 from app.core.db.tables import Checkpoint, File, Job
 from app.core.errors import DatabaseAwayError, OperatorError
@@ -109,6 +110,13 @@ def count_jobs(session: Session) -> dict[JobStatus, int]:
     return counts
 
 
+def count_tasks(session: Session) -> dict[str, int]:
+    """Number of exports and reports in each status, over all projects."""
+    counted = session.execute(select(Task.status, func.count()).group_by(Task.status))
+    counts = {str(status): count for status, count in counted}
+    return dict.fromkeys(get_args(TaskStatus), 0) | counts
+
+
 @dataclass(frozen=True, slots=True)
 class ProjectQueue:
     """The jobs of one project that have not ended."""
@@ -158,19 +166,6 @@ def count_expired_leases(session: Session, *, now: datetime) -> int:
     """Number of running jobs whose worker did not renew its lease in time."""
     expired = (Job.status == JobStatus.RUNNING, Job.lease_expires_at < now)
     return session.execute(select(func.count()).where(*expired)).scalar_one()
-
-
-def count_tasks(session: Session) -> dict[tuple[str, str], int]:
-    """Number of exports and reports by kind and status, over all projects."""
-    counts = select(Task.kind, Task.status, func.count()).group_by(Task.kind, Task.status)
-    rows = session.execute(counts.order_by(Task.kind, Task.status)).all()
-    return {(kind, status): count for kind, status, count in rows}
-
-
-def count_expired_tasks(session: Session, *, now: datetime) -> int:
-    """Number of exports and reports whose worker did not renew its lease in time."""
-    expired = select(func.count()).where(Task.lease_expires_at < now)
-    return session.execute(expired).scalar_one()
 
 
 def count_from_the_future(session: Session, *, now: datetime, tolerance: timedelta) -> int:

@@ -174,7 +174,7 @@ def choose_placement(
         TrainingFailedError: `gpu_unavailable`.
     """
     if has_gpu is None:
-        has_gpu = torch.cuda.is_available()
+        has_gpu = asked.device != "cpu" and torch.cuda.is_available()
     if asked.device == "cuda" and not has_gpu:
         raise TrainingFailedError(
             "gpu_unavailable",

@@ -12,11 +12,13 @@ from typing import Any
 from sqlalchemy import ColumnElement, bindparam, func, or_, select, update
 from sqlalchemy.orm import aliased
 
+from app.core.clock import steady_s
 from app.core.db.base import Project, Repository, UtcDateTime
 from app.core.db.check_tables import Task
-from app.core.db.repositories.leases import UNREADABLE, Lease, RequestedAction, lease_of
+from app.core.db.repositories.leases import Lease, RequestedAction, lease_of
 from app.core.db.repositories.projects.usage import UsageRepository
 from app.core.db.repositories.recovery import MEMORY_PAUSE
+from app.core.db.repositories.transitions import UNREADABLE
 from app.core.db.session import Session
 from app.core.db.tables import Job
 from app.core.errors import LeaseLostError
@@ -101,12 +103,13 @@ class TaskQueue(Repository):
 
         The project whose last task began longest ago is first, and in it the oldest task.
         """
+        claimed_s = steady_s()
         values = {"now": now, "claimant": worker_id, "until": now + lease_for}
         task = self._session.scalars(_CLAIM, values).one_or_none()
         if task is None:
             return None
         job = self._session.get_one(Job, task.job_id)
-        lease = lease_of(job, worker_id, attempt=task.number)
+        lease = lease_of(job, worker_id, attempt=task.number, claimed_s=claimed_s)
         error = UNREADABLE if lease is None else None
         if task.number - task.releases > MAX_TRIES:
             error = JobError(
