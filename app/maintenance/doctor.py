@@ -19,7 +19,6 @@ from app.maintenance.check_database import (
     check_integrity,
     check_jobs,
     check_schema,
-    check_tasks,
     check_workers,
 )
 from app.maintenance.check_disk import (
@@ -46,7 +45,6 @@ _ALWAYS: Sequence[Check] = (
 )
 _ROW_CHECKS: Sequence[Check] = (
     check_jobs,
-    check_tasks,
     check_workers,
     check_clock,
     check_blobs,
@@ -62,7 +60,6 @@ _QUICK: Sequence[Check] = (
     check_base_models,
     check_engine,
     check_jobs,
-    check_tasks,
     check_workers,
 )
 """Checks that take milliseconds, whatever the service holds. None of the others does: they read

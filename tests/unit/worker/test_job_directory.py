@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from app.core.base_models import Catalogue
+from app.core.compute_choices import sampler_memory
 from app.core.db.repositories.leases import Lease
 from app.core.db.session import Database
 from app.core.db.tables import File
@@ -93,7 +94,7 @@ def test_a_job_is_planned_without_the_memory_that_the_sampler_keeps(
 
     job_directory.fill(JobInputs(add_file(database, store)), store, catalogue, settings)
 
-    assert job_directory.spec.memory_bytes == measure_memory().total - 100 * MIB
+    assert job_directory.spec.memory_bytes == measure_memory().total - sampler_memory(settings)
 
 
 def test_a_checkpoint_is_stored_under_keys_of_its_attempt(
