@@ -1,6 +1,6 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup model demo serve clients frameworks fuzz fuzz-data attack extremes test long bench estimates bench-api bench-sampling recipes powercut diskfull chaos soak check format types imports deploy audit openapi wheel lock clean
+.PHONY: help setup model demo serve clients frameworks fuzz fuzz-data attack extremes test long bench estimates bench-api bench-sampling recipes powercut diskfull chaos soak soak-page soak-sampling check format types imports deploy audit openapi wheel lock clean
 
 PYTHON ?= python3
 MODEL ?= smollm2-135m-instruct
@@ -34,7 +34,7 @@ model: setup ## Install a base model: make model MODEL=qwen2.5-0.5b-instruct
 demo: setup model ## Fine-tune a real model through the API and show what changed
 	@$(BIN)/python examples/demo.py
 
-serve: setup ## Run API and worker in the foreground; Ctrl-C stops both
+serve: setup ## Run API, worker and sampler in the foreground; Ctrl-C stops all
 	@exec $(BIN)/tunery serve
 
 clients: .venv-clients/.installed ## Install openai-node, litellm, axe-core and llama.cpp, which a few tests use
@@ -110,6 +110,9 @@ soak: setup ## Use the real service for 20 minutes, and check that nothing grows
 
 soak-page: clients ## Keep the page of a running job open for 20 minutes, and check that it does not grow
 	@$(BIN)/python -m tests.soak.page
+
+soak-sampling: setup ## Ask models for 20 minutes, and check that API and sampler do not grow
+	@$(BIN)/python -m tests.soak.sampling
 
 bench-api: setup model ## Measure uploads, polls, keys, the sandbox and large tables (an hour, on a quiet machine)
 	@$(BIN)/python benchmarks/api.py uploads

@@ -64,11 +64,13 @@ class Client:
         is_json = answer.headers.get("content-type") == "application/json"
         return answer.json() if is_json and answer.status_code == 200 else {}
 
-    def read_some(self, path: str, *, expect: tuple[int, ...]) -> None:
+    def read_some(
+        self, path: str, *, expect: tuple[int, ...], method: str = "GET", **body: Any
+    ) -> None:
         """Close the connection after the first bytes of an answer."""
-        with self._http.stream("GET", path, headers=bearer(self.key)) as answer:
+        with self._http.stream(method, path, headers=bearer(self.key), **body) as answer:
             if not self._is_expected(answer.status_code, expect):
-                self._answers.problems.append(f"GET {path}: {answer.status_code}")
+                self._answers.problems.append(f"{method} {path}: {answer.status_code}")
             next(answer.iter_raw(1024), None)
 
     def upload(self, rows: int, *, first: int = 0) -> str | None:

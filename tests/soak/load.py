@@ -1,9 +1,6 @@
 """Everything that is done with a service during a soak, each thing at its own rate."""
 
 import random
-import threading
-import time
-from collections.abc import Callable
 from typing import Any
 
 from app.core.access import Scope
@@ -14,6 +11,7 @@ from app.maintenance.keys import revoke_key
 from tests.builders import add_key, build_chat_file
 from tests.malformed.wire import FILE_HEAD, FORM, PURPOSE, request
 from tests.soak.client import Answers, Client
+from tests.soak.repeated import Act, Repeated
 from tests.waiting import wait_until
 from tests.webhooks import Receiver
 
@@ -43,12 +41,7 @@ class Load:
         self._database = database
         self._receiver = receiver
         self._chance = random.Random(seed)  # noqa: S311 - nothing secret
-        self._ended = threading.Event()
-        self._threads: list[threading.Thread] = []
-
-    def __enter__(self) -> None:
-        self._ended.clear()
-        every_s: dict[Callable[[Client], None], float] = {
+        every_s: dict[Act, float] = {
             self._train: 2.0,
             self._interfere: 3.0,
             self._poll: 0.1,
@@ -61,17 +54,13 @@ class Load:
             self._change_endpoints: 5.0,
             self._fail_receiver: 4.0,
         }
-        self._threads = [
-            threading.Thread(target=self._repeat, args=(act, interval_s))
-            for act, interval_s in every_s.items()
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._repeated = Repeated(every_s, self.open_client, self.answers)
+
+    def __enter__(self) -> None:
+        self._repeated.__enter__()
 
     def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        for thread in self._threads:
-            thread.join()
+        self._repeated.__exit__()
         self._receiver.status = 200
 
     def open_client(self) -> Client:
@@ -90,17 +79,6 @@ class Load:
             return not files and not client.list_jobs()
 
         wait_until(is_clear, within_s=CLEAR_S)
-        client.close()
-
-    def _repeat(self, act: Callable[[Client], None], interval_s: float) -> None:
-        client = self.open_client()
-        due_s = time.monotonic()
-        while not self._ended.wait(max(0.0, due_s - time.monotonic())):
-            due_s = max(due_s + interval_s, time.monotonic())
-            try:
-                act(client)
-            except Exception as error:  # the others go on, and the run fails at its end
-                self.answers.problems.append(f"{act.__name__}: {error!r}")
         client.close()
 
     def _train(self, client: Client) -> None:

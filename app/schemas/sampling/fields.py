@@ -1,9 +1,17 @@
 """What the three kinds of requests for completions share, and what none of them supports."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    StringConstraints,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from app.core.sampling.messages import MAX_STOPS, SamplingParameters, TextForm
@@ -63,6 +71,23 @@ Stop = Annotated[
     BeforeValidator(_as_list),
     WithJsonSchema(_STOP_SCHEMA),
 ]
+
+
+class FormatCreate(RequestBody):
+    """Format of an answer. A subclass adds a schema, by the name that its API has for it."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    """Format of an answer: any text, a JSON object, or JSON that fits a schema."""
+
+    @field_validator("json_schema", "schema_", check_fields=False)
+    @classmethod
+    def _must_fit_type(cls, value: Any, checked: ValidationInfo) -> Any:
+        kind = checked.data.get("type")
+        if kind is not None and (kind == "json_schema") != (value is not None):
+            raise PydanticCustomError(
+                "misplaced_schema", "Give a schema with the type 'json_schema', and only with it"
+            )
+        return value
 
 
 class StreamOptions(RequestBody):

@@ -29,6 +29,10 @@ from tests.builders import (
 from tests.standin_sampler import Asked, Said, StandInSampler
 
 ORIGIN = "http://127.0.0.1"
+NO_BYTE = (
+    b'{"kind": "delta", "choice": 0, "logprobs": '
+    b'[{"token": "a", "logprob": -1.0, "text_bytes": [256]}]}\n'
+)
 BEGIN = Accepted(prompt_tokens=1, cached_tokens=0)
 END = Finished(choice=0, reason="stop", tokens=1)
 
@@ -249,11 +253,22 @@ def test_a_refusal_of_the_sampler_is_passed_on(
         [BEGIN, BEGIN, END],
         [BEGIN, Delta(choice=1, text="a"), END],
         [BEGIN, b"x" * 5 * 1024**2, END],
+        [BEGIN, NO_BYTE, END],
         [BEGIN],
         [b'{"kind": "acce'],
         [],
     ],
-    ids=["no JSON", "too early", "twice", "a choice", "too long", "cut off", "half", "nothing"],
+    ids=[
+        "no JSON",
+        "too early",
+        "twice",
+        "a choice",
+        "too long",
+        "no byte",
+        "cut off",
+        "half",
+        "nothing",
+    ],
 )
 def test_a_sampler_is_not_trusted(
     client: TestClient, sampler: StandInSampler, lines: list[Said]
