@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Header, Query, Request, Response
 from pydantic import BaseModel
@@ -137,7 +137,7 @@ def _read_origin(
             max_length=255,
             pattern=r"^[ -~]+$",
             description="Key of your choice for this request. Requests with the same key and body "
-            "make one job, however often they are sent.",
+            "make one job or model, however often they are sent.",
         ),
     ] = None,
 ) -> RequestOrigin:
@@ -149,6 +149,20 @@ def _read_origin(
         timeout=timedelta(seconds=_timeout_s(request.headers.get("x-stainless-read-timeout", ""))),
     )
 
+
+REPLAYED = "idempotent-replayed"
+"""Header of the answer to a request that was sent before."""
+REPLAYED_HEADER: dict[int | str, dict[str, Any]] = {
+    200: {
+        "headers": {
+            REPLAYED: {
+                "description": "`true` if the request was sent before and what it makes already "
+                "existed. Otherwise the header is absent.",
+                "schema": {"type": "string", "const": "true"},
+            }
+        }
+    }
+}
 
 OriginDep = Annotated[RequestOrigin, Depends(_read_origin)]
 

@@ -22,6 +22,10 @@ _MAX_JOINS = 2
 """Number of threads that join the parts of uploads. A large upload takes one for half a minute, so
 they are not those in which other files are checked batch by batch."""
 
+_MAX_IMPORTS = 2
+"""Number of adapters that are received and checked at once. Each check has a process, which may
+take a gigabyte and a processor for minutes."""
+
 _WAIT_S = 10.0
 """Time for which an upload waits for others to end before it is refused, in seconds."""
 
@@ -38,6 +42,7 @@ class UploadSlots:
         self._count = count
         self._wait_s = wait_s
         self._slots = Semaphore(count)
+        self._imports = Semaphore(_MAX_IMPORTS)
         self._checks = CapacityLimiter(_MAX_CHECKS)
         self._joins = CapacityLimiter(_MAX_JOINS)
         self._table_checks = CapacityLimiter(_MAX_TABLE_CHECKS)
@@ -49,18 +54,33 @@ class UploadSlots:
         Raises:
             TooManyUploadsError: no slot became free in time.
         """
+        async with self._held(self._slots, f"receiving {self._count} files"):
+            yield
+
+    @asynccontextmanager
+    async def take_import(self) -> AsyncGenerator[None]:
+        """Hold one of the slots for imports, which need one for the upload besides.
+
+        Raises:
+            TooManyUploadsError: no slot became free in time.
+        """
+        async with self._held(self._imports, f"importing {_MAX_IMPORTS} adapters"):
+            yield
+
+    @asynccontextmanager
+    async def _held(self, slots: Semaphore, doing: str) -> AsyncGenerator[None]:
         try:
             with fail_after(self._wait_s):
-                await self._slots.acquire()
+                await slots.acquire()
         except TimeoutError as error:
             raise TooManyUploadsError(
-                f"The service is receiving {self._count} files, as many as it can at once. Nothing "
-                "was done; send the request again in a moment.",
+                f"The service is {doing}, as many as it can at once. Nothing was done; send the "
+                "request again in a moment.",
             ) from error
         try:
             yield
         finally:
-            self._slots.release()
+            slots.release()
 
     async def check(self, act: Callable[..., T], *args: object) -> T:
         """Run a function that handles a batch of a file's bytes, in the thread for that."""

@@ -1,4 +1,7 @@
-"""Recognizes a request that has already made a job. The caller owns the transaction."""
+"""Recognizes a request that has already made a job, also one without training: an import.
+
+The caller owns the transaction.
+"""
 
 import hashlib
 import json
@@ -15,7 +18,7 @@ from app.core.db.session import Session
 from app.core.db.tables import Job
 from app.core.errors import InvalidRequestError
 
-Route = Literal["create", "rerun"]
+Route = Literal["create", "rerun", "import"]
 
 _GRACE = timedelta(seconds=60)
 """Time added to a client's timeouts for its pauses between retries and for the network."""

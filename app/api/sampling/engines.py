@@ -97,6 +97,9 @@ def _find_problem(answer: httpx2.Response) -> str | None:
     media_type = media_type_of(answer)
     if media_type not in _MEDIA_TYPES:
         return f"has answered {answer.status_code} with {media_type[:100]!r} instead of JSON"
+    encoding = answer.headers.get("content-encoding", "identity")
+    if encoding != "identity":
+        return f"has compressed its answer ({encoding[:100]!r}), although it must not"
     return None
 
 

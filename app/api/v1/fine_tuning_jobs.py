@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated
 
 from anyio import to_thread
 from fastapi import APIRouter, Depends, Query, Request, Response
@@ -12,6 +12,8 @@ from app.api.deps import (
     JOB_ID,
     LIMIT,
     ORDER,
+    REPLAYED,
+    REPLAYED_HEADER,
     CallerDep,
     Cursor,
     Now,
@@ -37,21 +39,8 @@ from app.services.new_jobs import NewJob
 
 router = APIRouter(prefix="/fine_tuning/jobs", tags=["fine-tuning"], route_class=StrictJsonRoute)
 
-_REPLAYED = "idempotent-replayed"
-_REPLAYED_HEADER: dict[int | str, dict[str, Any]] = {
-    200: {
-        "headers": {
-            _REPLAYED: {
-                "description": "`true` if the request was sent before and the job already "
-                "existed. Otherwise the header is absent.",
-                "schema": {"type": "string", "const": "true"},
-            }
-        }
-    }
-}
 
-
-@router.post("", responses=_REPLAYED_HEADER, dependencies=[needs(Scope.WRITE)])
+@router.post("", responses=REPLAYED_HEADER, dependencies=[needs(Scope.WRITE)])
 def create_job(
     body: JobCreate,
     request: Request,
@@ -175,7 +164,7 @@ def resume_job(job_id: str, caller: CallerDep, resources: ResourcesDep, now: Now
     return _change(resume, resources)
 
 
-@router.post("/{job_id}/rerun", responses=_REPLAYED_HEADER, dependencies=[needs(Scope.WRITE)])
+@router.post("/{job_id}/rerun", responses=REPLAYED_HEADER, dependencies=[needs(Scope.WRITE)])
 def rerun_job(
     job_id: str,
     request: Request,
@@ -219,7 +208,7 @@ def _make(
     def act(session: Session) -> JobRead:
         new_job = make(session, catalogue=resources.catalogue, settings=resources.settings)
         if new_job.is_replay:
-            response.headers[_REPLAYED] = "true"
+            response.headers[REPLAYED] = "true"
         return job_service.read_job(session, new_job.job, resources.settings)
 
     job = resources.write(act)

@@ -1,14 +1,23 @@
 """/v1/models: base models that can be tuned here, tuned models, and the import of adapters."""
 
-from fastapi import APIRouter, Request
+from functools import partial
+
+from fastapi import APIRouter, Request, Response
 
 from app.api.access import PolicyRoute, needs
-from app.api.deps import CallerDep, Now, ResourcesDep
+from app.api.deps import REPLAYED, REPLAYED_HEADER, CallerDep, Now, OriginDep, ResourcesDep
 from app.api.multipart import FileField, form_of, receive_and_use
 from app.core.access import Scope
 from app.schemas.models import ModelDeleted, ModelList, ModelRead
 from app.services import models as model_service
-from app.services.adapters.imports import MAX_SUFFIX, checked_adapter, import_adapter
+from app.services.adapters.imports import (
+    MAX_SUFFIX,
+    checked_adapter,
+    content_of,
+    find_imported,
+    import_once,
+)
+from app.services.idempotency import IdempotentRequest
 from app.services.received_files import ReceivedFile
 
 router = APIRouter(prefix="/models", tags=["models"], route_class=PolicyRoute)
@@ -24,15 +33,23 @@ _FORM = form_of(
 )
 
 
-@router.post("", openapi_extra=_FORM, dependencies=[needs(Scope.WRITE)])
+@router.post("", openapi_extra=_FORM, responses=REPLAYED_HEADER, dependencies=[needs(Scope.WRITE)])
 async def import_model(
-    request: Request, caller: CallerDep, resources: ResourcesDep, now: Now
+    request: Request,
+    response: Response,
+    origin: OriginDep,
+    caller: CallerDep,
+    resources: ResourcesDep,
+    now: Now,
 ) -> ModelRead:
     """Import an adapter that was made elsewhere, as a tuned model.
 
     The file is a zip archive of the folder that `peft` writes, with weights in safetensors. All of
     it is checked against the base model. The model can be downloaded, continued and deleted like
     others.
+
+    The request is safe to repeat with the header `Idempotency-Key`: the same key, file and fields
+    make one model.
     """
     settings, store = resources.settings, resources.store
     field = FileField(
@@ -44,14 +61,26 @@ async def import_model(
     )
 
     def use(received: ReceivedFile) -> ModelRead:
-        resources.require_room(received.bytes)  # the weights are unpacked beside it
-        with checked_adapter(received, store, resources.catalogue, settings=settings) as adapter:
-            resources.write(
-                lambda session: import_adapter(session, caller, store, adapter, now=now)
-            )
-        return get_model(adapter.model, caller, resources)
+        content = content_of(received)
+        once = partial(
+            IdempotentRequest,
+            caller=caller,
+            origin=origin,
+            route="import",
+            content=content,
+            now=now,
+        )
+        model = resources.write(lambda session: find_imported(once(session)))
+        if model is None:
+            resources.require_room(received.bytes)  # the weights are unpacked beside it
+            with checked_adapter(received, store, resources.catalogue, settings) as adapter:
+                model = resources.write(lambda session: import_once(once(session), store, adapter))
+        if model.is_replay:
+            response.headers[REPLAYED] = "true"
+        return get_model(model.name, caller, resources)
 
-    return await receive_and_use(request, field, resources, use)
+    async with resources.upload_slots.take_import():
+        return await receive_and_use(request, field, resources, use)
 
 
 @router.get("", dependencies=[needs(Scope.READ)])

@@ -2,11 +2,20 @@
 
 import re
 from fnmatch import fnmatchcase
+from typing import Self
 
-from pydantic import Field, SecretStr, TypeAdapter, ValidationError, field_validator
+from pydantic import (
+    Field,
+    SecretStr,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from app.core.job.frozen import Frozen
 
+_WILDCARDS = frozenset("*?[")
 _URL = re.compile(r"https?://[^\s/?#@]+(/[^\s?#@]*)?")
 
 
@@ -21,6 +30,9 @@ class Engine(Frozen):
     """API key of the engine. Empty sends none."""
     name: str | None = Field(default=None, min_length=1)
     """Name of the model as the engine knows it. None if that is the name that clients write."""
+    cache_salt: bool = True
+    """Whether requests have the id of their project as `cache_salt`, by which vLLM keeps apart what
+    it has read for projects. False for an engine that refuses parameters it does not know."""
 
     @field_validator("url")
     @classmethod
@@ -28,6 +40,20 @@ class Engine(Frozen):
         if not _URL.fullmatch(url):
             raise ValueError("give a base URL such as http://127.0.0.1:8080/v1")
         return url.rstrip("/")
+
+    @model_validator(mode="after")
+    def _must_name_one_model(self) -> Self:
+        if self.name is not None and self.is_pattern:
+            raise ValueError(
+                "a pattern with a name would answer for different models with one; leave the name "
+                "out, or give each model an entry"
+            )
+        return self
+
+    @property
+    def is_pattern(self) -> bool:
+        """Whether it answers for all models whose names are of one form."""
+        return not _WILDCARDS.isdisjoint(self.models)
 
     def answers_for(self, model: str) -> bool:
         return fnmatchcase(model, self.models)

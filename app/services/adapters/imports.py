@@ -31,6 +31,7 @@ from app.core.manifest import Manifest, ManifestFile
 from app.core.settings import Settings
 from app.core.storage.blob_store import BlobStore, stored
 from app.services.files import plain_name
+from app.services.idempotency import IdempotentRequest
 from app.services.job_inputs import find_installed
 from app.services.new_jobs import name_model
 from app.services.quotas import require_bytes
@@ -66,12 +67,33 @@ class CheckedAdapter:
     files: list[_NewFile]
 
 
+@dataclass(frozen=True, slots=True)
+class NewModel:
+    name: str
+    is_replay: bool
+    """True if an earlier sending of the same request imported the model."""
+
+
+def content_of(received: ReceivedFile) -> dict[str, Any]:
+    """What a request asks for: the same content is the same import."""
+    return {"fields": received.fields, "sha256": received.sha256}
+
+
+def find_imported(once: IdempotentRequest) -> NewModel | None:
+    """The model that this request imported when it was sent before.
+
+    Raises:
+        InvalidRequestError: the idempotency key belongs to another request.
+    """
+    job = once.find_job()
+    return job and NewModel(job.fine_tuned_model, is_replay=True)
+
+
 @contextlib.contextmanager
 def checked_adapter(
     received: ReceivedFile,
     store: BlobStore,
     catalogue: Catalogue,
-    *,
     settings: Settings,
 ) -> Generator[CheckedAdapter]:
     """Check an archive in a process of its own. Takes as long as its weights need.
@@ -130,14 +152,25 @@ def checked_adapter(
         yield CheckedAdapter(job_id, name, suffix, base_model, config, archive, files)
 
 
-def import_adapter(
-    session: Session, caller: Caller, store: BlobStore, adapter: CheckedAdapter, *, now: datetime
-) -> None:
-    """Publish a checked adapter. The caller owns the transaction.
+def import_once(once: IdempotentRequest, store: BlobStore, adapter: CheckedAdapter) -> NewModel:
+    """Publish a checked adapter, unless the same request has done so meanwhile.
+
+    The caller owns the transaction.
 
     Raises:
+        InvalidRequestError: the idempotency key belongs to another request.
         QuotaExceededError: the project may not store so much.
     """
+    earlier = find_imported(once)
+    if earlier is not None:
+        return earlier
+    once.remember(_import(once.session, once.caller, store, adapter, now=once.now))
+    return NewModel(adapter.model, is_replay=False)
+
+
+def _import(
+    session: Session, caller: Caller, store: BlobStore, adapter: CheckedAdapter, *, now: datetime
+) -> Job:
     require_bytes(session, caller, sum(file.bytes for file in adapter.files))
     rows = [_as_row(file, adapter.job_id, now=now) for file in adapter.files]
     with contextlib.ExitStack() as blobs:
@@ -166,6 +199,7 @@ def import_adapter(
         )
         TunedModelRepository(session, caller.project_id).add(model)
         audit.record(session, caller, Action.MODEL_IMPORTED, model.id, now=now)
+    return job
 
 
 def _build_job(adapter: CheckedAdapter, *, now: datetime) -> Job:

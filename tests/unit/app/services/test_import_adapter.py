@@ -1,15 +1,20 @@
 """An adapter that was made elsewhere becomes a tuned model like any other."""
 
+import asyncio
 import hashlib
 import io
 import json
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
 from starlette.testclient import TestClient
 
+from app.api.upload_slots import UploadSlots
 from app.core.db.base import Project
 from app.core.db.session import Database
 from app.core.settings import Settings
@@ -93,6 +98,65 @@ def test_an_imported_model_is_continued_and_what_was_downloaded_is_imported_agai
     again = send(client, downloaded)
     assert again.status_code == 200, again.text
     assert again.json()["id"] != model["id"]
+
+
+@pytest.mark.parametrize(
+    "headers", [{"Idempotency-Key": "one"}, {"x-stainless-retry-count": "1"}], ids=["key", "retry"]
+)
+def test_a_request_that_is_sent_again_imports_no_second_model(
+    client: TestClient, store: LocalBlobStore, headers: dict[str, str]
+) -> None:
+    content = zip_adapter()
+    first = send(client, content, suffix="a", headers=headers)
+    blobs = list_blobs(store)
+
+    again = send(client, content, suffix="a", headers=headers)
+
+    assert (again.status_code, again.json()) == (200, first.json())
+    assert again.headers["idempotent-replayed"] == "true"
+    assert "idempotent-replayed" not in first.headers
+    assert list_blobs(store) == blobs
+    other = send(client, content, suffix="a")
+    assert other.json()["id"] != first.json()["id"]
+
+
+def test_requests_at_the_same_time_import_one_model(client: TestClient) -> None:
+    content, headers = zip_adapter(), {"Idempotency-Key": "one"}
+
+    with ThreadPoolExecutor(2) as threads:
+        answers = list(threads.map(lambda _: send(client, content, headers=headers), range(2)))
+
+    assert {answer.status_code for answer in answers} == {200}
+    assert len({answer.json()["id"] for answer in answers}) == 1
+
+
+@pytest.mark.parametrize(
+    ("changed", "fields"), [(b"no zip", {}), (None, {"suffix": "b"})], ids=["file", "form"]
+)
+def test_a_key_belongs_to_one_import(
+    client: TestClient, changed: bytes | None, fields: dict[str, str]
+) -> None:
+    content, headers = zip_adapter(), {"Idempotency-Key": "one"}
+    send(client, content, headers=headers)
+
+    error = send(client, changed or content, headers=headers, **fields).json()["error"]
+
+    assert (error["code"], error["param"]) == ("idempotency_key_reused", "Idempotency-Key")
+
+
+@pytest.mark.only_sqlite
+def test_an_import_too_many_is_a_503_that_clients_repeat(client: TestClient, app: FastAPI) -> None:
+    slots = UploadSlots(9, wait_s=0.01)
+    app.state.resources = replace(app.state.resources, upload_slots=slots)
+
+    async def post_while_others_import() -> None:
+        async with slots.take_import(), slots.take_import():
+            answer = await asyncio.to_thread(send, client, zip_adapter())
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "too_many_uploads")
+        assert "importing 2 adapters" in answer.text
+
+    asyncio.run(post_while_others_import())
+    assert send(client, zip_adapter()).status_code == 200
 
 
 def test_what_cannot_be_imported_leaves_nothing(

@@ -26,7 +26,17 @@ from tests.waiting import wait_until
 pytestmark = pytest.mark.only_sqlite
 
 SECRET = "the key of the engine"  # noqa: S105 - of no service
-ANSWER = {"object": "chat.completion", "model": "as the engine says", "choices": []}
+KNOWN = "smollm2-135m-instruct"
+"""A model of the catalogue, which need not be installed."""
+MESSAGES = [{"role": "user", "content": "Hi"}]
+STREAMED = {"model": "big", "messages": MESSAGES, "stream": True}
+USAGE_OF_RESPONSE = {
+    "input_tokens": 7,
+    "output_tokens": 3,
+    "input_tokens_details": {"cached_tokens": 5},
+}
+USAGE = {"prompt_tokens": 7, "completion_tokens": 3, "prompt_tokens_details": {"cached_tokens": 5}}
+ANSWER = {"model": "as the engine says", "choices": [{"text": '"usage": {'}], "usage": USAGE}
 
 
 def send_answer(handler: BaseHTTPRequestHandler) -> None:
@@ -39,6 +49,7 @@ class StandInEngine:
     def __init__(self) -> None:
         self.asked: list[tuple[str, dict[str, str], Any]] = []
         self.status, self.media_type = 200, "application/json"
+        self.encoding = "identity"
         self.has_left = threading.Event()
         self.send: Callable[[BaseHTTPRequestHandler], None] = send_answer
         self.url = ""
@@ -53,6 +64,7 @@ def running(engine: StandInEngine) -> Iterator[None]:
             engine.asked.append((self.path, headers, json.loads(content)))
             self.send_response(engine.status)
             self.send_header("content-type", engine.media_type)
+            self.send_header("content-encoding", engine.encoding)
             self.end_headers()
             engine.send(self)
 
@@ -81,17 +93,18 @@ def engine() -> Iterator[StandInEngine]:
 def settings(settings: Settings, engine: StandInEngine) -> Settings:
     engines = [
         {"models": "ft:*", "url": f"{engine.url}/", "key": SECRET},
-        {"models": "big", "url": engine.url, "name": "org/big-model"},
+        {"models": "big", "url": engine.url, "name": "org/big-model", "cache_salt": False},
+        {"models": "*-*", "url": engine.url},
     ]
     return settings.model_copy(update={"sampling_engines": SecretStr(json.dumps(engines))})
 
 
 def ask(client: TestClient, model: str | None, **options: Any) -> Any:
-    asked = {"model": model, "messages": [], "top_k": 7}
+    asked = {"model": model, "messages": MESSAGES, "temperature": 0.5}
     return client.post("/v1/chat/completions", json=asked, **options)
 
 
-def test_a_request_is_passed_on_as_it_is(
+def test_a_request_is_passed_on_with_its_project(
     client: TestClient, engine: StandInEngine, tuned: Job
 ) -> None:
     answer = ask(client, tuned.fine_tuned_model, headers=bearer("a key of this service"))
@@ -99,27 +112,118 @@ def test_a_request_is_passed_on_as_it_is(
     assert (answer.status_code, answer.json()) == (200, ANSWER)
     path, headers, body = engine.asked[0]
     assert path == "/v1/chat/completions"
-    assert body == {"model": tuned.fine_tuned_model, "messages": [], "top_k": 7}
+    assert body == {
+        "model": tuned.fine_tuned_model,
+        "messages": MESSAGES,
+        "temperature": 0.5,
+        "cache_salt": tuned.project_id,
+    }
     assert headers["authorization"] == f"Bearer {SECRET}"
     assert "cookie" not in headers
 
 
-@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/v1/responses"])
+@pytest.mark.parametrize(
+    ("path", "asked"),
+    [
+        ("/v1/chat/completions", {"messages": MESSAGES}),
+        ("/v1/completions", {"prompt": "Once"}),
+        ("/v1/responses", {"input": "Hi"}),
+    ],
+)
 def test_the_engine_gets_the_name_that_it_knows(
-    client: TestClient, engine: StandInEngine, path: str
+    client: TestClient, engine: StandInEngine, path: str, asked: dict[str, Any]
 ) -> None:
-    client.post(path, json={"model": "big", "stream": False})
+    client.post(path, json={"model": "big", **asked})
 
     asked_path, headers, body = engine.asked[0]
-    assert (asked_path, body) == (path, {"model": "org/big-model", "stream": False})
+    assert (asked_path, body) == (path, {"model": "org/big-model", **asked})
     assert "authorization" not in headers
+
+
+@pytest.mark.parametrize(
+    ("path", "asked", "param"),
+    [
+        ("/v1/chat/completions", {"lora": [{"id": 1, "scale": 1}]}, "lora"),
+        ("/v1/chat/completions", {"cache_salt": "of another project"}, "cache_salt"),
+        ("/v1/completions", {"id_slot": 0}, "id_slot"),
+        ("/v1/completions", {"prompt": ["one", "two"]}, "prompt"),
+        ("/v1/responses", {"previous_response_id": "resp_1"}, "previous_response_id"),
+        ("/v1/responses", {"store": True}, "store"),
+        (
+            "/v1/chat/completions",
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
+            "messages[0].content[0]",
+        ),
+    ],
+)
+def test_what_only_an_engine_knows_is_refused(
+    client: TestClient, engine: StandInEngine, path: str, asked: dict[str, Any], param: str
+) -> None:
+    content = {"messages": MESSAGES} if "chat" in path else {"prompt": "Once"}
+    content = {"input": "Hi"} if "responses" in path else content
+
+    answer = client.post(path, json={"model": "big", **content, **asked})
+
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"].startswith(param)
+    assert engine.asked == []
+
+
+@pytest.mark.parametrize(("model", "status"), [(KNOWN, 200), ("my-lora", 404), ("*-*", 404)])
+def test_a_pattern_stands_for_models_of_the_service_alone(
+    client: TestClient, engine: StandInEngine, model: str, status: int
+) -> None:
+    answer = ask(client, model)
+
+    assert answer.status_code == status
+    assert len(engine.asked) == (status == 200)
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_the_tokens_of_an_engine_are_counted(
+    app: FastAPI,
+    client: TestClient,
+    engine: StandInEngine,
+    caplog: pytest.LogCaptureFixture,
+    *,
+    is_stream: bool,
+) -> None:
+    def send(handler: BaseHTTPRequestHandler) -> None:
+        told = {"type": "response.completed", "response": {"usage": {**USAGE_OF_RESPONSE}}}
+        handler.wfile.write(b'data: {"text": "%b"}\n\n' % (b"x" * 100_000))
+        handler.wfile.write(b"data: %b\n\n" % json.dumps(told).encode())
+
+    if is_stream:
+        engine.media_type, engine.send = "text/event-stream", send
+    with caplog.at_level("INFO", "app.access"):
+        client.post("/v1/responses", json={"model": "big", "input": "Hi", "stream": is_stream})
+
+    count = app.state.metrics.registry.get_sample_value
+    kinds = ("prompt", "cached", "completion")
+    counted = [count("tunery_sampling_tokens_total", {"kind": kind}) for kind in kinds]
+    assert counted == [7, 5, 3]
+    assert vars(caplog.records[-1])["completion_tokens"] == "3"
+    assert count("tunery_sampling_first_token_seconds_count") == is_stream
+
+
+@pytest.mark.parametrize("usage", [None, "many", {"prompt_tokens": -1}, {"prompt_tokens": 1}])
+def test_an_engine_that_counts_no_tokens(
+    app: FastAPI, client: TestClient, engine: StandInEngine, usage: object
+) -> None:
+    def send(handler: BaseHTTPRequestHandler) -> None:
+        handler.wfile.write(json.dumps({"usage": usage}).encode())
+
+    engine.send = send
+
+    assert ask(client, "big").status_code == 200
+    count = app.state.metrics.registry.get_sample_value
+    assert count("tunery_sampling_tokens_total", {"kind": "prompt"}) == 0
 
 
 def test_other_models_are_not_passed_on(
     client: TestClient, engine: StandInEngine, sampler: StandInSampler
 ) -> None:
-    asked = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}]}
-    assert client.post("/v1/chat/completions", json=asked).status_code == 200
+    assert ask(client, "tiny").status_code == 200
     assert client.post("/v1/chat/completions", json=["big"]).status_code == 400
     assert client.post("/v1/chat/completions", json={"model": 7}).status_code == 400
 
@@ -163,6 +267,15 @@ def test_an_engine_that_is_set_up_wrongly_is_told_to_the_operator_alone(
     assert "engine for big" in caplog.text
 
 
+def test_an_answer_that_is_compressed_is_not_passed_on(
+    client: TestClient, engine: StandInEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine.encoding = "gzip"
+
+    assert ask(client, "big").json()["error"]["code"] == "engine_failed"
+    assert "compressed" in caplog.text
+
+
 def test_an_engine_that_is_away(settings: Settings, database: Database) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -188,7 +301,7 @@ def test_a_stream_is_passed_on_as_it_comes(app: FastAPI, engine: StandInEngine) 
     engine.media_type, engine.send = "text/event-stream; charset=utf-8", send
     with serving(app) as client:
         url = client.base_url.copy_with(path="/v1/chat/completions")
-        with client.stream("POST", url, json={"model": "big", "stream": True}) as answer:
+        with client.stream("POST", url, json=STREAMED) as answer:
             lines: list[str] = []
             for line in answer.iter_lines():
                 lines.append(line)
@@ -209,7 +322,7 @@ def test_a_client_that_leaves_ends_the_request_to_the_engine(
     engine.media_type, engine.send = "text/event-stream", send
     with serving(app) as client:
         url = client.base_url.copy_with(path="/v1/chat/completions")
-        with client.stream("POST", url, json={"model": "big", "stream": True}) as answer:
+        with client.stream("POST", url, json=STREAMED) as answer:
             next(answer.iter_lines())
 
         assert engine.has_left.wait(PATIENCE_S)
@@ -227,6 +340,7 @@ def test_a_client_that_leaves_ends_the_request_to_the_engine(
         ('[{"models": "a", "url": "file:///etc/passwd"}]', "give a base URL"),
         ('[{"models": "a", "url": "http://a/v1", "keys": "SECRET"}]', "0.keys: Extra"),
         ('[{"models": "", "url": "http://a/v1"}]', "0.models"),
+        ('[{"models": "ft:*", "url": "http://a/v1", "name": "a"}]', "a pattern with a name"),
     ],
 )
 def test_a_setting_that_is_no_list_of_engines_is_refused(text: str, told: str) -> None:
