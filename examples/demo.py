@@ -23,7 +23,8 @@ from _progress import Progress
 from openai import OpenAI, OpenAIError
 from openai.types.fine_tuning import FineTuningJob
 
-from tunery.local_service import LocalService, ServiceError
+from tunery.local_service import LocalService
+from tunery.logged_process import ServiceError
 
 EXAMPLES = Path(__file__).resolve().parent
 PLACE = EXAMPLES.parent

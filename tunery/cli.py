@@ -18,8 +18,8 @@ from app.core.storage.privacy import keep_new_files_private
 from app.core.version import VERSION
 from tunery import service_root
 from tunery.client.cli import client
-from tunery.client.files import list_models
 from tunery.client.init import commands as job_file_commands
+from tunery.client.models import list_models
 from tunery.supervisor import Supervisor
 from worker.commands import models, require_worker
 from worker.health import report_health

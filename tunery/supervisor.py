@@ -12,7 +12,7 @@ from types import FrameType
 from app.core.clock import steady_s
 from app.core.command_line.exit_codes import CANNOT_RUN
 from app.core.machine.subprocesses import python_module, with_import_path
-from tunery.local_service import end_with_parent
+from tunery.logged_process import end_with_parent
 
 logger = logging.getLogger(__name__)
 

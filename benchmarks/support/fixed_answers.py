@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from tunery.local_service import end_with_parent
+from tunery.logged_process import end_with_parent
 
 ANSWER = b'HTTP/1.1 304 Not Modified\r\netag: "fixed"\r\n\r\n'
 _READ_BYTES = 64 * 1024

@@ -27,16 +27,28 @@ class InstalledService(LocalService):
 
     Args:
         workers: 0 for tests that train nothing: a worker loads torch as soon as it is idle.
+        has_sampler: whether models can be asked.
         log_dir: where its processes log; beside the data, and after earlier services, unless given.
         settings: settings by name, without the prefix, as `lease_s="5"`.
     """
 
     def __init__(
-        self, data_dir: Path, *, workers: int = 1, log_dir: Path | None = None, **settings: str
+        self,
+        data_dir: Path,
+        *,
+        workers: int = 1,
+        has_sampler: bool = False,
+        log_dir: Path | None = None,
+        **settings: str,
     ) -> None:
         program = [install_wheel() / "tunery"]
         super().__init__(
-            data_dir, _SETTINGS | settings, workers=workers, program=program, log_dir=log_dir
+            data_dir,
+            _SETTINGS | settings,
+            workers=workers,
+            program=program,
+            has_sampler=has_sampler,
+            log_dir=log_dir,
         )
 
     def client(self, *, strict: bool = True, **options: Any) -> openai.OpenAI:

@@ -50,7 +50,7 @@ def shorten(dataset: Path) -> None:
 
 @pytest.fixture(scope="module")
 def service(place: Path) -> Iterator[InstalledService]:
-    with InstalledService(place / "data") as service:
+    with InstalledService(place / "data", has_sampler=True) as service:
         yield service
 
 
@@ -101,6 +101,20 @@ def test_the_curl_walk_through_ends_with_the_adapter(curl_output: str, place: Pa
     assert "adapter_model.safetensors" in curl_output
     assert curl_output.count("\n10,") == 1, "the loss log has every step"
     assert (place / "adapter.zip").stat().st_size > 1_000_000
+
+
+def test_the_tuned_model_answers_as_the_readme_says(
+    curl_output: str, place: Path, service: InstalledService
+) -> None:
+    with service.client() as client:
+        job = client.fine_tuning.jobs.list().data[-1]
+    addresses = {"TUNERY_URL": service.base_url, "TUNERY_BASE_URL": service.base_url}
+
+    answers = run_bash(block("chat"), place, **addresses, JOB=job.id).splitlines()
+
+    assert job.fine_tuned_model
+    assert len([*filter(str.strip, answers)]) > 1
+    assert "null" not in answers
 
 
 def test_the_client_walk_through_ends_with_the_adapter(client_output: str, place: Path) -> None:

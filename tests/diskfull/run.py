@@ -29,7 +29,8 @@ from app.core.storage.local import LocalBlobStore
 from app.maintenance.doctor import examine
 from app.maintenance.findings import Level
 from tests.builders import build_chat_file, write_catalogue
-from tunery.local_service import LocalService, ServiceError
+from tunery.local_service import LocalService
+from tunery.logged_process import ServiceError
 from worker.janitor import Janitor
 
 PAGE = 4096

@@ -10,7 +10,8 @@ import pytest
 
 from tests.waiting import wait_until
 from tests.wheel import install_wheel
-from tunery.local_service import LocalService, LoggedProcess, ServiceError
+from tunery.local_service import LocalService
+from tunery.logged_process import LoggedProcess, ServiceError
 from worker.launch.locks import start_ticks
 
 END_S = 30
@@ -88,7 +89,7 @@ def test_a_process_that_does_not_stop_is_killed_and_told_of(tmp_path: Path) -> N
 STARTER = """
 import os, signal, sys
 from pathlib import Path
-from tunery.local_service import LoggedProcess
+from tunery.logged_process import LoggedProcess
 
 program = LoggedProcess(
     [sys.executable, "-c", "import signal; signal.pause()"],

@@ -19,7 +19,7 @@ from tests.builders import bearer, write_catalogue
 from tests.waiting import wait_until
 from tests.wheel import install_wheel
 from tunery import service_root
-from tunery.local_service import LoggedProcess
+from tunery.logged_process import LoggedProcess
 
 START_S = 60
 STOP_S = 30

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tunery import service_root
-from tunery.local_service import LoggedProcess
+from tunery.logged_process import LoggedProcess
 
 LIMIT_S = 120
 SWORDFISH = "swordfish-7"

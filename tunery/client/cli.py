@@ -5,11 +5,13 @@ from collections.abc import Sequence
 import typer
 
 from app.core.command_line.exit_codes import CommandGroup
-from tunery.client.chat import chat
+from tunery.client.answers.chat import chat
+from tunery.client.answers.report import report
 from tunery.client.compare import compare
 from tunery.client.downloads.command import download
 from tunery.client.files import files
 from tunery.client.jobs import cancel, list_jobs, pause, rerun, resume
+from tunery.client.models import import_adapter
 from tunery.client.submit import estimate, submit
 from tunery.client.watch import logs, watch
 
@@ -29,7 +31,9 @@ _COMMANDS = {
     "rerun": rerun,
     "download": download,
     "compare": compare,
+    "report": report,
     "chat": chat,
+    "import": import_adapter,
 }
 for _name, _command in _COMMANDS.items():
     client.command(_name, rich_help_panel=PANEL)(_command)

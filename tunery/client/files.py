@@ -1,4 +1,4 @@
-"""`tunery files`: datasets on the service; and the models that a job can name."""
+"""`tunery files`: datasets on the service."""
 
 import sys
 from pathlib import Path
@@ -113,12 +113,3 @@ def preview(
     ) as response:
         text = response.read().decode()
     sys.stdout.write(escape_all_but_colours(text))
-
-
-def list_models(*, as_json: AsJson = False, profile: ProfileName = None) -> None:
-    """List the models of the service: those that jobs can tune, and those that they have made."""
-    rows = [*open_api(profile).get("/models")["data"]]
-    if as_json:
-        print_json(rows)
-        return
-    print_table(("MODEL", "TUNED FROM"), [(row["id"], row["base_model"]) for row in rows])

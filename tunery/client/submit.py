@@ -2,6 +2,8 @@
 
 import hashlib
 import uuid
+from collections.abc import Generator
+from contextlib import contextmanager
 from io import BufferedReader, FileIO
 from pathlib import Path
 from typing import Annotated, Any
@@ -108,9 +110,16 @@ def upload_once(api: Api, path: Path) -> tuple[Json, bool]:
         is_same = file["sha256"] == digest and file["filename"] == path.name
         if is_same and file["expires_at"] is None:
             return file, True
+    with open_shown(path) as shown:
+        return api.upload(path.name, shown), False
+
+
+@contextmanager
+def open_shown(path: Path) -> Generator[BufferedReader]:
+    """Open a file to be sent, and show how much of it was read."""
     with transfer(path.name, path.stat().st_size) as show, _ShownFile(path) as raw:
         raw.show = show
-        return api.upload(path.name, BufferedReader(raw)), False
+        yield BufferedReader(raw)
 
 
 class _ShownFile(FileIO):

@@ -118,6 +118,16 @@ class Api:
             file = self._client.files.create(file=(name, content), purpose="fine-tune")
             return file.to_dict(mode="json")
 
+    def post_form(self, path: str, form: Mapping[str, str], name: str, content: IO[bytes]) -> Json:
+        """Post a form whose last field is `file`. It is not tried again: it may have had effect."""
+        with self._explained():
+            options: Any = {"headers": {"Content-Type": "multipart/form-data"}, "max_retries": 0}
+            files = {"file": (name, content)}
+            answer = self._client.post(
+                path, cast_to=object, body=form, files=files, options=options
+            )
+            return _as_json(answer)
+
     @contextmanager
     def stream(
         self,

@@ -21,7 +21,7 @@ from tunery.client.watch import INTERRUPTED
 _COMPLETIONS = "/chat/completions"
 _LAST_EVENT = "[DONE]"
 
-_HARMLESS = "\n\t\u00a0\u2009\u202f\u3000\u200c\u200d"
+HARMLESS = "\n\t\u00a0\u2009\u202f\u3000\u200c\u200d"
 """What does not print and yet belongs to text: line feeds, spaces, and joiners of letters and
 emoji."""
 
@@ -135,7 +135,7 @@ class _Conversation:
                     delta: Json = choice["delta"]
                     if text := delta.get("content"):
                         said.append(text)
-                        sys.stdout.write(escape(text, keep=_HARMLESS))
+                        sys.stdout.write(escape(text, keep=HARMLESS))
                         sys.stdout.flush()
         finally:
             if said:
