@@ -34,7 +34,7 @@ model: setup ## Install a base model: make model MODEL=qwen2.5-0.5b-instruct
 demo: setup model ## Fine-tune a real model through the API and show what changed
 	@$(BIN)/python examples/demo.py
 
-serve: setup ## Run API and worker in the foreground; Ctrl-C stops both
+serve: setup ## Run API, worker and sampler in the foreground; Ctrl-C stops all
 	@exec $(BIN)/tunery serve
 
 clients: .venv-clients/.installed ## Install openai-node, litellm, axe-core and llama.cpp, which a few tests use

@@ -43,6 +43,24 @@ def full_disk(app: FastAPI) -> Generator[None]:
     app.state.resources = before
 
 
+def scope_of_post(path: str, headers: Mapping[str, str]) -> dict[str, Any]:
+    """What a server hands to the application for a POST."""
+    return {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": "POST",
+        "scheme": "http",
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "root_path": "",
+        "headers": [(name.encode(), text.encode()) for name, text in headers.items()],
+        "client": ("127.0.0.1", 1),
+        "server": ("127.0.0.1", 80),
+    }
+
+
 class Answer(NamedTuple):
     status: int
     body: Any
@@ -71,23 +89,7 @@ def post_in_chunks(
     async def send(message: Any) -> None:
         sent.append(message)
 
-    scope = {
-        "type": "http",
-        "asgi": {"version": "3.0"},
-        "http_version": "1.1",
-        "method": "POST",
-        "scheme": "http",
-        "path": path,
-        "raw_path": path.encode(),
-        "query_string": b"",
-        "root_path": "",
-        "headers": [
-            (name.encode(), text.encode())
-            for name, text in {"content-type": content_type, **(headers or {})}.items()
-        ],
-        "client": ("127.0.0.1", 1),
-        "server": ("127.0.0.1", 80),
-    }
+    scope = scope_of_post(path, {"content-type": content_type, **(headers or {})})
     asyncio.run(app(scope, receive, send))
     body = b"".join(message.get("body", b"") for message in sent[1:])
     return Answer(sent[0]["status"], json.loads(body), taken)

@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import text
 
 from app.core.access import DEFAULT_PROJECT_ID, Scope
-from app.core.clock import utc_now
+from app.core.clock import steady_s, utc_now
 from app.core.db.base import Base, Project
 from app.core.db.check_tables import DataCheck
 from app.core.db.repositories.checkpoints import CheckpointRepository, TunedModelRepository
@@ -105,6 +105,7 @@ def build_lease(job: Job, **changes: Any) -> Lease:
         "project_id": DEFAULT_PROJECT_ID,
         "attempt": 1,
         "worker_id": "worker-1",
+        "claimed_s": steady_s(),
         "base_model": job.base_model,
         "base_model_sha256": None,
         "training_file_id": job.training_file_id,

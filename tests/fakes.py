@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -49,6 +49,7 @@ class FakeLauncher:
     acts: Sequence[Act] = ()
     exit_code: int = 0
     log_tail: str = ""
+    processor_s: float = 0.0
     directories: list[Path] = field(default_factory=list[Path])
     """The job directories it was given."""
 
@@ -71,4 +72,5 @@ class FakeLauncher:
             event = act(directory) if callable(act) else act
             if event is not None and not isinstance(event, Waiting):
                 watcher.on_event(event)
-        return Ending(self.exit_code, was_asked=False, was_killed=False, log_tail=self.log_tail)
+        ending = Ending(self.exit_code, was_asked=False, was_killed=False, log_tail=self.log_tail)
+        return replace(ending, processor_s=self.processor_s)

@@ -1,9 +1,7 @@
 """Speaks to a real sampler as the API does, or worse."""
 
 import hashlib
-import os
 import socket
-import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +10,10 @@ from typing import Any, BinaryIO, Self
 from app.core.base_models import load_catalogue
 from app.core.sampling.messages import (
     ANSWERS,
-    SOCKET_NAME,
+    HEAD,
     Accepted,
     AdapterRef,
+    Alive,
     Ask,
     Delta,
     Finished,
@@ -22,6 +21,7 @@ from app.core.sampling.messages import (
     SamplingParameters,
     TextPrompt,
 )
+from app.core.sampling.socket_path import socket_path
 from tests.sampled_models import write_random_adapter
 
 PATIENCE_S = 60.0
@@ -73,11 +73,8 @@ class Call:
 
     def __init__(self, sampler_dir: Path) -> None:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        directory = os.open(sampler_dir, os.O_PATH)
-        try:
-            self.socket.connect(f"/proc/self/fd/{directory}/{SOCKET_NAME}")
-        finally:
-            os.close(directory)
+        with socket_path(sampler_dir) as path:
+            self.socket.connect(path)
         self.socket.settimeout(PATIENCE_S)
         self._lines: BinaryIO = self.socket.makefile("rb")
 
@@ -93,13 +90,18 @@ class Call:
         return call
 
     def send(self, body: bytes, descriptors: Sequence[int] = ()) -> None:
-        socket.send_fds(self.socket, [struct.pack(">I", len(body))], descriptors)
+        socket.send_fds(self.socket, [HEAD.pack(len(body))], descriptors)
         self.socket.sendall(body)
 
     def answers(self) -> Iterator[Accepted | Delta | Finished | Refused]:
-        """All answers until the sampler closes the connection, which is then closed here too."""
+        """All answers until the sampler closes the connection, which is then closed here too.
+
+        `Alive` is left out.
+        """
         for line in self._lines:
-            yield ANSWERS.validate_json(line)
+            answer = ANSWERS.validate_json(line)
+            if not isinstance(answer, Alive):
+                yield answer
         self.close()
 
     def next(self) -> Accepted | Delta | Finished | Refused:

@@ -2,7 +2,6 @@
 
 import os
 import socket
-import struct
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -12,8 +11,10 @@ from types import TracebackType
 from typing import Self
 
 from app.core.sampling.messages import (
+    HEAD,
     SOCKET_NAME,
     Accepted,
+    Alive,
     Ask,
     ChatPrompt,
     ChosenLogProb,
@@ -22,10 +23,11 @@ from app.core.sampling.messages import (
     Refused,
     TokenLogProb,
 )
+from app.core.sampling.socket_path import socket_path
 
 PATIENCE_S = 20.0
 
-Said = Accepted | Delta | Finished | Refused | bytes
+Said = Alive | Accepted | Delta | Finished | Refused | bytes
 """An answer, or bytes that are sent as they are."""
 
 
@@ -101,11 +103,8 @@ class StandInSampler:
     def __enter__(self) -> Self:
         self._directory.mkdir(parents=True, exist_ok=True)
         (self._directory / SOCKET_NAME).unlink(missing_ok=True)
-        descriptor = os.open(self._directory, os.O_PATH)
-        try:
-            self._listener.bind(f"/proc/self/fd/{descriptor}/{SOCKET_NAME}")
-        finally:
-            os.close(descriptor)
+        with socket_path(self._directory) as path:
+            self._listener.bind(path)
         self._listener.listen(64)
         self._start(self._accept)
         return self
@@ -158,8 +157,8 @@ class StandInSampler:
 
 
 def _receive(connection: socket.socket) -> Asked:
-    head, descriptors, _, _ = socket.recv_fds(connection, 4, 2)
-    (size,) = struct.unpack(">I", head)
+    head, descriptors, _, _ = socket.recv_fds(connection, HEAD.size, 2)
+    (size,) = HEAD.unpack(head)
     body = bytearray()
     while len(body) < size:
         chunk = connection.recv(size - len(body))

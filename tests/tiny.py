@@ -197,6 +197,7 @@ def write_job(
     validation: Sequence[dict[str, Any]] | None = None,
     compute: ComputeSettings | None = None,
     task: TaskName = "train",
+    memory_bytes: int | None = None,
     **settings: Any,
 ) -> JobSpec:
     """Fill a job directory as the worker does.
@@ -208,6 +209,7 @@ def write_job(
         validation: rows of the validation file, if there is one.
         compute: in float32 and not compiled unless given, on every machine.
         task: what the child is to do.
+        memory_bytes: memory for jobs. None for all.
         settings: of the `TrainingConfig`.
     """
     directory.mkdir(parents=True)
@@ -226,6 +228,7 @@ def write_job(
         ),
         config=TrainingConfig(**{"seed": 7, "lora": LoraShape(rank=4), **settings}),
         threads=1,
+        memory_bytes=memory_bytes,
         compute=ComputeSettings(dtype="float32", compile=False) if compute is None else compute,
     )
     (directory / JOB_SPEC_NAME).write_text(spec.model_dump_json(), encoding="utf-8")

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from app.core.compute_choices import compute_choices
+from app.core.compute_choices import compute_choices, training_memory
 from app.core.db.repositories.leases import Lease
 from app.core.db.tables import File, SavedState
 from app.core.job.loss_log import StepMetrics
@@ -63,6 +63,7 @@ def build_spec(
         validation_file=inputs.validation_file and _reference(inputs.validation_file),
         config=lease.config,
         threads=settings.resolved_training_threads,
+        memory_bytes=training_memory(settings),
         compute=compute_choices(settings),
         save_interval_s=settings.save_interval_s,
         resume_step=state and state.step,

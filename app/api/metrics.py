@@ -1,5 +1,7 @@
 """Counts requests for Prometheus. `app/maintenance/metrics.py` has all the other metrics."""
 
+from collections import defaultdict
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from starlette.types import Scope
 
@@ -29,14 +31,19 @@ class Sampled:
     Attributes:
         prompt_tokens: number of tokens of the prompt.
         cached_tokens: number of tokens at its beginning that had been read before.
-        completion_tokens: number of tokens of the answers that are complete.
         first_token_s: time until the first text, in seconds; None before it.
     """
 
     def __init__(self) -> None:
-        self.prompt_tokens = self.cached_tokens = self.completion_tokens = 0
+        self.prompt_tokens = self.cached_tokens = 0
         self.first_token_s: float | None = None
         self._began_s = steady_s()
+        self._tokens_of = defaultdict[int, int](int)
+
+    @property
+    def completion_tokens(self) -> int:
+        """Number of tokens of all answers. Each piece of an incomplete one counts as one token."""
+        return sum(self._tokens_of.values())
 
     def take(self, answer: Accepted | Delta | Finished) -> None:
         """Count what the sampler has answered."""
@@ -44,9 +51,11 @@ class Sampled:
             self.prompt_tokens = answer.prompt_tokens
             self.cached_tokens = answer.cached_tokens
         elif isinstance(answer, Finished):
-            self.completion_tokens += answer.tokens
-        elif self.first_token_s is None:
-            self.first_token_s = steady_s() - self._began_s
+            self._tokens_of[answer.choice] = answer.tokens
+        else:
+            self._tokens_of[answer.choice] += 1
+            if self.first_token_s is None:
+                self.first_token_s = steady_s() - self._began_s
 
 
 class RequestMetrics:
@@ -85,7 +94,8 @@ class RequestMetrics:
         )
         self._sampled_tokens = Counter(
             "tunery_sampling_tokens",
-            "Tokens of complete requests: of prompts, of those the cached ones, and of answers.",
+            "Tokens of prompts, of those the cached ones, and of answers. An answer that was not "
+            "completed counts one token for each piece that was sent.",
             ("kind",),
             registry=self.registry,
         )
@@ -99,7 +109,7 @@ class RequestMetrics:
         )
 
     def observe_sampled(self, sampled: Sampled) -> None:
-        """Count a request for completions that was answered completely."""
+        """Count a request for completions that has ended, also if it was cancelled or failed."""
         self._sampled_tokens.labels("prompt").inc(sampled.prompt_tokens)
         self._sampled_tokens.labels("cached").inc(sampled.cached_tokens)
         self._sampled_tokens.labels("completion").inc(sampled.completion_tokens)

@@ -7,6 +7,13 @@ from app.core.settings import Settings
 _SHARE_OF_SAMPLER = 4
 """By default, the sampler may fill one part in so many of the memory of the machine."""
 
+_OVERHEAD = 1.25
+"""Memory that the allocator takes, as a multiple of what the sampler has filled: it keeps blocks
+of other sizes for later, and an adapter is there twice while it is read."""
+
+_LIBRARIES = 1024**3
+"""Bytes of the sampler's libraries, and of what one step computes."""
+
 _SWITCHES = {"auto": None, "always": True, "never": False}
 
 
@@ -25,14 +32,19 @@ def compute_choices(settings: Settings) -> ComputeSettings:
 
 
 def sampling_memory(settings: Settings) -> int:
-    """Maximum bytes that the sampler may fill."""
+    """Maximum bytes that the sampler may fill with models, adapters and requests."""
     return settings.sampling_memory_bytes or measure_memory().total // _SHARE_OF_SAMPLER
+
+
+def sampler_memory(settings: Settings) -> int:
+    """Maximum bytes of memory that the process of the sampler may take."""
+    return round(_OVERHEAD * sampling_memory(settings)) + _LIBRARIES
 
 
 def training_memory(settings: Settings) -> int:
     """Bytes of this machine's memory that are for jobs.
 
-    A sampler that answers while a job trains keeps its part. Otherwise it gives all of it back.
+    A sampler that answers while a job trains keeps what it may take. Otherwise it gives it back.
     """
-    taken = sampling_memory(settings) if settings.sampling == "shared" else 0
-    return measure_memory().total - taken
+    taken = sampler_memory(settings) if settings.sampling == "shared" else 0
+    return max(1, measure_memory().total - taken)

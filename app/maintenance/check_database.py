@@ -72,16 +72,20 @@ def check_jobs(patient: Patient) -> Iterator[Finding]:
 def check_workers(patient: Patient) -> Iterator[Finding]:
     with patient.database.reading() as session:
         workers = WorkerRepository(session).list_all()
-        counts = inspection.count_jobs(session)
-    waiting = counts[JobStatus.VALIDATING_FILES] + counts[JobStatus.QUEUED]
+        jobs, tasks = inspection.count_jobs(session), inspection.count_tasks(session)
+    work = {
+        "jobs": jobs[JobStatus.VALIDATING_FILES] + jobs[JobStatus.QUEUED],
+        "exports or reports": tasks["queued"] + tasks["running"],
+    }
+    waiting = " and ".join(f"{count} {kind}" for kind, count in work.items() if count)
     alive = [worker for worker in workers if not worker.is_silent(now=patient.now)]
     if waiting and not alive:
-        message = f"none is alive, and {waiting} jobs wait"
+        message = f"none is alive, and {waiting} wait"
         yield Finding("workers", Level.WARN, message, advice="Start a worker.")
     else:
         by_state = Counter(worker.state for worker in alive)
         states = ", ".join(f"{count} {state}" for state, count in by_state.items())
-        message = f"{len(alive)} alive: {states}" if alive else "none is alive, and no job waits"
+        message = f"{len(alive)} alive: {states}" if alive else "none is alive, and nothing waits"
         yield Finding("workers", Level.OK, message)
 
 

@@ -141,6 +141,12 @@ def _read_families(session: Session) -> list[GaugeMetricFamily]:
             "Failed jobs in the database by error code.",
             inspection.count_failures(session),
         ),
+        _by(
+            "status",
+            "tunery_tasks",
+            "Exports and reports in the database by status.",
+            inspection.count_tasks(session),
+        ),
         GaugeMetricFamily(
             "tunery_queue_oldest_seconds",
             "Age of the oldest job that waits for a worker; 0 if none waits.",

@@ -3,7 +3,7 @@
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, StringConstraints, ValidationInfo, field_validator
+from pydantic import AfterValidator, Field, StringConstraints, field_validator
 from pydantic_core import PydanticCustomError
 
 from app.core.db.tables import Job
@@ -14,7 +14,8 @@ from app.core.job.status import JobStatus
 from app.core.job.training_config import Recipe, TrainingConfig
 from app.core.settings import Settings
 from app.schemas.bodies import ItemRead, RequestBody, ResponseBody, UnixTime
-from app.schemas.hyperparameters import AUTO, Hyperparameters, as_hyperparameters
+from app.schemas.hyperparameters import AUTO, Hyperparameters, MethodCreate, as_hyperparameters
+from app.schemas.job_reports import EvalPrompts
 
 MAX_LABELS = 16
 """Maximum number of metadata pairs of a job."""
@@ -23,41 +24,6 @@ PRIORITIES = range(-1000, 1000 + 1)
 
 _MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 _MetadataValue = Annotated[str, StringConstraints(max_length=512)]
-
-
-class SupervisedMethod(RequestBody):
-    hyperparameters: Hyperparameters | None = None
-
-
-class MethodCreate(RequestBody):
-    type: str
-    """Training method. It must be `supervised`."""
-    supervised: SupervisedMethod | None = None
-    dpo: Any = None
-    """Settings of direct preference optimization. It is not offered, so this must be null or
-    absent."""
-    reinforcement: Any = None
-    """Settings of reinforcement fine-tuning. It is not offered, so this must be null or absent."""
-
-    @field_validator("dpo", "reinforcement")
-    @classmethod
-    def _must_be_absent(cls, value: Any, checked: ValidationInfo) -> Any:
-        if value is not None and "type" in checked.data:  # an unknown type is reported instead
-            raise PydanticCustomError(
-                "unsupported_method", "This method is not offered here; use 'supervised'"
-            )
-        return value
-
-    @field_validator("type")
-    @classmethod
-    def _must_be_offered(cls, value: str) -> str:
-        if value != "supervised":
-            raise PydanticCustomError(
-                "unsupported_method",
-                "The method {method} is not offered here; use 'supervised'",
-                {"method": repr(value[:40])},
-            )
-        return value
 
 
 class JobCreate(RequestBody):
@@ -92,6 +58,10 @@ class JobCreate(RequestBody):
     operator's setting decides, which is `reference` unless changed."""
     auto_start: Annotated[bool | None, AfterValidator(lambda value: value is not False)] = True
     """False creates the job paused: it is validated now and trains once it is resumed."""
+    eval_prompts: EvalPrompts | None = None
+    """Prompts that the base model and the tuned one answer once the job has succeeded, to read in
+    its report. By default, they are the first ones of those drawn from the validation data. A job
+    with neither has no report."""
     priority: Annotated[
         int | None,
         Field(ge=PRIORITIES.start, le=PRIORITIES.stop - 1),
@@ -225,6 +195,8 @@ class JobRead(ItemRead):
     oldest."""
     recipe: Recipe
     """Source of the hyperparameters that the request left out: `reference` or `auto`."""
+    eval_prompts: list[str] | None
+    """Prompts that both models answer in the report of the job. Null if the request gave none."""
     parent: ParentAdapter | None
     """Adapter that the job continues. Null for a job that tunes a base model."""
     imported: ImportedArchive | None

@@ -1,4 +1,4 @@
-"""The hyperparameters of a job on the wire: OpenAI's three and ours, each a value or `"auto"`.
+"""The method of a job on the wire, with its hyperparameters: OpenAI's three and ours.
 
 `TrainingConfig` is the source of their ranges, defaults and descriptions. This module only gives
 the fields the names that users of other fine-tuning services know.
@@ -14,10 +14,13 @@ from pydantic import (
     BeforeValidator,
     Field,
     PlainSerializer,
+    ValidationInfo,
     ValidatorFunctionWrapHandler,
     WrapValidator,
     create_model,
+    field_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from app.core.job.lora_shape import LoraShape
 from app.core.job.training_config import TrainingConfig
@@ -160,6 +163,41 @@ else:
         "default. The job shows all values.",
         **_fields,
     )
+
+
+class SupervisedMethod(RequestBody):
+    hyperparameters: Hyperparameters | None = None
+
+
+class MethodCreate(RequestBody):
+    type: str
+    """Training method. It must be `supervised`."""
+    supervised: SupervisedMethod | None = None
+    dpo: Any = None
+    """Settings of direct preference optimization. It is not offered, so this must be null or
+    absent."""
+    reinforcement: Any = None
+    """Settings of reinforcement fine-tuning. It is not offered, so this must be null or absent."""
+
+    @field_validator("dpo", "reinforcement")
+    @classmethod
+    def _must_be_absent(cls, value: Any, checked: ValidationInfo) -> Any:
+        if value is not None and "type" in checked.data:  # an unknown type is reported instead
+            raise PydanticCustomError(
+                "unsupported_method", "This method is not offered here; use 'supervised'"
+            )
+        return value
+
+    @field_validator("type")
+    @classmethod
+    def _must_be_offered(cls, value: str) -> str:
+        if value != "supervised":
+            raise PydanticCustomError(
+                "unsupported_method",
+                "The method {method} is not offered here; use 'supervised'",
+                {"method": repr(value[:40])},
+            )
+        return value
 
 
 def as_hyperparameters(config: TrainingConfig, multiplier: float | None) -> dict[str, Any]:

@@ -11,14 +11,13 @@ from app.schemas.bodies import ItemRead, RequestBody, UnixTime
 from app.schemas.exports import RETRY_AFTER_S, TaskErrorRead
 
 _Prompt = Annotated[str, Field(min_length=1, max_length=MAX_PROMPT_CHARACTERS)]
+EvalPrompts = Annotated[list[_Prompt], Field(min_length=1, max_length=MAX_PROMPTS)]
 
 
 class ReportCreate(RequestBody):
-    eval_prompts: Annotated[list[_Prompt], Field(min_length=1, max_length=MAX_PROMPTS)] | None = (
-        None
-    )
-    """Prompts that both models answer, to read. By default, they are the first ones of those drawn
-    from the validation data. A job without validation data needs them."""
+    eval_prompts: EvalPrompts | None = None
+    """Prompts that both models answer, to read. By default, they are those of the job, or else the
+    first ones of those drawn from the validation data. A job with neither needs them."""
 
 
 class ReportRead(ItemRead):

@@ -16,7 +16,8 @@ from app.core.job.lora_shape import LoraShape
 from app.core.job.training_config import Recipe, TrainingConfig
 from app.core.settings import Settings
 from app.schemas.fine_tuning_jobs import JobCreate
-from app.services.adapters.parents import TUNED_PREFIX, Parent, find_parent, keep_parent
+from app.services.adapters.lookup import TUNED_PREFIX
+from app.services.adapters.parents import Parent, find_parent, keep_parent
 from app.services.job_settings import check_validation
 from app.services.recipe_choice import HyperparameterRequest
 

@@ -165,6 +165,7 @@ def create_job(
         parent=start.parent and start.parent.adapter,
         config=config.model_dump(mode="json"),
         integrations=[each.as_json() for each in request.integrations or ()] or None,
+        eval_prompts=request.eval_prompts,
         learning_rate_multiplier=asked.learning_rate_multiplier(config),
         metadata_items=_labels(request.metadata or {}),
     )
@@ -187,8 +188,8 @@ def rerun_job(
 ) -> Job:
     """Create a job that repeats another job, in whatever status that job is.
 
-    It has the same data, model, hyperparameters, seed, labels, integrations, suffix and
-    priority.
+    It has the same data, model, hyperparameters, seed, labels, integrations, evaluation prompts,
+    suffix and priority.
 
     Args:
         held_for: how long saved states are kept. With it, the new job takes over the saved state
@@ -232,6 +233,7 @@ def rerun_job(
         parent=parent,
         config=original.config,
         integrations=original.integrations,
+        eval_prompts=original.eval_prompts,
         learning_rate_multiplier=original.learning_rate_multiplier,
         metadata_items=_labels({item.key: item.value for item in original.metadata_items}),
         **(progress or {}),

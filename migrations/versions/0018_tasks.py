@@ -27,6 +27,7 @@ def upgrade() -> None:
         sa.Column("finished_at", sa.DateTime(timezone=True)),
         sa.Column("expires_at", sa.DateTime(timezone=True)),
         sa.Column("crashes", sa.Integer(), nullable=False),
+        sa.Column("releases", sa.Integer(), nullable=False),
         sa.Column("progress", sa.Double(), nullable=False),
         sa.Column("bytes", sa.BigInteger(), nullable=False),
         sa.Column("result", sa.JSON()),

@@ -49,6 +49,11 @@ def test_from_a_dropped_file_to_a_started_job(member: Member) -> None:
     page.get_by_label("Name", exact=False).last.scroll_into_view_if_needed()
     page.locator("#field-suffix").fill("keeper")
     page.locator("#field-metadata").fill("team=sea")
+    prompts = page.get_by_label("Prompts for both models")
+    prompts.fill(f"Who are you?\n{'x' * 4001}")
+    expect(page.locator("#field-eval_prompts-about .wrong")).to_contain_text("4000 characters")
+    member.tabs.forgive("400")
+    prompts.fill("Who are you?\n\nAnd where?")
     call = page.get_by_label("The call")
     expect(call).to_contain_text('"n_epochs": 3')
     page.get_by_role("button", name="Start the job").click()
@@ -58,6 +63,7 @@ def test_from_a_dropped_file_to_a_started_job(member: Member) -> None:
     assert job["user_provided_suffix"] == "keeper"
     assert job["hyperparameters"]["n_epochs"] == 3
     assert job["metadata"] == {"team": "sea"}
+    assert job["eval_prompts"] == ["Who are you?", "And where?"]
     wait_until(
         lambda: member.api.get(f"/v1/fine_tuning/jobs/{job['id']}").json()["progress"] > 0,
         within_s=120,

@@ -3,6 +3,7 @@
 import re
 import threading
 from collections.abc import Iterator
+from secrets import token_hex
 from typing import Literal
 
 import openai
@@ -13,13 +14,17 @@ from playwright.sync_api import Browser, Locator, Page, expect
 from app.core.access import Scope
 from app.core.sampling.messages import Accepted, ChatPrompt, Delta, Finished, Refused
 from tests.browser.job_page import create_job, path_of, wait_for
-from tests.browser.members import database_of, fill_in_key, watched_tabs
+from tests.browser.members import Member, database_of, fill_in_key, watched_tabs
 from tests.browser.watching import Tabs, find_barriers, scrolls_sideways
 from tests.builders import add_key
 from tests.standin_sampler import Asked, Said, StandInSampler, repeat
 from tunery.local_service import LocalService
 
 SCRIPT = "<script>alert(1)</script>"
+SIGN_IN = """key => fetch("v1/session", {
+    method: "POST", headers: {"content-type": "application/json"}, body: JSON.stringify({key}),
+}).then(({ok}) => { if (!ok) throw Error("not signed in"); })"""
+"""As another tab signs in."""
 ANSWER_MS = 15_000
 
 
@@ -39,6 +44,12 @@ def tuned(job: FineTuningJob) -> str:
 def sampler(service: LocalService) -> Iterator[StandInSampler]:
     with StandInSampler(service.data_dir / "sampler", introduce) as sampler:
         yield sampler
+
+
+@pytest.fixture
+def keyed_sampler(keyed_service: LocalService) -> Iterator[None]:
+    with StandInSampler(keyed_service.data_dir / "sampler", introduce):
+        yield
 
 
 def introduce(asked: Asked) -> Iterator[Said]:
@@ -272,6 +283,44 @@ def test_a_reload_keeps_the_conversation(tabs: Tabs, sampler: StandInSampler, tu
     page.goto(try_path(f"{tuned}:ckpt-step-5"))
     expect(page.get_by_label("Model 1")).to_be_visible()
     expect(page.locator(".answer")).to_have_count(0)
+
+
+def ask_something(page: Page) -> None:
+    page.get_by_label("System prompt").fill("Be secret.")
+    ask(page, "Who are you?")
+    expect_answers(page, "I am base and was told 2 messages.")
+    message_box(page).fill("half a tho")
+
+
+def expect_nothing_kept(page: Page) -> None:
+    expect(page.get_by_label("System prompt")).to_have_value("")
+    expect(message_box(page)).to_have_value("")
+    expect(page.locator(".answer")).to_have_count(0)
+
+
+def test_signing_out_forgets_the_conversation(member: Member, keyed_sampler: None) -> None:
+    page = member.sign_in(try_path("tiny"))
+    ask_something(page)
+
+    page.get_by_role("button", name="Sign out").click()
+    expect(page.get_by_label("API key")).to_be_visible()
+    assert page.evaluate("sessionStorage.length") == 0
+
+    page.goto(f"/sign-in?next={try_path('tiny').removeprefix('/')}")
+    fill_in_key(page, member.key)
+    expect_nothing_kept(page)
+
+
+def test_another_project_in_the_tab_does_not_see_the_conversation(
+    member: Member, keyed_sampler: None
+) -> None:
+    page = member.sign_in(try_path("tiny"))
+    ask_something(page)
+
+    key = add_key(member.database, f"project-{token_hex(8)}")
+    page.evaluate(SIGN_IN, key)
+    page.reload()
+    expect_nothing_kept(page)
 
 
 def test_checkpoints_are_chosen_added_and_removed(

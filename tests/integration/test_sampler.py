@@ -20,7 +20,7 @@ from tests.tiny import ALL_LINEAR, write_tiny_model
 from tests.waiting import wait_until
 from tunery.local_service import LocalService
 from worker.launch.locks import TrainingSlots
-from worker.sampling.serving.desk import MAX_ANSWERS
+from worker.sampling.serving.waiting import MAX_OF_PROJECT
 
 QUEUE = 2
 SETTINGS = {
@@ -140,7 +140,7 @@ def begin_endless(sampler_dir: Path, data_dir: Path, stack: ExitStack, *, choice
 
 def test_a_client_that_leaves_makes_room_at_once(data_dir: Path, sampler_dir: Path) -> None:
     with ExitStack() as stack:
-        calls = [begin_endless(sampler_dir, data_dir, stack) for _ in range(MAX_ANSWERS // 4)]
+        calls = [begin_endless(sampler_dir, data_dir, stack) for _ in range(MAX_OF_PROJECT // 4)]
         for call in calls:
             assert isinstance(call.next(), Accepted)
         took_s: list[float] = []
@@ -159,7 +159,7 @@ def test_no_more_wait_than_may_and_the_others_are_told_when_to_return(
     data_dir: Path, sampler_dir: Path
 ) -> None:
     with ExitStack() as stack:
-        for _ in range(MAX_ANSWERS // 4):
+        for _ in range(MAX_OF_PROJECT // 4):
             assert isinstance(begin_endless(sampler_dir, data_dir, stack).next(), Accepted)
         for _ in range(QUEUE):
             begin_endless(sampler_dir, data_dir, stack)

@@ -60,6 +60,16 @@ def as_checked(checked: Checked) -> dict[str, Any]:
     return result
 
 
+def test_the_estimate_of_a_check_has_no_more_memory_than_is_for_jobs(check: Check) -> None:
+    usual, _ = check()
+    limited, _ = check("limited", memory_bytes=400_000_000)
+
+    assert usual.report.estimate is not None
+    assert limited.report.estimate is not None
+    assert not any("fit into" in advice for advice in usual.report.estimate.advice)
+    assert limited.report.estimate.advice[0].startswith("It does not fit into 0.4 GB")
+
+
 @pytest.fixture
 def train(base_model: Path, tmp_path: Path) -> Train:
     """Trains a job in `tmp_path/NAME`, with the tokens of an earlier check if there are any."""

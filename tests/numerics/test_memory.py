@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from app.core import manifest
 from app.core.job.lora_shape import LoraShape
 from app.core.job.training_config import ComputeSettings, DtypeName, ForwardName
 from app.core.job.training_events import MemoryShort, Noted, Started, Stepped, TrainingEvent
@@ -106,17 +107,25 @@ FOOTPRINT = Footprint(SMOL, LoraShape(), "bfloat16", "fast", longest_row=512)
 
 
 def plan_within(
-    free_bytes: float, asked: ComputeSettings | None = None
+    total_bytes: float, asked: ComputeSettings | None = None, *, used_bytes: float = 0
 ) -> tuple[int | None, bool | None]:
-    return plan_memory(
-        asked or ComputeSettings(), FOOTPRINT, batch_size=4, free_bytes=int(free_bytes)
-    )
+    memory = Memory(total=int(total_bytes), free=int(total_bytes - used_bytes))
+    return plan_memory(asked or ComputeSettings(), FOOTPRINT, batch_size=4, memory=memory)
 
 
 def test_short_memory_brings_gradient_checkpointing_and_then_smaller_micro_batches() -> None:
-    planned = [plan_within(free_bytes) for free_bytes in (8e9, 1.9e9, 1.2e9, 0)]
+    planned = [plan_within(total_bytes) for total_bytes in (8e9, 1.9e9, 1.2e9, 0)]
 
     assert planned == [(1024, False), (1024, True), (512, True), (512, True)]
+
+
+@pytest.mark.parametrize("total_bytes", [8e9, 1.9e9, 1.2e9])
+def test_memory_that_others_use_changes_no_micro_batch(total_bytes: float) -> None:
+    idle = plan_within(total_bytes)
+
+    busy = plan_within(total_bytes, used_bytes=total_bytes)
+
+    assert busy == (idle[0], True)
 
 
 def test_a_choice_of_the_settings_is_kept() -> None:
@@ -136,8 +145,9 @@ def run(
     *,
     free_bytes: int = PLENTY,
     total_bytes: int = PLENTY,
+    memory_bytes: int | None = None,
 ) -> list[TrainingEvent]:
-    write_job(directory, ROWS, base_model=base_model)
+    write_job(directory, ROWS, base_model=base_model, memory_bytes=memory_bytes)
     events: list[TrainingEvent] = []
     memory = Memory(total=total_bytes, free=free_bytes)
     run_job(directory, events.append, measure_memory=lambda: memory)
@@ -185,10 +195,43 @@ def test_a_job_that_takes_less_memory_ends_in_the_same_bits(tmp_path: Path) -> N
 
     assert "checkpointing" not in explanation(usual)
     assert explanation(short).endswith(", with gradient checkpointing to save memory.")
-    adapter = Path("out/step-9/adapter_model.safetensors")
-    assert (tmp_path / "short" / adapter).read_bytes() == (
-        tmp_path / "usual" / adapter
-    ).read_bytes()
+    assert read_adapter(tmp_path / "short") == read_adapter(tmp_path / "usual")
+
+
+def read_adapter(job: Path) -> bytes:
+    return (job / "out/step-9/adapter_model.safetensors").read_bytes()
+
+
+def planned_tokens(job: Path) -> int:
+    return manifest.read(job / "out/step-9").provenance["compute"]["micro_batch_tokens"]
+
+
+def test_a_job_ends_in_the_same_bits_beside_a_sampler_that_holds_its_memory(
+    tmp_path: Path,
+) -> None:
+    """It is so large that its micro-batches are smaller than those of a machine without sampler."""
+    base_model = tmp_path / "model"
+    write_tiny_model(base_model)
+    needed = peak(base_model, "fast", checkpointing=True)
+    run(tmp_path / "alone", base_model)
+
+    run(tmp_path / "idle", base_model, memory_bytes=needed)
+    run(tmp_path / "busy", base_model, free_bytes=needed, memory_bytes=needed)
+
+    assert planned_tokens(tmp_path / "alone") > planned_tokens(tmp_path / "idle")
+    assert planned_tokens(tmp_path / "idle") == planned_tokens(tmp_path / "busy")
+    assert read_adapter(tmp_path / "idle") == read_adapter(tmp_path / "busy")
+
+
+def test_a_job_waits_rather_than_end_in_other_bits(tmp_path: Path) -> None:
+    base_model = tmp_path / "model"
+    write_tiny_model(base_model)
+    needed = peak(base_model, "fast", checkpointing=True)
+
+    *_, short = run(tmp_path / "job", base_model, free_bytes=needed - 1)
+
+    assert isinstance(short, MemoryShort)
+    assert short.needed_bytes == needed
 
 
 def test_the_memory_of_the_layers_that_train_is_estimated(tmp_path: Path) -> None:

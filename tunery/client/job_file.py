@@ -24,6 +24,9 @@ from tunery.client.yaml_reading import Document, YamlError, read_yaml
 FILE_FIELDS = ("training_file", "validation_file")
 """Fields that name a data file, by a path or by the id of an uploaded file."""
 
+_SAME_FIELDS = ("seed", "recipe", "priority", "metadata", "integrations", "eval_prompts")
+"""Fields that a job shows as its request gave them."""
+
 _FILE_ID = re.compile(rf"{IdPrefix.FILE}[0-9A-Za-z]+")
 
 _COMPUTED_NAMES = frozenset({"learning_rate_multiplier", "train_on_inputs"})
@@ -85,7 +88,7 @@ def to_yaml(job: Mapping[str, Any]) -> str:
         "model": job["model"],
         **{name: job[name] for name in FILE_FIELDS},
         "suffix": job["user_provided_suffix"],
-        **{name: job[name] for name in ("seed", "recipe", "priority", "metadata", "integrations")},
+        **{name: job[name] for name in _SAME_FIELDS},
         "hyperparameters": {
             name: value
             for name, value in dict[str, Any](job["hyperparameters"]).items()

@@ -85,7 +85,7 @@ class LeaseKeeper:
         self._lease_s = resources.settings.lease_s
         self._stop_at_s = stop_at_s
         self._is_lost = False
-        self._renewed_s = steady_s()
+        self._renewed_s = lease.claimed_s
         self._stop_grace_s = resources.settings.stop_grace_s
         self._over_at_s = math.inf
 

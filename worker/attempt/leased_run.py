@@ -60,6 +60,7 @@ class LeasedRun(ABC):
         self._directory = job_directory
         self._reports = reports
         self._last_event: Made | Failed | OutOfSpace | None = None
+        self._processor_s = 0.0
         self.must_wait = False
 
     def run(self) -> None:
@@ -115,6 +116,7 @@ class LeasedRun(ABC):
 
     def _settle(self, ending: Ending) -> None:
         self._keeper.require()
+        self._processor_s = ending.processor_s
         event = self._last_event
         if isinstance(event, Made):
             self._finish(event)

@@ -227,8 +227,8 @@ class Publisher:
         job.trained_tokens = end.trained_tokens
         job.result_checkpoint_id, job.result_file_id = checkpoint.id, file.id
         settle(session, job, JobStatus.SUCCEEDED, now=now)
-        if find_validation_data(session, job) is not None:
-            begin_report(session, job, checkpoint.id, (), now=now)
+        if job.eval_prompts or find_validation_data(session, job) is not None:
+            begin_report(session, job, checkpoint.id, job.eval_prompts or (), now=now)
         return True
 
 

@@ -37,6 +37,7 @@ class ForkClient:
     """Starts a fork server and sends requests to it. Two threads may do so at the same time.
 
     Attributes:
+        has_been_ended: whether `end` was called, which kills the children.
         prepare_s: time limit for loading the libraries and the base model, in seconds.
         answer_s: time limit for every other request, in seconds.
 
@@ -45,6 +46,7 @@ class ForkClient:
     """
 
     def __init__(self, module: str, *, idle_s: float) -> None:
+        self.has_been_ended = False
         self.prepare_s = PREPARE_S
         self.answer_s = ANSWER_S
         self._asking = threading.Lock()
@@ -149,6 +151,7 @@ class ForkClient:
 
     def end(self) -> None:
         """Kill the fork server, and its children with it. They are still to be buried."""
+        self.has_been_ended = True
         self._process.kill()
         self._process.wait()
         with self._asking:

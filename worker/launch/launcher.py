@@ -34,6 +34,8 @@ class Ending:
     """Whether it was killed on request, or never started because of one."""
     log_tail: str
     """The last lines of its standard error."""
+    processor_s: float = 0.0
+    """Processor time that it took beside training, in seconds. Training itself is not measured."""
 
 
 class Watcher(Protocol):

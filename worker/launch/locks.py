@@ -129,7 +129,10 @@ class TrainingSlots:
     @contextmanager
     def take(self) -> Generator[bool]:
         """Hold a slot while the block runs. Yields whether there was one to take."""
-        descriptor = next((fd for path in self._paths if (fd := try_lock(path)) is not None), None)
+        descriptor = self._try_all()
+        if descriptor is None:
+            time.sleep(_RETRY_S)  # whoever looks whether a slot is taken locks it for a moment
+            descriptor = self._try_all()
         try:
             yield descriptor is not None
         finally:
@@ -144,19 +147,27 @@ class TrainingSlots:
         """Whether a worker holds a slot."""
         return self._count_taken() > 0
 
+    def _try_all(self) -> int | None:
+        return next((fd for path in self._paths if (fd := try_lock(path)) is not None), None)
+
     def _count_taken(self) -> int:
-        tried = [try_lock(path) for path in self._paths]
+        # Locks that are shared do not hide behind each other, however many processes look.
+        tried = [try_lock(path, how=fcntl.LOCK_SH) for path in self._paths]
         free = [descriptor for descriptor in tried if descriptor is not None]
         for descriptor in free:
             os.close(descriptor)
         return len(self._paths) - len(free)
 
 
-def try_lock(path: Path) -> int | None:
+def try_lock(path: Path, *, how: int = fcntl.LOCK_EX) -> int | None:
     """Lock a file, which is created. Returns a descriptor, or None if the lock is taken.
 
     A training process inherits the descriptor of its job's lock. It cannot write to the file, which
     names the process that the next attempt would kill.
+
+    Args:
+        path: the file.
+        how: `LOCK_EX`, or `LOCK_SH` for a lock that others who share it can hold, too.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -165,7 +176,7 @@ def try_lock(path: Path) -> int | None:
         path.unlink(missing_ok=True)  # no worker has made it; the next try makes the file
         return None
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, how | fcntl.LOCK_NB)
     except OSError as error:
         os.close(descriptor)
         if isinstance(error, BlockingIOError):

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Callable
-from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Protocol, TypeVar, cast
 
@@ -187,8 +187,12 @@ class LocalLauncher:
             )
 
         child, log = start_locked(directory, watcher, start, within_s=self._lock_s)
-        with throttled(child.pid, self._is_busy) if self._is_busy else nullcontext():
-            return supervise(child, cast("IO[bytes]", child.stdout), log, watcher)
+        events = cast("IO[bytes]", child.stdout)
+        if self._is_busy is None:
+            return supervise(child, events, log, watcher)
+        with throttled(child.pid, self._is_busy) as meter:
+            ending = supervise(child, events, log, watcher)
+        return replace(ending, processor_s=meter.processor_s)
 
 
 def _command(module: str, directory: Path, lock: int, confinement: Confinement | None) -> list[str]:

@@ -13,24 +13,56 @@ import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 
+import psutil
+
+from app.core.clock import steady_s
+
 RUNS_S = 0.04
 STOPS_S = 1.16
 """The process runs in 3 % of each period of these two together. Training loses a little more than
 that, because its data has left the caches."""
 
 
+_MEASURED_EVERY_S = 1.0
+"""Interval at which processor time is measured, in seconds. What comes last is not counted."""
+
+
+class Meter:
+    """Measures the processor time of a process and its descendants while they live.
+
+    Attributes:
+        processor_s: what it was when it was last measured, in seconds.
+    """
+
+    def __init__(self, process: int) -> None:
+        self.processor_s = 0.0
+        self._process = process
+        self._measured_s = steady_s()
+
+    def measure_if_due(self) -> None:
+        if steady_s() - self._measured_s < _MEASURED_EVERY_S:
+            return
+        self._measured_s = steady_s()
+        with suppress(psutil.Error):  # it has just ended
+            parent = psutil.Process(self._process)
+            each = [one.cpu_times() for one in (parent, *parent.children(recursive=True))]
+            total_s = sum(times.user + times.system for times in each)
+            self.processor_s = max(self.processor_s, total_s)  # some may have ended
+
+
 @contextmanager
-def throttled(group: int, is_busy: Callable[[], bool]) -> Generator[None]:
+def throttled(group: int, is_busy: Callable[[], bool]) -> Generator[Meter]:
     """Stop a process group for most of the time while the block runs and the machine is busy.
 
     Args:
-        group: id of the group.
+        group: id of the group, and of the process that leads it.
         is_busy: whether a job trains on the machine. Asked in each period.
     """
-    is_over = threading.Event()
+    is_over, meter = threading.Event(), Meter(group)
 
     def run() -> None:
         while not is_over.wait(RUNS_S):
+            meter.measure_if_due()
             if is_busy():
                 _send(group, signal.SIGSTOP)
                 is_over.wait(STOPS_S)
@@ -39,7 +71,7 @@ def throttled(group: int, is_busy: Callable[[], bool]) -> Generator[None]:
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     try:
-        yield
+        yield meter
     finally:
         is_over.set()
         thread.join()

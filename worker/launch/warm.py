@@ -5,6 +5,7 @@ import os
 import signal
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from worker.launch.fork_client import ForkClient, ForkedChild, ForkServerError
@@ -107,8 +108,10 @@ class WarmLauncher:
             except ForkServerError as error:
                 logger.warning("no warm start of a check: %s", error)
                 return None
-            with _buried(child), throttled(child.pid, is_busy):
-                return supervise(child, child.output, log, watcher)
+            with _buried(child), throttled(child.pid, is_busy) as meter:
+                ending = supervise(child, child.output, log, watcher)
+        was_killed = ending.was_killed or fork_server.has_been_ended  # then it died with that
+        return replace(ending, was_killed=was_killed, processor_s=meter.processor_s)
 
     def preload(self, lock: Path, *, is_busy: Callable[[], bool]) -> None:
         """Load the libraries for the first job, once: later jobs find a process that has them.

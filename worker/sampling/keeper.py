@@ -10,14 +10,16 @@ import select
 import signal
 import socket
 from contextlib import suppress
+from functools import partial
 
 from app.core.base_models import MODELS_NAME
 from app.core.clock import steady_s
+from app.core.sampling.messages import MAX_SILENCE_S
 from app.core.settings import Settings
 from worker.launch.locks import TrainingSlots, try_lock
 from worker.launch.sandbox.grants import open_to_all
 from worker.launch.sandbox.sandbox import make_sandbox
-from worker.sampling.child import Child
+from worker.sampling.child import MODULE, Child
 from worker.sampling.private_socket import listening_in
 
 logger = logging.getLogger(__name__)
@@ -42,11 +44,22 @@ class Keeper:
     Args:
         settings: the settings of the service.
         stops: descriptor that can be read once the keeper is to stop.
+        module: what the process runs.
+        silence_s: time after which the process is killed if it does not say that it makes progress,
+            in seconds.
     """
 
-    def __init__(self, settings: Settings, *, stops: int) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        stops: int,
+        module: str = MODULE,
+        silence_s: float = MAX_SILENCE_S,
+    ) -> None:
         self._settings = settings
         self._stops = stops
+        self._start_child = partial(Child.started, module=module, silence_s=silence_s)
         self._slots = TrainingSlots(settings.workers_dir, settings.concurrency)
         self._models = settings.data_dir / MODELS_NAME
         self._seen_models: tuple[int, int] | None = None
@@ -102,7 +115,7 @@ class Keeper:
     def _run_child(self, listener: socket.socket) -> int | None:
         """Run one process until it ends. Returns its exit code; None if the keeper is to stop."""
         self._open_models()
-        with Child.started(self._settings, self._sandbox, listener) as child:
+        with self._start_child(self._settings, self._sandbox, listener) as child:
             trains: bool | None = None
             while True:
                 if trains is not (now := self._is_training()):
@@ -114,6 +127,9 @@ class Keeper:
                     return None
                 if child.output in ready and not child.relay():
                     return child.exit_code()
+                if child.hangs:
+                    logger.error("the process that samples hangs, so it is killed")
+                    return child.kill()
 
     def _is_training(self) -> bool:
         """Whether a job trains on this machine."""

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from app.core.sampling.messages import SOCKET_NAME
+from app.core.sampling.socket_path import socket_path
 
 _BACKLOG = 1024
 _SO_THAT_ONLY_ITS_OWNER_CONNECTS = 0o177
@@ -33,11 +34,9 @@ def listening_in(directory: Path) -> Generator[socket.socket]:
 
 
 def _bind(listener: socket.socket, directory: Path) -> None:
-    """Bind by a path that the system takes, however long that of the directory is."""
-    descriptor = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     umask = os.umask(_SO_THAT_ONLY_ITS_OWNER_CONNECTS)
     try:
-        listener.bind(f"/proc/self/fd/{descriptor}/{SOCKET_NAME}")
+        with socket_path(directory) as path:
+            listener.bind(path)
     finally:
         os.umask(umask)
-        os.close(descriptor)

@@ -130,7 +130,11 @@ class TaskRun(LeasedRun):
                 self.must_wait = True
                 self._transact(lambda task: task.crash(lease, end.what, now=now))
             case _:
+                self.must_wait = True  # for the job that needs the memory
                 self._transact(lambda task: task.release(lease, now=now))
 
     def _transact(self, act: Callable[[TaskLeases], None]) -> None:
-        self._keeper.transact(lambda session: act(TaskLeases(session, self._task.id)))
+        spent_s = self._processor_s
+        self._keeper.transact(
+            lambda session: act(TaskLeases(session, self._task.id, processor_s=spent_s))
+        )

@@ -68,7 +68,7 @@ def _estimate(directory: Path, spec: JobSpec, data: PreparedData) -> Estimate | 
             return None
     except TrainingFailedError:  # there is no GPU; the training will say so
         return None
-    total_bytes = measure_memory().total
+    total_bytes = measure_memory().limited_to(spec.memory_bytes).total
     return estimate(
         ModelShape.read(directory / BASE_MODEL_NAME),
         spec.config,

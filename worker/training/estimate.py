@@ -9,6 +9,7 @@ import numpy as np
 
 from app.core.job.estimate import Duration, Estimate
 from app.core.job.training_config import ComputeSettings, TrainingConfig
+from app.core.machine.memory import Memory
 from worker.training.compute.cost import Cost
 from worker.training.compute.hardware import Speeds
 from worker.training.compute.memory import gigabytes
@@ -97,7 +98,7 @@ class Machine:
     speeds: Speeds
     threads: int
     total_bytes: int
-    """Memory of the machine or of its GPU, free or not."""
+    """Memory for jobs of the machine or of its GPU, free or not."""
     has_gpu: bool | None = None
     """Whether it has a GPU. None to ask torch."""
 
@@ -144,8 +145,8 @@ class _Job:
     machine: Machine
 
     def estimate(self) -> Estimate:
-        plan = self._plan(free_bytes=self.machine.total_bytes)
-        least = self._plan(free_bytes=0)
+        plan = self._plan(self.machine.total_bytes)
+        least = self._plan(0)
         parts = {} if plan.device == "cuda" else self._parts(plan)
         return Estimate(
             steps=self.schedule.total_steps,
@@ -163,8 +164,8 @@ class _Job:
             advice=tuple(self._advice(plan, least, parts)),
         )
 
-    def _plan(self, *, free_bytes: int) -> ComputePlan:
-        """The plan of the job where so much memory is free."""
+    def _plan(self, memory_bytes: int) -> ComputePlan:
+        """The plan of the job where there is so much memory, all of it free."""
         placement = choose_placement(self.asked, self.machine.speeds, has_gpu=self.machine.has_gpu)
         work = Workload.of_job(
             self.base_model,
@@ -173,7 +174,8 @@ class _Job:
             total_steps=self.schedule.total_steps,
             threads=self.machine.threads,
         )
-        return make_plan(self.asked, placement, self.machine.speeds, work, free_bytes=free_bytes)
+        memory = Memory(total=memory_bytes, free=memory_bytes)
+        return make_plan(self.asked, placement, self.machine.speeds, work, memory=memory)
 
     @property
     def _tokens(self) -> int:

@@ -164,7 +164,7 @@ def _load_model(
     else:
         memory = job.measure_memory()
         loaded_bytes = job.loader.bytes_in_memory(job.base_model, placement.torch_dtype)
-        memory = replace(memory, free=memory.free + loaded_bytes)
+        memory = replace(memory, free=memory.free + loaded_bytes).limited_to(spec.memory_bytes)
     work = Workload.of_job(
         ModelShape.read(job.base_model),
         config,
@@ -172,7 +172,7 @@ def _load_model(
         total_steps=schedule.total_steps,
         threads=spec.threads,
     )
-    make = partial(make_plan, asked, placement, speeds, work, free_bytes=memory.free)
+    make = partial(make_plan, asked, placement, speeds, work, memory=memory)
     plan = make()
     plan.check_memory(memory)
     base = job.loader.load_weights(job.base_model, placement.torch_dtype)

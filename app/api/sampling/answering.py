@@ -1,7 +1,7 @@
 """Answers a request for completions with what the sampler says, whole or as a stream."""
 
 from collections.abc import AsyncGenerator
-from contextlib import ExitStack, aclosing, closing
+from contextlib import AsyncExitStack, ExitStack, aclosing, closing
 from functools import partial
 from typing import Annotated
 
@@ -55,31 +55,35 @@ class Answering:
             ServiceError: as `SamplingSlots.taken`, `Channel.open` and `Channel.answers`, all
                 before a stream begins; or the model has been deleted.
         """
-        answers = self._sample(plan.ask(model, self._project_id), model)
-        try:
-            if not is_streamed:
-                whole = await unless_client_leaves(self._request, _collect(answers, writer))
-                return as_json(whole)
-            first = await unless_client_leaves(self._request, _next(answers))
-            return _Stream(_write(first, answers, writer))
-        except ClientLeftError:
-            return Response(status_code=CLIENT_CLOSED_REQUEST)
-        except InvalidRequestError as error:
-            if error.param == "messages":
-                error.param = plan.prompt_param
-            raise
+        sampling = self._sample(plan.ask(model, self._project_id), model)
+        async with AsyncExitStack() as opened:
+            answers = await opened.enter_async_context(aclosing(sampling))
+            try:
+                if not is_streamed:
+                    whole = await unless_client_leaves(self._request, _collect(answers, writer))
+                    return as_json(whole)
+                first = await unless_client_leaves(self._request, _next(answers))
+            except ClientLeftError:
+                return Response(status_code=CLIENT_CLOSED_REQUEST)
+            except InvalidRequestError as error:
+                if error.param == "messages":
+                    error.param = plan.prompt_param
+                raise
+            return _Stream(_write(first, answers, writer), opened.pop_all())
 
     async def _sample(self, ask: Ask, model: SamplingModel) -> AsyncGenerator[Progress]:
         """Ask the sampler, and yield its answers. Closing this cancels the request."""
         sampled = self._request.scope["state"][SAMPLED] = Sampled()
-        with (
-            self._slots.taken(self._project_id),
-            closing(await self._open_channel(ask, model)) as channel,
-        ):
-            async for each in channel.answers():
-                sampled.take(each)
-                yield each
-        self._metrics.observe_sampled(sampled)
+        try:
+            with (
+                self._slots.taken(self._project_id),
+                closing(await self._open_channel(ask, model)) as channel,
+            ):
+                async for each in channel.answers():
+                    sampled.take(each)
+                    yield each
+        finally:
+            self._metrics.observe_sampled(sampled)
 
     async def _open_channel(self, ask: Ask, model: SamplingModel) -> Channel:
         settings, store = self._resources.settings, self._resources.store
@@ -96,6 +100,13 @@ class Answering:
 
 
 async def _answering(request: Request, caller: CallerDep, resources: ResourcesDep) -> Answering:
+    if resources.settings.sampling == "off":
+        raise InvalidRequestError(
+            "Models cannot be asked here, because TUNERY_SAMPLING is off. Ask the operator of this "
+            "service to set it to idle or shared, and to start the service again.",
+            code="sampling_off",
+            param="model",
+        )
     return Answering(request, caller, resources)
 
 
@@ -103,15 +114,20 @@ AnsweringDep = Annotated[Answering, Depends(_answering)]
 
 
 class _Stream(StreamingResponse):
-    """Server-sent events, whose source is closed as soon as the client has left."""
+    """Server-sent events, whose source is closed as soon as the client has left.
 
-    def __init__(self, messages: AsyncGenerator[bytes]) -> None:
+    Args:
+        messages: the events.
+        opened: what is closed then, also if the client leaves before the first event is asked for.
+    """
+
+    def __init__(self, messages: AsyncGenerator[bytes], opened: AsyncExitStack) -> None:
         headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
         super().__init__(messages, media_type=EVENT_STREAM, headers=headers)
-        self._messages = messages
+        self._opened = opened
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with aclosing(self._messages):
+        async with self._opened:
             await super().__call__(scope, receive, send)
 
 
@@ -129,12 +145,11 @@ async def _write(
     first: Progress, answers: AsyncGenerator[Progress], writer: Writer
 ) -> AsyncGenerator[bytes]:
     """The messages of a stream. An error that comes this late is the last of them."""
-    async with aclosing(answers):
-        try:
-            yield b"".join(writer.write(first))
-            async for each in answers:
-                yield b"".join(writer.write(each))
-        except ServiceError as error:
-            yield writer.failure(error)
-        else:
-            yield b"".join(writer.ending())
+    try:
+        yield b"".join(writer.write(first))
+        async for each in answers:
+            yield b"".join(writer.write(each))
+    except ServiceError as error:
+        yield writer.failure(error)
+    else:
+        yield b"".join(writer.ending())

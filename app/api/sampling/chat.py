@@ -47,6 +47,7 @@ class ChatWriter(Writer):
         self._forced_tool = forced_tool
         self._is_one_call = body.parallel_tool_calls is False
         self._has_usage = body.includes_usage
+        self._has_logprobs = bool(body.logprobs)
 
     def take(self, answer: Accepted | Delta | Finished) -> None:
         super().take(answer)
@@ -63,7 +64,7 @@ class ChatWriter(Writer):
                 ChatChoiceRead(
                     index=index,
                     message=self._message(choice),
-                    logprobs=_logprobs(choice.logprobs),
+                    logprobs=self._logprobs(choice.logprobs),
                     finish_reason=self._reason(choice.reason),
                 )
                 for index, choice in enumerate(self.collected.choices)
@@ -87,7 +88,7 @@ class ChatWriter(Writer):
             known = len(calls)
             self.take(answer)
             delta = self._delta(answer.text, calls[known:], known)
-            logprobs = _logprobs(answer.logprobs)
+            logprobs = self._logprobs(answer.logprobs)
             if delta != MessageDelta() or answer.logprobs:
                 yield self._chunk(
                     ChunkChoiceRead(index=answer.choice, delta=delta, logprobs=logprobs)
@@ -140,6 +141,11 @@ class ChatWriter(Writer):
         is_call = self._forced_tool is not None and reason == "stop"
         return "tool_calls" if is_call else reason
 
+    def _logprobs(self, measured: Sequence[ChosenLogProb]) -> LogProbsRead | None:
+        if not self._has_logprobs:
+            return None
+        return LogProbsRead(content=TokenLogProbRead.list_of(measured))
+
 
 def _begin_call(index: int, call: ToolCall) -> ToolCallDelta:
     return ToolCallDelta(
@@ -148,7 +154,3 @@ def _begin_call(index: int, call: ToolCall) -> ToolCallDelta:
         type="function",
         function=FunctionCallDelta(name=call.name, arguments=call.arguments),
     )
-
-
-def _logprobs(measured: Sequence[ChosenLogProb]) -> LogProbsRead | None:
-    return LogProbsRead(content=TokenLogProbRead.list_of(measured)) if measured else None

@@ -1,7 +1,7 @@
 """Writes completions and the chunks of their streams, which have the same form."""
 
+from codecs import getincrementaldecoder
 from collections.abc import Iterator, Sequence
-from itertools import accumulate
 from typing import Literal
 
 from app.api.sampling.writer import DONE, Writer, data
@@ -17,19 +17,38 @@ from app.schemas.sampling.usage import UsageRead
 from app.services.sampling.models import SamplingModel
 
 
+class _TextOffsets:
+    """Finds where the tokens of an answer begin in its text, in characters."""
+
+    def __init__(self) -> None:
+        # Tokens may be parts of characters, which count once their last byte is there.
+        self._decoder = getincrementaldecoder("utf-8")("replace")
+        self._end = 0
+
+    def of(self, tokens: Sequence[ChosenLogProb]) -> list[int]:
+        """Offsets of the next tokens. One within a character begins where that does."""
+        offsets = list[int]()
+        for token in tokens:
+            offsets.append(self._end)
+            self._end += len(self._decoder.decode(bytes(token.text_bytes)))
+        return offsets
+
+
 class CompletionWriter(Writer):
     """Writes a completion."""
 
     def __init__(self, body: CompletionCreate, model: SamplingModel) -> None:
         super().__init__(model, body.choices, IdPrefix.COMPLETION)
         self._has_usage = body.includes_usage
+        self._has_logprobs = body.logprobs is not None
+        self._offsets = [_TextOffsets() for _ in range(body.choices)]
 
     def whole(self) -> CompletionRead:
         choices = [
             CompletionChoiceRead(
                 index=index,
                 text=choice.text,
-                logprobs=_logprobs(choice.logprobs),
+                logprobs=self._logprobs(index, choice.logprobs),
                 finish_reason=_reason(choice.reason),
             )
             for index, choice in enumerate(self.collected.choices)
@@ -43,9 +62,8 @@ class CompletionWriter(Writer):
                 CompletionChoiceRead(index=answer.choice, text="", finish_reason=reason)
             )
         elif isinstance(answer, Delta):
-            before = self.collected.choices[answer.choice].logprobs
-            logprobs = _logprobs(answer.logprobs, sum(len(each.token) for each in before))
-            if answer.text or logprobs:
+            logprobs = self._logprobs(answer.choice, answer.logprobs)
+            if answer.text or answer.logprobs:
                 yield self._chunk(
                     CompletionChoiceRead(index=answer.choice, text=answer.text, logprobs=logprobs)
                 )
@@ -73,19 +91,16 @@ class CompletionWriter(Writer):
             usage=usage,
         )
 
-
-def _logprobs(measured: Sequence[ChosenLogProb], offset: int = 0) -> CompletionLogProbs | None:
-    """The log-probabilities of tokens, the first of which begins at `offset`."""
-    if not measured:
-        return None
-    tokens = [each.token for each in measured]
-    ends = accumulate(map(len, tokens), initial=offset)
-    return CompletionLogProbs(
-        tokens=tokens,
-        token_logprobs=[each.logprob for each in measured],
-        top_logprobs=[{other.token: other.logprob for other in each.top} for each in measured],
-        text_offset=[end for end, _ in zip(ends, tokens, strict=False)],
-    )
+    def _logprobs(self, index: int, measured: Sequence[ChosenLogProb]) -> CompletionLogProbs | None:
+        """The log-probabilities of the next tokens of an answer, if they are wanted."""
+        if not self._has_logprobs:
+            return None
+        return CompletionLogProbs(
+            tokens=[each.token for each in measured],
+            token_logprobs=[each.logprob for each in measured],
+            top_logprobs=[{other.token: other.logprob for other in each.top} for each in measured],
+            text_offset=self._offsets[index].of(measured),
+        )
 
 
 def _reason(reason: str) -> Literal["stop", "length"]:

@@ -27,7 +27,7 @@ from app.core.access import Caller
 from app.core.dataset.rows.fields import is_object
 from app.core.errors import EngineUnavailableError
 from app.core.sampling.engines import Engine
-from app.services.sampling.models import TUNED_PREFIX, find_adapter
+from app.services.adapters.lookup import TUNED_PREFIX, get_adapter_of
 
 _PREFIX = "/v1/"
 _HEADERS_KEPT = ("retry-after", "retry-after-ms")
@@ -65,7 +65,7 @@ async def _pass_on(request: Request, engine: Engine, body: dict[str, Any]) -> Re
     slots: SamplingSlots = request.app.state.sampling_slots
     engines: Engines = request.app.state.engines
     if body["model"].startswith(TUNED_PREFIX):
-        find = partial(find_adapter, caller=caller, name=body["model"])
+        find = partial(get_adapter_of, caller=caller, name=body["model"])
         await to_thread.run_sync(resources.read, find)
     if engine.name is None:
         content = await request.body()

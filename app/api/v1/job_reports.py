@@ -19,8 +19,8 @@ router = APIRouter(
 def get_report(job_id: str, caller: CallerDep, resources: ResourcesDep) -> ReportRead:
     """Get the report of a job: greedy answers of the base model and the tuned one, with scores.
 
-    A worker makes it when a job with validation data has succeeded. `status` and `progress` say how
-    far it is. The answer is 404 for a job without a report.
+    A worker makes it when a job with validation data or `eval_prompts` has succeeded. `status` and
+    `progress` say how far it is. The answer is 404 for a job without a report.
     """
     return resources.read(partial(reports.get_report, caller=caller, job_id=job_id))
 
@@ -35,8 +35,8 @@ def create_report(
 ) -> ReportRead:
     """Make the report of a job that has succeeded, in place of an earlier one.
 
-    With `eval_prompts`, both models answer these prompts as well. A job without validation data
-    needs them, and its report has no scores.
+    With `eval_prompts`, both models answer these prompts, in place of those of the job. A job with
+    neither validation data nor prompts needs them. Without validation data, a report has no scores.
     """
     prompts = (body or ReportCreate()).eval_prompts or ()
     request = partial(

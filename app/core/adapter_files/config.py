@@ -5,8 +5,8 @@ from typing import Any, cast, get_args
 
 from pydantic import ValidationError
 
-from app.core import strict_json
 from app.core.adapter_files.archive import ImportRefusedError
+from app.core.adapter_files.peft_config import parse_config, refuse_unsupported
 from app.core.job.artifacts import ADAPTER_CONFIG_NAME
 from app.core.job.lora_shape import Embeddings, LoraShape
 
@@ -18,21 +18,6 @@ _SHAPE = {
     "use_dora": "use_dora",
 }
 """Field of `LoraShape` by its name in the configuration."""
-
-_EXPECTED: dict[str, tuple[Any, ...]] = {
-    "peft_type": ("LORA",),
-    "task_type": ("CAUSAL_LM", None),
-    "bias": ("none", None),
-}
-"""What the configuration may say, and nothing else."""
-
-_WITHOUT_EFFECT = frozenset(
-    {"auto_mapping", "base_model_name_or_path", "corda_config", "ensure_weight_tying"}
-    | {"eva_config", "inference_mode", "init_lora_weights", "loftq_config", "lora_ga_config"}
-    | {"megatron_core", "peft_version", "qalora_group_size", "revision", "runtime_config"}
-)
-"""What says where an adapter comes from and how it began, or has an effect only together with
-another setting. Everything that is not named here must be null, false or empty."""
 
 
 def read_config(text: bytes, *, target_modules: Sequence[str], max_rank: int) -> LoraShape:
@@ -46,8 +31,11 @@ def read_config(text: bytes, *, target_modules: Sequence[str], max_rank: int) ->
     Raises:
         ImportRefusedError: it is not the configuration of an adapter that can be used here.
     """
-    config = _parse(text)
-    _refuse_unsupported(config)
+    try:
+        config = parse_config(text)
+        refuse_unsupported(config, known={*_SHAPE, "target_modules", "modules_to_save"})
+    except ValueError as error:
+        raise _refused(str(error)) from error
     targets, embeddings = (
         _read_names(config, key) for key in ("target_modules", "modules_to_save")
     )
@@ -71,30 +59,10 @@ def read_config(text: bytes, *, target_modules: Sequence[str], max_rank: int) ->
     return shape
 
 
-def _refuse_unsupported(config: dict[str, Any]) -> None:
-    for name, allowed in _EXPECTED.items():
-        if config.get(name) not in allowed:
-            raise _refused(f"'{name}' must be '{allowed[0]}'.")
-    known = {*_SHAPE, *_EXPECTED, *_WITHOUT_EFFECT, "target_modules", "modules_to_save"}
-    for name in sorted(config.keys() - known):
-        if config[name]:
-            raise _refused(f"{name[:80]!r} is set, which is not supported here.")
-
-
 def _refuse_unknown(key: str, names: Sequence[str], known: Sequence[str]) -> None:
     for name in names:
         if name not in known:
             raise _refused(f"'{key}' has {name[:80]!r}. It can have {', '.join(known)}.")
-
-
-def _parse(text: bytes) -> dict[str, Any]:
-    try:
-        config = strict_json.loads(text)
-    except ValueError as error:
-        raise _refused(f"It is not JSON: {error}.") from error
-    if not isinstance(config, dict):
-        raise _refused("It is no JSON object.")
-    return cast("dict[str, Any]", config)
 
 
 def _read_names(config: dict[str, Any], key: str) -> tuple[str, ...]:

@@ -8,12 +8,12 @@ from typing import IO
 
 from app.core.adapter_files.archive import ImportRefusedError
 from app.core.adapter_files.header import HeaderError, Tensor, read_header, read_shapes
+from app.core.adapter_files.peft_config import PREFIX
 from app.core.job.artifacts import ADAPTER_WEIGHTS_NAME
 from app.core.job.lora_shape import LoraShape
 
 _CHUNK_BYTES = 1024 * 1024
 _MAX_HEADER_BYTES = 10_000_000
-_PREFIX = "base_model.model."
 _EXPONENT_F16 = 0x7C
 _NOT_FINITE_F16 = bytes(byte for byte in range(256) if byte & _EXPONENT_F16 == _EXPONENT_F16)
 """High bytes of the half-precision numbers that are infinite or not a number."""
@@ -62,10 +62,10 @@ def _expect(shape: LoraShape, base_model: Path) -> dict[str, tuple[int, ...]]:
     for name, size in base.items():
         if name.rpartition(".")[2] in shape.target_modules:
             outputs, inputs = size
-            expected[f"{_PREFIX}{name}.lora_A.weight"] = (shape.rank, inputs)
-            expected[f"{_PREFIX}{name}.lora_B.weight"] = (outputs, shape.rank)
+            expected[f"{PREFIX}{name}.lora_A.weight"] = (shape.rank, inputs)
+            expected[f"{PREFIX}{name}.lora_B.weight"] = (outputs, shape.rank)
             if shape.use_dora:
-                expected[f"{_PREFIX}{name}.lora_magnitude_vector"] = (outputs,)
+                expected[f"{PREFIX}{name}.lora_magnitude_vector"] = (outputs,)
     if shape.modules_to_save:
         expected |= _expect_embeddings(shape.modules_to_save, base)
     return expected
@@ -79,7 +79,7 @@ def _expect_embeddings(
     paths = {"embed_tokens": inputs, "lm_head": "lm_head"}
     is_tied = "lm_head" not in base
     return {
-        f"{_PREFIX}{path}.weight": tuple(base.get(path, base[inputs]))
+        f"{PREFIX}{path}.weight": tuple(base.get(path, base[inputs]))
         for name, path in paths.items()
         if is_tied or name in names
     }

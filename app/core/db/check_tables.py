@@ -92,6 +92,8 @@ class Task(OwnedByProject, Base):
     which is kept with its job."""
     crashes: Mapped[int] = mapped_column(default=0)
     """How many tries ended because their process died by itself, or because the disk was full."""
+    releases: Mapped[int] = mapped_column(default=0)
+    """How many tries a worker has given back, because it was stopped or a job needed the memory."""
     progress: Mapped[float] = mapped_column(default=0.0)
     """How much of the newest try is done, from 0 to 1."""
     bytes: Mapped[int] = mapped_column(BigInteger)

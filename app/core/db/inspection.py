@@ -4,12 +4,13 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import get_args
 
 from sqlalchemy import func, inspect, select
 
 from app.core.db.base import Project
 from app.core.db.blob_keys import NamedBlob, blobs_of_state, iterate_rows, iterate_states
-from app.core.db.check_tables import Task
+from app.core.db.check_tables import Task, TaskStatus
 from app.core.db.session import Database, Session, backend_of
 from app.core.db.tables import Checkpoint, File, Job
 from app.core.errors import DatabaseAwayError, OperatorError
@@ -107,6 +108,13 @@ def count_jobs(session: Session) -> dict[JobStatus, int]:
     for status, count in session.execute(select(Job.status, func.count()).group_by(Job.status)):
         counts[status] = count
     return counts
+
+
+def count_tasks(session: Session) -> dict[str, int]:
+    """Number of exports and reports in each status, over all projects."""
+    counted = session.execute(select(Task.status, func.count()).group_by(Task.status))
+    counts = {str(status): count for status, count in counted}
+    return dict.fromkeys(get_args(TaskStatus), 0) | counts
 
 
 @dataclass(frozen=True, slots=True)

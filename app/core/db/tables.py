@@ -147,6 +147,8 @@ class Job(OwnedByProject, Base):
     applied in `config`."""
     integrations: Mapped[list[dict[str, Any]] | None]
     """Each is an `Integration`; null for none."""
+    eval_prompts: Mapped[list[str] | None]
+    """Prompts that the report answers besides the validation data; null for none."""
     fine_tuned_model: Mapped[str] = mapped_column(index=True)
     """The name the tuned model has, or will have."""
     attempt: Mapped[int] = mapped_column(default=0)

@@ -259,7 +259,8 @@ class JobSpec(Frozen):
     config: TrainingConfig
     threads: int = Field(ge=1)
     """Number of processor threads that the child may use."""
-
+    memory_bytes: int | None = Field(default=None, ge=1)
+    """Bytes of the machine's memory that are for jobs. Null for all."""
     compute: ComputeSettings = ComputeSettings()
 
     save_interval_s: float = Field(default=120.0, gt=0)

@@ -16,6 +16,12 @@ class Memory:
     """What there is, free or in use."""
     free: int
 
+    def limited_to(self, most: int | None) -> "Memory":
+        """The same with so many bytes at most. None for no limit."""
+        if most is None:
+            return self
+        return Memory(total=min(self.total, most), free=min(self.free, most))
+
 
 PLENTY = Memory(total=2**62, free=2**62)
 """Memory for any job."""

@@ -2,9 +2,7 @@
 
 import asyncio
 import logging
-import os
 import socket
-import struct
 from collections.abc import AsyncGenerator, Sequence
 from io import BufferedReader
 from pathlib import Path
@@ -20,14 +18,17 @@ from app.core.errors import (
 )
 from app.core.sampling.messages import (
     ANSWERS,
+    HEAD,
     MAX_ANSWER_BYTES,
-    SOCKET_NAME,
+    MAX_SILENCE_S,
     Accepted,
+    Alive,
     Ask,
     Delta,
     Finished,
     Refused,
 )
+from app.core.sampling.socket_path import socket_path
 
 _RETRY_AFTER_S = 5
 """When to ask again if the sampler does not say, in seconds."""
@@ -41,14 +42,27 @@ class Channel:
     """One request to the sampler. Closing it before the last answer cancels the request."""
 
     def __init__(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, choices: int
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        *,
+        choices: int,
+        silence_s: float,
     ) -> None:
         self._reader = reader
         self._writer = writer
         self._unfinished = set(range(choices))
+        self._silence_s = silence_s
 
     @classmethod
-    async def open(cls, directory: Path, ask: Ask, files: Sequence[BufferedReader]) -> Self:
+    async def open(
+        cls,
+        directory: Path,
+        ask: Ask,
+        files: Sequence[BufferedReader],
+        *,
+        silence_s: float = MAX_SILENCE_S,
+    ) -> Self:
         """Send a request.
 
         Args:
@@ -56,30 +70,30 @@ class Channel:
             ask: the request.
             files: weights and configuration of the adapter; none for the base model. They can be
                 closed afterwards.
+            silence_s: time after which the sampler counts as hanging if it neither reads nor says
+                anything, in seconds.
 
         Raises:
-            SamplerUnavailableError: nobody listens, or as many requests wait as the socket takes.
+            SamplerUnavailableError: nobody listens, as many requests wait as the socket takes, or
+                the sampler hangs.
         """
         body = ask.model_dump_json().encode()
         connection = _connect(directory)
         try:
             # The connection is new, so a few bytes never have to wait.
-            head = struct.pack(">I", len(body))
-            socket.send_fds(connection, [head], [file.fileno() for file in files])
+            descriptors = [file.fileno() for file in files]
+            socket.send_fds(connection, [HEAD.pack(len(body))], descriptors)
             reader, writer = await asyncio.open_unix_connection(
                 sock=connection, limit=MAX_ANSWER_BYTES
             )
         except OSError as error:
             connection.close()
             raise _unavailable() from error
-        channel = cls(reader, writer, ask.choices)
+        channel = cls(reader, writer, choices=ask.choices, silence_s=silence_s)
         try:
-            writer.write(body)
-            await writer.drain()
-        except BaseException as error:
+            await channel._send(body)
+        except BaseException:
             channel.close()
-            if isinstance(error, OSError):
-                raise _unavailable() from error
             raise
         return channel
 
@@ -90,8 +104,8 @@ class Channel:
         """Yield the answers: one `Accepted`, then the others until each choice is finished.
 
         Raises:
-            SamplerUnavailableError: the sampler refuses for now, has failed, or has broken the
-                protocol.
+            SamplerUnavailableError: the sampler refuses for now, has failed, hangs, or has broken
+                the protocol.
             InvalidRequestError: it refuses the request.
             RateLimitError: too many requests wait.
             ServiceError: the sampler has failed on this request.
@@ -99,6 +113,8 @@ class Channel:
         is_accepted = False
         while self._unfinished:
             answer = await self._read()
+            if isinstance(answer, Alive):
+                continue
             if isinstance(answer, Refused):
                 _refuse(answer)
             if isinstance(answer, Accepted) == is_accepted:
@@ -110,9 +126,22 @@ class Channel:
                 self._unfinished.remove(answer.choice)
             yield answer
 
-    async def _read(self) -> Progress | Refused:
+    async def _send(self, body: bytes) -> None:
         try:
-            line = await self._reader.readuntil()
+            self._writer.write(body)
+            async with asyncio.timeout(self._silence_s):
+                await self._writer.drain()
+        except TimeoutError as error:
+            raise _silent(self._silence_s) from error
+        except OSError as error:
+            raise _unavailable() from error
+
+    async def _read(self) -> Progress | Alive | Refused:
+        try:
+            async with asyncio.timeout(self._silence_s):
+                line = await self._reader.readuntil()
+        except TimeoutError as error:
+            raise _silent(self._silence_s) from error
         except asyncio.LimitOverrunError as error:
             raise _broken("a line is too long") from error
         except (asyncio.IncompleteReadError, OSError) as error:
@@ -127,16 +156,12 @@ class Channel:
 
 
 def _connect(directory: Path) -> socket.socket:
-    """A connection to the socket. The path that the system sees is short, however long it is."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     connection.settimeout(0)
     try:
-        descriptor = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
+        with socket_path(directory) as path:
             # Not by the event loop, which would take a full queue for a connection.
-            connection.connect(f"/proc/self/fd/{descriptor}/{SOCKET_NAME}")
-        finally:
-            os.close(descriptor)
+            connection.connect(path)
     except OSError as error:
         connection.close()
         raise _unavailable() from error
@@ -147,6 +172,14 @@ def _unavailable() -> SamplerUnavailableError:
     return SamplerUnavailableError(
         "The sampler does not run, so nothing can be answered now. 'tunery serve' starts it unless "
         "TUNERY_SAMPLING is off; 'tunery sampler' starts it alone."
+    )
+
+
+def _silent(silence_s: float) -> SamplerUnavailableError:
+    logger.error("the sampler has said nothing for %g s", silence_s)
+    return SamplerUnavailableError(
+        f"The sampler has said nothing for {silence_s:g} seconds. It is started again if it hangs; "
+        "the log of 'tunery serve' or 'tunery sampler' says why. Send the request again later."
     )
 
 

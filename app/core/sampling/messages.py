@@ -1,12 +1,13 @@
 """What the API asks of the sampler, and what that answers. Both cross a Unix socket as JSON.
 
-A connection carries one request. The API sends `Ask` in one message, with the descriptors of the
-adapter's files, and reads one `Answer` a line until the sampler closes the connection. Closing it
-earlier cancels the request.
+A connection carries one request. The API sends the length of an `Ask`, with the descriptors of the
+adapter's files, and then the `Ask`. It reads one `Answer` a line until the sampler closes the
+connection. Closing it earlier cancels the request.
 
 The API treats every answer as hostile: it validates it here before it passes it on.
 """
 
+import struct
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,6 +15,10 @@ from pydantic import Field, TypeAdapter
 
 from app.core.job.frozen import Frozen
 from app.core.job.training_events import Code, ShortText
+
+HEAD = struct.Struct(">I")
+"""Number of bytes of the request that follows. 0 asks only whether the sampler works, which it
+answers with an empty line."""
 
 MAX_ASK_BYTES = 8 * 1024**2
 """Maximum size of a request: what the API accepts as a JSON body, with room for its own fields."""
@@ -23,6 +28,13 @@ MAX_ANSWER_BYTES = 2 * 1024**2
 
 SOCKET_NAME = "socket"
 """Name of the sampler's socket in `Settings.sampler_dir`."""
+
+ALIVE_INTERVAL_S = 5.0
+"""Interval at which the sampler sends `Alive`, in seconds."""
+
+MAX_SILENCE_S = 60.0
+"""Time without any answer after which the sampler counts as hanging, in seconds. It is longer than
+a new process takes to start."""
 
 MAX_CHOICES = 4
 MAX_STOPS = 4
@@ -101,13 +113,22 @@ class Ask(Frozen):
     """Whether the answer begins with the prompt."""
 
 
+class Alive(Frozen):
+    """The sampler works, and the request waits or is being answered. May come at any time."""
+
+    kind: Literal["alive"] = "alive"
+
+
 class Accepted(Frozen):
-    """The request is being answered. Comes first, once."""
+    """The request is being answered. Comes once, before the answers."""
 
     kind: Literal["accepted"] = "accepted"
     prompt_tokens: int
     cached_tokens: int
     """Tokens at the beginning of the prompt that had been read before."""
+
+
+Byte = Annotated[int, Field(ge=0, le=255)]
 
 
 class TokenLogProb(Frozen):
@@ -117,7 +138,7 @@ class TokenLogProb(Frozen):
     """Its text; what is no whole character is U+FFFD."""
     logprob: float
     """Before temperature, penalties and top_p. -9999 if it cannot be chosen."""
-    text_bytes: tuple[int, ...]
+    text_bytes: tuple[Byte, ...]
     """Its text in UTF-8, also if it is a part of a character."""
 
 
@@ -165,5 +186,5 @@ class Refused(Frozen):
     """With 429: seconds after which it makes sense to ask again."""
 
 
-Answer = Annotated[Accepted | Delta | Finished | Refused, Field(discriminator="kind")]
-ANSWERS = TypeAdapter[Accepted | Delta | Finished | Refused](Answer)
+Answer = Annotated[Alive | Accepted | Delta | Finished | Refused, Field(discriminator="kind")]
+ANSWERS = TypeAdapter[Alive | Accepted | Delta | Finished | Refused](Answer)

@@ -154,8 +154,8 @@ class Settings(DataDirectory):
 
     micro_batch_tokens: int | None = Field(default=None, ge=16, le=1_048_576)
     """Maximum number of tokens in a micro-batch, padding included. A longer row has a micro-batch
-    of its own. The default depends on memory and is at most 1,024. A different number changes the
-    last bits of an adapter."""
+    of its own. The default depends on the memory of the machine and is at most 1,024. A different
+    number changes the last bits of an adapter."""
 
     save_interval_s: float = Field(default=120.0, ge=1, le=86_400)
     """Interval at which the state of a running job is saved, in seconds. It is also saved at every

@@ -2,6 +2,7 @@
 
 import { get, remove } from "./api.js";
 import { html, nothing, render } from "./html.js";
+import { clearStorageOnLeaving, openStorage } from "./tab-storage.js";
 
 const PAGES = [
   { name: "jobs", title: "Jobs", href: "." },
@@ -27,6 +28,7 @@ const MESSAGE_MS = 6000;
 export async function openPage(current) {
   const main = document.querySelector("main");
   const session = await findSession(main);
+  openStorage(session);
   render(frame(current, session), document.querySelector("header"));
   main.removeAttribute("aria-busy");
   return { session, main };
@@ -126,5 +128,6 @@ function switchTheme() {
 
 async function signOut() {
   await remove("session");
+  clearStorageOnLeaving();
   location.assign("sign-in");
 }

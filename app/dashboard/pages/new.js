@@ -11,7 +11,13 @@ import { debounce } from "../lib/timing.js";
 import { Data } from "./new/data.js";
 import { forgetDraft, keyOf, loadDraft, read, saveDraft } from "./new/draft.js";
 import { Estimator } from "./new/estimate.js";
-import { modelSection, nameSection, settingsSection, validationSection } from "./new/sections.js";
+import {
+  modelSection,
+  nameSection,
+  promptsSection,
+  settingsSection,
+  validationSection,
+} from "./new/sections.js";
 import { arrange, readFields } from "./new/schema.js";
 
 const TYPING_MS = 600;
@@ -67,7 +73,7 @@ function view() {
     <form class="columns" @submit=${(event) => event.preventDefault()}>
       <div class="stack">
         ${dataSection(shown)} ${modelSection(form)} ${validationSection(form, data)}
-        ${settingsSection(form)} ${nameSection(form)}
+        ${settingsSection(form)} ${promptsSection(form)} ${nameSection(form)}
       </div>
       <aside class="stack sticky">
         ${estimator.view(Boolean(draft.file && draft.model))} ${startSection(body, problems)} ${callSection(body)}
@@ -156,7 +162,7 @@ function problemsToShow(problems) {
 /** The error of the API at the field that it names. */
 function problemOf(error) {
   const name = error?.param
-    ?.split(".")
+    ?.split(/[.[]/)
     .find((part) => fields.has(part) && part !== "method" && part !== "hyperparameters");
   return name ? { [name]: error.message } : {};
 }

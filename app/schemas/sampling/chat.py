@@ -20,6 +20,7 @@ from app.core.sampling.messages import MAX_TOP_LOGPROBS, FinishReason, TextForm
 from app.schemas.bodies import RequestBody, ResponseBody
 from app.schemas.sampling.fields import (
     CompletionParameters,
+    FormatCreate,
     Unsupported,
     refuse_unless,
 )
@@ -61,21 +62,9 @@ class JsonSchemaCreate(RequestBody):
     """Accepted for OpenAI's clients. An answer always fits the schema."""
 
 
-class ResponseFormat(RequestBody):
-    type: Literal["text", "json_object", "json_schema"]
-    """Format of an answer: any text, a JSON object, or JSON that fits a schema."""
+class ResponseFormat(FormatCreate):
     json_schema: JsonSchemaCreate | None = Field(default=None, validate_default=True)
     """Schema of an answer. It is needed with the type `json_schema`, and only there."""
-
-    @field_validator("json_schema")
-    @classmethod
-    def _must_fit_type(cls, value: Any, checked: ValidationInfo) -> Any:
-        kind = checked.data.get("type")
-        if kind is not None and (kind == "json_schema") != (value is not None):
-            raise PydanticCustomError(
-                "misplaced_schema", "Give a schema with the type 'json_schema', and only with it"
-            )
-        return value
 
     @property
     def form(self) -> TextForm | None:
@@ -208,7 +197,9 @@ class ChatCompletionRead(ResponseBody):
     created: int
     model: str
     system_fingerprint: str
-    """Beginning of the sha256 of the adapter's weights, or of the base model without one."""
+    """`fp_` with the first digits of the sha256 of the adapter's weights, and with digits that
+    change with its configuration and its base model. Without an adapter, those of the base
+    model."""
     choices: list[ChatChoiceRead]
     usage: UsageRead
 

@@ -1,9 +1,17 @@
 """What the three kinds of requests for completions share, and what none of them supports."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    StringConstraints,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from app.core.sampling.messages import MAX_STOPS, SamplingParameters, TextForm
@@ -65,6 +73,23 @@ Stop = Annotated[
 ]
 
 
+class FormatCreate(RequestBody):
+    """Format of an answer. A subclass adds a schema, by the name that its API has for it."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    """Format of an answer: any text, a JSON object, or JSON that fits a schema."""
+
+    @field_validator("json_schema", "schema_", check_fields=False)
+    @classmethod
+    def _must_fit_type(cls, value: Any, checked: ValidationInfo) -> Any:
+        kind = checked.data.get("type")
+        if kind is not None and (kind == "json_schema") != (value is not None):
+            raise PydanticCustomError(
+                "misplaced_schema", "Give a schema with the type 'json_schema', and only with it"
+            )
+        return value
+
+
 class StreamOptions(RequestBody):
     include_usage: bool | None = None
     """Whether the stream ends with a chunk that has the usage of the whole request."""
@@ -114,7 +139,8 @@ class CompletionParameters(SamplingCreate):
     n: int | None = Field(default=None, ge=1, le=4)
     """Number of answers, 1 by default."""
     seed: int | None = Field(default=None, ge=-_MAX_SEED, lt=_MAX_SEED)
-    """Random seed. The same request with the same seed gives the same text."""
+    """Random seed. The same request with the same seed gives the same text if it is answered
+    alone. Beside other requests, rounding can change a token."""
     stop: Stop = None
     """A text, or up to four, before which an answer ends."""
     stream_options: StreamOptions | None = None

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, ValidationInfo, WithJsonSchema, field_validator
+from pydantic import AfterValidator, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from app.core.dataset.rows.fields import is_list_of_objects
@@ -11,6 +11,7 @@ from app.schemas.bodies import RequestBody, ResponseBody
 from app.schemas.sampling.chat import Name, Schema
 from app.schemas.sampling.fields import (
     UNSUPPORTED,
+    FormatCreate,
     Ignored,
     SamplingCreate,
     Unsupported,
@@ -21,25 +22,13 @@ from app.schemas.sampling.usage import TokenLogProbRead
 LOGPROBS = "message.output_text.logprobs"
 
 
-class TextFormatCreate(RequestBody):
-    type: Literal["text", "json_object", "json_schema"]
-    """Format of the answer: any text, a JSON object, or JSON that fits a schema."""
+class TextFormatCreate(FormatCreate):
     name: Name | None = None
     description: str | None = None
     schema_: Schema | None = Field(default=None, alias="schema", validate_default=True)
     """JSON schema that the answer fits, with the type `json_schema`."""
     strict: bool | None = None
     """Accepted for OpenAI's clients. An answer always fits the schema."""
-
-    @field_validator("schema_")
-    @classmethod
-    def _must_fit_type(cls, value: Any, checked: ValidationInfo) -> Any:
-        kind = checked.data.get("type")
-        if kind is not None and (kind == "json_schema") != (value is not None):
-            raise PydanticCustomError(
-                "misplaced_schema", "Give a schema with the type 'json_schema', and only with it"
-            )
-        return value
 
     @property
     def form(self) -> TextForm | None:
@@ -193,7 +182,9 @@ class ResponseRead(ResponseBody):
     store: Literal[False] = False
     """Always false, because no answer is kept."""
     system_fingerprint: str
-    """Beginning of the sha256 of the adapter's weights, or of the base model without one."""
+    """`fp_` with the first digits of the sha256 of the adapter's weights, and with digits that
+    change with its configuration and its base model. Without an adapter, those of the base
+    model."""
     temperature: float
     text: TextRead
     tool_choice: Literal["auto", "none"] = "auto"

@@ -8,6 +8,9 @@ from app.core.db.repositories.jobs import JobRepository
 from app.core.db.session import Session
 from app.core.db.tables import Checkpoint, Job
 
+TUNED_PREFIX = "ft:"
+"""What the name of every tuned model begins with. No base model has such a name."""
+
 _CHECKPOINT_NAME = re.compile(r"(ft:.+):ckpt-step-([1-9]\d{0,8})", re.ASCII)
 
 

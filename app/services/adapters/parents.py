@@ -15,9 +15,6 @@ from app.core.job.lora_shape import LoraShape, ParentAdapter
 from app.core.job.training_config import TrainingConfig
 from app.services.adapters.lookup import get_adapter_of
 
-TUNED_PREFIX = "ft:"
-"""What the name of every tuned model begins with. No base model has such a name."""
-
 
 @dataclass(frozen=True, slots=True)
 class Parent:

@@ -23,6 +23,7 @@ from app.core.job.artifacts import ADAPTER_WEIGHTS_NAME
 from app.core.job.training_config import TrainingConfig
 from app.schemas.exports import ExportList, ExportRead
 from app.services import jobs, quotas
+from app.services.adapters.kept import keep_adapter
 
 _MIB = 1024 * 1024
 _ROOM_BYTES = 64 * _MIB
@@ -77,7 +78,7 @@ def request_export(
         QuotaExceededError: the project may not store so much.
         StorageFullError: there is no room.
     """
-    adapter = jobs.get_adapter(session, caller, job_id, checkpoint)
+    adapter = keep_adapter(session, caller, job_id, checkpoint)
     job = JobRepository(session, caller.project_id).get(job_id)
     tasks = TaskRepository(session, caller.project_id)
     task = tasks.find_to_add(adapter.id, EXPORT, variant)

@@ -1,22 +1,23 @@
 """Finds the model that answers. The caller owns the transaction."""
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 from app.core.access import Caller
 from app.core.base_models import Catalogue, InstalledModel
-from app.core.db.repositories.checkpoints import TunedModelRepository
 from app.core.db.session import Session
 from app.core.db.tables import Checkpoint, File
-from app.core.errors import InvalidRequestError, NotFoundError
+from app.core.errors import NotFoundError
 from app.core.job.artifacts import ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS_NAME
 from app.core.sampling.messages import AdapterRef
-from app.services.adapters.lookup import find_checkpoint
+from app.services.adapters.lookup import get_adapter_of
+from app.services.job_inputs import find_base_of
 
-TUNED_PREFIX = "ft:"
-"""How the name of every tuned model begins."""
-
-_FINGERPRINT_DIGITS = 16
+_CHECKSUM_DIGITS = 16
+"""Hexadecimal digits of the checksum that a fingerprint begins with."""
+_SETUP_DIGITS = 8
+"""Hexadecimal digits for the rest of what decides how an adapter answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +42,17 @@ class SamplingModel:
 
     @property
     def fingerprint(self) -> str:
-        """What answers name as `system_fingerprint`."""
-        sha256 = self.adapter.ref.weights_sha256 if self.adapter else self.base_sha256
-        return f"fp_{sha256[:_FINGERPRINT_DIGITS]}"
+        """What answers name as `system_fingerprint`.
+
+        It begins with the checksum of the adapter's weights, so that people can compare it with a
+        manifest. The same weights answer differently on another base model or with another
+        `lora_alpha`, so both are in it as well.
+        """
+        if self.adapter is None:
+            return f"fp_{self.base_sha256[:_CHECKSUM_DIGITS]}"
+        adapter = self.adapter.ref
+        setup = hashlib.sha256(f"{self.base_sha256}{adapter.config_sha256}".encode()).hexdigest()
+        return f"fp_{adapter.weights_sha256[:_CHECKSUM_DIGITS]}_{setup[:_SETUP_DIGITS]}"
 
 
 def find_sampling_model(
@@ -53,36 +62,16 @@ def find_sampling_model(
 
     Raises:
         NotFoundError: the project has no such model, and no base model of this name is installed.
-        InvalidRequestError: the base model of a tuned model is no longer installed.
+        InvalidRequestError: the base model of a tuned model is no longer installed, or its weights
+            have changed since.
     """
     entry = catalogue.find(name)
     installed = None if entry is None else catalogue.find_installed(entry.id)
     if entry is not None and installed is not None:
         return _build(entry.id, catalogue, installed, None)
-    base_model, checkpoint = find_adapter(session, caller, name)
-    installed = catalogue.find_installed(base_model)
-    if installed is None:
-        raise InvalidRequestError(
-            f"The base model {base_model} of {name:.200} is not installed any more. Its operator "
-            f"can install it with 'tunery models install {base_model}'.",
-            code="model_not_available",
-            param="model",
-        )
+    checkpoint, job = get_adapter_of(session, caller, name)
+    _, installed = find_base_of(catalogue, job, f"{name:.200} cannot be asked")
     return _build(name, catalogue, installed, _adapter_of(checkpoint, name))
-
-
-def find_adapter(session: Session, caller: Caller, name: str) -> tuple[str, Checkpoint]:
-    """The base model and the checkpoint of a tuned model, or of one of its checkpoints.
-
-    Raises:
-        NotFoundError: the project has no such model.
-    """
-    named = find_checkpoint(session, caller, name)
-    if named is not None:
-        checkpoint, job = named
-        return job.base_model, checkpoint
-    tuned = TunedModelRepository(session, caller.project_id).get(name)
-    return tuned.base_model, tuned.checkpoint
 
 
 def _build(

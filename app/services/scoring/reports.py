@@ -1,6 +1,6 @@
 """Reports on tuned models: how they and their base models answer. The caller owns the transaction.
 
-A worker begins the report of a job with validation data by itself, when the job succeeds.
+When a job with validation data or prompts succeeds, a worker begins its report by itself.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from app.core.db.session import Session
 from app.core.errors import InvalidRequestError, NotFoundError
 from app.core.job.scores.report import REPORT
 from app.schemas.job_reports import ReportRead
-from app.services import jobs
+from app.services.adapters.kept import keep_adapter
 
 
 def get_report(session: Session, caller: Caller, job_id: str) -> ReportRead:
@@ -29,9 +29,9 @@ def get_report(session: Session, caller: Caller, job_id: str) -> ReportRead:
     tasks = TaskRepository(session, caller.project_id).list_of_job(job_id, REPORT)
     if not tasks:
         raise NotFoundError(
-            f"Job {job_id} has no report. A worker makes one when a job with validation data "
-            f"succeeds. For a job without, send POST /v1/fine_tuning/jobs/{job_id}/report with "
-            "eval_prompts.",
+            f"Job {job_id} has no report. A worker makes one when a job with validation data or "
+            "eval_prompts succeeds. For any other job, send POST "
+            f"/v1/fine_tuning/jobs/{job_id}/report with eval_prompts.",
             code="report_not_found",
         )
     return ReportRead.of(tasks[0], job)
@@ -42,13 +42,21 @@ def request_report(
 ) -> ReportRead:
     """Let a worker make the report of a job. It takes the place of an earlier one.
 
+    Args:
+        session: the transaction.
+        caller: who asks.
+        job_id: the job.
+        prompts: prompts to answer; none for those of the job.
+        now: the time.
+
     Raises:
         NotFoundError: no job has this id, or its adapter was deleted.
         StateConflictError: the job has no result, or does not have it yet.
         InvalidRequestError: the job has no validation data to answer, and there are no prompts.
     """
-    adapter = jobs.get_adapter(session, caller, job_id, None)
+    adapter = keep_adapter(session, caller, job_id, None)
     job = JobRepository(session, caller.project_id).get(job_id)
+    prompts = prompts or job.eval_prompts or ()
     if not prompts and find_validation_data(session, job) is None:
         raise InvalidRequestError(
             f"Job {job_id} has no validation data with answers to compare with: it had none, its "

@@ -27,6 +27,7 @@ JOB: dict[str, Any] = {
     "priority": 0,
     "metadata": {"version": "1.10", "rate": "1e-4", "day": "2026-11-28"},
     "integrations": [],
+    "eval_prompts": ["Hi", "yes"],
     "hyperparameters": as_hyperparameters(
         TrainingConfig(seed=7, learning_rate=1e-5), multiplier=0.05
     ),

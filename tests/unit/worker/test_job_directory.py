@@ -15,6 +15,7 @@ from app.core.db.session import Database
 from app.core.db.tables import File
 from app.core.job.lora_shape import ParentAdapter
 from app.core.job.training_config import PARENT_NAME
+from app.core.machine.memory import measure_memory
 from app.core.manifest import Manifest, ManifestError, describe_files, sha256_of
 from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
@@ -77,6 +78,22 @@ def test_the_base_model_is_linked_not_copied(
 
     assert link.is_symlink()
     assert link.readlink() == (settings.data_dir / "models/tiny").resolve()
+
+
+def test_a_job_is_planned_without_the_memory_that_the_sampler_keeps(
+    lease: Lease,
+    settings: Settings,
+    database: Database,
+    store: LocalBlobStore,
+    catalogue: Catalogue,
+) -> None:
+    sampler = {"sampling": "shared", "sampling_memory_bytes": 100 * MIB}
+    settings = settings.model_copy(update=sampler)
+    job_directory = JobDirectory(settings.work_dir, lease)
+
+    job_directory.fill(JobInputs(add_file(database, store)), store, catalogue, settings)
+
+    assert job_directory.spec.memory_bytes == measure_memory().total - 100 * MIB
 
 
 def test_a_checkpoint_is_stored_under_keys_of_its_attempt(

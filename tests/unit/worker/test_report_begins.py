@@ -1,5 +1,6 @@
 """The report of a job begins with its success, if there are answers to compare with."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -44,7 +45,8 @@ class Training:
         catalogue: Catalogue,
         *,
         training: str,
-        validation: str | None,
+        validation: str | None = None,
+        eval_prompts: Sequence[str] | None = None,
         **config: Any,
     ) -> None:
         self.database = database
@@ -54,6 +56,7 @@ class Training:
             database,
             training_file_id=files[0],
             validation_file_id=files[1] if validation else None,
+            eval_prompts=eval_prompts,
             config=build_config(max_steps=1, **config).model_dump(mode="json"),
         )
         resources = Resources(settings, database, store, catalogue, FakeLauncher(), FrozenClock())
@@ -137,6 +140,31 @@ def test_prompts_are_read_as_those_of_the_training_file(
     (task,) = run.tasks()
     assert ReportRequest.model_validate(task.request) == ReportRequest(are_chats=are_chats)
     assert task.checkpoint_id == run.read_job().result_checkpoint_id
+
+
+@pytest.mark.parametrize("validation", ["messages", None])
+def test_prompts_of_the_job_are_answered(
+    settings: Settings,
+    database: Database,
+    store: LocalBlobStore,
+    catalogue: Catalogue,
+    validation: str | None,
+) -> None:
+    run = Training(
+        settings,
+        database,
+        store,
+        catalogue,
+        training="messages",
+        validation=validation,
+        eval_prompts=["Hi", "Ho"],
+    )
+
+    run.finish()
+
+    (task,) = run.tasks()
+    asked = ReportRequest.model_validate(task.request)
+    assert asked == ReportRequest(prompts=("Hi", "Ho"), are_chats=True)
 
 
 def test_a_job_that_is_cancelled_at_its_end_has_no_report(

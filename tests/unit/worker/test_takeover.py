@@ -1,5 +1,6 @@
 """What an attempt writes: nothing once its job is another's, and otherwise every step."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 
 from app.core.access import DEFAULT_PROJECT_ID
 from app.core.base_models import Catalogue
+from app.core.clock import steady_s
 from app.core.db.repositories.files import FileRepository
 from app.core.db.repositories.recovery import RecoveryRepository
 from app.core.db.session import Database
@@ -137,6 +139,23 @@ def test_nothing_is_written_of_a_job_that_another_worker_has_taken_over(
     attempt.beat()
 
     assert attempt.requested_signal() is Signal.KILL
+    assert dump_tables(database) == left
+
+
+def test_a_worker_that_slept_since_its_claim_lets_go_of_the_job(
+    database: Database, store: LocalBlobStore, catalogue: Catalogue, settings: Settings, job: Job
+) -> None:
+    """The next attempt may have begun, and this one would kill its training process."""
+    lease = replace(claim(database), claimed_s=steady_s() - settings.lease_s)
+    left = steal(database)
+    acts: list[TrainingEvent] = []
+    launcher = FakeLauncher(acts=[lambda _: acts.append(stepped(1))])
+
+    attempt = Attempt(lease, Resources(settings, database, store, catalogue, launcher))
+    assert attempt.requested_signal() is Signal.KILL
+    attempt.run()
+
+    assert acts == []
     assert dump_tables(database) == left
 
 

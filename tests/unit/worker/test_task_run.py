@@ -6,8 +6,12 @@ from typing import Any
 
 import pytest
 
+from app.core.access import DEFAULT_PROJECT_ID
 from app.core.base_models import Catalogue
 from app.core.db.check_tables import Task
+from app.core.db.repositories.leases import LeaseRepository
+from app.core.db.repositories.projects.usage import UsageRepository
+from app.core.db.repositories.recovery import RecoveryRepository
 from app.core.db.repositories.tasks.leases import MAX_CRASHES
 from app.core.db.session import Database
 from app.core.hand_off.formats import ADAPTER_DIRECTORY_NAME
@@ -17,6 +21,7 @@ from app.core.job.training_events import (
     Checked,
     Exported,
     Failed,
+    MemoryShort,
     OutOfSpace,
     Progressed,
     Started,
@@ -24,9 +29,9 @@ from app.core.job.training_events import (
 from app.core.manifest import MANIFEST_NAME, atomic_directory
 from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
-from tests.builders import build_data_report, list_blobs
+from tests.builders import add_job, build_data_report, list_blobs
 from tests.exports import VERIFICATION, read_task
-from tests.fakes import Act, FakeLauncher, FrozenClock
+from tests.fakes import Act, FakeLauncher, FrozenClock, Waiting
 from tests.task_bench import Bench, doing
 from worker.beside import PAUSE_AFTER_FAILURE_S, BesideTraining
 from worker.tasks.loop import TaskDoer
@@ -203,6 +208,41 @@ def test_a_worker_that_is_stopped_gives_its_task_back(bench: Bench) -> None:
 
     task = bench.task()
     assert (task.status, task.worker_id, task.crashes) == ("queued", None, 0)
+
+
+def test_a_task_is_given_back_to_a_job_that_needs_the_memory_and_done_later(bench: Bench) -> None:
+    short = MemoryShort(message="Short.", device="cpu", needed_bytes=6, total_bytes=16)
+
+    def fall_short() -> None:
+        add_job(bench.database)
+        bench.clock.advance(timedelta(seconds=1))
+        with bench.database.writing() as session:
+            lease_for, now = timedelta(minutes=1), bench.clock()
+            lease = LeaseRepository(session).claim("worker-1", now=now, lease_for=lease_for)
+            assert lease is not None
+            RecoveryRepository(session).wait_for_memory(lease, short, now=now)
+
+    assert bench.do(doing(fall_short), Waiting()) == PAUSE_AFTER_FAILURE_S
+    task = bench.task()
+    assert (task.status, task.crashes, task.releases) == ("queued", 0, 1)
+
+    bench.clock.advance(timedelta(seconds=1))
+    bench.do(export_made)
+    assert bench.task().status == "succeeded"
+
+
+def test_the_project_pays_for_the_processor_time_of_the_child(bench: Bench) -> None:
+    def spent_s() -> float:
+        with bench.database.reading() as session:
+            usage = UsageRepository(session, DEFAULT_PROJECT_ID)
+            return usage.processor_s(now=bench.clock())
+
+    before_s = spent_s()
+    bench.launcher.processor_s = 1.5
+
+    bench.do(doing(lambda: bench.clock.advance(timedelta(seconds=50))), export_made)
+
+    assert spent_s() == before_s + 1.5
 
 
 def test_a_checkpoint_that_has_changed_fails_the_task(bench: Bench, store: LocalBlobStore) -> None:

@@ -52,6 +52,16 @@ def test_it_is_never_stopped_while_the_machine_is_idle(busy: psutil.Process) -> 
     assert psutil.STATUS_STOPPED not in asked
 
 
+def test_its_processor_time_is_measured_and_not_the_time_in_which_it_was_stopped(
+    busy: psutil.Process,
+) -> None:
+    with throttled(busy.pid, lambda: True) as meter:
+        while meter.processor_s == 0:
+            time.sleep(RUNS_S)
+        time.sleep(RUNS_S + STOPS_S)
+        assert 0 < meter.processor_s <= computed_s(busy)
+
+
 def test_a_process_that_ends_meanwhile_is_no_error() -> None:
     with subprocess.Popen(["/bin/true"], start_new_session=True) as process:
         process.wait()

@@ -294,7 +294,9 @@ def test_the_process_of_a_tracker_knows_no_setting_of_the_service(
     monkeypatch.setenv("TUNERY_DATABASE_URL", "postgresql://tunery:password@db/tunery")
 
     with TrackerProcess() as process:
-        environment = Path(f"/proc/{process._process.pid}/environ").read_bytes()
+        # The kernel shows none until the program is loaded, which may be after Popen returns.
+        path = Path(f"/proc/{process._process.pid}/environ")
+        environment = wait_until(path.read_bytes, within_s=10)
 
     assert b"PATH=" in environment
     assert b"TUNERY_" not in environment

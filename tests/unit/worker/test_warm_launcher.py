@@ -527,13 +527,14 @@ def beside(
         *script: list[Any],
         prepare: list[list[Any]] | None = None,
         requested_signal: Callable[[], Signal] = lambda: Signal.CONTINUE,
+        on_event: Callable[[TrainingEvent], object] = print,
     ) -> tuple[Ending | None, Ending]:
         directory = tmp_path / "check" / "attempt-1"
         directory.mkdir(parents=True)
         (directory / "prepare.json").write_text(json.dumps(prepare or []))
         (directory / "script.json").write_text(json.dumps(script))
         checks: list[Ending | None] = []
-        watcher = Watch(on_event=print, requested_signal=requested_signal)
+        watcher = Watch(on_event=on_event, requested_signal=requested_signal)
 
         def check(_event: TrainingEvent) -> None:
             thread = threading.Thread(
@@ -597,3 +598,12 @@ def test_a_check_that_is_cancelled_while_it_is_prepared_leaves_the_training_alon
     assert check is not None
     assert check.was_killed
     assert training.exit_code == 5
+
+
+def test_a_check_that_dies_with_the_fork_server_has_not_crashed(
+    beside: Callable[..., tuple[Ending | None, Ending]], launcher: WarmLauncher
+) -> None:
+    check, _ = beside(SAY, ["wait"], on_event=lambda _: launcher.close())
+
+    assert check is not None
+    assert check.was_killed

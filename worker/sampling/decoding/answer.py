@@ -16,6 +16,10 @@ from worker.sampling.decoding.logprobs import LogProbs
 from worker.sampling.decoding.next_token import TokenChooser
 from worker.sampling.decoding.text.told import Told
 
+_MOST_LOGPROBS = 64
+"""Maximum number of tokens whose log-probabilities are told in one message. Text that was held back
+may come with those of thousands of tokens, too many for `MAX_ANSWER_BYTES`."""
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -59,11 +63,6 @@ class SampledAnswer:
         self._echo = echo
         self._tokens = 0
         self._has_calls = False
-        self._is_finished = False
-
-    @property
-    def is_finished(self) -> bool:
-        return self._is_finished
 
     def take(self, logits_V: Tensor) -> tuple[int | None, list[Delta | Finished]]:
         """Choose the next token: see `Choice.take`."""
@@ -93,10 +92,15 @@ class SampledAnswer:
         self._has_calls |= bool(told.calls)
         if not (text or told.calls or logprobs):
             return []
-        return [Delta(choice=self._index, text=text, tool_calls=told.calls, logprobs=logprobs)]
+        index, most = self._index, _MOST_LOGPROBS
+        first = Delta(choice=index, text=text, tool_calls=told.calls, logprobs=logprobs[:most])
+        others = range(most, len(logprobs), most)
+        return [
+            first,
+            *(Delta(choice=index, logprobs=logprobs[begin : begin + most]) for begin in others),
+        ]
 
     def _finish(self, reason: FinishReason, told: Told) -> list[Delta | Finished]:
-        self._is_finished = True
         last = self._tell(told)
         if reason == "stop" and self._has_calls:
             reason = "tool_calls"

@@ -10,9 +10,6 @@ from app.core.sampling.messages import Delta, Finished
 class Choice(Protocol):
     """One of the answers to a request."""
 
-    @property
-    def is_finished(self) -> bool: ...
-
     def take(self, logits_V: Tensor) -> tuple[int | None, list[Delta | Finished]]:
         """Choose the next token.
 

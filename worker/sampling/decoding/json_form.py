@@ -35,6 +35,12 @@ _OPTIONS: "JsonCompileOptions" = {
 }
 """How JSON is written. A schema cannot change it, although the library would let it."""
 
+_WORDS = {
+    "Enable 'coerce_one_of' option to approximate oneOf with anyOf": "Use anyOf",
+    "NoExtensionBias": "the model has no token for what must follow",
+}
+"""What we say for words of the library that only its caller could follow."""
+
 _LIMITS = LLParserLimits(verbose_errors=False, precompute_large_lexemes=False)
 
 
@@ -103,7 +109,7 @@ class JsonGrammar:
         """`allowed_V`: whether each token may be chosen now.
 
         Raises:
-            RefusedError: the schema is too complex to go on.
+            RefusedError: the schema is too complex to go on, or no token fits.
         """
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         self._check()
@@ -127,8 +133,9 @@ class JsonGrammar:
 def _reason(matcher: LLMatcher) -> str:
     """The library's words, without what only its caller could follow."""
     words = " ".join(matcher.get_error().removesuffix("<non-verbose/>").split())
-    hint = "Enable 'coerce_one_of' option to approximate oneOf with anyOf"
-    return words.replace(hint, "Use anyOf").rstrip(".")
+    for theirs, ours in _WORDS.items():
+        words = words.replace(theirs, ours)
+    return words.rstrip(".")
 
 
 def _refuse(problem: str) -> RefusedError:

@@ -17,23 +17,21 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
 
-from app.core import strict_json
+from app.core.adapter_files.peft_config import (
+    PREFIX,
+    UnsupportedSettingError,
+    parse_config,
+    refuse_unsupported,
+)
 
 _MAX_CONFIG_BYTES = 1024**2
-_PREFIX = "base_model.model."
-"""What `peft` writes before the name of each module."""
-
-_WITHOUT_EFFECT = frozenset(
-    {"auto_mapping", "base_model_name_or_path", "ensure_weight_tying", "eva_config"}
-    | {"exclude_modules", "inference_mode", "init_lora_weights", "layers_pattern", "r"}
-    | {"layers_to_transform", "loftq_config", "lora_dropout", "megatron_core", "modules_to_save"}
-    | {"peft_version", "qalora_group_size", "rank_pattern", "revision", "runtime_config"}
-    | {"target_modules", "task_type"}
+_NEEDLESS = frozenset(
+    {"exclude_modules", "layers_pattern", "layers_to_transform", "lora_bias", "lora_dropout"}
+    | {"modules_to_save", "r", "rank_pattern", "target_modules"}
 )
 """Settings that say how an adapter was trained, or what its weights say as well."""
 
-_PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
-"""Values of `init_lora_weights` that leave the base model's own weights as they are."""
+_READ = frozenset({"alpha_pattern", "lora_alpha", "use_dora", "use_rslora"})
 
 _MAX_ALPHA = 1e6
 
@@ -161,40 +159,22 @@ class _Config:
 def _read_config(files: AdapterFiles) -> _Config:
     raw = _read_exactly(files.config, files.config_sha256, _MAX_CONFIG_BYTES, "settings")
     try:
-        settings = strict_json.loads(raw)
-    except strict_json.StrictJsonError as error:
-        raise DamagedAdapterError(f"Its adapter_config.json is not JSON: {error}.") from error
-    if not isinstance(settings, dict):
-        raise DamagedAdapterError("Its adapter_config.json is not an object.")
-    settings = cast("dict[str, Any]", settings)
-    if settings.pop("peft_type", None) != "LORA":
-        raise UnsupportedAdapterError("It is not LoRA: peft_type in adapter_config.json.")
-    if settings.get("init_lora_weights") not in _PLAIN_STARTS:
-        raise UnsupportedAdapterError(
-            f"It starts from changed weights of the base model: init_lora_weights is "
-            f"{settings['init_lora_weights']!r}. Convert it to plain LoRA."
-        )
-    alpha = settings.pop("lora_alpha", 8)
-    alpha_pattern = settings.pop("alpha_pattern", None) or {}
-    uses_root_of_rank = settings.pop("use_rslora", False)
-    is_dora = settings.pop("use_dora", False) is True
-    settings.pop("lora_bias", None)  # the weights say so as well
-    _refuse_unknown(settings)
+        settings = parse_config(raw)
+        refuse_unsupported(settings, known=_READ | _NEEDLESS)
+    except UnsupportedSettingError as error:
+        raise UnsupportedAdapterError(f"adapter_config.json: {error}") from error
+    except ValueError as error:
+        raise DamagedAdapterError(f"adapter_config.json: {error}") from error
+    alpha = settings.get("lora_alpha", 8)
+    alpha_pattern = settings.get("alpha_pattern") or {}
     if not _is_number(alpha) or not isinstance(alpha_pattern, dict):
         raise DamagedAdapterError("Its lora_alpha or its alpha_pattern has the wrong type.")
     alpha_pattern = cast("dict[str, Any]", alpha_pattern)
     for name, value in alpha_pattern.items():
         if not _PATTERN.fullmatch(name) or not _is_number(value):
             raise UnsupportedAdapterError(f"Its alpha_pattern has more than names: {name[:80]!r}.")
-    return _Config(alpha, alpha_pattern, uses_root_of_rank is True, is_dora)
-
-
-def _refuse_unknown(settings: Mapping[str, Any]) -> None:
-    for name, value in settings.items():
-        if name not in _WITHOUT_EFFECT and value not in (None, False, "none", [], {}):
-            raise UnsupportedAdapterError(
-                f"Its adapter_config.json sets {name[:80]!r}, which the sampler does not know."
-            )
+    flags = (settings.get(name) is True for name in ("use_rslora", "use_dora"))
+    return _Config(alpha, alpha_pattern, *flags)
 
 
 def _is_number(value: Any) -> bool:
@@ -252,7 +232,7 @@ class _Assembly:
         )
 
     def _take(self, name: str, size: tuple[int | None, ...]) -> Tensor | None:
-        tensor = self._tensors.pop(_PREFIX + name, None)
+        tensor = self._tensors.pop(PREFIX + name, None)
         if tensor is None:
             return None
         fits = len(tensor.shape) == len(size) and all(

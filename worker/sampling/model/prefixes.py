@@ -1,11 +1,12 @@
 """Keeps what was read of prompts, so that a prompt with the same beginning is not read again."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 
+from app.core.clock import steady_s
 from worker.sampling.model.runner import Cache
 
 
@@ -22,6 +23,7 @@ class _Entry:
     owner: PrefixOwner
     tokens: np.ndarray
     cache: Cache
+    used_s: float = field(default_factory=steady_s, init=False)
 
 
 class PrefixStore:
@@ -54,6 +56,7 @@ class PrefixStore:
             return None
         entry = self._entries.pop(best)
         self._entries.append(entry)
+        entry.used_s = steady_s()
         fork = entry.cache.fork(shared[best])
         return fork if fork.length else None
 
@@ -77,6 +80,11 @@ class PrefixStore:
         total = self.bytes
         while total > max_bytes and self._entries:
             total -= self._entries.pop(0).cache.bytes
+
+    def drop_unused(self, since_s: float) -> None:
+        """Drop the caches that were not used since this time of the steady clock."""
+        while self._entries and self._entries[0].used_s < since_s:
+            del self._entries[0]
 
 
 def _common(a: np.ndarray, b: np.ndarray) -> int:

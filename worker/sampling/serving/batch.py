@@ -4,15 +4,21 @@ Dimension key:
     V  vocabulary
 """
 
+from collections import defaultdict
+from collections.abc import Iterable
 from collections.abc import Sequence as AnySequence
 from dataclasses import dataclass, field
 
+from app.core.clock import steady_s
 from worker.sampling.decoding.choice import Choice
 from worker.sampling.decoding.decoder import Prepared
 from worker.sampling.model.prefixes import PrefixOwner
 from worker.sampling.model.runner import Cache, Row
 from worker.sampling.serving.requests import Request
 from worker.sampling.serving.shelf import LoadedAdapter, LoadedModel
+
+_FIRST_TOKENS = 64
+"""Tokens of each answer for which there must be memory before it is begun."""
 
 
 @dataclass(eq=False, slots=True)
@@ -23,7 +29,11 @@ class Running:
     model: LoadedModel
     adapter: LoadedAdapter | None
     prepared: Prepared
-    sequences: list["Sequence"] = field(default_factory=list["Sequence"])
+    prepared_s: float = field(default_factory=steady_s, init=False)
+    """Time of the steady clock since which it can be answered."""
+    sequences: list["Sequence"] = field(default_factory=list["Sequence"], init=False)
+    is_alone: bool = field(default=False, init=False)
+    """Whether it is read without others, because a step with it has failed."""
 
     @property
     def owner(self) -> PrefixOwner:
@@ -32,6 +42,20 @@ class Running:
         # The configuration counts too: it scales the weights.
         identity = f"{adapter.weights_sha256} {adapter.config_sha256}" if adapter else None
         return PrefixOwner(ask.project_id, ask.base_model_sha256, identity)
+
+    @property
+    def bytes(self) -> int:
+        """Memory of what it has read, at least that of its prompts and the first tokens."""
+        choices = self.request.ask.choices
+        first = choices * (len(self.prepared.prompt) + _FIRST_TOKENS)
+        read = sum(sequence.cache.bytes for sequence in self.sequences)
+        return max(read, first * self.model.runner.bytes_per_token)
+
+    def read_again_alone(self) -> None:
+        """Have it read from its first token on, without others."""
+        self.is_alone = True
+        for sequence in self.sequences:
+            sequence.cache = self.model.runner.new_cache()
 
 
 @dataclass(eq=False, slots=True)
@@ -42,7 +66,7 @@ class Sequence:
     cache: Cache
     tokens: list[int]
     """All that it has read or is to read."""
-    choice: Choice | None
+    choice: Choice | None = None
     """None while the prompt is read, once for all choices."""
 
     @property
@@ -57,6 +81,36 @@ class Sequence:
         return Row(
             self.cache, self.tokens[begin : begin + count], adapter.adapter if adapter else None
         )
+
+    def begin_answers(self) -> list["Sequence"]:
+        """All answers to the prompt that was read: this one, and copies for the others."""
+        first, *others = self.running.prepared.choices
+        copies = [
+            Sequence(self.running, self.cache.fork(self.cache.length), list(self.tokens), choice)
+            for choice in others
+        ]
+        self.choice = first
+        return [self, *copies]
+
+
+Batch = list[tuple[Sequence, int]]
+"""Sequences that are read together, with the number of tokens that each reads."""
+
+
+def plan_step(requests: Iterable[Running], budget: int) -> list[Batch]:
+    """The batches of the next step: one for each base model, and one for each that is alone.
+
+    Args:
+        requests: those that are answered.
+        budget: as of `share_step`.
+    """
+    sequences = [sequence for running in requests for sequence in running.sequences]
+    shares = share_step([sequence.pending for sequence in sequences], budget)
+    batches = defaultdict[LoadedModel | Running, Batch](list)
+    for sequence, share in zip(sequences, shares, strict=True):
+        running = sequence.running
+        batches[running if running.is_alone else running.model].append((sequence, share))
+    return list(batches.values())
 
 
 def share_step(pending: AnySequence[int], budget: int) -> list[int]:

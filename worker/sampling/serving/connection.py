@@ -4,8 +4,11 @@ import socket
 import threading
 from collections.abc import Callable, Sequence
 
+from app.core.sampling.messages import Alive
 from worker.sampling.serving.requests import Request, Told
 from worker.sampling.serving.wire import AskReader
+
+_ALIVE = b"%b\n" % Alive().model_dump_json().encode()
 
 MAX_UNSENT_BYTES = 8 * 1024**2
 """Answers that a client may leave unread before it counts as gone."""
@@ -40,6 +43,14 @@ class Connection:
         with self._lock:
             self._unsent += lines
             self._is_complete = self._is_complete or is_last
+        self._wake(self)
+
+    def send_alive(self) -> None:
+        """Tell a client that waits for its next answer that its request is not forgotten."""
+        with self._lock:
+            if self.request is None or self._unsent or self._is_complete:
+                return
+            self._unsent += _ALIVE
         self._wake(self)
 
     def flush(self) -> bool:

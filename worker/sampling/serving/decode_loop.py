@@ -7,35 +7,56 @@ Dimension key:
 """
 
 import logging
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 from app.core.clock import steady_s
 from app.core.sampling.messages import Accepted
-from worker.sampling.serving.batch import Running, Sequence, share_step
+from worker.sampling.pulse import STEP_S, Pulse
+from worker.sampling.serving.batch import Batch, Running, Sequence, plan_step
 from worker.sampling.serving.desk import Desk
-from worker.sampling.serving.pace import MOST, Pace, rest_after
+from worker.sampling.serving.pace import Pace, rest_after
 from worker.sampling.serving.requests import UnavailableError, explain_failure
-from worker.sampling.serving.shelf import LoadedModel, Shelf
+from worker.sampling.serving.shelf import Shelf
 
 logger = logging.getLogger(__name__)
+
+KEEP_S = 3600.0
+"""Time for which prompts and adapters stay in memory after they were used, in seconds. An erased
+project leaves no trace for longer."""
+
+PATIENCE_S = 30.0
+"""Longest time that a request waits for memory while others are answered, in seconds."""
 
 
 class DecodeLoop:
     """Reads with the models, in one thread.
 
+    Attributes:
+        pulse: that of the thread.
+
     Args:
         desk: hands requests over.
         shelf: has what they need.
         threads: CPU threads while no job trains.
+        patience_s: longest time that a request waits for memory, in seconds.
     """
 
-    def __init__(self, desk: Desk, shelf: Shelf, *, threads: int) -> None:
+    def __init__(
+        self, desk: Desk, shelf: Shelf, *, threads: int, patience_s: float = PATIENCE_S
+    ) -> None:
         self._desk = desk
         self._shelf = shelf
         self._pace = Pace(threads)
+        self._patience_s = patience_s
+        self._arrived: list[Running] = []
+        """Those that wait for memory."""
         self._running: list[Running] = []
+        self.pulse = Pulse()
 
     def run(self) -> None:
         """Answer requests for as long as the process lives."""
@@ -45,94 +66,93 @@ class DecodeLoop:
     @torch.inference_mode()
     def run_once(self) -> None:
         """Let all answers go on by one token. Waits for a request if there is none."""
-        for running in self._desk.collect(waits=not self._running):
-            self._join(running)
-        self._drop_cancelled()
+        self._arrived += self._desk.collect(waits=not self._arrived and not self._running)
+        self._drop_stopped()
+        self._let_in()
         self._pace.use_threads(trains=self._desk.trains)
         began_s = steady_s()
-        for model in {each.model for each in self._running}:
-            self._step(model)
+        for batch in plan_step(self._running, self._pace.budget):
+            self.pulse.expect(STEP_S)
+            self._read(batch)
+        self.pulse.rest()
         self._keep_within_memory()
+        self._shelf.drop_unused(since_s=began_s - KEEP_S)
         self._rest(steady_s() - began_s)
 
+    def _drop_stopped(self) -> None:
+        for running in [*self._arrived, *self._running]:
+            if running.request.is_stopped:
+                with self._failing_alone(running):
+                    for sequence in running.sequences[:1]:
+                        self._keep_prefix(sequence)
+                    self._leave(running)
+
+    def _let_in(self) -> None:
+        """Let those join for which there is memory. Others overtake those for which there is not.
+
+        Nobody waits if nothing is answered, because then there will not be more memory either.
+        """
+        for running in list(self._arrived):
+            if self._shelf.reserve(self._count_bytes() + running.bytes):
+                with self._failing_alone(running):
+                    self._join(running)
+            elif not self._running or steady_s() >= running.prepared_s + self._patience_s:
+                message = (
+                    f"The prompt takes {running.bytes:,} bytes of memory, and the sampler has no "
+                    "room for them (TUNERY_SAMPLING_MEMORY_BYTES). Send a shorter one, or send it "
+                    "again when fewer others are answered."
+                )
+                self._refuse(running, UnavailableError("sampler_memory", message))
+
     def _join(self, running: Running) -> None:
-        prompt, runner = running.prepared.prompt, running.model.runner
+        prompt = running.prepared.prompt
         with self._shelf.lock:
             cache = self._shelf.prefixes.find(running.owner, prompt)
-        cache = cache or runner.new_cache()
-        running.sequences.append(Sequence(running, cache, list(prompt), None))
+        cache = cache or running.model.runner.new_cache()
+        running.sequences.append(Sequence(running, cache, list(prompt)))
+        self._arrived.remove(running)
         self._running.append(running)
         running.request.tell(Accepted(prompt_tokens=len(prompt), cached_tokens=cache.length))
 
-    def _drop_cancelled(self) -> None:
-        for running in [each for each in self._running if each.request.is_cancelled]:
-            for sequence in running.sequences[:1]:
-                self._keep_prefix(sequence)
-            self._leave(running)
-
-    def _step(self, model: LoadedModel) -> None:
-        """Let each sequence of a model read its next tokens."""
-        sequences = [
-            sequence
-            for running in self._running
-            if running.model is model
-            for sequence in running.sequences
-        ]
-        shares = share_step([sequence.pending for sequence in sequences], self._pace.budget)
+    def _read(self, batch: Batch) -> None:
+        """Let the sequences of a batch read their next tokens."""
+        runner = batch[0][0].running.model.runner
         began_s = steady_s()
         try:
-            logits = self._read(model, sequences, shares)
-        except Exception:
-            logger.exception("a step has failed; its requests are read one by one")
-            self._read_alone(sequences)
+            logits_BV = runner.read([sequence.row(count) for sequence, count in batch])
+        except Exception as error:
+            self._find_cause(batch, error)
             return
-        self._pace.note(sum(shares), steady_s() - began_s)
-        for sequence, logits_V in zip(sequences, logits, strict=True):
+        self._pace.note(sum(count for _, count in batch), steady_s() - began_s)
+        for (sequence, _), logits_V in zip(batch, logits_BV, strict=True):
             if not sequence.pending and sequence in sequence.running.sequences:
-                self._advance(sequence, logits_V)
+                with self._failing_alone(sequence.running):
+                    self._advance(sequence, logits_V)
 
-    def _read(self, model: LoadedModel, sequences: list[Sequence], shares: list[int]) -> Tensor:
-        rows = [sequence.row(share) for sequence, share in zip(sequences, shares, strict=True)]
-        return model.runner.read(rows)
-
-    def _read_alone(self, sequences: list[Sequence]) -> None:
-        """After a failed step, find whose fault it was: read all of each sequence again."""
-        for sequence in sequences:
-            if sequence not in sequence.running.sequences:
-                continue  # another answer to the same request has failed
-            try:
-                logits_V = _read_again(sequence)
-            except Exception as error:
-                self._refuse(sequence.running, error)
-            else:
-                self._advance(sequence, logits_V)
+    def _find_cause(self, batch: Batch, error: Exception) -> None:
+        """After a failed step, refuse the request that was read, or read each of them alone."""
+        requests = {sequence.running for sequence, _ in batch}
+        if len(requests) == 1:
+            self._refuse(requests.pop(), error)
+            return
+        logger.error("a step has failed; each of its requests is read again alone", exc_info=error)
+        for running in requests:
+            with self._failing_alone(running):
+                running.read_again_alone()
 
     def _advance(self, sequence: Sequence, logits_V: Tensor) -> None:
         """Choose the next token of a sequence, or the first one of each answer to a prompt."""
-        running = sequence.running
-        if sequence.choice is not None:
-            self._choose(sequence, logits_V)
-            return
-        first, *others = running.prepared.choices
-        length = sequence.cache.length
-        forks = [
-            Sequence(running, sequence.cache.fork(length), list(sequence.tokens), choice)
-            for choice in others
-        ]
-        sequence.choice = first
-        running.sequences += forks
-        for each in (sequence, *forks):
-            if each in running.sequences:
+        if sequence.choice is None:
+            sequence.running.sequences = sequence.begin_answers()
+            for each in list(sequence.running.sequences):
                 self._choose(each, logits_V)
+        else:
+            self._choose(sequence, logits_V)
 
     def _choose(self, sequence: Sequence, logits_V: Tensor) -> None:
         running, choice = sequence.running, sequence.choice
         assert choice is not None  # noqa: S101 - the prompt is read
-        try:
-            token, told = choice.take(logits_V)
-        except Exception as error:
-            self._refuse(running, error)
-            return
+        token, told = choice.take(logits_V)
         if token is not None:
             sequence.tokens.append(token)
             running.request.tell(*told)
@@ -152,33 +172,26 @@ class DecodeLoop:
             with self._shelf.lock:
                 self._shelf.prefixes.keep(sequence.running.owner, read, sequence.cache)
 
-    def _refuse(self, running: Running, error: Exception) -> None:
-        refusal = explain_failure(error)
-        if refusal.status == 500:  # noqa: PLR2004 - nobody has foreseen it
-            logger.error("a request has failed", exc_info=error)
-        running.request.end(refusal)
-        self._leave(running)
-
-    def _leave(self, running: Running) -> None:
-        running.request.end()
-        running.sequences.clear()
-        self._running.remove(running)
-        self._shelf.release(running.model, running.adapter)
-        self._desk.leave(running.request)
-
     def _keep_within_memory(self) -> None:
-        """Refuse the newest requests until what all of them have read fits into the limit."""
-        while not self._shelf.note_running(self._count_bytes()) and self._running:
+        """Refuse requests until what all of them have read fits into the limit.
+
+        The next one is the newest of the project that takes most.
+        """
+        while not self._shelf.reserve(self._count_bytes()) and self._running:
+            taken = Counter[str]()
+            for running in self._running:
+                taken[running.request.ask.project_id] += running.bytes
+            newest = max(
+                reversed(self._running), key=lambda each: taken[each.request.ask.project_id]
+            )
             message = (
                 "The answers in the making need more memory than the sampler may use "
                 "(TUNERY_SAMPLING_MEMORY_BYTES). Send the request again when there are fewer."
             )
-            self._refuse(self._running[-1], UnavailableError("sampler_memory", message))
+            self._refuse(newest, UnavailableError("sampler_memory", message))
 
     def _count_bytes(self) -> int:
-        return sum(
-            sequence.cache.bytes for running in self._running for sequence in running.sequences
-        )
+        return sum(running.bytes for running in self._running)
 
     def _rest(self, worked_s: float) -> None:
         """Leave the processor to a job that trains, or the memory if nothing is answered."""
@@ -187,16 +200,26 @@ class DecodeLoop:
                 self._shelf.clear()
             return
         until_s = steady_s() + rest_after(worked_s, trains=self._desk.trains)
-        while (left_s := until_s - steady_s()) > 0 and self._desk.trains:
-            self._desk.rest(left_s)
-            self._drop_cancelled()
+        while self._desk.rest(until_s):
+            self._drop_stopped()
 
+    @contextmanager
+    def _failing_alone(self, running: Running) -> Iterator[None]:
+        """Refuse this request if what follows fails, so that it hurts no other."""
+        try:
+            yield
+        except Exception as error:
+            self._refuse(running, error)
 
-def _read_again(sequence: Sequence) -> Tensor:
-    """Read all tokens of a sequence from the first one on. Returns the logits of what follows."""
-    runner = sequence.running.model.runner
-    sequence.cache = runner.new_cache()
-    while True:
-        (logits_V,) = runner.read([sequence.row(MOST)])
-        if not sequence.pending:
-            return logits_V
+    def _refuse(self, running: Running, error: Exception) -> None:
+        running.request.end(explain_failure(error))
+        self._leave(running)
+
+    def _leave(self, running: Running) -> None:
+        running.request.end()
+        running.sequences.clear()
+        for requests in (self._arrived, self._running):
+            if running in requests:
+                requests.remove(running)
+        self._shelf.release(running.model, running.adapter)
+        self._desk.leave(running.request)

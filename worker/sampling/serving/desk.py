@@ -2,16 +2,25 @@
 
 import threading
 from collections import Counter
+from collections.abc import Callable
 from typing import Literal
 
-from app.core.sampling.messages import Refused
+from app.core.clock import steady_s
+from app.core.sampling.messages import MAX_CHOICES, Refused
 from worker.sampling.serving.batch import Running
 from worker.sampling.serving.requests import Request
-from worker.sampling.serving.waiting import WaitingLine
+from worker.sampling.serving.waiting import MAX_OF_PROJECT, WaitingLine
 
-MAX_ANSWERS = 16
-"""Maximum number of answers in the making. A step of more takes longer for each of them, and gains
-little on a processor."""
+MAX_ANSWERS = MAX_OF_PROJECT + MAX_CHOICES
+"""Maximum number of answers in the making: a project that has as many as it may leaves room for any
+request of another one."""
+
+GRACE_S = 30.0
+"""Time in which answers in the making may finish when a job begins to train, in seconds."""
+
+LOOK_S = 1.0
+"""Longest time that a thread waits before it looks around again, in seconds. Nothing wakes it when
+time runs out for a request, or when what was kept has become too old."""
 
 _BUSY_RETRY_S = 5
 _TRAINING_RETRY_S = 60
@@ -26,11 +35,17 @@ class Desk:
     Args:
         queue: maximum number of requests that wait.
         mode: what happens to requests while a job trains.
+        grace_s: time in which answers may finish when a job begins to train, in seconds. It counts
+            in the mode `idle`.
     """
 
-    def __init__(self, *, queue: int, mode: Literal["idle", "shared"]) -> None:
+    def __init__(
+        self, *, queue: int, mode: Literal["idle", "shared"], grace_s: float = GRACE_S
+    ) -> None:
         self.trains = False
         self._mode = mode
+        self._grace_s = grace_s
+        self._closes_s = 0.0
         self._changed = threading.Condition()
         self._queue = queue
         self._line = WaitingLine()
@@ -48,51 +63,61 @@ class Desk:
             if self.refuses:
                 request.end(_training_refusal())
                 return
-            room = MAX_ANSWERS - self._count_admitted().total()
+            running = self._count_admitted()
+            room = min(
+                MAX_ANSWERS - running.total(), MAX_OF_PROJECT - running[request.ask.project_id]
+            )
             excess = self._line.add(request, limit=self._queue + max(0, room))
             self._changed.notify_all()
         if excess is not None:
             excess.end(_busy_refusal(self._queue))
 
     def cancel(self, request: Request) -> None:
-        """Stop answering a request whose client has left."""
+        """Stop answering a request whose client has left. Its room is free at once."""
         with self._changed:
-            request.is_cancelled = True
+            request.stop()
             if self._line.remove(request):
                 request.end()
+            self._admitted.discard(request)
             self._changed.notify_all()
 
     def set_training(self, trains: bool) -> None:  # noqa: FBT001 - what the keeper says
-        """Note whether a job trains. In the mode `idle`, what waits is refused when one begins."""
+        """Note whether a job trains.
+
+        When one begins in the mode `idle`, what waits is refused, and answers in the making have
+        the grace period to finish.
+        """
         with self._changed:
+            if trains and not self.trains:
+                self._closes_s = steady_s() + self._grace_s
             self.trains = trains
             refused = self._line.clear() if self.refuses else []
             self._changed.notify_all()
         for request in refused:
             request.end(_training_refusal())
 
-    def take(self) -> Request:
-        """Wait for the request whose turn it is, and for room for its answers."""
-        with self._changed:
-            while True:
-                running = self._count_admitted()
-                request = self._line.take(MAX_ANSWERS - running.total(), running)
-                if request is not None:
-                    self._admitted.add(request)
-                    return request
-                self._changed.wait()
+    def take(self, accepts: Callable[[Request], bool]) -> Request | None:
+        """Take the request whose turn it is. Waits for one, and for room for its answers.
 
-    def wait_for_change(self, request: Request, *, within_s: float) -> bool:
-        """Wait until an admitted request may find more memory than before.
+        Args:
+            accepts: whether the caller takes this request, or leaves it to another thread.
 
         Returns:
-            False if no other request is being answered, so that there will be no more.
+            None if there was none within `LOOK_S`.
         """
         with self._changed:
-            if self._admitted == {request}:
-                return False
-            self._changed.wait(within_s)
-            return True
+            request = self._take(accepts)
+            if request is None:
+                self._changed.wait(LOOK_S)
+                request = self._take(accepts)
+            return request
+
+    def _take(self, accepts: Callable[[Request], bool]) -> Request | None:
+        running = self._count_admitted()
+        request = self._line.take(MAX_ANSWERS - running.total(), running, accepts)
+        if request is not None:
+            self._admitted.add(request)
+        return request
 
     def hand_over(self, running: Running) -> None:
         """Let a request be answered that has been prepared."""
@@ -103,19 +128,41 @@ class Desk:
     def collect(self, *, waits: bool) -> list[Running]:
         """The requests that were handed over since the last call.
 
+        It also stops all requests when the grace period is over.
+
         Args:
-            waits: whether to wait until there is one, or until training begins or ends.
+            waits: whether to wait until something changes, at most for `LOOK_S`.
         """
         with self._changed:
             if waits and not self._prepared:
-                self._changed.wait()
+                self._changed.wait(LOOK_S)
+            if self.refuses and steady_s() >= self._closes_s:
+                for request in self._admitted:
+                    request.stop(_training_refusal())
             prepared, self._prepared = self._prepared, []
             return prepared
 
-    def rest(self, seconds: float) -> None:
-        """Wait for so long, or until something changes."""
+    def rest(self, until_s: float) -> bool:
+        """Leave the processor to a job that trains, until something changes.
+
+        Args:
+            until_s: time of the steady clock at which the rest is over at the latest.
+
+        Returns:
+            Whether there was anything to rest for. Call it again until there is not.
+        """
         with self._changed:
-            self._changed.wait(seconds)
+            left_s = until_s - steady_s()
+            if left_s <= 0 or not self.trains:
+                return False
+            self._changed.wait(left_s)
+            return True
+
+    def leave(self, request: Request) -> None:
+        """Give the room of a request that has ended to others."""
+        with self._changed:
+            self._admitted.discard(request)
+            self._changed.notify_all()
 
     def _count_admitted(self) -> Counter[str]:
         """Answers in the making, by project."""
@@ -123,12 +170,6 @@ class Desk:
         for request in self._admitted:
             counts[request.ask.project_id] += request.ask.choices
         return counts
-
-    def leave(self, request: Request) -> None:
-        """Give the room of a request that has ended to others."""
-        with self._changed:
-            self._admitted.discard(request)
-            self._changed.notify_all()
 
 
 def _busy_refusal(queue: int) -> Refused:

@@ -29,3 +29,6 @@ TRAINS, RESTS = b"T", b"R"
 
 READY = "ready"
 """Line with which the process says that it takes requests."""
+
+ALIVE = "alive"
+"""Line that the process writes every `ALIVE_INTERVAL_S` while none of its threads hangs."""

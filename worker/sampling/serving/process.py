@@ -1,4 +1,4 @@
-"""Puts the process together that answers requests: three threads that meet at the desk."""
+"""Puts the process together that answers requests: four threads that meet at the desk."""
 
 import logging
 import os
@@ -6,12 +6,13 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 
 from transformers.utils import logging as transformers_logging
 
 from worker.sampling.serving.decode_loop import DecodeLoop
 from worker.sampling.serving.desk import Desk
-from worker.sampling.serving.options import READY, ServingOptions
+from worker.sampling.serving.options import ALIVE, READY, ServingOptions
 from worker.sampling.serving.preparing import Preparer
 from worker.sampling.serving.server import Server
 from worker.sampling.serving.shelf import Shelf
@@ -30,13 +31,28 @@ def serve(listener: int, control: int, options: ServingOptions) -> None:
     transformers_logging.disable_progress_bar()
     desk = Desk(queue=options.queue, mode=options.mode)
     shelf = Shelf(options)
-    loop = DecodeLoop(desk, shelf, threads=options.threads)
-    for work in (Preparer(desk, shelf).run, loop.run):
-        threading.Thread(target=_end_process_with, args=(work,), daemon=True).start()
-    server = Server(socket.socket(fileno=listener), control, desk, queue=options.queue)
-    sys.stdout.write(f"{READY}\n")
-    sys.stdout.flush()
+    threads = (
+        Preparer(desk, shelf, loads=False),
+        Preparer(desk, shelf, loads=True),
+        DecodeLoop(desk, shelf, threads=options.threads),
+    )
+    for each in threads:
+        threading.Thread(target=_end_process_with, args=(each.run,), daemon=True).start()
+    server = Server(
+        socket.socket(fileno=listener),
+        control,
+        desk,
+        queue=options.queue,
+        pulses=[each.pulse for each in threads],
+        say_alive=partial(_tell_keeper, ALIVE),
+    )
+    _tell_keeper(READY)
     server.run()
+
+
+def _tell_keeper(word: str) -> None:
+    sys.stdout.write(f"{word}\n")
+    sys.stdout.flush()
 
 
 def _end_process_with(work: Callable[[], None]) -> None:

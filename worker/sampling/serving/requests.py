@@ -1,5 +1,6 @@
 """A request, from its arrival to its last answer."""
 
+import logging
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -7,6 +8,8 @@ from typing import BinaryIO, Literal, Protocol
 
 from app.core.sampling.messages import Accepted, Ask, Delta, Finished, Refused
 from worker.sampling.decoding.refusals import RefusedError
+
+logger = logging.getLogger(__name__)
 
 Told = Accepted | Delta | Finished | Refused
 
@@ -45,27 +48,44 @@ class Request:
     files: Sequence[BinaryIO]
     """Weights and configuration of the adapter; none for the base model."""
     outlet: Outlet
-    is_cancelled: bool = False
-    """Whether nobody waits for the answers any more."""
+    is_stopped: bool = field(default=False, init=False)
+    """Whether whoever works on it must end it now."""
     has_ended: bool = field(default=False, init=False)
+    _reason: tuple[Refused, ...] = field(default=(), init=False)
+
+    def stop(self, *reason: Refused) -> None:
+        """Have it ended by the thread that works on it. May be called from any thread.
+
+        Args:
+            reason: what to tell the client, if it is still there.
+        """
+        self._reason = reason
+        self.is_stopped = True
 
     def tell(self, *answers: Told) -> None:
         if answers and not self.has_ended:
             self.outlet.send(answers, is_last=False)
 
     def end(self, *answers: Told) -> None:
-        """Send the last answers, if it has not ended yet."""
+        """Send the last answers, or why it was stopped, if it has not ended yet."""
         if self.has_ended:
             return
         self.has_ended = True
-        self.outlet.send(answers, is_last=True)
+        self.outlet.send(answers or self._reason, is_last=True)
         for file in self.files:
             with suppress(OSError):
                 file.close()
 
 
 def explain_failure(error: Exception) -> Refused:
-    """What the API is told when a request has failed on something that nobody has foreseen."""
+    """What the API is told of a request that has failed. The log is told what has no excuse."""
+    refusal = _explain(error)
+    if refusal.status == 500:  # noqa: PLR2004 - a fault of the service or of its files
+        logger.error("a request has failed", exc_info=error)
+    return refusal
+
+
+def _explain(error: Exception) -> Refused:
     if isinstance(error, RefusedError):
         return error.answer
     if isinstance(error, MemoryError) or "allocate memory" in str(error):

@@ -1,13 +1,18 @@
 """Takes connections and requests, sends answers, and listens to the keeper: one thread, no wait."""
 
+import errno
 import logging
 import os
 import selectors
 import socket
+import time
 from collections import deque
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from app.core.clock import steady_s
+from app.core.sampling.messages import ALIVE_INTERVAL_S
+from worker.sampling.pulse import Pulse
 from worker.sampling.serving.connection import Connection
 from worker.sampling.serving.desk import MAX_ANSWERS, Desk
 from worker.sampling.serving.options import TRAINS
@@ -18,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 RECEIVE_S = 10.0
 """Default time in which a request must have arrived, in seconds."""
+
+_OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
 
 _MORE_CONNECTIONS = 32
 """Connections beyond those of requests that wait or are answered: for what is still arriving, and
@@ -32,6 +39,9 @@ class Server:
         control: descriptor from which the keeper is heard.
         desk: takes the requests.
         queue: maximum number of requests that wait.
+        pulses: those of the threads that prepare requests and decode.
+        say_alive: called at intervals while none of them hangs.
+        alive_s: length of these intervals, in seconds.
         receive_s: time in which a request must have arrived, in seconds.
     """
 
@@ -42,12 +52,19 @@ class Server:
         desk: Desk,
         *,
         queue: int,
+        pulses: Sequence[Pulse],
+        say_alive: Callable[[], None],
+        alive_s: float = ALIVE_INTERVAL_S,
         receive_s: float = RECEIVE_S,
     ) -> None:
         self._listener = listener
         self._control = control
         self._desk = desk
         self._receive_s = receive_s
+        self._pulses = pulses
+        self._say_alive = say_alive
+        self._alive_s = alive_s
+        self._says_alive_at_s = 0.0
         self._limit = MAX_ANSWERS + queue + _MORE_CONNECTIONS
         self._connections: set[Connection] = set()
         self._to_flush = deque[Connection]()
@@ -55,6 +72,7 @@ class Server:
         self._selector = selectors.DefaultSelector()
         self._is_over = False
         self._is_accepting = False
+        self._has_descriptors = True
 
     def run(self) -> None:
         self._listener.settimeout(0)
@@ -66,10 +84,11 @@ class Server:
             for key, _ in self._selector.select(self._time_left_s()):
                 key.data()
             self._drop_late()
+            self._show_life()
 
     def _accept_if_room(self) -> None:
         """Listen for connections only while there may be more."""
-        has_room = len(self._connections) < self._limit
+        has_room = self._has_descriptors and len(self._connections) < self._limit
         if has_room and not self._is_accepting:
             self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
         elif self._is_accepting and not has_room:
@@ -81,8 +100,9 @@ class Server:
         while len(self._connections) < self._limit:
             try:
                 accepted, _ = self._listener.accept()
-            except OSError:
-                return  # there are no others, or this one has left again
+            except OSError as error:  # there are no others, or this one has left again
+                self._has_descriptors = error.errno not in _OUT_OF_DESCRIPTORS
+                return
             accepted.settimeout(0)
             connection = Connection(
                 accepted, wake=self._wake, deadline_s=steady_s() + self._receive_s
@@ -109,7 +129,8 @@ class Server:
 
     def _submit(self, connection: Connection, received: Received) -> None:
         if received.ask is None:
-            connection.socket.send(b"\n")
+            if self._is_steady:
+                connection.socket.send(b"\n")
             self._close(connection)
             return
         connection.request = Request(received.ask, received.files, connection)
@@ -165,10 +186,27 @@ class Server:
         if connection.request is not None:
             self._desk.cancel(connection.request)
 
-    def _time_left_s(self) -> float | None:
-        """Time until the first connection must have sent its request."""
+    @property
+    def _is_steady(self) -> bool:
+        return all(pulse.is_steady for pulse in self._pulses)
+
+    def _show_life(self) -> None:
+        """Tell the keeper and all clients every few seconds that nothing hangs."""
+        now_s = time.monotonic()
+        if now_s < self._says_alive_at_s:
+            return
+        self._says_alive_at_s = now_s + self._alive_s
+        self._has_descriptors = True  # perhaps again
+        if self._is_steady:
+            self._say_alive()
+            for connection in self._connections:
+                connection.send_alive()
+
+    def _time_left_s(self) -> float:
+        """Time until there is something to do, even if nobody says anything."""
         deadlines = [each.deadline_s for each in self._connections if each.request is None]
-        return max(0.0, min(deadlines) - steady_s()) if deadlines else None
+        left_s = self._says_alive_at_s - time.monotonic()
+        return max(0.0, min([left_s, *(each - steady_s() for each in deadlines)]))
 
     def _drop_late(self) -> None:
         now_s = steady_s()

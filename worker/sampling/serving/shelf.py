@@ -2,7 +2,8 @@
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, TypeVar
@@ -22,6 +23,8 @@ from worker.sampling.serving.options import ServingOptions
 from worker.sampling.serving.requests import UnavailableError
 from worker.training.compute.hardware import read_or_measure
 from worker.training.compute.plan import choose_placement
+from worker.training.data.tokenizer import load_tokenizer
+from worker.training.failures import TrainingFailedError
 from worker.training.model.base_model import ModelShape
 
 logger = logging.getLogger(__name__)
@@ -35,6 +38,7 @@ class _Loaded:
     used_s: float = field(default=0.0, init=False)
 
 
+_KeyT = TypeVar("_KeyT")
 _LoadedT = TypeVar("_LoadedT", bound=_Loaded)
 
 
@@ -45,6 +49,8 @@ class LoadedModel(_Loaded):
     adapters: dict[AdapterRef, "LoadedAdapter"] = field(
         default_factory=dict["AdapterRef", "LoadedAdapter"], init=False
     )
+    preparing: threading.Lock = field(default_factory=threading.Lock, init=False)
+    """Held by the thread that prepares a request with `decoder`."""
 
 
 @dataclass(eq=False, slots=True)
@@ -55,7 +61,7 @@ class LoadedAdapter(_Loaded):
 class Shelf:
     """All that is in memory, within a limit.
 
-    One thread loads, and another one reads with what is loaded.
+    Some threads load, and another one reads with what is loaded.
 
     Attributes:
         prefixes: prompts that were read. For the thread that reads, which holds `lock`.
@@ -65,9 +71,19 @@ class Shelf:
     def __init__(self, options: ServingOptions) -> None:
         self.prefixes = PrefixStore(options.memory_bytes)
         self.lock = threading.RLock()
+        self._loading = threading.Lock()
+        """Held while something is loaded, so that the room made for it is not taken by another."""
         self._options = options
         self._models: dict[tuple[Path, str], LoadedModel] = {}
         self._running_bytes = 0
+        self._coming_bytes = 0
+        """Memory of the base model that is being loaded."""
+
+    def has(self, ask: Ask) -> bool:
+        """Whether nothing must be loaded for a request."""
+        with self.lock:
+            model = self._models.get((ask.base_model, ask.base_model_sha256))
+            return model is not None and (ask.adapter is None or ask.adapter in model.adapters)
 
     def take_model(self, ask: Ask) -> LoadedModel:
         """The base model of a request, loaded if it is not here. Give it back with `release`.
@@ -76,14 +92,7 @@ class Shelf:
             RefusedError: it cannot be loaded.
         """
         key = (ask.base_model, ask.base_model_sha256)
-        with self.lock:
-            loaded = self._models.get(key)
-            if loaded is not None:
-                return _use(loaded)
-        loaded = self._load_model(ask)
-        with self.lock:
-            self._models[key] = loaded
-            return _use(loaded)
+        return self._take(self._models, key, lambda: self._load_model(ask))
 
     def take_adapter(
         self, model: LoadedModel, ref: AdapterRef, files: Sequence[BinaryIO]
@@ -93,37 +102,50 @@ class Shelf:
         Raises:
             RefusedError: it cannot be loaded.
         """
-        with self.lock:
-            loaded = model.adapters.get(ref)
-            if loaded is not None:
-                return _use(loaded)
-        loaded = self._load_adapter(model, ref, files)
-        with self.lock:
-            model.adapters[ref] = loaded
-            return _use(loaded)
+        return self._take(model.adapters, ref, lambda: self._load_adapter(model, ref, files))
 
     def release(self, *loaded: LoadedModel | LoadedAdapter | None) -> None:
         with self.lock:
             for each in loaded:
                 if each is not None:
                     each.users -= 1
+                    each.used_s = steady_s()
 
     def make_room(self, needed: int) -> bool:
-        """Let what nobody needs leave, until there is room. Returns whether there is."""
-        with self.lock:
-            while True:
-                taken = self._taken() + needed
-                self.prefixes.shrink(max(0, self._options.memory_bytes - taken))
-                if taken <= self._options.memory_bytes:
-                    return True
-                if not self._drop_oldest():
-                    return False
+        """Let what nobody needs leave, until there is room.
 
-    def note_running(self, running_bytes: int) -> bool:
-        """Note what the answers in the making take. Returns whether they fit into the limit."""
+        Returns:
+            Whether there is. Nothing leaves if there would not be enough.
+        """
         with self.lock:
+            limit = self._options.memory_bytes - self._running_bytes - self._coming_bytes - needed
+            if sum(each.bytes for each in self._loaded() if each.users) > limit:
+                return False
+            while (taken := sum(each.bytes for each in self._loaded())) > limit:
+                self._drop_oldest()
+            self.prefixes.shrink(limit - taken)
+            return True
+
+    def reserve(self, running_bytes: int) -> bool:
+        """Make room for what the answers in the making take, all together.
+
+        Returns:
+            Whether there is room. If not, what was reserved before stays reserved.
+        """
+        with self.lock:
+            if not self.make_room(running_bytes - self._running_bytes):
+                return False
             self._running_bytes = running_bytes
-            return self.make_room(0)
+            return True
+
+    def drop_unused(self, since_s: float) -> None:
+        """Let prompts and adapters leave that were not used since this time of the steady clock."""
+        with self.lock:
+            self.prefixes.drop_unused(since_s)
+            for model in self._models.values():
+                for ref, adapter in list(model.adapters.items()):
+                    if not adapter.users and adapter.used_s < since_s:
+                        del model.adapters[ref]
 
     def clear(self) -> None:
         """Let everything leave that nobody needs."""
@@ -132,11 +154,22 @@ class Shelf:
             while self._drop_oldest():
                 pass
 
-    def _taken(self) -> int:
-        models = self._models.values()
-        adapters = (each for model in models for each in model.adapters.values())
-        loaded = sum(each.bytes for each in models) + sum(each.bytes for each in adapters)
-        return loaded + self._running_bytes
+    def _take(
+        self, loaded: dict[_KeyT, _LoadedT], key: _KeyT, load: Callable[[], _LoadedT]
+    ) -> _LoadedT:
+        with self.lock:
+            if key in loaded:
+                return _use(loaded[key])
+        with self._loading:
+            new = loaded.get(key) or load()  # another thread may have loaded it meanwhile
+            with self.lock:
+                loaded[key] = new
+                return _use(new)
+
+    def _loaded(self) -> Iterator[_Loaded]:
+        for model in self._models.values():
+            yield model
+            yield from model.adapters.values()
 
     def _drop_oldest(self) -> bool:
         """Drop the least recently used adapter, or a base model if no adapter can leave."""
@@ -158,19 +191,35 @@ class Shelf:
 
     def _load_model(self, ask: Ask) -> LoadedModel:
         directory = self._check_model(ask)
-        placement = choose_placement(self._options.compute, read_or_measure(self._options.speeds))
-        shape = ModelShape.read(directory)
-        needed = shape.parameters * placement.torch_dtype.itemsize
-        if not self.make_room(needed):
-            raise UnavailableError(
-                "sampler_memory",
-                f"The base model takes {needed:,} bytes, and the sampler has no room for it within "
-                f"its {self._options.memory_bytes:,} (TUNERY_SAMPLING_MEMORY_BYTES).",
-            )
-        logger.info("loading %s in %s", directory.name, placement.dtype)
-        runner = load_runner(directory, placement)
-        decoder = Decoder(directory, window=runner.window, vocabulary=runner.vocabulary)
+        try:
+            speeds = read_or_measure(self._options.speeds)
+            placement = choose_placement(self._options.compute, speeds)
+            load_tokenizer(directory)  # fails before gigabytes are read
+        except TrainingFailedError as error:
+            message = f"The sampler cannot load the base model {directory.name}. {error}"
+            raise UnavailableError("base_model_unusable", message) from None
+        needed = ModelShape.read(directory).parameters * placement.torch_dtype.itemsize
+        with self._coming(needed):
+            logger.info("loading %s in %s", directory.name, placement.dtype)
+            runner = load_runner(directory, placement)
+            decoder = Decoder(directory, window=runner.window, vocabulary=runner.vocabulary)
         return LoadedModel(runner.bytes, runner, decoder)
+
+    @contextmanager
+    def _coming(self, needed: int) -> Iterator[None]:
+        """Reserve memory for a base model while it is loaded."""
+        with self.lock:
+            if not self.make_room(needed):
+                message = (
+                    f"The base model takes {needed:,} bytes, and the sampler has no room for it "
+                    f"within its {self._options.memory_bytes:,} (TUNERY_SAMPLING_MEMORY_BYTES)."
+                )
+                raise UnavailableError("sampler_memory", message)
+            self._coming_bytes = needed
+        try:
+            yield
+        finally:
+            self._coming_bytes = 0
 
     def _check_model(self, ask: Ask) -> Path:
         """The directory of a base model, if the model in it is the one that was asked for."""

@@ -1,9 +1,13 @@
 """The requests that wait, in fair turns between projects."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from worker.sampling.serving.requests import Request
+
+MAX_OF_PROJECT = 16
+"""Maximum number of answers in the making for one project. A step of more takes longer for each of
+them, and gains little on a processor."""
 
 
 class WaitingLine:
@@ -11,9 +15,6 @@ class WaitingLine:
 
     def __init__(self) -> None:
         self._requests: list[Request] = []
-
-    def __len__(self) -> int:
-        return len(self._requests)
 
     def add(self, request: Request, *, limit: int) -> Request | None:
         """Let a request wait. Returns the one for which there is no room, if any.
@@ -39,23 +40,33 @@ class WaitingLine:
         self._requests.remove(excess)
         return excess
 
-    def take(self, room: int, running: Mapping[str, int]) -> Request | None:
+    def take(
+        self, room: int, running: Mapping[str, int], accepts: Callable[[Request], bool]
+    ) -> Request | None:
         """Take the request whose turn it is: the oldest of the project that has the fewest running.
 
-        None if there is none, or if that one needs more room. It is not overtaken, so a request for
-        many answers waits no longer than others.
+        Projects that have as many as they may are passed over. None if there is no other, or if the
+        next one needs more room: it is not overtaken, so a request for many answers waits no longer
+        than others.
 
         Args:
             room: number of answers that can be begun.
             running: number of answers in the making, by project.
+            accepts: whether the caller takes this request, or leaves it to another thread.
         """
-        turn = min(
-            self._requests, key=lambda each: running.get(each.ask.project_id, 0), default=None
-        )
-        if turn is None or turn.ask.choices > room:
-            return None
-        self._requests.remove(turn)
-        return turn
+        full = set[str]()
+        for each in sorted(self._requests, key=lambda each: running.get(each.ask.project_id, 0)):
+            project, choices = each.ask.project_id, each.ask.choices
+            if running.get(project, 0) + choices > MAX_OF_PROJECT:
+                full.add(project)
+            if project in full:
+                continue
+            if choices > room:
+                return None
+            if accepts(each):
+                self._requests.remove(each)
+                return each
+        return None
 
     def remove(self, request: Request) -> bool:
         """Take this request out. Returns whether it waited."""

@@ -8,16 +8,14 @@ import fcntl
 import os
 import socket
 import stat
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
 
 from pydantic import ValidationError
 
-from app.core.sampling.messages import MAX_ASK_BYTES, Ask
+from app.core.sampling.messages import HEAD, MAX_ASK_BYTES, Ask
 
-_HEAD = struct.Struct(">I")
 _MAX_FILES = 2
 _CHUNK_BYTES = 256 * 1024
 
@@ -51,13 +49,13 @@ class AskReader:
             ProtocolError: it is none, or the client has left.
         """
         try:
-            if len(self._head) < _HEAD.size:
+            if len(self._head) < HEAD.size:
                 self._read_head()
             else:
                 self._read_body()
         except BlockingIOError:
             return None
-        if len(self._head) < _HEAD.size or len(self._body) < self._size:
+        if len(self._head) < HEAD.size or len(self._body) < self._size:
             return None
         return self._finish()
 
@@ -69,12 +67,12 @@ class AskReader:
 
     @property
     def _size(self) -> int:
-        return int(_HEAD.unpack(self._head)[0])
+        return int(HEAD.unpack(self._head)[0])
 
     def _read_head(self) -> None:
         part, descriptors, _, _ = socket.recv_fds(
             self._connection,
-            _HEAD.size - len(self._head),
+            HEAD.size - len(self._head),
             _MAX_FILES,
             socket.MSG_CMSG_CLOEXEC,
         )
@@ -84,7 +82,7 @@ class AskReader:
         self._head += part
         if len(self._descriptors) > _MAX_FILES:
             raise ProtocolError("too many descriptors")
-        if len(self._head) == _HEAD.size and self._size > MAX_ASK_BYTES:
+        if len(self._head) == HEAD.size and self._size > MAX_ASK_BYTES:
             raise ProtocolError(f"a request of {self._size:,} bytes")
 
     def _read_body(self) -> None:

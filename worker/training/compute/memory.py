@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from app.core.job.lora_shape import LoraShape
 from app.core.job.training_config import ComputeSettings, DtypeName, ForwardName
-from app.core.machine.memory import measure_memory
+from app.core.machine.memory import Memory, measure_memory
 from worker.training.failures import TrainingFailedError
 from worker.training.model.base_model import ModelShape
 from worker.training.model.cross_entropy import CHUNK
@@ -20,6 +20,9 @@ _FEWEST_TOKENS = 128
 _ACTIVATIONS = 1_200_000_000
 """Bytes of activations that the chosen micro-batch takes at most, between the two limits above. It
 depends on the model and not on the machine, so that a job has the same result on every machine."""
+
+_PLANNED = 0.75
+"""Fraction of the memory for jobs that a micro-batch is chosen for. The rest is the system's."""
 
 _BYTES = {"float32": 4, "bfloat16": 2}
 _LIBRARIES = 600_000_000
@@ -143,12 +146,13 @@ def largest_micro_batch(limit: int, *, longest_row: int, batch_size: int) -> int
 
 
 def plan_memory(
-    asked: ComputeSettings, footprint: Footprint, *, batch_size: int, free_bytes: int
+    asked: ComputeSettings, footprint: Footprint, *, batch_size: int, memory: Memory
 ) -> tuple[int, bool]:
     """Choose the tokens of a micro-batch and gradient checkpointing so that the job fits.
 
-    If memory is short, checkpointing comes first, because it changes no bit of the result. Smaller
-    micro-batches come second. A job that does not fit even so gets the smallest.
+    Micro-batches change the last bits of the result, so they depend on how much memory there is,
+    and not on what others use of it now. A job for which there is too little gets the smallest.
+    Checkpointing changes no bit, so it depends on what is free.
 
     Returns:
         Tokens of a micro-batch, and whether there is gradient checkpointing.
@@ -156,20 +160,18 @@ def plan_memory(
     longest = footprint.longest_row
     limit = asked.micro_batch_tokens or footprint.usual_tokens()
     tokens = largest_micro_batch(limit, longest_row=longest, batch_size=batch_size)
-    choices = [False, True]
-    if asked.gradient_checkpointing is not None:
-        choices = [asked.gradient_checkpointing]
-    for checkpointing in choices:
-        if footprint.peak(tokens, checkpointing=checkpointing) <= free_bytes:
-            return limit, checkpointing
-    checkpointing = choices[-1]
-    if asked.micro_batch_tokens is not None:
-        return limit, checkpointing
-    while tokens > longest:
-        tokens = max(tokens // 2, longest)
-        if footprint.peak(tokens, checkpointing=checkpointing) <= free_bytes:
-            break
-    return tokens, checkpointing
+    may_checkpoint = asked.gradient_checkpointing is not False
+    if asked.micro_batch_tokens is None:
+        planned_bytes = _PLANNED * memory.total
+        while (
+            tokens > longest
+            and footprint.peak(tokens, checkpointing=may_checkpoint) > planned_bytes
+        ):
+            limit = tokens = max(tokens // 2, longest)
+    checkpointing = asked.gradient_checkpointing
+    if checkpointing is None:
+        checkpointing = footprint.peak(tokens, checkpointing=False) > memory.free
+    return limit, checkpointing
 
 
 def explain_need(footprint: Footprint, tokens: int, *, checkpointing: bool) -> str:

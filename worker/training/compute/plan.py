@@ -174,7 +174,7 @@ def choose_placement(
         TrainingFailedError: `gpu_unavailable`.
     """
     if has_gpu is None:
-        has_gpu = torch.cuda.is_available()
+        has_gpu = asked.device != "cpu" and torch.cuda.is_available()
     if asked.device == "cuda" and not has_gpu:
         raise TrainingFailedError(
             "gpu_unavailable",
@@ -193,7 +193,7 @@ def make_plan(
     speeds: Speeds,
     work: Workload,
     *,
-    free_bytes: int,
+    memory: Memory,
     has_fused_layers: bool = True,
 ) -> ComputePlan:
     """Make every choice that `asked` leaves open. A job that cannot fit gets a plan as well.
@@ -203,7 +203,7 @@ def make_plan(
         placement: device and dtype.
         speeds: speeds of this processor.
         work: what the job has to compute.
-        free_bytes: memory that the job may take, on its device.
+        memory: memory of its device that is for jobs.
         has_fused_layers: False if the loaded model turned out to have layers of another kind.
     """
     objection = why_not_fused(work.base_model, longest_row=work.longest_row)
@@ -213,9 +213,7 @@ def make_plan(
         objection = f"its layers are not those of {work.base_model.architecture}"
     forward = "plain" if objection or asked.forward == "plain" else "fast"
     footprint = Footprint(work.base_model, work.lora, placement.dtype, forward, work.longest_row)
-    tokens, checkpointing = plan_memory(
-        asked, footprint, batch_size=work.batch_size, free_bytes=free_bytes
-    )
+    tokens, checkpointing = plan_memory(asked, footprint, batch_size=work.batch_size, memory=memory)
     should_compile = forward == "fast" and _is_worth_compiling(asked, placement, work)
     is_compiled = should_compile and has_compiler()
     reasons = [

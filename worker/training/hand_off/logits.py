@@ -25,6 +25,9 @@ TOLERANCES = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """Largest difference of a logit, as a fraction of the largest logit, by the dtype of the weights.
 A merged weight is rounded once to this dtype; the base model with the adapter is not."""
 
+_LEAST_CHANGE = 0.1
+"""Least difference of an export from the base model, as a fraction of what the adapter changes."""
+
 _DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16}
 """By the names of the format of safetensors. Some models have a few weights in float32 besides."""
 
@@ -86,13 +89,20 @@ class Probe:
                 f"{difference:.2g} of the largest, and {tolerance:g} is accepted for "
                 f"{_name(dtype)}. Report a bug with the name of the model.",
             )
+        effect = _difference(untuned, tuned)
+        if _difference(export, untuned) < _LEAST_CHANGE * effect:
+            raise TrainingFailedError(
+                "export_not_equal",
+                f"The export answers as the base model does: rounded to {_name(dtype)}, hardly "
+                "anything is left of what the adapter changes. Take format=gguf or format=peft.",
+            )
         return Verification(
             prompts=len(self._prompts),
             dtype=_name(dtype),
             computed_in=_name(self.dtype),
             max_difference=difference,
             tolerance=tolerance,
-            adapter_effect=_difference(untuned, tuned),
+            adapter_effect=effect,
         )
 
 

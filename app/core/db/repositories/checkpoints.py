@@ -36,7 +36,7 @@ class CheckpointRepository(ProjectRepository):
         return None if row is None else (row[0], row[1])
 
     def lock_to_continue(self, checkpoint_id: str) -> bool:
-        """Keep a checkpoint until a job that continues it is committed. False if it is gone."""
+        """Keep a checkpoint until this transaction ends, which uses it. False if it is gone."""
         query = self._select(Checkpoint).where(Checkpoint.id == checkpoint_id)
         locked = query.with_only_columns(Checkpoint.id).with_for_update(read=True)
         return self._session.scalar(locked) is not None

@@ -13,12 +13,13 @@ from typing import Any, TypeVar
 from sqlalchemy import BigInteger, ColumnElement, Select, bindparam, func, or_, select, update
 from sqlalchemy.orm import aliased
 
+from app.core.clock import steady_s
 from app.core.db.base import Project, Repository, UtcDateTime
 from app.core.db.check_tables import DataCheck
 from app.core.db.repositories.events import EventRepository, Level
-from app.core.db.repositories.leases import UNREADABLE, Lease, RequestedAction, lease_of
+from app.core.db.repositories.leases import Lease, RequestedAction, lease_of
 from app.core.db.repositories.projects.usage import UsageRepository
-from app.core.db.repositories.transitions import lock_job, settle
+from app.core.db.repositories.transitions import UNREADABLE, lock_job, settle
 from app.core.db.repositories.workers import WorkerRepository
 from app.core.db.tables import File, Job
 from app.core.errors import LeaseLostError
@@ -98,6 +99,7 @@ class DataCheckRepository(Repository):
         The project whose last check began longest ago is first. In it, the highest priority is
         first, and among equals the oldest job. `attempt` of the lease is the number of the try.
         """
+        claimed_s = steady_s()
         for project_id in self._projects(limits, now=now):
             values = self._values(limits, now=now) | {
                 "whose": project_id,
@@ -110,7 +112,7 @@ class DataCheckRepository(Repository):
         else:
             return None
         job = self._session.get_one(Job, check.job_id)
-        lease = lease_of(job, worker_id, attempt=check.number)
+        lease = lease_of(job, worker_id, attempt=check.number, claimed_s=claimed_s)
         if lease is None:  # otherwise no worker would ever reach the jobs behind it
             waiting = lock_job(self._session, Job.id == job.id, _IS_WAITING)
             if waiting is not None:

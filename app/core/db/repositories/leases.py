@@ -15,10 +15,11 @@ from pydantic import ValidationError
 from sqlalchemy import ColumnElement, bindparam, delete, func, select, update
 from sqlalchemy.orm import lazyload
 
+from app.core.clock import steady_s
 from app.core.db.base import Repository
 from app.core.db.repositories.events import EventRepository, Level
 from app.core.db.repositories.queue import NEXT_QUEUED, NOW, Turns
-from app.core.db.repositories.transitions import announce, lock_job, settle
+from app.core.db.repositories.transitions import UNREADABLE, announce, lock_job, settle
 from app.core.db.tables import Job, SavedState, StepRow
 from app.core.db.worker_tables import Attempt
 from app.core.errors import LeaseLostError
@@ -38,6 +39,8 @@ class Lease:
     project_id: str
     attempt: int
     worker_id: str
+    claimed_s: float
+    """When the claim began, by `steady_s`: the lease is at least as old as that."""
     base_model: str
     base_model_sha256: str | None
     training_file_id: str
@@ -48,12 +51,6 @@ class Lease:
     """Trackers that get the metrics; each is an `Integration`."""
     parent: ParentAdapter | None = None
     """Adapter that the job continues."""
-
-
-UNREADABLE = JobError(
-    code="settings_unreadable",
-    message="This version of Tunery cannot read the settings of the job. Create the job again.",
-)
 
 
 class RequestedAction(Enum):
@@ -110,6 +107,7 @@ class LeaseRepository(Repository):
                 left to other workers. One that waits for memory is passed over until enough is
                 free, or until its `not_before`.
         """
+        claimed_s = steady_s()
         turns = Turns(self._session)
         for turn in filter(turns.may_take, turns.list_all(now=now)):
             values = {
@@ -135,7 +133,7 @@ class LeaseRepository(Repository):
                 started_at=now,
             )
         )
-        lease = lease_of(job, worker_id, attempt=job.attempt)
+        lease = lease_of(job, worker_id, attempt=job.attempt, claimed_s=claimed_s)
         if lease is None:  # otherwise no worker would ever reach the jobs behind it
             settle(self._session, job, JobStatus.FAILED, now=now, error=UNREADABLE)
         else:
@@ -276,7 +274,7 @@ def _require_held(job: Job | None, lease: Lease) -> Job:
     return job
 
 
-def lease_of(job: Job, worker_id: str, *, attempt: int) -> Lease | None:
+def lease_of(job: Job, worker_id: str, *, attempt: int, claimed_s: float) -> Lease | None:
     """The lease of an attempt. None if this version cannot read the job's settings."""
     try:
         config = TrainingConfig.model_validate(job.config)
@@ -288,6 +286,7 @@ def lease_of(job: Job, worker_id: str, *, attempt: int) -> Lease | None:
         project_id=job.project_id,
         attempt=attempt,
         worker_id=worker_id,
+        claimed_s=claimed_s,
         base_model=job.base_model,
         base_model_sha256=job.base_model_sha256,
         training_file_id=job.training_file_id,

@@ -21,6 +21,12 @@ from app.core.webhooks.events import EVENT_OF_STATUS
 Outcome = Literal["released", "crashed", "lost"]
 """How an attempt ended when it did not end its job."""
 
+UNREADABLE = JobError(
+    code="settings_unreadable",
+    message="This version of Tunery cannot read the settings of the job. Create the job again.",
+)
+"""Error of a job that is claimed and whose settings are of a newer version."""
+
 _EVENT_TEXTS = {
     JobStatus.QUEUED: "Fine-tuning job resumed",
     JobStatus.PAUSED: "Fine-tuning job paused",

@@ -13,6 +13,7 @@ const EMPTY = {
   model: "",
   recipe: "auto",
   settings: {},
+  prompts: "",
   suffix: "",
   seed: "",
   priority: "",
@@ -59,6 +60,7 @@ export function read(draft, fields) {
   if (draft.validation === "file" && !draft.validationFile) {
     problems.validation_file = "Choose the file to validate with.";
   }
+  const prompts = draft.prompts.split("\n").filter((line) => line.trim());
   const hyperparameters = readHyperparameters(draft, take);
   const body = {
     model: draft.model,
@@ -69,6 +71,7 @@ export function read(draft, fields) {
     metadata: labels.value,
     recipe: draft.recipe || undefined,
     priority: take("priority", draft.priority),
+    eval_prompts: prompts.length ? prompts : undefined,
     auto_start: draft.startsPaused ? false : undefined,
     method: hyperparameters && { type: "supervised", supervised: { hyperparameters } },
   };

@@ -136,6 +136,29 @@ function setting(field, { draft, problems, presetOf, setSetting }) {
   });
 }
 
+export function promptsSection({ draft, fields, problems, change }) {
+  const name = "eval_prompts";
+  return html`<section class="card stack">
+    <h2>Before and after</h2>
+    <div class="field ${problems[name] ? "invalid" : ""}">
+      <label for="field-${name}">
+        Prompts for both models, one a line <code class="muted small">${name}</code>
+      </label>
+      <textarea
+        id="field-${name}"
+        rows="3"
+        aria-describedby="field-${name}-about"
+        aria-invalid=${problems[name] ? "true" : nothing}
+        .value=${live(draft.prompts)}
+        @input=${(event) => change({ prompts: event.target.value })}
+      ></textarea>
+      <div id="field-${name}-about" class="hint">
+        ${wrongNote(problems[name])} ${prose(fields.get(name).description)}
+      </div>
+    </div>
+  </section>`;
+}
+
 export function nameSection({ draft, fields, problems, change }) {
   const field = (name, title, property) =>
     settingField(

@@ -4,16 +4,18 @@ import io
 import json
 import threading
 import zipfile
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
 
-from app.core.access import DEFAULT_PROJECT_ID
+from app.core.access import DEFAULT_PROJECT_ID, LOCAL_CALLER
 from app.core.clock import utc_now
 from app.core.db.base import Project
 from app.core.db.check_tables import Task
+from app.core.db.repositories.checkpoints import CheckpointRepository
 from app.core.db.repositories.tasks.leases import KEPT_FOR, TaskLeases
 from app.core.db.session import Database
 from app.core.db.tables import Checkpoint, Job
@@ -21,6 +23,7 @@ from app.core.job.training_events import JobError
 from app.core.manifest import MANIFEST_NAME
 from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
+from app.services.adapters.kept import keep_adapter
 from tests.builders import NOW, add_job, add_succeeded_job, build_config, list_checkpoints
 from tests.exports import VERIFICATION, add_finished_export, claim_task
 
@@ -39,6 +42,26 @@ def job(database: Database, store: LocalBlobStore, data_dir: Path) -> Job:
 def checkpoint(database: Database, job: Job) -> Checkpoint:
     """The result of the job."""
     return list_checkpoints(database, job.id)[-1]
+
+
+def test_no_adapter_is_deleted_while_its_export_is_being_requested(
+    database: Database, job: Job, checkpoint: Checkpoint
+) -> None:
+    has_begun = threading.Event()
+
+    def delete() -> None:
+        has_begun.set()
+        with database.writing() as session:
+            checkpoints = CheckpointRepository(session, DEFAULT_PROJECT_ID)
+            checkpoints.lock_to_delete(job.id, checkpoint.id)
+
+    with ThreadPoolExecutor() as threads:
+        with database.writing() as session:
+            assert keep_adapter(session, LOCAL_CALLER, job.id, None).id == checkpoint.id
+            deletion = threads.submit(delete)
+            assert has_begun.wait(timeout=60)
+            assert not wait([deletion], timeout=0.3).done
+        deletion.result(timeout=60)
 
 
 def count_tasks(database: Database) -> int:

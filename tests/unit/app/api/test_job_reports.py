@@ -97,6 +97,21 @@ def test_a_job_without_a_report_says_how_to_get_one(
     assert "eval_prompts" in error["message"]
 
 
+def test_prompts_of_the_job_are_answered_unless_the_request_has_others(
+    client: TestClient, database: Database, job: Job, address: str
+) -> None:
+    with database.writing() as session:
+        session.get_one(Job, job.id).eval_prompts = ["Mine"]
+
+    asked = []
+    for body in ({}, PROMPTS):
+        assert client.post(address, json=body).status_code == 202
+        task = claim_task(database)
+        asked.append(task.request and task.request["prompts"])
+
+    assert asked == [["Mine"], PROMPTS["eval_prompts"]]
+
+
 def test_a_job_without_validation_data_needs_prompts(client: TestClient, address: str) -> None:
     error = error_of(client.post(address), 400)
 

@@ -29,7 +29,7 @@ from app.core.db.sqlite import sqlite_driver
 from app.core.db.tables import Checkpoint, UploadPart
 from app.core.disk import Ballast
 from app.core.job.status import JobStatus
-from app.core.sampling.messages import SOCKET_NAME
+from app.core.sampling.socket_path import socket_path
 from app.core.settings import Settings
 from app.core.signing.keys import SigningKeys
 from app.core.storage.local import LocalBlobStore
@@ -43,6 +43,7 @@ from tests.builders import (
     add_part,
     add_tokens,
     add_worker,
+    build_job_in,
     build_upload,
     claim,
     get_job,
@@ -50,7 +51,7 @@ from tests.builders import (
     nested_directories,
     put_blob,
 )
-from tests.exports import add_finished_export
+from tests.exports import add_finished_export, add_task
 from tests.unit.app.maintenance.conftest import MIB, AddCheckpoint, AddState, execute
 
 HOUR = timedelta(hours=1)
@@ -260,6 +261,22 @@ def test_a_queue_without_a_worker_is_pointed_out(
     add_worker(database, now=now)
     workers = look(healthy)["workers"]
     assert (workers.level, workers.message) == (Level.OK, "1 alive: 1 idle")
+
+
+def test_exports_that_no_worker_makes_are_pointed_out(
+    healthy: Settings, database: Database, add_checkpoint: AddCheckpoint, now: datetime
+) -> None:
+    job = add_job(database, **build_job_in(JobStatus.CANCELLED))
+    add_task(database, add_checkpoint(job))
+
+    workers = look(healthy)["workers"]
+
+    assert (workers.level, workers.message) == (
+        Level.WARN,
+        "none is alive, and 1 exports or reports wait",
+    )
+    add_worker(database, now=now)
+    assert look(healthy)["workers"].level is Level.OK
 
 
 def test_rows_from_the_future_are_found(
@@ -636,9 +653,8 @@ def answering_in(sampler_dir: Path) -> Iterator[None]:
     """A sampler that answers one question whether it is there."""
     sampler_dir.mkdir()
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-        directory = os.open(sampler_dir, os.O_PATH)
-        listener.bind(f"/proc/self/fd/{directory}/{SOCKET_NAME}")
-        os.close(directory)
+        with socket_path(sampler_dir) as path:
+            listener.bind(path)
         listener.listen()
 
         def answer() -> None:

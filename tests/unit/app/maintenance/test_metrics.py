@@ -23,6 +23,8 @@ from app.core.settings import Settings
 from app.main import create_app
 from app.maintenance.metrics import CannotServeMetricsError, serving_metrics
 from tests.builders import add_job, add_worker, claim
+from tests.exports import add_task
+from tests.unit.app.maintenance.conftest import AddCheckpoint
 
 Labels = tuple[tuple[str, str], ...]
 
@@ -91,6 +93,19 @@ def test_jobs_workers_and_the_queue_are_those_of_the_database(
     assert values["tunery_sampler_up"] == {(): 0}
 
 
+def test_exports_and_reports_are_counted_by_status(
+    scrape: Scrape, database: Database, add_checkpoint: AddCheckpoint
+) -> None:
+    add_task(database, add_checkpoint(add_job(database)))
+
+    tasks = scrape()["tunery_tasks"]
+
+    assert tasks == {
+        (("status", status),): float(status == "queued")
+        for status in ("queued", "running", "succeeded", "failed")
+    }
+
+
 def test_the_speed_of_training_is_that_of_the_jobs_that_run(
     scrape: Scrape, database: Database
 ) -> None:
@@ -113,7 +128,7 @@ def test_the_database_is_asked_at_most_once_a_second(scrape: Scrape, app: FastAP
     for _ in range(5):
         scrape()
 
-    assert 0 < first <= 6
+    assert 0 < first <= 7
     assert len(statements) == first
 
 

@@ -127,6 +127,8 @@ def test_what_changes_another_module_is_refused_by_name() -> None:
         {"peft_type": "IA3"},
         {"bias": "all"},
         {"init_lora_weights": "pissa"},
+        {"init_lora_weights": "loftq"},
+        {"task_type": "SEQ_CLS"},
         {"layer_replication": [[0, 1]]},
         {"trainable_token_indices": [3]},
         {"alora_invocation_tokens": [1, 2]},

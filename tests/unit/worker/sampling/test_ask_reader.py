@@ -3,14 +3,13 @@
 import os
 import random
 import socket
-import struct
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
-from app.core.sampling.messages import MAX_ASK_BYTES, AdapterRef, Ask, TextPrompt
+from app.core.sampling.messages import HEAD, MAX_ASK_BYTES, AdapterRef, Ask, TextPrompt
 from tests.effort import effort
 from worker.sampling.serving.wire import AskReader, ProtocolError, Received
 
@@ -36,7 +35,7 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 def frame(ask: Ask) -> bytes:
     body = ask.model_dump_json().encode()
-    return struct.pack(">I", len(body)) + body
+    return HEAD.pack(len(body)) + body
 
 
 def read_all(reader: AskReader) -> Received | None:
@@ -102,7 +101,7 @@ def test_a_request_that_is_too_large_is_refused_by_its_length(
     pair: tuple[socket.socket, socket.socket],
 ) -> None:
     theirs, ours = pair
-    theirs.sendall(struct.pack(">I", MAX_ASK_BYTES + 1))
+    theirs.sendall(HEAD.pack(MAX_ASK_BYTES + 1))
 
     with pytest.raises(ProtocolError, match="bytes"):
         AskReader(ours).read()

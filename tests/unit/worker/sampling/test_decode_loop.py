@@ -5,19 +5,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+import pytest
 import torch
 from torch import Tensor
 
 from app.core.job.training_config import ComputeSettings
 from app.core.sampling.messages import Accepted, Ask, Delta, Finished, Refused, TextPrompt
+from tests.pulses import would_be_noticed
 from worker.sampling.decoding.decoder import Decoder, Prepared
 from worker.sampling.model.adapter_files import AdapterFiles
 from worker.sampling.model.runner import Adapter, Row
 from worker.sampling.serving.batch import Running
-from worker.sampling.serving.decode_loop import DecodeLoop
-from worker.sampling.serving.desk import Desk
+from worker.sampling.serving.decode_loop import PATIENCE_S, DecodeLoop
+from worker.sampling.serving.desk import GRACE_S, Desk
 from worker.sampling.serving.options import ServingOptions
-from worker.sampling.serving.pace import FEWEST
+from worker.sampling.serving.pace import FEWEST, MOST
 from worker.sampling.serving.requests import Request, Told
 from worker.sampling.serving.shelf import LoadedModel, Shelf
 
@@ -45,12 +47,15 @@ class CountingCache:
     """Ten bytes a token."""
 
     length: int = 0
+    can_be_copied: bool = True
 
     @property
     def bytes(self) -> int:
         return 10 * self.length
 
     def fork(self, length: int) -> "CountingCache":
+        if not self.can_be_copied:
+            raise MemoryError
         return CountingCache(length)
 
 
@@ -62,11 +67,12 @@ class FailingRunner:
     window: int = 1000
     bytes: int = 0
     bytes_per_token: int = 10
+    can_copy: bool = True
     batches: list[list[int]] = field(default_factory=list[list[int]])
     """Number of tokens of each row that was read."""
 
     def new_cache(self) -> CountingCache:
-        return CountingCache()
+        return CountingCache(can_be_copied=self.can_copy)
 
     def load_adapter(self, files: AdapterFiles) -> Adapter:
         raise NotImplementedError
@@ -87,10 +93,6 @@ class Counting:
     index: int
     left: int
 
-    @property
-    def is_finished(self) -> bool:
-        return not self.left
-
     def take(self, logits_V: Tensor) -> tuple[int | None, list[Delta | Finished]]:  # noqa: N803
         assert len(logits_V)
         self.left -= 1
@@ -102,7 +104,13 @@ class Counting:
 class Bench:
     """A loop with its desk, whose requests come one after the other."""
 
-    def __init__(self, *, memory_bytes: int = 10**6) -> None:
+    def __init__(
+        self,
+        *,
+        memory_bytes: int = 10**6,
+        grace_s: float = GRACE_S,
+        patience_s: float = PATIENCE_S,
+    ) -> None:
         options = ServingOptions(
             mode="idle",
             memory_bytes=memory_bytes,
@@ -113,21 +121,25 @@ class Bench:
             compute=ComputeSettings(),
         )
         self.runner = FailingRunner()
-        self.desk = Desk(queue=9, mode="idle")
-        self.loop = DecodeLoop(self.desk, Shelf(options), threads=1)
+        self.desk = Desk(queue=9, mode="idle", grace_s=grace_s)
+        self.shelf = Shelf(options)
+        self.loop = DecodeLoop(self.desk, self.shelf, threads=1, patience_s=patience_s)
         self._model = LoadedModel(0, self.runner, cast("Decoder", None))
 
-    def ask(self, prompt: list[int], *, tokens: int = 3, choices: int = 1) -> tuple[Request, Heard]:
+    def ask(
+        self, prompt: list[int], *, tokens: int = 3, choices: int = 1, project: str = "a"
+    ) -> tuple[Request, Heard]:
         ask = Ask(
-            project_id="a",
+            project_id=project,
             base_model=Path("/models/tiny"),
             base_model_sha256="b" * 64,
             prompt=TextPrompt(tokens=tuple(prompt)),
             choices=choices,
         )
         heard = Heard()
-        self.desk.submit(Request(ask, (), heard))
-        request = self.desk.take()
+        request = Request(ask, (), heard)
+        self.desk.submit(request)
+        assert self.desk.take(lambda _: True) is request
         answers: list[Any] = [Counting(index, tokens) for index in range(choices)]
         self.desk.hand_over(Running(request, self._model, None, Prepared(prompt, answers)))
         return request, heard
@@ -192,15 +204,120 @@ def test_a_request_whose_client_has_left_is_not_read_any_more() -> None:
     assert bench.runner.batches == [[1, 1], *[[1]] * 4]
 
 
-def test_answers_that_outgrow_the_memory_end_the_newest_request() -> None:
-    bench = Bench(memory_bytes=200)
-    _, oldest = bench.ask([1] * 5, tokens=8)
-    _, newest = bench.ask([1] * 5, tokens=100)
-    bench.run(oldest, newest)
+def code_of(heard: Heard) -> tuple[int, str] | None:
+    return (heard.end.status, heard.end.code) if isinstance(heard.end, Refused) else None
+
+
+def test_a_prompt_that_cannot_be_copied_for_several_answers_fails_alone() -> None:
+    bench = Bench()
+    _, good = bench.ask([1, 2])
+    bench.runner.can_copy = False
+    bench.loop.run_once()
+    _, bad = bench.ask([1, 2], choices=2)
+    bench.run(good, bad)
+
+    assert isinstance(good.end, Finished)
+    assert code_of(bad) == (503, "sampler_memory")
+
+
+def test_a_kept_prompt_that_cannot_be_copied_ends_only_the_request_that_begins_like_it() -> None:
+    bench = Bench()
+    bench.runner.can_copy = False
+    _, first = bench.ask([1, 2, 3])
+    bench.run(first)
+    bench.runner.can_copy = True
+    _, bad = bench.ask([1, 2, 4])
+    _, good = bench.ask([5, 6])
+    bench.run(good, bad)
+
+    assert isinstance(good.end, Finished)
+    assert code_of(bad) == (503, "sampler_memory")
+
+
+def test_after_a_failed_step_prompts_are_read_again_in_pieces_beside_the_others() -> None:
+    bench = Bench()
+    _, long = bench.ask([2] * 900)
+    _, bad = bench.ask([1, BAD])
+    bench.loop.run_once()
+    _, short = bench.ask([1])
+    bench.run(bad, short)
+
+    assert code_of(bad) == (500, "sampling_failed")
+    assert isinstance(short.end, Finished)
+    assert len(long.answers) == 1
+    bench.run(long)
+    assert isinstance(long.end, Finished)
+    assert max(sum(batch) for batch in bench.runner.batches) <= MOST
+
+
+def test_answers_that_outgrow_the_memory_end_the_newest_request_of_the_largest_project() -> None:
+    bench = Bench(memory_bytes=2100)
+    _, oldest = bench.ask([1] * 5, tokens=100)
+    _, newest = bench.ask([1] * 5, tokens=150)
+    _, other = bench.ask([1] * 5, tokens=90, project="b")
+    bench.run(oldest, newest, other)
 
     assert isinstance(oldest.end, Finished)
-    assert isinstance(newest.end, Refused)
-    assert (newest.end.status, newest.end.code) == (503, "sampler_memory")
+    assert isinstance(other.end, Finished)
+    assert code_of(newest) == (503, "sampler_memory")
+
+
+def test_a_prompt_waits_until_there_is_memory_for_it_and_smaller_ones_overtake_it() -> None:
+    bench = Bench(memory_bytes=3000)
+    _, first = bench.ask([1] * 100, tokens=20)
+    _, long = bench.ask([1] * 150)
+    _, short = bench.ask([1] * 5)
+    bench.run(short)
+
+    assert not long.answers
+    bench.run(first, long)
+    assert isinstance(first.end, Finished)
+    assert isinstance(long.end, Finished)
+
+
+def test_a_request_does_not_wait_for_memory_for_ever() -> None:
+    bench = Bench(memory_bytes=3000, patience_s=0)
+    _, first = bench.ask([1] * 100, tokens=20)
+    _, long = bench.ask([1] * 150)
+    bench.loop.run_once()
+
+    assert isinstance(first.end, Delta | Accepted)
+    assert code_of(long) == (503, "sampler_memory")
+
+
+def test_when_training_begins_answers_have_a_while_to_finish() -> None:
+    bench = Bench()
+    _, heard = bench.ask([1])
+    bench.loop.run_once()
+    bench.desk.set_training(True)
+    bench.run(heard)
+
+    assert isinstance(heard.end, Finished)
+
+
+def test_after_that_while_answers_end_and_the_memory_is_given_back() -> None:
+    bench = Bench(grace_s=0)
+    _, before = bench.ask([1, 2, 3], tokens=2)
+    bench.run(before)
+    _, endless = bench.ask([1], tokens=10**9)
+    bench.loop.run_once()
+    assert bench.shelf.prefixes.bytes
+    bench.desk.set_training(True)
+    bench.loop.run_once()
+
+    assert code_of(endless) == (429, "training_in_progress")
+    assert not bench.shelf.prefixes.bytes
+
+
+def test_memory_is_given_back_even_if_nobody_has_said_that_training_began() -> None:
+    bench = Bench()
+    _, heard = bench.ask([1, 2, 3])
+    bench.run(heard)
+    bench.desk.set_training(True)
+    assert bench.shelf.prefixes.bytes
+    bench.loop.run_once()  # it was not waiting when that was said
+
+    assert not bench.shelf.prefixes.bytes
 
 
 def test_what_was_read_for_a_project_need_not_be_read_again() -> None:
@@ -213,3 +330,19 @@ def test_what_was_read_for_a_project_need_not_be_read_again() -> None:
     accepted = second.answers[0]
     assert isinstance(accepted, Accepted)
     assert accepted.cached_tokens == 3
+
+
+def test_a_step_that_does_not_end_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench, noticed = Bench(), list[bool]()
+
+    class SlowRunner(FailingRunner):
+        def read(self, rows: Sequence[Row]) -> Tensor:
+            noticed.append(would_be_noticed(bench.loop.pulse))
+            return super().read(rows)
+
+    monkeypatch.setattr(bench.runner, "read", SlowRunner().read)
+    _, heard = bench.ask([1])
+    bench.run(heard)
+
+    assert noticed == [True] * 3
+    assert not would_be_noticed(bench.loop.pulse)

@@ -9,6 +9,8 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
 
 from app.core.sampling.messages import SamplingParameters, TextForm
 from tests.tiny import VOCABULARY, build_tokenizer
@@ -137,6 +139,22 @@ def test_a_hostile_schema_takes_little_time(name: str) -> None:
 def test_a_schema_that_is_too_long_is_refused_with_both_lengths() -> None:
     with pytest.raises(RefusedError, match=r"has 80,\d+ characters, and the limit is 65,536"):
         FORMS.compile(TextForm(json_schema={"enum": ["x" * 80_000]}))
+
+
+def test_a_schema_that_needs_what_the_model_cannot_write_is_refused_there() -> None:
+    vocabulary = {piece: index for index, piece in enumerate(["</s>", '"', "a"])}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    backend.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")  # noqa: S106
+    forms = JsonForms(tokenizer, vocabulary=len(vocabulary), stop_tokens=[0])
+    grammar = forms.compile(TextForm(json_schema={"enum": ["ax", "ay"]}))
+    grammar.take(vocabulary['"'])
+    grammar.take(vocabulary["a"])
+
+    with pytest.raises(RefusedError, match="no token for what must follow") as raised:
+        grammar.allowed()
+
+    assert raised.value.answer.code == "schema_unsupported"
 
 
 def test_white_space_ends() -> None:

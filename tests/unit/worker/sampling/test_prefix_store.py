@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from app.core.clock import steady_s
 from worker.sampling.model.prefixes import PrefixOwner, PrefixStore
 
 ANN = PrefixOwner("ann", "base", None)
@@ -89,6 +90,17 @@ def test_what_cannot_be_cut_is_found_only_whole() -> None:
 
     assert found(store, ANN, "abx") == 0
     assert found(store, ANN, "abcde") == 4
+
+
+def test_what_was_not_used_for_long_leaves() -> None:
+    store = build_store(100, aaaa=ANN)
+    later_s = steady_s()
+    store.keep(BEN, b"bbbb", CacheOfLength(4))
+
+    store.drop_unused(later_s)
+
+    assert found(store, ANN, "aaaa_") == 0
+    assert found(store, BEN, "bbbb_") == 4
 
 
 def test_it_can_be_made_smaller() -> None:

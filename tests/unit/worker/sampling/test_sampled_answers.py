@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from app.core.sampling.messages import (
+    MAX_ANSWER_BYTES,
     Ask,
     ChatPrompt,
     ChosenLogProb,
@@ -57,13 +58,13 @@ def dictate(choice: Choice, tokens: Iterable[int], *, vocabulary: int = VOCABULA
     """Let a choice take logits that have each of these tokens as the most likely one."""
     messages: list[Any] = []
     for token in tokens:
-        assert not choice.is_finished
         logits = torch.zeros(vocabulary)
         logits[token] = 9
         following, told = choice.take(logits)
         messages += told
-        assert (following is None) == choice.is_finished
-        if choice.is_finished:
+        is_finished = any(isinstance(message, Finished) for message in told)
+        assert (following is None) == is_finished
+        if is_finished:
             break
         assert following == token
     return messages
@@ -149,7 +150,7 @@ def test_log_probabilities_are_those_before_anything_is_changed(decoder: Decoder
     )
     logits = torch.linspace(-3, 3, VOCABULARY)
     token = encode("A")[0]
-    logits[token] = 12
+    logits[token] = 30  # so much that no other is drawn
 
     _, (delta,) = only(decoder, biased).take(logits)
 
@@ -173,6 +174,19 @@ def test_log_probabilities_come_with_the_text_of_their_tokens(decoder: Decoder) 
         for m in messages
         if isinstance(m, Delta)
     )
+
+
+def test_log_probabilities_of_text_that_was_held_back_fit_into_messages(tmp_path: Path) -> None:
+    decoder, tokenizer = family_decoder(tmp_path, "llama3_1")
+    tool = {"type": "function", "function": {"name": "find", "parameters": {"type": "object"}}}
+    prompt = ChatPrompt(messages=CHAT.messages, tools=(tool,))
+    tokens = tokenizer.encode('{"name"' + " a" * 1000, add_special_tokens=False)
+    request = ask(prompt, top_logprobs=20, max_tokens=len(tokens))
+
+    messages = dictate(only(decoder, request), tokens, vocabulary=len(tokenizer))
+
+    assert len(logprobs_of(messages)) == len(tokens)
+    assert max(len(message.model_dump_json()) for message in messages) < MAX_ANSWER_BYTES
 
 
 def test_what_cannot_be_chosen_has_the_smallest_log_probability(decoder: Decoder) -> None:

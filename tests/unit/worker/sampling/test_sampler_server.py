@@ -1,21 +1,28 @@
 """Connections that say nothing, or that only ask whether somebody is there."""
 
+import errno
 import os
 import socket
 import threading
-from collections.abc import Iterator
-from contextlib import closing
+import time
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from app.core.sampling.health import answers
-from tests.sampler_client import Call
+from app.core.sampling.messages import ANSWERS, Alive, Ask, TextPrompt
+from tests.sampler_client import PATIENCE_S, Call
+from tests.waiting import wait_until
 from worker.sampling.private_socket import listening_in
+from worker.sampling.pulse import Pulse
 from worker.sampling.serving.desk import MAX_ANSWERS, Desk
 from worker.sampling.serving.server import Server
 
 RECEIVE_S = 0.2
+ALIVE_S = 0.1
 MORE_THAN_ARE_SERVED_AT_ONCE = MAX_ANSWERS + 100
 
 
@@ -23,16 +30,26 @@ MORE_THAN_ARE_SERVED_AT_ONCE = MAX_ANSWERS + 100
 def directory(tmp_path: Path) -> Iterator[Path]:
     """That of a server's socket, with a path that is too long for the system."""
     directory = tmp_path / ("long" * 25)
+    with serving_in(directory):
+        yield directory
+
+
+@contextmanager
+def serving_in(
+    directory: Path, kind: type[socket.socket] = socket.socket, **more: Any
+) -> Generator[None]:
+    """Run a server of whose socket the keeper has made this kind of copy."""
+    usual = {"pulses": (), "say_alive": lambda: None, "alive_s": ALIVE_S, "receive_s": RECEIVE_S}
     control, keeper = os.pipe()
     with listening_in(directory) as listener:
         desk = Desk(queue=0, mode="idle")
         # The keeper closes its own one at another time.
-        own = socket.socket(fileno=os.dup(listener.fileno()))
-        server = Server(own, control, desk, queue=0, receive_s=RECEIVE_S)
+        own = kind(fileno=os.dup(listener.fileno()))
+        server = Server(own, control, desk, queue=0, **(usual | more))
         thread = threading.Thread(target=server.run)
         thread.start()
         try:
-            yield directory
+            yield
         finally:
             os.close(keeper)
             thread.join()
@@ -48,6 +65,52 @@ def test_only_its_owner_may_connect(directory: Path) -> None:
 def test_an_empty_request_asks_whether_somebody_is_there(directory: Path) -> None:
     assert answers(directory)
     assert not answers(directory.parent)
+
+
+def test_a_thread_that_hangs_is_noticed_by_all(tmp_path: Path) -> None:
+    pulse, alive = Pulse(), threading.Event()
+    with serving_in(tmp_path, pulses=(Pulse(), pulse), say_alive=alive.set):
+        assert alive.wait(PATIENCE_S)
+        pulse.expect(0)
+        wait_until(lambda: not answers(tmp_path), within_s=PATIENCE_S)
+        alive.clear()
+        assert not alive.wait(3 * ALIVE_S)
+
+        pulse.expect(PATIENCE_S)
+        assert alive.wait(PATIENCE_S)
+        assert answers(tmp_path)
+
+
+def test_a_request_that_waits_shows_life(directory: Path) -> None:
+    ask = Ask(
+        project_id="proj_1",
+        base_model=Path("tiny"),
+        base_model_sha256="b" * 64,
+        prompt=TextPrompt(text="Once"),
+    )
+    with closing(Call(directory)) as call:
+        call.send(ask.model_dump_json().encode())
+        lines = call.socket.makefile("rb")
+        assert [ANSWERS.validate_json(lines.readline()) for _ in range(2)] == [Alive(), Alive()]
+
+
+class ShortOfDescriptors(socket.socket):
+    """A socket of a process that has no descriptors left three times."""
+
+    tries = 0
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        self.tries += 1
+        if self.tries <= 3:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return super().accept()
+
+
+def test_without_descriptors_connections_wait_until_there_are_some(tmp_path: Path) -> None:
+    with serving_in(tmp_path, ShortOfDescriptors):
+        began_s = time.monotonic()
+        assert answers(tmp_path)
+        assert time.monotonic() - began_s > 2 * ALIVE_S
 
 
 @pytest.mark.parametrize("said", [b"", b"\0\0", b"\0\0\1\0{"])

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from app.core.sampling.messages import Accepted, Ask, Refused, TextPrompt
+from app.core.sampling.messages import MAX_CHOICES, Accepted, Ask, Refused, TextPrompt
 from worker.sampling.serving.batch import share_step
 from worker.sampling.serving.desk import MAX_ANSWERS, Desk
 from worker.sampling.serving.pace import (
@@ -17,7 +17,7 @@ from worker.sampling.serving.pace import (
     rest_after,
 )
 from worker.sampling.serving.requests import Request, Told
-from worker.sampling.serving.waiting import WaitingLine
+from worker.sampling.serving.waiting import MAX_OF_PROJECT, WaitingLine
 
 
 class Heard:
@@ -44,6 +44,11 @@ def build_request(project: str = "a", *, choices: int = 1) -> Request:
     return Request(ask, (), Heard())
 
 
+def any_request(request: Request) -> bool:
+    del request
+    return True
+
+
 def code_of(request: Request) -> str | None:
     assert isinstance(request.outlet, Heard)
     last = request.outlet.answers[-1] if request.outlet.answers else None
@@ -56,9 +61,9 @@ def test_the_project_with_the_fewest_answers_is_next() -> None:
     for request in (a1, a2, b1):
         line.add(request, limit=9)
 
-    assert line.take(4, {}) is a1
-    assert line.take(4, {"a": 1}) is b1
-    assert line.take(4, {"a": 1, "b": 1}) is a2
+    assert line.take(4, {}, any_request) is a1
+    assert line.take(4, {"a": 1}, any_request) is b1
+    assert line.take(4, {"a": 1, "b": 1}, any_request) is a2
 
 
 def test_a_request_for_many_answers_is_not_overtaken() -> None:
@@ -67,8 +72,68 @@ def test_a_request_for_many_answers_is_not_overtaken() -> None:
     line.add(many, limit=9)
     line.add(build_request("b"), limit=9)
 
-    assert line.take(3, {}) is None
-    assert line.take(4, {}) is many
+    assert line.take(3, {}, any_request) is None
+    assert line.take(4, {}, any_request) is many
+
+
+def test_a_project_that_has_as_many_answers_as_it_may_is_passed_over() -> None:
+    line = WaitingLine()
+    many, few, other = build_request("a", choices=2), build_request("a"), build_request("b")
+    for request in (many, few, other):
+        line.add(request, limit=9)
+    running = {"a": MAX_OF_PROJECT - 1, "b": MAX_OF_PROJECT}
+
+    assert line.take(4, running, any_request) is None
+    assert line.take(4, {**running, "b": 3}, any_request) is other
+    assert line.take(4, {"a": MAX_OF_PROJECT - 2}, any_request) is many
+
+
+def test_what_one_thread_leaves_another_one_takes_without_being_held_up() -> None:
+    line = WaitingLine()
+    slow, quick = build_request("a"), build_request("b")
+    line.add(slow, limit=9)
+    line.add(quick, limit=9)
+
+    assert line.take(4, {}, lambda each: each is not slow) is quick
+    assert line.take(4, {}, lambda each: each is slow) is slow
+
+
+def test_a_project_leaves_room_for_the_answers_of_others() -> None:
+    desk = Desk(queue=9, mode="idle")
+    for _ in range(MAX_ANSWERS):
+        desk.submit(build_request("a"))
+    while desk.take(any_request):
+        pass
+    other = build_request("b", choices=MAX_CHOICES)
+    desk.submit(other)
+
+    assert desk.take(any_request) is other
+
+
+def test_a_client_that_leaves_makes_room_before_its_request_has_ended() -> None:
+    desk = Desk(queue=9, mode="idle")
+    requests = [build_request() for _ in range(MAX_OF_PROJECT + 1)]
+    for request in requests:
+        desk.submit(request)
+    *taken, last = requests
+    for request in taken:
+        assert desk.take(any_request) is request
+    desk.cancel(taken[0])
+
+    assert taken[0].is_stopped
+    assert desk.take(any_request) is last
+
+
+def test_training_stops_what_is_being_prepared_when_the_grace_period_is_over() -> None:
+    desk = Desk(queue=9, mode="idle", grace_s=0)
+    request = build_request()
+    desk.submit(request)
+    assert desk.take(any_request) is request
+    desk.set_training(True)
+    desk.collect(waits=False)
+    request.end()
+
+    assert code_of(request) == "training_in_progress"
 
 
 def test_a_project_cannot_take_all_the_room_to_wait() -> None:
@@ -84,11 +149,11 @@ def test_a_project_cannot_take_all_the_room_to_wait() -> None:
 
 def test_more_than_may_wait_are_told_to_come_back() -> None:
     desk = Desk(queue=1, mode="idle")
-    requests = [build_request() for _ in range(MAX_ANSWERS + 2)]
+    requests = [build_request() for _ in range(MAX_OF_PROJECT + 2)]
     for request in requests:
         desk.submit(request)
 
-    assert [code_of(request) for request in requests] == [None] * (MAX_ANSWERS + 1) + [
+    assert [code_of(request) for request in requests] == [None] * (MAX_OF_PROJECT + 1) + [
         "sampler_busy"
     ]
 

@@ -1,10 +1,12 @@
 """Base models and adapters are loaded once, and leave by least recent use within a limit."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from app.core.base_models import load_catalogue
+from app.core.clock import steady_s
 from app.core.job.training_config import ComputeSettings
 from app.core.sampling.messages import AdapterRef
 from tests.sampler_client import SavedAdapter, build_ask
@@ -91,6 +93,35 @@ def test_what_a_request_needs_never_leaves(data_dir: Path, adapters: list[SavedA
     assert refs_on(model) == [adapters[0].ref]
 
 
+def test_an_adapter_that_nobody_has_used_for_long_leaves(
+    data_dir: Path, adapters: list[SavedAdapter]
+) -> None:
+    shelf = build_shelf(data_dir)
+    model = shelf.take_model(build_ask(data_dir))
+    shelf.release(take_adapter(shelf, model, adapters[0]))
+    later_s = steady_s()
+    shelf.release(take_adapter(shelf, model, adapters[1]))
+    take_adapter(shelf, model, adapters[2])
+
+    shelf.drop_unused(later_s)
+    assert refs_on(model) == [adapters[1].ref, adapters[2].ref]
+    shelf.drop_unused(steady_s())
+    assert refs_on(model) == [adapters[2].ref]
+
+
+def test_nothing_leaves_for_answers_that_have_no_room_anyway(
+    data_dir: Path, adapters: list[SavedAdapter]
+) -> None:
+    shelf = build_shelf(data_dir)
+    model = shelf.take_model(build_ask(data_dir))
+    shelf.release(take_adapter(shelf, model, adapters[0]))
+
+    assert not shelf.reserve(PLENTY)
+    assert refs_on(model) == [adapters[0].ref]
+    assert shelf.reserve(PLENTY - model.bytes)
+    assert not refs_on(model)
+
+
 def test_a_base_model_without_room_is_refused_before_it_is_loaded(data_dir: Path) -> None:
     with pytest.raises(UnavailableError) as raised:
         build_shelf(data_dir, memory_bytes=1000).take_model(build_ask(data_dir))
@@ -114,6 +145,21 @@ def test_only_the_base_model_that_was_asked_for_is_loaded(
         build_shelf(data_dir).take_model(build_ask(data_dir, **changes))
 
     assert raised.value.answer.code == "base_model_missing"
+
+
+def test_a_base_model_whose_tokenizer_cannot_be_used_is_refused_with_the_reason(
+    tmp_path: Path,
+) -> None:
+    install_tiny_model(tmp_path, source=tmp_path / "hub" / "tiny")
+    tokenizer_config = load_catalogue(tmp_path).directory("tiny") / "tokenizer_config.json"
+    settings = json.loads(tokenizer_config.read_text("utf-8"))
+    settings["eos_token"] = None
+    tokenizer_config.write_text(json.dumps(settings), "utf-8")
+
+    with pytest.raises(UnavailableError, match="no end-of-text token") as raised:
+        build_shelf(tmp_path).take_model(build_ask(tmp_path))
+
+    assert raised.value.answer.code == "base_model_unusable"
 
 
 def test_when_training_begins_everything_that_nobody_needs_leaves(

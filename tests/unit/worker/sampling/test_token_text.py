@@ -56,7 +56,7 @@ def metaspace_tokenizer() -> PreTrainedTokenizerFast:
 
 def byte_level_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer = tiny.build_tokenizer()
-    tokenizer.add_tokens(["<tool call>", "naïve", "日本"])
+    tokenizer.add_tokens(["<tool call>", "日本"])
     return tokenizer
 
 
@@ -127,6 +127,17 @@ def test_special_tokens_are_told_only_if_they_are_shown() -> None:
 
     assert read_one_by_one("byte-level", tokens) == "ab"
     assert "".join(map(shown.add, tokens)) == "a<|im_start|>b"
+
+
+@pytest.mark.parametrize("token", ["naïve", "<é>", "Ġ"])
+def test_an_added_token_is_its_own_text(token: str) -> None:
+    tokenizer = tiny.build_tokenizer()
+    tokenizer.add_tokens([token])
+    tokens = tokenizer.encode(f"x{token}y", add_special_tokens=False)
+    detokenizer = Detokenizer(TokenTexts(tokenizer), begins_text=True)
+
+    assert len(tokens) == 3
+    assert "".join(map(detokenizer.add, tokens)) == f"x{token}y"
 
 
 def test_a_token_that_does_not_exist_has_no_text() -> None:

@@ -194,6 +194,9 @@ def test_hostile_text_is_no_call(form: CallForm) -> None:
         "[]",
         "__import__('os').abort()",
         "[f(x=g())]",
+        "[f(x=1e999)]",
+        "[f(x=[-1e999])]",
+        "[f(x='\\ud800')]",
         "<f=><",
     ):
         text = f"{'' if form.is_bare else form.opening}{body}{form.closing or ''}"

@@ -1,5 +1,6 @@
 """What a child makes of an adapter: it computes the same, in the formats of other programs."""
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,9 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from peft.tuners.lora import Linear
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from app.core import manifest
 from app.core.hand_off.formats import ADAPTER_DIRECTORY_NAME
@@ -40,11 +42,16 @@ def export(
     *,
     dtype: torch.dtype = torch.float32,
     model_type: str = "llama",
+    strength: float = 1.0,
     **adapter: Any,
 ) -> list[TrainingEvent]:
-    """Export an adapter of a tiny model in `tmp_path / job`."""
+    """Export an adapter of a tiny model in `tmp_path / job`, with its changes times `strength`."""
     base_model = write_base(tmp_path / "base", dtype, model_type=model_type)
     model = build_peft_model(model_type, target_modules=tuple(ALL_LINEAR), **adapter)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".lora_B." in name:
+                parameter.mul_(strength)
     write_export_job(tmp_path / "job", task, model, base_model=base_model)
     events: list[TrainingEvent] = []
     export_adapter(tmp_path / "job", events.append)
@@ -98,6 +105,68 @@ def test_a_merged_model_keeps_the_dtype_of_its_base_model(tmp_path: Path) -> Non
     assert {weight.dtype for weight in weights.values()} == {torch.bfloat16}
     config = json.loads((tmp_path / "job/out/export/config.json").read_text())
     assert config["dtype"] == "bfloat16"
+
+
+def left_out(layers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `peft` merge nothing in the last layers, of which there are fourteen, and say nothing."""
+    merge, calls = Linear.merge, itertools.count()
+
+    def merge_some(layer: Any) -> None:
+        if next(calls) < 14 - layers:
+            merge(layer)
+        else:
+            layer.merged_adapters.append("default")
+
+    monkeypatch.setattr(Linear, "merge", merge_some)
+
+
+@pytest.mark.parametrize("layers", [14, 7, 1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("variant", [{}, {"use_dora": True}], ids=["lora", "dora"])
+def test_a_model_with_layers_that_were_not_merged_is_refused(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    layers: int,
+    dtype: torch.dtype,
+    variant: dict[str, Any],
+) -> None:
+    left_out(layers, monkeypatch)
+
+    *_, failed = export(tmp_path, "export_merged", dtype=dtype, strength=0.02, variant=variant)
+
+    assert isinstance(failed, Failed)
+    assert failed.code == "export_not_equal"
+    assert "does not compute what it does with the adapter" in failed.message
+    assert not (tmp_path / "job/out/export").exists()
+
+
+def test_a_merged_model_that_was_written_with_another_weight_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base_model = write_base(tmp_path / "base")
+    write_export_job(tmp_path / "job", "export_merged", build_peft_model(), base_model=base_model)
+    save = LlamaForCausalLM.save_pretrained
+
+    def save_changed(model: Any, *args: Any, **options: Any) -> None:
+        model.model.norm.weight.data[0] += 2**-12
+        save(model, *args, **options)
+
+    monkeypatch.setattr(LlamaForCausalLM, "save_pretrained", save_changed)
+    events: list[TrainingEvent] = []
+    export_adapter(tmp_path / "job", events.append)
+
+    assert isinstance(events[-1], Failed)
+    assert "do not have the weights that were merged" in events[-1].message
+
+
+def test_an_adapter_that_the_dtype_of_its_base_model_rounds_away_is_refused(
+    tmp_path: Path,
+) -> None:
+    *_, failed = export(tmp_path, "export_merged", dtype=torch.bfloat16, strength=1e-5)
+
+    assert isinstance(failed, Failed)
+    assert failed.code == "export_not_equal"
+    assert "answers as the base model does: rounded to bfloat16" in failed.message
 
 
 def test_an_export_has_all_that_a_program_needs_and_nothing_else(tmp_path: Path) -> None:

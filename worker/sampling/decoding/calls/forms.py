@@ -51,20 +51,23 @@ def _read_known(body: str, tools: Tools) -> list[ToolCall]:
     return calls
 
 
-_NAMED = re.compile(
-    r"\s*([^\[\]{}]+?)\s*(?:\[CALL_ID\]\s*\w*\s*)?(?:\[ARGS\])?\s*(\{.*\})\s*", re.DOTALL
-)
+# Models write what these patterns read, for as long as they like. So each pattern must take time
+# that grows with the text and no faster: what may repeat gives nothing back (`++`, `*+`), or ends
+# with what cannot be a part of it.
+
+_NAMED = re.compile(r"([^\[\]{}]++)(?:\[CALL_ID\]\s*+\w*+\s*+)?(?:\[ARGS\])?\s*+(\{.*+)", re.DOTALL)
 
 
 def _read_named(body: str, _: Tools) -> list[ToolCall]:
     """Calls such as `find[ARGS]{"x": 1}`, each after an opening of its own."""
-    found = [_matched(_NAMED, part) for part in body.split("[TOOL_CALLS]")]
+    found = [_matched(_NAMED, part.strip()) for part in body.split("[TOOL_CALLS]")]
     return [make_call(match[1], read_json(match[2])) for match in found]
 
 
 _DEEPSEEK = re.compile(
-    r"\s*<｜tool▁call▁begin｜>(?:function<｜tool▁sep｜>(?P<fenced>[^\n<]+)\n```json\n(?P<json>.*?)\n```"
-    r"|(?P<name>[^<]+)<｜tool▁sep｜>(?P<arguments>.*?))<｜tool▁call▁end｜>\s*",
+    r"\s*+<｜tool▁call▁begin｜>"
+    r"(?:function<｜tool▁sep｜>(?P<fenced>[^\n<]++)\n```json\n(?P<json>.*?)\n```"
+    r"|(?P<name>[^<]++)<｜tool▁sep｜>(?P<arguments>.*?))<｜tool▁call▁end｜>\s*+",
     re.DOTALL,
 )
 
@@ -76,18 +79,18 @@ def _read_deepseek(body: str, _: Tools) -> list[ToolCall]:
     ]
 
 
-_FUNCTION = re.compile(r"\s*<function=([^>\n]+)>\s*(.*?)\s*</function>\s*", re.DOTALL)
-_PARAMETER = re.compile(r"\s*<parameter=([^>\n]+)>\n?(.*?)\n?</parameter>\s*", re.DOTALL)
+_FUNCTION = re.compile(r"<function=([^>\n]++)>(.*)</function>", re.DOTALL)
+_PARAMETER = re.compile(r"\s*+<parameter=([^>\n]++)>\n?(.*?)\n?</parameter>\s*+", re.DOTALL)
 
 
 def _read_function(body: str, tools: Tools) -> list[ToolCall]:
-    match = _matched(_FUNCTION, body)
+    match = _matched(_FUNCTION, body.strip())
     return [_written_call(match[1], _PARAMETER, match[2], tools)]
 
 
-_KEYED = re.compile(r"\s*([^\s<]+)\s*(.*)", re.DOTALL)
+_KEYED = re.compile(r"\s*+([^\s<]++)(.*+)", re.DOTALL)
 _ARGUMENT = re.compile(
-    r"\s*<arg_key>([^<]+)</arg_key>\s*<arg_value>(.*?)</arg_value>\s*", re.DOTALL
+    r"\s*+<arg_key>([^<]++)</arg_key>\s*+<arg_value>(.*?)</arg_value>\s*+", re.DOTALL
 )
 
 

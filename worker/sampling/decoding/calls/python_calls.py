@@ -6,6 +6,9 @@ from typing import Any
 from app.core.sampling.messages import ToolCall
 from worker.sampling.decoding.calls.values import MalformedCallError, Tools, make_call
 
+_MAX_CHARACTERS = 64 * 1024
+"""Maximum length of calls: Python's parser is slow with some texts, and nothing interrupts it."""
+
 _JSON_WORDS = {"true": True, "false": False, "null": None}
 
 
@@ -13,8 +16,11 @@ def read_python_calls(body: str, _: Tools) -> list[ToolCall]:
     """The calls in a list, or in lines. Nothing is run.
 
     Raises:
-        MalformedCallError: something is no call, or an argument is not a plain value.
+        MalformedCallError: something is no call, an argument is not a plain value, or they are
+            longer than any that a model means.
     """
+    if len(body) > _MAX_CHARACTERS:
+        raise MalformedCallError("too long")
     try:
         match ast.parse(body.strip()).body:
             case [ast.Expr(value=ast.List(elts=[_, *_] as calls))]:

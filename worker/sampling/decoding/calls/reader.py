@@ -1,5 +1,7 @@
 """Finds tool calls in the text of an answer, as it comes."""
 
+from io import StringIO
+
 from worker.sampling.decoding.calls.forms import CallForm
 from worker.sampling.decoding.calls.values import Tools
 from worker.sampling.decoding.text.stop_texts import overlap
@@ -10,12 +12,16 @@ class CallReader:
     """Takes the calls out of the text of one answer. What is malformed stays text.
 
     White space between the text and a call, and between calls, belongs to the form.
+
+    Each piece is looked at once, however long the text is that is held back with it: a model can
+    write white space, or a call without an end, for as long as it likes.
     """
 
     def __init__(self, form: CallForm, tools: Tools) -> None:
         self._form = form
         self._tools = tools
-        self._held = ""
+        self._passed = StringIO()  # held back: white space, or the beginning of a call
+        self._rest = ""  # held back, too: what follows, where the next mark may begin
         self._is_in_call = False
         self._has_text = False
         self._has_calls = False
@@ -23,11 +29,11 @@ class CallReader:
     @property
     def held(self) -> int:
         """Number of characters that are not told yet."""
-        return len(self._held)
+        return self._passed.tell() + len(self._rest)
 
     def add(self, text: str) -> Told:
         """What can be told once this piece is there."""
-        self._held += text
+        self._rest += text
         told = Told()
         while True:
             step = self._finish_call() if self._is_in_call else self._find_call()
@@ -37,7 +43,7 @@ class CallReader:
 
     def end(self) -> Told:
         """What was held back, now that nothing follows."""
-        held, self._held = self._held, ""
+        held = self._take(len(self._rest))
         if self._is_in_call and self._form.closing is None:
             return self._read(held)
         if self._has_calls and not self._is_in_call:
@@ -46,33 +52,46 @@ class CallReader:
 
     def _find_call(self) -> Told | None:
         """What comes before the next call; None if nothing more can be told."""
-        start = self._held.find(self._form.opening)
-        if self._form.is_bare and (self._has_text or self._held[: max(0, start)].strip()):
+        start = self._rest.find(self._form.opening)
+        if self._form.is_bare and (self._has_text or self._rest[: max(0, start)].strip()):
             start = -1  # only a whole answer is a call
         self._is_in_call = start >= 0
-        certain = start if self._is_in_call else len(self._held) - self._uncertain()
-        end = len(self._held[:certain].rstrip())
-        if self._form.is_bare and self._has_text:
-            end = certain
-        told, self._held = self._held[:end], self._held[end:]
+        certain = start if self._is_in_call else len(self._rest) - self._uncertain()
+        is_text = self._form.is_bare and self._has_text
+        end = certain if is_text else len(self._rest[:certain].rstrip())
+        told = self._take(end) if end or is_text else ""
+        self._pass(certain - end + (len(self._form.opening) if self._is_in_call else 0))
         self._has_text |= bool(told)
         return Told(told) if told or self._is_in_call else None
 
     def _uncertain(self) -> int:
         """Number of characters at the end that a call may begin with."""
-        return 0 if self._form.is_bare else overlap(self._held, self._form.opening)
+        return 0 if self._form.is_bare else overlap(self._rest, self._form.opening)
 
     def _finish_call(self) -> Told | None:
         """The call that is begun; None if it is not whole yet."""
-        opening, closing = self._form.opening, self._form.closing
+        closing = self._form.closing
         if closing is None:
+            self._pass(len(self._rest))
             return None
-        end = self._held.find(closing, self._held.find(opening) + len(opening))
+        end = self._rest.find(closing)
         if end < 0:
+            self._pass(len(self._rest) - overlap(self._rest, closing))
             return None
-        whole, self._held = self._held[: end + len(closing)], self._held[end + len(closing) :]
         self._is_in_call = False
-        return self._read(whole)
+        return self._read(self._take(end + len(closing)))
+
+    def _pass(self, length: int) -> None:
+        """Keep the beginning of the rest, in which no mark begins any more."""
+        self._passed.write(self._rest[:length])
+        self._rest = self._rest[length:]
+
+    def _take(self, length: int) -> str:
+        """What was passed, with the beginning of the rest."""
+        self._pass(length)
+        taken = self._passed.getvalue()
+        self._passed = StringIO()
+        return taken
 
     def _read(self, written: str) -> Told:
         body = written.lstrip().removesuffix(self._form.closing or "")

@@ -44,12 +44,15 @@ def make_call(name: object, arguments: object) -> ToolCall:
 
     Raises:
         MalformedCallError: it has no name, or its arguments are not an object.
+        ValueError: the arguments cannot be written as JSON.
     """
     if not isinstance(name, str) or not isinstance(arguments, dict):
         raise MalformedCallError("a call needs a name and an object of arguments")
     if not _NAME.fullmatch(name.strip()):
         raise MalformedCallError("no name of a function")
-    return ToolCall(name=name.strip(), arguments=json.dumps(arguments, ensure_ascii=False))
+    text = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
+    text.encode()  # a call in Python may have half of a surrogate pair
+    return ToolCall(name=name.strip(), arguments=text)
 
 
 def call_of(value: object) -> ToolCall:

@@ -26,6 +26,7 @@ class TokenTexts:
         added = tokenizer.added_tokens_decoder
         self.special = {token.content: id_ for id_, token in added.items() if token.special}
         """Tokens that are no text, such as the one that ends a turn, by how they are written."""
+        self._added = {id_: token.content for id_, token in added.items()}
         steps = _decoding_steps(self._backend)
         self.strips_first_space = any(map(_strips_first_space, steps))
         """Whether the tokenizer drops a space at the beginning of a text."""
@@ -46,7 +47,8 @@ class TokenTexts:
         if written is None:
             return b""
         if self._has_byte_alphabet:
-            return _from_byte_alphabet(written)
+            added = self._added.get(token)
+            return _from_byte_alphabet(written) if added is None else added.encode()
         byte = _BYTE.fullmatch(written)
         if self._has_byte_tokens and byte:
             return bytes([int(byte[1], 16)])
@@ -122,7 +124,7 @@ _BYTE_ALPHABET = _byte_alphabet()
 
 
 def _from_byte_alphabet(written: str) -> bytes:
-    """The bytes of a token. One that was added with other characters is its own text."""
+    """The bytes of a token. One with other characters is its own text."""
     try:
         return bytes([_BYTE_ALPHABET[character] for character in written])
     except KeyError:

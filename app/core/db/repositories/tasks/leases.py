@@ -12,14 +12,18 @@ from typing import Any
 from sqlalchemy import ColumnElement, bindparam, func, or_, select, update
 from sqlalchemy.orm import aliased
 
+from app.core.clock import steady_s
 from app.core.db.base import Project, Repository, UtcDateTime
 from app.core.db.check_tables import Task
-from app.core.db.repositories.leases import UNREADABLE, Lease, RequestedAction, lease_of
+from app.core.db.repositories.leases import Lease, RequestedAction, lease_of
 from app.core.db.repositories.projects.usage import UsageRepository
+from app.core.db.repositories.recovery import MEMORY_PAUSE
+from app.core.db.repositories.transitions import UNREADABLE
 from app.core.db.session import Session
 from app.core.db.tables import Job
 from app.core.errors import LeaseLostError
 from app.core.job.scores.report import REPORT
+from app.core.job.status import JobStatus
 from app.core.job.training_events import JobError
 
 KEPT_FOR = timedelta(hours=24)
@@ -33,7 +37,8 @@ MAX_CRASHES = 3
 fails."""
 
 MAX_TRIES = 10
-"""Tries after which a task fails that was never crashed: it probably brings its workers down."""
+"""Tries after which a task fails that was never crashed: it probably brings its workers down. Tries
+that were given back do not count."""
 
 _NOW = bindparam("now", type_=UtcDateTime())
 _IS_FREE = (
@@ -98,14 +103,15 @@ class TaskQueue(Repository):
 
         The project whose last task began longest ago is first, and in it the oldest task.
         """
+        claimed_s = steady_s()
         values = {"now": now, "claimant": worker_id, "until": now + lease_for}
         task = self._session.scalars(_CLAIM, values).one_or_none()
         if task is None:
             return None
         job = self._session.get_one(Job, task.job_id)
-        lease = lease_of(job, worker_id, attempt=task.number)
+        lease = lease_of(job, worker_id, attempt=task.number, claimed_s=claimed_s)
         error = UNREADABLE if lease is None else None
-        if task.number > MAX_TRIES:
+        if task.number - task.releases > MAX_TRIES:
             error = JobError(
                 code="interrupted_too_often",
                 message=f"Its worker was interrupted {MAX_TRIES} times. It may need more memory "
@@ -134,25 +140,34 @@ class TaskQueue(Repository):
 
 
 class TaskLeases(Repository):
-    """The lease of one task. Every method raises LeaseLostError once it is another worker's."""
+    """The lease of one task. Every method raises LeaseLostError once it is another worker's.
 
-    def __init__(self, session: Session, task_id: str) -> None:
+    Args:
+        processor_s: processor time that the try has taken, in seconds. The end of the try counts it
+            as the project's.
+    """
+
+    def __init__(self, session: Session, task_id: str, *, processor_s: float = 0.0) -> None:
         super().__init__(session)
         self._task_id = task_id
+        self._processor_s = processor_s
 
     def renew(self, lease: Lease, *, until: datetime) -> RequestedAction:
-        """Extend the lease to `until`. Returns what the user has asked: always to go on.
-
-        A task that is deleted loses its lease.
-        """
-        self._hold(lease).lease_expires_at = until
-        return RequestedAction.CONTINUE
+        """Extend the lease to `until`. Returns what to do, as `read_requested_action` does."""
+        task = self._hold(lease)
+        task.lease_expires_at = until
+        return self._what_to_do(task.started_at)
 
     def read_requested_action(self, lease: Lease) -> RequestedAction:
-        """Return what the user has asked, as `renew` does. Writes nothing."""
-        if self._session.scalar(select(Task.id).where(*self._is_held(lease))) is None:
+        """Return what to do: to pause if a job has found too little memory since the try began.
+
+        A task that is deleted loses its lease. Writes nothing.
+        """
+        held = select(Task.started_at).where(*self._is_held(lease))
+        started_at = self._session.scalar(held)
+        if started_at is None:
             raise LeaseLostError(lease.job_id, lease.attempt)
-        return RequestedAction.CONTINUE
+        return self._what_to_do(started_at)
 
     def progress(self, lease: Lease, fraction: float) -> None:
         """Record how much of the try is done, from 0 to 1."""
@@ -175,7 +190,7 @@ class TaskLeases(Repository):
             now: the time.
         """
         task = self._hold(lease)
-        self._count_time(task, now=now)
+        self._count_time(task, now)
         task.result, task.files = dict(result), None if files is None else dict(files)
         task.bytes = sum(file["bytes"] for file in (files or {}).values())
         task.progress = 1.0
@@ -184,7 +199,7 @@ class TaskLeases(Repository):
     def fail(self, lease: Lease, error: JobError, *, now: datetime) -> None:
         """End the task without a result."""
         task = self._hold(lease)
-        self._count_time(task, now=now)
+        self._count_time(task, now)
         _end(task, now=now, error=error)
 
     def crash(self, lease: Lease, what: str, *, now: datetime) -> None:
@@ -196,7 +211,7 @@ class TaskLeases(Repository):
             now: the time.
         """
         task = self._hold(lease)
-        self._count_time(task, now=now)
+        self._count_time(task, now)
         task.crashes += 1
         if task.crashes >= MAX_CRASHES:
             message = f"{what}, {task.crashes} times. The worker's log has more."
@@ -210,7 +225,8 @@ class TaskLeases(Repository):
     def release(self, lease: Lease, *, now: datetime) -> None:
         """Give the task back, so that any worker may begin it again."""
         task = self._hold(lease)
-        self._count_time(task, now=now)
+        self._count_time(task, now)
+        task.releases += 1
         _put_back(task)
 
     def _hold(self, lease: Lease) -> Task:
@@ -229,11 +245,19 @@ class TaskLeases(Repository):
             Task.worker_id == lease.worker_id,
         )
 
-    def _count_time(self, task: Task, *, now: datetime) -> None:
-        """Count the time of the try as the project's."""
-        if task.started_at is not None:
-            seconds = max(0.0, (now - task.started_at).total_seconds())
-            UsageRepository(self._session, task.project_id).add(processor_s=seconds, now=now)
+    def _what_to_do(self, started_at: datetime | None) -> RequestedAction:
+        assert started_at is not None  # noqa: S101 - the task is held
+        fell_short = select(Job.id).where(
+            Job.status == JobStatus.QUEUED,
+            Job.not_before > started_at + MEMORY_PAUSE,
+            Job.needed_memory_bytes.is_not(None),  # it is null for the memory of a GPU
+        )
+        is_any = self._session.scalar(fell_short.limit(1)) is not None
+        return RequestedAction.PAUSE if is_any else RequestedAction.CONTINUE
+
+    def _count_time(self, task: Task, now: datetime) -> None:
+        usage = UsageRepository(self._session, task.project_id)
+        usage.add(processor_s=self._processor_s, now=now)
 
 
 def _put_back(task: Task) -> None:

@@ -2,15 +2,12 @@
 
 from collections.abc import Iterator
 
-import openai
 import pytest
-from starlette.testclient import TestClient
 
 from app.core.db.session import Database
 from app.core.db.tables import Job
 from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
-from tests.asgi import stock_client
 from tests.builders import add_succeeded_job, build_result_file, list_checkpoints
 from tests.standin_sampler import StandInSampler
 
@@ -31,10 +28,3 @@ def tuned(database: Database, store: LocalBlobStore) -> Job:
         with database.writing() as session:
             session.add(config)
     return job
-
-
-@pytest.fixture
-def lenient(client: TestClient) -> Iterator[openai.OpenAI]:
-    """The stock client, as most people use it."""
-    with stock_client(client, is_strict=False) as lenient:
-        yield lenient

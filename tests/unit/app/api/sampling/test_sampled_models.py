@@ -1,18 +1,22 @@
 """Which models can be asked by whom, and what happens without a sampler."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
 
 from app.core.access import DEFAULT_PROJECT_ID, Scope
+from app.core.base_models import RECORD_NAME, InstalledModel
 from app.core.db.repositories.checkpoints import CheckpointRepository
 from app.core.db.session import Database
 from app.core.db.tables import Job
-from app.core.sampling.messages import Accepted, Delta, Finished, Refused
+from app.core.sampling.messages import Accepted, AdapterRef, Delta, Finished, Refused
 from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
+from app.main import create_app
+from app.services.sampling.models import SamplingAdapter, SamplingModel
 from tests.builders import (
     add_job,
     add_key,
@@ -24,6 +28,11 @@ from tests.builders import (
 )
 from tests.standin_sampler import Asked, Said, StandInSampler
 
+ORIGIN = "http://127.0.0.1"
+NO_BYTE = (
+    b'{"kind": "delta", "choice": 0, "logprobs": '
+    b'[{"token": "a", "logprob": -1.0, "text_bytes": [256]}]}\n'
+)
 BEGIN = Accepted(prompt_tokens=1, cached_tokens=0)
 END = Finished(choice=0, reason="stop", tokens=1)
 
@@ -48,7 +57,7 @@ def test_a_tuned_model_and_its_checkpoints(
         files = {file.filename: file for file in checkpoint.files}
         weights = files["adapter_model.safetensors"]
         assert answer.json()["model"] == name
-        assert answer.json()["system_fingerprint"] == f"fp_{weights.sha256[:16]}"
+        assert answer.json()["system_fingerprint"].startswith(f"fp_{weights.sha256[:16]}_")
         asked = sampler.asked[-1]
         assert asked.ask.adapter is not None
         assert asked.ask.adapter.weights_sha256 == weights.sha256
@@ -57,6 +66,73 @@ def test_a_tuned_model_and_its_checkpoints(
             files["adapter_config.json"].bytes,
         ]
         assert b"step %d" % checkpoint.step in asked.files[0]
+
+
+def fingerprint_of(*, base: str = "b", weights: str | None = "a", config: str = "c") -> str:
+    """The fingerprint of a model whose files have checksums of one digit each."""
+    adapter = None
+    if weights is not None:
+        ref = AdapterRef(weights_sha256=weights * 64, config_sha256=config * 64)
+        adapter = SamplingAdapter(ref, ("weights", "config"))
+    return SamplingModel("model", Path("base"), base * 64, adapter).fingerprint
+
+
+def test_a_fingerprint_begins_with_the_checksum_of_the_weights() -> None:
+    assert fingerprint_of().startswith(f"fp_{'a' * 16}_")
+    assert fingerprint_of(weights=None) == f"fp_{'b' * 16}"
+
+
+@pytest.mark.parametrize("changed", ["base", "weights", "config"])
+def test_a_fingerprint_changes_with_everything_that_decides_the_answer(changed: str) -> None:
+    assert fingerprint_of(**{changed: "d"}) != fingerprint_of()
+
+
+def reinstall_tiny(settings: Settings, sha256: str) -> None:
+    """Let the base model `tiny` have other weights."""
+    record = settings.data_dir / "models" / "tiny" / RECORD_NAME
+    installed = InstalledModel.model_validate_json(record.read_bytes())
+    record.write_text(installed.model_copy(update={"sha256": sha256}).model_dump_json())
+
+
+@pytest.mark.only_sqlite
+@pytest.mark.parametrize("suffix", ["", ":ckpt-step-1"])
+def test_a_tuned_model_is_not_answered_with_another_base_model(
+    client: TestClient,
+    sampler: StandInSampler,
+    database: Database,
+    settings: Settings,
+    *,
+    tuned: Job,
+    suffix: str,
+) -> None:
+    with database.writing() as session:
+        session.get_one(Job, tuned.id).base_model_sha256 = "0" * 64
+    name = f"{tuned.fine_tuned_model}{suffix}"
+    assert ask(client, name).status_code == 200
+
+    reinstall_tiny(settings, "1" * 64)
+    answer = ask(client, name)
+
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["param"]) == (
+        400,
+        "base_model_changed",
+        "model",
+    )
+    assert f"so {name} cannot be asked" in error["message"]
+    assert len(sampler.asked) == 1
+
+
+@pytest.mark.only_sqlite
+def test_a_tuned_model_whose_base_model_was_removed_says_how_to_install_it(
+    client: TestClient, settings: Settings, tuned: Job
+) -> None:
+    (settings.data_dir / "models" / "tiny" / RECORD_NAME).unlink()
+
+    error = ask(client, tuned.fine_tuned_model).json()["error"]
+
+    assert error["code"] == "model_not_available"
+    assert "tunery models install tiny" in error["message"]
 
 
 def test_a_base_model_by_any_of_its_names(client: TestClient, sampler: StandInSampler) -> None:
@@ -136,6 +212,22 @@ def test_a_service_without_a_sampler_says_so(client: TestClient, settings: Setti
 
 
 @pytest.mark.only_sqlite
+@pytest.mark.parametrize("path", ["chat/completions", "completions", "responses"])
+def test_a_service_whose_sampling_is_off_says_how_to_turn_it_on(
+    settings: Settings, database: Database, path: str
+) -> None:
+    app = create_app(settings.model_copy(update={"sampling": "off"}))
+    asked = {"model": "tiny", "messages": [], "prompt": "", "input": ""}
+    with StandInSampler(settings.sampler_dir), TestClient(app, base_url=ORIGIN) as client:
+        answer = client.post(f"/v1/{path}", json=asked)
+
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["param"]) == (400, "sampling_off", "model")
+    assert "set it to idle or shared" in error["message"]
+    assert database is not None
+
+
+@pytest.mark.only_sqlite
 @pytest.mark.parametrize("status", [400, 429, 500, 503])
 def test_a_refusal_of_the_sampler_is_passed_on(
     client: TestClient, sampler: StandInSampler, status: Any
@@ -161,11 +253,22 @@ def test_a_refusal_of_the_sampler_is_passed_on(
         [BEGIN, BEGIN, END],
         [BEGIN, Delta(choice=1, text="a"), END],
         [BEGIN, b"x" * 5 * 1024**2, END],
+        [BEGIN, NO_BYTE, END],
         [BEGIN],
         [b'{"kind": "acce'],
         [],
     ],
-    ids=["no JSON", "too early", "twice", "a choice", "too long", "cut off", "half", "nothing"],
+    ids=[
+        "no JSON",
+        "too early",
+        "twice",
+        "a choice",
+        "too long",
+        "no byte",
+        "cut off",
+        "half",
+        "nothing",
+    ],
 )
 def test_a_sampler_is_not_trusted(
     client: TestClient, sampler: StandInSampler, lines: list[Said]

@@ -1,5 +1,6 @@
 """Requests for completions over real connections: they leave, they fail, and they are bounded."""
 
+import asyncio
 import json
 import time
 from collections.abc import Iterator
@@ -10,7 +11,9 @@ import pytest
 from fastapi import FastAPI
 
 from app.api.sampling.slots import SamplingSlots
+from app.core.db.session import Database
 from app.core.sampling.messages import Accepted, Delta
+from tests.asgi import scope_of_post
 from tests.standin_sampler import PATIENCE_S, Asked, Said, StandInSampler, wait_for_leaving
 from tests.streams import serving
 from tests.waiting import wait_until
@@ -72,6 +75,31 @@ def test_a_client_that_leaves_before_an_answer_frees_its_slot_at_once(
 
     assert wait_for_request(sampler).has_left.wait(PATIENCE_S)
     assert time.monotonic() - left_s < FREED_WITHIN_S
+
+
+def test_a_client_that_leaves_before_the_first_event_frees_its_slot(
+    app: FastAPI, sampler: StandInSampler, database: Database
+) -> None:
+    request = {"type": "http.request", "body": json.dumps(body(stream=True)).encode()}
+    received = iter([request, None, {"type": "http.disconnect"}])
+
+    async def wait_for_ever() -> None:
+        await asyncio.Event().wait()
+
+    async def leave_when_the_stream_begins() -> float:
+        async def receive() -> Any:
+            return next(received) or await wait_for_ever()
+
+        async def send(_: Any) -> None:
+            await wait_for_ever()  # as to a client that reads nothing
+
+        headers = {"content-type": "application/json", "host": "127.0.0.1"}
+        await app(scope_of_post("/v1/chat/completions", headers), receive, send)
+        return metric(app, "tunery_sampling_open")
+
+    assert asyncio.run(leave_when_the_stream_begins()) == 0
+    assert sampler.asked[0].has_left.wait(PATIENCE_S)
+    assert database is not None
 
 
 @pytest.mark.parametrize("path", ["chat/completions", "completions", "responses"])
@@ -155,3 +183,19 @@ def test_what_was_sampled_is_counted_and_logged(
     logged = vars(record)
     assert (logged["prompt_tokens"], logged["completion_tokens"]) == ("4", "4")
     assert sampler.asked
+
+
+def test_what_was_sampled_for_a_client_that_left_is_counted(
+    served: httpx.Client, sampler: StandInSampler, app: FastAPI
+) -> None:
+    sampler.script = wait_for_leaving
+    with served.stream("POST", url(served), json=body(stream=True)) as answer:
+        lines = answer.iter_lines()
+        while "Well " not in next(lines):
+            pass
+
+    def counted(kind: str) -> float:
+        return metric(app, "tunery_sampling_tokens_total", kind=kind)
+
+    wait_until(lambda: counted("prompt") == 1, within_s=PATIENCE_S)
+    assert counted("completion") == 1

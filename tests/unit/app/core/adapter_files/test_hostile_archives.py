@@ -92,6 +92,13 @@ def test_dora_and_trained_embeddings_are_read(check: Check) -> None:
     assert answer == Answer(shape=shape(use_dora=True, modules_to_save=("embed_tokens",)))
 
 
+@pytest.mark.parametrize("start", [True, False, None, "gaussian", "orthogonal", "eva"])
+def test_a_start_that_changes_no_weight_of_the_base_model_is_read(
+    check: Check, start: object
+) -> None:
+    assert check(zip_adapter(settings={"init_lora_weights": start})) == Answer(shape=shape())
+
+
 def test_the_process_answers_the_same(request_for: Callable[[bytes], Import]) -> None:
     assert check_in_process(request_for(zip_adapter())) == shape()
 
@@ -227,6 +234,13 @@ HOSTILE: dict[str, tuple[Callable[[], bytes] | bytes, str]] = {
         lambda: zip_adapter(settings={"rank_pattern": {"q_proj": 4}}),
         "'rank_pattern' is set",
     ),
+    **{
+        f"starts with {start}": (
+            zip_adapter(settings={"init_lora_weights": start}),
+            f"'init_lora_weights' is '{start}', so the adapter needs changed weights",
+        )
+        for start in ("pissa", "pissa_niter_16", "olora", "corda", "loftq", "lora_ga", "new")
+    },
     "unknown setting": (lambda: zip_adapter(settings={"new_thing": 1}), "'new_thing' is set"),
     "high rank": (lambda: zip_adapter(settings={"r": 32}), "'r' is 32, and can be at most 16"),
     "rank zero": (lambda: zip_adapter(settings={"r": 0}), "'r': "),

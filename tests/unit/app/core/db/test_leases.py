@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 from sqlalchemy import select
+from sqlalchemy.event import listen
 
 from app.core.access import DEFAULT_PROJECT_ID
+from app.core.clock import steady_s
 from app.core.db.repositories.checkpoints import CheckpointRepository
 from app.core.db.repositories.events import EventRepository
 from app.core.db.repositories.jobs import JobRepository
@@ -23,8 +25,10 @@ from tests.builders import (
     NOW,
     add_job,
     build_checkpoint,
+    build_file,
     build_metrics,
     claim,
+    claim_check,
     get_job,
 )
 
@@ -78,6 +82,31 @@ def dump_job(database: Database, job_id: str) -> list[Any]:
     with database.reading() as session:
         steps = JobRepository(session, DEFAULT_PROJECT_ID).list_steps(job_id)
     return [columns, steps, attempts(database, job_id), messages(database, job_id)]
+
+
+@pytest.mark.parametrize("claim_one", [claim, claim_check])
+def test_a_lease_is_at_least_as_old_as_the_statement_that_claims(
+    database: Database, claim_one: Callable[[Database], Lease | None]
+) -> None:
+    """A worker may be suspended after any of them, for longer than its lease."""
+    file = build_file()
+    with database.writing() as session:
+        session.add(file)
+    status = JobStatus.QUEUED if claim_one is claim else JobStatus.VALIDATING_FILES
+    add_job(database, status=status, training_file_id=file.id)
+    executed_s: dict[str, float] = {}
+
+    def note(_1: object, _2: object, statement: str, *_: object) -> None:
+        executed_s[statement.partition(" SET ")[0]] = steady_s()
+
+    listen(database.engine, "before_cursor_execute", note)
+    began_s = steady_s()
+
+    lease = claim_one(database)
+
+    assert lease is not None
+    claiming = "UPDATE jobs" if claim_one is claim else "UPDATE data_checks"
+    assert began_s <= lease.claimed_s <= executed_s[claiming]
 
 
 def test_every_write_of_the_repository_is_in_the_table_above() -> None:

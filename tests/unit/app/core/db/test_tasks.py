@@ -8,7 +8,9 @@ from app.core.access import DEFAULT_PROJECT_ID
 from app.core.db.check_tables import Task
 from app.core.db.repositories.checkpoints import CheckpointRepository
 from app.core.db.repositories.jobs import JobRepository
+from app.core.db.repositories.leases import LeaseRepository, RequestedAction
 from app.core.db.repositories.projects.usage import UsageRepository
+from app.core.db.repositories.recovery import MEMORY_PAUSE, RecoveryRepository
 from app.core.db.repositories.tasks.leases import (
     FAILURE_KEPT_FOR,
     KEPT_FOR,
@@ -22,13 +24,16 @@ from app.core.db.repositories.tasks.requests import ExpiredTasks, TaskRepository
 from app.core.db.session import Database
 from app.core.db.tables import Checkpoint, Job
 from app.core.errors import LeaseLostError
-from app.core.job.training_events import JobError
+from app.core.job.status import JobStatus
+from app.core.job.training_events import JobError, MemoryShort
 from app.core.storage.local import LocalBlobStore
 from tests.builders import (
     MINUTE,
     NOW,
+    add_job,
     add_project,
     add_succeeded_job,
+    get_job,
     list_checkpoints,
 )
 from tests.exports import (
@@ -58,7 +63,8 @@ def checkpoint(database: Database, job: Job) -> Checkpoint:
 def finish(database: Database, task: ClaimedTask) -> None:
     with database.writing() as session:
         result = VERIFICATION.model_dump(mode="json")
-        TaskLeases(session, task.id).finish(task.lease, result, FILES, now=NOW + MINUTE / 2)
+        leases = TaskLeases(session, task.id, processor_s=12)
+        leases.finish(task.lease, result, FILES, now=NOW + MINUTE / 2)
 
 
 def must_read(database: Database, task_id: str) -> Task:
@@ -99,7 +105,7 @@ def test_projects_take_turns_however_many_tasks_one_of_them_has(
     assert [claim_task(database).id for _ in range(3)] == [many[0].id, one.id, many[1].id]
 
 
-def test_a_finished_task_counts_what_it_stores_and_the_time_it_took(
+def test_a_finished_task_counts_what_it_stores_and_what_it_took_of_the_processor(
     database: Database, checkpoint: Checkpoint
 ) -> None:
     with database.reading() as session:
@@ -115,7 +121,7 @@ def test_a_finished_task_counts_what_it_stores_and_the_time_it_took(
     with database.reading() as session:
         after = UsageRepository(session, DEFAULT_PROJECT_ID).measure(now=NOW)
     assert after.stored_bytes == before.stored_bytes + 300
-    assert after.processor_s == before.processor_s + 30
+    assert after.processor_s == before.processor_s + 12
     row = must_read(database, task.id)
     assert (row.status, row.progress, row.files) == ("succeeded", 1.0, FILES)
     assert row.expires_at == NOW + MINUTE / 2 + KEPT_FOR
@@ -154,6 +160,56 @@ def test_a_task_that_brings_its_workers_down_fails_in_the_end(
     row = must_read(database, task.id)
     assert row.error is not None
     assert row.error["code"] == "interrupted_too_often"
+
+
+def test_a_task_that_was_given_back_is_tried_however_often(
+    database: Database, checkpoint: Checkpoint
+) -> None:
+    task = add_task(database, checkpoint)
+    for _ in range(MAX_TRIES + 1):
+        claimed = claim_task(database)
+        with database.writing() as session:
+            TaskLeases(session, claimed.id).release(claimed.lease, now=NOW)
+
+    assert claim_task(database).id == task.id
+
+
+def action_of(database: Database, task: ClaimedTask) -> RequestedAction:
+    with database.writing() as session:
+        leases = TaskLeases(session, task.id)
+        action = leases.read_requested_action(task.lease)
+        assert leases.renew(task.lease, until=NOW + MINUTE) is action
+        return action
+
+
+def test_a_task_makes_room_for_a_job_that_finds_too_little_memory(
+    database: Database, checkpoint: Checkpoint
+) -> None:
+    add_task(database, checkpoint)
+    add_job(database)
+    task = claim_task(database)
+    assert action_of(database, task) is RequestedAction.CONTINUE
+
+    short = MemoryShort(message="Short.", device="cpu", needed_bytes=6, total_bytes=16)
+    with database.writing() as session:
+        lease = LeaseRepository(session).claim("worker-1", now=NOW, lease_for=MINUTE)
+        assert lease is not None
+        RecoveryRepository(session).wait_for_memory(lease, short, now=NOW + MINUTE)
+
+    assert action_of(database, task) is RequestedAction.PAUSE
+
+
+def test_a_task_that_was_begun_later_does_not_stop_for_it(
+    database: Database, checkpoint: Checkpoint
+) -> None:
+    """Otherwise no task would be done for as long as other programs hold the memory."""
+    add_task(database, checkpoint)
+    job = add_job(database, needed_memory_bytes=6, not_before=NOW + MEMORY_PAUSE)
+
+    task = claim_task(database, now=NOW + MINUTE)
+
+    assert action_of(database, task) is RequestedAction.CONTINUE
+    assert get_job(database, job.id).status is JobStatus.QUEUED
 
 
 def test_progress_is_that_of_the_newest_try(database: Database, checkpoint: Checkpoint) -> None:

@@ -1,0 +1,13 @@
+"""Prompts of jobs, which their reports answer."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0019"
+down_revision = "0018"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    op.add_column("jobs", sa.Column("eval_prompts", sa.JSON()))

@@ -1,0 +1,32 @@
+"""A process that the keeper starts instead of one that answers requests: it only goes wrong.
+
+The file `how` beside its working directory says how. There it writes down its process id and what
+it gets.
+"""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+from worker.sampling.serving.options import READY
+
+
+def main() -> None:
+    for name, argument in zip(("options", "confinement"), sys.argv[3:], strict=False):
+        Path("..", name).write_text(argument, encoding="utf-8")
+    sys.stdout.write(f"{READY}\n")
+    sys.stdout.flush()
+    with Path("../started").open("a", encoding="utf-8") as started:
+        started.write(f"{os.getpid()}\n")
+    how = Path("../how").read_text(encoding="utf-8")
+    if how == "closes its output":
+        os.close(1)
+        os.close(2)
+    if how == "ends":
+        sys.exit(3)
+    signal.pause()
+
+
+if __name__ == "__main__":
+    main()
