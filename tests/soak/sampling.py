@@ -4,9 +4,9 @@
 
 Two projects chat, complete texts, stream, hold answers to schemas, leave in the middle, ask badly,
 and import and delete adapters. The sampler may fill so little memory that models, adapters and
-prompts leave all the time. The first quarter is left out, because caches fill up then. The exit
-code is 1 if memory grows faster than its limit in `tests/soak/trends.py`, if a process was
-restarted, or if an answer has the wrong status.
+prompts leave all the time. The first quarter is left out, because caches fill up then, which takes
+two minutes. The exit code is 1 if memory grows faster than its limit in `tests/soak/trends.py`, if
+a process was restarted, or if an answer has the wrong status.
 """
 
 import argparse
