@@ -69,6 +69,18 @@ def check_jobs(patient: Patient) -> Iterator[Finding]:
     yield Finding("stuck jobs", Level.OK, "none", repaired=repaired)
 
 
+def check_tasks(patient: Patient) -> Iterator[Finding]:
+    with patient.database.reading() as session:
+        counts = inspection.count_tasks(session)
+        stuck = inspection.count_expired_tasks(session, now=patient.now)
+    each = [f"{kind}: {count} {status}" for (kind, status), count in counts.items()]
+    if stuck:
+        message = f"{stuck} exports or reports have an expired lease"
+        yield Finding("tasks", Level.WARN, message, advice="Start a worker, which takes them.")
+    else:
+        yield Finding("tasks", Level.OK, ", ".join(each) or "no exports or reports")
+
+
 def check_workers(patient: Patient) -> Iterator[Finding]:
     with patient.database.reading() as session:
         workers = WorkerRepository(session).list_all()

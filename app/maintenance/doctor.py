@@ -19,6 +19,7 @@ from app.maintenance.check_database import (
     check_integrity,
     check_jobs,
     check_schema,
+    check_tasks,
     check_workers,
 )
 from app.maintenance.check_disk import (
@@ -45,6 +46,7 @@ _ALWAYS: Sequence[Check] = (
 )
 _ROW_CHECKS: Sequence[Check] = (
     check_jobs,
+    check_tasks,
     check_workers,
     check_clock,
     check_blobs,
@@ -60,6 +62,7 @@ _QUICK: Sequence[Check] = (
     check_base_models,
     check_engine,
     check_jobs,
+    check_tasks,
     check_workers,
 )
 """Checks that take milliseconds, whatever the service holds. None of the others does: they read

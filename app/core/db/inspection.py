@@ -160,6 +160,19 @@ def count_expired_leases(session: Session, *, now: datetime) -> int:
     return session.execute(select(func.count()).where(*expired)).scalar_one()
 
 
+def count_tasks(session: Session) -> dict[tuple[str, str], int]:
+    """Number of exports and reports by kind and status, over all projects."""
+    counts = select(Task.kind, Task.status, func.count()).group_by(Task.kind, Task.status)
+    rows = session.execute(counts.order_by(Task.kind, Task.status)).all()
+    return {(kind, status): count for kind, status, count in rows}
+
+
+def count_expired_tasks(session: Session, *, now: datetime) -> int:
+    """Number of exports and reports whose worker did not renew its lease in time."""
+    expired = select(func.count()).where(Task.lease_expires_at < now)
+    return session.execute(expired).scalar_one()
+
+
 def count_from_the_future(session: Session, *, now: datetime, tolerance: timedelta) -> int:
     """Number of rows created later than now: the clock was ahead then, or is behind now."""
     return sum(

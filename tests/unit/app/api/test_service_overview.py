@@ -175,6 +175,7 @@ def test_the_quick_checks_of_the_doctor_are_made(client: TestClient, database: D
         "jobs",
         "space",
         "stuck jobs",
+        "tasks",
         "workers",
     }
     assert findings["workers"] == {
