@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 
-from app.core.machine.linux import die_with_parent
+from app.core.machine.linux import die_with_parent, share_heaps
 from worker.launch.sandbox.apply import confine_this_process
 from worker.launch.sandbox.confinement import Confinement
 from worker.sampling.serving.options import ServingOptions
@@ -21,6 +21,7 @@ def main(
         die_with_parent(sys.stdout.fileno())
     else:
         confine_this_process(confinement, Path.cwd(), listener, control)
+    share_heaps(2)
     # Only now: the libraries, too, are loaded in the sandbox.
     from worker.sampling.serving.process import serve  # noqa: PLC0415
 
