@@ -240,6 +240,8 @@ def test_a_process_that_hangs_dies_with_its_keeper(tmp_path: Path) -> None:
         started[-1].suspend()
         keeper.kill()
         _, alive = psutil.wait_procs(started, timeout=30)
+        for process in alive:
+            process.kill()
 
     assert not alive
 
