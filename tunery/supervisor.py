@@ -11,6 +11,7 @@ from types import FrameType
 
 from app.core.clock import steady_s
 from app.core.command_line.exit_codes import CANNOT_RUN
+from app.core.machine.signals import describe_exit
 from app.core.machine.subprocesses import python_module, with_import_path
 from tunery.logged_process import end_with_parent
 
@@ -25,35 +26,47 @@ POLL_INTERVAL_S = 0.1
 
 
 class _Part:
-    """One process of the service, and when to start it again.
+    """One process of the service, and when to start it again."""
 
-    Attributes:
-        is_first_start: whether no process of it has ended yet.
-    """
-
-    def __init__(self, name: str, module: str) -> None:
+    def __init__(self, name: str, module: str, *, steady_after_s: float) -> None:
         self.name = name
         self._module = module
+        self._steady_after_s = steady_after_s
         self._process: subprocess.Popen[bytes] | None = None
         self._started_s = 0.0
         self._start_at_s = 0.0
         self._delay_s = FIRST_DELAY_S
-        self.is_first_start = True
+        self._is_first = True
 
     @property
     def is_running(self) -> bool:
         return self._process is not None
 
+    @property
+    def has_just_begun(self) -> bool:
+        """Whether it runs for the first time, and not for long yet."""
+        return self._is_first and not self._was_steady
+
+    @property
+    def _was_steady(self) -> bool:
+        return steady_s() - self._started_s > self._steady_after_s
+
     def start_if_due(self) -> None:
         now_s = steady_s()
         if self._process is not None or now_s < self._start_at_s:
             return
-        self._process = subprocess.Popen(  # noqa: S603 - our own module
-            python_module(self._module),
-            env=with_import_path(os.environ),
-            start_new_session=True,  # Ctrl-C reaches the supervisor alone, which stops all
-            preexec_fn=end_with_parent,  # noqa: PLW1509 - this process has one thread
-        )
+        try:
+            self._process = subprocess.Popen(  # noqa: S603 - our own module
+                python_module(self._module),
+                env=with_import_path(os.environ),
+                start_new_session=True,  # Ctrl-C reaches the supervisor alone, which stops all
+                preexec_fn=end_with_parent,  # noqa: PLW1509 - this process has one thread
+            )
+        except OSError as error:  # such as too little memory, which passes
+            delay_s = self.plan_restart()
+            logger.warning(
+                "%s cannot be started: %s; it is tried again in %.0f s", self.name, error, delay_s
+            )
         self._started_s = now_s
 
     def reap(self) -> int | None:
@@ -70,8 +83,8 @@ class _Part:
 
     def plan_restart(self) -> float:
         """Decide when to start it again. Returns the delay in seconds."""
-        self.is_first_start = False
-        if steady_s() - self._started_s > STEADY_AFTER_S:
+        self._is_first = False
+        if self._was_steady:
             self._delay_s = FIRST_DELAY_S
         delay_s = self._delay_s
         self._start_at_s = steady_s() + delay_s
@@ -96,18 +109,27 @@ class Supervisor:
     Args:
         modules: the module of each process, by the name that messages use.
         stop_within_s: how long the processes may take to stop before they are killed.
+        steady_after_s: a process that ran for so long was set up well, in seconds.
     """
 
-    def __init__(self, modules: dict[str, str], *, stop_within_s: float) -> None:
-        self._parts = [_Part(name, module) for name, module in modules.items()]
+    def __init__(
+        self,
+        modules: dict[str, str],
+        *,
+        stop_within_s: float,
+        steady_after_s: float = STEADY_AFTER_S,
+    ) -> None:
+        self._parts = [
+            _Part(name, module, steady_after_s=steady_after_s) for name, module in modules.items()
+        ]
         self._stop_within_s = stop_within_s
         self._signals = 0
 
     def run(self) -> int:
         """Return 0 after SIGTERM or Ctrl-C, and 2 if a process cannot run as it is set up.
 
-        That ends the service only at the first start of the process: another try would end the same
-        way. What prevents a later start may pass.
+        That ends the service only soon after the first start of the process: another try would end
+        the same way. What ends it later may pass.
         """
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._count)
@@ -115,14 +137,14 @@ class Supervisor:
             for part in self._parts:
                 part.start_if_due()
                 exit_code = part.reap()
-                if exit_code == CANNOT_RUN and part.is_first_start:
+                if exit_code == CANNOT_RUN and part.has_just_begun:
                     self._stop()
                     return CANNOT_RUN
                 if exit_code is not None:
                     logger.error(
                         "%s ended with %s; it is started again in %.0f s",
                         part.name,
-                        _describe(exit_code),
+                        describe_exit(exit_code),
                         part.plan_restart(),
                     )
             time.sleep(POLL_INTERVAL_S)
@@ -151,9 +173,3 @@ class Supervisor:
         for part in self._parts:
             part.reap()
         return [part for part in self._parts if part.is_running]
-
-
-def _describe(exit_code: int) -> str:
-    if exit_code < 0:
-        return signal.Signals(-exit_code).name
-    return f"exit code {exit_code}"

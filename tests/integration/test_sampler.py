@@ -233,6 +233,19 @@ def test_a_process_that_is_killed_comes_back(
         assert Call.of(sampler_dir, build_ask(data_dir)).text()
 
 
+def test_a_process_that_hangs_dies_with_its_keeper(tmp_path: Path) -> None:
+    with LocalService(tmp_path, SETTINGS, workers=0, has_sampler=True) as service:
+        keeper = psutil.Process(service.processes["sampler"].pid)
+        started = keeper.children(recursive=True)
+        started[-1].suspend()
+        keeper.kill()
+        _, alive = psutil.wait_procs(started, timeout=30)
+        for process in alive:
+            process.kill()
+
+    assert not alive
+
+
 def open_damaged(adapter: SavedAdapter, how: str) -> list[int]:
     """Descriptors of what comes instead of an adapter."""
     weights, config = (os.open(path, os.O_RDONLY) for path in (adapter.weights, adapter.config))

@@ -19,6 +19,7 @@ from app.core.job.training_events import (
     Stopped,
     Unresumable,
 )
+from app.core.machine.signals import signal_name
 from app.core.manifest import ManifestError
 from app.core.signing.signatures import SigningKeyError
 from worker.job_directory import BaseModelChangedError, BaseModelMissingError, ParentLostError
@@ -203,7 +204,7 @@ def _end_of_interrupted(
             last_line(ending.log_tail),
         )
     if ending.exit_code < 0:
-        what = f"The training process died of {_signal_name(-ending.exit_code)}"
+        what = f"The training process died of {signal_name(-ending.exit_code)}"
     elif isinstance(event, Stopped):
         what = "The training process stopped without being asked to"
     else:
@@ -214,10 +215,3 @@ def _end_of_interrupted(
 def _was_ended(ending: Ending) -> bool:
     """Whether the worker ended the process. One that is asked to save may die before it can."""
     return ending.was_killed or (ending.was_asked and ending.exit_code == -signal.SIGTERM)
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:  # a real-time signal
-        return f"signal {number}"

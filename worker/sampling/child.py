@@ -32,6 +32,9 @@ _START_S = 300.0
 """Time in which it loads its libraries, in seconds."""
 _EXIT_S = 2.0
 """Time in which it ends once it has closed its output, in seconds."""
+MAX_LOOK_S = 1.0
+"""The keeper looks more often than this, in seconds, unless it could not run for a while."""
+
 _MINUTE_S = 60.0
 _MAX_LINE = 2000
 LINES_A_MINUTE = 100
@@ -54,7 +57,7 @@ class Child:
         self._unfinished = b""
         self._log_limit = LogLimit()
         self._silence_s = silence_s
-        self._hangs_at_s = time.monotonic() + _START_S
+        self._patience = Patience(time.monotonic(), _START_S)
 
     @classmethod
     @contextmanager
@@ -121,10 +124,9 @@ class Child:
             self._log(line)
         return bool(said)
 
-    @property
     def hangs(self) -> bool:
         """Whether it has not said for too long that its threads make progress."""
-        return time.monotonic() > self._hangs_at_s
+        return self._patience.is_over(time.monotonic())
 
     def exit_code(self) -> int:
         """The exit code of the process that has closed its output. It is killed if it goes on."""
@@ -141,9 +143,27 @@ class Child:
     def _log(self, line: bytes) -> None:
         text = clean(line[:_MAX_LINE].decode("utf-8", "replace"))
         if text in (READY, ALIVE):
-            self._hangs_at_s = time.monotonic() + self._silence_s
+            self._patience = Patience(time.monotonic(), self._silence_s)
         if text != ALIVE and self._log_limit.allows_line(time.monotonic()):
             logger.info("%s", "sampler ready" if text == READY else text)
+
+
+class Patience:
+    """Time to wait for something, in seconds.
+
+    It does not run on while this process cannot run, as in a container that is paused: what is
+    waited for may then not run either.
+    """
+
+    def __init__(self, now_s: float, left_s: float) -> None:
+        self._looked_s = now_s
+        self._left_s = left_s
+
+    def is_over(self, now_s: float) -> bool:
+        """Whether none is left. Call it at least every `MAX_LOOK_S`."""
+        self._left_s -= min(now_s - self._looked_s, MAX_LOOK_S)
+        self._looked_s = now_s
+        return self._left_s < 0
 
 
 class LogLimit:

@@ -7,13 +7,13 @@ keeps the socket open, so a request that comes between two processes waits for t
 import logging
 import os
 import select
-import signal
 import socket
 from contextlib import suppress
 from functools import partial
 
 from app.core.base_models import MODELS_NAME
 from app.core.clock import steady_s
+from app.core.machine.signals import describe_exit
 from app.core.sampling.messages import MAX_SILENCE_S
 from app.core.settings import Settings
 from worker.launch.locks import TrainingSlots, try_lock
@@ -99,20 +99,27 @@ class Keeper:
         delay_s = FIRST_DELAY_S
         while True:
             began_s = steady_s()
-            exit_code = self._run_child(listener)
-            if exit_code is None:
+            problem = self._run_child(listener)
+            if problem is None:
                 return
             if steady_s() - began_s > STEADY_AFTER_S:
                 delay_s = FIRST_DELAY_S
-            how = signal.Signals(-exit_code).name if exit_code < 0 else f"exit code {exit_code}"
-            logger.error(
-                "the process that samples ended with %s; another one starts in %.1f s", how, delay_s
-            )
+            logger.error("%s; another one starts in %.1f s", problem, delay_s)
             if self._is_told_to_stop(within_s=delay_s):
                 return
             delay_s = min(2 * delay_s, MAX_DELAY_S)
 
-    def _run_child(self, listener: socket.socket) -> int | None:
+    def _run_child(self, listener: socket.socket) -> str | None:
+        """Run one process until it ends. Returns what has gone wrong; None if the keeper stops."""
+        try:
+            exit_code = self._watch_child(listener)
+        except OSError as error:  # such as a full disk, which passes
+            return f"the process that samples cannot run: {error}"
+        if exit_code is None:
+            return None
+        return f"the process that samples ended with {describe_exit(exit_code)}"
+
+    def _watch_child(self, listener: socket.socket) -> int | None:
         """Run one process until it ends. Returns its exit code; None if the keeper is to stop."""
         self._open_models()
         with self._start_child(self._settings, self._sandbox, listener) as child:
@@ -127,7 +134,7 @@ class Keeper:
                     return None
                 if child.output in ready and not child.relay():
                     return child.exit_code()
-                if child.hangs:
+                if child.hangs():
                     logger.error("the process that samples hangs, so it is killed")
                     return child.kill()
 

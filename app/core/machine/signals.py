@@ -1,4 +1,4 @@
-"""Tells a program's main loop that it is to stop."""
+"""What tells a program's main loop to stop, and what signals are called."""
 
 import os
 import signal
@@ -16,3 +16,15 @@ def listen_for_stops() -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _signal, _frame: None)
     return reader
+
+
+def describe_exit(exit_code: int) -> str:
+    """Say how a process has ended. Its exit code is negative if a signal has ended it."""
+    return signal_name(-exit_code) if exit_code < 0 else f"exit code {exit_code}"
+
+
+def signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal
+        return f"signal {number}"

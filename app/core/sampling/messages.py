@@ -21,7 +21,8 @@ HEAD = struct.Struct(">I")
 answers with an empty line."""
 
 MAX_ASK_BYTES = 8 * 1024**2
-"""Maximum size of a request: what the API accepts as a JSON body, with room for its own fields."""
+"""Maximum size of a request. It is several times what the API accepts as a JSON body, because some
+numbers are longer here than clients have written them."""
 
 MAX_ANSWER_BYTES = 2 * 1024**2
 """Maximum size of a line that answers: an answer that begins with the longest prompt."""

@@ -17,9 +17,8 @@ from worker.sampling.serving.options import ServingOptions
 def main(
     listener: int, control: int, options: ServingOptions, confinement: Confinement | None
 ) -> None:
-    if confinement is None:
-        die_with_parent(sys.stdout.fileno())
-    else:
+    die_with_parent(sys.stdout.fileno())  # also if this process waits for one that is contained
+    if confinement is not None:
         confine_this_process(confinement, Path.cwd(), listener, control)
     share_heaps(2)
     # Only now: the libraries, too, are loaded in the sandbox.

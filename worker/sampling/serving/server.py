@@ -24,6 +24,9 @@ logger = logging.getLogger(__name__)
 RECEIVE_S = 10.0
 """Default time in which a request must have arrived, in seconds."""
 
+TAKE_S = 60.0
+"""Default time in which a client must have taken all answers once they are complete, in seconds."""
+
 _OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
 
 _MORE_CONNECTIONS = 32
@@ -43,6 +46,8 @@ class Server:
         say_alive: called at intervals while none of them hangs.
         alive_s: length of these intervals, in seconds.
         receive_s: time in which a request must have arrived, in seconds.
+        take_s: time in which a client must have taken its answers once they are complete, in
+            seconds.
     """
 
     def __init__(
@@ -56,11 +61,14 @@ class Server:
         say_alive: Callable[[], None],
         alive_s: float = ALIVE_INTERVAL_S,
         receive_s: float = RECEIVE_S,
+        take_s: float = TAKE_S,
     ) -> None:
         self._listener = listener
         self._control = control
         self._desk = desk
-        self._receive_s = receive_s
+        self._make_connection = partial(
+            Connection, wake=self._wake, receive_s=receive_s, take_s=take_s
+        )
         self._pulses = pulses
         self._say_alive = say_alive
         self._alive_s = alive_s
@@ -80,11 +88,24 @@ class Server:
         self._selector.register(self._control, selectors.EVENT_READ, self._hear_keeper)
         self._selector.register(self._woken, selectors.EVENT_READ, self._flush)
         while not self._is_over:
+            self._drop_one_if_full()
             self._accept_if_room()
             for key, _ in self._selector.select(self._time_left_s()):
                 key.data()
             self._drop_late()
             self._show_life()
+
+    def _drop_one_if_full(self) -> None:
+        """Close the connection whose client has not taken complete answers for longest.
+
+        Clients that read nothing would otherwise keep all others out.
+        """
+        if len(self._connections) < self._limit:
+            return
+        ignored = [each for each in self._connections if each.is_ignored]
+        if ignored:
+            logger.warning("a connection is closed: its answers are not taken, and others wait")
+            self._close(min(ignored, key=lambda each: each.deadline_s))
 
     def _accept_if_room(self) -> None:
         """Listen for connections only while there may be more."""
@@ -104,9 +125,7 @@ class Server:
                 self._has_descriptors = error.errno not in _OUT_OF_DESCRIPTORS
                 return
             accepted.settimeout(0)
-            connection = Connection(
-                accepted, wake=self._wake, deadline_s=steady_s() + self._receive_s
-            )
+            connection = self._make_connection(accepted)
             self._connections.add(connection)
             self._selector.register(
                 accepted, selectors.EVENT_READ, partial(self._serve, connection)
@@ -133,8 +152,9 @@ class Server:
                 connection.socket.send(b"\n")
             self._close(connection)
             return
-        connection.request = Request(received.ask, received.files, connection)
-        self._desk.submit(connection.request)
+        request = Request(received.ask, received.files, connection)
+        connection.begin(request)
+        self._desk.submit(request)
 
     def _notice_leaving(self, connection: Connection) -> None:
         """Close the connection of a client that has closed it, or that breaks the protocol."""
@@ -204,14 +224,13 @@ class Server:
 
     def _time_left_s(self) -> float:
         """Time until there is something to do, even if nobody says anything."""
-        deadlines = [each.deadline_s for each in self._connections if each.request is None]
+        deadlines = [each.deadline_s for each in self._connections]
         left_s = self._says_alive_at_s - time.monotonic()
         return max(0.0, min([left_s, *(each - steady_s() for each in deadlines)]))
 
     def _drop_late(self) -> None:
         now_s = steady_s()
-        for connection in [
-            each for each in self._connections if each.request is None and each.deadline_s <= now_s
-        ]:
-            logger.warning("a connection is closed: its request has not arrived in time")
+        for connection in [each for each in self._connections if each.deadline_s <= now_s]:
+            what = "answers were not taken" if connection.is_ignored else "request has not arrived"
+            logger.warning("a connection is closed: its %s in time", what)
             self._close(connection)

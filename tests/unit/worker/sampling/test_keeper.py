@@ -12,12 +12,13 @@ from pathlib import Path
 import psutil
 import pytest
 
+from app.core.base_models import MODELS_NAME
 from app.core.compute_choices import sampler_memory, sampling_memory
 from app.core.settings import Settings
 from tests.waiting import wait_until
 from worker.launch.sandbox.confinement import Confinement
 from worker.launch.sandbox.sandbox import NO_SANDBOX
-from worker.sampling.child import LINES_A_MINUTE, Child, LogLimit
+from worker.sampling.child import LINES_A_MINUTE, Child, LogLimit, Patience
 from worker.sampling.keeper import Keeper
 from worker.sampling.serving.options import ServingOptions
 
@@ -78,13 +79,37 @@ def test_a_process_leaves_nothing_to_the_next_one(settings: Settings, directory:
     assert not (process / "code").exists()
 
 
+@pytest.mark.parametrize(
+    ("how", "said"), [("ends", "ended with exit code 3"), ("is killed", "ended with signal 40")]
+)
 def test_the_log_says_how_a_process_has_ended(
-    settings: Settings, directory: Path, caplog: pytest.LogCaptureFixture
+    settings: Settings, directory: Path, caplog: pytest.LogCaptureFixture, how: str, said: str
 ) -> None:
-    with caplog.at_level(logging.ERROR), keeping(settings, "ends"):
-        wait_until(lambda: "exit code 3" in caplog.text, within_s=PATIENCE_S)
+    with caplog.at_level(logging.ERROR), keeping(settings, how):
+        wait_until(lambda: said in caplog.text, within_s=PATIENCE_S)
 
     assert started(directory)
+
+
+def test_a_process_that_cannot_be_started_is_tried_again(
+    settings: Settings, directory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    in_the_way = settings.data_dir / MODELS_NAME
+    in_the_way.rename(settings.data_dir / "aside")
+    in_the_way.write_text("")
+    with caplog.at_level(logging.ERROR), keeping(settings, "waits"):
+        wait_until(lambda: "cannot run" in caplog.text, within_s=PATIENCE_S)
+        in_the_way.unlink()
+        wait_until(lambda: started(directory), within_s=PATIENCE_S)
+
+
+def test_a_process_that_was_paused_with_the_keeper_does_not_hang() -> None:
+    an_hour_s = 3600.0
+    patience = Patience(0.0, 30.0)
+
+    assert not patience.is_over(an_hour_s)
+    assert not patience.is_over(an_hour_s + 1)
+    assert any(patience.is_over(an_hour_s + look / 4) for look in range(4, 130))
 
 
 def test_a_process_that_cannot_be_started_leaves_no_descriptor_open(

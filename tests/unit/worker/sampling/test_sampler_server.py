@@ -6,24 +6,32 @@ import socket
 import threading
 import time
 from collections.abc import Generator, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from app.core.sampling.health import answers
-from app.core.sampling.messages import ANSWERS, Alive, Ask, TextPrompt
+from app.core.sampling.messages import ANSWERS, Alive, Ask, Delta, TextPrompt
 from tests.sampler_client import PATIENCE_S, Call
 from tests.waiting import wait_until
 from worker.sampling.private_socket import listening_in
 from worker.sampling.pulse import Pulse
 from worker.sampling.serving.desk import MAX_ANSWERS, Desk
+from worker.sampling.serving.requests import Request
 from worker.sampling.serving.server import Server
 
-RECEIVE_S = 0.2
+AT_ONCE_S = 0.2
 ALIVE_S = 0.1
 MORE_THAN_ARE_SERVED_AT_ONCE = MAX_ANSWERS + 100
+MORE_THAN_A_SOCKET_TAKES = 512 * 1024
+ASK = Ask(
+    project_id="proj_1",
+    base_model=Path("tiny"),
+    base_model_sha256="b" * 64,
+    prompt=TextPrompt(text="Once"),
+)
 
 
 @pytest.fixture
@@ -37,9 +45,9 @@ def directory(tmp_path: Path) -> Iterator[Path]:
 @contextmanager
 def serving_in(
     directory: Path, kind: type[socket.socket] = socket.socket, **more: Any
-) -> Generator[None]:
-    """Run a server of whose socket the keeper has made this kind of copy."""
-    usual = {"pulses": (), "say_alive": lambda: None, "alive_s": ALIVE_S, "receive_s": RECEIVE_S}
+) -> Generator[Desk]:
+    """Run a server of whose socket the keeper has made this kind of copy. Yields its desk."""
+    usual = {"pulses": (), "say_alive": lambda: None, "alive_s": ALIVE_S}
     control, keeper = os.pipe()
     with listening_in(directory) as listener:
         desk = Desk(queue=0, mode="idle")
@@ -49,7 +57,7 @@ def serving_in(
         thread = threading.Thread(target=server.run)
         thread.start()
         try:
-            yield
+            yield desk
         finally:
             os.close(keeper)
             thread.join()
@@ -82,14 +90,7 @@ def test_a_thread_that_hangs_is_noticed_by_all(tmp_path: Path) -> None:
 
 
 def test_a_request_that_waits_shows_life(directory: Path) -> None:
-    ask = Ask(
-        project_id="proj_1",
-        base_model=Path("tiny"),
-        base_model_sha256="b" * 64,
-        prompt=TextPrompt(text="Once"),
-    )
-    with closing(Call(directory)) as call:
-        call.send(ask.model_dump_json().encode())
+    with closing(Call.of(directory, ASK)) as call:
         lines = call.socket.makefile("rb")
         assert [ANSWERS.validate_json(lines.readline()) for _ in range(2)] == [Alive(), Alive()]
 
@@ -114,16 +115,44 @@ def test_without_descriptors_connections_wait_until_there_are_some(tmp_path: Pat
 
 
 @pytest.mark.parametrize("said", [b"", b"\0\0", b"\0\0\1\0{"])
-def test_a_client_that_does_not_finish_its_request_is_dropped(directory: Path, said: bytes) -> None:
-    with closing(Call(directory)) as call:
+def test_a_client_that_does_not_finish_its_request_is_dropped(tmp_path: Path, said: bytes) -> None:
+    with serving_in(tmp_path, receive_s=AT_ONCE_S), closing(Call(tmp_path)) as call:
         call.socket.sendall(said)
 
         assert call.socket.recv(1) == b""
 
 
-def test_silent_clients_keep_nobody_out_for_longer_than_their_time(directory: Path) -> None:
-    silent = [Call(directory) for _ in range(MORE_THAN_ARE_SERVED_AT_ONCE)]
+def test_silent_clients_keep_nobody_out_for_longer_than_their_time(tmp_path: Path) -> None:
+    with serving_in(tmp_path, receive_s=AT_ONCE_S), ExitStack() as stack:
+        for _ in range(MORE_THAN_ARE_SERVED_AT_ONCE):
+            stack.enter_context(closing(Call(tmp_path)))
 
-    assert answers(directory)
-    for call in silent:
-        call.close()
+        wait_until(lambda: answers(tmp_path), within_s=PATIENCE_S)
+
+
+def answer_all_of(desk: Desk, directory: Path) -> tuple[Call, Request]:
+    """Ask, and have a complete answer sent that the client does not read."""
+    call = Call.of(directory, ASK)
+    request = wait_until(lambda: desk.take(lambda _: True), within_s=PATIENCE_S)
+    assert request is not None
+    request.end(Delta(choice=0, text="x" * MORE_THAN_A_SOCKET_TAKES))
+    desk.leave(request)
+    return call, request
+
+
+def test_who_does_not_take_the_answers_is_dropped(tmp_path: Path) -> None:
+    with serving_in(tmp_path, take_s=AT_ONCE_S) as desk:
+        call, request = answer_all_of(desk, tmp_path)
+        with closing(call):
+            wait_until(lambda: request.is_stopped, within_s=PATIENCE_S)
+
+            assert len(call.socket.makefile("rb").read()) < MORE_THAN_A_SOCKET_TAKES
+
+
+def test_who_does_not_take_the_answers_keeps_nobody_out(tmp_path: Path) -> None:
+    with serving_in(tmp_path) as desk, ExitStack() as stack:
+        for _ in range(MORE_THAN_ARE_SERVED_AT_ONCE):
+            call, _ = answer_all_of(desk, tmp_path)
+            stack.enter_context(closing(call))
+
+        assert answers(tmp_path)

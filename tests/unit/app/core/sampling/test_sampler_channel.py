@@ -10,9 +10,13 @@ from app.core.errors import SamplerUnavailableError
 from app.core.sampling.channel import Channel, Progress
 from app.core.sampling.messages import Accepted, Alive, Ask, Delta, Finished, TextPrompt
 from tests.standin_sampler import PATIENCE_S, Asked, Said, StandInSampler
+from tests.waiting import wait_until
 from worker.sampling.private_socket import listening_in
 
-SILENCE_S = 0.2
+AT_ONCE_S = 0.2
+PATIENT_S = 2.0
+"""Longer than a busy machine lets a thread wait for its turn."""
+
 MORE_THAN_A_SOCKET_TAKES = 4 * 1024**2
 ANSWERS = (
     Accepted(prompt_tokens=1, cached_tokens=0),
@@ -21,14 +25,16 @@ ANSWERS = (
 )
 
 
-async def ask(directory: Path, text: str = "Once") -> list[Progress]:
+async def ask(
+    directory: Path, text: str = "Once", *, silence_s: float = AT_ONCE_S
+) -> list[Progress]:
     request = Ask(
         project_id="proj_1",
         base_model=Path("tiny"),
         base_model_sha256="b" * 64,
         prompt=TextPrompt(text=text),
     )
-    channel = await Channel.open(directory, request, (), silence_s=SILENCE_S)
+    channel = await Channel.open(directory, request, (), silence_s=silence_s)
     try:
         return [answer async for answer in channel.answers()]
     finally:
@@ -47,9 +53,9 @@ def fall_silent(asked: Asked) -> Iterator[Said]:
 
 def show_life(asked: Asked) -> Iterator[Said]:
     """Answer only after longer than a sampler may be silent."""
-    for _ in range(10):
+    for _ in range(6):
         yield Alive()
-        asked.has_left.wait(SILENCE_S / 4)
+        asked.has_left.wait(PATIENT_S / 5)
     for answer in ANSWERS:
         yield answer
         yield Alive()
@@ -63,12 +69,13 @@ def test_a_sampler_that_says_nothing_is_given_up(
         with pytest.raises(SamplerUnavailableError, match="nothing for"):
             asyncio.run(ask(tmp_path))
 
-        assert sampler.asked[0].has_left.wait(PATIENCE_S)
+        asked = wait_until(lambda: sampler.asked, within_s=PATIENCE_S)
+        assert asked[0].has_left.wait(PATIENCE_S)
 
 
 def test_a_sampler_that_is_slow_is_waited_for(tmp_path: Path) -> None:
     with StandInSampler(tmp_path, show_life):
-        assert asyncio.run(ask(tmp_path)) == list(ANSWERS)
+        assert asyncio.run(ask(tmp_path, silence_s=PATIENT_S)) == list(ANSWERS)
 
 
 def test_a_socket_from_which_nobody_reads_holds_no_request(tmp_path: Path) -> None:
