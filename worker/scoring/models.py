@@ -91,6 +91,7 @@ class Models:
         runner = load_runner(base_model, placement)
         decoder = Decoder(
             base_model,
+            tokenizer,
             window=runner.window,
             vocabulary=runner.vocabulary,
             today=lambda: today_of(spec.config),

@@ -66,6 +66,15 @@ def share_heaps(count: int) -> None:
         _libc.mallopt(_M_ARENA_MAX, count)
 
 
+def trim_heaps() -> None:
+    """Give memory that was freed back to the system, if the C library is glibc.
+
+    It keeps what lies between pieces that are still used.
+    """
+    if hasattr(_libc, "malloc_trim"):
+        _libc.malloc_trim(0)
+
+
 def die_with_parent(shared: int) -> None:
     """End this process as soon as its parent dies; at once, if it is dead already.
 

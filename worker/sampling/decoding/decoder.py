@@ -7,6 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
+from transformers import PreTrainedTokenizerBase
+
 from app.core.sampling.messages import Ask, ChatPrompt
 from worker.sampling.decoding.answer import Limits, SampledAnswer
 from worker.sampling.decoding.answer_text import AnswerText
@@ -21,7 +23,6 @@ from worker.sampling.decoding.next_token import TokenChooser
 from worker.sampling.decoding.prompts import PromptWriter, utc_today
 from worker.sampling.decoding.refusals import RefusedError
 from worker.sampling.decoding.text.token_text import Detokenizer, TokenTexts
-from worker.training.data.tokenizer import load_tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,23 +51,22 @@ class Decoder:
     def __init__(
         self,
         base_model: Path,
+        tokenizer: PreTrainedTokenizerBase,
         *,
         window: int,
         vocabulary: int,
         today: Callable[[], date] = utc_today,
     ) -> None:
-        """Load the tokenizer of a base model.
+        """Prepare to answer.
 
         Args:
-            base_model: its directory.
+            base_model: directory of the base model.
+            tokenizer: its tokenizer.
             window: maximum number of tokens of a sequence.
             vocabulary: number of logits.
             today: tells the day that chat templates see.
-
-        Raises:
-            TrainingFailedError: `tokenizer_unsupported`.
         """
-        self._tokenizer = load_tokenizer(base_model)
+        self._tokenizer = tokenizer
         self._window = window
         self._vocabulary = vocabulary
         self._texts = TokenTexts(self._tokenizer)

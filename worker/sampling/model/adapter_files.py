@@ -119,12 +119,15 @@ def read_adapter(files: AdapterFiles, sizes: ModuleSizes) -> AdapterWeights:
         UnsupportedAdapterError: the adapter has a form that the sampler does not know.
     """
     config = _read_config(files)
-    raw = _read_exactly(files.weights, files.weights_sha256, files.max_bytes, "weights")
     try:
-        tensors = load(raw)
+        tensors = load(_read_weights(files))  # the file leaves the memory again
     except SafetensorError as error:
         raise DamagedAdapterError(f"Its weights are no safetensors file: {error}.") from error
     return _Assembly(config, sizes, tensors).build()
+
+
+def _read_weights(files: AdapterFiles) -> bytes:
+    return _read_exactly(files.weights, files.weights_sha256, files.max_bytes, "weights")
 
 
 def _read_exactly(file: BinaryIO, sha256: str, max_bytes: int, what: str) -> bytes:

@@ -18,6 +18,15 @@ class PrefixOwner(NamedTuple):
     adapter_sha256: str | None
 
 
+class Known(NamedTuple):
+    """The beginning of a prompt that was read before."""
+
+    cache: Cache
+    """What has read it, and perhaps more. Fork it to go on."""
+    length: int
+    """Number of tokens."""
+
+
 @dataclass(eq=False, slots=True)  # arrays cannot be compared as a whole
 class _Entry:
     owner: PrefixOwner
@@ -42,10 +51,10 @@ class PrefixStore:
     def bytes(self) -> int:
         return sum(entry.cache.bytes for entry in self._entries)
 
-    def find(self, owner: PrefixOwner, tokens: Sequence[int]) -> Cache | None:
-        """A cache of its own that has read the longest known beginning of `tokens`.
+    def find(self, owner: PrefixOwner, tokens: Sequence[int]) -> Known | None:
+        """The longest known beginning of `tokens`.
 
-        It never has read all of them, because the last one must be read for what follows it.
+        It is never all of them, because the last one must be read for what follows it.
         """
         wanted = np.array(list(tokens[:-1]))
         shared = [
@@ -57,8 +66,7 @@ class PrefixStore:
         entry = self._entries.pop(best)
         self._entries.append(entry)
         entry.used_s = steady_s()
-        fork = entry.cache.fork(shared[best])
-        return fork if fork.length else None
+        return Known(entry.cache, shared[best])
 
     def keep(self, owner: PrefixOwner, tokens: Sequence[int], cache: Cache) -> None:
         """Keep a cache that has read `tokens`. The caller must not read with it any more."""

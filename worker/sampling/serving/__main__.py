@@ -21,6 +21,8 @@ def main(
     if confinement is not None:
         confine_this_process(confinement, Path.cwd(), listener, control)
     share_heaps(2)
+    # `transformers` would load weights with four threads, also beside a training.
+    os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"
     # Only now: the libraries, too, are loaded in the sandbox.
     from worker.sampling.serving.process import serve  # noqa: PLC0415
 

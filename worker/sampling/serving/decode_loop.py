@@ -21,16 +21,13 @@ from worker.sampling.serving.batch import Batch, Running, Sequence, plan_step
 from worker.sampling.serving.desk import Desk
 from worker.sampling.serving.pace import Pace, rest_after
 from worker.sampling.serving.requests import UnavailableError, explain_failure
-from worker.sampling.serving.shelf import Shelf
+from worker.sampling.serving.shelf import PATIENCE_S, Shelf
 
 logger = logging.getLogger(__name__)
 
 KEEP_S = 3600.0
 """Time for which prompts and adapters stay in memory after they were used, in seconds. An erased
 project leaves no trace for longer."""
-
-PATIENCE_S = 30.0
-"""Longest time that a request waits for memory while others are answered, in seconds."""
 
 
 class DecodeLoop:
@@ -66,7 +63,7 @@ class DecodeLoop:
     @torch.inference_mode()
     def run_once(self) -> None:
         """Let all answers go on by one token. Waits for a request if there is none."""
-        self._arrived += self._desk.collect(waits=not self._arrived and not self._running)
+        self._arrived += self._desk.collect(waits=not self._running)
         self._drop_stopped()
         self._let_in()
         self._pace.use_threads(trains=self._desk.trains)
@@ -88,15 +85,12 @@ class DecodeLoop:
                     self._leave(running)
 
     def _let_in(self) -> None:
-        """Let those join for which there is memory. Others overtake those for which there is not.
-
-        Nobody waits if nothing is answered, because then there will not be more memory either.
-        """
+        """Let those join for which there is memory; they overtake those for which there is not."""
         for running in list(self._arrived):
             if self._shelf.reserve(self._count_bytes() + running.bytes):
                 with self._failing_alone(running):
                     self._join(running)
-            elif not self._running or steady_s() >= running.prepared_s + self._patience_s:
+            elif steady_s() >= running.prepared_s + self._patience_s:
                 message = (
                     f"The prompt takes {running.bytes:,} bytes of memory, and the sampler has no "
                     "room for them (TUNERY_SAMPLING_MEMORY_BYTES). Send a shorter one, or send it "
@@ -107,8 +101,11 @@ class DecodeLoop:
     def _join(self, running: Running) -> None:
         prompt = running.prepared.prompt
         with self._shelf.lock:
-            cache = self._shelf.prefixes.find(running.owner, prompt)
-        cache = cache or running.model.runner.new_cache()
+            known = self._shelf.prefixes.find(running.owner, prompt)
+        if known is None:
+            cache = running.model.runner.new_cache()
+        else:
+            cache = known.cache.fork(known.length)  # without the lock, because it takes a while
         running.sequences.append(Sequence(running, cache, list(prompt)))
         self._arrived.remove(running)
         self._running.append(running)
@@ -120,7 +117,7 @@ class DecodeLoop:
         began_s = steady_s()
         try:
             logits_BV = runner.read([sequence.row(count) for sequence, count in batch])
-        except Exception as error:
+        except BaseException as error:
             self._find_cause(batch, error)
             return
         self._pace.note(sum(count for _, count in batch), steady_s() - began_s)
@@ -129,7 +126,7 @@ class DecodeLoop:
                 with self._failing_alone(sequence.running):
                     self._advance(sequence, logits_V)
 
-    def _find_cause(self, batch: Batch, error: Exception) -> None:
+    def _find_cause(self, batch: Batch, error: BaseException) -> None:
         """After a failed step, refuse the request that was read, or read each of them alone."""
         requests = {sequence.running for sequence, _ in batch}
         if len(requests) == 1:
@@ -208,10 +205,10 @@ class DecodeLoop:
         """Refuse this request if what follows fails, so that it hurts no other."""
         try:
             yield
-        except Exception as error:
+        except BaseException as error:
             self._refuse(running, error)
 
-    def _refuse(self, running: Running, error: Exception) -> None:
+    def _refuse(self, running: Running, error: BaseException) -> None:
         running.request.end(explain_failure(error))
         self._leave(running)
 

@@ -18,6 +18,10 @@ request of another one."""
 GRACE_S = 30.0
 """Time in which answers in the making may finish when a job begins to train, in seconds."""
 
+TURN_S = 120.0
+"""Time after which a project that waits and has no answers in the making gets room from another
+one, in seconds. Most answers end sooner, so few have to make room."""
+
 LOOK_S = 1.0
 """Longest time that a thread waits before it looks around again, in seconds. Nothing wakes it when
 time runs out for a request, or when what was kept has become too old."""
@@ -37,19 +41,27 @@ class Desk:
         mode: what happens to requests while a job trains.
         grace_s: time in which answers may finish when a job begins to train, in seconds. It counts
             in the mode `idle`.
+        turn_s: time after which others make room for a project that has no answers, in seconds.
     """
 
     def __init__(
-        self, *, queue: int, mode: Literal["idle", "shared"], grace_s: float = GRACE_S
+        self,
+        *,
+        queue: int,
+        mode: Literal["idle", "shared"],
+        grace_s: float = GRACE_S,
+        turn_s: float = TURN_S,
     ) -> None:
         self.trains = False
         self._mode = mode
         self._grace_s = grace_s
+        self._turn_s = turn_s
         self._closes_s = 0.0
         self._changed = threading.Condition()
         self._queue = queue
         self._line = WaitingLine()
-        self._admitted: set[Request] = set()
+        self._admitted: list[Request] = []
+        """Those that are prepared or answered, in the order in which their turn came."""
         self._prepared: list[Running] = []
 
     @property
@@ -78,8 +90,7 @@ class Desk:
             request.stop()
             if self._line.remove(request):
                 request.end()
-            self._admitted.discard(request)
-            self._changed.notify_all()
+            self._free(request)
 
     def set_training(self, trains: bool) -> None:  # noqa: FBT001 - what the keeper says
         """Note whether a job trains.
@@ -116,8 +127,17 @@ class Desk:
         running = self._count_admitted()
         request = self._line.take(MAX_ANSWERS - running.total(), running, accepts)
         if request is not None:
-            self._admitted.add(request)
+            self._admitted.append(request)
         return request
+
+    def put_back(self, request: Request) -> None:
+        """Let a request that was taken wait for its turn again, or end it if it was stopped."""
+        with self._changed:
+            self._free(request)
+            if request.is_stopped:
+                request.end()
+            else:
+                self._line.put_back(request)
 
     def hand_over(self, running: Running) -> None:
         """Let a request be answered that has been prepared."""
@@ -128,7 +148,8 @@ class Desk:
     def collect(self, *, waits: bool) -> list[Running]:
         """The requests that were handed over since the last call.
 
-        It also stops all requests when the grace period is over.
+        It also stops all requests when the grace period is over, and the one that has to make room
+        for another project.
 
         Args:
             waits: whether to wait until something changes, at most for `LOOK_S`.
@@ -139,6 +160,7 @@ class Desk:
             if self.refuses and steady_s() >= self._closes_s:
                 for request in self._admitted:
                     request.stop(_training_refusal())
+            self._make_room()
             prepared, self._prepared = self._prepared, []
             return prepared
 
@@ -161,8 +183,31 @@ class Desk:
     def leave(self, request: Request) -> None:
         """Give the room of a request that has ended to others."""
         with self._changed:
-            self._admitted.discard(request)
-            self._changed.notify_all()
+            self._free(request)
+
+    def _make_room(self) -> None:
+        """Stop an answer for a project that has none and has waited for long.
+
+        It is the oldest request of the project with the most answers.
+        """
+        running = self._count_admitted()
+        waiting = self._line.peek(running)
+        if (
+            waiting is None
+            or running[waiting.ask.project_id]
+            or waiting.ask.choices <= MAX_ANSWERS - running.total()
+            or steady_s() < waiting.arrived_s + self._turn_s
+        ):
+            return
+        oldest = max(self._admitted, key=lambda each: running[each.ask.project_id])
+        oldest.stop(_turn_refusal())
+        self._free(oldest)
+
+    def _free(self, request: Request) -> None:
+        """Give the room of a request to others."""
+        if request in self._admitted:
+            self._admitted.remove(request)
+        self._changed.notify_all()
 
     def _count_admitted(self) -> Counter[str]:
         """Answers in the making, by project."""
@@ -178,6 +223,16 @@ def _busy_refusal(queue: int) -> Refused:
         code="sampler_busy",
         message=f"The sampler is busy, and {queue} requests wait already (TUNERY_SAMPLING_QUEUE). "
         "Send the request again in a few seconds.",
+        retry_after_s=_BUSY_RETRY_S,
+    )
+
+
+def _turn_refusal() -> Refused:
+    return Refused(
+        status=429,
+        code="sampler_busy",
+        message="The sampler is busy, and this answer has made room for another project, which had "
+        "waited for long. Send the request again in a few seconds, with a smaller max_tokens.",
         retry_after_s=_BUSY_RETRY_S,
     )
 

@@ -10,8 +10,13 @@ from worker.sampling.pulse import LOADING_S, STEP_S, Pulse
 from worker.sampling.serving.batch import Running
 from worker.sampling.serving.desk import Desk
 from worker.sampling.serving.pace import rest_after
-from worker.sampling.serving.requests import Request, explain_failure
-from worker.sampling.serving.shelf import Shelf
+from worker.sampling.serving.requests import (
+    NoRoomError,
+    NotLoadedError,
+    Request,
+    explain_failure,
+)
+from worker.sampling.serving.shelf import PATIENCE_S, Shelf
 
 
 class Preparer:
@@ -27,12 +32,18 @@ class Preparer:
         desk: has the requests.
         shelf: has what they need.
         loads: whether it takes those for which something must be loaded.
+        patience_s: longest time that a request waits for memory, in seconds.
     """
 
-    def __init__(self, desk: Desk, shelf: Shelf, *, loads: bool) -> None:
+    def __init__(
+        self, desk: Desk, shelf: Shelf, *, loads: bool, patience_s: float = PATIENCE_S
+    ) -> None:
         self._desk = desk
         self._shelf = shelf
         self._loads = loads
+        self._patience_s = patience_s
+        self._without_room = dict[Request, float]()
+        """Requests that wait for memory, and until when they do."""
         self.pulse = Pulse()
 
     def run(self) -> None:
@@ -42,44 +53,52 @@ class Preparer:
             self.run_once()
 
     def run_once(self) -> None:
-        """Prepare the next request, if there is one soon."""
+        """Prepare the next request, if there is one soon, and those that wait for memory."""
         request = self._desk.take(lambda each: self._shelf.has(each.ask) is not self._loads)
-        if request is None:
-            return
         began_s = time.thread_time()
-        self.pulse.expect(LOADING_S)
-        self.prepare(request)
-        self.pulse.rest()
+        for each in [*self._without_room, *([request] if request else [])]:
+            self.pulse.expect(LOADING_S)
+            self.prepare(each)
+            self.pulse.rest()
         worked_s = time.thread_time() - began_s
         until_s = steady_s() + rest_after(worked_s, trains=self._desk.trains)
         while self._desk.rest(until_s):
             pass
 
     def prepare(self, request: Request) -> None:
-        """Prepare a request that was taken, or end it."""
-        with ExitStack() as undo:
-            undo.callback(self._desk.leave, request)
-            undo.callback(request.end)
+        """Prepare a request that was taken, end it, or let it wait for memory."""
+        until_s = self._without_room.pop(request, steady_s() + self._patience_s)
+        with ExitStack() as taken:
             try:
-                running = self._begin(request, undo)
-            except Exception as error:
-                request.end(explain_failure(error))
+                running = self._begin(request, taken)
+            except NotLoadedError:
+                self._desk.put_back(request)
                 return
+            except BaseException as error:  # what fails in Rust is no Exception
+                if isinstance(error, NoRoomError) and error.may_pass and steady_s() < until_s:
+                    self._without_room[request] = until_s
+                    return
+                request.end(explain_failure(error))
+                running = None
             if running is not None:
-                undo.pop_all()
+                taken.pop_all()
                 self._desk.hand_over(running)
+                return
+        request.end()
+        self._desk.leave(request)
 
-    def _begin(self, request: Request, undo: ExitStack) -> Running | None:
+    def _begin(self, request: Request, taken: ExitStack) -> Running | None:
         """Get ready what the request needs. None if it was stopped meanwhile."""
-        ask = request.ask
-        model = self._shelf.take_model(ask)
-        undo.callback(self._shelf.release, model)
+        ask, adapter = request.ask, None
         if request.is_stopped:
             return None
-        adapter = None
+        model = self._shelf.take_model(ask, loads=self._loads)
+        taken.callback(self._shelf.release, model)
+        if request.is_stopped:
+            return None
         if ask.adapter is not None:
-            adapter = self._shelf.take_adapter(model, ask.adapter, request.files)
-            undo.callback(self._shelf.release, adapter)
+            adapter = self._shelf.take_adapter(model, ask.adapter, request.files, loads=self._loads)
+            taken.callback(self._shelf.release, adapter)
         if request.is_stopped:
             return None
         self.pulse.expect(STEP_S)

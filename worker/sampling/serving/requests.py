@@ -6,6 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import BinaryIO, Literal, Protocol
 
+from app.core.clock import steady_s
 from app.core.sampling.messages import Accepted, Ask, Delta, Finished, Refused
 from worker.sampling.decoding.refusals import RefusedError
 
@@ -42,12 +43,34 @@ class UnavailableError(RefusedError):
         self.answer = Refused(status=status, code=code, message=message)
 
 
+class NoRoomError(UnavailableError):
+    """There is no memory for what a request needs.
+
+    Attributes:
+        may_pass: whether there is if others end.
+    """
+
+    def __init__(self, what: str, needed: int, limit: int) -> None:
+        message = (
+            f"{what} takes {needed:,} bytes while it is loaded, and the sampler has no room for it "
+            f"within its {limit:,} (TUNERY_SAMPLING_MEMORY_BYTES)."
+        )
+        super().__init__("sampler_memory", message)
+        self.may_pass = needed <= limit
+
+
+class NotLoadedError(Exception):
+    """What a request needs has left since its turn came."""
+
+
 @dataclass(eq=False, slots=True)
 class Request:
     ask: Ask
     files: Sequence[BinaryIO]
     """Weights and configuration of the adapter; none for the base model."""
     outlet: Outlet
+    arrived_s: float = field(default_factory=steady_s, init=False)
+    """Time of the steady clock."""
     is_stopped: bool = field(default=False, init=False)
     """Whether whoever works on it must end it now."""
     has_ended: bool = field(default=False, init=False)
@@ -77,7 +100,7 @@ class Request:
                 file.close()
 
 
-def explain_failure(error: Exception) -> Refused:
+def explain_failure(error: BaseException) -> Refused:
     """What the API is told of a request that has failed. The log is told what has no excuse."""
     refusal = _explain(error)
     if refusal.status == 500:  # noqa: PLR2004 - a fault of the service or of its files
@@ -85,7 +108,7 @@ def explain_failure(error: Exception) -> Refused:
     return refusal
 
 
-def _explain(error: Exception) -> Refused:
+def _explain(error: BaseException) -> Refused:
     if isinstance(error, RefusedError):
         return error.answer
     if isinstance(error, MemoryError) or "allocate memory" in str(error):

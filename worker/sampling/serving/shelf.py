@@ -1,9 +1,10 @@
 """Base models, adapters and read prompts in memory; the least recently used ones leave."""
 
+import gc
 import logging
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, TypeVar
@@ -12,6 +13,7 @@ from pydantic import ValidationError
 
 from app.core.base_models import RECORD_NAME, InstalledModel
 from app.core.clock import steady_s
+from app.core.machine.linux import trim_heaps
 from app.core.sampling.messages import AdapterRef, Ask
 from worker.sampling.decoding.decoder import Decoder
 from worker.sampling.decoding.refusals import RefusedError
@@ -20,14 +22,21 @@ from worker.sampling.model.loading import load_runner
 from worker.sampling.model.prefixes import PrefixStore
 from worker.sampling.model.runner import Adapter, Runner
 from worker.sampling.serving.options import ServingOptions
-from worker.sampling.serving.requests import UnavailableError
+from worker.sampling.serving.requests import NoRoomError, NotLoadedError, UnavailableError
 from worker.training.compute.hardware import read_or_measure
-from worker.training.compute.plan import choose_placement
+from worker.training.compute.plan import Placement, choose_placement
 from worker.training.data.tokenizer import load_tokenizer
 from worker.training.failures import TrainingFailedError
 from worker.training.model.base_model import ModelShape
 
 logger = logging.getLogger(__name__)
+
+PATIENCE_S = 30.0
+"""Longest time that a request waits for memory that others use, in seconds."""
+
+_ADAPTER_COPIES = 3
+"""Memory that an adapter takes while it is loaded, in sizes of its file: a copy of its numbers
+beside the file, and then beside the same numbers in float32."""
 
 
 @dataclass(eq=False, slots=True)
@@ -61,7 +70,7 @@ class LoadedAdapter(_Loaded):
 class Shelf:
     """All that is in memory, within a limit.
 
-    Some threads load, and another one reads with what is loaded.
+    One thread loads, another one reads with what is loaded, and all of them look for it.
 
     Attributes:
         prefixes: prompts that were read. For the thread that reads, which holds `lock`.
@@ -71,38 +80,39 @@ class Shelf:
     def __init__(self, options: ServingOptions) -> None:
         self.prefixes = PrefixStore(options.memory_bytes)
         self.lock = threading.RLock()
-        self._loading = threading.Lock()
-        """Held while something is loaded, so that the room made for it is not taken by another."""
         self._options = options
         self._models: dict[tuple[Path, str], LoadedModel] = {}
         self._running_bytes = 0
         self._coming_bytes = 0
-        """Memory of the base model that is being loaded."""
+        """Memory of what is being loaded."""
 
     def has(self, ask: Ask) -> bool:
         """Whether nothing must be loaded for a request."""
         with self.lock:
-            model = self._models.get((ask.base_model, ask.base_model_sha256))
+            model = self._models.get(_key(ask))
             return model is not None and (ask.adapter is None or ask.adapter in model.adapters)
 
-    def take_model(self, ask: Ask) -> LoadedModel:
-        """The base model of a request, loaded if it is not here. Give it back with `release`.
+    def take_model(self, ask: Ask, *, loads: bool) -> LoadedModel:
+        """The base model of a request. Give it back with `release`.
+
+        Args:
+            ask: the request.
+            loads: whether the caller is the thread that loads what is not here.
 
         Raises:
+            NotLoadedError: it is not here, and the caller does not load.
+            NoRoomError: nothing can leave for it now.
             RefusedError: it cannot be loaded.
         """
-        key = (ask.base_model, ask.base_model_sha256)
-        return self._take(self._models, key, lambda: self._load_model(ask))
+        found = self._find(self._models, _key(ask), loads=loads)
+        return found or self._load_model(ask)
 
     def take_adapter(
-        self, model: LoadedModel, ref: AdapterRef, files: Sequence[BinaryIO]
+        self, model: LoadedModel, ref: AdapterRef, files: Sequence[BinaryIO], *, loads: bool
     ) -> LoadedAdapter:
-        """The adapter of a request, as `take_model` does it.
-
-        Raises:
-            RefusedError: it cannot be loaded.
-        """
-        return self._take(model.adapters, ref, lambda: self._load_adapter(model, ref, files))
+        """The adapter of a request, as `take_model` does it."""
+        found = self._find(model.adapters, ref, loads=loads)
+        return found or self._load_adapter(model, ref, files)
 
     def release(self, *loaded: LoadedModel | LoadedAdapter | None) -> None:
         with self.lock:
@@ -148,23 +158,46 @@ class Shelf:
                         del model.adapters[ref]
 
     def clear(self) -> None:
-        """Let everything leave that nobody needs."""
+        """Let everything leave that nobody needs, and give its memory back to the system."""
         with self.lock:
+            has_left = bool(self.prefixes.bytes)
             self.prefixes.shrink(0)
             while self._drop_oldest():
-                pass
+                has_left = True
+        if has_left:
+            gc.collect()  # a decoder refers to itself
+            trim_heaps()
 
-    def _take(
-        self, loaded: dict[_KeyT, _LoadedT], key: _KeyT, load: Callable[[], _LoadedT]
-    ) -> _LoadedT:
+    def _find(self, loaded: dict[_KeyT, _LoadedT], key: _KeyT, *, loads: bool) -> _LoadedT | None:
         with self.lock:
-            if key in loaded:
-                return _use(loaded[key])
-        with self._loading:
-            new = loaded.get(key) or load()  # another thread may have loaded it meanwhile
-            with self.lock:
-                loaded[key] = new
-                return _use(new)
+            found = loaded.get(key)
+            if found is None and not loads:
+                raise NotLoadedError
+            return found and _use(found)
+
+    def _load(
+        self,
+        loaded: dict[_KeyT, _LoadedT],
+        key: _KeyT,
+        load: Callable[[], _LoadedT],
+        *,
+        needed: int,
+        what: str,
+    ) -> _LoadedT:
+        """Load something, with memory reserved for it until it is here."""
+        with self.lock:
+            if not self.make_room(needed):
+                raise NoRoomError(what, needed, self._options.memory_bytes)
+            self._coming_bytes = needed
+        try:
+            new = load()
+        except BaseException:
+            self._coming_bytes = 0
+            raise
+        with self.lock:
+            self._coming_bytes = 0
+            loaded[key] = new
+            return _use(new)
 
     def _loaded(self) -> Iterator[_Loaded]:
         for model in self._models.values():
@@ -194,32 +227,17 @@ class Shelf:
         try:
             speeds = read_or_measure(self._options.speeds)
             placement = choose_placement(self._options.compute, speeds)
-            load_tokenizer(directory)  # fails before gigabytes are read
+            needed = ModelShape.read(directory).parameters * placement.torch_dtype.itemsize
+            return self._load(
+                self._models,
+                _key(ask),
+                lambda: _read_model(directory, placement),
+                needed=needed,
+                what="The base model",
+            )
         except TrainingFailedError as error:
             message = f"The sampler cannot load the base model {directory.name}. {error}"
             raise UnavailableError("base_model_unusable", message) from None
-        needed = ModelShape.read(directory).parameters * placement.torch_dtype.itemsize
-        with self._coming(needed):
-            logger.info("loading %s in %s", directory.name, placement.dtype)
-            runner = load_runner(directory, placement)
-            decoder = Decoder(directory, window=runner.window, vocabulary=runner.vocabulary)
-        return LoadedModel(runner.bytes, runner, decoder)
-
-    @contextmanager
-    def _coming(self, needed: int) -> Iterator[None]:
-        """Reserve memory for a base model while it is loaded."""
-        with self.lock:
-            if not self.make_room(needed):
-                message = (
-                    f"The base model takes {needed:,} bytes, and the sampler has no room for it "
-                    f"within its {self._options.memory_bytes:,} (TUNERY_SAMPLING_MEMORY_BYTES)."
-                )
-                raise UnavailableError("sampler_memory", message)
-            self._coming_bytes = needed
-        try:
-            yield
-        finally:
-            self._coming_bytes = 0
 
     def _check_model(self, ask: Ask) -> Path:
         """The directory of a base model, if the model in it is the one that was asked for."""
@@ -230,9 +248,7 @@ class Shelf:
             message = f"The base model {directory.name} is not installed where the sampler runs."
             raise UnavailableError("base_model_missing", message) from None
         if record.sha256 != ask.base_model_sha256:
-            message = (
-                f"The base model {directory.name} was installed again. Send the request again."
-            )
+            message = f"The base model {directory.name} was reinstalled. Send the request again."
             raise UnavailableError("base_model_missing", message)
         return directory
 
@@ -240,10 +256,15 @@ class Shelf:
         self, model: LoadedModel, ref: AdapterRef, files: Sequence[BinaryIO]
     ) -> LoadedAdapter:
         weights, config = files
-        limit = self._options.memory_bytes
+        size = os.fstat(weights.fileno()).st_size
+        checked = AdapterFiles(weights, config, ref.weights_sha256, ref.config_sha256, size)
         try:
-            adapter = model.runner.load_adapter(
-                AdapterFiles(weights, config, ref.weights_sha256, ref.config_sha256, limit)
+            return self._load(
+                model.adapters,
+                ref,
+                lambda: _read_adapter(model, checked),
+                needed=_ADAPTER_COPIES * size,
+                what="The adapter",
             )
         except UnsupportedAdapterError as error:
             message = f"The sampler cannot use the adapter of this model. {error}"
@@ -251,10 +272,23 @@ class Shelf:
         except (AdapterError, OSError) as error:
             message = f"The adapter of this model is damaged. {error}"
             raise UnavailableError("adapter_damaged", message, status=500) from None
-        if not self.make_room(adapter.bytes):
-            message = "The sampler has no room for the adapter (TUNERY_SAMPLING_MEMORY_BYTES)."
-            raise UnavailableError("sampler_memory", message)
-        return LoadedAdapter(adapter.bytes, adapter)
+
+
+def _key(ask: Ask) -> tuple[Path, str]:
+    return ask.base_model, ask.base_model_sha256
+
+
+def _read_model(directory: Path, placement: Placement) -> LoadedModel:
+    logger.info("loading %s in %s", directory.name, placement.dtype)
+    tokenizer = load_tokenizer(directory)
+    runner = load_runner(directory, placement)
+    decoder = Decoder(directory, tokenizer, window=runner.window, vocabulary=runner.vocabulary)
+    return LoadedModel(runner.bytes, runner, decoder)
+
+
+def _read_adapter(model: LoadedModel, files: AdapterFiles) -> LoadedAdapter:
+    adapter = model.runner.load_adapter(files)
+    return LoadedAdapter(adapter.bytes, adapter)
 
 
 def _use(loaded: _LoadedT) -> _LoadedT:

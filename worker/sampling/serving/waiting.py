@@ -1,7 +1,7 @@
 """The requests that wait, in fair turns between projects."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from worker.sampling.serving.requests import Request
 
@@ -54,19 +54,21 @@ class WaitingLine:
             running: number of answers in the making, by project.
             accepts: whether the caller takes this request, or leaves it to another thread.
         """
-        full = set[str]()
-        for each in sorted(self._requests, key=lambda each: running.get(each.ask.project_id, 0)):
-            project, choices = each.ask.project_id, each.ask.choices
-            if running.get(project, 0) + choices > MAX_OF_PROJECT:
-                full.add(project)
-            if project in full:
-                continue
-            if choices > room:
+        for each in self._in_turn(running):
+            if each.ask.choices > room:
                 return None
             if accepts(each):
                 self._requests.remove(each)
                 return each
         return None
+
+    def peek(self, running: Mapping[str, int]) -> Request | None:
+        """The request whose turn it is, as of `take`. It stays here."""
+        return next(self._in_turn(running), None)
+
+    def put_back(self, request: Request) -> None:
+        """Let a request that was taken wait again, before all others."""
+        self._requests.insert(0, request)
 
     def remove(self, request: Request) -> bool:
         """Take this request out. Returns whether it waited."""
@@ -79,3 +81,13 @@ class WaitingLine:
         """Take all of them out."""
         requests, self._requests = self._requests, []
         return requests
+
+    def _in_turn(self, running: Mapping[str, int]) -> Iterator[Request]:
+        """The requests of projects that may have more answers, those with the fewest first."""
+        full = set[str]()
+        for each in sorted(self._requests, key=lambda each: running.get(each.ask.project_id, 0)):
+            project = each.ask.project_id
+            if running.get(project, 0) + each.ask.choices > MAX_OF_PROJECT:
+                full.add(project)
+            if project not in full:
+                yield each

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Thread
 from typing import Any, cast
 
 import pytest
@@ -16,12 +17,12 @@ from worker.sampling.decoding.decoder import Decoder, Prepared
 from worker.sampling.model.adapter_files import AdapterFiles
 from worker.sampling.model.runner import Adapter, Row
 from worker.sampling.serving.batch import Running
-from worker.sampling.serving.decode_loop import PATIENCE_S, DecodeLoop
+from worker.sampling.serving.decode_loop import DecodeLoop
 from worker.sampling.serving.desk import GRACE_S, Desk
 from worker.sampling.serving.options import ServingOptions
 from worker.sampling.serving.pace import FEWEST, MOST
 from worker.sampling.serving.requests import Request, Told
-from worker.sampling.serving.shelf import LoadedModel, Shelf
+from worker.sampling.serving.shelf import PATIENCE_S, LoadedModel, Shelf
 
 BAD = 13
 """A token at which the runner fails."""
@@ -68,6 +69,7 @@ class FailingRunner:
     bytes: int = 0
     bytes_per_token: int = 10
     can_copy: bool = True
+    error: type[BaseException] = RuntimeError
     batches: list[list[int]] = field(default_factory=list[list[int]])
     """Number of tokens of each row that was read."""
 
@@ -82,7 +84,7 @@ class FailingRunner:
         for row in rows:
             cast("CountingCache", row.cache).length += len(row.tokens)
         if any(BAD in row.tokens for row in rows):
-            raise RuntimeError("the bad token")
+            raise self.error("the bad token")
         return torch.zeros(len(rows), self.vocabulary)
 
 
@@ -181,8 +183,14 @@ def test_answers_to_one_request_share_what_was_read_of_its_prompt() -> None:
     assert {each.choice for each in heard.answers if isinstance(each, Delta)} == {0, 1, 2}
 
 
-def test_a_request_that_fails_does_not_hurt_those_beside_it() -> None:
+class Panic(BaseException):
+    """What a library in Rust raises."""
+
+
+@pytest.mark.parametrize("error", [RuntimeError, Panic])
+def test_a_request_that_fails_does_not_hurt_those_beside_it(error: type[BaseException]) -> None:
     bench = Bench()
+    bench.runner.error = error
     _, good = bench.ask([1, 2])
     _, bad = bench.ask([1, BAD])
     bench.run(good, bad)
@@ -275,6 +283,18 @@ def test_a_prompt_waits_until_there_is_memory_for_it_and_smaller_ones_overtake_i
     assert isinstance(long.end, Finished)
 
 
+def test_a_prompt_waits_for_memory_while_something_is_loaded() -> None:
+    bench = Bench(memory_bytes=3000)
+    bench.shelf._coming_bytes = 2900
+    _, heard = bench.ask([1] * 5)
+    bench.loop.run_once()
+    assert not heard.answers
+    bench.shelf._coming_bytes = 0
+    bench.run(heard)
+
+    assert isinstance(heard.end, Finished)
+
+
 def test_a_request_does_not_wait_for_memory_for_ever() -> None:
     bench = Bench(memory_bytes=3000, patience_s=0)
     _, first = bench.ask([1] * 100, tokens=20)
@@ -330,6 +350,28 @@ def test_what_was_read_for_a_project_need_not_be_read_again() -> None:
     accepted = second.answers[0]
     assert isinstance(accepted, Accepted)
     assert accepted.cached_tokens == 3
+
+
+def test_a_kept_prompt_is_copied_while_others_look_for_models(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bench, found = Bench(), list[bool]()
+    _, first = bench.ask([1, 2, 3])
+    bench.run(first)
+    fork = CountingCache.fork
+
+    def fork_slowly(cache: CountingCache, length: int) -> CountingCache:
+        looking = Thread(target=bench.shelf.has, args=[request.ask], daemon=True)
+        looking.start()
+        looking.join(timeout=5)
+        found.append(not looking.is_alive())
+        return fork(cache, length)
+
+    monkeypatch.setattr(CountingCache, "fork", fork_slowly)
+    request, second = bench.ask([1, 2, 4])
+    bench.run(second)
+
+    assert found == [True]
 
 
 def test_a_step_that_does_not_end_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,8 +33,8 @@ def build_store(max_bytes: int = 100, **prompts: PrefixOwner) -> PrefixStore:
 
 
 def found(store: PrefixStore, owner: PrefixOwner, prompt: str) -> int:
-    cache = store.find(owner, prompt.encode())
-    return cache.length if cache else 0
+    known = store.find(owner, prompt.encode())
+    return known.cache.fork(known.length).length if known else 0
 
 
 def test_the_longest_common_beginning_is_found() -> None:

@@ -20,6 +20,12 @@ from worker.sampling.serving.preparing import Preparer
 from worker.sampling.serving.requests import Request, Told
 from worker.sampling.serving.shelf import Shelf
 
+MEMORY_BYTES = 2**30
+
+
+class Panic(BaseException):
+    """What a library in Rust raises."""
+
 
 class Heard:
     """An outlet that keeps what it gets."""
@@ -52,7 +58,7 @@ class Office:
     def __init__(self, data_dir: Path) -> None:
         options = ServingOptions(
             mode="shared",
-            memory_bytes=2**30,
+            memory_bytes=MEMORY_BYTES,
             queue=9,
             threads=1,
             models=data_dir / "models",
@@ -88,6 +94,13 @@ class Office:
 def office(data_dir: Path) -> Iterator[Office]:
     with closing(Office(data_dir)) as office:
         yield office
+
+
+def code_of(request: Request) -> str:
+    assert isinstance(request.outlet, Heard)
+    (refused,) = request.outlet.answers
+    assert isinstance(refused, Refused)
+    return refused.code
 
 
 def test_a_request_that_needs_no_loading_passes_one_that_does(
@@ -134,11 +147,58 @@ def test_a_request_that_cannot_be_prepared_makes_room_for_others(
     office.loads.run_once()
     office.shelf.clear()
 
-    assert isinstance(bad.outlet, Heard)
-    (refused,) = bad.outlet.answers
-    assert isinstance(refused, Refused)
-    assert refused.code == "adapter_damaged"
+    assert code_of(bad) == "adapter_damaged"
     assert not office.shelf.has(office.submit().ask)
+
+
+def test_what_has_left_since_its_turn_came_is_left_to_the_thread_that_loads(office: Office) -> None:
+    request = office.submit()
+    assert office.desk.take(lambda _: True) is request
+    office.encodes.prepare(request)
+    assert not office.collect()
+    office.loads.run_once()
+
+    assert office.collect() == [request]
+
+
+def test_a_base_model_waits_until_there_is_room_for_it(office: Office) -> None:
+    office.shelf.reserve(MEMORY_BYTES)
+    request = office.submit()
+    office.loads.run_once()
+    assert not request.has_ended
+    office.shelf.reserve(0)
+    office.loads.run_once()
+
+    assert office.collect() == [request]
+
+
+def test_nobody_waits_for_room_for_ever(office: Office) -> None:
+    office.shelf.reserve(MEMORY_BYTES)
+    request = office.submit()
+    Preparer(office.desk, office.shelf, loads=True, patience_s=0).run_once()
+
+    assert code_of(request) == "sampler_memory"
+
+
+def test_a_client_that_leaves_does_not_wait_for_room(office: Office) -> None:
+    office.shelf.reserve(MEMORY_BYTES)
+    request = office.submit()
+    office.loads.run_once()
+    office.desk.cancel(request)
+    office.loads.run_once()
+
+    assert request.has_ended
+
+
+def test_what_fails_in_rust_ends_only_its_request(office: Office, adapter: SavedAdapter) -> None:
+    class PanickingFile(FileIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            raise Panic
+
+    bad = office.submit(adapter, opened=PanickingFile)
+    office.loads.run_once()
+
+    assert code_of(bad) == "sampling_failed"
 
 
 def test_loading_that_does_not_end_is_noticed(office: Office, adapter: SavedAdapter) -> None:

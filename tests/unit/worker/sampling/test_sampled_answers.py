@@ -23,9 +23,14 @@ from tests.tiny import CHAT_TEMPLATE, VOCABULARY, build_tokenizer, write_tiny_mo
 from worker.sampling.decoding.choice import Choice
 from worker.sampling.decoding.decoder import Decoder
 from worker.sampling.decoding.refusals import RefusedError
+from worker.training.data.tokenizer import load_tokenizer
 
 STOP = 258
 CHAT = ChatPrompt(messages=({"role": "user", "content": "Q"},))
+
+
+def load_decoder(directory: Path) -> Decoder:
+    return Decoder(directory, load_tokenizer(directory), window=512, vocabulary=VOCABULARY)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +42,7 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def decoder(model_dir: Path) -> Decoder:
-    return Decoder(model_dir, window=512, vocabulary=VOCABULARY)
+    return load_decoder(model_dir)
 
 
 def ask(
@@ -97,7 +102,7 @@ def test_an_answer_is_told_as_it_comes_and_ends_with_its_stop_token(decoder: Dec
 def test_every_stop_token_of_the_base_model_ends_an_answer(tmp_path: Path) -> None:
     write_tiny_model(tmp_path / "m")
     (tmp_path / "m" / "generation_config.json").write_text('{"eos_token_id": [258, 256]}')
-    decoder = Decoder(tmp_path / "m", window=512, vocabulary=VOCABULARY)
+    decoder = load_decoder(tmp_path / "m")
 
     for prompt in (CHAT, TextPrompt(text="x")):
         assert dictate(only(decoder, ask(prompt)), [256])[-1].reason == "stop"
@@ -106,7 +111,7 @@ def test_every_stop_token_of_the_base_model_ends_an_answer(tmp_path: Path) -> No
 def test_an_answer_ends_where_training_taught_it_to_end(tmp_path: Path) -> None:
     template = CHAT_TEMPLATE.replace("<|im_end|>", "<|endoftext|>")
     write_tiny_model(tmp_path / "m", chat_template=template)
-    decoder = Decoder(tmp_path / "m", window=512, vocabulary=VOCABULARY)
+    decoder = load_decoder(tmp_path / "m")
 
     chat = dictate(only(decoder, ask()), [256])
     text = dictate(only(decoder, ask(TextPrompt(text="x"))), [256])
@@ -278,7 +283,10 @@ def family_decoder(directory: Path, family: str) -> tuple[Decoder, Any]:
     write_tiny_model(directory / "m")
     tokenizer = build_family_tokenizer(family)
     tokenizer.save_pretrained(directory / "m")
-    return Decoder(directory / "m", window=4096, vocabulary=len(tokenizer)), tokenizer
+    decoder = Decoder(
+        directory / "m", load_tokenizer(directory / "m"), window=4096, vocabulary=len(tokenizer)
+    )
+    return decoder, tokenizer
 
 
 @pytest.mark.parametrize(

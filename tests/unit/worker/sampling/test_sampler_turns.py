@@ -7,7 +7,7 @@ import pytest
 
 from app.core.sampling.messages import MAX_CHOICES, Accepted, Ask, Refused, TextPrompt
 from worker.sampling.serving.batch import share_step
-from worker.sampling.serving.desk import MAX_ANSWERS, Desk
+from worker.sampling.serving.desk import MAX_ANSWERS, TURN_S, Desk
 from worker.sampling.serving.pace import (
     FEWEST,
     MOST,
@@ -122,6 +122,65 @@ def test_a_client_that_leaves_makes_room_before_its_request_has_ended() -> None:
 
     assert taken[0].is_stopped
     assert desk.take(any_request) is last
+
+
+def test_a_project_that_has_waited_for_long_gets_room_from_the_one_with_the_most_answers() -> None:
+    desk = Desk(queue=9, mode="idle", turn_s=0)
+    largest = [build_request("a") for _ in range(MAX_OF_PROJECT)]
+    small, waiting = build_request("b", choices=MAX_CHOICES), build_request("c")
+    for request in (*largest, small):
+        desk.submit(request)
+        assert desk.take(any_request) is request
+    desk.submit(waiting)
+    desk.collect(waits=False)
+    desk.collect(waits=False)
+
+    assert [each for each in (*largest, small) if each.is_stopped] == largest[:1]
+    assert desk.take(any_request) is waiting
+    largest[0].end()
+    assert code_of(largest[0]) == "sampler_busy"
+
+
+@pytest.mark.parametrize(
+    ("project", "turn_s"),
+    [
+        pytest.param("b", 0, id="has answers"),
+        pytest.param("c", TURN_S, id="has not waited for long"),
+    ],
+)
+def test_nobody_makes_room_for_a_project_that(project: str, turn_s: float) -> None:
+    desk = Desk(queue=9, mode="idle", turn_s=turn_s)
+    taken = [build_request("a") for _ in range(MAX_OF_PROJECT)]
+    taken.append(build_request("b", choices=MAX_CHOICES))
+    for request in taken:
+        desk.submit(request)
+        assert desk.take(any_request) is request
+    desk.submit(build_request(project))
+    desk.collect(waits=False)
+
+    assert not any(each.is_stopped for each in taken)
+
+
+def test_a_request_that_is_put_back_is_the_next_one() -> None:
+    desk = Desk(queue=9, mode="idle")
+    first, second = build_request(), build_request()
+    desk.submit(first)
+    desk.submit(second)
+    assert desk.take(any_request) is first
+    desk.put_back(first)
+
+    assert desk.take(any_request) is first
+
+
+def test_a_request_that_is_put_back_ends_if_its_client_has_left() -> None:
+    desk = Desk(queue=9, mode="idle")
+    request = build_request()
+    desk.submit(request)
+    assert desk.take(any_request) is request
+    desk.cancel(request)
+    desk.put_back(request)
+
+    assert request.has_ended
 
 
 def test_training_stops_what_is_being_prepared_when_the_grace_period_is_over() -> None:
