@@ -3,8 +3,9 @@
     python benchmarks/sampling.py                 # about 3 minutes, on a quiet machine
 
 Everything runs in turn, round after round, so that a machine's moods hit all alike; llama.cpp in a
-process of its own, on the same weights, if `make clients` has installed it. The products are those of one token in one row: every weight of the model, read once. Their
-speed is the bound for one row, whatever else a token needs. The rows of a batch share each weight.
+process of its own, on the same weights, if `make clients` has installed it. The products are those
+of one token in one row: every weight of the model, read once. Their speed is the bound for one row,
+whatever else a token needs. The rows of a batch share each weight.
 
 On a busy machine, compare the columns of processor time.
 """

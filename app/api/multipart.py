@@ -5,6 +5,7 @@ the route runs, without a limit.
 """
 
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -71,11 +72,16 @@ async def receive_and_use(
     field: FileField,
     resources: Resources,
     use: Callable[[ReceivedFile], T],
+    *,
+    turn: AbstractAsyncContextManager[None] | None = None,
 ) -> T:
     """Read a file from a form to its end, then run `use` on it, in another thread.
 
+    Args:
+        turn: what is held while `use` runs.
+
     Raises:
-        ServiceError: as `receive_upload` or `use`.
+        ServiceError: as `receive_upload`, `use` or `turn`.
     """
     slots = resources.upload_slots
     async with (
@@ -86,7 +92,8 @@ async def receive_and_use(
         received = await receive_upload(
             request, field, slots, scratch=scratch, require_room=resources.require_room
         )
-        return await to_thread.run_sync(use, received)
+        async with turn or nullcontext():
+            return await to_thread.run_sync(use, received)
 
 
 async def receive_upload(

@@ -23,8 +23,8 @@ _MAX_JOINS = 2
 they are not those in which other files are checked batch by batch."""
 
 _MAX_IMPORTS = 2
-"""Number of adapters that are received and checked at once. Each check has a process, which may
-take a gigabyte and a processor for minutes."""
+"""Number of adapters that are checked at once. Each check has a process, which may take a gigabyte
+and a processor for minutes."""
 
 _WAIT_S = 10.0
 """Time for which an upload waits for others to end before it is refused, in seconds."""
@@ -59,12 +59,12 @@ class UploadSlots:
 
     @asynccontextmanager
     async def take_import(self) -> AsyncGenerator[None]:
-        """Hold one of the slots for imports, which need one for the upload besides.
+        """Hold one of the slots for checks of adapters that are imported.
 
         Raises:
             TooManyUploadsError: no slot became free in time.
         """
-        async with self._held(self._imports, f"importing {_MAX_IMPORTS} adapters"):
+        async with self._held(self._imports, f"checking {_MAX_IMPORTS} adapters"):
             yield
 
     @asynccontextmanager

@@ -117,6 +117,21 @@ def test_an_error_does_not_end_a_conversation(tunery: Client, sampler: StandInSa
         assert terminal.wait(within_s=COMMAND_S) == 0
 
 
+def test_a_question_during_a_training_waits_for_its_end(
+    tunery: Client, sampler: StandInSampler
+) -> None:
+    def refuse_once(_asked: Asked) -> Iterator[Said]:
+        sampler.script = answer
+        yield Refused(status=429, code="training_in_progress", message="A job is training.")
+
+    sampler.script = refuse_once
+    printed, said = tunery.run("chat", "tiny", "Now?")
+
+    assert printed == "Of 1: Now?\n"
+    assert said.startswith("A job trains, so the answer comes once it has ended.")
+    assert said.count("\n") == 1
+
+
 def test_what_a_model_says_does_not_control_the_terminal(
     tunery: Client, sampler: StandInSampler
 ) -> None:

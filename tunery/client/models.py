@@ -7,6 +7,7 @@ import typer
 
 from tunery.client.options import AsJson, ProfileName, open_api
 from tunery.client.screen.terminal import escape, print_json, print_table
+from tunery.client.service.api import new_idempotency_key
 from tunery.client.submit import open_shown
 
 
@@ -34,7 +35,9 @@ def import_adapter(
     """Import an adapter that was made elsewhere, as a tuned model. Prints its name."""
     form = {"base_model": model} | ({} if suffix is None else {"suffix": suffix})
     with open_shown(archive) as content:
-        imported = open_api(profile).post_form("/models", form, archive.name, content)
+        imported = open_api(profile).post_form(
+            "/models", form, archive.name, content, idempotency_key=new_idempotency_key()
+        )
     if as_json:
         print_json(imported)
         return

@@ -1,7 +1,6 @@
 """`tunery submit` and `tunery estimate`: from a job file to a job, and to its adapter."""
 
 import hashlib
-import uuid
 from collections.abc import Generator
 from contextlib import contextmanager
 from io import BufferedReader, FileIO
@@ -22,7 +21,7 @@ from tunery.client.screen.terminal import (
     size,
     transfer,
 )
-from tunery.client.service.api import Api, Json
+from tunery.client.service.api import Api, Json, new_idempotency_key
 from tunery.client.watch import INTERRUPTED, exit_code_of, watch_to_end
 
 _RECENT_FILES = 1000
@@ -59,7 +58,7 @@ def submit(
     except KeyboardInterrupt:
         say("Interrupted while files were uploaded. No job was created.")
         raise typer.Exit(INTERRUPTED) from None
-    key = idempotency_key or f"tunery-{uuid.uuid4()}"
+    key = idempotency_key or new_idempotency_key()
     job = api.post("/fine_tuning/jobs", request, idempotency_key=key)
     if as_json:
         print_json(job if not follow else {"event": "created", "data": job})

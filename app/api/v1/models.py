@@ -79,8 +79,9 @@ async def import_model(
             response.headers[REPLAYED] = "true"
         return get_model(model.name, caller, resources)
 
-    async with resources.upload_slots.take_import():
-        return await receive_and_use(request, field, resources, use)
+    # Not while the archive arrives: slow clients would keep all others from importing.
+    turn = resources.upload_slots.take_import()
+    return await receive_and_use(request, field, resources, use, turn=turn)
 
 
 @router.get("", dependencies=[needs(Scope.READ)])

@@ -24,6 +24,7 @@ from app.core.job.training_config import TrainingConfig
 from app.schemas.exports import ExportList, ExportRead
 from app.services import jobs, quotas
 from app.services.adapters.kept import keep_adapter
+from app.services.job_inputs import find_base_of
 
 _MIB = 1024 * 1024
 _ROOM_BYTES = 64 * _MIB
@@ -84,7 +85,9 @@ def request_export(
     task = tasks.find_to_add(adapter.id, EXPORT, variant)
     if task is not None:
         return _unless_failed(Export(adapter, task, job.fine_tuned_model))
-    base_model = _find_base_model(catalogue, job)
+    consequence = "its adapter can be downloaded only with format=peft"
+    entry, _ = find_base_of(catalogue, job, consequence)
+    base_model = catalogue.directory(entry.id)
     _require_possible(job, base_model, variant)
     size = _estimate_bytes(adapter, base_model, variant)
     quotas.require_bytes(session, caller, size)
@@ -127,26 +130,6 @@ def _unless_failed(export: Export) -> Export:
         code="export_failed",
         param="format",
     )
-
-
-def _find_base_model(catalogue: Catalogue, job: Job) -> Path:
-    entry = catalogue.find(job.base_model)
-    installed = None if entry is None else catalogue.find_installed(entry.id)
-    if installed is None:
-        raise InvalidRequestError(
-            f"The base model {job.base_model} is not installed any more, and an export needs its "
-            f"weights. Run: tunery models install {job.base_model}",
-            code="model_not_available",
-            param="format",
-        )
-    if job.base_model_sha256 not in {None, installed.sha256}:
-        raise InvalidRequestError(
-            f"The base model {job.base_model} was reinstalled after job {job.id} was created, and "
-            "its weights have changed. Download the adapter with format=peft.",
-            code="base_model_changed",
-            param="format",
-        )
-    return catalogue.directory(installed.id)
 
 
 def _require_possible(job: Job, base_model: Path, variant: ExportFormat) -> None:

@@ -11,6 +11,7 @@ import pytest
 from worker.launch.throttle import RUNS_S, STOPS_S, throttled
 
 ROUNDS = 2
+TRIES = 5
 BUSY = "while True: pass"
 
 
@@ -28,12 +29,17 @@ def computed_s(process: psutil.Process) -> float:
     return times.user + times.system
 
 
+def computes_little(process: psutil.Process) -> bool:
+    """Whether a process computes little in the next rounds."""
+    before = computed_s(process)
+    time.sleep(ROUNDS * (RUNS_S + STOPS_S))
+    return computed_s(process) - before <= (ROUNDS + 1) * 2 * RUNS_S
+
+
 def test_it_computes_little_while_the_machine_is_busy(busy: psutil.Process) -> None:
     with throttled(busy.pid, lambda: True):
         time.sleep(RUNS_S + STOPS_S)  # it may have been starting
-        before = computed_s(busy)
-        time.sleep(ROUNDS * (RUNS_S + STOPS_S))
-        assert computed_s(busy) - before <= (ROUNDS + 1) * 2 * RUNS_S
+        assert any(computes_little(busy) for _ in range(TRIES))  # what stops it may wake late
 
     assert busy.status() != psutil.STATUS_STOPPED
 

@@ -2,7 +2,8 @@
 
 import json
 import sys
-from collections.abc import Generator, Iterator
+import time
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, suppress
 from importlib import import_module
 from typing import Annotated
@@ -20,6 +21,10 @@ from tunery.client.watch import INTERRUPTED
 
 _COMPLETIONS = "/chat/completions"
 _LAST_EVENT = "[DONE]"
+
+_TRAINING = "training_in_progress"
+_PAUSE_S = 1.0
+"""Pause before a model is asked again that does not answer while a job trains, in seconds."""
 
 HARMLESS = "\n\t\u00a0\u2009\u202f\u3000\u200c\u200d"
 """What does not print and yet belongs to text: line feeds, spaces, and joiners of letters and
@@ -114,11 +119,27 @@ class _Conversation:
         said: list[str] = []
         print_answer = self._print_json if self._as_json else self._print_pieces
         try:
-            print_answer(request, said)
+            self._print_when_free(print_answer, request, said)
         finally:
             if said:
                 answer = {"role": "assistant", "content": "".join(said)}
                 self._messages += [question, answer]
+
+    def _print_when_free(
+        self, print_answer: Callable[[Json, list[str]], None], request: Json, said: list[str]
+    ) -> None:
+        """Print the answer, once no job trains that the sampler leaves the machine to."""
+        is_told = False
+        while True:
+            try:
+                return print_answer(request, said)
+            except AwayError as error:
+                if said or error.code != _TRAINING:
+                    raise
+            if not is_told:
+                say("A job trains, so the answer comes once it has ended. Ctrl-C ends the waiting.")
+                is_told = True
+            time.sleep(_PAUSE_S)
 
     def _print_json(self, request: Json, said: list[str]) -> None:
         completion = self._api.post(_COMPLETIONS, request)
@@ -156,7 +177,8 @@ def _stream(api: Api, request: Json) -> Generator[Json]:
                 return
             chunk: Json = json.loads(event.data)
             if "error" in chunk:
-                raise AwayError(escape(str(chunk["error"]["message"])))
+                problem: Json = chunk["error"]
+                raise AwayError(escape(str(problem["message"])), code=problem.get("code") or "")
             yield from chunk["choices"]
     raise AwayError("The answer broke off.")
 

@@ -1,6 +1,5 @@
 """`tunery report`: how a tuned model and its base model answer, in scores and to read."""
 
-import time
 from collections.abc import Iterator
 from typing import Annotated
 
@@ -9,8 +8,9 @@ import typer
 from app.core.errors import OperatorError
 from tunery.client.answers.chat import HARMLESS
 from tunery.client.options import AsJson, JobId, ProfileName, open_api
-from tunery.client.screen.terminal import escape, percent, print_json, print_table, say
-from tunery.client.service.api import Api, Json, job_path
+from tunery.client.screen.terminal import escape, print_json, print_table, say
+from tunery.client.service.api import Json, job_path
+from tunery.client.service.waiting import wait_until_made
 
 _SCORES = {"exact_match": "exact match", "token_f1": "token F1", "valid_json": "valid JSON"}
 _SOURCES = {
@@ -36,24 +36,15 @@ def report(
 ) -> None:
     """Show how a tuned model and its base model answer. Waits until the report is made."""
     api = open_api(profile)
-    made = _wait(api, job_path(job, "report"), prompt)
+    address = job_path(job, "report")
+    first = api.post(address, {"eval_prompts": prompt}) if prompt else api.get(address)
+    made = wait_until_made(first, lambda: api.get(address), "both models answer")
     if made["error"] is not None:
         raise OperatorError(escape(f"There is no report: {made['error']['message']}"))
     if as_json:
         print_json(made)
         return
     _print(made["report"])
-
-
-def _wait(api: Api, address: str, prompts: list[str] | None) -> Json:
-    """Wait for the end of a report. With prompts, make it first."""
-    made = api.post(address, {"eval_prompts": prompts}) if prompts else api.get(address)
-    with percent("both models answer") as show:
-        while made["retry_after"] is not None:
-            show(made["progress"])
-            time.sleep(made["retry_after"])
-            made = api.get(address)
-    return made
 
 
 def _print(report: Json) -> None:

@@ -2,10 +2,10 @@
 
 import hashlib
 import json
-import time
 import zipfile
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING
 
 from app.core.errors import OperatorError
 from tunery.client.downloads.fetching import (
@@ -15,16 +15,13 @@ from tunery.client.downloads.fetching import (
     fetch_part,
     is_safe,
 )
-from tunery.client.screen.terminal import percent
-from tunery.client.service.api import Api, AwayError, Json, job_path
+from tunery.client.service.api import Api, Json, job_path
+from tunery.client.service.waiting import wait_until_made
 
-ExportFormat = Literal["gguf", "merged"]
+if TYPE_CHECKING:
+    from app.core.hand_off.formats import ExportFormat
 
 _ACCEPTED = 202
-_PAUSE_S = 1.0
-"""Pause before a service is asked again that has become busy or does not answer, in seconds."""
-_MOST_PAUSES = 60
-"""Pauses in a row after which the service is given up."""
 _MANIFEST = "manifest.json"
 
 
@@ -34,7 +31,7 @@ def fetch_export(
     target: Path | None,
     *,
     checkpoint: str | None,
-    variant: ExportFormat,
+    variant: "ExportFormat",
     unpack: bool,
 ) -> list[Path]:
     """Wait for an export, download it, check it, and return the paths of what was written.
@@ -53,7 +50,8 @@ def fetch_export(
     target = target or Path(f"{job_id}{'-merged' if variant == 'merged' else ''}{ending}")
     asked = {"checkpoint": checkpoint, "format": variant}
     address = job_path(job_id, "adapter")
-    _wait(api, address, asked)
+    ask = partial(_ask, api, address, asked)
+    wait_until_made(ask(), ask, f"the service makes {variant}")
     archive = target.with_name(f"{target.name}.zip") if unpack else target
     check = _check_file if variant == "gguf" else _check_archive
     part = fetch_part(api, address, archive, check=check, params=asked)
@@ -67,25 +65,12 @@ def fetch_export(
     return paths
 
 
-def _wait(api: Api, address: str, asked: Json) -> None:
-    """Ask for the export, and wait until the service has it, also if it is away in between."""
-    pauses_left = 0
-    with percent(f"the service makes {asked['format']}") as show:
-        while True:
-            try:
-                with api.stream(address, headers={"Range": "bytes=0-0"}, **asked) as response:
-                    if response.status_code != _ACCEPTED:
-                        return
-                    status: Json = json.loads(response.read())
-            except AwayError:
-                if not pauses_left:
-                    raise
-                pauses_left -= 1
-                time.sleep(_PAUSE_S)
-                continue
-            pauses_left = _MOST_PAUSES
-            show(status["progress"])
-            time.sleep(status["retry_after"])
+def _ask(api: Api, address: str, asked: Json) -> Json:
+    """Ask for the export. `retry_after` is None once the service has it."""
+    with api.stream(address, headers={"Range": "bytes=0-0"}, **asked) as response:
+        if response.status_code != _ACCEPTED:
+            return {"retry_after": None}
+        return json.loads(response.read())
 
 
 def _check_file(path: Path) -> None:

@@ -5,6 +5,7 @@ not answer or is busy, after the client has tried several times.
 """
 
 import re
+import uuid
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -52,9 +53,17 @@ class RefusedError(OperatorError):
 
 
 class AwayError(OperatorError):
-    """The service does not answer, or is busy."""
+    """The service does not answer, or is busy.
+
+    Attributes:
+        code: the code of the error. Empty if the service did not answer.
+    """
 
     may_pass: ClassVar[bool] = True
+
+    def __init__(self, message: str, *, code: str = "") -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class Api:
@@ -118,10 +127,19 @@ class Api:
             file = self._client.files.create(file=(name, content), purpose="fine-tune")
             return file.to_dict(mode="json")
 
-    def post_form(self, path: str, form: Mapping[str, str], name: str, content: IO[bytes]) -> Json:
-        """Post a form whose last field is `file`. It is not tried again: it may have had effect."""
+    def post_form(
+        self,
+        path: str,
+        form: Mapping[str, str],
+        name: str,
+        content: IO[bytes],
+        *,
+        idempotency_key: str,
+    ) -> Json:
+        """Post a form whose last field is `file`. The key makes it safe to repeat."""
+        headers = {"Content-Type": "multipart/form-data", "Idempotency-Key": idempotency_key}
         with self._explained():
-            options: Any = {"headers": {"Content-Type": "multipart/form-data"}, "max_retries": 0}
+            options: Any = {"headers": headers}
             files = {"file": (name, content)}
             answer = self._client.post(
                 path, cast_to=object, body=form, files=files, options=options
@@ -194,7 +212,12 @@ class Api:
             error.status_code == _TOO_MANY_REQUESTS
             and error.response.headers.get("x-should-retry") != "false"
         )
-        return AwayError(message) if is_busy else RefusedError(message)
+        return AwayError(message, code=error.code or "") if is_busy else RefusedError(message)
+
+
+def new_idempotency_key() -> str:
+    """A key for one run of a command: what it sends again has no second effect."""
+    return f"tunery-{uuid.uuid4()}"
 
 
 def job_path(job_id: str, *rest: str) -> str:

@@ -26,8 +26,8 @@ LOOK_S = 1.0
 """Longest time that a thread waits before it looks around again, in seconds. Nothing wakes it when
 time runs out for a request, or when what was kept has become too old."""
 
-_BUSY_RETRY_S = 5
-_TRAINING_RETRY_S = 60
+_RETRY_S = 5
+"""Seconds after which a client that was refused is told to ask again. A job may just have ended."""
 
 
 class Desk:
@@ -223,7 +223,7 @@ def _busy_refusal(queue: int) -> Refused:
         code="sampler_busy",
         message=f"The sampler is busy, and {queue} requests wait already (TUNERY_SAMPLING_QUEUE). "
         "Send the request again in a few seconds.",
-        retry_after_s=_BUSY_RETRY_S,
+        retry_after_s=_RETRY_S,
     )
 
 
@@ -243,5 +243,5 @@ def _training_refusal() -> Refused:
         code="training_in_progress",
         message="A job trains on this machine, and the sampler answers only while none does "
         "(TUNERY_SAMPLING is idle). Send the request again when the job has ended.",
-        retry_after_s=_TRAINING_RETRY_S,
+        retry_after_s=_RETRY_S,
     )

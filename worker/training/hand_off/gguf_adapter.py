@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoConfig
 
+from app.core.adapter_files.peft_config import PREFIX
 from app.core.hand_off.formats import GGUF_ARCHITECTURES, GgufArchitecture, read_model_type
 from app.core.job.artifacts import ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS_NAME, GGUF_ADAPTER_NAME
 from app.core.job.training_config import JobSpec
@@ -29,9 +30,6 @@ from worker.training.hand_off.logits import Probe
 from worker.training.model.base_model import ModelLoader
 
 Array = npt.NDArray[np.float32]
-
-_OF_PEFT = "base_model.model."
-"""What the names of an adapter's weights begin with."""
 
 
 class _Place(NamedTuple):
@@ -89,7 +87,7 @@ def _find_places(
     names = gguf.get_tensor_name_map(number, config.num_hidden_layers)
     places: dict[str, _Place] = {}
     for weight in weights:
-        layer, _, matrix = weight.removeprefix(_OF_PEFT).rpartition(".lora_")
+        layer, _, matrix = weight.removeprefix(PREFIX).rpartition(".lora_")
         name = names.get_name(layer)
         if name is None or matrix not in ("A.weight", "B.weight"):
             raise TrainingFailedError(

@@ -224,6 +224,18 @@ def test_an_export_without_its_base_model_is_refused(
     assert "tunery models install tiny" in error["message"]
 
 
+def test_an_export_with_other_weights_of_its_base_model_is_refused(
+    client: TestClient, database: Database, job: Job
+) -> None:
+    with database.writing() as session:
+        session.get_one(Job, job.id).base_model_sha256 = "1" * 64
+
+    error = client.get(f"/v1/fine_tuning/jobs/{job.id}/adapter?format=merged").json()["error"]
+
+    assert error["code"] == "base_model_changed"
+    assert "so its adapter can be downloaded only with format=peft" in error["message"]
+
+
 def test_an_export_that_does_not_fit_into_the_quota_is_refused(
     client: TestClient, database: Database, job: Job
 ) -> None:

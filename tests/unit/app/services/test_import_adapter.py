@@ -7,6 +7,7 @@ import json
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -151,9 +152,12 @@ def test_an_import_too_many_is_a_503_that_clients_repeat(client: TestClient, app
 
     async def post_while_others_import() -> None:
         async with slots.take_import(), slots.take_import():
+            post_nothing = partial(client.post, "/v1/models", files={"other": b""})
+            broken = await asyncio.to_thread(post_nothing)
             answer = await asyncio.to_thread(send, client, zip_adapter())
+        assert broken.status_code == 400, "an archive is received before its turn to be checked"
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "too_many_uploads")
-        assert "importing 2 adapters" in answer.text
+        assert "checking 2 adapters" in answer.text
 
     asyncio.run(post_while_others_import())
     assert send(client, zip_adapter()).status_code == 200

@@ -4,6 +4,8 @@ import asyncio
 import json
 import time
 from collections.abc import Iterator
+from contextlib import closing
+from http.client import HTTPConnection
 from typing import Any
 
 import httpx
@@ -21,6 +23,8 @@ from tests.waiting import wait_until
 pytestmark = pytest.mark.only_sqlite
 
 FREED_WITHIN_S = 0.2
+TRIES = 5
+"""The fastest one counts: the machine may be busy with something else."""
 
 
 @pytest.fixture
@@ -41,22 +45,31 @@ def metric(app: FastAPI, name: str, **labels: str) -> float:
     return app.state.metrics.registry.get_sample_value(name, labels) or 0.0
 
 
-def wait_for_request(sampler: StandInSampler, count: int = 1) -> Asked:
+def wait_for_request(sampler: StandInSampler, count: int) -> Asked:
     wait_until(lambda: len(sampler.asked) >= count, within_s=PATIENCE_S)
     return sampler.asked[count - 1]
+
+
+def time_until_left(asked: Asked) -> float:
+    """How long it takes from now until the sampler hears that the client has left, in seconds."""
+    began_s = time.monotonic()
+    assert asked.has_left.wait(PATIENCE_S)
+    return time.monotonic() - began_s
 
 
 def test_a_client_that_leaves_a_stream_frees_its_slot_at_once(
     served: httpx.Client, sampler: StandInSampler, app: FastAPI
 ) -> None:
     sampler.script = wait_for_leaving
-    with served.stream("POST", url(served), json=body(stream=True)) as answer:
-        lines = answer.iter_lines()
-        assert "assistant" in next(lines)
-    left_s = time.monotonic()
+    took_s: list[float] = []
+    for number in range(1, TRIES + 1):
+        with served.stream("POST", url(served), json=body(stream=True)) as answer:
+            lines = answer.iter_lines()
+            assert "assistant" in next(lines)
+            asked = wait_for_request(sampler, number)
+        took_s.append(time_until_left(asked))
 
-    assert wait_for_request(sampler).has_left.wait(PATIENCE_S)
-    assert time.monotonic() - left_s < FREED_WITHIN_S
+    assert min(took_s) < FREED_WITHIN_S
     wait_until(lambda: metric(app, "tunery_sampling_open") == 0, within_s=PATIENCE_S)
 
 
@@ -69,12 +82,15 @@ def test_a_client_that_leaves_before_an_answer_frees_its_slot_at_once(
         yield from ()
 
     sampler.script = say_nothing
-    with pytest.raises(httpx.ReadTimeout):
-        served.post(url(served), json=body(stream=is_streamed), timeout=0.3)
-    left_s = time.monotonic()
+    took_s: list[float] = []
+    sent = json.dumps(body(stream=is_streamed))
+    for number in range(1, TRIES + 1):
+        with closing(HTTPConnection(served.base_url.host, served.base_url.port)) as connection:
+            connection.request("POST", url(served).path, sent, {"Content-Type": "application/json"})
+            asked = wait_for_request(sampler, number)
+        took_s.append(time_until_left(asked))
 
-    assert wait_for_request(sampler).has_left.wait(PATIENCE_S)
-    assert time.monotonic() - left_s < FREED_WITHIN_S
+    assert min(took_s) < FREED_WITHIN_S
 
 
 def test_a_client_that_leaves_before_the_first_event_frees_its_slot(
