@@ -1,11 +1,16 @@
 """Speaks to a real sampler as the API does, or worse."""
 
 import hashlib
+import os
+import signal
 import socket
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Self
+
+import psutil
 
 from app.core.base_models import load_catalogue
 from app.core.sampling.messages import (
@@ -23,8 +28,10 @@ from app.core.sampling.messages import (
 )
 from app.core.sampling.socket_path import socket_path
 from tests.sampled_models import write_random_adapter
+from tests.waiting import wait_until
+from tunery.local_service import LocalService
 
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
 
 
 @dataclass(frozen=True)
@@ -68,6 +75,20 @@ def endless(**changes: Any) -> SamplingParameters:
     return SamplingParameters(temperature=0, max_tokens=60_000, logit_bias=never, **changes)
 
 
+def kill_child(service: LocalService) -> None:
+    """Kill the process that answers. The keeper starts another one."""
+    keeper = psutil.Process(service.processes["sampler"].pid)
+
+    def kill() -> bool:
+        for child in keeper.children():
+            with suppress(ProcessLookupError):  # it has just ended, or just begun
+                os.killpg(child.pid, signal.SIGKILL)
+                return True
+        return False
+
+    wait_until(kill, within_s=PATIENCE_S)
+
+
 class Call:
     """One connection to a sampler."""
 
@@ -80,14 +101,17 @@ class Call:
 
     @classmethod
     def of(cls, sampler_dir: Path, ask: Ask, adapter: SavedAdapter | None = None) -> Self:
-        """Send a request, with the files of its adapter."""
+        """Connect and send a request."""
         call = cls(sampler_dir)
-        body = ask.model_dump_json().encode()
-        files = [adapter.weights.open("rb"), adapter.config.open("rb")] if adapter else []
-        call.send(body, [file.fileno() for file in files])
-        for file in files:
-            file.close()
+        call.ask(ask, adapter)
         return call
+
+    def ask(self, ask: Ask, adapter: SavedAdapter | None = None) -> None:
+        """Send a request, with the files of its adapter."""
+        paths = (adapter.weights, adapter.config) if adapter else ()
+        with ExitStack() as files:
+            descriptors = [files.enter_context(path.open("rb")).fileno() for path in paths]
+            self.send(ask.model_dump_json().encode(), descriptors)
 
     def send(self, body: bytes, descriptors: Sequence[int] = ()) -> None:
         socket.send_fds(self.socket, [HEAD.pack(len(body))], descriptors)

@@ -101,10 +101,12 @@ class StandInSampler:
         self._threads: list[threading.Thread] = []
 
     def __enter__(self) -> Self:
-        self._directory.mkdir(parents=True, exist_ok=True)
-        (self._directory / SOCKET_NAME).unlink(missing_ok=True)
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        file = self._directory / SOCKET_NAME
+        file.unlink(missing_ok=True)
         with socket_path(self._directory) as path:
             self._listener.bind(path)
+        file.chmod(0o600)  # as the sampler lets no other user connect
         self._listener.listen(64)
         self._start(self._accept)
         return self

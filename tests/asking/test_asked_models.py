@@ -153,7 +153,8 @@ def test_a_prompt_that_is_too_long_is_refused_with_both_numbers(client: openai.O
 def test_a_checkpoint_can_be_asked_while_its_job_trains(
     client: openai.OpenAI, service: AskedService, tuned: Tuned
 ) -> None:
-    file_id = upload(client, rows_of("blue") + 60 * [chat_row("Where are you?", "Here.")])
+    others = 1200 * [chat_row("Where are you?", "Here.")]  # it trains until it is cancelled
+    file_id = upload(client, rows_of("blue") + others)
     job = create_job(client, file_id, n_epochs=50, batch_size=1, checkpoint_steps=20)
 
     def find_checkpoint() -> Any:

@@ -23,7 +23,8 @@ from tests.waiting import wait_until
 
 QUESTIONS = ("Who are you?", "Say more.")
 TOKENS = 24
-SLOWLY = {"max_steps": 400, "batch_size": 1, "checkpoint_steps": 100, "learning_rate": 0.01}
+SLOWLY = {"max_steps": 1000, "batch_size": 1, "checkpoint_steps": 20, "learning_rate": 0.01}
+"""A job that still trains long after its first checkpoint, when it is paused."""
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +114,7 @@ def test_models_with_different_adapters_have_different_fingerprints(
 ) -> None:
     jobs = client.fine_tuning.jobs
     names = [name_of(jobs.retrieve(job)) for job in (resumed_job, continuing_job)]
-    names += ["tiny", f"{names[0]}:ckpt-step-100"]
+    names += ["tiny", f"{names[0]}:ckpt-step-20"]
 
     fingerprints = {
         client.completions.create(model=name, prompt="a", max_tokens=1).system_fingerprint

@@ -6,7 +6,7 @@ from secrets import token_hex
 import httpx
 import openai
 import pytest
-from playwright.sync_api import Browser
+from playwright.sync_api import Browser, expect
 
 from tests.browser.members import Member, database_of, watched_tabs
 from tests.browser.watching import AXE, Tabs, launching
@@ -14,6 +14,8 @@ from tests.builders import add_key, bearer
 from tests.programs import require_programs, skip_unless_ci
 from tests.tiny import install_tiny_model
 from tunery.local_service import LocalService
+
+expect.set_options(timeout=15_000)  # in milliseconds; the machine may be busy
 
 _SETTINGS = {
     "poll_interval_s": "0.05",

@@ -1,8 +1,6 @@
 """Two projects ask their models through the API while the sampler is killed again and again."""
 
-import os
 import random
-import signal
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -12,20 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import openai
-import psutil
 import pytest
 
 from app.core.sampling.health import answers
 from tests.asking.service import AskedService, import_random_adapter, install_asked_model
 from tests.effort import effort
+from tests.sampler_client import kill_child
 from tests.waiting import wait_until
 
 KILLS = effort(2, long=10)
 REQUESTS = 50 * KILLS
 CLIENTS = 8
 WITHIN_S = 60 + 60 * KILLS
-PATIENCE_S = 60.0
-"""Longest time that a request may take, in seconds."""
+PATIENCE_S = 120.0
+"""Longest time that a request may take, in seconds. The API gives up earlier."""
 
 WHO: list[Any] = [{"role": "user", "content": "Who are you?"}]
 TOKENS = 16
@@ -45,7 +43,7 @@ class Project:
 
 
 class Crowd:
-    """Clients of several projects that ask until there were enough requests."""
+    """Clients of several projects. Each request is sent again until there is an answer to it."""
 
     def __init__(self, service: AskedService, projects: list[Project]) -> None:
         self._service = service
@@ -63,16 +61,19 @@ class Crowd:
             models = ["tiny", project.own, project.own, project.foreign]
             model = models[number // len(self._projects) % len(models)]
             try:
-                outcome = self._ask(project, model, is_streamed=number % 5 < 3)
+                while self._ask(project, model, is_streamed=number % 5 < 3) == "unavailable":
+                    self._await_sampler()
             except Exception as error:  # the others go on, and the test fails at its end
                 self.problems.append(f"request {number}: {error!r}")
-            else:
-                self.outcomes[outcome] += 1
-                if outcome == "unavailable":  # ask again once it is back
-                    self._await_sampler()
 
     def _ask(self, project: Project, model: str, *, is_streamed: bool) -> str:
-        """Ask a model, and check what comes back. Returns how the request has ended."""
+        """Ask a model, and check and count what comes back. Returns how the request has ended."""
+        outcome = self._find_outcome(project, model, is_streamed=is_streamed)
+        with self._lock:
+            self.outcomes[outcome] += 1
+        return outcome
+
+    def _find_outcome(self, project: Project, model: str, *, is_streamed: bool) -> str:
         texts: list[str] = []
         with self._service.client(project.key, timeout=PATIENCE_S) as client:
             try:
@@ -157,12 +158,6 @@ def make_projects(service: AskedService, directory: Path) -> list[Project]:
     return projects
 
 
-def kill_child(service: AskedService) -> None:
-    """Kill the process that answers; the keeper starts another one."""
-    keeper = psutil.Process(service.processes["sampler"].pid)
-    os.killpg(wait_until(keeper.children, within_s=WITHIN_S)[0].pid, signal.SIGKILL)
-
-
 def kill_keeper(service: AskedService) -> None:
     """Kill the keeper, and start another one as an operator's service manager does."""
     service.processes["sampler"].kill()
@@ -189,8 +184,7 @@ def test_every_request_ends_with_the_answer_of_its_model_or_a_clean_error(
         assert not client.is_alive()
 
     assert crowd.problems == []
-    assert crowd.outcomes.total() == REQUESTS
-    assert crowd.outcomes["answered"] > REQUESTS // 2
+    assert crowd.outcomes["answered"] + crowd.outcomes["not found"] == REQUESTS
     assert crowd.outcomes["not found"] >= REQUESTS // 5
     assert crowd.outcomes["unavailable"] > 0
     assert len({text for project in projects for text in project.expected.values()}) == 3

@@ -1,19 +1,16 @@
 """Requests to a sampler that is killed again and again: right answers, or none."""
 
-import os
 import random
-import signal
 import threading
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 
-import psutil
 import pytest
 
 from app.core.sampling.messages import Delta, Finished, Refused
 from tests.effort import effort
-from tests.sampler_client import Call, SavedAdapter, build_ask
+from tests.sampler_client import Call, SavedAdapter, build_ask, kill_child
 from tests.tiny import install_tiny_model
 from tests.waiting import wait_until
 from tunery.local_service import LocalService
@@ -41,10 +38,8 @@ class Crowd:
         adapter = self._adapters[model]
         ask = build_ask(self._data_dir, adapter=adapter and adapter.ref)
         texts: list[str] = []
-        with (
-            closing(Call.of(self._data_dir / "sampler", ask, adapter)) as call,
-            suppress(ConnectionError),
-        ):
+        with closing(Call(self._data_dir / "sampler")) as call, suppress(ConnectionError):
+            call.ask(ask, adapter)
             for answer in call.answers():
                 assert not isinstance(answer, Refused), answer
                 if isinstance(answer, Delta):
@@ -82,7 +77,6 @@ def test_every_request_gets_the_answer_of_its_model_or_none(tmp_path: Path) -> N
     )
     settings = {"install_default_model": "false", "training_dtype": "float32"}
     with LocalService(data_dir, settings, workers=0, has_sampler=True) as service:
-        keeper = psutil.Process(service.processes["sampler"].pid)
         expected = [crowd.ask(model) for model in range(3)]
         clients = [threading.Thread(target=crowd.run) for _ in range(CLIENTS)]
         for client in clients:
@@ -91,7 +85,7 @@ def test_every_request_gets_the_answer_of_its_model_or_none(tmp_path: Path) -> N
         for kill in range(KILLS):
             mark = REQUESTS * kill // KILLS + chance.randrange(REQUESTS // KILLS // 2)
             wait_until(lambda mark=mark: crowd.begun > mark, within_s=WITHIN_S)
-            os.killpg(wait_until(keeper.children, within_s=WITHIN_S)[0].pid, signal.SIGKILL)
+            kill_child(service)
         for client in clients:
             client.join(WITHIN_S)
             assert not client.is_alive()

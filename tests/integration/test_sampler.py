@@ -2,9 +2,8 @@
 
 import os
 import random
-import signal
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -15,9 +14,9 @@ from app.core.sampling.health import answers
 from app.core.sampling.messages import Accepted, Delta, Finished, Refused
 from benchmarks.support.samples import catalogue_entry
 from tests.models import install_models
-from tests.sampler_client import Call, SavedAdapter, build_ask, endless
+from tests.sampler_client import Call, SavedAdapter, build_ask, endless, kill_child
 from tests.tiny import ALL_LINEAR, write_tiny_model
-from tests.waiting import wait_until
+from tests.waiting import fastest, wait_until
 from tunery.local_service import LocalService
 from worker.launch.locks import TrainingSlots
 from worker.sampling.serving.waiting import MAX_OF_PROJECT
@@ -143,16 +142,16 @@ def test_a_client_that_leaves_makes_room_at_once(data_dir: Path, sampler_dir: Pa
         calls = [begin_endless(sampler_dir, data_dir, stack) for _ in range(MAX_OF_PROJECT // 4)]
         for call in calls:
             assert isinstance(call.next(), Accepted)
-        took_s: list[float] = []
-        for _ in range(3):  # the machine may be busy with something else
+
+        def leave() -> float:
             waits = begin_endless(sampler_dir, data_dir, stack)
             began_s = steady_s()
             calls.pop(0).close()
             assert isinstance(waits.next(), Accepted)
-            took_s.append(steady_s() - began_s)
             calls.append(waits)
+            return steady_s() - began_s
 
-    assert min(took_s) < AT_ONCE_S
+        assert fastest(leave, enough_s=AT_ONCE_S) < AT_ONCE_S
 
 
 def test_no_more_wait_than_may_and_the_others_are_told_when_to_return(
@@ -170,11 +169,18 @@ def test_no_more_wait_than_may_and_the_others_are_told_when_to_return(
     assert refused.retry_after_s
 
 
+@contextmanager
+def training(data_dir: Path) -> Iterator[None]:
+    """Let it seem that a job trains on the machine."""
+    slots = TrainingSlots(data_dir / "workers", 1)
+    with ExitStack() as stack:
+        wait_until(lambda: stack.enter_context(slots.take()), within_s=30)
+        yield
+
+
 def test_while_a_job_trains_new_requests_are_refused_and_old_ones_go_on(
     data_dir: Path, sampler_dir: Path, service: LocalService
 ) -> None:
-    slots = TrainingSlots(service.data_dir / "workers", 1)
-
     def ask() -> Accepted | Delta | Finished | Refused:
         with closing(Call.of(sampler_dir, build_ask(data_dir))) as call:
             return call.next()
@@ -182,8 +188,7 @@ def test_while_a_job_trains_new_requests_are_refused_and_old_ones_go_on(
     with ExitStack() as stack:
         running = begin_endless(sampler_dir, data_dir, stack)
         assert isinstance(running.next(), Accepted)
-        with slots.take() as is_taken:
-            assert is_taken
+        with training(service.data_dir):
             refused = wait_until(
                 lambda: isinstance(answer := ask(), Refused) and answer, within_s=30
             )
@@ -208,13 +213,11 @@ def test_a_shared_machine_answers_while_a_job_trains(tmp_path: Path) -> None:
     data_dir, shared = tmp_path / "data", {**SETTINGS, "sampling": "shared"}
     data_dir.mkdir()
     install(data_dir, tmp_path / "tiny")
-    slots = TrainingSlots(data_dir / "workers", 1)
     with (
         LocalService(data_dir, shared, workers=0, has_sampler=True),
-        slots.take() as is_taken,
+        training(data_dir),
         closing(Call.of(data_dir / "sampler", build_ask(data_dir))) as call,
     ):
-        assert is_taken
         assert call.text()
 
 
@@ -225,7 +228,7 @@ def test_a_process_that_is_killed_comes_back(
         running = begin_endless(sampler_dir, data_dir, stack)
         assert isinstance(running.next(), Accepted)
 
-        os.killpg(find_process(service).pid, signal.SIGKILL)
+        kill_child(service)
 
         with suppress(ConnectionError):
             assert all(isinstance(answer, Delta) for answer in running.answers())

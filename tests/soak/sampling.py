@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -36,14 +37,22 @@ MEMORY_BYTES = 64 * 1024**2
 START_S = 60.0
 
 
-def ask_for(data_dir: Path, directory: Path, *, minutes: float, seed: int) -> Outcome:
+def ask_for(
+    data_dir: Path,
+    directory: Path,
+    *,
+    minutes: float,
+    seed: int,
+    is_enough: Callable[[Counter[int]], bool] = bool,
+) -> Outcome:
     """Ask the models of a new service for some minutes, and measure it.
 
     Args:
         data_dir: has the model of `install_asked_model`.
         directory: a directory for adapters.
-        minutes: how long.
+        minutes: how long at least.
         seed: decides what is asked.
+        is_enough: whether these numbers of answers, by status, are enough to end.
     """
     service = AskedService(
         data_dir,
@@ -58,14 +67,20 @@ def ask_for(data_dir: Path, directory: Path, *, minutes: float, seed: int) -> Ou
         ]
         for each in questions:
             asking.enter_context(each)
-        series = _measure(service, seconds=60 * minutes)
+        series = _measure(
+            service,
+            lambda seconds: seconds >= 60 * minutes and is_enough(_count_statuses(questions)),
+        )
     trends = {
         metric: [point for point in points if point[0] >= WARM_UP * minutes * 60]
         for metric, points in series.items()
     }
     problems = [problem for each in questions for problem in each.answers.problems]
-    statuses = sum((each.answers.statuses for each in questions), Counter[int]())
-    return Outcome(judge_trends(trends), problems, statuses)
+    return Outcome(judge_trends(trends), problems, _count_statuses(questions))
+
+
+def _count_statuses(questions: Sequence[Questions]) -> Counter[int]:
+    return sum((each.answers.statuses.copy() for each in questions), Counter[int]())
 
 
 def _make_project(service: AskedService, directory: Path, name: str, *, seed: int) -> Questions:
@@ -82,8 +97,12 @@ def _make_project(service: AskedService, directory: Path, name: str, *, seed: in
     return Questions(service.base_url, key, ["tiny", *models], adapter, seed=seed)
 
 
-def _measure(service: AskedService, *, seconds: float) -> dict[Metric, list[Point]]:
+def _measure(service: AskedService, is_over: Callable[[float], bool]) -> dict[Metric, list[Point]]:
     """Memory of all processes over time.
+
+    Args:
+        service: runs, and is asked.
+        is_over: whether to stop after so many seconds.
 
     Raises:
         ServiceError: the API or the keeper has ended.
@@ -94,7 +113,7 @@ def _measure(service: AskedService, *, seconds: float) -> dict[Metric, list[Poin
     pids = {"api": service.processes["api"].pid, "keeper": keeper.pid, "sampler": child.pid}
     series: dict[Metric, list[Point]] = defaultdict(list)
     began_s = time.monotonic()
-    while (now_s := time.monotonic() - began_s) < seconds:
+    while not is_over(now_s := time.monotonic() - began_s):
         service.check()
         child.status()
         for name, pid in pids.items():

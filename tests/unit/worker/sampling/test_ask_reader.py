@@ -137,4 +137,4 @@ def test_nothing_that_a_stranger_sends_stays_open(tmp_path: Path) -> None:
                 file.close()
             reader.close()
 
-    assert psutil.Process().num_fds() == before
+    assert psutil.Process().num_fds() <= before  # other tests may have left some to be closed
