@@ -8,15 +8,13 @@ from typing import Literal
 from app.core.clock import steady_s
 from app.core.sampling.messages import MAX_CHOICES, Refused
 from worker.sampling.serving.batch import Running
+from worker.sampling.serving.options import GRACE_S
 from worker.sampling.serving.requests import Request
 from worker.sampling.serving.waiting import MAX_OF_PROJECT, WaitingLine
 
 MAX_ANSWERS = MAX_OF_PROJECT + MAX_CHOICES
 """Maximum number of answers in the making: a project that has as many as it may leaves room for any
 request of another one."""
-
-GRACE_S = 30.0
-"""Time in which answers in the making may finish when a job begins to train, in seconds."""
 
 LOOK_S = 1.0
 """Longest time that a thread waits before it looks around again, in seconds. Nothing wakes it when
