@@ -235,6 +235,13 @@ def write_job(
     return spec
 
 
+def change_job(directory: Path, **changes: Any) -> None:
+    """Change what the child is told in `job.json`."""
+    path = directory / JOB_SPEC_NAME
+    spec = JobSpec.model_validate_json(path.read_bytes()).model_copy(update=changes)
+    path.write_text(spec.model_dump_json(), encoding="utf-8")
+
+
 def _write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> DatasetRef:
     content = "".join(json.dumps(row) + "\n" for row in rows).encode()
     path.write_bytes(content)

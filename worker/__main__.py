@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from app.core.base_models import DEFAULT_MODEL_ID, load_catalogue
 from app.core.clock import utc_now
 from app.core.command_line.exit_codes import EXPECTED, report
+from app.core.compute_choices import warn_of_sampler
 from app.core.db.migrate import prepare
 from app.core.db.session import Database
 from app.core.ids import IdPrefix, new_id
@@ -95,6 +96,8 @@ def _serve(settings: Settings, trainer: str) -> None:
     checker = BesideTraining(DataChecker(worker_ids[0], resources, beside).check_any)
     # In a thread of its own: no check waits for an export, which may take hours beside training.
     tasks = BesideTraining(TaskDoer(worker_ids[0], resources, beside).do_next)
+    if (warning := warn_of_sampler(settings)) is not None:
+        logger.warning(warning)
     logger.info("worker ready", extra={"concurrency": len(workers)})
     _run([*workers, checker, tasks])
     database.dispose()

@@ -15,6 +15,11 @@ from app.core.job.training_config import (
     TaskName,
 )
 from app.core.settings import Settings
+from worker.sampling.serving.options import GRACE_S
+
+_MEMORY_WAIT_S = GRACE_S + 10.0
+"""Seconds after which a sampler in the mode `idle` has surely given its memory to a training. It
+notices the training within a second, and the rest is for what it is computing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +69,7 @@ def build_spec(
         config=lease.config,
         threads=settings.resolved_training_threads,
         memory_bytes=training_memory(settings),
+        memory_wait_s=_MEMORY_WAIT_S if settings.sampling == "idle" else 0.0,
         compute=compute_choices(settings),
         save_interval_s=settings.save_interval_s,
         resume_step=state and state.step,

@@ -49,13 +49,14 @@ class Worker:
         self._do_chores = do_chores
         self._stopping = threading.Event()
         self._stop_at_s: float | None = None
+        self._memory_bytes = training_memory(settings)
         self._checker = DataChecker(worker_id, resources, resources.launcher)
         self._presence = Presence(
             this_worker(worker_id),
             resources.database,
             clock=resources.clock,
             is_stopping=self._stopping.is_set,
-            memory_bytes=training_memory(settings),
+            memory_bytes=self._memory_bytes,
         )
 
     def stop(self, *, at_once: bool = False) -> None:
@@ -105,7 +106,7 @@ class Worker:
                 now=self._resources.clock(),
                 lease_for=timedelta(seconds=self._settings.lease_s),
                 threads=self._settings.resolved_training_threads,
-                memory=measure_memory(),
+                memory=measure_memory().limited_to(self._memory_bytes),
             )
 
     def _attempt(self, lease: Lease) -> float:

@@ -2,8 +2,9 @@
 
 Standard output carries only the events of `app.core.job.training_events`, one JSON object a line.
 Whatever libraries print goes to standard error. The exit code is 0 after `Finished`, `Failed`,
-`Stopped`, `OutOfSpace`, `Unresumable`, `Checked`, `Exported` or `Reported`, and 1 with a traceback
-after an unexpected error. SIGTERM asks a child that trains to save its state and stop.
+`Stopped`, `OutOfSpace`, `MemoryShort`, `Unresumable`, `Checked`, `Exported` or `Reported`, and 1
+with a traceback after an unexpected error. SIGTERM asks a child that trains to save its state and
+stop.
 
 `worker.launch.fork_server` imports this module as well: it calls `preload` and `prepare`, then
 forks children into `main`.

@@ -48,3 +48,14 @@ def training_memory(settings: Settings) -> int:
     """
     taken = sampler_memory(settings) if settings.sampling == "shared" else 0
     return max(1, measure_memory().total - taken)
+
+
+def warn_of_sampler(settings: Settings) -> str | None:
+    """What the operator should know if the sampler leaves jobs less than half of the memory."""
+    left, total = training_memory(settings), measure_memory().total
+    if 2 * left >= total:
+        return None
+    return (
+        f"with TUNERY_SAMPLING=shared, the sampler leaves jobs {left / 1e9:.1f} GB of "
+        f"{total / 1e9:.1f} GB of memory; lower TUNERY_SAMPLING_MEMORY_BYTES if they need more"
+    )

@@ -167,7 +167,7 @@ def test_a_job_whose_child_dies_again_and_again_fails_with_the_reason(
     assert poison.error is not None
     assert poison.error.code == "training_crashed"
     assert poison.error.message.startswith(
-        "The training process was killed, most likely because the machine ran out of memory, 2 "
+        "The process was killed, most likely because the machine ran out of memory, 2 "
         "times without progress. Lower batch_size"
     )
     assert messages(client, poison.id)[0] == f"The job failed: {poison.error.message}"
@@ -269,7 +269,7 @@ def test_an_interrupted_job_ends_as_if_nothing_had_happened(
     assert told.count("Fine-tuning job started") == 1
     for why in (
         "The worker was stopped; the job is queued again and will resume after step",
-        "The training process was killed, most likely because the machine ran out of memory; ",
+        "The process was killed, most likely because the machine ran out of memory; ",
         "Its worker ",
         "Fine-tuning job paused after step ",
     ):

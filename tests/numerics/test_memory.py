@@ -11,13 +11,21 @@ from torch import Tensor
 from app.core import manifest
 from app.core.job.lora_shape import LoraShape
 from app.core.job.training_config import ComputeSettings, DtypeName, ForwardName
-from app.core.job.training_events import MemoryShort, Noted, Started, Stepped, TrainingEvent
+from app.core.job.training_events import (
+    Finished,
+    MemoryShort,
+    Noted,
+    Started,
+    Stepped,
+    TrainingEvent,
+)
 from app.core.machine.memory import Memory
 from tests.numerics.test_cross_entropy import build_batch
 from tests.tiny import (
     build_model,
     build_peft_model,
     build_tokenizer,
+    change_job,
     chat_row,
     write_job,
     write_tiny_model,
@@ -232,6 +240,34 @@ def test_a_job_waits_rather_than_end_in_other_bits(tmp_path: Path) -> None:
 
     assert isinstance(short, MemoryShort)
     assert short.needed_bytes == needed
+
+
+def test_a_job_waits_a_while_for_memory_that_is_given_back(tmp_path: Path) -> None:
+    base_model, job = tmp_path / "model", tmp_path / "job"
+    write_tiny_model(base_model)
+    needed = peak(base_model, "fast", checkpointing=True)
+    write_job(job, ROWS, base_model=base_model)
+    change_job(job, memory_wait_s=60.0)
+    measured = iter([needed - 1, needed])
+    events: list[TrainingEvent] = []
+
+    run_job(job, events.append, measure_memory=lambda: Memory(PLENTY, free=next(measured)))
+    torch.use_deterministic_algorithms(mode=False)
+
+    assert isinstance(events[-1], Finished)
+
+
+def test_a_job_does_not_wait_for_memory_that_there_is_not(tmp_path: Path) -> None:
+    base_model, job = tmp_path / "model", tmp_path / "job"
+    write_tiny_model(base_model)
+    write_job(job, ROWS, base_model=base_model)
+    change_job(job, memory_wait_s=3600.0)
+    events: list[TrainingEvent] = []
+
+    run_job(job, events.append, measure_memory=lambda: Memory(total=10**8, free=10**8))
+    torch.use_deterministic_algorithms(mode=False)
+
+    assert isinstance(events[-1], MemoryShort)
 
 
 def test_the_memory_of_the_layers_that_train_is_estimated(tmp_path: Path) -> None:

@@ -435,7 +435,7 @@ def test_a_job_that_does_not_fit_in_memory_says_what_to_change(
     run_job(tmp_path / "job", report)
 
     assert failure(events).code == "out_of_memory"
-    assert "Lower context_length, which is 512, or lora_r, which is 4, " in failure(events).message
+    assert "a lower context_length, which is 512, or lora_r, which is 4." in failure(events).message
 
 
 def test_a_fault_of_ours_is_not_blamed_on_the_user(base_model: Path, tmp_path: Path) -> None:

@@ -1,4 +1,8 @@
-"""How an attempt ends, decided by what its training process reported or by what went wrong."""
+"""How an attempt ends, decided by what its process reported or by what went wrong.
+
+The attempt may be at a job, at the check of its data, or at an export or a report. What any of them
+can end with is worded for all.
+"""
 
 import logging
 import re
@@ -30,7 +34,7 @@ from worker.model_store.errors import RefusedModelError
 logger = logging.getLogger(__name__)
 
 LastEvent = Finished | Failed | Stopped | OutOfSpace | MemoryShort | Unresumable
-"""What a training process reports before it exits, unless it dies."""
+"""What a process reports before it exits, unless it dies or has made what it was to make."""
 
 _FREE_SPACE = "Free space on the disk, or save fewer checkpoints."
 
@@ -50,8 +54,8 @@ _OVER_TIME_BEFORE_TRAINING = JobError(
 
 _OUT_OF_MEMORY = JobError(
     code="out_of_memory",
-    message="The job does not fit in the memory that a training process may take here. Shorten the "
-    "longest examples, lower context_length or lora_r, or choose a smaller base model.",
+    message="The memory that its process may take here is too small. Choose a smaller base model. "
+    "A training also takes less with shorter examples, or with a lower context_length or lora_r.",
 )
 _FAILED_ALLOCATION = re.compile(r"memory allocation of \d+ bytes failed|std::bad_alloc")
 """Last words of a library in Rust or C++, such as the tokenizer, that gets no memory. It ends the
@@ -85,7 +89,7 @@ def end_of_process(
     is_over_time: bool,
     has_trained: bool,
 ) -> AttemptEnd:
-    """Decide how the attempt ends after its training process has.
+    """Decide how the attempt ends after its process has.
 
     Args:
         event: the last event, if there was one.
@@ -123,13 +127,13 @@ def end_of_error(error: Exception, lease: Lease) -> JobError | Interruption:
             what = without_paths(str(error)).rstrip(".")
             return JobError(
                 code="training_protocol_violated",
-                message=f"The training process was stopped. {what}. "
-                "Rerun the job; if it fails again, report a bug with the worker's log.",
+                message=f"The process was stopped. {what}. "
+                "Try again; if it fails again, report a bug with the worker's log.",
             )
         case JobLockedError():
             logger.warning("job locked: %s", error, extra=context)
             return Interruption(
-                "Its previous training process does not end",
+                "Its previous process does not end",
                 "Find out what blocks that process, or restart the machine.",
             )
         case SigningKeyError():
@@ -173,19 +177,19 @@ def _error_of_model(
             return JobError(
                 code="model_not_available",
                 message=f"The base model {base_model} is no longer installed. Install it with "
-                f"'tunery models install {base_model}' and rerun the job.",
+                f"'tunery models install {base_model}' and try again.",
             )
         case BaseModelChangedError():
             return JobError(
                 code="base_model_changed",
                 message=f"The base model {base_model} was reinstalled after the job was created, "
-                "and its weights have changed. Create the job again.",
+                "and its weights have changed. Install the previous one, or create the job again.",
             )
         case RefusedModelError():
             return JobError(
                 code="base_model_refused",
                 message=f"The base model {base_model} cannot be used: {error} Remove it with "
-                f"'tunery models remove {base_model}', install it again and rerun the job.",
+                f"'tunery models remove {base_model}', install it again and try again.",
             )
 
 
@@ -199,16 +203,16 @@ def _end_of_interrupted(
         return _OUT_OF_MEMORY
     if ending.exit_code == -signal.SIGKILL:
         return Crash(
-            "The training process was killed, most likely because the machine ran out of memory",
+            "The process was killed, most likely because the machine ran out of memory",
             "Lower batch_size or context_length, or take a smaller base model.",
             last_line(ending.log_tail),
         )
     if ending.exit_code < 0:
-        what = f"The training process died of {signal_name(-ending.exit_code)}"
+        what = f"The process died of {signal_name(-ending.exit_code)}"
     elif isinstance(event, Stopped):
-        what = "The training process stopped without being asked to"
+        what = "The process stopped without being asked to"
     else:
-        what = f"The training process ended with exit code {ending.exit_code}"
+        what = f"The process ended with exit code {ending.exit_code}"
     return Crash(what, "The worker's log has more of its log.", last_line(ending.log_tail))
 
 

@@ -15,6 +15,7 @@ from app.core.job.training_events import (
     Exported,
     Failed,
     Made,
+    MemoryShort,
     Noted,
     OutOfSpace,
     Progressed,
@@ -59,7 +60,7 @@ class LeasedRun(ABC):
         self._launcher = launcher
         self._directory = job_directory
         self._reports = reports
-        self._last_event: Made | Failed | OutOfSpace | None = None
+        self._last_event: Made | Failed | OutOfSpace | MemoryShort | None = None
         self._processor_s = 0.0
         self.must_wait = False
 
@@ -100,7 +101,7 @@ class LeasedRun(ABC):
         match event:
             case Noted() | Progressed():
                 self._note(event)
-            case Checked() | Exported() | Reported() | Failed() | OutOfSpace():
+            case Checked() | Exported() | Reported() | Failed() | OutOfSpace() | MemoryShort():
                 self._last_event = event
             case _:  # `ReportCheck` has refused it
                 raise TypeError(event.kind)

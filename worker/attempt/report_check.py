@@ -64,11 +64,11 @@ class ReportCheck:
 
     def begin_export(self) -> None:
         """Expect a child that only exports an adapter."""
-        self._of_task = (Progressed, Exported)
+        self._of_task = (Progressed, MemoryShort, Exported)
 
     def begin_report(self) -> None:
         """Expect a child that only reports how a tuned model answers."""
-        self._of_task = (Progressed, Reported)
+        self._of_task = (Progressed, MemoryShort, Reported)
 
     def begin(self, *, after_step: int, total_steps: int) -> None:
         """Expect a training that resumes after `after_step` and has at most `total_steps`."""

@@ -33,9 +33,6 @@ _MORE_TOKENS = 16
 _UNCOMPARED_TOKENS = 256
 """Maximum length of an answer without a reference, in tokens."""
 
-_ROOM = 1.2
-"""Memory that a loaded model takes, in multiples of its weights."""
-
 
 @dataclass(frozen=True, slots=True)
 class Pair:
@@ -79,7 +76,7 @@ class Models:
         """Load them from the directory of a task.
 
         Raises:
-            TrainingFailedError: `not_enough_memory`.
+            TrainingFailedError, MemoryShortError: as `require_free_memory` raises them.
             AdapterError: the adapter cannot be used.
         """
         base_model = directory / BASE_MODEL_NAME
@@ -87,7 +84,7 @@ class Models:
         compute = spec.compute.model_copy(update={"device": "cpu"})
         placement = choose_placement(compute, read_or_measure(directory / MACHINE_CACHE_NAME))
         weights_bytes = ModelShape.read(base_model).parameters * placement.torch_dtype.itemsize
-        require_free_memory(_ROOM * weights_bytes, what="The report")
+        require_free_memory(weights_bytes, what="The report", total_bytes=spec.memory_bytes)
         runner = load_runner(base_model, placement)
         decoder = Decoder(
             base_model,

@@ -34,7 +34,7 @@ _STAGES = 20
 def report_answers(directory: Path, report: Report, *, time_limit_s: float = TIME_LIMIT_S) -> None:
     """Make the report that the task in `directory` asks for.
 
-    The last event is `Reported`, `Failed` or `OutOfSpace`.
+    The last event is `Reported`, `Failed`, `OutOfSpace` or `MemoryShort`.
 
     Args:
         directory: a job directory with the base model, the adapter and the validation data.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from app.core import manifest
 from app.core.base_models import Catalogue
-from app.core.compute_choices import compute_choices
+from app.core.compute_choices import compute_choices, training_memory
 from app.core.db.repositories.tasks.leases import ClaimedTask
 from app.core.db.tables import Checkpoint, File
 from app.core.disk import has_room
@@ -85,6 +85,7 @@ class TaskDirectory(JobDirectory):
             "config": self._lease.config,
             "base_model": base_model,
             "threads": 1,
+            "memory_bytes": training_memory(settings),
             "compute": compute_choices(settings),
         }
         given = {name: promised.provenance.get(name) for name in _FROM_CHECKPOINT}

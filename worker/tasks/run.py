@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from app.core.db.repositories.checkpoints import CheckpointRepository
 from app.core.db.repositories.jobs import JobRepository
-from app.core.db.repositories.recovery import Crash, Interruption
+from app.core.db.repositories.recovery import MEMORY_PAUSE, Crash, Interruption
 from app.core.db.repositories.tasks.leases import ClaimedTask, TaskLeases
 from app.core.db.repositories.tasks.reports import find_validation_data
 from app.core.db.session import Session
@@ -19,6 +19,7 @@ from app.core.job.training_events import (
     Exported,
     JobError,
     Made,
+    MemoryShort,
     Noted,
     Progressed,
     Reported,
@@ -130,8 +131,11 @@ class TaskRun(LeasedRun):
                 self.must_wait = True
                 self._transact(lambda task: task.crash(lease, end.what, now=now))
             case _:
-                self.must_wait = True  # for the job that needs the memory
-                self._transact(lambda task: task.release(lease, now=now))
+                self.must_wait = True  # a job that needs the memory comes before other tasks
+                if isinstance(end, MemoryShort):
+                    logger.info("the task waits for memory: %s", end.message)
+                waits_until = None if self._keeper.is_stopping else now + MEMORY_PAUSE
+                self._transact(lambda task: task.release(lease, now=now, not_before=waits_until))
 
     def _transact(self, act: Callable[[TaskLeases], None]) -> None:
         spent_s = self._processor_s

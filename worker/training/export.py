@@ -18,8 +18,8 @@ from worker.training.training_loop import Report
 def export_adapter(directory: Path, report: Report) -> None:
     """Make the export that the job in `directory` asks for.
 
-    The last event is `Exported`, `Failed` or `OutOfSpace`. Output of an earlier run in the same
-    directory is removed first.
+    The last event is `Exported`, `Failed`, `OutOfSpace` or `MemoryShort`. Output of an earlier run
+    in the same directory is removed first.
 
     Args:
         directory: a job directory with the base model and the checkpoint of the adapter.

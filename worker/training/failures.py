@@ -56,9 +56,9 @@ def last_event_after(
     if is_out_of_memory(error):
         return Failed(
             code="out_of_memory",
-            message="The job does not fit in the memory of this machine. Lower context_length, "
-            f"which is {config.max_sequence_tokens:,}, or lora_r, which is {config.lora.rank}, or "
-            "choose a smaller base model.",
+            message="It does not fit in the memory of this machine. Choose a smaller base model. A "
+            "training also takes less with a lower context_length, which is "
+            f"{config.max_sequence_tokens:,}, or lora_r, which is {config.lora.rank}.",
         )
     return None
 
@@ -69,10 +69,10 @@ def _reason(error: Exception) -> str:
 
 
 class MemoryShortError(Exception):
-    """The job does not fit into the free memory of its device.
+    """A job, an export or a report does not fit into the free memory of its device.
 
     Args:
-        event: what the job needs and what there is.
+        event: what it needs and what there is.
     """
 
     def __init__(self, event: MemoryShort) -> None:

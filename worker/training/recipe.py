@@ -1,6 +1,7 @@
 """Trains one job, from its directory to a verified adapter."""
 
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -8,6 +9,7 @@ from pathlib import Path
 
 from transformers.utils import logging as transformers_logging
 
+from app.core.clock import steady_s
 from app.core.job.training_config import (
     BASE_MODEL_NAME,
     JOB_SPEC_NAME,
@@ -28,7 +30,13 @@ from worker.training.artifacts.saved_state import (
     load_state,
 )
 from worker.training.compute.hardware import measure_gpu_memory, read_or_measure
-from worker.training.compute.plan import ComputePlan, Workload, choose_placement, make_plan
+from worker.training.compute.plan import (
+    ComputePlan,
+    Placement,
+    Workload,
+    choose_placement,
+    make_plan,
+)
 from worker.training.data.dataset import TokenizedData
 from worker.training.data.encoding import end_of_text
 from worker.training.failures import last_event_after
@@ -46,6 +54,9 @@ from worker.training.step.step import BestAdapter
 from worker.training.step.trainer import StepSchedule, Trainer
 from worker.training.training_loop import Report, TrainingLoop
 
+_LOOK_S = 0.5
+"""Interval at which a job that waits for memory measures it, in seconds."""
+
 
 def run_job(
     directory: Path,
@@ -57,8 +68,8 @@ def run_job(
 ) -> None:
     """Train the job in `directory`.
 
-    The last event is `Finished`, `Failed`, `Stopped`, `OutOfSpace` or `Unresumable`. Output of an
-    earlier run in the same directory is removed first.
+    The last event is `Finished`, `Failed`, `Stopped`, `OutOfSpace`, `MemoryShort` or `Unresumable`.
+    Output of an earlier run in the same directory is removed first.
 
     Args:
         directory: a job directory, as `app.core.job.training_config` describes it.
@@ -159,12 +170,6 @@ def _load_model(
     asked = compute_settings(job.directory, spec)
     speeds = read_or_measure(job.directory / MACHINE_CACHE_NAME)
     placement = choose_placement(asked, speeds)
-    if placement.device == "cuda":
-        memory = measure_gpu_memory()
-    else:
-        memory = job.measure_memory()
-        loaded_bytes = job.loader.bytes_in_memory(job.base_model, placement.torch_dtype)
-        memory = replace(memory, free=memory.free + loaded_bytes).limited_to(spec.memory_bytes)
     work = Workload.of_job(
         ModelShape.read(job.base_model),
         config,
@@ -172,8 +177,9 @@ def _load_model(
         total_steps=schedule.total_steps,
         threads=spec.threads,
     )
-    make = partial(make_plan, asked, placement, speeds, work, memory=memory)
-    plan = make()
+    make = partial(make_plan, asked, placement, speeds, work)
+    memory = _await_memory(job, placement, lambda memory: make(memory=memory).peak_bytes)
+    plan = make(memory=memory)
     plan.check_memory(memory)
     base = job.loader.load_weights(job.base_model, placement.torch_dtype)
     seed_torch(config.seed, 0)  # the random half of the adapter
@@ -186,7 +192,27 @@ def _load_model(
     for note in explain_adapter(model, config.lora):
         report(note)
     if plan.forward == "fast" and not has_fused_layers(model.get_base_model()):
-        plan = make(has_fused_layers=False)
+        plan = make(memory=memory, has_fused_layers=False)
         plan.check_memory(memory)
     report(Noted(message=plan.explanation, level="warn" if plan.is_warning else "info"))
     return plan, plan.build_forward(model)
+
+
+def _await_memory(job: _Preparation, placement: Placement, need: Callable[[Memory], int]) -> Memory:
+    """Measure the memory of the device. On the processor, wait for a while until enough is free.
+
+    Args:
+        job: the job.
+        placement: where it is computed.
+        need: returns the bytes that it needs, given the memory.
+    """
+    if placement.device == "cuda":
+        return measure_gpu_memory()
+    over_s = steady_s() + job.spec.memory_wait_s
+    loaded_bytes = job.loader.bytes_in_memory(job.base_model, placement.torch_dtype)
+    while True:
+        memory = job.measure_memory()
+        memory = replace(memory, free=memory.free + loaded_bytes).limited_to(job.spec.memory_bytes)
+        if not memory.free < need(memory) <= memory.total or steady_s() >= over_s:
+            return memory
+        time.sleep(_LOOK_S)

@@ -84,6 +84,8 @@ class Task(OwnedByProject, Base):
     worker_id: Mapped[str | None]
     lease_expires_at: Mapped[datetime | None]
     created_at: Mapped[datetime]
+    not_before: Mapped[datetime | None]
+    """When a worker may begin it after it has waited for memory. Null if it never had to wait."""
     started_at: Mapped[datetime | None]
     """When the newest try began."""
     finished_at: Mapped[datetime | None]

@@ -261,6 +261,8 @@ class JobSpec(Frozen):
     """Number of processor threads that the child may use."""
     memory_bytes: int | None = Field(default=None, ge=1)
     """Bytes of the machine's memory that are for jobs. Null for all."""
+    memory_wait_s: float = Field(default=0.0, ge=0)
+    """Seconds that a training waits for memory. The sampler may give some back meanwhile."""
     compute: ComputeSettings = ComputeSettings()
 
     save_interval_s: float = Field(default=120.0, gt=0)

@@ -94,7 +94,7 @@ class OutOfSpace(Frozen):
 
 
 class MemoryShort(Frozen):
-    """The job was not started: its device has too little memory, or too little of it is free.
+    """It was not started: its device has too little memory, or too little of it is free.
 
     It can be tried again, here or on another machine.
     """
@@ -103,7 +103,7 @@ class MemoryShort(Frozen):
     message: Text
     device: DeviceName
     needed_bytes: int = Field(ge=1, le=MAX_BYTES)
-    """Memory that the job takes at least, by the estimate."""
+    """Memory that it takes at least, by the estimate."""
     total_bytes: int = Field(ge=0, le=MAX_BYTES)
     """Memory of the device, free or not."""
 

@@ -31,6 +31,7 @@ from tests.builders import (
 )
 from worker.job_directory import JobDirectory, ParentLostError
 from worker.job_spec import JobInputs
+from worker.sampling.serving.options import GRACE_S
 from worker.stored_file import as_file
 
 MIB = 1024 * 1024
@@ -95,6 +96,13 @@ def test_a_job_is_planned_without_the_memory_that_the_sampler_keeps(
     job_directory.fill(JobInputs(add_file(database, store)), store, catalogue, settings)
 
     assert job_directory.spec.memory_bytes == measure_memory().total - sampler_memory(settings)
+    assert job_directory.spec.memory_wait_s == 0
+
+
+def test_a_job_waits_for_the_memory_of_a_sampler_that_makes_way(
+    job_directory: JobDirectory,
+) -> None:
+    assert job_directory.spec.memory_wait_s > GRACE_S
 
 
 def test_a_checkpoint_is_stored_under_keys_of_its_attempt(

@@ -38,6 +38,7 @@ from app.core.job.training_events import (
     Stepped,
     Unresumable,
 )
+from app.core.machine.memory import measure_memory
 from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
 from app.services.new_jobs import rerun_job
@@ -64,7 +65,7 @@ from worker.loop import PAUSE_AFTER_FAILURE_S, Worker
 
 LINES = TEXT_LINE * 3
 WEEK = timedelta(days=7)
-OUT_OF_MEMORY = "The training process was killed, most likely because the machine ran out of memory"
+OUT_OF_MEMORY = "The process was killed, most likely because the machine ran out of memory"
 
 
 class Bench:
@@ -422,10 +423,10 @@ def test_a_child_that_says_what_is_wrong_leaves_a_failed_job_with_the_reason(
     ("exit_code", "why"),
     [
         (-9, OUT_OF_MEMORY),
-        (-11, "The training process died of SIGSEGV"),
-        (-40, "The training process died of signal 40"),
-        (1, "The training process ended with exit code 1"),
-        (0, "The training process ended with exit code 0"),
+        (-11, "The process died of SIGSEGV"),
+        (-40, "The process died of signal 40"),
+        (1, "The process ended with exit code 1"),
+        (0, "The process ended with exit code 0"),
     ],
 )
 def test_a_child_that_dies_twice_leaves_a_failed_job_with_the_last_line_of_its_log(
@@ -729,6 +730,20 @@ def test_a_job_without_memory_waits_and_counts_as_no_interruption(bench: Bench) 
     assert idle_s == [PAUSE_AFTER_FAILURE_S, bench.settings.poll_interval_s]
 
 
+def test_a_worker_leaves_a_job_to_others_that_needs_the_memory_of_its_sampler(
+    bench: Bench,
+) -> None:
+    job = bench.add_job(needed_memory_bytes=measure_memory().total)
+    shared = {"sampling": "shared", "sampling_memory_bytes": 64 * 1024**2}
+    bench.replace_worker(settings=bench.settings.model_copy(update=shared))
+    assert bench.run(*success()) == bench.settings.poll_interval_s
+    assert bench.job(job).status is JobStatus.QUEUED
+
+    bench.replace_worker(settings=bench.settings)
+    bench.run(*success())
+    assert bench.job(job).status is JobStatus.SUCCEEDED
+
+
 def test_another_base_model_of_the_same_name_ends_the_job(bench: Bench) -> None:
     job = bench.add_job(base_model_sha256="1" * 64)
 
@@ -855,7 +870,7 @@ def test_a_base_model_that_is_gone_fails_the_job_and_says_how_to_mend_it(bench: 
     assert bench.job(job).error == {
         "code": "model_not_available",
         "message": "The base model absent is no longer installed. Install it with 'tunery "
-        "models install absent' and rerun the job.",
+        "models install absent' and try again.",
         "param": None,
         "errors": [],
     }

@@ -7,6 +7,7 @@ import pytest
 
 from app.core.base_models import Catalogue
 from app.core.db.check_tables import Task
+from app.core.db.repositories.recovery import MEMORY_PAUSE
 from app.core.db.repositories.tasks.leases import MAX_CRASHES
 from app.core.db.repositories.tasks.reports import begin_report
 from app.core.db.session import Database
@@ -19,7 +20,7 @@ from app.core.job.training_config import (
     VALIDATION_DATA_NAME,
     JobSpec,
 )
-from app.core.job.training_events import Exported, Failed, Progressed, Reported
+from app.core.job.training_events import Exported, Failed, MemoryShort, Progressed, Reported
 from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
 from tests.builders import CHAT_LINE, NOW, add_file, build_config
@@ -120,6 +121,15 @@ def test_a_report_that_fails_says_why_until_it_is_asked_for_again(bench: Bench) 
     assert (task.status, task.expires_at) == ("failed", None)
     assert task.error is not None
     assert task.error["code"] == "not_enough_memory"
+
+
+def test_a_report_waits_for_memory(bench: Bench) -> None:
+    bench.do(MemoryShort(message="Short.", device="cpu", needed_bytes=6, total_bytes=16))
+    assert bench.task().status == "queued"
+
+    bench.clock.advance(MEMORY_PAUSE)
+    bench.do(MADE)
+    assert bench.task().status == "succeeded"
 
 
 def test_a_report_whose_process_dies_again_and_again_fails(bench: Bench) -> None:

@@ -8,10 +8,11 @@ import pytest
 
 from app.core.access import DEFAULT_PROJECT_ID
 from app.core.base_models import Catalogue
+from app.core.compute_choices import training_memory
 from app.core.db.check_tables import Task
 from app.core.db.repositories.leases import LeaseRepository
 from app.core.db.repositories.projects.usage import UsageRepository
-from app.core.db.repositories.recovery import RecoveryRepository
+from app.core.db.repositories.recovery import MEMORY_PAUSE, RecoveryRepository
 from app.core.db.repositories.tasks.leases import MAX_CRASHES
 from app.core.db.session import Database
 from app.core.hand_off.formats import ADAPTER_DIRECTORY_NAME
@@ -29,7 +30,7 @@ from app.core.job.training_events import (
 from app.core.manifest import MANIFEST_NAME, atomic_directory
 from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
-from tests.builders import add_job, build_data_report, list_blobs
+from tests.builders import add_job, add_worker, build_data_report, list_blobs
 from tests.exports import VERIFICATION, read_task
 from tests.fakes import Act, FakeLauncher, FrozenClock, Waiting
 from tests.task_bench import Bench, doing
@@ -37,6 +38,7 @@ from worker.beside import PAUSE_AFTER_FAILURE_S, BesideTraining
 from worker.tasks.loop import TaskDoer
 
 EXPORTED = Exported(verification=VERIFICATION)
+SHORT = MemoryShort(message="Short.", device="cpu", needed_bytes=6, total_bytes=16)
 
 
 @pytest.fixture
@@ -208,10 +210,35 @@ def test_a_worker_that_is_stopped_gives_its_task_back(bench: Bench) -> None:
 
     task = bench.task()
     assert (task.status, task.worker_id, task.crashes) == ("queued", None, 0)
+    assert task.not_before is None
+
+
+def test_a_task_that_finds_too_little_memory_is_tried_later_however_often(bench: Bench) -> None:
+    for tries in range(1, MAX_CRASHES + 1):
+        assert bench.do(SHORT) == PAUSE_AFTER_FAILURE_S
+        task = bench.task()
+        assert (task.status, task.crashes, task.releases) == ("queued", 0, tries)
+        assert bench.do() is None
+        bench.clock.advance(MEMORY_PAUSE)
+
+    bench.do(export_made)
+    assert bench.task().status == "succeeded"
+
+
+def test_the_child_is_told_what_memory_is_for_jobs(bench: Bench, settings: Settings) -> None:
+    seen: list[JobSpec] = []
+
+    def look(directory: Path) -> MemoryShort:
+        seen.append(JobSpec.model_validate_json((directory / JOB_SPEC_NAME).read_bytes()))
+        return SHORT
+
+    bench.do(look)
+
+    assert seen[0].memory_bytes == training_memory(settings)
 
 
 def test_a_task_is_given_back_to_a_job_that_needs_the_memory_and_done_later(bench: Bench) -> None:
-    short = MemoryShort(message="Short.", device="cpu", needed_bytes=6, total_bytes=16)
+    add_worker(bench.database)
 
     def fall_short() -> None:
         add_job(bench.database)
@@ -220,13 +247,14 @@ def test_a_task_is_given_back_to_a_job_that_needs_the_memory_and_done_later(benc
             lease_for, now = timedelta(minutes=1), bench.clock()
             lease = LeaseRepository(session).claim("worker-1", now=now, lease_for=lease_for)
             assert lease is not None
-            RecoveryRepository(session).wait_for_memory(lease, short, now=now)
+            RecoveryRepository(session).wait_for_memory(lease, SHORT, now=now)
 
     assert bench.do(doing(fall_short), Waiting()) == PAUSE_AFTER_FAILURE_S
     task = bench.task()
     assert (task.status, task.crashes, task.releases) == ("queued", 0, 1)
 
-    bench.clock.advance(timedelta(seconds=1))
+    assert bench.do() is None
+    bench.clock.advance(MEMORY_PAUSE)
     bench.do(export_made)
     assert bench.task().status == "succeeded"
 

@@ -8,15 +8,13 @@ from typing import Literal
 from app.core.clock import steady_s
 from app.core.sampling.messages import MAX_CHOICES, Refused
 from worker.sampling.serving.batch import Running
+from worker.sampling.serving.options import GRACE_S
 from worker.sampling.serving.requests import Request
 from worker.sampling.serving.waiting import MAX_OF_PROJECT, WaitingLine
 
 MAX_ANSWERS = MAX_OF_PROJECT + MAX_CHOICES
 """Maximum number of answers in the making: a project that has as many as it may leaves room for any
 request of another one."""
-
-GRACE_S = 30.0
-"""Time in which answers in the making may finish when a job begins to train, in seconds."""
 
 TURN_S = 120.0
 """Time after which a project that waits and has no answers in the making gets room from another
@@ -233,7 +231,7 @@ def _turn_refusal() -> Refused:
         code="sampler_busy",
         message="The sampler is busy, and this answer has made room for another project, which had "
         "waited for long. Send the request again in a few seconds, with a smaller max_tokens.",
-        retry_after_s=_BUSY_RETRY_S,
+        retry_after_s=_RETRY_S,
     )
 
 

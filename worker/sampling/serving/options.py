@@ -32,3 +32,6 @@ READY = "ready"
 
 ALIVE = "alive"
 """Line that the process writes every `ALIVE_INTERVAL_S` while none of its threads hangs."""
+
+GRACE_S = 30.0
+"""Time in which answers in the making may finish when a job begins to train, in seconds."""

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from app.core.job.lora_shape import LoraShape
 from app.core.job.training_config import ComputeSettings, DtypeName, ForwardName
+from app.core.job.training_events import MemoryShort
 from app.core.machine.memory import Memory, measure_memory
-from worker.training.failures import TrainingFailedError
+from worker.training.failures import MemoryShortError, TrainingFailedError
 from worker.training.model.base_model import ModelShape
 from worker.training.model.cross_entropy import CHUNK
 from worker.training.model.decoder_layer import LONGEST_BY_PRODUCTS
@@ -30,6 +31,8 @@ _LIBRARIES = 600_000_000
 _FRAGMENTATION = 1.2
 """Memory that the allocator takes for activations, as a multiple of their size: it keeps blocks
 that were freed, and the next micro-batch needs others. Measured with the smallest base model."""
+_ROOM = 1.2
+"""Memory that a loaded model takes, in multiples of its weights."""
 _BYTES_PER_TRAINED = 16
 """Bytes per trained parameter: weight, gradient and two moments of AdamW, all in float32."""
 _BYTES_PER_EMBEDDING = 32
@@ -201,21 +204,33 @@ def gigabytes(size: int) -> str:
     return f"{size / 1e9:.1f} GB"
 
 
-def require_free_memory(needed_bytes: float, *, what: str) -> int:
-    """Reject what needs more memory than is free. Returns the free bytes.
+def require_free_memory(weights_bytes: int, *, what: str, total_bytes: int | None) -> int:
+    """Check that a model fits into the memory that is free.
+
+    Returns the size of the largest weights that do, in bytes.
 
     Args:
-        needed_bytes: what it needs.
-        what: what it is, to begin a sentence with.
+        weights_bytes: size of its weights.
+        what: what needs it, to begin a sentence with.
+        total_bytes: memory of the machine that is for jobs. None for all.
 
     Raises:
-        TrainingFailedError: `not_enough_memory`.
+        TrainingFailedError: `not_enough_memory`. It does not fit even if nothing else runs.
+        MemoryShortError: others use too much at the moment.
     """
-    free_bytes = measure_memory().free
-    if needed_bytes > free_bytes:
+    needed_bytes, memory = round(_ROOM * weights_bytes), measure_memory().limited_to(total_bytes)
+    if needed_bytes <= memory.free:
+        return int(memory.free / _ROOM)
+    needs = f"{what} needs about {gigabytes(needed_bytes)} of memory"
+    if needed_bytes > memory.total:
         raise TrainingFailedError(
-            "not_enough_memory",
-            f"{what} needs about {needed_bytes / 1e9:.1f} GB of memory, and {free_bytes / 1e9:.1f} "
-            "GB are free. Try again when no job trains.",
+            "not_enough_memory", f"{needs}, and the machine has {gigabytes(memory.total)} for jobs."
         )
-    return free_bytes
+    raise MemoryShortError(
+        MemoryShort(
+            message=f"{needs}, and {gigabytes(memory.free)} of {gigabytes(memory.total)} are free.",
+            device="cpu",
+            needed_bytes=needed_bytes,
+            total_bytes=memory.total,
+        )
+    )

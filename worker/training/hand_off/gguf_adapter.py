@@ -52,6 +52,7 @@ def export_gguf(
 
     Raises:
         TrainingFailedError: `not_enough_memory`, `format_not_possible` or `export_not_equal`.
+        MemoryShortError: too little memory is free.
     """
     architecture = GGUF_ARCHITECTURES[read_model_type(base_model)]
     weights = load_file(adapter / ADAPTER_WEIGHTS_NAME)
@@ -60,7 +61,7 @@ def export_gguf(
     path = target / GGUF_ADAPTER_NAME
     _write(path, weights, places, spec, architecture.name, alpha=_alpha(settings))
     progress(0.1)
-    probe = Probe(base_model)
+    probe = Probe(base_model, spec)
     model = load_adapter(ModelLoader().load_weights(base_model, probe.dtype), adapter)
     progress(0.4)
     tuned = probe.read(model)

@@ -7,6 +7,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from app.core.job.training_config import JobSpec
 from app.core.job.training_events import Verification
 from worker.training.artifacts.checkpoint import read_logits
 from worker.training.compute.memory import require_free_memory
@@ -31,9 +32,6 @@ _LEAST_CHANGE = 0.1
 _DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16}
 """By the names of the format of safetensors. Some models have a few weights in float32 besides."""
 
-_ROOM = 1.2
-"""Memory that a loaded model takes, in multiples of its weights."""
-
 Logits = Sequence[Tensor]
 
 
@@ -51,16 +49,19 @@ class Probe:
         dtype: float32 if that fits in memory, otherwise the dtype of the weights.
 
     Raises:
-        TrainingFailedError: `not_enough_memory`.
+        TrainingFailedError, MemoryShortError: as `require_free_memory` raises them.
     """
 
-    def __init__(self, base_model: Path) -> None:
+    def __init__(self, base_model: Path, spec: JobSpec) -> None:
         tokenizer = load_tokenizer(base_model)
         encoded = [tokenizer(prompt)["input_ids"][:_MAX_TOKENS] for prompt in _PROMPTS]
         self._prompts = [torch.tensor([ids]) for ids in encoded]
-        stored, needed = stored_dtype(base_model), _ROOM * ModelShape.read(base_model).parameters
-        free = require_free_memory(needed * stored.itemsize, what="The export")
-        self.dtype = torch.float32 if needed * torch.float32.itemsize <= free else stored
+        stored, parameters = stored_dtype(base_model), ModelShape.read(base_model).parameters
+        largest_bytes = require_free_memory(
+            parameters * stored.itemsize, what="The export", total_bytes=spec.memory_bytes
+        )
+        has_room = parameters * torch.float32.itemsize <= largest_bytes
+        self.dtype = torch.float32 if has_room else stored
 
     def read(self, model: nn.Module) -> Logits:
         """The logits at each token of each prompt."""

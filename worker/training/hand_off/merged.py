@@ -55,8 +55,9 @@ def export_merged(
 
     Raises:
         TrainingFailedError: `not_enough_memory` or `export_not_equal`.
+        MemoryShortError: too little memory is free.
     """
-    probe, dtype = Probe(base_model), stored_dtype(base_model)
+    probe, dtype = Probe(base_model, spec), stored_dtype(base_model)
     model = load_adapter(ModelLoader().load_weights(base_model, probe.dtype), adapter)
     progress(0.2)
     tuned = probe.read(model)

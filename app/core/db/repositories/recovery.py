@@ -40,7 +40,7 @@ class Crash:
     """A training process died by itself."""
 
     what: str
-    """What happened, to begin a sentence with: `The training process died of SIGSEGV`."""
+    """What happened, to begin a sentence with: `The process died of SIGSEGV`."""
     advice: str
     """How to avoid it."""
     last_line: str

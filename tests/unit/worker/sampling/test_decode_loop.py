@@ -18,8 +18,8 @@ from worker.sampling.model.adapter_files import AdapterFiles
 from worker.sampling.model.runner import Adapter, Row
 from worker.sampling.serving.batch import Running
 from worker.sampling.serving.decode_loop import DecodeLoop
-from worker.sampling.serving.desk import GRACE_S, Desk
-from worker.sampling.serving.options import ServingOptions
+from worker.sampling.serving.desk import Desk
+from worker.sampling.serving.options import GRACE_S, ServingOptions
 from worker.sampling.serving.pace import FEWEST, MOST
 from worker.sampling.serving.requests import Request, Told
 from worker.sampling.serving.shelf import PATIENCE_S, LoadedModel, Shelf

@@ -17,12 +17,22 @@ from app.core import manifest
 from app.core.hand_off.formats import ADAPTER_DIRECTORY_NAME
 from app.core.job.artifacts import ADAPTER_WEIGHTS_NAME, EXPORT_NAMES
 from app.core.job.training_config import TaskName
-from app.core.job.training_events import Exported, Failed, Progressed, TrainingEvent
+from app.core.job.training_events import Exported, Failed, MemoryShort, Progressed, TrainingEvent
+from app.core.machine.memory import measure_memory
 from tests.export_jobs import STEP, write_export_job
-from tests.tiny import ALL_LINEAR, build_model, build_peft_model, build_tokenizer
+from tests.tiny import (
+    ALL_LINEAR,
+    build_model,
+    build_peft_model,
+    build_tokenizer,
+    change_job,
+    chat_row,
+    write_job,
+)
 from worker.training.artifacts.checkpoint import load_adapter
+from worker.training.compute.memory import require_free_memory
 from worker.training.export import export_adapter
-from worker.training.failures import TrainingFailedError
+from worker.training.failures import MemoryShortError, TrainingFailedError
 from worker.training.hand_off.logits import Probe
 
 IDS = torch.arange(40, 60)[None]
@@ -105,6 +115,35 @@ def test_a_merged_model_keeps_the_dtype_of_its_base_model(tmp_path: Path) -> Non
     assert {weight.dtype for weight in weights.values()} == {torch.bfloat16}
     config = json.loads((tmp_path / "job/out/export/config.json").read_text())
     assert config["dtype"] == "bfloat16"
+
+
+def export_again(job: Path, **changes: Any) -> TrainingEvent:
+    """Make an export whose child is told something else. Returns its last event."""
+    change_job(job, **changes)
+    events: list[TrainingEvent] = []
+    export_adapter(job, events.append)
+    return events[-1]
+
+
+def test_an_export_that_does_not_fit_into_the_memory_for_jobs_fails(tmp_path: Path) -> None:
+    export(tmp_path, "export_gguf")
+
+    failed = export_again(tmp_path / "job", memory_bytes=1)
+
+    assert isinstance(failed, Failed)
+    assert failed.code == "not_enough_memory"
+    assert failed.message.endswith(" of memory, and the machine has 0.0 GB for jobs.")
+
+
+def test_a_model_that_fits_once_memory_is_free_is_only_short_of_it() -> None:
+    total_bytes = measure_memory().total
+
+    with pytest.raises(MemoryShortError) as short:
+        require_free_memory(int(total_bytes / 1.2) - 1, what="The export", total_bytes=None)
+
+    assert isinstance(short.value.event, MemoryShort)
+    assert short.value.event.total_bytes == total_bytes
+    assert require_free_memory(1, what="The export", total_bytes=1200) == 1000
 
 
 def left_out(layers: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -271,7 +310,10 @@ def test_a_weight_without_a_place_in_gguf_fails_the_export(tmp_path: Path) -> No
 
 
 def test_logits_that_differ_by_more_than_the_tolerance_are_refused(tmp_path: Path) -> None:
-    probe = Probe(write_base(tmp_path / "base"))
+    base_model = write_base(tmp_path / "base")
+    probe = Probe(
+        base_model, write_job(tmp_path / "job", [chat_row("Hi", "Ho")], base_model=base_model)
+    )
     logits = probe.read(build_model())
     changed = [each + 0.01 * each.abs().max() for each in logits]
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, bindparam, func, or_, select, update
+from sqlalchemy import ColumnElement, and_, bindparam, func, or_, select, update
 from sqlalchemy.orm import aliased
 
 from app.core.clock import steady_s
@@ -21,6 +21,7 @@ from app.core.db.repositories.recovery import MEMORY_PAUSE
 from app.core.db.repositories.transitions import UNREADABLE
 from app.core.db.session import Session
 from app.core.db.tables import Job
+from app.core.db.worker_tables import Attempt, WorkerRow
 from app.core.errors import LeaseLostError
 from app.core.job.scores.report import REPORT
 from app.core.job.status import JobStatus
@@ -44,6 +45,7 @@ _NOW = bindparam("now", type_=UtcDateTime())
 _IS_FREE = (
     Task.status.in_(("queued", "running")),
     or_(Task.lease_expires_at.is_(None), Task.lease_expires_at < _NOW),
+    or_(Task.not_before.is_(None), Task.not_before <= _NOW),
 )
 
 # These run every second, so they are built only once.
@@ -73,6 +75,21 @@ _CLAIM = (
     .returning(Task)
     .execution_options(synchronize_session=False)  # this transaction has read no task before
 )
+_ITS_WORKER = aliased(WorkerRow)
+_ITS_HOST = select(_ITS_WORKER.host).where(_ITS_WORKER.id == bindparam("claimant"))
+_FELL_SHORT = (
+    select(Job.id)
+    .join(Attempt, and_(Attempt.job_id == Job.id, Attempt.attempt == Job.attempt))
+    .join(WorkerRow, WorkerRow.id == Attempt.worker_id)
+    .where(
+        Job.status == JobStatus.QUEUED,
+        Job.not_before > bindparam("pause_ends", type_=UtcDateTime()),
+        Job.needed_memory_bytes.is_not(None),  # it is null for the memory of a GPU
+        WorkerRow.host == _ITS_HOST.scalar_subquery(),
+    )
+    .limit(1)
+)
+"""A job that has found too little memory on the host of a worker, after a moment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,18 +173,19 @@ class TaskLeases(Repository):
         """Extend the lease to `until`. Returns what to do, as `read_requested_action` does."""
         task = self._hold(lease)
         task.lease_expires_at = until
-        return self._what_to_do(task.started_at)
+        return self._what_to_do(lease, task.started_at, task.not_before)
 
     def read_requested_action(self, lease: Lease) -> RequestedAction:
         """Return what to do: to pause if a job has found too little memory since the try began.
 
-        A task that is deleted loses its lease. Writes nothing.
+        Only a job on the same host counts. A task that has waited for memory before does not pause
+        again, so that it is done in the end. One that is deleted loses its lease. Writes nothing.
         """
-        held = select(Task.started_at).where(*self._is_held(lease))
-        started_at = self._session.scalar(held)
-        if started_at is None:
+        held = select(Task.started_at, Task.not_before).where(*self._is_held(lease))
+        times = self._session.execute(held).one_or_none()
+        if times is None:
             raise LeaseLostError(lease.job_id, lease.attempt)
-        return self._what_to_do(started_at)
+        return self._what_to_do(lease, *times)
 
     def progress(self, lease: Lease, fraction: float) -> None:
         """Record how much of the try is done, from 0 to 1."""
@@ -222,11 +240,15 @@ class TaskLeases(Repository):
         else:
             _put_back(task)
 
-    def release(self, lease: Lease, *, now: datetime) -> None:
-        """Give the task back, so that any worker may begin it again."""
+    def release(self, lease: Lease, *, now: datetime, not_before: datetime | None = None) -> None:
+        """Give the task back, so that any worker may begin it again.
+
+        If it waits for memory, that is not before `not_before`.
+        """
         task = self._hold(lease)
         self._count_time(task, now)
         task.releases += 1
+        task.not_before = not_before or task.not_before
         _put_back(task)
 
     def _hold(self, lease: Lease) -> Task:
@@ -245,15 +267,15 @@ class TaskLeases(Repository):
             Task.worker_id == lease.worker_id,
         )
 
-    def _what_to_do(self, started_at: datetime | None) -> RequestedAction:
+    def _what_to_do(
+        self, lease: Lease, started_at: datetime | None, not_before: datetime | None
+    ) -> RequestedAction:
         assert started_at is not None  # noqa: S101 - the task is held
-        fell_short = select(Job.id).where(
-            Job.status == JobStatus.QUEUED,
-            Job.not_before > started_at + MEMORY_PAUSE,
-            Job.needed_memory_bytes.is_not(None),  # it is null for the memory of a GPU
-        )
-        is_any = self._session.scalar(fell_short.limit(1)) is not None
-        return RequestedAction.PAUSE if is_any else RequestedAction.CONTINUE
+        if not_before is not None:
+            return RequestedAction.CONTINUE
+        which = {"claimant": lease.worker_id, "pause_ends": started_at + MEMORY_PAUSE}
+        fell_short = self._session.scalar(_FELL_SHORT, which) is not None
+        return RequestedAction.PAUSE if fell_short else RequestedAction.CONTINUE
 
     def _count_time(self, task: Task, now: datetime) -> None:
         usage = UsageRepository(self._session, task.project_id)

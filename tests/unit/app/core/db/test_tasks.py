@@ -1,6 +1,6 @@
 """Which task is done next and by whom, how it ends, and what goes with what it was made of."""
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pytest
 
@@ -33,6 +33,7 @@ from tests.builders import (
     add_job,
     add_project,
     add_succeeded_job,
+    add_worker,
     get_job,
     list_checkpoints,
 )
@@ -182,29 +183,74 @@ def action_of(database: Database, task: ClaimedTask) -> RequestedAction:
         return action
 
 
-def test_a_task_makes_room_for_a_job_that_finds_too_little_memory(
-    database: Database, checkpoint: Checkpoint
-) -> None:
-    add_task(database, checkpoint)
-    add_job(database)
-    task = claim_task(database)
-    assert action_of(database, task) is RequestedAction.CONTINUE
-
+def fall_short(database: Database, *, on: str, now: datetime) -> None:
+    """A worker begins the next job, for which too little memory is free."""
     short = MemoryShort(message="Short.", device="cpu", needed_bytes=6, total_bytes=16)
     with database.writing() as session:
-        lease = LeaseRepository(session).claim("worker-1", now=NOW, lease_for=MINUTE)
+        lease = LeaseRepository(session).claim(on, now=now, lease_for=MINUTE)
         assert lease is not None
-        RecoveryRepository(session).wait_for_memory(lease, short, now=NOW + MINUTE)
+        RecoveryRepository(session).wait_for_memory(lease, short, now=now)
 
+
+def test_a_task_makes_room_for_a_job_on_its_host_that_finds_too_little_memory(
+    database: Database, checkpoint: Checkpoint
+) -> None:
+    for worker_id, host in (("worker-1", "near"), ("worker-2", "near"), ("worker-3", "far")):
+        add_worker(database, worker_id, host=host)
+    add_task(database, checkpoint)
+    task = claim_task(database, "worker-1")
+    add_job(database)
+    assert action_of(database, task) is RequestedAction.CONTINUE
+
+    fall_short(database, on="worker-3", now=NOW + MINUTE)
+    assert action_of(database, task) is RequestedAction.CONTINUE
+
+    fall_short(database, on="worker-2", now=NOW + MEMORY_PAUSE + MINUTE)
     assert action_of(database, task) is RequestedAction.PAUSE
+
+
+def test_a_task_makes_room_once_so_that_it_is_done_in_the_end(
+    database: Database, checkpoint: Checkpoint
+) -> None:
+    add_worker(database)
+    add_task(database, checkpoint)
+    add_job(database)
+    first = claim_task(database)
+    fall_short(database, on="worker-1", now=NOW + MINUTE)
+    assert action_of(database, first) is RequestedAction.PAUSE
+
+    later = NOW + MEMORY_PAUSE
+    with database.writing() as session:
+        TaskLeases(session, first.id).release(first.lease, now=NOW, not_before=later)
+    second = claim_task(database, now=later)
+    fall_short(database, on="worker-1", now=later + MINUTE)
+
+    assert action_of(database, second) is RequestedAction.CONTINUE
+
+
+def test_a_task_that_waits_for_memory_keeps_no_other_from_being_done(
+    database: Database, job: Job
+) -> None:
+    waiting, other = [add_task(database, each) for each in list_checkpoints(database, job.id)]
+    task = claim_task(database)
+    with database.writing() as session:
+        TaskLeases(session, task.id).release(task.lease, now=NOW, not_before=NOW + MINUTE)
+
+    assert claim_task(database).id == other.id
+    with database.writing() as session:
+        assert not TaskQueue(session).is_any(now=NOW)
+        assert TaskQueue(session).claim("worker-1", now=NOW, lease_for=MINUTE) is None
+    assert claim_task(database, now=NOW + MINUTE).id == waiting.id
 
 
 def test_a_task_that_was_begun_later_does_not_stop_for_it(
     database: Database, checkpoint: Checkpoint
 ) -> None:
     """Otherwise no task would be done for as long as other programs hold the memory."""
+    add_worker(database)
     add_task(database, checkpoint)
-    job = add_job(database, needed_memory_bytes=6, not_before=NOW + MEMORY_PAUSE)
+    job = add_job(database)
+    fall_short(database, on="worker-1", now=NOW)
 
     task = claim_task(database, now=NOW + MINUTE)
 
