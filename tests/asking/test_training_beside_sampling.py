@@ -25,6 +25,8 @@ from tests.waiting import wait_until
 
 CLIENTS = 3
 STEPS = 120
+TOKENS = 10
+"""Length of an answer at most: so short that many fit beside the job, also on a busy machine."""
 ROWS = [chat_row(f"What is {number}?", number * "It is. ") for number in range(1, 25)]
 """Of many lengths, so that a step has several micro-batches."""
 
@@ -78,7 +80,7 @@ class Crowd:
             while not self._ended.is_set():
                 try:
                     stream = client.chat.completions.create(
-                        model=model, messages=messages, max_tokens=100, stream=True
+                        model=model, messages=messages, max_tokens=TOKENS, stream=True
                     )
                     self.answers["whole"] += bool(list(stream))
                 except openai.RateLimitError as error:

@@ -76,6 +76,18 @@ def test_the_answers_of_both_models_are_compared(tabs: Tabs, ended_job: str) -> 
     expect(report.locator(".answers").first).to_contain_text("Reference")
 
 
+def test_a_report_is_asked_for_again_if_the_service_was_busy(tabs: Tabs, ended_job: str) -> None:
+    busy = {"error": {"message": "Later.", "code": "database_busy"}}
+    page = tabs.open("/")
+    page.route("**/report", lambda route: route.fulfill(status=503, json=busy), times=1)
+
+    page.goto(path_of(ended_job))
+
+    expect(page.locator("#report .answers")).to_have_count(4, timeout=120_000)
+    assert any("503" in fault for fault in tabs.faults)
+    tabs.forgive("503")
+
+
 def test_settings_are_shown_as_calls_that_make_such_a_job(
     tabs: Tabs, ended_job: str, client: openai.OpenAI
 ) -> None:

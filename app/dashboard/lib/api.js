@@ -19,6 +19,11 @@ export class ApiError extends Error {
     this.hasMoreErrors = error.error_count_is_minimum ?? false;
     this.retryAfterS = retryAfterS;
   }
+
+  /** Whether the same request may succeed later. */
+  get mayPass() {
+    return this.status === 0 || this.status === 429 || this.status >= 500;
+  }
 }
 
 /** The address of a route: `url("fine_tuning/jobs", {limit: 20})`. Empty values are left out. */

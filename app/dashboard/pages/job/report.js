@@ -15,6 +15,7 @@ const SCORES = {
   valid_json: "Valid JSON",
 };
 const ENDINGS = { length: "Cut at its maximum length", null: "Not finished in time" };
+const AWAY_S = 5;
 
 export class ReportCard {
   #task = null;
@@ -55,13 +56,14 @@ export class ReportCard {
   }
 
   async #fetch() {
+    let waitS = AWAY_S;
     try {
       this.#task = await get(`fine_tuning/jobs/${encodeURIComponent(this.feed.id)}/report`);
+      waitS = this.#task.retry_after;
+      this.draw();
     } catch (error) {
-      return tell(error.message, "problem");
+      if (!error.mayPass) return tell(error.message, "problem");
     }
-    this.draw();
-    const { retry_after: waitS } = this.#task;
     if (waitS !== null) setTimeout(() => this.#fetch(), 1000 * waitS);
   }
 }
