@@ -23,7 +23,7 @@ from tests.waiting import wait_until
 
 QUESTIONS = ("Who are you?", "Say more.")
 TOKENS = 24
-SLOWLY = {"max_steps": 1000, "batch_size": 1, "checkpoint_steps": 20, "learning_rate": 0.01}
+SLOWLY = {"max_steps": 600, "batch_size": 1, "checkpoint_steps": 20, "learning_rate": 0.01}
 """A job that still trains long after its first checkpoint, when it is paused."""
 
 
