@@ -2,8 +2,8 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import Connection, event
@@ -45,6 +45,9 @@ from tests.builders import (
     build_upload,
     claim,
 )
+
+if TYPE_CHECKING:
+    from benchmarks.support.postgres import PostgresServer
 
 
 def _list_files(session: Session, **filters: Any) -> object:
@@ -184,6 +187,17 @@ _MAY_BE_READ = {"api_keys", "saved_states", "webhook_endpoints", "workers"}
 continued, and workers that run."""
 _SHORT_INDEXES = {"ix_data_checks_held", "ix_data_checks_kept"}
 """Indexes with few rows: those of jobs that have not ended."""
+
+
+@pytest.fixture
+def database_url(database_kind: str, request: pytest.FixtureRequest) -> Iterator[str]:
+    """A new database. In the one of all tests, deleted rows make tables large, and plans others."""
+    if database_kind == "sqlite":
+        yield ""
+        return
+    postgres: PostgresServer = request.getfixturevalue("postgres")
+    with postgres.database() as url:
+        yield url
 
 
 def _added_file(session: Session) -> Any:
