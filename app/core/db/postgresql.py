@@ -15,9 +15,11 @@ from psycopg import Connection
 from psycopg.types.string import StrDumperUnknown
 from sqlalchemy import URL, create_engine, event, func, inspect, select, text
 from sqlalchemy import Connection as Transaction
+from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from app.core.db.backend import (
     DatabaseUnusableError,
@@ -115,7 +117,10 @@ class Postgresql:
             return connection.scalar(text("SELECT CAST(pg_current_snapshot() AS text)"))
 
     def dispose(self) -> None:
+        """Close every connection; one that a thread still uses, as soon as it is returned."""
+        pool = self.engine.pool
         self.engine.dispose()
+        event.listen(pool, "checkin", _close)
 
     def as_expected_error(self, error: SQLAlchemyError) -> ServiceError | OperatorError | None:
         state = getattr(getattr(error, "orig", None), "sqlstate", None)
@@ -269,3 +274,7 @@ def _find_program(name: str) -> str:
             "postgresql-client, and must not be older than the server."
         )
     return str(versions[-1])
+
+
+def _close(_connection: DBAPIConnection | None, entry: ConnectionPoolEntry) -> None:
+    entry.invalidate()

@@ -143,6 +143,15 @@ def test_a_reader_sees_one_moment_and_cannot_write(database: Database) -> None:
         assert show(session, "transaction_read_only") == "on"
 
 
+def test_a_connection_that_is_in_use_is_closed_once_it_is_returned(database: Database) -> None:
+    with database.reading() as session:
+        connection: Any = session.connection().connection.dbapi_connection
+        database.dispose()
+        assert not connection.closed
+
+    assert connection.closed
+
+
 def test_what_the_url_says_wins(url: str) -> None:
     options = {"options": "-c lock_timeout=7s", "application_name": "mine"}
     parsed = make_url(url).update_query_dict(options)
