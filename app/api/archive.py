@@ -9,6 +9,7 @@ Source: the .ZIP file format specification, PKWARE APPNOTE 6.3.10, sections 4.3.
 """
 
 import struct
+import zlib
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -42,7 +43,22 @@ class Member(NamedTuple):
     crc32: int
 
 
-def zip_segments(files: Iterable[File | Member]) -> list[Segment]:
+class Note(NamedTuple):
+    """A small file of the archive, made for it."""
+
+    filename: str
+    content: bytes
+
+    @property
+    def bytes(self) -> int:
+        return len(self.content)
+
+    @property
+    def crc32(self) -> int:
+        return zlib.crc32(self.content)
+
+
+def zip_segments(files: Iterable[File | Member | Note]) -> list[Segment]:
     """The archive as a sequence of bytes and whole blobs."""
     segments: list[Segment] = []
     directory = b""
@@ -58,7 +74,10 @@ def zip_segments(files: Iterable[File | Member]) -> list[Segment]:
         made_by = _MADE_BY_UNIX | version
         directory += _CENTRAL_HEADER.pack(b"PK\x01\x02", made_by, *described, *rest)
         directory += name + numbers
-        segments += [local, BlobSegment(file.blob_key, size)]
+        segments += [
+            local,
+            file.content if isinstance(file, Note) else BlobSegment(file.blob_key, size),
+        ]
         offset += len(local) + size
         count += 1
     return [*segments, directory + _end(count, len(directory), offset)]

@@ -15,10 +15,13 @@ from typing import IO
 
 from app.core import manifest
 from app.core.errors import OperatorError
+from app.core.job.scores.card import REPORT_CARD_NAME
 from app.core.manifest import MANIFEST_NAME, SIGNATURE_NAME, Manifest, ManifestError, ManifestFile
 from app.core.signing.signatures import SIGNATURE_BYTES, PublicKey, find_signer
 
 _CHUNK_BYTES = 1024 * 1024
+
+_UNSIGNED_NAMES = manifest.UNLISTED_NAMES | {REPORT_CARD_NAME}
 
 Files = Mapping[str, Callable[[], IO[bytes]]]
 """What opens each file of an adapter, by name."""
@@ -67,7 +70,7 @@ def _verify(files: Files, keys: Sequence[PublicKey]) -> tuple[Manifest, PublicKe
     actual = {
         name: _describe(open_file, promised.files.get(name))
         for name, open_file in files.items()
-        if name not in manifest.UNLISTED_NAMES
+        if name not in _UNSIGNED_NAMES
     }
     manifest.check(promised, actual)
     return promised, signer

@@ -7,7 +7,14 @@ from pathlib import Path
 
 import torch
 
-from app.core.job.scores.report import MAX_PROMPTS, REQUEST_NAME, AnswerReport, ReportRequest
+from app.core.job.scores.report import (
+    MAX_PROMPTS,
+    REQUEST_NAME,
+    AnswerPair,
+    AnswerReport,
+    ModelAnswer,
+    ReportRequest,
+)
 from app.core.job.training_config import BASE_MODEL_NAME, JOB_SPEC_NAME, JobSpec
 from app.core.job.training_events import Failed, Progressed, Reported
 from worker.sampling.decoding.refusals import RefusedError
@@ -69,10 +76,11 @@ def _report(directory: Path, spec: JobSpec, report: Report, time_limit_s: float)
     models = Models.load(directory, spec, tokenizer)
     report(Progressed(fraction=_LOADED))
     began_s = time.process_time()
-    shown = [models.begin(question) for question in asked]
+    shown = [_begin_or_refuse(models, question) for question in asked]
     scored = list(_begin_readable(models, drawn.questions))
+    pairs = [*_pairs(shown), *scored]
     answer_all(
-        [draft for pair in (*shown, *scored) for draft in (pair.base, pair.tuned)],
+        [draft for pair in pairs for draft in (pair.base, pair.tuned)],
         models.runner,
         is_over=lambda: time.process_time() - began_s >= time_limit_s,
         tell_fraction=_in_stages(report),
@@ -95,6 +103,25 @@ def _begin_readable(models: Models, questions: Iterable[Question]) -> Iterator[P
             continue
 
 
+def _begin_or_refuse(models: Models, question: Question) -> Pair | AnswerPair:
+    """The answers to a prompt of the request, or why there are none."""
+    try:
+        return models.begin(question)
+    except RefusedError as error:
+        none = ModelAnswer(text="", finish_reason=None)
+        return AnswerPair(
+            prompt=question.shown,
+            reference=None,
+            base=none,
+            tuned=none,
+            refusal=error.answer.message,
+        )
+
+
+def _pairs(shown: Iterable[Pair | AnswerPair]) -> list[Pair]:
+    return [pair for pair in shown if isinstance(pair, Pair)]
+
+
 def _in_stages(report: Report) -> Callable[[float], None]:
     """Reports the progress of the answers, from 0 to 1, but not at every step."""
     told = 0
@@ -109,13 +136,13 @@ def _in_stages(report: Report) -> Callable[[float], None]:
 
 
 def _describe(
-    drawn: Drawn, shown: Sequence[Pair], scored: Sequence[Pair], processor_s: float
+    drawn: Drawn, shown: Sequence[Pair | AnswerPair], scored: Sequence[Pair], processor_s: float
 ) -> AnswerReport:
     """The report.
 
     Args:
         drawn: the examples of the validation data.
-        shown: answers to the prompts of the request.
+        shown: answers to the prompts of the request, or why there are none.
         scored: answers to the examples.
         processor_s: time that the answers took.
     """
@@ -130,7 +157,10 @@ def _describe(
         json_references=sum(is_json(pair.reference) for pair in finished),
         base=score([(pair.base.text, pair.reference) for pair in finished]),
         tuned=score([(pair.tuned.text, pair.reference) for pair in finished]),
-        answers=tuple(pair.show() for pair in (shown or scored)[:MAX_PROMPTS]),
+        answers=tuple(
+            pair.show() if isinstance(pair, Pair) else pair
+            for pair in (shown or scored)[:MAX_PROMPTS]
+        ),
         processor_s=round(processor_s, 3),
-        is_over_time=not all(pair.is_finished for pair in (*shown, *scored)),
+        is_over_time=not all(pair.is_finished for pair in (*_pairs(shown), *scored)),
     )

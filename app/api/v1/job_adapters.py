@@ -1,5 +1,7 @@
 """/v1/fine_tuning/jobs/{id}/adapter and /exports: a job's adapter in the formats of programs."""
 
+import hashlib
+from collections.abc import Iterable
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Annotated, Any, Literal
@@ -8,21 +10,24 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
 
 from app.api.access import PolicyRoute, needs
-from app.api.archive import Member, zip_segments
+from app.api.archive import Member, Note, zip_segments
 from app.api.deps import CallerDep, Now, Resources, ResourcesDep
-from app.api.streaming import BlobSegment, record_download, send_segments
+from app.api.streaming import BlobSegment, Segment, record_download, send_segments
 from app.core.access import Caller, Scope
 from app.core.db.check_tables import Task
 from app.core.db.repositories.projects.audit import Action
 from app.core.db.repositories.tasks.leases import KEPT_FOR
 from app.core.db.repositories.tasks.requests import TaskRepository
 from app.core.db.session import Session
+from app.core.db.tables import Checkpoint, File
 from app.core.errors import StorageFullError
 from app.core.job.artifacts import GGUF_ADAPTER_NAME, MANIFEST_NAME
+from app.core.job.scores.card import REPORT_CARD_NAME
 from app.schemas.exports import RETRY_AFTER_S, ExportList, ExportRead
 from app.services import jobs as job_service
 from app.services.hand_off import exports
 from app.services.hand_off.exports import Export
+from app.services.scoring.reports import find_report_card
 
 VERIFICATION = "x-tunery-verification"
 """Header of an export with its `Verification`, as JSON."""
@@ -64,6 +69,8 @@ def get_adapter(
 ) -> Response:
     """Download the adapter. Ranges are served, so a download can be resumed.
 
+    An archive has the report on the adapter as `report.md`, once there is one.
+
     `gguf` and `merged` are made by a worker. Until the file is ready, the answer is 202 with the
     progress, and `Retry-After` says when to ask again. The file is verified before it is sent: the
     header `X-Tunery-Verification` says how. It is deleted 24 hours after its last download.
@@ -89,7 +96,7 @@ def get_adapter(
         )
     if export.task.files is None:
         return _not_ready(export)
-    response = _send_export(request, resources, export)
+    response = _send_export(request, resources, caller, export)
     _keep(resources, caller, export.task, now=now)
     action = Action.ADAPTER_DOWNLOADED
     record_download(response, resources, caller, action, export.checkpoint.id, now=now)
@@ -114,19 +121,33 @@ def _send_adapter(
     *,
     now: datetime,
 ) -> Response:
-    adapter = resources.read(
-        lambda session: job_service.get_adapter(session, caller, job_id, checkpoint)
-    )
+    def act(session: Session) -> tuple[Checkpoint, str | None]:
+        adapter = job_service.get_adapter(session, caller, job_id, checkpoint)
+        return adapter, find_report_card(session, caller, adapter)
+
+    adapter, card = resources.read(act)
+    segments, etag = _pack(adapter.files, card, manifest_sha256=adapter.manifest_sha256)
     response = send_segments(
         request,
         resources.store,
-        zip_segments(adapter.files),
-        etag=adapter.manifest_sha256,
+        segments,
+        etag=etag,
         media_type="application/zip",
         filename=f"{job_id}-step-{adapter.step}.zip",
     )
     record_download(response, resources, caller, Action.ADAPTER_DOWNLOADED, adapter.id, now=now)
     return response
+
+
+def _pack(
+    files: Iterable[File | Member], card: str | None, *, manifest_sha256: str
+) -> tuple[list[Segment], str]:
+    """The archive of the files, with the report if there is one, and its ETag."""
+    if card is None:
+        return zip_segments(files), manifest_sha256
+    note = Note(REPORT_CARD_NAME, card.encode())
+    etag = f"{manifest_sha256}-{hashlib.sha256(note.content).hexdigest()[:16]}"
+    return zip_segments([*files, note]), etag
 
 
 def _not_ready(export: Export) -> Response:
@@ -138,20 +159,22 @@ def _not_ready(export: Export) -> Response:
     )
 
 
-def _send_export(request: Request, resources: Resources, export: Export) -> Response:
+def _send_export(
+    request: Request, resources: Resources, caller: Caller, export: Export
+) -> Response:
     task, files = export.task, export.task.files or {}
     stem = f"{task.job_id}-step-{export.checkpoint.step}"
     if task.variant == "gguf":
         file = files[GGUF_ADAPTER_NAME]
-        segments = [BlobSegment(file["key"], file["bytes"])]
+        segments: list[Segment] = [BlobSegment(file["key"], file["bytes"])]
         media_type, filename, etag = "application/octet-stream", f"{stem}.gguf", file["sha256"]
     else:
+        card = resources.read(lambda session: find_report_card(session, caller, export.checkpoint))
         members = [
             Member(name, file["key"], file["bytes"], file["crc32"]) for name, file in files.items()
         ]
-        segments = zip_segments(members)
+        segments, etag = _pack(members, card, manifest_sha256=files[MANIFEST_NAME]["sha256"])
         media_type, filename = "application/zip", f"{stem}-merged.zip"
-        etag = files[MANIFEST_NAME]["sha256"]
     response = send_segments(
         request, resources.store, segments, etag=etag, media_type=media_type, filename=filename
     )

@@ -13,8 +13,10 @@ from app.core.db.repositories.projects.audit import Action
 from app.core.db.repositories.tasks.reports import begin_report, find_validation_data
 from app.core.db.repositories.tasks.requests import TaskRepository
 from app.core.db.session import Session
+from app.core.db.tables import Checkpoint
 from app.core.errors import InvalidRequestError, NotFoundError
-from app.core.job.scores.report import REPORT
+from app.core.job.scores.card import write_report_card
+from app.core.job.scores.report import REPORT, VARIANT, AnswerReport
 from app.schemas.job_reports import ReportRead
 from app.services.adapters.kept import keep_adapter
 
@@ -35,6 +37,16 @@ def get_report(session: Session, caller: Caller, job_id: str) -> ReportRead:
             code="report_not_found",
         )
     return ReportRead.of(tasks[0], job)
+
+
+def find_report_card(session: Session, caller: Caller, adapter: Checkpoint) -> str | None:
+    """The report on an adapter as Markdown. None if there is none, or not yet."""
+    task = TaskRepository(session, caller.project_id).find(adapter.id, REPORT, VARIANT)
+    if task is None or task.result is None:
+        return None
+    job = JobRepository(session, caller.project_id).get(adapter.job_id)
+    report = AnswerReport.model_validate(task.result)
+    return write_report_card(report, base=job.base_model, model=job.fine_tuned_model)
 
 
 def request_report(

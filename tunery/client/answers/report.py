@@ -58,6 +58,9 @@ def _print(report: Json) -> None:
     for each in report["answers"]:
         typer.echo()
         _print_text("Prompt", each["prompt"])
+        if each["refusal"] is not None:
+            _print_text("Not answered", each["refusal"])
+            continue
         if each["reference"] is not None:
             _print_text("Reference", each["reference"])
         for model in ("base", "tuned"):

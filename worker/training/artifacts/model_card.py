@@ -79,8 +79,8 @@ The model ends an answer with {ends}. `generation_config.json` has every token t
 Tunery's `docs/use-your-model.md` has more: how to prompt it, how to get it merged into the base
 model, and how to run it in llama.cpp and Ollama.
 
-`manifest.json` has the sha256 of every file here, of the data and of the base model, and the
-versions of all software involved.
+`manifest.json` has the sha256 of every other file here, of the data and of the base model, and the
+versions of all software involved. `report.md` says how the model answers, if the job has a report.
 """
 
 _CONVERTED = """

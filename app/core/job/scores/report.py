@@ -72,6 +72,8 @@ class AnswerPair(Frozen):
     """Answer of the base model, without any adapter."""
     tuned: ModelAnswer
     """Answer of the tuned model."""
+    refusal: ShownText | None = None
+    """Why the models cannot read the prompt. Null if they can. Otherwise both answers are empty."""
 
 
 class AnswerReport(Frozen):

@@ -107,7 +107,10 @@ function scores(report) {
   `;
 }
 
-function answers({ prompt, reference, base, tuned }) {
+function answers({ prompt, reference, base, tuned, refusal }) {
+  if (refusal) {
+    return html`<dl class="answers">${text("Prompt", prompt)} ${text("Not answered", refusal)}</dl>`;
+  }
   return html`<dl class="answers">
     ${text("Prompt", prompt)} ${reference === null ? nothing : text("Reference", reference)}
     ${text("Base model", base.text, ENDINGS[base.finish_reason])}

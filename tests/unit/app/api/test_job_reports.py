@@ -1,5 +1,7 @@
 """Reports over HTTP: begun by a worker or a request, told in the making, kept with the job."""
 
+import io
+import zipfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,13 +9,22 @@ import pytest
 from starlette.testclient import TestClient
 
 from app.core.db.check_tables import Task
-from app.core.db.repositories.tasks.leases import TaskLeases
+from app.core.db.repositories.tasks.leases import ClaimedTask, TaskLeases
 from app.core.db.session import Database
-from app.core.db.tables import Job
+from app.core.db.tables import Checkpoint, Job
+from app.core.job.scores.report import AnswerPair, AnswerReport, ModelAnswer
 from app.core.job.training_events import JobError
+from app.core.manifest import MANIFEST_NAME
 from app.core.storage.local import LocalBlobStore
-from tests.builders import CHAT_LINE, NOW, add_file, add_job, add_succeeded_job
-from tests.exports import claim_task
+from tests.builders import (
+    CHAT_LINE,
+    NOW,
+    add_file,
+    add_job,
+    add_succeeded_job,
+    list_checkpoints,
+)
+from tests.exports import add_finished_export, claim_task
 from tests.reports import REPORT_MADE
 
 PROMPTS = {"eval_prompts": ["Hi", "And then?"]}
@@ -40,6 +51,12 @@ def error_of(answer: Any, status: int) -> Mapping[str, Any]:
     return answer.json()["error"]
 
 
+def finish(database: Database, task: ClaimedTask, report: AnswerReport) -> None:
+    with database.writing() as session:
+        result = report.model_dump(mode="json")
+        TaskLeases(session, task.id).finish(task.lease, result, None, now=NOW)
+
+
 def test_a_report_is_told_from_its_request_to_its_end(
     client: TestClient, database: Database, job: Job, address: str
 ) -> None:
@@ -48,9 +65,7 @@ def test_a_report_is_told_from_its_request_to_its_end(
     with database.writing() as session:
         TaskLeases(session, task.id).progress(task.lease, 0.4)
     running = client.get(address).json()
-    with database.writing() as session:
-        result = REPORT_MADE.model_dump(mode="json")
-        TaskLeases(session, task.id).finish(task.lease, result, None, now=NOW)
+    finish(database, task, REPORT_MADE)
     done = client.get(address).json()
 
     assert asked.status_code == 202
@@ -65,7 +80,7 @@ def test_a_report_is_told_from_its_request_to_its_end(
     assert (shown["base_model"], shown["fine_tuned_model"]) == ("tiny", job.fine_tuned_model)
     assert (running["status"], running["progress"]) == ("running", 0.4)
     assert (done["status"], done["retry_after"], done["error"]) == ("succeeded", None, None)
-    assert done["report"] == result
+    assert done["report"] == REPORT_MADE.model_dump(mode="json")
     assert done["finished_at"] == int(NOW.timestamp())
 
 
@@ -180,3 +195,58 @@ def test_a_report_goes_with_its_job(client: TestClient, database: Database, job:
     assert error_of(client.get(f"{address}/report"), 404)["code"] == "job_not_found"
     with database.reading() as session:
         assert session.query(Task).count() == 0
+
+
+@pytest.mark.parametrize("form", ["peft", "merged"])
+def test_an_archive_has_the_report_on_its_adapter_and_another_etag(
+    client: TestClient, database: Database, store: LocalBlobStore, form: str
+) -> None:
+    job = add_succeeded_job(database, store, steps=(2, 4))
+    first, result = list_checkpoints(database, job.id)
+    for checkpoint in (first, result):
+        add_merged(database, store, checkpoint)
+    address = f"/v1/fine_tuning/jobs/{job.id}/adapter?format={form}"
+    client.post(f"/v1/fine_tuning/jobs/{job.id}/report", json=PROMPTS)
+    before = client.get(address)
+
+    finish(database, claim_task(database), REPORT_MADE)
+    after = client.get(address)
+    rest = client.get(address, headers={"range": "bytes=10-", "if-range": after.headers["etag"]})
+    stale = client.get(address, headers={"range": "bytes=10-", "if-range": before.headers["etag"]})
+
+    assert read_card(before.content) is None
+    card = read_card(after.content) or ""
+    assert "| exact match | 0.0% | 50.0% |" in card
+    assert "48 of the 80 examples of the validation file" in card
+    assert "```text\nHello there\n```" in card
+    assert (rest.status_code, rest.content) == (206, after.content[10:])
+    assert (stale.status_code, stale.content) == (200, after.content)
+    assert read_card(client.get(f"{address}&checkpoint=2").content) is None
+
+
+def test_an_answer_that_is_markdown_stays_in_its_block(
+    client: TestClient, database: Database, job: Job, address: str
+) -> None:
+    answer = ModelAnswer(text="```python\n1\n```\n# Not a heading", finish_reason="stop")
+    pair = AnswerPair(prompt="Hi", reference=None, base=answer, tuned=answer)
+    refused = pair.model_copy(update={"refusal": "Too long."})
+    alone = {"source": None, "base": None, "tuned": None, "answers": (pair, refused)}
+    client.post(address, json=PROMPTS)
+    finish(database, claim_task(database), REPORT_MADE.model_copy(update=alone))
+
+    card = read_card(client.get(f"/v1/fine_tuning/jobs/{job.id}/adapter").content) or ""
+
+    assert card.count(f"````text\n{answer.text}\n````") == 2
+    assert card.endswith("Not answered:\n\n```text\nToo long.\n```\n")
+    assert "## Scores" not in card
+
+
+def add_merged(database: Database, store: LocalBlobStore, checkpoint: Checkpoint) -> None:
+    files = {"config.json": b"{}", MANIFEST_NAME: b"[]"}
+    add_finished_export(database, store, checkpoint, files, variant="merged")
+
+
+def read_card(archive: bytes) -> str | None:
+    with zipfile.ZipFile(io.BytesIO(archive)) as opened:
+        assert opened.testzip() is None
+        return opened.read("report.md").decode() if "report.md" in opened.namelist() else None

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from app.core.job.scores.card import REPORT_CARD_NAME
 from app.core.manifest import MANIFEST_NAME, SIGNATURE_NAME, Manifest, ManifestFile, describe_files
 from app.core.signing.keys import SigningKeys
 from app.core.signing.signatures import PublicKey
@@ -76,6 +77,17 @@ def test_an_adapter_as_it_was_signed_is_verified(
     assert (manifest.job_id, manifest.step) == ("ftjob-1", 3)
     assert manifest.files.keys() == {WEIGHTS_NAME, "README.md"}
     assert signer == trusted[0]
+
+
+@each_form
+def test_the_report_beside_an_adapter_is_not_signed(
+    form: Form, adapter: Path, trusted: list[PublicKey]
+) -> None:
+    (adapter / REPORT_CARD_NAME).write_text("# Before and after")
+
+    manifest, _ = verify_adapter(form(adapter), trusted)
+
+    assert manifest.files.keys() == {WEIGHTS_NAME, "README.md"}
 
 
 @each_form

@@ -170,13 +170,16 @@ def test_texts_have_no_answer_to_compare_with(tmp_path: Path, base_model: Path) 
     assert (last.code, last.param) == ("nothing_to_score", "eval_prompts")
 
 
-def test_a_prompt_that_does_not_fit_fails_the_report_with_its_length(
+def test_a_prompt_that_does_not_fit_is_told_and_the_others_are_answered(
     tmp_path: Path, base_model: Path
 ) -> None:
-    *_, last = run(tmp_path / "job", base_model, prompts=["x" * 20_000])
+    made = report(tmp_path / "job", base_model, prompts=["x" * 20_000, "Question 1"])
 
-    assert isinstance(last, Failed)
-    assert last.code == "context_length_exceeded"
+    refused, answered = made.answers
+    assert "maximum context length is 512 tokens" in (refused.refusal or "")
+    assert (refused.base.text, refused.tuned.finish_reason) == ("", None)
+    assert (answered.refusal, answered.tuned.finish_reason) == (None, "length")
+    assert not made.is_over_time
 
 
 def test_an_adapter_that_the_sampler_does_not_know_fails_the_report(
