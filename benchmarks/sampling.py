@@ -1,19 +1,21 @@
 """How fast a model is sampled, beside its matrix products alone, `transformers` and llama.cpp.
 
-    python benchmarks/sampling.py                 # about 3 minutes, on a quiet machine
+    python benchmarks/sampling.py                 # about 5 minutes, on a quiet machine
 
 Everything runs in turn, round after round, so that a machine's moods hit all alike; llama.cpp in a
 process of its own, on the same weights, if `make clients` has installed it. The products are those
 of one token in one row: every weight of the model, read once. Their speed is the bound for one row,
-whatever else a token needs. The rows of a batch share each weight.
+whatever else a token needs. The rows of a batch share each weight. An answer that is streamed
+passes API and sampler, which are processes of their own.
 
-On a busy machine, compare the columns of processor time.
+On a busy machine, compare the columns of processor time. Those of other processes are not counted.
 """
 
 import argparse
 import hashlib
 import io
 import json
+import math
 import statistics
 import sys
 import time
@@ -31,8 +33,10 @@ from safetensors.torch import save
 from transformers import AutoModelForCausalLM
 
 from benchmarks.matrix_products import Shape
+from benchmarks.real_service import serving_default_model
 from benchmarks.support.gguf_models import write_base_gguf
 from benchmarks.support.llama_cpp import LlamaCpp, is_installed
+from benchmarks.support.streamed_answers import StreamedAnswers
 from worker.sampling.model.adapter_files import AdapterFiles
 from worker.sampling.model.loading import load_runner
 from worker.sampling.model.runner import Adapter, Row, Runner
@@ -48,8 +52,8 @@ class Time:
     """What one token took."""
 
     wall_s: float
-    cpu_s: float
-    """Processor time of all threads."""
+    cpu_s: float = math.nan
+    """Processor time of all threads. NaN if it was not measured."""
 
 
 def clock(run: Callable[[], object], tokens: int) -> Time:
@@ -192,6 +196,15 @@ def main(arguments: list[str]) -> int:
                 runner, each, options.tokens
             )
     with ExitStack() as stack:
+        settings = {"training_dtype": options.dtype, "sampling_threads": str(options.threads)}
+        service, _ = stack.enter_context(
+            serving_default_model(options.model, has_sampler=True, **settings)
+        )
+        answers = StreamedAnswers(service.base_url)
+        entrants |= {
+            "first token, streamed": lambda: Time(answers.time_answer(2).first_s),
+            "one answer, streamed": lambda: Time(answers.time_answer(options.tokens).token_s),
+        }
         if is_installed():
             path = Path(stack.enter_context(TemporaryDirectory())) / "model.gguf"
             write_base_gguf(path, model)
