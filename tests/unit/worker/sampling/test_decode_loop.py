@@ -269,7 +269,7 @@ def test_after_a_failed_step_prompts_are_read_again_in_pieces_beside_the_others(
 
     assert code_of(bad) == (500, "sampling_failed")
     assert isinstance(short.end, Finished)
-    assert len(long.answers) == 1
+    assert not long.answers
     bench.run(long)
     assert isinstance(long.end, Finished)
     assert max(sum(batch) for batch in bench.runner.batches) <= MOST
