@@ -10,6 +10,7 @@ from collections.abc import Sequence as AnySequence
 from dataclasses import dataclass, field
 
 from app.core.clock import steady_s
+from app.core.sampling.messages import Accepted
 from worker.sampling.decoding.choice import Choice
 from worker.sampling.decoding.decoder import Prepared
 from worker.sampling.model.prefixes import PrefixOwner
@@ -32,6 +33,9 @@ class Running:
     prepared_s: float = field(default_factory=steady_s, init=False)
     """Time of the steady clock since which it can be answered."""
     sequences: list["Sequence"] = field(default_factory=list["Sequence"], init=False)
+    cached_tokens: int = field(default=0, init=False)
+    """Tokens at the beginning of the prompt that were read for an earlier request."""
+    _is_accepted: bool = field(default=False, init=False)
     is_alone: bool = field(default=False, init=False)
     """Whether it is read without others, because a step with it has failed."""
 
@@ -50,6 +54,15 @@ class Running:
         first = choices * (len(self.prepared.prompt) + _FIRST_TOKENS)
         read = sum(sequence.cache.bytes for sequence in self.sequences)
         return max(read, first * self.model.runner.bytes_per_token)
+
+    def accept(self) -> None:
+        """Tell the client that it is answered, unless it knows that."""
+        if not self._is_accepted:
+            self._is_accepted = True
+            prompt_tokens = len(self.prepared.prompt)
+            self.request.tell(
+                Accepted(prompt_tokens=prompt_tokens, cached_tokens=self.cached_tokens)
+            )
 
     def read_again_alone(self) -> None:
         """Have it read from its first token on, without others."""

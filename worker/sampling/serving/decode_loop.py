@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from app.core.clock import steady_s
-from app.core.sampling.messages import Accepted
 from worker.sampling.pulse import STEP_S, Pulse
 from worker.sampling.serving.batch import Batch, Running, Sequence, plan_step
 from worker.sampling.serving.desk import Desk
@@ -106,10 +105,10 @@ class DecodeLoop:
             cache = running.model.runner.new_cache()
         else:
             cache = known.cache.fork(known.length)  # without the lock, because it takes a while
+        running.cached_tokens = cache.length
         running.sequences.append(Sequence(running, cache, list(prompt)))
         self._arrived.remove(running)
         self._running.append(running)
-        running.request.tell(Accepted(prompt_tokens=len(prompt), cached_tokens=cache.length))
 
     def _read(self, batch: Batch) -> None:
         """Let the sequences of a batch read their next tokens."""
@@ -150,6 +149,7 @@ class DecodeLoop:
         running, choice = sequence.running, sequence.choice
         assert choice is not None  # noqa: S101 - the prompt is read
         token, told = choice.take(logits_V)
+        running.accept()  # not earlier: what fails before the first token has a status of its own
         if token is not None:
             sequence.tokens.append(token)
             running.request.tell(*told)

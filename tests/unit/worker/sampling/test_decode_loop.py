@@ -14,6 +14,7 @@ from app.core.job.training_config import ComputeSettings
 from app.core.sampling.messages import Accepted, Ask, Delta, Finished, Refused, TextPrompt
 from tests.pulses import would_be_noticed
 from worker.sampling.decoding.decoder import Decoder, Prepared
+from worker.sampling.decoding.refusals import RefusedError
 from worker.sampling.model.adapter_files import AdapterFiles
 from worker.sampling.model.runner import Adapter, Row
 from worker.sampling.serving.batch import Running
@@ -90,13 +91,15 @@ class FailingRunner:
 
 @dataclass
 class Counting:
-    """An answer of a number of tokens."""
+    """An answer of a number of tokens. With none, it fails at its first one."""
 
     index: int
     left: int
 
     def take(self, logits_V: Tensor) -> tuple[int | None, list[Delta | Finished]]:  # noqa: N803
         assert len(logits_V)
+        if not self.left:
+            raise RefusedError("no_token", "No token fits.")
         self.left -= 1
         if self.left:
             return 1, [Delta(choice=self.index, text="1")]
@@ -170,7 +173,7 @@ def test_a_long_prompt_is_read_in_pieces_between_the_tokens_of_others() -> None:
 
     assert bench.runner.batches[0] == [1, FEWEST]
     assert len(first.answers) == 3
-    assert len(second.answers) == 1
+    assert not second.answers
 
 
 def test_answers_to_one_request_share_what_was_read_of_its_prompt() -> None:
@@ -196,8 +199,7 @@ def test_a_request_that_fails_does_not_hurt_those_beside_it(error: type[BaseExce
     bench.run(good, bad)
 
     assert isinstance(good.end, Finished)
-    assert isinstance(bad.end, Refused)
-    assert (bad.end.status, bad.end.code) == (500, "sampling_failed")
+    assert code_of(bad) == (500, "sampling_failed")
     assert [each.text for each in good.answers if isinstance(each, Delta)] == ["1", "1"]
 
 
@@ -214,6 +216,21 @@ def test_a_request_whose_client_has_left_is_not_read_any_more() -> None:
 
 def code_of(heard: Heard) -> tuple[int, str] | None:
     return (heard.end.status, heard.end.code) if isinstance(heard.end, Refused) else None
+
+
+def test_a_request_is_accepted_with_its_first_token() -> None:
+    bench = Bench()
+    _, good = bench.ask([1, 2])
+    _, unread = bench.ask([1, BAD])
+    _, held = bench.ask([1, 3], tokens=0)
+    bench.run(good, unread, held)
+
+    assert isinstance(good.answers[0], Accepted)
+    assert [code_of(each) for each in (unread, held)] == [
+        (500, "sampling_failed"),
+        (400, "no_token"),
+    ]
+    assert len(unread.answers) == len(held.answers) == 1
 
 
 def test_a_prompt_that_cannot_be_copied_for_several_answers_fails_alone() -> None:
@@ -252,7 +269,7 @@ def test_after_a_failed_step_prompts_are_read_again_in_pieces_beside_the_others(
 
     assert code_of(bad) == (500, "sampling_failed")
     assert isinstance(short.end, Finished)
-    assert len(long.answers) == 1
+    assert not long.answers
     bench.run(long)
     assert isinstance(long.end, Finished)
     assert max(sum(batch) for batch in bench.runner.batches) <= MOST

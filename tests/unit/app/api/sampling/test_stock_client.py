@@ -17,7 +17,10 @@ pytestmark = pytest.mark.only_sqlite
 HI: list[Any] = [{"role": "user", "content": "ahoy to you"}]
 SAID = "ahoy to you "
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
-TOOL = {"type": "function", "function": {"name": "look", "parameters": SCHEMA, "strict": True}}
+LOOK: dict[str, Any] = {"name": "look", "parameters": SCHEMA}
+TOOL = {"type": "function", "function": LOOK}
+STRICT_TOOL = {"type": "function", "function": LOOK | {"strict": True}}
+WIDE = {"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(150)}}
 
 CHATS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -25,12 +28,22 @@ CHATS: dict[str, dict[str, Any]] = {
     "several turns": {
         "messages": [*HI, {"role": "assistant", "content": "Ahoy.", "refusal": None}, *HI]
     },
+    "an earlier answer that is empty": {
+        "messages": [*HI, {"role": "assistant", "content": ""}, *HI]
+    },
+    "an earlier answer that is null": {
+        "messages": [*HI, {"role": "assistant", "content": None, "annotations": []}, *HI]
+    },
     "parts": {
         "messages": [
             {
                 "role": "user",
                 "content": [
-                    {"type": "text", "text": "ahoy "},
+                    {
+                        "type": "text",
+                        "text": "ahoy ",
+                        "prompt_cache_breakpoint": {"mode": "explicit"},
+                    },
                     {"type": "text", "text": "to you"},
                 ],
             }
@@ -38,6 +51,7 @@ CHATS: dict[str, dict[str, Any]] = {
     },
     "greedy": {"temperature": 0},
     "nucleus": {"temperature": 1.5, "top_p": 0.5},
+    "smallest nucleus": {"top_p": 0},
     "limit": {"max_tokens": 10},
     "newer limit": {"max_completion_tokens": 10},
     "both limits": {"max_completion_tokens": 10, "max_tokens": 10},
@@ -50,7 +64,7 @@ CHATS: dict[str, dict[str, Any]] = {
     "logprobs": {"logprobs": True},
     "top logprobs": {"logprobs": True, "top_logprobs": 3},
     "tools": {"model": "tiny", "tools": [TOOL], "parallel_tool_calls": True},
-    "tools, not to be called": {"tools": [TOOL], "tool_choice": "none"},
+    "tools, not to be called": {"tools": [STRICT_TOOL], "tool_choice": "none"},
     "JSON": {"response_format": {"type": "json_object"}},
     "text": {"response_format": {"type": "text"}},
     "schema": {
@@ -59,6 +73,9 @@ CHATS: dict[str, dict[str, Any]] = {
             "json_schema": {"name": "a", "schema": SCHEMA, "strict": True},
         }
     },
+    "schema of many properties": {
+        "response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": WIDE}}
+    },
     "what has no effect": {
         "user": "u",
         "metadata": {"a": "b"},
@@ -66,6 +83,7 @@ CHATS: dict[str, dict[str, Any]] = {
         "service_tier": "auto",
         "safety_identifier": "s",
         "prompt_cache_key": "k",
+        "prompt_cache_options": {"mode": "explicit", "ttl": "30m"},
         "modalities": ["text"],
         "verbosity": "medium",
         "reasoning_effort": "none",
@@ -97,7 +115,9 @@ RESPONSES: dict[str, dict[str, Any]] = {
                 "id": "msg_1",
                 "role": "assistant",
                 "status": "completed",
-                "content": [{"type": "output_text", "text": "Ahoy.", "annotations": []}],
+                "content": [
+                    {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
+                ],
             },
             *HI,
         ]
@@ -332,7 +352,7 @@ def test_a_call_that_is_forced(strict: openai.OpenAI, sampler: StandInSampler, c
     asked: dict[str, Any] = {
         "model": "tiny",
         "messages": HI,
-        "tools": [TOOL],
+        "tools": [STRICT_TOOL],
         "tool_choice": choice,
     }
 
@@ -371,7 +391,11 @@ def test_what_the_sampler_is_asked(
     assert tuned.fine_tuned_model is not None
     strict.chat.completions.create(
         model=tuned.fine_tuned_model,
-        messages=[{"role": "developer", "content": "Be brief."}, {"role": "user", "content": "a"}],
+        messages=[
+            {"role": "developer", "content": "Be brief."},
+            {"role": "assistant", "content": None},
+            {"role": "user", "content": "a"},
+        ],
         temperature=0.5,
         logprobs=True,
         max_completion_tokens=4,
@@ -383,6 +407,7 @@ def test_what_the_sampler_is_asked(
     asked = sampler.asked[0].ask
     assert asked.prompt.model_dump()["messages"] == (
         {"role": "system", "content": "Be brief."},
+        {"role": "assistant", "content": ""},
         {"role": "user", "content": "a"},
     )
     assert asked.parameters.model_dump(exclude_defaults=True) == {
@@ -393,3 +418,14 @@ def test_what_the_sampler_is_asked(
         "logit_bias": {7: -1.0},
         "top_logprobs": 0,
     }
+
+
+def test_the_smallest_nucleus_is_the_most_likely_token(
+    strict: openai.OpenAI, sampler: StandInSampler
+) -> None:
+    strict.chat.completions.create(model="tiny", messages=HI, top_p=0, temperature=1.5)
+    response = strict.responses.create(model="tiny", input="ahoy to you", top_p=0)
+
+    asked = [each.ask.parameters for each in sampler.asked]
+    assert [(each.temperature, each.top_p) for each in asked] == [(0, 1)] * 2
+    assert response.top_p == 0
