@@ -25,6 +25,7 @@ from worker.sampling.model.runner import Row
 from worker.training.compute.plan import Placement
 from worker.training.model.forward import PLAIN_HEADS
 
+
 def compare_with_generate(tmp_path: Path, family: ModelFamily, runner_type: type) -> None:
     """A batch of the base model and three adapters, with ragged prompts."""
     base = write_base(tmp_path / "base", family.model_type, **family.settings)
@@ -110,6 +111,20 @@ def test_log_probabilities_with_every_form_of_adapter_are_those_of_peft(
         )
     plain = log_probs_after(base, None, PROMPTS[0])
     assert (log_probs[0] - plain).abs().max() > 1e-2
+
+
+def test_a_rotation_that_changes_ends_the_window_where_it_does(tmp_path: Path) -> None:
+    factors = {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+    rotation = {"rope_type": "longrope", "rope_theta": 1e4, **factors}
+    family = ModelFamily(
+        "phi3",
+        {"original_max_position_embeddings": 24, "rope_parameters": rotation},
+        OTHERS["phi3"].modules,
+    )
+
+    compare_with_generate(tmp_path, family, ReferenceRunner)
+
+    assert load_tiny_runner(tmp_path / "base").window == 24
 
 
 @pytest.mark.parametrize("model_type", ["llama", "qwen3", "olmo2", "gemma3_text", "lfm2"])
