@@ -49,7 +49,7 @@ FUSED = MappingProxyType(
 
 OTHERS = MappingProxyType(
     {
-        "cohere": ModelFamily("cohere"),
+        "cohere": ModelFamily("cohere", {"logit_scale": 1.0}),
         "deepseek": ModelFamily(
             "deepseek_v3",
             _ROUTED
