@@ -18,8 +18,8 @@ from worker.sampling.serving.requests import Request
 from worker.sampling.serving.shelf import LoadedAdapter, LoadedModel
 
 PIECE = 32
-"""Prompt tokens of a request with a seed that are read at once. It is read without others, so a step
-with several of them takes several times as long, and much larger pieces would hold up the others."""
+"""Prompt tokens of a request with a seed that are read at once. Each such request is read without
+others, so larger pieces of several prompts would hold up everybody."""
 
 _FIRST_TOKENS = 64
 """Tokens of each answer for which there must be memory before it is begun."""
