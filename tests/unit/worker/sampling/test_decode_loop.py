@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from threading import Thread
 from typing import Any, cast
 
@@ -10,38 +9,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from app.core.job.training_config import ComputeSettings
-from app.core.sampling.messages import Accepted, Ask, Delta, Finished, Refused, TextPrompt
+from app.core.sampling.messages import Accepted, Delta, Finished, Refused
+from tests.decode_bench import DecodeBench, Heard
 from tests.pulses import would_be_noticed
-from worker.sampling.decoding.decoder import Decoder, Prepared
+from worker.sampling.decoding.choice import Choice
 from worker.sampling.decoding.refusals import RefusedError
 from worker.sampling.model.adapter_files import AdapterFiles
 from worker.sampling.model.runner import Adapter, Row
-from worker.sampling.serving.batch import Running
-from worker.sampling.serving.decode_loop import DecodeLoop
-from worker.sampling.serving.desk import Desk
-from worker.sampling.serving.options import GRACE_S, ServingOptions
 from worker.sampling.serving.pace import FEWEST, MOST
-from worker.sampling.serving.requests import Request, Told
-from worker.sampling.serving.shelf import PATIENCE_S, LoadedModel, Shelf
+from worker.sampling.serving.requests import Request
 
 BAD = 13
 """A token at which the runner fails."""
-
-
-class Heard:
-    """An outlet that keeps what it gets."""
-
-    def __init__(self) -> None:
-        self.answers: list[Told] = []
-
-    def send(self, answers: Sequence[Told], *, is_last: bool) -> None:
-        del is_last
-        self.answers += answers
-
-    @property
-    def end(self) -> Told | None:
-        return self.answers[-1] if self.answers else None
 
 
 @dataclass
@@ -106,52 +85,15 @@ class Counting:
         return None, [Finished(choice=self.index, reason="stop", tokens=0)]
 
 
-class Bench:
-    """A loop with its desk, whose requests come one after the other."""
-
-    def __init__(
-        self,
-        *,
-        memory_bytes: int = 10**6,
-        grace_s: float = GRACE_S,
-        patience_s: float = PATIENCE_S,
-    ) -> None:
-        options = ServingOptions(
-            mode="idle",
-            memory_bytes=memory_bytes,
-            queue=9,
-            threads=1,
-            models=Path("/models"),
-            speeds=Path("/speeds"),
-            compute=ComputeSettings(),
-        )
-        self.runner = FailingRunner()
-        self.desk = Desk(queue=9, mode="idle", grace_s=grace_s)
-        self.shelf = Shelf(options)
-        self.loop = DecodeLoop(self.desk, self.shelf, threads=1, patience_s=patience_s)
-        self._model = LoadedModel(0, self.runner, cast("Decoder", None))
+class Bench(DecodeBench[FailingRunner]):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(FailingRunner(), **options)
 
     def ask(
         self, prompt: list[int], *, tokens: int = 3, choices: int = 1, project: str = "a"
     ) -> tuple[Request, Heard]:
-        ask = Ask(
-            project_id=project,
-            base_model=Path("/models/tiny"),
-            base_model_sha256="b" * 64,
-            prompt=TextPrompt(tokens=tuple(prompt)),
-            choices=choices,
-        )
-        heard = Heard()
-        request = Request(ask, (), heard)
-        self.desk.submit(request)
-        assert self.desk.take(lambda _: True) is request
-        answers: list[Any] = [Counting(index, tokens) for index in range(choices)]
-        self.desk.hand_over(Running(request, self._model, None, Prepared(prompt, answers)))
-        return request, heard
-
-    def run(self, *heard: Heard) -> None:
-        while not all(isinstance(each.end, Finished | Refused) for each in heard):
-            self.loop.run_once()
+        answers: list[Choice] = [Counting(index, tokens) for index in range(choices)]
+        return self.submit(prompt, answers, project=project)
 
 
 def test_requests_are_read_together_from_the_step_in_which_they_join() -> None:
