@@ -62,7 +62,8 @@ class ChatPrompt(Frozen):
     messages: tuple[dict[str, Any], ...]
     tools: tuple[dict[str, Any], ...] = ()
     tool_choice: Literal["auto", "none"] = "auto"
-    """`none` looks for no calls in the answers. The tools are shown to the model either way."""
+    """`none` looks for no calls in the answers. The tools are shown to the model either way, if its
+    template has a place for them."""
 
 
 class TextPrompt(Frozen):
