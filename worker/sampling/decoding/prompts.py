@@ -149,10 +149,10 @@ def _check_tools(prompt: ChatPrompt, template: ChatTemplate) -> None:
     """Refuse what the template would leave out without a word.
 
     A template that writes calls but no tools is taken: tuning can teach a model which tools it has.
-    So is every template if no call is looked for: a forced call is written from its schema alone.
+    So is every template for a forced call, which needs nothing but its schema.
     """
-    calls_are_read = prompt.tools and prompt.tool_choice != "none"
-    if calls_are_read and not writes_tools(template) and not writes_calls(template):
+    must_fit = prompt.tools and prompt.tool_choice != "forced"
+    if must_fit and not writes_tools(template) and not writes_calls(template):
         message = (
             "This model's chat template has no place for tools. Leave 'tools' out, or use a model "
             "whose template has one."

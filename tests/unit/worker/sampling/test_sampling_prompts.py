@@ -165,7 +165,7 @@ def test_tools_that_the_template_leaves_out_are_refused() -> None:
 def test_a_forced_call_needs_no_place_in_the_template() -> None:
     prompts = writer(build_tiny_tokenizer())
 
-    forced = prompts.write(chat(QUESTION, tools=(TOOL,), tool_choice="none"))
+    forced = prompts.write(chat(QUESTION, tools=(TOOL,), tool_choice="forced"))
 
     assert forced == prompts.write(chat(QUESTION))
 

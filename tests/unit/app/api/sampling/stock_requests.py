@@ -14,7 +14,7 @@ HI: list[Any] = [{"role": "user", "content": "ahoy to you"}]
 BRIEF = {"role": "system", "content": "Be brief."}
 AHOY = {"role": "assistant", "content": "Ahoy."}
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
-TOOL = {"type": "function", "function": {"name": "look", "parameters": SCHEMA, "strict": True}}
+TOOL = {"type": "function", "function": {"name": "look", "parameters": SCHEMA}}
 
 
 class StockRequest(NamedTuple):
