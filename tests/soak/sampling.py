@@ -25,7 +25,7 @@ from tests.asking.service import AskedService, import_random_adapter, install_as
 from tests.sampled_models import write_random_adapter
 from tests.soak.measure import INTERVAL_S, memory_of
 from tests.soak.questions import Questions
-from tests.soak.run import WARM_UP, Outcome, print_report
+from tests.soak.run import Outcome, print_report
 from tests.soak.trends import MEMORY, Metric, Point, judge_trends
 from tests.waiting import wait_until
 
@@ -71,12 +71,8 @@ def ask_for(
             service,
             lambda seconds: seconds >= 60 * minutes and is_enough(_count_statuses(questions)),
         )
-    trends = {
-        metric: [point for point in points if point[0] >= WARM_UP * minutes * 60]
-        for metric, points in series.items()
-    }
     problems = [problem for each in questions for problem in each.answers.problems]
-    return Outcome(judge_trends(trends), problems, _count_statuses(questions))
+    return Outcome(judge_trends(series, minutes=minutes), problems, _count_statuses(questions))
 
 
 def _count_statuses(questions: Sequence[Questions]) -> Counter[int]:

@@ -1,4 +1,7 @@
-"""A short soak of the sampler, with the same questions as a long one."""
+"""A short soak of the sampler, with the same questions as a long one.
+
+It is too short to judge the memory. `tests/soak/test_soak.py` tests what judges that of a long one.
+"""
 
 from pathlib import Path
 

@@ -19,6 +19,9 @@ WINDOW_S = 30.0
 """Of each window of this length, only the lowest value counts. A request that is being answered
 raises a value for a moment. A leak also raises the lowest value."""
 
+WARM_UP = 0.25
+"""Fraction of the time that is left out of the trends, because caches and pools fill up then."""
+
 MIN_WINDOWS = 5
 """With fewer windows, a slope says nothing, and none is computed."""
 
@@ -60,10 +63,16 @@ class Row:
         return self.measured <= self.limit
 
 
-def judge_trends(series: Mapping[Metric, Sequence[Point]]) -> list[Row]:
-    """Compare the slope and the highest value of each metric with their limits."""
+def judge_trends(series: Mapping[Metric, Sequence[Point]], *, minutes: float) -> list[Row]:
+    """Compare the slope and the highest value of each metric with their limits.
+
+    Args:
+        series: every value of each metric.
+        minutes: how long was measured. The first part of it is left out.
+    """
     rows: list[Row] = []
-    for metric, points in series.items():
+    for metric, all_points in series.items():
+        points = [point for point in all_points if point[0] >= WARM_UP * minutes * 60]
         _, kind = metric
         start, end = points[0][1], points[-1][1]
         lowest = _lowest_of_windows(points)

@@ -61,8 +61,10 @@ class ChatPrompt(Frozen):
     kind: Literal["chat"] = "chat"
     messages: tuple[dict[str, Any], ...]
     tools: tuple[dict[str, Any], ...] = ()
-    tool_choice: Literal["auto", "none"] = "auto"
-    """`none` looks for no calls in the answers. The tools are shown to the model either way."""
+    tool_choice: Literal["auto", "none", "forced"] = "auto"
+    """`auto` looks for calls in the answers; the others do not. The tools are shown to the model in
+    any case. With `forced`, an answer is the arguments of a call. Their schema is enough for that,
+    so a template without a place for tools will do."""
 
 
 class TextPrompt(Frozen):

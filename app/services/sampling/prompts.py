@@ -86,8 +86,7 @@ def plan_chat(body: ChatCompletionCreate) -> Plan:
         ChatPrompt(
             messages=_parse_history({"messages": body.messages}, "messages"),
             tools=tuple(body.given_tools) if is_shown else (),
-            # A forced call is not parsed from the text: all of the text is its arguments.
-            tool_choice="auto" if is_shown and forced is None else "none",
+            tool_choice="forced" if forced is not None else "auto" if is_shown else "none",
         ),
         body.sampling_parameters(
             max_tokens=body.token_limit,

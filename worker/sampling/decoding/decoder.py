@@ -150,6 +150,6 @@ class Decoder:
 def _tools_of(ask: Ask) -> tuple[dict[str, Any], ...]:
     """The tools whose calls are looked for in the answers."""
     prompt = ask.prompt
-    if not isinstance(prompt, ChatPrompt) or prompt.tool_choice == "none":
+    if not isinstance(prompt, ChatPrompt) or prompt.tool_choice != "auto":
         return ()
     return prompt.tools

@@ -149,8 +149,10 @@ def _check_tools(prompt: ChatPrompt, template: ChatTemplate) -> None:
     """Refuse what the template would leave out without a word.
 
     A template that writes calls but no tools is taken: tuning can teach a model which tools it has.
+    So is every template for a forced call, which needs nothing but its schema.
     """
-    if prompt.tools and not writes_tools(template) and not writes_calls(template):
+    must_fit = prompt.tools and prompt.tool_choice != "forced"
+    if must_fit and not writes_tools(template) and not writes_calls(template):
         message = (
             "This model's chat template has no place for tools. Leave 'tools' out, or use a model "
             "whose template has one."

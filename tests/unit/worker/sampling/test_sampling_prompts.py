@@ -162,6 +162,14 @@ def test_tools_that_the_template_leaves_out_are_refused() -> None:
     assert refusal(prompts, chat(QUESTION, called))[:2] == ("tools_not_supported", "messages")
 
 
+def test_a_forced_call_needs_no_place_in_the_template() -> None:
+    prompts = writer(build_tiny_tokenizer())
+
+    forced = prompts.write(chat(QUESTION, tools=(TOOL,), tool_choice="forced"))
+
+    assert forced == prompts.write(chat(QUESTION))
+
+
 def test_half_a_surrogate_pair_in_a_call_is_refused() -> None:
     function = {"name": "find", "arguments": '{"x": "\\ud800"}'}
     call = {"id": "call00001", "type": "function", "function": function}

@@ -11,145 +11,45 @@ from openai.types import Completion, CompletionChoice
 from app.core.db.tables import Job
 from app.core.sampling.messages import Accepted, ChosenLogProb, Delta, Finished, ToolCall
 from tests.standin_sampler import Asked, Said, StandInSampler
+from tests.unit.app.api.sampling.stock_requests import (
+    CHATS,
+    COMPLETIONS,
+    HI,
+    RESPONSES,
+    SAID,
+    SCHEMA,
+    STRICT_TOOL,
+    TOOL,
+    StockRequest,
+    ask_of_messages,
+    ask_of_text,
+    without_defaults,
+)
 
 pytestmark = pytest.mark.only_sqlite
 
-HI: list[Any] = [{"role": "user", "content": "ahoy to you"}]
-SAID = "ahoy to you "
-SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
-LOOK: dict[str, Any] = {"name": "look", "parameters": SCHEMA}
-TOOL = {"type": "function", "function": LOOK}
-STRICT_TOOL = {"type": "function", "function": LOOK | {"strict": True}}
-WIDE = {"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(150)}}
 
-CHATS: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "developer": {"messages": [{"role": "developer", "content": "Be brief."}, *HI]},
-    "several turns": {
-        "messages": [*HI, {"role": "assistant", "content": "Ahoy.", "refusal": None}, *HI]
-    },
-    "an earlier answer that is empty": {
-        "messages": [*HI, {"role": "assistant", "content": ""}, *HI]
-    },
-    "an earlier answer that is null": {
-        "messages": [*HI, {"role": "assistant", "content": None, "annotations": []}, *HI]
-    },
-    "parts": {
-        "messages": [
-            {
-                "role": "user",
-                "content": [
-                    {
-                        "type": "text",
-                        "text": "ahoy ",
-                        "prompt_cache_breakpoint": {"mode": "explicit"},
-                    },
-                    {"type": "text", "text": "to you"},
-                ],
-            }
-        ]
-    },
-    "greedy": {"temperature": 0},
-    "nucleus": {"temperature": 1.5, "top_p": 0.5},
-    "smallest nucleus": {"top_p": 0},
-    "limit": {"max_tokens": 10},
-    "newer limit": {"max_completion_tokens": 10},
-    "both limits": {"max_completion_tokens": 10, "max_tokens": 10},
-    "stop": {"stop": "\n"},
-    "stops": {"stop": ["a", "b", "c", "d"]},
-    "seed": {"seed": -7},
-    "answers": {"n": 4},
-    "penalties": {"frequency_penalty": -2, "presence_penalty": 0.5},
-    "bias": {"logit_bias": {"50256": -100, "7": 1}},
-    "logprobs": {"logprobs": True},
-    "top logprobs": {"logprobs": True, "top_logprobs": 3},
-    "tools": {"model": "tiny", "tools": [TOOL], "parallel_tool_calls": True},
-    "tools, not to be called": {"tools": [STRICT_TOOL], "tool_choice": "none"},
-    "JSON": {"response_format": {"type": "json_object"}},
-    "text": {"response_format": {"type": "text"}},
-    "schema": {
-        "response_format": {
-            "type": "json_schema",
-            "json_schema": {"name": "a", "schema": SCHEMA, "strict": True},
-        }
-    },
-    "schema of many properties": {
-        "response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": WIDE}}
-    },
-    "what has no effect": {
-        "user": "u",
-        "metadata": {"a": "b"},
-        "store": False,
-        "service_tier": "auto",
-        "safety_identifier": "s",
-        "prompt_cache_key": "k",
-        "prompt_cache_options": {"mode": "explicit", "ttl": "30m"},
-        "modalities": ["text"],
-        "verbosity": "medium",
-        "reasoning_effort": "none",
-    },
-    "nulls": {"temperature": None, "stop": None, "n": None, "seed": None, "logit_bias": None},
-}
-COMPLETIONS: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "list of one": {"prompt": ["ahoy to you"]},
-    "echo": {"echo": True},
-    "log-probabilities": {"logprobs": 2},
-    "answers": {"n": 2, "best_of": 1, "seed": 3, "user": "u"},
-    "limits": {"max_tokens": 20, "stop": ["x"], "temperature": 0.0, "top_p": 0.1},
-}
-RESPONSES: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "instructions": {"instructions": "Be brief.", "max_output_tokens": 9, "temperature": 0.5},
-    "messages": {"input": [{"role": "developer", "content": "Be brief."}, *HI]},
-    "parts": {
-        "input": [
-            {"role": "user", "content": [{"type": "input_text", "text": "ahoy to you"}]},
-        ]
-    },
-    "an earlier answer": {
-        "input": [
-            *HI,
-            {
-                "type": "message",
-                "id": "msg_1",
-                "role": "assistant",
-                "status": "completed",
-                "content": [
-                    {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
-                ],
-            },
-            *HI,
-        ]
-    },
-    "log-probabilities": {"include": ["message.output_text.logprobs"], "top_logprobs": 2},
-    "schema": {
-        "text": {
-            "format": {"type": "json_schema", "name": "a", "schema": SCHEMA, "strict": True},
-            "verbosity": "medium",
-        }
-    },
-    "what has no effect": {
-        "store": False,
-        "metadata": {"a": "b"},
-        "truncation": "disabled",
-        "tools": [],
-        "tool_choice": "auto",
-        "parallel_tool_calls": True,
-        "user": "u",
-    },
-}
+def check_asks(sampler: StandInSampler, expected: dict[str, Any]) -> None:
+    """Check what the sampler was asked for a whole answer, and again for a stream."""
+    assert [without_defaults(asked.ask) for asked in sampler.asked] == 2 * [expected]
 
 
-@pytest.mark.usefixtures("sampler")
-def test_chat_completions(strict: openai.OpenAI, subtests: pytest.Subtests) -> None:
-    for name, asked in CHATS.items():
+def test_there_are_enough_requests() -> None:
+    assert len(CHATS) + len(COMPLETIONS) + len(RESPONSES) >= 30
+
+
+def test_chat_completions(
+    strict: openai.OpenAI, sampler: StandInSampler, subtests: pytest.Subtests
+) -> None:
+    for name, request in CHATS.items():
         with subtests.test(name):
-            check_chat(strict, asked)
+            sampler.asked.clear()
+            check_chat(strict, request)
+            check_asks(sampler, ask_of_messages(request))
 
 
-def check_chat(strict: openai.OpenAI, asked: dict[str, Any]) -> None:
-    request: dict[str, Any] = {"model": "tiny", "messages": HI} | asked
+def check_chat(strict: openai.OpenAI, asked: StockRequest) -> None:
+    request: dict[str, Any] = {"model": "tiny", "messages": HI} | asked.fields
     whole = strict.chat.completions.create(**request)
     chunks = list(
         strict.chat.completions.create(
@@ -157,7 +57,7 @@ def check_chat(strict: openai.OpenAI, asked: dict[str, Any]) -> None:
         )
     )
 
-    n, has_logprobs = asked.get("n") or 1, bool(asked.get("logprobs"))
+    n, has_logprobs = request.get("n") or 1, bool(request.get("logprobs"))
     assert [choice.message.content for choice in whole.choices] == [SAID] * n
     assert {choice.finish_reason for choice in whole.choices} == {"stop"}
     assert [bool(choice.logprobs) for choice in whole.choices] == [has_logprobs] * n
@@ -178,11 +78,14 @@ def check_chat(strict: openai.OpenAI, asked: dict[str, Any]) -> None:
     assert len({chunk.id for chunk in chunks}) == 1
 
 
-@pytest.mark.usefixtures("sampler")
-def test_completions(strict: openai.OpenAI, subtests: pytest.Subtests) -> None:
-    for name, asked in COMPLETIONS.items():
+def test_completions(
+    strict: openai.OpenAI, sampler: StandInSampler, subtests: pytest.Subtests
+) -> None:
+    for name, request in COMPLETIONS.items():
         with subtests.test(name):
-            check_completion(strict, asked)
+            sampler.asked.clear()
+            check_completion(strict, request)
+            check_asks(sampler, ask_of_text(request))
 
 
 class ChunkChoice(CompletionChoice):
@@ -203,12 +106,12 @@ def stream_completion(strict: openai.OpenAI, request: dict[str, Any]) -> list[Ch
     )
 
 
-def check_completion(strict: openai.OpenAI, asked: dict[str, Any]) -> None:
-    request: dict[str, Any] = {"model": "tiny", "prompt": "ahoy to you"} | asked
+def check_completion(strict: openai.OpenAI, asked: StockRequest) -> None:
+    request: dict[str, Any] = {"model": "tiny", "prompt": "ahoy to you"} | asked.fields
     whole = strict.completions.create(**request)
     chunks = stream_completion(strict, request)
 
-    n = asked.get("n") or 1
+    n = request.get("n") or 1
     assert [choice.text for choice in whole.choices] == [SAID] * n
     assert whole.id.startswith("cmpl-")
     for index in range(n):
@@ -226,15 +129,18 @@ def test_the_strict_client_refuses_chunks_as_openai_sends_them(strict: openai.Op
     assert "finish_reason" in str(caught.value.__cause__)
 
 
-@pytest.mark.usefixtures("sampler")
-def test_responses(strict: openai.OpenAI, subtests: pytest.Subtests) -> None:
-    for name, asked in RESPONSES.items():
+def test_responses(
+    strict: openai.OpenAI, sampler: StandInSampler, subtests: pytest.Subtests
+) -> None:
+    for name, request in RESPONSES.items():
         with subtests.test(name):
-            check_response(strict, asked)
+            sampler.asked.clear()
+            check_response(strict, request)
+            check_asks(sampler, ask_of_messages(request))
 
 
-def check_response(strict: openai.OpenAI, asked: dict[str, Any]) -> None:
-    request: dict[str, Any] = {"model": "tiny", "input": "ahoy to you"} | asked
+def check_response(strict: openai.OpenAI, asked: StockRequest) -> None:
+    request: dict[str, Any] = {"model": "tiny", "input": "ahoy to you"} | asked.fields
     whole = strict.responses.create(**request)
     events: list[Any] = list(strict.responses.create(**request, stream=True))
 
@@ -366,9 +272,10 @@ def test_a_call_that_is_forced(strict: openai.OpenAI, sampler: StandInSampler, c
         assert (call.function.name, json.loads(call.function.arguments)) == ("look", {"a": 1})
         assert each.finish_reason == "tool_calls"
         assert not each.message.content
-    prompt = sampler.asked[0].ask
-    assert prompt.parameters.form is not None
-    assert prompt.parameters.form.json_schema == SCHEMA
+    forced = StockRequest(
+        {}, {"form": {"json_schema": SCHEMA}}, prompt={"tools": [STRICT_TOOL], "tool_choice": "forced"}
+    )
+    check_asks(sampler, ask_of_messages(forced))
 
 
 def test_an_answer_that_is_cut_off(strict: openai.OpenAI, sampler: StandInSampler) -> None:
