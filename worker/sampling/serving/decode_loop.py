@@ -65,7 +65,8 @@ class DecodeLoop:
         self._arrived += self._desk.collect(waits=not self._running)
         self._drop_stopped()
         self._let_in()
-        self._pace.use_threads(trains=self._desk.trains)
+        if self._running:  # set while the process starts, they would sleep between operations
+            self._pace.use_threads(trains=self._desk.trains)
         began_s = steady_s()
         for batch in plan_step(self._running, self._pace.budget):
             self.pulse.expect(STEP_S)
