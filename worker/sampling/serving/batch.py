@@ -143,9 +143,8 @@ def plan_step(requests: Iterable[Running], budget: int) -> list[Batch]:
     batches = defaultdict[LoadedModel | Running, Batch](list)
     for sequence, share in zip(sequences, shares, strict=True):
         running = sequence.running
-        if running.repeats:
-            share = min(sequence.pending, PIECE)
-        batches[running if running.is_alone else running.model].append((sequence, share))
+        count = min(sequence.pending, PIECE) if running.repeats else share
+        batches[running if running.is_alone else running.model].append((sequence, count))
     return list(batches.values())
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from threading import Thread
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 import torch
@@ -12,12 +12,14 @@ from torch import Tensor
 from app.core.sampling.messages import Accepted, Delta, Finished, Refused
 from tests.decode_bench import DecodeBench, Heard
 from tests.pulses import would_be_noticed
-from worker.sampling.decoding.choice import Choice
 from worker.sampling.decoding.refusals import RefusedError
 from worker.sampling.model.adapter_files import AdapterFiles
 from worker.sampling.model.runner import Adapter, Row
 from worker.sampling.serving.pace import FEWEST, MOST
 from worker.sampling.serving.requests import Request
+
+if TYPE_CHECKING:
+    from worker.sampling.decoding.choice import Choice
 
 BAD = 13
 """A token at which the runner fails."""

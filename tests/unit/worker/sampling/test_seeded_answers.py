@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import pytest
 import torch
@@ -12,11 +12,13 @@ from torch import Tensor
 from app.core.sampling.messages import Accepted, Delta, Finished
 from tests.decode_bench import DecodeBench, Heard
 from tests.sampled_models import write_base
-from worker.sampling.decoding.choice import Choice
 from worker.sampling.model.loading import load_runner
 from worker.sampling.model.runner import Runner
 from worker.sampling.serving.batch import PIECE
 from worker.training.compute.plan import Placement
+
+if TYPE_CHECKING:
+    from worker.sampling.decoding.choice import Choice
 
 PROMPT = [index * 7 % 256 for index in range(6 * PIECE + 9)]
 TOKENS = 12

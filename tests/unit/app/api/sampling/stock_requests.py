@@ -4,7 +4,8 @@ Whatever a request leaves out, and whatever has no effect, must reach the sample
 everything that is not named here is a default.
 """
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any
 
 from app.core.sampling.messages import Ask
 from app.schemas.sampling.completions import DEFAULT_MAX_TOKENS
@@ -21,14 +22,15 @@ STRICT_TOOL = {"type": "function", "function": LOOK | {"strict": True}}
 WIDE = {"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(150)}}
 
 
-class StockRequest(NamedTuple):
+@dataclass(frozen=True)
+class StockRequest:
     fields: dict[str, Any]
     """Parameters beside the model and what it answers."""
-    parameters: dict[str, Any] = {}
+    parameters: dict[str, Any] = field(default_factory=dict[str, Any])
     """Sampling parameters that reach the sampler."""
-    prompt: dict[str, Any] = {}
+    prompt: dict[str, Any] = field(default_factory=dict[str, Any])
     """What the prompt has beside, or instead of, the text of a plain request."""
-    others: dict[str, Any] = {}
+    others: dict[str, Any] = field(default_factory=dict[str, Any])
     """Fields of `Ask`."""
 
 
@@ -66,9 +68,7 @@ CHATS = {
         }
     ),
     "greedy": StockRequest({"temperature": 0}, {"temperature": 0}),
-    "nucleus": StockRequest(
-        {"temperature": 1.5, "top_p": 0.5}, {"temperature": 1.5, "top_p": 0.5}
-    ),
+    "nucleus": StockRequest({"temperature": 1.5, "top_p": 0.5}, {"temperature": 1.5, "top_p": 0.5}),
     "smallest nucleus": StockRequest({"top_p": 0}, {"temperature": 0}),
     "limit": StockRequest({"max_tokens": 10}, {"max_tokens": 10}),
     "newer limit": StockRequest({"max_completion_tokens": 10}, {"max_tokens": 10}),

@@ -347,10 +347,7 @@ BAD: list[Bad] = [
         user([{"type": "text", "text": "a", "colour": "red"}]),
         "unknown_parameter",
         "messages[0].content[0].colour",
-        (
-            "'messages[0].content[0].colour': 'colour' is not a field of a part of text. "
-            "Remove it."
-        ),
+        ("'messages[0].content[0].colour': 'colour' is not a field of a part of text. Remove it."),
     ),
     (
         TEXT,

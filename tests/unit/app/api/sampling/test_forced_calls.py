@@ -37,12 +37,12 @@ def ask_streamed(client: TestClient) -> tuple[str, str]:
 
 @pytest.mark.parametrize("ask", [ask_whole, ask_streamed])
 @pytest.mark.parametrize(
-    ("text", "ended_by", "reason"),
+    ("text", "reasons"),
     [
-        pytest.param('{"city": "Rome"}', "stop", "tool_calls", id="whole"),
-        pytest.param('{"city": "', "stop", "stop", id="cut by a stop text"),
-        pytest.param('{"city": "', "length", "length", id="cut by the limit"),
-        pytest.param("", "stop", "stop", id="cut before it began"),
+        pytest.param('{"city": "Rome"}', ("stop", "tool_calls"), id="whole"),
+        pytest.param('{"city": "', ("stop", "stop"), id="cut by a stop text"),
+        pytest.param('{"city": "', ("length", "length"), id="cut by the limit"),
+        pytest.param("", ("stop", "stop"), id="cut before it began"),
     ],
 )
 def test_a_call_is_told_as_one_only_if_it_is_whole(
@@ -50,9 +50,10 @@ def test_a_call_is_told_as_one_only_if_it_is_whole(
     sampler: StandInSampler,
     ask: Any,
     text: str,
-    ended_by: FinishReason,
-    reason: str,
+    reasons: tuple[FinishReason, str],
 ) -> None:
+    ended_by, reason = reasons
+
     def answer(_: Asked) -> Iterator[Said]:
         yield Accepted(prompt_tokens=1, cached_tokens=0)
         yield Delta(choice=0, text=text)

@@ -273,7 +273,9 @@ def test_a_call_that_is_forced(strict: openai.OpenAI, sampler: StandInSampler, c
         assert each.finish_reason == "tool_calls"
         assert not each.message.content
     forced = StockRequest(
-        {}, {"form": {"json_schema": SCHEMA}}, prompt={"tools": [STRICT_TOOL], "tool_choice": "forced"}
+        {},
+        {"form": {"json_schema": SCHEMA}},
+        prompt={"tools": [STRICT_TOOL], "tool_choice": "forced"},
     )
     check_asks(sampler, ask_of_messages(forced))
 
