@@ -262,7 +262,7 @@ def test_a_request_does_not_wait_for_memory_for_ever() -> None:
     _, long = bench.ask([1] * 150)
     bench.loop.run_once()
 
-    assert isinstance(first.end, Delta | Accepted)
+    assert not first.answers
     assert code_of(long) == (503, "sampler_memory")
 
 

@@ -173,7 +173,7 @@ BAD: list[Bad] = [
         "logit_bias",
         (
             "Invalid value for 'logit_bias': Dictionary should have at most 100 items after "
-            "validation, not 101."
+            "validation, not more."
         ),
     ),
     (
