@@ -102,6 +102,8 @@ def _adapter_settings(model: PeftModel) -> dict[str, Any]:
     settings: dict[str, Any] = model.active_peft_config.to_dict() | {"inference_mode": True}
     settings["modules_to_save"] = trained_embeddings(model) or None
     settings["target_modules"] = sorted(settings["target_modules"])  # a set, of no fixed order
+    # Likewise for models with experts, for which `peft` makes an empty one.
+    settings["target_parameters"] = sorted(settings["target_parameters"] or ()) or None
     return {
         name: value
         for name, value in settings.items()
