@@ -62,7 +62,7 @@ OTHERS = MappingProxyType(
                 "qk_rope_head_dim": 8,
                 "v_head_dim": 8,
             },
-            ("q_b_proj", "kv_b_proj", "up_proj"),
+            ("q_b_proj", "kv_b_proj", "o_proj"),
         ),
         "gemma2": ModelFamily(
             "gemma2",
@@ -75,7 +75,9 @@ OTHERS = MappingProxyType(
         ),
         "gemma3": ModelFamily("gemma3_text", _WINDOW),
         "glm4": ModelFamily("glm4", modules=("q_proj", "v_proj", "gate_up_proj")),
-        "glm4 moe": ModelFamily("glm4_moe", _ROUTED | {"first_k_dense_replace": 1}),
+        "glm4 moe": ModelFamily(
+            "glm4_moe", _ROUTED | {"first_k_dense_replace": 1}, ("q_proj", "v_proj", "o_proj")
+        ),
         "gpt oss": ModelFamily(
             "gpt_oss",
             _WINDOW | {"num_local_experts": 4, "num_experts_per_tok": 2},
