@@ -104,8 +104,7 @@ export class ReportCard {
       waitS = task.retry_after;
       this.draw();
     } catch (error) {
-      // A later checkpoint may have taken the place of one whose report nobody had begun.
-      if (error.code === "report_not_found") return;
+      if (id !== RESULT && error.status === 404) return; // later checkpoints have taken its place
       if (!error.mayPass) return tell(error.message, "problem");
     }
     if (waitS !== null) setTimeout(() => id === this.#asked && this.#fetch(id), 1000 * waitS);
