@@ -82,17 +82,22 @@ def load_into(runner: Runner, adapter: Path | None) -> Adapter | None:
 
 def answer_greedily(
     runner: Runner, prompts: Sequence[Sequence[int]], adapters: Sequence[Adapter | None]
-) -> list[list[int]]:
-    """The most likely tokens after each prompt, all rows in one batch."""
+) -> Tensor:
+    """The log-probabilities by which the most likely tokens after each prompt are chosen.
+
+    All rows are read in one batch.
+
+    Returns:
+        `log_probs_BTV`, for each prompt, token of its answer and token of the vocabulary.
+    """
     caches = [runner.new_cache() for _ in prompts]
-    answers: list[list[int]] = [[] for _ in prompts]
     tokens = [list(prompt) for prompt in prompts]
+    log_probs: list[Tensor] = []
     for _ in range(TOKENS):
         rows = [Row(*each) for each in zip(caches, tokens, adapters, strict=True)]
-        tokens = [[token] for token in runner.read(rows).argmax(-1).tolist()]
-        for answer, token in zip(answers, tokens, strict=True):
-            answer.append(token[0])
-    return answers
+        log_probs.append(runner.read(rows).log_softmax(-1))
+        tokens = log_probs[-1].argmax(-1, keepdim=True).tolist()
+    return torch.stack(log_probs, dim=1)
 
 
 def load_reference(base: Path, adapter: Path | None) -> Any:
@@ -108,18 +113,20 @@ def load_reference(base: Path, adapter: Path | None) -> Any:
     return model.eval()
 
 
-def generate_greedily(base: Path, adapter: Path | None, prompt: Sequence[int]) -> list[int]:
-    """The answer of `transformers`."""
+def generate_greedily(base: Path, adapter: Path | None, prompt: Sequence[int]) -> Tensor:
+    """What `transformers` has for one row of `answer_greedily`."""
     model = load_reference(base, adapter)
     model.generation_config.eos_token_id = None
-    tokens = model.generate(
+    generated = model.generate(
         input_ids=torch.tensor([list(prompt)]),
         attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
         do_sample=False,
         max_new_tokens=TOKENS,
         pad_token_id=0,
+        output_logits=True,
+        return_dict_in_generate=True,
     )
-    return tokens[0, len(prompt) :].tolist()
+    return torch.cat(generated.logits).float().log_softmax(-1)
 
 
 def log_probs_after(base: Path, adapter: Path | None, prompt: Sequence[int]) -> Tensor:

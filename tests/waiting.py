@@ -1,14 +1,15 @@
 """Waiting for something to become true: never for longer than it takes, never for ever."""
 
-import math
 import threading
 import time
 from collections.abc import Callable
+from statistics import median
 from typing import TypeVar
 
 T = TypeVar("T")
 
 _BETWEEN_LOOKS_S = 0.05
+_TRIES = 9
 
 
 def wait_until(look: Callable[[], T], *, within_s: float) -> T:
@@ -25,15 +26,6 @@ def wait_until(look: Callable[[], T], *, within_s: float) -> T:
     return seen
 
 
-def fastest(measure: Callable[[], float], *, enough_s: float, tries: int = 20) -> float:
-    """Measure again and again, because the machine may be busy with something else.
-
-    Returns:
-        The shortest time in seconds. The first that is less than `enough_s` ends the tries.
-    """
-    shortest_s = math.inf
-    for _ in range(tries):
-        shortest_s = min(shortest_s, measure())
-        if shortest_s < enough_s:
-            break
-    return shortest_s
+def median_s(measure: Callable[[], float]) -> float:
+    """The middle one of several times in seconds: the machine may be busy with something else."""
+    return median(measure() for _ in range(_TRIES))

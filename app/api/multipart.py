@@ -160,11 +160,7 @@ class _Form:
     """One multipart body, parsed while its bytes arrive."""
 
     def __init__(
-        self,
-        boundary: bytes,
-        field: FileField,
-        sink: FileSink,
-        require_room: RequireRoom,
+        self, boundary: bytes, field: FileField, sink: FileSink, require_room: RequireRoom
     ) -> None:
         self._field = field
         self._sink = sink

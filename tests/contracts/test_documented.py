@@ -16,6 +16,10 @@ from app.core.dataset.formats import ChatExample, DatasetFormat
 from app.core.dataset.rows.parsing import parse_line
 from app.core.job.status import TRANSITIONS, JobStatus
 from app.core.settings import Settings
+from app.schemas.sampling.chat import ChatCompletionCreate
+from app.schemas.sampling.completions import CompletionCreate
+from app.schemas.sampling.fields import StreamOptions
+from app.schemas.sampling.responses import ResponseCreate
 
 PROJECT = Path(__file__).parents[2]
 DATASET_MODULES = tuple(
@@ -231,6 +235,21 @@ def test_the_codes_of_bad_lines_are_those_of_the_source() -> None:
     listed = listed_in(read_document("files.md"), "Problems of a line")
 
     check_listed(listed, written=written)
+
+
+def test_every_parameter_without_an_effect_is_listed() -> None:
+    bodies = (ChatCompletionCreate, CompletionCreate, ResponseCreate, StreamOptions)
+    ignored = {
+        name
+        for body in bodies
+        for name, field in body.model_fields.items()
+        if field.description and field.description.endswith("has no effect.")
+    }
+    _, _, rest = read_document("chat.md").partition("These are accepted and have no effect:")
+    listed, _, _ = rest.partition("Every other parameter")
+
+    assert len(ignored) > 5
+    assert [name for name in sorted(ignored) if f"{name}`" not in listed] == []
 
 
 def test_the_examples_of_data_sets_are_data_sets() -> None:

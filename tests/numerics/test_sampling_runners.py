@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 import torch
 
+from app.core.hand_off.formats import GGUF_ARCHITECTURES
+from tests.model_families import FUSED, OTHERS, ModelFamily
 from tests.sampled_models import (
     PROMPTS,
     answer_greedily,
@@ -16,72 +18,55 @@ from tests.sampled_models import (
     write_base,
     write_random_adapter,
 )
-from tests.tiny import ALL_LINEAR
 from worker.sampling.model.fused_runner import FusedRunner
 from worker.sampling.model.loading import load_runner
 from worker.sampling.model.reference_runner import ReferenceRunner
 from worker.sampling.model.runner import Row
 from worker.training.compute.plan import Placement
-
-FUSED = ("gemma", "llama", "mistral", "qwen2", "qwen3")
-FUSED_NAMES = ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]
-OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "phi3": ("phi3", {"target": FUSED_NAMES}),
-    "olmo2": ("olmo2", {}),
-    "smollm3": ("smollm3", {}),
-    "granite": ("granite", {}),
-    "gemma3": ("gemma3_text", {"sliding_window": 8}),
-    "mistral with a window": ("mistral", {"sliding_window": 8}),
-    "dynamic rotation": (
-        "llama",
-        {
-            "max_position_embeddings": 8,
-            "rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4},
-        },
-    ),
-    "recurrent": ("lfm2", {"target": ["q_proj", "v_proj", "in_proj", "w1"]}),
-}
+from worker.training.model.forward import PLAIN_HEADS
 
 
-def compare_with_generate(tmp_path: Path, base: Path, modules: list[str]) -> None:
+def compare_with_generate(tmp_path: Path, family: ModelFamily, runner_type: type) -> None:
     """A batch of the base model and three adapters, with ragged prompts."""
+    base = write_base(tmp_path / "base", family.model_type, **family.settings)
     adapters = [
-        write_random_adapter(tmp_path / str(seed), base, seed=seed, modules=modules, r=seed)
+        write_random_adapter(tmp_path / str(seed), base, seed=seed, modules=family.modules, r=seed)
         for seed in (1, 2, 3)
     ]
     places = [None, *adapters]
     runner = load_tiny_runner(base)
+    assert isinstance(runner, runner_type)
 
-    answers = answer_greedily(runner, PROMPTS, [load_into(runner, each) for each in places])
+    log_probs = answer_greedily(runner, PROMPTS, [load_into(runner, each) for each in places])
 
-    expected = [
-        generate_greedily(base, adapter, prompt)
-        for adapter, prompt in zip(places, PROMPTS, strict=True)
-    ]
-    assert answers == expected
+    expected = torch.stack(
+        [
+            generate_greedily(base, adapter, prompt)
+            for adapter, prompt in zip(places, PROMPTS, strict=True)
+        ]
+    )
+    answers = log_probs.argmax(-1).tolist()
+    assert answers == expected.argmax(-1).tolist()
     assert len(set(map(tuple, answers))) == len(answers)
+    torch.testing.assert_close(log_probs, expected, rtol=0, atol=1e-3)
 
 
-@pytest.mark.parametrize("model_type", FUSED)
-def test_greedy_tokens_of_fused_layers_are_those_of_generate(
-    tmp_path: Path, model_type: str
-) -> None:
-    base = write_base(tmp_path / "base", model_type)
-
-    assert isinstance(load_tiny_runner(base), FusedRunner)
-    compare_with_generate(tmp_path, base, ALL_LINEAR)
+@pytest.mark.parametrize("name", FUSED)
+def test_greedy_tokens_of_fused_layers_are_those_of_generate(tmp_path: Path, name: str) -> None:
+    compare_with_generate(tmp_path, FUSED[name], FusedRunner)
 
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_greedy_tokens_of_every_other_architecture_are_those_of_generate(
     tmp_path: Path, name: str
 ) -> None:
-    model_type, changes = OTHERS[name]
-    modules = changes.pop("target", ["q_proj", "v_proj", "up_proj"])
-    base = write_base(tmp_path / "base", model_type, **changes)
+    compare_with_generate(tmp_path, OTHERS[name], ReferenceRunner)
 
-    assert isinstance(load_tiny_runner(base), ReferenceRunner)
-    compare_with_generate(tmp_path, base, modules)
+
+def test_every_architecture_that_is_named_is_tried() -> None:
+    tried = {family.model_type for family in (*FUSED.values(), *OTHERS.values())}
+
+    assert PLAIN_HEADS | set(GGUF_ARCHITECTURES) <= tried
 
 
 VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -128,6 +113,20 @@ def test_log_probabilities_with_every_form_of_adapter_are_those_of_peft(
     assert (log_probs[0] - plain).abs().max() > 1e-2
 
 
+def test_a_rotation_that_changes_ends_the_window_where_it_does(tmp_path: Path) -> None:
+    factors = {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+    rotation = {"rope_type": "longrope", "rope_theta": 1e4, **factors}
+    family = ModelFamily(
+        "phi3",
+        {"original_max_position_embeddings": 24, "rope_parameters": rotation},
+        OTHERS["phi3"].modules,
+    )
+
+    compare_with_generate(tmp_path, family, ReferenceRunner)
+
+    assert load_tiny_runner(tmp_path / "base").window == 24
+
+
 @pytest.mark.parametrize("model_type", ["llama", "qwen3", "olmo2", "gemma3_text", "lfm2"])
 def test_a_fork_continues_as_if_it_had_read_everything(tmp_path: Path, model_type: str) -> None:
     changes = {"sliding_window": 8} if model_type == "gemma3_text" else {}
@@ -162,9 +161,10 @@ def test_memory_is_told_in_bytes(tmp_path: Path) -> None:
     assert 0 < adapter.bytes < runner.bytes
 
 
-@pytest.mark.parametrize("model_type", FUSED)
-def test_in_bfloat16_it_is_about_what_it_is_in_float32(tmp_path: Path, model_type: str) -> None:
-    base = write_base(tmp_path / "base", model_type, initializer_range=0.1)
+@pytest.mark.parametrize("name", FUSED)
+def test_in_bfloat16_it_is_about_what_it_is_in_float32(tmp_path: Path, name: str) -> None:
+    model_type, settings = FUSED[name].model_type, FUSED[name].settings
+    base = write_base(tmp_path / "base", model_type, initializer_range=0.1, **settings)
     adapter = write_random_adapter(tmp_path / "adapter", base, use_dora=True)
     answers: list[torch.Tensor] = []
     for dtype in ("float32", "bfloat16"):

@@ -21,7 +21,6 @@ from app.api.streaming import open_blob
 from app.core.db.repositories.checkpoints import no_such_model
 from app.core.errors import InvalidRequestError, NotFoundError, ServiceError
 from app.core.sampling.channel import Channel, Progress
-from app.core.sampling.messages import Ask
 from app.services.sampling.models import SamplingModel, find_sampling_model
 from app.services.sampling.prompts import Plan
 
@@ -55,7 +54,7 @@ class Answering:
             ServiceError: as `SamplingSlots.taken`, `Channel.open` and `Channel.answers`, all
                 before a stream begins; or the model has been deleted.
         """
-        sampling = self._sample(plan.ask(model, self._project_id), model)
+        sampling = self._sample(plan, model)
         async with AsyncExitStack() as opened:
             answers = await opened.enter_async_context(aclosing(sampling))
             try:
@@ -65,27 +64,25 @@ class Answering:
                 first = await unless_client_leaves(self._request, _next(answers))
             except ClientLeftError:
                 return Response(status_code=CLIENT_CLOSED_REQUEST)
-            except InvalidRequestError as error:
-                if error.param == "messages":
-                    error.param = plan.prompt_param
-                raise
             return _Stream(_write(first, answers, writer), opened.pop_all())
 
-    async def _sample(self, ask: Ask, model: SamplingModel) -> AsyncGenerator[Progress]:
+    async def _sample(self, plan: Plan, model: SamplingModel) -> AsyncGenerator[Progress]:
         """Ask the sampler, and yield its answers. Closing this cancels the request."""
         sampled = self._request.scope["state"][SAMPLED] = Sampled()
         try:
             with (
                 self._slots.taken(self._project_id),
-                closing(await self._open_channel(ask, model)) as channel,
+                closing(await self._open_channel(plan, model)) as channel,
             ):
                 async for each in channel.answers():
                     sampled.take(each)
                     yield each
+        except InvalidRequestError as error:
+            raise plan.rename(error) from None
         finally:
             self._metrics.observe_sampled(sampled)
 
-    async def _open_channel(self, ask: Ask, model: SamplingModel) -> Channel:
+    async def _open_channel(self, plan: Plan, model: SamplingModel) -> Channel:
         settings, store = self._resources.settings, self._resources.store
         keys = model.adapter.blob_keys if model.adapter else ()
         with ExitStack() as opened:
@@ -96,6 +93,7 @@ class Answering:
                 ]
             except NotFoundError as error:  # it has just been deleted
                 raise no_such_model(model.name) from error
+            ask = plan.ask(model, self._project_id)
             return await Channel.open(settings.sampler_dir, ask, files)
 
 

@@ -1,5 +1,6 @@
 """Writes chat completions and their chunks."""
 
+import json
 from collections.abc import Iterator, Sequence
 
 from app.api.sampling.writer import DONE, Writer, data
@@ -65,7 +66,7 @@ class ChatWriter(Writer):
                     index=index,
                     message=self._message(choice),
                     logprobs=self._logprobs(choice.logprobs),
-                    finish_reason=self._reason(choice.reason),
+                    finish_reason=self._reason(choice),
                 )
                 for index, choice in enumerate(self.collected.choices)
             ],
@@ -79,7 +80,7 @@ class ChatWriter(Writer):
                 yield self._chunk(ChunkChoiceRead(index=index, delta=self._first_delta()))
         elif isinstance(answer, Finished):
             self.take(answer)
-            reason = self._reason(answer.reason)
+            reason = self._reason(self.collected.choices[answer.choice])
             yield self._chunk(
                 ChunkChoiceRead(index=answer.choice, delta=MessageDelta(), finish_reason=reason)
             )
@@ -137,14 +138,23 @@ class ChatWriter(Writer):
         begun = [_begin_call(index, call) for index, call in enumerate(calls, start=first)]
         return MessageDelta(content=text or None, tool_calls=begun or None)
 
-    def _reason(self, reason: FinishReason) -> FinishReason:
-        is_call = self._forced_tool is not None and reason == "stop"
-        return "tool_calls" if is_call else reason
+    def _reason(self, choice: CollectedChoice) -> FinishReason:
+        is_call = self._forced_tool is not None and choice.reason == "stop"
+        return "tool_calls" if is_call and _is_json(choice.text) else choice.reason
 
     def _logprobs(self, measured: Sequence[ChosenLogProb]) -> LogProbsRead | None:
         if not self._has_logprobs:
             return None
         return LogProbsRead(content=TokenLogProbRead.list_of(measured))
+
+
+def _is_json(arguments: str) -> bool:
+    """Whether arguments are complete. They are not if a stop text has cut them off."""
+    try:
+        json.loads(arguments)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _begin_call(index: int, call: ToolCall) -> ToolCallDelta:

@@ -113,7 +113,7 @@ class ResponseWriter(Writer):
                 else {"type": "text"}
             ),
             tool_choice=body.tool_choice or "auto",
-            top_p=body.top_p or 1.0,
+            top_p=1.0 if body.top_p is None else body.top_p,
             usage=usage,
             metadata=body.metadata or {},
         )

@@ -249,11 +249,9 @@ class JobSpec(Frozen):
     attempt: int
     fine_tuned_model: str
     """Name of the tuned model: `ft:BASE:ORG:SUFFIX:ID`."""
-
     base_model: BaseModelRef
     parent: ParentAdapter | None = None
     """Adapter that the job continues. `PARENT_NAME` has its weights, unless a state is resumed."""
-
     training_file: DatasetRef
     validation_file: DatasetRef | None
     config: TrainingConfig
@@ -264,14 +262,11 @@ class JobSpec(Frozen):
     memory_wait_s: float = Field(default=0.0, ge=0)
     """Seconds that a training waits for memory. The sampler may give some back meanwhile."""
     compute: ComputeSettings = ComputeSettings()
-
     save_interval_s: float = Field(default=120.0, gt=0)
     """Seconds of wall time between two saved states. Each checkpoint saves a state as well."""
-
     resume_step: int | None = Field(default=None, ge=1)
     """Number of optimizer steps that earlier attempts have taken. Their state is in `RESUME_NAME`,
     their loss log in `LOSS_LOG_NAME`. Null to start from the beginning."""
-
     resume_job_id: str | None = None
     """Id of the job that saved this state. Null for this job."""
 

@@ -123,7 +123,7 @@ class Alive(Frozen):
 
 
 class Accepted(Frozen):
-    """The request is being answered. Comes once, before the answers."""
+    """The prompt is read, and the first token is chosen. Comes once, before the answers."""
 
     kind: Literal["accepted"] = "accepted"
     prompt_tokens: int

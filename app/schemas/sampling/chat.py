@@ -39,8 +39,8 @@ class FunctionCreate(RequestBody):
     parameters: Schema | None = None
     """Arguments of the function, as a JSON schema."""
     strict: bool | None = None
-    """Accepted for OpenAI's clients. Only a call that `tool_choice` forces is held to the schema of
-    `parameters`."""
+    """Whether calls must fit the schema of `parameters`. Only calls that `tool_choice` forces are
+    held to it, so true is refused where the model may choose."""
 
 
 class ToolCreate(RequestBody):
@@ -78,7 +78,7 @@ def _check_tool_choice(value: Any) -> Any:
     match value:
         case None | "auto" | "none" | "required":
             return value
-        case {"type": "function", "function": {"name": str()}}:
+        case {"type": "function", "function": {"name": str(), **extra}, **more} if not extra | more:
             return value
         case _:
             raise PydanticCustomError(

@@ -21,6 +21,7 @@ UNSUPPORTED = "unsupported_parameter"
 
 _MAX_SEED = 2**63
 _MAX_STOP_LENGTH = 1000
+_MAX_BIASES = 100
 
 
 def _refuse(value: Any) -> Any:
@@ -50,6 +51,7 @@ Unsupported = Annotated[
     Field(description="This part of OpenAI's API is not supported: it must be null or absent."),
 ]
 Ignored = Annotated[Any, Field(description="Accepted for OpenAI's clients, and has no effect.")]
+ServiceTier = Literal["auto", "default", "flex", "scale", "priority", "fast", "ultrafast"]
 
 
 def _as_list(value: Any) -> Any:
@@ -90,6 +92,16 @@ class FormatCreate(RequestBody):
         return value
 
 
+class PromptCacheOptions(RequestBody):
+    """Options of OpenAI's prompt cache. None has an effect here."""
+
+    mode: Ignored = None
+    ttl: Ignored = None
+    prewarm: Annotated[Any, refuse_unless([False])] = None
+    """Whether the prompt is only read, and not answered, which is not supported."""
+    comparison_response_id: Unsupported = None
+
+
 class StreamOptions(RequestBody):
     include_usage: bool | None = None
     """Whether the stream ends with a chunk that has the usage of the whole request."""
@@ -101,11 +113,13 @@ class SamplingCreate(RequestBody):
 
     model: str = Field(min_length=1, max_length=512)
     """Model that answers: a base model by its id, alias or hub repository, a tuned model, or one of
-    its checkpoints, `MODEL:ckpt-step-N`, also while its job still trains."""
+    its checkpoints, `MODEL:ckpt-step-N`. While a job trains, the sampler answers only with
+    TUNERY_SAMPLING=shared."""
     temperature: float | None = Field(default=None, ge=0, le=2)
     """Temperature of sampling, 1 by default. 0 takes the most likely token each time."""
-    top_p: float | None = Field(default=None, gt=0, le=1)
-    """Only the most likely tokens that together have this probability are drawn from."""
+    top_p: float | None = Field(default=None, ge=0, le=1)
+    """Only the most likely tokens that together have this probability are drawn from. 0 takes the
+    most likely token each time."""
     stream: bool | None = None
     """Whether the answer is sent piece by piece, as server-sent events."""
     store: Annotated[Any, refuse_unless([False])] = None
@@ -113,12 +127,27 @@ class SamplingCreate(RequestBody):
     metadata: dict[str, str] | None = None
     """Labels of your own. They are not kept."""
     prompt_cache_key: Ignored = None
-    prompt_cache_options: Ignored = None
+    prompt_cache_options: PromptCacheOptions | None = None
     prompt_cache_retention: Ignored = None
     safety_identifier: Ignored = None
-    service_tier: Ignored = None
+    service_tier: ServiceTier | None = None
+    """Accepted for OpenAI's clients, and has no effect."""
     user: Ignored = None
     moderation: Unsupported = None
+
+    @field_validator("stream_options", check_fields=False)
+    @classmethod
+    def _must_have_stream(cls, value: Any, checked: ValidationInfo) -> Any:
+        if value is not None and not checked.data.get("stream", True):
+            raise PydanticCustomError("conflict", "It needs 'stream' to be true")
+        return value
+
+    @property
+    def drawing(self) -> dict[str, float | None]:
+        """The parameters by which the sampler draws tokens."""
+        if self.top_p == 0:  # which leaves the most likely token alone, as this temperature does
+            return {"temperature": 0.0}
+        return {"temperature": self.temperature, "top_p": self.top_p}
 
 
 class CompletionParameters(SamplingCreate):
@@ -134,7 +163,7 @@ class CompletionParameters(SamplingCreate):
             Annotated[float, Field(ge=-100, le=100)],
         ]
         | None
-    ) = None
+    ) = Field(default=None, max_length=_MAX_BIASES)
     """Amounts that are added to logits, by the id of the token."""
     n: int | None = Field(default=None, ge=1, le=4)
     """Number of answers, 1 by default."""
@@ -159,8 +188,7 @@ class CompletionParameters(SamplingCreate):
     ) -> SamplingParameters:
         """The parameters for the sampler, with its defaults for what the request leaves out."""
         given = {
-            "temperature": self.temperature,
-            "top_p": self.top_p,
+            **self.drawing,
             "frequency_penalty": self.frequency_penalty,
             "presence_penalty": self.presence_penalty,
             "seed": self.seed,

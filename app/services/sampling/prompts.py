@@ -1,12 +1,12 @@
 """What a request for completions means to the sampler."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from app.core.dataset.formats import LineError
 from app.core.dataset.rows.fields import is_list, is_object
-from app.core.dataset.rows.messages import parse_messages
+from app.core.dataset.rows.messages import parse_history
 from app.core.errors import InvalidRequestError
 from app.core.sampling.messages import (
     Ask,
@@ -17,6 +17,7 @@ from app.core.sampling.messages import (
 )
 from app.schemas.sampling.chat import ChatCompletionCreate
 from app.schemas.sampling.completions import DEFAULT_MAX_TOKENS, CompletionCreate
+from app.schemas.sampling.fields import UNSUPPORTED
 from app.schemas.sampling.responses import ResponseCreate
 from app.services.sampling.models import SamplingModel
 
@@ -29,6 +30,7 @@ _CODES = {
 
 _ITEM_FIELDS = frozenset({"type", "id", "role", "content", "status", "phase"})
 _TEXT_PARTS = ("input_text", "output_text")
+_IGNORED_OF_PART = frozenset({"annotations", "logprobs"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +43,8 @@ class Plan:
     echoes: bool = False
     forced_tool: str | None = None
     """Name of the function that each answer calls: its text is the arguments."""
-    prompt_param: str = "messages"
-    """Parameter that errors of the sampler about the messages have to name."""
+    names: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Names of parameters in the request, by the sampler's names for them, where they differ."""
 
     def ask(self, model: SamplingModel, project_id: str) -> Ask:
         return Ask(
@@ -56,9 +58,17 @@ class Plan:
             echoes=self.echoes,
         )
 
+    def rename(self, error: InvalidRequestError) -> InvalidRequestError:
+        """An error of the sampler, with the name that its parameter has in the request."""
+        name = self.names.get(error.param or "")
+        if name is None:
+            return error
+        message = str(error).replace(f"the {error.param}", f"the {name}")
+        return InvalidRequestError(message, code=error.code, param=name)
+
 
 def plan_chat(body: ChatCompletionCreate) -> Plan:
-    """Raises InvalidRequestError if a message or the choice of a tool is invalid."""
+    """Raises InvalidRequestError if a message, a tool or the choice of a tool is invalid."""
     forced = _forced_tool(body)
     form = body.response_format and body.response_format.form
     if forced is not None:
@@ -70,9 +80,11 @@ def plan_chat(body: ChatCompletionCreate) -> Plan:
             )
         form = TextForm(json_schema=forced.get("parameters") or {"type": "object"})
     is_shown = body.tool_choice != "none"
+    if is_shown and forced is None:
+        _refuse_strict(body.given_tools)
     return Plan(
         ChatPrompt(
-            messages=_parse_messages({"messages": body.messages}, "messages"),
+            messages=_parse_history({"messages": body.messages}, "messages"),
             tools=tuple(body.given_tools) if is_shown else (),
             tool_choice="forced" if forced is not None else "auto" if is_shown else "none",
         ),
@@ -83,6 +95,7 @@ def plan_chat(body: ChatCompletionCreate) -> Plan:
         ),
         choices=body.choices,
         forced_tool=None if forced is None else forced["name"],
+        names={} if forced is None else {"response_format": "tools"},
     )
 
 
@@ -107,18 +120,17 @@ def plan_response(body: ResponseCreate) -> Plan:
     messages = [_as_message(item, f"input[{index}]") for index, item in enumerate(items)]
     system = [{"role": "system", "content": body.instructions}] if body.instructions else []
     given = {
-        "temperature": body.temperature,
-        "top_p": body.top_p,
+        **body.drawing,
         "max_tokens": body.max_output_tokens,
         "top_logprobs": body.told_logprobs,
         "form": body.form,
     }
     return Plan(
-        ChatPrompt(messages=(*system, *_parse_messages({"input": messages}, "input"))),
+        ChatPrompt(messages=(*system, *_parse_history({"input": messages}, "input"))),
         SamplingParameters.model_validate(
             {name: value for name, value in given.items() if value is not None}
         ),
-        prompt_param="input",
+        names={"messages": "input", "response_format": "text.format"},
     )
 
 
@@ -146,6 +158,18 @@ def _forced_tool(body: ChatCompletionCreate) -> dict[str, Any] | None:
     return named
 
 
+def _refuse_strict(tools: Sequence[dict[str, Any]]) -> None:
+    for index, tool in enumerate(tools):
+        if tool["function"].get("strict"):
+            path = f"tools[{index}].function.strict"
+            raise InvalidRequestError(
+                f"'{path}': Only a call that 'tool_choice' forces is held to the schema of its "
+                "parameters. Force the call, or leave 'strict' out.",
+                code=UNSUPPORTED,
+                param=path,
+            )
+
+
 def _as_message(item: dict[str, Any], path: str) -> dict[str, Any]:
     """A message of the input of a response, in the form of chat completions."""
     if item.get("type", "message") != "message" or not item.keys() <= _ITEM_FIELDS:
@@ -163,14 +187,15 @@ def _as_message(item: dict[str, Any], path: str) -> dict[str, Any]:
 
 def _as_part(part: Any) -> Any:
     if is_object(part) and part.get("type") in _TEXT_PARTS:
-        return {"type": "text", "text": part.get("text")}
+        kept = {name: value for name, value in part.items() if name not in _IGNORED_OF_PART}
+        return kept | {"type": "text"}
     return part
 
 
-def _parse_messages(fields: Mapping[str, Any], key: str) -> tuple[dict[str, Any], ...]:
-    """The messages in the form of chat templates, as those of a training file."""
+def _parse_history(fields: Mapping[str, Any], key: str) -> tuple[dict[str, Any], ...]:
+    """The messages in the form of chat templates."""
     try:
-        return tuple(message for message, _ in parse_messages(fields, key))
+        return tuple(parse_history(fields, key))
     except LineError as error:
         raise InvalidRequestError(
             f"'{error.path}': {error}",

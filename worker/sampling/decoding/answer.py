@@ -71,9 +71,10 @@ class SampledAnswer:
         self._tokens += 1
         if token in self._limits.stop_tokens:
             return None, self._finish("stop", self._text.end())
+        begin = self._text.complete
         told = self._text.add(token)
         if self._logprobs:
-            self._logprobs.add(logits, token, end=self._text.written)
+            self._logprobs.add(logits, token, begin=begin, end=self._text.written)
         if self._text.is_stopped:
             return None, self._finish("stop", told)
         if self._grammar:
@@ -86,7 +87,9 @@ class SampledAnswer:
 
     def _tell(self, told: Told) -> list[Delta | Finished]:
         text, self._echo = self._echo + told.text, ""
-        logprobs = self._logprobs.tell(end=self._text.told) if self._logprobs else ()
+        logprobs = ()
+        if self._logprobs:
+            logprobs = self._logprobs.tell(end=self._text.told, is_cut=self._text.is_stopped)
         if told.calls and not told.text:
             logprobs = ()  # of the tokens of the calls
         self._has_calls |= bool(told.calls)

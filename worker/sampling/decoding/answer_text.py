@@ -33,6 +33,11 @@ class AnswerText:
         return self._stops.is_found
 
     @property
+    def complete(self) -> int:
+        """Number of characters that the model has written to their end."""
+        return self._written
+
+    @property
     def written(self) -> int:
         """Number of characters that the model has written or begun."""
         return self._written + self._detokenizer.is_within_character

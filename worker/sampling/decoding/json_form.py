@@ -141,6 +141,6 @@ def _reason(matcher: LLMatcher) -> str:
 def _refuse(problem: str) -> RefusedError:
     return RefusedError(
         "schema_unsupported",
-        f"The JSON schema {problem}. Simplify it, or use the type json_object.",
+        f"The JSON schema {problem}. Simplify it, or ask for JSON without a schema.",
         param="response_format",
     )

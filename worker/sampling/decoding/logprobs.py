@@ -6,6 +6,7 @@ Dimension key:
 
 import math
 from collections import deque
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,6 +16,17 @@ from worker.sampling.decoding.text.token_text import TokenTexts
 
 _IMPOSSIBLE = -9999.0
 """Stands for the logarithm of nothing, as in OpenAI's API."""
+
+
+class _Held(NamedTuple):
+    """A token whose text may not be told yet."""
+
+    begin: int
+    end: int
+    chosen: ChosenLogProb
+
+    def is_told(self, end: int, *, is_cut: bool) -> bool:
+        return self.end <= end or (is_cut and self.begin < end)
 
 
 class LogProbs:
@@ -29,15 +41,16 @@ class LogProbs:
         """
         self._texts = texts
         self._top = top
-        self._held: deque[tuple[int, ChosenLogProb]] = deque()
+        self._held: deque[_Held] = deque()
 
-    def add(self, logits_V: Floats, token: int, *, end: int) -> None:
+    def add(self, logits_V: Floats, token: int, *, begin: int, end: int) -> None:
         """Note a token.
 
         Args:
             logits_V: what it was chosen by, before anything was changed.
             token: the token.
-            end: number of characters of the answer up to its end.
+            begin: number of complete characters of the answer before it.
+            end: number of characters of the answer up to its end, the last one perhaps incomplete.
         """
         peak = logits_V.max()
         norm = float(peak) + math.log(np.exp(logits_V - peak).sum(dtype=np.float64))
@@ -48,13 +61,19 @@ class LogProbs:
                 for likely in self._most_likely(logits_V)
             ),
         )
-        self._held.append((end, chosen))
+        self._held.append(_Held(begin, end, chosen))
 
-    def tell(self, *, end: int) -> tuple[ChosenLogProb, ...]:
-        """What is known of the tokens whose text ends at this character or before it."""
+    def tell(self, *, end: int, is_cut: bool) -> tuple[ChosenLogProb, ...]:
+        """What is known of the tokens whose text is told.
+
+        Args:
+            end: number of characters that are told.
+            is_cut: whether a stop text ended the answer there. It may begin within a token, whose
+                first characters are told then.
+        """
         told: list[ChosenLogProb] = []
-        while self._held and self._held[0][0] <= end:
-            told.append(self._held.popleft()[1])
+        while self._held and self._held[0].is_told(end, is_cut=is_cut):
+            told.append(self._held.popleft().chosen)
         return tuple(told)
 
     def _most_likely(self, logits_V: Floats) -> list[int]:

@@ -24,7 +24,7 @@ def load_runner(directory: Path, placement: Placement) -> Runner:
     model: Any = ModelLoader().load_weights(directory, placement.torch_dtype)
     model = model.to(placement.device).eval()
     config = model.config.get_text_config()
-    window = getattr(config, "max_position_embeddings", None) or _USUAL_WINDOW
+    window = _read_window(config)
     if (
         why_not_fused(shape, longest_row=window) is None
         and has_fused_layers(model)
@@ -32,3 +32,13 @@ def load_runner(directory: Path, placement: Placement) -> Runner:
     ):
         return FusedRunner(model, window=window)
     return ReferenceRunner(model, shape, window=window)
+
+
+def _read_window(config: Any) -> int:
+    """Maximum number of tokens of a sequence."""
+    window = getattr(config, "max_position_embeddings", None) or _USUAL_WINDOW
+    rotation = getattr(config, "rope_parameters", None) or {}
+    if rotation.get("rope_type") == "longrope":
+        # Beyond this length, all that was read before would have to be read again.
+        return min(window, rotation["original_max_position_embeddings"])
+    return window

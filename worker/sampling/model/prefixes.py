@@ -16,6 +16,8 @@ class PrefixOwner(NamedTuple):
     project_id: str
     base_model_sha256: str
     adapter_sha256: str | None
+    in_pieces: bool = False
+    """Whether they were read in pieces of a fixed size."""
 
 
 class Known(NamedTuple):

@@ -10,12 +10,17 @@ from collections.abc import Sequence as AnySequence
 from dataclasses import dataclass, field
 
 from app.core.clock import steady_s
+from app.core.sampling.messages import Accepted
 from worker.sampling.decoding.choice import Choice
 from worker.sampling.decoding.decoder import Prepared
 from worker.sampling.model.prefixes import PrefixOwner
 from worker.sampling.model.runner import Cache, Row
 from worker.sampling.serving.requests import Request
 from worker.sampling.serving.shelf import LoadedAdapter, LoadedModel
+
+PIECE = 32
+"""Prompt tokens of a request with a seed that are read at once. Each such request is read without
+others, so larger pieces of several prompts would hold up everybody."""
 
 _FIRST_TOKENS = 64
 """Tokens of each answer for which there must be memory before it is begun."""
@@ -32,8 +37,24 @@ class Running:
     prepared_s: float = field(default_factory=steady_s, init=False)
     """Time of the steady clock since which it can be answered."""
     sequences: list["Sequence"] = field(default_factory=list["Sequence"], init=False)
-    is_alone: bool = field(default=False, init=False)
-    """Whether it is read without others, because a step with it has failed."""
+    cached_tokens: int = field(default=0, init=False)
+    """Tokens at the beginning of the prompt that were read for an earlier request."""
+    _is_accepted: bool = field(default=False, init=False)
+    is_alone: bool = field(init=False)
+    """Whether it is read without others: because it has a seed, or because a step with it has
+    failed."""
+
+    def __post_init__(self) -> None:
+        self.is_alone = self.repeats
+
+    @property
+    def repeats(self) -> bool:
+        """Whether it has a seed, so that the same request must get the same answer again.
+
+        How numbers are rounded depends on what is read together. So its prompt is read in pieces of
+        `PIECE` tokens, and nothing with it.
+        """
+        return self.request.ask.parameters.seed is not None
 
     @property
     def owner(self) -> PrefixOwner:
@@ -41,7 +62,11 @@ class Running:
         adapter = ask.adapter
         # The configuration counts too: it scales the weights.
         identity = f"{adapter.weights_sha256} {adapter.config_sha256}" if adapter else None
-        return PrefixOwner(ask.project_id, ask.base_model_sha256, identity)
+        return PrefixOwner(ask.project_id, ask.base_model_sha256, identity, in_pieces=self.repeats)
+
+    def shared(self, tokens: int) -> int:
+        """How many of so many first tokens of its prompt are read alike for every such request."""
+        return tokens - tokens % PIECE if self.repeats else tokens
 
     @property
     def bytes(self) -> int:
@@ -50,6 +75,15 @@ class Running:
         first = choices * (len(self.prepared.prompt) + _FIRST_TOKENS)
         read = sum(sequence.cache.bytes for sequence in self.sequences)
         return max(read, first * self.model.runner.bytes_per_token)
+
+    def accept(self) -> None:
+        """Tell the client that it is answered, unless it knows that."""
+        if not self._is_accepted:
+            self._is_accepted = True
+            prompt_tokens = len(self.prepared.prompt)
+            self.request.tell(
+                Accepted(prompt_tokens=prompt_tokens, cached_tokens=self.cached_tokens)
+            )
 
     def read_again_alone(self) -> None:
         """Have it read from its first token on, without others."""
@@ -109,6 +143,8 @@ def plan_step(requests: Iterable[Running], budget: int) -> list[Batch]:
     batches = defaultdict[LoadedModel | Running, Batch](list)
     for sequence, share in zip(sequences, shares, strict=True):
         running = sequence.running
+        if running.repeats:
+            share = min(sequence.pending, PIECE)
         batches[running if running.is_alone else running.model].append((sequence, share))
     return list(batches.values())
 

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from app.core.clock import steady_s
-from app.core.sampling.messages import Accepted
 from worker.sampling.pulse import STEP_S, Pulse
 from worker.sampling.serving.batch import Batch, Running, Sequence, plan_step
 from worker.sampling.serving.desk import Desk
@@ -102,14 +101,14 @@ class DecodeLoop:
         prompt = running.prepared.prompt
         with self._shelf.lock:
             known = self._shelf.prefixes.find(running.owner, prompt)
-        if known is None:
+        if known is None or not (length := running.shared(known.length)):
             cache = running.model.runner.new_cache()
         else:
-            cache = known.cache.fork(known.length)  # without the lock, because it takes a while
+            cache = known.cache.fork(length)  # without the lock, because it takes a while
+        running.cached_tokens = cache.length
         running.sequences.append(Sequence(running, cache, list(prompt)))
         self._arrived.remove(running)
         self._running.append(running)
-        running.request.tell(Accepted(prompt_tokens=len(prompt), cached_tokens=cache.length))
 
     def _read(self, batch: Batch) -> None:
         """Let the sequences of a batch read their next tokens."""
@@ -150,6 +149,7 @@ class DecodeLoop:
         running, choice = sequence.running, sequence.choice
         assert choice is not None  # noqa: S101 - the prompt is read
         token, told = choice.take(logits_V)
+        running.accept()  # not earlier: what fails before the first token has a status of its own
         if token is not None:
             sequence.tokens.append(token)
             running.request.tell(*told)
@@ -164,10 +164,12 @@ class DecodeLoop:
 
     def _keep_prefix(self, sequence: Sequence) -> None:
         """Keep what was read for a later request that begins in the same way."""
-        read = sequence.tokens[: sequence.cache.length]
+        running, read = sequence.running, sequence.tokens[: sequence.cache.length]
+        if running.repeats:  # answers are read token by token, which prompts are not
+            read = read[: running.shared(min(len(read), len(running.prepared.prompt)))]
         if read:
             with self._shelf.lock:
-                self._shelf.prefixes.keep(sequence.running.owner, read, sequence.cache)
+                self._shelf.prefixes.keep(running.owner, read, sequence.cache)
 
     def _keep_within_memory(self) -> None:
         """Refuse requests until what all of them have read fits into the limit.

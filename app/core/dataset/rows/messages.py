@@ -28,6 +28,7 @@ _MESSAGE_FIELDS = frozenset(
     {"role", "content", "weight", "tool_calls", "function_call", "refusal", "audio", "annotations"}
     | set(_TEMPLATE_FIELDS)
 )
+_PART_FIELDS = frozenset({"type", "text", "prompt_cache_breakpoint"})
 
 Message = dict[str, Any]
 ParsedMessage = tuple[Message, bool]
@@ -72,11 +73,27 @@ def parse_messages(row: Mapping[str, Any], key: str, path: str = "") -> list[Par
     Raises:
         LineError: a message is malformed. It has the first `MAX_PROBLEMS` problems, or a few more.
     """
-    messages = row.get(key)
-    path = f"{path}{key}"
-    if not is_list(messages) or not messages:
-        raise LineError("wrong_type", f"{key!r} must be a list of messages.", path)
-    parsed = parse_each(messages, _parse_message, path)
+    messages = _list_of_messages(row, key, path)
+    parsed = parse_each(messages, _parse_learned, f"{path}{key}")
+    _name_answered_calls(messages, [message for message, _ in parsed])
+    return parsed
+
+
+def parse_history(row: Mapping[str, Any], key: str) -> list[Message]:
+    """Parse the messages of a chat that a model has to answer.
+
+    They have the form of those of a dataset, with two differences: an earlier answer may be empty,
+    as models write such answers, and nothing is ignored that has a meaning for training alone.
+
+    Args:
+        row: the object that has the list.
+        key: the name of the list.
+
+    Raises:
+        LineError: as `parse_messages`.
+    """
+    messages = _list_of_messages(row, key)
+    parsed = parse_each(messages, _parse_said, key)
     _name_answered_calls(messages, parsed)
     return parsed
 
@@ -105,7 +122,41 @@ def as_tool_call(index: int, function: dict[str, Any]) -> dict[str, Any]:
     return {"id": f"call_{index}", "type": "function", "function": function}
 
 
-def _parse_message(message: Any, index: int, path: str) -> ParsedMessage:
+def _list_of_messages(row: Mapping[str, Any], key: str, path: str = "") -> list[Any]:
+    messages = row.get(key)
+    if not is_list(messages) or not messages:
+        raise LineError("wrong_type", f"{key!r} must be a list of messages.", f"{path}{key}")
+    return messages
+
+
+def _parse_learned(message: Any, index: int, path: str) -> ParsedMessage:
+    """A message of an example. None of its answers is empty."""
+    cleaned = _parse_message(message, index, path)
+    is_learned = _is_learned(message, cleaned["role"], path)
+    if cleaned["role"] == "assistant" and not cleaned["content"] and "tool_calls" not in cleaned:
+        where = f"{path}.content"
+        if message.get("content") is None:
+            raise LineError("missing_field", "'content' is missing. Add it.", where)
+        raise LineError("empty_field", "This answer is empty. Fill it, or remove it.", where)
+    return cleaned, is_learned
+
+
+def _parse_said(message: Any, index: int, path: str) -> Message:
+    """A message of a chat that a model has to answer."""
+    cleaned = _parse_message(message, index, path)
+    if message.get("weight") is not None:
+        problem = "A weight has a meaning in training files alone. Remove it."
+        raise LineError("unknown_field", problem, f"{path}.weight")
+    parts = message.get("content")
+    for number, part in enumerate(parts if is_list(parts) else ()):
+        where = f"{path}.content[{number}]."
+        unknown = unknown_fields(without_nulls(part), _PART_FIELDS, "a part of text", where)
+        if unknown:
+            raise together(unknown)
+    return cleaned
+
+
+def _parse_message(message: Any, index: int, path: str) -> Message:
     if not is_object(message):
         raise LineError("wrong_type", "This message is not a JSON object.", path)
     message = without_nulls(message)
@@ -120,12 +171,11 @@ def _parse_message(message: Any, index: int, path: str) -> ParsedMessage:
             raise LineError("wrong_type", f"{name!r} must be a string.", f"{path}.{name}")
         if value:
             cleaned[name] = value
-    is_learned = _is_learned(message, role, path)
     calls = _tool_calls(message, role, index, path)
     if calls:
         cleaned["tool_calls"] = calls
-    cleaned["content"] = _content(message, role, path, is_call=bool(calls))
-    return cleaned, is_learned
+    cleaned["content"] = _content(message, role, path)
+    return cleaned
 
 
 def _role(message: Message, path: str) -> str:
@@ -168,24 +218,22 @@ def _tool_calls(message: Message, role: str, index: int, path: str) -> list[dict
     return [*calls, as_tool_call(index, legacy)]
 
 
-def _content(message: Message, role: str, path: str, *, is_call: bool) -> str:
+def _content(message: Message, role: str, path: str) -> str:
     """Text of a message. A list of text parts is joined."""
     for kind in ("refusal", "audio"):
         if message.get(kind):
-            problem = f"This message has a {kind}, which is not learned. Put its text in 'content'."
+            problem = f"Models do not read {kind!r}. Put its text in 'content'."
             raise LineError("unsupported_content", problem, f"{path}.{kind}")
     content = message.get("content")
     where = f"{path}.content"
     if is_list(content):
         content = "".join(_text_part(part, f"{where}[{i}]") for i, part in enumerate(content))
     if content is None:
-        if is_call:
+        if role == "assistant":  # it calls tools, or is empty
             return ""
         raise LineError("missing_field", "'content' is missing. Add it.", where)
     if not isinstance(content, str):
         raise LineError("wrong_type", "'content' must be a string or a list of parts.", where)
-    if not content and role == "assistant" and not is_call:
-        raise LineError("empty_field", "This answer is empty. Fill it, or remove it.", where)
     return content
 
 
@@ -198,10 +246,10 @@ def _text_part(part: Any, path: str) -> str:
     raise LineError("unsupported_content", problem, path)
 
 
-def _name_answered_calls(messages: Sequence[Message], parsed: Sequence[ParsedMessage]) -> None:
+def _name_answered_calls(messages: Sequence[Message], parsed: Sequence[Message]) -> None:
     """Give the results of legacy function calls the id of the call before them."""
     call_id = None
-    for message, (cleaned, _) in zip(messages, parsed, strict=True):
+    for message, cleaned in zip(messages, parsed, strict=True):
         for call in cleaned.get("tool_calls", ()):
             call_id = call.get("id")
         if message["role"] == "function" and call_id is not None:

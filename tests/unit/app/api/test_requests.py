@@ -200,8 +200,12 @@ def test_a_json_body_is_refused_before_it_fills_the_memory(app: FastAPI) -> None
     ("body", "why"),
     [
         pytest.param({f"k{i}": i for i in range(62_000)}, "30,000 values", id="values"),
-        pytest.param({f"k{i}": i for i in range(101)}, "100 keys", id="keys"),
-        pytest.param({"metadata": {str(i): i for i in range(101)}}, "100 keys", id="inner keys"),
+        pytest.param({f"k{i}": i for i in range(1001)}, "1,000 keys", id="keys"),
+        pytest.param(
+            {"metadata": {str(i): i for i in range(1001)}},
+            "1,000 keys in 'metadata'",
+            id="inner keys",
+        ),
         pytest.param({"method": json.loads("[" * 70 + "1" + "]" * 70)}, "64 levels", id="levels"),
     ],
 )

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from threading import Thread
 from typing import Any, cast
 
@@ -10,37 +9,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from app.core.job.training_config import ComputeSettings
-from app.core.sampling.messages import Accepted, Ask, Delta, Finished, Refused, TextPrompt
+from app.core.sampling.messages import Accepted, Delta, Finished, Refused
+from tests.decode_bench import DecodeBench, Heard
 from tests.pulses import would_be_noticed
-from worker.sampling.decoding.decoder import Decoder, Prepared
+from worker.sampling.decoding.choice import Choice
+from worker.sampling.decoding.refusals import RefusedError
 from worker.sampling.model.adapter_files import AdapterFiles
 from worker.sampling.model.runner import Adapter, Row
-from worker.sampling.serving.batch import Running
-from worker.sampling.serving.decode_loop import DecodeLoop
-from worker.sampling.serving.desk import Desk
-from worker.sampling.serving.options import GRACE_S, ServingOptions
 from worker.sampling.serving.pace import FEWEST, MOST
-from worker.sampling.serving.requests import Request, Told
-from worker.sampling.serving.shelf import PATIENCE_S, LoadedModel, Shelf
+from worker.sampling.serving.requests import Request
 
 BAD = 13
 """A token at which the runner fails."""
-
-
-class Heard:
-    """An outlet that keeps what it gets."""
-
-    def __init__(self) -> None:
-        self.answers: list[Told] = []
-
-    def send(self, answers: Sequence[Told], *, is_last: bool) -> None:
-        del is_last
-        self.answers += answers
-
-    @property
-    def end(self) -> Told | None:
-        return self.answers[-1] if self.answers else None
 
 
 @dataclass
@@ -90,65 +70,30 @@ class FailingRunner:
 
 @dataclass
 class Counting:
-    """An answer of a number of tokens."""
+    """An answer of a number of tokens. With none, it fails at its first one."""
 
     index: int
     left: int
 
     def take(self, logits_V: Tensor) -> tuple[int | None, list[Delta | Finished]]:  # noqa: N803
         assert len(logits_V)
+        if not self.left:
+            raise RefusedError("no_token", "No token fits.")
         self.left -= 1
         if self.left:
             return 1, [Delta(choice=self.index, text="1")]
         return None, [Finished(choice=self.index, reason="stop", tokens=0)]
 
 
-class Bench:
-    """A loop with its desk, whose requests come one after the other."""
-
-    def __init__(
-        self,
-        *,
-        memory_bytes: int = 10**6,
-        grace_s: float = GRACE_S,
-        patience_s: float = PATIENCE_S,
-    ) -> None:
-        options = ServingOptions(
-            mode="idle",
-            memory_bytes=memory_bytes,
-            queue=9,
-            threads=1,
-            models=Path("/models"),
-            speeds=Path("/speeds"),
-            compute=ComputeSettings(),
-        )
-        self.runner = FailingRunner()
-        self.desk = Desk(queue=9, mode="idle", grace_s=grace_s)
-        self.shelf = Shelf(options)
-        self.loop = DecodeLoop(self.desk, self.shelf, threads=1, patience_s=patience_s)
-        self._model = LoadedModel(0, self.runner, cast("Decoder", None))
+class Bench(DecodeBench[FailingRunner]):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(FailingRunner(), **options)
 
     def ask(
         self, prompt: list[int], *, tokens: int = 3, choices: int = 1, project: str = "a"
     ) -> tuple[Request, Heard]:
-        ask = Ask(
-            project_id=project,
-            base_model=Path("/models/tiny"),
-            base_model_sha256="b" * 64,
-            prompt=TextPrompt(tokens=tuple(prompt)),
-            choices=choices,
-        )
-        heard = Heard()
-        request = Request(ask, (), heard)
-        self.desk.submit(request)
-        assert self.desk.take(lambda _: True) is request
-        answers: list[Any] = [Counting(index, tokens) for index in range(choices)]
-        self.desk.hand_over(Running(request, self._model, None, Prepared(prompt, answers)))
-        return request, heard
-
-    def run(self, *heard: Heard) -> None:
-        while not all(isinstance(each.end, Finished | Refused) for each in heard):
-            self.loop.run_once()
+        answers: list[Choice] = [Counting(index, tokens) for index in range(choices)]
+        return self.submit(prompt, answers, project=project)
 
 
 def test_requests_are_read_together_from_the_step_in_which_they_join() -> None:
@@ -170,7 +115,7 @@ def test_a_long_prompt_is_read_in_pieces_between_the_tokens_of_others() -> None:
 
     assert bench.runner.batches[0] == [1, FEWEST]
     assert len(first.answers) == 3
-    assert len(second.answers) == 1
+    assert not second.answers
 
 
 def test_answers_to_one_request_share_what_was_read_of_its_prompt() -> None:
@@ -196,8 +141,7 @@ def test_a_request_that_fails_does_not_hurt_those_beside_it(error: type[BaseExce
     bench.run(good, bad)
 
     assert isinstance(good.end, Finished)
-    assert isinstance(bad.end, Refused)
-    assert (bad.end.status, bad.end.code) == (500, "sampling_failed")
+    assert code_of(bad) == (500, "sampling_failed")
     assert [each.text for each in good.answers if isinstance(each, Delta)] == ["1", "1"]
 
 
@@ -214,6 +158,21 @@ def test_a_request_whose_client_has_left_is_not_read_any_more() -> None:
 
 def code_of(heard: Heard) -> tuple[int, str] | None:
     return (heard.end.status, heard.end.code) if isinstance(heard.end, Refused) else None
+
+
+def test_a_request_is_accepted_with_its_first_token() -> None:
+    bench = Bench()
+    _, good = bench.ask([1, 2])
+    _, unread = bench.ask([1, BAD])
+    _, held = bench.ask([1, 3], tokens=0)
+    bench.run(good, unread, held)
+
+    assert isinstance(good.answers[0], Accepted)
+    assert [code_of(each) for each in (unread, held)] == [
+        (500, "sampling_failed"),
+        (400, "no_token"),
+    ]
+    assert len(unread.answers) == len(held.answers) == 1
 
 
 def test_a_prompt_that_cannot_be_copied_for_several_answers_fails_alone() -> None:
@@ -252,7 +211,7 @@ def test_after_a_failed_step_prompts_are_read_again_in_pieces_beside_the_others(
 
     assert code_of(bad) == (500, "sampling_failed")
     assert isinstance(short.end, Finished)
-    assert len(long.answers) == 1
+    assert not long.answers
     bench.run(long)
     assert isinstance(long.end, Finished)
     assert max(sum(batch) for batch in bench.runner.batches) <= MOST

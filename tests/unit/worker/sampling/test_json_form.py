@@ -77,6 +77,16 @@ def test_without_a_schema_an_answer_is_a_json_object(seed: int) -> None:
     assert isinstance(json.loads(write(FORMS.compile(TextForm()), seed=seed)), dict)
 
 
+def test_a_schema_may_have_hundreds_of_properties() -> None:
+    properties = {f"property_{index}": {"type": "integer"} for index in range(500)}
+    required = list(properties)[::50]
+    schema = {"type": "object", "properties": properties, "required": required}
+
+    text = write(FORMS.compile(TextForm(json_schema=schema)), seed=0)
+
+    jsonschema.validate(json.loads(text), schema)
+
+
 def test_a_copy_goes_on_by_itself() -> None:
     grammar = FORMS.compile(TextForm(json_schema={"enum": [1, 23]}))
     first, second = grammar.copy(), grammar.copy()

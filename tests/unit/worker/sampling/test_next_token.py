@@ -67,6 +67,44 @@ def test_top_p_of_even_probabilities_keeps_its_share_of_the_tokens() -> None:
     assert {choose(even) for _ in range(DRAWS)} == set(range(250))
 
 
+VOCABULARY = 2000
+"""About four times as many tokens as `next_token` draws from at once."""
+GROUPS = 40
+CRITICAL_OF_GROUPS = 72.055
+"""Chi-square with 39 degrees of freedom exceeds it once in a thousand times."""
+
+
+@pytest.mark.parametrize(
+    ("top_p", "fewest", "most"),
+    [
+        pytest.param(1.0, VOCABULARY, VOCABULARY, id="all"),
+        pytest.param(0.95, 600, 1900, id="a nucleus of several blocks"),
+        pytest.param(0.3, GROUPS, 500, id="a nucleus within a block"),
+    ],
+)
+def test_tokens_of_a_large_vocabulary_are_drawn_by_their_probability(
+    top_p: float, fewest: int, most: int
+) -> None:
+    # Later tokens are likelier, so that no two blocks have the same weight.
+    noise = np.random.default_rng(0).standard_normal(VOCABULARY, np.float32)
+    logits = 1.5 * noise + np.linspace(0, 2, VOCABULARY, dtype=np.float32)
+    likelihood = softmax(logits).astype(np.float64)
+    likeliest = np.argsort(-likelihood, kind="stable")
+    count = int(likelihood[likeliest].cumsum().searchsorted(top_p - 1e-6)) + 1
+    kept = np.sort(likeliest[:count])
+    choose = chooser(seed=7, top_p=top_p, vocabulary=VOCABULARY).choose
+
+    drawn = np.bincount([choose(logits) for _ in range(20_000)], minlength=VOCABULARY)
+
+    assert fewest <= len(kept) <= most
+    assert drawn[kept].sum() == drawn.sum()
+    groups = np.array_split(kept, GROUPS)
+    expected = np.array([likelihood[group].sum() for group in groups])
+    expected *= drawn.sum() / expected.sum()
+    observed = np.array([drawn[group].sum() for group in groups])
+    assert ((observed - expected) ** 2 / expected).sum() < CRITICAL_OF_GROUPS
+
+
 def test_top_p_near_nothing_is_the_most_likely_token() -> None:
     choose = chooser(top_p=1e-9).choose
 

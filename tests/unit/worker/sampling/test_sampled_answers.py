@@ -181,6 +181,29 @@ def test_log_probabilities_come_with_the_text_of_their_tokens(decoder: Decoder) 
     )
 
 
+@pytest.mark.parametrize(
+    ("stop", "told", "tokens"),
+    [("END", "xab", ["x", "abEND"]), ("abE", "x", ["x"]), ("xabE", "", [])],
+)
+def test_a_token_that_a_stop_text_cuts_has_its_log_probability(
+    tmp_path: Path, stop: str, told: str, tokens: list[str]
+) -> None:
+    write_tiny_model(tmp_path)
+    tokenizer = build_tokenizer()
+    tokenizer.add_tokens(["abEND"])
+    tokenizer.save_pretrained(tmp_path)
+    vocabulary = len(tokenizer)
+    tokenizer = load_tokenizer(tmp_path)
+    decoder = Decoder(tmp_path, tokenizer, window=512, vocabulary=vocabulary)
+    request = ask(top_logprobs=0, stop=(stop,))
+
+    messages = dictate(only(decoder, request), tokenizer.encode("xabEND"), vocabulary=vocabulary)
+
+    assert text_of(messages) == told
+    assert [p.token for p in logprobs_of(messages)] == tokens
+    assert messages[-1] == Finished(choice=0, reason="stop", tokens=2)
+
+
 def test_log_probabilities_of_text_that_was_held_back_fit_into_messages(tmp_path: Path) -> None:
     decoder, tokenizer = family_decoder(tmp_path, "llama3_1")
     tool = {"type": "function", "function": {"name": "find", "parameters": {"type": "object"}}}

@@ -13,8 +13,12 @@ SAID = "ahoy to you "
 HI: list[Any] = [{"role": "user", "content": "ahoy to you"}]
 BRIEF = {"role": "system", "content": "Be brief."}
 AHOY = {"role": "assistant", "content": "Ahoy."}
+EMPTY: dict[str, Any] = {"role": "assistant", "content": ""}
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
-TOOL = {"type": "function", "function": {"name": "look", "parameters": SCHEMA}}
+LOOK: dict[str, Any] = {"name": "look", "parameters": SCHEMA}
+TOOL = {"type": "function", "function": LOOK}
+STRICT_TOOL = {"type": "function", "function": LOOK | {"strict": True}}
+WIDE = {"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(150)}}
 
 
 class StockRequest(NamedTuple):
@@ -37,13 +41,24 @@ CHATS = {
     "several turns": StockRequest(
         {"messages": [*HI, AHOY | {"refusal": None}, *HI]}, prompt={"messages": [*HI, AHOY, *HI]}
     ),
+    "an earlier answer that is empty": StockRequest(
+        {"messages": [*HI, EMPTY, *HI]}, prompt={"messages": [*HI, EMPTY, *HI]}
+    ),
+    "an earlier answer that is null": StockRequest(
+        {"messages": [*HI, EMPTY | {"content": None, "annotations": []}, *HI]},
+        prompt={"messages": [*HI, EMPTY, *HI]},
+    ),
     "parts": StockRequest(
         {
             "messages": [
                 {
                     "role": "user",
                     "content": [
-                        {"type": "text", "text": "ahoy "},
+                        {
+                            "type": "text",
+                            "text": "ahoy ",
+                            "prompt_cache_breakpoint": {"mode": "explicit"},
+                        },
                         {"type": "text", "text": "to you"},
                     ],
                 }
@@ -54,6 +69,7 @@ CHATS = {
     "nucleus": StockRequest(
         {"temperature": 1.5, "top_p": 0.5}, {"temperature": 1.5, "top_p": 0.5}
     ),
+    "smallest nucleus": StockRequest({"top_p": 0}, {"temperature": 0}),
     "limit": StockRequest({"max_tokens": 10}, {"max_tokens": 10}),
     "newer limit": StockRequest({"max_completion_tokens": 10}, {"max_tokens": 10}),
     "both limits": StockRequest(
@@ -74,7 +90,7 @@ CHATS = {
     "top logprobs": StockRequest({"logprobs": True, "top_logprobs": 3}, {"top_logprobs": 3}),
     "tools": StockRequest({"tools": [TOOL], "parallel_tool_calls": True}, prompt={"tools": [TOOL]}),
     "tools, not to be called": StockRequest(
-        {"tools": [TOOL], "tool_choice": "none"}, prompt={"tool_choice": "none"}
+        {"tools": [STRICT_TOOL], "tool_choice": "none"}, prompt={"tool_choice": "none"}
     ),
     "JSON": StockRequest({"response_format": {"type": "json_object"}}, {"form": {}}),
     "text": StockRequest({"response_format": {"type": "text"}}),
@@ -87,6 +103,10 @@ CHATS = {
         },
         {"form": {"json_schema": SCHEMA}},
     ),
+    "schema of many properties": StockRequest(
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": WIDE}}},
+        {"form": {"json_schema": WIDE}},
+    ),
     "what has no effect": StockRequest(
         {
             "user": "u",
@@ -95,6 +115,7 @@ CHATS = {
             "service_tier": "auto",
             "safety_identifier": "s",
             "prompt_cache_key": "k",
+            "prompt_cache_options": {"mode": "explicit", "ttl": "30m"},
             "modalities": ["text"],
             "verbosity": "medium",
             "reasoning_effort": "none",
@@ -150,12 +171,14 @@ RESPONSES = {
                     "id": "msg_1",
                     "role": "assistant",
                     "status": "completed",
-                    "content": [{"type": "output_text", "text": "Ahoy.", "annotations": []}],
+                    "content": [
+                        {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
+                    ],
                 },
                 *HI,
             ]
         },
-        prompt={"messages": [*HI, AHOY, *HI]},
+        prompt={"messages": [*HI, EMPTY, *HI]},
     ),
     "nucleus": StockRequest({"top_p": 0.25}, {"top_p": 0.25}),
     "log-probabilities": StockRequest(

@@ -28,6 +28,8 @@ BAD_CHOICE = (
     'as in {"type": "function", "function": {"name": "..."}}.'
 )
 NEEDS_SCHEMA = "Give a schema with the type 'json_schema', and only with it."
+NEEDS_STREAM = "Invalid value for 'stream_options': It needs 'stream' to be true."
+TIERS = "'auto', 'default', 'flex', 'scale', 'priority', 'fast' or 'ultrafast'"
 NOT_TEXT = 'This part is not text. Keep only parts such as {"type": "text", "text": "..."}.'
 IMAGE = {"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}
 NOT_A_MESSAGE = (
@@ -38,6 +40,11 @@ NOT_A_MESSAGE = (
 
 def user(content: Any) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": content}]}
+
+
+def earlier(**answer: Any) -> dict[str, Any]:
+    """A conversation with an earlier answer of the model."""
+    return {"messages": [*VALID[CHAT]["messages"], {"role": "assistant"} | answer]}
 
 
 def unsupported(path: str, name: str, value: object) -> Bad:
@@ -84,7 +91,7 @@ BAD: list[Bad] = [
     out_of_range("temperature", 2.1, "less than or equal to 2"),
     out_of_range("temperature", -0.1, "greater than or equal to 0"),
     out_of_range("temperature", "hot", "a valid number"),
-    out_of_range("top_p", 0, "greater than 0"),
+    out_of_range("top_p", -0.1, "greater than or equal to 0"),
     out_of_range("top_p", 1.5, "less than or equal to 1"),
     out_of_range("max_tokens", 0, "greater than or equal to 1"),
     out_of_range("max_completion_tokens", 1.5, "a valid integer"),
@@ -98,6 +105,22 @@ BAD: list[Bad] = [
     out_of_range("frequency_penalty", 2.5, "less than or equal to 2"),
     out_of_range("presence_penalty", -2.5, "greater than or equal to -2"),
     out_of_range("stream", "yes", "a valid boolean"),
+    out_of_range("service_tier", "gold", TIERS),
+    (CHAT, {"stream_options": {}}, "invalid_value", "stream_options", NEEDS_STREAM),
+    (
+        RESPONSE,
+        {"stream": False, "stream_options": {"include_obfuscation": False}},
+        "invalid_value",
+        "stream_options",
+        NEEDS_STREAM,
+    ),
+    (
+        RESPONSE,
+        {"prompt_cache_options": {"mode": "implicit", "prewarm": True}},
+        "unsupported_parameter",
+        "prompt_cache_options.prewarm",
+        ONLY.format("prompt_cache_options.prewarm", "False"),
+    ),
     (
         CHAT,
         {"max_tokens": 5, "max_completion_tokens": 6},
@@ -145,6 +168,23 @@ BAD: list[Bad] = [
     ),
     (
         CHAT,
+        {"logit_bias": dict.fromkeys(map(str, range(101)), 1)},
+        "invalid_value",
+        "logit_bias",
+        (
+            "Invalid value for 'logit_bias': Dictionary should have at most 100 items after "
+            "validation, not 101."
+        ),
+    ),
+    (
+        CHAT,
+        {"logit_bias": dict.fromkeys(map(str, range(1001)), 1)},
+        "json_too_complex",
+        "logit_bias",
+        "The body has an object with more than 1,000 keys in 'logit_bias'. See docs/api.md.",
+    ),
+    (
+        CHAT,
         {"temprature": 1},
         "unknown_parameter",
         "temprature",
@@ -168,6 +208,30 @@ BAD: list[Bad] = [
         ),
     ),
     (CHAT, TOOLS | {"tool_choice": "any"}, "invalid_value", "tool_choice", BAD_CHOICE),
+    (
+        CHAT,
+        TOOLS | {"tool_choice": {"type": "function", "function": {"name": "look", "at": 1}}},
+        "invalid_value",
+        "tool_choice",
+        BAD_CHOICE,
+    ),
+    (
+        CHAT,
+        TOOLS | {"tool_choice": {"type": "function", "function": {"name": "look"}, "at": 1}},
+        "invalid_value",
+        "tool_choice",
+        BAD_CHOICE,
+    ),
+    (
+        CHAT,
+        {"tools": [TOOL, {"type": "function", "function": {"name": "run", "strict": True}}]},
+        "unsupported_parameter",
+        "tools[1].function.strict",
+        (
+            "'tools[1].function.strict': Only a call that 'tool_choice' forces is held to the "
+            "schema of its parameters. Force the call, or leave 'strict' out."
+        ),
+    ),
     (
         CHAT,
         TOOLS | {"tool_choice": {"type": "function", "function": {"name": "run"}}},
@@ -265,6 +329,30 @@ BAD: list[Bad] = [
         "'messages[0].colour': 'colour' is not a field of a message. Remove it.",
     ),
     (
+        CHAT,
+        earlier(content="a", weight=0),
+        "unknown_parameter",
+        "messages[1].weight",
+        "'messages[1].weight': A weight has a meaning in training files alone. Remove it.",
+    ),
+    (
+        CHAT,
+        earlier(content=None, refusal="No."),
+        "unsupported_content",
+        "messages[1].refusal",
+        "'messages[1].refusal': Models do not read 'refusal'. Put its text in 'content'.",
+    ),
+    (
+        CHAT,
+        user([{"type": "text", "text": "a", "colour": "red"}]),
+        "unknown_parameter",
+        "messages[0].content[0].colour",
+        (
+            "'messages[0].content[0].colour': 'colour' is not a field of a part of text. "
+            "Remove it."
+        ),
+    ),
+    (
         TEXT,
         {"prompt": ["a", "b"]},
         "unsupported_parameter",
@@ -305,6 +393,13 @@ BAD: list[Bad] = [
         "unsupported_content",
         "input[0].content[0]",
         f"'input[0].content[0]': {NOT_TEXT}",
+    ),
+    (
+        RESPONSE,
+        {"input": [{"role": "user", "content": [{"type": "input_text", "text": "a", "b": 1}]}]},
+        "unknown_parameter",
+        "input[0].content[0].b",
+        "'input[0].content[0].b': 'b' is not a field of a part of text. Remove it.",
     ),
     (
         RESPONSE,

@@ -1,5 +1,6 @@
 """Which models can be asked by whom, and what happens without a sampler."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -280,16 +281,55 @@ def test_a_sampler_is_not_trusted(
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "sampler_unavailable")
 
 
+CHAT = {"messages": [{"role": "user", "content": "Hi"}]}
+FORCED = CHAT | {
+    "tools": [{"type": "function", "function": {"name": "look"}}],
+    "tool_choice": "required",
+}
+
+
 @pytest.mark.only_sqlite
+@pytest.mark.parametrize("stream", [None, True])
+@pytest.mark.parametrize(
+    ("path", "asked", "param", "named"),
+    [
+        ("chat/completions", CHAT, "messages", "messages"),
+        ("chat/completions", CHAT, "response_format", "response_format"),
+        ("chat/completions", FORCED, "response_format", "tools"),
+        ("chat/completions", FORCED, "messages", "messages"),
+        ("responses", {"input": "Hi"}, "messages", "input"),
+        ("responses", {"input": "Hi"}, "response_format", "text.format"),
+        ("completions", {"prompt": "Hi"}, "prompt", "prompt"),
+    ],
+)
 def test_a_refusal_names_the_parameter_of_the_request(
+    client: TestClient,
+    sampler: StandInSampler,
+    *,
+    path: str,
+    asked: dict[str, Any],
+    param: str,
+    named: str,
+    stream: bool | None,
+) -> None:
+    refused = Refused(status=400, code="no_way", message=f"Shorten the {param}.", param=param)
+    sampler.script = lambda _: iter([refused])
+
+    answer = client.post(f"/v1/{path}", json={"model": "tiny", "stream": stream, **asked})
+
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["param"]) == (400, "no_way", named)
+    assert error["message"] == f"Shorten the {named}."
+
+
+@pytest.mark.only_sqlite
+def test_a_refusal_in_a_stream_names_the_parameter_of_the_request(
     client: TestClient, sampler: StandInSampler
 ) -> None:
-    sampler.script = lambda _: iter(
-        [Refused(status=400, code="context_length_exceeded", message="Long.", param="messages")]
-    )
+    late = Refused(status=400, code="no_way", message="No.", param="response_format")
+    sampler.script = lambda _: iter([BEGIN, Delta(choice=0, text="{"), late])
 
-    chat = ask(client, "tiny")
-    response = client.post("/v1/responses", json={"model": "tiny", "input": "Hi", "stream": True})
+    answer = client.post("/v1/responses", json={"model": "tiny", "stream": True, "input": "Hi"})
 
-    params = [answer.json()["error"]["param"] for answer in (chat, response)]
-    assert params == ["messages", "input"]
+    last = json.loads(answer.text.rpartition("data: ")[2])
+    assert (last["type"], last["code"], last["param"]) == ("error", "no_way", "text.format")

@@ -18,6 +18,7 @@ from tests.unit.app.api.sampling.stock_requests import (
     RESPONSES,
     SAID,
     SCHEMA,
+    STRICT_TOOL,
     TOOL,
     StockRequest,
     ask_of_messages,
@@ -257,7 +258,7 @@ def test_a_call_that_is_forced(strict: openai.OpenAI, sampler: StandInSampler, c
     asked: dict[str, Any] = {
         "model": "tiny",
         "messages": HI,
-        "tools": [TOOL],
+        "tools": [STRICT_TOOL],
         "tool_choice": choice,
     }
 
@@ -272,7 +273,7 @@ def test_a_call_that_is_forced(strict: openai.OpenAI, sampler: StandInSampler, c
         assert each.finish_reason == "tool_calls"
         assert not each.message.content
     forced = StockRequest(
-        {}, {"form": {"json_schema": SCHEMA}}, prompt={"tools": [TOOL], "tool_choice": "forced"}
+        {}, {"form": {"json_schema": SCHEMA}}, prompt={"tools": [STRICT_TOOL], "tool_choice": "forced"}
     )
     check_asks(sampler, ask_of_messages(forced))
 
@@ -297,7 +298,11 @@ def test_what_the_sampler_is_asked(
     assert tuned.fine_tuned_model is not None
     strict.chat.completions.create(
         model=tuned.fine_tuned_model,
-        messages=[{"role": "developer", "content": "Be brief."}, {"role": "user", "content": "a"}],
+        messages=[
+            {"role": "developer", "content": "Be brief."},
+            {"role": "assistant", "content": None},
+            {"role": "user", "content": "a"},
+        ],
         temperature=0.5,
         logprobs=True,
         max_completion_tokens=4,
@@ -309,6 +314,7 @@ def test_what_the_sampler_is_asked(
     asked = sampler.asked[0].ask
     assert asked.prompt.model_dump()["messages"] == (
         {"role": "system", "content": "Be brief."},
+        {"role": "assistant", "content": ""},
         {"role": "user", "content": "a"},
     )
     assert asked.parameters.model_dump(exclude_defaults=True) == {
@@ -319,3 +325,14 @@ def test_what_the_sampler_is_asked(
         "logit_bias": {7: -1.0},
         "top_logprobs": 0,
     }
+
+
+def test_the_smallest_nucleus_is_the_most_likely_token(
+    strict: openai.OpenAI, sampler: StandInSampler
+) -> None:
+    strict.chat.completions.create(model="tiny", messages=HI, top_p=0, temperature=1.5)
+    response = strict.responses.create(model="tiny", input="ahoy to you", top_p=0)
+
+    asked = [each.ask.parameters for each in sampler.asked]
+    assert [(each.temperature, each.top_p) for each in asked] == [(0, 1)] * 2
+    assert response.top_p == 0
