@@ -81,7 +81,7 @@ class AttemptsRead(ResponseBody):
     """Check of the job's data, which comes before the first attempt. Null for a job of a release
     that did not check data."""
     has_report: bool
-    """Whether the job has a report, made or in the making: `GET .../report`."""
+    """Whether there is a report on the result, made or in the making: `GET .../report`."""
 
     @classmethod
     def of(

@@ -3,7 +3,7 @@
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, StringConstraints, field_validator
+from pydantic import AfterValidator, Field, StringConstraints, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 from app.core.db.tables import Job
@@ -62,6 +62,9 @@ class JobCreate(RequestBody):
     """Prompts that the base model and the tuned one answer once the job has succeeded, to read in
     its report. By default, they are the first ones of those drawn from the validation data. A job
     with neither has no report."""
+    eval_prompts_at_checkpoints: bool | None = None
+    """Whether both models answer `eval_prompts` at each published checkpoint as well, while the job
+    trains. It needs `eval_prompts`."""
     priority: Annotated[
         int | None,
         Field(ge=PRIORITIES.start, le=PRIORITIES.stop - 1),
@@ -75,6 +78,13 @@ class JobCreate(RequestBody):
     def _must_differ(cls, value: list[Integration] | None) -> list[Integration] | None:
         if len({each.type for each in value or ()}) < len(value or ()):
             raise PydanticCustomError("repeated_type", "Each type can be given once")
+        return value
+
+    @field_validator("eval_prompts_at_checkpoints")
+    @classmethod
+    def _must_have_prompts(cls, value: Any, checked: ValidationInfo) -> Any:
+        if value and checked.data.get("eval_prompts", ()) is None:
+            raise PydanticCustomError("conflict", "It needs 'eval_prompts'")
         return value
 
     def given_hyperparameters(self) -> dict[str, Any]:
@@ -197,6 +207,8 @@ class JobRead(ItemRead):
     """Source of the hyperparameters that the request left out: `reference` or `auto`."""
     eval_prompts: list[str] | None
     """Prompts that both models answer in the report of the job. Null if the request gave none."""
+    eval_prompts_at_checkpoints: bool
+    """Whether both models answer them at each checkpoint as well."""
     parent: ParentAdapter | None
     """Adapter that the job continues. Null for a job that tunes a base model."""
     imported: ImportedArchive | None

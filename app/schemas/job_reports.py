@@ -5,10 +5,11 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from app.core.db.check_tables import Task, TaskStatus
-from app.core.db.tables import Job
+from app.core.db.tables import Checkpoint, Job
 from app.core.job.scores.report import MAX_PROMPT_CHARACTERS, MAX_PROMPTS, AnswerReport
 from app.schemas.bodies import ItemRead, RequestBody, UnixTime
 from app.schemas.exports import RETRY_AFTER_S, TaskErrorRead
+from app.schemas.job_results import name_model_of
 
 _Prompt = Annotated[str, Field(min_length=1, max_length=MAX_PROMPT_CHARACTERS)]
 EvalPrompts = Annotated[list[_Prompt], Field(min_length=1, max_length=MAX_PROMPTS)]
@@ -29,6 +30,7 @@ class ReportRead(ItemRead):
     checkpoint_id: str
     base_model: str
     fine_tuned_model: str
+    """Model that answers beside the base model: the result of the job, or a checkpoint of it."""
     status: TaskStatus
     progress: float
     """How much is done, from 0 to 1."""
@@ -40,11 +42,12 @@ class ReportRead(ItemRead):
     """Why it has failed. Null unless it has."""
 
     @classmethod
-    def of(cls, task: Task, job: Job) -> "ReportRead":
+    def of(cls, task: Task, checkpoint: Checkpoint, job: Job) -> "ReportRead":
         """Describe a report.
 
         Args:
             task: what makes it, or has made it.
+            checkpoint: the checkpoint that it is about.
             job: the job.
         """
         is_over = task.status in ("succeeded", "failed")
@@ -54,9 +57,9 @@ class ReportRead(ItemRead):
                 "created_at": task.created_at,
                 "finished_at": task.finished_at,
                 "fine_tuning_job_id": job.id,
-                "checkpoint_id": task.checkpoint_id,
+                "checkpoint_id": checkpoint.id,
                 "base_model": job.base_model,
-                "fine_tuned_model": job.fine_tuned_model,
+                "fine_tuned_model": name_model_of(checkpoint, job),
                 "status": task.status,
                 "progress": round(task.progress, 3),
                 "retry_after": None if is_over else RETRY_AFTER_S,

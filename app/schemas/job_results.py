@@ -60,6 +60,12 @@ class CheckpointMetricsRead(ResponseBody):
         return cls.model_validate(StepMetrics.model_validate(checkpoint.metrics).as_row())
 
 
+def name_model_of(checkpoint: Checkpoint, job: Job) -> str:
+    """The name by which a checkpoint of a job is asked."""
+    is_result = checkpoint.id == job.result_checkpoint_id
+    return job.fine_tuned_model + ("" if is_result else f":ckpt-step-{checkpoint.step}")
+
+
 class CheckpointRead(ItemRead):
     object: Literal["fine_tuning.job.checkpoint"] = "fine_tuning.job.checkpoint"
     created_at: UnixTime
@@ -74,20 +80,21 @@ class CheckpointRead(ItemRead):
     metrics: CheckpointMetricsRead
     result_files: list[str]
     """Ids of the adapter's files. `GET /v1/files/{id}` gives a file's name."""
+    has_report: bool
+    """Whether there is a report on its answers, made or in the making: `GET .../report`."""
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, job: Job) -> "CheckpointRead":
-        is_result = checkpoint.id == job.result_checkpoint_id
-        step_name = "" if is_result else f":ckpt-step-{checkpoint.step}"
+    def of(cls, checkpoint: Checkpoint, job: Job, *, has_report: bool) -> "CheckpointRead":
         return cls(
             id=checkpoint.id,
             created_at=int(checkpoint.created_at.timestamp()),
             fine_tuning_job_id=checkpoint.job_id,
-            fine_tuned_model_checkpoint=f"{job.fine_tuned_model}{step_name}",
-            is_result=is_result,
+            fine_tuned_model_checkpoint=name_model_of(checkpoint, job),
+            is_result=checkpoint.id == job.result_checkpoint_id,
             step_number=checkpoint.step,
             metrics=CheckpointMetricsRead.of(checkpoint),
             result_files=[file.id for file in checkpoint.files],
+            has_report=has_report,
         )
 
 

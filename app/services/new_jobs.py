@@ -23,16 +23,8 @@ from app.core.settings import Settings
 from app.schemas.fine_tuning_jobs import JobCreate, JobRerun
 from app.services.adapters.parents import keep_parent
 from app.services.idempotency import IdempotentRequest, RequestOrigin
-from app.services.job_inputs import (
-    check_files,
-    check_request,
-    find_base_of,
-    require_trackers,
-)
-from app.services.job_settings import (
-    DEFAULT_LEARNING_RATE,
-    check_limits,
-)
+from app.services.job_inputs import check_files, check_request, find_base_of, require_trackers
+from app.services.job_settings import DEFAULT_LEARNING_RATE, check_limits
 from app.services.jobs import hand_over_saved_state, take_saved_state
 from app.services.quotas import require_job
 
@@ -166,6 +158,7 @@ def create_job(
         config=config.model_dump(mode="json"),
         integrations=[each.as_json() for each in request.integrations or ()] or None,
         eval_prompts=request.eval_prompts,
+        eval_prompts_at_checkpoints=bool(request.eval_prompts_at_checkpoints),
         learning_rate_multiplier=asked.learning_rate_multiplier(config),
         metadata_items=_labels(request.metadata or {}),
     )
@@ -235,6 +228,7 @@ def rerun_job(
         config=original.config,
         integrations=original.integrations,
         eval_prompts=original.eval_prompts,
+        eval_prompts_at_checkpoints=original.eval_prompts_at_checkpoints,
         learning_rate_multiplier=original.learning_rate_multiplier,
         metadata_items=_labels({item.key: item.value for item in original.metadata_items}),
         **(progress or {}),

@@ -43,7 +43,7 @@ NOT_AN_ID = {
     *("prompt_cache_retention", "reasoning", "reasoning_effort", "response_format"),
     *("safety_identifier", "service_tier", "stop", "store", "stream_options", "temperature"),
     *("text", "tool_choice", "tools", "top_logprobs", "top_p", "truncation", "user"),
-    *("eval_prompts", "verbosity", "web_search_options"),
+    *("eval_prompts", "eval_prompts_at_checkpoints", "verbosity", "web_search_options"),
     "Idempotency-Key",  # a value of the caller's choice: tested by itself below
 }
 

@@ -1,6 +1,7 @@
 """Jobs for the tests of the dashboard, and what its page of a job shows."""
 
 import re
+from collections.abc import Mapping
 
 import openai
 from openai.types.fine_tuning import FineTuningJob
@@ -24,8 +25,26 @@ def create_long_job(client: openai.OpenAI, suffix: str) -> str:
     return create_job(client, suffix, rows=3200, n_epochs=50, batch_size=32, checkpoint_steps=20)
 
 
-def create_job(client: openai.OpenAI, suffix: str, *, rows: int = 40, **changes: object) -> str:
-    """Create a job with a validation file, and return its id. `changes` are hyperparameters."""
+def create_job(
+    client: openai.OpenAI,
+    suffix: str,
+    *,
+    rows: int = 40,
+    asked: Mapping[str, object] | None = None,
+    **changes: object,
+) -> str:
+    """Create a job with a validation file.
+
+    Args:
+        client: the client.
+        suffix: of its model.
+        rows: of the training file.
+        asked: other fields of the request.
+        changes: hyperparameters.
+
+    Returns:
+        The id of the job.
+    """
     training, validation = (
         client.files.create(file=(name, build_chat_file(size)), purpose="fine-tune").id
         for name, size in (("train.jsonl", rows), ("valid.jsonl", 4))
@@ -35,7 +54,10 @@ def create_job(client: openai.OpenAI, suffix: str, *, rows: int = 40, **changes:
         training_file=training,
         validation_file=validation,
         suffix=suffix,
-        extra_body={"hyperparameters": {"n_epochs": 1, "batch_size": 4, **changes}},
+        extra_body={
+            "hyperparameters": {"n_epochs": 1, "batch_size": 4, **changes},
+            **(asked or {}),
+        },
     )
     return job.id
 

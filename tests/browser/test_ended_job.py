@@ -76,6 +76,23 @@ def test_the_answers_of_both_models_are_compared(tabs: Tabs, ended_job: str) -> 
     expect(report.locator(".answers").first).to_contain_text("Reference")
 
 
+def test_the_answers_of_a_checkpoint_are_chosen(tabs: Tabs, client: openai.OpenAI) -> None:
+    asked = {"eval_prompts": ["Who are you?"], "eval_prompts_at_checkpoints": True}
+    job_id = create_job(client, "asked", asked=asked, checkpoint_steps=5)
+    wait_for(client, job_id, "succeeded")
+    page = open_ended(tabs, job_id)
+    report = page.locator("#report")
+    expect(report.locator(".scores")).to_have_count(1, timeout=120_000)
+
+    report.get_by_label("Answers of").select_option("step 5")
+
+    expect(report.locator(".scores")).to_have_count(0, timeout=120_000)
+    expect(report.locator(".answers")).to_have_count(1)
+    expect(report.get_by_label("Answers of").locator("option")).to_have_text(
+        ["the result", "step 5"]
+    )
+
+
 def test_a_report_is_asked_for_again_if_the_service_was_busy(tabs: Tabs, ended_job: str) -> None:
     busy = {"error": {"message": "Later.", "code": "database_busy"}}
     page = tabs.open("/")

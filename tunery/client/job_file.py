@@ -24,7 +24,10 @@ from tunery.client.yaml_reading import Document, YamlError, read_yaml
 FILE_FIELDS = ("training_file", "validation_file")
 """Fields that name a data file, by a path or by the id of an uploaded file."""
 
-_SAME_FIELDS = ("seed", "recipe", "priority", "metadata", "integrations", "eval_prompts")
+_SAME_FIELDS = (
+    *("seed", "recipe", "priority", "metadata", "integrations"),
+    *("eval_prompts", "eval_prompts_at_checkpoints"),
+)
 """Fields that a job shows as its request gave them."""
 
 _FILE_ID = re.compile(rf"{IdPrefix.FILE}[0-9A-Za-z]+")

@@ -14,10 +14,14 @@ from app.core.db.repositories.jobs import JobRepository
 from app.core.db.repositories.leases import LeaseRepository, RequestedAction
 from app.core.db.repositories.recovery import RecoveryRepository
 from app.core.db.repositories.saved_states import SavedStateRepository
-from app.core.db.repositories.tasks.reports import begin_report, find_validation_data
+from app.core.db.repositories.tasks.reports import (
+    begin_checkpoint_report,
+    begin_report,
+    find_validation_data,
+)
 from app.core.db.repositories.transitions import settle
 from app.core.db.session import Session
-from app.core.db.tables import Checkpoint, TunedModel
+from app.core.db.tables import Checkpoint, Job, TunedModel
 from app.core.ids import IdPrefix, new_id
 from app.core.job import loss_log
 from app.core.job.artifacts import MANIFEST_NAME
@@ -75,8 +79,8 @@ class Publisher:
         state = self._store_directory(event.state, event.step).files if event.state else []
 
         def publish(session: Session) -> tuple[list[str], list[int]]:
-            LeaseRepository(session).hold(self._lease)
-            unused = self._add_checkpoint(session, event.step, checkpoint)
+            job = LeaseRepository(session).hold(self._lease)
+            unused = self._add_checkpoint(session, job, event.step, checkpoint)
             freed, steps = self._delete_surplus(session)
             states = self._add_state(session, event.step, state) if state else []
             return unused + freed + states, steps
@@ -141,7 +145,9 @@ class Publisher:
             )
         )
 
-    def _add_checkpoint(self, session: Session, step: int, stored: list[StoredFile]) -> list[str]:
+    def _add_checkpoint(
+        self, session: Session, job: Job, step: int, stored: list[StoredFile]
+    ) -> list[str]:
         """Add the rows of a checkpoint. Returns the keys of files that are not needed."""
         lease, now = self._lease, self._clock()
         checkpoints = CheckpointRepository(session, lease.project_id)
@@ -151,18 +157,18 @@ class Publisher:
         # Not always the newest step: after an early stop, the best one is saved.
         (metrics,) = jobs.list_steps(lease.job_id, first=step, last=step)
         (described,) = (file for file in stored if file.name == MANIFEST_NAME)
-        checkpoints.add(
-            Checkpoint(
-                id=new_id(IdPrefix.CHECKPOINT),
-                job_id=lease.job_id,
-                attempt=lease.attempt,
-                step=step,
-                created_at=now,
-                metrics=metrics.model_dump(),
-                manifest_sha256=described.sha256,
-                files=[as_file(file, lease, now=now) for file in stored],
-            )
+        checkpoint = Checkpoint(
+            id=new_id(IdPrefix.CHECKPOINT),
+            job_id=lease.job_id,
+            attempt=lease.attempt,
+            step=step,
+            created_at=now,
+            metrics=metrics.model_dump(),
+            manifest_sha256=described.sha256,
+            files=[as_file(file, lease, now=now) for file in stored],
         )
+        checkpoints.add(checkpoint)
+        begin_checkpoint_report(session, job, checkpoint.id, now=now)
         name = f"{lease.fine_tuned_model}:ckpt-step-{step}"
         LeaseRepository(session).note(lease, f"Checkpoint created at step {step}: {name}", now=now)
         return []

@@ -76,7 +76,7 @@ class TaskRun(LeasedRun):
         )
 
     def _read_inputs(self, session: Session) -> tuple[Checkpoint, File | None]:
-        """The checkpoint, and the validation data for a report."""
+        """The checkpoint, and the validation data for the report on the result of a job."""
         lease = self._lease
         checkpoints = CheckpointRepository(session, lease.project_id)
         checkpoint = checkpoints.find(lease.job_id, self._task.checkpoint_id)
@@ -85,7 +85,8 @@ class TaskRun(LeasedRun):
         if self._task.kind != REPORT:
             return checkpoint, None
         job = JobRepository(session, lease.project_id).get(lease.job_id)
-        return checkpoint, find_validation_data(session, job)
+        is_result = checkpoint.id == job.result_checkpoint_id
+        return checkpoint, find_validation_data(session, job) if is_result else None
 
     def _note(self, event: Noted | Progressed) -> None:
         if isinstance(event, Progressed):

@@ -1,8 +1,9 @@
 """/v1/fine_tuning/jobs/{id}/report: how a tuned model and its base model answer."""
 
 from functools import partial
+from typing import Annotated
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Query
 
 from app.api.access import PolicyRoute, needs
 from app.api.deps import CallerDep, Now, ResourcesDep
@@ -16,13 +17,23 @@ router = APIRouter(
 
 
 @router.get("", dependencies=[needs(Scope.READ)])
-def get_report(job_id: str, caller: CallerDep, resources: ResourcesDep) -> ReportRead:
+def get_report(
+    job_id: str,
+    caller: CallerDep,
+    resources: ResourcesDep,
+    checkpoint: Annotated[
+        str | None,
+        Query(description="Id or step of a checkpoint. The default is the job's result."),
+    ] = None,
+) -> ReportRead:
     """Get the report of a job: greedy answers of the base model and the tuned one, with scores.
 
-    A worker makes it when a job with validation data or `eval_prompts` has succeeded. `status` and
-    `progress` say how far it is. The answer is 404 for a job without a report.
+    A worker makes it when a job with validation data or `eval_prompts` has succeeded. With
+    `eval_prompts_at_checkpoints`, it makes one on each checkpoint, without scores, while the job
+    trains. `status` and `progress` say how far it is. The answer is 404 if there is none.
     """
-    return resources.read(partial(reports.get_report, caller=caller, job_id=job_id))
+    read = partial(reports.get_report, caller=caller, job_id=job_id, checkpoint=checkpoint)
+    return resources.read(read)
 
 
 @router.post("", status_code=202, dependencies=[needs(Scope.WRITE)])

@@ -17,19 +17,18 @@ from app.core.db.repositories.checkpoints import CheckpointRepository
 from app.core.db.repositories.events import EventRepository
 from app.core.db.repositories.job_views.curves import CurveRepository
 from app.core.db.repositories.jobs import JobRepository
-from app.core.db.repositories.tasks.requests import TaskRepository
 from app.core.db.session import Session
 from app.core.db.tables import Job
 from app.core.errors import NotFoundError
 from app.core.ids import IdPrefix
 from app.core.job import loss_log, tensorboard
 from app.core.job.loss_log import MAX_STEP, StepMetrics, in_batches
-from app.core.job.scores.report import REPORT
 from app.core.job.status import JobStatus
 from app.schemas.attempts import AttemptsRead
 from app.schemas.bodies import PageRead
 from app.schemas.fine_tuning_jobs import status_shown
 from app.schemas.job_results import CheckpointRead, DataRead, EventRead, MetricsRead
+from app.services.scoring.reports import list_reported
 
 _TEXTS: Mapping[str, Callable[[Iterable[Iterable[StepMetrics]]], Iterator[str]]] = {
     "text/csv": loss_log.csv_texts,
@@ -127,8 +126,9 @@ def list_attempts(job_id: str, caller: CallerDep, resources: ResourcesDep) -> Re
         job = jobs.get(job_id)
         attempts = jobs.list_attempts(job_id, limit=_MAX_ATTEMPTS)
         check = jobs.find_check(job_id)
-        reports = TaskRepository(session, caller.project_id).list_of_job(job_id, REPORT)
-        return AttemptsRead.of(job, attempts, check, has_report=bool(reports))
+        reported = list_reported(session, caller, job_id)
+        has_report = job.result_checkpoint_id in reported
+        return AttemptsRead.of(job, attempts, check, has_report=has_report)
 
     return as_json(resources.read(act))
 
@@ -152,7 +152,10 @@ def list_checkpoints(
         page = CheckpointRepository(session, caller.project_id).list_page(
             job_id, after=after, limit=limit
         )
-        return PageRead[CheckpointRead].of(page, lambda row: CheckpointRead.of(row, job))
+        reported = list_reported(session, caller, job_id)
+        return PageRead[CheckpointRead].of(
+            page, lambda row: CheckpointRead.of(row, job, has_report=row.id in reported)
+        )
 
     return resources.read(act)
 

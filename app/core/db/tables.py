@@ -149,6 +149,8 @@ class Job(OwnedByProject, Base):
     """Each is an `Integration`; null for none."""
     eval_prompts: Mapped[list[str] | None]
     """Prompts that the report answers besides the validation data; null for none."""
+    eval_prompts_at_checkpoints: Mapped[bool] = mapped_column(default=False)
+    """Whether they are answered at each checkpoint as well."""
     fine_tuned_model: Mapped[str] = mapped_column(index=True)
     """The name the tuned model has, or will have."""
     attempt: Mapped[int] = mapped_column(default=0)

@@ -11,6 +11,8 @@ from typing import NamedTuple, cast
 class Got(NamedTuple):
     """A request that the service has got."""
 
+    path: str
+    """With its query."""
     headers: dict[str, str]
     """By their names in lower case."""
     body: bytes
@@ -45,7 +47,7 @@ class _Handler(BaseHTTPRequestHandler):
         service = cast("ScriptedService", self.server)
         body = self.rfile.read(int(self.headers.get("content-length", 0)))
         headers = {name.lower(): value for name, value in self.headers.items()}
-        service.got.append(Got(headers, body))
+        service.got.append(Got(self.path, headers, body))
         status, content = next(service.answers)
         self.send_response(status)
         self.send_header("content-type", "application/json")

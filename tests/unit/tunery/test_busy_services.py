@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import typer
 
 from tests.unit.tunery.scripted_service import ScriptedService, scripted_service
 from tunery.client.answers.report import report
@@ -47,6 +48,23 @@ def test_a_service_that_is_busy_while_it_makes_a_report_is_asked_again(
         report("ftjob-1", as_json=True)
 
     assert json.loads(capsys.readouterr().out) == json.loads(made)
+
+
+def test_the_report_on_a_checkpoint_is_asked_for_until_it_is_made(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = json.dumps({"retry_after": None, "error": None, "report": {}}).encode()
+    with scripted_service(MAKING, (200, made)) as service:
+        monkeypatch.setenv("TUNERY_BASE_URL", service.base_url)
+        report("ftjob-1", checkpoint="40", as_json=True)
+
+    address = "/v1/fine_tuning/jobs/ftjob-1/report?checkpoint=40"
+    assert [got.path for got in service.got] == [address, address]
+
+
+def test_a_checkpoint_answers_no_other_prompts() -> None:
+    with pytest.raises(typer.BadParameter, match="--checkpoint"):
+        report("ftjob-1", prompt=["Hi"], checkpoint="40")
 
 
 def test_an_import_is_sent_again_with_the_same_key_and_file(

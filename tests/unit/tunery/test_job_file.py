@@ -28,6 +28,7 @@ JOB: dict[str, Any] = {
     "metadata": {"version": "1.10", "rate": "1e-4", "day": "2026-11-28"},
     "integrations": [],
     "eval_prompts": ["Hi", "yes"],
+    "eval_prompts_at_checkpoints": True,
     "hyperparameters": as_hyperparameters(
         TrainingConfig(seed=7, learning_rate=1e-5), multiplier=0.05
     ),

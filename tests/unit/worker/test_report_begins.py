@@ -1,6 +1,6 @@
 """The report of a job begins with its success, if there are answers to compare with."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -9,6 +9,8 @@ from sqlalchemy import select
 from app.core.base_models import Catalogue
 from app.core.db.check_tables import Task
 from app.core.db.repositories.jobs import JobRepository
+from app.core.db.repositories.tasks.reports import MAX_WAITING
+from app.core.db.repositories.tasks.requests import TaskRepository
 from app.core.db.session import Database
 from app.core.db.tables import Job
 from app.core.job.scores.report import REPORT, ReportRequest
@@ -24,8 +26,10 @@ from tests.builders import (
     build_metrics,
     claim,
     get_job,
+    list_checkpoints,
     write_checkpoint,
 )
+from tests.exports import claim_task
 from tests.fakes import FakeLauncher, FrozenClock
 from worker.attempt.attempt import Attempt
 from worker.attempt.lease_keeper import Resources
@@ -35,7 +39,7 @@ ENDED = Ending(0, was_asked=False, was_killed=False, log_tail="")
 
 
 class Training:
-    """One job of one step, with files of these formats."""
+    """One job, with files of these formats."""
 
     def __init__(
         self,
@@ -47,6 +51,8 @@ class Training:
         training: str,
         validation: str | None = None,
         eval_prompts: Sequence[str] | None = None,
+        at_checkpoints: bool = False,
+        steps: int = 1,
         **config: Any,
     ) -> None:
         self.database = database
@@ -57,19 +63,26 @@ class Training:
             training_file_id=files[0],
             validation_file_id=files[1] if validation else None,
             eval_prompts=eval_prompts,
-            config=build_config(max_steps=1, **config).model_dump(mode="json"),
+            eval_prompts_at_checkpoints=at_checkpoints,
+            config=build_config(max_steps=steps, **config).model_dump(mode="json"),
         )
         resources = Resources(settings, database, store, catalogue, FakeLauncher(), FrozenClock())
         self.attempt = Attempt(claim(database), resources)
         self.attempt._prepare()
         self.directory = settings.work_dir / self.job.id / "attempt-1"
+        self.steps = steps
+
+    def train(self) -> None:
+        """Take every step, and publish a checkpoint of each."""
+        self.attempt.on_event(Started(total_steps=self.steps))
+        for step in range(1, self.steps + 1):
+            self.attempt.on_event(Stepped(metrics=build_metrics(step)))
+            write_checkpoint(self.directory, step)
+            self.attempt.on_event(Checkpointed(step=step, directory=f"out/step-{step}"))
 
     def finish(self) -> None:
-        self.attempt.on_event(Started(total_steps=1))
-        self.attempt.on_event(Stepped(metrics=build_metrics(1)))
-        write_checkpoint(self.directory, 1)
-        self.attempt.on_event(Checkpointed(step=1, directory="out/step-1"))
-        self.attempt.on_event(Finished(step=1, trained_tokens=500))
+        self.train()
+        self.attempt.on_event(Finished(step=self.steps, trained_tokens=500))
         self.attempt.settle(ENDED)
 
     def cancel(self) -> None:
@@ -79,6 +92,11 @@ class Training:
     def tasks(self) -> list[Task]:
         with self.database.reading() as session:
             return list(session.scalars(select(Task)))
+
+    def reported_steps(self) -> list[int]:
+        """The steps of the checkpoints that have a report, oldest first."""
+        steps = {each.id: each.step for each in list_checkpoints(self.database, self.job.id)}
+        return sorted(steps[task.checkpoint_id] for task in self.tasks())
 
     def read_job(self) -> Job:
         return get_job(self.database, self.job.id)
@@ -177,3 +195,79 @@ def test_a_job_that_is_cancelled_at_its_end_has_no_report(
 
     assert run.read_job().status == "cancelled"
     assert run.tasks() == []
+
+
+@pytest.fixture
+def answering(
+    settings: Settings, database: Database, store: LocalBlobStore, catalogue: Catalogue
+) -> Callable[..., Training]:
+    """Makes jobs whose prompts are answered at each checkpoint."""
+
+    def make(**changes: Any) -> Training:
+        usual = {"training": "messages", "eval_prompts": ["Hi", "Ho"], "at_checkpoints": True}
+        return Training(settings, database, store, catalogue, **(usual | changes))
+
+    return make
+
+
+def test_prompts_are_answered_at_each_checkpoint(answering: Callable[..., Training]) -> None:
+    run = answering(validation="messages", steps=2)
+
+    run.train()
+
+    assert run.reported_steps() == [1, 2]
+    requests = [ReportRequest.model_validate(task.request) for task in run.tasks()]
+    assert requests == 2 * [ReportRequest(prompts=("Hi", "Ho"), are_chats=True)]
+
+
+def test_prompts_wait_for_the_result_unless_checkpoints_answer(
+    answering: Callable[..., Training],
+) -> None:
+    run = answering(at_checkpoints=False, steps=2)
+
+    run.train()
+
+    assert run.tasks() == []
+
+
+def test_the_report_on_the_result_takes_the_place_of_that_on_its_checkpoint(
+    answering: Callable[..., Training],
+) -> None:
+    run = answering(steps=2)
+    run.train()
+    before = {task.id for task in run.tasks()}
+
+    run.attempt.on_event(Finished(step=2, trained_tokens=500))
+    run.attempt.settle(ENDED)
+
+    assert run.reported_steps() == [1, 2]
+    assert len(before & {task.id for task in run.tasks()}) == 1
+
+
+def test_only_the_newest_reports_of_a_job_wait(answering: Callable[..., Training]) -> None:
+    run = answering(steps=MAX_WAITING + 2)
+
+    run.train()
+
+    assert run.reported_steps() == [3, 4, 5]
+
+
+def test_a_report_that_is_being_made_does_not_wait(
+    answering: Callable[..., Training], database: Database
+) -> None:
+    run = answering()
+    run.train()
+    claimed = claim_task(database)
+
+    with database.writing() as session:
+        TaskRepository(session, run.job.project_id).delete_waiting(run.job.id, REPORT, keep=0)
+
+    assert [task.id for task in run.tasks()] == [claimed.id]
+
+
+def test_a_report_is_deleted_with_its_checkpoint(answering: Callable[..., Training]) -> None:
+    run = answering(steps=3, keep_checkpoints=1)
+
+    run.train()
+
+    assert run.reported_steps() == [3]

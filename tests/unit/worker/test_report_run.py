@@ -104,6 +104,15 @@ def test_the_child_is_given_the_training_file_if_a_part_was_held_out(
     assert see_directory(bench) == {ADAPTER_DIRECTORY_NAME, REQUEST_NAME, TRAINING_DATA_NAME}
 
 
+def test_a_report_on_a_checkpoint_that_is_not_the_result_scores_nothing(
+    bench: Bench, store: LocalBlobStore
+) -> None:
+    file = add_file(bench.database, store, CHAT_LINE, format="messages")
+    set_data(bench, validation_file_id=file.id, result_checkpoint_id=None)
+
+    assert see_directory(bench) == {ADAPTER_DIRECTORY_NAME, REQUEST_NAME}
+
+
 @pytest.mark.parametrize("kept", ["text", "deleted"])
 def test_the_child_is_given_no_data_that_cannot_be_scored(
     bench: Bench, store: LocalBlobStore, kept: str

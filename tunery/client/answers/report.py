@@ -31,14 +31,27 @@ def report(
             metavar="TEXT",
         ),
     ] = None,
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(help="Step or id of a checkpoint. Default: the result of the job."),
+    ] = None,
     as_json: AsJson = False,
     profile: ProfileName = None,
 ) -> None:
     """Show how a tuned model and its base model answer. Waits until the report is made."""
+    if prompt and checkpoint is not None:
+        raise typer.BadParameter(
+            "Only the result of a job answers other prompts. Leave --checkpoint out.",
+            param_hint="--prompt",
+        )
     api = open_api(profile)
     address = job_path(job, "report")
-    first = api.post(address, {"eval_prompts": prompt}) if prompt else api.get(address)
-    made = wait_until_made(first, lambda: api.get(address), "both models answer")
+
+    def look() -> Json:
+        return api.get(address, checkpoint=checkpoint)
+
+    first = api.post(address, {"eval_prompts": prompt}) if prompt else look()
+    made = wait_until_made(first, look, "both models answer")
     if made["error"] is not None:
         raise OperatorError(escape(f"There is no report: {made['error']['message']}"))
     if as_json:

@@ -2,7 +2,7 @@
 
 import { get } from "../../lib/api.js";
 import { count, percent } from "../../lib/format.js";
-import { html, nothing } from "../../lib/html.js";
+import { html, live, nothing } from "../../lib/html.js";
 import { tell } from "../../lib/shell.js";
 
 const SOURCES = {
@@ -17,9 +17,14 @@ const SCORES = {
 const ENDINGS = { length: "Cut at its maximum length", null: "Not finished in time" };
 const AWAY_S = 5;
 
+const RESULT = "";
+
 export class ReportCard {
+  /** Which report is shown or asked for: id of a checkpoint, or `RESULT`. */
+  #asked = null;
   #task = null;
-  #hasAsked = false;
+  /** Which report the user wants to see. */
+  #wanted = null;
 
   /**
    * @param {import("./feed.js").JobFeed} feed
@@ -30,11 +35,14 @@ export class ReportCard {
     this.draw = draw;
   }
 
-  /** Whether there is something to show. Asks for the report once there is one. */
+  /** Whether there is something to show. Asks for a report once there is one. */
   get isShown() {
-    if (this.feed.attempts.has_report && !this.#hasAsked) {
-      this.#hasAsked = true;
-      this.#fetch();
+    const ids = this.#choices().map(([id]) => id);
+    const order = [this.#wanted, ids.includes(RESULT) ? RESULT : null, this.#asked, ...ids];
+    const id = order.find((each) => ids.includes(each));
+    if (id !== undefined && id !== this.#asked) {
+      this.#asked = id;
+      this.#fetch(id);
     }
     return this.#task !== null;
   }
@@ -42,7 +50,10 @@ export class ReportCard {
   view() {
     const { status, progress, error, report } = this.#task;
     return html`
-      <h2>Before and after</h2>
+      <div class="row">
+        <h2>Before and after</h2>
+        ${this.#choice()}
+      </div>
       ${error ? html`<p class="problem">There is no report: ${error.message}</p>` : nothing}
       ${
         status === "queued" || status === "running"
@@ -55,18 +66,51 @@ export class ReportCard {
     `;
   }
 
-  async #fetch() {
+  #choice() {
+    const choices = this.#choices();
+    if (choices.every(([id]) => id === RESULT)) return nothing;
+    return html`<label class="end">
+      Answers of
+      <select .value=${live(this.#asked)} @change=${(event) => this.#choose(event.target.value)}>
+        ${choices.map(
+          ([id, name]) =>
+            html`<option value=${id} ?selected=${id === this.#asked}>${name}</option>`,
+        )}
+      </select>
+    </label>`;
+  }
+
+  /** The reports that there are: that on the result, and those on other checkpoints. */
+  #choices() {
+    const others = this.feed.checkpoints.filter((each) => each.has_report && !each.is_result);
+    return [
+      ...(this.feed.attempts.has_report ? [[RESULT, "the result"]] : []),
+      ...others.map(({ id, step_number }) => [id, `step ${count(step_number)}`]),
+    ];
+  }
+
+  #choose(id) {
+    this.#wanted = id;
+    this.draw();
+  }
+
+  async #fetch(id) {
     let waitS = AWAY_S;
     try {
-      this.#task = await get(`fine_tuning/jobs/${encodeURIComponent(this.feed.id)}/report`);
-      waitS = this.#task.retry_after;
+      const path = `fine_tuning/jobs/${encodeURIComponent(this.feed.id)}/report`;
+      const task = await get(path, { checkpoint: id });
+      if (id !== this.#asked) return;
+      this.#task = task;
+      waitS = task.retry_after;
       this.draw();
     } catch (error) {
+      if (id !== RESULT && error.status === 404) return; // later checkpoints have taken its place
       if (!error.mayPass) return tell(error.message, "problem");
     }
-    if (waitS !== null) setTimeout(() => this.#fetch(), 1000 * waitS);
+    if (waitS !== null) setTimeout(() => id === this.#asked && this.#fetch(id), 1000 * waitS);
   }
 }
+
 
 function scores(report) {
   if (!report.source) return nothing;

@@ -10,6 +10,7 @@ from starlette.testclient import TestClient
 
 from app.core.db.check_tables import Task
 from app.core.db.repositories.tasks.leases import ClaimedTask, TaskLeases
+from app.core.db.repositories.tasks.reports import begin_checkpoint_report
 from app.core.db.session import Database
 from app.core.db.tables import Checkpoint, Job
 from app.core.job.scores.report import AnswerPair, AnswerReport, ModelAnswer
@@ -166,6 +167,35 @@ def test_a_job_that_has_not_succeeded_has_nothing_to_report(
     error = error_of(client.post(f"/v1/fine_tuning/jobs/{job.id}/report", json=PROMPTS), 400)
 
     assert error["code"] == "adapter_not_ready"
+
+
+def test_a_checkpoint_has_a_report_of_its_own(
+    client: TestClient, database: Database, store: LocalBlobStore
+) -> None:
+    job = add_succeeded_job(database, store, steps=(2, 4))
+    first, result = list_checkpoints(database, job.id)
+    with database.writing() as session:
+        row = session.get_one(Job, job.id)
+        row.eval_prompts, row.eval_prompts_at_checkpoints = ["Mine"], True
+        begin_checkpoint_report(session, row, first.id, now=NOW)
+    task, address = claim_task(database), f"/v1/fine_tuning/jobs/{job.id}"
+    finish(database, task, REPORT_MADE)
+
+    by_step, by_id = (
+        client.get(f"{address}/report?checkpoint={name}").json() for name in (2, first.id)
+    )
+
+    assert task.request == {"prompts": ["Mine"], "are_chats": True}
+    assert by_step == by_id
+    assert by_step["report"] == REPORT_MADE.model_dump(mode="json")
+    assert by_step["fine_tuned_model"] == f"{job.fine_tuned_model}:ckpt-step-2"
+    for missing in ("report", "report?checkpoint=4", f"report?checkpoint={result.id}"):
+        assert error_of(client.get(f"{address}/{missing}"), 404)["code"] == "report_not_found"
+    unknown = error_of(client.get(f"{address}/report?checkpoint=3"), 404)
+    assert unknown["code"] == "checkpoint_not_found"
+    assert client.get(f"{address}/attempts").json()["has_report"] is False
+    listed = client.get(f"{address}/checkpoints").json()["data"]
+    assert {each["id"]: each["has_report"] for each in listed} == {first.id: True, result.id: False}
 
 
 @pytest.mark.parametrize(

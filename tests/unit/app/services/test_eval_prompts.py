@@ -28,6 +28,23 @@ def test_a_job_and_its_rerun_show_their_prompts(client: TestClient) -> None:
     assert create(client)["eval_prompts"] is None
 
 
+def test_a_job_and_its_rerun_say_whether_checkpoints_answer(client: TestClient) -> None:
+    job = create(client, eval_prompts=["Hi"], eval_prompts_at_checkpoints=True)
+    again = client.post(f"{JOBS}/{job['id']}/rerun", json={}).json()
+
+    assert job["eval_prompts_at_checkpoints"] is again["eval_prompts_at_checkpoints"] is True
+    assert create(client, eval_prompts=["Hi"])["eval_prompts_at_checkpoints"] is False
+    assert create(client, eval_prompts_at_checkpoints=False)["object"] == "fine_tuning.job"
+
+
+@pytest.mark.only_sqlite
+def test_checkpoints_have_nothing_to_answer_without_prompts(client: TestClient) -> None:
+    error = create(client, eval_prompts_at_checkpoints=True)["error"]
+
+    assert error["param"] == "eval_prompts_at_checkpoints"
+    assert "needs 'eval_prompts'" in error["message"]
+
+
 @pytest.mark.only_sqlite
 @pytest.mark.parametrize(
     ("prompts", "param", "said"),

@@ -13,6 +13,10 @@ from app.core.errors import NotFoundError
 from app.core.ids import IdPrefix, new_id
 from app.core.job.scores.report import REPORT, VARIANT, ReportRequest
 
+MAX_WAITING = 3
+"""Most reports on checkpoints of one job that wait for a worker. A new one takes the place of the
+oldest, because they may be made more slowly than checkpoints are published."""
+
 _CONTINUED = (DatasetFormat.TEXT, DatasetFormat.PROMPT_COMPLETION)
 """Formats whose prompts a model continues. Those of all others are messages."""
 
@@ -38,7 +42,7 @@ def begin_report(
     Args:
         session: the transaction.
         job: the job.
-        checkpoint_id: its result.
+        checkpoint_id: its result, or another checkpoint.
         prompts: prompts to answer besides the validation data.
         now: the time.
     """
@@ -61,6 +65,20 @@ def begin_report(
         tasks.delete(former.id)
     tasks.add(task)
     return task
+
+
+def begin_checkpoint_report(
+    session: Session, job: Job, checkpoint_id: str, *, now: datetime
+) -> None:
+    """Let a worker answer the prompts of a job with one of its checkpoints, if the job asks for it.
+
+    It scores nothing: the validation loss of the checkpoint is known.
+    """
+    if not job.eval_prompts_at_checkpoints:
+        return
+    tasks = TaskRepository(session, job.project_id)
+    tasks.delete_waiting(job.id, REPORT, keep=MAX_WAITING - 1)
+    begin_report(session, job, checkpoint_id, job.eval_prompts or (), now=now)
 
 
 def _find(session: Session, project_id: str, file_id: str) -> File | None:

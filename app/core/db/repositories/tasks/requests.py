@@ -30,6 +30,13 @@ class TaskRepository(ProjectRepository):
         """Delete a task that has no files."""
         self._session.execute(self._delete(Task).where(Task.id == task_id))
 
+    def delete_waiting(self, job_id: str, kind: str, *, keep: int) -> None:
+        """Delete tasks without files that wait for a worker, but for the newest."""
+        waiting = (Task.job_id == job_id, Task.kind == kind, Task.status == "queued")
+        newest = self._select(Task).where(*waiting).order_by(Task.id.desc()).limit(keep)
+        kept = self._session.scalars(newest.with_only_columns(Task.id)).all()
+        self._session.execute(self._delete(Task).where(*waiting, Task.id.not_in(kept)))
+
     def list_of_job(self, job_id: str, kind: str) -> list[Task]:
         """Return the tasks of a kind on checkpoints of a job, newest first."""
         query = self._select(Task).where(Task.job_id == job_id, Task.kind == kind)
