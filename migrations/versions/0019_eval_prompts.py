@@ -1,4 +1,4 @@
-"""Prompts of jobs, which their reports answer."""
+"""Prompts of jobs, which their reports answer, and whether those of checkpoints do."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -11,3 +11,5 @@ depends_on = None
 
 def upgrade() -> None:
     op.add_column("jobs", sa.Column("eval_prompts", sa.JSON()))
+    name, default = "eval_prompts_at_checkpoints", sa.false()
+    op.add_column("jobs", sa.Column(name, sa.Boolean(), nullable=False, server_default=default))

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import openai
 import pytest
 from openai.types.fine_tuning import FineTuningJob
@@ -11,6 +12,10 @@ from benchmarks.support.samples import build_chat_file
 from tests.acceptance.client_command import Client
 from tests.acceptance.processes import InstalledService
 from tests.tiny import install_tiny_model
+from tests.waiting import wait_until
+
+REPORT_S = 240
+"""Limit for a report, in seconds."""
 
 
 @pytest.fixture(scope="session")
@@ -36,7 +41,7 @@ def client(request: pytest.FixtureRequest, service: InstalledService) -> Iterato
 
 @pytest.fixture(scope="session")
 def finished_job(service: InstalledService) -> FineTuningJob:
-    """A job of 24 steps with a validation file and every label a job can have; read only."""
+    """A job of 24 steps with a validation file, a report, and every label a job can have; read only."""
     with service.client() as client:
         training = client.files.create(
             file=("train.jsonl", build_chat_file(48)), purpose="fine-tune"
@@ -65,7 +70,11 @@ def finished_job(service: InstalledService) -> FineTuningJob:
                 },
             },
         )
-        return service.wait_for_end(client, job.id)
+        ended = service.wait_for_end(client, job.id)
+    # Its archive changes once more when the report is made.
+    report = f"{service.base_url}/fine_tuning/jobs/{job.id}/report"
+    wait_until(lambda: httpx.get(report).json()["finished_at"], within_s=REPORT_S)
+    return ended
 
 
 @pytest.fixture

@@ -347,7 +347,7 @@ def test_the_adapter_is_a_zip_of_the_final_checkpoint(
     (last, *_) = checkpoints(client, finished_job)
     with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
         assert archive.testzip() is None
-        assert archive.namelist() == sorted(ADAPTER_FILES)
+        assert archive.namelist() == [*sorted(ADAPTER_FILES), "report.md"]
         for file_id in result_files(last):
             name = client.files.retrieve(file_id).filename
             assert archive.read(name) == client.files.content(file_id).read()

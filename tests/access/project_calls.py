@@ -224,6 +224,7 @@ class World:
             "TaskRepository.find_to_add": [call(self.result.id, "export", "merged")],
             "TaskRepository.add": [call(build_task(self.first_checkpoint))],
             "TaskRepository.delete": [call(self.task.id)],
+            "TaskRepository.delete_waiting": [call(done.id, "export", keep=0)],
             "TaskRepository.list_of_job": [call(done.id, "export")],
             "TaskRepository.keep_until": [call(self.task.id, later)],
             "TaskRepository.delete_of_job": [call(done.id)],

@@ -168,8 +168,8 @@ class CompletionParameters(SamplingCreate):
     n: int | None = Field(default=None, ge=1, le=4)
     """Number of answers, 1 by default."""
     seed: int | None = Field(default=None, ge=-_MAX_SEED, lt=_MAX_SEED)
-    """Random seed. The same request with the same seed gives the same text on the same machine, with
-    the same number of threads."""
+    """Random seed. The same request and seed give the same text on the same machine, with the same
+    number of threads."""
     stop: Stop = None
     """A text, or up to four, before which an answer ends."""
     stream_options: StreamOptions | None = None

@@ -24,9 +24,7 @@ from app.services import jobs
 from app.services.adapters.kept import keep_adapter
 
 
-def get_report(
-    session: Session, caller: Caller, job_id: str, checkpoint: str | None
-) -> ReportRead:
+def get_report(session: Session, caller: Caller, job_id: str, checkpoint: str | None) -> ReportRead:
     """The report on the result of a job, made or in the making, or on one of its checkpoints.
 
     Args:

@@ -11,6 +11,7 @@ from app.core.errors import OperatorError
 from tunery.client.downloads.exports import fetch_export
 from tunery.client.downloads.fetching import (
     DamagedDownloadError,
+    check_report,
     digest_in,
     fetch_part,
     is_safe,
@@ -100,7 +101,7 @@ def fetch_adapter(
     # The part is unpacked and not the archive: a file with the archive's name is the user's.
     target.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(part) as opened:
-        paths = [Path(opened.extract(name, target)) for name in digests]
+        paths = [Path(opened.extract(name, target)) for name in opened.namelist()]
     part.unlink()
     return paths
 
@@ -127,5 +128,6 @@ def _check_archive(archive: Path, digests: dict[str, str]) -> None:
     found: dict[str, str] = {}
     with suppress(zipfile.BadZipFile, EOFError), zipfile.ZipFile(archive) as opened:
         found = {name: digest_in(opened, name) for name in opened.namelist()}
+    check_report(archive, found)
     if found != digests or not all(map(is_safe, found)):
         raise DamagedDownloadError.of(archive.stem)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from app.core.errors import OperatorError
 from tunery.client.downloads.fetching import (
     DamagedDownloadError,
+    check_report,
     digest_in,
     etag_of,
     fetch_part,
@@ -92,6 +93,7 @@ def _check_archive(path: Path) -> None:
     except (zipfile.BadZipFile, EOFError, KeyError, ValueError):
         raise DamagedDownloadError.of(path.stem) from None
     expected = {name: file["sha256"] for name, file in promised.items()}
-    is_whole = hashlib.sha256(manifest).hexdigest() == etag_of(path) and found == expected
+    manifest_sha256 = check_report(path, found)
+    is_whole = hashlib.sha256(manifest).hexdigest() == manifest_sha256 and found == expected
     if not (is_whole and all(map(is_safe, found))):
         raise DamagedDownloadError.of(path.stem)

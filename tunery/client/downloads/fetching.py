@@ -16,6 +16,9 @@ _TRIES = 5
 """Times that a download is continued after its connection broke, before the command ends."""
 
 _PARTIAL_CONTENT = 206
+_REPORT = "report.md"
+_REPORT_DIGITS = 16
+"""Digits of the report's sha256 in the ETag."""
 
 
 class DamagedDownloadError(OperatorError):
@@ -95,6 +98,26 @@ def _fetch_rest(api: Api, address: str, part: Path, params: Mapping[str, object]
 def etag_of(part: Path) -> str:
     """The ETag of the bytes in `part`, without its quotes. For the check of `fetch_part`."""
     return _etag_file_of(part).read_text("utf-8").strip('"')
+
+
+def check_report(part: Path, digests: dict[str, str]) -> str:
+    """Check the report in an archive, which no manifest lists, and take it out of `digests`.
+
+    The ETag is the sha256 of the manifest, followed by the beginning of that of the report if there
+    is one.
+
+    Args:
+        part: the archive.
+        digests: the sha256 of each of its files.
+
+    Returns:
+        The sha256 of the manifest, as the ETag has it.
+    """
+    manifest_sha256, _, report_sha256 = etag_of(part).partition("-")
+    found = digests.pop(_REPORT, "")
+    if found[:_REPORT_DIGITS] != report_sha256:
+        raise DamagedDownloadError.of(part.stem)
+    return manifest_sha256
 
 
 def _etag_file_of(part: Path) -> Path:
