@@ -41,7 +41,7 @@ def client(request: pytest.FixtureRequest, service: InstalledService) -> Iterato
 
 @pytest.fixture(scope="session")
 def finished_job(service: InstalledService) -> FineTuningJob:
-    """A job of 24 steps with a validation file, a report, and every label a job can have; read only."""
+    """A job of 24 steps with a validation file, its report, and all labels there are; read only."""
     with service.client() as client:
         training = client.files.create(
             file=("train.jsonl", build_chat_file(48)), purpose="fine-tune"
