@@ -20,7 +20,7 @@ from uvicorn.protocols.http.httptools_impl import (
 from app.api.access import REQUEST_ID
 from app.api.browser.security_headers import add_security_headers
 from app.api.errors import RETRY_AFTER_S, error_response
-from app.api.leaving import END_ANSWER
+from app.api.leaving import end_answer
 from app.api.metrics import RequestMetrics
 from app.api.requests import REFUSAL, UNREAD, log_access
 from app.core.ids import IdPrefix, new_id
@@ -141,9 +141,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def shutdown(self) -> None:
         """Close the connection after its answer. End an answer that would not end by itself."""
         super().shutdown()
-        state = self._request.scope.get("state", {}) if self._request else {}
-        if end_answer := state.get(END_ANSWER):
-            end_answer()
+        if self._request and (state := self._request.scope.get("state")) is not None:
+            end_answer(state)
 
     # What the parser reports
 

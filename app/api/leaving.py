@@ -1,7 +1,7 @@
 """Ends work that nobody waits for any more, and answers that would not end by themselves."""
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, MutableMapping
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -12,9 +12,29 @@ CLIENT_CLOSED_REQUEST = 499
 """Status in the log of a request whose client left before the answer. Nobody receives it."""
 
 
-END_ANSWER = "end_answer"
-"""Key in the state of a request that holds a function that ends its answer. It is set for answers
-that wait for changes, and called when the service stops."""
+_END_ANSWER = "end_answer"
+"""Key in the state of a request whose answer waits for changes: a function that ends it."""
+_HAS_STOPPED = "has_stopped"
+"""Key that is there once the service stops."""
+
+
+def end_with_service(state: MutableMapping[str, Any], end: Callable[[], object]) -> None:
+    """Have the answer to a request ended when the service stops, or now if it has.
+
+    Args:
+        state: that of the request.
+        end: ends the answer.
+    """
+    state[_END_ANSWER] = end
+    if _HAS_STOPPED in state:  # after the request had begun, and before it came here
+        end()
+
+
+def end_answer(state: MutableMapping[str, Any]) -> None:
+    """Tell a request that the service stops."""
+    state[_HAS_STOPPED] = True
+    if end := state.get(_END_ANSWER):
+        end()
 
 
 class ClientLeftError(Exception):

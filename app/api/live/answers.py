@@ -14,8 +14,8 @@ from app.api.access import CALLER, RECHECK
 from app.api.deps import Resources
 from app.api.leaving import (
     CLIENT_CLOSED_REQUEST,
-    END_ANSWER,
     ClientLeftError,
+    end_with_service,
     unless_client_leaves,
 )
 from app.api.live.feed import FollowedProject, stream_project
@@ -61,7 +61,7 @@ class _EventStream(StreamingResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         began_s = steady_s()
-        scope["state"][END_ANSWER] = self._reader.end
+        end_with_service(scope["state"], self._reader.end)
         try:
             await super().__call__(scope, receive, send)
         finally:
@@ -124,9 +124,10 @@ async def wait_for_job(
     state = request.scope["state"]
     began_s = steady_s()
     try:
+        end_with_service(state, reader.end)
         await hub.refresh(reader.topic)
         tag = request.headers.get("if-none-match") or _tag_of(reader)
-        state[END_ANSWER], began_s = reader.end, steady_s()
+        began_s = steady_s()
         await unless_client_leaves(request, _wait_for_change(reader, tag, seconds))
     except ClientLeftError:
         return Response(status_code=CLIENT_CLOSED_REQUEST)

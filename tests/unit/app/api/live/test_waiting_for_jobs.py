@@ -3,11 +3,13 @@
 import threading
 import time
 from http import HTTPStatus
+from typing import Any
 
 import httpx
 import pytest
 from fastapi import FastAPI
 
+from app.api.leaving import end_answer, end_with_service
 from app.api.polls.entity_tags import entity_tag
 from app.core.access import DEFAULT_PROJECT_ID
 from app.core.access.api_keys import read_key_id
@@ -136,3 +138,17 @@ def test_a_service_that_stops_answers_with_the_job_as_it_is(
         answer = waiting.answer()
 
     assert answer.json()["status"] == "queued"
+
+
+def test_an_answer_that_begins_to_wait_after_the_service_stopped_ends_at_once() -> None:
+    ended: list[str] = []
+    early: dict[str, Any] = {}
+    late: dict[str, Any] = {}
+
+    end_with_service(early, lambda: ended.append("early"))
+    assert not ended
+    end_answer(early)
+    end_answer(late)
+    end_with_service(late, lambda: ended.append("late"))
+
+    assert ended == ["early", "late"]
