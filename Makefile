@@ -124,7 +124,7 @@ bench-api: setup model ## Measure uploads, polls, keys, the sandbox and large ta
 	  $(BIN)/python benchmarks/api.py tables --database $$database || exit 1; \
 	done
 
-bench-sampling: setup model ## Measure how fast answers are decoded, beside the matrix products alone (5 minutes)
+bench-sampling: setup model ## Measure how fast answers are decoded, beside the matrix products alone (6 minutes)
 	@$(BIN)/python benchmarks/sampling.py
 
 check: setup clients format types imports deploy test ## Everything CI runs, in the order that fails fastest

@@ -1,6 +1,6 @@
 """How fast a model is sampled, beside its matrix products alone, `transformers` and llama.cpp.
 
-    python benchmarks/sampling.py                 # about 5 minutes, on a quiet machine
+    python benchmarks/sampling.py                 # about 6 minutes, on a quiet machine
 
 Everything runs in turn, round after round, so that a machine's moods hit all alike; llama.cpp in a
 process of its own, on the same weights, if `make clients` has installed it. The products are those
