@@ -11,7 +11,6 @@ from app.core.db.session import Session
 from app.core.db.tables import File
 from app.core.errors import InvalidRequestError, StateConflictError
 from app.core.ids import IdPrefix, new_id
-from app.core.storage.blob_store import BlobStore, stored
 from app.schemas.files import EXPIRES_AFTER_S
 from app.services.quotas import require_bytes
 from app.services.received_files import ReceivedFile, check_content
@@ -21,25 +20,28 @@ _MAX_DIGITS = 18
 """Maximum number of digits in a form's number, because long numbers are slow to convert."""
 
 
-def create_file(
-    session: Session, caller: Caller, store: BlobStore, received: ReceivedFile, *, now: datetime
-) -> File:
-    """Publish an uploaded dataset.
+def check_upload(received: ReceivedFile, *, now: datetime) -> File:
+    """The row of an uploaded dataset, for `create_file` once the bytes are at its `blob_key`.
 
     Raises:
         InvalidRequestError: a field of the form is missing or not allowed.
         InvalidFileError: the file is not a dataset; the error lists the problems.
-        QuotaExceededError: the project may not store so much.
     """
     check_purpose(received.fields.get("purpose"))
     expires_at = _expiry(received.fields, now=now)
     check_content(received.summary)
-    require_bytes(session, caller, received.bytes)
-    file = build_file(received, now=now, expires_at=expires_at)
-    with stored(store, file.blob_key, received.path):
-        FileRepository(session, caller.project_id).add(file)
-        audit.record(session, caller, Action.FILE_UPLOADED, file.id, now=now)
-    return file
+    return build_file(received, now=now, expires_at=expires_at)
+
+
+def create_file(session: Session, caller: Caller, file: File, *, now: datetime) -> None:
+    """Publish a file whose bytes are in the store.
+
+    Raises:
+        QuotaExceededError: the project may not store so much.
+    """
+    require_bytes(session, caller, file.bytes)
+    FileRepository(session, caller.project_id).add(file)
+    audit.record(session, caller, Action.FILE_UPLOADED, file.id, now=now)
 
 
 def build_file(received: ReceivedFile, *, now: datetime, expires_at: datetime | None) -> File:

@@ -10,11 +10,9 @@ from typing import cast
 
 from app.core.access import Caller
 from app.core.db.repositories.files import FileRepository
-from app.core.db.repositories.projects import audit
-from app.core.db.repositories.projects.audit import Action
 from app.core.db.repositories.uploads import UploadRepository
 from app.core.db.session import Session
-from app.core.db.tables import Upload, UploadPart
+from app.core.db.tables import File, Upload, UploadPart
 from app.core.disk import require_room
 from app.core.errors import (
     InvalidRequestError,
@@ -24,9 +22,8 @@ from app.core.errors import (
 )
 from app.core.ids import IdPrefix, new_id
 from app.core.settings import Settings
-from app.core.storage.blob_store import BlobStore, stored
 from app.schemas.uploads import MAX_PARTS, UploadCreate, UploadRead, UploadStatus
-from app.services.files import build_file, check_purpose, plain_name
+from app.services.files import build_file, check_purpose, create_file, plain_name
 from app.services.quotas import require_bytes
 from app.services.received_files import Assembly, ReceivedFile
 
@@ -108,12 +105,23 @@ def require_pending(upload: Upload, *, now: datetime) -> None:
         )
 
 
+def build_part(upload_id: str, received: ReceivedFile, *, now: datetime) -> UploadPart:
+    """The row of a received part, for `add_part` once the bytes are at its `blob_key`."""
+    part_id = new_id(IdPrefix.UPLOAD_PART)
+    return UploadPart(
+        id=part_id,
+        upload_id=upload_id,
+        bytes=received.bytes,
+        sha256=received.sha256,
+        blob_key=f"uploads/{part_id}",
+        created_at=now,
+    )
+
+
 def add_part(
     session: Session,
     caller: Caller,
-    store: BlobStore,
-    upload_id: str,
-    received: ReceivedFile,
+    part: UploadPart,
     *,
     max_bytes: int,
     max_parts: int = MAX_PARTS,
@@ -122,6 +130,7 @@ def add_part(
     """Add a part to an upload. The same bytes in the same upload are always the same part.
 
     Args:
+        part: the part, whose bytes are in the store.
         max_bytes: maximum size of all parts of the upload together.
         max_parts: maximum number of parts of the upload.
 
@@ -130,32 +139,11 @@ def add_part(
         StateConflictError: the upload has ended.
         PayloadTooLargeError: the upload would have too many parts or too many bytes.
         QuotaExceededError: the project may not store so much.
+
+    Returns:
+        The part, or the one that the upload has with the same bytes. The caller then deletes the
+        new ones.
     """
-    part_id = new_id(IdPrefix.UPLOAD_PART)
-    part = UploadPart(
-        id=part_id,
-        upload_id=upload_id,
-        bytes=received.bytes,
-        sha256=received.sha256,
-        blob_key=f"uploads/{part_id}",
-        created_at=now,
-    )
-    with stored(store, part.blob_key, received.path):
-        added = _add_row(session, caller, part, max_bytes=max_bytes, max_parts=max_parts, now=now)
-    if added is not part:
-        store.delete(part.blob_key)
-    return added
-
-
-def _add_row(
-    session: Session,
-    caller: Caller,
-    part: UploadPart,
-    *,
-    max_bytes: int,
-    max_parts: int,
-    now: datetime,
-) -> UploadPart:
     uploads = UploadRepository(session, caller.project_id)
     require_pending(uploads.get_to_change(part.upload_id), now=now)
     same = uploads.find_part(part.upload_id, part.sha256)
@@ -223,14 +211,15 @@ def plan_completion(
     )
 
 
+def build_completed(plan: Assembly, received: ReceivedFile, *, now: datetime) -> File:
+    """The row of the joined parts, for `finish_completion` once the bytes are at its `blob_key`."""
+    after_s = plan.file_expires_after_s
+    expires_at = None if after_s is None else now + timedelta(seconds=after_s)
+    return build_file(received, now=now, expires_at=expires_at)
+
+
 def finish_completion(
-    session: Session,
-    caller: Caller,
-    store: BlobStore,
-    plan: Assembly,
-    received: ReceivedFile,
-    *,
-    now: datetime,
+    session: Session, caller: Caller, plan: Assembly, file: File, *, now: datetime
 ) -> list[str]:
     """Publish the joined parts as a file, unless another request has done so meanwhile.
 
@@ -241,21 +230,15 @@ def finish_completion(
         StateConflictError: the upload has ended meanwhile, or was completed with other parts.
         QuotaExceededError: the project may not store so much, as the file repeats parts.
     """
-    after_s = plan.file_expires_after_s
-    expires_at = None if after_s is None else now + timedelta(seconds=after_s)
-    file = build_file(received, now=now, expires_at=expires_at)
-    with stored(store, file.blob_key, received.path):
-        uploads = UploadRepository(session, caller.project_id)
-        upload = uploads.get_to_change(plan.upload_id)
-        if upload.part_ids == plan.part_ids:
-            return [file.blob_key]
-        require_pending(upload, now=now)
-        upload.part_ids, upload.file_id = plan.part_ids, file.id
-        parts = uploads.end(upload, "completed")
-        require_bytes(session, caller, file.bytes)
-        FileRepository(session, caller.project_id).add(file)
-        audit.record(session, caller, Action.FILE_UPLOADED, file.id, now=now)
-        return parts
+    uploads = UploadRepository(session, caller.project_id)
+    upload = uploads.get_to_change(plan.upload_id)
+    if upload.part_ids == plan.part_ids:
+        return [file.blob_key]
+    require_pending(upload, now=now)
+    upload.part_ids, upload.file_id = plan.part_ids, file.id
+    parts = uploads.end(upload, "completed")
+    create_file(session, caller, file, now=now)
+    return parts
 
 
 def cancel_upload(session: Session, caller: Caller, upload_id: str, *, now: datetime) -> list[str]:

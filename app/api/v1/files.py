@@ -13,8 +13,8 @@ from app.core.access import Scope
 from app.core.db.base import Order
 from app.core.db.repositories.files import FileRepository
 from app.core.db.repositories.projects.audit import Action
-from app.core.db.session import Session
 from app.core.ids import IdPrefix
+from app.core.storage.blob_store import stored
 from app.schemas.bodies import PageRead
 from app.schemas.files import EXPIRES_AFTER_S, FileDeleted, FileRead
 from app.services import files as file_service
@@ -51,13 +51,13 @@ async def create_file(
         is_dataset=True,
     )
 
-    def act(session: Session, received: ReceivedFile) -> FileRead:
-        file = file_service.create_file(session, caller, resources.store, received, now=now)
+    def use(received: ReceivedFile) -> FileRead:
+        file = file_service.check_upload(received, now=now)
+        with stored(resources.store, {file.blob_key: received.path}):
+            resources.write(partial(file_service.create_file, caller=caller, file=file, now=now))
         return FileRead.model_validate(file)
 
-    return await receive_and_use(
-        request, field, resources, lambda received: resources.write(partial(act, received=received))
-    )
+    return await receive_and_use(request, field, resources, use)
 
 
 @router.get("", dependencies=[needs(Scope.READ)])

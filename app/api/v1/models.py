@@ -8,6 +8,7 @@ from app.api.access import PolicyRoute, needs
 from app.api.deps import REPLAYED, REPLAYED_HEADER, CallerDep, Now, OriginDep, ResourcesDep
 from app.api.multipart import FileField, form_of, receive_and_use
 from app.core.access import Scope
+from app.core.storage.blob_store import delete_blobs, stored
 from app.schemas.models import ModelDeleted, ModelList, ModelRead
 from app.services import models as model_service
 from app.services.adapters.imports import (
@@ -74,7 +75,11 @@ async def import_model(
         if model is None:
             resources.require_room(received.bytes)  # the weights are unpacked beside it
             with checked_adapter(received, store, resources.catalogue, settings) as adapter:
-                model = resources.write(lambda session: import_once(once(session), store, adapter))
+                blobs = adapter.blobs()
+                with stored(store, blobs):
+                    model = resources.write(lambda session: import_once(once(session), adapter))
+                if model.is_replay:
+                    delete_blobs(store, blobs)
         if model.is_replay:
             response.headers[REPLAYED] = "true"
         return get_model(model.name, caller, resources)

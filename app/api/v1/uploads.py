@@ -16,7 +16,7 @@ from app.core.access import Caller, Scope
 from app.core.db.repositories.uploads import UploadRepository
 from app.core.db.session import Session
 from app.core.errors import BlobNotFoundError
-from app.core.storage.blob_store import delete_blobs
+from app.core.storage.blob_store import delete_blobs, stored
 from app.schemas.uploads import UploadComplete, UploadCreate, UploadPartRead, UploadRead
 from app.services import uploads as upload_service
 from app.services.received_files import (
@@ -80,17 +80,20 @@ async def create_part(
             UploadRepository(session, caller.project_id).get(upload_id), now=now
         )
 
-    def act(session: Session, received: ReceivedFile) -> UploadPartRead:
+    def use(received: ReceivedFile) -> UploadPartRead:
+        part = upload_service.build_part(upload_id, received, now=now)
         max_bytes = resources.settings.max_upload_bytes
-        part = upload_service.add_part(
-            session, caller, resources.store, upload_id, received, max_bytes=max_bytes, now=now
+        add = partial(
+            upload_service.add_part, caller=caller, part=part, max_bytes=max_bytes, now=now
         )
-        return UploadPartRead.model_validate(part)
+        with stored(resources.store, {part.blob_key: received.path}):
+            added = resources.write(add)
+        if added is not part:
+            delete_blobs(resources.store, [part.blob_key])
+        return UploadPartRead.model_validate(added)
 
     await to_thread.run_sync(resources.read, require_pending)  # before a byte of the part is read
-    return await receive_and_use(
-        request, _PART, resources, lambda received: resources.write(partial(act, received=received))
-    )
+    return await receive_and_use(request, _PART, resources, use)
 
 
 @router.post("/{upload_id}/complete", dependencies=[needs(Scope.WRITE)])
@@ -147,12 +150,13 @@ def _publish(
     caller: Caller, resources: Resources, assembly: Assembly, received: ReceivedFile, now: datetime
 ) -> None:
     check_content(received.summary)
-    parts = resources.write(
-        lambda session: upload_service.finish_completion(
-            session, caller, resources.store, assembly, received, now=now
-        )
+    file = upload_service.build_completed(assembly, received, now=now)
+    finish = partial(
+        upload_service.finish_completion, caller=caller, plan=assembly, file=file, now=now
     )
-    delete_blobs(resources.store, parts)
+    with stored(resources.store, {file.blob_key: received.path}):
+        needless = resources.write(finish)
+    delete_blobs(resources.store, needless)
 
 
 @router.post("/{upload_id}/cancel", dependencies=[needs(Scope.WRITE)])

@@ -1,11 +1,13 @@
 """Interface of blob stores. The suite `tests/conformance` tests every implementation."""
 
 import contextlib
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
 from typing import Protocol
+
+from app.core.errors import OutcomeUnknownError, ServiceError
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,15 +70,26 @@ def delete_blobs(store: BlobStore, keys: Iterable[str]) -> None:
 
 
 @contextlib.contextmanager
-def stored(store: BlobStore, key: str, scratch: Path) -> Generator[None]:
-    """Put a blob, and delete it again if its row cannot be written inside the `with` block.
+def stored(store: BlobStore, blobs: Mapping[str, Path]) -> Generator[None]:
+    """Put blobs, and delete them again if their rows cannot be committed inside the `with` block.
 
-    The bytes are in the store before their row exists. A crash in between leaves bytes that no row
-    names, never a row without bytes.
+    The bytes are in the store before a transaction begins, because a put may take minutes. A crash
+    in between leaves bytes that no row names, never a row without bytes.
+
+    Args:
+        store: the store.
+        blobs: scratch files by the keys that they get.
     """
-    store.put(key, scratch)
+    try:
+        for key, scratch in blobs.items():
+            store.put(key, scratch)
+    except Exception:
+        delete_blobs(store, blobs)
+        raise
     try:
         yield
-    except Exception:  # such as a busy database
-        store.delete(key)
+    except OutcomeUnknownError:
+        raise  # the rows may be there
+    except ServiceError:  # such as a busy database
+        delete_blobs(store, blobs)
         raise

@@ -29,7 +29,7 @@ from app.core.job.status import JobStatus
 from app.core.job.training_config import BaseModelRef, TrainingConfig
 from app.core.manifest import Manifest, ManifestFile
 from app.core.settings import Settings
-from app.core.storage.blob_store import BlobStore, stored
+from app.core.storage.blob_store import BlobStore
 from app.services.files import plain_name
 from app.services.idempotency import IdempotentRequest
 from app.services.job_inputs import find_installed
@@ -65,6 +65,10 @@ class CheckedAdapter:
     """Shape of the adapter. The other hyperparameters are defaults that nothing has used."""
     archive: ImportedArchive
     files: list[_NewFile]
+
+    def blobs(self) -> dict[str, Path]:
+        """The files by the keys that they get in the store."""
+        return {_blob_key(self.job_id, file.name): file.path for file in self.files}
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,10 +156,10 @@ def checked_adapter(
         yield CheckedAdapter(job_id, name, suffix, base_model, config, archive, files)
 
 
-def import_once(once: IdempotentRequest, store: BlobStore, adapter: CheckedAdapter) -> NewModel:
+def import_once(once: IdempotentRequest, adapter: CheckedAdapter) -> NewModel:
     """Publish a checked adapter, unless the same request has done so meanwhile.
 
-    The caller owns the transaction.
+    The caller owns the transaction. The files of the adapter are in the store.
 
     Raises:
         InvalidRequestError: the idempotency key belongs to another request.
@@ -164,42 +168,41 @@ def import_once(once: IdempotentRequest, store: BlobStore, adapter: CheckedAdapt
     earlier = find_imported(once)
     if earlier is not None:
         return earlier
-    once.remember(_import(once.session, once.caller, store, adapter, now=once.now))
+    once.remember(_import(once.session, once.caller, adapter, now=once.now))
     return NewModel(adapter.model, is_replay=False)
 
 
-def _import(
-    session: Session, caller: Caller, store: BlobStore, adapter: CheckedAdapter, *, now: datetime
-) -> Job:
+def _import(session: Session, caller: Caller, adapter: CheckedAdapter, *, now: datetime) -> Job:
     require_bytes(session, caller, sum(file.bytes for file in adapter.files))
     rows = [_as_row(file, adapter.job_id, now=now) for file in adapter.files]
-    with contextlib.ExitStack() as blobs:
-        for row, file in zip(rows, adapter.files, strict=True):
-            blobs.enter_context(stored(store, row.blob_key, file.path))
-        job = _build_job(adapter, now=now)
-        JobRepository(session, caller.project_id).add_imported(job)
-        checkpoint = Checkpoint(
-            id=new_id(IdPrefix.CHECKPOINT),
-            job_id=job.id,
-            attempt=0,
-            step=0,
-            created_at=now,
-            metrics={},
-            manifest_sha256=rows[-1].sha256,
-            files=rows,
-        )
-        CheckpointRepository(session, caller.project_id).add(checkpoint)
-        job.result_checkpoint_id = checkpoint.id
-        model = TunedModel(
-            id=adapter.model,
-            job_id=job.id,
-            checkpoint_id=checkpoint.id,
-            base_model=job.base_model,
-            created_at=now,
-        )
-        TunedModelRepository(session, caller.project_id).add(model)
-        audit.record(session, caller, Action.MODEL_IMPORTED, model.id, now=now)
+    job = _build_job(adapter, now=now)
+    JobRepository(session, caller.project_id).add_imported(job)
+    checkpoint = Checkpoint(
+        id=new_id(IdPrefix.CHECKPOINT),
+        job_id=job.id,
+        attempt=0,
+        step=0,
+        created_at=now,
+        metrics={},
+        manifest_sha256=rows[-1].sha256,
+        files=rows,
+    )
+    CheckpointRepository(session, caller.project_id).add(checkpoint)
+    job.result_checkpoint_id = checkpoint.id
+    model = TunedModel(
+        id=adapter.model,
+        job_id=job.id,
+        checkpoint_id=checkpoint.id,
+        base_model=job.base_model,
+        created_at=now,
+    )
+    TunedModelRepository(session, caller.project_id).add(model)
+    audit.record(session, caller, Action.MODEL_IMPORTED, model.id, now=now)
     return job
+
+
+def _blob_key(job_id: str, name: str) -> str:
+    return f"jobs/{job_id}/import/{name}"
 
 
 def _build_job(adapter: CheckedAdapter, *, now: datetime) -> Job:
@@ -226,7 +229,7 @@ def _as_row(file: _NewFile, job_id: str, *, now: datetime) -> File:
         bytes=file.bytes,
         sha256=file.sha256,
         crc32=file.crc32,
-        blob_key=f"jobs/{job_id}/import/{file.name}",
+        blob_key=_blob_key(job_id, file.name),
         created_at=now,
         job_id=job_id,
     )

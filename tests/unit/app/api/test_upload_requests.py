@@ -17,10 +17,11 @@ from app.core.access import LOCAL_CALLER
 from app.core.clock import utc_now
 from app.core.dataset.checker import DatasetSummary
 from app.core.db.repositories.uploads import COMPLETION_GRACE, ENDED_KEPT_FOR
-from app.core.db.session import Database, Session
+from app.core.db.session import Database
 from app.core.db.tables import Upload, UploadPart
 from app.core.errors import PayloadTooLargeError
 from app.core.settings import Settings
+from app.core.storage.blob_store import stored
 from app.core.storage.local import LocalBlobStore
 from app.main import create_app
 from app.schemas.uploads import UploadComplete
@@ -440,12 +441,8 @@ def test_there_is_a_largest_number_of_parts(
     first.write_bytes(PARTS[0])
 
     with pytest.raises(PayloadTooLargeError, match="at most 2 parts") as refusal:
-        database.transact(
-            lambda session: add_part(session, store, upload["id"], third, max_parts=2)
-        )
-    again = database.transact(
-        lambda session: add_part(session, store, upload["id"], first, max_parts=2)
-    )
+        add_part(database, store, upload["id"], third, max_parts=2)
+    again = add_part(database, store, upload["id"], first, max_parts=2)
 
     assert (refusal.value.code, refusal.value.param) == ("file_too_large", "data")
     assert again.id == part_ids[0]
@@ -570,14 +567,20 @@ def test_what_ends_an_upload_while_its_parts_are_joined_decides(
 
 
 def add_part(
-    session: Session, store: LocalBlobStore, upload_id: str, scratch: Path, **limits: int
+    database: Database, store: LocalBlobStore, upload_id: str, scratch: Path, **limits: int
 ) -> UploadPart:
     """Add the bytes at `scratch`, as the route does once it has received them."""
     limits = {"max_bytes": 10**9} | limits
-    received = build_received(scratch)
-    return upload_service.add_part(
-        session, LOCAL_CALLER, store, upload_id, received, now=utc_now(), **limits
-    )
+    part = upload_service.build_part(upload_id, build_received(scratch), now=utc_now())
+    with stored(store, {part.blob_key: scratch}):
+        added = database.transact(
+            lambda session: upload_service.add_part(
+                session, LOCAL_CALLER, part, now=utc_now(), **limits
+            )
+        )
+    if added is not part:
+        store.delete(part.blob_key)
+    return added
 
 
 def build_received(path: Path) -> ReceivedFile:
@@ -611,7 +614,7 @@ def test_a_request_that_was_killed_anywhere_can_be_sent_again(
         else:
             scratch = store.scratch_file()
             scratch.write_bytes(PARTS[2])
-            resources.write(lambda session: add_part(session, store, upload["id"], scratch))
+            add_part(resources.database, store, upload["id"], scratch)
 
     if what == "complete":
         part_ids += send(client, upload["id"], PARTS[2])
