@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from app.api.streaming import BlobSegment, Segment
+from app.api.blob_reading import BlobSegment, Segment
 from app.core.db.tables import File
 
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")
@@ -40,6 +40,7 @@ class Member(NamedTuple):
     filename: str
     blob_key: str
     bytes: int
+    sha256: str
     crc32: int
 
 
@@ -76,7 +77,9 @@ def zip_segments(files: Iterable[File | Member | Note]) -> list[Segment]:
         directory += name + numbers
         segments += [
             local,
-            file.content if isinstance(file, Note) else BlobSegment(file.blob_key, size),
+            file.content
+            if isinstance(file, Note)
+            else BlobSegment(file.blob_key, size, file.sha256),
         ]
         offset += len(local) + size
         count += 1

@@ -1,19 +1,17 @@
 """Sends blobs with a length, an ETag and ranges, so that downloads can be resumed."""
 
-import base64
 import logging
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from functools import partial
 from http import HTTPStatus
-from io import BufferedReader
 from urllib.parse import quote
 
 from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
 
+from app.api.blob_reading import BlobSegment, Segment, length_of, open_segments, read_segments
 from app.api.deps import Resources
 from app.api.errors import error_response
 from app.api.polls.entity_tags import lists_tag
@@ -21,13 +19,10 @@ from app.core.access import Caller
 from app.core.db.repositories.projects import audit
 from app.core.db.repositories.projects.audit import Action, AuditLog
 from app.core.db.tables import File
-from app.core.errors import BlobNotFoundError, NotFoundError, StorageFullError
+from app.core.errors import StorageFullError
 from app.core.storage.blob_store import BlobStore
 
 logger = logging.getLogger(__name__)
-
-_CHUNK_BYTES = 384 * 1024
-"""Size of a chunk: a multiple of three, so that each chunk can be encoded in base64 alone."""
 
 _ONE_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII)
 _FROM_FIRST_BYTE = "bytes 0-"
@@ -43,20 +38,6 @@ _NOT_IN_NAMES = re.compile(
 _MAX_NAME = 200
 
 
-@dataclass(frozen=True, slots=True)
-class BlobSegment:
-    """A whole blob as one part of an answer."""
-
-    key: str
-    bytes: int
-    """Length of the blob itself."""
-    in_base64: bool = False
-    """True to send it in base64, without line breaks."""
-
-
-Segment = bytes | BlobSegment
-
-
 def send_file(request: Request, store: BlobStore, file: File, *, in_base64: bool) -> Response:
     """Send one file. Its base64 form has its own length, ETag and ranges."""
     is_csv = file.filename.endswith(".csv")
@@ -64,7 +45,7 @@ def send_file(request: Request, store: BlobStore, file: File, *, in_base64: bool
     return send_segments(
         request,
         store,
-        [BlobSegment(file.blob_key, file.bytes, in_base64=in_base64)],
+        [BlobSegment(file.blob_key, file.bytes, file.sha256, in_base64=in_base64)],
         etag=f"{file.sha256}-base64" if in_base64 else file.sha256,
         media_type="text/plain" if in_base64 else plain_type,
         filename=f"{file.filename}.base64" if in_base64 else file.filename,
@@ -86,8 +67,7 @@ def send_segments(
         etag: identifies the bytes; other bytes must have another ETag.
         filename: name under which a browser saves the download.
     """
-    _check_blobs(store, segments)
-    total = sum(_length(segment) for segment in segments)
+    total = sum(length_of(segment) for segment in segments)
     headers = {
         "accept-ranges": "bytes",
         "etag": f'"{etag}"',
@@ -104,11 +84,12 @@ def send_segments(
             headers={"content-range": f"bytes */{total}"},
         )
     part = asked or range(total)
+    opened = open_segments(store, segments, part)
     headers["content-length"] = str(len(part))
     if asked is not None:
         headers["content-range"] = f"bytes {part.start}-{part.stop - 1}/{total}"
     return StreamingResponse(
-        _read(store, segments, part),
+        read_segments(store, segments, part, opened),
         status_code=HTTPStatus.OK if asked is None else HTTPStatus.PARTIAL_CONTENT,
         media_type=media_type,
         headers=headers,
@@ -159,33 +140,6 @@ def _begins_download(response: Response) -> bool:
     return response.headers.get("content-range", _FROM_FIRST_BYTE).startswith(_FROM_FIRST_BYTE)
 
 
-def open_blob(store: BlobStore, key: str) -> BufferedReader:
-    """The bytes of a file, from the first. The caller closes it.
-
-    Raises:
-        NotFoundError: the file has just been deleted.
-    """
-    try:
-        return store.open(key)
-    except BlobNotFoundError as error:
-        raise NotFoundError(
-            "The bytes of this file have been deleted.", code="file_not_found"
-        ) from error
-
-
-def _check_blobs(store: BlobStore, segments: Sequence[Segment]) -> None:
-    """Check that the blobs exist before the status line is sent: a file may just be deleted."""
-    for segment in segments:
-        if isinstance(segment, BlobSegment):
-            open_blob(store, segment.key).close()
-
-
-def _length(segment: Segment) -> int:
-    if isinstance(segment, bytes):
-        return len(segment)
-    return 4 * -(-segment.bytes // 3) if segment.in_base64 else segment.bytes
-
-
 def _asked_range(request: Request, total: int, *, etag: str) -> range | None:
     """The range of bytes that the request asks for, or None for all bytes.
 
@@ -204,39 +158,3 @@ def _asked_range(request: Request, total: int, *, etag: str) -> range | None:
         return None
     stop = min(int(last) + 1, total) if last else total
     return range(int(first), stop)
-
-
-def _read(store: BlobStore, segments: Sequence[Segment], part: range) -> Iterator[bytes]:
-    offset = 0
-    for segment in segments:
-        length = _length(segment)
-        begin, end = max(part.start - offset, 0), min(part.stop - offset, length)
-        offset += length
-        if begin >= end:
-            continue
-        if isinstance(segment, bytes):
-            yield segment[begin:end]
-        elif segment.in_base64:
-            yield from _read_in_base64(store, segment.key, begin, end)
-        else:
-            yield from _read_blob(store, segment.key, begin, end)
-
-
-def _read_in_base64(store: BlobStore, key: str, begin: int, end: int) -> Iterator[bytes]:
-    """Part of the blob's base64, in which three bytes become four characters."""
-    skipped, wanted = begin % 4, end - begin
-    for chunk in _read_blob(store, key, begin // 4 * 3, -(-end // 4) * 3):
-        encoded = base64.b64encode(chunk)[skipped:][:wanted]
-        skipped, wanted = 0, wanted - len(encoded)
-        yield encoded
-
-
-def _read_blob(store: BlobStore, key: str, begin: int, end: int) -> Iterator[bytes]:
-    with store.open(key) as source:
-        source.seek(begin)
-        while begin < end:
-            chunk = source.read(min(_CHUNK_BYTES, end - begin))
-            if not chunk:
-                return  # the client notices that bytes are missing from the announced length
-            begin += len(chunk)
-            yield chunk

@@ -121,6 +121,11 @@ def erase(
     for table, count in erased.rows.items():
         typer.echo(f"{table:20} {count:>12,} rows")
     typer.echo(f"{'files':20} {erased.blobs:>12,} with {erased.bytes / MIB:,.1f} MiB")
+    if erased.blobs_left:
+        typer.echo(
+            f"The blob store is away, so it still has {erased.blobs_left:,} of the files. A worker "
+            "deletes them once it is back, within two hours."
+        )
     typer.echo(f"{erased.id} is erased.")
 
 

@@ -56,9 +56,16 @@ def require_room(settings: Settings, more_bytes: int = 0) -> None:
     raise StorageFullError(
         f"The service's disk is nearly full: {free // MIB:,} MiB are free, and this needs "
         f"{-(-needed // MIB):,} MiB, including the {settings.min_free_bytes // MIB:,} MiB that "
-        "must stay free (TUNERY_MIN_FREE_BYTES). Delete files or tuned models that you no longer "
-        "need, or make the disk larger, then send the request again."
+        f"must stay free (TUNERY_MIN_FREE_BYTES). {how_to_make_room(settings)}, then send the "
+        "request again."
     )
+
+
+def how_to_make_room(settings: Settings) -> str:
+    """What helps against a full disk, as a sentence without its full stop."""
+    if settings.store_url:  # the disk has only what is on its way to the store
+        return "Wait until other uploads are complete, or make the disk larger"
+    return "Delete files or tuned models that you no longer need, or make the disk larger"
 
 
 def as_storage_full(error: OSError) -> StorageFullError | None:

@@ -26,6 +26,7 @@ ServiceError                      the caller acts; the API answers with its stat
 OperatorError                     who gave a command acts; it ends the command with its message
 LeaseLostError                    the worker acts; no caller ever sees it
 BlobNotFoundError                 the service or the worker acts
+BlobDamagedError                  the operator acts; `tunery doctor` says what is lost
 
 To add an error, subclass the class whose status fits, or pass a new `code`. Then list the code in
 `docs/errors.md`; `tests/contracts/test_documented.py` checks that.
@@ -210,3 +211,10 @@ class BlobNotFoundError(Exception):
 
     def __init__(self, key: str) -> None:
         super().__init__(f"No blob has the key {key!r}.")
+
+
+class BlobDamagedError(Exception):
+    """The store has other bytes than were written."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(f"The blob {key!r} does not have the bytes that were written.")

@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from app.core.db.blob_keys import BlobKeyRepository
@@ -18,6 +19,7 @@ from app.core.db.session import Database
 from app.core.ids import IdPrefix
 from app.core.settings import Settings
 from app.core.storage.blob_store import BlobStore, StoredBlob
+from app.core.storage.local_copies import list_unused
 from app.core.storage.trees import remove_tree
 
 GRACE_S = 3600.0
@@ -42,7 +44,7 @@ class Orphans:
     bytes: int
     """Total size of those blobs."""
     scratch_files: int
-    """Number of files from interrupted uploads and publications."""
+    """Number of files from interrupted uploads and publications, and of unused copies of blobs."""
     job_directories: int
     """Number of directories of jobs that are not running."""
     held_directories: int
@@ -96,6 +98,7 @@ def _sweep(
         return len(orphans)
 
     scratch = (path for path in store.list_scratch() if _age_s(path) > GRACE_S)
+    scratch = chain(scratch, list_unused(settings))
     # A running backup keeps changing its own directory.
     held = settings.data_dir.glob(f"{HOLD_PREFIX}*")
     held = (path for path in held if _is_left_alone(path, LONG_GRACE_S))

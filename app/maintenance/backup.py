@@ -4,15 +4,17 @@ A snapshot of the database lists the blobs to back up. Each blob gets a second n
 hard link, so that its bytes stay even if the service deletes it a moment later. Then the backup
 copies the database, and at last the blobs that need a copy. If a blob was deleted before it got its
 second name, the snapshot is useless and the backup tries another one. That is quick, because nearly
-all blobs have their second name by then.
+all blobs have their second name by then. A blob of a store without files here is copied at once.
 """
 
+import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
+from io import BufferedReader
 from pathlib import Path
 
 from app.core.base_models import CATALOGUE_NAME, RECORD_NAME, InstalledModel, load_catalogue
@@ -22,8 +24,10 @@ from app.core.db.blob_keys import NamedBlob, iterate_named
 from app.core.db.migrate import read_revision
 from app.core.db.session import Database, Session
 from app.core.db.snapshot import copy_database, open_snapshot
+from app.core.errors import BlobNotFoundError
 from app.core.machine.durable import (
     copy_file,
+    copy_stream,
     link_or_copy,
     sync,
     sync_directories,
@@ -33,6 +37,9 @@ from app.core.machine.durable import (
 from app.core.manifest import ManifestFile, sha256_of
 from app.core.orphans import HOLD_PREFIX
 from app.core.settings import Settings
+from app.core.storage.blob_store import BlobStore
+from app.core.storage.local_copies import has_descriptor
+from app.core.storage.opening import open_store
 from app.core.version import VERSION
 from app.maintenance import backup_format
 from app.maintenance.backup_format import (
@@ -78,6 +85,7 @@ def make_backup(
         raise BackupError(f"{target} exists already. Name a new directory.")
     if target.is_relative_to(settings.blobs_dir.absolute()):
         raise BackupError(f"{target} is among the service's own files. Name another directory.")
+    store = open_store(settings)
     database = Database(settings.resolved_database_url)
     inspection.require_database(database)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -85,7 +93,7 @@ def make_backup(
     unfinished.mkdir(mode=0o700)  # other users must not read datasets and adapters
     hold = settings.data_dir / f"{HOLD_PREFIX}{secrets.token_hex(4)}"
     try:
-        backup = _Backup(settings, database, unfinished, hold, may_link, open_snapshot, tries)
+        backup = _Backup(settings, database, store, unfinished, hold, may_link, open_snapshot, tries)
         record = backup.make(with_models=with_models)
         if reads_back:
             verify(unfinished)
@@ -106,6 +114,7 @@ class _Backup:
 
     settings: Settings
     database: Database
+    store: BlobStore
     directory: Path
     hold: Path
     """Directory for hard links to the blobs that must be copied."""
@@ -179,15 +188,24 @@ class _Backup:
         held = self.hold / blob.key
         if target.exists() or held.exists():
             return True  # an earlier try has done it
-        source = self.settings.blobs_dir / blob.key
         try:
-            if source.stat().st_size != blob.bytes:
-                return False
-            if not (self.may_link and try_link(source, target)) and not try_link(source, held):
-                copy_file(source, target)
-        except (FileNotFoundError, NotADirectoryError):
+            with self.store.open(blob.key) as source:
+                if source.seek(0, os.SEEK_END) != blob.bytes:
+                    return False
+                source.seek(0)
+                self._keep_opened(source, target, held)
+        except (BlobNotFoundError, FileNotFoundError):  # just deleted, perhaps while it was copied
+            target.unlink(missing_ok=True)
             return False
         return True
+
+    def _keep_opened(self, source: BufferedReader, target: Path, held: Path) -> None:
+        if not has_descriptor(source):
+            copy_stream(source, target)
+            return
+        path = Path(source.name)
+        if not (self.may_link and try_link(path, target)) and not try_link(path, held):
+            copy_file(path, target)
 
     def _copy_held(self) -> set[str]:
         """Copy the blobs that are held. Returns the keys of blobs with other bytes than written."""

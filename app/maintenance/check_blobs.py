@@ -38,8 +38,11 @@ def check_blobs(patient: Patient) -> Iterator[Finding]:
     damaged: list[_Damage] = []
     count = 0
     reading = patient.database.reading
+    sizes = _list_sizes(patient)
     for blob in chain(iterate_named(reading), iterate_task_blobs(reading)):
         count += 1
+        if sizes.get(blob.key) == blob.bytes:
+            continue
         what = find_damage(patient.store, blob, is_deep=patient.is_deep)
         if what is not None and _is_still_named(patient, blob):
             damaged.append(_Damage(blob, what))
@@ -57,6 +60,13 @@ def check_blobs(patient: Patient) -> Iterator[Finding]:
         patient, [each for each in damaged if each.blob.checked_job_id is not None]
     )
     yield from _check_tasks(patient, [each for each in damaged if each.blob.task_id is not None])
+
+
+def _list_sizes(patient: Patient) -> dict[str, int]:
+    """Sizes of blobs by key, where a list is much quicker than a look at each; otherwise empty."""
+    if patient.is_deep or not patient.settings.store_url.startswith("s3:"):
+        return {}
+    return {blob.key: blob.bytes for blob in patient.store.list_all()}
 
 
 def _check_parts(patient: Patient, damaged: list[_Damage]) -> Iterator[Finding]:

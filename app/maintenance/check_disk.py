@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from app.core.disk import MIB, Ballast, free_bytes, has_room
+from app.core.disk import MIB, Ballast, free_bytes, has_room, how_to_make_room
 from app.core.orphans import find_orphans, free_orphans
 from app.core.storage.privacy import close, is_open, iterate_open
 from app.maintenance.findings import Finding, Level, Patient
@@ -19,7 +19,7 @@ def check_space(patient: Patient) -> Iterator[Finding]:
     settings = patient.settings
     free, reserved = free_bytes(settings.data_dir), settings.min_free_bytes
     message = f"{free // MIB:,} MiB are free; {reserved // MIB:,} MiB are kept free"
-    advice = "Delete files or tuned models that are no longer needed, or make the disk larger."
+    advice = f"{how_to_make_room(settings)}."
     if not has_room(settings):
         yield Finding(
             "space", Level.BAD, f"{message}, so uploads and new jobs are refused", advice=advice

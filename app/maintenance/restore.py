@@ -15,7 +15,9 @@ from app.core.db.snapshot import release_running
 from app.core.machine.durable import link_or_copy, make_directory, replace_privately, sync
 from app.core.occupancy import alone
 from app.core.settings import Settings
+from app.core.storage.blob_store import BlobStore
 from app.core.storage.local import LocalBlobStore
+from app.core.storage.opening import open_store
 from app.maintenance import backup_format
 from app.maintenance.backup_format import (
     BackupError,
@@ -59,7 +61,7 @@ def restore_backup(
 
     Args:
         replace: move the present data aside, and overwrite a PostgreSQL database. Without it, the
-            data directory must be empty.
+            data directory must be empty. A store outside it must have no other blobs in any case.
         may_link: use a hard link instead of a copy for blobs on the same file system.
         accept_damage: leave out damaged blobs instead of refusing the backup.
 
@@ -78,6 +80,8 @@ def restore_backup(
         try:
             if not replace:
                 _require_empty(settings, database)
+            if settings.store_url:
+                _require_own_blobs(settings, source)
             _Restore(settings, source, restored, utc_now(), may_link=may_link).run(database)
         finally:
             database.dispose()
@@ -101,11 +105,28 @@ def _check_fit(record: BackupRecord, settings: Settings) -> None:
 def _require_empty(settings: Settings, database: Database) -> None:
     file = database.backend.file
     has_rows = file.exists() if file is not None else inspection.has_tables(database)
-    if has_rows or _has_blobs(settings):
+    if has_rows or (not settings.store_url and _has_blobs(settings)):
         raise BackupError(
             f"{settings.data_dir} already holds a database or blobs. Use an empty data directory, "
             "or --force, which moves the present content aside."
         )
+
+
+def _require_own_blobs(settings: Settings, source: Path) -> None:
+    """Refuse a store with other blobs, which would be orphans, and be deleted as such.
+
+    It may have some of the backup's own: a restore that was interrupted is then continued.
+    """
+    if settings.store_previous_url:
+        raise BackupError("Unset TUNERY_STORE_PREVIOUS_URL: a backup is restored into one store.")
+    own: set[str] = set()
+    for blob in open_store(settings).list_all():
+        own = own or {line.key for line in iterate_blobs(source)}
+        if blob.key not in own:
+            raise BackupError(
+                f"{settings.store_url} holds files that are not in the backup, such as {blob.key}. "
+                "Name another prefix in TUNERY_STORE_URL, or delete them."
+            )
 
 
 def _has_blobs(settings: Settings) -> bool:
@@ -127,14 +148,11 @@ class _Restore:
         self._replaced = self._data_dir / f"before-restore-{self.now:%Y%m%dT%H%M%S%f}"
 
     def run(self, database: Database) -> None:
-        blobs = self._data_dir / "blobs.restoring"
-        shutil.rmtree(blobs, ignore_errors=True)  # from an interrupted restore
-        self._copy_blobs(LocalBlobStore(blobs))
-        self._restore_database(database)
-        if _has_blobs(self.settings):
-            self._move_aside(self.settings.blobs_dir)
-        shutil.rmtree(self.settings.blobs_dir, ignore_errors=True)
-        blobs.rename(self.settings.blobs_dir)
+        if self.settings.store_url:
+            self._copy_blobs(open_store(self.settings))
+            self._restore_database(database)
+        else:
+            self._replace_blobs_and_database(database)
         self._restore_signing_keys()
         if CATALOGUE_NAME in self.restored.record.files:
             catalogue = self._data_dir / CATALOGUE_NAME
@@ -144,7 +162,17 @@ class _Restore:
         sync(self._data_dir)
         self.restored.replaced = self._replaced if self._replaced.exists() else None
 
-    def _copy_blobs(self, store: LocalBlobStore) -> None:
+    def _replace_blobs_and_database(self, database: Database) -> None:
+        blobs = self._data_dir / "blobs.restoring"
+        shutil.rmtree(blobs, ignore_errors=True)  # from an interrupted restore
+        self._copy_blobs(LocalBlobStore(blobs))
+        self._restore_database(database)
+        if _has_blobs(self.settings):
+            self._move_aside(self.settings.blobs_dir)
+        shutil.rmtree(self.settings.blobs_dir, ignore_errors=True)
+        blobs.rename(self.settings.blobs_dir)
+
+    def _copy_blobs(self, store: BlobStore) -> None:
         for blob in iterate_blobs(self.source):
             if blob.key not in self.restored.damaged:
                 scratch = store.scratch_file()

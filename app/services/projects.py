@@ -166,14 +166,18 @@ def erase_project(
 
     project_id = write(close)
     rows, stored_bytes = read(count)  # not in a transaction that keeps others from writing
-    blobs = 0
+    blobs = left = 0
     while (keys := write(delete_jobs)) is not None:
-        delete_blobs(store, keys)
+        left += delete_blobs(store, keys)
         blobs += len(keys)
     remove_tree(settings.project_caches_dir, project_id)
+    remove_tree(settings.data_dir, settings.copies_dir.name)  # the project's are not told apart
     keys = write(delete_rest)
-    delete_blobs(store, keys)
-    return ProjectErased(id=project_id, rows=rows, blobs=blobs + len(keys), bytes=stored_bytes)
+    left += delete_blobs(store, keys)
+    blobs += len(keys)
+    return ProjectErased(
+        id=project_id, rows=rows, blobs=blobs, bytes=stored_bytes, blobs_left=left
+    )
 
 
 def _require_other(project_id: str, by: Caller | None) -> None:

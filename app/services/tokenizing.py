@@ -17,6 +17,7 @@ from app.core.db.tables import File
 from app.core.errors import InvalidRequestError
 from app.core.job.training_config import MACHINE_CACHE_NAME
 from app.core.settings import Settings
+from app.core.storage.local_copies import BlobRef
 from app.schemas.fine_tuning_jobs import JobCreate
 from app.schemas.hyperparameters import as_hyperparameters
 from app.services.job_inputs import check_file, check_request, find_start, require_trackers
@@ -39,8 +40,8 @@ class AskedPreview:
 
 @dataclass(frozen=True, slots=True)
 class PreviewPlan:
-    blob_key: str
-    """Key of the file's bytes."""
+    blob: BlobRef
+    """The bytes of the file."""
     request: PreviewRequest
 
 
@@ -72,7 +73,7 @@ def plan_preview(
         param = (error.param or "").removeprefix("hyperparameters.")
         raise InvalidRequestError(str(error), code=error.code, param=param) from error
     return PreviewPlan(
-        file.blob_key,
+        BlobRef(file.blob_key, file.sha256),
         PreviewRequest(
             base_model=catalogue.directory(entry.id).absolute(),
             data_dir=settings.data_dir.absolute(),
@@ -85,8 +86,8 @@ def plan_preview(
 
 @dataclass(frozen=True, slots=True)
 class EstimatePlan:
-    blob_keys: list[str]
-    """Keys of the training file and, if there is one, of the validation file."""
+    blobs: list[BlobRef]
+    """The training file and, if there is one, the validation file."""
     request: EstimateRequest
     model: str
     """Id of the base model in the catalogue."""
@@ -119,7 +120,7 @@ def plan_estimate(
     files = [repository.get(file_id, now=now) for file_id in ids]
     workers = WorkerRepository(session)
     return EstimatePlan(
-        blob_keys=[file.blob_key for file in files],
+        blobs=[BlobRef(file.blob_key, file.sha256) for file in files],
         request=EstimateRequest(
             base_model=catalogue.directory(model.id).absolute(),
             data_dir=settings.data_dir.absolute(),

@@ -11,13 +11,13 @@ from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel
 from starlette.types import Receive, Scope, Send
 
+from app.api.blob_reading import open_for_process
 from app.api.deps import CallerDep, ResourcesDep, as_json
 from app.api.leaving import CLIENT_CLOSED_REQUEST, ClientLeftError, unless_client_leaves
 from app.api.live.answers import EVENT_STREAM
 from app.api.metrics import SAMPLED, RequestMetrics, Sampled
 from app.api.sampling.slots import SamplingSlots
 from app.api.sampling.writer import Writer
-from app.api.streaming import open_blob
 from app.core.db.repositories.checkpoints import no_such_model
 from app.core.errors import InvalidRequestError, NotFoundError, ServiceError
 from app.core.sampling.channel import Channel, Progress
@@ -83,18 +83,19 @@ class Answering:
             self._metrics.observe_sampled(sampled)
 
     async def _open_channel(self, plan: Plan, model: SamplingModel) -> Channel:
-        settings, store = self._resources.settings, self._resources.store
-        keys = model.adapter.blob_keys if model.adapter else ()
+        blobs = model.adapter.blobs if model.adapter else ()
         with ExitStack() as opened:
             try:
                 files = [
-                    opened.enter_context(await to_thread.run_sync(open_blob, store, key))
-                    for key in keys
+                    opened.enter_context(
+                        await to_thread.run_sync(open_for_process, self._resources, blob)
+                    )
+                    for blob in blobs
                 ]
             except NotFoundError as error:  # it has just been deleted
                 raise no_such_model(model.name) from error
             ask = plan.ask(model, self._project_id)
-            return await Channel.open(settings.sampler_dir, ask, files)
+            return await Channel.open(self._resources.settings.sampler_dir, ask, files)
 
 
 async def _answering(request: Request, caller: CallerDep, resources: ResourcesDep) -> Answering:

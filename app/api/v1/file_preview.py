@@ -6,9 +6,9 @@ from anyio import to_thread
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 
 from app.api.access import PolicyRoute, needs
+from app.api.blob_reading import open_for_process
 from app.api.deps import CallerDep, Now, ResourcesDep, as_json
 from app.api.leaving import CLIENT_CLOSED_REQUEST, ClientLeftError, unless_client_leaves
-from app.api.streaming import open_blob
 from app.core.access import Scope
 from app.core.dataset.tokenizing.messages import MAX_ROWS, Preview
 from app.core.dataset.tokenizing.preview_text import write_preview
@@ -94,7 +94,7 @@ async def preview_file(
         return as_json(PreviewRead(file_id=file_id, model=model, **dict(preview)))
 
     planned = await to_thread.run_sync(resources.read, plan)
-    with await to_thread.run_sync(open_blob, resources.store, planned.blob_key) as source:
+    with await to_thread.run_sync(open_for_process, resources, planned.blob) as source:
         work = resources.tokenizers.ask(planned.request, [source], Preview)
         try:
             preview = await unless_client_leaves(request, work)

@@ -11,8 +11,9 @@ from fastapi.responses import JSONResponse
 
 from app.api.access import PolicyRoute, needs
 from app.api.archive import Member, Note, zip_segments
+from app.api.blob_reading import BlobSegment, Segment
 from app.api.deps import CallerDep, Now, Resources, ResourcesDep
-from app.api.streaming import BlobSegment, Segment, record_download, send_segments
+from app.api.streaming import record_download, send_segments
 from app.core.access import Caller, Scope
 from app.core.db.check_tables import Task
 from app.core.db.repositories.projects.audit import Action
@@ -166,12 +167,13 @@ def _send_export(
     stem = f"{task.job_id}-step-{export.checkpoint.step}"
     if task.variant == "gguf":
         file = files[GGUF_ADAPTER_NAME]
-        segments: list[Segment] = [BlobSegment(file["key"], file["bytes"])]
+        segments: list[Segment] = [BlobSegment(file["key"], file["bytes"], file["sha256"])]
         media_type, filename, etag = "application/octet-stream", f"{stem}.gguf", file["sha256"]
     else:
         card = resources.read(lambda session: find_report_card(session, caller, export.checkpoint))
         members = [
-            Member(name, file["key"], file["bytes"], file["crc32"]) for name, file in files.items()
+            Member(name, file["key"], file["bytes"], file["sha256"], file["crc32"])
+            for name, file in files.items()
         ]
         segments, etag = _pack(members, card, manifest_sha256=files[MANIFEST_NAME]["sha256"])
         media_type, filename = "application/zip", f"{stem}-merged.zip"

@@ -7,10 +7,10 @@ from anyio import to_thread
 from fastapi import APIRouter, Request, Response
 
 from app.api.access import needs
+from app.api.blob_reading import open_for_process
 from app.api.deps import CallerDep, Now, ResourcesDep, as_json
 from app.api.leaving import CLIENT_CLOSED_REQUEST, ClientLeftError, unless_client_leaves
 from app.api.requests import StrictJsonRoute
-from app.api.streaming import open_blob
 from app.core.access import Scope
 from app.core.dataset.tokenizing.messages import SampledEstimate
 from app.schemas.fine_tuning_jobs import JobCreate
@@ -41,8 +41,8 @@ async def estimate_job(
     planned = await to_thread.run_sync(resources.write, plan)
     with ExitStack() as opened:
         sources = [
-            opened.enter_context(await to_thread.run_sync(open_blob, resources.store, key))
-            for key in planned.blob_keys
+            opened.enter_context(await to_thread.run_sync(open_for_process, resources, blob))
+            for blob in planned.blobs
         ]
         work = resources.tokenizers.ask(planned.request, sources, SampledEstimate)
         try:

@@ -8,6 +8,7 @@ import errno
 import os
 import shutil
 from pathlib import Path
+from typing import BinaryIO
 
 _CANNOT_LINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS)
 """Errors that mean a hard link is impossible here, so that the file must be copied instead."""
@@ -78,9 +79,15 @@ def copy_file(source: Path, target: Path) -> None:
     Raises:
         FileNotFoundError: there is no `source`.
     """
+    with source.open("rb") as original:
+        copy_stream(original, target)
+
+
+def copy_stream(source: BinaryIO, target: Path) -> None:
+    """Write the rest of an open file to another file, durably."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    with source.open("rb") as original, target.open("wb") as copy:
-        shutil.copyfileobj(original, copy, 1024 * 1024)
+    with target.open("wb") as copy:
+        shutil.copyfileobj(source, copy, 1024 * 1024)
         copy.flush()
         os.fsync(copy.fileno())
 

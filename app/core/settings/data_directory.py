@@ -41,6 +41,11 @@ class DataDirectory(BaseSettings):
         return self.data_dir / "blobs"
 
     @property
+    def copies_dir(self) -> Path:
+        """Copies of blobs that the store has elsewhere. Deleting them costs only time."""
+        return self.data_dir / "copies"
+
+    @property
     def signing_dir(self) -> Path:
         """Directory of the key that signs manifests. No training child may read it."""
         return self.data_dir / "signing"

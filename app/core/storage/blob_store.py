@@ -1,13 +1,16 @@
 """Interface of blob stores. The suite `tests/conformance` tests every implementation."""
 
 import contextlib
+import logging
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
 from typing import Protocol
 
-from app.core.errors import OutcomeUnknownError, ServiceError
+from app.core.errors import OutcomeUnknownError, ServiceError, StoreAwayError
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +62,23 @@ class BlobStore(Protocol):
         ...
 
 
-def delete_blobs(store: BlobStore, keys: Iterable[str]) -> None:
+def delete_blobs(store: BlobStore, keys: Iterable[str]) -> int:
     """Delete blobs, once the transaction that deleted their rows is committed.
 
-    A crash in between leaves bytes that no row names, which `app.core.orphans` deletes later. The
-    opposite order could leave rows whose bytes are gone.
+    A crash in between leaves bytes that no row names, which `app.core.orphans` deletes later. So
+    does a store that is away. The opposite order could leave rows whose bytes are gone.
+
+    Returns:
+        How many are still there, because the store is away.
     """
-    for key in keys:
-        store.delete(key)
+    left = list(keys)
+    try:
+        while left:
+            store.delete(left[-1])
+            left.pop()
+    except StoreAwayError as error:
+        logger.warning("%d blobs are deleted later, as orphans: %s", len(left), error.for_operator)
+    return len(left)
 
 
 @contextlib.contextmanager

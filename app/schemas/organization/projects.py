@@ -113,6 +113,9 @@ class ProjectErased(ResponseBody):
     """Number of files that were deleted from the blob store."""
     bytes: int
     """Total size of those files."""
+    blobs_left: int
+    """Number of those files that the blob store still has, because it was away. A worker deletes
+    them once it is back, within two hours."""
 
 
 class AuditEventRead(ItemRead):

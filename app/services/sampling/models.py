@@ -11,6 +11,7 @@ from app.core.db.tables import Checkpoint, File
 from app.core.errors import NotFoundError
 from app.core.job.artifacts import ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS_NAME
 from app.core.sampling.messages import AdapterRef
+from app.core.storage.local_copies import BlobRef
 from app.services.adapters.lookup import get_adapter_of
 from app.services.job_inputs import find_base_of
 
@@ -25,8 +26,8 @@ class SamplingAdapter:
     """The adapter of a tuned model."""
 
     ref: AdapterRef
-    blob_keys: tuple[str, str]
-    """Keys of its weights and of its configuration."""
+    blobs: tuple[BlobRef, BlobRef]
+    """Its weights and its configuration."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,7 @@ def _adapter_of(checkpoint: Checkpoint, name: str) -> SamplingAdapter:
     )
     return SamplingAdapter(
         AdapterRef(weights_sha256=weights.sha256, config_sha256=config.sha256),
-        (weights.blob_key, config.blob_key),
+        (BlobRef(weights.blob_key, weights.sha256), BlobRef(config.blob_key, config.sha256)),
     )
 
 

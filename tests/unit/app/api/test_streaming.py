@@ -1,5 +1,6 @@
 import base64
 import csv
+import hashlib
 import io
 
 import openai
@@ -9,14 +10,14 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
-from app.api.streaming import BlobSegment, _read
+from app.api.blob_reading import BlobSegment, open_segments, read_segments
 from app.core.db.session import Database
 from app.core.db.tables import Job
 from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
 from app.main import create_app
 from tests.asgi import stock_client
-from tests.builders import add_file, add_succeeded_job, put_blob
+from tests.builders import add_file, add_succeeded_job, list_blobs, put_blob
 from tests.effort import effort
 
 CONTENT = bytes(range(256)) * 4
@@ -37,6 +38,44 @@ def test_a_file_that_was_cut_off_is_not_passed_off_as_whole(
     answer = client.get(f"/v1/files/{file.id}/content")
 
     assert (answer.content, answer.headers["content-length"]) == (CONTENT[:100], str(TOTAL))
+
+
+@pytest.mark.parametrize("encoding", ["plain", "base64"])
+@pytest.mark.parametrize("where", [0, 2_000_000, 3_999_999])
+def test_a_damaged_file_never_arrives_whole(
+    *,
+    client: TestClient,
+    database: Database,
+    store: LocalBlobStore,
+    caplog: pytest.LogCaptureFixture,
+    encoding: str,
+    where: int,
+) -> None:
+    content = bytearray(4_000_000)
+    file = add_file(database, store, bytes(content))
+    content[where] ^= 1
+    put_blob(store, file.blob_key, bytes(content))
+
+    answer = client.get(f"/v1/files/{file.id}/content?encoding={encoding}")
+
+    assert len(answer.content) < int(answer.headers["content-length"])
+    assert f"'{file.blob_key}' does not have the bytes that were written" in caplog.text
+
+
+def test_a_damaged_file_of_an_archive_ends_it_early(
+    client: TestClient, database: Database, store: LocalBlobStore, archive_url: str
+) -> None:
+    whole = client.get(archive_url).content
+    key = next(key for key in list_blobs(store) if key.endswith("adapter_model.safetensors"))
+    with store.open(key) as source:
+        content = bytearray(source.read())
+    content[0] ^= 1
+    put_blob(store, key, bytes(content))
+
+    answer = client.get(archive_url)
+
+    assert answer.headers["content-length"] == str(len(whole))
+    assert len(answer.content) < len(whole)
 
 
 def test_a_file_is_sent_whole_with_what_a_resume_will_need(client: TestClient, url: str) -> None:
@@ -204,9 +243,11 @@ def test_a_large_file_is_encoded_piece_by_piece(store: LocalBlobStore) -> None:
     content = CONTENT * 5000
     put_blob(store, "large", content)
     expected = base64.b64encode(content)
-    segment = BlobSegment("large", len(content), in_base64=True)
+    sha256 = hashlib.sha256(content).hexdigest()
+    segments = [b"before", BlobSegment("large", len(content), sha256, in_base64=True), b"after"]
+    part = range(6, len(expected) + 6)
 
-    pieces = list(_read(store, [b"before", segment, b"after"], range(6, len(expected) + 6)))
+    pieces = list(read_segments(store, segments, part, open_segments(store, segments, part)))
 
     assert max(map(len, pieces)) <= 2**20
     assert b"".join(pieces) == expected
