@@ -18,6 +18,7 @@ from app.api.deps import Resources
 from app.api.errors import install_error_handlers
 from app.api.live.hub import Hub
 from app.api.metrics import RequestMetrics
+from app.api.observed_store import ObservedStore
 from app.api.polls.memory import Memory
 from app.api.polls.recent_answers import RecentAnswers
 from app.api.polls.repeats import Repeats
@@ -78,7 +79,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     """The API on the data directory and the database that `settings` name."""
     settings = settings or read_settings()
     database = Database(settings.resolved_database_url)
-    store = open_store(settings)
+    metrics = RequestMetrics()
+    store = ObservedStore(open_store(settings), metrics)
     resources = Resources(
         settings=settings,
         database=database,
@@ -90,7 +92,6 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         webhooks=WebhookClient(TargetPolicy.of(settings)),
         checkups=Checkups(settings, database, store),
     )
-    metrics = RequestMetrics()
     app = FastAPIOffline(
         docs_url=None,  # `docs_page` has the page
         redoc_url=None,
@@ -105,6 +106,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.resources = resources
     app.state.metrics = metrics
+    app.state.store = store
     app.state.hub = Hub(resources.database, metrics, max_connections=settings.max_connections)
     app.state.sampling_slots = SamplingSlots(metrics, max_connections=settings.max_connections)
     app.state.engines = Engines(parse_engines(settings.sampling_engines.get_secret_value()))

@@ -87,6 +87,12 @@ class RequestMetrics:
             "How often the database was read for streams and waiting requests.",
             registry=self.registry,
         )
+        self.store_requests = Counter(
+            "tunery_store_requests",
+            "What the API has asked of the blob store, and how that went.",
+            ("operation", "outcome"),
+            registry=self.registry,
+        )
         self.open_samplings = Gauge(
             "tunery_sampling_open",
             "Requests for completions that are being answered.",

@@ -11,7 +11,14 @@ from urllib.parse import quote
 from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
 
-from app.api.blob_reading import BlobSegment, Segment, length_of, open_segments, read_segments
+from app.api.blob_reading import (
+    BlobSegment,
+    Segment,
+    length_of,
+    open_blob,
+    open_segments,
+    read_segments,
+)
 from app.api.deps import Resources
 from app.api.errors import error_response
 from app.api.polls.entity_tags import lists_tag
@@ -20,13 +27,17 @@ from app.core.db.repositories.projects import audit
 from app.core.db.repositories.projects.audit import Action, AuditLog
 from app.core.db.tables import File
 from app.core.errors import StorageFullError
-from app.core.storage.blob_store import BlobStore
 
 logger = logging.getLogger(__name__)
 
 _ONE_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII)
 _FROM_FIRST_BYTE = "bytes 0-"
 """How the header `Content-Range` of a download that begins at the first byte begins."""
+
+_SENT = (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT, HTTPStatus.TEMPORARY_REDIRECT)
+
+_REDIRECT_S = 600
+"""Time in which a client must begin a download to which it was redirected, in seconds."""
 
 _ONE_DOWNLOAD = timedelta(hours=1)
 """How long later ranges count as the same download."""
@@ -38,13 +49,13 @@ _NOT_IN_NAMES = re.compile(
 _MAX_NAME = 200
 
 
-def send_file(request: Request, store: BlobStore, file: File, *, in_base64: bool) -> Response:
+def send_file(request: Request, resources: Resources, file: File, *, in_base64: bool) -> Response:
     """Send one file. Its base64 form has its own length, ETag and ranges."""
     is_csv = file.filename.endswith(".csv")
     plain_type = "text/csv" if is_csv else "application/octet-stream"
     return send_segments(
         request,
-        store,
+        resources,
         [BlobSegment(file.blob_key, file.bytes, file.sha256, in_base64=in_base64)],
         etag=f"{file.sha256}-base64" if in_base64 else file.sha256,
         media_type="text/plain" if in_base64 else plain_type,
@@ -54,7 +65,7 @@ def send_file(request: Request, store: BlobStore, file: File, *, in_base64: bool
 
 def send_segments(
     request: Request,
-    store: BlobStore,
+    resources: Resources,
     segments: Sequence[Segment],
     *,
     etag: str,
@@ -62,6 +73,8 @@ def send_segments(
     filename: str,
 ) -> Response:
     """Send the segments one after the other, or the range of bytes that the request asks for.
+
+    A single blob may be answered with a redirect to the store.
 
     Args:
         etag: identifies the bytes; other bytes must have another ETag.
@@ -75,6 +88,9 @@ def send_segments(
     }
     if lists_tag(request.headers.get("if-none-match", ""), headers["etag"]):
         return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
+    redirect = _redirect(request, resources, segments, filename=filename, media_type=media_type)
+    if redirect is not None:
+        return redirect
     asked = _asked_range(request, total, etag=headers["etag"])
     if asked is not None and asked.start >= asked.stop:
         return error_response(
@@ -84,19 +100,46 @@ def send_segments(
             headers={"content-range": f"bytes */{total}"},
         )
     part = asked or range(total)
-    opened = open_segments(store, segments, part)
+    opened = open_segments(resources.store, segments, part)
     headers["content-length"] = str(len(part))
     if asked is not None:
         headers["content-range"] = f"bytes {part.start}-{part.stop - 1}/{total}"
     return StreamingResponse(
-        read_segments(store, segments, part, opened),
+        read_segments(resources.store, segments, part, opened),
         status_code=HTTPStatus.OK if asked is None else HTTPStatus.PARTIAL_CONTENT,
         media_type=media_type,
         headers=headers,
     )
 
 
+def _redirect(
+    request: Request,
+    resources: Resources,
+    segments: Sequence[Segment],
+    *,
+    filename: str,
+    media_type: str,
+) -> Response | None:
+    """Send the client to the store itself. None if the bytes must pass through here.
+
+    A browser has a cookie instead of a key. Its page may load nothing from elsewhere, so the
+    dashboard is never redirected.
+    """
+    if not resources.settings.store_redirects or "authorization" not in request.headers:
+        return None
+    match segments:
+        case [BlobSegment(in_base64=False) as blob]:
+            open_blob(resources.store, blob.key).close()  # it may just be deleted
+        case _:
+            return None
+    url = resources.store.download_url(
+        blob.key, filename=filename, media_type=media_type, lifetime_s=_REDIRECT_S
+    )
+    return url and Response(status_code=HTTPStatus.TEMPORARY_REDIRECT, headers={"location": url})
+
+
 def record_download(
+    request: Request,
     response: Response,
     resources: Resources,
     caller: Caller,
@@ -111,9 +154,9 @@ def record_download(
     full disk stops no download, because it may be how a user makes room: the download is then only
     logged.
     """
-    if response.status_code not in (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT):
+    if response.status_code not in _SENT:
         return
-    if not _begins_download(response):
+    if not _begins_download(request, response):
         since = {"not_before": now - _ONE_DOWNLOAD}
         if resources.read(lambda db: AuditLog(db).has_recent(caller, action, object_id, **since)):
             return
@@ -136,7 +179,9 @@ def attachment(filename: str) -> str:
     return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{quote(name, safe='')}"
 
 
-def _begins_download(response: Response) -> bool:
+def _begins_download(request: Request, response: Response) -> bool:
+    if response.status_code == HTTPStatus.TEMPORARY_REDIRECT:
+        return request.headers.get("range", "bytes=0-").startswith("bytes=0-")
     return response.headers.get("content-range", _FROM_FIRST_BYTE).startswith(_FROM_FIRST_BYTE)
 
 

@@ -124,7 +124,7 @@ def erase(
     if erased.blobs_left:
         typer.echo(
             f"The blob store is away, so it still has {erased.blobs_left:,} of the files. A worker "
-            "deletes them once it is back, within two hours."
+            "deletes them once it is back, within a day."
         )
     typer.echo(f"{erased.id} is erased.")
 

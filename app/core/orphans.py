@@ -5,6 +5,7 @@ an attempt in progress loses nothing.
 """
 
 import contextlib
+import logging
 import math
 import os
 import time
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
+from app.core.base_models import MODELS_NAME
 from app.core.db.blob_keys import BlobKeyRepository
 from app.core.db.inspection import find_running
 from app.core.db.session import Database
@@ -22,12 +24,21 @@ from app.core.storage.blob_store import BlobStore, StoredBlob
 from app.core.storage.local_copies import list_unused
 from app.core.storage.trees import remove_tree
 
+logger = logging.getLogger(__name__)
+
 GRACE_S = 3600.0
 """Minimum age of an orphan before it is deleted, in seconds. A new blob gets its row sooner."""
 
 LONG_GRACE_S = 86_400.0
+"""The same for what has been under way for long, and for blobs of a store with a clock of its own.
+S3 counts the age of a large object from the beginning of its upload, and lets clocks differ by 15
+minutes."""
+
 HOLD_PREFIX = ".backup-"
 """Prefix of the directories in which a backup holds blobs until it has copied them."""
+
+_MODELS = f"{MODELS_NAME}/"
+"""What the keys of base models begin with, which no row names."""
 
 _BATCH = 1000
 """Number of blobs looked up in one query."""
@@ -86,10 +97,12 @@ def _sweep(
     batch: int = _BATCH,
 ) -> Orphans:
     blobs = size = 0
-    for blob in _orphan_blobs(database, store, batch):
+    for blob in _orphan_blobs(database, store, settings, batch):
         blobs, size = blobs + 1, size + blob.bytes
         if may_delete:
             store.delete(blob.key)
+    if may_delete and (ended := store.collect_stale(older_than_s=LONG_GRACE_S)):
+        logger.warning("%d interrupted uploads to the blob store ended", ended)
 
     def count(paths: Iterator[Path]) -> int:
         orphans = list(paths)
@@ -106,13 +119,16 @@ def _sweep(
     return Orphans(blobs, size, count(scratch), count(left), count(held))
 
 
-def _orphan_blobs(database: Database, store: BlobStore, batch_size: int) -> Iterator[StoredBlob]:
+def _orphan_blobs(
+    database: Database, store: BlobStore, settings: Settings, batch_size: int
+) -> Iterator[StoredBlob]:
+    grace_s = LONG_GRACE_S if settings.store_url.startswith("s3:") else GRACE_S
     with database.reading() as session:
         if not BlobKeyRepository(session).names_any():
             return  # this is more likely the wrong database than an empty one
     batch: dict[str, StoredBlob] = {}
     for blob in store.list_all():
-        if blob.age_s > GRACE_S:
+        if blob.age_s > grace_s and not blob.key.startswith(_MODELS):
             batch[blob.key] = blob
         if len(batch) >= batch_size:
             yield from _without_a_row(database, batch)

@@ -93,7 +93,9 @@ def make_backup(
     unfinished.mkdir(mode=0o700)  # other users must not read datasets and adapters
     hold = settings.data_dir / f"{HOLD_PREFIX}{secrets.token_hex(4)}"
     try:
-        backup = _Backup(settings, database, store, unfinished, hold, may_link, open_snapshot, tries)
+        backup = _Backup(
+            settings, database, store, unfinished, hold, may_link, open_snapshot, tries
+        )
         record = backup.make(with_models=with_models)
         if reads_back:
             verify(unfinished)

@@ -9,6 +9,7 @@ from app.core.clock import utc_now
 from app.core.db import inspection
 from app.core.db.migrate import newest_revision, read_revision
 from app.core.db.session import Database
+from app.core.errors import StoreAwayError
 from app.core.settings import Settings
 from app.core.storage.blob_store import BlobStore
 from app.core.storage.opening import open_store
@@ -29,10 +30,12 @@ from app.maintenance.check_disk import (
     check_privacy,
     check_space,
 )
+from app.maintenance.check_store import check_store, check_store_answers
 from app.maintenance.check_training import check_base_models, check_sampler, check_sandbox
 from app.maintenance.findings import Check, Finding, Level, Patient
 
 _ALWAYS: Sequence[Check] = (
+    check_store,
     check_space,
     check_ballast,
     check_file_system,
@@ -56,6 +59,7 @@ _ROW_CHECKS: Sequence[Check] = (
 """Checks that need the newest schema. Orphans come last, because repairs can leave some."""
 
 _QUICK: Sequence[Check] = (
+    check_store_answers,
     check_space,
     check_ballast,
     check_file_system,
@@ -139,4 +143,5 @@ def _make(check: Check, patient: Patient) -> Iterator[Finding]:
         yield from check(patient)
     except Exception as error:  # the other checks are still useful
         name = check.__name__.removeprefix("check_").replace("_", " ")
-        yield Finding(name, Level.BAD, f"could not be checked: {error!s:.500}")
+        why = error.for_operator if isinstance(error, StoreAwayError) else error
+        yield Finding(name, Level.BAD, f"could not be checked: {why!s:.500}")

@@ -175,9 +175,7 @@ def erase_project(
     keys = write(delete_rest)
     left += delete_blobs(store, keys)
     blobs += len(keys)
-    return ProjectErased(
-        id=project_id, rows=rows, blobs=blobs, bytes=stored_bytes, blobs_left=left
-    )
+    return ProjectErased(id=project_id, rows=rows, blobs=blobs, bytes=stored_bytes, blobs_left=left)
 
 
 def _require_other(project_id: str, by: Caller | None) -> None:

@@ -124,8 +124,8 @@ def get_content(
     is_loss_log = file.job_id is not None and file.checkpoint_id is None
     default = "base64" if is_loss_log and resources.settings.result_files_base64 else "plain"
     in_base64 = (encoding or default) == "base64"
-    response = send_file(request, resources.store, file, in_base64=in_base64)
-    record_download(response, resources, caller, Action.FILE_DOWNLOADED, file_id, now=now)
+    response = send_file(request, resources, file, in_base64=in_base64)
+    record_download(request, response, resources, caller, Action.FILE_DOWNLOADED, file_id, now=now)
     return response
 
 

@@ -100,7 +100,7 @@ def get_adapter(
     response = _send_export(request, resources, caller, export)
     _keep(resources, caller, export.task, now=now)
     action = Action.ADAPTER_DOWNLOADED
-    record_download(response, resources, caller, action, export.checkpoint.id, now=now)
+    record_download(request, response, resources, caller, action, export.checkpoint.id, now=now)
     return response
 
 
@@ -130,13 +130,14 @@ def _send_adapter(
     segments, etag = _pack(adapter.files, card, manifest_sha256=adapter.manifest_sha256)
     response = send_segments(
         request,
-        resources.store,
+        resources,
         segments,
         etag=etag,
         media_type="application/zip",
         filename=f"{job_id}-step-{adapter.step}.zip",
     )
-    record_download(response, resources, caller, Action.ADAPTER_DOWNLOADED, adapter.id, now=now)
+    action = Action.ADAPTER_DOWNLOADED
+    record_download(request, response, resources, caller, action, adapter.id, now=now)
     return response
 
 
@@ -178,7 +179,7 @@ def _send_export(
         segments, etag = _pack(members, card, manifest_sha256=files[MANIFEST_NAME]["sha256"])
         media_type, filename = "application/zip", f"{stem}-merged.zip"
     response = send_segments(
-        request, resources.store, segments, etag=etag, media_type=media_type, filename=filename
+        request, resources, segments, etag=etag, media_type=media_type, filename=filename
     )
     response.headers[VERIFICATION] = ExportRead.of(
         task, export.checkpoint, export.model

@@ -10,16 +10,17 @@ from app.core.errors import (
     DatabaseBusyError,
     OperatorError,
     StorageFullError,
+    StoreAwayError,
 )
 
 CANNOT_RUN = 2
 """Exit code of a command that could not run, and would fail again without a change."""
 
 TRY_AGAIN = 3
-"""Exit code of a command for which the database was busy, or the service was busy or away. It may
-succeed the next time."""
+"""Exit code of a command for which the database was busy, or the service or the store of files was
+busy or away. It may succeed the next time."""
 
-EXPECTED = (OperatorError, DatabaseBusyError, StorageFullError, OSError)
+EXPECTED = (OperatorError, DatabaseBusyError, StorageFullError, StoreAwayError, OSError)
 """Errors that end a command with their message instead of a traceback."""
 
 
@@ -43,7 +44,7 @@ def report(command: str, error: Exception) -> int:
     match error:
         case DatabaseAwayError():
             return CANNOT_RUN
-        case DatabaseBusyError() | OperatorError(may_pass=True):
+        case DatabaseBusyError() | StoreAwayError() | OperatorError(may_pass=True):
             return TRY_AGAIN
         case _:
             return CANNOT_RUN
@@ -51,7 +52,7 @@ def report(command: str, error: Exception) -> int:
 
 def _describe(error: Exception) -> str:
     match error:
-        case DatabaseAwayError():
+        case DatabaseAwayError() | StoreAwayError():
             return error.for_operator
         case OSError(filename=str(name), strerror=str(reason)):
             return f"{name}: {reason}."

@@ -54,10 +54,10 @@ function view() {
     ${keys.view()} ${audit.view()}`;
 }
 
-function state({ version, database, workers, queue, disk, findings }) {
+function state({ version, database, store, workers, queue, disk, findings }) {
   const waiting = (queue.jobs.queued ?? 0) + (queue.jobs.validating_files ?? 0);
   return html`<dl class="figures card">
-      ${figure("Version", version)} ${figure("Database", database)}
+      ${figure("Version", version)} ${figure("Database", database)} ${figure("Files", store)}
       ${figure("Workers", count(workers.filter((worker) => worker.is_alive).length))}
       ${figure("Jobs that wait", count(waiting))}
       ${figure("Oldest of them", waiting ? ago(queue.oldest_waiting_at) : UNKNOWN)}

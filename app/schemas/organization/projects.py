@@ -115,7 +115,7 @@ class ProjectErased(ResponseBody):
     """Total size of those files."""
     blobs_left: int
     """Number of those files that the blob store still has, because it was away. A worker deletes
-    them once it is back, within two hours."""
+    them once it is back, within a day."""
 
 
 class AuditEventRead(ItemRead):

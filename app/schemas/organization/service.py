@@ -96,6 +96,8 @@ class ServiceRead(ResponseBody):
     """Version of Tunery that the API runs."""
     database: str
     """Name and version of the database program, such as `PostgreSQL 17.2`."""
+    store: str
+    """Where files are: `local disk`, or the URL of the store, such as `s3://bucket/prefix`."""
     workers: list[WorkerRead]
     """Registered workers, the oldest first. One that was killed is listed until its row is removed,
     within a day."""

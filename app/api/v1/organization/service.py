@@ -13,6 +13,7 @@ from app.core.db import inspection
 from app.core.db.repositories.workers import WorkerRepository
 from app.core.db.session import Session
 from app.core.version import VERSION
+from app.maintenance.check_store import describe_store
 from app.schemas.organization.service import (
     DiskRead,
     FindingRead,
@@ -33,6 +34,7 @@ def get_service(resources: ResourcesDep, now: Now) -> ServiceRead:
     return ServiceRead(
         version=VERSION,
         database=database,
+        store=describe_store(resources.settings),
         workers=workers,
         queue=queue,
         disk=_read_disk(resources),
