@@ -116,7 +116,7 @@ def _command(server: StoreServer) -> Sequence[str]:
             address = f"127.0.0.1:{port}"
             return [
                 str(PROGRAMS / "rclone"), "serve", "s3", "--addr", address, "--auth-key", keys,
-                "--config", os.devnull, "--dir-cache-time", "0s", data,
+                "--config", os.devnull, data,
             ]  # fmt: skip
         case name:
             raise ValueError(name)
