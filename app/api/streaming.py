@@ -135,7 +135,9 @@ def _redirect(
     url = resources.store.download_url(
         blob.key, filename=filename, media_type=media_type, lifetime_s=_REDIRECT_S
     )
-    return url and Response(status_code=HTTPStatus.TEMPORARY_REDIRECT, headers={"location": url})
+    if url is None:
+        return None
+    return Response(status_code=HTTPStatus.TEMPORARY_REDIRECT, headers={"location": url})
 
 
 def record_download(

@@ -28,6 +28,7 @@ OperatorError                     who gave a command acts; it ends the command w
 LeaseLostError                    the worker acts; no caller ever sees it
 BlobNotFoundError                 the service or the worker acts
 BlobDamagedError                  the operator acts; `tunery doctor` says what is lost
+BlobExistsError                   never expected: keys are unique
 
 To add an error, subclass the class whose status fits, or pass a new `code`. Then list the code in
 `docs/errors.md`; `tests/contracts/test_documented.py` checks that.
@@ -234,3 +235,10 @@ class BlobDamagedError(Exception):
 
     def __init__(self, key: str) -> None:
         super().__init__(f"The blob {key!r} does not have the bytes that were written.")
+
+
+class BlobExistsError(Exception):
+    """The store has other bytes under a key that was to be new."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(f"The blob {key!r} exists already, with other bytes.")

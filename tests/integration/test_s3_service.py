@@ -116,7 +116,7 @@ def test_damaged_bytes_never_arrive_whole(
 class TestStoreAway:
     @pytest.fixture(autouse=True)
     def _impatient(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("app.core.storage.s3.RETRY_S", 0.5, raising=False)
+        monkeypatch.setattr("app.core.storage.s3.calls.PATIENCE_S", 0.5)
 
     def test_nothing_is_promised_and_nothing_left_behind(
         self, client: TestClient, server: StoreServer, settings: Settings, store: BlobStore
