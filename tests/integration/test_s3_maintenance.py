@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from app.core.access import DEFAULT_PROJECT_ID
 from app.core.clock import utc_now
 from app.core.db.session import Database
 from app.core.db.tables import File, Job
@@ -89,7 +90,7 @@ def test_an_erased_project_leaves_nothing_in_the_bucket(
         pass
 
     erased = erase_project(
-        "default",
+        DEFAULT_PROJECT_ID,
         read=database.read,
         write=database.transact,
         store=store,

@@ -2,6 +2,8 @@
 
 import hashlib
 import os
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from app.core.settings import Settings
 from app.core.storage.blob_store import BlobStore
 from app.core.storage.local import LocalBlobStore
 from app.core.storage.local_copies import BlobRef, open_local
+from app.main import create_app
 from tests.builders import (
     TEXT_LINE,
     add_file,
@@ -103,7 +106,7 @@ def test_damaged_bytes_never_arrive_whole(
     else:
         job = add_succeeded_job(database, store, steps=(1,))
         url = f"/v1/fine_tuning/jobs/{job.id}/adapter"
-        key = next(key for key in keys_of(store) if key.startswith("jobs/"))
+        key = list_checkpoints(database, job.id)[0].files[0].blob_key
     whole = client.get(url)
     damage(server, settings, key)
 
@@ -146,6 +149,46 @@ class TestStoreAway:
         server.start()
         assert (download.status_code, len(listed), deleted.status_code) == (503, 1, 200)
         assert keys_of(store) == [f"files/{file_id}"]  # an orphan from now on
+
+
+class FullBucket(BaseHTTPRequestHandler):
+    """Has room for nothing, as two kinds of servers say it."""
+
+    status, code = 507, "XMinioStorageFull"
+
+    def do_PUT(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        body = f"<Error><Code>{self.code}</Code></Error>".encode()
+        self.send_response(self.status)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base's name
+        pass
+
+
+@pytest.mark.parametrize(("status", "code"), [(507, "XMinioStorageFull"), (403, "QuotaExceeded")])
+def test_a_full_bucket_is_like_a_full_disk(
+    settings: Settings,
+    database: Database,
+    monkeypatch: pytest.MonkeyPatch,
+    status: int,
+    code: str,
+) -> None:
+    handler = type("Handler", (FullBucket,), {"status": status, "code": code})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as bucket:
+        threading.Thread(target=bucket.serve_forever).start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{bucket.server_port}")
+        with TestClient(create_app(settings), base_url="http://127.0.0.1") as client:
+            answer = upload(client)
+            listed = client.get("/v1/files").json()["data"]
+        bucket.shutdown()
+
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"]) == (507, "insufficient_storage")
+    assert "bucket is full" in error["message"]
+    assert (listed, left_here(settings)) == ([], [])
 
 
 def test_a_model_is_asked_with_its_adapter_from_the_bucket(

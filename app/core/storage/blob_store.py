@@ -63,6 +63,7 @@ class BlobStore(Protocol):
 
         Raises:
             BlobExistsError: the store has noticed that the key has other bytes, and keeps them.
+            StorageFullError: the store has no room.
         """
         ...
 

@@ -4,6 +4,7 @@ import random
 import re
 import time
 from collections.abc import Callable
+from http import HTTPStatus
 from typing import TypeVar
 
 from obstore.exceptions import (
@@ -15,7 +16,7 @@ from obstore.exceptions import (
     UnauthenticatedError,
 )
 
-from app.core.errors import StoreAwayError
+from app.core.errors import StorageFullError, StoreAwayError
 
 T = TypeVar("T")
 
@@ -35,6 +36,12 @@ _NOT_FOUND = 404
 _NO_BUCKET = "NoSuchBucket"
 _WORTH_REPEATING = {408, 409, 425, 429}
 """Statuses from 400 to 499 after which the same request may succeed."""
+_FULL = {"QuotaExceeded", "XMinioStorageFull", "XMinioAdminBucketQuotaExceeded"}
+_FULL_MESSAGE = (
+    "The service's bucket is full, or its quota is used up. Nothing was done. Delete files or "
+    "tuned models that you no longer need, or ask the operator for more room, then send the "
+    "request again."
+)
 _REFUSED = (PermissionDeniedError, UnauthenticatedError)
 _ANSWERS = (AlreadyExistsError, PreconditionError, NotSupportedError)
 """What a server answers to a condition, which is for the caller."""
@@ -62,6 +69,7 @@ class Calls:
         Raises:
             AbsentError: no object has the key.
             StoreAwayError: the store does not answer, or refuses.
+            StorageFullError: the store has no room.
         """
         began_s, pause_s = time.monotonic(), _FIRST_PAUSE_S
         while True:
@@ -72,6 +80,8 @@ class Calls:
             except (BaseError, FileNotFoundError, ConnectionError, TimeoutError) as error:
                 if is_absent(error):
                     raise AbsentError from error
+                if is_full(error):
+                    raise StorageFullError(_FULL_MESSAGE) from error
                 left_s = began_s + self._patience_s - time.monotonic()
                 if left_s <= 0 or not _may_pass(error):
                     raise self.away(error) from error
@@ -97,6 +107,11 @@ def is_absent(error: Exception) -> bool:
     Any other 404, such as that of a missing bucket or of a proxy, says nothing about the object.
     """
     return isinstance(error, FileNotFoundError) and code_of(error) == "NoSuchKey"
+
+
+def is_full(error: Exception) -> bool:
+    """Whether a server has answered that it has no room, or that a quota is used up."""
+    return status_of(error) == HTTPStatus.INSUFFICIENT_STORAGE or code_of(error) in _FULL
 
 
 def code_of(error: Exception) -> str | None:
