@@ -12,8 +12,8 @@ from io import BufferedReader
 
 from app.api.deps import Resources
 from app.core.errors import BlobDamagedError, BlobNotFoundError, NotFoundError, ServiceError
+from app.core.local_copies import BlobRef, has_descriptor, open_local
 from app.core.storage.blob_store import BlobStore
-from app.core.storage.local_copies import BlobRef, has_descriptor, open_local
 
 logger = logging.getLogger(__name__)
 

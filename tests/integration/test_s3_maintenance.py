@@ -11,10 +11,10 @@ from app.core.access import DEFAULT_PROJECT_ID
 from app.core.clock import utc_now
 from app.core.db.session import Database
 from app.core.db.tables import File, Job
+from app.core.local_copies import BlobRef, open_local
 from app.core.orphans import free_orphans
 from app.core.settings import Settings
 from app.core.storage.blob_store import BlobStore
-from app.core.storage.local_copies import BlobRef, open_local
 from app.core.storage.opening import open_store
 from app.maintenance.backup import make_backup
 from app.maintenance.backup_format import BackupError, verify

@@ -11,11 +11,11 @@ from starlette.testclient import TestClient
 
 from app.core.db.session import Database
 from app.core.errors import BlobDamagedError
+from app.core.local_copies import BlobRef, open_local
 from app.core.orphans import free_orphans
 from app.core.settings import Settings
 from app.core.storage.blob_store import BlobStore
 from app.core.storage.local import LocalBlobStore
-from app.core.storage.local_copies import BlobRef, open_local
 from app.main import create_app
 from tests.builders import (
     TEXT_LINE,
