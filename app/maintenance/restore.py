@@ -8,6 +8,7 @@ from pathlib import Path
 from app.core.base_models import CATALOGUE_NAME, MODELS_NAME, RECORD_NAME
 from app.core.clock import utc_now
 from app.core.db import inspection
+from app.core.db.blob_keys import InstallationRepository
 from app.core.db.migrate import is_known_revision, upgrade
 from app.core.db.repositories.projects.access import KeyRepository
 from app.core.db.session import Database, kind_of
@@ -17,6 +18,7 @@ from app.core.occupancy import alone
 from app.core.settings import Settings
 from app.core.storage.blob_store import BlobStore
 from app.core.storage.local import LocalBlobStore
+from app.core.storage.marker import MARKER_KEY, read_marker
 from app.core.storage.opening import open_store
 from app.maintenance import backup_format
 from app.maintenance.backup_format import (
@@ -119,8 +121,15 @@ def _require_own_blobs(settings: Settings, source: Path) -> None:
     """
     if settings.store_previous_url:
         raise BackupError("Unset TUNERY_STORE_PREVIOUS_URL: a backup is restored into one store.")
+    store = open_store(settings)
+    if read_marker(store) is not None:
+        raise BackupError(
+            f"{settings.store_url} belongs to another installation, whose files would be deleted as "
+            f"orphans. Name another prefix in TUNERY_STORE_URL. If that installation is gone for "
+            f"good, you can delete the object {MARKER_KEY} instead."
+        )
     own: set[str] = set()
-    for blob in open_store(settings).list_all():
+    for blob in store.list_all():
         own = own or {line.key for line in iterate_blobs(source)}
         if blob.key not in own:
             raise BackupError(
@@ -213,6 +222,7 @@ class _Restore:
     def _bring_up_to_date(self, database: Database) -> None:
         upgrade(database)
         with database.writing() as session:
+            InstallationRepository(session).forget()  # the blobs are in a store of their own now
             self.restored.put_back = release_running(session, now=self.now)
             self.restored.working_keys = KeyRepository(session).count_working(now=self.now)
 

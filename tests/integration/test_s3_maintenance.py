@@ -11,10 +11,12 @@ from app.core.access import DEFAULT_PROJECT_ID
 from app.core.clock import utc_now
 from app.core.db.session import Database
 from app.core.db.tables import File, Job
+from app.core.installation import require_right_store
 from app.core.local_copies import BlobRef, open_local
 from app.core.orphans import free_orphans
 from app.core.settings import Settings
 from app.core.storage.blob_store import BlobStore
+from app.core.storage.marker import write_marker
 from app.core.storage.opening import open_store
 from app.maintenance.backup import make_backup
 from app.maintenance.backup_format import BackupError, verify
@@ -131,6 +133,7 @@ class TestMaintenance:
         with open_store(elsewhere).open(file.blob_key) as source:
             assert source.read() == LARGE
         assert not any(f.level is Level.BAD for f in blob_findings(elsewhere))
+        require_right_store(Database(elsewhere.resolved_database_url), open_store(elsewhere))
 
     def test_a_restore_leaves_other_files_of_a_bucket_alone(
         self, settings: Settings, file: File, tmp_path: Path
@@ -146,6 +149,17 @@ class TestMaintenance:
 
         open_store(elsewhere).delete("files/other")
         assert restore_backup(elsewhere, tmp_path / "backup").damaged == set()
+
+    def test_a_restore_leaves_the_bucket_of_another_installation_alone(
+        self, settings: Settings, file: File, tmp_path: Path
+    ) -> None:
+        make_backup(settings, tmp_path / "backup")
+        changes = {"data_dir": tmp_path / "elsewhere", "store_url": f"{settings.store_url}-3"}
+        elsewhere = settings.model_copy(update=changes)
+        write_marker(open_store(elsewhere), "store-1")
+
+        with pytest.raises(BackupError, match="belongs to another installation"):
+            restore_backup(elsewhere, tmp_path / "backup", replace=True)
 
     def test_a_backup_says_what_is_damaged(
         self, settings: Settings, file: File, tmp_path: Path, server: StoreServer

@@ -35,7 +35,7 @@ def probe_conditions(blobs: BlobStore, store: S3Store, calls: Calls) -> StoreCon
         with blobs.open(key) as stored:
             stored.seek(3)
             reads_ranges = stored.read(4) == _CONTENT[3:7]
-        pages = obstore.list(store)  # pyright: ignore[reportUnknownMemberType]
+        pages = obstore.list(store, f"{RESERVED}probe")  # pyright: ignore[reportUnknownMemberType]
         listed = calls.run(lambda: [one["path"] for page in pages for one in page])
     finally:
         blobs.delete(key)
