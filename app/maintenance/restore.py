@@ -124,9 +124,9 @@ def _require_own_blobs(settings: Settings, source: Path) -> None:
     store = open_store(settings)
     if read_marker(store) is not None:
         raise BackupError(
-            f"{settings.store_url} belongs to another installation, whose files would be deleted as "
-            f"orphans. Name another prefix in TUNERY_STORE_URL. If that installation is gone for "
-            f"good, you can delete the object {MARKER_KEY} instead."
+            f"{settings.store_url} belongs to another installation, whose files would be deleted "
+            "as orphans. Name another prefix in TUNERY_STORE_URL. If that installation is gone "
+            f"for good, you can delete the object {MARKER_KEY} instead."
         )
     own: set[str] = set()
     for blob in store.list_all():

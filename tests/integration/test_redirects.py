@@ -104,7 +104,7 @@ def test_a_file_that_is_gone_is_not_found_here(lab: Lab) -> None:
 
 def test_nobody_is_redirected_without_a_key(lab: Lab) -> None:
     with httpx.Client(base_url=lab.service.url) as client:
-        made = client.post("/v1/organization/projects/default/api_keys", json={})
+        made = client.post("/v1/organization/projects/proj-default/api_keys", json={})
         refused = client.get(f"/v1/files/{lab.file_id}/content", headers=HEADERS)
 
     assert made.status_code == 200
