@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -219,6 +220,24 @@ class TestMaintenance:
         assert found.level is Level.BAD
         assert said in found.message
         assert SECRET not in found.message
+
+
+def test_the_doctor_says_that_the_keys_are_wrong(
+    *,
+    settings: Settings,
+    database: Database,
+    own_server: Callable[[str], StoreServer],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in own_server("rclone").environment().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "another-secret")
+
+    found = next(each for each in examine_all(settings) if each.check == "store")
+
+    assert found.level is Level.BAD
+    assert "Check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" in found.message
+    assert "another-secret" not in found.message
 
 
 def examine_all(settings: Settings, *, is_deep: bool = False) -> list[Finding]:

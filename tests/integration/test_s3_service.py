@@ -7,6 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from app.core.db.session import Database
@@ -27,7 +28,7 @@ from tests.builders import (
 )
 from tests.standin_sampler import StandInSampler
 from tests.stores.bucket import LARGE, damage, keys_of, left_here, server, settings, store
-from tests.stores.servers import StoreServer
+from tests.stores.servers import KEY_ID, SECRET, StoreServer
 
 __all__ = ["server", "settings", "store"]
 
@@ -122,19 +123,31 @@ class TestStoreAway:
         monkeypatch.setattr("app.core.storage.s3.calls.PATIENCE_S", 0.5)
 
     def test_nothing_is_promised_and_nothing_left_behind(
-        self, client: TestClient, server: StoreServer, settings: Settings, store: BlobStore
+        self,
+        *,
+        app: FastAPI,
+        client: TestClient,
+        server: StoreServer,
+        settings: Settings,
+        store: BlobStore,
     ) -> None:
         server.kill()
 
-        answers = [upload(client)]
+        refused = upload(client)
+        ready = client.get("/readyz")
 
         server.start()
-        assert [answer.status_code for answer in answers] == [503]
-        assert answers[0].json()["error"]["code"] == "store_unavailable"
-        assert int(answers[0].headers["retry-after"]) > 0
+        assert (refused.status_code, ready.status_code) == (503, 200)
+        assert refused.json()["error"]["code"] == "store_unavailable"
+        assert int(refused.headers["retry-after"]) > 0
+        assert ready.json()["store_answers"] is False
+        outcome = {"operation": "put", "outcome": "away"}
+        metrics = app.state.metrics.registry
+        assert metrics.get_sample_value("tunery_store_requests_total", outcome) == 1
         assert (client.get("/v1/files").json()["data"], left_here(settings)) == ([], [])
         assert keys_of(store) == []
         assert upload(client).status_code == 200
+        assert client.get("/readyz").json()["store_answers"] is True
 
     def test_what_needs_no_bytes_goes_on(
         self, client: TestClient, server: StoreServer, store: BlobStore
@@ -189,6 +202,17 @@ def test_a_full_bucket_is_like_a_full_disk(
     assert (answer.status_code, error["code"]) == (507, "insufficient_storage")
     assert "bucket is full" in error["message"]
     assert (listed, left_here(settings)) == ([], [])
+
+
+def test_the_page_of_the_service_names_the_bucket_and_no_secret(
+    client: TestClient, settings: Settings
+) -> None:
+    answer = client.get("/v1/organization/service")
+
+    findings = {finding["check"]: finding["level"] for finding in answer.json()["findings"]}
+    assert answer.json()["store"] == settings.store_url
+    assert findings["store"] == "ok"
+    assert (SECRET in answer.text, KEY_ID in answer.text) == (False, False)
 
 
 def test_a_model_is_asked_with_its_adapter_from_the_bucket(

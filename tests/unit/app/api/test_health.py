@@ -40,3 +40,4 @@ def test_readiness_says_how_much_of_the_disk_is_free(
 
     assert answer["free_bytes"] == pytest.approx(free_bytes(settings.data_dir), rel=0.1)
     assert answer["has_room"] is True
+    assert answer["store_answers"] is True

@@ -60,6 +60,7 @@ def test_an_empty_service_is_well(client: TestClient, database: Database) -> Non
         "projects": [],
     }
     assert shown["disk"]["has_room"] is True
+    assert shown["store"] == "local disk"
     assert 0 < shown["disk"]["free_bytes"] < shown["disk"]["total_bytes"]
 
 
@@ -174,6 +175,7 @@ def test_the_quick_checks_of_the_doctor_are_made(client: TestClient, database: D
         "file system",
         "jobs",
         "space",
+        "store",
         "stuck jobs",
         "tasks",
         "workers",

@@ -98,6 +98,7 @@ def test_a_service_in_good_order_has_nothing_wrong(healthy: Settings, *, is_deep
     assert not_ok(findings) == {}
     assert list(findings) == [
         "space",
+        "store",
         "ballast",
         "file system",
         "privacy",
