@@ -35,8 +35,8 @@ from app.maintenance.check_training import check_base_models, check_sampler, che
 from app.maintenance.findings import Check, Finding, Level, Patient
 
 _ALWAYS: Sequence[Check] = (
-    check_store,
     check_space,
+    check_store,
     check_ballast,
     check_file_system,
     check_privacy,
