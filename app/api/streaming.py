@@ -15,7 +15,6 @@ from app.api.blob_reading import (
     BlobSegment,
     Segment,
     length_of,
-    open_blob,
     open_segments,
     read_segments,
 )
@@ -129,12 +128,11 @@ def _redirect(
         return None
     match segments:
         case [BlobSegment(in_base64=False) as blob]:
-            open_blob(resources.store, blob.key).close()  # it may just be deleted
+            url = resources.store.download_url(
+                blob.key, filename=filename, media_type=media_type, lifetime_s=_REDIRECT_S
+            )
         case _:
             return None
-    url = resources.store.download_url(
-        blob.key, filename=filename, media_type=media_type, lifetime_s=_REDIRECT_S
-    )
     if url is None:
         return None
     return Response(status_code=HTTPStatus.TEMPORARY_REDIRECT, headers={"location": url})
