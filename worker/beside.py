@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable
 
 from app.core.clock import steady_s
-from app.core.errors import DatabaseAwayError, DatabaseBusyError
+from app.core.errors import DatabaseAwayError, DatabaseBusyError, StoreAwayError
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class BesideTraining:
             try:
                 is_drained = self._drained_s() is not None
                 idle_s = None if is_drained else self._do_next(self._must_leave_at_s)
-            except DatabaseAwayError as error:
+            except (DatabaseAwayError, StoreAwayError) as error:
                 logger.warning("trying again: %s", error.for_operator)
                 idle_s = PAUSE_AFTER_FAILURE_S
             except DatabaseBusyError:

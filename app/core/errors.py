@@ -18,6 +18,7 @@ ServiceError                      the caller acts; the API answers with its stat
 │   └── DatabaseAwayError         503  its server does not answer
 ├── EngineUnavailableError        503  an engine of the operator is away; the caller may repeat it
 ├── SamplerUnavailableError       503  the sampler is away or has failed; the caller may repeat it
+├── StoreAwayError                503  the blob store does not answer; the caller may repeat it
 ├── TokenizingBusyError           503  nothing was done; the caller may repeat the request
 ├── TooManyStreamsError           503  nothing was done; the caller may repeat the request
 ├── TooManyUploadsError           503  nothing was done; the caller may repeat the request
@@ -26,6 +27,7 @@ ServiceError                      the caller acts; the API answers with its stat
 OperatorError                     who gave a command acts; it ends the command with its message
 LeaseLostError                    the worker acts; no caller ever sees it
 BlobNotFoundError                 the service or the worker acts
+BlobExistsError                   never expected: keys are unique
 
 To add an error, subclass the class whose status fits, or pass a new `code`. Then list the code in
 `docs/errors.md`; `tests/contracts/test_documented.py` checks that.
@@ -162,6 +164,21 @@ class SamplerUnavailableError(ServiceError):
     code = "sampler_unavailable"
 
 
+class StoreAwayError(ServiceError):
+    """The blob store does not answer, or refuses. Nothing is known about what it holds.
+
+    Args:
+        for_operator: where the store is, what it says, and what to do. It has no secret.
+    """
+
+    status_code = 503
+    code = "store_unavailable"
+
+    def __init__(self, *, for_operator: str) -> None:
+        super().__init__("The store of files does not answer. Send the same request again later.")
+        self.for_operator = for_operator
+
+
 class TokenizingBusyError(ServiceError):
     status_code = 503
     code = "tokenizing_busy"
@@ -210,3 +227,10 @@ class BlobNotFoundError(Exception):
 
     def __init__(self, key: str) -> None:
         super().__init__(f"No blob has the key {key!r}.")
+
+
+class BlobExistsError(Exception):
+    """The store has other bytes under a key that was to be new."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(f"The blob {key!r} exists already, with other bytes.")

@@ -194,7 +194,7 @@ class Attempt:
             case Unresumable():
                 self._publisher.drop_state(end)
             case _:
-                self.must_wait = isinstance(end, Interruption | MemoryShort)
+                self.must_wait = isinstance(end, Interruption | MemoryShort | Released)
                 if isinstance(end, Interruption):
                     self._job_directory.remove()  # it may fill the disk that the database needs
                 self._keeper.transact(lambda session: self._write_end(session, end))
@@ -206,6 +206,7 @@ class Attempt:
         except (LeaseLostError, OutcomeUnknownError):
             raise
         except Exception as error:
+            self._resources.doubts.note(error)
             end = end_of_error(error, self._lease)
             is_cancelled = self._keeper.requested_action is RequestedAction.CANCEL
             self.end(Cancelled() if is_cancelled else end)
@@ -245,13 +246,14 @@ class Attempt:
         return limit_s - usage.job_seconds(self._lease.job_id, now=self._resources.clock())
 
     def _record_total(self, event: Planned | Started) -> None:
-        plan, total_steps = None, event.total_steps
+        plan, total_steps, ability = None, event.total_steps, self._resources.ability
         if isinstance(event, Started):
             self._steps.start(total_steps=total_steps)
-            if (ability := self._resources.ability) is not None:
-                plan = ability.plan(event.compute, self._job_directory.spec.threads)
-        start = partial(LeaseRepository.start, lease=self._lease, total_steps=total_steps)
-        self._keeper.transact(lambda session: start(LeaseRepository(session), plan=plan))
+            plan = ability and ability.plan(event.compute, self._job_directory.spec.threads)
+        start = partial(
+            LeaseRepository.start, lease=self._lease, total_steps=total_steps, plan=plan
+        )
+        self._keeper.transact(lambda session: start(LeaseRepository(session)))
 
     def _note(self, session: Session, event: Noted) -> None:
         leases, now = LeaseRepository(session), self._resources.clock()

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import secrets
 import time
 from collections.abc import Iterator
 from io import BufferedReader
@@ -10,9 +9,8 @@ from pathlib import Path
 
 from app.core.errors import BlobNotFoundError
 from app.core.machine import durable
-from app.core.storage.blob_store import StoredBlob
-
-_SCRATCH = ".incoming"
+from app.core.storage.blob_store import RESERVED, StoreConditions, StoredBlob
+from app.core.storage.scratch import ScratchSpace
 
 
 class LocalBlobStore:
@@ -21,10 +19,13 @@ class LocalBlobStore:
     def __init__(self, root: Path) -> None:
         self._root = root
         durable.make_directory(root)
-        (root / _SCRATCH).mkdir(exist_ok=True)
+        self._scratch = ScratchSpace(root)
+
+    def __str__(self) -> str:
+        return f"in {self._root.absolute()}"
 
     def scratch_file(self) -> Path:
-        return self._root / _SCRATCH / secrets.token_hex(16)
+        return self._scratch.scratch_file()
 
     def put(self, key: str, scratch: Path) -> None:
         target = self._path(key)
@@ -54,7 +55,20 @@ class LocalBlobStore:
         return self._list_below(self._root)
 
     def list_scratch(self) -> Iterator[Path]:
-        return (self._root / _SCRATCH).iterdir()
+        return self._scratch.list_scratch()
+
+    def download_url(
+        self, key: str, *, filename: str, media_type: str, lifetime_s: int
+    ) -> str | None:
+        del key, filename, media_type, lifetime_s  # the API itself sends it
+        return None
+
+    def collect_stale(self, *, older_than_s: float) -> int | None:
+        del older_than_s  # what is left of an upload is a scratch file
+        return 0
+
+    def probe_conditions(self) -> StoreConditions | None:
+        return None
 
     def _list_below(self, directory: Path) -> Iterator[StoredBlob]:
         try:
@@ -63,9 +77,10 @@ class LocalBlobStore:
             return  # deleted meanwhile
         with entries:
             for entry in entries:
+                if directory == self._root and entry.name.startswith(RESERVED):
+                    continue  # scratch files, and what says whose store it is
                 if entry.is_dir(follow_symlinks=False):
-                    if entry.name != _SCRATCH:
-                        yield from self._list_below(directory / entry.name)
+                    yield from self._list_below(directory / entry.name)
                     continue
                 with contextlib.suppress(FileNotFoundError):
                     stat = entry.stat(follow_symlinks=False)
