@@ -16,6 +16,7 @@ from sqlalchemy.orm import Mapped, column_property, mapped_column, relationship
 
 from app.core.clock import utc_now
 from app.core.db.base import Base, OwnedByProject
+from app.core.db.worker_tables import NeedsWorker
 from app.core.job.status import JobStatus
 
 _TERMINAL = ", ".join(f"'{status}'" for status in JobStatus if status.is_terminal)
@@ -95,7 +96,7 @@ class UploadPart(OwnedByProject, Base):
     created_at: Mapped[datetime]
 
 
-class Job(OwnedByProject, Base):
+class Job(OwnedByProject, NeedsWorker, Base):
     __tablename__ = "jobs"
     __table_args__ = (
         CheckConstraint(f"(finished_at IS NOT NULL) = (status IN ({_TERMINAL}))", "finished"),
@@ -190,6 +191,9 @@ class Job(OwnedByProject, Base):
 
 
 Index("ix_jobs_queue", Job.status, Job.project_id, Job.priority.desc(), Job.id)
+_QUEUED = text("status = 'queued'")
+_LINES = (Job.project_id, Job.needs, Job.priority.desc(), Job.id)
+Index("ix_jobs_needs", *_LINES, sqlite_where=_QUEUED, postgresql_where=_QUEUED)
 
 
 class JobMetadata(Base):

@@ -16,23 +16,13 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from app.core.job.artifacts import STATE_NUMBERS_NAME, STATE_TENSORS_NAME
+from app.core.job.artifacts import NUMERICS_VERSION, STATE_NUMBERS_NAME, STATE_TENSORS_NAME
 from app.core.job.frozen import Frozen
 from app.core.job.training_config import RESUME_NAME, ComputeSettings, JobSpec
 from app.core.manifest import ManifestError, atomic_directory, verify
 from worker.training.failures import is_out_of_memory
 from worker.training.step.step import BestAdapter
 from worker.training.step.trainer import Progress, Trainer
-
-NUMERICS_VERSION = 2
-"""Version of the computation that turns a job into an adapter.
-
-Raise it with every change after which the same job may end in other bits: to the layers, the loss,
-the dropout masks, the random numbers or the order of the data, the cut into micro-batches, the
-optimizer, the learning rate, or the tokens and what of them is learned. A change of speed, memory,
-names or files that leaves every bit as it was does not count. A saved state of another version is
-refused, so that no adapter mixes two computations.
-"""
 
 _ADAMW_STATE = ("step", "exp_avg", "exp_avg_sq")
 
@@ -115,7 +105,7 @@ def write_state(
 def compute_settings(directory: Path, spec: JobSpec) -> ComputeSettings:
     """The choices that are already made on how to compute the job in `directory`.
 
-    A resumed job keeps the choices of its first attempt.
+    A resumed job keeps the choices of its first attempt, unless it is planned again.
 
     Raises:
         UnresumableError: the saved state does not say, or is of another version.
@@ -124,6 +114,8 @@ def compute_settings(directory: Path, spec: JobSpec) -> ComputeSettings:
         return spec.compute
     with _refusing():
         saved = _Numbers.read(directory / RESUME_NAME).compute
+        if spec.is_replanned:
+            return spec.compute
         # Only this choice changes no bit of the result, and less memory may be free now.
         update = {"gradient_checkpointing": spec.compute.gradient_checkpointing}
         return saved.model_copy(update=update)

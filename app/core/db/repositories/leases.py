@@ -6,29 +6,37 @@ whose attempt ends before the job does.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import Enum, auto
 from typing import Any
 
 from pydantic import ValidationError
-from sqlalchemy import ColumnElement, bindparam, delete, func, select, update
+from sqlalchemy import ColumnElement, delete, select, update
 from sqlalchemy.orm import lazyload
 
+from app.core.abilities.ability import Ability, StoredPlan
 from app.core.clock import steady_s
 from app.core.db.base import Repository
 from app.core.db.repositories.events import EventRepository, Level
-from app.core.db.repositories.queue import NEXT_QUEUED, NOW, Turns
+from app.core.db.repositories.machines.claims import Claims
+from app.core.db.repositories.machines.fitting import WarmModels
 from app.core.db.repositories.transitions import UNREADABLE, announce, lock_job, settle
 from app.core.db.tables import Job, SavedState, StepRow
 from app.core.db.worker_tables import Attempt
 from app.core.errors import LeaseLostError
+from app.core.job.artifacts import NUMERICS_VERSION
 from app.core.job.lora_shape import ParentAdapter
 from app.core.job.loss_log import StepMetrics
 from app.core.job.status import JobStatus
 from app.core.job.training_config import TrainingConfig
 from app.core.job.training_events import JobError
 from app.core.machine.memory import PLENTY, Memory
+
+_INEXACT = (
+    "No running worker can compute the job as it was begun, and allow_inexact_resume is true. So "
+    "the job goes on inexactly: the last bits of its adapter depend on this change of machines."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +59,10 @@ class Lease:
     """Trackers that get the metrics; each is an `Integration`."""
     parent: ParentAdapter | None = None
     """Adapter that the job continues."""
+    plan: StoredPlan | None = None
+    """How the saved states of the job were computed. None as long as it has none."""
+    is_replanned: bool = False
+    """Whether the worker cannot do the same, and is to go on with a plan of its own."""
 
 
 class RequestedAction(Enum):
@@ -67,25 +79,6 @@ class RequestedAction(Enum):
         return cls.CONTINUE if job.pause_requested_at is None else cls.PAUSE
 
 
-# One statement, so two workers can never both win: SQLite has a single writer, and PostgreSQL skips
-# the row another transaction has locked (SQLite ignores FOR UPDATE). It is built only once.
-_CLAIM = (
-    update(Job)
-    .where(Job.id == NEXT_QUEUED.scalar_subquery())
-    .values(
-        status=JobStatus.RUNNING,
-        attempt=Job.attempt + 1,
-        worker_id=bindparam("claimant"),
-        started_at=func.coalesce(Job.started_at, NOW),
-        lease_expires_at=bindparam("until"),
-        tokens_per_second=None,
-    )
-    .returning(Job)
-    .options(lazyload(Job.metadata_items))  # no worker reads the labels
-    .execution_options(synchronize_session=False)  # this transaction has read no job before
-)
-
-
 class LeaseRepository(Repository):
     def claim(
         self,
@@ -95,49 +88,38 @@ class LeaseRepository(Repository):
         lease_for: timedelta,
         threads: int = 1,
         memory: Memory = PLENTY,
+        ability: Ability | None = None,
+        warm: WarmModels | None = None,
     ) -> Lease | None:
-        """Give the next queued job to a worker. Returns None if there is no job to run.
+        """Give the next queued job that fits a worker to it. Returns None if there is none.
 
-        Usually the first project has its turn. On PostgreSQL, other transactions may be taking all
-        of its queued jobs, or as many as may run at once; then the next one has.
+        Usually the first project has its turn. If none of its jobs fits, the next one has. So it is
+        on PostgreSQL if other transactions are taking all of its queued jobs, or as many as may run
+        at once.
 
         Args:
-            threads: CPU threads that the training process will have.
+            threads: CPU threads that the training process of a new job will have. A job with a plan
+                keeps those of its plan.
             memory: memory of the worker's machine. A job that needs more than there is in all is
                 left to other workers. One that waits for memory is passed over until enough is
                 free, or until its `not_before`.
+            ability: what the worker can do. It takes nothing if its machine is drained. None for a
+                worker that takes any job.
+            warm: what the worker has in memory. It may take a job of the same priority that needs
+                it before the first one, a few times in a row.
         """
         claimed_s = steady_s()
-        turns = Turns(self._session)
-        for turn in filter(turns.may_take, turns.list_all(now=now)):
-            values = {
-                "whose": turn.project_id,
-                "claimant": worker_id,
-                "now": now,
-                "until": now + lease_for,
-                "total_bytes": memory.total,
-                "free_bytes": memory.free,
-            }
-            job = self._session.scalars(_CLAIM, values).one_or_none()
-            if job is not None:
-                break
-        else:
+        claims = Claims(self._session, ability, memory, warm)
+        taken = claims.take(worker_id, now=now, until=now + lease_for, threads=threads)
+        if taken is None:
             return None
-        turns.end(job.project_id)
-        self._session.add(
-            Attempt(
-                job_id=job.id,
-                attempt=job.attempt,
-                worker_id=worker_id,
-                threads=threads,
-                started_at=now,
-            )
-        )
+        job = taken.job
         lease = lease_of(job, worker_id, attempt=job.attempt, claimed_s=claimed_s)
         if lease is None:  # otherwise no worker would ever reach the jobs behind it
             settle(self._session, job, JobStatus.FAILED, now=now, error=UNREADABLE)
         else:
             announce(self._session, job, now=now)
+            lease = replace(lease, is_replanned=taken.is_replanned)
         return lease
 
     def begin(self, lease: Lease, *, after_step: int, now: datetime) -> None:
@@ -156,6 +138,9 @@ class LeaseRepository(Repository):
         self._session.execute(update(Attempt).where(*attempt).values(from_step=after_step))
         if after_step:
             self.note(lease, f"Fine-tuning job resumed after step {after_step}", now=now)
+            is_read = lease.plan is None or lease.plan.numerics == NUMERICS_VERSION
+            if lease.is_replanned and is_read:
+                self.note(lease, _INEXACT, now=now, level="warn")
         else:
             self.note(lease, "Fine-tuning job started", now=now)
         self.note(lease, f"Loading base model {lease.base_model}", now=now)
@@ -177,13 +162,17 @@ class LeaseRepository(Repository):
         query = select(Job).where(*_is_held(lease)).options(lazyload(Job.metadata_items))
         return RequestedAction.of(_require_held(self._session.scalar(query), lease))
 
-    def start(self, lease: Lease, *, total_steps: int) -> None:
+    def start(self, lease: Lease, *, total_steps: int, plan: StoredPlan | None = None) -> None:
         """Record how many steps the job will take, once its data is tokenized.
+
+        Args:
+            plan: how it is computed, once that is decided. None keeps what is stored.
 
         Raises:
             LeaseLostError: the job is no longer this attempt's.
         """
-        self._update(lease, total_steps=total_steps)
+        planned = {} if plan is None else {"plan": plan.model_dump(mode="json")}
+        self._update(lease, total_steps=total_steps, **planned)
 
     def record_steps(
         self,
@@ -279,6 +268,7 @@ def lease_of(job: Job, worker_id: str, *, attempt: int, claimed_s: float) -> Lea
     try:
         config = TrainingConfig.model_validate(job.config)
         parent = None if job.parent is None else ParentAdapter.model_validate(job.parent)
+        plan = None if job.plan is None else StoredPlan.model_validate(job.plan)
     except ValidationError:
         return None
     return Lease(
@@ -295,4 +285,5 @@ def lease_of(job: Job, worker_id: str, *, attempt: int, claimed_s: float) -> Lea
         config=config,
         integrations=job.integrations or (),
         parent=parent,
+        plan=plan,
     )

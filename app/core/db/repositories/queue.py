@@ -18,6 +18,7 @@ from sqlalchemy import (
     literal,
     or_,
     select,
+    text,
     update,
 )
 
@@ -112,24 +113,28 @@ _END_TURN = (
     .values(last_turn=_NEWEST_TURN + 1)
 )
 
+IS_QUEUED = text("jobs.status = 'queued'")
+"""With the status in the text, which a database must see to use the index `ix_jobs_needs`."""
 NOW = bindparam("now", type_=UtcDateTime())
 _NEEDED = Job.needed_memory_bytes
 _IS_WORTH_TRYING = or_(
     Job.not_before.is_(None), Job.not_before <= NOW, bindparam("free_bytes") >= _NEEDED
 )
+IS_CLAIMABLE = (or_(_NEEDED.is_(None), bindparam("total_bytes") >= _NEEDED), _IS_WORTH_TRYING)
+"""Conditions on a queued job, by the memory of the machine that would run it."""
 NEXT_QUEUED = (
     select(Job.id)
     .where(
-        Job.status == JobStatus.QUEUED,
+        IS_QUEUED,
         Job.project_id == bindparam("whose"),
-        or_(_NEEDED.is_(None), bindparam("total_bytes") >= _NEEDED),
-        _IS_WORTH_TRYING,
+        Job.needs == bindparam("line"),
+        *IS_CLAIMABLE,
     )
     .order_by(Job.priority.desc(), Job.id)
     .limit(1)
     .with_for_update(skip_locked=True)
 )
-"""The job that a worker claims at the turn of project `whose`, by the memory of its machine."""
+"""The job that a worker claims at the turn of project `whose`, of those with these needs."""
 
 
 class QueueRepository(Repository):

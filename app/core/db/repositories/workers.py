@@ -18,6 +18,7 @@ from sqlalchemy import (
     update,
 )
 
+from app.core.abilities.ability import Ability
 from app.core.db.base import Repository
 from app.core.db.check_tables import DataCheck
 from app.core.db.tables import Job
@@ -97,6 +98,14 @@ class WorkerStatus:
     stopping_at: datetime | None
     """When it was told to stop. None if it was not."""
     tasks: tuple[WorkerTask, ...]
+    machine: str | None = None
+    """Name of its machine. None for a worker of an earlier version."""
+    ability: Ability | None = None
+    """What it can do. None for a worker of another version."""
+    models_in_memory: tuple[str, ...] = ()
+    """Ids of the base models that it has in memory."""
+    silent_since: datetime | None = None
+    """When it was noticed that heartbeats are missing. None for a worker that lives."""
 
     @property
     def state(self) -> WorkerState:
@@ -118,11 +127,15 @@ class WorkerRepository(Repository):
         now: datetime,
         is_stopping: bool = False,
         memory_bytes: int | None = None,
+        ability: Ability | None = None,
+        models_in_memory: Collection[str] = (),
     ) -> None:
         """Record a heartbeat. The first one registers the worker.
 
         Args:
             memory_bytes: memory of its machine or container, free or not.
+            ability: what the worker can do now.
+            models_in_memory: ids of the base models that it has in memory.
         """
         row = self._session.get(WorkerRow, worker.worker_id)
         if row is None:
@@ -137,6 +150,9 @@ class WorkerRepository(Repository):
             )
             self._session.add(row)
         row.heartbeat_at, row.silent_since = now, None
+        row.machine = ability and ability.machine
+        row.ability = ability and ability.model_dump_json(exclude={"machine"})
+        row.models_in_memory = list(models_in_memory)
         row.stopping_at = (row.stopping_at or now) if is_stopping else None
 
     def list_all(self) -> list[WorkerStatus]:
@@ -162,6 +178,24 @@ class WorkerRepository(Repository):
         """Note which workers have fallen silent, so that nobody else has to know the time."""
         silent = update(WorkerRow).where(*_is_falling_silent(now)).values(silent_since=now)
         self._session.execute(silent)
+
+    def list_abilities(self, *, now: datetime) -> list[Ability]:
+        """What the living workers can do that take jobs, without repetitions."""
+        takes_jobs = (WorkerRow.heartbeat_at >= now - SILENT_AFTER, WorkerRow.stopping_at.is_(None))
+        known = select(WorkerRow.ability).where(*takes_jobs, WorkerRow.ability.is_not(None))
+        read = map(Ability.read, self._session.scalars(known.distinct()))
+        return [ability for ability in read if ability is not None]
+
+    def list_known_abilities(self) -> dict[Ability, str]:
+        """What workers can do that take jobs and are not known to be silent.
+
+        Each has the name of a machine that can do it.
+        """
+        takes_jobs = (WorkerRow.silent_since.is_(None), WorkerRow.stopping_at.is_(None))
+        known = select(WorkerRow.ability, func.min(WorkerRow.machine)).where(*takes_jobs)
+        rows = self._session.execute(known.group_by(WorkerRow.ability))
+        read = ((Ability.read(text), machine) for text, machine in rows)
+        return {ability: machine or "?" for ability, machine in read if ability is not None}
 
     def largest_memory(self) -> int | None:
         """Memory of the registered worker that has most. None if no worker says how much it has."""
@@ -228,4 +262,8 @@ def _status_of(row: WorkerRow, tasks: tuple[WorkerTask, ...]) -> WorkerStatus:
         row.heartbeat_at,
         row.stopping_at,
         tasks,
+        machine=row.machine,
+        ability=Ability.read(row.ability),
+        models_in_memory=tuple(row.models_in_memory or ()),
+        silent_since=row.silent_since,
     )
