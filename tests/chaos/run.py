@@ -13,6 +13,7 @@ exact times.
 
 import argparse
 import json
+import math
 import random
 import sys
 import tempfile
@@ -50,10 +51,22 @@ ROUND_UP_S = 180.0
 
 
 class Submitter(threading.Thread):
-    """Keeps the queue filled over HTTP, although the attacks also kill the API."""
+    """Keeps the queue filled over HTTP, although the attacks also kill the API.
 
-    def __init__(self, service: LocalService, database: Database, chance: random.Random) -> None:
+    Args:
+        jobs: number of jobs after which it stops.
+    """
+
+    def __init__(
+        self,
+        service: LocalService,
+        database: Database,
+        chance: random.Random,
+        *,
+        jobs: float = math.inf,
+    ) -> None:
         super().__init__(daemon=True)
+        self._jobs = jobs
         self._service = service
         self._database = database
         self._chance = chance
@@ -63,7 +76,7 @@ class Submitter(threading.Thread):
 
     def run(self) -> None:
         number = 0
-        while not self._ended.wait(0.05):
+        while number < self._jobs and not self._ended.wait(0.05):
             if self.count_unfinished() < WAITING:
                 number += 1
                 self._submit(number)
