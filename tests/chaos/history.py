@@ -9,6 +9,7 @@ from sqlalchemy import func, select, text
 
 from app.core.clock import utc_now
 from app.core.db.session import Database
+from app.core.db.snapshot import open_snapshot
 from app.core.db.tables import Checkpoint, Event, File, Job, StepRow, TunedModel
 from app.core.db.worker_tables import Attempt
 from app.core.job.status import JobStatus
@@ -25,7 +26,7 @@ def check_history(database: Database, store: BlobStore, accepted: Mapping[str, b
         accepted: the training data of every job whose creation was acknowledged, by its id.
     """
     wrong: list[str] = []
-    with database.reading() as session:
+    with open_snapshot(database) as session:  # reading the blobs takes its time
         jobs = {job.id: job for job in session.scalars(select(Job))}
         wrong += [f"{job_id}: lost" for job_id in accepted.keys() - jobs.keys()]
         for job_id, data in accepted.items():

@@ -138,7 +138,7 @@ class Link:
                 pumps.create_task(_pump(answers, writer, self._to_client))
             for end in ends:
                 end.close()
-        except* OSError:
+        except* (OSError, asyncio.CancelledError):  # such as by `_cut`
             for end in ends:
                 _reset(end)
         finally:
