@@ -51,7 +51,6 @@ from worker.attempt.endings import (
     Released,
     end_of_error,
     end_of_process,
-    must_wait_after,
 )
 from worker.attempt.lease_keeper import TRANSIENT_ERRORS, LeaseKeeper, Resources
 from worker.attempt.publisher import Publisher
@@ -194,7 +193,7 @@ class Attempt:
             case Unresumable():
                 self._publisher.drop_state(end)
             case _:
-                self.must_wait = must_wait_after(end)
+                self.must_wait = isinstance(end, Interruption | MemoryShort)
                 if isinstance(end, Interruption):
                     self._job_directory.remove()  # it may fill the disk that the database needs
                 self._keeper.transact(lambda session: self._write_end(session, end))

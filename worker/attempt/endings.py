@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from app.core.db.repositories.leases import Lease, RequestedAction
 from app.core.db.repositories.recovery import Crash, Interruption
 from app.core.disk import as_storage_full
-from app.core.errors import StoreAwayError
 from app.core.job.child_text import last_line, without_paths
 from app.core.job.training_events import (
     Failed,
@@ -74,22 +73,11 @@ class Released:
 
     why: str
     """What happened, to begin a sentence with: `The worker was stopped`."""
-    must_wait: bool = False
-    """Whether the same worker could not do it a moment later."""
 
 
 AttemptEnd = (
     Finished | Unresumable | JobError | Cancelled | Crash | Interruption | Released | MemoryShort
 )
-
-
-def must_wait_after(end: AttemptEnd) -> bool:
-    """Whether the worker should pause, because what it does next would end in the same way."""
-    match end:
-        case Released():
-            return end.must_wait
-        case _:
-            return isinstance(end, Interruption | MemoryShort)
 
 
 def end_of_process(
@@ -130,7 +118,7 @@ def end_of_process(
             )
 
 
-def end_of_error(error: Exception, lease: Lease) -> JobError | Interruption | Released:
+def end_of_error(error: Exception, lease: Lease) -> JobError | Interruption:
     """Decide how an attempt ends that failed with this exception, which is being handled."""
     base_model, context = lease.base_model, {"job_id": lease.job_id}
     match error:
@@ -142,8 +130,18 @@ def end_of_error(error: Exception, lease: Lease) -> JobError | Interruption | Re
                 message=f"The process was stopped. {what}. "
                 "Try again; if it fails again, report a bug with the worker's log.",
             )
-        case JobLockedError() | StoreAwayError() | SigningKeyError():
-            return _end_of_machine(error, context)
+        case JobLockedError():
+            logger.warning("job locked: %s", error, extra=context)
+            return Interruption(
+                "Its previous process does not end",
+                "Find out what blocks that process, or restart the machine.",
+            )
+        case SigningKeyError():
+            logger.error("the manifest cannot be signed: %s", error, extra=context)
+            return Interruption(
+                "The service's signing key cannot be used",
+                "The operator finds the cause in the worker's log.",
+            )
         case (
             BaseModelMissingError()
             | BaseModelChangedError()
@@ -159,27 +157,6 @@ def end_of_error(error: Exception, lease: Lease) -> JobError | Interruption | Re
                 code="internal_error",
                 message=f"The worker failed on this job: {without_paths(repr(error)):.300}. "
                 "See the worker's log.",
-            )
-
-
-def _end_of_machine(
-    error: JobLockedError | StoreAwayError | SigningKeyError, context: dict[str, str]
-) -> Interruption | Released:
-    match error:
-        case JobLockedError():
-            logger.warning("job locked: %s", error, extra=context)
-            return Interruption(
-                "Its previous process does not end",
-                "Find out what blocks that process, or restart the machine.",
-            )
-        case StoreAwayError():  # counts against no job, however long it takes
-            logger.warning("the store is away: %s", error.for_operator, extra=context)
-            return Released("The store of files does not answer", must_wait=True)
-        case SigningKeyError():
-            logger.error("the manifest cannot be signed: %s", error, extra=context)
-            return Interruption(
-                "The service's signing key cannot be used",
-                "The operator finds the cause in the worker's log.",
             )
 
 

@@ -25,7 +25,7 @@ from app.core.job.training_events import (
     Reported,
 )
 from app.core.storage.blob_store import delete_blobs
-from worker.attempt.endings import AttemptEnd, Released
+from worker.attempt.endings import AttemptEnd
 from worker.attempt.lease_keeper import LeaseKeeper, Resources
 from worker.attempt.leased_run import LeasedRun
 from worker.attempt.report_check import ReportCheck
@@ -135,10 +135,7 @@ class TaskRun(LeasedRun):
                 self.must_wait = True  # a job that needs the memory comes before other tasks
                 if isinstance(end, MemoryShort):
                     logger.info("the task waits for memory: %s", end.message)
-                is_away = isinstance(end, Released) and end.must_wait  # others may reach the store
-                waits_until = now + MEMORY_PAUSE
-                if self._keeper.is_stopping or is_away:
-                    waits_until = None
+                waits_until = None if self._keeper.is_stopping else now + MEMORY_PAUSE
                 self._transact(lambda task: task.release(lease, now=now, not_before=waits_until))
 
     def _transact(self, act: Callable[[TaskLeases], None]) -> None:
