@@ -14,7 +14,6 @@ but not their exact times.
 
 import argparse
 import json
-import os
 import random
 import shutil
 import sys
@@ -22,69 +21,34 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Mapping
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from unittest import mock
 
-from sqlalchemy import func, make_url, select
-
-from app.core import orphans
-from app.core.db.blob_keys import BlobKeyRepository
-from app.core.db.session import Database
-from app.core.db.tables import Event, File, Job
-from app.core.db.worker_tables import Attempt
-from app.core.job.status import JobStatus
-from app.core.settings import Settings
-from app.core.signing.keys import SigningKeys
-from app.core.storage.blob_store import BlobStore
-from benchmarks.support.databases import new_database
-from tests.builders import write_catalogue
 from tests.chaos.attacks import Attacks
 from tests.chaos.history import StuckWatch, check_history
-from tests.chaos.network.link import Fault, Relays
+from tests.chaos.network.link import Fault
 from tests.chaos.network.machines import SERVERS, Machine, Server
+from tests.chaos.network.results import check_results, check_store, count_attempts, find_processes
+from tests.chaos.network.scene import GRACE_S, LEASE_S, Scene
 from tests.chaos.run import Submitter
-from tests.children import find_children
-from tests.stores.servers import BUCKET, NAMES, StoreServer, environment_of
+from tests.stores.servers import NAMES
 from tests.waiting import wait_until
-from tunery.local_service import LocalService
-from tunery.logged_process import LoggedProcess
 
-MACHINES = 3
-LEASE_S = 5.0
-GRACE_S = 10.0
 PARTITION_S = (0.2 * LEASE_S, 3 * LEASE_S)
 """Shortest and longest time for which a machine is cut off: some end before its lease, and some
 long after."""
 
 PAUSE_S = 0.2
+STUCK_S = 60.0
+"""How long after its lease expires a job may wait for recovery, in seconds. Machines that test are
+busy, and a worker that was killed takes long to start there."""
+
 ROUND_UP_S = 300.0
 """Maximum time for all jobs to end after the last attack, in seconds."""
 
 FAULTS = (None, Fault.STALL, Fault.MUTE, Fault.DEAF, Fault.RESET)
 """None: the cable is unplugged."""
-
-
-class Machines:
-    """The machines and the API: what `Attacks` attacks."""
-
-    def __init__(self, service: LocalService, machines: Mapping[str, Machine]) -> None:
-        self.worker_names = list(machines)
-        self._machines = machines
-        workers = {name: machine.process for name, machine in machines.items()}
-        self.processes: Mapping[str, LoggedProcess] = {**service.processes, **workers}
-
-    def find_children(self) -> Mapping[str, int]:
-        found: dict[str, int] = {}
-        for machine in self._machines.values():
-            found |= find_children(machine.data_dir)
-        return found
-
-    def start_ended(self) -> None:
-        for process in self.processes.values():
-            if not process.is_running:
-                process.start()
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,66 +104,21 @@ def attack(
     kills: int,
     partitions: int,
     seed: int,
-    store: str = "localbucket",
+    store: str = NAMES[0],
     mutation: str = "",
 ) -> list[str]:
-    """Attack the machines, let them finish all jobs, and return all problems.
-
-    Args:
-        store: the S3 server, one of `tests.stores.servers.NAMES`.
-        mutation: the safeguard that `tests.chaos.worker` turns off, to test this program.
-    """
+    """Attack the machines, let them finish all jobs, and return all problems."""
     chance = random.Random(seed)  # noqa: S311 - nothing secret
     began_s = time.monotonic()
-    with ExitStack() as stack:
-        url = stack.enter_context(new_database("postgresql", directory))
-        server = StoreServer(store, directory / "store").start()
-        stack.callback(server.close)
-        stack.enter_context(mock.patch.dict(os.environ, server.environment()))
-        relays = stack.enter_context(Relays())
-        targets: dict[Server, tuple[str, int] | Path] = {
-            "database": Path(str(make_url(url).query["host"])) / ".s.PGSQL.5432",
-            "store": ("127.0.0.1", server.port),
-        }
-        common = {
-            "database_url": url,
-            "store_url": f"s3://{BUCKET}/tunery",
-            "lease_s": str(LEASE_S),
-            "stop_grace_s": str(GRACE_S),
-            "poll_interval_s": "0.05",
-            "install_default_model": "false",
-            "test_mutation": mutation,
-        }
-        write_catalogue(directory / "api")
-        SigningKeys(directory / "api/signing").ensure()
-        service = LocalService(directory / "api", common, workers=0)
-        stack.enter_context(service)
-        locks = directory / "locks"
-        locks.mkdir(mode=0o755)
-        machines: dict[str, Machine] = {}
-        for number in range(1, MACHINES + 1):
-            name = f"worker-{number}"
-            home = directory / name
-            machine = stack.enter_context(Machine(name, home, relays, targets))
-            shutil.copytree(service.data_dir / "signing", machine.data_dir / "signing")
-            machine.prepare(
-                {**common, "database_url": machine.database_url(url)},
-                {**environment_of(machine.store_endpoint()), "TUNERY_TEST_LOCKS": str(locks)},
-            )
-            machines[name] = machine
-        fleet = Machines(service, machines)
-        stack.callback(_end_workers, machines)
-        fleet.start_ended()
-
-        database = Database(url)
-        stack.callback(database.dispose)
-        submitter = Submitter(service, database, chance, jobs=jobs)
-        attacks = Attacks(fleet, database, chance=chance, grace_s=GRACE_S, lease_s=LEASE_S)
-        cuts = Partitions(machines, chance)
-        watch = StuckWatch(database, slack_s=4 * LEASE_S + 10, is_disturbed=lambda: False)
+    with Scene(directory, store=store, mutation=mutation) as scene:
+        database = scene.database
+        submitter = Submitter(scene.service, database, chance, jobs=jobs)
+        attacks = Attacks(scene.fleet, database, chance=chance, grace_s=GRACE_S, lease_s=LEASE_S)
+        cuts = Partitions(scene.machines, chance)
+        watch = StuckWatch(database, slack_s=STUCK_S, is_disturbed=lambda: False)
         submitter.start()
         watch.start()
-        while attacks.blows < kills or cuts.total < partitions:
+        while attacks.blows < kills or cuts.total < partitions or submitter.is_alive():
             time.sleep(chance.expovariate(1 / PAUSE_S))
             share = len(submitter.accepted) / jobs
             if attacks.blows < kills * share:
@@ -207,21 +126,18 @@ def attack(
             if cuts.total < partitions * share:
                 cuts.cut()
             cuts.heal()
-            fleet.start_ended()
+            scene.fleet.start_ended()
         cuts.heal(all_of_them=True)
-        submitter.join()
-        fleet.start_ended()
         with suppress(AssertionError):  # `check_history` reports unfinished jobs
             wait_until(lambda: submitter.count_unfinished() == 0, within_s=ROUND_UP_S)
         watch.end()
-        _end_workers(machines)
+        scene.end_workers()
         wrong = [f"process {pid} is left over" for pid in find_processes(directory)]
-        blobs = server.store(directory / "scratch", prefix="tunery")
-        wrong += check_history(database, blobs, submitter.accepted)
+        wrong += check_history(database, scene.blobs, submitter.accepted)
         wrong += [f"{job_id}: it was not recovered in time" for job_id in watch.stuck]
         wrong += check_results(database)
-        settings = Settings(data_dir=directory / "api", database_url=url)
-        wrong += check_store(database, blobs, settings)
+        wrong += check_store(database, scene.blobs, scene.settings)
+        links = [link for one in scene.machines.values() for link in one.links.values()]
         report = {
             "seed": seed,
             "store": store,
@@ -230,74 +146,13 @@ def attack(
             **attacks.counts,
             "partitions": cuts.total,
             **dict(sorted(cuts.counts.items())),
-            "connections": sum(
-                link.connections for one in machines.values() for link in one.links.values()
-            ),
+            "connections": sum(link.connections for link in links),
             **count_attempts(database),
             "seconds": round(time.monotonic() - began_s),
             "problems": len(wrong),
         }
     print(json.dumps(report, indent=2), flush=True)
     return wrong
-
-
-def check_results(database: Database) -> list[str]:
-    """What `check_history` leaves out: how often a result was published, and where steps ran."""
-    wrong: list[str] = []
-    with database.reading() as session:
-        results = File.purpose == "fine-tune-results"
-        for_jobs = select(File.job_id, func.count()).where(results, File.checkpoint_id.is_(None))
-        for job_id, count in session.execute(for_jobs.group_by(File.job_id)):
-            if count != 1:
-                wrong.append(f"{job_id}: {count} results")
-        failed = session.scalars(select(Job).where(Job.status != JobStatus.SUCCEEDED)).all()
-        wrong += [f"{job.id}: its cause: {job.error}" for job in failed]
-        last = select(Attempt.job_id, func.max(Attempt.attempt)).group_by(Attempt.job_id)
-        numbers = dict(session.execute(last).all())
-        counts = select(Attempt.job_id, func.count()).group_by(Attempt.job_id)
-        for job_id, count in session.execute(counts):
-            if count != numbers[job_id]:
-                wrong.append(f"{job_id}: {count} attempts, and the last is {numbers[job_id]}")
-    return wrong
-
-
-def check_store(database: Database, store: BlobStore, settings: Settings) -> list[str]:
-    """Collect orphans as if they were old; then every blob must have a row."""
-    with mock.patch.object(orphans, "GRACE_S", -1e9):
-        orphans.free_orphans(database, store, settings)
-    keys = [blob.key for blob in store.list_all()]
-    with database.reading() as session:
-        named = BlobKeyRepository(session).find_named(keys)
-    wrong = [f"{key}: a blob without a row" for key in keys if key not in named]
-    return wrong + ([] if keys else ["the store is empty"])
-
-
-def count_attempts(database: Database) -> dict[str, int]:
-    with database.reading() as session:
-        outcomes = select(Attempt.outcome, func.count()).group_by(Attempt.outcome)
-        by_outcome = {str(name): count for name, count in session.execute(outcomes)}
-        away = Event.message.startswith("The store of files does not answer")
-        given_back = session.scalar(select(func.count()).where(away)) or 0
-    counts = {f"attempts {name}": count for name, count in sorted(by_outcome.items())}
-    return {"attempts": sum(by_outcome.values()), **counts, "given back to the queue": given_back}
-
-
-def find_processes(directory: Path) -> list[int]:
-    """Processes that run in the directory, or name it."""
-    found: list[int] = []
-    for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            words = (process / "cmdline").read_bytes() + bytes((process / "cwd").readlink())
-            is_ours = "/worker-" in words.decode("utf-8", "replace")
-            if is_ours and str(directory) in words.decode("utf-8", "replace"):
-                found.append(int(process.name))
-    return found
-
-
-def _end_workers(machines: Mapping[str, Machine]) -> None:
-    for machine in machines.values():
-        if machine.process.is_running:
-            machine.process.stop(within_s=GRACE_S + 40)
 
 
 def main(arguments: list[str]) -> int:
@@ -307,7 +162,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--jobs", type=int, default=500)
     parser.add_argument("--kills", type=int, default=300)
     parser.add_argument("--partitions", type=int, default=30)
-    parser.add_argument("--store", choices=NAMES, default="localbucket")
+    parser.add_argument("--store", choices=NAMES, default=NAMES[0])
     parser.add_argument("--seed", type=int, default=None, help="random seed (default: random)")
     parser.add_argument("--keep", action="store_true", help="keep the logs of the processes")
     parser.add_argument(
