@@ -82,12 +82,12 @@ class Attacks:
 
     def kill(self) -> None:
         """SIGKILL a child, a worker or the API."""
-        kinds: list[Callable[[], None]] = [self._kill_child, self._kill_worker, self._kill_api]
+        kinds: list[Callable[[], None]] = [self.kill_child, self.kill_worker, self.kill_api]
         self._chance.choices(kinds, weights=[8, 3, 1])[0]()
 
     def kill_training(self) -> None:
         """SIGKILL a child or a worker."""
-        self._chance.choice([self._kill_child, self._kill_worker])()
+        self._chance.choice([self.kill_child, self.kill_worker])()
 
     def freeze(self) -> None:
         """SIGSTOP a worker for longer than its lease, then let it go on."""
@@ -127,8 +127,8 @@ class Attacks:
         self._service.processes[name].send(signal.SIGCONT)
         del self._frozen[name]
 
-    def _kill_child(self) -> None:
-        """Only one whose job has made progress since: a second blow without would be its end."""
+    def kill_child(self) -> None:
+        """SIGKILL a child, but none whose job has made no progress since: that would be its end."""
         children = self._service.find_children()
         with self._database.reading() as session:
             rows = session.scalars(select(Job).where(Job.id.in_(children)))
@@ -147,10 +147,12 @@ class Attacks:
         self._struck[job_id] = attempt
         self.counts["child killed"] += 1
 
-    def _kill_worker(self) -> None:
+    def kill_worker(self) -> None:
+        """SIGKILL a worker."""
         self._kill(self._chance.choice(self._service.worker_names), "worker killed")
 
-    def _kill_api(self) -> None:
+    def kill_api(self) -> None:
+        """SIGKILL the API."""
         self._kill("api", "API killed")
 
     def _kill(self, name: str, what: str) -> None:

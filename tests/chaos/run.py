@@ -43,7 +43,6 @@ PAUSE_S = {"kill": 0.2, "freeze": 0.3, "terminate": 0.5}
 """Mean time between two attacks."""
 
 WAITING = 6
-"""Number of unfinished jobs that the submitter maintains."""
 
 STEPS = (20, 120)
 ROUND_UP_S = 180.0
@@ -55,6 +54,7 @@ class Submitter(threading.Thread):
 
     Args:
         jobs: number of jobs after which it stops.
+        waiting: number of unfinished jobs that it maintains.
     """
 
     def __init__(
@@ -64,8 +64,10 @@ class Submitter(threading.Thread):
         chance: random.Random,
         *,
         jobs: float = math.inf,
+        waiting: int = WAITING,
     ) -> None:
         super().__init__(daemon=True)
+        self._waiting = waiting
         self._jobs = jobs
         self._service = service
         self._database = database
@@ -77,7 +79,7 @@ class Submitter(threading.Thread):
     def run(self) -> None:
         number = 0
         while number < self._jobs and not self._ended.wait(0.05):
-            if self.count_unfinished() < WAITING:
+            if self.count_unfinished() < self._waiting:
                 number += 1
                 self._submit(number)
 

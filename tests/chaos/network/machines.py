@@ -94,6 +94,11 @@ class Machine:
         self.cables = {one: Cable(self._holder.pid, f"tn{tag}{one[:2]}") for one in SERVERS}
         self.links = {one: Link(relays, targets[one], self.cables[one].host) for one in SERVERS}
 
+    @property
+    def connections(self) -> int:
+        """Number of connections that its links have accepted."""
+        return sum(link.connections for link in self.links.values())
+
     def prepare(self, settings: Mapping[str, str], environment: Mapping[str, str]) -> None:
         """Make the process of the worker, `process`, without starting it."""
         own = {**settings, "data_dir": str(self.data_dir), "log_level": "info"}

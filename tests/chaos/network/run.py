@@ -30,7 +30,7 @@ from tests.chaos.history import StuckWatch, check_history
 from tests.chaos.network.link import Fault
 from tests.chaos.network.machines import SERVERS, Machine, Server
 from tests.chaos.network.results import check_results, check_store, count_attempts, find_processes
-from tests.chaos.network.scene import GRACE_S, LEASE_S, Scene
+from tests.chaos.network.scene import GRACE_S, LEASE_S, MACHINES, Scene
 from tests.chaos.run import Submitter
 from tests.stores.servers import NAMES
 from tests.waiting import wait_until
@@ -39,7 +39,9 @@ PARTITION_S = (0.2 * LEASE_S, 3 * LEASE_S)
 """Shortest and longest time for which a machine is cut off: some end before its lease, and some
 long after."""
 
+WAITING = 3 * MACHINES
 PAUSE_S = 0.2
+TOLD_EVERY_S = 60.0
 STUCK_S = 60.0
 """How long after its lease expires a job may wait for recovery, in seconds. Machines that test are
 busy, and a worker that was killed takes long to start there."""
@@ -49,6 +51,26 @@ ROUND_UP_S = 300.0
 
 FAULTS = (None, Fault.STALL, Fault.MUTE, Fault.DEAF, Fault.RESET)
 """None: the cable is unplugged."""
+
+
+class Kills:
+    """Kills most often children, although they are rarely there: it waits for one then."""
+
+    def __init__(self, attacks: Attacks, chance: random.Random) -> None:
+        self._attacks = attacks
+        self._chance = chance
+        self._choose()
+
+    def kill(self) -> None:
+        """Kill what is next, if it is there."""
+        before = self._attacks.blows
+        self._next()
+        if self._attacks.blows > before:
+            self._choose()
+
+    def _choose(self) -> None:
+        kinds = [self._attacks.kill_child, self._attacks.kill_worker, self._attacks.kill_api]
+        self._next = self._chance.choices(kinds, weights=[8, 3, 1])[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,28 +128,40 @@ def attack(
     seed: int,
     store: str = NAMES[0],
     mutation: str = "",
+    limit_s: float = 1e9,
 ) -> list[str]:
-    """Attack the machines, let them finish all jobs, and return all problems."""
+    """Attack the machines, let them finish all jobs, and return all problems.
+
+    Args:
+        limit_s: time after which no more jobs are created and nobody is attacked, in seconds.
+    """
     chance = random.Random(seed)  # noqa: S311 - nothing secret
-    began_s = time.monotonic()
+    began_s = told_s = time.monotonic()
     with Scene(directory, store=store, mutation=mutation) as scene:
         database = scene.database
-        submitter = Submitter(scene.service, database, chance, jobs=jobs)
+        submitter = Submitter(scene.service, database, chance, jobs=jobs, waiting=WAITING)
         attacks = Attacks(scene.fleet, database, chance=chance, grace_s=GRACE_S, lease_s=LEASE_S)
+        killer = Kills(attacks, chance)
         cuts = Partitions(scene.machines, chance)
         watch = StuckWatch(database, slack_s=STUCK_S, is_disturbed=lambda: False)
         submitter.start()
         watch.start()
         while attacks.blows < kills or cuts.total < partitions or submitter.is_alive():
             time.sleep(chance.expovariate(1 / PAUSE_S))
+            if time.monotonic() - began_s > limit_s:
+                break
+            if time.monotonic() - told_s > TOLD_EVERY_S:
+                told_s += TOLD_EVERY_S
+                print(f"{len(submitter.accepted)} jobs, {attacks.blows} kills, {cuts.total} cuts")
             share = len(submitter.accepted) / jobs
             if attacks.blows < kills * share:
-                attacks.kill()
+                killer.kill()
             if cuts.total < partitions * share:
                 cuts.cut()
             cuts.heal()
             scene.fleet.start_ended()
         cuts.heal(all_of_them=True)
+        submitter.end()
         with suppress(AssertionError):  # `check_history` reports unfinished jobs
             wait_until(lambda: submitter.count_unfinished() == 0, within_s=ROUND_UP_S)
         watch.end()
@@ -137,7 +171,6 @@ def attack(
         wrong += [f"{job_id}: it was not recovered in time" for job_id in watch.stuck]
         wrong += check_results(database)
         wrong += check_store(database, scene.blobs, scene.settings)
-        links = [link for one in scene.machines.values() for link in one.links.values()]
         report = {
             "seed": seed,
             "store": store,
@@ -146,7 +179,7 @@ def attack(
             **attacks.counts,
             "partitions": cuts.total,
             **dict(sorted(cuts.counts.items())),
-            "connections": sum(link.connections for link in links),
+            "connections": sum(machine.connections for machine in scene.machines.values()),
             **count_attempts(database),
             "seconds": round(time.monotonic() - began_s),
             "problems": len(wrong),
@@ -162,6 +195,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--jobs", type=int, default=500)
     parser.add_argument("--kills", type=int, default=300)
     parser.add_argument("--partitions", type=int, default=30)
+    parser.add_argument("--limit-s", type=float, default=1e9, help="maximum time, in seconds")
     parser.add_argument("--store", choices=NAMES, default=NAMES[0])
     parser.add_argument("--seed", type=int, default=None, help="random seed (default: random)")
     parser.add_argument("--keep", action="store_true", help="keep the logs of the processes")
@@ -183,6 +217,7 @@ def main(arguments: list[str]) -> int:
             partitions=options.partitions,
             seed=seed,
             store=options.store,
+            limit_s=options.limit_s,
             mutation=options.mutate,
         )
     finally:
