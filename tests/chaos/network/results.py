@@ -51,7 +51,7 @@ def count_attempts(database: Database) -> dict[str, int]:
     with database.reading() as session:
         outcomes = select(Attempt.outcome, func.count()).group_by(Attempt.outcome)
         by_outcome = {str(name): count for name, count in session.execute(outcomes)}
-        away = Event.message.startswith("The store of files does not answer")
+        away = Event.message.startswith("The blob store does not answer")
         given_back = session.scalar(select(func.count()).where(away)) or 0
     counts = {f"attempts {name}": count for name, count in sorted(by_outcome.items())}
     return {"attempts": sum(by_outcome.values()), **counts, "given back to the queue": given_back}
