@@ -12,6 +12,7 @@ from sqlalchemy import make_url, text
 
 from app.core.db.postgres import connections
 from app.core.db.session import Database
+from app.core.db.snapshot import open_snapshot
 from app.core.errors import DatabaseAwayError, OutcomeUnknownError
 from benchmarks.support.postgres import PostgresServer
 from tests.builders import add_job, get_job
@@ -23,7 +24,7 @@ CONNECT_S = 2
 BUSY_S = 1.0
 IDLE_S = 3
 FAULTS = [Fault.STALL, Fault.MUTE, Fault.DEAF, Fault.RESET]
-BOUND_S = SILENCE_S + BUSY_S + CONNECT_S + 5
+BOUND_S = SILENCE_S + BUSY_S + CONNECT_S + 15
 """Silence, the search for the outcome of a commit, and what a busy machine takes."""
 
 
@@ -158,3 +159,19 @@ def count_open(database: Database) -> int:
     query = "SELECT count(*) FROM pg_stat_activity WHERE xact_start IS NOT NULL"
     with database.reading() as session:
         return session.scalar(text(f"{query} AND pid <> pg_backend_pid()")) or 0
+
+
+def test_only_what_may_take_long_may_be_silent(direct: Database) -> None:
+    nap = text(f"SELECT pg_sleep({SILENCE_S + 1})")
+
+    def take_long() -> None:
+        with direct.reading() as session:
+            session.execute(nap)
+
+    with open_snapshot(direct) as session:
+        session.execute(nap)
+    with direct.backend.migrating() as migration:
+        migration.execute(nap)
+    with pytest.raises(DatabaseAwayError) as away:  # on a connection that was used for both
+        take_long()
+    assert "no answer for 2 s" in away.value.for_operator
