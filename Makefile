@@ -1,6 +1,6 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup model demo serve clients frameworks stores fuzz fuzz-data attack extremes test long bench estimates bench-api bench-sampling recipes powercut diskfull chaos soak soak-page soak-sampling check format types imports deploy audit openapi wheel lock clean
+.PHONY: help setup model demo serve clients frameworks stores fuzz fuzz-data attack extremes test long bench estimates bench-api bench-sampling recipes powercut diskfull chaos chaos-network soak soak-page soak-sampling check format types imports deploy audit openapi wheel lock clean
 
 PYTHON ?= python3
 MODEL ?= smollm2-135m-instruct
@@ -111,6 +111,9 @@ chaos: setup ## Attack the real service 3,700 times on both databases (an hour; 
 	done
 	@TUNERY_TEST_LONG=1 $(BIN)/python -m pytest --timeout 3000 tests/acceptance/test_retries.py
 	@$(BIN)/python -m tests.chaos.model --blows 100
+
+chaos-network: setup stores ## Kill workers on three machines 300 times and cut them off 30 times (root, half an hour)
+	@$(BIN)/python -m tests.chaos.network.run --jobs 500 --kills 300 --partitions 30
 
 soak: setup ## Use the real service for 20 minutes, and check that nothing grows
 	@$(BIN)/python -m tests.soak.run

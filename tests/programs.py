@@ -7,13 +7,17 @@ from typing import NoReturn
 import pytest
 
 
-def require_programs(*names: str) -> None:
-    """Skip the test, and say what to install, when one of these is not in PATH; in CI, fail."""
+def require_programs(*names: str, packages: str = "") -> None:
+    """Skip the test, and say what to install, when one of these is not in PATH; in CI, fail.
+
+    Args:
+        packages: Debian's, if their names are not those of the programs.
+    """
     missing = [name for name in names if shutil.which(name) is None]
     if not missing:
         return
     message = f"{', '.join(missing)} not found. On Debian or Ubuntu: apt-get install "
-    message += " ".join(missing)
+    message += packages or " ".join(missing)
     skip_unless_ci(message)
 
 

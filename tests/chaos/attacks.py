@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from sqlalchemy import select
 
@@ -16,7 +16,32 @@ from tests.children import find_children
 from tunery.local_service import LocalService
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
+
+    from tunery.logged_process import LoggedProcess
+
+
+class Fleet(Protocol):
+    """The processes of a service, perhaps on several machines."""
+
+    processes: "Mapping[str, LoggedProcess]"
+    worker_names: "Sequence[str]"
+
+    def find_children(self) -> "Mapping[str, int]":
+        """Process id of every training child, by the id of its job."""
+        ...
+
+
+class OneMachine:
+    """A service that runs on one machine."""
+
+    def __init__(self, service: LocalService) -> None:
+        self.processes = service.processes
+        self.worker_names = service.worker_names
+        self._data_dir = service.data_dir
+
+    def find_children(self) -> "Mapping[str, int]":
+        return find_children(self._data_dir)
 
 
 class Attacks:
@@ -29,14 +54,14 @@ class Attacks:
 
     def __init__(
         self,
-        service: LocalService,
+        service: LocalService | Fleet,
         database: Database,
         *,
         chance: random.Random,
         grace_s: float,
         lease_s: float,
     ) -> None:
-        self._service = service
+        self._service = OneMachine(service) if isinstance(service, LocalService) else service
         self._database = database
         self._chance = chance
         self._grace_s = grace_s
@@ -57,12 +82,12 @@ class Attacks:
 
     def kill(self) -> None:
         """SIGKILL a child, a worker or the API."""
-        kinds: list[Callable[[], None]] = [self._kill_child, self._kill_worker, self._kill_api]
+        kinds: list[Callable[[], None]] = [self.kill_child, self.kill_worker, self.kill_api]
         self._chance.choices(kinds, weights=[8, 3, 1])[0]()
 
     def kill_training(self) -> None:
         """SIGKILL a child or a worker."""
-        self._chance.choice([self._kill_child, self._kill_worker])()
+        self._chance.choice([self.kill_child, self.kill_worker])()
 
     def freeze(self) -> None:
         """SIGSTOP a worker for longer than its lease, then let it go on."""
@@ -102,9 +127,9 @@ class Attacks:
         self._service.processes[name].send(signal.SIGCONT)
         del self._frozen[name]
 
-    def _kill_child(self) -> None:
-        """Only one whose job has made progress since: a second blow without would be its end."""
-        children = find_children(self._service.data_dir)
+    def kill_child(self) -> None:
+        """SIGKILL a child, but none whose job has made no progress since: that would be its end."""
+        children = self._service.find_children()
         with self._database.reading() as session:
             rows = session.scalars(select(Job).where(Job.id.in_(children)))
             candidates = sorted(
@@ -122,10 +147,12 @@ class Attacks:
         self._struck[job_id] = attempt
         self.counts["child killed"] += 1
 
-    def _kill_worker(self) -> None:
+    def kill_worker(self) -> None:
+        """SIGKILL a worker."""
         self._kill(self._chance.choice(self._service.worker_names), "worker killed")
 
-    def _kill_api(self) -> None:
+    def kill_api(self) -> None:
+        """SIGKILL the API."""
         self._kill("api", "API killed")
 
     def _kill(self, name: str, what: str) -> None:

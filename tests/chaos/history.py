@@ -9,25 +9,24 @@ from sqlalchemy import func, select, text
 
 from app.core.clock import utc_now
 from app.core.db.session import Database
+from app.core.db.snapshot import open_snapshot
 from app.core.db.tables import Checkpoint, Event, File, Job, StepRow, TunedModel
 from app.core.db.worker_tables import Attempt
 from app.core.job.status import JobStatus
-from app.core.storage.local import LocalBlobStore
+from app.core.storage.blob_store import BlobStore
 from tests.chaos.stand_in_trainer import OVERLAP, chain, loss_of, next_link
 
 LOOK_S = 0.5
 
 
-def check_history(
-    database: Database, store: LocalBlobStore, accepted: Mapping[str, bytes]
-) -> list[str]:
+def check_history(database: Database, store: BlobStore, accepted: Mapping[str, bytes]) -> list[str]:
     """Everything that is wrong with jobs that have all ended.
 
     Args:
         accepted: the training data of every job whose creation was acknowledged, by its id.
     """
     wrong: list[str] = []
-    with database.reading() as session:
+    with open_snapshot(database) as session:  # reading the blobs takes its time
         jobs = {job.id: job for job in session.scalars(select(Job))}
         wrong += [f"{job_id}: lost" for job_id in accepted.keys() - jobs.keys()]
         for job_id, data in accepted.items():
@@ -39,7 +38,7 @@ def check_history(
     return wrong + check_database(database)
 
 
-def check_job(session, store: LocalBlobStore, job: Job, data: bytes) -> list[str]:
+def check_job(session, store: BlobStore, job: Job, data: bytes) -> list[str]:
     wrong: list[str] = []
 
     def demand(holds: object, what: str) -> None:
@@ -91,7 +90,7 @@ def check_job(session, store: LocalBlobStore, job: Job, data: bytes) -> list[str
     return wrong
 
 
-def check_files(files, store: LocalBlobStore) -> list[str]:
+def check_files(files, store: BlobStore) -> list[str]:
     wrong: list[str] = []
     for file in files:
         with store.open(file.blob_key) as blob:

@@ -13,6 +13,7 @@ exact times.
 
 import argparse
 import json
+import math
 import random
 import sys
 import tempfile
@@ -42,7 +43,6 @@ PAUSE_S = {"kill": 0.2, "freeze": 0.3, "terminate": 0.5}
 """Mean time between two attacks."""
 
 WAITING = 6
-"""Number of unfinished jobs that the submitter maintains."""
 
 STEPS = (20, 120)
 ROUND_UP_S = 180.0
@@ -50,10 +50,25 @@ ROUND_UP_S = 180.0
 
 
 class Submitter(threading.Thread):
-    """Keeps the queue filled over HTTP, although the attacks also kill the API."""
+    """Keeps the queue filled over HTTP, although the attacks also kill the API.
 
-    def __init__(self, service: LocalService, database: Database, chance: random.Random) -> None:
+    Args:
+        jobs: number of jobs after which it stops.
+        waiting: number of unfinished jobs that it maintains.
+    """
+
+    def __init__(
+        self,
+        service: LocalService,
+        database: Database,
+        chance: random.Random,
+        *,
+        jobs: float = math.inf,
+        waiting: int = WAITING,
+    ) -> None:
         super().__init__(daemon=True)
+        self._waiting = waiting
+        self._jobs = jobs
         self._service = service
         self._database = database
         self._chance = chance
@@ -63,8 +78,8 @@ class Submitter(threading.Thread):
 
     def run(self) -> None:
         number = 0
-        while not self._ended.wait(0.05):
-            if self.count_unfinished() < WAITING:
+        while number < self._jobs and not self._ended.wait(0.05):
+            if self.count_unfinished() < self._waiting:
                 number += 1
                 self._submit(number)
 

@@ -48,13 +48,17 @@ STEP_S = 0.01
 SAVE_STEPS = 10
 REPORT_NAME = "report.json"
 """A report on data, in the directory of `lock_of`. The child cannot import what builds one."""
+LOCK_NAME = "lock"
 OVERLAP = "Another child of this job is alive."
 """Event of a child that is not alone."""
 
 
 def lock_of(job_directory: Path) -> Path:
-    """A directory that the children of a job lock. They cannot make it themselves."""
-    return job_directory.parent.with_suffix(".alone")
+    """A directory with the lock of a job's children. They cannot make it themselves.
+
+    Its name is not that of a job, so that it is no orphan to the janitor.
+    """
+    return job_directory.parent.with_name(f"alone-{job_directory.parent.name}")
 
 
 def chain(seed: bytes, steps: int) -> str:
@@ -163,7 +167,7 @@ class Trainer:
 
     def _claim_to_be_alone(self) -> None:
         """With a lock of its own, which nobody else in the service knows of."""
-        own = os.open(lock_of(self._directory), os.O_RDONLY)
+        own = os.open(lock_of(self._directory) / LOCK_NAME, os.O_RDONLY)
         try:
             fcntl.flock(own, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -174,8 +178,12 @@ class Trainer:
         print(event.model_dump_json(), flush=True)  # noqa: T201 - what it is for
 
 
-def prepare(directory: Path) -> None:
+def preload() -> None:
     """Nothing takes time here."""
+
+
+def prepare(directory: Path) -> None:
+    """Nothing takes time here either."""
 
 
 def main(directory: Path) -> None:

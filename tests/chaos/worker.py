@@ -1,19 +1,21 @@
 """`python -m tests.chaos.worker`: the real worker, with a child that learns nothing, but fast.
 
 With TUNERY_TEST_MUTATION=no-fence in its environment its writes name no attempt any more: what
-the harness must notice.
+the harness must notice. With TUNERY_TEST_HOST it takes itself for a worker on a machine of that
+name, and TUNERY_TEST_LOCKS is where the children of all these machines find out if they are alone.
 """
 
 import os
 import sys
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from app.core.db.repositories import leases
 from app.core.db.tables import Job
 from tests.builders import build_data_report
-from tests.chaos.stand_in_trainer import REPORT_NAME, lock_of
+from tests.chaos.stand_in_trainer import LOCK_NAME, REPORT_NAME, lock_of
+from worker import janitor, presence
 from worker.__main__ import main
 from worker.attempt.lease_keeper import LeaseKeeper
 from worker.launch.sandbox.confinement import Confinement
@@ -36,6 +38,7 @@ def let_children_lock() -> None:
         lock = lock_of(directory)
         lock.mkdir(exist_ok=True)
         lock.chmod(0o755)
+        share_lock(lock, Path(os.environ.get("TUNERY_TEST_LOCKS", lock)))
         report = lock / REPORT_NAME
         if not report.exists():
             report.write_text(build_data_report().model_dump_json())
@@ -47,8 +50,24 @@ def let_children_lock() -> None:
     Sandbox.confine = confine_with_lock
 
 
+def share_lock(lock: Path, locks: Path) -> None:
+    """Make a name for one file in all machines' directories: they share a kernel, so its lock."""
+    file = locks / f"{lock.name}.lock"
+    file.touch()
+    file.chmod(0o644)
+    with suppress(FileExistsError):
+        (lock / LOCK_NAME).hardlink_to(file)
+
+
+def move_to(host: str) -> None:
+    """Let other machines not look for this process among theirs."""
+    presence.this_host = janitor.this_host = lambda: host
+
+
 if __name__ == "__main__":
     let_children_lock()
+    if "TUNERY_TEST_HOST" in os.environ:
+        move_to(os.environ["TUNERY_TEST_HOST"])
     if os.environ.get("TUNERY_TEST_MUTATION") == "no-fence":
         remove_fence()
     sys.exit(main("tests.chaos.stand_in_trainer"))

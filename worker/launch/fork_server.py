@@ -14,7 +14,7 @@ import traceback
 from pathlib import Path
 from typing import cast
 
-from app.core.machine.linux import die_with_parent, refuse_tracing
+from app.core.machine.linux import be_killed_with_parent, die_with_parent, refuse_tracing
 from worker.launch.fork_protocol import MAX_MESSAGE_BYTES, Answer, Request
 from worker.launch.sandbox.apply import confine_this_process
 from worker.launch.trainer import Trainer, load_trainer
@@ -102,6 +102,7 @@ class ForkServer:
             os.close(is_ready)
             self._control.detach()  # the child's standard input is put into its place
             os.setsid()  # a Ctrl-C in a terminal is for the worker to handle
+            be_killed_with_parent()  # from now on it may be stopped
             os.close(say_ready)
             _become_child(fork_server, request, *descriptors)
             return cast("Path", request.directory)

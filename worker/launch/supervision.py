@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO, Protocol, TypeVar, cast
 
 from app.core.job.training_events import ProtocolError, TrainingEvent, parse_event
+from app.core.machine.linux import be_killed_with_parent
 from app.core.machine.subprocesses import python_module, with_import_path
 from worker.launch.child_output import EXIT_GRACE_S, ChildOutput
 from worker.launch.launcher import SIGNAL_POLL_INTERVAL_S, Ending, Signal, Watcher
@@ -184,6 +185,8 @@ class LocalLauncher:
                 env=child_environment(),
                 pass_fds=[lock],  # held for as long as the child lives
                 start_new_session=True,  # a Ctrl-C in a terminal is for the worker to handle
+                # At once: a check is stopped beside training, and might never wake to ask for it.
+                preexec_fn=be_killed_with_parent,  # noqa: PLW1509 - one system call, no locks
             )
 
         child, log = start_locked(directory, watcher, start, within_s=self._lock_s)

@@ -12,15 +12,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, ClassVar
 
-from psycopg import Connection
-from psycopg.types.string import StrDumperUnknown
-from sqlalchemy import URL, create_engine, event, func, inspect, select, text
+from sqlalchemy import URL, func, inspect, select, text
 from sqlalchemy import Connection as Transaction
-from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session
-from sqlalchemy.pool import ConnectionPoolEntry
 
 from app.core.db.backend import (
     DatabaseUnusableError,
@@ -33,16 +29,9 @@ from app.core.db.backend import (
     reason_of,
 )
 from app.core.db.base import UtcDateTime
+from app.core.db.postgres.connections import allow_silence, close_returned, make_engine
 from app.core.errors import OperatorError, OutcomeUnknownError, ServiceError
 
-POOL_SIZE = 5
-MAX_CONNECTIONS = 20
-"""Connections of one process at most. By default a server allows 100 in all."""
-IDLE_IN_TRANSACTION_S = 60
-"""Time without a statement after which the server ends the transaction of a frozen process."""
-CONNECT_TIMEOUT_S = 10
-SILENCE_S = 30
-"""Time without an answer after which the server's machine counts as down."""
 MIGRATION_LOCK = 7_864_839
 """Key of the advisory lock of migrations: an arbitrary number, the same in every process."""
 
@@ -80,16 +69,7 @@ class Postgresql:
         self.file: Path | None = None
         self._where = _place_of(url)
         self._busy_timeout_s = busy_timeout_s
-        self.engine = create_engine(
-            url.set(drivername="postgresql+psycopg"),
-            isolation_level="READ COMMITTED",
-            connect_args=_connect_args(url, busy_timeout_s),
-            pool_pre_ping=True,
-            pool_size=POOL_SIZE,
-            max_overflow=MAX_CONNECTIONS - POOL_SIZE,
-            pool_timeout=busy_timeout_s,
-        )
-        event.listen(self.engine, "connect", _configure)
+        self.engine = make_engine(url, busy_timeout_s)
 
     def commit(self, session: Session) -> None:
         """Commit. If the connection is lost meanwhile, ask the server on another one if it did."""
@@ -120,9 +100,7 @@ class Postgresql:
 
     def dispose(self) -> None:
         """Close every connection; one that a thread still uses, as soon as it is returned."""
-        pool = self.engine.pool
-        self.engine.dispose()
-        event.listen(pool, "checkin", _close)
+        close_returned(self.engine)
 
     def as_expected_error(self, error: SQLAlchemyError) -> ServiceError | OperatorError | None:
         state = getattr(getattr(error, "orig", None), "sqlstate", None)
@@ -153,6 +131,7 @@ class Postgresql:
     def migrating(self) -> Generator[Transaction]:
         """Limit only the wait for a table, as elsewhere, not the duration of the migration."""
         with self.engine.begin() as connection:
+            allow_silence(connection)
             usual = connection.scalar(text("SHOW lock_timeout"))
             connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
             connection.execute(text("SET LOCAL lock_timeout = 0"))
@@ -176,6 +155,7 @@ class Postgresql:
     def hold_snapshot(self, session: Session) -> None:
         session.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"))
         session.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
+        allow_silence(session.connection())
 
     def copy_to(self, target: Path, session: Session) -> None:
         name = session.execute(text("SELECT pg_export_snapshot()")).scalar_one()
@@ -231,41 +211,10 @@ class Postgresql:
             time.sleep(_RETRY_S)
 
 
-class _TextDumper(StrDumperUnknown):
-    """Replaces NUL, which PostgreSQL's texts cannot hold, and which a crash log may contain."""
-
-    def dump(self, obj: str) -> Any:
-        return super().dump(obj.replace("\0", "\N{REPLACEMENT CHARACTER}"))
-
-
-def _configure(connection: Connection[Any], _record: Any) -> None:
-    connection.adapters.register_dumper(str, _TextDumper)
-
-
 def _place_of(url: URL) -> str:
     """Host, port and name of the database, for people: a URL may hold a password."""
     host = url.host or url.query.get("host", "localhost")
     return f"{host}{f':{url.port}' if url.port else ''}/{url.database or ''}"
-
-
-def _connect_args(url: URL, busy_timeout_s: float) -> dict[str, Any]:
-    """Defaults for what the URL does not set. Within `options`, the URL wins as well."""
-    settings = {
-        "lock_timeout": max(1, round(busy_timeout_s * 1000)),  # 0 would mean no limit
-        "idle_in_transaction_session_timeout": round(IDLE_IN_TRANSACTION_S * 1000),
-    }
-    defaults = {
-        "application_name": "tunery",
-        "connect_timeout": CONNECT_TIMEOUT_S,
-        "keepalives_idle": SILENCE_S // 2,
-        "keepalives_interval": SILENCE_S // 6,
-        "keepalives_count": 3,
-        "tcp_user_timeout": SILENCE_S * 1000,
-    }
-    options = [f"-c {name}={value}" for name, value in settings.items()]
-    options += [str(url.query["options"])] if "options" in url.query else []
-    missing = {name: value for name, value in defaults.items() if name not in url.query}
-    return missing | {"options": " ".join(options)}
 
 
 def _find_program(name: str) -> str:
@@ -279,7 +228,3 @@ def _find_program(name: str) -> str:
             "postgresql-client, and must not be older than the server."
         )
     return str(versions[-1])
-
-
-def _close(_connection: DBAPIConnection | None, entry: ConnectionPoolEntry) -> None:
-    entry.invalidate()

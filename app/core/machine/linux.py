@@ -75,6 +75,15 @@ def trim_heaps() -> None:
         _libc.malloc_trim(0)
 
 
+def be_killed_with_parent() -> None:
+    """Let the kernel kill this process as soon as its parent dies, even while it is stopped.
+
+    It can be called right after a fork: it takes one system call.
+    """
+    if sys.platform == "linux":
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def die_with_parent(shared: int) -> None:
     """End this process as soon as its parent dies; at once, if it is dead already.
 
@@ -86,7 +95,7 @@ def die_with_parent(shared: int) -> None:
     """
     if sys.platform != "linux":
         return
-    prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    be_killed_with_parent()
     other_end = select.poll()
     other_end.register(shared, 0)  # POLLERR and POLLHUP are always reported
     if any(seen & (select.POLLERR | select.POLLHUP) for _, seen in other_end.poll(0)):

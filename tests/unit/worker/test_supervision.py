@@ -6,7 +6,7 @@ import signal
 import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -358,3 +358,30 @@ def test_a_ctrl_c_in_the_workers_terminal_does_not_reach_the_child(
     run(["say", EVENT.model_dump_json()], ["wait"], requested_signal=look)
 
     assert sessions[0] != os.getsid(0)
+
+
+@pytest.mark.parametrize("make_launcher", ["local", "local contained"], indirect=True)
+def test_a_stopped_child_does_not_outlive_its_worker(launcher: Launcher, directory: Path) -> None:
+    """As when a worker is killed while a check beside its training is stopped for a moment."""
+    write_script(directory, ["wait"])
+    lock = directory.parent.with_suffix(".lock")
+    worker = os.fork()
+    if worker == 0:
+        try:
+            launcher.run(directory, Watch(lambda _event: None, lambda: Signal.CONTINUE))
+        finally:
+            os._exit(1)
+    try:
+        child = int(
+            wait_until(lambda: lock.exists() and lock.read_text(), within_s=END_S).split()[0]
+        )
+        os.killpg(child, signal.SIGSTOP)  # it has only just begun
+    finally:
+        os.kill(worker, signal.SIGKILL)
+        os.waitpid(worker, 0)
+
+    try:
+        wait_until(lambda: is_free(lock), within_s=END_S)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(child, signal.SIGKILL)

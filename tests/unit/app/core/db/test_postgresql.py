@@ -14,7 +14,7 @@ from sqlalchemy.exc import InternalError
 
 from app.core.access import DEFAULT_PROJECT_ID, LOCAL_CALLER
 from app.core.db import postgresql as postgresql_module
-from app.core.db.postgresql import MAX_CONNECTIONS
+from app.core.db.postgres.connections import MAX_CONNECTIONS
 from app.core.db.repositories.events import EventRepository
 from app.core.db.repositories.files import ExpiredFiles, FileRepository
 from app.core.db.repositories.jobs import JobRepository
@@ -133,7 +133,7 @@ def test_a_writer_sees_anew_and_waits_for_nobody_for_ever(database: Database) ->
         assert show(session, "transaction_isolation") == "read committed"
         assert show(session, "transaction_read_only") == "off"
         assert show(session, "lock_timeout") == "1s"
-        assert show(session, "idle_in_transaction_session_timeout") == "1min"
+        assert show(session, "idle_in_transaction_session_timeout") == "10s"
         assert show(session, "application_name") == "tunery"
 
 
@@ -159,7 +159,7 @@ def test_what_the_url_says_wins(url: str) -> None:
 
     with database.reading() as session:
         assert show(session, "lock_timeout") == "7s"
-        assert show(session, "idle_in_transaction_session_timeout") == "1min"
+        assert show(session, "idle_in_transaction_session_timeout") == "10s"
         assert show(session, "application_name") == "mine"
     database.dispose()
 
