@@ -1,0 +1,1 @@
+"""What an installation is: its stores and its signing key, in one row."""
