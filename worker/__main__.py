@@ -15,6 +15,7 @@ from app.core.compute_choices import warn_of_sampler
 from app.core.db.migrate import prepare
 from app.core.db.session import Database
 from app.core.ids import IdPrefix, new_id
+from app.core.installation import connect_store
 from app.core.logging import configure_logging
 from app.core.machine.linux import refuse_tracing
 from app.core.machine.signals import listen_for_stops
@@ -22,7 +23,6 @@ from app.core.machine.subprocesses import python_module, with_import_path
 from app.core.occupancy import make_data_dir, occupied
 from app.core.settings import Settings, read_settings
 from app.core.signing.keys import SigningKeys
-from app.core.storage.opening import open_store
 from app.core.storage.privacy import close_data_directory, keep_new_files_private
 from worker.attempt.lease_keeper import Resources
 from worker.beside import BesideTraining
@@ -35,6 +35,8 @@ from worker.launch.sandbox.sandbox import Sandbox, make_sandbox
 from worker.launch.supervision import LocalLauncher
 from worker.launch.warm import WarmLauncher
 from worker.loop import Worker
+from worker.move_watch import MoveWatch
+from worker.presence import repeating
 from worker.tasks.loop import TaskDoer
 
 logger = logging.getLogger("worker")
@@ -71,7 +73,8 @@ def _serve(settings: Settings, trainer: str) -> None:
     if settings.install_default_model and catalogue.find_installed(DEFAULT_MODEL_ID) is None:
         _install_default_model(settings)
     SigningKeys(settings.signing_dir).ensure()
-    store = open_store(settings)
+    connection = connect_store(settings, database, may_move=True)
+    store = connection.store
     sandbox = make_sandbox(
         settings.sandbox,
         data_dir=settings.data_dir,
@@ -99,8 +102,11 @@ def _serve(settings: Settings, trainer: str) -> None:
     if (warning := warn_of_sampler(settings)) is not None:
         logger.warning(warning)
     logger.info("worker ready", extra={"concurrency": len(workers)})
-    _run([*workers, checker, tasks])
+    watch = MoveWatch(connection)
+    with repeating(watch.look, interval_s=watch.INTERVAL_S):
+        _run([*workers, checker, tasks])
     database.dispose()
+    watch.require_no_move()
 
 
 def _make_launcher(

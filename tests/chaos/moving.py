@@ -21,7 +21,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -194,9 +194,7 @@ def move_there_and_back(
         "store_url": LOCAL,
     }
     ledger, began = Ledger(), time.monotonic()
-    service = LocalService(
-        data_dir, settings, workers=WORKERS, worker_module="tests.chaos.worker"
-    )
+    service = LocalService(data_dir, settings, workers=WORKERS, worker_module="tests.chaos.worker")
     with service:
         clients = [
             Client(service.base_url, ledger, seed=chance.getrandbits(32)) for _ in range(CLIENTS)

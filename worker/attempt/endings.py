@@ -7,11 +7,13 @@ can end with is worded for all.
 import logging
 import re
 import signal
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from app.core.db.repositories.leases import Lease, RequestedAction
 from app.core.db.repositories.recovery import Crash, Interruption
 from app.core.disk import as_storage_full
+from app.core.errors import StoreMovedError
 from app.core.job.child_text import last_line, without_paths
 from app.core.job.training_events import (
     Failed,
@@ -118,7 +120,7 @@ def end_of_process(
             )
 
 
-def end_of_error(error: Exception, lease: Lease) -> JobError | Interruption:
+def end_of_error(error: Exception, lease: Lease) -> JobError | Interruption | Released:
     """Decide how an attempt ends that failed with this exception, which is being handled."""
     base_model, context = lease.base_model, {"job_id": lease.job_id}
     match error:
@@ -130,18 +132,8 @@ def end_of_error(error: Exception, lease: Lease) -> JobError | Interruption:
                 message=f"The process was stopped. {what}. "
                 "Try again; if it fails again, report a bug with the worker's log.",
             )
-        case JobLockedError():
-            logger.warning("job locked: %s", error, extra=context)
-            return Interruption(
-                "Its previous process does not end",
-                "Find out what blocks that process, or restart the machine.",
-            )
-        case SigningKeyError():
-            logger.error("the manifest cannot be signed: %s", error, extra=context)
-            return Interruption(
-                "The service's signing key cannot be used",
-                "The operator finds the cause in the worker's log.",
-            )
+        case JobLockedError() | SigningKeyError() | StoreMovedError():
+            return _end_of_obstacle(error, context)
         case (
             BaseModelMissingError()
             | BaseModelChangedError()
@@ -157,6 +149,28 @@ def end_of_error(error: Exception, lease: Lease) -> JobError | Interruption:
                 code="internal_error",
                 message=f"The worker failed on this job: {without_paths(repr(error)):.300}. "
                 "See the worker's log.",
+            )
+
+
+def _end_of_obstacle(
+    error: JobLockedError | SigningKeyError | StoreMovedError, context: Mapping[str, str]
+) -> Interruption | Released:
+    """Decide how an attempt ends that this worker cannot make, and another may."""
+    match error:
+        case JobLockedError():
+            logger.warning("job locked: %s", error, extra=context)
+            return Interruption(
+                "Its previous process does not end",
+                "Find out what blocks that process, or restart the machine.",
+            )
+        case StoreMovedError():
+            logger.warning("%s", error.for_operator, extra=context)
+            return Released("The service has moved to another store")
+        case SigningKeyError():
+            logger.error("the manifest cannot be signed: %s", error, extra=context)
+            return Interruption(
+                "The service's signing key cannot be used",
+                "The operator finds the cause in the worker's log.",
             )
 
 

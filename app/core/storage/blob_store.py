@@ -7,6 +7,9 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Protocol
 
+MARKER_KEY = "tunery-store"
+"""Key of the blob that holds the id of the store. No row names it, and no list shows it."""
+
 
 @dataclass(frozen=True, slots=True)
 class StoredBlob:
@@ -46,7 +49,7 @@ class BlobStore(Protocol):
         ...
 
     def list_all(self) -> Iterator[StoredBlob]:
-        """Every blob, in no order, and in little memory however many there are.
+        """Every blob but the marker, in no order, and in little memory however many there are.
 
         Other processes may put and delete blobs meanwhile. Such a blob may be listed or not.
         """

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from app.core.errors import BlobNotFoundError
 from app.core.machine import durable
-from app.core.storage.blob_store import StoredBlob
+from app.core.storage.blob_store import MARKER_KEY, StoredBlob
 from app.core.storage.scratch import SCRATCH_NAME, ScratchSpace
 
 
@@ -49,7 +49,7 @@ class LocalBlobStore:
                 return
 
     def list_all(self) -> Iterator[StoredBlob]:
-        return self._list_below(self._root)
+        return (blob for blob in self._list_below(self._root) if blob.key != MARKER_KEY)
 
     def list_scratch(self) -> Iterator[Path]:
         return self._scratch.list_scratch()

@@ -12,7 +12,7 @@ from obstore.store import S3Store
 
 from app.core.errors import BlobNotFoundError
 from app.core.settings.store_urls import BucketAddress
-from app.core.storage.blob_store import StoredBlob
+from app.core.storage.blob_store import MARKER_KEY, StoredBlob
 from app.core.storage.s3_access import S3Access
 from app.core.storage.scratch import ScratchSpace
 
@@ -58,6 +58,8 @@ class S3BlobStore:
     def list_all(self) -> Iterator[StoredBlob]:
         for page in obstore.list(self._store, chunk_size=1000):
             for one in page:
+                if one["path"] == MARKER_KEY:
+                    continue
                 age_s = time.time() - one["last_modified"].timestamp()
                 yield StoredBlob(one["path"], one["size"], age_s=age_s)
 

@@ -4,24 +4,14 @@ Decision 0059 says why this keeps every byte while the processes are given new s
 """
 
 from dataclasses import dataclass, replace
+from datetime import datetime
 from enum import StrEnum
 
-from app.core.errors import OperatorError, StoreAwayError
+from app.core.errors import OperatorError
 
 
 class WrongStoreError(OperatorError):
     """The settings name a store that is not this installation's. The message says what to set."""
-
-
-class StoreMovedError(StoreAwayError):
-    """The installation uses another store than this process, which must be restarted."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            for_operator="The service has moved to another store, and this process has the old "
-            "settings. Set TUNERY_STORE_URL and TUNERY_STORE_PREVIOUS_URL as for the other "
-            "processes, and restart it. `tunery store status` shows both."
-        )
 
 
 class PreviousState(StrEnum):
@@ -39,12 +29,15 @@ class PreviousState(StrEnum):
 class StorePlaces:
     """The ids of an installation's stores. Each store holds a marker with its id."""
 
-    present: str
+    present: str | None
+    """Store that blobs are put into. None before the first start."""
     previous: str | None = None
     """Store that the installation moves away from, or has moved away from."""
     previous_state: PreviousState | None = None
     target: str | None = None
     """Store that `tunery store copy` copies to, before the installation moves there."""
+    moved_at: datetime | None = None
+    """When the installation began to use the present store. None if it has never moved."""
 
     def may_write(self, store_id: str) -> bool:
         """Whether a row may name a blob that was put into this store."""
@@ -55,25 +48,27 @@ class StorePlaces:
     def needed(self) -> set[str]:
         """The stores that a process must read, so that it misses no blob."""
         is_copied = self.previous_state in {None, PreviousState.COPIED}
-        return {self.present} if is_copied or self.previous is None else {self.present, self.previous}
+        stores = {self.present} if is_copied else {self.present, self.previous}
+        return {store_id for store_id in stores if store_id is not None}
 
     def closed(self) -> "StorePlaces":
         """The places once no process may write to the previous store."""
         is_open = self.previous_state is PreviousState.OPEN
         return replace(self, previous_state=PreviousState.CLOSED) if is_open else self
 
-    def seen_by(self, present: str | None, previous: str | None) -> "StorePlaces":
+    def seen_by(self, present: str | None, previous: str | None, *, now: datetime) -> "StorePlaces":
         """The places once a process has started with these two stores. Mostly, they are the same.
 
         Args:
             present: id of the store that `TUNERY_STORE_URL` names; None if it has no marker.
             previous: id of the store that `TUNERY_STORE_PREVIOUS_URL` names; None if it has no
                 marker, or if the setting is empty.
+            now: the time.
 
         Raises:
             WrongStoreError: the process must not run with these stores.
         """
-        if present == self.present:
+        if present is not None and present == self.present:
             if self.needed <= {present, previous}:
                 return self
             raise WrongStoreError(
@@ -83,7 +78,7 @@ class StorePlaces:
             )
         if present is not None and present in {self.target, self.previous}:
             if previous == self.present:
-                return StorePlaces(present, previous, PreviousState.OPEN)
+                return StorePlaces(present, previous, PreviousState.OPEN, moved_at=now)
             raise WrongStoreError(
                 "TUNERY_STORE_URL names another store than the one that the service uses. To move "
                 "the service there, set TUNERY_STORE_PREVIOUS_URL to the store that it uses now."

@@ -2,28 +2,31 @@
 
 import random
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 
 import pytest
 
-from app.core.storage.places import PreviousState, StorePlaces, WrongStoreError
+from app.core.db.installation.places import PreviousState, StorePlaces, WrongStoreError
+from tests.builders import NOW
 from tests.effort import effort
 
 HOME = StorePlaces("a")
-MOVING = StorePlaces("b", "a", PreviousState.OPEN)
+MOVING = StorePlaces("b", "a", PreviousState.OPEN, moved_at=NOW)
 
 
 def test_a_service_that_does_not_move_starts_with_its_store() -> None:
-    assert HOME.seen_by("a", None) is HOME
+    assert HOME.seen_by("a", None, now=NOW) is HOME
 
 
 def test_the_first_process_with_the_new_settings_makes_the_switch() -> None:
-    assert replace(HOME, target="b").seen_by("b", "a") == MOVING
+    assert replace(HOME, target="b").seen_by("b", "a", now=NOW) == MOVING
 
 
 def test_a_service_can_move_back_at_any_time() -> None:
     for state in PreviousState:
         moved = StorePlaces("b", "a", state)
-        assert moved.seen_by("a", "b") == StorePlaces("a", "b", PreviousState.OPEN)
+        back = StorePlaces("a", "b", PreviousState.OPEN, moved_at=NOW)
+        assert moved.seen_by("a", "b", now=NOW) == back
 
 
 @pytest.mark.parametrize(
@@ -44,14 +47,14 @@ def test_other_settings_are_refused(
     places: StorePlaces, present: str | None, previous: str | None, why: str
 ) -> None:
     with pytest.raises(WrongStoreError, match=why):
-        places.seen_by(present, previous)
+        places.seen_by(present, previous, now=NOW)
 
 
 def test_once_all_is_copied_the_previous_store_is_not_needed() -> None:
     copied = replace(MOVING, previous_state=PreviousState.COPIED)
 
-    assert copied.seen_by("b", None) is copied
-    assert copied.seen_by("b", "a") is copied
+    assert copied.seen_by("b", None, now=NOW) is copied
+    assert copied.seen_by("b", "a", now=NOW) is copied
 
 
 @dataclass
@@ -74,6 +77,7 @@ class World:
         self.stores: dict[str, set[int]] = {"A": set(), "B": set(), "C": set()}
         self.markers: dict[str, str | None] = {"A": "a", "B": None, "C": None}
         self.places = HOME
+        self.now = NOW
         self.rows: set[int] = set()
         self.processes: list[Process] = []
         self.blobs = 0
@@ -99,7 +103,8 @@ class World:
         previous = self.chance.choice([None, *"ABC".replace(present, "")])
         markers = self.markers[present], previous and self.markers[previous]
         try:
-            self.places = self.places.seen_by(*markers)
+            self.now += timedelta(seconds=1)
+            self.places = self.places.seen_by(*markers, now=self.now)
         except WrongStoreError:
             self.done.add("refused")
             return
