@@ -20,6 +20,7 @@ from app.api.polls.protocol import repeating
 from app.commands.keys import keys
 from app.commands.projects import projects
 from app.commands.signing import signing_key, verify
+from app.commands.store import store
 from app.core.clock import utc_now
 from app.core.command_line.exit_codes import CommandGroup
 from app.core.command_line.json_output import AsJson, print_json
@@ -61,6 +62,7 @@ commands = typer.Typer(
 
 commands.add_typer(keys, name="keys")
 commands.add_typer(projects, name="projects")
+commands.add_typer(store, name="store")
 commands.command()(verify)
 commands.add_typer(signing_key, name="signing-key")
 

@@ -62,7 +62,7 @@ def connect_store(settings: Settings, database: Database, *, may_move: bool) -> 
     """
     present, previous = open_stores(settings)
     if read_places(database).present is None:
-        _make_first_marker(database, present)
+        _make_first_marker(database, present, is_own=not settings.store_url)
     present_id = read_marker(present)
     previous_id = None if previous is None else read_marker(previous)
     places = _agree(database, present_id, previous_id, may_move=may_move)
@@ -119,11 +119,16 @@ def _agree(
     return after
 
 
-def _make_first_marker(database: Database, store: BlobStore) -> None:
+def _make_first_marker(database: Database, store: BlobStore, *, is_own: bool) -> None:
     """Give the store of a new installation its id.
 
     The database knows the id before the store has it: after a crash in between, the next start
     goes on with the same id.
+
+    Args:
+        database: that of the installation.
+        store: its store.
+        is_own: whether it is the directory that earlier versions have filled as well.
     """
     before = read_places(database)
     if before.target is None:
@@ -132,6 +137,11 @@ def _make_first_marker(database: Database, store: BlobStore) -> None:
                 "TUNERY_STORE_URL names a store that belongs to another installation, and this "
                 "database is new. Name an empty place, such as another prefix of the bucket. If "
                 "the database was lost, restore a backup of it."
+            )
+        if not is_own and next(iter(store.list_all()), None) is not None:
+            raise WrongStoreError(
+                "TUNERY_STORE_URL names a store that is not empty and has no marker of Tunery. "
+                "Name an empty place, such as another prefix of the bucket."
             )
         change_places(database, before, replace(before, target=secrets.token_hex(16)))
         before = read_places(database)

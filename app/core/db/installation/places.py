@@ -69,6 +69,11 @@ class StorePlaces:
             WrongStoreError: the process must not run with these stores.
         """
         if present is not None and present == self.present:
+            if previous not in {None, self.previous}:
+                raise WrongStoreError(
+                    "TUNERY_STORE_PREVIOUS_URL names a store that the service has not come from. "
+                    "Remove it, or set it as for the other processes of the service."
+                )
             if self.needed <= {present, previous}:
                 return self
             raise WrongStoreError(

@@ -183,10 +183,10 @@ class DataCheckRepository(Repository):
         Raises:
             LeaseLostError: the check is no longer this worker's, or its job is cancelled.
         """
+        require_store(self._session)
         job = self.hold(lease)
         if estimate is not None and error is None:
             error = WorkerRepository(self._session).admit(job, estimate)
-        require_store(self._session)
         self._end_try(lease, now=now, report=report, files=files, finished_at=now)
         move = partial(settle, self._session, job, now=now)
         if error is not None:

@@ -14,7 +14,7 @@ from app.core.db.session import Database
 from app.core.db.tables import File
 from app.core.errors import StorageFullError
 from app.core.storage.local import LocalBlobStore
-from app.maintenance.copy_blobs import BlobCopier, CopyReport, iterate_blobs
+from app.maintenance.store.copy_blobs import BlobCopier, CopyReport, iterate_blobs
 from tests.builders import (
     add_file,
     add_job,
@@ -130,12 +130,12 @@ def test_only_a_copy_that_verifies_notices_other_bytes(
 )
 def test_a_damaged_blob_is_reported_and_never_copied(
     copier: BlobCopier,
-    database: Database,
     store: LocalBlobStore,
     target: LocalBlobStore,
     content: bytes | None,
     damage: str,
 ) -> None:
+    database = copier.database
     file, whole = add_file(database, store, b"0123456789"), add_file(database, store)
     store.delete(file.blob_key)
     if content is not None:

@@ -39,7 +39,8 @@ def test_a_service_can_move_back_at_any_time() -> None:
         (replace(HOME, target="b"), "b", "other", "set TUNERY_STORE_PREVIOUS_URL to the store"),
         (MOVING, "b", None, "may still be only in its previous store"),
         (MOVING.closed(), "b", None, "may still be only in its previous store"),
-        (MOVING, "b", "other", "may still be only in its previous store"),
+        (MOVING, "b", "other", "that the service has not come from"),
+        (HOME, "a", "other", "that the service has not come from"),
         (MOVING, "a", None, "names another store than the one that the service uses"),
     ],
 )

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from io import BufferedReader
 from itertools import chain
+from typing import TypeVar
 
 from app.core.db.blob_keys import (
     BlobKeyRepository,
@@ -33,6 +34,8 @@ _AHEAD = 4
 """How many blobs are read from the database ahead of each that is being copied."""
 
 _CHUNK_BYTES = 1024 * 1024
+
+Result = TypeVar("Result")
 
 
 class Outcome(Enum):
@@ -72,6 +75,25 @@ class CopyReport:
                 pass
 
 
+@dataclass
+class Total:
+    """Number and size of some blobs."""
+
+    blobs: int = 0
+    bytes: int = 0
+
+    def add(self, size: int) -> None:
+        """Count one more blob of this size."""
+        self.blobs, self.bytes = self.blobs + 1, self.bytes + size
+
+    @classmethod
+    def of(cls, blobs: Iterator[NamedBlob]) -> "Total":
+        total = cls()
+        for blob in blobs:
+            total.add(blob.bytes)
+        return total
+
+
 def iterate_blobs(database: Database) -> Iterator[NamedBlob]:
     """Every blob that has to be in the store of the installation, page by page."""
     return chain(iterate_named(database.reading), iterate_task_blobs(database.reading))
@@ -84,6 +106,30 @@ def size_in(store: BlobStore, key: str) -> int | None:
             return blob.seek(0, os.SEEK_END)
     except BlobNotFoundError:
         return None
+
+
+def map_ahead(
+    function: Callable[[NamedBlob], Result], blobs: Iterator[NamedBlob], *, parallel: int
+) -> Iterator[tuple[NamedBlob, Result]]:
+    """Call a function for several blobs at once, and yield its results in order.
+
+    Args:
+        function: is called in other threads. What it raises ends the iteration.
+        blobs: few are read before their turn, so the memory is constant.
+        parallel: number of calls at once.
+    """
+    waiting: deque[tuple[NamedBlob, Future[Result]]] = deque()
+    pool = ThreadPoolExecutor(parallel)
+    try:
+        for blob in blobs:
+            waiting.append((blob, pool.submit(function, blob)))
+            if len(waiting) >= parallel * _AHEAD:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        for first, future in waiting:
+            yield first, future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 @dataclass(frozen=True)
@@ -118,17 +164,9 @@ class BlobCopier:
             StorageFullError: the disk of the target, or of its scratch files, is full.
         """
         report = CopyReport()
-        waiting: deque[tuple[NamedBlob, Future[tuple[Outcome, str]]]] = deque()
-        pool = ThreadPoolExecutor(self.parallel, thread_name_prefix="copy")
-        try:
-            for blob in blobs:
-                waiting.append((blob, pool.submit(self.copy, blob)))
-                if len(waiting) >= self.parallel * _AHEAD:
-                    self._count_first(waiting, report, on_progress)
-            while waiting:
-                self._count_first(waiting, report, on_progress)
-        finally:
-            pool.shutdown(cancel_futures=True)
+        for blob, (outcome, damage) in map_ahead(self.copy, blobs, parallel=self.parallel):
+            report.count(blob, outcome, damage)
+            on_progress(report)
         return report
 
     def copy(self, blob: NamedBlob) -> tuple[Outcome, str]:
@@ -183,17 +221,6 @@ class BlobCopier:
         finally:
             scratch.unlink(missing_ok=True)
         return None
-
-    @staticmethod
-    def _count_first(
-        waiting: "deque[tuple[NamedBlob, Future[tuple[Outcome, str]]]]",
-        report: CopyReport,
-        on_progress: Callable[[CopyReport], None],
-    ) -> None:
-        blob, future = waiting.popleft()
-        outcome, damage = future.result()
-        report.count(blob, outcome, damage)
-        on_progress(report)
 
 
 class _UnreadableError(Exception):
