@@ -9,7 +9,6 @@ from app.core.db import (  # noqa: F401 - they define the tables
     worker_tables,
 )
 from app.core.db.base import Base
-from app.core.db.installation import tables as installation_tables  # noqa: F401 - likewise
 
 context.configure(
     connection=context.config.attributes["connection"],

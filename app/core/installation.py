@@ -1,18 +1,24 @@
-"""Makes sure that a process uses the stores of its installation, and follows a move between them.
+"""Refuses to work with a blob store or a signing key that is not the one of the database.
 
-Decision 0059 says why no byte is lost while processes are given new settings one after the other.
+A worker on another machine whose settings are incomplete would otherwise find none of the bytes
+that the database names, and fail every job. Decision 0059 says how processes follow a move to
+another store without losing a byte.
 """
 
 import logging
-import secrets
 from dataclasses import dataclass, replace
 
 from app.core.clock import utc_now
+from app.core.db.base import Installation
+from app.core.db.blob_keys import BlobKeyRepository, InstallationRepository
 from app.core.db.installation.fence import fence
 from app.core.db.installation.places import PreviousState, StorePlaces, WrongStoreError
-from app.core.db.installation.repository import InstallationRepository
-from app.core.db.session import Database
+from app.core.db.installation.repository import PlacesRepository
+from app.core.db.session import Database, Session
+from app.core.errors import OperatorError
+from app.core.ids import IdPrefix, new_id
 from app.core.settings import Settings
+from app.core.signing.keys import SigningKeys
 from app.core.storage.blob_store import BlobStore
 from app.core.storage.guarded import GuardedBlobStore
 from app.core.storage.marker import read_marker, write_marker
@@ -20,6 +26,10 @@ from app.core.storage.moving import MovingBlobStore
 from app.core.storage.opening import open_stores
 
 logger = logging.getLogger(__name__)
+
+
+class WrongKeyError(OperatorError):
+    """The signing key of this machine is not the one of the service."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +72,7 @@ def connect_store(settings: Settings, database: Database, *, may_move: bool) -> 
     """
     present, previous = open_stores(settings)
     if read_places(database).present is None:
-        _make_first_marker(database, present, is_own=not settings.store_url)
+        require_right_store(database, present)
     present_id = read_marker(present)
     previous_id = None if previous is None else read_marker(previous)
     places = _agree(database, present_id, previous_id, may_move=may_move)
@@ -82,7 +92,7 @@ def read_places(database: Database) -> StorePlaces:
         DatabaseBusyError: the database is busy or away.
     """
     with database.reading() as session:
-        return InstallationRepository(session).read_places()
+        return PlacesRepository(session).read()
 
 
 def change_places(database: Database, before: StorePlaces, after: StorePlaces) -> bool:
@@ -93,9 +103,7 @@ def change_places(database: Database, before: StorePlaces, after: StorePlaces) -
     """
     if before == after:
         return True
-    return database.transact(
-        lambda session: InstallationRepository(session).write_places(before, after)
-    )
+    return database.transact(lambda session: PlacesRepository(session).change(before, after))
 
 
 def _agree(
@@ -119,33 +127,76 @@ def _agree(
     return after
 
 
-def _make_first_marker(database: Database, store: BlobStore, *, is_own: bool) -> None:
-    """Give the store of a new installation its id.
+def require_right_store(database: Database, store: BlobStore) -> None:
+    """Check that the store is the one of the database. The first start makes it so.
 
-    The database knows the id before the store has it: after a crash in between, the next start
-    goes on with the same id.
+    Several processes may start at once, and any may be killed: the database decides on an id, and
+    then everybody writes the same marker until one has seen it in the store.
 
-    Args:
-        database: that of the installation.
-        store: its store.
-        is_own: whether it is the directory that earlier versions have filled as well.
+    Raises:
+        WrongStoreError: it is not.
+        StoreAwayError: the store does not answer, or refuses.
     """
-    before = read_places(database)
-    if before.target is None:
-        if read_marker(store) is not None:
-            raise WrongStoreError(
-                "TUNERY_STORE_URL names a store that belongs to another installation, and this "
-                "database is new. Name an empty place, such as another prefix of the bucket. If "
-                "the database was lost, restore a backup of it."
-            )
-        if not is_own and next(iter(store.list_all()), None) is not None:
-            raise WrongStoreError(
-                "TUNERY_STORE_URL names a store that is not empty and has no marker of Tunery. "
-                "Name an empty place, such as another prefix of the bucket."
-            )
-        change_places(database, before, replace(before, target=secrets.token_hex(16)))
-        before = read_places(database)
-    if before.present is None and before.target is not None:
-        if read_marker(store) is None:
-            write_marker(store, before.target)
-        change_places(database, before, replace(before, present=before.target, target=None))
+    marker = read_marker(store)  # before the row: whoever writes a marker has written the row
+    row = database.read(_read_row)
+    if row.store_id is None:
+        if marker is not None:
+            raise _wrong_store(store, "It belongs to another database, and this one has no store.")
+        _require_blobs(database, store)
+        proposed = new_id(IdPrefix.STORE)
+        row = database.transact(lambda session: _propose(session, proposed))
+    assert row.store_id is not None  # noqa: S101 - it was proposed
+    if marker is None and not row.is_store_marked:
+        write_marker(store, row.store_id)
+    if marker != row.store_id:
+        marker = read_marker(store)
+    if marker is None:
+        raise _wrong_store(store, "It is empty or was emptied, and the database has another one.")
+    if marker != row.store_id:
+        raise _wrong_store(store, "It belongs to another database.")
+    if not row.is_store_marked:
+        database.transact(lambda session: InstallationRepository(session).mark_store(marker))
+
+
+def require_right_key(database: Database, keys: SigningKeys) -> None:
+    """Check that this machine signs with the service's key. The first start makes it.
+
+    Raises:
+        WrongKeyError: it has another key, or none.
+        SigningKeyError: its key is damaged.
+    """
+    known = [key.id for key in keys.list_public()]
+    expected = database.read(_read_row).signing_key
+    if expected is not None and expected not in known:
+        raise WrongKeyError(
+            "This machine does not have the key that the service signs with. Copy the directory "
+            "'signing' from the data directory of a machine where the service runs to the data "
+            "directory of this one."
+        )
+    present = keys.ensure().id
+    if present != expected:  # the first start, or the key was rotated
+        database.transact(lambda session: InstallationRepository(session).set_signing_key(present))
+
+
+def _read_row(session: Session) -> Installation:
+    return InstallationRepository(session).read()
+
+
+def _propose(session: Session, store_id: str) -> Installation:
+    installation = InstallationRepository(session)
+    installation.propose_store(store_id)
+    return installation.read()
+
+
+def _require_blobs(database: Database, store: BlobStore) -> None:
+    """Do not make an empty store that of a database which names blobs."""
+    names_any = database.read(lambda session: BlobKeyRepository(session).names_any())
+    if names_any and next(store.list_all(), None) is None:
+        raise _wrong_store(store, "It is empty, and the database has files.")
+
+
+def _wrong_store(store: BlobStore, why: str) -> WrongStoreError:
+    return WrongStoreError(
+        f"The blob store {store} is not the one of this database. {why} TUNERY_STORE_URL must be "
+        "the same for every process; docs/stores.md explains how to move to another store."
+    )

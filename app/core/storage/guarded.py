@@ -5,7 +5,7 @@ from io import BufferedReader
 from pathlib import Path
 
 from app.core.errors import BlobNotFoundError, StoreMovedError
-from app.core.storage.blob_store import BlobStore, StoredBlob
+from app.core.storage.blob_store import BlobStore, StoreConditions, StoredBlob
 
 
 class GuardedBlobStore:
@@ -20,6 +20,9 @@ class GuardedBlobStore:
     def __init__(self, store: BlobStore, is_moved: Callable[[], bool]) -> None:
         self._store = store
         self._is_moved = is_moved
+
+    def __str__(self) -> str:
+        return str(self._store)
 
     def scratch_file(self) -> Path:
         return self._store.scratch_file()
@@ -49,3 +52,16 @@ class GuardedBlobStore:
 
     def list_scratch(self) -> Iterator[Path]:
         return self._store.list_scratch()
+
+    def download_url(
+        self, key: str, *, filename: str, media_type: str, lifetime_s: int
+    ) -> str | None:
+        return self._store.download_url(
+            key, filename=filename, media_type=media_type, lifetime_s=lifetime_s
+        )
+
+    def collect_stale(self, *, older_than_s: float) -> int | None:
+        return self._store.collect_stale(older_than_s=older_than_s)
+
+    def probe_conditions(self) -> StoreConditions | None:
+        return self._store.probe_conditions()

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from io import BufferedReader
 from itertools import chain
+from pathlib import Path
 from typing import TypeVar
 
 from app.core.db.blob_keys import (
@@ -23,7 +24,7 @@ from app.core.db.blob_keys import (
 )
 from app.core.db.session import Database
 from app.core.disk import as_storage_full
-from app.core.errors import BlobNotFoundError
+from app.core.errors import BlobExistsError, BlobNotFoundError
 from app.core.storage.blob_store import BlobStore
 
 PARALLEL = 8
@@ -208,7 +209,7 @@ class BlobCopier:
                 return f"does not have the {blob.bytes:,} bytes that were written"
             if digest.hexdigest() != blob.sha256:
                 return "does not have the bytes that were written"
-            self.target.put(blob.key, scratch)
+            self._put(blob.key, scratch)
         except BlobNotFoundError:
             return "is missing"
         except _UnreadableError as error:
@@ -221,6 +222,13 @@ class BlobCopier:
         finally:
             scratch.unlink(missing_ok=True)
         return None
+
+    def _put(self, key: str, scratch: Path) -> None:
+        try:
+            self.target.put(key, scratch)
+        except BlobExistsError:  # with other bytes than its row promises
+            self.target.delete(key)
+            self.target.put(key, scratch)
 
 
 class _UnreadableError(Exception):

@@ -1,1 +1,1 @@
-"""What an installation is: its stores and its signing key, in one row."""
+"""Which stores an installation uses, and what may be written to them: decision 0059."""

@@ -7,7 +7,7 @@ A transaction that names a new blob locks the row of the installation for sharin
 from sqlalchemy import inspect
 
 from app.core.db.check_tables import Task
-from app.core.db.installation.repository import InstallationRepository
+from app.core.db.installation.repository import PlacesRepository
 from app.core.db.session import Database, Session
 from app.core.db.tables import File, SavedState, UploadPart
 from app.core.errors import StoreMovedError
@@ -36,7 +36,7 @@ def require_store(session: Session) -> None:
     store_id = session.info.get(_STORE_ID)
     if store_id is None or session.info.get(_IS_CHECKED):
         return
-    if not InstallationRepository(session).read_places(is_shared=True).may_write(store_id):
+    if not PlacesRepository(session).read(is_shared=True).may_write(store_id):
         raise StoreMovedError
     session.info[_IS_CHECKED] = True
 
