@@ -51,6 +51,7 @@ from app.core.db.session import Database
 from app.core.disk import Ballast
 from app.core.sampling.engines import parse_engines
 from app.core.settings import Settings, read_settings
+from app.core.storage.blob_store import BlobStore
 from app.core.storage.opening import open_store
 from app.core.version import VERSION
 from app.maintenance.doctor import Checkups
@@ -77,12 +78,23 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def create_app(settings: Settings | None = None) -> FastAPI:
-    """The API on the data directory and the database that `settings` name."""
+def create_app(
+    settings: Settings | None = None,
+    *,
+    database: Database | None = None,
+    store: BlobStore | None = None,
+) -> FastAPI:
+    """The API on the data directory, the database and the store that `settings` name.
+
+    Args:
+        settings: by default, those of the environment.
+        database: by default, opened here. It is closed when the application ends.
+        store: by default, opened here, without asking whose it is.
+    """
     settings = settings or read_settings()
-    database = Database(settings.resolved_database_url)
+    database = database or Database(settings.resolved_database_url)
     metrics = RequestMetrics()
-    store = ObservedStore(open_store(settings), metrics)
+    store = ObservedStore(store or open_store(settings), metrics)
     resources = Resources(
         settings=settings,
         database=database,

@@ -111,6 +111,15 @@ class LocalService:
         """Address for OpenAI's clients."""
         return f"{self.url}/v1"
 
+    @property
+    def environment(self) -> Mapping[str, str]:
+        """All environment variables of the processes."""
+        return self._environment
+
+    def configure(self, settings: Mapping[str, str]) -> None:
+        """Change settings of the processes that are started from now on."""
+        self._environment |= _variables(settings)
+
     def start(self, name: str) -> None:
         """Start a process that has ended, and wait until it is ready."""
         self.processes[name].start()
@@ -161,4 +170,8 @@ def _environment(settings: Mapping[str, str], *, is_ours: bool) -> dict[str, str
     if is_ours:
         paths = [str(service_root()), inherited]
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-    return environment | {f"{_PREFIX}{name.upper()}": text for name, text in settings.items()}
+    return environment | _variables(settings)
+
+
+def _variables(settings: Mapping[str, str]) -> dict[str, str]:
+    return {f"{_PREFIX}{name.upper()}": text for name, text in settings.items()}

@@ -14,7 +14,7 @@ from app.core.compute_choices import warn_of_sampler
 from app.core.db.migrate import prepare
 from app.core.db.session import Database
 from app.core.ids import IdPrefix, new_id
-from app.core.installation import require_right_key, require_right_store
+from app.core.installation import connect_store, require_right_key
 from app.core.logging import configure_logging
 from app.core.machine.linux import refuse_tracing
 from app.core.machine.signals import listen_for_stops
@@ -22,7 +22,6 @@ from app.core.machine.subprocesses import python_module, with_import_path
 from app.core.occupancy import make_data_dir, occupied
 from app.core.settings import Settings, read_settings
 from app.core.signing.keys import SigningKeys
-from app.core.storage.opening import open_store
 from app.core.storage.privacy import close_data_directory, keep_new_files_private
 from worker.attempt.lease_keeper import Resources
 from worker.beside import BesideTraining
@@ -36,6 +35,7 @@ from worker.launch.supervision import LocalLauncher
 from worker.launch.warm import WarmLauncher
 from worker.loop import Worker
 from worker.machine import LOOK_INTERVAL_S, MachineWatch, measure_ability
+from worker.move_watch import MoveWatch
 from worker.presence import repeating
 from worker.tasks.loop import TaskDoer
 
@@ -72,8 +72,8 @@ def _serve(settings: Settings, trainer: str) -> None:
     catalogue = load_catalogue(settings.data_dir)
     if settings.install_default_model and catalogue.find_installed(DEFAULT_MODEL_ID) is None:
         _install_default_model(settings)
-    store = open_store(settings)
-    require_right_store(database, store)
+    connection = connect_store(settings, database, may_move=True)
+    store = connection.store
     require_right_key(database, SigningKeys(settings.signing_dir))
     sandbox = make_sandbox(
         settings.sandbox,
@@ -108,9 +108,14 @@ def _serve(settings: Settings, trainer: str) -> None:
     if (warning := warn_of_sampler(settings)) is not None:
         logger.warning(warning)
     logger.info("worker ready", extra={"concurrency": len(workers)})
-    with repeating(watch.look, interval_s=LOOK_INTERVAL_S):
+    moves = MoveWatch(connection)
+    with (
+        repeating(watch.look, interval_s=LOOK_INTERVAL_S),
+        repeating(moves.look, interval_s=MoveWatch.INTERVAL_S),
+    ):
         _run([*workers, *besides])
     database.dispose()
+    moves.require_no_move()
 
 
 def _make_launcher(

@@ -10,10 +10,9 @@ from app.core.clock import SECONDS_AN_HOUR, utc_now
 from app.core.command_line.json_output import AsJson, print_json
 from app.core.disk import MIB
 from app.core.errors import NotFoundError, OperatorError
-from app.core.installation import require_right_store
+from app.core.installation import connect_store
 from app.core.occupancy import open_database
 from app.core.settings import read_settings
-from app.core.storage.opening import open_store
 from app.schemas.organization.projects import ProjectRead, ProjectUpdate, ProjectUsageRead
 from app.services import projects as project_service
 
@@ -108,8 +107,7 @@ def erase(
         typer.confirm(f"Erase the project {project} and everything that belongs to it?", abort=True)
     settings = read_settings()
     with open_database(settings) as database:
-        store = open_store(settings)
-        require_right_store(database, store)
+        store = connect_store(settings, database, may_move=False).store
         erased = _explain(
             lambda: project_service.erase_project(
                 project,

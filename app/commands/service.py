@@ -21,13 +21,15 @@ from app.commands.keys import keys
 from app.commands.machines import drain, machines, undrain
 from app.commands.projects import projects
 from app.commands.signing import signing_key, verify
+from app.commands.store import store
 from app.core.clock import utc_now
 from app.core.command_line.exit_codes import CommandGroup
 from app.core.command_line.json_output import AsJson, print_json
 from app.core.db.migrate import prepare
+from app.core.db.session import Database
 from app.core.disk import MIB, Ballast
 from app.core.errors import OperatorError
-from app.core.installation import require_right_store
+from app.core.installation import connect_store
 from app.core.logging import configure_logging
 from app.core.machine.linux import refuse_tracing, share_heaps
 from app.core.occupancy import make_data_dir, occupied
@@ -61,6 +63,7 @@ commands = typer.Typer(
 
 commands.add_typer(keys, name="keys")
 commands.add_typer(projects, name="projects")
+commands.add_typer(store, name="store")
 commands.command()(verify)
 commands.add_typer(signing_key, name="signing-key")
 for command in (drain, undrain, machines):
@@ -99,11 +102,11 @@ def serve_api(host: Host = None, port: Port = None) -> None:
         ballast = Ballast(settings)
         if not ballast.release_if_full():
             ballast.make_if_room()
-        application = create_app(settings)
         _check_address(settings)
-        database = application.state.resources.database
+        database = Database(settings.resolved_database_url)
         prepare(database)
-        require_right_store(database, application.state.resources.store)
+        connection = connect_store(settings, database, may_move=True)
+        application = create_app(settings, database=database, store=connection.store)
         secure_start(settings, database, now=utc_now())
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
         metrics = application.state.metrics

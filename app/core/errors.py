@@ -19,6 +19,7 @@ ServiceError                      the caller acts; the API answers with its stat
 ├── EngineUnavailableError        503  an engine of the operator is away; the caller may repeat it
 ├── SamplerUnavailableError       503  the sampler is away or has failed; the caller may repeat it
 ├── StoreAwayError                503  the blob store does not answer; the caller may repeat it
+│   └── StoreMovedError           503  the service has moved to another store; restart the process
 ├── TokenizingBusyError           503  nothing was done; the caller may repeat the request
 ├── TooManyStreamsError           503  nothing was done; the caller may repeat the request
 ├── TooManyUploadsError           503  nothing was done; the caller may repeat the request
@@ -178,6 +179,18 @@ class StoreAwayError(ServiceError):
     def __init__(self, *, for_operator: str) -> None:
         super().__init__("The store of files does not answer. Send the same request again later.")
         self.for_operator = for_operator
+
+
+class StoreMovedError(StoreAwayError):
+    """The installation has moved to another store, and this process still has its old settings."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            for_operator="The service has moved to another store, and this process has the old "
+            "settings. Set TUNERY_STORE_URL and TUNERY_STORE_PREVIOUS_URL as for the other "
+            "processes of the service, and restart this one. `tunery store status` shows which "
+            "store is used."
+        )
 
 
 class TokenizingBusyError(ServiceError):

@@ -1,25 +1,130 @@
 """Refuses to work with a blob store or a signing key that is not the one of the database.
 
 A worker on another machine whose settings are incomplete would otherwise find none of the bytes
-that the database names, and fail every job.
+that the database names, and fail every job. Decision 0059 says how processes follow a move to
+another store without losing a byte.
 """
 
+import logging
+from dataclasses import dataclass, replace
+
+from app.core.clock import utc_now
 from app.core.db.base import Installation
 from app.core.db.blob_keys import BlobKeyRepository, InstallationRepository
+from app.core.db.installation.fence import fence
+from app.core.db.installation.places import PreviousState, StorePlaces, WrongStoreError
+from app.core.db.installation.repository import PlacesRepository
 from app.core.db.session import Database, Session
 from app.core.errors import OperatorError
 from app.core.ids import IdPrefix, new_id
+from app.core.settings import Settings
 from app.core.signing.keys import SigningKeys
 from app.core.storage.blob_store import BlobStore
+from app.core.storage.guarded import GuardedBlobStore
 from app.core.storage.marker import read_marker, write_marker
+from app.core.storage.moving import MovingBlobStore
+from app.core.storage.opening import open_stores
 
-
-class WrongStoreError(OperatorError):
-    """The blob store belongs to another database, or to none."""
+logger = logging.getLogger(__name__)
 
 
 class WrongKeyError(OperatorError):
     """The signing key of this machine is not the one of the service."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoreConnection:
+    """The stores that a process uses, and what they are to its installation."""
+
+    database: Database
+    store: BlobStore
+    """What the process reads, writes and deletes."""
+    present: BlobStore
+    previous: BlobStore | None
+    """Store behind the present one. None if the settings name none, or if it is not needed."""
+    ids: frozenset[str]
+
+    def is_moved(self) -> bool:
+        """Whether the installation has moved away, so that this process may miss blobs.
+
+        Raises:
+            DatabaseBusyError: nobody knows at the moment.
+        """
+        return not read_places(self.database).needed <= self.ids
+
+
+def connect_store(settings: Settings, database: Database, *, may_move: bool) -> StoreConnection:
+    """Open the stores that the settings name, and make sure that they are the installation's.
+
+    The first process of an installation gives its store an id. The first one whose settings name a
+    new store and the previous one moves the installation, if it may.
+
+    Args:
+        settings: those of this process.
+        database: with the newest schema. From now on it refuses rows that name a blob in a store
+            which the installation does not read any more.
+        may_move: whether this process may move the installation. Only processes that stay may.
+
+    Raises:
+        WrongStoreError: the settings name another store than the installation's.
+        StoreAwayError: a store does not answer.
+        StoreSetUpError: the library for S3 is not installed.
+    """
+    present, previous = open_stores(settings)
+    if read_places(database).present is None:
+        require_right_store(database, present)
+    present_id = read_marker(present)
+    previous_id = None if previous is None else read_marker(previous)
+    places = _agree(database, present_id, previous_id, may_move=may_move)
+    if previous_id is None or previous_id != places.previous:
+        previous = None  # emptied, now that all is copied
+    ids = frozenset(each for each in (present_id, previous_id) if each is not None)
+    fence(database, present_id or "")
+    store = present if previous is None else MovingBlobStore(present, previous)
+    connection = StoreConnection(database, store, present, previous, ids)
+    return replace(connection, store=GuardedBlobStore(store, connection.is_moved))
+
+
+def read_places(database: Database) -> StorePlaces:
+    """What the database knows about the stores of the installation.
+
+    Raises:
+        DatabaseBusyError: the database is busy or away.
+    """
+    with database.reading() as session:
+        return PlacesRepository(session).read()
+
+
+def change_places(database: Database, before: StorePlaces, after: StorePlaces) -> bool:
+    """Write down what has changed. Returns False if somebody else has changed it before.
+
+    Raises:
+        DatabaseBusyError: the database is busy or away.
+    """
+    if before == after:
+        return True
+    return database.transact(lambda session: PlacesRepository(session).change(before, after))
+
+
+def _agree(
+    database: Database, present_id: str | None, previous_id: str | None, *, may_move: bool
+) -> StorePlaces:
+    """The places once this process has seen the markers of its stores."""
+    while True:
+        before = read_places(database)
+        after = before.seen_by(present_id, previous_id, now=utc_now())
+        if after != before and not may_move:
+            raise WrongStoreError(
+                "The settings move the service to another store, and no process of it has started "
+                "with them yet. Restart the API or a worker with them first."
+            )
+        if change_places(database, before, after):
+            break
+    if after != before:
+        logger.warning("the service has moved to another store", extra={"store": after.present})
+    elif previous_id is not None and after.previous_state is PreviousState.COPIED:
+        logger.warning("TUNERY_STORE_PREVIOUS_URL is not needed any more and can be removed")
+    return after
 
 
 def require_right_store(database: Database, store: BlobStore) -> None:

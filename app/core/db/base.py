@@ -102,6 +102,14 @@ class Installation(Base):
     id: Mapped[int] = mapped_column(primary_key=True)
     store_id: Mapped[str | None]
     """Id that the blob store has in its marker. Null before the first start."""
+    target_store_id: Mapped[str | None]
+    """Id of the store that `tunery store copy` copies to, before the service moves there."""
+    previous_store_id: Mapped[str | None]
+    """Id of the store that the service has used before."""
+    previous_state: Mapped[str | None]
+    """open, closed or copied: see decision 0059. Null if the service has never moved."""
+    moved_at: Mapped[datetime | None]
+    """When the service began to use its store. Null if it has never moved."""
     is_store_marked: Mapped[bool]
     """Whether the marker was seen in the store. Until then it may be missing there."""
     signing_key: Mapped[str | None]

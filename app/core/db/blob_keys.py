@@ -128,7 +128,8 @@ class InstallationRepository(Repository):
 
     def forget(self) -> None:
         """Belong to no store and no key, as a database that was restored from a backup."""
-        values = {"store_id": None, "is_store_marked": False, "signing_key": None}
+        values = dict.fromkeys(column.key for column in Installation.__table__.columns)
+        values |= {"id": 1, "is_store_marked": False}
         self._session.execute(update(Installation).values(values))
 
 

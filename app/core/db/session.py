@@ -1,11 +1,11 @@
 """The database and its sessions. Import `Session` from here, so that SQL stays in this package."""
 
 import logging
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
-from sqlalchemy import URL, make_url
+from sqlalchemy import URL, event, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -103,6 +103,20 @@ class Database:
         """
         with self.service_errors():
             return self.backend.ask_version()
+
+    def before_flush(self, check: Callable[[Session], None], info: Mapping[str, object]) -> None:
+        """Call `check` before a writing session sends changed rows. What it raises undoes them.
+
+        Args:
+            check: may ask the session.
+            info: what all later writing sessions have in their `info`, besides what they had.
+        """
+        self._write_factory.configure(info=self._write_factory.kw["info"] | info)
+
+        def listen(session: Session, *_: object) -> None:
+            check(session)
+
+        event.listen(self._write_factory, "before_flush", listen)
 
     def dispose(self) -> None:
         """Close every connection."""

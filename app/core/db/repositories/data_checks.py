@@ -16,6 +16,7 @@ from sqlalchemy.orm import aliased
 from app.core.clock import steady_s
 from app.core.db.base import Project, Repository, UtcDateTime
 from app.core.db.check_tables import DataCheck
+from app.core.db.installation.fence import require_store
 from app.core.db.repositories.events import EventRepository, Level
 from app.core.db.repositories.leases import Lease, RequestedAction, lease_of
 from app.core.db.repositories.projects.usage import UsageRepository
@@ -182,6 +183,7 @@ class DataCheckRepository(Repository):
         Raises:
             LeaseLostError: the check is no longer this worker's, or its job is cancelled.
         """
+        require_store(self._session)
         job = self.hold(lease)
         if estimate is not None and error is None:
             error = WorkerRepository(self._session).admit(job, estimate)

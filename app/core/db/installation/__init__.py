@@ -1,0 +1,1 @@
+"""Which stores an installation uses, and what may be written to them: decision 0059."""

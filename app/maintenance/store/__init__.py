@@ -1,0 +1,1 @@
+"""Moves an installation between stores: decision 0059."""
