@@ -1,6 +1,6 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup model demo serve clients frameworks stores fuzz fuzz-data attack extremes test long bench estimates bench-api bench-sampling recipes powercut diskfull chaos soak soak-page soak-sampling check format types imports deploy audit openapi wheel lock clean
+.PHONY: help setup model demo serve clients frameworks stores ray fuzz fuzz-data attack extremes test long bench estimates bench-api bench-sampling recipes powercut diskfull chaos soak soak-page soak-sampling check format types imports deploy audit openapi wheel lock clean
 
 PYTHON ?= python3
 MODEL ?= smollm2-135m-instruct
@@ -61,6 +61,12 @@ stores: .venv-stores/.installed ## Install the S3 servers that tests start: moto
 .venv-stores/.installed: tests/stores/requirements.lock
 	@test -x .venv-stores/bin/python || $(PYTHON) -m venv .venv-stores
 	@.venv-stores/bin/python -m pip --disable-pip-version-check install --quiet --no-deps -r tests/stores/requirements.lock
+	@touch $@
+
+ray: .venv/.ray ## Install Ray (80 MB), for workers with TUNERY_LAUNCHER=ray and for tests
+
+.venv/.ray: .venv/.installed
+	$(PIP) install --quiet -c requirements.lock 'ray==2.60.0'
 	@touch $@
 
 fuzz: .venv-fuzz/.installed ## Send requests that schemathesis derives from openapi.json (a quarter of an hour)
@@ -134,12 +140,12 @@ bench-api: setup model ## Measure uploads, polls, keys, the sandbox and large ta
 bench-sampling: setup model ## Measure how fast answers are decoded, beside the matrix products alone (6 minutes)
 	@$(BIN)/python benchmarks/sampling.py
 
-check: setup clients stores format types imports deploy test ## Everything CI runs, in the order that fails fastest
+check: setup clients stores ray format types imports deploy test ## Everything CI runs, in the order that fails fastest
 
 format: setup ## ruff: format and lint
 	@$(BIN)/ruff format --check . && $(BIN)/ruff check .
 
-types: setup ## basedpyright, strict
+types: setup ray ## basedpyright, strict
 	@$(BIN)/basedpyright
 
 imports: setup ## The architecture, as contracts

@@ -27,6 +27,8 @@ from app.core.storage.privacy import close_data_directory, keep_new_files_privat
 from worker.attempt.lease_keeper import Resources
 from worker.beside import BesideTraining
 from worker.data_check.loop import DataChecker
+from worker.dispatch.connection import RayConnection
+from worker.dispatch.dispatcher import Dispatcher
 from worker.janitor import Janitor
 from worker.launch.announcing import AnnouncingLauncher
 from worker.launch.beside import BesideLauncher
@@ -43,11 +45,12 @@ CHECK_INTERVAL_S = 0.5
 """Interval at which the main thread checks whether all workers have ended, in seconds."""
 
 
-def main(trainer: str = "worker.train") -> int:
+def main(trainer: str = "worker.train", node_module: str = "worker.dispatch.node") -> int:
     """Run workers until told to stop.
 
     Args:
         trainer: the module that a child runs.
+        node_module: the module that runs attempts on the nodes of a Ray cluster.
     """
     keep_new_files_private()
     try:
@@ -56,14 +59,14 @@ def main(trainer: str = "worker.train") -> int:
         make_data_dir(settings)
         close_data_directory(settings)
         with occupied(settings):
-            _serve(settings, trainer)
+            _serve(settings, trainer, node_module)
     except EXPECTED as error:
         return report("worker", error)
     logger.info("worker stopped")
     return 0
 
 
-def _serve(settings: Settings, trainer: str) -> None:
+def _serve(settings: Settings, trainer: str, node_module: str) -> None:
     refuse_tracing()  # this process knows the database's password
     database = Database(settings.resolved_database_url)
     prepare(database)
@@ -78,9 +81,10 @@ def _serve(settings: Settings, trainer: str) -> None:
         locks_dir=settings.workers_dir,
         threads=settings.resolved_training_threads,
     )
-    workers: list[Worker] = []
+    workers: list[Worker | Dispatcher] = []
     warm: list[WarmLauncher] = []
-    worker_ids = [new_id(IdPrefix.WORKER) for _ in range(settings.concurrency)]
+    is_local = settings.launcher == "local"
+    worker_ids = [new_id(IdPrefix.WORKER) for _ in range(settings.concurrency if is_local else 1)]
     for worker_id in worker_ids:
         launcher = _make_launcher(settings, trainer, sandbox)
         if isinstance(launcher, WarmLauncher):
@@ -88,7 +92,11 @@ def _serve(settings: Settings, trainer: str) -> None:
         announcing = AnnouncingLauncher(launcher, sandbox.describe())
         resources = Resources(settings, database, store, catalogue, announcing)
         janitor = Janitor(settings, database=database, store=store, clock=utc_now)
-        workers.append(Worker(worker_id, resources, janitor.run_if_due))
+        if is_local:
+            workers.append(Worker(worker_id, resources, janitor.run_if_due))
+        else:
+            connection = RayConnection(settings.ray_address, node_module)
+            workers.append(Dispatcher(worker_id, resources, connection, janitor.run_if_due))
     is_busy = TrainingSlots(settings.workers_dir, settings.concurrency).is_any_taken
     cold = LocalLauncher(trainer, sandbox=sandbox, is_busy=is_busy)
     beside = BesideLauncher(warm, cold, is_busy)
@@ -112,7 +120,7 @@ def _make_launcher(
     return LocalLauncher(trainer, sandbox=sandbox)
 
 
-def _run(workers: Sequence[Worker | BesideTraining]) -> None:
+def _run(workers: Sequence[Worker | Dispatcher | BesideTraining]) -> None:
     """Run each of them in a thread of its own until a signal comes. A second one stops at once."""
     signals = listen_for_stops()
     threads = [threading.Thread(target=worker.run) for worker in workers]

@@ -82,7 +82,7 @@ class Presence:
     written, the worker continues without it, and the log says so once.
 
     Args:
-        memory_bytes: memory of the machine that is for jobs.
+        memory_bytes: memory of the machine that is for jobs. None if no job runs here.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Presence:
         *,
         clock: Clock,
         is_stopping: Callable[[], bool],
-        memory_bytes: int,
+        memory_bytes: int | None,
         interval_s: float = HEARTBEAT_INTERVAL_S,
     ) -> None:
         self._worker = worker
