@@ -1,6 +1,6 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup model demo serve clients frameworks stores ray fuzz fuzz-data attack extremes test long bench estimates bench-api bench-sampling recipes powercut diskfull chaos soak soak-page soak-sampling check format types imports deploy audit openapi wheel lock clean
+.PHONY: help setup model demo serve clients frameworks stores ray fuzz fuzz-data attack extremes test long bench estimates bench-api bench-sampling recipes powercut diskfull chaos chaos-ray cluster-demo soak soak-page soak-sampling check format types imports deploy audit openapi wheel lock clean
 
 PYTHON ?= python3
 MODEL ?= smollm2-135m-instruct
@@ -117,6 +117,13 @@ chaos: setup ## Attack the real service 3,700 times on both databases (an hour; 
 	done
 	@TUNERY_TEST_LONG=1 $(BIN)/python -m pytest --timeout 3000 tests/acceptance/test_retries.py
 	@$(BIN)/python -m tests.chaos.model --blows 100
+
+chaos-ray: setup ray stores ## Kill actors, raylets, head and dispatchers of a Ray cluster 200 times (an hour)
+	@$(BIN)/python -m tests.cluster.run --blows 200
+	@$(BIN)/python -m tests.cluster.model
+
+cluster-demo: setup model ray stores ## Start PostgreSQL, S3 and a Ray cluster here, and kill a node while jobs run
+	@$(BIN)/python examples/cluster_demo.py
 
 soak: setup ## Use the real service for 20 minutes, and check that nothing grows
 	@$(BIN)/python -m tests.soak.run

@@ -81,26 +81,24 @@ def _serve(settings: Settings, trainer: str, node_module: str) -> None:
         locks_dir=settings.workers_dir,
         threads=settings.resolved_training_threads,
     )
-    workers: list[Worker | Dispatcher] = []
+    workers: list[Worker | Dispatcher | BesideTraining] = []
     warm: list[WarmLauncher] = []
-    is_local = settings.launcher == "local"
-    worker_ids = [new_id(IdPrefix.WORKER) for _ in range(settings.concurrency if is_local else 1)]
-    for worker_id in worker_ids:
+    worker_ids = [new_id(IdPrefix.WORKER) for _ in range(settings.concurrency)]
+    for worker_id in worker_ids if settings.launcher == "local" else ():
         launcher = _make_launcher(settings, trainer, sandbox)
         if isinstance(launcher, WarmLauncher):
             warm.append(launcher)
         announcing = AnnouncingLauncher(launcher, sandbox.describe())
         resources = Resources(settings, database, store, catalogue, announcing)
         janitor = Janitor(settings, database=database, store=store, clock=utc_now)
-        if is_local:
-            workers.append(Worker(worker_id, resources, janitor.run_if_due))
-        else:
-            connection = RayConnection(settings.ray_address, node_module)
-            workers.append(Dispatcher(worker_id, resources, connection, janitor.run_if_due))
+        workers.append(Worker(worker_id, resources, janitor.run_if_due))
     is_busy = TrainingSlots(settings.workers_dir, settings.concurrency).is_any_taken
     cold = LocalLauncher(trainer, sandbox=sandbox, is_busy=is_busy)
     beside = BesideLauncher(warm, cold, is_busy)
     resources = Resources(settings, database, store, catalogue, beside)
+    if settings.launcher == "ray":
+        connection = RayConnection(settings.ray_address, node_module)
+        workers = [Dispatcher(worker_ids[0], resources, connection), _beside_ray(resources)]
     checker = BesideTraining(DataChecker(worker_ids[0], resources, beside).check_any)
     # In a thread of its own: no check waits for an export, which may take hours beside training.
     tasks = BesideTraining(TaskDoer(worker_ids[0], resources, beside).do_next)
@@ -118,6 +116,13 @@ def _make_launcher(
     if settings.warm_s and sys.platform == "linux":
         return WarmLauncher(trainer, idle_s=settings.warm_s, sandbox=sandbox)
     return LocalLauncher(trainer, sandbox=sandbox)
+
+
+def _beside_ray(resources: Resources) -> BesideTraining:
+    """Do the chores in a thread of its own, because a lost head keeps a dispatcher waiting."""
+    settings, database = resources.settings, resources.database
+    janitor = Janitor(settings, database=database, store=resources.store, clock=utc_now)
+    return BesideTraining(lambda _: janitor.run_if_due())
 
 
 def _run(workers: Sequence[Worker | Dispatcher | BesideTraining]) -> None:

@@ -12,15 +12,13 @@ from app.core.db.session import Database
 from app.core.db.tables import Checkpoint, Event, File, Job, StepRow, TunedModel
 from app.core.db.worker_tables import Attempt
 from app.core.job.status import JobStatus
-from app.core.storage.local import LocalBlobStore
+from app.core.storage.blob_store import BlobStore
 from tests.chaos.stand_in_trainer import OVERLAP, chain, loss_of, next_link
 
 LOOK_S = 0.5
 
 
-def check_history(
-    database: Database, store: LocalBlobStore, accepted: Mapping[str, bytes]
-) -> list[str]:
+def check_history(database: Database, store: BlobStore, accepted: Mapping[str, bytes]) -> list[str]:
     """Everything that is wrong with jobs that have all ended.
 
     Args:
@@ -39,7 +37,7 @@ def check_history(
     return wrong + check_database(database)
 
 
-def check_job(session, store: LocalBlobStore, job: Job, data: bytes) -> list[str]:
+def check_job(session, store: BlobStore, job: Job, data: bytes) -> list[str]:
     wrong: list[str] = []
 
     def demand(holds: object, what: str) -> None:
@@ -91,7 +89,7 @@ def check_job(session, store: LocalBlobStore, job: Job, data: bytes) -> list[str
     return wrong
 
 
-def check_files(files, store: LocalBlobStore) -> list[str]:
+def check_files(files, store: BlobStore) -> list[str]:
     wrong: list[str] = []
     for file in files:
         with store.open(file.blob_key) as blob:

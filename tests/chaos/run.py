@@ -50,10 +50,22 @@ ROUND_UP_S = 180.0
 
 
 class Submitter(threading.Thread):
-    """Keeps the queue filled over HTTP, although the attacks also kill the API."""
+    """Keeps the queue filled over HTTP, although the attacks also kill the API.
 
-    def __init__(self, service: LocalService, database: Database, chance: random.Random) -> None:
+    Args:
+        steps: fewest and most steps of a job.
+    """
+
+    def __init__(
+        self,
+        service: LocalService,
+        database: Database,
+        chance: random.Random,
+        *,
+        steps: tuple[int, int] = STEPS,
+    ) -> None:
         super().__init__(daemon=True)
+        self._steps = steps
         self._service = service
         self._database = database
         self._chance = chance
@@ -89,7 +101,7 @@ class Submitter(threading.Thread):
             "model": "tiny",
             "training_file": file_id,
             "hyperparameters": {
-                "max_steps": self._chance.randint(*STEPS),
+                "max_steps": self._chance.randint(*self._steps),
                 "checkpoint_steps": 25,
                 "logging_steps": 10,
             },

@@ -46,7 +46,7 @@ class RayCluster:
     def __init__(
         self, nodes: Mapping[str, Mapping[str, str]], *, log_dir: Path, cpus: int = 1
     ) -> None:
-        self._temp_dir = Path(tempfile.mkdtemp(prefix="tr-", dir="/tmp"))  # noqa: S108 - short, for sockets
+        self._temp_dir = Path(tempfile.mkdtemp(prefix="tr-", dir="/tmp"))
         self.address = f"127.0.0.1:{_free_port()}"
         head = ["--head", f"--port={self.address.rpartition(':')[2]}", "--num-cpus=0"]
         head += ["--include-dashboard=false", f"--temp-dir={self._temp_dir}", *_STORE]

@@ -1,4 +1,4 @@
-"""What every launcher of attempts must do: the one of this machine, and the one of a Ray cluster."""
+"""What every launcher of attempts must do: that of this machine, and that of a Ray cluster."""
 
 import json
 import shutil
@@ -242,7 +242,7 @@ def test_nobody_knows_of_an_attempt_when_the_head_is_lost(world: World) -> None:
     """Only a cluster has one. Another head knows nothing of it either."""
     if world.cluster is None:
         return
-    lease, _ = world.add_job(SLOW_STEPS)
+    lease, _ = world.add_job(10 * SLOW_STEPS)
     handle = world.launcher.launch(lease, world.place)
     world.await_steps(lease)
 

@@ -10,11 +10,15 @@ from typing import Any
 from app.core.clock import steady_s
 from app.core.machine.subprocesses import python_module, with_import_path
 
-CONNECT_S = 60.0
+CONNECT_S = 30.0
 """Time in which Ray's libraries are loaded and the head has answered, in seconds."""
 
-ANSWER_S = 15.0
+ANSWER_S = 10.0
 """Time in which Ray answers a question, in seconds. It takes milliseconds if there is a head."""
+
+AGAIN_S = 5.0
+"""Time for which Ray is not asked again after it has not answered, in seconds, so that whoever asks
+can do other things meanwhile."""
 
 _PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "PYTHONPATH")
 """Environment variables that the process inherits, besides those of Ray: no address, no secret."""
@@ -38,6 +42,7 @@ class RayConnection:
         self._received = b""
         self._lock = threading.Lock()
         self._session = ""
+        self._not_before_s = 0.0
 
     @property
     def session(self) -> str:
@@ -50,10 +55,12 @@ class RayConnection:
         Raises:
             RayAwayError: there was no answer in time, or Ray has refused.
         """
+        request = json.dumps({"call": call, **arguments}).encode() + b"\n"
         with self._lock:
+            if steady_s() < self._not_before_s:
+                raise RayAwayError("Ray did not answer a moment ago")
             if self._process is None or self._process.poll() is not None:
                 self._connect()
-            request = json.dumps({"call": call, **arguments}).encode() + b"\n"
             return self._exchange(request, within_s=ANSWER_S)
 
     def close(self) -> None:
@@ -77,11 +84,7 @@ class RayConnection:
             cwd="/",  # Ray puts it on the import path of every node
             start_new_session=True,
         )
-        try:
-            self._session = self._exchange(b"", within_s=CONNECT_S)
-        except RayAwayError:
-            self._end()
-            raise
+        self._session = self._exchange(b"", within_s=CONNECT_S)
 
     def _exchange(self, request: bytes, *, within_s: float) -> Any:
         process = self._process
@@ -93,6 +96,7 @@ class RayConnection:
             answer = json.loads(self._read_line(process.stdout.fileno(), within_s))
         except (OSError, ValueError, TimeoutError) as error:
             self._end()  # an answer that comes late would be taken for that of the next question
+            self._not_before_s = steady_s() + AGAIN_S
             raise RayAwayError(str(error) or type(error).__name__) from error
         if "error" in answer:
             raise RayAwayError(answer["error"])

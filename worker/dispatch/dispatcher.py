@@ -88,18 +88,9 @@ class Dispatcher:
     """Looks after the queue for a cluster. Several may do so for one queue and one cluster.
 
     What it has handed over goes on without it.
-
-    Args:
-        do_chores: called between jobs; see `Janitor.run_if_due`.
     """
 
-    def __init__(
-        self,
-        worker_id: str,
-        resources: Resources,
-        connection: RayConnection,
-        do_chores: Callable[[], None],
-    ) -> None:
+    def __init__(self, worker_id: str, resources: Resources, connection: RayConnection) -> None:
         self._loop = BesideTraining(self.dispatch)
         self._is_stopping = threading.Event()
         self._presence = Presence(
@@ -114,7 +105,6 @@ class Dispatcher:
         self._database = resources.database
         self._connection = connection
         self._attempts = RayAttempts(connection)
-        self._do_chores = do_chores
         self._launched: list[Launched] = []
         self._benched_s: dict[str, float] = {}
         self._problems: dict[str, str] = {}
@@ -134,7 +124,6 @@ class Dispatcher:
 
     def dispatch(self, stop_at_s: Callable[[], float | None]) -> float | None:
         """Do what is due. Returns seconds to wait before the next call."""
-        self._do_chores()
         try:
             self._follow_launched()
             self._tell_demand()

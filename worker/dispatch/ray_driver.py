@@ -5,9 +5,13 @@ is a process of its own because the libraries of Ray end their process when the 
 minute, and abort it when another head answers at the same address.
 """
 
+# pyright: standard
+# Ray's own types are incomplete.
+
 import contextlib
 import importlib
 import json
+import logging
 import os
 import sys
 import threading
@@ -66,8 +70,8 @@ class Driver:
 
     def __init__(self, node_module: str) -> None:
         self._node_module = node_module
-        self._probe = ray.remote(num_cpus=0, max_retries=0)(describe_node)
-        self._actor = ray.remote(max_restarts=0, max_task_retries=0)(AttemptActor)
+        self._probe: Any = ray.remote(num_cpus=0, max_retries=0)(describe_node)
+        self._actor: Any = ray.remote(max_restarts=0, max_task_retries=0)(AttemptActor)
         self._probes: dict[str, ray.ObjectRef[str]] = {}
         self._found: dict[str, dict[str, Any]] = {}
         self._probe_at_s: dict[str, float] = {}
@@ -183,7 +187,7 @@ def main(address: str, node_module: str) -> int:
         answers.flush()
 
     try:
-        ray.init(address, namespace=NAMESPACE, log_to_driver=False, logging_level="error")
+        ray.init(address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError, RayError) as error:
         answer(error=_last_line(error))
         return 1
