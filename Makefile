@@ -158,9 +158,10 @@ types: setup ray ## basedpyright, strict
 imports: setup ## The architecture, as contracts
 	@$(BIN)/lint-imports
 
-deploy: setup ## Dockerfile and compose file
+deploy: setup ray ## Dockerfile, compose file and cluster file
 	@$(BIN)/hadolint Dockerfile
 	@$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
+	@$(BIN)/check-jsonschema --schemafile .venv/lib/python3.*/site-packages/ray/autoscaler/ray-schema.json examples/cluster.yaml
 
 audit: .venv/.audit ## Look the locked versions up among known vulnerabilities (needs the package index)
 	@$(BIN)/pip-audit --strict --requirement requirements.lock --no-deps --disable-pip --progress-spinner off \

@@ -104,7 +104,7 @@ def _serve(settings: Settings, trainer: str, node_module: str) -> None:
     tasks = BesideTraining(TaskDoer(worker_ids[0], resources, beside).do_next)
     if (warning := warn_of_sampler(settings)) is not None:
         logger.warning(warning)
-    logger.info("worker ready", extra={"concurrency": len(workers)})
+    logger.info("worker ready", extra={"concurrency": settings.concurrency})
     _run([*workers, checker, tasks])
     database.dispose()
 
