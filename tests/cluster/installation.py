@@ -102,7 +102,7 @@ def installed(
             prepare(_made(root / name))
             if name != "api":
                 shutil.copytree(root / "api" / "signing", root / name / "signing")
-                own = common | {"data_dir": str(root / name)}
+                own = common | {"data_dir": str(root / name), "machine": name}
                 variables = {f"TUNERY_{key.upper()}": text for key, text in own.items()}
                 nodes[name] = variables | server.environment()
         cluster = stack.enter_context(RayCluster(nodes, log_dir=root))

@@ -10,21 +10,22 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+from app.core.abilities.ability import Ability
 from app.core.clock import steady_s
 from app.core.db.repositories.leases import Lease, LeaseRepository
 from app.core.db.repositories.machines.placements import JobSize, Placements
 from app.core.db.repositories.queue import QueueRepository, Turns
 from app.core.db.repositories.recovery import RecoveryRepository
+from app.core.db.repositories.workers import WorkerIdentity, WorkerRepository
 from app.core.errors import LeaseLostError
 from app.core.ids import IdPrefix, new_id
-from app.core.machine.ability import Ability
 from app.core.machine.memory import Memory
 from worker.attempt.lease_keeper import TRANSIENT_ERRORS, LeaseKeeper, Resources
 from worker.beside import BesideTraining
 from worker.dispatch.attempt_launcher import AlreadyLaunchedError, Health, Place
 from worker.dispatch.connection import RayAwayError, RayConnection
 from worker.dispatch.ray_attempts import RayAttempts, RayHandle
-from worker.presence import Presence, this_worker
+from worker.presence import HEARTBEAT_INTERVAL_S, Presence, this_worker
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +66,11 @@ class Node:
             self.gpus - place.gpus,
             self.ability,
         )
+
+    def threads_for(self, lease: Lease) -> int:
+        """CPU threads of the job on this node, which keeps those of its plan."""
+        is_planned = lease.plan is not None and not lease.is_replanned
+        return lease.plan.threads if lease.plan and is_planned else self.ability.threads
 
     @property
     def has_room(self) -> bool:
@@ -108,6 +114,8 @@ class Dispatcher:
         self._launched: list[Launched] = []
         self._benched_s: dict[str, float] = {}
         self._problems: dict[str, str] = {}
+        self._shown: set[str] = set()
+        self._show_at_s = 0.0
         self._demand: list[dict[str, float]] = []
         self._demand_at_s = 0.0
         self._is_away = False
@@ -127,8 +135,10 @@ class Dispatcher:
         try:
             self._follow_launched()
             self._tell_demand()
+            nodes = self._list_nodes()
+            self._show(nodes)
             if stop_at_s() is None and self._is_any_waiting():
-                self._fill(self._list_nodes())
+                self._fill(nodes)
         except RayAwayError as error:
             if not self._is_away:
                 logger.warning("Ray cannot be asked; trying again: %s", error)
@@ -144,15 +154,14 @@ class Dispatcher:
             return Turns(session).is_any(now=self._resources.clock())
 
     def _list_nodes(self) -> list[Node]:
-        """The nodes that may get jobs, less what was launched there a moment ago."""
+        """The nodes that can run jobs, less what was launched there a moment ago."""
         nodes = [self._read_node(node) for node in self._connection.ask("nodes")]
         usable = {node.id: node for node in nodes if node is not None}
         for launched in self._launched:
             node = usable.get(launched.place.node)
             if node is not None:  # Ray may count it already; then there is room again in a moment
                 usable[node.id] = node.without(launched.place)
-        now_s = steady_s()
-        return [node for node in usable.values() if self._benched_s.get(node.id, 0) <= now_s]
+        return list(usable.values())
 
     def _read_node(self, found: Mapping[str, Any]) -> Node | None:
         node = dict(found)
@@ -164,15 +173,33 @@ class Dispatcher:
             return None
         return Node(**node, ability=Ability.model_validate_json(ability))
 
+    def _show(self, nodes: list[Node]) -> None:
+        """Keep a row in the table of workers for each node, as what it can do decides who waits."""
+        now_s = steady_s()
+        if now_s < self._show_at_s:
+            return
+        self._show_at_s = now_s + HEARTBEAT_INTERVAL_S
+        rows = {f"worker-ray-{node.ability.machine}": node.ability for node in nodes}
+        try:
+            with self._database.writing() as session:
+                workers = WorkerRepository(session)
+                workers.remove(self._shown - rows.keys())
+                for worker_id, ability in rows.items():
+                    node = WorkerIdentity(worker_id, f"ray {ability.machine}", 0, 0)
+                    workers.beat(node, now=self._resources.clock(), ability=ability)
+        except Exception as error:  # such as another dispatcher that registers the same node
+            logger.info("the nodes are registered later: %s", error)
+        self._shown = set(rows)
+
     def _fill(self, nodes: list[Node]) -> None:
         """Claim jobs for every node until it has no room, or no job fits it."""
         for node in nodes:
-            while node.has_room:
+            while node.has_room and self._benched_s.get(node.id, 0) <= steady_s():
                 lease = self._claim(node)
                 if lease is None:
                     break
                 gpus = int(node.ability.gpu is not None)
-                place = Place(lease.threads, lease.memory_bytes or 0, gpus, node.id)
+                place = Place(node.threads_for(lease), lease.memory_bytes or 0, gpus, node.id)
                 self._launch(lease, place)
                 node = node.without(place)  # noqa: PLW2901
 

@@ -11,20 +11,20 @@ from contextlib import contextmanager
 from datetime import timedelta
 
 from app.core.base_models import load_catalogue
-from app.core.compute_choices import training_memory
 from app.core.db.migrate import prepare
 from app.core.db.repositories.leases import Lease
 from app.core.db.repositories.machines.placements import Placements, Ticket
 from app.core.db.repositories.workers import WorkerRepository
 from app.core.db.session import Database
 from app.core.errors import LeaseLostError
+from app.core.installation import require_right_key, require_right_store
 from app.core.logging import configure_logging, log_context
 from app.core.machine.linux import refuse_tracing
 from app.core.occupancy import make_data_dir, occupied
 from app.core.settings import Settings, read_settings
+from app.core.signing.keys import SigningKeys
 from app.core.storage.opening import open_store
 from app.core.storage.privacy import close_data_directory, keep_new_files_private
-from worker.ability import measure_ability
 from worker.attempt.lease_keeper import Resources
 from worker.dispatch.attempt_launcher import Place
 from worker.dispatch.local_attempts import LocalAttempts, LocalHandle
@@ -32,9 +32,13 @@ from worker.launch.announcing import AnnouncingLauncher
 from worker.launch.launcher import Signal
 from worker.launch.sandbox.sandbox import make_sandbox
 from worker.launch.supervision import LocalLauncher
+from worker.machine import LOOK_INTERVAL_S, MachineWatch, measure_ability
 from worker.presence import Presence, this_worker
 
 logger = logging.getLogger(__name__)
+
+_HERE = Place(threads=0, memory_bytes=0)
+"""This process. Ray has reserved what the attempt takes."""
 
 TRAINER = "worker.train"
 """Module that trains."""
@@ -65,10 +69,10 @@ class NodeAttempt:
     def _run(self) -> None:
         try:
             with (
-                opened(read_settings(), self._trainer) as resources,
+                opened(read_settings(), self._trainer) as (resources, watch),
                 log_context(job_id=self._ticket.job_id, attempt=self._ticket.attempt),
             ):
-                self._attempt(resources)
+                self._attempt(resources, watch)
         except LeaseLostError:
             logger.warning("the attempt was given to another process, or back to the queue")
         except Exception:  # its job is recovered once the lease has run out
@@ -76,22 +80,24 @@ class NodeAttempt:
         finally:
             self._ended()
 
-    def _attempt(self, resources: Resources) -> None:
+    def _attempt(self, resources: Resources, watch: MachineWatch) -> None:
         lease = self._take_over(resources)
         presence = Presence(
             this_worker(lease.worker_id),
             resources.database,
             clock=resources.clock,
             is_stopping=self._is_stopping.is_set,
-            memory_bytes=training_memory(resources.settings),
+            memory_bytes=None,  # of the node, whose row says what it has
         )
         with presence.keep():
             attempts = LocalAttempts(resources)
-            handle = attempts.launch(lease, Place(lease.threads, 0))
+            handle = attempts.launch(lease, _HERE)
             self._running = attempts, handle
-            if self._is_stopping.is_set():
-                self.save_and_stop()
-            handle.thread.join()
+            while handle.thread.is_alive():
+                watch.look()
+                if self._is_stopping.is_set() or watch.drained_s() is not None:
+                    self.save_and_stop()
+                handle.thread.join(LOOK_INTERVAL_S)
 
     def _take_over(self, resources: Resources) -> Lease:
         now = resources.clock()
@@ -114,14 +120,15 @@ def describe() -> str:
     Raises:
         OperatorError, SettingsError: the node cannot run jobs. The message says what to do.
     """
-    settings = read_settings()
-    with opened(settings, TRAINER):
-        return measure_ability(settings).model_dump_json()
+    with opened(read_settings(), TRAINER) as (resources, _):
+        if resources.ability is None:
+            raise TypeError(resources)
+        return resources.ability.model_dump_json()
 
 
 @contextmanager
-def opened(settings: Settings, trainer: str) -> Generator[Resources]:
-    """What an attempt needs on this node.
+def opened(settings: Settings, trainer: str) -> Generator[tuple[Resources, MachineWatch]]:
+    """What an attempt needs on this node, and what tells it of the machine.
 
     Raises:
         OperatorError: database, store or data directory are not those of the service.
@@ -136,19 +143,30 @@ def opened(settings: Settings, trainer: str) -> Generator[Resources]:
         try:
             prepare(database)
             store = open_store(settings)
+            require_right_store(database, store)
+            require_right_key(database, SigningKeys(settings.signing_dir))
             sandbox = make_sandbox(
                 settings.sandbox,
                 data_dir=settings.data_dir,
                 locks_dir=settings.workers_dir,
                 threads=settings.resolved_training_threads,
             )
-            launcher = LocalLauncher(trainer, sandbox=sandbox)
-            yield Resources(
+            catalogue = load_catalogue(settings.data_dir)
+            ability = measure_ability(settings, catalogue)
+            watch = MachineWatch(ability.machine, database)
+            watch.look()
+            launcher = AnnouncingLauncher(
+                LocalLauncher(trainer, sandbox=sandbox), sandbox.describe()
+            )
+            resources = Resources(
                 settings,
                 database,
                 store,
-                load_catalogue(settings.data_dir),
-                AnnouncingLauncher(launcher, sandbox.describe()),
+                catalogue,
+                launcher,
+                clock=watch.clock,
+                ability=ability,
             )
+            yield resources, watch
         finally:
             database.dispose()

@@ -20,6 +20,7 @@ from typing import Any
 
 import ray
 from ray._private.state import actors, available_resources_per_node
+from ray.actor import exit_actor
 from ray.autoscaler.sdk import request_resources
 from ray.exceptions import ActorAlreadyExistsError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -55,7 +56,7 @@ class AttemptActor:
         self._attempt.save_and_stop()
 
     def exit(self) -> None:
-        ray.actor.exit_actor()
+        exit_actor()
 
     def _exit(self) -> None:
         """End this process, from the thread of the attempt."""

@@ -10,6 +10,7 @@ from app.api.requests import StrictJsonRoute
 from app.core import disk
 from app.core.access import Scope
 from app.core.db import inspection
+from app.core.db.repositories.machines.server_clock import server_time
 from app.core.db.repositories.workers import WorkerRepository
 from app.core.db.session import Session
 from app.core.version import VERSION
@@ -51,6 +52,7 @@ def _read(session: Session, *, now: datetime) -> tuple[str, list[WorkerRead], Qu
         oldest_waiting_at=int(oldest.timestamp()) if oldest else None,
         projects=[ProjectQueueRead.model_validate(each) for each in queues],
     )
+    now = server_time(session, local=now)
     worker_reads = [WorkerRead.of(worker, now=now) for worker in workers]
     return inspection.describe_database(session), worker_reads, queue
 

@@ -23,7 +23,6 @@ class Ticket(Frozen):
     job_id: str
     attempt: int
     worker_id: str
-    threads: int
     is_replanned: bool
 
     @classmethod
@@ -68,7 +67,7 @@ class Placements(Repository):
         lease = job and lease_of(job, ticket.worker_id, attempt=ticket.attempt, claimed_s=claimed_s)
         if lease is None:
             raise LeaseLostError(ticket.job_id, ticket.attempt)
-        return replace(lease, threads=ticket.threads, is_replanned=ticket.is_replanned)
+        return replace(lease, is_replanned=ticket.is_replanned)
 
     def is_taken_over(self, lease: Lease) -> bool:
         """Whether the process that is to run the attempt has registered its worker."""
@@ -84,6 +83,6 @@ class Placements(Repository):
             .limit(limit)
         )
         return [
-            JobSize(memory_bytes or 0, plan and plan["threads"])
+            JobSize(memory_bytes or 0, int(plan["threads"]) if plan else None)
             for memory_bytes, plan in self._session.execute(query)
         ]
