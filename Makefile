@@ -1,6 +1,6 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup model demo serve clients frameworks stores fuzz fuzz-data attack extremes test long bench estimates bench-api bench-sampling recipes powercut diskfull chaos chaos-network soak soak-page soak-sampling check format types imports deploy audit openapi wheel lock clean
+.PHONY: help setup model demo serve clients frameworks stores ray fuzz fuzz-data attack extremes test long bench estimates bench-api bench-sampling recipes powercut diskfull chaos chaos-network chaos-ray cluster-demo soak soak-page soak-sampling check format types imports deploy audit openapi wheel lock clean
 
 PYTHON ?= python3
 MODEL ?= smollm2-135m-instruct
@@ -63,6 +63,12 @@ stores: .venv-stores/.installed ## Install the S3 servers that tests start: moto
 	@.venv-stores/bin/python -m pip --disable-pip-version-check install --quiet --no-deps -r tests/stores/requirements.lock
 	@touch $@
 
+ray: .venv/.ray ## Install Ray (80 MB), for workers with TUNERY_LAUNCHER=ray and for tests
+
+.venv/.ray: .venv/.installed
+	$(PIP) install --quiet -c requirements.lock 'ray==2.60.0'
+	@touch $@
+
 fuzz: .venv-fuzz/.installed ## Send requests that schemathesis derives from openapi.json (a quarter of an hour)
 	@$(BIN)/python -m tests.malformed.document
 
@@ -115,6 +121,13 @@ chaos: setup ## Attack the real service 3,700 times on both databases (an hour; 
 chaos-network: setup stores ## Kill workers on three machines 300 times and cut them off 30 times (root, half an hour)
 	@$(BIN)/python -m tests.chaos.network.run --jobs 500 --kills 300 --partitions 30
 
+chaos-ray: setup ray stores ## Kill actors, raylets, head and dispatchers of a Ray cluster 200 times (an hour)
+	@$(BIN)/python -m tests.cluster.run --blows 200
+	@$(BIN)/python -m tests.cluster.model
+
+cluster-demo: setup model ray stores ## Start PostgreSQL, S3 and a Ray cluster here, and kill a node while jobs run
+	@$(BIN)/python examples/cluster_demo.py
+
 soak: setup ## Use the real service for 20 minutes, and check that nothing grows
 	@$(BIN)/python -m tests.soak.run
 
@@ -137,20 +150,21 @@ bench-api: setup model ## Measure uploads, polls, keys, the sandbox and large ta
 bench-sampling: setup model ## Measure how fast answers are decoded, beside the matrix products alone (6 minutes)
 	@$(BIN)/python benchmarks/sampling.py
 
-check: setup clients stores format types imports deploy test ## Everything CI runs, in the order that fails fastest
+check: setup clients stores ray format types imports deploy test ## Everything CI runs, in the order that fails fastest
 
 format: setup ## ruff: format and lint
 	@$(BIN)/ruff format --check . && $(BIN)/ruff check .
 
-types: setup ## basedpyright, strict
+types: setup ray ## basedpyright, strict
 	@$(BIN)/basedpyright
 
 imports: setup ## The architecture, as contracts
 	@$(BIN)/lint-imports
 
-deploy: setup ## Dockerfile and compose file
+deploy: setup ray ## Dockerfile, compose file and cluster file
 	@$(BIN)/hadolint Dockerfile
 	@$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
+	@$(BIN)/check-jsonschema --schemafile .venv/lib/python3.*/site-packages/ray/autoscaler/ray-schema.json examples/cluster.yaml
 
 audit: .venv/.audit ## Look the locked versions up among known vulnerabilities (needs the package index)
 	@$(BIN)/pip-audit --strict --requirement requirements.lock --no-deps --disable-pip --progress-spinner off \

@@ -26,6 +26,8 @@ from app.core.storage.privacy import close_data_directory, keep_new_files_privat
 from worker.attempt.lease_keeper import Resources
 from worker.beside import BesideTraining
 from worker.data_check.loop import DataChecker
+from worker.dispatch.connection import RayConnection
+from worker.dispatch.dispatcher import Dispatcher
 from worker.janitor import Janitor
 from worker.launch.announcing import AnnouncingLauncher
 from worker.launch.beside import BesideLauncher
@@ -45,11 +47,12 @@ CHECK_INTERVAL_S = 0.5
 """Interval at which the main thread checks whether all workers have ended, in seconds."""
 
 
-def main(trainer: str = "worker.train") -> int:
+def main(trainer: str = "worker.train", node_module: str = "worker.dispatch.node") -> int:
     """Run workers until told to stop.
 
     Args:
         trainer: the module that a child runs.
+        node_module: the module that runs attempts on the nodes of a Ray cluster.
     """
     keep_new_files_private()
     try:
@@ -58,14 +61,14 @@ def main(trainer: str = "worker.train") -> int:
         make_data_dir(settings)
         close_data_directory(settings)
         with occupied(settings):
-            _serve(settings, trainer)
+            _serve(settings, trainer, node_module)
     except EXPECTED as error:
         return report("worker", error)
     logger.info("worker stopped")
     return 0
 
 
-def _serve(settings: Settings, trainer: str) -> None:
+def _serve(settings: Settings, trainer: str, node_module: str) -> None:
     refuse_tracing()  # this process knows the database's password
     database = Database(settings.resolved_database_url)
     prepare(database)
@@ -84,10 +87,10 @@ def _serve(settings: Settings, trainer: str) -> None:
     ability = measure_ability(settings, catalogue)
     watch = MachineWatch(ability.machine, database)
     watch.look()
-    workers: list[Worker] = []
+    workers: list[Worker | Dispatcher | BesideTraining] = []
     warm: list[WarmLauncher] = []
     worker_ids = [new_id(IdPrefix.WORKER) for _ in range(settings.concurrency)]
-    for worker_id in worker_ids:
+    for worker_id in worker_ids if settings.launcher == "local" else ():
         launcher = _make_launcher(settings, trainer, sandbox)
         if isinstance(launcher, WarmLauncher):
             warm.append(launcher)
@@ -101,13 +104,17 @@ def _serve(settings: Settings, trainer: str) -> None:
     cold = LocalLauncher(trainer, sandbox=sandbox, is_busy=is_busy)
     beside = BesideLauncher(warm, cold, is_busy)
     resources = Resources(settings, database, store, catalogue, beside, clock=watch.clock)
+    if settings.launcher == "ray":
+        connection = RayConnection(settings.ray_address, node_module)
+        dispatcher = Dispatcher(worker_ids[0], resources, connection)
+        workers = [dispatcher, _beside_ray(resources)]
     checker = DataChecker(worker_ids[0], resources, beside)
     # In a thread of its own: no check waits for an export, which may take hours beside training.
     tasks = TaskDoer(worker_ids[0], resources, beside)
     besides = [BesideTraining(do, watch.drained_s) for do in (checker.check_any, tasks.do_next)]
     if (warning := warn_of_sampler(settings)) is not None:
         logger.warning(warning)
-    logger.info("worker ready", extra={"concurrency": len(workers)})
+    logger.info("worker ready", extra={"concurrency": settings.concurrency})
     moves = MoveWatch(connection)
     with (
         repeating(watch.look, interval_s=LOOK_INTERVAL_S),
@@ -127,7 +134,14 @@ def _make_launcher(
     return LocalLauncher(trainer, sandbox=sandbox)
 
 
-def _run(workers: Sequence[Worker | BesideTraining]) -> None:
+def _beside_ray(resources: Resources) -> BesideTraining:
+    """Do the chores in a thread of its own, because a lost head keeps a dispatcher waiting."""
+    settings, database = resources.settings, resources.database
+    janitor = Janitor(settings, database=database, store=resources.store, clock=resources.clock)
+    return BesideTraining(lambda _: janitor.run_if_due())
+
+
+def _run(workers: Sequence[Worker | Dispatcher | BesideTraining]) -> None:
     """Run each of them in a thread of its own until a signal comes. A second one stops at once."""
     signals = listen_for_stops()
     threads = [threading.Thread(target=worker.run) for worker in workers]

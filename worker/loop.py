@@ -100,9 +100,9 @@ class Worker:
     def run_once(self) -> float:
         """Run or check at most one job. Returns seconds to wait before the next call."""
         self._do_chores()
+        self._resources.doubts.settle(self._resources.store)
         if self._drained_s() is not None:
             return IDLE_S
-        self._resources.doubts.settle(self._resources.store)
         with self._slots.take() as may_train:
             lease = self._claim() if may_train and has_room(self._settings) else None
             if lease is not None:

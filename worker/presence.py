@@ -83,7 +83,7 @@ class Presence:
     written, the worker continues without it, and the log says so once.
 
     Args:
-        memory_bytes: memory of the machine that is for jobs.
+        memory_bytes: memory of the machine that is for jobs. None if no job runs here.
         ability: returns what the worker can do now.
         models_in_memory: returns ids of the base models that it has in memory.
     """
@@ -95,7 +95,7 @@ class Presence:
         *,
         clock: Clock,
         is_stopping: Callable[[], bool],
-        memory_bytes: int,
+        memory_bytes: int | None,
         ability: Callable[[], Ability | None] = lambda: None,
         models_in_memory: Callable[[], Collection[str]] = tuple,
         interval_s: float = HEARTBEAT_INTERVAL_S,

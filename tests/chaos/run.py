@@ -55,6 +55,7 @@ class Submitter(threading.Thread):
     Args:
         jobs: number of jobs after which it stops.
         waiting: number of unfinished jobs that it maintains.
+        steps: fewest and most steps of a job.
     """
 
     def __init__(
@@ -65,10 +66,12 @@ class Submitter(threading.Thread):
         *,
         jobs: float = math.inf,
         waiting: int = WAITING,
+        steps: tuple[int, int] = STEPS,
     ) -> None:
         super().__init__(daemon=True)
         self._waiting = waiting
         self._jobs = jobs
+        self._steps = steps
         self._service = service
         self._database = database
         self._chance = chance
@@ -104,7 +107,7 @@ class Submitter(threading.Thread):
             "model": "tiny",
             "training_file": file_id,
             "hyperparameters": {
-                "max_steps": self._chance.randint(*STEPS),
+                "max_steps": self._chance.randint(*self._steps),
                 "checkpoint_steps": 25,
                 "logging_steps": 10,
             },

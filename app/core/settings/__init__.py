@@ -190,6 +190,14 @@ class Settings(DataDirectory):
     stop_grace_s: float = Field(default=30.0, ge=1, le=3600)
     """Time that a worker has to save its job and exit after it is told to stop, in seconds."""
 
+    launcher: Literal["local", "ray"] = "local"
+    """Where a worker runs jobs: `local` on its own machine, `ray` on the nodes of a Ray cluster.
+    With `ray`, the worker's own machine only checks data, exports and makes reports."""
+
+    ray_address: str = "auto"
+    """Address of the head of the Ray cluster, such as `10.0.0.1:6379`. `auto` is that of the Ray
+    node on the worker's own machine, which there must be in any case."""
+
     sandbox: Literal["auto", "required", "off"] = "auto"
     """Whether training processes, and those that tokenize for previews, are contained. `auto` uses
     all that the kernel allows. The first event of each job lists the layers that hold. `required`

@@ -63,6 +63,8 @@ class Lease:
     """How the saved states of the job were computed. None as long as it has none."""
     is_replanned: bool = False
     """Whether the worker cannot do the same, and is to go on with a plan of its own."""
+    memory_bytes: int | None = None
+    """Estimate of the memory that it needs. None for a job whose data was not checked."""
 
 
 class RequestedAction(Enum):
@@ -285,5 +287,6 @@ def lease_of(job: Job, worker_id: str, *, attempt: int, claimed_s: float) -> Lea
         config=config,
         integrations=job.integrations or (),
         parent=parent,
+        memory_bytes=job.needed_memory_bytes,
         plan=plan,
     )

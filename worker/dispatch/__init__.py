@@ -1,0 +1,1 @@
+"""Places attempts at jobs on the nodes of a Ray cluster."""

@@ -1,0 +1,172 @@
+"""What runs in the processes of a Ray node, with the environment that the node was started with.
+
+Database, store and credentials come from that environment, never through Ray, whose dashboard and
+logs show arguments.
+"""
+
+import logging
+import threading
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from datetime import timedelta
+
+from app.core.base_models import load_catalogue
+from app.core.db.migrate import prepare
+from app.core.db.repositories.leases import Lease
+from app.core.db.repositories.machines.placements import Placements, Ticket
+from app.core.db.repositories.workers import WorkerRepository
+from app.core.db.session import Database
+from app.core.errors import LeaseLostError
+from app.core.installation import require_right_key, require_right_store
+from app.core.logging import configure_logging, log_context
+from app.core.machine.linux import refuse_tracing
+from app.core.occupancy import make_data_dir, occupied
+from app.core.settings import Settings, read_settings
+from app.core.signing.keys import SigningKeys
+from app.core.storage.opening import open_store
+from app.core.storage.privacy import close_data_directory, keep_new_files_private
+from worker.attempt.lease_keeper import Resources
+from worker.dispatch.attempt_launcher import Place
+from worker.dispatch.local_attempts import LocalAttempts, LocalHandle
+from worker.launch.announcing import AnnouncingLauncher
+from worker.launch.launcher import Signal
+from worker.launch.sandbox.sandbox import make_sandbox
+from worker.launch.supervision import LocalLauncher
+from worker.machine import LOOK_INTERVAL_S, MachineWatch, measure_ability
+from worker.presence import Presence, this_worker
+
+logger = logging.getLogger(__name__)
+
+_HERE = Place(threads=0, memory_bytes=0)
+"""This process. Ray has reserved what the attempt takes."""
+
+TRAINER = "worker.train"
+"""Module that trains."""
+
+
+class NodeAttempt:
+    """Takes an attempt over from the dispatcher that has claimed it, and runs it in a thread.
+
+    Args:
+        ended: called from the thread when nothing is left to do.
+    """
+
+    def __init__(self, ticket: Ticket, ended: Callable[[], None], trainer: str) -> None:
+        self._ticket = ticket
+        self._ended = ended
+        self._trainer = trainer
+        self._is_stopping = threading.Event()
+        self._running: tuple[LocalAttempts, LocalHandle] | None = None
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def save_and_stop(self) -> None:
+        """Save the attempt's state and end it. Its job is queued again."""
+        self._is_stopping.set()
+        if self._running is not None:
+            attempts, handle = self._running
+            attempts.signal(handle, Signal.SAVE_AND_STOP)
+
+    def _run(self) -> None:
+        try:
+            with (
+                opened(read_settings(), self._trainer) as (resources, watch),
+                log_context(job_id=self._ticket.job_id, attempt=self._ticket.attempt),
+            ):
+                self._attempt(resources, watch)
+        except LeaseLostError:
+            logger.warning("the attempt was given to another process, or back to the queue")
+        except Exception:  # its job is recovered once the lease has run out
+            logger.exception("the attempt failed")
+        finally:
+            self._ended()
+
+    def _attempt(self, resources: Resources, watch: MachineWatch) -> None:
+        lease = self._take_over(resources)
+        presence = Presence(
+            this_worker(lease.worker_id),
+            resources.database,
+            clock=resources.clock,
+            is_stopping=self._is_stopping.is_set,
+            memory_bytes=None,  # of the node, whose row says what it has
+        )
+        with presence.keep():
+            attempts = LocalAttempts(resources)
+            handle = attempts.launch(lease, _HERE)
+            self._running = attempts, handle
+            while handle.thread.is_alive():
+                watch.look()
+                if self._is_stopping.is_set() or watch.drained_s() is not None:
+                    self.save_and_stop()
+                handle.thread.join(LOOK_INTERVAL_S)
+
+    def _take_over(self, resources: Resources) -> Lease:
+        now = resources.clock()
+        until = now + timedelta(seconds=resources.settings.lease_s)
+        with resources.database.writing() as session:
+            lease = Placements(session).take_over(self._ticket, until=until)
+            WorkerRepository(session).beat(this_worker(lease.worker_id), now=now)
+        logger.info("job taken over")
+        return lease
+
+
+def start(ticket: str, ended: Callable[[], None], trainer: str = TRAINER) -> NodeAttempt:
+    """Start the attempt that the dispatcher has written a ticket for. Returns at once."""
+    return NodeAttempt(Ticket.model_validate_json(ticket), ended, trainer)
+
+
+def describe() -> str:
+    """What this node can do, as JSON of an `Ability`.
+
+    Raises:
+        OperatorError, SettingsError: the node cannot run jobs. The message says what to do.
+    """
+    with opened(read_settings(), TRAINER) as (resources, _):
+        if resources.ability is None:
+            raise TypeError(resources)
+        return resources.ability.model_dump_json()
+
+
+@contextmanager
+def opened(settings: Settings, trainer: str) -> Generator[tuple[Resources, MachineWatch]]:
+    """What an attempt needs on this node, and what tells it of the machine.
+
+    Raises:
+        OperatorError: database, store or data directory are not those of the service.
+    """
+    keep_new_files_private()
+    configure_logging(settings)
+    make_data_dir(settings)
+    close_data_directory(settings)
+    refuse_tracing()  # this process knows the database's password
+    with occupied(settings):
+        database = Database(settings.resolved_database_url)
+        try:
+            prepare(database)
+            store = open_store(settings)
+            require_right_store(database, store)
+            require_right_key(database, SigningKeys(settings.signing_dir))
+            sandbox = make_sandbox(
+                settings.sandbox,
+                data_dir=settings.data_dir,
+                locks_dir=settings.workers_dir,
+                threads=settings.resolved_training_threads,
+            )
+            catalogue = load_catalogue(settings.data_dir)
+            ability = measure_ability(settings, catalogue)
+            watch = MachineWatch(ability.machine, database)
+            watch.look()
+            launcher = AnnouncingLauncher(
+                LocalLauncher(trainer, sandbox=sandbox), sandbox.describe()
+            )
+            resources = Resources(
+                settings,
+                database,
+                store,
+                catalogue,
+                launcher,
+                clock=watch.clock,
+                ability=ability,
+            )
+            yield resources, watch
+        finally:
+            database.dispose()
