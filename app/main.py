@@ -4,6 +4,7 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, nullcontext
 from typing import Any
 
+from anyio import to_thread
 from fastapi import FastAPI
 from fastapi.concurrency import contextmanager_in_threadpool
 from fastapi_offline import FastAPIOffline
@@ -49,6 +50,7 @@ from app.core.disk import Ballast
 from app.core.sampling.engines import parse_engines
 from app.core.settings import Settings, read_settings
 from app.core.storage.local import LocalBlobStore
+from app.core.stored_models.local_models import LocalModels
 from app.core.version import VERSION
 from app.maintenance.doctor import Checkups
 from app.maintenance.worker_watch import WorkerWatch
@@ -79,11 +81,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     settings = settings or read_settings()
     database = Database(settings.resolved_database_url)
     store = LocalBlobStore(settings.blobs_dir)
+    catalogue = load_catalogue(settings.data_dir)
     resources = Resources(
         settings=settings,
         database=database,
         store=store,
-        catalogue=load_catalogue(settings.data_dir),
+        catalogue=catalogue,
+        models=LocalModels(catalogue, database, store, spare_bytes=settings.min_free_bytes),
         ballast=Ballast(settings),
         upload_slots=UploadSlots(settings.max_uploads),
         tokenizers=TokenizerProcesses(),
@@ -157,4 +161,5 @@ async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
         await engines.close()
         await authenticator.close()
     finally:
+        await to_thread.run_sync(resources.models.close)
         resources.database.dispose()

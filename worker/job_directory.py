@@ -128,13 +128,12 @@ class JobDirectory:
             ParentLostError: the adapter that the job continues was changed or lost.
             BlobNotFoundError: the store has lost a data file.
         """
-        base_model = self._find_base_model(catalogue)
+        base_model, model = self._find_base_model(catalogue)
         self._make()
         copy_blob(store, inputs.training_file.blob_key, self.directory / TRAINING_DATA_NAME)
         if inputs.validation_file is not None:
             validation_data = self.directory / VALIDATION_DATA_NAME
             copy_blob(store, inputs.validation_file.blob_key, validation_data)
-        model = catalogue.directory(base_model.id).resolve()
         self._max_artifact_bytes = self._limit_artifacts(model, inputs)
         self._link_shared(model, settings)
         self._put_tokens(inputs.tokens, store)
@@ -157,15 +156,17 @@ class JobDirectory:
         with (self.directory / JOB_SPEC_NAME).open("x", encoding="utf-8") as target:
             target.write(spec.model_dump_json(indent=2))
 
-    def _find_base_model(self, catalogue: Catalogue) -> BaseModelRef:
-        entry = catalogue.find(self._lease.base_model)
-        installed = entry and catalogue.find_installed(entry.id)
-        if installed is None:
-            raise BaseModelMissingError(self._lease.base_model)
-        if self._lease.base_model_sha256 not in {None, installed.sha256}:
-            raise BaseModelChangedError(self._lease.base_model)
-        check_installed(catalogue.directory(installed.id), installed)
-        return BaseModelRef(**installed.model_dump(include=set(BaseModelRef.model_fields)))
+    def _find_base_model(self, catalogue: Catalogue) -> tuple[BaseModelRef, Path]:
+        name, sha256 = self._lease.base_model, self._lease.base_model_sha256
+        model_id, needs_weights = catalogue.resolve(name), self._task != "check_data"
+        found = catalogue.find_version(model_id, sha256, needs_weights=needs_weights)
+        if found is None:
+            is_other = catalogue.find_installed(model_id) is not None
+            raise BaseModelChangedError(name) if is_other else BaseModelMissingError(name)
+        installed, directory = found
+        check_installed(directory, installed)
+        reference = BaseModelRef(**installed.model_dump(include=set(BaseModelRef.model_fields)))
+        return reference, directory.resolve()
 
     def _limit_artifacts(self, base_model: Path, inputs: JobInputs) -> int:
         if self._task == "check_data":

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from app.core.access import Caller
-from app.core.base_models import Catalogue, CatalogueEntry
+from app.core.base_models import Catalogue, CatalogueEntry, InstalledModel
 from app.core.compute_choices import compute_choices, training_memory
 from app.core.dataset.formats import DatasetFormat
 from app.core.dataset.tokenizing.messages import MAX_ROWS, EstimateRequest, PreviewRequest
@@ -41,6 +41,8 @@ class AskedPreview:
 class PreviewPlan:
     blob_key: str
     """Key of the file's bytes."""
+    base_model: InstalledModel
+    """The base model, whose directory the request has only if it is on this machine."""
     request: PreviewRequest
 
 
@@ -73,6 +75,7 @@ def plan_preview(
         raise InvalidRequestError(str(error), code=error.code, param=param) from error
     return PreviewPlan(
         file.blob_key,
+        start.installed,
         PreviewRequest(
             base_model=catalogue.directory(entry.id).absolute(),
             data_dir=settings.data_dir.absolute(),
@@ -87,6 +90,8 @@ def plan_preview(
 class EstimatePlan:
     blob_keys: list[str]
     """Keys of the training file and, if there is one, of the validation file."""
+    base_model: InstalledModel
+    """The base model, whose directory the request has only if it is on this machine."""
     request: EstimateRequest
     model: str
     """Id of the base model in the catalogue."""
@@ -120,6 +125,7 @@ def plan_estimate(
     workers = WorkerRepository(session)
     return EstimatePlan(
         blob_keys=[file.blob_key for file in files],
+        base_model=model,
         request=EstimateRequest(
             base_model=catalogue.directory(model.id).absolute(),
             data_dir=settings.data_dir.absolute(),

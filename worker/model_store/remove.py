@@ -6,7 +6,7 @@ from app.core.base_models import Catalogue, CatalogueEntry
 from app.core.db.inspection import find_unfinished_job_on
 from app.core.db.session import Database
 from app.core.machine import durable
-from worker.model_store.lock import exclusive
+from app.core.stored_models.lock import exclusive
 
 
 class ModelInUseError(Exception):

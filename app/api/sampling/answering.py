@@ -84,6 +84,7 @@ class Answering:
 
     async def _open_channel(self, plan: Plan, model: SamplingModel) -> Channel:
         settings, store = self._resources.settings, self._resources.store
+        directory = await to_thread.run_sync(self._resources.models.with_weights, model.base)
         keys = model.adapter.blob_keys if model.adapter else ()
         with ExitStack() as opened:
             try:
@@ -93,7 +94,7 @@ class Answering:
                 ]
             except NotFoundError as error:  # it has just been deleted
                 raise no_such_model(model.name) from error
-            ask = plan.ask(model, self._project_id)
+            ask = plan.ask(model, directory, self._project_id)
             return await Channel.open(settings.sampler_dir, ask, files)
 
 

@@ -73,7 +73,7 @@ async def import_model(
         model = resources.write(lambda session: find_imported(once(session)))
         if model is None:
             resources.require_room(received.bytes)  # the weights are unpacked beside it
-            with checked_adapter(received, store, resources.catalogue, settings) as adapter:
+            with checked_adapter(received, store, resources.models, settings) as adapter:
                 model = resources.write(lambda session: import_once(once(session), store, adapter))
         if model.is_replay:
             response.headers[REPLAYED] = "true"
