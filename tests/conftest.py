@@ -24,13 +24,14 @@ from tests.asgi import stock_client
 from tests.builders import write_catalogue
 from tests.fakes import FrozenClock
 from tests.models import embedded_model_dir
+from tests.stores.fixtures import own_server, store_prefix, store_server
 
-__all__ = ["embedded_model_dir"]
+__all__ = ["embedded_model_dir", "own_server", "store_prefix", "store_server"]
 
 for name in [
     name
     for name in os.environ
-    if name.startswith("TUNERY_") and not name.startswith("TUNERY_TEST_")
+    if name.startswith(("TUNERY_", "AWS_")) and not name.startswith("TUNERY_TEST_")
 ]:
     del os.environ[name]  # a developer's own settings must not decide a test
 

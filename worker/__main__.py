@@ -22,7 +22,7 @@ from app.core.machine.subprocesses import python_module, with_import_path
 from app.core.occupancy import make_data_dir, occupied
 from app.core.settings import Settings, read_settings
 from app.core.signing.keys import SigningKeys
-from app.core.storage.local import LocalBlobStore
+from app.core.storage.opening import open_store
 from app.core.storage.privacy import close_data_directory, keep_new_files_private
 from worker.attempt.lease_keeper import Resources
 from worker.beside import BesideTraining
@@ -71,7 +71,7 @@ def _serve(settings: Settings, trainer: str) -> None:
     if settings.install_default_model and catalogue.find_installed(DEFAULT_MODEL_ID) is None:
         _install_default_model(settings)
     SigningKeys(settings.signing_dir).ensure()
-    store = LocalBlobStore(settings.blobs_dir)
+    store = open_store(settings)
     sandbox = make_sandbox(
         settings.sandbox,
         data_dir=settings.data_dir,

@@ -12,7 +12,7 @@ from app.core.disk import MIB
 from app.core.errors import NotFoundError, OperatorError
 from app.core.occupancy import open_database
 from app.core.settings import read_settings
-from app.core.storage.local import LocalBlobStore
+from app.core.storage.opening import open_store
 from app.schemas.organization.projects import ProjectRead, ProjectUpdate, ProjectUsageRead
 from app.services import projects as project_service
 
@@ -112,7 +112,7 @@ def erase(
                 project,
                 read=database.read,
                 write=database.transact,
-                store=LocalBlobStore(settings.blobs_dir),
+                store=open_store(settings),
                 settings=settings,
                 by=None,
                 now=utc_now(),

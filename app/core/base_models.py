@@ -168,8 +168,8 @@ class Catalogue:
         directories = [self.directory(model_id)]
         if sha256 is not None:
             directories.append(self.version_directory(model_id, sha256))
-            outline = self.hidden_directory(model_id, sha256, "outline")
-            directories += [] if needs_weights else [outline]
+            if not needs_weights:
+                directories.append(self.hidden_directory(model_id, sha256, "outline"))
         for directory in directories:
             installed = read_record(directory)
             if installed is not None and sha256 in (None, installed.sha256):

@@ -19,6 +19,7 @@ ServiceError                      the caller acts; the API answers with its stat
 │   └── DatabaseAwayError         503  its server does not answer
 ├── EngineUnavailableError        503  an engine of the operator is away; the caller may repeat it
 ├── SamplerUnavailableError       503  the sampler is away or has failed; the caller may repeat it
+├── StoreAwayError                503  the blob store does not answer; the caller may repeat it
 ├── TokenizingBusyError           503  nothing was done; the caller may repeat the request
 ├── TooManyStreamsError           503  nothing was done; the caller may repeat the request
 ├── TooManyUploadsError           503  nothing was done; the caller may repeat the request
@@ -166,6 +167,21 @@ class EngineUnavailableError(ServiceError):
 class SamplerUnavailableError(ServiceError):
     status_code = 503
     code = "sampler_unavailable"
+
+
+class StoreAwayError(ServiceError):
+    """The blob store does not answer, or refuses. Nothing is known about what it holds.
+
+    Args:
+        for_operator: where the store is, what it says, and what to do. It has no secret.
+    """
+
+    status_code = 503
+    code = "store_unavailable"
+
+    def __init__(self, *, for_operator: str) -> None:
+        super().__init__("The store of files does not answer. Send the same request again later.")
+        self.for_operator = for_operator
 
 
 class TokenizingBusyError(ServiceError):

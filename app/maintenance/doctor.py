@@ -11,7 +11,7 @@ from app.core.db.migrate import newest_revision, read_revision
 from app.core.db.session import Database
 from app.core.settings import Settings
 from app.core.storage.blob_store import BlobStore
-from app.core.storage.local import LocalBlobStore
+from app.core.storage.opening import open_store
 from app.maintenance.check_blobs import check_blobs, check_manifests
 from app.maintenance.check_database import (
     check_clock,
@@ -112,7 +112,7 @@ def examine(settings: Settings, *, is_deep: bool, may_repair: bool) -> Iterator[
         patient = Patient(
             settings,
             database,
-            LocalBlobStore(settings.blobs_dir),
+            open_store(settings),
             now=utc_now(),
             is_deep=is_deep,
             may_repair=may_repair,

@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,15 @@ from app.core.errors import BlobNotFoundError
 from app.core.storage.blob_store import BlobStore
 from app.core.storage.local import LocalBlobStore
 from tests.builders import put_blob
+from tests.stores.servers import NAMES, StoreServer
 
 
-@pytest.fixture(params=["local"])
-def blobs(tmp_path: Path) -> BlobStore:
-    return LocalBlobStore(tmp_path / "blobs")
+@pytest.fixture(params=["local", *NAMES])
+def blobs(tmp_path: Path, request: pytest.FixtureRequest, store_prefix: str) -> BlobStore:
+    if request.param == "local":
+        return LocalBlobStore(tmp_path / "blobs")
+    start: Callable[[str], StoreServer] = request.getfixturevalue("store_server")
+    return start(request.param).store(tmp_path / "scratch", prefix=store_prefix)
 
 
 def read(blobs: BlobStore, key: str) -> bytes:

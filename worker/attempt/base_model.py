@@ -17,6 +17,7 @@ from app.core.db.repositories.base_models.stored import StoredCopy, StoredModels
 from app.core.db.session import Session
 from app.core.job.training_events import Noted
 from app.core.machine.subprocesses import python_module, with_import_path
+from app.core.settings.store_urls import is_shared
 from app.core.stored_models.errors import ModelUnavailableError
 from app.core.stored_models.fetching import Progress, fetch_model
 from app.core.stored_models.outlines import make_outline
@@ -110,7 +111,7 @@ def _bring_from_hub(
         ModelUnavailableError: it has no pinned commit, cannot be installed, or has other files.
     """
     settings, catalogue = resources.settings, resources.catalogue
-    if not settings.has_shared_store:
+    if not is_shared(settings.store_url):
         return
     entry = catalogue.find(model_id)
     is_free = catalogue.find_installed(model_id) is None

@@ -157,10 +157,10 @@ def end_of_error(error: Exception, lease: Lease) -> JobError | Interruption | Mo
             | BaseModelChangedError()
             | RefusedModelError()
             | ParentLostError()
+            | ModelUnavailableError()
+            | FetchStoppedError()
         ):
-            return _error_of_model(error, base_model)
-        case ModelUnavailableError() | FetchStoppedError():
-            return _end_of_fetch(error)
+            return _end_of_model(error, base_model)
         case OSError() if as_storage_full(error) is not None:
             return Interruption("The disk is full", _FREE_SPACE)
         case _:
@@ -172,11 +172,21 @@ def end_of_error(error: Exception, lease: Lease) -> JobError | Interruption | Mo
             )
 
 
-def _error_of_model(
-    error: BaseModelMissingError | BaseModelChangedError | RefusedModelError | ParentLostError,
+def _end_of_model(
+    error: BaseModelMissingError
+    | BaseModelChangedError
+    | RefusedModelError
+    | ParentLostError
+    | ModelUnavailableError
+    | FetchStoppedError,
     base_model: str,
-) -> JobError:
+) -> JobError | ModelAway | Released:
     match error:
+        case ModelUnavailableError():
+            logger.warning("%s", error)
+            return ModelAway(str(error))
+        case FetchStoppedError():
+            return _release(is_stopping=error.is_stopping)
         case ParentLostError():
             return JobError(
                 code="parent_unusable",
@@ -226,13 +236,6 @@ def _end_of_interrupted(
     else:
         what = f"The process ended with exit code {ending.exit_code}"
     return Crash(what, "The worker's log has more of its log.", last_line(ending.log_tail))
-
-
-def _end_of_fetch(error: ModelUnavailableError | FetchStoppedError) -> ModelAway | Released:
-    if isinstance(error, FetchStoppedError):
-        return _release(is_stopping=error.is_stopping)
-    logger.warning("%s", error)
-    return ModelAway(str(error))
 
 
 def _release(*, is_stopping: bool) -> Released:

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import secrets
 import time
 from collections.abc import Iterator
 from io import BufferedReader
@@ -11,8 +10,7 @@ from pathlib import Path
 from app.core.errors import BlobNotFoundError
 from app.core.machine import durable
 from app.core.storage.blob_store import StoredBlob
-
-_SCRATCH = ".incoming"
+from app.core.storage.scratch import SCRATCH_NAME, ScratchSpace
 
 
 class LocalBlobStore:
@@ -21,10 +19,10 @@ class LocalBlobStore:
     def __init__(self, root: Path) -> None:
         self._root = root
         durable.make_directory(root)
-        (root / _SCRATCH).mkdir(exist_ok=True)
+        self._scratch = ScratchSpace(root)
 
     def scratch_file(self) -> Path:
-        return self._root / _SCRATCH / secrets.token_hex(16)
+        return self._scratch.scratch_file()
 
     def put(self, key: str, scratch: Path) -> None:
         target = self._path(key)
@@ -54,7 +52,7 @@ class LocalBlobStore:
         return self._list_below(self._root)
 
     def list_scratch(self) -> Iterator[Path]:
-        return (self._root / _SCRATCH).iterdir()
+        return self._scratch.list_scratch()
 
     def _list_below(self, directory: Path) -> Iterator[StoredBlob]:
         try:
@@ -64,7 +62,7 @@ class LocalBlobStore:
         with entries:
             for entry in entries:
                 if entry.is_dir(follow_symlinks=False):
-                    if entry.name != _SCRATCH:
+                    if entry.name != SCRATCH_NAME:
                         yield from self._list_below(directory / entry.name)
                     continue
                 with contextlib.suppress(FileNotFoundError):

@@ -16,7 +16,7 @@ from app.core.base_models import RECORD_NAME, Catalogue
 from app.core.db.blob_keys import NamedBlob
 from app.core.db.repositories.base_models.stored import StoredCopy
 from app.core.disk import free_bytes
-from app.core.errors import BlobNotFoundError
+from app.core.errors import BlobNotFoundError, StoreAwayError
 from app.core.job.child_text import without_paths
 from app.core.machine import durable
 from app.core.storage.blob_store import BlobStore
@@ -86,12 +86,13 @@ def reported(model_id: str) -> Generator[None]:
     """Turn the errors of a store and of a disk into a `ModelUnavailableError`."""
     try:
         yield
-    except OSError as error:
-        logger.warning("fetching %s: %s", model_id, error)
-        why = error.strerror or without_paths(str(error))
+    except (OSError, StoreAwayError) as error:
+        why = error.for_operator if isinstance(error, StoreAwayError) else str(error)
+        logger.warning("fetching %s: %s", model_id, why)
+        why = without_paths(why)
         raise ModelUnavailableError(
-            f"The base model {model_id} could not be fetched from the store: {why:.200}. What has "
-            "arrived is kept, and the next try continues there."
+            f"The base model {model_id} could not be fetched from the store. What has arrived is "
+            f"kept, and the next try continues there. {why:.200}"
         ) from error
 
 
