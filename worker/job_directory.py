@@ -157,16 +157,15 @@ class JobDirectory:
             target.write(spec.model_dump_json(indent=2))
 
     def _find_base_model(self, catalogue: Catalogue) -> tuple[BaseModelRef, Path]:
-        name, sha256 = self._lease.base_model, self._lease.base_model_sha256
-        model_id, needs_weights = catalogue.resolve(name), self._task != "check_data"
-        found = catalogue.find_version(model_id, sha256, needs_weights=needs_weights)
+        model_id, sha256 = catalogue.resolve(self._lease.base_model), self._lease.base_model_sha256
+        found = catalogue.find_version(model_id, sha256, needs_weights=self._task != "check_data")
         if found is None:
             is_other = catalogue.find_installed(model_id) is not None
-            raise BaseModelChangedError(name) if is_other else BaseModelMissingError(name)
+            raise (BaseModelChangedError if is_other else BaseModelMissingError)(model_id)
         installed, directory = found
         check_installed(directory, installed)
-        reference = BaseModelRef(**installed.model_dump(include=set(BaseModelRef.model_fields)))
-        return reference, directory.resolve()
+        fields = installed.model_dump(include=set(BaseModelRef.model_fields))
+        return BaseModelRef(**fields), directory.resolve()
 
     def _limit_artifacts(self, base_model: Path, inputs: JobInputs) -> int:
         if self._task == "check_data":

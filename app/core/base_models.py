@@ -32,7 +32,6 @@ BYTES_PER_PARAMETER = 2
 
 Repo = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")]
 Alias = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$")]
-HiddenKind = Literal["partial", "outline"]
 Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
 
 
@@ -139,8 +138,7 @@ class Catalogue:
 
     def resolve(self, name: str) -> str:
         """Id of the base model of this name. A machine may lack the entry of one from the store."""
-        entry = self.find(name)
-        return name if entry is None else entry.id
+        return name if (entry := self.find(name)) is None else entry.id
 
     def directory(self, model_id: str) -> Path:
         """Directory of the model's files. It exists once the model is installed."""
@@ -150,7 +148,7 @@ class Catalogue:
         """Directory of a version that was fetched while another one was in `directory`."""
         return self._models_dir / f"{model_id}@{sha256}"  # no id has an @
 
-    def hidden_directory(self, model_id: str, sha256: str, kind: HiddenKind) -> Path:
+    def hidden_directory(self, model_id: str, sha256: str, kind: str) -> Path:
         """Directory of a version while it is fetched, or of its outline, which has no weights."""
         return self._models_dir / f".{model_id}@{sha256}.{kind}"
 

@@ -196,9 +196,7 @@ class DataCheckRepository(Repository):
             move(JobStatus.QUEUED, message="Files validated, moving job to queued state")
 
     def release(self, lease: Lease, *, now: datetime, waits_for: str | None = None) -> None:
-        """Give the check back, so that any worker may begin it again.
-
-        If it has to wait a moment before, `waits_for` tells the user why.
+        """Give the check back. Any worker may begin it again, after a moment if it `waits_for`.
 
         Raises:
             LeaseLostError: the check is no longer this worker's, or its job is cancelled.
