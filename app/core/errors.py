@@ -28,6 +28,7 @@ ServiceError                      the caller acts; the API answers with its stat
 OperatorError                     who gave a command acts; it ends the command with its message
 LeaseLostError                    the worker acts; no caller ever sees it
 BlobNotFoundError                 the service or the worker acts
+BlobExistsError                   never expected: keys are unique
 
 To add an error, subclass the class whose status fits, or pass a new `code`. Then list the code in
 `docs/errors.md`; `tests/contracts/test_documented.py` checks that.
@@ -232,3 +233,10 @@ class BlobNotFoundError(Exception):
 
     def __init__(self, key: str) -> None:
         super().__init__(f"No blob has the key {key!r}.")
+
+
+class BlobExistsError(Exception):
+    """The store has other bytes under a key that was to be new."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(f"The blob {key!r} exists already, with other bytes.")

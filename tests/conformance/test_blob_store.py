@@ -1,15 +1,18 @@
-"""What every blob store must do; so far there is one, in a directory."""
+"""What every blob store must do: a directory, and three servers of S3, one of them careless."""
 
 import os
+import random
 import time
-from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from app.core.errors import BlobNotFoundError
-from app.core.storage.blob_store import BlobStore
+from app.core.errors import BlobExistsError, BlobNotFoundError
+from app.core.storage.blob_store import RESERVED, BlobStore
 from app.core.storage.local import LocalBlobStore
+from app.core.storage.s3.reader import FIRST_BYTES
+from app.core.storage.s3.store import PART_BYTES
 from tests.builders import put_blob
 from tests.stores.servers import NAMES, StoreServer
 
@@ -18,8 +21,8 @@ from tests.stores.servers import NAMES, StoreServer
 def blobs(tmp_path: Path, request: pytest.FixtureRequest, store_prefix: str) -> BlobStore:
     if request.param == "local":
         return LocalBlobStore(tmp_path / "blobs")
-    start: Callable[[str], StoreServer] = request.getfixturevalue("store_server")
-    return start(request.param).store(tmp_path / "scratch", prefix=store_prefix)
+    server: StoreServer = request.getfixturevalue("store_server")(request.param)
+    return server.store(tmp_path / "scratch", prefix=store_prefix)
 
 
 def read(blobs: BlobStore, key: str) -> bytes:
@@ -58,19 +61,37 @@ def test_scratch_files_do_not_meet(blobs: BlobStore) -> None:
     assert not first.exists()
 
 
-def test_a_key_put_again_has_the_newer_bytes(blobs: BlobStore) -> None:
-    put_blob(blobs, "jobs/j/attempt-1/log", b"old")
-    put_blob(blobs, "jobs/j/attempt-1/log", b"new")
+def test_a_key_put_again_has_either_bytes_and_never_a_mixture(blobs: BlobStore) -> None:
+    old, new = b"o" * 1000, b"new" * 1000
+    put_blob(blobs, "jobs/j/attempt-1/log", old)
+    kept = new
+    try:
+        put_blob(blobs, "jobs/j/attempt-1/log", new)
+    except BlobExistsError:
+        kept = old
 
-    assert read(blobs, "jobs/j/attempt-1/log") == b"new"
+    assert read(blobs, "jobs/j/attempt-1/log") == kept
 
 
-def test_a_reader_keeps_what_it_opened(blobs: BlobStore) -> None:
+def test_the_same_bytes_may_be_put_again(blobs: BlobStore) -> None:
+    """As after a request that succeeded and whose answer was lost."""
+    put_blob(blobs, "jobs/j/attempt-1/log", b"bytes")
+    put_blob(blobs, "jobs/j/attempt-1/log", b"bytes")
+
+    assert read(blobs, "jobs/j/attempt-1/log") == b"bytes"
+    assert list(blobs.list_scratch()) == []
+
+
+def test_a_reader_has_what_it_opened_or_learns_that_it_is_gone(blobs: BlobStore) -> None:
     put_blob(blobs, "files/file-1", b"old")
 
     with blobs.open("files/file-1") as blob:
         blobs.delete("files/file-1")
-        assert blob.read() == b"old"
+        try:
+            content = blob.read()
+        except BlobNotFoundError:
+            return
+    assert content == b"old"
 
 
 @pytest.mark.parametrize("key", ["files/none", "files", "none/of/these", "files/file-1/x"])
@@ -99,6 +120,7 @@ def test_deleting_again_is_no_error(blobs: BlobStore, key: str) -> None:
     blobs.delete(key)
     blobs.delete(key)
 
+    blobs.delete("files/file-1")
     put_blob(blobs, "files/file-1", b"again")
     assert read(blobs, "files/file-1") == b"again"
 
@@ -115,14 +137,58 @@ def test_every_blob_is_listed_and_nothing_else(blobs: BlobStore) -> None:
     assert listed == {"files/file-1": 5, "jobs/j/attempt-1/step-5/adapter": 0}
 
 
-def test_a_blob_is_as_old_as_its_bytes(blobs: BlobStore) -> None:
+def test_a_blob_has_the_age_of_its_bytes_or_of_its_upload(blobs: BlobStore) -> None:
     scratch = blobs.scratch_file()
     scratch.write_bytes(b"bytes")
     os.utime(scratch, (time.time() - 100,) * 2)
 
     blobs.put("files/file-1", scratch)
 
-    assert [blob.age_s for blob in blobs.list_all()] == [pytest.approx(100, abs=10)]
+    (blob,) = blobs.list_all()
+    assert blob.age_s == pytest.approx(100 if isinstance(blobs, LocalBlobStore) else 0, abs=10)
+
+
+def test_more_blobs_than_a_page_are_listed_once_each(blobs: BlobStore) -> None:
+    keys = [f"jobs/j{number % 7}/log-{number}" for number in range(1050)]
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda key: put_blob(blobs, key, b"x"), keys))
+
+    assert sorted(blob.key for blob in blobs.list_all()) == sorted(keys)
+
+
+LARGE = 3 * PART_BYTES + 12_345
+"""Bytes that a bucket is given in four parts."""
+
+
+def test_a_large_blob_is_read_from_anywhere(blobs: BlobStore) -> None:
+    content = random.Random(1).randbytes(LARGE)  # noqa: S311
+    put_blob(blobs, "jobs/j/adapter", content)
+
+    with blobs.open("jobs/j/adapter") as blob:
+        assert blob.read() == content
+        for offset in (LARGE - 1, 0, FIRST_BYTES - 1, 7 * 1024 * 1024, LARGE, LARGE + 5):
+            assert blob.seek(offset) == offset
+            assert blob.read(100_000) == content[offset : offset + 100_000]
+        assert blob.seek(-10, os.SEEK_END) == LARGE - 10
+        assert blob.read() == content[-10:]
+    assert [blob.bytes for blob in blobs.list_all()] == [LARGE]
+
+
+def test_keys_may_have_any_character_of_a_file_name(blobs: BlobStore) -> None:
+    keys = ["jobs/j/a b+c=d", "jobs/j/ü%20&x", "jobs/j/model-00001-of-2.safetensors"]
+    for key in keys:
+        put_blob(blobs, key, key.encode())
+
+    assert [read(blobs, key) for key in keys] == [key.encode() for key in keys]
+    assert sorted(blob.key for blob in blobs.list_all()) == sorted(keys)
+
+
+def test_what_a_store_keeps_for_itself_is_not_listed(blobs: BlobStore) -> None:
+    put_blob(blobs, f"{RESERVED}about", b"whose it is")
+    put_blob(blobs, "files/.hidden", b"bytes")
+
+    assert read(blobs, f"{RESERVED}about") == b"whose it is"
+    assert [blob.key for blob in blobs.list_all()] == ["files/.hidden"]
 
 
 def test_blobs_may_be_deleted_while_they_are_listed(blobs: BlobStore) -> None:

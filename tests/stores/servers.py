@@ -13,6 +13,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from app.core.settings.store_urls import BucketAddress
 from app.core.storage.s3 import S3Access, S3BlobStore
@@ -20,7 +21,7 @@ from app.core.storage.s3 import S3Access, S3BlobStore
 PROGRAMS = Path(__file__).parents[2] / ".venv-stores" / "bin"
 BUCKET = "bucket"
 KEY_ID = "test-key-id"
-SECRET = "test-secret-that-nobody-may-see"
+SECRET = "test-secret-that-nobody-may-see"  # noqa: S105
 WITHIN_S = 30
 NAMES = ("moto", "localbucket", "rclone")
 CAREFUL = ("moto", "localbucket")
@@ -56,8 +57,8 @@ class StoreServer:
                 raise RuntimeError(f"{self.name}: {(self.root / 'log').read_text()[-2000:]}")
             time.sleep(0.05)
         if self.name == "moto":
-            request = urllib.request.Request(f"{self.endpoint}/{BUCKET}", method="PUT")
-            urllib.request.urlopen(request).close()
+            request = urllib.request.Request(f"{self.endpoint}/{BUCKET}", method="PUT")  # noqa: S310
+            urllib.request.urlopen(request).close()  # noqa: S310
         return self
 
     def kill(self) -> None:
@@ -71,10 +72,12 @@ class StoreServer:
         """The variables with which a process reaches it, or a proxy in front of it."""
         return environment_of(endpoint or self.endpoint)
 
-    def store(self, scratch: Path, *, prefix: str = "", endpoint: str | None = None) -> S3BlobStore:
+    def store(
+        self, scratch: Path, *, prefix: str = "", endpoint: str | None = None, **options: Any
+    ) -> S3BlobStore:
         """A store in its bucket."""
         access = S3Access.from_environment(self.environment(endpoint))
-        return S3BlobStore(BucketAddress(BUCKET, prefix), access, scratch_root=scratch)
+        return S3BlobStore(BucketAddress(BUCKET, prefix), access, scratch_root=scratch, **options)
 
     def _end(self, how: signal.Signals) -> None:
         if self.process is not None:

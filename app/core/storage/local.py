@@ -9,8 +9,8 @@ from pathlib import Path
 
 from app.core.errors import BlobNotFoundError
 from app.core.machine import durable
-from app.core.storage.blob_store import StoredBlob
-from app.core.storage.scratch import SCRATCH_NAME, ScratchSpace
+from app.core.storage.blob_store import RESERVED, StoreConditions, StoredBlob
+from app.core.storage.scratch import ScratchSpace
 
 
 class LocalBlobStore:
@@ -54,6 +54,19 @@ class LocalBlobStore:
     def list_scratch(self) -> Iterator[Path]:
         return self._scratch.list_scratch()
 
+    def download_url(
+        self, key: str, *, filename: str, media_type: str, lifetime_s: int
+    ) -> str | None:
+        del key, filename, media_type, lifetime_s  # the API itself sends it
+        return None
+
+    def collect_stale(self, *, older_than_s: float) -> int | None:
+        del older_than_s  # what is left of an upload is a scratch file
+        return 0
+
+    def probe_conditions(self) -> StoreConditions | None:
+        return None
+
     def _list_below(self, directory: Path) -> Iterator[StoredBlob]:
         try:
             entries = os.scandir(directory)
@@ -61,9 +74,10 @@ class LocalBlobStore:
             return  # deleted meanwhile
         with entries:
             for entry in entries:
+                if directory == self._root and entry.name.startswith(RESERVED):
+                    continue  # scratch files, and what says whose store it is
                 if entry.is_dir(follow_symlinks=False):
-                    if entry.name != SCRATCH_NAME:
-                        yield from self._list_below(directory / entry.name)
+                    yield from self._list_below(directory / entry.name)
                     continue
                 with contextlib.suppress(FileNotFoundError):
                     stat = entry.stat(follow_symlinks=False)

@@ -1,0 +1,57 @@
+"""Ends uploads in parts that a killed process has left behind. A bucket keeps and bills them."""
+
+import re
+from contextlib import suppress
+from datetime import datetime, timedelta
+from html import unescape
+
+from app.core.clock import utc_now
+from app.core.errors import StoreAwayError
+from app.core.storage.s3 import plain
+from app.core.storage.s3.calls import AbsentError, Calls
+from app.core.storage.s3.signing import Signer
+
+_MAX_BYTES = 8 * 1024 * 1024
+"""Of a page of the list, which has 1,000 uploads."""
+
+_UPLOAD = re.compile(r"<Upload>(.*?)</Upload>", re.DOTALL)
+_FIELD = r"<{0}>(.*?)</{0}>"
+
+
+def collect_stale(signer: Signer, calls: Calls, *, older_than_s: float) -> int | None:
+    """End the uploads below the prefix that began long ago.
+
+    Returns:
+        How many were ended. None if the server does not list them.
+
+    Raises:
+        StoreAwayError: the store does not answer.
+    """
+    url = signer.sign("GET", None, {"uploads": "", "prefix": signer.prefix})
+    try:
+        listing = calls.run(lambda: plain.request(url, most=_MAX_BYTES)).decode()
+    except AbsentError:
+        return None
+    except StoreAwayError as error:
+        if "501" in error.for_operator:
+            return None
+        raise
+    limit, ended = utc_now() - timedelta(seconds=older_than_s), 0
+    for upload in _UPLOAD.findall(listing):
+        key, upload_id, began = (_read(upload, name) for name in ("Key", "UploadId", "Initiated"))
+        if key.startswith(signer.prefix) and _parse(began) < limit:
+            key = key.removeprefix(signer.prefix)
+            abort = signer.sign("DELETE", key, {"uploadId": upload_id})
+            with suppress(AbsentError):
+                calls.run(lambda url=abort: plain.request(url, "DELETE", most=1024))
+            ended += 1
+    return ended
+
+
+def _read(upload: str, name: str) -> str:
+    match = re.search(_FIELD.format(name), upload, re.DOTALL)
+    return unescape(match[1]) if match else ""
+
+
+def _parse(time: str) -> datetime:
+    return datetime.fromisoformat(time)
