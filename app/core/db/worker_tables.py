@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, ForeignKey
+from sqlalchemy import BigInteger, ForeignKey, Text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.core.db.base import Base
@@ -24,6 +24,13 @@ class WorkerRow(Base):
     """Version of Tunery that the worker runs."""
     memory_bytes: Mapped[int | None] = mapped_column(BigInteger)
     """Memory of its machine or container, free or not. Null for a worker of an earlier version."""
+    machine: Mapped[str | None]
+    """Name of its machine, for people. Null for a worker of an earlier version."""
+    ability: Mapped[str | None] = mapped_column(Text)
+    """An `Ability` as JSON: what the worker can do. Null for a worker of an earlier version. It is
+    a text, so that equal ones can be counted."""
+    models_in_memory: Mapped[list[str] | None]
+    """Ids of the base models that it has in memory."""
     started_at: Mapped[datetime]
     heartbeat_at: Mapped[datetime]
     """Time of the latest heartbeat."""
@@ -31,6 +38,15 @@ class WorkerRow(Base):
     """When an API process noticed that heartbeats are missing. The next heartbeat clears it."""
     stopping_at: Mapped[datetime | None]
     """When it was told to stop: since then it takes no more jobs."""
+
+
+class DrainedMachine(Base):
+    """A machine whose workers take nothing, until an operator says otherwise."""
+
+    __tablename__ = "drained_machines"
+
+    machine: Mapped[str] = mapped_column(primary_key=True)
+    since: Mapped[datetime]
 
 
 class Attempt(Base):

@@ -24,6 +24,16 @@ STATE_NUMBERS_NAME = "state.json"
 STATE_TENSORS_NAME = "state.safetensors"
 """`adapter.NAME`, `best.NAME` and those of AdamW as `exp_avg.NAME`, where NAME is a parameter's."""
 
+NUMERICS_VERSION = 2
+"""Version of the computation that turns a job into an adapter.
+
+Raise it with every change after which the same job may end in other bits: to the layers, the loss,
+the dropout masks, the random numbers or the order of the data, the cut into micro-batches, the
+optimizer, the learning rate, or the tokens and what of them is learned. A change of speed, memory,
+names or files that leaves every bit as it was does not count. A saved state of another version is
+refused, so that no adapter mixes two computations.
+"""
+
 ARTIFACT_NAMES = frozenset(
     {
         MANIFEST_NAME,

@@ -16,23 +16,13 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from app.core.job.artifacts import STATE_NUMBERS_NAME, STATE_TENSORS_NAME
+from app.core.job.artifacts import NUMERICS_VERSION, STATE_NUMBERS_NAME, STATE_TENSORS_NAME
 from app.core.job.frozen import Frozen
 from app.core.job.training_config import RESUME_NAME, ComputeSettings, JobSpec
 from app.core.manifest import ManifestError, atomic_directory, verify
 from worker.training.failures import is_out_of_memory
 from worker.training.step.step import BestAdapter
 from worker.training.step.trainer import Progress, Trainer
-
-NUMERICS_VERSION = 2
-"""Version of the computation that turns a job into an adapter.
-
-Raise it with every change after which the same job may end in other bits: to the layers, the loss,
-the dropout masks, the random numbers or the order of the data, the cut into micro-batches, the
-optimizer, the learning rate, or the tokens and what of them is learned. A change of speed, memory,
-names or files that leaves every bit as it was does not count. A saved state of another version is
-refused, so that no adapter mixes two computations.
-"""
 
 _ADAMW_STATE = ("step", "exp_avg", "exp_avg_sq")
 

@@ -6,7 +6,7 @@ whose attempt ends before the job does.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import Enum, auto
 from typing import Any
@@ -18,6 +18,7 @@ from sqlalchemy.orm import lazyload
 from app.core.clock import steady_s
 from app.core.db.base import Repository
 from app.core.db.repositories.events import EventRepository, Level
+from app.core.db.repositories.machines.fitting import Fitting, WarmModels
 from app.core.db.repositories.queue import NEXT_QUEUED, NOW, Turns
 from app.core.db.repositories.transitions import UNREADABLE, announce, lock_job, settle
 from app.core.db.tables import Job, SavedState, StepRow
@@ -28,7 +29,9 @@ from app.core.job.loss_log import StepMetrics
 from app.core.job.status import JobStatus
 from app.core.job.training_config import TrainingConfig
 from app.core.job.training_events import JobError
+from app.core.machine.ability import Ability, StoredPlan
 from app.core.machine.memory import PLENTY, Memory
+from app.core.machine.needs import Needs
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,12 @@ class Lease:
     """Trackers that get the metrics; each is an `Integration`."""
     parent: ParentAdapter | None = None
     """Adapter that the job continues."""
+    threads: int = 1
+    """CPU threads of its training process."""
+    plan: StoredPlan | None = None
+    """How the saved states of the job were computed. None as long as it has none."""
+    is_replanned: bool = False
+    """Whether the worker cannot do the same, and is to go on with a plan of its own."""
 
 
 class RequestedAction(Enum):
@@ -95,35 +104,41 @@ class LeaseRepository(Repository):
         lease_for: timedelta,
         threads: int = 1,
         memory: Memory = PLENTY,
+        ability: Ability | None = None,
+        warm: WarmModels | None = None,
     ) -> Lease | None:
-        """Give the next queued job to a worker. Returns None if there is no job to run.
+        """Give the next queued job that fits a worker to it. Returns None if there is none.
 
-        Usually the first project has its turn. On PostgreSQL, other transactions may be taking all
-        of its queued jobs, or as many as may run at once; then the next one has.
+        Usually the first project has its turn. If none of its jobs fits, the next one has. So it is
+        on PostgreSQL if other transactions are taking all of its queued jobs, or as many as may run
+        at once.
 
         Args:
-            threads: CPU threads that the training process will have.
+            threads: CPU threads that the training process of a new job will have. A job with a plan
+                keeps those of its plan.
             memory: memory of the worker's machine. A job that needs more than there is in all is
                 left to other workers. One that waits for memory is passed over until enough is
                 free, or until its `not_before`.
+            ability: what the worker can do. It takes nothing if its machine is drained. None for a
+                worker that takes any job.
+            warm: what the worker has in memory. It may take a job of the same priority that needs
+                it before the first one, a few times in a row.
         """
         claimed_s = steady_s()
-        turns = Turns(self._session)
-        for turn in filter(turns.may_take, turns.list_all(now=now)):
-            values = {
-                "whose": turn.project_id,
-                "claimant": worker_id,
-                "now": now,
-                "until": now + lease_for,
-                "total_bytes": memory.total,
-                "free_bytes": memory.free,
-            }
-            job = self._session.scalars(_CLAIM, values).one_or_none()
-            if job is not None:
-                break
-        else:
+        found = self._take(
+            {"claimant": worker_id, "now": now, "until": now + lease_for},
+            Fitting(self._session, ability, memory),
+            warm or WarmModels(),
+        )
+        if found is None:
             return None
-        turns.end(job.project_id)
+        job, needs = found
+        lease = lease_of(job, worker_id, attempt=job.attempt, claimed_s=claimed_s)
+        if lease is not None:
+            is_replanned = ability is not None and not needs.is_executable(ability)
+            if lease.plan is not None and not is_replanned:
+                threads = lease.plan.threads
+            lease = replace(lease, threads=threads, is_replanned=is_replanned)
         self._session.add(
             Attempt(
                 job_id=job.id,
@@ -133,12 +148,39 @@ class LeaseRepository(Repository):
                 started_at=now,
             )
         )
-        lease = lease_of(job, worker_id, attempt=job.attempt, claimed_s=claimed_s)
         if lease is None:  # otherwise no worker would ever reach the jobs behind it
             settle(self._session, job, JobStatus.FAILED, now=now, error=UNREADABLE)
         else:
             announce(self._session, job, now=now)
         return lease
+
+    def is_any(self, ability: Ability | None, memory: Memory, *, now: datetime) -> bool:
+        """Whether there is a job that the worker would take now. Writes nothing."""
+        fitting = Fitting(self._session, ability, memory)
+        return not fitting.is_drained() and any(
+            fitting.list_fronts(turn.project_id, now=now)
+            for turn in Turns(self._session).list_all(now=now)
+        )
+
+    def _take(
+        self, values: Mapping[str, Any], fitting: Fitting, warm: WarmModels
+    ) -> tuple[Job, Needs] | None:
+        """Take a job at the first turn that has one. Returns it with its needs."""
+        if fitting.is_drained():
+            return None
+        turns = Turns(self._session)
+        for turn in turns.list_all(now=values["now"]):
+            fronts = fitting.list_fronts(turn.project_id, now=values["now"])
+            if not fronts or not turns.may_take(turn):
+                continue
+            for front in warm.prefer(turn.project_id, fronts):
+                which = fitting.values | {"whose": turn.project_id, "line": front.text}
+                job = self._session.scalars(_CLAIM, {**values, **which}).one_or_none()
+                if job is not None:
+                    turns.end(job.project_id)
+                    warm.note(job.project_id, has_passed_over=front is not fronts[0])
+                    return job, front.needs
+        return None
 
     def begin(self, lease: Lease, *, after_step: int, now: datetime) -> None:
         """Start training, or resume after `after_step`: later rows of the loss log are deleted.
@@ -279,6 +321,7 @@ def lease_of(job: Job, worker_id: str, *, attempt: int, claimed_s: float) -> Lea
     try:
         config = TrainingConfig.model_validate(job.config)
         parent = None if job.parent is None else ParentAdapter.model_validate(job.parent)
+        plan = None if job.plan is None else StoredPlan.model_validate(job.plan)
     except ValidationError:
         return None
     return Lease(
@@ -295,4 +338,5 @@ def lease_of(job: Job, worker_id: str, *, attempt: int, claimed_s: float) -> Lea
         config=config,
         integrations=job.integrations or (),
         parent=parent,
+        plan=plan,
     )

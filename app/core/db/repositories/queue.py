@@ -24,7 +24,7 @@ from sqlalchemy import (
 from app.core.clock import SECONDS_AN_HOUR
 from app.core.db.base import Project, Repository, UtcDateTime
 from app.core.db.project_tables import ProjectUsage, month_of
-from app.core.db.tables import Job
+from app.core.db.tables import IS_QUEUED, Job
 from app.core.job.status import JobStatus
 
 MAX_POSITION = 1000
@@ -117,19 +117,21 @@ _NEEDED = Job.needed_memory_bytes
 _IS_WORTH_TRYING = or_(
     Job.not_before.is_(None), Job.not_before <= NOW, bindparam("free_bytes") >= _NEEDED
 )
+IS_CLAIMABLE = (or_(_NEEDED.is_(None), bindparam("total_bytes") >= _NEEDED), _IS_WORTH_TRYING)
+"""Conditions on a queued job, by the memory of the machine that would run it."""
 NEXT_QUEUED = (
     select(Job.id)
     .where(
-        Job.status == JobStatus.QUEUED,
+        IS_QUEUED,
         Job.project_id == bindparam("whose"),
-        or_(_NEEDED.is_(None), bindparam("total_bytes") >= _NEEDED),
-        _IS_WORTH_TRYING,
+        Job.needs == bindparam("line"),
+        *IS_CLAIMABLE,
     )
     .order_by(Job.priority.desc(), Job.id)
     .limit(1)
     .with_for_update(skip_locked=True)
 )
-"""The job that a worker claims at the turn of project `whose`, by the memory of its machine."""
+"""The job that a worker claims at the turn of project `whose`, of those with these needs."""
 
 
 class QueueRepository(Repository):

@@ -25,6 +25,7 @@ from app.core.db.worker_tables import Attempt, WorkerRow
 from app.core.job.estimate import Estimate
 from app.core.job.status import JobStatus
 from app.core.job.training_events import JobError
+from app.core.machine.ability import Ability
 from app.core.version import VERSION
 
 SILENT_AFTER = timedelta(seconds=30)
@@ -118,11 +119,15 @@ class WorkerRepository(Repository):
         now: datetime,
         is_stopping: bool = False,
         memory_bytes: int | None = None,
+        ability: Ability | None = None,
+        models_in_memory: Collection[str] = (),
     ) -> None:
         """Record a heartbeat. The first one registers the worker.
 
         Args:
             memory_bytes: memory of its machine or container, free or not.
+            ability: what the worker can do now.
+            models_in_memory: ids of the base models that it has in memory.
         """
         row = self._session.get(WorkerRow, worker.worker_id)
         if row is None:
@@ -137,6 +142,9 @@ class WorkerRepository(Repository):
             )
             self._session.add(row)
         row.heartbeat_at, row.silent_since = now, None
+        row.machine = ability and ability.machine
+        row.ability = ability and ability.model_dump_json()
+        row.models_in_memory = list(models_in_memory)
         row.stopping_at = (row.stopping_at or now) if is_stopping else None
 
     def list_all(self) -> list[WorkerStatus]:
@@ -162,6 +170,13 @@ class WorkerRepository(Repository):
         """Note which workers have fallen silent, so that nobody else has to know the time."""
         silent = update(WorkerRow).where(*_is_falling_silent(now)).values(silent_since=now)
         self._session.execute(silent)
+
+    def list_abilities(self, *, now: datetime) -> list[Ability]:
+        """What the living workers can do that take jobs, without repetitions."""
+        takes_jobs = (WorkerRow.heartbeat_at >= now - SILENT_AFTER, WorkerRow.stopping_at.is_(None))
+        known = select(WorkerRow.ability).where(*takes_jobs, WorkerRow.ability.is_not(None))
+        read = map(Ability.read, self._session.scalars(known.distinct()))
+        return [ability for ability in read if ability is not None]
 
     def largest_memory(self) -> int | None:
         """Memory of the registered worker that has most. None if no worker says how much it has."""

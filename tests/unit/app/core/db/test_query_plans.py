@@ -185,7 +185,7 @@ _ASKED: dict[str, Callable[[Session], object]] = {
 _MAY_BE_READ = {"api_keys", "saved_states", "webhook_endpoints", "workers"}
 """Tables with few rows: a few keys and endpoints of each project, states of jobs that may be
 continued, and workers that run."""
-_SHORT_INDEXES = {"ix_data_checks_held", "ix_data_checks_kept"}
+_SHORT_INDEXES = {"ix_data_checks_held", "ix_data_checks_kept", "ix_jobs_needs"}
 """Indexes with few rows: those of jobs that have not ended."""
 
 

@@ -1,0 +1,1 @@
+"""Queries about machines: which jobs fit them, and which machines are drained."""

@@ -1,0 +1,83 @@
+"""What a queued job needs of a worker, in one text that the queue is indexed by.
+
+Jobs with the same text fit the same workers, give or take some memory. A project's queue has few
+different ones, so a worker passes over all jobs of one that does not fit it in one step.
+"""
+
+from dataclasses import dataclass
+from typing import Self
+
+from app.core.machine.ability import Ability, StoredPlan
+from app.core.machine.memory import Memory
+
+_ANY = "-"
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What a worker must have to run a job.
+
+    Attributes:
+        base_model: id of the base model.
+        memory_class: number of binary digits of the memory that the job needs, in bytes. 0 if that
+            is unknown.
+        threads: threads of the plan; 0 for a job without a plan.
+        numerics: numerics version of the plan; 0 without a plan.
+        environment: digest of the plan's environment; None without a plan.
+        is_flexible: whether the user allows another plan if no worker can execute this one.
+    """
+
+    base_model: str
+    memory_class: int = 0
+    threads: int = 0
+    numerics: int = 0
+    environment: str | None = None
+    is_flexible: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        base_model: str,
+        *,
+        memory_bytes: int | None = None,
+        plan: StoredPlan | None = None,
+        is_flexible: bool = False,
+    ) -> Self:
+        """What a job needs with this base model, memory and plan."""
+        memory_class = (memory_bytes or 0).bit_length()
+        if plan is None:
+            return cls(base_model, memory_class)
+        digest = plan.environment.digest
+        return cls(base_model, memory_class, plan.threads, plan.numerics, digest, is_flexible)
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read what `str` has written."""
+        model, memory, threads, numerics, environment, flexible = text.rsplit(" ", 5)
+        digest = None if environment == _ANY else environment
+        return cls(model, int(memory), int(threads), int(numerics), digest, flexible == "1")
+
+    def __str__(self) -> str:
+        fields = (self.memory_class, self.threads, self.numerics, self.environment or _ANY)
+        return " ".join(map(str, (self.base_model, *fields, int(self.is_flexible))))
+
+    def may_fit(self, ability: Ability, memory: Memory) -> bool:
+        """Whether base model and memory fit the worker. The exact memory is compared later."""
+        least_bytes = 1 << (self.memory_class - 1) if self.memory_class else 0
+        return ability.has_model(self.base_model) and least_bytes <= memory.total
+
+    def is_executable(self, ability: Ability) -> bool:
+        """Whether the worker goes on exactly as the plan says. True if there is no plan."""
+        return self.environment is None or (
+            self.environment in ability.digests
+            and self.threads <= ability.cores
+            and self.numerics == ability.numerics
+        )
+
+    def may_be_replanned(self, ability: Ability) -> bool:
+        """Whether a worker that cannot execute the plan may go on if no other worker can.
+
+        A state of another numerics version is refused, so that such a job starts over. That is
+        exact as well.
+        """
+        return self.is_flexible or self.numerics != ability.numerics
