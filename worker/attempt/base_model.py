@@ -21,6 +21,7 @@ from app.core.settings.store_urls import is_shared
 from app.core.stored_models.errors import ModelUnavailableError
 from app.core.stored_models.fetching import Progress, fetch_model
 from app.core.stored_models.outlines import make_outline
+from app.core.stored_models.reach import forget_failure, note_failure
 from worker.attempt.lease_keeper import LeaseKeeper, Resources
 from worker.launch.launcher import Signal
 
@@ -76,12 +77,17 @@ def bring_base_model(
     if catalogue.find_version(model_id, sha256, needs_weights=needs_weights) is not None:
         return
     copy = keeper.read(lambda session: StoredModels(session).find(model_id, sha256))
-    if copy is None:
-        _bring_from_hub(model_id, sha256, keeper, resources, tell)
-    elif needs_weights:
-        _bring_from_store(copy, keeper, resources, tell)
-    else:
-        make_outline(copy, catalogue, resources.store)
+    try:
+        if copy is None:
+            _bring_from_hub(model_id, sha256, keeper, resources, tell)
+        elif needs_weights:
+            _bring_from_store(copy, keeper, resources, tell)
+        else:
+            make_outline(copy, catalogue, resources.store)
+    except ModelUnavailableError:
+        note_failure(catalogue, model_id)
+        raise
+    forget_failure(catalogue, model_id)
 
 
 def _bring_from_store(

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from app.core.base_models import RECORD_NAME, Catalogue
+from app.core.base_models import RECORD_NAME, Catalogue, is_weights
 from app.core.db.blob_keys import NamedBlob
 from app.core.db.repositories.base_models.stored import StoredCopy
 from app.core.disk import free_bytes
@@ -73,7 +73,9 @@ def fetch_model(
         partial = catalogue.hidden_directory(installed.id, installed.sha256, "partial")
         durable.make_directory(partial)
         with reported(installed.id):
-            _Fetch(copy, store, partial, watch, spare_bytes).run()
+            fetch = _Fetch(copy, store, partial, watch, spare_bytes)
+            fetch.take(catalogue.hidden_directory(installed.id, installed.sha256, "outline"))
+            fetch.run()
         durable.sync(partial)
         partial.rename(directory)
         durable.sync(directory.parent)
@@ -119,6 +121,12 @@ class _Fetch:
         names = sorted(self._copy.files, key=lambda name: (name == RECORD_NAME, name))
         for name in names:  # the record last: a directory without it is no installed model
             self._fetch(name, self._copy.files[name])
+
+    def take(self, outline: Path) -> None:
+        """Take the files of an outline, if it is here. All but the weights was checked."""
+        for name in self._copy.files if outline.exists() else ():
+            if not is_weights(name) and not (self._partial / name).exists():
+                durable.try_link(outline / name, self._partial / name)
 
     def _require_room(self) -> None:
         here = sum(path.stat().st_size for path in self._partial.iterdir())

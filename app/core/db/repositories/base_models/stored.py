@@ -52,9 +52,9 @@ class StoredModels(Repository):
         )
         return {row.id: _copy_of(row) for row in rows}
 
-    def list_checksums(self) -> set[str]:
-        """`sha256` of every copy."""
-        return set(self._session.scalars(select(StoredModel.sha256)))
+    def list_ids(self) -> set[str]:
+        """Ids of the base models that are in the store."""
+        return set(self._session.scalars(select(StoredModel.id)))
 
     def add(self, copy: StoredCopy) -> None:
         """Record a copy, all of whose files are in the store."""
