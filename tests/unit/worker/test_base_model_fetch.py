@@ -130,7 +130,8 @@ def test_a_job_waits_however_often_its_base_model_cannot_be_fetched(bench: Bench
         copy = StoredModels(session).find("shared")
     assert copy is not None
     weights = copy.files["model.safetensors"].key
-    content = bench.store.open(weights).read()
+    with bench.store.open(weights) as source:
+        content = source.read()
     bench.store.delete(weights)
 
     for _ in range(12):
