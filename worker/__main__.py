@@ -15,6 +15,7 @@ from app.core.compute_choices import warn_of_sampler
 from app.core.db.migrate import prepare
 from app.core.db.session import Database
 from app.core.ids import IdPrefix, new_id
+from app.core.installation import require_right_key, require_right_store
 from app.core.logging import configure_logging
 from app.core.machine.linux import refuse_tracing
 from app.core.machine.signals import listen_for_stops
@@ -70,8 +71,9 @@ def _serve(settings: Settings, trainer: str) -> None:
     catalogue = load_catalogue(settings.data_dir)
     if settings.install_default_model and catalogue.find_installed(DEFAULT_MODEL_ID) is None:
         _install_default_model(settings)
-    SigningKeys(settings.signing_dir).ensure()
     store = open_store(settings)
+    require_right_store(database, store)
+    require_right_key(database, SigningKeys(settings.signing_dir))
     sandbox = make_sandbox(
         settings.sandbox,
         data_dir=settings.data_dir,

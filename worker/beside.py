@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable
 
 from app.core.clock import steady_s
-from app.core.errors import DatabaseAwayError, DatabaseBusyError
+from app.core.errors import DatabaseAwayError, DatabaseBusyError, StoreAwayError
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ class BesideTraining:
         while not self._stopping.is_set():
             try:
                 idle_s = self._do_next(lambda: self._stop_at_s)
-            except DatabaseAwayError as error:
+            except (DatabaseAwayError, StoreAwayError) as error:
                 logger.warning("trying again: %s", error.for_operator)
                 idle_s = PAUSE_AFTER_FAILURE_S
             except DatabaseBusyError:

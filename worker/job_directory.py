@@ -42,7 +42,7 @@ from worker.job_spec import JobInputs, build_spec
 from worker.launch.locks import JobLock
 from worker.launch.sandbox.grants import link_cache
 from worker.model_store.installed import check_installed
-from worker.stored_file import StoredFile, copy_blob, copy_checked, store_bytes
+from worker.stored_file import Sink, StoredFile, copy_checked, copy_data, store_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -126,14 +126,14 @@ class JobDirectory:
             BaseModelChangedError: the base model has other weights than when the job was created.
             RefusedModelError: a file of the base model was changed, or may not be used.
             ParentLostError: the adapter that the job continues was changed or lost.
-            BlobNotFoundError: the store has lost a data file.
+            BlobNotFoundError, DataDamagedError: the store has lost a data file, or its bytes.
         """
         base_model, model = self._find_base_model(catalogue)
         self._make()
-        copy_blob(store, inputs.training_file.blob_key, self.directory / TRAINING_DATA_NAME)
+        copy_data(store, inputs.training_file, self.directory / TRAINING_DATA_NAME)
         if inputs.validation_file is not None:
             validation_data = self.directory / VALIDATION_DATA_NAME
-            copy_blob(store, inputs.validation_file.blob_key, validation_data)
+            copy_data(store, inputs.validation_file, validation_data)
         self._max_artifact_bytes = self._limit_artifacts(model, inputs)
         self._link_shared(model, settings)
         self._put_tokens(inputs.tokens, store)
@@ -249,7 +249,7 @@ class JobDirectory:
         if (promised.job_id, promised.step) != (saved_by, state.step):
             raise manifest.ManifestError(f"step {state.step}: the state is of another job or step")
 
-    def store_directory(self, store: BlobStore, name: str, *, step: int) -> StoredDirectory:
+    def store_directory(self, store: Sink, name: str, *, step: int) -> StoredDirectory:
         """Copy what the child made into the store, under keys of this attempt, and verify it.
 
         It is a checkpoint, a state, an export or, with step 0, the tokens of a data check.
@@ -286,7 +286,7 @@ class JobDirectory:
         """Delete what was stored and is not needed here any more."""
         remove_tree(self.directory, name)
 
-    def store_texts(self, store: BlobStore, name: str, texts: Iterable[str]) -> StoredFile:
+    def store_texts(self, store: Sink, name: str, texts: Iterable[str]) -> StoredFile:
         """Store a text that this process makes. It never lies where the child can write."""
         return store_bytes(store, f"{self._blob_prefix}/{name}", map(str.encode, texts))
 

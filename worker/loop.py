@@ -13,7 +13,7 @@ from app.core.compute_choices import training_memory
 from app.core.db.repositories.leases import Lease, LeaseRepository
 from app.core.db.repositories.queue import Turns
 from app.core.disk import has_room
-from app.core.errors import DatabaseAwayError, DatabaseBusyError
+from app.core.errors import DatabaseAwayError, DatabaseBusyError, StoreAwayError
 from app.core.logging import log_context
 from app.core.machine.memory import measure_memory
 from worker.attempt.attempt import Attempt
@@ -70,7 +70,7 @@ class Worker:
             while not self._stopping.is_set():
                 try:
                     idle_s = self.run_once()
-                except DatabaseAwayError as error:
+                except (DatabaseAwayError, StoreAwayError) as error:
                     logger.warning("trying again: %s", error.for_operator)
                     idle_s = PAUSE_AFTER_FAILURE_S
                 except DatabaseBusyError:
@@ -84,6 +84,7 @@ class Worker:
     def run_once(self) -> float:
         """Run or check at most one job. Returns seconds to wait before the next call."""
         self._do_chores()
+        self._resources.doubts.settle(self._resources.store)
         with self._slots.take() as may_train:
             lease = self._claim() if may_train and has_room(self._settings) else None
             if lease is not None:

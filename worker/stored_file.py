@@ -1,18 +1,31 @@
 """Writes files to the blob store before the database names them, and copies files out of it."""
 
 import hashlib
-import shutil
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path, PurePosixPath
+from typing import Protocol
 
 from app.core import manifest
 from app.core.db.repositories.leases import Lease
 from app.core.db.tables import File
 from app.core.ids import IdPrefix, new_id
 from app.core.storage.blob_store import BlobStore
+
+READS = 2
+"""How often a file is read whose bytes are not those that were stored."""
+
+_CHUNK_BYTES = 1024 * 1024
+
+
+class Sink(Protocol):
+    """The part of a `BlobStore` that takes bytes."""
+
+    def scratch_file(self) -> Path: ...
+
+    def put(self, key: str, scratch: Path) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +39,7 @@ class StoredFile:
     crc32: int
 
 
-def store_bytes(store: BlobStore, key: str, chunks: Iterable[bytes]) -> StoredFile:
+def store_bytes(store: Sink, key: str, chunks: Iterable[bytes]) -> StoredFile:
     """Write bytes to the store, and compute their size and checksums meanwhile."""
     sha256, crc32, size = hashlib.sha256(), 0, 0
     scratch = store.scratch_file()
@@ -59,23 +72,48 @@ def as_file(stored: StoredFile, lease: Lease, *, now: datetime) -> File:
     )
 
 
-def copy_blob(store: BlobStore, key: str, target: Path) -> None:
-    """Copy a file of the store to a path that does not exist.
+class DataDamagedError(Exception):
+    """The store has other bytes of a data file than were uploaded."""
+
+    def __init__(self, file: File) -> None:
+        super().__init__(file.id)
+        self.file = file
+
+
+def copy_data(store: BlobStore, file: File, target: Path) -> None:
+    """Copy a data file to a path that does not exist, and compare it with what was uploaded.
 
     Raises:
+        DataDamagedError: it has changed.
         BlobNotFoundError: the store has lost it.
     """
-    with store.open(key) as source, target.open("xb") as copy:
-        shutil.copyfileobj(source, copy, 1024 * 1024)
+    try:
+        copy_checked(store, file.blob_key, file.sha256, target)
+    except manifest.ManifestError as error:
+        raise DataDamagedError(file) from error
 
 
 def copy_checked(store: BlobStore, key: str, sha256: str, target: Path) -> None:
-    """Copy a file that a training process has made, and compare it with its digest.
+    """Copy a file of the store to a path that does not exist, and compare it with its digest.
+
+    If they differ, it is read once more: the transfer may have damaged it, and not the store.
 
     Raises:
         ManifestError: it has changed.
         BlobNotFoundError: the store has lost it.
     """
-    copy_blob(store, key, target)
-    if manifest.sha256_of(target) != sha256:
-        raise manifest.ManifestError(f"{target.name} has changed")
+    for _ in range(READS):
+        if _copy(store, key, target) == sha256:
+            return
+        target.unlink()
+    raise manifest.ManifestError(f"{target.name} has changed")
+
+
+def _copy(store: BlobStore, key: str, target: Path) -> str:
+    """Copy a file, and return its digest."""
+    digest = hashlib.sha256()
+    with store.open(key) as source, target.open("xb") as copy:
+        while chunk := source.read(_CHUNK_BYTES):
+            digest.update(chunk)
+            copy.write(chunk)
+    return digest.hexdigest()

@@ -22,6 +22,7 @@ from app.core.errors import (
     QuotaExceededError,
     RateLimitError,
     ServiceError,
+    StoreAwayError,
     UnauthenticatedError,
 )
 from app.schemas.bodies import dotted, nearest_field
@@ -99,7 +100,7 @@ async def _service_error(_request: Request, error: Exception) -> JSONResponse:
 
 def service_error_response(error: ServiceError) -> JSONResponse:
     """The answer to a request that failed with this error."""
-    if isinstance(error, DatabaseAwayError):
+    if isinstance(error, DatabaseAwayError | StoreAwayError):
         logger.warning("%s", error.for_operator)
     extra: dict[str, Any] = {}
     if error.problems:

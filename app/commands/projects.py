@@ -10,6 +10,7 @@ from app.core.clock import SECONDS_AN_HOUR, utc_now
 from app.core.command_line.json_output import AsJson, print_json
 from app.core.disk import MIB
 from app.core.errors import NotFoundError, OperatorError
+from app.core.installation import require_right_store
 from app.core.occupancy import open_database
 from app.core.settings import read_settings
 from app.core.storage.opening import open_store
@@ -107,12 +108,14 @@ def erase(
         typer.confirm(f"Erase the project {project} and everything that belongs to it?", abort=True)
     settings = read_settings()
     with open_database(settings) as database:
+        store = open_store(settings)
+        require_right_store(database, store)
         erased = _explain(
             lambda: project_service.erase_project(
                 project,
                 read=database.read,
                 write=database.transact,
-                store=open_store(settings),
+                store=store,
                 settings=settings,
                 by=None,
                 now=utc_now(),

@@ -26,6 +26,7 @@ from app.core.command_line.json_output import AsJson, print_json
 from app.core.db.migrate import prepare
 from app.core.disk import MIB, Ballast
 from app.core.errors import OperatorError
+from app.core.installation import require_right_store
 from app.core.logging import configure_logging
 from app.core.machine.linux import refuse_tracing, share_heaps
 from app.core.occupancy import make_data_dir, occupied
@@ -99,6 +100,7 @@ def serve_api(host: Host = None, port: Port = None) -> None:
         _check_address(settings)
         database = application.state.resources.database
         prepare(database)
+        require_right_store(database, application.state.resources.store)
         secure_start(settings, database, now=utc_now())
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
         metrics = application.state.metrics

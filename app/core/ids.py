@@ -28,6 +28,7 @@ class IdPrefix(StrEnum):
     TASK = "task_"
     REQUEST = "req_"
     WORKER = "worker-"
+    STORE = "store-"
     KEY = "key_"
     AUDIT_EVENT = "audit_"
     PROJECT = "proj_"

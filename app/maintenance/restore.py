@@ -8,6 +8,7 @@ from pathlib import Path
 from app.core.base_models import CATALOGUE_NAME, MODELS_NAME, RECORD_NAME
 from app.core.clock import utc_now
 from app.core.db import inspection
+from app.core.db.blob_keys import InstallationRepository
 from app.core.db.migrate import is_known_revision, upgrade
 from app.core.db.repositories.projects.access import KeyRepository
 from app.core.db.session import Database, kind_of
@@ -185,6 +186,7 @@ class _Restore:
     def _bring_up_to_date(self, database: Database) -> None:
         upgrade(database)
         with database.writing() as session:
+            InstallationRepository(session).forget()  # the blobs are in a store of their own now
             self.restored.put_back = release_running(session, now=self.now)
             self.restored.working_keys = KeyRepository(session).count_working(now=self.now)
 

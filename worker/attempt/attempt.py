@@ -194,7 +194,7 @@ class Attempt:
             case Unresumable():
                 self._publisher.drop_state(end)
             case _:
-                self.must_wait = isinstance(end, Interruption | MemoryShort | ModelAway)
+                self.must_wait = isinstance(end, Interruption | MemoryShort | ModelAway | Released)
                 if isinstance(end, Interruption):
                     self._job_directory.remove()  # it may fill the disk that the database needs
                 self._keeper.transact(lambda session: self._write_end(session, end))
@@ -206,6 +206,7 @@ class Attempt:
         except (LeaseLostError, OutcomeUnknownError):
             raise
         except Exception as error:
+            self._resources.doubts.note(error)
             end = end_of_error(error, self._lease)
             is_cancelled = self._keeper.requested_action is RequestedAction.CANCEL
             self.end(Cancelled() if is_cancelled else end)

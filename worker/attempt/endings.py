@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from app.core.db.repositories.leases import Lease, RequestedAction
 from app.core.db.repositories.recovery import Crash, Interruption, ModelAway
 from app.core.disk import as_storage_full
+from app.core.errors import StoreAwayError
 from app.core.job.child_text import last_line, without_paths
 from app.core.job.training_events import (
     Failed,
@@ -32,6 +33,7 @@ from worker.job_directory import BaseModelChangedError, BaseModelMissingError, P
 from worker.launch.launcher import Ending
 from worker.launch.locks import JobLockedError
 from worker.model_store.errors import RefusedModelError
+from worker.stored_file import DataDamagedError
 
 logger = logging.getLogger(__name__)
 
@@ -140,18 +142,10 @@ def end_of_error(error: Exception, lease: Lease) -> JobError | Interruption | Mo
                 message=f"The process was stopped. {what}. "
                 "Try again; if it fails again, report a bug with the worker's log.",
             )
-        case JobLockedError():
-            logger.warning("job locked: %s", error, extra=context)
-            return Interruption(
-                "Its previous process does not end",
-                "Find out what blocks that process, or restart the machine.",
-            )
-        case SigningKeyError():
-            logger.error("the manifest cannot be signed: %s", error, extra=context)
-            return Interruption(
-                "The service's signing key cannot be used",
-                "The operator finds the cause in the worker's log.",
-            )
+        case JobLockedError() | SigningKeyError():
+            return _error_of_machine(error, context)
+        case StoreAwayError() | DataDamagedError():
+            return _error_of_store(error, lease)
         case (
             BaseModelMissingError()
             | BaseModelChangedError()
@@ -170,6 +164,36 @@ def end_of_error(error: Exception, lease: Lease) -> JobError | Interruption | Mo
                 message=f"The worker failed on this job: {without_paths(repr(error)):.300}. "
                 "See the worker's log.",
             )
+
+
+def _error_of_machine(
+    error: JobLockedError | SigningKeyError, context: dict[str, str]
+) -> Interruption:
+    if isinstance(error, JobLockedError):
+        logger.warning("job locked: %s", error, extra=context)
+        return Interruption(
+            "Its previous process does not end",
+            "Find out what blocks that process, or restart the machine.",
+        )
+    logger.error("the manifest cannot be signed: %s", error, extra=context)
+    return Interruption(
+        "The service's signing key cannot be used",
+        "The operator finds the cause in the worker's log.",
+    )
+
+
+def _error_of_store(error: StoreAwayError | DataDamagedError, lease: Lease) -> JobError | Released:
+    if isinstance(error, StoreAwayError):
+        logger.warning("given back: %s", error.for_operator, extra={"job_id": lease.job_id})
+        return Released("The blob store does not answer")
+    is_training = error.file.id == lease.training_file_id
+    return JobError(
+        code="data_damaged",
+        message=f"The store of the service has other bytes of {error.file.filename} than were "
+        "uploaded. Upload the file again, and create the job with its new id. "
+        "'tunery doctor --deep' says more to the operator.",
+        param="training_file" if is_training else "validation_file",
+    )
 
 
 def _end_of_model(

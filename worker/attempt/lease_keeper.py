@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Protocol, TypeVar
 
@@ -15,6 +15,7 @@ from app.core.db.session import Database, Session
 from app.core.errors import DatabaseBusyError, LeaseLostError, StorageFullError
 from app.core.settings import Settings
 from app.core.storage.blob_store import BlobStore
+from worker.attempt.store_doubts import StoreDoubts
 from worker.launch.launcher import Launcher, Signal
 
 T = TypeVar("T")
@@ -48,6 +49,7 @@ class Resources:
     """Minimum interval between two writes of steps: a commit takes longer than a small step."""
     progress_interval_s: float = 30.0
     """Minimum interval between two lines of a job's progress in the worker's log."""
+    doubts: StoreDoubts = field(default_factory=StoreDoubts)
 
 
 class Leases(Protocol):

@@ -113,6 +113,7 @@ class LeasedRun(ABC):
         except (LeaseLostError, OutcomeUnknownError):
             raise
         except Exception as error:
+            self._resources.doubts.note(error)
             self._end(end_of_error(error, self._lease))
 
     def _settle(self, ending: Ending) -> None:

@@ -36,10 +36,11 @@ from app.core.job.training_events import (
     Unresumable,
 )
 from app.core.signing.keys import SigningKeys
-from app.core.storage.blob_store import BlobStore, delete_blobs
+from app.core.storage.blob_store import delete_blobs
 from worker.attempt.lease_keeper import LeaseKeeper, Resources
+from worker.attempt.patient_store import PatientStore
 from worker.job_directory import JobDirectory, StoredDirectory
-from worker.stored_file import StoredFile, as_file, store_bytes
+from worker.stored_file import Sink, StoredFile, as_file, store_bytes
 
 RESULT_NAME = "step_metrics.csv"
 
@@ -57,6 +58,7 @@ class Publisher:
         self._lease = keeper.lease
         self._job_directory = job_directory
         self._store = resources.store
+        self._sink = PatientStore(resources.store, keeper)
         self._signing_keys = SigningKeys(resources.settings.signing_dir)
         self._clock = resources.clock
 
@@ -74,7 +76,7 @@ class Publisher:
         """
         stored = self._store_directory(event.directory, event.step)
         spec, keys = self._job_directory.spec, self._signing_keys
-        signature = sign_checkpoint(self._store, stored, spec=spec, keys=keys)
+        signature = sign_checkpoint(self._sink, stored, spec=spec, keys=keys)
         checkpoint = [*stored.files, signature]
         state = self._store_directory(event.state, event.step).files if event.state else []
 
@@ -104,7 +106,7 @@ class Publisher:
         self._job_directory.drop_directory(event.directory)
 
     def _store_directory(self, name: str, step: int) -> StoredDirectory:
-        return self._job_directory.store_directory(self._store, name, step=step)
+        return self._job_directory.store_directory(self._sink, name, step=step)
 
     def publish_result(self, end: Finished) -> None:
         """Publish the tuned model and the loss log and end the job, all in one transaction.
@@ -117,7 +119,7 @@ class Publisher:
         # Programs written for OpenAI's file expect a training loss in every row: not so step 0.
         batches = loss_log.in_batches(self._read_steps(1), self._read_steps)
         texts = loss_log.csv_texts(batches)
-        result = self._job_directory.store_texts(self._store, RESULT_NAME, texts)
+        result = self._job_directory.store_texts(self._sink, RESULT_NAME, texts)
         if not self._keeper.transact(lambda session: self._succeed(session, end, result)):
             delete_blobs(self._store, [result.blob_key])
 
@@ -239,7 +241,7 @@ class Publisher:
 
 
 def sign_checkpoint(
-    store: BlobStore, checkpoint: StoredDirectory, *, spec: JobSpec, keys: SigningKeys
+    store: Sink, checkpoint: StoredDirectory, *, spec: JobSpec, keys: SigningKeys
 ) -> StoredFile:
     """Sign the manifest of a checkpoint with the service's key, and store the signature beside it.
 

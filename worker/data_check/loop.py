@@ -70,6 +70,7 @@ class DataChecker:
 
     def _claim(self, limits: CheckLimits) -> Lease | None:
         resources = self._resources
+        resources.doubts.settle(resources.store)
         with resources.database.reading() as session:
             if not DataCheckRepository(session).is_any(limits, now=resources.clock()):
                 return None  # without keeping writers waiting just to find nothing

@@ -16,7 +16,7 @@ from app.core.errors import LeaseLostError
 from app.core.job.training_events import Checked, JobError, Made, Noted, Progressed
 from app.core.storage.blob_store import delete_blobs
 from worker.attempt.base_model import bring_base_model
-from worker.attempt.endings import AttemptEnd
+from worker.attempt.endings import AttemptEnd, Released
 from worker.attempt.lease_keeper import LeaseKeeper, Resources
 from worker.attempt.leased_run import LeasedRun
 from worker.attempt.report_check import ReportCheck
@@ -101,7 +101,7 @@ class CheckRun(LeasedRun):
                 logger.warning("the check crashed: %s", end.last_line)
                 self._transact(lambda checks: checks.crash(lease, end.what, now=now))
             case _:
-                self.must_wait = isinstance(end, Interruption | ModelAway)
+                self.must_wait = isinstance(end, Interruption | ModelAway | Released)
                 self._directory.remove()  # it may fill the disk that the database needs
                 why = end.message if isinstance(end, ModelAway) else None
                 self._transact(lambda checks: checks.release(lease, now=now, waits_for=why))

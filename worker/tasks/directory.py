@@ -16,7 +16,7 @@ from app.core.job.training_config import TRAINING_DATA_NAME, VALIDATION_DATA_NAM
 from app.core.settings import Settings
 from app.core.storage.blob_store import BlobStore
 from worker.job_directory import JobDirectory
-from worker.stored_file import copy_blob, copy_checked
+from worker.stored_file import copy_checked, copy_data
 
 _COPIES = 2
 """An export is in the directory and in the blob store until the directory is removed."""
@@ -62,6 +62,7 @@ class TaskDirectory(JobDirectory):
             RefusedModelError: a file of the base model was changed, or may not be used.
             BlobNotFoundError: the store has lost a file of the checkpoint or the data.
             ManifestError: the checkpoint has changed.
+            DataDamagedError: the validation data have changed.
             OSError: there is no room for the export.
         """
         if not has_room(settings, _COPIES * self._max_artifact_bytes):
@@ -99,4 +100,4 @@ class TaskDirectory(JobDirectory):
         if data is not None:
             is_own = data.id == self._lease.validation_file_id
             name = VALIDATION_DATA_NAME if is_own else TRAINING_DATA_NAME
-            copy_blob(store, data.blob_key, self.directory / name)
+            copy_data(store, data, self.directory / name)

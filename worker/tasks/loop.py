@@ -50,6 +50,7 @@ class TaskDoer:
 
     def _claim(self) -> ClaimedTask | None:
         resources = self._resources
+        resources.doubts.settle(resources.store)
         with resources.database.reading() as session:
             if not TaskQueue(session).is_any(now=resources.clock()):
                 return None  # without keeping writers waiting just to find nothing

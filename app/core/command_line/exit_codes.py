@@ -10,6 +10,7 @@ from app.core.errors import (
     DatabaseBusyError,
     OperatorError,
     StorageFullError,
+    StoreAwayError,
 )
 
 CANNOT_RUN = 2
@@ -19,7 +20,7 @@ TRY_AGAIN = 3
 """Exit code of a command for which the database was busy, or the service was busy or away. It may
 succeed the next time."""
 
-EXPECTED = (OperatorError, DatabaseBusyError, StorageFullError, OSError)
+EXPECTED = (OperatorError, DatabaseBusyError, StoreAwayError, StorageFullError, OSError)
 """Errors that end a command with their message instead of a traceback."""
 
 
@@ -51,7 +52,7 @@ def report(command: str, error: Exception) -> int:
 
 def _describe(error: Exception) -> str:
     match error:
-        case DatabaseAwayError():
+        case DatabaseAwayError() | StoreAwayError():
             return error.for_operator
         case OSError(filename=str(name), strerror=str(reason)):
             return f"{name}: {reason}."

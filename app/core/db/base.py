@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Generic, Literal, TypeVar
 from sqlalchemy import (
     JSON,
     BigInteger,
+    CheckConstraint,
     ColumnElement,
     DateTime,
     Delete,
@@ -90,6 +91,21 @@ class Project(Base):
     file_retention_days: Mapped[int | None]
     job_retention_days: Mapped[int | None]
     event_retention_days: Mapped[int | None]
+
+
+class Installation(Base):
+    """What belongs to this database and is kept elsewhere. The table has one row."""
+
+    __tablename__ = "installation"
+    __table_args__ = (CheckConstraint("id = 1", name="is_one_row"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    store_id: Mapped[str | None]
+    """Id that the blob store has in its marker. Null before the first start."""
+    is_store_marked: Mapped[bool]
+    """Whether the marker was seen in the store. Until then it may be missing there."""
+    signing_key: Mapped[str | None]
+    """Id of the public key that belongs to the service's private key. Null before it is made."""
 
 
 class OwnedByProject:

@@ -1,4 +1,4 @@
-"""Queries for the blobs of files, upload parts, saved states, data checks, tasks and models."""
+"""Queries for the blobs that rows name, whatever the row is of, and for their store."""
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager
@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from sqlalchemy import ColumnElement, delete, select, true, tuple_, update
 from sqlalchemy.orm import InstrumentedAttribute
 
-from app.core.db.base import Repository
+from app.core.db.base import Installation, Repository
 from app.core.db.check_tables import DataCheck, Task
 from app.core.db.session import Session
 from app.core.db.tables import File, SavedState, UploadPart
@@ -119,6 +119,31 @@ class BlobKeyRepository(Repository):
     def delete_part(self, part_id: str) -> None:
         """Delete a part: its upload can be completed only after its bytes were sent again."""
         self._session.execute(delete(UploadPart).where(UploadPart.id == part_id))
+
+
+class InstallationRepository(Repository):
+    """Queries for the one row of the installation."""
+
+    def read(self) -> Installation:
+        return self._session.scalars(select(Installation)).one()
+
+    def propose_store(self, store_id: str) -> None:
+        """Give the database a store, unless it has one: the first of several processes decides."""
+        first = update(Installation).where(Installation.store_id.is_(None))
+        self._session.execute(first.values(store_id=store_id, is_store_marked=False))
+
+    def mark_store(self, store_id: str) -> None:
+        """Record that the store of this id has its marker. From now on it is the only one."""
+        values = {"store_id": store_id, "is_store_marked": True}
+        self._session.execute(update(Installation).values(values))
+
+    def set_signing_key(self, key_id: str | None) -> None:
+        self._session.execute(update(Installation).values(signing_key=key_id))
+
+    def forget(self) -> None:
+        """Belong to no store and no key, as a database that was restored from a backup."""
+        values = {"store_id": None, "is_store_marked": False, "signing_key": None}
+        self._session.execute(update(Installation).values(values))
 
 
 def iterate_named(

@@ -21,6 +21,9 @@ class LocalBlobStore:
         durable.make_directory(root)
         self._scratch = ScratchSpace(root)
 
+    def __str__(self) -> str:
+        return f"in {self._root.absolute()}"
+
     def scratch_file(self) -> Path:
         return self._scratch.scratch_file()
 
