@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 from anyio import to_thread
@@ -45,6 +46,7 @@ from app.core.base_models import load_catalogue
 from app.core.clock import utc_now
 from app.core.dataset.tokenizing.processes import TokenizerProcesses
 from app.core.db.migrate import upgrade
+from app.core.db.repositories.machines.server_clock import ServerClock
 from app.core.db.session import Database
 from app.core.disk import Ballast
 from app.core.sampling.engines import parse_engines
@@ -147,7 +149,8 @@ async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
     sender = Sender(resources.database, resources.webhooks, clock=utc_now)
     authenticator: Authenticator = app.state.authenticator
     sending = sender.running() if resources.webhooks.policy.is_on else nullcontext()
-    watching = WorkerWatch(resources.database, clock=utc_now).running()
+    clock = partial(ServerClock().read, resources.database)
+    watching = WorkerWatch(resources.database, clock=clock).running()
     try:
         async with (
             contextmanager_in_threadpool(watching),

@@ -9,7 +9,6 @@ import threading
 from collections.abc import Sequence
 
 from app.core.base_models import DEFAULT_MODEL_ID, load_catalogue
-from app.core.clock import utc_now
 from app.core.command_line.exit_codes import EXPECTED, report
 from app.core.compute_choices import warn_of_sampler
 from app.core.db.migrate import prepare
@@ -36,6 +35,8 @@ from worker.launch.sandbox.sandbox import Sandbox, make_sandbox
 from worker.launch.supervision import LocalLauncher
 from worker.launch.warm import WarmLauncher
 from worker.loop import Worker
+from worker.machine import LOOK_INTERVAL_S, MachineWatch, measure_ability
+from worker.presence import repeating
 from worker.tasks.loop import TaskDoer
 
 logger = logging.getLogger("worker")
@@ -80,6 +81,9 @@ def _serve(settings: Settings, trainer: str) -> None:
         locks_dir=settings.workers_dir,
         threads=settings.resolved_training_threads,
     )
+    ability = measure_ability(settings, catalogue)
+    watch = MachineWatch(ability.machine, database)
+    watch.look()
     workers: list[Worker] = []
     warm: list[WarmLauncher] = []
     worker_ids = [new_id(IdPrefix.WORKER) for _ in range(settings.concurrency)]
@@ -88,20 +92,24 @@ def _serve(settings: Settings, trainer: str) -> None:
         if isinstance(launcher, WarmLauncher):
             warm.append(launcher)
         announcing = AnnouncingLauncher(launcher, sandbox.describe())
-        resources = Resources(settings, database, store, catalogue, announcing)
-        janitor = Janitor(settings, database=database, store=store, clock=utc_now)
-        workers.append(Worker(worker_id, resources, janitor.run_if_due))
+        resources = Resources(
+            settings, database, store, catalogue, announcing, clock=watch.clock, ability=ability
+        )
+        janitor = Janitor(settings, database=database, store=store, clock=watch.clock)
+        workers.append(Worker(worker_id, resources, janitor.run_if_due, watch.drained_s))
     is_busy = TrainingSlots(settings.workers_dir, settings.concurrency).is_any_taken
     cold = LocalLauncher(trainer, sandbox=sandbox, is_busy=is_busy)
     beside = BesideLauncher(warm, cold, is_busy)
-    resources = Resources(settings, database, store, catalogue, beside)
-    checker = BesideTraining(DataChecker(worker_ids[0], resources, beside).check_any)
+    resources = Resources(settings, database, store, catalogue, beside, clock=watch.clock)
+    checker = DataChecker(worker_ids[0], resources, beside)
     # In a thread of its own: no check waits for an export, which may take hours beside training.
-    tasks = BesideTraining(TaskDoer(worker_ids[0], resources, beside).do_next)
+    tasks = TaskDoer(worker_ids[0], resources, beside)
+    besides = [BesideTraining(do, watch.drained_s) for do in (checker.check_any, tasks.do_next)]
     if (warning := warn_of_sampler(settings)) is not None:
         logger.warning(warning)
     logger.info("worker ready", extra={"concurrency": len(workers)})
-    _run([*workers, checker, tasks])
+    with repeating(watch.look, interval_s=LOOK_INTERVAL_S):
+        _run([*workers, *besides])
     database.dispose()
 
 

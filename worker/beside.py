@@ -23,10 +23,16 @@ class BesideTraining:
         do_next: does the next thing. Its argument returns when a worker that is told to stop must
             have left it, by `steady_s`; None while it may go on. Returns seconds to wait before the
             next call, or None if there was nothing to do.
+        drained_s: returns when the machine was drained, by `steady_s`; None if it is not.
     """
 
-    def __init__(self, do_next: Callable[[Callable[[], float | None]], float | None]) -> None:
+    def __init__(
+        self,
+        do_next: Callable[[Callable[[], float | None]], float | None],
+        drained_s: Callable[[], float | None] = lambda: None,
+    ) -> None:
         self._do_next = do_next
+        self._drained_s = drained_s
         self._stopping = threading.Event()
         self._stop_at_s: float | None = None
 
@@ -39,7 +45,8 @@ class BesideTraining:
     def run(self) -> None:
         while not self._stopping.is_set():
             try:
-                idle_s = self._do_next(lambda: self._stop_at_s)
+                is_drained = self._drained_s() is not None
+                idle_s = None if is_drained else self._do_next(self._must_leave_at_s)
             except (DatabaseAwayError, StoreAwayError) as error:
                 logger.warning("trying again: %s", error.for_operator)
                 idle_s = PAUSE_AFTER_FAILURE_S
@@ -49,3 +56,6 @@ class BesideTraining:
                 logger.exception("it failed; trying again in a moment")
                 idle_s = PAUSE_AFTER_FAILURE_S
             self._stopping.wait(IDLE_S if idle_s is None else idle_s)
+
+    def _must_leave_at_s(self) -> float | None:
+        return self._drained_s() if self._stop_at_s is None else self._stop_at_s

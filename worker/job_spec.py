@@ -57,6 +57,7 @@ def build_spec(
         settings: the settings of the service.
         task: what the process has to do.
     """
+    plan = lease.plan if task == "train" and not lease.is_replanned else None
     return JobSpec(
         job_id=lease.job_id,
         attempt=lease.attempt,
@@ -67,10 +68,11 @@ def build_spec(
         training_file=_reference(inputs.training_file),
         validation_file=inputs.validation_file and _reference(inputs.validation_file),
         config=lease.config,
-        threads=settings.resolved_training_threads,
+        threads=plan.threads if plan else settings.resolved_training_threads,
         memory_bytes=training_memory(settings),
         memory_wait_s=_MEMORY_WAIT_S if settings.sampling == "idle" else 0.0,
         compute=compute_choices(settings),
+        is_replanned=lease.is_replanned,
         save_interval_s=settings.save_interval_s,
         resume_step=state and state.step,
         resume_job_id=state and state.saved_by,

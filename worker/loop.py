@@ -4,23 +4,27 @@ A worker that finds no job to train checks the data of one.
 """
 
 import logging
+import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import timedelta
 
+from app.core.abilities.ability import Ability
 from app.core.clock import steady_s
 from app.core.compute_choices import training_memory
 from app.core.db.repositories.leases import Lease, LeaseRepository
-from app.core.db.repositories.queue import Turns
+from app.core.db.repositories.machines.claims import Claims
+from app.core.db.repositories.machines.fitting import WarmModels
 from app.core.disk import has_room
 from app.core.errors import DatabaseAwayError, DatabaseBusyError, StoreAwayError
 from app.core.logging import log_context
 from app.core.machine.memory import measure_memory
 from worker.attempt.attempt import Attempt
 from worker.attempt.lease_keeper import Resources
-from worker.beside import PAUSE_AFTER_FAILURE_S
+from worker.beside import IDLE_S, PAUSE_AFTER_FAILURE_S
 from worker.data_check.loop import DataChecker
 from worker.launch.locks import TrainingSlots
+from worker.machine import installed_models
 from worker.presence import Presence, this_worker
 
 logger = logging.getLogger(__name__)
@@ -35,9 +39,16 @@ class Worker:
 
     Args:
         do_chores: called between jobs; see `Janitor.run_if_due`.
+        drained_s: returns when the machine was drained, by `steady_s`; None if it is not.
     """
 
-    def __init__(self, worker_id: str, resources: Resources, do_chores: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        worker_id: str,
+        resources: Resources,
+        do_chores: Callable[[], None],
+        drained_s: Callable[[], float | None] = lambda: None,
+    ) -> None:
         settings = resources.settings
         self._worker_id = worker_id
         self._resources = resources
@@ -49,14 +60,19 @@ class Worker:
         self._do_chores = do_chores
         self._stopping = threading.Event()
         self._stop_at_s: float | None = None
+        self._drained_s = drained_s
+        self._warm = WarmModels()
+        self._warm_until_s = 0.0
         self._memory_bytes = training_memory(settings)
         self._checker = DataChecker(worker_id, resources, resources.launcher)
         self._presence = Presence(
             this_worker(worker_id),
             resources.database,
             clock=resources.clock,
-            is_stopping=self._stopping.is_set,
+            is_stopping=lambda: self._must_leave_at_s() is not None,
             memory_bytes=self._memory_bytes,
+            ability=self._read_ability,
+            models_in_memory=self._list_warm_models,
         )
 
     def stop(self, *, at_once: bool = False) -> None:
@@ -84,13 +100,15 @@ class Worker:
     def run_once(self) -> float:
         """Run or check at most one job. Returns seconds to wait before the next call."""
         self._do_chores()
+        if self._drained_s() is not None:
+            return IDLE_S
         self._resources.doubts.settle(self._resources.store)
         with self._slots.take() as may_train:
             lease = self._claim() if may_train and has_room(self._settings) else None
             if lease is not None:
                 return self._attempt(lease)
             if may_train:
-                idle_s = self._checker.check_small(lambda: self._stop_at_s)
+                idle_s = self._checker.check_small(self._must_leave_at_s)
                 if idle_s is not None:
                     return idle_s
                 is_busy = self._slots.is_any_other_taken
@@ -98,8 +116,11 @@ class Worker:
             return self._settings.poll_interval_s
 
     def _claim(self) -> Lease | None:
+        ability = self._read_ability()
+        memory = measure_memory().limited_to(self._memory_bytes)
+        self._warm.base_models = self._list_warm_models()
         with self._database.reading() as session:
-            if not Turns(session).is_any(now=self._resources.clock()):
+            if not Claims(session, ability, memory).is_any(now=self._resources.clock()):
                 return None  # without keeping writers waiting just to find nothing
         with self._database.writing() as session:
             return LeaseRepository(session).claim(
@@ -107,13 +128,37 @@ class Worker:
                 now=self._resources.clock(),
                 lease_for=timedelta(seconds=self._settings.lease_s),
                 threads=self._settings.resolved_training_threads,
-                memory=measure_memory().limited_to(self._memory_bytes),
+                memory=memory,
+                ability=ability,
+                warm=self._warm,
             )
 
+    def _read_ability(self) -> Ability | None:
+        """What this worker can do, with the base models that are installed now."""
+        ability = self._resources.ability
+        if ability is None or ability.base_models is None:
+            return ability
+        installed = installed_models(self._resources.catalogue)
+        return ability.model_copy(update={"base_models": installed})
+
+    def _list_warm_models(self) -> Collection[str]:
+        """The base model of the last job, until its process lets go of it."""
+        return self._warm.base_models if steady_s() < self._warm_until_s else ()
+
+    def _must_leave_at_s(self) -> float | None:
+        """When the present job must be left. A drained machine leaves it the time to save."""
+        if self._stop_at_s is None and self._drained_s() is not None:
+            return math.inf
+        return self._stop_at_s
+
     def _attempt(self, lease: Lease) -> float:
-        attempt = Attempt(lease, self._resources, stop_at_s=lambda: self._stop_at_s)
+        self._warm.base_models = (lease.base_model,)
+        self._warm_until_s = math.inf if self._settings.warm_s else 0.0
+        attempt = Attempt(lease, self._resources, stop_at_s=self._must_leave_at_s)
         job = {"job_id": lease.job_id, "attempt": lease.attempt, "project": lease.project_id}
         with log_context(**job):
             logger.info("job claimed")
             attempt.run()
+        if self._settings.warm_s:
+            self._warm_until_s = steady_s() + self._settings.warm_s
         return PAUSE_AFTER_FAILURE_S if attempt.must_wait else 0.0

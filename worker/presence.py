@@ -4,11 +4,12 @@ import logging
 import os
 import platform
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Collection, Generator
 from contextlib import contextmanager
 from contextvars import copy_context
 from pathlib import Path
 
+from app.core.abilities.ability import Ability
 from app.core.clock import Clock
 from app.core.db.repositories.workers import WorkerIdentity, WorkerRepository
 from app.core.db.session import Database
@@ -83,6 +84,8 @@ class Presence:
 
     Args:
         memory_bytes: memory of the machine that is for jobs.
+        ability: returns what the worker can do now.
+        models_in_memory: returns ids of the base models that it has in memory.
     """
 
     def __init__(
@@ -93,6 +96,8 @@ class Presence:
         clock: Clock,
         is_stopping: Callable[[], bool],
         memory_bytes: int,
+        ability: Callable[[], Ability | None] = lambda: None,
+        models_in_memory: Callable[[], Collection[str]] = tuple,
         interval_s: float = HEARTBEAT_INTERVAL_S,
     ) -> None:
         self._worker = worker
@@ -101,6 +106,8 @@ class Presence:
         self._is_stopping = is_stopping
         self._interval_s = interval_s
         self._memory_bytes = memory_bytes
+        self._ability = ability
+        self._models_in_memory = models_in_memory
         self._is_failing = False
 
     @contextmanager
@@ -128,6 +135,8 @@ class Presence:
                     now=self._clock(),
                     is_stopping=self._is_stopping(),
                     memory_bytes=self._memory_bytes,
+                    ability=self._ability(),
+                    models_in_memory=self._models_in_memory(),
                 )
         except Exception as error:
             if not self._is_failing:

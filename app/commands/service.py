@@ -18,6 +18,7 @@ import uvicorn
 from app.api.http_protocol import bounded_protocol
 from app.api.polls.protocol import repeating
 from app.commands.keys import keys
+from app.commands.machines import drain, machines, undrain
 from app.commands.projects import projects
 from app.commands.signing import signing_key, verify
 from app.core.clock import utc_now
@@ -62,6 +63,8 @@ commands.add_typer(keys, name="keys")
 commands.add_typer(projects, name="projects")
 commands.command()(verify)
 commands.add_typer(signing_key, name="signing-key")
+for command in (drain, undrain, machines):
+    commands.command()(command)
 
 Host = Annotated[
     str | None, typer.Option(help="Address to listen on, instead of TUNERY_HOST.", metavar="ADDR")

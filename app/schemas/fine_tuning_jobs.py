@@ -72,6 +72,10 @@ class JobCreate(RequestBody):
     ] = 0
     """Queue priority within the project. Jobs with a higher priority run first; among equals, the
     oldest."""
+    allow_inexact_resume: bool | None = None
+    """Whether an interrupted job may go on inexactly if no running worker can go on exactly: one
+    with the same kind of processor or GPU, enough cores, and the same versions of the libraries. By
+    default, it waits for such a worker."""
 
     @field_validator("integrations")
     @classmethod
@@ -145,6 +149,14 @@ class JobRerun(RequestBody):
         return {"rerun_of": job_id} | ({"from": self.from_} if self.from_ else {})
 
 
+class JobResume(RequestBody):
+    """Options for resuming a job."""
+
+    allow_inexact_resume: Literal[True] | None = None
+    """True lets the job go on inexactly if no running worker can go on exactly, now and later. It
+    also has an effect on a job that is not paused."""
+
+
 class JobErrorRead(ResponseBody):
     code: str
     message: str
@@ -203,6 +215,8 @@ class JobRead(ItemRead):
     priority: int
     """Queue priority within the project. Jobs with a higher priority run first; among equals, the
     oldest."""
+    allow_inexact_resume: bool
+    """Whether the job may go on inexactly if no running worker can go on exactly."""
     recipe: Recipe
     """Source of the hyperparameters that the request left out: `reference` or `auto`."""
     eval_prompts: list[str] | None

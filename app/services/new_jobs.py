@@ -25,8 +25,8 @@ from app.services.adapters.parents import keep_parent
 from app.services.idempotency import IdempotentRequest, RequestOrigin
 from app.services.job_inputs import check_files, check_request, find_base_of, require_trackers
 from app.services.job_settings import DEFAULT_LEARNING_RATE, check_limits
-from app.services.jobs import hand_over_saved_state, take_saved_state
 from app.services.quotas import require_job
+from app.services.resuming.saved_states import hand_over_saved_state, take_saved_state
 
 _SUSPICIOUS_MULTIPLIER = 1e-2
 """A smaller multiplier is probably a learning rate in the wrong field, so the job warns."""
@@ -151,6 +151,7 @@ def create_job(
         created_at=now,
         pause_requested_at=None if request.auto_start else now,
         priority=request.priority,
+        allow_inexact_resume=bool(request.allow_inexact_resume),
         training_file_id=request.training_file,
         validation_file_id=request.validation_file,
         suffix=request.suffix,
@@ -220,6 +221,7 @@ def rerun_job(
         organization,
         created_at=now,
         priority=original.priority,
+        allow_inexact_resume=original.allow_inexact_resume,
         rerun_of=original.id,
         training_file_id=original.training_file_id,
         validation_file_id=original.validation_file_id,

@@ -26,7 +26,7 @@ def upgrade() -> None:
     op.add_column("jobs", sa.Column("plan", sa.JSON()))
     name, default = "allow_inexact_resume", sa.false()
     op.add_column("jobs", sa.Column(name, sa.Boolean(), nullable=False, server_default=default))
-    # The needs of a job without a plan, as app/core/machine/needs.py writes them. Its memory is
+    # The needs of a job without a plan, as app/core/abilities/needs.py writes them. Its memory is
     # compared when a worker takes it.
     op.add_column("jobs", sa.Column("needs", sa.String(), nullable=False, server_default=""))
     op.execute("UPDATE jobs SET needs = base_model || ' 0 0 0 - 0'")

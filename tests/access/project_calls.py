@@ -198,6 +198,7 @@ class World:
             "JobRepository.request_cancel": [call(queued.id, now=NOW)],
             "JobRepository.request_pause": [call(queued.id, now=NOW)],
             "JobRepository.resume": [call(queued.id, now=NOW)],
+            "JobRepository.allow_inexact_resume": [call(queued.id, now=NOW)],
             "JobRepository.delete": [call(done)],
             "JobRepository.find_check": [call(done.id)],
             "JobRepository.copy_steps": [call(done.id, queued.id, last=9)],

@@ -26,7 +26,7 @@ FILE_FIELDS = ("training_file", "validation_file")
 
 _SAME_FIELDS = (
     *("seed", "recipe", "priority", "metadata", "integrations"),
-    *("eval_prompts", "eval_prompts_at_checkpoints"),
+    *("eval_prompts", "eval_prompts_at_checkpoints", "allow_inexact_resume"),
 )
 """Fields that a job shows as its request gave them."""
 

@@ -65,9 +65,23 @@ def pause(jobs: JobIds, *, as_json: AsJson = False, profile: ProfileName = None)
     _change(jobs, "pause", as_json=as_json, profile=profile)
 
 
-def resume(jobs: JobIds, *, as_json: AsJson = False, profile: ProfileName = None) -> None:
+def resume(
+    jobs: JobIds,
+    *,
+    is_inexact: Annotated[
+        bool,
+        typer.Option(
+            "--inexact",
+            help="Let jobs go on inexactly, also those that are not paused, if no running worker "
+            "can go on exactly.",
+        ),
+    ] = False,
+    as_json: AsJson = False,
+    profile: ProfileName = None,
+) -> None:
     """Put paused jobs back into the queue."""
-    _change(jobs, "resume", as_json=as_json, profile=profile)
+    body: Json | None = {"allow_inexact_resume": True} if is_inexact else None
+    _change(jobs, "resume", body, as_json=as_json, profile=profile)
 
 
 def cancel(jobs: JobIds, *, as_json: AsJson = False, profile: ProfileName = None) -> None:
@@ -98,12 +112,14 @@ def rerun(
     say(f"To watch it: tunery watch {new['id']}")
 
 
-def _change(jobs: list[str], verb: str, *, as_json: bool, profile: str | None) -> None:
+def _change(
+    jobs: list[str], verb: str, body: Json | None = None, *, as_json: bool, profile: str | None
+) -> None:
     """Ask for the change of each job. The first that is refused ends the command."""
     api = open_api(profile)
     changed: list[Json] = []
     for job_id in jobs:
-        changed.append(api.post(job_path(job_id, verb)))
+        changed.append(api.post(job_path(job_id, verb), body))
         if not as_json:
             typer.echo(f"{job_id}: {_describe_change(changed[-1])}")
     if as_json:

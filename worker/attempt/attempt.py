@@ -8,6 +8,7 @@ long to copy can cost the job its lease.
 
 import logging
 from collections.abc import Callable, Mapping
+from functools import partial
 
 from app.core.clock import steady_s
 from app.core.db.repositories.data_checks import DataCheckRepository
@@ -247,12 +248,14 @@ class Attempt:
         return limit_s - usage.job_seconds(self._lease.job_id, now=self._resources.clock())
 
     def _record_total(self, event: Planned | Started) -> None:
-        total_steps = event.total_steps
+        plan, total_steps, ability = None, event.total_steps, self._resources.ability
         if isinstance(event, Started):
             self._steps.start(total_steps=total_steps)
-        self._keeper.transact(
-            lambda session: LeaseRepository(session).start(self._lease, total_steps=total_steps)
+            plan = ability and ability.plan(event.compute, self._job_directory.spec.threads)
+        start = partial(
+            LeaseRepository.start, lease=self._lease, total_steps=total_steps, plan=plan
         )
+        self._keeper.transact(lambda session: start(LeaseRepository(session)))
 
     def _note(self, session: Session, event: Noted) -> None:
         leases, now = LeaseRepository(session), self._resources.clock()

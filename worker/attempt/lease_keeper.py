@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Protocol, TypeVar
 
+from app.core.abilities.ability import Ability
 from app.core.base_models import Catalogue
 from app.core.clock import Clock, steady_s, utc_now
 from app.core.db.repositories.leases import Lease, LeaseRepository, RequestedAction
@@ -43,6 +44,8 @@ class Resources:
     catalogue: Catalogue
     launcher: Launcher
     clock: Clock = utc_now
+    ability: Ability | None = None
+    """What the worker can do. None for one that takes any job and stores no plans."""
     cancel_poll_interval_s: float = 0.5
     """Interval at which the database is asked what the user wants. A cancel may take 5 seconds."""
     flush_interval_s: float = 1.0

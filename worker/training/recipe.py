@@ -113,7 +113,7 @@ class _Preparation:
 def _train(job: _Preparation, is_stop_requested: Callable[[], bool]) -> Finished | Stopped:
     shutil.rmtree(job.directory / OUTPUT_NAME, ignore_errors=True)
     loop = _prepare(job)
-    job.report(Started(total_steps=loop.schedule.total_steps))
+    job.report(Started(total_steps=loop.schedule.total_steps, compute=loop.spec.compute))
     loop.take_steps(is_stop_requested)
     if not loop.is_over:
         return Stopped(step=loop.trainer.progress.step)

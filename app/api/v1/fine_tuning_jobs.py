@@ -32,7 +32,7 @@ from app.core.db.session import Session
 from app.core.db.tables import Job
 from app.core.ids import IdPrefix
 from app.schemas.bodies import PageRead
-from app.schemas.fine_tuning_jobs import JobCreate, JobDeleted, JobRead, JobRerun
+from app.schemas.fine_tuning_jobs import JobCreate, JobDeleted, JobRead, JobRerun, JobResume
 from app.services import jobs as job_service
 from app.services import new_jobs
 from app.services.new_jobs import NewJob
@@ -155,12 +155,25 @@ def pause_job(job_id: str, caller: CallerDep, resources: ResourcesDep, now: Now)
 
 
 @router.post("/{job_id}/resume", dependencies=[needs(Scope.WRITE)])
-def resume_job(job_id: str, caller: CallerDep, resources: ResourcesDep, now: Now) -> JobRead:
+def resume_job(
+    job_id: str,
+    caller: CallerDep,
+    resources: ResourcesDep,
+    now: Now,
+    body: JobResume | None = None,
+) -> JobRead:
     """Put a paused job back into the queue. This has no effect on a job that is not paused.
 
-    A job that was asked to pause and has not paused yet continues.
+    A job that was asked to pause and has not paused yet continues. A job that waits because no
+    running worker can go on with it exactly may go on inexactly after `allow_inexact_resume`.
     """
-    resume = partial(job_service.resume_job, caller=caller, job_id=job_id, now=now)
+    resume = partial(
+        job_service.resume_job,
+        caller=caller,
+        job_id=job_id,
+        may_be_inexact=body is not None and body.allow_inexact_resume is True,
+        now=now,
+    )
     return _change(resume, resources)
 
 

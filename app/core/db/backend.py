@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -98,6 +99,10 @@ class Backend(Protocol):
         Raises:
             BrokenReferenceError: rows would reference missing rows.
         """
+        ...
+
+    def now(self, session: Session) -> datetime | None:
+        """Time of the database's server. None for a database on this machine."""
         ...
 
     def describe(self, session: Session) -> Description:

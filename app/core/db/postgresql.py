@@ -8,6 +8,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Generator, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -31,6 +32,7 @@ from app.core.db.backend import (
     full,
     reason_of,
 )
+from app.core.db.base import UtcDateTime
 from app.core.errors import OperatorError, OutcomeUnknownError, ServiceError
 
 POOL_SIZE = 5
@@ -157,6 +159,9 @@ class Postgresql:
             connection.execute(text(f"SELECT pg_advisory_xact_lock({MIGRATION_LOCK})"))
             connection.execute(text(f"SET LOCAL lock_timeout = '{usual}'"))
             yield connection
+
+    def now(self, session: Session) -> datetime | None:
+        return session.scalar(select(func.clock_timestamp(type_=UtcDateTime())))
 
     def describe(self, session: Session) -> Description:
         version = session.execute(text("SHOW server_version")).scalar_one()

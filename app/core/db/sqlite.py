@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -139,6 +140,9 @@ class Sqlite:
                         raise BrokenReferenceError(row)
             finally:
                 _execute(connection.connection, "PRAGMA foreign_keys = ON")
+
+    def now(self, session: Session) -> datetime | None:
+        return None
 
     def describe(self, session: Session) -> Description:
         version = ".".join(map(str, sqlite_driver.sqlite_version_info))

@@ -16,20 +16,13 @@ from sqlalchemy.orm import Mapped, column_property, mapped_column, relationship
 
 from app.core.clock import utc_now
 from app.core.db.base import Base, OwnedByProject
+from app.core.db.worker_tables import NeedsWorker
 from app.core.job.status import JobStatus
-from app.core.machine.ability import StoredPlan
-from app.core.machine.needs import Needs
 
 _TERMINAL = ", ".join(f"'{status}'" for status in JobStatus if status.is_terminal)
 _OWN = text("checkpoint_id IS NULL")
 _SEARCHED = ("status", "base_model", "fine_tuned_model", "suffix")
 """Columns by which a list of jobs is filtered. In the index, so that a filter reads no row."""
-
-
-def _default_needs(context: Any) -> str:
-    """`needs` of a new job."""
-    values = context.get_current_parameters()
-    return str(Needs.of(values["base_model"], memory_bytes=values.get("needed_memory_bytes")))
 
 
 class File(OwnedByProject, Base):
@@ -103,7 +96,7 @@ class UploadPart(OwnedByProject, Base):
     created_at: Mapped[datetime]
 
 
-class Job(OwnedByProject, Base):
+class Job(OwnedByProject, NeedsWorker, Base):
     __tablename__ = "jobs"
     __table_args__ = (
         CheckConstraint(f"(finished_at IS NOT NULL) = (status IN ({_TERMINAL}))", "finished"),
@@ -189,12 +182,6 @@ class Job(OwnedByProject, Base):
     """When it is tried again even if less memory is free; null if it does not wait for memory."""
     waiting_reason: Mapped[str | None]
     """Why it waits for memory. Null if it does not."""
-    plan: Mapped[dict[str, Any] | None]
-    """A `StoredPlan`: how its saved states were computed. Null as long as it has none."""
-    allow_inexact_resume: Mapped[bool] = mapped_column(default=False)
-    """Whether it may go on with another plan if no worker can execute its own."""
-    needs: Mapped[str] = mapped_column(default=_default_needs)
-    """A `Needs`: what a worker must have. Written whenever the job is queued."""
     event_count: Mapped[int] = mapped_column(default=0)
     """Number of events so far, including those that were deleted."""
 
@@ -204,26 +191,9 @@ class Job(OwnedByProject, Base):
 
 
 Index("ix_jobs_queue", Job.status, Job.project_id, Job.priority.desc(), Job.id)
-IS_QUEUED = text("jobs.status = 'queued'")
-"""With the status in the text, which a database must see to use the index `ix_jobs_needs`."""
 _QUEUED = text("status = 'queued'")
-Index(
-    "ix_jobs_needs",
-    *(Job.project_id, Job.needs, Job.priority.desc(), Job.id),
-    sqlite_where=_QUEUED,
-    postgresql_where=_QUEUED,
-)
-
-
-def needs_of(job: Job) -> str:
-    """What a worker must have to run the job, for its column `needs`."""
-    needs = Needs.of(
-        job.base_model,
-        memory_bytes=job.needed_memory_bytes,
-        plan=StoredPlan.model_validate(job.plan) if job.plan else None,
-        is_flexible=job.allow_inexact_resume,
-    )
-    return str(needs)
+_LINES = (Job.project_id, Job.needs, Job.priority.desc(), Job.id)
+Index("ix_jobs_needs", *_LINES, sqlite_where=_QUEUED, postgresql_where=_QUEUED)
 
 
 class JobMetadata(Base):

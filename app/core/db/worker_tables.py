@@ -6,6 +6,7 @@ from typing import Any
 from sqlalchemy import BigInteger, ForeignKey, Text
 from sqlalchemy.orm import Mapped, mapped_column
 
+from app.core.abilities.needs import needs_of
 from app.core.db.base import Base
 
 
@@ -47,6 +48,22 @@ class DrainedMachine(Base):
 
     machine: Mapped[str] = mapped_column(primary_key=True)
     since: Mapped[datetime]
+
+
+def _needs_of_new(context: Any) -> str:
+    columns: dict[str, Any] = context.get_current_parameters()
+    return needs_of(**columns)
+
+
+class NeedsWorker:
+    """The columns of a job that decide which workers may run it."""
+
+    plan: Mapped[dict[str, Any] | None]
+    """A `StoredPlan`: how its saved states were computed. Null as long as it has none."""
+    allow_inexact_resume: Mapped[bool] = mapped_column(default=False)
+    """Whether it may go on with another plan if no worker can execute its own."""
+    needs: Mapped[str] = mapped_column(default=_needs_of_new)
+    """A `Needs`: what a worker must have. Written whenever the job is queued."""
 
 
 class Attempt(Base):

@@ -262,6 +262,8 @@ class JobSpec(Frozen):
     memory_wait_s: float = Field(default=0.0, ge=0)
     """Seconds that a training waits for memory. The sampler may give some back meanwhile."""
     compute: ComputeSettings = ComputeSettings()
+    is_replanned: bool = False
+    """Whether a resumed job is planned anew, as this machine cannot execute its plan."""
     save_interval_s: float = Field(default=120.0, gt=0)
     """Seconds of wall time between two saved states. Each checkpoint saves a state as well."""
     resume_step: int | None = Field(default=None, ge=1)

@@ -14,7 +14,7 @@ from app.core.job.estimate import MAX_BYTES
 from app.core.job.frozen import Frozen
 from app.core.job.loss_log import MAX_COUNT, MAX_STEP, StepMetrics
 from app.core.job.scores.report import AnswerReport
-from app.core.job.training_config import DeviceName
+from app.core.job.training_config import ComputeSettings, DeviceName
 
 Step = Annotated[int, Field(ge=1, le=MAX_STEP)]
 CheckpointDirectory = Annotated[str, Field(pattern=r"^out/step-[0-9]{1,9}$")]
@@ -45,6 +45,8 @@ class Started(Frozen):
 
     kind: Literal["started"] = "started"
     total_steps: Step
+    compute: ComputeSettings = ComputeSettings()
+    """How the job is computed, with every choice made."""
 
 
 class Stepped(Frozen):

@@ -1,7 +1,9 @@
 """Where a process keeps what: the paths below the data directory."""
 
+import platform
 from pathlib import Path
 
+from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from app.core.job.training_config import MACHINE_CACHE_NAME, PROJECT_CACHE_NAME
@@ -15,6 +17,14 @@ class DataDirectory(BaseSettings):
     data_dir: Path = Path("data")
     """Directory that holds everything the service keeps: database, uploads, results, base
     models."""
+
+    machine: str = Field(default="", pattern=r"^[A-Za-z0-9._-]{0,64}$")
+    """Name of the machine, under which the service page shows its workers and `tunery drain` finds
+    them. Each machine needs its own. Empty means its host name."""
+
+    @property
+    def resolved_machine(self) -> str:
+        return self.machine or platform.node() or "localhost"
 
     @property
     def cache_dir(self) -> Path:

@@ -105,7 +105,7 @@ def write_state(
 def compute_settings(directory: Path, spec: JobSpec) -> ComputeSettings:
     """The choices that are already made on how to compute the job in `directory`.
 
-    A resumed job keeps the choices of its first attempt.
+    A resumed job keeps the choices of its first attempt, unless it is planned anew.
 
     Raises:
         UnresumableError: the saved state does not say, or is of another version.
@@ -114,6 +114,8 @@ def compute_settings(directory: Path, spec: JobSpec) -> ComputeSettings:
         return spec.compute
     with _refusing():
         saved = _Numbers.read(directory / RESUME_NAME).compute
+        if spec.is_replanned:
+            return spec.compute
         # Only this choice changes no bit of the result, and less memory may be free now.
         update = {"gradient_checkpointing": spec.compute.gradient_checkpointing}
         return saved.model_copy(update=update)

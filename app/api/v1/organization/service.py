@@ -10,6 +10,8 @@ from app.api.requests import StrictJsonRoute
 from app.core import disk
 from app.core.access import Scope
 from app.core.db import inspection
+from app.core.db.repositories.machines.drains import Drains
+from app.core.db.repositories.machines.server_clock import server_time
 from app.core.db.repositories.workers import WorkerRepository
 from app.core.db.session import Session
 from app.core.version import VERSION
@@ -30,10 +32,12 @@ def get_service(resources: ResourcesDep, now: Now) -> ServiceRead:
     """Get what the workers do, who waits, how full the disk is, and what is wrong, if anything."""
     checkup = resources.checkups.make(now=now)
     database, workers, queue = resources.read(lambda session: _read(session, now=now))
+    drained = resources.read(lambda session: list(Drains(session).list_all()))
     return ServiceRead(
         version=VERSION,
         database=database,
         workers=workers,
+        drained_machines=drained,
         queue=queue,
         disk=_read_disk(resources),
         findings=[FindingRead.model_validate(finding) for finding in checkup.findings],
@@ -51,6 +55,7 @@ def _read(session: Session, *, now: datetime) -> tuple[str, list[WorkerRead], Qu
         oldest_waiting_at=int(oldest.timestamp()) if oldest else None,
         projects=[ProjectQueueRead.model_validate(each) for each in queues],
     )
+    now = server_time(session, local=now)
     worker_reads = [WorkerRead.of(worker, now=now) for worker in workers]
     return inspection.describe_database(session), worker_reads, queue
 

@@ -18,6 +18,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import InstrumentedAttribute, aliased, joinedload
 
+from app.core.abilities.needs import needs_of
 from app.core.db.base import Order, Page, ProjectRepository
 from app.core.db.check_tables import DataCheck
 from app.core.db.project_tables import IdempotencyRecord
@@ -201,6 +202,17 @@ class JobRepository(ProjectRepository):
         else:
             return None
         return job
+
+    def allow_inexact_resume(self, job_id: str, *, now: datetime) -> bool:
+        """Let a job go on with another plan if need be. False if it may already, or has ended."""
+        job = self._lock(job_id)
+        if job is None or job.allow_inexact_resume or job.status.is_terminal:
+            return False
+        job.allow_inexact_resume = True
+        job.needs = needs_of(job.base_model, job.needed_memory_bytes, job.plan, True)  # noqa: FBT003
+        events = EventRepository(self._session, self._project_id)
+        events.add(job_id, "The job may go on inexactly if no worker can do so exactly", now=now)
+        return True
 
     def delete(self, job: Job) -> list[str]:
         """Delete a job that has ended and everything it made, but not its data files.

@@ -12,26 +12,31 @@ from enum import Enum, auto
 from typing import Any
 
 from pydantic import ValidationError
-from sqlalchemy import ColumnElement, bindparam, delete, func, select, update
+from sqlalchemy import ColumnElement, delete, select, update
 from sqlalchemy.orm import lazyload
 
+from app.core.abilities.ability import Ability, StoredPlan
 from app.core.clock import steady_s
 from app.core.db.base import Repository
 from app.core.db.repositories.events import EventRepository, Level
-from app.core.db.repositories.machines.fitting import Fitting, WarmModels
-from app.core.db.repositories.queue import NEXT_QUEUED, NOW, Turns
+from app.core.db.repositories.machines.claims import Claims
+from app.core.db.repositories.machines.fitting import WarmModels
 from app.core.db.repositories.transitions import UNREADABLE, announce, lock_job, settle
 from app.core.db.tables import Job, SavedState, StepRow
 from app.core.db.worker_tables import Attempt
 from app.core.errors import LeaseLostError
+from app.core.job.artifacts import NUMERICS_VERSION
 from app.core.job.lora_shape import ParentAdapter
 from app.core.job.loss_log import StepMetrics
 from app.core.job.status import JobStatus
 from app.core.job.training_config import TrainingConfig
 from app.core.job.training_events import JobError
-from app.core.machine.ability import Ability, StoredPlan
 from app.core.machine.memory import PLENTY, Memory
-from app.core.machine.needs import Needs
+
+_INEXACT = (
+    "No running worker can compute the job as it was begun, and allow_inexact_resume is true. So "
+    "the job goes on inexactly: the last bits of its adapter depend on this change of machines."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +59,6 @@ class Lease:
     """Trackers that get the metrics; each is an `Integration`."""
     parent: ParentAdapter | None = None
     """Adapter that the job continues."""
-    threads: int = 1
-    """CPU threads of its training process."""
     plan: StoredPlan | None = None
     """How the saved states of the job were computed. None as long as it has none."""
     is_replanned: bool = False
@@ -74,25 +77,6 @@ class RequestedAction(Enum):
         if job.cancel_requested_at is not None:
             return cls.CANCEL
         return cls.CONTINUE if job.pause_requested_at is None else cls.PAUSE
-
-
-# One statement, so two workers can never both win: SQLite has a single writer, and PostgreSQL skips
-# the row another transaction has locked (SQLite ignores FOR UPDATE). It is built only once.
-_CLAIM = (
-    update(Job)
-    .where(Job.id == NEXT_QUEUED.scalar_subquery())
-    .values(
-        status=JobStatus.RUNNING,
-        attempt=Job.attempt + 1,
-        worker_id=bindparam("claimant"),
-        started_at=func.coalesce(Job.started_at, NOW),
-        lease_expires_at=bindparam("until"),
-        tokens_per_second=None,
-    )
-    .returning(Job)
-    .options(lazyload(Job.metadata_items))  # no worker reads the labels
-    .execution_options(synchronize_session=False)  # this transaction has read no job before
-)
 
 
 class LeaseRepository(Repository):
@@ -125,62 +109,18 @@ class LeaseRepository(Repository):
                 it before the first one, a few times in a row.
         """
         claimed_s = steady_s()
-        found = self._take(
-            {"claimant": worker_id, "now": now, "until": now + lease_for},
-            Fitting(self._session, ability, memory),
-            warm or WarmModels(),
-        )
-        if found is None:
+        claims = Claims(self._session, ability, memory, warm)
+        taken = claims.take(worker_id, now=now, until=now + lease_for, threads=threads)
+        if taken is None:
             return None
-        job, needs = found
+        job = taken.job
         lease = lease_of(job, worker_id, attempt=job.attempt, claimed_s=claimed_s)
-        if lease is not None:
-            is_replanned = ability is not None and not needs.is_executable(ability)
-            if lease.plan is not None and not is_replanned:
-                threads = lease.plan.threads
-            lease = replace(lease, threads=threads, is_replanned=is_replanned)
-        self._session.add(
-            Attempt(
-                job_id=job.id,
-                attempt=job.attempt,
-                worker_id=worker_id,
-                threads=threads,
-                started_at=now,
-            )
-        )
         if lease is None:  # otherwise no worker would ever reach the jobs behind it
             settle(self._session, job, JobStatus.FAILED, now=now, error=UNREADABLE)
         else:
             announce(self._session, job, now=now)
+            lease = replace(lease, is_replanned=taken.is_replanned)
         return lease
-
-    def is_any(self, ability: Ability | None, memory: Memory, *, now: datetime) -> bool:
-        """Whether there is a job that the worker would take now. Writes nothing."""
-        fitting = Fitting(self._session, ability, memory)
-        return not fitting.is_drained() and any(
-            fitting.list_fronts(turn.project_id, now=now)
-            for turn in Turns(self._session).list_all(now=now)
-        )
-
-    def _take(
-        self, values: Mapping[str, Any], fitting: Fitting, warm: WarmModels
-    ) -> tuple[Job, Needs] | None:
-        """Take a job at the first turn that has one. Returns it with its needs."""
-        if fitting.is_drained():
-            return None
-        turns = Turns(self._session)
-        for turn in turns.list_all(now=values["now"]):
-            fronts = fitting.list_fronts(turn.project_id, now=values["now"])
-            if not fronts or not turns.may_take(turn):
-                continue
-            for front in warm.prefer(turn.project_id, fronts):
-                which = fitting.values | {"whose": turn.project_id, "line": front.text}
-                job = self._session.scalars(_CLAIM, {**values, **which}).one_or_none()
-                if job is not None:
-                    turns.end(job.project_id)
-                    warm.note(job.project_id, has_passed_over=front is not fronts[0])
-                    return job, front.needs
-        return None
 
     def begin(self, lease: Lease, *, after_step: int, now: datetime) -> None:
         """Start training, or resume after `after_step`: later rows of the loss log are deleted.
@@ -198,6 +138,9 @@ class LeaseRepository(Repository):
         self._session.execute(update(Attempt).where(*attempt).values(from_step=after_step))
         if after_step:
             self.note(lease, f"Fine-tuning job resumed after step {after_step}", now=now)
+            is_read = lease.plan is None or lease.plan.numerics == NUMERICS_VERSION
+            if lease.is_replanned and is_read:
+                self.note(lease, _INEXACT, now=now, level="warn")
         else:
             self.note(lease, "Fine-tuning job started", now=now)
         self.note(lease, f"Loading base model {lease.base_model}", now=now)
@@ -219,13 +162,17 @@ class LeaseRepository(Repository):
         query = select(Job).where(*_is_held(lease)).options(lazyload(Job.metadata_items))
         return RequestedAction.of(_require_held(self._session.scalar(query), lease))
 
-    def start(self, lease: Lease, *, total_steps: int) -> None:
+    def start(self, lease: Lease, *, total_steps: int, plan: StoredPlan | None = None) -> None:
         """Record how many steps the job will take, once its data is tokenized.
+
+        Args:
+            plan: how it is computed, once that is decided. None keeps what is stored.
 
         Raises:
             LeaseLostError: the job is no longer this attempt's.
         """
-        self._update(lease, total_steps=total_steps)
+        planned = {} if plan is None else {"plan": plan.model_dump(mode="json")}
+        self._update(lease, total_steps=total_steps, **planned)
 
     def record_steps(
         self,

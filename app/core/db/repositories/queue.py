@@ -18,13 +18,14 @@ from sqlalchemy import (
     literal,
     or_,
     select,
+    text,
     update,
 )
 
 from app.core.clock import SECONDS_AN_HOUR
 from app.core.db.base import Project, Repository, UtcDateTime
 from app.core.db.project_tables import ProjectUsage, month_of
-from app.core.db.tables import IS_QUEUED, Job
+from app.core.db.tables import Job
 from app.core.job.status import JobStatus
 
 MAX_POSITION = 1000
@@ -112,6 +113,8 @@ _END_TURN = (
     .values(last_turn=_NEWEST_TURN + 1)
 )
 
+IS_QUEUED = text("jobs.status = 'queued'")
+"""With the status in the text, which a database must see to use the index `ix_jobs_needs`."""
 NOW = bindparam("now", type_=UtcDateTime())
 _NEEDED = Job.needed_memory_bytes
 _IS_WORTH_TRYING = or_(

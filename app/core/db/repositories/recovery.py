@@ -228,6 +228,8 @@ class RecoveryRepository(Repository):
     ) -> None:
         """Cancel or pause the job if the user asked for that; otherwise fail it, or queue it."""
         step = SavedStateRepository(self._session, job.project_id).newest_step(job.id)
+        if step == 0:
+            job.plan = None  # it will start over, so any worker may plan it
         move = partial(settle, self._session, job, now=now, outcome=outcome, cause=cause or why)
         is_asked = job.cancel_requested_at is not None or job.pause_requested_at is not None
         if is_asked and outcome == "released" and error is None:

@@ -8,11 +8,12 @@ from typing import Literal
 
 from sqlalchemy import ColumnElement, case, select, update
 
+from app.core.abilities.needs import needs_of
 from app.core.db.repositories.events import EventRepository, Level
 from app.core.db.repositories.projects.usage import UsageRepository
 from app.core.db.repositories.webhooks import WebhookRepository
 from app.core.db.session import Session
-from app.core.db.tables import Job, needs_of
+from app.core.db.tables import Job
 from app.core.db.worker_tables import Attempt
 from app.core.job.status import TRANSITIONS, IllegalTransitionError, JobStatus
 from app.core.job.training_events import JobError
@@ -78,7 +79,9 @@ def settle(
     job.status = status
     job.finished_at = now if status.is_terminal else None
     job.lease_expires_at = job.pause_requested_at = job.estimated_finish_at = None
-    job.needs = needs_of(job)
+    job.needs = needs_of(
+        job.base_model, job.needed_memory_bytes, job.plan, job.allow_inexact_resume
+    )
     if error is not None:
         job.error = error.model_dump(mode="json")
         message, level = f"The job failed: {error.message}", "error"

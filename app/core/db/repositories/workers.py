@@ -18,6 +18,7 @@ from sqlalchemy import (
     update,
 )
 
+from app.core.abilities.ability import Ability
 from app.core.db.base import Repository
 from app.core.db.check_tables import DataCheck
 from app.core.db.tables import Job
@@ -25,7 +26,6 @@ from app.core.db.worker_tables import Attempt, WorkerRow
 from app.core.job.estimate import Estimate
 from app.core.job.status import JobStatus
 from app.core.job.training_events import JobError
-from app.core.machine.ability import Ability
 from app.core.version import VERSION
 
 SILENT_AFTER = timedelta(seconds=30)
@@ -98,6 +98,14 @@ class WorkerStatus:
     stopping_at: datetime | None
     """When it was told to stop. None if it was not."""
     tasks: tuple[WorkerTask, ...]
+    machine: str | None = None
+    """Name of its machine. None for a worker of an earlier version."""
+    ability: Ability | None = None
+    """What it can do. None for a worker of another version."""
+    models_in_memory: tuple[str, ...] = ()
+    """Ids of the base models that it has in memory."""
+    silent_since: datetime | None = None
+    """When it was noticed that heartbeats are missing. None for a worker that lives."""
 
     @property
     def state(self) -> WorkerState:
@@ -143,7 +151,7 @@ class WorkerRepository(Repository):
             self._session.add(row)
         row.heartbeat_at, row.silent_since = now, None
         row.machine = ability and ability.machine
-        row.ability = ability and ability.model_dump_json()
+        row.ability = ability and ability.model_dump_json(exclude={"machine"})
         row.models_in_memory = list(models_in_memory)
         row.stopping_at = (row.stopping_at or now) if is_stopping else None
 
@@ -177,6 +185,17 @@ class WorkerRepository(Repository):
         known = select(WorkerRow.ability).where(*takes_jobs, WorkerRow.ability.is_not(None))
         read = map(Ability.read, self._session.scalars(known.distinct()))
         return [ability for ability in read if ability is not None]
+
+    def list_known_abilities(self) -> dict[Ability, str]:
+        """What workers can do that take jobs and are not known to be silent.
+
+        Each has the name of a machine that can do it.
+        """
+        takes_jobs = (WorkerRow.silent_since.is_(None), WorkerRow.stopping_at.is_(None))
+        known = select(WorkerRow.ability, func.min(WorkerRow.machine)).where(*takes_jobs)
+        rows = self._session.execute(known.group_by(WorkerRow.ability))
+        read = ((Ability.read(text), machine) for text, machine in rows)
+        return {ability: machine or "?" for ability, machine in read if ability is not None}
 
     def largest_memory(self) -> int | None:
         """Memory of the registered worker that has most. None if no worker says how much it has."""
@@ -243,4 +262,8 @@ def _status_of(row: WorkerRow, tasks: tuple[WorkerTask, ...]) -> WorkerStatus:
         row.heartbeat_at,
         row.stopping_at,
         tasks,
+        machine=row.machine,
+        ability=Ability.read(row.ability),
+        models_in_memory=tuple(row.models_in_memory or ()),
+        silent_since=row.silent_since,
     )

@@ -10,11 +10,14 @@ from dataclasses import dataclass
 
 from sqlalchemy import func, select
 
+from app.core.abilities.ability import Ability
 from app.core.clock import SECONDS_AN_HOUR
 from app.core.db.base import Project, Repository
 from app.core.db.check_tables import DataCheck
 from app.core.db.project_tables import ProjectUsage
+from app.core.db.repositories.job_views.misfits import tell_misfit
 from app.core.db.repositories.queue import MAX_POSITION
+from app.core.db.repositories.workers import WorkerRepository
 from app.core.db.tables import Job
 from app.core.db.worker_tables import WorkerRow
 from app.core.job.status import JobStatus
@@ -44,6 +47,8 @@ class _Facts:
     used_hours: float
     """Processor hours of the newest month in which the project used something."""
     max_hours: float | None
+    abilities: Mapping[Ability, str]
+    """What these workers can do, each with the name of a machine."""
 
 
 class WaitingReasons(Repository):
@@ -93,6 +98,7 @@ class WaitingReasons(Repository):
             max_running=row[2],
             used_hours=row[1] / SECONDS_AN_HOUR,
             max_hours=row[3],
+            abilities=WorkerRepository(self._session).list_known_abilities(),
         )
 
     def _find_checked(self, jobs: Sequence[Job]) -> set[str]:
@@ -113,7 +119,12 @@ def _tell(job: Job, position: int, facts: _Facts) -> str:
         return _ALL_STOPPING
     if job.status is JobStatus.VALIDATING_FILES:
         return job.waiting_reason or _UNCHECKED
-    return _tell_limit(facts) or _tell_memory(job, facts) or _tell_position(position)
+    return (
+        _tell_limit(facts)
+        or _tell_memory(job, facts)
+        or tell_misfit(job, facts.abilities)
+        or _tell_position(position)
+    )
 
 
 def _tell_limit(facts: _Facts) -> str | None:

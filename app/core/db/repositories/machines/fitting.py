@@ -7,19 +7,18 @@ the front of the next, so a job that does not fit costs nothing, however many wa
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
 
 from sqlalchemy import Select, bindparam, select
 
+from app.core.abilities.ability import Ability
+from app.core.abilities.needs import Needs
 from app.core.db.base import Repository
 from app.core.db.repositories.machines.drains import Drains
-from app.core.db.repositories.queue import IS_CLAIMABLE
+from app.core.db.repositories.queue import IS_CLAIMABLE, IS_QUEUED
 from app.core.db.repositories.workers import WorkerRepository
 from app.core.db.session import Session
-from app.core.db.tables import IS_QUEUED, Job
-from app.core.machine.ability import Ability
+from app.core.db.tables import Job
 from app.core.machine.memory import Memory
-from app.core.machine.needs import Needs
 
 MAX_PASSED_OVER = 4
 """How often in a row a worker takes a job whose base model it has in memory before the first job of
@@ -71,7 +70,7 @@ class WarmModels:
             self.passed_over.pop(project_id, None)
 
 
-def _fronts() -> Select[Any]:
+def _fronts() -> Select[str, int, str]:
     """The different needs of a project's queued jobs, each with its first job that may start."""
     is_waiting = (IS_QUEUED, Job.project_id == bindparam("whose"))
     queued = select(Job.needs).where(*is_waiting).order_by(Job.needs).limit(1).correlate(None)

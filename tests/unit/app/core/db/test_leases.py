@@ -113,7 +113,7 @@ def test_every_write_of_the_repository_is_in_the_table_above() -> None:
     """A new method must be fenced too, or be one of those that need no lease."""
     public = {name for name in vars(LeaseRepository) if not name.startswith("_")}
 
-    assert public - WRITES.keys() == {"claim", "is_any", "note"}
+    assert public - WRITES.keys() == {"claim", "note"}
 
 
 def test_the_oldest_job_is_claimed_first(database: Database) -> None:

@@ -4,10 +4,11 @@ Jobs with the same text fit the same workers, give or take some memory. A projec
 different ones, so a worker passes over all jobs of one that does not fit it in one step.
 """
 
-from dataclasses import dataclass
-from typing import Self
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
-from app.core.machine.ability import Ability, StoredPlan
+from app.core.abilities.ability import Ability, StoredPlan
 from app.core.machine.memory import Memory
 
 _ANY = "-"
@@ -33,22 +34,6 @@ class Needs:
     numerics: int = 0
     environment: str | None = None
     is_flexible: bool = False
-
-    @classmethod
-    def of(
-        cls,
-        base_model: str,
-        *,
-        memory_bytes: int | None = None,
-        plan: StoredPlan | None = None,
-        is_flexible: bool = False,
-    ) -> Self:
-        """What a job needs with this base model, memory and plan."""
-        memory_class = (memory_bytes or 0).bit_length()
-        if plan is None:
-            return cls(base_model, memory_class)
-        digest = plan.environment.digest
-        return cls(base_model, memory_class, plan.threads, plan.numerics, digest, is_flexible)
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -81,3 +66,24 @@ class Needs:
         exact as well.
         """
         return self.is_flexible or self.numerics != ability.numerics
+
+
+def needs_of(
+    base_model: str,
+    needed_memory_bytes: int | None = None,
+    plan: Mapping[str, Any] | None = None,
+    allow_inexact_resume: bool = False,  # noqa: FBT001, FBT002 - a column
+    **_: object,
+) -> str:
+    """What a job with these columns needs, as the queue has it."""
+    needs = Needs(base_model, (needed_memory_bytes or 0).bit_length())
+    if plan is not None:
+        stored = StoredPlan.model_validate(plan)
+        needs = replace(
+            needs,
+            threads=stored.threads,
+            numerics=stored.numerics,
+            environment=stored.environment.digest,
+            is_flexible=allow_inexact_resume,
+        )
+    return str(needs)

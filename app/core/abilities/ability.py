@@ -8,6 +8,16 @@ from pydantic import Field, ValidationError
 from app.core.job.frozen import Frozen
 from app.core.job.training_config import ComputeSettings, DeviceName
 
+_LABELS = {
+    "processor": "processor",
+    "instructions": "instructions",
+    "compiler": "C++ compiler",
+    "torch": "torch",
+    "transformers": "transformers",
+    "peft": "peft",
+}
+"""Fields of an environment, with their names for people."""
+
 
 class Gpu(Frozen):
     name: str
@@ -45,11 +55,24 @@ class StoredPlan(Frozen):
     environment: Environment
 
 
+class Difference(Frozen):
+    """One thing in which a worker differs from a plan."""
+
+    what: str
+    """Name of it, for people: `torch`."""
+    needed: str
+    has: str
+
+    def __str__(self) -> str:
+        return f"{self.what} ({self.has} instead of {self.needed})"
+
+
 class Ability(Frozen):
     """What one worker can do."""
 
-    machine: str
-    """Name of the machine, for people."""
+    machine: str = ""
+    """Name of the machine, for people. Empty in what the database has, so that machines of one kind
+    are equal there."""
     cores: int = Field(ge=1)
     """Processors of the machine: the most threads that a job may need here."""
     threads: int = Field(ge=1)
@@ -116,3 +139,26 @@ class Ability(Frozen):
     def has_model(self, base_model: str) -> bool:
         """Whether the base model is installed here, or can be fetched."""
         return self.base_models is None or base_model in self.base_models
+
+    def describe(self) -> str:
+        """The main facts, for people."""
+        gpu = "" if self.gpu is None else f", {self.gpu.name}"
+        cores = "1 core" if self.cores == 1 else f"{self.cores} cores"
+        return f"{cores}, {self.memory_bytes / 1e9:.1f} GB of memory{gpu}"
+
+    def differences(self, plan: StoredPlan) -> list[Difference]:
+        """Why the worker cannot execute a plan. Empty if it can."""
+        needed = plan.environment
+        has = self.environment(needed.device, is_compiled=needed.compiler is not None)
+        found: list[Difference] = []
+        if needed.device == "cuda" and self.gpu is None:
+            found.append(Difference(what="GPU", needed=needed.processor, has="none"))
+        else:
+            for name, label in _LABELS.items():
+                values = [str(getattr(each, name) or "none") for each in (needed, has)]
+                if values[0] != values[1]:
+                    found.append(Difference(what=label, needed=values[0], has=values[1]))
+        if plan.threads > self.cores:
+            threads = str(plan.threads)
+            found.append(Difference(what="threads", needed=threads, has=str(self.cores)))
+        return found

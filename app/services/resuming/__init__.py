@@ -1,0 +1,1 @@
+"""Creating a job that resumes another one."""
