@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager, nullcontext
 from functools import partial
 from typing import Any
 
+from anyio import to_thread
 from fastapi import FastAPI
 from fastapi.concurrency import contextmanager_in_threadpool
 from fastapi_offline import FastAPIOffline
@@ -53,6 +54,7 @@ from app.core.sampling.engines import parse_engines
 from app.core.settings import Settings, read_settings
 from app.core.storage.blob_store import BlobStore
 from app.core.storage.opening import open_store
+from app.core.stored_models.local_models import LocalModels
 from app.core.version import VERSION
 from app.maintenance.doctor import Checkups
 from app.maintenance.worker_watch import WorkerWatch
@@ -95,11 +97,13 @@ def create_app(
     database = database or Database(settings.resolved_database_url)
     metrics = RequestMetrics()
     store = ObservedStore(store or open_store(settings), metrics)
+    catalogue = load_catalogue(settings.data_dir)
     resources = Resources(
         settings=settings,
         database=database,
         store=store,
-        catalogue=load_catalogue(settings.data_dir),
+        catalogue=catalogue,
+        models=LocalModels(catalogue, database, store, spare_bytes=settings.min_free_bytes),
         ballast=Ballast(settings),
         upload_slots=UploadSlots(settings.max_uploads),
         tokenizers=TokenizerProcesses(),
@@ -174,4 +178,5 @@ async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
         await engines.close()
         await authenticator.close()
     finally:
+        await to_thread.run_sync(resources.models.close)
         resources.database.dispose()

@@ -6,6 +6,8 @@ Only `install` imports the libraries that it needs, so `list` and `remove` work 
 
 import importlib.util
 import logging
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Annotated
 
 import typer
@@ -16,15 +18,20 @@ from app.core.base_models import (
     CatalogueEntry,
     load_catalogue,
 )
+from app.core.clock import utc_now
 from app.core.command_line.exit_codes import CommandGroup
 from app.core.command_line.json_output import AsJson, print_json
 from app.core.db.session import Database
-from app.core.errors import DatabaseBusyError
+from app.core.errors import DatabaseBusyError, StoreAwayError
 from app.core.occupancy import make_data_dir, occupied, open_database
-from app.core.settings import read_settings
+from app.core.settings import Settings, read_settings
+from app.core.settings.store_urls import is_shared
+from app.core.storage.blob_store import BlobStore
+from app.core.storage.opening import open_store
 from app.core.storage.privacy import keep_new_files_private
 from worker.model_store.errors import InstallError
 from worker.model_store.remove import ModelInUseError, remove_model
+from worker.model_store.shared import fetch_installed, keep_in_store
 
 _NO_WORKER = """\
 This installation serves the API and cannot train: its extra `worker` is missing. Install it with
@@ -75,19 +82,30 @@ def install(names: Names) -> None:
     catalogue = _load_catalogue()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("worker").setLevel(logging.INFO)
+    logging.getLogger("app.core.stored_models").setLevel(logging.INFO)
     settings = read_settings()
     make_data_dir(settings)
-    with occupied(settings):
-        failures = [name for name in names if not _install(name, catalogue)]
+    with occupied(settings), _shared_store(settings) as shared:
+        failures = [name for name in names if not _install(name, catalogue, shared)]
     raise typer.Exit(int(bool(failures)))
 
 
 @models.command("remove")
-def remove(names: Names) -> None:
-    """Remove installed base models, except those that an unfinished job needs."""
-    catalogue = _load_catalogue()
-    with open_database() as database:
-        failures = [name for name in names if not _remove(name, catalogue, database)]
+def remove(
+    names: Names,
+    *,
+    local: Annotated[
+        bool, typer.Option("--local", help="Leave them in the store, for other machines.")
+    ] = False,
+) -> None:
+    """Remove installed base models, except those that an unfinished job needs.
+
+    If the store has them, they are removed from there, too.
+    """
+    catalogue, settings = _load_catalogue(), read_settings()
+    with open_database(settings) as database:
+        store = None if local else open_store(settings)
+        failures = [name for name in names if not _remove(name, catalogue, database, store)]
     raise typer.Exit(int(bool(failures)))
 
 
@@ -106,15 +124,31 @@ def _load_catalogue() -> Catalogue:
     return load_catalogue(read_settings().data_dir)
 
 
-def _install(name: str, catalogue: Catalogue) -> bool:
+@contextmanager
+def _shared_store(settings: Settings) -> Generator[tuple[Database, BlobStore] | None]:
+    """The database, and the store if other machines reach it. None if they do not."""
+    if not is_shared(settings.store_url):
+        yield None
+        return
+    with open_database(settings) as database:
+        yield database, open_store(settings)
+
+
+def _install(name: str, catalogue: Catalogue, shared: tuple[Database, BlobStore] | None) -> bool:
     from worker.model_store.install import install_model  # noqa: PLC0415 - see above
 
     entry = _find(name, catalogue)
     if entry is None:
         return False
     try:
-        install_model(entry, catalogue)
-    except (InstallError, OSError) as error:
+        if shared is not None:
+            spare_bytes = read_settings().min_free_bytes
+            fetch_installed(entry, catalogue, *shared, spare_bytes=spare_bytes)
+        installed = install_model(entry, catalogue)
+        if shared is not None:
+            directory = catalogue.directory(entry.id)
+            keep_in_store(installed, directory, *shared, now=utc_now())
+    except (InstallError, DatabaseBusyError, StoreAwayError, OSError) as error:
         return _fail(f"{entry.id} was not installed. {error}")
     except KeyboardInterrupt:
         return _fail(
@@ -123,15 +157,19 @@ def _install(name: str, catalogue: Catalogue) -> bool:
     return True
 
 
-def _remove(name: str, catalogue: Catalogue, database: Database) -> bool:
+def _remove(name: str, catalogue: Catalogue, database: Database, store: BlobStore | None) -> bool:
     entry = _find(name, catalogue)
     if entry is None:
         return False
     try:
-        was_there = remove_model(entry, catalogue, database)
-    except (ModelInUseError, DatabaseBusyError, OSError) as error:
+        removed = remove_model(entry, catalogue, database, store)
+    except (ModelInUseError, DatabaseBusyError, StoreAwayError, OSError) as error:
         return _fail(f"{entry.id} was not removed. {error}")
+    was_there = removed.was_here or removed.was_stored
     typer.echo(f"{entry.id} is removed" if was_there else f"{entry.id} is not installed")
+    if removed.was_stored:
+        typer.echo("It is removed from the store as well. Machines that have fetched it keep their")
+        typer.echo(f"copies; `tunery models remove {entry.id}` on each of them frees its disk.")
     if entry.id == DEFAULT_MODEL_ID and read_settings().install_default_model:
         typer.echo("A worker that starts installs it again. TUNERY_INSTALL_DEFAULT_MODEL=false")
         typer.echo("prevents that.")

@@ -126,16 +126,14 @@ class JobDirectory:
             BaseModelChangedError: the base model has other weights than when the job was created.
             RefusedModelError: a file of the base model was changed, or may not be used.
             ParentLostError: the adapter that the job continues was changed or lost.
-            BlobNotFoundError: the store has lost a data file.
-            DataDamagedError: the store has other bytes of a data file.
+            BlobNotFoundError, DataDamagedError: the store has lost a data file, or its bytes.
         """
-        base_model = self._find_base_model(catalogue)
+        base_model, model = self._find_base_model(catalogue)
         self._make()
         copy_data(store, inputs.training_file, self.directory / TRAINING_DATA_NAME)
         if inputs.validation_file is not None:
             validation_data = self.directory / VALIDATION_DATA_NAME
             copy_data(store, inputs.validation_file, validation_data)
-        model = catalogue.directory(base_model.id).resolve()
         self._max_artifact_bytes = self._limit_artifacts(model, inputs)
         self._link_shared(model, settings)
         self._put_tokens(inputs.tokens, store)
@@ -158,15 +156,16 @@ class JobDirectory:
         with (self.directory / JOB_SPEC_NAME).open("x", encoding="utf-8") as target:
             target.write(spec.model_dump_json(indent=2))
 
-    def _find_base_model(self, catalogue: Catalogue) -> BaseModelRef:
-        entry = catalogue.find(self._lease.base_model)
-        installed = entry and catalogue.find_installed(entry.id)
-        if installed is None:
-            raise BaseModelMissingError(self._lease.base_model)
-        if self._lease.base_model_sha256 not in {None, installed.sha256}:
-            raise BaseModelChangedError(self._lease.base_model)
-        check_installed(catalogue.directory(installed.id), installed)
-        return BaseModelRef(**installed.model_dump(include=set(BaseModelRef.model_fields)))
+    def _find_base_model(self, catalogue: Catalogue) -> tuple[BaseModelRef, Path]:
+        model_id, sha256 = catalogue.resolve(self._lease.base_model), self._lease.base_model_sha256
+        found = catalogue.find_version(model_id, sha256, needs_weights=self._task != "check_data")
+        if found is None:
+            is_other = catalogue.find_installed(model_id) is not None
+            raise (BaseModelChangedError if is_other else BaseModelMissingError)(model_id)
+        installed, directory = found
+        check_installed(directory, installed)
+        fields = installed.model_dump(include=set(BaseModelRef.model_fields))
+        return BaseModelRef(**fields), directory.resolve()
 
     def _limit_artifacts(self, base_model: Path, inputs: JobInputs) -> int:
         if self._task == "check_data":

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Annotated, Any, TypeVar
 
+from anyio import to_thread
 from fastapi import Depends, Header, Query, Request, Response
 from pydantic import BaseModel
 
@@ -14,14 +15,16 @@ from app.api.access import CALLER, REQUEST_ID
 from app.api.upload_slots import UploadSlots
 from app.core import disk
 from app.core.access import Caller
-from app.core.base_models import Catalogue
+from app.core.base_models import Catalogue, InstalledModel
 from app.core.clock import utc_now
+from app.core.dataset.tokenizing.messages import FileRequest
 from app.core.dataset.tokenizing.processes import TokenizerProcesses
 from app.core.db.session import Database, Session
 from app.core.errors import InvalidRequestError, StorageFullError
 from app.core.ids import IdPrefix
 from app.core.settings import Settings
 from app.core.storage.blob_store import BlobStore, delete_blobs
+from app.core.stored_models.local_models import LocalModels
 from app.maintenance.doctor import Checkups
 from app.services.idempotency import RequestOrigin
 from app.webhooks.client import WebhookClient
@@ -51,6 +54,7 @@ class Resources:
     database: Database
     store: BlobStore
     catalogue: Catalogue
+    models: LocalModels
     ballast: disk.Ballast
     webhooks: WebhookClient
     upload_slots: UploadSlots
@@ -85,6 +89,15 @@ class Resources:
             StorageFullError: there was no ballast, or it was not enough.
         """
         delete_blobs(self.store, self.write(delete_rows, frees_space=True))
+
+    async def with_base_model(self, request: FileRequest, installed: InstalledModel) -> FileRequest:
+        """A request with the directory of a base model, whose small files may have to be fetched.
+
+        Raises:
+            BaseModelNotHereError: they cannot be.
+        """
+        directory = await to_thread.run_sync(self.models.without_weights, installed)
+        return request.model_copy(update={"base_model": directory})
 
     def require_room(self, more_bytes: int) -> None:
         """Raise StorageFullError if the disk has no room for so many more bytes."""

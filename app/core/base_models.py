@@ -27,7 +27,7 @@ RECORD_NAME = "tunery.json"
 MODELS_NAME = "models"
 """Directory of all installed models, in the data directory."""
 
-_BYTES_PER_PARAMETER = 2
+BYTES_PER_PARAMETER = 2
 """Size of a parameter in the files of nearly every model on a hub."""
 
 Repo = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")]
@@ -136,25 +136,43 @@ class Catalogue:
         by_repo.sort(key=lambda entry: not isinstance(entry.source, HubSource))
         return named or next(iter(by_repo), None)
 
+    def resolve(self, name: str) -> str:
+        """Id of the base model of this name. A machine may lack the entry of one from the store."""
+        return name if (entry := self.find(name)) is None else entry.id
+
     def directory(self, model_id: str) -> Path:
         """Directory of the model's files. It exists once the model is installed."""
         return self._models_dir / model_id
 
-    def count_parameters(self, model_id: str) -> int | None:
-        """Approximate number of parameters of an installed model. None if it has no weights."""
-        try:
-            weights = self.directory(model_id).glob("*.safetensors")
-            return sum(file.stat().st_size for file in weights) // _BYTES_PER_PARAMETER or None
-        except OSError:  # the model is being removed
-            return None
+    def version_directory(self, model_id: str, sha256: str) -> Path:
+        """Directory of a version that was fetched while another one was in `directory`."""
+        return self._models_dir / f"{model_id}@{sha256}"  # no id has an @
+
+    def hidden_directory(self, model_id: str, sha256: str, kind: str) -> Path:
+        """Directory of a version while it is fetched, or of its outline, which has no weights."""
+        return self._models_dir / f".{model_id}@{sha256}.{kind}"
 
     def find_installed(self, model_id: str) -> InstalledModel | None:
         """Read the record of an installed model. None if it is not completely installed."""
-        try:
-            record = (self.directory(model_id) / RECORD_NAME).read_bytes()
-            return InstalledModel.model_validate_json(record)
-        except (OSError, ValidationError):
-            return None
+        return read_record(self.directory(model_id))
+
+    def find_version(
+        self, model_id: str, sha256: str | None, *, needs_weights: bool = True
+    ) -> tuple[InstalledModel, Path] | None:
+        """Find an installed model with these files, and its directory. None means: any files.
+
+        Unless it `needs_weights`, an outline does as well, whose weights have no bytes.
+        """
+        directories = [self.directory(model_id)]
+        if sha256 is not None:
+            directories.append(self.version_directory(model_id, sha256))
+            if not needs_weights:
+                directories.append(self.hidden_directory(model_id, sha256, "outline"))
+        for directory in directories:
+            installed = read_record(directory)
+            if installed is not None and sha256 in (None, installed.sha256):
+                return installed, directory
+        return None
 
     def list_installed(self) -> list[tuple[CatalogueEntry, InstalledModel]]:
         """The installed models, each with its entry."""
@@ -241,6 +259,19 @@ def _parse_entry(table: dict[str, Any], path: Path, number: int) -> CatalogueEnt
         first = error.errors(include_url=False)[0]
         field = ".".join(str(part) for part in first["loc"])
         raise CatalogueError(f"{path}: model {name}: {field}: {first['msg']}") from error
+
+
+def is_weights(name: str) -> bool:
+    """Whether the file of this name has weights."""
+    return name.endswith(".safetensors")
+
+
+def read_record(directory: Path) -> InstalledModel | None:
+    """Read the record of the installed model in `directory`. None if there is none."""
+    try:
+        return InstalledModel.model_validate_json((directory / RECORD_NAME).read_bytes())
+    except (OSError, ValidationError):
+        return None
 
 
 def digest_of_files(files: dict[str, str]) -> str:

@@ -14,6 +14,7 @@ ServiceError                      the caller acts; the API answers with its stat
 ├── RateLimitError                429  too many requests; the caller repeats it later
 ├── OutcomeUnknownError           500  the request may have succeeded; check before repeating it
 ├── EngineFailedError             502  the operator acts; an engine of theirs is set up wrongly
+├── BaseModelNotHereError         503  it is being fetched, or cannot be; the caller may repeat it
 ├── DatabaseBusyError             503  nothing was done; the caller may repeat the request
 │   └── DatabaseAwayError         503  its server does not answer
 ├── EngineUnavailableError        503  an engine of the operator is away; the caller may repeat it
@@ -132,6 +133,11 @@ class RateLimitError(ServiceError):
     def __init__(self, message: str, *, retry_after_s: int, code: str | None = None) -> None:
         super().__init__(message, code=code)
         self.retry_after_s = retry_after_s
+
+
+class BaseModelNotHereError(ServiceError):
+    status_code = 503
+    code = "base_model_not_here"
 
 
 class DatabaseBusyError(ServiceError):

@@ -10,6 +10,7 @@ from app.core import manifest
 from app.core.db.blob_keys import (
     BlobKeyRepository,
     NamedBlob,
+    iterate_model_objects,
     iterate_named,
     iterate_task_blobs,
 )
@@ -37,10 +38,13 @@ def check_blobs(patient: Patient) -> Iterator[Finding]:
     """Check all blobs. A damaged file is lost. Everything else can be deleted and made again."""
     damaged: list[_Damage] = []
     count = 0
+    has_models = False
     reading = patient.database.reading
     sizes = _list_sizes(patient)
-    for blob in chain(iterate_named(reading), iterate_task_blobs(reading)):
+    kinds = (iterate_named, iterate_task_blobs, iterate_model_objects)
+    for blob in chain.from_iterable(iterate(reading) for iterate in kinds):
         count += 1
+        has_models |= blob.model is not None
         if sizes.get(blob.key) == blob.bytes:
             continue
         what = find_damage(patient.store, blob, is_deep=patient.is_deep)
@@ -60,6 +64,8 @@ def check_blobs(patient: Patient) -> Iterator[Finding]:
         patient, [each for each in damaged if each.blob.checked_job_id is not None]
     )
     yield from _check_tasks(patient, [each for each in damaged if each.blob.task_id is not None])
+    if has_models:
+        yield from _check_models(patient, [each for each in damaged if each.blob.model is not None])
 
 
 def _list_sizes(patient: Patient) -> dict[str, int]:
@@ -131,6 +137,25 @@ def _check_tasks(patient: Patient, damaged: list[_Damage]) -> Iterator[Finding]:
                 BlobKeyRepository(session).delete_task(task_id)
     repaired = f"deleted: {', '.join(task_ids)}" if task_ids else ""
     yield Finding("exports", Level.OK, "the files of every export are there", repaired=repaired)
+
+
+def _check_models(patient: Patient, damaged: list[_Damage]) -> Iterator[Finding]:
+    copies = sorted({each.blob.model for each in damaged if each.blob.model is not None})
+    install = "Run `tunery models install ID` on a machine that has it, which stores it again."
+    if copies and not patient.may_repair:
+        message = f"{len(damaged)} files are damaged: {_name_some(damaged)}"
+        advice = f"Run `tunery doctor --deep --repair`, which forgets the copy. {install}"
+        yield Finding("stored models", Level.BAD, message, advice=advice)
+        return
+    if copies:
+        with patient.database.writing() as session:
+            for model_id, sha256 in copies:
+                BlobKeyRepository(session).delete_model(model_id, sha256)
+        names = ", ".join(model_id for model_id, _ in copies)
+        repaired = f"forgotten in the store: {names}. {install}"
+        yield Finding("stored models", Level.OK, "every other one is there", repaired=repaired)
+        return
+    yield Finding("stored models", Level.OK, "the files of every base model in the store are there")
 
 
 def check_manifests(patient: Patient) -> Iterator[Finding]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from app.core.base_models import find_change, load_catalogue
+from app.core.base_models import MODELS_NAME, find_change, load_catalogue, read_record
 from app.core.job.containment import describe_layers, find_layers, missing_core_layers
 from app.core.sampling.health import answers
 from app.core.sampling.messages import SOCKET_NAME
@@ -12,10 +12,14 @@ from app.maintenance.findings import Finding, Level, Patient
 def check_base_models(patient: Patient) -> Iterator[Finding]:
     """Check that every installed base model has the files that were installed."""
     catalogue = load_catalogue(patient.settings.data_dir)
-    installed = [model for _, model in catalogue.list_installed()]
+    directories = [catalogue.directory(model.id) for _, model in catalogue.list_installed()]
+    # Versions that were fetched while another one was in the directory of the model.
+    directories += (patient.settings.data_dir / MODELS_NAME).glob("[!.]*@*")
+    installed = [(directory, read_record(directory)) for directory in directories]
     changed: list[str] = []
-    for model in installed:
-        directory = catalogue.directory(model.id)
+    for directory, model in installed:
+        if model is None:
+            continue
         change = find_change(directory, model, is_compared=lambda _: patient.is_deep)
         if change is not None:
             changed.append(f"{model.id}: {change}")

@@ -15,6 +15,7 @@ from app.core.job.integrations import LABELS
 from app.core.job.lora_shape import LoraShape
 from app.core.job.training_config import Recipe, TrainingConfig
 from app.core.settings import Settings
+from app.core.stored_models.lookup import find_same, find_usable, list_usable, read_facts
 from app.schemas.fine_tuning_jobs import JobCreate
 from app.services.adapters.lookup import TUNED_PREFIX
 from app.services.adapters.parents import Parent, find_parent, keep_parent
@@ -22,18 +23,20 @@ from app.services.job_settings import check_validation
 from app.services.recipe_choice import HyperparameterRequest
 
 
-def find_installed(catalogue: Catalogue, name: str) -> tuple[CatalogueEntry, InstalledModel]:
+def find_installed(
+    session: Session, catalogue: Catalogue, name: str
+) -> tuple[CatalogueEntry, InstalledModel]:
     """The base model of this name.
 
     Raises:
         InvalidRequestError: it does not exist or is not installed.
     """
     entry = catalogue.find(name)
-    installed = None if entry is None else catalogue.find_installed(entry.id)
+    installed = None if entry is None else find_usable(session, catalogue, entry.id)
     if entry is not None and installed is not None:
         return entry, installed
     if entry is None:
-        known = ", ".join(each.id for each, _ in catalogue.list_installed()) or "none"
+        known = ", ".join(each.id for each, _ in list_usable(session, catalogue)) or "none"
         message = f"There is no base model {name[:100]!r}. Installed: {known}."
     else:
         message = (
@@ -43,11 +46,12 @@ def find_installed(catalogue: Catalogue, name: str) -> tuple[CatalogueEntry, Ins
 
 
 def find_base_of(
-    catalogue: Catalogue, job: Job, consequence: str
+    session: Session, catalogue: Catalogue, job: Job, consequence: str
 ) -> tuple[CatalogueEntry, InstalledModel]:
     """The base model of a job, if it still has the weights that the job was created for.
 
     Args:
+        session: of the transaction.
         catalogue: the base models.
         job: the job.
         consequence: what cannot be done otherwise, as the end of a sentence.
@@ -55,7 +59,11 @@ def find_base_of(
     Raises:
         InvalidRequestError: it is not installed, or has other weights.
     """
-    entry, installed = find_installed(catalogue, job.base_model)
+    entry = catalogue.find(job.base_model)
+    same = None if entry is None else find_same(session, catalogue, entry.id, job.base_model_sha256)
+    if entry is not None and same is not None:
+        return entry, same
+    entry, installed = find_installed(session, catalogue, job.base_model)
     if job.base_model_sha256 not in (None, installed.sha256):  # null in old rows
         raise InvalidRequestError(
             f"Base model {entry.id} was reinstalled after job {job.id} was created and its weights "
@@ -90,10 +98,10 @@ def find_start(session: Session, caller: Caller, catalogue: Catalogue, name: str
         NotFoundError: no tuned model has this name.
     """
     if not name.startswith(TUNED_PREFIX):
-        return JobStart(*find_installed(catalogue, name))
+        return JobStart(*find_installed(session, catalogue, name))
     parent = find_parent(session, caller, name)
     consequence = f"the adapter of {name} cannot be continued"
-    return JobStart(*find_base_of(catalogue, parent.job, consequence), parent)
+    return JobStart(*find_base_of(session, catalogue, parent.job, consequence), parent)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +140,7 @@ def check_request(
         start.entry,
         data,
         shape=start.shape,
-        parameters=catalogue.count_parameters(start.entry.id),
+        parameters=read_facts(session, catalogue, start.installed).parameters,
         default_recipe=default_recipe,
     )
     config = asked.resolve(today=now.date())

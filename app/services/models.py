@@ -11,6 +11,7 @@ from app.core.db.repositories.projects.audit import Action
 from app.core.db.session import Session
 from app.core.db.tables import TunedModel
 from app.core.errors import InvalidRequestError
+from app.core.stored_models.lookup import find_usable, list_usable
 from app.schemas.models import ModelCommands, ModelRead
 from app.services.adapters.lookup import find_checkpoint
 from app.services.adapters.parents import require_unneeded
@@ -21,7 +22,7 @@ def list_models(
     session: Session, caller: Caller, catalogue: Catalogue, organization: str
 ) -> list[ModelRead]:
     """The installed base models, then the tuned models, newest first."""
-    base = [ModelRead.of_base(entry, model) for entry, model in catalogue.list_installed()]
+    base = [ModelRead.of_base(entry, model) for entry, model in list_usable(session, catalogue)]
     tuned = TunedModelRepository(session, caller.project_id).list_all()
     return base + [_tuned(model, organization) for model in tuned]
 
@@ -35,19 +36,19 @@ def get_model(
         NotFoundError: no tuned model, no checkpoint and no installed base model has it.
     """
     entry = catalogue.find(name)
-    installed = None if entry is None else catalogue.find_installed(entry.id)
+    installed = None if entry is None else find_usable(session, catalogue, entry.id)
     if entry is not None and installed is not None:
         return ModelRead.of_base(entry, installed)
     named = find_checkpoint(session, caller, name)
     if named is not None:
         checkpoint, job = named
-        commands = commands_of(job, catalogue)
+        commands = commands_of(session, job, catalogue)
         return ModelRead.of_tuned(
             name, job, checkpoint, checkpoint.created_at, organization, commands=commands
         )
     model = TunedModelRepository(session, caller.project_id).get(name)
     job = JobRepository(session, caller.project_id).get(model.job_id)
-    return _tuned(model, organization, commands_of(job, catalogue))
+    return _tuned(model, organization, commands_of(session, job, catalogue))
 
 
 def delete_model(

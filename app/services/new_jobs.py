@@ -202,7 +202,7 @@ def rerun_job(
             f"Create a job with the model {original.fine_tuned_model}, which continues it.",
             code="job_not_repeatable",
         )
-    entry, installed = find_base_of(catalogue, original, "the job cannot be repeated")
+    entry, installed = find_base_of(session, catalogue, original, "the job cannot be repeated")
     parent = None
     if original.parent is not None:
         parent = ParentAdapter.model_validate(original.parent)

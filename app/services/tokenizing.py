@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from app.core.access import Caller
-from app.core.base_models import Catalogue, CatalogueEntry
+from app.core.base_models import Catalogue, CatalogueEntry, InstalledModel
 from app.core.compute_choices import compute_choices, training_memory
 from app.core.dataset.formats import DatasetFormat
 from app.core.dataset.tokenizing.messages import MAX_ROWS, EstimateRequest, PreviewRequest
@@ -42,6 +42,8 @@ class AskedPreview:
 class PreviewPlan:
     blob: BlobRef
     """The bytes of the file."""
+    base_model: InstalledModel
+    """The base model, whose directory the request has only if it is on this machine."""
     request: PreviewRequest
 
 
@@ -74,6 +76,7 @@ def plan_preview(
         raise InvalidRequestError(str(error), code=error.code, param=param) from error
     return PreviewPlan(
         BlobRef(file.blob_key, file.sha256),
+        start.installed,
         PreviewRequest(
             base_model=catalogue.directory(entry.id).absolute(),
             data_dir=settings.data_dir.absolute(),
@@ -88,6 +91,8 @@ def plan_preview(
 class EstimatePlan:
     blobs: list[BlobRef]
     """The training file and, if there is one, the validation file."""
+    base_model: InstalledModel
+    """The base model, whose directory the request has only if it is on this machine."""
     request: EstimateRequest
     model: str
     """Id of the base model in the catalogue."""
@@ -121,6 +126,7 @@ def plan_estimate(
     workers = WorkerRepository(session)
     return EstimatePlan(
         blobs=[BlobRef(file.blob_key, file.sha256) for file in files],
+        base_model=model,
         request=EstimateRequest(
             base_model=catalogue.directory(model.id).absolute(),
             data_dir=settings.data_dir.absolute(),

@@ -202,9 +202,7 @@ def move_there_and_back(
         killer = Killer(service, ledger, chance)
         for thread in (*clients, killer):
             thread.start()
-        wait_until(
-            lambda: len(ledger.files) >= WARM_UP_FILES or ledger.problems, within_s=WITHIN_S
-        )
+        wait_until(lambda: len(ledger.files) >= WARM_UP_FILES or ledger.problems, within_s=WITHIN_S)
         mover = Mover(service, killer, ledger, chance, kills // 2)
         mover.move(LOCAL, REMOTE)
         mover.move(REMOTE, LOCAL)

@@ -16,7 +16,7 @@ from app.core.db.repositories.jobs import JobRepository
 from app.core.db.repositories.leases import Lease, LeaseRepository, RequestedAction
 from app.core.db.repositories.projects.access import ProjectsRepository
 from app.core.db.repositories.projects.usage import UsageRepository
-from app.core.db.repositories.recovery import Crash, Interruption, RecoveryRepository
+from app.core.db.repositories.recovery import Crash, Interruption, ModelAway, RecoveryRepository
 from app.core.db.repositories.saved_states import SavedStateRepository
 from app.core.db.session import Session
 from app.core.errors import (
@@ -44,6 +44,7 @@ from app.core.job.training_events import (
     TrainingEvent,
     Unresumable,
 )
+from worker.attempt.base_model import bring_base_model
 from worker.attempt.endings import (
     AttemptEnd,
     Cancelled,
@@ -193,7 +194,7 @@ class Attempt:
             case Unresumable():
                 self._publisher.drop_state(end)
             case _:
-                self.must_wait = isinstance(end, Interruption | MemoryShort | Released)
+                self.must_wait = isinstance(end, Interruption | MemoryShort | ModelAway | Released)
                 if isinstance(end, Interruption):
                     self._job_directory.remove()  # it may fill the disk that the database needs
                 self._keeper.transact(lambda session: self._write_end(session, end))
@@ -213,6 +214,7 @@ class Attempt:
     def _prepare(self) -> int:
         """Fill the job directory. Returns the step after which training resumes, or 0."""
         resources = self._resources
+        bring_base_model(self._keeper, resources, self._note)
         inputs = self._keeper.read(self._read_inputs)
         after_step = self._job_directory.fill(
             inputs, resources.store, resources.catalogue, resources.settings
@@ -260,7 +262,7 @@ class Attempt:
     def _write_end(
         self,
         session: Session,
-        end: JobError | Cancelled | Crash | Interruption | Released | MemoryShort,
+        end: JobError | Cancelled | Crash | Interruption | Released | MemoryShort | ModelAway,
     ) -> None:
         lease, now = self._lease, self._resources.clock()
         match end:
@@ -270,7 +272,7 @@ class Attempt:
                 LeaseRepository(session).finish(lease, JobStatus.CANCELLED, now=now)
             case Crash():
                 RecoveryRepository(session).crash(lease, end, now=now)
-            case Interruption():
+            case Interruption() | ModelAway():
                 RecoveryRepository(session).interrupt(lease, end, now=now)
             case Released():
                 RecoveryRepository(session).release(lease, end.why, now=now)

@@ -10,7 +10,7 @@ import signal
 from dataclasses import dataclass
 
 from app.core.db.repositories.leases import Lease, RequestedAction
-from app.core.db.repositories.recovery import Crash, Interruption
+from app.core.db.repositories.recovery import Crash, Interruption, ModelAway
 from app.core.disk import as_storage_full
 from app.core.errors import StoreAwayError
 from app.core.job.child_text import last_line, without_paths
@@ -27,6 +27,8 @@ from app.core.job.training_events import (
 from app.core.machine.signals import signal_name
 from app.core.manifest import ManifestError
 from app.core.signing.signatures import SigningKeyError
+from app.core.stored_models.errors import ModelUnavailableError
+from worker.attempt.base_model import FetchStoppedError
 from worker.job_directory import BaseModelChangedError, BaseModelMissingError, ParentLostError
 from worker.launch.launcher import Ending
 from worker.launch.locks import JobLockedError
@@ -78,7 +80,15 @@ class Released:
 
 
 AttemptEnd = (
-    Finished | Unresumable | JobError | Cancelled | Crash | Interruption | Released | MemoryShort
+    Finished
+    | Unresumable
+    | JobError
+    | Cancelled
+    | Crash
+    | Interruption
+    | Released
+    | MemoryShort
+    | ModelAway
 )
 
 
@@ -120,7 +130,7 @@ def end_of_process(
             )
 
 
-def end_of_error(error: Exception, lease: Lease) -> JobError | Interruption | Released:
+def end_of_error(error: Exception, lease: Lease) -> JobError | Interruption | ModelAway | Released:
     """Decide how an attempt ends that failed with this exception, which is being handled."""
     base_model, context = lease.base_model, {"job_id": lease.job_id}
     match error:
@@ -141,8 +151,10 @@ def end_of_error(error: Exception, lease: Lease) -> JobError | Interruption | Re
             | BaseModelChangedError()
             | RefusedModelError()
             | ParentLostError()
+            | ModelUnavailableError()
+            | FetchStoppedError()
         ):
-            return _error_of_model(error, base_model)
+            return _end_of_model(error, base_model)
         case OSError() if as_storage_full(error) is not None:
             return Interruption("The disk is full", _FREE_SPACE)
         case _:
@@ -184,11 +196,21 @@ def _error_of_store(error: StoreAwayError | DataDamagedError, lease: Lease) -> J
     )
 
 
-def _error_of_model(
-    error: BaseModelMissingError | BaseModelChangedError | RefusedModelError | ParentLostError,
+def _end_of_model(
+    error: BaseModelMissingError
+    | BaseModelChangedError
+    | RefusedModelError
+    | ParentLostError
+    | ModelUnavailableError
+    | FetchStoppedError,
     base_model: str,
-) -> JobError:
+) -> JobError | ModelAway | Released:
     match error:
+        case ModelUnavailableError():
+            logger.warning("%s", error)
+            return ModelAway(str(error))
+        case FetchStoppedError():
+            return _release(is_stopping=error.is_stopping)
         case ParentLostError():
             return JobError(
                 code="parent_unusable",
@@ -222,7 +244,7 @@ def _end_of_interrupted(
 ) -> JobError | Released | Crash:
     was_told = ending.was_asked or is_stopping
     if _was_ended(ending) or (was_told and isinstance(event, Stopped)):
-        return Released("The worker was stopped" if is_stopping else "The job was interrupted")
+        return _release(is_stopping=is_stopping)
     if ending.exit_code == -signal.SIGABRT and _FAILED_ALLOCATION.search(ending.log_tail):
         return _OUT_OF_MEMORY
     if ending.exit_code == -signal.SIGKILL:
@@ -238,6 +260,10 @@ def _end_of_interrupted(
     else:
         what = f"The process ended with exit code {ending.exit_code}"
     return Crash(what, "The worker's log has more of its log.", last_line(ending.log_tail))
+
+
+def _release(*, is_stopping: bool) -> Released:
+    return Released("The worker was stopped" if is_stopping else "The job was interrupted")
 
 
 def _was_ended(ending: Ending) -> bool:

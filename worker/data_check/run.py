@@ -10,11 +10,12 @@ from typing import Any
 from app.core.db.repositories.data_checks import DataCheckRepository
 from app.core.db.repositories.files import FileRepository
 from app.core.db.repositories.leases import Lease
-from app.core.db.repositories.recovery import Crash, Interruption
+from app.core.db.repositories.recovery import Crash, Interruption, ModelAway
 from app.core.db.session import Session
 from app.core.errors import LeaseLostError
 from app.core.job.training_events import Checked, JobError, Made, Noted, Progressed
 from app.core.storage.blob_store import delete_blobs
+from worker.attempt.base_model import bring_base_model
 from worker.attempt.endings import AttemptEnd, Released
 from worker.attempt.lease_keeper import LeaseKeeper, Resources
 from worker.attempt.leased_run import LeasedRun
@@ -53,6 +54,7 @@ class CheckRun(LeasedRun):
 
     def _fill(self) -> None:
         resources = self._resources
+        bring_base_model(self._keeper, resources, self._add_event, needs_weights=False)
         inputs = self._keeper.read(self._read_inputs)
         self._directory.fill(inputs, resources.store, resources.catalogue, resources.settings)
 
@@ -99,15 +101,17 @@ class CheckRun(LeasedRun):
                 logger.warning("the check crashed: %s", end.last_line)
                 self._transact(lambda checks: checks.crash(lease, end.what, now=now))
             case _:
-                self.must_wait = isinstance(end, Interruption | Released)
+                self.must_wait = isinstance(end, Interruption | ModelAway | Released)
                 self._directory.remove()  # it may fill the disk that the database needs
-                self._transact(lambda checks: checks.release(lease, now=now))
+                why = end.message if isinstance(end, ModelAway) else None
+                self._transact(lambda checks: checks.release(lease, now=now, waits_for=why))
 
     def _note(self, event: Noted | Progressed) -> None:
         assert isinstance(event, Noted)  # noqa: S101 - `ReportCheck` refuses any other
-        self._transact(lambda checks: self._add_event(checks, event))
+        self._keeper.transact(lambda session: self._add_event(session, event))
 
-    def _add_event(self, checks: DataCheckRepository, event: Noted) -> None:
+    def _add_event(self, session: Session, event: Noted) -> None:
+        checks = DataCheckRepository(session)
         checks.hold(self._lease)
         now = self._resources.clock()
         checks.note(self._lease, event.message, now=now, level=event.level)

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+from app.core.base_models import is_weights
 from app.core.disk import MIB
 from worker.model_store.configs import CONFIG_NAMES
 from worker.model_store.errors import RefusedModelError
@@ -38,10 +39,6 @@ _MAX_OTHER_BYTES = 4 * MIB
 def is_wanted(name: str) -> bool:
     """Whether a file of this name, beside the weights, belongs to an installed model."""
     return name in _WANTED_NAMES or _WANTED_TEXT.fullmatch(name) is not None
-
-
-def is_weights(name: str) -> bool:
-    return name.endswith(".safetensors")
 
 
 def check_size(name: str, size: int) -> None:

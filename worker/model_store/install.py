@@ -17,12 +17,12 @@ from app.core.base_models import (
 from app.core.clock import utc_now
 from app.core.machine import durable
 from app.core.manifest import sha256_of
+from app.core.stored_models.lock import exclusive
 from worker.model_store.checks import check_model_directory, find_weight_files
 from worker.model_store.errors import InstallError, RefusedModelError
 from worker.model_store.files import check_size, is_wanted
 from worker.model_store.gguf import convert_from_wheel
 from worker.model_store.hub import fetch_from_hub
-from worker.model_store.lock import exclusive
 
 logger = logging.getLogger(__name__)
 

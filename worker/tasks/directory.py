@@ -67,9 +67,9 @@ class TaskDirectory(JobDirectory):
         """
         if not has_room(settings, _COPIES * self._max_artifact_bytes):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        base_model = self._find_base_model(catalogue)
+        base_model, model = self._find_base_model(catalogue)
         self._make()
-        self._link_shared(catalogue.directory(base_model.id).resolve(), settings)
+        self._link_shared(model, settings)
         adapter = self.directory / ADAPTER_DIRECTORY_NAME
         adapter.mkdir()
         for file in checkpoint.files:

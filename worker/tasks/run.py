@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from app.core.db.repositories.checkpoints import CheckpointRepository
 from app.core.db.repositories.jobs import JobRepository
-from app.core.db.repositories.recovery import MEMORY_PAUSE, Crash, Interruption
+from app.core.db.repositories.recovery import MEMORY_PAUSE, Crash, Interruption, ModelAway
 from app.core.db.repositories.tasks.leases import ClaimedTask, TaskLeases
 from app.core.db.repositories.tasks.reports import find_validation_data
 from app.core.db.session import Session
@@ -25,6 +25,7 @@ from app.core.job.training_events import (
     Reported,
 )
 from app.core.storage.blob_store import delete_blobs
+from worker.attempt.base_model import bring_base_model
 from worker.attempt.endings import AttemptEnd
 from worker.attempt.lease_keeper import LeaseKeeper, Resources
 from worker.attempt.leased_run import LeasedRun
@@ -70,6 +71,7 @@ class TaskRun(LeasedRun):
 
     def _fill(self) -> None:
         resources = self._resources
+        bring_base_model(self._keeper, resources)
         checkpoint, data = self._keeper.read(self._read_inputs)
         self._made.fill_with(
             checkpoint, data, resources.store, resources.catalogue, resources.settings
@@ -133,8 +135,8 @@ class TaskRun(LeasedRun):
                 self._transact(lambda task: task.crash(lease, end.what, now=now))
             case _:
                 self.must_wait = True  # a job that needs the memory comes before other tasks
-                if isinstance(end, MemoryShort):
-                    logger.info("the task waits for memory: %s", end.message)
+                if isinstance(end, MemoryShort | ModelAway):
+                    logger.info("the task waits: %s", end.message)
                 waits_until = None if self._keeper.is_stopping else now + MEMORY_PAUSE
                 self._transact(lambda task: task.release(lease, now=now, not_before=waits_until))
 

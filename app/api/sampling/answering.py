@@ -83,6 +83,8 @@ class Answering:
             self._metrics.observe_sampled(sampled)
 
     async def _open_channel(self, plan: Plan, model: SamplingModel) -> Channel:
+        settings, models = self._resources.settings, self._resources.models
+        directory = await to_thread.run_sync(models.with_weights, model.base)
         blobs = model.adapter.blobs if model.adapter else ()
         with ExitStack() as opened:
             try:
@@ -94,8 +96,8 @@ class Answering:
                 ]
             except NotFoundError as error:  # it has just been deleted
                 raise no_such_model(model.name) from error
-            ask = plan.ask(model, self._project_id)
-            return await Channel.open(self._resources.settings.sampler_dir, ask, files)
+            ask = plan.ask(model, directory, self._project_id)
+            return await Channel.open(settings.sampler_dir, ask, files)
 
 
 async def _answering(request: Request, caller: CallerDep, resources: ResourcesDep) -> Answering:

@@ -95,7 +95,8 @@ async def preview_file(
 
     planned = await to_thread.run_sync(resources.read, plan)
     with await to_thread.run_sync(open_for_process, resources, planned.blob) as source:
-        work = resources.tokenizers.ask(planned.request, [source], Preview)
+        placed = await resources.with_base_model(planned.request, planned.base_model)
+        work = resources.tokenizers.ask(placed, [source], Preview)
         try:
             preview = await unless_client_leaves(request, work)
         except ClientLeftError:

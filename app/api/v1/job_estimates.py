@@ -44,7 +44,8 @@ async def estimate_job(
             opened.enter_context(await to_thread.run_sync(open_for_process, resources, blob))
             for blob in planned.blobs
         ]
-        work = resources.tokenizers.ask(planned.request, sources, SampledEstimate)
+        placed = await resources.with_base_model(planned.request, planned.base_model)
+        work = resources.tokenizers.ask(placed, sources, SampledEstimate)
         try:
             sampled = await unless_client_leaves(request, work)
         except ClientLeftError:

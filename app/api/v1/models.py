@@ -74,7 +74,7 @@ async def import_model(
         model = resources.write(lambda session: find_imported(once(session)))
         if model is None:
             resources.require_room(received.bytes)  # the weights are unpacked beside it
-            with checked_adapter(received, store, resources.catalogue, settings) as adapter:
+            with checked_adapter(received, store, resources.models, settings) as adapter:
                 blobs = adapter.blobs()
                 with stored(store, blobs):
                     model = resources.write(lambda session: import_once(once(session), adapter))

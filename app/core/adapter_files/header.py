@@ -13,7 +13,7 @@ from typing import IO, Any, cast
 
 from app.core import strict_json
 
-_MAX_BYTES = 100_000_000
+MAX_HEADER_BYTES = 100_000_000
 """Limit of the format itself."""
 _LENGTH_BYTES = 8
 
@@ -103,7 +103,7 @@ def read_shapes(weights: Path) -> dict[str, list[int]]:
     with weights.open("rb") as file:
         length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
         try:
-            header = json.loads(file.read(min(length, _MAX_BYTES)))
+            header = json.loads(file.read(min(length, MAX_HEADER_BYTES)))
         except ValueError:
             return {}
     return {name: about["shape"] for name, about in header.items() if name != "__metadata__"}

@@ -1,4 +1,4 @@
-"""Queries for the blobs of files, upload parts, states, checks and tasks, and for their store."""
+"""Queries for the blobs that rows name, whatever the row is of, and for their store."""
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager
@@ -12,6 +12,7 @@ from app.core.db.base import Installation, Repository
 from app.core.db.check_tables import DataCheck, Task
 from app.core.db.session import Session
 from app.core.db.tables import File, SavedState, UploadPart
+from app.core.db.worker_tables import StoredModel
 
 PAGE_ROWS = 500
 
@@ -25,7 +26,8 @@ _HAS_FILES = Task.files.is_not(None)
 class NamedBlob:
     """A blob as the row that names it describes it.
 
-    The row is a file, an upload part, a saved state, the check of a job's data or a task.
+    The row is a file, an upload part, a saved state, the check of a job's data, a task or a base
+    model.
     """
 
     key: str
@@ -40,6 +42,8 @@ class NamedBlob:
     """Job of the data check that made the blob, which contains tokens."""
     task_id: str | None = None
     """Task that made the blob, such as an export."""
+    model: tuple[str, str] | None = None
+    """Id and checksum of the base model: the primary key of its row."""
 
     @property
     def owner(self) -> str:
@@ -48,6 +52,8 @@ class NamedBlob:
             return f"the state of {self.job_id} saved at step {self.step}"
         if self.checked_job_id is not None:
             return f"the tokens of {self.checked_job_id}"
+        if self.model is not None:
+            return f"the base model {self.model[0]}"
         return self.file_id or self.part_id or f"the files of {self.task_id}"
 
 
@@ -67,7 +73,7 @@ class BlobKeyRepository(Repository):
             named.update(self._session.scalars(select(column).where(column.in_(keys))))
         unknown = set(keys) - named
         if unknown:  # the others name their blobs inside a column of JSON, so all are read
-            for column in (SavedState.files, DataCheck.files, Task.files):
+            for column in (SavedState.files, DataCheck.files, Task.files, StoredModel.files):
                 rows = select(column).where(column.is_not(None))
                 for files in self._session.scalars(rows.execution_options(yield_per=PAGE_ROWS)):
                     named |= unknown.intersection(file["key"] for file in (files or {}).values())
@@ -84,6 +90,9 @@ class BlobKeyRepository(Repository):
         if blob.task_id is not None:
             task = self._session.get(Task, blob.task_id)
             return task is not None and blob in _task_blobs(task)
+        if blob.model is not None:
+            model = self._session.get(StoredModel, blob.model)
+            return model is not None and blob in blobs_of_model(model).values()
         table, row_id = (File, blob.file_id) if blob.file_id else (UploadPart, blob.part_id)
         row = self._session.get(table, row_id)
         return row is not None and row.blob_key == blob.key
@@ -101,6 +110,11 @@ class BlobKeyRepository(Repository):
     def delete_task(self, task_id: str) -> None:
         """Delete a task: the next request for its files makes them again."""
         self._session.execute(delete(Task).where(Task.id == task_id))
+
+    def delete_model(self, model_id: str, sha256: str) -> None:
+        """Forget a copy of a base model: `tunery models install` stores it again."""
+        copy = (StoredModel.id == model_id, StoredModel.sha256 == sha256)
+        self._session.execute(delete(StoredModel).where(*copy))
 
     def delete_part(self, part_id: str) -> None:
         """Delete a part: its upload can be completed only after its bytes were sent again."""
@@ -156,6 +170,15 @@ def iterate_task_blobs(
         yield from _task_blobs(task)
 
 
+def iterate_model_objects(
+    open_session: Callable[[], AbstractContextManager[Session]], *, page_rows: int = PAGE_ROWS
+) -> Iterator[NamedBlob]:
+    """The files of base models in the store. No backup keeps them: they can be installed again."""
+    key = (StoredModel.id, StoredModel.sha256)
+    for model in iterate_rows(open_session, StoredModel, *key, page_rows=page_rows):
+        yield from blobs_of_model(model).values()
+
+
 def iterate_states(
     open_session: Callable[[], AbstractContextManager[Session]], *, page_rows: int = PAGE_ROWS
 ) -> Iterator[SavedState]:
@@ -198,6 +221,15 @@ def blobs_of_state(state: SavedState) -> dict[str, NamedBlob]:
             file["key"], file["bytes"], file["sha256"], job_id=state.job_id, step=state.step
         )
         for name, file in state.files.items()
+    }
+
+
+def blobs_of_model(model: StoredModel) -> dict[str, NamedBlob]:
+    """The files of a base model in the store, by name."""
+    owner = (model.id, model.sha256)
+    return {
+        name: NamedBlob(file["key"], file["bytes"], file["sha256"], model=owner)
+        for name, file in model.files.items()
     }
 
 

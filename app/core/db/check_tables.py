@@ -39,6 +39,8 @@ class DataCheck(OwnedByProject, Base):
     lease_expires_at: Mapped[datetime | None]
     started_at: Mapped[datetime | None]
     """When the newest try began."""
+    not_before: Mapped[datetime | None]
+    """When a worker may begin it after its base model could not be fetched."""
     finished_at: Mapped[datetime | None]
     crashes: Mapped[int] = mapped_column(default=0)
     """How many tries ended because their process died by itself."""

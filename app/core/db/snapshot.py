@@ -8,6 +8,7 @@ from pathlib import Path
 from sqlalchemy import delete, text, update
 
 from app.core.db.check_tables import DataCheck, Task
+from app.core.db.repositories.base_models.stored import StoredModels
 from app.core.db.repositories.recovery import RecoveryRepository
 from app.core.db.repositories.workers import WorkerRepository
 from app.core.db.session import Database, Session
@@ -41,8 +42,8 @@ def copy_database(database: Database, session: Session, target: Path) -> None:
 def release_running(session: Session, *, now: datetime) -> list[str]:
     """Put every running job back at once: a restored database has no workers. Returns job ids.
 
-    Checks of data and reports begin again as well. Exports are deleted: a backup does not have
-    their files.
+    Checks of data and reports begin again as well. Exports are deleted, and the store has no base
+    models any more: a backup does not have their files.
     """
     WorkerRepository(session).remove_all()
     checks = update(DataCheck).where(DataCheck.worker_id.is_not(None))
@@ -50,6 +51,7 @@ def release_running(session: Session, *, now: datetime) -> list[str]:
     session.execute(delete(Task).where(Task.kind != REPORT))
     reports = update(Task).where(Task.worker_id.is_not(None))
     session.execute(reports.values(status="queued", worker_id=None, lease_expires_at=None))
+    StoredModels(session).remove_all()
     running = update(Job).where(Job.status == JobStatus.RUNNING)
     session.execute(running.values(lease_expires_at=_LONG_AGO))
     return [job.job_id for job in RecoveryRepository(session).rescue_expired(now=now)]

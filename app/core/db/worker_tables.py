@@ -1,4 +1,4 @@
-"""The tables of the workers that run and of their attempts at jobs."""
+"""The tables of the workers that run, of their attempts at jobs, and of what they can fetch."""
 
 from datetime import datetime
 from typing import Any
@@ -87,3 +87,22 @@ class Attempt(Base):
     cause: Mapped[str | None]
     """Why it ended, where its outcome does not say enough: the message of an error, or what
     happened, to begin a sentence with: `The worker died`."""
+
+
+class StoredModel(Base):
+    """An installed base model whose files are in the store, so that any machine can fetch it."""
+
+    __tablename__ = "stored_models"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    """Id in the catalogue."""
+    sha256: Mapped[str] = mapped_column(primary_key=True)
+    """Checksum of all files, which jobs name as `base_model_sha256`."""
+    record: Mapped[dict[str, Any]]
+    """An `InstalledModel`."""
+    files: Mapped[dict[str, Any]]
+    """Blob key, bytes and sha256 of each file by name, with the record itself."""
+    architecture: Mapped[str]
+    """`model_type` in its `config.json`. Empty if that names none."""
+    bytes: Mapped[int] = mapped_column(BigInteger)
+    created_at: Mapped[datetime]

@@ -48,6 +48,11 @@ def parse_store_url(url: str) -> DirectoryAddress | BucketAddress | None:
             raise ValueError("it must be s3://BUCKET/PREFIX or file:///DIRECTORY")
 
 
+def is_shared(url: str) -> bool:
+    """Whether every machine of an installation reaches the store at this address."""
+    return isinstance(parse_store_url(url), BucketAddress)
+
+
 def _parse_bucket(bucket: str, prefix: str) -> BucketAddress:
     if not _BUCKET.fullmatch(bucket):
         raise ValueError("it must name a bucket of S3 in lower case, such as s3://my-bucket/tunery")

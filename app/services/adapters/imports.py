@@ -13,7 +13,6 @@ from typing import Any
 from app.core.access import Caller
 from app.core.adapter_files.archive import ImportRefusedError
 from app.core.adapter_files.process import Import, check_in_process
-from app.core.base_models import Catalogue
 from app.core.db.repositories.checkpoints import CheckpointRepository, TunedModelRepository
 from app.core.db.repositories.files import MADE_BY_JOB
 from app.core.db.repositories.jobs import JobRepository
@@ -30,6 +29,7 @@ from app.core.job.training_config import BaseModelRef, TrainingConfig
 from app.core.manifest import Manifest, ManifestFile
 from app.core.settings import Settings
 from app.core.storage.blob_store import BlobStore
+from app.core.stored_models.local_models import LocalModels
 from app.services.files import plain_name
 from app.services.idempotency import IdempotentRequest
 from app.services.job_inputs import find_installed
@@ -97,7 +97,7 @@ def find_imported(once: IdempotentRequest) -> NewModel | None:
 def checked_adapter(
     received: ReceivedFile,
     store: BlobStore,
-    catalogue: Catalogue,
+    models: LocalModels,
     settings: Settings,
 ) -> Generator[CheckedAdapter]:
     """Check an archive in a process of its own. Takes as long as its weights need.
@@ -105,15 +105,17 @@ def checked_adapter(
     Args:
         received: the archive, with the other fields of its form.
         store: its scratch space has the files until the end of the `with` block.
-        catalogue: the base models.
+        models: the base models of this machine, and of the store.
         settings: those of the service.
 
     Raises:
         InvalidRequestError: a field of the form is invalid, or the archive is not an adapter for
             the base model.
+        BaseModelNotHereError: the base model cannot be fetched from the store.
     """
     suffix = _read_suffix(received.fields.get("suffix"))
-    entry, installed = find_installed(catalogue, _read_base_model(received.fields))
+    asked = _read_base_model(received.fields)
+    entry, installed = models.read(lambda session: find_installed(session, models.catalogue, asked))
     base_model = BaseModelRef(**installed.model_dump(include=set(BaseModelRef.model_fields)))
     job_id = new_id(IdPrefix.JOB)
     name = name_model(entry.id, settings.organization, suffix, job_id)
@@ -123,7 +125,7 @@ def checked_adapter(
         request = Import(
             archive=received.path.absolute(),
             weights=weights.absolute(),
-            base_model=catalogue.directory(entry.id).absolute(),
+            base_model=models.without_weights(installed),
             target_modules=entry.target_modules,
             max_rank=entry.max_lora_rank,
             max_bytes=settings.max_upload_bytes,

@@ -5,7 +5,6 @@ The caller owns the transaction.
 
 from collections.abc import Callable
 from datetime import datetime
-from pathlib import Path
 from typing import NamedTuple
 
 from app.core.access import Caller
@@ -17,10 +16,11 @@ from app.core.db.repositories.tasks.requests import TaskRepository
 from app.core.db.session import Session
 from app.core.db.tables import Checkpoint, Job
 from app.core.errors import InvalidRequestError, StateConflictError
-from app.core.hand_off.formats import EXPORT, ExportFormat, read_model_type, why_not_gguf
+from app.core.hand_off.formats import EXPORT, ExportFormat, why_not_gguf
 from app.core.ids import IdPrefix, new_id
 from app.core.job.artifacts import ADAPTER_WEIGHTS_NAME
 from app.core.job.training_config import TrainingConfig
+from app.core.stored_models.lookup import ModelFacts, read_facts
 from app.schemas.exports import ExportList, ExportRead
 from app.services import jobs, quotas
 from app.services.adapters.kept import keep_adapter
@@ -86,10 +86,10 @@ def request_export(
     if task is not None:
         return _unless_failed(Export(adapter, task, job.fine_tuned_model))
     consequence = "its adapter can be downloaded only with format=peft"
-    entry, _ = find_base_of(catalogue, job, consequence)
-    base_model = catalogue.directory(entry.id)
-    _require_possible(job, base_model, variant)
-    size = _estimate_bytes(adapter, base_model, variant)
+    _, base_model = find_base_of(session, catalogue, job, consequence)
+    facts = read_facts(session, catalogue, base_model)
+    _require_possible(job, facts, variant)
+    size = _estimate_bytes(adapter, facts, variant)
     quotas.require_bytes(session, caller, size)
     require_room(2 * size)  # it is made in one place, and then copied to the store
     task = Task(
@@ -132,11 +132,11 @@ def _unless_failed(export: Export) -> Export:
     )
 
 
-def _require_possible(job: Job, base_model: Path, variant: ExportFormat) -> None:
+def _require_possible(job: Job, facts: ModelFacts, variant: ExportFormat) -> None:
     if variant != "gguf":
         return
     shape = TrainingConfig.model_validate(job.config).lora
-    why_not = why_not_gguf(shape, read_model_type(base_model))
+    why_not = why_not_gguf(shape, facts.architecture)
     if why_not is not None:
         raise InvalidRequestError(
             f"The adapter of job {job.id} cannot be written as GGUF: {why_not}. Take "
@@ -146,10 +146,9 @@ def _require_possible(job: Job, base_model: Path, variant: ExportFormat) -> None
         )
 
 
-def _estimate_bytes(adapter: Checkpoint, base_model: Path, variant: ExportFormat) -> int:
+def _estimate_bytes(adapter: Checkpoint, facts: ModelFacts, variant: ExportFormat) -> int:
     """Most bytes that the export takes."""
     if variant == "merged":
-        weights = sum(file.stat().st_size for file in base_model.glob("*.safetensors"))
-        return weights + _ROOM_BYTES
+        return facts.weight_bytes + _ROOM_BYTES
     sizes = (file.bytes for file in adapter.files if file.filename == ADAPTER_WEIGHTS_NAME)
     return 2 * sum(sizes) + _MIB  # the adapter may be stored in half the precision

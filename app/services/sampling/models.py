@@ -2,7 +2,6 @@
 
 import hashlib
 from dataclasses import dataclass
-from pathlib import Path
 
 from app.core.access import Caller
 from app.core.base_models import Catalogue, InstalledModel
@@ -12,6 +11,7 @@ from app.core.errors import NotFoundError
 from app.core.job.artifacts import ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS_NAME
 from app.core.local_copies import BlobRef
 from app.core.sampling.messages import AdapterRef
+from app.core.stored_models.lookup import find_usable
 from app.services.adapters.lookup import get_adapter_of
 from app.services.job_inputs import find_base_of
 
@@ -36,10 +36,13 @@ class SamplingModel:
 
     name: str
     """Its name in answers: the id of a base model, whatever it was asked for as."""
-    directory: Path
-    """That of the base model, absolute."""
-    base_sha256: str
+    base: InstalledModel
     adapter: SamplingAdapter | None
+
+    @property
+    def base_sha256(self) -> str:
+        """Checksum of the base model."""
+        return self.base.sha256
 
     @property
     def fingerprint(self) -> str:
@@ -67,19 +70,12 @@ def find_sampling_model(
             have changed since.
     """
     entry = catalogue.find(name)
-    installed = None if entry is None else catalogue.find_installed(entry.id)
+    installed = None if entry is None else find_usable(session, catalogue, entry.id)
     if entry is not None and installed is not None:
-        return _build(entry.id, catalogue, installed, None)
+        return SamplingModel(entry.id, installed, None)
     checkpoint, job = get_adapter_of(session, caller, name)
-    _, installed = find_base_of(catalogue, job, f"{name:.200} cannot be asked")
-    return _build(name, catalogue, installed, _adapter_of(checkpoint, name))
-
-
-def _build(
-    name: str, catalogue: Catalogue, installed: InstalledModel, adapter: SamplingAdapter | None
-) -> SamplingModel:
-    directory = catalogue.directory(installed.id).absolute()
-    return SamplingModel(name, directory, installed.sha256, adapter)
+    _, installed = find_base_of(session, catalogue, job, f"{name:.200} cannot be asked")
+    return SamplingModel(name, installed, _adapter_of(checkpoint, name))
 
 
 def _adapter_of(checkpoint: Checkpoint, name: str) -> SamplingAdapter:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from app.core.dataset.formats import LineError
@@ -46,10 +47,11 @@ class Plan:
     names: Mapping[str, str] = field(default_factory=dict[str, str])
     """Names of parameters in the request, by the sampler's names for them, where they differ."""
 
-    def ask(self, model: SamplingModel, project_id: str) -> Ask:
+    def ask(self, model: SamplingModel, directory: Path, project_id: str) -> Ask:
+        """The request to a model, whose base model is in this absolute directory."""
         return Ask(
             project_id=project_id,
-            base_model=model.directory,
+            base_model=directory,
             base_model_sha256=model.base_sha256,
             adapter=model.adapter and model.adapter.ref,
             prompt=self.prompt,

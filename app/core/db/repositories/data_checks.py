@@ -17,6 +17,7 @@ from app.core.clock import steady_s
 from app.core.db.base import Project, Repository, UtcDateTime
 from app.core.db.check_tables import DataCheck
 from app.core.db.installation.fence import require_store
+from app.core.db.repositories.base_models.stored import FETCH_PAUSE
 from app.core.db.repositories.events import EventRepository, Level
 from app.core.db.repositories.leases import Lease, RequestedAction, lease_of
 from app.core.db.repositories.projects.usage import UsageRepository
@@ -34,13 +35,12 @@ MAX_CRASHES = 3
 
 _Query = TypeVar("_Query", bound=Select[*tuple[Any, ...]])
 
+_NOW = bindparam("now", type_=UtcDateTime())
 _IS_WAITING = Job.status == JobStatus.VALIDATING_FILES
 _IS_FREE = (
     _IS_WAITING,
-    or_(
-        DataCheck.lease_expires_at.is_(None),
-        DataCheck.lease_expires_at < bindparam("now", type_=UtcDateTime()),
-    ),
+    or_(DataCheck.lease_expires_at.is_(None), DataCheck.lease_expires_at < _NOW),
+    or_(DataCheck.not_before.is_(None), DataCheck.not_before <= _NOW),
     Job.created_at <= bindparam("created_before", type_=UtcDateTime()),
     File.bytes <= bindparam("max_bytes", type_=BigInteger()),
     Project.erasing_since.is_(None),
@@ -71,7 +71,7 @@ _CLAIM = (
     .values(
         number=DataCheck.number + 1,
         worker_id=bindparam("claimant"),
-        started_at=bindparam("now", type_=UtcDateTime()),
+        started_at=_NOW,
         lease_expires_at=bindparam("until", type_=UtcDateTime()),
     )
     .returning(DataCheck)
@@ -185,6 +185,7 @@ class DataCheckRepository(Repository):
         """
         require_store(self._session)
         job = self.hold(lease)
+        job.waiting_reason = None
         if estimate is not None and error is None:
             error = WorkerRepository(self._session).admit(job, estimate)
         self._end_try(lease, now=now, report=report, files=files, finished_at=now)
@@ -196,14 +197,14 @@ class DataCheckRepository(Repository):
         else:
             move(JobStatus.QUEUED, message="Files validated, moving job to queued state")
 
-    def release(self, lease: Lease, *, now: datetime) -> None:
-        """Give the check back, so that any worker may begin it again.
+    def release(self, lease: Lease, *, now: datetime, waits_for: str | None = None) -> None:
+        """Give the check back. Any worker may begin it again, after a moment if it `waits_for`.
 
         Raises:
             LeaseLostError: the check is no longer this worker's, or its job is cancelled.
         """
-        self.hold(lease)
-        self._end_try(lease, now=now)
+        self.hold(lease).waiting_reason = waits_for
+        self._end_try(lease, now=now, not_before=waits_for and now + FETCH_PAUSE)
 
     def crash(self, lease: Lease, what: str, *, now: datetime) -> None:
         """Give the check back after its process died, or fail the job after too many times.

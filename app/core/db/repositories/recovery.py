@@ -15,6 +15,7 @@ from functools import partial
 from sqlalchemy import ColumnElement, select
 
 from app.core.db.base import Repository
+from app.core.db.repositories.base_models.stored import FETCH_PAUSE
 from app.core.db.repositories.leases import Lease, LeaseRepository
 from app.core.db.repositories.saved_states import SavedStateRepository
 from app.core.db.repositories.transitions import Outcome, lock_job, settle
@@ -60,6 +61,14 @@ class Interruption:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelAway:
+    """The base model is not on the worker's machine, and cannot be fetched now."""
+
+    message: str
+    """Why, and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
 class RescuedJob:
     """A job that has lost its worker, and the attempt that ended with it."""
 
@@ -100,14 +109,24 @@ class RecoveryRepository(Repository):
             )
         self._put_back(job, "crashed", crash.what, now=now, more=f".{log}", error=error)
 
-    def interrupt(self, lease: Lease, interruption: Interruption, *, now: datetime) -> None:
+    def interrupt(
+        self, lease: Lease, interruption: Interruption | ModelAway, *, now: datetime
+    ) -> None:
         """Queue the job again, which this machine cannot run now, or end it after too many tries.
+
+        One that waits for its base model does not end. An event says so once for each reason.
 
         Raises:
             LeaseLostError: the job is no longer this attempt's.
         """
         job = LeaseRepository(self._session).hold(lease)
-        self._interrupt(job, interruption, "released", now=now)
+        if isinstance(interruption, Interruption):
+            self._interrupt(job, interruption, "released", now=now)
+            return
+        is_told = job.waiting_reason != interruption.message
+        job.not_before, job.waiting_reason = now + FETCH_PAUSE, interruption.message
+        why, more = "The base model could not be fetched", f". {interruption.message}"
+        self._put_back(job, "released", why, now=now, more=more, is_told=is_told)
 
     def wait_for_memory(self, lease: Lease, short: MemoryShort, *, now: datetime) -> None:
         """Queue the job again until enough memory is free, or end it if no worker has so much.

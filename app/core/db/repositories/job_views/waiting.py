@@ -118,7 +118,7 @@ def _tell(job: Job, position: int, facts: _Facts) -> str:
     if facts.taking == 0:
         return _ALL_STOPPING
     if job.status is JobStatus.VALIDATING_FILES:
-        return _UNCHECKED
+        return job.waiting_reason or _UNCHECKED
     return (
         _tell_limit(facts)
         or _tell_memory(job, facts)

@@ -1,0 +1,250 @@
+"""A worker whose machine lacks the base model of its work, and a store that has it."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from app.core.access import DEFAULT_PROJECT_ID
+from app.core.base_models import InstalledModel, load_catalogue
+from app.core.db.repositories.base_models.stored import FETCH_PAUSE, StoredModels
+from app.core.db.repositories.events import EventRepository
+from app.core.db.repositories.jobs import JobRepository
+from app.core.db.session import Database
+from app.core.db.tables import Job
+from app.core.job.status import JobStatus
+from app.core.job.training_config import BASE_MODEL_NAME
+from app.core.job.training_events import Failed, TrainingEvent
+from app.core.settings import Settings
+from app.core.storage.local import LocalBlobStore
+from app.core.stored_models.reach import list_reachable
+from benchmarks.support.samples import catalogue_entry
+from tests.builders import NOW, TEXT_LINE, add_file, add_job, claim, get_job
+from tests.fakes import FakeLauncher, FrozenClock
+from tests.models import install_models, tiny_model_files, write_files
+from worker.attempt.attempt import Attempt
+from worker.attempt.lease_keeper import Resources
+from worker.data_check.loop import DataChecker
+from worker.model_store.shared import keep_in_store
+
+ENDS_BADLY = Failed(code="diverged", message="It is over.")
+
+
+class Bench:
+    """A store with the base model `shared`, and a worker whose machine has none."""
+
+    def __init__(
+        self, root: Path, settings: Settings, database: Database, clock: FrozenClock
+    ) -> None:
+        self.settings = settings.model_copy(update={"store_url": "s3://not-asked"})
+        self.database = database
+        self.clock = clock
+        self.store = LocalBlobStore(root / "bucket")
+        self.catalogue = load_catalogue(settings.data_dir)
+        self.root = root
+        self.launcher = FakeLauncher()
+        self.seen: list[Path] = []
+
+    def publish(self, name: str = "source", *, weight_bytes: int = 4096) -> InstalledModel:
+        """Install a version of `shared` on another machine, which stores it."""
+        files = tiny_model_files(weight_bytes=weight_bytes)
+        source = write_files(self.root / name, files)
+        data_dir = self.root / f"{name}-machine"
+        install_models(
+            data_dir, catalogue_entry("shared", source={"kind": "directory", "path": str(source)})
+        )
+        other = load_catalogue(data_dir)
+        installed = other.find_installed("shared")
+        assert installed is not None
+        keep_in_store(installed, other.directory("shared"), self.database, self.store, now=NOW)
+        return installed
+
+    def add_job(self, installed: InstalledModel, **changes: object) -> Job:
+        file = add_file(self.database, self.store, TEXT_LINE * 3)
+        return add_job(
+            self.database,
+            base_model="shared",
+            base_model_sha256=installed.sha256,
+            training_file_id=file.id,
+            **changes,
+        )
+
+    def attempt(self) -> Attempt:
+        self.launcher.acts = (self.look,)
+        resources = Resources(
+            self.settings,
+            self.database,
+            self.store,
+            self.catalogue,
+            self.launcher,
+            self.clock,
+            cancel_poll_interval_s=0.01,
+        )
+        return Attempt(claim(self.database, now=self.clock()), resources)
+
+    def look(self, directory: Path) -> TrainingEvent:
+        self.seen.append((directory / BASE_MODEL_NAME).resolve())
+        return ENDS_BADLY
+
+    def messages(self, job: Job) -> list[str]:
+        with self.database.reading() as session:
+            events = EventRepository(session, DEFAULT_PROJECT_ID)
+            return [event.message for event in events.list_page(job.id, after=None, limit=100).rows]
+
+
+@pytest.fixture
+def bench(tmp_path: Path, settings: Settings, database: Database, clock: FrozenClock) -> Bench:
+    return Bench(tmp_path, settings, database, clock)
+
+
+def test_a_missing_base_model_is_fetched_and_the_user_is_told(bench: Bench) -> None:
+    job = bench.add_job(bench.publish())
+
+    bench.attempt().run()
+
+    assert bench.seen == [bench.catalogue.directory("shared").resolve()]
+    assert get_job(bench.database, job.id).error["code"] == "diverged"
+    told = "\n".join(bench.messages(job))
+    assert "Fetching base model shared from the store to the worker's machine: 0.00 GB" in told
+    assert "Base model shared is on the worker's machine after 0 s" in told
+
+
+def test_a_job_gets_its_own_version_while_another_one_is_installed(bench: Bench) -> None:
+    old, new = bench.publish("old"), bench.publish("new", weight_bytes=8192)
+    bench.add_job(new)
+    bench.attempt().run()
+    bench.add_job(old)
+
+    bench.attempt().run()
+
+    directory = bench.catalogue.directory("shared")
+    assert bench.seen == [directory, directory.with_name(f"shared@{old.sha256}")]
+    assert (directory / "model.safetensors").stat().st_size > 8192
+    assert 8192 > (bench.seen[1] / "model.safetensors").stat().st_size > 4096
+
+
+def test_a_job_waits_however_often_its_base_model_cannot_be_fetched(bench: Bench) -> None:
+    installed = bench.publish()
+    job = bench.add_job(installed)
+    with bench.database.reading() as session:
+        copy = StoredModels(session).find("shared")
+    assert copy is not None
+    weights = copy.files["model.safetensors"].key
+    with bench.store.open(weights) as source:
+        content = source.read()
+    bench.store.delete(weights)
+
+    for _ in range(12):
+        attempt = bench.attempt()
+        attempt.run()
+        assert attempt.must_wait
+        bench.clock.advance(FETCH_PAUSE)
+
+    waiting = get_job(bench.database, job.id)
+    assert (waiting.status, waiting.interruptions) == (JobStatus.QUEUED, 0)
+    assert waiting.waiting_reason is not None
+    assert waiting.waiting_reason.startswith(
+        "The file model.safetensors of the base model shared is missing in the store"
+    )
+    assert sum("could not be fetched" in message for message in bench.messages(job)) == 1
+    assert not bench.seen
+    scratch = bench.store.scratch_file()
+    scratch.write_bytes(content)
+    bench.store.put(weights, scratch)
+    bench.attempt().run()
+    assert len(bench.seen) == 1
+
+
+def test_a_machine_leaves_a_model_that_it_could_not_fetch_to_others(bench: Bench) -> None:
+    def reachable(*, is_shared: bool = True) -> set[str]:
+        with bench.database.reading() as session:
+            return set(list_reachable(session, bench.catalogue, is_shared=is_shared))
+
+    installed = bench.publish()
+    assert reachable() > {"tiny", "hub-tiny", "shared"}  # and what the hub has at a pinned commit
+    assert reachable(is_shared=False) == {"tiny", "hub-tiny"}
+    bench.add_job(installed)
+    with bench.database.reading() as session:
+        copy = StoredModels(session).find("shared")
+    assert copy is not None
+    bench.store.delete(copy.files["config.json"].key)
+
+    bench.attempt().run()
+
+    assert "shared" not in reachable()
+
+
+def test_without_a_copy_in_the_store_the_job_waits_and_says_what_to_do(bench: Bench) -> None:
+    installed = bench.publish()
+    job = bench.add_job(installed)
+    with bench.database.writing() as session:
+        StoredModels(session).remove("shared")
+
+    bench.attempt().run()
+
+    waiting = get_job(bench.database, job.id)
+    assert waiting.status is JobStatus.QUEUED
+    assert "tunery models install shared" in (waiting.waiting_reason or "")
+
+
+def test_a_cancelled_job_ends_its_fetch(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = bench.add_job(bench.publish())
+    attempt = bench.attempt()
+    open_blob = bench.store.open
+
+    def open_after_cancel(key: str) -> object:
+        if key.endswith("model.safetensors"):
+            with bench.database.writing() as session:
+                running = JobRepository(session, DEFAULT_PROJECT_ID).get(job.id)
+                running.cancel_requested_at = bench.clock()
+            attempt.beat()
+        return open_blob(key)
+
+    monkeypatch.setattr(bench.store, "open", open_after_cancel)
+
+    attempt.run()
+
+    assert get_job(bench.database, job.id).status is JobStatus.CANCELLED
+    assert bench.catalogue.find_installed("shared") is None
+    partial = bench.catalogue.hidden_directory("shared", job.base_model_sha256 or "", "partial")
+    assert (partial / "config.json").exists()
+
+
+def test_the_lease_is_renewed_during_a_fetch(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.settings = bench.settings.model_copy(update={"lease_s": 0.6})
+    job = bench.add_job(bench.publish())
+    attempt = bench.attempt()
+    open_blob = bench.store.open
+
+    def open_late(key: str) -> object:
+        time.sleep(0.4)
+        return open_blob(key)
+
+    monkeypatch.setattr(bench.store, "open", open_late)
+
+    attempt.run()
+
+    assert len(bench.seen) == 1  # after seven files of 0.4 s each, with a lease of 0.6 s
+    assert get_job(bench.database, job.id).status is JobStatus.FAILED  # as its child ended it
+
+
+def test_a_check_of_data_fetches_no_weights(bench: Bench) -> None:
+    installed = bench.publish(weight_bytes=1024 * 1024)
+    bench.add_job(installed, status=JobStatus.VALIDATING_FILES)
+    bench.launcher.acts = (bench.look,)
+    resources = Resources(
+        bench.settings,
+        bench.database,
+        bench.store,
+        bench.catalogue,
+        bench.launcher,
+        bench.clock,
+    )
+
+    DataChecker("worker-1", resources, bench.launcher).check_small(lambda: None)
+
+    outline = bench.catalogue.hidden_directory("shared", installed.sha256, "outline")
+    assert bench.seen == [outline.resolve()]
+    assert bench.catalogue.find_version("shared", installed.sha256) is None
+    weights = outline / "model.safetensors"
+    assert weights.stat().st_blocks * 512 < 100_000 < weights.stat().st_size
