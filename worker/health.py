@@ -1,9 +1,11 @@
 """`tunery worker --check`: whether the workers of this host are healthy."""
 
 import sys
+from datetime import datetime
 
 from app.core.clock import utc_now
 from app.core.db.inspection import require_database
+from app.core.db.repositories.machines.server_clock import server_time
 from app.core.db.repositories.workers import WorkerRepository, WorkerStatus
 from app.core.db.session import Database
 from app.core.settings import read_settings
@@ -38,19 +40,20 @@ def check_health() -> str:
         require_database(database)
         with database.reading() as session:
             workers = WorkerRepository(session).list_all()
+            now = server_time(session, local=utc_now())
         database.dispose()
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]
         raise UnhealthyError(f"The workers cannot be looked up: {reason}") from error
-    return _judge([worker for worker in workers if worker.identity.host == this_host()])
+    here = [worker for worker in workers if worker.identity.host == this_host()]
+    return _judge(here, now=now)
 
 
-def _judge(workers: list[WorkerStatus]) -> str:
+def _judge(workers: list[WorkerStatus], *, now: datetime) -> str:
     running = [worker for worker in workers if is_alive(worker.identity)]
     if not running:
         died = [_name(worker) for worker in workers]
         raise UnhealthyError(f"Died: {', '.join(died)}" if died else "No worker runs on this host.")
-    now = utc_now()
     for worker in running:
         if worker.is_silent(now=now):
             age_s = (now - worker.heartbeat_at).total_seconds()

@@ -5,6 +5,7 @@ from fastapi import APIRouter, Request
 from app.api.access import CALLER
 from app.api.deps import Now, ResourcesDep
 from app.api.observed_store import ObservedStore
+from app.core.db.repositories.machines.server_clock import server_time
 from app.core.db.repositories.queue import QueueRepository
 from app.core.db.repositories.workers import WorkerRepository
 from app.core.disk import free_bytes, has_room
@@ -46,7 +47,9 @@ def readyz(request: Request, resources: ResourcesDep, now: Now) -> Readiness | H
     key, where keys are needed, the answer says only that the database can be used.
     """
     store: ObservedStore = request.app.state.store
-    workers = resources.read(lambda session: WorkerRepository(session).count_alive(now=now))
+    workers = resources.read(
+        lambda session: WorkerRepository(session).count_alive(now=server_time(session, local=now))
+    )
     if CALLER not in request.scope["state"]:
         return Health(status="ready")
     return Readiness(

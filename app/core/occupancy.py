@@ -17,6 +17,7 @@ from app.core.clock import utc_now
 from app.core.db.backend import DatabaseUnusableError
 from app.core.db.inspection import has_tables
 from app.core.db.migrate import prepare
+from app.core.db.repositories.machines.server_clock import server_time
 from app.core.db.repositories.workers import SILENT_AFTER, WorkerRepository
 from app.core.db.session import Database
 from app.core.errors import OperatorError
@@ -114,7 +115,8 @@ def _count_workers_elsewhere(settings: Settings) -> int:
         if not has_tables(database):
             return 0
         with database.reading() as session:
-            return WorkerRepository(session).count_alive(now=utc_now())
+            now = server_time(session, local=utc_now())
+            return WorkerRepository(session).count_alive(now=now)
     except (SQLAlchemyError, DatabaseUnusableError) as error:  # old or damaged; replaced next
         logger.warning("the database does not say which workers run: %s", error.args[0])
         return 0

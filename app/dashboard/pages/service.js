@@ -65,7 +65,8 @@ function state(service) {
       ${figure("Oldest of them", waiting ? ago(queue.oldest_waiting_at) : UNKNOWN)}
       ${figure("Free on the disk", `${bytes(disk.free_bytes)} of ${bytes(disk.total_bytes)}`)}
     </dl>
-    ${findingList(findings)} ${workerTable(workers)} ${drainNote(drained)} ${queueTable(queue.projects)}`;
+    ${findingList(findings)} ${workerTable(workers)} ${drainNote(drained)}
+    ${queueTable(queue.projects)}`;
 }
 
 const figure = (name, value) =>
@@ -157,10 +158,10 @@ function workerRow(worker) {
 /** Where a worker runs, and what it can do. */
 function machine({ machine: name, ability, models_in_memory: models }) {
   if (!ability) return name ?? UNKNOWN;
-  const gpu = ability.gpu ? `, ${ability.gpu.name}` : "";
+  const { cores, gpu, processor, instructions, torch } = ability;
   return html`${name}
-    <div class="hint" title=${`${ability.processor}; ${ability.instructions}; torch ${ability.torch}`}>
-      ${count(ability.cores)} cores${gpu}
+    <div class="hint" title=${`${processor}; ${instructions}; torch ${torch}`}>
+      ${count(cores)} cores${gpu ? `, ${gpu.name}` : ""}
     </div>
     ${models.length ? html`<div class="hint">in memory: ${models.join(", ")}</div>` : nothing}`;
 }
