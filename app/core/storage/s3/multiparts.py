@@ -14,6 +14,7 @@ from app.core.storage.s3.signing import Signer
 _MAX_BYTES = 8 * 1024 * 1024
 """Of a page of the list, which has 1,000 uploads."""
 
+_NO_UPLOAD = "NoSuchUpload"
 _UPLOAD = re.compile(r"<Upload>(.*?)</Upload>", re.DOTALL)
 _FIELD = r"<{0}>(.*?)</{0}>"
 
@@ -33,6 +34,8 @@ def collect_stale(signer: Signer, calls: Calls, *, older_than_s: float) -> int |
     except AbsentError:
         return None
     except StoreAwayError as error:
+        if _NO_UPLOAD in error.for_operator:  # rclone says this of an empty list
+            return 0
         if "501" in error.for_operator:
             return None
         raise
@@ -42,10 +45,19 @@ def collect_stale(signer: Signer, calls: Calls, *, older_than_s: float) -> int |
         if key.startswith(signer.prefix) and _parse(began) < limit:
             key = key.removeprefix(signer.prefix)
             abort = signer.sign("DELETE", key, {"uploadId": upload_id})
-            with suppress(AbsentError):
-                calls.run(lambda url=abort: plain.request(url, "DELETE", most=1024))
+            _end(calls, abort)
             ended += 1
     return ended
+
+
+def _end(calls: Calls, url: str) -> None:
+    """End an upload, unless another process has ended it meanwhile."""
+    try:
+        with suppress(AbsentError):
+            calls.run(lambda: plain.request(url, "DELETE", most=1024))
+    except StoreAwayError as error:
+        if _NO_UPLOAD not in error.for_operator:
+            raise
 
 
 def _read(upload: str, name: str) -> str:
