@@ -108,11 +108,12 @@ recipes: setup model ## Measure which hyperparameters give a good model (an hour
 powercut: setup ## Cut a disk's power at least 200 times while the service writes to it (15 minutes; needs fuse3)
 	@$(BIN)/python -m tests.powercut.run
 
-chaos: setup ## Attack the real service 3,700 times on both databases (an hour; see tests/chaos/run.py)
+chaos: setup stores ## Attack the real service 3,700 times on both databases (an hour; see tests/chaos/run.py)
 	@for database in sqlite postgresql; do \
 	  $(BIN)/python -m tests.chaos.run kill --blows 1000 --database $$database && \
 	  $(BIN)/python -m tests.chaos.run freeze --blows 500 --database $$database && \
 	  $(BIN)/python -m tests.chaos.run terminate --blows 200 --database $$database && \
+	  $(BIN)/python -m tests.chaos.moving --kills 60 --database $$database && \
 	  $(BIN)/python -m tests.chaos.claims --database $$database || exit 1; \
 	done
 	@TUNERY_TEST_LONG=1 $(BIN)/python -m pytest --timeout 3000 tests/acceptance/test_retries.py

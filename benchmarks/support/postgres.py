@@ -39,8 +39,9 @@ WITHIN_S = 30
 _PREFIX = "tunery-postgres-"
 _TEMPLATE = "migrated"
 _SHARED = "shared"
-_DEFAULT_PROJECT = (
+_FIRST_ROWS = (
     "INSERT INTO projects (id, name, created_at) VALUES ('proj-default', 'Default project', now());"
+    "INSERT INTO installation (id, is_store_marked) VALUES (1, false);"
 )
 """What the migrations themselves have put there."""
 _TABLES = list(Base.metadata.tables)
@@ -150,7 +151,7 @@ class PostgresServer:
             self._execute(f"CREATE DATABASE {_SHARED} TEMPLATE {_TEMPLATE} OWNER {ROLE}")
             self._has_shared = True
         sweep = [f"DELETE FROM {name};" for name in _TABLES]  # noqa: S608 - names of ours
-        self._execute(_LEAVE + "".join(sweep) + _DEFAULT_PROJECT, _SHARED)
+        self._execute(_LEAVE + "".join(sweep) + _FIRST_ROWS, _SHARED)
         return self.url(_SHARED)
 
     @contextmanager

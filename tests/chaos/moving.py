@@ -40,8 +40,10 @@ CLIENTS = 3
 LEASE_S = 5.0
 WARM_UP_FILES = 20
 """Number of files that are stored before a move begins."""
-PAUSE_S = 1.0
-"""Mean time between two kills of a process of the service."""
+PAUSE_S = 2.5
+"""Mean time between two kills of a process of the service, in seconds."""
+API_SHARE = 0.12
+"""Fraction of these kills that hit the API, which takes seconds to start on a busy machine."""
 COPY_LIVES_S = (0.3, 2.5)
 """How long a copy runs before it is killed."""
 OLD_AND_NEW_S = 2.0
@@ -66,7 +68,8 @@ class Killer(threading.Thread):
     def run(self) -> None:
         while not self._ended.wait(self._chance.expovariate(1 / PAUSE_S)):
             with self.lock:
-                name = self._chance.choice(list(self._service.processes))
+                is_api = self._chance.random() < API_SHARE
+                name = "api" if is_api else self._chance.choice(self._service.worker_names)
                 process = self._service.processes[name]
                 if process.is_running:
                     process.stop(signal.SIGKILL)
@@ -116,6 +119,7 @@ class Mover:
         while True:
             copy = self._start_copy(*target)
             output, _ = copy.communicate(timeout=WITHIN_S)
+            print(f"{time.monotonic():.0f} {output.strip()[-300:]}", file=sys.stderr, flush=True)
             if copy.returncode == 0:
                 return
             assert copy.returncode == 3, f"the copy ended with {copy.returncode}: {output}"
@@ -147,8 +151,9 @@ class Mover:
 
     def _settle(self, when: str) -> None:
         """Read back all that was acknowledged so far."""
-        del when
-        Reader(self.service.base_url, self.ledger).check_all()
+        print(f"{time.monotonic():.0f} reading back {when}", file=sys.stderr, flush=True)
+        files, jobs = Reader(self.service.base_url, self.ledger).check_all()
+        print(f"{time.monotonic():.0f} {files} files, {jobs} jobs", file=sys.stderr, flush=True)
 
     def _wipe(self, url: str) -> None:
         """Delete every byte of the previous store."""
@@ -171,15 +176,14 @@ def stored_at(service: LocalService, url: str) -> BlobStore:
     return open_store(Settings(_env_file=None, data_dir=service.data_dir, store_url=url))
 
 
-def move_there_and_back(
-    *, kills: int, url: str, data_dir: Path, server: StoreServer, seed: int, mutation: str = ""
-) -> dict[str, object]:
+def move_there_and_back(*, kills: int, url: str, data_dir: Path, seed: int) -> dict[str, object]:
     """Move a service to S3 and back. Returns the report.
+
+    The variables of AWS in the environment name an S3 server that keeps its objects on disk.
 
     Args:
         kills: how often the copy is killed, over both moves.
         url: the database.
-        server: an S3 server that keeps its objects on disk.
     """
     write_catalogue(data_dir)
     chance = random.Random(seed)  # noqa: S311 - nothing secret
@@ -190,7 +194,6 @@ def move_there_and_back(
         "stop_grace_s": "10",
         "poll_interval_s": "0.05",
         "install_default_model": "false",
-        "test_mutation": mutation,
         "store_url": LOCAL,
     }
     ledger, began = Ledger(), time.monotonic()
@@ -200,9 +203,10 @@ def move_there_and_back(
             Client(service.base_url, ledger, seed=chance.getrandbits(32)) for _ in range(CLIENTS)
         ]
         killer = Killer(service, ledger, chance)
-        for thread in (*clients, killer):
-            thread.start()
+        for client in clients:
+            client.start()
         wait_until(lambda: len(ledger.files) >= WARM_UP_FILES or ledger.problems, within_s=WITHIN_S)
+        killer.start()
         mover = Mover(service, killer, ledger, chance, kills // 2)
         mover.move(LOCAL, REMOTE)
         mover.move(REMOTE, LOCAL)
@@ -250,7 +254,6 @@ def main(arguments: list[str]) -> int:
                     kills=options.kills,
                     url=url,
                     data_dir=root / "data",
-                    server=server,
                     seed=seed,
                 )
         finally:

@@ -94,7 +94,7 @@ def prepare_rest(settings: Settings, database: Database) -> CopyPlan:
     connection = connect_store(settings, database, may_move=False)
     next_step = (
         "The present store has every file. Remove TUNERY_STORE_PREVIOUS_URL and restart every "
-        "process of the service. Then you can empty the previous store: see docs/stores.md."
+        "process of the service. Then you can empty the previous store: see docs/moving-stores.md."
     )
     places = read_places(database)
     if connection.previous is None:
