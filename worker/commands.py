@@ -23,6 +23,7 @@ from app.core.command_line.exit_codes import CommandGroup
 from app.core.command_line.json_output import AsJson, print_json
 from app.core.db.session import Database
 from app.core.errors import DatabaseBusyError, StoreAwayError
+from app.core.installation import require_right_store
 from app.core.occupancy import make_data_dir, occupied, open_database
 from app.core.settings import Settings, read_settings
 from app.core.settings.store_urls import is_shared
@@ -105,6 +106,8 @@ def remove(
     catalogue, settings = _load_catalogue(), read_settings()
     with open_database(settings) as database:
         store = None if local else open_store(settings)
+        if store is not None and is_shared(settings.store_url):
+            require_right_store(database, store)
         failures = [name for name in names if not _remove(name, catalogue, database, store)]
     raise typer.Exit(int(bool(failures)))
 
@@ -131,7 +134,9 @@ def _shared_store(settings: Settings) -> Generator[tuple[Database, BlobStore] | 
         yield None
         return
     with open_database(settings) as database:
-        yield database, open_store(settings)
+        store = open_store(settings)
+        require_right_store(database, store)
+        yield database, store
 
 
 def _install(name: str, catalogue: Catalogue, shared: tuple[Database, BlobStore] | None) -> bool:
@@ -149,7 +154,7 @@ def _install(name: str, catalogue: Catalogue, shared: tuple[Database, BlobStore]
             directory = catalogue.directory(entry.id)
             keep_in_store(installed, directory, *shared, now=utc_now())
     except (InstallError, DatabaseBusyError, StoreAwayError, OSError) as error:
-        return _fail(f"{entry.id} was not installed. {error}")
+        return _fail(f"{entry.id} was not installed. {_explain(error)}")
     except KeyboardInterrupt:
         return _fail(
             f"{entry.id} was not installed: interrupted. Run the command again to continue."
@@ -164,7 +169,7 @@ def _remove(name: str, catalogue: Catalogue, database: Database, store: BlobStor
     try:
         removed = remove_model(entry, catalogue, database, store)
     except (ModelInUseError, DatabaseBusyError, StoreAwayError, OSError) as error:
-        return _fail(f"{entry.id} was not removed. {error}")
+        return _fail(f"{entry.id} was not removed. {_explain(error)}")
     was_there = removed.was_here or removed.was_stored
     typer.echo(f"{entry.id} is removed" if was_there else f"{entry.id} is not installed")
     if removed.was_stored:
@@ -185,6 +190,10 @@ def _find(name: str, catalogue: Catalogue) -> CatalogueEntry | None:
             "docs/base-models.md says how to add one."
         )
     return entry
+
+
+def _explain(error: Exception) -> str:
+    return error.for_operator if isinstance(error, StoreAwayError) else str(error)
 
 
 def _fail(message: str) -> bool:

@@ -8,6 +8,7 @@ import math
 import threading
 from collections.abc import Callable, Collection
 from datetime import timedelta
+from functools import partial
 
 from app.core.abilities.ability import Ability
 from app.core.clock import steady_s
@@ -19,12 +20,13 @@ from app.core.disk import has_room
 from app.core.errors import DatabaseAwayError, DatabaseBusyError, StoreAwayError
 from app.core.logging import log_context
 from app.core.machine.memory import measure_memory
+from app.core.settings.store_urls import is_shared
+from app.core.stored_models.reach import list_reachable
 from worker.attempt.attempt import Attempt
 from worker.attempt.lease_keeper import Resources
 from worker.beside import IDLE_S, PAUSE_AFTER_FAILURE_S
 from worker.data_check.loop import DataChecker
 from worker.launch.locks import TrainingSlots
-from worker.machine import installed_models
 from worker.presence import Presence, this_worker
 
 logger = logging.getLogger(__name__)
@@ -134,12 +136,13 @@ class Worker:
             )
 
     def _read_ability(self) -> Ability | None:
-        """What this worker can do, with the base models that are installed now."""
+        """What this worker can do, with the base models that it has or can fetch now."""
         ability = self._resources.ability
         if ability is None or ability.base_models is None:
             return ability
-        installed = installed_models(self._resources.catalogue)
-        return ability.model_copy(update={"base_models": installed})
+        catalogue, shared = self._resources.catalogue, is_shared(self._settings.store_url)
+        find = partial(list_reachable, catalogue=catalogue, is_shared=shared)
+        return ability.model_copy(update={"base_models": self._database.read(find)})
 
     def _list_warm_models(self) -> Collection[str]:
         """The base model of the last job, until its process lets go of it."""

@@ -1,12 +1,14 @@
 """A base model in S3, fetched by several machines, each with several workers, as real processes."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from app.core.base_models import InstalledModel, load_catalogue
 from app.core.db.migrate import upgrade
@@ -16,11 +18,12 @@ from app.core.manifest import sha256_of
 from app.core.stored_models.errors import ModelUnavailableError
 from app.core.stored_models.fetching import fetch_model
 from app.core.stored_models.outlines import make_outline
-from benchmarks.support.samples import catalogue_entry
+from benchmarks.support.samples import catalogue_entry, write_entries
 from tests.builders import NOW
 from tests.models import install_models, tiny_model_files, write_files
 from tests.stores.counting_proxy import CountingProxy
 from tests.stores.servers import BUCKET, StoreServer
+from worker.commands import models
 from worker.model_store.shared import keep_in_store
 
 MEGABYTE = 1024 * 1024
@@ -218,3 +221,34 @@ def test_an_outline_reads_the_small_files_and_the_head_of_the_weights(
     installation.proxy.forget()
     fetch_model(copy, catalogue, installation.store, lambda _: None)
     assert set(installation.read_bytes()) == {"model.safetensors"}
+
+
+def test_the_commands_store_it_take_it_from_the_store_and_remove_it(
+    installation: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(machine: str, *arguments: str) -> str:
+        monkeypatch.setenv("TUNERY_DATA_DIR", str(installation.root / machine))
+        result = CliRunner().invoke(models, arguments)
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    source = write_files(installation.root / "source", tiny_model_files())
+    entry = catalogue_entry("tiny", source={"kind": "directory", "path": str(source)})
+    for machine in ("alpha", "beta"):
+        write_entries(installation.root / machine, entry)
+    for name, value in installation.variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("TUNERY_DATABASE_URL", installation.url)
+
+    run("alpha", "install", "tiny")
+    shutil.rmtree(source)
+    run("beta", "install", "tiny")
+
+    copy = installation.copy()
+    beta = load_catalogue(installation.root / "beta")
+    assert same_files(beta.directory("tiny"), copy.installed)
+    run("beta", "remove", "--local", "tiny")
+    assert beta.find_installed("tiny") is None
+    assert installation.copy() == copy
+    assert "removed from the store as well" in run("alpha", "remove", "tiny")
+    assert not [blob for blob in installation.direct.list_all() if "models/" in blob.key]

@@ -50,6 +50,7 @@ from worker.attempt.endings import (
     Cancelled,
     LastEvent,
     Released,
+    UnpublishedEnd,
     end_of_error,
     end_of_process,
 )
@@ -213,16 +214,14 @@ class Attempt:
 
     def _prepare(self) -> int:
         """Fill the job directory. Returns the step after which training resumes, or 0."""
-        resources = self._resources
-        bring_base_model(self._keeper, resources, self._note)
+        shared = self._resources
+        bring_base_model(self._keeper, shared, self._note)
         inputs = self._keeper.read(self._read_inputs)
-        after_step = self._job_directory.fill(
-            inputs, resources.store, resources.catalogue, resources.settings
-        )
+        step = self._job_directory.fill(inputs, shared.store, shared.catalogue, shared.settings)
         lines = inputs.training_file.examples
         total_steps = self._lease.config.max_total_steps(lines) if lines else MAX_STEP
-        self._reports.begin(after_step=after_step, total_steps=total_steps)
-        return after_step
+        self._reports.begin(after_step=step, total_steps=total_steps)
+        return step
 
     def _read_inputs(self, session: Session) -> JobInputs:
         lease, files = self._lease, FileRepository(session, self._lease.project_id)
@@ -259,11 +258,7 @@ class Attempt:
         leases.hold(self._lease)
         leases.note(self._lease, event.message, now=now, level=event.level)
 
-    def _write_end(
-        self,
-        session: Session,
-        end: JobError | Cancelled | Crash | Interruption | Released | MemoryShort | ModelAway,
-    ) -> None:
+    def _write_end(self, session: Session, end: UnpublishedEnd) -> None:
         lease, now = self._lease, self._resources.clock()
         match end:
             case JobError():

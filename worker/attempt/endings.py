@@ -79,17 +79,8 @@ class Released:
     """What happened, to begin a sentence with: `The worker was stopped`."""
 
 
-AttemptEnd = (
-    Finished
-    | Unresumable
-    | JobError
-    | Cancelled
-    | Crash
-    | Interruption
-    | Released
-    | MemoryShort
-    | ModelAway
-)
+UnpublishedEnd = JobError | Cancelled | Crash | Interruption | Released | MemoryShort | ModelAway
+AttemptEnd = Finished | Unresumable | UnpublishedEnd
 
 
 def end_of_process(

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -75,7 +74,16 @@ def fingerprint_of(*, base: str = "b", weights: str | None = "a", config: str = 
     if weights is not None:
         ref = AdapterRef(weights_sha256=weights * 64, config_sha256=config * 64)
         adapter = SamplingAdapter(ref, ("weights", "config"))
-    return SamplingModel("model", Path("base"), base * 64, adapter).fingerprint
+    installed = InstalledModel(
+        id="model",
+        repo="us/model",
+        revision=None,
+        licence="MIT",
+        files={},
+        sha256=base * 64,
+        installed_at=0,
+    )
+    return SamplingModel("model", installed, adapter).fingerprint
 
 
 def test_a_fingerprint_begins_with_the_checksum_of_the_weights() -> None:
