@@ -8,7 +8,6 @@ long to copy can cost the job its lease.
 
 import logging
 from collections.abc import Callable, Mapping
-from functools import partial
 
 from app.core.clock import steady_s
 from app.core.db.repositories.data_checks import DataCheckRepository
@@ -227,10 +226,9 @@ class Attempt:
         lease, files = self._lease, FileRepository(session, self._lease.project_id)
         jobs = JobRepository(session, lease.project_id)
         states = SavedStateRepository(session, self._lease.project_id).list_newest(lease.job_id)
-        validation_file_id = lease.validation_file_id
         return JobInputs(
             files.get_for_job(lease.training_file_id),
-            files.get_for_job(validation_file_id) if validation_file_id else None,
+            files.get_for_job(lease.validation_file_id) if lease.validation_file_id else None,
             states,
             jobs.list_steps(lease.job_id, last=states[0].step) if states else (),
             DataCheckRepository(session).find_tokens(lease.job_id),
@@ -246,13 +244,13 @@ class Attempt:
         return limit_s - usage.job_seconds(self._lease.job_id, now=self._resources.clock())
 
     def _record_total(self, event: Planned | Started) -> None:
-        plan, total_steps = None, event.total_steps
+        plan, ability, lease, steps = None, self._resources.ability, self._lease, event.total_steps
         if isinstance(event, Started):
-            self._steps.start(total_steps=total_steps)
-            if (ability := self._resources.ability) is not None:
-                plan = ability.plan(event.compute, self._job_directory.spec.threads)
-        start = partial(LeaseRepository.start, lease=self._lease, total_steps=total_steps)
-        self._keeper.transact(lambda session: start(LeaseRepository(session), plan=plan))
+            self._steps.start(total_steps=steps)
+            plan = ability and ability.plan(event.compute, self._job_directory.spec.threads)
+        self._keeper.transact(
+            lambda s: LeaseRepository(s).start(lease, total_steps=steps, plan=plan)
+        )
 
     def _note(self, session: Session, event: Noted) -> None:
         leases, now = LeaseRepository(session), self._resources.clock()

@@ -263,7 +263,7 @@ class JobSpec(Frozen):
     """Seconds that a training waits for memory. The sampler may give some back meanwhile."""
     compute: ComputeSettings = ComputeSettings()
     is_replanned: bool = False
-    """Whether a resumed job is planned anew, as this machine cannot execute its plan."""
+    """Whether a resumed job is planned again, as this machine cannot execute its plan."""
     save_interval_s: float = Field(default=120.0, gt=0)
     """Seconds of wall time between two saved states. Each checkpoint saves a state as well."""
     resume_step: int | None = Field(default=None, ge=1)

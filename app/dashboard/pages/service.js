@@ -54,7 +54,7 @@ function view() {
     ${keys.view()} ${audit.view()}`;
 }
 
-function state({ version, database, workers, queue, disk, findings }) {
+function state({ version, database, workers, drained_machines: drained, queue, disk, findings }) {
   const waiting = (queue.jobs.queued ?? 0) + (queue.jobs.validating_files ?? 0);
   return html`<dl class="figures card">
       ${figure("Version", version)} ${figure("Database", database)}
@@ -63,7 +63,8 @@ function state({ version, database, workers, queue, disk, findings }) {
       ${figure("Oldest of them", waiting ? ago(queue.oldest_waiting_at) : UNKNOWN)}
       ${figure("Free on the disk", `${bytes(disk.free_bytes)} of ${bytes(disk.total_bytes)}`)}
     </dl>
-    ${findingList(findings)} ${workerTable(workers)} ${queueTable(queue.projects)}`;
+    ${findingList(findings)} ${workerTable(workers)} ${drainNote(drained)}
+    ${queueTable(queue.projects)}`;
 }
 
 const figure = (name, value) =>
@@ -115,6 +116,7 @@ function workerTable(workers) {
                   <th>Worker</th>
                   <th>State</th>
                   <th>Job</th>
+                  <th>Machine</th>
                   <th class="number">Memory</th>
                   <th class="number">Heartbeat</th>
                   <th class="number">Started</th>
@@ -139,13 +141,37 @@ function workerRow(worker) {
     <td class="name mono">${worker.id}</td>
     <td data-label="State"><span class="status ${colour}">${state}</span></td>
     <td data-label="Job">${worker.tasks.length ? worker.tasks.map(task) : UNKNOWN}</td>
+    <td data-label="Machine">${machine(worker)}</td>
     <td class="number" data-label="Memory">${bytes(worker.memory_bytes)}</td>
-    <td class="number" data-label="Heartbeat">${ago(worker.heartbeat_at)}</td>
+    <td class="number" data-label="Heartbeat" title=${silence(worker)}>
+      ${ago(worker.heartbeat_at)}
+    </td>
     <td class="number" data-label="Started" title=${moment(worker.started_at)}>
       ${ago(worker.started_at)}
     </td>
     <td data-label="Version">${worker.version}</td>
   </tr>`;
+}
+
+/** Where a worker runs, and what it can do. */
+function machine({ machine: name, ability, models_in_memory: models }) {
+  if (!ability) return name ?? UNKNOWN;
+  const { cores, gpu, processor, instructions, torch } = ability;
+  return html`${name}
+    <div class="hint" title=${`${processor}; ${instructions}; torch ${torch}`}>
+      ${count(cores)} cores${gpu ? `, ${gpu.name}` : ""}
+    </div>
+    ${models.length ? html`<div class="hint">in memory: ${models.join(", ")}</div>` : nothing}`;
+}
+
+const silence = ({ silent_since: since }) => (since ? `silent since ${moment(since)}` : "");
+
+function drainNote(drained) {
+  if (!drained.length) return nothing;
+  return html`<p class="card">
+    Drained: <b>${drained.join(", ")}</b>. Their workers take nothing until
+    <code>tunery undrain</code>.
+  </p>`;
 }
 
 /** A job that a worker has. Its page exists only for members of its project. */

@@ -19,11 +19,43 @@ class WorkerTaskRead(ResponseBody):
     """CPU threads of the training. Null for a check of data."""
 
 
+class GpuRead(ResponseBody):
+    name: str
+    memory_bytes: int
+
+
+class AbilityRead(ResponseBody):
+    """What a worker can do."""
+
+    cores: int
+    """Processors of its machine: the most threads that a job may need there."""
+    threads: int
+    """CPU threads of a new job."""
+    gpu: GpuRead | None
+    """GPU that its jobs may use. Null if there is none."""
+    processor: str
+    """Architecture, vendor, family and model of the processor."""
+    instructions: str
+    """Instruction sets that the libraries may use."""
+    torch: str
+    """Version of torch."""
+    base_models: list[str] | None
+    """Ids of the base models that are installed on its machine. Null if it can fetch any."""
+
+
 class WorkerRead(ResponseBody):
     id: str
+    machine: str | None
+    """Name of its machine. Null for a worker of an earlier version."""
+    ability: AbilityRead | None
+    """What it can do. Null for a worker of another version."""
+    models_in_memory: list[str]
+    """Ids of the base models that it has in memory. Their jobs start sooner."""
+    silent_since: UnixTime | None
+    """When it was noticed that its heartbeats are missing. Null for a worker that lives."""
     state: WorkerState
-    """What the worker does: nothing, check data, run a job, or finish because it was told to stop.
-    It may have died since its last heartbeat."""
+    """What the worker does: nothing, check data, run a job, or finish because it was told to stop
+    or its machine is drained. It may have died since its last heartbeat."""
     is_alive: bool
     """True if its last heartbeat is at most 30 seconds old."""
     heartbeat_at: UnixTime
@@ -41,6 +73,10 @@ class WorkerRead(ResponseBody):
     def of(cls, worker: WorkerStatus, *, now: datetime) -> "WorkerRead":
         return cls(
             id=worker.identity.worker_id,
+            machine=worker.machine,
+            ability=worker.ability and AbilityRead.model_validate(worker.ability),
+            models_in_memory=list(worker.models_in_memory),
+            silent_since=worker.silent_since and int(worker.silent_since.timestamp()),
             state=worker.state,
             is_alive=not worker.is_silent(now=now),
             heartbeat_at=int(worker.heartbeat_at.timestamp()),
@@ -99,6 +135,8 @@ class ServiceRead(ResponseBody):
     workers: list[WorkerRead]
     """Registered workers, the oldest first. One that was killed is listed until its row is removed,
     within a day."""
+    drained_machines: list[str]
+    """Names of the machines whose workers take nothing until `tunery undrain`."""
     queue: QueueRead
     disk: DiskRead
     findings: list[FindingRead]

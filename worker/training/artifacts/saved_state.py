@@ -105,7 +105,7 @@ def write_state(
 def compute_settings(directory: Path, spec: JobSpec) -> ComputeSettings:
     """The choices that are already made on how to compute the job in `directory`.
 
-    A resumed job keeps the choices of its first attempt, unless it is planned anew.
+    A resumed job keeps the choices of its first attempt, unless it is planned again.
 
     Raises:
         UnresumableError: the saved state does not say, or is of another version.

@@ -10,6 +10,7 @@ from app.api.requests import StrictJsonRoute
 from app.core import disk
 from app.core.access import Scope
 from app.core.db import inspection
+from app.core.db.repositories.machines.drains import Drains
 from app.core.db.repositories.machines.server_clock import server_time
 from app.core.db.repositories.workers import WorkerRepository
 from app.core.db.session import Session
@@ -31,10 +32,12 @@ def get_service(resources: ResourcesDep, now: Now) -> ServiceRead:
     """Get what the workers do, who waits, how full the disk is, and what is wrong, if anything."""
     checkup = resources.checkups.make(now=now)
     database, workers, queue = resources.read(lambda session: _read(session, now=now))
+    drained = resources.read(lambda session: list(Drains(session).list_all()))
     return ServiceRead(
         version=VERSION,
         database=database,
         workers=workers,
+        drained_machines=drained,
         queue=queue,
         disk=_read_disk(resources),
         findings=[FindingRead.model_validate(finding) for finding in checkup.findings],
