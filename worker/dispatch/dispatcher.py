@@ -13,8 +13,9 @@ from typing import Any
 from app.core.abilities.ability import Ability
 from app.core.clock import steady_s
 from app.core.db.repositories.leases import Lease, LeaseRepository
+from app.core.db.repositories.machines.claims import Claims
 from app.core.db.repositories.machines.placements import JobSize, Placements
-from app.core.db.repositories.queue import QueueRepository, Turns
+from app.core.db.repositories.queue import QueueRepository
 from app.core.db.repositories.recovery import RecoveryRepository
 from app.core.db.repositories.workers import WorkerIdentity, WorkerRepository
 from app.core.errors import LeaseLostError
@@ -137,7 +138,7 @@ class Dispatcher:
             self._tell_demand()
             nodes = self._list_nodes()
             self._show(nodes)
-            if stop_at_s() is None and self._is_any_waiting():
+            if stop_at_s() is None:
                 self._fill(nodes)
         except RayAwayError as error:
             if not self._is_away:
@@ -148,10 +149,6 @@ class Dispatcher:
             logger.info("Ray answers again", extra={"session": self._connection.session})
         self._is_away = False
         return self._settings.poll_interval_s
-
-    def _is_any_waiting(self) -> bool:
-        with self._database.reading() as session:
-            return Turns(session).is_any(now=self._resources.clock())
 
     def _list_nodes(self) -> list[Node]:
         """The nodes that can run jobs, less what was launched there a moment ago."""
@@ -189,7 +186,8 @@ class Dispatcher:
                     workers.beat(node, now=self._resources.clock(), ability=ability)
         except Exception as error:  # such as another dispatcher that registers the same node
             logger.info("the nodes are registered later: %s", error)
-        self._shown = set(rows)
+        else:
+            self._shown = set(rows)
 
     def _fill(self, nodes: list[Node]) -> None:
         """Claim jobs for every node until it has no room, or no job fits it."""
@@ -205,14 +203,19 @@ class Dispatcher:
 
     def _claim(self, node: Node) -> Lease | None:
         """Claim a job that fits what is free on the node."""
+        ability = node.ability.model_copy(update={"cores": node.cpus})
+        memory = Memory(node.memory_bytes, node.memory_bytes)
+        with self._database.reading() as session:
+            if not Claims(session, ability, memory).is_any(now=self._resources.clock()):
+                return None  # without keeping writers waiting just to find nothing
         with self._database.writing() as session:
             return LeaseRepository(session).claim(
                 new_id(IdPrefix.WORKER),
                 now=self._resources.clock(),
                 lease_for=timedelta(seconds=self._settings.lease_s),
-                threads=node.ability.threads,
-                memory=Memory(node.memory_bytes, node.memory_bytes),
-                ability=node.ability.model_copy(update={"cores": node.cpus}),
+                threads=ability.threads,
+                memory=memory,
+                ability=ability,
             )
 
     def _launch(self, lease: Lease, place: Place) -> None:

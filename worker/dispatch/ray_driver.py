@@ -28,8 +28,11 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from app.core.machine.linux import die_with_parent
 
 NAMESPACE = "tunery"
+PROBE_S = 300.0
+"""Interval at which a node is asked again what it can do, in seconds."""
+
 PROBE_AGAIN_S = 30.0
-"""Interval at which a node is looked at again that could not be used, in seconds."""
+"""Interval at which a node is asked again that could not be used, in seconds."""
 
 EXIT_S = 10.0
 """Time in which Ray must have ended the process of an attempt that has ended, in seconds."""
@@ -149,7 +152,7 @@ class Driver:
         if node_id in self._probes and ray.wait([self._probes[node_id]], timeout=0)[0]:
             self._found[node_id] = _result_of(self._probes.pop(node_id))
             is_usable = not self._found[node_id]["problem"]
-            self._probe_at_s[node_id] = now_s + (3600 if is_usable else PROBE_AGAIN_S)
+            self._probe_at_s[node_id] = now_s + (PROBE_S if is_usable else PROBE_AGAIN_S)
         elif node_id not in self._probes and now_s >= self._probe_at_s.get(node_id, 0):
             here = NodeAffinitySchedulingStrategy(node_id, soft=False)
             probe = self._probe.options(scheduling_strategy=here)

@@ -25,7 +25,10 @@ logger = logging.getLogger(__name__)
 LOCK_S = 10.0
 """How long the previous attempt's process may take to die once it is killed, in seconds."""
 
-PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "PYTHONPATH")
+PASSED_ON = (
+    *("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "PYTHONPATH"),
+    "CUDA_VISIBLE_DEVICES",  # Ray sets it for the GPU that it has reserved
+)
 """Environment variables that a child inherits: no address, no secret."""
 
 
