@@ -35,6 +35,7 @@ from worker.launch.sandbox.sandbox import Sandbox, make_sandbox
 from worker.launch.supervision import LocalLauncher
 from worker.launch.warm import WarmLauncher
 from worker.loop import Worker
+from worker.presence import Pace
 from worker.tasks.loop import TaskDoer
 
 logger = logging.getLogger("worker")
@@ -65,7 +66,7 @@ def main(trainer: str = "worker.train") -> int:
 
 def _serve(settings: Settings, trainer: str) -> None:
     refuse_tracing()  # this process knows the database's password
-    database = Database(settings.resolved_database_url)
+    database = Database(settings.resolved_database_url, kept_connections=settings.concurrency)
     prepare(database)
     catalogue = load_catalogue(settings.data_dir)
     if settings.install_default_model and catalogue.find_installed(DEFAULT_MODEL_ID) is None:
@@ -78,6 +79,7 @@ def _serve(settings: Settings, trainer: str) -> None:
         locks_dir=settings.workers_dir,
         threads=settings.resolved_training_threads,
     )
+    pace = Pace()
     workers: list[Worker] = []
     warm: list[WarmLauncher] = []
     worker_ids = [new_id(IdPrefix.WORKER) for _ in range(settings.concurrency)]
@@ -86,16 +88,16 @@ def _serve(settings: Settings, trainer: str) -> None:
         if isinstance(launcher, WarmLauncher):
             warm.append(launcher)
         announcing = AnnouncingLauncher(launcher, sandbox.describe())
-        resources = Resources(settings, database, store, catalogue, announcing)
-        janitor = Janitor(settings, database=database, store=store, clock=utc_now)
+        resources = Resources(settings, database, store, catalogue, announcing, pace=pace)
+        janitor = Janitor(settings, database=database, store=store, clock=utc_now, pace=pace)
         workers.append(Worker(worker_id, resources, janitor.run_if_due))
     is_busy = TrainingSlots(settings.workers_dir, settings.concurrency).is_any_taken
     cold = LocalLauncher(trainer, sandbox=sandbox, is_busy=is_busy)
     beside = BesideLauncher(warm, cold, is_busy)
-    resources = Resources(settings, database, store, catalogue, beside)
-    checker = BesideTraining(DataChecker(worker_ids[0], resources, beside).check_any)
+    resources = Resources(settings, database, store, catalogue, beside, pace=pace)
+    checker = BesideTraining(DataChecker(worker_ids[0], resources, beside).check_any, pace)
     # In a thread of its own: no check waits for an export, which may take hours beside training.
-    tasks = BesideTraining(TaskDoer(worker_ids[0], resources, beside).do_next)
+    tasks = BesideTraining(TaskDoer(worker_ids[0], resources, beside).do_next, pace)
     if (warning := warn_of_sampler(settings)) is not None:
         logger.warning(warning)
     logger.info("worker ready", extra={"concurrency": len(workers)})

@@ -1,8 +1,10 @@
 """A worker's row in the table `workers`: who it is, and its heartbeat."""
 
 import logging
+import math
 import os
 import platform
+import random
 import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -10,7 +12,7 @@ from contextvars import copy_context
 from pathlib import Path
 
 from app.core.clock import Clock
-from app.core.db.repositories.workers import WorkerIdentity, WorkerRepository
+from app.core.db.repositories.workers import Crowd, WorkerIdentity, WorkerRepository
 from app.core.db.session import Database
 from worker.launch.locks import BOOT_ID, start_ticks
 
@@ -19,6 +21,38 @@ logger = logging.getLogger(__name__)
 HEARTBEAT_INTERVAL_S = 10.0
 """A third of the time after which a worker counts as silent; few writes for an idle service."""
 _JOIN_S = 2.0
+
+FEW = 16
+"""Workers that may each ask the database as often as one that is alone."""
+
+
+class Pace:
+    """How often workers ask the database: less often, the more of them there are.
+
+    All together then ask about as often as a few, and a new job is noticed as soon: the first that
+    asks is one of many. Random pauses keep them from asking all at once.
+
+    Attributes:
+        crowd: how many there were at the last heartbeat of a worker of this process.
+    """
+
+    def __init__(self) -> None:
+        self.crowd = Crowd()
+
+    def while_idle_s(self, interval_s: float, *, most_s: float = math.inf, few: int = FEW) -> float:
+        """Pause of a worker that has nothing to train, in seconds: `interval_s` among a few."""
+        return _stretched_s(interval_s, self.crowd.idle / few, most_s)
+
+    def always_s(self, interval_s: float, *, most_s: float) -> float:
+        """Pause in what every worker does all the time, in seconds: `interval_s` among a few."""
+        return _stretched_s(interval_s, self.crowd.living / FEW, most_s)
+
+
+def _stretched_s(interval_s: float, factor: float, most_s: float) -> float:
+    if factor <= 1 or interval_s >= most_s:
+        return interval_s
+    stretched_s = min(interval_s * factor, most_s)
+    return max(interval_s, stretched_s * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
 
 
 def this_host() -> str:
@@ -47,19 +81,20 @@ def is_alive(worker: WorkerIdentity) -> bool:
 
 @contextmanager
 def repeating(
-    beat: Callable[[], None], *, interval_s: float, join_s: float | None = None
+    beat: Callable[[], None], *, interval_s: Callable[[], float], join_s: float | None = None
 ) -> Generator[None]:
-    """Call `beat` at this interval while the block runs, from a thread of its own.
+    """Call `beat` at intervals while the block runs, from a thread of its own.
 
     What `beat` raises is logged, and the next beat still comes.
 
     Args:
+        interval_s: returns the seconds to wait for the next beat.
         join_s: how long to wait at the end for a beat that is still running; None: until it ends.
     """
     has_ended = threading.Event()
 
     def run() -> None:
-        while not has_ended.wait(interval_s):
+        while not has_ended.wait(interval_s()):
             try:
                 beat()
             except Exception:
@@ -83,6 +118,7 @@ class Presence:
 
     Args:
         memory_bytes: memory of the machine that is for jobs.
+        pace: is told with each heartbeat how many workers there are.
     """
 
     def __init__(
@@ -93,6 +129,7 @@ class Presence:
         clock: Clock,
         is_stopping: Callable[[], bool],
         memory_bytes: int,
+        pace: Pace | None = None,
         interval_s: float = HEARTBEAT_INTERVAL_S,
     ) -> None:
         self._worker = worker
@@ -101,6 +138,7 @@ class Presence:
         self._is_stopping = is_stopping
         self._interval_s = interval_s
         self._memory_bytes = memory_bytes
+        self._pace = pace or Pace()
         self._is_failing = False
 
     @contextmanager
@@ -108,7 +146,7 @@ class Presence:
         """Write the heartbeat while the block runs, then delete the row."""
         self._beat()
         try:
-            with repeating(self._beat, interval_s=self._interval_s, join_s=_JOIN_S):
+            with repeating(self._beat, interval_s=lambda: self._interval_s, join_s=_JOIN_S):
                 yield
         finally:
             self._delete_row()
@@ -123,12 +161,14 @@ class Presence:
     def _beat(self) -> None:
         try:
             with self._database.writing() as session:
-                WorkerRepository(session).beat(
+                workers = WorkerRepository(session)
+                workers.beat(
                     self._worker,
                     now=self._clock(),
                     is_stopping=self._is_stopping(),
                     memory_bytes=self._memory_bytes,
                 )
+                self._pace.crowd = workers.count_crowd(now=self._clock())
         except Exception as error:
             if not self._is_failing:
                 logger.warning("the worker continues without its heartbeat: %s", error)

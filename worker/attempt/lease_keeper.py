@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Protocol, TypeVar
 
@@ -16,6 +16,7 @@ from app.core.errors import DatabaseBusyError, LeaseLostError, StorageFullError
 from app.core.settings import Settings
 from app.core.storage.blob_store import BlobStore
 from worker.launch.launcher import Launcher, Signal
+from worker.presence import Pace
 
 T = TypeVar("T")
 
@@ -24,6 +25,9 @@ RENEWALS = 6
 
 LEASE_MARGIN = 0.25
 """Fraction of the lease that is left when a worker that cannot renew it gives the job up."""
+
+_MAX_POLL_INTERVAL_S = 2.0
+"""A cancel may take 5 seconds."""
 
 RETRY_S = 0.2
 """Pause between two tries of a transaction, in seconds."""
@@ -48,6 +52,17 @@ class Resources:
     """Minimum interval between two writes of steps: a commit takes longer than a small step."""
     progress_interval_s: float = 30.0
     """Minimum interval between two lines of a job's progress in the worker's log."""
+    pace: Pace = field(default_factory=Pace)
+    """Stretches what is asked all the time, where many workers share the database."""
+
+    def poll_interval_s(self) -> float:
+        """Seconds until the next look what the user wants, and whether the lease must be renewed.
+
+        Many workers look less often. In the time of one renewal each still looks twice.
+        """
+        usual_s = self.cancel_poll_interval_s
+        most_s = min(_MAX_POLL_INTERVAL_S, self.settings.lease_s / RENEWALS / 2)
+        return self.pace.always_s(usual_s, most_s=most_s)
 
 
 class Leases(Protocol):

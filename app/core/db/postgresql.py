@@ -33,7 +33,6 @@ from app.core.db.backend import (
 )
 from app.core.errors import OperatorError, OutcomeUnknownError, ServiceError
 
-POOL_SIZE = 5
 MAX_CONNECTIONS = 20
 """Connections of one process at most. By default a server allows 100 in all."""
 IDLE_IN_TRANSACTION_S = 60
@@ -74,7 +73,8 @@ class Postgresql:
         "postgresql_readonly": True,
     }
 
-    def __init__(self, url: URL, busy_timeout_s: float) -> None:
+    def __init__(self, url: URL, busy_timeout_s: float, kept_connections: int) -> None:
+        kept = min(kept_connections, MAX_CONNECTIONS)
         self.file: Path | None = None
         self._where = _place_of(url)
         self._busy_timeout_s = busy_timeout_s
@@ -83,8 +83,8 @@ class Postgresql:
             isolation_level="READ COMMITTED",
             connect_args=_connect_args(url, busy_timeout_s),
             pool_pre_ping=True,
-            pool_size=POOL_SIZE,
-            max_overflow=MAX_CONNECTIONS - POOL_SIZE,
+            pool_size=kept,
+            max_overflow=MAX_CONNECTIONS - kept,
             pool_timeout=busy_timeout_s,
         )
         event.listen(self.engine, "connect", _configure)

@@ -14,15 +14,20 @@ import pytest
 from sqlalchemy import event, text
 
 from app.core.clock import utc_now
-from app.core.db.repositories.workers import SILENT_AFTER, WorkerIdentity, WorkerRepository
+from app.core.db.repositories.workers import (
+    SILENT_AFTER,
+    Crowd,
+    WorkerIdentity,
+    WorkerRepository,
+)
 from app.core.db.session import Database
 from app.core.settings import Settings
-from tests.builders import NOW, build_identity, list_workers
+from tests.builders import NOW, add_job, add_worker, build_identity, claim, list_workers
 from tests.fakes import FrozenClock
 from tests.waiting import wait_until
 from worker.health import UnhealthyError, check_health
 from worker.launch.locks import start_ticks
-from worker.presence import Presence, this_worker
+from worker.presence import FEW, Pace, Presence, this_worker
 
 WITHIN_S = 30
 
@@ -53,6 +58,49 @@ def test_a_worker_is_registered_while_its_block_runs(
         )
 
     assert list_workers(database) == []
+
+
+def test_a_heartbeat_counts_the_living_workers_and_the_idle_ones(
+    database: Database, clock: FrozenClock
+) -> None:
+    pace = Pace()
+    add_worker(database, "worker-2")
+    add_worker(database, "worker-3", NOW - 2 * SILENT_AFTER)
+    add_job(database)
+    claim(database, "worker-2")
+    options = {"is_stopping": lambda: False, "memory_bytes": 1, "interval_s": 60}
+
+    with Presence(build_identity(), database, clock=clock, pace=pace, **options).keep():
+        assert pace.crowd == Crowd(living=2, idle=1)
+
+
+def test_a_few_workers_ask_as_often_as_one() -> None:
+    pace = Pace()
+    pace.crowd = Crowd(living=FEW, idle=FEW)
+
+    assert pace.while_idle_s(0.2, most_s=5) == 0.2
+    assert pace.always_s(1.0, most_s=10) == 1.0
+
+
+def test_a_thousand_workers_ask_about_as_often_as_a_few() -> None:
+    pace = Pace()
+    pace.crowd = Crowd(living=1000, idle=100)
+    pauses_s = [pace.while_idle_s(0.2) for _ in range(1000)]
+
+    questions_a_second = sum(1 / pause_s for pause_s in pauses_s[:100])
+
+    assert FEW / 0.2 <= questions_a_second <= 2 * FEW / 0.2
+    assert len(set(pauses_s)) > 900, "they would all ask at once"
+    assert max(pace.always_s(1.0, most_s=10) for _ in range(1000)) <= 10
+
+
+def test_a_pause_is_never_shorter_than_it_was_set() -> None:
+    pace = Pace()
+    pace.crowd = Crowd(living=1000, idle=1000)
+
+    assert pace.while_idle_s(60.0, most_s=5) == 60.0
+    pace.crowd = Crowd(living=FEW + 1, idle=FEW + 1)
+    assert min(pace.while_idle_s(0.2, most_s=5) for _ in range(1000)) >= 0.2
 
 
 def test_a_worker_that_was_forgotten_while_it_was_suspended_registers_again(
