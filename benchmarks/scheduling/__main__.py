@@ -13,10 +13,19 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from app.core.clock import utc_now
 from benchmarks.scheduling import claims, idle
 from benchmarks.scheduling.fleet import Fleet, Outcome, Plan
 from benchmarks.scheduling.load import Load, counting
-from benchmarks.scheduling.queues import START, Tenant, add_jobs, filled, server, tenants
+from benchmarks.scheduling.queues import (
+    START,
+    Tenant,
+    add_jobs,
+    filled,
+    server,
+    tenants,
+    vacuum,
+)
 
 LATE = Tenant("proj-late", 10)
 LATE_S = 3600.0
@@ -50,6 +59,7 @@ def measure_claims(*, jobs: int, connections: list[int], seconds: float) -> None
                           f"{claims.pages_of_poll(database)} pages and a claim "
                           f"{claims.pages_of_claim(database, claims.BIG)}", flush=True)  # fmt: skip
     measure_passing_over(jobs=min(100_000, jobs))
+    measure_running(jobs=min(40_000, jobs))
 
 
 def measure_passing_over(*, jobs: int) -> None:
@@ -67,6 +77,20 @@ def measure_passing_over(*, jobs: int) -> None:
                 pages = claims.pages_of_claim(database, claims.SMALL)
                 print(f"{jobs:,} queued jobs, {large} of 20 too large for the machine: a claim "
                       f"takes {ms:.1f} ms and reads {pages} pages", flush=True)  # fmt: skip
+
+
+def measure_running(*, jobs: int) -> None:
+    """Print what a poll and a claim read while ever more jobs run."""
+    with server() as postgres, filled(postgres, tenants(jobs)) as database:
+        running = 0
+        for more in (0, jobs // 400, jobs // 40, jobs // 4):
+            values = {"number": more, "until": utc_now() + claims.MINUTE}
+            with database.writing() as session:
+                session.execute(claims.RUN_FIRST, values)
+            vacuum(database)
+            running += more
+            print(f"{running:,} running jobs: a poll reads {claims.pages_of_poll(database)} pages, "
+                  f"a claim {claims.pages_of_claim(database, claims.BIG)}", flush=True)  # fmt: skip
 
 
 def run_fleet(

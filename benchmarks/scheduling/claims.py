@@ -26,6 +26,12 @@ SMALL = Memory(total=16 * GB, free=16 * GB)
 PUT_SMALL_LAST = text("UPDATE jobs SET priority = -1 WHERE needed_memory_bytes <= 16000000000")
 """Puts the jobs that fit `SMALL` behind all others."""
 
+RUN_FIRST = text("""
+UPDATE jobs SET status = 'running', attempt = 1, worker_id = 'worker-0', lease_expires_at = :until
+WHERE id IN (SELECT id FROM jobs WHERE status = 'queued' ORDER BY id LIMIT :number)
+""")
+"""Lets the oldest jobs run."""
+
 
 @dataclass(frozen=True, slots=True)
 class Claims:

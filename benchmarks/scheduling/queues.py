@@ -96,13 +96,18 @@ def filled(
         for tenant in queue:
             add_jobs(database, tenant, first=first, memory=memory)
             first += tenant.jobs
-        with database.engine.connect() as connection:
-            alone = connection.execution_options(isolation_level="AUTOCOMMIT")
-            alone.exec_driver_sql("VACUUM ANALYZE")
+        vacuum(database)
         try:
             yield database
         finally:
             database.dispose()
+
+
+def vacuum(database: Database) -> None:
+    """Do what a server does by itself after a while."""
+    with database.engine.connect() as connection:
+        alone = connection.execution_options(isolation_level="AUTOCOMMIT")
+        alone.exec_driver_sql("VACUUM ANALYZE")
 
 
 def add_jobs(

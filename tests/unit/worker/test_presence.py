@@ -13,6 +13,7 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import event, text
 
+from app.core.base_models import Catalogue
 from app.core.clock import utc_now
 from app.core.db.repositories.workers import (
     SILENT_AFTER,
@@ -22,9 +23,11 @@ from app.core.db.repositories.workers import (
 )
 from app.core.db.session import Database
 from app.core.settings import Settings
+from app.core.storage.local import LocalBlobStore
 from tests.builders import NOW, add_job, add_worker, build_identity, claim, list_workers
-from tests.fakes import FrozenClock
+from tests.fakes import FakeLauncher, FrozenClock
 from tests.waiting import wait_until
+from worker.attempt.lease_keeper import Resources
 from worker.health import UnhealthyError, check_health
 from worker.launch.locks import start_ticks
 from worker.presence import FEW, Pace, Presence, this_worker
@@ -101,6 +104,27 @@ def test_a_pause_is_never_shorter_than_it_was_set() -> None:
     assert pace.while_idle_s(60.0, most_s=5) == 60.0
     pace.crowd = Crowd(living=FEW + 1, idle=FEW + 1)
     assert min(pace.while_idle_s(0.2, most_s=5) for _ in range(1000)) >= 0.2
+
+
+@pytest.mark.only_sqlite  # no database is asked
+@pytest.mark.parametrize("seconds", [(60.0, 2.0), (12.0, 1.0), (1.0, 0.5)])
+def test_a_crowd_looks_for_a_cancel_and_renews_in_time(
+    settings: Settings,
+    database: Database,
+    store: LocalBlobStore,
+    catalogue: Catalogue,
+    seconds: tuple[float, float],
+) -> None:
+    lease_s, most_s = seconds
+    pace = Pace()
+    pace.crowd = Crowd(living=1000, idle=0)
+    settings = settings.model_copy(update={"lease_s": lease_s})
+    resources = Resources(settings, database, store, catalogue, FakeLauncher(), pace=pace)
+
+    pauses_s = [resources.poll_interval_s() for _ in range(1000)]
+
+    assert min(pauses_s) >= 0.5
+    assert most_s * 0.9 < max(pauses_s) <= most_s
 
 
 def test_a_worker_that_was_forgotten_while_it_was_suspended_registers_again(
