@@ -148,6 +148,13 @@ bench-api: setup model ## Measure uploads, polls, keys, the sandbox and large ta
 	  $(BIN)/python benchmarks/api.py tables --database $$database || exit 1; \
 	done
 
+simulate: setup ## Simulate 100 and 1,000 workers on a queue of 1,000,000 jobs, with PostgreSQL (40 minutes)
+	@$(BIN)/python -m benchmarks.scheduling idle --workers 1000
+	@$(BIN)/python -m benchmarks.scheduling claims --jobs 1000000
+	@for workers in 100 1000; do \
+	  $(BIN)/python -m benchmarks.scheduling fleet --jobs 1000000 --workers $$workers --minutes 10 || exit 1; \
+	done
+
 bench-sampling: setup model ## Measure how fast answers are decoded, beside the matrix products alone (6 minutes)
 	@$(BIN)/python benchmarks/sampling.py
 

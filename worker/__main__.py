@@ -6,37 +6,30 @@ import select
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from app.core.base_models import DEFAULT_MODEL_ID, load_catalogue
+from app.core.base_models import DEFAULT_MODEL_ID
 from app.core.command_line.exit_codes import EXPECTED, report
 from app.core.compute_choices import warn_of_sampler
-from app.core.db.migrate import prepare
-from app.core.db.session import Database
 from app.core.ids import IdPrefix, new_id
-from app.core.installation import connect_store, require_right_key
-from app.core.logging import configure_logging
-from app.core.machine.linux import refuse_tracing
 from app.core.machine.signals import listen_for_stops
 from app.core.machine.subprocesses import python_module, with_import_path
-from app.core.occupancy import make_data_dir, occupied
 from app.core.settings import Settings, read_settings
-from app.core.signing.keys import SigningKeys
-from app.core.storage.privacy import close_data_directory, keep_new_files_private
 from worker.attempt.lease_keeper import Resources
 from worker.beside import BesideTraining
 from worker.data_check.loop import DataChecker
 from worker.dispatch.connection import RayConnection
 from worker.dispatch.dispatcher import Dispatcher
 from worker.janitor import Janitor
+from worker.joining import Member, joined
 from worker.launch.announcing import AnnouncingLauncher
 from worker.launch.beside import BesideLauncher
 from worker.launch.locks import TrainingSlots
-from worker.launch.sandbox.sandbox import Sandbox, make_sandbox
+from worker.launch.sandbox.sandbox import Sandbox
 from worker.launch.supervision import LocalLauncher
 from worker.launch.warm import WarmLauncher
 from worker.loop import Worker
-from worker.machine import LOOK_INTERVAL_S, MachineWatch, measure_ability
+from worker.machine import LOOK_INTERVAL_S
 from worker.move_watch import MoveWatch
 from worker.presence import repeating
 from worker.tasks.loop import TaskDoer
@@ -54,75 +47,68 @@ def main(trainer: str = "worker.train", node_module: str = "worker.dispatch.node
         trainer: the module that a child runs.
         node_module: the module that runs attempts on the nodes of a Ray cluster.
     """
-    keep_new_files_private()
     try:
         settings = read_settings()
-        configure_logging(settings)
-        make_data_dir(settings)
-        close_data_directory(settings)
-        with occupied(settings):
-            _serve(settings, trainer, node_module)
+        with joined(settings, kept_connections=settings.concurrency) as member:
+            _serve(member, trainer, node_module)
     except EXPECTED as error:
         return report("worker", error)
     logger.info("worker stopped")
     return 0
 
 
-def _serve(settings: Settings, trainer: str, node_module: str) -> None:
-    refuse_tracing()  # this process knows the database's password
-    database = Database(settings.resolved_database_url)
-    prepare(database)
-    catalogue = load_catalogue(settings.data_dir)
-    if settings.install_default_model and catalogue.find_installed(DEFAULT_MODEL_ID) is None:
+def _serve(member: Member, trainer: str, node_module: str) -> None:
+    settings, watch, pace = member.settings, member.watch, member.pace
+    installed = member.catalogue.find_installed(DEFAULT_MODEL_ID)
+    if settings.install_default_model and installed is None:
         _install_default_model(settings)
-    connection = connect_store(settings, database, may_move=True)
-    store = connection.store
-    require_right_key(database, SigningKeys(settings.signing_dir))
-    sandbox = make_sandbox(
-        settings.sandbox,
-        data_dir=settings.data_dir,
-        locks_dir=settings.workers_dir,
-        threads=settings.resolved_training_threads,
-    )
-    ability = measure_ability(settings, catalogue)
-    watch = MachineWatch(ability.machine, database)
-    watch.look()
     workers: list[Worker | Dispatcher | BesideTraining] = []
     warm: list[WarmLauncher] = []
     worker_ids = [new_id(IdPrefix.WORKER) for _ in range(settings.concurrency)]
     for worker_id in worker_ids if settings.launcher == "local" else ():
-        launcher = _make_launcher(settings, trainer, sandbox)
+        launcher = _make_launcher(settings, trainer, member.sandbox)
         if isinstance(launcher, WarmLauncher):
             warm.append(launcher)
-        announcing = AnnouncingLauncher(launcher, sandbox.describe())
-        resources = Resources(
-            settings, database, store, catalogue, announcing, clock=watch.clock, ability=ability
-        )
-        janitor = Janitor(settings, database=database, store=store, clock=watch.clock)
-        workers.append(Worker(worker_id, resources, janitor.run_if_due, watch.drained_s))
+        announcing = AnnouncingLauncher(launcher, member.sandbox.describe())
+        resources = member.resources(announcing, ability=member.ability)
+        workers.append(Worker(worker_id, resources, _chores(resources), watch.drained_s))
     is_busy = TrainingSlots(settings.workers_dir, settings.concurrency).is_any_taken
-    cold = LocalLauncher(trainer, sandbox=sandbox, is_busy=is_busy)
+    cold = LocalLauncher(trainer, sandbox=member.sandbox, is_busy=is_busy)
     beside = BesideLauncher(warm, cold, is_busy)
-    resources = Resources(settings, database, store, catalogue, beside, clock=watch.clock)
+    resources = member.resources(beside)
     if settings.launcher == "ray":
-        connection = RayConnection(settings.ray_address, node_module)
-        dispatcher = Dispatcher(worker_ids[0], resources, connection)
-        workers = [dispatcher, _beside_ray(resources)]
+        cluster = RayConnection(settings.ray_address, node_module)
+        chores = _chores(resources)
+        # In a thread of its own, because a lost head keeps a dispatcher waiting.
+        chores_beside = BesideTraining(lambda _: chores(), pace=pace)
+        workers = [Dispatcher(worker_ids[0], resources, cluster), chores_beside]
     checker = DataChecker(worker_ids[0], resources, beside)
     # In a thread of its own: no check waits for an export, which may take hours beside training.
     tasks = TaskDoer(worker_ids[0], resources, beside)
-    besides = [BesideTraining(do, watch.drained_s) for do in (checker.check_any, tasks.do_next)]
+    for do_next in (checker.check_any, tasks.do_next):
+        workers.append(BesideTraining(do_next, watch.drained_s, pace))
     if (warning := warn_of_sampler(settings)) is not None:
         logger.warning(warning)
     logger.info("worker ready", extra={"concurrency": settings.concurrency})
-    moves = MoveWatch(connection)
+    moves = MoveWatch(member.connection)
     with (
-        repeating(watch.look, interval_s=LOOK_INTERVAL_S),
-        repeating(moves.look, interval_s=MoveWatch.INTERVAL_S),
+        repeating(watch.look, interval_s=lambda: pace.always_s(LOOK_INTERVAL_S, most_s=10.0)),
+        repeating(moves.look, interval_s=lambda: pace.always_s(moves.INTERVAL_S, most_s=10.0)),
     ):
-        _run([*workers, *besides])
-    database.dispose()
+        _run(workers)
     moves.require_no_move()
+
+
+def _chores(resources: Resources) -> Callable[[], None]:
+    """What a worker looks after between jobs."""
+    janitor = Janitor(
+        resources.settings,
+        database=resources.database,
+        store=resources.store,
+        clock=resources.clock,
+        pace=resources.pace,
+    )
+    return janitor.run_if_due
 
 
 def _make_launcher(
@@ -132,13 +118,6 @@ def _make_launcher(
     if settings.warm_s and sys.platform == "linux":
         return WarmLauncher(trainer, idle_s=settings.warm_s, sandbox=sandbox)
     return LocalLauncher(trainer, sandbox=sandbox)
-
-
-def _beside_ray(resources: Resources) -> BesideTraining:
-    """Do the chores in a thread of its own, because a lost head keeps a dispatcher waiting."""
-    settings, database = resources.settings, resources.database
-    janitor = Janitor(settings, database=database, store=resources.store, clock=resources.clock)
-    return BesideTraining(lambda _: janitor.run_if_due())
 
 
 def _run(workers: Sequence[Worker | Dispatcher | BesideTraining]) -> None:

@@ -6,11 +6,15 @@ from collections.abc import Callable
 
 from app.core.clock import steady_s
 from app.core.errors import DatabaseAwayError, DatabaseBusyError, StoreAwayError
+from worker.presence import Pace
 
 logger = logging.getLogger(__name__)
 
 IDLE_S = 1.0
 """Pause when there was nothing to do, in seconds."""
+
+MAX_IDLE_S = 10.0
+"""The same where very many workers share the database."""
 
 PAUSE_AFTER_FAILURE_S = 5.0
 """Pause after a try that failed, in seconds, such as on a full disk."""
@@ -24,15 +28,18 @@ class BesideTraining:
             have left it, by `steady_s`; None while it may go on. Returns seconds to wait before the
             next call, or None if there was nothing to do.
         drained_s: returns when the machine was drained, by `steady_s`; None if it is not.
+        pace: stretches the pause when there was nothing to do.
     """
 
     def __init__(
         self,
         do_next: Callable[[Callable[[], float | None]], float | None],
         drained_s: Callable[[], float | None] = lambda: None,
+        pace: Pace | None = None,
     ) -> None:
         self._do_next = do_next
         self._drained_s = drained_s
+        self._pace = pace or Pace()
         self._stopping = threading.Event()
         self._stop_at_s: float | None = None
 
@@ -55,7 +62,9 @@ class BesideTraining:
             except Exception:  # what was claimed, if anything, is taken again after its lease
                 logger.exception("it failed; trying again in a moment")
                 idle_s = PAUSE_AFTER_FAILURE_S
-            self._stopping.wait(IDLE_S if idle_s is None else idle_s)
+            if idle_s is None:
+                idle_s = self._pace.always_s(IDLE_S, most_s=MAX_IDLE_S)
+            self._stopping.wait(idle_s)
 
     def _must_leave_at_s(self) -> float | None:
         return self._drained_s() if self._stop_at_s is None else self._stop_at_s

@@ -1,6 +1,7 @@
 """Chores between jobs: requeue lost jobs, and free what has expired or was left behind."""
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from functools import partial
@@ -29,11 +30,16 @@ from app.core.orphans import LONG_GRACE_S, free_orphans
 from app.core.settings import Settings
 from app.core.storage.blob_store import BlobStore, delete_blobs
 from worker.launch.locks import JobLock
-from worker.presence import is_alive, this_host
+from worker.presence import Pace, is_alive, this_host
 
 logger = logging.getLogger(__name__)
 
 INTERVAL_S = 2.0
+"""Seconds between two rounds of one janitor, where there are few."""
+
+FEW = 4
+"""Idle workers whose janitors all keep this interval. More of them share the rounds."""
+
 ORPHANS_INTERVAL_S = 3600.0
 """Seconds between two searches for orphans: each reads the list of all blobs."""
 
@@ -53,6 +59,7 @@ class Janitor:
         store: BlobStore,
         clock: Clock,
         monotonic_s: Callable[[], float] = steady_s,
+        pace: Pace | None = None,
         batch: int = BATCH,
     ) -> None:
         self._settings = settings
@@ -61,15 +68,17 @@ class Janitor:
         self._clock = clock
         self._monotonic_s = monotonic_s
         self._batch = batch
-        self._due_s = 0.0
+        self._pace = pace or Pace()
+        self._done_s = -math.inf
         self._orphans_due_s = 0.0
         self._retention_due_s = 0.0
 
     def run_if_due(self) -> None:
-        """Do the chores if `INTERVAL_S` has passed since the last time."""
-        if self._monotonic_s() < self._due_s:
+        """Do the chores if `INTERVAL_S` has passed since the last time, or longer in a crowd."""
+        now_s = self._monotonic_s()
+        if now_s - self._done_s < self._pace.while_idle_s(INTERVAL_S, few=FEW):
             return
-        self._due_s = self._monotonic_s() + INTERVAL_S
+        self._done_s = now_s
         for chore in (
             self.keep_ballast,
             self.rescue_jobs,

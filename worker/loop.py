@@ -31,6 +31,10 @@ from worker.presence import Presence, this_worker
 
 logger = logging.getLogger(__name__)
 
+MAX_POLL_INTERVAL_S = 5.0
+"""Interval at which an idle worker asks for a job where very many do: one may be the only worker
+that can run a job."""
+
 SAVING_SHARE = 0.8
 """Fraction of the grace period of a worker that is told to stop in which its child may save. The
 rest is for storing what was saved."""
@@ -75,6 +79,7 @@ class Worker:
             memory_bytes=self._memory_bytes,
             ability=self._read_ability,
             models_in_memory=self._list_warm_models,
+            pace=resources.pace,
         )
 
     def stop(self, *, at_once: bool = False) -> None:
@@ -115,7 +120,9 @@ class Worker:
                     return idle_s
                 is_busy = self._slots.is_any_other_taken
                 self._resources.launcher.preload(self._preload_lock, is_busy=is_busy)
-            return self._settings.poll_interval_s
+            return self._resources.pace.while_idle_s(
+                self._settings.poll_interval_s, most_s=MAX_POLL_INTERVAL_S
+            )
 
     def _claim(self) -> Lease | None:
         ability = self._read_ability()

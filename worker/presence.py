@@ -1,8 +1,10 @@
 """A worker's row in the table `workers`: who it is, and its heartbeat."""
 
 import logging
+import math
 import os
 import platform
+import random
 import threading
 from collections.abc import Callable, Collection, Generator
 from contextlib import contextmanager
@@ -11,7 +13,7 @@ from pathlib import Path
 
 from app.core.abilities.ability import Ability
 from app.core.clock import Clock
-from app.core.db.repositories.workers import WorkerIdentity, WorkerRepository
+from app.core.db.repositories.workers import Crowd, WorkerIdentity, WorkerRepository
 from app.core.db.session import Database
 from worker.launch.locks import BOOT_ID, start_ticks
 
@@ -20,6 +22,38 @@ logger = logging.getLogger(__name__)
 HEARTBEAT_INTERVAL_S = 10.0
 """A third of the time after which a worker counts as silent; few writes for an idle service."""
 _JOIN_S = 2.0
+
+FEW = 16
+"""Workers that may each ask the database as often as one that is alone."""
+
+
+class Pace:
+    """How often workers ask the database: less often, the more of them there are.
+
+    All together then ask about as often as a few, and a new job is noticed as soon: the first that
+    asks is one of many. Random pauses keep them from asking all at once.
+
+    Attributes:
+        crowd: how many there were at the last heartbeat of a worker of this process.
+    """
+
+    def __init__(self) -> None:
+        self.crowd = Crowd()
+
+    def while_idle_s(self, interval_s: float, *, most_s: float = math.inf, few: int = FEW) -> float:
+        """Pause of a worker that has nothing to train, in seconds: `interval_s` among a few."""
+        return _stretched_s(interval_s, self.crowd.idle / few, most_s)
+
+    def always_s(self, interval_s: float, *, most_s: float) -> float:
+        """Pause in what every worker does all the time, in seconds: `interval_s` among a few."""
+        return _stretched_s(interval_s, self.crowd.living / FEW, most_s)
+
+
+def _stretched_s(interval_s: float, factor: float, most_s: float) -> float:
+    if factor <= 1 or interval_s >= most_s:
+        return interval_s
+    stretched_s = min(interval_s * factor, most_s)
+    return max(interval_s, stretched_s * random.uniform(0.5, 1.0))  # noqa: S311 - no secret
 
 
 def this_host() -> str:
@@ -48,19 +82,20 @@ def is_alive(worker: WorkerIdentity) -> bool:
 
 @contextmanager
 def repeating(
-    beat: Callable[[], None], *, interval_s: float, join_s: float | None = None
+    beat: Callable[[], None], *, interval_s: Callable[[], float], join_s: float | None = None
 ) -> Generator[None]:
-    """Call `beat` at this interval while the block runs, from a thread of its own.
+    """Call `beat` at intervals while the block runs, from a thread of its own.
 
     What `beat` raises is logged, and the next beat still comes.
 
     Args:
+        interval_s: returns the seconds to wait for the next beat.
         join_s: how long to wait at the end for a beat that is still running; None: until it ends.
     """
     has_ended = threading.Event()
 
     def run() -> None:
-        while not has_ended.wait(interval_s):
+        while not has_ended.wait(interval_s()):
             try:
                 beat()
             except Exception:
@@ -86,6 +121,7 @@ class Presence:
         memory_bytes: memory of the machine that is for jobs. None if no job runs here.
         ability: returns what the worker can do now.
         models_in_memory: returns ids of the base models that it has in memory.
+        pace: is told with each heartbeat how many workers there are.
     """
 
     def __init__(
@@ -98,6 +134,7 @@ class Presence:
         memory_bytes: int | None,
         ability: Callable[[], Ability | None] = lambda: None,
         models_in_memory: Callable[[], Collection[str]] = tuple,
+        pace: Pace | None = None,
         interval_s: float = HEARTBEAT_INTERVAL_S,
     ) -> None:
         self._worker = worker
@@ -108,6 +145,7 @@ class Presence:
         self._memory_bytes = memory_bytes
         self._ability = ability
         self._models_in_memory = models_in_memory
+        self._pace = pace or Pace()
         self._is_failing = False
 
     @contextmanager
@@ -115,7 +153,7 @@ class Presence:
         """Write the heartbeat while the block runs, then delete the row."""
         self._beat()
         try:
-            with repeating(self._beat, interval_s=self._interval_s, join_s=_JOIN_S):
+            with repeating(self._beat, interval_s=lambda: self._interval_s, join_s=_JOIN_S):
                 yield
         finally:
             self._delete_row()
@@ -130,7 +168,8 @@ class Presence:
     def _beat(self) -> None:
         try:
             with self._database.writing() as session:
-                WorkerRepository(session).beat(
+                workers = WorkerRepository(session)
+                workers.beat(
                     self._worker,
                     now=self._clock(),
                     is_stopping=self._is_stopping(),
@@ -138,6 +177,7 @@ class Presence:
                     ability=self._ability(),
                     models_in_memory=self._models_in_memory(),
                 )
+                self._pace.crowd = workers.count_crowd(now=self._clock())
         except Exception as error:
             if not self._is_failing:
                 logger.warning("the worker continues without its heartbeat: %s", error)

@@ -102,7 +102,7 @@ class Attempt:
         began_s, shared = steady_s(), self._resources
         try:
             with (
-                repeating(self.beat, interval_s=shared.cancel_poll_interval_s),
+                repeating(self.beat, interval_s=shared.poll_interval_s),
                 feeding(self._lease, shared.database, shared.settings, shared.clock),
             ):
                 self._run()

@@ -18,6 +18,7 @@ from app.core.settings import Settings
 from app.core.storage.blob_store import BlobStore
 from worker.attempt.store_doubts import StoreDoubts
 from worker.launch.launcher import Launcher, Signal
+from worker.presence import Pace
 
 T = TypeVar("T")
 
@@ -26,6 +27,9 @@ RENEWALS = 6
 
 LEASE_MARGIN = 0.25
 """Fraction of the lease that is left when a worker that cannot renew it gives the job up."""
+
+_MAX_POLL_INTERVAL_S = 2.0
+"""A cancel may take 5 seconds."""
 
 RETRY_S = 0.2
 """Pause between two tries of a transaction, in seconds."""
@@ -53,6 +57,17 @@ class Resources:
     progress_interval_s: float = 30.0
     """Minimum interval between two lines of a job's progress in the worker's log."""
     doubts: StoreDoubts = field(default_factory=StoreDoubts)
+    pace: Pace = field(default_factory=Pace)
+    """Stretches what is asked all the time, where many workers share the database."""
+
+    def poll_interval_s(self) -> float:
+        """Seconds until the next look what the user wants, and whether the lease must be renewed.
+
+        Many workers look less often. In the time of one renewal each still looks twice.
+        """
+        usual_s = self.cancel_poll_interval_s
+        most_s = min(_MAX_POLL_INTERVAL_S, self.settings.lease_s / RENEWALS / 2)
+        return self.pace.always_s(usual_s, most_s=most_s)
 
 
 class Leases(Protocol):

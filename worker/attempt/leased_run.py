@@ -68,7 +68,7 @@ class LeasedRun(ABC):
         """Do it. Afterwards it is done or has failed, or it is tried again."""
         began_s = steady_s()
         try:
-            with repeating(self.beat, interval_s=self._resources.cancel_poll_interval_s):
+            with repeating(self.beat, interval_s=self._resources.poll_interval_s):
                 self._run()
         except LeaseLostError:
             logger.info("it is no longer this worker's")

@@ -10,29 +10,20 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from datetime import timedelta
 
-from app.core.base_models import load_catalogue
-from app.core.db.migrate import prepare
 from app.core.db.repositories.leases import Lease
 from app.core.db.repositories.machines.placements import Placements, Ticket
 from app.core.db.repositories.workers import WorkerRepository
-from app.core.db.session import Database
 from app.core.errors import LeaseLostError
-from app.core.installation import require_right_key, require_right_store
-from app.core.logging import configure_logging, log_context
-from app.core.machine.linux import refuse_tracing
-from app.core.occupancy import make_data_dir, occupied
-from app.core.settings import Settings, read_settings
-from app.core.signing.keys import SigningKeys
-from app.core.storage.opening import open_store
-from app.core.storage.privacy import close_data_directory, keep_new_files_private
+from app.core.logging import log_context
+from app.core.settings import read_settings
 from worker.attempt.lease_keeper import Resources
 from worker.dispatch.attempt_launcher import Place
 from worker.dispatch.local_attempts import LocalAttempts, LocalHandle
+from worker.joining import joined
 from worker.launch.announcing import AnnouncingLauncher
 from worker.launch.launcher import Signal
-from worker.launch.sandbox.sandbox import make_sandbox
 from worker.launch.supervision import LocalLauncher
-from worker.machine import LOOK_INTERVAL_S, MachineWatch, measure_ability
+from worker.machine import LOOK_INTERVAL_S, MachineWatch
 from worker.presence import Presence, this_worker
 
 logger = logging.getLogger(__name__)
@@ -69,7 +60,7 @@ class NodeAttempt:
     def _run(self) -> None:
         try:
             with (
-                opened(read_settings(), self._trainer) as (resources, watch),
+                _opened(self._trainer) as (resources, watch),
                 log_context(job_id=self._ticket.job_id, attempt=self._ticket.attempt),
             ):
                 self._attempt(resources, watch)
@@ -120,53 +111,16 @@ def describe() -> str:
     Raises:
         OperatorError, SettingsError: the node cannot run jobs. The message says what to do.
     """
-    with opened(read_settings(), TRAINER) as (resources, _):
+    with _opened(TRAINER) as (resources, _):
         if resources.ability is None:
             raise TypeError(resources)
         return resources.ability.model_dump_json()
 
 
 @contextmanager
-def opened(settings: Settings, trainer: str) -> Generator[tuple[Resources, MachineWatch]]:
-    """What an attempt needs on this node, and what tells it of the machine.
-
-    Raises:
-        OperatorError: database, store or data directory are not those of the service.
-    """
-    keep_new_files_private()
-    configure_logging(settings)
-    make_data_dir(settings)
-    close_data_directory(settings)
-    refuse_tracing()  # this process knows the database's password
-    with occupied(settings):
-        database = Database(settings.resolved_database_url)
-        try:
-            prepare(database)
-            store = open_store(settings)
-            require_right_store(database, store)
-            require_right_key(database, SigningKeys(settings.signing_dir))
-            sandbox = make_sandbox(
-                settings.sandbox,
-                data_dir=settings.data_dir,
-                locks_dir=settings.workers_dir,
-                threads=settings.resolved_training_threads,
-            )
-            catalogue = load_catalogue(settings.data_dir)
-            ability = measure_ability(settings, catalogue)
-            watch = MachineWatch(ability.machine, database)
-            watch.look()
-            launcher = AnnouncingLauncher(
-                LocalLauncher(trainer, sandbox=sandbox), sandbox.describe()
-            )
-            resources = Resources(
-                settings,
-                database,
-                store,
-                catalogue,
-                launcher,
-                clock=watch.clock,
-                ability=ability,
-            )
-            yield resources, watch
-        finally:
-            database.dispose()
+def _opened(trainer: str) -> Generator[tuple[Resources, MachineWatch]]:
+    """What an attempt needs on this node, and what tells it of the machine."""
+    with joined(read_settings()) as member:
+        local = LocalLauncher(trainer, sandbox=member.sandbox)
+        launcher = AnnouncingLauncher(local, member.sandbox.describe())
+        yield member.resources(launcher, ability=member.ability), member.watch

@@ -65,11 +65,11 @@ class Postgresql:
         "postgresql_readonly": True,
     }
 
-    def __init__(self, url: URL, busy_timeout_s: float) -> None:
+    def __init__(self, url: URL, busy_timeout_s: float, kept_connections: int) -> None:
         self.file: Path | None = None
         self._where = _place_of(url)
         self._busy_timeout_s = busy_timeout_s
-        self.engine = make_engine(url, busy_timeout_s)
+        self.engine = make_engine(url, busy_timeout_s, kept_connections)
 
     def commit(self, session: Session) -> None:
         """Commit. If the connection is lost meanwhile, ask the server on another one if it did."""

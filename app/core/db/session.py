@@ -23,17 +23,33 @@ T = TypeVar("T")
 BUSY_TIMEOUT_S = 15
 """How long a statement waits for another process's write before it gives up."""
 
+KEPT_CONNECTIONS = 5
+"""Idle connections that a process keeps at most. By default a server allows 100 in all."""
+
 _BACKEND = "backend"
 
 logger = logging.getLogger(__name__)
 
 
 class Database:
-    """Short transactions on one database, SQLite or PostgreSQL."""
+    """Short transactions on one database, SQLite or PostgreSQL.
 
-    def __init__(self, url: str, *, busy_timeout_s: float = BUSY_TIMEOUT_S) -> None:
+    Args:
+        url: where the database is.
+        busy_timeout_s: how long a statement waits for another process's write, in seconds.
+        kept_connections: connections to a server that stay open when they are idle. More are opened
+            as they are needed.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        busy_timeout_s: float = BUSY_TIMEOUT_S,
+        kept_connections: int = KEPT_CONNECTIONS,
+    ) -> None:
         parsed = _parse(url)
-        self.backend: Backend = _backend_of(parsed)(parsed, busy_timeout_s)
+        self.backend: Backend = _backend_of(parsed)(parsed, busy_timeout_s, kept_connections)
         self.engine = self.backend.engine
         read_engine = self.engine.execution_options(**self.backend.read_only)
         info = {_BACKEND: self.backend}

@@ -53,7 +53,8 @@ class Sqlite:
     kind: ClassVar[Kind] = "sqlite"
     read_only: Mapping[str, Any] = {_READ_ONLY: True}
 
-    def __init__(self, url: URL, busy_timeout_s: float) -> None:
+    def __init__(self, url: URL, busy_timeout_s: float, kept_connections: int) -> None:
+        del kept_connections  # a file has no limit of them
         self.file: Path | None = Path(url.database) if url.database else None
         self._directory = Path(url.database or ".").parent
         durable.make_directory(self._directory)

@@ -113,7 +113,7 @@ class Job(OwnedByProject, NeedsWorker, Base):
     status: Mapped[JobStatus] = mapped_column(default=JobStatus.VALIDATING_FILES)
     created_at: Mapped[datetime]
     updated_at: Mapped[datetime] = mapped_column(default=utc_now, onupdate=utc_now)
-    """When the row was last written. Its transaction may be committed some time later."""
+    """When the row was last written, but for renewals of its lease. It may be committed later."""
     started_at: Mapped[datetime | None]
     """When its first attempt began."""
     finished_at: Mapped[datetime | None]

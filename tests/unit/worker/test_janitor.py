@@ -9,7 +9,7 @@ from app.core.access import DEFAULT_PROJECT_ID
 from app.core.db.check_tables import DataCheck
 from app.core.db.repositories.files import ExpiredFiles, FileRepository
 from app.core.db.repositories.jobs import JobRepository
-from app.core.db.repositories.workers import WorkerRepository
+from app.core.db.repositories.workers import Crowd, WorkerRepository
 from app.core.db.session import Database
 from app.core.errors import BlobNotFoundError, NotFoundError
 from app.core.job.status import JobStatus
@@ -31,9 +31,9 @@ from tests.builders import (
 )
 from tests.exports import add_finished_export, add_task, claim_task, read_task
 from tests.fakes import FrozenClock
-from worker.janitor import INTERVAL_S, ORPHANS_INTERVAL_S, Janitor
+from worker.janitor import FEW, INTERVAL_S, ORPHANS_INTERVAL_S, Janitor
 from worker.launch.locks import JobLock
-from worker.presence import this_worker
+from worker.presence import Pace, this_worker
 
 
 @pytest.fixture
@@ -262,3 +262,28 @@ def test_locks_that_killed_workers_have_left_behind_are_removed(
 
     os.close(lock)
     assert (left.exists(), held.exists()) == (False, True)
+
+
+def test_the_janitors_of_a_crowd_share_the_rounds(
+    settings: Settings, database: Database, store: LocalBlobStore, clock: FrozenClock
+) -> None:
+    seconds, pace = [1000.0], Pace()
+    pace.crowd = Crowd(living=400, idle=100 * FEW)
+    janitor = Janitor(
+        settings,
+        database=database,
+        store=store,
+        clock=clock,
+        monotonic_s=lambda: seconds[0],
+        pace=pace,
+    )
+    janitor.run_if_due()
+    file = add_file(database, store, expires_at=NOW)
+
+    seconds[0] += 10 * INTERVAL_S  # others do the chores meanwhile
+    janitor.run_if_due()
+    assert list_blobs(store) == [file.blob_key]
+    pace.crowd = Crowd(living=400, idle=1)  # the others train now
+    janitor.run_if_due()
+
+    assert list_blobs(store) == []

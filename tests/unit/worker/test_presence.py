@@ -13,16 +13,24 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import event, text
 
+from app.core.base_models import Catalogue
 from app.core.clock import utc_now
-from app.core.db.repositories.workers import SILENT_AFTER, WorkerIdentity, WorkerRepository
+from app.core.db.repositories.workers import (
+    SILENT_AFTER,
+    Crowd,
+    WorkerIdentity,
+    WorkerRepository,
+)
 from app.core.db.session import Database
 from app.core.settings import Settings
-from tests.builders import NOW, build_identity, list_workers
-from tests.fakes import FrozenClock
+from app.core.storage.local import LocalBlobStore
+from tests.builders import NOW, add_job, add_worker, build_identity, claim, list_workers
+from tests.fakes import FakeLauncher, FrozenClock
 from tests.waiting import wait_until
+from worker.attempt.lease_keeper import Resources
 from worker.health import UnhealthyError, check_health
 from worker.launch.locks import start_ticks
-from worker.presence import Presence, this_worker
+from worker.presence import FEW, Pace, Presence, this_worker
 
 WITHIN_S = 30
 
@@ -53,6 +61,70 @@ def test_a_worker_is_registered_while_its_block_runs(
         )
 
     assert list_workers(database) == []
+
+
+def test_a_heartbeat_counts_the_living_workers_and_the_idle_ones(
+    database: Database, clock: FrozenClock
+) -> None:
+    pace = Pace()
+    add_worker(database, "worker-2")
+    add_worker(database, "worker-3", NOW - 2 * SILENT_AFTER)
+    add_job(database)
+    claim(database, "worker-2")
+    options = {"is_stopping": lambda: False, "memory_bytes": 1, "interval_s": 60}
+
+    with Presence(build_identity(), database, clock=clock, pace=pace, **options).keep():
+        assert pace.crowd == Crowd(living=2, idle=1)
+
+
+def test_a_few_workers_ask_as_often_as_one() -> None:
+    pace = Pace()
+    pace.crowd = Crowd(living=FEW, idle=FEW)
+
+    assert pace.while_idle_s(0.2, most_s=5) == 0.2
+    assert pace.always_s(1.0, most_s=10) == 1.0
+
+
+def test_a_thousand_workers_ask_about_as_often_as_a_few() -> None:
+    pace = Pace()
+    pace.crowd = Crowd(living=1000, idle=100)
+    pauses_s = [pace.while_idle_s(0.2) for _ in range(1000)]
+
+    questions_a_second = sum(1 / pause_s for pause_s in pauses_s[:100])
+
+    assert FEW / 0.2 <= questions_a_second <= 2 * FEW / 0.2
+    assert len(set(pauses_s)) > 900, "they would all ask at once"
+    assert max(pace.always_s(1.0, most_s=10) for _ in range(1000)) <= 10
+
+
+def test_a_pause_is_never_shorter_than_it_was_set() -> None:
+    pace = Pace()
+    pace.crowd = Crowd(living=1000, idle=1000)
+
+    assert pace.while_idle_s(60.0, most_s=5) == 60.0
+    pace.crowd = Crowd(living=FEW + 1, idle=FEW + 1)
+    assert min(pace.while_idle_s(0.2, most_s=5) for _ in range(1000)) >= 0.2
+
+
+@pytest.mark.only_sqlite  # no database is asked
+@pytest.mark.parametrize("seconds", [(60.0, 2.0), (12.0, 1.0), (1.0, 0.5)])
+def test_a_crowd_looks_for_a_cancel_and_renews_in_time(
+    settings: Settings,
+    database: Database,
+    store: LocalBlobStore,
+    catalogue: Catalogue,
+    seconds: tuple[float, float],
+) -> None:
+    lease_s, most_s = seconds
+    pace = Pace()
+    pace.crowd = Crowd(living=1000, idle=0)
+    settings = settings.model_copy(update={"lease_s": lease_s})
+    resources = Resources(settings, database, store, catalogue, FakeLauncher(), pace=pace)
+
+    pauses_s = [resources.poll_interval_s() for _ in range(1000)]
+
+    assert min(pauses_s) >= 0.5
+    assert most_s * 0.9 < max(pauses_s) <= most_s
 
 
 def test_a_worker_that_was_forgotten_while_it_was_suspended_registers_again(

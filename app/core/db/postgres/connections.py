@@ -13,7 +13,6 @@ from sqlalchemy import Connection as Transaction
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.pool import ConnectionPoolEntry
 
-POOL_SIZE = 5
 MAX_CONNECTIONS = 20
 """Connections of one process at most. By default a server allows 100 in all."""
 IDLE_IN_TRANSACTION_S = 10
@@ -26,15 +25,22 @@ SILENCE_S = 30
 wait for a lock. A worker that hears nothing can still renew its lease on another connection."""
 
 
-def make_engine(url: URL, busy_timeout_s: float) -> Engine:
-    """Make an engine whose connections wait for a lock for `busy_timeout_s` at most."""
+def make_engine(url: URL, busy_timeout_s: float, kept_connections: int) -> Engine:
+    """Make an engine whose connections wait for a lock for `busy_timeout_s` at most.
+
+    Args:
+        url: where the database is.
+        busy_timeout_s: in seconds.
+        kept_connections: connections that stay open when they are idle.
+    """
+    kept = min(kept_connections, MAX_CONNECTIONS)
     engine = create_engine(
         url.set(drivername="postgresql+psycopg"),
         isolation_level="READ COMMITTED",
         connect_args=_connect_args(url, busy_timeout_s),
         pool_pre_ping=True,
-        pool_size=POOL_SIZE,
-        max_overflow=MAX_CONNECTIONS - POOL_SIZE,
+        pool_size=kept,
+        max_overflow=MAX_CONNECTIONS - kept,
         pool_timeout=busy_timeout_s,
     )
     event.listen(engine, "do_connect", _connect)

@@ -153,7 +153,9 @@ class LeaseRepository(Repository):
         Raises:
             LeaseLostError: the job is no longer this attempt's.
         """
-        return RequestedAction.of(self._update(lease, lease_expires_at=until))
+        # With its time of change, every index of the table would have to be written as well.
+        change = {"lease_expires_at": until, "updated_at": Job.updated_at}
+        return RequestedAction.of(self._update(lease, **change))
 
     def read_requested_action(self, lease: Lease) -> RequestedAction:
         """Return what the user has asked the job to do. Writes nothing.

@@ -44,6 +44,7 @@ _CHECKS = select(
 _TASKS = union_all(_TRAININGS, _CHECKS)
 """Id of the worker and the fields of a `WorkerTask`, of every job that a worker holds."""
 
+_COUNT_RUNNING = select(func.count()).where(Job.status == JobStatus.RUNNING)
 _HAS_JOB = exists().where(Job.worker_id == WorkerRow.id, Job.status == JobStatus.RUNNING)
 
 
@@ -82,6 +83,16 @@ class WorkerTask:
     @property
     def activity(self) -> Literal["training", "checking_data"]:
         return "training" if self.threads else "checking_data"
+
+
+@dataclass(frozen=True, slots=True)
+class Crowd:
+    """How many workers share the database."""
+
+    living: int = 1
+    """Workers with a recent heartbeat."""
+    idle: int = 1
+    """Those of them that train nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +179,11 @@ class WorkerRepository(Repository):
         """Number of workers with a recent heartbeat."""
         alive = WorkerRow.heartbeat_at >= now - SILENT_AFTER
         return self._session.scalars(select(func.count()).where(alive)).one()
+
+    def count_crowd(self, *, now: datetime) -> Crowd:
+        """Count the living workers, and those of them that train nothing."""
+        living = self.count_alive(now=now)
+        return Crowd(living, idle=living - self._session.scalars(_COUNT_RUNNING).one())
 
     def is_any_falling_silent(self, *, now: datetime) -> bool:
         """Whether a worker is silent and that is not noted yet."""

@@ -5,7 +5,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, text
 from sqlalchemy.event import listen
 
 from app.core.access import DEFAULT_PROJECT_ID
@@ -322,3 +322,29 @@ def test_a_state_that_was_passed_over_is_not_tried_again(database: Database) -> 
 
     with database.reading() as session:
         assert SavedStateRepository(session, DEFAULT_PROJECT_ID).newest_step(job.id) == 1
+
+
+def test_a_renewal_is_no_change_that_readers_hear_of(database: Database) -> None:
+    job = add_job(database)
+    lease = claim(database)
+    before = get_job(database, job.id)
+
+    write(database, "renew", lease)
+
+    after = get_job(database, job.id)
+    assert after.lease_expires_at != before.lease_expires_at
+    assert after.updated_at == before.updated_at
+
+
+@pytest.mark.parametrize(("act", "hot"), [("renew", 1), ("record_steps", 0)])
+def test_a_renewal_writes_no_index(database: Database, act: str, hot: int) -> None:
+    if database.engine.dialect.name != "postgresql":
+        return  # SQLite writes only the indexes whose columns change
+    add_job(database)
+    lease = claim(database)
+    counted = text("SELECT pg_stat_get_xact_tuples_hot_updated(CAST('jobs' AS regclass))")
+
+    with database.writing() as session:
+        WRITES[act](LeaseRepository(session), lease)
+        session.flush()
+        assert session.scalar(counted) == hot

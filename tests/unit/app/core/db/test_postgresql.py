@@ -244,6 +244,18 @@ def test_a_process_whose_connections_are_all_in_use_is_busy(database: Database) 
     add_job(database)
 
 
+def test_a_worker_keeps_one_connection_and_opens_more_as_it_needs_them(url: str) -> None:
+    database = Database(url, kept_connections=1)
+    with ExitStack() as held:
+        for _ in range(MAX_CONNECTIONS):
+            held.enter_context(database.reading()).connection()
+
+    with database.reading() as session:
+        open_now = text("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()")
+        wait_until(lambda: session.scalar(open_now) == 1, within_s=10)
+    database.dispose()
+
+
 def test_a_server_with_too_many_connections_is_away(database: Database, url: str) -> None:
     plain_url = url.replace("postgresql+psycopg:", "postgresql:")
     with ExitStack() as held:
