@@ -19,11 +19,12 @@ import string
 import subprocess
 import tempfile
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
 from io import TextIOWrapper
 from pathlib import Path
 
+import psutil
 import psycopg
 
 from app.core.db import project_tables, tables  # noqa: F401 - they define the tables
@@ -39,7 +40,7 @@ WITHIN_S = 30
 _PREFIX = "tunery-postgres-"
 _TEMPLATE = "migrated"
 _SHARED = "shared"
-_DEFAULT_PROJECT = (
+_FIRST_ROWS = (
     "INSERT INTO projects (id, name, created_at) VALUES ('proj-default', 'Default project', now());"
     "INSERT INTO installation (id, is_store_marked) VALUES (1, false);"
 )
@@ -69,9 +70,10 @@ class PostgresServer:
 
     Args:
         durable: whether a commit waits for the disk, as it must where something is at stake.
+        settings: more settings of the server, by their names.
     """
 
-    def __init__(self, *, durable: bool = False) -> None:
+    def __init__(self, *, durable: bool = False, settings: Mapping[str, str] | None = None) -> None:
         self._programs = find_programs()
         _remove_leftovers()
         self._directory = Path(tempfile.mkdtemp(prefix=_PREFIX))
@@ -86,7 +88,7 @@ class PostgresServer:
             "fsync": "on" if durable else "off",
             "full_page_writes": "on" if durable else "off",
             "synchronous_commit": "on" if durable else "off",
-        }
+        } | dict(settings or {})
         self._process: subprocess.Popen[bytes] | None = None
         self._has_shared = False
         self._initialise()
@@ -132,6 +134,16 @@ class PostgresServer:
         shutil.rmtree(self._directory)
         self._claim.close()  # only now, or another process would remove what is left behind
 
+    def processor_s(self) -> float:
+        """Processor time of all its processes so far, in seconds, also of those that have ended."""
+        assert self._process is not None
+        server = psutil.Process(self._process.pid)
+        total = sum(server.cpu_times()[:4])  # user, system, and both of ended children
+        for child in server.children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                total += sum(child.cpu_times()[:2])
+        return total
+
     def url(self, database: str) -> str:
         return f"postgresql+psycopg://{ROLE}@/{database}?host={self._directory}"
 
@@ -151,7 +163,7 @@ class PostgresServer:
             self._execute(f"CREATE DATABASE {_SHARED} TEMPLATE {_TEMPLATE} OWNER {ROLE}")
             self._has_shared = True
         sweep = [f"DELETE FROM {name};" for name in _TABLES]  # noqa: S608 - names of ours
-        self._execute(_LEAVE + "".join(sweep) + _DEFAULT_PROJECT, _SHARED)
+        self._execute(_LEAVE + "".join(sweep) + _FIRST_ROWS, _SHARED)
         return self.url(_SHARED)
 
     @contextmanager
