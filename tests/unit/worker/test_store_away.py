@@ -108,7 +108,8 @@ def test_an_attempt_that_cannot_read_its_data_gives_the_job_back_uncounted(
     clock: FrozenClock,
 ) -> None:
     away.is_away = False
-    job = add_job(database)
+    file = add_file(database, away)
+    job = add_job(database, training_file_id=file.id)
     away.is_away = True
     resources = Resources(settings, database, away, catalogue, FakeLauncher(), clock)
     worker = Worker("worker-1", resources, lambda: None)
