@@ -62,7 +62,7 @@ ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 RUN --mount=type=cache,target=/root/.cache/pip \
     pip install --no-deps --index-url "${TORCH_INDEX}" -c requirements.lock torch
 RUN --mount=type=cache,target=/root/.cache/pip --mount=from=wheel,source=/wheels,target=/wheels \
-    pip install -c requirements.lock "$(echo /wheels/*.whl)[worker]"
+    pip install -c requirements.lock "$(echo /wheels/*.whl)[worker,s3]"
 
 USER 10001:10001
 VOLUME /data

@@ -41,6 +41,7 @@ _TEMPLATE = "migrated"
 _SHARED = "shared"
 _DEFAULT_PROJECT = (
     "INSERT INTO projects (id, name, created_at) VALUES ('proj-default', 'Default project', now());"
+    "INSERT INTO installation (id, is_store_marked) VALUES (1, false);"
 )
 """What the migrations themselves have put there."""
 _TABLES = list(Base.metadata.tables)

@@ -16,6 +16,7 @@ from typing import Self
 
 _CHUNK = 64 * 1024
 _SLOW_CHUNK = 1024
+_SETTLING_S = 0.05
 _NO_BODY = {"204", "304"}
 _BUSY = (
     b"HTTP/1.1 503 Slow Down\r\nContent-Type: application/xml\r\nContent-Length: 46\r\n\r\n"
@@ -77,6 +78,7 @@ class FaultyProxy:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._listening = threading.Event()
+        self._open: set[asyncio.StreamWriter] = set()
         self.port = 0
 
     @property
@@ -101,21 +103,32 @@ class FaultyProxy:
         self._listening.set()
         self._loop.run_forever()
         server.close()
-        tasks = asyncio.all_tasks(self._loop)
+        self._loop.run_until_complete(self._end())
+        self._loop.close()
+
+    async def _end(self) -> None:
+        for one in list(self._open):
+            one.transport.abort()
+        await asyncio.sleep(_SETTLING_S)  # most tasks end by themselves now
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
         for task in tasks:
             task.cancel()
-        self._loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
-        self._loop.close()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._loop.shutdown_default_executor()
+        await asyncio.sleep(_SETTLING_S)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         upstream: asyncio.StreamWriter | None = None
-        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            self._open.add(writer)
             answers, upstream = await asyncio.open_connection("127.0.0.1", self._target_port)
+            self._open.add(upstream)
             while await self._pass_on(reader, writer, answers, upstream):
                 pass
         for one in (writer, upstream):
             if one is not None:
                 one.transport.abort()
+                self._open.discard(one)
 
     async def _pass_on(  # noqa: C901, PLR0911 - one line a fault
         self,

@@ -85,7 +85,8 @@ class BlobStore(Protocol):
     def list_all(self) -> Iterator[StoredBlob]:
         """Every blob, in no order, and in little memory however many there are.
 
-        Other processes may put and delete blobs meanwhile. Such a blob may be listed or not.
+        After a failure that has passed, a store on a server may list some blobs twice. Other
+        processes may put and delete blobs meanwhile. Such a blob may be listed or not.
         """
         ...
 

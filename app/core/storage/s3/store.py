@@ -30,7 +30,9 @@ from app.core.storage.s3.signing import SIGNED_FOR_S, Signer
 from app.core.storage.scratch import ScratchSpace
 
 if TYPE_CHECKING:
-    from obstore import GetOptions
+    from collections.abc import Sequence
+
+    from obstore import GetOptions, ObjectMeta
     from obstore.store import S3Config
 
 PART_BYTES = 5 * 1024 * 1024
@@ -72,6 +74,7 @@ class S3BlobStore:
         self._scratch = ScratchSpace(scratch_root)
         self._calls = Calls(str(self), patience_s)
         self._signer = Signer(address, access)
+        self._is_careless = False
         again = timedelta(seconds=patience_s)
         self._store = S3Store(
             address.bucket,
@@ -136,14 +139,22 @@ class S3BlobStore:
             self._calls.run(lambda: obstore.delete(self._store, path))
 
     def list_all(self) -> Iterator[StoredBlob]:
-        try:
-            for page in obstore.list(self._store, chunk_size=_PAGE):  # pyright: ignore[reportUnknownMemberType]
-                for one in page:
-                    if not one["path"].startswith(RESERVED):
-                        age_s = time.time() - one["last_modified"].timestamp()
-                        yield StoredBlob(one["path"], one["size"], age_s=age_s)
-        except (BaseError, FileNotFoundError) as error:
-            raise self._calls.away(error) from error
+        pages, last = self._list_after(None), None
+
+        def take() -> "Sequence[ObjectMeta]":
+            nonlocal pages
+            try:
+                return next(pages, ())
+            except (BaseError, FileNotFoundError):
+                pages = self._list_after(last)  # a list that broke off cannot be asked again
+                raise
+
+        while page := self._calls.run(take):
+            for one in page:
+                last = one["path"]
+                if not last.startswith(RESERVED):
+                    age_s = time.time() - one["last_modified"].timestamp()
+                    yield StoredBlob(last, one["size"], age_s=age_s)
 
     def download_url(
         self, key: str, *, filename: str, media_type: str, lifetime_s: int
@@ -164,21 +175,29 @@ class S3BlobStore:
     def probe_conditions(self) -> StoreConditions:
         return probe_conditions(self, self._store, self._calls)
 
+    def _list_after(self, key: str | None) -> "Iterator[Sequence[ObjectMeta]]":
+        return iter(obstore.list(self._store, offset=key, chunk_size=_PAGE))  # pyright: ignore[reportUnknownMemberType]
+
     def _create(self, key: str, content: bytes) -> None:
         """Upload in one request, which a server that honours conditions refuses the second time."""
         try:
             self._calls.run(lambda: obstore.put(self._store, key, content, mode="create"))
         except AlreadyExistsError as error:
-            # The answer to an earlier try may have been lost on its way.
+            # The answer to an earlier try may have been lost on its way. Or the try itself broke
+            # off, and the server has kept what it got: servers do that.
             with self.open(key) as stored:
-                if stored.read() != content:
-                    raise BlobExistsError(key) from error
+                found = stored.read()
+            if not content.startswith(found):
+                raise BlobExistsError(key) from error
+            if found != content:
+                self._calls.run(lambda: obstore.put(self._store, key, content))
 
     def _upload(self, key: str, scratch: Path, size: int) -> None:
         """Upload in parts. After a failure one after another, because the line may be slow."""
         parallel = iter([PARALLEL])
-        self._calls.run(
-            lambda: obstore.put(
+
+        def upload() -> None:
+            obstore.put(
                 self._store,
                 key,
                 scratch,
@@ -186,18 +205,24 @@ class S3BlobStore:
                 chunk_size=max(PART_BYTES, -(-size // MAX_PARTS)),
                 max_concurrency=next(parallel, 1),
             )
-        )
+            if obstore.head(self._store, key)["size"] != size:
+                raise ConnectionError("the server has put only a part of the upload together")
+
+        self._calls.run(upload)
 
     def _read_range(self, key: str, etag: str | None, begin: int, end: int) -> memoryview:
         options: GetOptions = {"range": (begin, end)}
         if etag:
             options["if_match"] = etag
         try:
+            if self._is_careless:
+                raise GenericError(_NO_PART)  # noqa: TRY301 - as obstore would, after a request
             content = memoryview(obstore.get(self._store, key, options=options).bytes())
         except GenericError as error:
             if _NO_PART not in str(error):
                 raise
             # Some servers send the part, but with the status of a whole, which obstore refuses.
+            self._is_careless = True
             url = obstore.sign(self._store, "GET", key, timedelta(seconds=SIGNED_FOR_S))
             content = memoryview(plain.request(url, byte_range=(begin, end), most=end - begin))
         if len(content) != end - begin:
