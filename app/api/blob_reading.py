@@ -12,8 +12,8 @@ from io import BufferedReader
 
 from app.api.deps import Resources
 from app.core.errors import BlobDamagedError, BlobNotFoundError, NotFoundError, ServiceError
-from app.core.local_copies import BlobRef, has_descriptor, open_local
 from app.core.storage.blob_store import BlobStore
+from app.core.storage.local_copies import BlobRef, has_descriptor, open_local
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +63,8 @@ def open_for_process(resources: Resources, blob: BlobRef) -> BufferedReader:
         ServiceError: its bytes are damaged, or as `open_local`.
     """
     try:
-        return open_local(resources.store, resources.settings, blob)
+        room = resources.require_room
+        return open_local(resources.store, resources.settings, blob, require_room=room)
     except BlobNotFoundError as error:
         raise _deleted() from error
     except BlobDamagedError as error:

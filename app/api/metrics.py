@@ -93,6 +93,8 @@ class RequestMetrics:
             ("operation", "outcome"),
             registry=self.registry,
         )
+        for operation in ("open", "put", "delete"):
+            self.store_requests.labels(operation, "ok")  # so that each begins with 0
         self.open_samplings = Gauge(
             "tunery_sampling_open",
             "Requests for completions that are being answered.",

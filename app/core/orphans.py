@@ -19,9 +19,9 @@ from app.core.db.blob_keys import BlobKeyRepository
 from app.core.db.inspection import find_running
 from app.core.db.session import Database
 from app.core.ids import IdPrefix
-from app.core.local_copies import list_unused
 from app.core.settings import Settings
 from app.core.storage.blob_store import BlobStore, StoredBlob
+from app.core.storage.local_copies import list_unused
 from app.core.storage.trees import remove_tree
 
 logger = logging.getLogger(__name__)

@@ -25,7 +25,6 @@ from app.core.db.migrate import read_revision
 from app.core.db.session import Database, Session
 from app.core.db.snapshot import copy_database, open_snapshot
 from app.core.errors import BlobNotFoundError
-from app.core.local_copies import has_descriptor
 from app.core.machine.durable import (
     copy_file,
     copy_stream,
@@ -39,6 +38,7 @@ from app.core.manifest import ManifestFile, sha256_of
 from app.core.orphans import HOLD_PREFIX
 from app.core.settings import Settings
 from app.core.storage.blob_store import BlobStore
+from app.core.storage.local_copies import has_descriptor
 from app.core.storage.opening import open_store
 from app.core.version import VERSION
 from app.maintenance import backup_format

@@ -16,8 +16,8 @@ from app.core.db.session import Session
 from app.core.db.tables import File
 from app.core.errors import InvalidRequestError
 from app.core.job.training_config import MACHINE_CACHE_NAME
-from app.core.local_copies import BlobRef
 from app.core.settings import Settings
+from app.core.storage.local_copies import BlobRef
 from app.schemas.fine_tuning_jobs import JobCreate
 from app.schemas.hyperparameters import as_hyperparameters
 from app.services.job_inputs import check_file, check_request, find_start, require_trackers

@@ -1,6 +1,8 @@
 """Downloads that are redirected to the store: what stock clients and a browser make of them."""
 
+import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,9 +105,10 @@ def test_a_file_that_is_gone_is_not_found_here(lab: Lab) -> None:
 
 
 def test_nobody_is_redirected_without_a_key(lab: Lab) -> None:
-    with httpx.Client(base_url=lab.service.url) as client:
-        made = client.post("/v1/organization/projects/proj-default/api_keys", json={})
-        refused = client.get(f"/v1/files/{lab.file_id}/content", headers=HEADERS)
+    command = [sys.executable, "-m", "tunery", "keys", "create"]
+    settings = {"TUNERY_DATA_DIR": str(lab.service.data_dir)}
+    subprocess.run(command, env=os.environ | settings, check=True, capture_output=True)
 
-    assert made.status_code == 200
+    refused = httpx.get(lab.url, headers=HEADERS)
+
     assert (refused.status_code, "location" in refused.headers) == (401, False)

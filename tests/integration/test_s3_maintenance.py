@@ -13,10 +13,10 @@ from app.core.clock import utc_now
 from app.core.db.session import Database
 from app.core.db.tables import File, Job
 from app.core.installation import require_right_store
-from app.core.local_copies import BlobRef, open_local
 from app.core.orphans import free_orphans
 from app.core.settings import Settings
 from app.core.storage.blob_store import BlobStore
+from app.core.storage.local_copies import BlobRef, open_local
 from app.core.storage.marker import write_marker
 from app.core.storage.opening import open_store
 from app.maintenance.backup import make_backup
@@ -89,8 +89,8 @@ def test_an_erased_project_leaves_nothing_in_the_bucket(
 ) -> None:
     job = add_succeeded_job(database, store, steps=(1, 2))
     add_file(database, store)
-    with open_local(store, settings, BlobRef(*_one_blob(database, job))):
-        pass
+    blob = BlobRef(*_one_blob(database, job))
+    open_local(store, settings, blob, require_room=lambda _: None).close()
 
     erased = erase_project(
         DEFAULT_PROJECT_ID,

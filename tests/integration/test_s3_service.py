@@ -12,11 +12,11 @@ from starlette.testclient import TestClient
 
 from app.core.db.session import Database
 from app.core.errors import BlobDamagedError
-from app.core.local_copies import BlobRef, open_local
 from app.core.orphans import free_orphans
 from app.core.settings import Settings
 from app.core.storage.blob_store import BlobStore
 from app.core.storage.local import LocalBlobStore
+from app.core.storage.local_copies import BlobRef, open_local
 from app.main import create_app
 from tests.builders import (
     TEXT_LINE,
@@ -251,7 +251,7 @@ class TestCopies:
         return [BlobRef(file.blob_key, file.sha256) for file in files]
 
     def open(self, store: BlobStore, settings: Settings, blob: BlobRef, **options: Any) -> bytes:
-        with open_local(store, settings, blob, **options) as copy:
+        with open_local(store, settings, blob, require_room=lambda _: None, **options) as copy:
             os.fstat(copy.fileno())
             return copy.read()
 

@@ -117,6 +117,7 @@ def test_a_large_file_is_transferred_in_constant_memory(tmp_path: Path, how: str
     transfer(tmp_path, how, MEGABYTES)
 
 
+@pytest.mark.timeout(effort(300, long=3600))
 @pytest.mark.parametrize("how", ["whole", "in parts"])
 def test_a_large_file_goes_to_a_bucket_and_back_in_constant_memory(
     *,

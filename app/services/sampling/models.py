@@ -9,8 +9,8 @@ from app.core.db.session import Session
 from app.core.db.tables import Checkpoint, File
 from app.core.errors import NotFoundError
 from app.core.job.artifacts import ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS_NAME
-from app.core.local_copies import BlobRef
 from app.core.sampling.messages import AdapterRef
+from app.core.storage.local_copies import BlobRef
 from app.core.stored_models.lookup import find_usable
 from app.services.adapters.lookup import get_adapter_of
 from app.services.job_inputs import find_base_of

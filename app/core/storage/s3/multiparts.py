@@ -12,7 +12,7 @@ from app.core.storage.s3.calls import AbsentError, Calls
 from app.core.storage.s3.signing import Signer
 
 _MAX_BYTES = 8 * 1024 * 1024
-"""Of a page of the list, which has 1,000 uploads."""
+"""Maximum size of a page of the list, which has 1,000 uploads."""
 
 _NO_UPLOAD = "NoSuchUpload"
 _UPLOAD = re.compile(r"<Upload>(.*?)</Upload>", re.DOTALL)

@@ -10,12 +10,11 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from io import BufferedReader
 from pathlib import Path
 from typing import NamedTuple
 
-from app.core.disk import require_room
 from app.core.errors import BlobDamagedError
 from app.core.settings import Settings
 from app.core.storage.blob_store import BlobStore
@@ -39,7 +38,12 @@ class BlobRef(NamedTuple):
 
 
 def open_local(
-    store: BlobStore, settings: Settings, blob: BlobRef, *, max_bytes: int = MAX_BYTES
+    store: BlobStore,
+    settings: Settings,
+    blob: BlobRef,
+    *,
+    require_room: Callable[[int], None],
+    max_bytes: int = MAX_BYTES,
 ) -> BufferedReader:
     """The blob as an open file that has a descriptor. The caller closes it.
 
@@ -47,6 +51,7 @@ def open_local(
         store: the store.
         settings: those of the service.
         blob: the blob.
+        require_room: raises StorageFullError if the disk has no room for so many more bytes.
         max_bytes: maximum size of all copies that are kept. A larger blob is copied and not kept.
 
     Raises:
@@ -65,7 +70,10 @@ def open_local(
         if has_descriptor(source):
             return source
         with source:
-            return _copy(source, copy, blob, settings, max_bytes)
+            size = source.seek(0, os.SEEK_END)
+            source.seek(0)
+            require_room(size)
+            return _copy(source, copy, blob, size=size, max_bytes=max_bytes)
 
 
 def list_unused(settings: Settings) -> Iterator[Path]:
@@ -84,11 +92,8 @@ def has_descriptor(source: BufferedReader) -> bool:
 
 
 def _copy(
-    source: BufferedReader, target: Path, blob: BlobRef, settings: Settings, max_bytes: int
+    source: BufferedReader, target: Path, blob: BlobRef, *, size: int, max_bytes: int
 ) -> BufferedReader:
-    size = source.seek(0, os.SEEK_END)
-    source.seek(0)
-    require_room(settings, size)
     target.parent.mkdir(exist_ok=True)
     _make_room(target.parent, max_bytes - size)
     unfinished = target.with_name(f"{secrets.token_hex(16)}.partial")
