@@ -4,6 +4,7 @@ They train for real, with the tiny model. What differs between them is told by t
 """
 
 import json
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -35,6 +36,8 @@ from worker.launch.launcher import Ending, Watcher
 from worker.loop import Worker
 from worker.machine import MachineWatch, measure_ability
 from worker.training.recipe import run_job
+
+logger = logging.getLogger(__name__)
 
 JOBS = "/v1/fine_tuning/jobs"
 ROWS = [chat_row(f"What is {i}?", f"It is {i * 'x'}.") for i in range(8)]
@@ -159,7 +162,6 @@ def test_a_job_moves_exactly_to_an_equal_machine(
 
 
 def test_it_waits_for_an_equal_machine_and_starts_within_seconds_once_one_joins(
-    record_property: Callable[[str, object], None],
     client: TestClient,
     database: Database,
     build: Callable[..., Machine],
@@ -184,7 +186,7 @@ def test_it_waits_for_an_equal_machine_and_starts_within_seconds_once_one_joins(
         while get_job(database, job_id).attempt < 2:
             assert time.monotonic() < joined_s + 5
             time.sleep(0.01)
-        record_property("started_after_s", round(time.monotonic() - joined_s, 2))
+        logger.info("started %.2f s after an equal machine joined", time.monotonic() - joined_s)
         while get_job(database, job_id).status is not JobStatus.SUCCEEDED:
             assert time.monotonic() < joined_s + 60
             time.sleep(0.05)
