@@ -23,7 +23,7 @@ MAX_ROWS = 2000
 WAITING = 3
 """Number of unfinished jobs that the clients maintain."""
 TIMEOUT_S = 60.0
-ENOUGH_FILES = 400
+ENOUGH_FILES = 100
 """Files that the clients keep; with more they only delete."""
 
 

@@ -40,7 +40,7 @@ CLIENTS = 3
 LEASE_S = 5.0
 WARM_UP_FILES = 20
 """Number of files that are stored before a move begins."""
-PAUSE_S = 2.5
+PAUSE_S = 4.0
 """Mean time between two kills of a process of the service, in seconds."""
 API_SHARE = 0.12
 """Fraction of these kills that hit the API, which takes seconds to start on a busy machine."""
@@ -69,7 +69,9 @@ class Killer(threading.Thread):
         while not self._ended.wait(self._chance.expovariate(1 / PAUSE_S)):
             with self.lock:
                 is_api = self._chance.random() < API_SHARE
-                name = "api" if is_api else self._chance.choice(self._service.worker_names)
+                workers = self._service.worker_names
+                others = [name for name in self._service.processes if name not in workers]
+                name = self._chance.choice(others if is_api else workers)
                 process = self._service.processes[name]
                 if process.is_running:
                     process.stop(signal.SIGKILL)

@@ -266,8 +266,7 @@ class DataCheckRepository(Repository):
 
     def _update(self, lease: Lease, **values: Any) -> DataCheck:
         change = update(DataCheck).where(*_is_held(lease)).values(values).returning(DataCheck)
-        options = {"populate_existing": True}
-        return self._session.scalars(change, execution_options=options).one()
+        return self._session.scalars(change, execution_options={"populate_existing": True}).one()
 
 
 class EndedChecks(Repository):
