@@ -30,6 +30,8 @@ MEGABYTE = 1024 * 1024
 WEIGHT_BYTES = 24 * MEGABYTE
 FIRST_RANGE = 256 * 1024
 """What opening an object reads in any case, also to continue in the middle."""
+BUFFER = 64 * 1024
+"""What the reader of the store may read twice when it continues in the middle."""
 
 FETCHER = """
 import sys
@@ -183,7 +185,7 @@ def test_a_killed_fetch_leaves_nothing_visible_and_goes_on_where_it_stopped(
 
     assert same_files(end(again), copy.installed)
     read = installation.read_bytes()
-    assert sum(read.values()) <= copy.bytes - arrived + FIRST_RANGE
+    assert sum(read.values()) <= copy.bytes - arrived + FIRST_RANGE + BUFFER
     assert set(read) == {"model.safetensors", "tunery.json"}
     assert not partial.exists()
 

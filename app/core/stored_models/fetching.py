@@ -118,7 +118,7 @@ class _Fetch:
             ModelUnavailableError: as `fetch_model`.
         """
         self._require_room()
-        names = sorted(self._copy.files, key=lambda name: (name == RECORD_NAME, name))
+        names = sorted(self._copy.files, key=lambda it: (it == RECORD_NAME, is_weights(it), it))
         for name in names:  # the record last: a directory without it is no installed model
             self._fetch(name, self._copy.files[name])
 

@@ -19,6 +19,9 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+_CLOSING_S = 5.0
+"""How long the end of the API waits for a fetch to notice it, in seconds."""
+
 
 class _StoppedError(Exception):
     """The API stops; what has arrived is kept."""
@@ -95,7 +98,7 @@ class LocalModels:
         with self._lock:
             fetches = list(self._fetches.values())
         for fetch in fetches:
-            fetch.thread.join()
+            fetch.thread.join(_CLOSING_S)
 
     def _find_copy(self, installed: InstalledModel) -> StoredCopy:
         copy = self.read(lambda it: StoredModels(it).find(installed.id, installed.sha256))
