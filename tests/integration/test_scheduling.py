@@ -9,7 +9,8 @@ from sqlalchemy import select
 from app.core.db.tables import Job
 from app.core.db.worker_tables import Attempt
 from app.core.job.status import JobStatus
-from benchmarks.scheduling.fleet import Fleet, Outcome, Plan
+from benchmarks.scheduling.fleet import Fleet
+from benchmarks.scheduling.plans import Outcome, Plan
 from benchmarks.scheduling.queues import GB, LONGEST_S, START, Tenant, add_jobs, filled, tenants
 from benchmarks.support.postgres import PostgresServer
 
