@@ -62,5 +62,6 @@ def test_a_fleet_whose_machines_die_drains_its_queue(
     assert found.first_start_s["proj-late"] - LATE_S < 300, "a late project waits for few jobs"
     assert found.lost_s <= found.rescued * plan.save_s, "jobs resume from their saved states"
     # Jobs begin in the order of the queue, so the longest may be the last to begin.
-    assert found.emptied_s <= 1.1 * found.ideal_s
+    # A machine may die late, and its jobs wait until their leases have run out.
+    assert found.emptied_s <= 1.1 * found.ideal_s + 2 * plan.lease_s
     assert found.lasted_s <= found.emptied_s + LONGEST_S + 2 * plan.lease_s
