@@ -15,8 +15,9 @@ from pathlib import Path
 
 from app.core.clock import utc_now
 from benchmarks.scheduling import claims, idle
-from benchmarks.scheduling.fleet import Fleet, Outcome, Plan
+from benchmarks.scheduling.fleet import Fleet
 from benchmarks.scheduling.load import Load, counting
+from benchmarks.scheduling.plans import Outcome, Plan
 from benchmarks.scheduling.queues import (
     START,
     Tenant,

@@ -7,12 +7,10 @@ no time. Machines die without a word, and others join.
 
 import heapq
 import itertools
-import math
 import random
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -29,115 +27,10 @@ from app.core.job.status import JobStatus
 from app.core.machine.memory import Memory
 from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
-from benchmarks.scheduling.queues import GB, START, Tenant, duration_s
+from benchmarks.scheduling.plans import MACHINES, Machine, Outcome, Plan, Worker
+from benchmarks.scheduling.queues import START, Tenant, duration_s
 from worker.attempt.lease_keeper import RENEWALS
 from worker.janitor import INTERVAL_S, Janitor
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What is simulated.
-
-    Leases and heartbeats are longer than by default, so that most of the time goes to claims.
-
-    A machine that dies loses what its jobs have trained since their state was last saved.
-    """
-
-    workers: int
-    seed: int = 1
-    ends: int | None = None
-    """Jobs after whose end the simulation stops; None: when none is left."""
-    minutes: float = math.inf
-    """Real time after which it stops."""
-    lease_s: float = 3600.0
-    heartbeat_s: float = 1800.0
-    save_s: float = 120.0
-    poll_s: float = 30.0
-    workers_each: int = 4
-    """Workers of one machine."""
-    lives_s: float = 6 * 3600.0
-    """Mean time until a machine dies."""
-    away_s: float = 900.0
-    """Mean time until another one joins."""
-
-
-MACHINES = (
-    16 * GB,
-    64 * GB,
-    16 * GB,
-    32 * GB,
-    16 * GB,
-    32 * GB,
-    64 * GB,
-    16 * GB,
-    32 * GB,
-    16 * GB,
-)
-"""Memory of each of ten machines, in bytes: half of them cannot train every job."""
-
-
-@dataclass
-class Outcome:
-    """What came of a simulation, in virtual time."""
-
-    ended: Counter[str] = field(default_factory=Counter[str])
-    """How often each job has ended."""
-    lasted_s: float = 0.0
-    useful_s: float = 0.0
-    """Training that was of use, up to the saved states of jobs that have lost their worker."""
-    lost_s: float = 0.0
-    """Training that died with its machine."""
-    idle_s: float = 0.0
-    """Time of workers that had found no job."""
-    capacity_s: float = 0.0
-    """Time of all workers while they lived."""
-    deaths: int = 0
-    """Machines that died."""
-    rescued: int = 0
-    claims: int = 0
-    polls: int = 0
-    """Times that a worker asked for a job and there was none for it."""
-    missed: int = 0
-    """Those of them when a project without a limit had a job waiting, perhaps too large for it."""
-    worst_gap: int = 0
-    """Largest difference between the running jobs of two projects that both had jobs waiting."""
-    most_running: Counter[str] = field(default_factory=Counter[str])
-    """Largest number of jobs of each project that ran at once."""
-    first_start_s: dict[str, float] = field(default_factory=dict[str, float])
-    """When the first job of each project began."""
-    last_start_s: dict[str, float] = field(default_factory=dict[str, float])
-    """When the job of each project that began last did so."""
-    arrived_s: dict[str, float] = field(default_factory=dict[str, float])
-    emptied_s: float = 0.0
-    """When the last waiting job began."""
-    ideal_s: float = 0.0
-    """When the same machines would have done the same work without pause and without loss."""
-
-
-@dataclass(eq=False)
-class _Worker:
-    identity: WorkerIdentity
-    memory: Memory
-    machine: "_Machine"
-    lease: Lease | None = None
-    began_s: float = 0.0
-    idle_since_s: float | None = None
-
-
-@dataclass(eq=False)
-class _Machine:
-    joined_s: float
-    died_s: float = math.inf
-    workers: list[_Worker] = field(default_factory=list[_Worker])
-
-    @property
-    def is_alive(self) -> bool:
-        return self.died_s == math.inf
-
-    def capacity_s(self, until_s: float) -> float:
-        """Time of all its workers until then."""
-        lived_s = min(self.died_s, until_s) - self.joined_s
-        return max(0.0, lived_s) * len(self.workers)
 
 
 class Fleet:
@@ -161,9 +54,9 @@ class Fleet:
         self._due: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
         self._running: Counter[str] = Counter()
-        self._machines: list[_Machine] = []
+        self._machines: list[Machine] = []
         self._names = itertools.count(1)
-        self._holders: dict[str, _Worker] = {}
+        self._holders: dict[str, Worker] = {}
         self._saved_s: defaultdict[str, float] = defaultdict(
             float
         )  # training in the newest saved state of each job
@@ -211,13 +104,13 @@ class Fleet:
     # Machines
 
     def _join(self, memory_bytes: int) -> None:
-        machine = _Machine(self._now_s)
+        machine = Machine(self._now_s)
         self._machines.append(machine)
         share = Memory(total=memory_bytes, free=memory_bytes)
         for _ in range(self._plan.workers_each):
             name = f"worker-{next(self._names):026}"
             identity = WorkerIdentity(name, f"host {name}", 1, 1)
-            machine.workers.append(_Worker(identity, share, machine))
+            machine.workers.append(Worker(identity, share, machine))
         for worker in machine.workers:
             self._beat(worker)
             # Nobody starts a thousand workers within one millisecond.
@@ -225,7 +118,7 @@ class Fleet:
         dies_s = self._now_s + self._random.expovariate(1 / self._plan.lives_s)
         self.at(dies_s, lambda: self._die(machine, memory_bytes))
 
-    def _die(self, machine: _Machine, memory_bytes: int) -> None:
+    def _die(self, machine: Machine, memory_bytes: int) -> None:
         machine.died_s = self._now_s
         self.outcome.deaths += 1
         for worker in machine.workers:
@@ -239,7 +132,7 @@ class Fleet:
         back_s = self._now_s + self._random.expovariate(1 / self._plan.away_s)
         self.at(back_s, lambda: self._join(memory_bytes))
 
-    def _beat(self, worker: _Worker) -> None:
+    def _beat(self, worker: Worker) -> None:
         if not worker.machine.is_alive:
             return
         with self._database.writing() as session:
@@ -250,7 +143,7 @@ class Fleet:
 
     # Jobs
 
-    def _ask(self, worker: _Worker) -> None:
+    def _ask(self, worker: Worker) -> None:
         """What `worker.loop` does: look whether there is a job, then claim it."""
         if not worker.machine.is_alive:
             return
@@ -270,7 +163,7 @@ class Fleet:
         self.at(self._now_s + max(0.0, left_s), lambda: self._end(worker, lease))
         self._renew_later(worker, lease)
 
-    def _claim(self, worker: _Worker) -> Lease | None:
+    def _claim(self, worker: Worker) -> Lease | None:
         with self._database.reading() as session:
             if not Turns(session).is_any(now=self.now()):
                 return None
@@ -282,11 +175,11 @@ class Fleet:
                 memory=worker.memory,
             )
 
-    def _renew_later(self, worker: _Worker, lease: Lease) -> None:
+    def _renew_later(self, worker: Worker, lease: Lease) -> None:
         due_s = self._now_s + self._plan.lease_s / RENEWALS
         self.at(due_s, lambda: self._renew(worker, lease))
 
-    def _renew(self, worker: _Worker, lease: Lease) -> None:
+    def _renew(self, worker: Worker, lease: Lease) -> None:
         if not worker.machine.is_alive or worker.lease is not lease:
             return
         until = self.now() + timedelta(seconds=self._plan.lease_s)
@@ -309,7 +202,7 @@ class Fleet:
         self._database.transact(record)
         self._renew_later(worker, lease)
 
-    def _end(self, worker: _Worker, lease: Lease) -> None:
+    def _end(self, worker: Worker, lease: Lease) -> None:
         if not worker.machine.is_alive or worker.lease is not lease:
             return
         worker.lease = None
@@ -348,7 +241,7 @@ class Fleet:
             worker.lease = None
             self.outcome.rescued += 1
 
-    def _note_start(self, worker: _Worker, lease: Lease) -> None:
+    def _note_start(self, worker: Worker, lease: Lease) -> None:
         found, project_id = self.outcome, lease.project_id
         assert lease.job_id not in self._holders, "two workers have one job"
         assert lease.job_id not in found.ended, "a job that has ended was claimed"
@@ -369,7 +262,7 @@ class Fleet:
         """The projects that wait and are not set apart."""
         return [one for one, jobs in self._waiting.items() if jobs and one not in self._apart]
 
-    def _stop_idling(self, worker: _Worker) -> None:
+    def _stop_idling(self, worker: Worker) -> None:
         if worker.idle_since_s is not None:
             self.outcome.idle_s += self._now_s - worker.idle_since_s
             worker.idle_since_s = None

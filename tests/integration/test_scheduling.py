@@ -9,7 +9,8 @@ from sqlalchemy import select
 from app.core.db.tables import Job
 from app.core.db.worker_tables import Attempt
 from app.core.job.status import JobStatus
-from benchmarks.scheduling.fleet import Fleet, Outcome, Plan
+from benchmarks.scheduling.fleet import Fleet
+from benchmarks.scheduling.plans import Outcome, Plan
 from benchmarks.scheduling.queues import GB, LONGEST_S, START, Tenant, add_jobs, filled, tenants
 from benchmarks.support.postgres import PostgresServer
 
@@ -61,5 +62,6 @@ def test_a_fleet_whose_machines_die_drains_its_queue(
     assert found.first_start_s["proj-late"] - LATE_S < 300, "a late project waits for few jobs"
     assert found.lost_s <= found.rescued * plan.save_s, "jobs resume from their saved states"
     # Jobs begin in the order of the queue, so the longest may be the last to begin.
-    assert found.emptied_s <= 1.1 * found.ideal_s
+    # A machine may die late, and its jobs wait until their leases have run out.
+    assert found.emptied_s <= 1.1 * found.ideal_s + 2 * plan.lease_s
     assert found.lasted_s <= found.emptied_s + LONGEST_S + 2 * plan.lease_s
