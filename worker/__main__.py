@@ -21,7 +21,6 @@ from worker.data_check.loop import DataChecker
 from worker.dispatch.connection import RayConnection
 from worker.dispatch.dispatcher import Dispatcher
 from worker.janitor import Janitor
-from worker.joining import Member, joined
 from worker.launch.announcing import AnnouncingLauncher
 from worker.launch.beside import BesideLauncher
 from worker.launch.locks import TrainingSlots
@@ -29,8 +28,9 @@ from worker.launch.sandbox.sandbox import Sandbox
 from worker.launch.supervision import LocalLauncher
 from worker.launch.warm import WarmLauncher
 from worker.loop import Worker
-from worker.machine import LOOK_INTERVAL_S
-from worker.move_watch import MoveWatch
+from worker.membership.joining import Member, joined
+from worker.membership.machine import LOOK_INTERVAL_S
+from worker.membership.move_watch import MoveWatch
 from worker.presence import repeating
 from worker.tasks.loop import TaskDoer
 

@@ -34,7 +34,7 @@ from tests.tiny import chat_row, install_tiny_model
 from worker.attempt.lease_keeper import Resources
 from worker.launch.launcher import Ending, Watcher
 from worker.loop import Worker
-from worker.machine import MachineWatch, measure_ability
+from worker.membership.machine import MachineWatch, measure_ability
 from worker.training.recipe import run_job
 
 logger = logging.getLogger(__name__)

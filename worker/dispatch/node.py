@@ -19,11 +19,11 @@ from app.core.settings import read_settings
 from worker.attempt.lease_keeper import Resources
 from worker.dispatch.attempt_launcher import Place
 from worker.dispatch.local_attempts import LocalAttempts, LocalHandle
-from worker.joining import joined
 from worker.launch.announcing import AnnouncingLauncher
 from worker.launch.launcher import Signal
 from worker.launch.supervision import LocalLauncher
-from worker.machine import LOOK_INTERVAL_S, MachineWatch
+from worker.membership.joining import joined
+from worker.membership.machine import LOOK_INTERVAL_S, MachineWatch
 from worker.presence import Presence, this_worker
 
 logger = logging.getLogger(__name__)

@@ -178,7 +178,6 @@ class DataCheckRepository(Repository):
             files: `key`, `bytes` and `sha256` of each file of tokens, by name.
             estimate: what the job takes. It fails if no worker has enough memory.
             error: why the data is refused.
-            now: the time.
 
         Raises:
             LeaseLostError: the check is no longer this worker's, or its job is cancelled.
@@ -212,7 +211,6 @@ class DataCheckRepository(Repository):
         Args:
             lease: the check.
             what: what happened, to begin a sentence with: `The process died of SIGSEGV`.
-            now: the time.
 
         Raises:
             LeaseLostError: the check is no longer this worker's, or its job is cancelled.
@@ -280,7 +278,7 @@ class EndedChecks(Repository):
         """
         finished = select(Job.finished_at).where(Job.id == DataCheck.job_id).scalar_subquery()
         kept = select(DataCheck).where(DataCheck.files.is_not(None), finished.is_not(None))
-        keys: list[str] = []
+        keys = list[str]()
         for check in self._session.scalars(kept.limit(limit).with_for_update()).all():
             keys += token_keys(check)
             check.files = None

@@ -18,7 +18,7 @@ from app.core.storage.privacy import close_data_directory, keep_new_files_privat
 from worker.attempt.lease_keeper import Resources
 from worker.launch.launcher import Launcher
 from worker.launch.sandbox.sandbox import Sandbox, make_sandbox
-from worker.machine import MachineWatch, measure_ability
+from worker.membership.machine import MachineWatch, measure_ability
 from worker.presence import Pace
 
 
