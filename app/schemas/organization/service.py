@@ -38,7 +38,7 @@ class AbilityRead(ResponseBody):
     instructions: str
     """Instruction sets that the libraries may use."""
     torch: str
-    """Version of torch."""
+    """Version of torch on its machine."""
     base_models: list[str] | None
     """Ids of the base models that are installed on its machine. Null if it can fetch any."""
 
