@@ -14,7 +14,6 @@ from app.core.command_line import environment
 from app.core.job.training_config import Recipe
 from app.core.sampling.engines import parse_engines
 from app.core.settings.data_directory import DataDirectory
-from app.core.settings.store_urls import parse_store_url
 from app.core.webhooks.allowed_targets import parse_networks, parse_targets
 
 _FILE = Path(".env")
@@ -49,18 +48,6 @@ class Settings(DataDirectory):
 
     database_url: str = ""
     """SQLAlchemy URL of the database. Empty means SQLite in the data directory."""
-
-    store_url: Annotated[str, _parsed_by(parse_store_url)] = ""
-    """Where files are stored: `s3://BUCKET/PREFIX`, or a directory as `file:///DIRECTORY`. Empty
-    means `blobs` in the data directory. Keys and endpoint of S3 come from the variables of AWS."""
-
-    store_previous_url: Annotated[str, _parsed_by(parse_store_url)] = ""
-    """Where files were stored before, while they are moved to `TUNERY_STORE_URL`. What the new
-    store lacks is read from here. Empty means that nothing is being moved."""
-
-    store_redirects: bool = False
-    """Whether downloads are answered with a redirect to a signed URL of S3, so that their bytes do
-    not pass through the API. Clients must then be able to reach the endpoint of S3."""
 
     host: str = "127.0.0.1"
     """Address that the API listens on. On an address that other machines can reach, an
