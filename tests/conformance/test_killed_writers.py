@@ -88,6 +88,7 @@ def digests(blobs: S3BlobStore) -> dict[str, str]:
     return found
 
 
+@pytest.mark.timeout(1500)  # it starts two processes for each request
 @pytest.mark.parametrize("is_served", [True, False], ids=["after", "before"])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_writer_may_be_killed_at_every_request(

@@ -1,6 +1,7 @@
 """Settings, with defaults and units. A test compares `docs/settings.md` with this file."""
 
 import os
+from collections.abc import Callable
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal
@@ -11,12 +12,26 @@ from pydantic_settings import SettingsConfigDict
 from app.core.access.host_names import names_of_service, parse_host_names
 from app.core.command_line import environment
 from app.core.job.training_config import Recipe
+from app.core.sampling.engines import parse_engines
 from app.core.settings.data_directory import DataDirectory
-from app.core.settings.parsing import check_engines, parsed_by
-from app.core.settings.store_urls import parse_store_url
 from app.core.webhooks.allowed_targets import parse_networks, parse_targets
 
 _FILE = Path(".env")
+
+
+def _parsed_by(parse: Callable[[str], object]) -> AfterValidator:
+    """Refuse a text that `parse` refuses, and keep any other as it is."""
+
+    def check(text: str) -> str:
+        parse(text)
+        return text
+
+    return AfterValidator(check)
+
+
+def _check_engines(secret: SecretStr) -> SecretStr:
+    parse_engines(secret.get_secret_value())
+    return secret
 
 
 class Settings(DataDirectory):
@@ -34,18 +49,6 @@ class Settings(DataDirectory):
     database_url: str = ""
     """SQLAlchemy URL of the database. Empty means SQLite in the data directory."""
 
-    store_url: Annotated[str, parsed_by(parse_store_url)] = ""
-    """Where files are stored: `s3://BUCKET/PREFIX`, or a directory as `file:///DIRECTORY`. Empty
-    means `blobs` in the data directory. Keys and endpoint of S3 come from the variables of AWS."""
-
-    store_previous_url: Annotated[str, parsed_by(parse_store_url)] = ""
-    """Where files were stored before, while they are moved to `TUNERY_STORE_URL`. What the new
-    store lacks is read from here. Empty means that nothing is being moved."""
-
-    store_redirects: bool = False
-    """Whether downloads are answered with a redirect to a signed URL of S3, so that their bytes do
-    not pass through the API. Clients must then be able to reach the endpoint of S3."""
-
     host: str = "127.0.0.1"
     """Address that the API listens on. On an address that other machines can reach, an
     API key is required."""
@@ -53,7 +56,7 @@ class Settings(DataDirectory):
     port: int = Field(default=8000, ge=0, le=65535)
     """TCP port that the API listens on."""
 
-    allowed_hosts: Annotated[str, parsed_by(parse_host_names)] = ""
+    allowed_hosts: Annotated[str, _parsed_by(parse_host_names)] = ""
     """Host names under which clients reach the API, besides those of this machine, separated by
     commas. Requests under any other name are refused, because a web page could be behind them."""
 
@@ -213,12 +216,12 @@ class Settings(DataDirectory):
     """Format of the log on standard error: `text` for people, in colour on a terminal, or `json`
     for programs, one object per line."""
 
-    webhook_targets: Annotated[str, parsed_by(parse_targets)] = ""
+    webhook_targets: Annotated[str, _parsed_by(parse_targets)] = ""
     """Where webhooks may be sent, separated by commas: `public` for every https URL on the internet
     on port 443 or 8443, or origins such as `https://hooks.example.com`,
     `https://*.example.com:8443` or `http://receiver:8080`. Empty means that webhooks are off."""
 
-    webhook_private_networks: Annotated[str, parsed_by(parse_networks)] = ""
+    webhook_private_networks: Annotated[str, _parsed_by(parse_networks)] = ""
     """Private networks in which a host may be that `TUNERY_WEBHOOK_TARGETS` names, separated by
     commas, such as `10.0.0.0/8`. Empty means none."""
 
@@ -236,7 +239,7 @@ class Settings(DataDirectory):
     wandb_base_url: str = "https://api.wandb.ai"
     """Address of the API of Weights & Biases. A server of your own has another one."""
 
-    sampling_engines: Annotated[SecretStr, AfterValidator(check_engines)] = SecretStr("")
+    sampling_engines: Annotated[SecretStr, AfterValidator(_check_engines)] = SecretStr("")
     """Engines with OpenAI's API, such as vLLM or llama.cpp's server, that answer for some models,
     as a list in JSON: `[{"models": "ft:*", "url": "http://127.0.0.1:8080/v1"}]`. `models` is a
     name or a pattern. `key` can be added for the engine's API key, and `name` for the name under

@@ -1,4 +1,4 @@
-"""Where a process keeps what: the paths below the data directory."""
+"""Where a process keeps what: the paths below the data directory, and the blob store."""
 
 import platform
 from pathlib import Path
@@ -7,10 +7,11 @@ from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from app.core.job.training_config import MACHINE_CACHE_NAME, PROJECT_CACHE_NAME
+from app.core.settings.store_urls import StoreUrl
 
 
 class DataDirectory(BaseSettings):
-    """The data directory, and the places in it."""
+    """The data directory, the places in it, and the store of files."""
 
     model_config = SettingsConfigDict(frozen=True, use_attribute_docstrings=True)
 
@@ -21,6 +22,18 @@ class DataDirectory(BaseSettings):
     machine: str = Field(default="", pattern=r"^[A-Za-z0-9._-]{0,64}$")
     """Name of the machine, under which the service page shows its workers and `tunery drain` finds
     them. Each machine needs its own. Empty means its host name."""
+
+    store_url: StoreUrl = ""
+    """Where files are stored: `s3://BUCKET/PREFIX`, or a directory as `file:///DIRECTORY`. Empty
+    means `blobs` in the data directory. Keys and endpoint of S3 come from the variables of AWS."""
+
+    store_previous_url: StoreUrl = ""
+    """Where files were stored before, while they are moved to `TUNERY_STORE_URL`. What the new
+    store lacks is read from here. Empty means that nothing is being moved."""
+
+    store_redirects: bool = False
+    """Whether downloads are answered with a redirect to a signed URL of S3, so that their bytes do
+    not pass through the API. Clients must then be able to reach the endpoint of S3."""
 
     @property
     def resolved_machine(self) -> str:

@@ -3,7 +3,10 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 from urllib.parse import unquote, urlsplit
+
+from pydantic import AfterValidator
 
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]")
 _PREFIX_PART = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
@@ -59,3 +62,12 @@ def _parse_bucket(bucket: str, prefix: str) -> BucketAddress:
     if prefix and not all(map(_PREFIX_PART.fullmatch, prefix.split("/"))):
         raise ValueError("its prefix may have letters, digits, '-', '_', '.' and single slashes")
     return BucketAddress(bucket, prefix)
+
+
+def _checked(url: str) -> str:
+    parse_store_url(url)
+    return url
+
+
+StoreUrl = Annotated[str, AfterValidator(_checked)]
+"""An address that `parse_store_url` accepts."""
