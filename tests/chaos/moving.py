@@ -217,6 +217,9 @@ def move_there_and_back(*, kills: int, url: str, data_dir: Path, seed: int) -> d
         for client in clients:
             client.join(WITHIN_S)
         killer.end()
+        # The kernel ends a process with the thread that started it: see `tunery.logged_process`.
+        for process in service.processes.values():
+            process.kill()
         service.start_ended()
         reader = Reader(service.base_url, ledger)
         wait_until(
