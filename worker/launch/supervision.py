@@ -7,6 +7,7 @@ import subprocess
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import IO, Protocol, TypeVar, cast
 
@@ -16,6 +17,7 @@ from app.core.machine.subprocesses import python_module, with_import_path
 from worker.launch.child_output import EXIT_GRACE_S, ChildOutput
 from worker.launch.launcher import SIGNAL_POLL_INTERVAL_S, Ending, Signal, Watcher
 from worker.launch.locks import JobLock
+from worker.launch.sandbox.apply import is_applied
 from worker.launch.sandbox.confinement import Confinement
 from worker.launch.sandbox.sandbox import NO_SANDBOX, Sandbox
 from worker.launch.throttle import throttled
@@ -132,6 +134,14 @@ def supervise(child: Child, events: IO[bytes], log: int, watcher: Watcher) -> En
     )
 
 
+def is_settled(directory: Path, confinement: Confinement | None) -> bool:
+    """Whether a child may be stopped: a process that forks could lose its parent meanwhile.
+
+    If it was stopped before it asked to die with its parent, it would stay stopped for ever.
+    """
+    return confinement is None or is_applied(directory)
+
+
 def child_environment() -> dict[str, str]:
     """Return the environment of a child, or of the fork server that it is forked from."""
     passed_on = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
@@ -196,7 +206,8 @@ class LocalLauncher:
         events = cast("IO[bytes]", child.stdout)
         if self._is_busy is None:
             return supervise(child, events, log, watcher)
-        with throttled(child.pid, self._is_busy) as meter:
+        may_stop = partial(is_settled, directory, confinement)
+        with throttled(child.pid, self._is_busy, may_stop=may_stop) as meter:
             ending = supervise(child, events, log, watcher)
         return replace(ending, processor_s=meter.processor_s)
 

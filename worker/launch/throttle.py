@@ -51,19 +51,25 @@ class Meter:
 
 
 @contextmanager
-def throttled(group: int, is_busy: Callable[[], bool]) -> Generator[Meter]:
+def throttled(
+    group: int, is_busy: Callable[[], bool], *, may_stop: Callable[[], bool] = lambda: True
+) -> Generator[Meter]:
     """Stop a process group for most of the time while the block runs and the machine is busy.
 
     Args:
         group: id of the group, and of the process that leads it.
         is_busy: whether a job trains on the machine. Asked in each period.
+        may_stop: whether all its processes die with this one, even while they are stopped.
+            Asked until it is so.
     """
     is_over, meter = threading.Event(), Meter(group)
 
     def run() -> None:
+        is_ready = False
         while not is_over.wait(RUNS_S):
             meter.measure_if_due()
-            if is_busy():
+            is_ready = is_ready or may_stop()
+            if is_ready and is_busy():
                 _send(group, signal.SIGSTOP)
                 is_over.wait(STOPS_S)
                 _send(group, signal.SIGCONT)

@@ -6,6 +6,7 @@ import signal
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from worker.launch.fork_client import ForkClient, ForkedChild, ForkServerError
@@ -13,7 +14,13 @@ from worker.launch.launcher import Ending, Signal, Watcher
 from worker.launch.locks import try_lock
 from worker.launch.sandbox.confinement import Confinement
 from worker.launch.sandbox.sandbox import NO_SANDBOX, Sandbox
-from worker.launch.supervision import LOCK_S, LocalLauncher, start_locked, supervise
+from worker.launch.supervision import (
+    LOCK_S,
+    LocalLauncher,
+    is_settled,
+    start_locked,
+    supervise,
+)
 from worker.launch.throttle import throttled
 
 logger = logging.getLogger(__name__)
@@ -108,7 +115,8 @@ class WarmLauncher:
             except ForkServerError as error:
                 logger.warning("no warm start of a check: %s", error)
                 return None
-            with _buried(child), throttled(child.pid, is_busy) as meter:
+            may_stop = partial(is_settled, directory, confinement)
+            with _buried(child), throttled(child.pid, is_busy, may_stop=may_stop) as meter:
                 ending = supervise(child, child.output, log, watcher)
         was_killed = ending.was_killed or fork_server.has_been_ended  # then it died with that
         return replace(ending, was_killed=was_killed, processor_s=meter.processor_s)

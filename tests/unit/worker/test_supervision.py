@@ -20,6 +20,7 @@ from tests.waiting import wait_until
 from worker.launch.child_output import LOG_TAIL_BYTES, LOG_TAIL_LINES, MAX_LINE_BYTES
 from worker.launch.launcher import Ending, Launcher, Signal
 from worker.launch.locks import JobLock, JobLockedError, try_lock
+from worker.launch.sandbox.apply import is_applied
 from worker.launch.sandbox.sandbox import NO_SANDBOX, Sandbox
 from worker.launch.supervision import LOCK_S, PASSED_ON, LocalLauncher
 from worker.launch.warm import WarmLauncher
@@ -385,3 +386,15 @@ def test_a_stopped_child_does_not_outlive_its_worker(launcher: Launcher, directo
     finally:
         with suppress(ProcessLookupError):
             os.killpg(child, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("make_launcher", ["local contained", "warm contained"], indirect=True)
+def test_a_contained_child_may_be_stopped_once_it_runs(run: Run, directory: Path) -> None:
+    """Each of its processes then dies with its parent."""
+    write_script(directory)
+    was_applied = is_applied(directory)
+
+    run(["say", EVENT.model_dump_json()])
+
+    assert not was_applied
+    assert is_applied(directory)

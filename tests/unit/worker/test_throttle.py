@@ -8,6 +8,7 @@ from collections.abc import Generator
 import psutil
 import pytest
 
+from tests.waiting import wait_until
 from worker.launch.throttle import RUNS_S, STOPS_S, throttled
 
 ROUNDS = 2
@@ -55,6 +56,20 @@ def test_it_is_never_stopped_while_the_machine_is_idle(busy: psutil.Process) -> 
         while len(asked) < ROUNDS:
             time.sleep(RUNS_S)
 
+    assert psutil.STATUS_STOPPED not in asked
+
+
+def test_it_is_not_stopped_before_it_may_be(busy: psutil.Process) -> None:
+    asked: list[str] = []
+
+    def may_stop() -> bool:
+        asked.append(busy.status())
+        return len(asked) == ROUNDS
+
+    with throttled(busy.pid, lambda: True, may_stop=may_stop):
+        wait_until(lambda: busy.status() == psutil.STATUS_STOPPED, within_s=30)
+
+    assert len(asked) == ROUNDS
     assert psutil.STATUS_STOPPED not in asked
 
 

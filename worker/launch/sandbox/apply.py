@@ -76,6 +76,11 @@ def confine_this_process(confinement: Confinement, directory: Path, *kept: int) 
         refuse_system_calls(limits_signals=not keeps_signals_inside())
 
 
+def is_applied(directory: Path) -> bool:
+    """Whether every process of a child that confines itself already dies with its parent."""
+    return (directory / _SCRATCH_NAME).exists()
+
+
 def _close_all_but(kept: Iterable[int]) -> None:
     begin = 3
     for descriptor in sorted(kept):
