@@ -127,7 +127,7 @@ chaos-ray: setup ray stores ## Kill actors, raylets, head and dispatchers of a R
 	@$(BIN)/python -m tests.cluster.model
 
 cluster-demo: setup model ray stores ## Start PostgreSQL, S3 and a Ray cluster here, and kill a node while jobs run
-	@$(BIN)/python examples/cluster_demo.py
+	@$(BIN)/python -m tests.cluster.demo
 
 soak: setup ## Use the real service for 20 minutes, and check that nothing grows
 	@$(BIN)/python -m tests.soak.run

@@ -145,8 +145,8 @@ class Worker:
     def _read_ability(self) -> Ability | None:
         """What this worker can do, with the base models that it has or can fetch now."""
         ability = self._resources.ability
-        if ability is None or ability.base_models is None:
-            return ability
+        if ability is None:
+            return None
         catalogue, shared = self._resources.catalogue, is_shared(self._settings.store_url)
         find = partial(list_reachable, catalogue=catalogue, is_shared=shared)
         return ability.model_copy(update={"base_models": self._database.read(find)})

@@ -18,6 +18,7 @@ from app.core.db.session import Database
 from app.core.errors import DatabaseBusyError
 from app.core.job.artifacts import NUMERICS_VERSION
 from app.core.settings import Settings
+from app.core.settings.store_urls import is_shared
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ _MODEL = ("vendor_id", "cpu family", "model", "CPU implementer", "CPU architectu
 def measure_ability(settings: Settings, catalogue: Catalogue) -> Ability:
     """Find out what a worker with these settings can do on this machine."""
     processor, instructions = _read_processor(Path("/proc/cpuinfo"))
+    installed = tuple(installed.id for _, installed in catalogue.list_installed())
     return Ability(
         machine=settings.resolved_machine,
         cores=max(os.cpu_count() or 1, settings.resolved_training_threads),
@@ -58,13 +60,8 @@ def measure_ability(settings: Settings, catalogue: Catalogue) -> Ability:
         transformers=_version("transformers"),
         peft=_version("peft"),
         numerics=NUMERICS_VERSION,
-        base_models=installed_models(catalogue),
+        base_models=None if is_shared(settings.store_url) else installed,
     )
-
-
-def installed_models(catalogue: Catalogue) -> tuple[str, ...]:
-    """Ids of the base models that are installed on this machine."""
-    return tuple(installed.id for _, installed in catalogue.list_installed())
 
 
 def _read_processor(path: Path) -> tuple[str, str]:

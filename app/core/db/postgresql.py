@@ -69,7 +69,9 @@ class Postgresql:
         self.file: Path | None = None
         self._where = _place_of(url)
         self._busy_timeout_s = busy_timeout_s
-        self.engine = make_engine(url, busy_timeout_s, kept_connections)
+        self.engine = make_engine(
+            url.set(drivername="postgresql+psycopg"), busy_timeout_s, kept_connections
+        )
 
     def commit(self, session: Session) -> None:
         """Commit. If the connection is lost meanwhile, ask the server on another one if it did."""

@@ -29,13 +29,13 @@ def make_engine(url: URL, busy_timeout_s: float, kept_connections: int) -> Engin
     """Make an engine whose connections wait for a lock for `busy_timeout_s` at most.
 
     Args:
-        url: where the database is.
+        url: where the database is, with the driver's name.
         busy_timeout_s: in seconds.
         kept_connections: connections that stay open when they are idle.
     """
     kept = min(kept_connections, MAX_CONNECTIONS)
     engine = create_engine(
-        url.set(drivername="postgresql+psycopg"),
+        url,
         isolation_level="READ COMMITTED",
         connect_args=_connect_args(url, busy_timeout_s),
         pool_pre_ping=True,

@@ -23,7 +23,7 @@ from openai import OpenAI
 from tests.cluster.installation import Installation, installed
 from tests.models import link_embedded_model
 
-EXAMPLES = Path(__file__).resolve().parent
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 MODEL = "smollm2-135m-instruct"
 JOBS = 4
 STEPS_BEFORE_THE_KILL = 3
