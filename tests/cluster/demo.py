@@ -189,7 +189,7 @@ def run(*arguments: str, environment: dict[str, str]) -> str:
     """
     clean = {name: text for name, text in os.environ.items() if not name.startswith("TUNERY_")}
     command = [sys.executable, "-m", "tunery", *arguments]
-    done = subprocess.run(  # noqa: S603 - our own command
+    done = subprocess.run(
         command, env=clean | environment, capture_output=True, text=True, check=False
     )
     if done.returncode != 0:
