@@ -19,6 +19,7 @@ from typing import TypeVar
 from app.core.db.blob_keys import (
     BlobKeyRepository,
     NamedBlob,
+    iterate_model_objects,
     iterate_named,
     iterate_task_blobs,
 )
@@ -97,7 +98,8 @@ class Total:
 
 def iterate_blobs(database: Database) -> Iterator[NamedBlob]:
     """Every blob that has to be in the store of the installation, page by page."""
-    return chain(iterate_named(database.reading), iterate_task_blobs(database.reading))
+    kinds = (iterate_named, iterate_task_blobs, iterate_model_objects)
+    return chain.from_iterable(iterate(database.reading) for iterate in kinds)
 
 
 def size_in(store: BlobStore, key: str) -> int | None:
