@@ -38,7 +38,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
 FROM base AS app
 
 RUN --mount=type=cache,target=/root/.cache/pip --mount=from=wheel,source=/wheels,target=/wheels \
-    pip install -c requirements.lock /wheels/*.whl
+    pip install -c requirements.lock "$(echo /wheels/*.whl)[s3]"
 
 USER 10001:10001
 VOLUME /data
