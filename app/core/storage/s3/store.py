@@ -45,6 +45,9 @@ MAX_PARTS = 9000
 PARALLEL = 4
 """Parts that are uploaded at the same time, and so kept in memory."""
 
+_JOINED_BYTES_PER_S = 16 * 1024 * 1024
+"""Speed of a slow server that joins the parts of an upload. It says nothing meanwhile."""
+
 _CONNECT_S = 5
 _PAGE = 1000
 _INVALID_RANGE = 416
@@ -75,20 +78,8 @@ class S3BlobStore:
         self._calls = Calls(str(self), patience_s)
         self._signer = Signer(address, access)
         self._is_careless = False
-        again = timedelta(seconds=patience_s)
-        self._store = S3Store(
-            address.bucket,
-            prefix=address.prefix or None,
-            config=_config(access),
-            client_options={
-                "allow_http": (access.endpoint or "").startswith("http:"),
-                "connect_timeout": timedelta(seconds=_CONNECT_S),
-                "read_timeout": timedelta(seconds=SILENCE_S),
-                "timeout": timedelta(seconds=10 * SILENCE_S),
-            },
-            # For the parts of a large upload. What is one request is repeated here as well.
-            retry_config={"max_retries": 8, "retry_timeout": again},
-        )
+        self._patience_s = patience_s
+        self._store = self._connect(SILENCE_S)
 
     def __str__(self) -> str:
         at = f" at {self._access.endpoint}" if self._access.endpoint else ""
@@ -178,6 +169,25 @@ class S3BlobStore:
     def _list_after(self, key: str | None) -> "Iterator[Sequence[ObjectMeta]]":
         return iter(obstore.list(self._store, offset=key, chunk_size=_PAGE))  # pyright: ignore[reportUnknownMemberType]
 
+    def _connect(self, silence_s: float) -> S3Store:
+        access = self._access
+        return S3Store(
+            self._address.bucket,
+            prefix=self._address.prefix or None,
+            config=_config(access),
+            client_options={
+                "allow_http": (access.endpoint or "").startswith("http:"),
+                "connect_timeout": timedelta(seconds=_CONNECT_S),
+                "read_timeout": timedelta(seconds=silence_s),
+                "timeout": timedelta(seconds=10 * silence_s),
+            },
+            # For the parts of a large upload. What is one request is repeated here as well.
+            retry_config={
+                "max_retries": 8,
+                "retry_timeout": timedelta(seconds=self._patience_s),
+            },
+        )
+
     def _create(self, key: str, content: bytes) -> None:
         """Upload in one request, which a server that honours conditions refuses the second time."""
         try:
@@ -195,10 +205,11 @@ class S3BlobStore:
     def _upload(self, key: str, scratch: Path, size: int) -> None:
         """Upload in parts. After a failure one after another, because the line may be slow."""
         parallel = iter([PARALLEL])
+        store = self._connect(SILENCE_S + size / _JOINED_BYTES_PER_S)
 
         def upload() -> None:
             obstore.put(
-                self._store,
+                store,
                 key,
                 scratch,
                 use_multipart=True,
