@@ -49,7 +49,7 @@ def main(trainer: str = "worker.train", node_module: str = "worker.dispatch.node
     """
     try:
         settings = read_settings()
-        with joined(settings, kept_connections=settings.concurrency) as member:
+        with joined(settings, may_move=True, kept_connections=settings.concurrency) as member:
             _serve(member, trainer, node_module)
     except EXPECTED as error:
         return report("worker", error)

@@ -12,7 +12,8 @@ from tests.stores.servers import StoreServer
 KILLS = effort(4, long=40)
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.long
+@pytest.mark.timeout(2900)
 def test_a_service_moves_to_s3_and_back_without_losing_a_byte(
     tmp_path: Path, own_server: Callable[[str], StoreServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:

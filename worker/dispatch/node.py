@@ -120,7 +120,7 @@ def describe() -> str:
 @contextmanager
 def _opened(trainer: str) -> Generator[tuple[Resources, MachineWatch]]:
     """What an attempt needs on this node, and what tells it of the machine."""
-    with joined(read_settings()) as member:
+    with joined(read_settings(), may_move=False) as member:
         local = LocalLauncher(trainer, sandbox=member.sandbox)
         launcher = AnnouncingLauncher(local, member.sandbox.describe())
         yield member.resources(launcher, ability=member.ability), member.watch

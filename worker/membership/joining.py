@@ -55,11 +55,12 @@ class Member:
 
 
 @contextmanager
-def joined(settings: Settings, *, kept_connections: int = 1) -> Generator[Member]:
+def joined(settings: Settings, *, may_move: bool, kept_connections: int = 1) -> Generator[Member]:
     """Join the service while the block runs.
 
     Args:
         settings: those of this process.
+        may_move: whether it may move the service to another store. Only one that stays may.
         kept_connections: connections to the database that stay open when they are idle.
 
     Raises:
@@ -75,7 +76,7 @@ def joined(settings: Settings, *, kept_connections: int = 1) -> Generator[Member
         database = Database(settings.resolved_database_url, kept_connections=kept_connections)
         try:
             prepare(database)
-            connection = connect_store(settings, database, may_move=True)
+            connection = connect_store(settings, database, may_move=may_move)
             require_right_key(database, SigningKeys(settings.signing_dir))
             sandbox = make_sandbox(
                 settings.sandbox,
