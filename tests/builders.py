@@ -50,6 +50,7 @@ from app.core.job.training_config import (
 from app.core.manifest import MANIFEST_NAME, Manifest, describe_files, describe_inputs
 from app.core.storage.blob_store import BlobStore
 from app.core.storage.local import LocalBlobStore
+from app.core.storage.marker import MARKER_KEY
 from app.core.storage.trees import remove_tree
 from app.maintenance.keys import create_key
 from benchmarks.support.samples import build_chat_file, write_catalogue
@@ -573,6 +574,7 @@ def nested_directories(top: Path, *, levels: int, name: str = "d") -> Generator[
 
 
 def list_blobs(store: LocalBlobStore) -> list[str]:
-    """The keys of all blobs, and whatever is left in the scratch space."""
+    """The keys of all blobs but the marker, and whatever is left in the scratch space."""
     root = store.scratch_file().parents[1]
-    return sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())
+    paths = (str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())
+    return sorted(path for path in paths if path != MARKER_KEY)

@@ -19,7 +19,7 @@ JOBS = "/v1/fine_tuning/jobs"
     [
         pytest.param("/{id}", 1, id="job"),
         pytest.param("/{id}/events", 2, id="events"),
-        pytest.param("", 6, id="list"),  # half of them find out why the jobs wait
+        pytest.param("", 7, id="list"),  # four of them find out why the jobs wait
     ],
 )
 def test_a_poll_asks_the_database_little(

@@ -95,6 +95,10 @@ def test_a_worker_shows_what_it_does(
         "started_at": int(now.timestamp()),
         "version": VERSION,
         "memory_bytes": 8 * GIB,
+        "machine": None,
+        "ability": None,
+        "models_in_memory": [],
+        "silent_since": None,
         "tasks": [
             {
                 "job_id": trained.id,
