@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from app.core.base_models import MODELS_NAME
 from app.core.db.blob_keys import BlobKeyRepository
 from app.core.db.inspection import find_running
 from app.core.db.session import Database
@@ -36,9 +35,6 @@ minutes."""
 
 HOLD_PREFIX = ".backup-"
 """Prefix of the directories in which a backup holds blobs until it has copied them."""
-
-_MODELS = f"{MODELS_NAME}/"
-"""What the keys of base models begin with, which no row names."""
 
 _BATCH = 1000
 """Number of blobs looked up in one query."""
@@ -128,7 +124,7 @@ def _orphan_blobs(
             return  # this is more likely the wrong database than an empty one
     batch: dict[str, StoredBlob] = {}
     for blob in store.list_all():
-        if blob.age_s > grace_s and not blob.key.startswith(_MODELS):
+        if blob.age_s > grace_s:
             batch[blob.key] = blob
         if len(batch) >= batch_size:
             yield from _without_a_row(database, batch)

@@ -54,15 +54,14 @@ class TestOrphans:
         file: File,
     ) -> None:
         put_blob(store, "files/orphan", b"1")
-        put_blob(store, "models/one/weights", b"1")  # a base model, which no row names
         put_blob(store, "files/new", b"1")
-        for key in ("files/orphan", "models/one/weights", file.blob_key):
+        for key in ("files/orphan", file.blob_key):
             self.make_old(server, settings, key, hours=25)
 
         freed = free_orphans(database, store, settings, batch=1)
 
         assert freed.blobs == 1
-        assert keys_of(store) == sorted([file.blob_key, "files/new", "models/one/weights"])
+        assert keys_of(store) == sorted([file.blob_key, "files/new"])
 
     @pytest.mark.parametrize("hours", [-3, 3, 20])
     def test_a_clock_that_is_wrong_loses_no_new_blob(

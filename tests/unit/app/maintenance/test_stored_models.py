@@ -10,7 +10,7 @@ from app.core.db.blob_keys import iterate_model_objects, iterate_named
 from app.core.db.repositories.base_models.stored import StoredCopy, StoredModels
 from app.core.db.session import Database
 from app.core.db.snapshot import release_running
-from app.core.orphans import GRACE_S, free_orphans
+from app.core.orphans import LONG_GRACE_S, free_orphans
 from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
 from app.maintenance.doctor import examine
@@ -83,7 +83,7 @@ def test_files_are_orphans_only_without_their_row(
 ) -> None:
     for file in copy.files.values():
         path = settings.blobs_dir / file.key
-        os.utime(path, (path.stat().st_mtime - 2 * GRACE_S,) * 2)
+        os.utime(path, (path.stat().st_mtime - 2 * LONG_GRACE_S,) * 2)
 
     assert free_orphans(database, store, settings).blobs == 0
     with database.writing() as session:
