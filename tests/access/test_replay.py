@@ -28,7 +28,8 @@ JOBS = "/v1/fine_tuning/jobs"
 NOT_AN_ID = {
     *("accept", "encoding", "format", "limit", "order", "points", "purpose"),
     *("step_from", "step_to"),
-    *("auto_start", "from", "hyperparameters", "integrations", "metadata", "method", "priority"),
+    *("allow_inexact_resume", "auto_start", "from", "hyperparameters", "integrations", "metadata"),
+    *("method", "priority"),
     *("bytes", "data", "expires_after", "file", "filename", "md5", "mime_type", "seed", "suffix"),
     *("expires_after[anchor]", "expires_after[seconds]"),
     *("colour", "context_length", "overlong_row_behavior", "recipe", "rows", "train_on"),
