@@ -20,7 +20,7 @@ def upgrade() -> None:
         sa.Column("moved_at", sa.DateTime(timezone=True)),
         sa.Column("is_store_marked", sa.Boolean(), nullable=False),
         sa.Column("signing_key", sa.String()),
-        sa.CheckConstraint("id = 1", name="ck_installation_is_one_row"),
+        sa.CheckConstraint("id = 1", name=op.f("ck_installation_is_one_row")),
         sa.PrimaryKeyConstraint("id", name="pk_installation"),
     )
     installation = sa.table("installation", sa.column("id"), sa.column("is_store_marked"))
