@@ -153,6 +153,6 @@ def test_a_worker_with_another_store_refuses_to_start(
             timeout=60,
         )
         assert done.returncode == 2
-        assert "is not the one of this database" in done.stderr
+        assert "does not belong to this installation" in done.stderr
         assert "Traceback" not in done.stderr
     assert [blob.key for blob in server.store(tmp_path / "r", prefix="other").list_all()] == []

@@ -91,5 +91,5 @@ class StorePlaces:
         raise WrongStoreError(
             "TUNERY_STORE_URL names a store that does not belong to this installation. Set it as "
             "for the other processes of the service. To move the service to another store, begin "
-            "with `tunery store copy URL`: see docs/stores.md."
+            "with `tunery store copy URL`: see docs/moving-stores.md."
         )
