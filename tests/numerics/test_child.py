@@ -114,7 +114,7 @@ def metrics(events: list[TrainingEvent]) -> list[StepMetrics]:
 
 
 def test_a_child_reports_every_step_in_events_alone(events: list[TrainingEvent]) -> None:
-    assert Started(total_steps=48) in events
+    assert [event.total_steps for event in events if isinstance(event, Started)] == [48]
     assert [row.step for row in metrics(events)] == list(range(49))
     assert isinstance(events[-1], Finished)
 
