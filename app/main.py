@@ -91,7 +91,7 @@ def create_app(
     Args:
         settings: by default, those of the environment.
         database: by default, opened here. It is closed when the application ends.
-        store: by default, opened here, without asking whose it is.
+        store: by default, opened here. Whether it belongs to the database is then not checked.
     """
     settings = settings or read_settings()
     database = database or Database(settings.resolved_database_url)

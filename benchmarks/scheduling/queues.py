@@ -32,7 +32,7 @@ _SETTINGS = {
     "checkpoint_timeout": "30min",
     "track_activity_query_size": "8192",
 }
-"""Of a server that somebody has set up for this: with the defaults, checkpoints come too often."""
+"""Settings of a server that is tuned for many writes: by default, checkpoints come too often."""
 
 _FILL = """
 INSERT INTO jobs (id, project_id, status, created_at, updated_at, priority, base_model,

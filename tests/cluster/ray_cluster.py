@@ -5,7 +5,6 @@ would do it; after the head has, all nodes are, because they know nothing of a n
 """
 
 import importlib.util
-import json
 import os
 import shutil
 import signal
@@ -15,7 +14,7 @@ import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import psutil
 
@@ -27,13 +26,6 @@ START_S = 90.0
 NODE_MEMORY = 8_000_000_000
 _RAY = Path(sys.executable).with_name("ray")
 _STORE = ("--object-store-memory", "78643200")  # as little as Ray allows: nothing is kept in it
-
-_COMMANDS = (
-    *("cluster_synced_files", "rsync_exclude", "rsync_filter", "initialization_commands"),
-    *("setup_commands", "head_setup_commands", "worker_setup_commands"),
-    *("head_start_ray_commands", "worker_start_ray_commands"),
-)
-"""Keys of a cluster file that have to be there, and are empty here."""
 
 
 def require_ray() -> None:
@@ -48,13 +40,9 @@ class RayCluster:
     Args:
         nodes: for each node by its name, its environment besides that of this process.
         log_dir: directory for the logs of `ray start`.
-        max_nodes: if given, there is one more kind of node, of which the head's autoscaler starts
-            so many at most. They have the environment that `nodes` gives the head.
     """
 
-    def __init__(
-        self, nodes: Mapping[str, Mapping[str, str]], *, log_dir: Path, max_nodes: int = 0
-    ) -> None:
+    def __init__(self, nodes: Mapping[str, Mapping[str, str]], *, log_dir: Path) -> None:
         self._temp_dir = Path(tempfile.mkdtemp(prefix="tr-", dir="/tmp"))
         self.address = f"127.0.0.1:{_free_port()}"
         head = ["--head", f"--port={self.address.rpartition(':')[2]}", "--num-cpus=0"]
@@ -66,11 +54,6 @@ class RayCluster:
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_ENABLE_METRICS_COLLECTION": "0",
         }
-        if max_nodes:
-            config = self._temp_dir / "autoscaling.json"
-            config.write_text(json.dumps(_autoscaling(self.address, max_nodes)))
-            head.append(f"--autoscaling-config={config}")
-            environment |= {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
         self.processes = {
             name: LoggedProcess(
                 [_RAY, "start", "--block", *arguments],
@@ -168,31 +151,6 @@ class RayCluster:
             with suppress(psutil.NoSuchProcess):
                 one.kill()
         psutil.wait_procs(family, timeout=20)
-
-
-def _autoscaling(address: str, max_nodes: int) -> dict[str, Any]:
-    """A cluster file whose nodes are processes of this machine, as in Ray's own tests."""
-    head, node = {"CPU": 0}, {"CPU": 1, "memory": NODE_MEMORY}
-    return {
-        "cluster_name": "test",
-        "max_workers": max_nodes,
-        "idle_timeout_minutes": 0.1,
-        "provider": {"type": "fake_multinode", "gcs_address": address},
-        "available_node_types": {
-            "ray.head.default": {"resources": head, "node_config": {}, "max_workers": 0},
-            "trainer": {
-                "resources": node,
-                "node_config": {},
-                "min_workers": 0,
-                "max_workers": max_nodes,
-            },
-        },
-        "head_node_type": "ray.head.default",
-        "upscaling_speed": 1.0,
-        **{name: {} for name in ("auth", "docker", "file_mounts")},
-        **{name: [] for name in _COMMANDS},
-        "file_mounts_sync_continuously": False,
-    }
 
 
 def _is_called(process: psutil.Process, program: str) -> bool:

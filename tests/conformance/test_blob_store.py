@@ -184,10 +184,10 @@ def test_keys_may_have_any_character_of_a_file_name(blobs: BlobStore) -> None:
 
 
 def test_what_a_store_keeps_for_itself_is_not_listed(blobs: BlobStore) -> None:
-    put_blob(blobs, f"{RESERVED}about", b"whose it is")
+    put_blob(blobs, f"{RESERVED}about", b"the id of a store")
     put_blob(blobs, "files/.hidden", b"bytes")
 
-    assert read(blobs, f"{RESERVED}about") == b"whose it is"
+    assert read(blobs, f"{RESERVED}about") == b"the id of a store"
     assert [blob.key for blob in blobs.list_all()] == ["files/.hidden"]
 
 

@@ -29,7 +29,7 @@ MACHINES = 3
 LEASE_S = 5.0
 GRACE_S = 10.0
 PREFIX = "tunery"
-"""Of the keys of this service in the bucket."""
+"""What the keys of this service in the bucket begin with."""
 
 
 class Machines:
