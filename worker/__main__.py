@@ -62,7 +62,7 @@ def _serve(member: Member, trainer: str, node_module: str) -> None:
     installed = member.catalogue.find_installed(DEFAULT_MODEL_ID)
     if settings.install_default_model and installed is None:
         _install_default_model(settings)
-    workers: list[Worker | Dispatcher | BesideTraining] = []
+    trainers: list[Worker] = []
     warm: list[WarmLauncher] = []
     worker_ids = [new_id(IdPrefix.WORKER) for _ in range(settings.concurrency)]
     for worker_id in worker_ids if settings.launcher == "local" else ():
@@ -71,7 +71,8 @@ def _serve(member: Member, trainer: str, node_module: str) -> None:
             warm.append(launcher)
         announcing = AnnouncingLauncher(launcher, member.sandbox.describe())
         resources = member.resources(announcing, ability=member.ability)
-        workers.append(Worker(worker_id, resources, _chores(resources), watch.drained_s))
+        trainers.append(Worker(worker_id, resources, _chores(resources), watch.drained_s))
+    workers: list[Worker | Dispatcher | BesideTraining] = [*trainers]
     is_busy = TrainingSlots(settings.workers_dir, settings.concurrency).is_any_taken
     cold = LocalLauncher(trainer, sandbox=member.sandbox, is_busy=is_busy)
     beside = BesideLauncher(warm, cold, is_busy)
@@ -82,7 +83,12 @@ def _serve(member: Member, trainer: str, node_module: str) -> None:
         # In a thread of its own, because a lost head keeps a dispatcher waiting.
         chores_beside = BesideTraining(lambda _: chores(), pace=pace)
         workers = [Dispatcher(worker_ids[0], resources, cluster), chores_beside]
-    checker = DataChecker(worker_ids[0], resources, beside)
+    checker = DataChecker(
+        worker_ids[0],
+        resources,
+        beside,
+        are_others_at_it=lambda: any(one.is_checking() for one in trainers),
+    )
     # In a thread of its own: no check waits for an export, which may take hours beside training.
     tasks = TaskDoer(worker_ids[0], resources, beside)
     for do_next in (checker.check_any, tasks.do_next):

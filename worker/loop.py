@@ -82,6 +82,10 @@ class Worker:
             pace=resources.pace,
         )
 
+    def is_checking(self) -> bool:
+        """As `DataChecker.is_at_it`."""
+        return self._checker.is_at_it()
+
     def stop(self, *, at_once: bool = False) -> None:
         """Take no more jobs. Save the present one, unless `at_once`, and put it back."""
         grace_s = 0.0 if at_once else self._settings.stop_grace_s * SAVING_SHARE

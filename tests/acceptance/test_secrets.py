@@ -113,6 +113,7 @@ def use(
         secret_url = make_url(url).set(password=SWORDFISH).render_as_string(hide_password=False)
         settings = {
             "database_url": secret_url,
+            "store_url": f"file://{key_file.parent}/blobs",  # the other is of another database
             "log_format": "json",
             "bootstrap_key_file": str(key_file),
         }

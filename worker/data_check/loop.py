@@ -6,9 +6,11 @@ child runs for a small part of the time while a job trains.
 """
 
 import logging
+import math
 from collections.abc import Callable
 from datetime import timedelta
 
+from app.core.clock import steady_s
 from app.core.db.repositories.data_checks import CheckLimits, DataCheckRepository
 from app.core.db.repositories.leases import Lease
 from app.core.disk import has_room
@@ -26,6 +28,12 @@ SMALL_BYTES = 16 * 1024 * 1024
 PATIENCE = timedelta(seconds=2)
 """Age from which a job is checked beside training. An idle worker would have taken it by then."""
 
+LONG_PATIENCE = timedelta(seconds=30)
+"""The same while an idle worker checks one job after another."""
+
+_TAKES_NEXT_S = 2.0
+"""Time in which a worker that has checked a job takes the next one, or begins to train."""
+
 
 class DataChecker:
     """Checks the data of one job after another.
@@ -34,12 +42,27 @@ class DataChecker:
         worker_id: the worker that holds the leases.
         resources: what all attempts of the worker share.
         launcher: starts the children.
+        are_others_at_it: whether an idle worker of this process has just checked a job. What is
+            started beside it loads the libraries itself, which takes minutes once a job trains.
     """
 
-    def __init__(self, worker_id: str, resources: Resources, launcher: Launcher) -> None:
+    def __init__(
+        self,
+        worker_id: str,
+        resources: Resources,
+        launcher: Launcher,
+        *,
+        are_others_at_it: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._worker_id = worker_id
         self._resources = resources
         self._launcher = launcher
+        self._are_others_at_it = are_others_at_it
+        self._at_it_until_s = 0.0
+
+    def is_at_it(self) -> bool:
+        """Whether it checks a small file now, or has checked one a moment ago."""
+        return steady_s() < self._at_it_until_s
 
     def check_small(self, stop_at_s: Callable[[], float | None]) -> float | None:
         """Check the data of a job, unless its file is large. For a worker with nothing to train.
@@ -51,11 +74,19 @@ class DataChecker:
             Seconds to wait before the next call. None if there was nothing to check.
         """
         now = self._resources.clock()
-        return self._check(CheckLimits(created_before=now, max_bytes=SMALL_BYTES), stop_at_s)
+        limits = CheckLimits(created_before=now, max_bytes=SMALL_BYTES)
+        self._at_it_until_s = math.inf
+        idle_s: float | None = None
+        try:
+            idle_s = self._check(limits, stop_at_s)
+        finally:
+            self._at_it_until_s = 0.0 if idle_s is None else steady_s() + _TAKES_NEXT_S
+        return idle_s
 
     def check_any(self, stop_at_s: Callable[[], float | None]) -> float | None:
         """Check the data of a job that no idle worker has taken. Returns as `check_small`."""
-        limits = CheckLimits(created_before=self._resources.clock() - PATIENCE)
+        patience = LONG_PATIENCE if self._are_others_at_it() else PATIENCE
+        limits = CheckLimits(created_before=self._resources.clock() - patience)
         return self._check(limits, stop_at_s)
 
     def _check(self, limits: CheckLimits, stop_at_s: Callable[[], float | None]) -> float | None:

@@ -38,7 +38,7 @@ from tests.builders import (
 from tests.fakes import Act, FakeLauncher, FrozenClock
 from worker.attempt.lease_keeper import Resources
 from worker.beside import PAUSE_AFTER_FAILURE_S, BesideTraining
-from worker.data_check.loop import PATIENCE, SMALL_BYTES, DataChecker
+from worker.data_check.loop import LONG_PATIENCE, PATIENCE, SMALL_BYTES, DataChecker
 from worker.loop import Worker
 
 REPORT = build_data_report()
@@ -290,6 +290,28 @@ def test_an_idle_worker_leaves_large_files_to_the_checker_beside_training(bench:
     bench.clock.advance(PATIENCE)
     assert bench.checker.check_any(go_on) == 0.0
     assert bench.job(job).status is JobStatus.QUEUED
+
+
+def test_no_check_begins_beside_an_idle_worker_that_will_take_it_next(bench: Bench) -> None:
+    """It would load the libraries itself, for minutes if that worker begins to train."""
+    bench.add_job()
+    beside = DataChecker(
+        "worker-2", bench.resources, bench.launcher, are_others_at_it=bench.checker.is_at_it
+    )
+    answers: list[float | None] = []
+
+    def look_beside() -> None:
+        bench.add_job()
+        bench.clock.advance(PATIENCE)
+        answers.append(beside.check_any(go_on))
+        bench.clock.advance(LONG_PATIENCE - PATIENCE)
+        bench.launcher.acts = [tokens_made]
+        answers.append(beside.check_any(go_on))
+
+    bench.check(doing(look_beside), tokens_made)
+
+    assert answers == [None, 0.0]
+    assert bench.checker.is_at_it(), "it takes the next one within moments"
 
 
 def test_a_worker_trains_what_is_queued_before_it_checks(bench: Bench) -> None:
