@@ -74,7 +74,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
         415: "The body has the wrong media type.",
         429: "A limit of the project is reached.",
         500: "The server failed unexpectedly.",
-        503: "The database is busy. Try again.",
+        503: "The database or the store of files is busy or away. Try again.",
         507: "The disk is full.",
     }.items()
 }
