@@ -5,16 +5,16 @@ would do it; after the head has, all nodes are, because they know nothing of a n
 """
 
 import importlib.util
+import json
 import os
 import shutil
-import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import psutil
 
@@ -26,6 +26,13 @@ START_S = 90.0
 NODE_MEMORY = 8_000_000_000
 _RAY = Path(sys.executable).with_name("ray")
 _STORE = ("--object-store-memory", "78643200")  # as little as Ray allows: nothing is kept in it
+
+_EMPTY = (
+    *("cluster_synced_files", "rsync_exclude", "rsync_filter", "initialization_commands"),
+    *("setup_commands", "head_setup_commands", "worker_setup_commands"),
+    *("head_start_ray_commands", "worker_start_ray_commands"),
+)
+"""Keys that a cluster file must have."""
 
 
 def require_ray() -> None:
@@ -40,9 +47,21 @@ class RayCluster:
     Args:
         nodes: for each node by its name, its environment besides that of this process.
         log_dir: directory for the logs of `ray start`.
+        autoscaled: environment of the nodes that Ray's autoscaler starts while they are needed. By
+            default there is no autoscaler.
+        max_nodes: how many nodes it may start.
+        is_v2: whether the autoscaler is the one that `ray up` uses, or the older one.
     """
 
-    def __init__(self, nodes: Mapping[str, Mapping[str, str]], *, log_dir: Path) -> None:
+    def __init__(
+        self,
+        nodes: Mapping[str, Mapping[str, str]],
+        *,
+        log_dir: Path,
+        autoscaled: Mapping[str, str] | None = None,
+        max_nodes: int = 1,
+        is_v2: bool = True,
+    ) -> None:
         self._temp_dir = Path(tempfile.mkdtemp(prefix="tr-", dir="/tmp"))
         self.address = f"127.0.0.1:{_free_port()}"
         head = ["--head", f"--port={self.address.rpartition(':')[2]}", "--num-cpus=0"]
@@ -54,6 +73,17 @@ class RayCluster:
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_ENABLE_METRICS_COLLECTION": "0",
         }
+        if autoscaled is not None:
+            config = self._temp_dir / "autoscaling.json"
+            command, log = [_RAY, "start", "--block", *node, *_STORE], log_dir / "nodes.log"
+            config.write_text(json.dumps(_cluster_file(command, autoscaled, log, max_nodes)))
+            head.append(f"--autoscaling-config={config}")
+            environment |= {
+                "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+                "RAY_enable_autoscaler_v2": str(int(is_v2)),
+                "RAY_CLOUD_INSTANCE_ID": "head",  # as `ray up` does
+                "RAY_NODE_TYPE_NAME": "head",
+            }
         self.processes = {
             name: LoggedProcess(
                 [_RAY, "start", "--block", *arguments],
@@ -142,15 +172,51 @@ class RayCluster:
     def _clear(self, name: str) -> None:
         """Leave nothing of a node, as a service manager does before it starts it again."""
         process = self.processes[name]
-        family: list[psutil.Process] = []
         if process.is_running:
-            with suppress(psutil.NoSuchProcess):
-                family = psutil.Process(process.pid).children(recursive=True)
-            process.stop(signal.SIGKILL)
+            kill_family(process.pid)
+            process.wait()
+
+
+def kill_family(pid: int) -> None:
+    """SIGKILL a process and everything that it has started."""
+    with suppress(psutil.NoSuchProcess):
+        process = psutil.Process(pid)
+        family = [process, *process.children(recursive=True)]
         for one in family:
             with suppress(psutil.NoSuchProcess):
                 one.kill()
-        psutil.wait_procs(family, timeout=20)
+        psutil.wait_procs(family[1:], timeout=20)
+
+
+def _cluster_file(
+    command: Sequence[str | Path], environment: Mapping[str, str], log: Path, max_nodes: int
+) -> dict[str, Any]:
+    """For a cluster whose nodes this command starts."""
+    node = {"command": [*map(str, command)], "environment": dict(environment), "log": str(log)}
+    head = {"resources": {"CPU": 0}, "node_config": {}, "min_workers": 0, "max_workers": 0}
+    trainer = {
+        "resources": {"CPU": 1, "memory": NODE_MEMORY},
+        "node_config": node,
+        "min_workers": 0,
+        "max_workers": max_nodes,
+    }
+    return {
+        "cluster_name": "test",
+        "max_workers": max_nodes,
+        "idle_timeout_minutes": 0.1,
+        "provider": {
+            "type": "external",
+            "module": "tests.cluster.local_nodes.LocalNodes",
+            "disable_node_updaters": True,  # there is no SSH
+            "disable_launch_config_check": True,
+        },
+        "available_node_types": {"head": head, "trainer": trainer},
+        "head_node_type": "head",
+        "upscaling_speed": 1.0,
+        "file_mounts_sync_continuously": False,
+        **{name: {} for name in ("auth", "docker", "file_mounts")},
+        **{name: [] for name in _EMPTY},
+    }
 
 
 def _is_called(process: psutil.Process, program: str) -> bool:

@@ -187,6 +187,25 @@ def test_an_attempt_is_launched_only_once(world: World) -> None:
     _cancel(world, lease)
 
 
+def test_an_attempt_without_room_does_not_wait_for_it(world: World) -> None:
+    """Only a cluster has an end to its room."""
+    if world.cluster is None:
+        return
+    lease, _ = world.add_job(10 * SLOW_STEPS)
+    first = world.launcher.launch(lease, world.place)
+    world.await_steps(lease)
+    other, _ = world.add_job(QUICK_STEPS)
+
+    world.await_health(world.launcher.launch(other, world.place), Health.GONE)
+
+    assert world.launcher.check(first) is Health.RUNNING
+    assert world.job(other).trained_steps == 0
+    world.launcher.release(first)
+    wait_until(world.has_room, within_s=WITHIN_S)
+    _cancel(world, lease)
+    _cancel(world, other)
+
+
 def test_an_attempt_that_is_asked_to_saves_and_gives_its_job_back(world: World) -> None:
     lease, _ = world.add_job(SLOW_STEPS)
     handle = world.launcher.launch(lease, world.place)

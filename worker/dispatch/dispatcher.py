@@ -21,6 +21,7 @@ from app.core.db.repositories.workers import WorkerIdentity, WorkerRepository
 from app.core.errors import LeaseLostError
 from app.core.ids import IdPrefix, new_id
 from app.core.machine.memory import Memory
+from app.core.storage.marker import read_marker
 from worker.attempt.lease_keeper import TRANSIENT_ERRORS, LeaseKeeper, Resources
 from worker.beside import BesideTraining
 from worker.dispatch.attempt_launcher import AlreadyLaunchedError, Health, Place
@@ -40,7 +41,8 @@ MAX_DEMAND = 64
 """Number of jobs for which the autoscaler is asked for nodes at once."""
 
 DEMAND_INTERVAL_S = 10.0
-"""Maximum interval at which demand is told again: a new head knows nothing of it."""
+"""Maximum interval at which demand is told again, in seconds. A new head knows nothing of it, and
+Ray keeps that of a dispatcher that has died."""
 
 AWAY_S = 2.0
 """Pause after Ray could not be asked, in seconds."""
@@ -202,12 +204,17 @@ class Dispatcher:
                 node = node.without(place)  # noqa: PLW2901
 
     def _claim(self, node: Node) -> Lease | None:
-        """Claim a job that fits what is free on the node."""
+        """Claim a job that fits what is free on the node.
+
+        Raises:
+            StoreAwayError: there is one, but the store does not answer.
+        """
         ability = node.ability.model_copy(update={"cores": node.cpus})
         memory = Memory(node.memory_bytes, node.memory_bytes)
         with self._database.reading() as session:
             if not Claims(session, ability, memory).is_any(now=self._resources.clock()):
                 return None  # without keeping writers waiting just to find nothing
+        read_marker(self._resources.store)  # no attempt tells a dispatcher that the store is away
         with self._database.writing() as session:
             return LeaseRepository(session).claim(
                 new_id(IdPrefix.WORKER),
@@ -276,7 +283,7 @@ class Dispatcher:
             sizes = Placements(session).list_sizes(limit=MAX_DEMAND) if is_any else ()
         demand = [self._bundle(size) for size in sizes]
         now_s = steady_s()
-        if demand != self._demand or (demand and now_s >= self._demand_at_s):
+        if demand != self._demand or now_s >= self._demand_at_s:
             self._connection.ask("demand", bundles=demand)
             self._demand, self._demand_at_s = demand, now_s + DEMAND_INTERVAL_S
 

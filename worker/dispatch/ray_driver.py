@@ -79,6 +79,7 @@ class Driver:
         self._probes: dict[str, ray.ObjectRef[str]] = {}
         self._found: dict[str, dict[str, Any]] = {}
         self._probe_at_s: dict[str, float] = {}
+        self._is_demanded = False
 
     def session(self) -> str:
         """Name of the cluster since its head was started."""
@@ -109,7 +110,10 @@ class Driver:
     def launch(
         self, name: str, node: str, ticket: str, *, cpus: int, memory_bytes: int, gpus: int
     ) -> str | None:
-        """Start an actor, and return its id. None if there is one of this name."""
+        """Start an actor, and return its id. None if there is one of this name.
+
+        It dies if there is no room, as when another dispatcher has just taken it.
+        """
         options = {
             "name": name,
             "namespace": NAMESPACE,
@@ -117,7 +121,9 @@ class Driver:
             "num_cpus": cpus,
             "num_gpus": gpus,
             "memory": memory_bytes,
-            "scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False),
+            "scheduling_strategy": NodeAffinitySchedulingStrategy(
+                node, soft=False, _fail_on_unavailable=True
+            ),
         }
         try:
             actor = self._actor.options(**options).remote(self._node_module, ticket, name)
@@ -145,15 +151,21 @@ class Driver:
     def demand(self, bundles: list[dict[str, float]]) -> None:
         """Tell the autoscaler how large the cluster must be, until it is told otherwise."""
         request_resources(bundles=bundles)
+        self._is_demanded = bool(bundles)
 
     def _ask_node(self, node_id: str) -> dict[str, Any]:
-        """What the node says of itself. A new node is asked, and answers some seconds later."""
+        """What the node says of itself. A new node is asked, and answers some seconds later.
+
+        It is asked again only while jobs wait: Ray takes a node that is asked for a busy one, and
+        would never stop it.
+        """
         now_s = time.monotonic()
+        is_due = self._is_demanded or node_id not in self._found
         if node_id in self._probes and ray.wait([self._probes[node_id]], timeout=0)[0]:
             self._found[node_id] = _result_of(self._probes.pop(node_id))
             is_usable = not self._found[node_id]["problem"]
             self._probe_at_s[node_id] = now_s + (PROBE_S if is_usable else PROBE_AGAIN_S)
-        elif node_id not in self._probes and now_s >= self._probe_at_s.get(node_id, 0):
+        elif is_due and node_id not in self._probes and now_s >= self._probe_at_s.get(node_id, 0):
             here = NodeAffinitySchedulingStrategy(node_id, soft=False)
             probe = self._probe.options(scheduling_strategy=here)
             self._probes[node_id] = probe.remote(self._node_module)

@@ -1,5 +1,6 @@
 """What a dispatcher claims, puts back and asks for. Ray is a stand-in here: see tests/cluster."""
 
+import threading
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,12 +15,13 @@ from app.core.db.repositories.machines.placements import Placements, Ticket
 from app.core.db.repositories.workers import WorkerRepository
 from app.core.db.session import Database
 from app.core.db.tables import Job
-from app.core.errors import LeaseLostError
+from app.core.errors import LeaseLostError, StoreAwayError
 from app.core.job.status import JobStatus
 from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
 from tests.builders import MINUTE, add_job
 from tests.fakes import FakeLauncher
+from tests.waiting import wait_until
 from worker.attempt.lease_keeper import Resources
 from worker.dispatch import dispatcher as module
 from worker.dispatch.connection import RayAwayError
@@ -76,6 +78,54 @@ class FakeRay:
         return None
 
 
+class FullRay(FakeRay):
+    """Has few processors, says late which of them are free, and refuses what has no room.
+
+    A job ends when it is asked for its nodes the second time after the job has begun.
+    """
+
+    def __init__(self, database: Database) -> None:
+        super().__init__()
+        self._database = database
+        self._lock = threading.Lock()
+        self._free = self._told = self.cpus
+        self._new: list[Ticket] = []
+        self._old: list[Ticket] = []
+        self.refused: set[str] = set()
+        self.ran: list[str] = []
+
+    def ask(self, call: str, **arguments: Any) -> Any:
+        with self._lock:
+            match call:
+                case "nodes":
+                    self.cpus, self._told = self._told, self._free
+                    self._end_old()
+                case "launch" if arguments["cpus"] > self._free:
+                    self.refused.add(f"id-of-{arguments['name']}")
+                case "launch":
+                    self._begin(Ticket.model_validate_json(arguments["ticket"]))
+                case "check" if arguments["actor_id"] in self.refused:
+                    return {"state": "DEAD", "why": "there is no room"}
+                case _:
+                    pass
+            return super().ask(call, **arguments)
+
+    def _begin(self, ticket: Ticket) -> None:
+        with self._database.writing() as session:
+            Placements(session).take_over(ticket, until=utc_now() + MINUTE)
+            WorkerRepository(session).beat(this_worker(ticket.worker_id), now=utc_now())
+        self._free -= ABILITY.threads
+        self._new.append(ticket)
+        self.ran.append(ticket.job_id)
+
+    def _end_old(self) -> None:
+        for ticket in self._old:
+            with self._database.writing() as session:
+                end(session.get(Job, ticket.job_id))
+            self._free += ABILITY.threads
+        self._old, self._new = self._new, []
+
+
 @pytest.fixture
 def ray() -> FakeRay:
     return FakeRay()
@@ -98,6 +148,12 @@ def dispatch(dispatcher: Dispatcher) -> None:
 def read(database: Database, job: Job) -> Job:
     with database.reading() as session:
         return JobRepository(session, DEFAULT_PROJECT_ID).get(job.id)
+
+
+def end(job: Job | None) -> None:
+    assert job is not None
+    job.status, job.finished_at = JobStatus.CANCELLED, utc_now()
+    job.worker_id = job.lease_expires_at = None
 
 
 def test_only_as_many_jobs_are_claimed_as_there_is_room_for(
@@ -136,6 +192,60 @@ def test_two_dispatchers_launch_a_job_once(
         dispatch(dispatcher)
 
     assert set(ray.launched) == {f"attempt-{job.id}-1"}
+
+
+def test_two_dispatchers_share_a_cluster_that_has_too_little_room(
+    resources: Resources, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BENCH_S", 0.0)
+    ray = FullRay(database)
+    jobs = [add_job(database) for _ in range(12)]
+    is_over = threading.Event()
+
+    def run(name: str) -> None:
+        dispatcher = dispatcher_of(resources, ray, f"worker-{name}")
+        while not is_over.is_set():
+            dispatch(dispatcher)
+
+    both = [threading.Thread(target=run, args=(name,)) for name in "ab"]
+    for thread in both:
+        thread.start()
+    try:
+        wait_until(
+            lambda: all(read(database, job).status is JobStatus.CANCELLED for job in jobs),
+            within_s=60,
+        )
+    finally:
+        is_over.set()
+        for thread in both:
+            thread.join()
+
+    assert sorted(ray.ran) == sorted(job.id for job in jobs)
+    assert [read(database, job).crashes for job in jobs] == [0] * len(jobs)
+    assert len(ray.launched) == len(jobs) + len(ray.refused)
+    assert ray.refused, "there was room for all at any time"
+
+
+def test_nothing_is_claimed_while_the_store_is_away(
+    resources: Resources,
+    database: Database,
+    store: LocalBlobStore,
+    ray: FakeRay,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    job, dispatcher = add_job(database), dispatcher_of(resources, ray)
+
+    def refuse(_key: str) -> None:
+        raise StoreAwayError(for_operator="The blob store s3://b/p cannot be used: reset.")
+
+    with monkeypatch.context() as away:
+        away.setattr(store, "open", refuse)
+        with pytest.raises(StoreAwayError):
+            dispatch(dispatcher)
+    assert (read(database, job).status, ray.launched) == (JobStatus.QUEUED, {})
+
+    dispatch(dispatcher)
+    assert read(database, job).status is JobStatus.RUNNING
 
 
 @pytest.mark.parametrize("fate", ["late", "dead"])
@@ -207,12 +317,19 @@ def test_demand_is_told_for_what_runs_and_waits_and_is_withdrawn(
 
     dispatch(dispatcher)
     with database.writing() as session:
-        row = session.get(Job, job.id)
-        assert row is not None
-        row.status, row.finished_at = JobStatus.CANCELLED, utc_now()
+        end(session.get(Job, job.id))
+    dispatch(dispatcher)
     dispatch(dispatcher)
 
     assert ray.demands == [[{"CPU": float(threads), "memory": 3.0 * GB}], []]
+
+
+def test_demand_that_another_dispatcher_has_left_is_withdrawn(
+    resources: Resources, ray: FakeRay
+) -> None:
+    dispatch(dispatcher_of(resources, ray))
+
+    assert ray.demands == [[]]
 
 
 def test_each_node_is_in_the_table_of_workers(
