@@ -148,11 +148,12 @@ bench-api: setup model ## Measure uploads, polls, keys, the sandbox and large ta
 	  $(BIN)/python benchmarks/api.py tables --database $$database || exit 1; \
 	done
 
-simulate: setup ## Simulate 100 and 1,000 workers on a queue of 1,000,000 jobs, with PostgreSQL (40 minutes)
+simulate: setup ## Simulate 100 and 1,000 workers on a queue of 1,000,000 jobs, and drain a short one, with PostgreSQL (an hour)
 	@$(BIN)/python -m benchmarks.scheduling idle --workers 1000
 	@$(BIN)/python -m benchmarks.scheduling claims --jobs 1000000
 	@for workers in 100 1000; do \
 	  $(BIN)/python -m benchmarks.scheduling fleet --jobs 1000000 --workers $$workers --minutes 10 || exit 1; \
+	  $(BIN)/python -m benchmarks.scheduling fleet --jobs $$((4 * workers)) --workers $$workers --minutes 15 || exit 1; \
 	done
 
 bench-sampling: setup model ## Measure how fast answers are decoded, beside the matrix products alone (6 minutes)

@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from app.core.abilities.needs import needs_of
 from app.core.access import DEFAULT_PROJECT_ID, LOCAL_CALLER
 from app.core.base_models import Catalogue, load_catalogue
 from app.core.clock import utc_now
@@ -58,6 +59,7 @@ def job_id(number: int) -> str:
 def build_rows(jobs: int) -> dict[str, tuple[str, Callable[[], _Rows]]]:
     """Columns and rows of every table, in the order in which they can be written."""
     config = json.dumps(TrainingConfig(seed=7).model_dump(mode="json"))
+    needs = needs_of("tiny")
     at, project = "2026-01-02 03:04:05.000000+00:00", DEFAULT_PROJECT_ID
     metrics = json.dumps({"step": 1, "epoch": 0.1, "train_loss": 1.0, "learning_rate": 1e-4})
 
@@ -68,7 +70,8 @@ def build_rows(jobs: int) -> dict[str, tuple[str, Callable[[], _Rows]]]:
             result = None if is_queued else f"file-{number:026}"
             events = EVENTS_EACH + (LONG_STEPS if number == jobs - 1 else 0)
             yield (job_id(number), project, status, at, ended, 0, "tiny", f"file-in-{number % 99}",
-                   config, f"ft:tiny:tunery::{number}", 0, 0, 0, 0, result, at, events)  # fmt: skip
+                   config, f"ft:tiny:tunery::{number}", 0, 0, 0, 0, result, at, events,
+                   needs)  # fmt: skip
 
     def file_rows() -> _Rows:
         for number in range(jobs):
@@ -102,7 +105,7 @@ def build_rows(jobs: int) -> dict[str, tuple[str, Callable[[], _Rows]]]:
     job_columns = (
         "id, project_id, status, created_at, finished_at, priority, base_model, training_file_id, "
         "config, fine_tuned_model, attempt, trained_steps, crashes, interruptions, result_file_id, "
-        "updated_at, event_count"
+        "updated_at, event_count, needs"
     )
     file_columns = (
         "id, project_id, purpose, filename, bytes, sha256, crc32, blob_key, created_at, "

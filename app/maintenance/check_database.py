@@ -6,6 +6,7 @@ from datetime import timedelta
 
 from app.core.db import inspection
 from app.core.db.migrate import is_known_revision, newest_revision, read_revision
+from app.core.db.repositories.machines.server_clock import server_time
 from app.core.db.repositories.recovery import RecoveryRepository
 from app.core.db.repositories.workers import WorkerRepository
 from app.core.job.status import JobStatus
@@ -53,7 +54,8 @@ def check_integrity(patient: Patient) -> Iterator[Finding]:
 def check_jobs(patient: Patient) -> Iterator[Finding]:
     with patient.database.reading() as session:
         counts = inspection.count_jobs(session)
-        stuck = inspection.count_expired_leases(session, now=patient.now)
+        now = server_time(session, local=patient.now)
+        stuck = inspection.count_expired_leases(session, now=now)
     summary = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
     yield Finding("jobs", Level.OK, summary or "none")
     if stuck and not patient.may_repair:
@@ -64,7 +66,7 @@ def check_jobs(patient: Patient) -> Iterator[Finding]:
     repaired = ""
     if stuck:
         with patient.database.writing() as session:
-            rescued = RecoveryRepository(session).rescue_expired(now=patient.now)
+            rescued = RecoveryRepository(session).rescue_expired(now=now)
         repaired = f"{len(rescued)} requeued: {', '.join(job.job_id for job in rescued)}"
     yield Finding("stuck jobs", Level.OK, "none", repaired=repaired)
 
@@ -72,7 +74,8 @@ def check_jobs(patient: Patient) -> Iterator[Finding]:
 def check_tasks(patient: Patient) -> Iterator[Finding]:
     with patient.database.reading() as session:
         counts = inspection.count_tasks(session)
-        stuck = inspection.count_expired_tasks(session, now=patient.now)
+        now = server_time(session, local=patient.now)
+        stuck = inspection.count_expired_tasks(session, now=now)
     each = [f"{kind}: {count} {status}" for (kind, status), count in counts.items()]
     if stuck:
         message = f"{stuck} exports or reports have an expired lease"
@@ -83,6 +86,7 @@ def check_tasks(patient: Patient) -> Iterator[Finding]:
 
 def check_workers(patient: Patient) -> Iterator[Finding]:
     with patient.database.reading() as session:
+        now = server_time(session, local=patient.now)
         workers = WorkerRepository(session).list_all()
         jobs, tasks = inspection.count_jobs(session), inspection.count_tasks(session)
     unfinished = [count for (_, status), count in tasks.items() if status in ("queued", "running")]
@@ -91,7 +95,7 @@ def check_workers(patient: Patient) -> Iterator[Finding]:
         "exports or reports": sum(unfinished),
     }
     waiting = " and ".join(f"{count} {kind}" for kind, count in work.items() if count)
-    alive = [worker for worker in workers if not worker.is_silent(now=patient.now)]
+    alive = [worker for worker in workers if not worker.is_silent(now=now)]
     if waiting and not alive:
         message = f"none is alive, and {waiting} wait"
         yield Finding("workers", Level.WARN, message, advice="Start a worker.")

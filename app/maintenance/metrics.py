@@ -16,6 +16,7 @@ from prometheus_client.registry import Collector
 
 from app.core.clock import steady_s, utc_now
 from app.core.db import inspection
+from app.core.db.repositories.machines.server_clock import server_time
 from app.core.db.repositories.workers import WorkerRepository
 from app.core.db.session import Database, Session
 from app.core.disk import free_bytes
@@ -127,7 +128,7 @@ class ServiceCollector(Collector):
 
 
 def _read_families(session: Session) -> list[GaugeMetricFamily]:
-    now = utc_now()
+    now = server_time(session, local=utc_now())
     oldest = inspection.find_oldest_waiting(session)
     jobs = {str(status): count for status, count in inspection.count_jobs(session).items()}
     workers = Counter({"idle": 0, "checking": 0, "running": 0, "draining": 0, "silent": 0})

@@ -14,6 +14,7 @@ from collections import Counter
 from pathlib import Path
 
 from app.core.clock import utc_now
+from app.core.db.session import Database
 from benchmarks.scheduling import claims, idle
 from benchmarks.scheduling.fleet import Fleet
 from benchmarks.scheduling.load import Load, counting
@@ -38,11 +39,12 @@ def measure_claims(*, jobs: int, connections: list[int], seconds: float) -> None
     with server() as postgres:
         for length in sorted({10_000, min(100_000, jobs), jobs}):
             began_s = time.perf_counter()
-            with filled(postgres, tenants(length)) as database:
-                filled_s = time.perf_counter() - began_s
-                print(f"{length:,} queued jobs, filled in {filled_s:.0f} s", flush=True)
-                big = claims.pages_of_claim(database, claims.BIG)
-                print(f"  a poll reads {claims.pages_of_poll(database)} pages, a claim {big}")
+            with filled(postgres, []) as database:
+                claims.add_cases(database, length // len(claims.CASES))
+                print(f"{length:,} queued jobs, filled in {time.perf_counter() - began_s:.0f} s",
+                      flush=True)  # fmt: skip
+                _print_costs(database, length)
+                claims.show_only(database, "all fit")
                 for number in connections:
                     before_s = postgres.processor_s()
                     found = claims.measure_claims(database, connections=number, seconds=seconds)
@@ -53,31 +55,26 @@ def measure_claims(*, jobs: int, connections: list[int], seconds: float) -> None
                           "processors each", flush=True)  # fmt: skip
                 with database.engine.connect() as backup:
                     held = backup.execution_options(isolation_level="REPEATABLE READ")
+                    held.exec_driver_sql("SET idle_in_transaction_session_timeout = 0")
                     held.exec_driver_sql("SELECT count(*) FROM projects")
                     found = claims.measure_claims(database, connections=4, seconds=2 * seconds)
-                    print(f"  while a backup holds its snapshot, 4 connections: "
-                          f"{found.per_second:5.0f} claims/s; then a poll reads "
-                          f"{claims.pages_of_poll(database)} pages and a claim "
-                          f"{claims.pages_of_claim(database, claims.BIG)}", flush=True)  # fmt: skip
-    measure_passing_over(jobs=min(100_000, jobs))
+                    print(f"  after {found.number} claims while a backup holds its snapshot: a "
+                          f"poll {claims.cost_of_poll(database, claims.BIG)}; a claim "
+                          f"{claims.cost_of_claim(database, claims.BIG)}", flush=True)  # fmt: skip
     measure_running(jobs=min(40_000, jobs))
 
 
-def measure_passing_over(*, jobs: int) -> None:
-    """Print what a claim costs for a machine that most jobs are too large for."""
-    with server() as postgres:
-        for memory in ((8 * claims.GB,), (48 * claims.GB,) * 19 + (8 * claims.GB,)):
-            large = sum(one > claims.SMALL.total for one in memory)
-            with filled(
-                postgres, [Tenant("proj-a", jobs)], memory * (20 // len(memory))
-            ) as database:
-                if large:  # those that fit are far behind
-                    with database.writing() as session:
-                        session.execute(claims.PUT_SMALL_LAST)
-                ms = claims.time_claim(database, claims.SMALL, rounds=5)
-                pages = claims.pages_of_claim(database, claims.SMALL)
-                print(f"{jobs:,} queued jobs, {large} of 20 too large for the machine: a claim "
-                      f"takes {ms:.1f} ms and reads {pages} pages", flush=True)  # fmt: skip
+def _print_costs(database: Database, jobs: int) -> None:
+    """Print what claims read where all jobs fit the worker, and where most do not."""
+    for name in claims.CASES:
+        claims.show_only(database, name)
+        print(f"  {jobs // len(claims.CASES):,} jobs, {name}: a poll "
+              f"{claims.cost_of_poll(database, claims.SMALL)}; a claim "
+              f"{claims.cost_of_claim(database, claims.SMALL)}", flush=True)  # fmt: skip
+    claims.show_only(database, None)
+    print(f"  all {jobs:,} jobs, of {len(claims.CASES)} projects: a claim "
+          f"{claims.cost_of_claim(database, claims.SMALL)}; a poll of a worker that none fits "
+          f"{claims.cost_of_poll(database, claims.TINY)}", flush=True)  # fmt: skip
 
 
 def measure_running(*, jobs: int) -> None:
@@ -90,8 +87,9 @@ def measure_running(*, jobs: int) -> None:
                 session.execute(claims.RUN_FIRST, values)
             vacuum(database)
             running += more
-            print(f"{running:,} running jobs: a poll reads {claims.pages_of_poll(database)} pages, "
-                  f"a claim {claims.pages_of_claim(database, claims.BIG)}", flush=True)  # fmt: skip
+            print(f"{running:,} running jobs: a poll "
+                  f"{claims.cost_of_poll(database, claims.BIG)}; a claim "
+                  f"{claims.cost_of_claim(database, claims.BIG)}", flush=True)  # fmt: skip
 
 
 def run_fleet(

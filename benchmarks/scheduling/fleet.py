@@ -17,7 +17,7 @@ from pathlib import Path
 from sqlalchemy import select
 
 from app.core.db.repositories.leases import Lease, LeaseRepository
-from app.core.db.repositories.queue import Turns
+from app.core.db.repositories.machines.claims import Claims
 from app.core.db.repositories.workers import WorkerIdentity, WorkerRepository
 from app.core.db.session import Database, Session
 from app.core.db.tables import Job
@@ -28,7 +28,7 @@ from app.core.machine.memory import Memory
 from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
 from benchmarks.scheduling.plans import MACHINES, Machine, Outcome, Plan, Worker
-from benchmarks.scheduling.queues import START, Tenant, duration_s
+from benchmarks.scheduling.queues import START, Tenant, ability_with, duration_s
 from worker.attempt.lease_keeper import RENEWALS
 from worker.janitor import INTERVAL_S, Janitor
 
@@ -57,9 +57,8 @@ class Fleet:
         self._machines: list[Machine] = []
         self._names = itertools.count(1)
         self._holders: dict[str, Worker] = {}
-        self._saved_s: defaultdict[str, float] = defaultdict(
-            float
-        )  # training in the newest saved state of each job
+        # Training in the newest saved state of each job.
+        self._saved_s: defaultdict[str, float] = defaultdict(float)
         settings = Settings(_env_file=None, data_dir=data_dir)  # pyright: ignore[reportCallIssue]
         store = LocalBlobStore(settings.blobs_dir)
         self._janitor = Janitor(settings, database=database, store=store, clock=self.now)
@@ -128,6 +127,7 @@ class Fleet:
                 self._saved_s[worker.lease.job_id] += saved_s
                 self.outcome.useful_s += saved_s
                 self.outcome.lost_s += trained_s - saved_s
+                self.outcome.last_loss_s = self._now_s
             self._stop_idling(worker)
         back_s = self._now_s + self._random.expovariate(1 / self._plan.away_s)
         self.at(back_s, lambda: self._join(memory_bytes))
@@ -136,8 +136,9 @@ class Fleet:
         if not worker.machine.is_alive:
             return
         with self._database.writing() as session:
+            total = worker.memory.total
             WorkerRepository(session).beat(
-                worker.identity, now=self.now(), memory_bytes=worker.memory.total
+                worker.identity, now=self.now(), memory_bytes=total, ability=ability_with(total)
             )
         self.at(self._now_s + self._plan.heartbeat_s, lambda: self._beat(worker))
 
@@ -164,8 +165,10 @@ class Fleet:
         self._renew_later(worker, lease)
 
     def _claim(self, worker: Worker) -> Lease | None:
+        ability = ability_with(worker.memory.total)
         with self._database.reading() as session:
-            if not Turns(session).is_any(now=self.now()):
+            claims = Claims(session, ability, worker.memory)
+            if not claims.is_any(now=self.now()):
                 return None
         with self._database.writing() as session:
             return LeaseRepository(session).claim(
@@ -173,6 +176,7 @@ class Fleet:
                 now=self.now(),
                 lease_for=timedelta(seconds=self._plan.lease_s),
                 memory=worker.memory,
+                ability=ability,
             )
 
     def _renew_later(self, worker: Worker, lease: Lease) -> None:
@@ -276,12 +280,17 @@ class Fleet:
                 if worker.lease is not None:
                     found.useful_s += self._now_s - worker.began_s
         found.capacity_s = self._capacity_s(found.lasted_s)
-        early_s, late_s = 0.0, found.lasted_s
+        found.ideal_s = self._time_for(found.useful_s)
+        found.busy_s = self._time_for(found.useful_s + found.lost_s)
+
+    def _time_for(self, work_s: float) -> float:
+        """When the workers would have worked so long in all, to within a second."""
+        early_s, late_s = 0.0, self.outcome.lasted_s
         while late_s - early_s > 1:
             middle_s = (early_s + late_s) / 2
-            is_enough = self._capacity_s(middle_s) >= found.useful_s
+            is_enough = self._capacity_s(middle_s) >= work_s
             early_s, late_s = (early_s, middle_s) if is_enough else (middle_s, late_s)
-        found.ideal_s = late_s
+        return late_s
 
     def _capacity_s(self, until_s: float) -> float:
         return sum(machine.capacity_s(until_s) for machine in self._machines)

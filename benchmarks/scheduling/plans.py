@@ -86,8 +86,12 @@ class Outcome:
     arrived_s: dict[str, float] = field(default_factory=dict[str, float])
     emptied_s: float = 0.0
     """When the last waiting job began."""
+    last_loss_s: float = 0.0
+    """When a machine that trained a job died last."""
     ideal_s: float = 0.0
     """When the same machines would have done the same work without pause and without loss."""
+    busy_s: float = 0.0
+    """When they would have done it without pause, but with the same loss."""
 
 
 @dataclass(eq=False)

@@ -9,13 +9,17 @@ from datetime import UTC, datetime
 
 from sqlalchemy import text
 
+from app.core.abilities.ability import Ability
+from app.core.abilities.needs import needs_of
 from app.core.db.base import Project
 from app.core.db.migrate import upgrade
 from app.core.db.session import Database
+from app.core.job.artifacts import NUMERICS_VERSION
 from app.core.job.training_config import TrainingConfig
 from benchmarks.support.postgres import PostgresServer
 
 GB = 1_000_000_000
+BASE_MODEL = "tiny"
 START = datetime(2030, 1, 1, tzinfo=UTC)
 """When a simulation begins."""
 
@@ -37,12 +41,19 @@ _SETTINGS = {
 _FILL = """
 INSERT INTO jobs (id, project_id, status, created_at, updated_at, priority, base_model,
   training_file_id, config, fine_tuned_model, attempt, trained_steps, crashes, interruptions,
-  event_count, needed_memory_bytes)
+  event_count, needed_memory_bytes, needs)
 SELECT 'ftjob-' || lpad(n::text, 26, '0'), :project, 'queued', :at, :at,
-  CASE WHEN n % 10 = 3 THEN 10 ELSE 0 END, 'tiny', 'file-in', CAST(:config AS json),
-  'ft:tiny:tunery::' || n, 0, 0, 0, 0, 0, (CAST(:memory AS bigint[]))[1 + n % 20]
+  CASE WHEN n % :kinds >= :ahead THEN -1 WHEN n % 10 = 3 THEN 10 ELSE 0 END, :base_model,
+  'file-in', CAST(:config AS json),
+  'ft:tiny:tunery::' || n, 0, 0, 0, 0, 0, (CAST(:memory AS bigint[]))[1 + n % :kinds],
+  (CAST(:needs AS text[]))[1 + n % :kinds]
 FROM generate_series(CAST(:first AS bigint), CAST(:last AS bigint)) AS n
 """
+
+
+_ITS_INDEXES = "FROM pg_indexes WHERE tablename = 'jobs' AND indexname <> 'pk_jobs'"
+_INDEXES = text(f"SELECT indexdef {_ITS_INDEXES}")
+_INDEX_NAMES = text(f"SELECT indexname {_ITS_INDEXES}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +85,23 @@ def duration_s(job_id: str, seed: int) -> float:
     return min(max(_MEDIAN_S * draw, _SHORTEST_S), LONGEST_S)
 
 
+def ability_with(memory_bytes: int) -> Ability:
+    """What a simulated worker can do: machines differ in their memory only."""
+    return Ability(
+        machine="simulated",
+        cores=4,
+        threads=1,
+        memory_bytes=memory_bytes,
+        processor="simulated",
+        instructions="",
+        torch="1",
+        transformers="1",
+        peft="1",
+        numerics=NUMERICS_VERSION,
+        base_models=(BASE_MODEL,),
+    )
+
+
 @contextmanager
 def server(*, durable: bool = True) -> Generator[PostgresServer]:
     """A server that vacuums by itself, as an operator's does, and waits for its disk."""
@@ -103,6 +131,19 @@ def filled(
             database.dispose()
 
 
+@contextmanager
+def indexed_later(database: Database) -> Generator[None]:
+    """Fill the table of jobs without its indexes, which takes a fraction of the time."""
+    with database.writing() as session:
+        kept = list(session.scalars(_INDEXES))
+        for name in session.scalars(_INDEX_NAMES).all():
+            session.execute(text(f"DROP INDEX {name}"))
+    yield
+    with database.writing() as session:
+        for definition in kept:
+            session.execute(text(definition))
+
+
 def vacuum(database: Database) -> None:
     """Do what a server does by itself after a while."""
     with database.engine.connect() as connection:
@@ -117,13 +158,25 @@ def add_jobs(
     first: int,
     at: datetime = START,
     memory: Sequence[int] = MEMORY,
+    needs: Sequence[str] | None = None,
+    last: int = 0,
 ) -> None:
-    """Add a project with its queued jobs, which have the numbers from `first` on."""
+    """Add a project with its queued jobs, which have the numbers from `first` on.
+
+    Args:
+        memory: memory that the jobs need, in turn, in bytes.
+        needs: what they need of a worker, in turn. By default, the memory and the base model.
+        last: how many of the kinds, from the end, wait behind all others.
+    """
     values = {
         "project": tenant.project_id,
         "at": at,
+        "base_model": BASE_MODEL,
         "config": json.dumps(TrainingConfig(seed=7).model_dump(mode="json")),
-        "memory": [memory[number % len(memory)] for number in range(20)],
+        "memory": list(memory),
+        "needs": list(needs or [needs_of(BASE_MODEL, needed) for needed in memory]),
+        "kinds": len(memory),
+        "ahead": len(memory) - last,
         "first": first,
         "last": first + tenant.jobs - 1,
     }

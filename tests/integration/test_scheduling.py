@@ -9,6 +9,7 @@ from sqlalchemy import select
 from app.core.db.tables import Job
 from app.core.db.worker_tables import Attempt
 from app.core.job.status import JobStatus
+from benchmarks.scheduling import claims
 from benchmarks.scheduling.fleet import Fleet
 from benchmarks.scheduling.plans import Outcome, Plan
 from benchmarks.scheduling.queues import GB, LONGEST_S, START, Tenant, add_jobs, filled, tenants
@@ -61,7 +62,23 @@ def test_a_fleet_whose_machines_die_drains_its_queue(
     assert max(found.most_running.values()) <= share + 2 * plan.workers_each
     assert found.first_start_s["proj-late"] - LATE_S < 300, "a late project waits for few jobs"
     assert found.lost_s <= found.rescued * plan.save_s, "jobs resume from their saved states"
-    # Jobs begin in the order of the queue, so the longest may be the last to begin.
-    # A machine may die late, and its jobs wait until their leases have run out.
-    assert found.emptied_s <= 1.1 * found.ideal_s + 2 * plan.lease_s
-    assert found.lasted_s <= found.emptied_s + LONGEST_S + 2 * plan.lease_s
+    # The queue empties while all workers train. After that, only a job begins whose machine died:
+    # its lease runs out, a janitor looks sixty times in a lease, and an idle worker asks.
+    wait_s = plan.lease_s + plan.lease_s / 60 + 1.5 * plan.poll_s
+    assert found.emptied_s <= max(found.busy_s, found.last_loss_s + wait_s)
+    # None begins after that one, so each still running ends without another loss.
+    assert found.lasted_s <= found.emptied_s + LONGEST_S
+
+
+@pytest.mark.parametrize("case", ["too large", "other base model"])
+def test_a_claim_does_not_read_the_jobs_that_do_not_fit(
+    postgres: PostgresServer, case: str
+) -> None:
+    with filled(postgres, []) as database:
+        claims.add_cases(database, 1000)
+        claims.show_only(database, case)
+        poll = claims.cost_of_poll(database, claims.SMALL)
+        claim = claims.cost_of_claim(database, claims.SMALL)
+
+    assert claim.statements > poll.statements, "nothing was claimed"
+    assert poll.rows < claim.rows < 200, "950 jobs wait ahead of those that fit"

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry
 from starlette.testclient import TestClient
 
 from app.core.abilities.ability import Ability, StoredPlan
@@ -22,12 +23,17 @@ from app.core.db.repositories.leases import LeaseRepository
 from app.core.db.repositories.machines.drains import Drains
 from app.core.db.repositories.machines.server_clock import ServerClock
 from app.core.db.repositories.recovery import RecoveryRepository
+from app.core.db.repositories.workers import WorkerIdentity, WorkerRepository
 from app.core.db.session import Database
 from app.core.errors import LeaseLostError
 from app.core.job.status import JobStatus
 from app.core.job.training_events import Stepped, TrainingEvent
 from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
+from app.maintenance import metrics
+from app.maintenance.check_database import check_jobs, check_tasks, check_workers
+from app.maintenance.findings import Level, Patient
+from benchmarks.support.postgres import PostgresServer
 from tests.adapters import WEIGHTS
 from tests.builders import MINUTE, add_job, get_job, list_messages, pass_checks
 from tests.tiny import chat_row, install_tiny_model
@@ -262,3 +268,30 @@ def test_the_fence_holds_with_any_clock_and_the_servers_clock_needs_no_fence(
         until = utc_now() + timedelta(hours=hours)
         with pytest.raises(LeaseLostError), database.writing() as session:
             LeaseRepository(session).renew(lease, until=until)
+
+
+def test_a_clock_that_is_wrong_makes_no_worker_silent_and_no_lease_expired(
+    postgres: PostgresServer, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = utc_now() + timedelta(hours=1)
+    monkeypatch.setattr(metrics, "utc_now", lambda: wrong)
+    with postgres.database() as url:
+        database = Database(url)
+        job = add_job(database)
+        with database.writing() as session:
+            WorkerRepository(session).beat(WorkerIdentity("worker-1", "", 1, 1), now=utc_now())
+            LeaseRepository(session).claim("worker-1", now=utc_now(), lease_for=MINUTE)
+        store = LocalBlobStore(settings.blobs_dir)
+        patient = Patient(settings, database, store, now=wrong, may_repair=True)
+        findings = [*check_jobs(patient), *check_tasks(patient), *check_workers(patient)]
+        registry = CollectorRegistry()
+        registry.register(metrics.ServiceCollector(settings, database))
+        status = get_job(database, job.id).status
+        states = {state: registry.get_sample_value("tunery_workers", {"state": state})
+                  for state in ("running", "silent")}  # fmt: skip
+        database.dispose()
+
+    assert status is JobStatus.RUNNING, "doctor has put back a job that runs"
+    assert findings[-1].message == "1 alive: 1 running"
+    assert {finding.level for finding in findings} == {Level.OK}
+    assert states == {"running": 1, "silent": 0}

@@ -14,7 +14,9 @@ from app.core.clock import steady_s
 from app.core.db.repositories.data_checks import CheckLimits, DataCheckRepository
 from app.core.db.repositories.leases import Lease
 from app.core.disk import has_room
+from app.core.job.loss_log import MAX_COUNT
 from app.core.logging import log_context
+from app.core.stored_models.reach import list_failed
 from worker.attempt.lease_keeper import Resources
 from worker.beside import PAUSE_AFTER_FAILURE_S
 from worker.data_check.run import CheckRun
@@ -73,24 +75,24 @@ class DataChecker:
         Returns:
             Seconds to wait before the next call. None if there was nothing to check.
         """
-        now = self._resources.clock()
-        limits = CheckLimits(created_before=now, max_bytes=SMALL_BYTES)
         self._at_it_until_s = math.inf
         idle_s: float | None = None
         try:
-            idle_s = self._check(limits, stop_at_s)
+            idle_s = self._check(stop_at_s, age=timedelta(), max_bytes=SMALL_BYTES)
         finally:
             self._at_it_until_s = 0.0 if idle_s is None else steady_s() + _TAKES_NEXT_S
         return idle_s
 
     def check_any(self, stop_at_s: Callable[[], float | None]) -> float | None:
         """Check the data of a job that no idle worker has taken. Returns as `check_small`."""
-        patience = LONG_PATIENCE if self._are_others_at_it() else PATIENCE
-        limits = CheckLimits(created_before=self._resources.clock() - patience)
-        return self._check(limits, stop_at_s)
+        return self._check(stop_at_s, age=LONG_PATIENCE if self._are_others_at_it() else PATIENCE)
 
-    def _check(self, limits: CheckLimits, stop_at_s: Callable[[], float | None]) -> float | None:
-        lease = self._claim(limits)
+    def _check(
+        self, stop_at_s: Callable[[], float | None], *, age: timedelta, max_bytes: int = MAX_COUNT
+    ) -> float | None:
+        created_before = self._resources.clock() - age
+        failed = list_failed(self._resources.catalogue)
+        lease = self._claim(CheckLimits(created_before, max_bytes, failed))
         if lease is None:
             return None
         run = CheckRun(lease, self._resources, self._launcher, stop_at_s=stop_at_s)

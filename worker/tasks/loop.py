@@ -7,6 +7,7 @@ from datetime import timedelta
 from app.core.db.repositories.tasks.leases import ClaimedTask, TaskQueue
 from app.core.disk import has_room
 from app.core.logging import log_context
+from app.core.stored_models.reach import list_failed
 from worker.attempt.lease_keeper import Resources
 from worker.beside import PAUSE_AFTER_FAILURE_S
 from worker.launch.launcher import Launcher
@@ -51,13 +52,14 @@ class TaskDoer:
     def _claim(self) -> ClaimedTask | None:
         resources = self._resources
         resources.doubts.settle(resources.store)
+        failed = list_failed(resources.catalogue)
         with resources.database.reading() as session:
-            if not TaskQueue(session).is_any(now=resources.clock()):
+            if not TaskQueue(session, failed).is_any(now=resources.clock()):
                 return None  # without keeping writers waiting just to find nothing
         if not has_room(resources.settings):
             return None
         lease_for = timedelta(seconds=resources.settings.lease_s)
         with resources.database.writing() as session:
-            return TaskQueue(session).claim(
+            return TaskQueue(session, failed).claim(
                 self._worker_id, now=resources.clock(), lease_for=lease_for
             )

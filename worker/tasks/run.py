@@ -6,6 +6,7 @@ Once the task belongs to another worker or is deleted, LeaseLostError ends this 
 import logging
 from collections.abc import Callable
 
+from app.core.db.repositories.base_models.stored import FETCH_PAUSE
 from app.core.db.repositories.checkpoints import CheckpointRepository
 from app.core.db.repositories.jobs import JobRepository
 from app.core.db.repositories.recovery import MEMORY_PAUSE, Crash, Interruption, ModelAway
@@ -137,7 +138,8 @@ class TaskRun(LeasedRun):
                 self.must_wait = True  # a job that needs the memory comes before other tasks
                 if isinstance(end, MemoryShort | ModelAway):
                     logger.info("the task waits: %s", end.message)
-                waits_until = None if self._keeper.is_stopping else now + MEMORY_PAUSE
+                pause = FETCH_PAUSE if isinstance(end, ModelAway) else MEMORY_PAUSE
+                waits_until = None if self._keeper.is_stopping else now + pause
                 self._transact(lambda task: task.release(lease, now=now, not_before=waits_until))
 
     def _transact(self, act: Callable[[TaskLeases], None]) -> None:

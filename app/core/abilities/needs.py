@@ -46,10 +46,9 @@ class Needs:
         fields = (self.memory_class, self.threads, self.numerics, self.environment or _ANY)
         return " ".join(map(str, (self.base_model, *fields, int(self.is_flexible))))
 
-    def may_fit(self, ability: Ability, memory: Memory) -> bool:
-        """Whether base model and memory fit the worker. The exact memory is compared later."""
-        least_bytes = 1 << (self.memory_class - 1) if self.memory_class else 0
-        return ability.has_model(self.base_model) and least_bytes <= memory.total
+    def may_fit(self, memory: Memory) -> bool:
+        """Whether some jobs of this class fit the memory. The exact memory is compared later."""
+        return memory.total.bit_length() >= self.memory_class
 
     def is_executable(self, ability: Ability) -> bool:
         """Whether the worker goes on exactly as the plan says. True if there is no plan."""

@@ -1,11 +1,14 @@
 """Which base models the workers of this machine can train: what is here or can be fetched."""
 
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from app.core.base_models import Catalogue, HubSource
 from app.core.db.repositories.base_models.stored import FETCH_PAUSE, StoredModels
 from app.core.db.session import Session
+
+_AWAY = ".away"
 
 
 def list_reachable(session: Session, catalogue: Catalogue, *, is_shared: bool) -> tuple[str, ...]:
@@ -27,7 +30,7 @@ def list_reachable(session: Session, catalogue: Catalogue, *, is_shared: bool) -
         if isinstance(entry.source, HubSource) and entry.source.revision is not None
     }
     away = pinned | StoredModels(session).list_ids()
-    return tuple(sorted(here | {each for each in away if not _has_failed(catalogue, each)}))
+    return tuple(sorted(here | (away - set(list_failed(catalogue)))))
 
 
 def note_failure(catalogue: Catalogue, model_id: str) -> None:
@@ -42,13 +45,20 @@ def forget_failure(catalogue: Catalogue, model_id: str) -> None:
     _marker(catalogue, model_id).unlink(missing_ok=True)
 
 
-def _has_failed(catalogue: Catalogue, model_id: str) -> bool:
-    try:
-        age_s = time.time() - _marker(catalogue, model_id).stat().st_mtime
-    except OSError:
-        return False
-    return age_s < FETCH_PAUSE.total_seconds()
+def list_failed(catalogue: Catalogue) -> list[str]:
+    """Ids of the base models whose fetch has just failed here.
+
+    Work that needs one may be tried again after `FETCH_PAUSE`. Then other machines come first.
+    """
+    limit_s = time.time() - 2 * FETCH_PAUSE.total_seconds()
+    failed: list[str] = []
+    any_marker = _marker(catalogue, "*")
+    for marker in any_marker.parent.glob(any_marker.name):
+        with suppress(FileNotFoundError):  # it was fetched at this moment
+            if marker.stat().st_mtime > limit_s:
+                failed.append(marker.name.removeprefix(".").removesuffix(_AWAY))
+    return failed
 
 
 def _marker(catalogue: Catalogue, model_id: str) -> Path:
-    return catalogue.directory(model_id).with_name(f".{model_id}.away")
+    return catalogue.directory(model_id).with_name(f".{model_id}{_AWAY}")

@@ -29,6 +29,7 @@ JOB: dict[str, Any] = {
     "integrations": [],
     "eval_prompts": ["Hi", "yes"],
     "eval_prompts_at_checkpoints": True,
+    "allow_inexact_resume": False,
     "hyperparameters": as_hyperparameters(
         TrainingConfig(seed=7, learning_rate=1e-5), multiplier=0.05
     ),

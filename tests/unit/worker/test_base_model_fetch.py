@@ -1,5 +1,6 @@
 """A worker whose machine lacks the base model of its work, and a store that has it."""
 
+import os
 import time
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from app.core.job.training_config import BASE_MODEL_NAME
 from app.core.job.training_events import Failed, TrainingEvent
 from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
-from app.core.stored_models.reach import list_reachable
+from app.core.stored_models.reach import list_failed, list_reachable
 from benchmarks.support.samples import catalogue_entry
 from tests.builders import NOW, TEXT_LINE, add_file, add_job, claim, get_job
 from tests.fakes import FakeLauncher, FrozenClock
@@ -172,6 +173,13 @@ def test_a_machine_leaves_a_model_that_it_could_not_fetch_to_others(bench: Bench
     bench.attempt().run()
 
     assert "shared" not in reachable()
+    assert list_failed(bench.catalogue) == ["shared"]
+    marker = bench.catalogue.directory(".shared.away")
+    ago_s = time.time() - FETCH_PAUSE.total_seconds()
+    os.utime(marker, (ago_s, ago_s))
+    assert list_failed(bench.catalogue) == ["shared"], "other machines come first"
+    os.utime(marker, (ago_s - 60, ago_s - 60))
+    assert (list_failed(bench.catalogue), "shared" in reachable()) == ([], True)
 
 
 def test_without_a_copy_in_the_store_the_job_waits_and_says_what_to_do(bench: Bench) -> None:

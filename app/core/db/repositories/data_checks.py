@@ -4,7 +4,7 @@
 refused with LeaseLostError if that try is not the newest one or the job waits for no check.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -43,6 +43,7 @@ _IS_FREE = (
     or_(DataCheck.not_before.is_(None), DataCheck.not_before <= _NOW),
     Job.created_at <= bindparam("created_before", type_=UtcDateTime()),
     File.bytes <= bindparam("max_bytes", type_=BigInteger()),
+    Job.base_model.not_in(bindparam("failed_models", expanding=True)),
     Project.erasing_since.is_(None),
 )
 
@@ -84,9 +85,11 @@ class CheckLimits:
     """Which checks a worker takes."""
 
     created_before: datetime
-    """The job was created at this time or earlier."""
+    """The job was created then or earlier."""
     max_bytes: int = MAX_COUNT
     """Maximum size of the training file."""
+    failed_models: Sequence[str] = ()
+    """Ids of base models that could not be fetched: other machines do their checks."""
 
 
 class DataCheckRepository(Repository):
@@ -102,11 +105,8 @@ class DataCheckRepository(Repository):
         """
         claimed_s = steady_s()
         for project_id in self._projects(limits, now=now):
-            values = self._values(limits, now=now) | {
-                "whose": project_id,
-                "claimant": worker_id,
-                "until": now + lease_for,
-            }
+            values = {"whose": project_id, "claimant": worker_id, "until": now + lease_for}
+            values |= self._values(limits, now=now)
             check = self._session.scalars(_CLAIM, values).one_or_none()
             if check is not None:
                 break
@@ -122,8 +122,8 @@ class DataCheckRepository(Repository):
 
     def is_any(self, limits: CheckLimits, *, now: datetime) -> bool:
         """Whether there is a check to do."""
-        values = self._values(limits, now=now)
-        return self._session.execute(_WAITING.limit(1), values).first() is not None
+        free = self._session.execute(_WAITING.limit(1), self._values(limits, now=now))
+        return free.first() is not None
 
     def renew(self, lease: Lease, *, until: datetime) -> RequestedAction:
         """Extend the lease to `until`. Returns what the user has asked: always to go on.

@@ -122,7 +122,7 @@ _IS_WORTH_TRYING = or_(
 )
 IS_CLAIMABLE = (or_(_NEEDED.is_(None), bindparam("total_bytes") >= _NEEDED), _IS_WORTH_TRYING)
 """Conditions on a queued job, by the memory of the machine that would run it."""
-NEXT_QUEUED = (
+FIRST_CLAIMABLE = (
     select(Job.id)
     .where(
         IS_QUEUED,
@@ -132,8 +132,8 @@ NEXT_QUEUED = (
     )
     .order_by(Job.priority.desc(), Job.id)
     .limit(1)
-    .with_for_update(skip_locked=True)
 )
+NEXT_QUEUED = FIRST_CLAIMABLE.with_for_update(skip_locked=True)
 """The job that a worker claims at the turn of project `whose`, of those with these needs."""
 
 

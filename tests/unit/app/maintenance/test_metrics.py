@@ -128,7 +128,8 @@ def test_the_database_is_asked_at_most_once_a_second(scrape: Scrape, app: FastAP
     for _ in range(5):
         scrape()
 
-    assert 0 < first <= 7
+    asks_time = engine.dialect.name == "postgresql"  # a server has a clock of its own
+    assert 0 < first <= 7 + asks_time
     assert len(statements) == first
 
 

@@ -8,13 +8,13 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from sqlalchemy import Select, bindparam, select
+from sqlalchemy import Select, and_, bindparam, select
 
 from app.core.abilities.ability import Ability
 from app.core.abilities.needs import Needs
 from app.core.db.base import Repository
 from app.core.db.repositories.machines.drains import Drains
-from app.core.db.repositories.queue import IS_CLAIMABLE, IS_QUEUED
+from app.core.db.repositories.queue import FIRST_CLAIMABLE, IS_CLAIMABLE, IS_QUEUED
 from app.core.db.repositories.workers import WorkerRepository
 from app.core.db.session import Session
 from app.core.db.tables import Job
@@ -70,27 +70,32 @@ class WarmModels:
             self.passed_over.pop(project_id, None)
 
 
-def _fronts() -> Select[str, int, str]:
-    """The different needs of a project's queued jobs, each with its first job that may start."""
+def _fronts() -> Select[str, int, str, bool]:
+    """The different needs of a project's queued jobs, each with its first job.
+
+    Whether that job may start is one more column, not a condition: in a line of jobs that are all
+    too large for the worker, a search for one that may start would read the whole line.
+    """
     is_waiting = (IS_QUEUED, Job.project_id == bindparam("whose"))
     queued = select(Job.needs).where(*is_waiting).order_by(Job.needs).limit(1).correlate(None)
     lines = select(queued.scalar_subquery().label("needs")).cte(recursive=True)
     later = queued.where(Job.needs > lines.c.needs).correlate(lines)
     following = select(later.scalar_subquery()).where(lines.c.needs.is_not(None))
     lines = lines.union_all(following)
-    its = (*is_waiting, Job.needs == lines.c.needs, *IS_CLAIMABLE)
-    first = select(Job.id).where(*its).order_by(Job.priority.desc(), Job.id).limit(1)
+    in_line = (*is_waiting, Job.needs == lines.c.needs)
+    first = select(Job.id).where(*in_line).order_by(Job.priority.desc(), Job.id).limit(1)
     first_id = first.correlate(lines).scalar_subquery()
     fronts = select(lines.c.needs, first_id.label("job_id")).where(lines.c.needs.is_not(None))
     found = fronts.subquery()
-    return (
-        select(found.c.needs, Job.priority, found.c.job_id)
-        .join_from(found, Job, Job.id == found.c.job_id)
-        .order_by(Job.priority.desc(), Job.id)
-    )
+    # One look at each job: a join could read them all.
+    its = select(Job.priority).where(Job.id == found.c.job_id).correlate(found)
+    may_start = its.with_only_columns(and_(*IS_CLAIMABLE)).scalar_subquery()
+    columns = (found.c.needs, its.scalar_subquery(), found.c.job_id, may_start)
+    return select(*columns).where(found.c.job_id.is_not(None))
 
 
 _FRONTS = _fronts()
+_FIRST_CLAIMABLE = FIRST_CLAIMABLE.add_columns(Job.priority)
 
 
 class Fitting(Repository):
@@ -118,16 +123,24 @@ class Fitting(Repository):
     def list_fronts(self, project_id: str, *, now: datetime) -> list[Front]:
         """The first jobs of the project that fit the worker, in the order of the queue."""
         values = self.values | {"whose": project_id, "now": now}
-        rows = self._session.execute(_FRONTS, values).all()
-        fronts = [
-            Front(text, Needs.parse(text), priority, job_id) for text, priority, job_id in rows
-        ]
-        return [front for front in fronts if self._fits(front.needs, now=now)]
+        fronts: list[Front] = []
+        for text, priority, job_id, is_claimable in self._session.execute(_FRONTS, values).all():
+            needs = Needs.parse(text)
+            if not self._fits(needs, now=now):
+                continue
+            first = (job_id, priority)
+            if not is_claimable:  # it waits for memory, or needs a little more than there is
+                first = self._session.execute(_FIRST_CLAIMABLE, values | {"line": text}).first()
+            if first is not None:
+                fronts.append(Front(text, needs, first[1], first[0]))
+        return sorted(fronts, key=lambda front: (-front.priority, front.job_id))
 
     def _fits(self, needs: Needs, *, now: datetime) -> bool:
+        if not needs.may_fit(self._memory):
+            return False
         if self._ability is None:
             return True
-        if not needs.may_fit(self._ability, self._memory):
+        if not self._ability.has_model(needs.base_model):
             return False
         if needs.is_executable(self._ability):
             return True

@@ -4,7 +4,7 @@
 refused with LeaseLostError if that try is not the newest one or the task was deleted.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -46,16 +46,15 @@ _IS_FREE = (
     Task.status.in_(("queued", "running")),
     or_(Task.lease_expires_at.is_(None), Task.lease_expires_at < _NOW),
     or_(Task.not_before.is_(None), Task.not_before <= _NOW),
+    Job.base_model.not_in(bindparam("failed_models", expanding=True)),
+    Project.erasing_since.is_(None),
 )
 
 # These run every second, so they are built only once.
 _OTHERS = aliased(Task)
 _LAST = select(func.max(_OTHERS.started_at)).where(_OTHERS.project_id == Task.project_id)
-_FREE = (
-    select(Task.id)
-    .join(Project, Project.id == Task.project_id)
-    .where(*_IS_FREE, Project.erasing_since.is_(None))
-)
+_TASKS = select(Task.id).join(Project, Project.id == Task.project_id)
+_FREE = _TASKS.join(Job, Job.id == Task.job_id).where(*_IS_FREE)
 _NEXT = (
     _FREE.order_by(_LAST.correlate(Task).scalar_subquery().asc().nulls_first(), Task.id)
     .limit(1)
@@ -109,11 +108,19 @@ class ClaimedTask:
 
 
 class TaskQueue(Repository):
-    """The tasks of every project. Projects take turns, as in training."""
+    """The tasks of every project. Projects take turns, as in training.
+
+    Args:
+        failed_models: ids of base models that could not be fetched: other machines do their tasks.
+    """
+
+    def __init__(self, session: Session, failed_models: Sequence[str] = ()) -> None:
+        super().__init__(session)
+        self._fit: dict[str, Any] = {"failed_models": failed_models}
 
     def is_any(self, *, now: datetime) -> bool:
         """Whether there is a task to do."""
-        return self._session.execute(_FREE.limit(1), {"now": now}).first() is not None
+        return self._session.execute(_FREE.limit(1), self._fit | {"now": now}).first() is not None
 
     def claim(self, worker_id: str, *, now: datetime, lease_for: timedelta) -> ClaimedTask | None:
         """Give a worker the next task. Returns None if there is none to do.
@@ -121,7 +128,7 @@ class TaskQueue(Repository):
         The project whose last task began longest ago is first, and in it the oldest task.
         """
         claimed_s = steady_s()
-        values = {"now": now, "claimant": worker_id, "until": now + lease_for}
+        values = self._fit | {"now": now, "claimant": worker_id, "until": now + lease_for}
         task = self._session.scalars(_CLAIM, values).one_or_none()
         if task is None:
             return None
@@ -137,15 +144,8 @@ class TaskQueue(Repository):
         if lease is None or error is not None:
             _end(task, now=now, error=error)
             return None
-        return ClaimedTask(
-            task.id,
-            task.kind,
-            task.variant,
-            task.checkpoint_id,
-            task.bytes,
-            lease,
-            task.request,
-        )
+        what = (task.id, task.kind, task.variant, task.checkpoint_id, task.bytes)
+        return ClaimedTask(*what, lease, task.request)
 
     def release_orphans(self, dead_worker_ids: Collection[str]) -> None:
         """Give back the tasks of workers that have died, without waiting for their leases."""

@@ -104,6 +104,8 @@ def test_a_worker_says_which_checks_it_takes(database: Database) -> None:
         checks = DataCheckRepository(session)
         assert not checks.is_any(small, now=NOW)
         assert checks.is_any(EVERY_CHECK, now=NOW)
+    away = CheckLimits(created_before=NOW, failed_models=("other", large.base_model))
+    assert claim_check(database, limits=away) is None, "its machine could not fetch the model"
     assert claim(database, limits=CheckLimits(created_before=NOW)).job_id == large.id
     assert claim(database).job_id == new.id
 

@@ -78,7 +78,12 @@ def test_a_task_is_claimed_once_and_again_when_its_lease_has_run_out(
     database: Database, checkpoint: Checkpoint
 ) -> None:
     added = add_task(database, checkpoint)
+    base_model = get_job(database, checkpoint.job_id).base_model
 
+    with database.writing() as session:
+        elsewhere = TaskQueue(session, ("other", base_model))
+        assert not elsewhere.is_any(now=NOW), "the machine could not fetch the base model"
+        assert elsewhere.claim("worker-2", now=NOW, lease_for=MINUTE) is None
     first = claim_task(database)
     with database.writing() as session:
         assert not TaskQueue(session).is_any(now=NOW)
