@@ -1,7 +1,8 @@
 """Builds the HTTP application from its parts."""
 
+import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager, nullcontext, suppress
 from functools import partial
 from typing import Any
 
@@ -50,6 +51,7 @@ from app.core.db.migrate import upgrade
 from app.core.db.repositories.machines.server_clock import ServerClock
 from app.core.db.session import Database
 from app.core.disk import Ballast
+from app.core.orphans import free_files
 from app.core.sampling.engines import parse_engines
 from app.core.settings import Settings, read_settings
 from app.core.storage.blob_store import BlobStore
@@ -62,6 +64,9 @@ from app.schemas.bodies import ErrorRead
 from app.webhooks.client import WebhookClient
 from app.webhooks.sender import Sender
 from app.webhooks.targets import TargetPolicy
+
+_FREE_INTERVAL_S = 3600.0
+"""Interval at which the API frees what is left behind on its machine, in seconds."""
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorRead, "description": description}
@@ -165,6 +170,7 @@ async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
     sending = sender.running() if resources.webhooks.policy.is_on else nullcontext()
     clock = partial(ServerClock().read, resources.database)
     watching = WorkerWatch(resources.database, clock=clock).running()
+    freeing = asyncio.create_task(_free_hourly(resources))
     try:
         async with (
             contextmanager_in_threadpool(watching),
@@ -178,5 +184,14 @@ async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
         await engines.close()
         await authenticator.close()
     finally:
+        freeing.cancel()
         await to_thread.run_sync(resources.models.close)
         resources.database.dispose()
+
+
+async def _free_hourly(resources: Resources) -> None:
+    """Free what is left behind on the API's machine, which may have no worker that does."""
+    while True:
+        with suppress(OSError):  # it is tried again
+            await to_thread.run_sync(free_files, resources.store, resources.settings)
+        await asyncio.sleep(_FREE_INTERVAL_S)

@@ -26,7 +26,7 @@ from app.core.db.repositories.workers import WorkerRepository
 from app.core.db.session import Database, Session
 from app.core.disk import Ballast
 from app.core.errors import DatabaseBusyError, StoreAwayError
-from app.core.orphans import LONG_GRACE_S, free_orphans
+from app.core.orphans import free_orphans
 from app.core.settings import Settings
 from app.core.storage.blob_store import BlobStore, delete_blobs
 from worker.launch.locks import JobLock
@@ -184,7 +184,6 @@ class Janitor:
         if self._monotonic_s() < self._orphans_due_s:
             return
         self._orphans_due_s = self._monotonic_s() + ORPHANS_INTERVAL_S
-        self._store.collect_stale(older_than_s=LONG_GRACE_S)
         freed = free_orphans(self._database, self._store, self._settings)
         if freed:
             logger.warning("orphans freed: %s", freed)

@@ -129,7 +129,7 @@ def _redirect(
     match segments:
         case [BlobSegment(in_base64=False) as blob]:
             url = resources.store.download_url(
-                blob.key, filename=filename, media_type=media_type, lifetime_s=_REDIRECT_S
+                blob.key, filename=_shown(filename), media_type=media_type, lifetime_s=_REDIRECT_S
             )
         case _:
             return None
@@ -174,9 +174,14 @@ def attachment(filename: str) -> str:
     Old programs read the first name, which is ASCII; all others read the second (RFC 6266, 4.3).
     Neither can name a directory or hold a control character.
     """
-    name = _NOT_IN_NAMES.sub("_", filename).lstrip(".")[:_MAX_NAME] or "download"
+    name = _shown(filename)
     plain = name.encode("ascii", "replace").decode().replace("?", "_")
     return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{quote(name, safe='')}"
+
+
+def _shown(filename: str) -> str:
+    """The name without what could end a header, name a directory or mislead a reader."""
+    return _NOT_IN_NAMES.sub("_", filename).lstrip(".")[:_MAX_NAME] or "download"
 
 
 def _begins_download(request: Request, response: Response) -> bool:

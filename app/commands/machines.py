@@ -31,9 +31,6 @@ class UnknownMachineError(OperatorError):
 def drain(
     machine: Machine = None,
     *,
-    undo: Annotated[
-        bool, typer.Option("--undo", help="Let the machine take jobs again; see undrain.")
-    ] = False,
     wait: Annotated[
         bool, typer.Option(help="Wait until the machine is empty.", show_default=True)
     ] = True,
@@ -43,9 +40,6 @@ def drain(
     Other machines go on with the jobs, exactly. The machine stays drained, also when its workers
     are restarted, until `tunery undrain`.
     """
-    if undo:
-        undrain(machine)
-        return
     with open_database() as database:
         name = _find(machine, database)
         is_new = database.transact(lambda session: Drains(session).drain(name, now=utc_now()))

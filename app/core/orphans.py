@@ -19,6 +19,7 @@ from app.core.db.inspection import find_running
 from app.core.db.session import Database
 from app.core.ids import IdPrefix
 from app.core.settings import Settings
+from app.core.settings.store_urls import is_shared
 from app.core.storage.blob_store import BlobStore, StoredBlob
 from app.core.storage.local_copies import list_unused
 from app.core.storage.trees import remove_tree
@@ -29,8 +30,8 @@ GRACE_S = 3600.0
 """Minimum age of an orphan before it is deleted, in seconds. A new blob gets its row sooner."""
 
 LONG_GRACE_S = 86_400.0
-"""The same for what has been under way for long, and for blobs of a store with a clock of its own.
-S3 counts the age of a large object from the beginning of its upload, and lets clocks differ by 15
+"""The same for what has been under way for long, and for all that goes to a store on a server. S3
+counts the age of a large object from the beginning of its upload, and lets clocks differ by 15
 minutes."""
 
 HOLD_PREFIX = ".backup-"
@@ -84,6 +85,12 @@ def free_orphans(
     return _sweep(database, store, settings, may_delete=True, batch=batch)
 
 
+def free_files(store: BlobStore, settings: Settings) -> None:
+    """Delete what killed uploads have left on this machine, and copies that nobody has used."""
+    for path in _left_files(store, settings):
+        path.unlink(missing_ok=True)
+
+
 def _sweep(
     database: Database,
     store: BlobStore,
@@ -106,19 +113,29 @@ def _sweep(
             _remove(path)
         return len(orphans)
 
-    scratch = (path for path in store.list_scratch() if _age_s(path) > GRACE_S)
-    scratch = chain(scratch, list_unused(settings))
     # A running backup keeps changing its own directory.
     held = settings.data_dir.glob(f"{HOLD_PREFIX}*")
     held = (path for path in held if _is_left_alone(path, LONG_GRACE_S))
     left = _left_directories(database, settings.work_dir)
-    return Orphans(blobs, size, count(scratch), count(left), count(held))
+    return Orphans(blobs, size, count(_left_files(store, settings)), count(left), count(held))
+
+
+def _left_files(store: BlobStore, settings: Settings) -> Iterator[Path]:
+    grace_s = _grace_s(settings)
+    scratch = (path for path in store.list_scratch() if _age_s(path) > grace_s)
+    return chain(scratch, list_unused(settings))
+
+
+def _grace_s(settings: Settings) -> float:
+    """Minimum age of what was on its way to the store, which may be the previous one as well."""
+    urls = (settings.store_url, settings.store_previous_url)
+    return LONG_GRACE_S if any(map(is_shared, urls)) else GRACE_S
 
 
 def _orphan_blobs(
     database: Database, store: BlobStore, settings: Settings, batch_size: int
 ) -> Iterator[StoredBlob]:
-    grace_s = LONG_GRACE_S if settings.store_url.startswith("s3:") else GRACE_S
+    grace_s = _grace_s(settings)
     with database.reading() as session:
         if not BlobKeyRepository(session).names_any():
             return  # this is more likely the wrong database than an empty one

@@ -11,7 +11,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,6 @@ KEY_ID = "test-key-id"
 SECRET = "test-secret-that-nobody-may-see"  # noqa: S105
 WITHIN_S = 30
 NAMES = ("moto", "localbucket", "rclone")
-CAREFUL = ("moto", "localbucket")
-"""Those that refuse to create an object twice."""
 
 
 class StoreServer:
@@ -100,11 +98,6 @@ def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]
-
-
-def without_aws(variables: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Variables of a process that knows no S3."""
-    return {name: value for name, value in variables.items() if not name.startswith("AWS_")}
 
 
 def _command(server: StoreServer) -> Sequence[str]:

@@ -9,6 +9,7 @@ from app.core.base_models import RECORD_NAME, Catalogue, CatalogueEntry, Install
 from app.core.db.blob_keys import NamedBlob
 from app.core.db.repositories.base_models.stored import StoredCopy, StoredModels
 from app.core.db.session import Database, Session
+from app.core.errors import OutcomeUnknownError
 from app.core.machine import durable
 from app.core.manifest import sha256_of
 from app.core.storage.blob_store import BlobStore, delete_blobs
@@ -74,6 +75,9 @@ def keep_in_store(
             _put(store, files[name].key, directory / name)
         copy = StoredCopy(installed, files, read_files(directory).architecture, now)
         is_kept = database.transact(lambda session: _add(session, copy))
+    except OutcomeUnknownError:
+        is_kept = True  # the row may be there
+        raise
     finally:
         if not is_kept:  # it failed, or another machine was faster
             delete_blobs(store, [file.key for file in files.values()])

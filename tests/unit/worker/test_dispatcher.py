@@ -1,6 +1,8 @@
 """What a dispatcher claims, puts back and asks for. Ray is a stand-in here: see tests/cluster."""
 
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -305,6 +307,33 @@ def test_a_job_that_was_taken_over_is_left_alone(
     assert ray.killed == []
     with pytest.raises(LeaseLostError):  # a second process of the same attempt
         take_over()
+
+
+def test_one_of_two_processes_takes_an_attempt_over(
+    resources: Resources, database: Database, ray: FakeRay
+) -> None:
+    job = add_job(database)
+    dispatch(dispatcher_of(resources, ray))
+    ticket = Ticket.model_validate_json(ray.launched[f"attempt-{job.id}-1"]["ticket"])
+
+    def take_over(is_written: threading.Event, may_commit: threading.Event) -> None:
+        with database.writing() as session:
+            lease = Placements(session).take_over(ticket, until=utc_now() + MINUTE)
+            WorkerRepository(session).beat(this_worker(lease.worker_id), now=utc_now())
+            session.flush()
+            is_written.set()
+            may_commit.wait(30)
+
+    is_written, may_commit = threading.Event(), threading.Event()
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(take_over, is_written, may_commit)
+        assert is_written.wait(30)
+        second = pool.submit(take_over, threading.Event(), may_commit)
+        time.sleep(0.5)  # it waits for the first transaction by then
+        may_commit.set()
+        first.result(30)
+        with pytest.raises(LeaseLostError):
+            second.result(30)
 
 
 def test_demand_is_told_for_what_runs_and_waits_and_is_withdrawn(

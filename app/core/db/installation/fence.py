@@ -10,11 +10,14 @@ from app.core.db.check_tables import Task
 from app.core.db.installation.repository import PlacesRepository
 from app.core.db.session import Database, Session
 from app.core.db.tables import File, SavedState, UploadPart
+from app.core.db.worker_tables import StoredModel
 from app.core.errors import StoreMovedError
 
 _STORE_ID = "store_id"
 """Key in the `info` of a session that holds the id of the store that this process puts into."""
 _IS_CHECKED = "store_is_checked"
+_NAMING = (File, SavedState, StoredModel, UploadPart)
+"""Rows that name blobs from their beginning."""
 
 
 def fence(database: Database, store_id: str) -> None:
@@ -42,7 +45,7 @@ def require_store(session: Session) -> None:
 
 
 def _check_rows(session: Session) -> None:
-    has_new = any(isinstance(row, File | SavedState | UploadPart) for row in session.new)
+    has_new = any(isinstance(row, _NAMING) for row in session.new)
     if has_new or any(map(_gets_files, session.dirty)):
         require_store(session)
 

@@ -2,6 +2,7 @@ import base64
 import csv
 import hashlib
 import io
+from urllib.parse import quote
 
 import openai
 import pytest
@@ -252,6 +253,27 @@ def test_a_large_file_is_encoded_piece_by_piece(store: LocalBlobStore) -> None:
 
     assert max(map(len, pieces)) <= 2**20
     assert b"".join(pieces) == expected
+
+
+def test_a_redirect_names_the_file_as_the_header_would(
+    settings: Settings,
+    database: Database,
+    store: LocalBlobStore,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    file = add_file(database, store, CONTENT, filename='../a"b.jsonl')
+
+    def sign(_store: LocalBlobStore, _key: str, *, filename: str, **_rest: object) -> str:
+        return f"http://s3.test/{quote(filename, safe='')}"
+
+    monkeypatch.setattr(LocalBlobStore, "download_url", sign)
+    app = create_app(settings.model_copy(update={"store_redirects": True}))
+    with TestClient(app, base_url="http://127.0.0.1") as client:
+        headers = {"authorization": "Bearer unused"}
+        url = f"/v1/files/{file.id}/content"
+        answer = client.get(url, headers=headers, follow_redirects=False)
+
+    assert (answer.status_code, answer.headers["location"]) == (307, "http://s3.test/_a_b.jsonl")
 
 
 def test_there_is_no_head(client: TestClient, url: str) -> None:

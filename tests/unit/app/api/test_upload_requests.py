@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
@@ -31,6 +32,7 @@ from tests.asgi import full_disk, post_in_chunks
 from tests.builders import build_chat_file, list_blobs
 from tests.fakes import FrozenClock
 from tests.killing import is_killed_before
+from tests.waiting import wait_until
 from worker.janitor import Janitor
 
 if TYPE_CHECKING:
@@ -630,3 +632,19 @@ def test_a_request_that_was_killed_anywhere_can_be_sent_again(
     assert done["status"] == "completed"
     assert client.get(f"/v1/files/{done['file']['id']}/content").content == CONTENT
     assert len(client.get("/v1/files").json()["data"]) == 1
+
+
+def test_an_api_without_a_worker_frees_what_was_left_behind_on_its_machine(
+    settings: Settings, store: LocalBlobStore
+) -> None:
+    left, young, copy = store.scratch_file(), store.scratch_file(), settings.copies_dir / ("a" * 64)
+    copy.parent.mkdir()
+    for path in (left, young, copy):
+        path.write_bytes(b"half of an upload")
+    os.utime(left, (0, 0))
+    os.utime(copy, (0, 0))
+
+    with TestClient(create_app(settings)):
+        wait_until(lambda: not left.exists() and not copy.exists(), within_s=20)
+
+    assert young.exists()

@@ -64,7 +64,7 @@ def test_draining_waits_until_the_workers_know_and_survives_them(shared: Databas
     ]
     assert invoke("drain", "--no-wait").output == "ml-1 is drained already.\n"
     assert invoke("undrain").output == "ml-1 takes jobs again.\n"
-    assert invoke("drain", "--undo").output == "ml-1 was not drained.\n"
+    assert invoke("undrain").output == "ml-1 was not drained.\n"
     assert not is_drained(shared, "ml-1")
 
 

@@ -59,6 +59,25 @@ def test_blobs_that_no_row_names_are_freed_once_they_are_old(
     )
 
 
+@pytest.mark.parametrize("bucket", ["store_url", "store_previous_url"])
+def test_what_may_be_on_its_way_to_a_bucket_is_left_alone_for_a_day(
+    database: Database, store: LocalBlobStore, settings: Settings, bucket: str
+) -> None:
+    settings = settings.model_copy(update={bucket: "s3://bucket/tunery"})
+    add_file(database, store)
+    scratch = store.scratch_file()
+    scratch.write_bytes(b"is being put")
+    put_old(store, "files/large", LATE)
+    make_old(scratch, LATE)
+
+    assert not find_orphans(database, store, settings)
+
+    put_old(store, "files/large", LONG_GRACE_S + 60)
+    make_old(scratch, LONG_GRACE_S + 60)
+    found = find_orphans(database, store, settings)
+    assert (found.blobs, found.scratch_files) == (1, 1)
+
+
 def test_finding_frees_nothing(
     database: Database, store: LocalBlobStore, settings: Settings
 ) -> None:

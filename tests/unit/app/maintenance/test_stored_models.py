@@ -1,15 +1,18 @@
 """What maintenance knows of base models in the store: damage, orphans, backups and copies."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from app.core.base_models import load_catalogue
 from app.core.db.blob_keys import iterate_model_objects, iterate_named
+from app.core.db.installation.fence import fence
 from app.core.db.repositories.base_models.stored import StoredCopy, StoredModels
-from app.core.db.session import Database
+from app.core.db.session import Database, Session
 from app.core.db.snapshot import release_running
+from app.core.errors import OutcomeUnknownError, StoreMovedError
 from app.core.orphans import LONG_GRACE_S, free_orphans
 from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
@@ -107,4 +110,44 @@ def test_a_second_installation_stores_nothing(
 
     keep_in_store(copy.installed, catalogue.directory("shared"), database, store, now=NOW)
 
+    assert {blob.key for blob in store.list_all()} == before
+
+
+def test_a_copy_whose_row_may_be_there_keeps_its_files(
+    copy: StoredCopy,
+    tmp_path: Path,
+    database: Database,
+    store: LocalBlobStore,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with database.writing() as session:
+        StoredModels(session).remove("shared")
+    before, transact = {blob.key for blob in store.list_all()}, database.transact
+
+    def lose_the_answer(act: Callable[[Session], object]) -> None:
+        transact(act)
+        raise OutcomeUnknownError("It may have been done.")
+
+    monkeypatch.setattr(database, "transact", lose_the_answer)
+    catalogue = load_catalogue(tmp_path / "other-machine")
+    with pytest.raises(OutcomeUnknownError):
+        keep_in_store(copy.installed, catalogue.directory("shared"), database, store, now=NOW)
+
+    kept = {file.key for file in _find(database).files.values()}
+    assert kept == {blob.key for blob in store.list_all()} - before
+
+
+def test_no_copy_is_recorded_in_a_store_that_the_service_has_left(
+    copy: StoredCopy, tmp_path: Path, database: Database, store: LocalBlobStore
+) -> None:
+    with database.writing() as session:
+        StoredModels(session).remove("shared")
+    before = {blob.key for blob in store.list_all()}
+    fence(database, "store-of-old-settings")
+    catalogue = load_catalogue(tmp_path / "other-machine")
+
+    with pytest.raises(StoreMovedError):
+        keep_in_store(copy.installed, catalogue.directory("shared"), database, store, now=NOW)
+
+    assert database.read(lambda session: StoredModels(session).find("shared")) is None
     assert {blob.key for blob in store.list_all()} == before

@@ -51,7 +51,6 @@ class Placements(Repository):
             LeaseLostError: the job is no longer this attempt's, or another process runs it.
         """
         claimed_s = steady_s()
-        is_taken = self._session.get(WorkerRow, ticket.worker_id) is not None
         query = (
             update(Job)
             .where(
@@ -63,7 +62,10 @@ class Placements(Repository):
             .values(lease_expires_at=until)
             .returning(Job)
         )
-        job = None if is_taken else self._session.scalars(query).one_or_none()
+        job = self._session.scalars(query).one_or_none()
+        # Only now, as another process that has just succeeded had locked the job until then.
+        if self._session.get(WorkerRow, ticket.worker_id) is not None:
+            raise LeaseLostError(ticket.job_id, ticket.attempt)
         lease = job and lease_of(job, ticket.worker_id, attempt=ticket.attempt, claimed_s=claimed_s)
         if lease is None:
             raise LeaseLostError(ticket.job_id, ticket.attempt)
