@@ -23,12 +23,11 @@ from app.core.command_line.exit_codes import CommandGroup
 from app.core.command_line.json_output import AsJson, print_json
 from app.core.db.session import Database
 from app.core.errors import DatabaseBusyError, StoreAwayError
-from app.core.installation import require_right_store
+from app.core.installation import connect_store
 from app.core.occupancy import make_data_dir, occupied, open_database
 from app.core.settings import Settings, read_settings
 from app.core.settings.store_urls import is_shared
 from app.core.storage.blob_store import BlobStore
-from app.core.storage.opening import open_store
 from app.core.storage.privacy import keep_new_files_private
 from worker.model_store.errors import InstallError
 from worker.model_store.remove import ModelInUseError, remove_model
@@ -105,9 +104,7 @@ def remove(
     """
     catalogue, settings = _load_catalogue(), read_settings()
     with open_database(settings) as database:
-        store = None if local else open_store(settings)
-        if store is not None and is_shared(settings.store_url):
-            require_right_store(database, store)
+        store = None if local else connect_store(settings, database, may_move=False).store
         failures = [name for name in names if not _remove(name, catalogue, database, store)]
     raise typer.Exit(int(bool(failures)))
 
@@ -134,9 +131,7 @@ def _shared_store(settings: Settings) -> Generator[tuple[Database, BlobStore] | 
         yield None
         return
     with open_database(settings) as database:
-        store = open_store(settings)
-        require_right_store(database, store)
-        yield database, store
+        yield database, connect_store(settings, database, may_move=False).store
 
 
 def _install(name: str, catalogue: Catalogue, shared: tuple[Database, BlobStore] | None) -> bool:

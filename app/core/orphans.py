@@ -19,6 +19,7 @@ from app.core.db.inspection import find_running
 from app.core.db.session import Database
 from app.core.ids import IdPrefix
 from app.core.settings import Settings
+from app.core.settings.store_urls import is_shared
 from app.core.storage.blob_store import BlobStore, StoredBlob
 from app.core.storage.local_copies import list_unused
 from app.core.storage.trees import remove_tree
@@ -118,7 +119,8 @@ def _sweep(
 def _orphan_blobs(
     database: Database, store: BlobStore, settings: Settings, batch_size: int
 ) -> Iterator[StoredBlob]:
-    grace_s = LONG_GRACE_S if settings.store_url.startswith("s3:") else GRACE_S
+    urls = (settings.store_url, settings.store_previous_url)
+    grace_s = LONG_GRACE_S if any(map(is_shared, urls)) else GRACE_S
     with database.reading() as session:
         if not BlobKeyRepository(session).names_any():
             return  # this is more likely the wrong database than an empty one

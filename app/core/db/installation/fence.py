@@ -10,6 +10,7 @@ from app.core.db.check_tables import Task
 from app.core.db.installation.repository import PlacesRepository
 from app.core.db.session import Database, Session
 from app.core.db.tables import File, SavedState, UploadPart
+from app.core.db.worker_tables import StoredModel
 from app.core.errors import StoreMovedError
 
 _STORE_ID = "store_id"
@@ -42,7 +43,8 @@ def require_store(session: Session) -> None:
 
 
 def _check_rows(session: Session) -> None:
-    has_new = any(isinstance(row, File | SavedState | UploadPart) for row in session.new)
+    named = File | SavedState | StoredModel | UploadPart
+    has_new = any(isinstance(row, named) for row in session.new)
     if has_new or any(map(_gets_files, session.dirty)):
         require_store(session)
 
