@@ -36,8 +36,10 @@ def test_it_stops_the_process_once_and_its_end_names_the_settings(
     watch.require_no_move()
     assert stops == []
 
-    urls = (f"file://{tmp_path}/new", f"file://{settings.blobs_dir}")
-    moved = dict(zip(("store_url", "store_previous_url"), urls, strict=True))
+    moved = {
+        "store_url": f"file://{tmp_path}/new",
+        "store_previous_url": f"file://{settings.blobs_dir}",
+    }
     new = connect_store(settings.model_copy(update=moved), database, may_move=True)
     watch.look()
     watch.look()
