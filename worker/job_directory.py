@@ -42,7 +42,7 @@ from worker.job_spec import JobInputs, build_spec
 from worker.launch.locks import JobLock
 from worker.launch.sandbox.grants import link_cache
 from worker.model_store.installed import check_installed
-from worker.stored_file import Sink, StoredFile, copy_checked, copy_data, store_bytes
+from worker.stored_file import StoredFile, copy_checked, copy_data, store_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -249,7 +249,7 @@ class JobDirectory:
         if (promised.job_id, promised.step) != (saved_by, state.step):
             raise manifest.ManifestError(f"step {state.step}: the state is of another job or step")
 
-    def store_directory(self, store: Sink, name: str, *, step: int) -> StoredDirectory:
+    def store_directory(self, store: BlobStore, name: str, *, step: int) -> StoredDirectory:
         """Copy what the child made into the store, under keys of this attempt, and verify it.
 
         It is a checkpoint, a state, an export or, with step 0, the tokens of a data check.
@@ -286,7 +286,7 @@ class JobDirectory:
         """Delete what was stored and is not needed here any more."""
         remove_tree(self.directory, name)
 
-    def store_texts(self, store: Sink, name: str, texts: Iterable[str]) -> StoredFile:
+    def store_texts(self, store: BlobStore, name: str, texts: Iterable[str]) -> StoredFile:
         """Store a text that this process makes. It never lies where the child can write."""
         return store_bytes(store, f"{self._blob_prefix}/{name}", map(str.encode, texts))
 

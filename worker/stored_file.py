@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path, PurePosixPath
-from typing import Protocol
 
 from app.core import manifest
 from app.core.db.repositories.leases import Lease
@@ -20,14 +19,6 @@ READS = 2
 _CHUNK_BYTES = 1024 * 1024
 
 
-class Sink(Protocol):
-    """The part of a `BlobStore` that takes bytes."""
-
-    def scratch_file(self) -> Path: ...
-
-    def put(self, key: str, scratch: Path) -> None: ...
-
-
 @dataclass(frozen=True, slots=True)
 class StoredFile:
     """A file that is in the blob store but not yet in the database."""
@@ -39,7 +30,7 @@ class StoredFile:
     crc32: int
 
 
-def store_bytes(store: Sink, key: str, chunks: Iterable[bytes]) -> StoredFile:
+def store_bytes(store: BlobStore, key: str, chunks: Iterable[bytes]) -> StoredFile:
     """Write bytes to the store, and compute their size and checksums meanwhile."""
     sha256, crc32, size = hashlib.sha256(), 0, 0
     scratch = store.scratch_file()

@@ -3,7 +3,7 @@
 import dataclasses
 import sys
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,6 +16,7 @@ from app.core.occupancy import open_database
 from app.core.settings import read_settings
 from app.maintenance.store.copy_blobs import PARALLEL, BlobCopier, CopyReport, Total, iterate_blobs
 from app.maintenance.store.moving import (
+    StoreStatus,
     finish_move,
     measure_stores,
     prepare_copy,
@@ -92,11 +93,17 @@ def status(*, as_json: AsJson = False) -> None:
     with open_database(settings) as database, _store_errors():
         found = measure_stores(settings, database)
     if as_json:
-        print_json([dataclasses.asdict(found)])
+        print_json([_as_json(found)])
     else:
         for line in found.describe():
             typer.echo(line)
     raise typer.Exit(int(found.missing > 0))
+
+
+def _as_json(found: StoreStatus) -> dict[str, Any]:
+    moved_at = None if found.moved_at is None else found.moved_at.isoformat()
+    described = dataclasses.asdict(found) | {"moved_at": moved_at}
+    return described | {"needs_previous": found.needs_previous}
 
 
 def _print_report(report: CopyReport) -> None:

@@ -14,6 +14,7 @@ from app.core.db.blob_keys import BlobKeyRepository, InstallationRepository
 from app.core.db.installation.fence import fence
 from app.core.db.installation.places import PreviousState, StorePlaces, WrongStoreError
 from app.core.db.installation.repository import PlacesRepository
+from app.core.db.migrate import newest_revision, read_revision
 from app.core.db.session import Database, Session
 from app.core.errors import OperatorError
 from app.core.ids import IdPrefix, new_id
@@ -23,7 +24,7 @@ from app.core.storage.blob_store import BlobStore
 from app.core.storage.guarded import GuardedBlobStore
 from app.core.storage.marker import read_marker, write_marker
 from app.core.storage.moving import MovingBlobStore
-from app.core.storage.opening import open_stores
+from app.core.storage.opening import open_store, open_stores
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +84,23 @@ def connect_store(settings: Settings, database: Database, *, may_move: bool) -> 
     store = present if previous is None else MovingBlobStore(present, previous)
     connection = StoreConnection(database, store, present, previous, ids)
     return replace(connection, store=GuardedBlobStore(store, connection.is_moved))
+
+
+def open_own_store(settings: Settings, database: Database) -> BlobStore:
+    """The store for a command that looks at it and must change nothing.
+
+    A store of an installation that was never started with this version is not checked.
+
+    Raises:
+        WrongStoreError: the settings name another store than the installation's.
+        StoreAwayError: a store does not answer.
+        StoreSetUpError: the library for S3 is not installed.
+    """
+    with database.reading() as session:
+        is_current = read_revision(session) == newest_revision()
+    if not is_current or read_places(database).present is None:
+        return open_store(settings)
+    return connect_store(settings, database, may_move=False).store
 
 
 def read_places(database: Database) -> StorePlaces:

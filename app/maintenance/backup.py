@@ -25,6 +25,7 @@ from app.core.db.migrate import read_revision
 from app.core.db.session import Database, Session
 from app.core.db.snapshot import copy_database, open_snapshot
 from app.core.errors import BlobNotFoundError
+from app.core.installation import open_own_store
 from app.core.machine.durable import (
     copy_file,
     copy_stream,
@@ -39,7 +40,6 @@ from app.core.orphans import HOLD_PREFIX
 from app.core.settings import Settings
 from app.core.storage.blob_store import BlobStore
 from app.core.storage.local_copies import has_descriptor
-from app.core.storage.opening import open_store
 from app.core.version import VERSION
 from app.maintenance import backup_format
 from app.maintenance.backup_format import (
@@ -79,15 +79,17 @@ def make_backup(
         BackupError: `target` already exists, or blobs were deleted faster than they were copied.
         NoDatabaseError: there is nothing to copy.
         SnapshotError: the database could not be copied.
+        WrongStoreError: the settings name another store than the service's.
+        StoreAwayError: a store does not answer.
     """
     target = target.absolute()
     if target.exists():
         raise BackupError(f"{target} exists already. Name a new directory.")
     if target.is_relative_to(settings.blobs_dir.absolute()):
         raise BackupError(f"{target} is among the service's own files. Name another directory.")
-    store = open_store(settings)
     database = Database(settings.resolved_database_url)
     inspection.require_database(database)
+    store = open_own_store(settings, database)
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
     unfinished.mkdir(mode=0o700)  # other users must not read datasets and adapters

@@ -72,7 +72,10 @@ def _list_sizes(patient: Patient) -> dict[str, int]:
     """Sizes of blobs by key, where a list is much quicker than a look at each; otherwise empty."""
     if patient.is_deep or not patient.settings.store_url.startswith("s3:"):
         return {}
-    return {blob.key: blob.bytes for blob in patient.store.list_all()}
+    sizes: dict[str, int] = {}
+    for blob in patient.store.list_all():  # of a service that moves, first what is read first
+        sizes.setdefault(blob.key, blob.bytes)
+    return sizes
 
 
 def _check_parts(patient: Patient, damaged: list[_Damage]) -> Iterator[Finding]:

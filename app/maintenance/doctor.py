@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from app.core.clock import utc_now
@@ -10,6 +10,7 @@ from app.core.db import inspection
 from app.core.db.migrate import newest_revision, read_revision
 from app.core.db.session import Database
 from app.core.errors import StoreAwayError
+from app.core.installation import open_own_store
 from app.core.settings import Settings
 from app.core.storage.blob_store import BlobStore
 from app.core.storage.opening import open_store
@@ -52,11 +53,10 @@ _ROW_CHECKS: Sequence[Check] = (
     check_tasks,
     check_workers,
     check_clock,
-    check_blobs,
-    check_manifests,
-    check_orphans,
 )
-"""Checks that need the newest schema. Orphans come last, because repairs can leave some."""
+"""Checks that need the newest schema."""
+_BLOB_CHECKS: Sequence[Check] = (check_blobs, check_manifests, check_orphans)
+"""Checks of rows against blobs. Orphans come last, because repairs can leave some."""
 
 _QUICK: Sequence[Check] = (
     check_store_answers,
@@ -126,8 +126,16 @@ def examine(settings: Settings, *, is_deep: bool, may_repair: bool) -> Iterator[
         if _is_schema_current(patient):
             for check in _ROW_CHECKS:
                 yield from _make(check, patient)
+            yield from _make(_check_files, patient)
     finally:
         database.dispose()
+
+
+def _check_files(patient: Patient) -> Iterator[Finding]:
+    """Compare rows with blobs, unless the store is another one: repairs would delete its blobs."""
+    own = replace(patient, store=open_own_store(patient.settings, patient.database))
+    for check in _BLOB_CHECKS:
+        yield from _make(check, own)
 
 
 def _is_schema_current(patient: Patient) -> bool:
@@ -142,6 +150,6 @@ def _make(check: Check, patient: Patient) -> Iterator[Finding]:
     try:
         yield from check(patient)
     except Exception as error:  # the other checks are still useful
-        name = check.__name__.removeprefix("check_").replace("_", " ")
+        name = check.__name__.removeprefix("_").removeprefix("check_").replace("_", " ")
         why = error.for_operator if isinstance(error, StoreAwayError) else error
         yield Finding(name, Level.BAD, f"could not be checked: {why!s:.500}")

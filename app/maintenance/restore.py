@@ -82,6 +82,10 @@ def restore_backup(
         try:
             if not replace:
                 _require_empty(settings, database)
+            if settings.store_previous_url:
+                raise BackupError(
+                    "Unset TUNERY_STORE_PREVIOUS_URL: a backup is restored into one store."
+                )
             if settings.store_url:
                 _require_own_blobs(settings, source)
             _Restore(settings, source, restored, utc_now(), may_link=may_link).run(database)
@@ -119,14 +123,12 @@ def _require_own_blobs(settings: Settings, source: Path) -> None:
 
     It may have some of the backup's own: a restore that was interrupted is then continued.
     """
-    if settings.store_previous_url:
-        raise BackupError("Unset TUNERY_STORE_PREVIOUS_URL: a backup is restored into one store.")
     store = open_store(settings)
     if read_marker(store) is not None:
         raise BackupError(
-            f"{settings.store_url} belongs to another installation, whose files would be deleted "
-            "as orphans. Name another prefix in TUNERY_STORE_URL. If that installation is gone "
-            f"for good, you can delete the object {MARKER_KEY} instead."
+            f"{settings.store_url} belongs to an installation, whose files would be deleted as "
+            "orphans. Name an empty store in TUNERY_STORE_URL, such as another prefix. If that "
+            f"installation is gone for good, you can delete {MARKER_KEY} there instead."
         )
     own: set[str] = set()
     for blob in store.list_all():

@@ -158,7 +158,7 @@ class TestMaintenance:
         elsewhere = settings.model_copy(update=changes)
         write_marker(open_store(elsewhere), "store-1")
 
-        with pytest.raises(BackupError, match="belongs to another installation"):
+        with pytest.raises(BackupError, match="belongs to an installation"):
             restore_backup(elsewhere, tmp_path / "backup", replace=True)
 
     def test_a_backup_says_what_is_damaged(

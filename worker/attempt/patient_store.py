@@ -6,6 +6,7 @@ from pathlib import Path
 
 from app.core.errors import StoreAwayError
 from app.core.storage.blob_store import BlobStore
+from app.core.storage.forwarding import ForwardingBlobStore
 from worker.attempt.lease_keeper import LeaseKeeper
 from worker.launch.launcher import Signal
 
@@ -16,18 +17,15 @@ PAUSE_S = 1.0
 `app.core.storage.s3.calls` says."""
 
 
-class PatientStore:
+class PatientStore(ForwardingBlobStore):
     """Puts what a child has made, for as long as the lease lasts and nobody wants the job back.
 
     The child trains on meanwhile, and the lease is renewed by another thread.
     """
 
     def __init__(self, store: BlobStore, keeper: LeaseKeeper) -> None:
-        self._store = store
+        super().__init__(store)
         self._keeper = keeper
-
-    def scratch_file(self) -> Path:
-        return self._store.scratch_file()
 
     def put(self, key: str, scratch: Path) -> None:
         """Put a blob.
@@ -37,7 +35,7 @@ class PatientStore:
         """
         while True:
             try:
-                return self._store.put(key, scratch)
+                return super().put(key, scratch)
             except StoreAwayError as error:
                 if self._keeper.requested_signal() is not Signal.CONTINUE:
                     raise

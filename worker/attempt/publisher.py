@@ -36,11 +36,11 @@ from app.core.job.training_events import (
     Unresumable,
 )
 from app.core.signing.keys import SigningKeys
-from app.core.storage.blob_store import delete_blobs
+from app.core.storage.blob_store import BlobStore, delete_blobs
 from worker.attempt.lease_keeper import LeaseKeeper, Resources
 from worker.attempt.patient_store import PatientStore
 from worker.job_directory import JobDirectory, StoredDirectory
-from worker.stored_file import Sink, StoredFile, as_file, store_bytes
+from worker.stored_file import StoredFile, as_file, store_bytes
 
 RESULT_NAME = "step_metrics.csv"
 
@@ -241,7 +241,7 @@ class Publisher:
 
 
 def sign_checkpoint(
-    store: Sink, checkpoint: StoredDirectory, *, spec: JobSpec, keys: SigningKeys
+    store: BlobStore, checkpoint: StoredDirectory, *, spec: JobSpec, keys: SigningKeys
 ) -> StoredFile:
     """Sign the manifest of a checkpoint with the service's key, and store the signature beside it.
 

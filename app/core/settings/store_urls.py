@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated
 from urllib.parse import unquote, urlsplit
 
@@ -27,6 +27,11 @@ class BucketAddress:
     prefix: str
     """What every key begins with, without a slash at either end. May be empty."""
 
+    @property
+    def path(self) -> PurePosixPath:
+        """Bucket and prefix."""
+        return PurePosixPath(self.bucket, self.prefix)
+
 
 def parse_store_url(url: str) -> DirectoryAddress | BucketAddress | None:
     """Parse an address. Empty means the default, for which there is None.
@@ -49,6 +54,16 @@ def parse_store_url(url: str) -> DirectoryAddress | BucketAddress | None:
             return _parse_bucket(parts.netloc, parts.path.strip("/"))
         case _:
             raise ValueError("it must be s3://BUCKET/PREFIX or file:///DIRECTORY")
+
+
+def is_nested(first: object, second: object) -> bool:
+    """Whether one store is inside the other, whose search for orphans would find its blobs."""
+    match first, second:
+        case (DirectoryAddress(), DirectoryAddress()) | (BucketAddress(), BucketAddress()):
+            paths = (first.path, second.path)
+        case _:
+            return False
+    return first != second and (paths[0] in paths[1].parents or paths[1] in paths[0].parents)
 
 
 def is_shared(url: str) -> bool:

@@ -6,10 +6,11 @@ from itertools import chain
 from pathlib import Path
 
 from app.core.errors import BlobNotFoundError
-from app.core.storage.blob_store import BlobStore, StoreConditions, StoredBlob
+from app.core.storage.blob_store import BlobStore, StoredBlob
+from app.core.storage.forwarding import ForwardingBlobStore
 
 
-class MovingBlobStore:
+class MovingBlobStore(ForwardingBlobStore):
     """A `BlobStore` that puts into one store and also reads from another.
 
     A blob may be in both, with the same bytes, because no key is ever used for other bytes.
@@ -20,17 +21,12 @@ class MovingBlobStore:
     """
 
     def __init__(self, present: BlobStore, previous: BlobStore) -> None:
+        super().__init__(present)
         self.present = present
         self.previous = previous
 
     def __str__(self) -> str:
         return f"{self.present}, and {self.previous} behind it"
-
-    def scratch_file(self) -> Path:
-        return self.present.scratch_file()
-
-    def put(self, key: str, scratch: Path) -> None:
-        self.present.put(key, scratch)
 
     def open(self, key: str) -> BufferedReader:
         for store in (self.present, self.previous):
@@ -60,7 +56,7 @@ class MovingBlobStore:
             self.present.open(key).close()
         except BlobNotFoundError:
             return None
-        return self.present.download_url(
+        return super().download_url(
             key, filename=filename, media_type=media_type, lifetime_s=lifetime_s
         )
 
@@ -71,9 +67,6 @@ class MovingBlobStore:
         ]
         known = [count for count in counts if count is not None]
         return sum(known) if known else None
-
-    def probe_conditions(self) -> StoreConditions | None:
-        return self.present.probe_conditions()
 
     def list_scratch(self) -> Iterator[Path]:
         # Both stores may keep their scratch files in the data directory.

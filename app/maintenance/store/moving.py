@@ -12,6 +12,7 @@ from app.core.disk import MIB
 from app.core.errors import OperatorError
 from app.core.installation import change_places, connect_store, read_places
 from app.core.settings import Settings
+from app.core.settings.store_urls import is_nested, parse_store_url
 from app.core.storage.blob_store import BlobStore
 from app.core.storage.marker import read_marker, write_marker
 from app.core.storage.opening import open_store_at
@@ -50,10 +51,16 @@ def prepare_copy(settings: Settings, database: Database, url: str) -> CopyPlan:
             "The service is still moving from its previous store. Finish that first: run `tunery "
             "store copy` without a URL, then remove TUNERY_STORE_PREVIOUS_URL."
         )
+    source_url = settings.store_url or f"file://{settings.blobs_dir.absolute()}"
     try:
+        if is_nested(parse_store_url(source_url), parse_store_url(url)):
+            raise CannotCopyError(
+                f"{url} and {source_url}, which the service uses, are one inside the other. Name "
+                "a store beside it."
+            )
         target = open_store_at(url, settings)
     except ValueError as error:
-        raise CannotCopyError(f"{url:.200} is no store: {error}.") from error
+        raise CannotCopyError(f"The URL names no store: {error}.") from error
     target_id = read_marker(target)
     if target_id == places.present:
         raise CannotCopyError(f"{url} is the store that the service uses. Name another one.")
@@ -69,10 +76,11 @@ def prepare_copy(settings: Settings, database: Database, url: str) -> CopyPlan:
     if not change_places(database, places, after):
         raise CannotCopyError("The service has just moved to another store. Check its settings.")
     write_marker(target, target_id)
-    source_url = settings.store_url or f"file://{settings.blobs_dir.absolute()}"
     next_step = (
-        f"Now restart every process of the service with TUNERY_STORE_URL={url} and "
-        f"TUNERY_STORE_PREVIOUS_URL={source_url}. Then run `tunery store copy` with these settings."
+        "Now restart every process of the service with these settings:\n"
+        f"  TUNERY_STORE_URL={url}\n"
+        f"  TUNERY_STORE_PREVIOUS_URL={source_url}\n"
+        "Then run `tunery store copy` with the same settings."
     )
     return CopyPlan(connection.store, target, after, next_step)
 

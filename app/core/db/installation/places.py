@@ -85,8 +85,9 @@ class StorePlaces:
             if previous == self.present:
                 return StorePlaces(present, previous, PreviousState.OPEN, moved_at=now)
             raise WrongStoreError(
-                "TUNERY_STORE_URL names another store than the one that the service uses. To move "
-                "the service there, set TUNERY_STORE_PREVIOUS_URL to the store that it uses now."
+                "The service uses another store than this one, of TUNERY_STORE_URL or by default "
+                "of the data directory. Use the settings of its other processes. To move it to "
+                "this store, set TUNERY_STORE_PREVIOUS_URL to the store that it uses now."
             )
         raise WrongStoreError(
             "TUNERY_STORE_URL names a store that does not belong to this installation. Set it as "

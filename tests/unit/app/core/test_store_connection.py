@@ -9,6 +9,7 @@ from app.core.db.installation.places import PreviousState, WrongStoreError
 from app.core.db.migrate import upgrade
 from app.core.db.session import Database
 from app.core.db.tables import File
+from app.core.db.worker_tables import StoredModel
 from app.core.errors import BlobNotFoundError, StoreMovedError
 from app.core.installation import StoreConnection, connect_store, read_places
 from app.core.settings import Settings
@@ -106,6 +107,9 @@ def test_every_state_of_a_move_is_safe(
 
     with pytest.raises(StoreMovedError):
         upload(old)
+    model = StoredModel(id="m", sha256="", record={}, files={}, architecture="", bytes=0)
+    with pytest.raises(StoreMovedError), old.database.writing() as session:
+        session.add(model)
     assert not measure_stores(moved, database).needs_previous
     alone = connect(moved.model_copy(update={"store_previous_url": ""}))
     assert {read(alone, each.blob_key) for each in (before, during, by_old)} == {b"before", b"new"}
@@ -181,4 +185,4 @@ def test_no_copy_goes_to_a_wrong_place(
     refused(f"file://{tmp_path}/full", "is not empty and has no marker")
     refused(f"file://{tmp_path}/foreign", "belongs to another installation")
     refused(f"file://{settings.blobs_dir}", "is the store that the service uses")
-    refused("ftp://somewhere", "is no store")
+    refused("ftp://somewhere", "names no store")

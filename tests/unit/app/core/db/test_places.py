@@ -41,7 +41,7 @@ def test_a_service_can_move_back_at_any_time() -> None:
         (MOVING.closed(), "b", None, "may still be only in its previous store"),
         (MOVING, "b", "other", "that the service has not come from"),
         (HOME, "a", "other", "that the service has not come from"),
-        (MOVING, "a", None, "names another store than the one that the service uses"),
+        (MOVING, "a", None, "uses another store than this one"),
     ],
 )
 def test_other_settings_are_refused(
