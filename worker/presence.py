@@ -119,6 +119,7 @@ class Presence:
 
     Args:
         memory_bytes: memory of the machine that is for jobs. None if no job runs here.
+        machine: its name. Not needed with an ability, which has it.
         ability: returns what the worker can do now.
         models_in_memory: returns ids of the base models that it has in memory.
         pace: is told with each heartbeat how many workers there are.
@@ -132,6 +133,7 @@ class Presence:
         clock: Clock,
         is_stopping: Callable[[], bool],
         memory_bytes: int | None,
+        machine: str | None = None,
         ability: Callable[[], Ability | None] = lambda: None,
         models_in_memory: Callable[[], Collection[str]] = tuple,
         pace: Pace | None = None,
@@ -143,6 +145,7 @@ class Presence:
         self._is_stopping = is_stopping
         self._interval_s = interval_s
         self._memory_bytes = memory_bytes
+        self._machine = machine
         self._ability = ability
         self._models_in_memory = models_in_memory
         self._pace = pace or Pace()
@@ -174,6 +177,7 @@ class Presence:
                     now=self._clock(),
                     is_stopping=self._is_stopping(),
                     memory_bytes=self._memory_bytes,
+                    machine=self._machine,
                     ability=self._ability(),
                     models_in_memory=self._models_in_memory(),
                 )

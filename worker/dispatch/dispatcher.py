@@ -14,6 +14,7 @@ from app.core.abilities.ability import Ability
 from app.core.clock import steady_s
 from app.core.db.repositories.leases import Lease, LeaseRepository
 from app.core.db.repositories.machines.claims import Claims
+from app.core.db.repositories.machines.drains import Drains
 from app.core.db.repositories.machines.placements import JobSize, Placements
 from app.core.db.repositories.queue import QueueRepository
 from app.core.db.repositories.recovery import RecoveryRepository
@@ -178,14 +179,20 @@ class Dispatcher:
         if now_s < self._show_at_s:
             return
         self._show_at_s = now_s + HEARTBEAT_INTERVAL_S
-        rows = {f"worker-ray-{node.ability.machine}": node.ability for node in nodes}
+        rows = {f"worker-ray-{node.ability.machine}": node for node in nodes}
+        expecting = {launched.place.node for launched in self._launched}
         try:
             with self._database.writing() as session:
-                workers = WorkerRepository(session)
+                workers, drained = WorkerRepository(session), Drains(session).list_all()
                 workers.remove(self._shown - rows.keys())
-                for worker_id, ability in rows.items():
-                    node = WorkerIdentity(worker_id, f"ray {ability.machine}", 0, 0)
-                    workers.beat(node, now=self._resources.clock(), ability=ability)
+                for worker_id, node in rows.items():
+                    ability = node.ability
+                    workers.beat(
+                        WorkerIdentity(worker_id, f"ray {ability.machine}", 0, 0),
+                        now=self._resources.clock(),
+                        is_stopping=ability.machine in drained and node.id not in expecting,
+                        ability=ability,
+                    )
         except Exception as error:  # such as another dispatcher that registers the same node
             logger.info("the nodes are registered later: %s", error)
         else:

@@ -79,6 +79,7 @@ class NodeAttempt:
             clock=resources.clock,
             is_stopping=self._is_stopping.is_set,
             memory_bytes=None,  # of the node, whose row says what it has
+            machine=resources.settings.resolved_machine,  # so that draining waits for this attempt
         )
         with presence.keep():
             attempts = LocalAttempts(resources)
@@ -95,7 +96,8 @@ class NodeAttempt:
         until = now + timedelta(seconds=resources.settings.lease_s)
         with resources.database.writing() as session:
             lease = Placements(session).take_over(self._ticket, until=until)
-            WorkerRepository(session).beat(this_worker(lease.worker_id), now=now)
+            worker, machine = this_worker(lease.worker_id), resources.settings.resolved_machine
+            WorkerRepository(session).beat(worker, now=now, machine=machine)
         logger.info("job taken over")
         return lease
 

@@ -13,8 +13,9 @@ from app.core.access import DEFAULT_PROJECT_ID
 from app.core.base_models import load_catalogue
 from app.core.clock import utc_now
 from app.core.db.repositories.jobs import JobRepository
+from app.core.db.repositories.machines.drains import Drains
 from app.core.db.repositories.machines.placements import Placements, Ticket
-from app.core.db.repositories.workers import WorkerRepository
+from app.core.db.repositories.workers import WorkerRepository, WorkerState
 from app.core.db.session import Database
 from app.core.db.tables import Job
 from app.core.errors import LeaseLostError, StoreAwayError
@@ -248,6 +249,35 @@ def test_nothing_is_claimed_while_the_store_is_away(
 
     dispatch(dispatcher)
     assert read(database, job).status is JobStatus.RUNNING
+
+
+def test_a_drained_node_is_empty_once_no_attempt_is_on_its_way(
+    resources: Resources, database: Database, ray: FakeRay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`tunery drain` waits until the rows of the machine say so."""
+    monkeypatch.setattr(module, "HEARTBEAT_INTERVAL_S", 0.0)
+    add_job(database)
+    dispatcher = dispatcher_of(resources, ray)
+    states: list[WorkerState] = []
+
+    def look() -> None:
+        dispatch(dispatcher)
+        with database.reading() as session:
+            workers = WorkerRepository(session).list_all()
+        states.append(next(one.state for one in workers if one.machine == ABILITY.machine))
+
+    look()
+    with database.writing() as session:
+        Drains(session).drain(ABILITY.machine, now=utc_now())
+    look()
+    (launched,) = ray.launched.values()
+    with database.writing() as session:
+        ticket = Ticket.model_validate_json(launched["ticket"])
+        Placements(session).take_over(ticket, until=utc_now() + MINUTE)
+        WorkerRepository(session).beat(this_worker(ticket.worker_id), now=utc_now())
+    look()
+
+    assert states == [WorkerState.IDLE, WorkerState.IDLE, WorkerState.DRAINING]
 
 
 @pytest.mark.parametrize("fate", ["late", "dead"])

@@ -138,12 +138,14 @@ class WorkerRepository(Repository):
         now: datetime,
         is_stopping: bool = False,
         memory_bytes: int | None = None,
+        machine: str | None = None,
         ability: Ability | None = None,
         models_in_memory: Collection[str] = (),
     ) -> None:
         """Record a heartbeat. The first one registers the worker.
 
         Args:
+            machine: name of its machine. Not needed with an ability, which has it.
             memory_bytes: memory of its machine or container, free or not.
             ability: what the worker can do now.
             models_in_memory: ids of the base models that it has in memory.
@@ -161,7 +163,7 @@ class WorkerRepository(Repository):
             )
             self._session.add(row)
         row.heartbeat_at, row.silent_since = now, None
-        row.machine = ability and ability.machine
+        row.machine = ability.machine if ability else machine
         row.ability = ability and ability.model_dump_json(exclude={"machine"})
         row.models_in_memory = list(models_in_memory)
         row.stopping_at = (row.stopping_at or now) if is_stopping else None
