@@ -22,7 +22,7 @@ from app.core.clock import utc_now
 from app.core.command_line.exit_codes import CommandGroup
 from app.core.command_line.json_output import AsJson, print_json
 from app.core.db.session import Database
-from app.core.errors import DatabaseBusyError, StoreAwayError
+from app.core.errors import DatabaseBusyError, ServiceError, StoreAwayError
 from app.core.installation import require_right_store
 from app.core.occupancy import make_data_dir, occupied, open_database
 from app.core.settings import Settings, read_settings
@@ -153,7 +153,7 @@ def _install(name: str, catalogue: Catalogue, shared: tuple[Database, BlobStore]
         if shared is not None:
             directory = catalogue.directory(entry.id)
             keep_in_store(installed, directory, *shared, now=utc_now())
-    except (InstallError, DatabaseBusyError, StoreAwayError, OSError) as error:
+    except (InstallError, ServiceError, StoreAwayError, OSError) as error:
         return _fail(f"{entry.id} was not installed. {_explain(error)}")
     except KeyboardInterrupt:
         return _fail(

@@ -26,6 +26,12 @@ from tests.stores.servers import BUCKET, StoreServer
 from worker.commands import models
 from worker.model_store.shared import keep_in_store
 
+pytestmark = pytest.mark.parametrize(
+    ("store_name", "database_kind"),
+    [("localbucket", "sqlite"), ("moto", "postgresql")],
+    indirect=["database_kind"],
+)
+
 MEGABYTE = 1024 * 1024
 WEIGHT_BYTES = 24 * MEGABYTE
 FIRST_RANGE = 256 * 1024
@@ -57,10 +63,12 @@ print(fetch_model(copy, catalogue, open_store(settings), lambda _: None))
 class Installation:
     """A database, a bucket behind a proxy that counts, and a base model that is stored in it."""
 
-    def __init__(self, root: Path, server: StoreServer, prefix: str, proxy: CountingProxy) -> None:
+    def __init__(
+        self, root: Path, url: str, server: StoreServer, prefix: str, proxy: CountingProxy
+    ) -> None:
         self.root = root
         self.proxy = proxy
-        self.url = f"sqlite:///{root / 'tunery.db'}"
+        self.url = url or f"sqlite:///{root / 'tunery.db'}"
         self.database = Database(self.url)
         upgrade(self.database)
         self.prefix = prefix
@@ -131,16 +139,17 @@ def same_files(directory: Path, installed: InstalledModel) -> bool:
     } == installed.files
 
 
-@pytest.fixture(params=["localbucket", "moto"])
+@pytest.fixture
 def installation(
-    request: pytest.FixtureRequest,
+    store_name: str,
+    database_url: str,
     tmp_path: Path,
     store_prefix: str,
     store_server: Callable[[str], StoreServer],
 ) -> Iterator[Installation]:
-    server = store_server(request.param)
+    server = store_server(store_name)
     with CountingProxy(server.port).running() as proxy:
-        installation = Installation(tmp_path, server, store_prefix, proxy)
+        installation = Installation(tmp_path, database_url, server, store_prefix, proxy)
         yield installation
         installation.database.dispose()
 

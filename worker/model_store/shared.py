@@ -8,7 +8,8 @@ from pathlib import Path
 from app.core.base_models import RECORD_NAME, Catalogue, CatalogueEntry, InstalledModel
 from app.core.db.blob_keys import NamedBlob
 from app.core.db.repositories.base_models.stored import StoredCopy, StoredModels
-from app.core.db.session import Database, Session
+from app.core.db.session import Database
+from app.core.errors import OutcomeUnknownError
 from app.core.machine import durable
 from app.core.manifest import sha256_of
 from app.core.storage.blob_store import BlobStore, delete_blobs
@@ -73,7 +74,10 @@ def keep_in_store(
             files[name] = NamedBlob(f"{prefix}/{name}", size, sha256, model=owner)
             _put(store, files[name].key, directory / name)
         copy = StoredCopy(installed, files, read_files(directory).architecture, now)
-        is_kept = database.transact(lambda session: _add(session, copy))
+        is_kept = database.transact(lambda session: StoredModels(session).add(copy))
+    except OutcomeUnknownError:
+        is_kept = True  # the row may be there
+        raise
     finally:
         if not is_kept:  # it failed, or another machine was faster
             delete_blobs(store, [file.key for file in files.values()])
@@ -95,11 +99,3 @@ def _put(store: BlobStore, key: str, path: Path) -> None:
         store.put(key, scratch)
     finally:
         scratch.unlink(missing_ok=True)
-
-
-def _add(session: Session, copy: StoredCopy) -> bool:
-    stored = StoredModels(session)
-    if stored.find(copy.installed.id, copy.installed.sha256) is not None:
-        return False
-    stored.add(copy)
-    return True
