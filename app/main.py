@@ -5,7 +5,6 @@ from contextlib import asynccontextmanager, nullcontext
 from functools import partial
 from typing import Any
 
-from anyio import to_thread
 from fastapi import FastAPI
 from fastapi.concurrency import contextmanager_in_threadpool
 from fastapi_offline import FastAPIOffline
@@ -178,5 +177,4 @@ async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
         await engines.close()
         await authenticator.close()
     finally:
-        await to_thread.run_sync(resources.models.close)
         resources.database.dispose()

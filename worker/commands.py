@@ -30,6 +30,7 @@ from app.core.settings.store_urls import is_shared
 from app.core.storage.blob_store import BlobStore
 from app.core.storage.opening import open_store
 from app.core.storage.privacy import keep_new_files_private
+from app.core.stored_models.fetching import ModelUnavailableError
 from worker.model_store.errors import InstallError
 from worker.model_store.remove import ModelInUseError, remove_model
 from worker.model_store.shared import fetch_installed, keep_in_store
@@ -153,7 +154,7 @@ def _install(name: str, catalogue: Catalogue, shared: tuple[Database, BlobStore]
         if shared is not None:
             directory = catalogue.directory(entry.id)
             keep_in_store(installed, directory, *shared, now=utc_now())
-    except (InstallError, ServiceError, StoreAwayError, OSError) as error:
+    except (InstallError, ModelUnavailableError, ServiceError, StoreAwayError, OSError) as error:
         return _fail(f"{entry.id} was not installed. {_explain(error)}")
     except KeyboardInterrupt:
         return _fail(

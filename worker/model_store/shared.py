@@ -13,7 +13,6 @@ from app.core.errors import OutcomeUnknownError
 from app.core.machine import durable
 from app.core.manifest import sha256_of
 from app.core.storage.blob_store import BlobStore, delete_blobs
-from app.core.stored_models.errors import ModelUnavailableError
 from app.core.stored_models.fetching import fetch_model
 from app.core.stored_models.lookup import read_files
 from worker.model_store.errors import InstallError
@@ -32,16 +31,13 @@ def fetch_installed(
     """Fetch a base model from the store, if it is there and not on this machine.
 
     Raises:
-        InstallError: it cannot be fetched.
+        ModelUnavailableError: it cannot be fetched.
     """
     copy = database.read(lambda session: StoredModels(session).find(entry.id))
     if copy is None or catalogue.directory(entry.id).exists():
         return
     logger.info("fetching %s from the store: %.2f GB", entry.id, copy.bytes / 1e9)
-    try:
-        fetch_model(copy, catalogue, store, lambda _: None, spare_bytes=spare_bytes)
-    except ModelUnavailableError as error:
-        raise InstallError(str(error)) from error
+    fetch_model(copy, catalogue, store, lambda _: None, spare_bytes=spare_bytes)
 
 
 def keep_in_store(

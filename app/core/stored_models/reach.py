@@ -37,11 +37,6 @@ def note_failure(catalogue: Catalogue, model_id: str) -> None:
     marker.touch()
 
 
-def forget_failure(catalogue: Catalogue, model_id: str) -> None:
-    """Note that a base model was fetched."""
-    _marker(catalogue, model_id).unlink(missing_ok=True)
-
-
 def _has_failed(catalogue: Catalogue, model_id: str) -> bool:
     try:
         age_s = time.time() - _marker(catalogue, model_id).stat().st_mtime
