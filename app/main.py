@@ -6,7 +6,6 @@ from contextlib import asynccontextmanager, nullcontext, suppress
 from functools import partial
 from typing import Any
 
-from anyio import to_thread
 from fastapi import FastAPI
 from fastapi.concurrency import contextmanager_in_threadpool
 from fastapi_offline import FastAPIOffline
@@ -185,7 +184,6 @@ async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
         await authenticator.close()
     finally:
         freeing.cancel()
-        await to_thread.run_sync(resources.models.close)
         resources.database.dispose()
 
 
@@ -193,5 +191,5 @@ async def _free_hourly(resources: Resources) -> None:
     """Free what is left behind on the API's machine, which may have no worker that does."""
     while True:
         with suppress(OSError):  # it is tried again
-            await to_thread.run_sync(free_files, resources.store, resources.settings)
+            await asyncio.to_thread(free_files, resources.store, resources.settings)
         await asyncio.sleep(_FREE_INTERVAL_S)

@@ -22,13 +22,14 @@ from app.core.clock import utc_now
 from app.core.command_line.exit_codes import CommandGroup
 from app.core.command_line.json_output import AsJson, print_json
 from app.core.db.session import Database
-from app.core.errors import DatabaseBusyError, StoreAwayError
+from app.core.errors import DatabaseBusyError, ServiceError, StoreAwayError
 from app.core.installation import connect_store
 from app.core.occupancy import make_data_dir, occupied, open_database
 from app.core.settings import Settings, read_settings
 from app.core.settings.store_urls import is_shared
 from app.core.storage.blob_store import BlobStore
 from app.core.storage.privacy import keep_new_files_private
+from app.core.stored_models.fetching import ModelUnavailableError
 from worker.model_store.errors import InstallError
 from worker.model_store.remove import ModelInUseError, remove_model
 from worker.model_store.shared import fetch_installed, keep_in_store
@@ -148,7 +149,7 @@ def _install(name: str, catalogue: Catalogue, shared: tuple[Database, BlobStore]
         if shared is not None:
             directory = catalogue.directory(entry.id)
             keep_in_store(installed, directory, *shared, now=utc_now())
-    except (InstallError, DatabaseBusyError, StoreAwayError, OSError) as error:
+    except (InstallError, ModelUnavailableError, ServiceError, StoreAwayError, OSError) as error:
         return _fail(f"{entry.id} was not installed. {_explain(error)}")
     except KeyboardInterrupt:
         return _fail(

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Annotated, Any, TypeVar
 
 from anyio import to_thread
@@ -96,7 +97,8 @@ class Resources:
         Raises:
             BaseModelNotHereError: they cannot be.
         """
-        directory = await to_thread.run_sync(self.models.without_weights, installed)
+        find = partial(self.models.find, installed, needs_weights=False)
+        directory = await to_thread.run_sync(find)
         return request.model_copy(update={"base_model": directory})
 
     def require_room(self, more_bytes: int) -> None:

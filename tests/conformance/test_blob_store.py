@@ -88,6 +88,7 @@ def test_a_key_put_again_has_either_bytes_and_never_a_mixture(blobs: BlobStore) 
         put_blob(blobs, "jobs/j/attempt-1/log", new)
     except BlobExistsError:
         kept = old
+        assert not isinstance(blobs, LocalBlobStore)
 
     assert read(blobs, "jobs/j/attempt-1/log") == kept
 
@@ -109,6 +110,7 @@ def test_a_reader_has_what_it_opened_or_learns_that_it_is_gone(blobs: BlobStore)
         try:
             content = blob.read()
         except BlobNotFoundError:
+            assert not isinstance(blobs, LocalBlobStore)
             return
     assert content == b"old"
 

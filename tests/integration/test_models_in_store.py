@@ -13,12 +13,12 @@ from app.core.db.tables import Job
 from app.core.errors import BaseModelNotHereError
 from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
-from app.core.stored_models.local_models import LocalModels
+from app.core.stored_models import local_models
+from app.core.stored_models.lock import exclusive
 from benchmarks.support.samples import catalogue_entry
 from tests.builders import NOW, TEXT_LINE
 from tests.models import install_models
 from tests.tiny import write_tiny_model
-from tests.waiting import wait_until
 from worker.model_store.shared import keep_in_store
 
 
@@ -40,10 +40,6 @@ def stored(
     keep_in_store(installed, catalogue.directory("absent"), database, store, now=NOW)
     assert not (settings.data_dir / "models" / "absent").exists()
     return installed
-
-
-def local_models(app: FastAPI) -> LocalModels:
-    return app.state.resources.models
 
 
 def upload(client: TestClient) -> str:
@@ -92,37 +88,43 @@ def test_a_preview_fetches_the_tokenizer_and_no_weights(
     assert catalogue.find_version("absent", stored.sha256, needs_weights=False) is not None
 
 
-def test_a_question_begins_the_fetch_and_can_be_sent_again(
+def ask(app: FastAPI, model: InstalledModel) -> Path:
+    models: local_models.LocalModels = app.state.resources.models
+    return models.find(model, needs_weights=True)
+
+
+def test_a_question_fetches_the_model(
     app: FastAPI, stored: InstalledModel, settings: Settings
 ) -> None:
-    models = local_models(app)
+    assert ask(app, stored) == settings.data_dir / "models" / "absent"
 
-    with pytest.raises(BaseModelNotHereError, match="is being fetched to the machine"):
-        models.with_weights(stored)
 
-    catalogue = load_catalogue(settings.data_dir)
-    wait_until(lambda: catalogue.find_version("absent", stored.sha256) is not None, within_s=20)
-    assert models.with_weights(stored) == settings.data_dir / "models" / "absent"
-    models.close()
+def test_a_model_that_takes_long_is_fetched_by_several_questions(
+    app: FastAPI, stored: InstalledModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    catalogue = app.state.resources.models.catalogue
+    directory = catalogue.hidden_directory("absent", stored.sha256, "partial")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(local_models, "MAX_FETCH_S", 0.0)
+        with pytest.raises(BaseModelNotHereError, match=r"0\.00 of 0\.00 GB are there"):
+            ask(app, stored)
+    assert list(directory.iterdir())
+    with exclusive(catalogue, "absent"), pytest.raises(BaseModelNotHereError, match="another"):
+        ask(app, stored)
+
+    assert (ask(app, stored) / "model.safetensors").stat().st_size > 0
 
 
 def test_a_fetch_that_failed_says_why(
     app: FastAPI, stored: InstalledModel, store: LocalBlobStore
 ) -> None:
-    models = local_models(app)
     for blob in list(store.list_all()):
         if blob.key.endswith("model.safetensors"):
             store.delete(blob.key)
-    with pytest.raises(BaseModelNotHereError):
-        models.with_weights(stored)
 
-    def is_told() -> bool:
-        with pytest.raises(BaseModelNotHereError) as told:
-            models.with_weights(stored)
-        return "model.safetensors of the base model absent is missing" in str(told.value)
-
-    wait_until(is_told, within_s=20)
-    models.close()
+    with pytest.raises(BaseModelNotHereError, match=r"safetensors of the base model absent is mis"):
+        ask(app, stored)
 
 
 @pytest.mark.usefixtures("stored")

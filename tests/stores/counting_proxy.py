@@ -48,12 +48,13 @@ class CountingProxy:
         self._released.set()
 
     def forget(self) -> None:
-        """Count from zero again."""
-        self.bytes.clear()
+        """Count from zero again, and nothing of requests that have begun."""
+        self.bytes = Counter()
 
-    def count(self, path: str, size: int) -> None:
+    def count(self, counted: Counter[str], path: str, size: int) -> None:
+        """Count a part of an answer, in what `bytes` was when the request began."""
         with self._lock:
-            self.bytes[path] += size
+            counted[path] += size
         if self.stall_after is not None and self.bytes.total() > self.stall_after:
             self.has_stalled.set()
             self._released.wait(60)
@@ -93,6 +94,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _pass_back(self, answer: HTTPResponse) -> None:
         proxy, path = self.server.proxy, self.path.partition("?")[0]
+        counted = proxy.bytes
         known = answer.getheader("content-length")
         content = answer.read() if known is None else b""  # in chunks
         self.send_response(answer.status)
@@ -106,5 +108,5 @@ class _Handler(BaseHTTPRequestHandler):
         is_read = is_object and answer.status in {HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT}
         while chunk := answer.read(_CHUNK):
             if is_read:
-                proxy.count(path, len(chunk))
+                proxy.count(counted, path, len(chunk))
             self.wfile.write(chunk)

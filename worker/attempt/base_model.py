@@ -13,15 +13,13 @@ from collections.abc import Callable
 
 from app.core.base_models import HubSource
 from app.core.clock import steady_s
-from app.core.db.repositories.base_models.stored import StoredCopy, StoredModels
+from app.core.db.repositories.base_models.stored import StoredModels
 from app.core.db.session import Session
 from app.core.job.training_events import Noted
 from app.core.machine.subprocesses import python_module, with_import_path
 from app.core.settings.store_urls import is_shared
-from app.core.stored_models.errors import ModelUnavailableError
-from app.core.stored_models.fetching import Progress, fetch_model
-from app.core.stored_models.outlines import make_outline
-from app.core.stored_models.reach import forget_failure, note_failure
+from app.core.stored_models.fetching import ModelUnavailableError, Progress, fetch_model
+from app.core.stored_models.reach import note_failure
 from worker.attempt.lease_keeper import LeaseKeeper, Resources
 from worker.launch.launcher import Signal
 
@@ -80,28 +78,17 @@ def bring_base_model(
     try:
         if copy is None:
             _bring_from_hub(model_id, sha256, keeper, resources, tell)
-        elif needs_weights:
-            _bring_from_store(copy, keeper, resources, tell)
         else:
-            make_outline(copy, catalogue, resources.store)
+            watch = _Watch(model_id, keeper, tell if needs_weights else logger.info)
+            fetch_model(
+                *(copy, catalogue, resources.store, watch),
+                spare_bytes=resources.settings.min_free_bytes,
+                needs_weights=needs_weights,
+            )
+            watch.tell_end()
     except ModelUnavailableError:
         note_failure(catalogue, model_id)
         raise
-    forget_failure(catalogue, model_id)
-
-
-def _bring_from_store(
-    copy: StoredCopy, keeper: LeaseKeeper, resources: Resources, tell: Callable[[str], None]
-) -> None:
-    watch = _Watch(copy.installed.id, keeper, tell)
-    fetch_model(
-        copy,
-        resources.catalogue,
-        resources.store,
-        watch,
-        spare_bytes=resources.settings.min_free_bytes,
-    )
-    watch.tell_end()
 
 
 def _bring_from_hub(
@@ -120,10 +107,8 @@ def _bring_from_hub(
     if not is_shared(settings.store_url):
         return
     entry = catalogue.find(model_id)
-    is_free = catalogue.find_installed(model_id) is None
-    if entry is None or not isinstance(entry.source, HubSource) or not entry.source.revision:
-        is_free = False
-    if is_free:
+    is_pinned = entry is not None and isinstance(entry.source, HubSource) and entry.source.revision
+    if is_pinned and catalogue.find_installed(model_id) is None:
         tell(f"Fetching base model {model_id} from the model hub to the worker's machine")
         command = python_module("worker.commands", "install", model_id)
         environment = with_import_path(os.environ) | {"TUNERY_DATA_DIR": str(settings.data_dir)}

@@ -27,7 +27,7 @@ from app.core.job.training_events import (
 from app.core.machine.signals import signal_name
 from app.core.manifest import ManifestError
 from app.core.signing.signatures import SigningKeyError
-from app.core.stored_models.errors import ModelUnavailableError
+from app.core.stored_models.fetching import ModelUnavailableError
 from worker.attempt.base_model import FetchStoppedError
 from worker.job_directory import BaseModelChangedError, BaseModelMissingError, ParentLostError
 from worker.launch.launcher import Ending

@@ -8,12 +8,11 @@ from pathlib import Path
 from app.core.base_models import RECORD_NAME, Catalogue, CatalogueEntry, InstalledModel
 from app.core.db.blob_keys import NamedBlob
 from app.core.db.repositories.base_models.stored import StoredCopy, StoredModels
-from app.core.db.session import Database, Session
+from app.core.db.session import Database
 from app.core.errors import OutcomeUnknownError
 from app.core.machine import durable
 from app.core.manifest import sha256_of
 from app.core.storage.blob_store import BlobStore, delete_blobs
-from app.core.stored_models.errors import ModelUnavailableError
 from app.core.stored_models.fetching import fetch_model
 from app.core.stored_models.lookup import read_files
 from worker.model_store.errors import InstallError
@@ -32,16 +31,13 @@ def fetch_installed(
     """Fetch a base model from the store, if it is there and not on this machine.
 
     Raises:
-        InstallError: it cannot be fetched.
+        ModelUnavailableError: it cannot be fetched.
     """
     copy = database.read(lambda session: StoredModels(session).find(entry.id))
     if copy is None or catalogue.directory(entry.id).exists():
         return
     logger.info("fetching %s from the store: %.2f GB", entry.id, copy.bytes / 1e9)
-    try:
-        fetch_model(copy, catalogue, store, lambda _: None, spare_bytes=spare_bytes)
-    except ModelUnavailableError as error:
-        raise InstallError(str(error)) from error
+    fetch_model(copy, catalogue, store, lambda _: None, spare_bytes=spare_bytes)
 
 
 def keep_in_store(
@@ -74,7 +70,7 @@ def keep_in_store(
             files[name] = NamedBlob(f"{prefix}/{name}", size, sha256, model=owner)
             _put(store, files[name].key, directory / name)
         copy = StoredCopy(installed, files, read_files(directory).architecture, now)
-        is_kept = database.transact(lambda session: _add(session, copy))
+        is_kept = database.transact(lambda session: StoredModels(session).add(copy))
     except OutcomeUnknownError:
         is_kept = True  # the row may be there
         raise
@@ -99,11 +95,3 @@ def _put(store: BlobStore, key: str, path: Path) -> None:
         store.put(key, scratch)
     finally:
         scratch.unlink(missing_ok=True)
-
-
-def _add(session: Session, copy: StoredCopy) -> bool:
-    stored = StoredModels(session)
-    if stored.find(copy.installed.id, copy.installed.sha256) is not None:
-        return False
-    stored.add(copy)
-    return True

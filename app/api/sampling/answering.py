@@ -84,7 +84,8 @@ class Answering:
 
     async def _open_channel(self, plan: Plan, model: SamplingModel) -> Channel:
         settings, models = self._resources.settings, self._resources.models
-        directory = await to_thread.run_sync(models.with_weights, model.base)
+        find = partial(models.find, model.base, needs_weights=True)
+        directory = await to_thread.run_sync(find)
         blobs = model.adapter.blobs if model.adapter else ()
         with ExitStack() as opened:
             try:

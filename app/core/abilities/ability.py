@@ -55,18 +55,6 @@ class StoredPlan(Frozen):
     environment: Environment
 
 
-class Difference(Frozen):
-    """One thing in which a worker differs from a plan."""
-
-    what: str
-    """Name of it, for people: `torch`."""
-    needed: str
-    has: str
-
-    def __str__(self) -> str:
-        return f"{self.what} ({self.has} instead of {self.needed})"
-
-
 class Ability(Frozen):
     """What one worker can do."""
 
@@ -146,19 +134,19 @@ class Ability(Frozen):
         cores = "1 core" if self.cores == 1 else f"{self.cores} cores"
         return f"{cores}, {self.memory_bytes / 1e9:.1f} GB of memory{gpu}"
 
-    def differences(self, plan: StoredPlan) -> list[Difference]:
-        """Why the worker cannot execute a plan. Empty if it can."""
+    def differences(self, plan: StoredPlan) -> list[str]:
+        """Why the worker cannot execute a plan, for people. Empty if it can."""
         needed = plan.environment
         has = self.environment(needed.device, is_compiled=needed.compiler is not None)
-        found: list[Difference] = []
+        pairs: dict[str, tuple[object, object]] = {
+            label: (getattr(needed, name), getattr(has, name)) for name, label in _LABELS.items()
+        }
         if needed.device == "cuda" and self.gpu is None:
-            found.append(Difference(what="GPU", needed=needed.processor, has="none"))
-        else:
-            for name, label in _LABELS.items():
-                values = [str(getattr(each, name) or "none") for each in (needed, has)]
-                if values[0] != values[1]:
-                    found.append(Difference(what=label, needed=values[0], has=values[1]))
+            pairs = {"GPU": (needed.processor, None)}
         if plan.threads > self.cores:
-            threads = str(plan.threads)
-            found.append(Difference(what="threads", needed=threads, has=str(self.cores)))
-        return found
+            pairs["threads"] = plan.threads, self.cores
+        return [
+            f"{label} ({has or 'none'} instead of {needed or 'none'})"
+            for label, (needed, has) in pairs.items()
+            if needed != has
+        ]

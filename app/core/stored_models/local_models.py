@@ -1,30 +1,24 @@
 """The base models of the API's machine, which may have none: it fetches what a request needs."""
 
 import logging
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
 from app.core.base_models import Catalogue, InstalledModel
-from app.core.db.repositories.base_models.stored import StoredCopy, StoredModels
+from app.core.clock import steady_s
+from app.core.db.repositories.base_models.stored import StoredModels
 from app.core.db.session import Database, Session
 from app.core.errors import BaseModelNotHereError
 from app.core.storage.blob_store import BlobStore
-from app.core.stored_models.errors import ModelUnavailableError
-from app.core.stored_models.fetching import Progress, fetch_model
-from app.core.stored_models.outlines import make_outline
+from app.core.stored_models.fetching import ModelUnavailableError, Progress, fetch_model
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_CLOSING_S = 5.0
-"""How long the end of the API waits for a fetch to notice it, in seconds."""
-
-
-class _StoppedError(Exception):
-    """The API stops; what has arrived is kept."""
+MAX_FETCH_S = 10.0
+"""How long one request fetches a base model, in seconds. The next one continues there."""
 
 
 class LocalModels:
@@ -44,99 +38,55 @@ class LocalModels:
         self._database = database
         self._store = store
         self._spare_bytes = spare_bytes
-        self._lock = threading.Lock()
-        self._fetches: dict[str, _Fetch] = {}
-        self._is_closed = threading.Event()
 
     def read(self, act: Callable[[Session], T]) -> T:
         """Run queries that see one consistent state of the database."""
         return self._database.read(act)
 
-    def without_weights(self, installed: InstalledModel) -> Path:
-        """Absolute directory with all files of a base model, where weights may have no bytes.
+    def find(self, installed: InstalledModel, *, needs_weights: bool) -> Path:
+        """Absolute directory of a base model, which is fetched if it is not here.
 
-        Raises:
-            BaseModelNotHereError: the files cannot be fetched.
-        """
-        found = self.catalogue.find_version(installed.id, installed.sha256)
-        if found is not None:
-            return found[1].absolute()
-        copy = self._find_copy(installed)
-        try:
-            return make_outline(copy, self.catalogue, self._store).absolute()
-        except ModelUnavailableError as error:
-            logger.warning("%s", error)
-            raise BaseModelNotHereError(str(error)) from error
-
-    def with_weights(self, installed: InstalledModel) -> Path:
-        """Absolute directory of a base model. The first call begins to fetch one that is not here.
+        Args:
+            installed: the base model.
+            needs_weights: whether an outline is not enough, whose weights have no bytes.
 
         Raises:
             BaseModelNotHereError: it is being fetched, or cannot be.
         """
-        found = self.catalogue.find_version(installed.id, installed.sha256)
+        model_id, sha256 = installed.id, installed.sha256
+        found = self.catalogue.find_version(model_id, sha256, needs_weights=needs_weights)
         if found is not None:
             return found[1].absolute()
-        copy = self._find_copy(installed)
-        with self._lock:
-            fetch = self._fetches.get(installed.sha256)
-            if fetch is None or not fetch.thread.is_alive():
-                error = None if fetch is None else fetch.error
-                fetch = self._fetches[installed.sha256] = _Fetch(self, copy)
-                fetch.thread.start()
-                if error is not None:
-                    raise BaseModelNotHereError(f"{error} It is being tried again.")
-        raise BaseModelNotHereError(
-            f"The base model {installed.id} is being fetched to the machine that answers: "
-            f"{fetch.bytes / 1e9:.2f} of {copy.bytes / 1e9:.2f} GB are there. Send the request "
-            "again in a moment."
-        )
-
-    def close(self) -> None:
-        """Stop what is being fetched. A later process continues it."""
-        self._is_closed.set()
-        with self._lock:
-            fetches = list(self._fetches.values())
-        for fetch in fetches:
-            fetch.thread.join(_CLOSING_S)
-
-    def _find_copy(self, installed: InstalledModel) -> StoredCopy:
-        copy = self.read(lambda it: StoredModels(it).find(installed.id, installed.sha256))
+        copy = self.read(lambda session: StoredModels(session).find(model_id, sha256))
         if copy is None:
             raise BaseModelNotHereError(
-                f"The base model {installed.id} is neither on the machine that answers nor in the "
-                f"store any more. Run: tunery models install {installed.id}"
+                f"The base model {model_id} is neither on the machine that answers nor in the "
+                f"store any more. Run: tunery models install {model_id}"
             )
-        return copy
-
-    def fetch(self, fetch: "_Fetch") -> None:
-        """Fetch a base model, in a thread of its own."""
+        began_s: float | None = None
 
         def watch(progress: Progress) -> None:
-            fetch.bytes = progress.bytes
-            if self._is_closed.is_set():
-                raise _StoppedError
+            nonlocal began_s
+            began_s = began_s or steady_s()
+            # All requests that wait would keep all threads busy.
+            must_leave = progress.is_waiting and needs_weights
+            if steady_s() < began_s + MAX_FETCH_S and not must_leave:
+                return
+            here, total = progress.bytes / 1e9, progress.total_bytes / 1e9
+            what = f"{here:.2f} of {total:.2f} GB are there"
+            if progress.is_waiting:
+                what = "another process fetches it"
+            raise BaseModelNotHereError(
+                f"The base model {model_id} is being fetched to the machine that answers: {what}. "
+                "Send the request again in a moment."
+            )
 
         try:
-            fetch_model(
-                fetch.copy, self.catalogue, self._store, watch, spare_bytes=self._spare_bytes
-            )
-        except _StoppedError:
-            return
+            return fetch_model(
+                *(copy, self.catalogue, self._store, watch),
+                spare_bytes=self._spare_bytes,
+                needs_weights=needs_weights,
+            ).absolute()
         except ModelUnavailableError as error:
             logger.warning("%s", error)
-            fetch.error = str(error)
-        except Exception as error:
-            logger.exception("a base model cannot be fetched")
-            fetch.error = f"The base model cannot be fetched: {type(error).__name__}."
-
-
-class _Fetch:
-    """A base model that is being fetched, or could not be."""
-
-    def __init__(self, models: LocalModels, copy: StoredCopy) -> None:
-        self.copy = copy
-        self.bytes = 0
-        """Bytes that are here."""
-        self.error: str | None = None
-        self.thread = threading.Thread(target=models.fetch, args=(self,), daemon=True)
+            raise BaseModelNotHereError(str(error)) from error

@@ -125,7 +125,7 @@ def checked_adapter(
         request = Import(
             archive=received.path.absolute(),
             weights=weights.absolute(),
-            base_model=models.without_weights(installed),
+            base_model=models.find(installed, needs_weights=False),
             target_modules=entry.target_modules,
             max_rank=entry.max_lora_rank,
             max_bytes=settings.max_upload_bytes,

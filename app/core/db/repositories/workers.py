@@ -96,6 +96,22 @@ class Crowd:
 
 
 @dataclass(frozen=True, slots=True)
+class WorkerGroup:
+    """Workers that can do the same."""
+
+    ability: Ability | None
+    """None for workers of another version."""
+    is_stopping: bool
+    """Whether they have been told to stop."""
+    workers: int
+    """Number of them."""
+    machine: str | None
+    """Name of the machine of one of them. None for workers of an earlier version."""
+    memory_bytes: int | None
+    """Memory of the largest of their machines or containers. None if none says how much."""
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerStatus:
     """What the database knows about a worker."""
 
@@ -204,16 +220,14 @@ class WorkerRepository(Repository):
         read = map(Ability.read, self._session.scalars(known.distinct()))
         return [ability for ability in read if ability is not None]
 
-    def list_known_abilities(self) -> dict[Ability, str]:
-        """What workers can do that take jobs and are not known to be silent.
-
-        Each has the name of a machine that can do it.
-        """
-        takes_jobs = (WorkerRow.silent_since.is_(None), WorkerRow.stopping_at.is_(None))
-        known = select(WorkerRow.ability, func.min(WorkerRow.machine)).where(*takes_jobs)
-        rows = self._session.execute(known.group_by(WorkerRow.ability))
-        read = ((Ability.read(text), machine) for text, machine in rows)
-        return {ability: machine or "?" for ability, machine in read if ability is not None}
+    def list_groups(self) -> list[WorkerGroup]:
+        """The workers that are not known to be silent."""
+        is_stopping = WorkerRow.stopping_at.is_not(None)
+        machine, largest = func.min(WorkerRow.machine), func.max(WorkerRow.memory_bytes)
+        groups = select(WorkerRow.ability, is_stopping, func.count(), machine, largest)
+        alive = groups.where(WorkerRow.silent_since.is_(None))
+        rows = self._session.execute(alive.group_by(WorkerRow.ability, is_stopping))
+        return [WorkerGroup(Ability.read(row[0]), row[1], row[2], row[3], row[4]) for row in rows]
 
     def largest_memory(self) -> int | None:
         """Memory of the registered worker that has most. None if no worker says how much it has."""

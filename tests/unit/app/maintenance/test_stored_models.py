@@ -1,12 +1,16 @@
 """What maintenance knows of base models in the store: damage, orphans, backups and copies."""
 
 import os
-from collections.abc import Callable
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
+from sqlalchemy import event
 
-from app.core.base_models import load_catalogue
+from app.core.base_models import RECORD_NAME, Catalogue, load_catalogue
 from app.core.db.blob_keys import iterate_model_objects, iterate_named
 from app.core.db.installation.fence import fence
 from app.core.db.repositories.base_models.stored import StoredCopy, StoredModels
@@ -25,19 +29,28 @@ from worker.model_store.shared import keep_in_store
 
 
 @pytest.fixture
-def copy(tmp_path: Path, database: Database, store: LocalBlobStore) -> StoredCopy:
-    """A base model that another machine has stored."""
+def machines(tmp_path: Path) -> list[Catalogue]:
+    """Two machines that have installed the same base model, `shared`."""
     source = write_files(tmp_path / "source", tiny_model_files())
-    data_dir = tmp_path / "other-machine"
-    install_models(
-        data_dir, catalogue_entry("shared", source={"kind": "directory", "path": str(source)})
-    )
-    catalogue = load_catalogue(data_dir)
-    installed = catalogue.find_installed("shared")
-    assert installed is not None
-    keep_in_store(installed, catalogue.directory("shared"), database, store, now=NOW)
+    entry = catalogue_entry("shared", source={"kind": "directory", "path": str(source)})
+    data_dirs = [tmp_path / "alpha", tmp_path / "beta"]
+    for data_dir in data_dirs:
+        install_models(data_dir, entry)
+    return [load_catalogue(data_dir) for data_dir in data_dirs]
+
+
+@pytest.fixture
+def copy(machines: list[Catalogue], database: Database, store: LocalBlobStore) -> StoredCopy:
+    """A base model that another machine has stored."""
+    _keep(machines[0], database, store)
     add_file(database, store)
     return _find(database)
+
+
+def _keep(machine: Catalogue, database: Database, store: LocalBlobStore) -> None:
+    installed = machine.find_installed("shared")
+    assert installed is not None
+    keep_in_store(installed, machine.directory("shared"), database, store, now=NOW)
 
 
 def _find(database: Database) -> StoredCopy:
@@ -102,52 +115,74 @@ def test_a_restored_database_names_no_files_that_no_backup_has(database: Databas
     assert database.read(lambda session: StoredModels(session).find("shared")) is None
 
 
+@pytest.mark.usefixtures("copy")
 def test_a_second_installation_stores_nothing(
-    copy: StoredCopy, tmp_path: Path, database: Database, store: LocalBlobStore
+    machines: list[Catalogue], database: Database, store: LocalBlobStore
 ) -> None:
     before = {blob.key for blob in store.list_all()}
-    catalogue = load_catalogue(tmp_path / "other-machine")
 
-    keep_in_store(copy.installed, catalogue.directory("shared"), database, store, now=NOW)
+    for machine in machines:
+        _keep(machine, database, store)
 
     assert {blob.key for blob in store.list_all()} == before
 
 
-def test_a_copy_whose_row_may_be_there_keeps_its_files(
-    copy: StoredCopy,
-    tmp_path: Path,
+def test_of_two_machines_that_store_at_once_one_does_and_both_succeed(
+    machines: list[Catalogue],
     database: Database,
     store: LocalBlobStore,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with database.writing() as session:
-        StoredModels(session).remove("shared")
-    before, transact = {blob.key for blob in store.list_all()}, database.transact
+    put, meet = store.put, threading.Barrier(2)
 
-    def lose_the_answer(act: Callable[[Session], object]) -> None:
-        transact(act)
-        raise OutcomeUnknownError("It may have been done.")
+    def put_together(key: str, path: Path) -> None:
+        put(key, path)
+        if key.endswith(RECORD_NAME):  # the last file
+            meet.wait(30)
 
-    monkeypatch.setattr(database, "transact", lose_the_answer)
-    catalogue = load_catalogue(tmp_path / "other-machine")
-    with pytest.raises(OutcomeUnknownError):
-        keep_in_store(copy.installed, catalogue.directory("shared"), database, store, now=NOW)
+    def insert_together(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if statement.startswith("INSERT INTO stored_models"):
+            with suppress(threading.BrokenBarrierError):
+                meet.wait(0.5)  # the other one comes only if nothing makes it wait
+
+    monkeypatch.setattr(store, "put", put_together)
+    event.listen(database.engine, "before_cursor_execute", insert_together)
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(lambda machine: _keep(machine, database, store), machines))
 
     kept = {file.key for file in _find(database).files.values()}
-    assert kept == {blob.key for blob in store.list_all()} - before
+    assert {blob.key for blob in store.list_all()} == kept
+
+
+def test_files_stay_while_nobody_knows_whether_their_row_was_committed(
+    machines: list[Catalogue],
+    database: Database,
+    store: LocalBlobStore,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    commit = database.backend.commit
+
+    def lose_answer(session: Session) -> None:
+        commit(session)
+        raise OutcomeUnknownError("The connection was lost.")
+
+    monkeypatch.setattr(database.backend, "commit", lose_answer)
+
+    with pytest.raises(OutcomeUnknownError):
+        _keep(machines[0], database, store)
+
+    assert {blob.key for blob in store.list_all()} == {
+        f.key for f in _find(database).files.values()
+    }
 
 
 def test_no_copy_is_recorded_in_a_store_that_the_service_has_left(
-    copy: StoredCopy, tmp_path: Path, database: Database, store: LocalBlobStore
+    machines: list[Catalogue], database: Database, store: LocalBlobStore
 ) -> None:
-    with database.writing() as session:
-        StoredModels(session).remove("shared")
-    before = {blob.key for blob in store.list_all()}
     fence(database, "store-of-old-settings")
-    catalogue = load_catalogue(tmp_path / "other-machine")
 
     with pytest.raises(StoreMovedError):
-        keep_in_store(copy.installed, catalogue.directory("shared"), database, store, now=NOW)
+        _keep(machines[0], database, store)
 
     assert database.read(lambda session: StoredModels(session).find("shared")) is None
-    assert {blob.key for blob in store.list_all()} == before
+    assert list(store.list_all()) == []

@@ -9,6 +9,7 @@ from sqlalchemy import delete, select
 from app.core.base_models import InstalledModel, is_weights
 from app.core.db.base import Repository
 from app.core.db.blob_keys import NamedBlob, blobs_of_model
+from app.core.db.session import lock_names
 from app.core.db.worker_tables import StoredModel
 
 FETCH_PAUSE = timedelta(minutes=1)
@@ -56,9 +57,12 @@ class StoredModels(Repository):
         """Ids of the base models that are in the store."""
         return set(self._session.scalars(select(StoredModel.id)))
 
-    def add(self, copy: StoredCopy) -> None:
-        """Record a copy, all of whose files are in the store."""
+    def add(self, copy: StoredCopy) -> bool:
+        """Record a copy, all of whose files are in the store. False if there is one already."""
         installed = copy.installed
+        lock_names(self._session, "stored model", installed.id, installed.sha256)
+        if self.find(installed.id, installed.sha256) is not None:
+            return False
         self._session.add(
             StoredModel(
                 id=installed.id,
@@ -73,6 +77,7 @@ class StoredModels(Repository):
                 created_at=copy.created_at,
             )
         )
+        return True
 
     def remove(self, model_id: str) -> list[str]:
         """Delete every copy of a base model. Returns the keys of the blobs to delete afterwards."""

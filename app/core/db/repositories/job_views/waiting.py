@@ -19,7 +19,6 @@ from app.core.db.repositories.job_views.misfits import tell_misfit
 from app.core.db.repositories.queue import MAX_POSITION
 from app.core.db.repositories.workers import WorkerRepository
 from app.core.db.tables import Job
-from app.core.db.worker_tables import WorkerRow
 from app.core.job.status import JobStatus
 
 _WAITING = (JobStatus.VALIDATING_FILES, JobStatus.QUEUED, JobStatus.PAUSED)
@@ -79,10 +78,8 @@ class WaitingReasons(Repository):
         return reasons
 
     def _read_facts(self, project_id: str) -> _Facts:
-        told_to_stop = func.count(WorkerRow.stopping_at)
-        workers = select(func.count(), told_to_stop, func.max(WorkerRow.memory_bytes))
-        is_alive = WorkerRow.silent_since.is_(None)
-        alive, stopping, largest = self._session.execute(workers.where(is_alive)).one()
+        workers = WorkerRepository(self._session).list_groups()
+        taking = [group for group in workers if not group.is_stopping]
         is_running = (Job.status == JobStatus.RUNNING, Job.project_id == project_id)
         running = select(func.count()).where(*is_running).scalar_subquery()
         usage = select(ProjectUsage.processor_s).where(ProjectUsage.project_id == project_id)
@@ -91,14 +88,14 @@ class WaitingReasons(Repository):
         query = select(running, func.coalesce(newest, 0.0), *limits)
         row = self._session.execute(query.where(Project.id == project_id)).one()
         return _Facts(
-            alive=alive,
-            taking=alive - stopping,
-            largest_memory=largest,
+            alive=sum(group.workers for group in workers),
+            taking=sum(group.workers for group in taking),
+            largest_memory=max((group.memory_bytes or 0 for group in workers), default=0) or None,
             running=row[0],
             max_running=row[2],
             used_hours=row[1] / SECONDS_AN_HOUR,
             max_hours=row[3],
-            abilities=WorkerRepository(self._session).list_known_abilities(),
+            abilities={group.ability: group.machine or "?" for group in taking if group.ability},
         )
 
     def _find_checked(self, jobs: Sequence[Job]) -> set[str]:

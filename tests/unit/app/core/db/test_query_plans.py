@@ -186,7 +186,8 @@ _MAY_BE_READ = {"api_keys", "saved_states", "webhook_endpoints", "workers"}
 """Tables with few rows: a few keys and endpoints of each project, states of jobs that may be
 continued, and workers that run."""
 _SHORT_INDEXES = {"ix_data_checks_held", "ix_data_checks_kept", "ix_jobs_needs"}
-"""Indexes with few rows: those of jobs that have not ended."""
+"""Indexes with few rows: those of jobs that have not ended. A claim looks in `ix_jobs_needs` for
+the first project with a queued job. With PostgreSQL this has no condition, and reads one row."""
 
 
 @pytest.fixture
