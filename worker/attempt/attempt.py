@@ -44,6 +44,7 @@ from app.core.job.training_events import (
     TrainingEvent,
     Unresumable,
 )
+from worker.attempt.attempt_store import AttemptStore
 from worker.attempt.base_model import bring_base_model
 from worker.attempt.endings import (
     AttemptEnd,
@@ -217,7 +218,8 @@ class Attempt:
         shared = self._resources
         bring_base_model(self._keeper, shared, self._note)
         inputs = self._keeper.read(self._read_inputs)
-        step = self._job_directory.fill(inputs, shared.store, shared.catalogue, shared.settings)
+        store = AttemptStore(shared.store, self._keeper)
+        step = self._job_directory.fill(inputs, store, shared.catalogue, shared.settings)
         lines = inputs.training_file.examples
         total_steps = self._lease.config.max_total_steps(lines) if lines else MAX_STEP
         self._reports.begin(after_step=step, total_steps=total_steps)

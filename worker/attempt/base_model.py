@@ -21,7 +21,6 @@ from app.core.settings.store_urls import is_shared
 from app.core.stored_models.fetching import ModelUnavailableError, Progress, fetch_model
 from app.core.stored_models.reach import note_failure
 from worker.attempt.lease_keeper import LeaseKeeper, Resources
-from worker.launch.launcher import Signal
 
 logger = logging.getLogger(__name__)
 
@@ -29,18 +28,6 @@ TELL_INTERVAL_S = 30.0
 """Minimum interval between two events on the progress of a fetch, in seconds."""
 
 _LOOK_S = 0.2
-
-
-class FetchStoppedError(Exception):
-    """The worker or the user stops the fetch. What has arrived stays for the next one.
-
-    Args:
-        is_stopping: whether the worker is told to stop.
-    """
-
-    def __init__(self, *, is_stopping: bool) -> None:
-        super().__init__("The base model is not fetched any more.")
-        self.is_stopping = is_stopping
 
 
 def bring_base_model(
@@ -62,7 +49,7 @@ def bring_base_model(
 
     Raises:
         ModelUnavailableError: it cannot be fetched now.
-        FetchStoppedError: somebody stops the fetch.
+        NotWantedError: somebody stops the fetch. What has arrived stays for the next one.
         LeaseLostError: the lease is lost.
     """
 
@@ -115,7 +102,7 @@ def _bring_from_hub(
         with subprocess.Popen(command, env=environment) as process:  # noqa: S603
             try:
                 while process.poll() is None:
-                    _require_wanted(keeper)
+                    keeper.require_wanted()
                     time.sleep(_LOOK_S)
             finally:
                 process.kill()
@@ -126,18 +113,6 @@ def _bring_from_hub(
         "worker's machine nor in the store. Run `tunery models install "
         f"{model_id}` on a machine that has it; the job then starts by itself."
     )
-
-
-def _require_wanted(keeper: LeaseKeeper) -> None:
-    """Check that the work under this lease is to go on.
-
-    Raises:
-        LeaseLostError: the lease is lost.
-        FetchStoppedError: it is not.
-    """
-    keeper.require()
-    if keeper.requested_signal() is not Signal.CONTINUE:
-        raise FetchStoppedError(is_stopping=keeper.is_stopping)
 
 
 class _Watch:
@@ -152,7 +127,7 @@ class _Watch:
         self._has_waited = False
 
     def __call__(self, progress: Progress) -> None:
-        _require_wanted(self._keeper)
+        self._keeper.require_wanted()
         if steady_s() - self._told_s < TELL_INTERVAL_S and self._has_waited == progress.is_waiting:
             return
         is_first, self._told_s = self._told_s == -math.inf, steady_s()

@@ -28,7 +28,7 @@ from app.core.machine.signals import signal_name
 from app.core.manifest import ManifestError
 from app.core.signing.signatures import SigningKeyError
 from app.core.stored_models.fetching import ModelUnavailableError
-from worker.attempt.base_model import FetchStoppedError
+from worker.attempt.lease_keeper import NotWantedError
 from worker.job_directory import BaseModelChangedError, BaseModelMissingError, ParentLostError
 from worker.launch.launcher import Ending
 from worker.launch.locks import JobLockedError
@@ -143,7 +143,7 @@ def end_of_error(error: Exception, lease: Lease) -> JobError | Interruption | Mo
             | RefusedModelError()
             | ParentLostError()
             | ModelUnavailableError()
-            | FetchStoppedError()
+            | NotWantedError()
         ):
             return _end_of_model(error, base_model)
         case OSError() if as_storage_full(error) is not None:
@@ -193,14 +193,14 @@ def _end_of_model(
     | RefusedModelError
     | ParentLostError
     | ModelUnavailableError
-    | FetchStoppedError,
+    | NotWantedError,
     base_model: str,
 ) -> JobError | ModelAway | Released:
     match error:
         case ModelUnavailableError():
             logger.warning("%s", error)
             return ModelAway(str(error))
-        case FetchStoppedError():
+        case NotWantedError():
             return _release(is_stopping=error.is_stopping)
         case ParentLostError():
             return JobError(

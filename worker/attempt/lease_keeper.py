@@ -78,6 +78,18 @@ class Leases(Protocol):
     def read_requested_action(self, lease: Lease) -> RequestedAction: ...
 
 
+class NotWantedError(Exception):
+    """The user or the worker wants the job to stop before its child has begun.
+
+    Args:
+        is_stopping: whether the worker is told to stop.
+    """
+
+    def __init__(self, *, is_stopping: bool) -> None:
+        super().__init__("The job is to stop.")
+        self.is_stopping = is_stopping
+
+
 class LeaseKeeper:
     """The lease of one attempt. Two threads use it: one relays events, the other polls.
 
@@ -138,6 +150,17 @@ class LeaseKeeper:
         """
         if self.is_lost:
             raise LeaseLostError(self.lease.job_id, self.lease.attempt)
+
+    def require_wanted(self) -> None:
+        """Check that the job is this attempt's, and that it is to go on.
+
+        Raises:
+            LeaseLostError: the lease is lost.
+            NotWantedError: it is to stop.
+        """
+        self.require()
+        if self.requested_signal() is not Signal.CONTINUE:
+            raise NotWantedError(is_stopping=self.is_stopping)
 
     def requested_signal(self) -> Signal:
         """Return what the training process is to do. Returns at once."""

@@ -37,8 +37,8 @@ from app.core.job.training_events import (
 )
 from app.core.signing.keys import SigningKeys
 from app.core.storage.blob_store import BlobStore, delete_blobs
+from worker.attempt.attempt_store import AttemptStore
 from worker.attempt.lease_keeper import LeaseKeeper, Resources
-from worker.attempt.patient_store import PatientStore
 from worker.job_directory import JobDirectory, StoredDirectory
 from worker.stored_file import StoredFile, as_file, store_bytes
 
@@ -58,7 +58,7 @@ class Publisher:
         self._lease = keeper.lease
         self._job_directory = job_directory
         self._store = resources.store
-        self._sink = PatientStore(resources.store, keeper)
+        self._sink = AttemptStore(resources.store, keeper)
         self._signing_keys = SigningKeys(resources.settings.signing_dir)
         self._clock = resources.clock
 

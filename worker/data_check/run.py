@@ -15,6 +15,7 @@ from app.core.db.session import Session
 from app.core.errors import LeaseLostError
 from app.core.job.training_events import Checked, JobError, Made, Noted, Progressed
 from app.core.storage.blob_store import delete_blobs
+from worker.attempt.attempt_store import AttemptStore
 from worker.attempt.base_model import bring_base_model
 from worker.attempt.endings import AttemptEnd, Released
 from worker.attempt.lease_keeper import LeaseKeeper, Resources
@@ -56,7 +57,8 @@ class CheckRun(LeasedRun):
         resources = self._resources
         bring_base_model(self._keeper, resources, self._add_event, needs_weights=False)
         inputs = self._keeper.read(self._read_inputs)
-        self._directory.fill(inputs, resources.store, resources.catalogue, resources.settings)
+        store = AttemptStore(resources.store, self._keeper)
+        self._directory.fill(inputs, store, resources.catalogue, resources.settings)
 
     def _read_inputs(self, session: Session) -> JobInputs:
         lease, files = self._lease, FileRepository(session, self._lease.project_id)

@@ -26,6 +26,7 @@ from app.core.job.training_events import (
     Reported,
 )
 from app.core.storage.blob_store import delete_blobs
+from worker.attempt.attempt_store import AttemptStore
 from worker.attempt.base_model import bring_base_model
 from worker.attempt.endings import AttemptEnd
 from worker.attempt.lease_keeper import LeaseKeeper, Resources
@@ -75,7 +76,8 @@ class TaskRun(LeasedRun):
         bring_base_model(self._keeper, resources)
         checkpoint, data = self._keeper.read(self._read_inputs)
         self._made.fill_with(
-            checkpoint, data, resources.store, resources.catalogue, resources.settings
+            *(checkpoint, data, AttemptStore(resources.store, self._keeper)),
+            *(resources.catalogue, resources.settings),
         )
 
     def _read_inputs(self, session: Session) -> tuple[Checkpoint, File | None]:

@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import io
 import math
 import os
 import re
@@ -18,7 +19,7 @@ from app.core.db.repositories.base_models.stored import FETCH_PAUSE, StoredModel
 from app.core.db.repositories.events import EventRepository
 from app.core.db.repositories.jobs import JobRepository
 from app.core.db.session import Database
-from app.core.db.tables import Job
+from app.core.db.tables import File, Job
 from app.core.job.status import JobStatus
 from app.core.job.training_config import BASE_MODEL_NAME
 from app.core.job.training_events import Failed, TrainingEvent
@@ -207,6 +208,7 @@ def test_without_a_copy_in_the_store_the_job_waits_and_says_what_to_do(bench: Be
     assert "tunery models install shared" in (waiting.waiting_reason or "")
 
 
+@pytest.mark.parametrize("copied", ["weights", "data"])
 @pytest.mark.parametrize(
     ("wanted", "then"),
     [
@@ -215,16 +217,18 @@ def test_without_a_copy_in_the_store_the_job_waits_and_says_what_to_do(bench: Be
         ("drain", JobStatus.QUEUED),
     ],
 )
-def test_a_job_that_is_not_to_go_on_ends_its_fetch(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, wanted: str, then: JobStatus
+def test_a_job_that_is_not_to_go_on_waits_for_no_store(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, wanted: str, then: JobStatus, copied: str
 ) -> None:
     job = bench.add_job(bench.publish())
+    with bench.database.reading() as session:
+        data = session.get_one(File, job.training_file_id).blob_key
     drained_s: list[float] = []
     attempt = bench.attempt(stop_at_s=lambda: math.inf if drained_s else None)
     open_blob = bench.store.open
 
     def open_after_wish(key: str) -> object:
-        if key.endswith("model.safetensors"):
+        if key.endswith("model.safetensors") if copied == "weights" else key == data:
             with bench.database.writing() as session:
                 running = JobRepository(session, DEFAULT_PROJECT_ID).get(job.id)
                 if wanted == "cancel":
@@ -234,7 +238,7 @@ def test_a_job_that_is_not_to_go_on_ends_its_fetch(
                 else:
                     drained_s.append(0.0)
             wait_until(lambda: attempt.requested_signal() is not Signal.CONTINUE, within_s=10)
-        return open_blob(key)
+        return io.BytesIO() if key == data else open_blob(key)  # no byte of it is asked for
 
     with monkeypatch.context() as patch:
         patch.setattr(bench.store, "open", open_after_wish)
@@ -242,9 +246,10 @@ def test_a_job_that_is_not_to_go_on_ends_its_fetch(
 
     ended = get_job(bench.database, job.id)
     assert (ended.status, ended.interruptions, ended.crashes) == (then, 0, 0)
-    assert bench.catalogue.find_installed("shared") is None
+    assert not bench.seen, "no child was started"
+    assert (bench.catalogue.find_installed("shared") is None) == (copied == "weights")
     partial = bench.catalogue.hidden_directory("shared", job.base_model_sha256 or "", "partial")
-    assert (partial / "config.json").exists()
+    assert (partial / "config.json").exists() == (copied == "weights")
     if then is JobStatus.QUEUED:
         bench.attempt().run()
         assert len(bench.seen) == 1

@@ -16,10 +16,10 @@ from app.core.storage.local import LocalBlobStore
 from tests.builders import add_file, add_job, build_lease, get_job
 from tests.fakes import FakeLauncher, FrozenClock
 from tests.waiting import wait_until
-from worker.attempt import patient_store
+from worker.attempt import attempt_store
+from worker.attempt.attempt_store import AttemptStore
 from worker.attempt.endings import Released, end_of_error
 from worker.attempt.lease_keeper import Resources
-from worker.attempt.patient_store import PatientStore
 from worker.launch.launcher import Signal
 from worker.loop import Worker
 from worker.stored_file import READS, DataDamagedError, copy_data
@@ -62,8 +62,8 @@ class Keeper:
 @pytest.fixture
 def patient(
     away: AwayStore, monkeypatch: pytest.MonkeyPatch
-) -> tuple[PatientStore, Keeper, Callable[[], Path]]:
-    monkeypatch.setattr(patient_store, "PAUSE_S", 0.01)
+) -> tuple[AttemptStore, Keeper, Callable[[], Path]]:
+    monkeypatch.setattr(attempt_store, "PAUSE_S", 0.01)
     keeper = Keeper()
 
     def scratch() -> Path:
@@ -71,11 +71,11 @@ def patient(
         path.write_bytes(b"bytes")
         return path
 
-    return PatientStore(away, keeper), keeper, scratch  # pyright: ignore[reportArgumentType]
+    return AttemptStore(away, keeper), keeper, scratch  # pyright: ignore[reportArgumentType]
 
 
 def test_a_checkpoint_is_stored_as_soon_as_the_store_answers(
-    away: AwayStore, patient: tuple[PatientStore, Keeper, Callable[[], Path]]
+    away: AwayStore, patient: tuple[AttemptStore, Keeper, Callable[[], Path]]
 ) -> None:
     store, _, scratch = patient
     waiting = threading.Thread(target=store.put, args=("jobs/j/log", scratch()), daemon=True)
@@ -91,7 +91,7 @@ def test_a_checkpoint_is_stored_as_soon_as_the_store_answers(
 
 @pytest.mark.parametrize("signal", [Signal.SAVE_AND_STOP, Signal.KILL])
 def test_a_job_that_is_wanted_back_waits_no_longer(
-    patient: tuple[PatientStore, Keeper, Callable[[], Path]], signal: Signal
+    patient: tuple[AttemptStore, Keeper, Callable[[], Path]], signal: Signal
 ) -> None:
     store, keeper, scratch = patient
     keeper.signal = signal
