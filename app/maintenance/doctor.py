@@ -94,14 +94,22 @@ class Checkups:
         self._latest: Checkup | None = None
 
     def make(self, *, now: datetime) -> Checkup:
-        """Make a checkup, or return the last one if it is younger than ten seconds."""
-        with self._lock:
+        """Make a checkup, or return the last one if it is younger than ten seconds.
+
+        While another thread makes one, return the last one: a store that is away takes seconds.
+        """
+        latest = self._latest
+        if not self._lock.acquire(blocking=latest is None) and latest is not None:
+            return latest
+        try:
             latest = self._latest
             if latest is None or now - latest.made_at >= _FRESH_FOR:
                 patient = Patient(self._settings, self._database, self._store, now=now)
                 findings = [finding for check in _QUICK for finding in _make(check, patient)]
                 latest = self._latest = Checkup(findings, now)
             return latest
+        finally:
+            self._lock.release()
 
 
 def examine(settings: Settings, *, is_deep: bool, may_repair: bool) -> Iterator[Finding]:
