@@ -8,13 +8,14 @@ from html import unescape
 from app.core.clock import utc_now
 from app.core.errors import StoreAwayError
 from app.core.storage.s3 import plain
-from app.core.storage.s3.calls import AbsentError, Calls
+from app.core.storage.s3.calls import AbsentError, Calls, status_of
 from app.core.storage.s3.signing import Signer
 
 _MAX_BYTES = 8 * 1024 * 1024
 """Maximum size of a page of the list, which has 1,000 uploads."""
 
 _NO_UPLOAD = "NoSuchUpload"
+_NOT_OFFERED = 501
 _UPLOAD = re.compile(r"<Upload>(.*?)</Upload>", re.DOTALL)
 _FIELD = r"<{0}>(.*?)</{0}>"
 
@@ -36,7 +37,7 @@ def collect_stale(signer: Signer, calls: Calls, *, older_than_s: float) -> int |
     except StoreAwayError as error:
         if _NO_UPLOAD in error.for_operator:  # rclone says this of an empty list
             return 0
-        if "501" in error.for_operator:
+        if isinstance(error.__cause__, Exception) and status_of(error.__cause__) == _NOT_OFFERED:
             return None
         raise
     limit, ended = utc_now() - timedelta(seconds=older_than_s), 0

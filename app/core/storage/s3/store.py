@@ -97,7 +97,7 @@ class S3BlobStore:
             self._create(path, scratch.read_bytes())
         else:
             self._upload(path, scratch, size)
-        scratch.unlink()
+        scratch.unlink(missing_ok=True)  # it may have been freed as left behind
 
     def open(self, key: str) -> BufferedReader:
         path = _checked(key)
