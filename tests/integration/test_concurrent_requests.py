@@ -189,5 +189,5 @@ def test_what_is_deleted_twice_at_once_is_gone_and_nothing_else_is_wrong(
     assert answer.status_code == 404
     assert sorted(blob_keys) == list_blobs(store)
     tables = dump_tables(database)
-    kept = {"audit_events", "project_usage", "projects"}
+    kept = {"audit_events", "installation", "project_usage", "projects"}
     assert {name for name, rows in tables.items() if rows} <= kept
