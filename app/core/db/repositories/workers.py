@@ -161,8 +161,8 @@ class WorkerRepository(Repository):
         """Record a heartbeat. The first one registers the worker.
 
         Args:
-            machine: name of its machine. Not needed with an ability, which has it.
             memory_bytes: memory of its machine or container, free or not.
+            machine: name of its machine. Not needed with an ability, which has it.
             ability: what the worker can do now.
             models_in_memory: ids of the base models that it has in memory.
         """
@@ -217,8 +217,7 @@ class WorkerRepository(Repository):
         """What the living workers can do that take jobs, without repetitions."""
         takes_jobs = (WorkerRow.heartbeat_at >= now - SILENT_AFTER, WorkerRow.stopping_at.is_(None))
         known = select(WorkerRow.ability).where(*takes_jobs, WorkerRow.ability.is_not(None))
-        read = map(Ability.read, self._session.scalars(known.distinct()))
-        return [ability for ability in read if ability is not None]
+        return [*filter(None, map(Ability.read, self._session.scalars(known.distinct())))]
 
     def list_groups(self) -> list[WorkerGroup]:
         """The workers that are not known to be silent."""
