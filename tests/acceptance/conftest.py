@@ -18,7 +18,7 @@ REPORT_S = 240
 """Limit for a report, in seconds."""
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def tiny_data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data directory with one installed base model, `tiny`."""
     data_dir = tmp_path_factory.mktemp("service") / "data"
@@ -26,7 +26,7 @@ def tiny_data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return data_dir
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def service(tiny_data_dir: Path) -> Iterator[InstalledService]:
     with InstalledService(tiny_data_dir) as service:
         yield service
@@ -39,7 +39,7 @@ def client(request: pytest.FixtureRequest, service: InstalledService) -> Iterato
         yield client
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def finished_job(service: InstalledService) -> FineTuningJob:
     """A job of 24 steps with a validation file, its report, and all labels there are; read only."""
     with service.client() as client:

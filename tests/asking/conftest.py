@@ -19,7 +19,7 @@ from tests.asking.service import (
 )
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AskedService]:
     data_dir = tmp_path_factory.mktemp("service") / "data"
     install_asked_model(data_dir, source=tmp_path_factory.mktemp("hub") / "our-tiny")
@@ -27,13 +27,13 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AskedService]:
         yield service
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def client(service: AskedService) -> Iterator[openai.OpenAI]:
     with service.client() as client:
         yield client
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def tuned(
     service: AskedService, client: openai.OpenAI, tmp_path_factory: pytest.TempPathFactory
 ) -> Tuned:

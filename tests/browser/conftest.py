@@ -34,7 +34,7 @@ def browser() -> Iterator[Browser]:
         yield browser
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalService]:
     """The API and one worker; its base model is `tiny`."""
     data_dir = tmp_path_factory.mktemp("browser") / "data"
@@ -43,7 +43,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalService]:
         yield service
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def client(service: LocalService) -> Iterator[openai.OpenAI]:
     with openai.OpenAI(base_url=service.base_url, api_key="unused", max_retries=0) as client:
         yield client
@@ -56,7 +56,7 @@ def tabs(browser: Browser, service: LocalService) -> Iterator[Tabs]:
         yield tabs
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def keyed_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalService]:
     """Like `service`, but it wants a key."""
     data_dir = tmp_path_factory.mktemp("keyed") / "data"
