@@ -26,12 +26,11 @@ from tests.models import link_embedded_model
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 MODEL = "smollm2-135m-instruct"
 JOBS = 4
-STEPS_BEFORE_THE_KILL = 3
+STEPS_BEFORE_THE_KILL = 6
 HYPERPARAMETERS = {"max_steps": 24, "batch_size": 2, "context_length": 128, "checkpoint_steps": 12}
 LIMIT_S = 900.0
 POLL_S = 0.5
 ENDED = ("succeeded", "failed", "cancelled")
-ATTEMPT = "ray::AttemptActor"
 
 
 class DemoError(Exception):
@@ -123,9 +122,9 @@ def watch(
         jobs: list[Any] = [client.fine_tuning.jobs.retrieve(job_id) for job_id in names]
         for job in jobs:
             timeline.follow(names[job.id], job)
-        training = [job for job in jobs if (job.trained_steps or 0) >= STEPS_BEFORE_THE_KILL]
-        if not has_killed and any(job.status == "running" for job in training):
-            has_killed = kill_a_node(all_of_it, timeline)
+        running = [job for job in jobs if job.status == "running"]
+        training = [one.id for one in running if (one.trained_steps or 0) >= STEPS_BEFORE_THE_KILL]
+        has_killed = has_killed or kill_a_node(all_of_it, training, timeline)
         if all(job.status in ENDED for job in jobs):
             break
         if time.monotonic() > deadline_s:
@@ -138,10 +137,10 @@ def watch(
         raise DemoError("No job has lost its node.")
 
 
-def kill_a_node(all_of_it: Installation, timeline: Timeline) -> bool:
-    """Kill a node that trains, and start it again. Returns whether there was one."""
+def kill_a_node(all_of_it: Installation, job_ids: list[str], timeline: Timeline) -> bool:
+    """Kill a node that trains one of these jobs, and start it again, if there is one."""
     cluster = all_of_it.cluster
-    busy = [name for name in cluster.node_names if cluster.find(name, ATTEMPT)]
+    busy = [name for name in cluster.node_names if any(cluster.find(name, it) for it in job_ids)]
     if not busy:
         return False
     cluster.kill(busy[0])
