@@ -19,7 +19,7 @@ from app.core.db.repositories.machines.fitting import WarmModels
 from app.core.disk import has_room
 from app.core.errors import DatabaseAwayError, DatabaseBusyError, StoreAwayError
 from app.core.logging import log_context
-from app.core.machine.memory import measure_memory
+from app.core.machine.memory import Memory, measure_memory
 from app.core.settings.store_urls import is_shared
 from app.core.stored_models.reach import list_reachable
 from worker.attempt.attempt import Attempt
@@ -114,27 +114,37 @@ class Worker:
         self._resources.doubts.settle(self._resources.store)
         if self._drained_s() is not None:
             return IDLE_S
+        if not self._is_anything_waiting():
+            # Without a slot: what runs beside training would take each look for a training.
+            launcher = self._resources.launcher
+            launcher.preload(self._preload_lock, is_busy=self._slots.is_any_taken)
+            return self._idle_s()
         with self._slots.take() as may_train:
             lease = self._claim() if may_train and has_room(self._settings) else None
             if lease is not None:
                 return self._attempt(lease)
-            if may_train:
-                idle_s = self._checker.check_small(self._must_leave_at_s)
-                if idle_s is not None:
-                    return idle_s
-                is_busy = self._slots.is_any_other_taken
-                self._resources.launcher.preload(self._preload_lock, is_busy=is_busy)
-            return self._resources.pace.while_idle_s(
-                self._settings.poll_interval_s, most_s=MAX_POLL_INTERVAL_S
-            )
+            idle_s = self._checker.check_small(self._must_leave_at_s) if may_train else None
+            return self._idle_s() if idle_s is None else idle_s
+
+    def _idle_s(self) -> float:
+        interval_s = self._settings.poll_interval_s
+        return self._resources.pace.while_idle_s(interval_s, most_s=MAX_POLL_INTERVAL_S)
+
+    def _is_anything_waiting(self) -> bool:
+        """Whether there seems to be a job to train or to check. Keeps no writer waiting."""
+        ability, memory = self._read_ability(), self._measure_memory()
+        now = self._resources.clock()
+        with self._database.reading() as session:
+            if Claims(session, ability, memory).is_any(now=now):
+                return True
+        return self._checker.is_any_small()
+
+    def _measure_memory(self) -> Memory:
+        return measure_memory().limited_to(self._memory_bytes)
 
     def _claim(self) -> Lease | None:
-        ability = self._read_ability()
-        memory = measure_memory().limited_to(self._memory_bytes)
         self._warm.base_models = self._list_warm_models()
-        with self._database.reading() as session:
-            if not Claims(session, ability, memory).is_any(now=self._resources.clock()):
-                return None  # without keeping writers waiting just to find nothing
+        ability, memory = self._read_ability(), self._measure_memory()
         with self._database.writing() as session:
             return LeaseRepository(session).claim(
                 self._worker_id,

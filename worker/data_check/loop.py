@@ -66,6 +66,10 @@ class DataChecker:
         """Whether it checks a small file now, or has checked one a moment ago."""
         return steady_s() < self._at_it_until_s
 
+    def is_any_small(self) -> bool:
+        """Whether a job waits that `check_small` would take."""
+        return self._is_any(self._limits(timedelta(), SMALL_BYTES))
+
     def check_small(self, stop_at_s: Callable[[], float | None]) -> float | None:
         """Check the data of a job, unless its file is large. For a worker with nothing to train.
 
@@ -90,9 +94,7 @@ class DataChecker:
     def _check(
         self, stop_at_s: Callable[[], float | None], *, age: timedelta, max_bytes: int = MAX_COUNT
     ) -> float | None:
-        created_before = self._resources.clock() - age
-        failed = list_failed(self._resources.catalogue)
-        lease = self._claim(CheckLimits(created_before, max_bytes, failed))
+        lease = self._claim(self._limits(age, max_bytes))
         if lease is None:
             return None
         run = CheckRun(lease, self._resources, self._launcher, stop_at_s=stop_at_s)
@@ -101,13 +103,19 @@ class DataChecker:
             run.run()
         return PAUSE_AFTER_FAILURE_S if run.must_wait else 0.0
 
+    def _limits(self, age: timedelta, max_bytes: int) -> CheckLimits:
+        failed = list_failed(self._resources.catalogue)
+        return CheckLimits(self._resources.clock() - age, max_bytes, failed)
+
+    def _is_any(self, limits: CheckLimits) -> bool:
+        with self._resources.database.reading() as session:
+            return DataCheckRepository(session).is_any(limits, now=self._resources.clock())
+
     def _claim(self, limits: CheckLimits) -> Lease | None:
         resources = self._resources
         resources.doubts.settle(resources.store)
-        with resources.database.reading() as session:
-            if not DataCheckRepository(session).is_any(limits, now=resources.clock()):
-                return None  # without keeping writers waiting just to find nothing
-        if not has_room(resources.settings):
+        # Without keeping writers waiting just to find nothing.
+        if not self._is_any(limits) or not has_room(resources.settings):
             return None
         lease_for = timedelta(seconds=resources.settings.lease_s)
         with resources.database.writing() as session:

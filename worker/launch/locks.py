@@ -139,24 +139,17 @@ class TrainingSlots:
             if descriptor is not None:
                 os.close(descriptor)
 
-    def is_any_other_taken(self) -> bool:
-        """Whether another worker holds a slot. Call this while holding one."""
-        return self._count_taken() > 1
-
     def is_any_taken(self) -> bool:
         """Whether a worker holds a slot."""
-        return self._count_taken() > 0
-
-    def _try_all(self) -> int | None:
-        return next((fd for path in self._paths if (fd := try_lock(path)) is not None), None)
-
-    def _count_taken(self) -> int:
         # Locks that are shared do not hide behind each other, however many processes look.
         tried = [try_lock(path, how=fcntl.LOCK_SH) for path in self._paths]
         free = [descriptor for descriptor in tried if descriptor is not None]
         for descriptor in free:
             os.close(descriptor)
-        return len(self._paths) - len(free)
+        return len(free) < len(self._paths)
+
+    def _try_all(self) -> int | None:
+        return next((fd for path in self._paths if (fd := try_lock(path)) is not None), None)
 
 
 def try_lock(path: Path, *, how: int = fcntl.LOCK_EX) -> int | None:

@@ -216,6 +216,15 @@ def test_an_idle_worker_waits_for_no_writer(bench: Bench) -> None:
         assert bench.run() == bench.settings.poll_interval_s
 
 
+def test_looking_at_an_empty_queue_takes_no_slot(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While one is taken, an export or a report is stopped for most of the time."""
+    monkeypatch.setattr(TrainingSlots, "take", lambda _: pytest.fail("a slot was taken"))
+
+    bench.run()
+
+
 def test_the_first_step_is_shown_at_once(bench: Bench) -> None:
     job = bench.add_job()
     seen: list[tuple[list[int], int]] = []
