@@ -91,7 +91,11 @@ def digests(blobs: S3BlobStore) -> dict[str, str]:
 
 @pytest.mark.timeout(1500)  # it starts two processes for each request
 @pytest.mark.parametrize("is_served", [True, False], ids=["after", "before"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name",
+    # localbucket takes three minutes for each of the two
+    [pytest.param(each, marks=[pytest.mark.long] * (each == "localbucket")) for each in NAMES],
+)
 def test_a_writer_may_be_killed_at_every_request(
     name: str,
     store_server: object,
