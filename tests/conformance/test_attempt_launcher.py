@@ -187,10 +187,10 @@ def test_an_attempt_is_launched_only_once(world: World) -> None:
     _cancel(world, lease)
 
 
+@pytest.mark.parametrize("world", ["ray"], indirect=True)
 def test_an_attempt_without_room_does_not_wait_for_it(world: World) -> None:
     """Only a cluster has an end to its room."""
-    if world.cluster is None:
-        return
+    assert world.cluster is not None
     lease, _ = world.add_job(10 * SLOW_STEPS)
     first = world.launcher.launch(lease, world.place)
     world.await_steps(lease)
@@ -257,10 +257,10 @@ def test_an_attempt_whose_lease_was_lost_before_it_began_ends_by_itself(world: W
     assert world.job(lease).trained_steps == 0
 
 
+@pytest.mark.parametrize("world", ["ray"], indirect=True)
 def test_nobody_knows_of_an_attempt_when_the_head_is_lost(world: World) -> None:
     """Only a cluster has one. Another head knows nothing of it either."""
-    if world.cluster is None:
-        return
+    assert world.cluster is not None
     lease, _ = world.add_job(10 * SLOW_STEPS)
     handle = world.launcher.launch(lease, world.place)
     world.await_steps(lease)

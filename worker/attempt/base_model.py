@@ -19,7 +19,7 @@ from app.core.job.training_events import Noted
 from app.core.machine.subprocesses import python_module, with_import_path
 from app.core.settings.store_urls import is_shared
 from app.core.stored_models.fetching import ModelUnavailableError, Progress, fetch_model
-from app.core.stored_models.reach import note_failure
+from app.core.stored_models.reach import forget_failure, note_failure
 from worker.attempt.lease_keeper import LeaseKeeper, Resources
 
 logger = logging.getLogger(__name__)
@@ -76,6 +76,7 @@ def bring_base_model(
     except ModelUnavailableError:
         note_failure(catalogue, model_id)
         raise
+    forget_failure(catalogue, model_id)
 
 
 def _bring_from_hub(

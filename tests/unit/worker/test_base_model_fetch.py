@@ -268,9 +268,11 @@ def test_a_disk_without_room_makes_the_job_wait_and_says_what_to_do(
     assert (waiting.status, waiting.interruptions) == (JobStatus.QUEUED, 0)
     assert "more on the disk of the worker's data directory" in (waiting.waiting_reason or "")
     assert "tunery models remove" in (waiting.waiting_reason or "")
+    assert list_failed(bench.catalogue) == ["shared"]
     bench.clock.advance(FETCH_PAUSE)
     bench.attempt().run()
     assert len(bench.seen) == 1
+    assert list_failed(bench.catalogue) == [], "it is here, so its checks need not wait"
 
 
 def test_a_disk_that_fills_up_during_a_fetch_leaves_no_half_model(
