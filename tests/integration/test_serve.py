@@ -124,10 +124,11 @@ def test_ctrl_c_during_the_first_start_ends_the_installation_of_the_base_model(
     place: Path,
 ) -> None:
     def find_installers() -> list[psutil.Process]:
+        # A process that ends while it is looked at has no command line any more.
         return [
             child
             for child in psutil.Process(served.process.pid).children(recursive=True)
-            if {"worker.commands", "download"} & set(child.cmdline())
+            if {"worker.commands", "download"} & set(child.as_dict(["cmdline"])["cmdline"] or ())
         ]
 
     # An index that takes connections and never answers.
