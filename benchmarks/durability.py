@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from app.core.job.training_config import (
+from app.core.job.child.job_spec import (
     BASE_MODEL_NAME,
     JOB_SPEC_NAME,
     OUTPUT_NAME,
@@ -25,8 +25,8 @@ from app.core.job.training_config import (
     BaseModelRef,
     DatasetRef,
     JobSpec,
-    TrainingConfig,
 )
+from app.core.job.training_config import TrainingConfig
 from benchmarks.support.samples import build_chat_file
 
 

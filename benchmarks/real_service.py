@@ -13,7 +13,7 @@ import httpx
 import openai
 
 from app.core.base_models import DEFAULT_MODEL_ID
-from app.core.job.training_config import LOSS_LOG_NAME
+from app.core.job.child.job_spec import LOSS_LOG_NAME
 from benchmarks.options import Options
 from benchmarks.support.samples import catalogue_entry, write_entries
 from benchmarks.trainers.child import ChildFailedError

@@ -13,7 +13,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from app.core.job.training_config import (
+from app.core.job.child.job_spec import (
     BASE_MODEL_NAME,
     JOB_SPEC_NAME,
     MACHINE_CACHE_NAME,
@@ -24,9 +24,9 @@ from app.core.job.training_config import (
     ComputeSettings,
     DatasetRef,
     JobSpec,
-    TrainingConfig,
 )
-from app.core.job.training_events import Failed, Finished, Stepped, TrainingEvent
+from app.core.job.child.training_events import Failed, Finished, Stepped, TrainingEvent
+from app.core.job.training_config import TrainingConfig
 from app.core.manifest import sha256_of
 from benchmarks.docstrings import write_rows
 from benchmarks.recipe_tasks import RecipeTask

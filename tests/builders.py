@@ -37,16 +37,11 @@ from app.core.db.tables import (
     UploadPart,
 )
 from app.core.ids import IdPrefix, new_id
+from app.core.job.child.job_spec import JOB_SPEC_NAME, BaseModelRef, DatasetRef, JobSpec
 from app.core.job.data_report import DataReport, Distribution, FileReport, LengthBin, LongExample
 from app.core.job.loss_log import StepMetrics
 from app.core.job.status import JobStatus
-from app.core.job.training_config import (
-    JOB_SPEC_NAME,
-    BaseModelRef,
-    DatasetRef,
-    JobSpec,
-    TrainingConfig,
-)
+from app.core.job.training_config import TrainingConfig
 from app.core.manifest import MANIFEST_NAME, Manifest, describe_files, describe_inputs
 from app.core.storage.blob_store import BlobStore
 from app.core.storage.local import LocalBlobStore

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Generic, TypeVar, cast
 
-from app.core.job.training_config import ComputeSettings
+from app.core.job.child.job_spec import ComputeSettings
 from app.core.sampling.messages import Ask, Finished, Refused, SamplingParameters, TextPrompt
 from worker.sampling.decoding.choice import Choice
 from worker.sampling.decoding.decoder import Decoder, Prepared

@@ -7,7 +7,7 @@ from peft import PeftModel
 
 from app.core.hand_off.formats import ADAPTER_DIRECTORY_NAME
 from app.core.job.artifacts import GENERATION_CONFIG_NAME, MODEL_CARD_NAME, TOKENIZER_NAMES
-from app.core.job.training_config import JobSpec, TaskName
+from app.core.job.child.job_spec import JobSpec, TaskName
 from app.core.manifest import atomic_directory
 from tests.tiny import chat_row, write_job
 from worker.training.artifacts.checkpoint import write_adapter

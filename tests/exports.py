@@ -11,7 +11,7 @@ from app.core.db.session import Database
 from app.core.db.tables import Checkpoint
 from app.core.hand_off.formats import EXPORT
 from app.core.ids import IdPrefix, new_id
-from app.core.job.training_events import Verification
+from app.core.job.child.training_events import Verification
 from app.core.storage.blob_store import BlobStore
 from tests.builders import MINUTE, NOW, put_blob
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from app.core.job.training_events import TrainingEvent
+from app.core.job.child.training_events import TrainingEvent
 from tests.builders import NOW
 from worker.launch.launcher import Ending, Signal, Watcher
 

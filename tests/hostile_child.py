@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from app.core.job.training_events import (
+from app.core.job.child.training_events import (
     Checkpointed,
     Finished,
     Noted,

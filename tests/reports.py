@@ -7,6 +7,7 @@ from typing import Any
 from peft import PeftModel
 
 from app.core.hand_off.formats import ADAPTER_DIRECTORY_NAME
+from app.core.job.child.job_spec import JobSpec
 from app.core.job.scores.report import (
     REQUEST_NAME,
     AnswerPair,
@@ -15,7 +16,6 @@ from app.core.job.scores.report import (
     ReportRequest,
     Scores,
 )
-from app.core.job.training_config import JobSpec
 from tests.export_jobs import write_adapter_checkpoint
 from tests.tiny import write_job
 

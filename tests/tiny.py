@@ -24,8 +24,7 @@ from transformers import (
 )
 
 from app.core.job.artifacts import ADAPTER_WEIGHTS_NAME
-from app.core.job.lora_shape import LoraShape, ParentAdapter
-from app.core.job.training_config import (
+from app.core.job.child.job_spec import (
     BASE_MODEL_NAME,
     JOB_SPEC_NAME,
     PARENT_NAME,
@@ -36,8 +35,9 @@ from app.core.job.training_config import (
     DatasetRef,
     JobSpec,
     TaskName,
-    TrainingConfig,
 )
+from app.core.job.lora_shape import LoraShape, ParentAdapter
+from app.core.job.training_config import TrainingConfig
 from app.core.manifest import sha256_of
 from benchmarks.support.samples import catalogue_entry
 from tests.models import install_models

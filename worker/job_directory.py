@@ -18,8 +18,7 @@ from app.core.db.tables import File, SavedState
 from app.core.disk import as_storage_full
 from app.core.errors import BlobNotFoundError
 from app.core.job.artifacts import ARTIFACT_NAMES, EXPORT_NAMES, MANIFEST_NAME, TOKEN_FILE_NAMES
-from app.core.job.lora_shape import ParentAdapter
-from app.core.job.training_config import (
+from app.core.job.child.job_spec import (
     BASE_MODEL_NAME,
     JOB_SPEC_NAME,
     LOSS_LOG_NAME,
@@ -33,6 +32,7 @@ from app.core.job.training_config import (
     JobSpec,
     TaskName,
 )
+from app.core.job.lora_shape import ParentAdapter
 from app.core.settings import Settings
 from app.core.storage.blob_store import BlobStore
 from app.core.storage.trees import remove_tree

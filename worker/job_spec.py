@@ -7,13 +7,8 @@ from typing import Any
 from app.core.compute_choices import compute_choices, training_memory
 from app.core.db.repositories.leases import Lease
 from app.core.db.tables import File, SavedState
+from app.core.job.child.job_spec import BaseModelRef, DatasetRef, JobSpec, TaskName
 from app.core.job.loss_log import StepMetrics
-from app.core.job.training_config import (
-    BaseModelRef,
-    DatasetRef,
-    JobSpec,
-    TaskName,
-)
 from app.core.settings import Settings
 from worker.sampling.serving.options import GRACE_S
 

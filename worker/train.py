@@ -1,10 +1,10 @@
 """The training child: `python -m worker.train DIR`. Run by hand, it repeats a job directory.
 
-Standard output carries only the events of `app.core.job.training_events`, one JSON object a line.
-Whatever libraries print goes to standard error. The exit code is 0 after `Finished`, `Failed`,
-`Stopped`, `OutOfSpace`, `MemoryShort`, `Unresumable`, `Checked`, `Exported` or `Reported`, and 1
-with a traceback after an unexpected error. SIGTERM asks a child that trains to save its state and
-stop.
+Standard output carries only the events of `app.core.job.child.training_events`, one JSON object a
+line. Whatever libraries print goes to standard error. The exit code is 0 after `Finished`,
+`Failed`, `Stopped`, `OutOfSpace`, `MemoryShort`, `Unresumable`, `Checked`, `Exported` or
+`Reported`, and 1 with a traceback after an unexpected error. SIGTERM asks a child that trains to
+save its state and stop.
 
 `worker.launch.fork_server` imports this module as well: it calls `preload` and `prepare`, then
 forks children into `main`.
@@ -18,8 +18,8 @@ from pathlib import Path
 from types import FrameType
 from typing import TextIO
 
-from app.core.job.training_config import JOB_SPEC_NAME, PROJECT_CACHE_NAME, JobSpec, TaskName
-from app.core.job.training_events import Started, TrainingEvent
+from app.core.job.child.job_spec import JOB_SPEC_NAME, PROJECT_CACHE_NAME, JobSpec, TaskName
+from app.core.job.child.training_events import Started, TrainingEvent
 from app.core.machine.linux import die_with_parent
 
 

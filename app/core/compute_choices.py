@@ -1,6 +1,6 @@
 """What the operator has chosen of how jobs are computed, and how memory is divided."""
 
-from app.core.job.training_config import ComputeSettings
+from app.core.job.child.job_spec import ComputeSettings
 from app.core.machine.memory import measure_memory
 from app.core.settings import Settings
 

@@ -39,7 +39,7 @@ To add an error, subclass the class whose status fits, or pass a new `code`. The
 from collections.abc import Sequence
 from typing import ClassVar
 
-from app.core.job.training_events import DataProblem
+from app.core.job.child.training_events import DataProblem
 
 
 class ServiceError(Exception):

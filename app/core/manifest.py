@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from app.core.job.artifacts import MANIFEST_NAME
+from app.core.job.child.job_spec import JobSpec
 from app.core.job.frozen import Frozen
-from app.core.job.training_config import JobSpec
 from app.core.machine import durable
 from app.core.version import VERSION
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from app.core.base_models import MODELS_NAME, find_change, load_catalogue, read_record
-from app.core.job.containment import describe_layers, find_layers, missing_core_layers
+from app.core.job.child.containment import describe_layers, find_layers, missing_core_layers
 from app.core.sampling.health import answers
 from app.core.sampling.messages import SOCKET_NAME
 from app.maintenance.findings import Finding, Level, Patient

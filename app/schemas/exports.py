@@ -6,7 +6,7 @@ from app.core.db.check_tables import Task, TaskStatus
 from app.core.db.tables import Checkpoint
 from app.core.hand_off.commands import llama_server, vllm_with_merged_model
 from app.core.hand_off.formats import ExportFormat
-from app.core.job.training_events import Verification
+from app.core.job.child.training_events import Verification
 from app.schemas.bodies import ItemRead, ResponseBody, UnixTime
 
 RETRY_AFTER_S = 2

@@ -31,7 +31,7 @@ WIRE_NAMES = MappingProxyType(
     {
         _RENAMED.get(name, name): name
         for name in TrainingConfig.model_fields
-        if name not in ("lora", "seed", "recipe")
+        if name not in ("lora", "dpo", "seed", "recipe")
     }
 )
 """Field of `TrainingConfig` by its name on the wire."""

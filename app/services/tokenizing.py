@@ -15,7 +15,7 @@ from app.core.db.repositories.workers import WorkerRepository
 from app.core.db.session import Session
 from app.core.db.tables import File
 from app.core.errors import InvalidRequestError
-from app.core.job.training_config import MACHINE_CACHE_NAME
+from app.core.job.child.job_spec import MACHINE_CACHE_NAME
 from app.core.settings import Settings
 from app.core.storage.local_copies import BlobRef
 from app.schemas.fine_tuning_jobs import JobCreate

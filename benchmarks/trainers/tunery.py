@@ -10,8 +10,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from app.core.job.lora_shape import LoraShape
-from app.core.job.training_config import (
+from app.core.job.child.job_spec import (
     BASE_MODEL_NAME,
     JOB_SPEC_NAME,
     MACHINE_CACHE_NAME,
@@ -23,9 +22,10 @@ from app.core.job.training_config import (
     DatasetRef,
     DtypeName,
     JobSpec,
-    TrainingConfig,
 )
-from app.core.job.training_events import Failed, Finished, Started, Stepped, parse_event
+from app.core.job.child.training_events import Failed, Finished, Started, Stepped, parse_event
+from app.core.job.lora_shape import LoraShape
+from app.core.job.training_config import TrainingConfig
 from benchmarks.trainers.child import ChildFailedError, run_and_wait
 from benchmarks.trainers.task import (
     CHATS_NAME,

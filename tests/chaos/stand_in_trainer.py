@@ -15,16 +15,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from app.core.job.artifacts import TOKENS_INDEX_NAME
-from app.core.job.data_report import DataReport
-from app.core.job.loss_log import StepMetrics
-from app.core.job.training_config import (
+from app.core.job.child.job_spec import (
     JOB_SPEC_NAME,
     LOSS_LOG_NAME,
     RESUME_NAME,
     TRAINING_DATA_NAME,
     JobSpec,
 )
-from app.core.job.training_events import (
+from app.core.job.child.training_events import (
     Checked,
     Checkpointed,
     Finished,
@@ -35,6 +33,8 @@ from app.core.job.training_events import (
     Stopped,
     TrainingEvent,
 )
+from app.core.job.data_report import DataReport
+from app.core.job.loss_log import StepMetrics
 from app.core.machine.linux import die_with_parent
 from app.core.manifest import (
     MANIFEST_NAME,

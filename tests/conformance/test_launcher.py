@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from app.core.job.training_events import Noted, TrainingEvent
+from app.core.job.child.training_events import Noted, TrainingEvent
 from tests.fakes import Act, FakeLauncher, Waiting, Watch
 from worker.launch.launcher import Ending, Launcher, Signal
 from worker.launch.supervision import LocalLauncher

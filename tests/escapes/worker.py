@@ -15,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-from app.core.job.training_config import BASE_MODEL_NAME, MACHINE_CACHE_NAME, PROJECT_CACHE_NAME
+from app.core.job.child.job_spec import BASE_MODEL_NAME, MACHINE_CACHE_NAME, PROJECT_CACHE_NAME
 from app.core.machine.linux import refuse_tracing, unshare
 from app.core.machine.subprocesses import ROOT
 from app.core.storage.privacy import keep_new_files_private

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from app.core.job.containment import find_layers
-from app.core.job.training_config import MACHINE_CACHE_NAME, PROJECT_CACHE_NAME, ComputeSettings
-from app.core.job.training_events import Finished, TrainingEvent
+from app.core.job.child.containment import find_layers
+from app.core.job.child.job_spec import MACHINE_CACHE_NAME, PROJECT_CACHE_NAME, ComputeSettings
+from app.core.job.child.training_events import Finished, TrainingEvent
 from tests.fakes import Watch
 from tests.tiny import chat_row, write_job, write_tiny_model
 from worker.launch.launcher import Launcher, Signal

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from app.core.job.containment import CORE, LayerKind
+from app.core.job.child.containment import CORE, LayerKind
 from worker.launch.sandbox.sandbox import _GPU
 
 PROJECT = Path(__file__).parents[2]

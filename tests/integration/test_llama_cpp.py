@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from app.core.hand_off.formats import ADAPTER_DIRECTORY_NAME, GGUF_ARCHITECTURES
-from app.core.job.training_events import Exported, TrainingEvent
+from app.core.job.child.training_events import Exported, TrainingEvent
 from benchmarks.support.gguf_models import write_base_gguf
 from benchmarks.support.llama_cpp import INSTALLED, NODE, is_installed
 from tests.export_jobs import write_export_job

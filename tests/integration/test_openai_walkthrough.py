@@ -18,7 +18,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from app.core.dataset.checker import DatasetChecker
-from app.core.job.training_config import DatasetRef
+from app.core.job.child.job_spec import DatasetRef
 from worker.training.data.dataset import TokenizedData
 from worker.training.data.encoding import Encoder
 from worker.training.preparation.findings import DataFile, FileFindings

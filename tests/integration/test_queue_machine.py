@@ -42,8 +42,8 @@ from app.core.db.session import Database
 from app.core.db.tables import Event, File, Job, SavedState, StepRow
 from app.core.db.worker_tables import Attempt
 from app.core.errors import LeaseLostError
+from app.core.job.child.training_events import JobError
 from app.core.job.status import TRANSITIONS, JobStatus
-from app.core.job.training_events import JobError
 from tests.builders import MINUTE, NOW, build_file, build_job, build_metrics, claim_check
 from tests.effort import effort
 

@@ -16,7 +16,7 @@ from app.core.db.repositories.checkpoints import CheckpointRepository
 from app.core.db.repositories.tasks.reports import begin_report
 from app.core.db.session import Database
 from app.core.db.tables import Checkpoint, Job
-from app.core.job.containment import find_layers
+from app.core.job.child.containment import find_layers
 from app.core.job.scores.report import AnswerReport
 from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore

@@ -26,8 +26,8 @@ from app.core.db.repositories.recovery import RecoveryRepository
 from app.core.db.repositories.workers import WorkerIdentity, WorkerRepository
 from app.core.db.session import Database
 from app.core.errors import LeaseLostError
+from app.core.job.child.training_events import Stepped, TrainingEvent
 from app.core.job.status import JobStatus
-from app.core.job.training_events import Stepped, TrainingEvent
 from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
 from app.maintenance import metrics

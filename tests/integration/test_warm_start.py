@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from app.core.job.training_events import Checked, Finished, Started, TrainingEvent
+from app.core.job.child.training_events import Checked, Finished, Started, TrainingEvent
 from tests.children import find_children
 from tests.counting_trainer import loads
 from tests.fakes import Watch

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from app.core.job.artifacts import TOKEN_FILE_NAMES
-from app.core.job.training_config import TOKENS_NAME
-from app.core.job.training_events import (
+from app.core.job.child.job_spec import TOKENS_NAME
+from app.core.job.child.training_events import (
     Checked,
     Failed,
     Noted,

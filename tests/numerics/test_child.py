@@ -13,9 +13,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from app.core.job.lora_shape import LoraShape
-from app.core.job.loss_log import COLUMNS, StepMetrics
-from app.core.job.training_events import (
+from app.core.job.child.training_events import (
     Checkpointed,
     Finished,
     Saved,
@@ -25,6 +23,8 @@ from app.core.job.training_events import (
     TrainingEvent,
     parse_event,
 )
+from app.core.job.lora_shape import LoraShape
+from app.core.job.loss_log import COLUMNS, StepMetrics
 from app.core.manifest import verify
 from tests.numerics.test_resume import Run, assert_ends_like, hand_over, run
 from tests.tiny import END_OF_TURN, chat_row, write_job

@@ -13,9 +13,9 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from app.core.job.child.job_spec import PARENT_NAME
+from app.core.job.child.training_events import Failed, Finished, Stepped, TrainingEvent
 from app.core.job.lora_shape import LoraShape
-from app.core.job.training_config import PARENT_NAME
-from app.core.job.training_events import Failed, Finished, Stepped, TrainingEvent
 from app.core.manifest import verify
 from tests.numerics.test_resume import ROWS, WEIGHTS, change_spec
 from tests.tiny import (

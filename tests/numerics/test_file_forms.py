@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from app.core.job.training_config import TRAINING_DATA_NAME
-from app.core.job.training_events import Finished, Stepped, TrainingEvent
+from app.core.job.child.job_spec import TRAINING_DATA_NAME
+from app.core.job.child.training_events import Finished, Stepped, TrainingEvent
 from tests.tiny import chat_row, write_job
 from worker.training.recipe import run_job
 

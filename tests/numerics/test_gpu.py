@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from app.core.job.training_config import ComputeSettings
-from app.core.job.training_events import Finished, TrainingEvent
+from app.core.job.child.job_spec import ComputeSettings
+from app.core.job.child.training_events import Finished, TrainingEvent
 from tests.numerics.test_cross_entropy import PROMPTS, RAGGED, build_batch
 from tests.numerics.test_forward import EVERY_LINEAR, FAMILIES, assert_same
 from tests.tiny import build_peft_model, chat_row, write_job, write_tiny_model

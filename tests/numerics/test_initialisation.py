@@ -11,9 +11,10 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from app.core.job.child.job_spec import ComputeSettings
+from app.core.job.child.training_events import Failed, Finished, Stepped, TrainingEvent
 from app.core.job.lora_shape import LoraInitialisation, LoraShape
-from app.core.job.training_config import ComputeSettings, TrainingConfig
-from app.core.job.training_events import Failed, Finished, Stepped, TrainingEvent
+from app.core.job.training_config import TrainingConfig
 from tests.numerics.test_cross_entropy import PROMPTS, RAGGED, build_batch
 from tests.tiny import BASE_MODEL, build_model, chat_row, write_job, write_tiny_model
 from worker.training.artifacts.checkpoint import write_adapter

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from app.core.job.training_events import TrainingEvent, parse_event
+from app.core.job.child.training_events import TrainingEvent, parse_event
 from app.core.manifest import atomic_directory, verify
 from tests.killing import is_killed_before, is_killed_in_write_beyond
 from tests.numerics.test_resume import (

@@ -9,9 +9,9 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
+from app.core.job.child.training_events import Finished, Noted, TrainingEvent
 from app.core.job.lora_shape import LoraShape
 from app.core.job.training_config import TrainingConfig
-from app.core.job.training_events import Finished, Noted, TrainingEvent
 from tests.numerics.test_cross_entropy import PROMPTS, RAGGED, build_batch
 from tests.tiny import build_model, build_peft_model, chat_row, write_job, write_tiny_model
 from worker.training.model.base_model import trainable_parameters

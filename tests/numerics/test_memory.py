@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from app.core import manifest
-from app.core.job.lora_shape import LoraShape
-from app.core.job.training_config import ComputeSettings, DtypeName, ForwardName
-from app.core.job.training_events import (
+from app.core.job.child.job_spec import ComputeSettings, DtypeName, ForwardName
+from app.core.job.child.training_events import (
     Finished,
     MemoryShort,
     Noted,
@@ -19,6 +18,7 @@ from app.core.job.training_events import (
     Stepped,
     TrainingEvent,
 )
+from app.core.job.lora_shape import LoraShape
 from app.core.machine.memory import Memory
 from tests.numerics.test_cross_entropy import build_batch
 from tests.tiny import (

@@ -10,7 +10,7 @@ import pytest
 import safetensors.torch
 from safetensors import SafetensorError
 
-from app.core.job.training_events import Checkpointed, OutOfSpace
+from app.core.job.child.training_events import Checkpointed, OutOfSpace
 from app.core.manifest import verify
 from tests.numerics.test_resume import reported_state, run, write
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from app.core.dataset.formats import ChatExample
-from app.core.job.training_events import (
+from app.core.job.child.training_events import (
     Checkpointed,
     Failed,
     Finished,

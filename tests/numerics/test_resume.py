@@ -11,16 +11,14 @@ from typing import Any
 
 import pytest
 
-from app.core.job.lora_shape import LoraShape
-from app.core.job.loss_log import StepMetrics
-from app.core.job.training_config import (
+from app.core.job.child.job_spec import (
     JOB_SPEC_NAME,
     LOSS_LOG_NAME,
     RESUME_NAME,
     ComputeSettings,
     JobSpec,
 )
-from app.core.job.training_events import (
+from app.core.job.child.training_events import (
     Checkpointed,
     Finished,
     Noted,
@@ -32,6 +30,8 @@ from app.core.job.training_events import (
     TrainingEvent,
     Unresumable,
 )
+from app.core.job.lora_shape import LoraShape
+from app.core.job.loss_log import StepMetrics
 from app.core.manifest import verify
 from tests.tiny import (
     REWRITING_TEMPLATE,

@@ -12,9 +12,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
+from app.core.job.child.job_spec import ComputeSettings
+from app.core.job.child.training_events import Finished, Noted, TrainingEvent
 from app.core.job.lora_shape import LoraShape
-from app.core.job.training_config import ComputeSettings, TrainingConfig
-from app.core.job.training_events import Finished, Noted, TrainingEvent
+from app.core.job.training_config import TrainingConfig
 from tests.numerics.test_cross_entropy import PROMPTS, RAGGED, attention_mask, build_batch
 from tests.tiny import (
     BASE_MODEL,

@@ -25,9 +25,7 @@ from app.core.errors import (
     NotFoundError,
     OutcomeUnknownError,
 )
-from app.core.job.loss_log import MAX_STEP
-from app.core.job.status import JobStatus
-from app.core.job.training_events import (
+from app.core.job.child.training_events import (
     Checked,
     Checkpointed,
     Exported,
@@ -44,6 +42,8 @@ from app.core.job.training_events import (
     TrainingEvent,
     Unresumable,
 )
+from app.core.job.loss_log import MAX_STEP
+from app.core.job.status import JobStatus
 from worker.attempt.attempt_store import AttemptStore
 from worker.attempt.base_model import bring_base_model
 from worker.attempt.endings import (

@@ -15,7 +15,7 @@ from app.core.base_models import HubSource
 from app.core.clock import steady_s
 from app.core.db.repositories.base_models.stored import StoredModels
 from app.core.db.session import Session
-from app.core.job.training_events import Noted
+from app.core.job.child.training_events import Noted
 from app.core.machine.subprocesses import python_module, with_import_path
 from app.core.settings.store_urls import is_shared
 from app.core.stored_models.fetching import ModelUnavailableError, Progress, fetch_model

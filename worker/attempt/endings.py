@@ -13,8 +13,8 @@ from app.core.db.repositories.leases import Lease, RequestedAction
 from app.core.db.repositories.recovery import Crash, Interruption, ModelAway
 from app.core.disk import as_storage_full
 from app.core.errors import StoreAwayError
-from app.core.job.child_text import last_line, without_paths
-from app.core.job.training_events import (
+from app.core.job.child.child_text import last_line, without_paths
+from app.core.job.child.training_events import (
     Failed,
     Finished,
     JobError,

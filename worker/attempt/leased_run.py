@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from app.core.clock import steady_s
 from app.core.db.repositories.leases import RequestedAction
 from app.core.errors import LeaseLostError, OutcomeUnknownError
-from app.core.job.training_events import (
+from app.core.job.child.training_events import (
     Checked,
     Exported,
     Failed,

@@ -25,16 +25,16 @@ from app.core.db.tables import Checkpoint, Job, TunedModel
 from app.core.ids import IdPrefix, new_id
 from app.core.job import loss_log
 from app.core.job.artifacts import MANIFEST_NAME
-from app.core.job.loss_log import StepMetrics
-from app.core.job.status import JobStatus
-from app.core.job.training_config import OUTPUT_NAME, JobSpec
-from app.core.job.training_events import (
+from app.core.job.child.job_spec import OUTPUT_NAME, JobSpec
+from app.core.job.child.training_events import (
     Checkpointed,
     Finished,
     ProtocolError,
     Saved,
     Unresumable,
 )
+from app.core.job.loss_log import StepMetrics
+from app.core.job.status import JobStatus
 from app.core.signing.keys import SigningKeys
 from app.core.storage.blob_store import BlobStore, delete_blobs
 from worker.attempt.attempt_store import AttemptStore

@@ -5,8 +5,7 @@ checkpoint or saved state either. A child that checks data reports messages and 
 that makes an export or a report reports its progress and then its result.
 """
 
-from app.core.job.loss_log import MAX_STEP
-from app.core.job.training_events import (
+from app.core.job.child.training_events import (
     Checked,
     Checkpointed,
     Exported,
@@ -27,6 +26,7 @@ from app.core.job.training_events import (
     TrainingEvent,
     Unresumable,
 )
+from app.core.job.loss_log import MAX_STEP
 
 MAX_NOTES = 100
 """Number of messages in one attempt. A training has about ten, and a check at most 42."""

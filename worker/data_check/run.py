@@ -13,7 +13,7 @@ from app.core.db.repositories.leases import Lease
 from app.core.db.repositories.recovery import Crash, Interruption, ModelAway
 from app.core.db.session import Session
 from app.core.errors import LeaseLostError
-from app.core.job.training_events import Checked, JobError, Made, Noted, Progressed
+from app.core.job.child.training_events import Checked, JobError, Made, Noted, Progressed
 from app.core.storage.blob_store import delete_blobs
 from worker.attempt.attempt_store import AttemptStore
 from worker.attempt.base_model import bring_base_model

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from app.core.job.training_events import Noted
+from app.core.job.child.training_events import Noted
 from worker.launch.launcher import Ending, Launcher, Watcher
 
 

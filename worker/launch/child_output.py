@@ -11,8 +11,8 @@ import select
 import time
 from collections.abc import Callable, Iterator
 
-from app.core.job.child_text import clean
-from app.core.job.training_events import ProtocolError
+from app.core.job.child.child_text import clean
+from app.core.job.child.training_events import ProtocolError
 
 LOG_TAIL_LINES = 20
 LOG_TAIL_BYTES = 8 * 1024

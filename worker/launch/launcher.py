@@ -6,7 +6,7 @@ from enum import Enum, auto
 from pathlib import Path
 from typing import Protocol
 
-from app.core.job.training_events import TrainingEvent
+from app.core.job.child.training_events import TrainingEvent
 
 SIGNAL_POLL_INTERVAL_S = 0.1
 """Maximum interval at which a launcher asks for the requested signal."""

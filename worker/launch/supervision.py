@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Protocol, TypeVar, cast
 
-from app.core.job.training_events import ProtocolError, TrainingEvent, parse_event
+from app.core.job.child.training_events import ProtocolError, TrainingEvent, parse_event
 from app.core.machine.linux import be_killed_with_parent
 from app.core.machine.subprocesses import python_module, with_import_path
 from worker.launch.child_output import EXIT_GRACE_S, ChildOutput

@@ -14,8 +14,8 @@ from typing import Self
 
 from app.core.base_models import MODELS_NAME
 from app.core.compute_choices import compute_choices, sampler_memory, sampling_memory
-from app.core.job.child_text import clean
-from app.core.job.training_config import BASE_MODEL_NAME, MACHINE_CACHE_NAME
+from app.core.job.child.child_text import clean
+from app.core.job.child.job_spec import BASE_MODEL_NAME, MACHINE_CACHE_NAME
 from app.core.machine.subprocesses import python_module
 from app.core.sampling.messages import MAX_SILENCE_S
 from app.core.settings import Settings

@@ -8,8 +8,8 @@ from transformers import PreTrainedTokenizerBase
 
 from app.core.hand_off.formats import ADAPTER_DIRECTORY_NAME
 from app.core.job.artifacts import ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS_NAME
+from app.core.job.child.job_spec import BASE_MODEL_NAME, MACHINE_CACHE_NAME, JobSpec
 from app.core.job.scores.report import AnswerPair
-from app.core.job.training_config import BASE_MODEL_NAME, MACHINE_CACHE_NAME, JobSpec
 from app.core.manifest import sha256_of
 from app.core.sampling.messages import Ask, SamplingParameters
 from worker.sampling.decoding.decoder import Decoder

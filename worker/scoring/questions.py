@@ -11,8 +11,8 @@ from transformers import PreTrainedTokenizerBase
 
 from app.core.dataset.formats import ChatExample, Example, PromptExample
 from app.core.dataset.reading import read_examples
+from app.core.job.child.job_spec import TRAINING_DATA_NAME, VALIDATION_DATA_NAME, JobSpec
 from app.core.job.scores.report import MAX_EXAMPLES
-from app.core.job.training_config import TRAINING_DATA_NAME, VALIDATION_DATA_NAME, JobSpec
 from app.core.sampling.messages import ChatPrompt, TextPrompt
 from worker.training.preparation.prepared_data import PreparedData
 from worker.training.preparation.tokenized_job import prepare_data

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 
+from app.core.job.child.job_spec import BASE_MODEL_NAME, JOB_SPEC_NAME, JobSpec
+from app.core.job.child.training_events import Failed, Progressed, Reported
 from app.core.job.scores.report import (
     MAX_PROMPTS,
     REQUEST_NAME,
@@ -15,8 +17,6 @@ from app.core.job.scores.report import (
     ModelAnswer,
     ReportRequest,
 )
-from app.core.job.training_config import BASE_MODEL_NAME, JOB_SPEC_NAME, JobSpec
-from app.core.job.training_events import Failed, Progressed, Reported
 from worker.sampling.decoding.refusals import RefusedError
 from worker.sampling.model.adapter_files import AdapterError
 from worker.scoring.answering import answer_all

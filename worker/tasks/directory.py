@@ -11,8 +11,8 @@ from app.core.db.repositories.tasks.leases import ClaimedTask
 from app.core.db.tables import Checkpoint, File
 from app.core.disk import has_room
 from app.core.hand_off.formats import ADAPTER_DIRECTORY_NAME, export_task
+from app.core.job.child.job_spec import TRAINING_DATA_NAME, VALIDATION_DATA_NAME, JobSpec
 from app.core.job.scores.report import REPORT, REQUEST_NAME, ReportRequest
-from app.core.job.training_config import TRAINING_DATA_NAME, VALIDATION_DATA_NAME, JobSpec
 from app.core.settings import Settings
 from app.core.storage.blob_store import BlobStore
 from worker.job_directory import JobDirectory

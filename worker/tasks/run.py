@@ -15,8 +15,7 @@ from app.core.db.repositories.tasks.reports import find_validation_data
 from app.core.db.session import Session
 from app.core.db.tables import Checkpoint, File
 from app.core.errors import LeaseLostError
-from app.core.job.scores.report import REPORT
-from app.core.job.training_events import (
+from app.core.job.child.training_events import (
     Exported,
     JobError,
     Made,
@@ -25,6 +24,7 @@ from app.core.job.training_events import (
     Progressed,
     Reported,
 )
+from app.core.job.scores.report import REPORT
 from app.core.storage.blob_store import delete_blobs
 from worker.attempt.attempt_store import AttemptStore
 from worker.attempt.base_model import bring_base_model

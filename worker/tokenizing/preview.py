@@ -17,8 +17,8 @@ from app.core.dataset.tokenizing.messages import (
     Refused,
     Token,
 )
+from app.core.job.child.training_events import DataProblem
 from app.core.job.training_config import TrainingConfig
-from app.core.job.training_events import DataProblem
 from worker.training.data.chat_template import ChatTemplateError, NoChatTemplateError
 from worker.training.data.cutting import CutExample, cut
 from worker.training.data.encoding import Encoded, Encoder

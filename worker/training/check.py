@@ -3,15 +3,15 @@
 import shutil
 from pathlib import Path
 
-from app.core.job.estimate import Estimate
-from app.core.job.training_config import (
+from app.core.job.child.job_spec import (
     BASE_MODEL_NAME,
     JOB_SPEC_NAME,
     MACHINE_CACHE_NAME,
     OUTPUT_NAME,
     JobSpec,
 )
-from app.core.job.training_events import Checked
+from app.core.job.child.training_events import Checked
+from app.core.job.estimate import Estimate
 from app.core.machine.memory import measure_memory
 from app.core.manifest import atomic_directory
 from worker.training.compute.hardware import read_or_measure
@@ -32,7 +32,7 @@ def check_data(directory: Path, report: Report, *, loader: ModelLoader | None = 
     directory is removed first.
 
     Args:
-        directory: a job directory, as `app.core.job.training_config` describes it.
+        directory: a job directory, as `app.core.job.child.job_spec` describes it.
         report: takes every event as it happens.
         loader: loads the tokenizer; None to load it from the disk.
     """

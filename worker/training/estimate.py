@@ -7,8 +7,9 @@ from itertools import islice
 
 import numpy as np
 
+from app.core.job.child.job_spec import ComputeSettings
 from app.core.job.estimate import Duration, Estimate
-from app.core.job.training_config import ComputeSettings, TrainingConfig
+from app.core.job.training_config import TrainingConfig
 from app.core.machine.memory import Memory
 from worker.training.compute.cost import Cost
 from worker.training.compute.hardware import Speeds
@@ -21,7 +22,6 @@ from worker.training.step.trainer import StepSchedule
 
 _STEPS_COUNTED = 400
 """Most steps whose micro-batches are counted. The others are taken to be like them."""
-
 _STEPS_ASKED = 100_000
 """Most steps for which the schedule is asked what is due. The others are taken to be like them."""
 _ROWS_EVALUATED = 2000

@@ -7,8 +7,8 @@ import torch
 
 from app.core import manifest
 from app.core.hand_off.formats import ADAPTER_DIRECTORY_NAME
-from app.core.job.training_config import BASE_MODEL_NAME, JOB_SPEC_NAME, OUTPUT_NAME, JobSpec
-from app.core.job.training_events import Exported, Progressed
+from app.core.job.child.job_spec import BASE_MODEL_NAME, JOB_SPEC_NAME, OUTPUT_NAME, JobSpec
+from app.core.job.child.training_events import Exported, Progressed
 from worker.training.failures import last_event_after
 from worker.training.hand_off.gguf_adapter import export_gguf
 from worker.training.hand_off.merged import export_merged

@@ -6,8 +6,14 @@ from collections.abc import Sequence
 from safetensors import SafetensorError
 
 from app.core.dataset.formats import MAX_PROBLEMS
+from app.core.job.child.training_events import (
+    DataProblem,
+    Failed,
+    JobError,
+    MemoryShort,
+    OutOfSpace,
+)
 from app.core.job.training_config import TrainingConfig
-from app.core.job.training_events import DataProblem, Failed, JobError, MemoryShort, OutOfSpace
 
 _OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _SIGNS_OF_FAILED_ALLOCATION = ("can't allocate memory", "not enough memory", "out of memory")

@@ -13,12 +13,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from app.core.job.training_config import (
-    BASE_MODEL_NAME,
-    JOB_SPEC_NAME,
-    MACHINE_CACHE_NAME,
-    JobSpec,
-)
+from app.core.job.child.job_spec import BASE_MODEL_NAME, JOB_SPEC_NAME, MACHINE_CACHE_NAME, JobSpec
 from app.core.machine.memory import measure_memory
 from worker.training.artifacts.saved_state import compute_settings
 from worker.training.compute.hardware import anonymous_memory, read_or_measure

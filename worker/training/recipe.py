@@ -10,7 +10,7 @@ from pathlib import Path
 from transformers.utils import logging as transformers_logging
 
 from app.core.clock import steady_s
-from app.core.job.training_config import (
+from app.core.job.child.job_spec import (
     BASE_MODEL_NAME,
     JOB_SPEC_NAME,
     LOSS_LOG_NAME,
@@ -20,7 +20,14 @@ from app.core.job.training_config import (
     RESUME_NAME,
     JobSpec,
 )
-from app.core.job.training_events import Finished, Noted, Planned, Started, Stopped, Unresumable
+from app.core.job.child.training_events import (
+    Finished,
+    Noted,
+    Planned,
+    Started,
+    Stopped,
+    Unresumable,
+)
 from app.core.machine.memory import Memory, measure_memory
 from worker.training.artifacts.loss_log import LossLog
 from worker.training.artifacts.saved_state import (
@@ -72,7 +79,7 @@ def run_job(
     Output of an earlier run in the same directory is removed first.
 
     Args:
-        directory: a job directory, as `app.core.job.training_config` describes it.
+        directory: a job directory, as `app.core.job.child.job_spec` describes it.
         report: takes every event as it happens.
         is_stop_requested: called before each step; training stops once it returns true.
         loader: loads the base model; None to load it from the disk.

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
+from app.core.job.child.job_spec import BASE_MODEL_NAME, OUTPUT_NAME, JobSpec
+from app.core.job.child.training_events import Checkpointed, Noted, Saved, Stepped, TrainingEvent
 from app.core.job.loss_log import StepMetrics
-from app.core.job.training_config import BASE_MODEL_NAME, OUTPUT_NAME, JobSpec
-from app.core.job.training_events import Checkpointed, Noted, Saved, Stepped, TrainingEvent
 from app.core.manifest import atomic_directory
 from worker.training.artifacts.checkpoint import check_adapter, write_checkpoint
 from worker.training.artifacts.loss_log import LossLog

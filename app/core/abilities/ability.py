@@ -5,8 +5,8 @@ from typing import Literal, Self
 
 from pydantic import Field, ValidationError
 
+from app.core.job.child.job_spec import ComputeSettings, DeviceName
 from app.core.job.frozen import Frozen
-from app.core.job.training_config import ComputeSettings, DeviceName
 
 _LABELS = {
     "processor": "processor",

@@ -24,7 +24,7 @@ from app.core.dataset.rows.plain import (
     is_plain_line,
     is_plain_row,
 )
-from app.core.job.training_events import DataProblem
+from app.core.job.child.training_events import DataProblem
 
 _FINAL_CODES = ("unsupported_format",)
 """Problems that the rest of the file shares, so that naming one is enough."""

@@ -5,8 +5,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal, NamedTuple
 
+from app.core.job.child.job_spec import TaskName
 from app.core.job.lora_shape import LoraShape
-from app.core.job.training_config import TaskName
 
 ExportFormat = Literal["gguf", "merged"]
 

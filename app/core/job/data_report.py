@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from app.core.job.child_text import Code, ShortText, Text
+from app.core.job.child.child_text import Code, ShortText, Text
 from app.core.job.estimate import Estimate
 from app.core.job.frozen import Frozen
 from app.core.job.loss_log import MAX_COUNT

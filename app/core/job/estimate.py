@@ -5,10 +5,10 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from app.core.job.child_text import clean
+from app.core.job.child.child_text import clean
+from app.core.job.child.job_spec import ComputeSettings
 from app.core.job.frozen import Frozen
 from app.core.job.loss_log import MAX_COUNT, MAX_STEP
-from app.core.job.training_config import ComputeSettings
 
 MAX_BYTES = 2**60
 _MAX_S = 1e10

@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter
 
+from app.core.job.child.training_events import Code, ShortText
 from app.core.job.frozen import Frozen
-from app.core.job.training_events import Code, ShortText
 
 HEAD = struct.Struct(">I")
 """Number of bytes of the request that follows. 0 asks only whether the sampler works, which it

@@ -6,7 +6,7 @@ from pathlib import Path
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from app.core.job.training_config import MACHINE_CACHE_NAME, PROJECT_CACHE_NAME
+from app.core.job.child.job_spec import MACHINE_CACHE_NAME, PROJECT_CACHE_NAME
 from app.core.settings.store_urls import StoreUrl
 
 

@@ -19,7 +19,7 @@ from app.core.db.blob_keys import NamedBlob
 from app.core.db.repositories.base_models.stored import StoredCopy
 from app.core.disk import free_bytes
 from app.core.errors import BlobNotFoundError, StoreAwayError
-from app.core.job.child_text import without_paths
+from app.core.job.child.child_text import without_paths
 from app.core.machine import durable
 from app.core.storage.blob_store import BlobStore
 from app.core.stored_models.lock import exclusive

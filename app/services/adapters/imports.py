@@ -23,9 +23,10 @@ from app.core.db.tables import Checkpoint, File, Job, TunedModel
 from app.core.errors import InvalidRequestError
 from app.core.ids import IdPrefix, new_id
 from app.core.job.artifacts import ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS_NAME, MANIFEST_NAME
+from app.core.job.child.job_spec import BaseModelRef
 from app.core.job.lora_shape import ImportedArchive, LoraShape
 from app.core.job.status import JobStatus
-from app.core.job.training_config import BaseModelRef, TrainingConfig
+from app.core.job.training_config import TrainingConfig
 from app.core.manifest import Manifest, ManifestFile
 from app.core.settings import Settings
 from app.core.storage.blob_store import BlobStore

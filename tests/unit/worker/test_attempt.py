@@ -18,9 +18,9 @@ from app.core.db.repositories.leases import Lease
 from app.core.db.session import Database, Session
 from app.core.db.tables import Job
 from app.core.errors import LeaseLostError, StorageFullError
+from app.core.job.child.job_spec import JOB_SPEC_NAME
+from app.core.job.child.training_events import Failed, JobError, Noted, Saved, Started, Stepped
 from app.core.job.status import JobStatus
-from app.core.job.training_config import JOB_SPEC_NAME
-from app.core.job.training_events import Failed, JobError, Noted, Saved, Started, Stepped
 from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
 from tests.builders import (

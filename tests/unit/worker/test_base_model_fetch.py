@@ -20,9 +20,9 @@ from app.core.db.repositories.events import EventRepository
 from app.core.db.repositories.jobs import JobRepository
 from app.core.db.session import Database
 from app.core.db.tables import File, Job
+from app.core.job.child.job_spec import BASE_MODEL_NAME
+from app.core.job.child.training_events import Failed, TrainingEvent
 from app.core.job.status import JobStatus
-from app.core.job.training_config import BASE_MODEL_NAME
-from app.core.job.training_events import Failed, TrainingEvent
 from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
 from app.core.stored_models import fetching

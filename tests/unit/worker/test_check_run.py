@@ -14,9 +14,8 @@ from app.core.db.repositories.jobs import JobRepository
 from app.core.db.session import Database
 from app.core.db.tables import File, Job
 from app.core.job.artifacts import TOKENS_INDEX_NAME
-from app.core.job.status import JobStatus
-from app.core.job.training_config import JOB_SPEC_NAME, TOKENS_NAME, JobSpec
-from app.core.job.training_events import (
+from app.core.job.child.job_spec import JOB_SPEC_NAME, TOKENS_NAME, JobSpec
+from app.core.job.child.training_events import (
     Checked,
     Failed,
     Finished,
@@ -25,6 +24,7 @@ from app.core.job.training_events import (
     OutOfSpace,
     Started,
 )
+from app.core.job.status import JobStatus
 from app.core.manifest import MANIFEST_NAME, Manifest, describe_files
 from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore

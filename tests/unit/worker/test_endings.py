@@ -6,7 +6,7 @@ import pytest
 
 from app.core.db.repositories.leases import RequestedAction
 from app.core.db.repositories.recovery import Crash
-from app.core.job.training_events import Finished, JobError
+from app.core.job.child.training_events import Finished, JobError
 from worker.attempt.endings import AttemptEnd, LastEvent, end_of_process
 from worker.launch.launcher import Ending
 

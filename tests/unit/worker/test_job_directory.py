@@ -14,8 +14,8 @@ from app.core.compute_choices import sampler_memory
 from app.core.db.repositories.leases import Lease
 from app.core.db.session import Database
 from app.core.db.tables import File
+from app.core.job.child.job_spec import PARENT_NAME
 from app.core.job.lora_shape import ParentAdapter
-from app.core.job.training_config import PARENT_NAME
 from app.core.machine.memory import measure_memory
 from app.core.manifest import Manifest, ManifestError, describe_files, sha256_of
 from app.core.settings import Settings

@@ -7,8 +7,8 @@ import pytest
 
 from app.core.base_models import Catalogue
 from app.core.db.session import Database
+from app.core.job.child.training_events import Checkpointed, Finished, Started, Stepped
 from app.core.job.status import JobStatus
-from app.core.job.training_events import Checkpointed, Finished, Started, Stepped
 from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
 from tests.builders import (

@@ -24,8 +24,7 @@ from app.core.db.repositories.workers import WorkerState, WorkerStatus
 from app.core.db.session import Database, Session
 from app.core.db.tables import Checkpoint, Job
 from app.core.errors import DatabaseBusyError
-from app.core.job.status import JobStatus
-from app.core.job.training_events import (
+from app.core.job.child.training_events import (
     Checkpointed,
     Failed,
     Finished,
@@ -38,6 +37,7 @@ from app.core.job.training_events import (
     Stepped,
     Unresumable,
 )
+from app.core.job.status import JobStatus
 from app.core.machine.memory import measure_memory
 from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore

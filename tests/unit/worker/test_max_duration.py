@@ -13,8 +13,8 @@ from app.core.db.repositories.leases import Lease
 from app.core.db.repositories.recovery import RecoveryRepository
 from app.core.db.repositories.saved_states import may_be_continued
 from app.core.db.session import Database
+from app.core.job.child.training_events import Started, Stepped
 from app.core.job.status import JobStatus
-from app.core.job.training_events import Started, Stepped
 from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
 from tests.builders import (

@@ -13,8 +13,8 @@ from app.core.db.repositories.tasks.reports import MAX_WAITING
 from app.core.db.repositories.tasks.requests import TaskRepository
 from app.core.db.session import Database
 from app.core.db.tables import Job
+from app.core.job.child.training_events import Checkpointed, Finished, Started, Stepped
 from app.core.job.scores.report import REPORT, ReportRequest
-from app.core.job.training_events import Checkpointed, Finished, Started, Stepped
 from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
 from tests.builders import (

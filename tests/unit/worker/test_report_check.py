@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from app.core.job.training_events import (
+from app.core.job.child.training_events import (
     Checked,
     Checkpointed,
     Failed,

@@ -13,14 +13,14 @@ from app.core.db.repositories.tasks.reports import begin_report
 from app.core.db.session import Database
 from app.core.db.tables import Job
 from app.core.hand_off.formats import ADAPTER_DIRECTORY_NAME
-from app.core.job.scores.report import REQUEST_NAME, ReportRequest
-from app.core.job.training_config import (
+from app.core.job.child.job_spec import (
     JOB_SPEC_NAME,
     TRAINING_DATA_NAME,
     VALIDATION_DATA_NAME,
     JobSpec,
 )
-from app.core.job.training_events import Exported, Failed, MemoryShort, Progressed, Reported
+from app.core.job.child.training_events import Exported, Failed, MemoryShort, Progressed, Reported
+from app.core.job.scores.report import REQUEST_NAME, ReportRequest
 from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
 from tests.builders import CHAT_LINE, NOW, add_file, build_config

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from app.core.job.containment import CORE, Layer, LayerKind, find_layers
-from app.core.job.training_config import BASE_MODEL_NAME, PROJECT_CACHE_NAME
-from app.core.job.training_events import Noted, TrainingEvent
+from app.core.job.child.containment import CORE, Layer, LayerKind, find_layers
+from app.core.job.child.job_spec import BASE_MODEL_NAME, PROJECT_CACHE_NAME
+from app.core.job.child.training_events import Noted, TrainingEvent
 from tests.fakes import FakeLauncher, Watch
 from worker.launch.announcing import AnnouncingLauncher
 from worker.launch.launcher import Signal

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from app.core.job.containment import find_layers
-from app.core.job.training_events import Noted, ProtocolError, TrainingEvent
+from app.core.job.child.containment import find_layers
+from app.core.job.child.training_events import Noted, ProtocolError, TrainingEvent
 from tests.effort import effort
 from tests.fakes import Watch
 from tests.waiting import wait_until

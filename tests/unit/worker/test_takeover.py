@@ -14,9 +14,7 @@ from app.core.db.repositories.recovery import RecoveryRepository
 from app.core.db.session import Database
 from app.core.db.tables import Job
 from app.core.errors import LeaseLostError
-from app.core.job.loss_log import csv_texts
-from app.core.job.status import JobStatus
-from app.core.job.training_events import (
+from app.core.job.child.training_events import (
     Checkpointed,
     Failed,
     Finished,
@@ -29,6 +27,8 @@ from app.core.job.training_events import (
     TrainingEvent,
     Unresumable,
 )
+from app.core.job.loss_log import csv_texts
+from app.core.job.status import JobStatus
 from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
 from tests.builders import (

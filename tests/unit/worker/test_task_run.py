@@ -17,8 +17,8 @@ from app.core.db.repositories.tasks.leases import MAX_CRASHES
 from app.core.db.session import Database
 from app.core.hand_off.formats import ADAPTER_DIRECTORY_NAME
 from app.core.job.artifacts import GGUF_ADAPTER_NAME
-from app.core.job.training_config import BASE_MODEL_NAME, JOB_SPEC_NAME, JobSpec
-from app.core.job.training_events import (
+from app.core.job.child.job_spec import BASE_MODEL_NAME, JOB_SPEC_NAME, JobSpec
+from app.core.job.child.training_events import (
     Checked,
     Exported,
     Failed,

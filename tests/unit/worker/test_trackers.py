@@ -17,9 +17,9 @@ from app.core.db.repositories.events import EventRepository
 from app.core.db.repositories.leases import Lease, LeaseRepository
 from app.core.db.repositories.recovery import RecoveryRepository
 from app.core.db.session import Database
+from app.core.job.child.training_events import Failed, Started, Stepped
 from app.core.job.loss_log import StepMetrics
 from app.core.job.status import JobStatus
-from app.core.job.training_events import Failed, Started, Stepped
 from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
 from tests.builders import NOW, add_file, add_job, build_metrics, claim, get_job

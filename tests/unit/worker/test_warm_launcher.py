@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
-from app.core.job.training_events import Noted, TrainingEvent
+from app.core.job.child.training_events import Noted, TrainingEvent
 from tests.fakes import Watch
 from tests.waiting import wait_until
 from worker.launch.launcher import Ending, Signal

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from app.core.job.training_config import BASE_MODEL_NAME, MACHINE_CACHE_NAME, PROJECT_CACHE_NAME
+from app.core.job.child.job_spec import BASE_MODEL_NAME, MACHINE_CACHE_NAME, PROJECT_CACHE_NAME
 from app.core.machine.subprocesses import ROOT
 
 

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from app.core.job.containment import LAYERS, Layer, LayerKind
+from app.core.job.child.containment import LAYERS, Layer, LayerKind
 from worker.launch.sandbox.confinement import Limits
 from worker.launch.sandbox.file_access import READ, landlock_version, restrict_files
 from worker.launch.sandbox.limits import limit_resources

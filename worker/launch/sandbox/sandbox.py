@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Literal
 
 from app.core.errors import OperatorError
-from app.core.job.containment import (
+from app.core.job.child.containment import (
     Layer,
     LayerKind,
     describe_layers,
     find_layers,
     missing_core_layers,
 )
-from app.core.job.training_events import Noted
+from app.core.job.child.training_events import Noted
 from worker.launch.locks import try_lock
 from worker.launch.sandbox.confinement import AppliedLayers, Confinement, Limits
 from worker.launch.sandbox.grants import hand_over, make_cache, readable_paths

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Literal
 
+from app.core.job.child.job_spec import ComputeSettings
 from app.core.job.frozen import Frozen
-from app.core.job.training_config import ComputeSettings
 
 
 class ServingOptions(Frozen):

@@ -21,7 +21,7 @@ from app.core.job.artifacts import (
     TOKENIZER_NAMES,
     TRAINING_CONFIG_NAME,
 )
-from app.core.job.training_config import JobSpec
+from app.core.job.child.job_spec import JobSpec
 from worker.training.artifacts.loss_log import LossLog, draw_losses
 from worker.training.artifacts.model_card import write_model_card
 from worker.training.data.stop_tokens import StopTokens

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 
 from app.core.hand_off.commands import llama_server, vllm_with_adapter, vllm_with_merged_model
 from app.core.job.artifacts import ADAPTER_CARD_NAME
+from app.core.job.child.job_spec import BaseModelRef, DatasetRef, JobSpec
+from app.core.job.child.training_events import Verification
 from app.core.job.lora_shape import LoraShape, ParentAdapter
 from app.core.job.loss_log import StepMetrics
-from app.core.job.training_config import BaseModelRef, DatasetRef, JobSpec
-from app.core.job.training_events import Verification
 from worker.training.data.stop_tokens import StopTokens
 
 _CARD = """\

@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from app.core.job.artifacts import NUMERICS_VERSION, STATE_NUMBERS_NAME, STATE_TENSORS_NAME
+from app.core.job.child.job_spec import RESUME_NAME, ComputeSettings, JobSpec
 from app.core.job.frozen import Frozen
-from app.core.job.training_config import RESUME_NAME, ComputeSettings, JobSpec
 from app.core.manifest import ManifestError, atomic_directory, verify
 from worker.training.failures import is_out_of_memory
 from worker.training.step.step import BestAdapter

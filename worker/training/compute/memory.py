@@ -6,9 +6,9 @@ rounded up. A test checks them against what the layers really keep.
 
 from dataclasses import dataclass
 
+from app.core.job.child.job_spec import ComputeSettings, DtypeName, ForwardName
+from app.core.job.child.training_events import MemoryShort
 from app.core.job.lora_shape import LoraShape
-from app.core.job.training_config import ComputeSettings, DtypeName, ForwardName
-from app.core.job.training_events import MemoryShort
 from app.core.machine.memory import Memory, measure_memory
 from worker.training.failures import MemoryShortError, TrainingFailedError
 from worker.training.model.base_model import ModelShape

@@ -12,15 +12,10 @@ import numpy as np
 import torch
 from peft import PeftModel
 
+from app.core.job.child.job_spec import ComputeSettings, DeviceName, DtypeName, ForwardName
+from app.core.job.child.training_events import MemoryShort
 from app.core.job.lora_shape import LoraShape
-from app.core.job.training_config import (
-    ComputeSettings,
-    DeviceName,
-    DtypeName,
-    ForwardName,
-    TrainingConfig,
-)
-from app.core.job.training_events import MemoryShort
+from app.core.job.training_config import TrainingConfig
 from app.core.machine.memory import Memory
 from worker.training.compute.hardware import Speeds
 from worker.training.compute.memory import (

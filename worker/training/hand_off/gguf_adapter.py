@@ -22,8 +22,8 @@ from transformers import AutoConfig
 from app.core.adapter_files.peft_config import PREFIX
 from app.core.hand_off.formats import GGUF_ARCHITECTURES, GgufArchitecture, read_model_type
 from app.core.job.artifacts import ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS_NAME, GGUF_ADAPTER_NAME
-from app.core.job.training_config import JobSpec
-from app.core.job.training_events import Verification
+from app.core.job.child.job_spec import JobSpec
+from app.core.job.child.training_events import Verification
 from worker.training.artifacts.checkpoint import load_adapter
 from worker.training.failures import TrainingFailedError
 from worker.training.hand_off.logits import Probe

@@ -7,8 +7,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from app.core.job.training_config import JobSpec
-from app.core.job.training_events import Verification
+from app.core.job.child.job_spec import JobSpec
+from app.core.job.child.training_events import Verification
 from worker.training.artifacts.checkpoint import read_logits
 from worker.training.compute.memory import require_free_memory
 from worker.training.data.tokenizer import load_tokenizer

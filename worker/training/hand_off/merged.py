@@ -19,8 +19,8 @@ from app.core.job.artifacts import (
     MODEL_CARD_NAME,
     TOKENIZER_NAMES,
 )
-from app.core.job.training_config import JobSpec
-from app.core.job.training_events import Verification
+from app.core.job.child.job_spec import JobSpec
+from app.core.job.child.training_events import Verification
 from worker.training.artifacts.checkpoint import load_adapter
 from worker.training.artifacts.model_card import write_merged_card
 from worker.training.failures import TrainingFailedError

@@ -17,9 +17,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from app.core.job.child.job_spec import BaseModelRef
+from app.core.job.child.training_events import Noted
 from app.core.job.lora_shape import LoraShape
-from app.core.job.training_config import BaseModelRef
-from app.core.job.training_events import Noted
 from worker.training.data.tokenizer import load_tokenizer
 from worker.training.failures import TrainingFailedError
 from worker.training.model.embeddings import are_tied, check_embeddings, train_in_float32

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from app.core.dataset.formats import MAX_PROBLEMS, Example
+from app.core.job.child.job_spec import DatasetRef
+from app.core.job.child.training_events import DataProblem, Noted
 from app.core.job.data_report import DataWarning, FileParam
-from app.core.job.training_config import DatasetRef
-from app.core.job.training_events import DataProblem, Noted
 from worker.training.data.chat_template import ChatTemplateError
 from worker.training.data.encoding import Encoded
 from worker.training.failures import TrainingFailedError

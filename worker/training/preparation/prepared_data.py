@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, Self
 
 from app.core.job.artifacts import NUMERICS_VERSION, TOKENS_INDEX_NAME
+from app.core.job.child.job_spec import JobSpec
 from app.core.job.data_report import FileParam
 from app.core.job.frozen import Frozen
-from app.core.job.training_config import JobSpec
 from app.core.manifest import ManifestError, verify
 from worker.training.data.dataset import TokenizedData
 from worker.training.data.encoding import today_of

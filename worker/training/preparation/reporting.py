@@ -2,9 +2,9 @@
 
 import numpy as np
 
+from app.core.job.child.job_spec import JobSpec
+from app.core.job.child.training_events import Noted
 from app.core.job.data_report import DataWarning, FileReport, HeldOut
-from app.core.job.training_config import JobSpec
-from app.core.job.training_events import Noted
 from worker.training.data.dataset import TokenizedData
 from worker.training.preparation.findings import FileFindings
 from worker.training.preparation.statistics import describe, histogram

@@ -7,6 +7,15 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from app.core.job.child.job_spec import (
+    BASE_MODEL_NAME,
+    TOKENS_NAME,
+    TRAINING_DATA_NAME,
+    VALIDATION_DATA_NAME,
+    DatasetRef,
+    JobSpec,
+)
+from app.core.job.child.training_events import Noted
 from app.core.job.data_report import (
     MAX_LONGEST,
     MAX_WARNINGS,
@@ -15,15 +24,6 @@ from app.core.job.data_report import (
     FileParam,
 )
 from app.core.job.estimate import Estimate
-from app.core.job.training_config import (
-    BASE_MODEL_NAME,
-    TOKENS_NAME,
-    TRAINING_DATA_NAME,
-    VALIDATION_DATA_NAME,
-    DatasetRef,
-    JobSpec,
-)
-from app.core.job.training_events import Noted
 from worker.training.data.encoding import Encoder
 from worker.training.data.stop_tokens import StopTokens
 from worker.training.preparation.findings import DataFile, FileFindings

@@ -8,9 +8,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
+from app.core.job.child.job_spec import ComputeSettings
+from app.core.job.child.training_events import Code, DataProblem, ShortText, Text
 from app.core.job.estimate import Estimate
-from app.core.job.training_config import ComputeSettings, Frozen, TrainingConfig
-from app.core.job.training_events import Code, DataProblem, ShortText, Text
+from app.core.job.training_config import Frozen, TrainingConfig
 
 MEMORY_BYTES = 2 * 1024**3
 """Maximum address space of the process. It needs an eighth to start."""

@@ -25,10 +25,10 @@ from app.core.db.repositories.transitions import UNREADABLE, lock_job, settle
 from app.core.db.repositories.workers import WorkerRepository
 from app.core.db.tables import File, Job
 from app.core.errors import LeaseLostError
+from app.core.job.child.training_events import JobError
 from app.core.job.estimate import Estimate
 from app.core.job.loss_log import MAX_COUNT
 from app.core.job.status import JobStatus
-from app.core.job.training_events import JobError
 
 MAX_CRASHES = 3
 """Tries that end because their process died by itself, after which the job fails."""

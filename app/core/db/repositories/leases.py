@@ -26,11 +26,11 @@ from app.core.db.tables import Job, SavedState, StepRow
 from app.core.db.worker_tables import Attempt
 from app.core.errors import LeaseLostError
 from app.core.job.artifacts import NUMERICS_VERSION
+from app.core.job.child.training_events import JobError
 from app.core.job.lora_shape import ParentAdapter
 from app.core.job.loss_log import StepMetrics
 from app.core.job.status import JobStatus
 from app.core.job.training_config import TrainingConfig
-from app.core.job.training_events import JobError
 from app.core.machine.memory import PLENTY, Memory
 
 _INEXACT = (

@@ -21,8 +21,8 @@ from app.core.db.repositories.saved_states import SavedStateRepository
 from app.core.db.repositories.transitions import Outcome, lock_job, settle
 from app.core.db.repositories.workers import WorkerRepository
 from app.core.db.tables import Job
+from app.core.job.child.training_events import JobError, MemoryShort
 from app.core.job.status import JobStatus
-from app.core.job.training_events import JobError, MemoryShort
 
 MAX_CRASHES = 2
 """Crashes without progress after which a job fails."""

@@ -15,8 +15,8 @@ from app.core.db.repositories.webhooks import WebhookRepository
 from app.core.db.session import Session
 from app.core.db.tables import Job
 from app.core.db.worker_tables import Attempt
+from app.core.job.child.training_events import JobError
 from app.core.job.status import TRANSITIONS, IllegalTransitionError, JobStatus
-from app.core.job.training_events import JobError
 from app.core.webhooks.events import EVENT_OF_STATUS
 
 Outcome = Literal["released", "crashed", "lost"]

@@ -23,9 +23,9 @@ from app.core.db.base import Repository
 from app.core.db.check_tables import DataCheck
 from app.core.db.tables import Job
 from app.core.db.worker_tables import Attempt, WorkerRow
+from app.core.job.child.training_events import JobError
 from app.core.job.estimate import Estimate
 from app.core.job.status import JobStatus
-from app.core.job.training_events import JobError
 from app.core.version import VERSION
 
 SILENT_AFTER = timedelta(seconds=30)

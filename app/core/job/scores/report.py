@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from app.core.job.child_text import clean
+from app.core.job.child.child_text import clean
 from app.core.job.frozen import Frozen
 from app.core.job.loss_log import MAX_COUNT
 

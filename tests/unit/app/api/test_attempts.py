@@ -14,8 +14,8 @@ from app.core.db.repositories.recovery import Crash, Interruption, RecoveryRepos
 from app.core.db.session import Database
 from app.core.db.tables import Job
 from app.core.db.worker_tables import Attempt
+from app.core.job.child.training_events import JobError
 from app.core.job.status import JobStatus
-from app.core.job.training_events import JobError
 from app.core.storage.local import LocalBlobStore
 from tests.builders import (
     MINUTE,

@@ -19,7 +19,7 @@ from app.core.db.repositories.checkpoints import CheckpointRepository
 from app.core.db.repositories.tasks.leases import KEPT_FOR, TaskLeases
 from app.core.db.session import Database
 from app.core.db.tables import Checkpoint, Job
-from app.core.job.training_events import JobError
+from app.core.job.child.training_events import JobError
 from app.core.manifest import MANIFEST_NAME
 from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore

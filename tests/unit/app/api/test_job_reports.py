@@ -13,8 +13,8 @@ from app.core.db.repositories.tasks.leases import ClaimedTask, TaskLeases
 from app.core.db.repositories.tasks.reports import begin_checkpoint_report
 from app.core.db.session import Database
 from app.core.db.tables import Checkpoint, Job
+from app.core.job.child.training_events import JobError
 from app.core.job.scores.report import AnswerPair, AnswerReport, ModelAnswer
-from app.core.job.training_events import JobError
 from app.core.manifest import MANIFEST_NAME
 from app.core.storage.local import LocalBlobStore
 from tests.builders import (

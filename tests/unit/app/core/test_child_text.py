@@ -1,6 +1,6 @@
 import pytest
 
-from app.core.job.child_text import last_line, without_paths
+from app.core.job.child.child_text import last_line, without_paths
 
 
 @pytest.mark.parametrize(

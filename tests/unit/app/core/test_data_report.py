@@ -5,15 +5,15 @@ from typing import Any
 
 import pytest
 
-from app.core.job.data_report import MAX_LINES_NAMED, MAX_WARNINGS, DataReport, DataWarning
-from app.core.job.loss_log import MAX_COUNT
-from app.core.job.training_events import (
+from app.core.job.child.training_events import (
     Checked,
     DataProblem,
     JobError,
     ProtocolError,
     parse_event,
 )
+from app.core.job.data_report import MAX_LINES_NAMED, MAX_WARNINGS, DataReport, DataWarning
+from app.core.job.loss_log import MAX_COUNT
 from tests.builders import build_data_report
 from worker.launch.child_output import MAX_LINE_BYTES
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from app.core.dataset.tokenizing.messages import Preview, PreviewedExample, PreviewedRow, Token
 from app.core.dataset.tokenizing.preview_text import write_preview
-from app.core.job.training_events import DataProblem
+from app.core.job.child.training_events import DataProblem
 
 OURS = re.compile(r"\x1b\[(?:1|2|32|32;2|0)m")
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.core.job.training_events import (
+from app.core.job.child.training_events import (
     Checkpointed,
     Failed,
     MemoryShort,

@@ -17,8 +17,8 @@ from app.core.clock import utc_now
 from app.core.db.repositories.leases import LeaseRepository
 from app.core.db.session import Database
 from app.core.db.tables import Job
+from app.core.job.child.training_events import JobError
 from app.core.job.status import JobStatus
-from app.core.job.training_events import JobError
 from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
 from app.main import create_app

@@ -9,8 +9,8 @@ from starlette.testclient import TestClient
 from app.core.db.check_tables import DataCheck
 from app.core.db.repositories.data_checks import DataCheckRepository
 from app.core.db.session import Database
+from app.core.job.child.training_events import JobError
 from app.core.job.status import JobStatus
-from app.core.job.training_events import JobError
 from app.core.storage.local import LocalBlobStore
 from tests.builders import (
     NOW,

@@ -18,8 +18,8 @@ from app.core.db.repositories.recovery import (
 from app.core.db.repositories.saved_states import PASSING_CODES, SavedStateRepository
 from app.core.db.session import Database
 from app.core.db.tables import Job
+from app.core.job.child.training_events import JobError
 from app.core.job.status import JobStatus
-from app.core.job.training_events import JobError
 from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
 from tests.builders import (

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from app.core.job.training_config import ComputeSettings
+from app.core.job.child.job_spec import ComputeSettings
 from app.core.sampling.messages import Refused
 from tests.pulses import would_be_noticed
 from tests.sampler_client import SavedAdapter, build_ask

@@ -11,7 +11,7 @@ import pytest
 
 from app.core.base_models import load_catalogue
 from app.core.clock import steady_s
-from app.core.job.training_config import ComputeSettings
+from app.core.job.child.job_spec import ComputeSettings
 from app.core.sampling.messages import AdapterRef
 from tests.sampler_client import SavedAdapter, build_ask
 from tests.tiny import install_tiny_model

@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from app.core.dataset.formats import ChatExample, PromptExample, TextExample
 from app.core.hand_off.formats import ADAPTER_DIRECTORY_NAME
 from app.core.job.artifacts import ADAPTER_CONFIG_NAME
+from app.core.job.child.training_events import Failed, Progressed, Reported, TrainingEvent
 from app.core.job.scores.report import AnswerReport
-from app.core.job.training_events import Failed, Progressed, Reported, TrainingEvent
 from app.core.sampling.messages import ChatPrompt, TextPrompt
 from tests.reports import write_report_job
 from tests.tiny import build_model, build_peft_model, build_tokenizer, chat_row

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from app.core.dataset.formats import ChatExample
+from app.core.job.child.job_spec import DatasetRef
 from app.core.job.data_report import MAX_LINES_NAMED, DataWarning
-from app.core.job.training_config import DatasetRef
 from tests.tiny import build_tokenizer, chat_row
 from worker.training.data.encoding import Encoded, Encoder
 from worker.training.preparation.content import ContentCheck

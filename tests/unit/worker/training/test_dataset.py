@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from app.core.job.training_config import DatasetRef, OverlongRowBehavior
-from app.core.job.training_events import Failed
+from app.core.job.child.job_spec import DatasetRef
+from app.core.job.child.training_events import Failed
+from app.core.job.training_config import OverlongRowBehavior
 from tests.tiny import CHAT_TEMPLATE, REWRITING_TEMPLATE, build_tokenizer, chat_row
 from worker.training.data.dataset import IGNORE_INDEX, TokenizedData
 from worker.training.data.encoding import Encoder

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from app.core.job.child.job_spec import ComputeSettings
 from app.core.job.estimate import Estimate
-from app.core.job.training_config import ComputeSettings, LoraShape, TrainingConfig
+from app.core.job.training_config import LoraShape, TrainingConfig
 from worker.training.compute.hardware import Speeds
 from worker.training.estimate import Machine, Rows, estimate
 from worker.training.failures import TrainingFailedError

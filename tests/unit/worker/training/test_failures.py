@@ -6,7 +6,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from app.core.job.training_events import DataProblem
+from app.core.job.child.training_events import DataProblem
 from worker.training.failures import TrainingFailedError, is_out_of_memory, is_out_of_space
 
 

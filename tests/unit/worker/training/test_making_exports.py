@@ -16,8 +16,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 from app.core import manifest
 from app.core.hand_off.formats import ADAPTER_DIRECTORY_NAME
 from app.core.job.artifacts import ADAPTER_WEIGHTS_NAME, EXPORT_NAMES
-from app.core.job.training_config import TaskName
-from app.core.job.training_events import Exported, Failed, MemoryShort, Progressed, TrainingEvent
+from app.core.job.child.job_spec import TaskName
+from app.core.job.child.training_events import (
+    Exported,
+    Failed,
+    MemoryShort,
+    Progressed,
+    TrainingEvent,
+)
 from app.core.machine.memory import measure_memory
 from tests.export_jobs import STEP, write_export_job
 from tests.tiny import (

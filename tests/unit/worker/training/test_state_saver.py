@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from app.core.job.training_config import JobSpec
+from app.core.job.child.job_spec import JobSpec
 from tests.tiny import build_peft_model, build_trainer, write_job
 from worker.training.artifacts.saved_state import StateSaver
 from worker.training.step.trainer import Trainer

@@ -23,9 +23,9 @@ from app.core.db.session import Session
 from app.core.db.tables import Job
 from app.core.db.worker_tables import Attempt, WorkerRow
 from app.core.errors import LeaseLostError
+from app.core.job.child.training_events import JobError
 from app.core.job.scores.report import REPORT
 from app.core.job.status import JobStatus
-from app.core.job.training_events import JobError
 
 KEPT_FOR = timedelta(hours=24)
 """How long the files of a task are kept after they were made or last downloaded."""

@@ -21,8 +21,8 @@ from app.core.db.repositories.saved_states import may_be_continued
 from app.core.db.session import Database
 from app.core.db.tables import Job
 from app.core.errors import LeaseLostError
+from app.core.job.child.training_events import JobError
 from app.core.job.status import JobStatus
-from app.core.job.training_events import JobError
 from tests.builders import (
     EVERY_CHECK,
     MINUTE,

@@ -15,8 +15,8 @@ from app.core.db.repositories.recovery import RecoveryRepository
 from app.core.db.repositories.workers import SILENT_AFTER, WorkerRepository
 from app.core.db.session import Database
 from app.core.db.tables import Job, SavedState
+from app.core.job.child.job_spec import ComputeSettings
 from app.core.job.status import JobStatus
-from app.core.job.training_config import ComputeSettings
 from app.core.machine.memory import PLENTY, Memory
 from tests.builders import MINUTE, NOW, add_job, build_identity, get_job, list_messages
 

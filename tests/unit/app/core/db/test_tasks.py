@@ -24,8 +24,8 @@ from app.core.db.repositories.tasks.requests import ExpiredTasks, TaskRepository
 from app.core.db.session import Database
 from app.core.db.tables import Checkpoint, Job
 from app.core.errors import LeaseLostError
+from app.core.job.child.training_events import JobError, MemoryShort
 from app.core.job.status import JobStatus
-from app.core.job.training_events import JobError, MemoryShort
 from app.core.storage.local import LocalBlobStore
 from tests.builders import (
     MINUTE,

@@ -11,8 +11,8 @@ from app.core.db.repositories.transitions import lock_job, settle
 from app.core.db.session import Database
 from app.core.db.tables import Job
 from app.core.db.worker_tables import Attempt
+from app.core.job.child.training_events import JobError
 from app.core.job.status import TRANSITIONS, IllegalTransitionError, JobStatus
-from app.core.job.training_events import JobError
 from tests.builders import (
     MINUTE,
     NOW,

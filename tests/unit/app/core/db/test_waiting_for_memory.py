@@ -8,10 +8,10 @@ from app.core.db.repositories.files import FileRepository
 from app.core.db.repositories.leases import Lease, LeaseRepository
 from app.core.db.repositories.recovery import MEMORY_PAUSE, RecoveryRepository
 from app.core.db.session import Database
+from app.core.job.child.job_spec import ComputeSettings, DeviceName
+from app.core.job.child.training_events import MemoryShort
 from app.core.job.estimate import Estimate
 from app.core.job.status import JobStatus
-from app.core.job.training_config import ComputeSettings, DeviceName
-from app.core.job.training_events import MemoryShort
 from app.core.machine.memory import Memory
 from tests.builders import (
     MINUTE,

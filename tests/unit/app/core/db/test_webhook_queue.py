@@ -12,8 +12,8 @@ from app.core.db.repositories.transitions import lock_job, settle
 from app.core.db.repositories.webhooks import WebhookQueue, WebhookRepository
 from app.core.db.session import Database, Session
 from app.core.db.tables import Job
+from app.core.job.child.training_events import JobError
 from app.core.job.status import JobStatus
-from app.core.job.training_events import JobError
 from app.core.webhooks.events import EVENT_OF_STATUS, WebhookEventType
 from app.webhooks.messages import new_secret
 from tests.builders import MINUTE, NOW, add_job, build_job_in, claim

@@ -8,13 +8,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from app.core.job.child_text import Code, ShortText, Text, clean
+from app.core.job.child.child_text import Code, ShortText, Text, clean
+from app.core.job.child.job_spec import ComputeSettings, DeviceName
 from app.core.job.data_report import DataReport
 from app.core.job.estimate import MAX_BYTES
 from app.core.job.frozen import Frozen
 from app.core.job.loss_log import MAX_COUNT, MAX_STEP, StepMetrics
 from app.core.job.scores.report import AnswerReport
-from app.core.job.training_config import ComputeSettings, DeviceName
 
 Step = Annotated[int, Field(ge=1, le=MAX_STEP)]
 CheckpointDirectory = Annotated[str, Field(pattern=r"^out/step-[0-9]{1,9}$")]
