@@ -1,7 +1,8 @@
 """Training data that every Python has: what the docstrings of its standard library say.
 
 A question ("What does json.dumps do in Python?") and its answer, the docstring: real text, as
-varied in length as people's own data, and the same on every machine with the same Python.
+varied in length as people's own data, and the same on every machine with the same Python. Other
+kinds of data are made from the same text.
 """
 
 import ast
@@ -15,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 _NOT_LIBRARY = {"antigravity", "idlelib", "lib2to3", "pydoc_data", "test", "this", "turtledemo"}
 _MIN_CHARACTERS = 60
@@ -27,6 +29,22 @@ _LENGTHS = (
 """Shares of the examples, and how many characters these have. Among all docstrings long ones are
 rarer than in data that people train on, and without them padding would matter even more."""
 
+DataKind = Literal["docstrings", "one-line", "system-prompt", "long"]
+"""Whole docstrings; their first lines; the same after a system prompt; all docstrings of a module
+as one answer."""
+
+_LONG = 7000
+"""Fewest characters of the docstrings of a module that form a long answer."""
+
+SYSTEM_PROMPT = (
+    "You are the assistant of a team that writes and reviews Python programs. Answer questions "
+    "about the standard library in one short sentence, in plain English, without examples and "
+    "without code. Name no function that does not exist in it. If the question is about a class, "
+    "say what its instances are for; if it is about a function, say what it returns or changes. Do "
+    "not repeat the question, do not greet, and do not offer any more help."
+)
+"""80 words."""
+
 _Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -34,28 +52,51 @@ _Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 class Example:
     question: str
     answer: str
+    system: str = ""
 
     @property
     def messages(self) -> list[dict[str, str]]:
+        system = [{"role": "system", "content": self.system}] if self.system else []
         return [
+            *system,
             {"role": "user", "content": self.question},
             {"role": "assistant", "content": self.answer},
         ]
 
 
-def choose_examples(number: int, *, seed: int) -> list[Example]:
+def choose_examples(number: int, *, seed: int, kind: DataKind = "docstrings") -> list[Example]:
     """As many docstrings, each of them once: which, and in what order, `seed` alone decides.
 
     Raises:
         ValueError: the standard library has not so many.
     """
-    found, chance = _read_library(), random.Random(seed)  # noqa: S311 - no secret
+    chance = random.Random(seed)  # noqa: S311 - no secret
+    if kind == "long":
+        return _choose_modules(number, chance)
+    found = _read_library()
     names: list[str] = []
     for share, characters in _LENGTHS:
         fitting = sorted(name for name, text in found.items() if len(text) in characters)
         names += chance.sample(fitting, math.ceil(number * share))
     chance.shuffle(names)
-    return [Example(f"What does {name} do in Python?", found[name]) for name in names[:number]]
+    system = SYSTEM_PROMPT if kind == "system-prompt" else ""
+    return [
+        Example(
+            f"What does {name} do in Python?",
+            found[name] if kind == "docstrings" else found[name].splitlines()[0],
+            system,
+        )
+        for name in names[:number]
+    ]
+
+
+def _choose_modules(number: int, chance: random.Random) -> list[Example]:
+    texts: dict[str, list[str]] = {}
+    for name, text in _read_library().items():
+        texts.setdefault(name.partition(".")[0], []).append(f"{name}: {text}")
+    joined = {name: "\n\n".join(parts) for name, parts in texts.items()}
+    names = chance.sample(sorted(n for n, text in joined.items() if len(text) >= _LONG), number)
+    return [Example(f"What is in Python's {name}?", joined[name]) for name in names]
 
 
 def write_rows(path: Path, rows: list[dict[str, object]]) -> Path:

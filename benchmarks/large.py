@@ -21,7 +21,7 @@ _ROWS, _EPOCHS = 3, 3
 
 def compare_large(options: Options) -> dict[str, Any]:
     """The script from its start to its end; Tunery from the request to the adapter."""
-    installed = _prepare_model(options)
+    installed = prepare_model(options, "1.5B", layers=options.layers)
     found: dict[str, list[dict[str, float]]] = {"reference": [], "tunery": []}
     run = {
         "reference": lambda directory, task: _run_reference(directory, task, options),
@@ -49,14 +49,14 @@ def compare_large(options: Options) -> dict[str, Any]:
     return {"layers": options.layers, "entrants": medians, "runs": found}
 
 
-def _prepare_model(options: Options) -> Path:
-    """The random model, installed; made once and kept in the cache."""
-    home = options.cache / f"qwen2-shape-{options.layers}"
+def prepare_model(options: Options, shape: str, *, layers: int | None = None) -> Path:
+    """A random model, installed; made once and kept in the cache."""
+    home = options.cache / f"shape-{shape}-{layers or 'all'}"
     if not (home / "models").exists():
         with tempfile.TemporaryDirectory(dir=_made(options.cache)) as scratch:
             source = Path(scratch) / "random-model"
-            command = [sys.executable, "-m", "benchmarks.random_model", str(source)]
-            command += [str(options.layers), str(options.model)]
+            command = [sys.executable, "-m", "benchmarks.random_model", shape, str(source)]
+            command += [str(options.model), *([str(layers)] if layers else [])]
             subprocess.run(command, check=True, cwd=Path(__file__).parents[1])
             return find_installed(source, home)
     (installed,) = (one for one in (home / "models").iterdir() if one.is_dir())

@@ -195,7 +195,8 @@ def measure(task: Task) -> Run:
 
 
 def _read_steps(task: Task) -> list[list[Rectangle]]:
-    rows = read_rows(task.data_dir / CHATS_NAME, AutoTokenizer.from_pretrained(task.model))
+    tokenizer = AutoTokenizer.from_pretrained(task.model)
+    rows = read_rows(task.data_dir / CHATS_NAME, tokenizer, max_tokens=task.max_tokens)
     lengths = [len(row.input_ids) for row in rows]
     return [
         [

@@ -7,22 +7,25 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from benchmarks.data import write_data
+from benchmarks.docstrings import DataKind
 from benchmarks.machine import ISAS, trainer_environment
-from benchmarks.trainers.task import Task
+from benchmarks.trainers.task import MAX_TOKENS, Task
 from benchmarks.trainers.trl_variants import BEST, VARIANTS
 
 ROOT = Path(__file__).parents[1]
-PARTS = ("speed", "search", "quality", "service", "large", "estimates")
+PARTS = ("speed", "search", "sizes", "quality", "service", "large", "estimates")
 TRAINERS = ("reference", "trl", "tunery", "products")
 """The last are the matrix products alone."""
+_LONG_TOKENS = 2048
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
     parts: Sequence[str]
+    data: DataKind
     model: Path
     examples: int
     validation: int
@@ -47,6 +50,11 @@ class Options:
     def timed_steps(self) -> int:
         return self.steps or -(-self.examples // self.batch_size)
 
+    @property
+    def max_tokens(self) -> int:
+        """Tokens that an example is cut to."""
+        return _LONG_TOKENS if self.data == "long" else MAX_TOKENS
+
 
 def read_options(arguments: Sequence[str], description: str | None) -> Options:
     parser = argparse.ArgumentParser(
@@ -56,6 +64,7 @@ def read_options(arguments: Sequence[str], description: str | None) -> Options:
     )
     add = parser.add_argument
     add("parts", nargs="*", choices=[*PARTS, []], metavar="PART", help=f"of {', '.join(PARTS)}")
+    add("--data", choices=get_args(DataKind), default="docstrings", help="kind of the examples")
     add("--model", type=Path, default=ROOT / "data" / "models" / "smollm2-135m-instruct")
     add("--examples", type=int, default=64, help="to train on")
     add("--validation", type=int, default=32, help="examples held out, for `quality`")
@@ -96,9 +105,11 @@ class Bench:
         self.about_data = write_data(
             directory / "data",
             options.model,
+            kind=options.data,
             examples=options.examples,
             validation=options.validation,
             seed=options.seed,
+            max_tokens=options.max_tokens,
         )
         steps = options.warm_up + options.timed_steps
         self._task = Task(
@@ -108,6 +119,7 @@ class Bench:
             threads=options.threads,
             seed=options.seed,
             batch_size=options.batch_size,
+            max_tokens=options.max_tokens,
             steps=steps,
         )
 

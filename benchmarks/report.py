@@ -21,11 +21,16 @@ NAMES = {
     "products-bfloat16": "matrix products alone, bfloat16",
     "products-float32": "matrix products alone, float32",
 }
-_ISAS = {
-    "speed": "all instructions of the processor",
+_HEADINGS = {
+    "speed": "docstrings, all instructions of the processor",
+    "speed-system-prompt-4": "one-line answers after a system prompt, batch size 4",
+    "speed-system-prompt-16": "one-line answers after a system prompt, batch size 16",
+    "speed-one-line-4": "one-line answers",
+    "speed-long-4": "long rows",
     "speed-avx512": "limited to AVX-512, without the instructions for bfloat16 and AMX",
     "speed-avx2": "limited to AVX2",
 }
+"""What the parts on speed measure, in the order of the page."""
 
 _HEAD = """# How fast Tunery trains
 
@@ -35,20 +40,22 @@ _HEAD = """# How fast Tunery trains
 
 ## How to read this
 
-- **Real tokens per second**: the number of tokens in the examples, truncated to 512 and without
-  padding, divided by the wall time of the training loop. A trainer that spends its time on padding
-  is slow by this measure.
-- The data are docstrings of Python's standard library as conversations. All trainers read the same
-  tokens, with the same number of threads, rank 64 on `q_proj` and `v_proj`, and the same number of
-  examples per optimizer step.
+- **Real tokens per second**: the number of tokens in the examples, truncated to 512 (long rows to
+  2,048) and without padding, divided by the wall time of the training loop. A trainer that spends
+  its time on padding is slow by this measure.
+- The data are docstrings of Python's standard library as conversations, or made of these: only
+  their first lines, the same after a system prompt of 80 words, or all docstrings of a module as
+  one answer of up to 2,048 tokens. All trainers read the same tokens, with the same number of
+  threads, rank 64 on `q_proj` and `v_proj`, and the same number of examples per optimizer step.
 - The trainers run in turn, each in a fresh process, for as many rounds as `--rounds` says. The
   figure is the median of the rounds, with the minimum and maximum in brackets. The first steps are
   a warm-up and are not counted.
 - The figures are those of one machine in one hour. Only ratios carry over to other machines, and
   only to processors with the same instructions. AMX matters most.
 - **Matrix products alone** performs only the matrix products of the same micro-batches, forward and
-  backward. It is an upper bound for every trainer. A trainer with a share of 80 % could save at
-  most a fifth of its time without faster matrix products.
+  backward. It is an upper bound for every trainer that computes each token. Tunery computes the
+  beginnings that the rows of a step share only once, so it may exceed it. A trainer with a share of
+  80 % could save at most a fifth of its time without faster matrix products.
 - **Reference script** is the [script that Tunery grew out of](reference-script.md), with its flaws:
   it pads every row to 512 tokens in float32 and learns the padding.
 - The suffix of TRL, such as `bf16-1`, names its configuration: the data type, and the number of
@@ -67,11 +74,13 @@ def write_report(results: dict[str, Part], directory: Path) -> None:
 
 
 def _sections(results: dict[str, Part]) -> Iterator[str]:
-    for name, heading in _ISAS.items():
+    for name, heading in _HEADINGS.items():
         if name in results:
             yield from _speed(results[name], f"Speed: {heading}")
-    if "search" in results:
-        yield from _search(results["search"])
+    if "sizes" in results:
+        yield from _sizes(results["sizes"])
+    for name in filter(lambda name: name.startswith("search"), results):
+        yield from _search(results[name])
     if "quality" in results:
         yield from _quality(results["quality"])
     if "large" in results:
@@ -136,8 +145,28 @@ def _products(entrants: Part) -> Iterator[str]:
     yield ""
 
 
+def _sizes(part: Part) -> Iterator[str]:
+    yield "## Sizes of base models\n"
+    yield _paragraph(
+        "135M is the default base model. The others have the shapes of SmolLM2-360M, Qwen2.5-0.5B "
+        "and Qwen2.5-1.5B, and random weights. The last two columns are shares of the speed of the "
+        "matrix products alone."
+    )
+    names = ("tunery", "tunery-compiled")
+    yield "| parameters | tokens/s | compiled | matrix products alone | share | compiled |"
+    yield "|---|---|---|---|---|---|"
+    for size, found in part["sizes"].items():
+        speeds = [found["entrants"][name]["median"] for name in names]
+        cells = [f"{speed:,.0f}" for speed in (*speeds, found["bound"])]
+        cells += [f"{100 * speed / found['bound']:.0f} %" for speed in speeds]
+        yield f"| {size} | {' | '.join(cells)} |"
+    yield ""
+    yield from _provenance(part)
+
+
 def _search(part: Part) -> Iterator[str]:
-    yield "## Configurations of TRL\n"
+    of_data = part["data"].get("kind", "docstrings")
+    yield f"## Configurations of TRL on {of_data}\n"
     yield "| variant | real tokens/s |"
     yield "|---|---|"
     ranked = sorted(part["entrants"].items(), key=lambda item: -item[1]["median"])

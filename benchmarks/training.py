@@ -2,6 +2,8 @@
 
     python -m benchmarks.training                    # reference, TRL, Tunery, in turn: 15 minutes
     python -m benchmarks.training --isa avx2         # the same, held to older instructions
+    python -m benchmarks.training --data system-prompt --batch-size 16   # other data
+    python -m benchmarks.training sizes              # base models of four sizes: 40 minutes
     python -m benchmarks.training search             # which configuration of TRL is the fastest
     python -m benchmarks.training quality --rounds 3 # is the result that of plain float32?
     python -m benchmarks.training service            # what the service costs beside the training
@@ -28,11 +30,13 @@ from benchmarks.options import ROOT, Options, read_options
 from benchmarks.quality import compare_quality
 from benchmarks.report import load_results, write_report
 from benchmarks.service import measure_service
+from benchmarks.sizes import compare_sizes
 from benchmarks.speed import compare_speed, search_variants
 
 _RUN: dict[str, Callable[[Options], dict[str, Any]]] = {
     "speed": compare_speed,
     "search": search_variants,
+    "sizes": compare_sizes,
     "quality": compare_quality,
     "service": measure_service,
     "large": compare_large,
@@ -46,13 +50,19 @@ def main(arguments: list[str]) -> int:
     os.environ.update(ISAS[options.isa])  # the service takes them from here
     is_good = True
     for part in options.parts:
-        name = part if options.isa == "native" else f"{part}-{options.isa}"
         result = _RUN[part](options)
         is_good &= result.get("is_equal", True)
-        _add(options, name, _describe(arguments) | result)
+        _add(options, _name(part, options), _describe(arguments) | result)
     if options.write:
         write_report(load_results(options.results), ROOT / "docs")
     return 0 if is_good else 1
+
+
+def _name(part: str, options: Options) -> str:
+    """The key of a result: each kind of data, and each set of instructions, has its own."""
+    of_data = [options.data, str(options.batch_size)] if options.data != "docstrings" else []
+    of_isa = [options.isa] if options.isa != "native" else []
+    return "-".join([part, *of_data, *of_isa])
 
 
 def _describe(arguments: list[str]) -> dict[str, Any]:

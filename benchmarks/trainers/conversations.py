@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.trainers.task import MAX_TOKENS
-
 END_OF_TURN = "<|im_end|>"
 
 
@@ -29,7 +27,7 @@ def render(tokenizer: Any, messages: list[dict[str, str]]) -> str:
     return tokenizer.apply_chat_template(messages, tokenize=False)
 
 
-def read_rows(path: Path, tokenizer: Any) -> list[Row]:
+def read_rows(path: Path, tokenizer: Any, *, max_tokens: int) -> list[Row]:
     """The rows of a file of `messages`, cut as all trainers cut them.
 
     After the token that ends the answer, the template writes a line break. It is read, and counted,
@@ -45,5 +43,5 @@ def read_rows(path: Path, tokenizer: Any) -> list[Row]:
             tokenizer(text, add_special_tokens=False)["input_ids"]
             for text in (prompt, answer["content"] + END_OF_TURN)
         ]
-        rows.append(Row([*ids[0], *ids[1]][:MAX_TOKENS], len(ids[0])))
+        rows.append(Row([*ids[0], *ids[1]][:max_tokens], len(ids[0])))
     return rows

@@ -5,6 +5,7 @@ Tunery's order, and the adapter starts from the same numbers; dropout draws its 
 """
 
 import sys
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,7 +30,8 @@ def train(task: Task) -> Run:
     """Train and evaluate; or evaluate the adapter of the task, and train nothing."""
     torch.set_num_threads(task.threads)
     tokenizer = AutoTokenizer.from_pretrained(task.model)
-    validation = read_rows(task.data_dir / VALIDATION_NAME, tokenizer)
+    read = partial(read_rows, tokenizer=tokenizer, max_tokens=task.max_tokens)
+    validation = read(task.data_dir / VALIDATION_NAME)
     base = AutoModelForCausalLM.from_pretrained(task.model, dtype=torch.float32)
     if task.adapter:
         tuned = PeftModel.from_pretrained(base, task.adapter)
@@ -38,7 +40,7 @@ def train(task: Task) -> Run:
     seed_adapter(task.seed)
     model = get_peft_model(base, LoraConfig(**LORA, task_type="CAUSAL_LM"))
     before = evaluate(model, validation)
-    _train(model, read_rows(task.data_dir / CHATS_NAME, tokenizer), task)
+    _train(model, read(task.data_dir / CHATS_NAME), task)
     return Run(ticks=[], more={"before": before, "valid_loss": evaluate(model, validation)})
 
 

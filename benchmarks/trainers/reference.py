@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingA
 
 from benchmarks.trainers.child import main
 from benchmarks.trainers.hugging_face import StepClock, count_tokens
-from benchmarks.trainers.task import LEARNING_RATE, LORA, MAX_TOKENS, TEXTS_NAME, Run, Task
+from benchmarks.trainers.task import LEARNING_RATE, LORA, TEXTS_NAME, Run, Task
 
 
 def train(task: Task) -> Run:
@@ -31,7 +31,7 @@ def train(task: Task) -> Run:
 
     def tokenize(rows: dict[str, list[str]]) -> dict[str, Any]:
         tokens: dict[str, Any] = tokenizer(
-            rows["text"], truncation=True, padding="max_length", max_length=MAX_TOKENS
+            rows["text"], truncation=True, padding="max_length", max_length=task.max_tokens
         )
         tokens["labels"] = tokens["input_ids"].copy()
         return tokens

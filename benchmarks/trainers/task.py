@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 MAX_TOKENS = 512
-"""Of one example; the rest of a longer one is cut off, as in the reference script."""
+"""Of one example; the rest of a longer one is cut off, as in the reference script. Data of long
+rows have more."""
 LORA: dict[str, Any] = {
     "r": 64,
     "lora_alpha": 16,
@@ -37,6 +38,7 @@ class Task:
     seed: int
     batch_size: int
     """Examples of an optimizer step."""
+    max_tokens: int = MAX_TOKENS
     steps: int | None = None
     """Optimizer steps; None for three epochs."""
     variant: str = ""

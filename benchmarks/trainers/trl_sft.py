@@ -11,7 +11,7 @@ from trl import SFTConfig, SFTTrainer
 
 from benchmarks.trainers.child import main
 from benchmarks.trainers.hugging_face import StepClock, count_tokens
-from benchmarks.trainers.task import LEARNING_RATE, LORA, MAX_TOKENS, PAIRS_NAME, Run, Task
+from benchmarks.trainers.task import LEARNING_RATE, LORA, PAIRS_NAME, Run, Task
 from benchmarks.trainers.trl_variants import VARIANTS, Variant
 
 
@@ -26,7 +26,7 @@ def train(task: Task) -> Run:
             output_dir=str(task.scratch_dir / "out"),
             **_settings_of(variant, task),
             learning_rate=LEARNING_RATE,
-            max_length=MAX_TOKENS,
+            max_length=task.max_tokens,
             num_train_epochs=3,
             max_steps=task.steps or -1,
             # On by default, to save memory; what it saves it pays for with a third of the speed.

@@ -31,7 +31,6 @@ from benchmarks.trainers.task import (
     CHATS_NAME,
     LEARNING_RATE,
     LORA,
-    MAX_TOKENS,
     VALIDATION_NAME,
     Run,
     Task,
@@ -115,7 +114,7 @@ def _config(task: Task) -> TrainingConfig:
         ),
         batch_size=task.batch_size,
         learning_rate=LEARNING_RATE,
-        max_sequence_tokens=MAX_TOKENS,
+        max_sequence_tokens=task.max_tokens,
         max_steps=task.steps,
         seed=task.seed,
     )

@@ -2,16 +2,19 @@
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 from xml.etree import ElementTree as ET
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from benchmarks import training
 from benchmarks.chart import Bar, draw_bars
-from benchmarks.docstrings import choose_examples
+from benchmarks.docstrings import SYSTEM_PROMPT, DataKind, choose_examples
 from benchmarks.matrix_products import measure
 from benchmarks.options import Bench, open_bench, read_options
+from benchmarks.random_model import write_random_model
 from benchmarks.report import load_results, write_report
 from benchmarks.trainers import plain, tunery
 from tests.tiny import write_tiny_model
@@ -88,9 +91,25 @@ def test_matrix_products_alone_go_through_as_many_steps(bench: Bench, dtype: str
     assert all(speed > 0 for speed in run.more["gflops"].values())
 
 
-def test_the_same_seed_chooses_the_same_docstrings() -> None:
-    assert choose_examples(8, seed=1) == choose_examples(8, seed=1)
-    assert choose_examples(8, seed=1) != choose_examples(8, seed=2)
+@pytest.mark.parametrize("kind", get_args(DataKind))
+def test_the_same_seed_chooses_the_same_examples(kind: DataKind) -> None:
+    assert choose_examples(8, seed=1, kind=kind) == choose_examples(8, seed=1, kind=kind)
+    assert choose_examples(8, seed=1, kind=kind) != choose_examples(8, seed=2, kind=kind)
+
+
+def test_the_system_prompt_has_80_words() -> None:
+    assert len(SYSTEM_PROMPT.split()) == 80
+
+
+def test_a_random_model_has_the_shape_of_its_name(tmp_path: Path) -> None:
+    write_tiny_model(tmp_path / "tiny")
+
+    write_random_model(tmp_path / "model", "0.5B", tokenizer_of=tmp_path / "tiny", layers=1)
+
+    model: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    layer = 14_912_384  # of Qwen2.5-0.5B
+    assert model.num_parameters() == 151_936 * 896 + 896 + layer
+    assert model(input_ids=torch.tensor([[1, 2]])).logits.isfinite().all()
 
 
 def test_the_longest_bar_is_the_fastest() -> None:
