@@ -35,20 +35,27 @@ def write_data(
     directory.mkdir(parents=True, exist_ok=True)
     tokenizer = AutoTokenizer.from_pretrained(model)
     write_rows(directory / TEXTS_NAME, [{"text": render(tokenizer, e.messages)} for e in training])
-    write_rows(directory / PAIRS_NAME, [_pair(each) for each in training])
-    write_rows(directory / CHATS_NAME, [{"messages": each.messages} for each in training])
-    write_rows(directory / VALIDATION_NAME, [{"messages": each.messages} for each in held_out])
+    write_rows(directory / PAIRS_NAME, [_row_of_trl(each) for each in training])
+    write_rows(directory / CHATS_NAME, [_row(each) for each in training])
+    write_rows(directory / VALIDATION_NAME, [_row(each) for each in held_out])
     rows = read_rows(directory / CHATS_NAME, tokenizer, max_tokens=max_tokens)
     lengths = sorted(len(row.input_ids) for row in rows)
     return {
         "kind": kind,
         "examples": examples,
-        "median_tokens": lengths[examples // 2],
-        "mean_tokens": sum(lengths) / examples,
+        "median_tokens": lengths[len(lengths) // 2],
+        "mean_tokens": sum(lengths) / len(lengths),
         "longest_tokens": lengths[-1],
     }
 
 
-def _pair(example: Example) -> dict[str, object]:
+def _row(example: Example) -> dict[str, object]:
+    return example.preference if example.worse_answer else {"messages": example.messages}
+
+
+def _row_of_trl(example: Example) -> dict[str, object]:
     *prompt, answer = example.messages
-    return {"prompt": prompt, "completion": [answer]}
+    if not example.worse_answer:
+        return {"prompt": prompt, "completion": [answer]}
+    worse = [{"role": "assistant", "content": example.worse_answer}]
+    return {"prompt": prompt, "chosen": [answer], "rejected": worse}

@@ -29,9 +29,9 @@ _LENGTHS = (
 """Shares of the examples, and how many characters these have. Among all docstrings long ones are
 rarer than in data that people train on, and without them padding would matter even more."""
 
-DataKind = Literal["docstrings", "one-line", "system-prompt", "long"]
+DataKind = Literal["docstrings", "one-line", "system-prompt", "long", "pairs"]
 """Whole docstrings; their first lines; the same after a system prompt; all docstrings of a module
-as one answer."""
+as one answer; short docstrings, each with that of something else as a worse answer."""
 
 _LONG = 7000
 """Fewest characters of the docstrings of a module that form a long answer."""
@@ -53,15 +53,26 @@ class Example:
     question: str
     answer: str
     system: str = ""
+    worse_answer: str = ""
+    """What is not preferred; empty in data for supervised training."""
+
+    @property
+    def prompt(self) -> list[dict[str, str]]:
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        return [*system, {"role": "user", "content": self.question}]
 
     @property
     def messages(self) -> list[dict[str, str]]:
-        system = [{"role": "system", "content": self.system}] if self.system else []
-        return [
-            *system,
-            {"role": "user", "content": self.question},
-            {"role": "assistant", "content": self.answer},
-        ]
+        return [*self.prompt, _answer(self.answer)]
+
+    @property
+    def preference(self) -> dict[str, object]:
+        """The row in OpenAI's form, for `pairs`."""
+        return {
+            "input": {"messages": self.prompt},
+            "preferred_output": [_answer(self.answer)],
+            "non_preferred_output": [_answer(self.worse_answer)],
+        }
 
 
 def choose_examples(number: int, *, seed: int, kind: DataKind = "docstrings") -> list[Example]:
@@ -74,6 +85,8 @@ def choose_examples(number: int, *, seed: int, kind: DataKind = "docstrings") ->
     if kind == "long":
         return _choose_modules(number, chance)
     found = _read_library()
+    if kind == "pairs":
+        return _choose_pairs(number, found, chance)
     names: list[str] = []
     for share, characters in _LENGTHS:
         fitting = sorted(name for name, text in found.items() if len(text) in characters)
@@ -88,6 +101,31 @@ def choose_examples(number: int, *, seed: int, kind: DataKind = "docstrings") ->
         )
         for name in names[:number]
     ]
+
+
+def _choose_pairs(number: int, found: dict[str, str], chance: random.Random) -> list[Example]:
+    """Pairs whose prompt has about 200 tokens: the system prompt, and a text to be told apart."""
+    short, longer = (
+        sorted(name for name, text in found.items() if len(text) in characters)
+        for _, characters in _LENGTHS[:2]
+    )
+    names = chance.sample(short, 2 * number)
+    others = chance.sample(longer, number)
+    triples = zip(names[:number], names[number:], others, strict=True)
+    return [
+        Example(
+            f"{other} says: {found[other][:350]} That is not what I look for. "
+            f"What does {name} do in Python?",
+            found[name],
+            SYSTEM_PROMPT,
+            found[worse],
+        )
+        for name, worse, other in triples
+    ]
+
+
+def _answer(text: str) -> dict[str, str]:
+    return {"role": "assistant", "content": text}
 
 
 def _choose_modules(number: int, chance: random.Random) -> list[Example]:

@@ -16,7 +16,7 @@ from benchmarks.trainers.task import MAX_TOKENS, Task
 from benchmarks.trainers.trl_variants import BEST, VARIANTS
 
 ROOT = Path(__file__).parents[1]
-PARTS = ("speed", "search", "sizes", "quality", "service", "large", "estimates")
+PARTS = ("speed", "search", "sizes", "quality", "service", "large", "tight", "estimates")
 TRAINERS = ("reference", "trl", "tunery", "products")
 """The last are the matrix products alone."""
 _LONG_TOKENS = 2048
@@ -42,6 +42,8 @@ class Options:
     trainers: Sequence[str]
     variant: str
     layers: int
+    memory: int
+    """Memory limit of `tight`, in GiB."""
     cache: Path
     results: Path
     write: bool
@@ -79,6 +81,7 @@ def read_options(arguments: Sequence[str], description: str | None) -> Options:
     add("--trainers", nargs="+", choices=TRAINERS, default=list(TRAINERS))
     add("--variant", choices=list(VARIANTS), help="of TRL; the best that is known unless set")
     add("--layers", type=int, default=28, help="of the random model of `large`; it has 28")
+    add("--memory", type=int, default=20, help="GiB that `tight` is held to; 0 for no limit")
     add("--cache", type=Path, default=ROOT / ".cache" / "benchmarks", help="for the random model")
     add("--results", type=Path, help="JSON file that every part is added to; in the cache else")
     add("--write", action="store_true", help="write docs/benchmarks.md and its chart")
@@ -120,8 +123,13 @@ class Bench:
             seed=options.seed,
             batch_size=options.batch_size,
             max_tokens=options.max_tokens,
+            is_dpo=options.data == "pairs",
             steps=steps,
         )
+
+    @property
+    def has_pairs(self) -> bool:
+        return self._task.is_dpo
 
     @property
     def environment(self) -> dict[str, str]:

@@ -15,7 +15,7 @@ Part = dict[str, Any]
 _GIB = 2**30
 NAMES = {
     "reference": "reference script",
-    "trl": "TRL `SFTTrainer`",
+    "trl": "TRL",
     "tunery": "**Tunery**",
     "tunery-compiled": "**Tunery**, compiled, as for longer jobs",
     "products-bfloat16": "matrix products alone, bfloat16",
@@ -27,6 +27,7 @@ _HEADINGS = {
     "speed-system-prompt-16": "one-line answers after a system prompt, batch size 16",
     "speed-one-line-4": "one-line answers",
     "speed-long-4": "long rows",
+    "speed-pairs-4": "DPO on pairs with a prompt of about 200 tokens",
     "speed-avx512": "limited to AVX-512, without the instructions for bfloat16 and AMX",
     "speed-avx2": "limited to AVX2",
 }

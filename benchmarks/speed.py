@@ -82,6 +82,7 @@ def _entrants(bench: Bench, options: Options) -> dict[str, Callable[[], Run]]:
         name: run_once
         for name, run_once in entrants.items()
         if name.partition("-")[0] in options.trainers
+        and not (name == "reference" and bench.has_pairs)  # the script has no such method
     }
 
 
@@ -91,7 +92,8 @@ def _run(bench: Bench, module: str, **changes: Any) -> Run:
 
 
 def _run_trl(bench: Bench, variant: str) -> Run:
-    return _run(bench, "benchmarks.trainers.trl_sft", variant=variant)
+    method = "dpo" if bench.has_pairs else "sft"
+    return _run(bench, f"benchmarks.trainers.trl_{method}", variant=variant)
 
 
 def _run_tunery(bench: Bench, **changes: Any) -> Run:

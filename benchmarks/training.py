@@ -8,6 +8,7 @@
     python -m benchmarks.training quality --rounds 3 # is the result that of plain float32?
     python -m benchmarks.training service            # what the service costs beside the training
     python -m benchmarks.training large --rounds 1   # the reference's own job, on 1.5B parameters
+    python -m benchmarks.training tight              # 7B parameters in 20 GiB, as root
     python -m benchmarks.training estimates          # what ten jobs should take, and what they took
 
 On a machine that does nothing else. Every part is added to a file of results; `--write` makes
@@ -32,6 +33,7 @@ from benchmarks.report import load_results, write_report
 from benchmarks.service import measure_service
 from benchmarks.sizes import compare_sizes
 from benchmarks.speed import compare_speed, search_variants
+from benchmarks.tight import measure_tight
 
 _RUN: dict[str, Callable[[Options], dict[str, Any]]] = {
     "speed": compare_speed,
@@ -40,6 +42,7 @@ _RUN: dict[str, Callable[[Options], dict[str, Any]]] = {
     "quality": compare_quality,
     "service": measure_service,
     "large": compare_large,
+    "tight": measure_tight,
     "estimates": measure_estimates,
 }
 _PATHS = {"--model", "--cache", "--results"}

@@ -5,6 +5,7 @@ else: the benchmark's models all speak it.
 """
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,15 +28,26 @@ def render(tokenizer: Any, messages: list[dict[str, str]]) -> str:
     return tokenizer.apply_chat_template(messages, tokenize=False)
 
 
+def _read_answers(path: Path) -> Iterator[tuple[list[dict[str, str]], dict[str, str]]]:
+    """Each answer after the messages before it."""
+    for line in path.read_text("utf-8").splitlines():
+        row = json.loads(line)
+        if "messages" in row:
+            *before, answer = row["messages"]
+            yield before, answer
+            continue
+        for key in ("preferred_output", "non_preferred_output"):
+            yield row["input"]["messages"], row[key][0]
+
+
 def read_rows(path: Path, tokenizer: Any, *, max_tokens: int) -> list[Row]:
-    """The rows of a file of `messages`, cut as all trainers cut them.
+    """The rows of a file of `messages`, cut as all trainers cut them; two of each preference.
 
     After the token that ends the answer, the template writes a line break. It is read, and counted,
     but never learned; as the last token of a row it influences nothing, and is left out here.
     """
     rows: list[Row] = []
-    for line in path.read_text("utf-8").splitlines():
-        *before, answer = json.loads(line)["messages"]
+    for before, answer in _read_answers(path):
         prompt: str = tokenizer.apply_chat_template(
             before, tokenize=False, add_generation_prompt=True
         )

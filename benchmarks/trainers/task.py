@@ -18,11 +18,11 @@ LEARNING_RATE = 2e-4
 TEXTS_NAME = "texts.jsonl"
 """Rows of `text`: the conversations as the chat template of the model renders them."""
 PAIRS_NAME = "pairs.jsonl"
-"""Rows of `prompt` and `completion`, each a list of messages."""
+"""Rows of `prompt` and `completion`, or of `prompt`, `chosen` and `rejected`: lists of messages."""
 CHATS_NAME = "chats.jsonl"
-"""Rows of `messages`."""
+"""Rows of `messages`, or preferences in OpenAI's form."""
 VALIDATION_NAME = "validation.jsonl"
-"""Rows of `messages`, of other examples."""
+"""The same, of other examples."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +41,8 @@ class Task:
     max_tokens: int = MAX_TOKENS
     steps: int | None = None
     """Optimizer steps; None for three epochs."""
+    is_dpo: bool = False
+    """Whether the examples are pairs."""
     variant: str = ""
     """Which of the configurations that a trainer has."""
     adapter: str = ""

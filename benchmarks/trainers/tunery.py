@@ -25,7 +25,7 @@ from app.core.job.child.job_spec import (
 )
 from app.core.job.child.training_events import Failed, Finished, Started, Stepped, parse_event
 from app.core.job.lora_shape import LoraShape
-from app.core.job.training_config import TrainingConfig
+from app.core.job.training_config import DpoSettings, TrainingConfig
 from benchmarks.trainers.child import ChildFailedError, run_and_wait
 from benchmarks.trainers.task import (
     CHATS_NAME,
@@ -117,6 +117,7 @@ def _config(task: Task) -> TrainingConfig:
         max_sequence_tokens=task.max_tokens,
         max_steps=task.steps,
         seed=task.seed,
+        dpo=DpoSettings() if task.is_dpo else None,
     )
 
 
@@ -157,8 +158,16 @@ def micro_batches(lengths: Sequence[int], task: Task) -> list[list[list[int]]]:
             [int(i) for i in piece]
             for piece in cut_by_length(np.array(step), all_lengths, micro_batch_tokens=most)
         ]
-        for step in order_of_steps(len(lengths), task)
+        for step in _rows_of_steps(len(lengths), task)
     ]
+
+
+def _rows_of_steps(rows: int, task: Task) -> list[list[int]]:
+    """Which rows form each of the steps. The two rows of a pair follow each other."""
+    if not task.is_dpo:
+        return order_of_steps(rows, task)
+    pairs = order_of_steps(rows // 2, task)
+    return [[row for pair in step for row in (2 * pair, 2 * pair + 1)] for step in pairs]
 
 
 def seed_adapter(seed: int) -> None:
