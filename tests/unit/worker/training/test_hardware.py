@@ -25,7 +25,7 @@ def test_the_limit_of_a_container_counts_whichever_level_sets_it(
         "sys/fs/cgroup/a/b/memory.max": "max\n",
         f"{group}/memory.max": "1000000\n",
         f"{group}/memory.current": "600000\n",
-        f"{group}/memory.stat": "anon 500000\ninactive_file 50000\n",
+        f"{group}/memory.stat": "anon 500000\ninactive_file 20000\nactive_file 30000\n",
     }
 
     expected = Memory(total=1_000_000, free=450_000)
@@ -38,7 +38,8 @@ def test_the_older_groups_are_known_too(tmp_path: Path) -> None:
         "proc/self/cgroup": "5:cpu,cpuacct:/docker/1\n4:memory:/docker/1\n0::/\n",
         f"{group}/memory.limit_in_bytes": "1000000\n",
         f"{group}/memory.usage_in_bytes": "1200000\n",
-        f"{group}/memory.stat": "inactive_file 1\ntotal_inactive_file 300000\n",
+        f"{group}/memory.stat": "inactive_file 1\ntotal_inactive_file 200000\n"
+        "total_active_file 100000\n",
     }
 
     assert measure_memory(root=write(tmp_path, files)).free == 100_000
