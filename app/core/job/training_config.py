@@ -168,6 +168,11 @@ class TrainingConfig(Frozen):
             return self.early_stopping_patience is not None
         return self.checkpoint_choice == "best"
 
+    @property
+    def rows_per_example(self) -> int:
+        """Number of rows of tokens that an example is: two for a pair, the preferred one first."""
+        return 1 if self.dpo is None else 2
+
     def total_steps(self, examples: int) -> int:
         """Number of optimizer steps of a job that trains on so many examples."""
         return self.max_steps or self.epochs * math.ceil(examples / self.batch_size)

@@ -111,6 +111,21 @@ def cut_by_length(
         yield by_length[start:end]
 
 
+def rows_of(examples: np.ndarray, rows_per_example: int) -> np.ndarray:
+    """The rows of examples, those of one example side by side."""
+    return (examples[:, None] * rows_per_example + np.arange(rows_per_example)).ravel()
+
+
+def padded_lengths(lengths: np.ndarray, rows_per_example: int) -> np.ndarray:
+    """Tokens of each example whose rows are padded to the longest of them.
+
+    Args:
+        lengths: tokens of each row of the file.
+        rows_per_example: rows that stay together in a micro-batch.
+    """
+    return lengths.reshape(-1, rows_per_example).max(axis=1) * rows_per_example
+
+
 def collate(data: TokenizedData, examples: np.ndarray, *, pad_token_id: int) -> MicroBatch:
     """Read examples, and pad them at their end to the length of the longest.
 
