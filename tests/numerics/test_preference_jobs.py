@@ -5,14 +5,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
-from app.core.job.child.job_spec import PARENT_NAME, TOKENS_NAME, JobSpec
+from app.core.job.child.job_spec import PARENT_NAME, JobSpec
 from app.core.job.child.training_events import Finished, Noted, TrainingEvent
 from app.core.job.lora_shape import LoraShape
 from app.core.job.training_config import DpoSettings
-from app.core.manifest import atomic_directory, sha256_of
+from app.core.manifest import sha256_of
 from tests.numerics.test_resume import (
     ROWS,
     WEIGHTS,
@@ -25,8 +24,6 @@ from tests.numerics.test_resume import (
 )
 from tests.tiny import build_tokenizer, change_job, write_job, write_parent
 from worker.training import recipe
-from worker.training.data.dataset import TokenWriter
-from worker.training.preparation.prepared_data import TokensIndex, describe_inputs
 from worker.training.recipe import run_job
 
 POLITE = [
@@ -49,7 +46,7 @@ def write_pairs(
     is_continued: bool = False,
     **settings: Any,
 ) -> JobSpec:
-    """A job directory whose data is checked: the tokens of its pairs are there."""
+    """A job directory with pairs."""
     settings = {"dpo": DpoSettings(), "learning_rate": 1e-2, "lora": LORA, **settings}
     job = write_job(
         directory,
@@ -61,12 +58,6 @@ def write_pairs(
     if is_continued:
         job = job.model_copy(update={"parent": write_parent(directory, job.config.lora)})
     change_spec(directory, job)
-    with atomic_directory(directory / TOKENS_NAME, 0, job) as staging:
-        digests = {"training_file": write_tokens(staging, "training_file", pairs)}
-        if validation is not None:
-            digests["validation_file"] = write_tokens(staging, "validation_file", validation)
-        index = TokensIndex(inputs=describe_inputs(job), ends=("<|im_end|>",), sha256=digests)
-        index.write(staging)
     return job
 
 
@@ -79,19 +70,6 @@ def as_rows(pairs: list[tuple[str, str, str]]) -> list[dict[str, Any]]:
         }
         for prompt, chosen, rejected in pairs
     ]
-
-
-def write_tokens(directory: Path, name: str, pairs: list[tuple[str, str, str]]) -> str:
-    tokenizer = build_tokenizer()
-    with TokenWriter(directory, name) as writer:
-        for line, (prompt, *answers) in enumerate(pairs, 1):
-            before = tokenizer(f"<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n")
-            for answer in answers:
-                learned = tokenizer(f"{answer}<|im_end|>")["input_ids"]
-                tokens = np.array([*before["input_ids"], *learned], "<i4")
-                is_learned = np.arange(len(tokens)) >= len(tokens) - len(learned)
-                writer.write(tokens, is_learned, line=line)
-    return writer.sha256
 
 
 def test_a_model_learns_to_be_polite(base_model: Path, tmp_path: Path) -> None:
@@ -111,12 +89,10 @@ def test_a_model_learns_to_be_polite(base_model: Path, tmp_path: Path) -> None:
     assert last.train_rewards.accuracy > 0.9
     assert last.valid_rewards.accuracy > 0.9
     assert last.valid_rewards.chosen > last.valid_rewards.rejected
-    both = build_tokenizer()
-    assert last.tokens_seen == 3 * sum(
-        2 * len(both(f"<|im_start|>user\n{p}<|im_end|>\n<|im_start|>assistant\n")["input_ids"])
-        + len(both(f"{c}<|im_end|>{r}<|im_end|>")["input_ids"])
-        for p, c, r in POLITE
-    )
+    question = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n{}<|im_end|>\n"
+    texts = [question.format(prompt, answer) for prompt, *both in POLITE for answer in both]
+    lengths = [len(row) for row in build_tokenizer()(texts)["input_ids"]]
+    assert last.tokens_seen == 3 * sum(lengths)
 
 
 CASES: dict[str, dict[str, Any]] = {
