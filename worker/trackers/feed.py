@@ -31,8 +31,9 @@ from worker.trackers.process import TrackerError, TrackerProcess
 
 logger = logging.getLogger(__name__)
 
-ROWS_AT_ONCE = 100
-"""Number of steps that are sent at once. MLflow takes a thousand values at once, ten for a step."""
+ROWS_AT_ONCE = 50
+"""Number of steps that are sent at once. MLflow takes a thousand values at once: up to eighteen for
+a step."""
 
 INTERVAL_S = 2.0
 """Interval at which the database is asked for new steps."""

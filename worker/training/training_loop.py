@@ -133,6 +133,7 @@ class TrainingLoop:
                 valid_mean_token_accuracy=evaluation.accuracy,
                 tokens_seen=0,
                 elapsed_s=0.0,
+                valid_rewards=evaluation.rewards,
             )
         )
 
@@ -155,6 +156,7 @@ class TrainingLoop:
             update={
                 "valid_loss": evaluation.loss,
                 "valid_mean_token_accuracy": evaluation.accuracy,
+                "valid_rewards": evaluation.rewards,
             }
         )
 

@@ -6,6 +6,7 @@ length, and the result of a step does not depend on the grouping.
 Dimension key (Shazeer 2024, "Shape Suffixes"):
     B  examples in a micro-batch
     L  tokens in the longest of them
+    N  learned tokens in the micro-batch
 """
 
 import math
@@ -37,6 +38,18 @@ class MicroBatch:
     """Index of each row in the data."""
     lengths: Sequence[int]
     """Tokens of each row, without its padding."""
+
+    @property
+    def is_learned(self) -> Tensor:
+        """Whether a token is learned. The first of a row never is: nothing predicts it."""
+        is_learned_BL = self.labels_BL != IGNORE_INDEX
+        is_learned_BL[:, 0] = False
+        return is_learned_BL
+
+    @property
+    def rows_of_targets(self) -> Tensor:
+        """For each learned token, row after row, the position of its row in `examples`."""
+        return self.is_learned.nonzero()[:, 0]
 
     def to(self, device: torch.device) -> "MicroBatch":
         """Copy the tensors to a device."""
@@ -96,6 +109,21 @@ def cut_by_length(
         bounds.append(starts[bounds[-1]])
     for end, start in pairwise(bounds):
         yield by_length[start:end]
+
+
+def rows_of(examples: np.ndarray, rows_per_example: int) -> np.ndarray:
+    """The rows of examples, those of one example side by side."""
+    return (examples[:, None] * rows_per_example + np.arange(rows_per_example)).ravel()
+
+
+def padded_lengths(lengths: np.ndarray, rows_per_example: int) -> np.ndarray:
+    """Tokens of each example whose rows are padded to the longest of them.
+
+    Args:
+        lengths: tokens of each row of the file.
+        rows_per_example: rows that stay together in a micro-batch.
+    """
+    return lengths.reshape(-1, rows_per_example).max(axis=1) * rows_per_example
 
 
 def collate(data: TokenizedData, examples: np.ndarray, *, pad_token_id: int) -> MicroBatch:
