@@ -95,11 +95,9 @@ class ContentCheck:
 
     def add(self, line: int, example: ParsedExample) -> None:
         """Take the next line. Mistakes in the worse answer of a preference may be meant."""
-        whole = (example,)
+        texts = _texts(example)
         if isinstance(example, PreferenceExample):
-            whole = (example.preferred, example.non_preferred)
             example = example.preferred
-        texts = (text for part in whole for text in _texts(part))
         found = {match for text in texts for match in self._special.findall(text)}
         if found:
             self._special_lines.add(line)
@@ -178,9 +176,12 @@ def _answers(example: Example) -> Iterator[str]:
         yield example.completion if isinstance(example, PromptExample) else example.text
 
 
-def _texts(example: Example) -> Iterator[str]:
+def _texts(example: ParsedExample) -> Iterator[str]:
     """All texts that a user wrote."""
-    if isinstance(example, ChatExample):
+    if isinstance(example, PreferenceExample):
+        yield from _texts(example.preferred)
+        yield from _texts(example.non_preferred)
+    elif isinstance(example, ChatExample):
         for message in example.messages:
             yield message["content"]
             yield message.get("reasoning_content") or ""
