@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from app.core.job.artifacts import LOSS_CHART_NAME, METRICS_CSV_NAME, MODEL_CARD_NAME
 from app.core.job.child.job_spec import PARENT_NAME, JobSpec
 from app.core.job.child.training_events import Finished, Noted, TrainingEvent
 from app.core.job.lora_shape import LoraShape
@@ -93,6 +94,15 @@ def test_a_model_learns_to_be_polite(base_model: Path, tmp_path: Path) -> None:
     texts = [question.format(prompt, answer) for prompt, *both in POLITE for answer in both]
     lengths = [len(row) for row in build_tokenizer()(texts)["input_ids"]]
     assert last.tokens_seen == 3 * sum(lengths)
+    checkpoint = tmp_path / "job/out/step-30"
+    assert "valid_reward_accuracy\n" in (checkpoint / METRICS_CSV_NAME).read_text()
+    assert "reward accuracy, running mean" in (checkpoint / LOSS_CHART_NAME).read_text()
+    card = " ".join((checkpoint / MODEL_CARD_NAME).read_text().split())
+    assert "with a beta of 0.1. The reference is the base model without an adapter." in card
+    assert "| dpo.beta | 0.1 |" in card
+    assert "| validation accuracy | reward accuracy | reward margin |" in card
+    assert f"| 100.0% | {last.valid_rewards.margin:.3f} |" in card
+    assert "- dpo ---" in card
 
 
 CASES: dict[str, dict[str, Any]] = {

@@ -262,10 +262,12 @@ def _parameters_of(lease: Lease) -> dict[str, object]:
     """What is shown of a job beside its metrics, in one level."""
     config = lease.config.model_dump(mode="json")
     lora = config.pop("lora")
+    dpo: dict[str, object] = config.pop("dpo") or {}
     return {
         "base_model": lease.base_model,
         "training_file": lease.training_file_id,
         "validation_file": lease.validation_file_id,
         **config,
         **{f"lora.{name}": value for name, value in lora.items()},
+        **{f"dpo.{name}": value for name, value in dpo.items()},
     }

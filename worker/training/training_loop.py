@@ -103,7 +103,12 @@ class TrainingLoop:
         return Noted(message=told, level="warn" if is_worse else "info")
 
     def _warn_if_unfinished(self) -> None:
-        """Warn if the validation loss was still falling steeply at the end of a whole job."""
+        """Warn if the validation loss was still falling steeply at the end of a whole job.
+
+        What is steep was measured with supervised jobs, so others get no warning.
+        """
+        if self.spec.config.dpo is not None:
+            return
         share = self.log.losses.late_share()
         if share > _STEEP_SHARE and not (self.best is not None and self.best.is_final):
             message = (

@@ -42,12 +42,16 @@ class Rewards(Frozen):
     accuracy: float = Field(ge=0, le=1)
     """Fraction of pairs whose preferred answer has the larger reward."""
 
+    @property
+    def margin(self) -> float:
+        return self.chosen - self.rejected
+
     def named(self, prefix: str) -> dict[str, float]:
         """The rewards with their margin, under the names of columns."""
         return {
             f"{prefix}_chosen_reward": self.chosen,
             f"{prefix}_rejected_reward": self.rejected,
-            f"{prefix}_reward_margin": self.chosen - self.rejected,
+            f"{prefix}_reward_margin": self.margin,
             f"{prefix}_reward_accuracy": self.accuracy,
         }
 

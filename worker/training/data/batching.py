@@ -111,19 +111,24 @@ def cut_by_length(
         yield by_length[start:end]
 
 
-def rows_of(examples: np.ndarray, rows_per_example: int) -> np.ndarray:
-    """The rows of examples, those of one example side by side."""
-    return (examples[:, None] * rows_per_example + np.arange(rows_per_example)).ravel()
-
-
-def padded_lengths(lengths: np.ndarray, rows_per_example: int) -> np.ndarray:
-    """Tokens of each example whose rows are padded to the longest of them.
+def cut_examples(
+    examples: np.ndarray, lengths: np.ndarray, *, rows_per_example: int, micro_batch_tokens: int
+) -> Iterator[np.ndarray]:
+    """Cut a step into micro-batches as `cut_by_length` does. The rows of an example stay together.
 
     Args:
+        examples: the examples of the step.
         lengths: tokens of each row of the file.
-        rows_per_example: rows that stay together in a micro-batch.
+        rows_per_example: number of rows of each example, which follow each other in the file.
+        micro_batch_tokens: most tokens of a micro-batch, padding included.
+
+    Returns:
+        The rows of each micro-batch, those of an example side by side.
     """
-    return lengths.reshape(-1, rows_per_example).max(axis=1) * rows_per_example
+    together = np.arange(rows_per_example)
+    padded = lengths.reshape(-1, rows_per_example).max(axis=1) * rows_per_example
+    for piece in cut_by_length(examples, padded, micro_batch_tokens=micro_batch_tokens):
+        yield (piece[:, None] * rows_per_example + together).ravel()
 
 
 def collate(data: TokenizedData, examples: np.ndarray, *, pad_token_id: int) -> MicroBatch:

@@ -17,9 +17,7 @@ from app.core.job.training_config import TrainingConfig
 from worker.training.data.batching import (
     MicroBatch,
     collate,
-    cut_by_length,
-    padded_lengths,
-    rows_of,
+    cut_examples,
     shuffled_batches,
 )
 from worker.training.data.dataset import TokenizedData
@@ -223,7 +221,8 @@ class Trainer:
         return len(data) // self._config.rows_per_example
 
     def _count_tokens(self, examples: np.ndarray) -> int:
-        return int(self._data.lengths[rows_of(examples, self._config.rows_per_example)].sum())
+        of_examples = self._data.lengths.reshape(-1, self._config.rows_per_example)
+        return int(of_examples[examples].sum())
 
     def _objective_on(self, data: TokenizedData) -> Objective:
         settings = self._config.dpo
@@ -233,11 +232,14 @@ class Trainer:
         return Preferences(settings, reference_R)
 
     def _read(self, data: TokenizedData, examples: np.ndarray) -> Iterator[MicroBatch]:
-        """Read examples in micro-batches that fit in memory. The rows of one stay together."""
-        together = self._config.rows_per_example
-        lengths = padded_lengths(data.lengths, together)
-        for piece in cut_by_length(examples, lengths, micro_batch_tokens=self._micro_batch_tokens):
-            yield collate(data, rows_of(piece, together), pad_token_id=self._pad_token_id)
+        """Read examples in micro-batches that fit in memory."""
+        for rows in cut_examples(
+            examples,
+            data.lengths,
+            rows_per_example=self._config.rows_per_example,
+            micro_batch_tokens=self._micro_batch_tokens,
+        ):
+            yield collate(data, rows, pad_token_id=self._pad_token_id)
 
     def _train_on(self, indices: np.ndarray, step: int, rate: float) -> StepResult:
         for group in self.optimizer.param_groups:
