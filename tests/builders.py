@@ -39,7 +39,7 @@ from app.core.db.tables import (
 from app.core.ids import IdPrefix, new_id
 from app.core.job.child.job_spec import JOB_SPEC_NAME, BaseModelRef, DatasetRef, JobSpec
 from app.core.job.data_report import DataReport, Distribution, FileReport, LengthBin, LongExample
-from app.core.job.loss_log import StepMetrics
+from app.core.job.loss_log import Rewards, StepMetrics
 from app.core.job.status import JobStatus
 from app.core.job.training_config import TrainingConfig
 from app.core.manifest import MANIFEST_NAME, Manifest, describe_files, describe_inputs
@@ -180,6 +180,17 @@ def build_metrics(step: int = 1, **changes: Any) -> StepMetrics:
         "elapsed_s": 0.5 * step,
     }
     return StepMetrics(**(values | changes))
+
+
+def build_pair_metrics(step: int = 1, **changes: Any) -> StepMetrics:
+    """A step on preferences, with an evaluation."""
+    values: dict[str, Any] = {
+        "valid_loss": 0.5,
+        "valid_mean_token_accuracy": 0.25,
+        "train_rewards": Rewards(chosen=0.5, rejected=-0.25, accuracy=0.75),
+        "valid_rewards": Rewards(chosen=0.25, rejected=0.125, accuracy=0.5),
+    }
+    return build_metrics(step, **(values | changes))
 
 
 def build_step(job: Job, step: int, **changes: Any) -> StepRow:

@@ -26,6 +26,7 @@ from app.core.errors import (
     UnauthenticatedError,
 )
 from app.schemas.bodies import dotted, nearest_field
+from app.schemas.hyperparameters import hint_for
 
 logger = logging.getLogger(__name__)
 
@@ -171,8 +172,10 @@ def _unknown(shown: str, path: Sequence[Any], body_type: Any) -> str:
     nearest = nearest_field(body_type, tuple(path[:-1]), str(path[-1]))
     if nearest == path[-1]:
         return f"'{shown}' is given twice, under two names. Keep one."
-    hint = f" Did you mean '{nearest}'?" if nearest else ""
-    return f"Unknown parameter: '{shown}'.{hint}"
+    hint = f"Did you mean '{nearest}'?" if nearest else ""
+    if path[-2:-1] == ["hyperparameters"]:
+        hint = hint_for(str(path[-1])) or hint
+    return f"Unknown parameter: '{shown}'. {hint}".rstrip()
 
 
 async def _http_error(request: Request, error: Exception) -> JSONResponse:

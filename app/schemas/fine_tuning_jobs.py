@@ -11,7 +11,7 @@ from app.core.errors import InvalidRequestError
 from app.core.job.integrations import LABELS, Integration
 from app.core.job.lora_shape import ImportedArchive, ParentAdapter
 from app.core.job.status import JobStatus
-from app.core.job.training_config import Recipe, TrainingConfig
+from app.core.job.training_config import Method, Recipe, TrainingConfig
 from app.core.settings import Settings
 from app.schemas.bodies import ItemRead, RequestBody, ResponseBody, UnixTime
 from app.schemas.hyperparameters import AUTO, Hyperparameters, MethodCreate, as_hyperparameters
@@ -44,7 +44,7 @@ class JobCreate(RequestBody):
     """Labels of your own. The list of jobs can be filtered by them."""
     method: MethodCreate | None = None
     hyperparameters: Hyperparameters | None = None
-    """OpenAI's older place for `method.supervised.hyperparameters`. If both places set a
+    """OpenAI's older place for the hyperparameters of the method. If both places set a
     hyperparameter, the values must be equal; null and "auto" do not set it."""
     integrations: list[Integration] | None = Field(default=None, max_length=len(LABELS))
     """Trackers that get the metrics of the job, at most one of each type. The operator of the
@@ -91,6 +91,11 @@ class JobCreate(RequestBody):
             raise PydanticCustomError("conflict", "It needs 'eval_prompts'")
         return value
 
+    @property
+    def method_type(self) -> Method:
+        """Training method. `MethodCreate` has checked its name."""
+        return "dpo" if self.method and self.method.type == "dpo" else "supervised"
+
     def given_hyperparameters(self) -> dict[str, Any]:
         """The hyperparameters that the request sets, by their names on the wire.
 
@@ -108,8 +113,8 @@ class JobCreate(RequestBody):
                 )
                 raise InvalidRequestError(
                     f"'{name}' is {first} in 'hyperparameters' and {second} in "
-                    "'method.supervised.hyperparameters'. Give it in one place, or give both the "
-                    "same value.",
+                    f"'method.{self.method_type}.hyperparameters'. Give it in one place, or give "
+                    "both the same value.",
                     param=f"hyperparameters.{name}",
                 )
         return older | newer
@@ -121,8 +126,7 @@ class JobCreate(RequestBody):
 
     def _hyperparameters(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """What the older and the newer place of the hyperparameters have."""
-        supervised = self.method and self.method.supervised
-        return _given(self.hyperparameters), _given(supervised and supervised.hyperparameters)
+        return _given(self.hyperparameters), _given(self.method and self.method.hyperparameters)
 
     def content(self) -> dict[str, Any]:
         """What the request asks for, in one form for every way to write it.
@@ -260,7 +264,7 @@ class JobRead(ItemRead):
         cls, job: Job, settings: Settings, *, queue_position: int | None, waiting_reason: str | None
     ) -> "JobRead":
         config = TrainingConfig.model_validate(job.config)
-        hyperparameters = as_hyperparameters(config, job.learning_rate_multiplier)
+        shown = as_hyperparameters(config, job.learning_rate_multiplier)
         has_succeeded = job.status is JobStatus.SUCCEEDED
         same_names = cls.model_fields.keys() & Job.__table__.columns.keys()
         return cls.model_validate(
@@ -277,11 +281,8 @@ class JobRead(ItemRead):
                 "result_checkpoint": job.result_checkpoint_id,
                 "seed": config.seed,
                 "recipe": config.recipe,
-                "hyperparameters": hyperparameters,
-                "method": {
-                    "type": "supervised",
-                    "supervised": {"hyperparameters": hyperparameters},
-                },
+                "hyperparameters": shown,
+                "method": {"type": config.method, config.method: {"hyperparameters": shown}},
                 "metadata": {item.key: item.value for item in job.metadata_items} or None,
                 "integrations": job.integrations or [],
                 "user_provided_suffix": job.suffix,

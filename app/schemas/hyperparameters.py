@@ -23,7 +23,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from app.core.job.lora_shape import LoraShape
-from app.core.job.training_config import TrainingConfig
+from app.core.job.training_config import DPO_RATE_DIVISOR, DpoSettings, Method, TrainingConfig
 from app.schemas.bodies import RequestBody
 
 _RENAMED = {"epochs": "n_epochs", "max_sequence_tokens": "context_length"}
@@ -48,6 +48,20 @@ LORA_WIRE_NAMES = MappingProxyType(
     }
 )
 """Field of `LoraShape` by its name on the wire."""
+
+DPO_NAMES = tuple(DpoSettings.model_fields)
+"""Hyperparameters of preference tuning alone, by their names on the wire."""
+
+SUPERVISED_NAMES = ("train_on", "train_on_inputs")
+"""Hyperparameters of supervised jobs alone, by their names on the wire."""
+
+DEFAULT_LEARNING_RATES: MappingProxyType[Method, float] = MappingProxyType(
+    {
+        "supervised": (_usual_rate := TrainingConfig.model_fields["learning_rate"].default),
+        "dpo": _usual_rate / DPO_RATE_DIVISOR,
+    }
+)
+"""Default of `learning_rate`, which `learning_rate_multiplier` multiplies, by the method."""
 
 RECIPE_NAMES = frozenset(
     {
@@ -103,8 +117,8 @@ class ComputedHyperparameters(RequestBody):
     learning_rate_multiplier: Annotated[
         Annotated[float, Field(gt=0, le=10_000)] | None, *_LeftToRecipe
     ] = _field()
-    """OpenAI's way to set the learning rate: a factor on the default of 2e-4. It cannot be given
-    together with `learning_rate`."""
+    """OpenAI's way to set the learning rate: a factor on the default, which is 2e-4, or 2e-5 with
+    the method `dpo`. It cannot be given together with `learning_rate`."""
 
     gradient_accumulation_steps: Annotated[int | None, _LeftToDefault] = _field(ge=1, le=256)
     """Multiplier of `batch_size`: an optimizer step takes `batch_size` times this many examples. If
@@ -151,8 +165,13 @@ _fields: dict[str, Any] = {
     **{wire: _hyperparameter(LoraShape, name, wire) for wire, name in LORA_WIRE_NAMES.items()},
 }
 
+_dpo_fields = {name: field for name, field in _fields.items() if name not in SUPERVISED_NAMES} | {
+    name: _hyperparameter(DpoSettings, name, name) for name in DPO_NAMES
+}
+
 if TYPE_CHECKING:
     Hyperparameters = ComputedHyperparameters
+    DpoHyperparameters = ComputedHyperparameters
 else:
     Hyperparameters = create_model(
         "Hyperparameters",
@@ -163,46 +182,90 @@ else:
         "default. The job shows all values.",
         **_fields,
     )
+    DpoHyperparameters = create_model(
+        "DpoHyperparameters",
+        __base__=ComputedHyperparameters,
+        __doc__="Hyperparameters of preference tuning: those of `Hyperparameters` without what "
+        "chooses the learned tokens, and its own.",
+        **_dpo_fields,
+    )
 
 
 class SupervisedMethod(RequestBody):
     hyperparameters: Hyperparameters | None = None
 
 
+class DpoMethod(RequestBody):
+    hyperparameters: DpoHyperparameters | None = None
+
+
 class MethodCreate(RequestBody):
     type: str
-    """Training method. It must be `supervised`."""
+    """Training method: `supervised`, or `dpo` for direct preference optimization, which needs files
+    with preferences."""
     supervised: SupervisedMethod | None = None
-    dpo: Any = None
-    """Settings of direct preference optimization. It is not offered, so this must be null or
-    absent."""
+    """Settings of the method `supervised`."""
+    dpo: DpoMethod | None = None
+    """Settings of the method `dpo`."""
     reinforcement: Any = None
     """Settings of reinforcement fine-tuning. It is not offered, so this must be null or absent."""
 
-    @field_validator("dpo", "reinforcement")
+    @property
+    def hyperparameters(self) -> Hyperparameters | None:
+        """The hyperparameters of the method that the request names."""
+        settings = self.dpo or self.supervised
+        return settings and settings.hyperparameters
+
+    @field_validator("reinforcement")
     @classmethod
     def _must_be_absent(cls, value: Any, checked: ValidationInfo) -> Any:
         if value is not None and "type" in checked.data:  # an unknown type is reported instead
             raise PydanticCustomError(
-                "unsupported_method", "This method is not offered here; use 'supervised'"
+                "unsupported_method", "This method is not offered here; use 'supervised' or 'dpo'"
+            )
+        return value
+
+    @field_validator("supervised", "dpo")
+    @classmethod
+    def _must_be_of_the_type(cls, value: Any, checked: ValidationInfo) -> Any:
+        asked = checked.data.get("type", checked.field_name)
+        if value is not None and asked != checked.field_name:
+            raise PydanticCustomError(
+                "conflict",
+                "The type of the method is '{asked}'. Move these settings to '{asked}', or change "
+                "the type",
+                {"asked": asked},
             )
         return value
 
     @field_validator("type")
     @classmethod
     def _must_be_offered(cls, value: str) -> str:
-        if value != "supervised":
+        if value not in get_args(Method):
             raise PydanticCustomError(
                 "unsupported_method",
-                "The method {method} is not offered here; use 'supervised'",
+                "The method {method} is not offered here; use 'supervised' or 'dpo'",
                 {"method": repr(value[:40])},
             )
         return value
 
 
+def hint_for(name: str) -> str | None:
+    """Where a hyperparameter that the method does not have belongs. None if no method has it."""
+    if name in DPO_NAMES:
+        return "It belongs to preference tuning: give it in 'method.dpo.hyperparameters'."
+    if name in SUPERVISED_NAMES:
+        return "Preference tuning always learns the two answers. Leave it out."
+    return None
+
+
 def as_hyperparameters(config: TrainingConfig, multiplier: float | None) -> dict[str, Any]:
     """The resolved hyperparameters by their names on the wire."""
-    shown: dict[str, Any] = {wire: getattr(config, name) for wire, name in WIRE_NAMES.items()}
+    shown = {} if config.dpo is None else config.dpo.model_dump()
+    hidden = () if config.dpo is None else SUPERVISED_NAMES
+    shown |= {
+        wire: getattr(config, name) for wire, name in WIRE_NAMES.items() if wire not in hidden
+    }
     shown |= {wire: getattr(config.lora, name) for wire, name in LORA_WIRE_NAMES.items()}
     shown["lora_target_modules"] = list(config.lora.target_modules)
     shown["learning_rate_multiplier"] = multiplier

@@ -1,6 +1,8 @@
 """Wire format of what a job makes: events, the report on its data, checkpoints, the loss log."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from app.core.db.check_tables import DataCheck
 from app.core.db.tables import Checkpoint, Job
@@ -41,17 +43,35 @@ class DataRead(ResponseBody):
         )
 
 
+_Reward = Annotated[float | None, Field(exclude_if=lambda value: value is None)]
+"""Left out of the metrics of other methods, which have none."""
+
+
 class CheckpointMetricsRead(ResponseBody):
     step: int
     train_loss: float | None = None
-    """Training loss of the step, in nats per learned token. Null for an imported adapter."""
+    """Training loss of the step, in nats per learned token, or per pair with the method `dpo`. Null
+    for an imported adapter."""
     train_mean_token_accuracy: float | None = None
     valid_loss: float | None = None
     valid_perplexity: float | None = None
-    """Exponential of `valid_loss`, at most a thousand million."""
+    """Exponential of `valid_loss`, at most a thousand million. Null with the method `dpo`."""
     valid_mean_token_accuracy: float | None = None
     full_valid_loss: float | None = None
     full_valid_mean_token_accuracy: float | None = None
+    train_chosen_reward: _Reward = None
+    """Mean reward of the preferred answers of the step. Absent unless the method is `dpo`."""
+    train_rejected_reward: _Reward = None
+    """Mean reward of the other answers of the step. Absent unless the method is `dpo`."""
+    train_reward_margin: _Reward = None
+    """Difference of the two rewards. Absent unless the method is `dpo`."""
+    train_reward_accuracy: _Reward = None
+    """Fraction of the step's pairs whose preferred answer has the larger reward. Absent unless the
+    method is `dpo`."""
+    valid_chosen_reward: _Reward = None
+    valid_rejected_reward: _Reward = None
+    valid_reward_margin: _Reward = None
+    valid_reward_accuracy: _Reward = None
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> "CheckpointMetricsRead":

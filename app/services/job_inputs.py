@@ -13,7 +13,7 @@ from app.core.db.tables import File, Job
 from app.core.errors import InvalidRequestError
 from app.core.job.integrations import LABELS
 from app.core.job.lora_shape import LoraShape
-from app.core.job.training_config import Recipe, TrainingConfig
+from app.core.job.training_config import Method, Recipe, TrainingConfig
 from app.core.settings import Settings
 from app.core.stored_models.lookup import find_same, find_usable, list_usable, read_facts
 from app.schemas.fine_tuning_jobs import JobCreate
@@ -134,7 +134,7 @@ def check_request(
     if start.parent is not None:
         keep_parent(session, caller, start.parent.adapter)
     files = (request.training_file, request.validation_file)
-    data = check_files(session, caller, *files, start.entry, now=now)
+    data = check_files(session, caller, *files, start.entry, method=request.method_type, now=now)
     asked = HyperparameterRequest.of(
         request,
         start.entry,
@@ -155,11 +155,13 @@ def check_files(
     validation_file: str | None,
     entry: CatalogueEntry,
     *,
+    method: Method,
     now: datetime | None,
 ) -> File:
     """Check the files, and lock them until the job that uses them is committed.
 
     Args:
+        method: training method, which needs preferences or cannot use them.
         now: files that have expired by then do not exist; None ignores expiry.
 
     Returns:
@@ -176,17 +178,18 @@ def check_files(
             param="validation_file",
         )
     training = files.get_to_use(training_file, now=now, param="training_file")
-    check_file(training, entry, "training_file")
+    check_file(training, entry, method, "training_file")
     if validation_file is not None:
         validation = files.get_to_use(validation_file, now=now, param="validation_file")
-        check_file(validation, entry, "validation_file")
+        check_file(validation, entry, method, "validation_file")
     return training
 
 
-def check_file(file: File, entry: CatalogueEntry, param: str) -> None:
+def check_file(file: File, entry: CatalogueEntry, method: Method, param: str) -> None:
     """Check that a base model can be trained on a file.
 
     Args:
+        method: training method, which needs preferences or cannot use them.
         param: field of the request that names the file.
 
     Raises:
@@ -196,10 +199,16 @@ def check_file(file: File, entry: CatalogueEntry, param: str) -> None:
         raise InvalidRequestError(
             f"{file.id} was made by a job; {param} must be an uploaded dataset.", param=param
         )
-    if file.format == DatasetFormat.PREFERENCE:
+    if (file.format == DatasetFormat.PREFERENCE) != (method == "dpo"):
         raise InvalidRequestError(
-            f"{file.id} has preferences, and this job is supervised; preference tuning is not "
-            f"offered yet. For {param}, use a file with one answer per example.",
+            f"{file.id} has the format {file.format}, and a job with the method '{method}' "
+            + (
+                "needs preferences. Use a file with two answers to each prompt, as docs/files.md "
+                "describes it, or set the type of the method to 'supervised'."
+                if method == "dpo"
+                else "needs one answer per example. Use such a file, or set the type of the method "
+                "to 'dpo'."
+            ),
             code="method_format_mismatch",
             param=param,
         )

@@ -10,8 +10,15 @@ from pydantic import ValidationError
 from app.core.base_models import CatalogueEntry
 from app.core.errors import InvalidRequestError
 from app.core.job.lora_shape import LoraShape
-from app.core.job.training_config import TrainingConfig
-from app.schemas.hyperparameters import LORA_WIRE_NAMES, WIRE_NAMES
+from app.core.job.training_config import DpoSettings, Method, TrainingConfig
+from app.schemas.hyperparameters import (
+    DEFAULT_LEARNING_RATES,
+    DPO_NAMES,
+    LORA_WIRE_NAMES,
+    SUPERVISED_NAMES,
+    WIRE_NAMES,
+    hint_for,
+)
 
 _ATTENTION_MODULES = frozenset(
     {"q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "out_proj", "dense", "c_attn"}
@@ -29,13 +36,12 @@ _SHAPE_NAMES = {name: wire for wire, name in LORA_WIRE_NAMES.items() if name != 
 _NAME_LISTS = frozenset({"target_modules", "modules_to_save"})
 """Fields of `LoraShape` whose order says nothing."""
 
-DEFAULT_LEARNING_RATE: float = TrainingConfig.model_fields["learning_rate"].default
-
 
 def resolve_config(
     given: dict[str, Any],
     entry: CatalogueEntry,
     *,
+    method: Method = "supervised",
     seed: int | None,
     today: date,
     shape: LoraShape | None = None,
@@ -45,15 +51,17 @@ def resolve_config(
     Args:
         given: the hyperparameters that the caller set, by their names on the wire.
         entry: the base model.
+        method: the training method.
         seed: the seed that the caller set.
         today: the date in UTC.
         shape: shape of the adapter that the job continues. None for a new adapter.
 
     Raises:
         InvalidRequestError: a value is above the limit of the base model, two of them exclude each
-            other, or one would change the shape of the adapter.
+            other, the method does not have one, or one would change the shape of the adapter.
     """
     values, lora = _defaults_for(entry)
+    values |= _method_settings(method, given)
     if shape is not None:
         lora = shape.model_dump()
     values |= {WIRE_NAMES[wire]: given[wire] for wire in given.keys() & WIRE_NAMES.keys()}
@@ -61,7 +69,7 @@ def resolve_config(
     if "lora_target_modules" in given:
         lora["target_modules"] = _target_modules(given["lora_target_modules"], entry)
     if "learning_rate_multiplier" in given:
-        values["learning_rate"] = _multiplied_learning_rate(given)
+        values["learning_rate"] = _multiplied_learning_rate(method, given)
     if "gradient_accumulation_steps" in given:
         values["batch_size"] = given.get("batch_size", 1) * given["gradient_accumulation_steps"]
     values |= _learned_part(given)
@@ -192,6 +200,17 @@ def _defaults_for(entry: CatalogueEntry) -> tuple[dict[str, Any], dict[str, Any]
     )
 
 
+def _method_settings(method: Method, given: dict[str, Any]) -> dict[str, Any]:
+    """Values of `TrainingConfig` that depend on the method."""
+    if method == "supervised":
+        return {}
+    for name in SUPERVISED_NAMES:
+        if name in given:
+            raise _bad_value(name, f"The method '{method}' has no '{name}'. {hint_for(name)}")
+    dpo = DpoSettings(**{name: given[name] for name in DPO_NAMES if name in given})
+    return {"dpo": dpo, "learning_rate": DEFAULT_LEARNING_RATES[method]}
+
+
 def _learned_part(given: dict[str, Any]) -> dict[str, Any]:
     """What is learned, which has two names: `train_on_inputs` means `everything`."""
     train_on, with_inputs = given.get("train_on"), given.get("train_on_inputs")
@@ -223,13 +242,13 @@ def _target_modules(asked: list[str] | str, entry: CatalogueEntry) -> tuple[str,
     return tuple(dict.fromkeys(module for name in names for module in known[name]))
 
 
-def _multiplied_learning_rate(given: dict[str, Any]) -> float:
+def _multiplied_learning_rate(method: Method, given: dict[str, Any]) -> float:
     if "learning_rate" in given:
         raise _bad_value(
             "learning_rate_multiplier",
             "Give either 'learning_rate' or 'learning_rate_multiplier', not both.",
         )
-    return DEFAULT_LEARNING_RATE * given["learning_rate_multiplier"]
+    return DEFAULT_LEARNING_RATES[method] * given["learning_rate_multiplier"]
 
 
 def _bad_value(name: str, message: str) -> InvalidRequestError:

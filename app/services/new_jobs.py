@@ -24,7 +24,7 @@ from app.schemas.fine_tuning_jobs import JobCreate, JobRerun
 from app.services.adapters.parents import keep_parent
 from app.services.idempotency import IdempotentRequest, RequestOrigin
 from app.services.job_inputs import check_files, check_request, find_base_of, require_trackers
-from app.services.job_settings import DEFAULT_LEARNING_RATE, check_limits
+from app.services.job_settings import check_limits
 from app.services.quotas import require_job
 from app.services.resuming.saved_states import hand_over_saved_state, take_saved_state
 
@@ -212,8 +212,9 @@ def rerun_job(
     if held_for is not None:
         progress = take_saved_state(session, caller, original, held_for, now=now)
     files = (original.training_file_id, original.validation_file_id)
-    check_files(session, caller, *files, entry, now=None if progress else now)
-    check_limits(TrainingConfig.model_validate(original.config), entry)
+    config = TrainingConfig.model_validate(original.config)
+    check_files(session, caller, *files, entry, method=config.method, now=None if progress else now)
+    check_limits(config, entry)
     job = _add_job(
         session,
         caller,
@@ -286,11 +287,12 @@ def _warn_about_multiplier(
 ) -> None:
     multiplier = given.get("learning_rate_multiplier")
     if multiplier is not None and multiplier < _SUSPICIOUS_MULTIPLIER:
+        rate = job.config["learning_rate"]
         EventRepository(session, caller.project_id).add(
             job.id,
-            f"learning_rate_multiplier={multiplier} is a factor on {DEFAULT_LEARNING_RATE}, so "
-            f"the learning rate is only {job.config['learning_rate']:.3g}. To set the learning "
-            "rate itself, use 'learning_rate'.",
+            f"learning_rate_multiplier={multiplier} is a factor on {rate / multiplier:g}, so the "
+            f"learning rate is only {rate:.3g}. To set the learning rate itself, use "
+            "'learning_rate'.",
             level="warn",
             now=now,
         )

@@ -10,10 +10,14 @@ from app.core.db.tables import File
 from app.core.job import recipes
 from app.core.job.lora_shape import LoraShape
 from app.core.job.recipes import JobSize
-from app.core.job.training_config import Recipe, TrainingConfig
+from app.core.job.training_config import DPO_RATE_DIVISOR, Method, Recipe, TrainingConfig
 from app.schemas.fine_tuning_jobs import JobCreate
-from app.schemas.hyperparameters import RECIPE_NAMES, as_hyperparameters
-from app.services.job_settings import DEFAULT_LEARNING_RATE, resolve_config
+from app.schemas.hyperparameters import (
+    DEFAULT_LEARNING_RATES,
+    RECIPE_NAMES,
+    as_hyperparameters,
+)
+from app.services.job_settings import resolve_config
 
 _RATE_NAMES = frozenset({"learning_rate", "learning_rate_multiplier"})
 _SHAPE_NAMES = frozenset({"lora_r", "lora_alpha", "lora_target_modules"})
@@ -30,6 +34,7 @@ class HyperparameterRequest:
     recipe: Recipe
     """Recipe of the job. `auto` chooses all that the caller did not set, `reference` only those
     that are `"auto"`."""
+    method: Method = "supervised"
     entry: CatalogueEntry
     """Base model."""
     size: JobSize
@@ -62,6 +67,7 @@ class HyperparameterRequest:
             given=request.given_hyperparameters(),
             auto=request.auto_hyperparameters(),
             recipe=request.recipe or default_recipe,
+            method=request.method_type,
             entry=entry,
             size=JobSize(
                 parameters=parameters,
@@ -85,6 +91,7 @@ class HyperparameterRequest:
         config = resolve_config(
             self._choose_adapter(chosen) | self.given,
             self.entry,
+            method=self.method,
             shape=self.shape,
             seed=self.seed,
             today=today,
@@ -95,14 +102,15 @@ class HyperparameterRequest:
             size = replace(self.size, rows=round(self.size.rows * (1 - held_out)))
             changes["epochs"] = recipes.choose_epochs(size, batch_size=config.batch_size)
         if chosen & _RATE_NAMES and not self.given.keys() & _RATE_NAMES:
-            changes["learning_rate"] = recipes.choose_learning_rate(
+            rate = recipes.choose_learning_rate(
                 self.size, config.lora, loraplus_lr_ratio=config.loraplus_lr_ratio
             )
+            changes["learning_rate"] = rate if config.dpo is None else rate / DPO_RATE_DIVISOR
         return config.model_copy(update=changes)
 
     def learning_rate_multiplier(self, config: TrainingConfig) -> float:
         """The multiplier that the caller set, or the one that the learning rate implies."""
-        implied = config.learning_rate / DEFAULT_LEARNING_RATE
+        implied = config.learning_rate / DEFAULT_LEARNING_RATES[self.method]
         return self.given.get("learning_rate_multiplier", implied)
 
     @property

@@ -6,14 +6,13 @@ from datetime import datetime
 from typing import Any
 
 from app.core.access import Caller
-from app.core.base_models import Catalogue, CatalogueEntry, InstalledModel
+from app.core.base_models import Catalogue, InstalledModel
 from app.core.compute_choices import compute_choices, training_memory
 from app.core.dataset.formats import DatasetFormat
 from app.core.dataset.tokenizing.messages import MAX_ROWS, EstimateRequest, PreviewRequest
 from app.core.db.repositories.files import FileRepository
 from app.core.db.repositories.workers import WorkerRepository
 from app.core.db.session import Session
-from app.core.db.tables import File
 from app.core.errors import InvalidRequestError
 from app.core.job.child.job_spec import MACHINE_CACHE_NAME
 from app.core.settings import Settings
@@ -66,10 +65,16 @@ def plan_preview(
     file = FileRepository(session, caller.project_id).get(asked.file_id, now=now)
     start = find_start(session, caller, catalogue, asked.model)
     entry = start.entry
-    _check_format(file, entry)
+    method = "dpo" if file.format == DatasetFormat.PREFERENCE else "supervised"
+    check_file(file, entry, method, "file_id")
     try:
         config = resolve_config(
-            asked.hyperparameters, entry, seed=0, today=now.date(), shape=start.shape
+            asked.hyperparameters,
+            entry,
+            method=method,
+            seed=0,
+            today=now.date(),
+            shape=start.shape,
         )
     except InvalidRequestError as error:
         param = (error.param or "").removeprefix("hyperparameters.")
@@ -174,17 +179,6 @@ def _read_range(text: str) -> range:
             "such as rows=1,5,10-20."
         )
     return range(first, last + 1)
-
-
-def _check_format(file: File, entry: CatalogueEntry) -> None:
-    if file.format == DatasetFormat.PREFERENCE:
-        raise InvalidRequestError(
-            f"{file.id} has preferences, which no job trains on yet, so there is nothing to show. "
-            "Preview a file with one answer per example.",
-            code="method_format_mismatch",
-            param="file_id",
-        )
-    check_file(file, entry, "file_id")
 
 
 def _bad_rows(message: str) -> InvalidRequestError:

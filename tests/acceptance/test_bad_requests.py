@@ -132,13 +132,13 @@ def test_a_body_must_be_declared_as_json(lab: Lab, content_type: str) -> None:
             id="unknown parameter",
         ),
         pytest.param(
-            {"method": {"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.1}}}},
+            {"method": {"type": "reinforcement", "reinforcement": {"grader": {}}}},
             bad_value(
                 "method.type",
-                "The method 'dpo' is not offered here; use 'supervised'",
+                "The method 'reinforcement' is not offered here; use 'supervised' or 'dpo'",
                 "unsupported_method",
             ),
-            id="dpo",
+            id="reinforcement",
         ),
         pytest.param(
             {"method": {"supervised": {}}},
@@ -534,7 +534,13 @@ def test_a_knob_of_two_kinds_says_what_each_of_them_is(
     [
         ("lora_rnak", "Unknown parameter: 'hyperparameters.lora_rnak'. Did you mean 'lora_rank'?"),
         ("epochs", "Unknown parameter: 'hyperparameters.epochs'. Did you mean 'n_epochs'?"),
-        ("beta", "Unknown parameter: 'hyperparameters.beta'."),
+        (
+            "beta",
+            (
+                "Unknown parameter: 'hyperparameters.beta'. It belongs to preference tuning: give "
+                "it in 'method.dpo.hyperparameters'."
+            ),
+        ),
         (
             "lora_rank",
             "'hyperparameters.lora_rank' is given twice, under two names. Keep one.",
@@ -628,12 +634,24 @@ def test_a_key_with_another_body_is_refused(lab: Lab) -> None:
             400,
             lambda lab: envelope(
                 "method_format_mismatch",
-                f"{lab.preference_file} has preferences, and this job is supervised; preference "
-                "tuning is not offered yet. For validation_file, use a file with one answer per "
-                "example.",
+                f"{lab.preference_file} has the format preference, and a job with the method "
+                "'supervised' needs one answer per example. Use such a file, or set the type of "
+                "the method to 'dpo'.",
                 "validation_file",
             ),
             id="preferences",
+        ),
+        pytest.param(
+            lambda lab: lab.create_job(method={"type": "dpo"}),
+            400,
+            lambda lab: envelope(
+                "method_format_mismatch",
+                f"{lab.text_file} has the format text, and a job with the method 'dpo' needs "
+                "preferences. Use a file with two answers to each prompt, as docs/files.md "
+                "describes it, or set the type of the method to 'supervised'.",
+                "training_file",
+            ),
+            id="no preferences",
         ),
         pytest.param(
             lambda lab: lab.post(f"/fine_tuning/jobs/{lab.cancelled_job}/pause"),

@@ -24,7 +24,6 @@ from pathlib import Path
 from app.core.dataset.checker import DatasetSummary
 from app.core.dataset.file_check import FileChecker
 from app.core.dataset.file_kinds import FileKind
-from app.core.dataset.formats import DatasetFormat
 from app.core.dataset.reading import read_examples
 from app.core.dataset.tables.check import check_table
 from app.core.dataset.tables.process import MEMORY_BYTES
@@ -142,9 +141,8 @@ def _judge(content: bytes, summary: DatasetSummary, took_s: float) -> str:
     if summary.problems:
         return "refused"
     assert summary.format is not None
-    if summary.format is not DatasetFormat.PREFERENCE:
-        examples = list(read_examples(io.BytesIO(content)))
-        assert len(examples) == summary.examples, "training reads other examples"
+    examples = list(read_examples(io.BytesIO(content)))
+    assert len(examples) == summary.examples, "training reads other examples"
     return "accepted"
 
 

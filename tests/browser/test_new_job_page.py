@@ -10,6 +10,7 @@ from tests.browser.members import Member
 from tests.waiting import wait_until
 
 _SAMPLE = Path(__file__).parents[2] / "examples" / "lighthouse-train.jsonl"
+_PREFERENCES = _SAMPLE.with_name("lighthouse-preferences.jsonl")
 _BAD = '{"messages": [{"role": "user", "content": "Hi"}]}\n{"prompt": "no end\n'
 
 
@@ -82,6 +83,40 @@ def test_the_shown_call_makes_the_same_job(member: Member) -> None:
     job = member.create_job(**body)
     read = member.api.get(f"/v1/fine_tuning/jobs/{job}").json()
     assert (read["training_file"], read["hyperparameters"]["batch_size"]) == (file, 4)
+
+
+def test_a_file_of_preferences_gets_the_form_of_preference_tuning(member: Member) -> None:
+    pairs = member.upload("pairs.jsonl", _PREFERENCES.read_bytes())
+    texts = member.upload("keeper.jsonl", _SAMPLE.read_bytes())
+    page = member.sign_in(f"/new?file={texts}")
+    expect(page.get_by_label("Beta")).to_be_hidden()
+    page.get_by_text("All settings").click()
+    page.get_by_label("Train on", exact=False).first.select_option("everything")
+
+    page.locator("select[name=training_file]").select_option(pairs)
+
+    preferred = page.locator(".rows > li").first
+    expect(preferred).to_contain_text("Preferred answer", timeout=60_000)
+    expect(preferred).to_contain_text("Other answer")
+    expect(page.get_by_label("Train on", exact=False)).to_have_count(0)
+    page.get_by_label("Beta", exact=False).first.fill("0.3")
+    page.get_by_label("Label smoothing", exact=False).fill("0.5")
+    smoothing = page.locator(".field", has=page.get_by_label("Label smoothing", exact=False))
+    expect(smoothing).to_contain_text("This must be 0 to 0.5")
+    page.get_by_label("Label smoothing", exact=False).fill("0.1")
+    expect(page.get_by_label("The call")).to_contain_text('"type": "dpo"')
+    page.get_by_label("and wait until I resume").check()
+    page.get_by_role("button", name="Create the job, paused").click()
+
+    expect(page).to_have_url(re.compile(r"/job\?id=ftjob-"))
+    job = member.api.get(f"/v1/fine_tuning/jobs/{page.url.partition('=')[2]}").json()
+    shown = job["method"]["dpo"]["hyperparameters"]
+    assert (shown["beta"], shown["label_smoothing"]) == (0.3, 0.1)
+    settings = page.locator("dl.settings", has_text="beta")
+    expect(settings).to_contain_text("0.3")
+    expect(settings).to_contain_text("dpo")
+    page.get_by_role("button", name="YAML").click()
+    expect(page.get_by_label("YAML", exact=True).last).to_contain_text("    beta: 0.3")
 
 
 def test_the_form_survives_a_reload(member: Member) -> None:

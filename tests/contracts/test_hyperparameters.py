@@ -8,11 +8,14 @@ import pytest
 
 from app.core.job import recipes
 from app.core.job.lora_shape import LoraShape
-from app.core.job.training_config import TrainingConfig
+from app.core.job.training_config import DpoSettings, TrainingConfig
 from app.schemas.hyperparameters import (
+    DEFAULT_LEARNING_RATES,
     LORA_WIRE_NAMES,
+    SUPERVISED_NAMES,
     WIRE_NAMES,
     ComputedHyperparameters,
+    DpoHyperparameters,
     Hyperparameters,
 )
 from tests.contracts.test_documented import PROJECT, read_table
@@ -60,6 +63,16 @@ def test_the_table_of_the_api_has_every_hyperparameter_with_its_default() -> Non
     assert documented() == defaults
     assert defaults.keys() | TOLD_IN_PROSE == Hyperparameters.model_fields.keys()
     assert DEFAULTS_OF_COMPUTED.keys() | TOLD_IN_PROSE == set(ComputedHyperparameters.model_fields)
+
+
+def test_the_table_of_preference_tuning_has_its_hyperparameters_with_their_defaults() -> None:
+    rows = read_table((PROJECT / "docs" / "api.md").read_text("utf-8"), "Preference tuning")
+
+    found = {first.strip("`"): parse(default) for first, default, *_ in rows}
+    expected = {name: field.default for name, field in DpoSettings.model_fields.items()}
+    assert found == expected | {"learning_rate": DEFAULT_LEARNING_RATES["dpo"]}
+    common = Hyperparameters.model_fields.keys() - {*SUPERVISED_NAMES}
+    assert DpoHyperparameters.model_fields.keys() == common | expected.keys()
 
 
 def read_number(cell: str) -> float:

@@ -99,6 +99,31 @@ def test_hyperparameters_decide_what_is_learned(
     assert [token["is_learned"] for token in example["tokens"][:3]] == [False, True, True]
 
 
+def test_both_answers_of_a_preference_are_shown(
+    client: TestClient, preview: Callable[..., Any]
+) -> None:
+    file_id = upload(client, as_jsonl([{"prompt": "Two?", "chosen": "Two.", "rejected": "No."}]))
+
+    (row,) = preview(file_id).json()["rows"]
+    text = preview(file_id, accept="text/plain", colour=False).text
+
+    answers = [(each["answer"], learned_in({"examples": [each]})) for each in row["examples"]]
+    assert answers == [("preferred", "Two.<|im_end|>"), ("non_preferred", "No.<|im_end|>")]
+    assert "line 1, preferred answer: 9 tokens, 5 learned; kept" in text
+    assert "line 1, non-preferred answer: " in text
+
+
+def test_what_is_learned_of_a_preference_cannot_be_chosen(
+    client: TestClient, preview: Callable[..., Any]
+) -> None:
+    file_id = upload(client, as_jsonl([{"prompt": "Two?", "chosen": "Two.", "rejected": "No."}]))
+
+    answer = preview(file_id, train_on="everything")
+
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["param"]) == (400, "invalid_value", "train_on")
+
+
 def test_text_for_a_terminal_has_nothing_of_the_file_that_controls_it(
     client: TestClient, preview: Callable[..., Any]
 ) -> None:
@@ -157,12 +182,11 @@ def test_a_bad_value_is_refused_by_name(
     ("changes", "refusal"),
     [
         ({"format": None, "examples": None}, (400, "invalid_value")),
-        ({"format": DatasetFormat.PREFERENCE}, (400, "method_format_mismatch")),
         ({"uses_tools": True}, (400, "tools_not_supported")),
         ({"expires_at": utc_now() - timedelta(seconds=1)}, (404, "file_not_found")),
         ({"project_id": "proj-other"}, (404, "file_not_found")),
     ],
-    ids=["made by a job", "preferences", "tools", "expired", "of another project"],
+    ids=["made by a job", "tools", "expired", "of another project"],
 )
 def test_a_file_that_cannot_be_trained_on_is_not_shown(
     preview: Callable[..., Any],

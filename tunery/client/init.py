@@ -51,6 +51,10 @@ training_file: train.jsonl
 # File to measure the validation loss on.
 # validation_file: validation.jsonl  # an example; none by default
 
+# Training method. A file with preferences, two answers to each prompt, needs `dpo`, which has
+# hyperparameters of its own beside those below.
+# method: {{type: dpo, dpo: {{hyperparameters: {{beta: 0.1}}}}}}  # an example; supervised otherwise
+
 # Text that becomes part of the tuned model's name.
 # suffix: my-model  # an example; none by default
 

@@ -17,7 +17,7 @@ from app.core.errors import InvalidRequestError, OperatorError
 from app.core.ids import IdPrefix
 from app.schemas.bodies import dotted, nearest_field
 from app.schemas.fine_tuning_jobs import JobCreate
-from app.schemas.hyperparameters import Hyperparameters
+from app.schemas.hyperparameters import Hyperparameters, hint_for
 from tunery.client import yaml_reading
 from tunery.client.yaml_reading import Document, YamlError, read_yaml
 
@@ -92,14 +92,23 @@ def to_yaml(job: Mapping[str, Any]) -> str:
         **{name: job[name] for name in FILE_FIELDS},
         "suffix": job["user_provided_suffix"],
         **{name: job[name] for name in _SAME_FIELDS},
-        "hyperparameters": {
-            name: value
-            for name, value in dict[str, Any](job["hyperparameters"]).items()
-            if value is not None and name not in _COMPUTED_NAMES
-        },
+        **_method_of(job),
     }
     given = {name: value for name, value in shown.items() if value or value == 0}
     return yaml.dump(given, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def _method_of(job: Mapping[str, Any]) -> dict[str, Any]:
+    """The hyperparameters of a job, where its method has them."""
+    hyperparameters = {
+        name: value
+        for name, value in dict[str, Any](job["hyperparameters"]).items()
+        if value is not None and name not in _COMPUTED_NAMES
+    }
+    method = job["method"]["type"]
+    if method == "supervised":
+        return {"hyperparameters": hyperparameters}
+    return {"method": {"type": method, method: {"hyperparameters": hyperparameters}}}
 
 
 class _Dumper(yaml.SafeDumper):
@@ -152,6 +161,8 @@ def _describe_unknown(place: tuple[str | int, ...], shown: str) -> str:
     name = str(place[-1])
     if len(place) == 1 and name in Hyperparameters.model_fields:
         return f"'{name}' is a hyperparameter. Write it below 'hyperparameters:', indented."
+    if hint := hint_for(name):
+        return f"Unknown field '{shown:.80}'. {hint}"
     nearest = nearest_field(JobCreate, place[:-1], name)
     if nearest == name:
         return f"'{shown}' is given twice, under two names. Keep one."

@@ -4,9 +4,14 @@ from typing import Any
 
 from app.core.ids import IdPrefix
 from app.core.job.lora_shape import LoraShape
-from app.core.job.training_config import TrainingConfig
+from app.core.job.training_config import DpoSettings, Method, TrainingConfig
 from app.schemas.fine_tuning_jobs import JobCreate
-from app.schemas.hyperparameters import LORA_WIRE_NAMES, WIRE_NAMES
+from app.schemas.hyperparameters import (
+    DEFAULT_LEARNING_RATES,
+    DPO_NAMES,
+    LORA_WIRE_NAMES,
+    WIRE_NAMES,
+)
 
 SCHEMA_NAME = "job.schema.json"
 """File name of the schema, which job files refer to in their first line."""
@@ -24,12 +29,22 @@ def make_schema() -> dict[str, Any]:
     fields["validation_file"]["description"] = (
         f"File to measure the validation loss on. {_OR_A_PATH}"
     )
-    hyperparameters = schema["$defs"]["Hyperparameters"]["properties"]
-    for wire_names, model in ((WIRE_NAMES, TrainingConfig), (LORA_WIRE_NAMES, LoraShape)):
-        for wire_name, name in wire_names.items():
-            default = model.model_fields[name].default
-            hyperparameters[wire_name]["default"] = list(default) if default == () else default
-    hyperparameters["lora_target_modules"]["default"] = list(LoraShape().target_modules)
+    defaults = {
+        wire_name: list(default) if default == () else default
+        for wire_names, model in (
+            (WIRE_NAMES, TrainingConfig),
+            (LORA_WIRE_NAMES, LoraShape),
+            ({name: name for name in DPO_NAMES}, DpoSettings),
+        )
+        for wire_name, name in wire_names.items()
+        for default in [model.model_fields[name].default]
+    } | {"lora_target_modules": list(LoraShape().target_modules)}
+    methods: dict[str, Method] = {"Hyperparameters": "supervised", "DpoHyperparameters": "dpo"}
+    for definition, method in methods.items():
+        defaults["learning_rate"] = DEFAULT_LEARNING_RATES[method]
+        for name, field in schema["$defs"][definition]["properties"].items():
+            if name in defaults:
+                field["default"] = defaults[name]
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         **schema,

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from app.core.dataset.formats import ChatExample, Example, PromptExample
+from app.core.dataset.formats import ChatExample, ParsedExample, PreferenceExample, PromptExample
 from app.core.dataset.reading import read_examples
 from app.core.job.child.job_spec import TRAINING_DATA_NAME, VALIDATION_DATA_NAME, JobSpec
 from app.core.job.scores.report import MAX_EXAMPLES
@@ -76,11 +76,14 @@ def draw(directory: Path, spec: JobSpec, tokenizer: PreTrainedTokenizerBase) -> 
     return Drawn()
 
 
-def as_question(example: Example) -> Question | None:
-    """The prompt of an example and its answer: of a chat, the last answer that is learned.
+def as_question(example: ParsedExample) -> Question | None:
+    """The prompt of an example and its answer.
 
+    That is the last answer of a chat that is learned, and the preferred answer of a preference.
     None if there is no text to compare with: the example is one text, or the answer a tool call.
     """
+    if isinstance(example, PreferenceExample):
+        example = example.preferred
     if isinstance(example, PromptExample):
         return Question(TextPrompt(text=example.prompt), example.prompt, example.completion)
     if not isinstance(example, ChatExample):

@@ -14,7 +14,7 @@ from app.core.job.training_config import TrainingConfig
 from app.core.machine.memory import PLENTY
 from worker.training.compute.hardware import read_or_measure
 from worker.training.data.chat_template import ChatTemplateError
-from worker.training.data.cutting import cut
+from worker.training.data.cutting import cut_example, group_rows
 from worker.training.data.encoding import Encoded, Encoder
 from worker.training.data.stop_tokens import StopTokens
 from worker.training.data.tokenizer import load_tokenizer
@@ -99,8 +99,8 @@ class _Sample:
                 except ChatTemplateError as error:
                     message = f"Line {line} does not fit this base model: {error}."
                     raise TrainingFailedError(error.code, message, param=param) from error
-                for each in encoded:
-                    sample._count(line, each)
+                for together in group_rows(example, encoded):
+                    sample._count(line, together)
                 sample.rows += 1
                 if monotonic() > until:
                     break
@@ -128,17 +128,19 @@ class _Sample:
             learned_tokens=self.learned_tokens,
         )
 
-    def _count(self, line: int, encoded: Encoded) -> None:
+    def _count(self, line: int, rows: Sequence[Encoded]) -> None:
         limit = self.config.max_sequence_tokens
-        row = cut(encoded, max_tokens=limit, overlong=self.config.overlong_row_behavior)
-        if row.outcome == "too_long":
+        kept = cut_example(rows, max_tokens=limit, overlong=self.config.overlong_row_behavior)
+        if kept[0].outcome == "too_long":
+            longest = max(len(row.input_ids) for row in rows)
             raise TrainingFailedError(
                 "row_too_long",
-                f"Line {line} has {len(encoded.input_ids):,} tokens; the limit is {limit:,}. "
+                f"Line {line} has {longest:,} tokens; the limit is {limit:,}. "
                 "Shorten it, raise context_length, or set overlong_row_behavior to truncate or "
                 "drop.",
                 param=self.param,
             )
-        if row.outcome in ("kept", "truncated"):
-            self.lengths.append(len(row.input_ids))
-            self.learned_tokens += sum(row.is_learned)
+        for row in kept:
+            if row.outcome in ("kept", "truncated"):
+                self.lengths.append(len(row.input_ids))
+                self.learned_tokens += sum(row.is_learned)

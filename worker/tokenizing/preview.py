@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, BinaryIO, cast
 from tokenizers.decoders import DecodeStream
 from transformers import PreTrainedTokenizerBase
 
-from app.core.dataset.formats import Example, LineError
+from app.core.dataset.formats import LineError, ParsedExample, PreferenceExample
 from app.core.dataset.reading import read_examples
 from app.core.dataset.tokenizing.messages import (
     MAX_TOKENS_SHOWN,
@@ -20,7 +20,7 @@ from app.core.dataset.tokenizing.messages import (
 from app.core.job.child.training_events import DataProblem
 from app.core.job.training_config import TrainingConfig
 from worker.training.data.chat_template import ChatTemplateError, NoChatTemplateError
-from worker.training.data.cutting import CutExample, cut
+from worker.training.data.cutting import CutExample, cut_example, group_rows
 from worker.training.data.encoding import Encoded, Encoder
 from worker.training.data.stop_tokens import StopTokens
 from worker.training.data.tokenizer import load_tokenizer
@@ -68,7 +68,7 @@ class _Previewer:
         self._encoder = encoder
         self._special = set(tokenizer.added_tokens_decoder)
 
-    def show(self, line: int, example: Example) -> PreviewedRow:
+    def show(self, line: int, example: ParsedExample) -> PreviewedRow:
         try:
             encoded = self._encoder.encode(example)
         except NoChatTemplateError:  # no other row can be read either
@@ -76,20 +76,39 @@ class _Previewer:
         except ChatTemplateError as error:
             problem = DataProblem(line=line, path="messages", code=error.code, message=str(error))
             return PreviewedRow(line=line, error=problem)
-        room = MAX_TOKENS_SHOWN
-        examples: list[PreviewedExample] = []
-        is_cut = False
-        for whole in encoded:
-            row = cut(
-                whole,
+        cut_rows = [
+            row
+            for together in group_rows(example, encoded)
+            for row in cut_example(
+                together,
                 max_tokens=self._config.max_sequence_tokens,
                 overlong=self._config.overlong_row_behavior,
             )
+        ]
+        pairs = list(zip(encoded, cut_rows, strict=True))
+        if isinstance(example, PreferenceExample):
+            return self._show_preference(line, pairs)
+        room = MAX_TOKENS_SHOWN
+        examples: list[PreviewedExample] = []
+        is_cut = False
+        for whole, row in pairs:
             is_cut = len(row.input_ids) > room
             if room:
                 examples.append(self._show_example(whole, row, room))
             room = max(0, room - len(row.input_ids))
         return PreviewedRow(line=line, examples=tuple(examples), is_cut=is_cut)
+
+    def _show_preference(
+        self, line: int, pairs: Sequence[tuple[Encoded, CutExample]]
+    ) -> PreviewedRow:
+        """Show both answers, each with half of the tokens that are shown."""
+        room = MAX_TOKENS_SHOWN // len(pairs)
+        examples = tuple(
+            self._show_example(whole, row, room).model_copy(update={"answer": answer})
+            for answer, (whole, row) in zip(("preferred", "non_preferred"), pairs, strict=True)
+        )
+        is_cut = any(len(row.input_ids) > room for _, row in pairs)
+        return PreviewedRow(line=line, examples=examples, is_cut=is_cut)
 
     def _show_example(self, whole: Encoded, row: CutExample, room: int) -> PreviewedExample:
         is_trained = row.outcome in ("kept", "truncated")

@@ -51,7 +51,7 @@ class MlflowRun:
         metrics = [
             Metric(name, value, now_ms, row.step)
             for row in rows
-            for name, value in row.model_dump(exclude={"step"}, exclude_none=True).items()
+            for name, value in row.measurements().items()
         ]
         tag = RunTag(_STEP_TAG, str(rows[-1].step))
         self._client.log_batch(self._run_id, metrics=metrics, tags=[tag])

@@ -53,8 +53,7 @@ class WandbRun:
     def send(self, rows: tuple[StepMetrics, ...]) -> None:
         """Give steps to the library."""
         for row in rows:
-            values = row.model_dump(exclude={"step"}, exclude_none=True)
-            self._run.log(values, step=row.step, commit=True)
+            self._run.log(row.measurements(), step=row.step, commit=True)
 
     def close(self, ending: Ending | None) -> None:
         """Wait until the server has everything, and end the run if its job has ended."""

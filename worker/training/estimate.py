@@ -11,11 +11,11 @@ from app.core.job.child.job_spec import ComputeSettings
 from app.core.job.estimate import Duration, Estimate
 from app.core.job.training_config import TrainingConfig
 from app.core.machine.memory import Memory
-from worker.training.compute.cost import Cost
+from worker.training.compute.cost import Cost, Rows
 from worker.training.compute.hardware import Speeds
 from worker.training.compute.memory import gigabytes
 from worker.training.compute.plan import ComputePlan, Workload, choose_placement, make_plan
-from worker.training.data.batching import cut_by_length, shuffled_batches
+from worker.training.data.batching import cut_examples, shuffled_batches
 from worker.training.data.split import count_held_out
 from worker.training.model.base_model import ModelShape
 from worker.training.step.trainer import StepSchedule
@@ -24,12 +24,6 @@ _STEPS_COUNTED = 400
 """Most steps whose micro-batches are counted. The others are taken to be like them."""
 _STEPS_ASKED = 100_000
 """Most steps for which the schedule is asked what is due. The others are taken to be like them."""
-_ROWS_EVALUATED = 2000
-"""Most validation rows whose micro-batches are counted."""
-
-_LEARNED = 0.5
-"""Fraction of the tokens that are learned, where nobody has counted them."""
-
 _START_S = 4.0
 """Seconds from the start of an attempt until its base model is read, and from its last checkpoint
 to its end, on a machine with a current processor."""
@@ -68,30 +62,6 @@ _UNCERTAINTY = 0.25
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rows:
-    """The examples of a file, or a sample of them that stands for all."""
-
-    lengths: np.ndarray
-    """Tokens of each example, after truncation."""
-    count: int
-    """Number of examples in the file. It is larger than the number of lengths for a sample."""
-    learned_tokens: int | None = None
-    """Tokens among `lengths` that are learned. None if nobody has counted them."""
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of the file."""
-        return round(float(self.lengths.mean()) * self.count)
-
-    @property
-    def learned(self) -> float:
-        """Fraction of the tokens that are learned."""
-        if self.learned_tokens is None:
-            return _LEARNED
-        return self.learned_tokens / int(self.lengths.sum())
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
     """What the duration and the plan of a job depend on, besides the job."""
 
@@ -126,10 +96,13 @@ def estimate(
         TrainingFailedError: `gpu_unavailable`, or `too_few_examples` for the `validation_split`.
     """
     if validation is None and config.validation_split is not None:
-        held_out = count_held_out(training.count, fraction=config.validation_split)
+        examples = training.count // config.rows_per_example
+        held_out = count_held_out(examples, fraction=config.validation_split)
+        held_out *= config.rows_per_example
         validation = replace(training, count=held_out)  # chosen at random, so like the rest
         training = replace(training, count=training.count - held_out)
-    schedule = StepSchedule(config, examples=training.count, has_validation=validation is not None)
+    examples = training.count // config.rows_per_example
+    schedule = StepSchedule(config, examples=examples, has_validation=validation is not None)
     job = _Job(base_model, config, training, validation, schedule, asked, machine)
     return job.estimate()
 
@@ -150,7 +123,7 @@ class _Job:
         parts = {} if plan.device == "cuda" else self._parts(plan)
         return Estimate(
             steps=self.schedule.total_steps,
-            examples=self.training.count,
+            examples=self._examples,
             tokens_per_epoch=self.training.tokens,
             tokens=self._tokens,
             learned_tokens=None
@@ -178,9 +151,13 @@ class _Job:
         return make_plan(self.asked, placement, self.machine.speeds, work, memory=memory)
 
     @property
+    def _examples(self) -> int:
+        return self.training.count // self.config.rows_per_example
+
+    @property
     def _tokens(self) -> int:
         """Tokens that the whole job reads in training."""
-        steps_per_epoch = math.ceil(self.training.count / self.config.batch_size)
+        steps_per_epoch = math.ceil(self._examples / self.config.batch_size)
         return round(self.training.tokens * self.schedule.total_steps / steps_per_epoch)
 
     def _how_often(self, is_due: Callable[[int], bool]) -> int:
@@ -213,6 +190,7 @@ class _Job:
             "start": self._start_s(plan),
             "training": steps + compiling,
             "evaluation": self._evaluation_s(cost),
+            "reference": self._reference_s(cost),
             "saving": self._saving_s(plan),
         }
 
@@ -223,7 +201,8 @@ class _Job:
 
     def _steps(self) -> Iterator[np.ndarray]:
         """The examples of each of the first steps. A sample of rows is shuffled as a file is."""
-        examples, size = len(self.training.lengths), self.config.batch_size
+        examples = len(self.training.lengths) // self.config.rows_per_example
+        size = self.config.batch_size
         batches = shuffled_batches(examples, size, seed=self.config.seed)
         return islice(batches, min(self.schedule.total_steps, _STEPS_COUNTED))
 
@@ -233,7 +212,12 @@ class _Job:
         shapes = {
             (len(piece), int(lengths[piece].max()))
             for step in self._steps()
-            for piece in cut_by_length(step, lengths, micro_batch_tokens=limit)
+            for piece in cut_examples(
+                step,
+                lengths,
+                rows_per_example=self.config.rows_per_example,
+                micro_batch_tokens=limit,
+            )
         }
         return max(
             replace(plan.footprint, longest_row=longest).peak(
@@ -244,12 +228,17 @@ class _Job:
 
     def _evaluation_s(self, cost: Cost) -> float:
         """Seconds of all evaluations, that of the base model included."""
-        rows = self.validation
-        if rows is None:
+        if self.validation is None:
             return 0.0
-        lengths = rows.lengths[:_ROWS_EVALUATED]
-        one = cost.evaluation(lengths, learned=rows.learned) * rows.count / len(lengths)
-        return one * (1 + self._how_often(self.schedule.is_evaluation))
+        often = 1 + self._how_often(self.schedule.is_evaluation)
+        return often * cost.evaluation(self.validation)
+
+    def _reference_s(self, cost: Cost) -> float:
+        """Seconds in which the reference reads all pairs, once."""
+        if self.config.dpo is None or self.config.dpo.reference_free:
+            return 0.0
+        datasets = [each for each in (self.training, self.validation) if each is not None]
+        return sum(cost.evaluation(rows) for rows in datasets)
 
     def _saving_s(self, plan: ComputePlan) -> float:
         each = _SAVING_S + sum(self._saved_bytes(plan)) / _SAVED_PER_S
@@ -279,7 +268,10 @@ class _Job:
         while tokens > _SHORTEST_CONTEXT:
             tokens //= 2
             shorter = replace(footprint, longest_row=tokens)
-            if shorter.peak(tokens, checkpointing=least.gradient_checkpointing) <= total:
+            if (
+                shorter.peak(shorter.longest_example, checkpointing=least.gradient_checkpointing)
+                <= total
+            ):
                 yield f"It would fit into {gigabytes(total)} with a context_length of {tokens:,}."
                 return
         yield (

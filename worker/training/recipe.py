@@ -28,6 +28,7 @@ from app.core.job.child.training_events import (
     Stopped,
     Unresumable,
 )
+from app.core.job.training_config import TrainingConfig
 from app.core.machine.memory import Memory, measure_memory
 from worker.training.artifacts.loss_log import LossLog
 from worker.training.artifacts.saved_state import (
@@ -56,11 +57,14 @@ from worker.training.model.base_model import (
 from worker.training.model.forward import Forward, has_fused_layers
 from worker.training.model.initialisation import freeze_start
 from worker.training.model.randomness import make_deterministic, seed_torch
+from worker.training.preparation.prepared_data import PreparedData
 from worker.training.preparation.tokenized_job import prepare_data
 from worker.training.step.step import BestAdapter
 from worker.training.step.trainer import StepSchedule, Trainer
 from worker.training.training_loop import Report, TrainingLoop
 
+_TELL_S = 60.0
+"""Interval at which the progress of the reference is told, in seconds."""
 _LOOK_S = 0.5
 """Interval at which a job that waits for memory measures it, in seconds."""
 
@@ -135,7 +139,11 @@ def _prepare(job: _Preparation) -> TrainingLoop:
     tokenizer = job.loader.load_tokenizer(job.base_model)
     data = prepare_data(directory, job.spec, tokenizer, job.report)
     training, validation = data.training, data.validation
-    schedule = StepSchedule(config, examples=len(training), has_validation=validation is not None)
+    schedule = StepSchedule(
+        config,
+        examples=len(training) // config.rows_per_example,
+        has_validation=validation is not None,
+    )
     job.report(Planned(total_steps=schedule.total_steps))
     best = BestAdapter.for_job(config) if validation else None
     plan, forward = _load_model(job, training, schedule)
@@ -152,6 +160,8 @@ def _prepare(job: _Preparation) -> TrainingLoop:
         load_state(
             directory / RESUME_NAME, spec, trainer=trainer, best=best, data_sha256=data.sha256
         )
+    elif config.dpo is not None and not config.dpo.reference_free:
+        _score_references(trainer, data, config, job.report)
     return TrainingLoop(
         directory=directory,
         spec=spec,
@@ -167,6 +177,30 @@ def _prepare(job: _Preparation) -> TrainingLoop:
             directory / OUTPUT_NAME, spec, trainer=trainer, best=best, data_sha256=data.sha256
         ),
     )
+
+
+def _score_references(
+    trainer: Trainer, data: PreparedData, config: TrainingConfig, report: Report
+) -> None:
+    """Let the model that the job starts from be the reference of its pairs.
+
+    A child that is asked to stop meanwhile ends at once: the next one computes the same bits.
+    """
+    datasets = [each for each in (data.training, data.validation) if each is not None]
+    total = sum(map(len, datasets)) // config.rows_per_example
+    report(Noted(message=f"Computing the reference for {total:,} pairs, once."))
+    told_s, before = steady_s(), 0
+
+    def tell(done: int) -> None:
+        nonlocal told_s
+        if steady_s() - told_s >= _TELL_S:
+            told_s = steady_s()
+            done += before
+            report(Noted(message=f"Reference: {done:,} of {total:,} pairs ({done / total:.0%})."))
+
+    for each in datasets:
+        trainer.score_reference(each, tell)
+        before += len(each) // config.rows_per_example
 
 
 def _load_model(

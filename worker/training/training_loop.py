@@ -103,7 +103,12 @@ class TrainingLoop:
         return Noted(message=told, level="warn" if is_worse else "info")
 
     def _warn_if_unfinished(self) -> None:
-        """Warn if the validation loss was still falling steeply at the end of a whole job."""
+        """Warn if the validation loss was still falling steeply at the end of a whole job.
+
+        What is steep was measured with supervised jobs, so others get no warning.
+        """
+        if self.spec.config.dpo is not None:
+            return
         share = self.log.losses.late_share()
         if share > _STEEP_SHARE and not (self.best is not None and self.best.is_final):
             message = (
@@ -133,6 +138,7 @@ class TrainingLoop:
                 valid_mean_token_accuracy=evaluation.accuracy,
                 tokens_seen=0,
                 elapsed_s=0.0,
+                valid_rewards=evaluation.rewards,
             )
         )
 
@@ -155,6 +161,7 @@ class TrainingLoop:
             update={
                 "valid_loss": evaluation.loss,
                 "valid_mean_token_accuracy": evaluation.accuracy,
+                "valid_rewards": evaluation.rewards,
             }
         )
 

@@ -6,14 +6,14 @@ from itertools import islice
 from typing import BinaryIO, cast
 
 from app.core.dataset.file_kinds import HEAD_BYTES, FileKind, find_kind
-from app.core.dataset.formats import BYTE_ORDER_MARK, Example, LineError, PreferenceExample
+from app.core.dataset.formats import BYTE_ORDER_MARK, ParsedExample
 from app.core.dataset.rows.parsing import parse_line
 from app.core.dataset.tables.rows import as_line, read_rows
 
 
 def read_examples(
     source: BinaryIO, *, only: Collection[int] | None = None
-) -> Iterator[tuple[int, Example]]:
+) -> Iterator[tuple[int, ParsedExample]]:
     """Yield the number of the line or row, from 1, and its example, for all of a checked file.
 
     Args:
@@ -21,7 +21,7 @@ def read_examples(
         only: numbers of the lines to read; the others are passed over. None for all.
 
     Raises:
-        LineError: a line is invalid or is a preference, which should have been found before.
+        LineError: a line is invalid, which should have been found before.
     """
     lines = enumerate(_lines_of(source), start=1)
     if only is not None:
@@ -29,7 +29,7 @@ def read_examples(
     for number, line in lines:
         content = line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line
         if content.strip():
-            yield number, _parse_example(content)
+            yield number, parse_line(content)[1]
 
 
 def _lines_of(source: BinaryIO) -> Iterator[bytes]:
@@ -40,10 +40,3 @@ def _lines_of(source: BinaryIO) -> Iterator[bytes]:
     if kind is FileKind.GZIP:
         return iter(cast("BinaryIO", gzip.GzipFile(fileobj=source)))
     return iter(source)
-
-
-def _parse_example(line: bytes) -> Example:
-    example = parse_line(line)[1]
-    if isinstance(example, PreferenceExample):
-        raise LineError("unsupported_format", "Preferences cannot be trained on yet.")
-    return example

@@ -71,7 +71,8 @@ class DataWarning(Frozen):
 class FileReport(Frozen):
     """What tokenizing a file found.
 
-    An example is a line of the file, or one of several examples that a conversation becomes.
+    An example is a line of the file, or one of several examples that a conversation becomes. A
+    preference, with both answers, is one example.
     """
 
     file_id: ShortText
@@ -85,7 +86,8 @@ class FileReport(Frozen):
     learned_tokens: Count
     """Number of those tokens that are learned."""
     tokens_per_example: Distribution | None
-    """Lengths of all examples, before any is cut off or left out. Null if there is none."""
+    """Lengths of all examples, before any is cut off or left out. That of a preference is its
+    longer answer with the prompt. Null if there is none."""
     learned_tokens_per_example: Distribution | None
     """Learned tokens of the examples that are trained or evaluated on. Null if there is none."""
     lengths: tuple[LengthBin, ...] = Field(max_length=MAX_BINS)
@@ -102,7 +104,8 @@ class FileReport(Frozen):
     """Number of answers in truncated examples whose end, with the token that stops the model, was
     cut off."""
     nothing_to_learn: Count
-    """Number of examples that were left out because no token of them is learned."""
+    """Number of examples that were left out because no token of them is learned, or because both
+    answers of a preference have the same tokens."""
     duplicates: Count
     """Number of lines with exactly the tokens of an earlier line."""
     split_conversations: Count

@@ -40,8 +40,8 @@ def event_records(batches: Iterable[Iterable[StepMetrics]], *, began_s: float) -
 
 
 def _event(row: StepMetrics, began_s: float) -> bytes:
-    values = row.model_dump(exclude={"step"}, exclude_none=True)
-    summary = b"".join(_bytes(1, _scalar(name, value)) for name, value in values.items())
+    values = row.measurements().items()
+    summary = b"".join(_bytes(1, _scalar(name, value)) for name, value in values)
     time = _fixed_64(1, began_s + row.elapsed_s)
     return time + _key(2, _VARINT) + _varint(row.step) + _bytes(5, summary)
 

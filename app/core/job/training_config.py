@@ -17,6 +17,7 @@ OverlongRowBehavior = Literal["truncate", "error", "drop"]
 TrainOn = Literal["all_assistant", "last_assistant", "everything"]
 CheckpointChoice = Literal["final", "best"]
 Recipe = Literal["reference", "auto"]
+Method = Literal["supervised", "dpo"]
 
 MAX_EXAMPLES_PER_LINE = 1000
 """Maximum number of examples that a line of a file becomes: one for each answer, if the chat
@@ -29,6 +30,10 @@ def _read_date(value: Any) -> Any:
         return date.fromisoformat(value) if isinstance(value, str) else value
     except ValueError:
         return value
+
+
+DPO_RATE_DIVISOR = 10
+"""Factor by which learning rates of preference tuning are lower than those of supervised jobs."""
 
 
 class DpoSettings(Frozen):
@@ -168,13 +173,23 @@ class TrainingConfig(Frozen):
             return self.early_stopping_patience is not None
         return self.checkpoint_choice == "best"
 
+    @property
+    def method(self) -> Method:
+        """Training method, by its name on the wire."""
+        return "supervised" if self.dpo is None else "dpo"
+
+    @property
+    def rows_per_example(self) -> int:
+        """Number of rows of tokens that an example is: two for a pair, the preferred one first."""
+        return 1 if self.dpo is None else 2
+
     def total_steps(self, examples: int) -> int:
         """Number of optimizer steps of a job that trains on so many examples."""
         return self.max_steps or self.epochs * math.ceil(examples / self.batch_size)
 
     def max_total_steps(self, lines: int) -> int:
         """Number of optimizer steps that a job on a file of so many lines cannot exceed."""
-        return self.total_steps(lines * MAX_EXAMPLES_PER_LINE)
+        return self.total_steps(lines * (MAX_EXAMPLES_PER_LINE if self.dpo is None else 1))
 
     @property
     def learned_part(self) -> TrainOn:

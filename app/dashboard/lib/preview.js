@@ -10,6 +10,7 @@ const OUTCOMES = {
   dropped: "Too long: left out.",
   too_long: "Too long: the job would fail.",
   nothing_to_learn: "Nothing in it is learned: left out.",
+  equal_answers: "Both answers are the same: left out.",
 };
 
 /** @param {object} preview the answer of `GET /v1/files/{id}/preview` */
@@ -34,9 +35,12 @@ function row({ line, examples, is_cut: isCut, error }) {
   </li>`;
 }
 
-function example({ tokens, outcome, total_tokens: total, learned_tokens: learned }) {
+const ANSWERS = { preferred: "Preferred answer", non_preferred: "Other answer" };
+
+function example({ tokens, outcome, answer, total_tokens: total, learned_tokens: learned }) {
   const note = OUTCOMES[outcome];
-  return html`<pre class="tokens" tabindex="0" aria-label="Text of the row">
+  return html`${answer ? html`<p class="hint">${ANSWERS[answer]}</p>` : nothing}
+    <pre class="tokens" tabindex="0" aria-label="Text of the row">
 ${merge(tokens).map(token)}</pre>
     <div class="muted small">
       ${count(total)} tokens, ${count(learned)} learned.

@@ -18,7 +18,7 @@ import {
   settingsSection,
   validationSection,
 } from "./new/sections.js";
-import { arrange, readFields } from "./new/schema.js";
+import { readForms } from "./new/schema.js";
 
 const TYPING_MS = 600;
 
@@ -29,8 +29,7 @@ const estimator = new Estimator(draw);
 const data = new Data(draft, draw, (file) => change({ file: file.id }));
 
 let models = null;
-let fields = new Map();
-let arranged = null;
+let forms = null; // of each method
 let refusal = null; // the API's answer to "Start", as an ApiError
 let wasTried = false;
 let isStarting = false;
@@ -49,8 +48,7 @@ async function start() {
       get("models"),
       data.fetch(),
     ]);
-    fields = readFields(openapi);
-    arranged = arrange(openapi, fields);
+    forms = readForms(openapi);
     models = list.data.filter((model) => !model.base_model);
     if (!models.some(({ id }) => id === draft.model)) draft.model = models[0]?.id ?? "";
     refreshNow();
@@ -62,13 +60,17 @@ async function start() {
 }
 
 function draw() {
-  if (arranged) render(view(), main);
+  if (forms) render(view(), main);
 }
 
 function view() {
-  const { body, problems } = read(draft, fields);
+  const { body, problems } = readDraft();
+  const { fields, arranged } = forms[method()];
   const shown = { ...problemsToShow(problems), ...problemOf(refusal ?? estimator.error) };
-  const form = { draft, fields, arranged, models, problems: shown, presetOf, change, setSetting };
+  const form = {
+    ...{ draft, fields, arranged, models, problems: shown, method: method() },
+    ...{ presetOf, change, setSetting },
+  };
   return html`<h1>New job</h1>
     <form class="columns" @submit=${(event) => event.preventDefault()}>
       <div class="stack">
@@ -100,7 +102,7 @@ function dataSection(problems) {
       }
     </div>
     ${wrongNote(problems.training_file)} ${data.report()}
-    ${data.preview(hyperparametersOf(read(draft, fields).body))}
+    ${data.preview(hyperparametersOf(readDraft().body))}
   </section>`;
 }
 
@@ -146,7 +148,12 @@ function cannotWrite() {
     <p class="card empty">A new job needs a key with the scope <code>write</code>.</p>`;
 }
 
-const hyperparametersOf = (body) => body.method?.supervised.hyperparameters ?? {};
+const hyperparametersOf = ({ method }) => method?.[method.type].hyperparameters ?? {};
+
+/** Preferences can only be tuned on with `dpo`, and all other files only supervised. */
+const method = () => (data.chosen?.format === "preference" ? "dpo" : "supervised");
+
+const readDraft = () => read(draft, forms[method()].fields, method());
 
 function presetOf(name) {
   return estimator.presetOf(name);
@@ -161,6 +168,7 @@ function problemsToShow(problems) {
 
 /** The error of the API at the field that it names. */
 function problemOf(error) {
+  const { fields } = forms[method()];
   const name = error?.param
     ?.split(/[.[]/)
     .find((part) => fields.has(part) && part !== "method" && part !== "hyperparameters");
@@ -182,7 +190,7 @@ function setSetting(name, text) {
 }
 
 function refreshNow() {
-  const { body, problems } = read(draft, fields);
+  const { body, problems } = readDraft();
   if (Object.keys(problems).length) {
     estimator.forget(estimator.answer);
     if (!draft.file || !draft.model) estimator.forget();

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from app.core.job.training_config import TrainingConfig
+from app.core.job.training_config import DpoSettings, TrainingConfig
 from app.schemas.fine_tuning_jobs import JobCreate
 from app.schemas.hyperparameters import as_hyperparameters
 from tests.builders import TEXT_LINE
@@ -30,6 +30,7 @@ JOB: dict[str, Any] = {
     "eval_prompts": ["Hi", "yes"],
     "eval_prompts_at_checkpoints": True,
     "allow_inexact_resume": False,
+    "method": {"type": "supervised"},
     "hyperparameters": as_hyperparameters(
         TrainingConfig(seed=7, learning_rate=1e-5), multiplier=0.05
     ),
@@ -155,6 +156,25 @@ def test_a_job_becomes_a_file_of_a_job_like_it(tmp_path: Path) -> None:
     assert job.content["metadata"] == JOB["metadata"]
     assert (job.content["suffix"], job.content["seed"]) == ("no", 7)
     assert yaml.safe_load(written)["metadata"] == JOB["metadata"], "other readers see texts too"
+
+
+def test_a_job_on_preferences_becomes_a_file_with_its_method(tmp_path: Path) -> None:
+    config = TrainingConfig(seed=7, dpo=DpoSettings(beta=0.3))
+    shown = as_hyperparameters(config, multiplier=1.0)
+
+    job = read(tmp_path, to_yaml(JOB | {"method": {"type": "dpo"}, "hyperparameters": shown}))
+
+    request = JobCreate.model_validate(job.content)
+    assert request.method_type == "dpo"
+    assert request.hyperparameters is None
+    given = request.given_hyperparameters()
+    assert (given["beta"], given["label_smoothing"], given["reference_free"]) == (0.3, 0, False)
+
+
+def test_a_hyperparameter_of_preferences_is_sent_to_its_place(tmp_path: Path) -> None:
+    explained = explain(tmp_path, HEAD + "hyperparameters: {beta: 0.3}\n")
+
+    assert "Unknown field 'hyperparameters.beta'. It belongs to preference tuning" in explained
 
 
 def test_init_writes_an_example_that_can_be_submitted(

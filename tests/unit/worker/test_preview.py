@@ -78,6 +78,27 @@ def test_the_last_token_of_a_character_has_all_of_it(base_model: Path) -> None:
     assert [token.text for token in example.tokens[at - 3 : at + 1]] == ["", "", "", "🚢"]
 
 
+def test_each_answer_of_a_preference_has_half_of_the_tokens_that_are_shown(
+    base_model: Path,
+) -> None:
+    long = {"prompt": "x" * MAX_TOKENS_SHOWN, "chosen": "a", "rejected": "b"}
+
+    (row,) = show(base_model, long, max_sequence_tokens=4 * MAX_TOKENS_SHOWN).rows
+
+    assert [len(each.tokens) for each in row.examples] == [MAX_TOKENS_SHOWN // 2] * 2
+    assert [each.total_tokens for each in row.examples] == [MAX_TOKENS_SHOWN + 2] * 2
+    assert row.is_cut
+
+
+def test_a_preference_that_differs_after_the_limit_is_told(base_model: Path) -> None:
+    row = {"prompt": "x", "chosen": "a" * 20 + "b", "rejected": "a" * 20 + "c"}
+
+    (shown,) = show(base_model, row, max_sequence_tokens=16).rows
+
+    assert [each.outcome for each in shown.examples] == ["equal_answers"] * 2
+    assert [each.learned_tokens for each in shown.examples] == [0, 0]
+
+
 def test_what_the_template_leaves_out_of_an_answer_is_told(base_model: Path) -> None:
     row = chat_row("2 + 2?", "Four.")
     row["messages"][1]["reasoning_content"] = "Counting."

@@ -22,7 +22,7 @@ import numpy as np
 from leather import theme
 
 from app.core.job.artifacts import METRICS_CSV_NAME, METRICS_JSON_NAME
-from app.core.job.loss_log import CSV_HEADER, StepMetrics, csv_line, json_line
+from app.core.job.loss_log import StepMetrics, csv_header, csv_line, json_line
 
 _ROWS_PER_WRITE = 256
 
@@ -35,6 +35,8 @@ class Losses:
     """Training loss of each step, from step 1."""
     valid: list[tuple[int, float]] = field(default_factory=list)
     """Step and loss of each evaluation. Step 0 is the model before training."""
+    reward_accuracy: "array[float]" = field(default_factory=lambda: array("d"))
+    """Reward accuracy of each step in preference tuning. Empty for supervised tuning."""
 
     def late_share(self) -> float:
         """Fraction of the whole fall of the validation loss that came at the end of the job.
@@ -75,7 +77,7 @@ class LossLog:
         self._unwritten: list[StepMetrics] = []
         if length == 0:
             path.write_bytes(b"")
-        self._csv.write_text(CSV_HEADER, encoding="utf-8")
+        self._csv.write_text("", encoding="utf-8")
         self._json.write_bytes(b"")
         if not self._read_all() or len(self) != length:
             raise RuntimeError(f"{path.name} is not the loss log of steps 1 to {length}.")
@@ -128,10 +130,13 @@ class LossLog:
     def _note(self, row: StepMetrics, size: int) -> None:
         if not self._starts:
             self._first_step = row.step
+            self._csv.write_text(csv_header(row), encoding="utf-8")
         self._starts.append(self._size)
         self._size += size
         if row.train_loss is not None:
             self.losses.train.append(row.train_loss)
+        if row.train_rewards is not None:
+            self.losses.reward_accuracy.append(row.train_rewards.accuracy)
         if row.valid_loss is not None:
             self.losses.valid.append((row.step, row.valid_loss))
         self._unwritten.append(row)
@@ -148,7 +153,7 @@ class LossLog:
 Point = tuple[float, float]
 """Step and loss."""
 
-BLUE, RED, GREY = "#2563eb", "#dc2626", "#9ca3af"
+BLUE, RED, GREY, GREEN = "#2563eb", "#dc2626", "#9ca3af", "#16a34a"
 INK = "#111827"
 _PALE, _PALE_BLUE = "#e5e7eb", "rgba(37, 99, 235, 0.3)"
 _FONT, _FONT_SIZE, _LETTER_WIDTH = "sans-serif", 12, 7
@@ -192,16 +197,21 @@ class _DottedLine(leather.Line):
 def draw_losses(losses: Losses, *, title: str) -> str:
     """An SVG picture of training and validation loss over the optimizer steps."""
     train, valid = _thin_out(losses.train), losses.valid
-    top_loss = 1.05 * max(loss for _, loss in [*train, *valid]) or 1.0
+    accuracy = _thin_out(losses.reward_accuracy)
+    top_loss = 1.05 * max(value for _, value in [*train, *valid, *accuracy]) or 1.0
     chart = leather.Chart(title)
     chart.add_x_scale(0, len(losses.train))
     chart.add_y_scale(0, top_loss)
     chart.add_x_axis(name="optimizer step", tick_formatter=_format_step)
-    chart.add_y_axis(name="loss, nats per token", tick_formatter=_format_loss)
+    unit = "pair, and fraction of pairs" if accuracy else "token"
+    chart.add_y_axis(name=f"loss, nats per {unit}", tick_formatter=_format_loss)
     chart.add_line(train, name="training, each step", stroke_color=_PALE_BLUE, width=1)
     chart.add_line(list(_smoothed(train)), name="training, running mean", stroke_color=BLUE)
     if valid:
         chart.add_series(leather.Series(valid, name="validation"), _DottedLine(RED))
+    if accuracy:
+        smoothed = list(_smoothed(accuracy))
+        chart.add_line(smoothed, name="reward accuracy, running mean", stroke_color=GREEN)
     return render(chart, height=450)
 
 
@@ -214,7 +224,9 @@ def _format_loss(loss: Decimal, _index: int, _count: int) -> str:
 
 
 def _thin_out(losses: Sequence[float]) -> list[Point]:
-    """The loss of each step. Where there are many, neighbouring steps are averaged."""
+    """The value of each step. Where there are many, neighbouring steps are averaged."""
+    if not losses:
+        return []
     width = math.ceil(len(losses) / _MAX_POINTS)
     starts = np.arange(0, len(losses), width)
     ends = np.minimum(starts + width, len(losses))

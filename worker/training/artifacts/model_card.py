@@ -9,6 +9,7 @@ from app.core.job.child.job_spec import BaseModelRef, DatasetRef, JobSpec
 from app.core.job.child.training_events import Verification
 from app.core.job.lora_shape import LoraShape, ParentAdapter
 from app.core.job.loss_log import StepMetrics
+from app.core.job.training_config import DpoSettings
 from worker.training.data.stop_tokens import StopTokens
 
 _CARD = """\
@@ -21,12 +22,12 @@ tags:
 - peft
 - fine-tuned
 - tunery
----
+{tags}---
 
 # {name}
 
 A LoRA adapter for {base_model}, fine-tuned with Tunery. This is the state after optimizer step
-{step}.{lineage}
+{step}.{lineage}{method}
 {exact_base}
 ## Data
 
@@ -42,10 +43,8 @@ A LoRA adapter for {base_model}, fine-tuned with Tunery. This is the state after
 
 ## Loss
 
-Nats per learned token; the full log is in `metrics.csv`, the picture in `loss.svg`.{before}
+Nats per {unit}; the full log is in `metrics.csv`, the picture in `loss.svg`.{before}
 
-| step | epoch | train loss | validation loss | validation accuracy |
-|---|---|---|---|---|
 {losses}
 
 ## How to load it
@@ -99,6 +98,12 @@ _CONTINUED = """
 
 It continues the adapter of `{model}` after that one's step {step}, with a fresh
 optimizer. The weights it started from have the sha256 `{sha256}`."""
+
+_PREFERENCES = """
+
+It was trained on preferences with direct preference optimization
+([DPO](https://arxiv.org/abs/2305.18290)), with a beta of {beta:g}. The reference is
+{reference}."""
 
 _BEFORE = " Step 0 is the\nmodel before training."
 
@@ -178,11 +183,14 @@ def write_model_card(
         base_model=_name_base(base),
         step=f"{step:,}",
         lineage="" if spec.parent is None else _describe_parent(spec.parent),
+        tags="" if spec.config.dpo is None else "- dpo\n",
+        method="" if spec.config.dpo is None else _describe_preferences(spec, spec.config.dpo),
+        unit="learned token" if spec.config.dpo is None else "pair",
         exact_base=_explain_base(base),
         data="\n".join(_data_rows(spec)),
         settings="\n".join(_setting_rows(spec)),
         before=_BEFORE if rows[0].step == 0 else "",
-        losses="\n".join(_loss_row(row) for row in rows),
+        losses="\n".join(_loss_table(rows)),
         where_base="" if base.revision else _WHERE_BASE.format(id=base.id),
         load_arguments=_load_arguments(base),
         vllm=vllm_with_adapter(base.repo, base.revision, rank=spec.config.lora.saved_rank),
@@ -195,6 +203,16 @@ def write_model_card(
 
 def _describe_parent(parent: ParentAdapter) -> str:
     return _CONTINUED.format(model=parent.model, step=f"{parent.step:,}", sha256=parent.sha256)
+
+
+def _describe_preferences(spec: JobSpec, settings: DpoSettings) -> str:
+    if settings.reference_free:
+        reference = "none: every answer counts as equally likely before"
+    elif spec.parent is not None:
+        reference = f"the base model with the adapter of\n`{spec.parent.model}` that it continues"
+    else:
+        reference = "the base model without an adapter"
+    return _PREFERENCES.format(beta=settings.beta, reference=reference)
 
 
 def _name_in_metadata(base: BaseModelRef) -> str:
@@ -246,8 +264,11 @@ def _data_row(use: str, file: DatasetRef) -> str:
 
 def _setting_rows(spec: JobSpec) -> list[str]:
     settings = spec.config.model_dump(mode="json")
-    lora = {f"lora.{name}": value for name, value in settings.pop("lora").items()}
-    return [f"| {name} | {_cell(value)} |" for name, value in (lora | settings).items()]
+    groups = {name: settings.pop(name) or {} for name in ("lora", "dpo")}
+    named = {
+        f"{group}.{name}": value for group, each in groups.items() for name, value in each.items()
+    }
+    return [f"| {name} | {_cell(value)} |" for name, value in (named | settings).items()]
 
 
 def _cell(value: object) -> str:
@@ -256,9 +277,21 @@ def _cell(value: object) -> str:
     return "none" if value is None else f"{value}"
 
 
+def _loss_table(rows: Sequence[StepMetrics]) -> list[str]:
+    columns = ["step", "epoch", "train loss", "validation loss", "validation accuracy"]
+    if rows[0].has_rewards:
+        columns += ["reward accuracy", "reward margin"]
+    head = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    return head + [_loss_row(row) for row in rows]
+
+
 def _loss_row(row: StepMetrics) -> str:
     valid_loss = "" if row.valid_loss is None else f"{row.valid_loss:.4f}"
     accuracy = row.valid_mean_token_accuracy
     valid_accuracy = "" if accuracy is None else f"{accuracy:.1%}"
     train_loss = "" if row.train_loss is None else f"{row.train_loss:.4f}"
-    return f"| {row.step} | {row.epoch:.2f} | {train_loss} | {valid_loss} | {valid_accuracy} |"
+    cells = f"| {row.step} | {row.epoch:.2f} | {train_loss} | {valid_loss} | {valid_accuracy} |"
+    rewards = row.valid_rewards or row.train_rewards
+    if rewards is None:
+        return cells
+    return f"{cells} {rewards.accuracy:.1%} | {rewards.margin:.3f} |"

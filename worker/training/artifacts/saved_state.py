@@ -2,13 +2,16 @@
 
 It has no random state: random numbers and the order of the data are functions of seed and step
 (`worker.training.model.randomness`).
+
+The log-probabilities by the reference of preference tuning are in every state: eight bytes for a
+pair. A resumed job cannot compute them again, because it has no adapter but that which it trains.
 """
 
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from pydantic import BaseModel
@@ -25,6 +28,8 @@ from worker.training.step.step import BestAdapter
 from worker.training.step.trainer import Progress, Trainer
 
 _ADAMW_STATE = ("step", "exp_avg", "exp_avg_sq")
+_REFERENCE = "reference."
+"""What the name of a tensor of a reference begins with. The digest of its dataset follows."""
 
 
 class UnresumableError(Exception):
@@ -87,6 +92,7 @@ def write_state(
     for name, weights in parameters.items():
         moments: dict[str, Tensor] = trainer.optimizer.state[weights]
         tensors |= {f"{kind}.{name}": moments[kind] for kind in _ADAMW_STATE}
+    tensors |= {_REFERENCE + digest: scores for digest, scores in trainer.references.items()}
     evaluated = None
     if best is not None and best.step > 0:
         tensors |= {f"best.{n}": w for n, w in zip(parameters, best.weights, strict=True)}
@@ -183,6 +189,11 @@ def _load_state(directory: Path, *, trainer: Trainer, best: BestAdapter | None) 
             best.weights = [load("best", name) for name in parameters]
             best.step, best.loss = numbers.best.step, numbers.best.loss
             best.failures = numbers.best.failures
+        trainer.references = {
+            name.removeprefix(_REFERENCE): stored.get_tensor(name).clone()
+            for name in cast("list[str]", stored.keys())
+            if name.startswith(_REFERENCE)
+        }
     settings: Any = trainer.optimizer.state_dict()["param_groups"]
     trainer.optimizer.load_state_dict({"state": moments, "param_groups": settings})
     trainer.resume(numbers.progress)

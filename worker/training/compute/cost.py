@@ -10,7 +10,7 @@ import numpy as np
 
 from worker.training.compute.hardware import Speeds
 from worker.training.compute.plan import ComputePlan
-from worker.training.data.batching import GROUP_COST, cut_by_length
+from worker.training.data.batching import GROUP_COST, cut_examples
 
 _LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -30,6 +30,37 @@ _UPDATED_PER_S = 1.5e8
 """Parameters of an adapter that the optimizer updates in a second."""
 
 
+_ROWS_EVALUATED = 2000
+"""Most validation rows whose micro-batches are counted."""
+
+_LEARNED = 0.5
+"""Fraction of the tokens that are learned, where nobody has counted them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rows:
+    """The rows of a file, or a sample of them that stands for all. A preference has two."""
+
+    lengths: np.ndarray
+    """Tokens of each row, after truncation."""
+    count: int
+    """Number of rows in the file. It is larger than the number of lengths for a sample."""
+    learned_tokens: int | None = None
+    """Tokens among `lengths` that are learned. None if nobody has counted them."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the file."""
+        return round(float(self.lengths.mean()) * self.count)
+
+    @property
+    def learned(self) -> float:
+        """Fraction of the tokens that are learned."""
+        if self.learned_tokens is None:
+            return _LEARNED
+        return self.learned_tokens / int(self.lengths.sum())
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
     """Seconds that the computations of a job take on a processor that does nothing else."""
@@ -43,7 +74,7 @@ class Cost:
 
         Args:
             examples: index of each example of the step.
-            lengths: tokens of each example of the file.
+            lengths: tokens of each row of the file.
             learned: fraction of the tokens that are learned.
         """
         passes = 3 if self.plan.gradient_checkpointing else 2
@@ -53,16 +84,29 @@ class Cost:
             for piece in self._cut(examples, lengths)
         )
 
-    def evaluation(self, lengths: np.ndarray, *, learned: float) -> float:
-        """An evaluation on examples of these lengths. For the arguments, see `step`."""
-        return sum(
-            self._micro_batch(lengths[piece], learned=learned, passes=1, between=_EVALUATION)
-            for piece in self._cut(np.arange(len(lengths)), lengths)
+    def evaluation(self, rows: Rows) -> float:
+        """An evaluation on a whole file."""
+        lengths = rows.lengths[:_ROWS_EVALUATED]
+        examples = np.arange(len(lengths) // self._rows_per_example)
+        seconds = sum(
+            self._micro_batch(lengths[piece], learned=rows.learned, passes=1, between=_EVALUATION)
+            for piece in self._cut(examples, lengths)
         )
+        return seconds * rows.count / len(lengths)
 
     def _cut(self, examples: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
-        limit = self.plan.micro_batch_tokens
-        return list(cut_by_length(examples, lengths, micro_batch_tokens=limit))
+        """The rows of each micro-batch."""
+        pieces = cut_examples(
+            examples,
+            lengths,
+            rows_per_example=self._rows_per_example,
+            micro_batch_tokens=self.plan.micro_batch_tokens,
+        )
+        return list(pieces)
+
+    @property
+    def _rows_per_example(self) -> int:
+        return self.plan.footprint.rows_per_example
 
     def _micro_batch(
         self, lengths: np.ndarray, *, learned: float, passes: int, between: float

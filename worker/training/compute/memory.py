@@ -71,7 +71,14 @@ class Footprint:
     dtype: DtypeName
     forward: ForwardName
     longest_row: int
-    """Tokens of the longest example."""
+    """Tokens of the longest row."""
+    rows_per_example: int = 1
+    """Rows that share a micro-batch in any case: both answers of a preference."""
+
+    @property
+    def longest_example(self) -> int:
+        """Tokens of the longest example, with the padding between its rows."""
+        return self.longest_row * self.rows_per_example
 
     @property
     def base_model(self) -> int:
@@ -143,9 +150,9 @@ class Footprint:
         )
 
 
-def largest_micro_batch(limit: int, *, longest_row: int, batch_size: int) -> int:
+def largest_micro_batch(limit: int, *, longest_example: int, batch_size: int) -> int:
     """Most tokens of a micro-batch, padding included, in a job whose setting is `limit`."""
-    return min(max(limit, longest_row), batch_size * longest_row)
+    return min(max(limit, longest_example), batch_size * longest_example)
 
 
 def plan_memory(
@@ -160,9 +167,9 @@ def plan_memory(
     Returns:
         Tokens of a micro-batch, and whether there is gradient checkpointing.
     """
-    longest = footprint.longest_row
+    longest = footprint.longest_example
     limit = asked.micro_batch_tokens or footprint.usual_tokens()
-    tokens = largest_micro_batch(limit, longest_row=longest, batch_size=batch_size)
+    tokens = largest_micro_batch(limit, longest_example=longest, batch_size=batch_size)
     may_checkpoint = asked.gradient_checkpointing is not False
     if asked.micro_batch_tokens is None:
         planned_bytes = _PLANNED * memory.total
@@ -188,7 +195,7 @@ def explain_need(footprint: Footprint, tokens: int, *, checkpointing: bool) -> s
         "libraries": _LIBRARIES,
     }
     listed = ", ".join(f"{gigabytes(size)} for {what}" for what, size in parts.items())
-    return f"It needs {listed}. Its longest example has {footprint.longest_row:,} tokens."
+    return f"It needs {listed}. Its longest example has {footprint.longest_example:,} tokens."
 
 
 def advise_less(lora: LoraShape) -> str:

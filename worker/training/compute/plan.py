@@ -70,9 +70,10 @@ class Workload:
     tokens: int
     """Tokens that the whole job reads."""
     longest_row: int
-    """Tokens of the longest example."""
+    """Tokens of the longest row."""
     threads: int
     """Threads of the processor that the job computes with."""
+    rows_per_example: int = 1
 
     @classmethod
     def of_job(
@@ -84,14 +85,15 @@ class Workload:
         total_steps: int,
         threads: int,
     ) -> "Workload":
-        """What a job computes whose examples, or a sample of them, have these lengths."""
+        """What a job computes whose rows, or a sample of them, have these lengths."""
         return cls(
             base_model=base_model,
             lora=config.lora,
             batch_size=config.batch_size,
-            tokens=int(lengths.mean() * total_steps * config.batch_size),
+            tokens=int(lengths.mean() * total_steps * config.batch_size * config.rows_per_example),
             longest_row=int(lengths.max()),
             threads=threads,
+            rows_per_example=config.rows_per_example,
         )
 
 
@@ -207,7 +209,14 @@ def make_plan(
     if objection is None and not has_fused_layers:
         objection = f"its layers are not those of {work.base_model.architecture}"
     forward = "plain" if objection or asked.forward == "plain" else "fast"
-    footprint = Footprint(work.base_model, work.lora, placement.dtype, forward, work.longest_row)
+    footprint = Footprint(
+        work.base_model,
+        work.lora,
+        placement.dtype,
+        forward,
+        work.longest_row,
+        work.rows_per_example,
+    )
     tokens, checkpointing = plan_memory(asked, footprint, batch_size=work.batch_size, memory=memory)
     should_compile = forward == "fast" and _is_worth_compiling(asked, placement, work)
     is_compiled = should_compile and has_compiler()
@@ -227,7 +236,7 @@ def make_plan(
         gradient_checkpointing=checkpointing,
         footprint=footprint,
         largest_micro_batch=largest_micro_batch(
-            tokens, longest_row=work.longest_row, batch_size=work.batch_size
+            tokens, longest_example=footprint.longest_example, batch_size=work.batch_size
         ),
         explanation=", ".join(filter(None, reasons)) + ".",
         is_warning=objection is not None or should_compile != is_compiled,

@@ -6,6 +6,7 @@ length, and the result of a step does not depend on the grouping.
 Dimension key (Shazeer 2024, "Shape Suffixes"):
     B  examples in a micro-batch
     L  tokens in the longest of them
+    N  learned tokens in the micro-batch
 """
 
 import math
@@ -37,6 +38,18 @@ class MicroBatch:
     """Index of each row in the data."""
     lengths: Sequence[int]
     """Tokens of each row, without its padding."""
+
+    @property
+    def is_learned(self) -> Tensor:
+        """Whether a token is learned. The first of a row never is: nothing predicts it."""
+        is_learned_BL = self.labels_BL != IGNORE_INDEX
+        is_learned_BL[:, 0] = False
+        return is_learned_BL
+
+    @property
+    def rows_of_targets(self) -> Tensor:
+        """For each learned token, row after row, the position of its row in `examples`."""
+        return self.is_learned.nonzero()[:, 0]
 
     def to(self, device: torch.device) -> "MicroBatch":
         """Copy the tensors to a device."""
@@ -96,6 +109,26 @@ def cut_by_length(
         bounds.append(starts[bounds[-1]])
     for end, start in pairwise(bounds):
         yield by_length[start:end]
+
+
+def cut_examples(
+    examples: np.ndarray, lengths: np.ndarray, *, rows_per_example: int, micro_batch_tokens: int
+) -> Iterator[np.ndarray]:
+    """Cut a step into micro-batches as `cut_by_length` does. The rows of an example stay together.
+
+    Args:
+        examples: the examples of the step.
+        lengths: tokens of each row of the file.
+        rows_per_example: number of rows of each example, which follow each other in the file.
+        micro_batch_tokens: most tokens of a micro-batch, padding included.
+
+    Returns:
+        The rows of each micro-batch, those of an example side by side.
+    """
+    together = np.arange(rows_per_example)
+    padded = lengths.reshape(-1, rows_per_example).max(axis=1) * rows_per_example
+    for piece in cut_by_length(examples, padded, micro_batch_tokens=micro_batch_tokens):
+        yield (piece[:, None] * rows_per_example + together).ravel()
 
 
 def collate(data: TokenizedData, examples: np.ndarray, *, pad_token_id: int) -> MicroBatch:

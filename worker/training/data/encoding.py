@@ -11,7 +11,12 @@ from typing import cast
 
 from transformers import PreTrainedTokenizerBase
 
-from app.core.dataset.formats import ChatExample, Example, PromptExample
+from app.core.dataset.formats import (
+    ChatExample,
+    ParsedExample,
+    PreferenceExample,
+    PromptExample,
+)
 from app.core.job.training_config import TrainingConfig, TrainOn
 from worker.training.data.answers import RenderedChat, Span
 from worker.training.data.chats import ChatRenderer
@@ -43,7 +48,8 @@ class Encoder:
     """Turns examples into tokens with the tokenizer of the base model.
 
     A text is learned as a whole, a prompt with a completion only in the completion, and a
-    conversation in its answers. The end token is always learned.
+    conversation in its answers. A preference is learned in its two answers. The end token is always
+    learned.
 
     Attributes:
         ends: the texts that end what the examples so far teach.
@@ -83,12 +89,19 @@ class Encoder:
             stop_tokens=list(stops.base.values()) if stops.are_known else None,
         )
 
-    def encode(self, example: Example) -> list[Encoded]:
-        """The tokens of one example: one row, or one for each learned answer of a conversation.
+    def encode(self, example: ParsedExample) -> list[Encoded]:
+        """The tokens of one line.
+
+        Returns:
+            One row, or one for each learned answer of a conversation. A preference is two rows: the
+            prompt with the preferred answer, and with the other one.
 
         Raises:
             ChatTemplateError: the chat template cannot render it.
         """
+        if isinstance(example, PreferenceExample):
+            answers = (example.preferred, example.non_preferred)
+            return [row for answer in answers for row in self.encode(answer)]
         if isinstance(example, ChatExample):
             self.ends.add(self._chat.stop)
             return self._encode_chat(example)

@@ -7,7 +7,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from app.core.dataset.formats import ChatExample, Example, PromptExample
+from app.core.dataset.formats import (
+    ChatExample,
+    Example,
+    ParsedExample,
+    PreferenceExample,
+    PromptExample,
+)
 from app.core.job.data_report import DataWarning, FileParam
 from worker.training.preparation.named_lines import NamedLines
 from worker.training.preparation.repeats import LineDigests
@@ -87,9 +93,12 @@ class ContentCheck:
         self._answers = LineDigests()
         self._tools, self._speakers, self._scripts = _Names(), _Names(), _Names()
 
-    def add(self, line: int, example: Example) -> None:
-        """Take the next line."""
-        found = {match for text in _texts(example) for match in self._special.findall(text)}
+    def add(self, line: int, example: ParsedExample) -> None:
+        """Take the next line. Mistakes in the worse answer of a preference may be meant."""
+        texts = _texts(example)
+        if isinstance(example, PreferenceExample):
+            example = example.preferred
+        found = {match for text in texts for match in self._special.findall(text)}
         if found:
             self._special_lines.add(line)
             self._special_found |= found
@@ -167,9 +176,12 @@ def _answers(example: Example) -> Iterator[str]:
         yield example.completion if isinstance(example, PromptExample) else example.text
 
 
-def _texts(example: Example) -> Iterator[str]:
+def _texts(example: ParsedExample) -> Iterator[str]:
     """All texts that a user wrote."""
-    if isinstance(example, ChatExample):
+    if isinstance(example, PreferenceExample):
+        yield from _texts(example.preferred)
+        yield from _texts(example.non_preferred)
+    elif isinstance(example, ChatExample):
         for message in example.messages:
             yield message["content"]
             yield message.get("reasoning_content") or ""

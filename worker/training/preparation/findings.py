@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from app.core.dataset.formats import MAX_PROBLEMS, Example
+from app.core.dataset.formats import MAX_PROBLEMS, ParsedExample, PreferenceExample
 from app.core.job.child.job_spec import DatasetRef
 from app.core.job.child.training_events import DataProblem, Noted
 from app.core.job.data_report import DataWarning, FileParam
@@ -47,7 +47,8 @@ class DataFile:
 class FileFindings:
     """Counts the examples of a file, and those that are not trained on as they are.
 
-    An example is a line of the file, or one of several rows that a line becomes.
+    An example is a line of the file, or one of several rows that a line becomes. The two rows of a
+    preference are one example.
     """
 
     file: DataFile
@@ -58,7 +59,8 @@ class FileFindings:
     lines: int = 0
     """Lines with an example."""
     lengths: "array[int]" = field(default_factory=lambda: array("i"))
-    """Tokens of each example, before any is cut off or left out."""
+    """Tokens of each example, before any is cut off or left out. Those of the longer answer, with
+    its prompt, for a preference."""
     longest: Longest = field(default_factory=Longest)
     tokens: int = 0
     """Tokens of the examples that are trained or evaluated on."""
@@ -78,6 +80,8 @@ class FileFindings:
     """Answers whose end, with the token that stops the model, was cut off."""
     unlearnable: NamedLines = field(default_factory=NamedLines)
     """Examples that were left out because no token of them is learned."""
+    equal_answers: NamedLines = field(default_factory=NamedLines)
+    """Preferences that were left out because the tokens of both answers are the same."""
     too_long: list[DataProblem] = field(default_factory=list[DataProblem])
     """The first `MAX_PROBLEMS` examples that refuse the job because they are too long."""
     too_long_count: int = 0
@@ -94,24 +98,32 @@ class FileFindings:
     def learned_tokens(self) -> int:
         return sum(self.learned_lengths)
 
+    @property
+    def left_empty(self) -> int:
+        """Number of examples that were left out because there is nothing to learn from them."""
+        return self.unlearnable.count + self.equal_answers.count
+
     @cached_property
     def duplicates(self) -> NamedLines:
         """Lines that are the same as an earlier one. Ask only after the last line."""
         return self.digests.find_repeats()
 
-    def take(self, line: int, example: Example, rows: Sequence[Encoded]) -> None:
+    def take(self, line: int, example: ParsedExample, rows: Sequence[Encoded]) -> None:
         """Take note of a line and what it became."""
         self.lines += 1
         self.content.add(line, example)
-        parts: list[bytes] = []
+        is_pair = isinstance(example, PreferenceExample)
+        lengths, parts = list[int](), list[bytes]()
         for row in rows:
-            self.lengths.append(len(row.input_ids))
-            self.longest.add(line, len(row.input_ids))
+            lengths.append(len(row.input_ids))
             parts += [np.array(row.input_ids, np.int32).tobytes(), bytes(row.is_learned)]
+        for length in [max(lengths)] if is_pair else lengths:
+            self.lengths.append(length)
+            self.longest.add(line, length)
         self.digests.add(line, parts)
         if not all(row.is_whole for row in rows):
             self.incomplete.add(line)
-        if len(rows) > 1:
+        if len(rows) > 1 and not is_pair:
             self.split_chats += 1
             self.split_examples += len(rows)
 
@@ -135,24 +147,30 @@ class FileFindings:
                 DataProblem(line=line, path="", code="row_too_long", message=message)
             )
 
-    def keep(self, is_learned: Sequence[bool]) -> None:
-        """Take note of an example that is trained or evaluated on."""
-        self.tokens += len(is_learned)
-        self.learned_lengths.append(sum(is_learned))
+    def keep(self, masks: Sequence[Sequence[bool]]) -> None:
+        """Take note of an example that is trained or evaluated on: which tokens its rows learn."""
+        self.tokens += sum(map(len, masks))
+        self.learned_lengths.append(sum(map(sum, masks)))
 
-    def drop(self, line: int, is_learned: Sequence[bool]) -> None:
+    def drop(self, line: int, masks: Sequence[Sequence[bool]]) -> None:
         """Take note of an example that is left out because it is too long."""
         self.dropped.add(line)
-        self.lost_learned_tokens += sum(is_learned)
+        self.lost_learned_tokens += sum(map(sum, masks))
 
-    def truncate(self, line: int, is_learned: Sequence[bool]) -> None:
-        """Take note of an example whose end is cut off. `is_learned` is that of all its tokens."""
+    def truncate(self, line: int, masks: Sequence[Sequence[bool]]) -> None:
+        """Take note of an example whose end is cut off.
+
+        Args:
+            line: its line.
+            masks: whether each token is learned, of all tokens of each row that is cut.
+        """
         self.truncated.add(line)
-        lost = is_learned[self.max_sequence_tokens :]
-        self.lost_learned_tokens += sum(lost)
-        for now, following in pairwise([*lost, False]):
-            if now and not following:  # an answer ends here
-                self.lost_ends.add(line)
+        for is_learned in masks:
+            lost = is_learned[self.max_sequence_tokens :]
+            self.lost_learned_tokens += sum(lost)
+            for now, following in pairwise([*lost, False]):
+                if now and not following:  # an answer ends here
+                    self.lost_ends.add(line)
 
     def failure(self) -> TrainingFailedError | None:
         """Why the file cannot be used. None if it can.
@@ -176,7 +194,7 @@ class FileFindings:
             return TrainingFailedError(
                 "no_trainable_tokens",
                 f"No example of {name} has a token to learn: {self.dropped.count:,} were left out "
-                f"because they are too long, and {self.unlearnable.count:,} have nothing to learn "
+                f"because they are too long, and {self.left_empty:,} have nothing to learn "
                 f"within {self.max_sequence_tokens:,} tokens. Raise context_length, or shorten the "
                 "prompts.",
                 param=self.file.param,
@@ -237,6 +255,12 @@ class FileFindings:
             "nothing_to_learn",
             "Examples with no token left to learn: {count}. They were left out. Raise "
             "context_length, shorten the prompts, or set the weight of an answer to 1.",
+            param,
+        )
+        yield from self.equal_answers.warn(
+            "equal_answers",
+            "Preferences of which both answers have the same tokens: {count}. They were left out. "
+            f"{advice}",
             param,
         )
 

@@ -115,4 +115,4 @@ def describe_inputs(spec: JobSpec) -> dict[str, Any]:
         "overlong_row_behavior": config.overlong_row_behavior,
         "learned_part": config.learned_part,
         "template_date": today_of(config).isoformat(),
-    }
+    } | ({} if config.dpo is None else {"method": "dpo"})

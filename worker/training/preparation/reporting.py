@@ -43,7 +43,7 @@ def report_file(findings: FileFindings) -> FileReport:
         dropped=findings.dropped.count,
         lost_learned_tokens=findings.lost_learned_tokens,
         lost_stop_tokens=findings.lost_ends.count,
-        nothing_to_learn=findings.unlearnable.count,
+        nothing_to_learn=findings.left_empty,
         duplicates=findings.duplicates.count,
         split_conversations=findings.split_chats,
         split_examples=findings.split_examples,
@@ -51,10 +51,10 @@ def report_file(findings: FileFindings) -> FileReport:
     )
 
 
-def report_held_out(data: TokenizedData) -> HeldOut:
+def report_held_out(data: TokenizedData, *, rows_per_example: int) -> HeldOut:
     """The report on the part of the training file that is evaluated on."""
     return HeldOut(
-        examples=len(data),
+        examples=len(data) // rows_per_example,
         tokens=int(data.lengths.sum()),
         learned_tokens=int(data.learned.sum()),
     )

@@ -22,8 +22,10 @@ from app.core.job.data_report import (
     DataReport,
     DataWarning,
     FileParam,
+    HeldOut,
 )
 from app.core.job.estimate import Estimate
+from worker.training.data.dataset import TokenizedData
 from worker.training.data.encoding import Encoder
 from worker.training.data.stop_tokens import StopTokens
 from worker.training.preparation.findings import DataFile, FileFindings
@@ -96,7 +98,8 @@ class TokenizedJob:
         if (held_out := data.held_out) is not None:
             report(
                 Noted(
-                    message=f"{self.spec.training_file.filename}: {len(held_out):,} of "
+                    message=f"{self.spec.training_file.filename}: "
+                    f"{self._report_held_out(held_out).examples:,} of "
                     f"{self.training.examples:,} examples are held out to evaluate on, as "
                     "validation_split says."
                 )
@@ -117,11 +120,14 @@ class TokenizedJob:
         return DataReport(
             training_file=training,
             validation_file=others[0] if others else None,
-            held_out=report_held_out(held_out) if held_out is not None else None,
+            held_out=self._report_held_out(held_out) if held_out is not None else None,
             stop_tokens=tuple(self.stop_tokens.taught)[:MAX_LONGEST],
             warnings=tuple(self._warnings)[:MAX_WARNINGS],
             estimate=estimate,
         )
+
+    def _report_held_out(self, data: TokenizedData) -> HeldOut:
+        return report_held_out(data, rows_per_example=self.spec.config.rows_per_example)
 
     def _files(self) -> list[FileFindings]:
         return [self.training, *([self.validation] if self.validation is not None else [])]

@@ -1,30 +1,39 @@
-"""One optimizer step, one evaluation, and the adapter with the lowest validation loss."""
+"""One optimizer step, one evaluation, and the adapter with the lowest validation loss.
+
+Both measure an objective, which says what their loss is a mean over: learned tokens or pairs.
+"""
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
+from app.core.job.loss_log import Rewards
 from app.core.job.training_config import TrainingConfig
 from worker.training.data.batching import MicroBatch
-from worker.training.data.dataset import IGNORE_INDEX
 from worker.training.model.base_model import trainable_parameters
 from worker.training.model.forward import Forward
 from worker.training.model.randomness import DropoutKey
+from worker.training.step.objective import NextTokens, Objective
+
+SUPERVISED = NextTokens()
 
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
     loss: float
-    """Mean negative log-likelihood, nats per learned token."""
+    """Mean of the objective, in nats per learned token or per pair."""
     accuracy: float
-    """Fraction of learned tokens that the model, before the step, ranked first."""
+    """Fraction of learned tokens that the model, before the step, ranked first. In pairs, those of
+    preferred answers count."""
     grad_norm: float
     """L2 norm of the adapter's gradient, before clipping."""
+    rewards: Rewards | None = None
+    """Rewards of the pairs. None for supervised tuning."""
 
 
 class NotFiniteError(ArithmeticError):
@@ -72,12 +81,13 @@ def train_step(
     *,
     dropout: DropoutKey,
     max_grad_norm: float,
+    objective: Objective = SUPERVISED,
 ) -> StepResult:
     """Take one optimizer step over a batch that comes in pieces.
 
-    The loss is summed over learned tokens and divided once, by their number in the whole batch,
-    so the step is the same however the batch is cut. (Averaging each piece's mean gives short
-    answers too much weight.)
+    The loss is summed over learned tokens (or pairs) and divided once, by their number in the whole
+    batch, so the step is the same however the batch is cut. (Averaging each piece's mean gives
+    short answers too much weight.)
 
     Args:
         forward: runs a model whose only trainable parameters are the adapter's.
@@ -85,23 +95,28 @@ def train_step(
         micro_batches: the batch, in pieces that fit in memory.
         dropout: names the dropout masks.
         max_grad_norm: L2 norm above which the gradient is scaled down.
+        objective: what is minimised.
 
     Raises:
         ValueError: not one token in the batch is learned.
         NotFiniteError: the loss or its gradient is not a finite number.
     """
-    learned_tokens = sum(count_learned_tokens(piece.labels_BL) for piece in micro_batches)
-    if learned_tokens == 0:
+    counts = [objective.count(piece) for piece in micro_batches]
+    units, tokens = (sum(each) for each in zip(*counts, strict=True))
+    if tokens == 0:
         raise ValueError("No token in this batch is learned.")
 
     losses: list[Tensor] = []
     top_tokens: list[Tensor] = []
+    rewards: list[Tensor] = []
     for piece in micro_batches:
-        predicted = forward.log_probs(piece, dropout)
-        loss = -predicted.log_probs_N.sum() / learned_tokens
+        measured = objective.measure(piece, forward.log_probs(piece, dropout))
+        loss = measured.loss / units
         loss.backward()  # frees this piece's activations before the next forward
         losses.append(loss.detach())
-        top_tokens.append(predicted.is_top_N.sum())
+        top_tokens.append(measured.top_tokens)
+        if measured.rewards is not None:
+            rewards.append(measured.rewards)
 
     total_loss = torch.stack(losses).sum().item()
     grad_norm = nn.utils.clip_grad_norm_(trainable_parameters(forward.model), max_grad_norm).item()
@@ -109,32 +124,46 @@ def train_step(
         raise NotFiniteError(f"loss {total_loss}, gradient norm {grad_norm}")
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    accuracy = torch.stack(top_tokens).sum().item() / learned_tokens
-    return StepResult(total_loss, accuracy, grad_norm)
+    accuracy = torch.stack(top_tokens).sum().item() / tokens
+    return StepResult(total_loss, accuracy, grad_norm, _mean_rewards(rewards, units))
 
 
-def count_learned_tokens(labels_BL: Tensor) -> int:
-    """Number of tokens in the loss. The first token of a row is never predicted."""
-    return int((labels_BL[:, 1:] != IGNORE_INDEX).sum().item())
+def _mean_rewards(sums: Sequence[Tensor], pairs: int) -> Rewards | None:
+    if not sums:
+        return None
+    chosen, rejected, right = (torch.stack(list(sums)).sum(dim=0) / pairs).tolist()
+    return Rewards(chosen=chosen, rejected=rejected, accuracy=right)
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
     loss: float
-    """Mean negative log-likelihood, nats per learned token of the whole file."""
+    """Mean of the objective over a whole file, in nats per learned token or per pair."""
     accuracy: float
+    rewards: Rewards | None = None
 
 
-def evaluate(forward: Forward, micro_batches: Iterable[MicroBatch]) -> Evaluation:
-    """Loss and accuracy over every learned token of a file, without dropout."""
-    nll, top_tokens, learned_tokens = 0.0, 0, 0
+def evaluate(
+    forward: Forward, micro_batches: Iterable[MicroBatch], objective: Objective = SUPERVISED
+) -> Evaluation:
+    """Loss and accuracy over every learned token or pair of a file, without dropout."""
+    loss, top_tokens, units, tokens = 0.0, 0, 0, 0
+    rewards: list[Tensor] = []
     with torch.no_grad():
         for batch in micro_batches:
             predicted = forward.log_probs(batch, dropout=None)
-            nll -= predicted.log_probs_N.double().sum().item()
-            top_tokens += int(predicted.is_top_N.sum().item())
-            learned_tokens += len(predicted.is_top_N)
-    return Evaluation(nll / learned_tokens, top_tokens / learned_tokens)
+            predicted = replace(predicted, log_probs_N=predicted.log_probs_N.double())
+            measured = objective.measure(batch, predicted)
+            loss += measured.loss.item()
+            top_tokens += int(measured.top_tokens.item())
+            if measured.rewards is not None:
+                rewards.append(measured.rewards)
+            batch_units, batch_tokens = objective.count(batch)
+            units, tokens = units + batch_units, tokens + batch_tokens
+    mean = loss / units
+    return Evaluation(
+        mean, top_tokens / tokens, _mean_rewards(rewards, units) if math.isfinite(mean) else None
+    )
 
 
 @dataclass(slots=True, kw_only=True)

@@ -6,7 +6,7 @@ from 1.
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import assert_never
 
 import numpy as np
@@ -14,12 +14,19 @@ import numpy as np
 from app.core.job.frozen import Frozen
 from app.core.job.loss_log import StepMetrics
 from app.core.job.training_config import TrainingConfig
-from worker.training.data.batching import MicroBatch, collate, cut_by_length, shuffled_batches
+from worker.training.data.batching import (
+    MicroBatch,
+    collate,
+    cut_examples,
+    shuffled_batches,
+)
 from worker.training.data.dataset import TokenizedData
 from worker.training.failures import base_not_finite, diverged
 from worker.training.model.forward import Forward
 from worker.training.model.randomness import DropoutKey
+from worker.training.step.objective import Objective, Preferences, References, score_rows
 from worker.training.step.step import (
+    SUPERVISED,
     Evaluation,
     NotFiniteError,
     StepResult,
@@ -111,6 +118,8 @@ class Trainer:
         model: the model with the adapter that is trained.
         optimizer: updates the adapter.
         progress: progress after the last step.
+        references: for each dataset, by its digest, the log-probability of each answer by the
+            reference of preference tuning. Empty if there is none.
     """
 
     def __init__(
@@ -127,6 +136,7 @@ class Trainer:
         self.optimizer = build_optimizer(forward.model, config)
         self._forward = forward
         self.progress = Progress()
+        self.references = References()
         self._data = data
         self._config = config
         self._schedule = schedule
@@ -138,6 +148,23 @@ class Trainer:
         """Continue after `progress`, at its position in the data."""
         self.progress = progress
         self._batches = self._batches_after(progress.step)
+
+    def score_reference(self, data: TokenizedData, report: Callable[[int], None]) -> None:
+        """Let the model, as it is now, be the reference of a dataset of pairs.
+
+        Args:
+            data: the dataset.
+            report: called with the number of pairs that are done, after each micro-batch.
+        """
+
+        def batches() -> Iterator[MicroBatch]:
+            done = 0
+            for batch in self._read(data, np.arange(self._count(data))):
+                yield batch
+                done += len(batch.examples) // self._config.rows_per_example
+                report(done)
+
+        self.references[data.sha256] = score_rows(self._forward, batches(), rows=len(data))
 
     def take_step(self) -> StepMetrics:
         """Train on the next batch.
@@ -154,18 +181,19 @@ class Trainer:
         self.progress = done = Progress(
             step=step,
             examples_seen=done.examples_seen + len(indices),
-            tokens_seen=done.tokens_seen + int(self._data.lengths[indices].sum()),
+            tokens_seen=done.tokens_seen + self._count_tokens(indices),
             elapsed_s=done.elapsed_s + time.perf_counter() - started,
         )
         return StepMetrics(
             step=step,
-            epoch=done.examples_seen / len(self._data),
+            epoch=done.examples_seen / self._count(self._data),
             train_loss=result.loss,
             train_mean_token_accuracy=result.accuracy,
             learning_rate=rate,
             grad_norm=result.grad_norm,
             tokens_seen=done.tokens_seen,
             elapsed_s=done.elapsed_s,
+            train_rewards=result.rewards,
         )
 
     def evaluate(self, data: TokenizedData) -> Evaluation:
@@ -174,7 +202,8 @@ class Trainer:
         Raises:
             TrainingFailedError: `loss_not_finite`.
         """
-        evaluation = evaluate(self._forward, self._read(data, np.arange(len(data))))
+        batches = self._read(data, np.arange(self._count(data)))
+        evaluation = evaluate(self._forward, batches, self._objective_on(data))
         if not math.isfinite(evaluation.loss):
             if self.progress.step == 0:
                 raise base_not_finite(evaluation.loss)
@@ -185,14 +214,32 @@ class Trainer:
 
     def _batches_after(self, step: int) -> Iterator[np.ndarray]:
         size, seed = self._config.batch_size, self._config.seed
-        return shuffled_batches(len(self._data), size, seed=seed, after_step=step)
+        return shuffled_batches(self._count(self._data), size, seed=seed, after_step=step)
+
+    def _count(self, data: TokenizedData) -> int:
+        """Number of examples of a dataset."""
+        return len(data) // self._config.rows_per_example
+
+    def _count_tokens(self, examples: np.ndarray) -> int:
+        of_examples = self._data.lengths.reshape(-1, self._config.rows_per_example)
+        return int(of_examples[examples].sum())
+
+    def _objective_on(self, data: TokenizedData) -> Objective:
+        settings = self._config.dpo
+        if settings is None:
+            return SUPERVISED
+        reference_R = None if settings.reference_free else self.references[data.sha256]
+        return Preferences(settings, reference_R)
 
     def _read(self, data: TokenizedData, examples: np.ndarray) -> Iterator[MicroBatch]:
         """Read examples in micro-batches that fit in memory."""
-        for piece in cut_by_length(
-            examples, data.lengths, micro_batch_tokens=self._micro_batch_tokens
+        for rows in cut_examples(
+            examples,
+            data.lengths,
+            rows_per_example=self._config.rows_per_example,
+            micro_batch_tokens=self._micro_batch_tokens,
         ):
-            yield collate(data, piece, pad_token_id=self._pad_token_id)
+            yield collate(data, rows, pad_token_id=self._pad_token_id)
 
     def _train_on(self, indices: np.ndarray, step: int, rate: float) -> StepResult:
         for group in self.optimizer.param_groups:
@@ -204,6 +251,7 @@ class Trainer:
                 list(self._read(self._data, indices)),
                 dropout=DropoutKey(self._config.seed, step),
                 max_grad_norm=self._config.max_grad_norm,
+                objective=self._objective_on(self._data),
             )
         except NotFiniteError as error:
             raise diverged(step, str(error), learning_rate=self._config.learning_rate) from error

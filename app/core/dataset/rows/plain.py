@@ -6,6 +6,7 @@ A property test checks that it accepts every row that is plain here, as the same
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from operator import eq
 from typing import Any
 
 from app.core import strict_json
@@ -61,6 +62,8 @@ def count_plain_characters(columns: Mapping[str, Sequence[Any]], format_: Datase
     first = {name: cells[0] for name, cells in columns.items()}
     if not is_plain_row(first, format_):
         return 0
+    if format_ is DatasetFormat.PREFERENCE and any(map(eq, columns["chosen"], columns["rejected"])):
+        return 0
     characters = 0
     for name, cells in columns.items():
         if set(map(type, cells)) != {str} or not (name in _MAY_BE_EMPTY or all(cells)):
@@ -102,20 +105,31 @@ def _is_plain_preference(row: Mapping[str, Any]) -> bool:
     if "prompt" not in row:
         return _is_plain_openai_preference(row)
     prompt, answers = row["prompt"], (row.get("chosen"), row.get("rejected"))
+    if answers[0] == answers[1]:
+        return False
     if prompt.__class__ is str:
         return _is_text(prompt) and all(map(_is_filled, answers))
-    return all(map(_roles_in, (prompt, *answers)))
+    return _ends_with_question(prompt) and all(map(_is_one_answer, answers))
 
 
 def _is_plain_openai_preference(row: Mapping[str, Any]) -> bool:
     source: Any = row.get("input")
     if source.__class__ is not dict or len(source) != 1:
         return False
-    roles = _roles_in(source.get("messages"))
-    return roles[-1:] in (["user"], ["system"]) and any(
-        _roles_in(row.get(preferred)) == _roles_in(row.get(rejected)) == ["assistant"]
+    return _ends_with_question(source.get("messages")) and any(
+        _is_one_answer(row.get(preferred))
+        and _is_one_answer(row.get(rejected))
+        and row[preferred] != row[rejected]
         for preferred, rejected in OPENAI_ANSWERS
     )
+
+
+def _ends_with_question(messages: Any) -> bool:
+    return _roles_in(messages)[-1:] in (["user"], ["system"])
+
+
+def _is_one_answer(messages: Any) -> bool:
+    return _roles_in(messages) == ["assistant"]
 
 
 def _is_text(value: Any) -> bool:

@@ -5,7 +5,7 @@ from typing import Any
 
 from app.core.dataset.formats import ChatExample, LineError, PreferenceExample, PromptExample
 from app.core.dataset.rows.fields import is_list, is_object, read_string, together, unknown_fields
-from app.core.dataset.rows.messages import ParsedMessage, parse_messages, parse_tools
+from app.core.dataset.rows.messages import Message, parse_messages, parse_tools
 
 _TRL_ANSWERS = ("chosen", "rejected")
 OPENAI_ANSWERS = (
@@ -28,12 +28,10 @@ def parse_preference(row: Mapping[str, Any]) -> PreferenceExample:
             return _parse_openai(row, preferred, rejected)
     _refuse_other_forms(row, {"prompt", *_TRL_ANSWERS})
     if any(is_list(row.get(key)) for key in ("prompt", *_TRL_ANSWERS)):
-        prompt = parse_messages(row, "prompt")
-        answers = [_answer(prompt, parse_messages(row, key), None) for key in _TRL_ANSWERS]
-        return PreferenceExample(*answers)
+        return _parse_chats(row, "prompt", row, _TRL_ANSWERS)
     text = read_string(row, "prompt", may_be_empty=True)
     pairs = [PromptExample(text, read_string(row, key)) for key in _TRL_ANSWERS]
-    return PreferenceExample(*pairs)
+    return _check_pair(PreferenceExample(*pairs), _TRL_ANSWERS[1])
 
 
 def _refuse_other_forms(row: Mapping[str, Any], fields: set[str]) -> None:
@@ -55,23 +53,52 @@ def _parse_openai(row: Mapping[str, Any], preferred: str, rejected: str) -> Pref
     errors = unknown_fields(source, known, "'input'", "input.")
     if errors:
         raise together(errors)
-    prompt = parse_messages(source, "messages", "input.")
-    if prompt[-1][0]["role"] == "assistant":
+    return _parse_chats(source, "messages", row, (preferred, rejected), "input.")
+
+
+def _parse_chats(
+    source: Mapping[str, Any],
+    prompt_key: str,
+    row: Mapping[str, Any],
+    answer_keys: tuple[str, str],
+    path: str = "",
+) -> PreferenceExample:
+    """Two answers to a chat.
+
+    Args:
+        source: the object that has the prompt, under `prompt_key`, and its tools.
+        prompt_key: the name of the list of messages that are answered.
+        row: the object that has the answers.
+        answer_keys: the names of the preferred answer and of the other one.
+        path: where `source` is in the line, with a trailing dot.
+    """
+    prompt = [message for message, _ in parse_messages(source, prompt_key, path)]
+    if prompt[-1]["role"] == "assistant":
         problem = "The prompt ends with an answer. Move it, or remove it."
-        raise LineError("bad_role", problem, f"input.messages[{len(prompt) - 1}].role")
-    tools = parse_tools(source, "input.")
-    answers: list[ChatExample] = []
-    for key in (preferred, rejected):
-        answer = parse_messages(row, key)
-        if len(answer) != 1 or answer[0][0]["role"] != "assistant":
-            raise LineError("bad_role", f"{key!r} must have one assistant message.", key)
-        answers.append(_answer(prompt, answer, tools))
-    return PreferenceExample(*answers)
+        raise LineError("bad_role", problem, f"{path}{prompt_key}[{len(prompt) - 1}].role")
+    tools = parse_tools(source, path)
+    preferred, non_preferred = (
+        ChatExample([*prompt, _parse_answer(row, key)], [False] * len(prompt) + [True], tools)
+        for key in answer_keys
+    )
+    return _check_pair(PreferenceExample(preferred, non_preferred), answer_keys[1])
 
 
-def _answer(
-    prompt: list[ParsedMessage], answer: list[ParsedMessage], tools: list[dict[str, Any]] | None
-) -> ChatExample:
-    messages = [message for message, _ in (*prompt, *answer)]
-    is_learned = [False] * len(prompt) + [learned for _, learned in answer]
-    return ChatExample(messages, is_learned, tools)
+def _parse_answer(row: Mapping[str, Any], key: str) -> Message:
+    answer = parse_messages(row, key)
+    message, is_learned = answer[0]
+    if len(answer) != 1 or message["role"] != "assistant":
+        problem = f"{key!r} must have one assistant message. Move what precedes it to the prompt."
+        raise LineError("bad_role", problem, key)
+    if not is_learned:
+        problem = "An answer of a preference cannot have the weight 0. Remove it."
+        raise LineError("bad_weight", problem, f"{key}[0].weight")
+    return message
+
+
+def _check_pair(example: PreferenceExample, key: str) -> PreferenceExample:
+    """The example, if it says which answer is better."""
+    if example.preferred == example.non_preferred:
+        problem = "Both answers are the same, so there is nothing to prefer. Remove the example."
+        raise LineError("equal_answers", problem, key)
+    return example

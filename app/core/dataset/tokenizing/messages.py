@@ -25,9 +25,9 @@ MAX_ROWS = 50
 MAX_TOKENS_SHOWN = 2048
 """Maximum number of tokens that a preview lists for a row, over all of its examples."""
 
-Outcome = Literal["kept", "truncated", "dropped", "too_long", "nothing_to_learn"]
-"""What becomes of an example: `kept` is trained on as it is, `truncated` without its end, `dropped`
-and `nothing_to_learn` are left out, and `too_long` fails the job."""
+Outcome = Literal["kept", "truncated", "dropped", "too_long", "nothing_to_learn", "equal_answers"]
+"""What becomes of an example: `kept` is trained on as it is, `truncated` without its end,
+`dropped`, `nothing_to_learn` and `equal_answers` are left out, and `too_long` fails the job."""
 
 
 class FileRequest(Frozen):
@@ -101,7 +101,10 @@ class PreviewedExample(Frozen):
 
     outcome: Outcome
     """What becomes of the example: `kept` is trained on as it is, `truncated` without its end,
-    `dropped` and `nothing_to_learn` are left out, and `too_long` fails the job."""
+    `dropped`, `nothing_to_learn` and `equal_answers` are left out, and `too_long` fails the job.
+    Both answers of a preference are left out together."""
+    answer: Literal["preferred", "non_preferred"] | None = None
+    """Which answer of a preference this is. Null for rows of other formats."""
     total_tokens: int = Field(ge=0)
     """Number of tokens of the whole example, before its end is cut off."""
     learned_tokens: int = Field(ge=0)
@@ -123,7 +126,8 @@ class PreviewedRow(Frozen):
     """Number of the line or row, from 1."""
     examples: tuple[PreviewedExample, ...] = ()
     """What the row becomes: usually one example. A conversation becomes one for each answer if the
-    chat template writes earlier messages differently once others follow."""
+    chat template writes earlier messages differently once others follow. A preference has two, the
+    preferred answer first."""
     is_cut: bool = False
     """True if tokens or examples are left out, because the row has too many to list."""
     error: DataProblem | None = None

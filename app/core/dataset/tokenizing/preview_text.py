@@ -18,6 +18,7 @@ _OUTCOMES = {
     "dropped": "left out, because it is too long",
     "too_long": "fails the job, because it is too long",
     "nothing_to_learn": "left out, because nothing of it is learned",
+    "equal_answers": "left out, because both answers have the same tokens",
 }
 
 
@@ -53,7 +54,9 @@ def _write_row(row: PreviewedRow, *, has_colours: bool) -> Iterator[str]:
         yield _title(f"line {row.line}", _escape(row.error.message), has_colours=has_colours)
     for number, example in enumerate(row.examples, start=1):
         name = f"line {row.line}"
-        if len(row.examples) > 1:
+        if example.answer is not None:
+            name += f", {example.answer.replace('_', '-')} answer"
+        elif len(row.examples) > 1:
             name += f", example {number} of {len(row.examples)}"
         yield _title(name, _describe(example), has_colours=has_colours)
         yield _write_tokens(example.tokens, has_colours=has_colours).removesuffix("\n")

@@ -163,6 +163,10 @@ def _losses(metrics: StepMetrics) -> list[str]:
         losses.append(f"training loss={metrics.train_loss:.2f}")
     if metrics.valid_loss is not None:
         losses.append(f"full validation loss={metrics.valid_loss:.2f}")
+    if metrics.train_rewards is not None:
+        losses.append(f"training reward accuracy={metrics.train_rewards.accuracy:.2f}")
+    if metrics.valid_rewards is not None:
+        losses.append(f"full validation reward accuracy={metrics.valid_rewards.accuracy:.2f}")
     return losses
 
 
@@ -176,4 +180,4 @@ def _metrics_data(metrics: StepMetrics, total_steps: int) -> dict[str, Any]:
         data["valid_loss"] = data["full_valid_loss"] = metrics.valid_loss
         data["valid_mean_token_accuracy"] = metrics.valid_mean_token_accuracy
         data["full_valid_mean_token_accuracy"] = metrics.valid_mean_token_accuracy
-    return data
+    return data | metrics.named_rewards()

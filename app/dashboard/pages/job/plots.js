@@ -36,6 +36,8 @@ const PLOTS = [
       return [training, smooth(training, smoothing), column("valid_loss")(rows)];
     },
   },
+  pairPlot("Reward accuracy", ["accuracy"]),
+  pairPlot("Rewards", ["preferred", "other"]),
   {
     title: "Learning rate",
     curves: [{ label: "", color: "--series-5", format: figure }],
@@ -44,6 +46,31 @@ const PLOTS = [
   noisy("Gradient norm", "--series-3", figure, column("grad_norm")),
   noisy("Tokens per second", "--series-6", short, speeds),
 ];
+
+/** A plot that only jobs on preferences have. */
+function pairPlot(title, kinds) {
+  const names = { accuracy: "reward_accuracy", preferred: "chosen_reward", other: "rejected_reward" };
+  return {
+    title,
+    isOfPairs: true,
+    curves: kinds.flatMap((kind, index) => [
+      { label: kind, color: `--series-${2 * index + 1}`, width: 2, format: figure },
+      {
+        label: `${kind}, validation`,
+        color: `--series-${2 * index + 2}`,
+        width: 2,
+        isSparse: true,
+        hasPoints: true,
+        format: figure,
+      },
+    ]),
+    columns: (rows, { smoothing }) =>
+      kinds.flatMap((kind) => [
+        smooth(column(`train_${names[kind]}`)(rows), smoothing),
+        column(`valid_${names[kind]}`)(rows),
+      ]),
+  };
+}
 
 function noisy(title, color, format, valuesOf) {
   return {
@@ -62,6 +89,7 @@ function noisy(title, color, format, valuesOf) {
 export class Plots {
   #settings = loadSettings();
   #zoom = readZoom();
+  #kinds = [];
   #drawn = [];
   #detail = debounce(() => this.#fetchDetail(), DETAIL_MS);
 
@@ -74,8 +102,10 @@ export class Plots {
     this.place = place;
     this.feed = feed;
     this.onView = onView;
+    const isOfPairs = feed.job.method?.type === "dpo";
+    this.#kinds = PLOTS.filter((kind) => isOfPairs || !kind.isOfPairs);
     this.#renderFrame();
-    this.#drawn = PLOTS.map((kind, index) => this.#makePlot(kind, index));
+    this.#drawn = this.#kinds.map((kind, index) => this.#makePlot(kind, index));
   }
 
   /** Range of steps that the reader has chosen; null for all. */
@@ -146,7 +176,7 @@ export class Plots {
           </span>
         </div>
         <div class="plots">
-          ${PLOTS.map(
+          ${this.#kinds.map(
             (kind) =>
               html`<figure>
                 <figcaption>

@@ -30,7 +30,7 @@ export function requestOf(job) {
     metadata: job.metadata,
     recipe: job.recipe,
     priority: job.priority || null,
-    method: { type: "supervised", supervised: { hyperparameters } },
+    method: { type: job.method.type, [job.method.type]: { hyperparameters } },
   };
   return Object.fromEntries(Object.entries(body).filter(([, value]) => value !== null));
 }
@@ -38,7 +38,7 @@ export function requestOf(job) {
 /** Settings by their names, in the order in which they are shown. */
 export function settingsOf(job) {
   const { method, metadata, ...rest } = requestOf(job);
-  return { ...rest, ...method.supervised.hyperparameters };
+  return { ...rest, method: method.type, ...method[method.type].hyperparameters };
 }
 
 /**
@@ -107,7 +107,7 @@ export function shown(value) {
 
 /** A job file for `tunery submit`. */
 function yamlOf({ method, ...rest }) {
-  const job = { ...rest, hyperparameters: method.supervised.hyperparameters };
+  const job = { ...rest, ...(method.type === "supervised" ? method.supervised : { method }) };
   return `${yamlLines(job, "").join("\n")}\n`;
 }
 

@@ -43,10 +43,11 @@ export function forgetDraft() {
  * The body of the request, and what is wrong with the form.
  *
  * @param {object} draft
- * @param {Map<string, object>} fields by name, as `readFields` gives them
+ * @param {Map<string, object>} fields by name, as `readForms` gives them for the method
+ * @param {string} method training method
  * @returns {{body: object, problems: Record<string, string>}} problems by the name of the field
  */
-export function read(draft, fields) {
+export function read(draft, fields, method) {
   const problems = {};
   const take = (name, text) => {
     const { value, problem } = parse(fields.get(name), text);
@@ -61,7 +62,8 @@ export function read(draft, fields) {
     problems.validation_file = "Choose the file to validate with.";
   }
   const prompts = draft.prompts.split("\n").filter((line) => line.trim());
-  const hyperparameters = readHyperparameters(draft, take);
+  const hyperparameters = readHyperparameters(draft, fields, take);
+  const isUsual = method === "supervised";
   const body = {
     model: draft.model,
     training_file: draft.file,
@@ -73,13 +75,18 @@ export function read(draft, fields) {
     priority: take("priority", draft.priority),
     eval_prompts: prompts.length ? prompts : undefined,
     auto_start: draft.startsPaused ? false : undefined,
-    method: hyperparameters && { type: "supervised", supervised: { hyperparameters } },
+    method:
+      isUsual && !hyperparameters
+        ? undefined
+        : { type: method, [method]: withoutAbsent({ hyperparameters }) },
   };
   return { body: withoutAbsent(body), problems };
 }
 
-function readHyperparameters(draft, take) {
-  const values = Object.entries(draft.settings).map(([name, text]) => [name, take(name, text)]);
+function readHyperparameters(draft, fields, take) {
+  const values = Object.entries(draft.settings)
+    .filter(([name]) => fields.has(name)) // the others are of another method
+    .map(([name, text]) => [name, take(name, text)]);
   if (draft.validation === "split") {
     values.push(["validation_split", take("validation_split", draft.split)]);
   }

@@ -5,7 +5,7 @@ import { wrongNote } from "../../lib/problems.js";
 import { rangeOf } from "./schema.js";
 
 /**
- * @param {object} field as `readFields` gives it
+ * @param {object} field as `readForms` gives it
  * @param {{text: string, preset: string, problem?: string, onText: (text: string) => void}} state
  *   `preset` is the value that an empty field gets, if it is known
  */

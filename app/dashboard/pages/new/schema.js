@@ -1,8 +1,12 @@
 // The fields of the form, from the schema of the API: types, ranges and descriptions.
 
-const BASIC = ["n_epochs", "learning_rate", "batch_size", "lora_r"];
+const BASIC = ["beta", "n_epochs", "learning_rate", "batch_size", "lora_r"];
+
+/** The schema of the hyperparameters of each method. */
+const METHODS = { supervised: "Hyperparameters", dpo: "DpoHyperparameters" };
 
 const GROUPS = {
+  Preferences: ["label_smoothing", "reference_free", "length_normalized"],
   "Length of the training": ["max_steps", "gradient_accumulation_steps"],
   Adapter: [
     "lora_alpha",
@@ -54,13 +58,21 @@ const TITLES = {
 const ELSEWHERE = ["validation_split", "packing"];
 
 /**
+ * The form of each method, by its name.
+ *
  * @param {object} openapi the document of the API
- * @returns {Map<string, object>} the fields of a new job and its hyperparameters, by name
+ * @returns {Record<string, {fields: Map<string, object>, arranged: object}>} `fields` are those of
+ *   a new job and its hyperparameters, by name; `arranged` is what `arrange` gives
  */
-export function readFields(openapi) {
-  const { JobCreate, Hyperparameters } = openapi.components.schemas;
-  const all = { ...JobCreate.properties, ...Hyperparameters.properties };
-  return new Map(Object.entries(all).map(([name, schema]) => [name, toField(name, schema)]));
+export function readForms(openapi) {
+  const { schemas } = openapi.components;
+  const forms = Object.entries(METHODS).map(([method, schema]) => {
+    const { properties } = schemas[schema];
+    const all = Object.entries({ ...schemas.JobCreate.properties, ...properties });
+    const fields = new Map(all.map(([name, field]) => [name, toField(name, field)]));
+    return [method, { fields, arranged: arrange(Object.keys(properties), fields) }];
+  });
+  return Object.fromEntries(forms);
 }
 
 /**
@@ -68,8 +80,7 @@ export function readFields(openapi) {
  *
  * @returns {{basic: object[], groups: {title: string, fields: object[]}[]}}
  */
-export function arrange(openapi, fields) {
-  const names = Object.keys(openapi.components.schemas.Hyperparameters.properties);
+function arrange(names, fields) {
   const placed = new Set([...BASIC, ...Object.values(GROUPS).flat(), ...ELSEWHERE]);
   const others = names.filter((name) => !placed.has(name));
   const pick = (wanted) =>

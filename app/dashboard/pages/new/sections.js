@@ -91,10 +91,18 @@ function option(value, label, chosen, onChoose) {
 }
 
 export function settingsSection(form) {
-  const { draft, arranged, fields, change } = form;
-  const set = Object.keys(draft.settings).length;
+  const { draft, arranged, fields, method, change } = form;
+  const set = Object.keys(draft.settings).filter((name) => fields.has(name)).length;
   return html`<section class="card stack">
     <h2>Settings</h2>
+    ${
+      method === "dpo"
+        ? html`<p class="notice">
+            The file has preferences, so the method of the job is <code>dpo</code>: the model learns
+            to prefer the first answer of each pair.
+          </p>`
+        : nothing
+    }
     <div class="field">
       <label for="recipe">Recipe <code class="muted small">recipe</code></label>
       <select

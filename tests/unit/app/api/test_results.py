@@ -15,7 +15,7 @@ from app.core.db.session import Database
 from app.core.db.tables import Job
 from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
-from tests.builders import add_job, add_succeeded_job, build_checkpoint, claim
+from tests.builders import add_job, add_succeeded_job, build_checkpoint, build_pair_metrics, claim
 
 ROOT = Path(__file__).parents[4]
 
@@ -106,6 +106,25 @@ def test_a_job_that_has_not_ended_names_no_results(
 
     assert (shown["fine_tuned_model"], shown["result_files"]) == (None, [])
     assert (shown["trained_tokens"], shown["finished_at"], shown["error"]) == (None, None, None)
+
+
+def test_only_checkpoints_of_preferences_have_rewards(
+    client: TestClient, database: Database
+) -> None:
+    job = add_job(database)
+    metrics = build_pair_metrics(2).model_dump()
+    with database.writing() as session:
+        checkpoints = CheckpointRepository(session, DEFAULT_PROJECT_ID)
+        checkpoints.add(build_checkpoint(job, 1))
+        checkpoints.add(build_checkpoint(job, 2, metrics=metrics))
+
+    listed = client.get(f"/v1/fine_tuning/jobs/{job.id}/checkpoints").json()["data"]
+
+    of_pairs, usual = (each["metrics"] for each in listed)
+    assert not [name for name in usual if "reward" in name]
+    rewards = {name: value for name, value in of_pairs.items() if "reward" in name}
+    assert rewards == build_pair_metrics(2).named_rewards()
+    assert of_pairs["valid_perplexity"] is None
 
 
 def test_the_file_of_a_checkpoint_cannot_be_deleted_alone(client: TestClient, job: Job) -> None:

@@ -8,12 +8,13 @@ from pydantic import ValidationError
 
 from app.core.job.loss_log import (
     COLUMNS,
+    REWARD_COLUMNS,
     StepMetrics,
     csv_texts,
     in_batches,
     json_texts,
 )
-from tests.builders import build_base_metrics, build_metrics
+from tests.builders import build_base_metrics, build_metrics, build_pair_metrics
 
 ROWS = [
     build_metrics(1),
@@ -48,6 +49,21 @@ def test_json_lines_say_the_same_with_null_for_what_was_not_measured() -> None:
 
     assert lines == [row.as_row() for row in ROWS]
     assert lines[0]["valid_loss"] is None
+
+
+def test_the_log_of_preferences_has_rewards_after_all_other_columns() -> None:
+    rows = [build_pair_metrics(1, valid_loss=None, valid_rewards=None), build_pair_metrics(2)]
+
+    text = "".join(csv_texts([rows]))
+    first, second = csv.DictReader(io.StringIO(text))
+    lines = [json.loads(line) for line in "".join(json_texts([rows])).splitlines()]
+
+    assert tuple(text.partition("\n")[0].split(",")) == COLUMNS + REWARD_COLUMNS
+    assert [first[name] for name in REWARD_COLUMNS] == ["0.5", "-0.25", "0.75", "0.75"] + [""] * 4
+    assert [second[name] for name in REWARD_COLUMNS[4:]] == ["0.25", "0.125", "0.125", "0.5"]
+    assert second["valid_perplexity"] == ""  # the loss is not that of a token
+    assert lines == [row.as_row() for row in rows]
+    assert lines[0]["valid_reward_margin"] is None
 
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])

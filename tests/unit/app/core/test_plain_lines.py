@@ -79,6 +79,7 @@ _LIST_ROWS = (
 _ALL_ROWS = _ROWS | _TEXT_ROWS | _LIST_ROWS
 _TURN = b'{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}'
 _ANSWER = b'[{"role": "assistant", "content": "b"}]'
+_OTHER_ANSWER = b'[{"role": "assistant", "content": "c"}]'
 
 
 def find_plain_format(line: bytes) -> DatasetFormat | None:
@@ -114,12 +115,12 @@ def test_what_is_recognised_is_an_example_of_that_format_without_tools(row: Any)
         (b'{"prompt": "", "chosen": "a", "rejected": "b"}', DatasetFormat.PREFERENCE),
         (
             b'{"prompt": [{"role": "user", "content": "a"}], "chosen": %b, "rejected": %b}'
-            % (_ANSWER, _ANSWER),
+            % (_ANSWER, _OTHER_ANSWER),
             DatasetFormat.PREFERENCE,
         ),
         (
             b'{"input": {"messages": [{"role": "user", "content": "a"}]}, "preferred_output": %b, '
-            b'"non_preferred_output": %b}' % (_ANSWER, _ANSWER),
+            b'"non_preferred_output": %b}' % (_ANSWER, _OTHER_ANSWER),
             DatasetFormat.PREFERENCE,
         ),
     ],

@@ -10,7 +10,14 @@ from tensorboardX.proto.event_pb2 import Event
 from app.core.db.repositories.leases import LeaseRepository
 from app.core.db.session import Database
 from app.core.job.tensorboard import event_records
-from tests.builders import NOW, add_job, build_base_metrics, build_metrics, claim
+from tests.builders import (
+    NOW,
+    add_job,
+    build_base_metrics,
+    build_metrics,
+    build_pair_metrics,
+    claim,
+)
 
 BEGAN_S = 1_790_000_000.25
 
@@ -34,7 +41,8 @@ def read_events(content: bytes) -> list[Event]:
 
 
 def test_every_step_is_an_event_with_all_of_its_values() -> None:
-    batches = [[build_base_metrics(), build_metrics(1)], [build_metrics(300, valid_loss=2.5)]]
+    last_row = build_pair_metrics(300, valid_loss=2.5)
+    batches = [[build_base_metrics(), build_metrics(1)], [last_row]]
 
     events = read_events(b"".join(event_records(batches, began_s=BEGAN_S)))
 
@@ -49,6 +57,7 @@ def test_every_step_is_an_event_with_all_of_its_values() -> None:
     assert (first["train_loss"], first["tokens_seen"]) == (3.0, 100)
     assert "valid_loss" not in first
     assert last["valid_loss"] == 2.5
+    assert (last["train_reward_margin"], last["valid_reward_accuracy"]) == (0.75, 0.5)
 
 
 def test_a_log_without_steps_is_a_file_of_its_version() -> None:

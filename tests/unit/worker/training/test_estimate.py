@@ -8,7 +8,7 @@ import pytest
 
 from app.core.job.child.job_spec import ComputeSettings
 from app.core.job.estimate import Estimate
-from app.core.job.training_config import LoraShape, TrainingConfig
+from app.core.job.training_config import DpoSettings, LoraShape, TrainingConfig
 from worker.training.compute.hardware import Speeds
 from worker.training.estimate import Machine, Rows, estimate
 from worker.training.failures import TrainingFailedError
@@ -101,6 +101,43 @@ def test_held_out_rows_are_not_trained_on() -> None:
 )
 def test_more_to_do_takes_longer(slower: dict[str, Any]) -> None:
     assert seconds(of(**slower)) > 1.05 * seconds(of())
+
+
+def test_a_preference_is_one_example_of_two_rows() -> None:
+    pairs = rows(202)
+
+    made = of(pairs, epochs=3, dpo=DpoSettings())
+    held_out = of(pairs, validation_split=0.2, dpo=DpoSettings())
+
+    assert (made.steps, made.examples) == (3 * 26, 101)
+    assert (made.tokens_per_epoch, made.tokens) == (202 * 200, 3 * 202 * 200)
+    assert (held_out.examples, held_out.steps) == (81, 3 * 21)
+    assert of(rows(2020, sampled=404), dpo=DpoSettings()).steps == 3 * 253
+
+
+def test_the_reference_reads_all_pairs_once() -> None:
+    settings: dict[str, Any] = {"training": rows(200), "validation": rows(200)}
+
+    free = seconds(of(**settings, epochs=1, dpo=DpoSettings(reference_free=True)))
+    computed = seconds(of(**settings, epochs=1, dpo=DpoSettings()))
+    twice = seconds(of(**settings, epochs=2, dpo=DpoSettings()))
+    twice_free = seconds(of(**settings, epochs=2, dpo=DpoSettings(reference_free=True)))
+
+    one_evaluation = seconds(of(rows(200), rows(400), epochs=1)) - seconds(
+        of(rows(200), rows(200), epochs=1)
+    )
+    assert computed - free == pytest.approx(one_evaluation, rel=0.2)
+    assert twice - twice_free == pytest.approx(computed - free, abs=0.2)
+
+
+def test_both_answers_of_a_pair_share_a_micro_batch_in_the_estimate() -> None:
+    asked = ComputeSettings(compile=False, micro_batch_tokens=200)
+
+    pairs, alone = of(asked=asked, dpo=DpoSettings()), of(asked=asked)
+    two = of(asked=asked.model_copy(update={"micro_batch_tokens": 400}))
+
+    assert pairs.peak_memory_bytes == two.peak_memory_bytes > alone.peak_memory_bytes
+    assert pairs.least_memory_bytes > alone.least_memory_bytes
 
 
 def test_more_evaluations_take_longer_and_are_named() -> None:

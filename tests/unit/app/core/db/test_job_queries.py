@@ -18,6 +18,7 @@ from tests.builders import (
     build_file,
     build_job,
     build_metrics,
+    build_pair_metrics,
     claim,
     get_job,
     pass_checks,
@@ -168,6 +169,26 @@ def test_the_loss_log_is_read_by_step_with_both_ends(database: Database) -> None
         assert jobs.list_steps(job.id) == rows
         assert jobs.list_steps(job.id, first=2, last=4) == rows[1:4]
         assert jobs.list_steps(job.id, first=5) == rows[4:]
+
+
+def test_a_metrics_event_of_preferences_has_their_rewards(database: Database) -> None:
+    job = add_job(database)
+
+    with database.writing() as session:
+        repository = EventRepository(session, DEFAULT_PROJECT_ID)
+        rows = [build_pair_metrics(2, train_loss=0.6)]
+        repository.add_metrics(job.id, rows, total_steps=300, now=NOW)
+
+    event = events(database, job.id)[0]
+    assert event.message == (
+        "Step 2/300: training loss=0.60, full validation loss=0.50, "
+        "training reward accuracy=0.75, full validation reward accuracy=0.50"
+    )
+    assert event.data is not None
+    rewards = {name: value for name, value in event.data.items() if "reward" in name}
+    assert rewards == rows[0].named_rewards()
+    assert len(rewards) == 8
+    assert event.data["valid_perplexity"] is None
 
 
 def test_a_metrics_event_has_openais_words_and_keys(database: Database) -> None:
