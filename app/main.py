@@ -39,6 +39,7 @@ from app.api.v1 import (
     models,
     sampling,
     sessions,
+    sweeps,
     uploads,
     webhooks,
 )
@@ -136,7 +137,7 @@ def create_app(
     app.include_router(health.router)
     app.include_router(docs_page.router)
     app.include_router(dashboard.router)
-    jobs = (fine_tuning_jobs, job_estimates, job_results, job_reports, job_adapters)
+    jobs = (fine_tuning_jobs, job_estimates, job_results, job_reports, job_adapters, sweeps)
     admin = (projects, api_keys, service)
     data = (files, file_preview, uploads)
     for module in (*data, *jobs, models, sampling, webhooks, *admin, sessions):

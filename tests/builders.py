@@ -349,11 +349,11 @@ def add_project(database: Database, project_id: str, **changes: Any) -> Project:
     return project
 
 
-def add_job(database: Database, **changes: Any) -> Job:
+def add_job(database: Database, *, shared: str | None = None, **changes: Any) -> Job:
     """A job in the queue of the database, as if its data had been checked."""
     job = build_job(**changes)
     with database.writing() as session:
-        JobRepository(session, job.project_id).add(job)
+        JobRepository(session, job.project_id).add(job, shared=shared)
         if job.status is not JobStatus.VALIDATING_FILES:
             told = "Files validated, moving job to queued state"
             EventRepository(session, job.project_id).add(job.id, told, now=job.created_at)

@@ -8,7 +8,7 @@ from functools import partial
 
 from app.core.clock import Clock, steady_s
 from app.core.db.base import Project
-from app.core.db.repositories.data_checks import DataCheckRepository, EndedChecks
+from app.core.db.repositories.data_checks import DataCheckRepository
 from app.core.db.repositories.files import ExpiredFiles
 from app.core.db.repositories.idempotency import KEPT_FOR, OldIdempotencyRecords
 from app.core.db.repositories.projects.audit import AuditLog
@@ -18,6 +18,7 @@ from app.core.db.repositories.projects.retention import (
 )
 from app.core.db.repositories.recovery import RecoveryRepository
 from app.core.db.repositories.saved_states import UnneededStates
+from app.core.db.repositories.sweeps.shared_checks import EndedChecks
 from app.core.db.repositories.tasks.leases import TaskQueue
 from app.core.db.repositories.tasks.requests import ExpiredTasks
 from app.core.db.repositories.uploads import ENDED_KEPT_FOR, EndedUploads

@@ -9,6 +9,7 @@ from app.core.db.repositories.leases import Lease
 from app.core.db.tables import File, SavedState
 from app.core.job.child.job_spec import BaseModelRef, DatasetRef, JobSpec, TaskName
 from app.core.job.loss_log import StepMetrics
+from app.core.job.training_config import TrainingConfig
 from app.core.settings import Settings
 from worker.sampling.serving.options import GRACE_S
 
@@ -31,6 +32,8 @@ class JobInputs:
     """Blob key, bytes and sha256 of each file of tokens that the data check has made, by name."""
     parent_weights: File | None = None
     """Weights of the adapter that the job continues."""
+    others: Mapping[str, TrainingConfig] = field(default_factory=dict[str, TrainingConfig])
+    """Hyperparameters of the other jobs for which a check of the data counts, by their ids."""
 
 
 def build_spec(
@@ -63,6 +66,7 @@ def build_spec(
         training_file=_reference(inputs.training_file),
         validation_file=inputs.validation_file and _reference(inputs.validation_file),
         config=lease.config,
+        others=dict(inputs.others),
         threads=plan.threads if plan else settings.resolved_training_threads,
         memory_bytes=training_memory(settings),
         memory_wait_s=_MEMORY_WAIT_S if settings.sampling == "idle" else 0.0,

@@ -23,6 +23,7 @@ class IdPrefix(StrEnum):
     UPLOAD = "upload_"
     UPLOAD_PART = "part_"
     JOB = "ftjob-"
+    SWEEP = "ftsweep-"
     EVENT = "ftevent-"
     CHECKPOINT = "ftckpt_"
     TASK = "task_"

@@ -134,7 +134,7 @@ class JobCreate(RequestBody):
         Null fields are left out like absent ones. A later version of the service with more fields
         therefore gets the same content from the same request.
         """
-        return self.model_dump(mode="json", exclude_none=True)
+        return self.model_dump(mode="json", exclude_none=True, by_alias=True)
 
 
 def _given(place: Hyperparameters | None) -> dict[str, Any]:
@@ -231,6 +231,8 @@ class JobRead(ItemRead):
     """Adapter that the job continues. Null for a job that tunes a base model."""
     imported: ImportedArchive | None
     """Archive of an adapter that was made elsewhere. Null for a job that trains."""
+    sweep_id: str | None
+    """Id of the sweep that made the job. Null for a job that was made alone."""
     rerun_of: str | None
     """Id of the job that this job repeats. That job may have been deleted."""
     resumed_from_step: int | None

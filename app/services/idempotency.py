@@ -18,7 +18,7 @@ from app.core.db.session import Session
 from app.core.db.tables import Job
 from app.core.errors import InvalidRequestError
 
-Route = Literal["create", "rerun", "import"]
+Route = Literal["create", "rerun", "import", "sweep"]
 
 _GRACE = timedelta(seconds=60)
 """Time added to a client's timeouts for its pauses between retries and for the network."""

@@ -1,6 +1,5 @@
 """Creates jobs: from a request, or as a rerun of another job. The caller owns the transaction."""
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -21,17 +20,19 @@ from app.core.job.lora_shape import ParentAdapter
 from app.core.job.training_config import Recipe, TrainingConfig
 from app.core.settings import Settings
 from app.schemas.fine_tuning_jobs import JobCreate, JobRerun
+from app.services.adapters.lookup import name_model
 from app.services.adapters.parents import keep_parent
 from app.services.idempotency import IdempotentRequest, RequestOrigin
-from app.services.job_inputs import check_files, check_request, find_base_of, require_trackers
+from app.services.job_inputs import (
+    CheckedRequest,
+    check_files,
+    check_request,
+    find_base_of,
+    require_trackers,
+)
 from app.services.job_settings import check_limits
 from app.services.quotas import require_job
 from app.services.resuming.saved_states import hand_over_saved_state, take_saved_state
-
-_SUSPICIOUS_MULTIPLIER = 1e-2
-"""A smaller multiplier is probably a learning rate in the wrong field, so the job warns."""
-_NAME_LENGTH = 12
-"""How many characters of a job's id end its model's name: 60 random bits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,19 +136,41 @@ def create_job(
     """Create a job with every hyperparameter resolved.
 
     Raises:
-        InvalidRequestError: the model, a file or a hyperparameter cannot be used, or two of them
-            cannot be combined.
-        NotFoundError: a file does not exist.
+        ServiceError: as `check_request` and `add_checked_job`.
     """
     checked = check_request(
         session, caller, request, catalogue, default_recipe=default_recipe, now=now
     )
+    return add_checked_job(session, caller, request, checked, organization=organization, now=now)
+
+
+def add_checked_job(
+    session: Session,
+    caller: Caller,
+    request: JobCreate,
+    checked: CheckedRequest,
+    *,
+    organization: str,
+    sweep_id: str | None = None,
+    shared: str | None = None,
+    now: datetime,
+) -> Job:
+    """Create the job that a checked request asks for.
+
+    Args:
+        shared: as in `DataCheck`, for a job of a sweep.
+
+    Raises:
+        QuotaExceededError: the project may have no more jobs.
+    """
     start, asked, config = checked.start, checked.asked, checked.config
     job = _add_job(
         session,
         caller,
         start.installed,
         organization,
+        shared=shared,
+        sweep_id=sweep_id,
         created_at=now,
         pause_requested_at=None if request.auto_start else now,
         priority=request.priority,
@@ -163,10 +186,11 @@ def create_job(
         learning_rate_multiplier=asked.learning_rate_multiplier(config),
         metadata_items=_labels(request.metadata or {}),
     )
-    _warn_about_multiplier(session, caller, job, asked.given, now=now)
-    difference = asked.compare_with_auto(config)
-    if difference is not None:
-        EventRepository(session, caller.project_id).add(job.id, difference, now=now)
+    events = EventRepository(session, caller.project_id)
+    if (warning := asked.warn_about_multiplier(config)) is not None:
+        events.add(job.id, warning, level="warn", now=now)
+    if (difference := asked.compare_with_auto(config)) is not None:
+        events.add(job.id, difference, now=now)
     return job
 
 
@@ -248,6 +272,7 @@ def _add_job(
     organization: str,
     *,
     parent: ParentAdapter | None,
+    shared: str | None = None,
     **values: Any,
 ) -> Job:
     """Add a job on an installed base model. Its tuned model is named after both.
@@ -266,33 +291,11 @@ def _add_job(
         fine_tuned_model=name_model(model.id, organization, values["suffix"], job_id),
         **values,
     )
-    JobRepository(session, caller.project_id).add(job)
+    JobRepository(session, caller.project_id).add(job, shared=shared)
     action = Action.JOB_CREATED if job.rerun_of is None else Action.JOB_RERUN
     audit.record(session, caller, action, job_id, now=job.created_at)
     return job
 
 
-def name_model(base_model: str, organization: str, suffix: str | None, job_id: str) -> str:
-    """A name in OpenAI's form. It has no slash, because some proxies rewrite slashes."""
-    slug = re.sub(r"[^a-z0-9._-]+", "-", (suffix or "").lower()).strip("-")
-    return f"ft:{base_model}:{organization}:{slug}:{job_id[-_NAME_LENGTH:]}"
-
-
 def _labels(metadata: Mapping[str, str]) -> list[JobMetadata]:
     return [JobMetadata(key=key, value=value) for key, value in metadata.items()]
-
-
-def _warn_about_multiplier(
-    session: Session, caller: Caller, job: Job, given: dict[str, Any], *, now: datetime
-) -> None:
-    multiplier = given.get("learning_rate_multiplier")
-    if multiplier is not None and multiplier < _SUSPICIOUS_MULTIPLIER:
-        rate = job.config["learning_rate"]
-        EventRepository(session, caller.project_id).add(
-            job.id,
-            f"learning_rate_multiplier={multiplier} is a factor on {rate / multiplier:g}, so the "
-            f"learning rate is only {rate:.3g}. To set the learning rate itself, use "
-            "'learning_rate'.",
-            level="warn",
-            now=now,
-        )

@@ -38,8 +38,8 @@ def require_bytes(session: Session, caller: Caller, more_bytes: int) -> None:
         )
 
 
-def require_job(session: Session, caller: Caller, *, now: datetime) -> None:
-    """Reject a new job if the project may not have it.
+def require_job(session: Session, caller: Caller, *, jobs: int = 1, now: datetime) -> None:
+    """Reject a new job, or all jobs of a sweep, if the project may not have so many more.
 
     Raises:
         QuotaExceededError: as many jobs wait as may wait, or the processor hours of this month or
@@ -52,19 +52,27 @@ def require_job(session: Session, caller: Caller, *, now: datetime) -> None:
         return
     usage.lock_limits()
     if project.max_queued_jobs is not None:
-        _require_place(usage, project.max_queued_jobs)
+        _require_place(usage, project.max_queued_jobs, jobs)
     if project.max_processor_hours is not None:
         _require_time(usage, project.max_processor_hours, now=now)
     if project.max_stored_bytes is not None:
         _require_some_bytes(usage, project.max_stored_bytes)
 
 
-def _require_place(usage: UsageRepository, limit: int) -> None:
-    if usage.has_waiting_jobs(limit):
+def _require_place(usage: UsageRepository, limit: int, jobs: int) -> None:
+    waiting = usage.count_waiting_jobs(limit)
+    if waiting + jobs <= limit:
+        return
+    if jobs == 1:
         raise QuotaExceededError(
             f"The project already has {limit:,} jobs that are validating_files, queued or paused, "
             "the most that it may have. Wait until one of them starts, or cancel one."
         )
+    raise QuotaExceededError(
+        f"The sweep has {jobs} jobs. The project may have {limit:,} that are validating_files, "
+        f"queued or paused, and has {waiting:,}, so none was created. Make the sweep smaller, wait "
+        "until jobs start, or cancel some."
+    )
 
 
 def _require_some_bytes(usage: UsageRepository, limit: int) -> None:

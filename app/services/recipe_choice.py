@@ -19,6 +19,8 @@ from app.schemas.hyperparameters import (
 )
 from app.services.job_settings import resolve_config
 
+_SUSPICIOUS_MULTIPLIER = 1e-2
+"""A smaller multiplier is probably a learning rate in the wrong field, so the job warns."""
 _RATE_NAMES = frozenset({"learning_rate", "learning_rate_multiplier"})
 _SHAPE_NAMES = frozenset({"lora_r", "lora_alpha", "lora_target_modules"})
 
@@ -112,6 +114,21 @@ class HyperparameterRequest:
         """The multiplier that the caller set, or the one that the learning rate implies."""
         implied = config.learning_rate / DEFAULT_LEARNING_RATES[self.method]
         return self.given.get("learning_rate_multiplier", implied)
+
+    def warn_about_multiplier(self, config: TrainingConfig) -> str | None:
+        """What is odd about the multiplier that the caller set. None if nothing is.
+
+        Args:
+            config: what the request was resolved to.
+        """
+        multiplier = self.given.get("learning_rate_multiplier")
+        if multiplier is None or multiplier >= _SUSPICIOUS_MULTIPLIER:
+            return None
+        return (
+            f"learning_rate_multiplier={multiplier} is a factor on "
+            f"{DEFAULT_LEARNING_RATES[self.method]}, so the learning rate is only "
+            f"{config.learning_rate:.3g}. To set the learning rate itself, use 'learning_rate'."
+        )
 
     @property
     def _chosen(self) -> AbstractSet[str]:

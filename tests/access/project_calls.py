@@ -10,7 +10,7 @@ from sqlalchemy import select
 from app.core.access import DEFAULT_PROJECT_ID
 from app.core.db import repositories
 from app.core.db.base import Project, ProjectRepository
-from app.core.db.check_tables import DataCheck
+from app.core.db.check_tables import DataCheck, Sweep
 from app.core.db.repositories.files import MADE_BY_JOB
 from app.core.db.repositories.jobs import JobFilter
 from app.core.db.repositories.projects.usage import UsageRepository
@@ -85,7 +85,9 @@ class World:
             database,
             training_file_id=self.used_file.id,
             parent_checkpoint_id=self.first_checkpoint.id,
+            sweep_id="ftsweep-a",
         )
+        self.sweep = Sweep(id="ftsweep-a", created_at=NOW, points={self.queued.id: {"lora_r": 8}})
         self.upload = build_upload()
         self.part = add_part(database, store, self.upload)
         self.model = TunedModel(
@@ -102,6 +104,8 @@ class World:
             self.event_ids = session.scalars(select(Event.id)).all()
         with database.writing() as session:
             session.add(Project(id=OTHER_PROJECT, name="Other", created_at=NOW))
+            self.sweep.project_id = DEFAULT_PROJECT_ID
+            session.add(self.sweep)
             UsageRepository(session, DEFAULT_PROJECT_ID).add(processor_s=1.0, requests=1, now=NOW)
             for job in (self.done, self.running):
                 state = {"key": f"{job.id}/state", "bytes": 1}
@@ -138,13 +142,18 @@ class World:
             "RetentionRepository.delete_jobs": [call([done.id])],
             "RetentionRepository.delete_events": [call(self.event_ids)],
             "UsageRepository.add": [call(requests=1, now=NOW), call(processor_s=1.0, now=NOW)],
-            "UsageRepository.has_waiting_jobs": [call(1)],
+            "UsageRepository.count_waiting_jobs": [call(1)],
             "UsageRepository.job_seconds": [call(self.running.id, now=NOW + MINUTE)],
             "UsageRepository.list_inner_files": [call()],
             "UsageRepository.lock_limits": [call()],
             "UsageRepository.measure": [call(now=NOW)],
             "UsageRepository.processor_s": [call(now=NOW + MINUTE)],
             "UsageRepository.stored_bytes": [call()],
+            "SweepRepository.add": [call(Sweep(id="ftsweep-new", created_at=NOW, points={}))],
+            "SweepRepository.get": [call(self.sweep.id)],
+            "SweepRepository.list_page": [call(**page)],
+            "SweepRepository.list_jobs": [call([self.sweep.id])],
+            "SweepRepository.delete_if_empty": [call(self.sweep.id)],
             "CheckpointRepository.add": [call(build_checkpoint(done, 9))],
             "CheckpointRepository.list_page": [call(done.id, **page)],
             "CheckpointRepository.find": [call(done.id, self.result.id)],

@@ -10,7 +10,7 @@ from tests.browser.members import Member
 from tests.browser.watching import find_barriers, scrolls_sideways
 
 _SAMPLE = Path(__file__).parents[2] / "examples" / "lighthouse-train.jsonl"
-_PAGES = ["/", "/new", "/try", "/files", "/models", "/service", "/sign-in"]
+_PAGES = ["/", "/new", "/sweep", "/try", "/files", "/models", "/service", "/sign-in"]
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from tunery.client.files import files
 from tunery.client.jobs import cancel, list_jobs, pause, rerun, resume
 from tunery.client.models import import_adapter
 from tunery.client.submit import estimate, submit
+from tunery.client.sweeps import sweeps
 from tunery.client.watch import logs, watch
 
 PANEL = "Use a service (over HTTP: --profile, TUNERY_BASE_URL and TUNERY_API_KEY)"
@@ -38,8 +39,9 @@ _COMMANDS = {
 for _name, _command in _COMMANDS.items():
     client.command(_name, rich_help_panel=PANEL)(_command)
 client.add_typer(files, name="files", rich_help_panel=PANEL)
+client.add_typer(sweeps, name="sweeps", rich_help_panel=PANEL)
 
 
 def is_for_client(arguments: Sequence[str]) -> bool:
     """Whether a command line needs only the client, which starts sooner than the whole command."""
-    return bool(arguments) and arguments[0] in {*_COMMANDS, "files"}
+    return bool(arguments) and arguments[0] in {*_COMMANDS, "files", "sweeps"}

@@ -50,8 +50,12 @@ class JobFile:
     """Data file for each field of `content` that names one by its path."""
 
 
-def read_job_file(path: Path) -> JobFile:
+def read_job_file(path: Path, kind: type[JobCreate] = JobCreate) -> JobFile:
     """Read a job file and check it. Nothing is sent.
+
+    Args:
+        path: the file.
+        kind: the request that it describes: a job, or a sweep.
 
     Raises:
         JobFileError: it is no YAML, has an invalid, unknown or repeated field, or names a data file
@@ -69,7 +73,7 @@ def read_job_file(path: Path) -> JobFile:
         message = "The file must have fields such as `model: ...`. `tunery init` writes an example."
         raise JobFileError(_located(path, None, message))
     try:
-        request = JobCreate.model_validate(document.value)
+        request = kind.model_validate(document.value)
         request.given_hyperparameters()
     except ValidationError as error:
         problems = error.errors(include_url=False)
@@ -161,6 +165,8 @@ def _describe_unknown(place: tuple[str | int, ...], shown: str) -> str:
     name = str(place[-1])
     if len(place) == 1 and name in Hyperparameters.model_fields:
         return f"'{name}' is a hyperparameter. Write it below 'hyperparameters:', indented."
+    if place == ("sweep",):
+        return "'sweep' makes several jobs. Send the file with `tunery sweeps create`."
     if hint := hint_for(name):
         return f"Unknown field '{shown:.80}'. {hint}"
     nearest = nearest_field(JobCreate, place[:-1], name)

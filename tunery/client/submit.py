@@ -54,7 +54,7 @@ def submit(
     """Upload the files of a job and create it. Prints the id of the job."""
     api = open_api(profile)
     try:
-        request = _upload_files(api, file)
+        request = upload_files(api, file)
     except KeyboardInterrupt:
         say("Interrupted while files were uploaded. No job was created.")
         raise typer.Exit(INTERRUPTED) from None
@@ -76,7 +76,7 @@ def submit(
 def estimate(file: JobFilePath, *, as_json: AsJson = False, profile: ProfileName = None) -> None:
     """Estimate what a job will take, without creating it. Its files are uploaded."""
     api = open_api(profile)
-    answer = api.post("/fine_tuning/jobs/estimate", _upload_files(api, file))
+    answer = api.post("/fine_tuning/jobs/estimate", upload_files(api, file))
     if as_json:
         print_json(answer)
         return
@@ -133,11 +133,13 @@ class _ShownFile(FileIO):
         return count
 
 
-def _upload_files(api: Api, file: Path) -> Json:
+def upload_files(api: Api, file: Path, *, is_sweep: bool = False) -> Json:
     """Upload the datasets that a job file names by path. Returns the body of the request."""
-    from tunery.client.job_file import read_job_file  # noqa: PLC0415 - imports every schema
+    from app.schemas.fine_tuning_jobs import JobCreate  # noqa: PLC0415 - imports every schema
+    from app.schemas.sweeps import SweepCreate  # noqa: PLC0415
+    from tunery.client.job_file import read_job_file  # noqa: PLC0415
 
-    job_file = read_job_file(file)
+    job_file = read_job_file(file, SweepCreate if is_sweep else JobCreate)
     request: Json = dict(job_file.content)
     for field, path in job_file.uploads.items():
         uploaded, was_there = upload_once(api, path)

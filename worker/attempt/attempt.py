@@ -10,7 +10,6 @@ import logging
 from collections.abc import Callable, Mapping
 
 from app.core.clock import steady_s
-from app.core.db.repositories.data_checks import DataCheckRepository
 from app.core.db.repositories.files import FileRepository
 from app.core.db.repositories.jobs import JobRepository
 from app.core.db.repositories.leases import Lease, LeaseRepository, RequestedAction
@@ -18,6 +17,7 @@ from app.core.db.repositories.projects.access import ProjectsRepository
 from app.core.db.repositories.projects.usage import UsageRepository
 from app.core.db.repositories.recovery import Crash, Interruption, ModelAway, RecoveryRepository
 from app.core.db.repositories.saved_states import SavedStateRepository
+from app.core.db.repositories.sweeps.shared_checks import find_tokens
 from app.core.db.session import Session
 from app.core.errors import (
     DatabaseBusyError,
@@ -234,7 +234,7 @@ class Attempt:
             files.get_for_job(lease.validation_file_id) if lease.validation_file_id else None,
             states,
             jobs.list_steps(lease.job_id, last=states[0].step) if states else (),
-            DataCheckRepository(session).find_tokens(lease.job_id),
+            find_tokens(session, lease.job_id),
             files.find_weights(lease.parent.checkpoint_id) if lease.parent else None,
         )
 

@@ -11,9 +11,11 @@ from app.core.db.repositories.data_checks import DataCheckRepository
 from app.core.db.repositories.files import FileRepository
 from app.core.db.repositories.leases import Lease
 from app.core.db.repositories.recovery import Crash, Interruption, ModelAway
+from app.core.db.repositories.sweeps.shared_checks import list_sharers
 from app.core.db.session import Session
 from app.core.errors import LeaseLostError
 from app.core.job.child.training_events import Checked, JobError, Made, Noted, Progressed
+from app.core.job.training_config import TrainingConfig
 from app.core.storage.blob_store import delete_blobs
 from worker.attempt.attempt_store import AttemptStore
 from worker.attempt.base_model import bring_base_model
@@ -66,6 +68,10 @@ class CheckRun(LeasedRun):
         return JobInputs(
             files.get_for_job(lease.training_file_id),
             files.get_for_job(validation_file_id) if validation_file_id else None,
+            others={
+                job.id: TrainingConfig.model_validate(job.config)
+                for job in list_sharers(session, lease.job_id)
+            },
         )
 
     def _finish(self, event: Made) -> None:
@@ -86,6 +92,7 @@ class CheckRun(LeasedRun):
                     report,
                     files or None,
                     estimate=event.report.estimate,
+                    others=event.others,
                     error=event.error,
                     now=self._resources.clock(),
                 )

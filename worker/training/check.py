@@ -57,7 +57,15 @@ def _check(job: TokenizedJob, directory: Path, report: Report) -> Checked:
         for path in job.directory.iterdir():
             path.rename(staging / path.name)
     estimated = _estimate(directory, job.spec, data)
-    return Checked(report=job.describe(data, estimated), directory="out/tokens")
+    others = {
+        job_id: _estimate(directory, job.spec.model_copy(update={"config": config}), data)
+        for job_id, config in job.spec.others.items()
+    }
+    return Checked(
+        report=job.describe(data, estimated),
+        directory="out/tokens",
+        others={job_id: each for job_id, each in others.items() if each is not None},
+    )
 
 
 def _estimate(directory: Path, spec: JobSpec, data: PreparedData) -> Estimate | None:

@@ -23,6 +23,7 @@ PAGES = {
     "/": ("jobs", "Jobs"),
     "/job": ("job", "Job"),
     "/new": ("new", "New job"),
+    "/sweep": ("sweep", "Sweeps"),
     "/compare": ("compare", "Compare"),
     "/try": ("try", "Try"),
     "/files": ("files", "Files"),

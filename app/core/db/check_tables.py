@@ -1,4 +1,4 @@
-"""The tables of what workers do beside training: checks of data, and tasks."""
+"""The tables of what workers do beside training: checks of data, and tasks. And of sweeps."""
 
 from datetime import datetime
 from typing import Any, Literal
@@ -18,6 +18,7 @@ from app.core.db.base import Base, OwnedByProject
 
 _KEPT = text("files IS NOT NULL")
 _HELD = text("worker_id IS NOT NULL")
+_SHARED = text("shared IS NOT NULL")
 
 
 class DataCheck(OwnedByProject, Base):
@@ -29,9 +30,19 @@ class DataCheck(OwnedByProject, Base):
         Index(None, "project_id", "started_at"),
         Index("ix_data_checks_kept", "job_id", sqlite_where=_KEPT, postgresql_where=_KEPT),
         Index("ix_data_checks_held", "worker_id", sqlite_where=_HELD, postgresql_where=_HELD),
+        Index(
+            "ix_data_checks_shared",
+            "shared",
+            "job_id",
+            sqlite_where=_SHARED,
+            postgresql_where=_SHARED,
+        ),
     )
 
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    shared: Mapped[str | None]
+    """Digest of the sweep and of all that a check depends on. The jobs of a sweep with the same one
+    are checked once, and one row of them has the tokens. Null for a job without a sweep."""
     number: Mapped[int] = mapped_column(default=0)
     """Number of the newest try. Older tries can no longer write."""
     worker_id: Mapped[str | None]
@@ -48,6 +59,25 @@ class DataCheck(OwnedByProject, Base):
     """A `DataReport`. Null until the check is done."""
     files: Mapped[dict[str, Any] | None]
     """Blob key, bytes and sha256 of each file of tokens, by name. Null once the job has ended."""
+
+
+class Sweep(OwnedByProject, Base):
+    """Jobs that one request made, with different hyperparameters. It is deleted with the last."""
+
+    __tablename__ = "sweeps"
+    __table_args__ = (Index(None, "project_id", "id"),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    created_at: Mapped[datetime]
+    points: Mapped[dict[str, Any]]
+    """By the id of each job, the hyperparameters that vary, by their names on the wire."""
+
+
+class OfSweep:
+    """What a job has because it may be one of a sweep."""
+
+    sweep_id: Mapped[str | None] = mapped_column(index=True)
+    """The `Sweep` that made the job. Null for a job that was made alone."""
 
 
 TaskStatus = Literal["queued", "running", "succeeded", "failed"]

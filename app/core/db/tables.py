@@ -16,6 +16,7 @@ from sqlalchemy.orm import Mapped, column_property, mapped_column, relationship
 
 from app.core.clock import utc_now
 from app.core.db.base import Base, OwnedByProject
+from app.core.db.check_tables import OfSweep
 from app.core.db.worker_tables import NeedsWorker
 from app.core.job.status import JobStatus
 
@@ -96,7 +97,7 @@ class UploadPart(OwnedByProject, Base):
     created_at: Mapped[datetime]
 
 
-class Job(OwnedByProject, NeedsWorker, Base):
+class Job(OwnedByProject, NeedsWorker, OfSweep, Base):
     __tablename__ = "jobs"
     __table_args__ = (
         CheckConstraint(f"(finished_at IS NOT NULL) = (status IN ({_TERMINAL}))", "finished"),

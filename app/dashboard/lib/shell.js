@@ -7,6 +7,7 @@ import { clearStorageOnLeaving, openStorage } from "./tab-storage.js";
 const PAGES = [
   { name: "jobs", title: "Jobs", href: "." },
   { name: "new", title: "New job", href: "new" },
+  { name: "sweep", title: "Sweeps", href: "sweep" },
   { name: "compare", title: "Compare", href: "compare" },
   { name: "try", title: "Try", href: "try", scope: "sample" },
   { name: "files", title: "Files", href: "files" },

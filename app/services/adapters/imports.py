@@ -31,10 +31,10 @@ from app.core.manifest import Manifest, ManifestFile
 from app.core.settings import Settings
 from app.core.storage.blob_store import BlobStore
 from app.core.stored_models.local_models import LocalModels
+from app.services.adapters.lookup import name_model
 from app.services.files import plain_name
 from app.services.idempotency import IdempotentRequest
 from app.services.job_inputs import find_installed
-from app.services.new_jobs import name_model
 from app.services.quotas import require_bytes
 from app.services.received_files import ReceivedFile, scratch_file
 

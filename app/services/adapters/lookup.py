@@ -1,4 +1,4 @@
-"""Finds an adapter by the name of a model. The caller owns the transaction."""
+"""Names models, and finds an adapter by the name. The caller owns the transaction."""
 
 import re
 
@@ -12,6 +12,9 @@ TUNED_PREFIX = "ft:"
 """What the name of every tuned model begins with. No base model has such a name."""
 
 _CHECKPOINT_NAME = re.compile(r"(ft:.+):ckpt-step-([1-9]\d{0,8})", re.ASCII)
+
+_NAME_LENGTH = 12
+"""How many characters of a job's id end its model's name: 60 random bits."""
 
 
 def find_checkpoint(session: Session, caller: Caller, name: str) -> tuple[Checkpoint, Job] | None:
@@ -33,3 +36,9 @@ def get_adapter_of(session: Session, caller: Caller, name: str) -> tuple[Checkpo
         return named
     model = TunedModelRepository(session, caller.project_id).get(name)
     return model.checkpoint, JobRepository(session, caller.project_id).get(model.job_id)
+
+
+def name_model(base_model: str, organization: str, suffix: str | None, job_id: str) -> str:
+    """A name in OpenAI's form. It has no slash, because some proxies rewrite slashes."""
+    slug = re.sub(r"[^a-z0-9._-]+", "-", (suffix or "").lower()).strip("-")
+    return f"ft:{base_model}:{organization}:{slug}:{job_id[-_NAME_LENGTH:]}"

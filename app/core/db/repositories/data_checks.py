@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from sqlalchemy import BigInteger, ColumnElement, Select, bindparam, func, or_, select, update
@@ -21,6 +22,7 @@ from app.core.db.repositories.base_models.stored import FETCH_PAUSE
 from app.core.db.repositories.events import EventRepository, Level
 from app.core.db.repositories.leases import Lease, RequestedAction, lease_of
 from app.core.db.repositories.projects.usage import UsageRepository
+from app.core.db.repositories.sweeps.shared_checks import IS_FIRST, list_sharers
 from app.core.db.repositories.transitions import UNREADABLE, lock_job, settle
 from app.core.db.repositories.workers import WorkerRepository
 from app.core.db.tables import File, Job
@@ -33,6 +35,7 @@ from app.core.job.status import JobStatus
 MAX_CRASHES = 3
 """Tries that end because their process died by itself, after which the job fails."""
 
+_NO_OTHERS: Mapping[str, Estimate] = MappingProxyType({})
 _Query = TypeVar("_Query", bound=Select[*tuple[Any, ...]])
 
 _NOW = bindparam("now", type_=UtcDateTime())
@@ -45,6 +48,7 @@ _IS_FREE = (
     File.bytes <= bindparam("max_bytes", type_=BigInteger()),
     Job.base_model.not_in(bindparam("failed_models", expanding=True)),
     Project.erasing_since.is_(None),
+    IS_FIRST,
 )
 
 
@@ -167,16 +171,20 @@ class DataCheckRepository(Repository):
         files: Mapping[str, Mapping[str, Any]] | None = None,
         *,
         estimate: Estimate | None = None,
+        others: Mapping[str, Estimate] = _NO_OTHERS,
         error: JobError | None = None,
         now: datetime,
     ) -> None:
         """Record the report. The job fails, is queued, or is paused if its user asked for that.
+
+        So are the other jobs of a sweep that wait for the same check.
 
         Args:
             lease: the check.
             report: a `DataReport` as JSON. None if the check found out nothing.
             files: `key`, `bytes` and `sha256` of each file of tokens, by name.
             estimate: what the job takes. It fails if no worker has enough memory.
+            others: the same for these other jobs, by their ids.
             error: why the data is refused.
 
         Raises:
@@ -184,17 +192,36 @@ class DataCheckRepository(Repository):
         """
         require_store(self._session)
         job = self.hold(lease)
+        self._end_try(lease, now=now, report=report, files=files, finished_at=now)
+        self._settle(job, estimate, error, now=now)
+        for sharer in list_sharers(self._session, job.id, for_update=True):
+            its_own = others.get(sharer.id)
+            check = self._session.get_one(DataCheck, sharer.id)
+            shown = {"estimate": its_own and its_own.model_dump(mode="json")}
+            check.finished_at, check.report = now, None if report is None else {**report, **shown}
+            self._settle(sharer, its_own, error, now=now, checked_with=job.id)
+
+    def _settle(
+        self,
+        job: Job,
+        estimate: Estimate | None,
+        error: JobError | None,
+        *,
+        now: datetime,
+        checked_with: str | None = None,
+    ) -> None:
+        """Move a job on whose data is checked."""
         job.waiting_reason = None
         if estimate is not None and error is None:
             error = WorkerRepository(self._session).admit(job, estimate)
-        self._end_try(lease, now=now, report=report, files=files, finished_at=now)
         move = partial(settle, self._session, job, now=now)
+        validated = f"Files validated with {checked_with}" if checked_with else "Files validated"
         if error is not None:
             move(JobStatus.FAILED, error=error)
         elif job.pause_requested_at is not None:
-            move(JobStatus.PAUSED, message="Files validated, paused until it is resumed")
+            move(JobStatus.PAUSED, message=f"{validated}, paused until it is resumed")
         else:
-            move(JobStatus.QUEUED, message="Files validated, moving job to queued state")
+            move(JobStatus.QUEUED, message=f"{validated}, moving job to queued state")
 
     def release(self, lease: Lease, *, now: datetime, waits_for: str | None = None) -> None:
         """Give the check back. Any worker may begin it again, after a moment if it `waits_for`.
@@ -224,7 +251,8 @@ class DataCheckRepository(Repository):
                 "more. Rerun the job; if it fails again, make the longest examples shorter.",
                 param="training_file",
             )
-            settle(self._session, job, JobStatus.FAILED, now=now, error=error)
+            for each in (job, *list_sharers(self._session, job.id, for_update=True)):
+                settle(self._session, each, JobStatus.FAILED, now=now, error=error)
         else:
             self.note(lease, f"{what}; the data will be checked again", now=now, level="warn")
 
@@ -232,11 +260,6 @@ class DataCheckRepository(Repository):
         """Add an event that tells the user something."""
         events = EventRepository(self._session, lease.project_id)
         events.add(lease.job_id, message, now=now, level=level)
-
-    def find_tokens(self, job_id: str) -> dict[str, Any]:
-        """Blob key, bytes and sha256 of each file of tokens of a job, by name. Empty if none."""
-        tokens = select(DataCheck.files).where(DataCheck.job_id == job_id)
-        return self._session.scalar(tokens) or {}
 
     def release_orphans(self, dead_worker_ids: Collection[str]) -> None:
         """Give back the checks of workers that have died, without waiting for their leases."""
@@ -265,29 +288,6 @@ class DataCheckRepository(Repository):
     def _update(self, lease: Lease, **values: Any) -> DataCheck:
         change = update(DataCheck).where(*_is_held(lease)).values(values).returning(DataCheck)
         return self._session.scalars(change, execution_options={"populate_existing": True}).one()
-
-
-class EndedChecks(Repository):
-    """The data checks of jobs that have ended, in every project."""
-
-    def forget_tokens(self, *, limit: int) -> list[str]:
-        """Forget tokens that no job will read. Returns the keys of the blobs to free afterwards.
-
-        Args:
-            limit: maximum number of jobs.
-        """
-        finished = select(Job.finished_at).where(Job.id == DataCheck.job_id).scalar_subquery()
-        kept = select(DataCheck).where(DataCheck.files.is_not(None), finished.is_not(None))
-        keys = list[str]()
-        for check in self._session.scalars(kept.limit(limit).with_for_update()).all():
-            keys += token_keys(check)
-            check.files = None
-        return keys
-
-
-def token_keys(check: DataCheck) -> list[str]:
-    """Keys of the blobs that hold the tokens."""
-    return [file["key"] for file in (check.files or {}).values()]
 
 
 def _is_held(lease: Lease) -> tuple[ColumnElement[bool], ...]:

@@ -22,9 +22,10 @@ from app.core.abilities.needs import needs_of
 from app.core.db.base import Order, Page, ProjectRepository
 from app.core.db.check_tables import DataCheck
 from app.core.db.project_tables import IdempotencyRecord
-from app.core.db.repositories.data_checks import token_keys
 from app.core.db.repositories.events import EventRepository, no_such_job
 from app.core.db.repositories.saved_states import SavedStateRepository
+from app.core.db.repositories.sweeps.shared_checks import pass_on_tokens
+from app.core.db.repositories.sweeps.sweeps import SweepRepository
 from app.core.db.repositories.tasks.requests import TaskRepository
 from app.core.db.repositories.transitions import lock_job, settle
 from app.core.db.tables import (
@@ -92,10 +93,10 @@ _SEARCHED = (Job.id, Job.fine_tuned_model, Job.base_model, Job.suffix)
 class JobRepository(ProjectRepository):
     """The jobs of one project."""
 
-    def add(self, job: Job) -> None:
-        """Add a new job. Its data is checked before anything else happens to it."""
+    def add(self, job: Job, *, shared: str | None = None) -> None:
+        """Add a new job. First its data is checked, once for all with the same `shared`."""
         self._add(job)
-        self._add(DataCheck(job_id=job.id))
+        self._add(DataCheck(job_id=job.id, shared=shared))
         messages = [
             f"Created fine-tuning job: {job.id}",
             f"Validating training file: {job.training_file_id}",
@@ -230,7 +231,11 @@ class JobRepository(ProjectRepository):
         keys += SavedStateRepository(self._session, self._project_id).delete(job.id)
         keys += TaskRepository(self._session, self._project_id).delete_of_job(job.id)
         checks = self._delete(DataCheck).where(DataCheck.job_id == job.id).returning(DataCheck)
-        keys += [key for check in self._session.scalars(checks) for key in token_keys(check)]
+        keys += [
+            key
+            for check in self._session.scalars(checks)
+            for key in pass_on_tokens(self._session, check)
+        ]
         for table in (File, Checkpoint, Event, IdempotencyRecord):
             self._session.execute(self._delete(table).where(table.job_id == job.id))
         for table in (StepRow, Attempt, JobMetadata):
@@ -239,6 +244,8 @@ class JobRepository(ProjectRepository):
         deletion = self._delete(Job).where(Job.id == job.id).returning(Job.id)
         if self._session.scalar(deletion) is None:
             raise no_such_job(job.id)
+        if job.sweep_id is not None:
+            SweepRepository(self._session, self._project_id).delete_if_empty(job.sweep_id)
         return keys
 
     def find_check(self, job_id: str) -> DataCheck | None:

@@ -52,6 +52,9 @@ class BaseModelRef(Frozen):
         return f"./models/{self.id}" if self.is_from_directory else self.repo
 
 
+MAX_SWEEP_JOBS = 64
+"""Most jobs of a sweep: more than anybody compares in one table, and few enough for one request."""
+
 TaskName = Literal["train", "check_data", "export_gguf", "export_merged", "report"]
 DeviceName = Literal["cpu", "cuda"]
 DtypeName = Literal["float32", "bfloat16"]
@@ -104,6 +107,9 @@ class JobSpec(Frozen):
     training_file: DatasetRef
     validation_file: DatasetRef | None
     config: TrainingConfig
+    others: dict[str, TrainingConfig] = Field(default={}, max_length=MAX_SWEEP_JOBS)
+    """Hyperparameters of the other jobs of a sweep for which a check of the data counts, by the ids
+    of these jobs."""
     threads: int = Field(ge=1)
     """Number of processor threads that the child may use."""
     memory_bytes: int | None = Field(default=None, ge=1)

@@ -9,9 +9,9 @@ from typing import Annotated, Literal
 from pydantic import Field, TypeAdapter, ValidationError
 
 from app.core.job.child.child_text import Code, ShortText, Text, clean
-from app.core.job.child.job_spec import ComputeSettings, DeviceName
+from app.core.job.child.job_spec import MAX_SWEEP_JOBS, ComputeSettings, DeviceName
 from app.core.job.data_report import DataReport
-from app.core.job.estimate import MAX_BYTES
+from app.core.job.estimate import MAX_BYTES, Estimate
 from app.core.job.frozen import Frozen
 from app.core.job.loss_log import MAX_COUNT, MAX_STEP, StepMetrics
 from app.core.job.scores.report import AnswerReport
@@ -165,6 +165,8 @@ class Checked(Frozen):
     directory: Literal["out/tokens"] | None = None
     """Directory with the tokens, relative to the job directory, with its manifest. Null if the job
     cannot train."""
+    others: dict[str, Estimate] = Field(default={}, max_length=MAX_SWEEP_JOBS)
+    """What each of the spec's `others` takes, by the id of its job."""
 
 
 class Progressed(Frozen):

@@ -27,10 +27,13 @@ export class Curves {
   /**
    * @param {HTMLElement} place
    * @param {import("./runs.js").Runs} runs
+   * @param {object} [options] `metric` is shown at first; `titleOf` tells jobs apart
    */
-  constructor(place, runs) {
+  constructor(place, runs, { metric = null, titleOf = nameOf } = {}) {
     this.place = place;
     this.runs = runs;
+    this.titleOf = titleOf;
+    if (metric) this.#choice.metric = metric;
   }
 
   draw() {
@@ -104,7 +107,7 @@ export class Curves {
           ${this.runs.list.map(
             ({ job, place }) =>
               html`<li>
-                <span class="swatch series-${place}"></span>${nameOf(job)}
+                <span class="swatch series-${place}"></span>${this.titleOf(job)}
                 <span class="readout muted"></span>
               </li>`,
           )}

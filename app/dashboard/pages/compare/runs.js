@@ -68,10 +68,16 @@ export class Runs {
     this.#onChange();
   }
 
-  /** Follows the project: a browser allows too few connections for a stream of each job. */
-  follow(onState) {
+  /**
+   * Follows the project: a browser allows too few connections for a stream of each job.
+   *
+   * @param {(state: string) => void} onState
+   * @param {(job: object) => void} [onJob] is called for every job of the project
+   */
+  follow(onState, onJob = () => {}) {
     const handlers = {
       job: (job) => {
+        onJob(job);
         const run = this.list.find((each) => each.job.id === job.id);
         if (!run) return;
         run.job = job;

@@ -49,6 +49,14 @@ export function head(feed, actions) {
           : nothing
       }
       ${
+        job.sweep_id
+          ? html`<span
+              >of the sweep
+              <a href="sweep?id=${encodeURIComponent(job.sweep_id)}">${job.sweep_id}</a></span
+            >`
+          : nothing
+      }
+      ${
         job.parent
           ? html`<span
               >continues

@@ -26,6 +26,7 @@ class Action(StrEnum):
     JOB_PAUSED = "job.paused"
     JOB_RESUMED = "job.resumed"
     JOB_DELETED = "job.deleted"
+    SWEEP_CREATED = "sweep.created"
     REPORT_REQUESTED = "report.requested"
     ADAPTER_DOWNLOADED = "adapter.downloaded"
     FILE_UPLOADED = "file.uploaded"

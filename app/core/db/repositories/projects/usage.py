@@ -75,12 +75,12 @@ class UsageRepository(ProjectRepository):
         rows = self._session.scalars(kept.with_only_columns(owner.files))
         return [file for row in rows for file in (row or {}).values()]
 
-    def has_waiting_jobs(self, count: int) -> bool:
-        """Whether at least so many jobs wait: for the check of their data, in the queue, paused."""
+    def count_waiting_jobs(self, at_most: int) -> int:
+        """How many jobs wait for a check, in the queue or paused, counted up to a number."""
         waiting = (JobStatus.VALIDATING_FILES, JobStatus.QUEUED, JobStatus.PAUSED)
         query = self._select(Job).where(Job.status.in_(waiting)).with_only_columns(Job.id)
-        bounded = query.limit(count).subquery()
-        return self._session.scalars(select(func.count()).select_from(bounded)).one() >= count
+        bounded = query.limit(at_most).subquery()
+        return self._session.scalars(select(func.count()).select_from(bounded)).one()
 
     def job_seconds(self, job_id: str, *, now: datetime) -> float:
         """How long all attempts at a job have taken so far, in seconds."""

@@ -11,13 +11,13 @@ from app.core.db.repositories.data_checks import (
     MAX_CRASHES,
     CheckLimits,
     DataCheckRepository,
-    EndedChecks,
 )
 from app.core.db.repositories.jobs import JobRepository
 from app.core.db.repositories.leases import Lease, LeaseRepository
 from app.core.db.repositories.projects.usage import UsageRepository
 from app.core.db.repositories.recovery import RecoveryRepository
 from app.core.db.repositories.saved_states import may_be_continued
+from app.core.db.repositories.sweeps.shared_checks import EndedChecks
 from app.core.db.session import Database
 from app.core.db.tables import Job
 from app.core.errors import LeaseLostError

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, event
 from app.core.access import DEFAULT_PROJECT_ID
 from app.core.db import inspection
 from app.core.db.repositories.checkpoints import CheckpointRepository, TunedModelRepository
-from app.core.db.repositories.data_checks import DataCheckRepository, EndedChecks
+from app.core.db.repositories.data_checks import DataCheckRepository
 from app.core.db.repositories.events import EventRepository
 from app.core.db.repositories.files import ExpiredFiles, FileRepository
 from app.core.db.repositories.idempotency import IdempotencyRepository, OldIdempotencyRecords
@@ -26,6 +26,7 @@ from app.core.db.repositories.projects.usage import UsageRepository
 from app.core.db.repositories.queue import QueueRepository, Turn, Turns
 from app.core.db.repositories.recovery import RecoveryRepository
 from app.core.db.repositories.saved_states import UnneededStates
+from app.core.db.repositories.sweeps.shared_checks import EndedChecks
 from app.core.db.repositories.tasks.leases import TaskQueue
 from app.core.db.repositories.tasks.requests import ExpiredTasks, TaskRepository
 from app.core.db.repositories.uploads import EndedUploads, UploadRepository

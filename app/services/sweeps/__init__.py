@@ -1,0 +1,1 @@
+"""Jobs that one request makes, to compare hyperparameters by their validation loss."""

@@ -1,0 +1,164 @@
+"""Reads what varies in a sweep: one request for a job for each of its points."""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+from pydantic import ValidationError
+
+from app.core.errors import InvalidRequestError
+from app.core.job.child.job_spec import MAX_SWEEP_JOBS
+from app.core.job.training_config import DpoSettings
+from app.schemas.bodies import nearest_field
+from app.schemas.fine_tuning_jobs import JobCreate
+from app.schemas.hyperparameters import AUTO, Hyperparameters
+from app.schemas.sweeps import SweepCreate
+
+_COMPARED = {
+    "validation_split": "each job would be measured on other rows",
+    "train_on": "the loss would be the mean over other tokens",
+    "train_on_inputs": "the loss would be the mean over other tokens",
+    **dict.fromkeys(DpoSettings.model_fields, "it is a part of the loss"),
+}
+"""Hyperparameters that cannot vary, because validation losses could then not be compared."""
+_MAX_SHOWN = 80
+"""Characters of a name or value that a message repeats."""
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    request: JobCreate
+    places: Mapping[str, str]
+    """Where the request has each hyperparameter that varies, by its name in a job: such as
+    `sweep.grid.lora_r[1]`."""
+
+    def describe(self) -> str:
+        """The hyperparameters that vary, as a message names the point."""
+        given = self.request.given_hyperparameters()
+        return ", ".join(f"{name}={_shown(given.get(name, AUTO))}" for name in self.places)
+
+
+def read_points(request: SweepCreate) -> list[Point]:
+    """One request for each job of a sweep, in the order of the grid or of the list.
+
+    Raises:
+        InvalidRequestError: a hyperparameter does not exist, has an invalid value, is set elsewhere
+            too or cannot vary, or there are too many jobs.
+    """
+    base = _Base(request)
+    grid = request.sweep.grid
+    if grid is None:
+        points = request.sweep.list_ or []
+        return [
+            base.point(
+                {name: (value, f"sweep.list[{index}].{name}") for name, value in one.items()}
+            )
+            for index, one in enumerate(points)
+        ]
+    count = math.prod(map(len, grid.values()))
+    if count > MAX_SWEEP_JOBS:
+        sizes = " x ".join(str(len(values)) for values in grid.values())
+        raise InvalidRequestError(
+            f"The grid has {sizes} = {count:,} points, and a sweep has at most {MAX_SWEEP_JOBS} "
+            "jobs. Give fewer values, or choose points and give them as 'sweep.list'.",
+            code="too_many_jobs",
+            param="sweep.grid",
+        )
+    placed = [list(_placed(name, values)) for name, values in grid.items()]
+    for value in (each for values in placed for each in values):
+        base.point(dict([value]))  # names a wrong value before any combination
+    return [base.point(dict(values)) for values in product(*placed)]
+
+
+def _placed(name: str, values: list[Any]) -> Iterator[tuple[str, tuple[Any, str]]]:
+    for index, value in enumerate(values):
+        yield name, (value, f"sweep.grid.{name}[{index}]")
+
+
+class _Base:
+    """What all jobs of a sweep have in common."""
+
+    def __init__(self, request: SweepCreate) -> None:
+        self._body = request.model_dump(mode="json", exclude_unset=True, exclude={"sweep"})
+        self._fixed = _names(request)
+
+    def point(self, values: Mapping[str, tuple[Any, str]]) -> Point:
+        """The request for a job with these hyperparameters, each with its place in the body."""
+        body = json.loads(json.dumps(self._body))
+        given = self._place_of(body)
+        places: dict[str, str] = {}
+        for name, (value, place) in values.items():
+            if value is None:
+                raise InvalidRequestError(
+                    f"Invalid value for '{place}': null sets nothing. Give a value.", param=place
+                )
+            places |= dict.fromkeys(self._resolve(name, value, place), place)
+            given[name] = value
+        return Point(_parse(body, values), places)
+
+    def _resolve(self, name: str, value: Any, place: str) -> frozenset[str]:
+        """The name in a job of a hyperparameter that has another one in the request."""
+        body = json.loads(json.dumps(self._body))
+        self._place_of(body)[name] = value
+        varied = _names(_parse(body, {name: (value, place)})) - self._fixed
+        if not varied:
+            why = (
+                "it means the default here. Give a value."
+                if value == AUTO and name not in self._fixed
+                else "the hyperparameters of the request set it, too. Give it in one place."
+            )
+            raise InvalidRequestError(f"'{place}' cannot vary: {why}", param=place)
+        for each in varied & _COMPARED.keys():
+            raise InvalidRequestError(
+                f"'{each}' cannot vary in a sweep, whose jobs are compared by validation loss: "
+                f"{_COMPARED[each]}. Give it in the hyperparameters of the request.",
+                param=place,
+            )
+        return varied
+
+    def _place_of(self, body: dict[str, Any]) -> dict[str, Any]:
+        """The hyperparameters of a body, which are in the method if it has one."""
+        method: dict[str, Any] | None = body.get("method")
+        if method is None:
+            place = body
+        else:
+            place: dict[str, Any] = method.get(str(method["type"])) or {}
+            method[str(method["type"])] = place
+        if place.get("hyperparameters") is None:
+            place["hyperparameters"] = {}
+        return place["hyperparameters"]
+
+
+def _names(request: JobCreate) -> frozenset[str]:
+    """Names of the hyperparameters that a request sets, also those that it leaves to a recipe."""
+    return frozenset(request.given_hyperparameters()) | request.auto_hyperparameters()
+
+
+def _parse(body: dict[str, Any], values: Mapping[str, tuple[Any, str]]) -> JobCreate:
+    try:
+        return JobCreate.model_validate_json(json.dumps(body))
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = next((each for each in reversed(first["loc"]) if each in values), None)
+        if name is None:
+            name = next(iter(values))
+        raise _refusal(str(name), values[str(name)][1], first) from None
+
+
+def _refusal(name: str, place: str, error: Mapping[str, Any]) -> InvalidRequestError:
+    place = place[: 2 * _MAX_SHOWN]
+    if error["type"] != "extra_forbidden":
+        return InvalidRequestError(f"Invalid value for '{place}': {error['msg']}.", param=place)
+    nearest = nearest_field(Hyperparameters, (), name)
+    hint = f" Did you mean '{nearest}'?" if nearest not in (None, name) else ""
+    message = f"'{place}' is given twice, under two names. Keep one."
+    if nearest != name:
+        message = f"Unknown parameter: '{place}'.{hint}"
+    return InvalidRequestError(message, code="unknown_parameter", param=place)
+
+
+def _shown(value: Any) -> str:
+    return json.dumps(value, default=str)[:_MAX_SHOWN]
