@@ -167,7 +167,7 @@ class ProjectRepository:
     def _fetch_page(
         self,
         query: Select[Row],
-        id_column: InstrumentedAttribute[str],
+        id_column: ColumnElement[str] | InstrumentedAttribute[str],
         *,
         after: str | None,
         limit: int,
@@ -177,8 +177,21 @@ class ProjectRepository:
 
         Ids sort by time.
         """
-        if after is not None:
-            query = query.where(id_column > after if order == "asc" else id_column < after)
-        by: ColumnElement[Any] = id_column.asc() if order == "asc" else id_column.desc()
-        rows = list(self._session.scalars(query.order_by(by).limit(limit + 1)))
+        query = page_query(query, id_column, after=after, limit=limit, order=order)
+        rows = list(self._session.scalars(query))
         return Page(rows[:limit], has_more=len(rows) > limit)
+
+
+def page_query(
+    query: Select[Row],
+    id_column: ColumnElement[str] | InstrumentedAttribute[str],
+    *,
+    after: str | None,
+    limit: int,
+    order: Order,
+) -> Select[Row]:
+    """The rows of a page, and one more if there is another page."""
+    if after is not None:
+        query = query.where(id_column > after if order == "asc" else id_column < after)
+    by: ColumnElement[Any] = id_column.asc() if order == "asc" else id_column.desc()
+    return query.order_by(by).limit(limit + 1)

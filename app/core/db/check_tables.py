@@ -98,11 +98,12 @@ class Task(OwnedByProject, Base):
         UniqueConstraint("checkpoint_id", "kind", "variant"),
         Index(None, "status", "id"),
         Index(None, "project_id", "started_at"),
+        Index(None, "job_id", "project_id"),
         Index("ix_tasks_held", "worker_id", sqlite_where=_HELD, postgresql_where=_HELD),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)
-    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), index=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
     checkpoint_id: Mapped[str] = mapped_column(ForeignKey("checkpoints.id"))
     kind: Mapped[str]
     """What is made: `export` or `report`."""

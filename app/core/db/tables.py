@@ -32,6 +32,9 @@ class File(OwnedByProject, Base):
     __tablename__ = "files"
     __table_args__ = (
         Index(None, "project_id", "id"),
+        Index(None, "project_id", "purpose", "id"),
+        Index(None, "job_id", "project_id", "id"),
+        Index(None, "checkpoint_id", "project_id"),
         Index("ix_files_listed", "project_id", "id", sqlite_where=_OWN, postgresql_where=_OWN),
     )
 
@@ -50,9 +53,9 @@ class File(OwnedByProject, Base):
     """Format of a dataset: a `DatasetFormat`. Null for files that a job made."""
     examples: Mapped[int | None]
     uses_tools: Mapped[bool] = mapped_column(default=False)
-    job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"), index=True)
+    job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"))
     """Job that made the file; null for an upload."""
-    checkpoint_id: Mapped[str | None] = mapped_column(ForeignKey("checkpoints.id"), index=True)
+    checkpoint_id: Mapped[str | None] = mapped_column(ForeignKey("checkpoints.id"))
     """Checkpoint that the file belongs to; null for an upload or a loss log."""
 
 
@@ -107,6 +110,11 @@ class Job(OwnedByProject, NeedsWorker, OfSweep, Base):
             "(result_checkpoint_id IS NOT NULL) <= (status = 'succeeded')", "result_of_success"
         ),
         Index("ix_jobs_listed", "project_id", "id", *_SEARCHED),
+        Index(None, "project_id", "status", "id"),
+        Index(None, "project_id", "base_model", "status", "id"),
+        Index(None, "parent_checkpoint_id", "project_id"),
+        Index(None, "training_file_id", "project_id"),
+        Index(None, "validation_file_id", "project_id"),
         Index(None, "project_id", "updated_at"),
     )
 
@@ -132,13 +140,13 @@ class Job(OwnedByProject, NeedsWorker, OfSweep, Base):
     base_model: Mapped[str]
     base_model_sha256: Mapped[str | None]
     """Checksum of the base model's weights at creation. Every attempt must use the same weights."""
-    training_file_id: Mapped[str] = mapped_column(index=True)
+    training_file_id: Mapped[str]
     """No foreign key: an ended job outlives the files it was made from."""
-    validation_file_id: Mapped[str | None] = mapped_column(index=True)
+    validation_file_id: Mapped[str | None]
     suffix: Mapped[str | None]
     parent: Mapped[dict[str, Any] | None]
     """A `ParentAdapter`: the adapter that the job continues. Null for a new one."""
-    parent_checkpoint_id: Mapped[str | None] = mapped_column(index=True)
+    parent_checkpoint_id: Mapped[str | None]
     """Checkpoint of `parent`. It is kept until the job has ended."""
     imported: Mapped[dict[str, Any] | None]
     """An `ImportedArchive`, for an adapter that was made elsewhere. Null if the job trains."""
@@ -248,7 +256,10 @@ class Checkpoint(OwnedByProject, Base):
     """A whole, verified checkpoint; its files are the rows of `files` that name it."""
 
     __tablename__ = "checkpoints"
-    __table_args__ = (UniqueConstraint("job_id", "step"), Index(None, "project_id"))
+    __table_args__ = (
+        UniqueConstraint("job_id", "step"),
+        Index(None, "project_id", "job_id", "id"),
+    )
 
     id: Mapped[str] = mapped_column(primary_key=True)
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
@@ -281,10 +292,10 @@ class TunedModel(OwnedByProject, Base):
     """A tuned model, which can be requested by name until it is deleted."""
 
     __tablename__ = "tuned_models"
-    __table_args__ = (Index(None, "project_id"),)
+    __table_args__ = (Index(None, "project_id"), Index(None, "job_id", "project_id"))
 
     id: Mapped[str] = mapped_column(primary_key=True)
-    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), index=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
     checkpoint_id: Mapped[str] = mapped_column(ForeignKey("checkpoints.id"), index=True)
     base_model: Mapped[str]
     created_at: Mapped[datetime]

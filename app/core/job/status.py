@@ -46,6 +46,8 @@ TRANSITIONS: Mapping[JobStatus, frozenset[JobStatus]] = {
 
 UNFINISHED = [status for status in JobStatus if not status.is_terminal]
 """Statuses of a job that has not ended."""
+ENDED = [status for status in JobStatus if status.is_terminal]
+"""The other statuses."""
 
 
 class IllegalTransitionError(Exception):

@@ -6,7 +6,7 @@ from app.core.db.base import Page, ProjectRepository
 from app.core.db.repositories.tasks.requests import TaskRepository
 from app.core.db.tables import Checkpoint, File, Job, TunedModel
 from app.core.errors import NotFoundError
-from app.core.job.status import UNFINISHED
+from app.core.job.status import ENDED
 
 
 class CheckpointRepository(ProjectRepository):
@@ -51,11 +51,11 @@ class CheckpointRepository(ProjectRepository):
         if checkpoint_id is not None:
             which.append(Checkpoint.id == checkpoint_id)
         ids = self._select(Checkpoint).where(*which).with_only_columns(Checkpoint.id)
-        self._session.execute(ids.order_by(Checkpoint.id).with_for_update()).all()
-        continued = self._select(Checkpoint).join(Job, Job.parent_checkpoint_id == Checkpoint.id)
-        is_needed = (Job.status.in_(UNFINISHED), Job.project_id == self._project_id)
-        needed = continued.where(*which, *is_needed).with_only_columns(Checkpoint.id, Job.id)
-        return dict(self._session.execute(needed).all())
+        locked = self._session.scalars(ids.order_by(Checkpoint.id).with_for_update()).all()
+        # Not `in_(UNFINISHED)`: SQLite would look for the status, and read every unfinished job.
+        is_needed = (Job.parent_checkpoint_id.in_(locked), Job.status.not_in(ENDED))
+        jobs = self._session.scalars(self._select(Job).where(*is_needed))
+        return {job.parent_checkpoint_id or "": job.id for job in jobs}
 
     def list_surplus(self, job_id: str, *, keep: int, keeps_best: bool) -> list[Checkpoint]:
         """Return the checkpoints of a job beyond the `keep` most worth keeping.

@@ -9,7 +9,7 @@ from app.core.db.session import Session
 from app.core.db.tables import File, Job, SavedState
 from app.core.errors import NotFoundError
 from app.core.job.artifacts import ADAPTER_WEIGHTS_NAME
-from app.core.job.status import UNFINISHED
+from app.core.job.status import ENDED, UNFINISHED
 
 MADE_BY_JOB = "fine-tune-results"
 """Purpose of a file that a job made."""
@@ -92,7 +92,8 @@ class FileRepository(ProjectRepository):
     def find_unfinished_job_using(self, file_id: str) -> str | None:
         """The id of an unfinished job that needs this file, or None."""
         is_own = Job.project_id == self._project_id
-        return _find_job_using(self._session, file_id, is_own, Job.status.in_(UNFINISHED))
+        # Not `in_(UNFINISHED)`: SQLite would look for the status, and read every unfinished job.
+        return _find_job_using(self._session, file_id, is_own, Job.status.not_in(ENDED))
 
     def delete(self, file: File) -> None:
         """Delete a file, and remove it from the job that names it as its result."""
@@ -142,9 +143,6 @@ class ExpiredFiles(Repository):
 
 
 def _find_job_using(session: Session, file_id: str, *which: ColumnElement[bool]) -> str | None:
-    return session.scalar(
-        select(Job.id)
-        .where(or_(Job.training_file_id == file_id, Job.validation_file_id == file_id))
-        .where(*which)
-        .limit(1)
-    )
+    uses = (Job.training_file_id == file_id, Job.validation_file_id == file_id)
+    queries = (select(Job.id).where(use, *which).limit(1) for use in uses)
+    return next(filter(None, map(session.scalar, queries)), None)

@@ -68,6 +68,18 @@ _ASKED: dict[str, Callable[[Session], object]] = {
         limit=20,
         which=JobFilter(frozenset({JobStatus.RUNNING}), base_model="tiny", search="a"),
     ),
+    "list by status": lambda session: JobRepository(session, DEFAULT_PROJECT_ID).list_page(
+        after="a", limit=20, which=JobFilter(frozenset({JobStatus.RUNNING, JobStatus.PAUSED}))
+    ),
+    "list by base model": lambda session: JobRepository(session, DEFAULT_PROJECT_ID).list_page(
+        after="a", limit=20, which=JobFilter(base_model="tiny")
+    ),
+    "delete a job": lambda session: JobRepository(session, DEFAULT_PROJECT_ID).delete(
+        _added_job(session)
+    ),
+    "continuing jobs": lambda session: CheckpointRepository(
+        session, DEFAULT_PROJECT_ID
+    ).lock_to_delete("a"),
     "list by labels": lambda session: JobRepository(session, DEFAULT_PROJECT_ID).list_page(
         after="a", limit=20, which=JobFilter(metadata={"a": "b", "c": "d"})
     ),
@@ -160,6 +172,10 @@ _ASKED: dict[str, Callable[[Session], object]] = {
     "uploads": lambda session: _list_files(session, purpose="fine-tune"),
     "made files": lambda session: _list_files(session, purpose="fine-tune-results"),
     "files of a checkpoint": lambda session: _list_files(session, checkpoint="a"),
+    "weights": lambda session: FileRepository(session, DEFAULT_PROJECT_ID).find_weights("a"),
+    "jobs that use a file": lambda session: FileRepository(
+        session, DEFAULT_PROJECT_ID
+    ).find_unfinished_job_using("a"),
     "expired files": lambda session: ExpiredFiles(session).list_all(now=NOW, limit=20),
     "delete file": lambda session: FileRepository(session, DEFAULT_PROJECT_ID).delete(
         _added_file(session)
@@ -186,6 +202,11 @@ _ASKED: dict[str, Callable[[Session], object]] = {
 _MAY_BE_READ = {"api_keys", "saved_states", "webhook_endpoints", "workers"}
 """Tables with few rows: a few keys and endpoints of each project, states of jobs that may be
 continued, and workers that run."""
+_MAY_READ_A_PROJECT = {
+    *("use", "count what is erased", "erase jobs", "erase the rest"),
+    *("jobs that are kept no longer", "list models"),
+}
+"""Questions about all that a project has, or that read it in order, up to a limit."""
 _SHORT_INDEXES = {"ix_data_checks_held", "ix_data_checks_kept", "ix_jobs_needs"}
 """Indexes with few rows: those of jobs that have not ended. A claim looks in `ix_jobs_needs` for
 the first project with a queued job. With PostgreSQL this has no condition, and reads one row."""
@@ -208,11 +229,16 @@ def _added_file(session: Session) -> Any:
     return file
 
 
-def _added_log(session: Session) -> str:
-    """Id of a job with a loss log of ten steps, each with an evaluation."""
+def _added_job(session: Session) -> Any:
     job = build_job()
     session.add(job)
     session.flush()
+    return job
+
+
+def _added_log(session: Session) -> str:
+    """Id of a job with a loss log of ten steps, each with an evaluation."""
+    job = _added_job(session)
     session.add_all(build_step(job, step, valid_loss=1.0) for step in range(1, 11))
     session.flush()
     return job.id
@@ -278,6 +304,19 @@ def test_no_table_is_read_whole(database: Database, asked: str) -> None:
     assert read <= _MAY_BE_READ, plans
 
 
+@pytest.mark.only_sqlite  # PostgreSQL knows how many rows a project has
+@pytest.mark.parametrize("asked", sorted(_ASKED.keys() - _MAY_READ_A_PROJECT))
+def test_no_project_is_read_whole(database: Database, asked: str) -> None:
+    add_job(database)
+
+    lines = [line for plan in plans_of(database, _ASKED[asked]) for line in plan]
+
+    by_project = "|".join(("jobs", "files", "checkpoints", "tasks", "events", "tuned_models"))
+    whole = re.compile(rf"SEARCH ({by_project}) USING (COVERING )?INDEX \S+ \(project_id=\?\)")
+    read = [line for line in lines if whole.match(line)]
+    assert not [line for line in read if not any(name in line for name in _SHORT_INDEXES)]
+
+
 def test_the_list_of_files_does_not_read_those_that_it_hides(database: Database) -> None:
     job = add_job(database)
     claim(database)
@@ -300,7 +339,7 @@ def test_the_list_of_files_does_not_read_those_that_it_hides(database: Database)
 def test_the_files_of_a_checkpoint_are_found_by_it(database: Database) -> None:
     (plan,) = plans_of(database, lambda session: _list_files(session, checkpoint="a"))
 
-    assert "ix_files_checkpoint_id (checkpoint_id=?)" in "\n".join(plan)
+    assert "ix_files_checkpoint_id_project_id (checkpoint_id=?)" in "\n".join(plan)
 
 
 def test_a_table_that_is_read_whole_is_noticed(database: Database) -> None:
