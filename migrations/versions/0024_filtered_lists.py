@@ -7,7 +7,7 @@ that are compared, so an index of the rows of a job names their project too.
 from alembic import op
 
 revision = "0024"
-down_revision = "0022"
+down_revision = "0023"
 branch_labels = None
 depends_on = None
 
