@@ -15,7 +15,7 @@ _COPIES = 4
 _EMBEDDINGS = tuple(f"{name}.weight" for name in get_args(Embeddings))
 
 _LOG_BYTES_PER_STEP = 2048
-"""Most bytes of a step in the two tables of the loss log: 14 numbers each, with their names."""
+"""Most bytes of a step in the two tables of the loss log: 22 numbers each, with their names."""
 
 ROOM_BYTES = 64 * 1024 * 1024
 """Room for everything else: tokenizer, chart, model card."""

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from app.core.job.artifacts import LOSS_CHART_NAME, METRICS_CSV_NAME, MODEL_CARD_NAME
-from app.core.job.child.job_spec import PARENT_NAME, JobSpec
+from app.core.job.child.job_spec import PARENT_NAME, ComputeSettings, JobSpec
 from app.core.job.child.training_events import Finished, Noted, TrainingEvent
 from app.core.job.lora_shape import LoraShape
 from app.core.job.training_config import DpoSettings
@@ -141,6 +141,23 @@ def test_a_job_that_is_stopped_after_every_step_ends_like_one_that_was_not(
 
 def is_of_reference(event: TrainingEvent) -> bool:
     return isinstance(event, Noted) and event.message.startswith("Computing the reference")
+
+
+def test_a_long_pass_over_the_pairs_tells_its_progress_a_few_times(
+    base_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A child may send a hundred messages in all, and is ended if it sends more."""
+    write_pairs(tmp_path / "job", base_model, validation=HELD_OUT, max_steps=1)
+    change_job(tmp_path / "job", compute=ComputeSettings(dtype="float32", micro_batch_tokens=1))
+    monkeypatch.setattr(recipe, "_TELL_S", 0.0)
+
+    events = run(tmp_path / "job").events
+
+    notes = [event.message for event in events if isinstance(event, Noted)]
+    told = [note for note in notes if note.startswith("Reference: ")]
+    assert told[0] == "Reference: 5 of 48 pairs (10%)."
+    assert len(told) == 10
+    assert told[-1] == "Reference: 48 of 48 pairs (100%)."
 
 
 class KilledError(BaseException):

@@ -64,7 +64,9 @@ from worker.training.step.trainer import StepSchedule, Trainer
 from worker.training.training_loop import Report, TrainingLoop
 
 _TELL_S = 60.0
-"""Interval at which the progress of the reference is told, in seconds."""
+"""Shortest time between two messages on the progress of the reference, in seconds."""
+_TOLD_PARTS = 10
+"""Most messages on the progress of the reference: a child may send only so many in all."""
 _LOOK_S = 0.5
 """Interval at which a job that waits for memory measures it, in seconds."""
 
@@ -189,13 +191,14 @@ def _score_references(
     datasets = [each for each in (data.training, data.validation) if each is not None]
     total = sum(map(len, datasets)) // config.rows_per_example
     report(Noted(message=f"Computing the reference for {total:,} pairs, once."))
-    told_s, before = steady_s(), 0
+    told_s, told, before = steady_s(), 0, 0
 
     def tell(done: int) -> None:
-        nonlocal told_s
-        if steady_s() - told_s >= _TELL_S:
-            told_s = steady_s()
-            done += before
+        nonlocal told_s, told
+        done += before
+        part = done * _TOLD_PARTS // total
+        if part > told and steady_s() - told_s >= _TELL_S:
+            told_s, told = steady_s(), part
             report(Noted(message=f"Reference: {done:,} of {total:,} pairs ({done / total:.0%})."))
 
     for each in datasets:

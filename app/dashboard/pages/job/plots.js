@@ -47,9 +47,14 @@ const PLOTS = [
   noisy("Tokens per second", "--series-6", short, speeds),
 ];
 
+const REWARDS = {
+  accuracy: "reward_accuracy",
+  preferred: "chosen_reward",
+  other: "rejected_reward",
+};
+
 /** A plot that only jobs on preferences have. */
 function pairPlot(title, kinds) {
-  const names = { accuracy: "reward_accuracy", preferred: "chosen_reward", other: "rejected_reward" };
   return {
     title,
     isOfPairs: true,
@@ -66,8 +71,8 @@ function pairPlot(title, kinds) {
     ]),
     columns: (rows, { smoothing }) =>
       kinds.flatMap((kind) => [
-        smooth(column(`train_${names[kind]}`)(rows), smoothing),
-        column(`valid_${names[kind]}`)(rows),
+        smooth(column(`train_${REWARDS[kind]}`)(rows), smoothing),
+        column(`valid_${REWARDS[kind]}`)(rows),
       ]),
   };
 }

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.tiny import RowsInMemory
-from worker.training.data.batching import collate, cut_by_length, shuffled_batches
+from worker.training.data.batching import collate, cut_by_length, cut_examples, shuffled_batches
 from worker.training.data.dataset import IGNORE_INDEX, TokenizedRow
 
 
@@ -98,3 +98,21 @@ def test_each_target_knows_its_row() -> None:
     batch = collate(RowsInMemory(rows), np.array([2, 1, 0]), pad_token_id=2)
 
     assert batch.rows_of_targets.tolist() == [0, 2, 2]
+
+
+@pytest.mark.parametrize("limit", [1, 40, 64, 1000])
+def test_both_rows_of_a_pair_share_a_micro_batch(limit: int) -> None:
+    lengths = np.random.default_rng(0).integers(2, 20, 24)
+    examples = np.array([3, 0, 11, 7, 8])
+
+    pieces = [
+        piece.tolist()
+        for piece in cut_examples(examples, lengths, rows_per_example=2, micro_batch_tokens=limit)
+    ]
+
+    for rows in pieces:
+        assert rows[1::2] == [row + 1 for row in rows[::2]]
+        padded = len(rows) * max(lengths[row] for row in rows)
+        assert padded <= limit or len(rows) == 2
+    taken = sorted(row // 2 for rows in pieces for row in rows[::2])
+    assert taken == sorted(examples)
