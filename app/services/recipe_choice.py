@@ -124,10 +124,11 @@ class HyperparameterRequest:
         multiplier = self.given.get("learning_rate_multiplier")
         if multiplier is None or multiplier >= _SUSPICIOUS_MULTIPLIER:
             return None
+        rate = config.learning_rate
         return (
-            f"learning_rate_multiplier={multiplier} is a factor on "
-            f"{DEFAULT_LEARNING_RATES[self.method]}, so the learning rate is only "
-            f"{config.learning_rate:.3g}. To set the learning rate itself, use 'learning_rate'."
+            f"learning_rate_multiplier={multiplier} is a factor on {rate / multiplier:g}, so the "
+            f"learning rate is only {rate:.3g}. To set the learning rate itself, use "
+            "'learning_rate'."
         )
 
     @property

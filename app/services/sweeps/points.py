@@ -51,13 +51,8 @@ def read_points(request: SweepCreate) -> list[Point]:
     base = _Base(request)
     grid = request.sweep.grid
     if grid is None:
-        points = request.sweep.list_ or []
-        return [
-            base.point(
-                {name: (value, f"sweep.list[{index}].{name}") for name, value in one.items()}
-            )
-            for index, one in enumerate(points)
-        ]
+        points = enumerate(request.sweep.list_ or [])
+        return [base.point(_placed_in_list(index, values)) for index, values in points]
     count = math.prod(map(len, grid.values()))
     if count > MAX_SWEEP_JOBS:
         sizes = " x ".join(str(len(values)) for values in grid.values())
@@ -67,15 +62,20 @@ def read_points(request: SweepCreate) -> list[Point]:
             code="too_many_jobs",
             param="sweep.grid",
         )
-    placed = [list(_placed(name, values)) for name, values in grid.items()]
+    placed = [list(_placed_in_grid(name, values)) for name, values in grid.items()]
     for value in (each for values in placed for each in values):
         base.point(dict([value]))  # names a wrong value before any combination
     return [base.point(dict(values)) for values in product(*placed)]
 
 
-def _placed(name: str, values: list[Any]) -> Iterator[tuple[str, tuple[Any, str]]]:
+def _placed_in_grid(name: str, values: list[Any]) -> Iterator[tuple[str, tuple[Any, str]]]:
     for index, value in enumerate(values):
-        yield name, (value, f"sweep.grid.{name}[{index}]")
+        yield name, (value, f"sweep.grid.{name[:_MAX_SHOWN]}[{index}]")
+
+
+def _placed_in_list(index: int, values: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
+    place = f"sweep.list[{index}]"
+    return {name: (value, f"{place}.{name[:_MAX_SHOWN]}") for name, value in values.items()}
 
 
 class _Base:
@@ -149,7 +149,6 @@ def _parse(body: dict[str, Any], values: Mapping[str, tuple[Any, str]]) -> JobCr
 
 
 def _refusal(name: str, place: str, error: Mapping[str, Any]) -> InvalidRequestError:
-    place = place[: 2 * _MAX_SHOWN]
     if error["type"] != "extra_forbidden":
         return InvalidRequestError(f"Invalid value for '{place}': {error['msg']}.", param=place)
     nearest = nearest_field(Hyperparameters, (), name)

@@ -1,5 +1,6 @@
 """One request, many jobs: what a sweep makes, what it refuses by name, and how it is read."""
 
+import json
 from typing import Any
 
 import openai
@@ -29,7 +30,10 @@ def body(database: Database, store: LocalBlobStore) -> dict[str, Any]:
 
 
 def send(client: TestClient, body: Any, sweep: Any, **headers: str) -> Response:
-    return client.post(SWEEPS, json=body | {"sweep": sweep}, headers=headers)
+    content = json.dumps(body | {"sweep": sweep})  # escapes what is no Unicode
+    return client.post(
+        SWEEPS, content=content, headers={"content-type": "application/json"} | headers
+    )
 
 
 def create(client: TestClient, body: Any, sweep: Any = None) -> dict[str, Any]:
@@ -158,6 +162,21 @@ def test_what_is_wrong_is_named_and_nothing_is_made(
 
     assert error["param"] == param, error
     assert says in error["message"], error
+
+
+@pytest.mark.parametrize(
+    "value", ["x" * 10_000, "\ud800", 2**70, [], {}, True, "[" * 90 + "]" * 90]
+)
+def test_odd_values_are_refused(
+    client: TestClient, database: Database, body: dict[str, Any], value: Any
+) -> None:
+    if isinstance(value, str) and value.startswith("["):
+        value = json.loads(value)
+
+    error = refuse(client, database, body, {"grid": {"lora_r": [value]}})
+    unknown = refuse(client, database, body, {"list": [{"y" * 10_000: value}]})
+
+    assert len(error["message"] + unknown["message"]) < 1000
 
 
 def test_a_sweep_needs_validation_data(
