@@ -52,7 +52,7 @@ def _read(lines: BinaryIO, source: DataFile) -> Iterator[tuple[int, ParsedExampl
         yield from read_examples(lines)
     except LineError as error:  # an earlier release has accepted the file
         raise TrainingFailedError(
-            error.code, f"{source.filename}: {error} Upload it again.", param=source.param
+            "invalid_file", f"{source.filename}: {error} Upload it again.", param=source.param
         ) from error
 
 

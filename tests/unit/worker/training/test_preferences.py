@@ -227,4 +227,4 @@ def test_a_file_of_an_earlier_release_with_equal_answers_fails_the_job(tmp_path:
     with pytest.raises(TrainingFailedError, match=r"mine\.jsonl: Both answers") as caught:
         tokenize(tmp_path, [texts("a", "b", "b")])
 
-    assert (caught.value.code, caught.value.param) == ("equal_answers", "training_file")
+    assert (caught.value.code, caught.value.param) == ("invalid_file", "training_file")
