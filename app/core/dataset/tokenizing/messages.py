@@ -104,7 +104,7 @@ class PreviewedExample(Frozen):
     `dropped`, `nothing_to_learn` and `equal_answers` are left out, and `too_long` fails the job.
     Both answers of a preference are left out together."""
     answer: Literal["preferred", "non_preferred"] | None = None
-    """Which answer of a preference this is. Null for rows of other formats."""
+    """The answer of a preference that this is. Null for rows of other formats."""
     total_tokens: int = Field(ge=0)
     """Number of tokens of the whole example, before its end is cut off."""
     learned_tokens: int = Field(ge=0)
