@@ -127,9 +127,9 @@ class _Base:
         else:
             place: dict[str, Any] = method.get(str(method["type"])) or {}
             method[str(method["type"])] = place
-        if place.get("hyperparameters") is None:
-            place["hyperparameters"] = {}
-        return place["hyperparameters"]
+        given: dict[str, Any] = place.get("hyperparameters") or {}
+        place["hyperparameters"] = given
+        return given
 
 
 def _names(request: JobCreate) -> frozenset[str]:
