@@ -8,6 +8,9 @@ model of `make model`. Measured is the time from the request that makes a job to
 - its child has taken its first step, as the child says (`first step`), and
 - the step can be read from `GET .../metrics`, which is what a user sees (`in the loss log`).
 
+`claim to step` is the time from the worker's claim to the start of the computation of the first
+step: all that a start costs, without the check of the data before it and without the step itself.
+
 Cold is a job of a worker with `TUNERY_WARM_S=0`, which starts each from nothing. Otherwise the
 first job of a worker comes after the libraries were preloaded, and warm is each one after it.
 """
@@ -25,6 +28,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import httpx
 
+from app.core.access import DEFAULT_PROJECT_ID
+from app.core.db.repositories.jobs import JobRepository
+from app.core.db.session import Database
 from benchmarks.support.samples import build_chat_file
 from tunery.local_service import LocalService
 from worker.launch.locks import try_lock
@@ -41,6 +47,8 @@ class Start:
     """Until its first step."""
     logged_s: float
     """Until the row of that step was in the loss log."""
+    prepared_s: float
+    """From the claim to the start of that step."""
 
 
 def measure(http: httpx.Client, data_dir: Path, model: str, steps: int) -> Start:
@@ -55,17 +63,29 @@ def measure(http: httpx.Client, data_dir: Path, model: str, steps: int) -> Start
     began = time.monotonic()
     job = http.post("/fine_tuning/jobs", json=body).raise_for_status().json()["id"]
     log = data_dir / "work" / job / "attempt-1" / "loss-log.jsonl"
-    stepped_s = 0.0
+    stepped_s, stepped_at = 0.0, 0.0
     while True:
         if not stepped_s and log.exists() and log.stat().st_size:
-            stepped_s = time.monotonic() - began
-        if http.get(f"/fine_tuning/jobs/{job}/metrics").raise_for_status().json()["data"]:
+            stepped_s, stepped_at = time.monotonic() - began, time.time()
+        rows = http.get(f"/fine_tuning/jobs/{job}/metrics").raise_for_status().json()["data"]
+        if rows:
             logged_s = time.monotonic() - began
             break
         time.sleep(LOOK_S)
     while http.get(f"/fine_tuning/jobs/{job}").json()["finished_at"] is None:
         time.sleep(0.1)
-    return Start(job, stepped_s or logged_s, logged_s)
+    prepared_s = stepped_at - rows[0]["elapsed_s"] - _claimed_at(data_dir, job)
+    return Start(job, stepped_s or logged_s, logged_s, prepared_s)
+
+
+def _claimed_at(data_dir: Path, job: str) -> float:
+    """When a worker claimed the job, as the database has it."""
+    database = Database(f"sqlite:///{data_dir / 'tunery.db'}")
+    with database.reading() as session:
+        (attempt,) = JobRepository(session, DEFAULT_PROJECT_ID).list_attempts(job, limit=1)
+        claimed_at = attempt.started_at.timestamp()
+    database.dispose()
+    return claimed_at
 
 
 def await_preloading(data_dir: Path) -> None:
@@ -102,11 +122,13 @@ def main(arguments: list[str]) -> int:
                 runs["first of a worker"] = found[:1]
             runs[kind] = found[1:] if kind == "warm" else found
     print(f"{options.model}: seconds from POST to the first optimizer step, medians")
-    print(f"{'start':20} {'jobs':>4} {'first step':>12} {'in the loss log':>16}")
+    heads = ("first step", "in the loss log", "claim to step")
+    print(f"{'start':20} {'jobs':>4} {heads[0]:>12} {heads[1]:>16} {heads[2]:>16}")
     for kind, found in runs.items():
         steps_s = statistics.median(start.stepped_s for start in found)
         logs_s = statistics.median(start.logged_s for start in found)
-        print(f"{kind:20} {len(found):4} {steps_s:12.2f} {logs_s:16.2f}")
+        prepared_s = statistics.median(start.prepared_s for start in found)
+        print(f"{kind:20} {len(found):4} {steps_s:12.2f} {logs_s:16.2f} {prepared_s:16.2f}")
     return 0
 
 

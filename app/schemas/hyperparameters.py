@@ -5,8 +5,8 @@ the fields the names that users of other fine-tuning services know.
 """
 
 import re
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
+from types import MappingProxyType, UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import (
     AliasChoices,
@@ -45,6 +45,7 @@ LORA_WIRE_NAMES = MappingProxyType(
         "use_dora": "use_dora",
         "init_lora_weights": "init_lora_weights",
         "modules_to_save": "modules_to_save",
+        "lora_layers": "layers",
     }
 )
 """Field of `LoraShape` by its name on the wire."""
@@ -152,7 +153,17 @@ def _hyperparameter(model: type[BaseModel], name: str, wire_name: str) -> tuple[
 
 def _as_json(annotation: Any) -> Any:
     """The type of a field in JSON, which has lists and no tuples."""
-    return list[get_args(annotation)[0]] if get_origin(annotation) is tuple else annotation
+    kind, parts = get_origin(annotation), get_args(annotation)
+    if kind is tuple:
+        return list[parts[0]]
+    if kind is Annotated:
+        return Annotated[_as_json(parts[0]), *parts[1:]]
+    if kind in (Union, UnionType):
+        either: Any = _as_json(parts[0])
+        for other in parts[1:]:
+            either |= _as_json(other)
+        return either
+    return annotation
 
 
 def _in_wire_names(text: str) -> str:

@@ -19,7 +19,7 @@ from app.core.stored_models.lookup import find_same, find_usable, list_usable, r
 from app.schemas.fine_tuning_jobs import JobCreate
 from app.services.adapters.lookup import TUNED_PREFIX
 from app.services.adapters.parents import Parent, find_parent, keep_parent
-from app.services.job_settings import check_validation
+from app.services.job_settings import check_layers, check_validation
 from app.services.recipe_choice import HyperparameterRequest
 
 
@@ -135,15 +135,17 @@ def check_request(
         keep_parent(session, caller, start.parent.adapter)
     files = (request.training_file, request.validation_file)
     data = check_files(session, caller, *files, start.entry, method=request.method_type, now=now)
+    facts = read_facts(session, catalogue, start.installed)
     asked = HyperparameterRequest.of(
         request,
         start.entry,
         data,
         shape=start.shape,
-        parameters=read_facts(session, catalogue, start.installed).parameters,
+        parameters=facts.parameters,
         default_recipe=default_recipe,
     )
     config = asked.resolve(today=now.date())
+    check_layers(config, facts.layers)
     check_validation(config, has_file=request.validation_file is not None)
     return CheckedRequest(start, asked, config)
 

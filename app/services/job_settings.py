@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from app.core.base_models import CatalogueEntry
 from app.core.errors import InvalidRequestError
-from app.core.job.lora_shape import LoraShape
+from app.core.job.lora_shape import MAX_LAYERS, LoraShape
 from app.core.job.training_config import DpoSettings, Method, TrainingConfig
 from app.schemas.hyperparameters import (
     DEFAULT_LEARNING_RATES,
@@ -162,6 +162,21 @@ def check_limits(config: TrainingConfig, entry: CatalogueEntry) -> None:
             "context_length",
             f"'context_length' can be at most {entry.context_length} tokens for {entry.id}.",
         )
+
+
+def check_layers(config: TrainingConfig, layers: int | None) -> None:
+    """Check that the base model has the layers that get an adapter.
+
+    Args:
+        layers: number of its layers. None if that is not known here: then the training checks.
+
+    Raises:
+        InvalidRequestError: it has fewer.
+    """
+    try:
+        config.lora.adapted_layers(layers or MAX_LAYERS)
+    except ValueError as error:
+        raise _bad_value("lora_layers", str(error)) from error
 
 
 def check_validation(config: TrainingConfig, *, has_file: bool) -> None:

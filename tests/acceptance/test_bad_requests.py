@@ -14,6 +14,10 @@ BAD_JSON = "The body is not valid JSON: "
 NO_OBJECT = "The body must be a JSON object."
 NO_JSON = "Send the body as JSON, with the header 'Content-Type: application/json'."
 TARGETS = "q_proj, k_proj, v_proj, o_proj"
+NO_LAYERS = (
+    "Input should be the number of the last layers that get an adapter, at least 1, or a list of "
+    "the indices of layers, from 0"
+)
 
 
 def supervised(**knobs: Any) -> dict[str, Any]:
@@ -325,6 +329,10 @@ def test_a_bad_parameter_of_a_job_is_refused(
             "Input should be 'kaiming', 'gaussian', 'orthogonal', 'pissa_niter_16' or 'olora'",
         ),
         ("modules_to_save", "lm_head", "Input should be a valid list"),
+        ("lora_layers", 0, NO_LAYERS),
+        ("lora_layers", [], NO_LAYERS),
+        ("lora_layers", [1, True], NO_LAYERS),
+        ("lora_layers", "half", NO_LAYERS),
         ("warmup_steps", -1, "Input should be greater than or equal to 0"),
         ("min_lr_ratio", 1.1, "Input should be less than or equal to 1"),
         ("loraplus_lr_ratio", 0.5, "Input should be greater than or equal to 1"),

@@ -124,6 +124,7 @@ def test_the_job_shows_every_setting_with_the_value_it_had(
         "use_dora": False,
         "init_lora_weights": "kaiming",
         "modules_to_save": [],
+        "lora_layers": None,
         "lora_target_modules": ["q_proj", "v_proj"],
     }
     assert job.method is not None

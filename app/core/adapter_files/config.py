@@ -18,6 +18,10 @@ _SHAPE = {
     "use_dora": "use_dora",
 }
 """Field of `LoraShape` by its name in the configuration."""
+_KNOWN = {*_SHAPE, "target_modules", "modules_to_save", "layers_to_transform"}
+
+
+_NAMES = {field: key for key, field in _SHAPE.items()} | {"layers": "layers_to_transform"}
 
 
 def read_config(text: bytes, *, target_modules: Sequence[str], max_rank: int) -> LoraShape:
@@ -33,7 +37,7 @@ def read_config(text: bytes, *, target_modules: Sequence[str], max_rank: int) ->
     """
     try:
         config = parse_config(text)
-        refuse_unsupported(config, known={*_SHAPE, "target_modules", "modules_to_save"})
+        refuse_unsupported(config, known=_KNOWN)
     except ValueError as error:
         raise _refused(str(error)) from error
     targets, embeddings = (
@@ -46,13 +50,14 @@ def read_config(text: bytes, *, target_modules: Sequence[str], max_rank: int) ->
     values = {field: config[name] for name, field in _SHAPE.items() if config.get(name) is not None}
     if not {"rank", "alpha"} <= values.keys():
         raise _refused("'r' and 'lora_alpha' must be set.")
+    names = {"target_modules": targets, "modules_to_save": embeddings}
     try:
         shape = LoraShape.model_validate(
-            values | {"target_modules": targets, "modules_to_save": embeddings}, strict=True
+            values | names | {"layers": _read_layers(config)}, strict=True
         )
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        name = next(key for key, field in _SHAPE.items() if field == first["loc"][0])
+        name = _NAMES[str(first["loc"][0])]
         raise _refused(f"'{name}': {first['msg']}.") from error
     if shape.rank > max_rank:
         raise _refused(f"'r' is {shape.rank}, and can be at most {max_rank} for this base model.")
@@ -71,6 +76,14 @@ def _read_names(config: dict[str, Any], key: str) -> tuple[str, ...]:
     if not isinstance(names, list) or not all(type(each) is str for each in cast("Any", names)):
         raise _refused(f"'{key}' must be a list of names.")
     return tuple(sorted(set(cast("list[str]", names))))
+
+
+def _read_layers(config: dict[str, Any]) -> object:
+    """The indices of the layers that have an adapter; `peft` also writes a single one."""
+    layers = cast("object", config.get("layers_to_transform"))
+    if isinstance(layers, list):
+        return tuple(cast("list[object]", layers)) or None
+    return layers if layers is None else (layers,)
 
 
 def _refused(what: str) -> ImportRefusedError:

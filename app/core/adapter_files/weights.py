@@ -1,6 +1,7 @@
 """Checks the weights of an adapter against its base model, and copies them."""
 
 import math
+import re
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -9,9 +10,11 @@ from typing import IO
 from app.core.adapter_files.archive import ImportRefusedError
 from app.core.adapter_files.header import HeaderError, Tensor, read_header, read_shapes
 from app.core.adapter_files.peft_config import PREFIX
-from app.core.job.artifacts import ADAPTER_WEIGHTS_NAME
+from app.core.job.artifacts import ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS_NAME
 from app.core.job.lora_shape import LoraShape
 
+_LAYER = re.compile(r".*\.[^.]*\.(\d+)\.")
+"""The index of a layer in the name of a tensor, as `peft` finds it."""
 _CHUNK_BYTES = 1024 * 1024
 _MAX_HEADER_BYTES = 10_000_000
 _EXPONENT_F16 = 0x7C
@@ -59,8 +62,13 @@ def _expect(shape: LoraShape, base_model: Path) -> dict[str, tuple[int, ...]]:
         for name, size in read_shapes(file).items()
     }
     expected: dict[str, tuple[int, ...]] = {}
+    layer_of = {name: int(found[1]) for name in base if (found := _LAYER.match(name))}
+    try:
+        layers = shape.adapted_layers(max(layer_of.values(), default=-1) + 1)
+    except ValueError as error:
+        raise ImportRefusedError(f"{ADAPTER_CONFIG_NAME}: {error}") from error
     for name, size in base.items():
-        if name.rpartition(".")[2] in shape.target_modules:
+        if name.rpartition(".")[2] in shape.target_modules and layer_of.get(name, -1) in layers:
             outputs, inputs = size
             expected[f"{PREFIX}{name}.lora_A.weight"] = (shape.rank, inputs)
             expected[f"{PREFIX}{name}.lora_B.weight"] = (outputs, shape.rank)

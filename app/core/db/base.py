@@ -1,5 +1,6 @@
 """Base classes of tables and repositories, names of constraints, and types of columns."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, ClassVar, Generic, Literal, TypeVar
@@ -20,6 +21,7 @@ from sqlalchemy import (
     Update,
     delete,
     select,
+    union_all,
     update,
 )
 from sqlalchemy.orm import (
@@ -177,12 +179,33 @@ class ProjectRepository:
 
         Ids sort by time.
         """
-        query = page_query(query, id_column, after=after, limit=limit, order=order)
+        query = _page_query(query, id_column, after=after, limit=limit, order=order)
         rows = list(self._session.scalars(query))
         return Page(rows[:limit], has_more=len(rows) > limit)
 
 
-def page_query(
+def merge_pages(
+    queries: Iterable[Select[str]],
+    id_column: InstrumentedAttribute[str],
+    *,
+    after: str | None,
+    limit: int,
+    order: Order,
+) -> tuple[Select[str], ColumnElement[str]]:
+    """Find the ids of a page of several queries for ids together. They have no row in common.
+
+    Returns:
+        A query for ids among which those of the page are, and its column.
+    """
+    pages = (
+        _page_query(each, id_column, after=after, limit=limit, order=order).subquery()
+        for each in queries
+    )
+    ids = union_all(*(select(page.c.id) for page in pages)).subquery()
+    return select(ids.c.id), ids.c.id
+
+
+def _page_query(
     query: Select[Row],
     id_column: ColumnElement[str] | InstrumentedAttribute[str],
     *,

@@ -153,8 +153,7 @@ class Job(OwnedByProject, NeedsWorker, OfSweep, Base):
     config: Mapped[dict[str, Any]]
     """A `TrainingConfig`: every hyperparameter, resolved."""
     learning_rate_multiplier: Mapped[float | None]
-    """Learning rate multiplier from the request, or the one implied by `learning_rate`. Already
-    applied in `config`."""
+    """Learning rate multiplier of the request, or that of its rate. Already applied in `config`."""
     integrations: Mapped[list[dict[str, Any]] | None]
     """Each is an `Integration`; null for none."""
     eval_prompts: Mapped[list[str] | None]
@@ -185,12 +184,6 @@ class Job(OwnedByProject, NeedsWorker, OfSweep, Base):
     result_file_id: Mapped[str | None] = mapped_column(index=True)
     error: Mapped[dict[str, Any] | None]
     """`code`, `message` and `param`, and `errors` for an invalid dataset."""
-    needed_memory_bytes: Mapped[int | None] = mapped_column(BigInteger)
-    """Memory that it takes at least, by the estimate. Null until it was estimated."""
-    not_before: Mapped[datetime | None]
-    """When it is tried again even if less memory is free; null if it does not wait for memory."""
-    waiting_reason: Mapped[str | None]
-    """Why it waits for memory. Null if it does not."""
     event_count: Mapped[int] = mapped_column(default=0)
     """Number of events so far, including those that were deleted."""
 
@@ -256,10 +249,7 @@ class Checkpoint(OwnedByProject, Base):
     """A whole, verified checkpoint; its files are the rows of `files` that name it."""
 
     __tablename__ = "checkpoints"
-    __table_args__ = (
-        UniqueConstraint("job_id", "step"),
-        Index(None, "project_id", "job_id", "id"),
-    )
+    __table_args__ = (UniqueConstraint("job_id", "step"), Index(None, "project_id", "job_id", "id"))
 
     id: Mapped[str] = mapped_column(primary_key=True)
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))

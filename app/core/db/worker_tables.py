@@ -64,6 +64,12 @@ class NeedsWorker:
     """Whether it may go on with another plan if no worker can execute its own."""
     needs: Mapped[str] = mapped_column(default=_needs_of_new)
     """A `Needs`: what a worker must have. Written whenever the job is queued."""
+    needed_memory_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    """Memory that it takes at least, by the estimate. Null until it was estimated."""
+    not_before: Mapped[datetime | None]
+    """When it is tried again even if less memory is free; null if it does not wait for memory."""
+    waiting_reason: Mapped[str | None]
+    """Why it waits for memory. Null if it does not."""
 
 
 class Attempt(Base):

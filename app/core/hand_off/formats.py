@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from app.core.job.child.job_spec import TaskName
 from app.core.job.lora_shape import LoraShape
@@ -50,11 +50,21 @@ def read_model_type(base_model: Path) -> str:
 
     Empty if there is no such file.
     """
+    return str(_read_config(base_model).get("model_type", ""))
+
+
+def read_layers(base_model: Path) -> int | None:
+    """The number of layers of the base model in this directory. None if it does not say."""
+    config = _read_config(base_model)
+    layers = config.get("num_hidden_layers", config.get("n_layer"))
+    return layers if isinstance(layers, int) else None
+
+
+def _read_config(base_model: Path) -> dict[str, Any]:
     try:
-        config = json.loads((base_model / "config.json").read_bytes())
+        return json.loads((base_model / "config.json").read_bytes())
     except FileNotFoundError:
-        return ""
-    return str(config.get("model_type", ""))
+        return {}
 
 
 def why_not_gguf(shape: LoraShape, model_type: str) -> str | None:

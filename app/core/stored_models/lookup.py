@@ -12,7 +12,7 @@ from app.core.base_models import (
 )
 from app.core.db.repositories.base_models.stored import StoredModels
 from app.core.db.session import Session
-from app.core.hand_off.formats import read_model_type
+from app.core.hand_off.formats import read_layers, read_model_type
 
 
 def find_usable(session: Session, catalogue: Catalogue, model_id: str) -> InstalledModel | None:
@@ -58,6 +58,8 @@ class ModelFacts:
     architecture: str
     """`model_type` in its `config.json`. Empty if that names none."""
     weight_bytes: int
+    layers: int | None = None
+    """Number of its layers. None if its `config.json` is not on this machine or does not say."""
 
     @property
     def parameters(self) -> int | None:
@@ -68,9 +70,10 @@ class ModelFacts:
 def read_facts(session: Session, catalogue: Catalogue, installed: InstalledModel) -> ModelFacts:
     """What the files of a base model say, which may be in the store only."""
     stored = StoredModels(session).find(installed.id, installed.sha256)
-    if stored is not None:
-        return ModelFacts(stored.architecture, stored.weight_bytes)
     found = catalogue.find_version(installed.id, installed.sha256)
+    if stored is not None:
+        layers = found and read_layers(found[1])
+        return ModelFacts(stored.architecture, stored.weight_bytes, layers)
     if found is None:  # it is being removed
         return ModelFacts("", 0)
     return read_files(found[1])
@@ -79,4 +82,4 @@ def read_facts(session: Session, catalogue: Catalogue, installed: InstalledModel
 def read_files(directory: Path) -> ModelFacts:
     """What the files of a base model say, in the directory of it."""
     sizes = (path.stat().st_size for path in directory.iterdir() if is_weights(path.name))
-    return ModelFacts(read_model_type(directory), sum(sizes))
+    return ModelFacts(read_model_type(directory), sum(sizes), read_layers(directory))

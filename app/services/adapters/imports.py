@@ -270,6 +270,7 @@ def _adapter_settings(shape: LoraShape, base_model: BaseModelRef) -> str:
         "task_type": "CAUSAL_LM",
     }
     optional = {
+        "layers_to_transform": shape.layers,
         "modules_to_save": list(shape.modules_to_save),
         "revision": base_model.revision,
         "use_dora": shape.use_dora,

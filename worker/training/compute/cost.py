@@ -124,13 +124,16 @@ class Cost:
         tokens = len(lengths) * longest + GROUP_COST
         attention = 4 * longest * model.heads * model.head_width * model.layers
         is_training = passes > 1
+        share = self.plan.footprint.backward_layers / model.layers if is_training else 1.0
         products = tokens * (
-            2 * passes * self._weights
-            + (passes + 1 if is_training else 1) * (2 * self._adapter + attention)
+            2 * (1 + (passes - 1) * share) * self._weights
+            + (passes + 1 if is_training else 1) * 2 * self._adapter
+            + (1 + passes * share if is_training else 1) * attention
         )
         products += learned * lengths.sum() * 2 * min(passes, 2) * model.vocabulary * model.width
         products += self._reweighting * (3 if is_training else 1)
         numbers = tokens * model.layers * model.width
+        between = _EVALUATION + (between - _EVALUATION) * share
         return float(products / self._speed + between * numbers / self._between_per_s)
 
     @property
@@ -152,7 +155,7 @@ class Cost:
         if not footprint.lora.use_dora:
             return 0
         shapes = [footprint.model.linear(name) for name in footprint.lora.target_modules]
-        adapted = footprint.model.layers * sum(inputs * outputs for inputs, outputs in shapes)
+        adapted = footprint.adapted_layers * sum(inputs * outputs for inputs, outputs in shapes)
         return 2 * footprint.lora.saved_rank * adapted
 
     @property

@@ -11,7 +11,7 @@ from app.core.job.child.training_events import MemoryShort
 from app.core.job.lora_shape import LoraShape
 from app.core.machine.memory import Memory, measure_memory
 from worker.training.failures import MemoryShortError, TrainingFailedError
-from worker.training.model.base_model import ModelShape
+from worker.training.model.base_model import ModelShape, adapted_layers
 from worker.training.model.cross_entropy import CHUNK
 from worker.training.model.decoder_layer import LONGEST_BY_PRODUCTS
 
@@ -92,7 +92,20 @@ class Footprint:
     @property
     def _adapter_parameters(self) -> int:
         linears = [self.model.linear(name) for name in self.lora.target_modules]
-        return self.model.layers * self.lora.saved_rank * sum(map(sum, linears))
+        return self.adapted_layers * self.lora.saved_rank * sum(map(sum, linears))
+
+    @property
+    def adapted_layers(self) -> int:
+        """Number of layers with an adapter."""
+        return len(adapted_layers(self.lora, self.model.layers))
+
+    @property
+    def backward_layers(self) -> int:
+        """Number of layers with a backward pass: those from the first adapter on."""
+        saved, layers = self.lora.modules_to_save, self.model.layers
+        if "embed_tokens" in saved or (saved and self.model.has_tied_embeddings):
+            return layers
+        return layers - adapted_layers(self.lora, layers)[0]
 
     @property
     def _embedding_parameters(self) -> int:
@@ -117,7 +130,7 @@ class Footprint:
         one_layer = self._kept_by_layer()
         model, size = self.model, _BYTES[self.dtype]
         between = model.width * size
-        kept = model.layers * (between if checkpointing else one_layer) + 3 * one_layer
+        kept = self.backward_layers * (between if checkpointing else one_layer) + 3 * one_layer
         head = CHUNK * model.vocabulary * (2 * 4 + size) + 3 * tokens * model.width * 4
         return tokens * kept + head
 

@@ -1,7 +1,7 @@
 """Base model, tokenizer and adapter: what a job loads and what it trains."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -134,6 +134,7 @@ def attach_adapter(
         use_rslora=shape.use_rslora,
         use_dora=shape.use_dora,
         init_lora_weights=_initialisation_of_peft(shape),
+        layers_to_transform=_find_layers(base, shape),
         modules_to_save=list(shape.modules_to_save) or None,
         ensure_weight_tying=bool(shape.modules_to_save) and are_tied(base),
         task_type="CAUSAL_LM",
@@ -148,6 +149,28 @@ def attach_adapter(
     # peft has put the local directory here, which nobody else has.
     adapter.base_model_name_or_path = reference.address
     return model
+
+
+def _find_layers(base: PreTrainedModel, shape: LoraShape) -> list[int] | None:
+    """Indices of the layers that get an adapter. None for all."""
+    if shape.layers is None:
+        return None
+    config: Any = base.config
+    return list(adapted_layers(shape, config.get_text_config().num_hidden_layers))
+
+
+def adapted_layers(shape: LoraShape, layers: int) -> Sequence[int]:
+    """Indices of the layers that get an adapter, of a base model with so many layers.
+
+    Raises:
+        TrainingFailedError: `unknown_target_module`. The API could not see the base model.
+    """
+    try:
+        return shape.adapted_layers(layers)
+    except ValueError as error:
+        raise TrainingFailedError(
+            "unknown_target_module", str(error), param="hyperparameters.lora_layers"
+        ) from error
 
 
 def _initialisation_of_peft(shape: LoraShape) -> Any:

@@ -118,6 +118,7 @@ class FusedForward:
         self._run_layer = layer
         self._is_checkpointing = is_checkpointing
         self._layers = [layer_tensors(each) for each in self._decoder.layers]
+        self._first = _first_with_gradient(self._decoder.embed_tokens, self._layers)
         adapters = [module for module in self._decoder.modules() if isinstance(module, LoraLayer)]
         self._shape = layer_shape(base.config, lora_scale=_scale_of(adapters[0]))
         self._dropout = _dropout_of(adapters[0])
@@ -133,8 +134,6 @@ class FusedForward:
 
     def _read(self, batch: MicroBatch, dropout: DropoutKey | None) -> Tensor:
         hidden_BLH: Tensor = self._decoder.embed_tokens(batch.input_ids_BL)
-        # The first layer's input needs no gradient, but all layers share one graph.
-        hidden_BLH = hidden_BLH.requires_grad_(torch.is_grad_enabled())
         length = hidden_BLH.shape[1]
         places_1L = torch.arange(length, device=hidden_BLH.device)[None]
         cos_1LD, sin_1LD = self._decoder.rotary_emb(hidden_BLH, places_1L)
@@ -145,7 +144,12 @@ class FusedForward:
         if dropout is not None and self._dropout is not None:
             masks = Masks(dropout, batch, self._dropout, layers=len(self._layers))
         is_checkpointing = self._is_checkpointing and torch.is_grad_enabled()
-        for index in range(len(self._layers)):
+        with torch.no_grad():
+            for index in range(self._first):
+                hidden_BLH = self._run(hidden_BLH, positions=positions, index=index, masks=None)
+        # The first adapted layer's input needs no gradient, but all layers share one graph.
+        hidden_BLH = hidden_BLH.requires_grad_(torch.is_grad_enabled())
+        for index in range(self._first, len(self._layers)):
             run = partial(self._run, positions=positions, index=index, masks=masks)
             if is_checkpointing:
                 output = checkpoint(run, hidden_BLH, use_reentrant=False, preserve_rng_state=False)
@@ -253,6 +257,16 @@ def _dropout_of(adapter: LoraLayer) -> DropoutRate | None:
     (name,) = adapter.active_adapters
     probability = getattr(cast("Any", adapter.lora_dropout)[name], "p", 0.0)
     return DropoutRate.of(probability) if probability else None
+
+
+def _first_with_gradient(embeddings: nn.Module, layers: list[LayerTensors]) -> int:
+    """Index of the first layer with a backward pass: the first with an adapter.
+
+    It is the first of all if the embeddings below it are trained.
+    """
+    if any(weight.requires_grad for weight in embeddings.parameters()):
+        return 0
+    return next(index for index, layer in enumerate(layers) if _adapted(layer))
 
 
 def _adapted(layer: LayerTensors) -> dict[str, Linear]:

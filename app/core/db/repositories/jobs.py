@@ -15,12 +15,11 @@ from sqlalchemy import (
     literal,
     or_,
     select,
-    union_all,
 )
 from sqlalchemy.orm import InstrumentedAttribute, aliased, joinedload
 
 from app.core.abilities.needs import needs_of
-from app.core.db.base import Order, Page, ProjectRepository, page_query
+from app.core.db.base import Order, Page, ProjectRepository, merge_pages
 from app.core.db.check_tables import DataCheck
 from app.core.db.project_tables import IdempotencyRecord
 from app.core.db.repositories.events import EventRepository, no_such_job
@@ -157,15 +156,9 @@ class JobRepository(ProjectRepository):
             query = query.join(label, is_it)
             by = label.job_id  # sorted by it, a rare label is found quickly among many jobs
         if by is Job.id and (which.statuses or which.base_model):
-            # The page of each status: in an index that begins with the status, they are in order.
-            pages = [
-                page_query(
-                    query.where(Job.status == status), by, after=after, limit=limit, order=order
-                ).subquery()
-                for status in which.statuses or JobStatus
-            ]
-            ids = union_all(*(select(page.c.id) for page in pages)).subquery()
-            query, by = select(ids.c.id), ids.c.id
+            # The page of each status: an index that begins with the status has it in order.
+            each = (query.where(Job.status == status) for status in which.statuses or JobStatus)
+            query, by = merge_pages(each, by, after=after, limit=limit, order=order)
         found = self._fetch_page(query, by, after=after, limit=limit, order=order)
         jobs = self._select(Job).where(Job.id.in_(found.rows))
         in_order = jobs.order_by(Job.id.asc() if order == "asc" else Job.id.desc())

@@ -84,11 +84,18 @@ def _turns() -> Select[str, bool]:
 # These run many times a second, so they are built only once.
 _TURNS = _turns()
 _FRONT = (
-    select(Job.id)
+    select(Job.id, Job.priority)
     .where(Job.status == JobStatus.QUEUED, Job.project_id == bindparam("project_id"))
     .order_by(Job.priority.desc(), Job.id)
     .limit(_AT_MOST)
+    .subquery()
 )
+_PLACE = func.row_number().over(order_by=(_FRONT.c.priority.desc(), _FRONT.c.id))
+_NUMBERED = select(_FRONT.c.id, _PLACE.label("place")).subquery()
+_PLACES = select(_NUMBERED.c.id, _NUMBERED.c.place).where(
+    _NUMBERED.c.id.in_(bindparam("wanted", expanding=True))
+)
+"""The database counts the front of the queue: to read all of it would take most of a list."""
 _POSITION = select(
     _count_waiting(Job.priority > bindparam("priority"))
     + _count_waiting(Job.priority == bindparam("priority"), Job.id <= bindparam("job_id"))
@@ -153,10 +160,11 @@ class QueueRepository(Repository):
     def positions(self, jobs: Sequence[Job]) -> dict[str, int | None]:
         """Return `position` of many jobs of one project, by their ids, in one query."""
         queued = [job.id for job in jobs if job.status is JobStatus.QUEUED]
-        bounds = _bounds(jobs[0].project_id) if jobs else {}
-        front = self._session.scalars(_FRONT, bounds) if queued else ()
-        place = {job_id: number for number, job_id in enumerate(front, start=1)}
         positions: dict[str, int | None] = dict.fromkeys(job.id for job in jobs)
+        if not queued:
+            return positions
+        which = {"wanted": queued} | _bounds(jobs[0].project_id)
+        place = {row.id: row.place for row in self._session.execute(_PLACES, which)}
         return positions | {job_id: place.get(job_id, MAX_POSITION) for job_id in queued}
 
     def count(self) -> int:

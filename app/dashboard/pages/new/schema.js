@@ -12,6 +12,7 @@ const GROUPS = {
     "lora_alpha",
     "lora_dropout",
     "lora_target_modules",
+    "lora_layers",
     "use_rslora",
     "use_dora",
     "init_lora_weights",
@@ -46,6 +47,7 @@ const TITLES = {
   lora_alpha: "LoRA alpha",
   lora_dropout: "LoRA dropout",
   lora_target_modules: "Target modules",
+  lora_layers: "Layers",
   use_rslora: "rsLoRA",
   use_dora: "DoRA",
   lr_scheduler: "Schedule",
@@ -108,6 +110,7 @@ function toField(name, schema) {
     kind: list ? "list" : single.type,
     words,
     shortcuts: list ? (single.enum ?? []) : [],
+    hasNumbers: list?.items?.type === "integer",
     isDate: single.format === "date",
     range: {
       least: single.minimum,
@@ -143,6 +146,7 @@ export function parse(field, text) {
   const trimmed = String(text ?? "").trim();
   if (trimmed === "") return {};
   if (field.kind === "boolean") return { value: trimmed === "true" };
+  if (field.kind === "list" && field.hasNumbers) return parseNumbers(trimmed);
   if (field.kind === "list") return { value: parseList(trimmed, field.shortcuts) };
   if (field.kind !== "integer" && field.kind !== "number") return parseText(field, trimmed);
   return parseNumber(field, trimmed);
@@ -164,6 +168,15 @@ function parseNumber(field, text) {
   }
   const isInside = !(value < least) && !(value > most) && !(value <= above) && !(value >= below);
   return isInside ? { value } : { problem: `This must be ${rangeOf(field)}.` };
+}
+
+/** Numbers between commas, or one number without a comma, which stands for itself. */
+function parseNumbers(text) {
+  const numbers = parseList(text, []).map(Number);
+  if (!numbers.length || !numbers.every(Number.isInteger)) {
+    return { problem: "This must be a whole number, or several with commas." };
+  }
+  return { value: text.includes(",") ? numbers : numbers[0] };
 }
 
 /** Names between commas, or one word that stands for several of them. */

@@ -140,6 +140,7 @@ OTHER_SHAPES: list[tuple[dict[str, Any], str]] = [
     ({"use_dora": True}, "false"),
     ({"init_lora_weights": "olora"}, '"kaiming"'),
     ({"modules_to_save": ["lm_head"]}, "[]"),
+    ({"lora_layers": 1}, "null"),
 ]
 
 

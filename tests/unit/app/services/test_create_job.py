@@ -1,6 +1,7 @@
 """How a request becomes a job with every setting resolved."""
 
 from datetime import UTC, date, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,8 @@ from app.core.base_models import Catalogue, CatalogueEntry, HubSource
 from app.core.db.session import Database
 from app.core.errors import InvalidRequestError
 from app.core.storage.local import LocalBlobStore
-from app.services.job_settings import resolve_config
+from app.core.stored_models.lookup import read_files
+from app.services.job_settings import check_layers, resolve_config
 from tests.builders import add_file, build_config, get_job
 
 TODAY = date(2026, 1, 31)
@@ -93,6 +95,35 @@ def test_embeddings_are_named_in_a_list(client: TestClient, training_file: str) 
 
     shown = job["method"]["supervised"]["hyperparameters"]
     assert shown["modules_to_save"] == ["lm_head"]
+
+
+@pytest.mark.parametrize(("asked", "shown"), [([3, 1, 3], [1, 3]), (2, 2), ("auto", None)])
+def test_layers_are_a_number_or_a_list(
+    client: TestClient, training_file: str, asked: object, shown: object
+) -> None:
+    job = create(client, training_file, hyperparameters={"lora_layers": asked})
+
+    assert job["hyperparameters"]["lora_layers"] == shown
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (31, "'lora_layers' is 31, and the base model has only 30 layers."),
+        ([2, 30], "'lora_layers' has 30, and the base model's layers are 0 to 29."),
+    ],
+)
+def test_layers_that_the_base_model_has_not_are_refused(
+    entry: CatalogueEntry, tmp_path: Path, asked: object, message: str
+) -> None:
+    (tmp_path / "config.json").write_text('{"num_hidden_layers": 30}')
+    config = resolve_config({"lora_layers": asked}, entry, seed=1, today=TODAY)
+
+    with pytest.raises(InvalidRequestError, match=message) as refused:
+        check_layers(config, read_files(tmp_path).layers)
+
+    assert refused.value.param == "hyperparameters.lora_layers"
+    check_layers(config, None)
 
 
 def test_the_modules_of_a_half_are_those_that_the_base_model_offers(entry: CatalogueEntry) -> None:

@@ -92,6 +92,30 @@ def test_dora_and_trained_embeddings_are_read(check: Check) -> None:
     assert answer == Answer(shape=shape(use_dora=True, modules_to_save=("embed_tokens",)))
 
 
+@pytest.mark.parametrize("layers", [0, [0], [0, 0]])
+def test_an_adapter_of_some_layers_is_read(check: Check, layers: object) -> None:
+    answer = check(zip_adapter(settings={"layers_to_transform": layers}))
+
+    assert answer == Answer(shape=shape(layers=(0,)))
+
+
+@pytest.mark.parametrize(
+    ("layers", "why"),
+    [
+        ([0, 1], "has 1, and the base model's layers are 0 to 0"),
+        (True, "'layers_to_transform': Input should be"),
+        ("all", "'layers_to_transform': Input should be"),
+        ([10**9], "'layers_to_transform': Input should be"),
+    ],
+)
+def test_layers_that_the_base_model_has_not_are_refused(
+    check: Check, layers: object, why: str
+) -> None:
+    answer = check(zip_adapter(settings={"layers_to_transform": layers}))
+
+    assert why in (answer.refused or "")
+
+
 @pytest.mark.parametrize("start", [True, False, None, "gaussian", "orthogonal", "eva"])
 def test_a_start_that_changes_no_weight_of_the_base_model_is_read(
     check: Check, start: object
