@@ -241,8 +241,7 @@ class JobRead(ItemRead):
     attempt: int
     """Number of times that a worker has started or resumed the job."""
     queue_position: int | None
-    """Position in the queue of the project, where 1 runs at the project's next turn. Null for a job
-    that is not waiting in the queue."""
+    """Position in the queue of the project, where 1 runs at its next turn. Null if not queued."""
     waiting_reason: str | None
     """Sentence about why the job waits: in the queue, for the check of its data, or because it is
     paused. Null for a job that a worker is busy with, and for one that has ended."""

@@ -10,7 +10,6 @@ from app.core.base_models import Catalogue, InstalledModel
 from app.core.db.repositories.events import EventRepository
 from app.core.db.repositories.jobs import JobRepository
 from app.core.db.repositories.projects import audit
-from app.core.db.repositories.projects.audit import Action
 from app.core.db.session import Session
 from app.core.db.tables import Job, JobMetadata
 from app.core.disk import require_room
@@ -292,7 +291,7 @@ def _add_job(
         **values,
     )
     JobRepository(session, caller.project_id).add(job, shared=shared)
-    action = Action.JOB_CREATED if job.rerun_of is None else Action.JOB_RERUN
+    action = audit.Action.JOB_CREATED if job.rerun_of is None else audit.Action.JOB_RERUN
     audit.record(session, caller, action, job_id, now=job.created_at)
     return job
 

@@ -259,7 +259,6 @@ class Checkpoint(OwnedByProject, Base):
     metrics: Mapped[dict[str, Any]]
     """The `StepMetrics` of its step. Empty for an imported adapter."""
     manifest_sha256: Mapped[str]
-
     files: Mapped[list[File]] = relationship(lazy="selectin", order_by=File.filename)
 
 

@@ -28,15 +28,7 @@ from app.core.db.repositories.sweeps.shared_checks import pass_on_tokens
 from app.core.db.repositories.sweeps.sweeps import SweepRepository
 from app.core.db.repositories.tasks.requests import TaskRepository
 from app.core.db.repositories.transitions import lock_job, settle
-from app.core.db.tables import (
-    Checkpoint,
-    Event,
-    File,
-    Job,
-    JobMetadata,
-    StepRow,
-    TunedModel,
-)
+from app.core.db.tables import Checkpoint, Event, File, Job, JobMetadata, StepRow, TunedModel
 from app.core.db.worker_tables import Attempt
 from app.core.job.loss_log import StepMetrics
 from app.core.job.status import JobStatus
