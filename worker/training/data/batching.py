@@ -6,6 +6,7 @@ length, and the result of a step does not depend on the grouping.
 Dimension key (Shazeer 2024, "Shape Suffixes"):
     B  examples in a micro-batch
     L  tokens in the longest of them
+    N  learned tokens in the micro-batch
 """
 
 import math
@@ -37,6 +38,18 @@ class MicroBatch:
     """Index of each row in the data."""
     lengths: Sequence[int]
     """Tokens of each row, without its padding."""
+
+    @property
+    def is_learned(self) -> Tensor:
+        """Whether a token is learned. The first of a row never is: nothing predicts it."""
+        is_learned_BL = self.labels_BL != IGNORE_INDEX
+        is_learned_BL[:, 0] = False
+        return is_learned_BL
+
+    @property
+    def rows_of_targets(self) -> Tensor:
+        """For each learned token, row after row, the position of its row in `examples`."""
+        return self.is_learned.nonzero()[:, 0]
 
     def to(self, device: torch.device) -> "MicroBatch":
         """Copy the tensors to a device."""

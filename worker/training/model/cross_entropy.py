@@ -23,7 +23,6 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from worker.training.data.batching import MicroBatch
-from worker.training.data.dataset import IGNORE_INDEX
 
 CHUNK = 256
 """Learned positions whose logits are in memory at once."""
@@ -35,7 +34,10 @@ the processor's cache from one operation to the next."""
 
 @dataclass(frozen=True, slots=True)
 class TargetLogProbs:
-    """A model's predictions of the learned tokens of a micro-batch, row after row."""
+    """A model's predictions of the learned tokens of a micro-batch, row after row.
+
+    `MicroBatch.rows_of_targets` has the row of each.
+    """
 
     log_probs_N: Tensor
     """Natural logarithm of each token's probability, float32, differentiable."""
@@ -48,9 +50,8 @@ def learned_targets(batch: MicroBatch) -> tuple[Tensor, Tensor]:
 
     Position t predicts token t + 1, so the last position predicts nothing.
     """
-    targets_BL = batch.labels_BL[:, 1:]
-    is_learned_BL = targets_BL != IGNORE_INDEX
-    return is_learned_BL, targets_BL[is_learned_BL]
+    is_learned_BL = batch.is_learned[:, 1:]
+    return is_learned_BL, batch.labels_BL[:, 1:][is_learned_BL]
 
 
 def linear_log_probs(hidden_NH: Tensor, head_VH: Tensor, targets_N: Tensor) -> TargetLogProbs:

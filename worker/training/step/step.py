@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from app.core.job.training_config import TrainingConfig
 from worker.training.data.batching import MicroBatch
-from worker.training.data.dataset import IGNORE_INDEX
 from worker.training.model.base_model import trainable_parameters
 from worker.training.model.forward import Forward
 from worker.training.model.randomness import DropoutKey
@@ -90,7 +89,7 @@ def train_step(
         ValueError: not one token in the batch is learned.
         NotFiniteError: the loss or its gradient is not a finite number.
     """
-    learned_tokens = sum(count_learned_tokens(piece.labels_BL) for piece in micro_batches)
+    learned_tokens = sum(len(piece.rows_of_targets) for piece in micro_batches)
     if learned_tokens == 0:
         raise ValueError("No token in this batch is learned.")
 
@@ -111,11 +110,6 @@ def train_step(
     optimizer.zero_grad(set_to_none=True)
     accuracy = torch.stack(top_tokens).sum().item() / learned_tokens
     return StepResult(total_loss, accuracy, grad_norm)
-
-
-def count_learned_tokens(labels_BL: Tensor) -> int:
-    """Number of tokens in the loss. The first token of a row is never predicted."""
-    return int((labels_BL[:, 1:] != IGNORE_INDEX).sum().item())
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,3 +86,15 @@ def test_padding_is_at_the_end_and_never_learned() -> None:
     assert batch.input_ids_BL.tolist() == [[4, 2, 2], [1, 2, 3]]
     assert batch.labels_BL.tolist() == [[IGNORE_INDEX] * 3, [IGNORE_INDEX, 2, 3]]
     assert (batch.examples, batch.lengths) == ([1, 0], [1, 3])
+
+
+def test_each_target_knows_its_row() -> None:
+    rows = [
+        TokenizedRow(np.array([1, 2, 3]), np.array([IGNORE_INDEX, 2, 3])),
+        TokenizedRow(np.array([4, 5]), np.array([4, IGNORE_INDEX])),
+        TokenizedRow(np.array([6, 7]), np.array([IGNORE_INDEX, 7])),
+    ]
+
+    batch = collate(RowsInMemory(rows), np.array([2, 1, 0]), pad_token_id=2)
+
+    assert batch.rows_of_targets.tolist() == [0, 2, 2]
