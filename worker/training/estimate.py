@@ -15,7 +15,8 @@ from worker.training.compute.cost import Cost
 from worker.training.compute.hardware import Speeds
 from worker.training.compute.memory import gigabytes
 from worker.training.compute.plan import ComputePlan, Workload, choose_placement, make_plan
-from worker.training.data.batching import cut_by_length, shuffled_batches
+from worker.training.data.batching import evaluated_together, shuffled_batches
+from worker.training.data.counted_rows import Rows
 from worker.training.data.split import count_held_out
 from worker.training.model.base_model import ModelShape
 from worker.training.step.trainer import StepSchedule
@@ -26,9 +27,6 @@ _STEPS_ASKED = 100_000
 """Most steps for which the schedule is asked what is due. The others are taken to be like them."""
 _ROWS_EVALUATED = 2000
 """Most validation rows whose micro-batches are counted."""
-
-_LEARNED = 0.5
-"""Fraction of the tokens that are learned, where nobody has counted them."""
 
 _START_S = 4.0
 """Seconds from the start of an attempt until its base model is read, and from its last checkpoint
@@ -65,30 +63,6 @@ _TEXT_BYTES = 5_000_000
 
 _UNCERTAINTY = 0.25
 """Fraction by which the duration may be off on a machine that does nothing else."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rows:
-    """The examples of a file, or a sample of them that stands for all."""
-
-    lengths: np.ndarray
-    """Tokens of each example, after truncation."""
-    count: int
-    """Number of examples in the file. It is larger than the number of lengths for a sample."""
-    learned_tokens: int | None = None
-    """Tokens among `lengths` that are learned. None if nobody has counted them."""
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of the file."""
-        return round(float(self.lengths.mean()) * self.count)
-
-    @property
-    def learned(self) -> float:
-        """Fraction of the tokens that are learned."""
-        if self.learned_tokens is None:
-            return _LEARNED
-        return self.learned_tokens / int(self.lengths.sum())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,8 +179,8 @@ class _Job:
     def _parts(self, plan: ComputePlan) -> dict[str, float]:
         """Seconds of the job, by what they are spent on."""
         cost = Cost(plan=plan, speeds=self.machine.speeds, threads=self.machine.threads)
-        rows = self.training
-        each = [cost.step(step, rows.lengths, learned=rows.learned) for step in self._steps()]
+        learned = self.training.learned
+        each = [cost.step(step, learned=learned) for step in self._steps()]
         steps = sum(each) / len(each) * self.schedule.total_steps
         compiling = _COMPILATION_S if plan.compile else 0.0
         return {
@@ -221,25 +195,25 @@ class _Job:
         tokenizing = (self.training.tokens + validation_tokens) / _TOKENIZED_PER_S
         return _START_S + tokenizing + plan.footprint.base_model / _READ_PER_S
 
-    def _steps(self) -> Iterator[np.ndarray]:
-        """The examples of each of the first steps. A sample of rows is shuffled as a file is."""
+    def _steps(self) -> Iterator[list[np.ndarray]]:
+        """The rows of each of the first steps. A sample of rows is shuffled as a file is."""
         examples, size = len(self.training.lengths), self.config.batch_size
         batches = shuffled_batches(examples, size, seed=self.config.seed)
-        return islice(batches, min(self.schedule.total_steps, _STEPS_COUNTED))
+        first = islice(batches, min(self.schedule.total_steps, _STEPS_COUNTED))
+        return map(self.training.read_all, first)
 
     def _peak_bytes(self, plan: ComputePlan) -> int:
         """Memory of the largest micro-batch of these steps."""
-        lengths, limit = self.training.lengths, plan.micro_batch_tokens
         shapes = {
-            (len(piece), int(lengths[piece].max()))
+            (piece.tokens, max(len(step[row]) for row in piece.rows))
             for step in self._steps()
-            for piece in cut_by_length(step, lengths, micro_batch_tokens=limit)
+            for piece in plan.cut(step)
         }
         return max(
             replace(plan.footprint, longest_row=longest).peak(
-                rows * longest, checkpointing=plan.gradient_checkpointing
+                tokens, checkpointing=plan.gradient_checkpointing
             )
-            for rows, longest in shapes
+            for tokens, longest in shapes
         )
 
     def _evaluation_s(self, cost: Cost) -> float:
@@ -248,7 +222,11 @@ class _Job:
         if rows is None:
             return 0.0
         lengths = rows.lengths[:_ROWS_EVALUATED]
-        one = cost.evaluation(lengths, learned=rows.learned) * rows.count / len(lengths)
+        counted = sum(
+            cost.evaluation(rows.read_all(places), learned=rows.learned)
+            for places in evaluated_together(lengths)
+        )
+        one = counted * rows.count / len(lengths)
         return one * (1 + self._how_often(self.schedule.is_evaluation))
 
     def _saving_s(self, plan: ComputePlan) -> float:

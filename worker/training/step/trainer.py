@@ -6,7 +6,7 @@ from 1.
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import assert_never
 
 import numpy as np
@@ -14,7 +14,12 @@ import numpy as np
 from app.core.job.frozen import Frozen
 from app.core.job.loss_log import StepMetrics
 from app.core.job.training_config import TrainingConfig
-from worker.training.data.batching import MicroBatch, collate, cut_by_length, shuffled_batches
+from worker.training.data.batching import (
+    MicroBatch,
+    evaluated_together,
+    read_micro_batches,
+    shuffled_batches,
+)
 from worker.training.data.dataset import TokenizedData
 from worker.training.failures import base_not_finite, diverged
 from worker.training.model.forward import Forward
@@ -111,6 +116,7 @@ class Trainer:
         model: the model with the adapter that is trained.
         optimizer: updates the adapter.
         progress: progress after the last step.
+        computed: tokens that this attempt has computed in training, and those that it has read.
     """
 
     def __init__(
@@ -127,6 +133,7 @@ class Trainer:
         self.optimizer = build_optimizer(forward.model, config)
         self._forward = forward
         self.progress = Progress()
+        self.computed = (0, 0)
         self._data = data
         self._config = config
         self._schedule = schedule
@@ -150,11 +157,15 @@ class Trainer:
         step = done.step + 1
         rate = self._schedule.learning_rate(step)
         indices = next(self._batches)
-        result = self._train_on(indices, step, rate)
+        batches = list(self._read(self._data, indices))
+        result = self._train_on(batches, step, rate)
+        tokens = int(self._data.lengths[indices].sum())
+        computed, read = self.computed
+        self.computed = (computed + sum(one.computed_tokens for one in batches), read + tokens)
         self.progress = done = Progress(
             step=step,
             examples_seen=done.examples_seen + len(indices),
-            tokens_seen=done.tokens_seen + int(self._data.lengths[indices].sum()),
+            tokens_seen=done.tokens_seen + tokens,
             elapsed_s=done.elapsed_s + time.perf_counter() - started,
         )
         return StepMetrics(
@@ -174,7 +185,12 @@ class Trainer:
         Raises:
             TrainingFailedError: `loss_not_finite`.
         """
-        evaluation = evaluate(self._forward, self._read(data, np.arange(len(data))))
+        batches = (
+            batch
+            for examples in evaluated_together(data.lengths)
+            for batch in self._read(data, examples)
+        )
+        evaluation = evaluate(self._forward, batches)
         if not math.isfinite(evaluation.loss):
             if self.progress.step == 0:
                 raise base_not_finite(evaluation.loss)
@@ -189,19 +205,22 @@ class Trainer:
 
     def _read(self, data: TokenizedData, examples: np.ndarray) -> Iterator[MicroBatch]:
         """Read examples in micro-batches that fit in memory."""
-        for piece in cut_by_length(
-            examples, data.lengths, micro_batch_tokens=self._micro_batch_tokens
-        ):
-            yield collate(data, piece, pad_token_id=self._pad_token_id)
+        return read_micro_batches(
+            data,
+            examples,
+            micro_batch_tokens=self._micro_batch_tokens,
+            is_padded=self._forward.is_padded,
+            pad_token_id=self._pad_token_id,
+        )
 
-    def _train_on(self, indices: np.ndarray, step: int, rate: float) -> StepResult:
+    def _train_on(self, batches: Sequence[MicroBatch], step: int, rate: float) -> StepResult:
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["lr_ratio"]
         try:
             return train_step(
                 self._forward,
                 self.optimizer,
-                list(self._read(self._data, indices)),
+                batches,
                 dropout=DropoutKey(self._config.seed, step),
                 max_grad_norm=self._config.max_grad_norm,
             )
