@@ -156,8 +156,9 @@ class _Attention(torch.autograd.Function):
                 keys = slice(weights_EXS.shape[-1])
                 grad_EXD = _take_queries(grad_TQD, group, chunk, kv_heads, padding=0.0)
                 dv_ESD[:, keys].baddbmm_(weights_EXS.mT, grad_EXD)
-                dscores_EXS = torch._softmax_backward_data(  # noqa: SLF001 - as autograd does
-                    grad_EXD @ v_ESD[:, keys].mT, weights_EXS, -1, weights_EXS.dtype
+                dweights_EXS = grad_EXD @ v_ESD[:, keys].mT
+                dscores_EXS = torch.ops.aten._softmax_backward_data(  # noqa: SLF001 - as autograd does
+                    dweights_EXS, weights_EXS, -1, weights_EXS.dtype
                 )
                 dk_ESD[:, keys].baddbmm_(dscores_EXS.mT, q_EXD, alpha=scale)
                 dq_EXD = torch.baddbmm(q_EXD, dscores_EXS, k_ESD[:, keys], beta=0, alpha=scale)
