@@ -157,7 +157,7 @@ class _Attention(torch.autograd.Function):
                 grad_EXD = _take_queries(grad_TQD, group, chunk, kv_heads, padding=0.0)
                 dv_ESD[:, keys].baddbmm_(weights_EXS.mT, grad_EXD)
                 dweights_EXS = grad_EXD @ v_ESD[:, keys].mT
-                dscores_EXS = torch.ops.aten._softmax_backward_data(  # noqa: SLF001 - as autograd does
+                dscores_EXS = torch.ops.aten._softmax_backward_data(  # noqa: SLF001 - autograd does
                     dweights_EXS, weights_EXS, -1, weights_EXS.dtype
                 )
                 dk_ESD[:, keys].baddbmm_(dscores_EXS.mT, q_EXD, alpha=scale)
