@@ -1,9 +1,10 @@
 """The matrix products of training, and nothing else: how fast a step could be on this machine.
 
-They run as in a step: the shapes of Tunery's own micro-batches, through as many different weights
-as the model has, forward and backward. What is trained is LoRA, so a frozen weight needs the
-gradient of its input only, and the first layer's not even that. Norms, activations, softmax,
-rotary embedding, the optimizer and everything else is left out, which makes this a bound.
+They run as in a step that shares nothing: micro-batches of rows of like length, padded, through as
+many different weights as the model has, forward and backward. What is trained is LoRA, so a frozen
+weight needs the gradient of its input only, and the first layer's not even that. Norms,
+activations, softmax, rotary embedding, the optimizer and everything else is left out, which makes
+this a bound.
 
 Dimension key:
     T  tokens of a micro-batch, padding included

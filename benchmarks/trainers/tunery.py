@@ -144,19 +144,26 @@ def order_of_steps(examples: int, task: Task) -> list[list[int]]:
 
 
 def micro_batches(lengths: Sequence[int], task: Task) -> list[list[list[int]]]:
-    """For each step, its micro-batches in the dtype of `task.variant`, each as its examples."""
+    """For each step, rows of like length together, as they would be trained with padding.
+
+    The dtype is that of `task.variant`.
+    """
     from worker.training.compute.memory import Footprint  # noqa: PLC0415
-    from worker.training.data.batching import cut_by_length  # noqa: PLC0415
+    from worker.training.data.batching import cut_rows  # noqa: PLC0415
     from worker.training.model.base_model import ModelShape  # noqa: PLC0415
 
-    all_lengths = np.array(lengths)
     dtype = cast("DtypeName", task.variant)
     shape = ModelShape.read(task.model_dir)
     most = Footprint(shape, _config(task).lora, dtype, "fast", max(lengths)).usual_tokens()
     return [
         [
-            [int(i) for i in piece]
-            for piece in cut_by_length(np.array(step), all_lengths, micro_batch_tokens=most)
+            [step[row] for row in piece.rows]
+            for piece in cut_rows(
+                [np.zeros(lengths[row]) for row in step],
+                rows_per_example=2 if task.is_dpo else 1,
+                micro_batch_tokens=most,
+                is_padded=True,
+            )
         ]
         for step in _rows_of_steps(len(lengths), task)
     ]

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from tests.tiny import VOCABULARY, build_peft_model
 from worker.training.data.batching import MicroBatch
+from worker.training.data.beginnings import find_owners
 from worker.training.data.dataset import IGNORE_INDEX
 from worker.training.model.cross_entropy import TargetLogProbs
 from worker.training.model.forward import PLAIN_HEADS, ReferenceForward
@@ -23,7 +24,9 @@ def build_batch(lengths: tuple[int, ...], prompts: tuple[int, ...], *, pad: int 
         tokens = torch.randint(1, VOCABULARY, (length,), generator=generator)
         input_ids[row, :length] = tokens
         labels[row, prompt:length] = tokens[prompt:]
-    return MicroBatch(input_ids, labels, range(len(lengths)), lengths)
+    rows = [row[:length].numpy() for row, length in zip(input_ids, lengths, strict=True)]
+    owners = find_owners(rows, range(len(rows)))
+    return MicroBatch(input_ids, labels, range(len(rows)), lengths, owners, sum(lengths))
 
 
 def cut_rows(batch: MicroBatch, start: int, end: int) -> MicroBatch:
@@ -33,6 +36,8 @@ def cut_rows(batch: MicroBatch, start: int, end: int) -> MicroBatch:
         batch.labels_BL[start:end],
         batch.examples[start:end],
         batch.lengths[start:end],
+        batch.owners[start:end],
+        sum(batch.lengths[start:end]),
     )
 
 

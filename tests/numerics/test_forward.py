@@ -11,17 +11,14 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch._dynamo import config as dynamo_config
+from torch.nn.utils.rnn import pad_sequence
 
-from tests.numerics.test_cross_entropy import PROMPTS, RAGGED, build_batch
+from tests.numerics.test_cross_entropy import PROMPTS, RAGGED, build_batch, cut_rows
 from tests.tiny import build_model, build_peft_model
 from worker.training.data.batching import MicroBatch
 from worker.training.model.base_model import ModelShape, trainable_parameters
 from worker.training.model.decoder_layer import (
-    LayerShape,
-    LayerTensors,
-    Positions,
     compile_layer,
-    decoder_layer,
 )
 from worker.training.model.forward import (
     Forward,
@@ -30,6 +27,7 @@ from worker.training.model.forward import (
     has_fused_layers,
     why_not_fused,
 )
+from worker.training.model.packing import pack
 from worker.training.model.randomness import DropoutKey, DropoutRate, Masks
 
 FAMILIES = ("gemma", "llama", "mistral", "qwen2", "qwen3")
@@ -95,22 +93,6 @@ def test_rows_too_long_for_products_are_the_same() -> None:
     )
 
 
-def test_a_long_row_takes_no_mask_of_its_square() -> None:
-    """For 131,072 tokens, that would be 64 GiB."""
-    sizes: list[int] = []
-
-    def layer(
-        hidden: Tensor, positions: Positions, layer: LayerTensors, shape: LayerShape
-    ) -> Tensor:
-        sizes.append(positions.mask_LL.numel())
-        return decoder_layer(hidden, positions, layer, shape)
-
-    forward = FusedForward(build_peft_model(max_position_embeddings=2048), layer=layer)
-    forward.log_probs(build_batch((1100,), (900,)), KEY)
-
-    assert sizes == [0, 0]
-
-
 class GivenMask(nn.Module):
     """Dropout that keeps what it is told to."""
 
@@ -123,14 +105,16 @@ class GivenMask(nn.Module):
 
 
 def give_masks(model: PeftModel, batch: MicroBatch, probability: float) -> None:
-    """Have the plain code drop what ours drops."""
+    """Have the plain code drop what ours drops. Ours is given one row at a time."""
     rate = DropoutRate.of(probability)
     layers: Any = model.get_base_model().base_model.layers
-    masks = Masks(KEY, batch, rate, layers=len(layers))
+    rows = [pack(cut_rows(batch, row, row + 1)) for row in range(len(batch.lengths))]
+    masks = [Masks(KEY, row.drawn, rate, layers=len(layers)) for row in rows]
     for index, layer in enumerate(layers):
         adapted = [one for one in layer.modules() if isinstance(one, LoraLayer)]
-        drawn = masks.draw(index, [one.in_features for one in adapted])
-        for one, is_kept in zip(adapted, drawn, strict=True):
+        drawn = [each.draw(index, [one.in_features for one in adapted]) for each in masks]
+        for one, of_rows in zip(adapted, zip(*drawn, strict=True), strict=True):
+            is_kept = pad_sequence(of_rows, batch_first=True, padding_value=True)
             one.lora_dropout["default"] = GivenMask(is_kept * rate.scale)
 
 

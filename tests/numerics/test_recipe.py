@@ -105,6 +105,18 @@ def test_a_job_reports_its_data_its_parameters_its_steps_and_its_end(run: RunJob
     assert steps(events)[-1].metrics.tokens_seen == 2 * 425
 
 
+def test_a_job_tells_how_many_tokens_it_computed_of_those_it_read(run: RunJob) -> None:
+    """Two steps of four rows that begin with the same 34 tokens."""
+    rows = [chat_row(f"Answer in one word, please. {i}?", "Yes.") for i in range(8)]
+
+    events = run(rows=rows, epochs=1, batch_size=4)
+
+    assert isinstance(events[-1], Finished)
+    read = events[-1].trained_tokens
+    (told,) = [message for message in messages(events) if message.startswith("Computed ")]
+    assert told.startswith(f"Computed {read - 2 * 3 * 34:,} of {read:,} tokens: ")
+
+
 def test_the_clock_of_the_loop_only_moves_forward(run: RunJob) -> None:
     clock = [event.metrics.elapsed_s for event in steps(run())]
 

@@ -14,11 +14,12 @@ from app.core.job.training_config import TrainingConfig
 from app.core.machine.memory import PLENTY
 from worker.training.compute.hardware import read_or_measure
 from worker.training.data.chat_template import ChatTemplateError
+from worker.training.data.counted_rows import Rows
 from worker.training.data.cutting import cut_example, group_rows
 from worker.training.data.encoding import Encoded, Encoder
 from worker.training.data.stop_tokens import StopTokens
 from worker.training.data.tokenizer import load_tokenizer
-from worker.training.estimate import Machine, Rows
+from worker.training.estimate import Machine
 from worker.training.estimate import estimate as estimate_job
 from worker.training.failures import TrainingFailedError
 from worker.training.model.base_model import ModelShape
@@ -72,7 +73,8 @@ class _Sample:
     param: str
     """Field of the request that names the file."""
     rows: int = 0
-    lengths: list[int] = field(default_factory=list[int])
+    tokens: list[np.ndarray] = field(default_factory=list[np.ndarray])
+    """Tokens of each example."""
     learned_tokens: int = 0
 
     @classmethod
@@ -114,7 +116,7 @@ class _Sample:
         Raises:
             TrainingFailedError: none of them is trained on.
         """
-        if not self.lengths:
+        if not self.tokens:
             raise TrainingFailedError(
                 "no_trainable_tokens",
                 f"None of the {self.rows:,} rows that were looked at has a token to learn within "
@@ -123,9 +125,10 @@ class _Sample:
                 param=self.param,
             )
         return Rows(
-            lengths=np.array(self.lengths),
-            count=round(self.all_rows * len(self.lengths) / self.rows),
+            lengths=np.array([len(row) for row in self.tokens]),
+            count=round(self.all_rows * len(self.tokens) / self.rows),
             learned_tokens=self.learned_tokens,
+            read=self.tokens.__getitem__,
         )
 
     def _count(self, line: int, rows: Sequence[Encoded]) -> None:
@@ -142,5 +145,5 @@ class _Sample:
             )
         for row in kept:
             if row.outcome in ("kept", "truncated"):
-                self.lengths.append(len(row.input_ids))
+                self.tokens.append(np.array(row.input_ids, np.int32))
                 self.learned_tokens += sum(row.is_learned)

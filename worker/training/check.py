@@ -16,8 +16,9 @@ from app.core.machine.memory import measure_memory
 from app.core.manifest import atomic_directory
 from worker.training.compute.hardware import read_or_measure
 from worker.training.compute.plan import choose_placement
+from worker.training.data.counted_rows import Rows
 from worker.training.data.dataset import TokenizedData
-from worker.training.estimate import Machine, Rows, estimate
+from worker.training.estimate import Machine, estimate
 from worker.training.failures import TrainingFailedError, last_event_after
 from worker.training.model.base_model import ModelLoader, ModelShape
 from worker.training.preparation.prepared_data import PreparedData
@@ -88,4 +89,9 @@ def _estimate(directory: Path, spec: JobSpec, data: PreparedData) -> Estimate | 
 
 
 def _rows_of(data: TokenizedData) -> Rows:
-    return Rows(lengths=data.lengths, count=len(data), learned_tokens=int(data.learned.sum()))
+    return Rows(
+        lengths=data.lengths,
+        count=len(data),
+        learned_tokens=int(data.learned.sum()),
+        read=lambda row: data.read(row).input_ids,
+    )

@@ -11,11 +11,12 @@ from app.core.job.child.job_spec import ComputeSettings
 from app.core.job.estimate import Duration, Estimate
 from app.core.job.training_config import TrainingConfig
 from app.core.machine.memory import Memory
-from worker.training.compute.cost import Cost, Rows
+from worker.training.compute.cost import Cost
 from worker.training.compute.hardware import Speeds
 from worker.training.compute.memory import gigabytes
 from worker.training.compute.plan import ComputePlan, Workload, choose_placement, make_plan
-from worker.training.data.batching import cut_examples, shuffled_batches
+from worker.training.data.batching import evaluated_together, rows_of, shuffled_batches
+from worker.training.data.counted_rows import Rows
 from worker.training.data.split import count_held_out
 from worker.training.model.base_model import ModelShape
 from worker.training.step.trainer import StepSchedule
@@ -24,6 +25,8 @@ _STEPS_COUNTED = 400
 """Most steps whose micro-batches are counted. The others are taken to be like them."""
 _STEPS_ASKED = 100_000
 """Most steps for which the schedule is asked what is due. The others are taken to be like them."""
+_ROWS_EVALUATED = 2000
+"""Most validation rows whose micro-batches are counted. It is even, for the sake of pairs."""
 _START_S = 4.0
 """Seconds from the start of an attempt until its base model is read, and from its last checkpoint
 to its end, on a machine with a current processor."""
@@ -182,8 +185,8 @@ class _Job:
     def _parts(self, plan: ComputePlan) -> dict[str, float]:
         """Seconds of the job, by what they are spent on."""
         cost = Cost(plan=plan, speeds=self.machine.speeds, threads=self.machine.threads)
-        rows = self.training
-        each = [cost.step(step, rows.lengths, learned=rows.learned) for step in self._steps()]
+        learned = self.training.learned
+        each = [cost.step(step, learned=learned) for step in self._steps()]
         steps = sum(each) / len(each) * self.schedule.total_steps
         compiling = _COMPILATION_S if plan.compile else 0.0
         return {
@@ -199,31 +202,26 @@ class _Job:
         tokenizing = (self.training.tokens + validation_tokens) / _TOKENIZED_PER_S
         return _START_S + tokenizing + plan.footprint.base_model / _READ_PER_S
 
-    def _steps(self) -> Iterator[np.ndarray]:
-        """The examples of each of the first steps. A sample of rows is shuffled as a file is."""
-        examples = len(self.training.lengths) // self.config.rows_per_example
-        size = self.config.batch_size
+    def _steps(self) -> Iterator[list[np.ndarray]]:
+        """The rows of each of the first steps. A sample of rows is shuffled as a file is."""
+        together, size = self.config.rows_per_example, self.config.batch_size
+        examples = len(self.training.lengths) // together
         batches = shuffled_batches(examples, size, seed=self.config.seed)
-        return islice(batches, min(self.schedule.total_steps, _STEPS_COUNTED))
+        first = islice(batches, min(self.schedule.total_steps, _STEPS_COUNTED))
+        return (self.training.read_all(rows_of(each, together)) for each in first)
 
     def _peak_bytes(self, plan: ComputePlan) -> int:
         """Memory of the largest micro-batch of these steps."""
-        lengths, limit = self.training.lengths, plan.micro_batch_tokens
         shapes = {
-            (len(piece), int(lengths[piece].max()))
+            (piece.tokens, max(len(step[row]) for row in piece.rows))
             for step in self._steps()
-            for piece in cut_examples(
-                step,
-                lengths,
-                rows_per_example=self.config.rows_per_example,
-                micro_batch_tokens=limit,
-            )
+            for piece in plan.cut(step)
         }
         return max(
             replace(plan.footprint, longest_row=longest).peak(
-                rows * longest, checkpointing=plan.gradient_checkpointing
+                tokens, checkpointing=plan.gradient_checkpointing
             )
-            for rows, longest in shapes
+            for tokens, longest in shapes
         )
 
     def _evaluation_s(self, cost: Cost) -> float:
@@ -231,14 +229,23 @@ class _Job:
         if self.validation is None:
             return 0.0
         often = 1 + self._how_often(self.schedule.is_evaluation)
-        return often * cost.evaluation(self.validation)
+        return often * self._reading_s(cost, self.validation)
 
     def _reference_s(self, cost: Cost) -> float:
         """Seconds in which the reference reads all pairs, once."""
         if self.config.dpo is None or self.config.dpo.reference_free:
             return 0.0
         datasets = [each for each in (self.training, self.validation) if each is not None]
-        return sum(cost.evaluation(rows) for rows in datasets)
+        return sum(self._reading_s(cost, rows) for rows in datasets)
+
+    def _reading_s(self, cost: Cost, rows: Rows) -> float:
+        """Seconds of an evaluation on a whole file."""
+        lengths = rows.lengths[:_ROWS_EVALUATED]
+        counted = sum(
+            cost.evaluation(rows.read_all(places), learned=rows.learned)
+            for places in evaluated_together(lengths, self.config.rows_per_example)
+        )
+        return counted * rows.count / len(lengths)
 
     def _saving_s(self, plan: ComputePlan) -> float:
         each = _SAVING_S + sum(self._saved_bytes(plan)) / _SAVED_PER_S

@@ -65,6 +65,7 @@ class TrainingLoop:
                 self._save_state()
         if not self.saver.is_up_to_date:
             self._save_state()
+        self._tell_computed()
 
     def settle(self) -> int:
         """Put the adapter that is the result into the model. Returns its step.
@@ -85,6 +86,16 @@ class TrainingLoop:
             self._warn_if_unfinished()
             self.report(self._explain_result(step))
         return step
+
+    def _tell_computed(self) -> None:
+        """Tell how much of the work shared beginnings have saved."""
+        computed, read = self.trainer.computed
+        if computed < read:
+            message = (
+                f"Computed {computed:,} of {read:,} tokens: what examples of a step have in common "
+                "at their beginnings is computed once."
+            )
+            self.report(Noted(message=message))
 
     def _explain_result(self, step: int) -> Noted:
         """Which adapter is the result, why, and whether it is better than the base model."""

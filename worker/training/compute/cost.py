@@ -4,13 +4,14 @@ Matrix products are counted. What is between them takes time in proportion to th
 from layer to layer. `make estimates` compares the result with real jobs.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from worker.training.compute.hardware import Speeds
 from worker.training.compute.plan import ComputePlan
-from worker.training.data.batching import GROUP_COST, cut_examples
+from worker.training.data.batching import GROUP_COST
 
 _LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -30,37 +31,6 @@ _UPDATED_PER_S = 1.5e8
 """Parameters of an adapter that the optimizer updates in a second."""
 
 
-_ROWS_EVALUATED = 2000
-"""Most validation rows whose micro-batches are counted."""
-
-_LEARNED = 0.5
-"""Fraction of the tokens that are learned, where nobody has counted them."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rows:
-    """The rows of a file, or a sample of them that stands for all. A preference has two."""
-
-    lengths: np.ndarray
-    """Tokens of each row, after truncation."""
-    count: int
-    """Number of rows in the file. It is larger than the number of lengths for a sample."""
-    learned_tokens: int | None = None
-    """Tokens among `lengths` that are learned. None if nobody has counted them."""
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of the file."""
-        return round(float(self.lengths.mean()) * self.count)
-
-    @property
-    def learned(self) -> float:
-        """Fraction of the tokens that are learned."""
-        if self.learned_tokens is None:
-            return _LEARNED
-        return self.learned_tokens / int(self.lengths.sum())
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
     """Seconds that the computations of a job take on a processor that does nothing else."""
@@ -69,60 +39,51 @@ class Cost:
     speeds: Speeds
     threads: int
 
-    def step(self, examples: np.ndarray, lengths: np.ndarray, *, learned: float) -> float:
+    def step(self, rows: Sequence[np.ndarray], *, learned: float) -> float:
         """An optimizer step.
 
         Args:
-            examples: index of each example of the step.
-            lengths: tokens of each row of the file.
+            rows: tokens of each row of the step.
             learned: fraction of the tokens that are learned.
         """
         passes = 3 if self.plan.gradient_checkpointing else 2
         update = self.plan.footprint.trained_parameters / _UPDATED_PER_S
-        return update + sum(
-            self._micro_batch(lengths[piece], learned=learned, passes=passes, between=1.0)
-            for piece in self._cut(examples, lengths)
-        )
+        return update + self._read(rows, learned=learned, passes=passes, between=1.0)
 
-    def evaluation(self, rows: Rows) -> float:
-        """An evaluation on a whole file."""
-        lengths = rows.lengths[:_ROWS_EVALUATED]
-        examples = np.arange(len(lengths) // self._rows_per_example)
-        seconds = sum(
-            self._micro_batch(lengths[piece], learned=rows.learned, passes=1, between=_EVALUATION)
-            for piece in self._cut(examples, lengths)
-        )
-        return seconds * rows.count / len(lengths)
+    def evaluation(self, rows: Sequence[np.ndarray], *, learned: float) -> float:
+        """An evaluation on rows that are evaluated together. For the arguments, see `step`."""
+        return self._read(rows, learned=learned, passes=1, between=_EVALUATION)
 
-    def _cut(self, examples: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
-        """The rows of each micro-batch."""
-        pieces = cut_examples(
-            examples,
-            lengths,
-            rows_per_example=self._rows_per_example,
-            micro_batch_tokens=self.plan.micro_batch_tokens,
-        )
-        return list(pieces)
-
-    @property
-    def _rows_per_example(self) -> int:
-        return self.plan.footprint.rows_per_example
-
-    def _micro_batch(
-        self, lengths: np.ndarray, *, learned: float, passes: int, between: float
+    def _read(
+        self, rows: Sequence[np.ndarray], *, learned: float, passes: int, between: float
     ) -> float:
-        """A micro-batch.
+        """The micro-batches of these rows.
 
         Args:
-            lengths: tokens of its examples.
+            rows: tokens of each row.
             learned: fraction of them that are learned.
             passes: how often each product with a weight of the base model is computed.
             between: part of a training step's time between the products.
         """
+        return sum(
+            self._micro_batch(
+                np.array([len(rows[row]) for row in piece.rows]),
+                piece.tokens,
+                learned=learned,
+                passes=passes,
+                between=between,
+            )
+            for piece in self.plan.cut(rows)
+        )
+
+    def _micro_batch(
+        self, lengths: np.ndarray, computed: int, *, learned: float, passes: int, between: float
+    ) -> float:
         model = self.plan.footprint.model
-        longest = int(lengths.max())
-        tokens = len(lengths) * longest + GROUP_COST
-        attention = 4 * longest * model.heads * model.head_width * model.layers
+        # For rows of one length, this is their length.
+        seen = float(np.square(lengths).sum() / lengths.sum())
+        tokens = computed + GROUP_COST
+        attention = 4 * seen * model.heads * model.head_width * model.layers
         is_training = passes > 1
         share = self.plan.footprint.backward_layers / model.layers if is_training else 1.0
         products = tokens * (

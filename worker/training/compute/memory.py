@@ -11,9 +11,9 @@ from app.core.job.child.training_events import MemoryShort
 from app.core.job.lora_shape import LoraShape
 from app.core.machine.memory import Memory, measure_memory
 from worker.training.failures import MemoryShortError, TrainingFailedError
+from worker.training.model.attention import LONGEST_BY_PRODUCTS
 from worker.training.model.base_model import ModelShape, adapted_layers
 from worker.training.model.cross_entropy import CHUNK
-from worker.training.model.decoder_layer import LONGEST_BY_PRODUCTS
 
 _MOST_TOKENS = 1024
 """Largest micro-batch that is chosen, in tokens. A larger one makes no step faster."""
@@ -124,7 +124,7 @@ class Footprint:
         """Activations of a micro-batch at their peak.
 
         Args:
-            tokens: tokens of the micro-batch, padding included.
+            tokens: tokens that are computed for the micro-batch.
             checkpointing: whether each layer is computed a second time for its backward pass.
         """
         one_layer = self._kept_by_layer()
@@ -164,7 +164,7 @@ class Footprint:
 
 
 def largest_micro_batch(limit: int, *, longest_example: int, batch_size: int) -> int:
-    """Most tokens of a micro-batch, padding included, in a job whose setting is `limit`."""
+    """Most tokens that are computed for a micro-batch in a job whose setting is `limit`."""
     return min(max(limit, longest_example), batch_size * longest_example)
 
 

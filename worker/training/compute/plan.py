@@ -6,6 +6,7 @@ job keeps the plan of its first attempt, because another plan would give other b
 
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +27,7 @@ from worker.training.compute.memory import (
     largest_micro_batch,
     plan_memory,
 )
+from worker.training.data.batching import Piece, cut_rows
 from worker.training.failures import MemoryShortError, TrainingFailedError
 from worker.training.model.base_model import ModelShape
 from worker.training.model.decoder_layer import compile_layer, decoder_layer
@@ -107,7 +109,7 @@ class ComputePlan:
     gradient_checkpointing: bool
     footprint: Footprint
     largest_micro_batch: int
-    """Tokens of the largest micro-batch that there may be, padding included."""
+    """Most tokens that may be computed for a micro-batch."""
     explanation: str
     """A sentence for the job's events: the choices and their reasons."""
     is_warning: bool
@@ -125,6 +127,15 @@ class ComputePlan:
         """Memory that the job takes at most, by the estimate."""
         return self.footprint.peak(
             self.largest_micro_batch, checkpointing=self.gradient_checkpointing
+        )
+
+    def cut(self, rows: Sequence[np.ndarray]) -> list[Piece]:
+        """Cut rows of one step into micro-batches, given the tokens of each."""
+        return cut_rows(
+            rows,
+            rows_per_example=self.footprint.rows_per_example,
+            micro_batch_tokens=self.micro_batch_tokens,
+            is_padded=self.forward == "plain",
         )
 
     def check_memory(self, memory: Memory) -> None:

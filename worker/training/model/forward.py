@@ -23,7 +23,6 @@ from worker.training.model.cross_entropy import (
 )
 from worker.training.model.decoder_layer import (
     ACTIVATIONS,
-    LONGEST_BY_PRODUCTS,
     LayerFunction,
     LayerShape,
     LayerTensors,
@@ -31,6 +30,7 @@ from worker.training.model.decoder_layer import (
     Positions,
     decoder_layer,
 )
+from worker.training.model.packing import PackedRows, pack
 from worker.training.model.randomness import DropoutKey, DropoutRate, Masks, seed_torch
 
 PLAIN_HEADS = frozenset({"gemma", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3", "smollm3"})
@@ -50,6 +50,8 @@ class Forward(Protocol):
     """Runs a model on micro-batches."""
 
     model: PeftModel
+    is_padded: bool
+    """Whether it computes padding, and what rows have in common more than once."""
 
     def log_probs(self, batch: MicroBatch, dropout: DropoutKey | None) -> TargetLogProbs:
         """Log-probability of each learned token, given the tokens before it.
@@ -70,6 +72,8 @@ class ReferenceForward:
         model: a model of any architecture.
         is_checkpointing: whether each layer is computed a second time for its backward pass.
     """
+
+    is_padded = True
 
     def __init__(self, model: PeftModel, *, is_checkpointing: bool = False) -> None:
         self.model = model
@@ -97,12 +101,17 @@ class ReferenceForward:
 class FusedForward:
     """Runs our layers on the weights of a `transformers` model with a `peft` adapter.
 
+    The rows of a micro-batch are laid end to end, and what they have in common at their beginnings
+    is computed once.
+
     Args:
         model: a model that passes `why_not_fused` and `has_fused_layers`.
         layer: `decoder_layer`, or a compiled form of it.
         is_checkpointing: whether each layer is computed a second time for its backward pass, so
             that only the tensors between the layers are kept. This changes no bit of the result.
     """
+
+    is_padded = False
 
     def __init__(
         self,
@@ -126,41 +135,39 @@ class FusedForward:
         self._shape_with_dropout = dataclasses.replace(self._shape, lora_scale=scale)
 
     def log_probs(self, batch: MicroBatch, dropout: DropoutKey | None) -> TargetLogProbs:
-        batch = batch.to(self._head.device)
-        hidden_BLH = self._read(batch, dropout)
-        is_learned_BL, targets_N = learned_targets(batch)
-        hidden_NH = self._decoder.norm(hidden_BLH[:, :-1][is_learned_BL])
-        return linear_log_probs(hidden_NH, self._head, targets_N)
+        packed = pack(batch).to(self._head.device)
+        hidden_TH = self._read(packed, dropout)
+        hidden_UH = self._decoder.norm(hidden_TH[packed.places_U])
+        predicted = linear_log_probs(hidden_UH, self._head, packed.targets_U)
+        return TargetLogProbs(
+            predicted.log_probs_N[packed.pairs_N], predicted.is_top_N[packed.pairs_N]
+        )
 
-    def _read(self, batch: MicroBatch, dropout: DropoutKey | None) -> Tensor:
-        hidden_BLH: Tensor = self._decoder.embed_tokens(batch.input_ids_BL)
-        length = hidden_BLH.shape[1]
-        places_1L = torch.arange(length, device=hidden_BLH.device)[None]
-        cos_1LD, sin_1LD = self._decoder.rotary_emb(hidden_BLH, places_1L)
-        masked = length if length <= LONGEST_BY_PRODUCTS else 0
-        mask_LL = hidden_BLH.new_full((masked, masked), -torch.inf, requires_grad=False).triu(1)
-        positions = Positions(cos_1LD[0], sin_1LD[0], mask_LL)
+    def _read(self, packed: PackedRows, dropout: DropoutKey | None) -> Tensor:
+        hidden_TH: Tensor = self._decoder.embed_tokens(packed.input_ids_T)
+        cos_1TD, sin_1TD = self._decoder.rotary_emb(hidden_TH, packed.depths_T[None])
+        positions = Positions(cos_1TD[0], sin_1TD[0], packed.groups)
         masks = None
         if dropout is not None and self._dropout is not None:
-            masks = Masks(dropout, batch, self._dropout, layers=len(self._layers))
+            masks = Masks(dropout, packed.drawn, self._dropout, layers=len(self._layers))
         is_checkpointing = self._is_checkpointing and torch.is_grad_enabled()
         with torch.no_grad():
             for index in range(self._first):
-                hidden_BLH = self._run(hidden_BLH, positions=positions, index=index, masks=None)
+                hidden_TH = self._run(hidden_TH, positions=positions, index=index, masks=None)
         # The first adapted layer's input needs no gradient, but all layers share one graph.
-        hidden_BLH = hidden_BLH.requires_grad_(torch.is_grad_enabled())
+        hidden_TH = hidden_TH.requires_grad_(torch.is_grad_enabled())
         for index in range(self._first, len(self._layers)):
             run = partial(self._run, positions=positions, index=index, masks=masks)
             if is_checkpointing:
-                output = checkpoint(run, hidden_BLH, use_reentrant=False, preserve_rng_state=False)
-                hidden_BLH = cast("Tensor", output)
+                output = checkpoint(run, hidden_TH, use_reentrant=False, preserve_rng_state=False)
+                hidden_TH = cast("Tensor", output)
             else:
-                hidden_BLH = run(hidden_BLH)
-        return hidden_BLH
+                hidden_TH = run(hidden_TH)
+        return hidden_TH
 
     def _run(
         self,
-        hidden_BLH: Tensor,
+        hidden_TH: Tensor,
         *,
         positions: Positions,
         index: int,
@@ -168,15 +175,15 @@ class FusedForward:
     ) -> Tensor:
         layer = self._layers[index]
         if masks is None:
-            return self._run_layer(hidden_BLH, positions, layer, self._shape)
+            return self._run_layer(hidden_TH, positions, layer, self._shape)
         adapted = _adapted(layer)
         drawn = masks.draw(index, [linear.weight_OI.shape[1] for linear in adapted.values()])
         changes: dict[str, Any] = {
-            name: linear._replace(is_kept_BLI=is_kept_BLI.to(hidden_BLH.device))
-            for (name, linear), is_kept_BLI in zip(adapted.items(), drawn, strict=True)
+            name: linear._replace(is_kept_TI=is_kept_TI.to(hidden_TH.device))
+            for (name, linear), is_kept_TI in zip(adapted.items(), drawn, strict=True)
         }
         layer = layer._replace(**changes)
-        return self._run_layer(hidden_BLH, positions, layer, self._shape_with_dropout)
+        return self._run_layer(hidden_TH, positions, layer, self._shape_with_dropout)
 
 
 def why_not_fused(shape: ModelShape, *, longest_row: int) -> str | None:

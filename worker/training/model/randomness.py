@@ -1,21 +1,22 @@
 """Every random number of a job: a function of the seed and of what it is drawn for.
 
 Nothing depends on what was drawn before, so a resumed job draws what an uninterrupted job draws.
-The dropout masks depend on seed, step, example and layer alone. So a step is the same however its
-batch is cut into micro-batches, and a layer that is computed a second time, to save memory, is the
-same again.
+The dropout masks depend on seed, step, example and layer alone, and a token that several rows of a
+step share counts as one of a single example. So a step is the same however its batch is cut into
+micro-batches, and a layer that is computed a second time, to save memory, is the same again.
 """
 
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import deterministic
 
-from worker.training.data.batching import MicroBatch
+from worker.training.data.beginnings import DrawnTokens
 
 
 def make_deterministic(seed: int, *, threads: int) -> None:
@@ -75,24 +76,25 @@ class Masks:
 
     Args:
         key: names the masks of the step.
-        batch: the micro-batch. Nothing is drawn for its padding, which is never zeroed.
+        drawn: which masks the tokens of the micro-batch have, all tokens in their order.
         rate: how many inputs are zeroed.
         layers: number of decoder layers.
     """
 
     def __init__(
-        self, key: DropoutKey, batch: MicroBatch, rate: DropoutRate, *, layers: int
+        self, key: DropoutKey, drawn: Sequence[DrawnTokens], rate: DropoutRate, *, layers: int
     ) -> None:
         self._rate = rate
-        self._shape = batch.input_ids_BL.shape
-        self._lengths = batch.lengths
-        sequences = (
-            np.random.SeedSequence([key.seed, key.step, index]) for index in batch.examples
-        )
+        self._tokens = drawn[-1].end
+        self._drawn: dict[int, list[DrawnTokens]] = {}
+        for one in drawn:
+            self._drawn.setdefault(one.example, []).append(one)
         # One generator state per layer and example, because seeding would take 30 times as long.
         self._states = [
-            sequence.generate_state(layers * _STATE_WORDS, np.uint64).reshape(layers, _STATE_WORDS)
-            for sequence in sequences
+            np.random.SeedSequence([key.seed, key.step, example])
+            .generate_state(layers * _STATE_WORDS, np.uint64)
+            .reshape(layers, _STATE_WORDS)
+            for example in self._drawn
         ]
         self._generator = np.random.SFC64(0)
 
@@ -104,15 +106,23 @@ class Masks:
             widths: number of inputs of each adapted linear layer.
 
         Returns:
-            `is_kept_BLI` for each adapted linear layer: B examples, L tokens, I inputs.
+            `is_kept_TI` for each adapted linear layer: T tokens, I inputs.
         """
-        masks = [np.ones((*self._shape, width), np.bool_) for width in widths]
-        for row, (states, length) in enumerate(zip(self._states, self._lengths, strict=True)):
+        masks = [np.empty((self._tokens, width), np.bool_) for width in widths]
+        starts = np.cumsum([0, *widths])
+        for states, pieces in zip(self._states, self._drawn.values(), strict=True):
             self._set_state(states[layer])
-            for is_kept_BLI, width in zip(masks, widths, strict=True):
-                bits = self._draw(length * width).reshape(length, width)
-                np.greater_equal(bits, self._rate.threshold, out=is_kept_BLI[row, :length])
-        return [torch.from_numpy(is_kept_BLI) for is_kept_BLI in masks]
+            tokens = max(one.offset + one.end - one.start for one in pieces)
+            bits = self._draw(tokens * starts[-1]).reshape(tokens, starts[-1])
+            for one in pieces:
+                rows = bits[one.offset : one.offset + one.end - one.start]
+                for is_kept_TI, (start, end) in zip(masks, pairwise(starts), strict=True):
+                    np.greater_equal(
+                        rows[:, start:end],
+                        self._rate.threshold,
+                        out=is_kept_TI[one.start : one.end],
+                    )
+        return [torch.from_numpy(is_kept_TI) for is_kept_TI in masks]
 
     def _set_state(self, words: np.ndarray) -> None:
         self._generator.state = {

@@ -6,7 +6,7 @@ from 1.
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import assert_never
 
 import numpy as np
@@ -16,8 +16,9 @@ from app.core.job.loss_log import StepMetrics
 from app.core.job.training_config import TrainingConfig
 from worker.training.data.batching import (
     MicroBatch,
-    collate,
-    cut_examples,
+    evaluated_together,
+    read_micro_batches,
+    rows_of,
     shuffled_batches,
 )
 from worker.training.data.dataset import TokenizedData
@@ -120,6 +121,7 @@ class Trainer:
         progress: progress after the last step.
         references: for each dataset, by its digest, the log-probability of each answer by the
             reference of preference tuning. Empty if there is none.
+        computed: tokens that this attempt has computed in training, and those that it has read.
     """
 
     def __init__(
@@ -137,6 +139,7 @@ class Trainer:
         self._forward = forward
         self.progress = Progress()
         self.references = References()
+        self.computed = (0, 0)
         self._data = data
         self._config = config
         self._schedule = schedule
@@ -159,7 +162,7 @@ class Trainer:
 
         def batches() -> Iterator[MicroBatch]:
             done = 0
-            for batch in self._read(data, np.arange(self._count(data))):
+            for batch in self._read_all(data):
                 yield batch
                 done += len(batch.examples) // self._config.rows_per_example
                 report(done)
@@ -176,12 +179,17 @@ class Trainer:
         done = self.progress
         step = done.step + 1
         rate = self._schedule.learning_rate(step)
-        indices = next(self._batches)
-        result = self._train_on(indices, step, rate)
+        examples = next(self._batches)
+        indices = rows_of(examples, self._config.rows_per_example)
+        batches = list(self._read(self._data, indices))
+        result = self._train_on(batches, step, rate)
+        tokens = int(self._data.lengths[indices].sum())
+        computed, read = self.computed
+        self.computed = (computed + sum(one.computed_tokens for one in batches), read + tokens)
         self.progress = done = Progress(
             step=step,
-            examples_seen=done.examples_seen + len(indices),
-            tokens_seen=done.tokens_seen + self._count_tokens(indices),
+            examples_seen=done.examples_seen + len(examples),
+            tokens_seen=done.tokens_seen + tokens,
             elapsed_s=done.elapsed_s + time.perf_counter() - started,
         )
         return StepMetrics(
@@ -202,8 +210,7 @@ class Trainer:
         Raises:
             TrainingFailedError: `loss_not_finite`.
         """
-        batches = self._read(data, np.arange(self._count(data)))
-        evaluation = evaluate(self._forward, batches, self._objective_on(data))
+        evaluation = evaluate(self._forward, self._read_all(data), self._objective_on(data))
         if not math.isfinite(evaluation.loss):
             if self.progress.step == 0:
                 raise base_not_finite(evaluation.loss)
@@ -220,10 +227,6 @@ class Trainer:
         """Number of examples of a dataset."""
         return len(data) // self._config.rows_per_example
 
-    def _count_tokens(self, examples: np.ndarray) -> int:
-        of_examples = self._data.lengths.reshape(-1, self._config.rows_per_example)
-        return int(of_examples[examples].sum())
-
     def _objective_on(self, data: TokenizedData) -> Objective:
         settings = self._config.dpo
         if settings is None:
@@ -231,24 +234,29 @@ class Trainer:
         reference_R = None if settings.reference_free else self.references[data.sha256]
         return Preferences(settings, reference_R)
 
-    def _read(self, data: TokenizedData, examples: np.ndarray) -> Iterator[MicroBatch]:
-        """Read examples in micro-batches that fit in memory."""
-        for rows in cut_examples(
-            examples,
-            data.lengths,
+    def _read(self, data: TokenizedData, indices: np.ndarray) -> Iterator[MicroBatch]:
+        """Read rows in micro-batches that fit in memory."""
+        return read_micro_batches(
+            data,
+            indices,
             rows_per_example=self._config.rows_per_example,
             micro_batch_tokens=self._micro_batch_tokens,
-        ):
-            yield collate(data, rows, pad_token_id=self._pad_token_id)
+            is_padded=self._forward.is_padded,
+            pad_token_id=self._pad_token_id,
+        )
 
-    def _train_on(self, indices: np.ndarray, step: int, rate: float) -> StepResult:
+    def _read_all(self, data: TokenizedData) -> Iterator[MicroBatch]:
+        for indices in evaluated_together(data.lengths, self._config.rows_per_example):
+            yield from self._read(data, indices)
+
+    def _train_on(self, batches: Sequence[MicroBatch], step: int, rate: float) -> StepResult:
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["lr_ratio"]
         try:
             return train_step(
                 self._forward,
                 self.optimizer,
-                list(self._read(self._data, indices)),
+                batches,
                 dropout=DropoutKey(self._config.seed, step),
                 max_grad_norm=self._config.max_grad_norm,
                 objective=self._objective_on(self._data),

@@ -7,7 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.tiny import RowsInMemory
-from worker.training.data.batching import collate, cut_by_length, cut_examples, shuffled_batches
+from worker.training.data.batching import (
+    MicroBatch,
+    cut_rows,
+    evaluated_together,
+    read_micro_batches,
+    shuffled_batches,
+)
 from worker.training.data.dataset import IGNORE_INDEX, TokenizedRow
 
 
@@ -38,12 +44,18 @@ def test_a_job_that_goes_on_reads_what_it_would_have_read(examples: int) -> None
         assert batches(step) == batches(0)[step:]
 
 
-def test_groups_are_of_like_length_and_within_the_limit() -> None:
-    lengths = np.array([3, 90, 5, 4, 60, 8, 30, 31])
+def rows_of(*lengths: int) -> list[np.ndarray]:
+    """Rows that have nothing in common."""
+    return [np.full(length, row) for row, length in enumerate(lengths)]
 
-    groups = [g.tolist() for g in cut_by_length(np.arange(8), lengths, micro_batch_tokens=64)]
 
-    assert groups == [[1], [4], [6, 7], [0, 3, 2, 5]]
+def test_padded_rows_are_cut_by_length_and_within_the_limit() -> None:
+    rows = rows_of(3, 90, 5, 4, 60, 8, 30, 31)
+
+    pieces = cut_rows(rows, rows_per_example=1, micro_batch_tokens=64, is_padded=True)
+
+    assert [piece.rows for piece in pieces] == [[1], [4], [6, 7], [0, 3, 2, 5]][::-1]
+    assert [piece.tokens for piece in pieces] == [32, 62, 60, 90]
 
 
 def cost(groups: Iterable[Sequence[int]]) -> int:
@@ -51,28 +63,47 @@ def cost(groups: Iterable[Sequence[int]]) -> int:
 
 
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=9))
-def test_no_other_cut_takes_less_time(rows: list[int]) -> None:
-    lengths, limit = np.array(rows), 256
-    groups = [
-        lengths[g].tolist()
-        for g in cut_by_length(np.arange(len(rows)), lengths, micro_batch_tokens=limit)
-    ]
+def test_no_other_cut_takes_less_time(lengths: list[int]) -> None:
+    limit = 256
+    pieces = cut_rows(
+        rows_of(*lengths), rows_per_example=1, micro_batch_tokens=limit, is_padded=True
+    )
+    groups = [[lengths[row] for row in piece.rows] for piece in pieces]
 
-    assert sorted(length for group in groups for length in group) == sorted(rows)
+    assert sorted(length for group in groups for length in group) == sorted(lengths)
     assert all(len(group) == 1 or len(group) * max(group) <= limit for group in groups)
-    in_order = sorted(rows)
-    for places in range(1 << (len(rows) - 1)):  # where to cut
-        ends = [i for i in range(1, len(rows)) if places >> (i - 1) & 1] + [len(rows)]
+    in_order = sorted(lengths)
+    for places in range(1 << (len(lengths) - 1)):  # where to cut
+        ends = [i for i in range(1, len(lengths)) if places >> (i - 1) & 1] + [len(lengths)]
         cut = [in_order[start:end] for start, end in pairwise([0, *ends])]
         if all(len(group) == 1 or len(group) * max(group) <= limit for group in cut):
             assert cost(groups) <= cost(cut)
 
 
-def test_only_the_examples_of_the_step_are_cut() -> None:
-    lengths = np.array([3, 90, 5, 4])
+def test_rows_that_begin_alike_are_together_and_what_they_share_counts_once() -> None:
+    one, other = np.arange(40), np.arange(100, 140)
+    rows = [np.append(beginning, [200 + i] * 8) for i in range(2) for beginning in (one, other)]
 
-    groups = cut_by_length(np.array([3, 0]), lengths, micro_batch_tokens=64)
-    assert [g.tolist() for g in groups] == [[0, 3]]
+    pieces = cut_rows(rows, rows_per_example=1, micro_batch_tokens=60, is_padded=False)
+
+    assert [(piece.rows, piece.tokens) for piece in pieces] == [([0, 2], 56), ([1, 3], 56)]
+
+
+def test_a_row_longer_than_the_limit_is_alone() -> None:
+    pieces = cut_rows(
+        rows_of(5, 100, 6), rows_per_example=1, micro_batch_tokens=64, is_padded=False
+    )
+
+    assert [piece.rows for piece in pieces] == [[0], [1], [2]]
+
+
+def test_an_evaluation_reads_every_example_once_and_like_lengths_together() -> None:
+    lengths = np.arange(300)[::-1]
+
+    windows = list(evaluated_together(lengths, 1))
+
+    assert [len(window) for window in windows] == [128, 128, 44]
+    assert np.concatenate(windows).tolist() == list(range(300))[::-1]
 
 
 def test_padding_is_at_the_end_and_never_learned() -> None:
@@ -81,11 +112,26 @@ def test_padding_is_at_the_end_and_never_learned() -> None:
         TokenizedRow(np.array([4]), np.array([IGNORE_INDEX])),
     ]
 
-    batch = collate(RowsInMemory(rows), np.array([1, 0]), pad_token_id=2)
+    (batch,) = read(rows, [1, 0])
 
-    assert batch.input_ids_BL.tolist() == [[4, 2, 2], [1, 2, 3]]
-    assert batch.labels_BL.tolist() == [[IGNORE_INDEX] * 3, [IGNORE_INDEX, 2, 3]]
-    assert (batch.examples, batch.lengths) == ([1, 0], [1, 3])
+    assert batch.input_ids_BL.tolist() == [[1, 2, 3], [4, 2, 2]]
+    assert batch.labels_BL.tolist() == [[IGNORE_INDEX, 2, 3], [IGNORE_INDEX] * 3]
+    assert (batch.examples, batch.lengths) == ([0, 1], [3, 1])
+    assert [row.tolist() for row in batch.rows] == [[1, 2, 3], [4]]
+
+
+def read(rows: list[TokenizedRow], examples: list[int]) -> list[MicroBatch]:
+    data = RowsInMemory(rows)
+    return list(
+        read_micro_batches(
+            data,
+            np.array(examples),
+            rows_per_example=1,
+            micro_batch_tokens=64,
+            is_padded=False,
+            pad_token_id=2,
+        )
+    )
 
 
 def test_each_target_knows_its_row() -> None:
@@ -95,24 +141,27 @@ def test_each_target_knows_its_row() -> None:
         TokenizedRow(np.array([6, 7]), np.array([IGNORE_INDEX, 7])),
     ]
 
-    batch = collate(RowsInMemory(rows), np.array([2, 1, 0]), pad_token_id=2)
+    (batch,) = read(rows, [2, 1, 0])
 
-    assert batch.rows_of_targets.tolist() == [0, 2, 2]
+    assert batch.examples == [0, 1, 2]
+    assert batch.rows_of_targets.tolist() == [0, 0, 2]
 
 
+@pytest.mark.parametrize("is_padded", [True, False])
 @pytest.mark.parametrize("limit", [1, 40, 64, 1000])
-def test_both_rows_of_a_pair_share_a_micro_batch(limit: int) -> None:
-    lengths = np.random.default_rng(0).integers(2, 20, 24)
-    examples = np.array([3, 0, 11, 7, 8])
-
-    pieces = [
-        piece.tolist()
-        for piece in cut_examples(examples, lengths, rows_per_example=2, micro_batch_tokens=limit)
+def test_both_rows_of_a_pair_share_a_micro_batch(*, limit: int, is_padded: bool) -> None:
+    chance = np.random.default_rng(0)
+    prompts = [chance.integers(0, 9, size) for size in chance.integers(1, 30, 5)]
+    rows = [
+        np.concatenate((prompt, chance.integers(0, 9, chance.integers(1, 20))))
+        for prompt in prompts
+        for _ in range(2)
     ]
 
-    for rows in pieces:
-        assert rows[1::2] == [row + 1 for row in rows[::2]]
-        padded = len(rows) * max(lengths[row] for row in rows)
-        assert padded <= limit or len(rows) == 2
-    taken = sorted(row // 2 for rows in pieces for row in rows[::2])
-    assert taken == sorted(examples)
+    pieces = cut_rows(rows, rows_per_example=2, micro_batch_tokens=limit, is_padded=is_padded)
+
+    for piece in pieces:
+        assert piece.rows[1::2] == [row + 1 for row in piece.rows[::2]]
+        assert piece.tokens <= limit or len(piece.rows) == 2
+    taken = sorted(row // 2 for piece in pieces for row in piece.rows[::2])
+    assert taken == list(range(5))

@@ -10,7 +10,8 @@ from app.core.job.child.job_spec import ComputeSettings
 from app.core.job.estimate import Estimate
 from app.core.job.training_config import DpoSettings, LoraShape, TrainingConfig
 from worker.training.compute.hardware import Speeds
-from worker.training.estimate import Machine, Rows, estimate
+from worker.training.data.counted_rows import Rows
+from worker.training.estimate import Machine, estimate
 from worker.training.failures import TrainingFailedError
 from worker.training.model.base_model import ModelShape
 
@@ -138,6 +139,16 @@ def test_both_answers_of_a_pair_share_a_micro_batch_in_the_estimate() -> None:
 
     assert pairs.peak_memory_bytes == two.peak_memory_bytes > alone.peak_memory_bytes
     assert pairs.least_memory_bytes > alone.least_memory_bytes
+
+
+def test_what_rows_of_a_step_share_takes_neither_time_nor_memory_again() -> None:
+    alike = replace(rows(), read=lambda _row: np.arange(200))
+
+    assert seconds(of(alike)) < 0.6 * seconds(of())
+    assert of(alike).peak_memory_bytes < of().peak_memory_bytes
+    assert of(alike).tokens == of().tokens
+    padded = LoraShape(use_dora=True)  # trains with the reference layers
+    assert seconds(of(alike, lora=padded)) == seconds(of(lora=padded))
 
 
 def test_more_evaluations_take_longer_and_are_named() -> None:

@@ -15,6 +15,7 @@ from app.core.db.repositories.recovery import RecoveryRepository
 from app.core.db.repositories.workers import SILENT_AFTER, WorkerRepository
 from app.core.db.session import Database
 from app.core.db.tables import Job, SavedState
+from app.core.job.artifacts import NUMERICS_VERSION
 from app.core.job.child.job_spec import ComputeSettings
 from app.core.job.status import JobStatus
 from app.core.machine.memory import PLENTY, Memory
@@ -35,7 +36,7 @@ def build_ability(**changes: Any) -> Ability:
         "torch": "2.13.0",
         "transformers": "5.0.0",
         "peft": "0.19.0",
-        "numerics": 2,
+        "numerics": NUMERICS_VERSION,
     }
     return Ability(**(facts | changes))
 
@@ -140,7 +141,7 @@ def test_a_state_of_another_numerics_version_is_left_to_those_who_read_it(
     database: Database,
 ) -> None:
     begin(database)
-    newer = build_ability(machine="ml-3", numerics=3)
+    newer = build_ability(machine="ml-3", numerics=NUMERICS_VERSION + 1)
     live(database, ABLE)
 
     assert take(database, newer) is None
