@@ -38,6 +38,13 @@ BODIES: dict[str, dict[str, Any]] = {
     "/v1/organization/projects/{project_id}/api_keys": {"json": {}},
     "/v1/responses": {"json": {"model": "ft:tiny", "input": "Hi"}},
     "/v1/session": {"json": {"key": "unused"}},
+    "/v1/fine_tuning/sweeps": {
+        "json": {
+            "model": "m",
+            "training_file": "file-1",
+            "sweep": {"grid": {"n_epochs": [1]}},
+        }
+    },
     "/v1/uploads": {"json": UPLOAD},
     "/v1/uploads/{upload_id}/complete": {"json": {"part_ids": []}},
     "/v1/uploads/{upload_id}/parts": {"files": {"data": b"a"}},

@@ -15,7 +15,7 @@ from trl import DPOConfig, DPOTrainer
 
 from app.core.job.training_config import DpoSettings
 from tests.tiny import RowsInMemory, build_peft_model, build_tokenizer
-from worker.training.data.batching import MicroBatch, collate
+from worker.training.data.batching import MicroBatch, read_micro_batches
 from worker.training.data.dataset import IGNORE_INDEX, TokenizedRow
 from worker.training.model.base_model import trainable_parameters
 from worker.training.model.forward import Forward, FusedForward, ReferenceForward
@@ -66,7 +66,14 @@ def as_data(pairs: list[dict[str, list[int]]]) -> RowsInMemory:
 
 def cut(data: RowsInMemory, pairs: int) -> Iterator[MicroBatch]:
     for start in range(0, len(data), 2 * pairs):
-        yield collate(data, np.arange(start, min(start + 2 * pairs, len(data))), pad_token_id=0)
+        yield from read_micro_batches(
+            data,
+            np.arange(start, min(start + 2 * pairs, len(data))),
+            rows_per_example=2,
+            micro_batch_tokens=1_000_000,
+            is_padded=True,
+            pad_token_id=0,
+        )
 
 
 def change(model: PeftModel) -> None:
