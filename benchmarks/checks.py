@@ -37,7 +37,7 @@ SHORT_ROWS: dict[str, Callable[[str, str], Row]] = {
     "ShareGPT": lambda ask, tell: {
         "conversations": [{"from": "human", "value": ask}, {"from": "gpt", "value": tell}]
     },
-    "preference": lambda ask, tell: {"prompt": ask, "chosen": tell, "rejected": tell},
+    "preference": lambda ask, tell: {"prompt": ask, "chosen": tell, "rejected": tell[1:] + "."},
 }
 
 

@@ -38,7 +38,7 @@ def test_checks_are_measured() -> None:
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
 def test_tables_are_measured(kind: str) -> None:
-    sizes = ["--small", "20", "--large", "50", "--rounds", "1"]
+    sizes = ["--small", "60", "--large", "90", "--rounds", "1"]
 
     printed = run("tables", "--database", kind, *sizes)
 
