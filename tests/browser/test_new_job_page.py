@@ -89,7 +89,7 @@ def test_a_file_of_preferences_gets_the_form_of_preference_tuning(member: Member
     pairs = member.upload("pairs.jsonl", _PREFERENCES.read_bytes())
     texts = member.upload("keeper.jsonl", _SAMPLE.read_bytes())
     page = member.sign_in(f"/new?file={texts}")
-    expect(page.get_by_label("Beta")).to_be_hidden()
+    expect(page.locator("#field-beta")).to_be_hidden()
     page.get_by_text("All settings").click()
     page.get_by_label("Train on", exact=False).first.select_option("everything")
 
@@ -99,7 +99,7 @@ def test_a_file_of_preferences_gets_the_form_of_preference_tuning(member: Member
     expect(preferred).to_contain_text("Preferred answer", timeout=60_000)
     expect(preferred).to_contain_text("Other answer")
     expect(page.get_by_label("Train on", exact=False)).to_have_count(0)
-    page.get_by_label("Beta", exact=False).first.fill("0.3")
+    page.locator("#field-beta").fill("0.3")
     page.get_by_label("Label smoothing", exact=False).fill("0.5")
     smoothing = page.locator(".field", has=page.get_by_label("Label smoothing", exact=False))
     expect(smoothing).to_contain_text("This must be 0 to 0.5")

@@ -4,7 +4,7 @@ import { post } from "../lib/api.js";
 import { html, nothing, render } from "../lib/html.js";
 import { problemNote } from "../lib/problems.js";
 
-const PAGES = ["", "job", "new", "compare", "try", "files", "models", "service"];
+const PAGES = ["", "job", "new", "compare", "sweep", "try", "files", "models", "service"];
 
 const main = document.querySelector("main");
 
