@@ -13,16 +13,17 @@ from app.core.job.training_config import TrainingConfig
 
 EVENTS_EACH = 10
 QUEUED_OF_TEN = 1
-"""Of ten jobs; the rest has ended."""
+"""Number of queued jobs among ten. The others have ended."""
 RARE = 3
 """Jobs with a rare label, status, base model and purpose of their files: the oldest, so that a list
 by one of these has all other jobs before them."""
 MODELS = 20
 """Number of tuned models in every database: the list of models has all of them."""
 CHECKPOINTS = 20
-"""Of one job, the same in every database; the others have one each."""
+"""Number of checkpoints of one job, the same in every database. The others have one each."""
 LONG_STEPS = 1000
-"""Of the loss log and of the events of one job, the same in every database."""
+"""Number of rows in the loss log of the newest job, and of its additional events. It is the same in
+every database."""
 _COPIED_AT_ONCE = 100_000
 """Rows of a statement. One for a whole table would take longer than the service waits for any."""
 
