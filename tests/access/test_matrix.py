@@ -71,6 +71,7 @@ def ids_of(world: World) -> dict[str, str]:
         "upload_id": world.upload.id,
         "model": world.model.id,
         "endpoint_id": world.endpoint.id,
+        "sweep_id": world.sweep.id,
         "project_id": OTHER_PROJECT,
         "api_key_id": new_id(IdPrefix.KEY),
     }

@@ -29,7 +29,7 @@ NOT_AN_ID = {
     *("accept", "encoding", "format", "limit", "order", "points", "purpose"),
     *("step_from", "step_to"),
     *("allow_inexact_resume", "auto_start", "from", "hyperparameters", "integrations", "metadata"),
-    *("method", "priority"),
+    *("method", "priority", "sweep"),
     *("bytes", "data", "expires_after", "file", "filename", "md5", "mime_type", "seed", "suffix"),
     *("expires_after[anchor]", "expires_after[seconds]"),
     *("colour", "context_length", "overlong_row_behavior", "recipe", "rows", "train_on"),
@@ -99,7 +99,7 @@ class Two:
             "model": [world.model.id, f"{world.model.id}:ckpt-step-1"],
             "after": [
                 *(world.file.id, world.queued.id, world.result.id, event_id or ""),
-                world.endpoint.id,
+                *(world.endpoint.id, world.sweep.id),
             ],
             "base_model": [world.model.id],
             "search": [world.done.id, world.model.id],
@@ -108,6 +108,7 @@ class Two:
             "validation_file": [world.file.id],
             "part_ids": [world.part.id],
             "endpoint_id": [world.endpoint.id],
+            "sweep_id": [world.sweep.id],
         }
         self.file = self.upload_file(self.other)
         self.job = self.create_job(self.other, self.file).json()["id"]
