@@ -123,6 +123,7 @@ class FusedForward:
         self.model = model
         base: Any = model.get_base_model()
         self._head: Tensor = base.get_output_embeddings().weight
+        self._dtype: torch.dtype = base.dtype
         self._decoder: Any = base.base_model
         self._run_layer = layer
         self._is_checkpointing = is_checkpointing
@@ -135,7 +136,7 @@ class FusedForward:
         self._shape_with_dropout = dataclasses.replace(self._shape, lora_scale=scale)
 
     def log_probs(self, batch: MicroBatch, dropout: DropoutKey | None) -> TargetLogProbs:
-        packed = pack(batch).to(self._head.device)
+        packed = pack(batch).to(self._head.device, self._dtype)
         hidden_TH = self._read(packed, dropout)
         hidden_UH = self._decoder.norm(hidden_TH[packed.places_U])
         predicted = linear_log_probs(hidden_UH, self._head, packed.targets_U)
@@ -146,7 +147,7 @@ class FusedForward:
     def _read(self, packed: PackedRows, dropout: DropoutKey | None) -> Tensor:
         hidden_TH: Tensor = self._decoder.embed_tokens(packed.input_ids_T)
         cos_1TD, sin_1TD = self._decoder.rotary_emb(hidden_TH, packed.depths_T[None])
-        positions = Positions(cos_1TD[0], sin_1TD[0], packed.groups)
+        positions = Positions(cos_1TD[0], sin_1TD[0], packed.blocks)
         masks = None
         if dropout is not None and self._dropout is not None:
             masks = Masks(dropout, packed.drawn, self._dropout, layers=len(self._layers))
