@@ -19,6 +19,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Qwen2
 
 _QWEN2: dict[str, Any] = {"vocab_size": 151_936, "max_position_embeddings": 32_768}
 SHAPES: dict[str, Callable[..., LlamaConfig | Qwen2Config]] = {
+    "135M": partial(
+        LlamaConfig,
+        num_hidden_layers=30,
+        hidden_size=576,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        intermediate_size=1536,
+        vocab_size=49_152,
+        max_position_embeddings=8192,
+        tie_word_embeddings=True,
+    ),
     "360M": partial(
         LlamaConfig,
         num_hidden_layers=32,
@@ -61,7 +72,7 @@ SHAPES: dict[str, Callable[..., LlamaConfig | Qwen2Config]] = {
         **_QWEN2 | {"vocab_size": 152_064},
     ),
 }
-"""SmolLM2-360M, and Qwen2.5 in three sizes. Qwen2-1.5B has the shape of `1.5B`."""
+"""SmolLM2 in two sizes, and Qwen2.5 in three. Qwen2-1.5B has the shape of `1.5B`."""
 
 _SHARD_BYTES = 1_000_000_000
 _SPREAD = 0.02
@@ -82,12 +93,17 @@ def write_random_model(
     config = SHAPES[shape](**({"num_hidden_layers": layers} if layers else {}))
     config.bos_token_id, config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
     assert len(tokenizer) <= config.vocab_size
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model = build_empty(config)
     directory.mkdir(parents=True)
     model.config.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     _write_weights(directory, {name: tensor.shape for name, tensor in model.named_parameters()})
+
+
+def build_empty(config: LlamaConfig | Qwen2Config) -> Any:
+    """The model of a configuration, whose weights are nowhere."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
 
 
 def _write_weights(directory: Path, shapes: dict[str, torch.Size]) -> None:

@@ -58,7 +58,7 @@ def measure_tight(options: Options) -> dict[str, Any]:
     print(f"{times.ended_s:.0f} s, at most {peak_bytes / 1e9:.2f} GB", flush=True)
     return {
         "whole_s": times.ended_s,
-        "steps_s": times.steps_s,
+        "steps": _STEPS,
         "limit_bytes": options.memory * _GIB,
         "peak_bytes": peak_bytes,
         "killed_after": killed[0],

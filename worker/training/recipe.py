@@ -37,6 +37,7 @@ from worker.training.artifacts.saved_state import (
     compute_settings,
     load_state,
 )
+from worker.training.compute.compiled_layers import are_in_cache, remember_compiled
 from worker.training.compute.hardware import measure_gpu_memory, read_or_measure
 from worker.training.compute.plan import (
     ComputePlan,
@@ -130,6 +131,8 @@ def _train(job: _Preparation, is_stop_requested: Callable[[], bool]) -> Finished
     loop.take_steps(is_stop_requested)
     if not loop.is_over:
         return Stopped(step=loop.trainer.progress.step)
+    if loop.spec.compute.compile and loop.spec.compute.dtype is not None:
+        remember_compiled(job.spec, ModelShape.read(job.base_model), loop.spec.compute.dtype)
     result = loop.settle()
     loop.check(result)
     return Finished(step=result, trained_tokens=loop.trainer.progress.tokens_seen)
@@ -214,14 +217,16 @@ def _load_model(
     asked = compute_settings(job.directory, spec)
     speeds = read_or_measure(job.directory / MACHINE_CACHE_NAME)
     placement = choose_placement(asked, speeds)
+    base_model = ModelShape.read(job.base_model)
     work = Workload.of_job(
-        ModelShape.read(job.base_model),
+        base_model,
         config,
         data.lengths,
         total_steps=schedule.total_steps,
         threads=spec.threads,
     )
-    make = partial(make_plan, asked, placement, speeds, work)
+    is_in_cache = are_in_cache(spec, base_model, placement.dtype)
+    make = partial(make_plan, asked, placement, speeds, work, is_in_cache=is_in_cache)
     memory = _await_memory(job, placement, lambda memory: make(memory=memory).peak_bytes)
     plan = make(memory=memory)
     plan.check_memory(memory)

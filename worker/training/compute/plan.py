@@ -41,8 +41,9 @@ from worker.training.model.forward import (
 _WORTH_BFLOAT16 = 1.4
 """How much faster than float32 its matrix products must be: it loses a little elsewhere."""
 
-_WORTH_COMPILING_S = 60.0
-"""Seconds that compiling must save: twice what it takes the first time."""
+_COMPILING_S, _LOADING_S = 30.0, 5.0
+"""Seconds that layers take to compile, and to load from the cache. They must save twice as much. A
+job of one minute saves ten seconds."""
 
 _FUSED_PER_S = 2e7
 """Numbers between two layers (tokens x layers x width) for which one thread of a current processor
@@ -203,6 +204,7 @@ def make_plan(
     *,
     memory: Memory,
     has_fused_layers: bool = True,
+    is_in_cache: bool = False,
 ) -> ComputePlan:
     """Make every choice that `asked` leaves open. A job that cannot fit gets a plan as well.
 
@@ -213,6 +215,7 @@ def make_plan(
         work: what the job has to compute.
         memory: memory of its device that is for jobs.
         has_fused_layers: False if the loaded model turned out to have layers of another kind.
+        is_in_cache: whether an earlier job has compiled the same layers.
     """
     objection = why_not_fused(work.base_model, longest_row=work.longest_row)
     if objection is None and work.lora.use_dora:
@@ -229,7 +232,9 @@ def make_plan(
         work.rows_per_example,
     )
     tokens, checkpointing = plan_memory(asked, footprint, batch_size=work.batch_size, memory=memory)
-    should_compile = forward == "fast" and _is_worth_compiling(asked, placement, work)
+    should_compile = forward == "fast" and _is_worth_compiling(
+        asked, placement, work, _LOADING_S if is_in_cache else _COMPILING_S
+    )
     is_compiled = should_compile and has_compiler()
     reasons = [
         _explain_placement(placement, speeds),
@@ -259,13 +264,13 @@ def has_compiler() -> bool:
     return shutil.which(os.environ.get("CXX", "g++")) is not None
 
 
-def _is_worth_compiling(asked: ComputeSettings, placement: Placement, work: Workload) -> bool:
+def _is_worth_compiling(
+    asked: ComputeSettings, placement: Placement, work: Workload, cost_s: float
+) -> bool:
     if asked.compile is not None:
         return asked.compile
-    if placement.device == "cuda":
-        return False
     numbers = work.tokens * work.base_model.layers * work.base_model.width
-    return numbers / (_FUSED_PER_S * work.threads) >= _WORTH_COMPILING_S
+    return placement.device == "cpu" and numbers / (_FUSED_PER_S * work.threads) >= 2 * cost_s
 
 
 def _explain_placement(placement: Placement, speeds: Speeds) -> str:

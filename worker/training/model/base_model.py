@@ -79,11 +79,16 @@ class ModelShape:
     def read(cls, directory: Path) -> "ModelShape":
         """Read the shape of the base model in `directory`."""
         config: Any = AutoConfig.from_pretrained(directory, local_files_only=True)
-        config = config.get_text_config()
+        parameters = sum(_count_parameters(file) for file in directory.glob("*.safetensors"))
+        return cls.of(config.get_text_config(), parameters=parameters)
+
+    @classmethod
+    def of(cls, config: Any, *, parameters: int) -> "ModelShape":
+        """The shape of a model with this configuration of `transformers`."""
         heads = config.num_attention_heads
         return cls(
             architecture=config.model_type,
-            parameters=sum(_count_parameters(file) for file in directory.glob("*.safetensors")),
+            parameters=parameters,
             layers=config.num_hidden_layers,
             width=config.hidden_size,
             mlp_width=getattr(config, "intermediate_size", None) or 4 * config.hidden_size,
