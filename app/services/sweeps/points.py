@@ -111,7 +111,8 @@ class _Base:
         body = json.loads(json.dumps(self._body))
         place: dict[str, Any] = body
         if (method := body.get("method")) is not None:
-            place = method[method["type"]] = method.get(method["type"]) or {}
+            settings: dict[str, Any] = method.get(method["type"]) or {}
+            place = method[method["type"]] = settings
         given = {name: value for name, (value, _) in values.items()}
         place["hyperparameters"] = (place.get("hyperparameters") or {}) | given
         try:
