@@ -9,6 +9,15 @@ from app.core.job.child.job_spec import MAX_SWEEP_JOBS
 from app.core.job.status import JobStatus
 from app.schemas.bodies import ItemRead, RequestBody, ResponseBody, UnixTime
 from app.schemas.fine_tuning_jobs import JobCreate
+from app.schemas.hyperparameters import DPO_NAMES
+
+INCOMPARABLE = {
+    "validation_split": "each job would be measured on other rows",
+    "train_on": "the loss would be the mean over other tokens",
+    "train_on_inputs": "the loss would be the mean over other tokens",
+    **dict.fromkeys(DPO_NAMES, "it is a part of the loss"),
+}
+"""Hyperparameters that cannot vary, and why the validation losses could then not be compared."""
 
 _Values = Annotated[list[Any], Field(min_length=1, max_length=MAX_SWEEP_JOBS)]
 _Point = Annotated[dict[str, Any], Field(min_length=1)]

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from app.core.access import Caller
 from app.core.base_models import Catalogue, CatalogueEntry, InstalledModel
@@ -17,6 +18,7 @@ from app.core.job.training_config import Method, Recipe, TrainingConfig
 from app.core.settings import Settings
 from app.core.stored_models.lookup import find_same, find_usable, list_usable, read_facts
 from app.schemas.fine_tuning_jobs import JobCreate
+from app.schemas.hyperparameters import as_hyperparameters
 from app.services.adapters.lookup import TUNED_PREFIX
 from app.services.adapters.parents import Parent, find_parent, keep_parent
 from app.services.job_settings import check_layers, check_validation
@@ -112,6 +114,11 @@ class CheckedRequest:
     asked: HyperparameterRequest
     config: TrainingConfig
     """All hyperparameters, resolved."""
+
+    @property
+    def shown(self) -> dict[str, Any]:
+        """All hyperparameters, resolved, by their names on the wire."""
+        return as_hyperparameters(self.config, self.asked.learning_rate_multiplier(self.config))
 
 
 def check_request(

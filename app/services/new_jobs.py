@@ -1,8 +1,8 @@
-"""Creates jobs: from a request, or as a rerun of another job. The caller owns the transaction."""
+"""Creates jobs from requests. The caller owns the transaction."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from app.core.access import Caller
@@ -13,25 +13,15 @@ from app.core.db.repositories.projects import audit
 from app.core.db.session import Session
 from app.core.db.tables import Job, JobMetadata
 from app.core.disk import require_room
-from app.core.errors import StateConflictError
 from app.core.ids import IdPrefix, new_id
 from app.core.job.lora_shape import ParentAdapter
-from app.core.job.training_config import Recipe, TrainingConfig
+from app.core.job.training_config import Recipe
 from app.core.settings import Settings
-from app.schemas.fine_tuning_jobs import JobCreate, JobRerun
+from app.schemas.fine_tuning_jobs import JobCreate
 from app.services.adapters.lookup import name_model
-from app.services.adapters.parents import keep_parent
 from app.services.idempotency import IdempotentRequest, RequestOrigin
-from app.services.job_inputs import (
-    CheckedRequest,
-    check_files,
-    check_request,
-    find_base_of,
-    require_trackers,
-)
-from app.services.job_settings import check_limits
+from app.services.job_inputs import CheckedRequest, check_request, require_trackers
 from app.services.quotas import require_job
-from app.services.resuming.saved_states import hand_over_saved_state, take_saved_state
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,46 +62,17 @@ def create_job_once(
         )
 
     once = IdempotentRequest(session, caller, origin, "create", request.content(), now=now)
-    return _make_once(once, create, settings)
+    return make_once(once, create, settings)
 
 
-def rerun_job_once(
-    session: Session,
-    caller: Caller,
-    job_id: str,
-    request: JobRerun,
-    origin: RequestOrigin,
-    *,
-    catalogue: Catalogue,
-    settings: Settings,
-    now: datetime,
-) -> NewJob:
-    """Rerun a job, or find the rerun that this very request has created before.
+def make_once(once: IdempotentRequest, make: Callable[[], Job], settings: Settings) -> NewJob:
+    """Make a job, unless this very request has made one before.
 
     Raises:
-        InvalidRequestError: the idempotency key belongs to another request, or as `rerun_job`.
-        NotFoundError: as `rerun_job`.
-        StateConflictError: as `rerun_job`.
+        InvalidRequestError: the idempotency key belongs to another request, or a tracker of the job
+            is not set up.
         StorageFullError: the disk has no room for a new job.
-        QuotaExceededError: the project may have no more jobs.
     """
-
-    def rerun() -> Job:
-        return rerun_job(
-            session,
-            caller,
-            job_id,
-            catalogue=catalogue,
-            organization=settings.organization,
-            held_for=timedelta(seconds=settings.held_state_s) if request.from_ else None,
-            now=now,
-        )
-
-    once = IdempotentRequest(session, caller, origin, "rerun", request.content(job_id), now=now)
-    return _make_once(once, rerun, settings)
-
-
-def _make_once(once: IdempotentRequest, make: Callable[[], Job], settings: Settings) -> NewJob:
     earlier = once.find_job()
     if earlier is not None:
         return NewJob(earlier, is_replay=True)
@@ -163,7 +124,7 @@ def add_checked_job(
         QuotaExceededError: the project may have no more jobs.
     """
     start, asked, config = checked.start, checked.asked, checked.config
-    job = _add_job(
+    job = add_job(
         session,
         caller,
         start.installed,
@@ -183,7 +144,7 @@ def add_checked_job(
         eval_prompts=request.eval_prompts,
         eval_prompts_at_checkpoints=bool(request.eval_prompts_at_checkpoints),
         learning_rate_multiplier=asked.learning_rate_multiplier(config),
-        metadata_items=_labels(request.metadata or {}),
+        metadata_items=as_labels(request.metadata or {}),
     )
     events = EventRepository(session, caller.project_id)
     if (warning := asked.warn_about_multiplier(config)) is not None:
@@ -193,78 +154,7 @@ def add_checked_job(
     return job
 
 
-def rerun_job(
-    session: Session,
-    caller: Caller,
-    job_id: str,
-    *,
-    catalogue: Catalogue,
-    organization: str,
-    held_for: timedelta | None = None,
-    now: datetime,
-) -> Job:
-    """Create a job that repeats another job, in whatever status that job is.
-
-    It has the same data, model, hyperparameters, seed, labels, integrations, evaluation prompts,
-    suffix and priority.
-
-    Args:
-        held_for: how long saved states are kept. With it, the new job takes over the saved state
-            of the other job and resumes from it; None begins with the first step.
-
-    Raises:
-        NotFoundError: no job has this id, or one of its files is gone.
-        InvalidRequestError: the base model is gone, or its weights have changed; or the job would
-            begin with an adapter that was deleted.
-        StateConflictError: there is no saved state to resume from, or the job was imported.
-    """
-    original = JobRepository(session, caller.project_id).get(job_id)
-    if original.imported is not None:
-        raise StateConflictError(
-            f"Job {job_id} has imported an adapter and trained nothing, so it cannot be repeated. "
-            f"Create a job with the model {original.fine_tuned_model}, which continues it.",
-            code="job_not_repeatable",
-        )
-    entry, installed = find_base_of(session, catalogue, original, "the job cannot be repeated")
-    parent = None
-    if original.parent is not None:
-        parent = ParentAdapter.model_validate(original.parent)
-        if held_for is None:  # a saved state has all that is trained
-            keep_parent(session, caller, parent)
-    progress = None
-    if held_for is not None:
-        progress = take_saved_state(session, caller, original, held_for, now=now)
-    files = (original.training_file_id, original.validation_file_id)
-    config = TrainingConfig.model_validate(original.config)
-    check_files(session, caller, *files, entry, method=config.method, now=None if progress else now)
-    check_limits(config, entry)
-    job = _add_job(
-        session,
-        caller,
-        installed,
-        organization,
-        created_at=now,
-        priority=original.priority,
-        allow_inexact_resume=original.allow_inexact_resume,
-        rerun_of=original.id,
-        training_file_id=original.training_file_id,
-        validation_file_id=original.validation_file_id,
-        suffix=original.suffix,
-        parent=parent,
-        config=original.config,
-        integrations=original.integrations,
-        eval_prompts=original.eval_prompts,
-        eval_prompts_at_checkpoints=original.eval_prompts_at_checkpoints,
-        learning_rate_multiplier=original.learning_rate_multiplier,
-        metadata_items=_labels({item.key: item.value for item in original.metadata_items}),
-        **(progress or {}),
-    )
-    if progress is not None:
-        hand_over_saved_state(session, caller, original, job, now=now)
-    return job
-
-
-def _add_job(
+def add_job(
     session: Session,
     caller: Caller,
     model: InstalledModel,
@@ -296,5 +186,6 @@ def _add_job(
     return job
 
 
-def _labels(metadata: Mapping[str, str]) -> list[JobMetadata]:
+def as_labels(metadata: Mapping[str, str]) -> list[JobMetadata]:
+    """The rows of a job's labels."""
     return [JobMetadata(key=key, value=value) for key, value in metadata.items()]

@@ -18,9 +18,10 @@ from app.core.job.child.job_spec import MACHINE_CACHE_NAME
 from app.core.settings import Settings
 from app.core.storage.local_copies import BlobRef
 from app.schemas.fine_tuning_jobs import JobCreate
-from app.schemas.hyperparameters import as_hyperparameters
+from app.schemas.sweeps import SweepCreate
 from app.services.job_inputs import check_file, check_request, find_start, require_trackers
 from app.services.job_settings import resolve_config
+from app.services.sweeps.creation import check_sweep
 
 _DEFAULT_ROWS = 5
 _RANGE = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9}))?", re.ASCII)
@@ -99,10 +100,8 @@ class EstimatePlan:
     base_model: InstalledModel
     """The base model, whose directory the request has only if it is on this machine."""
     request: EstimateRequest
-    model: str
-    """Id of the base model in the catalogue."""
-    hyperparameters: dict[str, Any]
-    """All hyperparameters with their resolved values, by their names on the wire."""
+    hyperparameters: list[dict[str, Any]]
+    """All hyperparameters of each job with their resolved values, by their names on the wire."""
 
 
 def plan_estimate(
@@ -114,17 +113,23 @@ def plan_estimate(
     settings: Settings,
     now: datetime,
 ) -> EstimatePlan:
-    """Check a request as if a job were created, and say what its estimate depends on.
+    """Check a request as if its job or its sweep were created, and say what the estimate takes.
 
     Raises:
-        InvalidRequestError: as `create_job`.
+        InvalidRequestError: as `create_job` or `check_sweep`.
         NotFoundError: as `create_job`.
     """
-    checked = check_request(
-        session, caller, request, catalogue, default_recipe=settings.default_recipe, now=now
-    )
-    model, asked, config = checked.start.installed, checked.asked, checked.config
+    if isinstance(request, SweepCreate):
+        pairs = check_sweep(session, caller, request, catalogue, settings, now=now)
+        checked = [each for _, each in pairs]
+    else:
+        default = settings.default_recipe
+        checked = [
+            check_request(session, caller, request, catalogue, default_recipe=default, now=now)
+        ]
     require_trackers((each.type for each in request.integrations or ()), settings)
+    model = checked[0].start.installed
+    config, *others = (each.config for each in checked)
     ids = filter(None, (request.training_file, request.validation_file))
     repository = FileRepository(session, caller.project_id)
     files = [repository.get(file_id, now=now) for file_id in ids]
@@ -142,9 +147,9 @@ def plan_estimate(
             machine_cache=settings.caches_of(caller.project_id)[MACHINE_CACHE_NAME].absolute(),
             threads=settings.resolved_training_threads,
             memory_bytes=workers.largest_memory() or training_memory(settings),
+            others=tuple(others),
         ),
-        model=model.id,
-        hyperparameters=as_hyperparameters(config, asked.learning_rate_multiplier(config)),
+        hyperparameters=[each.shown for each in checked],
     )
 
 

@@ -19,6 +19,7 @@ OPERATIONS = [
 ]
 """Method and path; `test_openapi.py` sees to it that they are those of the application."""
 
+SWEEP = {"model": "m", "training_file": "file-1", "sweep": {"grid": {"n_epochs": [1]}}}
 UPLOAD = {"bytes": 1, "filename": "a", "mime_type": "text/jsonl", "purpose": "fine-tune"}
 EVENT_TYPE = "fine_tuning.job.succeeded"
 BODIES: dict[str, dict[str, Any]] = {
@@ -38,13 +39,8 @@ BODIES: dict[str, dict[str, Any]] = {
     "/v1/organization/projects/{project_id}/api_keys": {"json": {}},
     "/v1/responses": {"json": {"model": "ft:tiny", "input": "Hi"}},
     "/v1/session": {"json": {"key": "unused"}},
-    "/v1/fine_tuning/sweeps": {
-        "json": {
-            "model": "m",
-            "training_file": "file-1",
-            "sweep": {"grid": {"n_epochs": [1]}},
-        }
-    },
+    "/v1/fine_tuning/sweeps": {"json": SWEEP},
+    "/v1/fine_tuning/sweeps/estimate": {"json": SWEEP},
     "/v1/uploads": {"json": UPLOAD},
     "/v1/uploads/{upload_id}/complete": {"json": {"part_ids": []}},
     "/v1/uploads/{upload_id}/parts": {"files": {"data": b"a"}},

@@ -6,7 +6,11 @@ from typing import Any
 
 import jsonschema
 import pytest
+from pydantic import ValidationError
 
+from app.core.errors import InvalidRequestError
+from app.schemas.sweeps import SweepCreate
+from app.services.sweeps.points import read_points
 from tunery.client.init import example_text, schema_text
 from tunery.client.job_file import read_job_file
 from tunery.client.yaml_reading import read_yaml
@@ -55,3 +59,28 @@ def test_an_editor_and_the_command_judge_alike(
     else:
         with pytest.raises(Exception, match=r"job\.yaml"):
             read_job_file(path)
+
+
+@pytest.mark.parametrize(
+    ("sweep", "is_valid"),
+    [
+        ({"grid": {"learning_rate": [1e-4, 2e-4], "lora_layers": [2, [0, 1]]}}, True),
+        ({"list": [{"lora_r": 8}, {"lora_r": 16, "n_epochs": 1}]}, True),
+        ({"grid": {"learning_rat": [1e-4]}}, False),
+        ({"grid": {"learning_rate": [2]}}, False),
+        ({"grid": {"beta": [0.1]}}, False),
+        ({"list": [{"validation_split": 0.1}]}, False),
+        ({"grids": {}}, False),
+    ],
+)
+def test_an_editor_knows_what_can_vary(sweep: dict[str, Any], *, is_valid: bool) -> None:
+    body = HEAD | {"hyperparameters": {"validation_split": 0.5}, "sweep": sweep}
+    schema = jsonschema.Draft202012Validator(json.loads(schema_text()))
+
+    assert schema.is_valid(body) is is_valid
+    try:
+        read_points(SweepCreate.model_validate(body))
+    except (InvalidRequestError, ValidationError):
+        assert not is_valid
+    else:
+        assert is_valid

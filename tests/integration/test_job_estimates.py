@@ -61,6 +61,59 @@ def test_a_job_is_estimated_from_a_sample_and_not_created(
         assert session.scalars(select(func.count()).select_from(Event)).one() == 0
 
 
+@pytest.fixture
+def estimate_sweep(client: TestClient, estimate: Callable[..., Any]) -> Callable[..., Any]:
+    """Asks what a sweep takes, whose jobs hold out a part of the file."""
+
+    def ask(file_id: str, **grid: Any) -> Any:
+        body = {"model": "tiny", "training_file": file_id, "sweep": {"grid": grid}, "seed": 1}
+        body["hyperparameters"] = {"n_epochs": 1, "validation_split": 0.1}
+        return client.post("/v1/fine_tuning/sweeps/estimate", json=body)
+
+    return ask
+
+
+def test_a_sweep_is_estimated_job_by_job_and_not_created(
+    client: TestClient, database: Database, estimate_sweep: Callable[..., Any]
+) -> None:
+    body = estimate_sweep(upload(client, ROWS), batch_size=[2, 4], lora_r=[8, 16]).json()
+
+    jobs = body["jobs"]
+    shown = [job["hyperparameters"] for job in jobs]
+    varied = [(2, 8), (2, 16), (4, 8), (4, 16)]
+    assert body["object"] == "fine_tuning.sweep.estimate", body
+    assert [(each["batch_size"], each["lora_r"]) for each in shown] == varied
+    assert [job["estimate"]["steps"] for job in jobs] == [315, 315, 158, 158]
+    for name in ("seconds", "low", "high"):
+        each = [job["estimate"]["duration"][name] for job in jobs]
+        assert body["duration"][name] == pytest.approx(sum(each))
+    with database.reading() as session:
+        assert session.scalars(select(func.count()).select_from(Job)).one() == 0
+
+
+def test_what_a_sweep_cannot_have_its_estimate_cannot_have(
+    client: TestClient, estimate_sweep: Callable[..., Any]
+) -> None:
+    error = estimate_sweep(upload(client, ROWS[:9]), learning_rate=[1e-4, 2]).json()["error"]
+
+    assert (error["code"], error["param"]) == ("invalid_value", "sweep.grid.learning_rate[1]")
+
+
+def test_the_largest_sweep_is_estimated_within_the_limits_and_each_job_from_its_own_tokens(
+    client: TestClient, estimate_sweep: Callable[..., Any]
+) -> None:
+    lengths = list(range(64, 72))
+    long = [chat_row(f"{i}?", "It is this. " * 30) for i in range(300)]
+
+    body = estimate_sweep(
+        upload(client, long), context_length=lengths, batch_size=list(range(249, 257))
+    ).json()
+
+    tokens = [job["estimate"]["tokens_per_epoch"] for job in body["jobs"]]
+    assert tokens == [270 * length for length in lengths for _ in range(8)]
+    assert {job["rows"] for job in body["jobs"]} == {300}
+
+
 def test_a_validation_file_takes_time(client: TestClient, estimate: Callable[..., Any]) -> None:
     training, validation = upload(client, ROWS), upload(client, ROWS[:650])
     hyperparameters = {"n_epochs": 1}

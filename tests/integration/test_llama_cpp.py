@@ -54,7 +54,11 @@ token."""
 
 @pytest.mark.parametrize(
     ("model_type", "variant"),
-    [("llama", {"use_rslora": True}), *((each, {}) for each in sorted(GGUF_ARCHITECTURES))],
+    [
+        ("llama", {"use_rslora": True}),
+        ("llama", {"layers": (0,)}),
+        *((each, {}) for each in sorted(GGUF_ARCHITECTURES)),
+    ],
     ids=lambda value: value if isinstance(value, str) else next(iter(value), "lora"),
 )
 def test_llama_cpp_answers_as_the_adapter_does(

@@ -1,12 +1,12 @@
 """`tunery compare`: what jobs were told, and what became of them, side by side."""
 
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
 from tunery.client.jobs import name_model
 from tunery.client.options import AsJson, JobIds, ProfileName, open_api
-from tunery.client.screen.terminal import number, print_json, print_table
+from tunery.client.screen.terminal import listed, number, print_json, print_table
 from tunery.client.service.api import Json, job_path
 
 _MOST_JOBS = 8
@@ -85,6 +85,6 @@ def _cell(value: object) -> str:
         case float():
             return number(value)
         case list():
-            return " ".join(map(str, value))  # pyright: ignore[reportUnknownArgumentType]
+            return listed(cast("list[object]", value))
         case _:
             return str(value)

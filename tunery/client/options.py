@@ -24,6 +24,11 @@ ProfileName = Annotated[
     ),
 ]
 
+IdempotencyKey = Annotated[
+    str,
+    typer.Option(help="Key that makes this command safe to repeat: a second one makes no job."),
+]
+
 
 def open_api(profile: str | None) -> Api:
     """Return the API of the service that the option, the environment or the profile names."""

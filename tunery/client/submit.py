@@ -11,7 +11,7 @@ import typer
 
 from tunery.client.downloads.command import fetch_adapter
 from tunery.client.downloads.fetching import fetch_file
-from tunery.client.options import AsJson, ProfileName, open_api
+from tunery.client.options import AsJson, IdempotencyKey, ProfileName, open_api
 from tunery.client.screen.terminal import (
     duration,
     escape,
@@ -44,10 +44,7 @@ def submit(
             "--output", "-o", help="With --follow: directory to write. Default: the id of the job."
         ),
     ] = None,
-    idempotency_key: Annotated[
-        str,
-        typer.Option(help="Key that makes this command safe to repeat: a second one makes no job."),
-    ] = "",
+    idempotency_key: IdempotencyKey = "",
     as_json: AsJson = False,
     profile: ProfileName = None,
 ) -> None:
@@ -81,13 +78,12 @@ def estimate(file: JobFilePath, *, as_json: AsJson = False, profile: ProfileName
         print_json(answer)
         return
     found: Json = answer["estimate"]
-    took: Json | None = found["duration"]
     print_table(
         ("ESTIMATE", answer["model"]),
         [
             ("steps", f"{found['steps']:,}"),
             ("tokens", f"{found['tokens']:,}"),
-            ("duration", took and _describe_duration(took)),
+            ("duration", describe_duration(found["duration"])),
             ("memory", size(found["peak_memory_bytes"])),
             ("memory at least", size(found["least_memory_bytes"])),
             ("disk", size(found["disk_bytes"])),
@@ -157,6 +153,9 @@ def _download(api: Api, job: Json, directory: Path, *, as_json: bool) -> None:
         typer.echo(escape(f"{directory}: the adapter is in adapter/, the loss log is loss.csv"))
 
 
-def _describe_duration(took: Json) -> str:
+def describe_duration(took: Json | None) -> str | None:
+    """A duration of an estimate. None if it is not known: on a GPU."""
+    if took is None:
+        return None
     low, high = duration(took["low"]), duration(took["high"])
     return f"{duration(took['seconds'])} ({low} to {high})"

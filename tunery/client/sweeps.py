@@ -5,10 +5,10 @@ from typing import Annotated, cast
 import typer
 
 from app.core.command_line.exit_codes import CommandGroup
-from tunery.client.options import AsJson, ProfileName, open_api
-from tunery.client.screen.terminal import age, number, print_json, print_table, say
+from tunery.client.options import AsJson, IdempotencyKey, ProfileName, open_api
+from tunery.client.screen.terminal import age, listed, number, print_json, print_table, say, size
 from tunery.client.service.api import Json, checked_id, new_idempotency_key
-from tunery.client.submit import JobFilePath, upload_files
+from tunery.client.submit import JobFilePath, describe_duration, upload_files
 
 _PATH = "/fine_tuning/sweeps"
 _DEFAULT_LIMIT, _MAX_LIMIT = 20, 100
@@ -24,10 +24,7 @@ SweepId = Annotated[str, typer.Argument(help="Id of the sweep.", metavar="SWEEP"
 def create(
     file: JobFilePath,
     *,
-    idempotency_key: Annotated[
-        str,
-        typer.Option(help="Key that makes this command safe to repeat: a second one makes no job."),
-    ] = "",
+    idempotency_key: IdempotencyKey = "",
     as_json: AsJson = False,
     profile: ProfileName = None,
 ) -> None:
@@ -40,6 +37,36 @@ def create(
         return
     typer.echo(sweep["id"])
     say(f"{len(sweep['points'])} jobs. To compare them: tunery sweeps show {sweep['id']}")
+
+
+@sweeps.command()
+def estimate(file: JobFilePath, *, as_json: AsJson = False, profile: ProfileName = None) -> None:
+    """Estimate what the jobs of a sweep will take, without creating them. Files are uploaded."""
+    api = open_api(profile)
+    request = upload_files(api, file, is_sweep=True)
+    answer = api.post(f"{_PATH}/estimate", request)
+    if as_json:
+        print_json(answer)
+        return
+    jobs = cast("list[Json]", answer["jobs"])
+    grid = cast("Json | None", request["sweep"].get("grid"))
+    names = dict.fromkeys(
+        name for point in ([grid] if grid else request["sweep"]["list"]) for name in point
+    )
+    rows = [
+        (
+            *(_cell(job["hyperparameters"].get(name)) for name in names),
+            f"{job['estimate']['steps']:,}",
+            describe_duration(job["estimate"]["duration"]),
+            size(job["estimate"]["peak_memory_bytes"]),
+        )
+        for job in jobs
+    ]
+    print_table((*names, "STEPS", "DURATION", "MEMORY"), rows)
+    total = describe_duration(answer["duration"])
+    say(f"{len(jobs)} jobs, one after another on one worker: {total or 'unknown on a GPU'}")
+    for sentence in dict.fromkeys(each for job in jobs for each in job["estimate"]["advice"]):
+        say(sentence)
 
 
 @sweeps.command("list")
@@ -61,21 +88,13 @@ def list_sweeps(
 @sweeps.command()
 def show(sweep: SweepId, *, as_json: AsJson = False, profile: ProfileName = None) -> None:
     """Show the jobs of a sweep, the lowest validation loss first."""
-    found = open_api(profile).get(f"{_PATH}/{checked_id(sweep)}")
-    if as_json:
-        print_json(found)
-    else:
-        _print(found)
+    _print(open_api(profile).get(f"{_PATH}/{checked_id(sweep)}"), as_json=as_json)
 
 
 @sweeps.command()
 def cancel(sweep: SweepId, *, as_json: AsJson = False, profile: ProfileName = None) -> None:
     """Cancel all jobs of a sweep that have not ended."""
-    cancelled = open_api(profile).post(f"{_PATH}/{checked_id(sweep)}/cancel")
-    if as_json:
-        print_json(cancelled)
-    else:
-        _print(cancelled)
+    _print(open_api(profile).post(f"{_PATH}/{checked_id(sweep)}/cancel"), as_json=as_json)
 
 
 def _summary(sweep: Json) -> tuple[object, ...]:
@@ -94,7 +113,10 @@ def _tell(hyperparameters: Json) -> str:
     return ", ".join(f"{name}={_cell(value)}" for name, value in hyperparameters.items())
 
 
-def _print(sweep: Json) -> None:
+def _print(sweep: Json, *, as_json: bool) -> None:
+    if as_json:
+        print_json(sweep)
+        return
     points = cast("list[Json]", sweep["points"])
     names = [*dict.fromkeys(name for point in points for name in point["hyperparameters"])]
     print_table(
@@ -123,5 +145,5 @@ def _loss(point: Json) -> str:
 
 def _cell(value: object) -> str:
     if isinstance(value, list):
-        return " ".join(map(str, cast("list[object]", value)))
+        return listed(cast("list[object]", value))
     return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

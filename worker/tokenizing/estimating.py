@@ -1,6 +1,6 @@
-"""Estimates what a job takes, from a sample of its rows."""
+"""Estimates what a job takes, or each job of a sweep, from a sample of its rows."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import BinaryIO
@@ -9,7 +9,12 @@ import numpy as np
 
 from app.core.dataset.formats import LineError
 from app.core.dataset.reading import read_examples
-from app.core.dataset.tokenizing.messages import EstimateRequest, Refused, SampledEstimate
+from app.core.dataset.tokenizing.messages import (
+    EstimateRequest,
+    Refused,
+    SampledEstimate,
+    SampledEstimates,
+)
 from app.core.job.training_config import TrainingConfig
 from app.core.machine.memory import PLENTY
 from worker.training.compute.hardware import read_or_measure
@@ -26,42 +31,64 @@ from worker.training.model.base_model import ModelShape
 
 _SAMPLED_ROWS = 500
 _SAMPLING_S = 6.0
-"""Time after which no more rows of a file are read. The rows read so far are the sample then."""
+"""Time after which no more rows of a file are read. The rows read so far are the sample then. Jobs
+whose tokens differ share this time."""
 
 _PARAMS = ("training_file", "validation_file")
 
 
-def estimate(request: EstimateRequest, sources: Sequence[BinaryIO]) -> SampledEstimate | Refused:
-    """Count the tokens of some rows of each file, and estimate the job from them."""
+def estimate(request: EstimateRequest, sources: Sequence[BinaryIO]) -> SampledEstimates | Refused:
+    """Count the tokens of some rows of each file, and estimate every job from them."""
     try:
-        tokenizer = load_tokenizer(request.base_model)
-        stops = StopTokens.read(request.base_model, tokenizer)
-        encoder = Encoder.for_job(request.config, tokenizer, stops)
-        samples = [
-            _Sample.take(source, rows, encoder, request.config, param)
-            for source, rows, param in zip(sources, request.rows, _PARAMS, strict=False)
-        ]
-        training, *validation = (sample.stand_for_all() for sample in samples)
+        return SampledEstimates(jobs=tuple(_Estimator(request, sources).estimate_all()))
+    except TrainingFailedError as error:
+        return Refused(code=error.code, message=str(error), param=error.param)
+
+
+class _Estimator:
+    def __init__(self, request: EstimateRequest, sources: Sequence[BinaryIO]) -> None:
+        self._request = request
+        self._sources = sources
+        self._tokenizer = load_tokenizer(request.base_model)
+        self._stops = StopTokens.read(request.base_model, self._tokenizer)
+
+    def estimate_all(self) -> Iterator[SampledEstimate]:
+        request = self._request
+        configs = (request.config, *request.others)
+        keys = {config.data_key for config in configs}
+        samples: dict[str, list[_Sample]] = {}
         # No GPU can be seen from here, nor its memory.
         is_on_gpu = request.compute.device == "cuda"
-        return SampledEstimate(
-            estimate=estimate_job(
+        machine = Machine(
+            speeds=read_or_measure(request.machine_cache),
+            threads=request.threads,
+            total_bytes=PLENTY.total if is_on_gpu else request.memory_bytes,
+            has_gpu=is_on_gpu,
+        )
+        for config in configs:
+            if config.data_key not in samples:
+                samples[config.data_key] = self._sample(config, within_s=_SAMPLING_S / len(keys))
+            taken = samples[config.data_key]
+            training, *validation = (sample.stand_for_all() for sample in taken)
+            estimated = estimate_job(
                 ModelShape.read(request.base_model),
-                request.config,
+                config,
                 training,
                 validation[0] if validation else None,
                 asked=request.compute,
-                machine=Machine(
-                    speeds=read_or_measure(request.machine_cache),
-                    threads=request.threads,
-                    total_bytes=PLENTY.total if is_on_gpu else request.memory_bytes,
-                    has_gpu=is_on_gpu,
-                ),
-            ),
-            sampled_rows=samples[0].rows,
-        )
-    except TrainingFailedError as error:
-        return Refused(code=error.code, message=str(error), param=error.param)
+                machine=machine,
+                jobs=len(configs),
+            )
+            yield SampledEstimate(estimate=estimated, sampled_rows=taken[0].rows)
+
+    def _sample(self, config: TrainingConfig, *, within_s: float) -> list["_Sample"]:
+        """A sample of each file, as tokens of a job with these hyperparameters."""
+        encoder = Encoder.for_job(config, self._tokenizer, self._stops)
+        files = zip(self._sources, self._request.rows, _PARAMS, strict=False)
+        return [
+            _Sample.take(source, rows, encoder, config, param, within_s=within_s)
+            for source, rows, param in files
+        ]
 
 
 @dataclass(slots=True)
@@ -85,15 +112,26 @@ class _Sample:
         encoder: Encoder,
         config: TrainingConfig,
         param: str,
+        *,
+        within_s: float,
     ) -> "_Sample":
         """Count the tokens of rows that are chosen by the seed of the job.
+
+        Args:
+            source: the file.
+            rows: number of its rows.
+            encoder: makes tokens of them.
+            config: hyperparameters of the job.
+            param: as in the attributes.
+            within_s: seconds after which no more rows are read.
 
         Raises:
             TrainingFailedError: a job on such rows would fail.
         """
         sample = cls(rows, config, param)
         chosen = np.random.default_rng(config.seed).permutation(rows)[:_SAMPLED_ROWS] + 1
-        until = monotonic() + _SAMPLING_S
+        until = monotonic() + within_s
+        source.seek(0)
         try:
             for line, example in read_examples(source, only=set(chosen.tolist())):
                 try:

@@ -8,10 +8,10 @@ from itertools import islice
 import numpy as np
 
 from app.core.job.child.job_spec import ComputeSettings
-from app.core.job.estimate import Duration, Estimate
+from app.core.job.estimate import Estimate
 from app.core.job.training_config import TrainingConfig
 from app.core.machine.memory import Memory
-from worker.training.compute.cost import Cost
+from worker.training.compute.cost import Cost, with_uncertainty
 from worker.training.compute.hardware import Speeds
 from worker.training.compute.memory import gigabytes
 from worker.training.compute.plan import ComputePlan, Workload, choose_placement, make_plan
@@ -23,6 +23,10 @@ from worker.training.step.trainer import StepSchedule
 
 _STEPS_COUNTED = 400
 """Most steps whose micro-batches are counted. The others are taken to be like them."""
+_ROWS_COUNTED = 6400
+"""Most rows of these steps, which take half a second to count."""
+_FEWEST_STEPS = 4
+"""Steps that are counted however many rows they have."""
 _STEPS_ASKED = 100_000
 """Most steps for which the schedule is asked what is due. The others are taken to be like them."""
 _ROWS_EVALUATED = 2000
@@ -60,9 +64,6 @@ _HELD_STATES = 2
 _TEXT_BYTES = 5_000_000
 """Bytes of a checkpoint beside the adapter: tokenizer, tables, chart."""
 
-_UNCERTAINTY = 0.25
-"""Fraction by which the duration may be off on a machine that does nothing else."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
@@ -84,6 +85,7 @@ def estimate(
     *,
     asked: ComputeSettings,
     machine: Machine,
+    jobs: int = 1,
 ) -> Estimate:
     """Estimate what a job takes if it trains to the end without interruption.
 
@@ -94,6 +96,8 @@ def estimate(
         validation: rows of the validation file, if there is one.
         asked: choices that the service's settings have made.
         machine: the machine that would train the job.
+        jobs: number of jobs that are estimated one after another. With many, fewer steps of each
+            are counted.
 
     Raises:
         TrainingFailedError: `gpu_unavailable`, or `too_few_examples` for the `validation_split`.
@@ -106,7 +110,7 @@ def estimate(
         training = replace(training, count=training.count - held_out)
     examples = training.count // config.rows_per_example
     schedule = StepSchedule(config, examples=examples, has_validation=validation is not None)
-    job = _Job(base_model, config, training, validation, schedule, asked, machine)
+    job = _Job(base_model, config, training, validation, schedule, asked, machine, jobs)
     return job.estimate()
 
 
@@ -119,6 +123,7 @@ class _Job:
     schedule: StepSchedule
     asked: ComputeSettings
     machine: Machine
+    jobs: int
 
     def estimate(self) -> Estimate:
         plan = self._plan(self.machine.total_bytes)
@@ -132,7 +137,7 @@ class _Job:
             learned_tokens=None
             if self.training.learned_tokens is None
             else round(self.training.learned * self.training.tokens),
-            duration=_duration(parts),
+            duration=with_uncertainty(sum(parts.values())) if parts else None,
             peak_memory_bytes=self._peak_bytes(plan),
             least_memory_bytes=least.peak_bytes,
             disk_bytes=self._disk_bytes(plan),
@@ -207,7 +212,8 @@ class _Job:
         together, size = self.config.rows_per_example, self.config.batch_size
         examples = len(self.training.lengths) // together
         batches = shuffled_batches(examples, size, seed=self.config.seed)
-        first = islice(batches, min(self.schedule.total_steps, _STEPS_COUNTED))
+        most = max(_FEWEST_STEPS, _ROWS_COUNTED // (size * together * self.jobs))
+        first = islice(batches, min(self.schedule.total_steps, _STEPS_COUNTED, most))
         return (self.training.read_all(rows_of(each, together)) for each in first)
 
     def _peak_bytes(self, plan: ComputePlan) -> int:
@@ -240,7 +246,7 @@ class _Job:
 
     def _reading_s(self, cost: Cost, rows: Rows) -> float:
         """Seconds of an evaluation on a whole file."""
-        lengths = rows.lengths[:_ROWS_EVALUATED]
+        lengths = rows.lengths[: 2 * max(1, _ROWS_EVALUATED // (2 * self.jobs))]
         counted = sum(
             cost.evaluation(rows.read_all(places), learned=rows.learned)
             for places in evaluated_together(lengths, self.config.rows_per_example)
@@ -285,15 +291,3 @@ class _Job:
             f"It does not fit into {gigabytes(total)} with any context_length. Choose a smaller "
             "base model."
         )
-
-
-def _duration(parts: dict[str, float]) -> Duration | None:
-    if not parts:
-        return None
-    seconds = sum(parts.values())
-    spread = _UNCERTAINTY * seconds
-    return Duration(
-        seconds=round(seconds, 1),
-        low=round(seconds - spread, 1),
-        high=round(seconds + spread, 1),
-    )

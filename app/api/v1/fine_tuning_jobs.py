@@ -36,6 +36,7 @@ from app.schemas.fine_tuning_jobs import JobCreate, JobDeleted, JobRead, JobReru
 from app.services import jobs as job_service
 from app.services import new_jobs
 from app.services.new_jobs import NewJob
+from app.services.resuming.reruns import rerun_job_once
 
 router = APIRouter(prefix="/fine_tuning/jobs", tags=["fine-tuning"], route_class=StrictJsonRoute)
 
@@ -195,7 +196,7 @@ def rerun_job(
     newest saved state. The request is safe to repeat with the header `Idempotency-Key`.
     """
     rerun = partial(
-        new_jobs.rerun_job_once,
+        rerun_job_once,
         caller=caller,
         job_id=job_id,
         request=body or JobRerun(),

@@ -49,7 +49,7 @@ def create_sweep(
     """
 
     def act(session: Session) -> SweepRead:
-        made = create_sweep_once(
+        new_job = create_sweep_once(
             session,
             caller,
             body,
@@ -58,9 +58,11 @@ def create_sweep(
             settings=resources.settings,
             now=now,
         )
-        if made.is_replay:
+        if new_job.is_replay:
             response.headers[REPLAYED] = "true"
-        return sweep_service.get_sweep(session, caller, made.sweep_id, resources.settings)
+        return sweep_service.get_sweep(
+            session, caller, str(new_job.job.sweep_id), resources.settings
+        )
 
     return resources.write(act)
 

@@ -32,6 +32,19 @@ def _read_date(value: Any) -> Any:
         return value
 
 
+CHECKED_FIELDS = (
+    "max_sequence_tokens",
+    "overlong_row_behavior",
+    "train_on_inputs",
+    "train_on",
+    "template_date",
+    "validation_split",
+    "seed",
+)
+"""Hyperparameters on which the check of a job's data depends, besides its estimate. With the base
+model, the files and the method, they are what `describe_inputs` in
+`worker/training/preparation/prepared_data.py` lists, and what decides which rows are held out."""
+
 DPO_RATE_DIVISOR = 10
 """Factor by which learning rates of preference tuning are lower than those of supervised jobs."""
 
@@ -172,6 +185,11 @@ class TrainingConfig(Frozen):
         if self.checkpoint_choice is None:
             return self.early_stopping_patience is not None
         return self.checkpoint_choice == "best"
+
+    @property
+    def data_key(self) -> str:
+        """What the check of the data depends on, besides base model, files and the estimate."""
+        return self.model_dump_json(include=set(CHECKED_FIELDS))
 
     @property
     def method(self) -> Method:

@@ -18,7 +18,7 @@ export function curlOf(path, body, session) {
 }
 
 const NEW_JOB = {
-  method: "job = client.fine_tuning.jobs.create",
+  start: "job = client.fine_tuning.jobs.create(",
   result: "job.id, job.status",
   fields: [
     "model",
@@ -31,8 +31,14 @@ const NEW_JOB = {
   ],
 };
 
-/** The creation of a job with the stock `openai` client. It does not know all fields of ours. */
+const NEW_SWEEP = {
+  start: 'sweep = client.post(\n    "/fine_tuning/sweeps",\n    cast_to=object,',
+  result: 'sweep["id"]',
+};
+
+/** A job or a sweep with the stock `openai` client, which does not know all that is ours. */
 export function pythonOf(body, session) {
+  if (body.sweep) return pythonCall(NEW_SWEEP, { body }, session);
   const known = ([name]) => NEW_JOB.fields.includes(name);
   const own = Object.entries(body).filter((entry) => !known(entry));
   const given = Object.fromEntries(Object.entries(body).filter(known));
@@ -43,20 +49,20 @@ export function pythonOf(body, session) {
 /** A chat completion with the stock `openai` client. */
 export function pythonOfChat(body, session) {
   const call = {
-    method: "answer = client.chat.completions.create",
+    start: "answer = client.chat.completions.create(",
     result: "answer.choices[0].message.content",
   };
   return pythonCall(call, body, session);
 }
 
-function pythonCall({ method, result }, given, session) {
+function pythonCall({ start, result }, given, session) {
   const key = session.is_keyless ? '"unused"' : 'os.environ["TUNERY_API_KEY"]';
   return [
     ...(session.is_keyless ? [] : ["import os", ""]),
     "from openai import OpenAI",
     "",
     `client = OpenAI(base_url="${new URL("v1", document.baseURI)}", api_key=${key})`,
-    `${method}(`,
+    start,
     ...Object.entries(given).map(([name, value]) => `    ${name}=${literal(value, 4)},`),
     ")",
     `print(${result})`,

@@ -27,6 +27,10 @@ export function figure(value) {
   return String(Number(value.toPrecision(4)));
 }
 
+/** A list as text: names with commas between them, and numbers in brackets, since 3 is no [3]. */
+export const listed = (values) =>
+  typeof values[0] === "number" ? `[${values.join(", ")}]` : values.join(", ");
+
 export function bytes(value) {
   if (!known(value)) return UNKNOWN;
   const units = ["B", "KiB", "MiB", "GiB", "TiB"];

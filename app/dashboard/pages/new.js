@@ -1,15 +1,24 @@
-// A new job: data, base model, settings, estimate, start. All of it is one call of the public API.
+// A new job, or a sweep: data, base model, settings, estimate, start. It is one call of the API.
 
 import { get, post } from "../lib/api.js";
 import { curlOf, pythonOf } from "../lib/calls.js";
 import { callView } from "../lib/call-view.js";
+import { count } from "../lib/format.js";
 import { html, nothing, render } from "../lib/html.js";
 import { problemNote, wrongNote } from "../lib/problems.js";
 import { uploadSample } from "../lib/sample.js";
 import { can, openPage, tell } from "../lib/shell.js";
 import { debounce } from "../lib/timing.js";
 import { Data } from "./new/data.js";
-import { forgetDraft, keyOf, loadDraft, read, saveDraft } from "./new/draft.js";
+import {
+  countJobs,
+  forgetDraft,
+  keyOf,
+  loadDraft,
+  pathOf,
+  read,
+  saveDraft,
+} from "./new/draft.js";
 import { Estimator } from "./new/estimate.js";
 import {
   modelSection,
@@ -109,14 +118,14 @@ function dataSection(problems) {
 function startSection(body, problems) {
   const wrong = Object.keys(problems).filter((name) => !["training_file", "model"].includes(name));
   return html`<section class="card stack">
-    ${problemNote(refusal?.message)}
+    ${problemNote(refusal?.message)} ${body.sweep ? sweepNote(body.sweep) : nothing}
     <button
       type="button"
       class="primary big"
       ?disabled=${isStarting}
       @click=${() => startJob(body, problems)}
     >
-      ${startLabel()}
+      ${startLabel(countJobs(body))}
     </button>
     ${
       wrong.length && wasTried
@@ -126,14 +135,22 @@ function startSection(body, problems) {
   </section>`;
 }
 
-function startLabel() {
+function sweepNote({ grid }) {
+  const each = Object.entries(grid).map(
+    ([name, values]) => html`<code>${name}</code> ${values.join(", ")}<br />`,
+  );
+  return html`<p class="hint">A sweep, compared by validation loss:<br />${each}</p>`;
+}
+
+function startLabel(jobs) {
   if (isStarting) return "Starting…";
-  return draft.startsPaused ? "Create the job, paused" : "Start the job";
+  const what = jobs > 1 ? `${count(jobs)} jobs` : "the job";
+  return draft.startsPaused ? `Create ${what}, paused` : `Start ${what}`;
 }
 
 function callSection(body) {
   const texts = {
-    curl: curlOf("fine_tuning/jobs", body, session),
+    curl: curlOf(pathOf(body), body, session),
     Python: pythonOf(body, session),
   };
   const open = (label) => {
@@ -216,9 +233,9 @@ async function startJob(body, problems) {
   draw();
   try {
     const headers = { "idempotency-key": keyOf(body) };
-    const job = await post("fine_tuning/jobs", body, { headers });
+    const { id } = await post(pathOf(body), body, { headers });
     forgetDraft();
-    location.assign(`job?id=${encodeURIComponent(job.id)}`);
+    location.assign(`${body.sweep ? "sweep" : "job"}?id=${encodeURIComponent(id)}`);
   } catch (error) {
     refusal = error;
     isStarting = false;

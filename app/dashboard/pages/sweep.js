@@ -29,7 +29,8 @@ async function showList() {
       : html`<div class="card empty">
           <p>
             A sweep trains a job for each of some hyperparameters and compares their validation
-            loss. Create one with <code>tunery sweeps create</code> or over the API.
+            loss. To start one, give several numbers in a field of a
+            <a href="new">new job</a>.
           </p>
         </div>`;
   } catch (error) {

@@ -1,1 +1,1 @@
-"""Creating a job that resumes another one."""
+"""Creating a job that repeats another one, or goes on from its saved state."""

@@ -1,9 +1,7 @@
 """Creates sweeps: all jobs of one in one transaction, or none. The caller owns the transaction."""
 
 import hashlib
-import json
 import secrets
-from dataclasses import dataclass
 from datetime import datetime
 
 from app.core.access import Caller
@@ -13,38 +11,16 @@ from app.core.db.repositories.projects import audit
 from app.core.db.repositories.projects.audit import Action
 from app.core.db.repositories.sweeps.sweeps import SweepRepository
 from app.core.db.session import Session
-from app.core.disk import require_room
+from app.core.db.tables import Job
 from app.core.errors import InvalidRequestError
 from app.core.ids import IdPrefix, new_id
-from app.core.job.training_config import TrainingConfig
 from app.core.settings import Settings
-from app.schemas.hyperparameters import as_hyperparameters
 from app.schemas.sweeps import SweepCreate
 from app.services.idempotency import IdempotentRequest, RequestOrigin
-from app.services.job_inputs import CheckedRequest, check_request, require_trackers
-from app.services.new_jobs import add_checked_job
+from app.services.job_inputs import CheckedRequest, check_request
+from app.services.new_jobs import NewJob, add_checked_job, make_once
 from app.services.quotas import require_job
 from app.services.sweeps.points import Point, read_points
-
-CHECKED_FIELDS = (
-    "max_sequence_tokens",
-    "overlong_row_behavior",
-    "train_on_inputs",
-    "train_on",
-    "template_date",
-    "validation_split",
-    "seed",
-)
-"""Hyperparameters on which the check of a job's data depends, besides its estimate. With the base
-model and the files, which are the same in a sweep, they are what `describe_inputs` in
-`worker/training/preparation/prepared_data.py` lists, and what decides which rows are held out."""
-
-
-@dataclass(frozen=True, slots=True)
-class NewSweep:
-    sweep_id: str
-    is_replay: bool
-    """True if an earlier sending of the same request made the sweep."""
 
 
 def create_sweep_once(
@@ -56,30 +32,40 @@ def create_sweep_once(
     catalogue: Catalogue,
     settings: Settings,
     now: datetime,
-) -> NewSweep:
+) -> NewJob:
     """Create a sweep, or find the one that this very request has created before.
 
+    Returns:
+        The first job of the sweep.
+
     Raises:
-        InvalidRequestError: a point is invalid, two points are the same, or there is no validation
-            data; the idempotency key belongs to another request; or as `check_request`.
-        NotFoundError: as `check_request`.
+        InvalidRequestError: as `check_sweep` or `make_once`.
+        NotFoundError: as `check_sweep`.
         StorageFullError: the disk has no room for new jobs.
         QuotaExceededError: the project may not have so many more jobs.
     """
+
+    def create() -> Job:
+        return _create(session, caller, request, catalogue, settings, now=now)
+
     once = IdempotentRequest(session, caller, origin, "sweep", request.content(), now=now)
-    earlier = once.find_job()
-    if earlier is not None and earlier.sweep_id is not None:
-        return NewSweep(earlier.sweep_id, is_replay=True)
-    require_room(settings)
-    if request.seed is None:
-        request = request.model_copy(update={"seed": secrets.randbelow(2**31)})
-    points = read_points(request)
-    checked = [_check(session, caller, each, catalogue, settings, now=now) for each in points]
-    _refuse_equal(points, checked)
-    require_trackers((each.type for each in request.integrations or ()), settings)
-    require_job(session, caller, jobs=len(points), now=now)
+    return make_once(once, create, settings)
+
+
+def _create(
+    session: Session,
+    caller: Caller,
+    request: SweepCreate,
+    catalogue: Catalogue,
+    settings: Settings,
+    *,
+    now: datetime,
+) -> Job:
+    """Create a sweep. Returns its first job."""
+    checked = check_sweep(session, caller, request, catalogue, settings, now=now)
+    require_job(session, caller, jobs=len(checked), now=now)
     sweep = Sweep(id=new_id(IdPrefix.SWEEP), created_at=now, points={})
-    jobs = {
+    jobs = [
         add_checked_job(
             session,
             caller,
@@ -87,16 +73,43 @@ def create_sweep_once(
             each,
             organization=settings.organization,
             sweep_id=sweep.id,
-            shared=_digest(sweep.id, each.config),
+            shared=hashlib.sha256(f"{sweep.id} {each.config.data_key}".encode()).hexdigest(),
             now=now,
-        ): _shown(point, each)
-        for point, each in zip(points, checked, strict=True)
+        )
+        for point, each in checked
+    ]
+    sweep.points = {
+        job.id: _shown(point, each) for job, (point, each) in zip(jobs, checked, strict=True)
     }
-    sweep.points = {job.id: shown for job, shown in jobs.items()}
     SweepRepository(session, caller.project_id).add(sweep)
     audit.record(session, caller, Action.SWEEP_CREATED, sweep.id, now=now)
-    once.remember(next(iter(jobs)))
-    return NewSweep(sweep.id, is_replay=False)
+    return jobs[0]
+
+
+def check_sweep(
+    session: Session,
+    caller: Caller,
+    request: SweepCreate,
+    catalogue: Catalogue,
+    settings: Settings,
+    *,
+    now: datetime,
+) -> list[tuple[Point, CheckedRequest]]:
+    """Check the request for each job, in the order of the points.
+
+    Raises:
+        InvalidRequestError: a point is invalid, two points are the same, or there is no validation
+            data; or as `check_request`.
+        NotFoundError: as `check_request`.
+    """
+    if request.seed is None:
+        request = request.model_copy(update={"seed": secrets.randbelow(2**31)})
+    points = read_points(request)
+    checked = [
+        (point, _check(session, caller, point, catalogue, settings, now=now)) for point in points
+    ]
+    _refuse_equal(checked)
+    return checked
 
 
 def _check(
@@ -136,10 +149,10 @@ def _check(
     return checked
 
 
-def _refuse_equal(points: list[Point], checked: list[CheckedRequest]) -> None:
+def _refuse_equal(checked: list[tuple[Point, CheckedRequest]]) -> None:
     """Refuse two points that would train the same, however each of them is written."""
     seen: dict[str, Point] = {}
-    for point, each in zip(points, checked, strict=True):
+    for point, each in checked:
         first = seen.setdefault(each.config.model_dump_json(), point)
         if first is not point:
             place = next(
@@ -154,16 +167,7 @@ def _refuse_equal(points: list[Point], checked: list[CheckedRequest]) -> None:
             )
 
 
-def _digest(sweep_id: str, config: TrainingConfig) -> str:
-    """What `DataCheck.shared` has."""
-    values = config.model_dump(mode="json", include=set(CHECKED_FIELDS))
-    text = json.dumps([sweep_id, values], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 def _shown(point: Point, checked: CheckedRequest) -> dict[str, object]:
     """The hyperparameters that vary, resolved where the job has them under this name."""
     given = point.request.given_hyperparameters()
-    multiplier = checked.asked.learning_rate_multiplier(checked.config)
-    resolved = as_hyperparameters(checked.config, multiplier)
-    return {name: resolved.get(name, given.get(name)) for name in point.places}
+    return {name: checked.shown.get(name, given.get(name)) for name in point.places}

@@ -11,19 +11,11 @@ from pydantic import ValidationError
 
 from app.core.errors import InvalidRequestError
 from app.core.job.child.job_spec import MAX_SWEEP_JOBS
-from app.core.job.training_config import DpoSettings
 from app.schemas.bodies import nearest_field
 from app.schemas.fine_tuning_jobs import JobCreate
 from app.schemas.hyperparameters import AUTO, Hyperparameters
-from app.schemas.sweeps import SweepCreate
+from app.schemas.sweeps import INCOMPARABLE, SweepCreate
 
-_COMPARED = {
-    "validation_split": "each job would be measured on other rows",
-    "train_on": "the loss would be the mean over other tokens",
-    "train_on_inputs": "the loss would be the mean over other tokens",
-    **dict.fromkeys(DpoSettings.model_fields, "it is a part of the loss"),
-}
-"""Hyperparameters that cannot vary, because validation losses could then not be compared."""
 _MAX_SHOWN = 80
 """Characters of a name or value that a message repeats."""
 
@@ -87,8 +79,6 @@ class _Base:
 
     def point(self, values: Mapping[str, tuple[Any, str]]) -> Point:
         """The request for a job with these hyperparameters, each with its place in the body."""
-        body = json.loads(json.dumps(self._body))
-        given = self._place_of(body)
         places: dict[str, str] = {}
         for name, (value, place) in values.items():
             if value is None:
@@ -96,14 +86,11 @@ class _Base:
                     f"Invalid value for '{place}': null sets nothing. Give a value.", param=place
                 )
             places |= dict.fromkeys(self._resolve(name, value, place), place)
-            given[name] = value
-        return Point(_parse(body, values), places)
+        return Point(self._parse(values), places)
 
     def _resolve(self, name: str, value: Any, place: str) -> frozenset[str]:
         """The name in a job of a hyperparameter that has another one in the request."""
-        body = json.loads(json.dumps(self._body))
-        self._place_of(body)[name] = value
-        varied = _names(_parse(body, {name: (value, place)})) - self._fixed
+        varied = _names(self._parse({name: (value, place)})) - self._fixed
         if not varied:
             why = (
                 "it means the default here. Give a value."
@@ -111,41 +98,35 @@ class _Base:
                 else "the hyperparameters of the request set it, too. Give it in one place."
             )
             raise InvalidRequestError(f"'{place}' cannot vary: {why}", param=place)
-        for each in varied & _COMPARED.keys():
+        for each in varied & INCOMPARABLE.keys():
             raise InvalidRequestError(
                 f"'{each}' cannot vary in a sweep, whose jobs are compared by validation loss: "
-                f"{_COMPARED[each]}. Give it in the hyperparameters of the request.",
+                f"{INCOMPARABLE[each]}. Give it in the hyperparameters of the request.",
                 param=place,
             )
         return varied
 
-    def _place_of(self, body: dict[str, Any]) -> dict[str, Any]:
-        """The hyperparameters of a body, which are in the method if it has one."""
-        method: dict[str, Any] | None = body.get("method")
-        if method is None:
-            place = body
-        else:
-            place: dict[str, Any] = method.get(str(method["type"])) or {}
-            method[str(method["type"])] = place
-        given: dict[str, Any] = place.get("hyperparameters") or {}
-        place["hyperparameters"] = given
-        return given
+    def _parse(self, values: Mapping[str, tuple[Any, str]]) -> JobCreate:
+        """The request with these hyperparameters, which are in the method if it has one."""
+        body = json.loads(json.dumps(self._body))
+        place: dict[str, Any] = body
+        if (method := body.get("method")) is not None:
+            settings: dict[str, Any] = method.get(method["type"]) or {}
+            place = method[method["type"]] = settings
+        given = {name: value for name, (value, _) in values.items()}
+        place["hyperparameters"] = (place.get("hyperparameters") or {}) | given
+        try:
+            return JobCreate.model_validate_json(json.dumps(body))
+        except ValidationError as error:
+            first = error.errors()[0]
+            named = (str(each) for each in reversed(first["loc"]) if each in values)
+            name = next(named, next(iter(values)))
+            raise _refusal(name, values[name][1], first) from None
 
 
 def _names(request: JobCreate) -> frozenset[str]:
     """Names of the hyperparameters that a request sets, also those that it leaves to a recipe."""
     return frozenset(request.given_hyperparameters()) | request.auto_hyperparameters()
-
-
-def _parse(body: dict[str, Any], values: Mapping[str, tuple[Any, str]]) -> JobCreate:
-    try:
-        return JobCreate.model_validate_json(json.dumps(body))
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = next((each for each in reversed(first["loc"]) if each in values), None)
-        if name is None:
-            name = next(iter(values))
-        raise _refusal(str(name), values[str(name)][1], first) from None
 
 
 def _refusal(name: str, place: str, error: Mapping[str, Any]) -> InvalidRequestError:

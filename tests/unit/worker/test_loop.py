@@ -41,7 +41,7 @@ from app.core.job.status import JobStatus
 from app.core.machine.memory import measure_memory
 from app.core.settings import Settings
 from app.core.storage.local import LocalBlobStore
-from app.services.new_jobs import rerun_job
+from app.services.resuming.reruns import rerun_job
 from tests.builders import (
     NOW,
     TEXT_LINE,

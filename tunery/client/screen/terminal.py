@@ -78,6 +78,11 @@ def print_table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> No
         say(f"Found no {headings[0].lower()}.")
 
 
+def listed(values: Sequence[object]) -> str:
+    """A list as text: names, or numbers in brackets, because 3 layers are not layer [3]."""
+    return str(values) if values and isinstance(values[0], int) else " ".join(map(str, values))
+
+
 def local_time(unix_time: int) -> str:
     """A time in the time zone of this machine, to the second."""
     return f"{datetime.fromtimestamp(unix_time, UTC).astimezone():%Y-%m-%d %H:%M:%S}"

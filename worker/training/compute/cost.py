@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from app.core.job.estimate import Duration
 from worker.training.compute.hardware import Speeds
 from worker.training.compute.plan import ComputePlan
 from worker.training.data.batching import GROUP_COST
@@ -26,6 +27,9 @@ with the smallest base model."""
 
 _EVALUATION = 0.4
 """Part of that time that the forward pass alone takes."""
+
+_UNCERTAINTY = 0.25
+"""Fraction by which a duration may be off on a machine that does nothing else."""
 
 _UPDATED_PER_S = 1.5e8
 """Parameters of an adapter that the optimizer updates in a second."""
@@ -127,3 +131,9 @@ class Cost:
     @property
     def _between_per_s(self) -> float:
         return _BETWEEN_PER_S[self.plan.forward, self.plan.compile] * self.threads
+
+
+def with_uncertainty(seconds: float) -> Duration:
+    """A duration of so many seconds, as exactly as it is known."""
+    low, high = (1 - _UNCERTAINTY) * seconds, (1 + _UNCERTAINTY) * seconds
+    return Duration(seconds=round(seconds, 1), low=round(low, 1), high=round(high, 1))

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
-from app.core.job.child.job_spec import ComputeSettings
+from app.core.job.child.job_spec import MAX_SWEEP_JOBS, ComputeSettings
 from app.core.job.child.training_events import Code, DataProblem, ShortText, Text
 from app.core.job.estimate import Estimate
 from app.core.job.training_config import Frozen, TrainingConfig
@@ -54,7 +54,7 @@ class PreviewRequest(FileRequest):
 
 
 class EstimateRequest(FileRequest):
-    """Asks what a job takes. The answer is a `SampledEstimate`.
+    """Asks what a job, or each job of a sweep, takes. The answer is `SampledEstimates`.
 
     The inherited descriptors are those of the training file and, if there is one, of the validation
     file.
@@ -71,6 +71,8 @@ class EstimateRequest(FileRequest):
     """Threads of the processor that the job would compute with."""
     memory_bytes: int = Field(ge=1)
     """Memory of the machine that would train the job."""
+    others: tuple[TrainingConfig, ...] = Field(default=(), max_length=MAX_SWEEP_JOBS)
+    """Hyperparameters of the other jobs of a sweep."""
 
 
 Request = Annotated[PreviewRequest | EstimateRequest, Field(discriminator="kind")]
@@ -83,6 +85,11 @@ class SampledEstimate(Frozen):
     estimate: Estimate
     sampled_rows: int = Field(ge=1)
     """Number of rows of the training file whose tokens were counted."""
+
+
+class SampledEstimates(Frozen):
+    jobs: tuple[SampledEstimate, ...]
+    """The estimate of the job, then those of the others."""
 
 
 class Token(Frozen):

@@ -2,7 +2,7 @@
 
 import { curlOf, pythonOf } from "../../lib/calls.js";
 import { copyButton } from "../../lib/copy.js";
-import { UNKNOWN } from "../../lib/format.js";
+import { listed, UNKNOWN } from "../../lib/format.js";
 import { html, nothing } from "../../lib/html.js";
 
 // Other hyperparameters of the same job imply these.
@@ -101,7 +101,7 @@ function list(entries, kind) {
 
 /** A setting as text. */
 export function shown(value) {
-  const text = Array.isArray(value) ? value.join(", ") : String(value ?? "");
+  const text = Array.isArray(value) ? listed(value) : String(value ?? "");
   return text || UNKNOWN;
 }
 

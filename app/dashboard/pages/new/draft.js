@@ -1,6 +1,6 @@
 // What the form says. It survives a reload in the session storage of the tab.
 
-import { parse } from "./schema.js";
+import { parse, parseValues } from "./schema.js";
 
 const STORED = "tunery.draft";
 const REQUEST = "tunery.draft.request";
@@ -62,7 +62,7 @@ export function read(draft, fields, method) {
     problems.validation_file = "Choose the file to validate with.";
   }
   const prompts = draft.prompts.split("\n").filter((line) => line.trim());
-  const hyperparameters = readHyperparameters(draft, fields, take);
+  const { hyperparameters, grid } = readHyperparameters(draft, fields, problems);
   const isUsual = method === "supervised";
   const body = {
     model: draft.model,
@@ -79,20 +79,33 @@ export function read(draft, fields, method) {
       isUsual && !hyperparameters
         ? undefined
         : { type: method, [method]: withoutAbsent({ hyperparameters }) },
+    sweep: grid && { grid },
   };
   return { body: withoutAbsent(body), problems };
 }
 
-function readHyperparameters(draft, fields, take) {
-  const values = Object.entries(draft.settings)
-    .filter(([name]) => fields.has(name)) // the others are of another method
-    .map(([name, text]) => [name, take(name, text)]);
-  if (draft.validation === "split") {
-    values.push(["validation_split", take("validation_split", draft.split)]);
+/** The hyperparameters that all jobs have, and the values of those that vary. */
+function readHyperparameters(draft, fields, problems) {
+  const settings = { ...draft.settings };
+  if (draft.validation === "split") settings.validation_split = draft.split;
+  const known = Object.entries(settings).filter(([name]) => fields.has(name)); // of this method
+  const [fixed, varied] = [[], []];
+  for (const [name, text] of known) {
+    const { values, problem } = parseValues(fields.get(name), text);
+    if (problem) problems[name] = problem;
+    else if (values.length > 1) varied.push([name, values]);
+    else if (values.length) fixed.push([name, values[0]]);
   }
-  const given = values.filter(([, value]) => value !== undefined);
-  return given.length ? Object.fromEntries(given) : undefined;
+  const given = (entries) => (entries.length ? Object.fromEntries(entries) : undefined);
+  return { hyperparameters: given(fixed), grid: given(varied) };
 }
+
+/** Number of jobs that a request makes. */
+export const countJobs = ({ sweep }) =>
+  Object.values(sweep?.grid ?? {}).reduce((jobs, values) => jobs * values.length, 1);
+
+/** Path of a request below `/v1/`. */
+export const pathOf = ({ sweep }) => `fine_tuning/${sweep ? "sweeps" : "jobs"}`;
 
 const withoutAbsent = (body) =>
   Object.fromEntries(Object.entries(body).filter(([, value]) => value !== undefined));

@@ -1,12 +1,13 @@
 // What the job will take. The answer takes the service some seconds, so it is asked sparingly.
 
 import { post } from "../../lib/api.js";
-import { bytes, count, duration } from "../../lib/format.js";
+import { bytes, count, duration, listed } from "../../lib/format.js";
 import { html, nothing } from "../../lib/html.js";
 import { problemNote } from "../../lib/problems.js";
+import { pathOf } from "./draft.js";
 
 export class Estimator {
-  /** The last answer of `POST /v1/fine_tuning/jobs/estimate`, or null. */
+  /** The last estimate of a job or of a sweep, as the API gave it, or null. */
   answer = null;
   /** Why there is none, as an `ApiError`, or null. */
   error = null;
@@ -31,7 +32,7 @@ export class Estimator {
     const pending = new AbortController();
     this.#pending = pending;
     try {
-      this.answer = await post("fine_tuning/jobs/estimate", body, { signal: pending.signal });
+      this.answer = await post(`${pathOf(body)}/estimate`, body, { signal: pending.signal });
     } catch (error) {
       if (error.name === "AbortError") return;
       this.answer = null;
@@ -52,10 +53,10 @@ export class Estimator {
 
   /** The value that an empty field gets, as text. Empty if it is not known yet. */
   presetOf(name) {
-    const value = this.answer?.hyperparameters[name];
+    const value = this.answer && jobsOf(this.answer)[0].hyperparameters[name];
     if (value === undefined) return "";
     if (value === null) return "none";
-    return Array.isArray(value) ? value.join(", ") : String(value);
+    return Array.isArray(value) ? listed(value) : String(value);
   }
 
   /** @param {boolean} isComplete whether there is a file and a base model */
@@ -82,9 +83,23 @@ function withoutLabels({ suffix, metadata, priority, auto_start, ...rest }) {
   return rest;
 }
 
-function figures({ estimate, rows, sampled_rows: sampled }) {
-  const time = estimate.duration;
-  return html`<dl class="figures narrow">
+const jobsOf = (answer) => answer.jobs ?? [answer];
+
+function figures(answer) {
+  const jobs = jobsOf(answer);
+  const { rows, sampled_rows: sampled } = jobs[0];
+  const estimates = jobs.map((job) => job.estimate);
+  const time = answer.jobs ? answer.duration : estimates[0].duration;
+  const sum = (name) => estimates.reduce((total, each) => total + each[name], 0);
+  const advice = new Set(estimates.flatMap((each) => each.advice));
+  return html`${
+      answer.jobs
+        ? html`<p class="hint">
+            ${count(jobs.length)} jobs, one after another on one worker. More workers share them.
+          </p>`
+        : nothing
+    }
+    <dl class="figures narrow">
       <div>
         <dt>Duration</dt>
         <dd>${time ? `about ${duration(time.seconds)}` : "unknown on a GPU"}</dd>
@@ -95,22 +110,22 @@ function figures({ estimate, rows, sampled_rows: sampled }) {
       </div>
       <div>
         <dt>Steps</dt>
-        <dd>${count(estimate.steps)}</dd>
+        <dd>${count(sum("steps"))}</dd>
       </div>
       <div>
         <dt>Tokens</dt>
-        <dd>${count(estimate.tokens)}</dd>
+        <dd>${count(sum("tokens"))}</dd>
       </div>
       <div>
         <dt>Peak memory</dt>
-        <dd>${bytes(estimate.peak_memory_bytes)}</dd>
+        <dd>${bytes(Math.max(...estimates.map((each) => each.peak_memory_bytes)))}</dd>
       </div>
       <div>
         <dt>Disk</dt>
-        <dd>${bytes(estimate.disk_bytes)}</dd>
+        <dd>${bytes(sum("disk_bytes"))}</dd>
       </div>
     </dl>
-    ${estimate.advice.map((advice) => html`<p class="notice">${advice}</p>`)}
+    ${[...advice].map((each) => html`<p class="notice">${each}</p>`)}
     ${
       sampled < rows
         ? html`<p class="hint">From ${count(sampled)} of ${count(rows)} rows.</p>`

@@ -2,7 +2,8 @@
 
 import { html, live, nothing } from "../../lib/html.js";
 import { wrongNote } from "../../lib/problems.js";
-import { rangeOf } from "./schema.js";
+import { layersMeant } from "./layers.js";
+import { isNumber, rangeOf } from "./schema.js";
 
 /**
  * @param {object} field as `readForms` gives it
@@ -15,7 +16,8 @@ export function settingField(field, state) {
     <label for=${id}>${field.title} <code class="muted small">${field.name}</code></label>
     ${control(field, state, id)}
     <div id="${id}-about" class="hint">
-      ${wrongNote(state.problem)} ${prose(field.description)}
+      ${wrongNote(state.problem)} ${field.hasNumbers ? html`<p class="meant">${layersMeant(state.text)}</p>` : nothing}
+      ${prose(field.description)}
       ${rangeOf(field) ? html`<span class="range">${capital(rangeOf(field))}.</span>` : nothing}
     </div>
   </div>`;
@@ -38,11 +40,10 @@ function control(field, state, id) {
       id,
     );
   }
-  const isNumber = ["integer", "number"].includes(field.kind);
   return html`<input
       id=${id}
       type=${field.isDate ? "date" : "text"}
-      inputmode=${isNumber ? (field.kind === "integer" ? "numeric" : "decimal") : "text"}
+      inputmode=${isNumber(field) ? (field.kind === "integer" ? "numeric" : "decimal") : "text"}
       autocomplete="off"
       spellcheck="false"
       placeholder=${state.preset}

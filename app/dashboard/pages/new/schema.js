@@ -1,5 +1,7 @@
 // The fields of the form, from the schema of the API: types, ranges and descriptions.
 
+import { parseLayers } from "./layers.js";
+
 const BASIC = ["beta", "n_epochs", "learning_rate", "batch_size", "lora_r"];
 
 /** The schema of the hyperparameters of each method. */
@@ -112,12 +114,14 @@ function toField(name, schema) {
     shortcuts: list ? (single.enum ?? []) : [],
     hasNumbers: list?.items?.type === "integer",
     isDate: single.format === "date",
-    range: {
-      least: single.minimum,
-      most: single.maximum,
-      above: single.exclusiveMinimum,
-      below: single.exclusiveMaximum,
-    },
+    range: list
+      ? {}
+      : {
+          least: single.minimum,
+          most: single.maximum,
+          above: single.exclusiveMinimum,
+          below: single.exclusiveMaximum,
+        },
     maxLength: single.maxLength,
   };
 }
@@ -146,11 +150,26 @@ export function parse(field, text) {
   const trimmed = String(text ?? "").trim();
   if (trimmed === "") return {};
   if (field.kind === "boolean") return { value: trimmed === "true" };
-  if (field.kind === "list" && field.hasNumbers) return parseNumbers(trimmed);
+  if (field.hasNumbers) return parseLayers(trimmed);
   if (field.kind === "list") return { value: parseList(trimmed, field.shortcuts) };
-  if (field.kind !== "integer" && field.kind !== "number") return parseText(field, trimmed);
+  if (!isNumber(field)) return parseText(field, trimmed);
   return parseNumber(field, trimmed);
 }
+
+/**
+ * The values that a text stands for: several numbers with commas vary in a sweep.
+ *
+ * @returns {{values?: unknown[], problem?: string}}
+ */
+export function parseValues(field, text) {
+  const texts = isNumber(field) ? parseList(text, []) : [text];
+  const parsed = texts.map((each) => parse(field, each));
+  const problem = parsed.find((each) => each.problem)?.problem;
+  const values = parsed.map(({ value }) => value).filter((value) => value !== undefined);
+  return problem ? { problem } : { values };
+}
+
+export const isNumber = ({ kind }) => kind === "integer" || kind === "number";
 
 function parseText({ maxLength }, text) {
   if (maxLength && [...text].length > maxLength) {
@@ -168,15 +187,6 @@ function parseNumber(field, text) {
   }
   const isInside = !(value < least) && !(value > most) && !(value <= above) && !(value >= below);
   return isInside ? { value } : { problem: `This must be ${rangeOf(field)}.` };
-}
-
-/** Numbers between commas, or one number without a comma, which stands for itself. */
-function parseNumbers(text) {
-  const numbers = parseList(text, []).map(Number);
-  if (!numbers.length || !numbers.every(Number.isInteger)) {
-    return { problem: "This must be a whole number, or several with commas." };
-  }
-  return { value: text.includes(",") ? numbers : numbers[0] };
 }
 
 /** Names between commas, or one word that stands for several of them. */

@@ -119,6 +119,10 @@ export function settingsSection(form) {
       </select>
       <div id="recipe-about" class="hint">${prose(fields.get("recipe").description)}</div>
     </div>
+    <p class="hint">
+      Several numbers in a field, such as <code>1e-4, 2e-4</code>, make a sweep: a job for each
+      combination, compared by validation loss.
+    </p>
     <div class="grid">${arranged.basic.map((field) => setting(field, form))}</div>
     <details class="all">
       <summary>

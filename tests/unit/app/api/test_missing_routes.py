@@ -25,8 +25,8 @@ OPENAIS = sorted(
 
 _DOCUMENT = json.loads((Path(__file__).parents[4] / "openapi.json").read_bytes())
 _WHOLE = [path for path in _DOCUMENT["paths"] if path.startswith("/v1/") and "{" not in path]
-_BASES = [path for path in _WHOLE if path != "/v1/fine_tuning/jobs/estimate"]
-"""The estimate lies below the path of jobs."""
+_BASES = [path for path in _WHOLE if not path.endswith("/estimate")]
+"""Estimates lie below the paths of jobs and sweeps."""
 WHAT_THERE_IS = (
     f"This service offers {', '.join(_BASES)} and the paths below them. "
     "See docs/api.md, or /docs on the service itself."

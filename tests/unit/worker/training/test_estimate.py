@@ -9,6 +9,7 @@ import pytest
 from app.core.job.child.job_spec import ComputeSettings
 from app.core.job.estimate import Estimate
 from app.core.job.training_config import DpoSettings, LoraShape, TrainingConfig
+from worker.training.compute.cost import Cost
 from worker.training.compute.hardware import Speeds
 from worker.training.data.counted_rows import Rows
 from worker.training.estimate import Machine, estimate
@@ -40,6 +41,7 @@ def of(
     *,
     machine: Machine = MACHINE,
     asked: ComputeSettings | None = None,
+    jobs: int = 1,
     **settings: Any,
 ) -> Estimate:
     return estimate(
@@ -49,6 +51,7 @@ def of(
         validation,
         asked=asked or ComputeSettings(compile=False),
         machine=machine,
+        jobs=jobs,
     )
 
 
@@ -70,6 +73,27 @@ def test_a_sample_stands_for_the_whole_file() -> None:
     whole, sample = of(rows(5000)), of(rows(5000, sampled=500))
 
     assert sample == whole
+
+
+def test_a_job_of_a_large_sweep_is_counted_from_fewer_steps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    generator = np.random.default_rng(0)
+    uneven = replace(rows(5000), lengths=generator.integers(20, 400, 512))
+    counted: list[int] = []
+    step = Cost.step
+
+    def count(cost: Cost, rows: Any, *, learned: float) -> float:
+        counted.append(len(rows))
+        return step(cost, rows, learned=learned)
+
+    monkeypatch.setattr(Cost, "step", count)
+
+    alone = of(uneven, rows(100), batch_size=16)
+    of_many = of(uneven, rows(100), batch_size=16, jobs=64)
+
+    assert counted == (400 + 6) * [16]
+    assert seconds(of_many) == pytest.approx(seconds(alone), rel=0.1)
 
 
 def test_rows_that_nobody_counted_have_no_learned_tokens() -> None:

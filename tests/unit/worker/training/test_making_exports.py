@@ -95,6 +95,8 @@ def merged_logits(tmp_path: Path) -> torch.Tensor:
         {"use_dora": True},
         {"modules_to_save": ("embed_tokens",)},
         {"init_lora_weights": "olora"},
+        {"layers": 1},
+        {"layers": (0,)},
     ],
     ids=lambda variant: next(iter(variant), "lora"),
 )
@@ -272,6 +274,40 @@ def test_a_gguf_adapter_has_the_names_of_llama_cpp(tmp_path: Path, model_type: s
         for part in parts
         for matrix in "ab"
     }
+
+
+GGUF_LAYERS = {
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+"""Linear layer of a Qwen3 by its name in llama.cpp, which keeps the order of its rows."""
+
+
+@pytest.mark.parametrize("layers", [1, (0,)], ids=str)
+def test_a_gguf_adapter_in_some_layers_adds_what_the_adapter_does(
+    tmp_path: Path, layers: object
+) -> None:
+    export(tmp_path, "export_gguf", model_type="qwen3", variant={"layers": layers})
+
+    metadata, tensors = read_gguf(tmp_path / "job/out/export/adapter.gguf")
+    assert {name.split(".")[1] for name in tensors} == {"1" if layers == 1 else "0"}
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32)
+    with torch.no_grad():
+        untuned = model.eval()(IDS).logits
+        for name in {each.partition(".weight")[0] for each in tensors}:
+            _, block, part = name.split(".")
+            down, up = (torch.tensor(tensors[f"{name}.weight.lora_{each}"]) for each in "ab")
+            linear = model.model.layers[int(block)].get_submodule(GGUF_LAYERS[part])
+            linear.weight += metadata["adapter.lora.alpha"] / len(down) * up @ down
+        logits = model(IDS).logits
+
+    torch.testing.assert_close(logits, tuned_logits(tmp_path), rtol=1e-3, atol=1e-3)
+    assert (logits - untuned).abs().max() > 0.1
 
 
 def test_rows_of_queries_and_keys_are_in_the_order_of_llama_cpp(tmp_path: Path) -> None:

@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from app.core.job.training_config import TrainingConfig
-from app.services.sweeps.creation import CHECKED_FIELDS
+from app.core.job.training_config import CHECKED_FIELDS, TrainingConfig
 from tests.builders import build_job, build_job_spec, build_lease
 from worker.training.preparation.prepared_data import describe_inputs
 

@@ -1,7 +1,7 @@
 """Every query on sweeps."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any
 
@@ -11,25 +11,10 @@ from app.core.db.tables import Checkpoint, Job
 from app.core.errors import NotFoundError
 from app.core.job.status import JobStatus
 
-_SHOWN = (
-    Job.id,
-    Job.sweep_id,
-    Job.status,
-    Job.finished_at,
-    Job.base_model,
-    Job.training_file_id,
-    Job.validation_file_id,
-    Job.fine_tuned_model,
-    Job.trained_steps,
-    Job.total_steps,
-    Job.valid_loss,
-    Checkpoint.metrics,
-)
-
 
 @dataclass(frozen=True, slots=True)
 class SweepJob:
-    """What is shown of a job in its sweep: the columns of `_SHOWN`, as in `Job`."""
+    """What is shown of a job in its sweep, as in `Job`."""
 
     id: str
     sweep_id: str
@@ -44,6 +29,13 @@ class SweepJob:
     valid_loss: float | None
     metrics: dict[str, Any] | None
     """`metrics` of the checkpoint that is its result. None if there is none."""
+
+
+_COLUMNS = (
+    *(getattr(Job, field.name) for field in fields(SweepJob) if field.name != "metrics"),
+    Checkpoint.metrics,
+)
+"""Those of `SweepJob`, in its order."""
 
 
 class SweepRepository(ProjectRepository):
@@ -71,7 +63,7 @@ class SweepRepository(ProjectRepository):
         """Return the jobs of some sweeps, oldest first."""
         jobs = self._select(Job).outerjoin(Checkpoint, Checkpoint.id == Job.result_checkpoint_id)
         of_sweeps = jobs.where(Job.sweep_id.in_(list(sweep_ids))).order_by(Job.id)
-        rows = self._session.execute(of_sweeps.with_only_columns(*_SHOWN))
+        rows = self._session.execute(of_sweeps.with_only_columns(*_COLUMNS))
         return [SweepJob(*row) for row in rows]
 
     def delete_if_empty(self, sweep_id: str) -> None:
