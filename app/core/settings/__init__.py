@@ -145,8 +145,7 @@ class Settings(DataDirectory):
 
     training_compile: Literal["auto", "always", "never"] = "auto"
     """Whether the layers are compiled, which takes half a minute the first time and needs a C++
-    compiler. `auto` compiles if the estimated saving for the job is at least a minute, or ten seconds
-    once a job of the project has compiled the same layers."""
+    compiler. `auto` compiles if it should save a minute, or ten seconds after the first time."""
 
     training_checkpointing: Literal["auto", "always", "never"] = "auto"
     """Whether the backward pass recomputes the layers instead of keeping their activations in
