@@ -77,7 +77,7 @@ class KeptStates:
         """
         numbers_TH = _as_bytes(states_TH)
         for row, tokens in zip(rows, places, strict=True):
-            written = os.pwrite(self._file, numbers_TH[tokens], self._offset(row))
+            written = os.pwrite(self._file, numbers_TH[tokens].data, self._offset(row))
             _check(written, len(tokens) * self._token_bytes)
 
     def read(self, rows: Sequence[int], segments: Sequence[Segment]) -> Tensor:
@@ -96,7 +96,7 @@ class KeptStates:
         for one in segments:
             first = int(one.tokens[0])
             into = numbers_TH[first : first + len(one.tokens)]
-            found = os.preadv(self._file, [into], self._offset(rows[one.row], one.start))
+            found = os.preadv(self._file, [into.data], self._offset(rows[one.row], one.start))
             _check(found, into.nbytes)
         return states_TH
 
