@@ -1,19 +1,15 @@
 """The matrix products of training, and nothing else: how fast a step could be on this machine.
 
-They run as in a step that shares nothing: micro-batches of rows of like length, padded, through as
-many different weights as the model has, forward and backward. What is trained is LoRA, so a frozen
-weight needs the gradient of its input only, and the first layer's not even that. Norms,
-activations, softmax, rotary embedding, the optimizer and everything else is left out, which makes
-this a bound.
-
-Dimension key:
-    T  tokens of a micro-batch, padding included
-    N  learned tokens of a micro-batch
+They run as in Tunery's steps: the same micro-batches, with what rows share at their beginnings only
+once, through as many different weights as the model has, forward and backward. What is trained is
+LoRA, so a frozen weight needs the gradient of its input only, and the first layer's not even that.
+Norms, activations, softmax, rotary embedding, the optimizer and everything else is left out, which
+makes this a bound.
 """
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +20,7 @@ from transformers import AutoConfig, AutoTokenizer
 from benchmarks.trainers.child import main
 from benchmarks.trainers.conversations import read_rows
 from benchmarks.trainers.task import CHATS_NAME, LORA, Run, Task, Tick
-from benchmarks.trainers.tunery import micro_batches
+from benchmarks.trainers.tunery import Piece, read_steps
 
 _HEAD_CHUNK = 256
 _REPEATS = 5
@@ -38,6 +34,7 @@ class Shape:
     layers: int
     width: int
     heads: int
+    kv_heads: int
     head_width: int
     vocabulary: int
     projections: dict[str, tuple[int, int]]
@@ -54,6 +51,7 @@ class Shape:
             layers=config.num_hidden_layers,
             width=width,
             heads=config.num_attention_heads,
+            kv_heads=config.num_key_value_heads,
             head_width=head_width,
             vocabulary=config.vocab_size,
             projections={
@@ -68,21 +66,10 @@ class Shape:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Rectangle:
-    """A micro-batch."""
-
-    rows: int
-    length: int
-    learned: int
-    tokens: int
-    """Without padding."""
-
-
 class Products:
     """Every product of a step, on random numbers, into memory that is there already."""
 
-    def __init__(self, shape: Shape, rectangles: Sequence[Rectangle], dtype: torch.dtype) -> None:
+    def __init__(self, shape: Shape, pieces: Sequence[Piece], dtype: torch.dtype) -> None:
         self._shape = shape
         self._dtype = dtype
         rank = LORA["r"]
@@ -99,26 +86,26 @@ class Products:
             for _ in range(shape.layers)
         ]  # fmt: skip
         self._head = self._random(shape.vocabulary, shape.width)
-        tokens = max(each.rows * each.length for each in rectangles)
-        scores = max(shape.heads * each.rows * each.length**2 for each in rectangles)
+        tokens = max(each.computed for each in pieces)
+        scores = shape.heads * max(q * k for each in pieces for q, k in each.tables)
         widest = max(max(pair) for pair in shape.projections.values())
         adapter = rank * max(pair[1] for pair in shape.projections.values())
         room = max(tokens * widest, scores, _HEAD_CHUNK * shape.vocabulary, adapter)
         self._source, self._source_2 = self._random(room), self._random(room)
         self._target = torch.empty(room, dtype=dtype)
 
-    def run(self, rectangle: Rectangle) -> None:
+    def run(self, piece: Piece) -> None:
         """Read one micro-batch and take its gradients."""
-        tokens, last = rectangle.rows * rectangle.length, self._shape.layers - 1
+        tokens, last = piece.computed, self._shape.layers - 1
         for layer in range(self._shape.layers):
             for name, weight in self._weights[layer].items():
                 self._multiply(self._input(tokens, weight.shape[1]), weight.T)
                 if name in self._adapters[layer]:
                     self._adapt(tokens, *self._adapters[layer][name])
-            self._attend(rectangle)
-        self._score(rectangle.learned)
+            self._attend(piece)
+        self._score(piece.learned)
         for layer in range(last, -1, -1):
-            self._attend_backward(rectangle)
+            self._attend_backward(piece)
             for name, weight in reversed(self._weights[layer].items()):
                 if layer or name not in {"q_proj", "k_proj", "v_proj"}:
                     self._multiply(self._input(tokens, weight.shape[0]), weight)
@@ -137,22 +124,27 @@ class Products:
         if not is_first:
             self._multiply(self._input(tokens, rank), down)
 
-    def _attend(self, rectangle: Rectangle) -> None:
-        queries, keys, scores = self._attention(rectangle)
-        self._multiply(queries, keys.mT)
-        self._multiply(scores, keys)
+    def _attend(self, piece: Piece) -> None:
+        for queries, keys, scores in self._attention(piece):
+            self._multiply(queries, keys.mT)
+            self._multiply(scores, keys)
 
-    def _attend_backward(self, rectangle: Rectangle) -> None:
-        queries, keys, scores = self._attention(rectangle)
-        self._multiply(queries, keys.mT)
-        self._multiply(scores.mT, queries)
-        self._multiply(scores, keys)
-        self._multiply(scores.mT, queries)
+    def _attend_backward(self, piece: Piece) -> None:
+        for queries, keys, scores in self._attention(piece):
+            self._multiply(queries, keys.mT)
+            self._multiply(scores.mT, queries)
+            self._multiply(scores, keys)
+            self._multiply(scores.mT, queries)
 
-    def _attention(self, rectangle: Rectangle) -> tuple[Tensor, Tensor, Tensor]:
-        heads, length = rectangle.rows * self._shape.heads, rectangle.length
-        shape = (heads, length, self._shape.head_width)
-        return self._input(*shape), self._other(*shape), self._input(heads, length, length)
+    def _attention(self, piece: Piece) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        shape = self._shape
+        for queries, keys in piece.tables:
+            rows = queries * shape.heads // shape.kv_heads
+            yield (
+                self._input(shape.kv_heads, rows, shape.head_width),
+                self._other(shape.kv_heads, keys, shape.head_width),
+                self._input(shape.kv_heads, rows, keys),
+            )
 
     def _score(self, learned: int) -> None:
         for start in range(0, learned, _HEAD_CHUNK):
@@ -183,34 +175,18 @@ def measure(task: Task) -> Run:
     torch.set_num_threads(task.threads)
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[task.variant]
     shape = Shape.of(task.model)
-    steps = _read_steps(task)
+    tokenizer = AutoTokenizer.from_pretrained(task.model)
+    rows = read_rows(task.data_dir / CHATS_NAME, tokenizer, max_tokens=task.max_tokens)
+    steps = read_steps(rows, task)
     products = Products(shape, [each for step in steps for each in step], dtype)
     ticks: list[Tick] = []
     tokens = 0
     for step in steps:
-        for rectangle in step:
-            products.run(rectangle)
-            tokens += rectangle.tokens
+        for piece in step:
+            products.run(piece)
+            tokens += piece.tokens
         ticks.append(Tick(time.perf_counter(), tokens))
     return Run(ticks=ticks, more={"gflops": measure_speed(shape, dtype)})
-
-
-def _read_steps(task: Task) -> list[list[Rectangle]]:
-    tokenizer = AutoTokenizer.from_pretrained(task.model)
-    rows = read_rows(task.data_dir / CHATS_NAME, tokenizer, max_tokens=task.max_tokens)
-    lengths = [len(row.input_ids) for row in rows]
-    return [
-        [
-            Rectangle(
-                len(piece),
-                max(lengths[i] for i in piece),
-                sum(rows[i].learned for i in piece),
-                sum(lengths[i] for i in piece),
-            )
-            for piece in step
-        ]
-        for step in micro_batches(lengths, task)
-    ]
 
 
 def measure_speed(shape: Shape, dtype: torch.dtype) -> dict[str, float]:

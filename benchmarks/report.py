@@ -53,10 +53,9 @@ _HEAD = """# How fast Tunery trains
   a warm-up and are not counted.
 - The figures are those of one machine in one hour. Only ratios carry over to other machines, and
   only to processors with the same instructions. AMX matters most.
-- **Matrix products alone** performs only the matrix products of the same micro-batches, forward and
-  backward. It is an upper bound for every trainer that computes each token. Tunery computes the
-  beginnings that the rows of a step share only once, so it may exceed it. A trainer with a share of
-  80 % could save at most a fifth of its time without faster matrix products.
+- **Matrix products alone** performs only the matrix products of Tunery's micro-batches, forward and
+  backward, with what rows share at their beginnings computed once. It is an upper bound. A trainer
+  with a share of 80 % could save at most a fifth of its time without faster matrix products.
 - **Reference script** is the [script that Tunery grew out of](reference-script.md), with its flaws:
   it pads every row to 512 tokens in float32 and learns the padding.
 - The suffix of TRL, such as `bf16-1`, names its configuration: the data type, and the number of

@@ -43,7 +43,7 @@ VARIANTS = {
 
 BEST = {"native": "bf16-1", "avx512": "fp32-1", "avx2": "fp32-1"}
 """By instruction set. The first is the fastest that was found on a processor with bfloat16; the
-others are what is left without. `search` finds them anew."""
+others are what is left without. `search` finds them again."""
 
 TOO_SLOW_TO_SEARCH = {"bf16-1-compiled"}
-"""It compiles anew for every length it meets, for minutes; ask for it by name."""
+"""It compiles again for every length, for minutes; ask for it by name."""

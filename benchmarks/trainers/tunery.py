@@ -2,7 +2,8 @@
 
 import hashlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from time import perf_counter
@@ -34,6 +35,7 @@ from app.core.job.child.training_events import (
 from app.core.job.lora_shape import LoraShape
 from app.core.job.training_config import DpoSettings, TrainingConfig
 from benchmarks.trainers.child import ChildFailedError, run_and_wait
+from benchmarks.trainers.conversations import Row
 from benchmarks.trainers.task import (
     CHATS_NAME,
     LEARNING_RATE,
@@ -45,6 +47,22 @@ from benchmarks.trainers.task import (
 )
 
 NEVER_S = 1e6
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A micro-batch, as much of it as its matrix products depend on."""
+
+    tokens: int
+    """In its rows, without padding."""
+    computed: int
+    """The same, but what rows share at their beginnings only once."""
+    learned: int
+    """Predictions that are computed."""
+    tables: Sequence[tuple[int, int]]
+    """Queries and keys of each block of attention."""
+
+
 COMPILED = "compiled"
 """The variant of a task that is computed as a longer one would be."""
 
@@ -156,30 +174,57 @@ def order_of_steps(examples: int, task: Task) -> list[list[int]]:
     return [[int(index) for index in batch] for batch in islice(batches, task.steps)]
 
 
-def micro_batches(lengths: Sequence[int], task: Task) -> list[list[list[int]]]:
-    """For each step, rows of like length together, as they would be trained with padding.
-
-    The dtype is that of `task.variant`.
-    """
+def read_steps(rows: Sequence[Row], task: Task) -> list[list[Piece]]:
+    """For each step, what its micro-batches compute. The dtype is that of `task.variant`."""
     from worker.training.compute.memory import Footprint  # noqa: PLC0415
-    from worker.training.data.batching import cut_rows  # noqa: PLC0415
     from worker.training.model.base_model import ModelShape  # noqa: PLC0415
 
     dtype = cast("DtypeName", task.variant)
     shape = ModelShape.read(task.model_dir)
-    most = Footprint(shape, _config(task).lora, dtype, "fast", max(lengths)).usual_tokens()
+    longest = max(len(row.input_ids) for row in rows)
+    most = Footprint(shape, _config(task).lora, dtype, "fast", longest).usual_tokens()
     return [
-        [
-            [step[row] for row in piece.rows]
-            for piece in cut_rows(
-                [np.zeros(lengths[row]) for row in step],
-                rows_per_example=2 if task.is_dpo else 1,
-                micro_batch_tokens=most,
-                is_padded=True,
-            )
-        ]
-        for step in _rows_of_steps(len(lengths), task)
+        list(_read_pieces([rows[row] for row in step], task, most))
+        for step in _rows_of_steps(len(rows), task)
     ]
+
+
+def _read_pieces(rows: Sequence[Row], task: Task, most_tokens: int) -> Iterator[Piece]:
+    from worker.training.data.batching import collate, cut_rows  # noqa: PLC0415
+    from worker.training.data.beginnings import find_owners  # noqa: PLC0415
+    from worker.training.data.dataset import IGNORE_INDEX, TokenizedRow  # noqa: PLC0415
+    from worker.training.model.packing import pack  # noqa: PLC0415
+
+    tokens = [np.array(row.input_ids) for row in rows]
+    for piece in cut_rows(
+        tokens,
+        rows_per_example=2 if task.is_dpo else 1,
+        micro_batch_tokens=most_tokens,
+        is_padded=False,
+    ):
+        read = [
+            TokenizedRow(
+                tokens[row],
+                np.where(
+                    np.arange(len(tokens[row])) < rows[row].first_learned, IGNORE_INDEX, tokens[row]
+                ),
+            )
+            for row in piece.rows
+        ]
+        batch = collate(
+            read,
+            examples=piece.rows,
+            owners=find_owners([one.input_ids for one in read], piece.rows),
+            computed_tokens=piece.tokens,
+            pad_token_id=0,
+        )
+        packed = pack(batch)
+        yield Piece(
+            tokens=sum(batch.lengths),
+            computed=piece.tokens,
+            learned=len(packed.targets_U),
+            tables=[(len(block.bias_CH), block.length) for block in packed.blocks],
+        )
 
 
 def _rows_of_steps(rows: int, task: Task) -> list[list[int]]:

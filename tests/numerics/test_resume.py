@@ -513,7 +513,7 @@ def test_a_state_of_other_numerics_is_refused_with_the_versions(
 
     said = refusal(next_attempt)
 
-    assert "saved by numerics version 2, and this release of Tunery computes with version 3" in said
+    assert "saved by numerics version 2, and this release of Tunery computes with version 4" in said
 
 
 def test_a_state_that_was_saved_before_numerics_had_versions_is_refused(next_attempt: Path) -> None:

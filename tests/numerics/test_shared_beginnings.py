@@ -22,7 +22,7 @@ from tests.tiny import VOCABULARY, build_peft_model
 from worker.training.data.batching import MicroBatch, collate
 from worker.training.data.beginnings import find_owners, find_segments
 from worker.training.data.dataset import IGNORE_INDEX, TokenizedRow
-from worker.training.model import attention
+from worker.training.model import attention, packing
 from worker.training.model.decoder_layer import compile_layer
 from worker.training.model.forward import FusedForward, ReferenceForward
 from worker.training.model.packing import pack
@@ -96,7 +96,8 @@ def test_weights_that_are_computed_twice_are_the_same(
     case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(attention, "LONGEST_BY_PRODUCTS", 0)
-    monkeypatch.setattr(attention, "_TABLE", 200)
+    monkeypatch.setattr(packing, "_RUN", 8)
+    monkeypatch.setattr(packing, "_LARGEST_TABLE", 200)
     model = build_peft_model(target_modules=EVERY_LINEAR)
 
     assert_same(FusedForward(model), ReferenceForward(model), batch_of(CASES[case]), rel=1e-5)

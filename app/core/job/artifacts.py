@@ -24,7 +24,7 @@ STATE_NUMBERS_NAME = "state.json"
 STATE_TENSORS_NAME = "state.safetensors"
 """`adapter.NAME`, `best.NAME` and those of AdamW as `exp_avg.NAME`, where NAME is a parameter's."""
 
-NUMERICS_VERSION = 3
+NUMERICS_VERSION = 4
 """Version of the computation that turns a job into an adapter.
 
 Raise it with every change after which the same job may end in other bits: to the layers, the loss,

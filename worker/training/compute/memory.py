@@ -18,6 +18,9 @@ from worker.training.model.cross_entropy import CHUNK
 _MOST_TOKENS = 1024
 """Largest micro-batch that is chosen, in tokens. A larger one makes no step faster."""
 _FEWEST_TOKENS = 128
+_FEWEST_KEYS = 224
+"""Keys of a block of attention that has rows much shorter than that. The largest of 1,500 random
+micro-batches."""
 _ACTIVATIONS = 1_200_000_000
 """Bytes of activations that the chosen micro-batch takes at most, between the two limits above. It
 depends on the model and not on the machine, so that a job has the same result on every machine."""
@@ -49,7 +52,7 @@ class _PerLayer:
     mlp: int
     """Bytes per unit of the width inside the MLP."""
     attention: int
-    """Bytes per head and per token of the row."""
+    """Bytes per head and per key of a block of attention."""
     adapted: int
     """Bytes per input of an adapted linear layer, where there is dropout."""
 
@@ -164,11 +167,12 @@ class Footprint:
         model = self.model
         kept = _KEPT[self.forward, self.dtype]
         has_table = self.longest_row <= LONGEST_BY_PRODUCTS
+        keys = max(self.longest_row, _FEWEST_KEYS)
         adapted = sum(model.linear(name)[0] for name in self.lora.target_modules)
         return (
             kept.width * model.width
             + kept.mlp * model.mlp_width
-            + (kept.attention * model.heads * self.longest_row if has_table else 0)
+            + (kept.attention * model.heads * keys if has_table else 0)
             + (kept.adapted * adapted if self.lora.dropout else 0)
         )
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from worker.training.model.attention import SegmentGroup, attend
+from worker.training.model.attention import Block, attend
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
@@ -37,7 +37,7 @@ class Positions(NamedTuple):
     cos_TD: Tensor
     """Cosines of the rotary embedding."""
     sin_TD: Tensor
-    groups: Sequence[SegmentGroup]
+    blocks: Sequence[Block]
     """Which tokens see which."""
 
 
@@ -97,7 +97,7 @@ def decoder_layer(
 ) -> Tensor:
     """Compute the input of the next layer from `hidden_TH`, in the dtype of `hidden_TH`."""
     q_TQD, k_TKD, v_TKD = _read(hidden_TH, positions.cos_TD, positions.sin_TD, layer, shape)
-    seen_TQD = attend(q_TQD, k_TKD, v_TKD, positions.groups)
+    seen_TQD = attend(q_TQD, k_TKD, v_TKD, positions.blocks)
     return _think(hidden_TH, seen_TQD, layer, shape)
 
 
@@ -117,12 +117,12 @@ def compile_layer() -> LayerFunction:
     def run(
         hidden_TH: Tensor, positions: Positions, layer: LayerTensors, shape: LayerShape
     ) -> Tensor:
-        cos_TD, sin_TD, groups = positions
+        cos_TD, sin_TD, blocks = positions
         if len(hidden_TH) > 1:
             for tensor_T in (hidden_TH, cos_TD, sin_TD, *layer.masks):
                 mark_dynamic(tensor_T, 0)
         q_TQD, k_TKD, v_TKD = read(hidden_TH, cos_TD, sin_TD, layer, shape)
-        seen_TQD = attend(q_TQD, k_TKD, v_TKD, groups)
+        seen_TQD = attend(q_TQD, k_TKD, v_TKD, blocks)
         if len(hidden_TH) > 1:
             mark_dynamic(seen_TQD, 0)
         return think(hidden_TH, seen_TQD, layer, shape)

@@ -131,6 +131,7 @@ class FusedForward:
         self.model = model
         base: Any = model.get_base_model()
         self._head: Tensor = base.get_output_embeddings().weight
+        self._dtype: torch.dtype = base.dtype
         self._decoder: Any = base.base_model
         self._run_layer = layer
         self._is_checkpointing = is_checkpointing
@@ -152,12 +153,12 @@ class FusedForward:
             dataset: digest of the dataset.
         """
         for batch in batches:
-            packed = pack(batch)
+            packed = pack(batch).to(self._head.device, self._dtype)
             states.write(batch.examples, packed.places, self._read_below(packed))
         self.kept[dataset] = states
 
     def log_probs(self, batch: MicroBatch, dropout: DropoutKey | None) -> TargetLogProbs:
-        packed = pack(batch).to(self._head.device)
+        packed = pack(batch).to(self._head.device, self._dtype)
         kept = self.kept.get(batch.dataset)
         if kept is None:
             hidden_TH = self._read_below(packed)
@@ -172,7 +173,7 @@ class FusedForward:
 
     def _positions(self, hidden_TH: Tensor, packed: PackedRows) -> Positions:
         cos_1TD, sin_1TD = self._decoder.rotary_emb(hidden_TH, packed.depths_T[None])
-        return Positions(cos_1TD[0], sin_1TD[0], packed.groups)
+        return Positions(cos_1TD[0], sin_1TD[0], packed.blocks)
 
     def _read_below(self, packed: PackedRows) -> Tensor:
         """What enters the first layer with a backward pass."""

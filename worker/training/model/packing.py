@@ -2,10 +2,10 @@
 
 Dimension key:
     B  rows
-    L  tokens of the longest row, or of the longest segment of a group
-    G  segments of a group
-    P  tokens of the longest path to one of them
-    S  P + L
+    L  tokens of the longest row
+    C  queries of a block
+    S  its keys
+    H  its last keys, some of which are hidden from some queries
     T  tokens, laid end to end
     N  learned tokens of the rows
     U  different predictions among these
@@ -13,8 +13,8 @@ Dimension key:
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from itertools import groupby
-from typing import Any
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,10 +22,19 @@ from torch import Tensor
 
 from worker.training.data.batching import MicroBatch, least_cut
 from worker.training.data.beginnings import DrawnTokens, Segment, find_segments
-from worker.training.model.attention import SegmentGroup, SharedPath
+from worker.training.model.attention import Block, Keys
 
-_GROUP_COST = 8192
-"""Fixed cost of a group of segments, in numbers of a table of attention weights."""
+_BLOCK_COST = 20_000
+"""Fixed cost of a block, in numbers of a table of attention weights."""
+
+_RUN = 128
+"""Tokens of a segment that are in one block in any case."""
+
+_MULTIPLE = 32
+"""The number of keys is a multiple of it: softmax and products are up to twice as fast."""
+
+_LARGEST_TABLE = 1 << 20
+"""Most weights of a block and a head, if the block has more than one run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +44,7 @@ class PackedRows:
     input_ids_T: Tensor
     depths_T: Tensor
     """Position of each token in its rows, from 0."""
-    groups: Sequence[SegmentGroup]
+    blocks: Sequence[Block]
     places_U: Tensor
     """Indices of the tokens that predict, without repetitions of the same prediction."""
     targets_U: Tensor
@@ -49,14 +58,14 @@ class PackedRows:
     places: Sequence[np.ndarray]
     """For each row, the index of each of its tokens."""
 
-    def to(self, device: torch.device) -> "PackedRows":
-        """Copy the tensors to a device."""
+    def to(self, device: torch.device, dtype: torch.dtype) -> "PackedRows":
+        """Copy the tensors to a device, for a model of this dtype."""
         moved: dict[str, Any] = {
             field.name: value.to(device)
             for field in fields(self)
             if isinstance(value := getattr(self, field.name), Tensor)
         }
-        return replace(self, **moved, groups=[group.to(device) for group in self.groups])
+        return replace(self, **moved, blocks=[block.to(device, dtype) for block in self.blocks])
 
 
 def pack(batch: MicroBatch) -> PackedRows:
@@ -73,7 +82,7 @@ def pack(batch: MicroBatch) -> PackedRows:
     return PackedRows(
         torch.from_numpy(np.concatenate([rows[one.row][one.start : one.end] for one in segments])),
         torch.from_numpy(np.concatenate([np.arange(one.start, one.end) for one in segments])),
-        [_gather(group) for group in _group_segments(segments)],
+        list(_find_blocks(segments)),
         places_U,
         targets_U,
         pairs_N,
@@ -83,53 +92,73 @@ def pack(batch: MicroBatch) -> PackedRows:
     )
 
 
-def _group_segments(segments: Sequence[Segment]) -> Iterator[Sequence[Segment]]:
-    """Group segments of like length, so that their attention takes the least time."""
-    by_size = sorted(segments, key=lambda one: one.size)
+class _Run(NamedTuple):
+    """Neighbouring tokens of a segment."""
+
+    start: int
+    """Index of the first, if all segments are laid end to end."""
+    end: int
+    path: np.ndarray
+    """Index of each token before them in their rows."""
+
+
+def _find_runs(segments: Sequence[Segment]) -> Iterator[_Run]:
+    for one in segments:
+        path_and_own = np.concatenate((one.path, one.tokens))
+        for start in range(0, len(one.tokens), _RUN):
+            end = min(start + _RUN, len(one.tokens))
+            first = int(one.tokens[0])
+            yield _Run(first + start, first + end, path_and_own[: len(one.path) + start])
+
+
+def _find_blocks(segments: Sequence[Segment]) -> Iterator[Block]:
+    """Blocks of neighbouring tokens, so that their attention takes the least time."""
+    runs = list(_find_runs(segments))
 
     def costs(end: int) -> Iterator[int]:
-        own, path = 0, 0
         for start in reversed(range(end)):
-            own, path = max(own, by_size[start].size[0]), max(path, by_size[start].size[1])
-            yield _GROUP_COST + (end - start) * own * (path + own)
+            queries = runs[end - 1].end - runs[start].start
+            table = queries * _padded(len(runs[start].path) + queries)
+            if table > _LARGEST_TABLE and end - start > 1:
+                return
+            yield _BLOCK_COST + table
 
-    for start, end in least_cut(len(by_size), costs):
-        yield by_size[start:end]
+    for start, end in least_cut(len(runs), costs):
+        yield _gather(runs[start:end])
 
 
-def _gather(segments: Sequence[Segment]) -> SegmentGroup:
-    """The indices of a group."""
-    own, path = (max(sizes) for sizes in zip(*(one.size for one in segments), strict=True))
-    keys_GS = np.zeros((len(segments), path + own), np.int64)
-    is_padding_GS = np.ones(keys_GS.shape, np.bool_)
-    for index, one in enumerate(segments):
-        places = slice(path - len(one.path), path + len(one.tokens))
-        keys_GS[index, places] = np.concatenate((one.path, one.tokens))
-        is_padding_GS[index, places] = False
-    is_path_padding_GP, is_own_padding_GL = (
-        torch.from_numpy(part) if part.any() else None
-        for part in np.split(is_padding_GS, [path], axis=1)
+def _padded(keys: int) -> int:
+    return -(-keys // _MULTIPLE) * _MULTIPLE
+
+
+def _gather(runs: Sequence[_Run]) -> Block:
+    """A block of these runs.
+
+    Segments are laid down in the order of a walk through the trie. So what is before the block and
+    is seen by one of its tokens is on the path of its first token.
+    """
+    start, end = runs[0].start, runs[-1].end
+    keys_S = np.concatenate((runs[0].path, np.arange(start, end)))
+    is_hidden_CS = np.ones((end - start, _padded(len(keys_S))), np.bool_)
+    for run in runs:
+        queries = slice(run.start - start, run.end - start)
+        is_hidden_CS[queries, np.searchsorted(keys_S, run.path)] = False
+        own = slice(len(runs[0].path) + queries.start, len(runs[0].path) + queries.stop)
+        is_hidden_CS[queries, own] = np.triu(is_hidden_CS[queries, own], 1)
+    is_hidden_CH = is_hidden_CS[:, is_hidden_CS.any(axis=0).argmax() :]
+    return Block(
+        slice(start, end),
+        list(_find_neighbours(keys_S)),
+        is_hidden_CS.shape[1],
+        torch.zeros(is_hidden_CH.shape).masked_fill_(torch.from_numpy(is_hidden_CH), -torch.inf),
     )
-    slots_N = np.flatnonzero(~is_padding_GS[:, path:])
-    own_GL = keys_GS[:, path:]
-    return SegmentGroup(
-        own_GL=torch.from_numpy(np.ascontiguousarray(own_GL)),
-        keys_GS=torch.from_numpy(keys_GS),
-        is_path_padding_GP=is_path_padding_GP,
-        is_own_padding_GL=is_own_padding_GL,
-        tokens_N=torch.from_numpy(own_GL.flatten()[slots_N]),
-        slots_N=None if is_own_padding_GL is None else torch.from_numpy(slots_N),
-        paths=list(_find_paths(segments)),
-    )
 
 
-def _find_paths(segments: Sequence[Segment]) -> Iterator[SharedPath]:
-    start = 0
-    for tokens, sharing in groupby(segments, key=lambda one: one.path.tobytes()):
-        end = start + len(list(sharing))
-        if tokens:
-            yield SharedPath(start, end, torch.from_numpy(segments[start].path))
-        start = end
+def _find_neighbours(keys_S: np.ndarray) -> Iterator[Keys]:
+    bounds = [0, *(np.flatnonzero(np.diff(keys_S) != 1) + 1).tolist(), len(keys_S)]
+    for start, end in pairwise(bounds):
+        first = int(keys_S[start])
+        yield Keys(slice(first, first + end - start), slice(start, end))
 
 
 def _find_drawn(segment: Segment, batch: MicroBatch) -> Iterator[DrawnTokens]:
