@@ -17,9 +17,9 @@ from app.core.job.estimate import Estimate
 from app.core.job.training_config import TrainingConfig
 from benchmarks.random_model import SHAPES, build_empty
 from tunery.client.screen.terminal import duration
-from worker.training.compute.hardware import Speeds
+from worker.training.compute.hardware import Machine, Speeds
 from worker.training.data.counted_rows import Rows
-from worker.training.estimate import Machine, estimate
+from worker.training.estimate import estimate
 from worker.training.model.base_model import ModelShape
 
 PAGE = Path(__file__).parents[1] / "docs" / "duration.md"

@@ -16,7 +16,7 @@ from benchmarks.trainers.task import MAX_TOKENS, Task
 from benchmarks.trainers.trl_variants import BEST, VARIANTS
 
 ROOT = Path(__file__).parents[1]
-PARTS = ("speed", "search", "sizes", "quality", "service", "large", "tight", "estimates")
+PARTS = ("speed", "search", "sizes", "quality", "layers", "service", "large", "tight", "estimates")
 TRAINERS = ("reference", "trl", "tunery", "products")
 """The last are the matrix products alone."""
 _LONG_TOKENS = 2048

@@ -6,6 +6,7 @@
     python -m benchmarks.training sizes              # base models of four sizes: 40 minutes
     python -m benchmarks.training search             # which configuration of TRL is the fastest
     python -m benchmarks.training quality --rounds 3 # is the result that of plain float32?
+    python -m benchmarks.training layers             # three epochs on the upper half alone
     python -m benchmarks.training service            # what the service costs beside the training
     python -m benchmarks.training large --rounds 1   # the reference's own job, on 1.5B parameters
     python -m benchmarks.training tight              # 7B parameters in 20 GiB, as root
@@ -34,12 +35,14 @@ from benchmarks.service import measure_service
 from benchmarks.sizes import compare_sizes
 from benchmarks.speed import compare_speed, search_variants
 from benchmarks.tight import measure_tight
+from benchmarks.upper_layers import compare_layers
 
 _RUN: dict[str, Callable[[Options], dict[str, Any]]] = {
     "speed": compare_speed,
     "search": search_variants,
     "sizes": compare_sizes,
     "quality": compare_quality,
+    "layers": compare_layers,
     "service": measure_service,
     "large": compare_large,
     "tight": measure_tight,

@@ -70,6 +70,7 @@ def build_spec(
         threads=plan.threads if plan else settings.resolved_training_threads,
         memory_bytes=training_memory(settings),
         memory_wait_s=_MEMORY_WAIT_S if settings.sampling == "idle" else 0.0,
+        spare_disk_bytes=settings.min_free_bytes,
         compute=compute_choices(settings),
         is_replanned=lease.is_replanned,
         save_interval_s=settings.save_interval_s,

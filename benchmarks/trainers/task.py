@@ -43,6 +43,8 @@ class Task:
     """Optimizer steps; None for three epochs."""
     is_dpo: bool = False
     """Whether the examples are pairs."""
+    lora_layers: int | None = None
+    """Number of the last layers that get an adapter, in trainers that can; None for all."""
     variant: str = ""
     """Which of the configurations that a trainer has."""
     adapter: str = ""

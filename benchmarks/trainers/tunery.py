@@ -24,7 +24,14 @@ from app.core.job.child.job_spec import (
     DtypeName,
     JobSpec,
 )
-from app.core.job.child.training_events import Failed, Finished, Started, Stepped, parse_event
+from app.core.job.child.training_events import (
+    Failed,
+    Finished,
+    Noted,
+    Started,
+    Stepped,
+    parse_event,
+)
 from app.core.job.lora_shape import LoraShape
 from app.core.job.training_config import DpoSettings, TrainingConfig
 from benchmarks.trainers.child import ChildFailedError, run_and_wait
@@ -64,16 +71,20 @@ def train(task: Task, environment: Mapping[str, str]) -> Run:
     """Run the child as the worker does, and listen.
 
     A tick's clock is the child's own, `elapsed_s`: the training loop without evaluations and
-    checkpoints. `more` has when its parent saw the beginning of the loop and the end of each step.
+    checkpoints. `more` has when its parent saw the beginning of the loop and the end of each step,
+    and the seconds from the plan, which is told when the model is loaded, to the last step.
     """
     directory = write_job(task)
     ticks: list[Tick] = []
+    planned_s: list[float] = []
     seen_s: list[float] = []
     more: dict[str, Any] = {}
 
     def on_line(line: bytes) -> None:
         event = parse_event(line)
-        if isinstance(event, Started):
+        if isinstance(event, Noted) and event.message.startswith("Training in "):
+            planned_s.append(perf_counter())
+        elif isinstance(event, Started):
             seen_s.append(perf_counter())
         elif isinstance(event, Stepped):
             seen_s.append(perf_counter())
@@ -88,6 +99,7 @@ def train(task: Task, environment: Mapping[str, str]) -> Run:
     wall_s, peak_bytes = run_and_wait(command, task.scratch_dir, environment, on_line)
     if "adapter" not in more:
         raise ChildFailedError("The training child has stopped before its end.")
+    more["loop_s"] = seen_s[-1] - planned_s[-1]
     more["seen_s"] = [at_s - seen_s[0] for at_s in seen_s]
     return Run(ticks=ticks, wall_s=wall_s, peak_bytes=peak_bytes, more=more)
 
@@ -129,6 +141,7 @@ def _config(task: Task) -> TrainingConfig:
             alpha=LORA["lora_alpha"],
             dropout=LORA["lora_dropout"],
             target_modules=tuple(LORA["target_modules"]),
+            layers=task.lora_layers,
         ),
         batch_size=task.batch_size,
         learning_rate=LEARNING_RATE,

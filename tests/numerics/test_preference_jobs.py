@@ -24,7 +24,7 @@ from tests.numerics.test_resume import (
     run,
 )
 from tests.tiny import build_tokenizer, change_job, write_job, write_parent
-from worker.training import recipe
+from worker.training import first_passes
 from worker.training.recipe import run_job
 
 POLITE = [
@@ -149,7 +149,7 @@ def test_a_long_pass_over_the_pairs_tells_its_progress_a_few_times(
     """A child may send a hundred messages in all, and is ended if it sends more."""
     write_pairs(tmp_path / "job", base_model, validation=HELD_OUT, max_steps=1)
     change_job(tmp_path / "job", compute=ComputeSettings(dtype="float32", micro_batch_tokens=1))
-    monkeypatch.setattr(recipe, "_TELL_S", 0.0)
+    monkeypatch.setattr(first_passes, "_TELL_S", 0.0)
 
     events = run(tmp_path / "job").events
 
@@ -170,7 +170,7 @@ def test_a_job_that_is_killed_while_its_reference_is_computed_begins_again(
     write_pairs(tmp_path / "whole", base_model, POLITE[:10], epochs=1)
     whole = run(tmp_path / "whole")
     begin_again(whole, tmp_path / "killed")
-    monkeypatch.setattr(recipe, "_TELL_S", 0.0)
+    monkeypatch.setattr(first_passes, "_TELL_S", 0.0)
     told: list[str] = []
 
     def report(event: TrainingEvent) -> None:

@@ -17,14 +17,13 @@ from app.core.dataset.tokenizing.messages import (
 )
 from app.core.job.training_config import TrainingConfig
 from app.core.machine.memory import PLENTY
-from worker.training.compute.hardware import read_or_measure
+from worker.training.compute.hardware import Machine, read_or_measure
 from worker.training.data.chat_template import ChatTemplateError
 from worker.training.data.counted_rows import Rows
 from worker.training.data.cutting import cut_example, group_rows
 from worker.training.data.encoding import Encoded, Encoder
 from worker.training.data.stop_tokens import StopTokens
 from worker.training.data.tokenizer import load_tokenizer
-from worker.training.estimate import Machine
 from worker.training.estimate import estimate as estimate_job
 from worker.training.failures import TrainingFailedError
 from worker.training.model.base_model import ModelShape

@@ -14,11 +14,11 @@ from app.core.job.child.training_events import Checked
 from app.core.job.estimate import Estimate
 from app.core.machine.memory import measure_memory
 from app.core.manifest import atomic_directory
-from worker.training.compute.hardware import read_or_measure
+from worker.training.compute.hardware import Machine, read_or_measure
 from worker.training.compute.plan import choose_placement
 from worker.training.data.counted_rows import Rows
 from worker.training.data.dataset import TokenizedData
-from worker.training.estimate import Machine, estimate
+from worker.training.estimate import estimate
 from worker.training.failures import TrainingFailedError, last_event_after
 from worker.training.model.base_model import ModelLoader, ModelShape
 from worker.training.preparation.prepared_data import PreparedData

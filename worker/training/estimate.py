@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -12,7 +13,8 @@ from app.core.job.estimate import Estimate
 from app.core.job.training_config import TrainingConfig
 from app.core.machine.memory import Memory
 from worker.training.compute.cost import Cost, with_uncertainty
-from worker.training.compute.hardware import Speeds
+from worker.training.compute.hardware import Machine
+from worker.training.compute.kept import kept_bytes
 from worker.training.compute.memory import gigabytes
 from worker.training.compute.plan import ComputePlan, Workload, choose_placement, make_plan
 from worker.training.data.batching import evaluated_together, rows_of, shuffled_batches
@@ -27,8 +29,6 @@ _ROWS_COUNTED = 6400
 """Most rows of these steps, which take half a second to count."""
 _FEWEST_STEPS = 4
 """Steps that are counted however many rows they have."""
-_STEPS_ASKED = 100_000
-"""Most steps for which the schedule is asked what is due. The others are taken to be like them."""
 _ROWS_EVALUATED = 2000
 """Most validation rows whose micro-batches are counted. It is even, for the sake of pairs."""
 _START_S = 4.0
@@ -63,18 +63,6 @@ _HELD_STATES = 2
 
 _TEXT_BYTES = 5_000_000
 """Bytes of a checkpoint beside the adapter: tokenizer, tables, chart."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Machine:
-    """What the duration and the plan of a job depend on, besides the job."""
-
-    speeds: Speeds
-    threads: int
-    total_bytes: int
-    """Memory for jobs of the machine or of its GPU, free or not."""
-    has_gpu: bool | None = None
-    """Whether it has a GPU. None to ask torch."""
 
 
 def estimate(
@@ -168,12 +156,6 @@ class _Job:
         steps_per_epoch = math.ceil(self._examples / self.config.batch_size)
         return round(self.training.tokens * self.schedule.total_steps / steps_per_epoch)
 
-    def _how_often(self, is_due: Callable[[int], bool]) -> int:
-        """In how many steps of the job something is due."""
-        total = self.schedule.total_steps
-        counted = min(total, _STEPS_ASKED)
-        return round(sum(map(is_due, range(1, counted + 1))) * total / counted)
-
     def _saved_bytes(self, plan: ComputePlan) -> tuple[int, int]:
         """Bytes of a checkpoint and of a saved state."""
         adapter = plan.footprint.trained_parameters * _FLOAT32_BYTES
@@ -182,23 +164,33 @@ class _Job:
 
     def _disk_bytes(self, plan: ComputePlan) -> int:
         checkpoint, state = self._saved_bytes(plan)
-        kept = self._how_often(self.schedule.is_checkpoint)
+        kept = self.schedule.count(self.schedule.is_checkpoint)
         if self.config.keep_checkpoints is not None:
             kept = min(kept, self.config.keep_checkpoints)
-        return kept * checkpoint + _HELD_STATES * state
+        outputs = sum(self._kept_bytes(plan, rows) for rows in self._datasets)
+        return kept * checkpoint + _HELD_STATES * state + outputs
+
+    @property
+    def _datasets(self) -> list[Rows]:
+        return [self.training] if self.validation is None else [self.training, self.validation]
+
+    def _kept_bytes(self, plan: ComputePlan, rows: Rows) -> int:
+        """Bytes that the outputs of lower layers take for a dataset, as `kept_bytes` chooses."""
+        passes = self.schedule.passes[1 if rows is self.validation else 0]
+        return kept_bytes(plan, tokens=rows.tokens, passes=passes)
 
     def _parts(self, plan: ComputePlan) -> dict[str, float]:
         """Seconds of the job, by what they are spent on."""
         cost = Cost(plan=plan, speeds=self.machine.speeds, threads=self.machine.threads)
         learned = self.training.learned
-        each = [cost.step(step, learned=learned) for step in self._steps()]
+        is_kept = self._kept_bytes(plan, self.training) > 0
+        each = [cost.step(step, learned=learned, is_kept=is_kept) for step in self._steps()]
         steps = sum(each) / len(each) * self.schedule.total_steps
-        compiling = _COMPILATION_S if plan.compile else 0.0
         return {
             "start": self._start_s(plan),
-            "training": steps + compiling,
+            "training": steps + (_COMPILATION_S if plan.compile else 0.0),
             "evaluation": self._evaluation_s(cost),
-            "reference": self._reference_s(cost),
+            "first passes": self._first_passes_s(cost),
             "saving": self._saving_s(plan),
         }
 
@@ -234,28 +226,37 @@ class _Job:
         """Seconds of all evaluations, that of the base model included."""
         if self.validation is None:
             return 0.0
-        often = 1 + self._how_often(self.schedule.is_evaluation)
-        return often * self._reading_s(cost, self.validation)
+        often = 1 + self.schedule.count(self.schedule.is_evaluation)
+        return often * self._evaluating_s(cost, self.validation)
 
-    def _reference_s(self, cost: Cost) -> float:
-        """Seconds in which the reference reads all pairs, once."""
-        if self.config.dpo is None or self.config.dpo.reference_free:
-            return 0.0
-        datasets = [each for each in (self.training, self.validation) if each is not None]
-        return sum(self._reading_s(cost, rows) for rows in datasets)
+    def _first_passes_s(self, cost: Cost) -> float:
+        """Seconds in which outputs that are kept are computed, and pairs by the reference."""
+        seconds = 0.0
+        for rows in self._datasets:
+            if self._kept_bytes(cost.plan, rows):
+                seconds += self._reading_s(rows, cost.keeping)
+            if self.config.has_reference:
+                seconds += self._evaluating_s(cost, rows)
+        return seconds
 
-    def _reading_s(self, cost: Cost, rows: Rows) -> float:
+    def _evaluating_s(self, cost: Cost, rows: Rows) -> float:
         """Seconds of an evaluation on a whole file."""
+        is_kept = self._kept_bytes(cost.plan, rows) > 0
+        evaluation = partial(cost.evaluation, learned=rows.learned, is_kept=is_kept)
+        return self._reading_s(rows, evaluation)
+
+    def _reading_s(self, rows: Rows, read: Callable[[list[np.ndarray]], float]) -> float:
+        """Seconds in which a whole file is read, in rows that are evaluated together."""
         lengths = rows.lengths[: 2 * max(1, _ROWS_EVALUATED // (2 * self.jobs))]
         counted = sum(
-            cost.evaluation(rows.read_all(places), learned=rows.learned)
+            read(rows.read_all(places))
             for places in evaluated_together(lengths, self.config.rows_per_example)
         )
         return counted * rows.count / len(lengths)
 
     def _saving_s(self, plan: ComputePlan) -> float:
         each = _SAVING_S + sum(self._saved_bytes(plan)) / _SAVED_PER_S
-        return each * self._how_often(self.schedule.is_checkpoint)
+        return each * self.schedule.count(self.schedule.is_checkpoint)
 
     def _advice(
         self, plan: ComputePlan, least: ComputePlan, parts: dict[str, float]

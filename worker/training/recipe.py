@@ -28,7 +28,6 @@ from app.core.job.child.training_events import (
     Stopped,
     Unresumable,
 )
-from app.core.job.training_config import TrainingConfig
 from app.core.machine.memory import Memory, measure_memory
 from worker.training.artifacts.loss_log import LossLog
 from worker.training.artifacts.saved_state import (
@@ -49,6 +48,7 @@ from worker.training.compute.plan import (
 from worker.training.data.dataset import TokenizedData
 from worker.training.data.encoding import end_of_text
 from worker.training.failures import last_event_after
+from worker.training.first_passes import keep_outputs, score_references
 from worker.training.model.base_model import (
     ModelLoader,
     ModelShape,
@@ -58,16 +58,11 @@ from worker.training.model.base_model import (
 from worker.training.model.forward import Forward, has_fused_layers
 from worker.training.model.initialisation import freeze_start
 from worker.training.model.randomness import make_deterministic, seed_torch
-from worker.training.preparation.prepared_data import PreparedData
 from worker.training.preparation.tokenized_job import prepare_data
 from worker.training.step.step import BestAdapter
 from worker.training.step.trainer import StepSchedule, Trainer
 from worker.training.training_loop import Report, TrainingLoop
 
-_TELL_S = 60.0
-"""Shortest time between two messages on the progress of the reference, in seconds."""
-_TOLD_PARTS = 10
-"""Most messages on the progress of the reference: a child may send only so many in all."""
 _LOOK_S = 0.5
 """Interval at which a job that waits for memory measures it, in seconds."""
 
@@ -165,8 +160,18 @@ def _prepare(job: _Preparation) -> TrainingLoop:
         load_state(
             directory / RESUME_NAME, spec, trainer=trainer, best=best, data_sha256=data.sha256
         )
-    elif config.dpo is not None and not config.dpo.reference_free:
-        _score_references(trainer, data, config, job.report)
+    keep_outputs(
+        trainer,
+        forward,
+        plan,
+        schedule,
+        data.datasets,
+        directory=directory,
+        spare_bytes=spec.spare_disk_bytes,
+        report=job.report,
+    )
+    if spec.resume_step is None and config.has_reference:
+        score_references(trainer, data.datasets, job.report)
     return TrainingLoop(
         directory=directory,
         spec=spec,
@@ -182,31 +187,6 @@ def _prepare(job: _Preparation) -> TrainingLoop:
             directory / OUTPUT_NAME, spec, trainer=trainer, best=best, data_sha256=data.sha256
         ),
     )
-
-
-def _score_references(
-    trainer: Trainer, data: PreparedData, config: TrainingConfig, report: Report
-) -> None:
-    """Let the model that the job starts from be the reference of its pairs.
-
-    A child that is asked to stop meanwhile ends at once: the next one computes the same bits.
-    """
-    datasets = [each for each in (data.training, data.validation) if each is not None]
-    total = sum(map(len, datasets)) // config.rows_per_example
-    report(Noted(message=f"Computing the reference for {total:,} pairs, once."))
-    told_s, told, before = steady_s(), 0, 0
-
-    def tell(done: int) -> None:
-        nonlocal told_s, told
-        done += before
-        part = done * _TOLD_PARTS // total
-        if part > told and steady_s() - told_s >= _TELL_S:
-            told_s, told = steady_s(), part
-            report(Noted(message=f"Reference: {done:,} of {total:,} pairs ({done / total:.0%})."))
-
-    for each in datasets:
-        trainer.score_reference(each, tell)
-        before += len(each) // config.rows_per_example
 
 
 def _load_model(

@@ -201,6 +201,11 @@ class TrainingConfig(Frozen):
         """Number of rows of tokens that an example is: two for a pair, the preferred one first."""
         return 1 if self.dpo is None else 2
 
+    @property
+    def has_reference(self) -> bool:
+        """Whether answers are compared with those of the model that the job starts from."""
+        return self.dpo is not None and not self.dpo.reference_free
+
     def total_steps(self, examples: int) -> int:
         """Number of optimizer steps of a job that trains on so many examples."""
         return self.max_steps or self.epochs * math.ceil(examples / self.batch_size)

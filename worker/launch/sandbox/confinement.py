@@ -14,7 +14,7 @@ class Limits(Frozen):
     """What the process may take in addition to what it has when it starts. Null for no limit."""
     open_files: int = 1024
     file_bytes: int = 16 * 1024**3
-    """Size of one file. The largest that a job writes is a tokenized dataset, of a few GB."""
+    """Size of one file. The largest that a job writes has outputs of layers, of up to 10 GB."""
 
 
 class AppliedLayers(Frozen):

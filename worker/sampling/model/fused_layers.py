@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from worker.sampling.model.adapter_files import AdapterWeights, LowRank
 from worker.sampling.model.low_rank import FusedLowRank, fuse
 from worker.training.model.decoder_layer import LayerShape, LayerTensors, Linear
-from worker.training.model.forward import layer_tensors
+from worker.training.model.layer_weights import layer_tensors
 
 _MODULES = (
     ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),

@@ -38,7 +38,7 @@ from worker.sampling.model.fused_layers import (
 )
 from worker.sampling.model.runner import Row
 from worker.training.model.decoder_layer import ACTIVATIONS
-from worker.training.model.forward import layer_shape
+from worker.training.model.layer_weights import layer_shape
 
 
 class FusedRunner:

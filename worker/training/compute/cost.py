@@ -43,23 +43,38 @@ class Cost:
     speeds: Speeds
     threads: int
 
-    def step(self, rows: Sequence[np.ndarray], *, learned: float) -> float:
+    def step(self, rows: Sequence[np.ndarray], *, learned: float, is_kept: bool = False) -> float:
         """An optimizer step.
 
         Args:
             rows: tokens of each row of the step.
             learned: fraction of the tokens that are learned.
+            is_kept: whether the outputs of the layers below the first adapter are on the disk.
         """
         passes = 3 if self.plan.gradient_checkpointing else 2
         update = self.plan.footprint.trained_parameters / _UPDATED_PER_S
-        return update + self._read(rows, learned=learned, passes=passes, between=1.0)
+        part = self._upper if is_kept else 1.0
+        return update + self._read(rows, learned=learned, passes=passes, part=part)
 
-    def evaluation(self, rows: Sequence[np.ndarray], *, learned: float) -> float:
+    def evaluation(
+        self, rows: Sequence[np.ndarray], *, learned: float, is_kept: bool = False
+    ) -> float:
         """An evaluation on rows that are evaluated together. For the arguments, see `step`."""
-        return self._read(rows, learned=learned, passes=1, between=_EVALUATION)
+        part = self._upper if is_kept else 1.0
+        return self._read(rows, learned=learned, passes=1, part=part)
+
+    def keeping(self, rows: Sequence[np.ndarray]) -> float:
+        """The layers below the first adapter, for rows that are evaluated together."""
+        return self._read(rows, learned=0.0, passes=1, part=1.0 - self._upper)
+
+    @property
+    def _upper(self) -> float:
+        """Part of the layers that have a backward pass."""
+        footprint = self.plan.footprint
+        return footprint.backward_layers / footprint.model.layers
 
     def _read(
-        self, rows: Sequence[np.ndarray], *, learned: float, passes: int, between: float
+        self, rows: Sequence[np.ndarray], *, learned: float, passes: int, part: float
     ) -> float:
         """The micro-batches of these rows.
 
@@ -67,7 +82,7 @@ class Cost:
             rows: tokens of each row.
             learned: fraction of them that are learned.
             passes: how often each product with a weight of the base model is computed.
-            between: part of a training step's time between the products.
+            part: part of the layers that a forward pass computes.
         """
         return sum(
             self._micro_batch(
@@ -75,13 +90,13 @@ class Cost:
                 piece.tokens,
                 learned=learned,
                 passes=passes,
-                between=between,
+                part=part,
             )
             for piece in self.plan.cut(rows)
         )
 
     def _micro_batch(
-        self, lengths: np.ndarray, computed: int, *, learned: float, passes: int, between: float
+        self, lengths: np.ndarray, computed: int, *, learned: float, passes: int, part: float
     ) -> float:
         model = self.plan.footprint.model
         # For rows of one length, this is their length.
@@ -89,16 +104,16 @@ class Cost:
         tokens = computed + GROUP_COST
         attention = 4 * seen * model.heads * model.head_width * model.layers
         is_training = passes > 1
-        share = self.plan.footprint.backward_layers / model.layers if is_training else 1.0
+        backward = self._upper if is_training else 0.0
         products = tokens * (
-            2 * (1 + (passes - 1) * share) * self._weights
+            2 * (part + (passes - 1) * backward) * self._weights
             + (passes + 1 if is_training else 1) * 2 * self._adapter
-            + (1 + passes * share if is_training else 1) * attention
+            + (part + passes * backward) * attention
         )
         products += learned * lengths.sum() * 2 * min(passes, 2) * model.vocabulary * model.width
         products += self._reweighting * (3 if is_training else 1)
         numbers = tokens * model.layers * model.width
-        between = _EVALUATION + (between - _EVALUATION) * share
+        between = _EVALUATION * part + (1 - _EVALUATION) * backward
         return float(products / self._speed + between * numbers / self._between_per_s)
 
     @property

@@ -6,6 +6,7 @@ import platform
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -45,6 +46,18 @@ class Speeds(Frozen):
         return Speeds(
             float32=max(self.float32, other.float32), bfloat16=max(self.bfloat16, other.bfloat16)
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """What the duration and the plan of a job depend on, besides the job."""
+
+    speeds: Speeds
+    threads: int
+    total_bytes: int
+    """Memory for jobs of the machine or of its GPU, free or not."""
+    has_gpu: bool | None = None
+    """Whether it has a GPU. None to ask torch."""
 
 
 class _Measured(Frozen):

@@ -111,6 +111,16 @@ class Footprint:
         return layers - adapted_layers(self.lora, layers)[0]
 
     @property
+    def lower_layers(self) -> int:
+        """Number of layers below the first with a backward pass."""
+        return self.model.layers - self.backward_layers
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of what passes from layer to layer for a token."""
+        return self.model.width * _BYTES[self.dtype]
+
+    @property
     def _embedding_parameters(self) -> int:
         matrices = len(set(self.lora.modules_to_save))
         if self.model.has_tied_embeddings:
@@ -132,8 +142,8 @@ class Footprint:
         """
         one_layer = self._kept_by_layer()
         model, size = self.model, _BYTES[self.dtype]
-        between = model.width * size
-        kept = self.backward_layers * (between if checkpointing else one_layer) + 3 * one_layer
+        kept = self.backward_layers * (self.state_bytes if checkpointing else one_layer)
+        kept += 3 * one_layer
         head = CHUNK * model.vocabulary * (2 * 4 + size) + 3 * tokens * model.width * 4
         return tokens * kept + head
 

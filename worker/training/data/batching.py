@@ -52,6 +52,8 @@ class MicroBatch:
     """For each row, which examples its tokens count as, for dropout."""
     computed_tokens: int
     """Tokens that a forward pass computes: shared ones once, or all with their padding."""
+    dataset: str = ""
+    """Digest of the data."""
 
     @property
     def rows(self) -> list[np.ndarray]:
@@ -236,6 +238,7 @@ def read_micro_batches(
             owners=[owners[i] for i in piece.rows],
             computed_tokens=piece.tokens,
             pad_token_id=pad_token_id,
+            dataset=data.sha256,
         )
 
 
@@ -246,6 +249,7 @@ def collate(
     owners: Sequence[Sequence[Stretch]],
     computed_tokens: int,
     pad_token_id: int,
+    dataset: str = "",
 ) -> MicroBatch:
     """Pad rows at their end to the length of the longest. For the arguments, see `MicroBatch`."""
     lengths = [len(row.input_ids) for row in rows]
@@ -261,6 +265,7 @@ def collate(
         lengths,
         owners,
         computed_tokens,
+        dataset,
     )
 
 

@@ -53,6 +53,10 @@ class PackedRows:
     """For each learned token, row after row, which of these predictions is its own."""
     drawn: Sequence[DrawnTokens]
     """Dropout masks of all tokens, in their order."""
+    segments: Sequence[Segment]
+    """All tokens, in their order."""
+    places: Sequence[np.ndarray]
+    """For each row, the index of each of its tokens."""
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "PackedRows":
         """Copy the tensors to a device, for a model of this dtype."""
@@ -83,6 +87,8 @@ def pack(batch: MicroBatch) -> PackedRows:
         targets_U,
         pairs_N,
         [drawn for one in segments for drawn in _find_drawn(one, batch)],
+        segments,
+        places,
     )
 
 

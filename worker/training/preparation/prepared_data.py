@@ -53,9 +53,14 @@ class PreparedData:
         return self.validation if self.is_held_out else None
 
     @property
+    def datasets(self) -> list[TokenizedData]:
+        """The data to train on, then that to evaluate on, if there is any."""
+        return [self.training] if self.validation is None else [self.training, self.validation]
+
+    @property
     def sha256(self) -> str:
         """Digest of all tokens, and of which of them are learned."""
-        parts = [data.sha256 for data in (self.training, self.validation) if data is not None]
+        parts = [data.sha256 for data in self.datasets]
         return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
 

@@ -7,6 +7,7 @@ from 1.
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from typing import assert_never
 
 import numpy as np
@@ -36,6 +37,9 @@ from worker.training.step.step import (
     train_step,
 )
 
+_STEPS_ASKED = 100_000
+"""Most steps for which the schedule is asked what is due. The others are taken to be like them."""
+
 
 class StepSchedule:
     """The learning rate of each step, and after which steps a job evaluates and saves a checkpoint.
@@ -50,6 +54,18 @@ class StepSchedule:
         self._has_validation = has_validation
         self._steps_per_epoch = math.ceil(examples / config.batch_size)
         self.total_steps = config.total_steps(examples)
+
+    @cached_property
+    def passes(self) -> tuple[float, float]:
+        """How often the whole job reads its training data, and how often its validation data."""
+        steps = self.total_steps / self._steps_per_epoch
+        first = int(self._config.has_reference)
+        return steps + first, 1 + self.count(self.is_evaluation) + first
+
+    def count(self, is_due: Callable[[int], bool]) -> int:
+        """In how many steps of the job something is due."""
+        counted = min(self.total_steps, _STEPS_ASKED)
+        return round(sum(map(is_due, range(1, counted + 1))) * self.total_steps / counted)
 
     def is_checkpoint(self, step: int) -> bool:
         return (
@@ -157,17 +173,29 @@ class Trainer:
 
         Args:
             data: the dataset.
-            report: called with the number of pairs that are done, after each micro-batch.
+            report: called with the number of pairs of each micro-batch, once it is done.
         """
+        batches = self.read_all(data, report)
+        self.references[data.sha256] = score_rows(self._forward, batches, rows=len(data))
 
-        def batches() -> Iterator[MicroBatch]:
-            done = 0
-            for batch in self._read_all(data):
+    def count(self, data: TokenizedData) -> int:
+        """Number of examples of a dataset."""
+        return len(data) // self._config.rows_per_example
+
+    def read_all(
+        self, data: TokenizedData, report: Callable[[int], None] | None = None
+    ) -> Iterator[MicroBatch]:
+        """Read a whole dataset in micro-batches, in an order of its own that never changes.
+
+        Args:
+            data: the dataset.
+            report: called with the number of examples of each micro-batch, once it is done.
+        """
+        for indices in evaluated_together(data.lengths, self._config.rows_per_example):
+            for batch in self._read(data, indices):
                 yield batch
-                done += len(batch.examples) // self._config.rows_per_example
-                report(done)
-
-        self.references[data.sha256] = score_rows(self._forward, batches(), rows=len(data))
+                if report is not None:
+                    report(len(batch.examples) // self._config.rows_per_example)
 
     def take_step(self) -> StepMetrics:
         """Train on the next batch.
@@ -194,7 +222,7 @@ class Trainer:
         )
         return StepMetrics(
             step=step,
-            epoch=done.examples_seen / self._count(self._data),
+            epoch=done.examples_seen / self.count(self._data),
             train_loss=result.loss,
             train_mean_token_accuracy=result.accuracy,
             learning_rate=rate,
@@ -210,7 +238,7 @@ class Trainer:
         Raises:
             TrainingFailedError: `loss_not_finite`.
         """
-        evaluation = evaluate(self._forward, self._read_all(data), self._objective_on(data))
+        evaluation = evaluate(self._forward, self.read_all(data), self._objective_on(data))
         if not math.isfinite(evaluation.loss):
             if self.progress.step == 0:
                 raise base_not_finite(evaluation.loss)
@@ -221,11 +249,7 @@ class Trainer:
 
     def _batches_after(self, step: int) -> Iterator[np.ndarray]:
         size, seed = self._config.batch_size, self._config.seed
-        return shuffled_batches(self._count(self._data), size, seed=seed, after_step=step)
-
-    def _count(self, data: TokenizedData) -> int:
-        """Number of examples of a dataset."""
-        return len(data) // self._config.rows_per_example
+        return shuffled_batches(self.count(self._data), size, seed=seed, after_step=step)
 
     def _objective_on(self, data: TokenizedData) -> Objective:
         settings = self._config.dpo
@@ -244,10 +268,6 @@ class Trainer:
             is_padded=self._forward.is_padded,
             pad_token_id=self._pad_token_id,
         )
-
-    def _read_all(self, data: TokenizedData) -> Iterator[MicroBatch]:
-        for indices in evaluated_together(data.lengths, self._config.rows_per_example):
-            yield from self._read(data, indices)
 
     def _train_on(self, batches: Sequence[MicroBatch], step: int, rate: float) -> StepResult:
         for group in self.optimizer.param_groups:

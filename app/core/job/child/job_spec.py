@@ -116,6 +116,8 @@ class JobSpec(Frozen):
     """Bytes of the machine's memory that are for jobs. Null for all."""
     memory_wait_s: float = Field(default=0.0, ge=0)
     """Seconds that a training waits for memory. The sampler may give some back meanwhile."""
+    spare_disk_bytes: int = Field(default=0, ge=0)
+    """Bytes that a training leaves free on its disk when it keeps outputs of layers there."""
     compute: ComputeSettings = ComputeSettings()
     is_replanned: bool = False
     """Whether a resumed job is planned again, as this machine cannot execute its plan."""

@@ -10,9 +10,9 @@ from app.core.job.child.job_spec import ComputeSettings
 from app.core.job.estimate import Estimate
 from app.core.job.training_config import DpoSettings, LoraShape, TrainingConfig
 from worker.training.compute.cost import Cost
-from worker.training.compute.hardware import Speeds
+from worker.training.compute.hardware import Machine, Speeds
 from worker.training.data.counted_rows import Rows
-from worker.training.estimate import Machine, estimate
+from worker.training.estimate import estimate
 from worker.training.failures import TrainingFailedError
 from worker.training.model.base_model import ModelShape
 
@@ -210,6 +210,19 @@ def test_checkpoints_and_saved_states_take_disk_until_they_are_bounded() -> None
 
     adapter = 30 * 64 * (1152 + 768) * 4
     assert unbounded.disk_bytes - bounded.disk_bytes == 8 * (adapter + 5_000_000)
+
+
+def test_layers_below_the_first_adapter_take_time_once_and_space_on_the_disk() -> None:
+    few, many = rows(4000), rows(60_000)
+    job: dict[str, Any] = {"checkpoint_steps": 1000, "keep_checkpoints": 1}
+    upper = LoraShape(layers=15)
+    once, thrice = (of(few, **job, lora=upper, epochs=epochs) for epochs in (1, 3))
+    too_large = of(many, **job, lora=upper, epochs=3)
+
+    assert thrice.disk_bytes - once.disk_bytes == 4000 * 200 * 576 * 2
+    assert too_large.disk_bytes == once.disk_bytes
+    assert seconds(thrice) < 2.6 * seconds(once)
+    assert seconds(of(few, **job, epochs=3)) / seconds(thrice) == pytest.approx(1.7, abs=0.1)
 
 
 def test_short_memory_makes_a_job_slower() -> None:
