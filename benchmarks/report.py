@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks import estimates
+from benchmarks import estimates, tight, upper_layers
 from benchmarks.chart import Bar, draw_bars
 from benchmarks.quality import ALLOWED_PERCENT
 
@@ -85,8 +85,10 @@ def _sections(results: dict[str, Part]) -> Iterator[str]:
         yield from _quality(results["quality"])
     if "large" in results:
         yield from _large(results["large"])
-    if "tight" in results:
-        yield from _tight(results["tight"])
+    for name, describe in {"layers": upper_layers.describe, "tight": tight.describe}.items():
+        if name in results:
+            heading, text = describe(results[name])
+            yield from (f"## {heading}\n", _paragraph(text), *_provenance(results[name]))
     if "estimates" in results:
         yield from _estimates(results["estimates"])
     if "service" in results:
@@ -231,20 +233,6 @@ def _large(part: Part) -> Iterator[str]:
         all_, largest = (found[key] / _GIB for key in ("peak_bytes", "largest_process_bytes"))
         yield f"| {NAMES[name]} | {found['whole_s']:,.1f} s | {all_:.1f} GiB | {largest:.1f} GiB |"
     yield ""
-    yield from _provenance(part)
-
-
-def _tight(part: Part) -> Iterator[str]:
-    limit, peak = part["limit_bytes"] / _GIB, part["peak_bytes"] / _GIB
-    yield "## 7B parameters in little memory\n"
-    yield _paragraph(
-        "A model of the shape of Qwen2.5-7B (random weights, 15.2 GB in bfloat16) trains on rows "
-        f"of 512 tokens. The whole service has {limit:.0f} GiB of memory, in a control group. The "
-        f"training process was killed after step {part['killed_after']}, and the job was resumed. "
-        f"From the request to a downloadable adapter, {part['steps']} steps took "
-        f"{part['whole_s']:,.0f} s. At most {peak:.1f} GiB were used, with the pages of the "
-        "model's files that were in memory."
-    )
     yield from _provenance(part)
 
 

@@ -65,6 +65,20 @@ def measure_tight(options: Options) -> dict[str, Any]:
     }
 
 
+def describe(part: dict[str, Any]) -> tuple[str, str]:
+    """Heading and text for the report."""
+    limit, peak = part["limit_bytes"] / _GIB, part["peak_bytes"] / _GIB
+    text = (
+        "A model of the shape of Qwen2.5-7B (random weights, 15.2 GB in bfloat16) trains on rows "
+        f"of {MAX_TOKENS} tokens. The whole service has {limit:.0f} GiB of memory, in a control "
+        f"group. The training process was killed after step {part['killed_after']}, and the job "
+        f"was resumed. From the request to a downloadable adapter, {part['steps']} steps took "
+        f"{part['whole_s']:,.0f} s. At most {peak:.1f} GiB were used, with the pages of the "
+        "model's files that were in memory."
+    )
+    return "7B parameters in little memory", text
+
+
 def _forget(directory: Path) -> None:
     """Let the system forget the files of a directory.
 

@@ -83,9 +83,9 @@ def test_a_job_of_a_large_sweep_is_counted_from_fewer_steps(
     counted: list[int] = []
     step = Cost.step
 
-    def count(cost: Cost, rows: Any, *, learned: float) -> float:
+    def count(cost: Cost, rows: Any, **more: Any) -> float:
         counted.append(len(rows))
-        return step(cost, rows, learned=learned)
+        return step(cost, rows, **more)
 
     monkeypatch.setattr(Cost, "step", count)
 
