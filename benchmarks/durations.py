@@ -2,7 +2,7 @@
 
     python -m benchmarks.durations     # writes the page again
 
-The speeds are those that `docs/benchmarks.md` has of three kinds of processors. Nothing is trained.
+The speeds are those that `docs/benchmarks.md` has of two kinds of processors. Nothing is trained.
 """
 
 import sys
@@ -32,9 +32,6 @@ _MACHINES = {
     "2 cores with AVX-512 and bfloat16": Machine(
         speeds=Speeds(float32=85, bfloat16=195), threads=2, total_bytes=64 * _GIB, has_gpu=False
     ),
-    "2 cores with AMX": Machine(
-        speeds=Speeds(float32=60, bfloat16=350), threads=2, total_bytes=64 * _GIB, has_gpu=False
-    ),
 }
 """Speeds of one thread."""
 _ROWS = 1000
@@ -52,7 +49,9 @@ Ask the service. It knows your data and your machine, and answers before anythin
 
 [What a job will take](jobs.md#what-a-job-will-take) says what is counted, and
 [benchmarks](benchmarks.md#estimates-and-what-the-jobs-took) compares the estimates of ten jobs with
-what these took. A duration is right within a quarter if nothing else runs on the machine.
+what these took. On two cores with AVX-512, durations were right within a quarter. On a virtual
+machine with AMX, jobs took twice as long as estimated: two threads together multiplied matrices no
+faster than one did alone, and the estimate does not know that.
 
 ## For orientation
 
