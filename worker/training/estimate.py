@@ -16,7 +16,13 @@ from worker.training.compute.cost import Cost, with_uncertainty
 from worker.training.compute.hardware import Machine
 from worker.training.compute.kept import kept_bytes
 from worker.training.compute.memory import gigabytes
-from worker.training.compute.plan import ComputePlan, Workload, choose_placement, make_plan
+from worker.training.compute.plan import (
+    COMPILING_S,
+    ComputePlan,
+    Workload,
+    choose_placement,
+    make_plan,
+)
 from worker.training.data.batching import evaluated_together, rows_of, shuffled_batches
 from worker.training.data.counted_rows import Rows
 from worker.training.data.split import count_held_out
@@ -38,8 +44,6 @@ _READ_PER_S = 5e8
 """Bytes of a base model that are read in a second."""
 _TOKENIZED_PER_S = 1e5
 """Tokens that are made of text in a second."""
-_COMPILATION_S = 30.0
-"""Seconds that compiling takes if no earlier job of the project has compiled the same layers."""
 _SAVING_S = 0.3
 """Seconds that a checkpoint and a saved state take, whatever their size."""
 _SAVED_PER_S = 1e8
@@ -188,7 +192,7 @@ class _Job:
         steps = sum(each) / len(each) * self.schedule.total_steps
         return {
             "start": self._start_s(plan),
-            "training": steps + (_COMPILATION_S if plan.compile else 0.0),
+            "training": steps + (COMPILING_S if plan.compile else 0.0),
             "evaluation": self._evaluation_s(cost),
             "first passes": self._first_passes_s(cost),
             "saving": self._saving_s(plan),

@@ -29,7 +29,8 @@ _EVALUATION = 0.4
 """Part of that time that the forward pass alone takes."""
 
 _UNCERTAINTY = 0.25
-"""Fraction by which a duration may be off on a machine that does nothing else."""
+"""Fraction by which a duration may be off on a machine that does nothing else. It may be off by
+more where two threads share a core."""
 
 _UPDATED_PER_S = 1.5e8
 """Parameters of an adapter that the optimizer updates in a second."""

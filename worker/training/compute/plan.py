@@ -41,7 +41,7 @@ from worker.training.model.forward import (
 _WORTH_BFLOAT16 = 1.4
 """How much faster than float32 its matrix products must be: it loses a little elsewhere."""
 
-_COMPILING_S, _LOADING_S = 30.0, 5.0
+COMPILING_S, _LOADING_S = 30.0, 5.0
 """Seconds that layers take to compile, and to load from the cache. They must save twice as much. A
 job of one minute saves ten seconds."""
 
@@ -233,7 +233,7 @@ def make_plan(
     )
     tokens, checkpointing = plan_memory(asked, footprint, batch_size=work.batch_size, memory=memory)
     should_compile = forward == "fast" and _is_worth_compiling(
-        asked, placement, work, _LOADING_S if is_in_cache else _COMPILING_S
+        asked, placement, work, _LOADING_S if is_in_cache else COMPILING_S
     )
     is_compiled = should_compile and has_compiler()
     reasons = [
